@@ -11,7 +11,7 @@ from torch._dynamo.utils import counters
 
 from clips import train as training
 
-STEPS = 200
+STEPS = 60
 
 
 @pytest.mark.slow

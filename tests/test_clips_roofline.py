@@ -40,6 +40,13 @@ def test_the_roofline_has_the_kernels_of_a_step():
     with mode, KernelTrace() as packed:
         torch.stack(torch.empty(3, 64).unbind())
     assert packed.kernels[0][-1] == 2 * 4 * 3 * 64  # each view of one tensor is read
+    with mode:
+        table, rows, columns = torch.empty(1000, 64), torch.zeros(5).long(), torch.zeros(1000, 1).long()
+    with mode, KernelTrace() as sparse:
+        table[rows]
+        table.new_zeros(7)
+        table.scatter_(1, columns, torch.empty(1000, 1))
+    assert [kernel[-1] for kernel in sparse.kernels] == [2 * 4 * 5 * 64, 4 * 7, 3 * 4 * 1000]
     assert rates.seconds("matmul", 1e12, 1.0) == pytest.approx(1e12 / (0.66 * 989e12))
     assert rates.seconds("add", 0.0, 1e9) == pytest.approx(1e9 / (0.79 * 4.8e12))
     assert rates.seconds("add", 0.0, 1.0) == 4e-6
@@ -55,7 +62,7 @@ def test_compiled_layers_have_the_same_flops_in_fewer_kernels():
     (flops, count, size), (compiled_flops, compiled_count, compiled_size) = totals
     assert compiled_flops == pytest.approx(flops, rel=1e-9)
     assert compiled_count < count
-    assert compiled_size < 0.8 * size
+    assert compiled_size < 0.9 * size
     assert {phase for phase, kind in kernels if kind == "fused reduction"} == {"forward", "backward"}
     assert ("forward", "attention") in kernels
 

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from clips.errors import UserError
 from clips.model.length_grouping import group_by_length
-from clips.model.losses import linear_cross_entropy
+from clips.model.losses import SoftmaxError, linear_cross_entropy
 from clips.model.tokenizer import VOCAB_SIZE
 
 _EPSILON = 1e-6
@@ -136,6 +136,7 @@ class CaptionHead(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width, eps=_EPSILON)
         self.weight = nn.Parameter(torch.randn(vocabulary, width) * width**-0.5)
+        self.softmax = SoftmaxError()
 
     def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return logits (…, V) of hidden states (…, D), or, given labels (N,), their sum-reduced cross-entropy ()."""
@@ -145,7 +146,7 @@ class CaptionHead(nn.Module):
             normed = self.norm(hidden.float())
             if labels is None:
                 return normed @ self.weight.t()
-            return linear_cross_entropy(normed, self.weight, labels, dtype)
+            return linear_cross_entropy(normed, self.weight, labels, dtype, self.softmax)
 
 
 class Captioner(nn.Module):
@@ -177,7 +178,7 @@ class Captioner(nn.Module):
         """
         device = image_tokens.device
         positions = torch.arange(1, counted.shape[1] + 1, device=counted.device)
-        order, sizes, lengths = group_by_length((counted * positions).amax(dim=1).clamp(min=1))
+        order, sizes, lengths = group_by_length((counted * positions).amax(dim=1).clamp(min=1), device)
         groups = list(zip(order.split(sizes), lengths, strict=True))
         selected = [counted[rows, :length].flatten().nonzero()[:, 0] for rows, length in groups]
         hidden, labels = [], []

@@ -10,6 +10,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
+from torch import nn
+
 from clips.method.clips_model import ClipsModel
 from clips.method.optimizer import OptimizerConfig
 from clips.parallel.ddp import DDPStrategy, Strategy, repeated_layers
@@ -34,13 +36,19 @@ STRATEGIES: dict[Parallel, Callable[[ClipsModel, OptimizerConfig, DistributedCon
 }
 
 
+def modules_to_compile(encoder: ClipsModel) -> list[nn.Module]:
+    """Return the modules that ``distributed.torch_compile`` compiles: repeated layers, and the captions' softmax."""
+    captioner = encoder.captioner
+    return [*repeated_layers(encoder), *([] if captioner is None else [captioner.head.softmax])]
+
+
 def _compile_layers(encoder: ClipsModel) -> None:
     from torch._dynamo import config  # takes seconds to import
 
     # All towers' layers share one limit, with and without gradients; torch's is 8, after which it stops compiling.
     config.recompile_limit = 64
-    for layer in repeated_layers(encoder):
-        layer.compile()
+    for module in modules_to_compile(encoder):
+        module.compile()
 
 
 def build_strategy(

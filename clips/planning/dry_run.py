@@ -23,7 +23,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from clips.method.clips_model import ClipsModel, build_model
 from clips.method.recipes import RecipeConfig
-from clips.model import losses
+from clips.model import length_grouping, losses
 from clips.model.architectures import ModelConfig, model_cfg
 from clips.model.precision import fast_sdpa_backend
 from clips.model.tokenizer import EOS
@@ -85,15 +85,16 @@ def fake_model(model: ModelConfig, recipe: RecipeConfig) -> ClipsModel:
     with torch.device("meta"):  # timm's constructors fail with fake tensors
         built = build_model(config, recipe, seed=0)
     with mode:
-        _replace_by_empty(built)
+        replace_by_empty(built)
     return built
 
 
-def _replace_by_empty(model: nn.Module) -> None:
+def replace_by_empty(model: nn.Module) -> None:
     """Replace parameters and buffers by empty ones, which are fake in a fake tensor mode."""
     for module in model.modules():
         for name, value in module.named_parameters(recurse=False):
-            setattr(module, name, nn.Parameter(torch.empty(value.shape), requires_grad=value.requires_grad))
+            fake = torch.empty(value.shape, dtype=value.dtype)
+            setattr(module, name, nn.Parameter(fake, requires_grad=value.requires_grad))
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
 
@@ -189,7 +190,7 @@ def run_fake_step(
     model.zero_grad()
     model.checkpoint_activations(enable=checkpointing)
     attention = fast_sdpa_backend(torch.device(device), "bf16" if bf16 else "fp32")
-    with _frozen_garbage(), _kernels_of(device), attention:
+    with frozen_garbage(), kernels_of(device), attention:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             outputs = model(batch)
         end_forward()
@@ -237,7 +238,7 @@ def profile_validation(
     samples, size = min(config.num_samples, config.batch_size), model.image_size
     model.eval()
     tokens = dict.fromkeys(validation.CAPTIONS, full_length_texts(model, samples))
-    with torch.no_grad(), _kernels_of(device):
+    with torch.no_grad(), kernels_of(device):
         with MemoryTrace(model) as encoding:
             with _mode_of(model):
                 mean = torch.empty(3, 1, 1)
@@ -270,7 +271,7 @@ def _no_op(*arguments: Any, **named: Any) -> None:
 
 
 @contextlib.contextmanager
-def _frozen_garbage() -> Iterator[None]:
+def frozen_garbage() -> Iterator[None]:
     """Exclude existing objects from garbage collection, which saves time."""
     gc.freeze()
     try:
@@ -280,20 +281,24 @@ def _frozen_garbage() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _kernels_of(device: Device) -> Iterator[None]:
-    """Use the attention and the autocast dtypes of ``device`` for CPU tensors.
+def kernels_of(device: Device) -> Iterator[None]:
+    """Use the attention, the autocast dtypes and the sizes of chunks and groups of ``device`` for CPU tensors.
 
     A GPU has fused attention under any mask, which stores queries, keys, values, result and one number per row. Its
     autocast computes layer norms in float32, that of a CPU in bfloat16 (the lists in torch's autocast_mode.h).
     Functions are replaced, because torch's modes are inactive during the recomputation of checkpoints.
     """
-    before = F.scaled_dot_product_attention, F.layer_norm
-    if device == "cuda":
-        F.scaled_dot_product_attention, F.layer_norm = _fused_attention, _float32_norm  # type: ignore[assignment]
-    try:
+    with contextlib.ExitStack() as patches:
+        if device == "cuda":
+            for owner, name, value in (
+                (F, "scaled_dot_product_attention", _fused_attention),
+                (F, "layer_norm", _float32_norm),
+                (losses, "_CHUNK_ELEMENTS", losses.GPU_CHUNK_ELEMENTS),
+                (length_grouping, "_MIN_GROUP_SIZE", {"cpu": length_grouping._MIN_GROUP_SIZE["cuda"]}),
+            ):
+                patches.callback(setattr, owner, name, getattr(owner, name))
+                setattr(owner, name, value)
         yield
-    finally:
-        F.scaled_dot_product_attention, F.layer_norm = before
 
 
 _layer_norm = F.layer_norm

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from clips.method.clips_model import ClipsModel
-from clips.parallel.ddp import repeated_layers
+from clips.parallel.strategies import modules_to_compile
 from clips.planning.dry_run import Device, fake_batch, run_fake_step
 from clips.planning.hardware import Gpu
 from clips.planning.inductor import CompiledKernel, lowered_layers
@@ -34,6 +34,10 @@ _NO_KERNELS = {
     "unflatten", "flatten", "view_as", "expand_as", "lift_fresh", "device", "sym_size", "sym_numel", "sym_stride",
     "is_contiguous", "empty", "empty_like",
 }  # fmt: skip
+
+_FILLS = {"new_full", "new_zeros", "zeros_like", "ones_like", "full_like", "zero_", "fill_"}  # read nothing
+_READ_ROWS = {"gather", "index_select", "index", "embedding"}  # read as much as they write
+_WRITE_ROWS = {"scatter_", "scatter_add_"}  # read and write as much as their last argument
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -145,6 +149,10 @@ class KernelTrace(TorchDispatchMode):
 def _traffic(name: str, inputs: Any, result: Any) -> int:
     """Return the bytes that a kernel reads and writes; a tensor that is used twice counts once."""
     outputs = [value for value in tree_leaves(result) if isinstance(value, Tensor)]
+    if name in _FILLS or name in _READ_ROWS:
+        return sum(value.nbytes for value in outputs) * (1 if name in _FILLS else 2)
+    if name in _WRITE_ROWS:
+        return 3 * [value for value in tree_leaves(inputs) if isinstance(value, Tensor)][-1].nbytes
     seen: dict[tuple[Any, ...], int] = {}
     for value in [*tree_leaves(inputs), *outputs]:
         if isinstance(value, Tensor):
@@ -174,7 +182,7 @@ def trace_step(
         with trace:
             step(trace.end_forward)
         return trace
-    with lowered_layers(repeated_layers(model), trace.compiled):
+    with lowered_layers(modules_to_compile(model), trace.compiled):
         step(lambda: None)  # compiles; a compilation would be traced
         trace.kernels.clear()
         with trace:
