@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 _MAX_GROUPS = 8
-_MIN_GROUP_SIZE = {"cpu": 16, "cuda": 64}  # rows; each group casts all weights and adds to their gradients once more
+MIN_GROUP_SIZE = {"cpu": 16, "cuda": 64}  # rows; each group casts all weights and adds to their gradients once more
 
 
 def group_by_length(lengths: Tensor, device: torch.device) -> tuple[Tensor, list[int], list[int]]:
@@ -27,6 +27,6 @@ def group_by_length(lengths: Tensor, device: torch.device) -> tuple[Tensor, list
         group.
     """
     order = lengths.argsort()
-    groups = order.tensor_split(max(1, min(_MAX_GROUPS, len(lengths) // _MIN_GROUP_SIZE[device.type])))
+    groups = order.tensor_split(max(1, min(_MAX_GROUPS, len(lengths) // MIN_GROUP_SIZE[device.type])))
     sizes = [len(group) for group in groups]
     return order, sizes, [int(group.max()) for group in lengths[order].cpu().split(sizes)]

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 _CHUNK_ELEMENTS = 2**24  # logits in memory at a time: 64 MiB of float32
-GPU_CHUNK_ELEMENTS = 2**28  # 1 GiB: a product of few rows does not fill a GPU, and each chunk adds to all gradients
+_GPU_CHUNK_ROWS = 2048  # products of fewer rows do not fill a GPU, and each chunk adds to all weights' gradients
+_GPU_CHUNK_ELEMENTS = 2**28  # 1 GiB of float32
 
 
 def softmax_loss(image: Tensor, texts: Sequence[Tensor], scale: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -172,7 +173,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight_grad = torch.zeros_like(weight, dtype=wide) if needs_weight else None
         total = hidden.new_zeros((), dtype=wide)
         factors = weight.to(dtype)
-        step = _chunk_rows(weight)
+        step = chunk_rows(weight)
         for start in range(0, len(hidden), step):
             part, label = hidden[start : start + step].to(dtype), labels[start : start + step]
             loss, error = softmax(part, factors, label, gradient=needs_hidden or needs_weight)
@@ -199,9 +200,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
         )
 
 
-def _chunk_rows(weight: Tensor) -> int:
-    """The number of rows whose logits with ``weight`` (V, D) are in memory at a time."""
-    return max(1, (_CHUNK_ELEMENTS if weight.device.type == "cpu" else GPU_CHUNK_ELEMENTS) // len(weight))
+def chunk_rows(weight: Tensor) -> int:
+    """Return the number of rows whose logits with ``weight`` (V, D) are in memory at a time."""
+    if weight.device.type != "cpu":
+        return gpu_chunk_rows(weight)
+    return max(1, _CHUNK_ELEMENTS // len(weight))
+
+
+def gpu_chunk_rows(weight: Tensor) -> int:
+    """Return `chunk_rows` of a GPU."""
+    return max(1, min(_GPU_CHUNK_ROWS, _GPU_CHUNK_ELEMENTS // len(weight)))
 
 
 def _add_product(total: Tensor, one: Tensor, other: Tensor) -> None:
@@ -219,7 +227,7 @@ class _PairwiseSigmoid(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
         hidden_grad, weight_grad = torch.zeros_like(hidden), torch.zeros_like(weight)
         bias_grad, total = torch.zeros_like(bias), hidden.new_zeros(())
-        step = _chunk_rows(weight)
+        step = chunk_rows(weight)
         for start in range(0, len(hidden), step):
             part, label = hidden[start : start + step], labels[start : start + step, None]
             logits = part @ weight.t() + bias
@@ -252,9 +260,9 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        summed = grads[0].clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(summed)
-        return summed.chunk(world_size())[rank()]
+        summed = grads[0].new_empty((len(grads[0]) // world_size(), *grads[0].shape[1:]))
+        dist.reduce_scatter_tensor(summed, grads[0].contiguous())
+        return summed
 
 
 def world_size() -> int:

@@ -31,7 +31,7 @@ class DistributedConfig:
     strategy: Parallel = "ddp"
     activation_checkpointing: bool = False
     torch_compile: bool = False
-    hang_timeout: float = 1800
+    hang_timeout: float = 600
     device_peak_tflops: float | None = None
 
     def __post_init__(self) -> None:

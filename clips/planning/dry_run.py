@@ -23,7 +23,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from clips.method.clips_model import ClipsModel, build_model
 from clips.method.recipes import RecipeConfig
-from clips.model import length_grouping, losses
+from clips.model import losses
 from clips.model.architectures import ModelConfig, model_cfg
 from clips.model.precision import fast_sdpa_backend
 from clips.model.tokenizer import EOS
@@ -258,7 +258,7 @@ def profile_validation(
 def _fake_processes(count: int) -> Iterator[None]:
     """Simulate ``count`` processes in `clips.model.losses`, without communication."""
     before = losses.world_size, losses.rank, losses.dist
-    no_communication: Any = types.SimpleNamespace(all_gather_into_tensor=_no_op, all_reduce=_no_op)
+    no_communication: Any = types.SimpleNamespace(all_gather_into_tensor=_no_op, reduce_scatter_tensor=_no_op)
     losses.world_size, losses.rank, losses.dist = (lambda: count), (lambda: 0), no_communication
     try:
         yield
@@ -282,7 +282,7 @@ def frozen_garbage() -> Iterator[None]:
 
 @contextlib.contextmanager
 def kernels_of(device: Device) -> Iterator[None]:
-    """Use the attention, the autocast dtypes and the sizes of chunks and groups of ``device`` for CPU tensors.
+    """Use the attention, the autocast dtypes and the loss's chunks of ``device`` for CPU tensors.
 
     A GPU has fused attention under any mask, which stores queries, keys, values, result and one number per row. Its
     autocast computes layer norms in float32, that of a CPU in bfloat16 (the lists in torch's autocast_mode.h).
@@ -293,8 +293,7 @@ def kernels_of(device: Device) -> Iterator[None]:
             for owner, name, value in (
                 (F, "scaled_dot_product_attention", _fused_attention),
                 (F, "layer_norm", _float32_norm),
-                (losses, "_CHUNK_ELEMENTS", losses.GPU_CHUNK_ELEMENTS),
-                (length_grouping, "_MIN_GROUP_SIZE", {"cpu": length_grouping._MIN_GROUP_SIZE["cuda"]}),
+                (losses, "chunk_rows", losses.gpu_chunk_rows),
             ):
                 patches.callback(setattr, owner, name, getattr(owner, name))
                 setattr(owner, name, value)

@@ -220,7 +220,7 @@ class StagePlan:
         ring = (layout.count - 1) / layout.count
         towers = 1 + len(self.model.model.recipe.spec.positives)
         features = local * layout.count * self.model.model.model_cfg["embed_dim"] * towers * 4
-        return rounds * ring * self.model.trained * 4, 3 * ring * features
+        return rounds * ring * self.model.trained * 4, 2 * ring * features
 
     def storage(self) -> dict[str, float]:
         """Return bytes on disk: the encoder directory, and the peak of the checkpoints while one is written."""

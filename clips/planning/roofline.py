@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from clips.method.clips_model import ClipsModel
+from clips.model import length_grouping
 from clips.parallel.strategies import modules_to_compile
 from clips.planning.dry_run import Device, fake_batch, run_fake_step
 from clips.planning.hardware import Gpu
@@ -178,16 +179,26 @@ def trace_step(
     """
     trace, batch = KernelTrace(), fake_batch(model, samples, caption_tokens)
     step = functools.partial(run_fake_step, model, batch, device=device, bf16=bf16, checkpointing=checkpointing)
-    if not compiled:
-        with trace:
-            step(trace.end_forward)
-        return trace
-    with lowered_layers(modules_to_compile(model), trace.compiled):
-        step(lambda: None)  # compiles; a compilation would be traced
-        trace.kernels.clear()
+    layers = lowered_layers(modules_to_compile(model), trace.compiled) if compiled else contextlib.nullcontext()
+    with _groups_of(device), layers:
+        if compiled:
+            step(lambda: None)  # compiles; a compilation would be traced
+            trace.kernels.clear()
         with trace:
             step(trace.end_forward)
     return trace
+
+
+@contextlib.contextmanager
+def _groups_of(device: Device) -> Iterator[None]:
+    """Group texts by length as on ``device``; memory is profiled with the CPU's groups, which need fewer samples."""
+    sizes = length_grouping.MIN_GROUP_SIZE
+    before = sizes["cpu"]
+    sizes["cpu"] = sizes[device]
+    try:
+        yield
+    finally:
+        sizes["cpu"] = before
 
 
 def roofline(trace: KernelTrace, trained: int, rates: Rates) -> dict[tuple[str, str], Kernels]:

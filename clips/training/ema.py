@@ -25,9 +25,8 @@ class ModelEma:
     def update(self, state: Mapping[str, Tensor]) -> None:
         """Update with the state after a step; integer tensors are copied."""
         weight = 1 - self.decay if self.updates else 1.0
-        for name, value in state.items():
-            if value.is_floating_point():
-                self.state[name].lerp_(value.detach(), weight)
-            else:
-                self.state[name].copy_(value)
+        averaged = [name for name, value in state.items() if value.is_floating_point()]
+        torch._foreach_lerp_([self.state[name] for name in averaged], [state[name] for name in averaged], weight)
+        for name in state.keys() - set(averaged):
+            self.state[name].copy_(state[name])
         self.updates += 1

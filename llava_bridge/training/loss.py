@@ -17,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
-from clips.model.losses import GPU_CHUNK_ELEMENTS, linear_cross_entropy
+from clips.model.losses import chunk_rows, linear_cross_entropy
 from llava_bridge.conversation import IGNORE_INDEX
 
 
@@ -152,5 +152,5 @@ def liger_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tenso
         labels,
         reduction="sum",
         accum_dtype=torch.float32,
-        chunk_mem_const=max(1, GPU_CHUNK_ELEMENTS // hidden.numel()),
+        chunk_mem_const=max(1, chunk_rows(weight) * len(weight) // hidden.numel()),
     )
