@@ -11,7 +11,7 @@ from test_clips_plan import MODEL, RECIPE, dry, read_config, write_config
 
 from clips.method.recipes import RecipeConfig
 from clips.model.architectures import ModelConfig
-from clips.parallel.ddp import repeated_layers
+from clips.model.layers import repeated_layers
 from clips.planning.dry_run import fake_model
 from clips.planning.hardware import GPUS
 from clips.planning.plan import StagePlan, plan_stages
@@ -70,7 +70,7 @@ def test_compiled_layers_have_the_same_flops_in_fewer_kernels():
 def test_the_utilization_is_the_rooflines_unless_one_is_given(tmp_path: Path):
     training = read_config(write_config(tmp_path, stages=[], max_steps=9))
     (plan,) = plan_stages(TrainPlanConfig(train_config="", gpu="l4"), training)
-    assert 0 < plan.mfu(16, checkpointing=False) < plan.mfu(128, checkpointing=False) < 0.66
-    assert plan.mfu(4096, checkpointing=False) == plan.mfu(256, checkpointing=False)
+    assert 0 < plan.mfu(16, checkpointing=0) < plan.mfu(128, checkpointing=False) < 0.66
+    assert plan.mfu(4096, checkpointing=0) == plan.mfu(256, checkpointing=False)
     given = StagePlan(dataclasses.replace(plan.config, mfu=0.3), plan.stage)
-    assert given.mfu(16, checkpointing=False) == 0.3
+    assert given.mfu(16, checkpointing=0) == 0.3

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
-from torch.utils.checkpoint import checkpoint
 
 from clips.errors import UserError
 from clips.model.length_grouping import group_by_length
@@ -161,7 +160,6 @@ class Captioner(nn.Module):
         self.embedding = nn.Embedding(shape.vocabulary, shape.width) if shape.teacher_forced else None
         self.blocks = nn.ModuleList(Block(shape.width, shape.heads, shape.layers) for _ in range(shape.layers))
         self.head = CaptionHead(shape.width, shape.vocabulary)
-        self.checkpoints_activations = False
 
     def forward(self, image_tokens: Tensor, text_tokens: Tensor | None, target: Tensor, counted: Tensor) -> Tensor:
         """Return the sum-reduced cross-entropy () over the counted labels of a batch.
@@ -212,10 +210,7 @@ class Captioner(nn.Module):
         x = torch.cat([prefix, queries.to(prefix.dtype)], dim=1)
         for number, block in enumerate(self.blocks, 1):
             first = start if number == len(self.blocks) else 0  # the last block's prefix is not used
-            if self.checkpoints_activations and torch.is_grad_enabled():
-                x = checkpoint(block, x, mask, first, use_reentrant=False)
-            else:
-                x = block(x, mask, first)
+            x = block(x, mask, first)
         return x
 
 

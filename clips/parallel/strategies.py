@@ -14,7 +14,8 @@ from torch import nn
 
 from clips.method.clips_model import ClipsModel
 from clips.method.optimizer import OptimizerConfig
-from clips.parallel.ddp import DDPStrategy, Strategy, repeated_layers
+from clips.model.layers import checkpoint_layers, repeated_layers
+from clips.parallel.ddp import DDPStrategy, Strategy
 from clips.parallel.distributed import DistributedContext
 from clips.parallel.distributed_config import DistributedConfig, Parallel
 from clips.parallel.fsdp import FSDPStrategy
@@ -56,7 +57,7 @@ def build_strategy(
 ) -> Strategy:
     """Prepare ``encoder`` for distributed training; it is changed in place."""
     if distributed.activation_checkpointing:
-        encoder.checkpoint_activations()
+        checkpoint_layers(encoder, distributed.checkpointing_interval)
     if distributed.torch_compile:
         _compile_layers(encoder)
     return STRATEGIES[distributed.strategy](encoder, optim, processes)

@@ -25,6 +25,7 @@ from clips.method.clips_model import ClipsModel, build_model
 from clips.method.recipes import RecipeConfig
 from clips.model import losses
 from clips.model.architectures import ModelConfig, model_cfg
+from clips.model.layers import checkpoint_layers
 from clips.model.precision import fast_sdpa_backend
 from clips.model.tokenizer import EOS
 from clips.model.towers import eot_token_id
@@ -137,7 +138,7 @@ def profile_step(
     *,
     device: Device = "cuda",
     bf16: bool = True,
-    checkpointing: bool = False,
+    checkpointing: int = 0,
     caption_tokens: int | None = None,
     texts: Mapping[str, Tensor] | None = None,
     memory: bool = True,
@@ -149,7 +150,7 @@ def profile_step(
         samples: number of samples in the batch.
         device: determines attention kernels and autocast dtypes.
         bf16: activations in bfloat16 by autocast.
-        checkpointing: activation checkpointing.
+        checkpointing: interval of the layers whose activations are recomputed; 0 for none.
         caption_tokens: see `fake_batch`; ``texts`` likewise.
         memory: whether to trace it; otherwise only FLOPs are counted, in half the time.
     """
@@ -183,12 +184,12 @@ def run_fake_step(
     *,
     device: Device,
     bf16: bool,
-    checkpointing: bool,
+    checkpointing: int,
 ) -> None:
     """Run forward and backward pass of `fake_model` over a fake batch, and call ``end_forward`` in between."""
     model.train()
     model.zero_grad()
-    model.checkpoint_activations(enable=checkpointing)
+    checkpoint_layers(model, checkpointing)
     attention = fast_sdpa_backend(torch.device(device), "bf16" if bf16 else "fp32")
     with frozen_garbage(), kernels_of(device), attention:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
@@ -198,7 +199,7 @@ def run_fake_step(
         del outputs
         with _mode_of(model):  # entered once, not for each operator
             loss.backward()
-    model.checkpoint_activations(enable=False)
+    checkpoint_layers(model, 0)
 
 
 def profile_contrastive_loss(model: ClipsModel, samples: int, processes: int) -> tuple[float, int]:

@@ -169,7 +169,7 @@ def trace_step(
     *,
     device: Device = "cuda",
     bf16: bool = True,
-    checkpointing: bool = False,
+    checkpointing: int = 0,
     caption_tokens: int | None = None,
     compiled: bool = False,
 ) -> KernelTrace:
