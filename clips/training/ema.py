@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 
 class ModelEma:
@@ -26,7 +27,13 @@ class ModelEma:
         """Update with the state after a step; integer tensors are copied."""
         weight = 1 - self.decay if self.updates else 1.0
         averaged = [name for name, value in state.items() if value.is_floating_point()]
-        torch._foreach_lerp_([self.state[name] for name in averaged], [state[name] for name in averaged], weight)
+        averages, values = ([_local(tensors[name]) for name in averaged] for tensors in (self.state, state))
+        torch._foreach_lerp_(averages, values, weight)  # one kernel for many tensors
         for name in state.keys() - set(averaged):
             self.state[name].copy_(state[name])
         self.updates += 1
+
+
+def _local(value: Tensor) -> Tensor:
+    """Return this process's shard, which shares its memory, or a full tensor itself."""
+    return value.to_local() if isinstance(value, DTensor) else value.detach()
