@@ -190,7 +190,7 @@ def collate(samples: list[dict[str, Any]], images: torch.Tensor | None = None) -
 
 def iterate_batches(
     data: TrainDataset, *, first_step: int, last_step: int, rank: int = 0, world_size: int = 1
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any]]:
     """This process's part of the global batches of steps ``first_step`` … ``last_step - 1``, in order.
 
     The images of a batch may be in memory that the next batch reuses.
