@@ -56,7 +56,8 @@ def test_the_cores_of_h200s(
     """16 cores of 300 images/s feed an H200 that trains L/14; eight with B/16 take more than a core each."""
     monkeypatch.setattr(feeding_module, "measure_core", lambda *_: (300.0, "the first samples"))
     model = {"architecture": architecture, "image_size": size}
-    stage = measured_stage(tmp_path, model=model, global_batch_size=batch_size, precision="bf16")
+    recipe = {"name": "clips", "captioner": {}}
+    stage = measured_stage(tmp_path, model=model, recipe=recipe, global_batch_size=batch_size, precision="bf16")
     stage = dataclasses.replace(stage, data=dataclasses.replace(stage.data, num_workers=2))
     plan = plan_stages(TrainPlanConfig(train_config="", gpu="h200", num_gpus=gpus), stage)[0]
     speed = plan.speed(plan.layout(gpus))
