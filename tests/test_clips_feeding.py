@@ -58,7 +58,7 @@ def test_the_cores_of_h200s(
     model = {"architecture": architecture, "image_size": size}
     recipe = {"name": "clips", "captioner": {}}
     stage = measured_stage(tmp_path, model=model, recipe=recipe, global_batch_size=batch_size, precision="bf16")
-    stage = dataclasses.replace(stage, data=dataclasses.replace(stage.data, num_workers=2))
+    stage = dataclasses.replace(stage, data=dataclasses.replace(stage.data, num_workers=1))
     plan = plan_stages(TrainPlanConfig(train_config="", gpu="h200", num_gpus=gpus), stage)[0]
     speed = plan.speed(plan.layout(gpus))
     assert speed is not None
@@ -66,5 +66,5 @@ def test_the_cores_of_h200s(
     cores = math.ceil(speed.samples_per_second / 300)
     assert gpus <= cores <= most
     assert rows["loader"].startswith(f"{cores} CPU cores for {gpus} GPUs: {speed.samples_per_second:,.0f} images/s")
-    assert f"2 for each GPU of the {math.ceil(cores / gpus)} that it needs" in rows["workers"]
-    assert f"{gpus * shared_memory(2, 256, size) / 1e9:,.1f} GB of /dev/shm" in rows["workers"]
+    assert f"1 for each GPU of the {math.ceil(cores / gpus)} that it needs" in rows["workers"]
+    assert f"{gpus * shared_memory(1, 256, size) / 1e9:,.1f} GB of /dev/shm" in rows["workers"]
