@@ -20,6 +20,7 @@ import torch.distributed as dist
 from clips.commandline.signals import StopRequest, exit_status_for_signal, graceful_shutdown
 from clips.core.artifact import atomic_update_dir, atomic_write, directory_hash, log_info, write_manifest
 from clips.core.identity import identity as identity_of
+from clips.data.device_copies import copy_ahead
 from clips.data.loader import iterate_batches, worker_death_as_user_error
 from clips.encoder import write_encoder
 from clips.method.clips_model import ClipsModel
@@ -156,9 +157,10 @@ def train_loop(run: TrainRun, stop: StopRequest) -> dict[str, Any]:
 
 
 def read_batches(run: TrainRun) -> Iterator[dict[str, Any]]:
-    """This process's part of the remaining batches."""
+    """This process's part of the remaining batches, its images on the device if that is a GPU."""
     rank, world_size = run.processes.rank, run.processes.count
-    return iterate_batches(run.data, first_step=run.state.step, last_step=run.steps, rank=rank, world_size=world_size)
+    steps = {"first_step": run.state.step, "last_step": run.steps}
+    return copy_ahead(iterate_batches(run.data, **steps, rank=rank, world_size=world_size), run.processes.device)
 
 
 def next_batch(

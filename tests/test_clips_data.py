@@ -15,7 +15,7 @@ from clips_world import opened, rng
 
 from clips.data import decode_image, open_image
 from clips.data.data_config import AugmentConfig, DataConfig
-from clips.data.loader import TrainDataset, iterate_batches
+from clips.data.loader import TrainDataset, iterate_batches, shared_memory
 from clips.data.sources import InvalidSampleError, SourceConfig, open_source
 from clips.data.tar_index import index_tar
 from clips.errors import UserError
@@ -67,6 +67,25 @@ def test_workers_write_no_batch_over_another(shards: Path):
             time.sleep(0.1)  # they write as far ahead as they may
         assert torch.equal(one["image"], other["image"])
         assert torch.equal(one["number"], other["number"])
+
+
+@pytest.mark.parametrize(("part", "workers"), [(2, 1), (3, 2), (7, 2)])
+def test_workers_share_a_batch(shards: Path, monkeypatch: pytest.MonkeyPatch, part: int, workers: int):
+    """They read parts of it, in fewer slots than batches, and the batches are the same."""
+    samples = {f"{index:09d}": clips_world.sample(index) for index in range(3)} | {"000000003": {"png": b"no picture"}}
+    invalid = clips_world.write_shard(shards.parent / f"{part}-{workers}.tar", samples)
+    for path, least_invalid in ((shards, 0), (invalid, 20)):
+        alone = list(iterate_batches(training_data(path, 10), first_step=0, last_step=9))
+        monkeypatch.setattr("clips.data.loader._PART", part)
+        data = training_data(path, 10, num_workers=workers)
+        together = iterate_batches(data, first_step=0, last_step=9)
+        assert shared_memory(workers, 10, 16) < (3 * workers + 1) * 10 * 3 * 16 * 16
+        for number, (one, other) in enumerate(zip(alone, together, strict=True)):
+            if number % 4 == 0:
+                time.sleep(0.1)  # they write as far ahead as they may
+            assert all(torch.equal(one[name], other[name]) for name in ("image", "number", "draw"))
+            assert one["invalid_samples"] == other["invalid_samples"]
+        assert sum(len(batch["invalid_samples"]) for batch in alone) >= least_invalid
 
 
 def test_an_abandoned_stream_ends_its_thread(shards: Path):

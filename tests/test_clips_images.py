@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 import io
 from collections import Counter
+from pathlib import Path
 
 import clips_world
 import numpy as np
@@ -13,8 +14,10 @@ import torch
 from PIL import Image
 
 from clips.data import InvalidImageError, decode_image
-from clips.data.augment import _jitter, augment
+from clips.data import augment as augmenting
+from clips.data.augment import _jitter, augment, min_decode_size, read_crop
 from clips.data.data_config import AugmentConfig
+from clips.data.tar_index import index_tar
 
 
 def encode(image: Image.Image, kind: str = "png", **options: object) -> bytes:
@@ -59,6 +62,70 @@ def test_jpegs_are_decoded_at_a_fraction_but_never_too_small():
     )
     assert min(decode_image(content, at_least=100).size) >= 100
     assert decode_image(content).size == (800, 640)
+
+
+def ramps(width: int, height: int, **options: object) -> bytes:
+    """A JPEG whose red tells the column, and green the row."""
+    red, green = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    pixels = np.stack([red, green, np.full_like(red, 128)], axis=-1)
+    return encode(Image.fromarray(pixels.round().astype(np.uint8)), "jpeg", quality=98, **options)
+
+
+def test_a_crop_is_decoded_at_no_smaller_size_than_it_needs(monkeypatch: pytest.MonkeyPatch):
+    decoded, load = [], augmenting.load_rgb
+    monkeypatch.setattr(augmenting, "load_jpeg", lambda *_: None)
+    monkeypatch.setattr(augmenting, "load_rgb", lambda *given: decoded.append(load(*given)) or decoded[-1])
+    content, config = ramps(640, 440), AugmentConfig(crop_scale_min=0.2)
+    for seed in range(40):
+        left, top, right, bottom = augmenting._random_box(640, 440, 0.2, np.random.default_rng(seed))
+        read_crop(content, 96, config, np.random.default_rng(seed))
+        factor = 640 / decoded[-1].width
+        assert min(right - left, bottom - top) / factor >= 96
+        assert min(right - left, bottom - top) / factor < 192 or factor == 8
+    assert len({image.size for image in decoded}) > 1
+
+
+def test_any_crop_of_a_cached_image_has_the_pixels_that_it_needs():
+    for area in (0.1, 0.4, 0.9, 1):
+        side = min_decode_size(96, AugmentConfig(crop_scale_min=area))
+        for seed in range(300):
+            left, top, right, bottom = augmenting._random_box(side, side, area, np.random.default_rng(seed))
+            assert min(right - left, bottom - top) > 95.99
+
+
+@pytest.mark.parametrize("turn", [1, 6])
+def test_a_crop_is_the_same_from_a_smaller_decoded_image(turn: int):
+    exif = Image.new("RGB", (1, 1)).getexif()
+    exif[0x0112] = turn
+    content, config = ramps(900, 600, exif=exif), AugmentConfig(horizontal_flip=True)
+    for seed in range(8):
+        whole = augment(decode_image(content), 64, config, np.random.default_rng(seed)).float()
+        crop = read_crop(content, 64, config, np.random.default_rng(seed))
+        assert crop.shape == (3, 64, 64)
+        assert crop.permute(1, 2, 0).is_contiguous()
+        assert (crop.float() - whole).abs().max() < 255 / 225 * 1.5 + 2  # the box is rounded to a pixel of 1/4 of it
+
+
+def crop_or_reason(content: bytes, size: int) -> torch.Tensor | str:
+    try:
+        return read_crop(content, size, AugmentConfig(), np.random.default_rng(size))
+    except InvalidImageError as error:
+        return str(error)
+
+
+def test_simplejpeg_decodes_the_same_pixels(shared: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("simplejpeg", reason="the optional decoder is not installed")
+    index = index_tar(shared / "data" / "cc12m_32.tar")
+    contents = [index.read(name) for name in index.members if name.endswith(".jpg")]
+    contents += [contents[0][:9000], contents[0][:700] + bytes(99) + contents[0][799:], contents[0][:300]]
+    for size in (224, 84, 24):
+        fast = [crop_or_reason(content, size) for content in contents]
+        with monkeypatch.context() as without:
+            without.setattr("clips.data.images._fast_decoder", lambda: None)
+            slow = [crop_or_reason(content, size) for content in contents]
+        for one, other in zip(fast, slow, strict=True):
+            assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+        assert {"truncated image"} <= {one for one in fast if isinstance(one, str)}
 
 
 def test_crops_keep_to_their_area_and_squash_to_the_square():

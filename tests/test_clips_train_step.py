@@ -78,7 +78,7 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(data: Path, tmp_path: Pa
         assert parts.keys() == whole.keys()
         assert again == pytest.approx(losses, rel=1e-5)
         for name, value in whole.items():
-            torch.testing.assert_close(parts[name], value, atol=1e-6, rtol=1e-4, msg=name)
+            torch.testing.assert_close(parts[name], value, atol=5e-6, rtol=1e-4, msg=name)
 
 
 def test_both_passes_draw_the_same_random_numbers(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from clips.core.artifact import MANIFEST
-from clips.data.augment import augment, min_decode_size
+from clips.data.augment import augment, min_decode_size, read_crop
 from clips.data.data_config import DataConfig
 from clips.data.images import InvalidImageError, decode_image
 from clips.data.invalid_samples import Invalid
@@ -25,7 +25,8 @@ from clips.data.sampler import SampleOrder, SamplePosition, step_positions
 from clips.data.sources import InvalidSampleError, Sample, Source, open_source, shard_lengths
 from clips.errors import UserError, error_reason
 
-_READ_AHEAD = 3  # batches
+_READ_AHEAD = 3  # parts of a batch for each worker; without workers batches
+_PART = 64  # samples of a batch that one worker reads: few, so that a batch comes soon and takes little shared memory
 _UNSTACKED = ("invalid_samples", "image")  # fields of a sample that need more than torch.stack
 _NEARBY = 256  # positions that are mostly in the same shards
 _REPLACEMENT = 3  # random number stream, in addition to those of clips.data.sampler
@@ -135,12 +136,12 @@ class TrainDataset(torch.utils.data.Dataset):
         )
 
     def _image(self, location: SamplePosition, sample: Sample, rng: np.random.Generator) -> torch.Tensor:
-        image = self.cache.get(location.index) if self.cache is not None else None
-        if image is None:
-            image = decode_image(sample.image, at_least=min_decode_size(self.size, self.config.augment))
-            if self.cache is not None:
-                self.cache[location.index] = image
-        return augment(image, self.size, self.config.augment, rng)
+        size, config = self.size, self.config.augment
+        if self.cache is None:
+            return read_crop(sample.image, size, config, rng)
+        if location.index not in self.cache:
+            self.cache[location.index] = decode_image(sample.image, at_least=min_decode_size(size, config))
+        return augment(self.cache[location.index], size, config, rng)
 
     def parents(self) -> dict[str, str]:
         """The artifacts of this suite among the sources: name → directory."""
@@ -189,7 +190,7 @@ def collate(samples: list[dict[str, Any]], images: torch.Tensor | None = None) -
 
 def iterate_batches(
     data: TrainDataset, *, first_step: int, last_step: int, rank: int = 0, world_size: int = 1
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any]]:
     """This process's part of the global batches of steps ``first_step`` … ``last_step - 1``, in order.
 
     The images of a batch may be in memory that the next batch reuses.
@@ -209,16 +210,16 @@ def iterate_batches(
 
 
 class _SharedBatches(torch.utils.data.Dataset):
-    """The batches of a plan without their images, which are in ``images``, (slots, batch, 3, size, size) uint8.
+    """The parts of a plan's batches without their images, which are in ``images``, (slots, batch, 3, size, size) uint8.
 
     All processes share ``images`` and reuse it: fresh pages for each batch take longer than filling them. The loader
-    always has fewer batches in flight than there are slots.
+    always has parts of fewer batches in flight than there are slots.
     """
 
     def __init__(self, data: TrainDataset, plan: list[range]) -> None:
         self.data, self.plan = data, plan
-        slots = data.config.num_workers * _READ_AHEAD + 1
-        shape = (slots, len(plan[0]), data.size, data.size, 3)
+        self.parts = _num_parts(len(plan[0]))
+        shape = _shared_shape(data.config.num_workers, len(plan[0]), data.size)
         try:
             self.images = torch.empty(shape, dtype=torch.uint8).share_memory_().permute(0, 1, 4, 2, 3)
         except RuntimeError as error:
@@ -229,16 +230,33 @@ class _SharedBatches(torch.utils.data.Dataset):
             ) from None
 
     def __len__(self) -> int:
-        return len(self.plan)
+        return len(self.plan) * self.parts
 
     def slot(self, index: int) -> torch.Tensor:
         """The slot with the images of batch ``index``."""
         return self.images[index % len(self.images)]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        batch = collate(self.data.__getitems__(self.plan[index]), self.slot(index))
-        del batch["image"]
-        return batch
+        step, part = divmod(index, self.parts)
+        positions = self.plan[step]
+        rows = slice(len(positions) * part // self.parts, len(positions) * (part + 1) // self.parts)
+        found = collate(self.data.__getitems__(positions[rows]), self.slot(step)[rows])
+        del found["image"]
+        return found
+
+
+def _num_parts(batch_size: int) -> int:
+    return math.ceil(batch_size / _PART)
+
+
+def _shared_shape(num_workers: int, batch_size: int, size: int) -> tuple[int, ...]:
+    slots = math.ceil(num_workers * _READ_AHEAD / _num_parts(batch_size)) + 1
+    return slots, batch_size, size, size, 3
+
+
+def shared_memory(num_workers: int, batch_size: int, size: int) -> int:
+    """Bytes of shared memory for the images of a process with workers, ``batch_size`` of them in its step."""
+    return math.prod(_shared_shape(num_workers, batch_size, size)) if num_workers else 0
 
 
 def _from_workers(shared: _SharedBatches) -> Generator[dict[str, Any]]:
@@ -250,19 +268,26 @@ def _from_workers(shared: _SharedBatches) -> Generator[dict[str, Any]]:
         collate_fn=_identity,
         prefetch_factor=_READ_AHEAD,
         worker_init_fn=_begin_worker,
-        pin_memory=torch.cuda.is_available(),
     )
     return _with_images(shared, iter(loader))
 
 
-def _with_images(shared: _SharedBatches, batches: Iterator[dict[str, Any]]) -> Generator[dict[str, Any]]:
-    on_gpu = torch.cuda.is_available()
+def _with_images(shared: _SharedBatches, parts: Iterator[dict[str, Any]]) -> Generator[dict[str, Any]]:
     try:
-        for index, batch in enumerate(batches):
-            images = shared.slot(index)
-            yield {"image": images.pin_memory() if on_gpu else images, **batch}
+        for index in range(len(shared.plan)):
+            yield {"image": shared.slot(index), **_merge([next(parts) for _ in range(shared.parts)])}
     except UserError as error:  # torch puts the worker's traceback into the message
         raise UserError(str(error).strip().rpartition("UserError: ")[2]) from None
+
+
+def _merge(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """A batch from its parts."""
+    if len(parts) == 1:
+        return parts[0]
+    merged: dict[str, Any] = {
+        name: torch.cat([part[name] for part in parts]) for name in parts[0] if name not in _UNSTACKED
+    }
+    return {**merged, "invalid_samples": [entry for part in parts for entry in part["invalid_samples"]]}
 
 
 def _identity(batch: Any) -> Any:

@@ -85,6 +85,7 @@ class MemoryModel:
     ) -> None:
         self.config = config
         self.model = fake_model(config.model, config.recipe)
+        self.copies = 2 if device == "cuda" else 0  # of a batch's images in uint8: this step's and the next one's
         weights = list(self.model.parameters())
         self.parameters = sum(value.numel() for value in weights)
         self.trained = sum(value.numel() for value in weights if value.requires_grad)
@@ -120,7 +121,8 @@ class MemoryModel:
             at_once: samples of a micro-batch; fewer than ``local`` take two forward passes.
         """
         plain, sharded = self.step(_SAMPLES, 0), SHARDED[layout.parallel]
-        persistent = self._persistent_parts(layout) | {"batch": local * plain.inputs / plain.samples}
+        images = self.copies * 3 * self.model.image_size**2
+        persistent = self._persistent_parts(layout) | {"batch": local * (plain.inputs / plain.samples + images)}
         gradient_shards = layout.count if "gradients" in sharded else 1
         contrast = self._contrast(local, layout.count)
         if at_once >= local:

@@ -1,6 +1,6 @@
 """Memory, time, GPUs and storage of a training.
 
-No training runs and no data is read; the model has fake tensors (see `clips.planning.dry_run`).
+No training runs; the model has fake tensors (see `clips.planning.dry_run`).
 """
 
 from __future__ import annotations

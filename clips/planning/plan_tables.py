@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from clips.core.artifact import log_info
+from clips.planning.feeding import feeding
 from clips.planning.memory import PARALLELS
 from clips.planning.plan import Speed, StagePlan, data_bytes, plan_stages, ring_bandwidth
 from clips.planning.plan_config import TrainPlanConfig
@@ -97,10 +98,14 @@ def _facts(plan: StagePlan) -> Table:
     if speed is None:
         table.add_row("speed", "[red]not one sample fits[/red]")
     else:
-        rate = f"{speed.samples_per_second:,.0f} samples/s ({speed.slowest:,.0f} if nothing overlaps)"
-        table.add_row("speed", rate)
+        samples = f"{speed.samples_per_second:,.0f} samples/s ({speed.slowest:,.0f} if nothing overlaps)"
+        table.add_row("speed", samples)
         table.add_row("time", f"{speed.hours:,.1f} h, {speed.hours * count:,.0f} GPU hours")
         table.add_row("a GPU's step", f"{plan.local(count):,} samples, {speed.at_once:,} of them at once")
+        gpus = min(count, plan.gpu.per_node)
+        rate = speed.samples_per_second * gpus / count
+        for row in feeding(stage, model.model.image_size, rate, gpus=gpus, batch_size=plan.local(count)).items():
+            table.add_row(*row)
     if validation := model.validation(layout):
         parts = ", ".join(f"{name} {_gb(size)}" for name, size in validation.items() if size)
         table.add_row("validation", f"{_gb(sum(validation.values()))} GB of a GPU, between steps: {parts}")

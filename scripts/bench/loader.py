@@ -3,7 +3,7 @@
     python scripts/bench/loader.py --photos shard.tar --captions captions.jsonl --workers 2
 
 Each side reads the same photos at 224 pixels with the same crop, flip and filter. `bare` is a loop over bytes in memory
-(open, draft, crop and resize, flip, array) without captions. `clips` is the loader as in training: order, tar, JSON,
+(`read_crop`, see decode.py) without captions. `clips` is the loader as in training: order, tar, JSON,
 sampled and tokenized captions, batches sent to the trainer. `webdataset` (if installed) is open_clip's pipeline, with
 torchvision's crop and the same tokenizer.
 
@@ -37,7 +37,7 @@ import torch
 from measure import table
 from PIL import Image
 
-from clips.data.augment import augment, min_decode_size
+from clips.data.augment import read_crop
 from clips.data.data_config import AugmentConfig, DataConfig
 from clips.data.loader import TrainDataset, iterate_batches
 from clips.data.sources import SourceConfig
@@ -153,13 +153,11 @@ class Bare:
 
 def _bare(pipe: Connection, photos: list[bytes], config: AugmentConfig, seed: int) -> None:
     torch.set_num_threads(1)
-    rng, least = np.random.default_rng(seed), min_decode_size(SIZE, config)
+    rng = np.random.default_rng(seed)
     order = itertools.cycle(rng.permutation(len(photos)))
     while True:
         for _ in range(pipe.recv()):
-            image = Image.open(io.BytesIO(photos[next(order)]))
-            image.draft("RGB", (least, least))
-            augment(image.convert("RGB"), SIZE, config, rng)
+            read_crop(photos[next(order)], SIZE, config, rng)
         pipe.send(None)
 
 

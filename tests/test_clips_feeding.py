@@ -1,0 +1,70 @@
+"""The CPU cores that a plan states for the images of its GPUs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import clips_world
+import pytest
+
+from clips.data.loader import shared_memory
+from clips.planning import feeding as feeding_module
+from clips.planning.feeding import feeding, measure_core
+from clips.planning.plan import plan_stages
+from clips.planning.plan_config import TrainPlanConfig
+from clips.training.train_config import EncoderTrainConfig
+
+
+def measured_stage(tmp_path: Path, **fields: object) -> EncoderTrainConfig:
+    data = clips_world.write_shards(tmp_path / "data")
+    return clips_world.train_config(data, tmp_path / "run", **fields)
+
+
+def test_a_core_is_measured_on_local_data_and_else_on_a_generated_photo(tmp_path: Path):
+    stage = measured_stage(tmp_path)
+    rate, basis = measure_core(stage, 16)
+    assert basis == "the first samples"
+    assert 50 < rate < 100_000
+    source = dataclasses.replace(stage.data.sources[0], path="s3://bucket/{00..99}.tar")
+    remote = dataclasses.replace(stage, data=dataclasses.replace(stage.data, sources=(source,)))
+    rate, basis = measure_core(remote, 224)
+    assert basis == "a generated photo of 630 px"
+    assert 20 < rate < 5000
+    colors = dataclasses.replace(remote.data.augment, color_jitter=0.4, gray_scale_prob=0.2)
+    slower, _ = measure_core(dataclasses.replace(remote, data=dataclasses.replace(remote.data, augment=colors)), 224)
+    assert slower < 0.8 * rate
+    assert 40_000 < len(feeding_module._photo()) < 90_000
+
+
+def test_shared_memory_holds_a_few_batches():
+    image = 3 * 224 * 224
+    assert shared_memory(0, 1024, 224) == 0
+    assert shared_memory(16, 1024, 224) == 4 * 1024 * image  # 48 parts of 64 samples in flight are 3 batches
+    assert shared_memory(2, 32, 224) == 7 * 32 * image
+
+
+@pytest.mark.parametrize(
+    ("architecture", "size", "gpus", "batch_size", "most"),
+    [("clips-l-14", 84, 1, 256, 16), ("clips-l-14", 224, 1, 256, 16), ("clips-b-16", 224, 8, 2048, 100)],
+)
+@pytest.mark.slow
+def test_the_cores_of_h200s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str, size: int, gpus: int, batch_size: int, most: int
+):
+    """16 cores of 300 images/s feed an H200 that trains L/14; eight with B/16 take more than a core each."""
+    monkeypatch.setattr(feeding_module, "measure_core", lambda *_: (300.0, "the first samples"))
+    model = {"architecture": architecture, "image_size": size}
+    recipe = {"name": "clips", "captioner": {}}
+    stage = measured_stage(tmp_path, model=model, recipe=recipe, global_batch_size=batch_size, precision="bf16")
+    stage = dataclasses.replace(stage, data=dataclasses.replace(stage.data, num_workers=1))
+    plan = plan_stages(TrainPlanConfig(train_config="", gpu="h200", num_gpus=gpus), stage)[0]
+    speed = plan.speed(plan.layout(gpus))
+    assert speed is not None
+    rows = feeding(stage, size, speed.samples_per_second, gpus=gpus, batch_size=batch_size // gpus)
+    cores = math.ceil(speed.samples_per_second / 300)
+    assert gpus <= cores <= most
+    assert rows["loader"].startswith(f"{cores} CPU cores for {gpus} GPUs: {speed.samples_per_second:,.0f} images/s")
+    assert f"1 for each GPU of the {math.ceil(cores / gpus)} that it needs" in rows["workers"]
+    assert f"{gpus * shared_memory(1, 256, size) / 1e9:,.1f} GB of /dev/shm" in rows["workers"]
