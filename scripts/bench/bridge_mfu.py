@@ -77,15 +77,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=3, help="first steps that are not counted")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--matrix", type=int, default=4096, help="rows and columns of the product that is the peak")
-    parser.add_argument("--set", nargs="*", default=[], help="other options of the command, as --instruct.packing true")
     return parser.parse_args()
 
 
 def write_config(args: argparse.Namespace, folder: Path) -> Path:
     """The config of the training, with its LLM and its data."""
     write_llm(args, folder / "llm")
-    rng = np.random.default_rng(0)
-    samples = []
+    rng, samples = np.random.default_rng(0), []
     for number in range(args.batch):
         names = [f"{number}-{image}.jpg" for image in range(args.images)]
         for name in names:  # as smooth as a photo
@@ -97,24 +95,11 @@ def write_config(args: argparse.Namespace, folder: Path) -> Path:
         ]
         samples.append({"image": names, "conversations": turns})
     (folder / "data.json").write_text(json.dumps(samples))
-    stage = {
-        "data": [{"path": str(folder / "data.json"), "image_root": str(folder)}],
-        "max_steps": args.steps,
-        "global_batch_size": args.batch,
-        "max_length": args.length,
-        "group_by_modality_length": False,
-    }
-    config: dict[str, Any] = {
-        "output": str(folder / "llava"),
-        "encoder": args.encoder,
-        "llm": str(folder / "llm"),
-        "stages": ["instruct"],
-        "instruct": stage,
-        "precision": args.precision,
-        "distributed": {"num_processes": args.processes},
-        "save_steps": 0,
-        "logging_steps": 1,
-    }
+    data = [{"path": str(folder / "data.json"), "image_root": str(folder)}]
+    stage = {"data": data, "max_steps": args.steps, "global_batch_size": args.batch, "max_length": args.length}
+    config: dict[str, Any] = {"output": str(folder / "llava"), "encoder": args.encoder, "llm": str(folder / "llm")}
+    config |= {"stages": ["instruct"], "instruct": stage, "precision": args.precision}
+    config |= {"distributed": {"num_processes": args.processes}, "save_steps": 0, "logging_steps": 1}
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config))
     return path
@@ -152,8 +137,8 @@ def operations(config: Path, folder: Path) -> tuple[float, tuple[int, int]]:
 
 def trained(args: argparse.Namespace, config: Path, folder: Path) -> float:
     """Seconds of a step of the command; the output is removed."""
-    command = [sys.executable, "-m", "llava_bridge", "train", "--config", str(config), *args.set]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "llava_bridge", "train", "--config", str(config)]
+    subprocess.run(command, check=True, capture_output=True)
     lines = (folder / "llava" / "metrics.jsonl").read_text().splitlines()[args.warmup :]
     shutil.rmtree(folder / "llava")
     times = [json.loads(line)["time"] for line in lines]
