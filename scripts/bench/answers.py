@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import common_parser, machine, speed_up, spread, table, take_turns
+from measure import common_parser, machine, record, speed_up, spread, table, take_turns
 from PIL import Image
 
 OBJECTS = ("dog", "person", "car", "tree", "ball", "child", "horse", "water", "hat")
@@ -82,7 +82,9 @@ def comparison(directory: Path, args: argparse.Namespace) -> str:
     for name in models:
         same = sum(one == other for one, other in zip(answers[name], answers["llava_hf"], strict=True))
         speed = spread([count / value for value in seconds[name]])
-        rows.append([name, f"{speed:.1f}", f"{speed_up(seconds, name, 'llava_hf'):.1f}", f"{same} of {count}"])
+        faster = speed_up(seconds, name, "llava_hf")
+        record(args, side=name, answers_per_second=speed, times_as_fast=faster, same=same, answers=count)
+        rows.append([name, f"{speed:.1f}", f"{faster:.1f}", f"{same} of {count}"])
     head = ["side", "answers a second", "times as fast as llava_hf", "answers equal to its own"]
     return f"{len(set(answers['ours']))} different answers\n{table(head, rows)}"
 

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from unittest import mock
 
 import torch
-from measure import common_parser, machine, speed_up, spread, table, take_turns
+from measure import common_parser, machine, record, speed_up, spread, table, take_turns
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torch.profiler import ProfilerActivity, profile
@@ -150,6 +150,8 @@ def compare(
     del expected
     peaks = {name: peak_bytes(run, args.device) - returned for name, run in runs.items()}
     seconds = take_turns(runs, args.rounds, args.clock)
+    for name in sides:
+        record(args, loss=name, size=key[0], tokens=len(leaves[0]), peak_bytes=peaks[name], seconds=spread(seconds[name]))
     return [
         [
             name,
