@@ -6,7 +6,8 @@
 Encoder and LLM have random weights, on which the speed does not depend. The encoder is frozen; projector and LLM train
 with the bridge's loss and AdamW on full packed rows with ``--images`` images each. The peak is that of a large matrix
 product in the step's precision, measured alternately with the step; the step's operations are those of its matrix
-products and attentions, counted as they run.
+products and attentions, counted as they run (of ``sdpa`` with all masked products). With ``--samples`` every row consists
+of that many samples, which do not attend to each other.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from measure import common_parser, flops, machine, spread, table
+import varlen
+from measure import common_parser, flops, machine, record, spread, table
 from mfu import measure_mfu
-from torch import Tensor
 
 from llava_bridge.encoders import load_encoder
 from llava_bridge.model.modeling_llava import AnyLlava, empty_llava, new_projector
@@ -26,6 +27,12 @@ from llava_bridge.model.modeling_vision import build_vision_model, resolve_featu
 from llava_bridge.training.loss import LlavaLoss
 
 IMAGE_TOKEN = 5  # any token of the vocabulary
+LLMS: dict[str, dict[str, Any]] = {  # Qwen 2.5's
+    "0.5b": {"hidden_size": 896, "num_hidden_layers": 24, "intermediate_size": 4864, "vocab_size": 151_936}
+    | {"num_attention_heads": 14, "num_key_value_heads": 2, "tie_word_embeddings": True},
+    "7b": {"hidden_size": 3584, "num_hidden_layers": 28, "intermediate_size": 18_944, "vocab_size": 152_064}
+    | {"num_attention_heads": 28, "num_key_value_heads": 4, "tie_word_embeddings": False},
+}
 
 
 def main() -> None:
@@ -33,49 +40,66 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     print(machine(args.device))
     model = llava(args)
-    step, tokens = one_step(model, args), args.batch * args.length
-    seconds, cells = measure_mfu(step, flops(step), args, args.precision)
     sizes = [
         sum(w.numel() for w in part.parameters()) for part in (model.model.vision_tower, model.model.language_model)
     ]
     print(f"encoder {sizes[0] / 1e6:,.0f} M, LLM {sizes[1] / 1e6:,.0f} M weights, {args.batch} rows of {args.length}")
-    head = ["precision", "peak TFLOP/s", "step TFLOP/s", "MFU", "tokens/s"]
-    rate = spread([tokens / value for value in seconds])
-    print(table(head, [[args.precision, *cells, f"{rate:.4g}"]]))
+    head = ["attention", "precision", "peak TFLOP/s", "step TFLOP/s", "MFU", "tokens/s"]
+    rows, batch, objective = [], random_batch(model, args), LlavaLoss(model)
+    for attention in args.attention:  # before the weights change: the losses must be equal
+        model.model.language_model.set_attn_implementation(attention)
+        with torch.no_grad():
+            record(args, attention=attention, loss=objective(**batch)["loss"].item())
+    for attention in args.attention:
+        model.model.language_model.set_attn_implementation(attention)
+        step = one_step(objective, batch, args)
+        seconds, cells = measure_mfu(step, flops(step), args, args.precision, attention=attention)
+        rate = spread([args.batch * args.length / value for value in seconds])
+        rows.append([attention, args.precision, *cells, f"{rate:.4g}"])
+    print(table(head, rows))
 
 
 def arguments() -> argparse.Namespace:
     parser = common_parser(__doc__)
     parser.add_argument("--encoder", default="timm:vit_large_patch14_clip_336@random")
-    parser.add_argument(
-        "--hidden", type=int, default=896, help="width of the LLM; 896 and 24 layers are Qwen 2.5's 0.5 B"
-    )
-    parser.add_argument("--layers", type=int, default=24)
-    parser.add_argument("--vocabulary", type=int, default=151_936)
+    add_llm_arguments(parser)
     parser.add_argument("--length", type=int, default=2048, help="tokens of a row, images included")
     parser.add_argument("--images", type=int, default=2, help="in each row")
+    parser.add_argument("--samples", type=int, default=1, help="in each row; several of them are packed")
+    parser.add_argument("--attention", nargs="+", default=["sdpa"], choices=["sdpa", "eager", varlen.NAME])
     parser.add_argument("--batch", type=int, default=16, help="rows")
+    parser.add_argument("--steps", type=int, default=1, help="in a turn")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--matrix", type=int, default=4096, help="rows and columns of the product that is the peak")
     return parser.parse_args()
 
 
+def add_llm_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--llm", default="0.5b", choices=list(LLMS), help="the shape of one of Qwen 2.5")
+    parser.add_argument("--hidden", type=int, help="another width, with heads of 64")
+    parser.add_argument("--layers", type=int)
+    parser.add_argument("--vocabulary", type=int)
+
+
+def text_config(args: argparse.Namespace, **more: Any) -> Any:
+    """The config of the LLM."""
+    from transformers import Qwen2Config
+
+    given = {"num_hidden_layers": args.layers, "vocab_size": args.vocabulary, "hidden_size": args.hidden}
+    if args.hidden:
+        given |= {"intermediate_size": args.hidden * 38 // 7, "num_attention_heads": args.hidden // 64}
+        given |= {"num_key_value_heads": max(1, args.hidden // 448)}
+    return Qwen2Config(**{**LLMS[args.llm], **{name: value for name, value in given.items() if value}, **more})
+
+
 def llava(args: argparse.Namespace) -> AnyLlava:
     """An untrained LLaVA on the device, in the precision of the step."""
-    from transformers import LlavaConfig, Qwen2Config, Qwen2ForCausalLM
+    from transformers import LlavaConfig, Qwen2ForCausalLM
 
     torch.manual_seed(0)
     encoder = load_encoder(args.encoder, None)
     vision = build_vision_model(encoder, None)
-    text = Qwen2Config(
-        hidden_size=args.hidden,
-        num_hidden_layers=args.layers,
-        intermediate_size=args.hidden * 38 // 7,
-        num_attention_heads=args.hidden // 64,
-        num_key_value_heads=max(1, args.hidden // 448),
-        vocab_size=args.vocabulary,
-        tie_word_embeddings=True,
-    )
+    text = text_config(args)
     config = LlavaConfig(
         vision_config=vision.config,
         text_config=text,
@@ -94,19 +118,23 @@ def llava(args: argparse.Namespace) -> AnyLlava:
     return model
 
 
-def one_step(model: Any, args: argparse.Namespace) -> Callable[[], object]:
-    """Forward, backward and AdamW of one batch; all tokens except those of images are supervised."""
+def random_batch(model: Any, args: argparse.Namespace) -> dict[str, Any]:
+    """Rows of images and random words, all of which are supervised."""
     config, kind = model.config, next(model.lm_head.parameters()).dtype
     size, tokens = config.vision_config.image_size, config.image_seq_length * args.images
     if tokens >= args.length:
         raise SystemExit(f"--length: expected more than the {tokens} tokens of {args.images} images")
-    words = torch.randint(10, args.vocabulary, (args.batch, args.length - tokens), device=args.device)
+    words = torch.randint(10, config.text_config.vocab_size, (args.batch, args.length - tokens), device=args.device)
     ids = torch.cat([torch.full((args.batch, tokens), IMAGE_TOKEN, device=args.device), words], dim=1)
-    batch: dict[str, Tensor] = {"input_ids": ids, "labels": ids.masked_fill(ids == IMAGE_TOKEN, -100)}
-    batch["attention_mask"] = torch.ones_like(ids)
+    batch: dict[str, Any] = {"input_ids": ids, "labels": ids.masked_fill(ids == IMAGE_TOKEN, -100)}
+    batch |= {"attention_mask": torch.ones_like(ids)} if args.samples == 1 else packed_rows(args)
     batch["pixel_values"] = torch.randn(args.batch * args.images, 3, size, size, device=args.device, dtype=kind)
-    objective = LlavaLoss(model)
-    trainable = [weight for weight in model.parameters() if weight.requires_grad]
+    return batch
+
+
+def one_step(objective: LlavaLoss, batch: dict[str, Any], args: argparse.Namespace) -> Callable[[], object]:
+    """Forward, backward and AdamW of one batch."""
+    trainable = [weight for weight in objective.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=1e-5, fused=args.device == "cuda")
 
     def step() -> None:
@@ -115,6 +143,19 @@ def one_step(model: Any, args: argparse.Namespace) -> Callable[[], object]:
         optimizer.zero_grad()
 
     return step
+
+
+def packed_rows(args: argparse.Namespace) -> dict[str, Any]:
+    """Positions of rows of samples of random lengths, and the bounds of the samples for `varlen`."""
+    cuts = [torch.randperm(args.length - 1)[: args.samples - 1].sort().values + 1 for _ in range(args.batch)]
+    starts = torch.cat([torch.cat([torch.zeros(1).long(), cut]) + row * args.length for row, cut in enumerate(cuts)])
+    ends = torch.cat([starts[1:], torch.tensor([args.batch * args.length])])
+    positions = torch.arange(args.batch * args.length) - starts.repeat_interleave(ends - starts)
+    return {
+        "position_ids": positions.view(args.batch, args.length).to(args.device),
+        "cu_seq_lens_q": torch.cat([starts, ends[-1:]]).int().to(args.device),
+        "max_length_q": int((ends - starts).max()),
+    }
 
 
 if __name__ == "__main__":

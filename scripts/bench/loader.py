@@ -4,8 +4,9 @@
 
 Each side reads the same photos at 224 pixels with the same crop, flip and filter. `bare` is a loop over bytes in memory
 (open, draft, crop and resize, flip, array) without captions. `clips` is the loader as in training: order, tar, JSON,
-sampled and tokenized captions, batches sent to the trainer. `webdataset` (if installed) is open_clip's pipeline, with
-torchvision's crop and the same tokenizer.
+sampled and tokenized captions, batches sent to the trainer; `clips to device` continues until the images are normalized
+on `--device`, as a training step takes them. `webdataset` (if installed) is open_clip's pipeline, with torchvision's
+crop and the same tokenizer.
 
 The sides alternate in short bursts. The table has the medians of the ratios of neighboring bursts, in photos per second
 and in photos per CPU second of all processes of a side, which depend less on the load of the machine.
@@ -30,11 +31,12 @@ import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from measure import table
+from measure import common_parser, record, synchronize, table
 from PIL import Image
 
 from clips.data.augment import augment, min_decode_size
@@ -44,6 +46,7 @@ from clips.data.sources import SourceConfig
 from clips.data.tar_index import index_tar
 from clips.method.recipes import Recipe, RecipeConfig
 from clips.model.tokenizer import ClipsTokenizer
+from clips.training.train_step import prepare_batch
 
 SIZE = 224
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -72,6 +75,7 @@ def wait_until_idle(pids: list[int]) -> None:
 def timed(pids: list[int], count: int, work: Any) -> Burst:
     cpu, began = cpu_seconds(pids), time.perf_counter()
     work()
+    synchronize()
     return Burst(count / (time.perf_counter() - began), count / max(cpu_seconds(pids) - cpu, 1 / TICKS))
 
 
@@ -190,6 +194,14 @@ def clips_loader(folder: Path, config: AugmentConfig, arguments: argparse.Namesp
     return iterate_batches(data, first_step=0, last_step=100_000)
 
 
+def device_loader(folder: Path, config: AugmentConfig, arguments: argparse.Namespace) -> Iterator[Any]:
+    """The same batches as a training step takes them: images on the device, normalized."""
+    device = torch.device(arguments.device)
+    mean, std = (torch.full((3, 1, 1), value, device=device) for value in (0.45, 0.27))
+    run: Any = SimpleNamespace(processes=SimpleNamespace(device=device), mean=mean, std=std)
+    return (prepare_batch(batch, run) for batch in clips_loader(folder, config, arguments))
+
+
 def webdataset_loader(folder: Path, config: AugmentConfig, arguments: argparse.Namespace) -> Iterator[Any]:
     """open_clip's pipeline: shards resampled, decoded by PIL, torchvision's crop, web caption and target tokenized."""
     import webdataset
@@ -230,21 +242,23 @@ def compare(sides: dict[str, Any], rounds: int, count: int) -> dict[str, list[Bu
     return found
 
 
-def report(found: dict[str, list[Burst]]) -> str:
+def report(found: dict[str, list[Burst]], args: argparse.Namespace) -> str:
     rows = []
     for name, bursts in found.items():
         cells = [name]
         for clock in Burst._fields:
             rates = [getattr(burst, clock) for burst in bursts]
             ratios = [rate / getattr(bare, clock) for rate, bare in zip(rates, found["bare"], strict=True)]
+            record(args, side=name, clock_of_rates=clock, photos_per_second=rates, of_bare=ratios)
             cells += [f"{statistics.median(rates):.0f}", f"{statistics.median(ratios):.2f}"]
             cells += [f"{min(ratios):.2f}–{max(ratios):.2f}"]
         rows.append(cells)
     return table(["loader", "photos/s", "of bare", "spread", "photos/CPU s", "of bare", "spread"], rows)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parse_arguments() -> argparse.Namespace:
+    parser = common_parser(__doc__)
+    parser.set_defaults(rounds=9)
     parser.add_argument("--photos", type=Path, required=True, help="a tar with, or a folder of, .jpg files")
     parser.add_argument("--captions", type=Path, required=True, help="JSON lines; the longest text of each is taken")
     parser.add_argument("--side", type=int, help="scale photos to this longer side first, JPEG quality 90")
@@ -252,16 +266,19 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--burst", type=int, default=512, help="photos in a burst")
-    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--min-area", type=float, default=0.4)
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
     torch.set_num_threads(1)
     config = AugmentConfig(crop_scale_min=arguments.min_area, horizontal_flip=True)
     photos, captions = read_photos(arguments.photos, arguments.side), read_captions(arguments.captions)
     with tempfile.TemporaryDirectory() as folder:
         write_shards(Path(folder), photos, captions, arguments.samples)
         sides: dict[str, Any] = {"bare": Bare(photos, config, arguments.workers)}
-        makers = {"clips": clips_loader}
+        makers = {"clips": clips_loader, "clips to device": device_loader}
         if importlib.util.find_spec("webdataset"):
             makers["webdataset"] = webdataset_loader
         for name, make in makers.items():
@@ -279,7 +296,7 @@ def main() -> None:
         + ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "pillow"))
         + "\n"
     )
-    print(report(found))
+    print(report(found, arguments))
 
 
 if __name__ == "__main__":

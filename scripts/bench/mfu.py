@@ -44,6 +44,14 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     parser = common_parser(__doc__)
+    add_step_arguments(parser)
+    parser.add_argument("--matrix", type=int, default=4096, help="rows and columns of the product that is the peak")
+    parser.add_argument("--steps", type=int, default=1, help="in a turn; more, for steps of milliseconds on a GPU")
+    return parser.parse_args()
+
+
+def add_step_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `our_step`."""
     parser.add_argument("--architecture", default="clips-s-16")
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--batch", type=int, default=64)
@@ -52,13 +60,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--synthetic", default="fused", help="field of the synthetic captions")
     parser.add_argument("--recipes", nargs="+", default=["clip", "clips"], choices=list(RECIPES))
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
-    parser.add_argument("--matrix", type=int, default=4096, help="rows and columns of the product that is the peak")
-    parser.add_argument("--steps", type=int, default=1, help="in a turn; more, for steps of milliseconds on a GPU")
     parser.add_argument("--compile", action="store_true", help="torch.compile of the layers")
     parser.add_argument(
         "--checkpointing", action="store_true", help="compute activations again instead of keeping them"
     )
-    return parser.parse_args()
 
 
 def row(args: argparse.Namespace, recipe: str, precision: str) -> list[str]:

@@ -28,7 +28,7 @@ packages=(
     datasets dill multiprocess
     hjson
     lmms-eval evaluate loguru tenacity python-dotenv pytablewriter dataproperty mbstrdecoder pathvalidate tabledata
-    tcolorpy typepy jsonlines
+    tcolorpy typepy pytz jsonlines
     clip-benchmark webdataset braceexpand liger-kernel
 )
 platforms=()
