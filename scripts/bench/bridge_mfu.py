@@ -6,8 +6,8 @@
 Encoder and LLM have random weights, on which the speed does not depend. The encoder is frozen; projector and LLM train
 with the bridge's loss and AdamW on full packed rows with ``--images`` images each. The peak is that of a large matrix
 product in the step's precision, measured alternately with the step; the step's operations are those of its matrix
-products and attentions, counted as they run (of ``sdpa`` with all masked products). With ``--samples`` every row consists
-of that many samples, which do not attend to each other.
+products and attentions, counted as they run (of ``sdpa`` with all masked products). With ``--samples`` every row
+consists of that many samples, which do not attend to each other.
 """
 
 from __future__ import annotations

@@ -210,8 +210,8 @@ def overhead_table(
             taken = statistics.fmean(sides[name](args, model, processor, data))  # the mean, since batch lengths vary
             if number:  # the first round warms up
                 seconds[name].append(taken)
-    for name, taken in seconds.items():
-        record(args, row="overhead", side=name, seconds=spread(taken))
+    for name, found in seconds.items():
+        record(args, row="overhead", side=name, seconds=spread(found))
     ours = seconds["the bridge"]
     rows = [
         [name, f"{spread(taken):.3f}", f"{spread([one / other for one, other in zip(ours, taken, strict=True)]):.3f}"]

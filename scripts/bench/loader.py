@@ -256,7 +256,7 @@ def report(found: dict[str, list[Burst]], args: argparse.Namespace) -> str:
     return table(["loader", "photos/s", "of bare", "spread", "photos/CPU s", "of bare", "spread"], rows)
 
 
-def parse_arguments() -> argparse.Namespace:
+def arguments() -> argparse.Namespace:
     parser = common_parser(__doc__)
     parser.set_defaults(rounds=9)
     parser.add_argument("--photos", type=Path, required=True, help="a tar with, or a folder of, .jpg files")
@@ -271,32 +271,32 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    arguments = parse_arguments()
+    args = arguments()
     torch.set_num_threads(1)
-    config = AugmentConfig(crop_scale_min=arguments.min_area, horizontal_flip=True)
-    photos, captions = read_photos(arguments.photos, arguments.side), read_captions(arguments.captions)
+    config = AugmentConfig(crop_scale_min=args.min_area, horizontal_flip=True)
+    photos, captions = read_photos(args.photos, args.side), read_captions(args.captions)
     with tempfile.TemporaryDirectory() as folder:
-        write_shards(Path(folder), photos, captions, arguments.samples)
-        sides: dict[str, Any] = {"bare": Bare(photos, config, arguments.workers)}
+        write_shards(Path(folder), photos, captions, args.samples)
+        sides: dict[str, Any] = {"bare": Bare(photos, config, args.workers)}
         makers = {"clips": clips_loader, "clips to device": device_loader}
         if importlib.util.find_spec("webdataset"):
             makers["webdataset"] = webdataset_loader
         for name, make in makers.items():
             before = set(multiprocessing.active_children())
-            sides[name] = Loader(make(Path(folder), config, arguments), arguments.batch_size, arguments.workers)
+            sides[name] = Loader(make(Path(folder), config, args), args.batch_size, args.workers)
             workers = set(multiprocessing.active_children()) - before
             sides[name].pids = [*(worker.pid for worker in workers), os.getpid()]
-        found = compare(sides, arguments.rounds, arguments.burst)
+        found = compare(sides, args.rounds, args.burst)
     pixels = statistics.mean(max(Image.open(io.BytesIO(photo)).size) for photo in photos)
     print(
         f"{len(photos)} photos, on average {statistics.mean(map(len, photos)) / 1024:.0f} KiB and {pixels:.0f} pixels "
         f"on the longer side; captions of {statistics.mean(len(text.split()) for text in captions):.0f} words; "
-        f"{arguments.workers} processes per side, {arguments.rounds} rounds of {arguments.burst} photos; "
+        f"{args.workers} processes per side, {args.rounds} rounds of {args.burst} photos; "
         f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores, "
         + ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "pillow"))
         + "\n"
     )
-    print(report(found, arguments))
+    print(report(found, args))
 
 
 if __name__ == "__main__":

@@ -60,8 +60,10 @@ def report(args: argparse.Namespace, recipe: str, precision: str) -> None:
     kernels = recorded(lambda: [step() for _ in range(args.steps)], args.device)
     found = summary(kernels, args.steps, args.top)
     record(args, recipe=recipe, precision=precision, seconds_without_profiler=bare, **found)
-    print(f"{recipe}, {precision}: {bare * 1e3:.2f} ms a step without the profiler; with it {found['ms']:.2f} ms, ", end="")
-    print(f"{found['kernels']:.0f} kernels, {found['idle']:.1%} idle; gaps above 20 µs: {found['long_gaps']}")
+    print(
+        f"{recipe}, {precision}: {bare * 1e3:.2f} ms a step without the profiler; with it {found['ms']:.2f} ms, "
+        f"{found['kernels']:.0f} kernels, {found['idle']:.1%} idle, {found['long_gaps']:.1f} gaps above 20 µs"
+    )
     print(table(["kernel", "calls", "ms", "share"], [list(each.values()) for each in found["top"]]))
     print(table(["gap: after", "before", "µs"], [list(each.values()) for each in found["gaps"]]), flush=True)
 
@@ -90,7 +92,7 @@ def summary(kernels: list[Kernel], steps: int, top: int) -> dict[str, Any]:
             gaps.append((kernel.start - last.end, last.name, kernel.name))
         busy += max(0.0, kernel.end - max(kernel.start, last.end if kernel is not last else kernel.start))
         last = max(last, kernel, key=lambda each: each.end)
-    totals: dict[str, float] = collections.Counter()
+    totals: dict[str, float] = collections.defaultdict(float)
     for kernel in kernels:
         totals[kernel.name] += kernel.end - kernel.start
     calls, everything = collections.Counter(kernel.name for kernel in kernels), sum(totals.values())

@@ -8,6 +8,7 @@ The tokenizer's directory gives the vocabulary. The shape is one of Qwen 2.5.
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 import torch
 from bridge_mfu import add_llm_arguments, text_config
@@ -20,8 +21,10 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
     torch.manual_seed(0)
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = text_config(args, vocab_size=len(tokenizer), dtype="bfloat16", **ends)
+    config.initializer_range = config.hidden_size**-0.5  # large enough for answers to depend on the image
     with torch.device(args.device):
-        llm = Qwen2ForCausalLM(text_config(args, vocab_size=len(tokenizer), dtype=torch.bfloat16, **ends))
+        llm: Any = Qwen2ForCausalLM(config)
     llm.to(torch.bfloat16).save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
 

@@ -44,19 +44,18 @@ def varlen_attention(
     """
     rows, heads, tokens, channels = query.shape
     key, value = (each.repeat_interleave(module.num_key_value_groups, dim=1) for each in (key, value))
-    flat = [each.transpose(1, 2).reshape(rows * tokens, heads, channels) for each in (query, key, value)]
+    q, k, v = (each.transpose(1, 2).reshape(rows * tokens, heads, channels) for each in (query, key, value))
     if query.is_cuda:
         from torch.nn.attention.varlen import varlen_attn
 
-        window = (-1, 0)  # causal
-        bounds, longest = (cu_seq_lens_q, cu_seq_lens_q), (max_length_q, max_length_q)
-        found = varlen_attn(*flat, *bounds, *longest, scale=scaling, window_size=window)
+        bounds, length, causal = cu_seq_lens_q, max_length_q, (-1, 0)
+        found = varlen_attn(q, k, v, bounds, bounds, length, length, scale=scaling, window_size=causal)
         assert isinstance(found, Tensor)
     else:
-        samples = [
-            F.scaled_dot_product_attention(*(part[a:b].transpose(0, 1) for part in flat), is_causal=True, scale=scaling)
-            for a, b in itertools.pairwise(cu_seq_lens_q.tolist())
-        ]
+        samples = []
+        for start, end in itertools.pairwise(cu_seq_lens_q.tolist()):
+            own_q, own_k, own_v = (each[start:end].transpose(0, 1) for each in (q, k, v))
+            samples.append(F.scaled_dot_product_attention(own_q, own_k, own_v, is_causal=True, scale=scaling))
         found = torch.cat(samples, dim=1).transpose(0, 1)
     return found.reshape(rows, tokens, heads, channels), None
 

@@ -82,7 +82,6 @@ SMALL: dict[str, list[str]] = {
     "tests": ["-m pytest -q -p pytest_results -p no:cacheprovider -n 0 tests/test_clips_losses.py -k naive"],
     "equal": [f"scripts/bench/device_equal.py {_TINY} --recipes clip --strategies ddp fsdp zero2"],
     "step": [
-        f"scripts/bench/mfu.py {_TINY} --recipes clip --matrix 256 --steps 2 --rounds 2",
         f"scripts/bench/mfu.py {_TINY} --recipes clip --matrix 256 --steps 2 --rounds 2 --compile",
     ],
     "profile": [f"scripts/bench/profile_step.py {_TINY} --recipes clip --top 5"],
@@ -92,13 +91,13 @@ SMALL: dict[str, list[str]] = {
     ],
     "loss": ["scripts/bench/loss_memory.py --samples 1 --widths 64 --global-batches 256 --local-batch 64 --rounds 2"],
     "loader": [f"scripts/bench/loader.py {_PHOTOS} --workers 1 --batch-size 8 --burst 32 --samples 64 --rounds 2"],
-    "photos": ["scripts/bench/photos.py --shared {data} --steps 2 --batch 8 --limit 16 --recipes clips"],
+    "photos": ["scripts/bench/photos.py --shared {data} --steps 1 --batch 4 --limit 8 --recipes clips"],
     "bridge": [
         f"scripts/bench/bridge_mfu.py {_TINY_LLM} --encoder timm:test_vit@random --length 512 --images 1 --batch 2 "
         "--samples 4 --attention sdpa varlen --vocabulary 1000 --matrix 256 --rounds 2",
         f"{_LLM} {_TINY_LLM}",
-        "scripts/bench/bridge_step.py --shared {data} --llm {work}/llm --rounds 1 --samples 24 --micro-batch 4 "
-        "--steps 4 --vocabulary 2000",
+        "scripts/bench/bridge_step.py --shared {data} --llm {work}/llm --rounds 1 --samples 12 --micro-batch 2 "
+        "--steps 4 --vocabulary 2000 --packed-length 512",
     ],
     "answers": [
         f"{_LLM} {_TINY_LLM}",
