@@ -6,8 +6,8 @@
 Encoder and LLM have random weights, on which the speed does not depend. The encoder is frozen; projector and LLM train
 with the bridge's loss and AdamW on full packed rows with ``--images`` images each. The peak is that of a large matrix
 product in the step's precision, measured alternately with the step; the step's operations are those of its matrix
-products and attentions, counted as they run (of ``sdpa`` with all masked products). With ``--samples`` every row
-consists of that many samples, which do not attend to each other.
+products and attentions, masked products included, counted on one row with ``eager`` attention. With ``--samples`` every
+row consists of that many samples, which do not attend to each other.
 """
 
 from __future__ import annotations
@@ -50,10 +50,11 @@ def main() -> None:
         model.model.language_model.set_attn_implementation(attention)
         with torch.no_grad():
             record(args, attention=attention, loss=objective(**batch)["loss"].item())
+    work = operations(model, args)
     for attention in args.attention:
         model.model.language_model.set_attn_implementation(attention)
         step = one_step(objective, batch, args)
-        seconds, cells = measure_mfu(step, flops(step), args, args.precision, attention=attention)
+        seconds, cells = measure_mfu(step, work, args, args.precision, attention=attention)
         rate = spread([args.batch * args.length / value for value in seconds])
         rows.append([attention, args.precision, *cells, f"{rate:.4g}"])
     print(table(head, rows))
@@ -108,7 +109,8 @@ def llava(args: argparse.Namespace) -> AnyLlava:
         vision_feature_select_strategy="default" if vision.config.class_token else "full",
         vision_feature_layer=resolve_feature_layer(vision.tower, None),
     )
-    model, llm = empty_llava(config), Qwen2ForCausalLM(text)
+    with torch.device(args.device):  # billions of random numbers take minutes on a CPU
+        model, llm = empty_llava(config), Qwen2ForCausalLM(text)
     model.model.vision_tower = vision
     model.model.multi_modal_projector = new_projector(config)
     model.model.language_model, model.lm_head = llm.model, llm.lm_head
@@ -143,6 +145,16 @@ def one_step(objective: LlavaLoss, batch: dict[str, Any], args: argparse.Namespa
         optimizer.zero_grad()
 
     return step
+
+
+def operations(model: Any, args: argparse.Namespace) -> float:
+    """Floating point operations of a step; torch's counter rejects the grouped queries of the fused attentions."""
+    batch = random_batch(model, argparse.Namespace(**{**vars(args), "batch": 1}))
+    model.model.language_model.set_attn_implementation("eager")
+    objective = LlavaLoss(model)
+    found = flops(lambda: objective(**batch)["loss"].backward())
+    model.zero_grad()
+    return found * args.batch
 
 
 def packed_rows(args: argparse.Namespace) -> dict[str, Any]:

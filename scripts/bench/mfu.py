@@ -78,6 +78,8 @@ def measure_mfu(
 ) -> tuple[list[float], list[str]]:
     """Seconds of a step of ``work`` operations; and peak TFLOP/s, step TFLOP/s and MFU as table cells."""
     product, repeats = matrix_product(args, precision)
+    if args.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     sides = {"step": lambda: [step() for _ in range(args.steps)], "peak": product}
     seconds = take_turns(sides, args.rounds, args.clock)
     steps = [value / args.steps for value in seconds["step"]]

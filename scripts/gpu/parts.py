@@ -19,7 +19,7 @@ _TESTS = " ".join(
 _CAPTIONS = "--captions {data}/data/capsfusion_5k.jsonl"
 _PHOTOS = "--photos {data}/data/cc12m_32.tar " + _CAPTIONS
 _LLM = "scripts/bench/random_llm.py --tokenizer {data}/models/stories15M --out {work}/llm"
-_STEP = "scripts/bench/mfu.py --image-size 224 --batch 256 --precisions bf16 --matrix 8192 --steps 10 --architecture"
+_STEP = "scripts/bench/mfu.py --image-size 224 --batch 256 --precisions bf16 --matrix 8192 --steps 5 --architecture"
 _PROFILE = "scripts/bench/profile_step.py --image-size 224 --batch 256 --precisions bf16 --architecture"
 _OPEN_CLIP = (
     "scripts/bench/step_vs_open_clip.py --image-size 224 --batch 256 --precisions bf16 --recipes clip --rounds 10"
@@ -32,17 +32,14 @@ FULL: dict[str, list[str]] = {
         f"scripts/bench/device_equal.py --architecture clips-b-16 --batch 8 --compile {_CAPTIONS}",
         "scripts/bench/device_equal.py --architecture clips-s-16 --batch 16 --recipes coca clips --strategies ddp",
     ],
-    "step": [
-        f"{_STEP} {architecture} {compiled}".strip()
-        for architecture in ("clips-l-14", "clips-b-16", "clips-s-16")
-        for compiled in ("", "--compile")
-    ],
+    "step_l14": [f"{_STEP} clips-l-14", f"{_STEP} clips-l-14 --compile"],
+    "step_b16": [f"{_STEP} clips-b-16", f"{_STEP} clips-b-16 --compile"],
+    "step_s16": [f"{_STEP} clips-s-16", f"{_STEP} clips-s-16 --compile"],
     "profile": [
         f"{_PROFILE} clips-l-14",
         f"{_PROFILE} clips-l-14 --compile",
-        f"{_PROFILE} clips-s-16",
-        f"{_PROFILE} clips-s-16 --compile",
         f"{_PROFILE} clips-b-16",
+        f"{_PROFILE} clips-s-16 --compile",
     ],
     "open_clip": [
         f"{_OPEN_CLIP} --architecture clips-b-16 {_CAPTIONS}",
@@ -52,8 +49,8 @@ FULL: dict[str, list[str]] = {
     ],
     "loss": ["scripts/bench/loss_memory.py --bf16", "scripts/bench/loss_memory.py --widths 512 768"],
     "loader": [
-        f"scripts/bench/loader.py {_PHOTOS} --workers 8 --batch-size 256 --burst 4096 --samples 8000 --rounds 5",
-        f"scripts/bench/loader.py {_PHOTOS} --workers 14 --batch-size 256 --burst 8192 --samples 8000 --rounds 5",
+        f"scripts/bench/loader.py {_PHOTOS} --workers 8 --batch-size 256 --burst 4096 --samples 4096 --rounds 5",
+        f"scripts/bench/loader.py {_PHOTOS} --workers 14 --batch-size 256 --burst 8192 --samples 4096 --rounds 5",
     ],
     "photos": ["scripts/bench/photos.py --shared {data} --workers 8 --steps 340"],
     "bridge": [
@@ -77,13 +74,14 @@ FULL: dict[str, list[str]] = {
 """Name → command lines."""
 
 _TINY = "--architecture clips-tiny --batch 4 --precisions fp32"
+_TINY_STEP = f"scripts/bench/mfu.py {_TINY} --recipes clip --matrix 256 --steps 2 --rounds 2"
 _TINY_LLM = "--hidden 64 --layers 1"
 SMALL: dict[str, list[str]] = {
     "tests": ["-m pytest -q -p pytest_results -p no:cacheprovider -n 0 tests/test_clips_losses.py -k naive"],
     "equal": [f"scripts/bench/device_equal.py {_TINY} --recipes clip --strategies ddp fsdp zero2"],
-    "step": [
-        f"scripts/bench/mfu.py {_TINY} --recipes clip --matrix 256 --steps 2 --rounds 2 --compile",
-    ],
+    "step_l14": [f"{_TINY_STEP} --compile"],
+    "step_b16": [_TINY_STEP],
+    "step_s16": [f"{_TINY_STEP} --checkpointing"],
     "profile": [f"scripts/bench/profile_step.py {_TINY} --recipes clip --top 5"],
     "open_clip": [
         f"scripts/bench/step_vs_open_clip.py {_TINY} --image-size 32 --recipes clip --text-attention all --rounds 2 "
