@@ -41,6 +41,7 @@ def main() -> int:
     if args.list:
         print("\n".join(f"{name}: {line}" for name in args.part for line in table[name]))
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the running command first
     args.out.mkdir(parents=True, exist_ok=True)
     results = Results(args.out / "results.jsonl")
     environment = prepare(args.kit, args.work)
@@ -167,11 +168,12 @@ def run(
         return
     results.write(event="begin", **named)
     began = time.monotonic()
-    with subprocess.Popen(["tee", "-a", str(args.out / "log.txt")], stdin=subprocess.PIPE) as log:
-        print(f"\n== {part}: {line}", file=sys.stderr)
+    with subprocess.Popen(["tee", "-a", str(args.out / "log.txt")], stdin=subprocess.PIPE, bufsize=0) as log:
+        assert log.stdin is not None
+        log.stdin.write(f"\n== {part}: {line}\n".encode())
         process = subprocess.Popen(
             full_command(line, args), cwd=ROOT, env=environment, stdout=log.stdin, stderr=subprocess.STDOUT,
-            start_new_session=True,
+            process_group=0,
         )  # fmt: skip
         try:
             status: int | str = process.wait(max(0.0, limit - began))
