@@ -231,9 +231,9 @@ def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProce
     return subprocess.run([sys.executable, *arguments], env=own, capture_output=True, text=True, timeout=400)
 
 
-def python(code: str) -> list[str]:
+def python(code: str, **environment: str) -> list[str]:
     """The lines that a fresh Python process prints, which ends well."""
-    done = run_python("-c", code)
+    done = run_python("-c", code, **environment)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 

@@ -10,16 +10,21 @@ from typing import Any
 import bridge_world
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
+from clips.core.tensor_shards import TensorShards
+from llava_bridge.data import read_samples
+from llava_bridge.data.collator import ConversationCollator, ConversationDataset
 from llava_bridge.encoders import load_encoder
-from llava_bridge.model.build import LlavaParts, build_llava
+from llava_bridge.model.build import LlavaParts, build_llava, make_conversation_encoder
+from llava_bridge.model.cached_features import FeatureReader
 from llava_bridge.model.modeling_vision import build_vision_model
 from llava_bridge.training import sharded_weights, trainer
 from llava_bridge.training.loss import LlavaLoss
 from llava_bridge.training.setup import split_parts
 from llava_bridge.training.sharded_weights import frozen_fits_bf16
 from llava_bridge.training.train_config import LoraConfig, StageConfig
-from llava_bridge.training.trainer import detached_frozen_encoder, recompute_layers
+from llava_bridge.training.trainer import detached_frozen_encoder, enable_feature_cache, recompute_layers
 
 
 @pytest.mark.slow
@@ -99,8 +104,12 @@ def kept(spec: str, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Features that come through the cache, and those without."""
     tower: Any = build_vision_model(load_encoder(spec, None), None).requires_grad_(False)
     plain = tower(pixels, output_hidden_states=[-1]).hidden_states[-1]
-    tower.cache_features(-1)
-    return tower(pixels, output_hidden_states=[-1]).hidden_states[-1], plain
+    shards = tower.cache_features(-1, torch.float32)
+    read = FeatureReader(shards, torch.float32, SimpleNamespace(vision_config=tower.config))({"pixel_values": pixels})
+    with tower.with_features(read.get("cached_features"), read["feature_keys"]):
+        found = tower(pixels, output_hidden_states=[-1]).hidden_states[-1]
+    shards.flush()
+    return found, plain
 
 
 def test_the_cache_distinguishes_encoders_of_equal_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,6 +131,36 @@ def test_the_cache_distinguishes_encoders_of_equal_weights(tmp_path: Path, monke
     assert torch.equal(kept(one, pixels)[0], outputs[one])  # found again
 
 
+@pytest.mark.parametrize("tiles", [False, True])
+def test_a_step_with_cached_features_reads_no_file_and_no_pixels(tiles, bridge_parts, tmp_path, monkeypatch):
+    """The loader's workers hash the pixels and read; losses are those of computed features, bit for bit."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    fit: dict[str, Any] = {"image_aspect_ratio": "anyres"} if tiles else {}
+    model, processor = build_llava(LlavaParts(encoder=str(bridge_parts.encoder), llm=str(bridge_parts.llm), **fit))
+    data = ConversationDataset(
+        read_samples(*bridge_world.source(bridge_parts.talk)), make_conversation_encoder(model, processor), 2000
+    )
+    collator = ConversationCollator(processor.image_processor, processor.tokenizer.pad_token_id)
+    setup: Any = SimpleNamespace(model=model, collator=collator)
+    tower: Any = model.model.vision_tower
+
+    def losses() -> list[float]:
+        loader = DataLoader(data, batch_size=3, collate_fn=collator, num_workers=2)  # type: ignore[arg-type]
+        batches = [{name: value for name, value in batch.items() if name != "invalid_samples"} for batch in loader]
+        with monkeypatch.context() as step:
+            step.setattr(TensorShards, "get", None)
+            step.setattr("llava_bridge.model.cached_features.digest", None)
+            return [LlavaLoss(model)(**batch)["loss"].item() for batch in batches]
+
+    plain = losses()
+    enable_feature_cache(setup, torch.float32)
+    assert losses() == plain
+    assert len(tower.feature_shards.collected) == len(bridge_world.COLORS) * (3 if tiles else 1)
+    tower.feature_shards.flush()
+    monkeypatch.setattr(tower, "_compute_states", None)
+    assert losses() == plain
+
+
 def test_each_process_uses_the_gpu_of_its_local_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     import deepspeed
 
@@ -139,7 +178,7 @@ def test_adapters_are_initialized_from_the_seed_alone(drawn_before, tmp_path, mo
     class Begun(Exception):
         pass
 
-    def set_up(*_: Any) -> None:
+    def set_up(*_: Any, **__: Any) -> None:
         torch.rand(drawn_before)  # a projector is new, or read from the stage before
 
     def choose_what_learns(*_: Any) -> None:
@@ -148,7 +187,9 @@ def test_adapters_are_initialized_from_the_seed_alone(drawn_before, tmp_path, mo
     monkeypatch.setattr(trainer, "setup_stage", set_up)
     monkeypatch.setattr(trainer, "set_trainable_parts", choose_what_learns)
     stage = StageConfig(lora=LoraConfig())
-    config: Any = SimpleNamespace(seed=5, precision="fp32", stage=lambda _: stage)
+    config: Any = SimpleNamespace(
+        seed=5, precision="fp32", stage=lambda _: stage, distributed=SimpleNamespace(strategy="deepspeed")
+    )
     with pytest.raises(Begun) as begun:
         trainer.train_stage(config, "instruct", tmp_path, stop=None)  # type: ignore[arg-type]
     torch.manual_seed(5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,15 @@ import torch
 from bridge_world import SMALL_LLM
 from families import quick_of
 from PIL import Image
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 from clips.errors import UserError
 from llava_bridge import answer, load_llava
-from llava_bridge.model.build import LlavaParts, build_llava, load_llm
+from llava_bridge.model.build import LlavaParts, build_llava, is_stored_in_bf16, load_llm
 from llava_bridge.model.lm_head import extract_lm_head
+from llava_bridge.model.modeling_vision import towers_in_float32
 from llava_bridge.training.loss import LlavaLoss
+from llava_bridge.training.setup import supports_packing
 
 MAMBA = {"mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1}
 KINDS: dict[str, dict[str, Any]] = {
@@ -52,6 +55,29 @@ def logits(model: Any, words: int) -> torch.Tensor:
 @pytest.fixture
 def tokenizer(bridge_llm: Path) -> Any:
     return AutoTokenizer.from_pretrained(bridge_llm)
+
+
+@pytest.mark.parametrize("kind", quick_of(["qwen3", "granite", "cohere"], "granite"))
+def test_an_llm_stored_in_bf16_stays_in_it_with_the_same_values(kind, tokenizer, tmp_path, bridge_encoder):
+    make(kind, tokenizer, tmp_path / "whole")
+    half = AutoModelForCausalLM.from_pretrained(tmp_path / "whole", dtype=torch.bfloat16)
+    parts = LlavaParts(encoder=str(bridge_encoder), llm=str(bridge_world.save(tmp_path / "half", half, tokenizer)))
+    wide, _ = build_llava(parts)
+    kept, processor = build_llava(parts, keep_bf16=True)
+    assert {value.dtype for value in wide.parameters()} == {torch.float32}
+    assert kept.model.language_model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
+    assert kept.model.vision_tower.dtype == torch.float32
+    for name, value in wide.state_dict().items():
+        assert torch.equal(kept.state_dict()[name].float(), value), name
+    assert supports_packing(kept) == supports_packing(wide)
+    assert not is_stored_in_bf16(tmp_path / "whole")
+    for part in (kept.lm_head, kept.model.language_model, kept.model.multi_modal_projector):
+        part.bfloat16()
+    assert is_stored_in_bf16(bridge_world.save(tmp_path / "llava", kept, processor))
+    for towers, dtype in ((towers_in_float32(), torch.float32), (contextlib.nullcontext(), torch.bfloat16)):
+        with towers:
+            again = AutoModelForImageTextToText.from_pretrained(tmp_path / "llava", dtype=torch.bfloat16)
+        assert (again.model.vision_tower.dtype, again.lm_head.weight.dtype) == (dtype, torch.bfloat16)
 
 
 @pytest.mark.parametrize("kind", quick_of(KINDS, "qwen3", "cohere", "falcon_h1", "gemma4_text"))

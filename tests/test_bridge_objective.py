@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import sys
+import importlib.util
+import itertools
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,10 +14,13 @@ import numpy as np
 import pytest
 import torch
 from bridge_world import SMALL_LLM
+from fake_cuda import CUDA, to_fake_cuda
 from test_clips_losses import Largest
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from clips.errors import UserError
+from clips.model import losses
+from clips.model.losses import linear_cross_entropy
 from llava_bridge.data import read_samples
 from llava_bridge.data.collator import ConversationCollator, ConversationDataset, TextCollator, pack_lengths
 from llava_bridge.model.build import LlavaParts, build_llava, make_conversation_encoder
@@ -45,7 +50,7 @@ def parts(bridge_encoder: Path, bridge_llm: Path, bridge_talk: Path) -> tuple[An
     return bridge_world.widen(model, 0.2), processor, [data[index] for index in range(5)]
 
 
-def batch_of(items: list[dict[str, Any]], processor: Any, room: int | None = None) -> dict[str, torch.Tensor]:
+def batch_of(items: list[dict[str, Any]], processor: Any, room: float | None = None) -> dict[str, torch.Tensor]:
     batch = ConversationCollator(processor.image_processor, processor.tokenizer.pad_token_id, room)(items)
     batch.pop("invalid_samples")
     return batch
@@ -179,20 +184,49 @@ def test_an_llm_that_mixes_packed_samples_is_rejected() -> None:
     assert _packed_length(llava, 100, "instruct", StageConfig()) is None
 
 
-def test_the_trial_of_packing_does_not_ask_flash_attention() -> None:
+@pytest.mark.parametrize("name", ["flash_test", "kernels-test/flash-attn2"])  # a package, a kernel of the Hub
+def test_the_trial_of_packing_does_not_ask_flash_attention(name: str) -> None:
     from transformers import AttentionInterface, LlamaConfig, LlamaModel
 
     def flash(*_: Any, **__: Any) -> None:
         raise RuntimeError("FlashAttention only supports CUDA, fp16 and bf16")
 
-    AttentionInterface.register("flash_test", flash)
+    AttentionInterface.register(name, flash)
     llm = LlamaModel(LlamaConfig(**SMALL_LLM, vocab_size=64))
-    llm.config._attn_implementation = "flash_test"
+    llm.config._attn_implementation = name
     llava = SimpleNamespace(model=SimpleNamespace(language_model=llm), config=SimpleNamespace(text_config=llm.config))
-    assert _packed_length(llava, 100, "instruct", StageConfig(packing=True)) == sys.maxsize  # one row, however long
-    assert llm.config._attn_implementation == "flash_test"
+    assert _packed_length(llava, 100, "instruct", StageConfig(packing=True)) == math.inf  # one row, however long
+    assert llm.config._attn_implementation == name
     with pytest.raises(RuntimeError, match="FlashAttention"):
         llm(input_ids=torch.arange(3)[None])
+
+
+def test_flash_attention_gets_the_bounds_of_samples(parts, monkeypatch) -> None:
+    """One row, whose attention reads the bounds of samples only, gives the loss and gradients of padded rows."""
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    def flash(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, _: Any, **options: Any) -> Any:
+        ends, longest = options["cu_seq_lens_q"], options["max_length_q"]
+        assert ends.dtype == torch.int32
+        assert ends.tolist() == options["cu_seq_lens_k"].tolist()
+        assert longest == options["max_length_k"] == max(ends.diff())
+        pieces = []
+        for start, end in itertools.pairwise(ends.tolist()):
+            sample = [each[:, :, start:end] for each in (query, key, value)]
+            pieces.append(sdpa_attention_forward(module, *sample, None, is_causal=True))
+        return torch.cat([piece[0] for piece in pieces], dim=1), None
+
+    model, processor, items = parts
+    one = learned(model, batch_of(items, processor))
+    AttentionInterface.register("flash_pieces", flash)
+    monkeypatch.setattr(model.config.text_config, "_attn_implementation", "flash_pieces")
+    row = batch_of(items, processor, math.inf)
+    assert len(row["input_ids"]) == 1
+    other = learned(model, row)
+    assert one[0] == pytest.approx(other[0], abs=1e-5)
+    for name, value in one[1].items():
+        torch.testing.assert_close(other[1][name], value, atol=1e-5, rtol=1e-4, msg=name)
 
 
 def test_packing_by_hand() -> None:
@@ -225,6 +259,43 @@ def test_a_packed_batch_by_hand() -> None:
     assert "logits_to_keep" in TextCollator(0)([third, third])
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("liger_kernel") is None, reason="no liger_kernel (the extra kernels)")
+def test_ligers_kernel_computes_the_same_loss() -> None:
+    """On the CPU, by Triton's interpreter, which must be chosen before Triton is imported."""
+    code = """
+import torch
+from clips.model.losses import linear_cross_entropy
+from llava_bridge.training.loss import liger_cross_entropy
+torch.manual_seed(0)
+for dtype, close in ((torch.float32, 1e-5), (torch.bfloat16, 0.05)):
+    hidden, weight = (torch.randn(rows, 16, dtype=dtype, requires_grad=True) for rows in (13, 50))
+    labels, both = torch.randint(0, 50, (13,)), []
+    for loss in (liger_cross_entropy, linear_cross_entropy):
+        hidden.grad = weight.grad = None
+        value = loss(hidden, weight, labels)
+        (value / 7).backward()
+        assert value.dtype == torch.float32
+        both.append((value, hidden.grad, weight.grad))
+    for one, other in zip(*both, strict=True):
+        torch.testing.assert_close(one, other, atol=close, rtol=close)
+print("equal")
+"""
+    assert "equal" in bridge_world.python(code, TRITON_INTERPRET="1")
+
+
+def test_a_gpu_computes_the_loss_in_larger_chunks(monkeypatch) -> None:
+    """Each adds to the weights' gradient once; Qwen 3 has 151,936 tokens."""
+    hidden, head = torch.randn(400, 2), torch.nn.Linear(2, 151_936, bias=False)
+    labels, products = torch.zeros(400, dtype=torch.long), []
+    monkeypatch.setattr(losses, "_add_product", lambda *_: products.append(1))
+    linear_cross_entropy(hidden, head.weight, labels)
+    assert len(products) == math.ceil(400 / 110)
+    with to_fake_cuda(head):
+        linear_cross_entropy(hidden.to(CUDA), head.weight, labels.to(CUDA))
+    assert len(products) == 4 + 1
+
+
 def test_an_output_layer_with_a_bias_and_one_in_bf16() -> None:
     torch.manual_seed(0)
     hidden, labels = torch.randn(7, 8, requires_grad=True), torch.arange(7)
@@ -242,8 +313,6 @@ def test_an_output_layer_with_a_bias_and_one_in_bf16() -> None:
 
 
 def test_the_full_logits_are_never_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    from clips.model import losses
-
     monkeypatch.setattr(losses, "_CHUNK_ELEMENTS", 10_000)
     hidden = torch.randn(200, 4, requires_grad=True)
     head = torch.nn.Linear(4, 1000, bias=False)

@@ -20,7 +20,7 @@ from llava_bridge.training import launch as launching
 from llava_bridge.training import work_dir
 from llava_bridge.training.run_identity import run_identity
 from llava_bridge.training.train import _check_shared, _prepare
-from llava_bridge.training.train_config import LlavaTrainConfig
+from llava_bridge.training.train_config import STAGE_NAMES, LlavaTrainConfig
 
 
 @pytest.fixture
@@ -160,6 +160,22 @@ def test_an_output_that_only_one_machine_sees_is_rejected(tmp_path: Path, monkey
     monkeypatch.setattr(distributed, "all_gather_objects", lambda sees: [sees, False])
     with pytest.raises(UserError, match=r"output: expected a directory shared by all nodes, but the process of rank 1"):
         _check_shared(tmp_path)
+
+
+@pytest.mark.parametrize(("visible", "count"), [("", "null"), ("5", "null"), ("4,7", "2"), ("0,1,2", "3")])
+def test_each_visible_gpu_gets_a_process(visible: str, count: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llava_bridge.training import train as command
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(command, "launch", lambda arguments, processes, *_: started.append(processes))
+    monkeypatch.setattr(command, "is_reporting_process", lambda: True)
+    started: list[int] = []
+    batch = [word for name in STAGE_NAMES for word in (f"--{name}.global_batch_size", "6")]
+    status, told = train(path, *batch)
+    assert (status, started) == (0, [1 if count == "null" else int(count)]), told
+    assert (f"distributed.num_processes: {count}, one for each visible GPU" in told) == (count != "null")
+    train(path, *batch, "--distributed.num_processes", "1")
+    assert started[1:] == [1]
 
 
 def test_the_number_of_processes(path: Path, config: LlavaTrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,6 +81,17 @@ def test_sampling_and_beam_search_work_with_a_shared_prefix(llava: Any) -> None:
     assert beams == [ask(built, [picture], [question], num_beams=2)[0] for question in QUESTIONS[:3]]
 
 
+@pytest.mark.parametrize("kind", quick_of(["qwen3", "llama", "granite"], "qwen3"))
+def test_a_static_cache_gives_the_same_answers(kind: str, llava: Any) -> None:
+    built = llava(kind)
+    three = noise_images(3)
+    shown = [*three, None, three[0], three[:2]]
+    asked = [QUESTIONS[number % 4] for number in range(6)]
+    dynamic = ask(built, shown, asked)
+    assert len(set(dynamic)) > 3
+    assert ask(built, shown, asked, batch_size=4, cache_implementation="static") == dynamic
+
+
 def test_images_that_only_look_alike_are_not_mixed_up(llava: Any) -> None:
     """The same object is the same image; the same prompt about another one has a prefix of its own."""
     built = llava("qwen3")

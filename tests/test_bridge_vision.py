@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import bridge_world
 import pytest
@@ -13,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from clips.errors import UserError
 from llava_bridge.encoders import load_encoder
+from llava_bridge.model.cached_features import FeatureReader
 from llava_bridge.model.modeling_vision import EncoderVisionModel, build_vision_model
 
 
@@ -141,27 +145,37 @@ def test_bad_encoders_are_rejected_in_one_line(bridge_encoder: Path, tmp_path: P
 
 def test_cached_features_are_right_and_specific_to_weights_and_layers(bridge_encoder, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    batch, computed = pixels(3, 32), []
+    batch, computed, readers = pixels(3, 32), [], []
 
     def tower(layers: int | list[int], shift: float = 0.0) -> EncoderVisionModel:
         model = build_vision_model(load_encoder(str(bridge_encoder)))
         next(model.parameters()).data.add_(shift)
-        model.cache_features(layers)
+        shards = model.cache_features(layers, torch.float32)
+        readers.append(FeatureReader(shards, torch.float32, SimpleNamespace(vision_config=model.config)))
         states = model.tower.states
         model.tower.states = lambda seen, deepest: (computed.append(len(seen)), states(seen, deepest))[1]
         return model
 
-    def seen(model: EncoderVisionModel, layers: int | list[int]) -> list[torch.Tensor]:
-        return [state for state in model(batch, output_hidden_states=layers).hidden_states if state is not None]
+    def seen(model: EncoderVisionModel, layers: int | list[int], *cached: Any) -> list[torch.Tensor]:
+        with model.with_features(*cached) if cached else contextlib.nullcontext():
+            return [state for state in model(batch, output_hidden_states=layers).hidden_states if state is not None]
+
+    def trained(model: EncoderVisionModel, layers: int | list[int]) -> list[torch.Tensor]:
+        """With what a worker of the loader reads, as in a training."""
+        read = readers[-1]({"pixel_values": batch})
+        found = seen(model, layers, read.get("cached_features"), read["feature_keys"])
+        assert model.feature_shards is not None
+        model.feature_shards.flush()
+        return found
 
     plain = build_vision_model(load_encoder(str(bridge_encoder)))
     for _ in range(2):
         for layers in (-2, [-2, 1]):
-            for own, wanted in zip(seen(tower(layers), layers), seen(plain, layers), strict=True):
+            for own, wanted in zip(trained(tower(layers), layers), seen(plain, layers), strict=True):
                 assert torch.equal(own, wanted)
     assert computed == [3, 3]
     changed = tower(-2, shift=0.1)
-    assert not torch.allclose(seen(changed, -2)[0], seen(plain, -2)[0])
+    assert not torch.allclose(trained(changed, -2)[0], seen(plain, -2)[0])
     assert computed == [3, 3, 3]
-    seen(changed, -1)  # of another layer than the kept ones: computed
+    trained(changed, -1)  # of another layer than the kept ones: computed
     assert computed == [3, 3, 3, 3]

@@ -17,9 +17,8 @@ import torch
 from clips_world import is_equal, metrics, stopped_at, tensors_of, trained
 
 from clips.errors import UserError
-from clips.method.clips_model import ModelConfig, build_model
-from clips.method.recipes import RecipeConfig
-from clips.parallel.ddp import DDPStrategy, repeated_layers
+from clips.method.clips_model import build_model
+from clips.parallel.ddp import DDPStrategy
 from clips.parallel.distributed import DistributedContext
 from clips.train import train
 from clips.training.train_state import list_checkpoints
@@ -278,29 +277,6 @@ def test_processes_share_the_writing_of_replicated_weights(data: Path, tmp_path:
     assert sorted(name for share in shares for name in share) == sorted(encoder.state_dict())
     bytes_of = [sum(value.nbytes for value in share.values()) for share in shares]
     assert max(bytes_of) < 0.6 * sum(bytes_of)
-
-
-def test_repeated_layers_are_found(data: Path, tmp_path: Path):
-    config = clips_world.train_config(data, tmp_path / "x", recipe={"captioner": {"max_length": 12, "num_layers": 2}})
-    model = build_model(config.model, config.recipe, 0)
-    counted = [type(layer).__name__ for layer in repeated_layers(model)]
-    vision, text = model.clip.visual.transformer.layers, model.clip.transformer.layers
-    assert counted == ["ResidualAttentionBlock"] * (vision + text) + ["Block"] * 2
-    timm = build_model(ModelConfig(architecture="clips-tinyvit", image_size=32), RecipeConfig(name="clip"), 0)
-    assert "TinyVitBlock" in {type(layer).__name__ for layer in repeated_layers(timm.clip.visual)}
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_activations_that_are_computed_again_change_nothing(data: Path, tmp_path: Path, precision: str):
-    for again in (False, True):
-        trained(
-            data,
-            tmp_path / str(again),
-            precision=precision,
-            max_steps=2,
-            distributed={"activation_checkpointing": again},
-        )
-    assert is_equal(tmp_path / "False", tmp_path / "True")
 
 
 @pytest.mark.slow

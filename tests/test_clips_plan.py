@@ -95,8 +95,9 @@ def test_flops_are_torchs_but_for_what_it_miscounts():
     assert ours.total == theirs.get_total_flops() > 0
 
 
-def test_checkpointing_holds_less_and_computes_more(fake: ClipsModel):
-    plain, again = dry(fake, 64), dry(fake, 64, checkpointing=True)
+def test_checkpointing_holds_less_and_computes_more():
+    fake = fake_model(MODEL, dataclasses.replace(RECIPE, captioner=dataclasses.replace(RECIPE.captioner, num_layers=4)))
+    plain, again = dry(fake, 64), dry(fake, 64, checkpointing=1)
     assert again.timeline[again.forward_end - 1, 2] < 0.4 * plain.timeline[plain.forward_end - 1, 2]
     assert plain.flops < again.flops < 1.36 * plain.flops  # a forward pass is a third
     assert again.feature_flops == plain.feature_flops
@@ -139,7 +140,7 @@ def test_other_towers(architecture: str):
 
 def test_a_trunk_of_timm_is_never_held_in_memory(monkeypatch: pytest.MonkeyPatch):
     built: list[ClipsModel] = []
-    monkeypatch.setattr(dry_run, "_replace_by_empty", built.append)
+    monkeypatch.setattr(dry_run, "replace_by_empty", built.append)
     fake_model.__wrapped__(ModelConfig(architecture="clips-tinyvit"), RecipeConfig(name="clip"))
     assert all(value.is_meta for value in built[0].parameters())
 
@@ -247,7 +248,7 @@ def test_state_that_each_strategy_shards(stages: list[StagePlan]):
 
 def test_the_largest_batch_fits_and_the_next_does_not(tmp_path: Path):
     memory = MemoryModel(read_config(write_config(tmp_path, stages=[], max_steps=9)))
-    spread = Layout(parallel="ddp", count=4, checkpointing=False)
+    spread = Layout(parallel="ddp", count=4, checkpointing=0)
 
     def size(samples: int) -> float:
         return sum(memory.parts(spread, local=samples, at_once=samples).values())
@@ -262,7 +263,7 @@ def test_the_largest_batch_fits_and_the_next_does_not(tmp_path: Path):
     exact = step.timeline.sum(1).max()
     assert between["gradients"] + between["copies"] + between["activations"] == pytest.approx(exact, rel=0.03)
     parts = memory.parts(spread, local=1024, at_once=64)
-    assert sum(parts.values()) < 0.5 * size(1024)
+    assert sum(parts.values()) < 0.6 * size(1024)  # a chunk of the caption loss does not shrink
     first_pass = memory.computed_flops(spread, in_parts=True) - memory.computed_flops(spread, in_parts=False)
     assert first_pass * step.samples == pytest.approx(step.feature_flops, rel=0.05)
 
@@ -369,7 +370,7 @@ def test_similarities_grow_with_the_samples_and_fill_a_gpu_in_the_plan(tmp_path:
     config = validating(data, tmp_path / "run", 1_000_000)
     few = MemoryModel(dataclasses.replace(config, validation=dataclasses.replace(config.validation, num_samples=8)))
     many = MemoryModel(dataclasses.replace(config, validation=dataclasses.replace(config.validation, batch_size=1024)))
-    spread = Layout(parallel="ddp", count=2, checkpointing=False)
+    spread = Layout(parallel="ddp", count=2, checkpointing=0)
     width = few.model.model_cfg["embed_dim"]
     found = many.validation(spread)
     assert found["features"] == 4 * 1_000_000 * width * 4
@@ -386,8 +387,8 @@ def test_shards_and_averages_are_validated_in_a_model_of_their_own(tmp_path: Pat
     for average in (None, 0.9):
         found = MemoryModel(validating(data, tmp_path / "run", 8, ema_decay=average))
         for parallel in PARALLELS:
-            held = found.validation(Layout(parallel=parallel, count=2, checkpointing=False))["model"]
+            held = found.validation(Layout(parallel=parallel, count=2, checkpointing=0))["model"]
             whole = found.parameters * 4 + found.buffers
             assert held == (whole if average or parallel in {"fsdp", "zero3"} else 0)
     without = MemoryModel(clips_world.train_config(data, tmp_path / "run"))
-    assert without.validation(Layout(parallel="fsdp", count=2, checkpointing=False)) == {}
+    assert without.validation(Layout(parallel="fsdp", count=2, checkpointing=0)) == {}

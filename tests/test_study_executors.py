@@ -23,11 +23,11 @@ from benchmarks.study.resources import (
     gpu_environment,
     resolve_resources,
     take_gpus,
-    visible_gpus,
 )
 from benchmarks.study.schema import parse_study
 from benchmarks.study.steps import Step
 from clips.errors import UserError
+from clips.parallel.visible_gpus import visible_gpus
 
 
 def step(name: str, kind: str = "encoder", **config: object) -> Step:
@@ -116,6 +116,7 @@ NODES = "torchrun --nnodes 2 --rdzv-backend c10d --shutdown-timeout 270 --nproc-
     [
         (TRAIN, Resources(), "clips train --config c"),
         (TRAIN, Resources(processes=4), f"{TORCHRUN} 4 -m clips.cli train --config c"),
+        (LLAVA, Resources(), "llava-bridge train --config c --distributed.num_processes 1"),
         (LLAVA, Resources(processes=4), "llava-bridge train --config c --distributed.num_processes 4"),
         (RUN, Resources(processes=2), f"{TORCHRUN} 2 -m benchmarks run --config c"),
         (LLAVA, Resources(processes=8, nodes=2), f"{NODES} -m llava_bridge train --config c"),

@@ -26,7 +26,7 @@ from benchmarks.study.executors import ExecutorConfig, GpusConfig, LocalConfig, 
 from benchmarks.study.job import Job, RunPlan, write_plan
 from benchmarks.study.launchers import launch_command, resolve_executable
 from benchmarks.study.locks import is_at_work, left_behind
-from benchmarks.study.resources import Resources, visible_gpus
+from benchmarks.study.resources import Resources
 from benchmarks.study.step_state import (
     CONFIG_FILE,
     StepKey,
@@ -39,6 +39,7 @@ from benchmarks.study.step_state import (
 from benchmarks.study.steps import Step, topological_order
 from benchmarks.study.study_record import available_cores
 from clips.errors import UserError
+from clips.parallel.visible_gpus import visible_gpus
 
 WORKFLOW = Path(__file__).with_name("workflow.smk")
 LOG = ".snakemake.log"

@@ -96,6 +96,8 @@ def launch_command(words: tuple[str, ...], config: Path, resources: Resources) -
         UserError: the command runs in one process only.
     """
     given = ("--config", str(config))
+    if words == _SELF_LAUNCHING and resources.nodes == 1:  # 1 as well: it would use all visible GPUs
+        return (*words, *given, "--distributed.num_processes", str(resources.processes))
     if resources.processes == resources.nodes == 1:
         return (*words, *given)
     if words not in _DISTRIBUTED:
@@ -103,8 +105,6 @@ def launch_command(words: tuple[str, ...], config: Path, resources: Resources) -
             f"resources: '{' '.join(words)}' runs in one process; got processes: {resources.processes}, "
             f"nodes: {resources.nodes}"
         )
-    if words == _SELF_LAUNCHING and resources.nodes == 1:
-        return (*words, *given, "--distributed.num_processes", str(resources.processes))
     timeout = ("--shutdown-timeout", "270")  # to save a checkpoint on SIGTERM; torchrun's default is 30 seconds
     nodes = ("--standalone",) if resources.nodes == 1 else ("--nnodes", str(resources.nodes), "--rdzv-backend", "c10d")
     count = ("--nproc-per-node", str(resources.processes))

@@ -12,9 +12,7 @@ are the scores of an evaluation. The order of summation differs, so that last di
 from __future__ import annotations
 
 import fnmatch
-import itertools
 import os
-import subprocess
 import tempfile
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,6 +23,7 @@ from benchmarks.study.locks import acquire
 from benchmarks.study.steps import Step, StepKind
 from benchmarks.study.sweep import Settings
 from clips.errors import UserError, unknown_name_error
+from clips.parallel.visible_gpus import VISIBLE
 
 STEP_KINDS: tuple[str, ...] = typing.get_args(StepKind)
 
@@ -88,25 +87,6 @@ def check_patterns(resources: Mapping[str, Settings], steps: Iterable[Step]) -> 
     for pattern in resources:
         if pattern not in STEP_KINDS and not fnmatch.filter(names, pattern):
             raise unknown_name_error(pattern, [*STEP_KINDS, *names], "kind or step in 'resources'")
-
-
-VISIBLE = "CUDA_VISIBLE_DEVICES"
-
-
-def visible_gpus() -> list[str]:
-    """The GPUs that a new process sees: indices or UUIDs, as in CUDA_VISIBLE_DEVICES.
-
-    CUDA reads that variable up to the first entry that is no device; without it all are visible.
-    """
-    if VISIBLE in os.environ:
-        entries = [entry.strip() for entry in os.environ[VISIBLE].split(",")]
-        return list(itertools.takewhile(lambda entry: entry not in {"", "-1"}, entries))
-    command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
-    try:
-        listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return listed.split()
 
 
 def take_gpus(devices: Sequence[str], count: int) -> tuple[list[str], list[int]] | None:

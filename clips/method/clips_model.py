@@ -125,12 +125,6 @@ class ClipsModel(nn.Module):
                 module.eval()
         return self
 
-    def checkpoint_activations(self, *, enable: bool = True) -> None:
-        """Enable activation checkpointing: store only each layer's input, recompute the activations when needed."""
-        self.clip.set_grad_checkpointing(enable)
-        if self.captioner is not None:
-            self.captioner.checkpoints_activations = enable
-
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:
         """Clamp the logit scale to [1, 100]; call after each optimizer step."""

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
-from torch.utils.checkpoint import checkpoint
 
 from clips.errors import UserError
 from clips.model.length_grouping import group_by_length
-from clips.model.losses import linear_cross_entropy
+from clips.model.losses import SoftmaxError, linear_cross_entropy
 from clips.model.tokenizer import VOCAB_SIZE
 
 _EPSILON = 1e-6
@@ -136,6 +135,7 @@ class CaptionHead(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width, eps=_EPSILON)
         self.weight = nn.Parameter(torch.randn(vocabulary, width) * width**-0.5)
+        self.softmax = SoftmaxError()
 
     def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return logits (…, V) of hidden states (…, D), or, given labels (N,), their sum-reduced cross-entropy ()."""
@@ -145,7 +145,7 @@ class CaptionHead(nn.Module):
             normed = self.norm(hidden.float())
             if labels is None:
                 return normed @ self.weight.t()
-            return linear_cross_entropy(normed, self.weight, labels, dtype)
+            return linear_cross_entropy(normed, self.weight, labels, dtype, self.softmax)
 
 
 class Captioner(nn.Module):
@@ -160,7 +160,6 @@ class Captioner(nn.Module):
         self.embedding = nn.Embedding(shape.vocabulary, shape.width) if shape.teacher_forced else None
         self.blocks = nn.ModuleList(Block(shape.width, shape.heads, shape.layers) for _ in range(shape.layers))
         self.head = CaptionHead(shape.width, shape.vocabulary)
-        self.checkpoints_activations = False
 
     def forward(self, image_tokens: Tensor, text_tokens: Tensor | None, target: Tensor, counted: Tensor) -> Tensor:
         """Return the sum-reduced cross-entropy () over the counted labels of a batch.
@@ -177,7 +176,7 @@ class Captioner(nn.Module):
         """
         device = image_tokens.device
         positions = torch.arange(1, counted.shape[1] + 1, device=counted.device)
-        order, sizes, lengths = group_by_length((counted * positions).amax(dim=1).clamp(min=1))
+        order, sizes, lengths = group_by_length((counted * positions).amax(dim=1).clamp(min=1), device)
         groups = list(zip(order.split(sizes), lengths, strict=True))
         selected = [counted[rows, :length].flatten().nonzero()[:, 0] for rows, length in groups]
         hidden, labels = [], []
@@ -211,10 +210,7 @@ class Captioner(nn.Module):
         x = torch.cat([prefix, queries.to(prefix.dtype)], dim=1)
         for number, block in enumerate(self.blocks, 1):
             first = start if number == len(self.blocks) else 0  # the last block's prefix is not used
-            if self.checkpoints_activations and torch.is_grad_enabled():
-                x = checkpoint(block, x, mask, first, use_reentrant=False)
-            else:
-                x = block(x, mask, first)
+            x = block(x, mask, first)
         return x
 
 

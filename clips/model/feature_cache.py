@@ -19,7 +19,7 @@ Forward = Callable[[Tensor], Tensor]
 
 def enable_feature_cache(trunk: nn.Module) -> None:
     """Cache the outputs (B, …) of a frozen timm trunk's ``forward_features``."""
-    cache = FeatureCache(trunk, trunk.forward_features, kind="trunks", remember=True)  # type: ignore[arg-type]
+    cache = FeatureCache(trunk, trunk.forward_features)  # type: ignore[arg-type]
     trunk.forward_features = cache  # type: ignore[assignment]
 
 
@@ -29,40 +29,26 @@ class FeatureCache:
     Args:
         module: its weights determine the outputs; it computes in evaluation mode.
         compute: images (B, 3, S, S) → outputs (B, …).
-        kind: the cache's directory.
-        variant: other settings that determine the outputs.
-        remember: also store the outputs in memory.
     """
 
-    def __init__(
-        self, module: nn.Module, compute: Forward, *, kind: str, variant: str = "", remember: bool = False
-    ) -> None:
+    def __init__(self, module: nn.Module, compute: Forward) -> None:
         self.module = module
         self.compute = compute
-        self.kind = kind
-        self.variant = variant
-        self.remember = remember
         self.in_memory: dict[tuple[str, str], Tensor] = {}
 
     @functools.cached_property
     def weights(self) -> str:
         """Hash of module and weights, computed at the first access, because weights may be loaded later."""
-        state = self.module.state_dict()
-        structure = f"{self.module!r} {list(state)}".encode()
-        return _digest(torch.frombuffer(bytearray(structure), dtype=torch.uint8), *state.values())
-
-    def freeze_weights_hash(self) -> None:
-        """Hash the current weights, before they are rounded or sharded."""
-        _ = self.weights
+        return weights_digest(self.module)
 
     @torch.no_grad()
     def __call__(self, image: Tensor) -> Tensor:
         """Return the outputs (B, …) of images (B, 3, S, S)."""
         device = image.device.type
         precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else image.dtype
-        name = f"{self.weights}{self.variant}-{str(precision).removeprefix('torch.')}"
-        cache = tensor_cache(cache_directory(self.kind) / name)
-        keys = [_digest(pixels) for pixels in image.cpu()]
+        name = f"{self.weights}-{str(precision).removeprefix('torch.')}"
+        cache = tensor_cache(cache_directory("trunks") / name)
+        keys = [digest(pixels) for pixels in image.cpu()]
         outputs: dict[str, Tensor] = {}
         for key in set(keys):
             output = self.in_memory.get((name, key))
@@ -74,8 +60,7 @@ class FeatureCache:
             for key, output in zip(missing, self._compute(image[list(missing.values())]).cpu(), strict=True):
                 outputs[key] = output.clone(memory_format=torch.contiguous_format)
                 cache.put(key, outputs[key])
-        if self.remember:
-            self.in_memory |= {(name, key): output for key, output in outputs.items()}
+        self.in_memory |= {(name, key): output for key, output in outputs.items()}
         return torch.stack([outputs[key] for key in keys]).to(image.device)
 
     def _compute(self, image: Tensor) -> Tensor:
@@ -86,9 +71,17 @@ class FeatureCache:
             self.module.train(was_training)
 
 
-def _digest(*values: Tensor) -> str:
-    digest = hashlib.blake2b(digest_size=16)
+def weights_digest(module: nn.Module) -> str:
+    """Hash of a module's structure and weights."""
+    state = module.state_dict()
+    structure = f"{module!r} {list(state)}".encode()
+    return digest(torch.frombuffer(bytearray(structure), dtype=torch.uint8), *state.values())
+
+
+def digest(*values: Tensor) -> str:
+    """Hash of tensors: shapes, dtypes and contents."""
+    total = hashlib.blake2b(digest_size=16)
     for value in values:
-        digest.update(f"{tuple(value.shape)}{value.dtype}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+        total.update(f"{tuple(value.shape)}{value.dtype}".encode())
+        total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return total.hexdigest()

@@ -15,10 +15,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 _CHUNK_ELEMENTS = 2**24  # logits in memory at a time: 64 MiB of float32
+_GPU_CHUNK_ROWS = 2048  # products of fewer rows do not fill a GPU, and each chunk adds to all weights' gradients
+_GPU_CHUNK_ELEMENTS = 2**28  # 1 GiB of float32
 
 
 def softmax_loss(image: Tensor, texts: Sequence[Tensor], scale: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -109,7 +111,43 @@ def caption_loss(loss_sum: Tensor, num_tokens: Tensor) -> Tensor:
     return loss_sum * world_size() / total.clamp(min=1.0)
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+class SoftmaxError(nn.Module):
+    """Cross-entropy and its gradient at the logits of a chunk; a module, so that torch.compile can fuse it."""
+
+    def forward(
+        self, hidden: Tensor, weight: Tensor, labels: Tensor, *, gradient: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the sum-reduced loss (), float32 or wider, and its ``gradient`` (N, V) in hidden's dtype, or None.
+
+        Args:
+            hidden: (N, D), any float dtype.
+            weight: (V, D), in hidden's dtype.
+            labels: (N,) int64.
+            gradient: whether to compute it.
+        """
+        logits = (hidden @ weight.t()).to(torch.promote_types(hidden.dtype, torch.float32))
+        rows = torch.arange(len(logits), device=logits.device)
+        largest = logits.amax(dim=1)
+        own = logits[rows, labels] - largest
+        powers = logits.sub_(largest[:, None]).exp_()  # in place: a chunk is in memory once
+        normalizer = powers.sum(dim=1)
+        loss = (normalizer.log() - own).sum()
+        if not gradient:
+            return loss, None
+        error = powers.div_(normalizer[:, None]).to(hidden.dtype)
+        return loss, error.index_put_((rows, labels), (own.exp() / normalizer - 1).to(hidden.dtype))
+
+
+_softmax_error = SoftmaxError()
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    dtype: torch.dtype | None = None,
+    softmax: SoftmaxError = _softmax_error,
+) -> Tensor:
     """Return the sum-reduced cross-entropy () of ``hidden @ weight.T`` without all its (N, V) logits in memory.
 
     Args:
@@ -117,35 +155,31 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, dtype: 
         weight: (V, D), any float dtype, also of its gradient, which is summed in float32.
         labels: (N,) int64.
         dtype: of the matrix products, hidden's if not given; softmax and sums are float32.
+        softmax: computes the softmax of a chunk.
     """
-    return _LinearCrossEntropy.apply(hidden, weight, labels, dtype or hidden.dtype)
+    return _LinearCrossEntropy.apply(hidden, weight, labels, dtype or hidden.dtype, softmax)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     """Computes the gradients in the forward pass, chunk by chunk, while the chunk's logits are in memory."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, dtype: torch.dtype, softmax: SoftmaxError
+    ) -> Tensor:
         needs_hidden, needs_weight, *_ = ctx.needs_input_grad
         hidden_grad = torch.zeros_like(hidden) if needs_hidden else None
         wide = torch.promote_types(hidden.dtype, torch.float32)
         weight_grad = torch.zeros_like(weight, dtype=wide) if needs_weight else None
         total = hidden.new_zeros((), dtype=wide)
         factors = weight.to(dtype)
-        step = max(1, _CHUNK_ELEMENTS // len(weight))
+        step = chunk_rows(weight)
         for start in range(0, len(hidden), step):
-            part, label = hidden[start : start + step].to(dtype), labels[start : start + step, None]
-            logits = (part @ factors.t()).to(wide)
-            largest = logits.amax(dim=1, keepdim=True)
-            own = logits.gather(1, label)
-            powers = logits.sub_(largest).exp_()
-            normalizer = powers.sum(dim=1, keepdim=True)
-            total += (largest + normalizer.log() - own).sum()
-            if not (needs_hidden or needs_weight):
+            part, label = hidden[start : start + step].to(dtype), labels[start : start + step]
+            loss, error = softmax(part, factors, label, gradient=needs_hidden or needs_weight)
+            total += loss
+            if error is None:
                 continue
-            error = powers.div_(normalizer)  # softmax, then minus one at the label
-            error = error.scatter_add_(1, label, error.new_full(label.shape, -1.0)).to(dtype)
-            del logits, powers  # frees their memory before the products and the next chunk
             if hidden_grad is not None:
                 hidden_grad[start : start + step] = error @ factors
             if weight_grad is not None:
@@ -155,14 +189,27 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         hidden_grad, weight_grad = ctx.saved_tensors
         return (
             None if hidden_grad is None else hidden_grad * grads[0],
             None if weight_grad is None else weight_grad * grads[0],
             None,
             None,
+            None,
         )
+
+
+def chunk_rows(weight: Tensor) -> int:
+    """Return the number of rows whose logits with ``weight`` (V, D) are in memory at a time."""
+    if weight.device.type != "cpu":
+        return gpu_chunk_rows(weight)
+    return max(1, _CHUNK_ELEMENTS // len(weight))
+
+
+def gpu_chunk_rows(weight: Tensor) -> int:
+    """Return `chunk_rows` of a GPU."""
+    return max(1, min(_GPU_CHUNK_ROWS, _GPU_CHUNK_ELEMENTS // len(weight)))
 
 
 def _add_product(total: Tensor, one: Tensor, other: Tensor) -> None:
@@ -180,7 +227,7 @@ class _PairwiseSigmoid(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
         hidden_grad, weight_grad = torch.zeros_like(hidden), torch.zeros_like(weight)
         bias_grad, total = torch.zeros_like(bias), hidden.new_zeros(())
-        step = max(1, _CHUNK_ELEMENTS // len(weight))
+        step = chunk_rows(weight)
         for start in range(0, len(hidden), step):
             part, label = hidden[start : start + step], labels[start : start + step, None]
             logits = part @ weight.t() + bias
@@ -213,9 +260,9 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        summed = grads[0].clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(summed)
-        return summed.chunk(world_size())[rank()]
+        summed = grads[0].new_empty((len(grads[0]) // world_size(), *grads[0].shape[1:]))
+        dist.reduce_scatter_tensor(summed, grads[0].contiguous())
+        return summed
 
 
 def world_size() -> int:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from clips.errors import UserError, error_reason
 from clips.lazy_import import without_wandb
 from clips.model.architectures import ModelConfig, preprocess_cfg
+from clips.model.attention import pack_attention
 from clips.model.feature_cache import enable_feature_cache
 from clips.model.length_grouping import group_by_length
 from clips.model.loading import first_mismatch, read_safetensors
@@ -33,6 +34,7 @@ def build_towers(cfg: dict[str, Any]) -> Towers:
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         raise UserError(f"model.architecture: open_clip cannot build it ({error_reason(error)})") from None
     set_model_preprocess_cfg(towers, preprocess_cfg(cfg))
+    pack_attention(towers)
     _check_image_size(towers, preprocess_cfg(cfg)["size"])
     return towers
 
@@ -168,7 +170,7 @@ def _to_device_of(tower: Any, value: Tensor) -> Tensor:
 
 def _encode_up_to(tower: Any, text: Tensor, ends: Tensor) -> Tensor:
     """Return the last layer (B, width) at the positions ``ends`` (B,), computed only up to there."""
-    order, sizes, lengths = group_by_length(ends + 1)
+    order, sizes, lengths = group_by_length(ends + 1, tower.positional_embedding.device)
     pooled = []
     for rows, end, length in zip(text[order].split(sizes), ends[order].split(sizes), lengths, strict=True):
         x = tower.token_embedding(_to_device_of(tower, rows[:, :length])) + tower.positional_embedding[:length]

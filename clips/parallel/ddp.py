@@ -153,19 +153,6 @@ class DDPStrategy(Strategy):
         return self.model.no_sync() if skips_sync else contextlib.nullcontext()
 
 
-def repeated_layers(model: nn.Module) -> list[nn.Module]:
-    """Return the repeated layers of a model: the modules of each list or sequence of a single class."""
-    layers: list[nn.Module] = []
-    for child in model.children():
-        inner = list(child.children())
-        repeated = isinstance(child, nn.ModuleList | nn.Sequential) and len(inner) > 1
-        if repeated and len({type(layer) for layer in inner}) == 1:
-            layers += inner
-        else:
-            layers += repeated_layers(child)
-    return layers
-
-
 def full_tensor(value: Tensor) -> Tensor:
     """Return the full tensor of a shard, and other tensors unchanged; a collective call."""
     return value.full_tensor() if isinstance(value, DTensor) else value

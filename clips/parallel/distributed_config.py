@@ -22,6 +22,8 @@ class DistributedConfig:
             torch's FSDP2), or DeepSpeed's ZeRO with shards of the optimizer state (zero1), also of the gradients
             (zero2), also of the parameters (zero3). A run may resume with another strategy or number of processes.
         activation_checkpointing: store only each layer's input and recompute its activations in the backward pass.
+        checkpointing_interval: of how many layers ``activation_checkpointing`` recomputes one; 2 stores the activations
+            of every other layer.
         torch_compile: compile the layers with torch.compile; faster on GPUs.
         hang_timeout: seconds that a process may hang before the training ends and names it.
         device_peak_tflops: peak of the device in the training's precision, in 1e12 FLOP/s, for the log's ``mfu``; by
@@ -30,11 +32,16 @@ class DistributedConfig:
 
     strategy: Parallel = "ddp"
     activation_checkpointing: bool = False
+    checkpointing_interval: int = 1
     torch_compile: bool = False
-    hang_timeout: float = 1800
+    hang_timeout: float = 600
     device_peak_tflops: float | None = None
 
     def __post_init__(self) -> None:
+        if self.checkpointing_interval < 1:
+            raise UserError(
+                f"distributed.checkpointing_interval: expected 1 or more layers, got {self.checkpointing_interval}"
+            )
         if not self.hang_timeout > 0:
             raise UserError(f"distributed.hang_timeout: expected seconds above 0, got {self.hang_timeout}")
         if self.device_peak_tflops is not None and not self.device_peak_tflops > 0:

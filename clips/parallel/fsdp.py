@@ -14,7 +14,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from clips.method.clips_model import ClipsModel
 from clips.method.optimizer import OptimizerConfig, build_optimizer
-from clips.parallel.ddp import Strategy, repeated_layers
+from clips.model.layers import repeated_layers
+from clips.parallel.ddp import Strategy
 from clips.parallel.distributed import DistributedContext
 
 

@@ -10,9 +10,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
+from torch import nn
+
 from clips.method.clips_model import ClipsModel
 from clips.method.optimizer import OptimizerConfig
-from clips.parallel.ddp import DDPStrategy, Strategy, repeated_layers
+from clips.model.layers import checkpoint_layers, repeated_layers
+from clips.parallel.ddp import DDPStrategy, Strategy
 from clips.parallel.distributed import DistributedContext
 from clips.parallel.distributed_config import DistributedConfig, Parallel
 from clips.parallel.fsdp import FSDPStrategy
@@ -34,13 +37,27 @@ STRATEGIES: dict[Parallel, Callable[[ClipsModel, OptimizerConfig, DistributedCon
 }
 
 
+def modules_to_compile(encoder: ClipsModel) -> list[nn.Module]:
+    """Return the modules that ``distributed.torch_compile`` compiles: repeated layers, and the captions' softmax."""
+    captioner = encoder.captioner
+    return [*repeated_layers(encoder), *([] if captioner is None else [captioner.head.softmax])]
+
+
+def _compile_layers(encoder: ClipsModel) -> None:
+    from torch._dynamo import config  # takes seconds to import
+
+    # All towers' layers share one limit, with and without gradients; torch's is 8, after which it stops compiling.
+    config.recompile_limit = 64
+    for module in modules_to_compile(encoder):
+        module.compile()
+
+
 def build_strategy(
     encoder: ClipsModel, distributed: DistributedConfig, optim: OptimizerConfig, processes: DistributedContext
 ) -> Strategy:
     """Prepare ``encoder`` for distributed training; it is changed in place."""
     if distributed.activation_checkpointing:
-        encoder.checkpoint_activations()
+        checkpoint_layers(encoder, distributed.checkpointing_interval)
     if distributed.torch_compile:
-        for layer in repeated_layers(encoder):
-            layer.compile()
+        _compile_layers(encoder)
     return STRATEGIES[distributed.strategy](encoder, optim, processes)

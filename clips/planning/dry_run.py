@@ -25,6 +25,7 @@ from clips.method.clips_model import ClipsModel, build_model
 from clips.method.recipes import RecipeConfig
 from clips.model import losses
 from clips.model.architectures import ModelConfig, model_cfg
+from clips.model.layers import checkpoint_layers
 from clips.model.precision import fast_sdpa_backend
 from clips.model.tokenizer import EOS
 from clips.model.towers import eot_token_id
@@ -85,15 +86,16 @@ def fake_model(model: ModelConfig, recipe: RecipeConfig) -> ClipsModel:
     with torch.device("meta"):  # timm's constructors fail with fake tensors
         built = build_model(config, recipe, seed=0)
     with mode:
-        _replace_by_empty(built)
+        replace_by_empty(built)
     return built
 
 
-def _replace_by_empty(model: nn.Module) -> None:
+def replace_by_empty(model: nn.Module) -> None:
     """Replace parameters and buffers by empty ones, which are fake in a fake tensor mode."""
     for module in model.modules():
         for name, value in module.named_parameters(recurse=False):
-            setattr(module, name, nn.Parameter(torch.empty(value.shape), requires_grad=value.requires_grad))
+            fake = torch.empty(value.shape, dtype=value.dtype)
+            setattr(module, name, nn.Parameter(fake, requires_grad=value.requires_grad))
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
 
@@ -136,7 +138,7 @@ def profile_step(
     *,
     device: Device = "cuda",
     bf16: bool = True,
-    checkpointing: bool = False,
+    checkpointing: int = 0,
     caption_tokens: int | None = None,
     texts: Mapping[str, Tensor] | None = None,
     memory: bool = True,
@@ -148,7 +150,7 @@ def profile_step(
         samples: number of samples in the batch.
         device: determines attention kernels and autocast dtypes.
         bf16: activations in bfloat16 by autocast.
-        checkpointing: activation checkpointing.
+        checkpointing: interval of the layers whose activations are recomputed; 0 for none.
         caption_tokens: see `fake_batch`; ``texts`` likewise.
         memory: whether to trace it; otherwise only FLOPs are counted, in half the time.
     """
@@ -182,14 +184,14 @@ def run_fake_step(
     *,
     device: Device,
     bf16: bool,
-    checkpointing: bool,
+    checkpointing: int,
 ) -> None:
     """Run forward and backward pass of `fake_model` over a fake batch, and call ``end_forward`` in between."""
     model.train()
     model.zero_grad()
-    model.checkpoint_activations(enable=checkpointing)
+    checkpoint_layers(model, checkpointing)
     attention = fast_sdpa_backend(torch.device(device), "bf16" if bf16 else "fp32")
-    with _frozen_garbage(), _kernels_of(device), attention:
+    with frozen_garbage(), kernels_of(device), attention:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             outputs = model(batch)
         end_forward()
@@ -197,7 +199,7 @@ def run_fake_step(
         del outputs
         with _mode_of(model):  # entered once, not for each operator
             loss.backward()
-    model.checkpoint_activations(enable=False)
+    checkpoint_layers(model, 0)
 
 
 def profile_contrastive_loss(model: ClipsModel, samples: int, processes: int) -> tuple[float, int]:
@@ -237,7 +239,7 @@ def profile_validation(
     samples, size = min(config.num_samples, config.batch_size), model.image_size
     model.eval()
     tokens = dict.fromkeys(validation.CAPTIONS, full_length_texts(model, samples))
-    with torch.no_grad(), _kernels_of(device):
+    with torch.no_grad(), kernels_of(device):
         with MemoryTrace(model) as encoding:
             with _mode_of(model):
                 mean = torch.empty(3, 1, 1)
@@ -257,7 +259,7 @@ def profile_validation(
 def _fake_processes(count: int) -> Iterator[None]:
     """Simulate ``count`` processes in `clips.model.losses`, without communication."""
     before = losses.world_size, losses.rank, losses.dist
-    no_communication: Any = types.SimpleNamespace(all_gather_into_tensor=_no_op, all_reduce=_no_op)
+    no_communication: Any = types.SimpleNamespace(all_gather_into_tensor=_no_op, reduce_scatter_tensor=_no_op)
     losses.world_size, losses.rank, losses.dist = (lambda: count), (lambda: 0), no_communication
     try:
         yield
@@ -270,7 +272,7 @@ def _no_op(*arguments: Any, **named: Any) -> None:
 
 
 @contextlib.contextmanager
-def _frozen_garbage() -> Iterator[None]:
+def frozen_garbage() -> Iterator[None]:
     """Exclude existing objects from garbage collection, which saves time."""
     gc.freeze()
     try:
@@ -280,20 +282,23 @@ def _frozen_garbage() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _kernels_of(device: Device) -> Iterator[None]:
-    """Use the attention and the autocast dtypes of ``device`` for CPU tensors.
+def kernels_of(device: Device) -> Iterator[None]:
+    """Use the attention, the autocast dtypes and the loss's chunks of ``device`` for CPU tensors.
 
     A GPU has fused attention under any mask, which stores queries, keys, values, result and one number per row. Its
     autocast computes layer norms in float32, that of a CPU in bfloat16 (the lists in torch's autocast_mode.h).
     Functions are replaced, because torch's modes are inactive during the recomputation of checkpoints.
     """
-    before = F.scaled_dot_product_attention, F.layer_norm
-    if device == "cuda":
-        F.scaled_dot_product_attention, F.layer_norm = _fused_attention, _float32_norm  # type: ignore[assignment]
-    try:
+    with contextlib.ExitStack() as patches:
+        if device == "cuda":
+            for owner, name, value in (
+                (F, "scaled_dot_product_attention", _fused_attention),
+                (F, "layer_norm", _float32_norm),
+                (losses, "chunk_rows", losses.gpu_chunk_rows),
+            ):
+                patches.callback(setattr, owner, name, getattr(owner, name))
+                setattr(owner, name, value)
         yield
-    finally:
-        F.scaled_dot_product_attention, F.layer_norm = before
 
 
 _layer_norm = F.layer_norm

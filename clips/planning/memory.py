@@ -15,7 +15,7 @@ from typing import get_args
 
 import numpy as np
 
-from clips.parallel.ddp import repeated_layers
+from clips.model.layers import repeated_layers
 from clips.parallel.distributed_config import ZERO_REDUCE_BUCKET_SIZE, Parallel
 from clips.planning.dry_run import (
     BATCH_DIVISOR,
@@ -57,12 +57,12 @@ class Layout:
     Args:
         parallel: see `clips.parallel.distributed_config.DistributedConfig`.
         count: number of processes, one per GPU.
-        checkpointing: activation checkpointing.
+        checkpointing: interval of the layers whose activations are recomputed; 0 for none.
     """
 
     parallel: Parallel
     count: int
-    checkpointing: bool
+    checkpointing: int
 
 
 class MemoryModel:
@@ -90,7 +90,7 @@ class MemoryModel:
         self.trained = sum(value.numel() for value in weights if value.requires_grad)
         self.buffers = sum(value.nbytes for value in self.model.buffers())
         step = functools.partial(profile_step, self.model, device=device, bf16=bf16, caption_tokens=caption_tokens)
-        self.step: Callable[[int, bool], StepProfile] = functools.cache(
+        self.step: Callable[[int, int], StepProfile] = functools.cache(
             lambda samples, checkpointing: step(samples, checkpointing=checkpointing)
         )
         self._contrastive_peak: Callable[[int, int], int] = functools.cache(
@@ -103,11 +103,11 @@ class MemoryModel:
     def flops(self, count: int) -> float:
         """Return model FLOPs per sample, including its part of the contrastive loss over the global batch."""
         local = self.config.global_batch_size // count
-        return self.step(_SAMPLES, False).flops_per_sample + contrastive_flops(self.model, local, count) / local
+        return self.step(_SAMPLES, 0).flops_per_sample + contrastive_flops(self.model, local, count) / local
 
     def computed_flops(self, layout: Layout, *, in_parts: bool) -> float:
         """Return FLOPs that a GPU executes per sample, including recomputation."""
-        plain = self.step(_SAMPLES, False)
+        plain = self.step(_SAMPLES, 0)
         recomputed = self._large(layout.checkpointing).flops_per_sample - plain.flops_per_sample
         return self.flops(layout.count) + recomputed + (plain.feature_flops / plain.samples if in_parts else 0)
 
@@ -119,7 +119,7 @@ class MemoryModel:
             local: samples per step of one process.
             at_once: samples of a micro-batch; fewer than ``local`` take two forward passes.
         """
-        plain, sharded = self.step(_SAMPLES, False), SHARDED[layout.parallel]
+        plain, sharded = self.step(_SAMPLES, 0), SHARDED[layout.parallel]
         persistent = self._persistent_parts(layout) | {"batch": local * plain.inputs / plain.samples}
         gradient_shards = layout.count if "gradients" in sharded else 1
         contrast = self._contrast(local, layout.count)
@@ -150,7 +150,7 @@ class MemoryModel:
         copies = "parameters" in SHARDED[layout.parallel] or self.config.ema_decay is not None
         return self._validation() | {"model": float(self.parameters * _FLOAT32 + self.buffers) if copies else 0.0}
 
-    def activation_bytes(self, checkpointing: bool) -> float:
+    def activation_bytes(self, checkpointing: int) -> float:
         """Return bytes per additional sample of a step."""
         return float(self._large(checkpointing).growth.max())
 
@@ -189,12 +189,12 @@ class MemoryModel:
         low, high = (self._contrastive_peak(size, count) for size in (lower, 2 * lower))
         return low + (local / lower - 1) * (high - low)
 
-    def _timeline(self, samples: int, checkpointing: bool) -> tuple[np.ndarray, int]:
+    def _timeline(self, samples: int, checkpointing: int) -> tuple[np.ndarray, int]:
         """Return the timeline of a step, see `StepProfile`, and the end of its forward pass."""
         step = self.step(samples, checkpointing) if samples <= _MAX_PROFILED else self._large(checkpointing)
         return step.scaled_timeline(samples), step.forward_end
 
-    def _large(self, checkpointing: bool) -> StepProfile:
+    def _large(self, checkpointing: int) -> StepProfile:
         """Return the profile from which larger steps are extrapolated."""
         return self.step(_CHECKPOINTED_SAMPLES if checkpointing else _SAMPLES, checkpointing)
 

@@ -130,7 +130,8 @@ class StagePlan:
     def layout(self, count: int) -> Layout:
         """Return the stage's configured distribution on ``count`` GPUs."""
         distributed = self.stage.distributed
-        return Layout(parallel=distributed.strategy, count=count, checkpointing=distributed.activation_checkpointing)
+        interval = distributed.checkpointing_interval if distributed.activation_checkpointing else 0
+        return Layout(parallel=distributed.strategy, count=count, checkpointing=interval)
 
     def memory(self, layout: Layout, *, local: int, at_once: int) -> Parts:
         """Return bytes by part, see `MemoryModel.parts`, with an allowance for uncounted memory."""
@@ -184,7 +185,7 @@ class StagePlan:
             hours=self.steps * step / 3600,
         )
 
-    def mfu(self, samples: int, *, checkpointing: bool) -> float:
+    def mfu(self, samples: int, *, checkpointing: int) -> float:
         """Return the utilization of a GPU by a step of ``samples``: measured, stated, or the roofline's."""
         if self.stated_mfu is not None:
             return self.stated_mfu
@@ -196,18 +197,19 @@ class StagePlan:
         )
         return float(flops / seconds / self.gpu.peak(self.precision))
 
-    def roofline(self, samples: int, *, checkpointing: bool) -> dict[tuple[str, str], Kernels]:
+    def roofline(self, samples: int, *, checkpointing: int) -> dict[tuple[str, str], Kernels]:
         """Return the kernels of a step by phase and kind, see `clips.planning.roofline`."""
         rates = rates_of(self.gpu, self.precision)
         return roofline(self._trace(samples, checkpointing), self.model.trained, rates)
 
-    def _trace_step(self, samples: int, checkpointing: bool) -> KernelTrace:
+    def _trace_step(self, samples: int, checkpointing: int) -> KernelTrace:
         return trace_step(
             self.model.model,
             samples,
             bf16=self.precision == "bf16",
             checkpointing=checkpointing,
             caption_tokens=self.config.mean_loss_tokens,
+            compiled=self.stage.distributed.torch_compile,
         )
 
     def bytes_sent(self, layout: Layout, local: int) -> tuple[float, float]:
@@ -219,7 +221,7 @@ class StagePlan:
         ring = (layout.count - 1) / layout.count
         towers = 1 + len(self.model.model.recipe.spec.positives)
         features = local * layout.count * self.model.model.model_cfg["embed_dim"] * towers * 4
-        return rounds * ring * self.model.trained * 4, 3 * ring * features
+        return rounds * ring * self.model.trained * 4, 2 * ring * features
 
     def storage(self) -> dict[str, float]:
         """Return bytes on disk: the encoder directory, and the peak of the checkpoints while one is written."""

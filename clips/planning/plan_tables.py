@@ -112,7 +112,7 @@ def _memory(plan: StagePlan) -> Table:
     """Bytes by part under each strategy."""
     own, local = plan.layout(plan.config.num_gpus), plan.local(plan.config.num_gpus)
     at_once, limit = plan.at_once(own) or 1, plan.gpu.memory
-    recomputed = ", activation checkpointing" if own.checkpointing else ""
+    recomputed = f", one of {own.checkpointing} layers checkpointed" if own.checkpointing else ""
     table = Table(title=f"GB of a GPU with {at_once} samples at once{recomputed}", title_justify="left")
     table.add_column("part")
     layouts = [dataclasses.replace(own, parallel=parallel) for parallel in PARALLELS]
@@ -128,7 +128,11 @@ def _memory(plan: StagePlan) -> Table:
     table.add_row(
         f"total, of {_gb(limit)}", *(f"[red]{_gb(size)}[/red]" if size > limit else _gb(size) for size in totals)
     )
-    for name, checkpointing in (("largest batch of a GPU", False), ("… activation checkpointing", True)):
+    for name, checkpointing in (
+        ("largest batch of a GPU", 0),
+        ("… checkpointing every 2nd layer", 2),
+        ("… every layer", 1),
+    ):
         found = (plan.largest_batch(dataclasses.replace(layout, checkpointing=checkpointing)) for layout in layouts)
         table.add_row(name, *(f"{size:,}" for size in found))
     return table
@@ -230,14 +234,15 @@ def _basis(config: TrainPlanConfig, mfu: float | None) -> Iterator[str]:
     )
     if mfu is None:
         yield (
-            "Utilization: predicted, not measured, by a roofline of eager kernels, under assumed rates: matrix "
+            "Utilization: predicted, not measured, by a roofline of the step's kernels, under assumed rates: matrix "
             "products at 66 % of the peak, memory at 79 % of its bandwidth, no waiting. --metrics_file uses a run's."
         )
     else:
         yield f"MFU {mfu:.0%}: {f'the median of {config.metrics_file}' if config.metrics_file else 'assumed'}."
     yield (
         f"Assumed, not measured: {config.reserve_gb:g} GB for context and libraries, {config.fragmentation:.0%} for "
-        "fragmentation. Not included: torch.compile, waiting for data, failures, the time of validation."
+        "fragmentation. Not included: effects of torch.compile on memory, waiting for data, failures, the "
+        "time of validation."
     )
     yield (
         "Estimated, not measured: the time of more than one GPU, with ring algorithms at the data sheet's bandwidth "

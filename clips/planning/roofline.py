@@ -1,14 +1,17 @@
 """Roofline of a training step: each kernel takes the time of its FLOPs or of its bytes, whichever is longer.
 
-The kernels are those of a dry run on fake tensors (`clips.planning.dry_run`), in eager mode. Every kernel reads its
-inputs from memory and writes its outputs there, no cache helps, and no kernel waits for the host or for data: the
-resulting utilization is an estimate for eager execution, under the rates of `rates_of`.
+The kernels are those of a dry run on fake tensors (`clips.planning.dry_run`), of compiled layers those of
+`clips.planning.inductor`. Every kernel reads its inputs from memory and writes its outputs there, no cache helps, and
+no kernel waits for the host or for data: the resulting utilization is an estimate under the rates of `rates_of`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
@@ -16,8 +19,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from clips.method.clips_model import ClipsModel
+from clips.model import length_grouping
+from clips.parallel.strategies import modules_to_compile
 from clips.planning.dry_run import Device, fake_batch, run_fake_step
 from clips.planning.hardware import Gpu
+from clips.planning.inductor import CompiledKernel, lowered_layers
 from clips.planning.profilers import ATTENTION_BACKWARD, FLASH_BACKWARD, FORMULAS
 
 OPTIMIZER_BYTES = 40
@@ -29,6 +35,10 @@ _NO_KERNELS = {
     "unflatten", "flatten", "view_as", "expand_as", "lift_fresh", "device", "sym_size", "sym_numel", "sym_stride",
     "is_contiguous", "empty", "empty_like",
 }  # fmt: skip
+
+_FILLS = {"new_full", "new_zeros", "zeros_like", "ones_like", "full_like", "zero_", "fill_"}  # read nothing
+_READ_ROWS = {"gather", "index_select", "index", "embedding"}  # read as much as they write
+_WRITE_ROWS = {"scatter_", "scatter_add_"}  # read and write as much as their last argument
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,6 +106,12 @@ class KernelTrace(TorchDispatchMode):
         super().__init__()
         self.phase = "forward"
         self.kernels: list[tuple[str, str, float, float, int]] = []
+        self._is_paused = False
+
+    @classmethod
+    def is_infra_mode(cls) -> bool:
+        """Whether compiled layers stay compiled within it."""
+        return True
 
     def end_forward(self) -> None:
         """The following kernels are of the backward pass."""
@@ -104,24 +120,40 @@ class KernelTrace(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         operator, name = func.overloadpacket, func.overloadpacket.__name__
-        if name in _NO_KERNELS:
+        if self._is_paused or name in _NO_KERNELS:
             return result
         formula = FORMULAS.get(operator)
         flops = float(formula(*args, **(kwargs or {}), out_val=result)) if formula is not None else 0.0
-        kind = name if not flops else "matmul"
-        model_flops = flops
+        is_masked = (kwargs or {}).get("attn_mask") is not None
+        self._add(operator, name, flops, _traffic(name, (args, kwargs), result), is_masked=is_masked)
+        return result
+
+    @contextlib.contextmanager
+    def compiled(self, kernels: list[CompiledKernel]) -> Iterator[None]:
+        """Record the kernels of a compiled graph, and ignore the operators within."""
+        for kernel in kernels:
+            self._add(kernel.operator, kernel.kind, kernel.flops, kernel.bytes, is_masked=kernel.is_masked)
+        self._is_paused = True
+        try:
+            yield
+        finally:
+            self._is_paused = False
+
+    def _add(self, operator: Any, name: str, flops: float, size: int, *, is_masked: bool) -> None:
+        kind, model_flops = name if not flops else "matmul", flops
         if "attention" in name:
-            is_masked = (kwargs or {}).get("attn_mask") is not None
             kind = f"attention{' under a mask' if is_masked else ''}{' backward' if 'backward' in name else ''}"
             model_flops = flops * 2 / FLASH_BACKWARD if operator in ATTENTION_BACKWARD else flops
-        size = _traffic(name, (args, kwargs), result)
         self.kernels.append((self.phase, kind, model_flops, flops, size))
-        return result
 
 
 def _traffic(name: str, inputs: Any, result: Any) -> int:
     """Return the bytes that a kernel reads and writes; a tensor that is used twice counts once."""
     outputs = [value for value in tree_leaves(result) if isinstance(value, Tensor)]
+    if name in _FILLS or name in _READ_ROWS:
+        return sum(value.nbytes for value in outputs) * (1 if name in _FILLS else 2)
+    if name in _WRITE_ROWS:
+        return 3 * [value for value in tree_leaves(inputs) if isinstance(value, Tensor)][-1].nbytes
     seen: dict[tuple[Any, ...], int] = {}
     for value in [*tree_leaves(inputs), *outputs]:
         if isinstance(value, Tensor):
@@ -137,14 +169,36 @@ def trace_step(
     *,
     device: Device = "cuda",
     bf16: bool = True,
-    checkpointing: bool = False,
+    checkpointing: int = 0,
     caption_tokens: int | None = None,
+    compiled: bool = False,
 ) -> KernelTrace:
-    """Trace the kernels of a forward and backward pass; see `clips.planning.dry_run.profile_step`."""
+    """Trace the kernels of a forward and backward pass; see `clips.planning.dry_run.profile_step`.
+
+    With ``compiled`` the repeated layers are under torch.compile, see `clips.planning.inductor`.
+    """
     trace, batch = KernelTrace(), fake_batch(model, samples, caption_tokens)
-    with trace:
-        run_fake_step(model, batch, trace.end_forward, device=device, bf16=bf16, checkpointing=checkpointing)
+    step = functools.partial(run_fake_step, model, batch, device=device, bf16=bf16, checkpointing=checkpointing)
+    layers = lowered_layers(modules_to_compile(model), trace.compiled) if compiled else contextlib.nullcontext()
+    with _groups_of(device), layers:
+        if compiled:
+            step(lambda: None)  # compiles; a compilation would be traced
+            trace.kernels.clear()
+        with trace:
+            step(trace.end_forward)
     return trace
+
+
+@contextlib.contextmanager
+def _groups_of(device: Device) -> Iterator[None]:
+    """Group texts by length as on ``device``; memory is profiled with the CPU's groups, which need fewer samples."""
+    sizes = length_grouping.MIN_GROUP_SIZE
+    before = sizes["cpu"]
+    sizes["cpu"] = sizes[device]
+    try:
+        yield
+    finally:
+        sizes["cpu"] = before
 
 
 def roofline(trace: KernelTrace, trained: int, rates: Rates) -> dict[tuple[str, str], Kernels]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 
 class ModelEma:
@@ -25,9 +26,14 @@ class ModelEma:
     def update(self, state: Mapping[str, Tensor]) -> None:
         """Update with the state after a step; integer tensors are copied."""
         weight = 1 - self.decay if self.updates else 1.0
-        for name, value in state.items():
-            if value.is_floating_point():
-                self.state[name].lerp_(value.detach(), weight)
-            else:
-                self.state[name].copy_(value)
+        averaged = [name for name, value in state.items() if value.is_floating_point()]
+        averages, values = ([_local(tensors[name]) for name in averaged] for tensors in (self.state, state))
+        torch._foreach_lerp_(averages, values, weight)  # one kernel for many tensors
+        for name in state.keys() - set(averaged):
+            self.state[name].copy_(state[name])
         self.updates += 1
+
+
+def _local(value: Tensor) -> Tensor:
+    """Return this process's shard, which shares its memory, or a full tensor itself."""
+    return value.to_local() if isinstance(value, DTensor) else value.detach()

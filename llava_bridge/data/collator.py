@@ -6,8 +6,9 @@ image size in pixels, K positions whose logits are needed.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -91,18 +92,22 @@ class ConversationCollator:
         image_processor: the LLaVA's image processor; None for an LLM without images.
         pad: id of the padding token.
         packed_length: tokens per row for packing several samples; None pads each sample to a row of its own.
+            ``math.inf`` packs all samples into one row, for FlashAttention, which is told where each begins.
     """
 
-    def __init__(self, image_processor: Any, pad: int, packed_length: int | None = None) -> None:
+    def __init__(self, image_processor: Any, pad: int, packed_length: float | None = None) -> None:
         self.image_processor = image_processor
         self.pad = pad
         self.packed_length = packed_length
+        self.read_features: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+        """Adds cached features to a batch (:class:`llava_bridge.model.cached_features.FeatureReader`)."""
 
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Collate items into a batch.
 
         Returns:
-            ``input_ids`` and ``labels`` (R, T); ``attention_mask``, or for packed rows ``position_ids`` (R, T);
+            ``input_ids`` and ``labels`` (R, T); ``attention_mask``, or for packed rows ``position_ids`` (R, T), and for
+            a single row of all samples transformers' arguments for FlashAttention, ``cu_seq_lens_q`` (B + 1,) …;
             ``pixel_values`` (P, 3, S, S) in the order of their tokens; ``invalid_samples``, a list of `Invalid`. For a
             LLaVA with tiles ``pixel_values`` (P, N, 3, S, S), padded with zero tiles, and ``image_sizes`` (P, 2),
             heights and widths.
@@ -123,9 +128,15 @@ class ConversationCollator:
             batch["attention_mask"] = _right_padded([[1] * len(row) for row in positions], 0)
         else:
             batch["position_ids"] = _right_padded(positions, 0)
+        if self.packed_length == math.inf:
+            ends = torch.tensor([0, *itertools.accumulate(lengths[index] for index in rows[0])], dtype=torch.int32)
+            batch |= {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends}
+            batch |= {"max_length_q": max(lengths), "max_length_k": max(lengths)}
         images = [image for row in rows for index in row for image in items[index]["images"]]
         if images:
             batch.update(self.image_processor(images, return_tensors="pt"))
+        if self.read_features is not None:
+            batch |= self.read_features(batch)
         return batch
 
 
@@ -145,7 +156,7 @@ class TextCollator(ConversationCollator):
         return {**batch, **supervised_positions(batch["labels"])}
 
 
-def pack_lengths(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+def pack_lengths(lengths: Sequence[int], max_tokens: float) -> list[list[int]]:
     """Assignment of samples to rows of ``max_tokens``: few rows, of similar length because of the padding.
 
     In descending order of length, each sample goes into the least full row. A longer sample than ``max_tokens`` gets a

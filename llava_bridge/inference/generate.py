@@ -70,7 +70,9 @@ def answer(
         prompts: the user's messages. Images precede the text unless it contains ``<image>``.
         max_new_tokens: maximum length of an answer.
         batch_size: prompts per batch.
-        generation: other arguments of transformers' ``generate``, for instance ``do_sample=True``.
+        generation: other arguments of transformers' ``generate``, for instance ``do_sample=True``. With
+            ``cache_implementation="static"`` transformers compiles the model on a GPU, once for each batch size and
+            length: for long answers to prompts of equal length. Prompts with the same image then share nothing.
 
     Returns:
         The answers, in the order of the prompts.
@@ -162,7 +164,8 @@ class _Generator:
         self.model, self.processor = model, processor
         self.ids, self.images = ids, images
         self.generation = {"use_cache": True, **generation}  # overrides a trainer's setting in the config
-        self.can_share = generation.get("num_beams", 1) == 1  # beams would have to be copied with the cache
+        # Beams would have to be copied with the cache, which is a dynamic one.
+        self.can_share = generation.get("num_beams", 1) == 1 and generation.get("cache_implementation") is None
 
     @torch.inference_mode()
     def answer_separately(self, rows: Sequence[int]) -> dict[int, str]:

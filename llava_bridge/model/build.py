@@ -10,9 +10,11 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import safe_open
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -91,16 +93,15 @@ class LlavaParts:
     seed: int = 0
 
 
-def build_llava(parts: LlavaParts) -> tuple[AnyLlava, AnyProcessor]:
-    """Build the untrained LLaVA in float32, its encoder frozen.
+def build_llava(parts: LlavaParts, *, keep_bf16: bool = False) -> tuple[AnyLlava, AnyProcessor]:
+    """Build the untrained LLaVA in float32, its encoder frozen; ``keep_bf16`` as for :func:`load_llm`.
 
     Raises:
         UserError: an encoder or LLM is missing, incomplete or incompatible.
     """
     torch.manual_seed(parts.seed)
-    return build_llava_from_parts(
-        parts, load_encoder(parts.encoder, parts.image_size), load_tokenizer(parts.llm), load_llm(parts.llm)
-    )
+    encoder, tokenizer = load_encoder(parts.encoder, parts.image_size), load_tokenizer(parts.llm)
+    return build_llava_from_parts(parts, encoder, tokenizer, load_llm(parts.llm, keep_bf16=keep_bf16))
 
 
 def build_llava_from_parts(
@@ -273,8 +274,12 @@ def read_tokenizer(llm: str) -> Any:
     return tokenizer
 
 
-def load_llm(llm: str) -> Any:
+def load_llm(llm: str, *, keep_bf16: bool = False) -> Any:
     """Load the causal LM of a directory, or that of a LLaVA, in float32.
+
+    Args:
+        llm: the directory.
+        keep_bf16: whether a causal LM stored in bf16 stays in it.
 
     Raises:
         UserError: transformers cannot load it, or weights are missing.
@@ -282,7 +287,8 @@ def load_llm(llm: str) -> Any:
     check_llm_dir(llm)
     directory = resolve_model_dir(llm, "llm")
     if not is_llava(directory):
-        return load_pretrained(AutoModelForCausalLM, directory, f"llm: {llm}", dtype=torch.float32)
+        dtype = torch.bfloat16 if keep_bf16 and is_stored_in_bf16(directory) else torch.float32
+        return load_pretrained(AutoModelForCausalLM, directory, f"llm: {llm}", dtype=dtype)
     llava = load_pretrained(AutoModelForImageTextToText, directory, f"llm: {llm}", dtype=torch.float32)
     neutralize_logit_scaling(llava.config.text_config)
     with torch.device("meta"):
@@ -292,10 +298,24 @@ def load_llm(llm: str) -> Any:
     return model.eval()
 
 
+def is_stored_in_bf16(directory: Path) -> bool:
+    """Whether all weights of a directory except those of a vision tower are stored in bf16.
+
+    If they are loaded in it, they stay in the file's pages, which all processes of a machine share.
+    """
+    dtypes = set()
+    for path in directory.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            dtypes |= {file.get_slice(name).get_dtype() for name in file.keys() if "vision_tower" not in name}  # noqa: SIM118
+    return dtypes == {"BF16"}
+
+
 def add_tokens(tokenizer: Any, llm: Any) -> None:
     """Ensure an image token and a padding token, and an LLM embedding for each."""
     name_tokens(tokenizer)
     if len(tokenizer) > llm.get_input_embeddings().num_embeddings:
+        for layer in filter(None, (llm.get_input_embeddings(), llm.get_output_embeddings())):
+            layer.float()  # the new rows are not rounded
         with silence_transformers():
             llm.resize_token_embeddings(len(tokenizer), mean_resizing=True)
     llm.config.pad_token_id = tokenizer.pad_token_id

@@ -7,7 +7,9 @@ transformers' LLaVA uses the layer's output as the logits. Some LLMs process it 
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -35,7 +37,8 @@ def extract_lm_head(llm: Any) -> nn.Module:
     layer, config = llm.get_output_embeddings(), llm.config
     if layer is None:
         raise UserError(f"llm: {config.model_type} has no output layer; expected a causal LM")
-    outputs, logits = _outputs_and_logits(llm, layer)
+    with computing_in_float32(llm):
+        outputs, logits = _outputs_and_logits(llm, layer)
     factor, scaled = float((logits * outputs).sum() / outputs.square().sum()), False
     if _neutralize(config, _CAPS):
         log_info(
@@ -49,12 +52,38 @@ def extract_lm_head(llm: Any) -> nn.Module:
                 f"llm: {config.model_type} processes the output layer's result further, which no LLaVA supports"
             )
     if scaled or (config.tie_word_embeddings and not hasattr(llm.base_model, "embed_tokens")):
-        layer, config.tie_word_embeddings = copy.deepcopy(layer), False
+        layer, config.tie_word_embeddings = copy.deepcopy(layer).float(), False
     if scaled:
         with torch.no_grad():
             for weight in layer.parameters():
                 weight.mul_(factor)
     return layer
+
+
+@contextlib.contextmanager
+def computing_in_float32(model: nn.Module) -> Iterator[None]:
+    """Meanwhile each module converts its bf16 weights to float32 for the time of its call."""
+    stored: dict[nn.Parameter, Tensor] = {}
+
+    def convert(module: nn.Module, _: Any) -> None:
+        for weight in module.parameters(recurse=False):
+            if weight.dtype == torch.bfloat16:
+                stored[weight] = weight.data
+                weight.data = weight.data.float()
+
+    def restore(module: nn.Module, _: Any, __: Any) -> None:
+        for weight in module.parameters(recurse=False):
+            if weight in stored:
+                weight.data = stored.pop(weight)
+
+    modules = list(model.modules())
+    hooks = [module.register_forward_pre_hook(convert) for module in modules]
+    hooks += [module.register_forward_hook(restore, always_call=True) for module in modules]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def neutralize_logit_scaling(config: Any) -> None:

@@ -7,9 +7,10 @@ Legend: B images, S image size in pixels, N tokens, D width.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,8 +18,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from clips.core.cache import cache_directory
+from clips.core.tensor_shards import TensorShards
 from clips.errors import UserError
-from clips.model.feature_cache import FeatureCache
+from clips.model.feature_cache import weights_digest
 from clips.model.loading import library_errors_as_user_errors
 from llava_bridge.encoders import build_tower
 from llava_bridge.encoders.encoder import (
@@ -42,8 +45,10 @@ class EncoderVisionModel(PreTrainedModel):
         super().__init__(config)
         self.tower: VisionTower = build_tower(config.source, config.architecture or {})
         self.computed_buffers = _save_all_buffers(self.tower)
-        self.feature_cache: FeatureCache | None = None
+        self.feature_shards: TensorShards | None = None
         self.cached_layers: list[int] = []
+        self.cached_features: Tensor | None = None
+        self.feature_keys: Sequence[str] = ()
         self.gradient_checkpointing = False  # transformers requires this attribute for activation checkpointing
         self.post_init()
 
@@ -64,10 +69,11 @@ class EncoderVisionModel(PreTrainedModel):
             unused: other arguments that LLaVA passes to its tower.
         """
         layers = self._layer_indices(output_hidden_states)
-        if self.feature_cache is not None and sorted(layers) == self.cached_layers:
-            states = dict(zip(self.cached_layers, self.feature_cache(pixel_values).unbind(1), strict=True))
+        if self.cached_features is not None and sorted(layers) == self.cached_layers:
+            states = dict(zip(self.cached_layers, self.cached_features.unbind(1), strict=True))
         else:
             states = self._compute_states(pixel_values, layers)
+            self._add_to_cache(states)
         hidden: Any = None
         if output_hidden_states is not None and output_hidden_states is not False:
             hidden = tuple(states.get(index) for index in range(self.tower.depth + 1))
@@ -89,23 +95,37 @@ class EncoderVisionModel(PreTrainedModel):
                     states[index] = state.to(pixel_values.dtype)
         return states
 
-    def cache_features(self, layers: int | list[int]) -> None:
-        """Read these hidden states from the user's cache from now on, and compute missing ones.
+    def cache_features(self, layers: int | list[int], dtype: torch.dtype) -> TensorShards:
+        """Store these hidden states in the user's cache from now on, and return it.
 
-        For a frozen tower. Call it while the weights are unsharded: their hash is part of the cache key.
+        For a frozen tower. Call it while the weights are unsharded: their hash is part of the cache's name.
+
+        Args:
+            layers: the hidden states, as :meth:`forward` is asked for them.
+            dtype: of the pixels, and so of the states.
         """
-        indices = sorted(self._layer_indices(layers))
-
-        def compute(pixels: Tensor) -> Tensor:
-            states = self._compute_states(pixels, set(indices))
-            return torch.stack([states[index] for index in indices], dim=1)
-
+        self.cached_layers = sorted(self._layer_indices(layers))
         architecture = json.dumps([self.config.source, self.config.architecture], sort_keys=True, default=str)
-        digest = hashlib.sha256(architecture.encode()).hexdigest()[:12]
-        variant = "".join(f"-{index}" for index in indices) + f"-{digest}"
-        self.feature_cache = FeatureCache(self.tower, compute, kind="features", variant=variant)
-        self.cached_layers = indices
-        self.feature_cache.freeze_weights_hash()
+        variant = "".join(f"-{index}" for index in self.cached_layers)
+        variant += f"-{hashlib.sha256(architecture.encode()).hexdigest()[:12]}-{str(dtype).removeprefix('torch.')}"
+        self.feature_shards = TensorShards(cache_directory("features") / f"{weights_digest(self.tower)}{variant}")
+        return self.feature_shards
+
+    @contextlib.contextmanager
+    def with_features(self, features: Tensor | None, keys: Sequence[str]) -> Iterator[None]:
+        """Meanwhile :meth:`forward` returns ``features`` (P, L, N, D) of the cache, or adds its own under ``keys``."""
+        self.cached_features, self.feature_keys = features, keys
+        try:
+            yield
+        finally:
+            self.cached_features, self.feature_keys = None, ()
+
+    def _add_to_cache(self, states: Mapping[int, Tensor]) -> None:
+        if self.feature_shards is None or not self.feature_keys or sorted(states) != self.cached_layers:
+            return
+        stacked = torch.stack([states[index] for index in self.cached_layers], dim=1).cpu()
+        for key, features in zip(self.feature_keys, stacked, strict=True):
+            self.feature_shards.add(key, features)
 
     def hf_model(self) -> PreTrainedModel | None:
         """Return the model that transformers' own LLaVA uses instead of this one, with these weights, or None.
@@ -133,6 +153,16 @@ class EncoderVisionModel(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         """Keep the initialization of the tower's own library."""
+
+
+@contextlib.contextmanager
+def towers_in_float32() -> Iterator[None]:
+    """Meanwhile a LLaVA that is loaded in bf16 has its tower in float32."""
+    EncoderVisionModel._keep_in_fp32_modules_strict = {"vision_tower"}
+    try:
+        yield
+    finally:
+        EncoderVisionModel._keep_in_fp32_modules_strict = None
 
 
 def _save_all_buffers(tower: nn.Module) -> set[str]:

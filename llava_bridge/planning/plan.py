@@ -24,6 +24,7 @@ LLaVA-1.5-7B took about 3.5 hours to align and 10 hours to tune on 8 A100: 30 % 
 ASSUMED_TEXT_TOKENS = {"align": 32, "instruct": 256}
 """Assumed tokens of a sample's text in LLaVA-1.5's data, on which ``ASSUMED_MFU`` is based."""
 _RESERVE = 2e9  # bytes for context, libraries, NCCL, as in clips.planning.plan
+_BUCKET = 5e8  # gradients, in the shipped DeepSpeed files; ZeRO-2 allocates two buckets, ZeRO-3 one
 _ACTIVATIONS = 34  # bytes per token, layer and unit of width, in half precision (arXiv 2205.05198, table 2)
 MAX_TILES = 5  # the base image and the four tiles of LLaVA-NeXT's largest pinpoint
 _CHECKPOINTS = 3  # two are stored, and one is being written
@@ -164,9 +165,10 @@ def _state_bytes(config: LlavaTrainConfig, weights: int, trainable: int, count: 
     weight_size = 2 if bf16 else 4
     optimizer = 0 if "offload" in deepspeed else (12 if bf16 else 8) * trainable / count
     gradients = weight_size * trainable / count
+    bucket = 0.0 if fsdp else weight_size * _BUCKET
     if fsdp or "zero3" in deepspeed:
-        return weight_size * weights / count + gradients + optimizer
-    return weight_size * weights + gradients + optimizer
+        return weight_size * weights / count + gradients + optimizer + bucket
+    return weight_size * weights + gradients + optimizer + 2 * bucket
 
 
 def _activation_bytes(stage: StageConfig, llm: LlmSize, length: int) -> float:

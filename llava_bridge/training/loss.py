@@ -7,7 +7,8 @@ supervised tokens, D width, V vocabulary.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import importlib.util
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
-from clips.model.losses import linear_cross_entropy
+from clips.model.losses import chunk_rows, linear_cross_entropy
 from llava_bridge.conversation import IGNORE_INDEX
 
 
@@ -44,7 +45,9 @@ class LlavaLoss(nn.Module):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
-        **image_inputs: Tensor,
+        cached_features: Tensor | None = None,
+        feature_keys: Sequence[str] = (),
+        **inputs: Any,
     ) -> dict[str, Tensor]:
         """The loss ().
 
@@ -54,16 +57,22 @@ class LlavaLoss(nn.Module):
             attention_mask: (R, T), 0 for padding; None for packed rows.
             position_ids: (R, T) for packed rows: they restart with each sample, which separates samples.
             num_items_in_batch: number of supervised tokens to average over; None uses those of this batch.
-            image_inputs: ``pixel_values`` (P, 3, S, S) if there are images; for a LLaVA with tiles (P, G, 3, S, S), and
-                ``image_sizes`` (P, 2).
+            cached_features: see :class:`llava_bridge.model.cached_features.FeatureReader`, as for ``feature_keys``.
+            feature_keys: keys of the images' features in the cache.
+            inputs: ``pixel_values`` (P, 3, S, S) if there are images; for a LLaVA with tiles (P, G, 3, S, S), and
+                ``image_sizes`` (P, 2). For packed rows under FlashAttention transformers' arguments for it.
         """
-        with contextlib.nullcontext() if "pixel_values" in image_inputs else self._blank_image():
+        if feature_keys:
+            images = self.llava.model.vision_tower.with_features(cached_features, feature_keys)
+        else:
+            images = contextlib.nullcontext() if "pixel_values" in inputs else self._blank_image()
+        with images:
             hidden = self.llava.model(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 position_ids=position_ids,
                 use_cache=False,
-                **image_inputs,
+                **inputs,
             ).last_hidden_state
         targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
         supervised = targets != IGNORE_INDEX
@@ -114,6 +123,8 @@ def blank_image_inputs(config: Any, like: Tensor) -> dict[str, Tensor]:
 def chunked_cross_entropy(hidden: Tensor, head: nn.Module, labels: Tensor) -> Tensor:
     """Summed cross-entropy () of an output layer, as `clips.model.losses.linear_cross_entropy` computes it.
 
+    On a GPU Liger's kernel computes it if it is installed: the same values in fewer passes over the logits.
+
     Args:
         hidden: (N, D).
         head: a linear layer to V logits.
@@ -124,4 +135,22 @@ def chunked_cross_entropy(hidden: Tensor, head: nn.Module, labels: Tensor) -> Te
         hidden, weight = F.pad(hidden, (0, 1), value=1.0), torch.cat([weight, bias[:, None]], dim=1)
     device = weight.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    if hidden.is_cuda and len(hidden) and importlib.util.find_spec("liger_kernel") is not None:
+        return liger_cross_entropy(hidden.to(dtype), weight.to(dtype), labels)
     return linear_cross_entropy(hidden, weight, labels, dtype)
+
+
+def liger_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    """Summed cross-entropy () of the logits of ``hidden`` (N, D) and ``weight`` (V, D), by Liger's kernel.
+
+    Its own chunks have N · D logits, 128 rows of a large vocabulary; the weights' gradient is summed in float32.
+    """
+    liger: Any = importlib.import_module("liger_kernel.transformers.functional")
+    return liger.liger_fused_linear_cross_entropy(
+        hidden,
+        weight,
+        labels,
+        reduction="sum",
+        accum_dtype=torch.float32,
+        chunk_mem_const=max(1, chunk_rows(weight) * len(weight) // hidden.numel()),
+    )

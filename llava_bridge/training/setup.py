@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, default_data_collator
+from transformers.utils.generic import is_flash_attention_requested
 
 from clips.data.formats.dataset_format import Conversation
 from clips.errors import UserError
@@ -24,13 +25,16 @@ from llava_bridge.model.build import (
     LlavaParts,
     add_tokens,
     build_llava,
+    is_stored_in_bf16,
     load_llm,
     load_tokenizer,
     make_conversation_encoder,
 )
 from llava_bridge.model.image_processing import with_aspect_ratio
+from llava_bridge.model.lm_head import computing_in_float32
 from llava_bridge.model.load_llava import load_for_training
 from llava_bridge.model.modeling_llava import MultimodalConnector
+from llava_bridge.model.modeling_vision import towers_in_float32
 from llava_bridge.model.small_llama import new_llama, train_tokenizer
 from llava_bridge.training.launch import is_main_process
 from llava_bridge.training.sharded_weights import barrier
@@ -42,7 +46,7 @@ _DEFAULT_MAX_LENGTH = 2048
 
 @dataclasses.dataclass
 class StageSetup:
-    """A stage's model (in float32) and its processor, its parts by name, its data, and log lines about a mixture."""
+    """A stage's model and its processor, its parts by name, its data, and log lines about a mixture."""
 
     model: Any
     processor: Any
@@ -52,13 +56,19 @@ class StageSetup:
     mixture: Sequence[str] = ()
 
 
-def setup_stage(config: LlavaTrainConfig, name: str, work: Path) -> StageSetup:
-    """Load or build model and data of stage ``name``; called in every process.
+def setup_stage(config: LlavaTrainConfig, name: str, work: Path, *, keep_bf16: bool = False) -> StageSetup:
+    """Load or build model, in float32, and data of stage ``name``; called in every process.
+
+    Args:
+        config: of the run.
+        name: of the stage.
+        work: the run's work directory.
+        keep_bf16: whether an LLM that is stored in bf16 stays in it, in memory that the processes of a machine share.
 
     Raises:
         UserError: parts or data are missing or incompatible.
     """
-    return _setup_llm(config, work) if name == "llm_pretrain" else _setup_llava(config, name, work)
+    return _setup_llm(config, work) if name == "llm_pretrain" else _setup_llava(config, name, work, keep_bf16)
 
 
 def _setup_llm(config: LlavaTrainConfig, work: Path) -> StageSetup:
@@ -102,13 +112,15 @@ def _setup_llm(config: LlavaTrainConfig, work: Path) -> StageSetup:
     return StageSetup(model, tokenizer, {"llm": model}, dataset, default_data_collator)
 
 
-def _setup_llava(config: LlavaTrainConfig, name: str, work: Path) -> StageSetup:
+def _setup_llava(config: LlavaTrainConfig, name: str, work: Path, keep_bf16: bool) -> StageSetup:
     stage = config.stage(name)
     samples, mixture = _read_samples(stage, config.seed)
     before = stage_start_dir(config, name, work)
     model: Any
     if before is not None and before.parent.name == "align":
-        model = AutoModelForImageTextToText.from_pretrained(before, dtype=torch.float32)
+        with towers_in_float32():
+            dtype = torch.bfloat16 if keep_bf16 and is_stored_in_bf16(before) else torch.float32
+            model = AutoModelForImageTextToText.from_pretrained(before, dtype=dtype)
         processor = AutoProcessor.from_pretrained(before)
     elif config.llava is not None:
         model, processor = load_for_training(config.llava, config.chat_template)
@@ -126,7 +138,8 @@ def _setup_llava(config: LlavaTrainConfig, name: str, work: Path) -> StageSetup:
                 image_grid_pinpoints=config.image_grid_pinpoints,
                 chat_template=config.chat_template,
                 seed=config.seed,
-            )
+            ),
+            keep_bf16=keep_bf16,
         )
     if config.attn_implementation is not None:
         with library_errors_as_user_errors(
@@ -162,15 +175,15 @@ def _read_samples(stage: StageConfig, seed: int) -> tuple[list[Conversation], li
     return samples, lines
 
 
-def _packed_length(model: Any, length: int, name: str, stage: StageConfig) -> int | None:
+def _packed_length(model: Any, length: int, name: str, stage: StageConfig) -> float | None:
     """Tokens of a packed row; None without packing. UserError if the LLM does not separate packed samples."""
     if not stage.packing:
         return None
     if not supports_packing(model):
         model_type = model.config.text_config.model_type
         raise UserError(f"{name}.packing: expected false, since this LLM ({model_type}) mixes samples that share a row")
-    flash = str(model.config.text_config._attn_implementation).startswith("flash")
-    return sys.maxsize if flash else length  # FlashAttention separates samples only in a single row
+    # FlashAttention separates samples only in a single row.
+    return math.inf if is_flash_attention_requested(model.config.text_config) else length
 
 
 @torch.no_grad()
@@ -181,11 +194,12 @@ def supports_packing(model: Any) -> bool:
     positions = torch.arange(count, device=llm.device)[None]
     was_training, _ = llm.training, llm.eval()
     attention = llm.config._attn_implementation
-    if str(attention).startswith("flash"):  # supports neither float32 nor CPU, and separates samples by positions
+    if attention != "sdpa":  # FlashAttention, as a package or a kernel of the Hub, supports neither float32 nor CPU
         llm.config._attn_implementation = "eager"
     try:
-        packed = llm(input_ids=tokens, position_ids=positions.repeat(1, 2), use_cache=False).last_hidden_state
-        alone = llm(input_ids=tokens[:, count:], position_ids=positions, use_cache=False).last_hidden_state
+        with computing_in_float32(llm):
+            packed = llm(input_ids=tokens, position_ids=positions.repeat(1, 2), use_cache=False).last_hidden_state
+            alone = llm(input_ids=tokens[:, count:], position_ids=positions, use_cache=False).last_hidden_state
     finally:
         llm.train(was_training)
         llm.config._attn_implementation = attention

@@ -16,6 +16,7 @@ from clips.commandline.signals import graceful_shutdown
 from clips.core.artifact import atomic_artifact_dir, atomic_write, check_finished, write_manifest
 from clips.core.identity import RUN, difference, read_run, reject_other_run, run_text
 from clips.errors import UserError
+from clips.parallel.visible_gpus import visible_gpus
 from clips.text_files import safe_json_loads
 from clips.typed_data import to_yaml
 from llava_bridge.data import read_samples
@@ -142,7 +143,7 @@ def run_train(config: LlavaTrainConfig) -> None:
     """
     processes = launcher_world_size()
     with forward_user_errors():
-        config = config if processes is None else config.with_processes(processes)
+        config = _with_processes(config, processes)
         check_inputs(config)
         if check_finished(config.output, artifact_kind(config), run_identity(config)):
             log_rank0(f"{config.output}: already trained with this config; nothing to do")
@@ -157,6 +158,16 @@ def run_train(config: LlavaTrainConfig) -> None:
                 else:
                     run_stages(config)
             log_rank0(f"wrote {config.output}")
+
+
+def _with_processes(config: LlavaTrainConfig, launched: int | None) -> LlavaTrainConfig:
+    """The config on the processes of a launcher, or with one process for each visible GPU if none states a number."""
+    if launched is not None:
+        return config.with_processes(launched)
+    if config.distributed.num_processes is not None or (gpus := len(visible_gpus())) < 2:
+        return config
+    log_rank0(f"distributed.num_processes: {gpus}, one for each visible GPU")
+    return config.with_processes(gpus)
 
 
 def _start(config: LlavaTrainConfig, lock: int) -> None:

@@ -183,7 +183,8 @@ class DistributedConfig:
     """The training processes.
 
     Args:
-        num_processes: number of processes: one per GPU, or CPU processes. null uses one, or those of another launcher.
+        num_processes: number of processes: one per GPU, or CPU processes. null uses those of another launcher, else one
+            for each visible GPU, or one without a GPU.
         strategy: ``deepspeed``, or PyTorch's own ``fsdp`` (FSDP2), which shards weights, gradients and optimizer state
             as ZeRO-3 does.
         deepspeed: the DeepSpeed JSON: zero2, zero2_offload, zero3, zero3_offload (shipped) or a file.
@@ -244,7 +245,8 @@ class LlavaTrainConfig:
         seed: seed of initial weights and of the order of samples.
         save_steps: steps between checkpoints, from which an interrupted run resumes; 0 saves only finished stages.
         logging_steps: steps between lines of metrics.jsonl.
-        num_workers: DataLoader workers of each training process; 0 loads data within it.
+        num_workers: DataLoader workers of each training process, by default as many as in LLaVA's scripts; 0 decodes
+            images in the training process, between the steps.
         max_invalid_ratio: training stops when more than this ratio of a stage's samples is invalid.
     """
 
@@ -280,7 +282,7 @@ class LlavaTrainConfig:
     seed: int = 0
     save_steps: int = dataclasses.field(default=500, metadata=RUN_ONLY)
     logging_steps: int = dataclasses.field(default=5, metadata=RUN_ONLY)
-    num_workers: int = dataclasses.field(default=0, metadata=RUN_ONLY)
+    num_workers: int = dataclasses.field(default=4, metadata=RUN_ONLY)
     max_invalid_ratio: float = dataclasses.field(default=0.02, metadata=RUN_ONLY)
 
     def __post_init__(self) -> None:

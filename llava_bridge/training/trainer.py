@@ -26,6 +26,7 @@ from clips.model.precision import resolve_precision
 from clips.parallel.distributed import start_processes
 from clips.parallel.fsdp import shard_model
 from llava_bridge.data.sampler import LengthGroupedSampler, RandomOrder
+from llava_bridge.model.cached_features import FeatureReader
 from llava_bridge.model.modeling_vision import EncoderVisionModel
 from llava_bridge.training.callback import StageCallback, StageProgress
 from llava_bridge.training.checkpoints import (
@@ -55,12 +56,13 @@ def train_stage(config: LlavaTrainConfig, name: str, work: Path, stop: Distribut
     """
     started = time.monotonic()
     stage, folder = config.stage(name), work / name
-    setup = setup_stage(config, name, work)
+    bf16, sharded = precision(config) == "bf16", config.distributed.strategy == "fsdp"
+    # DeepSpeed rounds to bf16 itself; FSDP and adapters need float32.
+    setup = setup_stage(config, name, work, keep_bf16=bf16 and not sharded and stage.lora is None)
     torch.manual_seed(config.seed)  # for adapters, regardless of earlier stages
-    bf16 = precision(config) == "bf16"
     set_trainable_parts(setup, stage, name, torch.bfloat16 if bf16 else torch.float32)
     if stage.cache_vision_features:
-        enable_feature_cache(setup)
+        enable_feature_cache(setup, torch.bfloat16 if bf16 else torch.float32)
     if stage.activation_checkpointing:
         recompute_layers(setup.model)
     steps = num_training_steps(len(setup.dataset), stage)
@@ -73,7 +75,6 @@ def train_stage(config: LlavaTrainConfig, name: str, work: Path, stop: Distribut
     if universal := checkpoint is not None and needs_universal_conversion(checkpoint):
         convert_to_universal(checkpoint)
     args = training_arguments(config, stage, steps, folder / CHECKPOINTS_DIR, universal=universal)
-    sharded = config.distributed.strategy == "fsdp"
     model = _training_model(setup, bf16=bf16, sharded=sharded, unsharded_encoder=stage.cache_vision_features)
     masters = finer_than_bf16(setup.model) if bf16 and not sharded else {}
     trainer = TRAINERS[config.distributed.strategy](
@@ -92,6 +93,8 @@ def train_stage(config: LlavaTrainConfig, name: str, work: Path, stop: Distribut
     del masters
     with contextlib.nullcontext() if sharded else detached_frozen_encoder(setup):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if stage.cache_vision_features:
+        setup.model.model.vision_tower.feature_shards.flush()
     if callback.stop_signal:
         log_rank0(f"{name}: stopped after step {trainer.state.global_step}; the same command resumes it")
         exit_after_stop(callback.stop_signal)
@@ -160,8 +163,8 @@ def recompute_layers(model: Any) -> None:
     getattr(model, new_name, model.gradient_checkpointing_enable)()
 
 
-def enable_feature_cache(setup: StageSetup) -> None:
-    """Read the frozen encoder's features from the cache.
+def enable_feature_cache(setup: StageSetup, dtype: torch.dtype) -> None:
+    """Read the frozen encoder's features from the cache in the loader's workers, and add the missing ones.
 
     Raises:
         UserError: the tower is transformers' own.
@@ -169,7 +172,8 @@ def enable_feature_cache(setup: StageSetup) -> None:
     tower = setup.model.model.vision_tower
     if not isinstance(tower, EncoderVisionModel):
         raise UserError("cache_vision_features: expected false, as the vision tower of this LLaVA is transformers' own")
-    tower.cache_features(setup.model.config.vision_feature_layer)
+    shards = tower.cache_features(setup.model.config.vision_feature_layer, dtype)
+    setup.collator.read_features = FeatureReader(shards, dtype, setup.model.config)
 
 
 @contextlib.contextmanager

@@ -162,7 +162,7 @@ def packing_table(args: argparse.Namespace, model: Any, processor: Any, data: Co
 
 def moved(batch: dict[str, Any], device: str) -> dict[str, Any]:
     batch.pop("invalid_samples")
-    return {name: value.to(device) for name, value in batch.items()}
+    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
 
 
 def steps(objective: LlavaLoss, batches: list[dict[str, Any]]) -> None:
@@ -235,7 +235,13 @@ def bridge_steps(
         learning_rate=1e-6,
     )
     config = LlavaTrainConfig(
-        output=str(folder / "x"), stages=["instruct"], encoder="e", llm="l", instruct=stage, precision="fp32"
+        output=str(folder / "x"),
+        stages=["instruct"],
+        encoder="e",
+        llm="l",
+        instruct=stage,
+        precision="fp32",
+        num_workers=0,
     )
     clock = Clock()
     trainer = StageTrainer(

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Subset
 from llava_bridge.data import ConversationSourceConfig, read_samples
 from llava_bridge.data.collator import ConversationCollator, ConversationDataset
 from llava_bridge.model.build import LlavaParts, build_llava, make_conversation_encoder
+from llava_bridge.model.cached_features import FeatureReader
 from llava_bridge.training.loss import LlavaLoss
 
 
@@ -44,6 +45,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--llm", help="a directory; shared/models/stories15M if not given")
     parser.add_argument("--samples", type=int, default=48, help="in the mix; a sixth of them has no image")
     parser.add_argument("--micro-batch", type=int, default=8)
+    parser.add_argument("--workers", type=int, default=0, help="of the loader; 0 reads between the steps")
     return parser.parse_args()
 
 
@@ -57,15 +59,18 @@ def comparison(args: argparse.Namespace, mix: Path) -> str:
     indices = [index for index, sample in enumerate(samples) if sample.images]
     indices = indices[: len(indices) // args.micro_batch * args.micro_batch]
     tower = model.model.vision_tower
-    tower.cache_features(model.config.vision_feature_layer)
-    lookup = tower.feature_cache
+    shards = tower.cache_features(model.config.vision_feature_layer, torch.float32)
+    reader = FeatureReader(shards, torch.float32, model.config)
 
-    def run(cache: Any) -> None:
-        tower.feature_cache = cache
-        steps(args, model, processor, data, indices)
+    def run(read: FeatureReader | None) -> None:
+        steps(args, model, processor, data, indices, read)
 
-    first = seconds_of(lambda: run(lookup), args.clock)
-    seconds = take_turns({"computed": lambda: run(None), "cached": lambda: run(lookup)}, args.rounds, args.clock)
+    def fill() -> None:
+        run(reader)
+        shards.flush()
+
+    first = seconds_of(fill, args.clock)
+    seconds = take_turns({"computed": lambda: run(None), "cached": lambda: run(reader)}, args.rounds, args.clock)
     per_step = args.micro_batch / len(indices)
     each = {name: spread([value * per_step for value in values]) for name, values in seconds.items()}
     return (
@@ -76,13 +81,20 @@ def comparison(args: argparse.Namespace, mix: Path) -> str:
 
 
 def steps(
-    args: argparse.Namespace, model: Any, processor: Any, data: ConversationDataset, indices: Sequence[int]
+    args: argparse.Namespace,
+    model: Any,
+    processor: Any,
+    data: ConversationDataset,
+    indices: Sequence[int],
+    read: FeatureReader | None,
 ) -> None:
     """Train one pass over some samples."""
     objective = LlavaLoss(model)
     optimizer = torch.optim.AdamW(model.model.multi_modal_projector.parameters(), lr=1e-6)
     collate = ConversationCollator(processor.image_processor, processor.tokenizer.pad_token_id)
-    for batch in DataLoader(Subset(data, indices), batch_size=args.micro_batch, collate_fn=collate):
+    collate.read_features = read
+    loader = DataLoader(Subset(data, indices), args.micro_batch, collate_fn=collate, num_workers=args.workers)
+    for batch in loader:
         objective(**moved(batch, args.device))["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()

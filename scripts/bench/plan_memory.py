@@ -68,7 +68,7 @@ def plan(case: str, parallel: Parallel, processes: int) -> dict[str, float]:
     config = training(case, parallel, output="nowhere")
     local = config.global_batch_size // processes
     return MemoryModel(config, device="cpu", bf16=False).parts(
-        Layout(parallel=parallel, count=processes, checkpointing=False),
+        Layout(parallel=parallel, count=processes, checkpointing=0),
         local=local,
         at_once=min(config.micro_batch_size or local, local),
     )

@@ -11,8 +11,8 @@ import argparse
 from typing import Any
 
 import torch
-from bridge_mfu import add_llm_arguments, text_config
 from measure import common_parser
+from packed_step import add_llm_arguments, text_config
 from transformers import AutoTokenizer, Qwen2ForCausalLM
 
 

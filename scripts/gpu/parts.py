@@ -24,7 +24,7 @@ _PROFILE = "scripts/bench/profile_step.py --image-size 224 --batch 256 --precisi
 _OPEN_CLIP = (
     "scripts/bench/step_vs_open_clip.py --image-size 224 --batch 256 --precisions bf16 --recipes clip --rounds 10"
 )
-_BRIDGE = "scripts/bench/bridge_mfu.py --precision bf16 --matrix 8192 --steps 3"
+_BRIDGE = "scripts/bench/packed_step.py --precision bf16 --matrix 8192 --steps 3"
 
 FULL: dict[str, list[str]] = {
     "tests": [f"-m pytest -q -p pytest_results -p no:cacheprovider -n 8 --timeout 200 -m 'not slow' {_TESTS}"],
@@ -58,6 +58,7 @@ FULL: dict[str, list[str]] = {
         f"{_BRIDGE} --llm 0.5b --batch 8 --samples 8 --attention sdpa varlen",
         f"{_BRIDGE} --llm 7b --batch 2",
         f"{_BRIDGE} --llm 7b --batch 2 --samples 8 --attention sdpa varlen",
+        "scripts/bench/bridge_mfu.py --precision bf16 --matrix 8192 --batch 8 --rounds 1",
         _LLM,
         "scripts/bench/bridge_step.py --shared {data} --llm {work}/llm --rounds 3",
     ],
@@ -91,7 +92,7 @@ SMALL: dict[str, list[str]] = {
     "loader": [f"scripts/bench/loader.py {_PHOTOS} --workers 1 --batch-size 8 --burst 32 --samples 64 --rounds 2"],
     "photos": ["scripts/bench/photos.py --shared {data} --steps 1 --batch 4 --limit 8 --recipes clips"],
     "bridge": [
-        f"scripts/bench/bridge_mfu.py {_TINY_LLM} --encoder timm:test_vit@random --length 512 --images 1 --batch 2 "
+        f"scripts/bench/packed_step.py {_TINY_LLM} --encoder timm:test_vit@random --length 512 --images 1 --batch 2 "
         "--samples 4 --attention sdpa varlen --vocabulary 1000 --matrix 256 --rounds 2",
         f"{_LLM} {_TINY_LLM}",
         "scripts/bench/bridge_step.py --shared {data} --llm {work}/llm --rounds 1 --samples 12 --micro-batch 2 "

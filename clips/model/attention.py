@@ -1,0 +1,39 @@
+"""Self-attention of open_clip's towers without torch's copies of queries, keys and values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+
+class PackedAttention(nn.MultiheadAttention):
+    """torch's module, with its parameters, whose self-attention reads the packed projection in place.
+
+    torch's own copies queries, keys and values from the packed projection to one tensor each, and their gradients back,
+    which is about 7 % of a ViT-L/14's training step (docs/performance.md). Other calls are torch's.
+    """
+
+    def forward(  # type: ignore[override]
+        self, query: Tensor, key: Tensor, value: Tensor, *, attn_mask: Tensor | None = None, **options: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return attention (B, L, D) over ``query`` (B, L, D), and None; arguments are torch's."""
+        is_self = query is key and query is value and options == {"need_weights": False}
+        if not is_self or (attn_mask is not None and not attn_mask.is_floating_point()):
+            return super().forward(query, key, value, attn_mask=attn_mask, **options)
+        packed = F.linear(query, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
+        queries, keys, values = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in packed)
+        if attn_mask is not None and attn_mask.ndim == 3:  # (B × heads, L, L)
+            attn_mask = attn_mask.unflatten(0, (-1, self.num_heads))
+        attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=attn_mask)
+        return self.out_proj(attended.transpose(1, 2).flatten(2)), None
+
+
+def pack_attention(model: nn.Module) -> None:
+    """Turn the batch-first attention modules of ``model`` without dropout and added keys into `PackedAttention`."""
+    for module in model.modules():
+        if type(module) is nn.MultiheadAttention and module.batch_first and module.in_proj_weight is not None:
+            adds_keys = module.bias_k is not None or module.add_zero_attn
+            if not module.dropout and not adds_keys:
+                module.__class__ = PackedAttention

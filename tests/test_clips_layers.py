@@ -1,0 +1,78 @@
+"""The repeated layers of models, and activation checkpointing of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import clips_world
+import pytest
+from clips_world import is_equal, trained
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from clips.errors import UserError
+from clips.method.clips_model import build_model
+from clips.method.recipes import RecipeConfig
+from clips.model.architectures import ModelConfig
+from clips.model.layers import checkpoint_layers, repeated_layers
+from clips.planning.dry_run import fake_model, profile_step
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return clips_world.write_shards(tmp_path_factory.mktemp("data") / "train")
+
+
+def test_repeated_layers_are_found(data: Path, tmp_path: Path):
+    config = clips_world.train_config(data, tmp_path / "x", recipe={"captioner": {"max_length": 12, "num_layers": 2}})
+    model = build_model(config.model, config.recipe, 0)
+    counted = [type(layer).__name__ for layer in repeated_layers(model)]
+    vision, text = model.clip.visual.transformer.layers, model.clip.transformer.layers
+    assert counted == ["ResidualAttentionBlock"] * (vision + text) + ["Block"] * 2
+    timm = build_model(ModelConfig(architecture="clips-tinyvit", image_size=32), RecipeConfig(name="clip"), 0)
+    assert "TinyVitBlock" in {type(layer).__name__ for layer in repeated_layers(timm.clip.visual)}
+
+
+def test_layers_with_batch_norms_and_those_between_are_not_recomputed():
+    def checkpointed(model: nn.Module, interval: int) -> list[int]:
+        checkpoint_layers(model, interval)
+        return [number for number, layer in enumerate(repeated_layers(model)) if "forward" in layer.__dict__]
+
+    model = build_model(ModelConfig(architecture="clips-ti-16", image_size=32), RecipeConfig(name="clip"), 0)
+    assert checkpointed(model, 1) == list(range(24))
+    assert checkpointed(model, 5) == [0, 5, 10, 15, 20]
+    assert checkpointed(model, 0) == []
+    norms = build_model(ModelConfig(architecture="clips-tinyvit", image_size=32), RecipeConfig(name="clip"), 0)
+    found = [repeated_layers(norms)[number] for number in checkpointed(norms, 1)]
+    assert found
+    assert not any(isinstance(module, _BatchNorm) for layer in found for module in layer.modules())
+
+
+@pytest.mark.parametrize(("precision", "interval"), [("fp32", 1), ("fp32", 2), ("bf16", 1)])
+def test_activations_that_are_computed_again_change_nothing(data: Path, tmp_path: Path, precision: str, interval: int):
+    for again in (False, True):
+        trained(
+            data,
+            tmp_path / str(again),
+            precision=precision,
+            recipe={"name": "clips"},
+            max_steps=2,
+            distributed={"activation_checkpointing": again, "checkpointing_interval": interval},
+        )
+    assert is_equal(tmp_path / "False", tmp_path / "True")
+
+
+def test_fewer_checkpointed_layers_compute_less_and_hold_more():
+    model = fake_model(ModelConfig(architecture="clips-ti-16", image_size=64), RecipeConfig(name="clip"))
+    steps = [profile_step(model, 46, checkpointing=interval) for interval in (0, 3, 2, 1)]
+    flops, peaks = [step.flops for step in steps], [step.timeline.sum(1).max() for step in steps]
+    assert flops == sorted(set(flops))
+    assert peaks == sorted(set(peaks), reverse=True)
+    layers = flops[3] - flops[0]
+    assert (flops[2] - flops[0]) / layers == pytest.approx(1 / 2, abs=0.05)  # layers of two towers
+    assert (flops[1] - flops[0]) / layers == pytest.approx(1 / 3, abs=0.05)  # layers of two towers
+
+
+def test_an_interval_is_a_number_of_layers(data: Path, tmp_path: Path):
+    with pytest.raises(UserError, match="checkpointing_interval: expected 1 or more layers, got 0"):
+        clips_world.train_config(data, tmp_path / "x", distributed={"checkpointing_interval": 0})
