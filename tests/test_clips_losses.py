@@ -252,7 +252,7 @@ def test_no_loss_materializes_all_logits(monkeypatch):
 def test_only_one_chunk_of_the_caption_loss_is_in_memory(dtype, chunks, monkeypatch):
     monkeypatch.setattr("clips.model.losses._CHUNK_ELEMENTS", 2**18)
     hidden, weight = torch.randn(1024, 4, requires_grad=True), torch.randn(2048, 4, requires_grad=True)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as recorded:
         linear_cross_entropy(hidden, weight, torch.arange(1024), dtype)
     events = recorded.profiler.kineto_results.events()
     peak = max(itertools.accumulate(event.nbytes() for event in events if event.name() == "[memory]"))

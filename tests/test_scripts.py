@@ -74,7 +74,7 @@ def test_contrastive_losses_of_one_process_have_equal_gradients(scripts):
 
 
 def test_the_bridges_loss_is_compared_with_transformers_own_for_the_same_batch(scripts):
-    args = argparse.Namespace(device="cpu", vocabulary=2000)
+    args = argparse.Namespace(device="cpu", vocabulary=2000, json=None)
     sides = scripts.bridge.memory_sides(args)[0]
     losses = [loss().item() for loss in sides.values()]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)

@@ -36,6 +36,8 @@ class ZeroStrategy(Strategy):
         self, encoder: ClipsModel, optim: OptimizerConfig, processes: DistributedContext, *, stage: int
     ) -> None:
         os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed requires it even without a launcher
+        # On CPU DeepSpeed would first compile a shared-memory all-reduce for a minute; gloo needs none.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(auto_mpi_discovery=False)
         self.inner = build_optimizer(encoder, optim, encoder.no_decay_names())
         for group in self.inner.param_groups:

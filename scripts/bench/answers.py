@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import common_parser, machine, speed_up, spread, table, take_turns
+from measure import common_parser, machine, record, speed_up, spread, table, take_turns
 from PIL import Image
 
 OBJECTS = ("dog", "person", "car", "tree", "ball", "child", "horse", "water", "hat")
@@ -43,6 +43,7 @@ def arguments() -> argparse.Namespace:
     parser = common_parser(__doc__)
     parser.add_argument("--shared", default="../shared", help="a folder with data/flickr8k and models/stories15M")
     parser.add_argument("--llava", help="a LLaVA directory that transformers can read")
+    parser.add_argument("--llm", help="a directory; shared/models/stories15M if not given")
     parser.add_argument("--tower", type=int, nargs=3, default=[12, 768, 224], help="layers, width, pixels")
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--questions", type=int, default=18, help="about each image")
@@ -82,7 +83,9 @@ def comparison(directory: Path, args: argparse.Namespace) -> str:
     for name in models:
         same = sum(one == other for one, other in zip(answers[name], answers["llava_hf"], strict=True))
         speed = spread([count / value for value in seconds[name]])
-        rows.append([name, f"{speed:.1f}", f"{speed_up(seconds, name, 'llava_hf'):.1f}", f"{same} of {count}"])
+        faster = speed_up(seconds, name, "llava_hf")
+        record(args, side=name, answers_per_second=speed, times_as_fast=faster, same=same, answers=count)
+        rows.append([name, f"{speed:.1f}", f"{faster:.1f}", f"{same} of {count}"])
     head = ["side", "answers a second", "times as fast as llava_hf", "answers equal to its own"]
     return f"{len(set(answers['ours']))} different answers\n{table(head, rows)}"
 
@@ -167,7 +170,7 @@ def small_llava(args: argparse.Namespace, directory: Path) -> Path:
     tower = directory.with_name("tower")
     CLIPVisionModel(config).save_pretrained(tower)
     CLIPImageProcessor(size={"height": size, "width": size}, crop_size=size).save_pretrained(tower)
-    llm = str(Path(args.shared) / "models/stories15M")
+    llm = args.llm or str(Path(args.shared) / "models/stories15M")
     model, processor = build_llava(LlavaParts(encoder=f"transformers:{tower}", llm=llm))
     if not convert_tower_to_transformers(model):
         raise SystemExit("this LLaVA cannot be written in transformers' format")

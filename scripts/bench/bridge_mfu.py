@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from measure import common_parser, flops, machine, spread, table
+from measure import common_parser, flops, machine, record, spread, table
 from mfu import matrix_product
 from PIL import Image
 
@@ -58,6 +58,7 @@ def main() -> None:
             rates.append(row * args.batch / args.processes / trained(args, config, Path(folder)) / 1e12)
     ratios = [rate / peak for rate, peak in zip(rates, peaks, strict=True)]
     tokens = spread([rate * 1e12 / row * args.length for rate in rates])
+    record(args, peak_tflops=spread(peaks), tflops=spread(rates), mfu=spread(ratios), tokens_per_second=tokens)
     head = ["precision", "processes", "peak TFLOP/s", "step TFLOP/s", "MFU", "tokens/s of a process"]
     cells = [f"{spread(peaks):.3g}", f"{spread(rates):.3g}", f"{spread(ratios):.1%}", f"{tokens:.4g}"]
     print(table(head, [[args.precision, str(args.processes), *cells]]))

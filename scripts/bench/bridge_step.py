@@ -32,7 +32,7 @@ from typing import Any
 
 import torch
 from loss_memory import MIB, peak_bytes
-from measure import common_parser, machine, speed_up, spread, table, take_turns
+from measure import common_parser, machine, record, speed_up, spread, table, take_turns
 from torch.utils.data import DataLoader, Subset
 from transformers import TrainerCallback
 
@@ -145,6 +145,8 @@ def packing_table(args: argparse.Namespace, model: Any, processor: Any, data: Co
         sides[name] = functools.partial(steps, objective, batches)
     seconds = take_turns(sides, args.rounds, args.clock)
     tokens = sum(len(item["input_ids"]) for item in items)
+    for name, taken in seconds.items():
+        record(args, row="packing", side=name, seconds=spread(taken), positions=positions[name], tokens=tokens)
     head = ["", "positions with a token", "samples/s", "times as fast as random order"]
     rows = [
         [
@@ -208,6 +210,8 @@ def overhead_table(
             taken = statistics.fmean(sides[name](args, model, processor, data))  # the mean, since batch lengths vary
             if number:  # the first round warms up
                 seconds[name].append(taken)
+    for name, found in seconds.items():
+        record(args, row="overhead", side=name, seconds=spread(found))
     ours = seconds["the bridge"]
     rows = [
         [name, f"{spread(taken):.3f}", f"{spread([one / other for one, other in zip(ours, taken, strict=True)]):.3f}"]
@@ -306,6 +310,7 @@ def memory_table(args: argparse.Namespace) -> str:
         loss().backward()  # allocates the gradients
     peaks = {name: peak_bytes(functools.partial(backward, loss), args.device) for name, loss in sides.items()}
     logits = tokens * args.vocabulary * 4
+    record(args, row="memory", peak_bytes=peaks, logits_bytes=logits)
     rows = [
         [name, f"{peak / MIB:.0f}", f"{peak / peaks['transformers']:.3f}", f"{peak / logits:.2f}"]
         for name, peak in peaks.items()

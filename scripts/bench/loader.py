@@ -3,9 +3,10 @@
     python scripts/bench/loader.py --photos shard.tar --captions captions.jsonl --workers 2
 
 Each side reads the same photos at 224 pixels with the same crop, flip and filter. `bare` is a loop over bytes in memory
-(`read_crop`, see decode.py) without captions. `clips` is the loader as in training: order, tar, JSON,
-sampled and tokenized captions, batches sent to the trainer. `webdataset` (if installed) is open_clip's pipeline, with
-torchvision's crop and the same tokenizer.
+(`read_crop`, see decode.py) without captions. `clips` is the loader as in training: order, tar, JSON, sampled and
+tokenized captions, batches sent to the trainer; `clips to device` continues until the images are normalized on
+`--device`, as a training step takes them. `webdataset` (if installed) is open_clip's pipeline, with torchvision's crop
+and the same tokenizer.
 
 The sides alternate in short bursts. The table has the medians of the ratios of neighboring bursts, in photos per second
 and in photos per CPU second of all processes of a side, which depend less on the load of the machine.
@@ -30,20 +31,23 @@ import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from measure import table
+from measure import common_parser, record, synchronize, table
 from PIL import Image
 
 from clips.data.augment import read_crop
 from clips.data.data_config import AugmentConfig, DataConfig
+from clips.data.device_copies import copy_ahead
 from clips.data.loader import TrainDataset, iterate_batches
 from clips.data.sources import SourceConfig
 from clips.data.tar_index import index_tar
 from clips.method.recipes import Recipe, RecipeConfig
 from clips.model.tokenizer import ClipsTokenizer
+from clips.training.train_step import prepare_batch
 
 SIZE = 224
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -72,6 +76,7 @@ def wait_until_idle(pids: list[int]) -> None:
 def timed(pids: list[int], count: int, work: Any) -> Burst:
     cpu, began = cpu_seconds(pids), time.perf_counter()
     work()
+    synchronize()
     return Burst(count / (time.perf_counter() - began), count / max(cpu_seconds(pids) - cpu, 1 / TICKS))
 
 
@@ -176,7 +181,7 @@ class Loader:
         return timed(self.pids, steps * self.batch_size, lambda: [next(self.stream) for _ in range(steps)])
 
 
-def clips_loader(folder: Path, config: AugmentConfig, arguments: argparse.Namespace) -> Iterator[Any]:
+def clips_loader(folder: Path, config: AugmentConfig, arguments: argparse.Namespace) -> Generator[Any]:
     recipe, tokenizer = Recipe(RecipeConfig(name="clips")), ClipsTokenizer()
     data = TrainDataset(
         DataConfig(sources=(SourceConfig(path=str(folder)),), augment=config, num_workers=arguments.workers),
@@ -186,6 +191,14 @@ def clips_loader(folder: Path, config: AugmentConfig, arguments: argparse.Namesp
         prepare=functools.partial(recipe.prepare, tokenizer=tokenizer),
     )
     return iterate_batches(data, first_step=0, last_step=100_000)
+
+
+def device_loader(folder: Path, config: AugmentConfig, arguments: argparse.Namespace) -> Iterator[Any]:
+    """The same batches as a training step takes them: images on the device, normalized."""
+    device = torch.device(arguments.device)
+    mean, std = (torch.full((3, 1, 1), value, device=device) for value in (0.45, 0.27))
+    run: Any = SimpleNamespace(processes=SimpleNamespace(device=device), mean=mean, std=std)
+    return (prepare_batch(batch, run) for batch in copy_ahead(clips_loader(folder, config, arguments), device))
 
 
 def webdataset_loader(folder: Path, config: AugmentConfig, arguments: argparse.Namespace) -> Iterator[Any]:
@@ -228,21 +241,23 @@ def compare(sides: dict[str, Any], rounds: int, count: int) -> dict[str, list[Bu
     return found
 
 
-def report(found: dict[str, list[Burst]]) -> str:
+def report(found: dict[str, list[Burst]], args: argparse.Namespace) -> str:
     rows = []
     for name, bursts in found.items():
         cells = [name]
         for clock in Burst._fields:
             rates = [getattr(burst, clock) for burst in bursts]
             ratios = [rate / getattr(bare, clock) for rate, bare in zip(rates, found["bare"], strict=True)]
+            record(args, side=name, clock_of_rates=clock, photos_per_second=rates, of_bare=ratios)
             cells += [f"{statistics.median(rates):.0f}", f"{statistics.median(ratios):.2f}"]
             cells += [f"{min(ratios):.2f}–{max(ratios):.2f}"]
         rows.append(cells)
     return table(["loader", "photos/s", "of bare", "spread", "photos/CPU s", "of bare", "spread"], rows)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def arguments() -> argparse.Namespace:
+    parser = common_parser(__doc__)
+    parser.set_defaults(rounds=9)
     parser.add_argument("--photos", type=Path, required=True, help="a tar with, or a folder of, .jpg files")
     parser.add_argument("--captions", type=Path, required=True, help="JSON lines; the longest text of each is taken")
     parser.add_argument("--side", type=int, help="scale photos to this longer side first, JPEG quality 90")
@@ -250,34 +265,37 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--burst", type=int, default=512, help="photos in a burst")
-    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--min-area", type=float, default=0.4)
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
     torch.set_num_threads(1)
-    config = AugmentConfig(crop_scale_min=arguments.min_area, horizontal_flip=True)
-    photos, captions = read_photos(arguments.photos, arguments.side), read_captions(arguments.captions)
+    config = AugmentConfig(crop_scale_min=args.min_area, horizontal_flip=True)
+    photos, captions = read_photos(args.photos, args.side), read_captions(args.captions)
     with tempfile.TemporaryDirectory() as folder:
-        write_shards(Path(folder), photos, captions, arguments.samples)
-        sides: dict[str, Any] = {"bare": Bare(photos, config, arguments.workers)}
-        makers = {"clips": clips_loader}
+        write_shards(Path(folder), photos, captions, args.samples)
+        sides: dict[str, Any] = {"bare": Bare(photos, config, args.workers)}
+        makers = {"clips": clips_loader, "clips to device": device_loader}
         if importlib.util.find_spec("webdataset"):
             makers["webdataset"] = webdataset_loader
         for name, make in makers.items():
             before = set(multiprocessing.active_children())
-            sides[name] = Loader(make(Path(folder), config, arguments), arguments.batch_size, arguments.workers)
+            sides[name] = Loader(make(Path(folder), config, args), args.batch_size, args.workers)
             workers = set(multiprocessing.active_children()) - before
             sides[name].pids = [*(worker.pid for worker in workers), os.getpid()]
-        found = compare(sides, arguments.rounds, arguments.burst)
+        found = compare(sides, args.rounds, args.burst)
     pixels = statistics.mean(max(Image.open(io.BytesIO(photo)).size) for photo in photos)
     print(
         f"{len(photos)} photos, on average {statistics.mean(map(len, photos)) / 1024:.0f} KiB and {pixels:.0f} pixels "
         f"on the longer side; captions of {statistics.mean(len(text.split()) for text in captions):.0f} words; "
-        f"{arguments.workers} processes per side, {arguments.rounds} rounds of {arguments.burst} photos; "
+        f"{args.workers} processes per side, {args.rounds} rounds of {args.burst} photos; "
         f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores, "
         + ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "pillow"))
         + "\n"
     )
-    print(report(found))
+    print(report(found, args))
 
 
 if __name__ == "__main__":

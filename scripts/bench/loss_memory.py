@@ -9,7 +9,7 @@ Caption loss: ``clips.model.losses.linear_cross_entropy`` vs. ``F.cross_entropy(
 ``--bf16`` matrix products are those of autocast. Contrastive loss: ``clips.model.losses.softmax_loss`` of one process
 among many, with simulated features of the others, vs. this process's rows of the logits, as with open_clip's
 ``--local-loss``. Memory is the peak of torch's allocations beyond the inputs and their gradients, counted at every
-allocation; all gradients must be equal (nearly in bfloat16).
+allocation; our gradients must be equal to the naive ones (nearly in bfloat16).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Callable
 from unittest import mock
 
 import torch
-from measure import common_parser, machine, speed_up, spread, table, take_turns
+from measure import common_parser, machine, record, speed_up, spread, table, take_turns
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torch.profiler import ProfilerActivity, profile
@@ -140,16 +140,18 @@ def contrastive_losses(partners: list[Tensor]) -> dict[str, Loss]:
 def compare(
     sides: dict[str, Loss], leaves: tuple[Tensor, ...], last: Tensor, args: argparse.Namespace, key: list[str]
 ) -> list[list[str]]:
-    """A row for each side; raises AssertionError if the gradients differ."""
+    """A row for each side; raises AssertionError if our gradients differ from the naive ones."""
     runs = {name: gradients_of(loss, leaves, last) for name, loss in sides.items()}
     expected = runs["naive"]()
-    for run in runs.values():
-        for found, gradient in zip(run(), expected, strict=True):
-            assert (found - gradient).norm() < (0.02 if args.bf16 else 1e-4) * gradient.norm()
+    differences = {name: relative_difference(run(), expected) for name, run in runs.items()}
+    assert differences["ours"] < (0.02 if args.bf16 else 1e-4)
     returned = sum(value.nbytes for value in expected)
     del expected
     peaks = {name: peak_bytes(run, args.device) - returned for name, run in runs.items()}
     seconds = take_turns(runs, args.rounds, args.clock)
+    for name in sides:
+        measured = {"peak_bytes": peaks[name], "seconds": spread(seconds[name]), "difference": differences[name]}
+        record(args, loss=name, size=key[0], rows=len(leaves[0]), **measured)
     return [
         [
             name,
@@ -161,6 +163,12 @@ def compare(
         ]
         for name in sides
     ]
+
+
+def relative_difference(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:
+    """The largest of the gradients, by their norms."""
+    pairs = zip(found, expected, strict=True)
+    return max(((one - other).norm() / other.norm()).item() for one, other in pairs)
 
 
 def gradients_of(loss: Loss, leaves: tuple[Tensor, ...], last: Tensor) -> Callable[[], tuple[Tensor, ...]]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.metadata
 import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,6 +51,7 @@ def common_parser(description: str | None) -> argparse.ArgumentParser:
         choices=list(CLOCKS),
         help="cpu counts this process's own seconds: for one thread on a machine that others use too",
     )
+    parser.add_argument("--json", type=Path, help="append each measurement to this file, one JSON object a line")
     return parser
 
 
@@ -134,6 +137,20 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join("| " + " | ".join(str(cell) for cell in row) + " |" for row in [head, rule, *rows])
 
 
+def record(args: argparse.Namespace, **values: object) -> None:
+    """Append a measurement to the file of ``--json``, with the script and its arguments."""
+    if args.json is None:
+        return
+    arguments = {name: value for name, value in vars(args).items() if name != "json"}
+    line = {"script": Path(sys.argv[0]).name, "arguments": arguments, **values}
+    with args.json.open("a", encoding="utf-8") as file:  # closed after every line: a cut loses none
+        file.write(json.dumps(line, default=_plain) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else str(value)  # type: ignore[arg-type]
+
+
 # ---------------------------------------------------------------- what is measured
 
 
@@ -202,12 +219,11 @@ def start(
 
 
 def make_batch(model: ClipsModel, texts: list[list[str]], device: str) -> dict[str, Tensor]:
-    """Noise images, and the tokens of web and synthetic captions as from the trainer's loader."""
+    """Noise images on the device, and the tokens of web and synthetic captions, on the CPU as in training."""
     tokenizer, rng = ClipsTokenizer(model.context_length), np.random.default_rng(0)
     samples = [model.recipe.prepare(web, synthetic, rng, tokenizer) for web, synthetic in zip(*texts, strict=True)]
     batch = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
-    batch["image"] = torch.randn(len(samples), 3, model.image_size, model.image_size)
-    return {name: value.to(device) for name, value in batch.items()}
+    return batch | {"image": torch.randn(len(samples), 3, model.image_size, model.image_size).to(device)}
 
 
 def parameters(model: torch.nn.Module) -> int:

@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 import measure
 import torch
-from measure import common_parser, flops, machine, spread, table, take_turns
+from measure import common_parser, flops, machine, record, spread, table, take_turns
 
 from clips.method.recipes import RECIPES, RecipeConfig
 from clips.model.architectures import CaptionerConfig, ModelConfig
@@ -44,6 +44,14 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     parser = common_parser(__doc__)
+    add_step_arguments(parser)
+    parser.add_argument("--matrix", type=int, default=4096, help="rows and columns of the product that is the peak")
+    parser.add_argument("--steps", type=int, default=1, help="in a turn; more, for steps of milliseconds on a GPU")
+    return parser.parse_args()
+
+
+def add_step_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `our_step`."""
     parser.add_argument("--architecture", default="clips-s-16")
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--batch", type=int, default=64)
@@ -52,31 +60,36 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--synthetic", default="fused", help="field of the synthetic captions")
     parser.add_argument("--recipes", nargs="+", default=["clip", "clips"], choices=list(RECIPES))
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
-    parser.add_argument("--matrix", type=int, default=4096, help="rows and columns of the product that is the peak")
     parser.add_argument("--compile", action="store_true", help="torch.compile of the layers")
     parser.add_argument(
         "--checkpointing", action="store_true", help="compute activations again instead of keeping them"
     )
-    return parser.parse_args()
 
 
 def row(args: argparse.Namespace, recipe: str, precision: str) -> list[str]:
     step = our_step(args, recipe, precision)
-    seconds, cells = measure_mfu(step, operations(args, recipe, precision), args, precision)
+    seconds, cells = measure_mfu(step, operations(args, recipe, precision), args, precision, recipe=recipe)
     samples = spread([args.batch / value for value in seconds])
     return [recipe, precision, str(args.threads), *cells, f"{samples:.3g}"]
 
 
 def measure_mfu(
-    step: Callable[[], object], work: float, args: argparse.Namespace, precision: str
+    step: Callable[[], object], work: float, args: argparse.Namespace, precision: str, **names: str
 ) -> tuple[list[float], list[str]]:
     """Seconds of a step of ``work`` operations; and peak TFLOP/s, step TFLOP/s and MFU as table cells."""
     product, repeats = matrix_product(args, precision)
-    seconds = take_turns({"step": step, "peak": product}, args.rounds, args.clock)
+    if args.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    sides = {"step": lambda: [step() for _ in range(args.steps)], "peak": product}
+    seconds = take_turns(sides, args.rounds, args.clock)
+    steps = [value / args.steps for value in seconds["step"]]
     peaks = [2 * args.matrix**3 * repeats / value / 1e12 for value in seconds["peak"]]
-    rates = [work / value / 1e12 for value in seconds["step"]]
+    rates = [work / value / 1e12 for value in steps]
     ratios = spread([rate / peak for rate, peak in zip(rates, peaks, strict=True)])
-    return seconds["step"], [f"{spread(peaks):.3g}", f"{spread(rates):.3g}", f"{ratios:.1%}"]
+    memory = torch.cuda.max_memory_allocated() if args.device == "cuda" else None
+    found = {"seconds": spread(steps), "peak_tflops": spread(peaks), "tflops": spread(rates), "mfu": ratios}
+    record(args, precision=precision, **names, **found, flops=work, max_bytes=memory)
+    return steps, [f"{spread(peaks):.3g}", f"{spread(rates):.3g}", f"{ratios:.1%}"]
 
 
 def operations(args: argparse.Namespace, recipe: str, precision: str) -> float:

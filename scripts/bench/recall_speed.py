@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import common_parser, machine, speed_up, spread, table
+from measure import common_parser, machine, record, speed_up, spread, table
 
 CUTS = (1, 5, 10)
 PER_IMAGE = 5
@@ -67,6 +67,7 @@ def rows_of(size: str, args: argparse.Namespace) -> list[list[str]]:
         if name == "ours" and not args.alone:
             times = f"{speed_up(seconds, 'ours', 'CLIP_benchmark'):.1f}"
             share = f"{memory['ours'].median / memory['CLIP_benchmark'].median:.4f}"
+        record(args, size=size, side=name, seconds=spread(seconds[name]), peak_mib=memory[name])
         cells = spread([1e12 * value / (num_images * captions) for value in seconds[name]])
         rows.append([size, name, f"{spread(seconds[name]):.2f}", f"{memory[name]:.0f}", times, share, f"{cells:.0f}"])
     return rows

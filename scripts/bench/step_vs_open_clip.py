@@ -21,7 +21,7 @@ from typing import Any
 
 import measure
 import torch
-from measure import common_parser, flops, machine, parameters, speed_up, spread, table, take_turns
+from measure import common_parser, flops, machine, parameters, record, speed_up, spread, table, take_turns
 from torch import Tensor
 
 from clips.method.clips_model import ClipsModel
@@ -75,9 +75,12 @@ def row(args: argparse.Namespace, recipe: str, attention: Any, precision: str) -
     work = {name: flops(run) for name, run in sides.items()}
     seconds = take_turns(sides, args.rounds, args.clock)
     print(f"parameters: {counts}; TFLOPs a step: { {name: round(value / 1e12, 3) for name, value in work.items()} }")
-    times = [f"{spread(seconds[name]):.3g}" for name in ("ours", "theirs")]
-    ratio = f"{speed_up(seconds, 'ours', 'theirs'):.2f}"
-    return [recipe, attention, precision, str(args.threads), *times, ratio, f"{work['ours'] / work['theirs']:.2f}"]
+    taken, faster = {name: spread(seconds[name]) for name in sides}, speed_up(seconds, "ours", "theirs")
+    names = {"recipe": recipe, "text_attention": attention, "precision": precision}
+    record(args, **names, seconds=taken, times_as_fast=faster, flops=work, parameters=counts)
+    times = [f"{taken[name]:.3g}" for name in ("ours", "theirs")]
+    ratio = f"{work['ours'] / work['theirs']:.2f}"
+    return [recipe, attention, precision, str(args.threads), *times, f"{faster:.2f}", ratio]
 
 
 def make_sides(args: argparse.Namespace, recipe: str, attention: Any, precision: str) -> tuple[Sides, dict[str, str]]:

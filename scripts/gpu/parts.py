@@ -1,0 +1,107 @@
+"""The parts of scripts/gpu/run.py in order of their value, as command lines; a small form of each for a CPU.
+
+``{data}`` is the kit's data, ``{work}`` a folder for large files. Scripts also get ``--device`` and ``--json``; pytest,
+whose tests take a GPU if there is one, gets ``--json``.
+"""
+
+from __future__ import annotations
+
+SECONDS = 460
+"""The limit of a part; what it has measured until then is kept."""
+
+_TESTS = " ".join(
+    f"tests/test_{name}.py"
+    for name in (
+        "clips_train_step", "clips_losses", "clips_model", "clips_towers", "clips_captioner", "clips_validation",
+        "clips_train", "clips_checkpoint", "bridge_objective", "bridge_train", "bridge_shared_prefix", "bench_recall",
+    )
+)  # fmt: skip
+_CAPTIONS = "--captions {data}/data/capsfusion_5k.jsonl"
+_PHOTOS = "--photos {data}/data/cc12m_32.tar " + _CAPTIONS
+_LLM = "scripts/bench/random_llm.py --tokenizer {data}/models/stories15M --out {work}/llm"
+_STEP = "scripts/bench/mfu.py --image-size 224 --batch 256 --precisions bf16 --matrix 8192 --steps 5 --architecture"
+_PROFILE = "scripts/bench/profile_step.py --image-size 224 --batch 256 --precisions bf16 --architecture"
+_OPEN_CLIP = (
+    "scripts/bench/step_vs_open_clip.py --image-size 224 --batch 256 --precisions bf16 --recipes clip --rounds 10"
+)
+_BRIDGE = "scripts/bench/packed_step.py --precision bf16 --matrix 8192 --steps 3"
+
+FULL: dict[str, list[str]] = {
+    "tests": [f"-m pytest -q -p pytest_results -p no:cacheprovider -n 8 --timeout 200 -m 'not slow' {_TESTS}"],
+    "equal": [
+        f"scripts/bench/device_equal.py --architecture clips-b-16 --batch 8 --compile {_CAPTIONS}",
+        "scripts/bench/device_equal.py --architecture clips-s-16 --batch 16 --recipes coca clips --strategies ddp",
+    ],
+    "step_l14": [f"{_STEP} clips-l-14", f"{_STEP} clips-l-14 --compile"],
+    "step_b16": [f"{_STEP} clips-b-16", f"{_STEP} clips-b-16 --compile"],
+    "step_s16": [f"{_STEP} clips-s-16", f"{_STEP} clips-s-16 --compile"],
+    "profile": [
+        f"{_PROFILE} clips-l-14",
+        f"{_PROFILE} clips-l-14 --compile",
+        f"{_PROFILE} clips-b-16",
+        f"{_PROFILE} clips-s-16 --compile",
+    ],
+    "open_clip": [
+        f"{_OPEN_CLIP} --architecture clips-b-16 {_CAPTIONS}",
+        f"{_OPEN_CLIP} --architecture clips-l-14 {_CAPTIONS}",
+        f"{_OPEN_CLIP} --architecture clips-s-16 {_CAPTIONS}",
+        f"{_OPEN_CLIP} --architecture clips-l-14 --text-attention all",
+    ],
+    "loss": ["scripts/bench/loss_memory.py --bf16", "scripts/bench/loss_memory.py --widths 512 768"],
+    "loader": [
+        f"scripts/bench/loader.py {_PHOTOS} --workers 8 --batch-size 256 --burst 4096 --samples 4096 --rounds 5",
+        f"scripts/bench/loader.py {_PHOTOS} --workers 14 --batch-size 256 --burst 8192 --samples 4096 --rounds 5",
+    ],
+    "photos": ["scripts/bench/photos.py --shared {data} --workers 8 --steps 340"],
+    "bridge": [
+        f"{_BRIDGE} --llm 0.5b --batch 8",
+        f"{_BRIDGE} --llm 0.5b --batch 8 --samples 8 --attention sdpa varlen",
+        f"{_BRIDGE} --llm 7b --batch 2",
+        f"{_BRIDGE} --llm 7b --batch 2 --samples 8 --attention sdpa varlen",
+        "scripts/bench/bridge_mfu.py --precision bf16 --matrix 8192 --batch 8 --rounds 1",
+        _LLM,
+        "scripts/bench/bridge_step.py --shared {data} --llm {work}/llm --rounds 3",
+    ],
+    "answers": [
+        _LLM,
+        "scripts/bench/answers.py --shared {data} --llm {work}/llm --dtype bfloat16 --images 64 --tower 24 1024 336 "
+        "--rounds 3",
+    ],
+    "recalls": [
+        "scripts/bench/recall_speed.py --rounds 3",
+        "scripts/bench/recall_speed.py --sizes 20000x100000 100000x500000 --alone --rounds 3",
+    ],
+}
+"""Name → command lines."""
+
+_TINY = "--architecture clips-tiny --batch 4 --precisions fp32"
+_TINY_STEP = f"scripts/bench/mfu.py {_TINY} --recipes clip --matrix 256 --steps 2 --rounds 2"
+_TINY_LLM = "--hidden 64 --layers 1"
+SMALL: dict[str, list[str]] = {
+    "tests": ["-m pytest -q -p pytest_results -p no:cacheprovider -n 0 tests/test_clips_losses.py -k naive"],
+    "equal": [f"scripts/bench/device_equal.py {_TINY} --recipes clip --strategies ddp fsdp zero2"],
+    "step_l14": [f"{_TINY_STEP} --compile"],
+    "step_b16": [_TINY_STEP],
+    "step_s16": [f"{_TINY_STEP} --checkpointing"],
+    "profile": [f"scripts/bench/profile_step.py {_TINY} --recipes clip --top 5"],
+    "open_clip": [
+        f"scripts/bench/step_vs_open_clip.py {_TINY} --image-size 32 --recipes clip --text-attention all --rounds 2 "
+        f"{_CAPTIONS}",
+    ],
+    "loss": ["scripts/bench/loss_memory.py --samples 1 --widths 64 --global-batches 256 --local-batch 64 --rounds 2"],
+    "loader": [f"scripts/bench/loader.py {_PHOTOS} --workers 1 --batch-size 8 --burst 32 --samples 64 --rounds 2"],
+    "photos": ["scripts/bench/photos.py --shared {data} --steps 1 --batch 4 --limit 8 --recipes clips"],
+    "bridge": [
+        f"scripts/bench/packed_step.py {_TINY_LLM} --encoder timm:test_vit@random --length 512 --images 1 --batch 2 "
+        "--samples 4 --attention sdpa varlen --vocabulary 1000 --matrix 256 --rounds 2",
+        f"{_LLM} {_TINY_LLM}",
+        "scripts/bench/bridge_step.py --shared {data} --llm {work}/llm --rounds 1 --samples 12 --micro-batch 2 "
+        "--steps 4 --vocabulary 2000 --packed-length 512",
+    ],
+    "answers": [
+        f"{_LLM} {_TINY_LLM}",
+        "scripts/bench/answers.py --shared {data} --llm {work}/llm --images 2 --questions 3 --tower 2 64 32 --rounds 1",
+    ],
+    "recalls": ["scripts/bench/recall_speed.py --sizes 100x500 --rounds 1"],
+}
+"""The same parts, a few seconds each on a CPU."""
