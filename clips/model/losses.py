@@ -172,10 +172,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         wide = torch.promote_types(hidden.dtype, torch.float32)
         weight_grad = torch.zeros_like(weight, dtype=wide) if needs_weight else None
         total = hidden.new_zeros((), dtype=wide)
-        factors = weight.to(dtype)
+        factors = weight.detach().to(dtype)  # hooks of modules, as FlopCounterMode has, reject a leaf here
         step = chunk_rows(weight)
         for start in range(0, len(hidden), step):
-            part, label = hidden[start : start + step].to(dtype), labels[start : start + step]
+            part, label = hidden.detach()[start : start + step].to(dtype), labels[start : start + step]
             loss, error = softmax(part, factors, label, gradient=needs_hidden or needs_weight)
             total += loss
             if error is None:
