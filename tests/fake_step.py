@@ -13,7 +13,8 @@ from pathlib import Path
 
 import yaml
 
-words, config_file = sys.argv[1:-2], sys.argv[-1]
+flag = sys.argv.index("--config")
+words, config_file = sys.argv[1:flag], sys.argv[flag + 1]
 config = yaml.safe_load(Path(config_file).read_text(encoding="utf-8"))
 print(" ".join(words), "begins", flush=True)
 if config.get("count"):

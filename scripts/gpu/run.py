@@ -24,7 +24,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 from pathlib import Path
 from typing import Any
@@ -148,8 +147,8 @@ def prepare(kit: Path, work: Path) -> dict[str, str]:
         subprocess.run([*install, "--target", f"{site}.part", *wheels], check=True)
         Path(f"{site}.part").rename(site)
     if not data.is_dir():
-        with tarfile.open(kit / "data.tar.gz") as archive:
-            archive.extractall(f"{data}.part", filter="data")
+        Path(f"{data}.part").mkdir(exist_ok=True)
+        subprocess.run(["tar", "-xzf", kit / "data.tar.gz", "-C", f"{data}.part"], check=True)
         Path(f"{data}.part").rename(data)
     paths = [str(ROOT), str(ROOT / "scripts/gpu"), str(site)]
     more = {"HF_HUB_OFFLINE": "1", "DS_BUILD_OPS": "0", "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
