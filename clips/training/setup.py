@@ -127,6 +127,8 @@ def _log_start(run: TrainRun, reason: str) -> None:
     )
     if run.state.step:
         log_info(f"resuming from step {run.state.step}")
+    if processes.count == 1 and (gpus := torch.cuda.device_count()) > 1:
+        log_info(f"1 of {gpus} visible GPUs is used; torchrun --nproc-per-node {gpus} -m clips.cli train uses all")
     if run.recipe.needs_synthetic and not any(source.synthetics for source in config.data.sources):
         log_info(f"data.sources: none has synthetic captions; recipe {config.recipe.name} uses web captions instead")
     if config.global_batch_size > len(run.data):
