@@ -34,7 +34,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "fsdp": {"distributed": {"strategy": "fsdp", "activation_checkpointing": True, "device_peak_tflops": 1.0}},
     "zero1": {"distributed": {"strategy": "zero1"}},
     "zero2": {"distributed": {"strategy": "zero2"}, "micro_batch_size": 1},
-    "zero3": {"distributed": {"strategy": "zero3"}},
+    "zero3": {"distributed": {"strategy": "zero3", "activation_checkpointing": True}},
     "fsdp_in_parts": {"distributed": {"strategy": "fsdp"}, "micro_batch_size": 1},
     "zero3_in_parts": {"distributed": {"strategy": "zero3"}, "micro_batch_size": 1},
 }

@@ -17,6 +17,7 @@ from clips.data import InvalidImageError, decode_image
 from clips.data import augment as augmenting
 from clips.data.augment import _jitter, augment, min_decode_size, read_crop
 from clips.data.data_config import AugmentConfig
+from clips.data.images import read_header, upright_size
 from clips.data.tar_index import index_tar
 
 
@@ -190,3 +191,13 @@ def test_colors_jitter_as_the_authors_do():
         assert np.abs(found - expected).mean() < 2.5, seed  # of 255: the rounding of hues to 8 bits
         moved.append(np.abs(expected - np.asarray(image, dtype=float)).mean())
     assert np.mean(moved) > 20
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_the_upright_size_is_that_of_the_decoded_image(file_format: str, orientation: int):
+    image, stream, exif = Image.new("RGB", (90, 200)), io.BytesIO(), Image.Exif()
+    exif[0x0112] = orientation
+    image.save(stream, file_format, exif=exif)
+    content = stream.getvalue()
+    assert upright_size(read_header(content)) == decode_image(content).size

@@ -35,17 +35,32 @@ def test_repeated_layers_are_found(data: Path, tmp_path: Path):
 
 def test_layers_with_batch_norms_and_those_between_are_not_recomputed():
     def checkpointed(model: nn.Module, interval: int) -> list[int]:
-        checkpoint_layers(model, interval)
-        return [number for number, layer in enumerate(repeated_layers(model)) if "forward" in layer.__dict__]
+        count = checkpoint_layers(model, interval)
+        found = [number for number, layer in enumerate(repeated_layers(model)) if "forward" in layer.__dict__]
+        assert len(found) == count
+        return found
 
     model = build_model(ModelConfig(architecture="clips-ti-16", image_size=32), RecipeConfig(name="clip"), 0)
     assert checkpointed(model, 1) == list(range(24))
     assert checkpointed(model, 5) == [0, 5, 10, 15, 20]
     assert checkpointed(model, 0) == []
     norms = build_model(ModelConfig(architecture="clips-tinyvit", image_size=32), RecipeConfig(name="clip"), 0)
-    found = [repeated_layers(norms)[number] for number in checkpointed(norms, 1)]
+    checkpoint_layers(norms, 1)
+    found = [module for module in norms.modules() if "forward" in module.__dict__]
     assert found
     assert not any(isinstance(module, _BatchNorm) for layer in found for module in layer.modules())
+
+
+def test_the_layers_of_stages_are_checkpointed_one_by_one():
+    stages = fake_model(ModelConfig(architecture="timm:convnext_atto", image_size=64), RecipeConfig(name="clip"))
+    trunk = stages.clip.visual.trunk
+    checkpoint_layers(stages, 1)
+    blocks = [block for stage in trunk.stages for block in stage.blocks]
+    assert len(blocks) == 12
+    assert all("forward" in block.__dict__ for block in blocks)
+    assert not any("forward" in stage.__dict__ for stage in trunk.stages)
+    checkpoint_layers(stages, 0)
+    assert not any("forward" in module.__dict__ for module in stages.modules())
 
 
 @pytest.mark.parametrize(("precision", "interval"), [("fp32", 1), ("fp32", 2), ("bf16", 1)])

@@ -69,7 +69,8 @@ def read_header(content: bytes) -> Image.Image:
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Width and height of the result of `read_header` once it is upright."""
     with _short_reasons():
-        turned = image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
+        # Pillow's TIFF plugin swaps width and height itself.
+        turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
         return (image.height, image.width) if turned else image.size
 
 

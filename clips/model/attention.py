@@ -15,18 +15,19 @@ class PackedAttention(nn.MultiheadAttention):
     which is about 7 % of a ViT-L/14's training step (docs/performance.md). Other calls are torch's.
     """
 
-    def forward(  # type: ignore[override]
-        self, query: Tensor, key: Tensor, value: Tensor, *, attn_mask: Tensor | None = None, **options: Any
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, *arguments: Any, **options: Any
     ) -> tuple[Tensor, Tensor | None]:
         """Return attention (B, L, D) over ``query`` (B, L, D), and None; arguments are torch's."""
-        is_self = query is key and query is value and options == {"need_weights": False}
-        if not is_self or (attn_mask is not None and not attn_mask.is_floating_point()):
-            return super().forward(query, key, value, attn_mask=attn_mask, **options)
+        mask, is_self = options.get("attn_mask"), query is key and query is value and not arguments
+        usual = options.keys() <= {"need_weights", "attn_mask"} and options.get("need_weights") is False
+        if not (is_self and usual) or (mask is not None and not mask.is_floating_point()):
+            return super().forward(query, key, value, *arguments, **options)
         packed = F.linear(query, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
         queries, keys, values = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in packed)
-        if attn_mask is not None and attn_mask.ndim == 3:  # (B × heads, L, L)
-            attn_mask = attn_mask.unflatten(0, (-1, self.num_heads))
-        attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=attn_mask)
+        if mask is not None and mask.ndim == 3:  # (B × heads, L, L)
+            mask = mask.unflatten(0, (-1, self.num_heads))
+        attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
         return self.out_proj(attended.transpose(1, 2).flatten(2)), None
 
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from clips.errors import UserError
 from clips.model.length_grouping import group_by_length
-from clips.model.losses import SoftmaxError, linear_cross_entropy
+from clips.model.losses import ChunkCrossEntropy, linear_cross_entropy
 from clips.model.tokenizer import VOCAB_SIZE
 
 _EPSILON = 1e-6
@@ -135,7 +135,7 @@ class CaptionHead(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width, eps=_EPSILON)
         self.weight = nn.Parameter(torch.randn(vocabulary, width) * width**-0.5)
-        self.softmax = SoftmaxError()
+        self.cross_entropy = ChunkCrossEntropy()
 
     def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return logits (…, V) of hidden states (…, D), or, given labels (N,), their sum-reduced cross-entropy ()."""
@@ -145,7 +145,7 @@ class CaptionHead(nn.Module):
             normed = self.norm(hidden.float())
             if labels is None:
                 return normed @ self.weight.t()
-            return linear_cross_entropy(normed, self.weight, labels, dtype, self.softmax)
+            return linear_cross_entropy(normed, self.weight, labels, dtype, self.cross_entropy)
 
 
 class Captioner(nn.Module):

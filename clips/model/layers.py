@@ -24,17 +24,34 @@ def repeated_layers(model: nn.Module) -> list[nn.Module]:
     return layers
 
 
-def checkpoint_layers(model: nn.Module, interval: int) -> None:
+def checkpoint_layers(model: nn.Module, interval: int) -> int:
     """Let every ``interval``-th repeated layer store only its inputs and recompute its activations; 0 lets none.
 
-    Layers with batch norms are excluded: recomputation would update their statistics twice.
+    Where layers are stages of layers, as in ConvNeXt and Swin, the inner ones count. Layers with batch norms are
+    excluded: recomputation would update their statistics twice.
+
+    Returns:
+        The number of these layers that recompute.
     """
-    layers = repeated_layers(model)
+    layers = _innermost_layers(model)
     for layer in layers:
         layer.__dict__.pop("forward", None)
-    for layer in layers[::interval] if interval else ():
-        if not any(isinstance(module, _BatchNorm) for module in layer.modules()):
-            layer.forward = functools.partial(_recompute, layer)
+    chosen = [layer for layer in layers[::interval] if not _has_batch_norm(layer)] if interval else []
+    for layer in chosen:
+        layer.forward = functools.partial(_recompute, layer)
+    return len(chosen)
+
+
+def _innermost_layers(model: nn.Module) -> list[nn.Module]:
+    found: list[nn.Module] = []
+    for layer in repeated_layers(model):
+        inner = [part for part in _innermost_layers(layer) if any(True for _ in part.children())]
+        found += inner or [layer]
+    return found
+
+
+def _has_batch_norm(layer: nn.Module) -> bool:
+    return any(isinstance(module, _BatchNorm) for module in layer.modules())
 
 
 def _recompute(layer: nn.Module, *arguments: Any, **named: Any) -> Any:

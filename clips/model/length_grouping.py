@@ -27,6 +27,6 @@ def group_by_length(lengths: Tensor, device: torch.device) -> tuple[Tensor, list
         group.
     """
     order = lengths.argsort()
-    groups = order.tensor_split(max(1, min(_MAX_GROUPS, len(lengths) // MIN_GROUP_SIZE[device.type])))
+    groups = order.tensor_split(max(1, min(_MAX_GROUPS, len(lengths) // MIN_GROUP_SIZE.get(device.type, 64))))
     sizes = [len(group) for group in groups]
     return order, sizes, [int(group.max()) for group in lengths[order].cpu().split(sizes)]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 _CHUNK_ELEMENTS = 2**24  # logits in memory at a time: 64 MiB of float32
-_GPU_CHUNK_ROWS = 2048  # products of fewer rows do not fill a GPU, and each chunk adds to all weights' gradients
+GPU_CHUNK_ROWS = 2048  # products of fewer rows do not fill a GPU, and each chunk adds to all weights' gradients
 _GPU_CHUNK_ELEMENTS = 2**28  # 1 GiB of float32
 
 
@@ -111,7 +111,7 @@ def caption_loss(loss_sum: Tensor, num_tokens: Tensor) -> Tensor:
     return loss_sum * world_size() / total.clamp(min=1.0)
 
 
-class SoftmaxError(nn.Module):
+class ChunkCrossEntropy(nn.Module):
     """Cross-entropy and its gradient at the logits of a chunk; a module, so that torch.compile can fuse it."""
 
     def forward(
@@ -138,7 +138,7 @@ class SoftmaxError(nn.Module):
         return loss, error.index_put_((rows, labels), (own.exp() / normalizer - 1).to(hidden.dtype))
 
 
-_softmax_error = SoftmaxError()
+_chunk_cross_entropy = ChunkCrossEntropy()
 
 
 def linear_cross_entropy(
@@ -146,7 +146,7 @@ def linear_cross_entropy(
     weight: Tensor,
     labels: Tensor,
     dtype: torch.dtype | None = None,
-    softmax: SoftmaxError = _softmax_error,
+    softmax: ChunkCrossEntropy = _chunk_cross_entropy,
 ) -> Tensor:
     """Return the sum-reduced cross-entropy () of ``hidden @ weight.T`` without all its (N, V) logits in memory.
 
@@ -165,7 +165,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, dtype: torch.dtype, softmax: SoftmaxError
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, dtype: torch.dtype, softmax: ChunkCrossEntropy
     ) -> Tensor:
         needs_hidden, needs_weight, *_ = ctx.needs_input_grad
         hidden_grad = torch.zeros_like(hidden) if needs_hidden else None
@@ -209,7 +209,7 @@ def chunk_rows(weight: Tensor) -> int:
 
 def gpu_chunk_rows(weight: Tensor) -> int:
     """Return `chunk_rows` of a GPU."""
-    return max(1, min(_GPU_CHUNK_ROWS, _GPU_CHUNK_ELEMENTS // len(weight)))
+    return max(1, min(GPU_CHUNK_ROWS, _GPU_CHUNK_ELEMENTS // len(weight)))
 
 
 def _add_product(total: Tensor, one: Tensor, other: Tensor) -> None:

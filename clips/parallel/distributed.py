@@ -38,7 +38,7 @@ class DistributedContext:
         return self.rank == 0
 
 
-def start_processes(*, timeout: float = 1800) -> DistributedContext:
+def start_processes(*, timeout: float = 900) -> DistributedContext:
     """Join the process group of the launcher's environment, or create one of this process; an existing one is reused.
 
     Args:

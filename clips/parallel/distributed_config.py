@@ -34,7 +34,7 @@ class DistributedConfig:
     activation_checkpointing: bool = False
     checkpointing_interval: int = 1
     torch_compile: bool = False
-    hang_timeout: float = 600
+    hang_timeout: float = 900
     device_peak_tflops: float | None = None
 
     def __post_init__(self) -> None:

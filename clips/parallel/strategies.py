@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from torch import nn
 
+from clips.core.artifact import log_info
 from clips.method.clips_model import ClipsModel
 from clips.method.optimizer import OptimizerConfig
 from clips.model.layers import checkpoint_layers, repeated_layers
@@ -38,9 +39,9 @@ STRATEGIES: dict[Parallel, Callable[[ClipsModel, OptimizerConfig, DistributedCon
 
 
 def modules_to_compile(encoder: ClipsModel) -> list[nn.Module]:
-    """Return the modules that ``distributed.torch_compile`` compiles: repeated layers, and the captions' softmax."""
+    """Return what ``distributed.torch_compile`` compiles: repeated layers, and the captions' cross-entropy."""
     captioner = encoder.captioner
-    return [*repeated_layers(encoder), *([] if captioner is None else [captioner.head.softmax])]
+    return [*repeated_layers(encoder), *([] if captioner is None else [captioner.head.cross_entropy])]
 
 
 def _compile_layers(encoder: ClipsModel) -> None:
@@ -57,7 +58,9 @@ def build_strategy(
 ) -> Strategy:
     """Prepare ``encoder`` for distributed training; it is changed in place."""
     if distributed.activation_checkpointing:
-        checkpoint_layers(encoder, distributed.checkpointing_interval)
+        count = checkpoint_layers(encoder, distributed.checkpointing_interval)
+        if processes.is_main:
+            log_info(f"distributed.activation_checkpointing: {count} layers recompute their activations")
     if distributed.torch_compile:
         _compile_layers(encoder)
     return STRATEGIES[distributed.strategy](encoder, optim, processes)

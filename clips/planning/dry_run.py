@@ -29,7 +29,7 @@ from clips.model.layers import checkpoint_layers
 from clips.model.precision import fast_sdpa_backend
 from clips.model.tokenizer import EOS
 from clips.model.towers import eot_token_id
-from clips.planning.profilers import FlopCounter, MemoryTrace
+from clips.planning.profilers import FlopCounter, MemoryTrace, replaced
 from clips.training import validation
 from clips.training.train_config import ValidationConfig
 from clips.training.train_step import normalize
@@ -202,19 +202,22 @@ def run_fake_step(
     checkpoint_layers(model, 0)
 
 
-def profile_contrastive_loss(model: ClipsModel, samples: int, processes: int) -> tuple[float, int]:
+def profile_contrastive_loss(
+    model: ClipsModel, samples: int, processes: int, *, device: Device = "cuda"
+) -> tuple[float, int]:
     """Return FLOPs and peak bytes of the contrastive loss and its gradient for one process.
 
     Args:
         model: of `fake_model`.
         samples: of each process.
         processes: number of processes of the global batch.
+        device: see `profile_step`.
     """
     recipe, width = model.recipe, int(model.model_cfg["embed_dim"])
     with _mode_of(model):
         image, *texts = (torch.empty(samples, width).requires_grad_() for _ in range(1 + len(recipe.spec.positives)))
         scale, bias = (torch.empty(()).requires_grad_() for _ in range(2))
-    with _fake_processes(processes), MemoryTrace(model) as trace, FlopCounter() as counter:
+    with _fake_processes(processes), kernels_of(device), MemoryTrace(model) as trace, FlopCounter() as counter:
         losses.contrastive_loss(image, texts, scale, bias, kind=recipe.config.loss).backward()
     return counter.total, trace.peak
 
@@ -289,15 +292,14 @@ def kernels_of(device: Device) -> Iterator[None]:
     autocast computes layer norms in float32, that of a CPU in bfloat16 (the lists in torch's autocast_mode.h).
     Functions are replaced, because torch's modes are inactive during the recomputation of checkpoints.
     """
-    with contextlib.ExitStack() as patches:
-        if device == "cuda":
-            for owner, name, value in (
-                (F, "scaled_dot_product_attention", _fused_attention),
-                (F, "layer_norm", _float32_norm),
-                (losses, "chunk_rows", losses.gpu_chunk_rows),
-            ):
-                patches.callback(setattr, owner, name, getattr(owner, name))
-                setattr(owner, name, value)
+    if device == "cpu":
+        yield
+        return
+    with (
+        replaced(F, "scaled_dot_product_attention", _fused_attention),
+        replaced(F, "layer_norm", _float32_norm),
+        replaced(losses, "chunk_rows", losses.gpu_chunk_rows),
+    ):
         yield
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,14 +56,14 @@ def measure_core(stage: EncoderTrainConfig, size: int) -> tuple[float, str]:
     """
     data = _open_local(stage)
     if data is not None:
-        return _rate(data.__getitems__), "the first samples"
+        with contextlib.suppress(UserError):  # training reports it
+            return _rate(data.__getitems__), "the first samples"
     content, rng = _photo(), np.random.default_rng(0)
     return _rate(lambda numbers: [read_crop(content, size, stage.data.augment, rng) for _ in numbers]), _PHOTO
 
 
 def _open_local(stage: EncoderTrainConfig) -> TrainDataset | None:
-    sources = stage.data.sources
-    if any(is_remote(source.path) or source.streaming or not Path(source.path).exists() for source in sources):
+    if stage.data.cache_images or any(is_remote(source.path) or source.streaming for source in stage.data.sources):
         return None
     try:
         return open_train_dataset(stage)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from clips.planning.profilers import FORMULAS
+from clips.planning.profilers import FORMULAS, replaced
 
 
 class CompiledKernel(NamedTuple):
@@ -33,6 +33,8 @@ class CompiledKernel(NamedTuple):
     bytes: int
     is_masked: bool = False
 
+
+_MULTIPROCESSORS = 132  # of an H100 or H200
 
 Record = Callable[[list[CompiledKernel]], AbstractContextManager[None]]
 
@@ -54,6 +56,7 @@ def lowered_layers(layers: Sequence[nn.Module], record: Record) -> Iterator[None
     from torch._inductor import config as inductor
     from torch._inductor.compile_fx import compile_fx
     from torch._inductor.graph import GraphLowering
+    from torch._inductor.runtime.hints import DeviceProperties
 
     def lower(graph: Any, inputs: Any, **options: Any) -> Any:
         return _lower(graph, inputs, options, record)
@@ -61,21 +64,28 @@ def lowered_layers(layers: Sequence[nn.Module], record: Record) -> Iterator[None
     def compile_graph(graph: Any, inputs: Any) -> Any:
         return compile_fx(graph, inputs, inner_compile=lower)
 
-    compile_to_module = GraphLowering.compile_to_module
     no_cache = inductor.patch(fx_graph_cache=False, fx_graph_remote_cache=False, cpu_backend="triton")
     no_limit = dynamo.patch(recompile_limit=10_000, accumulated_recompile_limit=10_000, automatic_dynamic_shapes=False)
     with no_cache, no_limit, functorch.patch(enable_autograd_cache=False), warnings.catch_warnings():
         # torch warns of its own look at the gradients of a graph's inputs.
         warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
-        GraphLowering.compile_to_module = _stop_at_kernels  # type: ignore[assignment]
-        for layer in layers:
-            layer.compile(backend=compile_graph, dynamic=False)
-        try:
-            yield
-        finally:
-            GraphLowering.compile_to_module = compile_to_module  # type: ignore[method-assign]
+        properties = DeviceProperties.create
+        with (
+            replaced(GraphLowering, "compile_to_module", _stop_at_kernels),
+            replaced(DeviceProperties, "create", lambda device: _as_gpu(properties(device))),
+        ):
             for layer in layers:
-                layer._compiled_call_impl = None
+                layer.compile(backend=compile_graph, dynamic=False)
+            try:
+                yield
+            finally:
+                for layer in layers:
+                    layer._compiled_call_impl = None
+
+
+def _as_gpu(properties: Any) -> Any:
+    """Return a CPU's properties with a GPU's number of multiprocessors, by which Inductor splits reductions."""
+    return properties._replace(multi_processor_count=_MULTIPROCESSORS)
 
 
 class _Scheduled(Exception):  # noqa: N818
@@ -121,9 +131,12 @@ def _stop_at_kernels(graph: Any) -> Any:
 
 
 def _kernel(node: Any) -> CompiledKernel | None:
-    """Return the kernel of a node of Inductor's scheduler; None for one that only selects an output of another."""
+    """Return the kernel of a node of Inductor's scheduler; None for one that computes nothing."""
     from torch._inductor.ir import MultiOutput
+    from torch._inductor.scheduler import NopKernelSchedulerNode
 
+    if isinstance(node, NopKernelSchedulerNode):
+        return None
     size = node.get_read_write_buffers_sizes()
     if not node.is_extern():
         return CompiledKernel(None, "fused reduction" if node.is_reduction() else "fused pointwise", 0.0, size)

@@ -15,6 +15,7 @@ from typing import get_args
 
 import numpy as np
 
+from clips.model import losses
 from clips.model.layers import repeated_layers
 from clips.parallel.distributed_config import ZERO_REDUCE_BUCKET_SIZE, Parallel
 from clips.planning.dry_run import (
@@ -22,6 +23,7 @@ from clips.planning.dry_run import (
     Device,
     StepProfile,
     contrastive_flops,
+    fake_batch,
     fake_model,
     profile_contrastive_loss,
     profile_step,
@@ -43,7 +45,7 @@ _FLOAT32, _ADAM = 4, 8  # bytes per parameter: weights and gradients are float32
 _MAX_PROFILED = 16  # samples; larger steps are extrapolated from one profile, because bytes grow linearly
 _SAMPLES = 2 * BATCH_DIVISOR  # of that profile: the minimum with more than one group of texts of similar length,
 _CHECKPOINTED_SAMPLES = 8 * BATCH_DIVISOR  # and with the maximum of groups, which are recomputed one at a time
-_MAX_PAIRS = 2**25  # of samples in profiles of the contrastive loss: several chunks
+_MAX_PAIRS = {"cpu": 2**25, "cuda": 2**36}  # of samples in profiles of the contrastive loss: several chunks
 _ZERO3_LIVE = 1_000_000_000  # parameters that DeepSpeed's stage 3 does not release between two uses
 _ZERO3_PREFETCH = 50_000_000  # parameters in its prefetch buffer
 
@@ -85,6 +87,7 @@ class MemoryModel:
     ) -> None:
         self.config = config
         self.model = fake_model(config.model, config.recipe)
+        self.device, self.caption_tokens = device, caption_tokens
         self.copies = 2 if device == "cuda" else 0  # of a batch's images in uint8: this step's and the next one's
         weights = list(self.model.parameters())
         self.parameters = sum(value.numel() for value in weights)
@@ -95,7 +98,7 @@ class MemoryModel:
             lambda samples, checkpointing: step(samples, checkpointing=checkpointing)
         )
         self._contrastive_peak: Callable[[int, int], int] = functools.cache(
-            lambda samples, count: profile_contrastive_loss(self.model, samples, count)[1]
+            lambda samples, count: profile_contrastive_loss(self.model, samples, count, device=device)[1]
         )
         self._validation: Callable[[], Parts] = functools.cache(
             lambda: profile_validation(self.model, config.validation, device=device, bf16=bf16)
@@ -184,7 +187,7 @@ class MemoryModel:
 
     def _contrast(self, local: int, count: int) -> float:
         """Return bytes of the contrastive loss, interpolated between powers of two to save profiles."""
-        limit = math.isqrt(_MAX_PAIRS // count)
+        limit = math.isqrt(_MAX_PAIRS[self.device] // count)
         lower = min(1 << (local.bit_length() - 1), max(1, (1 << (limit.bit_length() - 1)) // 2))
         if local == lower:
             return self._contrastive_peak(local, count)
@@ -198,7 +201,12 @@ class MemoryModel:
 
     def _large(self, checkpointing: int) -> StepProfile:
         """Return the profile from which larger steps are extrapolated."""
-        return self.step(_CHECKPOINTED_SAMPLES if checkpointing else _SAMPLES, checkpointing)
+        samples = _CHECKPOINTED_SAMPLES if checkpointing else _SAMPLES
+        if self.model.captioner is not None:  # more than a chunk of the caption loss, whose memory then stops growing
+            tokens = int(fake_batch(self.model, 1, self.caption_tokens)["target_mask"].sum())
+            chunks = math.ceil((losses.GPU_CHUNK_ROWS + 1) / max(1, tokens) / BATCH_DIVISOR)
+            samples = max(samples, chunks * BATCH_DIVISOR)
+        return self.step(samples, checkpointing)
 
 
 def largest(fits: Callable[[int], bool], limit: int) -> int:

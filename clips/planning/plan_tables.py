@@ -117,8 +117,10 @@ def _memory(plan: StagePlan) -> Table:
     """Bytes by part under each strategy."""
     own, local = plan.layout(plan.config.num_gpus), plan.local(plan.config.num_gpus)
     at_once, limit = plan.at_once(own) or 1, plan.gpu.memory
-    recomputed = f", one of {own.checkpointing} layers checkpointed" if own.checkpointing else ""
-    table = Table(title=f"GB of a GPU with {at_once} samples at once{recomputed}", title_justify="left")
+    interval = {0: "", 1: ", every layer checkpointed"}.get(
+        own.checkpointing, f", one of {own.checkpointing} layers checkpointed"
+    )
+    table = Table(title=f"GB of a GPU with {at_once} samples at once{interval}", title_justify="left")
     table.add_column("part")
     layouts = [dataclasses.replace(own, parallel=parallel) for parallel in PARALLELS]
     for layout in layouts:

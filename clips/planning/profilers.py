@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -130,3 +132,14 @@ class MemoryTrace(TorchDispatchMode):
     def _record(self) -> None:
         self.timeline.append((self._bytes["gradients"], self._bytes["copies"], self._bytes["other"]))
         self.growth.append(self._bytes["growth"])
+
+
+@contextlib.contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Replace an attribute of a module or class."""
+    before = owner.__dict__[name]
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)

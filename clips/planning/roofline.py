@@ -33,12 +33,12 @@ _NO_KERNELS = {
     "view", "reshape", "_unsafe_view", "t", "transpose", "permute", "expand", "slice", "select", "split",
     "split_with_sizes", "unsqueeze", "squeeze", "detach", "alias", "unbind", "as_strided", "chunk", "_reshape_alias",
     "unflatten", "flatten", "view_as", "expand_as", "lift_fresh", "device", "sym_size", "sym_numel", "sym_stride",
-    "is_contiguous", "empty", "empty_like",
+    "is_contiguous", "empty", "empty_like", "promote_types",
 }  # fmt: skip
 
 _FILLS = {"new_full", "new_zeros", "zeros_like", "ones_like", "full_like", "zero_", "fill_"}  # read nothing
 _READ_ROWS = {"gather", "index_select", "index", "embedding"}  # read as much as they write
-_WRITE_ROWS = {"scatter_", "scatter_add_"}  # read and write as much as their last argument
+_WRITE_ROWS = {"scatter_", "scatter_add_", "index_put_"}  # read and write as much as their last argument
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
