@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Any
 
 import parts
-import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 VERSIONS = ("torch", "torchvision", "triton", "transformers", "accelerate", "timm", "peft", "numpy")
@@ -205,10 +204,8 @@ def full_command(line: str, args: argparse.Namespace) -> list[str]:
 
 def end(process: subprocess.Popen[bytes]) -> None:
     """End the group of a process, and the groups that it has started, as the bridge's launcher does."""
-    started: list[psutil.Process] = []
+    started = descendants(process.pid) if process.poll() is None else []
     if process.poll() is None:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            started = psutil.Process(process.pid).children(recursive=True)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -216,9 +213,20 @@ def end(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     for each in started:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            each.kill()
+        if each.is_running():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(each.pid, signal.SIGKILL)
     process.wait()
+
+
+def descendants(pid: int) -> list[Any]:
+    """Its processes of psutil, which comes with accelerate; without it ``--list`` still works."""
+    import psutil
+
+    try:
+        return list(psutil.Process(pid).children(recursive=True))
+    except psutil.NoSuchProcess:
+        return []
 
 
 if __name__ == "__main__":
