@@ -17,6 +17,7 @@ from clips.commandline.parsing import parse_config
 from clips.core.artifact import write_manifest
 from clips.errors import UserError
 from llava_bridge.training import launch as launching
+from llava_bridge.training import train as training
 from llava_bridge.training import work_dir
 from llava_bridge.training.run_identity import run_identity
 from llava_bridge.training.train import _check_shared, _prepare
@@ -60,6 +61,14 @@ def test_an_output_of_someone_else_is_not_replaced(manifest: str | None, path: P
     assert "not empty, and not an artifact of kind 'llava'" in told
     assert (tmp_path / "one" / "thesis.txt").exists()
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_finished_run_is_known_on_any_number_of_gpus(finished, path, monkeypatch):
+    monkeypatch.setattr(training, "visible_gpus", lambda: ["0", "1", "2"])  # which do not divide the batch
+    assert finished.align.global_batch_size % 3
+    status, told = train(path)
+    assert status == 0
+    assert "already trained with this config; nothing to do" in told
 
 
 def test_a_finished_run_is_not_changed(finished: LlavaTrainConfig, path: Path, tmp_path: Path) -> None:

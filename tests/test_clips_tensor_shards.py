@@ -31,6 +31,30 @@ def test_tensors_are_read_as_they_were_added_by_any_process(tmp_path: Path) -> N
     assert len(list((tmp_path / "cache").iterdir())) == 3
 
 
+def test_writers_add_no_tensor_that_another_has_written(tmp_path: Path) -> None:
+    one, other = TensorShards(tmp_path), TensorShards(tmp_path)
+    one.add("a", torch.ones(2))
+    one.flush()
+    other.add("a", torch.ones(2))
+    assert not other.collected
+    other.flush()
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("read", [True, False])
+def test_a_lost_shard_is_written_again(read: bool, tmp_path: Path) -> None:
+    shards = TensorShards(tmp_path)
+    shards.add("a", torch.ones(2))
+    shards.flush()
+    (path,) = tmp_path.iterdir()
+    path.unlink()
+    if read:
+        assert shards.get("a") is None
+    shards.add("a", torch.ones(2))
+    shards.flush()
+    assert torch.equal(shards.get("a"), torch.ones(2))  # type: ignore[arg-type]
+
+
 def test_broken_shards_are_missing_and_replaced(tmp_path: Path) -> None:
     (tmp_path / "broken.safetensors").write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00{}")
     (tmp_path / ".a.safetensors.1.partial").write_bytes(b"")  # of a killed process

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import psutil
 import pytest
 import torch
 from torch.nn import functional as F
@@ -88,6 +89,7 @@ def test_a_cut_keeps_what_was_measured_and_the_next_run_continues(play, tmp_path
     first, slow = script(tmp_path, "first", ""), script(tmp_path, "slow", "time.sleep(600)")
     table = {"one": [first], "two": [slow]}
     monkeypatch.setattr(importlib.import_module("parts"), "SECONDS", 2)
+    monkeypatch.setattr(importlib.import_module("run"), "LEAST_SECONDS", 0)
     status, lines = play(table)
     assert status == 1
     assert [line.get("script") or line["event"] for line in lines] == [
@@ -103,6 +105,26 @@ def test_a_cut_keeps_what_was_measured_and_the_next_run_continues(play, tmp_path
     assert [line["script"] for line in lines if "script" in line] == ["first", "slow", "slow"]
     assert [line["status"] for line in lines if line.get("event") == "end"] == [0, "cut", 0]
     assert (tmp_path / "work" / "data" / "content").read_text() == "of the kit"
+
+
+def test_a_cut_ends_what_the_command_has_started_in_other_groups(play, tmp_path, monkeypatch):
+    start = "child = subprocess.Popen(['sleep', '600'], start_new_session=True)"
+    body = f"import subprocess\n{start}\nprint(json.dumps({{'child': child.pid}}), file=file, flush=True)\nchild.wait()"
+    slow = script(tmp_path, "slow", body)
+    monkeypatch.setattr(importlib.import_module("parts"), "SECONDS", 2)
+    monkeypatch.setattr(importlib.import_module("run"), "LEAST_SECONDS", 0)
+    _, lines = play({"one": [slow]})
+    (child,) = (line["child"] for line in lines if "child" in line)
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+
+
+def test_nothing_starts_shortly_before_the_end_and_leftovers_of_a_cut_are_removed(play, tmp_path):
+    (leftover := tmp_path / "work" / "data.part").mkdir(parents=True)
+    (leftover / "half").touch()
+    status, lines = play({"one": [script(tmp_path, "one", "")]}, "--seconds", "20")
+    assert status == 1
+    assert [line["event"] for line in lines] == ["machine"]
+    assert [path.name for path in (tmp_path / "work" / "data").iterdir()] == ["content"]
 
 
 def test_a_failure_does_not_stop_the_other_parts_and_is_reported(play, tmp_path, capfd):
@@ -152,6 +174,24 @@ def test_a_measurement_is_a_line_with_its_arguments(tmp_path, monkeypatch):
     assert first["arguments"]["rounds"] == 3
     assert first["seconds"] == dataclasses.asdict(measure.Spread(1.5, 2.0, 3.0))
     assert second["recipe"] == "clip"
+
+
+def test_products_with_another_dtype_are_counted_as_plain_ones():
+    measure = importlib.import_module("measure")
+    bias, one, other = torch.ones(7), torch.ones(5, 3), torch.ones(3, 7)
+    assert measure.flops(lambda: torch.addmm(bias, one, other)) == 2 * 5 * 3 * 7
+    assert measure.addmm_flops((7,), (5, 3), (3, 7), torch.float32, out_shape=(5, 7)) == 2 * 5 * 3 * 7
+
+
+def test_losses_that_differ_are_told():
+    packed = importlib.import_module("packed_step")
+    assert packed.disagreements({"sdpa": 1.0}) == packed.disagreements({"sdpa": 1.0, "varlen": 1.009}) == []
+    assert len(packed.disagreements({"sdpa": 1.0, "varlen": 1.02})) == 1
+    assert len(packed.disagreements({"sdpa": 1.0, "varlen": float("nan")})) == 1
+    hidden, weight, labels = torch.randn(4, 3), torch.randn(5, 3), torch.tensor([0, 1, 2, 4])
+    loss, *gradients = packed.loss_and_gradients(packed.linear_cross_entropy, hidden, weight, labels)
+    torch.testing.assert_close(loss, F.cross_entropy(hidden @ weight.t(), labels, reduction="sum"))
+    assert [each.shape for each in gradients] == [hidden.shape, weight.shape]
 
 
 def test_idle_is_the_time_without_any_kernel():

@@ -46,6 +46,7 @@ class TensorShards:
         try:
             return self._open(self.shard_of[key]).get_tensor(key)
         except Exception:  # libraries raise errors of their own
+            self.shard_of.pop(key, None)  # a lost shard: its tensors may be added again
             return None
 
     def add(self, key: str, value: Tensor) -> None:
@@ -54,7 +55,11 @@ class TensorShards:
         Raises:
             UserError: the directory is not writable.
         """
-        if key in self.collected or key in self.shard_of:
+        if key in self.collected:
+            return
+        if key not in self.shard_of:
+            self._find_shards()
+        if key in self.shard_of and self.shard_of[key].is_file():
             return
         self.collected[key] = value.detach().cpu().clone()  # no view of a batch
         self.collected_bytes += value.nbytes

@@ -143,13 +143,15 @@ def run_train(config: LlavaTrainConfig) -> None:
     """
     processes = launcher_world_size()
     with forward_user_errors():
-        config = _with_processes(config, processes)
         check_inputs(config)
         if check_finished(config.output, artifact_kind(config), run_identity(config)):
             log_rank0(f"{config.output}: already trained with this config; nothing to do")
             if is_main_process():
                 remove_leftover(config)
-        elif not is_reporting_process():
+            return
+        config = _with_processes(config, processes)
+        check_inputs(config)  # also against the number of processes
+        if not is_reporting_process():
             run_stages(config)
         else:
             with lock_work_dir(config) as lock, forward_user_errors():

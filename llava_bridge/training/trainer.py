@@ -93,9 +93,9 @@ def train_stage(config: LlavaTrainConfig, name: str, work: Path, stop: Distribut
     del masters
     with contextlib.nullcontext() if sharded else detached_frozen_encoder(setup):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    if stage.cache_vision_features:
-        setup.model.model.vision_tower.feature_shards.flush()
+    flush = setup.model.model.vision_tower.feature_shards.flush if stage.cache_vision_features else lambda: None
     if callback.stop_signal:
+        flush()
         log_rank0(f"{name}: stopped after step {trainer.state.global_step}; the same command resumes it")
         exit_after_stop(callback.stop_signal)
     unset_hf_deepspeed_config()  # under ZeRO-3 transformers would shard every model that it loads
@@ -105,6 +105,7 @@ def train_stage(config: LlavaTrainConfig, name: str, work: Path, stop: Distribut
     save_stage_model(
         setup, folder, summary, lora=stage.lora, load_initial=initial, rounded=rounded, bf16=bf16, last=last
     )
+    flush()  # last: the model must not be lost if the cache's disk is full
     _free(trainer, setup)
 
 

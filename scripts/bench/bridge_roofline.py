@@ -4,8 +4,8 @@
 
 The shapes are those of CLIP ViT-L/14 at 336 px and of Qwen2.5 with 0.5 and 7 B parameters; bfloat16, without padding.
 Stage 1 trains the projector, stage 2 also the LLM; the encoder is frozen. The table has the time of the kernels of one
-micro-batch, with the optimizer's, and what one GPU sends in a step under ZeRO-2 and under ZeRO-3 or FSDP2, by ring
-algorithms at the data sheet's bandwidth within a node.
+micro-batch, with the optimizer's, and what one GPU sends in a step under ZeRO-2, ZeRO-3 and FSDP2, by ring algorithms
+at the data sheet's bandwidth within a node, without the encoder's weights.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LLMS: dict[str, dict[str, Any]] = {  # Qwen2.5's configurations
 }
 VISION: dict[str, Any] = {"hidden_size": 1024, "intermediate_size": 4096} | {"num_hidden_layers": 24}  # CLIP L/14
 SIZE, PATCH, IMAGE_TOKENS = 336, 14, 576
-BF16_BYTES = 2
+BF16_BYTES, FP32_BYTES = 2, 4
 
 
 def main() -> None:
@@ -46,7 +46,7 @@ def main() -> None:
         for llm in args.llms
         for stage, checkpointing in ((1, False), (2, False), (2, True))
     ]
-    print(table([*columns, "ZeRO-2 GB (ms)", "ZeRO-3, FSDP2 GB (ms)"], rows))
+    print(table([*columns, "ZeRO-2 GB (ms)", "ZeRO-3 GB (ms)", "FSDP2 GB (ms)"], rows))
 
 
 def arguments() -> argparse.Namespace:
@@ -69,14 +69,24 @@ def predict(args: argparse.Namespace, gpu: Gpu, llm: str, stage: int, *, checkpo
     once = parts if not checkpointing else model_parts(args, gpu, llm, stage)
     seconds = sum(part.seconds for part in parts.values())
     flops = sum(part.flops for part in once.values())  # without recomputation
-    ring, weights = (args.gpus - 1) / args.gpus, sum(value.numel() for value in llava.model.language_model.parameters())
-    reduced, gathered = BF16_BYTES * ring * trained, BF16_BYTES * ring * (weights if stage == 2 else trained)
-    sent = [reduced + BF16_BYTES * ring * trained, reduced + 2 * gathered]
-    cells = [f"{size / 1e9:.1f} ({1e3 * size / gpu.link:.0f})" for size in sent]
+    cells = [f"{size / 1e9:.1f} ({1e3 * size / gpu.link:.0f})" for size in sent_bytes(llava, trained, args.gpus)]
     count, mfu = sum(part.count for part in parts.values()), flops / seconds / gpu.peak("bf16")
     rate = args.samples / seconds
     name = "all layers" if checkpointing else "—"
     return [llm, stage, name, count, f"{flops / 1e12:.0f}", f"{1e3 * seconds:.0f}", f"{mfu:.0%}", f"{rate:.0f}", *cells]
+
+
+def sent_bytes(llava: Any, trained: int, gpus: int) -> list[float]:
+    """Bytes that a GPU sends in a step under ZeRO-2, ZeRO-3 and FSDP2.
+
+    ZeRO-2 reduces gradients and gathers the trained weights. ZeRO-3 and FSDP2 gather all weights of projector and LLM
+    in the forward and in the backward pass, whether they train or not; FSDP2 reduces gradients in float32.
+    """
+    ring, encoder = (gpus - 1) / gpus, llava.model.vision_tower
+    weights = sum(value.numel() for value in llava.parameters()) - sum(value.numel() for value in encoder.parameters())
+    gathered = 2 * BF16_BYTES * weights
+    zero2, zero3 = 2 * BF16_BYTES * trained, BF16_BYTES * trained + gathered
+    return [ring * size for size in (zero2, zero3, FP32_BYTES * trained + gathered)]
 
 
 def model_parts(args: argparse.Namespace, gpu: Gpu, llm: str, stage: int) -> dict[tuple[str, str], Kernels]:

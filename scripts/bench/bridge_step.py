@@ -32,7 +32,7 @@ from typing import Any
 
 import torch
 from loss_memory import MIB, peak_bytes
-from measure import common_parser, machine, record, speed_up, spread, table, take_turns
+from measure import common_parser, machine, record, speed_up, spread, synchronize, table, take_turns
 from torch.utils.data import DataLoader, Subset
 from transformers import TrainerCallback
 
@@ -185,9 +185,11 @@ class Clock(TrainerCallback):
         self.ends: list[float] = []
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
+        synchronize()
         self.ends.append(time.perf_counter())
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
+        synchronize()
         self.ends.append(time.perf_counter())
 
 
@@ -271,12 +273,14 @@ def bare_steps(
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=1e-6, weight_decay=0.0)
     objective: Any = LlavaLoss(model) if own_loss else model
+    synchronize()
     ends = [time.perf_counter()]
     for batch in DataLoader(Subset(data, order), batch_size=args.micro_batch, collate_fn=collate):
         objective(**moved(batch, args.device))["loss"].backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         optimizer.zero_grad()
+        synchronize()
         ends.append(time.perf_counter())
     return [after - before for before, after in itertools.pairwise(ends[2:])]
 

@@ -7,12 +7,14 @@ Encoder and LLM have random weights, on which the speed does not depend. The enc
 with the bridge's loss and AdamW on full packed rows with ``--images`` images each. The peak is that of a large matrix
 product in the step's precision, measured alternately with the step; the step's operations are those of its matrix
 products and attentions, masked products included, counted on one row with ``eager`` attention. With ``--samples`` every
-row consists of that many samples, which do not attend to each other.
+row consists of that many samples, which do not attend to each other. The status is 1 if the losses of ``sdpa`` and
+``varlen``, or on a GPU those of Liger and of this suite or their gradients, differ by more than 1 %.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -20,13 +22,16 @@ import torch
 import varlen
 from measure import common_parser, flops, machine, record, spread, table
 from mfu import measure_mfu
+from torch import Tensor
 
+from clips.model.losses import linear_cross_entropy
 from llava_bridge.encoders import load_encoder
 from llava_bridge.model.modeling_llava import AnyLlava, empty_llava, new_projector
 from llava_bridge.model.modeling_vision import build_vision_model, resolve_feature_layer
-from llava_bridge.training.loss import LlavaLoss
+from llava_bridge.training.loss import LlavaLoss, liger_cross_entropy
 
 IMAGE_TOKEN = 5  # any token of the vocabulary
+TOLERANCE = 0.01  # of losses and gradients, relative
 LLMS: dict[str, dict[str, Any]] = {  # Qwen 2.5's
     "0.5b": {"hidden_size": 896, "num_hidden_layers": 24, "intermediate_size": 4864, "vocab_size": 151_936}
     | {"num_attention_heads": 14, "num_key_value_heads": 2, "tie_word_embeddings": True},
@@ -45,11 +50,14 @@ def main() -> None:
     ]
     print(f"encoder {sizes[0] / 1e6:,.0f} M, LLM {sizes[1] / 1e6:,.0f} M weights, {args.batch} rows of {args.length}")
     head = ["attention", "precision", "peak TFLOP/s", "step TFLOP/s", "MFU", "tokens/s"]
+    losses: dict[str, float] = {}
     rows, batch, objective = [], random_batch(model, args), LlavaLoss(model)
     for attention in args.attention:  # before the weights change: the losses must be equal
         model.model.language_model.set_attn_implementation(attention)
         with torch.no_grad():
-            record(args, attention=attention, loss=objective(**batch)["loss"].item())
+            losses[attention] = objective(**batch)["loss"].item()
+        record(args, attention=attention, loss=losses[attention])
+    wrong = disagreements(losses) + ligers_disagreements(model.lm_head.weight, args)
     work = operations(model, args)
     for attention in args.attention:
         model.model.language_model.set_attn_implementation(attention)
@@ -58,6 +66,8 @@ def main() -> None:
         rate = spread([args.batch * args.length / value for value in seconds])
         rows.append([attention, args.precision, *cells, f"{rate:.4g}"])
     print(table(head, rows))
+    if wrong:
+        raise SystemExit("\n".join(wrong))
 
 
 def arguments() -> argparse.Namespace:
@@ -132,6 +142,39 @@ def random_batch(model: Any, args: argparse.Namespace) -> dict[str, Any]:
     batch |= {"attention_mask": torch.ones_like(ids)} if args.samples == 1 else packed_rows(args)
     batch["pixel_values"] = torch.randn(args.batch * args.images, 3, size, size, device=args.device, dtype=kind)
     return batch
+
+
+def disagreements(losses: dict[str, float]) -> list[str]:
+    """What is wrong with the losses of ``sdpa`` and ``varlen``."""
+    if not {"sdpa", varlen.NAME} <= set(losses):
+        return []
+    ours, theirs = losses["sdpa"], losses[varlen.NAME]
+    close = abs(ours - theirs) <= TOLERANCE * abs(ours)
+    return [] if close else [f"losses: expected those of sdpa and varlen within 1 %, got {ours} and {theirs}"]
+
+
+def ligers_disagreements(weight: Tensor, args: argparse.Namespace) -> list[str]:
+    """What is wrong with the loss of Liger and its gradients, on a GPU where it is installed."""
+    if args.device != "cuda" or importlib.util.find_spec("liger_kernel") is None:
+        return []
+    hidden = torch.randn(256, weight.shape[1], device=weight.device, dtype=weight.dtype)
+    labels = torch.randint(len(weight), (len(hidden),), device=weight.device)
+    inputs = (hidden, weight.detach(), labels)
+    found = loss_and_gradients(liger_cross_entropy, *inputs)
+    expected = loss_and_gradients(linear_cross_entropy, *inputs)
+    distances = [((one - other).norm() / other.norm()).item() for one, other in zip(found, expected, strict=True)]
+    record(args, liger=dict(zip(("loss", "hidden_gradient", "weight_gradient"), distances, strict=True)))
+    close = all(distance <= TOLERANCE for distance in distances)  # not of NaN
+    return [] if close else [f"Liger: expected loss and gradients within 1 % of this suite's, got {distances}"]
+
+
+def loss_and_gradients(
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor], hidden: Tensor, weight: Tensor, labels: Tensor
+) -> list[Tensor]:
+    """A loss () with its gradients at ``hidden`` (N, D) and ``weight`` (V, D), all in float32."""
+    hidden, weight = hidden.clone().requires_grad_(True), weight.clone().requires_grad_(True)
+    value = loss(hidden, weight, labels)
+    return [each.detach().float() for each in (value, *torch.autograd.grad(value, (hidden, weight)))]
 
 
 def one_step(objective: LlavaLoss, batch: dict[str, Any], args: argparse.Namespace) -> Callable[[], object]:

@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--photos", type=int, required=True)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    with tarfile.open(args.out, "w:gz") as archive:
+    with tarfile.open(args.out, "w:gz", dereference=True) as archive:
         for name, content in members(args.shared, args.photos):
             if isinstance(content, Path):
                 archive.add(content, name, recursive=False)

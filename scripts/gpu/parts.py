@@ -34,6 +34,15 @@ FULL: dict[str, list[str]] = {
     ],
     "step_l14": [f"{_STEP} clips-l-14", f"{_STEP} clips-l-14 --compile"],
     "step_b16": [f"{_STEP} clips-b-16", f"{_STEP} clips-b-16 --compile"],
+    "bridge": [
+        "scripts/bench/bridge_mfu.py --precision bf16 --matrix 8192 --batch 8 --rounds 1",
+        f"{_BRIDGE} --llm 0.5b --batch 8",
+        f"{_BRIDGE} --llm 0.5b --batch 8 --samples 8 --attention sdpa varlen",
+        f"{_BRIDGE} --llm 7b --batch 2",
+        f"{_BRIDGE} --llm 7b --batch 2 --samples 8 --attention sdpa varlen",
+        _LLM,
+        "scripts/bench/bridge_step.py --shared {data} --llm {work}/llm --rounds 3",
+    ],
     "step_s16": [f"{_STEP} clips-s-16", f"{_STEP} clips-s-16 --compile"],
     "profile": [
         f"{_PROFILE} clips-l-14",
@@ -44,27 +53,16 @@ FULL: dict[str, list[str]] = {
     "open_clip": [
         f"{_OPEN_CLIP} --architecture clips-b-16 {_CAPTIONS}",
         f"{_OPEN_CLIP} --architecture clips-l-14 {_CAPTIONS}",
-        f"{_OPEN_CLIP} --architecture clips-s-16 {_CAPTIONS}",
-        f"{_OPEN_CLIP} --architecture clips-l-14 --text-attention all",
     ],
     "loss": ["scripts/bench/loss_memory.py --bf16", "scripts/bench/loss_memory.py --widths 512 768"],
     "loader": [
         f"scripts/bench/loader.py {_PHOTOS} --workers 8 --batch-size 256 --burst 4096 --samples 4096 --rounds 5",
-        f"scripts/bench/loader.py {_PHOTOS} --workers 14 --batch-size 256 --burst 8192 --samples 4096 --rounds 5",
+        f"scripts/bench/loader.py {_PHOTOS} --workers 14 --batch-size 256 --burst 8192 --samples 4096 --rounds 3",
     ],
     "photos": ["scripts/bench/photos.py --shared {data} --workers 8 --steps 340"],
-    "bridge": [
-        f"{_BRIDGE} --llm 0.5b --batch 8",
-        f"{_BRIDGE} --llm 0.5b --batch 8 --samples 8 --attention sdpa varlen",
-        f"{_BRIDGE} --llm 7b --batch 2",
-        f"{_BRIDGE} --llm 7b --batch 2 --samples 8 --attention sdpa varlen",
-        "scripts/bench/bridge_mfu.py --precision bf16 --matrix 8192 --batch 8 --rounds 1",
-        _LLM,
-        "scripts/bench/bridge_step.py --shared {data} --llm {work}/llm --rounds 3",
-    ],
     "answers": [
         _LLM,
-        "scripts/bench/answers.py --shared {data} --llm {work}/llm --dtype bfloat16 --images 64 --tower 24 1024 336 "
+        "scripts/bench/answers.py --shared {data} --llm {work}/llm --dtype bfloat16 --images 16 --tower 24 1024 336 "
         "--rounds 3",
     ],
     "recalls": [
@@ -82,6 +80,15 @@ SMALL: dict[str, list[str]] = {
     "equal": [f"scripts/bench/device_equal.py {_TINY} --recipes clip --strategies ddp fsdp zero2"],
     "step_l14": [f"{_TINY_STEP} --compile"],
     "step_b16": [_TINY_STEP],
+    "bridge": [
+        f"scripts/bench/bridge_mfu.py {_TINY_LLM} --encoder timm:test_vit@random --length 512 --batch 2 "
+        "--vocabulary 1000 --matrix 256 --steps 6 --rounds 1",
+        f"scripts/bench/packed_step.py {_TINY_LLM} --encoder timm:test_vit@random --length 512 --images 1 --batch 2 "
+        "--samples 4 --attention sdpa varlen --vocabulary 1000 --matrix 256 --rounds 2",
+        f"{_LLM} {_TINY_LLM}",
+        "scripts/bench/bridge_step.py --shared {data} --llm {work}/llm --rounds 1 --samples 12 --micro-batch 2 "
+        "--steps 4 --vocabulary 2000 --packed-length 512",
+    ],
     "step_s16": [f"{_TINY_STEP} --checkpointing"],
     "profile": [f"scripts/bench/profile_step.py {_TINY} --recipes clip --top 5"],
     "open_clip": [
@@ -91,13 +98,6 @@ SMALL: dict[str, list[str]] = {
     "loss": ["scripts/bench/loss_memory.py --samples 1 --widths 64 --global-batches 256 --local-batch 64 --rounds 2"],
     "loader": [f"scripts/bench/loader.py {_PHOTOS} --workers 1 --batch-size 8 --burst 32 --samples 64 --rounds 2"],
     "photos": ["scripts/bench/photos.py --shared {data} --steps 1 --batch 4 --limit 8 --recipes clips"],
-    "bridge": [
-        f"scripts/bench/packed_step.py {_TINY_LLM} --encoder timm:test_vit@random --length 512 --images 1 --batch 2 "
-        "--samples 4 --attention sdpa varlen --vocabulary 1000 --matrix 256 --rounds 2",
-        f"{_LLM} {_TINY_LLM}",
-        "scripts/bench/bridge_step.py --shared {data} --llm {work}/llm --rounds 1 --samples 12 --micro-batch 2 "
-        "--steps 4 --vocabulary 2000 --packed-length 512",
-    ],
     "answers": [
         f"{_LLM} {_TINY_LLM}",
         "scripts/bench/answers.py --shared {data} --llm {work}/llm --images 2 --questions 3 --tower 2 64 32 --rounds 1",

@@ -16,11 +16,13 @@ are left out.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import json
 import os
 import platform
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,9 +34,12 @@ import parts
 
 ROOT = Path(__file__).resolve().parents[2]
 VERSIONS = ("torch", "torchvision", "triton", "transformers", "accelerate", "timm", "peft", "numpy")
+LEAST_SECONDS = 30  # that must be left for a command to start
+GRACE_SECONDS = 10  # between asking a command to end and killing it
 
 
 def main() -> int:
+    began = time.monotonic()
     args = arguments()
     table = parts.SMALL if args.small else parts.FULL
     if args.list:
@@ -45,7 +50,7 @@ def main() -> int:
     results = Results(args.out / "results.jsonl")
     environment = prepare(args.kit, args.work)
     results.write(event="machine", **describe_machine())
-    stop = time.monotonic() + args.seconds if args.seconds else float("inf")
+    stop = began + args.seconds if args.seconds else float("inf")
     for name in args.part:
         limit = min(stop, time.monotonic() + parts.SECONDS)
         for line in table[name]:
@@ -57,11 +62,11 @@ def main() -> int:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("build/gpu-results"))
-    parser.add_argument("--kit", type=Path, default=Path("build/gpu-kit"))
-    parser.add_argument("--work", type=Path, default=Path("build/gpu-work"), help="for packages, data, large files")
+    parser.add_argument("--out", type=Path, default=ROOT / "build/gpu-results")
+    parser.add_argument("--kit", type=Path, default=ROOT / "build/gpu-kit")
+    parser.add_argument("--work", type=Path, default=ROOT / "build/gpu-work", help="for packages, data, large files")
     parser.add_argument("--part", nargs="+", default=list(parts.FULL), choices=list(parts.FULL))
-    parser.add_argument("--seconds", type=float, help="stop after these")
+    parser.add_argument("--seconds", type=float, help="stop after these, installing included")
     parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
     parser.add_argument("--small", action="store_true", help="each part in its small form")
     parser.add_argument("--list", action="store_true", help="print the commands")
@@ -140,6 +145,8 @@ def prepare(kit: Path, work: Path) -> dict[str, str]:
     if not (kit / "data.tar.gz").is_file():
         raise SystemExit(f"{kit}: expected the folder that scripts/gpu/kit.sh makes")
     site, data = work / "site", work / "data"
+    for leftover in work.glob("*.part"):  # of a cut
+        shutil.rmtree(leftover)
     if not (wheels := missing_wheels(kit / "wheels")):
         site.mkdir(parents=True, exist_ok=True)
     elif not site.is_dir():
@@ -147,7 +154,7 @@ def prepare(kit: Path, work: Path) -> dict[str, str]:
         subprocess.run([*install, "--target", f"{site}.part", *wheels], check=True)
         Path(f"{site}.part").rename(site)
     if not data.is_dir():
-        Path(f"{data}.part").mkdir(exist_ok=True)
+        Path(f"{data}.part").mkdir()
         subprocess.run(["tar", "-xzf", kit / "data.tar.gz", "-C", f"{data}.part"], check=True)
         Path(f"{data}.part").rename(data)
     paths = [str(ROOT), str(ROOT / "scripts/gpu"), str(site)]
@@ -161,9 +168,9 @@ def prepare(kit: Path, work: Path) -> dict[str, str]:
 def run(
     part: str, line: str, args: argparse.Namespace, results: Results, environment: dict[str, str], limit: float
 ) -> None:
-    """Run a command until ``limit``, unless an earlier run has done it or there is no time left."""
+    """Run a command until ``limit``, unless an earlier run has done it or there is little time left."""
     named = {"part": part, "command": line, "device": args.device}
-    if (part, line, args.device) in results.done() or time.monotonic() >= limit:
+    if (part, line, args.device) in results.done() or limit - time.monotonic() < LEAST_SECONDS:
         return
     results.write(event="begin", **named)
     began = time.monotonic()
@@ -171,8 +178,8 @@ def run(
         assert log.stdin is not None
         log.stdin.write(f"\n== {part}: {line}\n".encode())
         process = subprocess.Popen(
-            full_command(line, args), cwd=ROOT, env=environment, stdout=log.stdin, stderr=subprocess.STDOUT,
-            process_group=0,
+            full_command(line, args), cwd=ROOT, env=environment | threads(line), stdout=log.stdin,
+            stderr=subprocess.STDOUT, process_group=0,
         )  # fmt: skip
         try:
             status: int | str = process.wait(max(0.0, limit - began))
@@ -183,6 +190,11 @@ def run(
     results.write(event="end", **named, status=status, seconds=round(time.monotonic() - began, 1))
 
 
+def threads(line: str) -> dict[str, str]:
+    """The threads of each of pytest's processes; scripts have an argument for theirs."""
+    return {"OMP_NUM_THREADS": "2"} if line.startswith("-m pytest") else {}
+
+
 def full_command(line: str, args: argparse.Namespace) -> list[str]:
     """The words of a command line of `parts`, with the folders, the device and the file of the results."""
     words = [word.format(data=args.work / "data", work=args.work) for word in shlex.split(line)]
@@ -191,13 +203,30 @@ def full_command(line: str, args: argparse.Namespace) -> list[str]:
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """End the group of a process."""
-    try:
+    """End the group of a process, and the groups that it has started, as the bridge's launcher does."""
+    started = descendants(process.pid) if process.poll() is None else []
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_SECONDS)
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-    finally:
-        process.wait()
+    for each in started:
+        if each.is_running():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(each.pid, signal.SIGKILL)
+    process.wait()
+
+
+def descendants(pid: int) -> list[Any]:
+    """Its processes of psutil, which comes with accelerate; without it ``--list`` still works."""
+    import psutil
+
+    try:
+        return list(psutil.Process(pid).children(recursive=True))
+    except psutil.NoSuchProcess:
+        return []
 
 
 if __name__ == "__main__":

@@ -4,4 +4,4 @@
 #     bash scripts/gpu/run.sh --out DIR [--kit DIR] [--part NAME …] [--seconds N] [--device cpu --small] [--list]
 #
 # See scripts/gpu/run.py; scripts/gpu/kit.sh makes the kit.
-cd "$(dirname "${BASH_SOURCE[0]}")/../.." && exec "${PYTHON:-python3}" -u scripts/gpu/run.py "$@"
+exec "${PYTHON:-python3}" -u "$(dirname "${BASH_SOURCE[0]}")/run.py" "$@"
