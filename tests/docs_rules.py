@@ -59,6 +59,7 @@ RULES = (
     Rule(has="audit_dependencies", skip="tests/test_scripts.py runs it"),
     Rule(has="podman ", skip="needs a container engine"),
     Rule(has="python scripts/bench/", skip=_MEASURES),
+    Rule(has="bash scripts/gpu/", skip="packs wheels, or takes minutes; parts of it in tests/test_gpu_kit.py"),
     Rule(has="python scripts/judge_claims.py", skip=_HOURS),
     # ------------------------------------------------------------ what needs more than this machine
     Rule(has="srun ", skip="needs SLURM; tests/test_slurm.py plays it"),

@@ -183,7 +183,7 @@ def test_products_with_another_dtype_are_counted_as_plain_ones():
     assert measure.addmm_flops((7,), (5, 3), (3, 7), torch.float32, out_shape=(5, 7)) == 2 * 5 * 3 * 7
 
 
-def test_losses_that_differ_are_told():
+def test_losses_that_differ_are_reported():
     packed = importlib.import_module("packed_step")
     assert packed.disagreements({"sdpa": 1.0}) == packed.disagreements({"sdpa": 1.0, "varlen": 1.009}) == []
     assert len(packed.disagreements({"sdpa": 1.0, "varlen": 1.02})) == 1
