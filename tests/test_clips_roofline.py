@@ -56,7 +56,9 @@ def test_compiled_layers_have_the_same_flops_in_fewer_kernels():
     fake = fake_model(ModelConfig(architecture="clips-ti-16", image_size=64), RecipeConfig(name="clip"))
     rates, layers, totals = rates_of(GPUS["h200"], "bf16"), repeated_layers(fake), []
     for compiled in (False, True):
-        kernels = roofline(trace_step(fake, 16, compiled=compiled), 10**6, rates)
+        trace = trace_step(fake, 16, compiled=compiled)
+        assert all(size > 0 for _, kind, *_, size in trace.kernels if kind.startswith("fused"))
+        kernels = roofline(trace, 10**6, rates)
         totals.append([sum(getattr(part, name) for part in kernels.values()) for name in ("flops", "count", "bytes")])
         assert all(layer._compiled_call_impl is None for layer in layers)
     (flops, count, size), (compiled_flops, compiled_count, compiled_size) = totals
