@@ -63,17 +63,17 @@ def test_an_llm_stored_in_bf16_stays_in_it_with_the_same_values(kind, tokenizer,
     half = AutoModelForCausalLM.from_pretrained(tmp_path / "whole", dtype=torch.bfloat16)
     parts = LlavaParts(encoder=str(bridge_encoder), llm=str(bridge_world.save(tmp_path / "half", half, tokenizer)))
     wide, _ = build_llava(parts)
-    kept, processor = build_llava(parts, keep_bf16=True)
+    stored, processor = build_llava(parts, keep_bf16=True)
     assert {value.dtype for value in wide.parameters()} == {torch.float32}
-    assert kept.model.language_model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
-    assert kept.model.vision_tower.dtype == torch.float32
+    assert stored.model.language_model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
+    assert stored.model.vision_tower.dtype == torch.float32
     for name, value in wide.state_dict().items():
-        assert torch.equal(kept.state_dict()[name].float(), value), name
-    assert supports_packing(kept) == supports_packing(wide)
+        assert torch.equal(stored.state_dict()[name].float(), value), name
+    assert supports_packing(stored) == supports_packing(wide)
     assert not is_stored_in_bf16(tmp_path / "whole")
-    for part in (kept.lm_head, kept.model.language_model, kept.model.multi_modal_projector):
+    for part in (stored.lm_head, stored.model.language_model, stored.model.multi_modal_projector):
         part.bfloat16()
-    assert is_stored_in_bf16(bridge_world.save(tmp_path / "llava", kept, processor))
+    assert is_stored_in_bf16(bridge_world.save(tmp_path / "llava", stored, processor))
     for towers, dtype in ((towers_in_float32(), torch.float32), (contextlib.nullcontext(), torch.bfloat16)):
         with towers:
             again = AutoModelForImageTextToText.from_pretrained(tmp_path / "llava", dtype=torch.bfloat16)

@@ -46,8 +46,8 @@ def finished(config: LlavaTrainConfig, tmp_path: Path) -> LlavaTrainConfig:
 
 
 def train(path: Path, *flags: str) -> tuple[int, str]:
-    status, _, told = run_cli("train", "--config", str(path), *flags)
-    return status, told
+    status, _, output = run_cli("train", "--config", str(path), *flags)
+    return status, output
 
 
 @pytest.mark.parametrize("manifest", [None, "{}", '{"kind": "encoder", "hash": "1", "config": {}}', "[", "\xff"])
@@ -56,9 +56,9 @@ def test_an_output_of_someone_else_is_not_replaced(manifest: str | None, path: P
     (tmp_path / "one" / "thesis.txt").write_text("years of work")
     if manifest is not None:
         (tmp_path / "one" / "manifest.json").write_text(manifest, encoding="latin-1")
-    status, told = train(path)
+    status, output = train(path)
     assert status == 2
-    assert "not empty, and not an artifact of kind 'llava'" in told
+    assert "not empty, and not an artifact of kind 'llava'" in output
     assert (tmp_path / "one" / "thesis.txt").exists()
     assert not list(tmp_path.glob(".*"))
 
@@ -66,9 +66,9 @@ def test_an_output_of_someone_else_is_not_replaced(manifest: str | None, path: P
 def test_a_finished_run_is_known_on_any_number_of_gpus(finished, path, monkeypatch):
     monkeypatch.setattr(training, "visible_gpus", lambda: ["0", "1", "2"])  # which do not divide the batch
     assert finished.align.global_batch_size % 3
-    status, told = train(path)
+    status, output = train(path)
     assert status == 0
-    assert "already trained with this config; nothing to do" in told
+    assert "already trained with this config; nothing to do" in output
 
 
 def test_a_finished_run_is_not_changed(finished: LlavaTrainConfig, path: Path, tmp_path: Path) -> None:
@@ -76,18 +76,18 @@ def test_a_finished_run_is_not_changed(finished: LlavaTrainConfig, path: Path, t
         [],
         ["--logging_steps", "3", "--num_workers", "1", "--save_steps", "9", "--distributed.num_processes", "2"],
     ):
-        status, told = train(path, *free)
+        status, output = train(path, *free)
         assert status == 0
-        assert "already trained with this config; nothing to do" in told
-    status, told = train(path, "--align.learning_rate", "0.5")
+        assert "already trained with this config; nothing to do" in output
+    status, output = train(path, "--align.learning_rate", "0.5")
     assert status == 2
-    assert "holds another run: align.learning_rate is 0.001 there and 0.5 now" in told
+    assert "holds another run: align.learning_rate is 0.001 there and 0.5 now" in output
     manifest = json.loads((tmp_path / "one" / "manifest.json").read_text())
     manifest["identity"]["inputs.encoder"] = "another"
     (tmp_path / "one" / "manifest.json").write_text(json.dumps(manifest))
-    status, told = train(path)
+    status, output = train(path)
     assert status == 2
-    assert "holds another run: inputs.encoder is 'another' there" in told
+    assert "holds another run: inputs.encoder is 'another' there" in output
     assert not list(tmp_path.glob(".*"))
 
 
@@ -98,9 +98,9 @@ def test_a_finished_run_removes_its_own_work_directory_and_no_other_runs(finishe
         (work / "run.json").unlink(missing_ok=True)
         _prepare(work, dataclasses.replace(finished, seed=seed))
         (work / "instruct/checkpoints/checkpoint-3/complete").mkdir(parents=True)
-        status, told = train(path)
+        status, output = train(path)
         assert status == 0
-        assert (f"{work} has an unfinished run with other settings" in told) == work.exists() == (seed == 1)
+        assert (f"{work} has an unfinished run with other settings" in output) == work.exists() == (seed == 1)
         if seed == 1:
             shutil.rmtree(work)
 
@@ -180,9 +180,9 @@ def test_each_visible_gpu_gets_a_process(visible: str, count: str, path: Path, m
     monkeypatch.setattr(command, "is_reporting_process", lambda: True)
     started: list[int] = []
     batch = [word for name in STAGE_NAMES for word in (f"--{name}.global_batch_size", "6")]
-    status, told = train(path, *batch)
-    assert (status, started) == (0, [1 if count == "null" else int(count)]), told
-    assert (f"distributed.num_processes: {count}, one for each visible GPU" in told) == (count != "null")
+    status, output = train(path, *batch)
+    assert (status, started) == (0, [1 if count == "null" else int(count)]), output
+    assert (f"distributed.num_processes: {count}, one for each visible GPU" in output) == (count != "null")
     train(path, *batch, "--distributed.num_processes", "1")
     assert started[1:] == [1]
 
@@ -197,15 +197,15 @@ def test_the_number_of_processes(path: Path, config: LlavaTrainConfig, monkeypat
         "--distributed.num_processes",
         "2",
     ]
-    status, told = train(path, *flags)
+    status, output = train(path, *flags)
     assert status == 2
-    assert "align.cache_vision_features: expected false under ZeRO-3 with several processes" in told
+    assert "align.cache_vision_features: expected false under ZeRO-3 with several processes" in output
     assert config.with_processes(4).distributed.num_processes == 4
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "3"}.items():
         monkeypatch.setenv(name, value)
-    status, told = train(path)
+    status, output = train(path)
     assert status == 2
-    assert "llm_pretrain.global_batch_size: expected a multiple of processes (3)" in told
-    status, told = train(path, "--distributed.num_processes", "2")
+    assert "llm_pretrain.global_batch_size: expected a multiple of processes (3)" in output
+    status, output = train(path, "--distributed.num_processes", "2")
     assert status == 2
-    assert "distributed.num_processes: expected 3, the number of the launcher's processes, or null, got 2" in told
+    assert "distributed.num_processes: expected 3, the number of the launcher's processes, or null, got 2" in output

@@ -64,7 +64,7 @@ def _cut(image: Image.Image | np.ndarray, box: Box) -> np.ndarray:
 
 def _finish(pixels: np.ndarray, size: int, config: AugmentConfig, rng: np.random.Generator) -> torch.Tensor:
     # torch's resize has vector instructions, which Pillow's lacks: a third of its time. The rest is in numpy, because
-    # torch would start threads beside those of a training on the CPU.
+    # torch would start threads in addition to those of a training on the CPU.
     rows = torch.from_numpy(pixels).permute(2, 0, 1)[None]
     square = F.interpolate(rows, size=(size, size), mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
     if config.horizontal_flip and rng.random() < 0.5:

@@ -146,7 +146,7 @@ def linear_cross_entropy(
     weight: Tensor,
     labels: Tensor,
     dtype: torch.dtype | None = None,
-    softmax: ChunkCrossEntropy = _chunk_cross_entropy,
+    cross_entropy: ChunkCrossEntropy = _chunk_cross_entropy,
 ) -> Tensor:
     """Return the sum-reduced cross-entropy () of ``hidden @ weight.T`` without all its (N, V) logits in memory.
 
@@ -155,9 +155,9 @@ def linear_cross_entropy(
         weight: (V, D), any float dtype, also of its gradient, which is summed in float32.
         labels: (N,) int64.
         dtype: of the matrix products, hidden's if not given; softmax and sums are float32.
-        softmax: computes the softmax of a chunk.
+        cross_entropy: computes that of a chunk.
     """
-    return _LinearCrossEntropy.apply(hidden, weight, labels, dtype or hidden.dtype, softmax)
+    return _LinearCrossEntropy.apply(hidden, weight, labels, dtype or hidden.dtype, cross_entropy)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -165,7 +165,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, dtype: torch.dtype, softmax: ChunkCrossEntropy
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, dtype: torch.dtype, cross_entropy: ChunkCrossEntropy
     ) -> Tensor:
         needs_hidden, needs_weight, *_ = ctx.needs_input_grad
         hidden_grad = torch.zeros_like(hidden) if needs_hidden else None
@@ -176,7 +176,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         step = chunk_rows(weight)
         for start in range(0, len(hidden), step):
             part, label = hidden.detach()[start : start + step].to(dtype), labels[start : start + step]
-            loss, error = softmax(part, factors, label, gradient=needs_hidden or needs_weight)
+            loss, error = cross_entropy(part, factors, label, gradient=needs_hidden or needs_weight)
             total += loss
             if error is None:
                 continue

@@ -52,7 +52,8 @@ def feeding(
 def measure_core(stage: EncoderTrainConfig, size: int) -> tuple[float, str]:
     """Return the images that a core of this machine reads per second, and what it read.
 
-    These are the first samples of the data if all of it is local, else a generated photo without captions.
+    These are the first samples of the data, or a generated photo without captions if they are not local, invalid or,
+    after the first epoch, in ``cache_images``.
     """
     data = _open_local(stage)
     if data is not None:

@@ -45,7 +45,7 @@ _FLOAT32, _ADAM = 4, 8  # bytes per parameter: weights and gradients are float32
 _MAX_PROFILED = 16  # samples; larger steps are extrapolated from one profile, because bytes grow linearly
 _SAMPLES = 2 * BATCH_DIVISOR  # of that profile: the minimum with more than one group of texts of similar length,
 _CHECKPOINTED_SAMPLES = 8 * BATCH_DIVISOR  # and with the maximum of groups, which are recomputed one at a time
-_MAX_PAIRS = {"cpu": 2**25, "cuda": 2**36}  # of samples in profiles of the contrastive loss: several chunks
+_MAX_PAIRS = {"cpu": 2**25, "cuda": 2**36}  # in profiles of the contrastive loss: several chunks of a CPU, all of a GPU
 _ZERO3_LIVE = 1_000_000_000  # parameters that DeepSpeed's stage 3 does not release between two uses
 _ZERO3_PREFETCH = 50_000_000  # parameters in its prefetch buffer
 

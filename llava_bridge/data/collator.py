@@ -92,7 +92,7 @@ class ConversationCollator:
         image_processor: the LLaVA's image processor; None for an LLM without images.
         pad: id of the padding token.
         packed_length: tokens per row for packing several samples; None pads each sample to a row of its own.
-            ``math.inf`` packs all samples into one row, for FlashAttention, which is told where each begins.
+            ``math.inf`` packs all samples into one row, for FlashAttention, which gets their bounds.
     """
 
     def __init__(self, image_processor: Any, pad: int, packed_length: float | None = None) -> None:

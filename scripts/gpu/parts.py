@@ -7,7 +7,7 @@ whose tests take a GPU if there is one, gets ``--json``.
 from __future__ import annotations
 
 SECONDS = 460
-"""The limit of a part; what it has measured until then is kept."""
+"""The limit of a part; what it has measured until then remains."""
 
 _TESTS = " ".join(
     f"tests/test_{name}.py"
