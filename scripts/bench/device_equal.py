@@ -16,9 +16,10 @@ import sys
 import measure
 import torch
 from measure import common_parser, machine, record, table
+from mfu import add_batch_arguments
 from torch import Tensor
 
-from clips.method.recipes import RECIPES, RecipeConfig
+from clips.method.recipes import RecipeConfig
 from clips.model.architectures import CaptionerConfig, ModelConfig
 from clips.parallel.distributed import DistributedContext, end_processes, start_processes
 from clips.parallel.distributed_config import DistributedConfig
@@ -51,14 +52,8 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     parser = common_parser(__doc__)
-    parser.add_argument("--architecture", default="clips-s-16")
-    parser.add_argument("--image-size", type=int)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--captions", help="JSON or JSONL with captions; without it every text fills its row")
-    parser.add_argument("--web", default="web", help="field of the web captions")
-    parser.add_argument("--synthetic", default="fused", help="field of the synthetic captions")
-    parser.add_argument("--recipes", nargs="+", default=["clip", "clips"], choices=list(RECIPES))
-    parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=list(LIMITS))
+    add_batch_arguments(parser)
+    parser.set_defaults(batch=8)
     parser.add_argument("--compile", action="store_true", help="also with torch.compile")
     parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES), choices=list(STRATEGIES))
     return parser.parse_args()

@@ -52,6 +52,15 @@ def arguments() -> argparse.Namespace:
 
 def add_step_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `our_step`."""
+    add_batch_arguments(parser)
+    parser.add_argument("--compile", action="store_true", help="torch.compile of the layers")
+    parser.add_argument(
+        "--checkpointing", action="store_true", help="compute activations again instead of keeping them"
+    )
+
+
+def add_batch_arguments(parser: argparse.ArgumentParser) -> None:
+    """The model, the batch, the recipes and the precisions."""
     parser.add_argument("--architecture", default="clips-s-16")
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--batch", type=int, default=64)
@@ -60,10 +69,6 @@ def add_step_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--synthetic", default="fused", help="field of the synthetic captions")
     parser.add_argument("--recipes", nargs="+", default=["clip", "clips"], choices=list(RECIPES))
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
-    parser.add_argument("--compile", action="store_true", help="torch.compile of the layers")
-    parser.add_argument(
-        "--checkpointing", action="store_true", help="compute activations again instead of keeping them"
-    )
 
 
 def row(args: argparse.Namespace, recipe: str, precision: str) -> list[str]:
