@@ -61,6 +61,7 @@ RULES = (
     Rule(has="python scripts/bench/", skip=_MEASURES),
     Rule(has="bash scripts/gpu/", skip="packs wheels, or takes minutes; parts of it in tests/test_gpu_kit.py"),
     Rule(has="python scripts/judge_claims.py", skip=_HOURS),
+    Rule(has="--endpoint '[http://a:8000", skip="needs servers; tests/test_clips_recaption_endpoint.py starts one"),
     # ------------------------------------------------------------ what needs more than this machine
     Rule(has="srun ", skip="needs SLURM; tests/test_slurm.py plays it"),
     Rule(has="export MASTER_ADDR", skip="needs SLURM"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import tarfile
@@ -147,3 +148,43 @@ def test_the_command_fails_only_if_all_images_fail(bridge_llava: Path, photos: P
 def test_settings_are_checked(field: str, value: object) -> None:
     with pytest.raises(UserError, match=f"^{field}: expected"):
         DescribeConfig(**{"model": "d", "images": ["a"], field: value})  # type: ignore[arg-type]
+
+
+def test_servers_answer_in_order_and_what_they_reject_is_counted(bridge_llava, photos, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("uvicorn")
+    from serving import serve_app
+
+    from llava_bridge.inference import describe_command
+    from llava_bridge.serving.app import Server
+    from llava_bridge.serving.worker import GenerationWorker
+
+    server = Server(GenerationWorker(*generate.load_llava(bridge_llava)), "tiny", max_new_tokens=9)
+    real = describe_command.image_request
+
+    def request(model: str, image: Image.Image, text: str, **settings: Any) -> dict[str, Any]:
+        made = real(model, image, text, **settings)
+        if image.getpixel((0, 0)) == (255, 255, 255):  # e.png
+            made["messages"][0]["content"][0]["image_url"]["url"] = "data:image/jpeg;base64,AAAA"
+        return made
+
+    monkeypatch.setattr(describe_command, "image_request", request)
+    for address in serve_app(server.app(["127.0.0.1"])):
+        config = DescribeConfig(
+            model="tiny",
+            images=[str(photos)],
+            output=str(tmp_path / "out.jsonl"),
+            endpoint=("http://127.0.0.1:9/v1", f"{address}/v1"),
+            batch_size=2,
+            max_new_tokens=5,
+        )
+        run_describe(config)
+        with pytest.raises(UserError, match=r"^model: http://.* has no 'small'; expected tiny$"):
+            run_describe(dataclasses.replace(config, model="small", output=None))
+    told = capsys.readouterr().err
+    assert "4 of 7 images described" in told
+    assert "answers 400" in told
+    found = lines((tmp_path / "out.jsonl").read_text())
+    assert [line["image"] for line in found] == [f"{photos}/{name}" for name in GOOD if name != "e.png"]
+    assert len({line["text"] for line in found}) > 1
+    with pytest.raises(UserError, match=r"^endpoint: http://127\.0\.0\.1:9/v1 cannot be reached \(connect\)$"):
+        run_describe(dataclasses.replace(config, endpoint=("http://127.0.0.1:9/v1",), output=None, retry_minutes=0))

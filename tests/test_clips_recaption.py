@@ -20,14 +20,17 @@ import pytest
 
 from clips.cli import COMMANDS
 from clips.commandline.commands import dispatch
+from clips.core.identity import RUN, run_text
 from clips.data import decode_image
 from clips.data.sources import SourceConfig, open_source
 from clips.errors import UserError
-from clips.recaption.caption_model import CaptionModel, GeneratedCaption
+from clips.recaption.caption_model import CaptionModel
+from clips.recaption.captioning import GeneratedCaption
 from clips.recaption.recaption_config import RecaptionConfig
 from clips.recaption.run import (
     OutputShard,
-    _start_or_resume,
+    _is_finished,
+    _run_identity,
     clean_caption,
     filter_captions,
     group_shards,
@@ -191,9 +194,11 @@ def test_a_finished_recaptioning_stays_and_other_settings_are_rejected(settings,
         run_recaption(settings(max_new_tokens=3))
     begun = settings(output=f"{config.output}-begun")
     Path(begun.output, ".work").mkdir(parents=True)  # as by a process that began at the same time
-    assert _start_or_resume(begun, 21)
+    run = _run_identity(begun, 21)
+    (Path(begun.output) / WORK_DIR / RUN).write_text(run_text(run))
+    assert not _is_finished(begun, run)
     with pytest.raises(UserError, match="max_new_tokens is 8 there and 3 now"):
-        _start_or_resume(settings(output=begun.output, max_new_tokens=3), 21)
+        run_recaption(settings(output=begun.output, max_new_tokens=3))
     Path(config.output, "manifest.json").unlink()
     with pytest.raises(UserError, match="not empty, and not an artifact"):
         run_recaption(config)

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
 from clips.core.artifact import directory_hash
 from clips.errors import UserError, error_reason
 from clips.model.loading import library_errors_as_user_errors, load_pretrained
+from clips.recaption.captioning import CaptionsByIndex, GeneratedCaption, PromptedImage
 from clips.recaption.recaption_config import RecaptionConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class GeneratedCaption:
-    """The model's output for an image: its text, number of tokens, and whether it ends with EOS."""
-
-    text: str
-    tokens: int
-    ended: bool
 
 
 class CaptionModel:
@@ -34,8 +26,10 @@ class CaptionModel:
         UserError: a module of ``import_modules`` is missing, or the model or its weights cannot be loaded.
     """
 
+    windows_ahead = 0
+
     def __init__(self, config: RecaptionConfig) -> None:
-        self.config = config
+        self.config, self.prompt_tokens = config, 0
         for name in config.import_modules:
             try:
                 importlib.import_module(name)
@@ -66,6 +60,22 @@ class CaptionModel:
         content = [{"type": "image"}, {"type": "text", "text": text}]
         return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
+    def submit(self, window: range, images: Sequence[PromptedImage]) -> Callable[[], CaptionsByIndex]:
+        """See `Captioner`; the captions are generated in batches of prompts of similar length."""
+
+        def captions() -> CaptionsByIndex:
+            prompts = {image.index: self.prompt(image.text) for image in images}
+            in_order = sorted(images, key=lambda image: len(prompts[image.index]))
+            generated: CaptionsByIndex = {}
+            for start in range(0, len(in_order), self.config.batch_size):
+                batch = in_order[start : start + self.config.batch_size]
+                seed = int(np.random.SeedSequence([self.config.seed, window.start, start]).generate_state(1)[0])
+                found = self.describe([each.image for each in batch], [prompts[each.index] for each in batch], seed)
+                generated |= {each.index: texts for each, texts in zip(batch, found, strict=True)}
+            return generated
+
+        return captions
+
     @torch.inference_mode()
     def describe(
         self, images: Sequence[Image.Image], prompts: Sequence[str], seed: int
@@ -85,6 +95,7 @@ class CaptionModel:
             return_tensors="pt",
             add_special_tokens=not (bos and prompts[0].startswith(bos)),
         ).to(self.model.device, self.model.dtype)
+        self.prompt_tokens += int(inputs["attention_mask"].sum())
         torch.manual_seed(seed)
         output = self.model.generate(**inputs, **self._decoding())
         count, length = self.config.num_captions, inputs["input_ids"].shape[1]

@@ -7,6 +7,7 @@ import os
 import re
 from typing import Literal
 
+from clips.core.chat_client import check_urls
 from clips.core.identity import RUN_ONLY
 from clips.data.sources import SourceConfig
 from clips.errors import UserError
@@ -17,12 +18,21 @@ _SHARD = re.compile(r"(\d+)/(\d+)")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RecaptionConfig(SourceConfig):
-    """Write a synthetic caption for every image of a source, with any image-text model of transformers.
+    """Write a synthetic caption for every image of a source, with an image-text model of transformers or of a server.
 
     Args:
         synthetic_caption: existing long caption; not used, but an image that has one needs no web caption.
         weight: must be null, since there is one source.
-        model: the model's directory or Hub repo id, for ``AutoModelForImageTextToText``.
+        model: the model's directory or Hub repo id, for ``AutoModelForImageTextToText``; with ``endpoint`` its name
+            there.
+        endpoint: base URLs of servers with OpenAI's chat API (vLLM, SGLang, llava-bridge serve), such as
+            ``[http://host:8000/v1]``; several serve the same model. The model is not loaded here.
+        endpoint_key_env: the environment variable with the servers' API key, if they need one.
+        requests_in_flight: maximum number of concurrent requests of this process; 16 batches (batch_size) are read
+            ahead at most.
+        retry_minutes: how long a request is repeated while no server answers it; then the run ends, and resumes.
+        estimate: caption this number of images, print the time, tokens and cost of all, and write nothing.
+        token_prices: prices of a million input and output tokens, for ``estimate``.
         import_modules: Python modules to import first, so that transformers knows the model; a LLaVA of the bridge
             needs ``[llava_bridge]``.
         output: the directory to write.
@@ -55,6 +65,12 @@ class RecaptionConfig(SourceConfig):
     image_root: str | None = dataclasses.field(default=None, metadata=RUN_ONLY)
     model: str
     import_modules: tuple[str, ...] = dataclasses.field(default=(), metadata=RUN_ONLY)
+    endpoint: tuple[str, ...] = dataclasses.field(default=(), metadata=RUN_ONLY)
+    endpoint_key_env: str = dataclasses.field(default="OPENAI_API_KEY", metadata=RUN_ONLY)
+    requests_in_flight: int = dataclasses.field(default=64, metadata=RUN_ONLY)
+    retry_minutes: float = dataclasses.field(default=30.0, metadata=RUN_ONLY)
+    estimate: int = dataclasses.field(default=0, metadata=RUN_ONLY)
+    token_prices: tuple[float, float] | None = dataclasses.field(default=None, metadata=RUN_ONLY)
     output: str = dataclasses.field(metadata=RUN_ONLY)
     output_format: Literal["tar", "parquet"] = "tar"
     caption_column: str = "re_caption"
@@ -80,9 +96,13 @@ class RecaptionConfig(SourceConfig):
         if self.weight is not None:
             raise UserError(f"weight: expected null, since recaption reads one source, got {self.weight}")
         counts = ("batch_size", "max_new_tokens", "num_captions", "min_words")
-        for name in (*counts, "max_image_size", "shard_size", "num_workers"):
+        for name in (*counts, "max_image_size", "shard_size", "num_workers", "requests_in_flight"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: expected 1 or more, got {getattr(self, name)}")
+        for name in ("retry_minutes", "estimate"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+        check_urls("endpoint", self.endpoint)
         if self.temperature < 0:
             raise UserError(f"temperature: expected 0 or more, got {self.temperature}")
         if not 0 < self.top_p <= 1:

@@ -10,23 +10,20 @@ manifest.json and README.md.
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
-import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
-from PIL import Image
 
 from clips.commandline.progress import Progress
 from clips.core.artifact import atomic_write, check_finished, log_info
-from clips.core.identity import RUN, identity, read_run, reject_other_run, run_text
-from clips.data.images import InvalidImageError, decode_image
-from clips.data.sources import InvalidSampleError, Sample, Source, open_source, shard_lengths
-from clips.recaption.recaption_config import WEB_CAPTION_PLACEHOLDER, RecaptionConfig
+from clips.core.identity import RUN, Identity, identity, read_run, reject_other_run, run_text
+from clips.data.sources import Source, open_source, shard_lengths
+from clips.recaption.captioning import Captioner, CaptionsByIndex, GeneratedCaption, PromptedImage
+from clips.recaption.estimate import print_estimate
+from clips.recaption.reading import read_ahead
+from clips.recaption.recaption_config import RecaptionConfig
 from clips.recaption.shard_writers import (
     WORK_DIR,
     CaptionedSample,
@@ -35,10 +32,6 @@ from clips.recaption.shard_writers import (
     save_model_record,
     shard_name,
 )
-
-if TYPE_CHECKING:
-    from clips.recaption.caption_model import CaptionModel, GeneratedCaption
-
 
 _MIN_GROUP_BATCHES = 64  # at most one of them is not full
 _WINDOW_BATCHES = 8
@@ -117,34 +110,28 @@ def clean_caption(generated: GeneratedCaption, *, drop_incomplete_sentence: bool
 KIND = "captions"
 
 
-@dataclasses.dataclass(frozen=True)
-class LoadedSample:
-    """A valid sample of the source with its decoded image."""
-
-    index: int
-    sample: Sample
-    image: Image.Image
-
-
 def run_recaption(config: RecaptionConfig) -> None:
     """Run `clips recaption`."""
     source = open_source(config)
+    if config.estimate:
+        print_estimate(config, source, _load_captioner(config))
+        return
     shards = split_into_shards(shard_lengths(source), config.shard_size)
-    if not _start_or_resume(config, len(source)):
+    run = _run_identity(config, len(source))
+    if _is_finished(config, run):
         log_info(f"{config.output}: done before")
         return
     number, count = config.share()
     groups = group_shards(shards, config.batch_size)[number::count]
     missing = [shard for group in groups for shard in group if not _is_done(shard, config)]
     if missing:
-        from clips.recaption.caption_model import CaptionModel
-
-        caption_model = CaptionModel(config)
-        save_model_record(config, caption_model)
+        captioner = _load_captioner(config)  # its errors leave no output behind
+        atomic_write(Path(config.output) / WORK_DIR / RUN, run_text(run))
+        save_model_record(config, captioner)
         with Progress("captioning", sum(shard.stop - shard.start for shard in missing), "samples") as progress:
             for group in groups:
                 if any(not _is_done(shard, config) for shard in group):
-                    _caption_group(group, source, caption_model, config, progress)
+                    _caption_group(group, source, captioner, config, progress)
     num_missing = sum(not _is_done(shard, config) for shard in shards)
     if num_missing:
         rest = f"{num_missing} of {len(shards)} shards are missing or other processes write them"
@@ -153,17 +140,30 @@ def run_recaption(config: RecaptionConfig) -> None:
         finalize_dataset(config, source, [shard_name(shard.number, config) for shard in shards])
 
 
-def _start_or_resume(config: RecaptionConfig, samples: int) -> bool:
-    """Create the directory or resume in it; False if it is complete. UserError if it belongs to another run."""
-    work, run = Path(config.output) / WORK_DIR, identity("clips recaption", config, {"samples": samples})
+def _load_captioner(config: RecaptionConfig) -> Captioner:
+    if config.endpoint:
+        from clips.recaption.chat_captioner import ChatCaptioner
+
+        return ChatCaptioner(config)
+    from clips.recaption.caption_model import CaptionModel
+
+    return CaptionModel(config)
+
+
+def _run_identity(config: RecaptionConfig, samples: int) -> Identity:
+    captioner = "server" if config.endpoint else "transformers"
+    return identity("clips recaption", config, {"samples": samples, "captioner": captioner})
+
+
+def _is_finished(config: RecaptionConfig, run: Identity) -> bool:
+    """Whether the output is complete. UserError if it belongs to another run."""
+    work = Path(config.output) / WORK_DIR
     if check_finished(config.output, KIND, run, work=work):
-        return False
+        return True
     recorded = read_run(work / RUN)
-    if recorded is None:
-        atomic_write(work / RUN, run_text(run))
-    else:
+    if recorded is not None:
         reject_other_run(config.output, recorded, run)
-    return True
+    return False
 
 
 def _is_done(shard: OutputShard, config: RecaptionConfig) -> bool:
@@ -173,7 +173,7 @@ def _is_done(shard: OutputShard, config: RecaptionConfig) -> bool:
 def _caption_group(
     group: Sequence[OutputShard],
     source: Source,
-    caption_model: CaptionModel,
+    captioner: Captioner,
     config: RecaptionConfig,
     progress: Progress,
 ) -> None:
@@ -183,17 +183,16 @@ def _caption_group(
     windows = [window for window in windows if any(overlaps(window, shard) for shard in missing)]
     writer: ShardWriter | None = None
     try:
-        for window, samples in _read_ahead(windows, source, config):
-            captions = _caption_window(window, samples, caption_model, config)
+        for window, samples, captions in caption_windows(windows, source, captioner, config):
             for index in window:
                 if not missing or index < missing[0].start:
                     continue
                 shard = missing[0]
                 writer = writer or ShardWriter(shard.number, config)
-                generated = captions.get(index, [])
+                generated = captions[index]
                 if reason := _add_sample(writer, samples[index], generated, source, config):
                     writer.dropped.add([(index - shard.start, source.name(index), reason)])
-                progress.advance(tokens=sum(caption.tokens for caption in generated))
+                progress.advance(tokens=0 if isinstance(generated, str) else sum(each.tokens for each in generated))
                 if index == shard.stop - 1:
                     _finish(writer, shard, config)
                     log_info(f"{writer.summary()} · {progress.rates()}")
@@ -204,63 +203,36 @@ def _caption_group(
             writer.abandon()
 
 
-def _read_ahead(
-    windows: Sequence[range], source: Source, config: RecaptionConfig
-) -> Iterator[tuple[range, dict[int, LoadedSample | str]]]:
-    """Each window with its samples, or the reasons why they are invalid; the next window is read meanwhile."""
-    with concurrent.futures.ThreadPoolExecutor(config.num_workers, thread_name_prefix="reader") as executor:
+def caption_windows(
+    windows: Sequence[range], source: Source, captioner: Captioner, config: RecaptionConfig
+) -> Iterator[tuple[range, dict[int, PromptedImage | str], CaptionsByIndex]]:
+    """Each window with its samples and their captions, or the reasons why there are none."""
+    pending: deque[tuple[range, dict[int, PromptedImage | str], Callable[[], CaptionsByIndex]]] = deque()
 
-        def submit(window: range) -> list[concurrent.futures.Future[LoadedSample | str]]:
-            return [executor.submit(_read, source, index, config) for index in window]
+    def finish_oldest() -> tuple[range, dict[int, PromptedImage | str], CaptionsByIndex]:
+        window, samples, captions = pending.popleft()
+        invalid = {index: sample for index, sample in samples.items() if isinstance(sample, str)}
+        return window, samples, captions() | invalid
 
-        try:
-            pending = submit(windows[0])
-            for window, following in itertools.zip_longest(windows, windows[1:], fillvalue=range(0)):
-                submitted = submit(following)
-                yield window, {index: future.result() for index, future in zip(window, pending, strict=True)}
-                pending = submitted
-        finally:
-            executor.shutdown(wait=True, cancel_futures=True)
-
-
-def _read(source: Source, index: int, config: RecaptionConfig) -> LoadedSample | str:
-    try:
-        sample = source.read(index, np.random.default_rng([config.seed, index]))
-        image = decode_image(sample.image, at_least=config.max_image_size)
-    except (InvalidSampleError, InvalidImageError) as error:
-        return str(error)
-    image.thumbnail((config.max_image_size, config.max_image_size))
-    return LoadedSample(index, sample, image)
-
-
-def _caption_window(
-    window: range, samples: dict[int, LoadedSample | str], caption_model: CaptionModel, config: RecaptionConfig
-) -> dict[int, list[GeneratedCaption]]:
-    """Index → captions of the valid samples, generated in batches of prompts of similar length."""
-    valid = [sample for sample in samples.values() if isinstance(sample, LoadedSample)]
-    texts = [config.prompt.replace(WEB_CAPTION_PLACEHOLDER, sample.sample.web) for sample in valid]
-    prompts = {sample.index: caption_model.prompt(text) for sample, text in zip(valid, texts, strict=True)}
-    valid.sort(key=lambda sample: len(prompts[sample.index]))
-    generated: dict[int, list[GeneratedCaption]] = {}
-    for start in range(0, len(valid), config.batch_size):
-        batch = valid[start : start + config.batch_size]
-        images, batch_prompts = [sample.image for sample in batch], [prompts[sample.index] for sample in batch]
-        seed = int(np.random.SeedSequence([config.seed, window.start, start]).generate_state(1)[0])
-        captions = caption_model.describe(images, batch_prompts, seed)
-        generated |= {sample.index: each for sample, each in zip(batch, captions, strict=True)}
-    return generated
+    for window, samples in read_ahead(windows, source, config):
+        valid = [sample for sample in samples.values() if isinstance(sample, PromptedImage)]
+        pending.append((window, samples, captioner.submit(window, valid)))
+        if len(pending) > captioner.windows_ahead:
+            yield finish_oldest()
+    while pending:
+        yield finish_oldest()
 
 
 def _add_sample(
     writer: ShardWriter,
-    loaded: LoadedSample | str,
-    generated: list[GeneratedCaption],
+    loaded: PromptedImage | str,
+    generated: list[GeneratedCaption] | str,
     source: Source,
     config: RecaptionConfig,
 ) -> str:
     """Append a sample; returns the reason if it has no caption, else an empty string."""
-    if isinstance(loaded, str):
-        return loaded
+    if isinstance(loaded, str) or isinstance(generated, str):
+        return str(generated)
     captions, reason = filter_captions(generated, config)
     if captions:
         captioned = CaptionedSample(source.record(loaded.index), loaded.sample.image, loaded.sample.web, captions)

@@ -11,7 +11,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from PIL import Image
 
@@ -29,12 +29,9 @@ from clips.core.identity import RUN
 from clips.data.invalid_samples import InvalidSamples
 from clips.data.sources import Record, Source
 from clips.data.sources.webdataset import SIZES_FILE
+from clips.recaption.captioning import Captioner
 from clips.recaption.recaption_config import RecaptionConfig
 from clips.text_files import safe_json_loads
-
-if TYPE_CHECKING:
-    from clips.recaption.caption_model import CaptionModel
-
 
 WORK_DIR = ".work"
 """A directory in the output, until that is complete: counts of finished shards, and unfinished shards."""
@@ -180,11 +177,11 @@ def _webdataset_image(content: bytes) -> tuple[str, bytes]:
 _MODEL = "model.json"
 
 
-def save_model_record(config: RecaptionConfig, caption_model: CaptionModel) -> None:
+def save_model_record(config: RecaptionConfig, captioner: Captioner) -> None:
     """Record the model for `finalize_dataset`, which may run in another process."""
     path = Path(config.output) / WORK_DIR / _MODEL
     if not path.is_file():
-        atomic_write(path, json.dumps(caption_model.identity()))
+        atomic_write(path, json.dumps(dict(captioner.identity())))
 
 
 def finalize_dataset(config: RecaptionConfig, source: Source, shards: Sequence[str]) -> None:

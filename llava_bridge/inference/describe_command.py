@@ -13,15 +13,23 @@ import json
 import os
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO, TypeVar
 
 from PIL import Image
 
 from clips.commandline.progress import Progress
 from clips.core.artifact import atomic_write, directory_hash, log_info, write_errors_as_user_errors
+from clips.core.chat_client import (
+    UNUSABLE_INPUT,
+    ChatClient,
+    ChatServerError,
+    check_urls,
+    choices,
+    image_request,
+)
 from clips.core.identity import RUN, RUN_ONLY, identity, read_run, reject_other_run, run_text
 from clips.data.invalid_samples import InvalidSamples
 from clips.errors import UserError
@@ -32,6 +40,9 @@ from llava_bridge.model.llava_checks import resolve_llava_dir
 
 _READER_THREADS = 4
 Batch = list[tuple[str, Image.Image]]
+Answers = Callable[[], "list[tuple[str, str | ChatServerError]]"]
+"""Waits for the answers of a batch: image, text or the reason why the server rejects it."""
+Item = TypeVar("Item")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,17 +50,24 @@ class DescribeConfig:
     """Ask a LLaVA the same question about many images; one line ``{"image": …, "text": …}`` each.
 
     Args:
-        model: the LLaVA directory, or ``ORG/NAME`` on the Hub.
+        model: the LLaVA directory, or ``ORG/NAME`` on the Hub; with ``endpoint`` the model's name there.
+        endpoint: base URLs of servers with OpenAI's chat API (vLLM, SGLang, llava-bridge serve), such as
+            ``[http://host:8000/v1]``; several serve the same model. The model is not loaded here.
+        endpoint_key_env: the environment variable with the servers' API key, if they need one.
+        retry_minutes: how long a request is repeated while no server answers it; then the command ends, and resumes.
         images: image files, images in shards (``shard.tar/000000003.png``), directories, shards and globs.
         prompt: the question about each image.
         output: the file of JSON lines to write; the same command resumes with the missing images. Without it lines are
             printed.
-        batch_size: images per batch.
+        batch_size: images per batch; with ``endpoint`` two batches are requested concurrently.
         max_new_tokens: maximum length of an answer.
     """
 
     model: str = dataclasses.field(metadata=RUN_ONLY)  # identified by a content hash
     images: list[str] = dataclasses.field(metadata=RUN_ONLY)
+    endpoint: tuple[str, ...] = dataclasses.field(default=(), metadata=RUN_ONLY)
+    endpoint_key_env: str = dataclasses.field(default="OPENAI_API_KEY", metadata=RUN_ONLY)
+    retry_minutes: float = dataclasses.field(default=30.0, metadata=RUN_ONLY)
     prompt: str = "Describe this picture."
     output: str | None = dataclasses.field(default=None, metadata=RUN_ONLY)
     batch_size: int = dataclasses.field(default=16, metadata=RUN_ONLY)
@@ -59,6 +77,9 @@ class DescribeConfig:
         for name in ("batch_size", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.retry_minutes < 0:
+            raise UserError(f"retry_minutes: expected 0 or more, got {self.retry_minutes}")
+        check_urls("endpoint", self.endpoint)
         if not self.images:
             raise UserError("images: expected images, directories, shards (.tar) or globs")
         if not self.prompt.strip():
@@ -72,7 +93,8 @@ def run_describe(config: DescribeConfig) -> None:
         UserError: no such images or LLaVA, an output of another prompt or model, or no image can be read.
     """
     names = find_images(config.images)
-    resolve_llava_dir(config.model)  # reported before torch is imported
+    if not config.endpoint:
+        resolve_llava_dir(config.model)  # reported before torch is imported
     output = _OutputFile(config) if config.output else None
     described_before = output.described_images() if output else set()
     missing = [name for name in names if name not in described_before]
@@ -94,23 +116,80 @@ def _describe(
     config: DescribeConfig, names: Sequence[str], output: _OutputFile | None, invalid: InvalidSamples
 ) -> None:
     """Write a line for each image; add those that cannot be read to ``invalid``."""
-    from llava_bridge.inference.generate import answer, load_llava
-
-    model, processor = load_llava(config.model)
+    submit = _ask_servers(config) if config.endpoint else _ask_model(config)
     described = 0
     with (
         output.open_to_append() if output else contextlib.nullcontext(sys.stdout) as lines,
         Progress("describing", len(names), "images") as progress,
     ):
-        for batch in _batches(names, config.batch_size, invalid):
-            images = [image for _, image in batch]
-            prompts = [config.prompt] * len(batch)
-            texts = answer(model, processor, images, prompts, max_new_tokens=config.max_new_tokens)
-            for (name, _), text in zip(batch, texts, strict=True):
+        submitted = (submit(batch) for batch in _batches(names, config.batch_size, invalid))
+        for answers in _delayed(submitted, 1 if config.endpoint else 0):
+            for name, text in answers():
+                if isinstance(text, ChatServerError):
+                    invalid.add([(names.index(name), name, str(text))])
+                    continue
                 lines.write(json.dumps({"image": name, "text": text}, ensure_ascii=False) + "\n")
+                described += 1
             lines.flush()
-            described += len(batch)
             progress.advance(described + invalid.count - progress.done)
+
+
+def _ask_model(config: DescribeConfig) -> Callable[[Batch], Answers]:
+    from llava_bridge.inference.generate import answer, load_llava
+
+    model, processor = load_llava(config.model)
+
+    def submit(batch: Batch) -> Answers:
+        images, prompts = [image for _, image in batch], [config.prompt] * len(batch)
+        names = [name for name, _ in batch]
+        return lambda: list(
+            zip(names, answer(model, processor, images, prompts, max_new_tokens=config.max_new_tokens), strict=True)
+        )
+
+    return submit
+
+
+def _ask_servers(config: DescribeConfig) -> Callable[[Batch], Answers]:
+    """Greedy answers by servers.
+
+    Raises:
+        UserError: no server answers, or it has no such model.
+    """
+    client = ChatClient(
+        urls=config.endpoint,
+        key=os.environ.get(config.endpoint_key_env, ""),
+        requests_in_flight=2 * config.batch_size,
+        retry_seconds=60 * config.retry_minutes,
+    )
+    client.find_model(config.model)
+
+    def submit(batch: Batch) -> Answers:
+        settings = {"max_tokens": config.max_new_tokens, "temperature": 0.0}
+        requests = [image_request(config.model, image, config.prompt, **settings) for _, image in batch]
+        pending = [client.submit(request, replica=number) for number, request in enumerate(requests)]
+        return lambda: [(name, _served_text(future)) for (name, _), future in zip(batch, pending, strict=True)]
+
+    return submit
+
+
+def _served_text(pending: Future[dict[str, Any]]) -> str | ChatServerError:
+    """An answer; the error if the server rejects this image."""
+    try:
+        return choices(pending.result())[0][0]
+    except ChatServerError as error:
+        if error.status in UNUSABLE_INPUT:
+            return error
+        raise UserError(f"endpoint: {error}") from None
+
+
+def _delayed(items: Iterable[Item], count: int) -> Iterator[Item]:
+    """The items, each after ``count`` more have been taken."""
+    pending = deque[Item]()
+    for item in items:
+        pending.append(item)
+        if len(pending) > count:
+            yield pending.popleft()
+    yield from pending
 
 
 class _OutputFile:
@@ -119,7 +198,8 @@ class _OutputFile:
     def __init__(self, config: DescribeConfig) -> None:
         self.path = Path(config.output or "")
         self.record = self.path.with_name(f"{self.path.name}.{RUN}")
-        model = directory_hash(resolve_model_dir(config.model, "llava"))
+        served = f"{config.model} of a server"
+        model = served if config.endpoint else directory_hash(resolve_model_dir(config.model, "llava"))
         self.run = identity("llava-bridge describe", config, {"model": model})
 
     def described_images(self) -> set[str]:

@@ -9,9 +9,9 @@ Patched, a failing judge ends the scoring immediately (``JudgeUnavailable``), an
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from clips.core.cache import Cache, json_cache
+from clips.core.chat_client import ChatClient, ChatServerError, choices
 from clips.core.identity import digest
 
 if TYPE_CHECKING:
@@ -27,9 +28,8 @@ if TYPE_CHECKING:
 
 OPENAI_URL = "https://api.openai.com/v1"
 NO_JUDGE = "no judge"
-_TIMEOUTS = (5.0, 120.0)  # seconds: connection, reply
-_RETRY_STATUS = {429, 500, 502, 503, 529}
-_RETRY_DELAYS = (1.0, 4.0)  # seconds
+_REPLY_SECONDS = 120.0
+_RETRY_SECONDS = 5.0
 _TEMPERATURE_STEPS = (
     0.0,
     0.5,
@@ -80,6 +80,10 @@ class Judge:
         """The names of the judging models, for the protocol; empty without requests."""
         return ", ".join(sorted(self.names))
 
+    @functools.cached_property
+    def _client(self) -> ChatClient:
+        return ChatClient(urls=[self.url], key=self.key, timeout=_REPLY_SECONDS, retry_seconds=_RETRY_SECONDS)
+
     def ask(self, payload: Mapping[str, Any]) -> tuple[str, str]:
         """(reply with a grade, name of its model) to a request of the chat API.
 
@@ -113,33 +117,11 @@ class Judge:
     def _post(self, request: Mapping[str, Any]) -> tuple[str, str]:
         if not self.key and self.url.rstrip("/") == OPENAI_URL:
             raise JudgeUnavailable("no key: set OPENAI_API_KEY, or judge_url to a server without keys")
-        import requests
-
-        url = self.url.rstrip("/")
-        endpoint = url if url.endswith("/chat/completions") else f"{url}/chat/completions"
-        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
-        for delay in (*_RETRY_DELAYS, None):
-            try:
-                with requests.Session() as session:
-                    answer = session.post(endpoint, json=dict(request), headers=headers, timeout=_TIMEOUTS)
-            except requests.RequestException as error:
-                raise JudgeUnavailable(f"{self.url} cannot be reached ({_short_name(error)})") from None
-            if answer.status_code not in _RETRY_STATUS or delay is None:
-                break
-            time.sleep(delay)
-        if answer.status_code != 200:
-            reason = " ".join(answer.text.split())[:120] or answer.reason or "no reason"
-            raise JudgeUnavailable(f"{self.url} answers {answer.status_code} ({reason})")
         try:
-            content = answer.json()
-            return str(content["choices"][0]["message"]["content"] or "").strip(), str(content.get("model") or "")
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-            raise JudgeUnavailable(f"{self.url} does not answer as OpenAI's chat API does") from None
-
-
-def _short_name(error: Exception) -> str:
-    """A network error in a few words; the libraries' own texts are paragraphs."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(error).__name__).lower().removesuffix(" error")
+            reply = self._client.submit(request).result()
+            return choices(reply)[0][0], str(reply.get("model") or "")
+        except ChatServerError as error:
+            raise JudgeUnavailable(str(error)) from None
 
 
 def make_judge(config: BenchmarkConfig, task: str, results: str | Path) -> Judge:

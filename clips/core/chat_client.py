@@ -1,0 +1,231 @@
+"""Requests to servers with OpenAI's chat API (vLLM, SGLang, ``llava-bridge serve``), many at once, with retries.
+
+https://platform.openai.com/docs/api-reference/chat/create
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import concurrent.futures
+import dataclasses
+import functools
+import io
+import random
+import re
+import threading
+import time
+from collections.abc import Coroutine, Mapping, Sequence
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from clips.errors import UserError
+
+if TYPE_CHECKING:
+    import httpx
+    from PIL import Image
+
+Value = TypeVar("Value")
+_CONNECT_SECONDS = 10.0
+_RETRY_STATUS = {408, 409, 429, 500, 502, 503, 504, 529}  # those that OpenAI's own client retries, and overload
+_FIRST_DELAY, _MAX_DELAY = 1.0, 30.0  # seconds
+_START = threading.Lock()  # several threads of a caller may send the first requests
+
+
+@functools.cache
+def _event_loop() -> asyncio.AbstractEventLoop:
+    """The loop of all clients of this process; its thread ends with the process."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="chat requests", daemon=True).start()
+    return loop
+
+
+class ChatServerError(Exception):
+    """A request without an answer, after all retries; one line.
+
+    Args:
+        message: what happened, with the URL.
+        status: the HTTP status; None without a valid reply.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ChatClient:
+    """Sends requests to replicas of one model, from a thread with an event loop.
+
+    Args:
+        urls: base URLs such as ``http://host:8000/v1``, one per replica; requests are spread over them, and a failed
+            one is sent to the next. ``/chat/completions`` may be included.
+        key: the API key; empty if the servers need none.
+        requests_in_flight: maximum number of concurrent requests.
+        timeout: seconds until a request's answer must be complete.
+        retry_seconds: how long a request is repeated while no replica answers it; 0 tries each replica once.
+    """
+
+    urls: Sequence[str]
+    key: str = ""
+    requests_in_flight: int = 64
+    timeout: float = 600.0
+    retry_seconds: float = 0.0
+
+    def submit(self, request: Mapping[str, Any], replica: int = 0) -> concurrent.futures.Future[dict[str, Any]]:
+        """Send a chat completion request; the future's result is the reply's JSON.
+
+        Args:
+            request: the request's JSON.
+            replica: the replica that is tried first, modulo their number.
+
+        The future raises ChatServerError if the server rejects the request or no server answers it.
+        """
+        return self._run(self._limited(self._request("POST", "chat/completions", request, replica)))
+
+    def find_model(self, name: str) -> dict[str, Any]:
+        """What the server says of a model.
+
+        Raises:
+            UserError: no server answers, or it has no such model.
+        """
+        try:
+            models = {str(model["id"]): model for model in self.models()}
+        except ChatServerError as error:
+            raise UserError(f"endpoint: {error}") from None
+        if name not in models:
+            raise UserError(f"model: {self.urls[0]} has no '{name}'; expected {' or '.join(models) or 'none'}")
+        return models[name]
+
+    def models(self) -> list[dict[str, Any]]:
+        """The entries of ``GET /models`` of the first replica that answers.
+
+        Raises:
+            ChatServerError: no replica answers, or not as OpenAI's API does.
+        """
+        reply = self._run(self._request("GET", "models", None, 0)).result()
+        models = reply.get("data")
+        if not isinstance(models, list) or not all(isinstance(model, dict) and "id" in model for model in models):
+            raise ChatServerError(f"{self.urls[0]} does not list its models as OpenAI's API does")
+        return models
+
+    @functools.cached_property
+    def _slots(self) -> asyncio.Semaphore:
+        return asyncio.Semaphore(self.requests_in_flight)
+
+    @functools.cached_property
+    def _http(self) -> httpx.AsyncClient:
+        import httpx
+
+        return httpx.AsyncClient(
+            headers={"Authorization": f"Bearer {self.key}"} if self.key else {},
+            timeout=httpx.Timeout(self.timeout, connect=_CONNECT_SECONDS),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),  # nothing to close at the end
+        )
+
+    def _run(self, work: Coroutine[Any, Any, Value]) -> concurrent.futures.Future[Value]:
+        with _START:
+            loop = _event_loop()
+        return asyncio.run_coroutine_threadsafe(work, loop)
+
+    async def _limited(self, work: Coroutine[Any, Any, Value]) -> Value:
+        async with self._slots:
+            return await work
+
+    async def _request(self, method: str, path: str, body: Mapping[str, Any] | None, replica: int) -> dict[str, Any]:
+        """The reply of the first replica that answers; each is tried, then all again after a growing delay."""
+        deadline, delay = time.monotonic() + self.retry_seconds, _FIRST_DELAY
+        while True:
+            wait = 0.0
+            for offset in range(len(self.urls)):
+                base = self.urls[(replica + offset) % len(self.urls)].rstrip("/").removesuffix("/chat/completions")
+                try:
+                    return await self._try(method, base, path, body)
+                except _TemporaryError as error:
+                    wait, reason = max(wait, error.retry_after), str(error)
+                    status = error.status
+            if time.monotonic() >= deadline:
+                raise ChatServerError(reason, status)
+            wait = max(wait, delay * random.uniform(0.75, 1.0))  # random, so that clients do not retry in step
+            await asyncio.sleep(min(wait, max(0.0, deadline - time.monotonic())))
+            delay = min(2 * delay, _MAX_DELAY)
+
+    async def _try(self, method: str, base: str, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+        import httpx
+
+        try:
+            reply = await self._http.request(method, f"{base}/{path}", json=body)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise _TemporaryError(f"{base} cannot be reached ({_short_name(error)})") from None
+        if reply.status_code != HTTPStatus.OK:
+            reason = " ".join(reply.text.split())[:120] or reply.reason_phrase or "no reason"
+            message = f"{base} answers {reply.status_code} ({reason})"
+            if reply.status_code in _RETRY_STATUS:
+                raise _TemporaryError(message, reply.status_code, _seconds(reply.headers.get("retry-after", "")))
+            raise ChatServerError(message, reply.status_code)
+        try:
+            content = reply.json()
+        except ValueError:
+            content = None
+        if not isinstance(content, dict):
+            raise ChatServerError(f"{base} does not answer as OpenAI's chat API does")
+        return content
+
+
+UNUSABLE_INPUT = {HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY}
+"""The statuses by which a server rejects an image or its prompt, not every request."""
+
+
+class _TemporaryError(ChatServerError):
+    def __init__(self, message: str, status: int | None = None, retry_after: float = 0.0) -> None:
+        super().__init__(message, status)
+        self.retry_after = retry_after
+
+
+def image_request(model: str, image: Image.Image, text: str, **settings: Any) -> dict[str, Any]:
+    """A request with an image, as JPEG of quality 95, and a text.
+
+    Args:
+        model: the model's name at the server.
+        image: RGB.
+        text: the user's text.
+        settings: fields of the request, such as ``max_tokens``.
+    """
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=95)
+    url = f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": text}]
+    return {"model": model, "messages": [{"role": "user", "content": content}], **settings}
+
+
+def choices(reply: Mapping[str, Any]) -> list[tuple[str, str | None]]:
+    """(text, finish reason) of each choice of a reply.
+
+    Raises:
+        ChatServerError: it has none.
+    """
+    try:
+        found = [
+            (str(each["message"]["content"] or "").strip(), each.get("finish_reason")) for each in reply["choices"]
+        ]
+    except (KeyError, TypeError, AttributeError):
+        found = []
+    if not found:
+        raise ChatServerError("the server does not answer as OpenAI's chat API does: a reply without choices")
+    return found
+
+
+def check_urls(field: str, urls: Sequence[str]) -> None:
+    """Raises UserError unless each is an http(s) URL."""
+    for url in urls:
+        if not re.match(r"https?://[^/\s]+", url):
+            raise UserError(f"{field}: expected a URL such as http://127.0.0.1:8000/v1, got '{url}'")
+
+
+def _seconds(text: str) -> float:
+    return min(float(text), _MAX_DELAY) if re.fullmatch(r"\d+(\.\d+)?", text) else 0.0
+
+
+def _short_name(error: Exception) -> str:
+    """A network error in a few words; the libraries' own texts are paragraphs."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(error).__name__).lower().removesuffix(" error")

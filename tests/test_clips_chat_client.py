@@ -1,0 +1,134 @@
+"""Requests to chat servers: many at once, repeated where that helps, sent to other replicas, and one line otherwise."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from clips.core import chat_client
+from clips.core.chat_client import ChatClient, ChatServerError, check_urls, choices
+from clips.errors import UserError
+
+DEAD = "http://127.0.0.1:9/v1"  # the discard port, where nothing listens
+
+
+class ChatServer(ThreadingHTTPServer):
+    """Answers as ``reply`` says: a body, a status, or None for a connection that breaks."""
+
+    daemon_threads = True
+    request_queue_size = 256
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.reply: Callable[[dict[str, Any]], dict[str, Any] | bytes | int | None] = echo
+        self.asked: list[dict[str, Any]] = []
+        self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: ChatServer
+
+    def do_POST(self) -> None:
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append({**request, "path": self.path, "key": self.headers.get("Authorization")})
+        answer = self.server.reply(request)
+        if answer is None:
+            self.connection.close()
+            return
+        status = answer if isinstance(answer, int) else 200
+        body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+def echo(request: dict[str, Any]) -> dict[str, Any]:
+    return {"choices": [{"message": {"content": f"{request['n']}"}, "finish_reason": "stop"}]}
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatServer]:
+    monkeypatch.setattr(chat_client, "_FIRST_DELAY", 0.01)
+    with ChatServer() as found:
+        thread = threading.Thread(target=found.serve_forever)
+        thread.start()
+        yield found
+        found.shutdown()
+        thread.join()
+
+
+def test_requests_are_concurrent_up_to_the_limit(server: ChatServer) -> None:
+    together = threading.Barrier(16, timeout=30)
+    running, most, lock = 0, 0, threading.Lock()
+
+    def reply(request: dict[str, Any]) -> dict[str, Any]:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        together.wait()  # breaks, and fails the test, if 16 are never there at once
+        with lock:
+            running -= 1
+        return echo(request)
+
+    server.reply = reply
+    client = ChatClient(urls=[server.url], key="secret", requests_in_flight=16)
+    pending = [client.submit({"n": number}) for number in range(64)]
+    assert [choices(future.result(60)) for future in pending] == [[(f"{number}", "stop")] for number in range(64)]
+    assert most == 16
+    assert {(each["path"], each["key"]) for each in server.asked} == {("/v1/chat/completions", "Bearer secret")}
+
+
+@pytest.mark.parametrize("failure", [429, 503, None])
+def test_a_failed_request_is_repeated_until_it_is_answered(server: ChatServer, failure: int | None) -> None:
+    answers = iter([failure, failure, failure])
+    server.reply = lambda request: next(answers, echo(request))
+    client = ChatClient(urls=[server.url], retry_seconds=30)
+    assert choices(client.submit({"n": 7}).result(60)) == [("7", "stop")]
+    assert len(server.asked) == 4
+
+
+def test_a_dead_replica_costs_no_delay_and_the_others_share_the_requests(server: ChatServer) -> None:
+    client = ChatClient(urls=[DEAD, server.url, f"{server.url}/chat/completions"])
+    for replica in range(3):
+        assert choices(client.submit({"n": replica}, replica=replica).result(60)) == [(f"{replica}", "stop")]
+    assert len(server.asked) == 3
+    dead = ChatClient(urls=[DEAD]).submit({"n": 0})
+    with pytest.raises(ChatServerError, match=r"^http://127\.0\.0\.1:9/v1 cannot be reached \(connect\)$"):
+        dead.result(60)
+
+
+def test_a_rejected_request_is_not_repeated(server: ChatServer) -> None:
+    client = ChatClient(urls=[server.url], retry_seconds=30)
+    server.reply = lambda request: 400
+    with pytest.raises(ChatServerError, match=r"answers 400 \(400\)") as raised:
+        client.submit({"n": 0}).result(60)
+    assert (raised.value.status, len(server.asked)) == (400, 1)
+    for broken in (b"<html>", b"[1]"):
+        server.reply = lambda request, body=broken: body  # type: ignore[misc]
+        with pytest.raises(ChatServerError, match="does not answer as OpenAI's chat API does"):
+            client.submit({"n": 0}).result(60)
+    with pytest.raises(ChatServerError, match="a reply without choices"):
+        choices({"choices": [{"text": "of the older API"}]})
+
+
+def test_an_unavailable_server_is_given_up_after_the_time_for_retries(server: ChatServer) -> None:
+    server.reply = lambda request: 503
+    with pytest.raises(ChatServerError, match=r"answers 503") as raised:
+        ChatClient(urls=[server.url], retry_seconds=0.2).submit({"n": 0}).result(60)
+    assert raised.value.status == 503
+    assert len(server.asked) > 2
+
+
+def test_urls_are_checked() -> None:
+    check_urls("endpoint", ["http://127.0.0.1:8000/v1", "https://host/v1"])
+    with pytest.raises(UserError, match=r"^endpoint: expected a URL such as http://.*, got 'localhost:8000'$"):
+        check_urls("endpoint", ["localhost:8000"])

@@ -1,0 +1,173 @@
+"""Captions by servers with OpenAI's chat API: ``llava-bridge serve`` writes them, killed and restarted at will."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import clips_world
+import numpy as np
+import pytest
+import yaml
+from serving import serve_app
+from test_clips_chat_client import DEAD
+
+from clips.core.chat_client import ChatClient, choices, image_request
+from clips.data import decode_image
+from clips.data.sources import SourceConfig, open_source
+from clips.errors import UserError
+from clips.recaption.chat_captioner import ChatCaptioner
+from clips.recaption.recaption_config import RecaptionConfig
+from clips.recaption.run import run_recaption
+
+pytest.importorskip("uvicorn")
+pytest.importorskip("starlette")
+
+PROMPT = "{web}. What color is it?"
+Settings = Callable[..., RecaptionConfig]
+
+
+@pytest.fixture(scope="module")
+def address(bridge_llava: Path) -> Iterator[str]:
+    from llava_bridge.inference.generate import load_llava
+    from llava_bridge.serving.app import Server
+    from llava_bridge.serving.worker import GenerationWorker
+
+    server = Server(GenerationWorker(*load_llava(bridge_llava)), "tiny", max_new_tokens=7)
+    yield from serve_app(server.app(["127.0.0.1"]))
+
+
+@pytest.fixture
+def settings(address: str, tmp_path: Path) -> Settings:
+    shards = clips_world.write_shards(tmp_path / "train")
+    usual = {"path": str(shards), "model": "tiny", "endpoint": (f"{address}/v1",), "output": str(tmp_path / "out")}
+    return lambda **fields: RecaptionConfig(
+        **{**usual, "prompt": PROMPT, "max_new_tokens": 6, "batch_size": 1, **fields}
+    )
+
+
+def content(directory: str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(Path(directory).glob("0*"))}
+
+
+def test_captions_are_the_servers_answers_in_order_with_a_dead_replica(settings: Settings, address: str) -> None:
+    config = settings(endpoint=(DEAD, f"{address}/v1"))
+    run_recaption(config)
+    written = open_source(SourceConfig(path=config.output, synthetic_caption="re_caption"))
+    assert written.blocks == [9, 7, 5]  # type: ignore[attr-defined]
+    client, captions = ChatClient(urls=[f"{address}/v1"]), set()
+    for index in range(21):
+        sample = written.read(index, np.random.default_rng(0))
+        text = PROMPT.replace("{web}", sample.web)
+        request = image_request("tiny", decode_image(sample.image), text, max_tokens=6, temperature=0)
+        assert sample.synthetic == " ".join(choices(client.submit(request).result(60))[0][0].split())
+        captions.add(sample.synthetic)
+    assert len(captions) > 5  # a caption in the wrong place would be seen
+    manifest = json.loads(Path(config.output, "manifest.json").read_text())
+    assert manifest["data"]["model"] == {"path": "tiny", "class": "llava-bridge"}
+    assert 21 <= manifest["captions"]["tokens"] <= 21 * 6
+    run_recaption(settings(output=f"{config.output}-again", requests_in_flight=3))
+    assert content(config.output) == content(f"{config.output}-again")
+
+
+def test_an_outage_ends_the_run_in_one_line_and_the_same_command_resumes(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(temperature=1.0)
+    run_recaption(settings(temperature=1.0, output=f"{config.output}-whole"))
+    submit = ChatClient.submit
+
+    def interrupted(self: ChatClient, request: Any, replica: int = 0) -> Any:
+        client = dataclasses.replace(self, urls=[DEAD], retry_seconds=0) if replica > 17 else self
+        return submit(client, request, replica)
+
+    monkeypatch.setattr(ChatClient, "submit", interrupted)
+    with pytest.raises(UserError, match=r"^endpoint: http://127\.0\.0\.1:9/v1 cannot be reached \(connect\)$"):
+        run_recaption(config)
+    assert list(content(config.output)) == ["00000.tar", "00001.tar"]
+    assert not list(Path(config.output, ".work").glob("*.partial"))
+    monkeypatch.setattr(ChatClient, "submit", submit)
+    run_recaption(config)
+    assert content(config.output) == content(f"{config.output}-whole")
+
+
+def test_a_rejected_image_is_dropped_with_its_reason(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = ChatCaptioner._request
+
+    def broken(self: ChatCaptioner, image: Any) -> dict[str, Any]:
+        made = request(self, image)
+        if image.index == 4:
+            made["messages"][0]["content"][0]["image_url"]["url"] = "data:image/jpeg;base64,AAAA"
+        return made
+
+    monkeypatch.setattr(ChatCaptioner, "_request", broken)
+    run_recaption(settings())
+    manifest = json.loads(Path(settings().output, "manifest.json").read_text())
+    assert manifest["captions"]["dropped"] == {"rejected by the server (400)": 1}
+    assert manifest["captions"]["written"] == 20
+
+
+def test_an_estimate_writes_nothing(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    config = settings(estimate=7, token_prices=(1e6, 2e6), shard="1/2")
+    run_recaption(config)
+    found = capsys.readouterr().err
+    assert "7 of 7 images captioned in" in found
+    assert "of 21" in found
+    tokens = [int(part.replace(",", "").split()[0]) for part in found.partition("tokens: ")[2].split(", ")[:2]]
+    cost = float(found.partition("cost: ")[2].replace(",", ""))
+    assert tokens[0] > 21 * 6
+    assert cost == pytest.approx(tokens[0] + 2 * tokens[1], abs=3)  # each count is rounded
+    assert not Path(config.output).exists()
+
+
+def test_mistakes_are_one_line(settings: Settings) -> None:
+    with pytest.raises(UserError, match=r"^model: http://.* has no 'other'; expected tiny$"):
+        run_recaption(settings(model="other"))
+    with pytest.raises(UserError, match=r"^endpoint: http://127\.0\.0\.1:9/v1 cannot be reached \(connect\)$"):
+        run_recaption(settings(endpoint=(DEAD,), retry_minutes=0.0))
+    with pytest.raises(UserError, match=r"^endpoint: expected a URL such as"):
+        settings(endpoint=("localhost",))
+    assert not Path(settings().output).exists()
+    run_recaption(settings())
+    with pytest.raises(UserError, match="captioner"):  # a local model's captions are not mixed with a server's
+        run_recaption(settings(endpoint=()))
+
+
+def _slurm_task(number: int, config: Path) -> tuple[list[str], dict[str, str]]:
+    script = Path(__file__).parents[1] / "scripts" / "slurm" / "recaption.sbatch"
+    environment = {"SLURM_ARRAY_TASK_ID": f"{number}", "SLURM_ARRAY_TASK_COUNT": "2"}
+    return ["bash", str(script), "--config", str(config)], environment
+
+
+def _kubernetes_pod(number: int, config: Path) -> tuple[list[str], dict[str, str]]:
+    job = yaml.safe_load((Path(__file__).parents[1] / "scripts" / "kubernetes" / "recaption.yaml").read_text())["spec"]
+    assert job["completions"] == int(job["template"]["spec"]["containers"][0]["env"][0]["value"])
+    (pod,) = job["template"]["spec"]["containers"]
+    (text,) = pod["args"]
+    text = text.replace("/data/recaption.yaml", str(config)).replace("--endpoint '[http://vllm:8000/v1]'", "")
+    return [*pod["command"], text], {"JOB_COMPLETION_INDEX": f"{number - 1}", "SHARDS": "2"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", [_slurm_task, _kubernetes_pod])
+def test_schedulers_share_the_work(settings: Settings, tmp_path: Path, start: Callable[..., Any]) -> None:
+    run_recaption(settings(output=str(tmp_path / "whole")))
+    config = settings()
+    names = ("path", "model", "output", "prompt", "max_new_tokens", "batch_size")
+    fields = {name: getattr(config, name) for name in names} | {"endpoint": list(config.endpoint)}
+    (tmp_path / "recaption.yaml").write_text(yaml.safe_dump(fields))
+    path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    for number in (1, 2):
+        command, environment = start(number, tmp_path / "recaption.yaml")
+        done = subprocess.run(
+            command, env={**os.environ, **environment, **path}, capture_output=True, text=True, timeout=200, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert Path(config.output, "manifest.json").is_file() == (number == 2)
+    assert content(config.output) == content(str(tmp_path / "whole"))
