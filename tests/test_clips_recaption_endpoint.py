@@ -157,8 +157,9 @@ def _kubernetes_pod(number: int, config: Path) -> tuple[list[str], dict[str, str
 @pytest.mark.slow
 @pytest.mark.parametrize("start", [_slurm_task, _kubernetes_pod])
 def test_schedulers_share_the_work(settings: Settings, tmp_path: Path, start: Callable[..., Any]) -> None:
-    run_recaption(settings(output=str(tmp_path / "whole")))
-    config = settings()
+    data = str(clips_world.write_shards(tmp_path / "two", sizes=(70, 66)))  # each task's part has at least 64 batches
+    run_recaption(settings(path=data, output=str(tmp_path / "whole")))
+    config = settings(path=data)
     names = ("path", "model", "output", "prompt", "max_new_tokens", "batch_size")
     fields = {name: getattr(config, name) for name in names} | {"endpoint": list(config.endpoint)}
     (tmp_path / "recaption.yaml").write_text(yaml.safe_dump(fields))
