@@ -20,6 +20,7 @@ import torch.distributed as dist
 from clips.commandline.signals import StopRequest, exit_status_for_signal, graceful_shutdown
 from clips.core.artifact import atomic_update_dir, atomic_write, directory_hash, log_info, write_manifest
 from clips.core.identity import identity as identity_of
+from clips.core.trackers import Trackers, open_trackers
 from clips.data.device_copies import copy_ahead
 from clips.data.loader import iterate_batches, worker_death_as_user_error
 from clips.encoder import write_encoder
@@ -31,7 +32,7 @@ from clips.parallel.watchdog import Watchdog
 from clips.planning.mfu import MfuMeter
 from clips.training.checkpoint import Checkpointer
 from clips.training.run_dir import check_trained, create_run_dir, resume_changes
-from clips.training.run_logger import RunLogger, ThroughputTimer, open_trackers
+from clips.training.run_logger import RunLogger, ThroughputTimer
 from clips.training.setup import (
     build_model_without_pretrained,
     check_stages,
@@ -109,7 +110,8 @@ def train_loop(run: TrainRun, stop: StopRequest) -> dict[str, Any]:
     """Train to the end; returns the last log entry, empty if there was no step left."""
     config, state, is_main, device = run.config, run.state, run.processes.is_main, run.processes.device
     validation = RetrievalValidation(config.validation, run) if config.validation.source else None
-    trackers = open_trackers(config.report_to, config.output, to_plain(config)) if is_main else []
+    name = Path(config.output).name
+    trackers = open_trackers(config.report_to, config.output, name, to_plain(config)) if is_main else Trackers()
     log = RunLogger(config.output, step=state.step, steps=run.steps, quiet=not is_main, trackers=trackers)
     meter = MfuMeter(config, device=device, precision=run.precision, processes=run.processes.count, counted=state.flops)
     stream = read_batches(run)

@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from clips.core.tensor_shards import TensorShards
+from clips.core.trackers import Trackers
 from llava_bridge.data import read_samples
 from llava_bridge.data.collator import ConversationCollator, ConversationDataset
 from llava_bridge.encoders import load_encoder
@@ -191,6 +192,6 @@ def test_adapters_are_initialized_from_the_seed_alone(drawn_before, tmp_path, mo
         seed=5, precision="fp32", stage=lambda _: stage, distributed=SimpleNamespace(strategy="deepspeed")
     )
     with pytest.raises(Begun) as begun:
-        trainer.train_stage(config, "instruct", tmp_path, stop=None)  # type: ignore[arg-type]
+        trainer.train_stage(config, "instruct", tmp_path, stop=None, trackers=Trackers())  # type: ignore[arg-type]
     torch.manual_seed(5)
     assert begun.value.args == (torch.rand(1).item(),)

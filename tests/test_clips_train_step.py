@@ -22,6 +22,7 @@ from clips_world import is_equal, metrics, tensors_of, train, trained
 
 from clips import train as training
 from clips.commandline.signals import graceful_shutdown
+from clips.core.trackers import Trackers
 from clips.data.loader import iterate_batches
 from clips.errors import UserError
 from clips.method.optimizer import OptimizerConfig, cosine_lr
@@ -169,7 +170,7 @@ class Broken:
 
 
 def test_a_failing_tracker_is_dropped(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    log = RunLogger(tmp_path, step=0, steps=2, trackers=[Broken()])
+    log = RunLogger(tmp_path, step=0, steps=2, trackers=Trackers([Broken()]))
     with log:
         for step in (1, 2):
             log.write({"step": step, "loss": 1.0, "samples_per_second": 1.0, "samples_seen": step})

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Any
 
 from clips.core.identity import RUN_ONLY
+from clips.core.trackers import TrackerName
 from clips.data.data_config import DataConfig
 from clips.data.sources import SourceConfig
 from clips.errors import UserError
@@ -66,7 +67,7 @@ class EncoderTrainConfig:
             then; null exports the weights themselves.
         seed: of the initial weights, the sample order, crops and sampled captions.
         precision: of activations; auto is bf16 if the hardware multiplies it faster.
-        report_to: trackers in addition to metrics.jsonl: tensorboard, wandb.
+        report_to: trackers in addition to metrics.jsonl: tensorboard, wandb, trackio.
         logging_steps: steps between entries of metrics.jsonl, whose losses and gradient norms are means over them.
         save_steps: steps between checkpoints.
         save_total_limit: number of checkpoints to keep.
@@ -93,7 +94,7 @@ class EncoderTrainConfig:
     ema_decay: float | None = None
     seed: int = 0
     precision: Precision = "auto"
-    report_to: tuple[Literal["tensorboard", "wandb"], ...] = dataclasses.field(default=(), metadata=RUN_ONLY)
+    report_to: tuple[TrackerName, ...] = dataclasses.field(default=(), metadata=RUN_ONLY)
     logging_steps: int = dataclasses.field(default=10, metadata=RUN_ONLY)
     save_steps: int = dataclasses.field(default=500, metadata=RUN_ONLY)
     save_total_limit: int = dataclasses.field(default=2, metadata=RUN_ONLY)

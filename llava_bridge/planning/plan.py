@@ -146,7 +146,7 @@ def stage_cost(config: LlavaTrainConfig, name: str, sizes: Sizes, count: int) ->
     unsharded = parameters["vision"] if frozen else 0  # float32 in every process
     bf16 = config.precision != "fp32"
     micro = stage.micro_batch_size or math.ceil(stage.global_batch_size / count)
-    states = _state_bytes(config, weights - unsharded, trainable, count, bf16=bf16)
+    states = _state_bytes(config.deepspeed(name), weights - unsharded, trainable, count, bf16=bf16)
     checkpoint = (2 if bf16 else 4) * weights + (12 if bf16 else 8) * trainable
     return StageCost(
         steps=_steps(stage, name),
@@ -156,17 +156,18 @@ def stage_cost(config: LlavaTrainConfig, name: str, sizes: Sizes, count: int) ->
     )
 
 
-def _state_bytes(config: LlavaTrainConfig, weights: int, trainable: int, count: int, *, bf16: bool) -> float:
+def _state_bytes(deepspeed: str | None, weights: int, trainable: int, count: int, *, bf16: bool) -> float:
     """Bytes of weights, gradients and optimizer state on one GPU, sharded as ZeRO does (arXiv 1910.02054).
+
+    ``deepspeed`` is the stage's DeepSpeed JSON; without one FSDP shards all as ZeRO-3.
 
     In bf16 the optimizer keeps float32 weights and two moments per trainable weight, 12 bytes.
     """
-    deepspeed, fsdp = config.distributed.deepspeed, config.distributed.strategy == "fsdp"
     weight_size = 2 if bf16 else 4
-    optimizer = 0 if "offload" in deepspeed else (12 if bf16 else 8) * trainable / count
+    optimizer = 0 if deepspeed is not None and "offload" in deepspeed else (12 if bf16 else 8) * trainable / count
     gradients = weight_size * trainable / count
-    bucket = 0.0 if fsdp else weight_size * _BUCKET
-    if fsdp or "zero3" in deepspeed:
+    bucket = 0.0 if deepspeed is None else weight_size * _BUCKET
+    if deepspeed is None or "zero3" in deepspeed:
         return weight_size * weights / count + gradients + optimizer + bucket
     return weight_size * weights + gradients + optimizer + 2 * bucket
 

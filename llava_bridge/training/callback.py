@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback
 
+from clips.core.trackers import Trackers
 from clips.data.invalid_samples import InvalidSamples
 from clips.parallel.watchdog import EXIT_HUNG
 from llava_bridge.training.checkpoints import mark_complete
@@ -94,15 +95,19 @@ class StageProgress:
         batch_size: samples per step.
         metrics: the JSON lines file, also of other stages.
         start_time: of the stage, on the clock ``time.monotonic``, without interruptions and lost work.
+        trackers: those in addition to the file; their steps go on from stage to stage.
     """
 
-    def __init__(self, stage: str, batch_size: int, metrics: Path, start_time: float) -> None:
+    def __init__(
+        self, stage: str, batch_size: int, metrics: Path, start_time: float, trackers: Trackers | None = None
+    ) -> None:
         self.stage = stage
         self.batch_size = batch_size
         self.metrics = metrics
         self.start_time = start_time
         self.last_loss = float("nan")
-        self._total = self._first = 0
+        self.trackers = trackers or Trackers()
+        self._total = self._first = self._steps_before = 0
         self._resume_time = self._last_line = 0.0
 
     @property
@@ -120,6 +125,7 @@ class StageProgress:
         rows = [json.loads(line) for line in lines]
         rows = [row for row in rows if row["stage"] != self.stage or row["step"] <= step]
         self.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        self._steps_before = sum({row["stage"]: row["step"] for row in rows if row["stage"] != self.stage}.values())
         self.last_loss = next((row["loss"] for row in reversed(rows) if row["stage"] == self.stage), float("nan"))
 
     def log(self, step: int, logs: dict[str, Any]) -> None:
@@ -139,6 +145,8 @@ class StageProgress:
         }
         with self.metrics.open("a") as file:
             file.write(json.dumps(row) + "\n")
+        numbers = {f"{self.stage}/{name}": value for name, value in row.items() if isinstance(value, int | float)}
+        self.trackers.log(numbers, self._steps_before + step)
         if now - self._last_line >= LOG_INTERVAL_SECONDS or step == self._total:
             self._last_line = now
             left = (self._total - step) * self.batch_size / rate

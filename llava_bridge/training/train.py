@@ -9,16 +9,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from clips.commandline.signals import graceful_shutdown
 from clips.core.artifact import atomic_artifact_dir, atomic_write, check_finished, write_manifest
 from clips.core.identity import RUN, difference, read_run, reject_other_run, run_text
+from clips.core.trackers import TENSORBOARD_DIR, Trackers, check_trackers, open_trackers
 from clips.errors import UserError
 from clips.parallel.visible_gpus import visible_gpus
 from clips.text_files import safe_json_loads
-from clips.typed_data import to_yaml
+from clips.typed_data import to_plain, to_yaml
 from llava_bridge.data import read_samples
 from llava_bridge.data.sources import reject_missing
 from llava_bridge.training.launch import (
@@ -46,11 +49,22 @@ def run_stages(config: LlavaTrainConfig) -> None:
         _prepare(work, config)
     sharded_weights.barrier()
     _check_shared(work)
-    with graceful_shutdown() as request:
-        _run_missing(config, work, DistributedStopRequest(request, work))
+    with graceful_shutdown() as request, _open_trackers(config, work) as trackers:
+        _run_missing(config, work, DistributedStopRequest(request, work), trackers)
     if is_main_process():
         _write_output(config, work)
     sharded_weights.barrier()
+
+
+@contextlib.contextmanager
+def _open_trackers(config: LlavaTrainConfig, work: Path) -> Iterator[Trackers]:
+    is_main = is_main_process()
+    name = Path(config.output).name
+    trackers = open_trackers(config.report_to, work, name, to_plain(config)) if is_main else Trackers()
+    try:
+        yield trackers
+    finally:
+        trackers.finish()
 
 
 def _check_shared(work: Path) -> None:
@@ -64,14 +78,14 @@ def _check_shared(work: Path) -> None:
             )
 
 
-def _run_missing(config: LlavaTrainConfig, work: Path, stop: DistributedStopRequest) -> None:
+def _run_missing(config: LlavaTrainConfig, work: Path, stop: DistributedStopRequest, trackers: Trackers) -> None:
     from llava_bridge.training import trainer
 
     for name in config.stages:
         if (work / name / "model").is_dir():
             log_rank0(f"{name}: done before")
         else:
-            trainer.train_stage(config, name, work, stop)
+            trainer.train_stage(config, name, work, stop, trackers)
 
 
 def _prepare(work: Path, config: LlavaTrainConfig) -> None:
@@ -114,6 +128,8 @@ def _write_output(config: LlavaTrainConfig, work: Path) -> None:
         shutil.copytree(work / last / "model", directory, dirs_exist_ok=True)
         (directory / "stage.json").unlink()
         shutil.copyfile(work / "metrics.jsonl", directory / "metrics.jsonl")
+        if "tensorboard" in config.report_to:
+            shutil.copytree(work / TENSORBOARD_DIR, directory / TENSORBOARD_DIR)
         write_manifest(
             directory,
             kind=artifact_kind(config),
@@ -144,6 +160,7 @@ def run_train(config: LlavaTrainConfig) -> None:
     processes = launcher_world_size()
     with forward_user_errors():
         check_inputs(config)
+        check_trackers(config.report_to)
         if check_finished(config.output, artifact_kind(config), run_identity(config)):
             log_rank0(f"{config.output}: already trained with this config; nothing to do")
             if is_main_process():

@@ -7,6 +7,7 @@ import math
 from typing import Literal
 
 from clips.core.identity import RUN_ONLY
+from clips.core.trackers import TrackerName
 from clips.errors import UserError, unknown_name_error
 from llava_bridge.data.sources import ConversationSourceConfig
 from llava_bridge.model.anyres import ImageAspectRatio, check_pinpoints
@@ -85,9 +86,13 @@ class StageConfig:
         projector_lr: of the projector.
         llm_lr: of the LLM, or its adapters.
         lora: adapters that are trained instead of full weights; null trains the weights.
-        warmup_ratio: ratio of the steps with linear warmup to ``learning_rate``; cosine decay to 0 follows.
+        warmup_ratio: ratio of the steps with linear warmup to ``learning_rate``.
         weight_decay: of AdamW.
         adam_beta2: of AdamW.
+        lr_scheduler_type: the learning rate after the warmup, as in transformers: cosine and linear end at 0.
+        optim: the optimizer, as in transformers; adamw_8bit needs bitsandbytes. null uses transformers' default, AdamW.
+        deepspeed: the DeepSpeed JSON of this stage, if it is not ``distributed.deepspeed``: LLaVA's scripts align under
+            ZeRO-2 and instruct under ZeRO-3.
         max_length: maximum sequence length in tokens, images included; text beyond it is truncated, images never. null
             uses the LLM's own limit, but at most 2048 plus the largest image with tiles.
         group_by_modality_length: LLaVA's order of samples: each step has only samples with images or only samples
@@ -117,6 +122,9 @@ class StageConfig:
     warmup_ratio: float = 0.03
     weight_decay: float = 0.0
     adam_beta2: float = 0.999
+    lr_scheduler_type: Literal["cosine", "linear", "constant_with_warmup", "inverse_sqrt"] = "cosine"
+    optim: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "adafactor"] | None = None
+    deepspeed: str | None = None
     max_length: int | None = None
     group_by_modality_length: bool = False
     packing: bool = False
@@ -245,6 +253,7 @@ class LlavaTrainConfig:
         seed: seed of initial weights and of the order of samples.
         save_steps: steps between checkpoints, from which an interrupted run resumes; 0 saves only finished stages.
         logging_steps: steps between lines of metrics.jsonl.
+        report_to: trackers in addition to metrics.jsonl: tensorboard, wandb, trackio; metrics are named STAGE/NAME.
         num_workers: DataLoader workers of each training process, by default as many as in LLaVA's scripts; 0 decodes
             images in the training process, between the steps.
         max_invalid_ratio: training stops when more than this ratio of a stage's samples is invalid.
@@ -282,6 +291,7 @@ class LlavaTrainConfig:
     seed: int = 0
     save_steps: int = dataclasses.field(default=500, metadata=RUN_ONLY)
     logging_steps: int = dataclasses.field(default=5, metadata=RUN_ONLY)
+    report_to: tuple[TrackerName, ...] = dataclasses.field(default=(), metadata=RUN_ONLY)
     num_workers: int = dataclasses.field(default=4, metadata=RUN_ONLY)
     max_invalid_ratio: float = dataclasses.field(default=0.02, metadata=RUN_ONLY)
 
@@ -289,6 +299,8 @@ class LlavaTrainConfig:
         self._check_stages()
         for stage in self.stages:
             self.stage(stage).check(stage, self.distributed.num_processes or 1)
+            if self.distributed.strategy == "fsdp" and self.stage(stage).deepspeed is not None:
+                raise UserError(f"{stage}.deepspeed: expected none with distributed.strategy: fsdp")
         self._check_model()
         check_pinpoints(self.image_aspect_ratio, self.image_grid_pinpoints)
         self._check_stage_overrides()
@@ -363,3 +375,7 @@ class LlavaTrainConfig:
     def stage(self, name: str) -> StageConfig:
         """The settings of the stage ``name``."""
         return {"llm_pretrain": self.llm_pretrain, "align": self.align, "instruct": self.instruct}[name]
+
+    def deepspeed(self, name: str) -> str | None:
+        """The DeepSpeed JSON of the stage ``name``; None under another strategy."""
+        return None if self.distributed.strategy == "fsdp" else self.stage(name).deepspeed or self.distributed.deepspeed

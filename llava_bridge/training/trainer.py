@@ -20,6 +20,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_callback import PrinterCallback
 
+from clips.core.trackers import Trackers
 from clips.data.invalid_samples import Invalid, InvalidSamples
 from clips.errors import UserError
 from clips.model.precision import resolve_precision
@@ -47,7 +48,9 @@ from llava_bridge.training.train_config import LlavaTrainConfig, Part, StageConf
 from llava_bridge.training.work_dir import CHECKPOINTS_DIR
 
 
-def train_stage(config: LlavaTrainConfig, name: str, work: Path, stop: DistributedStopRequest) -> None:
+def train_stage(
+    config: LlavaTrainConfig, name: str, work: Path, stop: DistributedStopRequest, trackers: Trackers
+) -> None:
     """Run stage ``name`` and write its model to ``work/name/model``; called in every process.
 
     Raises:
@@ -71,10 +74,10 @@ def train_stage(config: LlavaTrainConfig, name: str, work: Path, stop: Distribut
     rounded = bf16 and not all(frozen_fits_bf16(module) for module in parts)
     checkpoint = last_checkpoint(folder / CHECKPOINTS_DIR)
     start_time = started - load_elapsed_seconds(checkpoint)
-    progress = StageProgress(name, stage.global_batch_size, work / "metrics.jsonl", start_time)
+    progress = StageProgress(name, stage.global_batch_size, work / "metrics.jsonl", start_time, trackers)
     if universal := checkpoint is not None and needs_universal_conversion(checkpoint):
         convert_to_universal(checkpoint)
-    args = training_arguments(config, stage, steps, folder / CHECKPOINTS_DIR, universal=universal)
+    args = training_arguments(config, name, steps, folder / CHECKPOINTS_DIR, universal=universal)
     model = _training_model(setup, bf16=bf16, sharded=sharded, unsharded_encoder=stage.cache_vision_features)
     masters = finer_than_bf16(setup.model) if bf16 and not sharded else {}
     trainer = TRAINERS[config.distributed.strategy](
@@ -336,14 +339,15 @@ def optimizer_param_groups(
 
 
 def training_arguments(
-    config: LlavaTrainConfig, stage: StageConfig, steps: int, folder: Path, *, universal: bool = False
+    config: LlavaTrainConfig, name: str, steps: int, folder: Path, *, universal: bool = False
 ) -> TrainingArguments:
-    """HF Trainer's arguments for a stage of this number of ``steps``, with its checkpoints in ``folder``.
+    """HF Trainer's arguments for the stage ``name`` of this number of ``steps``, with its checkpoints in ``folder``.
 
     ``universal``: it resumes from a checkpoint of :func:`convert_to_universal`.
     """
-    processes = int(os.environ["WORLD_SIZE"])
-    deepspeed = deepspeed_config(config.distributed.deepspeed) if config.distributed.strategy == "deepspeed" else None
+    stage, processes = config.stage(name), int(os.environ["WORLD_SIZE"])
+    chosen = config.deepspeed(name)
+    deepspeed = None if chosen is None else deepspeed_config(chosen)
     if deepspeed is not None and universal:
         deepspeed["checkpoint"] = {**deepspeed.get("checkpoint", {}), "load_universal": True}
     micro = stage.micro_batch_size or stage.global_batch_size // processes
@@ -353,7 +357,8 @@ def training_arguments(
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=stage.global_batch_size // (micro * processes),
         learning_rate=stage.learning_rate,
-        lr_scheduler_type="cosine",
+        lr_scheduler_type=stage.lr_scheduler_type,
+        **({} if stage.optim is None else {"optim": stage.optim}),
         warmup_steps=math.ceil(stage.warmup_ratio * steps),
         weight_decay=stage.weight_decay,
         adam_beta2=stage.adam_beta2,

@@ -83,10 +83,13 @@ def check_inputs(config: LlavaTrainConfig) -> None:
         check_llm_dir(config.llm)
     if config.encoder and config.stages[-1] != "llm_pretrain":
         check_encoder_files(config.encoder)
-    zero3 = deepspeed_config(config.distributed.deepspeed).get("zero_optimization", {}).get("stage") == 3
-    _check_quantization(config, zero3=zero3)
+    _check_quantization(config)
     for name in config.stages:
-        if config.stage(name).cache_vision_features and zero3 and (config.distributed.num_processes or 1) > 1:
+        if (
+            config.stage(name).cache_vision_features
+            and _is_zero3(config, name)
+            and (config.distributed.num_processes or 1) > 1
+        ):
             raise UserError(
                 f"{name}.cache_vision_features: expected false under ZeRO-3 with several processes, which is not "
                 "tested; distributed.strategy: fsdp supports it"
@@ -98,7 +101,12 @@ def check_inputs(config: LlavaTrainConfig) -> None:
                 raise UserError(f"{name}.data: {error}") from None
 
 
-def _check_quantization(config: LlavaTrainConfig, *, zero3: bool) -> None:
+def _is_zero3(config: LlavaTrainConfig, name: str) -> bool:
+    chosen = config.deepspeed(name)
+    return chosen is not None and deepspeed_config(chosen).get("zero_optimization", {}).get("stage") == 3
+
+
+def _check_quantization(config: LlavaTrainConfig) -> None:
     loras = {name: config.stage(name).lora for name in config.stages}
     first = next((name for name, lora in loras.items() if lora is not None and lora.quantization), None)
     if first is None:
@@ -108,5 +116,5 @@ def _check_quantization(config: LlavaTrainConfig, *, zero3: bool) -> None:
         raise UserError(f"{field}: expected bitsandbytes to be installed (pip install 'clips-suite[qlora]')")
     if config.distributed.strategy == "fsdp":
         raise UserError(f"distributed.strategy: expected deepspeed with {field}; FSDP does not shard 4 bits")
-    if zero3:
+    if _is_zero3(config, first):
         raise UserError(f"distributed.deepspeed: expected zero2 with {field}; ZeRO-3 does not shard 4 bits")

@@ -254,7 +254,7 @@ def bridge_steps(
         invalid=InvalidSamples(),
         max_invalid_ratio=1.0,
         model=LlavaLoss(model),
-        args=training_arguments(config, stage, args.steps, folder / "checkpoints"),
+        args=training_arguments(config, "instruct", args.steps, folder / "checkpoints"),
         train_dataset=data,
         data_collator=ConversationCollator(processor.image_processor, processor.tokenizer.pad_token_id),
         callbacks=[clock],

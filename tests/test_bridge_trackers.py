@@ -1,0 +1,121 @@
+"""Trackers of a LLaVA's training, and each stage's own optimizer, schedule and DeepSpeed settings."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import bridge_world
+import pytest
+
+from clips.core.trackers import Trackers
+from clips.errors import UserError
+from llava_bridge.data import ConversationSourceConfig
+from llava_bridge.training.callback import StageProgress
+from llava_bridge.training.train_config import DistributedConfig, LlavaTrainConfig, StageConfig
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.logged: list[tuple[int, dict[str, Any]]] = []
+
+    def log(self, entry: Mapping[str, Any], step: int) -> None:
+        self.logged.append((step, dict(entry)))
+
+    def finish(self) -> None: ...
+
+
+def test_steps_go_on_from_stage_to_stage_and_a_lost_attempt_is_logged_again(tmp_path: Path) -> None:
+    recorder = Recorder()
+
+    def log(stage: str, first: int, steps: range) -> None:
+        progress = StageProgress(stage, 4, tmp_path / "metrics.jsonl", 0.0, Trackers([recorder]))
+        progress.begin(first, 4)
+        for step in steps:
+            progress.log(step, {"loss": 1 / step, "learning_rate": 0.1})
+
+    log("align", 0, range(1, 5))
+    log("instruct", 0, range(1, 3))
+    log("instruct", 1, range(2, 4))  # resumed from step 1
+    assert [step for step, _ in recorder.logged] == [1, 2, 3, 4, 5, 6, 6, 7]
+    last = recorder.logged[-1][1]
+    assert (last["instruct/loss"], last["instruct/lr"], last["instruct/samples_seen"]) == (1 / 3, 0.1, 12)
+    assert not [name for name in last if not name.startswith("instruct/")]
+    assert "instruct/grad_norm" not in last  # None is no number
+
+
+def config(stage: Mapping[str, Any], **fields: Any) -> LlavaTrainConfig:
+    data = [ConversationSourceConfig(path="talk.json")]
+    stages = {name: StageConfig(data=data, max_steps=10, **stage) for name in ("align", "instruct")}
+    return LlavaTrainConfig(output="x", encoder="e", llm="l", precision="fp32", **stages, **fields)
+
+
+def test_a_stage_has_its_own_optimizer_schedule_and_deepspeed_json(tmp_path: Path, monkeypatch) -> None:
+    from llava_bridge.training.trainer import training_arguments
+
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    found = training_arguments(config({}), "align", 10, tmp_path)
+    assert (found.lr_scheduler_type, found.optim, found.deepspeed["zero_optimization"]["stage"]) == (
+        "cosine",
+        "adamw_torch_fused",
+        2,
+    )
+    own = config({"optim": "adafactor", "lr_scheduler_type": "linear", "deepspeed": "zero3"})
+    found = training_arguments(own, "instruct", 10, tmp_path)
+    assert (found.lr_scheduler_type, found.optim, found.deepspeed["zero_optimization"]["stage"]) == (
+        "linear",
+        "adafactor",
+        3,
+    )
+    with pytest.raises(UserError, match=r"^align\.deepspeed: expected none with distributed\.strategy: fsdp"):
+        config({"deepspeed": "zero3"}, distributed=DistributedConfig(strategy="fsdp"))
+
+
+def test_a_missing_package_is_reported_before_the_training(tmp_path: Path, monkeypatch, bridge_talk) -> None:
+    from llava_bridge.training.train import run_train
+
+    monkeypatch.setattr("llava_bridge.training.train.check_inputs", lambda config: None)
+    monkeypatch.setitem(__import__("sys").modules, "trackio", None)
+    with pytest.raises(UserError, match=r"^report_to: expected the package trackio to be installed"):
+        run_train(config({}, report_to=("trackio",)))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_both_stages_in_one_run_of_each_tracker(tmp_path, bridge_encoder, bridge_llm, bridge_talk):
+    pytest.importorskip("wandb")
+    pytest.importorskip("trackio")
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    stage = {"data": bridge_world.source(bridge_talk), "max_steps": 3, "global_batch_size": 4}
+    path = bridge_world.config_file(
+        tmp_path,
+        "run",
+        bridge_talk,
+        stages=["align", "instruct"],
+        encoder=str(bridge_encoder),
+        llm=str(bridge_llm),
+        align=StageConfig(**stage, optim="adafactor", lr_scheduler_type="constant_with_warmup", warmup_ratio=0.0),
+        instruct=StageConfig(**stage, deepspeed="zero3"),
+        report_to=("tensorboard", "wandb", "trackio"),
+    )
+    places = {"WANDB_DIR": str(tmp_path), "TRACKIO_DIR": str(tmp_path / "trackio")}
+    bridge_world.train(path, WANDB_MODE="offline", **places)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["stage"] for row in rows] == ["align"] * 3 + ["instruct"] * 3
+    assert len({row["lr"] for row in rows[:3]}) == 1  # constant
+    losses = {number: row["loss"] for number, row in enumerate(rows, 1)}
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    found = {event.step: event.value for stage in ("align", "instruct") for event in events.Scalars(f"{stage}/loss")}
+    assert found == pytest.approx(losses)
+    assert len(list(tmp_path.glob("wandb/offline-run-*/*.wandb"))) == 1
+    (database,) = (tmp_path / "trackio").glob("*.db")
+    with sqlite3.connect(database) as connection:
+        logged = connection.execute("SELECT run_name, step, metrics FROM metrics").fetchall()
+    numbers = {step: json.loads(content) for _, step, content in logged}
+    assert len({run for run, _, _ in logged}) == 1
+    assert {step: each.get("align/loss", each.get("instruct/loss")) for step, each in numbers.items()} == losses
