@@ -12,7 +12,7 @@ import original_world as world
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from llava_bridge import load_llava
@@ -265,6 +265,49 @@ def test_a_llava_of_ours_becomes_an_original_one(parts: world.Parts, tower: Path
     assert before[0] == after[0]
     for mine, theirs in zip(before[1:], after[1:], strict=True):
         assert torch.equal(mine, theirs)  # images are squashed in both
+
+
+OPENAI_VIT = {
+    **bridge_world.VIT,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "layers": 3, "head_width": 16},
+}
+WITHOUT_THIS_PACKAGE = """
+import sys, torch
+from transformers import AutoModelForImageTextToText
+model = AutoModelForImageTextToText.from_pretrained(sys.argv[1]).eval()
+inputs = torch.load(sys.argv[2])
+with torch.no_grad():
+    torch.save(model(**inputs).logits, sys.argv[3])
+print(type(model.model.vision_tower).__name__, "llava_bridge" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("aspect", ["squash", "anyres"])
+def test_a_vit_of_open_clip_needs_no_import_of_this_package(aspect, bridge_llm: Path, tmp_path: Path) -> None:
+    """One as OpenAI's becomes transformers' own, in a LLaVA and in an original one."""
+    tower = bridge_world.make_encoder(tmp_path / "encoder", OPENAI_VIT)
+    bridge_world.widen(tower, 0.3)
+    tensors = {name: value.contiguous() for name, value in tower.state_dict().items()}
+    save_file(tensors, tmp_path / "encoder" / "open_clip_model.safetensors")
+    model, processor = build_llava(
+        LlavaParts(encoder=str(tmp_path / "encoder"), llm=str(bridge_llm), image_aspect_ratio=aspect)
+    )
+    bridge_world.save(tmp_path / "ours", model, processor)
+    convert(tmp_path / "ours", tmp_path / "plain")
+    inputs = processor(images=world.draw_image(), text="<image> What?", return_tensors="pt")
+    with torch.no_grad():
+        expected = model.eval()(**inputs).logits
+    torch.save(dict(inputs), tmp_path / "inputs.pt")
+    files = [str(tmp_path / name) for name in ("plain", "inputs.pt", "logits.pt")]
+    done = bridge_world.run_python("-c", WITHOUT_THIS_PACKAGE, *files)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["CLIPVisionModel", "False"]
+    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), expected, atol=1e-5, rtol=1e-5)
+    if aspect == "squash":
+        convert(tmp_path / "ours", tmp_path / "original", format="original")
+        stated = json.loads((tmp_path / "original" / "vision_tower" / "config.json").read_text())
+        assert (stated["hidden_act"], stated["num_hidden_layers"]) == ("quick_gelu", 3)
 
 
 @pytest.mark.slow

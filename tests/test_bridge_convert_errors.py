@@ -141,10 +141,16 @@ def test_models_without_an_original_equivalent_are_not_converted(
         return bridge_world.make_llava(tmp_path / name, encoder, bridge_llm, **fields)  # type: ignore[arg-type]
 
     own_tower, clip = saved("tower", str(bridge_encoder)), f"transformers:{tower}"
-    rejected(own_tower, "has no class for this tower .open_clip.; expected CLIP's", format="original")
-    rejected(own_tower, r"already .*, and loads after `import llava_bridge`; .* does not have its tower \(open_clip\)")
+    rejected(
+        own_tower, "has CLIP's towers only; transformers' CLIPVisionModel norms the patches before", format="original"
+    )
+    rejected(own_tower, r"already .*, and loads after `import llava_bridge`; .* norms the patches before the first")
     perceiver = ProjectorConfig(type="perceiver", num_tokens=4, num_heads=4)
     match = "has no projector perceiver"
+    rejected(saved("resampled", str(bridge_encoder), projector=perceiver), match)
+    resnet = tmp_path / "resnet"
+    bridge_world.make_encoder(resnet, bridge_world.RESNET)
+    rejected(saved("resnet-llava", str(resnet)), "expected a ViT of open_clip as vision tower, got OpenClipResNet")
     rejected(saved("perceiver", clip, projector=perceiver), match, format="original")
     match = r"reads one feature layer; this one reads \[-2, -1\]"
     rejected(saved("layers", clip, vision_feature_layer=[-2, -1]), match, format="original")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,38 @@ def test_any_module_of_transformers_may_be_imported_first(first: str) -> None:
         "assert AutoConfig.for_model('llava_bridge').model_type == 'llava_bridge'; "
         "assert type(AutoConfig.for_model('llava_bridge_encoder')) in AutoModel._model_mapping"
     )
+
+
+PLUGIN = """
+import pkgutil, sys, torch
+pkgutil.resolve_name(sys.argv[3])()
+from transformers import AutoConfig, AutoModel
+config = AutoConfig.from_pretrained(sys.argv[1])
+model = AutoModel.from_config(config)
+weights = torch.load(sys.argv[2])
+model.load_state_dict(weights["state"])
+with torch.no_grad():
+    features = model.eval().get_image_features(weights["pixels"], return_dict=True).pooler_output[0]
+torch.testing.assert_close(features, weights["features"])
+print(type(model).__name__)
+"""
+
+
+def test_vllms_plugin_registers_what_automodel_builds(bridge_encoder, bridge_llm, tmp_path):
+    """vLLM's transformers backend calls ``AutoModel.from_config`` after its plugins; vLLM itself is not run."""
+    model, processor = small_llava(bridge_encoder, bridge_llm, "pool")
+    bridge_world.save(tmp_path / "llava", model, processor)
+    (picture,) = bridge_world.noise((50, 40))
+    pixels = processor.image_processor(picture, return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        features = model.model.get_image_features(pixels, return_dict=True).pooler_output[0]
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    entry = project["entry-points"]["vllm.general_plugins"]["llava_bridge"]
+    saved = {"state": model.model.state_dict(), "pixels": pixels, "features": features}
+    torch.save(saved, tmp_path / "found.pt")
+    done = bridge_world.run_python("-c", PLUGIN, str(tmp_path / "llava"), str(tmp_path / "found.pt"), entry)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["BridgeLlavaModel"]
 
 
 def test_several_feature_layers_and_the_class_token(bridge_encoder: Path, bridge_llm: Path, tmp_path: Path) -> None:

@@ -41,20 +41,25 @@ _TARGET = "hf_clip: transformers' CLIPModel"
 def weight_links(vision_layers: int, text_layers: int, text: str = "") -> list[WeightLink]:
     """Names of a model's tensors; ``text`` is the prefix of open_clip's text tower names."""
     return [
-        weight_link("visual.class_embedding", "vision_model.embeddings.class_embedding"),
-        weight_link("visual.conv1.weight", "vision_model.embeddings.patch_embedding.weight"),
-        weight_link("visual.positional_embedding", "vision_model.embeddings.position_embedding.weight"),
-        *weight_bias_links("visual.ln_pre.{}", "vision_model.pre_layrnorm.{}"),
-        *weight_bias_links("visual.ln_post.{}", "vision_model.post_layernorm.{}"),
+        *_vision_weight_links(vision_layers, "visual.", "vision_model."),
         weight_link("visual.proj", "visual_projection.weight", transposed=True),
-        *block_links(
-            ("visual.transformer.resblocks.{}.", OPEN_CLIP),
-            ("vision_model.encoder.layers.{}.", TRANSFORMERS),
-            vision_layers,
-        ),
         *text_weight_links(text_layers, text),
         weight_link(f"{text}text_projection", "text_projection.weight", transposed=True),
         weight_link("logit_scale", "logit_scale"),
+    ]
+
+
+def _vision_weight_links(layers: int, ours: str, theirs: str) -> list[WeightLink]:
+    """Names of an image tower's tensors without its projection, after the prefixes of both sides."""
+    return [
+        weight_link(f"{ours}class_embedding", f"{theirs}embeddings.class_embedding"),
+        weight_link(f"{ours}conv1.weight", f"{theirs}embeddings.patch_embedding.weight"),
+        weight_link(f"{ours}positional_embedding", f"{theirs}embeddings.position_embedding.weight"),
+        *weight_bias_links(f"{ours}ln_pre.{{}}", f"{theirs}pre_layrnorm.{{}}"),
+        *weight_bias_links(f"{ours}ln_post.{{}}", f"{theirs}post_layernorm.{{}}"),
+        *block_links(
+            (f"{ours}transformer.resblocks.{{}}.", OPEN_CLIP), (f"{theirs}encoder.layers.{{}}.", TRANSFORMERS), layers
+        ),
     ]
 
 
@@ -177,18 +182,43 @@ def export(encoder: LoadedEncoder, directory: Path) -> Features:
     return feature_functions(theirs)
 
 
+def clip_vision_model(visual: Any) -> Any:
+    """Return the ``CLIPVisionModel`` with the hidden states of open_clip's ViT, in its precision.
+
+    Raises:
+        UserError: a ``CLIPVisionModel`` cannot compute them.
+    """
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    _check_vit(visual, "transformers' CLIPVisionModel", "")
+    model = CLIPVisionModel(CLIPVisionConfig(**_vision_config(visual))).to(visual.conv1.weight.dtype).eval()
+    shapes = shapes_of(model)
+    prefix = next(iter(shapes)).partition("embeddings.")[0]  # "vision_model." in older versions of transformers
+    weights = {name: value for name, value in visual.state_dict().items() if name != "proj"}
+    model.load_state_dict(
+        from_open_clip(weights, _vision_weight_links(len(visual.transformer.resblocks), "", prefix), shapes)
+    )
+    return model
+
+
 def _check_vision(visual: Any) -> None:
+    _check_vit(visual, _TARGET, "; use hf_dual or timm")
+    pools_otherwise = (visual.pool_type != "tok", "reads its class token, this tower pools its patches otherwise")
+    reject_unsupported(_TARGET, [pools_otherwise])
+
+
+def _check_vit(visual: Any, target: str, hint: str) -> None:
+    """Raises UserError unless CLIP's ViT computes the hidden states of this tower."""
     from open_clip.transformer import VisionTransformer
     from torch import nn
 
     if not isinstance(visual, VisionTransformer):
-        raise UserError(f"{_TARGET} has a ViT, this image tower is a {type(visual).__name__}; use hf_dual or timm")
+        raise UserError(f"{target} has a ViT, this image tower is a {type(visual).__name__}{hint}")
     problems = (
         (isinstance(visual.ln_pre, nn.Identity), "norms the patches before the first block, this tower does not"),
         (visual.attn_pool is not None, "has no attention pooling"),
-        (visual.pool_type != "tok", "reads its class token, this tower pools its patches otherwise"),
     )
-    reject_unsupported(_TARGET, problems)
+    reject_unsupported(target, problems, hint)
 
 
 def _check_text(model: Any) -> None:
@@ -226,7 +256,7 @@ def _vision_config(visual: Any) -> dict[str, Any]:
         "patch_size": visual.patch_size[0],
         "hidden_act": blocks.activation,
         "layer_norm_eps": blocks.eps,
-        "projection_dim": visual.proj.shape[1],
+        "projection_dim": blocks.width if visual.proj is None else visual.proj.shape[1],
     }
 
 

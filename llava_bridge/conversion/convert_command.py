@@ -1,6 +1,7 @@
-"""``llava-bridge convert``: LLaVAs from the original format to that of transformers, and back.
+"""``llava-bridge convert``: LLaVAs from the original format to that of transformers, and back; without this package.
 
 llava-bridge convert llava-v1.5-7b --output llava-1.5-7b-hf
+llava-bridge convert runs/mine-llava --output mine-plain
 llava-bridge convert runs/mine-llava --output mine-original --format original
 """
 
@@ -30,6 +31,9 @@ _ORIGINAL_KIND = "llava_original"
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConvertConfig:
     """Convert a LLaVA from the original format to that of transformers, or back.
+
+    A LLaVA in the transformers format with a ViT of open_clip is written with transformers' own ``CLIPVisionModel``, if
+    that computes the same: other programs, such as vLLM, then need no import of this package.
 
     Args:
         source: the directory, or ``ORG/NAME`` on the Hub: an original checkpoint, a projector (``mm_projector.bin``)
@@ -70,7 +74,7 @@ def run_convert(config: ConvertConfig) -> None:
         check_llava_dir(local.source)
         _to_original(local, config)
     elif is_llava(local.source):
-        raise UserError(_already_converted(local.source))
+        _to_stock(local, config)
     else:
         _to_transformers(local, config)
 
@@ -82,20 +86,40 @@ def _with_local_dirs(config: ConvertConfig) -> ConvertConfig:
     return dataclasses.replace(config, source=str(source), llm=llm)
 
 
-def _already_converted(source: str) -> str:
-    """The reason why a LLaVA in the transformers format needs no conversion."""
-    config = read_config(source)
-    tower = config.get("vision_config", {})
-    if tower.get("model_type") == "llava_bridge_encoder":
-        part = f"tower ({tower.get('source', 'open_clip')})"
-    elif config["model_type"] in ("llava_bridge", "llava_next_bridge"):
-        part = f"projector ({config.get('projector', {}).get('type')})"
-    else:
-        return f"{source}: already in the transformers format; --format original writes the other"
-    return (
-        f"{source}: already in the transformers format, and loads after `import llava_bridge`; transformers' own LLaVA "
-        f"does not have its {part}"
-    )
+# ---------------------------------------------------------------- transformers with a tower of this suite
+
+
+def _to_stock(config: ConvertConfig, given: ConvertConfig) -> None:
+    """Write a LLaVA whose ViT is open_clip's with transformers' own classes alone."""
+    source = Path(config.source)
+    stated = read_config(config.source)
+    tower = stated.get("vision_config", {})
+    if tower.get("model_type") != "llava_bridge_encoder" and stated["model_type"] in ("llava", "llava_next"):
+        raise UserError(f"{source}: already in the transformers format; --format original writes the other")
+    needs = f"{source}: already in the transformers format, and loads after `import llava_bridge`"
+    if stated["model_type"] not in ("llava", "llava_next"):
+        raise UserError(f"{needs}; transformers' LLaVA has no projector {stated.get('projector', {}).get('type')}")
+    for field in ("vision_tower", "llm"):
+        if getattr(config, field) is not None:
+            raise UserError(f"{field}: expected none for a LLaVA in the transformers format")
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    from clips.model.loading import library_errors_as_user_errors, load_pretrained
+    from llava_bridge.model.build import convert_open_clip_tower
+
+    model = load_pretrained(AutoModelForImageTextToText, source, f"{source}: this LLaVA", dtype="auto")
+    with library_errors_as_user_errors(f"{source}: the processor of this LLaVA cannot be loaded"):
+        processor = AutoProcessor.from_pretrained(source)
+    try:
+        convert_open_clip_tower(model)
+    except UserError as error:
+        raise UserError(f"{needs}; {error}") from None
+    with atomic_artifact_dir(config.output, kind="llava") as partial:
+        log_info(f"writing {config.output}")
+        model.save_pretrained(partial, max_shard_size=_SHARD)
+        processor.save_pretrained(partial)
+        write_manifest(partial, kind="llava", config=given, parents={"source": str(source)})
+    log_info(f"{config.output}: LLaVA of transformers' own classes")
 
 
 # ---------------------------------------------------------------- original to transformers
@@ -251,15 +275,17 @@ def _to_original(config: ConvertConfig, given: ConvertConfig) -> None:
     from clips.model.loading import library_errors_as_user_errors, load_pretrained
     from llava_bridge.conversion.original_llava import original_config, original_weights
     from llava_bridge.model.anyres import is_anyres_processor
-    from llava_bridge.model.build import convert_tower_to_transformers
+    from llava_bridge.model.build import convert_open_clip_tower, convert_tower_to_transformers
     from llava_bridge.model.load_llava import check_anyres_consistency
     from llava_bridge.model.modeling_vision import EncoderVisionModel
 
     source = Path(config.source)
     model = load_pretrained(AutoModelForImageTextToText, source, f"{source}: this LLaVA", dtype="auto")
     if isinstance(model.model.vision_tower, EncoderVisionModel) and not convert_tower_to_transformers(model):
-        tower = model.config.vision_config.source
-        raise UserError(f"{source}: the original LLaVA has no class for this tower ({tower}); expected CLIP's")
+        try:
+            convert_open_clip_tower(model)
+        except UserError as error:
+            raise UserError(f"{source}: the original LLaVA has CLIP's towers only; {error}") from None
     with library_errors_as_user_errors(f"{source}: the processor of this LLaVA cannot be loaded"):
         processor = AutoProcessor.from_pretrained(source)
     check_anyres_consistency(model.config, processor.image_processor, str(source))

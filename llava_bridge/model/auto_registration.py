@@ -29,6 +29,15 @@ def register_on_import() -> None:
         sys.meta_path.insert(0, _ImportObserver())
 
 
+def register_with_transformers() -> None:
+    """Register configs and models now: vLLM's plugin, which its engine calls in each of its processes.
+
+    https://docs.vllm.ai/en/latest/design/plugin_system.html
+    """
+    register_configs()
+    _register_models()
+
+
 def register_configs() -> None:
     """Register the configs with transformers' ``AutoConfig``; further calls do nothing."""
     from transformers import AutoConfig
@@ -52,11 +61,15 @@ def _register_models() -> None:
     from llava_bridge.model.configuration_llava import EncoderVisionConfig
     from llava_bridge.model.modeling_llava import (
         BridgeLlavaForConditionalGeneration,
+        BridgeLlavaModel,
         BridgeLlavaNextForConditionalGeneration,
+        BridgeLlavaNextModel,
     )
     from llava_bridge.model.modeling_vision import EncoderVisionModel
 
     AutoModel.register(EncoderVisionConfig, EncoderVisionModel, exist_ok=True)
+    for model in (BridgeLlavaModel, BridgeLlavaNextModel):
+        AutoModel.register(model.config_class, model, exist_ok=True)
     for llava in (BridgeLlavaForConditionalGeneration, BridgeLlavaNextForConditionalGeneration):
         AutoModelForImageTextToText.register(llava.config_class, llava, exist_ok=True)
 

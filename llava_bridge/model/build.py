@@ -184,6 +184,25 @@ def convert_tower_to_transformers(model: AnyLlava) -> bool:
     return True
 
 
+def convert_open_clip_tower(model: AnyLlava) -> None:
+    """Replace a ViT of open_clip by the ``CLIPVisionModel`` with the same hidden states.
+
+    Raises:
+        UserError: the tower is another one, or transformers' CLIP does not compute its hidden states.
+    """
+    from clips.interchange.hf_clip import clip_vision_model
+    from llava_bridge.encoders.open_clip_source import OpenClipVit
+
+    tower = getattr(model.model.vision_tower, "tower", None)
+    if not isinstance(tower, OpenClipVit):
+        raise UserError(f"expected a ViT of open_clip as vision tower, got {type(tower).__name__}")
+    config = model.config.vision_config
+    model.model.vision_tower = clip = clip_vision_model(tower.visual)
+    if hasattr(model.model, "image_newline") and _grid(clip.config) != _grid(config):
+        raise UserError(f"transformers joins tiles by the tower's grid, {_grid(clip.config)}; expected {_grid(config)}")
+    model.config.vision_config = clip.config
+
+
 def _grid(config: Any) -> tuple[int, int]:
     """Image size, and number of patches in a row."""
     return config.image_size, config.image_size // config.patch_size

@@ -9,8 +9,10 @@ from torch import nn
 from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaModel,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
+    LlavaNextModel,
 )
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from transformers.models.llava_next.modeling_llava_next import LlavaNextMultiModalProjector
@@ -21,6 +23,26 @@ from llava_bridge.projectors import ProjectorConfig, ProjectorShape, build_proje
 AnyConfig = LlavaConfig | LlavaNextConfig
 AnyLlava = LlavaForConditionalGeneration | LlavaNextForConditionalGeneration
 """With a fixed number of tokens per image, or with tiles (see :mod:`llava_bridge.model.anyres`)."""
+
+
+class BridgeLlavaModel(LlavaModel):
+    """transformers' LLaVA without its head, with another projector; what ``AutoModel`` builds, as vLLM needs it."""
+
+    config_class = BridgeLlavaConfig
+
+    def __init__(self, config: BridgeLlavaConfig) -> None:
+        super().__init__(config)
+        self.multi_modal_projector = new_projector(config)
+
+
+class BridgeLlavaNextModel(LlavaNextModel):
+    """The same with tiles."""
+
+    config_class = BridgeLlavaNextConfig
+
+    def __init__(self, config: BridgeLlavaNextConfig) -> None:
+        super().__init__(config)
+        self.multi_modal_projector = new_projector(config)
 
 
 class BridgeLlavaForConditionalGeneration(LlavaForConditionalGeneration):
