@@ -1,4 +1,4 @@
-"""The repeated layers of a model, and activation checkpointing of them."""
+"""The repeated layers of a model, activation checkpointing of them, and the weights that compute in bf16."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
+
+from clips.model.attention import PackedAttention
 
 
 def repeated_layers(model: nn.Module) -> list[nn.Module]:
@@ -59,3 +61,10 @@ def _recompute(layer: nn.Module, *arguments: Any, **named: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*arguments, **named)
     return checkpoint(forward, *arguments, use_reentrant=False, **named)
+
+
+def bf16_weights(model: nn.Module) -> list[nn.Parameter]:
+    """Return the weights that autocast to bf16 casts and nothing else reads: of linear layers and convolutions."""
+    casting = {kind.forward for kind in (nn.Linear, nn.Conv2d, nn.MultiheadAttention, PackedAttention)}
+    modules = [module for module in model.modules() if type(module).forward in casting]  # no variants of these layers
+    return [weight for module in modules for weight in module.parameters(recurse=False)]

@@ -21,6 +21,9 @@ class DistributedConfig:
         strategy: ddp (every process holds the full model), fsdp (shards of parameters, gradients and optimizer state,
             torch's FSDP2), or DeepSpeed's ZeRO with shards of the optimizer state (zero1), also of the gradients
             (zero2), also of the parameters (zero3). A run may resume with another strategy or number of processes.
+        shard_group_size: under fsdp, number of processes that share one set of shards, such as the GPUs of a node; the
+            other groups hold copies (HSDP), so that weights are gathered within a node and only gradients are averaged
+            between nodes. null is all processes, for the least memory.
         activation_checkpointing: store only each layer's input and recompute its activations in the backward pass.
         checkpointing_interval: of how many layers ``activation_checkpointing`` recomputes one; 2 stores the activations
             of every other layer.
@@ -31,6 +34,7 @@ class DistributedConfig:
     """
 
     strategy: Parallel = "ddp"
+    shard_group_size: int | None = None
     activation_checkpointing: bool = False
     checkpointing_interval: int = 1
     torch_compile: bool = False
@@ -38,6 +42,11 @@ class DistributedConfig:
     device_peak_tflops: float | None = None
 
     def __post_init__(self) -> None:
+        if self.shard_group_size is not None and (self.strategy != "fsdp" or self.shard_group_size < 1):
+            raise UserError(
+                "distributed.shard_group_size: expected null, or 1 or more processes with strategy: fsdp; "
+                f"got {self.shard_group_size} with {self.strategy}"
+            )
         if self.checkpointing_interval < 1:
             raise UserError(
                 f"distributed.checkpointing_interval: expected 1 or more layers, got {self.checkpointing_interval}"

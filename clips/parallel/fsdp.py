@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -12,18 +13,42 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+from clips.errors import UserError
 from clips.method.clips_model import ClipsModel
 from clips.method.optimizer import OptimizerConfig, build_optimizer
-from clips.model.layers import repeated_layers
+from clips.model.layers import bf16_weights, repeated_layers
 from clips.parallel.ddp import Strategy
 from clips.parallel.distributed import DistributedContext
+
+FLOAT32 = MixedPrecisionPolicy()
+"""Weights are gathered as they are."""
+BF16 = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
+"""Weights and inputs of the layers are bf16 when they compute."""
+
+
+def bf16_gathers(model: nn.Module) -> MixedPrecisionPolicy:
+    """Return the policy that gathers in bf16 the weights that autocast would cast to it, and no others.
+
+    Half the bytes are sent, no second copy of the weights is made, and norms, embeddings and the logit scale stay
+    float32 as under autocast. Torch before 2.15 has one dtype for all weights of a layer: they are gathered as float32.
+    """
+    if "param_dtype_override_fn" not in {field.name for field in dataclasses.fields(MixedPrecisionPolicy)}:
+        return FLOAT32
+    cast = set(bf16_weights(model))
+    return MixedPrecisionPolicy(
+        torch.bfloat16,
+        torch.float32,
+        cast_forward_inputs=False,
+        param_dtype_override_fn=lambda weight: None if weight in cast else weight.dtype,
+    )
 
 
 def shard_model(
     model: nn.Module,
     processes: DistributedContext,
     *,
-    bf16: bool = False,
+    policy: MixedPrecisionPolicy = FLOAT32,
+    group_size: int | None = None,
     exact: Sequence[nn.Module] = (),
     unsharded: Sequence[nn.Module] = (),
 ) -> nn.Module:
@@ -34,12 +59,23 @@ def shard_model(
     Args:
         model: unsharded; changed in place.
         processes: the processes of the training.
-        bf16: cast weights and inputs of the layers to bf16 when they compute.
+        policy: the dtype of gathered weights.
+        group_size: number of consecutive processes that share a full set of shards; other groups hold copies of it, and
+            the gradients are averaged over all (HSDP). None is all processes.
         exact: modules with float32 weights and inputs, because they enter autocast themselves.
         unsharded: modules that stay replicated, because not all processes call them in every step.
+
+    Raises:
+        UserError: the number of processes is no multiple of ``group_size``.
     """
-    mesh = init_device_mesh(processes.device.type, (processes.count,))
-    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else MixedPrecisionPolicy()
+    size = group_size or processes.count
+    if processes.count % size:
+        raise UserError(
+            f"distributed.shard_group_size: expected a divisor of the {processes.count} processes, got {size}"
+        )
+    shape = {"replicate": processes.count // size, "shard": size}
+    shape = {name: length for name, length in shape.items() if name == "shard" or length > 1}
+    mesh = init_device_mesh(processes.device.type, tuple(shape.values()), mesh_dim_names=tuple(shape))
     ignored = {weight for module in unsharded for weight in module.to(processes.device).parameters()}
     all_unsharded, all_exact = ({inner for one in some for inner in one.modules()} for some in (unsharded, exact))
     for module in [*repeated_layers(model), *exact]:
@@ -51,12 +87,30 @@ def shard_model(
 
 
 class FSDPStrategy(Strategy):
-    """Parameters, gradients and optimizer state in shards. Arguments as `DDPStrategy`."""
+    """Parameters, gradients and optimizer state in shards.
+
+    Args:
+        encoder: the model, on the device.
+        optim: the optimizer's settings.
+        processes: the processes of the training.
+        group_size: see `shard_model`.
+        bf16: the model computes under autocast to bf16, so that its weights are gathered in bf16.
+    """
 
     shards_weights = True
 
-    def __init__(self, encoder: ClipsModel, optim: OptimizerConfig, processes: DistributedContext) -> None:
-        model = shard_model(encoder, processes)  # the optimizer's state is sharded as the weights are
+    def __init__(
+        self,
+        encoder: ClipsModel,
+        optim: OptimizerConfig,
+        processes: DistributedContext,
+        *,
+        group_size: int | None = None,
+        bf16: bool = False,
+    ) -> None:
+        # The optimizer's state is sharded as the weights are.
+        policy = bf16_gathers(encoder) if bf16 else FLOAT32
+        model = shard_model(encoder, processes, policy=policy, group_size=group_size)
         super().__init__(encoder, processes, model, build_optimizer(encoder, optim, encoder.no_decay_names()))
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[Any]:

@@ -29,7 +29,7 @@ def _zero(encoder: ClipsModel, optim: OptimizerConfig, processes: DistributedCon
     return kind(encoder, optim, processes, stage=stage)
 
 
-STRATEGIES: dict[Parallel, Callable[[ClipsModel, OptimizerConfig, DistributedContext], Strategy]] = {
+STRATEGIES: dict[Parallel, Callable[..., Strategy]] = {
     "ddp": DDPStrategy,
     "fsdp": FSDPStrategy,
     "zero1": functools.partial(_zero, stage=1),
@@ -54,13 +54,27 @@ def _compile_layers(encoder: ClipsModel) -> None:
 
 
 def build_strategy(
-    encoder: ClipsModel, distributed: DistributedConfig, optim: OptimizerConfig, processes: DistributedContext
+    encoder: ClipsModel,
+    distributed: DistributedConfig,
+    optim: OptimizerConfig,
+    processes: DistributedContext,
+    *,
+    bf16: bool = False,
 ) -> Strategy:
-    """Prepare ``encoder`` for distributed training; it is changed in place."""
+    """Prepare ``encoder`` for distributed training; it is changed in place.
+
+    Args:
+        encoder: the model, on the device.
+        distributed: the settings.
+        optim: the optimizer's settings.
+        processes: the processes of the training.
+        bf16: the model will be called with activations in bf16.
+    """
     if distributed.activation_checkpointing:
         count = checkpoint_layers(encoder, distributed.checkpointing_interval)
         if processes.is_main:
             log_info(f"distributed.activation_checkpointing: {count} layers recompute their activations")
     if distributed.torch_compile:
         _compile_layers(encoder)
-    return STRATEGIES[distributed.strategy](encoder, optim, processes)
+    fsdp = {"group_size": distributed.shard_group_size, "bf16": bf16} if distributed.strategy == "fsdp" else {}
+    return STRATEGIES[distributed.strategy](encoder, optim, processes, **fsdp)

@@ -14,9 +14,10 @@ from collections.abc import Callable
 from typing import get_args
 
 import numpy as np
+from torch import nn
 
 from clips.model import losses
-from clips.model.layers import repeated_layers
+from clips.model.layers import bf16_weights, repeated_layers
 from clips.parallel.distributed_config import ZERO_REDUCE_BUCKET_SIZE, Parallel
 from clips.planning.dry_run import (
     BATCH_DIVISOR,
@@ -60,11 +61,19 @@ class Layout:
         parallel: see `clips.parallel.distributed_config.DistributedConfig`.
         count: number of processes, one per GPU.
         checkpointing: interval of the layers whose activations are recomputed; 0 for none.
+        shard_group_size: of fsdp, see `clips.parallel.distributed_config.DistributedConfig`.
     """
 
     parallel: Parallel
     count: int
     checkpointing: int
+    shard_group_size: int | None = None
+
+    @property
+    def shards(self) -> int:
+        """Number of processes that share a set of shards."""
+        size = self.shard_group_size if self.parallel == "fsdp" else None
+        return min(size or self.count, self.count)
 
 
 class MemoryModel:
@@ -93,6 +102,7 @@ class MemoryModel:
         self.parameters = sum(value.numel() for value in weights)
         self.trained = sum(value.numel() for value in weights if value.requires_grad)
         self.buffers = sum(value.nbytes for value in self.model.buffers())
+        self._bf16 = frozenset(bf16_weights(self.model)) if bf16 else frozenset()
         step = functools.partial(profile_step, self.model, device=device, bf16=bf16, caption_tokens=caption_tokens)
         self.step: Callable[[int, int], StepProfile] = functools.cache(
             lambda samples, checkpointing: step(samples, checkpointing=checkpointing)
@@ -126,15 +136,15 @@ class MemoryModel:
         plain, sharded = self.step(_SAMPLES, 0), SHARDED[layout.parallel]
         images = self.copies * 3 * self.model.image_size**2
         persistent = self._persistent_parts(layout) | {"batch": local * (plain.inputs / plain.samples + images)}
-        gradient_shards = layout.count if "gradients" in sharded else 1
+        gradient_shards = layout.shards if "gradients" in sharded else 1
         contrast = self._contrast(local, layout.count)
         if at_once >= local:
-            peak = _peak(*self._timeline(local, layout.checkpointing), gradient_shards, contrast)
+            peak = _peak(*self._timeline(local, layout), gradient_shards, contrast)
         else:
             features = 2 * local * self.model.model_cfg["embed_dim"] * (1 + len(self.model.recipe.encoded)) * _FLOAT32
             persistent["batch"] += features  # and their gradients
             # With micro-batches, gradients exist throughout and the contrastive loss is computed before.
-            peak = _peak(*self._timeline(at_once, layout.checkpointing), math.inf, 0.0)
+            peak = _peak(*self._timeline(at_once, layout), math.inf, 0.0)
             if peak["copies"] + peak["activations"] < contrast:
                 peak |= {"copies": 0.0, "activations": 0.0, "contrast": contrast}
         if at_once < local or layout.parallel == "zero3":  # ZeRO-3 allocates gradients once for all steps
@@ -166,20 +176,38 @@ class MemoryModel:
             "average": self.parameters * _FLOAT32 if self.config.ema_decay is not None else 0,
         }
         sharded = SHARDED[layout.parallel]
-        parts = {name: size / (layout.count if name in sharded else 1) for name, size in unsharded.items()}
+        parts = {name: size / (layout.shards if name in sharded else 1) for name, size in unsharded.items()}
         if layout.parallel.startswith("zero"):  # DeepSpeed copies the shard that a process updates
             parts["optimizer"] += self.trained * _FLOAT32 / layout.count
         parts["parameters"] += self.buffers
         return parts | {"exchange": float(self._exchange_buffers(layout))}
+
+    def gathered_bytes(self, parallel: Parallel) -> int:
+        """Return bytes of the weights that a strategy with sharded ones gathers in both passes of a step."""
+        if parallel != "fsdp":
+            return 2 * self.parameters * _FLOAT32
+        others, layers = self._fsdp_bytes()
+        return others + 2 * sum(layers)  # only layers are released after the forward pass
+
+    def _fsdp_bytes(self) -> tuple[int, list[int]]:
+        """Return bytes of the gathered weights outside of layers, and of each layer."""
+        of_bf16 = dict.fromkeys(self._bf16, _FLOAT32 // 2)
+
+        def size(module: nn.Module) -> int:
+            return sum(value.numel() * of_bf16.get(value, _FLOAT32) for value in module.parameters())
+
+        layers = [size(layer) for layer in repeated_layers(self.model)]
+        return size(self.model) - sum(layers), layers
 
     def _exchange_buffers(self, layout: Layout) -> int:
         """Return bytes of the buffers for gradients and gathered layers."""
         if layout.parallel == "ddp":
             return self.trained * _FLOAT32 if layout.count > 1 else 0
         if layout.parallel == "fsdp":  # this layer, the next, and a gradient
-            layers = [sum(value.numel() for value in layer.parameters()) for layer in repeated_layers(self.model)]
-            gathered = self.parameters - sum(layers) + 3 * max(layers, default=0)
-            return gathered * _FLOAT32 if layout.count > 1 else 0
+            others, layers = self._fsdp_bytes()
+            sizes = [sum(value.numel() for value in layer.parameters()) for layer in repeated_layers(self.model)]
+            gradient = max(sizes, default=0) * _FLOAT32
+            return others + 2 * max(layers, default=0) + gradient if layout.count > 1 else 0
         if layout.parallel != "zero3":
             return ZERO_REDUCE_BUCKET_SIZE * _FLOAT32
         gathered = min(_ZERO3_LIVE, self.parameters) + min(_ZERO3_PREFETCH, self.parameters)
@@ -194,10 +222,15 @@ class MemoryModel:
         low, high = (self._contrastive_peak(size, count) for size in (lower, 2 * lower))
         return low + (local / lower - 1) * (high - low)
 
-    def _timeline(self, samples: int, checkpointing: int) -> tuple[np.ndarray, int]:
+    def _timeline(self, samples: int, layout: Layout) -> tuple[np.ndarray, int]:
         """Return the timeline of a step, see `StepProfile`, and the end of its forward pass."""
+        checkpointing = layout.checkpointing
         step = self.step(samples, checkpointing) if samples <= _MAX_PROFILED else self._large(checkpointing)
-        return step.scaled_timeline(samples), step.forward_end
+        timeline = step.scaled_timeline(samples)
+        if layout.parallel == "fsdp" and self._bf16:  # these weights are gathered in bf16 instead of copied
+            gathered = sum(value.numel() * _FLOAT32 // 2 for value in self._bf16 if value.requires_grad)
+            timeline[:, 1] *= max(0.0, 1 - gathered / max(1.0, timeline[:, 1].max()))
+        return timeline, step.forward_end
 
     def _large(self, checkpointing: int) -> StepProfile:
         """Return the profile from which larger steps are extrapolated."""

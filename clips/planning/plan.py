@@ -130,8 +130,15 @@ class StagePlan:
     def layout(self, count: int) -> Layout:
         """Return the stage's configured distribution on ``count`` GPUs."""
         distributed = self.stage.distributed
-        interval = distributed.checkpointing_interval if distributed.activation_checkpointing else 0
-        return Layout(parallel=distributed.strategy, count=count, checkpointing=interval)
+        interval, size = distributed.checkpointing_interval, distributed.shard_group_size
+        if count % (size or 1):
+            raise UserError(f"num_gpus: expected a multiple of distributed.shard_group_size {size}, got {count}")
+        return Layout(
+            parallel=distributed.strategy,
+            count=count,
+            checkpointing=interval if distributed.activation_checkpointing else 0,
+            shard_group_size=size,
+        )
 
     def memory(self, layout: Layout, *, local: int, at_once: int) -> Parts:
         """Return bytes by part, see `MemoryModel.parts`, with an allowance for uncounted memory."""
@@ -174,7 +181,7 @@ class StagePlan:
         flops = self.model.computed_flops(layout, in_parts=at_once < local)
         mfu = self.mfu(at_once, checkpointing=layout.checkpointing)
         computing = local * flops / (self.gpu.peak(self.precision) * mfu)
-        gradients, features = (sent / ring_bandwidth(self.gpu, layout.count) for sent in self.bytes_sent(layout, local))
+        gradients, features = self.sending_seconds(layout, local)
         step = max(computing, gradients) + features  # sending gradients overlaps with computation, features do not
         return Speed(
             at_once=at_once,
@@ -212,16 +219,29 @@ class StagePlan:
             compiled=self.stage.distributed.torch_compile,
         )
 
-    def bytes_sent(self, layout: Layout, local: int) -> tuple[float, float]:
-        """Return bytes that a GPU sends per step by ring algorithms: for gradients and parameters, and for features.
+    def bytes_sent(self, layout: Layout, local: int) -> tuple[float, float, float]:
+        """Return bytes that a GPU sends per step by ring algorithms.
 
-        An all-reduce sends 2 × (count - 1) / count of the total, an all-gather or reduce-scatter half of that.
+        These are gradients and gathered parameters, within each group that shares a set of shards; gradients between
+        these groups; and features. An all-reduce sends 2 × (count - 1) / count of the total, an all-gather or
+        reduce-scatter half of that.
         """
-        rounds = 3 if "parameters" in SHARDED[layout.parallel] else 2  # gather twice and scatter, or reduce
-        ring = (layout.count - 1) / layout.count
+        gradients, copies = self.model.trained * 4, layout.count // layout.shards
+        if "parameters" in SHARDED[layout.parallel]:
+            within = _ring(layout.shards) * (self.model.gathered_bytes(layout.parallel) + gradients)
+        else:
+            within = 2 * _ring(layout.shards) * gradients
         towers = 1 + len(self.model.model.recipe.spec.positives)
         features = local * layout.count * self.model.model.model_cfg["embed_dim"] * towers * 4
-        return rounds * ring * self.model.trained * 4, 2 * ring * features
+        between = 2 * _ring(copies) * gradients / layout.shards
+        return within, between, 2 * _ring(layout.count) * features
+
+    def sending_seconds(self, layout: Layout, local: int) -> tuple[float, float]:
+        """Return the time to send gradients and parameters, and features, at the data sheet's bandwidth."""
+        within, between, features = self.bytes_sent(layout, local)
+        shared = ring_bandwidth(self.gpu, layout.count, rings=layout.shards)
+        weights = within / ring_bandwidth(self.gpu, layout.shards) + between / shared
+        return weights, features / ring_bandwidth(self.gpu, layout.count)
 
     def storage(self) -> dict[str, float]:
         """Return bytes on disk: the encoder directory, and the peak of the checkpoints while one is written."""
@@ -231,9 +251,13 @@ class StagePlan:
         return {"encoder": weights, "checkpoints": checkpoint * (self.stage.save_total_limit + 1)}
 
 
-def ring_bandwidth(gpu: Gpu, count: int) -> float:
-    """Return bytes per second that each GPU of a ring sends; a node uses all its network cards."""
-    return gpu.link if count <= gpu.per_node else min(gpu.link, gpu.network * gpu.per_node)
+def ring_bandwidth(gpu: Gpu, count: int, *, rings: int = 1) -> float:
+    """Return bytes per second that a GPU sends in a ring of ``count`` GPUs; ``rings`` share a node's network cards."""
+    return gpu.link if count <= gpu.per_node else min(gpu.link, gpu.network * max(1, gpu.per_node / rings))
+
+
+def _ring(count: int) -> float:
+    return (count - 1) / count
 
 
 def _steps(stage: EncoderTrainConfig) -> int:

@@ -10,8 +10,8 @@ from rich.table import Table
 
 from clips.core.artifact import log_info
 from clips.planning.feeding import feeding
-from clips.planning.memory import PARALLELS
-from clips.planning.plan import Speed, StagePlan, data_bytes, plan_stages, ring_bandwidth
+from clips.planning.memory import PARALLELS, Layout
+from clips.planning.plan import Speed, StagePlan, data_bytes, plan_stages
 from clips.planning.plan_config import TrainPlanConfig
 from clips.planning.roofline import Kernels
 from clips.training.setup import has_trainable_batchnorm
@@ -69,6 +69,8 @@ def speeds(stages: list[StagePlan], count: int) -> list[Speed] | str:
     """Return the speed of each stage on ``count`` GPUs, or why there is none."""
     if any(stage.stage.global_batch_size % count for stage in stages):
         return "the batch cannot be divided by it"
+    if any(count % (stage.stage.distributed.shard_group_size or 1) for stage in stages):
+        return "no multiple of distributed.shard_group_size"
     found = [speed for stage in stages if (speed := stage.speed(stage.layout(count)))]
     return found if len(found) == len(stages) else "not enough memory"
 
@@ -165,16 +167,20 @@ def _rooflines(plan: StagePlan) -> Iterator[Table]:
     table.caption = f"MFU {mfu:.1%}, {samples / total:,.0f} images/s of a GPU, under the assumed rates"
     yield table
     sent = _numeric_table("GB that a GPU sends in a step (time at the data sheet's bandwidth)", "strategy", "8", "64")
-    for parallel in PARALLELS:
+    group = layout.shard_group_size or plan.gpu.per_node
+    rows: dict[str, Layout] = {
+        parallel: Layout(parallel=parallel, count=1, checkpointing=0) for parallel in PARALLELS
+    } | {f"fsdp, groups of {group}": Layout(parallel="fsdp", count=1, checkpointing=0, shard_group_size=group)}
+    for name, row in rows.items():
         sizes = []
         for count in (8, 64):
-            if plan.stage.global_batch_size % count:
+            if plan.stage.global_batch_size % count or count % (row.shard_group_size or 1):
                 sizes.append("—")
                 continue
-            spread = dataclasses.replace(layout, parallel=parallel, count=count)
-            size = sum(plan.bytes_sent(spread, plan.local(count)))
-            sizes.append(f"{_gb(size)} ({1e3 * size / ring_bandwidth(plan.gpu, count):,.0f} ms)")
-        sent.add_row(parallel, *sizes)
+            spread, local = dataclasses.replace(row, count=count), plan.local(count)
+            size, seconds = (sum(of(spread, local)) for of in (plan.bytes_sent, plan.sending_seconds))
+            sizes.append(f"{_gb(size)} ({1e3 * seconds:,.0f} ms)")
+        sent.add_row(name, *sizes)
     yield sent
 
 

@@ -90,7 +90,8 @@ def setup_run(config: EncoderTrainConfig, data: TrainDataset) -> TrainRun:
     encoder = _build_encoder(config, latest).to(processes.device)
     if config.micro_batch_size is not None and has_trainable_batchnorm(encoder):
         raise UserError("micro_batch_size: expected null with batch norms, whose statistics cover the full batch")
-    parallel = build_strategy(encoder, config.distributed, config.optimizer, processes)
+    bf16 = precision == "bf16"
+    parallel = build_strategy(encoder, config.distributed, config.optimizer, processes, bf16=bf16)
     preprocess, device = encoder.preprocess_cfg, processes.device
     run = TrainRun(
         config=config,

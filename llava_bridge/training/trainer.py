@@ -25,7 +25,7 @@ from clips.data.invalid_samples import Invalid, InvalidSamples
 from clips.errors import UserError
 from clips.model.precision import resolve_precision
 from clips.parallel.distributed import start_processes
-from clips.parallel.fsdp import shard_model
+from clips.parallel.fsdp import BF16, FLOAT32, shard_model
 from llava_bridge.data.sampler import LengthGroupedSampler, RandomOrder
 from llava_bridge.model.cached_features import FeatureReader
 from llava_bridge.model.modeling_vision import EncoderVisionModel
@@ -135,7 +135,8 @@ def _training_model(setup: StageSetup, *, bf16: bool, sharded: bool, unsharded_e
         return model
     towers = [part for part in setup.parts.values() if isinstance(part, EncoderVisionModel)]
     unsharded = towers if unsharded_encoder else []  # with cached features only some processes call it
-    model = shard_model(model, start_processes(), bf16=bf16, exact=towers, unsharded=unsharded)
+    policy = BF16 if bf16 else FLOAT32
+    model = shard_model(model, start_processes(), policy=policy, exact=towers, unsharded=unsharded)
     if "vision" in setup.parts:
         setup.parts.update(split_parts(setup.model))  # sharding has replaced image_newline
     return model

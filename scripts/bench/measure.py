@@ -199,9 +199,8 @@ def start(
         max_steps=10**6,
     )
     processes = processes or DistributedContext(device=torch.device(device))
-    parallel = spread_model(
-        encoder.to(processes.device).train(), scale or DistributedConfig(), config.optimizer, processes
-    )
+    distributed, model = scale or DistributedConfig(), encoder.to(processes.device).train()
+    parallel = spread_model(model, distributed, config.optimizer, processes, bf16=precision == "bf16")
     run = TrainRun(
         config=config,
         data=None,  # type: ignore[arg-type]
