@@ -3,7 +3,9 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import types
@@ -312,6 +314,30 @@ def test_torchrun_gets_the_error_line(monkeypatch: pytest.MonkeyPatch, tmp_path:
     told = json.loads((tmp_path / "error.json").read_text(encoding="utf-8"))["message"]
     assert told["message"] == "tool job: unknown key 'stepz'; did you mean 'steps'?"
     assert int(told["extraInfo"]["timestamp"]) > 0
+
+
+def test_torchrun_does_not_start_processes_again_for_a_users_error(monkeypatch: pytest.MonkeyPatch):
+    ended: list[tuple[int, int]] = []
+    monkeypatch.setattr("os.kill", lambda *call: ended.append(call))
+    for restarts, rank, expected in (("3", "0", 1), ("3", "1", 0), ("0", "0", 0)):
+        ended.clear()
+        monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", restarts)
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert run("job", "x", "--stepz", "3") == 2
+        assert ended == [(os.getppid(), signal.SIGTERM)] * expected
+
+
+@pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", None])
+def test_the_allocator_of_gpus_is_set_before_torch_unless_the_user_did(name: str | None):
+    script = (
+        "import os, sys; from clips import cli; sys.argv[1:] = ['--version']; cli.main(); assert 'torch' not in sys.modules; "
+        "print({key: value for key, value in os.environ.items() if key.endswith('ALLOC_CONF')})"
+    )
+    environment = {key: value for key, value in os.environ.items() if not key.endswith("ALLOC_CONF")}
+    environment |= {name: "max_split_size_mb:64"} if name else {}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    expected = {name: "max_split_size_mb:64"} if name else {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    assert done.stdout.splitlines()[-1] == str(expected)
 
 
 def test_internal_errors_keep_their_traceback():

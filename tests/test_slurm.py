@@ -20,8 +20,9 @@ SCRIPTS = Path(__file__).parents[1] / "scripts" / "slurm"
 SRUN = """#!/bin/bash
 while [[ $1 == --* ]]; do shift; done
 for node in 0 1; do SLURM_NODEID=$node "$@" & tasks+=($!); done
-until [ -e run/.checkpoints ] || [ -z "$PREEMPTED" ] || ! kill -0 "$tasks"; do sleep 0.1; done
-[ -z "$PREEMPTED" ] || kill -TERM "${tasks[@]}"
+until compgen -G "run/.checkpoints/step-*" > /dev/null || [ -z "$EVENT" ] || ! kill -0 "$tasks"; do sleep 0.1; done
+[ "$EVENT" != preemption ] || kill -TERM "${tasks[@]}"
+[ "$EVENT" != crash ] || kill -KILL $(pgrep -P "${tasks[1]}")
 status=0
 for node in 0 1; do wait -n || status=$?; done
 exit $status
@@ -31,14 +32,14 @@ SCONTROL = """#!/bin/bash
 """
 
 
-def sbatch(script: str, directory: Path, *arguments: str, preempted: bool = False, **programs: str) -> tuple[int, str]:
+def sbatch(script: str, directory: Path, *arguments: str, event: str = "", **programs: str) -> tuple[int, str]:
     """Run a script as SLURM runs it on two nodes with a GPU each; its status, and what it wrote.
 
     Args:
         script: its name.
         directory: where it was queued, whose ``run`` is the output.
         arguments: of the script.
-        preempted: SLURM takes the nodes away once there is a checkpoint.
+        event: what happens once there is a checkpoint: preemption (SLURM takes the nodes away), crash (of a process).
         programs: name → text of other programs to find.
     """
     (directory / "bin").mkdir(exist_ok=True)
@@ -48,7 +49,7 @@ def sbatch(script: str, directory: Path, *arguments: str, preempted: bool = Fals
     slurm = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "1"}
     path = f"{directory / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     port = str(launching._free_port())
-    slurm |= {"SLURM_CPUS_PER_TASK": "1", "PREEMPTED": "1" if preempted else ""}
+    slurm |= {"SLURM_CPUS_PER_TASK": "1", "EVENT": event}
     log = directory / {"llava.sbatch": "llava-7.log", "train.sbatch": "clips-7.log"}[script]
     with log.open("a") as file:
         done = subprocess.run(
@@ -98,7 +99,7 @@ def test_two_nodes_train_one_encoder_and_resume_after_a_preemption(tmp_path: Pat
     data = clips_world.write_shards(tmp_path / "data")
     config = tmp_path / "run.json"
     config.write_text(clips_world.config_text(data, tmp_path / "run", max_steps=40))
-    status, printed = sbatch("train.sbatch", tmp_path, "--config", str(config), preempted=True)
+    status, printed = sbatch("train.sbatch", tmp_path, "--config", str(config), event="preemption")
     assert status != 0
     assert printed.count("scontrol requeue 7") == 1, printed[-3000:]
     assert not (tmp_path / "run" / "manifest.json").exists()
@@ -111,6 +112,24 @@ def test_two_nodes_train_one_encoder_and_resume_after_a_preemption(tmp_path: Pat
     assert manifest["samples_seen"] == 40 * 4
     steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(2, 41, 2))
+
+
+@pytest.mark.slow
+def test_processes_start_again_after_a_crash_but_not_after_a_users_error(tmp_path: Path) -> None:
+    data = clips_world.write_shards(tmp_path / "data")
+    config = tmp_path / "run.json"
+    config.write_text(clips_world.config_text(data, tmp_path / "run", max_steps=40))
+    status, printed = sbatch("train.sbatch", tmp_path, "--config", str(config), event="crash")
+    assert status == 0, printed[-3000:]
+    assert "resuming from step" in printed
+    assert "requeue" not in printed
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(2, 41, 2))
+    before = len(printed)
+    status, printed = sbatch("train.sbatch", tmp_path, "--config", str(config), "--max_steps", "41")
+    assert status != 0
+    assert printed[before:].count("max_steps: was 40, is 41") <= 2, printed[before:]  # of two processes, each once
+    assert "requeue" not in printed
 
 
 @pytest.mark.parametrize(
@@ -138,5 +157,5 @@ def test_every_node_starts_a_process_for_each_gpu(script: str, tmp_path: Path) -
     assert status == 0
     for node in "01":
         told = (tmp_path / f"{node}.txt").read_text()
-        assert f"--nnodes|2|--node-rank|{node}|--nproc-per-node|1|" in told
+        assert f"--nnodes|2|--node-rank|{node}|--nproc-per-node|1|--max-restarts|3|" in told
         assert told.endswith("|train|--config|two words.yaml|--seed|3|")

@@ -16,6 +16,7 @@ import inspect
 import json
 import os
 import re
+import signal
 import sys
 import time
 import typing
@@ -26,6 +27,7 @@ from typing import Any
 from clips.commandline.parsing import parse_config
 from clips.errors import UserError
 from clips.lazy_import import import_from_string
+from clips.parallel.visible_gpus import set_allocator
 from clips.safe_text import redact, strip_control_chars
 
 EXIT_USER_ERROR = 2
@@ -67,6 +69,7 @@ class Command:
 def dispatch(program: str, about: str, commands: Mapping[str, Command], argv: Sequence[str] | None = None) -> int:
     """Dispatch ``argv`` to one of ``commands`` and return the exit status (2 for user errors)."""
     arguments = [word for word in (sys.argv[1:] if argv is None else argv) if not _LAUNCHER_FLAG.fullmatch(word)]
+    set_allocator(os.environ)
     try:
         return _dispatch(program, about, commands, arguments)
     except UserError as error:
@@ -149,4 +152,6 @@ def _report_error(program: str, message: str) -> int:
         with contextlib.suppress(OSError):
             entry = {"message": line, "extraInfo": {"timestamp": str(int(time.time()))}}
             Path(file).write_text(json.dumps({"message": entry}), encoding="utf-8")
+    if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0" and os.environ.get("LOCAL_RANK") == "0":
+        os.kill(os.getppid(), signal.SIGTERM)  # torchrun, which would start the processes again for the same error
     return EXIT_USER_ERROR
