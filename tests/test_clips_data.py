@@ -52,7 +52,7 @@ def test_crops_and_draws_differ_between_epochs_and_samples(shards: Path):
     stream = [data[position] for position in range(42)]
     assert len({int(sample["draw"]) for sample in stream}) == 42
     again = training_data(shards, cache_images=True)
-    for _ in range(2):  # decoded, then from memory
+    for _ in range(2):  # decoded, then from memory; see test_clips_images.py for JPEGs
         assert all(torch.equal(again[p]["image"], stream[p]["image"]) for p in (0, 20, 41))
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from clips.data import InvalidImageError, decode_image
 from clips.data import augment as augmenting
-from clips.data.augment import _jitter, augment, min_decode_size, read_crop
+from clips.data.augment import _jitter, augment, read_crop
 from clips.data.data_config import AugmentConfig
 from clips.data.images import read_header, upright_size
 from clips.data.tar_index import index_tar
@@ -86,12 +86,18 @@ def test_a_crop_is_decoded_at_no_smaller_size_than_it_needs(monkeypatch: pytest.
     assert len({image.size for image in decoded}) > 1
 
 
-def test_any_crop_of_a_cached_image_has_the_pixels_that_it_needs():
-    for area in (0.1, 0.4, 0.9, 1):
-        side = min_decode_size(96, AugmentConfig(crop_scale_min=area))
-        for seed in range(300):
-            left, top, right, bottom = augmenting._random_box(side, side, area, np.random.default_rng(seed))
-            assert min(right - left, bottom - top) > 95.99
+@pytest.mark.parametrize(("kind", "sizes"), [("jpeg", {1, 2, 4}), ("png", {1})])
+def test_a_cached_image_has_the_same_crops(kind: str, sizes: set[int], monkeypatch: pytest.MonkeyPatch):
+    content, config, kept = ramps(420, 400), AugmentConfig(crop_scale_min=0.05, horizontal_flip=True), {}
+    if kind == "png":
+        content = encode(decode_image(content))
+    alone = [read_crop(content, 50, config, np.random.default_rng(seed)) for seed in range(30)]
+    crops = [read_crop(content, 50, config, np.random.default_rng(seed), kept) for seed in range(30)]
+    assert all(torch.equal(one, other) for one, other in zip(alone, crops, strict=True))
+    assert kept.keys() == sizes
+    monkeypatch.setattr(augmenting, "load_rgb", None)  # nothing is decoded again
+    monkeypatch.setattr(augmenting, "load_jpeg", None)
+    assert torch.equal(read_crop(content, 50, config, np.random.default_rng(7), kept), alone[7])
 
 
 @pytest.mark.parametrize("turn", [1, 6])

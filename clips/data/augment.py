@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from PIL import Image, ImageStat
 from torch.nn import functional as F  # noqa: N812
 
 from clips.data.data_config import AugmentConfig
-from clips.data.images import load_jpeg, load_rgb, read_header, upright_size
+from clips.data.images import load_jpeg, load_rgb, read_header, reduction_factor, upright_size
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, in pixels."""
@@ -21,31 +22,37 @@ _COLOR_RANGE, _HUE_RANGE = 0.8, 0.2  # times color_jitter: brightness, contrast,
 _UNCHANGED = list(range(256))
 
 
-def min_decode_size(size: int, config: AugmentConfig) -> int:
-    """The minimum side of an image whose crops all have ``size`` pixels per side, if the image has as many."""
-    return size if config.crop_scale_min == 1 else math.ceil(size / math.sqrt(config.crop_scale_min * _ASPECT[0]))
-
-
 def augment(image: Image.Image, size: int, config: AugmentConfig, rng: np.random.Generator) -> torch.Tensor:
     """A random crop of an RGB image, squashed to a square: uint8 (3, size, size) in channels-last memory format."""
     box = _random_box(image.width, image.height, config.crop_scale_min, rng)
     return _finish(_cut(image, box), size, config, rng)
 
 
-def read_crop(content: bytes, size: int, config: AugmentConfig, rng: np.random.Generator) -> torch.Tensor:
+def read_crop(
+    content: bytes, size: int, config: AugmentConfig, rng: np.random.Generator, decoded: dict[int, Any] | None = None
+) -> torch.Tensor:
     """`augment` a file's image; a JPEG is decoded at 1/2, 1/4 or 1/8 of its size if the crop keeps ``size`` pixels.
+
+    Args:
+        content: the file's bytes.
+        size: pixels per side of the result.
+        config: the augmentation.
+        rng: random numbers.
+        decoded: this image's decoded pixels by the factor of reduction, which are used and extended.
 
     Raises:
         InvalidImageError: see `clips.data.images.decode_image`.
     """
-    image = read_header(content)
+    image, decoded = read_header(content), {} if decoded is None else decoded
     width, height = upright_size(image)
     left, top, right, bottom = _random_box(width, height, config.crop_scale_min, rng)
-    reduction = min(right - left, bottom - top) / size
-    pixels = load_jpeg(image, content, reduction)
-    decoded = load_rgb(image, reduction) if pixels is None else pixels
-    x, y = (now / full for now, full in zip(_size(decoded), (width, height), strict=True))
-    return _finish(_cut(decoded, (left * x, top * y, right * x, bottom * y)), size, config, rng)
+    is_jpeg = image.format in ("JPEG", "MPO")
+    factor = reduction_factor(min(right - left, bottom - top) / size) if is_jpeg else 1
+    if factor not in decoded:
+        pixels = load_jpeg(image, content, factor)
+        decoded[factor] = load_rgb(image, factor) if pixels is None else pixels
+    x, y = (now / full for now, full in zip(_size(decoded[factor]), (width, height), strict=True))
+    return _finish(_cut(decoded[factor], (left * x, top * y, right * x, bottom * y)), size, config, rng)
 
 
 def _size(image: Image.Image | np.ndarray) -> tuple[int, int]:

@@ -53,7 +53,7 @@ class DataConfig:
             samples, a number such as 100 limits the reading to few shards at a time.
         augment: augmentation of the images.
         num_workers: DataLoader workers for each training process; 0 reads ahead in a thread.
-        cache_images: cache decoded images in memory, so that each is decoded once.
+        cache_images: cache decoded images in memory, so that each is decoded once at each size that crops need.
         max_invalid_ratio: stop if more than this ratio of the samples is undecodable or has no caption.
     """
 

@@ -84,7 +84,7 @@ def load_rgb(image: Image.Image, reduction: float = 1.0) -> Image.Image:
     Raises:
         InvalidImageError: see `decode_image`.
     """
-    factor = _factor(reduction)
+    factor = reduction_factor(reduction)
     with _short_reasons():
         if factor > 1:
             image.draft("RGB", (image.width // factor, image.height // factor))
@@ -99,7 +99,7 @@ def load_jpeg(image: Image.Image, content: bytes, reduction: float) -> np.ndarra
 
     None if simplejpeg is not installed, or for a file that `load_rgb` has to judge: all but intact RGB JPEGs.
     """
-    decode, factor = _fast_decoder(), _factor(reduction)
+    decode, factor = _fast_decoder(), reduction_factor(reduction)
     if decode is None or image.format != "JPEG" or image.mode != "RGB" or image.getexif().get(_ORIENTATION, 1) != 1:
         return None
     try:
@@ -117,7 +117,8 @@ def _fast_decoder() -> Callable[..., np.ndarray] | None:
     return simplejpeg.decode_jpeg
 
 
-def _factor(reduction: float) -> int:
+def reduction_factor(reduction: float) -> int:
+    """The factor, a power of two up to 8, by which a JPEG is reduced that may be reduced by ``reduction``."""
     return next((factor for factor in (8, 4, 2) if factor <= reduction), 1)
 
 

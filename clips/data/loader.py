@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from clips.core.artifact import MANIFEST
-from clips.data.augment import augment, min_decode_size, read_crop
+from clips.data.augment import read_crop
 from clips.data.data_config import DataConfig
-from clips.data.images import InvalidImageError, decode_image
+from clips.data.images import InvalidImageError
 from clips.data.invalid_samples import Invalid
 from clips.data.prefetch import start_prefetcher
 from clips.data.sampler import SampleOrder, SamplePosition, step_positions
@@ -72,7 +72,7 @@ class TrainDataset(torch.utils.data.Dataset):
         self.order = SampleOrder(
             blocks, weights or None, seed=seed, buffer_shards=config.shuffle_buffer_shards, batch_size=batch_size
         )
-        self.cache: dict[int, Any] | None = {} if config.cache_images else None
+        self.cache: dict[int, dict[int, Any]] | None = {} if config.cache_images else None
 
     def __len__(self) -> int:
         """Samples in one epoch."""
@@ -136,12 +136,8 @@ class TrainDataset(torch.utils.data.Dataset):
         )
 
     def _image(self, location: SamplePosition, sample: Sample, rng: np.random.Generator) -> torch.Tensor:
-        size, config = self.size, self.config.augment
-        if self.cache is None:
-            return read_crop(sample.image, size, config, rng)
-        if location.index not in self.cache:
-            self.cache[location.index] = decode_image(sample.image, at_least=min_decode_size(size, config))
-        return augment(self.cache[location.index], size, config, rng)
+        decoded = None if self.cache is None else self.cache.setdefault(location.index, {})
+        return read_crop(sample.image, self.size, self.config.augment, rng, decoded)
 
     def parents(self) -> dict[str, str]:
         """The artifacts of this suite among the sources: name → directory."""
