@@ -8,8 +8,9 @@ The training step is `clips.training.train_step.train_step`; this module is the 
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -114,13 +115,13 @@ def train_loop(run: TrainRun, stop: StopRequest) -> dict[str, Any]:
     trackers = open_trackers(config.report_to, config.output, name, to_plain(config)) if is_main else Trackers()
     log = RunLogger(config.output, step=state.step, steps=run.steps, quiet=not is_main, trackers=trackers)
     meter = MfuMeter(config, device=device, precision=run.precision, processes=run.processes.count, counted=state.flops)
-    stream = read_batches(run)
     run.model.train()
     entry: dict[str, Any] = {}
     values: dict[str, float] = {}
     unread: list[StepMetrics] = []
     with (
         worker_death_as_user_error(),
+        contextlib.closing(read_batches(run)) as stream,
         log,
         ThroughputTimer(state) as clock,
         Checkpointer(config.output, run.processes, keep=config.save_total_limit) as checkpointer,
@@ -158,7 +159,7 @@ def train_loop(run: TrainRun, stop: StopRequest) -> dict[str, Any]:
     return entry
 
 
-def read_batches(run: TrainRun) -> Iterator[dict[str, Any]]:
+def read_batches(run: TrainRun) -> Generator[dict[str, Any]]:
     """This process's part of the remaining batches, its images on the device if that is a GPU."""
     rank, world_size = run.processes.rank, run.processes.count
     steps = {"first_step": run.state.step, "last_step": run.steps}
