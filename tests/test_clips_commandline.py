@@ -330,7 +330,8 @@ def test_torchrun_does_not_start_processes_again_for_a_users_error(monkeypatch: 
 @pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", None])
 def test_the_allocator_of_gpus_is_set_before_torch_unless_the_user_did(name: str | None):
     script = (
-        "import os, sys; from clips import cli; sys.argv[1:] = ['--version']; cli.main(); assert 'torch' not in sys.modules; "
+        "import os, sys; from clips import cli; sys.argv[1:] = ['--version']; cli.main(); "
+        "assert 'torch' not in sys.modules; "
         "print({key: value for key, value in os.environ.items() if key.endswith('ALLOC_CONF')})"
     )
     environment = {key: value for key, value in os.environ.items() if not key.endswith("ALLOC_CONF")}
