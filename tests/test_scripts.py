@@ -51,6 +51,52 @@ def test_sides_take_turns_and_the_ratio_is_of_pairs(scripts):
     assert f"{ratio:.2f}" == "1.50 (1.25–2.25)"
 
 
+class AlwaysASecond:
+    """OpenVision's process, without JAX."""
+
+    parameters = 1
+
+    def __init__(self, *_: object) -> None:
+        self.end = lambda: None
+
+    def seconds(self, clock: str) -> float:
+        return 1.0
+
+
+TINY = ["--architecture", "clips-tiny", "--image-size", "16", "--steps", "1"]
+MEASUREMENTS = {
+    "checkpoint_stall": (TINY, {"waited", "lost", "bytes", "seconds"}),
+    "roofline": ([], {"rates", "predicted", "seconds", "ratio"}),
+    "vs_openvision": (
+        ["--openvision", "x", "--jax-python", "x", "--image-size", "16", "--precisions", "fp32"],
+        {"texts", "seconds", "times_as_fast"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MEASUREMENTS)
+def test_measurements_are_written_as_json_lines(scripts, name: str, monkeypatch, tmp_path: Path):
+    module, (words, names) = importlib.import_module(name), MEASUREMENTS[name]
+    monkeypatch.setattr(module, "CASES", (("clips-tiny", 16, "clip", 4),), raising=False)
+    monkeypatch.setattr(module, "REPEATS", 1, raising=False)
+    monkeypatch.setattr(module, "OpenVision", AlwaysASecond, raising=False)
+    monkeypatch.setattr("os.sched_setaffinity", lambda *_: None)
+    batch = [] if name == "roofline" else ["--batch", "2"]
+    options = ["--threads", str(torch.get_num_threads()), "--rounds", "2", "--json", str(tmp_path / "lines")]
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *words, *batch, *options])
+    module.main()
+    (line,) = map(json.loads, (tmp_path / "lines").read_text(encoding="utf-8").splitlines())
+    assert line["script"] == f"{name}.py"
+    assert names <= line.keys()
+
+
+def test_every_benchmark_with_the_common_arguments_writes_json_lines():
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in SCRIPTS.glob("*.py")}
+    common = {name for name, text in texts.items() if "common_parser(__doc__)" in text} - {"random_llm"}  # no benchmark
+    assert len(common) > 12
+    assert all("    record(args, " in texts[name] for name in common)
+
+
 def options(**changes):
     defaults = {"architecture": "clips-tiny", "image_size": 16, "batch": 8, "captions": None, "field": "web"}
     return argparse.Namespace(**{**defaults, "device": "cpu", **changes})

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from bridge_step import moved, write_mix
-from measure import common_parser, machine, seconds_of, speed_up, spread, take_turns
+from measure import common_parser, machine, record, seconds_of, speed_up, spread, take_turns
 from torch.utils.data import DataLoader, Subset
 
 from llava_bridge.data import ConversationSourceConfig, read_samples
@@ -73,9 +73,11 @@ def comparison(args: argparse.Namespace, mix: Path) -> str:
     seconds = take_turns({"computed": lambda: run(None), "cached": lambda: run(reader)}, args.rounds, args.clock)
     per_step = args.micro_batch / len(indices)
     each = {name: spread([value * per_step for value in values]) for name, values in seconds.items()}
+    faster = speed_up(seconds, "cached", "computed")
+    record(args, seconds=each, times_as_fast=faster, filling=first * per_step)
     return (
         f"a step of {args.micro_batch} samples: features computed {each['computed']:.3f} s, cached "
-        f"{each['cached']:.3f} s, {speed_up(seconds, 'cached', 'computed'):.2f} times as fast; in the pass that fills "
+        f"{each['cached']:.3f} s, {faster:.2f} times as fast; in the pass that fills "
         f"the cache {first * per_step:.3f} s"
     )
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import measure
 import torch
-from measure import common_parser, machine, spread, table
+from measure import common_parser, machine, record, spread, table
 
 from clips.method.recipes import RECIPES, RecipeConfig
 from clips.model.architectures import CaptionerConfig, ModelConfig
@@ -55,6 +55,8 @@ def main() -> None:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         end_processes()
+    if processes.is_main:
+        record(args, processes=processes.count, waited=waited, lost=lost, bytes=size, seconds=step)
     say(f"{args.architecture}, {args.recipe}, batch {args.batch}, {args.precision}: a step takes {step:.2f} s,")
     say(f"{processes.count} process(es), {args.strategy}")
     say(f"a checkpoint has {size / 2**20:.0f} MiB; {args.steps} steps per checkpoint")

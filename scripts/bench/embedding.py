@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import common_parser, machine, speed_up, spread, table, take_turns
+from measure import common_parser, machine, record, speed_up, spread, table, take_turns
 
 
 def main() -> None:
@@ -73,8 +73,10 @@ def rows_of(name: str, args: argparse.Namespace, folder: Path) -> list[list[str]
     for what, (theirs, ours, count) in sides.items():
         torch.testing.assert_close(ours(), theirs(), atol=1e-5 if dtype == torch.float32 else 2e-2, rtol=0)
         seconds = take_turns({"bare": theirs, "ours": ours}, args.rounds, args.clock)
-        speeds = [f"{spread([count / value for value in seconds[side]]):.1f}" for side in ("bare", "ours")]
-        rows.append([name, what, *speeds, f"{speed_up(seconds, 'ours', 'bare'):.2f}"])
+        speeds = {side: spread([count / value for value in seconds[side]]) for side in ("bare", "ours")}
+        ratio = speed_up(seconds, "ours", "bare")
+        record(args, architecture=name, input=what, per_second=speeds, of_bare=ratio)
+        rows.append([name, what, *(f"{speed:.1f}" for speed in speeds.values()), f"{ratio:.2f}"])
     return rows
 
 

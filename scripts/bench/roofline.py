@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import measure
 import torch
-from measure import common_parser, machine, parameters, spread, table, take_turns
+from measure import common_parser, machine, parameters, record, spread, table, take_turns
 from torch.nn import functional as F  # noqa: N812
 
 from clips.method.recipes import RecipeConfig
@@ -52,6 +52,7 @@ def compare(args: argparse.Namespace, architecture: str, size: int, recipe: str,
         f"{architecture} {size} px, {recipe}, batch {batch}",
         spread([predicted / value for value in seconds["step"]]),
     )
+    record(args, step=name, rates=rates, predicted=predicted, seconds=spread(seconds["step"]), ratio=ratio)
     cells = [f"{rates.matmul / 1e9:.0f}", f"{rates.memory / 1e9:.1f}", f"{predicted:.2f}"]
     return [name, *cells, f"{spread(seconds['step']):.2f}", f"{ratio:.2f}"]
 

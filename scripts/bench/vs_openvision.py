@@ -26,7 +26,7 @@ from pathlib import Path
 import measure
 import numpy as np
 import torch
-from measure import common_parser, machine, parameters, speed_up, spread, table
+from measure import common_parser, machine, parameters, record, speed_up, spread, table
 from torch import Tensor
 
 from clips.method.recipes import RecipeConfig
@@ -84,10 +84,11 @@ def row(args: argparse.Namespace, captions: str | None, precision: str) -> list[
             for name, side in pair[:: -1 if number % 2 else 1]:
                 seconds[name].append(side())
         theirs.end()
-    times = [f"{spread(seconds[name]):.3g}" for name in ("ours", "theirs")]
+    taken, faster = {name: spread(seconds[name]) for name in seconds}, speed_up(seconds, "ours", "theirs")
     label = "full rows" if captions is None else Path(captions).stem
-    ratio = f"{speed_up(seconds, 'ours', 'theirs'):.2f}"
-    return [label, precision, str(args.threads), str(args.batch), *times, ratio]
+    record(args, texts=label, precision=precision, seconds=taken, times_as_fast=faster)
+    times = [f"{taken[name]:.3g}" for name in ("ours", "theirs")]
+    return [label, precision, str(args.threads), str(args.batch), *times, f"{faster:.2f}"]
 
 
 def write_batch(batch: dict[str, Tensor], path: Path) -> Path:
