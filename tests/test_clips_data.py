@@ -88,6 +88,17 @@ def test_workers_share_a_batch(shards: Path, monkeypatch: pytest.MonkeyPatch, pa
         assert sum(len(batch["invalid_samples"]) for batch in alone) >= least_invalid
 
 
+def test_dates_in_json_lines_stay_text(tmp_path: Path):
+    rows = [{"image": "a.png", "caption": f"2020-01-0{day}", "taken": "2021-02-03T04:05:06Z"} for day in (1, 2)]
+    table = tmp_path / "rows.jsonl"
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "a.png").write_bytes(clips_world.draw_image(0))
+    source = opened(table, format="table", web_caption="caption", synthetic_caption="taken")
+    assert [source.read(index, rng()).web for index in (0, 1)] == ["2020-01-01", "2020-01-02"]
+    assert source.read(0, rng()).synthetic == "2021-02-03T04:05:06Z"
+    assert source.record(1).fields["taken"] == "2021-02-03T04:05:06Z"
+
+
 def test_an_abandoned_stream_ends_its_thread(shards: Path):
     stream = iterate_batches(training_data(shards, 4), first_step=0, last_step=100)
     next(stream)

@@ -36,10 +36,20 @@ def test_a_core_is_measured_on_local_data_and_else_on_a_generated_photo(
 
     assert measured(str(tmp_path / "data")) == (16 / 0.25, "the first samples")
     assert measured(str(tmp_path / "data" / "shard-{00000..00002}.tar")) == (16 / 0.25, "the first samples")
-    assert measured("s3://bucket/{00..99}.tar") == (16 / 0.25, "a generated photo of 630 px")
+    remote = (16 / 0.25, "a generated photo of 630 px: the images are remote, and not measured")
+    assert measured("s3://bucket/{00..99}.tar") == measured("owner/hub-dataset") == remote
     clips_world.write_shard(tmp_path / "bare" / "shard-00000.tar", {"a": {"jpg": b"no image"}})
     assert measured(str(tmp_path / "bare")) == (16 / 0.25, "a generated photo of 630 px")
     assert 40_000 < len(feeding_module._photo()) < 90_000
+
+
+def test_images_at_urls_are_not_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("clips.data.sources.tables.image_bytes", lambda *_, **__: pytest.fail("an image was read"))
+    table = tmp_path / "table.csv"
+    table.write_text("url,caption\n" + "https://host/image.jpg,a dog\n" * 96)
+    source = {"path": str(table), "format": "table", "web_caption": "caption", "synthetic_caption": "caption"}
+    stage = clips_world.train_config(table, tmp_path / "run", data={"sources": [source]}, recipe={"name": "clip"})
+    assert measure_core(stage, 16)[1] == "a generated photo of 630 px: the images are at URLs, and not measured"
 
 
 def test_shared_memory_holds_a_few_batches():

@@ -86,7 +86,7 @@ def test_a_crop_is_decoded_at_no_smaller_size_than_it_needs(monkeypatch: pytest.
     assert len({image.size for image in decoded}) > 1
 
 
-@pytest.mark.parametrize(("kind", "sizes"), [("jpeg", {1, 2, 4}), ("png", {1})])
+@pytest.mark.parametrize(("kind", "sizes"), [("jpeg", {2, 4}), ("png", {1})])
 def test_a_cached_image_has_the_same_crops(kind: str, sizes: set[int], monkeypatch: pytest.MonkeyPatch):
     content, config, kept = ramps(420, 400), AugmentConfig(crop_scale_min=0.05, horizontal_flip=True), {}
     if kind == "png":

@@ -8,14 +8,16 @@ import math
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from clips.data.augment import read_crop
-from clips.data.loader import TrainDataset, shared_memory
-from clips.data.remote_files import is_remote
+from clips.data.loader import shared_memory
+from clips.data.remote_files import expand_brace_ranges, is_remote
+from clips.data.sources import InvalidSampleError, Source
 from clips.errors import UserError
 from clips.training.setup import open_train_dataset
 from clips.training.train_config import EncoderTrainConfig
@@ -52,24 +54,35 @@ def feeding(
 def measure_core(stage: EncoderTrainConfig, size: int) -> tuple[float, str]:
     """Return the images that a core of this machine reads per second, and what it read.
 
-    These are the first samples of the data, or a generated photo without captions if they are not local, invalid or,
-    after the first epoch, in ``cache_images``.
+    These are the first samples of the data, or a generated photo without captions if they are invalid, streamed
+    or, after the first epoch, in ``cache_images``, or not local: nothing is downloaded.
     """
-    data = _open_local(stage)
+    data, basis = None, _PHOTO
+    if _is_remote(stage):
+        basis = f"{_PHOTO}: the images are remote, and not measured"
+    elif not (stage.data.cache_images or any(source.streaming for source in stage.data.sources)):
+        with contextlib.suppress(UserError):
+            data = open_train_dataset(stage)
+            if any(_has_urls(source) for source in data.parts):
+                data, basis = None, f"{_PHOTO}: the images are at URLs, and not measured"
     if data is not None:
         with contextlib.suppress(UserError):  # training reports it
             return _rate(data.__getitems__), "the first samples"
     content, rng = _photo(), np.random.default_rng(0)
-    return _rate(lambda numbers: [read_crop(content, size, stage.data.augment, rng) for _ in numbers]), _PHOTO
+    return _rate(lambda numbers: [read_crop(content, size, stage.data.augment, rng) for _ in numbers]), basis
 
 
-def _open_local(stage: EncoderTrainConfig) -> TrainDataset | None:
-    if stage.data.cache_images or any(is_remote(source.path) or source.streaming for source in stage.data.sources):
-        return None
-    try:
-        return open_train_dataset(stage)
-    except UserError:
-        return None
+def _is_remote(stage: EncoderTrainConfig) -> bool:
+    """Whether data would be downloaded: remote shards or tables, or a dataset of the Hub."""
+    paths = [path for source in stage.data.sources for path in expand_brace_ranges(source.path)[:1]]
+    return any(is_remote(path) or not Path(path).exists() for path in paths)
+
+
+def _has_urls(source: Source) -> bool:
+    """Whether the first row of a table names its image by an address."""
+    with contextlib.suppress(InvalidSampleError):
+        return is_remote(source.record(0).reference or "")
+    return False
 
 
 def _rate(read: Callable[[range], Any]) -> float:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -170,8 +171,22 @@ def open_table(path: str, files: Sequence[str]) -> Any:
             )
         if suffix == ".parquet":
             check_decompressed_size(file for file in files if not is_remote(file))
-        reader = "parquet" if suffix == ".parquet" else "json"
-        return undecoded(datasets.load_dataset(reader, data_files=list(files), split="train"))
+            return undecoded(datasets.load_dataset("parquet", data_files=list(files), split="train"))
+        return _json_rows(files)
+
+
+def _json_rows(files: Sequence[str]) -> Any:
+    """The rows of JSON lines, with dates as the text in the file: the reader converts them to times."""
+    import datasets
+
+    load = functools.partial(datasets.load_dataset, "json", data_files=list(files), split="train")
+    rows = load()
+    times = [name for name, kind in rows.features.items() if str(getattr(kind, "dtype", "")).startswith("timestamp")]
+    if not times:
+        return undecoded(rows)
+    # Read again as JSON values. Versions of datasets without these can only convert the times back to a text.
+    as_text = datasets.Json() if hasattr(datasets, "Json") else datasets.Value("string")
+    return undecoded(load(features=datasets.Features({**rows.features, **dict.fromkeys(times, as_text)})))
 
 
 def _version(name: str, path: str) -> list[Any]:
