@@ -203,17 +203,3 @@ def test_idle_is_the_time_without_any_kernel():
     assert found["gaps"][0] == {"after": "b", "before": "b", "us": 30}
     assert found["long_gaps"] == 1
     assert [(each["name"], each["ms"], each["calls"]) for each in found["top"]] == [("c", 0.035, 1), ("b", 0.025, 2)]
-
-
-def test_samples_of_a_packed_row_attend_within_themselves():
-    varlen = importlib.import_module("varlen")
-    rows, heads, tokens, bounds = 2, 4, 8, [0, 3, 8, 13, 16]
-    query, *keys = (torch.randn(rows, count, tokens, 6) for count in (heads, 2, 2))
-    module = torch.nn.Module()
-    module.num_key_value_groups = heads // 2  # type: ignore[assignment]
-    limits = {"cu_seq_lens_q": torch.tensor(bounds), "max_length_q": 5}
-    found, _ = varlen.varlen_attention(module, query, *keys, None, **limits)
-    sample = torch.bucketize(torch.arange(rows * tokens), torch.tensor(bounds[1:]), right=True).view(rows, 1, 1, tokens)
-    mask = (sample.transpose(-1, -2) == sample) & torch.ones(tokens, tokens, dtype=torch.bool).tril()
-    expected = F.scaled_dot_product_attention(query, *keys, attn_mask=mask, enable_gqa=True)
-    torch.testing.assert_close(found, expected.transpose(1, 2))

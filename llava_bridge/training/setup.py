@@ -7,7 +7,7 @@ import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from transformers.utils.generic import is_flash_attention_requested
 from clips.data.formats.dataset_format import Conversation
 from clips.errors import UserError
 from clips.model.loading import library_errors_as_user_errors
+from clips.model.precision import resolve_precision
 from llava_bridge.conversation import ConversationEncoder, resolve_chat_template
 from llava_bridge.data import read_samples, read_texts
 from llava_bridge.data.collator import ConversationCollator, ConversationDataset, PackedTextDataset, TextCollator
@@ -36,6 +37,8 @@ from llava_bridge.model.load_llava import load_for_training
 from llava_bridge.model.modeling_llava import MultimodalConnector
 from llava_bridge.model.modeling_vision import towers_in_float32
 from llava_bridge.model.small_llama import new_llama, train_tokenizer
+from llava_bridge.model.varlen_attention import NAME as VARLEN
+from llava_bridge.model.varlen_attention import can_replace_sdpa
 from llava_bridge.training.launch import is_main_process
 from llava_bridge.training.sharded_weights import barrier
 from llava_bridge.training.train_config import LlavaTrainConfig, Part, StageConfig
@@ -146,6 +149,8 @@ def _setup_llava(config: LlavaTrainConfig, name: str, work: Path, keep_bf16: boo
             f"attn_implementation: this LLM does not support {config.attn_implementation} here"
         ):
             model.model.language_model.set_attn_implementation(config.attn_implementation)
+    elif can_replace_sdpa(model.model.language_model, bf16=precision(config) == "bf16"):
+        _replace_sdpa(model)
     images, max_length = processor.image_processor, _DEFAULT_MAX_LENGTH
     if is_anyres_processor(images):
         max_length += max_image_tokens(processor)
@@ -179,11 +184,24 @@ def _packed_length(model: Any, length: int, name: str, stage: StageConfig) -> fl
     """Tokens of a packed row; None without packing. UserError if the LLM does not separate packed samples."""
     if not stage.packing:
         return None
-    if not supports_packing(model):
+    attention = model.model.language_model.config._attn_implementation
+    if attention != VARLEN and not supports_packing(model):
         model_type = model.config.text_config.model_type
         raise UserError(f"{name}.packing: expected false, since this LLM ({model_type}) mixes samples that share a row")
-    # FlashAttention separates samples only in a single row.
-    return math.inf if is_flash_attention_requested(model.config.text_config) else length
+    # With bounds instead of a mask all samples are in a single row.
+    return math.inf if attention == VARLEN or is_flash_attention_requested(model.config.text_config) else length
+
+
+def _replace_sdpa(model: Any) -> None:
+    """Let the LLM attend without masks if its output stays the same; else it keeps SDPA."""
+    llm = model.model.language_model
+    llm.set_attn_implementation(VARLEN)
+    try:
+        replaced = supports_packing(model)
+    except ValueError:  # it asks for more than causal attention
+        replaced = False
+    if not replaced:
+        llm.set_attn_implementation("sdpa")
 
 
 @torch.no_grad()
@@ -192,18 +210,31 @@ def supports_packing(model: Any) -> bool:
     llm, count = model.model.language_model, 6
     tokens = torch.arange(1, 2 * count + 1, device=llm.device)[None]
     positions = torch.arange(count, device=llm.device)[None]
+    bounds = torch.arange(0, 3 * count, count, dtype=torch.int32)
     was_training, _ = llm.training, llm.eval()
     attention = llm.config._attn_implementation
-    if attention != "sdpa":  # FlashAttention, as a package or a kernel of the Hub, supports neither float32 nor CPU
-        llm.config._attn_implementation = "eager"
+    # FlashAttention, as a package or a kernel of the Hub, supports neither float32 nor CPU.
+    reference = "sdpa" if attention in {"sdpa", VARLEN} else "eager"
+    packed_by, limits = reference, {}
+    if attention == VARLEN:
+        packed_by, limits = VARLEN, {"cu_seq_lens_q": bounds, "max_length_q": count}
     try:
         with computing_in_float32(llm):
-            packed = llm(input_ids=tokens, position_ids=positions.repeat(1, 2), use_cache=False).last_hidden_state
+            llm.config._attn_implementation = packed_by
+            packed = llm(
+                input_ids=tokens, position_ids=positions.repeat(1, 2), use_cache=False, **limits
+            ).last_hidden_state
+            llm.config._attn_implementation = reference
             alone = llm(input_ids=tokens[:, count:], position_ids=positions, use_cache=False).last_hidden_state
     finally:
         llm.train(was_training)
         llm.config._attn_implementation = attention
     return torch.allclose(packed[:, count:], alone, atol=1e-4, rtol=1e-3)
+
+
+def precision(config: LlavaTrainConfig) -> Literal["fp32", "bf16"]:
+    """The precision of computation on this machine."""
+    return resolve_precision(config.precision, torch.device("cuda" if torch.cuda.is_available() else "cpu"))[0]
 
 
 def split_parts(model: Any) -> dict[Part, nn.Module]:

@@ -98,8 +98,8 @@ class StageConfig:
         group_by_modality_length: LLaVA's order of samples: each step has only samples with images or only samples
             without, at random; false shuffles all. LLaVA-1.5 has it in ``instruct`` only. The samples of a step do not
             depend on their lengths, ``micro_batch_size`` or the number of processes.
-        packing: concatenate samples of a micro-batch to rows of ``max_length`` tokens, with attention within each
-            sample, instead of padding each. Steps have the same samples and losses either way.
+        packing: concatenate the samples of a micro-batch to one row, or rows of ``max_length`` tokens if the attention
+            needs masks, instead of padding each. Steps have the same samples and losses either way.
         cache_vision_features: store the frozen encoder's features of each image in the user's cache, for all trainings
             with the same images and encoder: 1.2 MB per image, or tile, for CLIP L/14 at 336 pixels in bf16.
         chat_template: the template of this stage, if it is not the LLaVA's: ``plain`` is LLaVA-1.5's in align, the
@@ -242,7 +242,7 @@ class LlavaTrainConfig:
             LLaVA-1.5's preamble), llama_2, llama_3, llama_3_1 (3.2, too), chatml (Qwen, SmolLM), mistral, gemma, phi_3,
             tulu (OLMo), turns.
         attn_implementation: the LLM's attention, by transformers' name: sdpa, eager, flash_attention_2 …; null uses
-            transformers' default.
+            causal attention without masks in place of transformers' SDPA if the hardware has it, else its default.
         llm_from_scratch: the LLM that ``llm_pretrain`` builds.
         llm_pretrain: trains the LLM without images, on text (format ``text``) or on conversations.
         align: trains the projector only; LLaVA calls this stage pretraining.

@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,6 @@ from transformers.trainer_callback import PrinterCallback
 from clips.core.trackers import Trackers
 from clips.data.invalid_samples import Invalid, InvalidSamples
 from clips.errors import UserError
-from clips.model.precision import resolve_precision
 from clips.parallel.distributed import start_processes
 from clips.parallel.fsdp import BF16, FLOAT32, shard_model
 from llava_bridge.data.sampler import LengthGroupedSampler, RandomOrder
@@ -42,7 +41,7 @@ from llava_bridge.training.launch import DistributedStopRequest, deepspeed_confi
 from llava_bridge.training.lora import add_lora, numel_unpacked, quantize
 from llava_bridge.training.loss import LlavaLoss
 from llava_bridge.training.save_model import save_stage_model
-from llava_bridge.training.setup import StageSetup, setup_stage, split_parts
+from llava_bridge.training.setup import StageSetup, precision, setup_stage, split_parts
 from llava_bridge.training.sharded_weights import finer_than_bf16, frozen_fits_bf16, set_masters
 from llava_bridge.training.train_config import LlavaTrainConfig, Part, StageConfig, Strategy
 from llava_bridge.training.work_dir import CHECKPOINTS_DIR
@@ -233,11 +232,6 @@ def make_sampler(dataset: Any, stage: StageConfig, steps: int, seed: int, micro_
     return LengthGroupedSampler(
         dataset.sizes(), stage.global_batch_size, total, seed, stage.global_batch_size // micro_batch_size
     )
-
-
-def precision(config: LlavaTrainConfig) -> Literal["fp32", "bf16"]:
-    """The precision of computation on this machine."""
-    return resolve_precision(config.precision, torch.device("cuda" if torch.cuda.is_available() else "cpu"))[0]
 
 
 class StageTrainer(Trainer):

@@ -1,7 +1,7 @@
 """The model FLOPs utilization (MFU) of a bare instruct step of a LLaVA, by the attention of its packed rows.
 
     python scripts/bench/packed_step.py --device cuda --precision bf16               (L/14 at 336 px, an LLM of 0.5 B)
-    python scripts/bench/packed_step.py --threads 2 --encoder timm:test_vit@random --hidden 256 --layers 4 --batch 4
+    python scripts/bench/packed_step.py --threads 1 --clock cpu --rounds 3 --encoder timm:test_vit@random --hidden 256
 
 Encoder and LLM have random weights, on which the speed does not depend. The encoder is frozen; projector and LLM train
 with the bridge's loss and AdamW on full packed rows with ``--images`` images each. The peak is that of a large matrix
@@ -19,7 +19,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import varlen
 from measure import common_parser, flops, machine, record, spread, table
 from mfu import measure_mfu
 from torch import Tensor
@@ -28,6 +27,7 @@ from clips.model.losses import linear_cross_entropy
 from llava_bridge.encoders import load_encoder
 from llava_bridge.model.modeling_llava import AnyLlava, empty_llava, new_projector
 from llava_bridge.model.modeling_vision import build_vision_model, resolve_feature_layer
+from llava_bridge.model.varlen_attention import NAME as VARLEN
 from llava_bridge.training.loss import LlavaLoss, liger_cross_entropy
 
 IMAGE_TOKEN = 5  # any token of the vocabulary
@@ -77,7 +77,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=2048, help="tokens of a row, images included")
     parser.add_argument("--images", type=int, default=2, help="in each row")
     parser.add_argument("--samples", type=int, default=1, help="in each row; several of them are packed")
-    parser.add_argument("--attention", nargs="+", default=["sdpa"], choices=["sdpa", "eager", varlen.NAME])
+    parser.add_argument("--attention", nargs="+", default=["sdpa"], choices=["sdpa", "eager", VARLEN])
     parser.add_argument("--batch", type=int, default=16, help="rows")
     parser.add_argument("--steps", type=int, default=1, help="in a turn")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
@@ -146,9 +146,9 @@ def random_batch(model: Any, args: argparse.Namespace) -> dict[str, Any]:
 
 def disagreements(losses: dict[str, float]) -> list[str]:
     """What is wrong with the losses of ``sdpa`` and ``varlen``."""
-    if not {"sdpa", varlen.NAME} <= set(losses):
+    if not {"sdpa", VARLEN} <= set(losses):
         return []
-    ours, theirs = losses["sdpa"], losses[varlen.NAME]
+    ours, theirs = losses["sdpa"], losses[VARLEN]
     close = abs(ours - theirs) <= TOLERANCE * abs(ours)
     return [] if close else [f"losses: expected those of sdpa and varlen within 1 %, got {ours} and {theirs}"]
 
