@@ -2,8 +2,8 @@
 
 Each reproduces the training format of the LLM, according to model cards or code: `vicuna` and `vicuna_v1` after
 LLaVA-1.5's ``conversation.py`` (without and with its preamble), `llama_2`, `llama_3`, `llama_3_1` (3.2, too),
-`mistral`, `gemma`, `phi_3` after their cards, `chatml` for Qwen 2 to 3 and SmolLM 2, `tulu` for OLMo 2. `plain` is
-LLaVA-1.5's for the first stage.
+`mistral`, `gemma`, `phi_3` after their cards, `chatml` for Qwen 2 to 3 and SmolLM 2, `qwen_1_5` the same with
+LLaVA-NeXT's system message for Qwen 1.5 to 3, `tulu` for OLMo 2. `plain` is LLaVA-1.5's for the first stage.
 """
 
 from __future__ import annotations
@@ -69,6 +69,13 @@ _LLAMA_3_1_BEGIN = (
     r"{%- if messages[0]['role'] == 'system' -%}{{- messages[0]['content'] -}}{%- endif -%}{{- '<|eot_id|>' -}}"
 )
 
+_CHATML = (
+    r"'<|im_start|>system\n' + text + '<|im_end|>\n'",
+    r"'<|im_start|>user\n' + text + '<|im_end|>\n'",
+    r"'<|im_start|>assistant\n' + text + '<|im_end|>\n'",
+    r"'<|im_start|>assistant\n'",
+)
+
 CHAT_TEMPLATES: dict[str, str] = {
     "vicuna": _template(*_VICUNA),
     "vicuna_v1": _template(
@@ -92,12 +99,11 @@ CHAT_TEMPLATES: dict[str, str] = {
         f"{{{{ {_LLAMA_3[0]} }}}}",
         *_LLAMA_3[1:],
     ),
-    "chatml": _template(
-        r"'<|im_start|>system\n' + text + '<|im_end|>\n'",
-        r"'<|im_start|>user\n' + text + '<|im_end|>\n'",
-        r"'<|im_start|>assistant\n' + text + '<|im_end|>\n'",
-        r"'<|im_start|>assistant\n'",
-        before="",
+    "chatml": _template(*_CHATML, before=""),
+    "qwen_1_5": _template(
+        *_CHATML,
+        before=r"{%- if messages[0]['role'] != 'system' -%}"
+        r"{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{%- endif -%}",
     ),
     "mistral": _with_first_question(r"text + '\n\n'", "'[INST] ' + text + ' [/INST]'", "' ' + text + eos_token", "''"),
     "gemma": _with_first_question(

@@ -76,12 +76,13 @@ def test_the_real_llama_tokenizer(shared: Path) -> None:
     assert encoded.input_ids.count(tokenizer.bos_token_id) == 1
 
 
-ENDS = {"llama_3": "<|eot_id|>", "llama_3_1": "<|eot_id|>", "chatml": "<|im_end|>"}
+ENDS = {"llama_3": "<|eot_id|>", "llama_3_1": "<|eot_id|>", "chatml": "<|im_end|>", "qwen_1_5": "<|im_end|>"}
 ENDS |= {"gemma": "<end_of_turn>", "phi_3": "<|end|>"}
 MARKS = {
     "llama_3": ("<|start_header_id|>", "<|end_header_id|>"),
     "llama_3_1": ("<|start_header_id|>", "<|end_header_id|>"),
     "chatml": ("<|im_start|>",),
+    "qwen_1_5": ("<|im_start|>",),
     "gemma": ("<start_of_turn>",),
     "phi_3": ("<|user|>", "<|assistant|>", "<|system|>"),
 }
@@ -113,6 +114,11 @@ WRITTEN = {  # the whole of TALK, written by hand; what is learned stands betwee
         "<|im_start|>user\n<image>\nWhat color is it?<|im_end|>\n<|im_start|>assistant\n«red<|im_end|>»\n"
         "<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\n«yes<|im_end|>»\n"
     ),
+    "qwen_1_5": (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\n<image>\nWhat color is it?<|im_end|>\n<|im_start|>assistant\n«red<|im_end|>»\n"
+        "<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\n«yes<|im_end|>»\n"
+    ),
     "mistral": "<s>[INST] <image>\nWhat color is it? [/INST] «red</s>»[INST] Sure? [/INST] «yes</s>»",
     "gemma": (
         "<s><start_of_turn>user\n<image>\nWhat color is it?<end_of_turn>\n<start_of_turn>model\n«red<end_of_turn>»\n"
@@ -137,6 +143,7 @@ WITH_SYSTEM = {  # how it begins when the system says "Be brief."
         "Today Date: 26 Jul 2024\n\nBe brief.<|eot_id|><|start_header_id|>user"
     ),
     "chatml": "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n",
+    "qwen_1_5": "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n",
     "mistral": "<s>[INST] Be brief.\n\n<image>",
     "gemma": "<s><start_of_turn>user\nBe brief.\n\n<image>",
     "phi_3": "<s><|system|>\nBe brief.<|end|>\n<|user|>\n",

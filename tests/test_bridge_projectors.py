@@ -23,12 +23,14 @@ SMALL: dict[str, dict[str, Any]] = {
     "mlp3x_gelu": {},
     "linear": {},
     "pixel_shuffle": {"downsample_factor": 2},
+    "pixel_shuffle_linear": {"downsample_factor": 4},
+    "patch_merger": {"downsample_factor": 2},
     "pool": {"downsample_factor": 2},
     "c_abstractor": {"num_tokens": 9, "num_layers": 1},
     "perceiver": {"num_tokens": 5, "num_layers": 2, "num_heads": 4},
 }
 TOKENS = {"mlp2x_gelu": 16, "mlp3x_gelu": 16, "linear": 16, "pixel_shuffle": 4, "pool": 4}
-TOKENS |= {"c_abstractor": 9, "perceiver": 5}
+TOKENS |= {"pixel_shuffle_linear": 1, "patch_merger": 4, "c_abstractor": 9, "perceiver": 5}
 
 
 def config(name: str) -> ProjectorConfig:

@@ -15,43 +15,54 @@ import yaml
 from clips.commandline.parsing import parse_config
 from clips.typed_data import to_yaml
 from llava_bridge.data import ConversationSourceConfig
-from llava_bridge.projectors import ProjectorConfig
 from llava_bridge.training.train_config import LlavaTrainConfig, StageConfig
 
 FOLDER = Path(__file__).resolve().parents[1] / "scripts" / "configs" / "llava"
 FILES = sorted(FOLDER.glob("*.yaml"))
 STATED = {"data", "num_epochs", "global_batch_size", "micro_batch_size", "learning_rate", "warmup_ratio"}
 STATED |= {"weight_decay", "max_length"}
+ALIGN_IS_CHAT = {"llava-onevision-1.5-8b", "nanovlm-460m"}  # the latter has no stage of captions
 
 
 def recipe(path: Path) -> LlavaTrainConfig:
     return parse_config(LlavaTrainConfig, ["--config", str(path)], prog="test")  # type: ignore[return-value]
 
 
+LLAVA_1_5 = (("align", "instruct"), "mlp2x_gelu", (256, 128), 2e-5)
+STATED_VALUES: dict[str, Any] = {  # stages, projector, batches, learning rate of the last stage
+    **dict.fromkeys(["llava-1.5-vicuna-7b", "llava-1.5-llama-3-8b", "openvision", "clips"], LLAVA_1_5),
+    **dict.fromkeys(["llava-next", "sharegpt4v-7b"], LLAVA_1_5),
+    "llava-next-qwen2.5-7b": (("align", "instruct"), "mlp2x_gelu", (128, 128), 1e-5),
+    "llava-onevision-1.5-8b": (("align", "instruct"), "patch_merger", (128, 128), 1e-5),
+    "onevision-encoder-qwen3-4b": (("align", "instruct"), "mlp2x_gelu", (256, 128), 1e-5),
+    "nanovlm-460m": (("instruct",), "pixel_shuffle_linear", (128,), 5e-5),
+}
+
+
 def test_the_recipes_are_there() -> None:
-    names = {"llava-1.5-vicuna-7b", "llava-1.5-llama-3-8b", "openvision", "clips", "llava-next", "sharegpt4v-7b"}
-    assert {path.stem for path in FILES} == names
+    assert {path.stem for path in FILES} == set(STATED_VALUES)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_recipe_is_complete(path: Path) -> None:
     """Nothing that decides what comes of it is left to defaults, which may change."""
     config, written = recipe(path), yaml.safe_load(path.read_text())
-    assert list(config.stages) == ["align", "instruct"]
+    stages, projector, batches, rate = STATED_VALUES[path.stem]
+    assert tuple(config.stages) == stages
     features = {"vision_feature_layer", "vision_feature_select_strategy", "image_aspect_ratio"}
     assert {"encoder", "llm", "projector", "chat_template", *features} <= set(written)
     assert config.chat_template != "auto"
-    assert config.projector == ProjectorConfig(type="mlp2x_gelu")
+    assert config.projector.type == projector
     for name in config.stages:
         assert set(written[name]) >= STATED, name
         for data in config.stage(name).data:
             assert data.image_root
             assert data.missing_images == "error"
-    assert (config.align.global_batch_size, config.instruct.global_batch_size) == (256, 128)
-    assert config.align.chat_template == "plain"
-    assert config.instruct.learning_rate == 2e-5
+    assert tuple(config.stage(name).global_batch_size for name in stages) == batches
+    assert config.align.chat_template == (None if path.stem in ALIGN_IS_CHAT else "plain")
+    assert config.instruct.learning_rate == rate
     assert path.name in path.read_text()  # the command that runs it
-    own = {"output", "data", "path", "image_root", "missing_images", "- path"}
+    own = {"output", "data", "path", "image_root", "missing_images", "- path", "format"}
     for line in path.read_text().splitlines():  # every other setting says where it is from
         if not line.startswith("#") and line.split(":")[0].strip() not in own:
             assert "  # " in line, line

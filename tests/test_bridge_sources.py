@@ -192,6 +192,25 @@ def test_one_image_a_row_in_its_own_column(tmp_path: Path) -> None:
     assert [[color_of(picture) for picture in sample.images] for sample in samples] == [["red"], []]
 
 
+def test_finevision_rows_are_questions_with_answers(tmp_path: Path) -> None:
+    """The columns that nanoVLM's ``data/datasets.py`` reads; ratings are not used."""
+    found = [
+        {
+            "images": [{"bytes": png("red"), "path": None}],
+            "texts": [{"user": "What color is it?", "assistant": "red"}, {"user": "Sure?", "assistant": "yes"}],
+            "source": "allava_laion",
+            "relevance_ratings": [5, None],
+        },
+        {"images": [], "texts": [{"user": "1 + 1?", "assistant": "2"}], "source": "text", "relevance_ratings": [1]},
+    ]
+    pq.write_table(pa.Table.from_pylist(found), tmp_path / "train.parquet")
+    first, second = read_samples(ConversationSourceConfig(format="conversations", path=str(tmp_path / "train.parquet")))
+    said = [("user", "<image>\nWhat color is it?"), ("assistant", "red"), ("user", "Sure?"), ("assistant", "yes")]
+    assert [(turn.role, turn.content) for turn in first.turns] == said
+    assert [color_of(picture) for picture in first.images] == ["red"]
+    assert [turn.content for turn in second.turns] == ["1 + 1?", "2"]
+
+
 def test_a_split_is_chosen(tmp_path: Path) -> None:
     for make, where in ((saved_dataset, "set"), (hub_layout, "hub")):
         make(tmp_path)
@@ -225,12 +244,13 @@ def test_images_of_a_table_are_read_by_row_group(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "rows", "match"),
     [
-        ("conversations", [{"text": "a"}], "row 0: expected messages or conversations, found text"),
+        ("conversations", [{"text": "a"}], "row 0: expected one of messages, conversations, texts; found text"),
         ("conversations", [{"messages": 5}], "row 0: expected messages or conversations of from"),
         ("conversations", [{"messages": "USER: hello"}], "expected a list of messages, got the string 'USER: hello'"),
         ("conversations", [{"messages": [{"role": "tool", "content": "a"}]}], r"row 0: expected .*\('tool'\)"),
         ("conversations", [{"messages": [{"role": "user", "content": [{"type": "video"}]}]}], "a part of type 'video'"),
         ("conversations", [{"messages": [{"role": "user", "content": None}]}], "expected text, got null"),
+        ("conversations", [{"texts": [{"user": "a", "assistant": None}]}], "texts of user and assistant.*got null"),
         ("conversations", [{"messages": [], "images": [5]}], "row 0: expected an object whose images are paths"),
         ("conversations", [["a"]], "line 1: expected a JSON object"),
         ("llava", {"a": 1}, "expected a JSON list"),
@@ -268,7 +288,7 @@ def test_bad_files_are_rejected_in_one_line(tmp_path: Path, bridge_talk: Path) -
     (tmp_path / "torn.parquet").write_bytes(b"PAR1")
     expect_error("torn.parquet: cannot be read as parquet", "torn.parquet")
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "other.parquet")
-    expect_error("other.parquet: expected messages or conversations, found text", "other.parquet")
+    expect_error("other.parquet: expected one of messages, conversations, texts; found text", "other.parquet")
     (tmp_path / "empty").mkdir()
     expect_error("empty: expected a directory of datasets", "empty")
     expect_error("expected .tar shards in this directory, found none", "empty", format="webdataset")

@@ -25,10 +25,13 @@ class ProjectorConfig:
 
     Args:
         type: mlp2x_gelu (LLaVA-1.5's; any number of layers: mlp3x_gelu), linear (LLaVA's first), pixel_shuffle
-            (InternVL's: ``downsample_factor``² neighbors become one token), pool (their mean becomes one token),
-            c_abstractor (Honeybee's: convolutions around a pooling to ``num_tokens``), perceiver (Flamingo's resampler:
-            ``num_tokens`` learned queries that attend to the features).
-        downsample_factor: for pixel_shuffle and pool: a divisor of the size of the encoder's grid.
+            (InternVL's: ``downsample_factor``² neighbors become one token), pixel_shuffle_linear (the same with one
+            layer, nanoVLM's), patch_merger (Qwen2-VL's and LLaVA-OneVision-1.5's, normalized before neighbors are
+            concatenated), pool (their mean becomes one token), c_abstractor (Honeybee's: convolutions around a pooling
+            to ``num_tokens``), perceiver (Flamingo's resampler: ``num_tokens`` learned queries that attend to the
+            features).
+        downsample_factor: for pixel_shuffle, pixel_shuffle_linear, patch_merger and pool: a divisor of the size of the
+            encoder's grid.
         num_tokens: for c_abstractor (a square number) and perceiver: number of tokens per image.
         num_layers: for c_abstractor: blocks before and after the pooling; for perceiver: layers.
         num_heads: for perceiver: attention heads.
@@ -157,6 +160,8 @@ PROJECTORS: dict[str, _Projector] = {
     DEFAULT_PROJECTOR: _Projector("Mlp", _token_per_feature),
     "linear": _Projector("Linear", _token_per_feature),
     "pixel_shuffle": _Projector("PixelShuffle", _downsampled_grid),
+    "pixel_shuffle_linear": _Projector("PixelShuffleLinear", _downsampled_grid),
+    "patch_merger": _Projector("PatchMerger", _downsampled_grid),
     "pool": _Projector("Pool", _downsampled_grid),
     "c_abstractor": _Projector("CAbstractor", _pooled_square),
     "perceiver": _Projector("Perceiver", _query_count, preserves_grid=False),

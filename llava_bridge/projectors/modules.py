@@ -55,6 +55,41 @@ class PixelShuffle(nn.Module):
         return self.mlp(self.norm(_neighbors(features, self.factor).flatten(2)))
 
 
+class PixelShuffleLinear(nn.Module):
+    """Concatenated features of neighbors through one linear layer without bias.
+
+    Source: nanoVLM, ``models/modality_projector.py``, also Idefics3's connector (arXiv 2408.12637).
+    """
+
+    def __init__(self, config: ProjectorConfig, shape: ProjectorShape) -> None:
+        super().__init__()
+        self.factor = config.downsample_factor
+        self.proj = nn.Linear(shape.width * self.factor**2, shape.llm, bias=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, G², D) to (B, (G / factor)², W)."""
+        return self.proj(_neighbors(features, self.factor).flatten(2))
+
+
+class PatchMerger(nn.Module):
+    """Normalized features of neighbors, concatenated, through an MLP whose inner width is that of the concatenation.
+
+    Source: Qwen2-VL's merger (arXiv 2409.12191) with a LayerNorm, as in LLaVA-OneVision-1.5 (``adapter.json`` in
+    ``tools/convert_checkpoint/config/llava-ov-1.5-8b``).
+    """
+
+    def __init__(self, config: ProjectorConfig, shape: ProjectorShape) -> None:
+        super().__init__()
+        self.factor = config.downsample_factor
+        width = shape.width * self.factor**2
+        self.norm = nn.LayerNorm(shape.width)
+        self.mlp = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, shape.llm))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, G², D) to (B, (G / factor)², W)."""
+        return self.mlp(_neighbors(self.norm(features), self.factor).flatten(2))
+
+
 class Pool(nn.Module):
     """The mean of neighboring features, through LLaVA's MLP."""
 

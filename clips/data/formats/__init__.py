@@ -139,7 +139,7 @@ FORMATS: dict[str, Format] = {
         takes=("image_root",),
     ),
     "conversations": Format(
-        about="rows with messages or conversations and images: a directory of datasets, parquet, JSON lines",
+        about="rows with messages, conversations or texts, and images: a directory of datasets, parquet, JSON lines",
         conversations="conversations:read_rows",
         takes=("split", "image_root", "max_cache_gb"),
     ),

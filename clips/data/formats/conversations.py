@@ -23,13 +23,13 @@ from clips.errors import UserError, unknown_name_error
 from clips.model.loading import library_errors_as_user_errors
 from clips.text_files import read_json, read_json_lines
 
-CONVERSATION_KEYS = ("messages", "conversations")
+CONVERSATION_KEYS = ("messages", "conversations", "texts")
 """The column names that datasets use for a conversation."""
 IMAGE_KEYS = ("images", "image")
 """The column names that datasets use for its images."""
 EXPECTED_FORMAT = (
     "messages or conversations of from (human, gpt or system) and value, or of role (user, assistant or system) and "
-    "content, which is text or a list of parts of type text or image"
+    "content, which is text or a list of parts of type text or image; or texts of user and assistant"
 )
 
 _ROLES: dict[str, Any] = {
@@ -49,24 +49,27 @@ def text(value: Any) -> str:
 
 
 def parse_messages(messages: Any) -> list[Turn]:
-    """The messages of a conversation in either format: from and value (LLaVA's) or role and content (transformers').
+    """The messages of a conversation: from and value (LLaVA's), role and content (transformers'), or pairs of user and
+    assistant (FineVision's).
 
     Args:
         messages: a list of messages; or, as ``datasets`` stores sequences of objects, an object of lists.
 
     Raises:
-        Exception: of any type, for neither format; the caller adds the location and `EXPECTED_FORMAT`.
+        Exception: of any type, for none of them; the caller adds the location and `EXPECTED_FORMAT`.
     """
     if isinstance(messages, Mapping):
         messages = [dict(zip(messages, values, strict=True)) for values in zip(*messages.values(), strict=True)]
     if isinstance(messages, str):
         raise TypeError(f"expected a list of messages, got the string {messages[:40]!r}")
-    return [_turn(message) for message in messages]
+    return [turn for message in messages for turn in _turns(message)]
 
 
-def _turn(message: Mapping[str, Any]) -> Turn:
+def _turns(message: Mapping[str, Any]) -> list[Turn]:
+    if message.get("user") is not None:
+        return [Turn("user", text(message["user"])), Turn("assistant", text(message["assistant"]))]
     role, content = ("from", "value") if message.get("from") is not None else ("role", "content")
-    return Turn(_ROLES[message[role]], _join_parts(message[content]))
+    return [Turn(_ROLES[message[role]], _join_parts(message[content]))]
 
 
 def _join_parts(parts: Any) -> str:
@@ -178,7 +181,7 @@ def read_cocoqa(location: Location) -> Dataset[Conversation]:
 
 
 def read_rows(location: Location) -> Dataset[Conversation]:
-    """Rows with messages or conversations in either format, and images or image: bytes, paths, or none.
+    """Rows with messages, conversations or texts (`parse_messages`), and images or image: bytes, paths, or none.
 
     Raises:
         UserError: a file is missing, malformed or of an unknown format, or lacks the columns.
@@ -338,7 +341,7 @@ def _columns(names: Collection[str], where: str) -> tuple[str, str]:
     """The columns of the text and of the images; the latter may be missing."""
     text_column = next((name for name in CONVERSATION_KEYS if name in names), None)
     if text_column is None:
-        raise UserError(f"{where}: expected {' or '.join(CONVERSATION_KEYS)}, found {', '.join(map(str, names))}")
+        raise UserError(f"{where}: expected one of {', '.join(CONVERSATION_KEYS)}; found {', '.join(map(str, names))}")
     return text_column, next((name for name in IMAGE_KEYS if name in names), IMAGE_KEYS[0])
 
 
