@@ -1,8 +1,9 @@
 """Reference results from papers and model cards, one CSV for each type of benchmark.
 
-Columns are ``set`` (the table's origin), ``row``, ``about``, ``source``, then ``<dataset>/<metric>`` in this suite's
-names, with the printed values (percent or points). Prompt, resize and scorer are mostly unstated, so these results are
-never ranked with measured ones.
+Columns are ``set`` (the table's origin), ``row``, ``about``, ``source``, the settings in ``SETTINGS`` as far as they
+are printed, then ``<dataset>/<metric>`` in this suite's names, with the printed values (percent or points); a metric
+that the source does not name is ``unstated``. Prompt, resize and scorer are mostly unstated, so these results are never
+ranked with measured ones.
 """
 
 from __future__ import annotations
@@ -11,13 +12,18 @@ import csv
 import fnmatch
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from clips.errors import unknown_name_error
 
-_FILES = ("retrieval.csv", "mllm.csv", "openclip.csv")
-_DESCRIBED = ("set", "row", "about", "source")
+_FILES = ("retrieval.csv", "mllm.csv", "encoders.csv", "openclip.csv")
+SETTINGS = (
+    *("encoder", "llm", "align.data", "instruct.data", "image_size", "image_aspect_ratio", "image_grid_pinpoints"),
+    *("chat_template", "instruct.tunable_parts", "scorer"),
+)
+"""Settings of a published LLaVA, by the names of ``llava-bridge train``, and ``scorer`` of a result's protocol."""
+_DESCRIBED = ("set", "row", "about", "source", *SETTINGS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +31,13 @@ class ReferenceResult:
     """One model's published numbers.
 
     Args:
-        set: the table's origin: clips, openvision, siglip2, pe, llava, llava_more or openclip.
+        set: the table's origin: clips, openvision, openvision2, siglip2, pe, llava, llava_more, openclip, mlcd, rice,
+            onevision_1.5, onevision_2_reruns (of others, published in threads), onevision_encoder or pe_lang.
         name: the model.
         about: its resolution, data or size.
         source: the publication.
         values: ``<dataset>/<metric>`` → printed value.
+        settings: name in ``SETTINGS`` → printed value; the others are unknown.
     """
 
     set: str
@@ -37,6 +45,7 @@ class ReferenceResult:
     about: str
     source: str
     values: Mapping[str, float]
+    settings: Mapping[str, str] = field(default_factory=dict)
 
 
 @functools.cache
@@ -48,7 +57,10 @@ def load_reference_results() -> tuple[ReferenceResult, ...]:
             for line in csv.DictReader(stream):
                 values = {name: float(text) for name, text in line.items() if name not in _DESCRIBED and text}
                 described = {"about": line["about"], "source": line["source"]}
-                found.append(ReferenceResult(set=line["set"], name=line["row"], **described, values=values))
+                settings = {name: line[name] for name in SETTINGS if line.get(name)}
+                found.append(
+                    ReferenceResult(set=line["set"], name=line["row"], **described, values=values, settings=settings)
+                )
     return tuple(found)
 
 

@@ -1,0 +1,137 @@
+"""A published row against a result, or against another row: numbers, settings that differ, settings that are unknown.
+
+A source prints a part of its settings, under its own names. So the numbers are subtracted, never tested, and settings
+are compared by their names: ``transformers:google/siglip2-so400m-patch14-384`` is ``siglip2-so400m-patch14-384``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.analysis.find_results import find_result
+from benchmarks.results.formatting import format_number
+from benchmarks.results.reference_results import (
+    SETTINGS,
+    ReferenceResult,
+    load_reference_results,
+    select_reference_results,
+)
+from benchmarks.results.results import Metric, Result
+from benchmarks.study.training_settings import training_of_result
+from clips.errors import UserError
+
+NOTE = "A published row has neither items nor a full protocol: the difference is a subtraction, without a test."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """One of the two.
+
+    Args:
+        title: its name and origin.
+        settings: name in ``SETTINGS`` → value; the others are unknown.
+        numbers: ``<dataset>/<metric>`` → shown value.
+        metrics: the same names → metrics with intervals; empty for a published row.
+    """
+
+    title: str
+    settings: Mapping[str, str]
+    numbers: Mapping[str, float]
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+
+
+def is_published(text: str) -> bool:
+    """Whether this names a published row, ``SET:ROW``, and no file."""
+    name, colon, _ = text.partition(":")
+    return bool(colon) and name in {row.set for row in load_reference_results()} and not Path(text).exists()
+
+
+def explain_published(first: str, second: str, benchmark: str | None) -> Iterator[str]:
+    """The comparison in lines of text.
+
+    Args:
+        first: a published row, a result file or a directory.
+        second: likewise; at least one of them is a published row.
+        benchmark: the benchmark; of two published rows, all by default.
+
+    Raises:
+        UserError: an unknown row, or a pattern of several; a file that is missing or no result; no number in common.
+    """
+    one, two = (_side(text, benchmark, name) for text, name in ((first, "first"), (second, "second")))
+    shared = [name for name in one.numbers if name in two.numbers and benchmark in {None, name.partition("/")[0]}]
+    if not shared:
+        listed = " and ".join(", ".join(side.numbers) or "none" for side in (one, two))
+        raise UserError(f"second: expected a number in common with {first}; they have {listed}")
+    yield from (f"{letter}: {side.title}" for letter, side in (("A", one), ("B", two)))
+    yield ""
+    yield "Numbers (A, B, difference):"
+    yield from (f"  {_number_line(name, one, two)}" for name in shared)
+    known = [name for name in SETTINGS if name in one.settings and name in two.settings]
+    if different := [name for name in known if _plain(one.settings[name]) != _plain(two.settings[name])]:
+        yield "Settings that differ, by their names (A against B):"
+        yield from (f"  {name}: {one.settings[name]} against {two.settings[name]}" for name in different)
+    if equal := [name for name in known if name not in different]:
+        yield f"Equal settings: {', '.join(equal)}."
+    for letter, side in (("A", one), ("B", two)):
+        if unknown := [name for name in SETTINGS if name not in side.settings]:
+            yield f"Not known of {letter}: {', '.join(unknown)}."
+    yield NOTE
+
+
+def _number_line(name: str, one: Side, two: Side) -> str:
+    first, second = one.numbers[name], two.numbers[name]
+    line = (
+        f"{name}: {format_number(first, 2)}, {format_number(second, 2)}, {format_number(second - first, 2, sign=True)}"
+    )
+    for other, side in ((second, one), (first, two)):
+        metric = side.metrics.get(name)
+        if metric is not None and metric.ci_low is not None and metric.ci_high is not None:
+            low, high = metric.ci_low * metric.scale, metric.ci_high * metric.scale
+            where = "inside" if low <= other <= high else "outside"
+            line += f" (the published one is {where} the 95 % interval {low:.2f} to {high:.2f})"
+    return line
+
+
+def _side(text: str, benchmark: str | None, name: str) -> Side:
+    return _published(text, name) if is_published(text) else _measured(find_result(text, benchmark, name))
+
+
+def _published(text: str, name: str) -> Side:
+    rows = select_reference_results([text])
+    if len(rows) > 1:
+        raise UserError(f"{name}: expected one published row, got {len(rows)}: {', '.join(row.name for row in rows)}")
+    (row,) = rows
+    return Side(title=_published_title(row), settings=row.settings, numbers=row.values)
+
+
+def _published_title(row: ReferenceResult) -> str:
+    return f"{row.set}:{row.name}, published ({row.about}; {row.source})"
+
+
+def _measured(result: Result) -> Side:
+    """A result's side; its dataset is the benchmark's name, and that of lmms-eval's task."""
+    trained = training_of_result(result).settings
+    settings = {name: trained[name].describe() for name in SETTINGS if name in trained}
+    settings |= {name: str(result.protocol[entry]) for name, entry in _PROTOCOL.items() if result.protocol.get(entry)}
+    task = str(result.protocol.get("task", "")).removeprefix("lmms-eval's ")
+    datasets = dict.fromkeys([result.benchmark, task])
+    metrics = {f"{dataset}/{name}": metric for dataset in datasets for name, metric in result.metrics.items()}
+    return Side(
+        title=f"{result.model_name} on {result.benchmark} ({result.path})",
+        settings=settings,
+        numbers={name: metric.value * metric.scale for name, metric in metrics.items()},
+        metrics=metrics,
+    )
+
+
+_PROTOCOL = {"image_size": "input_resolution", "scorer": "scorer"}
+"""Settings that a result's protocol states → its entry."""
+
+
+def _plain(value: str) -> str:
+    """The last part of a name, without revision, case and punctuation."""
+    last = value.rstrip("/").rpartition("/")[2].partition("@")[0].removesuffix(".json")
+    return re.sub(r"[\W_]+", "", last.lower())

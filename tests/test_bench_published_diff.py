@@ -1,0 +1,96 @@
+"""A published row against a result, and against a re-run of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from report_material import items_table, put_result
+
+from benchmarks.analysis.diff_command import DiffConfig, run_diff
+from benchmarks.analysis.published_diff import NOTE
+from benchmarks.results.reference_results import SETTINGS, load_reference_results, select_reference_results
+from clips.errors import UserError
+
+CLIP = "mlcd:CLIP ViT-L/14 336"
+
+
+def diff_lines(capsys: pytest.CaptureFixture[str], first: object, second: object, benchmark: str | None = None):
+    run_diff(DiffConfig(first=str(first), second=str(second), benchmark=benchmark))
+    return capsys.readouterr().out.splitlines()
+
+
+@pytest.fixture
+def ours(tmp_path: Path) -> Path:
+    protocol = {"scorer": "lmms-eval 0.7.1", "input_resolution": 336, "task": "lmms-eval's gqa"}
+    put_result(tmp_path, "mine", "gqa", items_table(0.6, benchmark="gqa"), protocol=protocol)
+    return tmp_path / "mine" / "gqa.json"
+
+
+def test_the_averages_of_rice_are_those_of_the_copied_numbers():
+    """Of table 1's first seven columns, as printed; OCRBench counts a tenth."""
+    printed = [52.27, 53.57, 54.23, 56.18, 49.80, 54.38, 54.27, 55.98, 58.02, 60.88, 62.97, 61.06]
+    columns = ("infovqa_val/anls", "docvqa_val/anls", "chartqa/relaxed_overall", "textvqa_val/exact_match")
+    columns += ("ocrbench_v2/unstated", "livexiv_vqa/unstated")
+    rows = [row.values for row in select_reference_results(["rice"]) if "OneVision" not in row.name]
+    found = [(sum(row[name] for name in columns) + row["ocrbench/ocrbench_points"] / 10) / 7 for row in rows]
+    assert found == pytest.approx(printed, abs=0.011)
+
+
+def test_settings_are_those_of_a_training_and_never_empty():
+    rows = [row for row in load_reference_results() if row.settings]
+    assert {row.set for row in rows} >= {"mlcd", "rice", "onevision_2_reruns", "pe_lang"}
+    assert all(set(row.settings) <= set(SETTINGS) and all(row.settings.values()) for row in rows)
+    assert select_reference_results([CLIP])[0].settings["llm"] == "Qwen2.5-7B-Instruct"
+
+
+def test_a_published_row_against_its_rerun(capsys):
+    said = diff_lines(capsys, "rice:SigLIP 2 So400m/14 384", "onevision_2_reruns:SigLIP 2*")
+    assert "  infovqa_val/anls: 43.66, 34.90, −8.76" in said
+    assert "  chartqa/relaxed_overall: 70.16, 75.30, +5.14" in said
+    assert "  llm: Qwen2.5-7B against Qwen2.5-7B-Instruct" in said
+    assert "Equal settings: encoder, instruct.data, image_size, image_aspect_ratio." in said
+    assert "Not known of A: align.data, chat_template, instruct.tunable_parts, scorer." in said
+    assert said[-1] == NOTE
+    said = diff_lines(capsys, "rice:SigLIP So400m/14 384", "onevision_2_reruns:SigLIP So*", "ocrbench_v2")
+    assert [line for line in said if line.startswith("  ") and "/" in line.split(":")[0]] == [
+        "  ocrbench_v2/unstated: 23.97, 31.94, +7.97"
+    ]
+
+
+def test_a_published_row_against_a_result(ours, capsys):
+    said = diff_lines(capsys, CLIP, ours)
+    (line,) = [line for line in said if "gqa/exact_match" in line]
+    value = float(line.split(", ")[1])
+    assert f"63.31, {value:.2f}, {value - 63.31:+.2f}".replace("-", "−") in line
+    assert "(the published one is outside the 95 % interval" in line
+    assert "  scorer: lmms-eval 0.2.0 against lmms-eval 0.7.1" in said
+    assert "Equal settings: image_size." in said
+    assert "Not known of A" not in " ".join(said)
+    (unknown,) = [line for line in said if line.startswith("Not known of B: encoder, llm, align.data")]
+    assert "scorer" not in unknown
+    backwards = diff_lines(capsys, ours, CLIP)
+    assert "  scorer: lmms-eval 0.7.1 against lmms-eval 0.2.0" in backwards
+
+
+def test_a_source_without_settings_and_a_number_inside_the_interval(ours, capsys):
+    said = diff_lines(capsys, "clips:OpenAI CLIP ViT-L/14 + Llama-3", ours)
+    assert f"Not known of A: {', '.join(SETTINGS)}." in said
+    assert any("gqa/exact_match: 57.50" in line and "one is inside the 95 %" in line for line in said)
+    assert not any(line.startswith(("Equal", "Settings that differ")) for line in said)
+
+
+@pytest.mark.parametrize(
+    ("first", "benchmark", "match"),
+    [
+        ("rice:SigLIP", None, "unknown published row of rice 'SigLIP'"),
+        ("rice", None, "rice: no such result file"),
+        ("rice:RICE*", None, "first: expected one published row, got 4: RICE ViT-L/14 336"),
+        ("rice:RICE ViT-L/14 336", None, "second: expected a number in common with rice:RICE ViT-L/14 336; they have"),
+        (CLIP, "pope", "benchmark"),
+    ],
+)
+def test_what_cannot_be_compared_is_rejected_in_one_line(first, benchmark, match, ours):
+    with pytest.raises(UserError, match=match) as caught:
+        run_diff(DiffConfig(first=first, second=str(ours if benchmark is None else ours.parent), benchmark=benchmark))
+    assert "\n" not in str(caught.value)
