@@ -53,6 +53,7 @@ def command(places: Path, output: Path, *benchmarks: str, processes: int = 1) ->
         "benchmarks": [
             {"name": name, "data": str(places / ("shards" if name == "retrieval" else "hub"))}
             | ({} if name == "retrieval" else {"max_new_tokens": 5})
+            | ({"blind": ["blank", "shuffled"], "blind_items": 0.5} if name == "pope" else {})
             for name in benchmarks
         ],
     }

@@ -14,7 +14,7 @@ from benchmarks.report.cell_text import decimals
 from benchmarks.report.load_results import stale_results
 from benchmarks.report.table import Column
 from benchmarks.results.formatting import format_number, strip_control_chars
-from benchmarks.results.protocol import INPUT_PREFIX, Protocol, describe_differences, ranking_key
+from benchmarks.results.protocol import BLIND_PREFIX, INPUT_PREFIX, Protocol, describe_differences, ranking_key
 from benchmarks.results.results import Metric, Result
 from benchmarks.study.training_settings import diff_training, training_of_result
 
@@ -63,12 +63,15 @@ def explain(first: Result, second: Result) -> Iterator[str]:
     if "failed" in {first.status, second.status}:
         yield "They cannot be ranked: a failed result has neither numbers nor a protocol."
         return
-    (first_input, first_harness), (second_input, second_harness) = _split(first), _split(second)
-    inputs = describe_differences(first_input, second_input)
-    harness = describe_differences(first_harness, second_harness)
+    inputs, blind, harness = (
+        describe_differences(*entries) for entries in zip(_split(first), _split(second), strict=True)
+    )
     if inputs:
         yield "Input settings, which are part of the model (A against B):"
         yield from (f"  {line.removeprefix(INPUT_PREFIX.replace('_', ' '))}" for line in inputs)
+    if blind:
+        yield "Runs without the image, which do not change the score (A against B):"
+        yield from (f"  {line.removeprefix(BLIND_PREFIX.replace('_', ' '))}" for line in blind)
     if harness:
         yield "Evaluation settings (A against B):"
         yield from (f"  {line}" for line in harness)
@@ -98,10 +101,13 @@ def _about_model(first: Result, second: Result) -> Iterator[str]:
     yield from differences.warnings
 
 
-def _split(result: Result) -> tuple[Protocol, Protocol]:
-    """The protocol's entries that the model's directory determines, and those that the harness determines."""
-    inputs = {name: value for name, value in result.protocol.items() if name.startswith(INPUT_PREFIX)}
-    return inputs, {name: value for name, value in result.protocol.items() if name not in inputs}
+def _split(result: Result) -> tuple[Protocol, Protocol, Protocol]:
+    """The protocol's entries that the model's directory determines, those of blind runs, and those of the harness."""
+    inputs, blind = (
+        {name: value for name, value in result.protocol.items() if name.startswith(prefix)}
+        for prefix in (INPUT_PREFIX, BLIND_PREFIX)
+    )
+    return inputs, blind, {name: value for name, value in result.protocol.items() if name not in inputs | blind}
 
 
 def _numbers(result: Result) -> str:

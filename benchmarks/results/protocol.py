@@ -7,6 +7,9 @@ A protocol is a flat dict of plain values, ``{"data_hash": "…", "prompt": "…
 - the harness: data, prompt, decoding, precision, scorer and library versions. Models that differ in any of these are
   never ranked together. Patch releases count: they can change numbers, and a re-evaluation costs less than a wrong
   comparison.
+
+Entries that begin with ``blind_`` describe additional runs without the image, which do not change the score itself:
+models that differ in them are ranked together.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from typing import Any
 from clips.core.identity import digest, version_of
 
 INPUT_PREFIX = "input_"
+BLIND_PREFIX = "blind_"
 FULL_SIZE = "full_size"
 """Number of items in the data if only some were used; another entry states the number of used items."""
 CODE_VERSION = version_of("clips-bench run")
@@ -49,7 +53,7 @@ def ranking_key(protocol: Protocol) -> str:
     A data hash identifies the data, so it supersedes the split's name and the full size.
     """
     redundant = ("split", FULL_SIZE) if protocol.get("data_hash") else ()
-    return fingerprint(protocol, exclude=(INPUT_PREFIX, *redundant))
+    return fingerprint(protocol, exclude=(INPUT_PREFIX, BLIND_PREFIX, *redundant))
 
 
 def _is_excluded(name: str, exclude: Sequence[str]) -> bool:

@@ -34,6 +34,27 @@ SHOWN_COLUMNS: dict[str, str] = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class BlindScore:
+    """A metric on the items that were also asked without their image, and the gain of the image (see `blind`).
+
+    Args:
+        value: of the answers without the image, in the unit of the metric's ``value``.
+        sighted: of the answers with the image, on the same items.
+        gain_low: lower end of the 95 % interval of ``sighted`` minus ``value``, paired by item; None if undefined.
+        gain_high: upper end.
+        p_value: two-sided, of "the image changes nothing".
+        n: number of these items that enter the metric.
+    """
+
+    value: float
+    sighted: float
+    gain_low: float | None
+    gain_high: float | None
+    p_value: float
+    n: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Metric:
     """One number with its interval; outputs show ``value * scale``, likewise ``ci_low`` and ``ci_high``.
 
@@ -51,6 +72,7 @@ class Metric:
         columns: the item columns that the aggregation takes.
         chance_levels: values of the trivial baselines, in the unit of ``value``: ``"chance"`` (uniform over the
             options), ``"always yes"``, ``"majority class"``; empty for free-form answers.
+        blind: kind of blind run (``blind.BLIND_KINDS``) → the score without the image; empty without such runs.
     """
 
     value: float
@@ -65,6 +87,7 @@ class Metric:
     aggregation: str | None = None
     columns: tuple[str, ...] = ()
     chance_levels: Mapping[str, float] = field(default_factory=dict)
+    blind: Mapping[str, BlindScore] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

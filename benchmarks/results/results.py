@@ -3,8 +3,8 @@
     <results>/<model>/<benchmark>.json
     <results>/<model>/<benchmark>.items.parquet
 
-An items table has the columns of ``ITEM_COLUMNS``, those that the metrics' aggregations take, and for a few items those
-that only a gallery reads (``SHOWN_COLUMNS``).
+An items table has the columns of ``ITEM_COLUMNS``, those that the metrics' aggregations take, those of blind runs (see
+``blind``), and for a few items those that only a gallery reads (``SHOWN_COLUMNS``).
 """
 
 from __future__ import annotations
@@ -211,7 +211,8 @@ def read_items(result: Result, *, numbers_only: bool = False) -> pd.DataFrame:
         if not numbers_only:
             return pd.read_parquet(table)
         names = pyarrow.parquet.read_schema(table).names
-        return pd.read_parquet(table, columns=[name for name in names if name not in _GALLERY_COLUMNS])
+        texts = {name for name in names if name.endswith(":prediction")}
+        return pd.read_parquet(table, columns=[name for name in names if name not in _GALLERY_COLUMNS | texts])
     except FileNotFoundError:
         raise UserError(f"{table}: the items of {result.path.name} are missing") from None
     except (OSError, ValueError) as error:

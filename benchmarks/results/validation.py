@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.results.blind import BLIND_KINDS, SIGHTED, blind_tables, count_items, is_blind_column
 from benchmarks.results.protocol import fingerprint
 from benchmarks.results.result_types import ITEM_COLUMNS, Metric, Result, columns_of
 from clips.errors import UserError, error_reason
@@ -88,6 +89,14 @@ def _wrong_metric(metric: Metric) -> Iterator[str]:
         slack = _WIDTH_TOLERANCE * (metric.ci_high - metric.ci_low) + _ROUNDING * max(1.0, abs(metric.value))
         if not metric.ci_low - slack <= metric.value <= metric.ci_high + slack:
             yield f"value: expected it in its interval, {metric.ci_low:g} to {metric.ci_high:g}, got {metric.value:g}"
+    for kind, score in metric.blind.items():
+        if kind not in BLIND_KINDS:
+            yield f"blind: expected one of {', '.join(BLIND_KINDS)}, got '{kind:.40}'"
+        for name, number in vars(score).items():
+            if number is not None and not abs(number) < _LARGEST:
+                yield f"blind.{kind}.{name}: expected a finite number, got {number!r:.60}"
+        if not 0 <= score.p_value <= 1:
+            yield f"blind.{kind}.p_value: expected a number from 0 to 1, got {score.p_value:g}"
     if not 0 < metric.scale < math.inf:
         yield f"scale: expected a number above 0, got {metric.scale:g}"
     if metric.aggregation in _RATIOS | {None} and metric.scale >= _PER_CENT:
@@ -107,6 +116,7 @@ def _wrong_items(result: Result, table: Path) -> Iterator[str]:
         schema = pyarrow.parquet.read_schema(table)
         yield from _wrong_schema(result, schema, table.name)
         columns = {"item", "image", *(name for metric in result.metrics.values() for name in metric.columns)}
+        columns |= {name for name in schema.names if is_blind_column(name) and not name.endswith(":prediction")}
         items = pd.read_parquet(table, columns=sorted(columns))
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise UserError(f"{table}: not a readable parquet file ({error_reason(error)})") from None
@@ -118,6 +128,7 @@ def _wrong_items(result: Result, table: Path) -> Iterator[str]:
     with np.errstate(all="ignore"):
         for name, metric in result.metrics.items():
             yield from (f"metrics.{name}.{fault}" for fault in _wrong_value(metric, items))
+            yield from (f"metrics.{name}.blind.{fault}" for fault in _wrong_blind_values(metric, items))
 
 
 def _wrong_schema(result: Result, schema: pyarrow.Schema, table: str) -> Iterator[str]:
@@ -169,3 +180,20 @@ def _wrong_value(metric: Metric, items: pd.DataFrame) -> Iterator[str]:
     rounded = _POINTS_ROUNDING if metric.aggregation == "ratio" and metric.scale < _PER_CENT else _SCORERS_ROUNDING
     if not math.isclose(metric.value, value, rel_tol=_SCORERS_ROUNDING, abs_tol=rounded):
         yield f"value: expected {value:g}, as its items give, got {metric.value:g}"
+
+
+def _wrong_blind_values(metric: Metric, items: pd.DataFrame) -> Iterator[str]:
+    """Scores without the image that the items do not give."""
+    from benchmarks.results.aggregation import AGGREGATIONS
+
+    for kind, score in metric.blind.items() if metric.aggregation else ():
+        for field, answers in (("value", kind), ("sighted", SIGHTED)):
+            tables = blind_tables([items], metric.columns, answers)
+            if tables is None:
+                yield f"{kind}: expected the columns of this run among the items, got none"
+                return
+            value = AGGREGATIONS[str(metric.aggregation)].value(tables[0], metric.columns)
+            if not math.isclose(getattr(score, field), value, rel_tol=_SCORERS_ROUNDING, abs_tol=_SCORERS_ROUNDING):
+                yield f"{kind}.{field}: expected {value:g}, as its items give, got {getattr(score, field):g}"
+        if score.n != (count := count_items(items, metric.columns)):
+            yield f"{kind}.n: expected {count}, as its items have, got {score.n}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.results import statistics
+from benchmarks.results import blind, statistics
 from benchmarks.results.results import Metric, columns_of
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def compute_metric(
     """A metric with its 95 % interval, clustered by image.
 
     Args:
-        items: the items table.
+        items: the items table; with the columns of blind runs the metric also has its scores without the image.
         spec: how to compute it.
         value: the value of the benchmark's own scorer, if any; if the aggregation gives another value, it is not used
             and there is no interval.
@@ -129,6 +129,7 @@ def compute_metric(
         aggregation=formula,
         columns=names if formula else (),
         chance_levels=_chance_levels(items, spec, baselines) if formula else {},
+        blind=blind.blind_scores(items, formula, names, most=spec.most) if formula else {},
     )
 
 

@@ -7,7 +7,7 @@ import difflib
 from typing import Any
 
 from benchmarks.tasks.benchmark import Benchmark
-from benchmarks.tasks.run_config import RequiredModel
+from benchmarks.tasks.run_config import BLIND_FIELDS, RequiredModel
 from clips.errors import UserError
 
 
@@ -23,7 +23,7 @@ def lmms_benchmark(about: str, task: str, folder: str, dataset: str, **more: Any
         task=task,
         folder=folder,
         dataset=dataset,
-        takes=("max_new_tokens", "exclude_metrics", *judge),
+        takes=("max_new_tokens", "exclude_metrics", *BLIND_FIELDS, *judge),
         **more,
     )
 
@@ -41,10 +41,11 @@ _CAPTION_SETS = ("split", "image_root", "captions_per_image", "format", "subset"
 def compositional_benchmarks(name: str, about: str, *, format: str = "", **more: Any) -> dict[str, Benchmark]:
     """The entries of a compositional benchmark: by similarity, and for a LLaVA by likelihood and as multiple choice."""
     note = "A model that ignores the image may prefer one type of caption, and score above or below chance."
+    asked = ("prompt", *BLIND_FIELDS)
     variants: dict[str, tuple[str, RequiredModel, str, tuple[str, ...]]] = {
         name: ("caption_scores", "encoder", "by similarity", ()),
-        f"{name}_likelihood": ("loglikelihood", "llava", "by likelihood", ("prompt", "likelihood_score")),
-        f"{name}_mcq": ("multiple_choice", "llava", "multiple choice, A or B", ("prompt",)),
+        f"{name}_likelihood": ("loglikelihood", "llava", "by likelihood", (*asked, "likelihood_score")),
+        f"{name}_mcq": ("multiple_choice", "llava", "multiple choice, A or B", asked),
     }
     return {
         entry: Benchmark(

@@ -27,7 +27,7 @@ from benchmarks.tasks.evaluation import Evaluation
 from benchmarks.tasks.mllm.judge import NO_JUDGE, make_judge
 from benchmarks.tasks.output_cache import CACHE_DIR, cache_key
 from benchmarks.tasks.registry import get_benchmark
-from benchmarks.tasks.run_config import COMMON_FIELDS, BenchmarkConfig, Precision, RunConfig
+from benchmarks.tasks.run_config import BLIND_FIELDS, COMMON_FIELDS, BenchmarkConfig, Precision, RunConfig
 from benchmarks.tasks.sizes import subset_text
 from clips.core.artifact import directory_hash, file_hash, git_state, library_versions, log_info, writable_directory
 from clips.core.cache import made_once
@@ -186,6 +186,7 @@ def _key(model: EvalModel, entry: Benchmark, config: BenchmarkConfig, model_hash
     if entry.judged:
         inputs["judge_model"] = make_judge(config, entry.task, model.config.output).model
     unused = [field.name for field in dataclasses.fields(config) if field.name not in {*entry.takes, *COMMON_FIELDS}]
+    unused += [] if config.blind else BLIND_FIELDS
     found = identity("clips-bench run", config, inputs)
     return digest({name: value for name, value in found.items() if not is_below(name, unused)})
 

@@ -13,11 +13,14 @@ from clips.errors import UserError, unknown_name_error
 
 COMMON_FIELDS = ("name", "data", "task", "limit")
 """The settings that every benchmark takes."""
+BLIND_FIELDS = ("blind", "blind_items")
+"""The settings of the runs without the image, which every benchmark of a LLaVA takes."""
 
 RequiredModel = Literal["encoder", "tower", "llava"]
 MODEL_FIELDS: dict[RequiredModel, str] = {"encoder": "encoder", "tower": "encoder", "llava": "llava"}
 """Required part of a model → field of ``RunConfig``."""
 Likelihood = Literal["sum", "mean", "mutual_info"]
+BlindKind = Literal["blank", "shuffled"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 TORCH_DTYPES: dict[Precision, str] = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 """Config value → name of the dtype in torch and in protocols."""
@@ -57,6 +60,9 @@ class BenchmarkConfig:
         caption_columns: likewise; one column of lists, or several. By default the first existing one of captions,
             caption, sentences, texts, text, raw, or caption_0, caption_1, ….
         word_limits: long retrieval: also truncate the captions to these numbers of words.
+        blind: additional runs of an MLLM benchmark without the image: ``blank`` (an image of one color), ``shuffled``
+            (another item's image). The report credits a score to the images if it is above both.
+        blind_items: ratio of the items with an image that a blind run covers; 1 for all.
         limit: use at most this number of images or questions (in classification evenly spaced); for trials. The
             protocol states it.
         max_new_tokens: cap of an answer's length; by default the task's own.
@@ -88,6 +94,8 @@ class BenchmarkConfig:
     image_column: str | None = None
     caption_columns: tuple[str, ...] = ()
     word_limits: tuple[int, ...] = (8, 16, 32, 64, 128, 256)
+    blind: tuple[BlindKind, ...] = ()
+    blind_items: float = 0.075
     limit: int | None = None
     max_new_tokens: int | None = None
     scale: float | None = None
@@ -106,6 +114,16 @@ class BenchmarkConfig:
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise UserError(f"benchmarks.{field}: expected at least 1, got {value} (benchmark '{self.name}')")
+        for kind in self.blind:
+            if kind not in get_args(BlindKind):
+                raise unknown_name_error(kind, get_args(BlindKind), "benchmarks.blind")
+        if len(set(self.blind)) < len(self.blind):
+            raise UserError(f"benchmarks.blind: expected different kinds (benchmark '{self.name}')")
+        if not 0 < self.blind_items <= 1:
+            raise UserError(
+                f"benchmarks.blind_items: expected a ratio above 0 and up to 1, got {self.blind_items} "
+                f"(benchmark '{self.name}')"
+            )
         if self.scale is not None and not self.scale > 0:
             raise UserError(f"benchmarks.scale: expected more than 0, got {self.scale} (benchmark '{self.name}')")
         if not self.word_limits or list(self.word_limits) != sorted({each for each in self.word_limits if each > 0}):
@@ -182,6 +200,8 @@ class RunConfig:
             raise UserError("encoder: expected an encoder directory, or 'llava:' a LLaVA directory, got neither")
         if not self.benchmarks:
             raise UserError("benchmarks: expected at least one")
+        if self.lmms is not None and (blind := [each.name for each in self.benchmarks if each.blind]):
+            raise UserError(f"benchmarks.blind: expected 'llava:', got one of lmms-eval's models ({blind[0]})")
         names = [benchmark.name for benchmark in self.benchmarks]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:

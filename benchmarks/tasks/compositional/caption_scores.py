@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from benchmarks.results.blind import SIGHTED, add_blind_columns
 from benchmarks.results.protocol import Entries, full_size_entry
 from benchmarks.results.results import CHANCE
 from benchmarks.tasks.data.pair_sets import PairSet, load_pair_set
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from PIL.Image import Image
 
+    from benchmarks.tasks.compositional.blind_pairs import BlindPairs
     from benchmarks.tasks.eval_model import EvalModel
     from benchmarks.tasks.run_config import BenchmarkConfig
 
@@ -55,6 +57,7 @@ def compute_evaluation(
     *,
     uncompared: str = "",
     extra: Mapping[str, tuple[MetricSpec, Sequence[float]]] | None = None,
+    blind: tuple[BlindPairs, Mapping[str, Sequence[np.ndarray]]] | None = None,
 ) -> Evaluation:
     """Metrics and items.
 
@@ -64,6 +67,7 @@ def compute_evaluation(
         protocol: the settings that determine the scores.
         uncompared: why scores of different images are not comparable; empty if they are.
         extra: name → a metric of one additional column, and the column.
+        blind: the blind runs, and kind → their scores.
 
     Raises:
         UserError: a score is NaN; the message names its item.
@@ -72,8 +76,15 @@ def compute_evaluation(
         if not np.isfinite(each).all():
             raise UserError(f"{pairs.root}: {case.name}: the model returns a score that is not finite")
     single_image = len(pairs.cases[0].images) == 1
-    items = _items(pairs, scores, compared=not single_image and not uncompared)
+    compared = not single_image and not uncompared
+    items = _items(pairs, scores, compared=compared)
     specs, absent = _specs(pairs), {}
+    if blind is not None:
+        runs, found = blind
+        answers = {kind: _win_columns(runs.by_kind[kind], found[kind], compared=compared) for kind in found}
+        own = _win_columns(pairs, scores, compared=compared)
+        sighted = {name: values[list(runs.rows)] for name, values in own.items()}
+        add_blind_columns(items, runs.rows, {SIGHTED: sighted, **answers})
     if uncompared and not single_image:
         absent = dict.fromkeys(_GROUPS, uncompared)
     for name, (spec, values) in (extra or {}).items():
@@ -168,11 +179,11 @@ def _items(pairs: PairSet, scores: Sequence[np.ndarray], *, compared: bool) -> p
     import pandas as pd
 
     cases = pairs.cases
-    wins = np.array([win_probabilities(each) for each in scores])
     first = [case.images[0] for case in cases]
     small = thumbnails(
         [" ".join(map(_name, case.images)) for case in cases], lambda index: _side_by_side(pairs, cases[index])
     )
+    wins = _win_columns(pairs, scores, compared=compared)
     items = pd.DataFrame(
         {
             "item": [case.name for case in cases],
@@ -182,17 +193,21 @@ def _items(pairs: PairSet, scores: Sequence[np.ndarray], *, compared: bool) -> p
             "question": [" | ".join(case.captions) for case in cases],
             "prediction": [_prediction(case, each) for case, each in zip(cases, scores, strict=True)],
             "target": [_numbered(case.captions[: len(case.images)]) for case in cases],
-            "score": wins[:, 0],
+            "score": wins["score"],
             "thumbnail": small,
             "margin": [_margin(each) for each in scores],
             "averaged": [case.kind if case.kind in pairs.averaged else None for case in cases],
         }
     )
-    if compared:
-        items["image_score"], items["group_score"] = wins[:, 1], wins[:, 2]
-    for kind in _kinds(pairs):
-        items[f"score_{kind}"] = items["score"].where(items["category"] == kind)
-    return items
+    return items.assign(**{name: values for name, values in wins.items() if name != "score"})
+
+
+def _win_columns(pairs: PairSet, scores: Sequence[np.ndarray], *, compared: bool) -> dict[str, np.ndarray]:
+    """The item columns that depend on the scores."""
+    wins = np.array([win_probabilities(each) for each in scores])
+    columns = {"score": wins[:, 0]} | ({"image_score": wins[:, 1], "group_score": wins[:, 2]} if compared else {})
+    kinds = np.array([case.kind for case in pairs.cases])
+    return columns | {f"score_{kind}": np.where(kinds == kind, wins[:, 0], np.nan) for kind in _kinds(pairs)}
 
 
 def _name(region: ImageRegion) -> str:

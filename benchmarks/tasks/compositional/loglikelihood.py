@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.results.protocol import Entries
+from benchmarks.tasks.blind_images import blind_settings
+from benchmarks.tasks.compositional.blind_pairs import blind_pairs
 from benchmarks.tasks.compositional.caption_scores import compute_evaluation, data_settings, load_pairs
 from benchmarks.tasks.data.pair_sets import PairSet
 from benchmarks.tasks.distributed import run_on_all
@@ -38,18 +40,10 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
     """Accuracy of a model's LLaVA that chooses the caption with the highest likelihood."""
     pairs = load_pairs(config)
     prompt = config.prompt or PROMPT
-    requests = [(image, prompt, text) for case in pairs.cases for image in case.images for text in case.captions]
     llava, processor = model.llava
-    texts = list(dict.fromkeys(text for _, _, text in requests)) if config.likelihood_score == "mutual_info" else []
-    found = score_texts(model, pairs, [*requests, *((None, prompt, text) for text in texts)])
-    without_image = {text: each.total for text, each in zip(texts, found[len(requests) :], strict=True)}
-    values = iter(
-        each.total / (each.tokens if config.likelihood_score == "mean" else 1) - without_image.get(text, 0.0)
-        for each, (_, _, text) in zip(found[: len(requests)], requests, strict=True)
-    )
-    scores = [
-        np.array([[next(values) for _ in case.captions] for _ in case.images], dtype=float) for case in pairs.cases
-    ]
+    runs = blind_pairs(pairs, config, processor) if config.blind else None
+    blind = {kind: _scores(model, each, prompt, config) for kind, each in runs.by_kind.items()} if runs else {}
+    scores = _scores(model, pairs, prompt, config)
     return compute_evaluation(
         pairs,
         scores,
@@ -59,13 +53,28 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
             "score": _SCORES[config.likelihood_score],
         }
         | data_settings(pairs, config)
-        | llava_protocol(llava, processor),
+        | llava_protocol(llava, processor)
+        | blind_settings(config, processor),
+        blind=(runs, blind) if runs else None,
     )
+
+
+def _scores(model: EvalModel, pairs: PairSet, prompt: str, config: BenchmarkConfig) -> list[np.ndarray]:
+    """(P, C) scores of each case."""
+    requests = [(image, prompt, text) for case in pairs.cases for image in case.images for text in case.captions]
+    texts = list(dict.fromkeys(text for _, _, text in requests)) if config.likelihood_score == "mutual_info" else []
+    found = score_texts(model, pairs, [*requests, *((None, prompt, text) for text in texts)])
+    without_image = {text: each.total for text, each in zip(texts, found[len(requests) :], strict=True)}
+    values = iter(
+        each.total / (each.tokens if config.likelihood_score == "mean" else 1) - without_image.get(text, 0.0)
+        for each, (_, _, text) in zip(found[: len(requests)], requests, strict=True)
+    )
+    return [np.array([[next(values) for _ in case.captions] for _ in case.images], dtype=float) for case in pairs.cases]
 
 
 def llava_protocol(model: Any, processor: Any) -> Entries:
     """Protocol entries about the computation of likelihoods and the LLaVA's input."""
-    from benchmarks.tasks.mllm.evaluate_task import input_settings
+    from benchmarks.tasks.mllm.llava_input import input_settings
 
     versions = {name: library_versions()[name].partition("+")[0] for name in ("torch", "transformers")}
     return {"precision": str(model.dtype).removeprefix("torch."), **versions, **input_settings(processor)}

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from benchmarks.tasks.blind_images import blind_settings
+from benchmarks.tasks.compositional.blind_pairs import blind_pairs
 from benchmarks.tasks.compositional.caption_scores import compute_evaluation, data_settings, load_pairs
 from benchmarks.tasks.compositional.loglikelihood import llava_protocol, score_texts
+from benchmarks.tasks.data.pair_sets import PairSet
 from benchmarks.tasks.evaluation import Evaluation, MetricSpec
 from clips.data.formats.dataset_format import Pair
 from clips.errors import UserError
@@ -35,6 +38,28 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
     prompt = config.prompt or PROMPT
     if "{a}" not in prompt or "{b}" not in prompt:
         raise UserError(f"benchmarks.prompt: expected {{a}} and {{b}} where the captions go, got '{prompt:.80}'")
+    runs = blind_pairs(pairs, config, model.llava[1]) if config.blind else None
+    blind = {kind: _scores(model, each, prompt)[0] for kind, each in runs.by_kind.items()} if runs else {}
+    scores, a_ratios = _scores(model, pairs, prompt)
+    return compute_evaluation(
+        pairs,
+        scores,
+        {
+            "task": "choice between a caption and one that differs in a detail, as multiple choice",
+            "prompt": prompt,
+            "score": "log-likelihood of the right caption's letter minus that of the other, mean of both orders",
+        }
+        | data_settings(pairs, config)
+        | llava_protocol(*model.llava)
+        | blind_settings(config, model.llava[1]),
+        uncompared="multiple choice compares the captions of one image, not images",
+        extra={"said_a": (_A_RATIO, a_ratios)},
+        blind=(runs, blind) if runs else None,
+    )
+
+
+def _scores(model: EvalModel, pairs: PairSet, prompt: str) -> tuple[list[np.ndarray], list[float]]:
+    """(P, C) scores of each case, and how often A was more probable."""
     requests = [
         (case.images[right], _fill(prompt, *texts), letter)
         for case in pairs.cases
@@ -52,19 +77,7 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
             each[right, wrong] = -next(margins)
         scores.append(each)
         a_ratios.append(float(np.mean([next(said_a) for _ in _questions(case)])))
-    return compute_evaluation(
-        pairs,
-        scores,
-        {
-            "task": "choice between a caption and one that differs in a detail, as multiple choice",
-            "prompt": prompt,
-            "score": "log-likelihood of the right caption's letter minus that of the other, mean of both orders",
-        }
-        | data_settings(pairs, config)
-        | llava_protocol(*model.llava),
-        uncompared="multiple choice compares the captions of one image, not images",
-        extra={"said_a": (_A_RATIO, a_ratios)},
-    )
+    return scores, a_ratios
 
 
 def _questions(case: Pair) -> list[tuple[int, int]]:

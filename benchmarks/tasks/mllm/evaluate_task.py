@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.results.protocol import Entries, full_size_entry
 from benchmarks.results.results import Metric
 from benchmarks.tasks.benchmark import Benchmark
+from benchmarks.tasks.blind_images import blind_settings
 from benchmarks.tasks.data.caption_sets import file_stamps
 from benchmarks.tasks.evaluation import ChanceLevels, Evaluation, compute_metric
+from benchmarks.tasks.mllm.blind_runs import add_blind_runs, blind_views, seen_by
 from benchmarks.tasks.mllm.caption_metrics import JAVA_METRICS, is_java_available, tokenizer_name
 from benchmarks.tasks.mllm.download import DOWNLOAD_RECORD, check_downloaded
 from benchmarks.tasks.mllm.items import first_images, items_table
 from benchmarks.tasks.mllm.judge import Judge, make_judge
+from benchmarks.tasks.mllm.llava_input import input_settings
 from benchmarks.tasks.mllm.lmms_models import model_settings
 from benchmarks.tasks.mllm.offline_tasks import data_root, definition_hash, go_offline, load_task, select_questions
 from benchmarks.tasks.mllm.task_metrics import TASK_METRICS, TaskMetrics, default_task_metrics
@@ -46,7 +49,6 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation | None:
             model.lmms, config, model.config.output, model_settings(model.lmms, model.config.lmms.model)
         )
     from benchmarks.tasks.mllm.llava_model import LlavaBridgeModel
-    from benchmarks.tasks.mllm.lmms_scoring import run_without_scoring
 
     llava = LlavaBridgeModel(
         loaded=model.llava,
@@ -56,12 +58,26 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation | None:
         processes=model.processes,
     )
     about = {"precision": str(model.llava[0].dtype).removeprefix("torch.")} | input_settings(llava.processor)
-    if not model.processes.is_main:
-        entry, task = get_benchmark(config.entry), _load(llava, config)
-        _exclude_metrics(task, config)  # raises what rank 0 raises, before other processes wait for it
-        run_without_scoring(llava, task, entry, _generation_settings(task, entry, config), limit=config.limit)
-        return None
-    return evaluate_task(llava, config, model.config.output, about)
+    about |= blind_settings(config, llava.processor)
+    if not model.processes.is_main or (config.blind and model.processes.count > 1):
+        _answer_without_scoring(llava, config)
+    return evaluate_task(llava, config, model.config.output, about) if model.processes.is_main else None
+
+
+def _answer_without_scoring(llava: Any, config: BenchmarkConfig) -> None:
+    """Answer all questions, those of the blind runs included: before rank 0 scores, which may fail there alone."""
+    from benchmarks.tasks.mllm.lmms_scoring import run_without_scoring
+
+    entry, task = get_benchmark(config.entry), _load(llava, config)
+    _exclude_metrics(task, config)  # raises what rank 0 raises, before other processes wait for it
+    settings = _generation_settings(task, entry, config)
+    run_without_scoring(llava, task, entry, settings, limit=config.limit)
+    if config.blind:
+        asked = range(min(config.limit or len(task.eval_docs_no_media), len(task.eval_docs_no_media)))
+        images = _images(llava, task, asked)
+        for view in blind_views(llava, task, config, images, data_hash(config)):
+            with seen_by(llava, view):
+                run_without_scoring(llava, task, entry, settings, limit=None)
 
 
 def evaluate_task(
@@ -91,12 +107,16 @@ def evaluate_task(
     listed = None if entry.own else TASK_METRICS.get(entry.task)
     values = dict(scored.values) or dict.fromkeys(names)
     reader = listed or default_task_metrics(samples, values, directions, config.scale)
-    images = _images(model, task, samples)
+    images = _images(model, task, [sample["doc_id"] for sample in samples])
     absent |= dict.fromkeys(names, scored.no_judge) if scored.no_judge else {}
     columns = {} if scored.no_judge else reader.columns(samples, scored.captions)
     items = items_table(samples, images, columns, reader.score)
     if only:
         items["item"] = [str(only[sample["doc_id"]]) for sample in samples]  # the index among all questions
+    if config.blind and not scored.no_judge:
+        views = blind_views(model, task, config, images, data_hash(config))
+        if reason := add_blind_runs(items, model, task, entry, settings, views, judge):
+            absent["blind"] = reason
     metrics = {} if scored.no_judge else _metrics(reader, scored.values, items, reader.baselines(samples), absent)
     return Evaluation(
         metrics=metrics,
@@ -121,9 +141,8 @@ def _load(model: Any, config: BenchmarkConfig) -> Any:
     return load_task(entry.task, entry.folder, data_root(config.data), own=entry.own, simple=model.is_simple)
 
 
-def _images(model: Any, task: Any, samples: Sequence[Mapping[str, Any]]) -> Mapping[int, Any]:
+def _images(model: Any, task: Any, numbers: Sequence[int]) -> Mapping[int, Any]:
     """Question index → its image, as recorded by this suite's model, or read again if answers were cached."""
-    numbers = [sample["doc_id"] for sample in samples]
     recorded = {number: image for (_, number), image in getattr(model, "images", {}).items()}
     return recorded if recorded.keys() >= set(numbers) else first_images(task, numbers)
 
@@ -224,29 +243,3 @@ def _protocol(
         "task_version": str(task.VERSION),
     }
     return protocol | ({"caption_tokenizer": tokenizer_name()} if entry.task.startswith("nocaps") else {})
-
-
-def input_settings(processor: Any) -> Entries:
-    """The LLaVA's image preprocessing and chat template, as its directory records them."""
-    from PIL.Image import Resampling
-
-    images = processor.image_processor
-    size = dict(images.size)
-    template = processor.chat_template or processor.tokenizer.chat_template or ""
-    return {
-        "input_resolution": int(max(value for value in size.values() if value)),
-        "input_resize": _resize(images),
-        "input_interpolation": Resampling(int(images.resample)).name.lower(),
-        "input_template": hashlib.sha256(str(template).encode()).hexdigest()[:16],
-    }
-
-
-def _resize(images: Any) -> str:
-    """How an image processor converts an image to one or several squares."""
-    if pinpoints := getattr(images, "image_grid_pinpoints", None):
-        return "anyres " + " ".join(f"{height}x{width}" for height, width in pinpoints)
-    if getattr(images, "do_center_crop", False):
-        return "shortest side, center crop"
-    if getattr(images, "do_pad", False):
-        return "pad"
-    return "squash" if "height" in dict(images.size) else "other"

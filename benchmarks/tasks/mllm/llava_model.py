@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
@@ -19,6 +19,9 @@ from clips.commandline.progress import Progress
 from clips.core.identity import digest
 from clips.errors import UserError
 from clips.parallel.distributed import DistributedContext, all_gather_objects
+
+if TYPE_CHECKING:
+    from benchmarks.tasks.mllm.blind_runs import BlindView
 
 _NAMES = ("imageId", "image_id", "img_id", "image_name", "image_path", "image_source")
 
@@ -110,10 +113,12 @@ class LlavaBridgeModel(lmms):
     ) -> None:
         super().__init__()
         self._model, self.processor = loaded or load_for_evaluation(pretrained, device or "auto", dtype)
+        self._is_owner = loaded is None
         self.batch_size = int(batch_size)
         self.record_images = record_images
         self.cache = cache or AnswerCache(None)
         self.processes = processes or DistributedContext()
+        self.view: BlindView | None = None
         self.images: dict[tuple[str, int], QuestionImage] = {}
         self._image_names: set[str] = set()
 
@@ -122,9 +127,14 @@ class LlavaBridgeModel(lmms):
         """The model's device."""
         return self._model.device
 
+    def clean(self) -> None:
+        """Free the model after its answers, for lmms-eval's own command; a model given as ``loaded`` is asked again."""
+        if self._is_owner:
+            super().clean()
+
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """The answer to each request, in order, from the cache or generated."""
-        return self._collect(requests, [_key(request) for request in requests], self._answers)
+        return self._collect(requests, [_key(request, view=self.view) for request in requests], self._answers)
 
     def _collect(
         self, requests: Sequence[Instance], keys: Sequence[str], answer: Callable[..., Iterator[dict[int, str]]]
@@ -137,6 +147,8 @@ class LlavaBridgeModel(lmms):
             answer: yields request index → answer for requests with the same settings, batch by batch.
         """
         missing = [index for index, key in enumerate(keys) if key not in self.cache.known]
+        if not missing:  # in all processes: rank 0 alone may ask again, to score
+            return [self.cache.known[key] for key in keys]
 
         def work() -> None:
             total = len(missing) // self.processes.count
@@ -183,7 +195,7 @@ class LlavaBridgeModel(lmms):
         """
         if other := next((each for each in requests if len(each.args) != 6), None):  # of acc_mutual_info
             raise UserError(f"{other.task_name}: likelihoods without a question are not supported")
-        keys = [_key(request, self._continuation(request)) for request in requests]
+        keys = [_key(request, self._continuation(request), self.view) for request in requests]
         found = [json.loads(text) for text in self._collect(requests, keys, self._likelihoods)]
         # lmms-eval converts any other pair to text (``unwrap_generation_output``), which its scorers cannot read
         return [GenerationResult((loss, greedy)) for loss, greedy in found]
@@ -214,11 +226,13 @@ class LlavaBridgeModel(lmms):
         raise UserError("this task has several rounds, which llava_bridge does not support")
 
     def _visuals(self, request: Instance) -> list[Image]:
-        """The images of a request; the first one is recorded."""
+        """The images of a request, or those that replace them in a blind run; the first of its own is recorded."""
         _, _, to_visual, doc_id, task, split = request.args
         visuals = to_visual(self.task_dict[task][split][doc_id]) or []
         if not all(isinstance(visual, Image) for visual in visuals):
             raise UserError(f"{task}: question {doc_id} has visuals other than images")
+        if self.view is not None:
+            return self.view.visuals(doc_id, visuals, to_visual)
         if self.record_images and visuals:
             self.images[task, doc_id] = record_image(visuals[0], self._image_names)
         return visuals
@@ -254,10 +268,11 @@ def _group_by_settings(requests: Sequence[Instance], indices: Sequence[int]) -> 
     return list(groups.values())
 
 
-def _key(request: Instance, continuation: str | None = None) -> str:
+def _key(request: Instance, continuation: str | None = None, view: BlindView | None = None) -> str:
     """Hash of a request without the data and the model, which the cache's own key covers."""
     prompt, settings, _, number, task, split = request.args
-    content = [task, split, number, request.idx, prompt, continuation]
+    number, condition = (number, []) if view is None else (view.numbers[number], view.condition(number))
+    content = [task, split, number, request.idx, prompt, continuation, *condition]
     content += sorted(map(repr, settings.items())) if continuation is None else []
     return digest(content)[:32]
 

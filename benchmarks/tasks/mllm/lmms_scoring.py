@@ -63,7 +63,14 @@ class RecordedAnswersModel(lmms):
 
 
 def run_and_score(
-    model: Any, task: Any, entry: Benchmark, settings: Mapping[str, Any], *, judge: Judge, limit: int | None = None
+    model: Any,
+    task: Any,
+    entry: Benchmark,
+    settings: Mapping[str, Any],
+    *,
+    judge: Judge,
+    limit: int | None = None,
+    allow_empty: bool = False,
 ) -> TaskScores:
     """Generate the answers and score them.
 
@@ -76,6 +83,7 @@ def run_and_score(
         settings: generation settings that override the task's.
         judge: replaces the judge that the scorer calls.
         limit: use the first N questions.
+        allow_empty: whether all answers may be empty.
 
     Raises:
         UserError: an image is missing, all answers are empty, or the scorer fails.
@@ -93,7 +101,7 @@ def run_and_score(
     for sample in results["samples"][entry.task]:  # a task may filter answers in several ways: the first one counts
         first.setdefault(sample["doc_id"], sample)
     samples = [first[number] for number in sorted(first)]
-    if samples and not any(map(_answer, samples)):
+    if samples and not allow_empty and not any(map(_answer, samples)):
         raise UserError(f"all {len(samples)} answers of the model are empty")
     values = {} if no_judge else _values(results["results"][entry.task], task)
     return TaskScores(samples=samples, values=values, captions=captions, no_judge=no_judge)

@@ -1,0 +1,107 @@
+"""The items of blind runs, and the images that replace their own: a blank one, or another item's.
+
+Whole images are drawn, each with all its items: questions about an image share its computation, and scorers that count
+pairs of questions find them complete. The images have a fixed random order, that of the SHA-256 of their names and the
+data's hash. The first ones are drawn, and each is replaced by the next one: a derangement, since all are different.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.results.blind import BLIND_KINDS
+from benchmarks.results.protocol import BLIND_PREFIX, Entries
+from clips.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from benchmarks.tasks.run_config import BenchmarkConfig
+
+_FIXED_SIZES = ("pad", "squash", "shortest side, center crop")
+"""Resize modes after which a blank image is the same for every size; pad fills with the mean color, too."""
+_DEFAULT_SIZE = (336, 336)
+
+
+@dataclass(frozen=True)
+class BlindSample:
+    """The images of a benchmark in their random order; the first ``count`` are drawn."""
+
+    order: tuple[str, ...]
+    count: int
+
+    def rows(self, images: Sequence[str | None]) -> list[int]:
+        """The positions of the items whose image is drawn."""
+        drawn = set(self.order[: self.count])
+        return [row for row, image in enumerate(images) if image in drawn]
+
+    def others(self, image: str) -> Iterator[str]:
+        """The images that may replace an image, the preferred one first; never the image itself."""
+        place = self.order.index(image)
+        yield from (*self.order[place + 1 :], *self.order[:place])
+
+
+def draw_sample(images: Sequence[str | None], data_hash: str, ratio: float, *, more: Iterable[str] = ()) -> BlindSample:
+    """Draw images until they have the given ratio of the items.
+
+    Args:
+        images: the image of each item, None for an item without one.
+        data_hash: determines the order.
+        ratio: of the items that have an image.
+        more: other images that may replace one.
+
+    Raises:
+        UserError: fewer than two different images.
+    """
+    counts = Counter(image for image in images if image is not None)
+    names = {*counts, *more}
+    if len(names) < 2:
+        raise UserError(f"benchmarks.blind: expected at least two different images in the data, got {len(names)}")
+    order = sorted(names, key=lambda name: hashlib.sha256(f"{data_hash} {name}".encode()).digest())
+    count, items = 0, 0
+    while items < ratio * counts.total() and count < len(order):
+        items += counts[order[count]]
+        count += 1
+    return BlindSample(tuple(order), count)
+
+
+def blank_images(processor: Any, own: Sequence[Image], resize: str) -> list[Image]:
+    """An image of one color for each image of a question.
+
+    Its size is that of the image where the model's input depends on it (tiles), otherwise one for all, so that all
+    questions share the computation of one image.
+    """
+    import PIL.Image
+
+    sizes = [_DEFAULT_SIZE if resize in _FIXED_SIZES else image.size for image in own]
+    return [PIL.Image.new("RGB", size, mean_color(processor)) for size in sizes]
+
+
+def mean_color(processor: Any) -> tuple[int, ...]:
+    """The mean color of a LLaVA's preprocessing, rounded as its padding is."""
+    return tuple(int(255 * value) for value in processor.image_processor.image_mean)
+
+
+def other_images(own: Sequence[Image], candidates: Iterable[Sequence[Image]]) -> list[Image]:
+    """As many images as a question has, of the first candidate with an image that the question does not have."""
+    from benchmarks.tasks.mllm.items import image_hash_name
+
+    known = {image_hash_name(image) for image in own}
+    for images in candidates:
+        if others := [image for image in images if image_hash_name(image) not in known]:
+            return [others[number % len(others)] for number in range(len(own))]
+    raise UserError("benchmarks.blind: expected an image that is not one of the question's, found none in the data")
+
+
+def blind_settings(config: BenchmarkConfig, processor: Any) -> Entries:
+    """Protocol entries about the blind runs; they do not change the score itself (`protocol.ranking_key`)."""
+    if not config.blind:
+        return {}
+    stated: Entries = {f"{BLIND_PREFIX}{kind}": BLIND_KINDS[kind] for kind in config.blind}
+    if "blank" in config.blind:
+        stated[f"{BLIND_PREFIX}blank"] = f"{BLIND_KINDS['blank']}, RGB {mean_color(processor)}"
+    return stated | {f"{BLIND_PREFIX}items": config.blind_items}

@@ -1,0 +1,141 @@
+"""Blind runs of an lmms-eval task: some of its questions again, about a blank image or about another item's."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks.results.blind import SIGHTED, add_blind_columns
+from benchmarks.tasks.benchmark import Benchmark
+from benchmarks.tasks.blind_images import BlindSample, blank_images, draw_sample, other_images
+from benchmarks.tasks.mllm.items import QuestionImage
+from benchmarks.tasks.mllm.judge import Judge
+from benchmarks.tasks.mllm.llava_input import input_settings
+from benchmarks.tasks.mllm.offline_tasks import select_questions
+from benchmarks.tasks.mllm.task_metrics import TASK_METRICS, default_task_metrics
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from PIL.Image import Image
+
+    from benchmarks.tasks.mllm.llava_model import LlavaBridgeModel
+    from benchmarks.tasks.run_config import BenchmarkConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlindView:
+    """What a model sees while it answers the questions of a blind run.
+
+    Args:
+        kind: of the run, or `SIGHTED` for the own images, whose answers are cached.
+        numbers: index among the selected questions → among all.
+        donors: index among the selected questions → questions whose images may replace its own.
+        documents: all questions of the data.
+        processor: the LLaVA's.
+        resize: how its preprocessing resizes images.
+    """
+
+    kind: str
+    numbers: Sequence[int]
+    donors: Mapping[int, Sequence[int]]
+    documents: Any
+    processor: Any
+    resize: str
+
+    def condition(self, number: int) -> list[Any]:
+        """The part of an answer's cache key that depends on the image."""
+        shuffled = self.kind == "shuffled"
+        return [] if self.kind == SIGHTED else [self.kind, self.donors[number][0] if shuffled else None]
+
+    def visuals(self, number: int, own: Sequence[Image], to_visual: Any) -> list[Image]:
+        """The images in place of a question's own."""
+        if self.kind == "blank":
+            return blank_images(self.processor, own, self.resize)
+        if self.kind == "shuffled":
+            return other_images(own, (to_visual(self.documents[donor]) or [] for donor in self.donors[number]))
+        return list(own)
+
+
+def blind_views(
+    model: LlavaBridgeModel, task: Any, config: BenchmarkConfig, images: Mapping[int, QuestionImage], data_hash: str
+) -> Iterator[BlindView]:
+    """Restrict a task to the questions of its blind runs; yields the view of the sighted run, then of each blind one.
+
+    Args:
+        model: the LLaVA.
+        task: lmms-eval's task; changed in place.
+        config: the benchmark.
+        images: index of each evaluated question → its first image.
+        data_hash: of the data; determines the questions.
+    """
+    asked = sorted(images)
+    sample = draw_sample([images[number].name for number in asked], data_hash, config.blind_items)
+    numbers = [asked[row] for row in sample.rows([images[number].name for number in asked])]
+    donors = _donors(sample, numbers, {number: images[number].name for number in asked})
+    documents = task.eval_docs
+    select_questions(task, numbers)
+    for kind in (SIGHTED, *config.blind):
+        yield BlindView(
+            kind=kind,
+            numbers=numbers,
+            donors=donors,
+            documents=documents,
+            processor=model.processor,
+            resize=str(input_settings(model.processor)["input_resize"]),
+        )
+
+
+def _donors(sample: BlindSample, numbers: Sequence[int], names: Mapping[int, str]) -> dict[int, list[int]]:
+    """Index among the selected questions → one question for each other image, the preferred one first."""
+    first: dict[str, int] = {}
+    for number in sorted(names):
+        first.setdefault(names[number], number)
+    by_image = {name: [first[other] for other in sample.others(name)] for name in {names[each] for each in numbers}}
+    return {row: by_image[names[number]] for row, number in enumerate(numbers)}
+
+
+@contextlib.contextmanager
+def seen_by(model: LlavaBridgeModel, view: BlindView) -> Iterator[None]:
+    """Let a model answer with the images of a view."""
+    model.view = view
+    try:
+        yield
+    finally:
+        model.view = None
+
+
+def add_blind_runs(
+    items: pd.DataFrame,
+    model: LlavaBridgeModel,
+    task: Any,
+    entry: Benchmark,
+    settings: Mapping[str, Any],
+    views: Iterator[BlindView],
+    judge: Judge,
+) -> str:
+    """Answer and score the blind runs, and add their columns to the items.
+
+    Returns:
+        Why there are no such columns: the judge returned no grades; empty otherwise.
+    """
+    from benchmarks.tasks.mllm.lmms_scoring import run_and_score
+
+    found: dict[str, Mapping[str, Any]] = {}
+    numbers: Sequence[int] = ()
+    for view in views:
+        with seen_by(model, view):
+            scored = run_and_score(model, task, entry, settings, judge=judge, allow_empty=True)
+        if scored.no_judge:
+            return scored.no_judge
+        listed = None if entry.own else TASK_METRICS.get(entry.task)
+        reader = listed or default_task_metrics(scored.samples, dict(scored.values), task.higher_is_better())
+        answers = [str(sample["filtered_resps"][0]).strip() for sample in scored.samples]
+        columns = {**reader.columns(scored.samples, scored.captions), "prediction": np.array(answers, object)}
+        found[view.kind], numbers = columns, view.numbers
+    places = {int(item): row for row, item in enumerate(items["item"])}
+    add_blind_columns(items, [places[number] for number in numbers], found)
+    return ""

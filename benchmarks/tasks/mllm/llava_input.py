@@ -1,0 +1,34 @@
+"""Protocol entries about a LLaVA's input."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from benchmarks.results.protocol import Entries
+
+
+def input_settings(processor: Any) -> Entries:
+    """The LLaVA's image preprocessing and chat template, as its directory records them."""
+    from PIL.Image import Resampling
+
+    images = processor.image_processor
+    size = dict(images.size)
+    template = processor.chat_template or processor.tokenizer.chat_template or ""
+    return {
+        "input_resolution": int(max(value for value in size.values() if value)),
+        "input_resize": _resize(images),
+        "input_interpolation": Resampling(int(images.resample)).name.lower(),
+        "input_template": hashlib.sha256(str(template).encode()).hexdigest()[:16],
+    }
+
+
+def _resize(images: Any) -> str:
+    """How an image processor converts an image to one or several squares."""
+    if pinpoints := getattr(images, "image_grid_pinpoints", None):
+        return "anyres " + " ".join(f"{height}x{width}" for height, width in pinpoints)
+    if getattr(images, "do_center_crop", False):
+        return "shortest side, center crop"
+    if getattr(images, "do_pad", False):
+        return "pad"
+    return "squash" if "height" in dict(images.size) else "other"

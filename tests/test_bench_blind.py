@@ -1,0 +1,253 @@
+"""Blind runs: the same questions without their image, and the gain of the image with its test."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import bench_world as world
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from test_bench_compositional import _winoground
+
+from benchmarks.analysis.diff_command import explain
+from benchmarks.results.blind import BLIND_KINDS, IN_BLIND_RUN, add_blind_columns, is_credited
+from benchmarks.results.protocol import ranking_key
+from benchmarks.results.results import read_items, read_result, result_path
+from benchmarks.tasks.blind_images import blank_images, draw_sample, mean_color, other_images
+from benchmarks.tasks.evaluation import MetricSpec, compute_metric
+from benchmarks.tasks.mllm.items import image_hash_name
+from benchmarks.tasks.run_config import BenchmarkConfig, LmmsModel
+from clips.errors import UserError
+from llava_bridge import load_llava
+
+PICTURES = 6
+BLIND: Any = ("blank", "shuffled")
+
+pytestmark = world.LMMS_EVAL_WARNS
+
+
+def _config(places: Path, name: str, **settings: Any) -> BenchmarkConfig:
+    without = {"exclude_metrics": ("nocaps_METEOR",)} if name == "nocaps_val" else {}
+    settings = {"blind": BLIND, "blind_items": 0.5, "max_new_tokens": 6, **without, **settings}
+    return BenchmarkConfig(name=name, data=str(places / "hub"), **settings)
+
+
+@pytest.fixture
+def looking(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
+    """A model that knows all images: it answers from what it sees, and "no" or "red" to a blank image.
+
+    The list gets the number of every image that it sees.
+    """
+    numbers = {world.draw_image(number).tobytes(): number for number in range(PICTURES)}
+    seen: list[int | None] = []
+
+    def answer_batches(model: Any, processor: Any, images: Any, prompts: Any, **_: Any) -> Any:
+        for place, (shown, prompt) in enumerate(zip(images, prompts, strict=True)):
+            number = numbers.get(shown[0].tobytes())
+            seen.append(number)
+            color = "red" if number is None else world.color(number)
+            if "Is there" in prompt:
+                yield {place: "yes" if number is not None and color in prompt else "no"}
+            else:
+                yield {place: world.captions(number or 0)[0] if "caption" in prompt else color}
+
+    monkeypatch.setattr("llava_bridge.inference.generate.iter_answer_batches", answer_batches)
+    return seen
+
+
+def test_answers_without_the_image_are_stored_with_their_items(places, tmp_path, looking):
+    config = _config(places, "pope")
+    found = world.measure(tmp_path, config, llava=places / "llava")
+    items = read_items(found)
+    drawn = items[items[IN_BLIND_RUN]]
+    assert (len(items), len(drawn), drawn["image"].nunique()) == (12, 6, 3)  # whole images
+    assert drawn["sighted:correct"].tolist() == drawn["correct"].tolist() == [1.0] * 6
+    assert drawn["blank:prediction"].tolist() == ["no"] * 6
+    assert drawn["blank:correct"].tolist() == [1.0, 0.0] * 3 if drawn["target"].iloc[0] == "no" else [0.0, 1.0] * 3
+    score = found.metrics["pope_accuracy"].blind["blank"]
+    assert (score.sighted, score.value, score.n) == (1.0, 0.5, 6)
+    assert items.loc[~items[IN_BLIND_RUN], "blank:correct"].isna().all()
+    assert looking.count(None) == 6
+    shuffled = looking[-6:]
+    own = [int(number) // 2 for number in drawn["item"]]
+    assert all(other is not None and other != number for other, number in zip(shuffled, own, strict=True))
+    assert len(set(zip(own, shuffled, strict=True))) == 3  # one other image for all questions about an image
+    plain = world.measure(tmp_path / "plain", dataclasses.replace(config, blind=()), llava=places / "llava")
+    assert {name: dataclasses.replace(each, blind={}) for name, each in found.metrics.items()} == plain.metrics
+    assert ranking_key(plain.protocol) == ranking_key(found.protocol)
+    assert plain.key != found.key
+    lines = list(explain(plain, found))
+    assert "Runs without the image, which do not change the score (A against B):" in lines
+    assert "  items: not stated against 0.5" in lines
+    assert lines[-1] == "The evaluation settings are equal: they are ranked together."
+
+
+def test_captions_are_scored_on_the_same_items_alone(places, tmp_path, looking):
+    """CIDEr's weights depend on the other items: the score with the image is computed again on those of the run."""
+    found = world.measure(tmp_path, _config(places, "nocaps_val"), llava=places / "llava")
+    items = read_items(found)
+    drawn = items[items[IN_BLIND_RUN]]
+    assert not np.allclose(drawn["sighted:cider"], drawn["cider"])
+    score = found.metrics["nocaps_CIDEr"].blind["shuffled"]
+    assert score.sighted == pytest.approx(drawn["sighted:cider"].mean())
+    assert score.value == pytest.approx(drawn["shuffled:cider"].mean())
+    assert score.sighted > score.value
+
+
+def test_pairs_and_several_images(places, tmp_path, looking):
+    mme, mmmu = world.measure(
+        tmp_path, _config(places, "mme"), _config(places, "mmmu_val", blind_items=1.0), llava=places / "llava"
+    )
+    points = mme.metrics["mme_total"].blind["blank"]
+    assert (points.sighted, points.value) == (400.0, 100.0)  # half of each pair is right, never both
+    assert mmmu.metrics["mmmu_acc"].blind["shuffled"].n == 12
+
+
+def test_a_real_model_gets_the_images_of_the_run(places, tmp_path):
+    """The stored answers are those of the LLaVA to the blank image, in a batch or alone; a second run asks nothing."""
+    from llava_bridge import answer
+
+    config = _config(places, "gqa", blind_items=1.0)
+    found = world.measure(tmp_path, config, llava=places / "llava")
+    items = read_items(found)
+    model, processor = load_llava(places / "llava", "cpu")
+    blank = Image.new("RGB", (64, 64), mean_color(processor))
+    prompts = [f"{text}\nAnswer the question using a single word or phrase." for text in items["question"]]
+    assert answer(model, processor, [blank] * PICTURES, prompts, max_new_tokens=6) == items["blank:prediction"].tolist()
+    again = BenchmarkConfig(**{**dataclasses.asdict(config), "name": "again", "task": "gqa"})
+    files = {path: path.read_bytes() for path in (tmp_path / ".cache").rglob("*.jsonl")}
+    assert read_items(world.measure(tmp_path, again, llava=places / "llava")).equals(items)
+    assert files == {path: path.read_bytes() for path in (tmp_path / ".cache").rglob("*.jsonl")}
+
+
+@pytest.mark.parametrize("task", ["winoground_likelihood", "winoground_mcq", "choice_likelihood", "choice_mcq"])
+def test_pairs_of_captions_without_their_image(places, tmp_path, task):
+    if "winoground" in task:
+        data = _winoground(tmp_path / "data")
+    else:
+        world.write_images(tmp_path / "data", PICTURES)
+        rows = [
+            {"image": f"{n}.png", "caption": world.captions(n)[0], "negative": world.captions(n + 1)[0]}
+            for n in range(PICTURES)
+        ]
+        data = world.write_lines(tmp_path / "data/pairs.jsonl", rows)
+    config = BenchmarkConfig(name="x", task=task, data=str(data), blind=BLIND, blind_items=0.5)
+    found = world.measure(tmp_path / "results", config, llava=places / "llava")
+    items = read_items(found)
+    drawn = items[items[IN_BLIND_RUN]]
+    assert len(drawn) == len(items) // 2
+    assert drawn["sighted:score"].tolist() == drawn["score"].tolist()
+    if task == "winoground_likelihood":  # equal images win by chance
+        assert found.metrics["image_score"].blind["blank"].value == 0.25
+    for kind in BLIND_KINDS:
+        score = found.metrics[found.primary[0]].blind[kind]
+        assert (score.sighted, score.value) == (drawn["sighted:score"].mean(), drawn[f"{kind}:score"].mean())
+
+
+def test_the_sample_is_a_derangement_of_whole_images():
+    names = [f"picture {number // 3}" for number in range(60)] + [None]
+    sample = draw_sample(names, "data", 0.1)
+    rows = sample.rows(names)
+    assert len(rows) == 6  # two images of three items
+    assert sample == draw_sample(names, "data", 0.1)
+    assert sample.order != draw_sample(names, "other data", 0.1).order
+    assert all(next(sample.others(name)) != name for name in sample.order)
+    assert len({next(sample.others(name)) for name in sample.order}) == len(sample.order) == 20
+    with pytest.raises(UserError, match="expected at least two different images in the data, got 1"):
+        draw_sample(["one", "one"], "data", 0.5)
+
+
+def test_no_question_sees_one_of_its_own_images():
+    first, second, third = (world.draw_image(number) for number in range(3))
+    assert [image_hash_name(image) for image in other_images([first, second], [[second], [second, third]])] == [
+        image_hash_name(third)
+    ] * 2
+    with pytest.raises(UserError, match="expected an image that is not one of the question's"):
+        other_images([first], [[first.copy()]])
+
+
+def test_a_blank_image_has_the_size_of_the_image_where_it_matters(places):
+    _, processor = load_llava(places / "llava", "cpu")
+    own = [Image.new("RGB", size) for size in ((30, 40), (90, 20))]
+    assert len({image.size for image in blank_images(processor, own, "squash")}) == 1
+    assert [image.size for image in blank_images(processor, own, "anyres 336x672")] == [(30, 40), (90, 20)]
+    pixels = processor.image_processor(blank_images(processor, own, "squash"), return_tensors="pt")["pixel_values"]
+    assert abs(pixels).max() < 0.02  # the mean color: no pixel differs from the mean of the preprocessing
+
+
+def _items(sighted: list[float], blank: list[float]) -> pd.DataFrame:
+    names = [str(number) for number in range(len(sighted) + 5)]
+    items = pd.DataFrame({"item": names, "image": names, "correct": [1.0] * len(names)})
+    rows = list(range(5, len(names)))
+    add_blind_columns(items, rows, {"sighted": {"correct": sighted}, "blank": {"correct": blank}})
+    return items
+
+
+def test_the_gain_by_hand():
+    """Fifteen questions of 40 need the image, and five are answered better without."""
+    sighted = [1.0] * 15 + [0.0] * 5 + [1.0] * 10 + [0.0] * 10
+    blank = [0.0] * 15 + [1.0] * 5 + [1.0] * 10 + [0.0] * 10
+    metric = compute_metric(_items(sighted, blank), MetricSpec(label="accuracy", columns=("correct",)))
+    score = metric.blind["blank"]
+    assert (metric.n, score.n, score.sighted, score.value) == (45, 40, 25 / 40, 15 / 40)
+    differences = np.subtract(sighted, blank)
+    t = differences.mean() / (differences.std(ddof=1) / np.sqrt(40))
+    assert 2 < t < 2.6
+    assert 0.02 < score.p_value < 0.05
+    assert score.gain_low is not None
+    assert 0 < score.gain_low < 0.25 < (score.gain_high or 0)
+    assert "shuffled" not in metric.blind
+
+
+@pytest.mark.parametrize(
+    ("gains", "higher", "credited"),
+    [
+        ([(0.1, 0.01), (0.2, 0.001)], True, True),
+        ([(0.1, 0.01), (0.2, 0.2)], True, False),
+        ([(-0.1, 0.001)], True, False),
+        ([(-0.1, 0.001)], False, True),
+    ],
+)
+def test_a_score_is_credited_if_it_is_above_every_blind_run(gains, higher, credited):
+    assert is_credited(gains, higher_is_better=higher) is credited
+
+
+def test_a_result_whose_blind_scores_contradict_its_items_is_rejected(places, tmp_path, looking):
+    world.measure(tmp_path, _config(places, "pope"), llava=places / "llava")
+    path = result_path(tmp_path, "row", "pope")
+    content = json.loads(path.read_text())
+    for changes, said in (
+        ({"value": 0.1}, r"metrics\.pope_accuracy\.blind\.blank\.value: expected 0\.5, as its items give, got 0\.1"),
+        ({"n": 7}, r"blind\.blank\.n: expected 6, as its items have, got 7"),
+        ({"p_value": 2.0}, r"blind\.blank\.p_value: expected a number from 0 to 1, got 2"),
+    ):
+        wrong = json.loads(json.dumps(content))
+        wrong["metrics"]["pope_accuracy"]["blind"]["blank"] |= changes
+        path.write_text(json.dumps(wrong))
+        with pytest.raises(UserError, match=said):
+            read_result(path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"blind": ("black",)}, "benchmarks.blind 'black'; did you mean 'blank'"),
+        ({"blind": ("blank", "blank")}, r"benchmarks\.blind: expected different kinds \(benchmark 'pope'\)"),
+        ({"blind_items": 1.5}, r"benchmarks\.blind_items: expected a ratio above 0 and up to 1, got 1\.5"),
+    ],
+)
+def test_bad_settings_are_one_line(places, settings, said):
+    with pytest.raises(UserError, match=said):
+        _config(places, "pope", **settings)
+
+
+def test_models_that_have_no_blind_runs(places, tmp_path):
+    with pytest.raises(UserError, match=r"benchmarks\.blind: expected 'llava:', .*lmms-eval's models \(pope\)"):
+        world.measure(tmp_path, _config(places, "pope"), lmms=LmmsModel(model="llava_hf"))
+    with pytest.raises(UserError, match=r"benchmarks\[1\]\.blind: 'retrieval' takes no such setting"):
+        world.measure(tmp_path, _config(places, "retrieval"), encoder=places / "llava")
