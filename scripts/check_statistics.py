@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from benchmarks.results.blind import compare_with_blind, gain_of, is_credited
 from benchmarks.results.noise import Scores, TrainingNoise, difference_estimate, p_values, training_noise
 from benchmarks.results.statistics import LEVEL, compare, holm_correction, image_scores, scores_interval
 
@@ -217,6 +218,36 @@ def found_differences(world: World, trials: int, gain: float) -> tuple[float, fl
     return float(np.mean(mine)), float(np.mean(students))
 
 
+@dataclass(frozen=True)
+class FoundGains:
+    """Ratios of intervals of the gain over blind that contain the truth, and of scores that are credited."""
+
+    intervals: float
+    by_one: float
+    by_both: float
+
+
+def simulate_blind(world: World, trials: int, gain: float = 0.0, seed: int = 10) -> FoundGains:
+    """Simulate a score with the image and two without: equal in the population, or lower by ``gain`` without it.
+
+    The world's first model is the score with the image, the next two are those without: they answer most questions
+    alike, since one LLaVA gives all answers.
+    """
+    rng = np.random.default_rng(seed)
+    inside, one, both = list[bool](), list[bool](), list[bool]()
+    for _ in range(trials):
+        column = Column(world, rng)
+        sighted, *blind = (column.model(place, 0.0 if place else gain) for place in range(3))
+        gains = [gain_of(sighted, each) for each in blind]
+        noise = training_noise(gains)
+        found = [compare_with_blind(each, noise) for each in gains]
+        inside += [each.low <= gain <= each.high for each in found]
+        tested = [(each.value, each.p_value) for each in found]
+        one.append(is_credited(tested[:1], higher_is_better=True))
+        both.append(is_credited(tested, higher_is_better=True))
+    return FoundGains(float(np.mean(inside)), float(np.mean(one)), float(np.mean(both)))
+
+
 def smallest_is_found(world: World, trials: int) -> tuple[float, float]:
     """The power of a single test for the stated minimum detectable difference, and that difference."""
     rng = np.random.default_rng(9)
@@ -277,13 +308,43 @@ TABLES = [
         ("rare CIDEr", 300, 5, 4),
     )
 ]
-PARTS: Mapping[str, list[World]] = {"one training": SINGLE, "several seeds": SEEDS, "tables": TABLES}
+BLIND = [
+    World(kind=kind, images=images, questions=questions, right=right, lasting=lasting, models=3)
+    for kind, questions, right, images in (
+        ("share", 1, 0.5, 40),
+        ("share", 1, 0.95, 60),
+        ("share", 1, 0.95, 200),
+        ("share", 1, 0.05, 100),
+        ("share", 18, 0.8, 38),
+        ("F1", 18, 0.6, 38),
+        ("MME", 2, 0.7, 90),
+        ("rare CIDEr", 1, 0.6, 300),
+    )
+    for lasting in (0.05, 0.5)
+]
+PARTS: Mapping[str, list[World]] = {"one training": SINGLE, "several seeds": SEEDS, "tables": TABLES, "blind": BLIND}
 POWER = World(models=10, tests=13, seeds=3, images=1000, training=0.5)
 
 
 def percent(share: float, trials: int) -> str:
     """A ratio and twice its standard error, in percent."""
     return f"{100 * share:5.1f} ±{200 * math.sqrt(max(share * (1 - share), 0.01) / trials):.1f}"
+
+
+def print_blind(trials: int) -> None:
+    """Print the coverage of gains over blind, and how often a model that does not look is credited, by three seeds."""
+    print("blind: % of intervals of a gain of 0 with the truth, % credited falsely by one run and by both, 3 seeds")
+    for world in BLIND:
+        found = [simulate_blind(world, 4 * trials, seed=seed) for seed in (10, 11, 12)]
+        figures = [percent(float(np.mean([getattr(each, name) for each in found])), 12 * trials)
+                   for name in ("intervals", "by_one", "by_both")]  # fmt: skip
+        spread = max(each.by_one for each in found) - min(each.by_one for each in found)
+        print(f"  {world!s:<60} answers changed {world.lasting:.0%}", *figures, f"spread {spread:.1%}", flush=True)
+    print("% credited of a gain of 5, 10 and 20 points, on 60, 120, 225, 675 and 3,000 images")
+    for images in (60, 120, 225, 675, 3000):
+        world = World(images=images, lasting=0.4, right=0.55)
+        powers = [simulate_blind(world, trials, gain).by_both for gain in (0.05, 0.1, 0.2)]
+        print(f"  {images} images:", *(percent(power, trials) for power in powers), flush=True)
 
 
 def main() -> None:
@@ -293,6 +354,9 @@ def main() -> None:
     given = parser.parse_args()
     trials = given.trials
     for title in [given.part] if given.part else PARTS:
+        if title == "blind":
+            print_blind(trials)
+            continue
         print(f"{title}: % of intervals with the truth (scores, differences), % of tables with a false alarm")
         for world in PARTS[title]:
             rounds = trials if world.tests > 1 else 4 * trials

@@ -80,7 +80,8 @@ def _measured(task: str, samples: list[dict[str, Any]]) -> dict[str, dict[str, f
     items = pd.DataFrame({**reader.columns(samples, None), "category": "a"})  # type: ignore[arg-type]
     items = items.assign(item=items.index.astype(str), image=items.index.astype(str))
     baselines = reader.baselines(samples)
-    specs: dict[str, MetricSpec] = {**reader.metrics, **reader.extra}
+    every: dict[str, MetricSpec] = {**reader.metrics, **reader.extra}
+    specs = {name: spec for name, spec in every.items() if set(spec.columns) <= {*items}}
     return {name: dict(compute_metric(items, specs[name], baselines=baselines).chance_levels) for name in specs}
 
 
@@ -129,7 +130,7 @@ def _option_sample(task: str, doc: dict[str, Any]) -> dict[str, Any]:
         "exact_match": 1.0,
         "mmmu_acc": {
             "id": "a",
-            "subdomain": "a",
+            "subdomain": "Art",
             "question_type": "multiple-choice",
             "answer": "A",
             "parsed_pred": "A",
@@ -155,6 +156,15 @@ def _option_sample(task: str, doc: dict[str, Any]) -> dict[str, Any]:
         ),
         ("seedbench", [{f"choice_{letter}": "x" for letter in "abcd"}], 1 / 4),
         ("mmstar", [{}], 1 / 4),
+        (
+            "realworldqa",
+            [
+                {"question": "Which way?\n\nA. Left\nB. Straight\nC. Right\nPlease answer directly.", "answer": "A"},
+                {"question": "Is there a car? Please answer directly with a single word.", "answer": "Yes"},
+                {"question": "How many? Please answer directly with a single word or number.", "answer": "2"},
+            ],
+            (1 / 3 + 1 / 2 + 0) / 3,
+        ),
     ],
 )
 def test_options_are_counted_question_by_question(task, docs, expected):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from benchmarks.report.blind_gain import with_gains
 from benchmarks.report.load_results import MissingValue, ReportSource, missing_reason
 from benchmarks.report.seed_aggregation import aggregate_seeds, has_seeds, with_intervals
 from benchmarks.report.significance import Evidence, add_significance
@@ -44,7 +45,7 @@ def build_results_table(
         return table
     if has_seeds(source):
         table = aggregate_seeds(table, evidence)
-    return add_significance([table], evidence)[0] if primary_only else table
+    return add_significance([with_gains(table, source, evidence)], evidence)[0] if primary_only else table
 
 
 def _is_requested(source: ReportSource, benchmark: str) -> bool:

@@ -51,8 +51,8 @@ def interval_text(cell: Cell) -> str:
 
 
 def group_sign(cell: Cell) -> str:
-    """One dagger for group 1, two for group 2, …; empty for the main protocol."""
-    return "†" * cell.group
+    """One dagger for group 1, two for group 2, …, and ‡ for a score that is not credited to the images."""
+    return "†" * cell.group + ("‡" if cell.credited is False else "")
 
 
 def missing_label(cell: Cell) -> str:

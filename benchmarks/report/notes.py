@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from benchmarks.report.blind_gain import gain_notes
 from benchmarks.report.cell_text import column_title, decimals, group_sign
 from benchmarks.report.chance_level import chance_notes
 from benchmarks.report.load_results import MissingValue, ReportSource
@@ -62,6 +63,7 @@ def table_notes(source: ReportSource, table: Table, seed_table: Table) -> list[s
         *_about_intervals(table),
         *_about_power(table),
         *chance_notes(table),
+        *gain_notes(table),
         *_about_trivial_baselines(source),
         *_about_training(source),
         *_about_missing_values(source, seed_table),

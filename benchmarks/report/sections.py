@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.report.blind_figures import gain_figures
 from benchmarks.report.caption_length_figures import length_figures
 from benchmarks.report.categories import category_figures
 from benchmarks.report.correlation import correlation_figures
@@ -51,6 +52,7 @@ SECTIONS: tuple[Section, ...] = (
     Section(title="Results", build=lambda report: report.table),
     Section(title="Published numbers", build=lambda report: report.reference_results),
     Section(title="Differences from the baseline", build=forest_plots),
+    Section(title="Gain over blind", build=gain_figures),
     Section(title="Sweeps", build=sweep_figures),
     Section(title="Recall vs. caption length", build=length_figures),
     Section(title="Retrieval vs. MLLM scores", build=correlation_figures),

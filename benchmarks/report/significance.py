@@ -58,6 +58,12 @@ class Evidence:
             self._scores[key] = self._items.of_model(results, metric, single_training=single, category=category)
         return self._scores[key]
 
+    def gains(self, cell: Cell) -> dict[str, tuple[Scores, Scores]]:
+        """Kind of blind run → a cell's metric with and without the image, on the items of the run."""
+        benchmark, metric, _ = self._item_key(cell)
+        outcomes = [self._source.outcomes[name, benchmark] for name in cell.members or (cell.row,)]
+        return self._items.gains([outcome for outcome in outcomes if isinstance(outcome, Result)], metric)
+
     def _is_trained(self, name: str, result: Result) -> bool:
         """Whether the study trained the model of a result."""
         path = str(result.model.get("path", ""))
@@ -100,7 +106,8 @@ def _compared(table: Table, tests: PairedTests, *, ranked: bool) -> Table:
         cells[_cell_key(cell)] = dataclasses.replace(cell, delta=tests.delta(cell, base))
     for group in _ranked_groups(table) if ranked else ():
         for cell, mark in _marks(group, tests):
-            cells[_cell_key(cell)] = dataclasses.replace(cells[_cell_key(cell)], mark=mark)
+            marks = {"withheld": mark} if cell.credited is False else {"mark": mark}
+            cells[_cell_key(cell)] = dataclasses.replace(cells[_cell_key(cell)], **marks)
     return dataclasses.replace(table, cells=cells, comparisons=len(tests), untestable=tests.untestable(table))
 
 

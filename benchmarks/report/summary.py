@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from benchmarks.report.blind_gain import not_credited
 from benchmarks.report.cell_text import column_title, decimals
 from benchmarks.report.chance_level import no_row_above_chance
 from benchmarks.report.table import Cell, Table
@@ -15,7 +16,8 @@ _MAX_SIZES = 2
 
 def headline(table: Table) -> str:
     """The sentence on the model that differs most from its baseline, and on metrics without a model above chance."""
-    return " ".join(filter(None, (_comparison(table), no_row_above_chance(table))))
+    leading = [cell for cell in table.cells.values() if cell.withheld]
+    return " ".join(filter(None, (_comparison(table), not_credited(leading), no_row_above_chance(table))))
 
 
 def _comparison(table: Table) -> str:
@@ -24,7 +26,7 @@ def _comparison(table: Table) -> str:
         balances = {name: _balance(table, name) for name in compared}
         leader = max(compared, key=lambda name: balances[name])
         worse = [name for name in compared if balances[name][0] < 0]
-        wins = any(_direction(cell) > 0 for cell in _compared_cells(table, leader))
+        wins = any(_direction(table, cell) > 0 for cell in _compared_cells(table, leader))
         if wins or not worse or len(compared) == 1:
             return row_summary(table, leader)
         verb = "loses" if len(worse) == 1 else "lose"
@@ -54,9 +56,11 @@ def row_summaries(table: Table) -> list[str]:
 def row_summary(table: Table, row: str) -> str:
     """``clips beats clip by 6.1 points [4.9, 7.3] on T→I R@1; no significant difference on POPE.``"""
     cells = _compared_cells(table, row)
-    better, worse, equal = ([cell for cell in cells if _direction(cell) == sign] for sign in (1, -1, 0))
+    better, worse, equal = ([cell for cell in cells if _direction(table, cell) == sign] for sign in (1, -1, 0))
     baseline = cells[0].delta.baseline if cells[0].delta else ""
-    if not better and not worse:
+    uncredited = [cell for cell in equal if cell.delta and cell.delta.significant]
+    equal = [cell for cell in equal if cell not in uncredited]
+    if not better and not worse and not uncredited:
         return f"{row} and {baseline} do not differ significantly on any of {len(cells)} metrics."
     parts = []
     if better:
@@ -65,7 +69,10 @@ def row_summary(table: Table, row: str) -> str:
         parts.append(f"{'it loses' if better else f'{row} loses to {baseline}'} {_sizes(worse)}")
     if equal:
         parts.append(f"no significant difference on {_titles(equal)}")
-    return "; ".join(parts) + "."
+    if uncredited:
+        parts.append(f"not credited to the images: the difference on {_titles(uncredited)}")
+    text = "; ".join(parts)
+    return f"{text if better or worse else f'{row} and {baseline}: {text}'}."
 
 
 def _sizes(cells: Sequence[Cell]) -> str:
@@ -93,16 +100,18 @@ def _compared_cells(table: Table, row: str) -> list[Cell]:
     ]
 
 
-def _direction(cell: Cell) -> int:
-    """1 if significantly better than the baseline, -1 if worse, 0 if not significant."""
+def _direction(table: Table, cell: Cell) -> int:
+    """1 if significantly better than the baseline, -1 if worse, 0 if not significant or the better is not credited."""
     if cell.delta is None or not cell.delta.significant:
         return 0
-    return 1 if (cell.delta.value > 0) == bool(cell.column.higher_is_better) else -1
+    direction = 1 if (cell.delta.value > 0) == bool(cell.column.higher_is_better) else -1
+    base = table.cells[cell.delta.baseline, cell.column.benchmark, cell.column.metric]
+    return 0 if (cell if direction > 0 else base).credited is False else direction
 
 
 def _balance(table: Table, row: str) -> tuple[int, int]:
     """Significant gains minus losses, and their number."""
-    directions = [_direction(cell) for cell in _compared_cells(table, row)]
+    directions = [_direction(table, cell) for cell in _compared_cells(table, row)]
     return sum(directions), sum(map(abs, directions))
 
 

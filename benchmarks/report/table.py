@@ -4,7 +4,8 @@ Rules of the marks:
 - cells are compared only within a *group* of equal protocol; input settings may differ, since they are part of a model;
 - ``best``: the top cell of a group, significantly different from every other cell of the group;
 - ``tied``: the top cell and those not significantly different from it, if the group has a significantly worse cell;
-- no mark if no difference from the top cell is significant.
+- no mark if no difference from the top cell is significant;
+- no mark for a cell that is not credited to the images (`Cell.credited`).
 All tests of a table (every pair of cells of a group, and the differences from the baselines) are one family: their
 p-values are Holm-corrected together, so that marks and differences never contradict each other, and choosing the top
 cell by its score does not inflate its significance.
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from benchmarks.report.load_results import MissingValue
+from benchmarks.results.blind import is_credited
 from benchmarks.study.study_record import RowRecord
 
 ALPHA = 0.05
@@ -76,6 +78,38 @@ class BaselineDifference:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BlindGain:
+    """A score minus that without the image, on the items that were asked both ways, scaled.
+
+    Args:
+        sighted: the score on these items.
+        blind: the score without the image.
+        ci_low: lower end of the 95 % interval of the difference; both ends are NaN if the interval is unknown.
+        ci_high: upper end.
+        p_value: of this test alone.
+        n: number of these items.
+        min_detectable: the gain that this test detects with power 0.8; NaN if unknown.
+    """
+
+    sighted: float
+    blind: float
+    ci_low: float
+    ci_high: float
+    p_value: float
+    n: int
+    min_detectable: float
+
+    @property
+    def value(self) -> float:
+        """The gain."""
+        return self.sighted - self.blind
+
+    def credits(self, higher_is_better: bool | None) -> bool:
+        """Whether this gain is significant in the better direction."""
+        return is_credited([(self.value, self.p_value)], higher_is_better=higher_is_better is not False)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Cell:
     """One number, or why it is missing.
 
@@ -95,6 +129,8 @@ class Cell:
         by_seed: seed → value, if the value is a mean over seeds.
         members: names of the single seeds' rows, if the value is a mean over seeds.
         image_ci_half_width: average half width of a single seed's interval over images.
+        gains: kind of blind run → the gain of the image; empty without such runs.
+        withheld: the mark that it would have if it were credited.
     """
 
     row: str
@@ -112,6 +148,15 @@ class Cell:
     by_seed: Mapping[int | None, float] = field(default_factory=dict)
     members: tuple[str, ...] = ()
     image_ci_half_width: float | None = None
+    gains: Mapping[str, BlindGain] = field(default_factory=dict)
+    withheld: RankMark = ""
+
+    @property
+    def credited(self) -> bool | None:
+        """Whether the score is credited to the images; None without blind runs, or in a column that is not ranked."""
+        if not self.gains or self.column.higher_is_better is None:
+            return None
+        return all(gain.credits(self.column.higher_is_better) for gain in self.gains.values())
 
 
 @dataclass(frozen=True, kw_only=True)

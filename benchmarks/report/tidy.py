@@ -45,6 +45,23 @@ COLUMNS: Mapping[str, str] = {
     "notes": "differences from the main protocol",
 }
 
+BLIND_COLUMNS: Mapping[str, str] = {
+    "n_blind": "items that were also asked without their image",
+    **{
+        f"{kind}{field}": about.format(how)
+        for kind, how in {"blank": "with a blank image", "shuffled": "with another item's image"}.items()
+        for field, about in {
+            "": "score {} on the items of n_blind",
+            "_gain": "score with the own image on these items, minus that {}",
+            "_gain_ci_low": "lower end of the 95 % interval of the gain over the score {}",
+            "_gain_ci_high": "upper end of the 95 % interval of the gain over the score {}",
+            "_gain_p_value": "of the paired test of the gain over the score {}",
+        }.items()
+    },
+    "credited": "whether the gain over every run without the image is significant",
+}
+"""Further columns, after the trivial baselines, if any model has blind runs."""
+
 
 def tidy(table: Table, full_sizes: Mapping[tuple[str, str], int | None] | None = None) -> pd.DataFrame:
     """The table as a long frame with the columns of `COLUMNS`, models and metrics in the table's order.
@@ -60,7 +77,8 @@ def tidy(table: Table, full_sizes: Mapping[tuple[str, str], int | None] | None =
     names = list(COLUMNS)
     after_chance = names.index(CHANCE) + 1
     baselines = (_field(name) for column in table.columns for name in column.chance_levels if name != CHANCE)
-    names[after_chance:after_chance] = dict.fromkeys(baselines)
+    blind = BLIND_COLUMNS if any(cell.gains for cell in cells) else ()
+    names[after_chance:after_chance] = [*dict.fromkeys(baselines), *blind]
     frame = pd.DataFrame(lines, columns=names)
     return frame.astype(dict.fromkeys(("n", "n_full", "num_seeds"), "Int64") | {"significant": "boolean"})
 
@@ -77,6 +95,7 @@ def _line(cell: Cell, full_size: int | None) -> dict[str, object]:
         "n": cell.n or None,
         "n_full": full_size,
         **{_field(name): value for name, value in chance_levels.items()},
+        **_gain_fields(cell),
         **(_delta_fields(delta) if delta else {}),
         "mark": cell.mark or None,
         "scale": column.scale,
@@ -98,6 +117,20 @@ def _delta_fields(delta: BaselineDifference) -> dict[str, object]:
         "significant": delta.significant,
         "min_detectable_difference": finite_or_none(delta.min_detectable_difference),
     }
+
+
+def _gain_fields(cell: Cell) -> dict[str, object]:
+    fields: dict[str, object] = {"credited": cell.credited}
+    for kind, gain in cell.gains.items():
+        fields |= {
+            "n_blind": gain.n,
+            kind: gain.blind,
+            f"{kind}_gain": gain.value,
+            f"{kind}_gain_ci_low": finite_or_none(gain.ci_low),
+            f"{kind}_gain_ci_high": finite_or_none(gain.ci_high),
+            f"{kind}_gain_p_value": gain.p_value,
+        }
+    return fields
 
 
 def _field(baseline: str) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from benchmarks.results.blind import BLIND_KINDS, gain_scores
 from benchmarks.results.noise import Scores
 from benchmarks.results.results import Metric, Result, columns_of, has_items, read_items
 from benchmarks.results.statistics import image_scores
@@ -45,6 +46,37 @@ class ItemScores:
             single_training: whether a single result comes from a training run, with the noise of other models' runs.
             category: use only the items of this category.
         """
+        found_items = self._metric_items(results, metric, category)
+        if found_items is None:
+            return None
+        spec, tables = found_items
+        found = image_scores(
+            str(spec.aggregation),
+            [columns_of(table, spec.columns) for table in tables],
+            spec.columns,
+            tables[0]["image"].to_numpy(),
+            items=_item_keys(tables[0]).tolist(),
+            most=_most(spec, tables),
+            trained=len(tables) > 1 or single_training,
+        )
+        return None if math.isnan(found.value) else found
+
+    def gains(self, results: Sequence[Result], metric: str) -> dict[str, tuple[Scores, Scores]]:
+        """Kind of blind run → the metric with and without the image, of one model with one result per seed."""
+        found = self._metric_items(results, metric, None) if results else None
+        if found is None:
+            return {}
+        spec, tables = found
+        settings = {"most": _most(spec, tables), "trained": len(tables) > 1}
+        pairs = {
+            kind: gain_scores(tables, str(spec.aggregation), spec.columns, kind, **settings) for kind in BLIND_KINDS
+        }
+        return {kind: pair for kind, pair in pairs.items() if pair is not None}
+
+    def _metric_items(
+        self, results: Sequence[Result], metric: str, category: str | None
+    ) -> tuple[Metric, list[pd.DataFrame]] | None:
+        """A metric and the items of each seed; None if they do not determine it, or differ between seeds."""
         metrics = [result.metrics.get(metric) for result in results]
         models = {result.model.get("hash") or str(result.path) for result in results}
         if len(models) == 1 and len({each and each.value for each in metrics}) == 1:
@@ -58,16 +90,11 @@ class ItemScores:
         definition = (spec.aggregation, spec.columns)
         if any(each is None or (each.aggregation, each.columns) != definition for each in metrics):
             return None
-        found = image_scores(
-            spec.aggregation,
-            [columns_of(table, spec.columns) for table in tables],
-            spec.columns,
-            tables[0]["image"].to_numpy(),
-            items=_item_keys(tables[0]).tolist(),
-            most=1.0 if spec.scale >= _PER_CENT else _largest(tables, spec.columns),
-            trained=len(results) > 1 or single_training,
-        )
-        return None if math.isnan(found.value) else found
+        return spec, tables
+
+
+def _most(spec: Metric, tables: Sequence[pd.DataFrame]) -> float:
+    return 1.0 if spec.scale >= _PER_CENT else _largest(tables, spec.columns)
 
 
 def _largest(tables: Sequence[pd.DataFrame], names: Sequence[str]) -> float:

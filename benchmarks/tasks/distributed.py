@@ -8,9 +8,11 @@ directory.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
+from unittest import mock
 
 from clips.errors import UserError
 
@@ -64,3 +66,10 @@ def run_on_main(processes: DistributedContext, work: Callable[[], Found]) -> Fou
     from clips.parallel.distributed import all_gather_objects
 
     return all_gather_objects(found)[0]
+
+
+@contextlib.contextmanager
+def as_single_process() -> Iterator[None]:
+    """Hide the process group from libraries that would wait for other processes (lmms-eval's evaluator)."""
+    with mock.patch("torch.distributed.is_initialized", return_value=False):
+        yield

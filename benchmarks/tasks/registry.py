@@ -241,6 +241,26 @@ BENCHMARKS: dict[str, Benchmark] = {
         folder="mmbench",
         judged=True,
     ),
+    **_lmms_entry(
+        "mmbench_en_dev_static",
+        "the same without a judge: unclear answers are read by patterns",
+        "MMBench",
+        "97 MB",
+        4329,
+        "CC BY 4.0",
+        folder="mmbench",
+    ),
+    **{
+        name: entry
+        for task, about, items, size in (
+            ("cv_bench", "multiple choice about counts, positions, depth and distances (CV-Bench)", 2638, "405 MB"),
+            ("cv_bench_2d", "its questions in the image plane: count, position", 1438, "185 MB"),
+            ("cv_bench_3d", "its questions in space: depth, distance", 1200, "220 MB"),
+        )
+        for name, entry in _lmms_entry(
+            task, about, "nyu-visionx/CV-Bench", size, items, "Apache-2.0", folder="cv_bench"
+        ).items()
+    },
     **_lmms_entry("ai2d", "multiple choice about diagrams of school science", "ai2d", "140 MB", 3088, "CC BY-SA"),
     **_lmms_entry(
         "docvqa_val",

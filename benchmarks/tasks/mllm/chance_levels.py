@@ -7,6 +7,7 @@ free-form answers have neither.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from typing import Any
@@ -21,6 +22,7 @@ ALWAYS_YES = "always yes"
 POPE_KINDS = ("random", "popular", "adversarial")
 """POPE's sampling strategies of the absent objects."""
 _LETTERS = "abcd"
+_OPTION_LINE = re.compile(r"^[A-Z]\. ", re.MULTILINE)
 
 
 def no_chance_level(samples: Sequence[Sample]) -> ChanceLevels:
@@ -64,6 +66,12 @@ def count_seedbench_options(doc: Mapping[str, Any]) -> int:
 def count_mmstar_options(doc: Mapping[str, Any]) -> int:
     """MMStar's options are in the question's text; its scorer looks for A, B, C or D."""
     return len(_LETTERS)
+
+
+def count_realworldqa_options(doc: Mapping[str, Any]) -> int:
+    """RealWorldQA's options are lines of the question's text; without any, yes and no, or none for open answers."""
+    lettered = len(_OPTION_LINE.findall(str(doc["question"])))
+    return lettered or 2 * (str(doc["answer"]).strip().lower() in {"yes", "no"})
 
 
 def pope_chance(samples: Sequence[Sample]) -> ChanceLevels:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -15,6 +16,7 @@ from benchmarks.results.results import Metric
 from benchmarks.tasks.benchmark import Benchmark
 from benchmarks.tasks.blind_images import blind_settings
 from benchmarks.tasks.data.caption_sets import file_stamps
+from benchmarks.tasks.distributed import as_single_process
 from benchmarks.tasks.evaluation import ChanceLevels, Evaluation, compute_metric
 from benchmarks.tasks.mllm.blind_runs import add_blind_runs, blind_views, seen_by
 from benchmarks.tasks.mllm.caption_metrics import JAVA_METRICS, is_java_available, tokenizer_name
@@ -59,13 +61,21 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation | None:
     )
     about = {"precision": str(model.llava[0].dtype).removeprefix("torch.")} | input_settings(llava.processor)
     about |= blind_settings(config, llava.processor)
-    if not model.processes.is_main or (config.blind and model.processes.count > 1):
+    answered_first = model.processes.count > 1 and bool(config.blind or get_benchmark(config.entry).judged)
+    if not model.processes.is_main or answered_first:
         _answer_without_scoring(llava, config)
-    return evaluate_task(llava, config, model.config.output, about) if model.processes.is_main else None
+    if not model.processes.is_main:
+        return None
+    with as_single_process() if answered_first else contextlib.nullcontext():
+        return evaluate_task(llava, config, model.config.output, about)
 
 
 def _answer_without_scoring(llava: Any, config: BenchmarkConfig) -> None:
-    """Answer all questions, those of the blind runs included: before rank 0 scores, which may fail there alone."""
+    """Answer all questions, those of the blind runs included, together with the other processes.
+
+    If answers are scored several times (after those of a blind run, or again without a judge), rank 0 does so alone,
+    when all are cached.
+    """
     from benchmarks.tasks.mllm.lmms_scoring import run_without_scoring
 
     entry, task = get_benchmark(config.entry), _load(llava, config)

@@ -18,6 +18,7 @@ from benchmarks.tasks.mllm.caption_metrics import ImageCaptionScores, patched_ca
 from benchmarks.tasks.mllm.judge import NO_JUDGE, Judge, JudgeUnavailable, patched_judge
 from benchmarks.tasks.mllm.matching import ID_COLUMNS
 from benchmarks.tasks.mllm.offline_tasks import error_reason, manager, suppress_output
+from benchmarks.tasks.mllm.subset_columns import add_circular_hits, circular_hits
 from clips.errors import UserError
 
 _LAUNCHER_VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK")
@@ -134,6 +135,7 @@ def _lmms_eval(
         patched_judge(judge) if judge else contextlib.nullcontext(),
         _hide_launcher(),
         patched_caption_scorers() as scores,
+        circular_hits(entry.task) as hits,
     ):
         results = simple_evaluate(
             model=model,
@@ -146,6 +148,7 @@ def _lmms_eval(
             process_docs_parallel=1,
             cli_args=argparse.Namespace(output_path=folder, process_with_media=False),
         )
+    add_circular_hits(results["samples"][entry.task], hits)
     return results, scores
 
 

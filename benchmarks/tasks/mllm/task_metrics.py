@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.results.results import CHANCE
 from benchmarks.tasks.evaluation import ChanceLevels, MetricSpec
-from benchmarks.tasks.mllm import chance_levels
+from benchmarks.tasks.mllm import chance_levels, subset_columns
 from benchmarks.tasks.mllm.caption_metrics import ImageCaptionScores
 from benchmarks.tasks.mllm.items import Sample
 
@@ -74,7 +73,12 @@ def _mmmu(samples: Sequence[Sample], _: ImageCaptionScores) -> Mapping[str, Any]
     from lmms_eval.tasks.mmmu.utils import evaluate_mmmu
 
     right = [evaluate_mmmu([sample["mmmu_acc"]])[1]["acc"] for sample in samples]
-    return {"correct": np.array(right, float)}
+    return subset_columns.mmmu_columns(samples, np.array(right, float))
+
+
+def _cv_bench(samples: Sequence[Sample], _: ImageCaptionScores) -> Mapping[str, Any]:
+    right = np.array([sample["cv_bench_acc"]["is_correct"] for sample in samples], float)
+    return subset_columns.cv_bench_columns(samples, right)
 
 
 def _mmvet(samples: Sequence[Sample], _: ImageCaptionScores) -> Mapping[str, Any]:
@@ -97,29 +101,6 @@ _LLAVA_BENCH = {"all": "relative score", "conv": "conversation", "detail": "desc
 
 def _ocrbench(samples: Sequence[Sample], _: ImageCaptionScores) -> Mapping[str, Any]:
     return {"correct": np.array([sample["ocrbench_accuracy"]["score"] for sample in samples], float)}
-
-
-def _seed(samples: Sequence[Sample], _: ImageCaptionScores) -> Mapping[str, Any]:
-    """1 for a right letter; per question category NaN outside it."""
-    right = [float(_seed_right(sample["seed_all"])) for sample in samples]
-    columns = {"correct": np.array(right)}
-    for kind in ("image", "video"):
-        columns[f"on_{kind}s"] = np.where([f"seed_{kind}" in sample for sample in samples], right, np.nan)
-    return columns
-
-
-def _seed_chance(samples: Sequence[Sample]) -> ChanceLevels:
-    """Uniform guesses, per question category NaN outside it."""
-    guess = chance_levels.chance_over_options(chance_levels.count_seedbench_options, "correct")
-    columns = {"correct": guess(samples)[CHANCE]["correct"]}
-    for kind in ("image", "video"):
-        of_kind = [f"seed_{kind}" in sample for sample in samples]
-        columns[f"on_{kind}s"] = np.where(of_kind, columns["correct"], np.nan)
-    return {CHANCE: columns}
-
-
-def _seed_right(answer: Mapping[str, str]) -> bool:
-    return answer["pred"].lower().strip() == answer["answer"].lower().strip()
 
 
 def _mmstar(samples: Sequence[Sample], _: ImageCaptionScores) -> Mapping[str, Any]:
@@ -212,17 +193,15 @@ TASK_METRICS: dict[str, TaskMetrics] = {
             metrics={"exact_match": MetricSpec(label="exact match", columns=("correct",))},
             primary=("exact_match",),
             score="correct",
-            baselines=chance_levels.chance_over_options(chance_levels.count_listed_options(options), "correct")
-            if options
-            else chance_levels.no_chance_level,
+            baselines=chance_levels.chance_over_options(count, "correct") if count else chance_levels.no_chance_level,
         )
-        for task, options in {
-            "gqa": "",
-            "textvqa_val": "",
-            "scienceqa_img": "choices",
-            "ai2d": "options",
-            "vqav2_val": "",
-            "realworldqa": "",
+        for task, count in {
+            "gqa": None,
+            "textvqa_val": None,
+            "scienceqa_img": chance_levels.count_listed_options("choices"),
+            "ai2d": chance_levels.count_listed_options("options"),
+            "vqav2_val": None,
+            "realworldqa": chance_levels.count_realworldqa_options,
         }.items()
     },
     **{
@@ -237,10 +216,46 @@ TASK_METRICS: dict[str, TaskMetrics] = {
     "mmmu_val": TaskMetrics(
         columns=_mmmu,
         metrics={"mmmu_acc": MetricSpec(label="accuracy", columns=("correct",), rounded=5e-6)},
+        extra={
+            f"mmmu_acc_{subject}": MetricSpec(
+                label=f"accuracy, {subject.replace('_', ' ')}", columns=(f"correct_{subject}",)
+            )
+            for subject in subset_columns.MMMU_SUBJECTS
+        },
         primary=("mmmu_acc",),
         score="correct",
-        baselines=chance_levels.chance_over_options(chance_levels.count_mmmu_options, "correct"),
+        baselines=subset_columns.mmmu_chance,
     ),
+    **{
+        task: TaskMetrics(
+            columns=_cv_bench,
+            metrics={"cv_bench_acc": MetricSpec(label="accuracy", columns=("correct",))},
+            extra={
+                "cv_bench_2d": MetricSpec(
+                    label="2D", aggregation="mean_of_group_means", columns=("correct_2d", "source")
+                ),
+                "cv_bench_3d": MetricSpec(label="3D", columns=("correct_3d",)),
+            },
+            primary=primary,
+            score="correct",
+            baselines=subset_columns.cv_bench_chance,
+        )
+        for task, primary in {
+            "cv_bench": ("cv_bench_2d", "cv_bench_3d"),
+            "cv_bench_2d": ("cv_bench_2d",),
+            "cv_bench_3d": ("cv_bench_3d",),
+        }.items()
+    },
+    **{
+        task: TaskMetrics(
+            columns=lambda samples, _: subset_columns.mmbench_columns(samples),
+            metrics={"gpt_eval_score": MetricSpec(label="accuracy", columns=("points",), scale=1.0, most=100.0)},
+            primary=("gpt_eval_score",),
+            score="points",
+            baselines=subset_columns.mmbench_chance,
+        )
+        for task in ("mmbench_en_dev", "mmbench_en_dev_static")
+    },
     "chartqa": TaskMetrics(
         columns=_numbers("relaxed_overall", "relaxed_human_split", "relaxed_augmented_split"),
         metrics={
@@ -287,7 +302,7 @@ TASK_METRICS: dict[str, TaskMetrics] = {
         score="correct",
     ),
     "seedbench": TaskMetrics(
-        columns=_seed,
+        columns=lambda samples, _: subset_columns.seed_columns(samples),
         metrics={
             "seed_all": MetricSpec(label="accuracy", columns=("correct",)),
             "seed_image": MetricSpec(label="accuracy (images)", columns=("on_images",)),
@@ -295,7 +310,7 @@ TASK_METRICS: dict[str, TaskMetrics] = {
         },
         primary=("seed_image", "seed_all"),
         score="correct",
-        baselines=_seed_chance,
+        baselines=subset_columns.seed_chance,
     ),
     "mmstar": TaskMetrics(
         columns=_mmstar,

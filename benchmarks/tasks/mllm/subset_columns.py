@@ -1,0 +1,151 @@
+"""Item columns of tasks whose metrics cover parts of the questions: orders, subjects, kinds."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from benchmarks.results.results import CHANCE
+from benchmarks.tasks.evaluation import ChanceLevels
+from benchmarks.tasks.mllm.chance_levels import chance_over_options, count_mmmu_options, count_seedbench_options
+from benchmarks.tasks.mllm.items import Sample
+
+MMMU_DISCIPLINES: Mapping[str, tuple[str, ...]] = {
+    "Art and Design": ("Art", "Art_Theory", "Design", "Music"),
+    "Business": ("Accounting", "Economics", "Finance", "Manage", "Marketing"),
+    "Science": ("Biology", "Chemistry", "Geography", "Math", "Physics"),
+    "Health and Medicine": (
+        "Basic_Medical_Science",
+        "Clinical_Medicine",
+        "Diagnostics_and_Laboratory_Medicine",
+        "Pharmacy",
+        "Public_Health",
+    ),
+    "Humanities and Social Science": ("History", "Literature", "Sociology", "Psychology"),
+    "Tech and Engineering": (
+        "Agriculture",
+        "Architecture_and_Engineering",
+        "Computer_Science",
+        "Electronics",
+        "Energy_and_Power",
+        "Materials",
+        "Mechanical_Engineering",
+    ),
+}
+MMMU_SUBJECTS = tuple(subject for subjects in MMMU_DISCIPLINES.values() for subject in subjects)
+_CIRCULAR = 1_000_000  # MMBench's index of a question with its options in another order is larger by a multiple of it
+_MMBENCH_LETTERS = "ABCD"
+_HIT = "hit"
+
+
+def mmmu_columns(samples: Sequence[Sample], right: np.ndarray) -> dict[str, Any]:
+    """MMMU's columns: over all questions, and per subject with NaN outside it; the category is the discipline."""
+    subjects = np.array([sample["mmmu_acc"]["subdomain"] for sample in samples])
+    disciplines = {subject: name for name, members in MMMU_DISCIPLINES.items() for subject in members}
+    return {
+        "correct": right,
+        "category": [disciplines.get(subject, "") for subject in subjects],
+        **{
+            f"correct_{subject}": np.where(subjects == subject, right, np.nan)
+            for subject in MMMU_SUBJECTS
+            if subject in subjects
+        },
+    }
+
+
+def mmmu_chance(samples: Sequence[Sample]) -> ChanceLevels:
+    """Uniform guesses among the options; no guess of an open answer is right."""
+    options = np.array([count_mmmu_options(sample["doc"]) for sample in samples], float)
+    right = np.divide(1.0, options, out=np.zeros(len(options)), where=options > 0)
+    return {CHANCE: {name: found for name, found in mmmu_columns(samples, right).items() if name != "category"}}
+
+
+def cv_bench_columns(samples: Sequence[Sample], right: np.ndarray) -> dict[str, Any]:
+    """CV-Bench's columns: 2D and 3D questions with NaN outside, and the dataset of the image."""
+    kinds = np.array([sample["cv_bench_acc"]["type"] for sample in samples])
+    return {
+        "correct": right,
+        "source": np.array([sample["cv_bench_acc"]["source"] for sample in samples]),
+        "category": [sample["cv_bench_acc"]["task"] for sample in samples],
+        **{f"correct_{kind.lower()}": np.where(kinds == kind, right, np.nan) for kind in ("2D", "3D") if kind in kinds},
+    }
+
+
+def cv_bench_chance(samples: Sequence[Sample]) -> ChanceLevels:
+    """Uniform guesses among the choices."""
+    right = np.array([1 / len(sample["doc"]["choices"]) for sample in samples])
+    columns = cv_bench_columns(samples, right)
+    return {CHANCE: {name: found for name, found in columns.items() if name.startswith("correct")}}
+
+
+def seed_columns(samples: Sequence[Sample]) -> dict[str, Any]:
+    """SEED-Bench's columns: 1 for a right letter; of images and of videos with NaN outside."""
+    right = [float(_seed_right(sample["seed_all"])) for sample in samples]
+    columns = {"correct": np.array(right)}
+    for kind in ("image", "video"):
+        columns[f"on_{kind}s"] = np.where([f"seed_{kind}" in sample for sample in samples], right, np.nan)
+    return columns
+
+
+def seed_chance(samples: Sequence[Sample]) -> ChanceLevels:
+    """Uniform guesses among the choices."""
+    guess = chance_over_options(count_seedbench_options, "correct")
+    columns = {"correct": guess(samples)[CHANCE]["correct"]}
+    for kind in ("image", "video"):
+        of_kind = [f"seed_{kind}" in sample for sample in samples]
+        columns[f"on_{kind}s"] = np.where(of_kind, columns["correct"], np.nan)
+    return {CHANCE: columns}
+
+
+def _seed_right(answer: Mapping[str, str]) -> bool:
+    return answer["pred"].lower().strip() == answer["answer"].lower().strip()
+
+
+@contextlib.contextmanager
+def circular_hits(task: str) -> Iterator[dict[int, int]]:
+    """Record MMBench's verdicts while its scorer runs: question → 1 if it is right with its options in every order."""
+    hits: dict[int, int] = {}
+    if not task.startswith("mmbench"):
+        yield hits
+        return
+    from lmms_eval.tasks.mmbench.mmbench_evals import MMBench_Evaluator
+
+    evaluate = MMBench_Evaluator.eval_sub_data
+
+    def eval_sub_data(self: Any, sub_data: Any, answer_map: Any, **settings: Any) -> int:
+        hit: int = evaluate(self, sub_data, answer_map, **settings)
+        hits[int(sub_data["index"].min())] = hit
+        return hit
+
+    with mock.patch.object(MMBench_Evaluator, "eval_sub_data", eval_sub_data):
+        yield hits
+
+
+def add_circular_hits(samples: Sequence[Any], hits: Mapping[int, int]) -> None:
+    """Store the recorded verdicts in lmms-eval's samples, at the question's first order."""
+    for sample in samples if hits else ():
+        entry = sample["gpt_eval_score"]
+        entry[_HIT] = hits.get(int(entry["index"]))
+
+
+def mmbench_columns(samples: Sequence[Sample]) -> dict[str, Any]:
+    """Points of 100 of each question at its first order; NaN at the others."""
+    hits = [sample["gpt_eval_score"].get(_HIT) for sample in samples]
+    return {"points": np.array([np.nan if hit is None else 100.0 * hit for hit in hits])}
+
+
+def mmbench_chance(samples: Sequence[Sample]) -> ChanceLevels:
+    """Uniform guesses, independent in every order, which must all be right."""
+    indices = np.array([int(sample["gpt_eval_score"]["index"]) for sample in samples])
+    options = [
+        sum(str(sample["doc"].get(letter) or "nan") != "nan" for letter in _MMBENCH_LETTERS) for sample in samples
+    ]  # a missing option is "nan" in the data
+    all_right: dict[int, float] = {}
+    for index, count in zip(indices % _CIRCULAR, options, strict=True):
+        all_right[index] = all_right.get(index, 100.0) / max(1, count)
+    points = [all_right[index] if index < _CIRCULAR else np.nan for index in indices]
+    return {CHANCE: {"points": np.array(points)}}

@@ -1,0 +1,121 @@
+"""lmms-eval's tasks whose metrics cover parts of the questions: CV-Bench, MMBench, MMMU."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import bench_world as world
+import pytest
+from test_bench_tasks import NUMBERS, PICTURES, _images, _run, _six
+from test_bench_tasks import answers as answers
+from test_bench_tasks import llava as llava
+
+from benchmarks.results.results import read_items
+from benchmarks.tasks.mllm.subset_columns import MMMU_DISCIPLINES
+
+pytestmark = world.LMMS_EVAL_WARNS
+
+
+def _cv_bench() -> dict[str, list[Any]]:
+    """Its columns: two questions of each dataset."""
+    sources = ["ADE20K", "COCO", "Omni3D"]
+    return _six(
+        idx=[*range(6)],
+        type=["2D", "2D", "3D"] * 2,
+        task=["Count", "Relation", "Depth", "Relation", "Count", "Distance"],
+        question="How many?",
+        choices=[["1", "2", "3", "4"], ["left", "right"], ["chair", "table"]] * 2,
+        answer="(B)",
+        prompt="How many? Select from the following choices.\n(A) 1\n(B) 2",
+        filename="img/2D/count/ade20k_10.png",
+        source=sources * 2,
+        source_dataset=[f"{source} test set" for source in sources] * 2,
+        image=_images(),
+    )
+
+
+def test_cv_bench_in_2d_and_3d(llava, tmp_path, answers):
+    """2D is the mean of its two datasets, as in its paper. The hub has a file for each half, three configurations."""
+    folder = tmp_path / "hub/nyu-visionx/CV-Bench"
+    columns = _cv_bench()
+    card = {"configs": []}
+    for name, kinds in (("default", ("2D", "3D")), ("2D", ("2D",)), ("3D", ("3D",))):
+        files = [f"test_{kind.lower()}.parquet" for kind in kinds]
+        card["configs"].append({"config_name": name, "data_files": [{"split": "test", "path": files}]})
+    for kind in ("2D", "3D"):
+        rows = [row for row in NUMBERS if columns["type"][row] == kind]
+        part = {name: [values[row] for row in rows] for name, values in columns.items()}
+        world.write_parquet(folder / f"test_{kind.lower()}.parquet", part)
+    (folder / "README.md").write_text(f"---\n{json.dumps(card)}\n---\n")
+    answers += ["B", "(A)", "B) 2", "(A)", "(b)", "C"]  # ADE20K, COCO, ADE20K, COCO, then Omni3D twice
+    found = _run(llava, tmp_path, "cv_bench")
+    values = {name: metric.value for name, metric in found.metrics.items()}
+    assert values == pytest.approx({"cv_bench_acc": 3 / 6, "cv_bench_2d": (1.0 + 0.0) / 2, "cv_bench_3d": 1 / 2})
+    assert {name: metric.n for name, metric in found.metrics.items()} == {
+        "cv_bench_acc": 6,
+        "cv_bench_2d": 4,
+        "cv_bench_3d": 2,
+    }
+    assert found.metrics["cv_bench_2d"].chance_levels["chance"] == pytest.approx((1 / 4 + 1 / 2 + 1 / 2 + 1 / 4) / 4)
+    assert found.metrics["cv_bench_3d"].chance_levels["chance"] == pytest.approx(1 / 2)
+    assert sorted(read_items(found)["category"].unique()) == ["Count", "Depth", "Distance", "Relation"]
+    answers[:] = ["B"]
+    assert _run(llava, tmp_path, "cv_bench_3d").metrics["cv_bench_3d"].value == 1.0
+
+
+def _mmbench() -> dict[str, list[Any]]:
+    """Three questions, each with its two options in both orders, as the hub has them: 'nan' for a missing option."""
+    return _six(
+        index=[0, 1, 2, 1_000_000, 1_000_001, 1_000_002],
+        question=["Which is red?", "Which is blue?", "Which is green?"] * 2,
+        hint="nan",
+        answer=["A", "B", "A", "B", "A", "B"],
+        A=["this", "one", "here", "that", "two", "there"],
+        B=["that", "two", "there", "this", "one", "here"],
+        C="nan",
+        D="nan",
+        category=["color", "color", "shape"] * 2,
+        **{"L2-category": "perception"},
+        source="test",
+        comment="nan",
+        split="dev",
+        image=_images(),
+    )
+
+
+@pytest.mark.parametrize("name", ["mmbench_en_dev", "mmbench_en_dev_static"])
+def test_mmbench_counts_questions_that_are_right_in_every_order(name, llava, tmp_path, answers):
+    """By its own scorer, with an interval over the questions; one is right in one order only."""
+    answers += ["A", "B", "here", "B", "B", "here"]
+    found = _run(llava, tmp_path, name, _mmbench(), "dev")
+    metric = found.metrics["gpt_eval_score"]
+    assert (metric.value, metric.n) == (pytest.approx(200 / 3), 3)
+    assert metric.ci_low is not None
+    assert metric.ci_low < metric.value < (metric.ci_high or 0)
+    assert metric.chance_levels["chance"] == pytest.approx(100 / 4)  # two independent guesses between two
+    items = world.check_formulas(found)
+    assert items["points"].tolist()[:3] == [100.0, 0.0, 100.0]
+    assert items["points"].isna().tolist() == [False] * 3 + [True] * 3
+
+
+def test_mmmu_scores_options_and_open_answers(llava, tmp_path, answers):
+    world.write_mmmu(tmp_path / "hub", PICTURES)
+    answers += ["A", "red", "(B)", "Green.", "A", "blue", "D", "the answer is red", "A", "no idea"]
+    found = _run(llava, tmp_path, "mmmu_val")
+    metric = found.metrics["mmmu_acc"]
+    assert metric.value == pytest.approx(7 / 12, abs=1e-5)  # lmms-eval rounds; the tail repeats 'no idea'
+    assert metric.ci_method == "wilson"  # on the effective size
+    assert metric.ci_low < metric.value < metric.ci_high
+    art, math = (found.metrics[f"mmmu_acc_{subject}"] for subject in ("Art", "Math"))
+    assert (art.n, math.n) == (6, 6)
+    assert (art.value + math.value) / 2 == pytest.approx(metric.value, abs=1e-5)
+    assert (art.chance_levels["chance"], math.chance_levels["chance"]) == (0.25, 0.0)  # options, open answers
+    assert read_items(found)["category"].unique().tolist() == ["Art and Design", "Science"]
+    assert found.missing_metrics["mmmu_acc_Music"] == "no question of this data enters it"
+
+
+def test_mmmu_s_subjects_are_those_of_its_scorer():
+    from lmms_eval.tasks.mmmu.utils import DOMAIN_CAT2SUB_CAT
+
+    assert {name: list(members) for name, members in MMMU_DISCIPLINES.items()} == DOMAIN_CAT2SUB_CAT

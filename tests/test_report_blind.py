@@ -1,0 +1,123 @@
+"""The gain over blind in a report: what is shown, and what is not credited."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from report_material import edit, items_table, put_result
+
+from benchmarks.report.blind_figures import gain_figures
+from benchmarks.report.formats import REPORT_FORMATS
+from benchmarks.report.report import build_report
+from benchmarks.report.tidy import BLIND_COLUMNS
+from benchmarks.results.blind import add_blind_columns
+
+COUNT = 240
+ROWS = list(range(0, COUNT, 2))
+
+
+def _with_blind_runs(items: pd.DataFrame, lost: dict[str, float], seed: int = 0) -> pd.DataFrame:
+    """Items whose answers without the image lose a ratio of the right ones."""
+    sighted = items["hit"].to_numpy()[ROWS]
+    answers = {"sighted": {"hit": sighted}}
+    for kind, ratio in lost.items():
+        missed = np.random.default_rng([seed, len(kind)]).random(len(ROWS)) < ratio
+        answers[kind] = {"hit": np.where(missed, 0.0, sighted)}
+    add_blind_columns(items, ROWS, answers)
+    return items
+
+
+def _write(results: Path, lost: dict[str, dict[str, float]]) -> Path:
+    """``clips`` above ``clip``, on two benchmarks; by model the ratios of answers that are lost without the image."""
+    for row, skill in {"clip": 0.3, "clips": 0.7}.items():
+        for name in ("gqa", "mmstar"):
+            items = items_table(skill, benchmark=name, count=COUNT)
+            put_result(results, row, name, _with_blind_runs(items, lost[row]) if name == "gqa" else items)
+    return results
+
+
+LOOKS = {"blank": 0.6, "shuffled": 0.7}
+DOES_NOT = {"blank": 0.6, "shuffled": 0.01}
+
+
+def test_a_score_above_both_runs_is_credited(tmp_path):
+    report = build_report(_write(tmp_path, {"clip": LOOKS, "clips": LOOKS}), baseline="clip")
+    best = report.table.cells["clips", "gqa", "exact_match"]
+    assert (best.credited, best.mark, best.withheld) == (True, "best", "")
+    assert {kind: gain.n for kind, gain in best.gains.items()} == {"blank": 120, "shuffled": 120}
+    gain = best.gains["blank"]
+    assert gain.value == pytest.approx(gain.sighted - gain.blind)
+    assert 0 < gain.ci_low < gain.value < gain.ci_high
+    assert report.table.cells["clips", "mmstar", "exact_match"].credited is None
+    assert "clips beats clip by" in report.answer
+    assert not any("‡" in note for note in report.notes)
+    (line,) = [
+        note for note in report.notes if note.startswith("Gain over blind on gqa exact match (120 items): clip ")
+    ]
+    assert "over blank and" in line
+    (figure,) = gain_figures(report).figures
+    assert [row[:2] for row in figure.rows] == [
+        ("clip", "blank"),
+        ("clip", "shuffled"),
+        ("clips", "blank"),
+        ("clips", "shuffled"),
+    ]
+
+
+def test_a_score_that_needs_no_image_is_not_credited(tmp_path):
+    """It is above a blank image, and not above another item's: no mark, and no better one in any sentence."""
+    report = build_report(_write(tmp_path, {"clip": LOOKS, "clips": DOES_NOT}), baseline="clip")
+    top = report.table.cells["clips", "gqa", "exact_match"]
+    assert (top.credited, top.mark, top.withheld) == (False, "", "best")
+    assert report.table.cells["clips", "mmstar", "exact_match"].mark == "best"
+    assert "clips beats clip by" in report.answer.partition(" on ")[0] + " by"
+    assert " on mmstar" in report.answer
+    assert "on gqa" not in report.answer.partition("not credited")[0]
+    assert "not credited to the images: the difference on gqa exact match" in report.answer
+    assert "Not credited, because the same LLaVA scores as well without the image: clips on gqa" in report.answer
+    (reason,) = [note for note in report.notes if note.startswith("‡")]
+    assert reason.startswith("‡ clips on gqa exact match is not credited to the images and has no mark")
+    assert "the gain over shuffled is not significant. These items detect a gain of" in reason
+    texts = {name: REPORT_FORMATS[name].files(report) for name in ("markdown", "latex", "html")}
+    assert "‡ |" in str(texts["markdown"]["table.md"])
+    assert r"\ddag" in str(texts["latex"]["table.tex"]) or "‡" in str(texts["latex"]["table.tex"])
+    assert 'aria-label="not credited to the images, see the note">‡</a>' in str(texts["html"]["index.html"])
+    without = build_report(tmp_path)
+    assert "No model differs" not in without.answer
+    assert "clips on mmstar" in without.answer
+
+
+def test_the_baseline_s_lead_is_not_credited_either(tmp_path):
+    report = build_report(_write(tmp_path, {"clip": LOOKS, "clips": DOES_NOT}), baseline="clips")
+    assert "clip loses to clips" in report.answer.partition("not credited")[0]
+    assert "on gqa" not in report.answer.partition("not credited")[0]
+
+
+def test_the_data_table_has_the_scores_without_the_image(tmp_path):
+    report = build_report(_write(tmp_path, {"clip": LOOKS, "clips": DOES_NOT}))
+    table = pd.read_csv(io.StringIO(str(REPORT_FORMATS["csv"].files(report)["table.csv"])))
+    assert set(BLIND_COLUMNS) <= {*table}
+    line = table[(table["model"] == "clips") & (table["benchmark"] == "gqa")].iloc[0]
+    gain = report.table.cells["clips", "gqa", "exact_match"].gains["shuffled"]
+    assert (line["n_blind"], line["shuffled"], line["shuffled_gain"]) == (120, gain.blind, pytest.approx(gain.value))
+    assert line["shuffled_gain_ci_low"] <= line["shuffled_gain"] <= line["shuffled_gain_ci_high"]
+    assert str(line["credited"]) == "False"
+    assert table[table["benchmark"] == "mmstar"]["blank"].isna().all()
+    plain = build_report(put_result(tmp_path / "plain", "a", "gqa", items_table(0.5, benchmark="gqa")).parents[1])
+    assert "credited" not in str(REPORT_FORMATS["csv"].files(plain)["table.csv"])
+
+
+def test_published_results_keep_their_gains_without_items(tmp_path):
+    results = _write(tmp_path, {"clip": LOOKS, "clips": LOOKS})
+    with_items = build_report(results).table.cells["clips", "gqa", "exact_match"].gains
+    for row in ("clip", "clips"):
+        (results / row / "gqa.items.parquet").unlink()
+        edit(results / row / "gqa.json", items=None)
+    gains = build_report(results).table.cells["clips", "gqa", "exact_match"].gains
+    assert {kind: (gain.value, gain.ci_low, gain.p_value, gain.n) for kind, gain in gains.items()} == pytest.approx(
+        {kind: (gain.value, gain.ci_low, gain.p_value, gain.n) for kind, gain in with_items.items()}
+    )
