@@ -41,7 +41,7 @@ def _write(results: Path, lost: dict[str, dict[str, float]]) -> Path:
 
 
 LOOKS = {"blank": 0.6, "shuffled": 0.7}
-DOES_NOT = {"blank": 0.6, "shuffled": 0.01}
+DOES_NOT = {"blank": 0.6, "shuffled": 0.03}
 
 
 def test_a_score_above_both_runs_is_credited(tmp_path):
@@ -118,6 +118,8 @@ def test_published_results_keep_their_gains_without_items(tmp_path):
         (results / row / "gqa.items.parquet").unlink()
         edit(results / row / "gqa.json", items=None)
     gains = build_report(results).table.cells["clips", "gqa", "exact_match"].gains
-    assert {kind: (gain.value, gain.ci_low, gain.p_value, gain.n) for kind, gain in gains.items()} == pytest.approx(
-        {kind: (gain.value, gain.ci_low, gain.p_value, gain.n) for kind, gain in with_items.items()}
-    )
+    assert list(gains) == list(with_items) == ["blank", "shuffled"]
+    for kind, gain in gains.items():
+        known = with_items[kind]
+        assert (gain.value, gain.ci_low, gain.n) == pytest.approx((known.value, known.ci_low, known.n))
+        assert gain.p_value == pytest.approx(known.p_value)
