@@ -257,3 +257,13 @@ def test_a_share_in_clusters_counts_as_many_items_as_it_is_worth():
     found = confidence_interval("mean", {"x": values}, ("x",), np.repeat(np.arange(400), 10))
     assert (found.low, found.high) == pytest.approx(wilson_interval(100, 400), abs=0.002)
     assert found.method == "wilson"
+
+
+@pytest.mark.parametrize(("kind", "right", "images", "questions"), [("share", 0.05, 100, 1), ("F1", 0.6, 38, 18)])
+def test_a_model_that_does_not_look_is_rarely_credited(simulation, kind, right, images, questions):
+    world = simulation.World(kind=kind, right=right, images=images, questions=questions, models=3, lasting=0.5)
+    found = [simulation.simulate_blind(world, 80, seed=seed) for seed in (1, 2)]
+    assert np.mean([each.intervals for each in found]) > 0.9
+    assert np.mean([each.by_one for each in found]) < 0.07
+    assert np.mean([each.by_both for each in found]) < 0.04
+    assert simulation.simulate_blind(world, 30, gain=0.15).by_both > 0.3

@@ -178,8 +178,8 @@ def _evaluation(step: Step, steps: Mapping[str, Step], count: int, gpu: str | No
     if sizes.vision is None:
         return UNKNOWN_ESTIMATE
     totals = {each["name"]: get_benchmark(each.get("task") or each["name"]).items for each in step.config["benchmarks"]}
-    limits = {each["name"]: each.get("limit") for each in step.config["benchmarks"]}
-    items = sum(min(limits[name] or total, total) for name, total in totals.items() if total)
+    configs = {each["name"]: each for each in step.config["benchmarks"]}
+    items = sum(_questions(configs[name], total) for name, total in totals.items() if total)
     flops = sizes.tiles * sizes.vision.flops + sizes.llm.forward_flops(sizes.tokens + ASSUMED_TEXT_TOKENS["align"])
     seconds = items * flops / (GPUS[gpu].peak("bf16") * ASSUMED_MFU * count)
     excluded = _excluded([name for name, total in totals.items() if not total])
@@ -189,6 +189,15 @@ def _evaluation(step: Step, steps: Mapping[str, Step], count: int, gpu: str | No
         gpu_hours=seconds / 3600 * count,
         memory=2.0 * (sizes.vision.parameters + sizes.llm.parameters),
     )
+
+
+def _questions(settings: Mapping[str, Any], total: int) -> int:
+    """The questions of an MLLM benchmark; a blank image is computed once, so that its run reads nothing more."""
+    from benchmarks.tasks.run_config import BenchmarkConfig
+
+    asked = min(settings.get("limit") or total, total)
+    again = "shuffled" in (settings.get("blind") or ())
+    return asked + (round(asked * settings.get("blind_items", BenchmarkConfig.blind_items)) if again else 0)
 
 
 def _excluded(names: list[str]) -> str:

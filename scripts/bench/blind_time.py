@@ -10,6 +10,7 @@ model is loaded beforehand, and no answer is cached.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import io
 import tempfile
@@ -77,10 +78,8 @@ def write_data(root: Path, name: str, questions: int, args: argparse.Namespace) 
 
 def compare(name: str, llava: Path, folder: Path, args: argparse.Namespace) -> list[list[str]]:
     sides = {"none": BenchmarkConfig(name=name, data=str(folder / "hub"), max_new_tokens=args.tokens)}
-    for runs, ratio in ((("blank",), 0.075), (("shuffled",), 0.075), (("blank", "shuffled"), 0.075)):
-        sides[f"{', '.join(runs)}"] = BenchmarkConfig(
-            name=name, data=str(folder / "hub"), max_new_tokens=args.tokens, blind=runs, blind_items=ratio
-        )
+    for kinds, ratio in ((("blank", "shuffled"), 0.075), (("blank",), 1.0), (("shuffled",), 1.0)):
+        sides[", ".join(kinds)] = dataclasses.replace(sides["none"], blind=kinds, blind_items=ratio)
     run = RunConfig(
         model_name="row",
         output=str(folder / "results"),
@@ -93,9 +92,9 @@ def compare(name: str, llava: Path, folder: Path, args: argparse.Namespace) -> l
     model = EvalModel(run)
     model.load("llava")
     entry = get_benchmark(name)
-    seconds = take_turns(
-        {side: functools.partial(entry.run, model, config) for side, config in sides.items()}, args.rounds, args.clock
-    )
+    entry.run(model, dataclasses.replace(sides["none"], limit=args.batch))
+    runs = {side: functools.partial(entry.run, model, config) for side, config in sides.items()}
+    seconds = take_turns(runs, args.rounds, args.clock, warmup=0)
     rows = []
     for side, config in list(sides.items())[1:]:
         more = spread([100 * (one / none - 1) for one, none in zip(seconds[side], seconds["none"], strict=True)])
