@@ -29,6 +29,7 @@ def study(tmp_path, monkeypatch) -> Path:
 def test_a_studys_page_has_every_section(study):
     page = render_page(build_report(study))
     others = {
+        "gain-over-blind",
         "sweeps",
         "per-seed-results",
         "recall-vs-caption-length",

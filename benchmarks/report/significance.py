@@ -106,8 +106,9 @@ def _compared(table: Table, tests: PairedTests, *, ranked: bool) -> Table:
         cells[_cell_key(cell)] = dataclasses.replace(cell, delta=tests.delta(cell, base))
     for group in _ranked_groups(table) if ranked else ():
         for cell, mark in _marks(group, tests):
-            marks = {"withheld": mark} if cell.credited is False else {"mark": mark}
-            cells[_cell_key(cell)] = dataclasses.replace(cells[_cell_key(cell)], **marks)
+            shown: RankMark = "" if cell.credited is False else mark
+            withheld: RankMark = mark if cell.credited is False else ""
+            cells[_cell_key(cell)] = dataclasses.replace(cells[_cell_key(cell)], mark=shown, withheld=withheld)
     return dataclasses.replace(table, cells=cells, comparisons=len(tests), untestable=tests.untestable(table))
 
 

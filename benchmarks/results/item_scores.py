@@ -67,9 +67,9 @@ class ItemScores:
         if found is None:
             return {}
         spec, tables = found
-        settings = {"most": _most(spec, tables), "trained": len(tables) > 1}
+        most, trained, formula = _most(spec, tables), len(tables) > 1, str(spec.aggregation)
         pairs = {
-            kind: gain_scores(tables, str(spec.aggregation), spec.columns, kind, **settings) for kind in BLIND_KINDS
+            kind: gain_scores(tables, formula, spec.columns, kind, most=most, trained=trained) for kind in BLIND_KINDS
         }
         return {kind: pair for kind, pair in pairs.items() if pair is not None}
 
