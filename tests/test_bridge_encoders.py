@@ -15,11 +15,16 @@ import torch
 import transformers
 from families import quick_of
 from safetensors.torch import save_file
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
+from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLVisionConfig
+from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
+from transformers.vision_utils import get_vision_window_index
 
 from clips.errors import UserError
 from llava_bridge.encoders import ENCODER_SOURCES, load_encoder
 from llava_bridge.encoders.spec import check_encoder_files, parse_spec, split_encoders
 from llava_bridge.encoders.timm_source import TimmVit
+from llava_bridge.encoders.transformers_families import FAMILIES
 from llava_bridge.inference.generate import answer, load_llava
 from llava_bridge.model.build import LlavaParts, build_llava, convert_tower_to_transformers
 from llava_bridge.model.modeling_vision import build_vision_model
@@ -27,6 +32,9 @@ from llava_bridge.projectors import ProjectorConfig
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
 SMALL |= {"patch_size": 8, "image_size": 32}
+VIT = {name: value for name, value in SMALL.items() if name != "intermediate_size"}
+QWEN = {"depth": 3, "num_heads": 2, "patch_size": 8}
+MLP = {"hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 16}
 CONFIGS: dict[str, Callable[[], Any]] = {
     "clip": lambda: transformers.CLIPVisionConfig(**SMALL),
     "siglip": lambda: transformers.SiglipVisionConfig(**SMALL),
@@ -36,8 +44,21 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "dinov2": lambda: transformers.Dinov2Config(**SMALL, mlp_ratio=2),
     "dinov2_with_registers": lambda: transformers.Dinov2WithRegistersConfig(**SMALL, mlp_ratio=2),
     "dinov3": lambda: transformers.DINOv3ViTConfig(**SMALL, num_register_tokens=4),
+    "metaclip2": lambda: transformers.MetaClip2VisionConfig(**SMALL),
+    "mlcd": lambda: transformers.MLCDVisionConfig(**SMALL),
+    "pixio": lambda: transformers.PixioConfig(**VIT, mlp_ratio=2, n_cls_tokens=3),
+    "radio": lambda: transformers.RadioConfig(**VIT, mlp_ratio=2.0, max_img_size=64),
+    "tipsv2": lambda: transformers.Tipsv2VisionConfig(**VIT, mlp_ratio=2, num_register_tokens=2),
+    "internvl": lambda: transformers.InternVLVisionConfig(**SMALL),
+    "qwen2_vl": lambda: Qwen2VLVisionConfig(**QWEN, embed_dim=32, hidden_size=16),
+    "qwen2_5_vl": lambda: Qwen2_5_VLVisionConfig(**QWEN, **MLP, window_size=32, fullatt_block_indexes=[1]),
+    "qwen3_vl": lambda: Qwen3VLVisionConfig(**QWEN, **MLP, num_position_embeddings=36, deepstack_visual_indexes=[1]),
 }
-STOCK = ("clip", "siglip", "aimv2", "aimv2_native", "dinov2")
+STOCK = ("clip", "siglip", "aimv2", "aimv2_native", "dinov2", "mlcd")
+QWENS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+PREFIXES = {"dinov2_with_registers": 5, "dinov3": 5, "pixio": 3, "radio": 10, "tipsv2": 3}
+RESIZING = ("dinov2", "siglip2", "aimv2_native", "mlcd", "internvl", *QWENS, *PREFIXES)
+RESIZED = ("clip", "siglip", "metaclip2")  # on request
 SEVERAL = ("channels", "interleave")
 SPECS = (*CONFIGS, "open_clip", "open_clip_sines", "resnet", "trunk", "timm", "timm_trained", *SEVERAL)
 ONE_SIZE = ("resnet",)
@@ -51,7 +72,7 @@ def specs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     found = {"timm": "timm:test_vit@random"}
     for number, (name, config) in enumerate(CONFIGS.items()):
         torch.manual_seed(number)
-        save(transformers.AutoModel.from_config(config()), folder / name)
+        save(model_class(config())(config()), folder / name)
         found[name] = f"transformers:{folder / name}"
     learned = {**bridge_world.VIT, "vision_cfg": {**bridge_world.VIT["vision_cfg"], "pos_embed_type": "learnable"}}
     directories = {"open_clip": learned, "open_clip_sines": bridge_world.VIT}
@@ -69,6 +90,10 @@ def specs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     found["channels"] = f"several:{found['clip']} + {found['open_clip']} + {found['trunk']}"
     found["interleave"] = f"several:interleave:{found['dinov2']}+{found['siglip']}"
     return found
+
+
+def model_class(config: Any) -> Any:
+    return FAMILIES[config.model_type].model_class()  # not all are in transformers' AutoModel
 
 
 def save(model: Any, directory: Path) -> None:
@@ -91,14 +116,16 @@ def states(model: Any, batch: torch.Tensor) -> list[torch.Tensor]:
 
 
 def own_size(name: str) -> int | None:
-    return 64 if name in TIMM else None
+    return 64 if name in TIMM else 32 if name in QWENS else None
 
 
 def theirs(name: str, directory: str, batch: torch.Tensor, **options: Any) -> list[torch.Tensor]:
     """Hidden states as transformers gives them, without register tokens."""
-    model = transformers.AutoModel.from_pretrained(directory.removeprefix("transformers:")).eval()
+    model = model_class(CONFIGS[name]()).from_pretrained(directory.removeprefix("transformers:")).eval()
+    side = batch.shape[2] // 8
+    if name in QWENS:
+        return list(map(torch.stack, zip(*(qwen_states(model, image, side) for image in batch), strict=True)))
     if name == "siglip2":
-        side = batch.shape[2] // 8
         grid = batch.unflatten(3, (side, 8)).unflatten(2, (side, 8))  # (B, 3, rows, 8, columns, 8)
         patches = grid.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
         mask, shapes = torch.ones(len(batch), side * side).long(), torch.tensor([[side, side]] * len(batch))
@@ -106,8 +133,25 @@ def theirs(name: str, directory: str, batch: torch.Tensor, **options: Any) -> li
             return list(model(patches, mask, shapes, output_hidden_states=True).hidden_states)
     with torch.no_grad():
         found = model(batch, output_hidden_states=True, **options).hidden_states
-    registers = getattr(model.config, "num_register_tokens", 0)
-    return [torch.cat([state[:, :1], state[:, 1 + registers :]], 1) if registers else state for state in found]
+    prefix = PREFIXES.get(name, 1)
+    return [torch.cat([state[:, :1], state[:, prefix:]], 1) if prefix > 1 else state for state in found]
+
+
+def qwen_states(model: Any, image: torch.Tensor, side: int) -> list[torch.Tensor]:
+    """States of one image, each token put at the place of its patch."""
+    processor = transformers.Qwen2VLImageProcessor(patch_size=8)
+    patches, rows, columns = processor.patchify(image[None], 8, 2, 2)
+    shape = torch.tensor([[1, rows, columns]])
+    blocks = torch.arange(side * side // 4)
+    if hasattr(model.config, "window_size"):
+        blocks, _ = get_vision_window_index(shape, 2, model.config.window_size, 8)
+    with torch.no_grad():
+        found = model(patches[0], shape, output_hidden_states=True).hidden_states
+    places = []
+    for block in blocks.tolist():
+        row, column = divmod(block, side // 2)
+        places += [(2 * row + i) * side + 2 * column + j for i in (0, 1) for j in (0, 1)]
+    return [torch.empty_like(state).index_copy(0, torch.tensor(places), state) for state in found]
 
 
 def test_every_source_is_tested(specs: dict[str, str]) -> None:
@@ -184,7 +228,7 @@ def test_hidden_states_equal_open_clips_own(size: int, specs: dict[str, str]) ->
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_hidden_states_equal_transformers_own(name: str, specs: dict[str, str]) -> None:
-    encoder = load_encoder(specs[name])
+    encoder = load_encoder(specs[name], own_size(name))
     model = build_vision_model(encoder)
     ours, expected = states(model, pixels(name)), theirs(name, specs[name], pixels(name))
     assert len(ours) == len(expected) == 4
@@ -211,6 +255,7 @@ def test_images_do_not_mix_gradients_reach_trained_parts_and_saving_changes_noth
     model.requires_grad_(True).train()
     model(pixels(name), output_hidden_states=True).hidden_states[-1].square().mean().backward()
     heads = ("head", "post_layernorm", "layernorm", "rms_norm", "norm.", "attnpool", "ln_post", "proj", "mask_token")
+    heads = (*heads, "merger")  # of Qwen-VL
     if name in SEVERAL:  # of ViTs the last layer but one is taken
         heads = (*heads, "layer.2.", "layers.2.", "resblocks.2.")
     unreached = [key for key, value in model.named_parameters() if value.requires_grad and value.grad is None]
@@ -231,13 +276,16 @@ def test_another_image_size(name: str, specs: dict[str, str]) -> None:
         size,
         grid**2 * model.config.tokens_per_cell + int(model.config.class_token),
     )
-    if name in ("clip", "siglip", "dinov2", "dinov2_with_registers", "dinov3", "siglip2", "aimv2_native"):
-        options = {"interpolate_pos_encoding": True} if name in ("clip", "siglip") else {}
+    if name in (*RESIZED, *RESIZING):
+        options = {"interpolate_pos_encoding": True} if name in RESIZED else {}
         expected = theirs(name, specs[name], pixels(name, size), **options)
         for one, other in zip(states(model, pixels(name, size)), expected, strict=True):
             torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
     if name not in SIDES:
-        with pytest.raises(UserError, match=r"image_size: expected a multiple of 8, the patch size of .*, got 60"):
+        step = 16 if name in QWENS else 8
+        with pytest.raises(
+            UserError, match=rf"image_size: expected a multiple of {step}, the patch size of .*, got 60"
+        ):
             load_encoder(specs[name], 60)
 
 

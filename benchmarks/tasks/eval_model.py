@@ -82,6 +82,10 @@ class EvalModel:
         Raises:
             UserError: there is none, or it cannot be loaded.
         """
+        if self.config.encoder is not None and parse_spec(self.config.encoder)[0] == "transformers":
+            from benchmarks.tasks.encoders.transformers_encoder import load_transformers_encoder
+
+            return load_transformers_encoder(self.path("encoder"), self.device, self.config.dtype)
         from benchmarks.tasks.encoders.embedding import load_dual_encoder
 
         return load_dual_encoder(self.path("encoder"), self.device, self.config.dtype)
@@ -141,11 +145,10 @@ class EvalModel:
         given = getattr(self.config, field)
         if given is None:
             raise UserError(f"{field}: {_EXPECTED[needs]}")
-        if needs == "encoder" and given.startswith("timm:"):
+        if needs == "encoder" and parse_spec(given)[0] in ("timm", "several"):
             raise UserError(f"{field}: '{given}' has no text tower; {_EXPECTED[needs]}")
-        if needs == "encoder" and given.startswith("transformers:"):
-            raise UserError(f"{field}: '{given}' must be converted by `clips import`; {_EXPECTED[needs]}")
-        path = resolve_model_dir(given, field) if needs == "llava" else resolve_open_clip_dir(given)
+        source, reference = parse_spec(given) if needs == "encoder" else ("transformers", given)
+        path = resolve_model_dir(reference, field) if source == "transformers" else resolve_open_clip_dir(given)
         if not path.is_dir():
             raise UserError(f"{field}: {given}: no such directory; {_EXPECTED[needs]}")
         return str(path)

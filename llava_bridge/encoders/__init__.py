@@ -6,7 +6,7 @@
 ``timm:NAME``                             a timm model with its pretrained weights from the Hub
 ``timm:NAME@path/weights.safetensors``    the same with local weights
 ``timm:NAME@random``                      the same, untrained
-``transformers:path/to/model``            a CLIP, SigLIP, DINO or AIMv2 in transformers' format
+``transformers:path/to/model``            a vision model of transformers, of a type in ``FAMILIES``
 ``transformers:ORG/NAME``                 the same from the Hub
 ``several:A + B``                         the concatenated features of encoders A and B
 ``several:interleave:A + B``              their tokens, interleaved

@@ -103,19 +103,28 @@ def load(reference: str, image_size: int | None) -> VisionEncoder:
         UserError: timm has no such model; the file is missing or of another architecture.
     """
     name, _, origin = reference.partition("@")
-    _check_name(name)
-    settings = _timm().get_pretrained_cfg(name)
-    pixels = ImagePreprocess(
-        size=settings.input_size[-1] if image_size is None else image_size,
-        mean=tuple(settings.mean),
-        std=tuple(settings.std),
-        interpolation="bicubic" if settings.interpolation == "bicubic" else "bilinear",
-    )
+    pixels = preprocess_of(name, {}, image_size)
     if origin == "random":
         return make_encoder(name, None, pixels, where=None)
     if origin:
         return make_encoder(name, _read_weights(Path(origin)), pixels, where=origin)
     return make_encoder(name, _pretrained(name), pixels, where=None)
+
+
+def preprocess_of(name: str, stated: Mapping[str, Any], image_size: int | None) -> ImagePreprocess:
+    """Return the preprocessing of timm model ``name``; ``stated`` replaces entries of timm's config.
+
+    Raises:
+        UserError: timm has no such model.
+    """
+    _check_name(name)
+    settings = {**_timm().get_pretrained_cfg(name).to_dict(), **stated}
+    return ImagePreprocess(
+        size=settings["input_size"][-1] if image_size is None else image_size,
+        mean=tuple(settings["mean"]),
+        std=tuple(settings["std"]),
+        interpolation="bicubic" if settings["interpolation"] == "bicubic" else "bilinear",
+    )
 
 
 def make_encoder(

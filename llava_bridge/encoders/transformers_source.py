@@ -1,13 +1,13 @@
-"""Encoders that are transformers vision models, also the image towers of full CLIPs and SigLIPs.
+"""Encoders that are transformers vision models, also the image towers of CLIPs, SigLIPs and vision-language models.
 
-Each type is an entry of :data:`FAMILIES`.
+Each type is an entry of :data:`FAMILIES`. The models that transformers wraps from timm are read as timm's.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,98 +15,41 @@ import torch
 from torch import Tensor
 
 from clips.errors import UserError
-from clips.model.loading import library_errors_as_user_errors, load_pretrained
+from clips.model.loading import library_errors_as_user_errors, load_pretrained, read_safetensors
 from clips.model.pos_embed import resize_pos_embed
 from clips.model_refs import resolve_model_dir
+from llava_bridge.encoders import timm_source
 from llava_bridge.encoders.encoder import ImagePreprocess, VisionEncoder, VisionTower
 from llava_bridge.encoders.spec import check_encoder_files
+from llava_bridge.encoders.transformers_families import FAMILIES, square_side
 
+TIMM_WRAPPER = "timm_wrapper"
 _RESAMPLE = {2: "bilinear", 3: "bicubic"}  # PIL's constants
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelFamily:
-    """A type of vision model.
+class TransformersTower(VisionTower):
+    """A transformers vision model with its own hidden states; of several class and register tokens the first is kept.
 
     Args:
-        model: the class in transformers.
-        prefix: number of tokens before those of the patches, by its config; the first is the class token.
-        positions: name of the learned positions, if another image size needs interpolation; None if the model itself
-            interpolates.
-        forward: its output with all hidden states from pixels (B, 3, S, S).
-        in_hf_llava: whether transformers' own LLaVA supports the unmodified model.
+        architecture: ``config``, a vision config or that of a model with one.
     """
-
-    model: str
-    prefix: Callable[[Any], int]
-    positions: str | None
-    forward: Callable[[Any, Tensor], Any]
-    in_hf_llava: bool = True
-
-
-def _forward_pixels(model: Any, pixels: Tensor) -> Any:
-    return model(pixels, output_hidden_states=True)
-
-
-def _forward_patches(model: Any, pixels: Tensor) -> Any:
-    """Call SigLIP 2's models for any aspect ratio with patches, row by row, each (P · P · 3), and their positions."""
-    side = model.config.patch_size
-    rows, columns = pixels.shape[2] // side, pixels.shape[3] // side
-    patches = pixels.unflatten(2, (rows, side)).unflatten(4, (columns, side)).permute(0, 2, 4, 3, 5, 1)
-    shapes = torch.tensor([[rows, columns]] * len(pixels), device=pixels.device)
-    mask = torch.ones(len(pixels), rows * columns, dtype=torch.long, device=pixels.device)
-    return model(patches.reshape(len(pixels), rows * columns, -1), mask, shapes, output_hidden_states=True)
-
-
-def _registers(config: Any) -> int:
-    return 1 + int(config.num_register_tokens)
-
-
-_TABLE = "embeddings.position_embedding.weight"
-FAMILIES: dict[str, ModelFamily] = {
-    "clip_vision_model": ModelFamily(
-        model="CLIPVisionModel", prefix=lambda _: 1, positions=_TABLE, forward=_forward_pixels
-    ),
-    "siglip_vision_model": ModelFamily(
-        model="SiglipVisionModel", prefix=lambda _: 0, positions=_TABLE, forward=_forward_pixels
-    ),
-    "siglip2_vision_model": ModelFamily(
-        model="Siglip2VisionModel", prefix=lambda _: 0, positions=None, forward=_forward_patches, in_hf_llava=False
-    ),
-    "aimv2_vision_model": ModelFamily(
-        model="Aimv2VisionModel", prefix=lambda _: 0, positions=_TABLE, forward=_forward_pixels
-    ),
-    "dinov2": ModelFamily(model="Dinov2Model", prefix=lambda _: 1, positions=None, forward=_forward_pixels),
-    "dinov2_with_registers": ModelFamily(
-        model="Dinov2WithRegistersModel", prefix=_registers, positions=None, forward=_forward_pixels, in_hf_llava=False
-    ),
-    "dinov3_vit": ModelFamily(
-        model="DINOv3ViTModel", prefix=_registers, positions=None, forward=_forward_pixels, in_hf_llava=False
-    ),
-}
-"""``model_type`` of the vision config → its model."""
-
-
-class TransformersTower(VisionTower):
-    """A transformers vision model with its own hidden states; register tokens are dropped."""
-
-    default_layer = -2
 
     def __init__(self, architecture: Mapping[str, Any]) -> None:
         super().__init__()
-        config = _build_config(architecture)
+        config = vision_config(architecture["config"])
         self.family = FAMILIES[config.model_type]
         self.prefix = self.family.prefix(config)
         self.class_token = self.prefix > 0
+        self.default_layer = self.family.default_layer
         self.depth = config.num_hidden_layers
-        self.model = _model_class(self.family)(config)
+        self.model = self.family.model_class()(config)
 
     def states(self, pixels: Tensor, deepest: int) -> Iterator[Tensor]:
         """Yield the embedded tokens, then each layer's output, (B, G² + 1, D); without class token (B, G², D).
 
         transformers always computes all layers.
         """
-        for state in self.family.forward(self.model, pixels).hidden_states[: deepest + 1]:
+        for state in self.family.forward(self.model, pixels)[: deepest + 1]:
             yield state if self.prefix <= 1 else torch.cat([state[:, :1], state[:, self.prefix :]], dim=1)
 
     def hf_model(self) -> Any | None:
@@ -131,22 +74,24 @@ def load(reference: str, image_size: int | None) -> VisionEncoder:
     directory = resolve_model_dir(reference, "encoder")
     with library_errors_as_user_errors(f"encoder: {reference}: expected a directory in the transformers format"):
         config = AutoConfig.from_pretrained(directory)
+    if config.model_type == TIMM_WRAPPER:
+        return _load_timm(directory, config, image_size)
     config = getattr(config, "vision_config", config)
-    family = FAMILIES.get(config.model_type)
-    if family is None:
-        raise UserError(f"encoder: {reference} is a {config.model_type}; expected one of {', '.join(FAMILIES)}")
-    model = load_pretrained(_model_class(family), directory, f"encoder: {reference}", dtype=torch.float32)
+    check_model_type(config.model_type, f"encoder: {reference}")
+    family = FAMILIES[config.model_type]
+    options: dict[str, Any] = {"dtype": torch.float32}
+    if family.prefix_in_vlm is not None:
+        options |= {"config": config, "key_mapping": {family.prefix_in_vlm: ""}}
+    model = load_pretrained(family.model_class(), directory, f"encoder: {reference}", **options)
     pixels = _pixels(directory, config)
     if image_size is not None:
         pixels = dataclasses.replace(pixels, size=image_size)
-    if pixels.size % config.patch_size:
-        raise UserError(
-            f"image_size: expected a multiple of {config.patch_size}, the patch size of {reference}, got {pixels.size}"
-        )
+    if pixels.size % (step := family.size_step(config)):
+        raise UserError(f"image_size: expected a multiple of {step}, the patch size of {reference}, got {pixels.size}")
     weights = model.state_dict()
     if family.positions in weights:
         config = type(config).from_dict({**config.to_dict(), "image_size": pixels.size})
-        patches = (pixels.size // config.patch_size) ** 2
+        patches = (pixels.size // step) ** 2
         table = weights[family.positions]
         weights[family.positions] = resize_pos_embed(table, patches, family.prefix(config), antialias=False)
     return VisionEncoder(
@@ -158,20 +103,42 @@ def load(reference: str, image_size: int | None) -> VisionEncoder:
     )
 
 
-def _build_config(architecture: Mapping[str, Any]) -> Any:
+def _load_timm(directory: Path, config: Any, image_size: int | None) -> VisionEncoder:
+    """Read the timm model that transformers would wrap; its config has timm's preprocessing."""
+    path, stated = directory / "model.safetensors", getattr(config, "pretrained_cfg", {})
+    weights = read_safetensors(path, f"encoder: {path}")
+    pixels = timm_source.preprocess_of(config.architecture, stated, image_size)
+    own = {name.removeprefix("timm_model."): value for name, value in weights.items()}
+    return timm_source.make_encoder(config.architecture, own, pixels, where=str(directory))
+
+
+def vision_config(values: Mapping[str, Any]) -> Any:
+    """Return transformers' config of a vision model from its values, or from those of a model with one.
+
+    Raises:
+        UserError: its type is not in :data:`FAMILIES`.
+    """
     from transformers import AutoConfig
 
-    values = dict(architecture["config"])
-    model_type = values.pop("model_type")
+    values = dict(values)
+    config = AutoConfig.for_model(values.pop("model_type"), **values)
+    config = getattr(config, "vision_config", config)
+    check_model_type(config.model_type, "encoder")
+    return config
+
+
+def stated_image_size(config: Any) -> int | None:
+    """Return the image size of a vision config, or its family's default; None if neither states one."""
+    size = FAMILIES[config.model_type].image_size or getattr(config, "image_size", None)
+    if size is None and hasattr(config, "num_patches"):  # SigLIP 2 for any aspect ratio
+        return square_side(config.patch_size, "patch_size") * math.isqrt(config.num_patches)
+    return None if size is None else square_side(size, "image_size")
+
+
+def check_model_type(model_type: str, what: str) -> None:
+    """Raise UserError, which begins with ``what``, for a type that is not in :data:`FAMILIES`."""
     if model_type not in FAMILIES:
-        raise UserError(f"encoder: a {model_type} is not supported; expected one of {', '.join(FAMILIES)}")
-    return AutoConfig.for_model(model_type, **values)
-
-
-def _model_class(family: ModelFamily) -> Any:
-    import transformers
-
-    return getattr(transformers, family.model)
+        raise UserError(f"{what} is a {model_type}; expected one of {', '.join(FAMILIES)}")
 
 
 def _pixels(directory: Path, config: Any) -> ImagePreprocess:
@@ -182,12 +149,15 @@ def _pixels(directory: Path, config: Any) -> ImagePreprocess:
         f"encoder: {directory}: expected a preprocessor_config.json that states how images are normalized"
     ):
         processor = AutoImageProcessor.from_pretrained(directory)
-        size = image_size_of(processor) or getattr(config, "image_size", None)
-        red, green, blue = processor.image_mean
+        # The processors of models without an image size state numbers of pixels.
+        own = None if FAMILIES[config.model_type].image_size else image_size_of(processor)
+        if (size := own or stated_image_size(config)) is None:
+            raise UserError(f"image_size: expected a number of pixels, as {directory} states none")
+        normalizes = processor.do_normalize is not False  # RADIO and TIPSv2 read pixels from 0 to 1
         return ImagePreprocess(
-            size=int(size or config.patch_size * math.isqrt(config.num_patches)),
-            mean=(red, green, blue),
-            std=tuple(processor.image_std),
+            size=size,
+            mean=tuple(processor.image_mean) if normalizes else (0.0, 0.0, 0.0),
+            std=tuple(processor.image_std) if normalizes else (1.0, 1.0, 1.0),
             interpolation=_RESAMPLE.get(int(processor.resample), "bicubic"),
         )
 

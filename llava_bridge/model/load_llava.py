@@ -12,7 +12,7 @@ from clips.model.loading import library_errors_as_user_errors, load_pretrained
 from clips.model_refs import resolve_model_dir
 from llava_bridge.conversation import IMAGE, resolve_chat_template_with_spaces
 from llava_bridge.encoders.encoder import ImagePreprocess, VisionEncoder
-from llava_bridge.encoders.transformers_source import FAMILIES, image_size_of
+from llava_bridge.encoders.transformers_source import check_model_type, image_size_of
 from llava_bridge.model.anyres import is_anyres_processor
 from llava_bridge.model.build import build_processor, set_generation_config
 from llava_bridge.model.configuration_llava import BridgeLlavaConfig, BridgeLlavaNextConfig
@@ -67,9 +67,7 @@ def _wrap_tower(model: Any, size: int, where: str) -> None:
     """Inverse of :func:`llava_bridge.model.build.convert_tower_to_transformers`: makes feature caching possible."""
     config = model.config
     if not isinstance(model.model.vision_tower, EncoderVisionModel):
-        model_type = config.vision_config.model_type
-        if model_type not in FAMILIES:
-            raise UserError(f"llava: the tower of {where} is a {model_type}; expected one of {', '.join(FAMILIES)}")
+        check_model_type(config.vision_config.model_type, f"llava: the tower of {where}")
         encoder = VisionEncoder(
             source="transformers",
             architecture={"config": config.vision_config.to_dict()},

@@ -183,13 +183,15 @@ def _tower(spec: str, image_size: int | None) -> tuple[VisionTower, int]:
     if source == "transformers":
         from llava_bridge.encoders import transformers_source
 
-        config = _hf_config(reference)
-        config = {**config, **config.get("vision_config", {})}
-        size = image_size or config.get("image_size")
+        stated = _hf_config(reference)
+        if stated.get("model_type", transformers_source.TIMM_WRAPPER) == transformers_source.TIMM_WRAPPER:
+            return _timm_tower(stated["architecture"], image_size)
+        config = transformers_source.vision_config(stated)
+        size = image_size or transformers_source.stated_image_size(config)
         if size is None:
             raise UnknownSizeError(f"{reference} (its config.json states no image_size)")
         with torch.device("meta"):
-            return transformers_source.build({"config": {**config, "image_size": size}}), int(size)
+            return transformers_source.build({"config": {**config.to_dict(), "image_size": size}}), size
     return _open_clip_tower(_open_clip_config(reference), image_size)
 
 

@@ -257,7 +257,9 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
     unique = dict.fromkeys(text for case in pairs.cases for text in case.captions)
     texts = {text: number for number, text in enumerate(unique)}
     names = [image.reference for image in images]
-    image_vectors = image_embeddings(model, lambda index: pairs.open(pairs.images[index]), names, pairs.images_hash)
+    image_vectors = image_embeddings(
+        model, lambda index: pairs.open(pairs.images[index]), names, pairs.images_hash, "encoder"
+    )
     text_vectors = text_embeddings(model, list(texts))
     scores = []
     for case in pairs.cases:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from benchmarks.tasks.encoders.embedding import DualEncoder, embed_images, embed_texts, encoder_settings
 from benchmarks.tasks.output_cache import CACHE_DIR, EmbeddingCache, cache_key
@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 
 def image_embeddings(
-    model: EvalModel, opener: Callable[[int], Image], names: Sequence[str], content: str
+    model: EvalModel,
+    opener: Callable[[int], Image],
+    names: Sequence[str],
+    content: str,
+    part: Literal["tower", "encoder"] = "tower",
 ) -> torch.Tensor:
     """Return (N, D) unit vectors of images by the model's image tower, on its device.
 
@@ -28,12 +32,13 @@ def image_embeddings(
         opener: opens image ``index``; called by several threads.
         names: (N,) image names for messages.
         content: hash of the images and their order.
+        part: ``encoder`` for vectors that are compared with those of texts.
 
     Raises:
         UserError: an image cannot be opened, or its features are not finite; the message names it.
     """
-    encoder = model.tower
-    cache = _cache(model, encoder, "tower", images=content)
+    encoder = model.encoder if part == "encoder" else model.tower
+    cache = _cache(model, encoder, part, images=content)
     return embed_images(encoder, opener, names, model.config.batch_size, cache).to(encoder.device)
 
 

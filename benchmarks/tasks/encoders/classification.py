@@ -50,7 +50,7 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
     log_skipped(found)
     templates = _templates(found, config)
     classes = class_embeddings(functools.partial(text_embeddings, model), templates, found.classes)
-    images = image_embeddings(model, found.open, found.images, found.hash)
+    images = image_embeddings(model, found.open, found.images, found.hash, "encoder")
     items = items_table(found, class_ranks(iter_similarities(images, classes), found.targets))
     return Evaluation(
         metrics=metrics(items, found),

@@ -39,7 +39,7 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
 
     sets = _sets(config)
     first = next(iter(sets.values()))
-    images = image_embeddings(model, first.open, first.images, first.images_hash)
+    images = image_embeddings(model, first.open, first.images, first.images_hash, "encoder")
     tables = {}
     for language, captions in sets.items():
         found = compute_ranks(images, text_embeddings(model, captions.texts), captions.pairs, model.processes)

@@ -34,7 +34,7 @@ def patch_embeddings(model: Any, pixels: Tensor) -> Tensor:
     """
     from open_clip.transformer import VisionTransformer
 
-    visual = model.visual
+    visual = getattr(model, "visual", None)
     try:
         if hasattr(visual, "trunk"):
             patches = _embed_timm(visual, pixels)

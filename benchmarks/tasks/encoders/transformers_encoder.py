@@ -1,0 +1,85 @@
+"""Encoders with a text tower that transformers loads: CLIP, MetaCLIP 2, SigLIP, SigLIP 2, AIMv2, TIPSv2."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.tasks.encoders.embedding import DualEncoder
+from clips.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+_MASKED_PADDING = ("tipsv2",)  # the text towers of the others were trained with visible or later padding
+_RESAMPLING = {2: "bilinear", 3: "bicubic"}  # PIL's constants
+
+
+def load_transformers_encoder(path: str, device: str, precision: str) -> DualEncoder:
+    """Load image and text tower of a directory in the transformers format, with its own preprocessing and tokenizer.
+
+    Raises:
+        UserError: it has no text tower, or its image tower reads patches instead of pixels.
+    """
+    import torch
+    from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
+
+    from clips.model.loading import library_errors_as_user_errors, load_pretrained
+    from clips.model.tokenizer import truncate_text
+    from llava_bridge.encoders.transformers_source import image_size_of
+
+    with library_errors_as_user_errors(f"encoder: {path}: expected a directory in the transformers format"):
+        config = AutoConfig.from_pretrained(path)
+    if config.model_type == "siglip2":
+        raise UserError(f"encoder: {path}: expected a text tower beside one of fixed resolution, got SigLIP 2 NaFlex")
+    length = getattr(getattr(config, "text_config", None), "max_position_embeddings", None)
+    # AIMv2's texts are causal, but under SDPA transformers ignores it in a batch without padding.
+    options = {"attn_implementation": "eager"} if config.model_type == "aimv2" else {}
+    model = load_pretrained(AutoModel, Path(path), f"encoder: {path}", dtype=torch.float32, **options)
+    if length is None or not (hasattr(model, "get_text_features") and hasattr(model, "get_image_features")):
+        raise UserError(f"encoder: {path}: a {config.model_type} has no text tower that is compared with images")
+    with library_errors_as_user_errors(f"encoder: {path}: expected the files of its preprocessing and tokenizer"):
+        images, tokenizer = AutoImageProcessor.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+
+    def tokenize(texts: list[str]) -> torch.Tensor:
+        shortened = [truncate_text(text, length) for text in texts]
+        return tokenizer(
+            shortened, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+        ).input_ids
+
+    precision = "float32" if precision == "auto" else precision
+    padding = tokenizer.pad_token_id if config.model_type in _MASKED_PADDING else None
+    return DualEncoder(
+        model=_Towers(model.to(device=device, dtype=getattr(torch, precision)).eval(), padding),
+        preprocess=lambda image: images(image, return_tensors="pt")["pixel_values"][0],
+        tokenizer=tokenize,
+        preprocessing={
+            "input_resolution": image_size_of(images),
+            "input_resize": "shortest" if getattr(images, "do_center_crop", False) else "squash",
+            "input_interpolation": _RESAMPLING.get(int(images.resample), "bicubic"),
+        },
+        device=device,
+        precision=precision,
+    )
+
+
+class _Towers:
+    """A transformers model with the functions of open_clip's.
+
+    Args:
+        model: with ``get_image_features`` and ``get_text_features``.
+        padding: the token that texts do not attend to; None if padding has no effect or is part of the text.
+    """
+
+    def __init__(self, model: Any, padding: int | None) -> None:
+        self.model = model
+        self.padding = padding
+
+    def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return (B, E) of pixels (B, 3, S, S)."""
+        return self.model.get_image_features(pixel_values=pixels).pooler_output
+
+    def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return (B, E) of tokens (B, L)."""
+        mask = tokens.new_ones(tokens.shape) if self.padding is None else (tokens != self.padding).long()
+        return self.model.get_text_features(input_ids=tokens, attention_mask=mask).pooler_output
