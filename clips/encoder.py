@@ -5,6 +5,7 @@ python -c "import open_clip; open_clip.create_model_and_transforms('local-dir:en
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -18,7 +19,9 @@ from clips.errors import UserError, error_reason
 from clips.lazy_import import without_wandb
 from clips.method.clips_model import ClipsModel
 from clips.model.captioner import Captioner, CaptionerDims
+from clips.model.hf_text import HFTextTower, own_text_towers, with_own_text_config
 from clips.model.tokenizer import truncate_text
+from clips.model.towers import text_tower
 from clips.model_refs import CAPTIONER_CONFIG, CAPTIONER_WEIGHTS, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, check_captioner
 from clips.text_files import safe_json_loads
 
@@ -29,6 +32,8 @@ def write_encoder(model: ClipsModel, directory: Path) -> None:
     atomic_write(directory / OPEN_CLIP_CONFIG, json.dumps(config, indent=2) + "\n")
     _write_weights(model.clip, directory / OPEN_CLIP_WEIGHTS)
     model.tokenizer.save(directory)
+    if isinstance(text := text_tower(model.clip), HFTextTower):
+        text.config.save_pretrained(directory)
     if model.captioner is not None:
         shape = dataclasses.asdict(model.captioner.config)
         atomic_write(directory / CAPTIONER_CONFIG, json.dumps(shape, indent=2) + "\n")
@@ -73,7 +78,10 @@ def load_encoder(directory: str | Path) -> LoadedEncoder:
         import open_clip
 
     try:
-        model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{directory}")
+        own = with_own_text_config(config["model_cfg"], directory)
+        changed = {name: own[name] for name in ("text_cfg",) if own is not config["model_cfg"]}
+        with own_text_towers() if changed else contextlib.nullcontext():
+            model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{directory}", **changed)
         tokenizer = open_clip.get_tokenizer(f"local-dir:{directory}")
     except Exception as error:  # open_clip raises the exceptions of its dependencies: torch, safetensors, transformers
         raise UserError(f"{directory}: open_clip cannot load this encoder ({error_reason(error)})") from None

@@ -128,6 +128,7 @@ def _rebuild(recorded: dict[str, Any], checkpoint: Path) -> ClipsModel:
     from clips.training.checkpoint import load_export_weights
 
     # The checkpoint has every weight; the initial weights may be gone.
-    model = build_model(dataclasses.replace(model_config, pretrained_trunk=None, pretrained=None), recipe, seed)
+    initial = {"pretrained_trunk": None, "pretrained": None, "pretrained_text": False}
+    model = build_model(dataclasses.replace(model_config, **initial), recipe, seed)
     load_export_weights(checkpoint, model)
     return model

@@ -15,6 +15,7 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from benchmarks.results.results import read_items
+from benchmarks.study.build_steps import has_text_tower
 from benchmarks.tasks.encoders import embedding
 from benchmarks.tasks.encoders.transformers_encoder import load_transformers_encoder
 from benchmarks.tasks.eval_model import EvalModel
@@ -99,8 +100,13 @@ def test_models_without_a_text_tower_are_rejected(tmp_path: Path) -> None:
     write_model(dino, tmp_path / "dino")
     config = {"output": "unused", "benchmarks": [BenchmarkConfig(name="retrieval", data="d")]}
     row = EvalModel(RunConfig(model_name="row", encoder=f"transformers:{tmp_path / 'dino'}", **config))
-    with pytest.raises(UserError, match=r"a dinov2 has no text tower that is compared with images$"):
+    with pytest.raises(
+        UserError, match=r"dino is a dinov2; expected a text tower .* that of a clip, metaclip_2, siglip"
+    ):
         _ = row.encoder
     transformers.Siglip2Config().save_pretrained(tmp_path / "naflex")
-    with pytest.raises(UserError, match=r"got SigLIP 2 NaFlex$"):
+    with pytest.raises(UserError, match=r"naflex is a siglip2; expected a text tower"):
         load_transformers_encoder(str(tmp_path / "naflex"), "cpu", "auto")
+    assert [has_text_tower(f"transformers:{tmp_path / name}") for name in ("dino", "naflex", "none")] == [False] * 3
+    transformers.CLIPConfig(**SIZES).save_pretrained(tmp_path / "clip")
+    assert has_text_tower(f"transformers:{tmp_path / 'clip'}")

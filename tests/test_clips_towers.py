@@ -217,17 +217,30 @@ def test_variants_of_open_clips_configs_keep_what_makes_them_so():
     assert architectures.model_cfg(ModelConfig(architecture="ViTamin-XL-384"))["vision_cfg"]["image_size"] == 384
 
 
-def test_every_config_of_open_clip_is_known_but_those_with_another_librarys_text_model():
+def test_every_config_of_open_clip_is_known(monkeypatch):
     import open_clip
+    from transformers import BertConfig
 
     texts = {name: open_clip.get_model_config(name)["text_cfg"] for name in open_clip.list_models()}
-    foreign = {name for name, text in texts.items() if "hf_model_name" in text}
-    assert len(foreign) < 15
-    for name in foreign:
-        with pytest.raises(UserError, match="with its own tokens"):
+    with_language_model = {name for name, text in texts.items() if "hf_model_name" in text}
+    assert 8 < len(with_language_model) < 15
+    for name in with_language_model:
+        with pytest.raises(UserError, match=f"hf_model_name: {texts[name]['hf_model_name']}: cannot be downloaded"):
             architectures.model_cfg(ModelConfig(architecture=name))
-    for name in texts.keys() - foreign:
-        assert architectures.model_cfg(ModelConfig(architecture=name))["vision_cfg"]["image_size"]
+    monkeypatch.setattr("clips.model.hf_text.read_text_config", lambda _: BertConfig(num_hidden_layers=5))
+    for name in texts:
+        cfg = architectures.model_cfg(ModelConfig(architecture=name))
+        assert cfg["vision_cfg"]["image_size"]
+        if name in with_language_model:
+            assert (cfg["text_cfg"]["layers"], cfg["text_cfg"]["context_length"]) == (5, 77)
+            assert cfg.keys() <= {
+                "embed_dim",
+                "quick_gelu",
+                "custom_text",
+                "vision_cfg",
+                "text_cfg",
+                "nonscalar_logit_scale",
+            }
 
 
 def one_layer_of(cfg: dict[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from clips.data.remote_files import is_remote
 from clips.errors import UserError, unknown_name_error
 from clips.model_refs import OPEN_CLIP_CONFIG
 from clips.typed_data import from_plain
+from llava_bridge.encoders.spec import DUAL_MODELS
 
 TRAIN_ENCODER = ("clips", "train")
 TRAIN_LLAVA = ("llava-bridge", "train")
@@ -354,14 +355,27 @@ def _evaluate(
     return {name: CellRecord(step=step, result=f"results/{model}/{name}.json") for name in names}
 
 
+def _model_type(config: Path) -> str | None:
+    try:
+        return str(json.loads(config.read_text(encoding="utf-8"))["model_type"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
 def has_text_tower(spec: str) -> bool:
-    """Whether an encoder has a text tower: those trained here have one, timm trunks have none."""
+    """Whether an encoder has a text tower: those trained here have one, timm trunks have none.
+
+    For a model of transformers it is known only from a directory, not from a name on the Hub.
+    """
     if spec.startswith(f"{PATH_PREFIX}encoders/"):
         return True
+    if spec.startswith("transformers:"):
+        config = Path(spec.removeprefix("transformers:")) / "config.json"
+        return config.is_file() and _model_type(config) in DUAL_MODELS
     config = Path(spec) / OPEN_CLIP_CONFIG
     if config.is_file():
         try:
             return "text_cfg" in json.loads(config.read_text(encoding="utf-8")).get("model_cfg", {})
         except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
             return True  # the evaluation will report the error
-    return not spec.startswith(("timm:", "transformers:"))
+    return not spec.startswith("timm:")

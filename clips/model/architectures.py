@@ -108,8 +108,12 @@ class ModelConfig:
         lock_image_unlocked_groups: number of its last layer groups that stay trainable.
         cache_trunk_features: cache the outputs of a frozen timm trunk for each image, in memory and on disk, for this
             and later trainings; for small datasets, without crops and flips.
+        pretrained_text: whether a text tower that is a language model (``hf_model_name`` in open_clip's config) starts
+            with its weights.
         lock_text: freeze the text tower.
         lock_text_unlocked_layers: number of its last layers that stay trainable.
+        cache_text_features: cache the outputs of a frozen language model for each text that is contrasted, in memory
+            and on disk, for this and later trainings.
     """
 
     architecture: str = field(default="clips-tiny", metadata={"known": "clips.model.architectures:list_architectures"})
@@ -124,8 +128,10 @@ class ModelConfig:
     lock_image: bool = False
     lock_image_unlocked_groups: int = 0
     cache_trunk_features: bool = False
+    pretrained_text: bool = True
     lock_text: bool = False
     lock_text_unlocked_layers: int = 0
+    cache_text_features: bool = False
 
     def __post_init__(self) -> None:
         if is_encoder_ref(self.architecture) and self.text_attention != "all":
@@ -140,6 +146,8 @@ class ModelConfig:
                 raise UserError(f"model.{name}: expected 0, or more with model.{lock}, got {unlocked}")
         if self.cache_trunk_features and (not self.lock_image or self.lock_image_unlocked_groups):
             raise UserError("model.cache_trunk_features: expected model.lock_image: true and no unlocked groups")
+        if self.cache_text_features and (not self.lock_text or self.lock_text_unlocked_layers):
+            raise UserError("model.cache_text_features: expected model.lock_text: true and no unlocked layers")
         if self.context_length is not None and self.context_length < 4:
             raise UserError(f"model.context_length: expected at least 4, got {self.context_length}")
         if self.image_size is not None and self.image_size < 1:
@@ -162,10 +170,7 @@ def model_cfg(config: ModelConfig) -> dict[str, Any]:
     cfg = _base_cfg(config.architecture)
     text = cfg["text_cfg"]
     if "hf_model_name" in text:
-        raise UserError(
-            f"model.architecture: expected a text tower that can be trained from scratch, but that of "
-            f"'{config.architecture}' is {text['hf_model_name']}, with its own tokens{_suggest_text_tower(cfg)}"
-        )
+        return _language_model_cfg(config, cfg)
     length = config.context_length
     if length is None:  # open_clip's architectures have CLIP's length instead of this method's
         default = tokenizer_text_cfg()["context_length"]
@@ -193,16 +198,34 @@ def is_encoder_ref(architecture: str) -> bool:
 
 def _encoder_model_cfg(config: ModelConfig) -> dict[str, Any]:
     """Return the ``model_cfg`` of an encoder directory, with the sizes of ``config``."""
-    cfg = read_encoder_config(resolve_encoder_dir(config.architecture, CONFIG_FIELD)).get("model_cfg")
-    if cfg is None or "hf_model_name" in cfg["text_cfg"]:
-        raise UserError(
-            f"{CONFIG_FIELD}: {config.architecture}: expected {OPEN_CLIP_CONFIG} with a text tower of open_clip's own"
-        )
+    directory = resolve_encoder_dir(config.architecture, CONFIG_FIELD)
+    cfg = read_encoder_config(directory).get("model_cfg")
+    if cfg is None:
+        raise UserError(f"{CONFIG_FIELD}: {config.architecture}: expected {OPEN_CLIP_CONFIG} with both towers")
+    if "hf_model_name" in cfg["text_cfg"]:
+        from clips.model.hf_text import with_own_text_config
+
+        return _language_model_cfg(config, with_own_text_config(cfg, directory))
     length = {} if config.context_length is None else {"context_length": config.context_length}
     cfg = {name: value for name, value in cfg.items() if not name.startswith("init_logit_")}
     return cfg | {
         "vision_cfg": _vision_cfg(config, cfg["vision_cfg"]),
         "text_cfg": cfg["text_cfg"] | length,
+        "nonscalar_logit_scale": True,
+    }
+
+
+def _language_model_cfg(config: ModelConfig, cfg: dict[str, Any]) -> dict[str, Any]:
+    """Return the ``model_cfg`` of towers whose text tower is a language model of transformers."""
+    from clips.model.hf_text import text_model_cfg  # here, because it imports torch
+
+    if config.text_attention != "all":
+        raise UserError("model.text_attention: expected none with a language model, which has its own")
+    length = {} if config.context_length is None else {"context_length": config.context_length}
+    return {name: cfg[name] for name in ("embed_dim", "quick_gelu") if name in cfg} | {
+        "custom_text": True,
+        "vision_cfg": _vision_cfg(config, cfg["vision_cfg"]),
+        "text_cfg": text_model_cfg(cfg["text_cfg"] | length),
         "nonscalar_logit_scale": True,
     }
 
@@ -222,20 +245,6 @@ def _vision_cfg(config: ModelConfig, vision: dict[str, Any]) -> dict[str, Any]:
             raise UserError("model.patch_dropout: expected a ViT, not a ResNet")
         cfg["patch_dropout"] = config.patch_dropout
     return cfg
-
-
-def _suggest_text_tower(cfg: dict[str, Any]) -> str:
-    """Name an open_clip architecture with the same image tower and an open_clip text tower, if there is one."""
-    with without_wandb():
-        import open_clip
-
-    for name in open_clip.list_models():
-        other = open_clip.get_model_config(name)
-        if "hf_model_name" not in other["text_cfg"] and all(
-            other.get(key) == cfg.get(key) for key in ("vision_cfg", "quick_gelu")
-        ):
-            return f"; {name} has the same image tower"
-    return ""
 
 
 def preprocess_cfg(cfg: dict[str, Any], normalization: str | None = None) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Disk cache for the outputs of a frozen module, shared by all trainings with the same pixels.
+"""Disk cache for the outputs of a frozen module, shared by all trainings with the same inputs.
 
-The key is a hash of the pixels, and of the module's config and weights, so stale entries are never used.
+The key is a hash of the pixels or tokens, and of the module's config and weights, so stale entries are never used.
 """
 
 from __future__ import annotations
@@ -17,23 +17,24 @@ from clips.core.cache import cache_directory, tensor_cache
 Forward = Callable[[Tensor], Tensor]
 
 
-def enable_feature_cache(trunk: nn.Module) -> None:
-    """Cache the outputs (B, …) of a frozen timm trunk's ``forward_features``."""
-    cache = FeatureCache(trunk, trunk.forward_features)  # type: ignore[arg-type]
-    trunk.forward_features = cache  # type: ignore[assignment]
+def enable_feature_cache(module: nn.Module, method: str, frozen: nn.Module | None = None, variant: str = "") -> None:
+    """Cache the outputs (B, …) of a method of ``module``, which depend on ``frozen``, or itself, and ``variant``."""
+    setattr(module, method, FeatureCache(module if frozen is None else frozen, getattr(module, method), variant))
 
 
 class FeatureCache:
-    """A function of images that reads its output from the cache, or computes it.
+    """A function of images or texts that reads its output from the cache, or computes it.
 
     Args:
         module: its weights determine the outputs; it computes in evaluation mode.
-        compute: images (B, 3, S, S) → outputs (B, …).
+        compute: inputs (B, …) → outputs (B, …).
+        variant: other settings that determine the outputs, as a part of a file name.
     """
 
-    def __init__(self, module: nn.Module, compute: Forward) -> None:
+    def __init__(self, module: nn.Module, compute: Forward, variant: str = "") -> None:
         self.module = module
         self.compute = compute
+        self.variant = variant
         self.in_memory: dict[tuple[str, str], Tensor] = {}
 
     @functools.cached_property
@@ -42,13 +43,14 @@ class FeatureCache:
         return weights_digest(self.module)
 
     @torch.no_grad()
-    def __call__(self, image: Tensor) -> Tensor:
-        """Return the outputs (B, …) of images (B, 3, S, S)."""
-        device = image.device.type
-        precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else image.dtype
-        name = f"{self.weights}-{str(precision).removeprefix('torch.')}"
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Return the outputs (B, …) of images (B, 3, S, S) or tokens (B, L), on the module's device."""
+        device = next(self.module.parameters()).device
+        autocast = torch.is_autocast_enabled(device.type)
+        precision = torch.get_autocast_dtype(device.type) if autocast else inputs.dtype
+        name = f"{self.weights}{self.variant}-{str(precision).removeprefix('torch.')}"
         cache = tensor_cache(cache_directory("trunks") / name)
-        keys = [digest(pixels) for pixels in image.cpu()]
+        keys = [digest(row) for row in inputs.cpu()]
         outputs: dict[str, Tensor] = {}
         for key in set(keys):
             output = self.in_memory.get((name, key))
@@ -57,16 +59,16 @@ class FeatureCache:
                 outputs[key] = output
         missing = {key: index for index, key in enumerate(keys) if key not in outputs}
         if missing:
-            for key, output in zip(missing, self._compute(image[list(missing.values())]).cpu(), strict=True):
+            for key, output in zip(missing, self._compute(inputs[list(missing.values())]).cpu(), strict=True):
                 outputs[key] = output.clone(memory_format=torch.contiguous_format)
                 cache.put(key, outputs[key])
         self.in_memory |= {(name, key): output for key, output in outputs.items()}
-        return torch.stack([outputs[key] for key in keys]).to(image.device)
+        return torch.stack([outputs[key] for key in keys]).to(device)
 
-    def _compute(self, image: Tensor) -> Tensor:
+    def _compute(self, inputs: Tensor) -> Tensor:
         was_training, _ = self.module.training, self.module.eval()
         try:
-            return self.compute(image)
+            return self.compute(inputs)
         finally:
             self.module.train(was_training)
 

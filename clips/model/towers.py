@@ -14,6 +14,7 @@ from clips.lazy_import import without_wandb
 from clips.model.architectures import ModelConfig, preprocess_cfg
 from clips.model.attention import pack_attention
 from clips.model.feature_cache import enable_feature_cache
+from clips.model.hf_text import HFTextTower, own_text_towers, read_language_model
 from clips.model.length_grouping import group_by_length
 from clips.model.loading import first_mismatch, read_safetensors
 
@@ -30,7 +31,8 @@ def build_towers(cfg: dict[str, Any]) -> Towers:
     options = {key: value for key, value in cfg.items() if key != "custom_text"}
     kind = open_clip.CustomTextCLIP if cfg.get("custom_text") else open_clip.CLIP
     try:
-        towers = kind(**options)
+        with own_text_towers():
+            towers = kind(**options)
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         raise UserError(f"model.architecture: open_clip cannot build it ({error_reason(error)})") from None
     set_model_preprocess_cfg(towers, preprocess_cfg(cfg))
@@ -70,6 +72,16 @@ def load_trunk(towers: Towers, path: str | Path) -> None:
     trunk.load_state_dict(weights, strict=False)
 
 
+def load_language_model(towers: Towers, text_cfg: dict[str, Any]) -> None:
+    """Load the weights of the language model that a text tower is made of; nothing if it is another text tower.
+
+    Raises:
+        UserError: it is missing, or lacks weights.
+    """
+    if "hf_model_name" in text_cfg:
+        towers.text.transformer.load_state_dict(read_language_model(text_cfg).state_dict())
+
+
 def lock_towers(towers: Towers, config: ModelConfig) -> None:
     """Freeze the parts selected by ``config``, by open_clip's own groups of layers.
 
@@ -88,7 +100,12 @@ def lock_towers(towers: Towers, config: ModelConfig) -> None:
     if config.cache_trunk_features:
         if not hasattr(towers.visual, "trunk"):
             raise UserError("model.cache_trunk_features: expected an architecture whose image tower is a timm model")
-        enable_feature_cache(towers.visual.trunk)
+        enable_feature_cache(towers.visual.trunk, "forward_features")
+    if config.cache_text_features:
+        if not isinstance(text_tower(towers), HFTextTower):
+            raise UserError("model.cache_text_features: expected an architecture whose text tower is a language model")
+        variant = f"-{towers.text.pooler_type}-{towers.text.pad_token_id}"
+        enable_feature_cache(towers.text, "pooled", towers.text.transformer, variant)
 
 
 def encode_image(towers: Towers, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,7 +133,10 @@ def encode_text(towers: Towers, text: Tensor) -> tuple[Tensor, Tensor]:
         towers: an open_clip model.
         text: (B, L) token sequences whose last token is the class token, on any device.
     """
-    text = _to_device_of(text_tower(towers), text)
+    tower = text_tower(towers)
+    if isinstance(tower, HFTextTower):
+        return tower.encode(text)
+    text = _to_device_of(tower, text)
     outputs = towers.forward_intermediates(text=text, text_indices=1, normalize=False)
     return outputs["text_features"], outputs["text_intermediates"][0][:, :-1]
 
@@ -132,6 +152,8 @@ def encode_text_features(towers: Towers, text: Tensor) -> Tensor:
         text: (B, L) token sequences; on the CPU no length has to be read from the device.
     """
     tower = text_tower(towers)
+    if isinstance(tower, HFTextTower):
+        return tower.encode_features(text)
     if getattr(tower, "cls_emb", None) is not None or getattr(tower, "use_pad_mask", False):
         return encode_text(towers, text)[0]
     pool = text_pool_type(towers)
@@ -152,7 +174,9 @@ def text_tower(towers: Towers) -> Any:
 
 
 def text_pool_type(towers: Towers) -> str:
-    """Return open_clip's name of the position of a text's feature: last, eos or argmax."""
+    """Return open_clip's name of the position of a text's feature (last, eos, argmax), or a language model's pooler."""
+    if isinstance(text_tower(towers), HFTextTower):
+        return towers.text.pooler_type
     return str(towers.text.pool_type if hasattr(towers, "text") else towers.text_pool_type)
 
 
@@ -207,7 +231,8 @@ def token_widths(towers: Towers) -> tuple[int, int]:
         image = visual.layer4[-1].bn3.num_features
     else:
         image = visual.transformer.width
-    return image, text_tower(towers).transformer.width
+    text = text_tower(towers)
+    return image, text.config.hidden_size if isinstance(text, HFTextTower) else text.transformer.width
 
 
 def _patch_tokens(features: Tensor, trunk: Any) -> Tensor:

@@ -78,12 +78,13 @@ class StepProfile:
 @functools.lru_cache(maxsize=4)
 def fake_model(model: ModelConfig, recipe: RecipeConfig) -> ClipsModel:
     """Build the model of a config with fake parameters; pretrained weights are not read."""
-    config = dataclasses.replace(model, pretrained=None, pretrained_trunk=None)
+    config = dataclasses.replace(model, pretrained=None, pretrained_trunk=None, pretrained_text=False)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    if "timm_model_name" not in model_cfg(config)["vision_cfg"]:
+    cfg = model_cfg(config)
+    if "timm_model_name" not in cfg["vision_cfg"] and "hf_model_name" not in cfg["text_cfg"]:
         with mode:
             return build_model(config, recipe, seed=0)
-    with torch.device("meta"):  # timm's constructors fail with fake tensors
+    with torch.device("meta"):  # constructors of timm and transformers fail with fake tensors
         built = build_model(config, recipe, seed=0)
     with mode:
         replace_by_empty(built)

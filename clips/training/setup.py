@@ -77,6 +77,7 @@ def parent_artifacts(config: EncoderTrainConfig, data: TrainDataset) -> dict[str
     initial = {name: getattr(config.model, name) for name in ("pretrained_trunk", "pretrained")}
     if is_config_file(config.model.architecture):
         initial["architecture"] = config.model.architecture
+    initial["text_model"] = architectures.model_cfg(config.model)["text_cfg"].get("hf_model_name")
     local = {name: path for name, path in initial.items() if path is not None and Path(path).exists()}
     return data.parents() | local
 
@@ -155,7 +156,7 @@ def has_trainable_batchnorm(model: torch.nn.Module) -> bool:
 
 def build_model_without_pretrained(config: EncoderTrainConfig) -> ClipsModel:
     """Build a model whose weights are loaded afterwards: the pretrained ones may no longer exist."""
-    model = dataclasses.replace(config.model, pretrained=None, pretrained_trunk=None)
+    model = dataclasses.replace(config.model, pretrained=None, pretrained_trunk=None, pretrained_text=False)
     return build_model(model, config.recipe, config.seed)
 
 

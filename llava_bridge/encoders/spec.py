@@ -23,6 +23,9 @@ ENCODER_SOURCES: dict[str, str] = {
 }
 """Source → the module that reads it, with ``load(reference, image_size)`` and ``build(architecture)``."""
 
+DUAL_MODELS = ("clip", "metaclip_2", "siglip", "aimv2", "tipsv2")
+"""``model_type`` of transformers' models with a text tower whose features are compared with those of images."""
+
 
 def parse_spec(spec: str) -> tuple[str, str]:
     """Split an encoder spec into (source, reference); without a source it is an open_clip directory or Hub repo id.

@@ -19,25 +19,25 @@ def load_transformers_encoder(path: str, device: str, precision: str) -> DualEnc
     """Load image and text tower of a directory in the transformers format, with its own preprocessing and tokenizer.
 
     Raises:
-        UserError: it has no text tower, or its image tower reads patches instead of pixels.
+        UserError: it is of another type, or its files are incomplete.
     """
     import torch
     from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
     from clips.model.loading import library_errors_as_user_errors, load_pretrained
     from clips.model.tokenizer import truncate_text
+    from llava_bridge.encoders.spec import DUAL_MODELS
     from llava_bridge.encoders.transformers_source import image_size_of
 
     with library_errors_as_user_errors(f"encoder: {path}: expected a directory in the transformers format"):
         config = AutoConfig.from_pretrained(path)
-    if config.model_type == "siglip2":
-        raise UserError(f"encoder: {path}: expected a text tower beside one of fixed resolution, got SigLIP 2 NaFlex")
-    length = getattr(getattr(config, "text_config", None), "max_position_embeddings", None)
+    if config.model_type not in DUAL_MODELS:
+        expected = f"expected a text tower for this benchmark, that of a {', '.join(DUAL_MODELS)}"
+        raise UserError(f"encoder: {path} is a {config.model_type}; {expected}")
+    length = config.text_config.max_position_embeddings
     # AIMv2's texts are causal, but under SDPA transformers ignores it in a batch without padding.
     options = {"attn_implementation": "eager"} if config.model_type == "aimv2" else {}
     model = load_pretrained(AutoModel, Path(path), f"encoder: {path}", dtype=torch.float32, **options)
-    if length is None or not (hasattr(model, "get_text_features") and hasattr(model, "get_image_features")):
-        raise UserError(f"encoder: {path}: a {config.model_type} has no text tower that is compared with images")
     with library_errors_as_user_errors(f"encoder: {path}: expected the files of its preprocessing and tokenizer"):
         images, tokenizer = AutoImageProcessor.from_pretrained(path), AutoTokenizer.from_pretrained(path)
 
