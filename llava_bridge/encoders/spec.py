@@ -23,7 +23,7 @@ ENCODER_SOURCES: dict[str, str] = {
 }
 """Source → the module that reads it, with ``load(reference, image_size)`` and ``build(architecture)``."""
 
-DUAL_MODELS = ("clip", "metaclip_2", "siglip", "aimv2", "tipsv2")
+DUAL_MODELS = ("clip", "metaclip_2", "siglip", "siglip2", "aimv2", "tipsv2")
 """``model_type`` of transformers' models with a text tower whose features are compared with those of images."""
 
 

@@ -1,16 +1,22 @@
-"""Encoders with a text tower that transformers loads: CLIP, MetaCLIP 2, SigLIP, SigLIP 2, AIMv2, TIPSv2."""
+"""Encoders with a text tower that transformers loads: CLIP, MetaCLIP 2, SigLIP, SigLIP 2, AIMv2, TIPSv2.
+
+Images of SigLIP 2 NaFlex keep their aspect ratio."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.results.protocol import Entries
 from benchmarks.tasks.encoders.embedding import DualEncoder
 from clips.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
+_NATIVE = "siglip2"  # SigLIP 2 NaFlex; those of fixed resolution are of type siglip
 _MASKED_PADDING = ("tipsv2",)  # the text towers of the others were trained with visible or later padding
 _RESAMPLING = {2: "bilinear", 3: "bicubic"}  # PIL's constants
 
@@ -49,18 +55,37 @@ def load_transformers_encoder(path: str, device: str, precision: str) -> DualEnc
 
     precision = "float32" if precision == "auto" else precision
     padding = tokenizer.pad_token_id if config.model_type in _MASKED_PADDING else None
+    native = config.model_type == _NATIVE
+    if native:
+        sizes: Entries = {"input_resolution": images.patch_size * math.isqrt(images.max_num_patches)}
+        sizes |= {"input_resize": f"own aspect ratio, at most {images.max_num_patches} patches"}
+    else:
+        fit = "shortest" if getattr(images, "do_center_crop", False) else "squash"
+        sizes = {"input_resolution": image_size_of(images), "input_resize": fit}
     return DualEncoder(
-        model=_Towers(model.to(device=device, dtype=getattr(torch, precision)).eval(), padding),
-        preprocess=lambda image: images(image, return_tensors="pt")["pixel_values"][0],
+        model=_Towers(model.to(device=device, dtype=getattr(torch, precision)).eval(), padding, native=native),
+        preprocess=_pack_patches(images)
+        if native
+        else lambda image: images(image, return_tensors="pt").pixel_values[0],
         tokenizer=tokenize,
-        preprocessing={
-            "input_resolution": image_size_of(images),
-            "input_resize": "shortest" if getattr(images, "do_center_crop", False) else "squash",
-            "input_interpolation": _RESAMPLING.get(int(images.resample), "bicubic"),
-        },
+        preprocessing=sizes | {"input_interpolation": _RESAMPLING.get(int(images.resample), "bicubic")},
         device=device,
         precision=precision,
     )
+
+
+def _pack_patches(processor: Any) -> Callable[[Any], torch.Tensor]:
+    """Return a function from an image to (1, N + 1, C): patches, padded to N, and a row that begins with the grid."""
+    import torch
+
+    def pack(image: Any) -> torch.Tensor:
+        found = processor(image, return_tensors="pt")
+        patches = found["pixel_values"][0]
+        grid = patches.new_zeros(1, patches.shape[1])
+        grid[0, :2] = found["spatial_shapes"][0]
+        return torch.cat([patches, grid])[None]
+
+    return pack
 
 
 class _Towers:
@@ -69,15 +94,24 @@ class _Towers:
     Args:
         model: with ``get_image_features`` and ``get_text_features``.
         padding: the token that texts do not attend to; None if padding has no effect or is part of the text.
+        native: whether images keep their aspect ratio.
     """
 
-    def __init__(self, model: Any, padding: int | None) -> None:
+    def __init__(self, model: Any, padding: int | None, *, native: bool) -> None:
         self.model = model
         self.padding = padding
+        self.native = native
 
     def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return (B, E) of pixels (B, 3, S, S)."""
-        return self.model.get_image_features(pixel_values=pixels).pooler_output
+        """Return (B, E) of pixels (B, 3, S, S), or of packed patches (B, 1, N + 1, C)."""
+        if not self.native:
+            return self.model.get_image_features(pixel_values=pixels).pooler_output
+        patches, shapes = pixels[:, 0, :-1], pixels[:, 0, -1, :2].long()
+        mask = pixels.new_ones(patches.shape[:2]).cumsum(1) <= shapes.prod(dim=1, keepdim=True)
+        found = self.model.get_image_features(
+            pixel_values=patches, pixel_attention_mask=mask.int(), spatial_shapes=shapes
+        )
+        return found.pooler_output
 
     def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return (B, E) of tokens (B, L)."""
