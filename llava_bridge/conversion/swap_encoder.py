@@ -28,8 +28,9 @@ class SwapConfig:
             ``llava-bridge train``.
         output: the LLaVA directory to write; ``llava-bridge train --llava`` trains it.
         image_size: image size in pixels; null uses the encoder's own.
-        vision_feature_layer: hidden state of the encoder that the LLM sees, or several, concatenated; null: -2 for ViTs
-            and CLIP's ResNets, -1 for timm's others. Each of ``several:`` uses this one, or its own default.
+        vision_feature_layer: hidden state of the encoder that the LLM sees, or several, concatenated; null: -2 for most
+            ViTs and CLIP's ResNets, -1 for timm's others, RADIO, InternVL and Qwen-VL. Each of ``several:`` uses this
+            one, or its own default.
         vision_feature_select_strategy: ``default`` drops the class token, ``full`` keeps it, as in transformers
             (LLaVA: ``patch``, ``cls_patch``).
         image_aspect_ratio: how images become squares: ``squash``, ``pad`` with the encoder's mean color

@@ -68,8 +68,9 @@ class LlavaParts:
             the Hub repo id of either.
         image_size: image size in pixels; None uses the encoder's own.
         vision_feature_layer: the hidden state of the encoder that the LLM sees (-1 is the last), or several,
-            concatenated; None uses the encoder's default: -2 for ViTs and CLIP's ResNets, -1 (the last feature map) for
-            timm's others. Each of several encoders uses this one, or its own default.
+            concatenated; None uses the encoder's default: -2 for most ViTs and CLIP's ResNets, -1 (the last) for timm's
+            others, RADIO and the towers of InternVL and Qwen-VL. Each of several encoders uses this one, or its own
+            default.
         vision_feature_select_strategy: ``default`` (patches only), or ``full`` with the class token before them.
         projector: maps the features to tokens of the LLM.
         image_aspect_ratio: how images become squares: ``squash``, ``pad`` or ``crop``; or ``anyres``, by tiles.
