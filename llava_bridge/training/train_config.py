@@ -239,8 +239,8 @@ class LlavaTrainConfig:
             are cut into tiles; null uses LLaVA-NeXT's, 1 × 2, 2 × 1, 2 × 2, 3 × 1 and 1 × 3 tiles.
         projector: maps the encoder's features to tokens of the LLM.
         chat_template: ``auto`` (the LLM's own if it has one, else vicuna) or a template's name: vicuna, vicuna_v1 (with
-            LLaVA-1.5's preamble), llama_2, llama_3, llama_3_1 (3.2, too), chatml (Qwen, SmolLM), qwen_1_5 (the same with
-            LLaVA-NeXT's system message), mistral, gemma, phi_3, tulu (OLMo), turns.
+            LLaVA-1.5's preamble), llama_2, llama_3, llama_3_1 (3.2, too), chatml (Qwen, SmolLM), qwen_1_5 (the same
+            with LLaVA-NeXT's system message), mistral, gemma, phi_3, tulu (OLMo), turns.
         attn_implementation: the LLM's attention, by transformers' name: sdpa, eager, flash_attention_2 …; null uses
             causal attention without masks in place of transformers' SDPA if the hardware has it, else its default.
         llm_from_scratch: the LLM that ``llm_pretrain`` builds.
