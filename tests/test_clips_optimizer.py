@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import clips_world
@@ -14,6 +15,7 @@ from clips.errors import UserError
 from clips.method.clips_model import build_model
 from clips.method.optimizer import OptimizerConfig, build_optimizer, cosine_lr
 from clips.model.precision import resolve_precision
+from clips.parallel.ddp import DDPStrategy
 
 
 def test_the_rate_climbs_then_follows_a_cosine_to_zero():
@@ -95,3 +97,12 @@ def test_the_length_is_counted_in_steps_samples_or_epochs(tmp_path: Path):
     ):
         sized = dataclasses.replace(config, **{"max_steps": None, **fields})
         assert sized.steps_for(21) == steps
+
+
+@pytest.mark.parametrize(("limit", "factor"), [(None, 1.0), (20.0, 1.0), (2.5, 0.25)])
+def test_the_norm_is_that_before_clipping(limit: float | None, factor: float):
+    layer = torch.nn.Linear(2, 1)
+    layer.weight.grad = torch.tensor([[6.0, 8.0]])  # the bias has none
+    norm = DDPStrategy.clip_grad_norm(SimpleNamespace(encoder=layer), limit)  # type: ignore[arg-type]
+    assert float(norm) == 10.0
+    assert layer.weight.grad.flatten().tolist() == pytest.approx([6.0 * factor, 8.0 * factor], rel=1e-6)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import abc
 import contextlib
 import functools
-import math
 import zlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -52,7 +51,11 @@ class Strategy(abc.ABC):
 
     def clip_grad_norm(self, limit: float | None) -> Tensor | None:
         """Clip the gradient to the norm ``limit``; returns its norm () before, or None if `optimizer_step` does."""
-        return full_tensor(nn.utils.clip_grad_norm_(self.encoder.parameters(), limit or math.inf))
+        parameters = [value for value in self.encoder.parameters() if value.grad is not None]
+        norm = nn.utils.get_total_norm([value.grad for value in parameters if value.grad is not None])
+        if limit is not None:  # otherwise torch would multiply every gradient by 1
+            nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+        return full_tensor(norm)
 
     def optimizer_step(self, rate: float, *, is_finite: Tensor) -> float | None:
         """Update the weights and reset the gradient; returns the gradient's norm if `clip_grad_norm` does not.

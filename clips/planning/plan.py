@@ -207,7 +207,8 @@ class StagePlan:
     def roofline(self, samples: int, *, checkpointing: int) -> dict[tuple[str, str], Kernels]:
         """Return the kernels of a step by phase and kind, see `clips.planning.roofline`."""
         rates = rates_of(self.gpu, self.precision)
-        return roofline(self._trace(samples, checkpointing), self.model.trained, rates)
+        clipping = self.stage.optimizer.max_grad_norm is not None
+        return roofline(self._trace(samples, checkpointing), self.model.trained, rates, clipping=clipping)
 
     def _trace_step(self, samples: int, checkpointing: int) -> KernelTrace:
         return trace_step(

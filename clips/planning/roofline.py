@@ -26,9 +26,10 @@ from clips.planning.hardware import Gpu
 from clips.planning.inductor import CompiledKernel, lowered_layers
 from clips.planning.profilers import ATTENTION_BACKWARD, FLASH_BACKWARD, FORMULAS
 
-OPTIMIZER_BYTES = 40
+OPTIMIZER_BYTES = 32
 """Per trained parameter: fused AdamW reads weight, gradient and two moments and writes all but the gradient (28), the
-gradient's norm reads it (4), clipping reads and writes it (8)."""
+gradient's norm reads it (4)."""
+_CLIPPING_BYTES = 8  # reads and writes the gradient
 _NO_KERNELS = {
     "view", "reshape", "_unsafe_view", "t", "transpose", "permute", "expand", "slice", "select", "split",
     "split_with_sizes", "unsqueeze", "squeeze", "detach", "alias", "unbind", "as_strided", "chunk", "_reshape_alias",
@@ -201,18 +202,21 @@ def _groups_of(device: Device) -> Iterator[None]:
         sizes["cpu"] = before
 
 
-def roofline(trace: KernelTrace, trained: int, rates: Rates) -> dict[tuple[str, str], Kernels]:
+def roofline(
+    trace: KernelTrace, trained: int, rates: Rates, *, clipping: bool = False
+) -> dict[tuple[str, str], Kernels]:
     """Return the totals of each (phase, kind) of a step, the longest first.
 
     Args:
         trace: of the forward and the backward pass.
         trained: number of trained parameters, for the optimizer.
         rates: of the device.
+        clipping: whether the gradient is clipped.
     """
     totals: dict[tuple[str, str], Kernels] = defaultdict(Kernels)
     for phase, kind, model_flops, flops, size in trace.kernels:
         seconds = rates.seconds(kind, flops, size)
         totals[phase, kind].add(seconds=seconds, flops=model_flops, bytes=size)
-    updated = trained * OPTIMIZER_BYTES
+    updated = trained * (OPTIMIZER_BYTES + (_CLIPPING_BYTES if clipping else 0))
     totals["optimizer", "fused AdamW"].add(seconds=updated / rates.memory, flops=0.0, bytes=updated)
     return dict(sorted(totals.items(), key=lambda entry: -entry[1].seconds))
