@@ -209,3 +209,14 @@ def test_the_number_of_processes(path: Path, config: LlavaTrainConfig, monkeypat
     status, output = train(path, "--distributed.num_processes", "2")
     assert status == 2
     assert "distributed.num_processes: expected 3, the number of the launcher's processes, or null, got 2" in output
+
+
+def test_the_processes_of_a_training_get_the_options_of_torchs_allocator(tmp_path, monkeypatch):
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    assert run_cli("--version")[0] == 0  # as any command
+    script = "import os; raise SystemExit('allocator ' + os.environ['PYTORCH_ALLOC_CONF'])"
+    monkeypatch.setattr(launching, "_deepspeed", lambda: [sys.executable, "-c", script])
+    with pytest.raises(SystemExit):
+        launching.launch(["train"], 2, tmp_path / "log")
+    assert "allocator expandable_segments:True" in (tmp_path / "log").read_text()
