@@ -11,6 +11,7 @@ import pytest
 from report_material import edit, items_table, put_result
 from report_study import record_study
 
+from benchmarks.analysis.compare_command import CompareConfig, build_comparison
 from benchmarks.report.blind_figures import gain_figures
 from benchmarks.report.formats import REPORT_FORMATS
 from benchmarks.report.report import build_report
@@ -99,6 +100,15 @@ def test_the_baseline_s_lead_is_not_credited_either(tmp_path):
     report = build_report(_write(tmp_path, {"clip": LOOKS, "clips": DOES_NOT}), baseline="clips")
     assert "clip loses to clips" in report.answer.partition("not credited")[0]
     assert "on gqa" not in report.answer.partition("not credited")[0]
+
+
+def test_a_comparison_does_not_credit_it_either(tmp_path):
+    results = _write(tmp_path, {"clip": LOOKS, "clips": DOES_NOT})
+    found = build_comparison(CompareConfig(first=str(results / "clips"), second=str(results / "clip")))
+    assert {line.benchmark: line.verdict for line in found.lines} == {
+        "gqa": "A is better, not credited to the images",
+        "mmstar": "A is better",
+    }
 
 
 def test_the_data_table_has_the_scores_without_the_image(tmp_path):

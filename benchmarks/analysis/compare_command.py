@@ -14,6 +14,7 @@ from benchmarks.analysis.comparison import (
     describe_run_differences,
     read_side,
 )
+from benchmarks.report.blind_gain import with_gains
 from benchmarks.report.build_table import build_results_table
 from benchmarks.report.formats.csv_tables import csv_text
 from benchmarks.report.formats.markdown import markdown_frame, markdown_list
@@ -130,6 +131,7 @@ def comparison_lines(
     source = _source(pairs)
     evidence = Evidence(source)
     table = build_results_table(source, evidence, primary_only=not all_metrics, by_seed=True)
+    table = with_gains(table, source, evidence)
     (table,) = add_significance([table], evidence, ranked=False, untested=_unchanged(source))
     return table, [line for index in range(len(pairs)) for line in _lines(source, table, index)]
 

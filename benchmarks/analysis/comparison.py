@@ -172,7 +172,8 @@ class ComparisonLine:
             return "not significant"
         if higher_is_better is None:
             return "significantly different"
-        return "A is better" if (delta.value > 0) == higher_is_better else "B is better"
+        name, winner = ("A", self.first) if (delta.value > 0) == higher_is_better else ("B", self.second)
+        return f"{name} is better" + (", not credited to the images" if winner.credited is False else "")
 
     @property
     def pair(self) -> str:

@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 
-from benchmarks.report.cell_text import column_title, decimals
+from benchmarks.report.cell_text import UNCREDITED, column_title, decimals
 from benchmarks.report.load_results import ReportSource
 from benchmarks.report.significance import Evidence
 from benchmarks.report.table import BlindGain, Cell, Column, Table
@@ -25,8 +25,6 @@ from benchmarks.results.formatting import (
 from benchmarks.results.noise import Scores, training_noise
 from benchmarks.results.result_types import BlindScore
 from benchmarks.results.results import Result
-
-SIGN = "‡"
 
 
 def with_gains(table: Table, source: ReportSource, evidence: Evidence) -> Table:
@@ -130,8 +128,8 @@ def _reason(cell: Cell) -> str:
     number = format_number(smallest, decimals_needed(smallest, decimals(column)))
     power = f" These items detect a gain of {number} with power 0.8." if math.isfinite(smallest) else ""
     return (
-        f"{SIGN} {cell.row} on {column_title(column)} is not credited to the images and has no mark: the gain over "
-        f"{join_with_and(weak)} is not significant.{power}"
+        f"{UNCREDITED} {cell.row} on {column_title(column)} is not credited to the images and has no mark: the gain "
+        f"over {join_with_and(weak)} is not significant.{power}"
     )
 
 

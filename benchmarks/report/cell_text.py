@@ -7,6 +7,7 @@ from benchmarks.results.formatting import decimals_needed, format_number
 
 _MAX_ASYMMETRY = 0.25  # difference of the two sides of an interval that is still shown as ±, relative to its width
 _MAX_REASON_CHARS = 60
+UNCREDITED = "‡"
 
 
 def decimals(column: Column) -> int:
@@ -51,8 +52,13 @@ def interval_text(cell: Cell) -> str:
 
 
 def group_sign(cell: Cell) -> str:
-    """One dagger for group 1, two for group 2, …, and ‡ for a score that is not credited to the images."""
-    return "†" * cell.group + ("‡" if cell.credited is False else "")
+    """One dagger for group 1, two for group 2, …; empty for the main protocol."""
+    return "†" * cell.group
+
+
+def signs(cell: Cell) -> str:
+    """`group_sign`, and ‡ for a score that is not credited to the images."""
+    return group_sign(cell) + (UNCREDITED if cell.credited is False else "")
 
 
 def missing_label(cell: Cell) -> str:

@@ -59,7 +59,7 @@ def render_page(report: Report) -> str:
     for column in report.table.columns:
         glossary.add_terms(column.label)
     body = environment.get_template("sections.html.jinja").render(
-        report=report, notes=notes, note=lambda cell: note_for_cell(cell, notes), sections=sections
+        report=report, notes=notes, note=lambda cell, sign="": note_for_cell(cell, notes, sign), sections=sections
     )
     return environment.get_template("page.html.jinja").render(
         title=report.source.title,
@@ -115,10 +115,10 @@ def _environment(glossary: Glossary) -> jinja2.Environment:
     return environment
 
 
-def note_for_cell(cell: Cell, notes: Sequence[str]) -> int | None:
-    """Index of the note on why a cell is missing or not ranked; None without one."""
+def note_for_cell(cell: Cell, notes: Sequence[str], sign: str = "") -> int | None:
+    """Index of the note on why a cell is missing, not ranked, or with ``sign`` not credited; None without one."""
     if cell.missing is None:
-        start = f"{group_sign(cell)} {cell.row} on {column_title(cell.column)} "
+        start = f"{sign or group_sign(cell)} {cell.row} on {column_title(cell.column)} "
         return next((index for index, note in enumerate(notes) if note.startswith(start)), None)
     reason = f"{cell.missing.kind}: {cell.missing.reason.rstrip('.')}."
     indices = [index for index, note in enumerate(notes) if note.endswith(reason)]

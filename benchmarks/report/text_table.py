@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.report.cell_text import column_header, decimals, group_sign, margin, missing_label
+from benchmarks.report.cell_text import column_header, decimals, margin, missing_label, signs
 from benchmarks.report.chance_level import chance_text, has_chance_level
 from benchmarks.report.notes import PLAIN, TERMINAL
 from benchmarks.report.reference_table import REFERENCE_NOTE
@@ -156,5 +156,5 @@ def _text(cell: Cell) -> Text:
         return Text(missing_label(cell), style="red" if failed else "dim")
     style = {"best": "bold green", "tied": "green", "": ""}[cell.mark]
     text = Text(format_number(cell.value, decimals(cell.column)), style=style)
-    text.append(f" {margin(cell)}{group_sign(cell)}", style="dim")
+    text.append(f" {margin(cell)}{signs(cell)}", style="dim")
     return text

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.report.cell_text import decimals, group_sign, margin, missing_text
+from benchmarks.report.cell_text import decimals, margin, missing_text, signs
 from benchmarks.report.chance_level import trivial_baselines
 from benchmarks.report.notes import LATEX
 from benchmarks.report.reference_table import REFERENCE_NOTE
@@ -82,7 +82,7 @@ def _cell(cell: Cell) -> str:
         return latex_text(missing_text(cell))
     value = latex_text(format_number(cell.value, decimals(cell.column)))
     marked = {"best": rf"\textbf{{{value}}}", "tied": rf"\underline{{{value}}}", "": value}[cell.mark]
-    return marked + _margin(margin(cell)) + latex_text(group_sign(cell))
+    return marked + _margin(margin(cell)) + latex_text(signs(cell))
 
 
 def _margin(text: str) -> str:

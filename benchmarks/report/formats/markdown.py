@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
-from benchmarks.report.cell_text import decimals, group_sign, margin, missing_text
+from benchmarks.report.cell_text import decimals, margin, missing_text, signs
 from benchmarks.report.notes import MARKDOWN
 from benchmarks.report.reference_table import REFERENCE_NOTE
 from benchmarks.report.report import Report
@@ -44,4 +44,4 @@ def _markdown_cell(cell: Cell) -> str:
         return escape_markdown(missing_text(cell))
     value = format_number(cell.value, decimals(cell.column))
     marked = {"best": f"**{value}**", "tied": f"*{value}*", "": value}[cell.mark]
-    return marked + (f" {margin(cell)}" if margin(cell) else "") + group_sign(cell)
+    return marked + (f" {margin(cell)}" if margin(cell) else "") + signs(cell)
