@@ -128,7 +128,6 @@ def _rebuild(recorded: dict[str, Any], checkpoint: Path) -> ClipsModel:
     from clips.training.checkpoint import load_export_weights
 
     # The checkpoint has every weight; the initial weights may be gone.
-    initial = {"pretrained_trunk": None, "pretrained": None, "pretrained_text": False}
-    model = build_model(dataclasses.replace(model_config, **initial), recipe, seed)
+    model = build_model(model_config.without_initial_weights(), recipe, seed)
     load_export_weights(checkpoint, model)
     return model

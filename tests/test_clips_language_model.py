@@ -89,6 +89,40 @@ def test_features_and_weights_are_open_clips(pooler: str, lms: dict[str, Path], 
     assert any(name.startswith("pooler") for name in now) is (pooler == "cls_pooler")
 
 
+SMALL = {"vocab_size": 64, "pad_token_id": 0}
+OTHERS = {
+    "roberta": transformers.RobertaConfig(**SIZES, **SMALL),
+    "xlm-roberta": transformers.XLMRobertaConfig(**SIZES, **SMALL),
+    "mt5": transformers.MT5Config(**SMALL, d_model=32, d_kv=8, d_ff=32, num_layers=3, num_heads=2),
+    "m2m_100": transformers.M2M100Config(**SMALL, d_model=32, encoder_layers=3, encoder_attention_heads=2),
+    "gpt2": transformers.GPT2Config(**SMALL, n_embd=32, n_layer=3, n_head=2),
+    "modernbert": transformers.ModernBertConfig(**SIZES, **SMALL),
+    "qwen3": transformers.Qwen3Config(**SIZES, **SMALL, num_key_value_heads=2, head_dim=16),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_models_of_other_types(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    tower = HFTextTower(name, 24, config=OTHERS[name], proj_type="mlp").eval()
+    tokens = torch.randint(3, 64, (2, 9))
+    tokens[0, 5:] = 0
+    found = tower.encode_features(tokens)
+    if name in ("roberta", "xlm-roberta", "mt5", "m2m_100"):  # open_clip's own, beside BERT
+        OTHERS[name].save_pretrained(tmp_path)
+        how = {"pooler_type": "mean_pooler", "proj_type": "mlp", "pretrained": False}
+        theirs = open_clip.hf_model.HFTextEncoder(str(tmp_path), 24, **how).eval()
+        theirs.load_state_dict(tower.state_dict())
+        torch.testing.assert_close(found, theirs(tokens), atol=1e-5, rtol=1e-5)
+    tower.lock(1)
+    trained = [name for name, value in tower.named_parameters() if value.requires_grad]
+    assert all(".2." in name or "norm" in name.lower() or "ln_f" in name or "proj." in name for name in trained), (
+        trained
+    )
+    assert any(".2." in name for name in trained)
+    assert (found[0] - tower.encode_features(tokens[:1, :5])[0]).abs().max() < 1e-5
+
+
 @pytest.mark.parametrize("pooler", ["last_pooler", "max_pooler", "mean_pooler"])
 def test_a_causal_language_model_is_pooled_over_its_own_tokens(
     pooler: str, lms: dict[str, Path], tmp_path: Path
@@ -213,11 +247,19 @@ def test_other_models_and_tokenizers_are_rejected(lms: dict[str, Path], tmp_path
         model_cfg(ModelConfig(architecture=architecture(tmp_path / "dino", tmp_path)))
     with pytest.raises(UserError, match=r"hf_model_name: .*absent: cannot be downloaded from the Hub"):
         model_cfg(ModelConfig(architecture=architecture(tmp_path / "absent", tmp_path)))
-    own = json.loads((lms["llama"] / "tokenizer.json").read_text()) | {"post_processor": None}
-    silent = tmp_path / "silent"
-    transformers.LlamaConfig(**SIZES, vocab_size=20).save_pretrained(silent)
-    names = {"unk_token": "<unk>", "eos_token": "</s>"}
-    made = Tokenizer.from_str(json.dumps(own))
-    transformers.PreTrainedTokenizerFast(tokenizer_object=made, **names).save_pretrained(silent)
-    with pytest.raises(UserError, match=r"expected a begin or end token of each text, .*silent adds none"):
-        build_text_tokenizer(ModelConfig(architecture=architecture(silent, tmp_path)))
+
+
+def test_a_real_llama_whose_tokenizer_adds_no_token(shared: Path, tmp_path: Path) -> None:
+    config = ModelConfig(
+        architecture=architecture(shared / "models/stories15M", tmp_path, hf_pooler_type="mean_pooler"), lock_text=True
+    )
+    model = build_model(config, RecipeConfig(name="clip"), seed=0)
+    tokens = model.tokenizer(["Once upon a time", ""])
+    assert ((tokens != 0).sum(dim=1) > 0).tolist() == [True, False]
+    for batch in (tokens, tokens[1:]):
+        assert towers.encode_text_features(model.clip, batch).isfinite().all()
+    lm = transformers.AutoModel.from_pretrained(shared / "models/stories15M").eval()
+    with torch.no_grad():
+        own = lm(tokens[:1, : int((tokens[0] != 0).sum())]).last_hidden_state.mean(dim=1)
+        found = towers.encode_text_features(model.clip, tokens)[:1]
+        torch.testing.assert_close(found, model.clip.text.proj(own), atol=1e-5, rtol=1e-4)

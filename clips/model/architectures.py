@@ -8,7 +8,7 @@ without a causal mask, the feature at the last position, that of the class token
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -152,6 +152,10 @@ class ModelConfig:
             raise UserError(f"model.context_length: expected at least 4, got {self.context_length}")
         if self.image_size is not None and self.image_size < 1:
             raise UserError(f"model.image_size: expected a number of pixels, got {self.image_size}")
+
+    def without_initial_weights(self) -> ModelConfig:
+        """Return the config of the same towers with random weights, for weights that are read afterwards, or none."""
+        return replace(self, pretrained=None, pretrained_trunk=None, pretrained_text=False)
 
 
 def list_architectures() -> list[str]:

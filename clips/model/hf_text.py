@@ -147,7 +147,7 @@ class HFTextTower(nn.Module):
     def pooled(self, text: Tensor) -> Tensor:
         """Return the pooled output (B, width), computed up to the longest text, which is best read on the CPU."""
         used = (text != self.pad_token_id).any(dim=0).nonzero()
-        return self._pool(*self._run(text[:, : int(used.max()) + 1]))
+        return self._pool(*self._run(text[:, : int(used.max()) + 1 if len(used) else 1]))
 
     @property
     def pad_token_id(self) -> int:
@@ -157,6 +157,7 @@ class HFTextTower(nn.Module):
     def _run(self, text: Tensor) -> tuple[Any, Tensor]:
         text = text.to(self.transformer.device, non_blocking=True)
         mask = (text != self.pad_token_id).long()
+        mask[:, 0] = 1  # of an empty text, if the tokenizer adds no token, the first padding counts
         return self.transformer(input_ids=text, attention_mask=mask), mask
 
     def _pool(self, outputs: Any, mask: Tensor) -> Tensor:
@@ -218,7 +219,7 @@ def _model_options(config: Any, pooler_type: str) -> dict[str, Any]:
     from transformers import MODEL_MAPPING
 
     kind = MODEL_MAPPING.get(type(config), None)
-    has_pooler = "add_pooling_layer" in inspect.signature(kind.__init__).parameters
+    has_pooler = "add_pooling_layer" in inspect.signature(kind).parameters
     return {"add_pooling_layer": pooler_type == "cls_pooler"} if has_pooler else {}
 
 

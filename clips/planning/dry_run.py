@@ -78,7 +78,7 @@ class StepProfile:
 @functools.lru_cache(maxsize=4)
 def fake_model(model: ModelConfig, recipe: RecipeConfig) -> ClipsModel:
     """Build the model of a config with fake parameters; pretrained weights are not read."""
-    config = dataclasses.replace(model, pretrained=None, pretrained_trunk=None, pretrained_text=False)
+    config = model.without_initial_weights()
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     cfg = model_cfg(config)
     if "timm_model_name" not in cfg["vision_cfg"] and "hf_model_name" not in cfg["text_cfg"]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 import os
@@ -156,8 +155,7 @@ def has_trainable_batchnorm(model: torch.nn.Module) -> bool:
 
 def build_model_without_pretrained(config: EncoderTrainConfig) -> ClipsModel:
     """Build a model whose weights are loaded afterwards: the pretrained ones may no longer exist."""
-    model = dataclasses.replace(config.model, pretrained=None, pretrained_trunk=None, pretrained_text=False)
-    return build_model(model, config.recipe, config.seed)
+    return build_model(config.model.without_initial_weights(), config.recipe, config.seed)
 
 
 def _load_optimizer_state(parallel: Strategy, latest: Path) -> None:
