@@ -131,15 +131,14 @@ def test_a_causal_language_model_is_pooled_over_its_own_tokens(
     tokens = model.tokenizer(TEXTS)
     lengths = [4, 1, 10]  # <s> and words, cut
     assert [(row != 0).sum().item() for row in tokens][:2] == lengths[:2]
+    tokens[2][tokens[2] == 0] = 3  # unknown words are padding of this tokenizer
     lm = transformers.AutoModel.from_pretrained(lms["llama"]).eval()
-    for index, length in enumerate(lengths):
-        if index == 2:
-            tokens[2][tokens[2] == 0] = 3  # unknown words are padding of this tokenizer
-        with torch.no_grad():
+    with torch.no_grad():
+        found = towers.encode_text_features(model.clip, tokens)
+        for index, length in enumerate(lengths):
             last = lm(tokens[index : index + 1, :length]).last_hidden_state[0]
             pooled = {"last_pooler": last[-1], "max_pooler": last.amax(0), "mean_pooler": last.mean(0)}[pooler]
-            found = towers.encode_text_features(model.clip, tokens[index : index + 1])[0]
-        torch.testing.assert_close(found, model.clip.text.proj(pooled), atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(found[index], model.clip.text.proj(pooled), atol=1e-5, rtol=1e-5)
     write_encoder(model, tmp_path / "encoder")
     again = load_encoder(tmp_path / "encoder")
     assert torch.equal(again.tokenizer(TEXTS), model.tokenizer(TEXTS))

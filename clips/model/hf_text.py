@@ -191,14 +191,6 @@ class HFTextTower(nn.Module):
         self.transformer.train(mode and any(value.requires_grad for value in self.transformer.parameters()))
         return self
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """As open_clip's towers."""
-        (
-            self.transformer.gradient_checkpointing_enable
-            if enable
-            else self.transformer.gradient_checkpointing_disable
-        )()
-
 
 def read_language_model(text_cfg: dict[str, Any]) -> Any:
     """Return the language model of a ``text_cfg`` with its weights; of encoder and decoder the encoder.
