@@ -56,7 +56,7 @@ def write_model(config: Any, directory: Path) -> Path:
     return directory
 
 
-def picture(index: int) -> Image.Image:
+def draw_image(index: int) -> Image.Image:
     rng = np.random.default_rng(index)
     return Image.fromarray(rng.integers(0, 256, (48, 40, 3), dtype=np.uint8))
 
@@ -64,7 +64,7 @@ def picture(index: int) -> Image.Image:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_vectors_are_the_models_own(name: str, tmp_path: Path) -> None:
     encoder = load_transformers_encoder(str(write_model(CONFIGS[name](), tmp_path)), "cpu", "auto")
-    images = embedding.embed_images(encoder, picture, ["one", "two"], 2)
+    images = embedding.embed_images(encoder, draw_image, ["one", "two"], 2)
     texts = embedding.embed_texts(encoder, TEXTS, 3)
     model = transformers.AutoModel.from_pretrained(tmp_path).eval()
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
@@ -73,7 +73,7 @@ def test_vectors_are_the_models_own(name: str, tmp_path: Path) -> None:
     fields = {"input_ids": inputs.input_ids}
     if name != "siglip":  # whose own processor gives no mask
         fields["attention_mask"] = inputs.attention_mask
-    pixels = processor([picture(0), picture(1)], return_tensors="pt").pixel_values
+    pixels = processor([draw_image(0), draw_image(1)], return_tensors="pt").pixel_values
     with torch.no_grad():
         own = model(pixel_values=pixels, **fields)
     for found, expected in ((images, own.image_embeds), (texts, own.text_embeds)):
@@ -93,10 +93,10 @@ def test_images_of_naflex_keep_their_aspect_ratio(precision: str, tmp_path: Path
     processor = transformers.Siglip2ImageProcessor(patch_size=8, max_num_patches=20)
     processor.save_pretrained(directory)
     encoder = load_transformers_encoder(str(directory), "cpu", precision)
-    pictures = [picture(0), picture(1).resize((90, 20)), picture(2).resize((16, 70))]
-    inputs = processor(pictures, return_tensors="pt")
+    images = [draw_image(0), draw_image(1).resize((90, 20)), draw_image(2).resize((16, 70))]
+    inputs = processor(images, return_tensors="pt")
     assert inputs.spatial_shapes.tolist() == [[5, 4], [2, 9], [9, 2]]
-    found = embedding.embed_images(encoder, pictures.__getitem__, ["a", "b", "c"], 3)
+    found = embedding.embed_images(encoder, images.__getitem__, ["a", "b", "c"], 3)
     model = transformers.AutoModel.from_pretrained(directory, dtype=getattr(torch, precision)).eval()
     with torch.no_grad():
         own = model.get_image_features(**inputs.to(dtype=model.dtype)).pooler_output.float()
