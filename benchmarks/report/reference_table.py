@@ -38,6 +38,12 @@ _METRICS = {
     "pope_f1_score": "F1",
     "nocaps_CIDEr": "CIDEr",
     "seed_all": "accuracy",
+    "seed_image": "accuracy (images)",
+    "anls": "ANLS",
+    "ocrbench_points": "points",
+    "average": "mean over abilities",
+    "pope_accuracy": "accuracy",
+    "unstated": "(metric not stated)",
 }
 
 
