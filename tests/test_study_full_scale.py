@@ -62,7 +62,7 @@ def test_the_llava_study_has_the_papers_columns_and_the_zoo_ten_encoders():
     assert recipes[0] == recipes[1]
 
 
-def test_the_study_of_2026_has_the_recipe_of_its_config_three_seeds_and_twelve_benchmarks():
+def test_the_study_of_2026_has_the_recipe_of_its_config_three_seeds_and_thirteen_benchmarks():
     study = full("encoders_2026")
     recipe = yaml.safe_load((ROOT / "scripts/configs/llava/llava-next-qwen2.5-7b.yaml").read_text(encoding="utf-8"))
     mine = study["defaults"]["llava"]
@@ -76,7 +76,7 @@ def test_the_study_of_2026_has_the_recipe_of_its_config_three_seeds_and_twelve_b
     assert mine == recipe
     plan = planned("encoders_2026")
     assert len(plan.rows) == 3 * 8
-    assert len(plan.benchmarks) == 12
+    assert len(plan.benchmarks) == 13
 
 
 def test_a_llava_is_worked_out_without_a_network():
