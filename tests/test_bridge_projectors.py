@@ -65,6 +65,22 @@ def test_neighbors_by_hand() -> None:
     assert pool(grid).item() == 7.5
 
 
+def test_the_projectors_of_2026_compute_what_their_authors_code_does() -> None:
+    """Written out anew: nanoVLM's pixel shuffle, and a merger over windows of 2 × 2 patches, normalized one by one."""
+    torch.manual_seed(0)
+    features = torch.randn(3, 16, 32)
+    windows = features.view(3, 2, 2, 2, 2, 32).permute(0, 1, 3, 2, 4, 5)  # image, row, column, then inside a window
+    linear = build_projector(ProjectorConfig(type="pixel_shuffle_linear"), SHAPE)
+    assert [name for name, _ in linear.named_parameters()] == ["proj.weight"]
+    torch.testing.assert_close(linear(features), windows.reshape(3, 4, 128) @ linear.proj.weight.T)
+    merger = build_projector(ProjectorConfig(type="patch_merger"), SHAPE)
+    torch.nn.init.normal_(merger.norm.weight)
+    normed = torch.nn.functional.layer_norm(windows, (32,), merger.norm.weight, merger.norm.bias).reshape(3, 4, 128)
+    first, _, last = merger.mlp
+    assert (first.in_features, first.out_features, last.out_features) == (128, 128, 24)
+    torch.testing.assert_close(merger(features), last(torch.nn.functional.gelu(first(normed))))
+
+
 @pytest.mark.parametrize(
     ("fields", "shape", "message"),
     [
