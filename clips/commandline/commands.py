@@ -20,20 +20,20 @@ import signal
 import sys
 import time
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from clips.commandline.parsing import parse_config
 from clips.errors import UserError
 from clips.lazy_import import import_from_string
-from clips.parallel.visible_gpus import set_allocator
 from clips.safe_text import redact, strip_control_chars
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 _LAUNCHER_FLAG = re.compile(r"--local[_-]rank=\d+")  # added by the deepspeed launcher, which also sets LOCAL_RANK
 _LAUNCHER_FILE = "TORCHELASTIC_ERROR_FILE"  # from which torchrun reads a process's error message
+_ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")  # the last two are old names
 _HELP = {"-h", "--help", "help"}
 _DISK_FULL = ("No space left on device", "Disk quota exceeded")  # safetensors raises no OSError
 
@@ -69,7 +69,7 @@ class Command:
 def dispatch(program: str, about: str, commands: Mapping[str, Command], argv: Sequence[str] | None = None) -> int:
     """Dispatch ``argv`` to one of ``commands`` and return the exit status (2 for user errors)."""
     arguments = [word for word in (sys.argv[1:] if argv is None else argv) if not _LAUNCHER_FLAG.fullmatch(word)]
-    set_allocator(os.environ)
+    _set_allocator(os.environ)
     try:
         return _dispatch(program, about, commands, arguments)
     except UserError as error:
@@ -87,6 +87,15 @@ def dispatch(program: str, about: str, commands: Mapping[str, Command], argv: Se
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def _set_allocator(environment: MutableMapping[str, str]) -> None:
+    """Let torch's allocator grow its segments in processes with ``environment``, unless the user has set its options.
+
+    The sizes of activations differ from batch to batch, for which fixed segments leave gaps: memory that no tensor has.
+    """
+    if not any(name in environment for name in _ALLOCATOR):
+        environment[_ALLOCATOR[0]] = "expandable_segments:True"
 
 
 def _dispatch(program: str, about: str, commands: Mapping[str, Command], arguments: list[str]) -> int:

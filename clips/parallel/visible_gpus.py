@@ -1,14 +1,12 @@
-"""The GPUs of this machine and the settings of their memory, without an import of torch."""
+"""The GPUs of this machine, without an import of torch."""
 
 from __future__ import annotations
 
 import itertools
 import os
 import subprocess
-from collections.abc import MutableMapping
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-_ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")  # the last two are old names
 
 
 def visible_gpus() -> list[str]:
@@ -25,12 +23,3 @@ def visible_gpus() -> list[str]:
     except (OSError, subprocess.SubprocessError):
         return []
     return listed.split()
-
-
-def set_allocator(environment: MutableMapping[str, str]) -> None:
-    """Let torch's allocator grow its segments in processes with ``environment``, unless the user has set its options.
-
-    The sizes of activations differ from batch to batch, for which fixed segments leave gaps: memory that no tensor has.
-    """
-    if not any(name in environment for name in _ALLOCATOR):
-        environment[_ALLOCATOR[0]] = "expandable_segments:True"
