@@ -195,9 +195,9 @@ def _questions(settings: Mapping[str, Any], total: int) -> int:
     """The questions of an MLLM benchmark; a blank image is computed once, so that its run reads nothing more."""
     from benchmarks.tasks.run_config import BenchmarkConfig
 
-    asked = min(settings.get("limit") or total, total)
-    again = "shuffled" in (settings.get("blind") or ())
-    return asked + (round(asked * settings.get("blind_items", BenchmarkConfig.blind_items)) if again else 0)
+    asked: int = min(settings.get("limit") or total, total)
+    ratio: float = settings.get("blind_items", BenchmarkConfig.blind_items)
+    return asked + (round(asked * ratio) if "shuffled" in (settings.get("blind") or ()) else 0)
 
 
 def _excluded(names: list[str]) -> str:
