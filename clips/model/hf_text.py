@@ -210,7 +210,7 @@ def read_language_model(text_cfg: dict[str, Any]) -> Any:
 def _model_options(config: Any, pooler_type: str) -> dict[str, Any]:
     from transformers import MODEL_MAPPING
 
-    kind = MODEL_MAPPING.get(type(config), None)
+    kind: Any = MODEL_MAPPING.get(type(config), None)
     has_pooler = "add_pooling_layer" in inspect.signature(kind).parameters
     return {"add_pooling_layer": pooler_type == "cls_pooler"} if has_pooler else {}
 
