@@ -28,7 +28,7 @@ class Recorder:
     def finish(self) -> None: ...
 
 
-def test_steps_go_on_from_stage_to_stage_and_a_lost_attempt_is_logged_again(tmp_path: Path) -> None:
+def test_steps_continue_from_stage_to_stage_and_a_lost_attempt_is_logged_again(tmp_path: Path) -> None:
     recorder = Recorder()
 
     def log(stage: str, first: int, steps: range) -> None:

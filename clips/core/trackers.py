@@ -101,7 +101,7 @@ TRACKERS: dict[TrackerName, Callable[[Path, str, Mapping[str, Any]], MetricsTrac
 
 
 class Trackers:
-    """The trackers of a run. One that fails is dropped: metrics.jsonl has all metrics, and the training goes on.
+    """The trackers of a run. One that fails is dropped: metrics.jsonl has all metrics, and the training continues.
 
     Args:
         trackers: those in use.

@@ -95,7 +95,7 @@ class StageProgress:
         batch_size: samples per step.
         metrics: the JSON lines file, also of other stages.
         start_time: of the stage, on the clock ``time.monotonic``, without interruptions and lost work.
-        trackers: those in addition to the file; their steps go on from stage to stage.
+        trackers: those in addition to the file; their steps continue from stage to stage.
     """
 
     def __init__(
