@@ -53,6 +53,7 @@ def write_model_card(directory: Path, manifest: dict[str, Any]) -> None:
         config=config,
         model_cfg=safe_json_loads((directory / OPEN_CLIP_CONFIG).read_text(encoding="utf-8"))["model_cfg"],
         strategy=recipe["caption_strategy"] or RECIPES[recipe["name"]].caption_strategy,
+        loss=recipe["loss"] or RECIPES[recipe["name"]].loss,
         captioner=(directory / CAPTIONER_WEIGHTS).is_file(),
         license=manifest.get("license") or "unknown",
         described=manifest["data"].get("sources", []),

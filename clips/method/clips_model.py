@@ -152,7 +152,7 @@ def build_model(config: ModelConfig, recipe_config: RecipeConfig, seed: int) -> 
         UserError: an unknown architecture, sizes that do not fit together, trunk weights that do not match.
     """
     recipe = Recipe(recipe_config)
-    cfg = architectures.model_cfg(config) | (_SIGMOID_START if recipe_config.loss == "sigmoid" else {})
+    cfg = architectures.model_cfg(config) | (_SIGMOID_START if recipe.spec.loss == "sigmoid" else {})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         clip = towers.build_towers(cfg)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -34,11 +34,13 @@ class RecipeConfig:
         name: clip (the web caption), recap and veclip (the web or the synthetic caption, sampled for each use: the
             web caption in 80 % and 50 % of the cases), clipa (as recap, both cut to a block of words), coca (as recap,
             with a captioner that is fed the previous words of its target), clips (web and partial synthetic caption,
-            and a captioner that predicts the full synthetic one from image and web caption).
+            and a captioner that predicts the full synthetic one from image and web caption), siglip (the web caption,
+            sigmoid loss), siglip_captions (as siglip, with the partial synthetic caption and the captioner of clips).
         positives: the texts that are contrasted with the image: web, partial (the shortened synthetic caption), mixed
             (one of the two).
         loss: softmax (mean of a symmetric CLIP loss for each text, as CLIPS), supcon (one softmax in which all texts of
-            an image are positives), sigmoid (each pair is classified separately, as SigLIP).
+            an image are positives), sigmoid (each pair is classified separately, and the logits start with SigLIP's
+            scale and bias).
         caption_strategy: how the synthetic caption is shortened: sub_caption (one sentence of any length), sub_captions
             (as many sentences as fit), block, random, truncate, full.
         web_caption_strategy: how the web caption is shortened.
@@ -51,7 +53,7 @@ class RecipeConfig:
 
     name: str = field(default="clips", metadata={"choices": "clips.method.recipes:RECIPES"})
     positives: tuple[str, ...] | None = field(default=None, metadata={"choices": "clips.method.recipes:POSITIVES"})
-    loss: str = field(default="softmax", metadata={"choices": "clips.model.architectures:CONTRASTIVE_LOSSES"})
+    loss: str | None = field(default=None, metadata={"choices": "clips.model.architectures:CONTRASTIVE_LOSSES"})
     caption_strategy: str | None = field(
         default=None, metadata={"choices": "clips.method.caption_strategies:STRATEGIES"}
     )
@@ -106,6 +108,7 @@ class RecipeSpec:
     """The definition of a named recipe: its captioner, and settings that a `RecipeConfig` may override."""
 
     positives: tuple[str, ...] = ("web",)
+    loss: str = "softmax"
     caption_strategy: str = "full"
     web_caption_strategy: str = "full"
     web_caption_prob: float = 0.8
@@ -120,6 +123,13 @@ RECIPES: dict[str, RecipeSpec] = {
     "coca": RecipeSpec(positives=("mixed",), captioning=CaptionerTask(predicts="contrasted", teacher_forcing=True)),
     "clips": RecipeSpec(
         positives=("web", "partial"), caption_strategy="sub_caption", captioning=CaptionerTask(reads="web")
+    ),
+    "siglip": RecipeSpec(loss="sigmoid"),
+    "siglip_captions": RecipeSpec(
+        positives=("web", "partial"),
+        loss="sigmoid",
+        caption_strategy="sub_caption",
+        captioning=CaptionerTask(reads="web"),
     ),
 }
 
@@ -176,9 +186,9 @@ class Recipe:
     @functools.cached_property
     def spec(self) -> RecipeSpec:
         """The definition in ``RECIPES``, with the overrides of the config."""
-        fields = ("positives", "caption_strategy", "web_caption_strategy", "web_caption_prob")
-        overrides = {name: value for name in fields if (value := getattr(self.config, name)) is not None}
-        return replace(RECIPES[self.config.name], **overrides)
+        named = RECIPES[self.config.name]
+        overrides = {one.name: getattr(self.config, one.name, None) for one in fields(named)}
+        return replace(named, **{name: value for name, value in overrides.items() if value is not None})
 
     @property
     def captioning(self) -> CaptionerTask | None:
@@ -232,7 +242,7 @@ class Recipe:
 
         texts = [outputs[name] for name in self.spec.positives]
         scale, bias = outputs["logit_scale"], outputs.get("logit_bias")
-        parts = {"contrastive_loss": contrastive_loss(outputs["image"], texts, scale, bias, kind=self.config.loss)}
+        parts = {"contrastive_loss": contrastive_loss(outputs["image"], texts, scale, bias, kind=self.spec.loss)}
         if self.captioning is not None:
             parts["caption_loss"] = caption_loss(outputs["caption_loss_sum"], outputs["caption_tokens"])
         loss = self.total_loss(parts)

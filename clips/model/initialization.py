@@ -105,6 +105,7 @@ def load_pretrained(
         _load(towers.visual, visual, path)
         return [*lines, f"the text tower of {directory} has other tokens; it is randomly initialized"]
     lines += _resize_text_positions(weights, towers, config.text_pos_embed_interpolation)
+    lines += _reset_logits_of_other_loss(weights, towers, directory)
     _load(towers, weights, path)
     if captioner is None:
         return lines
@@ -182,6 +183,15 @@ def _resize_text_positions(weights: dict[str, Tensor], towers: Towers, interpola
     fixed = _LONG_CLIP_POSITIONS if interpolation == "long_clip" else 0
     weights[name] = resize_text_pos_embed(weights[name], len(own), fixed)
     return [f"text positions interpolated from {before} to {len(own)}, the first {fixed} unchanged"]
+
+
+def _reset_logits_of_other_loss(weights: dict[str, Tensor], towers: Towers, directory: Path) -> list[str]:
+    """Keep the initial scale and bias of the logits if the encoder has no bias and the towers do, or vice versa."""
+    if ("logit_bias" in weights) == (towers.logit_bias is not None):
+        return []
+    weights.pop("logit_bias", None)
+    weights |= {name: value for name, value in towers.state_dict().items() if name in ("logit_scale", "logit_bias")}
+    return [f"{directory} was trained with another type of loss; scale and bias of the logits start anew"]
 
 
 def _load(module: Towers, weights: dict[str, Tensor], path: Path) -> None:

@@ -219,13 +219,13 @@ def profile_contrastive_loss(
         image, *texts = (torch.empty(samples, width).requires_grad_() for _ in range(1 + len(recipe.spec.positives)))
         scale, bias = (torch.empty(()).requires_grad_() for _ in range(2))
     with _fake_processes(processes), kernels_of(device), MemoryTrace(model) as trace, FlopCounter() as counter:
-        losses.contrastive_loss(image, texts, scale, bias, kind=recipe.config.loss).backward()
+        losses.contrastive_loss(image, texts, scale, bias, kind=recipe.spec.loss).backward()
     return counter.total, trace.peak
 
 
 def contrastive_flops(model: ClipsModel, samples: int, processes: int) -> float:
     """Compute the FLOPs of `profile_contrastive_loss`: logits and two gradients, for each text and direction."""
-    directions = 1 if model.recipe.config.loss == "sigmoid" else 2
+    directions = 1 if model.recipe.spec.loss == "sigmoid" else 2
     pairs = samples * samples * processes * len(model.recipe.spec.positives) * directions
     return 3.0 * 2 * int(model.model_cfg["embed_dim"]) * pairs
 

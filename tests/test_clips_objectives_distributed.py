@@ -1,0 +1,76 @@
+"""The newer recipes in two processes train what one process trains, and resume exactly."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import clips_world
+import pytest
+from clips_world import is_equal, metrics, tensors_of
+from test_clips_distributed import drive, without_key_bias
+
+from clips.train import train
+
+CAPTIONER = {"max_length": 12, "num_layers": 1, "width": 32}
+RECIPES: dict[str, dict[str, Any]] = {
+    "siglip": {"name": "siglip"},
+    "siglip_captions": {"name": "siglip_captions", "captioner": CAPTIONER},
+}
+PARTS = ("siglip_captions",)
+"""Trained by micro-batches as well."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return clips_world.write_shards(tmp_path_factory.mktemp("data") / "train")
+
+
+@pytest.fixture(scope="module")
+def trainings(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    """``one/NAME``: one process to the end; ``two/NAME``: two, ``again/NAME``: two, stopped at step 4 and resumed."""
+    folder = tmp_path_factory.mktemp("runs")
+    plan = []
+    for name, recipe in RECIPES.items():
+        train(clips_world.train_config(data, folder / "one" / name, recipe=recipe))
+        for kind, stops in (("two", [None]), ("again", [4, None])):
+            clips_world.train_config(data, folder / kind / name, recipe=recipe)
+            plan += [{"config": str(folder / kind / f"{name}.json"), "stop": stop} for stop in stops]
+    for name in PARTS:
+        clips_world.train_config(data, folder / "parts" / name, recipe=RECIPES[name], micro_batch_size=1)
+        plan.append({"config": str(folder / "parts" / f"{name}.json"), "stop": None})
+    drive(folder, plan)
+    return folder
+
+
+def assert_same_training(output: Path, expected: Path) -> None:
+    for mine, theirs in zip(metrics(output), metrics(expected), strict=True):
+        names = [name for name in theirs if name == "grad_norm" or name.endswith("loss")]
+        assert "loss" in names
+        for name in names:
+            assert mine[name] == pytest.approx(theirs[name], rel=1e-4), (output.name, name)
+    wanted = tensors_of(expected)
+    assert tensors_of(output).keys() == wanted.keys()
+    for name, value in tensors_of(output).items():
+        difference = without_key_bias(name, value) - without_key_bias(name, wanted[name])
+        assert difference.abs().mean() < 1e-6, (output.name, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_two_processes_train_what_one_trains(trainings: Path, name: str):
+    assert_same_training(trainings / "two" / name, trainings / "one" / name)
+    assert json.loads((trainings / "two" / name / "summary.json").read_text())["processes"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_resumed_training_is_the_uninterrupted_one(trainings: Path, name: str):
+    assert is_equal(trainings / "again" / name, trainings / "two" / name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PARTS)
+def test_micro_batches_train_what_full_batches_train(trainings: Path, name: str):
+    assert_same_training(trainings / "parts" / name, trainings / "one" / name)
