@@ -20,8 +20,9 @@ from clips.lazy_import import without_wandb
 from clips.method.clips_model import ClipsModel
 from clips.model.captioner import Captioner, CaptionerDims
 from clips.model.hf_text import HFTextTower, own_text_towers, with_own_text_config
+from clips.model.loading import library_errors_as_user_errors
 from clips.model.tokenizer import truncate_text
-from clips.model.towers import text_tower
+from clips.model.towers import build_towers, text_tower
 from clips.model_refs import CAPTIONER_CONFIG, CAPTIONER_WEIGHTS, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, check_captioner
 from clips.text_files import safe_json_loads
 
@@ -31,9 +32,10 @@ def write_encoder(model: ClipsModel, directory: Path) -> None:
     config = {"model_cfg": model.model_cfg, "preprocess_cfg": model.preprocess_cfg}
     atomic_write(directory / OPEN_CLIP_CONFIG, json.dumps(config, indent=2) + "\n")
     _write_weights(model.clip, directory / OPEN_CLIP_WEIGHTS)
-    model.tokenizer.save(directory)
-    if isinstance(text := text_tower(model.clip), HFTextTower):
-        text.config.save_pretrained(directory)
+    if "text_cfg" in model.model_cfg:
+        model.tokenizer.save(directory)
+        if isinstance(text := text_tower(model.clip), HFTextTower):
+            text.config.save_pretrained(directory)
     if model.captioner is not None:
         shape = dataclasses.asdict(model.captioner.config)
         atomic_write(directory / CAPTIONER_CONFIG, json.dumps(shape, indent=2) + "\n")
@@ -51,9 +53,9 @@ class LoadedEncoder:
     """A loaded encoder directory.
 
     Args:
-        model: the open_clip model, in evaluation mode, on CPU, float32.
+        model: the open_clip model, or an `clips.model.towers.ImageTower`, in evaluation mode, on CPU, float32.
         preprocess: image → (3, size, size) float tensor.
-        tokenizer: list of n strings → (n, context length) int64 tokens.
+        tokenizer: list of n strings → (n, context length) int64 tokens; raises UserError without a text tower.
         config: the directory's open_clip_config.json.
     """
 
@@ -77,6 +79,8 @@ def load_encoder(directory: str | Path) -> LoadedEncoder:
     with without_wandb():
         import open_clip
 
+    if "text_cfg" not in config["model_cfg"]:
+        return _load_image_tower(directory, config)
     try:
         own = with_own_text_config(config["model_cfg"], directory)
         changed = {name: own[name] for name in ("text_cfg",) if own is not config["model_cfg"]}
@@ -86,6 +90,20 @@ def load_encoder(directory: str | Path) -> LoadedEncoder:
     except Exception as error:  # open_clip raises the exceptions of its dependencies: torch, safetensors, transformers
         raise UserError(f"{directory}: open_clip cannot load this encoder ({error_reason(error)})") from None
     return LoadedEncoder(model.eval(), preprocess, _TruncatingTokenizer(tokenizer), config)
+
+
+def _load_image_tower(directory: Path, config: dict[str, Any]) -> LoadedEncoder:
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+    from safetensors.torch import load_file
+
+    def reject_texts(texts: Sequence[str]) -> torch.Tensor:
+        raise UserError(f"{directory}: this encoder has no text tower")
+
+    with library_errors_as_user_errors(f"{directory}: this image tower cannot be loaded"):
+        model = build_towers(config["model_cfg"])
+        model.load_state_dict(load_file(directory / OPEN_CLIP_WEIGHTS))
+        preprocess = image_transform_v2(PreprocessCfg(**config["preprocess_cfg"]), is_train=False)
+    return LoadedEncoder(model.eval(), preprocess, reject_texts, config)
 
 
 class _TruncatingTokenizer:

@@ -228,7 +228,7 @@ def _seed_step(seed: int, step: int, rank: int) -> None:
 
 def log_entry(run: TrainRun, values: dict[str, float], clock: ThroughputTimer) -> dict[str, Any]:
     """One line of metrics.jsonl; losses are means over the steps since the previous line, and over the processes."""
-    means = run.state.take_means() | {name: values[name] for name in _LAST_VALUES}
+    means = run.state.take_means() | {name: values[name] for name in _LAST_VALUES if name in values}
     seen = run.state.samples_seen
     progress = {"step": run.state.step, "samples_seen": seen, "epoch": seen / len(run.data)}
     return {**progress, **all_reduce_mean(means), **clock.read()}

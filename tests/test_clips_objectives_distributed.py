@@ -17,8 +17,9 @@ CAPTIONER = {"max_length": 12, "num_layers": 1, "width": 32}
 RECIPES: dict[str, dict[str, Any]] = {
     "siglip": {"name": "siglip"},
     "siglip_captions": {"name": "siglip_captions", "captioner": CAPTIONER},
+    "caption_only": {"name": "caption_only", "captioner": CAPTIONER},
 }
-PARTS = ("siglip_captions",)
+PARTS = ("siglip_captions", "caption_only")
 """Trained by micro-batches as well."""
 
 

@@ -112,7 +112,7 @@ def test_of_an_encoder_with_other_tokens_the_image_tower_is_taken(tmp_path: Path
     assert begun.preprocess_cfg["mean"] == NORMALIZATIONS["openai"][0]
     said = capsys.readouterr().err
     assert "image positions interpolated from 5 to 10" in said
-    assert f"the text tower of {tmp_path} has other tokens; it is randomly initialized" in said
+    assert f"the text tower is randomly initialized: {tmp_path} has none of these tokens" in said
     with pytest.raises(UserError, match=r"^model\.normalization: expected openai, with which .* was trained$"):
         model(pretrained=str(tmp_path))
     with pytest.raises(UserError, match=r"^model\.lock_text: expected false, or model.architecture: .* has other"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,9 +23,9 @@ from benchmarks.tasks.registry import get_benchmark
 from benchmarks.tasks.run_config import MODEL_FIELDS, BenchmarkConfig, RequiredModel, RunConfig
 from clips.data.remote_files import is_remote
 from clips.errors import UserError, unknown_name_error
-from clips.model_refs import OPEN_CLIP_CONFIG
+from clips.method.recipes import Recipe, RecipeConfig
 from clips.typed_data import from_plain
-from llava_bridge.encoders.spec import DUAL_MODELS
+from llava_bridge.encoders.spec import has_text_tower
 
 TRAIN_ENCODER = ("clips", "train")
 TRAIN_LLAVA = ("llava-bridge", "train")
@@ -187,23 +186,29 @@ def _add_data(builder: _PlanBuilder, name: str, settings: Settings) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Model:
-    """An encoder, LLM or LLaVA: its name on disk, its location in configs, and its directory if trained here."""
+    """An encoder, LLM or LLaVA: its name on disk, its location in configs, and its directory if trained here.
+
+    ``has_text`` is of encoders: whether they have a text tower.
+    """
 
     name: str
     spec: str
     artifact: str | None
+    has_text: bool = False
 
 
 def _encoder(builder: _PlanBuilder, name: str, seed: int) -> _Model:
     entry = builder.study.encoders[name]
     if isinstance(entry, str):
-        return _Model(name=name, spec=entry, artifact=None)
+        return _Model(name=name, spec=entry, artifact=None, has_text=has_text_tower(entry))
     full_name = f"{name}-s{seed}"
+    output = builder.study.directory / "encoders" / full_name
+    config = deep_merge(builder.study.defaults.encoder, entry) | {"output": str(output), "seed": seed}
     if f"encoder-{full_name}" not in builder.steps:
-        output = builder.study.directory / "encoders" / full_name
-        config = deep_merge(builder.study.defaults.encoder, entry) | {"output": str(output), "seed": seed}
         builder.add(f"encoder-{full_name}", "encoder", TRAIN_ENCODER, config, output)
-    return _Model(name=full_name, spec=f"{PATH_PREFIX}encoders/{full_name}", artifact=f"encoders/{full_name}")
+    recipe = from_plain(RecipeConfig, config.get("recipe", {}), what=f"encoders.{name}.recipe")
+    spec, artifact = f"{PATH_PREFIX}encoders/{full_name}", f"encoders/{full_name}"
+    return _Model(name=full_name, spec=spec, artifact=artifact, has_text=bool(Recipe(recipe).encoded))
 
 
 def _llm(builder: _PlanBuilder, name: str, entry: Settings | str) -> _Model:
@@ -240,7 +245,7 @@ def _row(
     evaluated = {name: column for name, column in columns.items() if study.evaluates(name, row.encoder)}
     benchmarks: dict[str, list[str]] = {"encoder": [], "llava": []}
     not_applicable = dict.fromkeys(columns.keys() - evaluated.keys(), EXCLUDED_FROM_BENCHMARK)
-    has_text = has_text_tower(encoder.spec)
+    has_text = encoder.has_text
     for name, column in evaluated.items():
         if column.needs == "encoder" and not has_text:
             not_applicable[name] = "no text tower"
@@ -353,29 +358,3 @@ def _evaluate(
         parts = {results / model / f"{name}.json": {**common, "benchmarks": [benchmarks[name]]} for name in names}
         builder.add(step, "evaluation", EVALUATE, {**common, "benchmarks": list(benchmarks.values())}, parts)
     return {name: CellRecord(step=step, result=f"results/{model}/{name}.json") for name in names}
-
-
-def _model_type(config: Path) -> str | None:
-    try:
-        return str(json.loads(config.read_text(encoding="utf-8"))["model_type"])
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
-def has_text_tower(spec: str) -> bool:
-    """Whether an encoder has a text tower: those trained here have one, timm trunks have none.
-
-    For a model of transformers it is known only from a directory, not from a name on the Hub.
-    """
-    if spec.startswith(f"{PATH_PREFIX}encoders/"):
-        return True
-    if spec.startswith("transformers:"):
-        config = Path(spec.removeprefix("transformers:")) / "config.json"
-        return config.is_file() and _model_type(config) in DUAL_MODELS
-    config = Path(spec) / OPEN_CLIP_CONFIG
-    if config.is_file():
-        try:
-            return "text_cfg" in json.loads(config.read_text(encoding="utf-8")).get("model_cfg", {})
-        except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
-            return True  # the evaluation will report the error
-    return not spec.startswith("timm:")

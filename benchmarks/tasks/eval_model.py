@@ -15,6 +15,7 @@ from clips.model_refs import resolve_model_dir
 from llava_bridge.encoders.spec import (
     check_encoder_files,
     encoder_commits,
+    has_text_tower,
     local_paths,
     parse_spec,
     resolve_open_clip_dir,
@@ -97,15 +98,19 @@ class EvalModel:
         Raises:
             UserError: there is none, or it cannot be loaded.
         """
-        if self._is_bare_tower:
+        if self.is_bare_tower:
             from benchmarks.tasks.encoders.image_tower import load_image_tower
 
             return load_image_tower(str(self.config.encoder), self.device, self.config.dtype)
-        return self.encoder
+        if has_text_tower(self.path("tower")):
+            return self.encoder
+        from benchmarks.tasks.encoders.embedding import load_dual_encoder
+
+        return load_dual_encoder(self.path("tower"), self.device, self.config.dtype)
 
     @property
-    def _is_bare_tower(self) -> bool:
-        """Whether the encoder is a tower without text (any source but open_clip's directory)."""
+    def is_bare_tower(self) -> bool:
+        """Whether the encoder is the tower of another library (any source but open_clip's directory)."""
         return self.config.encoder is not None and parse_spec(self.config.encoder)[0] != "open_clip"
 
     @functools.cached_property
@@ -151,13 +156,15 @@ class EvalModel:
         path = resolve_model_dir(reference, field) if source == "transformers" else resolve_open_clip_dir(given)
         if not path.is_dir():
             raise UserError(f"{field}: {given}: no such directory; {_EXPECTED[needs]}")
+        if needs == "encoder" and not has_text_tower(str(path)):
+            raise UserError(f"{field}: {given} has no text tower; {_EXPECTED[needs]}")
         return str(path)
 
     def record(self, needs: RequiredModel) -> dict[str, str]:
         """Path or Hub repo id, and hash, of the part that a benchmark uses."""
         if needs == "llava" and self.config.lmms is not None:
             return _lmms_record(self.config.lmms)
-        if needs == "tower" and self._is_bare_tower:
+        if needs == "tower" and self.is_bare_tower:
             return {"path": str(self.config.encoder), "hash": _tower_hash(str(self.config.encoder))}
         return {"path": getattr(self.config, MODEL_FIELDS[needs]), "hash": _model_hash(self.path(needs))}
 

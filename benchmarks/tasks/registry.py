@@ -116,7 +116,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "recaption": Benchmark(
         benchmark_type="captions",
         about="captions of an encoder's captioner for an image and its web caption, against a synthetic caption",
-        needs="encoder",
+        needs="tower",
         evaluate="benchmarks.tasks.encoders.recaption:evaluate",
         data_hash="benchmarks.tasks.encoders.recaption:data_hash",
         takes=("format", "image_root", "split", "subset", "web_caption", "synthetic_caption"),

@@ -21,7 +21,7 @@ from clips.core.artifact import log_info
 from clips.method.recipes import Recipe, RecipeConfig
 from clips.model import architectures, towers
 from clips.model.architectures import ModelConfig
-from clips.model.captioner import Captioner, CaptionerDims
+from clips.model.captioner import Captioner, CaptionerDims, sample_tokens
 from clips.model.initialization import check_pretrained_compatible, initialize_openvision, load_pretrained
 from clips.model.text_tokenizer import TextTokenizer, build_text_tokenizer
 from clips.model.tokenizer import VOCAB_SIZE
@@ -62,7 +62,7 @@ class ClipsModel(nn.Module):
 
     @property
     def context_length(self) -> int:
-        """Tokens of a text sequence."""
+        """Tokens of a text sequence; only with a text tower."""
         return int(self.model_cfg["text_cfg"]["context_length"])
 
     @property
@@ -75,15 +75,16 @@ class ClipsModel(nn.Module):
 
         Args:
             batch: "image" (B, 3, H, W) on the model's device; each text of the recipe (B, L) tokens; with a captioner
-                "target" (B, T) tokens and "target_mask" (B, T) bool. All but the image on the CPU, so that no length
-                has to be read from the device.
+                "target" (B, T) tokens and "target_mask" (B, T) bool, and "visual_seed" (B,) if it reads a sample of
+                the visual tokens. All but the image on the CPU, so that no length has to be read from the device.
             bf16: activations in bfloat16 by autocast; entered here, because DeepSpeed's engine exits one around it.
             captions: whether the captioner, if there is one, is computed.
 
         Returns:
-            "image" and each text: (B, E) float32 features of unit length; "logit_scale" (): the factor that multiplies
-            the cosines; with a sigmoid loss "logit_bias" (): added to the logits; with ``captions`` "caption_loss_sum"
-            () and "caption_tokens" (), the sum-reduced cross-entropy over the counted target tokens and their number.
+            With a text tower "image" and each text: (B, E) float32 features of unit length; "logit_scale" (): the
+            factor that multiplies the cosines; with a sigmoid loss "logit_bias" (): added to the logits. With
+            ``captions`` "caption_loss_sum" () and "caption_tokens" (), the sum-reduced cross-entropy over the counted
+            target tokens and their number.
         """
         autocast = torch.autocast(batch["image"].device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
         with autocast:
@@ -93,13 +94,15 @@ class ClipsModel(nn.Module):
         image, image_tokens = towers.encode_image(self.clip, batch["image"])
         texts, text_tokens = self._encode_texts(batch)
         # No output is a view of another tensor, because FSDP attaches hooks to them.
-        features = {"image": image, **texts}
+        features = {"image": image, **texts} if texts else {}
         outputs = {name: F.normalize(value.float(), dim=-1) for name, value in features.items()}
-        outputs["logit_scale"] = self.clip.logit_scale.float().exp().sum()
-        if self.clip.logit_bias is not None:
-            outputs["logit_bias"] = self.clip.logit_bias.float().sum()
+        for name, value in (("logit_scale", self.clip.logit_scale), ("logit_bias", self.clip.logit_bias)):
+            if value is not None:
+                outputs[name] = (value.float().exp() if name == "logit_scale" else value.float()).sum()
         if captions and self.captioner is not None:
             target, target_mask = batch["target"], batch["target_mask"]
+            if "visual_seed" in batch:
+                image_tokens = sample_tokens(image_tokens, batch["visual_seed"], self.recipe.visual_token_ratio)
             outputs["caption_loss_sum"] = self.captioner(image_tokens, text_tokens, target, target_mask)
             outputs["caption_tokens"] = target_mask.sum().to(image.device, non_blocking=True)
         return outputs
@@ -127,8 +130,9 @@ class ClipsModel(nn.Module):
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:
-        """Clamp the logit scale to [1, 100]; call after each optimizer step."""
-        self.clip.logit_scale.clamp_(0.0, MAX_LOGIT_SCALE)
+        """Clamp the logit scale, if there is one, to [1, 100]; call after each optimizer step."""
+        if self.clip.logit_scale is not None:
+            self.clip.logit_scale.clamp_(0.0, MAX_LOGIT_SCALE)
 
     def no_decay_names(self) -> set[str]:
         """Return the names of the parameters without weight decay: all except weight matrices [C].
@@ -148,6 +152,8 @@ def _is_matrix(name: str, value: Tensor) -> bool:
 def build_model(config: ModelConfig, recipe_config: RecipeConfig, seed: int) -> ClipsModel:
     """Build a model; towers depend only on ``config`` and ``seed``, so recipes start from equal weights.
 
+    A recipe that encodes no text has no text tower.
+
     Raises:
         UserError: an unknown architecture, sizes that do not fit together, trunk weights that do not match.
     """
@@ -163,17 +169,22 @@ def build_model(config: ModelConfig, recipe_config: RecipeConfig, seed: int) -> 
         if config.pretrained_text and config.pretrained is None:
             towers.load_language_model(clip, cfg["text_cfg"])
         captioner = None if recipe.captioning is None else Captioner(captioner_dims(clip, cfg, recipe))
+    if not recipe.encoded:
+        clip = towers.ImageTower(clip.visual)
+        cfg = {name: cfg[name] for name in ("embed_dim", "vision_cfg", "quick_gelu") if name in cfg}
     preprocess = architectures.resolve_preprocess_cfg(config)
     if config.pretrained is not None:
         check_pretrained_compatible(cfg, preprocess, config.pretrained)
-        for line in load_pretrained(clip, captioner, config, cfg["text_cfg"]):
+        for line in load_pretrained(clip, captioner, config, cfg.get("text_cfg")):
             log_info(f"model.pretrained: {line}")
     towers.lock_towers(clip, config)
+    if isinstance(clip, towers.ImageTower):
+        clip.freeze_unused(preprocess["size"])
     return ClipsModel(clip, captioner, recipe, cfg, preprocess, build_text_tokenizer(config))
 
 
 def captioner_dims(clip: towers.Towers, cfg: dict[str, Any], recipe: Recipe) -> CaptionerDims:
-    """Return the captioner's resolved size: unset fields are those of the text tower."""
+    """Return the captioner's resolved size: unset fields are those of the architecture's text tower."""
     image_width, text_width = towers.token_widths(clip)
     text, config, task = cfg["text_cfg"], recipe.config.captioner, recipe.captioning
     assert task is not None

@@ -9,6 +9,7 @@ Sources: [P] is the paper (CLIPS, arXiv 2411.16828), [C] the authors' code (http
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Literal
@@ -35,7 +36,9 @@ class RecipeConfig:
             web caption in 80 % and 50 % of the cases), clipa (as recap, both cut to a block of words), coca (as recap,
             with a captioner that is fed the previous words of its target), clips (web and partial synthetic caption,
             and a captioner that predicts the full synthetic one from image and web caption), siglip (the web caption,
-            sigmoid loss), siglip_captions (as siglip, with the partial synthetic caption and the captioner of clips).
+            sigmoid loss), siglip_captions (as siglip, with the partial synthetic caption and the captioner of clips),
+            caption_only (no text tower and no contrast: a captioner predicts the full synthetic caption, fed its
+            previous words, from a random third of the visual tokens, as OpenVision 2).
         positives: the texts that are contrasted with the image: web, partial (the shortened synthetic caption), mixed
             (one of the two).
         loss: softmax (mean of a symmetric CLIP loss for each text, as CLIPS), supcon (one softmax in which all texts of
@@ -86,6 +89,8 @@ class RecipeConfig:
         for weight in ("contrastive_loss_weight", "caption_loss_weight"):
             if not getattr(self, weight) >= 0:
                 raise UserError(f"recipe.{weight}: expected a number not below 0, got {getattr(self, weight)}")
+        if not Recipe(self).loss_weights:
+            raise UserError(f"recipe.caption_loss_weight: expected a number above 0: {self.name} has no other loss")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,16 +101,21 @@ class CaptionerTask:
         reads: the text that it attends to in addition to the image; None for the image only.
         predicts: "synthetic", the full synthetic caption, or "contrasted", the recipe's first text.
         teacher_forcing: whether it is fed the previous target tokens.
+        visual_token_ratio: ratio of the image's tokens that it reads in training.
     """
 
     reads: str | None = None
     predicts: Literal["synthetic", "contrasted"] = "synthetic"
     teacher_forcing: bool = False
+    visual_token_ratio: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeSpec:
-    """The definition of a named recipe: its captioner, and settings that a `RecipeConfig` may override."""
+    """The definition of a named recipe: its captioner, and settings that a `RecipeConfig` may override.
+
+    Without positives nothing is contrasted; unless the captioner reads a text, the model then has no text tower.
+    """
 
     positives: tuple[str, ...] = ("web",)
     loss: str = "softmax"
@@ -114,6 +124,9 @@ class RecipeSpec:
     web_caption_prob: float = 0.8
     captioning: CaptionerTask | None = None
 
+
+OPENVISION2_TOKEN_RATIO = 0.35
+"""``keep_ratio`` of the authors' scripts (scripts/project/openvision2/train.sh of [C]), for both resolutions."""
 
 RECIPES: dict[str, RecipeSpec] = {
     "clip": RecipeSpec(),
@@ -130,6 +143,9 @@ RECIPES: dict[str, RecipeSpec] = {
         loss="sigmoid",
         caption_strategy="sub_caption",
         captioning=CaptionerTask(reads="web"),
+    ),
+    "caption_only": RecipeSpec(
+        positives=(), captioning=CaptionerTask(teacher_forcing=True, visual_token_ratio=OPENVISION2_TOKEN_RATIO)
     ),
 }
 
@@ -201,6 +217,18 @@ class Recipe:
         return self.captioning.reads if self.captioning else None
 
     @property
+    def visual_token_ratio(self) -> float:
+        """The ratio of an image's tokens that the captioner reads in training."""
+        chosen = self.config.captioner.visual_token_ratio
+        return chosen if chosen is not None else self.captioning.visual_token_ratio if self.captioning else 1.0
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """The weight of each loss of the recipe, by its name in ``clips.method.objectives.OBJECTIVES``."""
+        contrast = {"contrastive_loss": self.config.contrastive_loss_weight} if self.spec.positives else {}
+        return contrast | ({"caption_loss": self.config.caption_loss_weight} if self.captioning else {})
+
+    @property
     def needs_synthetic(self) -> bool:
         """Whether it uses synthetic captions; a missing one is replaced by the web caption."""
         predicts = self.captioning.predicts if self.captioning else None
@@ -219,17 +247,20 @@ class Recipe:
 
         Returns:
             For each encoded text its (L,) tokens; with a captioner also "target" (T,) tokens and "target_mask" (T,)
-            bool, True where a label (the target shifted by one) counts.
+            bool, True where a label (the target shifted by one) counts, and "visual_seed" () int64 if it reads a
+            sample of the visual tokens.
         """
         captions = CaptionPair(web, synthetic)
         texts = {name: POSITIVES[name](captions, rng, self) for name in self.encoded}
         sample = dict(zip(texts, tokenizer(list(texts.values())), strict=True))
         if self.captioning is not None:
-            contrasted = texts[self.spec.positives[0]]
-            text = full_synthetic_text(captions) if self.captioning.predicts == "synthetic" else contrasted
+            synthetic_target = self.captioning.predicts == "synthetic"
+            text = full_synthetic_text(captions) if synthetic_target else texts[self.spec.positives[0]]
             target = _TARGET_TOKENIZER.encode_target(text, self.config.captioner.max_length)[0]
             mask = _target_mask(target, rng, self.config.captioner.max_loss_tokens)
             sample |= {"target": target, "target_mask": mask}
+            if self.visual_token_ratio < 1:
+                sample["visual_seed"] = _random_seed(rng)
         return sample
 
     def losses(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -238,23 +269,18 @@ class Recipe:
         The means of the losses over processes are the global values. "cosine_gap" is the mean cosine margin between an
         image's own first text and those of this process's other images.
         """
-        from clips.model.losses import caption_loss, contrastive_loss
+        from clips.method.objectives import OBJECTIVES
 
-        texts = [outputs[name] for name in self.spec.positives]
-        scale, bias = outputs["logit_scale"], outputs.get("logit_bias")
-        parts = {"contrastive_loss": contrastive_loss(outputs["image"], texts, scale, bias, kind=self.spec.loss)}
-        if self.captioning is not None:
-            parts["caption_loss"] = caption_loss(outputs["caption_loss_sum"], outputs["caption_tokens"])
+        parts = {name: OBJECTIVES[name](self, outputs) for name in self.loss_weights}
         loss = self.total_loss(parts)
-        parts["cosine_gap"] = cosine_margin(outputs["image"].detach(), texts[0].detach())
+        if self.spec.positives:
+            parts["cosine_gap"] = cosine_margin(outputs["image"].detach(), outputs[self.spec.positives[0]].detach())
         return {"loss": loss} | {name: part.detach() for name, part in parts.items()}
 
     def total_loss(self, parts: Mapping[str, Tensor]) -> Tensor:
         """Return the weighted sum () of the named losses."""
-        loss = self.config.contrastive_loss_weight * parts["contrastive_loss"]
-        if self.captioning is not None:
-            loss = loss + self.config.caption_loss_weight * parts["caption_loss"]
-        return loss
+        first, *others = [weight * parts[name] for name, weight in self.loss_weights.items()]
+        return functools.reduce(operator.add, others, first)
 
 
 def cosine_margin(image: Tensor, text: Tensor) -> Tensor:
@@ -262,6 +288,12 @@ def cosine_margin(image: Tensor, text: Tensor) -> Tensor:
     count = len(image)
     matching, all_pairs = (image * text).sum(), image.sum(0) @ text.sum(0)
     return matching / count - (all_pairs - matching) / max(1, count * (count - 1)) if count > 1 else matching * 0
+
+
+def _random_seed(rng: np.random.Generator) -> Tensor:
+    import torch
+
+    return torch.tensor(rng.integers(1 << 62))
 
 
 def _target_mask(target: Tensor, rng: np.random.Generator, max_tokens: int | None) -> Tensor:

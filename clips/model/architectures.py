@@ -43,6 +43,8 @@ class CaptionerConfig:
         teacher_forcing: whether it is fed the previous target tokens; null is the recipe's setting.
         max_loss_tokens: maximum number of target tokens per sample, sampled at random, in the caption loss; null is
             all, as the authors do. Fewer make the 32,000-way head cheaper and give long captions no larger weight.
+        visual_token_ratio: ratio of the image's patch tokens that it reads in training, a random sample each time an
+            image is used; null is the recipe's: 0.35 for caption_only, else 1.
     """
 
     width: int | None = None
@@ -51,12 +53,17 @@ class CaptionerConfig:
     max_length: int = 128
     teacher_forcing: bool | None = None
     max_loss_tokens: int | None = None
+    visual_token_ratio: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("width", "num_layers", "num_heads", "max_loss_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"captioner.{name}: expected at least 1, got {value}")
+        if self.visual_token_ratio is not None and not 0 < self.visual_token_ratio <= 1:
+            raise UserError(
+                f"captioner.visual_token_ratio: expected a ratio above 0, at most 1, got {self.visual_token_ratio}"
+            )
         if self.max_length < 3:
             raise UserError(f"captioner.max_length: expected at least 3 (begin, a token, end), got {self.max_length}")
 
@@ -204,7 +211,7 @@ def _encoder_model_cfg(config: ModelConfig) -> dict[str, Any]:
     """Return the ``model_cfg`` of an encoder directory, with the sizes of ``config``."""
     directory = resolve_encoder_dir(config.architecture, CONFIG_FIELD)
     cfg = read_encoder_config(directory).get("model_cfg")
-    if cfg is None:
+    if cfg is None or "text_cfg" not in cfg:
         raise UserError(f"{CONFIG_FIELD}: {config.architecture}: expected {OPEN_CLIP_CONFIG} with both towers")
     if "hf_model_name" in cfg["text_cfg"]:
         from clips.model.hf_text import with_own_text_config

@@ -22,6 +22,8 @@ from clips.model.losses import ChunkCrossEntropy, linear_cross_entropy
 from clips.model.tokenizer import VOCAB_SIZE
 
 _EPSILON = 1e-6
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+_MIX = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +87,26 @@ def combination_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tenso
         return learnable
     first = attend(query[:, :, :prefix], key[:, :, :prefix], value[:, :, :prefix])
     return torch.cat([first, learnable], dim=2)
+
+
+def sample_tokens(tokens: Tensor, seeds: Tensor, ratio: float) -> Tensor:
+    """Return a random ``ratio`` of each image's tokens, at least one, rounded down, in their order.
+
+    The sample is a function of the image's seed alone, so that it is the same in any batch, process and micro-batch:
+    the tokens of the largest keys, which are SplitMix64 (Steele et al., 2014) of seed and position.
+
+    Args:
+        tokens: (B, I, D).
+        seeds: (B,) int64, on any device.
+        ratio: above 0, at most 1.
+    """
+    count = tokens.shape[1]
+    places = torch.arange(1, count + 1, device=tokens.device)
+    keys = seeds.to(tokens.device, non_blocking=True)[:, None] + places * _GOLDEN
+    for shift, factor in _MIX:
+        keys = (keys ^ ((keys >> shift) & ((1 << (64 - shift)) - 1))) * factor  # int64 has no logical shift
+    kept = (keys ^ ((keys >> 31) & ((1 << 33) - 1))).topk(max(1, int(count * ratio)), dim=1).indices.sort(dim=1).values
+    return tokens.gather(1, kept[..., None].expand(-1, -1, tokens.shape[2]))
 
 
 class Block(nn.Module):

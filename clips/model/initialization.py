@@ -72,7 +72,7 @@ _LONG_CLIP_POSITIONS = 20  # Long-CLIP's number of well-trained text positions (
 
 
 def load_pretrained(
-    towers: Towers, captioner: Captioner | None, config: ModelConfig, text_cfg: dict[str, Any]
+    towers: Towers, captioner: Captioner | None, config: ModelConfig, text_cfg: dict[str, Any] | None
 ) -> list[str]:
     """Load the weights of ``config.pretrained`` into ``towers`` and, if it has one, into ``captioner``.
 
@@ -83,7 +83,7 @@ def load_pretrained(
         towers: an open_clip model of the same architecture except for the sizes of its inputs.
         captioner: or None.
         config: of the model.
-        text_cfg: of the new towers, as open_clip has it.
+        text_cfg: of the new towers, as open_clip has it; None without a text tower.
 
     Returns:
         The adapted and the randomly initialized parts, as text.
@@ -96,27 +96,32 @@ def load_pretrained(
     path = directory / OPEN_CLIP_WEIGHTS
     weights = read_safetensors(path, f"{_FIELD}: {path}")
     lines = _resize_image_positions(weights, towers)
-    if not _has_same_tokens(directory, weights, towers, text_cfg):
+    if text_cfg is None or not _has_same_tokens(directory, weights, towers, text_cfg):
         if config.lock_text:
             raise UserError(
                 f"model.lock_text: expected false, or model.architecture: {config.pretrained}, which has other tokens"
             )
         visual = {name.removeprefix(_VISUAL): value for name, value in weights.items() if name.startswith(_VISUAL)}
         _load(towers.visual, visual, path)
-        return [*lines, f"the text tower of {directory} has other tokens; it is randomly initialized"]
-    lines += _resize_text_positions(weights, towers, config.text_pos_embed_interpolation)
-    lines += _reset_logits_of_other_loss(weights, towers, directory)
-    _load(towers, weights, path)
-    if captioner is None:
-        return lines
+        if text_cfg is not None:
+            return [*lines, f"the text tower is randomly initialized: {directory} has none of these tokens"]
+    else:
+        lines += _resize_text_positions(weights, towers, config.text_pos_embed_interpolation)
+        lines += _reset_logits_of_other_loss(weights, towers, directory)
+        _load(towers, weights, path)
+    return lines if captioner is None else [*lines, *_load_captioner(captioner, directory)]
+
+
+def _load_captioner(captioner: Captioner, directory: Path) -> list[str]:
+    """Load the encoder's captioner if it has one of the same shape; returns why not."""
     path = directory / CAPTIONER_WEIGHTS
     if not path.is_file():
-        return [*lines, f"{directory} has no captioner; it is randomly initialized"]
+        return [f"{directory} has no captioner; it is randomly initialized"]
     dims = safe_json_loads((directory / CAPTIONER_CONFIG).read_text(encoding="utf-8"))
     if dims != vars(captioner.config):
-        return [*lines, f"the captioner of {directory} has another shape; it is randomly initialized"]
+        return [f"the captioner of {directory} has another shape; it is randomly initialized"]
     _load(captioner, read_safetensors(path, f"{_FIELD}: {path}"), path)
-    return lines
+    return []
 
 
 def check_pretrained_compatible(cfg: dict[str, Any], preprocess: dict[str, Any], reference: str) -> None:
@@ -169,7 +174,7 @@ def _resize_trunk_positions(weights: dict[str, Tensor], trunk: Any) -> list[str]
 def _has_same_tokens(directory: Path, weights: dict[str, Tensor], towers: Towers, text_cfg: dict[str, Any]) -> bool:
     """Whether the encoder has the tokens of ``text_cfg``; without its config, whether it has the same number."""
     if (cfg := read_encoder_config(directory).get("model_cfg")) is not None:
-        return all(cfg["text_cfg"].get(name) == text_cfg.get(name) for name in _TOKENS)
+        return all(cfg.get("text_cfg", {}).get(name) == text_cfg.get(name) for name in _TOKENS)
     own = text_tower(towers).token_embedding.weight
     return any(len(value) == len(own) for name, value in weights.items() if name.endswith("token_embedding.weight"))
 

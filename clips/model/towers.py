@@ -18,21 +18,64 @@ from clips.model.hf_text import HFTextTower, own_text_towers, read_language_mode
 from clips.model.length_grouping import group_by_length
 from clips.model.loading import first_mismatch, read_safetensors
 
-Towers = Any  # an open_clip model: CLIP or CustomTextCLIP
+Towers = Any  # an open_clip model: CLIP or CustomTextCLIP; or an `ImageTower`
 _CLASSIFIERS = ("head.fc.", "head.", "classifier.", "fc.")
 
 
+class ImageTower(nn.Module):
+    """The image tower of an open_clip model that has no text tower: weights of the same names, no logit scale.
+
+    Its pooling and projection are there for open_clip's layout, but neither trained nor used.
+
+    Args:
+        visual: open_clip's image tower.
+    """
+
+    logit_scale = logit_bias = None
+
+    def __init__(self, visual: Any) -> None:
+        super().__init__()
+        self.visual = visual
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        """Return the mean (B, width) of the patch tokens of images (B, 3, H, W), not normalized."""
+        return encode_image(self, image)[1].mean(dim=1)
+
+    def lock_image_tower(self, unlocked_groups: int = 0) -> None:
+        """Freeze the tower except for its last groups of layers, as open_clip's models do."""
+        self.visual.lock(unlocked_groups=unlocked_groups)
+
+    def freeze_unused(self, size: list[int]) -> None:
+        """Freeze the parameters that the patch tokens do not depend on: pooling, last norm and projection."""
+        trained = [value for value in self.parameters() if value.requires_grad]
+        if not trained:
+            return
+        was_training, _ = self.training, self.eval()
+        with torch.enable_grad():
+            tokens = encode_image(self, torch.zeros(1, 3, *size, device=trained[0].device))[1]
+            gradients = torch.autograd.grad(tokens.sum(), trained, allow_unused=True)
+        self.train(was_training)
+        for value, gradient in zip(trained, gradients, strict=True):
+            value.requires_grad_(gradient is not None)
+
+
 def build_towers(cfg: dict[str, Any]) -> Towers:
-    """Build the open_clip model of a ``model_cfg``, randomly initialized, ``logit_scale`` at ln(1/0.07)."""
+    """Build the open_clip model of a ``model_cfg``, randomly initialized, ``logit_scale`` at ln(1/0.07).
+
+    Without a ``text_cfg`` it is an `ImageTower`.
+    """
     with without_wandb():
         import open_clip
-        from open_clip.model import set_model_preprocess_cfg
+        from open_clip.model import _build_vision_tower, set_model_preprocess_cfg
 
     options = {key: value for key, value in cfg.items() if key != "custom_text"}
     kind = open_clip.CustomTextCLIP if cfg.get("custom_text") else open_clip.CLIP
     try:
-        with own_text_towers():
-            towers = kind(**options)
+        if "text_cfg" not in cfg:
+            towers = ImageTower(_build_vision_tower(cfg["embed_dim"], cfg["vision_cfg"], bool(cfg.get("quick_gelu"))))
+        else:
+            with own_text_towers():
+                towers = kind(**options)
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         raise UserError(f"model.architecture: open_clip cannot build it ({error_reason(error)})") from None
     set_model_preprocess_cfg(towers, preprocess_cfg(cfg))
@@ -94,6 +137,8 @@ def lock_towers(towers: Towers, config: ModelConfig) -> None:
                 warnings.filterwarnings("ignore", message="Importing from timm", category=FutureWarning)
                 towers.lock_image_tower(unlocked_groups=config.lock_image_unlocked_groups)
         if config.lock_text:
+            if isinstance(towers, ImageTower):
+                raise UserError("model.lock_text: expected false with a recipe that has no text tower")
             towers.lock_text_tower(unlocked_layers=config.lock_text_unlocked_layers)
     except (AssertionError, IndexError) as error:
         raise UserError(f"model.lock_image_unlocked_groups: this tower cannot be frozen in part ({error})") from None

@@ -75,10 +75,11 @@ class ZeroStrategy(Strategy):
             group["lr"] = rate
         self.model.step()
         scale = self.encoder.clip.logit_scale
-        value = utils.safe_get_full_fp32_param(scale)
-        allowed = value.clamp(0.0, MAX_LOGIT_SCALE)
-        if scale.requires_grad and not torch.equal(allowed, value):
-            self._set(scale, allowed)
+        if scale is not None:
+            value = utils.safe_get_full_fp32_param(scale)
+            allowed = value.clamp(0.0, MAX_LOGIT_SCALE)
+            if scale.requires_grad and not torch.equal(allowed, value):
+                self._set(scale, allowed)
         self.broadcast_buffers()
         return float(self.model.get_global_grad_norm())
 

@@ -122,6 +122,8 @@ def fake_batch(
         labels = min([length - 1, *(value for value in (caption_tokens, limit) if value is not None)])
         mask = torch.arange(length).expand(samples, -1) < labels
         batch |= {"target": torch.full((samples, length), EOS), "target_mask": mask}
+        if model.recipe.visual_token_ratio < 1:
+            batch["visual_seed"] = torch.arange(samples)
     return {"image": image, **batch, **(texts or {})}
 
 
@@ -214,6 +216,8 @@ def profile_contrastive_loss(
         processes: number of processes of the global batch.
         device: see `profile_step`.
     """
+    if not model.recipe.spec.positives:
+        return 0.0, 0
     recipe, width = model.recipe, int(model.model_cfg["embed_dim"])
     with _mode_of(model):
         image, *texts = (torch.empty(samples, width).requires_grad_() for _ in range(1 + len(recipe.spec.positives)))

@@ -12,7 +12,7 @@ from clips.data.data_config import DataConfig
 from clips.data.sources import SourceConfig
 from clips.errors import UserError
 from clips.method.optimizer import OptimizerConfig
-from clips.method.recipes import RecipeConfig
+from clips.method.recipes import Recipe, RecipeConfig
 from clips.model.architectures import ModelConfig, Precision
 from clips.parallel.distributed_config import DistributedConfig
 
@@ -136,6 +136,10 @@ class EncoderTrainConfig:
         if self.distributed.strategy.startswith("zero") and self.optimizer.grad_spike_factor is not None:
             raise UserError(
                 "optimizer.grad_spike_factor: expected null under ZeRO, which returns the gradient norm after the step"
+            )
+        if self.validation.source is not None and not Recipe(self.recipe).encoded:
+            raise UserError(
+                f"validation.source: expected null: it is retrieval, and recipe {self.recipe.name} has no text tower"
             )
         if not 0 <= self.seed < 2**63:
             raise UserError(f"seed: expected 0 or more, below 2**63, got {self.seed}")

@@ -150,7 +150,8 @@ def train_step(run: TrainRun, batch: Batch) -> StepMetrics:
     with fast_sdpa_backend(run.processes.device, run.precision):
         losses, outputs = compute_gradients(run, batch)
     norm = run.parallel.clip_grad_norm(run.config.optimizer.max_grad_norm)
-    named = {**losses, "logit_scale": outputs["logit_scale"]} | ({} if norm is None else {"grad_norm": norm})
+    scale = {name: outputs[name] for name in ("logit_scale",) if name in outputs}  # a contrast's
+    named = {**losses, **scale} | ({} if norm is None else {"grad_norm": norm})
     values = torch.stack([value.detach().float().reshape(()) for value in named.values()])
     metrics = StepMetrics(step=step, names=tuple(named), values=values, learning_rate=learning_rate)
 
@@ -221,22 +222,23 @@ def _compute_gradients_cached(run: TrainRun, batch: Batch, micro_batches: list[B
     """Compute all features without activations, the loss's gradients at them, then each micro-batch with activations.
 
     The captioner is computed in the second pass only: the loss is linear in its sum, so that the gradient at the sum
-    does not depend on it.
+    does not depend on it. Without a contrast there is no first pass.
     """
     states, found = [], []
     with torch.no_grad():
-        for micro_batch in micro_batches:
+        for micro_batch in micro_batches if run.recipe.encoded else ():
             states.append(_rng_state(run))
             found.append(forward(run, micro_batch, captions=False))
-    outputs = {name: _merge_outputs([part[name] for part in found]) for name in found[0]}
+    outputs = {name: _merge_outputs([part[name] for part in found]) for name in (found[0] if found else ())}
     if run.recipe.captioning is not None:
         outputs["caption_loss_sum"] = torch.ones((), device=batch["image"].device, requires_grad=True)
         outputs["caption_tokens"] = batch["target_mask"].sum().to(batch["image"].device, non_blocking=True)
     losses = run.recipe.losses(outputs, batch)
     losses["loss"].backward()
     caption_sums, start = [], 0
-    for number, (micro_batch, state) in enumerate(zip(micro_batches, states, strict=True)):
-        _restore_rng_state(run, state)  # the same dropped patches in both passes
+    for number, micro_batch in enumerate(micro_batches):
+        if states:
+            _restore_rng_state(run, states[number])  # the same dropped patches in both passes
         rows, last = slice(start, start + len(micro_batch["image"])), number == len(micro_batches) - 1
         with run.parallel.micro_batch(last=last):
             found_again = forward(run, micro_batch)

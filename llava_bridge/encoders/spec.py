@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from clips.errors import UserError, unknown_name_error
 from clips.model_refs import (
@@ -14,6 +15,7 @@ from clips.model_refs import (
     is_on_hub,
     resolve_model_dir,
 )
+from clips.text_files import safe_json_loads
 
 ENCODER_SOURCES: dict[str, str] = {
     "open_clip": "llava_bridge.encoders.open_clip_source",
@@ -99,6 +101,28 @@ def encoder_commits(spec: str) -> dict[str, str]:
         elif source == "transformers" and is_on_hub(reference):
             commits[field] = resolve_model_dir(reference, "encoder").name
     return commits
+
+
+def has_text_tower(spec: str) -> bool:
+    """Whether an encoder has a text tower: encoders trained here may, timm trunks have none.
+
+    For a model of transformers it is known only from a directory, not from a name on the Hub.
+    """
+    if spec.startswith("transformers:"):
+        config = Path(spec.removeprefix("transformers:")) / "config.json"
+        return config.is_file() and _read_object(config).get("model_type") in DUAL_MODELS
+    if (config := Path(spec) / OPEN_CLIP_CONFIG).is_file():
+        return "text_cfg" in _read_object(config).get("model_cfg", {"text_cfg": None})
+    return not spec.startswith("timm:")
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; empty if it has none, which is reported by who reads the encoder."""
+    try:
+        content = safe_json_loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def check_encoder_files(spec: str) -> None:

@@ -17,6 +17,7 @@ from clips.core.artifact import library_versions
 from clips.errors import UserError
 from clips.model_refs import OPEN_CLIP_CONFIG
 from clips.text_files import safe_json_loads
+from llava_bridge.encoders.spec import has_text_tower
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +51,7 @@ class DualEncoder:
 
 
 def load_dual_encoder(path: str, device: str, precision: str) -> DualEncoder:
-    """Load an encoder directory in open_clip's Hub format.
+    """Load an encoder directory in open_clip's Hub format; without a text tower it rejects texts.
 
     Raises:
         UserError: not an encoder directory.
@@ -87,10 +88,12 @@ def _preprocessing(model: Any, path: str) -> Entries:
         content = safe_json_loads((Path(path) / OPEN_CLIP_CONFIG).read_text(encoding="utf-8"))
         settings = content.get("preprocess_cfg", {})
     size = settings.get("size") or model.visual.image_size
+    features = {} if has_text_tower(path) else {"input_features": "mean of the patch tokens of the last layer"}
     return {
         "input_resolution": max(size) if isinstance(size, list | tuple) else int(size),
         "input_resize": str(settings.get("resize_mode", "shortest")),
         "input_interpolation": str(settings.get("interpolation", "bicubic")),
+        **features,
     }
 
 

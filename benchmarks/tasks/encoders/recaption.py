@@ -95,8 +95,8 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation | None:
         "decoding": "most probable token at each position",
         "scorer": f"pycocoevalcap {version('pycocoevalcap')}",
         "caption_tokenizer": tokenizer_name(),
-        **model.encoder.preprocessing,
-        **encoder_settings(model.encoder),
+        **model.tower.preprocessing,
+        **encoder_settings(model.tower),
     }
     captions = _generate(model, samples)
     if captions is None:
@@ -172,14 +172,13 @@ def _generate(model: EvalModel, samples: RecaptionSet) -> list[str] | None:
     from clips.model.generation import generate_batch
     from clips.model.tokenizer import ClipsTokenizer
 
-    directory = model.path("encoder")
-    if not (Path(directory) / CAPTIONER_WEIGHTS).is_file():
+    if model.is_bare_tower or not (Path(directory := model.path("tower")) / CAPTIONER_WEIGHTS).is_file():
         return None
     import torch
 
     from clips.model import towers
 
-    encoder, captioner, tokenizer = model.encoder, load_captioner(directory), ClipsTokenizer()
+    encoder, captioner, tokenizer = model.tower, load_captioner(directory), ClipsTokenizer()
     captioner = captioner.to(encoder.device)
     dtype = getattr(torch, encoder.precision)
     found = []
