@@ -5,14 +5,19 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from test_clips_losses import naive_sigmoid, naive_softmax, unit
 
 from clips.encoder import write_encoder
+from clips.errors import UserError
 from clips.method.clips_model import ClipsModel, ModelConfig, build_model
 from clips.method.recipes import Recipe, RecipeConfig
-from clips.model.architectures import CaptionerConfig
+from clips.model.architectures import CONTRASTIVE_LOSSES, CaptionerConfig
+from clips.model.tokenizer import ClipsTokenizer
 
+TOKENIZER = ClipsTokenizer(16)
 SMALL = CaptionerConfig(width=16, num_heads=2, num_layers=1, max_length=20)
 
 
@@ -50,3 +55,86 @@ def test_another_type_of_loss_starts_with_its_own_scale_and_bias(tmp_path: Path,
     assert torch.equal(model.clip.token_embedding.weight, source.clip.token_embedding.weight)
     assert "scale and bias of the logits start anew" in capsys.readouterr().err
     assert built(before, pretrained=tmp_path).clip.logit_scale.item() == 4.0
+
+
+# Several sentences, weighted --------------------------------------------------------------------------------------
+
+
+SYNTHETIC = "A dog runs on grass. It is brown! A ball lies near. The sky is gray."
+
+
+def prepared(config: RecipeConfig, *, web: str = "my dog", synthetic: str = SYNTHETIC, seed: int = 0) -> dict[str, str]:
+    sample = Recipe(config).prepare(web, synthetic, np.random.default_rng(seed), TOKENIZER)
+    return {name: TOKENIZER.decode(row) for name, row in sample.items() if row.ndim == 1}
+
+
+def test_sentences_are_sampled_without_repetition():
+    drawn = [prepared(RecipeConfig(name="sentences"), seed=seed) for seed in range(60)]
+    assert {tuple(texts) for texts in drawn} == {("web", "sentences_1", "sentences_2", "sentences_3")}
+    assert all(texts["web"] == "my dog" and len(set(texts.values())) == 4 for texts in drawn)
+    first = [texts["sentences_1"] for texts in drawn]
+    assert set(first) == {"a dog runs on grass", "it is brown", "a ball lies near", "the sky is gray"}
+    assert max(first.count(text) for text in first) < 30
+
+
+def test_a_caption_of_fewer_sentences_repeats_them_and_none_is_the_web_caption():
+    config = RecipeConfig(name="sentences", num_sentences=5)
+    repeated = list(prepared(config, synthetic="One cup. Two cups.").values())[1:]
+    assert sorted(repeated.count(text) for text in set(repeated)) == [2, 3]
+    assert set(prepared(config, synthetic="...").values()) == {"my dog"}
+
+
+def test_weights_of_positives_are_shared_by_their_sentences():
+    config = RecipeConfig(name="sentences", num_sentences=2, positive_weights=(3.0, 1.0))
+    assert Recipe(config).text_weights == [3.0, 0.5, 0.5]
+    assert Recipe(RecipeConfig(name="sentences", num_sentences=2)).text_weights == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("loss", CONTRASTIVE_LOSSES)
+def test_the_weighted_loss_is_that_of_a_naive_loop(loss: str):
+    weights = [3.0, 0.5, 0.5]
+    settings = {"num_sentences": 2, "positive_weights": (3.0, 1.0), "loss": loss}
+    recipe = Recipe(RecipeConfig(name="sentences", **settings))
+    names = ("image", "web", "sentences_1", "sentences_2")
+    outputs = {name: unit(4, 6, seed=seed) for seed, name in enumerate(names)}
+    outputs |= {"logit_scale": torch.tensor(5.0), "logit_bias": torch.tensor(-1.0)}
+    image, *texts = (outputs[name] for name in names)
+    if loss == "supcon":
+        total = 0.0
+        for i in range(4):
+            candidates = [[5 * float(image[i] @ text[j]) for j in range(4)] for text in texts]
+            normalizer = math.log(sum(math.exp(value) for row in candidates for value in row))
+            for weight, text, row in zip(weights, texts, candidates, strict=True):
+                backward = [5 * float(image[j] @ text[i]) for j in range(4)]
+                to_image = math.log(sum(map(math.exp, backward))) - backward[i]
+                total += weight / 4 * (normalizer - row[i] + to_image) / (2 * 4)
+    else:
+        naive = {"softmax": naive_softmax, "sigmoid": naive_sigmoid}[loss]
+        parts = [naive(image, [text], 5.0, -1.0) for text in texts]
+        total = sum(weight * part for weight, part in zip(weights, parts, strict=True)) / sum(weights)
+    assert recipe.losses(outputs, {})["loss"].item() == pytest.approx(total, abs=1e-5)
+
+
+def test_equal_weights_change_no_bit():
+    outputs = {name: unit(4, 6, seed=seed) for seed, name in enumerate(("image", "web", "partial"))}
+    outputs |= {"logit_scale": torch.tensor(5.0)}
+    for loss in CONTRASTIVE_LOSSES:
+        plain, weighted = (
+            Recipe(RecipeConfig(positives=("web", "partial"), name="clip", loss=loss, positive_weights=weights))
+            for weights in (None, (2.0, 2.0))
+        )
+        assert torch.equal(plain.losses(outputs, {})["loss"], weighted.losses(outputs, {})["loss"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"name": "clips", "positive_weights": (1.0,)}, r"^recipe\.positive_weights: .* for each of web, partial, got"),
+        ({"name": "clip", "positive_weights": (0.0,)}, r"^recipe\.positive_weights: "),
+        ({"name": "clip", "positive_weights": (math.nan,)}, r"^recipe\.positive_weights: "),
+        ({"name": "sentences", "num_sentences": 0}, r"^recipe\.num_sentences: "),
+    ],
+)
+def test_invalid_settings_name_their_field(fields: dict[str, object], told: str):
+    with pytest.raises(UserError, match=told):
+        RecipeConfig(**fields)

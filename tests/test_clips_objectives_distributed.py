@@ -18,6 +18,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "siglip": {"name": "siglip"},
     "siglip_captions": {"name": "siglip_captions", "captioner": CAPTIONER},
     "caption_only": {"name": "caption_only", "captioner": CAPTIONER},
+    "sentences": {"name": "sentences", "positive_weights": [2.0, 1.0], "loss": "supcon"},
 }
 PARTS = ("siglip_captions", "caption_only")
 """Trained by micro-batches as well."""

@@ -92,7 +92,7 @@ def test_fields_say_what_they_mean_and_which_choices_there_are():
     assert validator("clips-train.json").is_valid({"output": "o", "data": {"sources": []}})
     recipe = train["$defs"]["RecipeConfig"]["properties"]
     assert recipe["name"]["enum"] == sorted(RECIPES)
-    assert recipe["positives"]["anyOf"][0]["items"]["enum"] == ["mixed", "partial", "web"]
+    assert recipe["positives"]["anyOf"][0]["items"]["enum"] == ["mixed", "partial", "sentences", "web"]
     assert "clips-l-14" in train["$defs"]["ModelConfig"]["properties"]["architecture"]["examples"]
 
 

@@ -17,10 +17,11 @@ Outputs = Mapping[str, Tensor]
 
 
 def contrastive_loss(recipe: Recipe, outputs: Outputs) -> Tensor:
-    """Return the recipe's contrastive loss () of the images with its positives."""
-    texts = [outputs[name] for name in recipe.spec.positives]
+    """Return the recipe's contrastive loss () of the images with its texts."""
+    texts = [outputs[name] for name in recipe.texts]
     scale, bias = outputs["logit_scale"], outputs.get("logit_bias")
-    return losses.contrastive_loss(outputs["image"], texts, scale, bias, kind=recipe.spec.loss)
+    kind, weights = recipe.spec.loss, recipe.text_weights
+    return losses.contrastive_loss(outputs["image"], texts, scale, bias, kind=kind, weights=weights)
 
 
 def caption_loss(recipe: Recipe, outputs: Outputs) -> Tensor:

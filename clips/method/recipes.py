@@ -9,6 +9,7 @@ Sources: [P] is the paper (CLIPS, arXiv 2411.16828), [C] the authors' code (http
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -38,9 +39,13 @@ class RecipeConfig:
             and a captioner that predicts the full synthetic one from image and web caption), siglip (the web caption,
             sigmoid loss), siglip_captions (as siglip, with the partial synthetic caption and the captioner of clips),
             caption_only (no text tower and no contrast: a captioner predicts the full synthetic caption, fed its
-            previous words, from a random third of the visual tokens, as OpenVision 2).
+            previous words, from a random third of the visual tokens, as OpenVision 2), sentences (the web caption and
+            three sentences of the synthetic one).
         positives: the texts that are contrasted with the image: web, partial (the shortened synthetic caption), mixed
-            (one of the two).
+            (one of the two), sentences (several sentences of the synthetic caption, as DreamLIP).
+        positive_weights: weight of each of the positives in the loss, which sentences share; null gives all texts the
+            same weight.
+        num_sentences: number of different sentences that are sampled for sentences; a caption of fewer repeats them.
         loss: softmax (mean of a symmetric CLIP loss for each text, as CLIPS), supcon (one softmax in which all texts of
             an image are positives), sigmoid (each pair is classified separately, and the logits start with SigLIP's
             scale and bias).
@@ -56,6 +61,8 @@ class RecipeConfig:
 
     name: str = field(default="clips", metadata={"choices": "clips.method.recipes:RECIPES"})
     positives: tuple[str, ...] | None = field(default=None, metadata={"choices": "clips.method.recipes:POSITIVES"})
+    positive_weights: tuple[float, ...] | None = None
+    num_sentences: int | None = None
     loss: str | None = field(default=None, metadata={"choices": "clips.model.architectures:CONTRASTIVE_LOSSES"})
     caption_strategy: str | None = field(
         default=None, metadata={"choices": "clips.method.caption_strategies:STRATEGIES"}
@@ -82,8 +89,16 @@ class RecipeConfig:
                 raise unknown_name_error(name, known, what)
         if self.positives is not None and len(set(self.positives)) != max(1, len(self.positives)):
             raise UserError(f"recipe.positives: expected one or more different texts, got {list(self.positives)}")
-        if self.caption_tokens < 1:
-            raise UserError(f"recipe.caption_tokens: expected at least 1, got {self.caption_tokens}")
+        for name in ("caption_tokens", "num_sentences"):
+            if (number := getattr(self, name)) is not None and number < 1:
+                raise UserError(f"recipe.{name}: expected at least 1, got {number}")
+        positives = Recipe(self).spec.positives
+        weights = self.positive_weights
+        if weights is not None and (len(weights) != len(positives) or not all(0 < one < math.inf for one in weights)):
+            raise UserError(
+                f"recipe.positive_weights: expected a number above 0 for each of {', '.join(positives) or 'none'}, "
+                f"got {list(weights)}"
+            )
         if self.web_caption_prob is not None and not 0 <= self.web_caption_prob <= 1:
             raise UserError(f"recipe.web_caption_prob: expected a number from 0 to 1, got {self.web_caption_prob}")
         for weight in ("contrastive_loss_weight", "caption_loss_weight"):
@@ -118,6 +133,7 @@ class RecipeSpec:
     """
 
     positives: tuple[str, ...] = ("web",)
+    num_sentences: int = 3
     loss: str = "softmax"
     caption_strategy: str = "full"
     web_caption_strategy: str = "full"
@@ -147,6 +163,7 @@ RECIPES: dict[str, RecipeSpec] = {
     "caption_only": RecipeSpec(
         positives=(), captioning=CaptionerTask(teacher_forcing=True, visual_token_ratio=OPENVISION2_TOKEN_RATIO)
     ),
+    "sentences": RecipeSpec(positives=("web", "sentences")),
 }
 
 
@@ -179,17 +196,28 @@ def mixed_text(captions: CaptionPair, rng: np.random.Generator, recipe: Recipe) 
     return (web_text if chooses_web and captions.web else partial_text)(captions, rng, recipe)
 
 
+def sampled_sentences(captions: CaptionPair, rng: np.random.Generator, recipe: Recipe) -> list[str]:
+    """Return ``num_sentences`` sentences of the synthetic caption, each once before any is repeated.
+
+    The full web caption if there is none, as for `partial_text`. Source: DreamLIP's sub-captions, arXiv 2403.17007.
+    """
+    pieces = sentences(captions.synthetic) or [full_synthetic_text(captions)]
+    order = rng.permutation(len(pieces))
+    return [pieces[order[number % len(pieces)]] for number in range(recipe.spec.num_sentences)]
+
+
 def full_synthetic_text(captions: CaptionPair) -> str:
     """Return the synthetic caption, or the web caption if there is none [C]."""
     return captions.synthetic if sentences(captions.synthetic) or not captions.web else captions.web
 
 
-POSITIVES: dict[str, Callable[[CaptionPair, np.random.Generator, Recipe], str]] = {
+POSITIVES: dict[str, Callable[[CaptionPair, np.random.Generator, Recipe], str | list[str]]] = {
     "web": web_text,
     "partial": partial_text,
     "mixed": mixed_text,
+    "sentences": sampled_sentences,
 }
-"""Name in the batch → function that samples the text from a sample's captions."""
+"""Name → function that samples the text, or the texts of this type, from a sample's captions."""
 _TARGET_TOKENIZER = ClipsTokenizer()  # of the captioner, for any tokenizer of the text tower
 
 
@@ -235,10 +263,26 @@ class Recipe:
         return predicts == "synthetic" or any(name != "web" for name in self.spec.positives)
 
     @property
+    def texts(self) -> tuple[str, ...]:
+        """Names in the batch of the contrasted texts: the positives, ``sentences_1`` … for several texts."""
+        return tuple(name for positive in self.spec.positives for name in self._names(positive))
+
+    @property
+    def text_weights(self) -> list[float]:
+        """The weight of each contrasted text in the loss, in any unit."""
+        names = [self._names(positive) for positive in self.spec.positives]
+        weights = self.config.positive_weights or [len(texts) for texts in names]
+        return [weight / len(texts) for texts, weight in zip(names, weights, strict=True) for _ in texts]
+
+    def _names(self, positive: str) -> tuple[str, ...]:
+        count = self.spec.num_sentences if positive == "sentences" else None
+        return (positive,) if count is None else tuple(f"{positive}_{number}" for number in range(1, count + 1))
+
+    @property
     def encoded(self) -> tuple[str, ...]:
         """Names of the texts that the text tower encodes: the contrasted ones and the captioner's."""
         reads = self.reads
-        return self.spec.positives if reads is None or reads in self.spec.positives else (*self.spec.positives, reads)
+        return self.texts if reads is None or reads in self.texts else (*self.texts, reads)
 
     def prepare(
         self, web: str, synthetic: str, rng: np.random.Generator, tokenizer: TextTokenizer
@@ -251,11 +295,14 @@ class Recipe:
             sample of the visual tokens.
         """
         captions = CaptionPair(web, synthetic)
-        texts = {name: POSITIVES[name](captions, rng, self) for name in self.encoded}
+        texts: dict[str, str] = {}
+        for positive in dict.fromkeys((*self.spec.positives, *([self.reads] if self.reads else ()))):
+            found = POSITIVES[positive](captions, rng, self)
+            texts |= zip(self._names(positive), [found] if isinstance(found, str) else found, strict=True)
         sample = dict(zip(texts, tokenizer(list(texts.values())), strict=True))
         if self.captioning is not None:
             synthetic_target = self.captioning.predicts == "synthetic"
-            text = full_synthetic_text(captions) if synthetic_target else texts[self.spec.positives[0]]
+            text = full_synthetic_text(captions) if synthetic_target else texts[self.texts[0]]
             target = _TARGET_TOKENIZER.encode_target(text, self.config.captioner.max_length)[0]
             mask = _target_mask(target, rng, self.config.captioner.max_loss_tokens)
             sample |= {"target": target, "target_mask": mask}
@@ -274,7 +321,7 @@ class Recipe:
         parts = {name: OBJECTIVES[name](self, outputs) for name in self.loss_weights}
         loss = self.total_loss(parts)
         if self.spec.positives:
-            parts["cosine_gap"] = cosine_margin(outputs["image"].detach(), outputs[self.spec.positives[0]].detach())
+            parts["cosine_gap"] = cosine_margin(outputs["image"].detach(), outputs[self.texts[0]].detach())
         return {"loss": loss} | {name: part.detach() for name, part in parts.items()}
 
     def total_loss(self, parts: Mapping[str, Tensor]) -> Tensor:

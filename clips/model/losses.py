@@ -11,6 +11,7 @@ decoder width, V vocabulary rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,49 +24,68 @@ GPU_CHUNK_ROWS = 2048  # products of fewer rows do not fill a GPU, and each chun
 _GPU_CHUNK_ELEMENTS = 2**28  # 1 GiB of float32
 
 
-def softmax_loss(image: Tensor, texts: Sequence[Tensor], scale: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return the mean () of the symmetric CLIP losses of the images with each type of text.
+def softmax_loss(contrast: Contrast) -> Tensor:
+    """Return the weighted mean () of the symmetric CLIP losses of the images with each type of text."""
+    image, scale = contrast.image, contrast.scale
+    images, own = gather_features(image), _own_rows(image)
+    to_texts = [linear_cross_entropy(scale * image, gather_features(text), own) for text in contrast.texts]
+    to_images = [linear_cross_entropy(scale * text, images, own) for text in contrast.texts]
+    return (_weighted_sum(to_texts, contrast) + _weighted_sum(to_images, contrast)) / (2 * len(image))
+
+
+def supcon_loss(contrast: Contrast) -> Tensor:
+    """Return the symmetric loss () in which an image selects its texts of all types in one softmax, as positives.
+
+    Source: L_out of SupCon (arXiv 2004.11362, equation 2) from image to text, with the weights of the types instead of
+    equal ones; a text has one image. With one type of text it equals `softmax_loss`.
+    """
+    image, scale = contrast.image, contrast.scale
+    images, own = gather_features(image), _own_rows(image)
+    matches = [(scale * image * text).sum() for text in contrast.texts]
+    all_texts = torch.cat([gather_features(text) for text in contrast.texts])
+    to_texts = linear_cross_entropy(scale * image, all_texts, own) + matches[0] - _weighted_sum(matches, contrast)
+    to_images = [linear_cross_entropy(scale * text, images, own) for text in contrast.texts]
+    return (to_texts + _weighted_sum(to_images, contrast)) / (2 * len(image))
+
+
+def sigmoid_loss(contrast: Contrast) -> Tensor:
+    """Return the weighted mean () over types of text of SigLIP's loss: every pair is classified separately.
+
+    Source: arXiv 2303.15343, algorithm 1.
+    """
+    image, own = contrast.image, _own_rows(contrast.image)
+    shift = image.new_zeros(()) if contrast.bias is None else contrast.bias
+    sums = [
+        _PairwiseSigmoid.apply(contrast.scale * image, gather_features(text), shift, own) for text in contrast.texts
+    ]
+    return _weighted_sum(sums, contrast) / len(image)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrast:
+    """Images and texts of a contrastive loss, in float32.
 
     Args:
         image: (B, E) image features of unit length.
         texts: for each type of text, (B, E) features of unit length; row *i* belongs to image *i*.
         scale: () or (1,), the factor that multiplies the cosines.
-        bias: unused; a softmax is invariant to it.
+        bias: () or (1,), added to the logits of the sigmoid loss; a softmax is invariant to it.
+        weights: of each type of text, with sum 1.
     """
-    images, own = gather_features(image), _own_rows(image)
-    losses = []
-    for text in texts:
-        losses.append(linear_cross_entropy(scale * image, gather_features(text), own))
-        losses.append(linear_cross_entropy(scale * text, images, own))
-    return torch.stack(losses).mean() / len(image)
+
+    image: Tensor
+    texts: Sequence[Tensor]
+    scale: Tensor
+    bias: Tensor | None
+    weights: Sequence[float]
 
 
-def supcon_loss(image: Tensor, texts: Sequence[Tensor], scale: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return the symmetric loss () in which an image selects its texts of all types in one softmax, as equal positives.
-
-    Source: L_out of SupCon (arXiv 2004.11362, equation 2) from image to text; a text has one image. With one type of
-    text it equals `softmax_loss`, whose arguments it takes.
-    """
-    images, own = gather_features(image), _own_rows(image)
-    matches = torch.stack([(scale * image * text).sum() for text in texts])
-    all_texts = torch.cat([gather_features(text) for text in texts])
-    to_texts = linear_cross_entropy(scale * image, all_texts, own) + matches[0] - matches.mean()
-    to_images = torch.stack([linear_cross_entropy(scale * text, images, own) for text in texts]).mean()
-    return (to_texts + to_images) / (2 * len(image))
+def _weighted_sum(values: Sequence[Tensor], contrast: Contrast) -> Tensor:
+    """Return the sum () of a value () for each type of text, weighted."""
+    return torch.stack([weight * value for value, weight in zip(values, contrast.weights, strict=True)]).sum()
 
 
-def sigmoid_loss(image: Tensor, texts: Sequence[Tensor], scale: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return the mean () over types of text of SigLIP's loss: every pair is classified separately, matching or not.
-
-    Source: arXiv 2303.15343, algorithm 1. Arguments as `softmax_loss`; ``bias`` () or (1,) is added to the logits.
-    """
-    own = _own_rows(image)
-    shift = image.new_zeros(()) if bias is None else bias
-    sums = [_PairwiseSigmoid.apply(scale * image, gather_features(text), shift, own) for text in texts]
-    return torch.stack(sums).mean() / len(image)
-
-
-_LOSSES: dict[str, Callable[[Tensor, Sequence[Tensor], Tensor, Tensor | None], Tensor]] = {
+_LOSSES: dict[str, Callable[[Contrast], Tensor]] = {
     "softmax": softmax_loss,
     "supcon": supcon_loss,
     "sigmoid": sigmoid_loss,
@@ -74,23 +94,36 @@ _LOSSES: dict[str, Callable[[Tensor, Sequence[Tensor], Tensor, Tensor | None], T
 
 
 def contrastive_loss(
-    image: Tensor, texts: Sequence[Tensor], scale: Tensor, bias: Tensor | None = None, *, kind: str = "softmax"
+    image: Tensor,
+    texts: Sequence[Tensor],
+    scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    kind: str = "softmax",
+    weights: Sequence[float] | None = None,
 ) -> Tensor:
     """Return the loss () ``kind``, in float32 under any autocast.
 
     A process computes its rows of the global similarity matrix chunk by chunk.
 
     Args:
-        image: (B, E) image features of unit length.
-        texts: for each type of text, (B, E) features of unit length; row *i* belongs to image *i*.
-        scale: () or (1,), the factor that multiplies the cosines.
-        bias: () or (1,), added to the logits of the sigmoid loss.
+        image: see `Contrast`; ``texts``, ``scale`` and ``bias`` likewise, of any float dtype.
+        texts: one or more types.
+        scale: of the cosines.
+        bias: of the logits.
         kind: the loss's name, one of ``clips.model.architectures.CONTRASTIVE_LOSSES``.
+        weights: of each type of text, in any unit; equal ones if not given.
     """
+    weights = weights or [1.0] * len(texts)
     with torch.autocast(image.device.type, enabled=False):
-        return _LOSSES[kind](
-            image.float(), [text.float() for text in texts], scale.float(), None if bias is None else bias.float()
+        contrast = Contrast(
+            image=image.float(),
+            texts=[text.float() for text in texts],
+            scale=scale.float(),
+            bias=None if bias is None else bias.float(),
+            weights=[weight / sum(weights) for weight in weights],
         )
+        return _LOSSES[kind](contrast)
 
 
 def _own_rows(local: Tensor) -> Tensor:

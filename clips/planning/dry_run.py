@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F  # noqa: N812
 
 from clips.method.clips_model import ClipsModel, build_model
+from clips.method.objectives import contrastive_loss
 from clips.method.recipes import RecipeConfig
 from clips.model import losses
 from clips.model.architectures import ModelConfig, model_cfg
@@ -216,21 +217,21 @@ def profile_contrastive_loss(
         processes: number of processes of the global batch.
         device: see `profile_step`.
     """
-    if not model.recipe.spec.positives:
-        return 0.0, 0
     recipe, width = model.recipe, int(model.model_cfg["embed_dim"])
+    if not recipe.texts:
+        return 0.0, 0
     with _mode_of(model):
-        image, *texts = (torch.empty(samples, width).requires_grad_() for _ in range(1 + len(recipe.spec.positives)))
-        scale, bias = (torch.empty(()).requires_grad_() for _ in range(2))
+        outputs = {name: torch.empty(samples, width).requires_grad_() for name in ("image", *recipe.encoded)}
+        outputs |= {name: torch.empty(()).requires_grad_() for name in ("logit_scale", "logit_bias")}
     with _fake_processes(processes), kernels_of(device), MemoryTrace(model) as trace, FlopCounter() as counter:
-        losses.contrastive_loss(image, texts, scale, bias, kind=recipe.spec.loss).backward()
+        contrastive_loss(recipe, outputs).backward()
     return counter.total, trace.peak
 
 
 def contrastive_flops(model: ClipsModel, samples: int, processes: int) -> float:
     """Compute the FLOPs of `profile_contrastive_loss`: logits and two gradients, for each text and direction."""
     directions = 1 if model.recipe.spec.loss == "sigmoid" else 2
-    pairs = samples * samples * processes * len(model.recipe.spec.positives) * directions
+    pairs = samples * samples * processes * len(model.recipe.texts) * directions
     return 3.0 * 2 * int(model.model_cfg["embed_dim"]) * pairs
 
 

@@ -232,8 +232,8 @@ class StagePlan:
             within = _ring(layout.shards) * (self.model.gathered_bytes(layout.parallel) + gradients)
         else:
             within = 2 * _ring(layout.shards) * gradients
-        positives = len(self.model.model.recipe.spec.positives)
-        towers = 1 + positives if positives else 0
+        texts = len(self.model.model.recipe.texts)
+        towers = 1 + texts if texts else 0
         features = local * layout.count * self.model.model.model_cfg["embed_dim"] * towers * 4
         between = 2 * _ring(copies) * gradients / layout.shards
         return within, between, 2 * _ring(layout.count) * features
