@@ -13,9 +13,12 @@ from test_clips_losses import naive_sigmoid, naive_softmax, unit
 from clips.encoder import write_encoder
 from clips.errors import UserError
 from clips.method.clips_model import ClipsModel, ModelConfig, build_model
-from clips.method.recipes import Recipe, RecipeConfig
+from clips.method.hard_negatives import swap_words
+from clips.method.recipes import RECIPES, Recipe, RecipeConfig
 from clips.model.architectures import CONTRASTIVE_LOSSES, CaptionerConfig
+from clips.model.losses import contrastive_loss
 from clips.model.tokenizer import ClipsTokenizer
+from clips.planning.dry_run import contrastive_flops, fake_model, profile_contrastive_loss
 
 TOKENIZER = ClipsTokenizer(16)
 SMALL = CaptionerConfig(width=16, num_heads=2, num_layers=1, max_length=20)
@@ -138,3 +141,104 @@ def test_equal_weights_change_no_bit():
 def test_invalid_settings_name_their_field(fields: dict[str, object], told: str):
     with pytest.raises(UserError, match=told):
         RecipeConfig(**fields)
+
+
+# Hard negatives ---------------------------------------------------------------------------------------------------
+
+
+def test_two_content_words_of_a_caption_change_places():
+    text = "A black dog and the white cat, on a dog's bed."
+    swapped = {swap_words(text, np.random.default_rng(seed)) for seed in range(200)}
+    assert "A white dog and the black cat, on a dog's bed." in swapped
+    assert "A black cat and the white dog, on a dog's bed." in swapped
+    assert len(swapped) == 6 * 5 / 2  # black, dog, white, cat, dog's, bed
+    words = sorted(text.lower().replace(",", "").replace(".", "").split())
+    assert all(sorted(one.lower().replace(",", "").replace(".", "").split()) == words for one in swapped)
+    same = [swap_words(text, np.random.default_rng(7)) for _ in range(2)]
+    assert same[0] == same[1]
+
+
+@pytest.mark.parametrize("text", ["", "dog", "the dog of the dog", "A Dog and a dog", "12 + 3"])
+def test_a_text_without_two_content_words_is_unchanged(text: str):
+    assert swap_words(text, np.random.default_rng(0)) == text
+
+
+def test_each_positive_brings_its_own_negative():
+    config = RecipeConfig(name="clips", hard_negatives=True, caption_loss_weight=0)
+    sample = prepared(config, web="my dog", synthetic="A red car.")
+    assert list(sample) == ["web", "partial", "web_negative", "partial_negative"]
+    assert (sample["web_negative"], sample["partial_negative"]) == ("my dog", "a car red")  # "my" is no content word
+    plain = prepared(RecipeConfig(name="clips", caption_loss_weight=0), web="my dog", synthetic="A red car.")
+    assert {name: sample[name] for name in plain} == plain
+
+
+def test_a_swap_beyond_the_context_is_no_negative():
+    recipe = Recipe(RecipeConfig(name="negclip"))
+    outputs = {name: unit(2, 6, seed=seed) for seed, name in enumerate(("image", "web", "web_negative"))}
+    outputs |= {"logit_scale": torch.tensor(5.0)}
+    tokens = torch.tensor([[1, 5, 6, 2], [1, 7, 8, 2]])
+    without = Recipe(RecipeConfig(name="clip")).losses(outputs, {})["loss"]
+    same = recipe.losses(outputs, {"web": tokens, "web_negative": tokens})["loss"]
+    torch.testing.assert_close(same, without)
+    other = recipe.losses(outputs, {"web": tokens, "web_negative": tokens.flip(1)})["loss"]
+    assert other > without
+
+
+@pytest.mark.parametrize("loss", CONTRASTIVE_LOSSES)
+def test_hard_negatives_are_candidates_of_every_image_and_of_no_text(loss: str):
+    image, texts, others = unit(4, 6, seed=0), [unit(4, 6, seed=1), unit(4, 6, seed=2)], [unit(4, 6, seed=3)] * 2
+    exists = torch.tensor([True, False, True, True])
+    total = 0.0
+    separate = [([one], [two]) for one, two in zip(texts, others, strict=True)]
+    types = [(texts, others)] if loss == "supcon" else separate
+    for own, hard in types:
+        for i in range(4):
+            row = [5 * float(image[i] @ text[j]) for text in own for j in range(4)]
+            row += [5 * float(image[i] @ text[j]) for text in hard for j in range(4) if exists[j]]
+            if loss == "sigmoid":
+                signs = [-1 if number == i else 1 for number in range(len(row))]
+                total += (
+                    sum(math.log1p(math.exp(sign * (value - 1))) for sign, value in zip(signs, row, strict=True)) / 8
+                )
+                continue
+            normalizer = math.log(sum(map(math.exp, row)))
+            for number, text in enumerate(own):
+                back = [5 * float(image[j] @ text[i]) for j in range(4)]
+                to_image = math.log(sum(map(math.exp, back))) - back[i]
+                total += (normalizer - row[4 * number + i] + to_image) / (2 * 8)
+    arguments = (image, texts, torch.tensor(5.0), torch.tensor(-1.0))
+    found = contrastive_loss(*arguments, kind=loss, negatives=[(other, exists) for other in others])
+    assert found.item() == pytest.approx(total, abs=1e-5)
+
+
+# Matryoshka -------------------------------------------------------------------------------------------------------
+
+
+def test_the_losses_of_prefixes_are_added():
+    outputs = {name: unit(4, 8, seed=seed) for seed, name in enumerate(("image", "web"))}
+    outputs |= {"logit_scale": torch.tensor(5.0)}
+    total = 0.0
+    for width in (8, 4, 2):
+        image, text = (outputs[name][:, :width] for name in ("image", "web"))
+        rescaled = [part / part.norm(dim=1, keepdim=True) for part in (image, text)]
+        total += naive_softmax(rescaled[0], [rescaled[1]], 5.0, None)
+    found = Recipe(RecipeConfig(name="clip", embedding_widths=(4, 2))).losses(outputs, {})["loss"]
+    assert found.item() == pytest.approx(total, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("widths", "told"),
+    [((0,), "expected different numbers above 0"), ((4, 4), "expected different"), ((4, 128), "below the width 128")],
+)
+def test_widths_are_smaller_than_the_embedding(widths: tuple[int, ...], told: str):
+    with pytest.raises(UserError, match=rf"^recipe\.embedding_widths: .*{told}"):
+        built("clip", embedding_widths=widths)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_plan_counts_the_flops_of_the_contrast(name: str):
+    for settings in ({}, {"embedding_widths": (8, 32)}):
+        if settings and not RECIPES[name].positives:
+            continue
+        model = fake_model(ModelConfig(context_length=12), RecipeConfig(name=name, captioner=SMALL, **settings))
+        assert profile_contrastive_loss(model, 16, 2)[0] == contrastive_flops(model, 16, 2)

@@ -19,8 +19,10 @@ RECIPES: dict[str, dict[str, Any]] = {
     "siglip_captions": {"name": "siglip_captions", "captioner": CAPTIONER},
     "caption_only": {"name": "caption_only", "captioner": CAPTIONER},
     "sentences": {"name": "sentences", "positive_weights": [2.0, 1.0], "loss": "supcon"},
+    "negclip": {"name": "negclip", "embedding_widths": [16, 64]},
+    "siglip_negatives": {"name": "siglip", "hard_negatives": True},
 }
-PARTS = ("siglip_captions", "caption_only")
+PARTS = ("siglip_captions", "caption_only", "negclip")
 """Trained by micro-batches as well."""
 
 

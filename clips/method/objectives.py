@@ -1,4 +1,4 @@
-"""The losses of a recipe: each one an entry of ``OBJECTIVES``, a function of the recipe and the model's outputs.
+"""The losses of a recipe: each an entry of ``OBJECTIVES``, a function of the recipe, the model's outputs and the batch.
 
 The total loss is their sum, weighted by ``Recipe.loss_weights``, which has the names of those that a recipe uses. As in
 `clips.model.losses`, the mean over processes is the loss of the global batch.
@@ -8,28 +8,55 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
 from clips.method.recipes import Recipe
 from clips.model import losses
 
-Outputs = Mapping[str, Tensor]
+Tensors = Mapping[str, Tensor]
 
 
-def contrastive_loss(recipe: Recipe, outputs: Outputs) -> Tensor:
-    """Return the recipe's contrastive loss () of the images with its texts."""
-    texts = [outputs[name] for name in recipe.texts]
-    scale, bias = outputs["logit_scale"], outputs.get("logit_bias")
-    kind, weights = recipe.spec.loss, recipe.text_weights
-    return losses.contrastive_loss(outputs["image"], texts, scale, bias, kind=kind, weights=weights)
+def contrastive_loss(recipe: Recipe, outputs: Tensors, batch: Tensors) -> Tensor:
+    """Return the recipe's contrastive loss () of the images with its texts, summed over the widths of the embedding.
+
+    A width is a prefix of the features, normalized again. Source: Matryoshka representations (arXiv 2205.13147), with
+    weight 1 for each width.
+    """
+    device, scale = outputs["image"].device, outputs["logit_scale"]
+    exist = {text: _differ(batch[text], batch[other]).to(device) for text, other in recipe.negatives.items()}
+    found = []
+    for width in (None, *recipe.spec.embedding_widths):
+        features = {name: _prefix(outputs[name], width) for name in ("image", *recipe.contrasted)}
+        loss = losses.contrastive_loss(
+            features["image"],
+            [features[text] for text in recipe.texts],
+            scale,
+            outputs.get("logit_bias"),
+            kind=recipe.spec.loss,
+            weights=recipe.text_weights,
+            negatives=[(features[other], exist[text]) for text, other in recipe.negatives.items()],
+        )
+        found.append(loss)
+    return found[0] if len(found) == 1 else torch.stack(found).sum()
 
 
-def caption_loss(recipe: Recipe, outputs: Outputs) -> Tensor:
+def _prefix(features: Tensor, width: int | None) -> Tensor:
+    return features if width is None else F.normalize(features[:, :width].float(), dim=-1)
+
+
+def _differ(tokens: Tensor, others: Tensor) -> Tensor:
+    """Return which rows of (B, L) tokens differ, (B,): a text that has no swap within L has no negative."""
+    return (tokens != others).any(dim=1)
+
+
+def caption_loss(recipe: Recipe, outputs: Tensors, batch: Tensors) -> Tensor:
     """Return the captioner's cross-entropy () per counted token."""
     return losses.caption_loss(outputs["caption_loss_sum"], outputs["caption_tokens"])
 
 
-OBJECTIVES: dict[str, Callable[[Recipe, Outputs], Tensor]] = {
+OBJECTIVES: dict[str, Callable[[Recipe, Tensors, Tensors], Tensor]] = {
     "contrastive_loss": contrastive_loss,
     "caption_loss": caption_loss,
 }
