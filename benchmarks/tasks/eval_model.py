@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +90,7 @@ class EvalModel:
             return load_transformers_encoder(self.path("encoder"), self.device, self.config.dtype)
         from benchmarks.tasks.encoders.embedding import load_dual_encoder
 
-        return load_dual_encoder(self.path("encoder"), self.device, self.config.dtype)
+        return self._narrowed(load_dual_encoder(self.path("encoder"), self.device, self.config.dtype))
 
     @functools.cached_property
     def tower(self) -> DualEncoder:
@@ -101,12 +102,15 @@ class EvalModel:
         if self.is_bare_tower:
             from benchmarks.tasks.encoders.image_tower import load_image_tower
 
-            return load_image_tower(str(self.config.encoder), self.device, self.config.dtype)
+            return self._narrowed(load_image_tower(str(self.config.encoder), self.device, self.config.dtype))
         if has_text_tower(self.path("tower")):
             return self.encoder
         from benchmarks.tasks.encoders.embedding import load_dual_encoder
 
-        return load_dual_encoder(self.path("tower"), self.device, self.config.dtype)
+        return self._narrowed(load_dual_encoder(self.path("tower"), self.device, self.config.dtype))
+
+    def _narrowed(self, encoder: DualEncoder) -> DualEncoder:
+        return dataclasses.replace(encoder, width=self.config.embedding_width)
 
     @property
     def is_bare_tower(self) -> bool:

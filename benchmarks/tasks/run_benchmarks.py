@@ -183,6 +183,8 @@ def _key(model: EvalModel, entry: Benchmark, config: BenchmarkConfig, model_hash
         "data": entry.hash_of_data(config),
         "libraries": {name: library_versions().get(name) for name in _LIBRARIES},
     }
+    if entry.needs != "llava" and model.config.embedding_width is not None:
+        inputs["embedding_width"] = model.config.embedding_width
     if entry.judged:
         inputs["judge_model"] = make_judge(config, entry.task, model.config.output).model
     unused = [field.name for field in dataclasses.fields(config) if field.name not in {*entry.takes, *COMMON_FIELDS}]

@@ -40,6 +40,7 @@ class DualEncoder:
         preprocessing: protocol entries of the image preprocessing that the model's directory records.
         device: torch device.
         precision: the dtype of the towers.
+        width: number of the first entries of an embedding that are used; None for all.
     """
 
     model: Any
@@ -48,6 +49,7 @@ class DualEncoder:
     preprocessing: Entries
     device: str
     precision: str
+    width: int | None = None
 
 
 def load_dual_encoder(path: str, device: str, precision: str) -> DualEncoder:
@@ -76,9 +78,10 @@ def load_dual_encoder(path: str, device: str, precision: str) -> DualEncoder:
 
 
 def encoder_settings(encoder: DualEncoder) -> Entries:
-    """Return precision and library versions as protocol entries, without build tags (``+cpu``)."""
+    """Return precision, library versions without build tags (``+cpu``), and a reduced width as protocol entries."""
     found = {name: library_versions()[name].partition("+")[0] for name in ("torch", "open_clip_torch")}
-    return {"precision": encoder.precision, **found}
+    width = {} if encoder.width is None else {"embedding_width": encoder.width}
+    return {"precision": encoder.precision, **found, **width}
 
 
 def _preprocessing(model: Any, path: str) -> Entries:
@@ -129,7 +132,7 @@ def embed_images(
             for batch, images in zip(progress_iter(batches, "embedding images"), prepared, strict=True):
                 # channels last is faster for convolutions
                 pixels = torch.stack(images).to(encoder.device, dtype, memory_format=torch.channels_last)
-                features = _normalize(encoder.model.encode_image(pixels))
+                features = _normalize(encoder.model.encode_image(pixels), encoder.width)
                 yield _check_finite(features, [names[index] for index in batch], "image")
 
     return cache.collect(_batches(range(len(names)), batch_size), compute)
@@ -158,7 +161,7 @@ def embed_texts(
             for batch in progress_iter(batches, "embedding texts"):
                 chosen = [texts[index] for index in batch]
                 tokens = encoder.tokenizer(chosen).to(encoder.device)
-                yield _check_finite(_normalize(_encode_text(encoder.model, tokens)), chosen, "text")
+                yield _check_finite(_normalize(_encode_text(encoder.model, tokens), encoder.width), chosen, "text")
 
     return cache.collect(_batches(order, batch_size), compute)
 
@@ -190,10 +193,12 @@ def _prefetch(pool: ThreadPoolExecutor, prepare: Callable[[int], Any], batches: 
         yield [future.result() for future in pending.popleft()]
 
 
-def _normalize(features: torch.Tensor) -> torch.Tensor:
+def _normalize(features: torch.Tensor, width: int | None) -> torch.Tensor:
     import torch
 
-    return torch.nn.functional.normalize(features.float(), dim=-1).cpu()
+    if width is not None and width > features.shape[1]:
+        raise UserError(f"embedding_width: expected at most the {features.shape[1]} of this encoder, got {width}")
+    return torch.nn.functional.normalize(features[:, :width].float(), dim=-1).cpu()
 
 
 def _check_finite(features: torch.Tensor, names: Sequence[str], what: str) -> torch.Tensor:
