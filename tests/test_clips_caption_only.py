@@ -127,12 +127,12 @@ def test_the_image_tower_starts_as_that_of_any_other_recipe():
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"recipe": {**RECIPE, "caption_loss_weight": 0}}, r"^recipe\.caption_loss_weight: .* no other loss$"),
-        ({"recipe": RECIPE, "model": {"architecture": "clips-tiny", "lock_text": True}}, r"^model\.lock_text: "),
-        ({"recipe": RECIPE, "validation": {"source": {"path": "data"}}}, r"^validation\.source: expected null"),
+        ({"recipe": {**RECIPE, "caption_loss_weight": 0}}, r"recipe\.caption_loss_weight: .* no other loss$"),
+        ({"recipe": RECIPE, "model": {"architecture": "clips-tiny", "lock_text": True}}, r"model\.lock_text: "),
+        ({"recipe": RECIPE, "validation": {"source": {"path": "data"}}}, r"validation\.source: expected null"),
         (
             {"recipe": {"name": "caption_only", "captioner": {"visual_token_ratio": 1.5}}},
-            r"^captioner\.visual_token_ratio: ",
+            r"captioner\.visual_token_ratio: ",
         ),
     ],
 )

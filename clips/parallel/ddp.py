@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from clips.method.clips_model import ClipsModel
+from clips.method.muon import MuonAdamW
 from clips.method.optimizer import OptimizerConfig, build_optimizer
 from clips.parallel.distributed import DistributedContext
 
@@ -126,15 +127,22 @@ class Strategy(abc.ABC):
         state: dict[str, Tensor] = {}
         for name, parameter in self.encoder.named_parameters():
             if parameter.requires_grad:
-                state |= {f"{name}.{key}": torch.zeros_like(parameter.detach()) for key in ADAM_STATE_NAMES}
-                state[f"{name}.step"] = torch.zeros((), device=parameter.device)
+                for key in self._state_names(parameter):
+                    shaped = parameter.detach() if key != "step" else parameter.detach().new_zeros(())
+                    state[f"{name}.{key}"] = torch.zeros_like(shaped)
         return state
 
     def load_optimizer_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Load the optimizer's state of the parameters in ``state``."""
         for name, parameter in self.encoder.named_parameters():
-            if f"{name}.step" in state:
-                self.optimizer.state[parameter] = {key: state[f"{name}.{key}"] for key in ("step", *ADAM_STATE_NAMES)}
+            found = {key: state.get(f"{name}.{key}") for key in self._state_names(parameter)}
+            if all(value is not None for value in found.values()):
+                self.optimizer.state[parameter] = found
+
+    def _state_names(self, parameter: Tensor) -> tuple[str, ...]:
+        if isinstance(self.optimizer, MuonAdamW):
+            return self.optimizer.state_names(parameter)
+        return ("step", *ADAM_STATE_NAMES)
 
 
 class DDPStrategy(Strategy):

@@ -17,9 +17,10 @@ import numpy as np
 from clips.data.remote_files import is_remote
 from clips.data.sources import open_source
 from clips.errors import UserError
+from clips.parallel.distributed_config import Parallel
 from clips.planning import Cost
 from clips.planning.hardware import GPUS, Gpu
-from clips.planning.memory import SHARDED, Layout, MemoryModel, Parts, largest
+from clips.planning.memory import PARALLELS, SHARDED, Layout, MemoryModel, Parts, largest
 from clips.planning.plan_config import TrainPlanConfig
 from clips.planning.roofline import Kernels, KernelTrace, rates_of, roofline, trace_step
 from clips.text_files import safe_json_loads
@@ -220,6 +221,11 @@ class StagePlan:
             compiled=self.stage.distributed.torch_compile,
         )
 
+    @property
+    def strategies(self) -> tuple[Parallel, ...]:
+        """The strategies that can train with the stage's optimizer."""
+        return ("ddp",) if self.stage.optimizer.name == "muon" else PARALLELS
+
     def bytes_sent(self, layout: Layout, local: int) -> tuple[float, float, float]:
         """Return bytes that a GPU sends per step by ring algorithms.
 
@@ -233,7 +239,6 @@ class StagePlan:
         else:
             within = 2 * _ring(layout.shards) * gradients
         texts = len(self.model.model.recipe.contrasted)
-        towers = 1 + texts if texts else 0
         towers = 1 + texts if texts else 0
         features = local * layout.count * self.model.model.model_cfg["embed_dim"] * towers * 4
         between = 2 * _ring(copies) * gradients / layout.shards
