@@ -27,6 +27,8 @@ DIFFERENCES = {"muon": 1e-5}
 """Largest mean difference of a weight, where it is not 1e-6: Muon orthogonalizes in bfloat16."""
 PARTS = ("siglip_captions", "caption_only", "negclip")
 """Trained by micro-batches as well."""
+SHARDED = ("fsdp", "zero2", "zero3")
+"""Under which ``caption_only`` is trained as well: it has no logit scale."""
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +49,10 @@ def trainings(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     for name in PARTS:
         clips_world.train_config(data, folder / "parts" / name, **TRAININGS[name], micro_batch_size=1)
         plan.append({"config": str(folder / "parts" / f"{name}.json"), "stop": None})
+    for strategy in SHARDED:
+        fields = TRAININGS["caption_only"] | {"distributed": {"strategy": strategy}}
+        clips_world.train_config(data, folder / "sharded" / strategy, **fields)
+        plan.append({"config": str(folder / "sharded" / f"{strategy}.json"), "stop": None})
     drive(folder, plan)
     return folder
 
@@ -81,3 +87,9 @@ def test_a_resumed_training_is_the_uninterrupted_one(trainings: Path, name: str)
 @pytest.mark.parametrize("name", PARTS)
 def test_micro_batches_train_what_full_batches_train(trainings: Path, name: str):
     assert_same_training(trainings / "parts" / name, trainings / "one" / name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", SHARDED)
+def test_a_model_without_a_text_tower_trains_in_shards(trainings: Path, strategy: str):
+    assert_same_training(trainings / "sharded" / strategy, trainings / "one" / "caption_only")

@@ -129,8 +129,14 @@ def build_optimizer(
     adamw = torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True)
     if not matrices:
         return adamw
-    settings = {"weight_decay": config.weight_decay, "momentum": config.muon_momentum}
-    return MuonAdamW(torch.optim.Muon(matrices, lr=rate, adjust_lr_fn="match_rms_adamw", **settings), adamw)
+    muon = torch.optim.Muon(
+        matrices,
+        lr=rate,
+        weight_decay=config.weight_decay,
+        momentum=config.muon_momentum,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    return MuonAdamW(muon, adamw)
 
 
 def cosine_lr(step: int, steps: int, config: OptimizerConfig, batch_size: int) -> float:

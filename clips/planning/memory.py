@@ -126,7 +126,8 @@ class MemoryModel:
         """Return FLOPs that a GPU executes per sample, including recomputation."""
         plain = self.step(_SAMPLES, 0)
         recomputed = self._large(layout.checkpointing).flops_per_sample - plain.flops_per_sample
-        return self.flops(layout.count) + recomputed + (plain.feature_flops / plain.samples if in_parts else 0)
+        twice = in_parts and bool(self.model.recipe.encoded)  # without a contrast the features are computed once
+        return self.flops(layout.count) + recomputed + (plain.feature_flops / plain.samples if twice else 0)
 
     def parts(self, layout: Layout, *, local: int, at_once: int) -> Parts:
         """Return bytes by part at the peak of a step, or of validation if that is higher.
@@ -144,7 +145,8 @@ class MemoryModel:
         if at_once >= local:
             peak = _peak(*self._timeline(local, layout), gradient_shards, contrast)
         else:
-            features = 2 * local * self.model.model_cfg["embed_dim"] * (1 + len(self.model.recipe.encoded)) * _FLOAT32
+            kept = 1 + len(self.model.recipe.encoded) if self.model.recipe.encoded else 0
+            features = 2 * local * self.model.model_cfg["embed_dim"] * kept * _FLOAT32
             persistent["batch"] += features  # and their gradients
             # With micro-batches, gradients exist throughout and the contrastive loss is computed before.
             peak = _peak(*self._timeline(at_once, layout), math.inf, 0.0)

@@ -255,7 +255,7 @@ class StagePlan:
         """Return bytes on disk: the encoder directory, and the peak of the checkpoints while one is written."""
         weights = self.model.parameters * 4 + self.model.buffers
         average = weights if self.stage.ema_decay is not None else 0
-        checkpoint = weights + self.model.trained * 8 + average
+        checkpoint = weights + self.model.trained * 8 - self.model.with_muon * 4 + average
         return {"encoder": weights, "checkpoints": checkpoint * (self.stage.save_total_limit + 1)}
 
 

@@ -6,7 +6,7 @@
 
 Caption loss: ``clips.model.losses.linear_cross_entropy`` vs. ``F.cross_entropy(hidden @ weight.T)``, torch's own
 ``F.linear_cross_entropy`` if this version has it, and Liger's fused one if it is installed and there is a GPU. With
-``--bf16`` matrix products are those of autocast. Contrastive loss: ``clips.model.losses.softmax_loss`` of one process
+``--bf16`` matrix products are those of autocast. Contrastive loss: softmax of ``clips.model.losses`` of one process
 among many, with simulated features of the others, vs. this process's rows of the logits, as with open_clip's
 ``--local-loss``. Memory is the peak of torch's allocations beyond the inputs and their gradients, counted at every
 allocation; our gradients must be equal to the naive ones (nearly in bfloat16).
@@ -123,7 +123,7 @@ def contrastive_losses(partners: list[Tensor]) -> dict[str, Loss]:
     def ours(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
         features = gathered(image, text)  # in the order of the loss's calls
         with mock.patch.object(losses, "gather_features", side_effect=features):
-            return losses.softmax_loss(image, [text], scale)
+            return losses.contrastive_loss(image, [text], scale)
 
     def naive(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
         images, texts = gathered(image, text)
