@@ -185,7 +185,7 @@ def test_it_captions_an_image(encoder: Path, tmp_path: Path, capsys: pytest.Capt
     assert capsys.readouterr().out.endswith("\n")
 
 
-def test_other_formats_are_refused(encoder: Path, tmp_path: Path):
+def test_other_formats_are_rejected(encoder: Path, tmp_path: Path):
     with pytest.raises(UserError, match="expected an encoder with a text tower"):
         run_export(ExportConfig(checkpoint=str(encoder), output=str(tmp_path / "out"), format="hf_clip"))
     assert not (tmp_path / "out").exists()
@@ -210,7 +210,7 @@ def test_a_second_stage_takes_over_tower_and_captioner(tmp_path: Path):
         assert not torch.equal(first[name], last[name])
 
 
-def test_texts_are_refused_in_one_line_and_a_linear_probe_runs(
+def test_texts_are_rejected_in_one_line_and_a_linear_probe_runs(
     encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     data = bench_classes.write_wds(tmp_path / "data", 12)

@@ -94,7 +94,7 @@ _FIRST = "clip.visual.transformer.resblocks.0.mlp.c_fc.weight"
 
 
 @pytest.mark.parametrize("strategy", ["fsdp", "zero1", "zero3"])
-def test_sharded_training_with_muon_is_refused(tmp_path: Path, strategy: str):
+def test_sharded_training_with_muon_is_rejected(tmp_path: Path, strategy: str):
     fields = {"optimizer": {"name": "muon"}, "distributed": {"strategy": strategy}}
     with pytest.raises(UserError, match=rf"optimizer\.name: expected adamw with distributed\.strategy: {strategy}"):
         clips_world.train_config(tmp_path, tmp_path / "run", **fields)

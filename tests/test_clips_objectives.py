@@ -58,7 +58,7 @@ def test_another_type_of_loss_starts_with_its_own_scale_and_bias(tmp_path: Path,
     assert model.clip.logit_scale.item() == fresh.clip.logit_scale.item() != 4.0
     assert (model.clip.logit_bias is None) == (after == "clip")
     assert torch.equal(model.clip.token_embedding.weight, source.clip.token_embedding.weight)
-    assert "scale and bias of the logits start anew" in capsys.readouterr().err
+    assert "scale and bias of the logits keep their initial values" in capsys.readouterr().err
     assert built(before, pretrained=tmp_path).clip.logit_scale.item() == 4.0
 
 

@@ -206,9 +206,15 @@ def _encoder(builder: _PlanBuilder, name: str, seed: int) -> _Model:
     config = deep_merge(builder.study.defaults.encoder, entry) | {"output": str(output), "seed": seed}
     if f"encoder-{full_name}" not in builder.steps:
         builder.add(f"encoder-{full_name}", "encoder", TRAIN_ENCODER, config, output)
-    recipe = from_plain(RecipeConfig, config.get("recipe", {}), what=f"encoders.{name}.recipe")
     spec, artifact = f"{PATH_PREFIX}encoders/{full_name}", f"encoders/{full_name}"
-    return _Model(name=full_name, spec=spec, artifact=artifact, has_text=bool(Recipe(recipe).encoded))
+    return _Model(name=full_name, spec=spec, artifact=artifact, has_text=_trains_text_tower(config.get("recipe", {})))
+
+
+def _trains_text_tower(recipe: Any) -> bool:
+    try:
+        return bool(Recipe(from_plain(RecipeConfig, recipe, what="recipe")).encoded)
+    except UserError:
+        return True  # the check of the step's config reports it
 
 
 def _llm(builder: _PlanBuilder, name: str, entry: Settings | str) -> _Model:

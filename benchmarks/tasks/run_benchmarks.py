@@ -228,6 +228,7 @@ class RunSingleConfig:
         model_name: the model's name in the table; by default the directory's, with the number of steps of a checkpoint.
         output: directory of the result files, ``<output>/<model_name>/<benchmark>.json``.
         batch_size: images, captions or questions per forward pass.
+        embedding_width: of an encoder: use the first numbers of its embeddings only.
         precision: of the model; ``auto`` is fp32, except for a LLaVA on a GPU, which runs in bf16.
         device: ``auto`` is a GPU if available.
         overwrite: evaluate again although a result exists.
@@ -238,6 +239,7 @@ class RunSingleConfig:
     model_name: str | None = None
     output: str = "results"
     batch_size: int = 64
+    embedding_width: int | None = None
     precision: Precision = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     overwrite: bool = False
@@ -274,6 +276,7 @@ def _run_config(
         output=config.output,
         benchmarks=config.benchmarks,
         batch_size=config.batch_size,
+        embedding_width=config.embedding_width,
         precision=config.precision,
         device=config.device,
         overwrite=config.overwrite,

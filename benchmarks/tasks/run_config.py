@@ -209,6 +209,8 @@ class RunConfig:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise UserError(f"benchmarks.name: '{twice[0]}' is used twice; rename one and set its 'task:'")
+        if self.embedding_width is not None and self.encoder is None:
+            raise UserError("embedding_width: expected none without an encoder")
         for name in ("batch_size", "embedding_width"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"{name}: expected at least 1, got {value}")

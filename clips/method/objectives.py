@@ -7,13 +7,16 @@ The total loss is their sum, weighted by ``Recipe.loss_weights``, which has the 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from clips.method.recipes import Recipe
 from clips.model import losses
+
+if TYPE_CHECKING:
+    from clips.method.recipes import Recipe
 
 Tensors = Mapping[str, Tensor]
 

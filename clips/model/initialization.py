@@ -196,7 +196,9 @@ def _reset_logits_of_other_loss(weights: dict[str, Tensor], towers: Towers, dire
         return []
     weights.pop("logit_bias", None)
     weights |= {name: value for name, value in towers.state_dict().items() if name in ("logit_scale", "logit_bias")}
-    return [f"{directory} was trained with another type of loss; scale and bias of the logits start anew"]
+    return [
+        f"{directory} was trained with another type of loss; scale and bias of the logits keep their initial values"
+    ]
 
 
 def _load(module: Towers, weights: dict[str, Tensor], path: Path) -> None:
