@@ -23,8 +23,8 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "negclip": {"recipe": {"name": "negclip", "embedding_widths": [16, 64]}},
     "muon": {"recipe": {"name": "clips", "captioner": CAPTIONER}, "optimizer": {"name": "muon"}},
 }
-DIFFERENCES = {"muon": 1e-5}
-"""Largest mean difference of a weight, where it is not 1e-6: Muon orthogonalizes in bfloat16."""
+DIFFERENCES = {"muon": 5e-5}
+"""Largest mean difference of a weight, where it is not 1e-6: Muon orthogonalizes in bfloat16, its updates are 2e-4."""
 PARTS = ("siglip_captions", "caption_only", "negclip")
 """Trained by micro-batches as well."""
 SHARDED = ("fsdp", "zero2", "zero3")
