@@ -197,7 +197,7 @@ def test_clip_can_start_from_its_image_tower(encoder: Path, tmp_path: Path, caps
     assert torch.equal(model.clip.visual.conv1.weight, tensors_of(encoder)["visual.conv1.weight"])
     assert model.clip.visual.proj.requires_grad
     assert "the text tower is randomly initialized" in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"^model\.architecture: .* with a text tower"):
+    with pytest.raises(UserError, match=r"^model\.architecture: .* with both towers"):
         build_model(ModelConfig(architecture=str(encoder)), RecipeConfig(name="clip"), 0)
 
 
