@@ -195,14 +195,21 @@ def test_the_cost_of_an_encoder_is_that_of_all_its_stages(tmp_path):
     assert training_facts({"kind": "encoder", "seconds": 1800}, {})["training time"] == "30 min 00 s"
 
 
-def test_the_pareto_front_is_of_rows_that_nothing_cheaper_beats(report, tmp_path):
-    cost = {"untrained": 0, "clip": 100, "clips": 100, "best": None}
+def trained_report(report, cost, seconds=lambda cost: 1):
+    """The report, of rows with a training that cost so many images; None for no training."""
     rows = []
     for row in report.table.rows:
+        artifacts = {}
         if cost[row.name] is not None:
-            write_training(report.source.directory / row.name, samples_seen=cost[row.name], seconds=1)
-        rows.append(dataclasses.replace(row, artifacts={"encoder": row.name} if cost[row.name] is not None else {}))
-    trained = dataclasses.replace(report, table=dataclasses.replace(report.table, rows=tuple(rows)))
+            artifacts = {"encoder": row.name}
+            directory = report.source.directory / row.name
+            write_training(directory, samples_seen=cost[row.name], seconds=seconds(cost[row.name]))
+        rows.append(dataclasses.replace(row, artifacts=artifacts))
+    return dataclasses.replace(report, table=dataclasses.replace(report.table, rows=tuple(rows)))
+
+
+def test_the_pareto_front_is_of_rows_that_nothing_cheaper_beats(report):
+    trained = trained_report(report, {"untrained": 0, "clip": 100, "clips": 100, "best": None})
     column = next(column for column in report.table.columns if column.metric == "accuracy")
     points = cost_points(trained, column, COSTS[0])
     assert [(point.cell.row, point.cost, point.front) for point in points] == [
@@ -210,9 +217,21 @@ def test_the_pareto_front_is_of_rows_that_nothing_cheaper_beats(report, tmp_path
         ("clips", 100, True),
         ("clip", 100, False),
     ]
-    figure = only(cost_figures(trained), "cost-samples-pope-accuracy")
-    assert figure.alt.endswith("on the Pareto front: untrained and clips.")
+    assert cost_figures(trained) is None  # two costs
     assert cost_figures(report) is None  # nothing was trained
+    costs = {"untrained": 0, "clip": 120, "clips": 100, "best": None}
+    figure = only(cost_figures(trained_report(report, costs)), "cost-samples-pope-accuracy")
+    assert figure.alt.endswith("on the Pareto front: untrained and clips.")
+
+
+def test_costs_in_proportion_share_a_figure_and_equal_scores_have_none(report):
+    costs = {"untrained": 10, "clip": 20, "clips": 40, "best": None}
+    same = {each.name for each in cost_figures(trained_report(report, costs, lambda cost: 3 * cost)).figures}
+    assert {name.split("-")[1] for name in same} == {"samples"}
+    other = trained_report(report, costs, lambda cost: 5 + cost)
+    assert {each.name.split("-")[1] for each in cost_figures(other).figures} == {"samples", "hours"}
+    cells = {key: dataclasses.replace(cell, mark="") for key, cell in other.table.cells.items()}
+    assert cost_figures(dataclasses.replace(other, table=dataclasses.replace(other.table, cells=cells))) is None
 
 
 def with_kinds(skills: dict[str, float], count: int = 240):

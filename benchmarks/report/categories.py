@@ -42,15 +42,20 @@ _LEAD = (
 def category_figures(report: Report) -> FigureSet | None:
     """A figure for each benchmark with several categories; None without any."""
     colors = {row.name: index % SERIES_COLORS for index, row in enumerate(report.table.rows)}
-    figures = tuple(_figure(table, colors) for table in category_tables(report.source))
+    figures = tuple(_figure(table, colors) for table in category_tables(report.source, report.evidence.items))
     return FigureSet(lead=_LEAD, figures=figures) if figures else None
 
 
-def category_tables(source: ReportSource) -> list[Table]:
-    """For each benchmark with categories: models × categories, with differences from the baseline."""
+def category_tables(source: ReportSource, items: ItemScores | None = None) -> list[Table]:
+    """For each benchmark with categories: models × categories, with differences from the baseline.
+
+    Args:
+        source: the results.
+        items: cache of their item tables.
+    """
     selected = {row.but_for_seed for row in limit_rows(source).rows}
     source = dataclasses.replace(source, rows=tuple(row for row in source.rows if row.but_for_seed in selected))
-    items = ItemScores()
+    items = items or ItemScores()
     tables = [table for name in source.benchmarks if (table := _category_table(source, name, items)) is not None]
     metrics = {table.columns[0].benchmark: _first_metrics(source, table.columns[0].benchmark) for table in tables}
 
@@ -74,7 +79,7 @@ def _category_table(source: ReportSource, benchmark: str, items: ItemScores) -> 
     """The table of a benchmark's categories; None without categories, or with too many."""
     results, metrics = source.results(benchmark), _first_metrics(source, benchmark)
     tables = {row: table for row in metrics if (table := items.items(results[row])) is not None}
-    names = sorted({str(name) for table in tables.values() for name in table["category"].dropna()} - {""})
+    names = sorted({str(name) for table in tables.values() for name in table["category"].dropna().unique()} - {""})
     if not 2 <= len(names) <= MAX_CATEGORIES:
         return None
     first = next(results[row].metrics[metric] for row, metric in metrics.items())

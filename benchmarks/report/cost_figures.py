@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,12 @@ from clips.errors import UserError
 
 _LOG_SCALE_RATIO = 20
 _MIN_COST_RATIO = 1.05  # smaller ratios of run times are noise
+_MIN_COSTS = 3
 _LEAD = (
     "The training cost of each score, for models trained in this study; the earlier cost of pretrained models "
     "is unknown and not included. The dashed line is the Pareto front: no model on it is both more expensive and worse "
-    "than another. It uses the numbers, not tests. For several seeds the cost is the first one's."
+    "than another. It uses the numbers, not tests. For several seeds the cost is the first one's. Omitted: benchmarks "
+    "without three models of different cost or without a significant difference, and costs in proportion to another."
 )
 
 
@@ -143,16 +144,43 @@ class CostPoint:
 
 
 def cost_figures(report: Report) -> FigureSet | None:
-    """A figure for each type of cost and benchmark with models of different cost; None without any."""
+    """A figure for each type of cost and benchmark that relates them; None without any.
+
+    It needs three models of different cost, and a significant difference between models: a line through two points,
+    or through equal scores, says nothing about cost. A type of cost in proportion to an earlier one is omitted.
+    """
     ranked = [column for column in report.table.columns if column.higher_is_better is not None]
     first = {column.benchmark: column for column in reversed(ranked)}
     columns = [first[name] for name in report.source.benchmarks if name in first]
     figures = []
-    for cost, column in itertools.product(COSTS, columns):
-        points = cost_points(report, column, cost)
-        if len(points) > 1 and points[-1].cost > _MIN_COST_RATIO * points[0].cost:
-            figures.append(_figure(cost, column, points))
+    for column in columns:
+        drawn: list[dict[str, float]] = []
+        if not any(cell.mark for cell in report.table.column_cells(column)):
+            continue
+        for cost in COSTS:
+            points = cost_points(report, column, cost)
+            costs = {point.cell.row: point.cost for point in points}
+            if _num_different(costs.values()) >= _MIN_COSTS and not any(_proportional(costs, each) for each in drawn):
+                drawn.append(costs)
+                figures.append(_figure(cost, column, points))
     return FigureSet(lead=_LEAD, figures=tuple(figures)) if figures else None
+
+
+def _num_different(costs: Iterable[float]) -> int:
+    """The number of different costs; run times are compared with a tolerance."""
+    different: list[float] = []
+    for cost in sorted(costs):
+        if not different or cost > _MIN_COST_RATIO * different[-1]:
+            different.append(cost)
+    return len(different)
+
+
+def _proportional(costs: Mapping[str, float], others: Mapping[str, float]) -> bool:
+    """Whether two types of cost of the same models differ by one factor, so that their figures look the same."""
+    if costs.keys() != others.keys() or any((costs[row] == 0) != (others[row] == 0) for row in costs):
+        return False
+    factors = [costs[row] / others[row] for row in costs if others[row]]
+    return max(factors) <= _MIN_COST_RATIO * min(factors)
 
 
 def cost_points(report: Report, column: Column, cost: CostAxis) -> list[CostPoint]:

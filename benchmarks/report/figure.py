@@ -31,12 +31,9 @@ class Palette:
         return self.colors[f"series-{index % SERIES_COLORS}"]
 
 
-PLACEHOLDER_PALETTE = Palette({name: f"#0a0b{index:02x}" for index, name in enumerate(COLOR_NAMES)})
-
-
 @functools.cache
 def light_palette() -> Palette:
-    """The colors of the page in its light scheme."""
+    """The colors of the page in its light scheme; no two are equal."""
     colors = dict(re.findall(r"--([\w-]+): light-dark\((#[0-9a-f]{6}),", _STYLE.read_text(encoding="utf-8")))
     return Palette({name: colors[name] for name in COLOR_NAMES})
 

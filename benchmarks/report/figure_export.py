@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import html
 import io
 import math
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-from benchmarks.report.figure import COLOR_NAMES, PLACEHOLDER_PALETTE, Figure, Palette, PointLabel, light_palette
+from benchmarks.report.figure import Figure, Palette, PointLabel, light_palette
 from benchmarks.results.formatting import shorten_name, strip_control_chars
 
 _DIRECTIONS = (45, 135, 315, 225, 0, 180, 90, 270)  # degrees; diagonals first, away from the strokes of intervals
@@ -68,12 +70,11 @@ def _area_outside(box: _Box, bounds: _Box) -> float:
     return (box[2] - box[0]) * (box[3] - box[1]) - _overlap(box, bounds)
 
 
-def draw_labels(figure: Any, axes: Any, labels: Sequence[PointLabel], palette: Palette) -> None:
+def draw_labels(axes: Any, labels: Sequence[PointLabel], palette: Palette) -> None:
     """Draw the labels next to their points, without a change of the axes' limits.
 
     Args:
-        figure: matplotlib's figure, complete except for the labels.
-        axes: of the points.
+        axes: of the points, in their final layout.
         labels: the labels.
         palette: the colors.
     """
@@ -85,8 +86,7 @@ def draw_labels(figure: Any, axes: Any, labels: Sequence[PointLabel], palette: P
     ]
     for text in texts:
         text.set(fontsize=_FONT_SIZE, color=palette["ink-soft"], in_layout=False)
-    figure.draw_without_rendering()
-    unit = 72 / figure.dpi
+    unit = 72 / axes.figure.dpi
     boxes = [text.get_window_extent() for text in texts]
     points = [tuple(unit * axes.transData.transform((label.x, label.y))) for label in labels]
     area = axes.get_window_extent()
@@ -110,16 +110,25 @@ _WIDTH = 4.4
 
 
 def render_inline_svg(figure: Figure) -> str:
-    """The figure as an ``<svg>`` element of the page, in the colors of the page's scheme."""
-    text = _save(figure, PLACEHOLDER_PALETTE, "svg", legend=False).decode()
-    for name in COLOR_NAMES:
-        text = text.replace(PLACEHOLDER_PALETTE[name], f"var(--{name})")
+    """The figure as an ``<svg>`` element of the page without its legend, in the colors of the page's scheme."""
+    drawn, bottom = _drawn(figure)
+    for legend in drawn.legends:
+        legend.set_visible(False)
+    text = _save(figure, "svg").decode()
+    for legend in drawn.legends:
+        legend.set_visible(True)
+    if drawn.legends:
+        width, height = (72 * side for side in drawn.get_size_inches())
+        text = re.sub(r'viewBox="[^"]+"', f'viewBox="0 {height - bottom:g} {width:g} {bottom:g}"', text, count=1)
+    variables = {color: f"var(--{name})" for name, color in light_palette().colors.items()}
+    colors = re.compile("|".join(variables))
+    text = re.sub(r' style="[^"]*"', lambda style: colors.sub(lambda found: variables[found[0]], style[0]), text)
     return _minimal_svg(text, f'role="img" aria-label="{html.escape(strip_control_chars(figure.alt))}"')
 
 
 def render_svg(figure: Figure) -> str:
     """The figure as an SVG file in light colors, with its legend, title and description."""
-    text = _save(figure, light_palette(), "svg", legend=True).decode()
+    text = _save(figure, "svg").decode()
     title, alt = html.escape(strip_control_chars(figure.title)), html.escape(strip_control_chars(figure.alt))
     text = _minimal_svg(text, 'xmlns="http://www.w3.org/2000/svg" role="img" font-family="sans-serif"')
     return re.sub(r"(<svg[^>]*>)", rf"\1<title>{_escaped(title)}</title><desc>{_escaped(alt)}</desc>", text, count=1)
@@ -127,24 +136,38 @@ def render_svg(figure: Figure) -> str:
 
 def render_pdf(figure: Figure) -> bytes:
     """The figure as a PDF file in light colors, with its legend."""
-    return _save(figure, light_palette(), "pdf", legend=True)
+    return _save(figure, "pdf")
 
 
-def _save(figure: Figure, palette: Palette, file_format: Literal["svg", "pdf"], *, legend: bool) -> bytes:
-    import matplotlib
+def _save(figure: Figure, file_format: Literal["svg", "pdf"]) -> bytes:
+    from matplotlib.backends import backend_pdf, backend_svg
 
-    matplotlib.use("Agg")
-    with matplotlib.rc_context(_settings(palette, figure.name)), warnings.catch_warnings():
-        # SVG stores characters, and the reader's fonts have them; PDF shows a box for those missing in matplotlib's
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        stream = io.BytesIO()
-        drawn = draw_figure(figure, palette, legend=legend)
-        drawn.savefig(stream, format=file_format, transparent=True, metadata=_NO_DATE[file_format])
+    canvas = {"svg": backend_svg.FigureCanvasSVG, "pdf": backend_pdf.FigureCanvasPdf}[file_format]
+    stream, drawn = io.BytesIO(), _drawn(figure)[0]
+    with _figure_settings(figure):  # savefig would draw the figure twice
+        getattr(canvas(drawn), f"print_{file_format}")(stream, metadata=_NO_DATE[file_format])
     return stream.getvalue()
 
 
-def draw_figure(figure: Figure, palette: Palette, *, legend: bool) -> Any:
-    """Draw a figure with matplotlib."""
+@functools.lru_cache(maxsize=128)  # a report's figures, drawn once for all formats
+def _drawn(figure: Figure) -> tuple[Any, float]:
+    """matplotlib's figure with its final layout, and the height of the part below the legend in points."""
+    with _figure_settings(figure):
+        return _draw_figure(figure, light_palette())
+
+
+@contextlib.contextmanager
+def _figure_settings(figure: Figure) -> Iterator[None]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    with matplotlib.rc_context(_settings(light_palette(), figure.name)), warnings.catch_warnings():
+        # SVG stores characters, and the reader's fonts have them; PDF shows a box for those missing in matplotlib's
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
+def _draw_figure(figure: Figure, palette: Palette) -> tuple[Any, float]:
     from matplotlib import figure as matplotlib_figure
 
     drawn = matplotlib_figure.Figure(figsize=(_WIDTH, figure.height), layout="constrained")
@@ -156,11 +179,18 @@ def draw_figure(figure: Figure, palette: Palette, *, legend: bool) -> Any:
     axes.grid(axis="x" if figure.vertical_grid else "y", linewidth=0.5, alpha=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(length=3)
-    if legend and figure.legend:
-        _add_legend(drawn, figure, palette)
+    bottom = 72 * figure.height
+    if figure.legend:
+        legend = _add_legend(drawn, figure, palette)
+        extent = legend.get_window_extent()
+        drawn.set_size_inches(_WIDTH, figure.height + extent.height / 72)
+    drawn.get_layout_engine().execute(drawn)
+    drawn.set_layout_engine("none")  # a second pass would take as long as drawing
+    if figure.legend:
+        bottom = legend.get_window_extent().y0
     if figure.labels:
-        draw_labels(drawn, axes, figure.labels, palette)
-    return drawn
+        draw_labels(axes, figure.labels, palette)
+    return drawn, bottom
 
 
 _NO_DATE: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
@@ -168,6 +198,9 @@ _NO_DATE: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationD
 
 def _settings(palette: Palette, salt: str) -> dict[Any, Any]:
     return {
+        "figure.dpi": 72,  # that of both formats, so that the layout is theirs
+        "figure.facecolor": "none",
+        "axes.facecolor": "none",
         "svg.hashsalt": salt,
         "svg.fonttype": "none",
         "pdf.fonttype": 42,
@@ -184,7 +217,7 @@ def _settings(palette: Palette, salt: str) -> dict[Any, Any]:
     }
 
 
-def _add_legend(drawn: Any, figure: Figure, palette: Palette) -> None:
+def _add_legend(drawn: Any, figure: Figure, palette: Palette) -> Any:
     from matplotlib.lines import Line2D
 
     handles = [
@@ -192,7 +225,9 @@ def _add_legend(drawn: Any, figure: Figure, palette: Palette) -> None:
         for key in figure.legend
     ]
     columns = max(1, min(3, 60 // max(min(len(key.label), 40) + 4 for key in figure.legend)))
-    drawn.legend(handles=handles, loc="outside upper left", ncols=columns, frameon=False, fontsize=8, handletextpad=0.1)
+    return drawn.legend(
+        handles=handles, loc="outside upper left", ncols=columns, frameon=False, fontsize=8, handletextpad=0.1
+    )
 
 
 def _minimal_svg(text: str, attributes: str) -> str:

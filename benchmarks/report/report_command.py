@@ -25,7 +25,8 @@ class ReportConfig:
         models: only these, in this order: names or patterns, ``clip,clips`` or ``clips*``.
         benchmarks: only these, in this order: ``BENCHMARK`` or ``BENCHMARK:METRIC``, ``retrieval,pope:accuracy``;
             including metrics that the main table omits.
-        formats: any of html, csv, wide, reference_results, seeds, sweep, markdown, latex, svg, pdf; all if empty.
+        formats: any of html, csv, wide, reference_results, seeds, sweep, markdown, latex, svg, pdf; by default all
+            but pdf.
     """
 
     directory: str
@@ -46,7 +47,7 @@ def run_report(config: ReportConfig) -> None:
     """
     from rich.console import Console
 
-    from benchmarks.report.formats import REPORT_FORMATS
+    from benchmarks.report.formats import ON_REQUEST, REPORT_FORMATS
     from benchmarks.report.load_results import MissingValue
     from benchmarks.report.report import build_report
     from benchmarks.report.row_selection import Selection
@@ -62,7 +63,7 @@ def run_report(config: ReportConfig) -> None:
     output = writable_directory(config.output or Path(config.directory) / _default_output(config))
     contents = {
         output / name: content
-        for chosen in formats or REPORT_FORMATS
+        for chosen in formats or [name for name in REPORT_FORMATS if name not in ON_REQUEST]
         for name, content in REPORT_FORMATS[chosen].files(report).items()
         if content
     }

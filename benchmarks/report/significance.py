@@ -39,7 +39,7 @@ class Evidence:
     ) -> None:
         self._source = source
         self._item_key = item_key or (lambda cell: (cell.column.benchmark, cell.column.metric, None))
-        self._items = items or ItemScores()
+        self.items = items or ItemScores()
         self._rows = {row.name: row for row in source.rows}
         self._scores: dict[tuple[object, ...], Scores | None] = {}
         self._noise: dict[_CellKey, TrainingNoise] = {}
@@ -55,7 +55,7 @@ class Evidence:
             outcomes = [self._source.outcomes[name, benchmark] for name in names]
             results = [outcome for outcome in outcomes if isinstance(outcome, Result)]
             single = bool(cell.members) and any(self._is_trained(name, results[0]) for name in names)
-            self._scores[key] = self._items.of_model(results, metric, single_training=single, category=category)
+            self._scores[key] = self.items.of_model(results, metric, single_training=single, category=category)
         return self._scores[key]
 
     def gains(self, cell: Cell) -> dict[str, tuple[Scores, Scores]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,18 +22,59 @@ if TYPE_CHECKING:
 _PER_CENT = 100.0  # scale of a ratio; points of 100 have a smaller one, and OCRBench a larger
 
 
+@dataclass(frozen=True, eq=False)
+class _Table:
+    """The items of one result, ordered by name.
+
+    Args:
+        frame: without gallery columns.
+        keys: (N,) each item with its image.
+        clusters: (N,) number of each item's image, in the order of the images' names.
+    """
+
+    frame: pd.DataFrame
+    keys: np.ndarray
+    clusters: np.ndarray
+
+    def of_category(self, category: str) -> _Table:
+        chosen = (self.frame["category"] == category).to_numpy()
+        return _Table(self.frame[chosen], self.keys[chosen], self.clusters[chosen])
+
+
 class ItemScores:
     """Reads each table of items once, and computes metrics of models from them."""
 
     def __init__(self) -> None:
-        self._tables: dict[Path | None, pd.DataFrame | None] = {}
+        self._tables: dict[Path | None, _Table | None] = {}
+        self._categories: dict[tuple[Path | None, str], _Table] = {}
+        self._latest: dict[str, _Table] = {}
 
     def items(self, result: Result) -> pd.DataFrame | None:
         """A result's items, ordered by name, without gallery columns; None if it has none."""
+        table = self._table(result)
+        return None if table is None else table.frame
+
+    def _table(self, result: Result, category: str | None = None) -> _Table | None:
         if result.path not in self._tables:
-            table = read_items(result, numbers_only=True).sort_values("item") if has_items(result) else None
-            self._tables[result.path] = table
-        return self._tables[result.path]
+            self._tables[result.path] = self._read(result) if has_items(result) else None
+        table = self._tables[result.path]
+        if table is None or category is None:
+            return table
+        key = result.path, category
+        if key not in self._categories:
+            self._categories[key] = table.of_category(category)
+        return self._categories[key]
+
+    def _read(self, result: Result) -> _Table:
+        """Read a table; models with the same items share their names, so that these are compared and sorted once."""
+        frame = read_items(result, numbers_only=True).sort_values("item")
+        keys, shared = _item_keys(frame), self._latest.get(result.benchmark)
+        if shared is not None and np.array_equal(keys, shared.keys):
+            keys, clusters = shared.keys, shared.clusters
+        else:
+            clusters = np.unique(frame["image"].to_numpy(), return_inverse=True)[1]
+        self._latest[result.benchmark] = table = _Table(frame, keys, clusters)
+        return table
 
     def of_model(
         self, results: Sequence[Result], metric: str, *, single_training: bool = False, category: str | None = None
@@ -52,10 +94,10 @@ class ItemScores:
         spec, tables = found_items
         found = image_scores(
             str(spec.aggregation),
-            [columns_of(table, spec.columns) for table in tables],
+            [columns_of(table.frame, spec.columns) for table in tables],
             spec.columns,
-            tables[0]["image"].to_numpy(),
-            items=_item_keys(tables[0]).tolist(),
+            tables[0].clusters,
+            items=tables[0].keys,
             most=_most(spec, tables),
             trained=len(tables) > 1 or single_training,
         )
@@ -67,23 +109,22 @@ class ItemScores:
         if found is None:
             return {}
         spec, tables = found
+        frames = [table.frame for table in tables]
         most, trained, formula = _most(spec, tables), len(tables) > 1, str(spec.aggregation)
         pairs = {
-            kind: gain_scores(tables, formula, spec.columns, kind, most=most, trained=trained) for kind in BLIND_KINDS
+            kind: gain_scores(frames, formula, spec.columns, kind, most=most, trained=trained) for kind in BLIND_KINDS
         }
         return {kind: pair for kind, pair in pairs.items() if pair is not None}
 
     def _metric_items(
         self, results: Sequence[Result], metric: str, category: str | None
-    ) -> tuple[Metric, list[pd.DataFrame]] | None:
+    ) -> tuple[Metric, list[_Table]] | None:
         """A metric and the items of each seed; None if they do not determine it, or differ between seeds."""
         metrics = [result.metrics.get(metric) for result in results]
         models = {result.model.get("hash") or str(result.path) for result in results}
         if len(models) == 1 and len({each and each.value for each in metrics}) == 1:
             results, metrics = results[:1], metrics[:1]
-        tables = [table for result in results if (table := self.items(result)) is not None]
-        if category is not None:
-            tables = [table[table["category"] == category] for table in tables]
+        tables = [table for result in results if (table := self._table(result, category)) is not None]
         spec = metrics[0] if metrics else None
         if spec is None or spec.aggregation is None or len(tables) < len(results) or not _share_items(spec, tables):
             return None
@@ -93,8 +134,8 @@ class ItemScores:
         return spec, tables
 
 
-def _most(spec: Metric, tables: Sequence[pd.DataFrame]) -> float:
-    return 1.0 if spec.scale >= _PER_CENT else _largest(tables, spec.columns)
+def _most(spec: Metric, tables: Sequence[_Table]) -> float:
+    return 1.0 if spec.scale >= _PER_CENT else _largest([table.frame for table in tables], spec.columns)
 
 
 def _largest(tables: Sequence[pd.DataFrame], names: Sequence[str]) -> float:
@@ -103,12 +144,14 @@ def _largest(tables: Sequence[pd.DataFrame], names: Sequence[str]) -> float:
     return 1.0 if max(numbers, default=0.0) <= 1 else _PER_CENT
 
 
-def _share_items(spec: Metric, tables: Sequence[pd.DataFrame]) -> bool:
+def _share_items(spec: Metric, tables: Sequence[_Table]) -> bool:
     """Whether tables have the columns of a metric and the same items."""
-    names, first = set(spec.columns), _item_keys(tables[0])
-    return len(first) > 0 and all(
-        names.issubset(table) and np.array_equal(_item_keys(table), first) for table in tables
-    )
+    names, first = set(spec.columns), tables[0].keys
+    return len(first) > 0 and all(names.issubset(table.frame) and _equal(table.keys, first) for table in tables)
+
+
+def _equal(keys: np.ndarray, others: np.ndarray) -> bool:
+    return keys is others or np.array_equal(keys, others)
 
 
 def _item_keys(table: pd.DataFrame) -> np.ndarray:
@@ -118,4 +161,4 @@ def _item_keys(table: pd.DataFrame) -> np.ndarray:
 
 def comparable(first: Scores | None, second: Scores | None) -> bool:
     """Whether two models were evaluated on the same items."""
-    return first is not None and second is not None and np.array_equal(first.items, second.items)
+    return first is not None and second is not None and _equal(first.items, second.items)

@@ -68,3 +68,5 @@ REPORT_FORMATS: dict[str, ReportFormat] = {
     "svg": FigureFiles(suffix=".svg", render=render_svg),
     "pdf": FigureFiles(suffix=".pdf", render=render_pdf),
 }
+ON_REQUEST = frozenset({"pdf"})
+"""Formats that a report has only if they are named: embedding fonts takes a third of a report's time."""

@@ -97,7 +97,7 @@ class _Items:
 
     @staticmethod
     def of(results: Mapping[str, Result]) -> _Items | None:
-        tables = item_tables(results, lambda _, table: True)
+        tables = item_tables(results)
         if not tables:
             return None
         scores = pd.DataFrame({row: table["score"] for row, table in tables.items()}).dropna(how="all")
@@ -212,8 +212,9 @@ def select_items(scores: pd.DataFrame, images: Mapping[Any, str], max_items: int
 def _alternate_over_best(scores: pd.DataFrame) -> list[Any]:
     """The items, alternating over the sets of models with the best score."""
     by_best: dict[tuple[bool, ...], list[Any]] = {}
-    for item, row in scores.iterrows():
-        by_best.setdefault(tuple(row >= row.max() - 1e-9), []).append(item)
+    best = scores.ge(scores.max(axis=1) - 1e-9, axis=0)
+    for item, models in zip(scores.index, best.to_numpy().tolist(), strict=True):
+        by_best.setdefault(tuple(models), []).append(item)
     rounds = itertools.zip_longest(*(by_best[models] for models in sorted(by_best, reverse=True)))
     return [item for items in rounds for item in items if item is not None]
 

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import hashlib
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -15,7 +15,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from benchmarks.results.formatting import strip_control_chars
-from benchmarks.results.results import Result, read_items
+from benchmarks.results.results import Result, item_columns, read_items
 
 MAX_SECTION_BYTES = 2_000_000
 """Limit for the images of one section, so that the page stays below 15 MB."""
@@ -74,7 +74,8 @@ def thumbnails_of(tables: Iterable[pd.DataFrame]) -> dict[str, Thumbnail]:
     """Image name → thumbnail, of all models' items."""
     thumbnails: dict[str, Thumbnail] = {}
     for table in tables:
-        for image, content in zip(table["image"].map(str), table["thumbnail"], strict=True):
+        saved = table[table["thumbnail"].notna()]
+        for image, content in zip(saved["image"].map(str), saved["thumbnail"], strict=True):
             if image not in thumbnails and (thumbnail := make_thumbnail(content, f"image {image}")) is not None:
                 thumbnails[image] = thumbnail
     return thumbnails
@@ -180,10 +181,13 @@ class Gallery:
     left_out: int = 0
 
 
-def item_tables(results: Mapping[str, Result], has: Callable[[Result, pd.DataFrame], bool]) -> dict[str, pd.DataFrame]:
-    """Model → its items by name, of the models with items for which ``has`` is true."""
-    tables = {row: read_items(result).set_index("item") for row, result in results.items() if result.items}
-    return {row: table for row, table in tables.items() if has(results[row], table)}
+def item_tables(
+    results: Mapping[str, Result], has: Callable[[Result, Collection[str]], bool] = lambda result, columns: True
+) -> dict[str, pd.DataFrame]:
+    """Model → its items by name, of the models with items whose result and column names satisfy ``has``."""
+    with_items = {row: result for row, result in results.items() if result.items}
+    chosen = [row for row, result in with_items.items() if has(result, item_columns(result))]
+    return {row: read_items(with_items[row]).set_index("item") for row in chosen}
 
 
 def first_table(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:

@@ -65,7 +65,7 @@ def retrieval_galleries(source: ReportSource) -> list[Gallery]:
 
 
 def _gallery(benchmark: str, results: Mapping[str, Result]) -> Gallery | None:
-    tables = item_tables(results, lambda _, table: "found" in table)
+    tables = item_tables(results, lambda _, columns: "found" in columns)
     if not tables:
         return None
     thumbnails = thumbnails_of(tables.values())

@@ -33,7 +33,7 @@ def similarity_maps(source: ReportSource) -> list[Gallery]:
 
 
 def _gallery(benchmark: str, results: Mapping[str, Result]) -> Gallery | None:
-    tables = item_tables(results, lambda _, table: "map" in table)
+    tables = item_tables(results, lambda _, columns: "map" in columns)
     if not tables:
         return None
     names = set.intersection(*(set(table.index[table["map"].notna()]) for table in tables.values()))
