@@ -14,7 +14,7 @@ from benchmarks.study.study_record import RECORD_FILE, StudyRecord, read_study_r
 from clips.core.artifact import HASH_EXCLUDED_FILES, MANIFEST, file_hash, read_manifest
 from clips.errors import UserError
 
-_TEXT = {".json", ".jsonl", ".yaml", ".yml", ".md", ".txt", ".csv", ".tex", ".jinja", ".html", ".svg"}
+_TEXT = {".json", ".jsonl", ".yaml", ".yml", ".md", ".txt", ".csv", ".tex", ".jinja", ".html", ".js", ".svg"}
 _MAX_BYTES = 32 * 2**20  # larger files are data
 SECRET_PATTERNS: dict[str, re.Pattern[str]] = {
     "a token of the Hugging Face hub": re.compile(r"\bhf_[A-Za-z0-9]{30,}\b"),
@@ -185,7 +185,7 @@ def _results(directory: Path, include_images: bool) -> UploadPlan:
     report = [path for path in sorted((directory / "report").glob("*")) if path.name in _REPORT]
     report += sorted((directory / "report" / "figures").glob("*.*"))
     with_images = [path.with_name(Path(each.items).name) for each in results if (path := each.path) and each.items]
-    with_images.append(directory / "report" / "index.html")
+    with_images += [directory / "report" / "index.html", *sorted((directory / "report" / "items").rglob("*.*"))]
     images = {path.relative_to(directory).as_posix(): path for path in with_images if path.is_file()}
     files = {path.relative_to(directory).as_posix(): path for path in [*records, *report]}
     return UploadPlan(
@@ -199,7 +199,7 @@ def _results(directory: Path, include_images: bool) -> UploadPlan:
 
 
 def _summary(names: Iterable[str]) -> tuple[str, ...]:
-    others = [name for name in names if not name.endswith(".parquet")]
+    others = [name for name in names if not name.endswith((".parquet", ".js")) and "/items/" not in name]
     num_tables = sum(name.endswith(".parquet") for name in names)
     return (*([f"{num_tables} tables of items (.items.parquet)"] if num_tables else []), *others)
 

@@ -13,7 +13,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -204,14 +204,19 @@ def item_columns(result: Result) -> list[str]:
     return list(_of_items(result, lambda table: pyarrow.parquet.read_schema(table).names))
 
 
-def read_items(result: Result, *, numbers_only: bool = False) -> pd.DataFrame:
+def read_items(result: Result, *, numbers_only: bool = False, columns: Sequence[str] | None = None) -> pd.DataFrame:
     """The items of a result that was read from a file; see ``ITEM_COLUMNS``.
 
-    ``numbers_only`` omits the columns of galleries, which are most of the file.
+    Args:
+        result: the result.
+        numbers_only: omit the columns of galleries, which are most of the file.
+        columns: read only these.
     """
     import pandas as pd
 
-    names = [name for name in item_columns(result) if not _is_gallery_column(name)] if numbers_only else None
+    names = columns and [*columns]
+    if numbers_only:
+        names = [name for name in item_columns(result) if not _is_gallery_column(name)]
     return _of_items(result, lambda table: pd.read_parquet(table, columns=names))
 
 

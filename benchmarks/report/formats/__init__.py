@@ -20,7 +20,7 @@ from benchmarks.report.formats.csv_tables import (
 )
 from benchmarks.report.formats.latex import render_latex
 from benchmarks.report.formats.markdown import render_markdown
-from benchmarks.report.html_page import render_page
+from benchmarks.report.html_page import page_files
 from benchmarks.report.report import Report
 from benchmarks.report.sections import report_figures
 
@@ -56,8 +56,16 @@ class FigureFiles:
         return {f"figures/{name}{self.suffix}": self.render(figure) for name, figure in report_figures(report).items()}
 
 
+class PageFiles:
+    """The page, and the pages of all items in ``items/``."""
+
+    def files(self, report: Report) -> Mapping[str, str | bytes]:
+        """See `ReportFormat`."""
+        return page_files(report)
+
+
 REPORT_FORMATS: dict[str, ReportFormat] = {
-    "html": OneFile(file="index.html", render=render_page),
+    "html": PageFiles(),
     "csv": OneFile(file="table.csv", render=render_csv),
     "reference_results": OneFile(file="reference_results.csv", render=render_reference_csv),
     "wide": OneFile(file="table_wide.csv", render=render_wide),

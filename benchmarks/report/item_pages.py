@@ -1,0 +1,147 @@
+"""A page for each benchmark with all of its items and every model's answer, next to the report's page.
+
+    items/<benchmark>.html           the page: filters, search, 20 items at a time
+    items/<benchmark>/scores.js      the models' scores on all items
+    items/<benchmark>/0.js, 1.js, …  the texts and images of 200 items each, loaded when they are shown
+
+The data are scripts with one call of JSON, since browsers load no other files from a local directory. The page inserts
+all text as text, never as markup.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.report.figure import safe_file_name
+from benchmarks.report.gallery.cards import make_thumbnail
+from benchmarks.report.load_results import ReportSource, limit_rows
+from benchmarks.results.formatting import strip_control_chars
+from benchmarks.results.results import Result, read_items
+from benchmarks.tasks.evaluation import hash_order
+
+ITEMS_PER_FILE = 200
+MAX_IMAGE_BYTES = 4_000_000
+"""Limit for the images of one benchmark, in base64."""
+_MAX_TEXT_CHARS = 280
+_TEXTS = ["item", "image", "direction", "category", "question", "prediction", "target", "score"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkItems:
+    """The items of one benchmark.
+
+    Args:
+        page: path of its page, relative to the report's directory.
+        questions: items by name, those of one image one after the other.
+        tables: model → its answers, in the same order.
+        graded: whether there are scores other than right and wrong.
+        scale: display factor of the scores.
+        thumbnails: image → JPEG.
+    """
+
+    page: str
+    questions: pd.DataFrame
+    tables: Mapping[str, pd.DataFrame]
+    graded: bool
+    scale: float
+    thumbnails: Mapping[str, bytes]
+
+
+def item_page_paths(source: ReportSource) -> dict[str, str]:
+    """Benchmark → path of its page, of the benchmarks with items."""
+    return {name: f"items/{safe_file_name(name)}.html" for name in source.benchmarks if _with_items(source, name)}
+
+
+def all_items(source: ReportSource) -> Iterator[tuple[str, BenchmarkItems]]:
+    """The items of each benchmark, of at most a dozen models."""
+    source = limit_rows(source)
+    for benchmark in source.benchmarks:
+        if results := _with_items(source, benchmark):
+            yield benchmark, _read(benchmark, results)
+
+
+def _with_items(source: ReportSource, benchmark: str) -> dict[str, Result]:
+    return {row: result for row, result in limit_rows(source).results(benchmark).items() if result.items}
+
+
+def _read(benchmark: str, results: Mapping[str, Result]) -> BenchmarkItems:
+    first = next(iter(results.values()))
+    tables = {row: read_items(result, columns=_TEXTS).set_index("item") for row, result in results.items()}
+    questions = pd.concat([*tables.values()]) if len({len(table) for table in tables.values()}) > 1 else None
+    questions = next(iter(tables.values())) if questions is None else questions[~questions.index.duplicated()]
+    questions = questions.iloc[np.argsort(pd.factorize(questions["image"])[0], kind="stable")]
+    tables = {row: table.reindex(questions.index) for row, table in tables.items()}
+    scores = pd.concat([table["score"] for table in tables.values()]).dropna()
+    primary = first.metrics.get(first.primary[0]) if first.primary else None
+    return BenchmarkItems(
+        page=f"items/{safe_file_name(benchmark)}.html",
+        questions=questions,
+        tables=tables,
+        graded=not bool(scores.isin([0.0, 1.0]).all()),
+        scale=primary.scale if primary else 1.0,
+        thumbnails=_thumbnails(first),
+    )
+
+
+def item_files(items: BenchmarkItems) -> dict[str, str]:
+    """Path → content of a benchmark's data."""
+    questions, folder = items.questions, items.page.removesuffix(".html")
+    category, names = pd.factorize(questions["category"].fillna("").astype(str))
+    head = {
+        "models": [*map(strip_control_chars, items.tables)],
+        "perFile": ITEMS_PER_FILE,
+        "graded": items.graded,
+        "categories": _texts(names),
+        "category": category.tolist(),
+        "scores": [_numbers(table["score"], items.scale if items.graded else 1.0) for table in items.tables.values()],
+    }
+    files = {f"{folder}/scores.js": f"scores({json.dumps(head)})\n"}
+    images = [*map(str, questions["image"].tolist())]
+    answers = zip(*(_texts(table["prediction"]) for table in items.tables.values()), strict=True)
+    columns = [_texts(questions[name]) for name in ("direction", "question", "target")]
+    lines = [*zip(_texts(questions.index), _texts(images), *columns, answers, strict=True)]
+    for number, start in enumerate(range(0, len(lines), ITEMS_PER_FILE)):
+        part = slice(start, start + ITEMS_PER_FILE)
+        shown = {_texts([image])[0]: items.thumbnails[image] for image in {*images[part]} & items.thumbnails.keys()}
+        encoded = {name: base64.b64encode(shown[name]).decode() for name in sorted(shown)}
+        files[f"{folder}/{number}.js"] = f"items({number}, {json.dumps({'items': lines[part], 'images': encoded})})\n"
+    return files
+
+
+def _numbers(scores: pd.Series, scale: float) -> list[float | None]:
+    rounded = np.round(scores.to_numpy(dtype=float) * scale, 3)
+    return [None if number != number else number for number in rounded.tolist()]
+
+
+def _texts(values: Iterable[Any]) -> list[str]:
+    """Values as safe, short text; empty where missing."""
+    given = values.to_numpy(dtype=object).tolist() if isinstance(values, pd.Series | pd.Index) else values
+    return [_text(value) if isinstance(value, str) else "" if value is None or value != value else _text(str(value))
+            for value in given]  # fmt: skip
+
+
+def _text(value: str) -> str:
+    if len(value) <= _MAX_TEXT_CHARS and value.isprintable() and value.isascii():
+        return value
+    return strip_control_chars(value, _MAX_TEXT_CHARS)
+
+
+def _thumbnails(result: Result) -> dict[str, bytes]:
+    """Image → JPEG, in hash order up to `MAX_IMAGE_BYTES`."""
+    table = read_items(result, columns=["image", "thumbnail"]).dropna()
+    saved = dict(zip(table["image"].map(str), table["thumbnail"], strict=True))
+    chosen, size = dict[str, bytes](), 0
+    for image in hash_order(saved):
+        size += len(saved[image]) * 4 // 3
+        if size > MAX_IMAGE_BYTES:
+            break
+        if make_thumbnail(saved[image], image) is not None:
+            chosen[image] = saved[image]
+    return chosen
