@@ -13,7 +13,7 @@ from test_report_browser import CHROMIUM
 from test_report_gallery import HOSTILE
 
 from benchmarks.report import item_pages
-from benchmarks.report.html_page import page_files
+from benchmarks.report.html_page import item_page_files, render_page
 from benchmarks.report.item_pages import all_items, item_page_paths
 from benchmarks.report.load_results import read_source
 from benchmarks.report.report import build_report
@@ -31,7 +31,7 @@ def test_every_item_is_there_with_all_answers_and_scores(tmp_path, monkeypatch):
     put_results(tmp_path)
     other = items_table(0.5, benchmark="gqa", seed=2, count=130)  # ten items that the others lack
     put_result(tmp_path, "zoo", "gqa", other.assign(score=other["score"] * 0.25))
-    files = page_files(build_report(tmp_path))
+    files = item_page_files(build_report(tmp_path))
     assert [path for path in files if path.startswith("items/gqa")] == [
         *("items/gqa.html", "items/gqa/scores.js", "items/gqa/0.js", "items/gqa/1.js", "items/gqa/2.js")
     ]
@@ -60,7 +60,7 @@ def test_images_are_limited_and_a_result_without_items_has_no_page(tmp_path, mon
     found = dict(all_items(read_source(tmp_path)))
     assert {*found} == {*item_page_paths(read_source(tmp_path))} == {"retrieval", "gqa"}
     assert 0 < len(found["gqa"].thumbnails) < 5
-    page = page_files(build_report(tmp_path))["index.html"]
+    page = render_page(build_report(tmp_path))
     assert 'href="items/gqa.html"' in page
     assert 'href="items/pope.html"' not in page
 
@@ -68,7 +68,7 @@ def test_images_are_limited_and_a_result_without_items_has_no_page(tmp_path, mon
 def test_hostile_text_stays_text(tmp_path):
     items = items_table(0.4, benchmark="gqa").assign(question=HOSTILE, prediction=HOSTILE, image=HOSTILE)
     put_result(tmp_path, "clip", "gqa", items.assign(item=[f"{HOSTILE}{number}" for number in range(len(items))]))
-    files = page_files(build_report(tmp_path))
+    files = item_page_files(build_report(tmp_path))
     assert Page(str(files["items/gqa.html"])).tags.count("script") == 1
     for path in ("items/gqa/scores.js", "items/gqa/0.js"):
         text = files[path]
@@ -82,7 +82,7 @@ def test_hostile_text_stays_text(tmp_path):
 def test_items_are_filtered_searched_and_paged_in_a_browser(tmp_path: Path):
     playwright = pytest.importorskip("playwright.sync_api")
     put_results(tmp_path)
-    for name, content in page_files(build_report(tmp_path)).items():
+    for name, content in item_page_files(build_report(tmp_path)).items():
         (tmp_path / "report" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "report" / name).write_text(str(content), encoding="utf-8")
     scores = data_of((tmp_path / "report" / "items/gqa/scores.js").read_text(encoding="utf-8"))["scores"]

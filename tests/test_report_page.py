@@ -35,6 +35,7 @@ def test_a_studys_page_has_every_section(study):
         "recall-vs-caption-length",
         "published-numbers",
         "by-category",
+        "averages-and-ranks",
         "score-vs-cost",
     }
     others |= {"retrieval-examples", "caption-examples", "similarity-maps"}

@@ -77,9 +77,9 @@ def render_page(report: Report) -> str:
     )
 
 
-def page_files(report: Report) -> dict[str, str | bytes]:
-    """Path → content of the page and of the pages of all items."""
-    files: dict[str, str | bytes] = {"index.html": render_page(report)}
+def item_page_files(report: Report) -> dict[str, str]:
+    """Path → content of the pages of all items, with their data."""
+    files: dict[str, str] = {}
     for benchmark, items in all_items(report.source):
         template = _environment(Glossary(), "items.js").get_template("items.html.jinja")
         files[items.page] = template.render(

@@ -9,6 +9,7 @@ from pathlib import Path
 from benchmarks.report.build_table import build_results_table
 from benchmarks.report.load_results import ReportSource, read_source
 from benchmarks.report.notes import MarkStyle, mark_legend, table_notes
+from benchmarks.report.overall import Overall, overall_scores
 from benchmarks.report.reference_table import ReferenceTable, build_reference_table, is_reference_row
 from benchmarks.report.row_selection import Selection, omission_notes, select_benchmarks, select_columns
 from benchmarks.report.significance import Evidence
@@ -25,6 +26,7 @@ class Report:
         source: the results.
         table: models × primary metrics, with marks and differences; means over seeds if there are several.
         evidence: the items and the training noise of the table's cells.
+        overall: averages and mean ranks over the benchmarks of all columns.
         details: models × all metrics.
         answer: the headline, one sentence.
         sentences: one for each model with a baseline.
@@ -35,6 +37,7 @@ class Report:
     source: ReportSource
     table: Table
     evidence: Evidence
+    overall: Overall
     details: Table
     answer: str
     sentences: tuple[str, ...]
@@ -97,12 +100,15 @@ def build_report(
     seed_table, table = select_columns(full_seed_table, keys), select_columns(full_table, keys)
     references = reference_results or (source.study.reference_results if source.study else ())
     num_models = len({row.but_for_seed if full_table.seeds else row.name for row in complete.rows})
+    overall = overall_scores(full_table, evidence)
+    best_average = "" if table.baselines - {None} else overall.sentence
     return Report(
         source=source,
         table=table,
         evidence=evidence,
+        overall=overall,
         details=details,
-        answer=headline(table),
+        answer=" ".join(filter(None, (best_average, headline(table)))),
         sentences=tuple(row_summaries(table)),
         notes=(*omission_notes(full_table, table, num_models), *table_notes(source, table, seed_table)),
         reference_results=build_reference_table(references, source.benchmarks, baseline if of_reference else None),

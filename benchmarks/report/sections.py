@@ -21,6 +21,7 @@ from benchmarks.report.gallery.retrieval_examples import retrieval_galleries
 from benchmarks.report.gallery.similarity_maps import similarity_maps
 from benchmarks.report.learning_curves import learning_curves
 from benchmarks.report.load_results import limit_rows
+from benchmarks.report.overall import overall_section
 from benchmarks.report.report import Report
 from benchmarks.report.reproduce import reproduction_info
 from benchmarks.report.step_timing import build_timeline
@@ -52,6 +53,7 @@ SECTIONS: tuple[Section, ...] = (
     Section(title="Results", build=lambda report: report.table),
     Section(title="Published numbers", build=lambda report: report.reference_results),
     Section(title="Differences from the baseline", build=forest_plots),
+    Section(title="Averages and ranks", build=lambda report: overall_section(report.overall)),
     Section(title="Gain over blind", build=gain_figures),
     Section(title="Sweeps", build=sweep_figures),
     Section(title="Recall vs. caption length", build=length_figures),

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 from benchmarks.report.load_results import ReportSource
-from benchmarks.report.table import ALPHA, BaselineDifference, Cell, Column, RankMark, Table
+from benchmarks.report.table import ALPHA, BaselineDifference, Cell, Column, PairKey, RankMark, Table, pair_key
 from benchmarks.results.item_scores import ItemScores, comparable
 from benchmarks.results.noise import Estimate, Scores, TrainingNoise, difference_estimate, p_values, training_noise
 from benchmarks.results.results import Result
@@ -19,7 +19,6 @@ from benchmarks.results.statistics import compare, holm_correction
 
 Group = list[Cell]
 _CellKey = tuple[str, str, str]  # model, benchmark, metric
-_PairKey = tuple[str, str, frozenset[str]]  # benchmark, metric, both models
 
 
 class Evidence:
@@ -109,7 +108,13 @@ def _compared(table: Table, tests: PairedTests, *, ranked: bool) -> Table:
             shown: RankMark = "" if cell.credited is False else mark
             withheld: RankMark = mark if cell.credited is False else ""
             cells[_cell_key(cell)] = dataclasses.replace(cells[_cell_key(cell)], mark=shown, withheld=withheld)
-    return dataclasses.replace(table, cells=cells, comparisons=len(tests), untestable=tests.untestable(table))
+    return dataclasses.replace(
+        table,
+        cells=cells,
+        comparisons=len(tests),
+        untestable=tests.untestable(table),
+        p_values=tests.corrected,
+    )
 
 
 class PairedTests:
@@ -123,16 +128,16 @@ class PairedTests:
         if ranked:
             groups = (group for table in tables for group in _ranked_groups(table))
             pairs += [pair for group in groups for pair in itertools.combinations(group, 2)]
-        self._estimates: dict[_PairKey, Estimate] = {}
-        self._untestable: dict[_PairKey, tuple[Cell, Cell]] = {}
+        self._estimates: dict[PairKey, Estimate] = {}
+        self._untestable: dict[PairKey, tuple[Cell, Cell]] = {}
         for first, second in pairs:
-            key = _pair_key(first, second)
+            key = pair_key(first, second)
             if key not in self._estimates and key not in self._untestable:
                 self._add(key, *sorted((first, second), key=lambda cell: cell.row))
         corrected = holm_correction(p_values([*self._estimates.values()]).tolist())
-        self._p_adjusted = dict(zip(self._estimates, corrected, strict=True))
+        self.corrected = dict(zip(self._estimates, corrected, strict=True))
 
-    def _add(self, key: _PairKey, first: Cell, second: Cell) -> None:
+    def _add(self, key: PairKey, first: Cell, second: Cell) -> None:
         scores, others = self._evidence.scores(first), self._evidence.scores(second)
         if scores is None or others is None or not comparable(scores, others):
             return
@@ -147,11 +152,11 @@ class PairedTests:
 
     def p_adjusted(self, first: Cell, second: Cell) -> float:
         """Corrected p-value of "no difference"; 1 without a test."""
-        return self._p_adjusted.get(_pair_key(first, second), 1.0)
+        return self.corrected.get(pair_key(first, second), 1.0)
 
     def delta(self, cell: Cell, base: Cell) -> BaselineDifference | None:
         """``cell`` minus ``base``, scaled; None without a test."""
-        key = _pair_key(cell, base)
+        key = pair_key(cell, base)
         scores, others = self._evidence.scores(cell), self._evidence.scores(base)
         if key not in self._estimates or scores is None or others is None:
             return None
@@ -162,7 +167,7 @@ class PairedTests:
             ci_low=found.low * scale,
             ci_high=found.high * scale,
             p_value=found.p_value,
-            p_adjusted=self._p_adjusted[key],
+            p_adjusted=self.corrected[key],
             min_detectable_difference=found.min_detectable * scale,
         )
 
@@ -174,10 +179,6 @@ class PairedTests:
 
 def _cell_key(cell: Cell) -> _CellKey:
     return cell.row, cell.column.benchmark, cell.column.metric
-
-
-def _pair_key(first: Cell, second: Cell) -> _PairKey:
-    return first.column.benchmark, first.column.metric, frozenset({first.row, second.row})
 
 
 def _baseline_pairs(table: Table) -> Iterator[tuple[Cell, Cell]]:

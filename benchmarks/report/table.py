@@ -159,6 +159,14 @@ class Cell:
         return all(gain.credits(self.column.higher_is_better) for gain in self.gains.values())
 
 
+PairKey = tuple[str, str, frozenset[str]]  # benchmark, metric, both models
+
+
+def pair_key(first: Cell, second: Cell) -> PairKey:
+    """The key of the test of two models on one metric."""
+    return first.column.benchmark, first.column.metric, frozenset({first.row, second.row})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Table:
     """Models × metrics.
@@ -171,6 +179,7 @@ class Table:
         seeds: number of seeds that the values are means over; 0 without several seeds.
         untestable: pairs of cells without a test, since the seeds of every trained model have equal scores.
         images_only: columns of a table over seeds in which each model was evaluated once, without seed variance.
+        p_values: benchmark, metric and pair of models → Holm-corrected p-value of "no difference", of all tests.
     """
 
     rows: tuple[RowRecord, ...]
@@ -180,6 +189,11 @@ class Table:
     seeds: int = 0
     untestable: tuple[tuple[Cell, Cell], ...] = ()
     images_only: tuple[Column, ...] = ()
+    p_values: Mapping[PairKey, float] = field(default_factory=dict)
+
+    def p_adjusted(self, first: Cell, second: Cell) -> float:
+        """Corrected p-value of "no difference" of two cells of a column; 1 without a test."""
+        return self.p_values.get(pair_key(first, second), 1.0)
 
     @property
     def baselines(self) -> frozenset[str | None]:

@@ -1,0 +1,210 @@
+"""Each model's average and mean rank over the benchmarks, with intervals, and the pairs of averages that differ.
+
+Both use the first metric of each benchmark on which all models have a number under the main protocol. The average takes
+those in per cent, so that points (MME) do not outweigh the others.
+
+The images of different benchmarks are independent: the variance of an average is the sum of the benchmarks' variances,
+divided by their number squared, with Satterthwaite's degrees of freedom; errors of one training are correlated. The
+interval of a rank counts the models that differ significantly: the true rank is at least one more than the number of
+significantly better models, and likewise at most (Mogstad, Romano, Shaikh and Wilhelm, Review of Economic Studies 91,
+2024). A bootstrap of ranks has no such guarantee if models are close. ``scripts/check_averages.py`` simulates both.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from benchmarks.report.figure import FigureSet
+from benchmarks.report.significance import Evidence
+from benchmarks.report.table import ALPHA, Cell, Column, Table
+from benchmarks.results.formatting import format_number, join_or_count, join_with_and
+from benchmarks.results.noise import Estimate, difference_estimate, metric_estimate
+from benchmarks.results.statistics import holm_correction
+
+_MIN_BENCHMARKS = 2
+_PER_CENT = 100.0
+HEADERS = ("model", "average", "95 % interval", "mean rank", "95 % interval")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A number and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overall:
+    """Averages and mean ranks.
+
+    Args:
+        averages: model → average; empty with fewer than two benchmarks in per cent, or without items.
+        ranks: model → mean rank, 1 is best; empty with fewer than two benchmarks.
+        averaged: the benchmarks of the averages.
+        ranked: the benchmarks of the ranks.
+        p_values: pair of models → Holm-corrected p-value of "their averages are equal".
+    """
+
+    averages: dict[str, Interval]
+    ranks: dict[str, Interval]
+    averaged: tuple[str, ...]
+    ranked: tuple[str, ...]
+    p_values: dict[frozenset[str], float]
+
+    @property
+    def sentence(self) -> str:
+        """The model with the best average, and the models that it is significantly above; empty without averages."""
+        if not self.averages:
+            return ""
+        best, *others = sorted(self.averages, key=lambda row: -self.averages[row].value)
+        beaten = [row for row in others if self.p_values[frozenset({best, row})] < ALPHA]
+        close = [row for row in others if row not in beaten]
+        found = self.averages[best]
+        interval = f"{format_number(found.value, 1)} [{format_number(found.low, 1)}, {format_number(found.high, 1)}]"
+        text = f"{best} has the best average over {len(self.averaged)} benchmarks, {interval}"
+        if not beaten:
+            return f"{text}, not significantly above {join_or_count(close, 'others')}."
+        above = "all others" if not close else join_or_count(beaten, "models")
+        rest = f", not above {join_or_count(close, 'others')}" if close else ""
+        return f"{text}, significantly above {above}{rest}."
+
+
+def overall_scores(table: Table, evidence: Evidence) -> Overall:
+    """Averages and mean ranks of a tested table."""
+    columns = [column for column in _first_columns(table) if _is_complete(table, column)]
+    rows = [row.name for row in table.rows]
+    ranked = columns if len(columns) >= _MIN_BENCHMARKS and len(rows) > 1 else []
+    averaged = [column for column in ranked if column.scale == _PER_CENT and column.higher_is_better]
+    if len(averaged) < _MIN_BENCHMARKS or any(
+        evidence.scores(cell) is None for column in averaged for cell in table.column_cells(column)
+    ):
+        averaged = []
+    averages, p_values = _averages(table, averaged, evidence) if averaged else ({}, {})
+    return Overall(
+        averages=averages,
+        ranks={row: _mean_rank(table, ranked, row) for row in rows} if ranked else {},
+        averaged=tuple(column.benchmark for column in averaged),
+        ranked=tuple(column.benchmark for column in ranked),
+        p_values=p_values,
+    )
+
+
+def _first_columns(table: Table) -> list[Column]:
+    first: dict[str, Column] = {}
+    for column in table.columns:
+        if column.higher_is_better is not None:
+            first.setdefault(column.benchmark, column)
+    return [*first.values()]
+
+
+def _is_complete(table: Table, column: Column) -> bool:
+    return all(cell.value is not None and cell.group == 0 for cell in table.column_cells(column))
+
+
+def _averages(
+    table: Table, columns: Sequence[Column], evidence: Evidence
+) -> tuple[dict[str, Interval], dict[frozenset[str], float]]:
+    def cells(row: str) -> list[Cell]:
+        return [table.cells[row, column.benchmark, column.metric] for column in columns]
+
+    def estimate(row: str, other: str | None = None) -> tuple[float, float, float]:
+        found = []
+        for place, cell in enumerate(cells(row)):
+            scores, noise = evidence.scores(cell), evidence.training_noise(cell)
+            others = evidence.scores(cells(other)[place]) if other else None
+            assert scores is not None
+            found.append(difference_estimate(scores, others, noise) if others else metric_estimate(scores, noise))
+        return mean_estimate(found)
+
+    rows = [row.name for row in table.rows]
+    averages = {row: _interval(*estimate(row)) for row in rows}
+    pairs = [*itertools.combinations(rows, 2)]
+    corrected = holm_correction([_p_value(*estimate(*pair)) for pair in pairs])
+    return averages, {frozenset(pair): value for pair, value in zip(pairs, corrected, strict=True)}
+
+
+def mean_estimate(estimates: Sequence[Estimate]) -> tuple[float, float, float]:
+    """Mean of estimates on independent images: its value, standard error and degrees of freedom.
+
+    One training serves all benchmarks, so that its errors add up: they count as perfectly correlated.
+    """
+    parts = [(each.image_variance, each.image_degrees) for each in estimates]
+    trained = [each for each in estimates if each.training_variance]
+    if trained:
+        training = sum(math.sqrt(each.training_variance) for each in trained) ** 2
+        parts.append((training, min(each.training_degrees for each in trained)))
+    variance = sum(part for part, _ in parts)
+    spread = sum(part**2 / degrees for part, degrees in parts)
+    degrees = variance**2 / spread if spread else math.inf
+    return fmean(each.value for each in estimates), math.sqrt(variance) / len(estimates), degrees
+
+
+def _interval(value: float, error: float, degrees: float) -> Interval:
+    from scipy import stats
+
+    half = float(stats.t.isf(ALPHA / 2, degrees)) * error
+    return Interval(value=_PER_CENT * value, low=_PER_CENT * (value - half), high=_PER_CENT * (value + half))
+
+
+def _p_value(value: float, error: float, degrees: float) -> float:
+    from scipy import stats
+
+    return float(2 * stats.t.sf(abs(value) / error, degrees)) if error else float(value == 0)
+
+
+def _mean_rank(table: Table, columns: Sequence[Column], row: str) -> Interval:
+    """Mean over benchmarks of a model's rank; models of equal score share the mean of their ranks."""
+    values, lows, highs = [], [], []
+    for column in columns:
+        own = table.cells[row, column.benchmark, column.metric]
+        sign = 1 if column.higher_is_better else -1
+        gaps = [
+            (sign * ((other.value or 0.0) - (own.value or 0.0)), table.p_adjusted(own, other) < ALPHA)
+            for other in table.column_cells(column)
+            if other.row != row
+        ]
+        values.append(1 + sum(gap > 0 for gap, _ in gaps) + sum(gap == 0 for gap, _ in gaps) / 2)
+        lows.append(1 + sum(gap > 0 and differs for gap, differs in gaps))
+        highs.append(1 + len(gaps) - sum(gap < 0 and differs for gap, differs in gaps))
+    return Interval(value=fmean(values), low=fmean(lows), high=fmean(highs))
+
+
+def overall_section(overall: Overall) -> FigureSet | None:
+    """The table of averages and mean ranks, best first; None without ranks."""
+    if not overall.ranks:
+        return None
+    sentences = [f"The mean rank (1 is best) is over {join_with_and(overall.ranked)}, the first metric of each."]
+    if overall.averages:
+        sentences.insert(0, f"The average is over {join_with_and(overall.averaged)}, all in per cent.")
+    rows = sorted(overall.ranks, key=lambda row: (overall.ranks[row].value, row))
+    return FigureSet(
+        lead=" ".join(sentences),
+        figures=(),
+        notes=(
+            "Only benchmarks on which every model has a number under the main protocol count. The interval of a mean "
+            "rank follows from the tests of the main table: a rank is certain only as far as models differ "
+            "significantly.",
+        ),
+        headers=HEADERS if overall.averages else (HEADERS[0], *HEADERS[3:]),
+        rows=tuple((row, *overall_texts(overall, row)) for row in rows),
+    )
+
+
+def overall_texts(overall: Overall, row: str) -> list[str]:
+    """Average and mean rank of a model, each with its interval, as text."""
+    found = [(overall.averages[row], 1)] if overall.averages else []
+    found += [(overall.ranks[row], 1)] if overall.ranks else []
+    return [
+        text
+        for each, places in found
+        for text in (
+            format_number(each.value, places),
+            f"{format_number(each.low, places)} – {format_number(each.high, places)}",
+        )
+    ]

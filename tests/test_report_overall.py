@@ -1,0 +1,63 @@
+"""Averages and mean ranks over the benchmarks."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from report_material import items_table, put_result, put_results
+
+from benchmarks.report.load_results import read_source
+from benchmarks.report.overall import mean_estimate
+from benchmarks.report.report import build_report
+from benchmarks.results.noise import Estimate
+from benchmarks.results.results import read_items
+
+ESTIMATE = Estimate(
+    **{"value": 0.5, "image_variance": 0.04, "training_variance": 0.0, "image_degrees": 10.0},
+    **{"training_degrees": 0, "skewness": 0.0, "clusters": 100, "signs": 100},
+)
+
+
+def test_the_average_has_the_variance_of_independent_benchmarks(tmp_path):
+    put_results(tmp_path)
+    overall = build_report(tmp_path).overall
+    assert overall.averaged == overall.ranked == ("gqa", "pope", "retrieval")
+    values, variances = [], []
+    for benchmark in overall.averaged:
+        items = read_items(read_source(tmp_path).results(benchmark)["clips"])
+        of_images = items.groupby("image")["hit"].mean()
+        values.append(of_images.mean())
+        variances.append(of_images.var() / len(of_images))
+    found = overall.averages["clips"]
+    assert found.value == pytest.approx(100 * np.mean(values))
+    half = 100 * 1.96 * np.sqrt(sum(variances)) / 3
+    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.03)
+    assert max(overall.p_values.values()) < 0.05
+    assert overall.sentence.startswith("clips has the best average over 3 benchmarks, 59.2 [54.2, 64.2], significantly")
+
+
+def test_errors_of_one_training_add_up():
+    value, error, degrees = mean_estimate([ESTIMATE] * 4)
+    assert (value, error, degrees) == (0.5, pytest.approx(0.1), pytest.approx(40))
+    trained = dataclasses.replace(ESTIMATE, image_variance=0.0, training_variance=0.04, training_degrees=3)
+    assert mean_estimate([trained] * 4)[1:] == (pytest.approx(0.2), pytest.approx(3))
+
+
+def test_a_rank_is_as_certain_as_the_tests(tmp_path):
+    put_results(tmp_path, {"low": 0.1, "same": 0.6, "same too": 0.6, "top": 0.8})
+    overall = build_report(tmp_path).overall
+    found = {row: (rank.low, rank.value, rank.high) for row, rank in overall.ranks.items()}
+    assert found == {"low": (4, 4, 4), "same": (2, 2.5, 3), "same too": (2, 2.5, 3), "top": (1, 1, 1)}
+
+
+def test_benchmarks_that_a_model_lacks_do_not_count(tmp_path):
+    put_results(tmp_path)
+    put_result(tmp_path, "clip", "zoo", items_table(0.5, benchmark="zoo"))
+    put_result(tmp_path, "clip", "gqa", items_table(0.5, benchmark="gqa"), protocol={"prompt": "other"})
+    assert build_report(tmp_path).overall.averaged == ("pope", "retrieval")
+    for row in ("clip", "clips", "untrained"):
+        (tmp_path / row / "pope.items.parquet").unlink()
+    overall = build_report(tmp_path).overall
+    assert (overall.averages, overall.sentence, overall.ranked) == ({}, "", ("pope", "retrieval"))
