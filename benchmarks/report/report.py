@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.report.build_table import build_results_table
+from benchmarks.report.latex_style import LatexStyle
 from benchmarks.report.load_results import ReportSource, read_source
 from benchmarks.report.notes import MarkStyle, mark_legend, table_notes
 from benchmarks.report.overall import Overall, overall_scores
@@ -32,6 +33,7 @@ class Report:
         sentences: one for each model with a baseline.
         notes: below the table, after the legend of its marks.
         reference_results: published numbers, in a table of their own.
+        latex: the style of the LaTeX table.
     """
 
     source: ReportSource
@@ -43,6 +45,7 @@ class Report:
     sentences: tuple[str, ...]
     notes: tuple[str, ...]
     reference_results: ReferenceTable | None = None
+    latex: LatexStyle = field(default_factory=LatexStyle)
 
     @property
     def other_sentences(self) -> list[str]:
@@ -76,6 +79,7 @@ def build_report(
     baseline: str | None = None,
     reference_results: Sequence[str] = (),
     selection: Selection = Selection(),  # noqa: B008 - it is frozen
+    latex: LatexStyle = LatexStyle(),  # noqa: B008
 ) -> Report:
     """Read a study or a directory of results and compute its report.
 
@@ -84,6 +88,7 @@ def build_report(
         baseline: the model that the others are compared with; the name of a published model compares published ones.
         reference_results: published models, see `select_reference_results`; those that the study names if empty.
         selection: the models and columns to show.
+        latex: the style of the LaTeX table.
 
     Raises:
         UserError: no results, an unreadable file, or an unknown baseline, model, column or published model.
@@ -112,4 +117,5 @@ def build_report(
         sentences=tuple(row_summaries(table)),
         notes=(*omission_notes(full_table, table, num_models), *table_notes(source, table, seed_table)),
         reference_results=build_reference_table(references, source.benchmarks, baseline if of_reference else None),
+        latex=latex,
     )

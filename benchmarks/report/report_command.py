@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.report.latex_style import LatexStyle
 from clips.core.artifact import atomic_write, log_info, writable_directory
 from clips.errors import unknown_name_error
 
@@ -27,6 +28,7 @@ class ReportConfig:
             including metrics that the main table omits.
         formats: any of html, csv, wide, reference_results, seeds, sweep, markdown, latex, svg, pdf; by default all
             but pdf.
+        latex: the intervals and marks of the LaTeX table.
     """
 
     directory: str
@@ -36,6 +38,7 @@ class ReportConfig:
     models: tuple[str, ...] | str = ()
     benchmarks: tuple[str, ...] | str = ()
     formats: tuple[str, ...] | str = ()
+    latex: LatexStyle = field(default_factory=LatexStyle)
 
 
 def run_report(config: ReportConfig) -> None:
@@ -59,7 +62,13 @@ def run_report(config: ReportConfig) -> None:
             raise unknown_name_error(name, REPORT_FORMATS, "format")
     selection = Selection(models=_names(config.models), benchmarks=_names(config.benchmarks))
     references = _names(config.reference_results)
-    report = build_report(config.directory, baseline=config.baseline, reference_results=references, selection=selection)
+    report = build_report(
+        config.directory,
+        baseline=config.baseline,
+        reference_results=references,
+        selection=selection,
+        latex=config.latex,
+    )
     output = writable_directory(config.output or Path(config.directory) / _default_output(config))
     contents = {
         output / name: content

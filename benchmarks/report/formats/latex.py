@@ -5,62 +5,142 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from benchmarks.report.cell_text import decimals, margin, missing_text, signs
+from benchmarks.report.cell_text import decimals, interval_text, margin, missing_text, score, signs
 from benchmarks.report.chance_level import trivial_baselines
+from benchmarks.report.latex_style import COLUMN_GAP, FloatFit, fit_float, split_columns
 from benchmarks.report.notes import LATEX
+from benchmarks.report.overall import Interval
 from benchmarks.report.reference_table import REFERENCE_NOTE
 from benchmarks.report.report import Report
-from benchmarks.report.table import Cell, Column
+from benchmarks.report.table import ALPHA, Cell, Column, RankMark, Table
 from benchmarks.report.text_table import latex_table, main_table
 from benchmarks.results.formatting import format_number, strip_control_chars
 from benchmarks.results.results import CHANCE
 
-_PACKAGES = r"% \usepackage{booktabs,graphicx}; names with accents: \usepackage[T1]{fontenc}"
-# shrinks a table to the column's width if it is wider
-_RESIZE = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
+if TYPE_CHECKING:
+    import pandas as pd
+
+_PACKAGES = r"% \usepackage{booktabs}; names with accents: \usepackage[T1]{fontenc}"
+_Shown = Literal["values", "inline", "intervals"]  # inline: values with intervals
 
 
 def render_latex(report: Report) -> str:
-    """The main table as a ``table`` float with a caption, published results as a second one, and notes as comments.
+    """The main table as floats with captions, published results as another one, and notes as comments.
 
-    Characters that pdflatex lacks (Chinese, emoji) become their code points.
+    A table is set in one column or across both, at 9 to 7 pt; one that is wider is divided by its columns. Characters
+    that pdflatex lacks (Chinese, emoji) become their code points.
     """
     name = re.sub(r"[^a-z0-9]+", "-", report.source.title.casefold()).strip("-") or "results"
-    parts = [*_float(_caption(report), f"tab:{name}", _tabular(report)), *map(_comment, report.all_notes(LATEX))]
+    intervals = report.latex.intervals
+    if intervals == "auto":
+        intervals = "inline" if fit_float(_texts(report, "inline")) else "separate"
+    shown: _Shown = "inline" if intervals == "inline" else "values"
+    parts = _floats(report, _caption(report, inline=shown == "inline"), f"tab:{name}", shown)
+    if intervals == "separate":
+        caption = latex_text(f"95 % intervals{' over images and seeds' if report.table.seeds else ''}.")
+        parts += _floats(report, caption, f"tab:{name}-intervals", "intervals")
+    parts += map(_comment, report.all_notes(LATEX))
     if report.reference_results:
-        table = report.reference_results.text().map(latex_text).rename(latex_text).rename(latex_text, axis=1)
-        parts += _float(latex_text(REFERENCE_NOTE), f"tab:{name}-published", latex_table(table))
+        table = report.reference_results.text()
+        texts = [[*map(str, table.index)], *([name, *table[name]] for name in table.columns)]
+        escaped = table.map(latex_text).rename(latex_text).rename(latex_text, axis=1)
+        for number, columns in enumerate(split_columns(texts)):
+            label = f"tab:{name}-published" + (f"-{number + 1}" if number else "")
+            fit = fit_float([texts[0], *(texts[1 + index] for index in columns)])
+            parts += _float(latex_text(REFERENCE_NOTE), label, latex_table(escaped.iloc[:, columns]), fit)
         parts += map(_comment, report.reference_results.sources())
     return "\n".join([_PACKAGES, *parts]) + "\n"
 
 
-def _caption(report: Report) -> str:
+def _floats(report: Report, caption: str, label: str, shown: _Shown) -> list[str]:
+    """The main table, in as many floats as its columns need."""
+    frame, texts = _frame(report, shown), _texts(report, shown)
+    num_lines = len(frame) - len(report.table.rows)
+    parts = split_columns(texts)
+    lines: list[str] = []
+    for number, columns in enumerate(parts):
+        fit = fit_float([texts[0], *(texts[1 + index] for index in columns)])
+        title = caption if number == 0 else latex_text(f"Continued: part {number + 1} of {len(parts)}.")
+        tabular = latex_table(frame.iloc[:, columns], num_footer_lines=num_lines)
+        tabular = _with_group_rules(tabular, report.table)
+        lines += _float(title, label + (f"-{number + 1}" if number else ""), tabular, fit)
+    return lines
+
+
+def _with_group_rules(tabular: list[str], table: Table) -> list[str]:
+    """A space between models of different LLMs."""
+    start = next(index for index, line in enumerate(tabular) if line == r"\midrule") + 1
+    changes = [index for index in range(1, len(table.rows)) if table.rows[index].llm != table.rows[index - 1].llm]
+    for index in reversed(changes):
+        tabular.insert(start + index, r"\addlinespace")
+    return tabular
+
+
+def _caption(report: Report, *, inline: bool) -> str:
     marks = {cell.mark for cell in report.table.cells.values()}
     sentences = [report.answer]
-    if "best" in marks:
+    if report.latex.marks == "ranks":
+        sentences.append(
+            "Bold: highest; underlined: second highest; equal numbers share a mark. A circle: not significantly "
+            "different from the highest (paired tests)."
+        )
+    elif "best" in marks:
         sentences.append("Bold: significantly different from every other model of its column (paired test).")
-    if "tied" in marks:
+    if "tied" in marks and report.latex.marks == "tests":
         sentences.append("Underlined: at the top of its column, without a significant difference.")
-    if any(margin(cell) for cell in report.table.cells.values()):
+    if inline and any(margin(cell) for cell in report.table.cells.values()):
         sentences.append(f"With 95 % intervals{' over images and seeds' if report.table.seeds else ''}.")
     return latex_text(" ".join(sentences))
 
 
-def _float(caption: str, label: str, tabular: Sequence[str]) -> list[str]:
-    opening = [r"\begin{table}[t]", r"\centering", r"\small", r"\setlength{\tabcolsep}{4pt}"]
-    return [*opening, rf"\caption{{{caption}}}", rf"\label{{{label}}}", _RESIZE, *tabular, "}", r"\end{table}"]
+def _float(caption: str, label: str, tabular: Sequence[str], fit: FloatFit | None) -> list[str]:
+    fit = fit or FloatFit(environment="table*", size=r"\scriptsize")
+    opening = [rf"\begin{{{fit.environment}}}[t]", r"\centering", fit.size]
+    opening += [rf"\setlength{{\tabcolsep}}{{{COLUMN_GAP:g}pt}}", rf"\caption{{{caption}}}", rf"\label{{{label}}}"]
+    return [*opening, *tabular, rf"\end{{{fit.environment}}}"]
 
 
-def _tabular(report: Report) -> list[str]:
-    """The main table with the benchmarks above their metrics."""
+def _frame(report: Report, shown: _Shown) -> pd.DataFrame:
+    """The main table with the benchmarks above their metrics, then the averages and mean ranks."""
     import pandas as pd
 
-    frame = main_table(report, _cell, latex_text, _chance)
+    cell = _interval if shown == "intervals" else functools.partial(_cell, report, shown == "inline")
+    frame = main_table(report, cell, latex_text, _chance)
     headers = [(latex_text(column.benchmark), _metric_header(column)) for column in report.table.columns]
+    for title, numbers in _overall(report):
+        of_rows = [_overall_text(numbers[row.name], shown) for row in report.table.rows]
+        frame[title] = of_rows + [""] * (len(frame) - len(of_rows))
+        headers.append(("all", title))
     frame.columns = pd.MultiIndex.from_tuples(headers)
-    return latex_table(frame, num_footer_lines=len(frame) - len(report.table.rows))
+    return frame
+
+
+def _overall(report: Report) -> list[tuple[str, dict[str, Interval]]]:
+    found = [("average", report.overall.averages), ("mean rank", report.overall.ranks)]
+    rows = {row.name for row in report.table.rows}
+    return [(title, numbers) for title, numbers in found if numbers.keys() == rows]
+
+
+def _overall_text(found: Interval, shown: _Shown) -> str:
+    value, low, high = (latex_text(format_number(each, 1)) for each in (found.value, found.low, found.high))
+    if shown == "intervals":
+        return f"{low} -- {high}"
+    return value + (rf" {{\scriptsize [{low}, {high}]}}" if shown == "inline" else "")
+
+
+def _texts(report: Report, shown: _Shown) -> list[list[str]]:
+    """The texts of each column as printed, the models' names first."""
+    as_text = {"inline": score, "intervals": interval_text, "values": lambda cell: score(cell).split(" ")[0]}[shown]
+    columns = [[row.name for row in report.table.rows]]
+    for column in report.table.columns:
+        texts = [missing_text(cell) or as_text(cell) for cell in report.table.column_cells(column)]
+        chance = [text if name == CHANCE else f"{name} {text}" for name, text in trivial_baselines(column).items()]
+        above = column.benchmark[:: sum(each.benchmark == column.benchmark for each in report.table.columns)]
+        columns.append([above, column.label, *texts, *chance, report.items_text(column)])
+    columns += [[title, "0" * {"inline": 16, "intervals": 13, "values": 4}[shown]] for title, _ in _overall(report)]
+    return columns
 
 
 def _chance(column: Column) -> str:
@@ -77,20 +157,53 @@ def _metric_header(column: Column) -> str:
     return latex_text(label + (" ↓" if column.higher_is_better is False else ""))
 
 
-def _cell(cell: Cell) -> str:
+def _cell(report: Report, inline: bool, cell: Cell) -> str:
     if cell.value is None:
         return latex_text(missing_text(cell))
     value = latex_text(format_number(cell.value, decimals(cell.column)))
-    marked = {"best": rf"\textbf{{{value}}}", "tied": rf"\underline{{{value}}}", "": value}[cell.mark]
-    return marked + _margin(margin(cell)) + latex_text(signs(cell))
+    mark = cell.mark if report.latex.marks == "tests" else _rank_mark(report.table, cell)
+    marked = {"best": rf"\textbf{{{value}}}", "tied": rf"\underline{{{value}}}", "": value}[mark]
+    circle = r"$^{\circ}$" if report.latex.marks == "ranks" and _equals_top(report.table, cell) else ""
+    return marked + circle + (_margin(margin(cell)) if inline else "") + latex_text(signs(cell))
+
+
+def _ranked(table: Table, cell: Cell) -> list[float]:
+    """The different numbers of a cell's column and protocol as printed, best first; empty without a direction."""
+    if cell.column.higher_is_better is None:
+        return []
+    places = decimals(cell.column)
+    values = {round(each.value, places) for each in table.column_cells(cell.column)
+              if each.value is not None and each.group == cell.group}  # fmt: skip
+    return sorted(values, reverse=cell.column.higher_is_better)
+
+
+def _rank_mark(table: Table, cell: Cell) -> RankMark:
+    first_two = _ranked(table, cell)[:2]
+    rank = dict(zip(first_two, ("best", "tied"), strict=False)) if len(first_two) > 1 else {}
+    found = rank.get(round(cell.value or 0.0, decimals(cell.column)), "")
+    return "best" if found == "best" else "tied" if found == "tied" else ""
+
+
+def _equals_top(table: Table, cell: Cell) -> bool:
+    """Whether a cell is below the top of its column by a difference that is not significant."""
+    group = [each for each in table.column_cells(cell.column) if each.value is not None and each.group == cell.group]
+    if cell.column.higher_is_better is None or len(group) < 2:
+        return False
+    top = (max if cell.column.higher_is_better else min)(group, key=lambda each: each.value or 0.0)
+    return top is not cell and (top.value == cell.value or table.p_adjusted(top, cell) >= ALPHA)
+
+
+def _interval(cell: Cell) -> str:
+    return latex_text(interval_text(cell) or missing_text(cell) or "—")
 
 
 def _margin(text: str) -> str:
+    """An interval at 7 pt; without superscripts, whose digits would be smaller."""
     if not text:
         return ""
     above, asymmetric, below = text[1:].replace("\N{NARROW NO-BREAK SPACE}", r"\,").partition("/")
-    inner = rf"^{{+{above}}}_{{-{below[1:]}}}" if asymmetric else rf"\pm {above}"
-    return rf" {{\scriptsize ${inner}$}}"
+    inner = rf"$+${above}/$-${below[1:]}" if asymmetric else rf"$\pm${above}"
+    return rf" {{\scriptsize {inner}}}"
 
 
 def _comment(text: str) -> str:
