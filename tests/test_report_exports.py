@@ -85,9 +85,9 @@ def test_a_wide_table_spans_both_columns_then_drops_its_intervals_then_is_divide
     assert texts[1].count(r"\begin{table") == texts[1].count(r"\begin{table}") == 1
     assert texts[4].count(r"\begin{table") == texts[4].count(r"\begin{table*}") == 1
     assert texts[4].count(r"\pm") == 3 * 4
-    assert texts[14].count(r"\begin{table") == 4  # two parts of values, two of intervals
+    assert texts[14].count(r"\begin{table") == 6  # three parts of values, three of intervals
     assert r"\pm" not in texts[14]
-    assert "part 2 of 2" in texts[14]
+    assert "part 2 of 3" in texts[14]
     for text in texts.values():
         assert r"\resizebox" not in text
         assert r"\tiny" not in text

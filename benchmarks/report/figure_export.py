@@ -184,7 +184,9 @@ def _draw_figure(figure: Figure, palette: Palette) -> tuple[Any, float]:
         legend = _add_legend(drawn, figure, palette)
         extent = legend.get_window_extent()
         drawn.set_size_inches(_WIDTH, figure.height + extent.height / 72)
-    drawn.get_layout_engine().execute(drawn)
+    engine = drawn.get_layout_engine()
+    assert engine is not None
+    engine.execute(drawn)
     drawn.set_layout_engine("none")  # a second pass would take as long as drawing
     if figure.legend:
         bottom = legend.get_window_extent().y0

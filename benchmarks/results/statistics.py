@@ -75,9 +75,9 @@ def image_scores(
     formula: str,
     tables: Sequence[Columns],
     names: Sequence[str],
-    clusters: Sequence[Any],
+    clusters: Sequence[Any] | np.ndarray,
     *,
-    items: Sequence[Any] = (),
+    items: Sequence[Any] | np.ndarray = (),
     most: float = 1.0,
     trained: bool = False,
 ) -> Scores:
