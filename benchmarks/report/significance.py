@@ -61,7 +61,7 @@ class Evidence:
         """Kind of blind run → a cell's metric with and without the image, on the items of the run."""
         benchmark, metric, _ = self._item_key(cell)
         outcomes = [self._source.outcomes[name, benchmark] for name in cell.members or (cell.row,)]
-        return self._items.gains([outcome for outcome in outcomes if isinstance(outcome, Result)], metric)
+        return self.items.gains([outcome for outcome in outcomes if isinstance(outcome, Result)], metric)
 
     def _is_trained(self, name: str, result: Result) -> bool:
         """Whether the study trained the model of a result."""
