@@ -17,19 +17,32 @@ CUDA = torch.device("cuda", 0)
 
 
 class FakeCuda(TorchFunctionMode):
-    """Sends tensors to a fake GPU, and creates them there; tensors of the CPU stay real."""
+    """Sends tensors to a fake GPU, and creates them there; tensors of the CPU stay real.
+
+    ``copies`` names the functions that have copied from the CPU to the GPU or back, for which the host waits.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.copies: list[str] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if not any(isinstance(each, torch.device) and each.type == "cuda" for each in (*args, *kwargs.values())):
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
+            if isinstance(result, Tensor) and result.device.type == "cpu" and _on_gpu(args):
+                self.copies.append(func.__name__)
+            return result
+        if func is torch.tensor or any(isinstance(each, Tensor) and each.device.type == "cpu" for each in args):
+            self.copies.append(func.__name__)
         with self.mode:
             sent = [self.mode.from_tensor(each) if isinstance(each, Tensor) else each for each in args]
             return func(*sent, **kwargs)
+
+
+def _on_gpu(values: Any) -> bool:
+    return any(isinstance(each, Tensor) and each.device.type == "cuda" for each in values)
 
 
 def to_fake_cuda(model: nn.Module) -> FakeCuda:

@@ -20,7 +20,7 @@ STAND_IN = "--launch"
 
 def hang(step: int) -> None:
     """Let the process of rank 1 sleep in place of the step after ``step``."""
-    from llava_bridge.training.trainer import StageTrainer
+    from llava_bridge.training.stage_trainer import StageTrainer
 
     compute = StageTrainer.training_step
 

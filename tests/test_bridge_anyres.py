@@ -120,7 +120,7 @@ def test_the_loss_and_its_gradients_are_those_of_transformers(llava: tuple[Any, 
     batch = collator([data[index] for index in range(7)])
     batch.pop("invalid_samples")
     assert batch["pixel_values"].shape == (6, 5, 3, 32, 32)
-    assert batch["image_sizes"].tolist() == [[24, 40], [40, 24], [64, 64], [30, 200], [24, 40], [64, 64]]
+    assert batch["image_sizes"] == [[24, 40], [40, 24], [64, 64], [30, 200], [24, 40], [64, 64]]
     model.requires_grad_(True)
     loss = LlavaLoss(model)(**batch)["loss"]
     theirs = model(**batch).loss

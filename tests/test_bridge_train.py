@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import math
 import sys
@@ -233,11 +234,11 @@ def test_frozen_parts_differ_from_trained_ones_bit_by_bit() -> None:
 def stage_trainer(max_invalid_ratio: float = 0.5) -> Any:
     """A StageTrainer of three samples without a model, for its own checks."""
     from clips.data.invalid_samples import InvalidSamples
-    from llava_bridge.training.trainer import StageTrainer
+    from llava_bridge.training.stage_trainer import StageTrainer
 
     trainer = StageTrainer.__new__(StageTrainer)
     trainer.stage_name, trainer.invalid, trainer.max_invalid_ratio = "align", InvalidSamples(), max_invalid_ratio
-    trainer.train_dataset, trainer.state = range(3), SimpleNamespace(global_step=6)
+    trainer.train_dataset, trainer.state, trainer.losses = range(3), SimpleNamespace(global_step=6), []
     return trainer
 
 
@@ -261,8 +262,18 @@ def test_too_many_bad_samples_and_a_loss_that_is_not_finite_stop_the_run(monkeyp
     with pytest.raises(UserError, match="align: 1 of 3 samples are invalid"):
         stage_trainer(0.0).compute_loss(model, {"invalid_samples": [(0, "a", "no such image")]})
     monkeypatch.setattr(Trainer, "compute_loss", lambda *_: torch.tensor(float("nan")))
-    with pytest.raises(UserError, match="align: the loss is nan in step 7"):
-        stage_trainer().compute_loss(model, {})
+    monkeypatch.setattr(Trainer, "_maybe_log_save_evaluate", lambda *_: None)
+    trainer = stage_trainer()
+    trainer.compute_loss(model, {})
+    trainer.state.global_step += 1
+    trainer.compute_loss(model, {})
+    for saves in (False, True):
+        trainer.control = SimpleNamespace(should_log=False, should_save=saves)
+        expected = (
+            pytest.raises(UserError, match="align: the loss is nan in step 7;") if saves else contextlib.nullcontext()
+        )
+        with expected:  # before the checkpoint
+            trainer._maybe_log_save_evaluate()
 
 
 def test_bad_samples_are_counted_over_all_processes_and_attempts(tmp_path, monkeypatch):

@@ -106,11 +106,13 @@ class ConversationCollator:
         """Collate items into a batch.
 
         Returns:
-            ``input_ids`` and ``labels`` (R, T); ``attention_mask``, or for packed rows ``position_ids`` (R, T), and for
-            a single row of all samples transformers' arguments for FlashAttention, ``cu_seq_lens_q`` (B + 1,) …;
+            ``input_ids`` and ``labels`` (R, T); ``supervised`` (K,), the positions, row after row, whose next token is
+            supervised; ``attention_mask``, or for packed rows ``position_ids`` (R, T), and for a single row of all
+            samples transformers' arguments for FlashAttention, ``cu_seq_lens_q`` (B + 1,) …;
             ``pixel_values`` (P, 3, S, S) in the order of their tokens; ``invalid_samples``, a list of `Invalid`. For a
-            LLaVA with tiles ``pixel_values`` (P, N, 3, S, S), padded with zero tiles, and ``image_sizes`` (P, 2),
-            heights and widths.
+            LLaVA with tiles ``pixel_values`` (P, N, 3, S, S), padded with zero tiles, and ``image_sizes``, P pairs of
+            height and width. What the host needs to know of a batch is not in tensors, for which it would have to
+            wait on a GPU.
         """
         lengths = [len(item["input_ids"]) for item in items]
         rows = [[index] for index in range(len(items))]
@@ -123,6 +125,7 @@ class ConversationCollator:
             "labels": _right_padded(_joined(labels, rows), IGNORE_INDEX),
             "invalid_samples": [skip for item in items for skip in item["invalid_samples"]],
         }
+        batch["supervised"] = supervised_indices(batch["labels"])
         positions = _joined([range(length) for length in lengths], rows)
         if self.packed_length is None:
             batch["attention_mask"] = _right_padded([[1] * len(row) for row in positions], 0)
@@ -135,6 +138,8 @@ class ConversationCollator:
         images = [image for row in rows for index in row for image in items[index]["images"]]
         if images:
             batch.update(self.image_processor(images, return_tensors="pt"))
+        if "image_sizes" in batch:
+            batch["image_sizes"] = batch["image_sizes"].tolist()
         if self.read_features is not None:
             batch |= self.read_features(batch)
         return batch
@@ -178,6 +183,12 @@ def pack_lengths(lengths: Sequence[int], max_tokens: float) -> list[list[int]]:
 def _joined(sequences: Sequence[Sequence[int]], rows: Sequence[Sequence[int]]) -> list[list[int]]:
     """The concatenated sequences of each row of indices."""
     return [[value for index in row for value in sequences[index]] for row in rows]
+
+
+def supervised_indices(labels: Tensor) -> Tensor:
+    """The positions (K,) in ``labels`` (R, T), row after row, whose next token is supervised."""
+    following = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+    return (following != IGNORE_INDEX).flatten().nonzero()[:, 0]
 
 
 def supervised_positions(labels: Tensor) -> dict[str, Tensor]:

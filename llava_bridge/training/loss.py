@@ -7,6 +7,7 @@ supervised tokens, D width, V vocabulary.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -18,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from clips.model.losses import chunk_rows, linear_cross_entropy
-from llava_bridge.conversation import IGNORE_INDEX
+from llava_bridge.data.collator import supervised_indices
 
 
 class LlavaLoss(nn.Module):
@@ -36,12 +37,14 @@ class LlavaLoss(nn.Module):
         super().__init__()
         self.llava = llava
         self.config = llava.config  # DeepSpeed's "auto" settings read the width from it
+        llava.model.get_placeholder_mask = functools.partial(image_token_mask, llava.config.image_token_id)
 
     def forward(
         self,
         *,
         input_ids: Tensor,
         labels: Tensor,
+        supervised: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
@@ -54,13 +57,14 @@ class LlavaLoss(nn.Module):
         Args:
             input_ids: (R, T).
             labels: (R, T), ``IGNORE_INDEX`` for unsupervised tokens and for the first token of each packed sample.
+            supervised: (N,), see :class:`llava_bridge.data.collator.ConversationCollator`; None computes them.
             attention_mask: (R, T), 0 for padding; None for packed rows.
             position_ids: (R, T) for packed rows: they restart with each sample, which separates samples.
             num_items_in_batch: number of supervised tokens to average over; None uses those of this batch.
             cached_features: see :class:`llava_bridge.model.cached_features.FeatureReader`, as for ``feature_keys``.
             feature_keys: keys of the images' features in the cache.
             inputs: ``pixel_values`` (P, 3, S, S) if there are images; for a LLaVA with tiles (P, G, 3, S, S), and
-                ``image_sizes`` (P, 2). For packed rows under FlashAttention transformers' arguments for it.
+                ``image_sizes``, P pairs. For packed rows under FlashAttention transformers' arguments for it.
         """
         if feature_keys:
             images = self.llava.model.vision_tower.with_features(cached_features, feature_keys)
@@ -74,10 +78,10 @@ class LlavaLoss(nn.Module):
                 use_cache=False,
                 **inputs,
             ).last_hidden_state
-        targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
-        supervised = targets != IGNORE_INDEX
-        total = chunked_cross_entropy(hidden[supervised], self.llava.lm_head, targets[supervised])
-        loss = total / (supervised.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
+        supervised = supervised_indices(labels) if supervised is None else supervised
+        targets = labels.flatten()[supervised + 1]
+        total = chunked_cross_entropy(hidden.flatten(0, 1)[supervised], self.llava.lm_head, targets)
+        loss = total / (max(1, len(supervised)) if num_items_in_batch is None else num_items_in_batch)
         return {"loss": loss}
 
     @contextlib.contextmanager
@@ -108,7 +112,22 @@ class LlavaLoss(nn.Module):
             hook.remove()
 
 
-def blank_image_inputs(config: Any, like: Tensor) -> dict[str, Tensor]:
+def image_token_mask(image_token: int, input_ids: Tensor, inputs_embeds: Tensor, image_features: Tensor) -> Tensor:
+    """transformers' mask (R, T, 1) of the image tokens; the host does not wait for the comparison of their number.
+
+    Args:
+        image_token: its id.
+        input_ids: (R, T).
+        inputs_embeds: (R, T, D).
+        image_features: of all images, D each.
+    """
+    mask = input_ids == image_token
+    tokens = image_features.numel() // inputs_embeds.shape[-1]
+    torch._assert_async(mask.sum() == tokens, f"expected {tokens} image tokens, one for each of the image features")
+    return mask[..., None]
+
+
+def blank_image_inputs(config: Any, like: Tensor) -> dict[str, Any]:
     """The image inputs of one image, all zeros, for a LLaVA of this config; dtype and device are those of ``like``."""
     size = config.vision_config.image_size
     if not hasattr(config, "image_grid_pinpoints"):
@@ -116,7 +135,7 @@ def blank_image_inputs(config: Any, like: Tensor) -> dict[str, Tensor]:
     tiles = image_size_to_num_patches([size, size], config.image_grid_pinpoints, size)
     return {
         "pixel_values": torch.zeros(1, tiles, 3, size, size, dtype=like.dtype, device=like.device),
-        "image_sizes": torch.tensor([[size, size]]),
+        "image_sizes": [[size, size]],
     }
 
 

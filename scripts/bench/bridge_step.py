@@ -228,7 +228,8 @@ def bridge_steps(
     """Seconds of each step except the first two."""
     from clips.data.invalid_samples import InvalidSamples
     from llava_bridge.training.setup import split_parts
-    from llava_bridge.training.trainer import StageTrainer, training_arguments
+    from llava_bridge.training.stage_trainer import StageTrainer
+    from llava_bridge.training.trainer import training_arguments
 
     stage = StageConfig(
         data=[ConversationSourceConfig(path=str(mix))],

@@ -1,0 +1,136 @@
+"""HF's Trainer with a stage's samples, learning rates and checks."""
+
+from __future__ import annotations
+
+import functools
+import math
+import signal
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from transformers import Trainer
+
+from clips.data.invalid_samples import Invalid, InvalidSamples
+from clips.errors import UserError
+from llava_bridge.training.fsdp_trainer import ShardedTrainer
+from llava_bridge.training.launch import log_rank0
+from llava_bridge.training.train_config import Part, StageConfig, Strategy
+
+
+class StageTrainer(Trainer):
+    """HF's Trainer with learning rates by part, counted invalid samples, and an error at a non-finite loss."""
+
+    def __init__(
+        self,
+        *,
+        stage: StageConfig,
+        stage_name: str,
+        parts: Mapping[Part, nn.Module],
+        sampler: Sampler[int],
+        invalid: InvalidSamples,
+        max_invalid_ratio: float,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.stage, self.stage_name, self.parts = stage, stage_name, parts
+        self.sampler, self.invalid, self.max_invalid_ratio = sampler, invalid, max_invalid_ratio
+        self.losses: list[tuple[int, Tensor]] = []  # not checked yet, with their steps
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        return self.sampler
+
+    def get_train_dataloader(self) -> Any:
+        """HF's; its workers ignore signals, which schedulers send to all processes of a job."""
+        loader: Any = super().get_train_dataloader()
+        inner = getattr(loader, "base_dataloader", loader)  # torch's within accelerate's
+        if inner.num_workers:
+            inner.worker_init_fn = functools.partial(_init_worker, inner.worker_init_fn)
+        return loader
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """HF's AdamW with a learning rate for each part; biases and norms have no weight decay."""
+        if self.optimizer is None:
+            optimized: Any = self.model if model is None else model
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, optimized)
+            decayed = set(self.get_decay_parameter_names(optimized))
+            groups = optimizer_param_groups(optimized, self.parts, self.stage, decayed)
+            self.optimizer = optimizer_class(groups, **options)
+        return self.optimizer
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Do nothing: checkpoints have DeepSpeed's state; ``save_stage_model`` writes the model at the end."""
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
+        """The mean loss over the supervised tokens of the global batch."""
+        self._check_invalid(self.invalid.add(inputs.pop("invalid_samples", [])))
+        result = super().compute_loss(model, inputs, *arguments, **options)
+        loss: Tensor = result[0] if isinstance(result, tuple) else result
+        self.losses.append((self.state.global_step + 1, loss.detach()))
+        return result
+
+    def _maybe_log_save_evaluate(self, *arguments: Any, **options: Any) -> None:
+        """HF's; first the losses since the last call are checked, so that no checkpoint has weights of a wrong one.
+
+        Reading each loss in its step would keep the host from queueing the work that follows.
+        """
+        if self.control.should_log or self.control.should_save:
+            self.check_losses()
+        super()._maybe_log_save_evaluate(*arguments, **options)
+
+    def check_losses(self) -> None:
+        """Raise UserError if a loss since the last call is not finite."""
+        values = torch.stack([loss for _, loss in self.losses]).tolist() if self.losses else []
+        for (step, _), loss in zip(self.losses, values, strict=True):
+            if not math.isfinite(loss):
+                raise UserError(
+                    f"{self.stage_name}: the loss is {loss} in step {step}; earlier checkpoints are not affected; "
+                    f"a lower {self.stage_name}.learning_rate may help"
+                )
+        self.losses.clear()
+
+    def gather_invalid(self) -> InvalidSamples:
+        """The invalid samples of all processes, which call this together.
+
+        Raises:
+            UserError: too many.
+        """
+        self._check_invalid(self.invalid.gather())
+        return self.invalid
+
+    def _check_invalid(self, new: list[Invalid]) -> None:
+        """Report ``new`` invalid samples; UserError if there are too many."""
+        for line in self.invalid.lines(new):
+            log_rank0(f"{self.stage_name}: {line}")
+        self.invalid.check(self.stage_name, "max_invalid_ratio", self.max_invalid_ratio, len(self.train_dataset))  # type: ignore[arg-type]
+
+
+class ShardedStageTrainer(ShardedTrainer, StageTrainer):
+    """:class:`StageTrainer` under FSDP2."""
+
+
+TRAINERS: dict[Strategy, type[StageTrainer]] = {"deepspeed": StageTrainer, "fsdp": ShardedStageTrainer}
+
+
+def _init_worker(init: Callable[[int], None] | None, worker_id: int) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    if init is not None:
+        init(worker_id)
+
+
+def optimizer_param_groups(
+    model: nn.Module, parts: Mapping[Part, nn.Module], stage: StageConfig, decayed: set[str]
+) -> list[dict[str, Any]]:
+    """The trainable weights by part and weight decay, with their peak learning rates."""
+    names = {id(weight): name for name, weight in model.named_parameters() if weight.requires_grad}
+    groups = []
+    for part, module in parts.items():
+        own = {names.pop(id(weight)): weight for weight in module.parameters() if id(weight) in names}
+        for is_decayed, decay in ((True, stage.weight_decay), (False, 0.0)):
+            if weights := [weight for name, weight in own.items() if (name in decayed) == is_decayed]:
+                groups.append({"params": weights, "lr": stage.peak_lr(part), "weight_decay": decay})
+    assert not names, names
+    return groups
