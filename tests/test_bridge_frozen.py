@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import bridge_world
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from clips.core.tensor_shards import TensorShards
 from clips.core.trackers import Trackers
@@ -18,7 +18,7 @@ from llava_bridge.data import read_samples
 from llava_bridge.data.collator import ConversationCollator, ConversationDataset
 from llava_bridge.encoders import load_encoder
 from llava_bridge.model.build import LlavaParts, build_llava, make_conversation_encoder
-from llava_bridge.model.cached_features import FeatureReader
+from llava_bridge.model.cached_features import FeatureReader, FlushCallback
 from llava_bridge.model.modeling_vision import build_vision_model
 from llava_bridge.training import sharded_weights, trainer
 from llava_bridge.training.loss import LlavaLoss
@@ -149,7 +149,8 @@ def test_a_step_with_cached_features_reads_no_file_and_no_pixels(tiles, bridge_p
         loader = DataLoader(data, batch_size=3, collate_fn=collator, num_workers=2)  # type: ignore[arg-type]
         batches = [{name: value for name, value in batch.items() if name != "invalid_samples"} for batch in loader]
         with monkeypatch.context() as step:
-            step.setattr(TensorShards, "get", None)
+            if "cached_features" in batches[0]:
+                step.setattr(TensorShards, "get", None)
             step.setattr("llava_bridge.model.cached_features.digest", None)
             return [LlavaLoss(model)(**batch)["loss"].item() for batch in batches]
 
@@ -160,6 +161,34 @@ def test_a_step_with_cached_features_reads_no_file_and_no_pixels(tiles, bridge_p
     tower.feature_shards.flush()
     monkeypatch.setattr(tower, "_compute_states", None)
     assert losses() == plain
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_second_pass_over_the_data_does_not_run_the_encoder(workers, bridge_parts, tmp_path, monkeypatch):
+    """With a shard that is not full, of which the loader's workers know nothing before it is written."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    model, processor = build_llava(LlavaParts(encoder=str(bridge_parts.encoder), llm=str(bridge_parts.llm)))
+    samples = read_samples(*bridge_world.source(bridge_parts.talk))[: len(bridge_world.COLORS)]
+    data = ConversationDataset(samples, make_conversation_encoder(model, processor), 2000)
+    collator = ConversationCollator(processor.image_processor, processor.tokenizer.pad_token_id)
+    enable_feature_cache(cast("Any", SimpleNamespace(model=model, collator=collator)), torch.float32)
+    tower: Any = model.model.vision_tower
+    compute, runs, losses = tower._compute_states, [], []
+    monkeypatch.setattr(tower, "_compute_states", lambda *inputs: runs.append(1) or compute(*inputs))
+    order = [*range(len(samples)), *range(len(samples))]
+    loader = DataLoader(Subset(data, order), batch_size=2, collate_fn=collator, num_workers=workers)
+    for batch in loader:
+        del batch["invalid_samples"]
+        losses.append(LlavaLoss(model)(**batch)["loss"].item())
+    assert len(runs) == len(samples) // 2
+    assert losses[:2] == losses[2:]
+    flush = FlushCallback(tower.feature_shards, steps=2)
+    for step, files in ((1, 0), (2, 1)):
+        flush.on_step_end(None, SimpleNamespace(global_step=step), None)
+        assert len(list(tower.feature_shards.directory.glob("*"))) == files
+    tower.feature_shards.add("another", torch.ones(2))
+    flush.on_save(None, None, None)
+    assert len(list(tower.feature_shards.directory.glob("*"))) == 2
 
 
 def test_each_process_uses_the_gpu_of_its_local_rank(monkeypatch: pytest.MonkeyPatch) -> None:

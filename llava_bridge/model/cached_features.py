@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import TrainerCallback
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from clips.core.tensor_shards import TensorShards
@@ -49,3 +50,25 @@ class FeatureReader:
             return pixels
         counts = [image_size_to_num_patches(size, self.pinpoints, self.size) for size in batch["image_sizes"]]
         return torch.cat([tiles[:count] for tiles, count in zip(pixels, counts, strict=True)])
+
+
+class FlushCallback(TrainerCallback):
+    """Writes the collected features after each pass over the data, for the next one, and with each checkpoint.
+
+    Args:
+        shards: the features.
+        steps: of a pass.
+    """
+
+    def __init__(self, shards: TensorShards, steps: int) -> None:
+        self.shards = shards
+        self.steps = steps
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Write after the last step of a pass."""
+        if state.global_step % self.steps == 0:
+            self.shards.flush()
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Write."""
+        self.shards.flush()

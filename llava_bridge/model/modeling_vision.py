@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -70,7 +71,8 @@ class EncoderVisionModel(PreTrainedModel):
         """
         layers = self._layer_indices(output_hidden_states)
         if self.cached_features is not None and sorted(layers) == self.cached_layers:
-            states = dict(zip(self.cached_layers, self.cached_features.unbind(1), strict=True))
+            features = self.cached_features.to(pixel_values.device)
+            states = dict(zip(self.cached_layers, features.unbind(1), strict=True))
         else:
             states = self._compute_states(pixel_values, layers)
             self._add_to_cache(states)
@@ -113,7 +115,13 @@ class EncoderVisionModel(PreTrainedModel):
 
     @contextlib.contextmanager
     def with_features(self, features: Tensor | None, keys: Sequence[str]) -> Iterator[None]:
-        """Meanwhile :meth:`forward` returns ``features`` (P, L, N, D) of the cache, or adds its own under ``keys``."""
+        """Meanwhile :meth:`forward` returns ``features`` (P, L, N, D) of the cache, or adds its own under ``keys``.
+
+        Without ``features`` those are used that this process has added since the loader's workers looked for them.
+        """
+        if features is None and self.feature_shards is not None:
+            found = list(itertools.takewhile(lambda value: value is not None, map(self.feature_shards.get, keys)))
+            features = torch.stack(found) if found and len(found) == len(keys) else None  # type: ignore[arg-type]
         self.cached_features, self.feature_keys = features, keys
         try:
             yield

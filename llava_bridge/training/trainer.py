@@ -8,7 +8,7 @@ import gc
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,13 @@ from transformers import TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_callback import PrinterCallback
 
+from clips.core.tensor_shards import TensorShards
 from clips.core.trackers import Trackers
 from clips.errors import UserError
 from clips.parallel.distributed import start_processes
 from clips.parallel.fsdp import BF16, FLOAT32, shard_model
 from llava_bridge.data.sampler import LengthGroupedSampler, RandomOrder
-from llava_bridge.model.cached_features import FeatureReader
+from llava_bridge.model.cached_features import FeatureReader, FlushCallback
 from llava_bridge.model.modeling_vision import EncoderVisionModel
 from llava_bridge.training.callback import StageCallback, StageProgress
 from llava_bridge.training.checkpoints import (
@@ -91,10 +92,10 @@ def train_stage(
     )
     callback = _add_callback(trainer, setup, progress, stop, masters)
     del masters
+    flush = _flush_each_pass(trainer, setup) if stage.cache_vision_features else lambda: None
     with contextlib.nullcontext() if sharded else detached_frozen_encoder(setup):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.check_losses()
-    flush = setup.model.model.vision_tower.feature_shards.flush if stage.cache_vision_features else lambda: None
     if callback.stop_signal:
         flush()
         log_rank0(f"{name}: stopped after step {trainer.state.global_step}; the same command resumes it")
@@ -124,6 +125,13 @@ def _add_callback(
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(callback)
     return callback
+
+
+def _flush_each_pass(trainer: StageTrainer, setup: StageSetup) -> Callable[[], None]:
+    """Write the cached features after each pass over the data; return the function that does."""
+    shards: TensorShards = setup.model.model.vision_tower.feature_shards
+    trainer.add_callback(FlushCallback(shards, math.ceil(len(setup.dataset) / trainer.stage.global_batch_size)))
+    return shards.flush
 
 
 def _training_model(setup: StageSetup, *, bf16: bool, sharded: bool, unsharded_encoder: bool) -> nn.Module:
