@@ -18,9 +18,12 @@ from clips.errors import UserError
 from llava_bridge import answer, load_llava
 from llava_bridge.model.build import LlavaParts, build_llava, is_stored_in_bf16, load_llm
 from llava_bridge.model.lm_head import extract_lm_head
+from llava_bridge.model.load_llava import load_for_training
 from llava_bridge.model.modeling_vision import towers_in_float32
+from llava_bridge.training.lora import add_lora
 from llava_bridge.training.loss import LlavaLoss
 from llava_bridge.training.setup import supports_packing
+from llava_bridge.training.train_config import LoraConfig
 
 MAMBA = {"mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1}
 KINDS: dict[str, dict[str, Any]] = {
@@ -71,6 +74,13 @@ def test_an_llm_stored_in_bf16_stays_in_it_with_the_same_values(kind, tokenizer,
         assert torch.equal(stored.state_dict()[name].float(), value), name
     assert supports_packing(stored) == supports_packing(wide)
     assert not is_stored_in_bf16(tmp_path / "whole")
+    for model in (wide, stored):  # new adapters are not rounded
+        torch.manual_seed(0)
+        add_lora(model, LoraConfig(r=4))
+    for (name, value), other in zip(wide.named_parameters(), stored.parameters(), strict=True):
+        assert torch.equal(other.float(), value), name
+        assert other.dtype == torch.float32 or "lora_" not in name
+    stored, _ = build_llava(parts, keep_bf16=True)
     for part in (stored.lm_head, stored.model.language_model, stored.model.multi_modal_projector):
         part.bfloat16()
     assert is_stored_in_bf16(bridge_world.save(tmp_path / "llava", stored, processor))
@@ -78,6 +88,8 @@ def test_an_llm_stored_in_bf16_stays_in_it_with_the_same_values(kind, tokenizer,
         with towers:
             again = AutoModelForImageTextToText.from_pretrained(tmp_path / "llava", dtype=torch.bfloat16)
         assert (again.model.vision_tower.dtype, again.lm_head.weight.dtype) == (dtype, torch.bfloat16)
+    again, _ = load_for_training(str(tmp_path / "llava"), "auto", keep_bf16=True)
+    assert (again.model.vision_tower.dtype, again.lm_head.weight.dtype) == (torch.float32, torch.bfloat16)
 
 
 @pytest.mark.parametrize("kind", quick_of(KINDS, "qwen3", "cohere", "falcon_h1", "gemma4_text"))

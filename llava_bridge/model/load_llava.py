@@ -14,25 +14,28 @@ from llava_bridge.conversation import IMAGE, resolve_chat_template_with_spaces
 from llava_bridge.encoders.encoder import ImagePreprocess, VisionEncoder
 from llava_bridge.encoders.transformers_source import check_model_type, image_size_of
 from llava_bridge.model.anyres import is_anyres_processor
-from llava_bridge.model.build import build_processor, set_generation_config
+from llava_bridge.model.build import build_processor, is_stored_in_bf16, set_generation_config
 from llava_bridge.model.configuration_llava import BridgeLlavaConfig, BridgeLlavaNextConfig
 from llava_bridge.model.llava_checks import check_llava_dir
-from llava_bridge.model.modeling_vision import EncoderVisionModel, build_vision_model
+from llava_bridge.model.modeling_vision import EncoderVisionModel, build_vision_model, towers_in_float32
 
 
-def load_for_training(llava: str, chat_template: str) -> tuple[Any, Any]:
+def load_for_training(llava: str, chat_template: str, *, keep_bf16: bool = False) -> tuple[Any, Any]:
     """Load (model, processor) from a LLaVA directory for training, in float32, its encoder frozen.
 
     Args:
         llava: written by this suite, or any LLaVA in the transformers format; a directory, or a Hub repo id.
         chat_template: ``auto`` (its own) or a template's name.
+        keep_bf16: whether projector and LLM stay in bf16 if they are stored in it.
 
     Raises:
         UserError: parts are missing or of an unsupported type; its template cannot be trained on.
     """
     check_llava_dir(llava)
     directory = resolve_model_dir(llava, "llava")
-    model = load_pretrained(AutoModelForImageTextToText, directory, f"llava: {llava}", dtype=torch.float32)
+    dtype = torch.bfloat16 if keep_bf16 and is_stored_in_bf16(directory) else torch.float32
+    with towers_in_float32():
+        model = load_pretrained(AutoModelForImageTextToText, directory, f"llava: {llava}", dtype=dtype)
     with library_errors_as_user_errors(f"llava: the processor of {llava} cannot be loaded"):
         stored = AutoProcessor.from_pretrained(directory)
         size = image_size_of(stored.image_processor)

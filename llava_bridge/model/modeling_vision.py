@@ -166,11 +166,11 @@ class EncoderVisionModel(PreTrainedModel):
 @contextlib.contextmanager
 def towers_in_float32() -> Iterator[None]:
     """Meanwhile a LLaVA that is loaded in bf16 has its tower in float32."""
-    EncoderVisionModel._keep_in_fp32_modules_strict = {"vision_tower"}
+    PreTrainedModel._keep_in_fp32_modules_strict = {"vision_tower"}
     try:
         yield
     finally:
-        EncoderVisionModel._keep_in_fp32_modules_strict = None
+        PreTrainedModel._keep_in_fp32_modules_strict = None
 
 
 def _save_all_buffers(tower: nn.Module) -> set[str]:

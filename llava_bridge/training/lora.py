@@ -5,9 +5,11 @@ Layers are replaced within the model; all other weights keep their names.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,8 @@ NF4_BLOCK_SIZE = 64
 def quantize(llava: Any, kind: str, compute: torch.dtype) -> None:
     """Quantize the LLM's linear layers to 4 bits, in place and on the training device.
 
-    The output layer, embeddings and norms are not quantized, as in the paper. The model must be frozen and in float32;
-    PEFT's ``prepare_model_for_kbit_training`` is then not needed.
+    The output layer, embeddings and norms are not quantized, as in the paper. The model must be frozen; PEFT's
+    ``prepare_model_for_kbit_training`` is then not needed.
 
     Args:
         llava: a transformers LLaVA.
@@ -53,7 +55,11 @@ def quantize(llava: Any, kind: str, compute: torch.dtype) -> None:
             layer.in_features, layer.out_features, bias=False, compute_dtype=compute, device="meta"
         )
         quantized.weight = bnb.nn.Params4bit(
-            layer.weight.data, requires_grad=False, quant_type=kind, compress_statistics=True, blocksize=NF4_BLOCK_SIZE
+            layer.weight.data.float(),
+            requires_grad=False,
+            quant_type=kind,
+            compress_statistics=True,
+            blocksize=NF4_BLOCK_SIZE,
         ).to(device)
         quantized.bias = layer.bias
         quantized.register_load_state_dict_pre_hook(_skip_scales)
@@ -113,7 +119,22 @@ def add_lora(model: nn.Module, config: LoraConfig) -> Any:
         target_modules=_linear_layers(model, config),
         bias="none",
     )
-    return peft.get_peft_model(model, settings)
+    # DoRA initializes its magnitudes with the weights.
+    with contextlib.nullcontext() if config.use_dora else _as_if_float32(model):
+        return peft.get_peft_model(model, settings)
+
+
+@contextlib.contextmanager
+def _as_if_float32(model: nn.Module) -> Iterator[None]:
+    """Meanwhile bf16 weights have the dtype float32, in no memory: PEFT rounds new adapters to the dtype of a layer."""
+    stored = {weight: weight.data for weight in model.parameters() if weight.dtype == torch.bfloat16}
+    for weight in stored:
+        weight.data = torch.zeros((), device=weight.device).expand_as(weight)
+    try:
+        yield
+    finally:
+        for weight, value in stored.items():
+            weight.data = value
 
 
 def _linear_layers(model: nn.Module, config: LoraConfig) -> list[str]:

@@ -71,10 +71,12 @@ def setup_stage(config: LlavaTrainConfig, name: str, work: Path, *, keep_bf16: b
     Raises:
         UserError: parts or data are missing or incompatible.
     """
-    return _setup_llm(config, work) if name == "llm_pretrain" else _setup_llava(config, name, work, keep_bf16)
+    return (
+        _setup_llm(config, work, keep_bf16) if name == "llm_pretrain" else _setup_llava(config, name, work, keep_bf16)
+    )
 
 
-def _setup_llm(config: LlavaTrainConfig, work: Path) -> StageSetup:
+def _setup_llm(config: LlavaTrainConfig, work: Path, keep_bf16: bool) -> StageSetup:
     stage = config.llm_pretrain
     are_conversations = {data.format != "text" for data in stage.data}
     if len(are_conversations) > 1:
@@ -85,7 +87,7 @@ def _setup_llm(config: LlavaTrainConfig, work: Path) -> StageSetup:
     texts = [sample.text for sample in samples]
     texts = texts or [text for data in stage.data for text in read_texts(data, config.seed)]
     if config.llm:
-        tokenizer, model = load_tokenizer(config.llm), load_llm(config.llm)
+        tokenizer, model = load_tokenizer(config.llm), load_llm(config.llm, keep_bf16=keep_bf16)
         add_tokens(tokenizer, model)
         tokenizer.chat_template = resolve_chat_template(tokenizer.chat_template, config.chat_template)
     else:
@@ -126,7 +128,7 @@ def _setup_llava(config: LlavaTrainConfig, name: str, work: Path, keep_bf16: boo
             model = AutoModelForImageTextToText.from_pretrained(before, dtype=dtype)
         processor = AutoProcessor.from_pretrained(before)
     elif config.llava is not None:
-        model, processor = load_for_training(config.llava, config.chat_template)
+        model, processor = load_for_training(config.llava, config.chat_template, keep_bf16=keep_bf16)
     else:
         assert config.encoder is not None
         model, processor = build_llava(

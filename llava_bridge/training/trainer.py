@@ -58,8 +58,9 @@ def train_stage(
     started = time.monotonic()
     stage, folder = config.stage(name), work / name
     bf16, sharded = precision(config) == "bf16", config.distributed.strategy == "fsdp"
-    # DeepSpeed rounds to bf16 itself; FSDP and adapters need float32.
-    setup = setup_stage(config, name, work, keep_bf16=bf16 and not sharded and stage.lora is None)
+    # DeepSpeed rounds to bf16 itself; shards become float32; DoRA computes with the initial weights.
+    keep_bf16 = (bf16 or sharded) and not (stage.lora and stage.lora.use_dora)
+    setup = setup_stage(config, name, work, keep_bf16=keep_bf16)
     torch.manual_seed(config.seed)  # for adapters, regardless of earlier stages
     set_trainable_parts(setup, stage, name, torch.bfloat16 if bf16 else torch.float32)
     if stage.cache_vision_features:
@@ -143,6 +144,7 @@ def _training_model(setup: StageSetup, *, bf16: bool, sharded: bool, unsharded_e
     unsharded = towers if unsharded_encoder else []  # with cached features only some processes call it
     policy = BF16 if bf16 else FLOAT32
     model = shard_model(model, start_processes(), policy=policy, exact=towers, unsharded=unsharded)
+    model.float()  # the optimizer's weights: of each only this process's shard
     if "vision" in setup.parts:
         setup.parts.update(split_parts(setup.model))  # sharding has replaced image_newline
     return model
