@@ -22,7 +22,7 @@ from measure import common_parser, machine, record, spread, table, take_turns
 
 from benchmarks.tasks.eval_model import EvalModel
 from benchmarks.tasks.registry import get_benchmark
-from benchmarks.tasks.run_config import BenchmarkConfig, RunConfig
+from benchmarks.tasks.run_config import BenchmarkConfig, BlindKind, RunConfig
 
 
 def main() -> None:
@@ -56,7 +56,7 @@ def write_data(root: Path, name: str, questions: int, args: argparse.Namespace) 
     """The benchmark's parquet file: photos, each ``questions`` times in a row."""
     import datasets
 
-    rows = []
+    rows: list[dict[str, object]] = []
     for number, photo in enumerate(photos(args)):
         stream = io.BytesIO()
         photo.save(stream, "JPEG", quality=90)
@@ -78,7 +78,9 @@ def write_data(root: Path, name: str, questions: int, args: argparse.Namespace) 
 
 def compare(name: str, llava: Path, folder: Path, args: argparse.Namespace) -> list[list[str]]:
     sides = {"none": BenchmarkConfig(name=name, data=str(folder / "hub"), max_new_tokens=args.tokens)}
-    for kinds, ratio in ((("blank", "shuffled"), 0.075), (("blank",), 1.0), (("shuffled",), 1.0)):
+    asked: list[tuple[tuple[BlindKind, ...], float]]
+    asked = [(("blank", "shuffled"), 0.075), (("blank",), 1.0), (("shuffled",), 1.0)]
+    for kinds, ratio in asked:
         sides[", ".join(kinds)] = dataclasses.replace(sides["none"], blind=kinds, blind_items=ratio)
     run = RunConfig(
         model_name="row",
