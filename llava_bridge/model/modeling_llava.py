@@ -32,7 +32,7 @@ class BridgeLlavaModel(LlavaModel):
 
     def __init__(self, config: BridgeLlavaConfig) -> None:
         super().__init__(config)
-        self.multi_modal_projector = new_projector(config)
+        replace_projector(self, config)
 
 
 class BridgeLlavaNextModel(LlavaNextModel):
@@ -42,7 +42,7 @@ class BridgeLlavaNextModel(LlavaNextModel):
 
     def __init__(self, config: BridgeLlavaNextConfig) -> None:
         super().__init__(config)
-        self.multi_modal_projector = new_projector(config)
+        replace_projector(self, config)
 
 
 class BridgeLlavaForConditionalGeneration(LlavaForConditionalGeneration):
@@ -52,7 +52,7 @@ class BridgeLlavaForConditionalGeneration(LlavaForConditionalGeneration):
 
     def __init__(self, config: BridgeLlavaConfig) -> None:
         super().__init__(config)
-        self.model.multi_modal_projector = new_projector(config)
+        replace_projector(self.model, config)
 
 
 class BridgeLlavaNextForConditionalGeneration(LlavaNextForConditionalGeneration):
@@ -62,7 +62,7 @@ class BridgeLlavaNextForConditionalGeneration(LlavaNextForConditionalGeneration)
 
     def __init__(self, config: BridgeLlavaNextConfig) -> None:
         super().__init__(config)
-        self.model.multi_modal_projector = new_projector(config)
+        replace_projector(self.model, config)
 
 
 def config_class(*, tiles: bool, hf_projector: bool) -> Any:
@@ -82,6 +82,11 @@ def empty_llava(config: AnyConfig) -> Any:
     }
     with torch.device("meta"):
         return model_classes[type(config)](config)
+
+
+def replace_projector(llava: Any, config: AnyConfig) -> None:
+    """Replace the projector of transformers' LLaVA without head."""
+    llava.multi_modal_projector = new_projector(config)
 
 
 def new_projector(config: AnyConfig) -> nn.Module:

@@ -263,7 +263,7 @@ def training_arguments(
         gradient_accumulation_steps=stage.global_batch_size // (micro * processes),
         learning_rate=stage.learning_rate,
         lr_scheduler_type=stage.lr_scheduler_type,
-        **({} if stage.optim is None else {"optim": stage.optim}),
+        optim=stage.optim or TrainingArguments.default_optim,
         warmup_steps=math.ceil(stage.warmup_ratio * steps),
         weight_decay=stage.weight_decay,
         adam_beta2=stage.adam_beta2,
