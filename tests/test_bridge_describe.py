@@ -161,9 +161,9 @@ def test_servers_answer_in_order_and_what_they_reject_is_counted(bridge_llava, p
     server = Server(GenerationWorker(*generate.load_llava(bridge_llava)), "tiny", max_new_tokens=9)
     real = describe_command.image_request
 
-    def request(model: str, image: Image.Image, text: str, **settings: Any) -> dict[str, Any]:
-        made = real(model, image, text, **settings)
-        if image.getpixel((0, 0)) == (255, 255, 255):  # e.png
+    def request(model: str, images: list[Image.Image], text: str, **settings: Any) -> dict[str, Any]:
+        made = real(model, images, text, **settings)
+        if images[0].getpixel((0, 0)) == (255, 255, 255):  # e.png
             made["messages"][0]["content"][0]["image_url"]["url"] = "data:image/jpeg;base64,AAAA"
         return made
 

@@ -65,7 +65,7 @@ def test_captions_are_the_servers_answers_in_order_with_a_dead_replica(settings:
     for index in range(21):
         sample = written.read(index, np.random.default_rng(0))
         text = PROMPT.replace("{web}", sample.web)
-        request = image_request("tiny", decode_image(sample.image), text, max_tokens=6, temperature=0)
+        request = image_request("tiny", [decode_image(sample.image)], text, max_tokens=6, temperature=0)
         assert sample.synthetic == " ".join(choices(client.submit(request).result(60))[0][0].split())
         captions.add(sample.synthetic)
     assert len(captions) > 5  # a caption in the wrong place would be seen

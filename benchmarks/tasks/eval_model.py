@@ -25,6 +25,7 @@ from llava_bridge.encoders.spec import (
 if TYPE_CHECKING:
     from benchmarks.tasks.encoders.embedding import DualEncoder
     from benchmarks.tasks.output_cache import AnswerCache
+    from clips.core.chat_client import ChatClient
     from clips.parallel.distributed import DistributedContext
 
 _EXPECTED: dict[RequiredModel, str] = {
@@ -71,7 +72,7 @@ class EvalModel:
             content=content,
             model=self.record("llava")["hash"],
             device=self.device,
-            precision=str(self.llava[0].dtype),
+            precision="server" if self.config.endpoint else str(self.llava[0].dtype),
             libraries={name: library_versions().get(name) for name in ("lmms-eval", "transformers", "torch")},
         )
         folder = Path(self.config.output) / CACHE_DIR / "answers" / key
@@ -126,10 +127,19 @@ class EvalModel:
         """
         from benchmarks.tasks.mllm.offline_tasks import go_offline
 
+        if self.config.endpoint:
+            raise UserError("endpoint: expected 'llava:' as a directory, which this benchmark's likelihoods need")
         go_offline()
         from benchmarks.tasks.mllm.llava_model import load_for_evaluation
 
         return load_for_evaluation(self.path("llava"), self.device, self.config.dtype)
+
+    @functools.cached_property
+    def servers(self) -> ChatClient:
+        """The client of the servers that have loaded the LLaVA."""
+        from benchmarks.tasks.mllm.served_llava import chat_client
+
+        return chat_client(self.config)
 
     @functools.cached_property
     def lmms(self) -> Any:
@@ -142,6 +152,9 @@ class EvalModel:
 
     def load(self, needs: RequiredModel) -> None:
         """Load the part that a benchmark uses."""
+        if needs == "llava" and self.config.endpoint:
+            self.servers.find_model(str(self.config.llava))
+            return
         _ = self.lmms if needs == "llava" and self.config.lmms is not None else getattr(self, needs)
 
     def path(self, needs: RequiredModel) -> str:
@@ -168,6 +181,9 @@ class EvalModel:
         """Path or Hub repo id, and hash, of the part that a benchmark uses."""
         if needs == "llava" and self.config.lmms is not None:
             return _lmms_record(self.config.lmms)
+        if needs == "llava" and self.config.endpoint:
+            name = f"{self.config.llava} of a server"
+            return {"path": name, "hash": digest(name)}
         if needs == "tower" and self.is_bare_tower:
             return {"path": str(self.config.encoder), "hash": _tower_hash(str(self.config.encoder))}
         return {"path": getattr(self.config, MODEL_FIELDS[needs]), "hash": _model_hash(self.path(needs))}

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from benchmarks.results.results import check_name
 from benchmarks.tasks.encoders.zero_shot_classifier import check_templates
+from clips.core.chat_client import check_urls
 from clips.core.identity import RUN_ONLY
 from clips.errors import UserError, unknown_name_error
 
@@ -174,8 +175,13 @@ class RunConfig:
         encoder: an encoder directory with a text tower (open_clip format), or ``hf-hub:ORG/NAME``, for benchmarks that
             compare images and texts; for a linear probe any encoder that a LLaVA can use.
         llava: a LLaVA directory, or ``ORG/NAME`` on the Hub, for MLLM benchmarks.
+        endpoint: base URLs of servers with OpenAI's chat API (vLLM, SGLang, llava-bridge serve), such as
+            ``[http://host:8000/v1]``, that have loaded the LLaVA; ``llava`` is its name there. Likelihoods need the
+            directory instead.
+        endpoint_key_env: the environment variable with the servers' API key, if they need one.
+        retry_minutes: how long a question is repeated while no server answers it.
         lmms: one of lmms-eval's own models instead of ``llava``; its arguments set device and precision.
-        batch_size: images, captions or questions per forward pass.
+        batch_size: images, captions or questions per forward pass; with ``endpoint`` concurrent requests.
         embedding_width: use the first numbers of the embeddings only, of an encoder that was trained for it
             (``recipe.embedding_widths`` of ``clips train``).
         precision: of the model; ``auto`` is fp32, except for a LLaVA on a GPU, which runs in bf16.
@@ -188,6 +194,9 @@ class RunConfig:
     benchmarks: list[BenchmarkConfig]
     encoder: str | None = None
     llava: str | None = None
+    endpoint: tuple[str, ...] = ()
+    endpoint_key_env: str = "OPENAI_API_KEY"
+    retry_minutes: float = 30.0
     lmms: LmmsModel | None = None
     batch_size: int = 64
     embedding_width: int | None = None
@@ -203,8 +212,15 @@ class RunConfig:
             raise UserError("encoder: expected an encoder directory, or 'llava:' a LLaVA directory, got neither")
         if not self.benchmarks:
             raise UserError("benchmarks: expected at least one")
-        if self.lmms is not None and (blind := [each.name for each in self.benchmarks if each.blind]):
-            raise UserError(f"benchmarks.blind: expected 'llava:', got one of lmms-eval's models ({blind[0]})")
+        check_urls("endpoint", self.endpoint)
+        if self.endpoint and self.llava is None:
+            raise UserError("llava: expected the model's name at the endpoint")
+        if (self.lmms is not None or self.endpoint) and (
+            blind := [each.name for each in self.benchmarks if each.blind]
+        ):
+            raise UserError(
+                f"benchmarks.blind: expected 'llava:' as a directory, without lmms or endpoint ({blind[0]})"
+            )
         names = [benchmark.name for benchmark in self.benchmarks]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:

@@ -182,20 +182,27 @@ class _TemporaryError(ChatServerError):
         self.retry_after = retry_after
 
 
-def image_request(model: str, image: Image.Image, text: str, **settings: Any) -> dict[str, Any]:
-    """A request with an image, as JPEG of quality 95, and a text.
+def image_request(
+    model: str, images: Sequence[Image.Image], text: str, *, lossless: bool = False, **settings: Any
+) -> dict[str, Any]:
+    """A request with images and a text.
 
     Args:
         model: the model's name at the server.
-        image: RGB.
+        images: in order, before the text.
         text: the user's text.
+        lossless: send PNG instead of JPEG of quality 95.
         settings: fields of the request, such as ``max_tokens``.
     """
-    stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=95)
-    url = f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
-    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": text}]
+    urls = [_data_url(image, "PNG" if lossless else "JPEG") for image in images]
+    content = [*({"type": "image_url", "image_url": {"url": url}} for url in urls), {"type": "text", "text": text}]
     return {"model": model, "messages": [{"role": "user", "content": content}], **settings}
+
+
+def _data_url(image: Image.Image, kind: str) -> str:
+    stream = io.BytesIO()
+    image.convert("RGB").save(stream, kind, quality=95)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
 def choices(reply: Mapping[str, Any]) -> list[tuple[str, str | None]]:

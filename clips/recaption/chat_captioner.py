@@ -50,7 +50,7 @@ class ChatCaptioner:
             settings["top_p"] = self.config.top_p
         if self.config.num_captions > 1:
             settings["n"] = self.config.num_captions
-        return image_request(self.config.model, image.image, image.text, seed=seed, **settings)
+        return image_request(self.config.model, [image.image], image.text, seed=seed, **settings)
 
     def _captions(self, pending: concurrent.futures.Future[dict[str, Any]]) -> list[GeneratedCaption] | str:
         """The captions of a reply; the reason if the server rejects the image or its prompt.

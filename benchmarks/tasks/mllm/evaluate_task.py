@@ -50,6 +50,8 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation | None:
         return evaluate_task(
             model.lmms, config, model.config.output, model_settings(model.lmms, model.config.lmms.model)
         )
+    if model.config.endpoint:
+        return _evaluate_served(model, config)
     from benchmarks.tasks.mllm.llava_model import LlavaBridgeModel
 
     llava = LlavaBridgeModel(
@@ -68,6 +70,22 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation | None:
         return None
     with as_single_process() if answered_first else contextlib.nullcontext():
         return evaluate_task(llava, config, model.config.output, about)
+
+
+def _evaluate_served(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
+    from benchmarks.tasks.mllm.served_llava import ServedLlava, served_settings
+
+    if model.processes.count > 1:
+        raise UserError("endpoint: expected one process, which sends its requests concurrently")
+    name = str(model.config.llava)
+    llava = ServedLlava(
+        model.servers,
+        name,
+        batch_size=model.config.batch_size,
+        record_images=True,
+        cache=model.answer_cache(get_benchmark(config.entry).task, data_hash(config)),
+    )
+    return evaluate_task(llava, config, model.config.output, served_settings(name))
 
 
 def _answer_without_scoring(llava: Any, config: BenchmarkConfig) -> None:

@@ -185,7 +185,7 @@ class LlavaBridgeModel(lmms):
             **_generation(settings),
         )
         for batch in batches:
-            yield {index: _truncate_at_stop(text, settings.get("until")) for index, text in batch.items()}
+            yield {index: truncate_at_stop(text, settings.get("until")) for index, text in batch.items()}
 
     def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
         """(loss, whether greedy decoding generates it) of each request's answer, in order.
@@ -290,7 +290,7 @@ def _generation(settings: Mapping[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-def _truncate_at_stop(text: str, stops: str | Sequence[str] | None) -> str:
+def truncate_at_stop(text: str, stops: str | Sequence[str] | None) -> str:
     """``text`` up to the first stop string."""
     for stop in [stops] if isinstance(stops, str) else stops or []:
         if stop:

@@ -1,0 +1,75 @@
+"""A LLaVA behind servers with OpenAI's chat API as a model of lmms-eval."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lmms_eval.api.instance import Instance
+
+from benchmarks.results.protocol import Entries
+from benchmarks.tasks.mllm.llava_model import DEFAULT_NEW_TOKENS, LlavaBridgeModel, truncate_at_stop
+from clips.core.chat_client import ChatClient, ChatServerError, choices, image_request
+from clips.errors import UserError
+
+if TYPE_CHECKING:
+    from benchmarks.tasks.run_config import RunConfig
+
+_SAMPLING = ("temperature", "top_p")
+
+
+def chat_client(config: RunConfig) -> ChatClient:
+    """The client of a run's servers."""
+    return ChatClient(
+        urls=config.endpoint,
+        key=os.environ.get(config.endpoint_key_env, ""),
+        requests_in_flight=config.batch_size,
+        retry_seconds=60 * config.retry_minutes,
+    )
+
+
+class ServedLlava(LlavaBridgeModel):
+    """Asks servers, which batch the questions themselves; images are sent without loss, as PNG.
+
+    Args:
+        client: the servers' client.
+        name: the model's name there.
+        options: see `LlavaBridgeModel`.
+    """
+
+    def __init__(self, client: ChatClient, name: str, **options: Any) -> None:
+        super().__init__(loaded=(None, None), **options)
+        self.client, self.name = client, name
+
+    @property
+    def device(self) -> Any:
+        """Where lmms-eval's own tensors are."""
+        return "cpu"
+
+    def _answers(self, requests: Sequence[Instance]) -> Iterator[dict[int, str]]:
+        pending = [self.client.submit(self._chat_request(each), replica=number) for number, each in enumerate(requests)]
+        for number, (request, future) in enumerate(zip(requests, pending, strict=True)):
+            try:
+                text = choices(future.result())[0][0]
+            except ChatServerError as error:  # an empty answer would count as a wrong one
+                raise UserError(f"endpoint: {error} ({request.task_name}, question {request.doc_id})") from None
+            yield {number: truncate_at_stop(text, request.args[1].get("until"))}
+
+    def _chat_request(self, request: Instance) -> dict[str, Any]:
+        text, settings = request.args[:2]
+        decoding = {"max_tokens": int(settings.get("max_new_tokens", DEFAULT_NEW_TOKENS)), "temperature": 0.0}
+        if settings.get("do_sample", bool(settings.get("temperature"))):
+            decoding |= {name: settings[name] for name in _SAMPLING if settings.get(name) is not None}
+        if settings.get("num_beams", 1) > 1:
+            raise UserError(f"endpoint: {request.task_name} searches with beams, which OpenAI's chat API has not")
+        return image_request(self.name, self._visuals(request), text, lossless=True, **decoding)
+
+    def loglikelihood(self, requests: list[Instance]) -> list[Any]:
+        """Not supported: OpenAI's chat API returns no likelihood of a given answer."""
+        raise UserError(f"endpoint: {requests[0].task_name} compares likelihoods; expected 'llava:' without endpoint")
+
+
+def served_settings(name: str) -> Entries:
+    """Protocol entries of a served model, whose server decides the rest."""
+    return {"input_model": f"{name}, by a server with OpenAI's chat API", "precision": "as the server decides"}

@@ -1,0 +1,87 @@
+"""A LLaVA behind servers with OpenAI's chat API gives the same answers and numbers as its directory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import bench_world as world
+import pytest
+from serving import serve_app
+from test_clips_chat_client import DEAD
+
+from benchmarks.results.results import read_items, read_result, result_path
+from benchmarks.tasks.run_config import BenchmarkConfig
+from clips.core.chat_client import ChatClient
+from clips.errors import UserError
+
+pytest.importorskip("uvicorn")
+pytest.importorskip("starlette")
+pytestmark = world.LMMS_EVAL_WARNS
+
+
+@pytest.fixture(scope="module")
+def llava(places: Path) -> Path:
+    return places / "llava"
+
+
+@pytest.fixture(scope="module")
+def address(llava: Path) -> Iterator[str]:
+    from llava_bridge.inference.generate import load_llava
+    from llava_bridge.serving.app import Server
+    from llava_bridge.serving.worker import GenerationWorker
+
+    server = Server(GenerationWorker(*load_llava(llava, "cpu")), "mine", max_new_tokens=7)
+    for found in serve_app(server.app(["127.0.0.1"])):
+        yield f"{found}/v1"
+
+
+@pytest.fixture
+def pope(tmp_path: Path) -> BenchmarkConfig:
+    world.write_hub(tmp_path / "hub", 2)
+    return BenchmarkConfig(name="pope", data=str(tmp_path / "hub"), max_new_tokens=4)
+
+
+def test_the_same_answers_and_numbers_as_the_directory(pope, llava, address, tmp_path, monkeypatch) -> None:
+    ours = world.measure(tmp_path / "results", pope, row="ours", llava=llava, device="cpu")
+    served = {"llava": "mine", "endpoint": (DEAD, address), "batch_size": 3}
+    theirs = world.measure(tmp_path / "results", pope, row="theirs", **served)
+    assert theirs.metrics == ours.metrics
+    columns = ["item", "image", "question", "prediction", "score"]
+    assert read_items(theirs)[columns].equals(read_items(ours)[columns])
+    assert theirs.protocol["input_model"] == "mine, by a server with OpenAI's chat API"
+    assert theirs.model["path"] == "mine of a server"
+    monkeypatch.setattr(ChatClient, "submit", lambda *_: pytest.fail("a cached question is asked again"))
+    world.measure(tmp_path / "results", pope, row="again", **served)
+
+
+def test_an_outage_is_no_score_and_the_same_command_resumes(pope, address, tmp_path, monkeypatch) -> None:
+    submit, asked = ChatClient.submit, 0
+
+    def interrupted(self: ChatClient, request: Any, replica: int = 0) -> Any:
+        nonlocal asked
+        asked += 1
+        return submit(ChatClient(urls=[DEAD]) if asked == 3 else self, request, replica)
+
+    served: dict[str, Any] = {"llava": "mine", "endpoint": (address,), "batch_size": 2, "retry_minutes": 0.0}
+    monkeypatch.setattr(ChatClient, "submit", interrupted)
+    with pytest.raises(UserError, match=r"endpoint: .* cannot be reached \(connect\) \(pope, question \d\)"):
+        world.measure(tmp_path / "results", pope, **served)
+    assert read_result(result_path(tmp_path / "results", "row", "pope")).status == "failed"
+    questions, asked = asked, 100
+    assert world.measure(tmp_path / "results", pope, **served).status == "ok"
+    assert asked - 100 < questions  # those before the outage were cached
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"llava": "other"}, r"model: http://.* has no 'other'; expected mine$"),
+        ({"llava": None, "encoder": "x"}, "^llava: expected the model's name at the endpoint$"),
+        ({"endpoint": ("host:8000",)}, "^endpoint: expected a URL such as http"),
+    ],
+)
+def test_mistakes_are_one_line(settings: dict[str, Any], reason: str, pope, address, tmp_path) -> None:
+    with pytest.raises(UserError, match=reason):
+        world.measure(tmp_path / "results", pope, **{"llava": "mine", "endpoint": (address,), **settings})
