@@ -77,7 +77,7 @@ def test_an_outage_is_no_score_and_the_same_command_resumes(pope, address, tmp_p
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"llava": "other"}, r"model: http://.* has no 'other'; expected mine$"),
+        ({"llava": "other"}, r"model: http://.* has no 'other'; expected mine"),
         ({"llava": None, "encoder": "x"}, "^llava: expected the model's name at the endpoint$"),
         ({"endpoint": ("host:8000",)}, "^endpoint: expected a URL such as http"),
     ],
