@@ -156,7 +156,7 @@ def test_cached_features_are_right_and_specific_to_weights_and_layers(bridge_enc
         model.tower.states = lambda seen, deepest: (computed.append(len(seen)), states(seen, deepest))[1]
         return model
 
-    def seen(model: EncoderVisionModel, layers: int | list[int], *cached: Any) -> list[torch.Tensor]:
+    def seen(model: EncoderVisionModel, layers: bool | int | list[int], *cached: Any) -> list[torch.Tensor]:
         with model.with_features(*cached) if cached else contextlib.nullcontext():
             return [state for state in model(batch, output_hidden_states=layers).hidden_states if state is not None]
 
@@ -173,6 +173,11 @@ def test_cached_features_are_right_and_specific_to_weights_and_layers(bridge_enc
         for layers in (-2, [-2, 1]):
             for own, wanted in zip(trained(tower(layers), layers), seen(plain, layers), strict=True):
                 assert torch.equal(own, wanted)
+    assert computed == [3, 3]
+    again = tower(-2)  # earlier versions of transformers ask for all states and read one of them
+    read = readers[-1]({"pixel_values": batch})
+    (found,) = seen(again, True, read["cached_features"], read["feature_keys"])
+    assert torch.equal(found, seen(plain, -2)[0])
     assert computed == [3, 3]
     changed = tower(-2, shift=0.1)
     assert not torch.allclose(trained(changed, -2)[0], seen(plain, -2)[0])

@@ -32,7 +32,12 @@ CONFIGS = {
     ("clips", "train"): ROOT / "scripts" / "configs" / "clips-l-14.yaml",
     ("llava-bridge", "train"): ROOT / "scripts" / "configs" / "llava" / "clips.yaml",
 }
-SHIPPED = sorted([*(ROOT / "scripts").rglob("*.yaml"), *(ROOT / "benchmarks/studies").rglob("*.yaml")])
+SHIPPED = sorted(
+    [
+        *(file for file in (ROOT / "scripts").rglob("*.yaml") if file.parent.name != "kubernetes"),
+        *(ROOT / "benchmarks/studies").rglob("*.yaml"),
+    ]
+)
 FREE = {"stages"}  # whose items are dotted fields, which no schema describes
 
 

@@ -151,8 +151,8 @@ class EncoderVisionModel(PreTrainedModel):
         count = self.tower.depth + 1
         if layers is None or layers is False:
             return {count - 1}
-        if layers is True:
-            return set(range(count))
+        if layers is True:  # transformers 5.17 asks for all states and reads one
+            return set(self.cached_layers or range(count))
         return {index % count for index in ([layers] if isinstance(layers, int) else layers)}
 
     def train(self, mode: bool = True) -> EncoderVisionModel:
