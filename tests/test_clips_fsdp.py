@@ -15,6 +15,7 @@ from test_clips_distributed import assert_same_training, drive, fields, torchrun
 from clips.errors import UserError
 from clips.method.clips_model import build_model
 from clips.model.layers import bf16_weights, repeated_layers
+from clips.parallel import fsdp
 from clips.parallel.distributed import DistributedContext
 from clips.parallel.fsdp import shard_model
 from clips.planning.hardware import GPUS
@@ -140,3 +141,16 @@ def test_the_plan_has_no_second_copies_of_what_is_gathered_in_bf16(tmp_path: Pat
         layout = Layout(parallel=parallel, count=8, checkpointing=0)  # type: ignore[arg-type]
         parts[parallel] = plan_of(tmp_path).model.parts(layout, local=1, at_once=1)
     assert parts["zero3"]["copies"] == parts["ddp"]["copies"] > 2 * parts["fsdp"]["copies"]
+
+
+def test_a_torch_with_one_dtype_for_a_layer_is_planned_as_it_gathers(tmp_path: Path, monkeypatch) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class OlderPolicy:
+        param_dtype: torch.dtype | None = None
+        reduce_dtype: torch.dtype | None = None
+
+    monkeypatch.setattr(fsdp, "MixedPrecisionPolicy", OlderPolicy)
+    model = plan_of(tmp_path, strategy="fsdp").model
+    assert fsdp.bf16_gathers(model.model) is fsdp.FLOAT32
+    layers = sum(value.numel() for layer in repeated_layers(model.model) for value in layer.parameters())
+    assert model.gathered_bytes("fsdp") == 4 * (model.parameters + layers)

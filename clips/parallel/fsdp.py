@@ -26,13 +26,18 @@ BF16 = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
 """Weights and inputs of the layers are bf16 when they compute."""
 
 
+def gathers_bf16() -> bool:
+    """Whether this torch can gather some weights of a layer in bf16 and others in float32: 2.15 or later."""
+    return "param_dtype_override_fn" in {field.name for field in dataclasses.fields(MixedPrecisionPolicy)}
+
+
 def bf16_gathers(model: nn.Module) -> MixedPrecisionPolicy:
     """Return the policy that gathers in bf16 the weights that autocast would cast to it, and no others.
 
     Half the bytes are sent, no second copy of the weights is made, and norms, embeddings and the logit scale stay
-    float32 as under autocast. Torch before 2.15 has one dtype for all weights of a layer: they are gathered as float32.
+    float32 as under autocast. See `gathers_bf16`: otherwise they are gathered as float32.
     """
-    if "param_dtype_override_fn" not in {field.name for field in dataclasses.fields(MixedPrecisionPolicy)}:
+    if not gathers_bf16():
         return FLOAT32
     cast = set(bf16_weights(model))
     return MixedPrecisionPolicy(

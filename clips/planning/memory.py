@@ -20,6 +20,7 @@ from clips.method.muon import muon_parameters
 from clips.model import losses
 from clips.model.layers import bf16_weights, repeated_layers
 from clips.parallel.distributed_config import ZERO_REDUCE_BUCKET_SIZE, Parallel
+from clips.parallel.fsdp import gathers_bf16
 from clips.planning.dry_run import (
     BATCH_DIVISOR,
     Device,
@@ -105,7 +106,7 @@ class MemoryModel:
         matrices = muon_parameters(self.model, self.model.no_decay_names()) if config.optimizer.name == "muon" else []
         self.with_muon = sum(value.numel() for value in matrices)
         self.buffers = sum(value.nbytes for value in self.model.buffers())
-        self._bf16 = frozenset(bf16_weights(self.model)) if bf16 else frozenset()
+        self._bf16 = frozenset(bf16_weights(self.model)) if bf16 and gathers_bf16() else frozenset()
         step = functools.partial(profile_step, self.model, device=device, bf16=bf16, caption_tokens=caption_tokens)
         self.step: Callable[[int, int], StepProfile] = functools.cache(
             lambda samples, checkpointing: step(samples, checkpointing=checkpointing)
