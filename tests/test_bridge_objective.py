@@ -118,6 +118,20 @@ def test_text_and_images_go_through_the_modules_in_the_same_order(
     assert found[0].count("model.vision_tower.tower.visual.transformer.resblocks.0") == 1 + recomputed
 
 
+def test_the_bounds_of_packed_samples_are_on_the_device_of_the_llm() -> None:
+    class Llm(torch.nn.Module):
+        device, config = torch.device("meta"), SimpleNamespace(_attn_implementation="varlen")
+
+        def forward(self, **inputs: Any) -> SimpleNamespace:
+            devices.append({value.device for value in inputs.values() if isinstance(value, torch.Tensor)})
+            return SimpleNamespace(last_hidden_state=torch.zeros(1, inputs["input_ids"].shape[1], 2))
+
+    devices: list[set[torch.device]] = []
+    model = SimpleNamespace(model=SimpleNamespace(language_model=Llm()))
+    supports_packing(model)
+    assert devices == [{torch.device("meta")}] * 2
+
+
 @pytest.mark.parametrize("room", [60, 128, 10_000])  # a row each, three rows, one
 def test_packed_samples_have_the_losses_of_padded_ones(parts: tuple[Any, Any, Any], room: int) -> None:
     model, processor, items = parts

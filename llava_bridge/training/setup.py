@@ -212,7 +212,7 @@ def supports_packing(model: Any) -> bool:
     llm, count = model.model.language_model, 6
     tokens = torch.arange(1, 2 * count + 1, device=llm.device)[None]
     positions = torch.arange(count, device=llm.device)[None]
-    bounds = torch.arange(0, 3 * count, count, dtype=torch.int32)
+    bounds = torch.arange(0, 3 * count, count, dtype=torch.int32, device=llm.device)
     was_training, _ = llm.training, llm.eval()
     attention = llm.config._attn_implementation
     # FlashAttention, as a package or a kernel of the Hub, supports neither float32 nor CPU.
