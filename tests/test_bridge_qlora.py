@@ -14,7 +14,7 @@ from bridge_world import Parts, launched, losses, weights
 
 from clips.commandline.parsing import parse_config
 from clips.errors import UserError
-from llava_bridge.training.train_config import DistributedConfig, LlavaTrainConfig, LoraConfig
+from llava_bridge.training.train_config import DistributedConfig, LlavaTrainConfig, LoraConfig, StageConfig
 
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="no bitsandbytes (the extra qlora)"
@@ -125,3 +125,44 @@ def test_unsupported_settings_are_rejected(parts: Parts, tmp_path: Path, monkeyp
     with pytest.raises(UserError, match=r"distributed.strategy: expected deepspeed with instruct.lora.quantization"):
         check(strategy="fsdp")
     check()
+
+
+def test_every_stage_is_checked_before_the_first(parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llava_bridge.training import work_dir
+
+    path = run_file(tmp_path, "run", parts)
+    config: LlavaTrainConfig = parse_config(LlavaTrainConfig, ["--config", str(path)], prog="test")
+    plain = dataclasses.replace(config.instruct, lora=None)
+    four_bit = dataclasses.replace(config.instruct, global_batch_size=4)
+    adam = dataclasses.replace(plain, optim="adamw_8bit")
+    torn = tmp_path / "torn.json"
+    torn.write_text("{")
+
+    def check(align: StageConfig, instruct: StageConfig, **distributed: Any) -> None:
+        settings = DistributedConfig(**distributed)
+        work_dir.check_inputs(
+            dataclasses.replace(
+                config, stages=["align", "instruct"], align=align, instruct=instruct, distributed=settings
+            )
+        )
+
+    monkeypatch.setattr(work_dir.importlib.util, "find_spec", lambda name: object())
+    check(four_bit, adam)
+    wrong = dataclasses.replace(plain, deepspeed="zer3")
+    for place, call in {
+        "instruct.deepspeed: expected a JSON file or one of": lambda: check(plain, wrong),
+        "align.deepspeed: expected a JSON file or one of": lambda: check(wrong, plain),
+        "distributed.deepspeed: expected a JSON file or one of": lambda: check(plain, plain, deepspeed="zer3"),
+        "instruct.deepspeed: .*torn.json is not valid JSON": lambda: check(
+            plain, dataclasses.replace(plain, deepspeed=str(torn))
+        ),
+        "instruct.deepspeed: expected zero2 with instruct.lora": lambda: check(
+            four_bit, dataclasses.replace(four_bit, deepspeed="zero3")
+        ),
+        "instruct.optim: expected another than adamw_8bit": lambda: check(plain, adam, strategy="fsdp"),
+    }.items():
+        with pytest.raises(UserError, match=f"^{place}"):
+            call()
+    monkeypatch.setattr(work_dir.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"^instruct.optim: expected bitsandbytes to be installed"):
+        check(plain, adam)

@@ -172,8 +172,8 @@ def _log_status(status: int) -> None:
         _log_command(_STATUS, str(status))
 
 
-def deepspeed_config(name: str) -> dict[str, Any]:
-    """The DeepSpeed config ``name``: a shipped one, or a JSON file.
+def deepspeed_config(name: str, field: str = "distributed.deepspeed") -> dict[str, Any]:
+    """The DeepSpeed config ``name``: a shipped one, or a JSON file; ``field`` begins errors.
 
     Raises:
         UserError: no such file, or not JSON.
@@ -184,9 +184,9 @@ def deepspeed_config(name: str) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError):
         known = ", ".join(sorted(file.stem for file in shipped.parent.glob("*.json")))
-        raise UserError(f"distributed.deepspeed: expected a JSON file or one of {known}, got '{name}'") from None
+        raise UserError(f"{field}: expected a JSON file or one of {known}, got '{name}'") from None
     except json.JSONDecodeError as error:
-        raise UserError(f"distributed.deepspeed: {path} is not valid JSON ({error})") from None
+        raise UserError(f"{field}: {path} is not valid JSON ({error})") from None
 
 
 def log_rank0(line: str) -> None:

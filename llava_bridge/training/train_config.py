@@ -379,3 +379,7 @@ class LlavaTrainConfig:
     def deepspeed(self, name: str) -> str | None:
         """The DeepSpeed JSON of the stage ``name``; None under another strategy."""
         return None if self.distributed.strategy == "fsdp" else self.stage(name).deepspeed or self.distributed.deepspeed
+
+    def deepspeed_field(self, name: str) -> str:
+        """The field that names the DeepSpeed JSON of the stage ``name``."""
+        return f"{name}.deepspeed" if self.stage(name).deepspeed else "distributed.deepspeed"

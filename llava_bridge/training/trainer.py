@@ -252,7 +252,7 @@ def training_arguments(
     """
     stage, processes = config.stage(name), int(os.environ["WORLD_SIZE"])
     chosen = config.deepspeed(name)
-    deepspeed = None if chosen is None else deepspeed_config(chosen)
+    deepspeed = None if chosen is None else deepspeed_config(chosen, config.deepspeed_field(name))
     if deepspeed is not None and universal:
         deepspeed["checkpoint"] = {**deepspeed.get("checkpoint", {}), "load_universal": True}
     micro = stage.micro_batch_size or stage.global_batch_size // processes

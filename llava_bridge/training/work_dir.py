@@ -83,17 +83,8 @@ def check_inputs(config: LlavaTrainConfig) -> None:
         check_llm_dir(config.llm)
     if config.encoder and config.stages[-1] != "llm_pretrain":
         check_encoder_files(config.encoder)
-    _check_quantization(config)
     for name in config.stages:
-        if (
-            config.stage(name).cache_vision_features
-            and _is_zero3(config, name)
-            and (config.distributed.num_processes or 1) > 1
-        ):
-            raise UserError(
-                f"{name}.cache_vision_features: expected false under ZeRO-3 with several processes, which is not "
-                "tested; distributed.strategy: fsdp supports it"
-            )
+        _check_stage(config, name)
         for data in config.stage(name).data:
             try:
                 local_files(data.path)
@@ -101,20 +92,33 @@ def check_inputs(config: LlavaTrainConfig) -> None:
                 raise UserError(f"{name}.data: {error}") from None
 
 
+def _check_stage(config: LlavaTrainConfig, name: str) -> None:
+    """Check what the stage ``name`` needs beside its data; this also reads its DeepSpeed JSON."""
+    stage, is_fsdp, is_zero3 = config.stage(name), config.distributed.strategy == "fsdp", _is_zero3(config, name)
+    quantizes = stage.lora is not None and stage.lora.quantization is not None
+    for is_used, field in ((quantizes, f"{name}.lora.quantization"), (stage.optim == "adamw_8bit", f"{name}.optim")):
+        if is_used and importlib.util.find_spec("bitsandbytes") is None:
+            raise UserError(f"{field}: expected bitsandbytes to be installed (pip install 'clips-suite[qlora]')")
+    if stage.optim == "adamw_8bit" and is_fsdp:
+        raise UserError(f"{name}.optim: expected another than adamw_8bit, not tested with distributed.strategy: fsdp")
+    if quantizes and is_fsdp:
+        raise UserError(
+            f"distributed.strategy: expected deepspeed with {name}.lora.quantization; FSDP does not shard 4 bits"
+        )
+    if quantizes and is_zero3:
+        raise UserError(
+            f"{config.deepspeed_field(name)}: expected zero2 with {name}.lora.quantization; "
+            "ZeRO-3 does not shard 4 bits"
+        )
+    if stage.cache_vision_features and is_zero3 and (config.distributed.num_processes or 1) > 1:
+        raise UserError(
+            f"{name}.cache_vision_features: expected false under ZeRO-3 with several processes, which is not "
+            "tested; distributed.strategy: fsdp supports it"
+        )
+
+
 def _is_zero3(config: LlavaTrainConfig, name: str) -> bool:
     chosen = config.deepspeed(name)
-    return chosen is not None and deepspeed_config(chosen).get("zero_optimization", {}).get("stage") == 3
-
-
-def _check_quantization(config: LlavaTrainConfig) -> None:
-    loras = {name: config.stage(name).lora for name in config.stages}
-    first = next((name for name, lora in loras.items() if lora is not None and lora.quantization), None)
-    if first is None:
-        return
-    field = f"{first}.lora.quantization"
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(f"{field}: expected bitsandbytes to be installed (pip install 'clips-suite[qlora]')")
-    if config.distributed.strategy == "fsdp":
-        raise UserError(f"distributed.strategy: expected deepspeed with {field}; FSDP does not shard 4 bits")
-    if _is_zero3(config, first):
-        raise UserError(f"distributed.deepspeed: expected zero2 with {field}; ZeRO-3 does not shard 4 bits")
+    if chosen is None:
+        return False
+    return deepspeed_config(chosen, config.deepspeed_field(name)).get("zero_optimization", {}).get("stage") == 3
