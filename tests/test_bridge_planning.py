@@ -103,6 +103,11 @@ def test_memory_follows_sharding_and_trained_parts():
     assert instruct(distributed__deepspeed="zero2") - zero3 == pytest.approx(2 * 6.76e9 * 7 / 8 + 2 * 5e8, rel=0.01)
     assert zero3 - instruct(distributed__deepspeed="zero3_offload") == pytest.approx(12 * 6.76e9 / 8, rel=0.01)
     assert instruct(instruct__activation_checkpointing="false") > zero3
+    for optim, smaller in (("adamw_torch", 0), ("adamw_8bit", 6), ("adafactor", 4)):  # bytes of the moments' 8
+        assert zero3 - instruct(instruct__optim=optim) == pytest.approx(smaller * 6.76e9 / 8, rel=0.01, abs=1)
+    by_optim = [recipe(instruct__optim=optim) for optim in ("adamw_torch", "adamw_8bit")]
+    stored = [stage_cost(config, "instruct", sizes_of(config), 8).checkpoints for config in by_optim]
+    assert stored[0] - stored[1] == pytest.approx(3 * 6 * 6.76e9, rel=0.01)  # of three checkpoints
     for name in ("zero2", "zero2_offload", "zero3", "zero3_offload"):
         shipped = deepspeed_config(name)["zero_optimization"]
         assert (shipped["overlap_comm"], shipped["reduce_bucket_size"]) == (True, 5e8)

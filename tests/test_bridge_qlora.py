@@ -159,7 +159,10 @@ def test_every_stage_is_checked_before_the_first(parts: Parts, tmp_path: Path, m
         "instruct.deepspeed: expected zero2 with instruct.lora": lambda: check(
             four_bit, dataclasses.replace(four_bit, deepspeed="zero3")
         ),
-        "instruct.optim: expected another than adamw_8bit": lambda: check(plain, adam, strategy="fsdp"),
+        "instruct.optim: expected torch's AdamW with .* got adamw_8bit": lambda: check(plain, adam, strategy="fsdp"),
+        "align.optim: expected torch's AdamW with .* got adafactor": lambda: check(
+            dataclasses.replace(plain, optim="adafactor"), plain, strategy="fsdp"
+        ),
     }.items():
         with pytest.raises(UserError, match=f"^{place}"):
             call()

@@ -26,6 +26,11 @@ ASSUMED_TEXT_TOKENS = {"align": 32, "instruct": 256}
 _RESERVE = 2e9  # bytes for context, libraries, NCCL, as in clips.planning.plan
 _BUCKET = 5e8  # gradients, in the shipped DeepSpeed files; ZeRO-2 allocates two buckets, ZeRO-3 one
 _ACTIVATIONS = 34  # bytes per token, layer and unit of width, in half precision (arXiv 2205.05198, table 2)
+_MOMENTS = {"adamw_8bit": 2, "adafactor": 4}
+"""Bytes of the moments per trainable weight; AdamW's two in float32 are 8, in 8 bits (arXiv 2110.02861) 2.
+
+transformers' Adafactor has one, in float32: it factors matrices (arXiv 1804.04235), and ZeRO flattens weights.
+"""
 MAX_TILES = 5  # the base image and the four tiles of LLaVA-NeXT's largest pinpoint
 _CHECKPOINTS = 3  # two are stored, and one is being written
 
@@ -146,8 +151,9 @@ def stage_cost(config: LlavaTrainConfig, name: str, sizes: Sizes, count: int) ->
     unsharded = parameters["vision"] if frozen else 0  # float32 in every process
     bf16 = config.precision != "fp32"
     micro = stage.micro_batch_size or math.ceil(stage.global_batch_size / count)
-    states = _state_bytes(config.deepspeed(name), weights - unsharded, trainable, count, bf16=bf16)
-    checkpoint = (2 if bf16 else 4) * weights + (12 if bf16 else 8) * trainable
+    optimizer = _MOMENTS.get(stage.optim or "", 8) + (4 if bf16 else 0)  # and float32 weights beside those in bf16
+    states = _state_bytes(config.deepspeed(name), weights - unsharded, trainable, count, optimizer, bf16=bf16)
+    checkpoint = (2 if bf16 else 4) * weights + optimizer * trainable
     return StageCost(
         steps=_steps(stage, name),
         flops=flops,
@@ -156,20 +162,21 @@ def stage_cost(config: LlavaTrainConfig, name: str, sizes: Sizes, count: int) ->
     )
 
 
-def _state_bytes(deepspeed: str | None, weights: int, trainable: int, count: int, *, bf16: bool) -> float:
+def _state_bytes(
+    deepspeed: str | None, weights: int, trainable: int, count: int, optimizer: int, *, bf16: bool
+) -> float:
     """Bytes of weights, gradients and optimizer state on one GPU, sharded as ZeRO does (arXiv 1910.02054).
 
-    ``deepspeed`` is the stage's DeepSpeed JSON; without one FSDP shards all as ZeRO-3.
-
-    In bf16 the optimizer keeps float32 weights and two moments per trainable weight, 12 bytes.
+    ``deepspeed`` is the stage's DeepSpeed JSON; without one FSDP shards all as ZeRO-3. ``optimizer`` is the bytes of
+    its state per trainable weight.
     """
     weight_size = 2 if bf16 else 4
-    optimizer = 0 if deepspeed is not None and "offload" in deepspeed else (12 if bf16 else 8) * trainable / count
+    state = 0 if deepspeed is not None and "offload" in deepspeed else optimizer * trainable / count
     gradients = weight_size * trainable / count
     bucket = 0.0 if deepspeed is None else weight_size * _BUCKET
     if deepspeed is None or "zero3" in deepspeed:
-        return weight_size * weights / count + gradients + optimizer + bucket
-    return weight_size * weights + gradients + optimizer + 2 * bucket
+        return weight_size * weights / count + gradients + state + bucket
+    return weight_size * weights + gradients + state + 2 * bucket
 
 
 def _activation_bytes(stage: StageConfig, llm: LlmSize, length: int) -> float:

@@ -99,8 +99,8 @@ def _check_stage(config: LlavaTrainConfig, name: str) -> None:
     for is_used, field in ((quantizes, f"{name}.lora.quantization"), (stage.optim == "adamw_8bit", f"{name}.optim")):
         if is_used and importlib.util.find_spec("bitsandbytes") is None:
             raise UserError(f"{field}: expected bitsandbytes to be installed (pip install 'clips-suite[qlora]')")
-    if stage.optim == "adamw_8bit" and is_fsdp:
-        raise UserError(f"{name}.optim: expected another than adamw_8bit, not tested with distributed.strategy: fsdp")
+    if stage.optim in {"adamw_8bit", "adafactor"} and is_fsdp:  # Adafactor fails on shards, 8 bits are not tested
+        raise UserError(f"{name}.optim: expected torch's AdamW with distributed.strategy: fsdp, got {stage.optim}")
     if quantizes and is_fsdp:
         raise UserError(
             f"distributed.strategy: expected deepspeed with {name}.lora.quantization; FSDP does not shard 4 bits"
