@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import clips_world
 import pytest
@@ -22,6 +22,7 @@ from clips_world import is_equal, metrics, tensors_of, train, trained
 
 from clips import train as training
 from clips.commandline.signals import graceful_shutdown
+from clips.core import trackers
 from clips.core.trackers import Trackers
 from clips.data.loader import iterate_batches
 from clips.errors import UserError
@@ -176,6 +177,18 @@ def test_a_failing_tracker_is_dropped(tmp_path: Path, capsys: pytest.CaptureFixt
             log.write({"step": step, "loss": 1.0, "samples_per_second": 1.0, "samples_seen": step})
     assert capsys.readouterr().err.count("report_to: Broken failed (gone) and is not used any more") == 1
     assert len(metrics(tmp_path)) == 2
+
+
+def test_a_tracker_that_cannot_be_opened_is_dropped(tmp_path, monkeypatch, capsys):
+    def no_key(*_: Any) -> NoReturn:
+        raise ValueError("no API key")
+
+    monkeypatch.setitem(trackers.TRACKERS, "wandb", no_key)
+    monkeypatch.setattr(trackers, "check_trackers", lambda names: None)
+    data = clips_world.write_shards(tmp_path / "data")
+    clips_world.trained(data, tmp_path / "run", max_steps=1, report_to=("wandb",))
+    assert capsys.readouterr().err.count("report_to: wandb failed (no API key) and is not used any more") == 1
+    assert (tmp_path / "run" / "metrics.jsonl").is_file()
 
 
 @pytest.mark.usefixtures("listening")

@@ -124,14 +124,18 @@ class Trackers:
         try:
             work()
         except Exception as error:  # trackers raise arbitrary exceptions, for example without a network
-            log_info(f"report_to: {type(tracker).__name__} failed ({error_reason(error)}) and is not used any more")
+            _log_failure(type(tracker).__name__, error)
             self.trackers.remove(tracker)
+
+
+def _log_failure(name: str, error: Exception) -> None:
+    log_info(f"report_to: {name} failed ({error_reason(error)}) and is not used any more")
 
 
 def open_trackers(
     names: Sequence[TrackerName], directory: str | Path, run_name: str, config: Mapping[str, Any]
 ) -> Trackers:
-    """Open trackers, which also record the run's config.
+    """Open trackers, which also record the run's config; one that cannot be opened is logged and dropped.
 
     Args:
         names: of ``TRACKERS``.
@@ -145,7 +149,13 @@ def open_trackers(
     scalar = bool | int | float | str
     fields = {name: value if isinstance(value, scalar) else str(value) for name, value in flatten(redact(config))}
     check_trackers(names)
-    return Trackers([TRACKERS[name](Path(directory), run_name, fields) for name in names])
+    opened = []
+    for name in names:
+        try:
+            opened.append(TRACKERS[name](Path(directory), run_name, fields))
+        except Exception as error:  # for example without a key or a network
+            _log_failure(name, error)
+    return Trackers(opened)
 
 
 def check_trackers(names: Sequence[str]) -> None:
