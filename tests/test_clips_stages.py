@@ -96,6 +96,16 @@ def test_a_finished_stage_may_have_had_other_processes(data: Path, tmp_path: Pat
     check_stages(configs)
 
 
+def test_a_later_stage_with_groups_of_processes_is_checked(data, tmp_path, monkeypatch):
+    stages = ({"max_steps": 1}, {"max_steps": 1, "distributed": {"strategy": "fsdp", "shard_group_size": 4}})
+    configs = stage_configs(clips_world.train_config(data, tmp_path / "run", max_steps=None, stages=stages))
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    check_stages(configs)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"stages\[2\]: distributed.shard_group_size: expected a divisor of the 2"):
+        check_stages(configs)
+
+
 @pytest.mark.parametrize(
     ("stage", "message"),
     [

@@ -57,3 +57,9 @@ class DistributedConfig:
             raise UserError(
                 f"distributed.device_peak_tflops: expected 1e12 FLOP/s above 0, got {self.device_peak_tflops}"
             )
+
+
+def check_shard_group_size(size: int | None, processes: int) -> None:
+    """Raise UserError unless ``processes`` form groups of ``size``, see `DistributedConfig`."""
+    if size is not None and processes % size:
+        raise UserError(f"distributed.shard_group_size: expected a divisor of the {processes} processes, got {size}")

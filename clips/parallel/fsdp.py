@@ -13,12 +13,12 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from clips.errors import UserError
 from clips.method.clips_model import ClipsModel
 from clips.method.optimizer import OptimizerConfig, build_optimizer
 from clips.model.layers import bf16_weights, repeated_layers
 from clips.parallel.ddp import Strategy
 from clips.parallel.distributed import DistributedContext
+from clips.parallel.distributed_config import check_shard_group_size
 
 FLOAT32 = MixedPrecisionPolicy()
 """Weights are gathered as they are."""
@@ -73,11 +73,8 @@ def shard_model(
     Raises:
         UserError: the number of processes is no multiple of ``group_size``.
     """
+    check_shard_group_size(group_size, processes.count)
     size = group_size or processes.count
-    if processes.count % size:
-        raise UserError(
-            f"distributed.shard_group_size: expected a divisor of the {processes.count} processes, got {size}"
-        )
     shape = {"replicate": processes.count // size, "shard": size}
     shape = {name: length for name, length in shape.items() if name == "shard" or length > 1}
     mesh = init_device_mesh(processes.device.type, tuple(shape.values()), mesh_dim_names=tuple(shape))

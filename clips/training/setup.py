@@ -23,6 +23,7 @@ from clips.model.text_tokenizer import build_text_tokenizer
 from clips.model_refs import is_config_file
 from clips.parallel.ddp import Strategy
 from clips.parallel.distributed import from_main, start_processes
+from clips.parallel.distributed_config import check_shard_group_size
 from clips.parallel.strategies import build_strategy
 from clips.training.checkpoint import load_tensors, tensor_names, verify_checkpoint
 from clips.training.ema import ModelEma
@@ -50,6 +51,7 @@ def check_stages(stages: Sequence[EncoderTrainConfig]) -> None:
                 raise UserError(f"model: expected the towers of the stage before, {before.model.architecture}")
             if not (Path(stage.output) / MANIFEST).is_file():
                 _check_divisible(stage.global_batch_size, processes)
+                check_shard_group_size(stage.distributed.shard_group_size, processes)
             if stage.data.sources != before.data.sources:
                 open_train_dataset(stage)
         except UserError as error:
