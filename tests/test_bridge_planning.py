@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from clips.commandline.parsing import parse_config
+from clips.errors import UserError
 from llava_bridge.planning.model_sizes import (
+    UnknownSizeError,
     dual_tower_size,
     known_configs,
     llm_size,
@@ -69,6 +73,28 @@ def test_the_small_llama_is_as_large_as_the_one_that_is_made():
     made = sum(value.numel() for value in new_llama(config, tokenizer).parameters())
     rows = 2 * 16 * (300 - len(tokenizer))  # words that so short a text does not fill
     assert new_llm_size(config).parameters == made + rows
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "message"),
+    [
+        ({"model_type": "nonesuch"}, UserError, r"encoder is a nonesuch; expected one of clip_vision_model"),
+        ({"model_type": "bert"}, UserError, r"encoder is a bert; expected one of"),
+        ({"model_type": "clip", "vision_config": 3}, UserError, r"encoder: expected the config of a clip \("),
+        ({"hidden_size": 8}, UnknownSizeError, r"states neither model_type nor architecture"),
+    ],
+)
+def test_configs_of_unknown_models_have_no_size(config, error, message, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(error, match=message):
+        vision_size(f"transformers:{tmp_path}")
+
+
+@pytest.mark.parametrize("model_type", ["nonesuch", "dinov2"])
+def test_models_that_are_no_llm_have_no_size(model_type, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    with pytest.raises(UnknownSizeError, match="expected a causal language model"):
+        llm_size(str(tmp_path))
 
 
 def recipe(**flags: object) -> LlavaTrainConfig:

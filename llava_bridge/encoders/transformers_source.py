@@ -116,12 +116,16 @@ def vision_config(values: Mapping[str, Any]) -> Any:
     """Return transformers' config of a vision model from its values, or from those of a model with one.
 
     Raises:
-        UserError: its type is not in :data:`FAMILIES`.
+        UserError: its type is not in :data:`FAMILIES`, or its values do not fit the type.
     """
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig
 
     values = dict(values)
-    config = AutoConfig.for_model(values.pop("model_type"), **values)
+    model_type = values.pop("model_type", "model without a model_type")
+    if model_type not in CONFIG_MAPPING:
+        check_model_type(model_type, "encoder")
+    with library_errors_as_user_errors(f"encoder: expected the config of a {model_type}"):
+        config = AutoConfig.for_model(model_type, **values)
     config = getattr(config, "vision_config", config)
     check_model_type(config.model_type, "encoder")
     return config

@@ -185,6 +185,8 @@ def _tower(spec: str, image_size: int | None) -> tuple[VisionTower, int]:
 
         stated = _hf_config(reference)
         if stated.get("model_type", transformers_source.TIMM_WRAPPER) == transformers_source.TIMM_WRAPPER:
+            if "architecture" not in stated:
+                raise UnknownSizeError(f"{reference} (its config.json states neither model_type nor architecture)")
             return _timm_tower(stated["architecture"], image_size)
         config = transformers_source.vision_config(stated)
         size = image_size or transformers_source.stated_image_size(config)
@@ -277,7 +279,10 @@ def llm_size(reference: str) -> LlmSize:
 
     config = _hf_config(reference)
     config = {**config.get("text_config", config)}
-    return _llm_size(AutoConfig.for_model(config.pop("model_type", "llama"), **config))
+    try:
+        return _llm_size(AutoConfig.for_model(config.pop("model_type", "llama"), **config))
+    except ValueError:  # a type that transformers does not know, or no causal language model
+        raise UnknownSizeError(f"{reference} (expected a causal language model of transformers)") from None
 
 
 def new_llm_size(settings: SmallLlamaConfig) -> LlmSize:
