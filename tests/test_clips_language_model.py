@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -230,6 +231,8 @@ def test_it_is_planned_without_its_weights(lms: dict[str, Path], tmp_path: Path)
             {},
             r"hf_tokenizer_name: absent/here/at all: cannot be downloaded",
         ),
+        ({}, {"context_length": 33}, r"^model.context_length: expected at most 32, the language model's, got 33"),
+        ({"context_length": 77}, {}, r"^model.context_length: expected at most 32, the language model's, got 77"),
         ({}, {"text_attention": "causal"}, r"text_attention: expected none with a language model"),
         ({}, {"lock_text": True, "lock_text_unlocked_layers": 9}, r"this tower cannot be frozen in part"),
         ({}, {"cache_text_features": True}, r"cache_text_features: expected model.lock_text: true"),
@@ -246,6 +249,31 @@ def test_other_models_and_tokenizers_are_rejected(lms: dict[str, Path], tmp_path
         model_cfg(ModelConfig(architecture=architecture(tmp_path / "dino", tmp_path)))
     with pytest.raises(UserError, match=r"hf_model_name: .*absent: cannot be downloaded from the Hub"):
         model_cfg(ModelConfig(architecture=architecture(tmp_path / "absent", tmp_path)))
+
+
+@pytest.mark.parametrize("name", ["roberta", "gpt2", "modernbert"])
+def test_the_longest_text_of_a_type_is_read(name: str, lms: dict[str, Path], tmp_path: Path) -> None:
+    config = type(OTHERS[name])(**OTHERS[name].to_dict() | {"pad_token_id": 1, "max_position_embeddings": 16})
+    config.save_pretrained(tmp_path / name)
+    tower = HFTextTower(str(tmp_path / name), 24, proj_type="linear")
+    longest = 14 if name == "roberta" else 16
+    with pytest.raises(UserError, match=f"context_length: expected at most {longest}, .*, got {longest + 1}"):
+        model_cfg(ModelConfig(architecture=architecture(tmp_path / name, tmp_path, context_length=longest + 1)))
+    model_cfg(ModelConfig(architecture=architecture(tmp_path / name, tmp_path, context_length=longest)))
+    assert tower.encode_features(torch.full((2, longest), 5)).isfinite().all()
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_rejected(lms: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"hf_tokenizer_name: .*bert: expected at most 14 tokens, .*llama, got \d{5}"):
+        built(lms["llama"], tmp_path, {"hf_tokenizer_name": str(lms["bert"])})
+
+
+def test_an_encoder_without_weights_of_its_language_model_alone(lms: dict[str, Path], tmp_path: Path) -> None:
+    write_encoder(built(lms["bert"], tmp_path), tmp_path / "encoder")
+    begun = ModelConfig(architecture=str(tmp_path / "encoder"))
+    with pytest.raises(UserError, match=r"^model.pretrained: expected .*encoder, or model.pretrained_text: false"):
+        build_model(begun, RecipeConfig(name="clip"), seed=0)
+    build_model(dataclasses.replace(begun, pretrained_text=False), RecipeConfig(name="clip"), seed=0)
 
 
 def test_a_real_llama_whose_tokenizer_adds_no_token(shared: Path, tmp_path: Path) -> None:

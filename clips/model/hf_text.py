@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from clips.errors import UserError
 from clips.lazy_import import without_wandb
 from clips.model.loading import library_errors_as_user_errors, load_pretrained
-from clips.model_refs import HF_HUB_PREFIX, resolve_model_dir
+from clips.model_refs import HF_HUB_PREFIX, OPEN_CLIP_WEIGHTS, resolve_model_dir
 
 _FIELD = "model.architecture: hf_model_name"
 POOLERS = ("mean_pooler", "cls_pooler", "cls_last_hidden_state_pooler", "max_pooler", "last_pooler")
@@ -76,24 +76,45 @@ def text_model_cfg(text: dict[str, Any]) -> dict[str, Any]:
     """Return a ``text_cfg`` with the sizes of its language model, without its initial weights.
 
     Raises:
-        UserError: no such model, an unknown pooler, or no projection to the embedding.
+        UserError: no such model, an unknown pooler, or more tokens than it has positions for.
     """
     config = read_text_config(text["hf_model_name"])
     pooler = text.get("hf_pooler_type", "mean_pooler")
     if pooler not in POOLERS:
         raise UserError(f"model.architecture: hf_pooler_type: expected one of {', '.join(POOLERS)}, got {pooler}")
+    length, limit = text.get("context_length", 77), _max_length(text["hf_model_name"])  # open_clip's default
+    if limit is not None and length > limit:
+        raise UserError(f"model.context_length: expected at most {limit}, the language model's, got {length}")
     local = Path(text["hf_model_name"])
     return {key: value for key, value in text.items() if key != "output_tokens"} | {
         "hf_model_name": str(local.absolute()) if local.is_dir() else text["hf_model_name"],
         "hf_tokenizer_name": text.get("hf_tokenizer_name") or text["hf_model_name"],
         "hf_model_pretrained": False,
         "hf_pooler_type": pooler,
-        "context_length": text.get("context_length", 77),  # open_clip's default
+        "context_length": length,
         "vocab_size": config.vocab_size,
         "width": config.hidden_size,
         "heads": config.num_attention_heads,
         "layers": config.num_hidden_layers,
     }
+
+
+@functools.cache
+def _max_length(reference: str) -> int | None:
+    """Return the number of tokens that a language model has positions for; None if it has no limit.
+
+    In models like RoBERTa the first token's position follows the padding's index.
+    """
+    from transformers import AutoModel
+
+    config = read_text_config(reference)
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit is None or limit < 1:
+        return None
+    with torch.device("meta"):
+        modules = AutoModel.from_config(config).named_modules()
+    tables = (table for name, table in modules if "position" in name and isinstance(table, nn.Embedding))
+    return limit - max((table.padding_idx + 1 for table in tables if table.padding_idx is not None), default=0)
 
 
 class HFTextTower(nn.Module):
@@ -202,6 +223,11 @@ def read_language_model(text_cfg: dict[str, Any]) -> Any:
 
     name = text_cfg["hf_model_name"]
     config, directory = read_text_config(name), _resolve(name, _FIELD)
+    if (directory / OPEN_CLIP_WEIGHTS).is_file() and not (directory / "model.safetensors").is_file():
+        raise UserError(
+            f"model.pretrained: expected {name}, or model.pretrained_text: false for random weights, "
+            "since this encoder directory has its language model's weights only among its own"
+        )
     options = _model_options(config, text_cfg["hf_pooler_type"])
     model = load_pretrained(AutoModel, directory, f"{_FIELD}: {name}", config=config, dtype=torch.float32, **options)
     return model.encoder if config.is_encoder_decoder else model

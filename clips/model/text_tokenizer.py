@@ -74,7 +74,7 @@ class LanguageModelTokenizer:
         text_cfg: open_clip's, with ``hf_tokenizer_name`` and ``hf_model_name``.
 
     Raises:
-        UserError: it cannot be loaded, or has unknown options.
+        UserError: it cannot be loaded, has unknown options, or tokens that the model lacks.
     """
 
     def __init__(self, text_cfg: Mapping[str, Any]) -> None:
@@ -86,8 +86,13 @@ class LanguageModelTokenizer:
         if options:
             raise UserError(f"{CONFIG_FIELD}: tokenizer_kwargs: expected only clean, got {', '.join(options)}")
         self._tokenizer = load_tokenizer(name)
-        padding = read_text_config(text_cfg["hf_model_name"]).pad_token_id
-        self._tokenizer.pad_token = self._tokenizer.convert_ids_to_tokens(padding)
+        config = read_text_config(text_cfg["hf_model_name"])
+        if len(self._tokenizer) > config.vocab_size:
+            raise UserError(
+                f"{CONFIG_FIELD}: hf_tokenizer_name: {name}: expected at most {config.vocab_size} tokens, "
+                f"the vocabulary of {text_cfg['hf_model_name']}, got {len(self._tokenizer)}"
+            )
+        self._tokenizer.pad_token = self._tokenizer.convert_ids_to_tokens(config.pad_token_id)
         self._tokenizer.padding_side = self._tokenizer.truncation_side = "right"
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
