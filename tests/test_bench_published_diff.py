@@ -8,7 +8,7 @@ import pytest
 from report_material import items_table, put_result
 
 from benchmarks.analysis.diff_command import DiffConfig, run_diff
-from benchmarks.analysis.published_diff import NOTE
+from benchmarks.analysis.published_diff import NOTE, _plain
 from benchmarks.results.reference_results import SETTINGS, load_reference_results, select_reference_results
 from clips.errors import UserError
 
@@ -71,6 +71,15 @@ def test_a_published_row_against_a_result(ours, capsys):
     assert "scorer" not in unknown
     backwards = diff_lines(capsys, ours, CLIP)
     assert "  scorer: lmms-eval 0.7.1 against lmms-eval 0.2.0" in backwards
+
+
+def test_a_slash_in_a_model_name_is_no_path(capsys):
+    said = diff_lines(capsys, "mlcd:CLIP ViT-L/14 336", "rice:RICE ViT-L/14 336")
+    assert any(line.startswith("  encoder: ") for line in said)
+    names = ["CLIP L/14", "RICE ViT-L/14", "ViT-L/14", "ViT-L/14@336px", "ViT-H/14", "PE-Core L/14", "14"]
+    assert len({_plain(name) for name in names}) == len(names)
+    paths = ("transformers:openai/clip-vit-large-patch14-336@main", "/models/clip-vit-large-patch14-336/")
+    assert {_plain(path) for path in paths} == {_plain("CLIP-ViT-large-patch14-336")}
 
 
 def test_a_source_without_settings_and_a_number_inside_the_interval(ours, capsys):

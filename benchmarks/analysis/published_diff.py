@@ -132,6 +132,7 @@ _PROTOCOL = {"image_size": "input_resolution", "scorer": "scorer"}
 
 
 def _plain(value: str) -> str:
-    """The last part of a name, without revision, case and punctuation."""
+    """A name without case and punctuation; of a path or repo id its last part, without revision."""
     last = value.rstrip("/").rpartition("/")[2].partition("@")[0].removesuffix(".json")
-    return re.sub(r"[\W_]+", "", last.lower())
+    is_model_name = " " in value or last.isdigit()  # "ViT-L/14" is no path
+    return re.sub(r"[\W_]+", "", (value if is_model_name else last).lower())
