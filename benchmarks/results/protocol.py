@@ -2,8 +2,9 @@
 
 A protocol is a flat dict of plain values, ``{"data_hash": "…", "prompt": "…", …}``, from two origins:
 
-- the model's directory: resolution, resize, interpolation, chat template. These names begin with ``input_``. Models
-  that differ in them are ranked together, as in papers, and the report adds a note.
+- the model: resolution, resize, interpolation, cleaning of texts, chat template, and its own library if that is not
+  open_clip. These names begin with ``input_``. Models that differ in them are ranked together, as in papers, and the
+  report adds a note.
 - the harness: data, prompt, decoding, precision, scorer and library versions. Models that differ in any of these are
   never ranked together. Patch releases count: they can change numbers, and a re-evaluation costs less than a wrong
   comparison.

@@ -84,6 +84,11 @@ def encoder_settings(encoder: DualEncoder) -> Entries:
     return {"precision": encoder.precision, **found, **width}
 
 
+def library_entry(name: str) -> Entries:
+    """Return the library that builds an encoder as a protocol entry, of the model: others are ranked with it."""
+    return {"input_library": f"{name} {library_versions()[name].partition('+')[0]}"}
+
+
 def _preprocessing(model: Any, path: str) -> Entries:
     """Return resolution, resize and interpolation from open_clip's config."""
     settings = getattr(model.visual, "preprocess_cfg", None)

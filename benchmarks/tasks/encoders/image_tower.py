@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.tasks.encoders.embedding import DualEncoder
+from benchmarks.tasks.encoders.embedding import DualEncoder, library_entry
 from clips.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def load_image_tower(spec: str, device: str, precision: str) -> DualEncoder:
     import torch
 
     from llava_bridge.encoders import build_tower, load_encoder
+    from llava_bridge.encoders.spec import parse_spec
     from llava_bridge.model.image_processing import make_image_processor
 
     torch.manual_seed(0)  # for a tower without pretrained weights
@@ -32,6 +33,7 @@ def load_image_tower(spec: str, device: str, precision: str) -> DualEncoder:
         tower.load_state_dict(dict(encoder.weights))
     precision = "float32" if precision == "auto" else precision
     processor = make_image_processor(encoder.pixels, "crop")
+    source, _ = parse_spec(spec)
     pooled = "class token" if tower.class_token else "mean of the tokens"
     return DualEncoder(
         model=_Pooled(tower.to(device=device, dtype=getattr(torch, precision)).eval()),
@@ -42,7 +44,8 @@ def load_image_tower(spec: str, device: str, precision: str) -> DualEncoder:
             "input_resize": "shortest",
             "input_interpolation": encoder.pixels.interpolation,
             "input_features": f"{pooled} of the last hidden state",
-        },
+        }
+        | (library_entry(source) if source in ("timm", "transformers") else {}),
         device=device,
         precision=precision,
     )

@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.results.protocol import Entries
-from benchmarks.tasks.encoders.embedding import DualEncoder
+from benchmarks.tasks.encoders.embedding import DualEncoder, library_entry
 from clips.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
 _NATIVE = "siglip2"  # SigLIP 2 NaFlex; those of fixed resolution are of type siglip
+_CLEANED_TEXTS = ("siglip", "siglip2")  # SigLIP 2's tokenizer of fixed resolution keeps case and punctuation
+_CLEANING = "canonicalize"  # as open_clip's configs of both do: lower case, no punctuation
 _MASKED_PADDING = ("tipsv2",)  # the text towers of the others were trained with visible or later padding
+_GRID_BASE = 256  # sizes of grids are stored as two digits, because larger numbers are not exact in bfloat16
 _RESAMPLING = {2: "bilinear", 3: "bicubic"}  # PIL's constants
 
 
@@ -28,6 +31,7 @@ def load_transformers_encoder(path: str, device: str, precision: str) -> DualEnc
         UserError: it is of another type, or its files are incomplete.
     """
     import torch
+    from open_clip.tokenizer import get_clean_fn
     from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
     from clips.model.loading import library_errors_as_user_errors, load_pretrained
@@ -47,8 +51,11 @@ def load_transformers_encoder(path: str, device: str, precision: str) -> DualEnc
     with library_errors_as_user_errors(f"encoder: {path}: expected the files of its preprocessing and tokenizer"):
         images, tokenizer = AutoImageProcessor.from_pretrained(path), AutoTokenizer.from_pretrained(path)
 
+    cleaned = config.model_type in _CLEANED_TEXTS
+    clean = get_clean_fn(_CLEANING) if cleaned else str
+
     def tokenize(texts: list[str]) -> torch.Tensor:
-        shortened = [truncate_text(text, length) for text in texts]
+        shortened = [clean(truncate_text(text, length)) for text in texts]
         return tokenizer(
             shortened, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
         ).input_ids
@@ -62,13 +69,15 @@ def load_transformers_encoder(path: str, device: str, precision: str) -> DualEnc
     else:
         fit = "shortest" if getattr(images, "do_center_crop", False) else "squash"
         sizes = {"input_resolution": image_size_of(images), "input_resize": fit}
+    sizes |= {"input_interpolation": _RESAMPLING.get(int(images.resample), "bicubic")}
+    sizes |= {"input_text_cleaning": f"open_clip's {_CLEANING}"} if cleaned else {}
     return DualEncoder(
         model=_Towers(model.to(device=device, dtype=getattr(torch, precision)).eval(), padding, native=native),
         preprocess=_pack_patches(images)
         if native
         else lambda image: images(image, return_tensors="pt").pixel_values[0],
         tokenizer=tokenize,
-        preprocessing=sizes | {"input_interpolation": _RESAMPLING.get(int(images.resample), "bicubic")},
+        preprocessing=sizes | library_entry("transformers"),
         device=device,
         precision=precision,
     )
@@ -82,7 +91,8 @@ def _pack_patches(processor: Any) -> Callable[[Any], torch.Tensor]:
         found = processor(image, return_tensors="pt")
         patches = found["pixel_values"][0]
         grid = patches.new_zeros(1, patches.shape[1])
-        grid[0, :2] = found["spatial_shapes"][0]
+        sizes = found["spatial_shapes"][0]
+        grid[0, :2], grid[0, 2:4] = sizes // _GRID_BASE, sizes % _GRID_BASE
         return torch.cat([patches, grid])[None]
 
     return pack
@@ -104,10 +114,14 @@ class _Towers:
 
     def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return (B, E) of pixels (B, 3, S, S), or of packed patches (B, 1, N + 1, C)."""
+        import torch
+
         if not self.native:
             return self.model.get_image_features(pixel_values=pixels).pooler_output
-        patches, shapes = pixels[:, 0, :-1], pixels[:, 0, -1, :2].long()
-        mask = pixels.new_ones(patches.shape[:2]).cumsum(1) <= shapes.prod(dim=1, keepdim=True)
+        patches, grid = pixels[:, 0, :-1], pixels[:, 0, -1, :4].long()
+        shapes = grid[:, :2] * _GRID_BASE + grid[:, 2:]
+        numbers = torch.arange(1, patches.shape[1] + 1, device=pixels.device)  # bfloat16 has no 257
+        mask = numbers <= shapes.prod(dim=1, keepdim=True)
         found = self.model.get_image_features(
             pixel_values=patches, pixel_attention_mask=mask.int(), spatial_shapes=shapes
         )
