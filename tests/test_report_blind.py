@@ -168,6 +168,32 @@ def test_the_gain_of_several_seeds_is_that_of_their_mean(tmp_path):
     assert widths[0] > 3 * widths[1]
 
 
+def test_seeds_with_different_blind_parts_have_no_gain_and_the_report_says_why(tmp_path):
+    record_study(SEEDS, tmp_path)
+    for encoder, sizes in {"whole": (10, 40, 40), "other": (40, 40, 40)}.items():
+        for seed, size in enumerate(sizes):
+            items = items_table(0.5, benchmark="retrieval", count=COUNT, seed=seed)
+            answers = {kind: {"hit": items["hit"].to_numpy()[:size]} for kind in ("sighted", "blank")}
+            add_blind_columns(items, [*range(size)], answers)
+            row, digest = f"{encoder}-s{seed}", f"{encoder} {seed}"
+            put_result(tmp_path / "results", row, "retrieval", items, primary=("t2i_r1",), digest=digest)
+    report = build_report(tmp_path)
+    gains = {name: report.table.cells[name, "retrieval", "t2i_r1"].gains for name in ("whole", "other")}
+    assert [{kind: gain.n for kind, gain in each.items()} for each in gains.values()] == [{}, {"blank": 40}]
+    (note,) = [note for note in report.notes if "has no gain over blind" in note]
+    assert note.startswith("whole on retrieval")
+    assert "do not cover the same items" in note
+
+
+def test_items_that_do_not_enter_the_metric_are_not_counted(tmp_path):
+    items = _with_blind_runs(items_table(0.5, benchmark="gqa", count=COUNT), LOOKS)
+    unscored = [name for name in items if name == "hit" or name.endswith(":hit")]
+    items.loc[ROWS[:10], unscored] = np.nan
+    put_result(tmp_path, "clip", "gqa", items)
+    gains = build_report(tmp_path).table.cells["clip", "gqa", "exact_match"].gains
+    assert {kind: gain.n for kind, gain in gains.items()} == {"blank": len(ROWS) - 10, "shuffled": len(ROWS) - 10}
+
+
 SEEDS = """
 name: small
 baseline: whole

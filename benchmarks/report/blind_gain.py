@@ -14,7 +14,7 @@ from benchmarks.report.cell_text import UNCREDITED, column_title, decimals
 from benchmarks.report.load_results import ReportSource
 from benchmarks.report.significance import Evidence
 from benchmarks.report.table import BlindGain, Cell, Column, Table
-from benchmarks.results.blind import BLIND_KINDS, compare_with_blind, gain_of
+from benchmarks.results.blind import BLIND_KINDS, BlindPair, compare_with_blind
 from benchmarks.results.formatting import (
     decimals_needed,
     difference_ci_text,
@@ -22,7 +22,7 @@ from benchmarks.results.formatting import (
     join_or_count,
     join_with_and,
 )
-from benchmarks.results.noise import Scores, training_noise
+from benchmarks.results.noise import training_noise
 from benchmarks.results.result_types import BlindScore
 from benchmarks.results.results import Result
 
@@ -35,13 +35,13 @@ def with_gains(table: Table, source: ReportSource, evidence: Evidence) -> Table:
         found = {cell.row: evidence.gains(cell) for cell in measured}
         for kind in BLIND_KINDS:
             pairs = {row: gains[kind] for row, gains in found.items() if kind in gains}
-            noise = training_noise([gain_of(*pair) for pair in pairs.values() if pair[0].trained])
+            noise = training_noise([pair.gain() for pair in pairs.values() if pair.sighted.trained])
             for cell in measured:
                 gain = None
                 if cell.row in pairs:
-                    tested = compare_with_blind(gain_of(*pairs[cell.row]), noise)
+                    tested = compare_with_blind(pairs[cell.row].gain(), noise)
                     gain = _gain(pairs[cell.row], tested.low, tested.high, tested.p_value, tested.min_detectable)
-                elif not cell.members and (stored := _stored(source, cell).get(kind)):
+                elif not cell.members and (stored := _stored(source, cell.row, column).get(kind)):
                     gain = stored
                 if gain is not None:
                     key = (cell.row, column.benchmark, column.metric)
@@ -50,22 +50,22 @@ def with_gains(table: Table, source: ReportSource, evidence: Evidence) -> Table:
     return dataclasses.replace(table, cells=cells)
 
 
-def _gain(pair: tuple[Scores, Scores], low: float, high: float, p_value: float, smallest: float) -> BlindGain:
+def _gain(pair: BlindPair, low: float, high: float, p_value: float, smallest: float) -> BlindGain:
     return BlindGain(
-        sighted=pair[0].value,
-        blind=pair[1].value,
+        sighted=pair.sighted.value,
+        blind=pair.blind.value,
         ci_low=low,
         ci_high=high,
         p_value=p_value,
-        n=len(pair[0].items),
+        n=pair.n,
         min_detectable=smallest,
     )
 
 
-def _stored(source: ReportSource, cell: Cell) -> Mapping[str, BlindGain]:
-    """The gains in a result file whose items are missing."""
-    outcome = source.outcomes[cell.row, cell.column.benchmark]
-    metric = outcome.metrics.get(cell.column.metric) if isinstance(outcome, Result) else None
+def _stored(source: ReportSource, row: str, column: Column) -> Mapping[str, BlindGain]:
+    """The gains in a result file."""
+    outcome = source.outcomes[row, column.benchmark]
+    metric = outcome.metrics.get(column.metric) if isinstance(outcome, Result) else None
     return {kind: _from_file(score) for kind, score in metric.blind.items()} if metric else {}
 
 
@@ -94,18 +94,24 @@ def gain_text(gain: BlindGain, column: Column) -> str:
     return f"{format_number(gain.value, places, sign=True)} [{interval}]"
 
 
-def gain_notes(table: Table) -> list[str]:
-    """Notes below the table: the gains of each column, and the scores that they do not credit."""
+def gain_notes(table: Table, source: ReportSource) -> list[str]:
+    """Notes below the table: the gains of each column, the scores that they do not credit, and missing gains."""
     lines = [line for column in table.columns if (line := _column_note(table, column))]
+    missing = [
+        f"{cell.row} on {column_title(cell.column)} has no gain over blind: the blind runs of its seeds do not cover "
+        "the same items, or the items are missing."
+        for cell in table.cells.values()
+        if cell.members and not cell.gains and all(_stored(source, row, cell.column) for row in cell.members)
+    ]
     if not lines:
-        return []
+        return missing
     uncredited = [cell for cell in table.cells.values() if cell.credited is False]
     about = (
         "Gain over blind: the score minus that of the same LLaVA on the same questions without their image (blank: "
         "an image of one color; shuffled: another item's image), with its 95 % interval, paired by image. A score is "
         "credited to the images if the gain over each is significant (two-sided 5 %, not corrected for other cells)."
     )
-    return [about, *lines, *map(_reason, uncredited)]
+    return [about, *lines, *map(_reason, uncredited), *missing]
 
 
 def _column_note(table: Table, column: Column) -> str:

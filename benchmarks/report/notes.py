@@ -63,7 +63,7 @@ def table_notes(source: ReportSource, table: Table, seed_table: Table) -> list[s
         *_about_intervals(table),
         *_about_power(table),
         *chance_notes(table),
-        *gain_notes(table),
+        *gain_notes(table, source),
         *_about_trivial_baselines(source),
         *_about_training(source),
         *_about_missing_values(source, seed_table),

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from benchmarks.report.load_results import ReportSource
 from benchmarks.report.table import ALPHA, BaselineDifference, Cell, Column, PairKey, RankMark, Table, pair_key
+from benchmarks.results.blind import BlindPair
 from benchmarks.results.item_scores import ItemScores, comparable
 from benchmarks.results.noise import Estimate, Scores, TrainingNoise, difference_estimate, p_values, training_noise
 from benchmarks.results.results import Result
@@ -57,7 +58,7 @@ class Evidence:
             self._scores[key] = self.items.of_model(results, metric, single_training=single, category=category)
         return self._scores[key]
 
-    def gains(self, cell: Cell) -> dict[str, tuple[Scores, Scores]]:
+    def gains(self, cell: Cell) -> dict[str, BlindPair]:
         """Kind of blind run → a cell's metric with and without the image, on the items of the run."""
         benchmark, metric, _ = self._item_key(cell)
         outcomes = [self._source.outcomes[name, benchmark] for name in cell.members or (cell.row,)]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -31,6 +31,23 @@ BLIND_KINDS: Mapping[str, str] = {
 }
 SIGHTED = "sighted"
 IN_BLIND_RUN = "in_blind_run"
+
+
+class BlindPair(NamedTuple):
+    """A metric with and without the image, on ``n`` items that enter it."""
+
+    sighted: Scores
+    blind: Scores
+    n: int
+
+    def gain(self) -> Scores:
+        """The difference as one metric of the model, seed by seed: both come from the same weights."""
+        return dataclasses.replace(
+            self.sighted,
+            values=self.sighted.values - self.blind.values,
+            influence=self.sighted.influence - self.blind.influence,
+            enters=self.sighted.enters | self.blind.enters,
+        )
 
 
 def blind_column(kind: str, name: str) -> str:
@@ -86,8 +103,10 @@ def gain_scores(
     *,
     most: float = 1.0,
     trained: bool = False,
-) -> tuple[Scores, Scores] | None:
-    """A metric with and without the image, on the items of the blind runs; None if they have no such metric.
+) -> BlindPair | None:
+    """A metric with and without the image, on the items of the blind runs.
+
+    None if they have no such metric, or if the seeds' blind runs cover different items.
 
     Args:
         tables: items of one model, one table per seed, in the same order.
@@ -100,30 +119,25 @@ def gain_scores(
     sighted, blind = (blind_tables(tables, names, each) for each in (SIGHTED, kind))
     if sighted is None or blind is None:
         return None
-    part = tables[0][tables[0][IN_BLIND_RUN]]
+    parts = [table[table[IN_BLIND_RUN]] for table in tables]
+    items = parts[0]["item"].tolist()
+    if any(part["item"].tolist() != items for part in parts):
+        return None
     first, second = (
         image_scores(
             aggregation,
             each,
             names,
-            part["image"].to_numpy(),
-            items=part["item"].tolist(),
+            parts[0]["image"].to_numpy(),
+            items=items,
             most=most,
             trained=trained,
         )
         for each in (sighted, blind)
     )
-    return None if np.isnan([first.value, second.value]).any() else (first, second)
-
-
-def gain_of(sighted: Scores, blind: Scores) -> Scores:
-    """The difference as one metric of the model, seed by seed: both come from the same weights."""
-    return dataclasses.replace(
-        sighted,
-        values=sighted.values - blind.values,
-        influence=sighted.influence - blind.influence,
-        enters=sighted.enters | blind.enters,
-    )
+    if np.isnan([first.value, second.value]).any():
+        return None
+    return BlindPair(first, second, count_items(tables[0], names))
 
 
 def compare_with_blind(gain: Scores, noise: TrainingNoise) -> PairedDifference:
@@ -141,15 +155,15 @@ def blind_scores(items: pd.DataFrame, aggregation: str, names: Sequence[str], *,
         pair = gain_scores([items], aggregation, names, kind, most=most)
         if pair is None:
             continue
-        tested = compare_with_blind(gain_of(*pair), TrainingNoise())
+        tested = compare_with_blind(pair.gain(), TrainingNoise())
         ends = (None if np.isnan(end) else float(end) for end in (tested.low, tested.high))
         found[kind] = BlindScore(
-            value=pair[1].value,
-            sighted=pair[0].value,
+            value=pair.blind.value,
+            sighted=pair.sighted.value,
             gain_low=next(ends),
             gain_high=next(ends),
             p_value=tested.p_value,
-            n=count_items(items, names),
+            n=pair.n,
         )
     return found
 

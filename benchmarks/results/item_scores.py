@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.results.blind import BLIND_KINDS, gain_scores
+from benchmarks.results.blind import BLIND_KINDS, BlindPair, gain_scores
 from benchmarks.results.noise import Scores
 from benchmarks.results.results import Metric, Result, columns_of, has_items, read_items
 from benchmarks.results.statistics import image_scores
@@ -103,7 +103,7 @@ class ItemScores:
         )
         return None if math.isnan(found.value) else found
 
-    def gains(self, results: Sequence[Result], metric: str) -> dict[str, tuple[Scores, Scores]]:
+    def gains(self, results: Sequence[Result], metric: str) -> dict[str, BlindPair]:
         """Kind of blind run → the metric with and without the image, of one model with one result per seed."""
         found = self._metric_items(results, metric, None) if results else None
         if found is None:
