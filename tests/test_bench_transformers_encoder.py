@@ -15,12 +15,12 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from benchmarks.results.results import read_items
-from benchmarks.study.build_steps import has_text_tower
 from benchmarks.tasks.encoders import embedding
 from benchmarks.tasks.encoders.transformers_encoder import load_transformers_encoder
 from benchmarks.tasks.eval_model import EvalModel
 from benchmarks.tasks.run_config import BenchmarkConfig, RunConfig
 from clips.errors import UserError
+from llava_bridge.encoders.spec import has_text_tower
 
 VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 8, "image_size": 32}
 SMALL = {**VIT, "intermediate_size": 48}

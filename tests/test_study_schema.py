@@ -50,6 +50,22 @@ def test_a_row_without_text_tower_has_no_retrieval_and_says_so():
     assert rows["clip"].baseline is None
 
 
+def test_a_model_on_the_hub_is_not_said_to_lack_a_text_tower():
+    encoders = {**SMALL["encoders"], "hub": "transformers:google/siglip2-base-patch16-224"}
+    rows = {row.name: row for row in build_plan(parse_study(changed(encoders=encoders))).rows}
+    reason = "text tower not known before the download; name a directory"
+    assert rows["hub"].not_applicable == {"retrieval": reason}
+
+
+def test_a_directory_of_transformers_below_a_path_has_its_text_tower(tmp_path):
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "clip" / "config.json").write_text('{"model_type": "clip"}')
+    encoders = {**SMALL["encoders"], "other": "transformers:$models/clip"}
+    plan = build_plan(parse_study(changed(encoders=encoders, paths={"models": str(tmp_path)})))
+    (row,) = [row for row in plan.rows if row.name == "other"]
+    assert "retrieval" in row.cells
+
+
 def test_rows_are_encoders_times_llms_times_seeds_and_exceptions_apply():
     study = changed(
         seeds=[0, 1],

@@ -14,7 +14,7 @@ from benchmarks.report.cell_text import UNCREDITED, column_title, decimals
 from benchmarks.report.load_results import ReportSource
 from benchmarks.report.significance import Evidence
 from benchmarks.report.table import BlindGain, Cell, Column, Table
-from benchmarks.results.blind import BLIND_KINDS, BlindPair, compare_with_blind
+from benchmarks.results.blind import BLIND_KINDS, BlindPair, compare_with_blind, gain_of
 from benchmarks.results.formatting import (
     decimals_needed,
     difference_ci_text,
@@ -35,12 +35,15 @@ def with_gains(table: Table, source: ReportSource, evidence: Evidence) -> Table:
         found = {cell.row: evidence.gains(cell) for cell in measured}
         for kind in BLIND_KINDS:
             pairs = {row: gains[kind] for row, gains in found.items() if kind in gains}
-            noise = training_noise([pair.gain() for pair in pairs.values() if pair.sighted.trained])
+            noise = training_noise(
+                [gain_of(pair.sighted, pair.blind) for pair in pairs.values() if pair.sighted.trained]
+            )
             for cell in measured:
                 gain = None
                 if cell.row in pairs:
-                    tested = compare_with_blind(pairs[cell.row].gain(), noise)
-                    gain = _gain(pairs[cell.row], tested.low, tested.high, tested.p_value, tested.min_detectable)
+                    pair = pairs[cell.row]
+                    tested = compare_with_blind(gain_of(pair.sighted, pair.blind), noise)
+                    gain = _gain(pair, tested.low, tested.high, tested.p_value, tested.min_detectable)
                 elif not cell.members and (stored := _stored(source, cell.row, column).get(kind)):
                     gain = stored
                 if gain is not None:

@@ -40,15 +40,6 @@ class BlindPair(NamedTuple):
     blind: Scores
     n: int
 
-    def gain(self) -> Scores:
-        """The difference as one metric of the model, seed by seed: both come from the same weights."""
-        return dataclasses.replace(
-            self.sighted,
-            values=self.sighted.values - self.blind.values,
-            influence=self.sighted.influence - self.blind.influence,
-            enters=self.sighted.enters | self.blind.enters,
-        )
-
 
 def blind_column(kind: str, name: str) -> str:
     """The item column ``name`` of a blind run, or of the sighted answers to its questions."""
@@ -140,6 +131,16 @@ def gain_scores(
     return BlindPair(first, second, count_items(tables[0], names))
 
 
+def gain_of(sighted: Scores, blind: Scores) -> Scores:
+    """The difference as one metric of the model, seed by seed: both come from the same weights."""
+    return dataclasses.replace(
+        sighted,
+        values=sighted.values - blind.values,
+        influence=sighted.influence - blind.influence,
+        enters=sighted.enters | blind.enters,
+    )
+
+
 def compare_with_blind(gain: Scores, noise: TrainingNoise) -> PairedDifference:
     """The gain of the image with its interval and p-value, over images and, with several seeds, training runs."""
     zero = dataclasses.replace(
@@ -155,7 +156,7 @@ def blind_scores(items: pd.DataFrame, aggregation: str, names: Sequence[str], *,
         pair = gain_scores([items], aggregation, names, kind, most=most)
         if pair is None:
             continue
-        tested = compare_with_blind(pair.gain(), TrainingNoise())
+        tested = compare_with_blind(gain_of(pair.sighted, pair.blind), TrainingNoise())
         ends = (None if np.isnan(end) else float(end) for end in (tested.low, tested.high))
         found[kind] = BlindScore(
             value=pair.blind.value,

@@ -15,6 +15,8 @@ from benchmarks.study.study_record import (
     EXCLUDED_FROM_BENCHMARK,
     EXISTING_LLAVA_NO_ENCODER,
     NO_LLAVA,
+    NO_TEXT_TOWER,
+    UNKNOWN_TEXT_TOWER,
     CellRecord,
     RowRecord,
 )
@@ -200,7 +202,9 @@ class _Model:
 def _encoder(builder: _PlanBuilder, name: str, seed: int) -> _Model:
     entry = builder.study.encoders[name]
     if isinstance(entry, str):
-        return _Model(name=name, spec=entry, artifact=None, has_text=has_text_tower(entry))
+        return _Model(
+            name=name, spec=entry, artifact=None, has_text=has_text_tower(_locate(entry, builder.study.paths))
+        )
     full_name = f"{name}-s{seed}"
     output = builder.study.directory / "encoders" / full_name
     config = deep_merge(builder.study.defaults.encoder, entry) | {"output": str(output), "seed": seed}
@@ -251,10 +255,9 @@ def _row(
     evaluated = {name: column for name, column in columns.items() if study.evaluates(name, row.encoder)}
     benchmarks: dict[str, list[str]] = {"encoder": [], "llava": []}
     not_applicable = dict.fromkeys(columns.keys() - evaluated.keys(), EXCLUDED_FROM_BENCHMARK)
-    has_text = encoder.has_text
     for name, column in evaluated.items():
-        if column.needs == "encoder" and not has_text:
-            not_applicable[name] = "no text tower"
+        if column.needs == "encoder" and not encoder.has_text:
+            not_applicable[name] = _reason_without_text(_locate(encoder.spec, study.paths))
         elif column.needs == "llava" and llm is None:
             not_applicable[name] = NO_LLAVA
         else:
@@ -287,6 +290,19 @@ def _row(
         sweep_settings=study.sweeps[row.encoder].settings if row.encoder in study.sweeps else {},
         sweep_name=study.sweeps[row.encoder].entry if row.encoder in study.sweeps else "",
     )
+
+
+def _locate(spec: str, paths: Mapping[str, str]) -> str:
+    """An encoder spec in which ``transformers:$name/…`` is below the study's path of that name."""
+    source, _, reference = spec.partition(f":{PATH_PREFIX}")
+    name, _, below = reference.partition("/")
+    return f"{source}:{Path(paths[name], below)}" if name in paths else spec
+
+
+def _reason_without_text(spec: str) -> str:
+    source, _, reference = spec.partition(":")
+    unknown = source == "transformers" and not Path(reference, "config.json").is_file()
+    return UNKNOWN_TEXT_TOWER if unknown else NO_TEXT_TOWER
 
 
 def _evaluation_settings(study: Study, row: Combination, model: Settings, varying: Sequence[str] = ()) -> Settings:

@@ -64,6 +64,8 @@ def _accelerators() -> str:
 RECORD_FILE = "study.json"
 EXCLUDED_FROM_BENCHMARK = "this benchmark is for other models"
 NO_LLAVA = "no LLaVA of this encoder"
+NO_TEXT_TOWER = "no text tower"
+UNKNOWN_TEXT_TOWER = "text tower not known before the download; name a directory"
 EXISTING_LLAVA_NO_ENCODER = "an existing LLaVA; its encoder is not evaluated"
 SCHEMA = 2
 
