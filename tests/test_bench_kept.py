@@ -125,7 +125,7 @@ def test_an_error_of_the_first_process_is_raised_by_both(two):
 
 
 def test_vectors_are_those_of_a_model_on_a_device_with_its_libraries(tmp_path, monkeypatch):
-    encoder = SimpleNamespace(device="cpu", preprocessing={"input_resolution": 32}, precision="float32")
+    encoder = SimpleNamespace(device="cpu", preprocessing={"input_resolution": 32}, precision="float32", width=None)
     row = SimpleNamespace(
         record=lambda part: {"hash": f"of the {part}"},
         config=SimpleNamespace(output=str(tmp_path), overwrite=False),
@@ -138,7 +138,9 @@ def test_vectors_are_those_of_a_model_on_a_device_with_its_libraries(tmp_path, m
     keys = [key(), key(part="encoder"), key(images="b"), key(texts="a")]
     encoder.device = "cuda"
     keys.append(key())
-    encoder.device = "cpu"
+    encoder.device, encoder.width = "cpu", 8
+    keys.append(key())
+    encoder.width = None
     assert key() == keys[0]
     monkeypatch.setattr(cached_embeddings, "library_versions", lambda: {"timm": "another"})
     keys.append(key())

@@ -29,6 +29,7 @@ from llava_bridge.training.loss import LlavaLoss
 from llava_bridge.training.setup import split_parts
 
 GRIDS = {"mlp2x_gelu": 4, "mlp3x_gelu": 4, "linear": 4, "pixel_shuffle": 2, "pool": 2, "c_abstractor": 2}
+GRIDS |= {"pixel_shuffle_linear": 2, "patch_merger": 2}
 SIZES = (*bridge_world.SHAPES, (97, 33), (32, 32), (1, 400), (400, 1), (30, 300))
 
 

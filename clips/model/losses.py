@@ -92,7 +92,7 @@ class Contrast:
         queries, found = self.scale * self.image, [gather_features(text) for text in texts]
         if negatives:
             queries, found = F.pad(queries, (0, 1), value=1.0), [F.pad(text, (0, 1)) for text in found]
-            penalties = [torch.where(exists, 0.0, _EXCLUDED)[:, None] for _, exists in negatives]
+            penalties = [_EXCLUDED * (~exists).float()[:, None] for _, exists in negatives]
             rows = [torch.cat([one, penalty], dim=1) for (one, _), penalty in zip(negatives, penalties, strict=True)]
             found += [gather_features(row) for row in rows]
         return queries, found[0] if len(found) == 1 else torch.cat(found)

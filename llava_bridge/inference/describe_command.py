@@ -164,7 +164,7 @@ def _ask_servers(config: DescribeConfig) -> Callable[[Batch], Answers]:
     client.find_model(config.model)
 
     def submit(batch: Batch) -> Answers:
-        settings = {"max_tokens": config.max_new_tokens, "temperature": 0.0}
+        settings: dict[str, Any] = {"max_tokens": config.max_new_tokens, "temperature": 0.0}
         requests = [image_request(config.model, [image], config.prompt, **settings) for _, image in batch]
         pending = [client.submit(request, replica=number) for number, request in enumerate(requests)]
         return lambda: [(name, _served_text(future)) for (name, _), future in zip(batch, pending, strict=True)]
