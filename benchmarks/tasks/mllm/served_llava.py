@@ -58,7 +58,10 @@ class ServedLlava(LlavaBridgeModel):
 
     def _chat_request(self, request: Instance) -> dict[str, Any]:
         text, settings = request.args[:2]
-        decoding: dict[str, Any] = {"max_tokens": int(settings.get("max_new_tokens", DEFAULT_NEW_TOKENS)), "temperature": 0.0}
+        decoding: dict[str, Any] = {
+            "max_tokens": int(settings.get("max_new_tokens", DEFAULT_NEW_TOKENS)),
+            "temperature": 0.0,
+        }
         if settings.get("do_sample", bool(settings.get("temperature"))):
             decoding |= {name: settings[name] for name in _SAMPLING if settings.get(name) is not None}
         if settings.get("num_beams", 1) > 1:
