@@ -77,7 +77,7 @@ def main() -> None:
         averages, ranks, bootstrap = (np.concatenate([each[place] for each in found]).mean() for place in (0, 2, 3))
         alarms, widths = np.mean([each[1] for each in found]), np.mean([each[4:] for each in found], axis=0)
         shares = [percent(float(share), trials) for share in (averages, alarms, ranks, bootstrap)]
-        print(f"{world!s:<60} step {step:g}", *shares, "widths", *np.round(widths, 2), flush=True)
+        print(f"{world!s:<60} step {step:g}", *shares, "widths", *(f"{width:.2f}" for width in widths), flush=True)
 
 
 if __name__ == "__main__":

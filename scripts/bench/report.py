@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from benchmarks.results.protocol import fingerprint
+from benchmarks.results.protocol import Entries, fingerprint
 from benchmarks.results.results import CHANCE, Result, result_path, write_result
 from benchmarks.tasks.encoders.retrieval import METRICS as RETRIEVAL_METRICS
 from benchmarks.tasks.encoders.retrieval import PRIMARY as RETRIEVAL_PRIMARY
@@ -157,7 +157,7 @@ def write_case(output: Path, models: int) -> None:
             items = items or Items(name)
             table = items.answered(0.45 + 0.025 * place, place)
             coin = {CHANCE: {"correct": np.full(len(table), 0.5)}} if name in ("pope", "scienceqa_img", "ai2d") else {}
-            protocol = {"benchmark": name, "data_hash": name, "questions": len(table)}
+            protocol: Entries = {"benchmark": name, "data_hash": name, "questions": len(table)}
             write_result(
                 output,
                 Result(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.results.protocol import Entries
 from benchmarks.tasks.encoders.embedding import DualEncoder, library_entry
 from clips.errors import UserError
 
@@ -35,17 +36,17 @@ def load_image_tower(spec: str, device: str, precision: str) -> DualEncoder:
     processor = make_image_processor(encoder.pixels, "crop")
     source, _ = parse_spec(spec)
     pooled = "class token" if tower.class_token else "mean of the tokens"
+    settings: Entries = {
+        "input_resolution": encoder.pixels.size,
+        "input_resize": "shortest",
+        "input_interpolation": encoder.pixels.interpolation,
+        "input_features": f"{pooled} of the last hidden state",
+    }
     return DualEncoder(
         model=_Pooled(tower.to(device=device, dtype=getattr(torch, precision)).eval()),
         preprocess=lambda image: processor(image, return_tensors="pt")["pixel_values"][0],
         tokenizer=_reject_texts,
-        preprocessing={
-            "input_resolution": encoder.pixels.size,
-            "input_resize": "shortest",
-            "input_interpolation": encoder.pixels.interpolation,
-            "input_features": f"{pooled} of the last hidden state",
-        }
-        | (library_entry(source) if source in ("timm", "transformers") else {}),
+        preprocessing=settings | (library_entry(source) if source in ("timm", "transformers") else {}),
         device=device,
         precision=precision,
     )
