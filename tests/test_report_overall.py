@@ -9,11 +9,13 @@ import pytest
 from report_material import items_table, put_result, put_results
 
 from benchmarks.report.load_results import read_source
-from benchmarks.report.overall import mean_estimate
+from benchmarks.report.overall import is_ratio, mean_estimate
 from benchmarks.report.report import build_report
+from benchmarks.report.table import Column
 from benchmarks.results.noise import Estimate
 from benchmarks.results.results import read_items
 
+SHOWN = {"accuracy": 100.0, "R@1": 100.0, "CIDEr": 100.0, "points": 1.0}
 ESTIMATE = Estimate(
     **{"value": 0.5, "image_variance": 0.04, "training_variance": 0.0, "image_degrees": 10.0},
     **{"training_degrees": 0, "skewness": 0.0, "clusters": 100, "signs": 100},
@@ -61,3 +63,11 @@ def test_benchmarks_that_a_model_lacks_do_not_count(tmp_path):
         (tmp_path / row / "pope.items.parquet").unlink()
     overall = build_report(tmp_path).overall
     assert (overall.averages, overall.sentence, overall.ranked) == ({}, "", ("pope", "retrieval"))
+
+
+def test_points_and_cider_are_not_averaged_with_ratios():
+    columns = [
+        Column(benchmark="b", metric="m", label=label, scale=scale, higher_is_better=True)
+        for label, scale in SHOWN.items()
+    ]
+    assert [column.label for column in columns if is_ratio(column)] == ["accuracy", "R@1"]

@@ -1,7 +1,7 @@
 """Each model's average and mean rank over the benchmarks, with intervals, and the pairs of averages that differ.
 
 Both use the first metric of each benchmark on which all models have a number under the main protocol. The average takes
-those in per cent, so that points (MME) do not outweigh the others.
+those in per cent, so that points (MME) and CIDEr, which may exceed 100, do not outweigh the others.
 
 The images of different benchmarks are independent: the variance of an average is the sum of the benchmarks' variances,
 divided by their number squared, with Satterthwaite's degrees of freedom; errors of one training are correlated. The
@@ -27,6 +27,7 @@ from benchmarks.results.statistics import holm_correction
 
 _MIN_BENCHMARKS = 2
 _PER_CENT = 100.0
+_UNBOUNDED = {"CIDEr"}  # labels of metrics that are displayed times 100, and no ratios
 HEADERS = ("model", "average", "95 % interval", "mean rank", "95 % interval")
 
 
@@ -80,7 +81,7 @@ def overall_scores(table: Table, evidence: Evidence) -> Overall:
     columns = [column for column in _first_columns(table) if _is_complete(table, column)]
     rows = [row.name for row in table.rows]
     ranked = columns if len(columns) >= _MIN_BENCHMARKS and len(rows) > 1 else []
-    averaged = [column for column in ranked if column.scale == _PER_CENT and column.higher_is_better]
+    averaged = [column for column in ranked if is_ratio(column) and column.higher_is_better]
     if len(averaged) < _MIN_BENCHMARKS or any(
         evidence.scores(cell) is None for column in averaged for cell in table.column_cells(column)
     ):
@@ -93,6 +94,11 @@ def overall_scores(table: Table, evidence: Evidence) -> Overall:
         ranked=tuple(column.benchmark for column in ranked),
         p_values=p_values,
     )
+
+
+def is_ratio(column: Column) -> bool:
+    """Whether an average over benchmarks may include a metric: a ratio, displayed in per cent."""
+    return column.scale == _PER_CENT and column.label not in _UNBOUNDED
 
 
 def _first_columns(table: Table) -> list[Column]:
