@@ -82,4 +82,5 @@ def test_settings_that_may_change_on_resume():
         fields = ("cache_vision_features", "activation_checkpointing", "data[].missing_images", "data[].max_cache_gb")
         llava |= {f"{stage}.{name}" for name in fields}
     assert run_only_fields(LlavaTrainConfig) == llava
-    assert run_only_fields(DescribeConfig) == {"model", "images", "output", "batch_size"}
+    describe = {"model", "images", "output", "batch_size", "endpoint", "endpoint_key_env", "retry_minutes"}
+    assert run_only_fields(DescribeConfig) == describe
