@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import functools
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from typing import IO
 
 import psutil
 
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+from clips.core.parent_death import end_with_parent
 
 
 def start_child(
@@ -35,10 +33,6 @@ def start_child(
         on_death: the signal that the kernel sends to it when this process dies.
     """
 
-    def end_with_parent() -> None:
-        if _LIBC is not None:
-            _LIBC.prctl(_PR_SET_PDEATHSIG, on_death)
-
     return subprocess.Popen(
         words,
         stdin=subprocess.DEVNULL,
@@ -47,7 +41,7 @@ def start_child(
         env=dict(environment),
         start_new_session=True,
         pass_fds=locks,
-        preexec_fn=end_with_parent,
+        preexec_fn=functools.partial(end_with_parent, on_death),
     )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import Trainer
 
+from clips.core.parent_death import end_with_parent
 from clips.data.invalid_samples import Invalid, InvalidSamples
 from clips.errors import UserError
 from llava_bridge.training.fsdp_trainer import ShardedTrainer
@@ -115,6 +116,7 @@ TRAINERS: dict[Strategy, type[StageTrainer]] = {"deepspeed": StageTrainer, "fsdp
 
 
 def _init_worker(init: Callable[[int], None] | None, worker_id: int) -> None:
+    end_with_parent()  # else it holds the run's lock for seconds after a kill, and a resume is refused
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     if init is not None:
