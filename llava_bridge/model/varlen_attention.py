@@ -9,6 +9,7 @@ Legend: R rows, T tokens of a row, H heads, C channels of a head, B samples.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from typing import Any
 
@@ -18,6 +19,8 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
 NAME = "varlen"
+Heads = tuple[Tensor, Tensor, Tensor]
+"""Query, key and value."""
 _MAX_CHANNELS, _CHANNEL_MULTIPLE = 256, 8  # of a head, for the flash kernel
 _AMPERE = (8, 0)
 
@@ -75,30 +78,38 @@ def varlen_attention(
     window = sliding_window if windowed else None
     if not query.is_cuda:
         return _attention_by_sample(module, (query, key, value), cu_seq_lens_q, scaling, window), None
-    from torch.nn.attention import varlen
+    longest = max_length_q or tokens
+    return _attention_on_gpu(module, (query, key, value), cu_seq_lens_q, longest, scaling, window), None
 
-    kernel: Any = varlen.varlen_attn
-    grouped = {"enable_gqa": True} if "enable_gqa" in inspect.signature(kernel).parameters else {}
+
+def _attention_on_gpu(
+    module: Any, heads: Heads, bounds: Tensor, longest: int, scaling: float | None, window: int | None
+) -> Tensor:
+    """(R, T, H, C), by torch's kernel for samples of different lengths."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    query, key, value = heads
+    grouped = {"enable_gqa": True} if "enable_gqa" in _parameters(varlen_attn) else {}
     if not grouped:  # of an earlier torch
         key, value = (repeat_kv(each, module.num_key_value_groups) for each in (key, value))
-    found = kernel(
+    kernel: Any = varlen_attn
+    found: Tensor = kernel(
         *(each.to(value.dtype).transpose(1, 2).flatten(0, 1) for each in (query, key, value)),
-        cu_seq_lens_q,
-        cu_seq_lens_q,
-        max_length_q or tokens,
-        max_length_q or tokens,
+        bounds,
+        bounds,
+        longest,
+        longest,
         scale=scaling,
         window_size=(-1 if window is None else window - 1, 0),
         **grouped,
     )
-    output: Tensor = found.unflatten(0, (rows, tokens))
-    return output, None
+    return found.unflatten(0, (query.shape[0], query.shape[2]))
 
 
 def _attention_by_sample(
-    module: Any, heads: tuple[Tensor, Tensor, Tensor], bounds: Tensor, scaling: float | None, window: int | None
+    module: Any, heads: Heads, bounds: Tensor, scaling: float | None, window: int | None
 ) -> Tensor:
-    """(R, T, H, C), by SDPA for each sample; ``heads`` are query, key and value."""
+    """(R, T, H, C), by SDPA for each sample."""
     rows, _, tokens, _ = heads[0].shape
     lengths = bounds.diff().tolist()
     joined = [each.transpose(0, 1).flatten(1, 2)[None].split(lengths, dim=2) for each in heads]
@@ -130,7 +141,12 @@ def _has_varlen() -> bool:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return False
-    return "window_size" in inspect.signature(varlen_attn).parameters
+    return "window_size" in _parameters(varlen_attn)
+
+
+@functools.cache  # asked for in each layer of each step
+def _parameters(kernel: Any) -> frozenset[str]:
+    return frozenset(inspect.signature(kernel).parameters)
 
 
 AttentionInterface.register(NAME, varlen_attention)
