@@ -96,7 +96,8 @@ def prepare(args: argparse.Namespace, folder: Path) -> Any:
 
     from llava_bridge.conversion.convert_command import ConvertConfig, run_convert
     from llava_bridge.data import ConversationSourceConfig
-    from llava_bridge.training.train_config import DistributedConfig, LlavaTrainConfig, StageConfig
+    from llava_bridge.training.stage_config import StageConfig
+    from llava_bridge.training.train_config import DistributedConfig, LlavaTrainConfig
 
     torch.manual_seed(args.seed)
     write_parts(Path(args.llm), folder)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from llava_bridge.data import ConversationSourceConfig
-    from llava_bridge.training.train_config import StageConfig
+    from llava_bridge.training.stage_config import StageConfig
 
 COLORS = ("red", "green", "blue", "yellow")
 VIT: dict[str, Any] = {
@@ -189,7 +189,7 @@ class Parts(NamedTuple):
 
 def stage(talk: Path, file: str = "talk.json", **fields: Any) -> StageConfig:
     """Three steps of four samples at a high rate; ``fields`` override it."""
-    from llava_bridge.training.train_config import StageConfig
+    from llava_bridge.training.stage_config import StageConfig
 
     usual = {"max_steps": 3, "global_batch_size": 4, "learning_rate": 1e-2, "warmup_ratio": 0.0}
     return StageConfig(**{"data": source(talk, file), **usual, **fields})
@@ -205,7 +205,8 @@ def config_file(directory: Path, name: str, talk: Path, **fields: Any) -> Path:
     """A tiny run of all stages; ``fields`` of TrainConfig override it."""
     from clips.typed_data import to_yaml
     from llava_bridge.model.small_llama import SmallLlamaConfig
-    from llava_bridge.training.train_config import LlavaTrainConfig, StageConfig
+    from llava_bridge.training.stage_config import StageConfig
+    from llava_bridge.training.train_config import LlavaTrainConfig
 
     data = source(talk)
     settings: dict[str, Any] = {

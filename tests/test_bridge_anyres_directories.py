@@ -21,7 +21,8 @@ from llava_bridge.model.anyres import num_image_tokens
 from llava_bridge.model.build import LlavaParts, build_llava, convert_tower_to_transformers, load_llm
 from llava_bridge.model.load_llava import load_for_training
 from llava_bridge.training.setup import setup_stage
-from llava_bridge.training.train_config import LlavaTrainConfig, StageConfig
+from llava_bridge.training.stage_config import StageConfig
+from llava_bridge.training.train_config import LlavaTrainConfig
 
 SMALL = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}
 SMALL |= {"image_size": 32, "patch_size": 8}

@@ -31,7 +31,8 @@ from llava_bridge.data.sampler import LengthGroupedSampler, RandomOrder
 from llava_bridge.data.sources import reject_missing, repeat_samples
 from llava_bridge.model.small_llama import SmallLlamaConfig, new_llama, train_tokenizer
 from llava_bridge.training.setup import setup_stage
-from llava_bridge.training.train_config import LlavaTrainConfig, StageConfig
+from llava_bridge.training.stage_config import StageConfig
+from llava_bridge.training.train_config import LlavaTrainConfig
 from llava_bridge.training.trainer import make_sampler
 
 TURNS = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "red"}]

@@ -23,7 +23,7 @@ from llava_bridge.model.build import LlavaParts, build_llava, make_conversation_
 from llava_bridge.model.modeling_llava import AnyLlava
 from llava_bridge.training.loss import LlavaLoss
 from llava_bridge.training.setup import _replace_sdpa, split_parts
-from llava_bridge.training.train_config import LoraConfig
+from llava_bridge.training.stage_config import LoraConfig
 from llava_bridge.training.trainer import recompute_layers, set_trainable_parts
 
 EVERY = ["vision", "projector", "llm"]

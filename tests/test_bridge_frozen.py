@@ -24,7 +24,7 @@ from llava_bridge.training import sharded_weights, trainer
 from llava_bridge.training.loss import LlavaLoss
 from llava_bridge.training.setup import split_parts
 from llava_bridge.training.sharded_weights import frozen_fits_bf16
-from llava_bridge.training.train_config import LoraConfig, StageConfig
+from llava_bridge.training.stage_config import LoraConfig, StageConfig
 from llava_bridge.training.trainer import detached_frozen_encoder, enable_feature_cache, recompute_layers
 
 

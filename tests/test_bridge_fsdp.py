@@ -13,7 +13,8 @@ from bridge_world import Parts, assert_same_training, instruct_file, losses
 
 from clips.errors import UserError
 from llava_bridge.training.checkpoints import convert_to_universal, needs_universal_conversion
-from llava_bridge.training.train_config import DistributedConfig, LoraConfig
+from llava_bridge.training.stage_config import LoraConfig
+from llava_bridge.training.train_config import DistributedConfig
 
 EVERY = ["vision", "projector", "llm"]
 STAGES: dict[str, dict[str, Any]] = {

@@ -26,7 +26,7 @@ from llava_bridge.data.collator import ConversationCollator, ConversationDataset
 from llava_bridge.model.build import LlavaParts, build_llava, make_conversation_encoder
 from llava_bridge.training.loss import LlavaLoss, chunked_cross_entropy
 from llava_bridge.training.setup import _packed_length, supports_packing
-from llava_bridge.training.train_config import StageConfig
+from llava_bridge.training.stage_config import StageConfig
 from llava_bridge.training.trainer import recompute_layers
 
 KINDS: dict[str, dict[str, Any]] = {

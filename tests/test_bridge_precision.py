@@ -11,7 +11,8 @@ import pytest
 import torch
 from bridge_world import losses
 
-from llava_bridge.training.train_config import DistributedConfig, LoraConfig
+from llava_bridge.training.stage_config import LoraConfig
+from llava_bridge.training.train_config import DistributedConfig
 
 WAYS = {
     "zero2": DistributedConfig(deepspeed="zero2"),

@@ -20,8 +20,9 @@ from llava_bridge.training import launch as launching
 from llava_bridge.training import train as training
 from llava_bridge.training import work_dir
 from llava_bridge.training.run_identity import run_identity
+from llava_bridge.training.stage_config import STAGE_NAMES
 from llava_bridge.training.train import _check_shared, _prepare
-from llava_bridge.training.train_config import STAGE_NAMES, LlavaTrainConfig
+from llava_bridge.training.train_config import LlavaTrainConfig
 
 
 @pytest.fixture

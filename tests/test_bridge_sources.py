@@ -22,7 +22,8 @@ from clips.data.lazy_images import FileImage
 from clips.errors import UserError
 from llava_bridge.data import ConversationSourceConfig, read_samples, read_texts
 from llava_bridge.training.run_identity import describe_data, run_identity
-from llava_bridge.training.train_config import LlavaTrainConfig, StageConfig
+from llava_bridge.training.stage_config import StageConfig
+from llava_bridge.training.train_config import LlavaTrainConfig
 
 RGB = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 TALKS: list[tuple[list[str], list[tuple[str, str]]]] = [

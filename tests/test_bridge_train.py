@@ -21,7 +21,8 @@ from safetensors.torch import load_file
 from clips.errors import UserError
 from llava_bridge import answer, load_llava
 from llava_bridge.training import launch as launching
-from llava_bridge.training.train_config import DistributedConfig, StageConfig
+from llava_bridge.training.stage_config import StageConfig
+from llava_bridge.training.train_config import DistributedConfig
 
 LOGGED = ("stage", "step", "loss")
 

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from llava_bridge.model import varlen_attention
 from llava_bridge.model.varlen_attention import NAME, can_replace_sdpa
 from llava_bridge.training.setup import _packed_length, _replace_sdpa
-from llava_bridge.training.train_config import StageConfig
+from llava_bridge.training.stage_config import StageConfig
 from llava_bridge.training.trainer import recompute_layers
 
 assert parts  # a fixture

@@ -209,7 +209,8 @@ def test_the_status_says_whether_the_curves_agree(script, given, away, status, m
 
 def test_llavas_own_training_gets_the_settings_of_ours(script: Any, tmp_path: Path) -> None:
     from llava_bridge.data import ConversationSourceConfig
-    from llava_bridge.training.train_config import LlavaTrainConfig, StageConfig
+    from llava_bridge.training.stage_config import StageConfig
+    from llava_bridge.training.train_config import LlavaTrainConfig
 
     sizes = {"global_batch_size": 4, "micro_batch_size": 2}
     stage = StageConfig(data=[ConversationSourceConfig(path="a.json")], learning_rate=3e-4, **sizes)

@@ -14,7 +14,8 @@ from clips.planning import Cost
 from clips.planning.hardware import GPUS
 from llava_bridge.data.sources import read_samples, read_texts
 from llava_bridge.planning.model_sizes import LlmSize, VisionSize, llm_size, new_llm_size, projector_size, vision_size
-from llava_bridge.training.train_config import LlavaTrainConfig, StageConfig
+from llava_bridge.training.stage_config import StageConfig
+from llava_bridge.training.train_config import LlavaTrainConfig
 
 ASSUMED_MFU = 0.27
 """Assumed ratio of model FLOP/s to the GPUs' peak, from the README of github.com/haotian-liu/LLaVA.

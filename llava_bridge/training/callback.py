@@ -19,7 +19,7 @@ from clips.parallel.watchdog import EXIT_HUNG
 from llava_bridge.training.checkpoints import mark_complete
 from llava_bridge.training.launch import DistributedStopRequest, end_hung, is_main_process, is_parent_dead, log_rank0
 from llava_bridge.training.sharded_weights import frozen_tensors, tensors_hash
-from llava_bridge.training.train_config import Part
+from llava_bridge.training.stage_config import Part
 
 _POLL_SECONDS = 1.0
 _MIN_SECONDS = 30.0
@@ -109,6 +109,7 @@ class StageProgress:
         self.trackers = trackers or Trackers()
         self._total = self._first = self._steps_before = 0
         self._resume_time = self._last_line = 0.0
+        self._validation: dict[str, float] = {}
 
     @property
     def seconds(self) -> float:
@@ -128,11 +129,16 @@ class StageProgress:
         self._steps_before = sum({row["stage"]: row["step"] for row in rows if row["stage"] != self.stage}.values())
         self.last_loss = next((row["loss"] for row in reversed(rows) if row["stage"] == self.stage), float("nan"))
 
+    def add(self, validation: dict[str, float]) -> None:
+        """Record metrics of a validation with the next step that is logged."""
+        self._validation = validation
+
     def log(self, step: int, logs: dict[str, Any]) -> None:
         """Record HF Trainer's ``logs`` after ``step``; print a line every few seconds and at the end."""
         now = time.monotonic()
         rate = (step - self._first) * self.batch_size / max(now - self._resume_time, 1e-9)
         self.last_loss = float(logs["loss"])
+        validation, self._validation = self._validation, {}
         row = {
             "stage": self.stage,
             "step": step,
@@ -142,17 +148,19 @@ class StageProgress:
             "grad_norm": logs.get("grad_norm"),
             "samples_per_second": round(rate, 2),
             "time": round(time.time(), 2),
+            **validation,
         }
         with self.metrics.open("a") as file:
             file.write(json.dumps(row) + "\n")
         numbers = {f"{self.stage}/{name}": value for name, value in row.items() if isinstance(value, int | float)}
         self.trackers.log(numbers, self._steps_before + step)
-        if now - self._last_line >= LOG_INTERVAL_SECONDS or step == self._total:
+        if validation or now - self._last_line >= LOG_INTERVAL_SECONDS or step == self._total:
             self._last_line = now
             left = (self._total - step) * self.batch_size / rate
             log_rank0(
                 f"{self.stage}: step {step}/{self._total}  loss {self.last_loss:.4f}  {rate:.0f} samples/s  "
                 f"{int(left) // 60}:{int(left) % 60:02d} left"
+                + "".join(f"  {name} {value:.4f}" for name, value in validation.items())
             )
 
 

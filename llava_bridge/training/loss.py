@@ -21,6 +21,8 @@ from transformers.models.llava_next.modeling_llava_next import image_size_to_num
 from clips.model.losses import chunk_rows, linear_cross_entropy
 from llava_bridge.data.collator import supervised_indices
 
+MATCHES = "matches"
+
 
 class LlavaLoss(nn.Module):
     """Mean cross-entropy over the supervised tokens of a batch, without materializing their logits (N, V).
@@ -50,9 +52,10 @@ class LlavaLoss(nn.Module):
         num_items_in_batch: Tensor | int | None = None,
         cached_features: Tensor | None = None,
         feature_keys: Sequence[str] = (),
+        count_matches: bool = False,
         **inputs: Any,
     ) -> dict[str, Tensor]:
-        """The loss ().
+        """The ``loss`` (), and with ``count_matches`` the ``matches`` (2,) of :func:`count_matching_answers`.
 
         Args:
             input_ids: (R, T).
@@ -63,6 +66,7 @@ class LlavaLoss(nn.Module):
             num_items_in_batch: number of supervised tokens to average over; None uses those of this batch.
             cached_features: see :class:`llava_bridge.model.cached_features.FeatureReader`, as for ``feature_keys``.
             feature_keys: keys of the images' features in the cache.
+            count_matches: whether to count the answers that greedy decoding would generate.
             inputs: ``pixel_values`` (P, 3, S, S) if there are images; for a LLaVA with tiles (P, G, 3, S, S), and
                 ``image_sizes``, P pairs. For packed rows under FlashAttention transformers' arguments for it.
         """
@@ -80,9 +84,12 @@ class LlavaLoss(nn.Module):
             ).last_hidden_state
         supervised = supervised_indices(labels) if supervised is None else supervised
         targets = labels.flatten()[supervised + 1]
-        total = chunked_cross_entropy(hidden.flatten(0, 1)[supervised], self.llava.lm_head, targets)
+        states = hidden.flatten(0, 1)[supervised]
+        total = chunked_cross_entropy(states, self.llava.lm_head, targets)
         loss = total / (max(1, len(supervised)) if num_items_in_batch is None else num_items_in_batch)
-        return {"loss": loss}
+        if not count_matches:
+            return {"loss": loss}
+        return {"loss": loss, MATCHES: count_matching_answers(states, self.llava.lm_head, targets, supervised)}
 
     @contextlib.contextmanager
     def _blank_image(self) -> Iterator[None]:
@@ -157,6 +164,27 @@ def chunked_cross_entropy(hidden: Tensor, head: nn.Module, labels: Tensor) -> Te
     if hidden.is_cuda and len(hidden) and importlib.util.find_spec("liger_kernel") is not None:
         return liger_cross_entropy(hidden.to(dtype), weight.to(dtype), labels)
     return linear_cross_entropy(hidden, weight, labels, dtype)
+
+
+def count_matching_answers(hidden: Tensor, head: nn.Module, labels: Tensor, positions: Tensor) -> Tensor:
+    """The number of answers whose tokens are all the most probable ones, and that of all answers, (2,).
+
+    Greedy decoding would generate exactly these answers, with their end: each token is predicted from the ones before.
+
+    Args:
+        hidden: (N, D).
+        head: a linear layer to V logits.
+        labels: (N,).
+        positions: (N,), ascending, in which an answer's tokens follow each other without a gap.
+    """
+    weight: Any = head.weight
+    best = [head(rows.to(weight.dtype)).argmax(dim=-1) for rows in hidden.split(chunk_rows(weight))]
+    wrong = torch.cat(best) != labels if best else labels.new_zeros(0)
+    starts = F.pad(positions.diff() != 1, (1, 0), value=True)[: len(positions)]
+    answer_of = starts.cumsum(0) - 1
+    answers = starts.sum()
+    has_error = torch.zeros(len(labels), device=labels.device).index_add_(0, answer_of, wrong.float()) > 0
+    return torch.stack([answers - has_error.sum(), answers])
 
 
 def liger_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, default_data_collator
@@ -41,7 +42,8 @@ from llava_bridge.model.varlen_attention import NAME as VARLEN
 from llava_bridge.model.varlen_attention import can_replace_sdpa
 from llava_bridge.training.launch import is_main_process
 from llava_bridge.training.sharded_weights import barrier
-from llava_bridge.training.train_config import LlavaTrainConfig, Part, StageConfig
+from llava_bridge.training.stage_config import Part, StageConfig, ValidationConfig
+from llava_bridge.training.train_config import LlavaTrainConfig
 from llava_bridge.training.work_dir import stage_start_dir
 
 _DEFAULT_MAX_LENGTH = 2048
@@ -49,7 +51,7 @@ _DEFAULT_MAX_LENGTH = 2048
 
 @dataclasses.dataclass
 class StageSetup:
-    """A stage's model and its processor, its parts by name, its data, and log lines about a mixture."""
+    """A stage's model and its processor, its parts by name, its data, log lines about a mixture, held-out samples."""
 
     model: Any
     processor: Any
@@ -57,6 +59,7 @@ class StageSetup:
     dataset: PackedTextDataset | ConversationDataset
     collator: Any
     mixture: Sequence[str] = ()
+    held_out: ConversationDataset | None = None
 
 
 def setup_stage(config: LlavaTrainConfig, name: str, work: Path, *, keep_bf16: bool = False) -> StageSetup:
@@ -120,6 +123,7 @@ def _setup_llm(config: LlavaTrainConfig, work: Path, keep_bf16: bool) -> StageSe
 def _setup_llava(config: LlavaTrainConfig, name: str, work: Path, keep_bf16: bool) -> StageSetup:
     stage = config.stage(name)
     samples, mixture = _read_samples(stage, config.seed)
+    held_out = _read_held_out(stage.validation, config.seed)
     before = stage_start_dir(config, name, work)
     model: Any
     if before is not None and before.parent.name == "align":
@@ -161,13 +165,15 @@ def _setup_llava(config: LlavaTrainConfig, name: str, work: Path, keep_bf16: boo
     elif stage.image_aspect_ratio is not None:
         images = with_aspect_ratio(images, stage.image_aspect_ratio)
     length = _max_length(model.config.text_config, name, stage.max_length, max_length)
+    chat = make_conversation_encoder(model, processor, stage.chat_template)
     return StageSetup(
         model,
         processor,
         split_parts(model),
-        ConversationDataset(samples, make_conversation_encoder(model, processor, stage.chat_template), length),
+        ConversationDataset(samples, chat, length),
         ConversationCollator(images, processor.tokenizer.pad_token_id, _packed_length(model, length, name, stage)),
         mixture,
+        ConversationDataset(held_out, chat, length) if held_out else None,
     )
 
 
@@ -180,6 +186,15 @@ def _read_samples(stage: StageConfig, seed: int) -> tuple[list[Conversation], li
         if len(stage.data) > 1 or data.repeats != 1:
             lines.append(f"{len(own):,} samples per epoch from {data.path} (repeats {data.repeats:g})")
     return samples, lines
+
+
+def _read_held_out(config: ValidationConfig, seed: int) -> list[Conversation]:
+    """The selected samples; empty without a source."""
+    if config.source is None:
+        return []
+    samples = read_samples(config.source, seed)
+    selected = np.linspace(0, len(samples) - 1, min(config.num_samples, len(samples))).round().astype(int)
+    return [samples[index] for index in selected]
 
 
 def _packed_length(model: Any, length: int, name: str, stage: StageConfig) -> float | None:

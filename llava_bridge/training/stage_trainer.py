@@ -18,7 +18,8 @@ from clips.data.invalid_samples import Invalid, InvalidSamples
 from clips.errors import UserError
 from llava_bridge.training.fsdp_trainer import ShardedTrainer
 from llava_bridge.training.launch import log_rank0
-from llava_bridge.training.train_config import Part, StageConfig, Strategy
+from llava_bridge.training.stage_config import Part, StageConfig
+from llava_bridge.training.train_config import Strategy
 
 
 class StageTrainer(Trainer):
@@ -48,7 +49,7 @@ class StageTrainer(Trainer):
         loader: Any = super().get_train_dataloader()
         inner = getattr(loader, "base_dataloader", loader)  # torch's within accelerate's
         if inner.num_workers:
-            inner.worker_init_fn = functools.partial(_init_worker, inner.worker_init_fn)
+            inner.worker_init_fn = functools.partial(init_worker, inner.worker_init_fn)
         return loader
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -115,7 +116,8 @@ class ShardedStageTrainer(ShardedTrainer, StageTrainer):
 TRAINERS: dict[Strategy, type[StageTrainer]] = {"deepspeed": StageTrainer, "fsdp": ShardedStageTrainer}
 
 
-def _init_worker(init: Callable[[int], None] | None, worker_id: int) -> None:
+def init_worker(init: Callable[[int], None] | None, worker_id: int) -> None:
+    """Prepare a loader's worker: it ends with its process, and ignores signals; ``init`` is called last."""
     end_with_parent()  # else it holds the run's lock for seconds after a kill, and a resume is refused
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

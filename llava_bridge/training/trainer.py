@@ -41,8 +41,10 @@ from llava_bridge.training.loss import LlavaLoss
 from llava_bridge.training.save_model import save_stage_model
 from llava_bridge.training.setup import StageSetup, precision, setup_stage, split_parts
 from llava_bridge.training.sharded_weights import finer_than_bf16, frozen_fits_bf16, set_masters
+from llava_bridge.training.stage_config import StageConfig
 from llava_bridge.training.stage_trainer import TRAINERS, StageTrainer
-from llava_bridge.training.train_config import LlavaTrainConfig, StageConfig
+from llava_bridge.training.train_config import LlavaTrainConfig
+from llava_bridge.training.validation import StageValidation
 from llava_bridge.training.work_dir import CHECKPOINTS_DIR
 
 
@@ -119,12 +121,15 @@ def _add_callback(
     stop: DistributedStopRequest,
     masters: Mapping[str, Tensor],
 ) -> StageCallback:
-    """Add the callback of a stage, in place of HF's printed log."""
+    """Add the callback of a stage, in place of HF's printed log, and that of its validation."""
     vocab_size = setup.model.get_input_embeddings().num_embeddings
     begin = functools.partial(set_masters, setup.model, masters)
     callback = StageCallback(progress, trainer.gather_invalid, setup.parts, vocab_size, stop, begin)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(callback)
+    if setup.held_out is not None:
+        config = trainer.stage.validation
+        trainer.add_callback(StageValidation(config, setup.held_out, trainer, progress, stop, callback.hung))
     return callback
 
 

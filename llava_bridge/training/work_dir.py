@@ -85,11 +85,14 @@ def check_inputs(config: LlavaTrainConfig) -> None:
         check_encoder_files(config.encoder)
     for name in config.stages:
         _check_stage(config, name)
-        for data in config.stage(name).data:
+        sources = [("data", source) for source in config.stage(name).data]
+        if (held_out := config.stage(name).validation.source) is not None:
+            sources.append(("validation.source", held_out))
+        for field, source in sources:
             try:
-                local_files(data.path)
+                local_files(source.path)
             except UserError as error:
-                raise UserError(f"{name}.data: {error}") from None
+                raise UserError(f"{name}.{field}: {error}") from None
 
 
 def _check_stage(config: LlavaTrainConfig, name: str) -> None:

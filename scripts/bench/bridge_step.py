@@ -41,7 +41,8 @@ from llava_bridge.data.collator import ConversationCollator, ConversationDataset
 from llava_bridge.data.sampler import LengthGroupedSampler
 from llava_bridge.model.build import LlavaParts, build_llava, make_conversation_encoder
 from llava_bridge.training.loss import LlavaLoss
-from llava_bridge.training.train_config import LlavaTrainConfig, StageConfig
+from llava_bridge.training.stage_config import StageConfig
+from llava_bridge.training.train_config import LlavaTrainConfig
 
 
 def main() -> None:

@@ -1,0 +1,204 @@
+"""The settings of one stage of training."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Literal
+
+from clips.core.identity import RUN_ONLY
+from clips.errors import UserError
+from llava_bridge.data.sources import ConversationSourceConfig
+
+STAGE_NAMES = ("llm_pretrain", "align", "instruct")
+"""In the order in which they can follow each other."""
+Part = Literal["vision", "projector", "llm"]
+DEFAULT_TUNABLE_PARTS: dict[str, tuple[Part, ...]] = {
+    "llm_pretrain": ("llm",),
+    "align": ("projector",),
+    "instruct": ("projector", "llm"),
+}
+"""The parts that each stage trains by default; all others are frozen."""
+RATE_FIELDS: dict[Part, str] = {"vision": "vision_tower_lr", "projector": "projector_lr", "llm": "llm_lr"}
+"""The field of each part's own peak learning rate."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters (arXiv 2106.09685) instead of full weights. Defaults are LLaVA-1.5's.
+
+    Args:
+        r: rank of the matrices.
+        lora_alpha: the adapters' output is scaled by lora_alpha / r.
+        lora_dropout: dropout probability of their inputs.
+        use_dora: also learn magnitudes (DoRA, arXiv 2402.09353).
+        apply_to: the parts whose linear layers are adapted; a part's other weights are frozen. Other parts are trained
+            or frozen by ``tunable_parts``.
+        target_modules: names of linear layers, such as q_proj; null adapts all of them.
+        merge_weights: merge the adapters into the weights at the end. Otherwise the last stage writes them to the
+            output's ``adapter/``, next to the initial weights.
+        quantization: ``nf4`` quantizes the LLM's linear layers to 4 bits during training (QLoRA, arXiv 2305.14314); the
+            output has the dequantized values. Needs the extra ``qlora``.
+    """
+
+    r: int = 128
+    lora_alpha: float = 256.0
+    lora_dropout: float = 0.05
+    use_dora: bool = False
+    apply_to: list[Literal["vision", "llm"]] = dataclasses.field(default_factory=lambda: ["llm"])
+    target_modules: list[str] | None = None
+    merge_weights: bool = True
+    quantization: Literal["nf4"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.r < 1:
+            raise UserError(f"lora.r: expected at least 1, got {self.r}")
+        if not self.lora_alpha > 0:
+            raise UserError(f"lora.lora_alpha: expected more than 0, got {self.lora_alpha}")
+        if not 0 <= self.lora_dropout < 1:
+            raise UserError(f"lora.lora_dropout: expected a ratio from 0 to below 1, got {self.lora_dropout}")
+        if not self.apply_to or len(set(self.apply_to)) != len(self.apply_to):
+            raise UserError(f"lora.apply_to: expected some of vision, llm, each once, got {list(self.apply_to)}")
+        if self.quantization and "llm" not in self.apply_to:
+            raise UserError(
+                f"lora.quantization: expected none without llm among lora.apply_to, got {self.quantization}"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """Loss and exact match on held-out conversations during a stage.
+
+    Args:
+        source: the conversations, or captions; null disables validation.
+        eval_steps: steps between validations; the last step has one, too.
+        num_samples: number of samples, evenly spaced in the source.
+    """
+
+    source: ConversationSourceConfig | None = None
+    eval_steps: int = 500
+    num_samples: int = 1000
+
+    def __post_init__(self) -> None:
+        for name in ("eval_steps", "num_samples"):
+            if getattr(self, name) < 1:
+                raise UserError(f"validation.{name}: expected 1 or more, got {getattr(self, name)}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """One stage of training.
+
+    Args:
+        data: its sources; their samples are shuffled together.
+        validation: loss and exact match on held-out samples during the stage.
+        num_epochs: passes over the data, without ``max_steps``.
+        max_steps: optimizer steps; null uses ``num_epochs``.
+        global_batch_size: samples per step, over all processes.
+        micro_batch_size: samples per forward pass of a process; null uses its slice of the batch.
+        learning_rate: peak learning rate.
+        tunable_parts: the trained parts: vision, projector, llm; null uses the stage's default. Others are frozen.
+        vision_tower_lr: peak learning rate of the vision tower; null uses ``learning_rate``, as for the other parts.
+        projector_lr: of the projector.
+        llm_lr: of the LLM, or its adapters.
+        lora: adapters that are trained instead of full weights; null trains the weights.
+        warmup_ratio: ratio of the steps with linear warmup to ``learning_rate``.
+        weight_decay: of AdamW.
+        adam_beta2: of AdamW.
+        lr_scheduler_type: the learning rate after the warmup, as in transformers: cosine and linear end at 0.
+        optim: the optimizer, as in transformers; adamw_8bit needs bitsandbytes. FSDP has torch's AdamW
+            only. null uses transformers' default, AdamW.
+        deepspeed: the DeepSpeed JSON of this stage, if it is not ``distributed.deepspeed``: LLaVA's scripts align under
+            ZeRO-2 and instruct under ZeRO-3.
+        max_length: maximum sequence length in tokens, images included; text beyond it is truncated, images never. null
+            uses the LLM's own limit, but at most 2048 plus the largest image with tiles.
+        group_by_modality_length: LLaVA's order of samples: each step has only samples with images or only samples
+            without, at random; false shuffles all. LLaVA-1.5 has it in ``instruct`` only. The samples of a step do not
+            depend on their lengths, ``micro_batch_size`` or the number of processes.
+        packing: concatenate the samples of a micro-batch to one row, or rows of ``max_length`` tokens if the attention
+            needs masks, instead of padding each. Steps have the same samples and losses either way.
+        cache_vision_features: store the frozen encoder's features of each image in the user's cache, for all trainings
+            with the same images and encoder: 1.2 MB per image, or tile, for CLIP L/14 at 336 pixels in bf16.
+        chat_template: the template of this stage, if it is not the LLaVA's: ``plain`` is LLaVA-1.5's in align, the
+            image and then its caption, without roles and questions.
+        image_aspect_ratio: how images become squares in this stage, if it is not as in the LLaVA.
+        activation_checkpointing: store only each layer's input and recompute its activations in the backward pass.
+    """
+
+    data: list[ConversationSourceConfig] = dataclasses.field(default_factory=list)
+    validation: ValidationConfig = dataclasses.field(default_factory=ValidationConfig, metadata=RUN_ONLY)
+    num_epochs: float = 1.0
+    max_steps: int | None = None
+    global_batch_size: int = 32
+    micro_batch_size: int | None = None
+    learning_rate: float = 1e-3
+    tunable_parts: list[Part] | None = None
+    vision_tower_lr: float | None = None
+    projector_lr: float | None = None
+    llm_lr: float | None = None
+    lora: LoraConfig | None = None
+    warmup_ratio: float = 0.03
+    weight_decay: float = 0.0
+    adam_beta2: float = 0.999
+    lr_scheduler_type: Literal["cosine", "linear", "constant_with_warmup", "inverse_sqrt"] = "cosine"
+    optim: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "adafactor"] | None = None
+    deepspeed: str | None = None
+    max_length: int | None = None
+    group_by_modality_length: bool = False
+    packing: bool = False
+    cache_vision_features: bool = dataclasses.field(default=False, metadata=RUN_ONLY)
+    chat_template: str | None = None
+    image_aspect_ratio: Literal["squash", "pad", "crop"] | None = None
+    activation_checkpointing: bool = dataclasses.field(default=False, metadata=RUN_ONLY)
+
+    def trained_parts(self, name: str) -> tuple[Part, ...]:
+        """The trained parts of the stage ``name``, including those with adapters."""
+        parts = DEFAULT_TUNABLE_PARTS[name] if self.tunable_parts is None else tuple(self.tunable_parts)
+        adapted = () if self.lora is None else tuple(part for part in self.lora.apply_to if part not in parts)
+        return (*parts, *adapted)
+
+    def peak_lr(self, part: Part) -> float:
+        """The peak learning rate of a part."""
+        own: float | None = getattr(self, RATE_FIELDS[part])
+        return self.learning_rate if own is None else own
+
+    def check(self, name: str, processes: int) -> None:
+        """Raise UserError, naming the field, if the stage cannot run on this number of processes."""
+        if not self.data:
+            raise UserError(f"{name}.data: expected at least one source for the stage {name}")
+        numbers = ("num_epochs", "max_steps", "global_batch_size", "micro_batch_size", "max_length")
+        for field in (*numbers, "learning_rate", *RATE_FIELDS.values()):
+            value = getattr(self, field)
+            if value is not None and not 0 < value < math.inf:
+                raise UserError(f"{name}.{field}: expected more than 0, got {value}")
+        for field in ("warmup_ratio", "adam_beta2"):
+            if not 0 <= getattr(self, field) < 1:
+                raise UserError(f"{name}.{field}: expected a ratio from 0 to below 1, got {getattr(self, field)}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise UserError(f"{name}.weight_decay: expected 0 or more, got {self.weight_decay}")
+        self._check_parts(name)
+        micro = self.micro_batch_size or self.global_batch_size / processes
+        if self.global_batch_size % (processes * micro) or micro != int(micro):
+            raise UserError(
+                f"{name}.global_batch_size: expected a multiple of processes ({processes}) × micro_batch_size, "
+                f"got {self.global_batch_size}"
+            )
+
+    def _check_parts(self, name: str) -> None:
+        known = DEFAULT_TUNABLE_PARTS[name] if name == "llm_pretrain" else ("vision", "projector", "llm")
+        if self.tunable_parts is not None and (
+            not self.tunable_parts
+            or not set(self.tunable_parts) <= set(known)
+            or len(set(self.tunable_parts)) != len(self.tunable_parts)
+        ):
+            raise UserError(
+                f"{name}.tunable_parts: expected some of {', '.join(known)}, each once, got {self.tunable_parts}"
+            )
+        used = {"packing": self.packing, "lora": self.lora, "validation.source": self.validation.source}
+        if name == "llm_pretrain" and (field := next((field for field, value in used.items() if value), None)):
+            raise UserError(f"llm_pretrain.{field}: expected none; only align and instruct have it")
+        if self.cache_vision_features and (name == "llm_pretrain" or "vision" in self.trained_parts(name)):
+            raise UserError(f"{name}.cache_vision_features: expected false in a stage without a frozen encoder")
+        for part, field in RATE_FIELDS.items():
+            if getattr(self, field) is not None and part not in self.trained_parts(name):
+                raise UserError(f"{name}.{field}: expected none, as {part} is frozen in this stage (see tunable_parts)")

@@ -1,0 +1,120 @@
+"""Validation during a stage: against generation, with other numbers of processes, and next to an unchanged training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import bridge_world
+import pytest
+import torch
+from bridge_world import metrics
+from torch import nn
+
+from clips.errors import UserError
+from llava_bridge import answer_conversations, load_llava
+from llava_bridge.training.loss import count_matching_answers
+from llava_bridge.training.stage_config import StageConfig, ValidationConfig
+from llava_bridge.training.train_config import DistributedConfig
+
+HELD_OUT = 7  # samples, of which two processes have 4 and 3
+BATCH = 2
+
+
+def test_answers_match_if_each_of_their_tokens_is_the_most_probable() -> None:
+    torch.manual_seed(0)
+    head = nn.Linear(8, 5, bias=True)
+    hidden = torch.randn(12, 8)
+    labels = head(hidden).argmax(dim=-1)
+    positions = torch.tensor([1, 2, 3, 7, 10, 11, 12, 13, 20, 22, 23, 24])  # answers of 3, 1, 4, 1 and 3 tokens
+    assert count_matching_answers(hidden, head, labels, positions).tolist() == [5, 5]
+    for wrong, left in (([2], 4), ([3], 4), ([4, 5, 7], 4), ([0, 11], 3), ([1, 3, 4, 8, 9], 0)):
+        changed = labels.clone()
+        changed[wrong] = (changed[wrong] + 1) % 5
+        assert count_matching_answers(hidden, head, changed, positions).tolist() == [left, 5]
+    assert count_matching_answers(hidden[:0], head, labels[:0], positions[:0]).tolist() == [0, 0]
+
+
+def held_out(directory: Path, talk: Path) -> Path:
+    """The first conversations of ``talk``, and one without its image."""
+    rows = json.loads((talk / "talk.json").read_text())[:HELD_OUT]
+    rows[2]["image"] = "missing.png"
+    path = directory / "held_out.json"
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def validated(directory: Path, name: str, parts: Any, *, eval_steps: int | None = 20, **fields: Any) -> Path:
+    """The config of a run that learns the colors, with a validation in each ``eval_steps``."""
+    source = bridge_world.source(parts.talk)[0]
+    settings: dict[str, Any] = {"max_steps": 50, "micro_batch_size": BATCH, "learning_rate": 3e-2}
+    if eval_steps is not None:
+        path = directory / "held_out.json"
+        config = type(source)(path=str(path), image_root=str(parts.talk))
+        settings["validation"] = ValidationConfig(source=config, eval_steps=eval_steps)
+    return bridge_world.instruct_file(directory, name, parts, settings, num_workers=0, **fields)
+
+
+def validations(directory: Path) -> dict[int, tuple[float, float]]:
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: (row["val_loss"], row["val_exact_match"]) for row in rows if "val_loss" in row}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, bridge_parts: Any) -> Path:
+    """The same training with and without validation, and what it printed."""
+    directory = tmp_path_factory.mktemp("validated")
+    held_out(directory, bridge_parts.talk)
+    files = [validated(directory, "with", bridge_parts), validated(directory, "without", bridge_parts, eval_steps=None)]
+    (directory / "printed.txt").write_text(bridge_world.trained_alone(*files))
+    return directory
+
+
+def test_the_training_is_the_same_with_and_without_validation(runs: Path) -> None:
+    bridge_world.assert_same_training(runs / "with", runs / "without", 0)
+    assert list(validations(runs / "with")) == [20, 40, 50]
+    assert not validations(runs / "without")
+    printed = (runs / "printed.txt").read_text()
+    assert printed.count("instruct: validation without 1 invalid samples") == 1
+    assert "val_exact_match 0." in printed or "val_exact_match 1." in printed
+
+
+def test_exact_match_is_that_of_greedy_generation(runs: Path, bridge_parts: Any) -> None:
+    model, processor = load_llava(runs / "with")
+    rows = json.loads((runs / "held_out.json").read_text())
+    pairs: list[bool] = []
+    for row in [row for row in rows if row["image"] != "missing.png"]:
+        turns = [(turn["from"], turn["value"]) for turn in row["conversations"]]
+        messages = [{"role": {"human": "user", "gpt": "assistant"}[who], "content": text} for who, text in turns]
+        for end in (1, 3):
+            with bridge_world.Image.open(bridge_parts.talk / row["image"]) as opened:
+                image = opened.copy()
+            said = answer_conversations(model, processor, [image], [messages[:end]], max_new_tokens=16)[0]
+            pairs.append(said.strip() == turns[end][1])
+    assert sum(pairs) > 0
+    assert validations(runs / "with")[50][1] == pytest.approx(sum(pairs) / len(pairs))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("distributed", [{}, {"deepspeed": "zero3"}, {"strategy": "fsdp"}], ids=str)
+def test_two_processes_measure_what_one_does(runs: Path, bridge_parts: Any, distributed: dict[str, str]) -> None:
+    name = "-".join(["two", *distributed.values()])
+    bridge_world.train(
+        validated(runs, name, bridge_parts, distributed=DistributedConfig(num_processes=2, **distributed))
+    )
+    first = metrics(runs / "with", "loss")[0]
+    assert metrics(runs / name, "loss")[0] == pytest.approx(first, abs=1e-5)
+    for step, expected in validations(runs / "with").items():
+        assert validations(runs / name)[step] == pytest.approx(expected, abs=2e-3), step
+
+
+def test_settings_are_checked(tmp_path: Path, bridge_parts: Any) -> None:
+    source = bridge_world.source(bridge_parts.talk)[0]
+    with pytest.raises(UserError, match=r"^validation\.eval_steps: expected 1 or more, got 0"):
+        ValidationConfig(source=source, eval_steps=0)
+    with pytest.raises(UserError, match=r"^llm_pretrain\.validation\.source: expected none; only align and instruct"):
+        StageConfig(data=[source], validation=ValidationConfig(source=source)).check("llm_pretrain", 1)
+    status, _, error = bridge_world.run_cli("train", "--config", str(validated(tmp_path, "missing", bridge_parts)))
+    assert status == 2
+    assert error.splitlines()[-1].startswith("llava-bridge: instruct.validation.source: ")
