@@ -33,6 +33,12 @@ VIT: dict[str, Any] = {
 TRUNK = {**VIT, "vision_cfg": {"timm_model_name": "test_resnet", "timm_model_pretrained": False}}
 TRUNK["vision_cfg"]["image_size"] = 64
 RESNET = {**VIT, "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None}}
+OPENAI_VIT = {
+    **VIT,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "layers": 3, "head_width": 16},
+}
+"""As OpenAI's: transformers has a class of its own for it."""
 SMALL_LLM = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 SMALL_LLM |= {"num_key_value_heads": 2, "max_position_embeddings": 256}
 """Of a transformers config, whose other fields depend on the kind."""

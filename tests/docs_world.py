@@ -163,6 +163,8 @@ def _models(root: Path) -> None:
     llava = bench_world.write_llava(root / "runs" / "mine-llava")
     write_manifest(llava, kind="llava", config={}, seed=0, stages={"align": {"steps": 1, "samples_seen": 8}})
     copy_tree(root / "runs" / "mine-llava", root / "mine")
+    bridge_world.make_encoder(root / "runs" / "openai-vit", bridge_world.OPENAI_VIT)
+    bridge_world.make_llava(root / "runs" / "open-clip-llava", root / "runs" / "openai-vit", root / "models" / "llm")
     exchange_world.hf_clip(root / "openai-clip")
     talk = bridge_world.make_talk(root / "talk")
     rows = [{**row, "image": f"talk/{row['image']}"} for row in json.loads((talk / "talk.json").read_text())]

@@ -267,11 +267,6 @@ def test_a_llava_of_ours_becomes_an_original_one(parts: world.Parts, tower: Path
         assert torch.equal(mine, theirs)  # images are squashed in both
 
 
-OPENAI_VIT = {
-    **bridge_world.VIT,
-    "quick_gelu": True,
-    "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "layers": 3, "head_width": 16},
-}
 WITHOUT_THIS_PACKAGE = """
 import sys, torch
 from transformers import AutoModelForImageTextToText
@@ -286,7 +281,7 @@ print(type(model.model.vision_tower).__name__, "llava_bridge" in sys.modules)
 @pytest.mark.parametrize("aspect", ["squash", "anyres"])
 def test_a_vit_of_open_clip_needs_no_import_of_this_package(aspect, bridge_llm: Path, tmp_path: Path) -> None:
     """One as OpenAI's becomes transformers' own, in a LLaVA and in an original one."""
-    tower = bridge_world.make_encoder(tmp_path / "encoder", OPENAI_VIT)
+    tower = bridge_world.make_encoder(tmp_path / "encoder", bridge_world.OPENAI_VIT)
     bridge_world.widen(tower, 0.3)
     tensors = {name: value.contiguous() for name, value in tower.state_dict().items()}
     save_file(tensors, tmp_path / "encoder" / "open_clip_model.safetensors")
