@@ -24,16 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import common_parser, machine, record, speed_up, spread, table, take_turns
+from measure import begin, common_parser, record, speed_up, spread, table, take_turns
 from PIL import Image
 
 OBJECTS = ("dog", "person", "car", "tree", "ball", "child", "horse", "water", "hat")
 
 
 def main() -> None:
-    args = arguments()
-    torch.set_num_threads(args.threads)
-    print(machine(args.device))
+    args = begin(arguments())
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(args.llava) if args.llava else small_llava(args, Path(folder) / "llava")
         print(comparison(directory, args))

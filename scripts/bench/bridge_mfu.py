@@ -26,8 +26,9 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from measure import common_parser, flops, machine, record, spread, table
+from measure import begin, common_parser, flops, record, spread, table
 from mfu import matrix_product
+from packed_step import add_llm_arguments, text_config
 from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -42,9 +43,7 @@ WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog"]
 
 
 def main() -> None:
-    args = arguments()
-    torch.set_num_threads(args.threads)
-    print(machine(args.device))
+    args = begin(arguments())
     with tempfile.TemporaryDirectory() as folder:
         config = write_config(args, Path(folder))
         row, sizes = operations(config, Path(folder))
@@ -68,9 +67,7 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     parser = common_parser(__doc__)
     parser.add_argument("--encoder", default="timm:vit_large_patch14_clip_336@random")
-    parser.add_argument("--hidden", type=int, default=896, help="width of the LLM, of 0.5 B as in Qwen 2.5 by default")
-    parser.add_argument("--layers", type=int, default=24)
-    parser.add_argument("--vocabulary", type=int, default=151_936)
+    add_llm_arguments(parser)
     parser.add_argument("--length", type=int, default=2048, help="tokens of a row, images included")
     parser.add_argument("--images", type=int, default=2, help="in each row")
     parser.add_argument("--batch", type=int, default=16, help="rows of a step, over all processes")
@@ -109,19 +106,10 @@ def write_config(args: argparse.Namespace, folder: Path) -> Path:
 
 def write_llm(args: argparse.Namespace, folder: Path) -> None:
     """An untrained Qwen 2, with a tokenizer of few of its tokens."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers import Qwen2ForCausalLM
 
     torch.manual_seed(0)
-    config = Qwen2Config(
-        hidden_size=args.hidden,
-        num_hidden_layers=args.layers,
-        intermediate_size=args.hidden * 38 // 7,
-        num_attention_heads=args.hidden // 64,
-        num_key_value_heads=max(1, args.hidden // 448),
-        vocab_size=args.vocabulary,
-        tie_word_embeddings=True,
-    )
-    Qwen2ForCausalLM(config).bfloat16().save_pretrained(folder)
+    Qwen2ForCausalLM(text_config(args)).bfloat16().save_pretrained(folder)
     train_tokenizer([" ".join(WORDS)] * 100, SmallLlamaConfig(vocab_size=320)).save_pretrained(folder)
 
 
@@ -143,7 +131,7 @@ def operations(config: Path, folder: Path) -> tuple[float, tuple[int, int]]:
 def trained(args: argparse.Namespace, config: Path, folder: Path) -> float:
     """Seconds of a step of the command; the output is removed."""
     command = [sys.executable, "-m", "llava_bridge", "train", "--config", str(config)]
-    subprocess.run(command, check=True)  # its output tells why it failed
+    subprocess.run(command, check=True)  # its output shows why it failed
     lines = (folder / "llava" / "metrics.jsonl").read_text().splitlines()[args.warmup :]
     shutil.rmtree(folder / "llava")
     times = [json.loads(line)["time"] for line in lines]

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from measure import table
+from packed_step import LLMS
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import CLIPVisionConfig, LlavaConfig, Qwen2Config
@@ -25,12 +26,6 @@ from clips.planning.roofline import Kernels, KernelTrace, rates_of, roofline
 from llava_bridge.model.modeling_llava import empty_llava
 from llava_bridge.training.loss import chunked_cross_entropy
 
-LLMS: dict[str, dict[str, Any]] = {  # Qwen2.5's configurations
-    "0.5B": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14}
-    | {"num_key_value_heads": 2, "vocab_size": 151_936, "tie_word_embeddings": True},
-    "7B": {"hidden_size": 3584, "intermediate_size": 18_944, "num_hidden_layers": 28, "num_attention_heads": 28}
-    | {"num_key_value_heads": 4, "vocab_size": 152_064, "tie_word_embeddings": False},
-}
 VISION: dict[str, Any] = {"hidden_size": 1024, "intermediate_size": 4096} | {"num_hidden_layers": 24}  # CLIP L/14
 SIZE, PATCH, IMAGE_TOKENS = 336, 14, 576
 BF16_BYTES, FP32_BYTES = 2, 4
@@ -73,7 +68,17 @@ def predict(args: argparse.Namespace, gpu: Gpu, llm: str, stage: int, *, checkpo
     count, mfu = sum(part.count for part in parts.values()), flops / seconds / gpu.peak("bf16")
     rate = args.samples / seconds
     name = "all layers" if checkpointing else "—"
-    return [llm, stage, name, count, f"{flops / 1e12:.0f}", f"{1e3 * seconds:.0f}", f"{mfu:.0%}", f"{rate:.0f}", *cells]
+    return [
+        llm.upper(),
+        stage,
+        name,
+        count,
+        f"{flops / 1e12:.0f}",
+        f"{1e3 * seconds:.0f}",
+        f"{mfu:.0%}",
+        f"{rate:.0f}",
+        *cells,
+    ]
 
 
 def sent_bytes(llava: Any, trained: int, gpus: int) -> list[float]:

@@ -10,18 +10,21 @@ training. The sides alternate, after a round that warms up the file cache.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 from bridge_step import write_mix
-from measure import machine, spread
+from measure import alternate, machine, speed_up, spread
 
 LIBRARIES = "torch, deepspeed, accelerate, timm, transformers; from transformers import LlavaForConditionalGeneration, "
 LIBRARIES += "LlavaProcessor, LlamaForCausalLM, AutoTokenizer, Trainer"
@@ -32,16 +35,12 @@ def main() -> None:
     print(machine("cpu"))
     with tempfile.TemporaryDirectory() as folder:
         config = write_config(args, Path(folder))
-        begun, imported = [], []
-        for number in range(args.rounds + 1):
-            pair = [until_first_step(config, Path(folder)), until_imported()]
-            if number:  # the first round warms up the file cache
-                begun.append(pair[0])
-                imported.append(pair[1])
-    ratio = spread([ours / theirs for ours, theirs in zip(begun, imported, strict=True)])
+        sides: dict[str, Callable[[], float]]
+        sides = {"begun": functools.partial(until_first_step, config, Path(folder)), "imported": until_imported}
+        seconds = alternate(sides, args.rounds)  # the warm-up is of the file cache
     print(
-        f"{args.processes} process(es): first step after {spread(begun):.2f} s, import of the libraries "
-        f"{spread(imported):.2f} s, the one ÷ the other {ratio:.2f}"
+        f"{args.processes} process(es): first step after {spread(seconds['begun']):.2f} s, import of the libraries "
+        f"{spread(seconds['imported']):.2f} s, the one ÷ the other {speed_up(seconds, 'imported', 'begun'):.2f}"
     )
 
 
@@ -77,9 +76,15 @@ def until_first_step(config: Path, folder: Path) -> float:
     """Seconds from the command's start until its first step is logged; the output is removed."""
     started = time.time()
     command = [sys.executable, "-m", "llava_bridge", "train", "--config", str(config)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
+    subprocess.run(
+        command,
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     first = json.loads((folder / "llava/metrics.jsonl").read_text().splitlines()[0])
-    subprocess.run(["rm", "-r", str(folder / "llava")], check=True)
+    shutil.rmtree(folder / "llava")
     return float(first["time"]) - started
 
 
@@ -88,10 +93,6 @@ def until_imported() -> float:
     code = f"import {LIBRARIES}; print()"
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return time.time() - started
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from typing import Any
 
 import torch
 from loss_memory import MIB, peak_bytes
-from measure import common_parser, machine, record, speed_up, spread, synchronize, table, take_turns
+from measure import alternate, begin, common_parser, record, speed_up, spread, synchronize, table, take_turns
 from torch.utils.data import DataLoader, Subset
 from transformers import TrainerCallback
 
@@ -46,9 +46,7 @@ from llava_bridge.training.train_config import LlavaTrainConfig
 
 
 def main() -> None:
-    args = arguments()
-    torch.set_num_threads(args.threads)
-    print(machine(args.device))
+    args = begin(arguments())
     with tempfile.TemporaryDirectory() as folder:
         mix = write_mix(Path(args.shared), Path(folder) / "mix.json", args.samples)
         model, processor, data = parts(args, mix)
@@ -90,7 +88,7 @@ def write_mix(shared: Path, path: Path, count: int) -> Path:
     for line in (shared / "data/coco_long/captions.jsonl").read_text().splitlines():
         row = json.loads(line)
         captions = [caption["caption"] for caption in row["long_captions"]]
-        descriptions.append(sample(f"data/coco_long/{row['image']}", ["Describe the picture.", captions[0]]))
+        descriptions.append(sample(f"data/coco_long/{row['image']}", ["Describe the image.", captions[0]]))
         pairs = ((f"Shorten this: {caption}", f"{caption.partition('. ')[0]}.") for caption in captions)
         texts.append(sample(None, [text for pair in pairs for text in pair]))
     mix = questions[: count // 2] + descriptions[: count // 3] + texts[: count - count // 2 - count // 3]
@@ -207,12 +205,11 @@ def overhead_table(
         "bare loop, transformers' loss": functools.partial(bare_steps, own_loss=False),
         "bare loop, the bridge's loss": functools.partial(bare_steps, own_loss=True),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(args.rounds + 1):
-        for name in list(sides)[:: -1 if number % 2 else 1]:
-            taken = statistics.fmean(sides[name](args, model, processor, data))  # the mean, since batch lengths vary
-            if number:  # the first round warms up
-                seconds[name].append(taken)
+
+    def mean(side: Callable[..., list[float]]) -> float:  # since batch lengths vary
+        return statistics.fmean(side(args, model, processor, data))
+
+    seconds = alternate({name: functools.partial(mean, side) for name, side in sides.items()}, args.rounds)
     for name, found in seconds.items():
         record(args, row="overhead", side=name, seconds=spread(found))
     ours = seconds["the bridge"]

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from bridge_step import moved, write_mix
-from measure import common_parser, machine, record, seconds_of, speed_up, spread, take_turns
+from measure import begin, common_parser, record, seconds_of, speed_up, spread, take_turns
 from torch.utils.data import DataLoader, Subset
 
 from llava_bridge.data import ConversationSourceConfig, read_samples
@@ -29,9 +29,7 @@ from llava_bridge.training.loss import LlavaLoss
 
 
 def main() -> None:
-    args = arguments()
-    torch.set_num_threads(args.threads)
-    print(machine(args.device))
+    args = begin(arguments())
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = folder
         mix = write_mix(Path(args.shared), Path(folder) / "mix.json", args.samples)

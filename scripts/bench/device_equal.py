@@ -15,7 +15,7 @@ import sys
 
 import measure
 import torch
-from measure import common_parser, machine, record, table
+from measure import begin, common_parser, record, table
 from mfu import add_batch_arguments
 from torch import Tensor
 
@@ -35,9 +35,7 @@ Values = dict[str, Tensor]
 
 
 def main() -> None:
-    args = arguments()
-    torch.set_num_threads(args.threads)
-    print(machine(args.device))
+    args = begin(arguments())
     rows: list[list[str]] = []
     for recipe in args.recipes:
         expected = outputs(args, recipe, "fp32", compiled=False, device="cpu")

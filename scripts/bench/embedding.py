@@ -17,13 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import common_parser, machine, record, speed_up, spread, table, take_turns
+from measure import begin, common_parser, record, speed_up, spread, table, take_turns
 
 
 def main() -> None:
-    args = arguments()
-    torch.set_num_threads(args.threads)
-    print(machine(args.device))
+    args = begin(arguments())
     head = ["architecture", "what", "bare, a second", "ours, a second", "share of the bare tower's speed"]
     with tempfile.TemporaryDirectory() as folder:
         print(table(head, [row for name in args.architecture for row in rows_of(name, args, Path(folder))]))

@@ -36,7 +36,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from measure import common_parser, record, synchronize, table
+from measure import alternate, common_parser, record, synchronize, table
 from PIL import Image
 
 from clips.data.augment import read_crop
@@ -231,14 +231,11 @@ def webdataset_loader(folder: Path, config: AugmentConfig, arguments: argparse.N
 
 
 def compare(sides: dict[str, Any], rounds: int, count: int) -> dict[str, list[Burst]]:
-    found: dict[str, list[Burst]] = {name: [] for name in sides}
-    for number in range(rounds + 1):
-        for name in list(sides)[:: 1 if number % 2 else -1]:
-            wait_until_idle([pid for side in sides.values() for pid in side.pids])
-            burst = sides[name].burst(count)
-            if number:  # the first round warms caches up
-                found[name].append(burst)
-    return found
+    def burst(side: Any) -> Burst:
+        wait_until_idle([pid for each in sides.values() for pid in each.pids])
+        return side.burst(count)
+
+    return alternate({name: functools.partial(burst, side) for name, side in sides.items()}, rounds)
 
 
 def report(found: dict[str, list[Burst]], args: argparse.Namespace) -> str:

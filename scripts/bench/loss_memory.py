@@ -20,7 +20,7 @@ from collections.abc import Callable
 from unittest import mock
 
 import torch
-from measure import common_parser, machine, record, speed_up, spread, table, take_turns
+from measure import begin, common_parser, record, speed_up, spread, table, take_turns
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torch.profiler import ProfilerActivity, profile
@@ -33,9 +33,7 @@ Loss = Callable[..., Tensor]
 
 
 def main() -> None:
-    args = arguments()
-    torch.set_num_threads(args.threads)
-    print(machine(args.device))
+    args = begin(arguments())
     print(caption_table(args))
     print(contrastive_table(args))
 

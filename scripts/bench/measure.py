@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import os
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -36,6 +37,7 @@ from clips.training.train_step import TrainRun
 # ---------------------------------------------------------------- time
 
 
+Value = TypeVar("Value")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -55,18 +57,28 @@ def common_parser(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def take_turns(
-    sides: Mapping[str, Callable[[], object]], rounds: int, clock: str = "wall", warmup: int = 1
-) -> dict[str, list[float]]:
-    """Seconds of each side in each round; the order alternates between rounds (ABBA)."""
+def begin(args: argparse.Namespace) -> argparse.Namespace:
+    """Set the number of threads and print the machine; returns the arguments."""
+    torch.set_num_threads(args.threads)
+    print(machine(args.device))
+    return args
+
+
+def alternate(sides: Mapping[str, Callable[[], Value]], rounds: int, warmup: int = 1) -> dict[str, list[Value]]:
+    """The result of each side in each round after ``warmup`` rounds; the order alternates between rounds (ABBA)."""
     for _ in range(warmup):
         for run in sides.values():
             run()
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    found: dict[str, list[Value]] = {name: [] for name in sides}
     for number in range(rounds):
         for name in list(sides)[:: -1 if number % 2 else 1]:
-            seconds[name].append(seconds_of(sides[name], clock))
-    return seconds
+            found[name].append(sides[name]())
+    return found
+
+
+def take_turns(sides: Mapping[str, Callable[[], object]], rounds: int, clock: str = "wall") -> dict[str, list[float]]:
+    """Seconds of each side in each round, see `alternate`."""
+    return alternate({name: functools.partial(seconds_of, run, clock) for name, run in sides.items()}, rounds)
 
 
 def seconds_of(run: Callable[[], object], clock: str) -> float:

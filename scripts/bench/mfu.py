@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 import measure
 import torch
-from measure import common_parser, flops, machine, record, spread, table, take_turns
+from measure import begin, common_parser, flops, record, spread, table, take_turns
 
 from clips.method.recipes import RECIPES, RecipeConfig
 from clips.model.architectures import CaptionerConfig, ModelConfig
@@ -32,9 +32,7 @@ COUNTED = 8  # samples
 
 
 def main() -> None:
-    args = arguments()
-    torch.set_num_threads(args.threads)
-    print(machine(args.device))
+    args = begin(arguments())
     print(f"{args.architecture} at {args.image_size} px, batch {args.batch}, texts: {args.captions or 'full rows'}")
     head = ["recipe", "precision", "threads", "peak TFLOP/s", "step TFLOP/s", "MFU", "samples/s"]
     for number, (recipe, precision) in enumerate(itertools.product(args.recipes, args.precisions)):

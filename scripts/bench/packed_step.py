@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from measure import common_parser, flops, machine, record, spread, table
+from measure import begin, common_parser, flops, record, spread, table
 from mfu import measure_mfu
 from torch import Tensor
 
@@ -41,9 +41,7 @@ LLMS: dict[str, dict[str, Any]] = {  # Qwen 2.5's
 
 
 def main() -> None:
-    args = arguments()
-    torch.set_num_threads(args.threads)
-    print(machine(args.device))
+    args = begin(arguments())
     model = llava(args)
     sizes = [
         sum(w.numel() for w in part.parameters()) for part in (model.model.vision_tower, model.model.language_model)

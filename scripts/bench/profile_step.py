@@ -18,8 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from measure import common_parser, machine, record, seconds_of, synchronize, table
+from measure import begin, common_parser, record, seconds_of, synchronize, table
 from mfu import add_step_arguments, our_step
 from torch.profiler import ProfilerActivity, profile
 
@@ -37,9 +36,7 @@ class Kernel(NamedTuple):
 
 
 def main() -> None:
-    args = arguments()
-    torch.set_num_threads(args.threads)
-    print(machine(args.device))
+    args = begin(arguments())
     for recipe, precision in itertools.product(args.recipes, args.precisions):
         report(args, recipe, precision)
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import common_parser, machine, record, speed_up, spread, table
+from measure import alternate, begin, common_parser, record, speed_up, spread, table
 
 CUTS = (1, 5, 10)
 PER_IMAGE = 5
@@ -32,9 +32,7 @@ MIB = 2**20
 
 
 def main() -> None:
-    args = arguments()
-    torch.set_num_threads(args.threads)
-    print(machine(args.device))
+    args = begin(arguments())
     head = ["images × captions", "side", "seconds", "peak MiB", "times as fast", "share of its memory", "ps a cell"]
     print(table(head, [row for size in args.sizes for row in rows_of(size, args)]))
 
@@ -51,10 +49,8 @@ def arguments() -> argparse.Namespace:
 def rows_of(size: str, args: argparse.Namespace) -> list[list[str]]:
     num_images, captions = map(int, re.split("[x×]", size))
     names = ["ours"] if args.alone else ["ours", "CLIP_benchmark"]
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    for number in range(args.rounds):
-        for name in names[:: -1 if number % 2 else 1]:
-            runs[name].append(in_a_process(name, num_images, captions, args))
+    sides = {name: functools.partial(in_a_process, name, num_images, captions, args) for name in names}
+    runs = alternate(sides, args.rounds, warmup=0)
     seconds = {name: [run["seconds"] for run in found] for name, found in runs.items()}
     memory = {name: spread([run["memory"] / MIB for run in found]) for name, found in runs.items()}
     if not args.alone:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import measure
 import torch
-from measure import common_parser, machine, parameters, record, spread, table, take_turns
+from measure import begin, common_parser, parameters, record, spread, table, take_turns
 from torch.nn import functional as F  # noqa: N812
 
 from clips.method.recipes import RecipeConfig
@@ -28,9 +28,7 @@ REPEATS = 10
 
 
 def main() -> None:
-    args = common_parser(__doc__).parse_args()
-    torch.set_num_threads(args.threads)
-    print(machine(args.device))
+    args = begin(common_parser(__doc__).parse_args())
     head = ["step", "GFLOP/s", "GB/s", "predicted / s", "measured / s", "predicted to measured"]
     print(table(head, [compare(args, *case) for case in CASES]))
 
@@ -40,18 +38,13 @@ def compare(args: argparse.Namespace, architecture: str, size: int, recipe: str,
     model = ModelConfig(architecture=architecture, image_size=size)
     recipe_config = RecipeConfig(name=recipe, captioner=CaptionerConfig())
     run, samples = measure.start(model, recipe_config, "fp32", [measure.captions(None, "", batch)] * 2, args.device)
-    trace, trained = (
-        trace_step(fake_model(model, recipe_config), batch, device="cpu", bf16=False),
-        parameters(run.model),
-    )
+    trace = trace_step(fake_model(model, recipe_config), batch, device="cpu", bf16=False)
     sides, rates_of_sides = rate_sides()
     seconds = take_turns({"step": lambda: train_step(run, samples), **sides}, args.rounds, args.clock)
     rates = rates_of_sides({name: statistics.median(values) for name, values in seconds.items()})
-    predicted = sum(part.seconds for part in roofline(trace, trained, rates).values())
-    name, ratio = (
-        f"{architecture} {size} px, {recipe}, batch {batch}",
-        spread([predicted / value for value in seconds["step"]]),
-    )
+    predicted = sum(part.seconds for part in roofline(trace, parameters(run.model), rates).values())
+    name = f"{architecture} {size} px, {recipe}, batch {batch}"
+    ratio = spread([predicted / value for value in seconds["step"]])
     record(args, step=name, rates=rates, predicted=predicted, seconds=spread(seconds["step"]), ratio=ratio)
     cells = [f"{rates.matmul / 1e9:.0f}", f"{rates.memory / 1e9:.1f}", f"{predicted:.2f}"]
     return [name, *cells, f"{spread(seconds['step']):.2f}", f"{ratio:.2f}"]

@@ -21,7 +21,7 @@ from typing import Any
 
 import measure
 import torch
-from measure import common_parser, flops, machine, parameters, record, speed_up, spread, table, take_turns
+from measure import begin, common_parser, flops, parameters, record, speed_up, spread, table, take_turns
 from torch import Tensor
 
 from clips.method.clips_model import ClipsModel
@@ -44,9 +44,7 @@ HEAD = [
 
 
 def main() -> None:
-    args = arguments()
-    torch.set_num_threads(args.threads)
-    print(machine(args.device))
+    args = begin(arguments())
     print(f"{args.architecture} at {args.image_size} px, batch {args.batch}, texts: {args.captions or 'full rows'}")
     rows = []
     for recipe in args.recipes:

@@ -21,12 +21,12 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import measure
 import numpy as np
-import torch
-from measure import common_parser, machine, parameters, record, speed_up, spread, table
+from measure import alternate, begin, common_parser, parameters, record, speed_up, spread, table
 from torch import Tensor
 
 from clips.method.recipes import RecipeConfig
@@ -40,8 +40,7 @@ HEAD = ["texts", "precision", "threads", "batch", "ours / s", "OpenVision / s", 
 def main() -> None:
     args = arguments()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])  # jax uses a thread for each allowed core
-    torch.set_num_threads(args.threads)
-    print(machine(args.device))
+    begin(args)
     rows = []
     for captions in dict.fromkeys([None, args.captions]):
         for precision in args.precisions:
@@ -69,20 +68,14 @@ def row(args: argparse.Namespace, captions: str | None, precision: str) -> list[
     model = ModelConfig(architecture=f"clips-{args.size.lower()}-16", image_size=args.image_size)
     texts = [measure.captions(captions, field, args.batch) for field in (args.web, args.synthetic)]
     run, batch = measure.start(model, RecipeConfig(name="clips"), precision, texts, args.device)
-    seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
     with tempfile.TemporaryDirectory() as folder:
         theirs = OpenVision(args, precision, write_batch(batch, Path(folder) / "batch.npz"))
         print(f"parameters: ours {parameters(run.encoder) / 1e6:.1f} M, theirs {theirs.parameters / 1e6:.1f} M")
-
-        def our_seconds() -> float:
-            return measure.seconds_of(lambda: train_step(run, batch), args.clock)
-
-        for _ in range(2):  # jax may compile twice
-            theirs.seconds(args.clock), our_seconds()
-        for number in range(args.rounds):
-            pair = [("ours", our_seconds), ("theirs", lambda: theirs.seconds(args.clock))]
-            for name, side in pair[:: -1 if number % 2 else 1]:
-                seconds[name].append(side())
+        sides: dict[str, Callable[[], float]] = {
+            "ours": lambda: measure.seconds_of(lambda: train_step(run, batch), args.clock),
+            "theirs": lambda: theirs.seconds(args.clock),
+        }
+        seconds = alternate(sides, args.rounds, warmup=2)  # jax may compile twice
         theirs.end()
     taken, faster = {name: spread(seconds[name]) for name in seconds}, speed_up(seconds, "ours", "theirs")
     label = "full rows" if captions is None else Path(captions).stem
@@ -116,14 +109,8 @@ class OpenVision:
             "precision": precision,
             "remat": args.remat,
         }
-        script = Path(__file__).with_name("openvision_step.py")
-        command = [
-            args.jax_python,
-            "-W",
-            "ignore",
-            str(script),
-            *(part for name in options for part in (f"--{name}", options[name])),
-        ]
+        script = str(Path(__file__).with_name("openvision_step.py"))
+        command = [args.jax_python, "-W", "ignore", script, *(f"--{name}={value}" for name, value in options.items())]
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         self.process = subprocess.Popen(
             command,
