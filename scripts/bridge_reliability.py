@@ -17,26 +17,21 @@ import os
 import random
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import psutil
-from reliability import noise_image, print_result
+from reliability import directory, kill_options, noise_image, print_result
 
 LAUNCHED = 2
 
 
 def main() -> int:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--kills", type=int, default=50)
+    options = kill_options(__doc__, 50)
     options.add_argument("--steps", type=int, default=3000, help="of each of the two stages")
-    options.add_argument("--seed", type=int, default=0)
     options.add_argument("--deepspeed", default="zero2")
-    options.add_argument("--work", type=Path, help="a directory to work in; a temporary one if not given")
     arguments = options.parse_args()
-    with contextlib.ExitStack() as stack:
-        work = arguments.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    with directory(arguments.work) as work:
         make_world(work, random.Random(arguments.seed))
         passed = survives_kills(work, arguments, random.Random(arguments.seed))
     return 0 if passed else 1

@@ -11,35 +11,30 @@ It prints a line; exit status 1 if it fails. About ten minutes on two cores.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import io
 import json
 import random
 import socket
 import subprocess
 import sys
 import tarfile
-import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from bridge_reliability import make_world, noise_image
+from bridge_reliability import make_world
+from reliability import directory, kill_options, noise_image, print_result
+
+from clips.data.tar_index import add_member
 
 SHARDS, SAMPLES = 100, 10
 OUTPUT_SHARDS, OUTPUT_SAMPLES = 200, 5
 
 
 def main() -> int:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--kills", type=int, default=50)
-    options.add_argument("--seed", type=int, default=0)
-    options.add_argument("--work", type=Path, help="a directory to work in; a temporary one if not given")
-    arguments = options.parse_args()
-    with contextlib.ExitStack() as stack:
-        work = arguments.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    arguments = kill_options(__doc__, 50).parse_args()
+    with directory(arguments.work) as work:
         rng = random.Random(arguments.seed)
         write_world(work, rng)
         return 0 if survives_kills(work, arguments.kills, rng) else 1
@@ -61,9 +56,7 @@ def write_world(work: Path, rng: random.Random) -> None:
             for index in range(shard * SAMPLES, (shard + 1) * SAMPLES):
                 fields = json.dumps({"web_caption": f"thing {index}"}).encode()
                 for name, content in ((f"{index:06d}.png", noise_image(index)), (f"{index:06d}.json", fields)):
-                    member = tarfile.TarInfo(name)
-                    member.size = len(content)
-                    tar.addfile(member, io.BytesIO(content))
+                    add_member(tar, name, content)
 
 
 def start(log: Path, *command: str) -> subprocess.Popen[bytes]:
@@ -162,11 +155,6 @@ def read_captions(directory: Path) -> Iterator[tuple[str, str]]:
                         raise ValueError(f"{member.name} is there twice")
                     seen.add(member.name)
                     yield member.name, json.load(tar.extractfile(member))["re_caption"]  # type: ignore[arg-type]
-
-
-def print_result(passed: bool, text: str) -> bool:
-    print(f"{'ok    ' if passed else 'FAILED'} {text}", flush=True)
-    return passed
 
 
 if __name__ == "__main__":

@@ -34,20 +34,34 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from clips.data.tar_index import add_member
+
 SHARDS, SAMPLES = 100, 10
 WEIGHTS = ("open_clip_model.safetensors", "captioner.safetensors")
 
 
-def main() -> int:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--kills", type=int, default=100)
-    options.add_argument("--steps", type=int, default=8000)
+def kill_options(description: str | None, kills: int) -> argparse.ArgumentParser:
+    """A parser with the options of every script that kills processes."""
+    options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--kills", type=int, default=kills)
     options.add_argument("--seed", type=int, default=0)
-    options.add_argument("--strategy", default="ddp", help="how the two processes share the model: ddp, fsdp, zero1 …")
     options.add_argument("--work", type=Path, help="a directory to work in; a temporary one if not given")
+    return options
+
+
+@contextlib.contextmanager
+def directory(work: Path | None) -> Iterator[Path]:
+    """The directory ``work``, or a temporary one."""
+    with tempfile.TemporaryDirectory() as temporary:
+        yield work or Path(temporary)
+
+
+def main() -> int:
+    options = kill_options(__doc__, 100)
+    options.add_argument("--steps", type=int, default=8000)
+    options.add_argument("--strategy", default="ddp", help="how the two processes share the model: ddp, fsdp, zero1 …")
     arguments = options.parse_args()
-    with contextlib.ExitStack() as stack:
-        work = arguments.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    with directory(arguments.work) as work:
         data = write_data(work / "data", random.Random(arguments.seed))
         passed = [
             survives_kills(work, data, arguments),
@@ -71,9 +85,9 @@ def write_data(folder: Path, rng: random.Random) -> Path:
         path = folder / f"{shard:05d}.tar"
         with tarfile.open(path, "w") as tar:
             for index in range(shard * SAMPLES, (shard + 1) * SAMPLES):
-                add(tar, f"{index:06d}.png", b"broken" if index in broken else noise_image(index))
+                add_member(tar, f"{index:06d}.png", b"broken" if index in broken else noise_image(index))
                 captions = {"web_caption": f"thing {index}", "synthetic_caption": f"It is {index}. There are {index}."}
-                add(tar, f"{index:06d}.json", json.dumps(captions).encode())
+                add_member(tar, f"{index:06d}.json", json.dumps(captions).encode())
         if shard == cut:
             path.write_bytes(path.read_bytes()[: rng.randrange(path.stat().st_size)])
     sizes = {f"{shard:05d}.tar": SAMPLES for shard in range(SHARDS)}
@@ -86,12 +100,6 @@ def noise_image(index: int) -> bytes:
     pixels = np.random.default_rng(index).integers(0, 256, (4, 4, 3)).astype(np.uint8)
     Image.fromarray(pixels).resize((24, 24)).save(stream, "png")
     return stream.getvalue()
-
-
-def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)
-    member.size = len(content)
-    tar.addfile(member, io.BytesIO(content))
 
 
 def write_config(output: Path, data: Path, steps: int, parallel: str = "ddp") -> Path:

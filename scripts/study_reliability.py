@@ -11,8 +11,6 @@ quarter of an hour on two cores.
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import hashlib
 import json
 import random
@@ -20,12 +18,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import yaml
+from reliability import directory, kill_options, print_result
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from study_kills import tiny_study
@@ -44,20 +42,16 @@ COMPARED = (
 
 
 def main() -> int:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--kills", type=int, default=30)
-    options.add_argument("--seed", type=int, default=0)
+    options = kill_options(__doc__, 30)
     options.add_argument("--study", type=Path, help="another study file; the small one if not given")
-    options.add_argument("--work", type=Path, help="a directory to work in; a temporary one if not given")
     arguments = options.parse_args()
-    with contextlib.ExitStack() as stack:
-        work = arguments.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    with directory(arguments.work) as work:
         content = yaml.safe_load(arguments.study.read_text(encoding="utf-8")) if arguments.study else None
         problems, kills, places = trial(work, arguments.kills, random.Random(arguments.seed), content)
     where = ", ".join(f"{count} in {kind}" for kind, count in places.items())
-    print(f"{'FAILED ' if problems else 'passed '} {kills} kills of {arguments.kills} ({where}): "
-          f"{'; '.join(problems) or 'same table, results and weights'}")  # fmt: skip
-    return 1 if problems or kills < arguments.kills else 0
+    found = "; ".join(problems) or "same table, results and weights"
+    passed = print_result(not problems, f"{kills} kills of {arguments.kills} ({where}): {found}")
+    return 0 if passed and kills == arguments.kills else 1
 
 
 def trial(

@@ -1,8 +1,9 @@
-"""Random access to tar files: the offset of each member's bytes, read once from the headers."""
+"""Random access to tar files by the offsets of their members, read once from the headers; and appending to them."""
 
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import tarfile
 from collections.abc import Mapping
@@ -47,6 +48,13 @@ def read_byte_range(path: Path, offset: int, size: int) -> bytes:
         return os.pread(descriptor, size, offset)
     finally:
         os.close(descriptor)
+
+
+def add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    """Append a file to a tar that is open for writing."""
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
 
 
 def index_tar(path: str | Path, *, allow_cut: bool = False) -> TarIndex:

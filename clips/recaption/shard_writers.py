@@ -29,6 +29,7 @@ from clips.core.identity import RUN
 from clips.data.invalid_samples import InvalidSamples
 from clips.data.sources import Record, Source
 from clips.data.sources.webdataset import SIZES_FILE
+from clips.data.tar_index import add_member
 from clips.recaption.captioning import Captioner
 from clips.recaption.recaption_config import RecaptionConfig
 from clips.text_files import safe_json_loads
@@ -72,9 +73,7 @@ class TarWriter:
         files = {kind: image, **sample.record.files}
         files["json"] = json.dumps(fields, ensure_ascii=False, default=str).encode()
         for extension, content in files.items():
-            member = tarfile.TarInfo(f"{sample.record.key}.{extension}")
-            member.size = len(content)
-            self.tar.addfile(member, io.BytesIO(content))
+            add_member(self.tar, f"{sample.record.key}.{extension}", content)
 
     def close(self) -> None:
         """See `Writer`."""

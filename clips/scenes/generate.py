@@ -20,6 +20,7 @@ from PIL import Image
 
 from clips.commandline.progress import progress_iter
 from clips.core.artifact import atomic_artifact_dir, atomic_write, log_info, write_manifest
+from clips.data.tar_index import add_member
 from clips.errors import UserError
 from clips.scenes.benchmark_data import BenchmarkRows, TestImage, write_benchmarks
 from clips.scenes.captions import SceneCaptions, make_captions
@@ -135,8 +136,8 @@ def _write_split(folder: Path, world: SceneGenerator, config: ScenesConfig) -> N
             for index in range(start, min(start + config.shard_size, config.num_scenes)):
                 scene, key = world.scene(config.split, index), f"{index:09d}"
                 image, captions = f"{key}.{config.image_format}", make_captions(world, scene, config.mllm_style)
-                _add(tar, image, encode_image(world, scene, config.image_size, config.image_format))
-                _add(tar, f"{key}.json", _sidecar(scene, captions))
+                add_member(tar, image, encode_image(world, scene, config.image_size, config.image_format))
+                add_member(tar, f"{key}.json", _sidecar(scene, captions))
                 long = captions.synthetic_caption
                 records["align"].append(make_align_record(world, scene, long, key, f"{shard}/{image}"))
                 records["instruct"].append(make_instruct_record(world, scene, key, f"{shard}/{image}", turns))
@@ -155,12 +156,6 @@ def encode_image(world: SceneGenerator, scene: Scene, image_size: int, form: str
 
 def _sidecar(scene: Scene, captions: SceneCaptions) -> bytes:
     return json.dumps({**dataclasses.asdict(captions), "scene": scene.to_json()}, ensure_ascii=False).encode()
-
-
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)
-    member.size = len(content)
-    tar.addfile(member, io.BytesIO(content))
 
 
 def _write_benchmarks(folder: Path, world: SceneGenerator, config: ScenesConfig) -> dict[str, int]:

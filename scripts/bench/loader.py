@@ -44,7 +44,7 @@ from clips.data.data_config import AugmentConfig, DataConfig
 from clips.data.device_copies import copy_ahead
 from clips.data.loader import TrainDataset, iterate_batches
 from clips.data.sources import SourceConfig
-from clips.data.tar_index import index_tar
+from clips.data.tar_index import add_member, index_tar
 from clips.method.recipes import Recipe, RecipeConfig
 from clips.model.tokenizer import ClipsTokenizer
 from clips.training.train_step import prepare_batch
@@ -123,9 +123,7 @@ def write_shards(folder: Path, photos: list[bytes], captions: list[str], samples
                 web = " ".join(caption.split()[:8])
                 sidecar = json.dumps({"web_caption": web, "synthetic_caption": caption}).encode()
                 for extension, content in (("jpg", photos[index % len(photos)]), ("json", sidecar)):
-                    member = tarfile.TarInfo(f"{index:09d}.{extension}")
-                    member.size = len(content)
-                    tar.addfile(member, io.BytesIO(content))
+                    add_member(tar, f"{index:09d}.{extension}", content)
 
 
 # ---------------------------------------------------------------- the sides
