@@ -84,7 +84,7 @@ class ChatClient:
         return self._run(self._limited(self._request("POST", "chat/completions", request, replica)))
 
     def find_model(self, name: str) -> dict[str, Any]:
-        """What the server says of a model.
+        """The entry of a model in ``GET /models``.
 
         Raises:
             UserError: no server answers, or it has no such model.
@@ -119,7 +119,7 @@ class ChatClient:
 
         return httpx.AsyncClient(
             headers={"Authorization": f"Bearer {self.key}"} if self.key else {},
-            timeout=httpx.Timeout(self.timeout, connect=_CONNECT_SECONDS),
+            timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),  # `_try` limits the whole request
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),  # nothing to close at the end
         )
 
@@ -154,8 +154,9 @@ class ChatClient:
         import httpx
 
         try:
-            reply = await self._http.request(method, f"{base}/{path}", json=body)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            async with asyncio.timeout(self.timeout):
+                reply = await self._http.request(method, f"{base}/{path}", json=body)
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
             raise _TemporaryError(f"{base} cannot be reached ({_short_name(error)})") from None
         if reply.status_code != HTTPStatus.OK:
             reason = " ".join(reply.text.split())[:120] or reply.reason_phrase or "no reason"

@@ -71,6 +71,6 @@ class ChatCaptioner:
         return [GeneratedCaption(text, tokens, ended=finish == "stop") for text, finish in found]
 
     def identity(self) -> dict[str, Any]:
-        """The manifest entry of the model: what the server says of it."""
+        """The manifest entry of the model, from the server's list of models."""
         found = {"path": self.config.model, "class": str(self.model.get("owned_by") or "server")}
         return found | {name: self.model[name] for name in ("root", "max_model_len") if self.model.get(name)}
