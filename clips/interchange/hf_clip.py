@@ -248,14 +248,9 @@ def _vision_config(visual: Any) -> dict[str, Any]:
     if not (norm_eps_matches(visual.ln_pre, blocks) and norm_eps_matches(visual.ln_post, blocks)):
         raise UserError(f"{_TARGET} has one epsilon for all norms; use timm")
     return {
-        "hidden_size": blocks.width,
-        "intermediate_size": blocks.inner,
-        "num_hidden_layers": blocks.layers,
-        "num_attention_heads": blocks.heads,
+        **blocks.hf_config,
         "image_size": visual.image_size[0],
         "patch_size": visual.patch_size[0],
-        "hidden_act": blocks.activation,
-        "layer_norm_eps": blocks.eps,
         "projection_dim": blocks.width if visual.proj is None else visual.proj.shape[1],
     }
 
@@ -272,13 +267,8 @@ def clip_text_config(model: Any) -> dict[str, Any]:
         raise UserError(f"{_TARGET} reads the largest token if the end token is {_ARGMAX_EOS}; use timm")
     return {
         "vocab_size": vocab_size,
-        "hidden_size": blocks.width,
-        "intermediate_size": blocks.inner,
-        "num_hidden_layers": blocks.layers,
-        "num_attention_heads": blocks.heads,
+        **blocks.hf_config,
         "max_position_embeddings": length,
-        "hidden_act": blocks.activation,
-        "layer_norm_eps": blocks.eps,
         "projection_dim": text.text_projection.shape[1],
         "bos_token_id": vocab_size - 2 if is_openai else 0,
         "eos_token_id": eos,

@@ -64,15 +64,16 @@ def activation_options(vision: str, text: str, where: Path) -> tuple[bool, dict[
 
 
 def activation_name(act: Any) -> str | None:
-    """Return transformers' name of an open_clip activation module; None if there is none."""
+    """Return transformers' name of an activation module of open_clip or timm; None if there is none."""
     from open_clip.transformer import QuickGELU
+    from timm import layers
     from torch import nn
 
-    if isinstance(act, QuickGELU):
+    if isinstance(act, QuickGELU | layers.QuickGELU):
         return "quick_gelu"
-    if isinstance(act, nn.GELU):
-        return {"none": "gelu", "tanh": "gelu_pytorch_tanh"}[act.approximate]
-    return None
+    if isinstance(act, layers.GELUTanh) or (isinstance(act, nn.GELU) and act.approximate == "tanh"):
+        return "gelu_pytorch_tanh"
+    return "gelu" if isinstance(act, nn.GELU) else None
 
 
 def mlp_ratio(inner: int, width: int) -> float:

@@ -16,7 +16,6 @@ from clips.errors import UserError
 from clips.interchange import hf_files as files
 from clips.interchange.hf_clip import feature_functions, text_weight_links
 from clips.interchange.imported_encoder import Features, ImportedEncoder, license_from_card, tower_shapes
-from clips.interchange.timm_tower import activation_name
 from clips.interchange.tower_config import reject_unsupported, transformer_spec
 from clips.interchange.weight_mapping import (
     TIMM,
@@ -146,7 +145,7 @@ def _timm_name(vision: Any, where: Path) -> str:
         trunk = _meta_trunk(name)
         block = trunk.blocks[0]
         if (trunk.embed_dim, len(trunk.blocks), block.mlp.fc1.out_features, block.attn.num_heads) == sizes:
-            candidates.append((activation_name(block.mlp.act) != vision.hidden_act, name))
+            candidates.append((files.activation_name(block.mlp.act) != vision.hidden_act, name))
     if not candidates:
         raise UserError(
             f"{where}: timm has no SigLIP tower of width {width}, {layers} layers and patches of {vision.patch_size} "
@@ -156,7 +155,7 @@ def _timm_name(vision: Any, where: Path) -> str:
 
 
 def _approximation(name: str, activation: str) -> str | None:
-    own = activation_name(_meta_trunk(name).blocks[0].mlp.act)
+    own = files.activation_name(_meta_trunk(name).blocks[0].mlp.act)
     return None if own == activation else f"timm's {name} computes {own}, the source {activation}"
 
 
@@ -190,7 +189,7 @@ def export(encoder: LoadedEncoder, directory: Path) -> Features:
             "num_attention_heads": trunk.blocks[0].attn.num_heads,
             "image_size": trunk.patch_embed.img_size[0],
             "patch_size": trunk.patch_embed.patch_size[0],
-            "hidden_act": activation_name(trunk.blocks[0].mlp.act),
+            "hidden_act": files.activation_name(trunk.blocks[0].mlp.act),
             "layer_norm_eps": trunk.norm.eps,
         },
         text_config=siglip_text_config(text, blocks) | {"projection_size": text.text_projection.out_features},
@@ -208,13 +207,8 @@ def siglip_text_config(text: Any, blocks: Any) -> dict[str, Any]:
     """Return the entries of a ``SiglipTextConfig`` equivalent to this text tower, without its projection."""
     return {
         "vocab_size": text.token_embedding.num_embeddings,
-        "hidden_size": blocks.width,
-        "intermediate_size": blocks.inner,
-        "num_hidden_layers": blocks.layers,
-        "num_attention_heads": blocks.heads,
+        **blocks.hf_config,
         "max_position_embeddings": text.positional_embedding.shape[0],
-        "hidden_act": blocks.activation,
-        "layer_norm_eps": blocks.eps,
         "bos_token_id": 1,
         "eos_token_id": 2,
         "pad_token_id": 0,

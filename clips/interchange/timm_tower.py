@@ -151,14 +151,3 @@ def timm_preprocessing(preprocess: dict[str, Any]) -> dict[str, Any]:
         "crop_pct": 1.0,
         "crop_mode": "squash" if preprocess.get("resize_mode") == "squash" else "center",
     }
-
-
-def activation_name(act: nn.Module) -> str | None:
-    """Return transformers' name of a timm activation module; None if there is none."""
-    from timm.layers import GELUTanh, QuickGELU
-
-    if isinstance(act, GELUTanh) or (isinstance(act, nn.GELU) and act.approximate == "tanh"):
-        return "gelu_pytorch_tanh"
-    if isinstance(act, QuickGELU):
-        return "quick_gelu"
-    return "gelu" if isinstance(act, nn.GELU) else None

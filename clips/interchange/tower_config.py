@@ -32,6 +32,18 @@ class TransformerSpec:
     activation: str
     eps: float
 
+    @property
+    def hf_config(self) -> dict[str, Any]:
+        """The entries of a config of transformers."""
+        return {
+            "hidden_size": self.width,
+            "intermediate_size": self.inner,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "hidden_act": self.activation,
+            "layer_norm_eps": self.eps,
+        }
+
 
 def transformer_spec(tower: Any, modality: str, target: str) -> TransformerSpec:
     """Return the sizes of a tower's transformer.
