@@ -17,7 +17,7 @@ from clips.core.artifact import atomic_write
 from clips.errors import UserError
 from clips.scenes.captions import make_captions
 from clips.scenes.phrases import SceneDescription
-from clips.scenes.questions import absent_classes, existence_question, open_questions, sign_questions, yes_no_pairs
+from clips.scenes.questions import existence_question, open_questions, sign_questions, yes_no_pairs
 from clips.scenes.rng import DeterministicRng
 from clips.scenes.sprites import ObjectClass
 from clips.scenes.world import SceneGenerator
@@ -49,11 +49,6 @@ class BenchmarkRows:
     nocaps: int = 100
 
     def __post_init__(self) -> None:
-        """Check the fields.
-
-        Raises:
-            UserError: a negative number of rows, or fewer than one image or fact has.
-        """
         for field in dataclasses.fields(self):
             if getattr(self, field.name) < 0:
                 raise UserError(f"benchmarks.{field.name}: expected 0 or more, got {getattr(self, field.name)}")
@@ -159,7 +154,7 @@ def _absent(
     together: Mapping[str, Counter[str]],
     rng: DeterministicRng,
 ) -> ObjectClass:
-    absent = absent_classes(described)
+    absent = described.absent
     if category == "popular":
         absent = sorted(absent, key=lambda kind: (-frequency[kind.name], kind.number))[:_MAX_POPULAR]
     if category == "adversarial":

@@ -67,8 +67,7 @@ def web_caption(described: SceneDescription, rng: DeterministicRng) -> str:
     if style == "junk":
         return rng.choice(_JUNK).format(n=rng.between(10, 99), d=rng.between(1, 9))
     if style == "wrong":
-        absent = [kind.name for kind in described.world.object_classes if kind.name not in described.kinds]
-        return _framed(rng.choice(absent), rng)
+        return _framed(rng.choice(described.absent).name, rng)
     if style == "keywords":
         return _keywords(groups, rng)
     count = {"one": 1, "two": 2}.get(style, len(groups))

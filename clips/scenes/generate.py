@@ -79,11 +79,6 @@ class ScenesConfig:
     benchmarks: BenchmarkRows = dataclasses.field(default_factory=BenchmarkRows)
 
     def __post_init__(self) -> None:
-        """Check the fields.
-
-        Raises:
-            UserError: a field out of its range.
-        """
         for name, low, high in (
             ("num_scenes", 1, 10**9 - 1),
             ("image_size", 32, 4096),

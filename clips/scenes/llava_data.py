@@ -12,7 +12,6 @@ from clips.scenes.questions import (
     SHORT_ANSWER,
     Question,
     YesNoPair,
-    absent_classes,
     caption_answerable_questions,
     existence_question,
     open_questions,
@@ -158,7 +157,7 @@ def _presence(
     """
     if rng.chance(500):
         return rng.choice(present).kind, "yes"
-    absent = absent_classes(described)
+    absent = described.absent
     categories = {group.kind.category for group in described.groups}
     candidates = [kind for kind in absent if kind.category in categories]
     return rng.choice(candidates if candidates and rng.chance(similar) else absent), "no"
@@ -168,7 +167,7 @@ def _choice(
     described: SceneDescription, present: Sequence[ObjectGroup], rng: DeterministicRng
 ) -> tuple[ObjectClass, Question]:
     """Ask which of two objects is present, as GQA's questions of type "choose" do; with the present one."""
-    kind, absent = rng.choice(present).kind, rng.choice(absent_classes(described))
+    kind, absent = rng.choice(present).kind, rng.choice(described.absent)
     choice = " or ".join(with_article(option.name) for option in rng.shuffled([kind, absent]))
     text = f"{choice}?" if rng.chance(_TERSE) else f"Is there {choice} in the image?"
     return kind, Question(text=text, answer=kind.name)

@@ -93,6 +93,11 @@ class SceneDescription:
         """The names of the present classes."""
         return {group.kind.name for group in self.groups}
 
+    @property
+    def absent(self) -> list[ObjectClass]:
+        """The classes that are not in the image."""
+        return [kind for kind in self.world.object_classes if kind.name not in self.kinds]
+
 
 def describe_scene(world: SceneGenerator, scene: Scene) -> SceneDescription:
     """Group a scene's objects by class, in the order in which the classes were sampled."""

@@ -65,12 +65,6 @@ def existence_question(kind: ObjectClass) -> str:
     return f"Is there {with_article(kind.name)} in the image?"
 
 
-def absent_classes(described: SceneDescription) -> list[ObjectClass]:
-    """Return the classes that are not in the image."""
-    present = described.kinds
-    return [kind for kind in described.world.object_classes if kind.name not in present]
-
-
 def yes_no_pairs(described: SceneDescription, rng: DeterministicRng) -> list[YesNoPair]:
     """Return all MME-like pairs of the scene, one or a few per category, in random order."""
     makers = (_existence, _count, _position, _relations, _color, _background, _sign, _commonsense)
@@ -78,7 +72,7 @@ def yes_no_pairs(described: SceneDescription, rng: DeterministicRng) -> list[Yes
 
 
 def _existence(described: SceneDescription, rng: DeterministicRng) -> Iterator[YesNoPair]:
-    absent = absent_classes(described)
+    absent = described.absent
     text = "Is there {} in this image?"
     for group in described.groups:
         yes, no = with_article(group.kind.name), with_article(rng.choice(absent).name)

@@ -36,10 +36,8 @@ def faithful_caption(described: SceneDescription, rng: DeterministicRng) -> str:
         sentences.append(sign_sentence(described, rng))
     sentences.append(background_sentence(described, rng))
     if len(sentences) < 7 and rng.chance(_INVENTION):
-        absent = [kind for kind in described.world.object_classes if kind.name not in described.kinds]
-        sentences.append(
-            capitalize_sentence(f"there is also {with_article(rng.choice(absent).name)} in the background")
-        )
+        absent = with_article(rng.choice(described.absent).name)
+        sentences.append(capitalize_sentence(f"there is also {absent} in the background"))
     elif len(sentences) < 5 and rng.chance(250):
         sentences.append(generic_sentence(groups, rng))
     return " ".join(sentences)
@@ -235,8 +233,7 @@ def _wrong(described: SceneDescription, groups: list[ObjectGroup], rng: Determin
     """Return a sentence with a wrong color or position, or about absent objects."""
     if rng.chance(300):
         return capitalize_sentence(object_clause(rng.choice(groups), groups, rng, errors=1000))
-    absent = [kind.name for kind in described.world.object_classes if kind.name not in described.kinds]
-    one, two = (with_article(name) for name in rng.sample(absent, 2))
+    one, two = (with_article(kind.name) for kind in rng.sample(described.absent, 2))
     where = rng.choice(LOCATION_PHRASES[rng.choice(sorted(LOCATION_PHRASES))])
     pattern = rng.choice(_WRONG_ABOUT if rng.chance(_NAMES_OBJECT) else _WRONG)
     return capitalize_sentence(pattern.format(one=one, two=two, where=where, thing=rng.choice(groups).the()))

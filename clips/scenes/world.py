@@ -147,11 +147,6 @@ class SceneGenerator:
     sprite_set: str = "twemoji"
 
     def __post_init__(self) -> None:
-        """Check the fields.
-
-        Raises:
-            UserError: a field out of its range.
-        """
         known = len(Sprites.load(self.sprite_set).kinds)
         if not 8 <= self.num_object_classes <= known:
             raise UserError(f"num_object_classes: expected 8 to {known}, got {self.num_object_classes}")
