@@ -105,8 +105,8 @@ def sample_tokens(tokens: Tensor, seeds: Tensor, ratio: float) -> Tensor:
     keys = seeds.to(tokens.device, non_blocking=True)[:, None] + places * _GOLDEN
     for shift, factor in _MIX:
         keys = (keys ^ ((keys >> shift) & ((1 << (64 - shift)) - 1))) * factor  # int64 has no logical shift
-    kept = (keys ^ ((keys >> 31) & ((1 << 33) - 1))).topk(max(1, int(count * ratio)), dim=1).indices.sort(dim=1).values
-    return tokens.gather(1, kept[..., None].expand(-1, -1, tokens.shape[2]))
+    drawn = (keys ^ ((keys >> 31) & ((1 << 33) - 1))).topk(max(1, int(count * ratio)), dim=1).indices.sort(dim=1).values
+    return tokens.gather(1, drawn[..., None].expand(-1, -1, tokens.shape[2]))
 
 
 class Block(nn.Module):

@@ -23,8 +23,6 @@ from clips.model_refs import HF_HUB_PREFIX, OPEN_CLIP_WEIGHTS, resolve_model_dir
 
 _FIELD = "model.architecture: hf_model_name"
 POOLERS = ("mean_pooler", "cls_pooler", "cls_last_hidden_state_pooler", "max_pooler", "last_pooler")
-OPEN_CLIP_POOLERS = POOLERS[:3]
-"""Those with which unmodified open_clip computes features."""
 
 
 @functools.cache
@@ -258,7 +256,7 @@ def _projection(width: int, output_dim: int, kind: str | None) -> nn.Module:
 
 @contextlib.contextmanager
 def own_text_towers() -> Iterator[None]:
-    """Meanwhile open_clip builds its towers of transformers as :class:`HFTextTower`."""
+    """Let open_clip build its towers of transformers as :class:`HFTextTower`."""
     with without_wandb():
         import open_clip
 

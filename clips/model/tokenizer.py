@@ -23,7 +23,7 @@ from clips.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-PAD, BOS, EOS, UNKNOWN, CLASS = 0, 1, 2, 100, 101
+PAD, BOS, EOS, CLASS = 0, 1, 2, 101
 VOCAB_SIZE = 32_000  # rows of the embedding table and of the caption head; the vocabulary fills 30,522 of them
 CONTEXT_LENGTH = 80
 VOCAB_FILE = Path(__file__).parent / "vocab" / "vocab.txt"

@@ -271,13 +271,13 @@ def profile_validation(
 @contextlib.contextmanager
 def _fake_processes(count: int) -> Iterator[None]:
     """Simulate ``count`` processes in `clips.model.losses`, without communication."""
-    before = losses.world_size, losses.rank, losses.dist
-    no_communication: Any = types.SimpleNamespace(all_gather_into_tensor=_no_op, reduce_scatter_tensor=_no_op)
-    losses.world_size, losses.rank, losses.dist = (lambda: count), (lambda: 0), no_communication
-    try:
+    no_communication = types.SimpleNamespace(all_gather_into_tensor=_no_op, reduce_scatter_tensor=_no_op)
+    with (
+        replaced(losses, "world_size", lambda: count),
+        replaced(losses, "rank", lambda: 0),
+        replaced(losses, "dist", no_communication),
+    ):
         yield
-    finally:
-        losses.world_size, losses.rank, losses.dist = before
 
 
 def _no_op(*arguments: Any, **named: Any) -> None:

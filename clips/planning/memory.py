@@ -146,8 +146,8 @@ class MemoryModel:
         if at_once >= local:
             peak = _peak(*self._timeline(local, layout), gradient_shards, contrast)
         else:
-            kept = 1 + len(self.model.recipe.encoded) if self.model.recipe.encoded else 0
-            features = 2 * local * self.model.model_cfg["embed_dim"] * kept * _FLOAT32
+            outputs = 1 + len(self.model.recipe.encoded) if self.model.recipe.encoded else 0
+            features = 2 * local * self.model.model_cfg["embed_dim"] * outputs * _FLOAT32
             persistent["batch"] += features  # and their gradients
             # With micro-batches, gradients exist throughout and the contrastive loss is computed before.
             peak = _peak(*self._timeline(at_once, layout), math.inf, 0.0)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clips.data.formats.dataset_format import Dataset, ImageRegion, Location, Pair
-from clips.data.formats.rows import holds_rows, open_rows
+from clips.data.formats.rows import is_datasets, open_rows
 from clips.data.images import image_exists
 from clips.data.lazy_images import FileImage, ImageColumn, TableImage
 from clips.errors import UserError
@@ -97,7 +97,7 @@ def read_valse(location: Location) -> Dataset[Pair]:
 
 def read_winoground(location: Location) -> Dataset[Pair]:
     """The Hub's dataset: parquet with its images, or ``examples.jsonl`` with a directory of PNGs."""
-    if holds_rows(location.path):
+    if is_datasets(location):
         return Dataset(records=_winoground_rows(location))
     file, root = location.file("examples.jsonl"), location.image_root("images")
 

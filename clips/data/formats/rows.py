@@ -40,14 +40,10 @@ def has_splits(directory: Path) -> bool:
     return (directory / "dataset_dict.json").is_file() or not (directory / "state.json").is_file()
 
 
-def holds_rows(directory: Path) -> bool:
-    """Whether a directory contains parquet files, or a dataset of ``save_to_disk``."""
-    return is_saved(directory) or (directory.is_dir() and next(directory.rglob("*.parquet"), None) is not None)
-
-
 def is_datasets(location: Location) -> bool:
     """Parquet files, or a dataset of ``save_to_disk``."""
-    return holds_rows(location.path)
+    directory = location.path
+    return is_saved(directory) or (directory.is_dir() and next(directory.rglob("*.parquet"), None) is not None)
 
 
 def open_rows(path: str, subset: str | None, split: str) -> Any:
