@@ -18,6 +18,7 @@ import csv
 import json
 import string
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +49,12 @@ def read_rows() -> list[dict[str, str]]:
 
 def spread(rows: list[dict[str, str]]) -> list[dict[str, str]]:
     """Interleave the categories, each evenly over the whole list."""
-    totals: dict[str, int] = {}
-    for row in rows:
-        totals[row["category"]] = totals.get(row["category"], 0) + 1
-    seen: dict[str, int] = {}
+    totals, seen = Counter(row["category"] for row in rows), Counter[str]()
     keyed = []
-    for number, row in enumerate(rows):
-        rank = seen.get(row["category"], 0)
-        seen[row["category"]] = rank + 1
-        keyed.append(((rank + 0.5) / totals[row["category"]], number, row))
-    return [row for _, _, row in sorted(keyed, key=lambda item: item[:2])]
+    for row in rows:
+        keyed.append(((seen[row["category"]] + 0.5) / totals[row["category"]], row))
+        seen[row["category"]] += 1
+    return [row for _, row in sorted(keyed, key=lambda item: item[0])]
 
 
 def regular_plural(name: str) -> str:

@@ -13,7 +13,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import matplotlib
 from judge_claims import read, t_interval
+from matplotlib.figure import Figure
 
 WORLDS = {
     "scenes": "scenes, like an MLLM's",
@@ -52,11 +54,6 @@ def by_world(scores: dict[str, dict[int, float]]) -> dict[str, dict[str, list[fl
 
 
 def main() -> int:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib.figure import Figure
-
     run, target = map(Path, sys.argv[1:])
     worlds = by_world(read(run))
     if not worlds:

@@ -13,6 +13,9 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import matplotlib
+from matplotlib.figure import Figure
+
 METRIC = "t2i_r1"
 COLORS = {"truncate": "#0072b2", "random": "#d55e00", "block": "#009e73", "sub_captions": "#cc79a7"}
 _REST = "#555555"
@@ -64,11 +67,6 @@ def draw_panel(axes: Any, title: str, curves: Curves) -> None:
 
 def main() -> None:
     """Write the figure of a study's output."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib.figure import Figure
-
     run, target = map(Path, sys.argv[1:])
     figures = read(run)
     columns = 3

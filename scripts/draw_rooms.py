@@ -50,38 +50,24 @@ def main() -> int:
 def rooms(package: str) -> nx.DiGraph:
     """The subpackages of a package and their imports."""
     folder = ROOT / package
-    files = {path: _imports(path, package) for path in folder.rglob("*.py") if path.stat().st_size}
+    files = nx.DiGraph()
+    files.add_nodes_from(path for path in folder.rglob("*.py") if path.stat().st_size)
+    files.add_edges_from([(path, target) for path in files for target in _imports(path, package) if target in files])
     home = {path: _room(path, folder) for path in files}
     graph = nx.DiGraph()
     graph.add_nodes_from(sorted({name for name in home.values() if name}))
     place = {path: name or _box_outside(path, files, home) for path, name in home.items()}
-    for path, targets in files.items():
-        for target in targets & files.keys():
-            if place[path] != place[target]:
-                graph.add_edge(place[path], place[target])
+    graph.add_edges_from((place[one], place[other]) for one, other in files.edges if place[one] != place[other])
     for name in graph:
         graph.nodes[name]["description"] = _description(folder, name, place)
     return graph
 
 
-def _box_outside(path: Path, files: dict[Path, set[Path]], home: dict[Path, str]) -> str:
+def _box_outside(path: Path, files: nx.DiGraph, home: dict[Path, str]) -> str:
     """The box of a module outside subpackages: below or above them, or its own box between them."""
-    below, above = _reached({path}, files), {user for user in files if path in _reached({user}, files)}
-    if not any(home[each] for each in above):
+    if not any(home[user] for user in nx.ancestors(files, path)):
         return ABOVE
-    return f"{path.stem}.py" if any(home[each] for each in below) else BELOW
-
-
-def _reached(paths: set[Path], files: dict[Path, set[Path]]) -> set[Path]:
-    """``paths`` and all files that they import, directly or indirectly."""
-    found: set[Path] = set()
-    waiting = list(paths)
-    while waiting:
-        path = waiting.pop()
-        if path in files and path not in found:
-            found.add(path)
-            waiting += files[path]
-    return found
+    return f"{path.stem}.py" if any(home[used] for used in nx.descendants(files, path)) else BELOW
 
 
 def _room(path: Path, folder: Path) -> str:
@@ -142,15 +128,12 @@ def draw(packages: dict[str, nx.DiGraph]) -> str:
 def _rows(graph: nx.DiGraph) -> list[list[str]]:
     """Subpackages in rows: none imports one of its own row or of a row above, except in a cycle."""
     whole = nx.condensation(graph)
-    depth: dict[int, int] = {}
-    for node in nx.topological_sort(whole):
-        depth[node] = max((depth[above] + 1 for above in whole.predecessors(node)), default=0)
-    rows: dict[int, list[str]] = {}
-    for node, row in depth.items():
-        rows.setdefault(row, []).extend(sorted(whole.nodes[node]["members"]))
     per_row = (WIDTH - 2 * MARGIN) // (BOX + GAP)
-    cut = [row[start : start + per_row] for _, row in sorted(rows.items()) for start in range(0, len(row), per_row)]
-    return [sorted(row) for row in cut]
+    rows = []
+    for nodes in nx.topological_generations(whole):
+        names = sorted(name for node in nodes for name in whole.nodes[node]["members"])
+        rows += [names[start : start + per_row] for start in range(0, len(names), per_row)]
+    return rows
 
 
 def _band(package: str, graph: nx.DiGraph, rows: list[list[str]], height: int) -> Iterator[str]:

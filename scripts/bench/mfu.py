@@ -53,7 +53,7 @@ def add_step_arguments(parser: argparse.ArgumentParser) -> None:
     add_batch_arguments(parser)
     parser.add_argument("--compile", action="store_true", help="torch.compile of the layers")
     parser.add_argument(
-        "--checkpointing", action="store_true", help="compute activations again instead of keeping them"
+        "--checkpointing", action="store_true", help="compute activations again instead of storing them"
     )
 
 

@@ -143,7 +143,7 @@ def random_batch(model: Any, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def disagreements(losses: dict[str, float]) -> list[str]:
-    """What is wrong with the losses of ``sdpa`` and ``varlen``."""
+    """Differences between the losses of ``sdpa`` and ``varlen``, as messages."""
     if not {"sdpa", VARLEN} <= set(losses):
         return []
     ours, theirs = losses["sdpa"], losses[VARLEN]
@@ -152,7 +152,7 @@ def disagreements(losses: dict[str, float]) -> list[str]:
 
 
 def ligers_disagreements(weight: Tensor, args: argparse.Namespace) -> list[str]:
-    """What is wrong with the loss of Liger and its gradients, on a GPU where it is installed."""
+    """Differences of Liger's loss and gradients from torch's, as messages, on a GPU where it is installed."""
     if args.device != "cuda" or importlib.util.find_spec("liger_kernel") is None:
         return []
     hidden = torch.randn(256, weight.shape[1], device=weight.device, dtype=weight.dtype)

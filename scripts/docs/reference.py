@@ -160,30 +160,20 @@ def markdown(text: str) -> str:
     )
 
 
-def default_values(config: type, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted names and defaults, also of nested configs; "required" for a field without default."""
+def default_values(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted names and defaults of a config class, "required" for a field without default; or values of a config."""
     for field in dataclasses.fields(config):
-        if field.default is not dataclasses.MISSING:
-            made: Any = field.default
+        name, value = prefix + field.name, field.default
+        if not isinstance(config, type):
+            value = getattr(config, field.name)
         elif field.default_factory is not dataclasses.MISSING:
-            made = field.default_factory()
+            value = field.default_factory()
+        if value is dataclasses.MISSING:
+            yield name, "required"
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            yield from default_values(value, f"{name}.")
         else:
-            yield prefix + field.name, "required"
-            continue
-        if dataclasses.is_dataclass(made) and not isinstance(made, type):
-            yield from ((f"{prefix}{field.name}.{name}", value) for name, value in values_of(made))
-        else:
-            yield prefix + field.name, shown(made)
-
-
-def values_of(made: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted names and values of a config that is a default."""
-    for field in dataclasses.fields(made):
-        value = getattr(made, field.name)
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            yield from values_of(value, f"{prefix}{field.name}.")
-        else:
-            yield prefix + field.name, shown(value)
+            yield name, shown(value)
 
 
 def shown(value: Any) -> str:

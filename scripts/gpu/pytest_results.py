@@ -32,7 +32,7 @@ class _Recorder:
             file.write(json.dumps({"script": "pytest", **values}) + "\n")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Count a test by its call, or by what kept it from being called."""
+        """Count a test by its call, or by the reason why it was not called."""
         if report.when == "call" or not report.passed:
             _counts[report.outcome] += 1
             if report.failed:
