@@ -72,7 +72,7 @@ def load_encoder(directory: str | Path) -> LoadedEncoder:
         UserError: the directory or its config or weights are missing, invalid or do not match.
     """
     directory = Path(directory)
-    config = _read_config(directory)
+    config = read_config(directory)
     weights = directory / OPEN_CLIP_WEIGHTS
     if not weights.is_file():
         raise UserError(f"{weights}: missing; expected the encoder's weights")
@@ -140,7 +140,8 @@ def load_captioner(directory: str | Path) -> Captioner:
     return captioner.eval()
 
 
-def _read_config(directory: Path) -> dict[str, Any]:
+def read_config(directory: Path) -> dict[str, Any]:
+    """The content of an encoder directory's open_clip_config.json. Raises UserError unless it has a ``model_cfg``."""
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory; expected an encoder directory")
     path = directory / OPEN_CLIP_CONFIG

@@ -10,13 +10,12 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from clips.core.artifact import HASH_EXCLUDED_FILES, atomic_artifact_dir, log_info, write_manifest
 from clips.errors import UserError, error_reason
 from clips.model_card import license_from_manifest, write_card
 from clips.model_refs import CAPTIONER_CONFIG, CAPTIONER_WEIGHTS, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
-from clips.text_files import safe_json_loads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,8 +42,10 @@ class SoupConfig:
 
 def run_soup(config: SoupConfig) -> None:
     """Run `clips soup`."""
+    from clips.encoder import read_config
+
     encoders = [Path(path) for path in config.encoders]
-    settings = [_read_settings(encoder) for encoder in encoders]
+    settings = [read_config(encoder) for encoder in encoders]
     for encoder, found in zip(encoders, settings, strict=True):
         if found != settings[0]:
             raise UserError(f"{encoder / OPEN_CLIP_CONFIG}: expected the settings of {encoders[0]}, which differ")
@@ -63,14 +64,6 @@ def run_soup(config: SoupConfig) -> None:
         write_manifest(partial, kind="encoder", config=config, parents=parents, license=license)
         write_card(partial, "soup", config=config, license=license, cfg=settings[0]["model_cfg"])
     log_info(f"{config.output}: the mean of {len(encoders)} encoders")
-
-
-def _read_settings(encoder: Path) -> Any:
-    try:
-        return safe_json_loads((encoder / OPEN_CLIP_CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = error_reason(error)
-        raise UserError(f"{encoder}: expected an encoder directory with {OPEN_CLIP_CONFIG} ({reason})") from None
 
 
 def _average(files: list[Path], output: Path) -> None:

@@ -53,6 +53,10 @@ def test_models_that_do_not_match_are_rejected(encoders: list[Path], tmp_path: P
         SoupConfig(encoders=("a",), output="b")
     with pytest.raises(UserError, match="expected an encoder directory"):
         run_soup(SoupConfig(encoders=(str(encoders[0]), str(tmp_path)), output=str(tmp_path / "soup")))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "open_clip_config.json").write_text("{}")
+    with pytest.raises(UserError, match="expected an object with 'model_cfg'"):
+        run_soup(SoupConfig(encoders=(str(tmp_path / "other"),) * 2, output=str(tmp_path / "soup")))
     assert not (tmp_path / "soup").exists()
 
 
