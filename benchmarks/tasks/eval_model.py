@@ -85,13 +85,11 @@ class EvalModel:
         Raises:
             UserError: there is none, or it cannot be loaded.
         """
-        if self.config.encoder is not None and parse_spec(self.config.encoder)[0] == "transformers":
+        if self.is_bare_tower:
             from benchmarks.tasks.encoders.transformers_encoder import load_transformers_encoder
 
-            return load_transformers_encoder(self.path("encoder"), self.device, self.config.dtype)
-        from benchmarks.tasks.encoders.embedding import load_dual_encoder
-
-        return self._narrowed(load_dual_encoder(self.path("encoder"), self.device, self.config.dtype))
+            return self._narrowed(load_transformers_encoder(self.path("encoder"), self.device, self.config.dtype))
+        return self._load_open_clip("encoder")
 
     @functools.cached_property
     def tower(self) -> DualEncoder:
@@ -104,11 +102,12 @@ class EvalModel:
             from benchmarks.tasks.encoders.image_tower import load_image_tower
 
             return self._narrowed(load_image_tower(str(self.config.encoder), self.device, self.config.dtype))
-        if has_text_tower(self.path("tower")):
-            return self.encoder
+        return self.encoder if has_text_tower(self.path("tower")) else self._load_open_clip("tower")
+
+    def _load_open_clip(self, needs: RequiredModel) -> DualEncoder:
         from benchmarks.tasks.encoders.embedding import load_dual_encoder
 
-        return self._narrowed(load_dual_encoder(self.path("tower"), self.device, self.config.dtype))
+        return self._narrowed(load_dual_encoder(self.path(needs), self.device, self.config.dtype))
 
     def _narrowed(self, encoder: DualEncoder) -> DualEncoder:
         return dataclasses.replace(encoder, width=self.config.embedding_width)
@@ -169,7 +168,7 @@ class EvalModel:
             raise UserError(f"{field}: {_EXPECTED[needs]}")
         if needs == "encoder" and parse_spec(given)[0] in ("timm", "several"):
             raise UserError(f"{field}: '{given}' has no text tower; {_EXPECTED[needs]}")
-        source, reference = parse_spec(given) if needs == "encoder" else ("transformers", given)
+        source, reference = ("transformers", given) if needs == "llava" else parse_spec(given)
         path = resolve_model_dir(reference, field) if source == "transformers" else resolve_open_clip_dir(given)
         if not path.is_dir():
             raise UserError(f"{field}: {given}: no such directory; {_EXPECTED[needs]}")

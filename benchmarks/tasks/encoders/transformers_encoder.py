@@ -1,6 +1,7 @@
 """Encoders with a text tower that transformers loads: CLIP, MetaCLIP 2, SigLIP, SigLIP 2, AIMv2, TIPSv2.
 
-Images of SigLIP 2 NaFlex keep their aspect ratio."""
+Images of SigLIP 2 NaFlex keep their aspect ratio.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +22,6 @@ _CLEANED_TEXTS = ("siglip", "siglip2")  # SigLIP 2's tokenizer of fixed resoluti
 _CLEANING = "canonicalize"  # as open_clip's configs of both do: lower case, no punctuation
 _MASKED_PADDING = ("tipsv2",)  # the text towers of the others were trained with visible or later padding
 _GRID_BASE = 256  # sizes of grids are stored as two digits, because larger numbers are not exact in bfloat16
-_RESAMPLING = {2: "bilinear", 3: "bicubic"}  # PIL's constants
 
 
 def load_transformers_encoder(path: str, device: str, precision: str) -> DualEncoder:
@@ -32,6 +32,7 @@ def load_transformers_encoder(path: str, device: str, precision: str) -> DualEnc
     """
     import torch
     from open_clip.tokenizer import get_clean_fn
+    from PIL.Image import Resampling
     from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
     from clips.model.loading import library_errors_as_user_errors, load_pretrained
@@ -69,7 +70,7 @@ def load_transformers_encoder(path: str, device: str, precision: str) -> DualEnc
     else:
         fit = "shortest" if getattr(images, "do_center_crop", False) else "squash"
         sizes = {"input_resolution": image_size_of(images), "input_resize": fit}
-    sizes |= {"input_interpolation": _RESAMPLING.get(int(images.resample), "bicubic")}
+    sizes |= {"input_interpolation": Resampling(int(images.resample)).name.lower()}
     sizes |= {"input_text_cleaning": f"open_clip's {_CLEANING}"} if cleaned else {}
     return DualEncoder(
         model=_Towers(model.to(device=device, dtype=getattr(torch, precision)).eval(), padding, native=native),
