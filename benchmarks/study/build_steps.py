@@ -293,10 +293,13 @@ def _row(
 
 
 def _locate(spec: str, paths: Mapping[str, str]) -> str:
-    """An encoder spec in which ``transformers:$name/…`` is below the study's path of that name."""
-    source, _, reference = spec.partition(f":{PATH_PREFIX}")
-    name, _, below = reference.partition("/")
-    return f"{source}:{Path(paths[name], below)}" if name in paths else spec
+    """An encoder spec with ``$name/…`` below the study's path of that name."""
+    located = ""
+    for piece in split_refs(spec, "encoder"):
+        name, _, below = piece.reference.removeprefix(PATH_PREFIX).partition("/")
+        is_named = piece.reference.startswith(PATH_PREFIX) and name in paths
+        located += piece.before + (str(Path(paths[name], below)) if is_named else piece.reference)
+    return located
 
 
 def _reason_without_text(spec: str) -> str:

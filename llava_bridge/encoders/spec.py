@@ -113,7 +113,7 @@ def has_text_tower(spec: str) -> bool:
         return config.is_file() and _read_object(config).get("model_type") in DUAL_MODELS
     if (config := Path(spec) / OPEN_CLIP_CONFIG).is_file():
         return "text_cfg" in _read_object(config).get("model_cfg", {"text_cfg": None})
-    return not spec.startswith("timm:")
+    return not spec.startswith(("timm:", "several:"))
 
 
 def _read_object(file: Path) -> dict[str, Any]:
