@@ -171,6 +171,13 @@ def test_no_question_sees_one_of_its_own_images():
         other_images([first], [[first.copy()]])
 
 
+def test_a_shuffled_run_needs_an_image_of_another_case(places, tmp_path):
+    data = _winoground(tmp_path / "data")
+    config = BenchmarkConfig(name="winoground_likelihood", data=str(data), blind=("shuffled",), limit=1)
+    with pytest.raises(UserError, match="expected an image that is not one of the question's"):
+        world.measure(tmp_path / "results", config, llava=places / "llava")
+
+
 def test_a_blank_image_has_the_size_of_the_image_where_it_matters(places):
     _, processor = load_llava(places / "llava", "cpu")
     own = [Image.new("RGB", size) for size in ((30, 40), (90, 20))]

@@ -57,7 +57,7 @@ def add_blind_columns(items: pd.DataFrame, rows: Sequence[int], answers: Mapping
     Args:
         items: the table; changed in place.
         rows: (B,) positions of the questions of the blind runs.
-        answers: kind, or `SIGHTED` → item column → (B,) values; of other than numbers only ``prediction`` is kept.
+        answers: kind, or `SIGHTED` → item column → (B,) values; of other than numbers only ``prediction`` is stored.
     """
     marked = np.zeros(len(items), bool)
     marked[list(rows)] = True

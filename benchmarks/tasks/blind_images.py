@@ -7,6 +7,7 @@ data's hash. The first ones are drawn, and each is replaced by the next one: a d
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _FIXED_SIZES = ("pad", "squash", "shortest side, center crop")
 """Resize modes after which a blank image is the same for every size; pad fills with the mean color, too."""
 _DEFAULT_SIZE = (336, 336)
+NO_OTHER_IMAGE = "benchmarks.blind: expected an image that is not one of the question's, found none in the data"
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,10 @@ class BlindSample:
     order: tuple[str, ...]
     count: int
 
+    @functools.cached_property
+    def _places(self) -> dict[str, int]:
+        return {name: place for place, name in enumerate(self.order)}
+
     def rows(self, images: Sequence[str | None]) -> list[int]:
         """The positions of the items whose image is drawn."""
         drawn = set(self.order[: self.count])
@@ -41,8 +47,8 @@ class BlindSample:
 
     def others(self, image: str) -> Iterator[str]:
         """The images that may replace an image, the preferred one first; never the image itself."""
-        place = self.order.index(image)
-        yield from (*self.order[place + 1 :], *self.order[:place])
+        place, count = self._places[image], len(self.order)
+        return (self.order[(place + step) % count] for step in range(1, count))
 
 
 def draw_sample(images: Sequence[str | None], data_hash: str, ratio: float, *, more: Iterable[str] = ()) -> BlindSample:
@@ -94,7 +100,7 @@ def other_images(own: Sequence[Image], candidates: Iterable[Sequence[Image]]) ->
     for images in candidates:
         if others := [image for image in images if image_hash_name(image) not in known]:
             return [others[number % len(others)] for number in range(len(own))]
-    raise UserError("benchmarks.blind: expected an image that is not one of the question's, found none in the data")
+    raise UserError(NO_OTHER_IMAGE)
 
 
 def blind_settings(config: BenchmarkConfig, processor: Any) -> Entries:

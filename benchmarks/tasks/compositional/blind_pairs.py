@@ -8,11 +8,12 @@ import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.tasks.blind_images import blank_images, draw_sample, mean_color
+from benchmarks.tasks.blind_images import NO_OTHER_IMAGE, blank_images, draw_sample, mean_color
 from benchmarks.tasks.data.pair_sets import PairSet
 from benchmarks.tasks.mllm.llava_input import input_settings
 from clips.data.formats.dataset_format import ImageRegion
 from clips.data.lazy_images import LazyImage
+from clips.errors import UserError
 
 if TYPE_CHECKING:
     from benchmarks.tasks.run_config import BenchmarkConfig
@@ -68,6 +69,8 @@ def blind_pairs(pairs: PairSet, config: BenchmarkConfig, processor: Any) -> Blin
     def shuffled(own: Sequence[ImageRegion]) -> tuple[ImageRegion, ...]:
         taken = {files[region] for region in own}
         others = [name for name in sample.others(files[own[0]]) if name not in taken]
+        if not others:
+            raise UserError(NO_OTHER_IMAGE)
         return tuple(regions[others[number % len(others)]] for number in range(len(own)))
 
     replace: dict[str, Callable[[Sequence[ImageRegion]], tuple[ImageRegion, ...]]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,8 @@ class BlindView:
     Args:
         kind: of the run, or `SIGHTED` for the own images, whose answers are cached.
         numbers: index among the selected questions → among all.
-        donors: index among the selected questions → questions whose images may replace its own.
+        sample: the images of the questions in their random order.
+        names: index among all evaluated questions → its image.
         documents: all questions of the data.
         processor: the LLaVA's.
         resize: how its preprocessing resizes images.
@@ -41,7 +43,8 @@ class BlindView:
 
     kind: str
     numbers: Sequence[int]
-    donors: Mapping[int, Sequence[int]]
+    sample: BlindSample
+    names: Mapping[int, str]
     documents: Any
     processor: Any
     resize: str
@@ -49,15 +52,24 @@ class BlindView:
     def condition(self, number: int) -> list[Any]:
         """The part of an answer's cache key that depends on the image."""
         shuffled = self.kind == "shuffled"
-        return [] if self.kind == SIGHTED else [self.kind, self.donors[number][0] if shuffled else None]
+        return [] if self.kind == SIGHTED else [self.kind, next(self._donors(number)) if shuffled else None]
 
     def visuals(self, number: int, own: Sequence[Image], to_visual: Any) -> list[Image]:
         """The images in place of a question's own."""
         if self.kind == "blank":
             return blank_images(self.processor, own, self.resize)
         if self.kind == "shuffled":
-            return other_images(own, (to_visual(self.documents[donor]) or [] for donor in self.donors[number]))
+            return other_images(own, (to_visual(self.documents[donor]) or [] for donor in self._donors(number)))
         return list(own)
+
+    def _donors(self, number: int) -> Iterator[int]:
+        """One question for each image that may replace that of a question, the preferred one first."""
+        return (self._first[image] for image in self.sample.others(self.names[self.numbers[number]]))
+
+    @functools.cached_property
+    def _first(self) -> dict[str, int]:
+        """Image → the first question about it."""
+        return {name: number for number, name in sorted(self.names.items(), reverse=True)}
 
 
 def blind_views(
@@ -72,30 +84,22 @@ def blind_views(
         images: index of each evaluated question → its first image.
         data_hash: of the data; determines the questions.
     """
-    asked = sorted(images)
-    sample = draw_sample([images[number].name for number in asked], data_hash, config.blind_items)
-    numbers = [asked[row] for row in sample.rows([images[number].name for number in asked])]
-    donors = _donors(sample, numbers, {number: images[number].name for number in asked})
+    names = {number: images[number].name for number in sorted(images)}
+    sample = draw_sample([*names.values()], data_hash, config.blind_items)
+    asked = [*names]
+    numbers = [asked[row] for row in sample.rows([*names.values()])]
     documents = task.eval_docs
     select_questions(task, numbers)
     for kind in (SIGHTED, *config.blind):
         yield BlindView(
             kind=kind,
             numbers=numbers,
-            donors=donors,
+            sample=sample,
+            names=names,
             documents=documents,
             processor=model.processor,
             resize=str(input_settings(model.processor)["input_resize"]),
         )
-
-
-def _donors(sample: BlindSample, numbers: Sequence[int], names: Mapping[int, str]) -> dict[int, list[int]]:
-    """Index among the selected questions → one question for each other image, the preferred one first."""
-    first: dict[str, int] = {}
-    for number in sorted(names):
-        first.setdefault(names[number], number)
-    by_image = {name: [first[other] for other in sample.others(name)] for name in {names[each] for each in numbers}}
-    return {row: by_image[names[number]] for row, number in enumerate(numbers)}
 
 
 @contextlib.contextmanager
