@@ -32,7 +32,6 @@ def start_child(
         locks: descriptors of locks that it inherits and holds until it has ended.
         on_death: the signal that the kernel sends to it when this process dies.
     """
-
     return subprocess.Popen(
         words,
         stdin=subprocess.DEVNULL,

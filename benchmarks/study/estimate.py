@@ -177,12 +177,11 @@ def _evaluation(step: Step, steps: Mapping[str, Step], count: int, gpu: str | No
     sizes = sizes_of(config, vision=_trained_vision(trained, steps), llm=_trained_llm(trained, steps))
     if sizes.vision is None:
         return UNKNOWN_ESTIMATE
-    totals = {each["name"]: get_benchmark(each.get("task") or each["name"]).items for each in step.config["benchmarks"]}
-    configs = {each["name"]: each for each in step.config["benchmarks"]}
-    items = sum(_questions(configs[name], total) for name, total in totals.items() if total)
+    totals = [(each, get_benchmark(each.get("task") or each["name"]).items) for each in step.config["benchmarks"]]
+    items = sum(_questions(settings, total) for settings, total in totals if total)
     flops = sizes.tiles * sizes.vision.flops + sizes.llm.forward_flops(sizes.tokens + ASSUMED_TEXT_TOKENS["align"])
     seconds = items * flops / (GPUS[gpu].peak("bf16") * ASSUMED_MFU * count)
-    excluded = _excluded([name for name, total in totals.items() if not total])
+    excluded = _excluded([settings["name"] for settings, total in totals if not total])
     return CostEstimate(
         basis=f"lower bound for {count} × {gpu}: {items:,} questions read, without generation{excluded}",
         seconds=seconds,
@@ -192,9 +191,7 @@ def _evaluation(step: Step, steps: Mapping[str, Step], count: int, gpu: str | No
 
 
 def _questions(settings: Mapping[str, Any], total: int) -> int:
-    """The questions of an MLLM benchmark; a blank image is computed once, so that its run reads nothing more."""
-    from benchmarks.tasks.run_config import BenchmarkConfig
-
+    """The questions that an MLLM benchmark reads, without those about a blank image, which is encoded once."""
     asked: int = min(settings.get("limit") or total, total)
     ratio: float = settings.get("blind_items", BenchmarkConfig.blind_items)
     return asked + (round(asked * ratio) if "shuffled" in (settings.get("blind") or ()) else 0)
