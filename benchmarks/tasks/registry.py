@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import difflib
+from pathlib import Path
 from typing import Any
 
 from benchmarks.tasks.benchmark import Benchmark
@@ -11,7 +13,7 @@ from benchmarks.tasks.run_config import BLIND_FIELDS, RequiredModel
 from clips.errors import UserError
 
 
-def lmms_benchmark(about: str, task: str, folder: str, dataset: str, **more: Any) -> Benchmark:
+def lmms_benchmark(about: str, task: str, folder: str, dataset: str, *, own: str = "") -> Benchmark:
     """The benchmark of an lmms-eval task."""
     judge = ("judge_model", "judge_url", "judge_key_env")
     return Benchmark(
@@ -24,15 +26,31 @@ def lmms_benchmark(about: str, task: str, folder: str, dataset: str, **more: Any
         folder=folder,
         dataset=dataset,
         takes=("max_new_tokens", "exclude_metrics", *BLIND_FIELDS, *judge),
-        **more,
+        own=own,
     )
 
 
-def _lmms_entry(
-    name: str, about: str, dataset: str, size: str, items: int, license: str, *, folder: str = "", **more: Any
-) -> dict[str, Benchmark]:
-    dataset = dataset if "/" in dataset else f"lmms-lab-encoder/{dataset}"
-    return {name: lmms_benchmark(about, name, folder or name, dataset, size=size, items=items, license=license, **more)}
+def _listed_tasks() -> dict[str, Benchmark]:
+    """The benchmarks of ``lmms_tasks.csv``.
+
+    ``size`` is that of the files that the task reads (as stated on the Hub), ``items`` the number in the evaluated split,
+    ``license`` that of the questions as the sources state it (docs/protocols.md); empty if unknown.
+    """
+    found = {}
+    with Path(__file__).with_name("lmms_tasks.csv").open(encoding="utf-8", newline="") as stream:
+        for row in csv.DictReader(stream):
+            entry = lmms_benchmark(row["about"], row["name"], row["folder"], row["dataset"])
+            found[entry.task] = dataclasses.replace(
+                entry,
+                size=row["size"],
+                items=int(row["items"]),
+                license=row["license"],
+                also=(row["also"],) if row["also"] else (),
+                max_new_tokens=int(row["max_new_tokens"]) if row["max_new_tokens"] else None,
+                judged=row["judged"] == "true",
+                trivial_baseline_note=row["trivial_baseline_note"],
+            )
+    return found
 
 
 _CAPTION_SETS = ("split", "image_root", "captions_per_image", "format", "subset", "image_column", "caption_columns")
@@ -146,185 +164,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         items=400,
         license="its own terms, for research",
     ),
-    # name, description, Hub dataset, size of the files that the task reads (as stated on the Hub), number of items of
-    # the evaluated split, license of the questions as the sources state it (docs/protocols.md)
-    **_lmms_entry("pope", "is an object in the image: yes or no", "POPE", "255 MB", 9000, "MIT"),
-    **_lmms_entry("mme", "yes-no questions in pairs, fourteen abilities", "MME", "865 MB", 2374, "for research"),
-    **_lmms_entry(
-        "gqa",
-        "one-word answers about objects, attributes, relations",
-        "GQA",
-        "66 MB",
-        12578,
-        "MIT (hub's card)",
-        also=("testdev_balanced_images",),
-    ),
-    **_lmms_entry(
-        "textvqa_val",
-        "reading text in images",
-        "textvqa",
-        "920 MB",
-        5000,
-        "CC BY 4.0",
-        folder="textvqa",
-        max_new_tokens=32,
-    ),
-    **_lmms_entry(
-        "nocaps_val", "captions against ten human ones", "NoCaps", "1.4 GB", 4500, "CC BY 2.0", folder="nocaps"
-    ),
-    **_lmms_entry(
-        "mmmu_val",
-        "college exam questions in thirty subjects, most with four options",
-        "MMMU",
-        "341 MB",
-        900,
-        "Apache-2.0",
-        folder="mmmu",
-        trivial_baseline_note="Answers that its scorer cannot read are guessed by it.",
-    ),
-    **_lmms_entry("chartqa", "questions about charts; numbers may be off by 5 %", "ChartQA", "73 MB", 2500, "GPL-3.0"),
-    **_lmms_entry(
-        "mmvet",
-        "open questions that need several abilities, graded by a judge",
-        "MMVet",
-        "67 MB",
-        218,
-        "CC BY-NC 4.0",
-        judged=True,
-    ),
-    **_lmms_entry(
-        "llava_in_the_wild",
-        "open questions about 24 images, answers compared with GPT-4's by a judge (LLaVA-Bench)",
-        "llava-bench-in-the-wild",
-        "",
-        60,
-        "Apache-2.0",
-        folder="llava-in-the-wild",
-        judged=True,
-    ),
-    **_lmms_entry(
-        "llava_bench_coco",
-        "open questions about 30 COCO images, answers compared with GPT-4's by a judge (LLaVA-Bench)",
-        "llava-bench-coco",
-        "",
-        90,
-        "Apache-2.0",
-        folder="llava-bench-coco",
-        judged=True,
-    ),
-    **_lmms_entry("ocrbench", "reading text of ten types, points of 1,000", "echo840/OCRBench", "", 1000, "MIT"),
-    **_lmms_entry(
-        "scienceqa_img",
-        "school science questions with an image, two to five options",
-        "ScienceQA",
-        "",
-        2017,
-        "CC BY-NC-SA 4.0",
-        folder="scienceqa",
-    ),
-    **_lmms_entry(
-        "seedbench",
-        "multiple choice about images and frames of videos (SEED-Bench)",
-        "SEED-Bench",
-        "",
-        17990,
-        "CC BY-NC 4.0",
-        max_new_tokens=16,
-    ),
-    **_lmms_entry(
-        "mmbench_en_dev",
-        "multiple choice in twenty abilities, with the options in every order (a judge reads unclear answers)",
-        "MMBench",
-        "97 MB",
-        4329,
-        "CC BY 4.0",
-        folder="mmbench",
-        judged=True,
-    ),
-    **_lmms_entry(
-        "mmbench_en_dev_static",
-        "the same without a judge: unclear answers are read by patterns",
-        "MMBench",
-        "97 MB",
-        4329,
-        "CC BY 4.0",
-        folder="mmbench",
-    ),
-    **{
-        name: entry
-        for task, about, items, size in (
-            ("cv_bench", "multiple choice about counts, positions, depth and distances (CV-Bench)", 2638, "405 MB"),
-            ("cv_bench_2d", "its questions in the image plane: count, position", 1438, "185 MB"),
-            ("cv_bench_3d", "its questions in space: depth, distance", 1200, "220 MB"),
-        )
-        for name, entry in _lmms_entry(
-            task, about, "nyu-visionx/CV-Bench", size, items, "Apache-2.0", folder="cv_bench"
-        ).items()
-    },
-    **_lmms_entry("ai2d", "multiple choice about diagrams of school science", "ai2d", "140 MB", 3088, "CC BY-SA"),
-    **_lmms_entry(
-        "docvqa_val",
-        "reading scanned documents",
-        "DocVQA",
-        "5.0 GB",
-        5349,
-        "of its challenge (registration)",
-        folder="docvqa",
-    ),
-    **_lmms_entry(
-        "infovqa_val",
-        "reading infographics",
-        "DocVQA",
-        "3.7 GB",
-        2801,
-        "of its challenge (registration)",
-        folder="infovqa",
-    ),
-    **_lmms_entry(
-        "refcoco_bbox_rec_val",
-        "box of the object that an expression names, as text",
-        "RefCOCO",
-        "1.1 GB",
-        8811,
-        "Apache-2.0",
-        folder="refcoco",
-        max_new_tokens=64,
-    ),
-    **_lmms_entry(
-        "vqav2_val",
-        "short answers to open questions about COCO images",
-        "VQAv2",
-        "",
-        214354,
-        "CC BY 4.0",
-        folder="vqav2",
-    ),
-    **_lmms_entry(
-        "mmstar",
-        "multiple choice that cannot be answered without the image, six abilities",
-        "Lin-Chen/MMStar",
-        "42 MB",
-        1500,
-        "as its sources",
-    ),
-    **_lmms_entry(
-        "realworldqa",
-        "spatial questions about photographs, many from cars",
-        "RealWorldQA",
-        "678 MB",
-        765,
-        "CC BY-ND 4.0",
-    ),
-    **_lmms_entry(
-        "hallusion_bench_image",
-        "yes-no questions on images and their edited copies, answers read by a judge (HallusionBench)",
-        "HallusionBench",
-        "147 MB",
-        951,
-        "BSD-3-Clause",
-        folder="hallusion_bench",
-        judged=True,
-    ),
+    **_listed_tasks(),
 }
 
 
