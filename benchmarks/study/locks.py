@@ -33,19 +33,17 @@ def acquire(path: Path, *, wait: bool = False) -> int | None:
 
 def is_at_work(output: Path, name: str) -> bool:
     """Whether a process holds the lock of a step, on this machine or on another one with the same file system."""
-    path = step_directory(output, name) / LOCK
-    if not path.is_file():
-        return False
-    descriptor = acquire(path)
-    if descriptor is not None:
-        os.close(descriptor)
-    return descriptor is None
+    return _is_locked(step_directory(output, name) / LOCK)
 
 
 def runner_lives(output: Path) -> bool:
     """Whether a runner holds the lock of a study, on this machine or on another one with the same file system."""
+    return _is_locked(output / LOCK)
+
+
+def _is_locked(path: Path) -> bool:
     try:
-        descriptor = os.open(output / LOCK, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY)
     except OSError:
         return False
     try:

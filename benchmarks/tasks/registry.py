@@ -33,8 +33,8 @@ def lmms_benchmark(about: str, task: str, folder: str, dataset: str, *, own: str
 def _listed_tasks() -> dict[str, Benchmark]:
     """The benchmarks of ``lmms_tasks.csv``.
 
-    ``size`` is that of the files that the task reads (as stated on the Hub), ``items`` the number in the evaluated split,
-    ``license`` that of the questions as the sources state it (docs/protocols.md); empty if unknown.
+    ``size`` is that of the files that the task reads, as stated on the Hub, ``items`` the number in the evaluated
+    split, ``license`` that of the questions, as the sources state it (docs/protocols.md); empty if unknown.
     """
     found = {}
     with Path(__file__).with_name("lmms_tasks.csv").open(encoding="utf-8", newline="") as stream:

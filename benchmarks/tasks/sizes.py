@@ -10,7 +10,7 @@ from benchmarks.results.results import Metric, Result
 from benchmarks.tasks.list_command import KNOWN_DATASETS
 from benchmarks.tasks.registry import BENCHMARKS
 
-_COUNTS = {"questions": "questions", "cases": "cases", "images": "images"}  # protocol entry → unit
+_UNITS = ("questions", "cases", "images")  # entries of protocols
 _TASK = "lmms-eval's "
 
 
@@ -58,8 +58,8 @@ def _first_names(names: Sequence[str], most: int = 4) -> str:
 
 def _used(result: Result) -> tuple[int, str]:
     """The number of items in the protocol, and their unit; 0 if it states none."""
-    for entry, unit in _COUNTS.items():
-        value = result.protocol.get(entry)
+    for unit in _UNITS:
+        value = result.protocol.get(unit)
         if isinstance(value, int):
             return value, unit
     return 0, ""

@@ -30,20 +30,26 @@ def no_chance_level(samples: Sequence[Sample]) -> ChanceLevels:
     return {}
 
 
+def right_answers(samples: Sequence[Sample], right: np.ndarray) -> Mapping[str, Any]:
+    """The item columns of a task without further ones: the (N,) right answers."""
+    return {"correct": right}
+
+
 def chance_over_options(
-    count: Callable[[Mapping[str, Any]], int], *columns: str
+    count: Callable[[Mapping[str, Any]], int],
+    columns: Callable[[Sequence[Sample], np.ndarray], Mapping[str, Any]] = right_answers,
 ) -> Callable[[Sequence[Sample]], ChanceLevels]:
     """Uniform guesses among the options of each question.
 
     Args:
         count: a question of the dataset → its number of options; 0 if it has none.
-        columns: the columns with 1 for a right answer.
+        columns: samples and (N,) right answers → the task's item columns.
     """
 
     def baseline(samples: Sequence[Sample]) -> ChanceLevels:
         options = np.array([count(sample["doc"]) for sample in samples], float)
         right = np.divide(1.0, options, out=np.zeros(len(options)), where=options > 0)
-        return {CHANCE: dict.fromkeys(columns, right)}
+        return {CHANCE: columns(samples, right)}
 
     return baseline
 
@@ -74,6 +80,11 @@ def count_realworldqa_options(doc: Mapping[str, Any]) -> int:
     return lettered or 2 * (str(doc["answer"]).strip().lower() in {"yes", "no"})
 
 
+def split_columns(name: str, values: np.ndarray, kinds: np.ndarray, known: Sequence[str]) -> dict[str, np.ndarray]:
+    """``<name>_<kind>``: (N,) values of the questions of each known kind that the data have, NaN outside it."""
+    return {f"{name}_{kind}": np.where(kinds == kind, values, np.nan) for kind in known if kind in kinds}
+
+
 def pope_chance(samples: Sequence[Sample]) -> ChanceLevels:
     """Random yes or no, and always yes."""
     is_yes = np.array([sample["pope_accuracy"]["ground_truth"] == "yes" for sample in samples], float)
@@ -87,11 +98,10 @@ def pope_chance(samples: Sequence[Sample]) -> ChanceLevels:
 def pope_kinds(samples: Sequence[Sample], **columns: np.ndarray) -> dict[str, np.ndarray]:
     """Columns per POPE category, NaN outside it, and ``kind`` if the data have all three."""
     kinds = np.array([str(sample.get("doc", {}).get("category")) for sample in samples])
-    present = [kind for kind in POPE_KINDS if kind in kinds]
-    parts = {f"{name}_{kind}": np.where(kinds == kind, values, np.nan)
-             for name, values in columns.items() for kind in present}  # fmt: skip
-    is_complete = len(present) == len(POPE_KINDS) and set(kinds) == set(present)
-    return parts | ({"kind": kinds.astype(object)} if is_complete else {})
+    parts: dict[str, np.ndarray] = {}
+    for name, values in columns.items():
+        parts |= split_columns(name, values, kinds, POPE_KINDS)
+    return parts | ({"kind": kinds.astype(object)} if set(kinds) == set(POPE_KINDS) else {})
 
 
 def mme_chance(samples: Sequence[Sample]) -> ChanceLevels:

@@ -9,12 +9,12 @@ interrupted download and replaces damaged files, from that commit.
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,9 @@ def _download_dataset(root: Path, name: str, entries: Sequence[Benchmark], *, up
     card = _download(name, info.sha, root / name, ["README.md"]) / "README.md"
     configurations = {each for entry in entries for each in (dataset_config_name(entry.task), *entry.also)}
     patterns = _patterns(card, configurations)
-    files = {each.rfilename: each for each in info.siblings if _matches(each.rfilename, patterns)}
+    files = {
+        each.rfilename: each for each in info.siblings if any(fnmatchcase(each.rfilename, glob) for glob in patterns)
+    }
     missing = [file for file in files if not (root / name / file).is_file()]
     size = sum(files[file].size or 0 for file in missing)
     if size > (free := shutil.disk_usage(root).free):
@@ -165,15 +167,15 @@ def _literal(name: str) -> str:
 def _patterns(card: Path, names: set[str | None]) -> list[str]:
     """Patterns of the files of some configurations, as the dataset's card lists them, or else of all files.
 
-    The card is YAML between two lines of dashes, ``configs: [{config_name, data_files: [{split, path}]}]``.
+    The card has ``configs: [{config_name, data_files: [{split, path}]}]``.
     """
-    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
-    parts = text.split("---\n", 2)
+    from huggingface_hub import metadata_load
+
     try:
-        content = yaml.safe_load(parts[1]) if text.startswith("---\n") and len(parts) == 3 else {}
-    except (yaml.YAMLError, ValueError, RecursionError):
+        content = metadata_load(card) or {}
+    except (OSError, yaml.YAMLError, ValueError, RecursionError):
         content = {}
-    listed = content.get("configs") if isinstance(content, Mapping) else None
+    listed = content.get("configs")
     if not isinstance(listed, list):
         return ["*"]
     by_name = {each["config_name"]: _paths(each.get("data_files")) for each in listed if "config_name" in each}
@@ -189,10 +191,6 @@ def _paths(data_files: Any) -> list[str]:
     if isinstance(data_files, Mapping):
         return _paths(data_files["path"]) if "path" in data_files else _paths(list(data_files.values()))
     return [path for each in data_files or [] for path in _paths(each)]
-
-
-def _matches(file: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(file, pattern) for pattern in patterns)
 
 
 def _checked_hash(folder: Path, file: str, info: Any) -> str:

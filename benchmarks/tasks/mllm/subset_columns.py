@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.results.results import CHANCE
 from benchmarks.tasks.evaluation import ChanceLevels
-from benchmarks.tasks.mllm.chance_levels import chance_over_options, count_mmmu_options, count_seedbench_options
+from benchmarks.tasks.mllm.chance_levels import split_columns
 from benchmarks.tasks.mllm.items import Sample
 
 MMMU_DISCIPLINES: Mapping[str, tuple[str, ...]] = {
@@ -48,61 +48,28 @@ def mmmu_columns(samples: Sequence[Sample], right: np.ndarray) -> dict[str, Any]
     disciplines = {subject: name for name, members in MMMU_DISCIPLINES.items() for subject in members}
     return {
         "correct": right,
-        "category": [disciplines.get(subject, "") for subject in subjects],
-        **{
-            f"correct_{subject}": np.where(subjects == subject, right, np.nan)
-            for subject in MMMU_SUBJECTS
-            if subject in subjects
-        },
+        "category": np.array([disciplines.get(subject, "") for subject in subjects], object),
+        **split_columns("correct", right, subjects, MMMU_SUBJECTS),
     }
-
-
-def mmmu_chance(samples: Sequence[Sample]) -> ChanceLevels:
-    """Uniform guesses among the options; no guess of an open answer is right."""
-    options = np.array([count_mmmu_options(sample["doc"]) for sample in samples], float)
-    right = np.divide(1.0, options, out=np.zeros(len(options)), where=options > 0)
-    return {CHANCE: {name: found for name, found in mmmu_columns(samples, right).items() if name != "category"}}
 
 
 def cv_bench_columns(samples: Sequence[Sample], right: np.ndarray) -> dict[str, Any]:
     """CV-Bench's columns: 2D and 3D questions with NaN outside, and the dataset of the image."""
-    kinds = np.array([sample["cv_bench_acc"]["type"] for sample in samples])
+    answers = [sample["cv_bench_acc"] for sample in samples]
     return {
         "correct": right,
-        "source": np.array([sample["cv_bench_acc"]["source"] for sample in samples]),
-        "category": [sample["cv_bench_acc"]["task"] for sample in samples],
-        **{f"correct_{kind.lower()}": np.where(kinds == kind, right, np.nan) for kind in ("2D", "3D") if kind in kinds},
+        "source": np.array([answer["source"] for answer in answers]),
+        "category": np.array([answer["task"] for answer in answers], object),
+        **split_columns("correct", right, np.array([answer["type"].lower() for answer in answers]), ("2d", "3d")),
     }
 
 
-def cv_bench_chance(samples: Sequence[Sample]) -> ChanceLevels:
-    """Uniform guesses among the choices."""
-    right = np.array([1 / len(sample["doc"]["choices"]) for sample in samples])
-    columns = cv_bench_columns(samples, right)
-    return {CHANCE: {name: found for name, found in columns.items() if name.startswith("correct")}}
-
-
-def seed_columns(samples: Sequence[Sample]) -> dict[str, Any]:
-    """SEED-Bench's columns: 1 for a right letter; of images and of videos with NaN outside."""
-    right = [float(_seed_right(sample["seed_all"])) for sample in samples]
-    columns = {"correct": np.array(right)}
+def seed_columns(samples: Sequence[Sample], right: np.ndarray) -> dict[str, Any]:
+    """SEED-Bench's columns: over all questions, and of images and of videos with NaN outside."""
+    columns = {"correct": right}
     for kind in ("image", "video"):
         columns[f"on_{kind}s"] = np.where([f"seed_{kind}" in sample for sample in samples], right, np.nan)
     return columns
-
-
-def seed_chance(samples: Sequence[Sample]) -> ChanceLevels:
-    """Uniform guesses among the choices."""
-    guess = chance_over_options(count_seedbench_options, "correct")
-    columns = {"correct": guess(samples)[CHANCE]["correct"]}
-    for kind in ("image", "video"):
-        of_kind = [f"seed_{kind}" in sample for sample in samples]
-        columns[f"on_{kind}s"] = np.where(of_kind, columns["correct"], np.nan)
-    return {CHANCE: columns}
-
-
-def _seed_right(answer: Mapping[str, str]) -> bool:
-    return answer["pred"].lower().strip() == answer["answer"].lower().strip()
 
 
 @contextlib.contextmanager

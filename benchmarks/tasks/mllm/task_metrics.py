@@ -60,8 +60,9 @@ def _mme(samples: Sequence[Sample], _: ImageCaptionScores) -> Mapping[str, Any]:
     )
 
 
-def _exact_match(samples: Sequence[Sample], _: ImageCaptionScores) -> Mapping[str, Any]:
-    return {"correct": np.array([sample["exact_match"] for sample in samples], float)}
+def _right(metric: str) -> Callable[[Sequence[Sample], ImageCaptionScores], Mapping[str, Any]]:
+    """The column ``correct`` from the samples' numbers of a metric."""
+    return lambda samples, _: {"correct": np.array([_number(sample[metric]) for sample in samples])}
 
 
 def _numbers(*names: str) -> Callable[[Sequence[Sample], ImageCaptionScores], Mapping[str, Any]]:
@@ -99,8 +100,10 @@ def _llava_bench(samples: Sequence[Sample], _: ImageCaptionScores) -> Mapping[st
 _LLAVA_BENCH = {"all": "relative score", "conv": "conversation", "detail": "description", "complex": "reasoning"}
 
 
-def _ocrbench(samples: Sequence[Sample], _: ImageCaptionScores) -> Mapping[str, Any]:
-    return {"correct": np.array([sample["ocrbench_accuracy"]["score"] for sample in samples], float)}
+def _seed(samples: Sequence[Sample], _: ImageCaptionScores) -> Mapping[str, Any]:
+    answers = [sample["seed_all"] for sample in samples]
+    right = [answer["pred"].lower().strip() == answer["answer"].lower().strip() for answer in answers]
+    return subset_columns.seed_columns(samples, np.array(right, float))
 
 
 def _mmstar(samples: Sequence[Sample], _: ImageCaptionScores) -> Mapping[str, Any]:
@@ -189,11 +192,11 @@ TASK_METRICS: dict[str, TaskMetrics] = {
     ),
     **{
         task: TaskMetrics(
-            columns=_exact_match,
+            columns=_right("exact_match"),
             metrics={"exact_match": MetricSpec(label="exact match", columns=("correct",))},
             primary=("exact_match",),
             score="correct",
-            baselines=chance_levels.chance_over_options(count, "correct") if count else chance_levels.no_chance_level,
+            baselines=chance_levels.chance_over_options(count) if count else chance_levels.no_chance_level,
         )
         for task, count in {
             "gqa": None,
@@ -224,7 +227,7 @@ TASK_METRICS: dict[str, TaskMetrics] = {
         },
         primary=("mmmu_acc",),
         score="correct",
-        baselines=subset_columns.mmmu_chance,
+        baselines=chance_levels.chance_over_options(chance_levels.count_mmmu_options, subset_columns.mmmu_columns),
     ),
     **{
         task: TaskMetrics(
@@ -238,7 +241,9 @@ TASK_METRICS: dict[str, TaskMetrics] = {
             },
             primary=primary,
             score="correct",
-            baselines=subset_columns.cv_bench_chance,
+            baselines=chance_levels.chance_over_options(
+                chance_levels.count_listed_options("choices"), subset_columns.cv_bench_columns
+            ),
         )
         for task, primary in {
             "cv_bench": ("cv_bench_2d", "cv_bench_3d"),
@@ -295,14 +300,14 @@ TASK_METRICS: dict[str, TaskMetrics] = {
         for task in ("llava_in_the_wild", "llava_bench_coco")
     },
     "ocrbench": TaskMetrics(
-        columns=_ocrbench,
+        columns=_right("ocrbench_accuracy"),
         metrics={"ocrbench_accuracy": MetricSpec(label="ratio of 1,000 points", columns=("correct",))},
         extra={"ocrbench_points": MetricSpec(label="points", columns=("correct",), scale=1000.0)},
         primary=("ocrbench_points",),
         score="correct",
     ),
     "seedbench": TaskMetrics(
-        columns=lambda samples, _: subset_columns.seed_columns(samples),
+        columns=_seed,
         metrics={
             "seed_all": MetricSpec(label="accuracy", columns=("correct",)),
             "seed_image": MetricSpec(label="accuracy (images)", columns=("on_images",)),
@@ -310,7 +315,7 @@ TASK_METRICS: dict[str, TaskMetrics] = {
         },
         primary=("seed_image", "seed_all"),
         score="correct",
-        baselines=subset_columns.seed_chance,
+        baselines=chance_levels.chance_over_options(chance_levels.count_seedbench_options, subset_columns.seed_columns),
     ),
     "mmstar": TaskMetrics(
         columns=_mmstar,
@@ -322,7 +327,7 @@ TASK_METRICS: dict[str, TaskMetrics] = {
         extra={"mmstar_accuracy": MetricSpec(label="accuracy", columns=("correct",))},
         primary=("average",),
         score="correct",
-        baselines=chance_levels.chance_over_options(chance_levels.count_mmstar_options, "correct"),
+        baselines=chance_levels.chance_over_options(chance_levels.count_mmstar_options),
     ),
     "nocaps_val": TaskMetrics(
         columns=_captions,
