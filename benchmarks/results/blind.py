@@ -95,17 +95,9 @@ def gain_scores(
     most: float = 1.0,
     trained: bool = False,
 ) -> BlindPair | None:
-    """A metric with and without the image, on the items of the blind runs.
+    """A metric with and without the image, on the items of the blind runs; the arguments are those of `image_scores`.
 
     None if they have no such metric, or if the seeds' blind runs cover different items.
-
-    Args:
-        tables: items of one model, one table per seed, in the same order.
-        aggregation: a name in ``aggregation.AGGREGATIONS``.
-        names: the columns that it takes.
-        kind: of the blind run.
-        most: maximum value of an item.
-        trained: whether each table comes from its own training run.
     """
     sighted, blind = (blind_tables(tables, names, each) for each in (SIGHTED, kind))
     if sighted is None or blind is None:
@@ -175,10 +167,5 @@ def count_items(items: pd.DataFrame, names: Sequence[str]) -> int:
 
 
 def is_credited(gains: Iterable[tuple[float, float]], *, higher_is_better: bool) -> bool:
-    """Whether a score is credited to the images.
-
-    Args:
-        gains: gain and p-value of each kind of blind run.
-        higher_is_better: direction of the metric.
-    """
+    """Whether a score is credited to the images, given the gain and p-value of each kind of blind run."""
     return all(p_value < ALPHA and (value > 0) == higher_is_better for value, p_value in gains)

@@ -205,12 +205,9 @@ def item_columns(result: Result) -> list[str]:
 
 
 def read_items(result: Result, *, numbers_only: bool = False, columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """The items of a result that was read from a file; see ``ITEM_COLUMNS``.
+    """The items of a result that was read from a file (see ``ITEM_COLUMNS``), or only some of their columns.
 
-    Args:
-        result: the result.
-        numbers_only: omit the columns of galleries, which are most of the file.
-        columns: read only these.
+    ``numbers_only`` omits the columns of galleries, which are most of the file.
     """
     import pandas as pd
 

@@ -117,15 +117,7 @@ def _within(columns: Columns, names: Sequence[str], most: float) -> bool:
 def confidence_interval(
     formula: str, columns: Columns, names: Sequence[str], clusters: Sequence[Any], *, most: float = 1.0
 ) -> ConfidenceInterval:
-    """95 % interval of a metric over images, the clusters of its items, without training noise.
-
-    Args:
-        formula: a name in ``aggregation.AGGREGATIONS``.
-        columns: column name → (N,) array.
-        names: the columns that the formula takes.
-        clusters: (N,) cluster of each item.
-        most: maximum value of an item: 100 for points out of 100.
-    """
+    """95 % interval of a metric over images, the clusters of its items, without training noise; see `image_scores`."""
     return scores_interval(image_scores(formula, [columns], names, clusters, most=most), TrainingNoise())
 
 

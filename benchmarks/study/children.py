@@ -23,12 +23,9 @@ def start_child(
     locks: Sequence[int] = (),
     on_death: int = signal.SIGTERM,
 ) -> subprocess.Popen[bytes]:
-    """Start a command in its own session.
+    """Start a command in its own session, with its output in ``log``.
 
     Args:
-        words: the command.
-        log: for its output.
-        environment: its environment.
         locks: descriptors of locks that it inherits and holds until it has ended.
         on_death: the signal that the kernel sends to it when this process dies.
     """

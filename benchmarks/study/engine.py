@@ -163,13 +163,9 @@ def write_jobs(
 
 
 def run_engine(output: Path, flags: Sequence[str], show: Callable[[], None], *, leave: bool) -> int:
-    """Run Snakemake on ``.plan.json`` and return its exit status.
+    """Run Snakemake on ``.plan.json`` and return its exit status; with ``leave``, jobs continue after an interruption.
 
-    Args:
-        output: the study's directory.
-        flags: Snakemake's, of the executor.
-        show: called while it runs.
-        leave: whether jobs continue after an interruption.
+    ``show`` is called while it runs.
     """
     words = [sys.executable, "-m", "snakemake", "--snakefile", str(WORKFLOW), "--directory", str(output)]
     words += ["--nolock", "--drop-metadata", "--keep-going", "--rerun-incomplete", "--scheduler", "greedy", "--nocolor"]

@@ -55,13 +55,7 @@ class CostEstimate:
 
 
 def total_cost(estimates: Mapping[str, CostEstimate], steps: Sequence[Step], shares: Mapping[str, Share]) -> str:
-    """The sum as one line, with the number of steps whose time is unknown.
-
-    Args:
-        estimates: of the steps that would run.
-        steps: all steps of the study.
-        shares: see ``ExecutorConfig.shares``.
-    """
+    """The sum of the steps that would run as one line, with the number of those whose time is unknown."""
     costs = list(estimates.values())
     seconds = {name: cost.seconds for name, cost in estimates.items() if cost.seconds is not None}
     total, in_parallel = sum(seconds.values()), time_left(steps, seconds, shares)

@@ -112,10 +112,7 @@ def launch_command(words: tuple[str, ...], config: Path, resources: Resources) -
 
 
 def resolve_executable(words: tuple[str, ...]) -> list[str]:
-    """A command with the path of its program: the one installed next to this Python, else the one on PATH.
-
-    Args:
-        words: from ``launch_command``.
+    """The words of ``launch_command`` with the path of the program: next to this Python, else on PATH.
 
     Raises:
         UserError: the program is not installed.

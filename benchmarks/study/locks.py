@@ -57,11 +57,7 @@ def _is_locked(path: Path) -> bool:
 
 @contextlib.contextmanager
 def locked(output: Path, *, wait: bool = False) -> Iterator[None]:
-    """Lock the study's directory.
-
-    Args:
-        output: the directory.
-        wait: until other processes have ended, instead of raising.
+    """Lock the study's directory; ``wait`` until other processes have ended, instead of raising.
 
     Raises:
         UserError: another runner is at work there, or a step that a killed runner left behind on this machine; or the

@@ -34,9 +34,7 @@ class PathPiece(NamedTuple):
 def split_refs(text: str, field: str) -> list[PathPiece]:
     """Split ``timm:NAME@FILE``, ``transformers:DIRECTORY``, ``several:A + B`` or a model's arguments into pieces.
 
-    Args:
-        text: a string of a config.
-        field: its key in the config.
+    ``field`` is the key of the text in its config.
     """
     if field == "model_args" and "=" in text:
         return _split(_ARGUMENT, text)

@@ -48,11 +48,7 @@ class RerunConfig(StudyConfig):
 
 
 def rerun_steps(config: RerunConfig, *, report: Callable[[Path], None]) -> None:
-    """Reset the keys of the chosen steps, then run the study.
-
-    Args:
-        config: the study and its steps.
-        report: called with the study's directory at the end.
+    """Reset the keys of the chosen steps, run the study, and call ``report`` with its directory.
 
     Raises:
         UserError: an unknown step, another runner in this directory, or a costly step without ``yes``; then no key has

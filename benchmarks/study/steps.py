@@ -109,10 +109,7 @@ def topological_order(steps: Iterable[Step]) -> list[Step]:
 def time_left(steps: Sequence[Step], remaining: Mapping[str, float], shares: Mapping[str, Share]) -> float:
     """Lower bound of the seconds until all steps are done, from the executor's capacity and the order of the steps.
 
-    Args:
-        steps: of the study.
-        remaining: unfinished step → its remaining seconds.
-        shares: see ``ExecutorConfig.shares``.
+    ``remaining`` are the seconds of unfinished steps, and ``shares`` those of ``ExecutorConfig.shares``.
     """
     ends: dict[str, float] = {}
     for step in topological_order(steps):

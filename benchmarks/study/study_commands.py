@@ -171,10 +171,6 @@ def current_keys(plan: StudyPlan) -> dict[str, StepKey]:
 def run_study_steps(config: StudyConfig, *, report: Callable[[Path], None]) -> None:
     """Run the unfinished steps and report, under one lock of the study's directory. Exit status 1 if a step failed.
 
-    Args:
-        config: the study.
-        report: called with the study's directory.
-
     Raises:
         UserError: the study is invalid, or would recompute costly steps; then no step has started.
     """
@@ -374,13 +370,7 @@ def study_status(config: StatusConfig) -> None:
 
 
 def follow(monitor: StudyMonitor, console: Console, wait: Callable[[], None]) -> None:
-    """Redraw the progress of a study until no step runs.
-
-    Args:
-        monitor: of the study.
-        console: for the output.
-        wait: called between two updates.
-    """
+    """Redraw the progress of a study until no step runs; ``wait`` is called between two updates."""
     from rich.live import Live
 
     statuses = monitor.statuses()

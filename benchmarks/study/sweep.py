@@ -69,12 +69,8 @@ def deep_merge(defaults: Settings, overrides: Settings) -> dict[str, Any]:
 def expand_sweeps(entries: Mapping[str, Any], where: str) -> tuple[dict[str, Any], dict[str, SweepPoint]]:
     """The entries with every sweep replaced by its combinations, and name → sweep point of these.
 
-    Args:
-        entries: encoders, LLMs or LLaVA variants by name.
-        where: the study's field.
-
     Raises:
-        UserError: an invalid sweep, or one that creates a name twice.
+        UserError: an invalid sweep, or one that creates a name twice; the message names the study's field ``where``.
     """
     expanded: dict[str, Any] = {}
     points: dict[str, SweepPoint] = {}

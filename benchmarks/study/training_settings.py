@@ -187,10 +187,7 @@ def read_training(directory: Path) -> TrainingSettings:
 def relocate(path: str, study: Path, digest: str = "") -> Path:
     """The current location of a recorded path: unchanged, or in a study that was moved or is addressed differently.
 
-    Args:
-        path: as recorded.
-        study: the study's directory.
-        digest: hash of the artifact; a location with this hash is preferred.
+    Of several locations, one with the hash ``digest`` is preferred.
     """
     existing = [candidate for candidate in _candidates(path, study) if candidate.exists()]
     matching = (candidate for candidate in existing if digest and _hash_of(candidate) == digest)

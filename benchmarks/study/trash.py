@@ -52,12 +52,6 @@ TRASH = "trash"
 def move_outputs(output: Path, step: Step, key: StepKey, before: StepRecord | None) -> None:
     """Move the outputs of another key to the trash, so that old and new outputs never mix.
 
-    Args:
-        output: the study's directory.
-        step: that is about to run.
-        key: its current key.
-        before: the record of its last job.
-
     Raises:
         UserError: the trash cannot be written.
     """
@@ -68,12 +62,7 @@ def move_outputs(output: Path, step: Step, key: StepKey, before: StepRecord | No
 
 
 def move(output: Path, name: str, paths: Sequence[Path]) -> Path:
-    """Move paths of a study into a new directory of its trash.
-
-    Args:
-        output: the study's directory.
-        name: of their step, whose record, config and log are copied, if it has any.
-        paths: below ``output``.
+    """Move paths of a study into a new directory of its trash, with the record, config and log of the step ``name``.
 
     Returns:
         the new directory.
@@ -179,14 +168,7 @@ class Replacement:
 def replacements(
     steps: Sequence[Step], keys: Mapping[str, StepKey], output: Path, *, rerun: Collection[str] = ()
 ) -> list[Replacement]:
-    """The finished steps that would be executed again, in the given order.
-
-    Args:
-        steps: of the study.
-        keys: step name → its current key.
-        output: the study's directory.
-        rerun: steps that run again without a change.
-    """
+    """The finished steps that would be executed again, in the given order; those in ``rerun`` also without a change."""
     found = []
     for step in steps:
         key, before = keys[step.name], read_record(output, step.name)
@@ -247,11 +229,6 @@ def describe_trash(output: Path) -> str:
 
 def check_costly(found: Sequence[Replacement], *, hours: float, study: str) -> None:
     """Reject replacements that took longer than ``hours``.
-
-    Args:
-        found: the replacements.
-        hours: the limit.
-        study: as on the command line.
 
     Raises:
         UserError: the costly steps with their times and reasons, and the alternatives.

@@ -23,13 +23,7 @@ def hash_order(names: Iterable[Any]) -> list[Any]:
 
 
 def first_per_image(names: Iterable[Any], images: Mapping[Any, str], most: int) -> list[Any]:
-    """The first ``most`` names, skipping those whose image is already selected.
-
-    Args:
-        names: items, in order of preference.
-        images: item → image; an item without one counts as its own image.
-        most: maximum number of names.
-    """
+    """The first ``most`` names, skipping those whose image is already selected; one without image counts as its own."""
     taken: dict[str, Any] = {}
     for name in names:
         if len(taken) == most:
@@ -159,12 +153,8 @@ def thumbnail(image: Any, longest: int = 160) -> bytes:
 def thumbnails(names: Sequence[str], opener: Callable[[int], Any], most: int = MAX_THUMBNAILS) -> list[bytes | None]:
     """A column of thumbnails: in the first item of each of at most ``most`` evenly spaced images.
 
-    The selection depends on ``names`` alone, so that it is the same for every model.
-
-    Args:
-        names: the image of each item.
-        opener: item index → its PIL image.
-        most: maximum number of images.
+    The selection depends on ``names``, the image of each item, alone, so that it is the same for every model.
+    ``opener`` opens the image of an item by its index.
     """
     first = {name: number for number, name in reversed(list(enumerate(names)))}
     starts = sorted(first.values())

@@ -99,14 +99,9 @@ class CaptionSet:
 
 
 def load_caption_set(source: DatasetSpec, *, captions_per_image: int = 5, limit: int | None = None) -> CaptionSet:
-    """Read a retrieval dataset; cached per process until its files change.
+    """Read the first ``limit`` images of a retrieval dataset; cached per process until its files change.
 
-    Repeated images are merged with all their captions.
-
-    Args:
-        source: its location and format.
-        captions_per_image: keep the first N captions of each image.
-        limit: keep the first N images.
+    Repeated images are merged with all their captions, of which the first ``captions_per_image`` are used.
 
     Raises:
         UserError: missing or malformed, an empty split, an image without captions.

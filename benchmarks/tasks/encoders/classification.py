@@ -137,12 +137,7 @@ def iter_similarities(images: torch.Tensor, classes: torch.Tensor) -> Iterator[n
 
 
 def class_ranks(scores: Iterator[np.ndarray], targets: np.ndarray) -> RetrievalRanks:
-    """Return the rank of each image's class.
-
-    Args:
-        scores: blocks (n, C), together (N, C).
-        targets: (N,) the correct classes.
-    """
+    """Return the rank of each image's class, from blocks (n, C) of the (N, C) scores and the (N,) right classes."""
     parts, start = [], 0
     for block in scores:
         right = np.take_along_axis(block, targets[start : start + len(block), None], axis=1)

@@ -98,11 +98,9 @@ def _load(config: BenchmarkConfig) -> tuple[ClassificationSet, ClassificationSet
 
 
 def select_c(features: np.ndarray, targets: np.ndarray) -> float:
-    """Return the C of :data:`C_VALUES` with the best held-out accuracy; the smallest of equal ones.
+    """Return the C of :data:`C_VALUES` with the best held-out accuracy for (N, D) features and (N,) classes.
 
-    Args:
-        features: (N, D).
-        targets: (N,) classes.
+    Of equal ones it is the smallest.
 
     Raises:
         UserError: too few images to hold any out, or a single class.

@@ -96,11 +96,6 @@ def _grid_size(patches: int, height: int, width: int) -> tuple[int, int]:
 
 
 def similarity_maps(patches: Tensor, texts: Tensor) -> Tensor:
-    """Return (P, h, w) cosine of each patch of one image with each of P phrases.
-
-    Args:
-        patches: (h, w, E).
-        texts: (P, E) unit vectors.
-    """
+    """Return (P, h, w) cosine of each patch (h, w, E) of one image with each of P phrases, (P, E) unit vectors."""
     unit = torch.nn.functional.normalize(patches.float(), dim=-1)
     return torch.einsum("hwe,pe->phw", unit, texts.float())

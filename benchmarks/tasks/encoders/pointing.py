@@ -241,9 +241,7 @@ def _item(
 def pointing_hit(found: np.ndarray, inside: np.ndarray) -> float:
     """Return the ratio of the most similar patches, within ``TIE`` of the first, whose center is in the box.
 
-    Args:
-        found: (h, w) map.
-        inside: (h, w) whether a patch's center is in the box.
+    ``found`` is an (h, w) map, and ``inside`` (h, w) whether a patch's center is in the box.
     """
     return float(inside[found >= found.max() - TIE].mean())
 
@@ -251,9 +249,7 @@ def pointing_hit(found: np.ndarray, inside: np.ndarray) -> float:
 def pointing_auc(found: np.ndarray, inside: np.ndarray) -> float:
     """Return the probability that a point inside is higher than one outside, ties counting half; NaN if undefined.
 
-    Args:
-        found: (R, R) map.
-        inside: (R, R) whether a point is in the box.
+    ``found`` is an (R, R) map, and ``inside`` (R, R) whether a point is in the box.
     """
     from scipy.stats import rankdata
 

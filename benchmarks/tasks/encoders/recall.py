@@ -147,14 +147,7 @@ class _Queries:
 
     @staticmethod
     def of(count: int, queries: torch.Tensor, similarities: torch.Tensor, device: torch.device) -> _Queries:
-        """Counters before the first tile.
-
-        Args:
-            count: Q.
-            queries: (P,) the query of each matching pair.
-            similarities: (P,) its similarity.
-            device: device of the counters.
-        """
+        """Counters of Q queries before the first tile, from the query and the similarity (P,) of each matching pair."""
         import torch
 
         lowest = torch.full((count,), -torch.inf, dtype=similarities.dtype, device=device)
@@ -166,13 +159,7 @@ class _Queries:
         return _Queries(best, right, none.clone(), none.clone(), lowest.clone(), none.clone())
 
     def count(self, similarity: torch.Tensor, mine: slice, start: int) -> None:
-        """Count a tile.
-
-        Args:
-            similarity: (q, a) tile of queries and answers.
-            mine: indices of the queries.
-            start: the index of the first answer.
-        """
+        """Count a (q, a) tile of similarities of the queries ``mine`` and the answers from ``start``."""
         import torch
 
         best = self.best[mine, None]

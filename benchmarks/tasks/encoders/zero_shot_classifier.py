@@ -47,12 +47,7 @@ def class_embeddings(
 ) -> torch.Tensor:
     """(C, D) unit vectors of the classes: the normalized mean of each class's normalized text vectors.
 
-    Source: open_clip's ``build_zero_shot_classifier``.
-
-    Args:
-        vectors_of: texts → their unit vectors.
-        templates: as of :func:`class_prompts`.
-        classes: (C,) names.
+    Source: open_clip's ``build_zero_shot_classifier``. ``vectors_of`` maps texts to their unit vectors.
     """
     import torch
 

@@ -77,12 +77,7 @@ def blind_views(
 ) -> Iterator[BlindView]:
     """Restrict a task to the questions of its blind runs; yields the view of the sighted run, then of each blind one.
 
-    Args:
-        model: the LLaVA.
-        task: lmms-eval's task; changed in place.
-        config: the benchmark.
-        images: index of each evaluated question → its first image.
-        data_hash: of the data; determines the questions.
+    ``images`` are the first images of all evaluated questions, and ``data_hash`` determines which are asked again.
     """
     names = {number: images[number].name for number in sorted(images)}
     sample = draw_sample([*names.values()], data_hash, config.blind_items)

@@ -82,12 +82,7 @@ def patched_caption_scorers() -> Iterator[ImageCaptionScores]:
 
 
 def score_captions(references: Sequence[Sequence[str]], captions: Sequence[str]) -> ImageCaptionScores:
-    """CIDEr, ROUGE-L and BLEU of captions, by index.
-
-    Args:
-        references: references of each image.
-        captions: one caption per image.
-    """
+    """CIDEr, ROUGE-L and BLEU of one caption per image against the references of each image, by index."""
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge

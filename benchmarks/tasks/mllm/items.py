@@ -23,14 +23,7 @@ Sample = Mapping[str, Any]
 def items_table(
     samples: Sequence[Sample], images: Mapping[int, Any], columns: Mapping[str, Any], score: str
 ) -> pd.DataFrame:
-    """The items of a task.
-
-    Args:
-        samples: lmms-eval's logged samples.
-        images: question index → `QuestionImage`.
-        columns: columns that the metrics need.
-        score: the column with the item's score.
-    """
+    """The items of a task, with the columns that its metrics need; ``score`` names the one with the item's score."""
     import pandas as pd
 
     numbers = [sample["doc_id"] for sample in samples]
@@ -107,12 +100,7 @@ def record_image(image: Image, recorded: set[str]) -> QuestionImage:
 
 
 def first_images(task: Any, numbers: Sequence[int]) -> Mapping[int, QuestionImage]:
-    """Question index → its first image, for models that record none; only questions with an image.
-
-    Args:
-        task: lmms-eval's task with its data.
-        numbers: indices of the questions.
-    """
+    """Question index → its first image, for models that record none; only questions with an image."""
     found: dict[int, QuestionImage] = {}
     recorded: set[str] = set()
     for number in numbers:

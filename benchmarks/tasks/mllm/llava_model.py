@@ -239,13 +239,7 @@ class LlavaBridgeModel(lmms):
 
 
 def load_for_evaluation(directory: str, device: str, precision: str) -> tuple[Any, Any]:
-    """(model, processor) of a LLaVA directory.
-
-    Args:
-        directory: the LLaVA directory.
-        device: ``auto``, ``cuda`` or ``cpu``.
-        precision: ``auto`` is bfloat16 on a GPU and float32 on a CPU.
-    """
+    """(model, processor) of a LLaVA directory; the precision ``auto`` is bfloat16 on a GPU and float32 on a CPU."""
     import torch
 
     from llava_bridge import load_llava

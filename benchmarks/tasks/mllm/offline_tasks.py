@@ -159,12 +159,7 @@ def task_name(path: Path) -> str | None:
 
 
 def dataset_name(task: str, own: Path | None = None) -> str:
-    """The Hub repo id of a task's dataset; empty if its definition names none.
-
-    Args:
-        task: lmms-eval's task name.
-        own: the user's file that defines it, if it is not lmms-eval's.
-    """
+    """The Hub repo id of the dataset of lmms-eval's task, or of the user's own file; empty if it names none."""
     name = definition(own or _definitions()[0][task]).get("dataset_path")
     return name if isinstance(name, str) and _HUB_NAME.fullmatch(name) else ""
 
