@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from benchmarks.tasks.blind_images import NO_OTHER_IMAGE, blank_images, draw_sample, mean_color
 from benchmarks.tasks.data.pair_sets import PairSet
@@ -18,18 +19,15 @@ from clips.errors import UserError
 if TYPE_CHECKING:
     from benchmarks.tasks.run_config import BenchmarkConfig
 
+Scores = Sequence[np.ndarray]
+"""(P, C) scores of each case."""
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BlindPairs:
-    """The blind runs of a benchmark.
 
-    Args:
-        rows: positions of their cases among all.
-        by_kind: kind → these cases, with the images of the run.
-    """
+class BlindPairs(NamedTuple):
+    """The scores of the blind runs: positions of their cases among all, and kind → (P, C) scores of these cases."""
 
-    rows: Sequence[int]
-    by_kind: dict[str, PairSet]
+    rows: list[int]
+    scores: dict[str, Scores]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -53,9 +51,13 @@ class _BlankImage(LazyImage):
         return stream.getvalue()
 
 
-def blind_pairs(pairs: PairSet, config: BenchmarkConfig, processor: Any) -> BlindPairs:
-    """The cases of the blind runs; images are the same if their files are, whatever the box."""
-    files = {region: json.loads(content)[0] for region, content in pairs.contents.items()}
+def blind_pairs(
+    pairs: PairSet, config: BenchmarkConfig, processor: Any, score: Callable[[PairSet], Scores]
+) -> BlindPairs | None:
+    """Score the cases of the blind runs; None without any. Images are the same if their files are, whatever the box."""
+    if not config.blind:
+        return None
+    files = {region: file for region, (file, _) in pairs.contents.items()}
     regions = {name: region for region, name in reversed(files.items())}
     firsts = [files[case.images[0]] for case in pairs.cases]
     sample = draw_sample(firsts, pairs.hash, config.blind_items, more=files.values())
@@ -76,12 +78,7 @@ def blind_pairs(pairs: PairSet, config: BenchmarkConfig, processor: Any) -> Blin
     replace: dict[str, Callable[[Sequence[ImageRegion]], tuple[ImageRegion, ...]]]
     replace = {"blank": blank, "shuffled": shuffled}
     cases = [pairs.cases[row] for row in rows]
-    return BlindPairs(
-        rows=rows,
-        by_kind={
-            kind: dataclasses.replace(
-                pairs, cases=[dataclasses.replace(case, images=replace[kind](case.images)) for case in cases]
-            )
-            for kind in config.blind
-        },
-    )
+    changed = {
+        kind: [dataclasses.replace(case, images=replace[kind](case.images)) for case in cases] for kind in config.blind
+    }
+    return BlindPairs(rows, {kind: score(dataclasses.replace(pairs, cases=found)) for kind, found in changed.items()})

@@ -57,17 +57,14 @@ def compute_evaluation(
     *,
     uncompared: str = "",
     extra: Mapping[str, tuple[MetricSpec, Sequence[float]]] | None = None,
-    blind: tuple[BlindPairs, Mapping[str, Sequence[np.ndarray]]] | None = None,
+    blind: BlindPairs | None = None,
 ) -> Evaluation:
     """Metrics and items.
 
     Args:
-        pairs: the items.
         scores: (P, C) per item, higher is better; comparable at least within each row.
-        protocol: the settings that determine the scores.
         uncompared: why scores of different images are not comparable; empty if they are.
         extra: name → a metric of one additional column, and the column.
-        blind: the blind runs, and kind → their scores.
 
     Raises:
         UserError: a score is NaN; the message names its item.
@@ -77,14 +74,14 @@ def compute_evaluation(
             raise UserError(f"{pairs.root}: {case.name}: the model returns a score that is not finite")
     single_image = len(pairs.cases[0].images) == 1
     compared = not single_image and not uncompared
-    items = _items(pairs, scores, compared=compared)
+    wins = _win_columns(pairs, scores, range(len(scores)), compared=compared)
+    items = _items(pairs, scores, wins)
     specs, absent = _specs(pairs), {}
     if blind is not None:
-        runs, found = blind
-        answers = {kind: _win_columns(runs.by_kind[kind], found[kind], compared=compared) for kind in found}
-        own = _win_columns(pairs, scores, compared=compared)
-        sighted = {name: values[list(runs.rows)] for name, values in own.items()}
-        add_blind_columns(items, runs.rows, {SIGHTED: sighted, **answers})
+        answers = {SIGHTED: {name: values[blind.rows] for name, values in wins.items()}}
+        for kind, found in blind.scores.items():
+            answers[kind] = _win_columns(pairs, found, blind.rows, compared=compared)
+        add_blind_columns(items, blind.rows, answers)
     if uncompared and not single_image:
         absent = dict.fromkeys(_GROUPS, uncompared)
     for name, (spec, values) in (extra or {}).items():
@@ -175,7 +172,7 @@ def _kinds(pairs: PairSet) -> list[str]:
     return kinds if len(kinds) <= _MAX_CATEGORIES else []
 
 
-def _items(pairs: PairSet, scores: Sequence[np.ndarray], *, compared: bool) -> pd.DataFrame:
+def _items(pairs: PairSet, scores: Sequence[np.ndarray], wins: Mapping[str, np.ndarray]) -> pd.DataFrame:
     import pandas as pd
 
     cases = pairs.cases
@@ -183,7 +180,6 @@ def _items(pairs: PairSet, scores: Sequence[np.ndarray], *, compared: bool) -> p
     small = thumbnails(
         [" ".join(map(_name, case.images)) for case in cases], lambda index: _side_by_side(pairs, cases[index])
     )
-    wins = _win_columns(pairs, scores, compared=compared)
     items = pd.DataFrame(
         {
             "item": [case.name for case in cases],
@@ -202,11 +198,13 @@ def _items(pairs: PairSet, scores: Sequence[np.ndarray], *, compared: bool) -> p
     return items.assign(**{name: values for name, values in wins.items() if name != "score"})
 
 
-def _win_columns(pairs: PairSet, scores: Sequence[np.ndarray], *, compared: bool) -> dict[str, np.ndarray]:
-    """The item columns that depend on the scores."""
+def _win_columns(
+    pairs: PairSet, scores: Sequence[np.ndarray], rows: Sequence[int], *, compared: bool
+) -> dict[str, np.ndarray]:
+    """The item columns that depend on the scores, of the cases at ``rows``."""
     wins = np.array([win_probabilities(each) for each in scores])
     columns = {"score": wins[:, 0]} | ({"image_score": wins[:, 1], "group_score": wins[:, 2]} if compared else {})
-    kinds = np.array([case.kind for case in pairs.cases])
+    kinds = np.array([pairs.cases[row].kind for row in rows])
     return columns | {f"score_{kind}": np.where(kinds == kind, wins[:, 0], np.nan) for kind in _kinds(pairs)}
 
 

@@ -41,8 +41,7 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
     pairs = load_pairs(config)
     prompt = config.prompt or PROMPT
     llava, processor = model.llava
-    runs = blind_pairs(pairs, config, processor) if config.blind else None
-    blind = {kind: _scores(model, each, prompt, config) for kind, each in runs.by_kind.items()} if runs else {}
+    blind = blind_pairs(pairs, config, processor, lambda each: _scores(model, each, prompt, config))
     scores = _scores(model, pairs, prompt, config)
     return compute_evaluation(
         pairs,
@@ -55,7 +54,7 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
         | data_settings(pairs, config)
         | llava_protocol(llava, processor)
         | blind_settings(config, processor),
-        blind=(runs, blind) if runs else None,
+        blind=blind,
     )
 
 
@@ -86,8 +85,6 @@ def score_texts(
     """Log-likelihood of each text as the answer to a prompt about an image, or about no image.
 
     Args:
-        model: has the LLaVA.
-        pairs: opens the images.
         requests: (image, prompt, text).
         end: include the EOS token of the answer.
     """
@@ -95,7 +92,7 @@ def score_texts(
 
     cache = model.answer_cache("likelihood", pairs.hash)
     keys = [
-        cache_key(image=None if image is None else pairs.contents[image], prompt=prompt, text=text, end=end)
+        cache_key(image=None if image is None else json.dumps(pairs.contents[image]), prompt=prompt, text=text, end=end)
         for image, prompt, text in requests
     ]
     missing = [number for number, key in enumerate(keys) if key not in cache.known]

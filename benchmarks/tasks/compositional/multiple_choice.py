@@ -38,8 +38,7 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
     prompt = config.prompt or PROMPT
     if "{a}" not in prompt or "{b}" not in prompt:
         raise UserError(f"benchmarks.prompt: expected {{a}} and {{b}} where the captions go, got '{prompt:.80}'")
-    runs = blind_pairs(pairs, config, model.llava[1]) if config.blind else None
-    blind = {kind: _scores(model, each, prompt)[0] for kind, each in runs.by_kind.items()} if runs else {}
+    blind = blind_pairs(pairs, config, model.llava[1], lambda each: _scores(model, each, prompt)[0])
     scores, a_ratios = _scores(model, pairs, prompt)
     return compute_evaluation(
         pairs,
@@ -54,7 +53,7 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
         | blind_settings(config, model.llava[1]),
         uncompared="multiple choice compares the captions of one image, not images",
         extra={"said_a": (_A_RATIO, a_ratios)},
-        blind=(runs, blind) if runs else None,
+        blind=blind,
     )
 
 

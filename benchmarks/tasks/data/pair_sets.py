@@ -9,12 +9,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clips.data.formats import DatasetSpec, read_dataset
 from clips.data.formats.dataset_format import ImageRegion, Pair
 from clips.errors import UserError
-from clips.text_files import safe_json_loads
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -75,23 +74,23 @@ class PairSet:
         return image if region.box is None else image.crop(region.box)
 
     @functools.cached_property
-    def contents(self) -> dict[ImageRegion, str]:
+    def contents(self) -> dict[ImageRegion, tuple[str, Any]]:
         """Each of `images` → its content: SHA-256 of the file, and the box."""
         files = dict.fromkeys(region.image for region in self.images)
         hashes = {file: hashlib.sha256(file.read()).hexdigest() for file in files}
-        return {region: json.dumps([hashes[region.image], region.box]) for region in self.images}
+        return {region: (hashes[region.image], region.box) for region in self.images}
 
     @functools.cached_property
     def images_hash(self) -> str:
         """SHA-256 of the images' contents, in order."""
-        return hashlib.sha256("".join(self.contents.values()).encode()).hexdigest()
+        return hashlib.sha256("".join(map(json.dumps, self.contents.values())).encode()).hexdigest()
 
     @functools.cached_property
     def hash(self) -> str:
         """SHA-256 of the captions, categories and images, independent of file locations and names."""
         digest = hashlib.sha256()
         for case in self.cases:
-            shown = [safe_json_loads(self.contents[image]) for image in case.images]
+            shown = [self.contents[image] for image in case.images]
             digest.update(json.dumps([case.kind, case.captions, shown], ensure_ascii=False).encode())
         return digest.hexdigest()
 
