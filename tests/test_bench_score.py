@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import published_answers as published
 import pytest
 
 from benchmarks.results.results import Result, read_items, read_result, result_path
+from benchmarks.tasks.evaluation import Evaluation
+from benchmarks.tasks.mllm.evaluate_task import evaluate_task
 from benchmarks.tasks.mllm.matching import Answer, match
 from benchmarks.tasks.mllm.score_answers import ScoreConfig, run_score
 from benchmarks.tasks.run_config import BenchmarkConfig
@@ -59,6 +63,19 @@ def test_our_own_format_and_the_result_is_like_any_other(hub, tmp_path):
     items = read_items(found)
     assert items["prediction"].tolist() == [said[0], "Yes, there is.", *said[2:]]
     assert items["thumbnail"].notna().sum() == PICTURES
+
+
+def test_a_metric_without_a_value_is_missing(hub, tmp_path, monkeypatch):
+    def evaluate(*arguments: Any, **settings: Any) -> Evaluation:
+        found = evaluate_task(*arguments, **settings)
+        empty = dataclasses.replace(found.metrics["pope_recall"], value=math.nan, ci_low=None, ci_high=None)
+        return dataclasses.replace(found, metrics={**found.metrics, "pope_recall": empty})
+
+    monkeypatch.setattr("benchmarks.tasks.mllm.score_answers.evaluate_task", evaluate)
+    rows = [{"question_id": str(index), "answer": answer} for index, (_, answer) in enumerate(_pope())]
+    found = _score(hub, tmp_path, "pope", rows)
+    assert found.missing_metrics["pope_recall"] == "no item has a value"
+    assert found.metrics["pope_accuracy"].value == 1.0
 
 
 def test_lmms_evals_samples_give_what_the_run_gave(places, hub, tmp_path):

@@ -160,8 +160,11 @@ def _result(
         command=shlex.join(["clips-bench", *sys.argv[1:]]),
         key=key,
     )
-    if outcome is None:
-        return result
+    return result if outcome is None else with_outcome(result, entry, outcome)
+
+
+def with_outcome(result: Result, entry: Benchmark, outcome: Evaluation) -> Result:
+    """Add the metrics and the protocol of an evaluation to a result; metrics without a value are missing."""
     empty = [name for name, metric in outcome.metrics.items() if math.isnan(metric.value)]
     return dataclasses.replace(
         result,
@@ -256,7 +259,7 @@ def run_encoder(config: RunSingleConfig) -> None:
     if not (run_directory / OPEN_CLIP_CONFIG).is_file() and (found := list_checkpoints(run_directory)):
         name = f"{name}-step-{read_train_state(found[-1]).step}"
         directory = _exported(found[-1], Path(config.output) / CACHE_DIR / "encoders", name)
-    run_benchmarks(_run_config(config, name, encoder=directory))
+    run_benchmarks(_run_config(config, name, "encoder", directory))
 
 
 def run_llava(config: RunSingleConfig) -> None:
@@ -265,24 +268,12 @@ def run_llava(config: RunSingleConfig) -> None:
     Raises:
         UserError: as of ``benchmarks.tasks.run_benchmarks.run_benchmarks``.
     """
-    run_benchmarks(_run_config(config, _name(config.model), llava=config.model))
+    run_benchmarks(_run_config(config, _name(config.model), "llava", config.model))
 
 
-def _run_config(
-    config: RunSingleConfig, name: str, *, encoder: str | None = None, llava: str | None = None
-) -> RunConfig:
-    return RunConfig(
-        model_name=config.model_name or name,
-        output=config.output,
-        benchmarks=config.benchmarks,
-        batch_size=config.batch_size,
-        embedding_width=config.embedding_width,
-        precision=config.precision,
-        device=config.device,
-        overwrite=config.overwrite,
-        encoder=encoder,
-        llava=llava,
-    )
+def _run_config(config: RunSingleConfig, name: str, part: Literal["encoder", "llava"], path: str) -> RunConfig:
+    shared = {field: value for field, value in vars(config).items() if field != "model"}
+    return RunConfig(**shared | {"model_name": config.model_name or name, part: path})
 
 
 def _name(directory: str) -> str:

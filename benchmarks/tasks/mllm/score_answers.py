@@ -13,12 +13,13 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results.protocol import Entries, fingerprint
+from benchmarks.results.protocol import Entries
 from benchmarks.results.results import Result, check_name, check_not_newer, write_result
 from benchmarks.tasks.mllm.evaluate_task import data_hash, evaluate_task
 from benchmarks.tasks.mllm.matching import Answer, match, normalize_text, read_answers
 from benchmarks.tasks.mllm.offline_tasks import data_root, go_offline, load_task
 from benchmarks.tasks.registry import get_benchmark
+from benchmarks.tasks.run_benchmarks import with_outcome
 from benchmarks.tasks.run_config import BenchmarkConfig
 from clips.core.artifact import file_hash, log_info, writable_directory
 from clips.errors import UserError
@@ -122,14 +123,9 @@ def run_score(config: ScoreConfig) -> None:
         benchmark_type=entry.benchmark_type,
         status="ok",
         model={"path": config.answers, "hash": file_hash(config.answers), "matched": counts},
-        metrics=outcome.metrics,
-        primary=outcome.primary,
-        missing_metrics=outcome.missing_metrics,
-        trivial_baseline_note=entry.trivial_baseline_note,
-        protocol=outcome.protocol,
-        fingerprint=fingerprint(outcome.protocol),
         key=f"answers {file_hash(config.answers)} {data_hash(benchmark)}",
     )
+    result = with_outcome(result, entry, outcome)
     path = write_result(config.output, result, outcome.items)
     primary = [name for name in result.primary if name in result.metrics]
     metrics = [result.metrics[name] for name in dict.fromkeys((*primary, *result.metrics))]
