@@ -13,12 +13,7 @@ from pathlib import Path
 
 from benchmarks.analysis.find_results import find_result
 from benchmarks.results.formatting import format_number
-from benchmarks.results.reference_results import (
-    SETTINGS,
-    ReferenceResult,
-    load_reference_results,
-    select_reference_results,
-)
+from benchmarks.results.reference_results import SETTINGS, load_reference_results, select_reference_results
 from benchmarks.results.results import Metric, Result
 from benchmarks.study.training_settings import training_of_result
 from clips.errors import UserError
@@ -104,11 +99,8 @@ def _published(text: str, name: str) -> Side:
     if len(rows) > 1:
         raise UserError(f"{name}: expected one published row, got {len(rows)}: {', '.join(row.name for row in rows)}")
     (row,) = rows
-    return Side(title=_published_title(row), settings=row.settings, numbers=row.values)
-
-
-def _published_title(row: ReferenceResult) -> str:
-    return f"{row.set}:{row.name}, published ({row.about}; {row.source})"
+    title = f"{row.set}:{row.name}, published ({row.about}; {row.source})"
+    return Side(title=title, settings=row.settings, numbers=row.values)
 
 
 def _measured(result: Result) -> Side:

@@ -42,7 +42,6 @@ class RerunConfig(StudyConfig):
     steps: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if not self.steps and not self.include:
             raise UserError("steps: expected names of steps, or 'include' with those of models")
 

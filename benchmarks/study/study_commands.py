@@ -85,17 +85,14 @@ class ScheduledStudyConfig(StudySelection):
     check: bool = True
     confirm_hours: float | None = None
 
-    def __post_init__(self) -> None:
-        if self.jobs is not None and self.jobs < 1:
-            raise UserError(f"jobs: expected at least 1, got {self.jobs}")
-        if self.confirm_hours is not None and not self.confirm_hours >= 0:
-            raise UserError(f"confirm_hours: expected 0 or more, got {self.confirm_hours}")
-
     def read(self) -> Study:
         """The study with the overrides of the command line."""
         study = super().read()
-        confirm_hours = study.confirm_hours if self.confirm_hours is None else self.confirm_hours
-        return dataclasses.replace(study, jobs=self.jobs or study.jobs, confirm_hours=confirm_hours)
+        return dataclasses.replace(
+            study,
+            jobs=study.jobs if self.jobs is None else self.jobs,
+            confirm_hours=study.confirm_hours if self.confirm_hours is None else self.confirm_hours,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,9 +60,9 @@ def run_on_all(processes: DistributedContext, work: Callable[[], Found]) -> Foun
 
 def run_on_main(processes: DistributedContext, work: Callable[[], Found]) -> Found:
     """Run ``work`` on rank 0 and return its result on all processes. Raises as `run_on_all`."""
-    found = run_on_all(processes, lambda: work() if processes.is_main else None)
     if processes.count == 1:
-        return found  # type: ignore[return-value]
+        return work()
+    found = run_on_all(processes, lambda: work() if processes.is_main else None)
     from clips.parallel.distributed import all_gather_objects
 
     return all_gather_objects(found)[0]

@@ -79,11 +79,8 @@ def _cocoqa(config: PrepareConfig, folder: Path) -> dict[str, int]:
     images: dict[str, None] = {}
     questions: list[dict[str, str]] = []
     for number, row in read_json_lines(source / "questions.jsonl", texts=("image", "question", "answer")):
-        if config.split != "all" and not is_held_out(row["image"]):
+        if (config.split != "all" and not is_held_out(row["image"])) or not _add_image(images, row, config.limit):
             continue
-        if row["image"] not in images and config.limit is not None and len(images) == config.limit:
-            continue
-        images[row["image"]] = None
         questions.append(
             {
                 "id": str(number),
@@ -144,10 +141,8 @@ def _mmvet(config: PrepareConfig, folder: Path) -> dict[str, int]:
         if not isinstance(row["capability"], list):
             where = f"{source / 'mm-vet.jsonl'} line {number}"
             raise UserError(f"{where}: capability: expected a list, got {row['capability']!r:.80}")
-        if row["image"] not in images and config.limit is not None and len(images) == config.limit:
-            continue
-        images[row["image"]] = None
-        questions.append(row)
+        if _add_image(images, row, config.limit):
+            questions.append(row)
     if not questions:
         raise UserError(f"{source / 'mm-vet.jsonl'}: contains no questions")
     rows = (
@@ -190,6 +185,14 @@ def _coco_long(config: PrepareConfig, folder: Path) -> dict[str, int]:
         "of these with human captions": len(tables["both"]),
         "test images": len(tables["test"]),
     }
+
+
+def _add_image(images: dict[str, None], row: Mapping[str, Any], limit: int | None) -> bool:
+    """Add the image of a question; False if it is not one of the first ``limit`` images."""
+    if row["image"] not in images and len(images) == limit:
+        return False
+    images[row["image"]] = None
+    return True
 
 
 def _bytes(image: LazyImage) -> dict[str, Any]:

@@ -115,11 +115,8 @@ def embed_images(
     """Return (N, D) float32 unit vectors of the images ``opener(0) … opener(N - 1)``.
 
     Args:
-        encoder: the encoder.
         opener: opens image ``index``; called by several threads.
         names: (N,) image names for messages.
-        batch_size: images per batch.
-        cache: cache of the vectors.
 
     Raises:
         UserError: an image cannot be opened, or its features are not finite; the message names it.
@@ -131,28 +128,22 @@ def embed_images(
     def prepare(index: int) -> torch.Tensor:
         return encoder.preprocess(opener(index))
 
-    def compute(batches: Batches) -> Iterator[torch.Tensor]:
+    def compute(chosen: Batches) -> Iterator[torch.Tensor]:
         with torch.inference_mode(), ThreadPoolExecutor(_DECODE_THREADS) as pool:
-            prepared = _prefetch(pool, prepare, batches)
-            for batch, images in zip(progress_iter(batches, "embedding images"), prepared, strict=True):
+            prepared = _prefetch(pool, prepare, chosen)
+            for batch, images in zip(progress_iter(chosen, "embedding images"), prepared, strict=True):
                 # channels last is faster for convolutions
                 pixels = torch.stack(images).to(encoder.device, dtype, memory_format=torch.channels_last)
                 features = _normalize(encoder.model.encode_image(pixels), encoder.width)
                 yield _check_finite(features, [names[index] for index in batch], "image")
 
-    return cache.collect(_batches(range(len(names)), batch_size), compute)
+    return cache.collect(batches(range(len(names)), batch_size), compute)
 
 
 def embed_texts(
     encoder: DualEncoder, texts: Sequence[str], batch_size: int, cache: VectorCache = NO_CACHE
 ) -> torch.Tensor:
     """Return (M, D) float32 unit vectors of the texts, computed in batches of similar length.
-
-    Args:
-        encoder: the encoder.
-        texts: (M,) texts.
-        batch_size: texts per batch.
-        cache: cache of the vectors.
 
     Raises:
         UserError: features that are not finite; the message names the text.
@@ -161,14 +152,14 @@ def embed_texts(
 
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))  # characters, before tokenization
 
-    def compute(batches: Batches) -> Iterator[torch.Tensor]:
+    def compute(chosen: Batches) -> Iterator[torch.Tensor]:
         with torch.inference_mode():
-            for batch in progress_iter(batches, "embedding texts"):
-                chosen = [texts[index] for index in batch]
-                tokens = encoder.tokenizer(chosen).to(encoder.device)
-                yield _check_finite(_normalize(_encode_text(encoder.model, tokens), encoder.width), chosen, "text")
+            for batch in progress_iter(chosen, "embedding texts"):
+                named = [texts[index] for index in batch]
+                tokens = encoder.tokenizer(named).to(encoder.device)
+                yield _check_finite(_normalize(_encode_text(encoder.model, tokens), encoder.width), named, "text")
 
-    return cache.collect(_batches(order, batch_size), compute)
+    return cache.collect(batches(order, batch_size), compute)
 
 
 def _encode_text(model: Any, tokens: torch.Tensor) -> torch.Tensor:
@@ -183,7 +174,8 @@ def _encode_text(model: Any, tokens: torch.Tensor) -> torch.Tensor:
     return model.encode_text(tokens)
 
 
-def _batches(order: Sequence[int], batch_size: int) -> list[Sequence[int]]:
+def batches(order: Sequence[int], batch_size: int) -> list[Sequence[int]]:
+    """Split a sequence into batches."""
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 

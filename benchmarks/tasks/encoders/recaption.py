@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -168,6 +168,7 @@ def _rng(number: int) -> np.random.Generator:
 
 def _generate(model: EvalModel, samples: RecaptionSet) -> list[str] | None:
     """Return the captioner's captions; None if there is no captioner."""
+    from benchmarks.tasks.encoders.embedding import batches
     from clips.encoder import load_captioner
     from clips.model.generation import generate_batch
     from clips.model.tokenizer import ClipsTokenizer
@@ -183,7 +184,7 @@ def _generate(model: EvalModel, samples: RecaptionSet) -> list[str] | None:
     dtype = getattr(torch, encoder.precision)
     found = []
     with torch.inference_mode():
-        for batch in progress_iter(list(_batches(len(samples.indices), model.config.batch_size)), "writing captions"):
+        for batch in progress_iter(batches(range(len(samples.indices)), model.config.batch_size), "writing captions"):
             pixels = torch.stack([encoder.preprocess(samples.open(index)) for index in batch])
             image = towers.encode_image(encoder.model, pixels.to(encoder.device, dtype))[1].float()
             text = None
@@ -192,10 +193,6 @@ def _generate(model: EvalModel, samples: RecaptionSet) -> list[str] | None:
                 text = towers.encode_text(encoder.model, tokens)[1].float()
             found += [tokenizer.decode(tokens) for tokens in generate_batch(captioner, image, text)]
     return found
-
-
-def _batches(count: int, size: int) -> Iterator[range]:
-    return (range(start, min(start + size, count)) for start in range(0, count, size))
 
 
 def _items(samples: RecaptionSet, captions: Sequence[str] | None) -> pd.DataFrame:
