@@ -66,14 +66,9 @@ def hash_image(image: Image) -> ImageHash:
 
 
 def near_pairs(first: np.ndarray, second: np.ndarray, within: int) -> Iterator[tuple[int, int, int]]:
-    """(index, index, Hamming distance) of all pairs with a distance of at most ``within``.
+    """(index, index, Hamming distance) of all pairs of (N, 4) and (M, 4) uint64 hashes at most ``within`` apart.
 
     All pairs are compared, in numpy chunks: time grows as N × M, memory does not.
-
-    Args:
-        first: (N, 4) uint64 hashes.
-        second: (M, 4) uint64 hashes.
-        within: the largest Hamming distance.
     """
     rows = max(1, _MAX_CHUNK_PAIRS // max(1, len(second)))
     for start in range(0, len(first), rows):

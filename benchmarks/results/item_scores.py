@@ -84,9 +84,7 @@ class ItemScores:
         Args:
             results: of the model on one benchmark, one per seed. Results of the same weights count once, because a
                 pretrained model has no seeds.
-            metric: its name.
             single_training: whether a single result comes from a training run, with the noise of other models' runs.
-            category: use only the items of this category.
         """
         found_items = self._metric_items(results, metric, category)
         if found_items is None:

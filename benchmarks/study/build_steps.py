@@ -67,10 +67,7 @@ class _PlanBuilder:
         """Resolve the ``$`` paths of ``config`` and add the step.
 
         Args:
-            name: of the step.
-            kind: of the step.
             command: the words before ``--config``.
-            config: its config.
             outputs: its output directory, or each output file → the part of the config that it depends on.
         """
         parts = {outputs: config} if isinstance(outputs, Path) else outputs

@@ -83,9 +83,6 @@ def run_steps(
     """Run every step that is not done, parents first. The caller holds the study's lock.
 
     Args:
-        steps: of the study.
-        keys: step name → key.
-        output: the study's directory.
         jobs: maximum number of concurrent steps, for executors without a limit of their own.
         executor: where the steps run; None for this machine.
         resources: step name → its resources; one process each by default.

@@ -116,7 +116,6 @@ def analytic_estimate(step: Step, steps: Mapping[str, Step], given: Resources, g
     """The cost derived from parameters and samples; its values are None if they cannot be derived.
 
     Args:
-        step: of the study.
         steps: all steps by name; the size of an encoder or LLM that is not trained yet comes from its config.
         given: resources of the step.
         gpu: type of GPU; without one there are no times.

@@ -26,9 +26,7 @@ def estimate_steps(
     """Step name → estimate.
 
     Args:
-        steps: all steps of the study.
         output: the study's directory, with the records of finished steps.
-        resources: step name → its resources.
         gpu: type of GPU, an entry of ``clips.planning.hardware.GPUS``, or None.
     """
     finished = {

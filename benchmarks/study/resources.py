@@ -63,7 +63,6 @@ def resolve_resources(resources: Mapping[str, Settings], step: Step) -> Resource
     """The resources of a step: those of its type, overridden by every matching pattern in order.
 
     Args:
-        resources: of the study, checked.
         step: its config may set ``distributed.num_processes``, the default of ``processes``.
     """
     distributed = step.config.get("distributed")

@@ -155,7 +155,6 @@ class StudyMonitor:
         """A table of the steps, and the last log lines of running and failed ones.
 
         Args:
-            statuses: of all steps.
             width: of the terminal; a narrow one gets fewer columns, but whole names of steps.
         """
         from rich.console import Group

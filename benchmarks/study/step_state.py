@@ -144,8 +144,6 @@ def step_keys(
     """Step name → key. The location of the study's directory does not count: it may be moved.
 
     Args:
-        steps: all steps of the study.
-        directory: the study's.
         version: command words → the command's version.
         settings: command words and config → the settings that the output depends on.
     """

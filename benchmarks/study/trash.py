@@ -250,9 +250,6 @@ def accept(steps: Sequence[Step], keys: Mapping[str, StepKey], output: Path, *, 
     stays; ``StepRecord.accepted`` lists the differences.
 
     Args:
-        steps: of the study.
-        keys: step name → its current key.
-        output: the study's directory.
         chosen: names of steps; all changed ones if empty.
 
     Returns:

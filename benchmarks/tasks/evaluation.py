@@ -87,7 +87,6 @@ def compute_metric(
 
     Args:
         items: the items table; with the columns of blind runs the metric also has its scores without the image.
-        spec: how to compute it.
         value: the value of the benchmark's own scorer, if any; if the aggregation gives another value, it is not used
             and there is no interval.
         baselines: the item columns of the trivial baselines. A column that holds the probability of a hit gives the

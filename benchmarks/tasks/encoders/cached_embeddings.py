@@ -28,7 +28,6 @@ def image_embeddings(
     """Return (N, D) unit vectors of images by the model's image tower, on its device.
 
     Args:
-        model: the model.
         opener: opens image ``index``; called by several threads.
         names: (N,) image names for messages.
         content: hash of the images and their order.

@@ -50,10 +50,8 @@ def with_top_results(
 
     Args:
         items: one row per image, then one row per caption, from `retrieval.items_of`.
-        captions: the data.
         images: (N, D) unit vectors of its images.
         texts: (M, D) unit vectors of its captions.
-        most: maximum queries per direction.
     """
     shown: set[int] = set()
     column: list[str | None] = [None] * len(items)
@@ -185,9 +183,7 @@ def items_of(
     """One row per image, then one row per caption, each with its ranks and hits.
 
     Args:
-        captions: the data.
         found: image → caption and caption → image. A caption of several images belongs to the cluster of the first.
-        with_thumbnails: whether to add thumbnails.
     """
     import pandas as pd
 

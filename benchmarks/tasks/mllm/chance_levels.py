@@ -114,7 +114,6 @@ def mme_columns(samples: Sequence[Sample], right: np.ndarray) -> dict[str, np.nd
     """MME's item columns; a pair's points (accuracy plus 100 for two right answers) are at its first question.
 
     Args:
-        samples: lmms-eval's logged samples.
         right: (N,) probability that the answer is right; 0 or 1 if it is known.
     """
     columns = {name: np.full(len(samples), np.nan) for name in ("perception", "cognition")}

@@ -115,7 +115,6 @@ def evaluate_task(
 
     Args:
         model: this suite's, one of lmms-eval's own, or precomputed answers.
-        config: the benchmark.
         results: directory of the results and of the cached judge replies.
         about: protocol entries on the model's input and generation.
         only: indices of the questions; by default all.

@@ -35,10 +35,8 @@ def local_questions(
     wrong guess costs time and changes no answer.
 
     Args:
-        indices: indices of the requests to shard.
         requests: lmms-eval's, with (prompt, settings, visuals, number, task, split) as arguments.
         task_dict: task → split → dataset.
-        processes: the processes that share them.
     """
     key_functions: dict[tuple[str, str], Callable[[int], str]] = {}
     groups: dict[tuple[str, str], list[int]] = {}
@@ -142,8 +140,6 @@ class LlavaBridgeModel(lmms):
         """The cached entry of each request, after all processes have answered the missing ones.
 
         Args:
-            requests: lmms-eval's requests.
-            keys: cache keys of the requests.
             answer: yields request index → answer for requests with the same settings, batch by batch.
         """
         missing = [index for index, key in enumerate(keys) if key not in self.cache.known]

@@ -78,12 +78,9 @@ def run_and_score(
     If the judge fails, the grades are missing, but all answers are in ``samples``.
 
     Args:
-        model: one of lmms-eval's models.
         task: lmms-eval's task with its data; its functions are wrapped so that their errors name the question.
-        entry: the benchmark.
         settings: generation settings that override the task's.
         judge: replaces the judge that the scorer calls.
-        limit: use the first N questions.
         allow_empty: whether all answers may be empty.
 
     Raises:

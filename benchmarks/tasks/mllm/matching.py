@@ -56,7 +56,6 @@ def read_answers(file: Path, questions: Path | None = None) -> list[Answer]:
     """Read the answers of a file in any of the three formats.
 
     Args:
-        file: the answers.
         questions: LLaVA's file of questions, ``{question_id, image, text, category}``, joined to them by the id.
 
     Raises:
@@ -236,9 +235,6 @@ def match(answers: Sequence[Answer], docs: Sequence[Mapping[str, Any]], file: st
     """Match each answer to its question.
 
     Args:
-        answers: the answers of the file.
-        docs: the questions of the data.
-        file: the file named in errors.
         partial: allow questions without an answer, and if texts are compared also answers without a question (with ids
             alone, an answer without a question indicates ids of other data).
 

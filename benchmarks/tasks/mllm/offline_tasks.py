@@ -229,9 +229,7 @@ def load_task(name: str, folder: str, root: Path, *, own: str = "", simple: bool
     """One of lmms-eval's tasks with its data below ``root``.
 
     Args:
-        name: name of the task.
         folder: directory of the definition, below lmms-eval's ``tasks`` or any other.
-        root: the data.
         own: the user's file that defines it, if it is not lmms-eval's.
         simple: whether its models take text and images separately, not as a conversation.
 

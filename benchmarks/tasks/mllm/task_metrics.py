@@ -347,7 +347,6 @@ def default_task_metrics(
     """Metrics of an unlisted task, each the mean of its per-sample numbers if it has any.
 
     Args:
-        samples: lmms-eval's logged samples.
         values: metric → lmms-eval's number or None.
         directions: metric → whether higher is better.
         scale: display factor; by default 100 if all numbers are from 0 to 1 and higher is better (error counts may be
