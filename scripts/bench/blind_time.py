@@ -96,7 +96,7 @@ def compare(name: str, llava: Path, folder: Path, args: argparse.Namespace) -> l
     entry = get_benchmark(name)
     entry.run(model, dataclasses.replace(sides["none"], limit=args.batch))
     runs = {side: functools.partial(entry.run, model, config) for side, config in sides.items()}
-    seconds = take_turns(runs, args.rounds, args.clock, warmup=0)
+    seconds = take_turns(runs, args.rounds, args.clock)
     rows = []
     for side, config in list(sides.items())[1:]:
         more = spread([100 * (one / none - 1) for one, none in zip(seconds[side], seconds["none"], strict=True)])
