@@ -28,6 +28,7 @@ from llava_bridge.encoders.transformers_families import FAMILIES
 from llava_bridge.inference.generate import answer, load_llava
 from llava_bridge.model.build import LlavaParts, build_llava, convert_tower_to_transformers
 from llava_bridge.model.modeling_vision import build_vision_model
+from llava_bridge.planning.model_sizes import LlmSize, projector_size, vision_size
 from llava_bridge.projectors import ProjectorConfig
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
@@ -320,6 +321,11 @@ def test_several_encoders_give_what_each_gives_alone(name: str, specs: dict[str,
 def test_a_llava_of_several_encoders_is_saved_and_asked(name, specs, bridge_llm, tmp_path):
     model, processor = build_llava(LlavaParts(encoder=specs[name], llm=str(bridge_llm)))
     assert model.config.image_seq_length == {"channels": 16, "interleave": 32}[name]
+    planned = vision_size(specs[name])
+    assert (planned.tokens, planned.width) == (model.config.image_seq_length, model.config.vision_config.hidden_size)
+    llm = LlmSize(parameters=1, multiplied=1, layers=1, width=32)
+    projector = sum(value.numel() for value in model.model.multi_modal_projector.parameters())
+    assert projector_size(ProjectorConfig(), planned, llm) == (projector, planned.tokens)
     (picture,) = bridge_world.noise((50, 40))
     expected = answer(model, processor, [picture], ["What?"], max_new_tokens=5)
     again, processor = load_llava(bridge_world.save(tmp_path, model, processor))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,12 +39,14 @@ class VisionSize:
         flops: FLOPs of an image's forward pass; a multiplication with an addition counts as two.
         tokens: number of tokens per image, without the class token.
         width: of a token (hidden size).
+        tokens_per_cell: above 1 for interleaved tokens of several encoders.
     """
 
     parameters: int
     flops: float
     tokens: int
     width: int
+    tokens_per_cell: int = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,15 +103,16 @@ def vision_size(spec: str, image_size: int | None = None) -> VisionSize:
         UnknownSizeError: its size is unknown.
         UserError: the library does not know the name.
     """
-    encoders = [_tower_size(*_tower(member, image_size)) for member in split_encoders(spec)]
-    tokens = [encoder.tokens for encoder in encoders]
-    widths = [encoder.width for encoder in encoders]
-    interleaved = is_interleaved(spec)
+    first, *others = split_encoders(spec)
+    tower, size = _tower(first, image_size)
+    encoders = [_tower_size(tower, size), *(_tower_size(*_tower(other, size)) for other in others)]
+    tokens_per_cell = len(encoders) if is_interleaved(spec) else 1
     return VisionSize(
         parameters=sum(encoder.parameters for encoder in encoders),
         flops=sum(encoder.flops for encoder in encoders),
-        tokens=sum(tokens) if interleaved else max(tokens),
-        width=max(widths) if interleaved else sum(widths),
+        tokens=encoders[0].tokens * tokens_per_cell,  # the others' grids are interpolated to the first one's
+        width=sum(encoder.width for encoder in encoders),
+        tokens_per_cell=tokens_per_cell,
     )
 
 
@@ -323,7 +325,9 @@ def projector_size(config: ProjectorConfig, vision: VisionSize, llm: LlmSize) ->
     Raises:
         UserError: it does not fit the tower's grid.
     """
-    shape = ProjectorShape(patches=math.isqrt(vision.tokens) ** 2, width=vision.width, llm=llm.width)
+    shape = ProjectorShape(
+        patches=vision.tokens, width=vision.width, llm=llm.width, tokens_per_cell=vision.tokens_per_cell
+    )
     with torch.device("meta"):
         module = build_projector(config, shape)
     return sum(value.numel() for value in module.parameters()), num_output_tokens(config, shape)

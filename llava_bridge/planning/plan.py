@@ -152,7 +152,7 @@ def stage_cost(config: LlavaTrainConfig, name: str, sizes: Sizes, count: int) ->
     unsharded = parameters["vision"] if frozen else 0  # float32 in every process
     bf16 = config.precision != "fp32"
     micro = stage.micro_batch_size or math.ceil(stage.global_batch_size / count)
-    optimizer = _MOMENTS.get(stage.optim or "", 8) + (4 if bf16 else 0)  # and float32 weights beside those in bf16
+    optimizer = _MOMENTS.get(stage.optim or "", 8) + (4 if bf16 else 0)  # float32 weights, too, with bf16
     states = _state_bytes(config.deepspeed(name), weights - unsharded, trainable, count, optimizer, bf16=bf16)
     checkpoint = (2 if bf16 else 4) * weights + optimizer * trainable
     return StageCost(

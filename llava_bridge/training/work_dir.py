@@ -96,7 +96,7 @@ def check_inputs(config: LlavaTrainConfig) -> None:
 
 
 def _check_stage(config: LlavaTrainConfig, name: str) -> None:
-    """Check what the stage ``name`` needs beside its data; this also reads its DeepSpeed JSON."""
+    """Check the stage's settings, packages and DeepSpeed JSON; its data is checked elsewhere."""
     stage, is_fsdp, is_zero3 = config.stage(name), config.distributed.strategy == "fsdp", _is_zero3(config, name)
     quantizes = stage.lora is not None and stage.lora.quantization is not None
     for is_used, field in ((quantizes, f"{name}.lora.quantization"), (stage.optim == "adamw_8bit", f"{name}.optim")):
