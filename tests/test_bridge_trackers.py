@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sqlite3
 from collections.abc import Mapping
@@ -82,6 +83,21 @@ def test_a_missing_package_is_reported_before_the_training(tmp_path: Path, monke
     monkeypatch.setitem(__import__("sys").modules, "trackio", None)
     with pytest.raises(UserError, match=r"^report_to: expected the package trackio to be installed"):
         run_train(config({}, report_to=("trackio",)))
+
+
+def test_a_run_is_finished_without_the_files_of_a_tensorboard_that_failed(tmp_path: Path, monkeypatch) -> None:
+    from llava_bridge.training import train
+
+    for name in ("write_manifest", "data_manifest", "parent_artifacts", "run_identity"):
+        monkeypatch.setattr(train, name, lambda *_, **__: None)
+    summary = {"steps": 1, "loss": 1.0, "seconds": 1.0, "invalid_samples": {"count": 0}}
+    for stage in ("align", "instruct"):
+        (tmp_path / "work" / stage / "model").mkdir(parents=True)
+        (tmp_path / "work" / stage / "model" / "stage.json").write_text(json.dumps(summary))
+    (tmp_path / "work" / "metrics.jsonl").touch()
+    finished = dataclasses.replace(config({}, report_to=("tensorboard",)), output=str(tmp_path / "llava"))
+    train._write_output(finished, tmp_path / "work")
+    assert [path.name for path in (tmp_path / "llava").iterdir()] == ["metrics.jsonl"]
 
 
 @pytest.mark.slow

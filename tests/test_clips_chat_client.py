@@ -29,6 +29,7 @@ class ChatServer(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.reply: Callable[[dict[str, Any]], dict[str, Any] | bytes | int | None] = echo
+        self.stream: Callable[[dict[str, Any], Any], None] | None = None
         self.asked: list[dict[str, Any]] = []
         self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
 
@@ -39,6 +40,10 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.asked.append({**request, "path": self.path, "key": self.headers.get("Authorization")})
+        if self.server.stream is not None:
+            with contextlib.suppress(ConnectionError):
+                self.server.stream(request, self)
+            return
         answer = self.server.reply(request)
         if answer is None:
             self.connection.close()
@@ -91,12 +96,34 @@ def test_requests_are_concurrent_up_to_the_limit(server: ChatServer) -> None:
 
 
 @pytest.mark.parametrize("failure", [429, 503, None])
-def test_a_failed_request_is_repeated_until_it_is_answered(server: ChatServer, failure: int | None) -> None:
+def test_a_failed_request_is_repeated_until_it_is_answered(server: ChatServer, failure: int | None, capsys) -> None:
     answers = iter([failure, failure, failure])
     server.reply = lambda request: next(answers, echo(request))
     client = ChatClient(urls=[server.url], retry_seconds=30)
     assert choices(client.submit({"n": 7}).result(60)) == [("7", "stop")]
     assert len(server.asked) == 4
+    (line,) = capsys.readouterr().err.splitlines()  # although it failed three times
+    assert line.startswith(server.url)
+    assert line.endswith("; requests are repeated for up to 0.5 minutes")
+
+
+def test_an_answer_must_be_complete_within_the_timeout(server: ChatServer) -> None:
+    """Also if the server sends some bytes now and then, as proxies do to keep a connection."""
+    ended = threading.Event()
+
+    def send_spaces(request: dict[str, Any], handler: Any) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", "1000")
+        handler.end_headers()
+        while not ended.wait(0.1):
+            handler.wfile.write(b" ")
+
+    server.stream = send_spaces
+    try:
+        with pytest.raises(ChatServerError, match=r"cannot be reached \(timeout\)$"):
+            ChatClient(urls=[server.url], timeout=0.5).submit({"n": 0}).result(10)
+    finally:
+        ended.set()
 
 
 def test_a_dead_replica_costs_no_delay_and_the_others_share_the_requests(server: ChatServer) -> None:
@@ -104,6 +131,8 @@ def test_a_dead_replica_costs_no_delay_and_the_others_share_the_requests(server:
     for replica in range(3):
         assert choices(client.submit({"n": replica}, replica=replica).result(60)) == [(f"{replica}", "stop")]
     assert len(server.asked) == 3
+    with pytest.raises(ChatServerError, match=r"^http://host:port/v1 is not a valid URL \(Invalid port: 'port'\)$"):
+        ChatClient(urls=["http://host:port/v1"], retry_seconds=600).submit({"n": 0}).result(60)
     dead = ChatClient(urls=[DEAD]).submit({"n": 0})
     with pytest.raises(ChatServerError, match=r"^http://127\.0\.0\.1:9/v1 cannot be reached \(connect\)$"):
         dead.result(60)

@@ -19,6 +19,7 @@ from collections.abc import Coroutine, Mapping, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from clips.core.artifact import log_info
 from clips.errors import UserError
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class ChatClient:
         return self._run(self._limited(self._request("POST", "chat/completions", request, replica)))
 
     def find_model(self, name: str) -> dict[str, Any]:
-        """The entry of a model in ``GET /models``.
+        """What the server says of a model.
 
         Raises:
             UserError: no server answers, or it has no such model.
@@ -119,9 +120,14 @@ class ChatClient:
 
         return httpx.AsyncClient(
             headers={"Authorization": f"Bearer {self.key}"} if self.key else {},
-            timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),  # `_try` limits the whole request
+            timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),  # else it would limit each wait for some bytes
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),  # nothing to close at the end
         )
+
+    @functools.cached_property
+    def _reported(self) -> set[tuple[str, int | None]]:
+        """URLs with the status of a failure that has been logged."""
+        return set()
 
     def _run(self, work: Coroutine[Any, Any, Value]) -> concurrent.futures.Future[Value]:
         with _START:
@@ -146,6 +152,9 @@ class ChatClient:
                     status = error.status
             if time.monotonic() >= deadline:
                 raise ChatServerError(reason, status)
+            if (base, status) not in self._reported:
+                self._reported.add((base, status))
+                log_info(f"{reason}; requests are repeated for up to {self.retry_seconds / 60:.3g} minutes")
             wait = max(wait, delay * random.uniform(0.75, 1.0))  # random, so that clients do not retry in step
             await asyncio.sleep(min(wait, max(0.0, deadline - time.monotonic())))
             delay = min(2 * delay, _MAX_DELAY)
@@ -156,7 +165,9 @@ class ChatClient:
         try:
             async with asyncio.timeout(self.timeout):
                 reply = await self._http.request(method, f"{base}/{path}", json=body)
-        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
+        except httpx.InvalidURL as error:
+            raise ChatServerError(f"{base} is not a valid URL ({error})") from None
+        except (httpx.HTTPError, TimeoutError) as error:
             raise _TemporaryError(f"{base} cannot be reached ({_short_name(error)})") from None
         if reply.status_code != HTTPStatus.OK:
             reason = " ".join(reply.text.split())[:120] or reply.reason_phrase or "no reason"

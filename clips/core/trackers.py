@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import importlib
+import importlib.util
 import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -161,7 +161,5 @@ def open_trackers(
 def check_trackers(names: Sequence[str]) -> None:
     """Raises UserError if a tracker's package is not installed."""
     for name in names:
-        try:
-            importlib.import_module(name)
-        except ImportError:
-            raise UserError(f"report_to: expected the package {name} to be installed (pip install {name})") from None
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"report_to: expected the package {name} to be installed (pip install {name})")

@@ -128,7 +128,7 @@ def _write_output(config: LlavaTrainConfig, work: Path) -> None:
         shutil.copytree(work / last / "model", directory, dirs_exist_ok=True)
         (directory / "stage.json").unlink()
         shutil.copyfile(work / "metrics.jsonl", directory / "metrics.jsonl")
-        if "tensorboard" in config.report_to:
+        if (work / TENSORBOARD_DIR).is_dir():  # else TensorBoard was not used, or failed
             shutil.copytree(work / TENSORBOARD_DIR, directory / TENSORBOARD_DIR)
         write_manifest(
             directory,
