@@ -41,6 +41,8 @@ def test_steps_continue_from_stage_to_stage_and_a_lost_attempt_is_logged_again(t
 
     log("align", 0, range(1, 5))
     log("instruct", 0, range(1, 3))
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"stage": "instruct", "st')  # a full disk, or a crash
     log("instruct", 1, range(2, 4))  # resumed from step 1
     assert [step for step, _ in recorder.logged] == [1, 2, 3, 4, 5, 6, 6, 7]
     last = recorder.logged[-1][1]

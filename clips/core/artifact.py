@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +187,20 @@ def atomic_write(path: str | Path, content: str | bytes) -> None:
     """Write ``content``, a string as UTF-8, so that a crash leaves either the old or the new file."""
     with atomic_output_path(Path(path)) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def retain_entries(path: Path, is_retained: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+    """Remove the other entries of a JSON lines file, and a last line that a crash left incomplete; return the rest."""
+    entries = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            entries.append(json.loads(line))
+        except ValueError:
+            break
+    entries = [entry for entry in entries if is_retained(entry)]
+    if path.is_file():
+        atomic_write(path, "".join(json.dumps(entry) + "\n" for entry in entries))
+    return entries
 
 
 @contextlib.contextmanager

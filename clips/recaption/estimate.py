@@ -36,6 +36,9 @@ def print_estimate(config: RecaptionConfig, source: Source, captioner: Captioner
     log_info(f"{len(found):,} of {len(indices):,} images captioned in {seconds:.1f} s, of {total:,}")
     hours = seconds * scale / 3600
     log_info(f"time: {hours:.2f} h in one process, {hours / processes:.2f} h in {processes:,}")
+    field = "requests_in_flight" if config.endpoint else "batch_size"
+    if len(images) < (concurrent_images := getattr(config, field)):
+        log_info(f"the time is too long: expected an estimate of {concurrent_images} images or more ({field})")
     log_info(f"tokens: {captioner.prompt_tokens * scale:,.0f} of prompts, {written * scale:,.0f} of captions")
     if config.token_prices:
         prices = zip(config.token_prices, (captioner.prompt_tokens, written), strict=True)

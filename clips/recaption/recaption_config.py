@@ -31,7 +31,8 @@ class RecaptionConfig(SourceConfig):
         requests_in_flight: maximum number of concurrent requests of this process; 16 batches (batch_size) are read
             ahead at most.
         retry_minutes: how long a request is repeated while no server answers it; then the run ends, and resumes.
-        estimate: caption this number of images, print the time, tokens and cost of all, and write nothing.
+        estimate: caption this number of images, print the time, tokens and cost of all, and write nothing. The time
+            is realistic for several times requests_in_flight, or batch_size, images.
         token_prices: prices of a million input and output tokens, for ``estimate``.
         import_modules: Python modules to import first, so that transformers knows the model; a LLaVA of the bridge
             needs ``[llava_bridge]``.

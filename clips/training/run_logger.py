@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from clips.core.artifact import atomic_write, log_info, write_errors_as_user_errors
+from clips.core.artifact import log_info, retain_entries, write_errors_as_user_errors
 from clips.core.trackers import Trackers
 from clips.training.train_state import TrainState
 
@@ -48,7 +48,7 @@ class RunLogger:
     def __enter__(self) -> RunLogger:
         if self.quiet:
             return self
-        _remove_entries_after(self.path, self.step)
+        retain_entries(self.path, lambda entry: entry["step"] <= self.step)
         if sys.stderr.isatty():
             self.bar = Progress(
                 MofNCompleteColumn(),
@@ -143,17 +143,3 @@ def _validation_summary(entry: Mapping[str, Any]) -> str:
         if name.startswith("val_") and name.endswith("_t2i_r1")
     ]
     return f" · T→I R@1 {', '.join(recalls)}" if recalls else ""
-
-
-def _remove_entries_after(path: Path, step: int) -> None:
-    """Remove entries of steps after the checkpoint, and an incomplete last line."""
-    if not path.is_file():
-        return
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                lines.append(line + "\n")
-        except ValueError:
-            break
-    atomic_write(path, "".join(lines))

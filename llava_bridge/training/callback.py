@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback
 
+from clips.core.artifact import retain_entries
 from clips.core.trackers import Trackers
 from clips.data.invalid_samples import InvalidSamples
 from clips.parallel.watchdog import EXIT_HUNG
@@ -122,10 +123,7 @@ class StageProgress:
         self._resume_time = time.monotonic()
         if not is_main_process():
             return
-        lines = self.metrics.read_text().splitlines() if self.metrics.is_file() else []
-        rows = [json.loads(line) for line in lines]
-        rows = [row for row in rows if row["stage"] != self.stage or row["step"] <= step]
-        self.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        rows = retain_entries(self.metrics, lambda row: row["stage"] != self.stage or row["step"] <= step)
         self._steps_before = sum({row["stage"]: row["step"] for row in rows if row["stage"] != self.stage}.values())
         self.last_loss = next((row["loss"] for row in reversed(rows) if row["stage"] == self.stage), float("nan"))
 

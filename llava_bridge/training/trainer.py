@@ -76,23 +76,9 @@ def train_stage(
     checkpoint = last_checkpoint(folder / CHECKPOINTS_DIR)
     start_time = started - load_elapsed_seconds(checkpoint)
     progress = StageProgress(name, stage.global_batch_size, work / "metrics.jsonl", start_time, trackers)
-    if universal := checkpoint is not None and needs_universal_conversion(checkpoint):
-        convert_to_universal(checkpoint)
-    args = training_arguments(config, name, steps, folder / CHECKPOINTS_DIR, universal=universal)
     model = _training_model(setup, bf16=bf16, sharded=sharded, unsharded_encoder=stage.cache_vision_features)
     masters = finer_than_bf16(setup.model) if bf16 and not sharded else {}
-    trainer = TRAINERS[config.distributed.strategy](
-        stage=stage,
-        stage_name=name,
-        parts=setup.parts,
-        sampler=make_sampler(setup.dataset, stage, steps, config.seed, args.per_device_train_batch_size),
-        invalid=load_invalid_samples(checkpoint),
-        max_invalid_ratio=config.max_invalid_ratio,
-        model=model,
-        args=args,
-        train_dataset=setup.dataset,
-        data_collator=setup.collator,
-    )
+    trainer = _make_trainer(config, name, setup, model, steps, checkpoint, folder / CHECKPOINTS_DIR)
     callback = _add_callback(trainer, setup, progress, stop, masters)
     del masters
     flush = _flush_each_pass(trainer, setup) if stage.cache_vision_features else lambda: None
@@ -112,6 +98,33 @@ def train_stage(
     )
     flush()  # last: the model must not be lost if the cache's disk is full
     _free(trainer, setup)
+
+
+def _make_trainer(
+    config: LlavaTrainConfig,
+    name: str,
+    setup: StageSetup,
+    model: nn.Module,
+    steps: int,
+    checkpoint: Path | None,
+    checkpoints: Path,
+) -> StageTrainer:
+    """The trainer of a stage; ``checkpoint``, if it resumes from one, becomes readable for this number of processes."""
+    if universal := checkpoint is not None and needs_universal_conversion(checkpoint):
+        convert_to_universal(checkpoint)
+    stage, args = config.stage(name), training_arguments(config, name, steps, checkpoints, universal=universal)
+    return TRAINERS[config.distributed.strategy](
+        stage=stage,
+        stage_name=name,
+        parts=setup.parts,
+        sampler=make_sampler(setup.dataset, stage, steps, config.seed, args.per_device_train_batch_size),
+        invalid=load_invalid_samples(checkpoint),
+        max_invalid_ratio=config.max_invalid_ratio,
+        model=model,
+        args=args,
+        train_dataset=setup.dataset,
+        data_collator=setup.collator,
+    )
 
 
 def _add_callback(
