@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -158,23 +156,6 @@ def test_an_unavailable_server_is_given_up_after_the_time_for_retries(server: Ch
         ChatClient(urls=[server.url], retry_seconds=0.2).submit({"n": 0}).result(60)
     assert raised.value.status == 503
     assert len(server.asked) > 2
-
-
-def test_the_timeout_is_of_the_whole_answer_not_of_its_parts() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def trickle() -> None:
-            connection, _ = listener.accept()
-            with connection, contextlib.suppress(OSError):  # the client closes the connection
-                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
-                for _ in range(1000):
-                    connection.sendall(b" ")
-                    time.sleep(0.05)
-
-        threading.Thread(target=trickle, daemon=True).start()
-        client = ChatClient(urls=[f"http://127.0.0.1:{listener.getsockname()[1]}/v1"], timeout=0.5)
-        with pytest.raises(ChatServerError, match=r"cannot be reached \(timeout\)$"):
-            client.submit({"n": 0}).result(10)
 
 
 def test_urls_are_checked() -> None:
