@@ -9,9 +9,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -33,13 +32,13 @@ from llava_bridge.encoders import load_encoder
 from llava_bridge.encoders.encoder import ImagePreprocess, VisionEncoder
 from llava_bridge.encoders.multi_encoder import with_feature_layer
 from llava_bridge.model.anyres import (
-    ImageAspectRatio,
     effective_patch_size,
     is_anyres_processor,
     make_anyres_processor,
     num_image_tokens,
     resolve_pinpoints,
 )
+from llava_bridge.model.assembly_config import AssemblyConfig
 from llava_bridge.model.image_processing import make_image_processor
 from llava_bridge.model.llava_checks import check_llm_dir, is_llava
 from llava_bridge.model.lm_head import extract_lm_head, neutralize_logit_scaling
@@ -52,46 +51,30 @@ from llava_bridge.model.modeling_llava import (
     new_projector,
 )
 from llava_bridge.model.modeling_vision import EncoderVisionModel, build_vision_model, resolve_feature_layer
-from llava_bridge.projectors import ProjectorConfig, ProjectorShape, num_output_tokens
+from llava_bridge.projectors import ProjectorShape, num_output_tokens
 
 PAD_TOKEN = "<pad>"
 AnyProcessor = LlavaProcessor | LlavaNextProcessor
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LlavaParts:
+class LlavaParts(AssemblyConfig):
     """The parts of a LLaVA.
 
     Args:
         encoder: see :mod:`llava_bridge.encoders`.
         llm: a directory with a transformers causal LM and its tokenizer, or a LLaVA directory, whose LLM is used; or
             the Hub repo id of either.
-        image_size: image size in pixels; None uses the encoder's own.
-        vision_feature_layer: the hidden state of the encoder that the LLM sees (-1 is the last), or several,
-            concatenated; None uses the encoder's default: -2 for most ViTs and CLIP's ResNets, -1 (the last) for timm's
-            others, RADIO and the towers of InternVL and Qwen-VL. Each of several encoders uses this one, or its own
-            default.
-        vision_feature_select_strategy: ``default`` (patches only), or ``full`` with the class token before them.
-        projector: maps the features to tokens of the LLM.
-        image_aspect_ratio: how images become squares: ``squash``, ``pad`` or ``crop``; or ``anyres``, by tiles.
-        image_grid_pinpoints: with ``anyres``, the heights and widths that images are resized into; None uses
-            LLaVA-NeXT's, for the encoder's size.
-        chat_template: ``auto`` (the LLM's own, else ``vicuna``) or a template's name.
-        seed: seed of the projector and of an encoder without weights.
     """
 
     encoder: str
     llm: str
-    image_size: int | None = None
-    vision_feature_layer: int | Sequence[int] | None = None
-    vision_feature_select_strategy: Literal["default", "full"] = "default"
-    projector: ProjectorConfig = dataclasses.field(default_factory=ProjectorConfig)
-    image_aspect_ratio: ImageAspectRatio = "squash"
-    image_grid_pinpoints: Sequence[Sequence[int]] | None = None
-    chat_template: str = dataclasses.field(
-        default="auto", metadata={"known": "llava_bridge.chat_templates:CHAT_TEMPLATES"}
-    )
-    seed: int = 0
+
+    @classmethod
+    def of(cls, config: AssemblyConfig, *, encoder: str, llm: str) -> LlavaParts:
+        """These parts, assembled as ``config`` states."""
+        fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(AssemblyConfig)}
+        return cls(encoder=encoder, llm=llm, **fields)
 
 
 def build_llava(parts: LlavaParts, *, keep_bf16: bool = False) -> tuple[AnyLlava, AnyProcessor]:

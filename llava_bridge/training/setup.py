@@ -136,18 +136,7 @@ def _setup_llava(config: LlavaTrainConfig, name: str, work: Path, keep_bf16: boo
     else:
         assert config.encoder is not None
         model, processor = build_llava(
-            LlavaParts(
-                encoder=config.encoder,
-                llm=str(before or config.llm),
-                image_size=config.image_size,
-                vision_feature_layer=config.vision_feature_layer,
-                vision_feature_select_strategy=config.vision_feature_select_strategy,
-                projector=config.projector,
-                image_aspect_ratio=config.image_aspect_ratio,
-                image_grid_pinpoints=config.image_grid_pinpoints,
-                chat_template=config.chat_template,
-                seed=config.seed,
-            ),
+            LlavaParts.of(config, encoder=config.encoder, llm=str(before or config.llm)),
             keep_bf16=keep_bf16,
         )
     if config.attn_implementation is not None:

@@ -8,7 +8,7 @@ from typing import Literal
 from clips.core.identity import RUN_ONLY
 from clips.core.trackers import TrackerName
 from clips.errors import UserError, unknown_name_error
-from llava_bridge.model.anyres import ImageAspectRatio, check_pinpoints
+from llava_bridge.model.assembly_config import AssemblyConfig
 from llava_bridge.model.small_llama import SmallLlamaConfig
 from llava_bridge.projectors import ProjectorConfig
 from llava_bridge.training.stage_config import STAGE_NAMES, StageConfig
@@ -40,7 +40,7 @@ class DistributedConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LlavaTrainConfig:
+class LlavaTrainConfig(AssemblyConfig):
     """Train a LLaVA (from encoder and LLM, or further), or first the LLM itself, under DeepSpeed or FSDP2.
 
     The published recipe is ``align`` (the projector, on captions) and then ``instruct`` (projector and LLM, on
@@ -57,20 +57,6 @@ class LlavaTrainConfig:
         llava: a LLaVA directory, or ``ORG/NAME`` on the Hub, to train further, instead of encoder and llm: of this
             suite or in the transformers format (``llava-bridge convert`` converts original LLaVAs, ``llava-bridge
             swap`` replaces the encoder).
-        image_size: image size in pixels; null uses the encoder's own. For ViTs learned positions are interpolated.
-        vision_feature_layer: hidden state of the encoder that the LLM sees, or several, concatenated: ``[-2, -5]``;
-            null: -2 for most ViTs and CLIP's ResNets, -1 for timm's others, RADIO, InternVL and Qwen-VL. Each of
-            ``several:`` uses this one, or its own default.
-        vision_feature_select_strategy: ``default`` drops the class token, ``full`` keeps it, as in transformers
-            (LLaVA: ``patch``, ``cls_patch``).
-        image_aspect_ratio: how images become squares: ``squash``, ``pad`` with the encoder's mean color
-            (LLaVA-1.5's), or a center ``crop``; or ``anyres``, LLaVA-NeXT's: a base image and tiles at full resolution.
-        image_grid_pinpoints: with ``anyres``: the heights and widths in pixels that images are resized into before they
-            are cut into tiles; null uses LLaVA-NeXT's, 1 × 2, 2 × 1, 2 × 2, 3 × 1 and 1 × 3 tiles.
-        projector: maps the encoder's features to tokens of the LLM.
-        chat_template: ``auto`` (the LLM's own if it has one, else vicuna) or a template's name: vicuna, vicuna_v1 (with
-            LLaVA-1.5's preamble), llama_2, llama_3, llama_3_1 (3.2, too), chatml (Qwen, SmolLM), qwen_1_5 (the same
-            with LLaVA-NeXT's system message), mistral, gemma, phi_3, tulu (OLMo), turns.
         attn_implementation: the LLM's attention, by transformers' name: sdpa, eager, flash_attention_2 …; null uses
             causal attention without masks in place of transformers' SDPA if the hardware has it, else its default.
         llm_from_scratch: the LLM that ``llm_pretrain`` builds.
@@ -96,15 +82,6 @@ class LlavaTrainConfig:
     encoder: str | None = None
     llm: str | None = None
     llava: str | None = None
-    image_size: int | None = None
-    vision_feature_layer: int | list[int] | None = None
-    vision_feature_select_strategy: Literal["default", "full"] = "default"
-    image_aspect_ratio: ImageAspectRatio = "squash"
-    image_grid_pinpoints: list[list[int]] | None = None
-    projector: ProjectorConfig = dataclasses.field(default_factory=ProjectorConfig)
-    chat_template: str = dataclasses.field(
-        default="auto", metadata={"known": "llava_bridge.chat_templates:CHAT_TEMPLATES"}
-    )
     attn_implementation: str | None = None
     llm_from_scratch: SmallLlamaConfig = dataclasses.field(default_factory=SmallLlamaConfig)
     llm_pretrain: StageConfig = dataclasses.field(
@@ -118,7 +95,6 @@ class LlavaTrainConfig:
     )
     distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    seed: int = 0
     save_steps: int = dataclasses.field(default=500, metadata=RUN_ONLY)
     logging_steps: int = dataclasses.field(default=5, metadata=RUN_ONLY)
     report_to: tuple[TrackerName, ...] = dataclasses.field(default=(), metadata=RUN_ONLY)
@@ -132,19 +108,13 @@ class LlavaTrainConfig:
             if self.distributed.strategy == "fsdp" and self.stage(stage).deepspeed is not None:
                 raise UserError(f"{stage}.deepspeed: expected none with distributed.strategy: fsdp")
         self._check_model()
-        check_pinpoints(self.image_aspect_ratio, self.image_grid_pinpoints)
+        super().__post_init__()
         self._check_stage_overrides()
-        for name in ("save_steps", "num_workers"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")
-        for name in ("logging_steps", "image_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name}: expected at least 1, got {value}")
+        for name, least in (("save_steps", 0), ("num_workers", 0), ("logging_steps", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name}: expected {least} or more, got {getattr(self, name)}")
         if not 0 <= self.max_invalid_ratio <= 1:
             raise UserError(f"max_invalid_ratio: expected a ratio from 0 to 1, got {self.max_invalid_ratio}")
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"seed: expected 0 to {2**32 - 1}, got {self.seed}")
 
     def _check_stages(self) -> None:
         if not self.stages:
