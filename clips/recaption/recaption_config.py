@@ -10,7 +10,7 @@ from typing import Literal
 from clips.core.chat_client import check_urls
 from clips.core.identity import RUN_ONLY
 from clips.data.sources import SourceConfig
-from clips.errors import UserError
+from clips.errors import UserError, check_at_least
 
 WEB_CAPTION_PLACEHOLDER = "{web}"
 _SHARD = re.compile(r"(\d+)/(\d+)")
@@ -96,16 +96,10 @@ class RecaptionConfig(SourceConfig):
         super().__post_init__()
         if self.weight is not None:
             raise UserError(f"weight: expected null, since recaption reads one source, got {self.weight}")
-        counts = ("batch_size", "max_new_tokens", "num_captions", "min_words")
-        for name in (*counts, "max_image_size", "shard_size", "num_workers", "requests_in_flight"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}: expected 1 or more, got {getattr(self, name)}")
-        for name in ("retry_minutes", "estimate"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+        counts = ("batch_size", "max_new_tokens", "num_captions", "min_words", "max_image_size", "shard_size")
+        check_at_least(1, self, *counts, "num_workers", "requests_in_flight")
+        check_at_least(0, self, "retry_minutes", "estimate", "temperature")
         check_urls("endpoint", self.endpoint)
-        if self.temperature < 0:
-            raise UserError(f"temperature: expected 0 or more, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p: expected a ratio above 0 and at most 1, got {self.top_p}")
         if self.num_captions > 1 and not self.temperature:

@@ -102,14 +102,9 @@ def _to_stock(config: ConvertConfig, given: ConvertConfig) -> None:
     for field in ("vision_tower", "llm"):
         if getattr(config, field) is not None:
             raise UserError(f"{field}: expected none for a LLaVA in the transformers format")
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    from clips.model.loading import library_errors_as_user_errors, load_pretrained
     from llava_bridge.model.build import convert_open_clip_tower
 
-    model = load_pretrained(AutoModelForImageTextToText, source, f"{source}: this LLaVA", dtype="auto")
-    with library_errors_as_user_errors(f"{source}: the processor of this LLaVA cannot be loaded"):
-        processor = AutoProcessor.from_pretrained(source)
+    model, processor = _load(source)
     try:
         convert_open_clip_tower(model)
     except UserError as error:
@@ -120,6 +115,17 @@ def _to_stock(config: ConvertConfig, given: ConvertConfig) -> None:
         processor.save_pretrained(partial)
         write_manifest(partial, kind="llava", config=given, parents={"source": str(source)})
     log_info(f"{config.output}: LLaVA of transformers' own classes")
+
+
+def _load(source: Path) -> tuple[Any, Any]:
+    """(model, processor) of a LLaVA in the transformers format, in its precision."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    from clips.model.loading import library_errors_as_user_errors, load_pretrained
+
+    model = load_pretrained(AutoModelForImageTextToText, source, f"{source}: this LLaVA", dtype="auto")
+    with library_errors_as_user_errors(f"{source}: the processor of this LLaVA cannot be loaded"):
+        return model, AutoProcessor.from_pretrained(source)
 
 
 # ---------------------------------------------------------------- original to transformers
@@ -270,9 +276,7 @@ def _image_processor(tower: str, aspect: str | None) -> Any:
 
 def _to_original(config: ConvertConfig, given: ConvertConfig) -> None:
     from huggingface_hub import save_torch_state_dict
-    from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from clips.model.loading import library_errors_as_user_errors, load_pretrained
     from llava_bridge.conversion.original_llava import original_config, original_weights
     from llava_bridge.model.anyres import is_anyres_processor
     from llava_bridge.model.build import convert_open_clip_tower, convert_tower_to_transformers
@@ -280,14 +284,12 @@ def _to_original(config: ConvertConfig, given: ConvertConfig) -> None:
     from llava_bridge.model.modeling_vision import EncoderVisionModel
 
     source = Path(config.source)
-    model = load_pretrained(AutoModelForImageTextToText, source, f"{source}: this LLaVA", dtype="auto")
+    model, processor = _load(source)
     if isinstance(model.model.vision_tower, EncoderVisionModel) and not convert_tower_to_transformers(model):
         try:
             convert_open_clip_tower(model)
         except UserError as error:
             raise UserError(f"{source}: the original LLaVA has CLIP's towers only; {error}") from None
-    with library_errors_as_user_errors(f"{source}: the processor of this LLaVA cannot be loaded"):
-        processor = AutoProcessor.from_pretrained(source)
     check_anyres_consistency(model.config, processor.image_processor, str(source))
     if hasattr(model.model, "image_newline") and not is_anyres_processor(processor.image_processor):
         raise UserError(

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from clips.data.formats.dataset_format import Conversation
@@ -240,5 +241,4 @@ class PackedTextDataset(Dataset):
 
 
 def _right_padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
-    length = max(map(len, rows))
-    return torch.tensor([[*row, *[value] * (length - len(row))] for row in rows])
+    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)

@@ -18,7 +18,7 @@ from clips.commandline.progress import progress_iter
 from clips.data.formats.dataset_format import Conversation
 from clips.data.inspect_page import Example, InspectionConfig, Span, evenly, report_inspection
 from clips.data.invalid_samples import InvalidSamples
-from clips.errors import UserError
+from clips.errors import UserError, check_at_least
 from llava_bridge.data.sources import ConversationSourceConfig, read_samples
 from llava_bridge.model.anyres import (
     ImageAspectRatio,
@@ -56,9 +56,7 @@ class InspectConversationsConfig(InspectionConfig, ConversationSourceConfig):
     def __post_init__(self) -> None:
         ConversationSourceConfig.__post_init__(self)
         super().__post_init__()
-        for name in ("image_tokens", "image_size", "max_length"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}: expected 1 or more, got {getattr(self, name)}")
+        check_at_least(1, self, "image_tokens", "image_size", "max_length")
         check_pinpoints(self.image_aspect_ratio, self.image_grid_pinpoints)
         grid = math.isqrt(self.image_tokens)
         if self.image_aspect_ratio == "anyres" and (

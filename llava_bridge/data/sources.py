@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 from clips.core.identity import RUN_ONLY
 from clips.data.formats import FORMATS, DatasetSpec, read_dataset
 from clips.data.formats.dataset_format import IMAGE, Conversation, Turn, texts_of
-from clips.errors import UserError, unknown_name_error
+from clips.errors import UserError, check_at_least, unknown_name_error
 from clips.text_files import read_json_lines
 
 TEXT = "text"
@@ -60,10 +60,7 @@ class ConversationSourceConfig:
     def __post_init__(self) -> None:
         if self.format not in READ_FORMATS:
             raise unknown_name_error(self.format, READ_FORMATS, "data.format")
-        for name in ("captions_per_image", "max_samples"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"data.{name}: expected at least 1, got {value}")
+        check_at_least(1, self, "captions_per_image", "max_samples", prefix="data.")
         for name in ("repeats", "max_cache_gb"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"data.{name}: expected more than 0, got {getattr(self, name)}")

@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from clips.core.artifact import log_info
-from clips.errors import UserError
+from clips.errors import UserError, check_at_least
 from clips.safe_text import strip_control_chars
 from llava_bridge.image_paths import open_image_or_member
 from llava_bridge.model.llava_checks import resolve_llava_dir
@@ -37,8 +37,7 @@ class ChatConfig:
     max_new_tokens: int = 128
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise UserError(f"max_new_tokens: expected at least 1, got {self.max_new_tokens}")
+        check_at_least(1, self, "max_new_tokens")
 
 
 def run_chat(config: ChatConfig) -> None:

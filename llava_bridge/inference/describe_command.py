@@ -32,7 +32,7 @@ from clips.core.chat_client import (
 )
 from clips.core.identity import RUN, RUN_ONLY, identity, read_run, reject_other_run, run_text
 from clips.data.invalid_samples import InvalidSamples
-from clips.errors import UserError
+from clips.errors import UserError, check_at_least
 from clips.model_refs import resolve_model_dir
 from clips.text_files import safe_json_loads
 from llava_bridge.image_paths import find_images, open_image_or_member
@@ -74,11 +74,8 @@ class DescribeConfig:
     max_new_tokens: int = 128
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "max_new_tokens"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if self.retry_minutes < 0:
-            raise UserError(f"retry_minutes: expected 0 or more, got {self.retry_minutes}")
+        check_at_least(1, self, "batch_size", "max_new_tokens")
+        check_at_least(0, self, "retry_minutes")
         check_urls("endpoint", self.endpoint)
         if not self.images:
             raise UserError("images: expected images, directories, shards (.tar) or globs")

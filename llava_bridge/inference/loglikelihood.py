@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from clips.errors import UserError
 from clips.model.loading import library_errors_as_user_errors
@@ -124,13 +125,10 @@ def _encode(
 
 def _score(model: Any, rows: Sequence[EncodedConversation], pixels: dict[str, Tensor]) -> list[LogLikelihood]:
     """One forward pass. Rows are padded on the right: no token attends to the padding, and positions do not shift."""
-    length = max(len(row.input_ids) for row in rows)
-    ids = torch.full((len(rows), length), rows[0].input_ids[-1])  # any token other than an image's
-    mask, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORE_INDEX)
-    for number, row in enumerate(rows):
-        size = len(row.input_ids)
-        ids[number, :size], labels[number, :size] = torch.tensor(row.input_ids), torch.tensor(row.labels)
-        mask[number, :size] = 1
+    end = rows[0].input_ids[-1]  # any token other than an image's
+    ids = pad_sequence([torch.tensor(row.input_ids) for row in rows], batch_first=True, padding_value=end)
+    labels = pad_sequence([torch.tensor(row.labels) for row in rows], batch_first=True, padding_value=IGNORE_INDEX)
+    mask = pad_sequence([torch.ones(len(row.input_ids), dtype=torch.long) for row in rows], batch_first=True)
     device = model.device
     hidden = model.model(
         input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False, **pixels

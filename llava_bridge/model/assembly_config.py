@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from clips.errors import UserError
+from clips.errors import UserError, check_at_least
 from llava_bridge.model.anyres import ImageAspectRatio, check_pinpoints
 from llava_bridge.projectors import ProjectorConfig
 
@@ -47,8 +47,7 @@ class AssemblyConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.image_size is not None and self.image_size < 1:
-            raise UserError(f"image_size: expected at least 1, got {self.image_size}")
+        check_at_least(1, self, "image_size")
         check_pinpoints(self.image_aspect_ratio, self.image_grid_pinpoints)
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed: expected 0 to {2**32 - 1}, got {self.seed}")

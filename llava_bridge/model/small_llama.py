@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from clips.errors import UserError
+from clips.errors import UserError, check_at_least
 from llava_bridge.conversation import IMAGE, resolve_chat_template
 
 BEGIN, END, PAD = "<s>", "</s>", "<pad>"
@@ -42,9 +42,8 @@ class SmallLlamaConfig:
             raise UserError(
                 f"llm_from_scratch.vocab_size: expected at least 300 (256 bytes and some pairs), got {self.vocab_size}"
             )
-        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"):
-            if getattr(self, name) < 1:
-                raise UserError(f"llm_from_scratch.{name}: expected at least 1, got {getattr(self, name)}")
+        sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
+        check_at_least(1, self, *sizes, prefix="llm_from_scratch.")
         if self.initializer_range is not None and self.initializer_range <= 0:
             raise UserError(f"llm_from_scratch.initializer_range: expected more than 0, got {self.initializer_range}")
         if self.hidden_size % (2 * self.num_attention_heads):

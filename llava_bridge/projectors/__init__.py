@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from clips.errors import UserError, unknown_name_error
+from clips.errors import UserError, check_at_least, unknown_name_error
 
 DEFAULT_PROJECTOR = "mlp2x_gelu"
 """LLaVA-1.5's, which transformers' own LLaVA supports without a class of this suite."""
@@ -45,9 +45,8 @@ class ProjectorConfig:
 
     def __post_init__(self) -> None:
         _entry(self)
-        for field in ("downsample_factor", "num_tokens", "num_layers", "num_heads"):
-            if getattr(self, field) < 1:
-                raise UserError(f"projector.{field}: expected 1 or more, got {getattr(self, field)}")
+        counts = ("downsample_factor", "num_tokens", "num_layers", "num_heads")
+        check_at_least(1, self, *counts, prefix="projector.")
 
     @property
     def in_hf_llava(self) -> bool:

@@ -11,7 +11,7 @@ import ipaddress
 import socket
 from pathlib import Path
 
-from clips.errors import UserError
+from clips.errors import UserError, check_at_least
 from clips.model_refs import is_on_hub
 from llava_bridge.model.llava_checks import resolve_llava_dir
 
@@ -39,8 +39,7 @@ class ServeConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.port < 2**16:
             raise UserError(f"port: expected 0 to {2**16 - 1}, got {self.port}")
-        if self.max_new_tokens < 1:
-            raise UserError(f"max_new_tokens: expected at least 1, got {self.max_new_tokens}")
+        check_at_least(1, self, "max_new_tokens")
 
 
 def run_serve(config: ServeConfig) -> None:

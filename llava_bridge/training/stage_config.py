@@ -7,7 +7,7 @@ import math
 from typing import Literal
 
 from clips.core.identity import RUN_ONLY
-from clips.errors import UserError
+from clips.errors import UserError, check_at_least
 from llava_bridge.data.sources import ConversationSourceConfig
 
 STAGE_NAMES = ("llm_pretrain", "align", "instruct")
@@ -51,8 +51,7 @@ class LoraConfig:
     quantization: Literal["nf4"] | None = None
 
     def __post_init__(self) -> None:
-        if self.r < 1:
-            raise UserError(f"lora.r: expected at least 1, got {self.r}")
+        check_at_least(1, self, "r", prefix="lora.")
         if not self.lora_alpha > 0:
             raise UserError(f"lora.lora_alpha: expected more than 0, got {self.lora_alpha}")
         if not 0 <= self.lora_dropout < 1:
@@ -80,9 +79,7 @@ class ValidationConfig:
     num_samples: int = 1000
 
     def __post_init__(self) -> None:
-        for name in ("eval_steps", "num_samples"):
-            if getattr(self, name) < 1:
-                raise UserError(f"validation.{name}: expected 1 or more, got {getattr(self, name)}")
+        check_at_least(1, self, "eval_steps", "num_samples", prefix="validation.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

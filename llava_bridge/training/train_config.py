@@ -7,7 +7,7 @@ from typing import Literal
 
 from clips.core.identity import RUN_ONLY
 from clips.core.trackers import TrackerName
-from clips.errors import UserError, unknown_name_error
+from clips.errors import UserError, check_at_least, unknown_name_error
 from llava_bridge.model.assembly_config import AssemblyConfig
 from llava_bridge.model.small_llama import SmallLlamaConfig
 from llava_bridge.projectors import ProjectorConfig
@@ -33,8 +33,7 @@ class DistributedConfig:
     deepspeed: str = "zero2"
 
     def __post_init__(self) -> None:
-        if self.num_processes is not None and self.num_processes < 1:
-            raise UserError(f"distributed.num_processes: expected at least 1, got {self.num_processes}")
+        check_at_least(1, self, "num_processes", prefix="distributed.")
         if self.strategy == "fsdp" and self.deepspeed != "zero2":
             raise UserError(f"distributed.deepspeed: expected none with strategy: fsdp, got {self.deepspeed}")
 
@@ -110,9 +109,8 @@ class LlavaTrainConfig(AssemblyConfig):
         self._check_model()
         super().__post_init__()
         self._check_stage_overrides()
-        for name, least in (("save_steps", 0), ("num_workers", 0), ("logging_steps", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name}: expected {least} or more, got {getattr(self, name)}")
+        check_at_least(0, self, "save_steps", "num_workers")
+        check_at_least(1, self, "logging_steps")
         if not 0 <= self.max_invalid_ratio <= 1:
             raise UserError(f"max_invalid_ratio: expected a ratio from 0 to 1, got {self.max_invalid_ratio}")
 
