@@ -23,7 +23,14 @@ from clips.model.hf_text import HFTextTower, own_text_towers, with_own_text_conf
 from clips.model.loading import library_errors_as_user_errors
 from clips.model.tokenizer import truncate_text
 from clips.model.towers import build_towers, text_tower
-from clips.model_refs import CAPTIONER_CONFIG, CAPTIONER_WEIGHTS, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, check_captioner
+from clips.model_refs import (
+    CAPTIONER_CONFIG,
+    CAPTIONER_WEIGHTS,
+    OPEN_CLIP_CONFIG,
+    OPEN_CLIP_WEIGHTS,
+    check_captioner,
+    require_encoder_config,
+)
 from clips.text_files import safe_json_loads
 
 
@@ -72,7 +79,7 @@ def load_encoder(directory: str | Path) -> LoadedEncoder:
         UserError: the directory or its config or weights are missing, invalid or do not match.
     """
     directory = Path(directory)
-    config = read_config(directory)
+    config = require_encoder_config(directory)
     weights = directory / OPEN_CLIP_WEIGHTS
     if not weights.is_file():
         raise UserError(f"{weights}: missing; expected the encoder's weights")
@@ -138,19 +145,3 @@ def load_captioner(directory: str | Path) -> Captioner:
     except Exception as error:  # JSON, safetensors and torch each raise their own
         raise UserError(f"{directory}: its captioner cannot be loaded ({error_reason(error)})") from None
     return captioner.eval()
-
-
-def read_config(directory: Path) -> dict[str, Any]:
-    """The content of an encoder directory's open_clip_config.json. Raises UserError unless it has a ``model_cfg``."""
-    if not directory.is_dir():
-        raise UserError(f"{directory}: no such directory; expected an encoder directory")
-    path = directory / OPEN_CLIP_CONFIG
-    try:
-        config = safe_json_loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: missing; expected an encoder directory of open_clip's hub layout") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(config, dict) or "model_cfg" not in config:
-        raise UserError(f"{path}: expected an object with 'model_cfg'")
-    return config

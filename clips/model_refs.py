@@ -81,6 +81,22 @@ def read_encoder_config(directory: Path) -> dict[str, Any]:
     return dict(safe_json_loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
 
 
+def require_encoder_config(directory: Path) -> dict[str, Any]:
+    """The open_clip config of an encoder directory. Raises UserError unless it has a ``model_cfg``."""
+    if not directory.is_dir():
+        raise UserError(f"{directory}: no such directory; expected an encoder directory")
+    path = directory / OPEN_CLIP_CONFIG
+    try:
+        config = safe_json_loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; expected an encoder directory of open_clip's hub layout") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(config, dict) or "model_cfg" not in config:
+        raise UserError(f"{path}: expected an object with 'model_cfg'")
+    return config
+
+
 def is_on_hub(reference: str) -> bool:
     """Whether it is a Hub repo id: ``hf-hub:ORG/NAME``, or ``ORG/NAME`` without a local directory of this name."""
     is_repo_id = bool(_HUB_NAME.fullmatch(reference)) and not Path(reference).exists()

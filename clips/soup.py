@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING
 from clips.core.artifact import HASH_EXCLUDED_FILES, atomic_artifact_dir, log_info, write_manifest
 from clips.errors import UserError, error_reason
 from clips.model_card import license_from_manifest, write_card
-from clips.model_refs import CAPTIONER_CONFIG, CAPTIONER_WEIGHTS, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
+from clips.model_refs import (
+    CAPTIONER_CONFIG,
+    CAPTIONER_WEIGHTS,
+    OPEN_CLIP_CONFIG,
+    OPEN_CLIP_WEIGHTS,
+    require_encoder_config,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,10 +48,8 @@ class SoupConfig:
 
 def run_soup(config: SoupConfig) -> None:
     """Run `clips soup`."""
-    from clips.encoder import read_config
-
     encoders = [Path(path) for path in config.encoders]
-    settings = [read_config(encoder) for encoder in encoders]
+    settings = [require_encoder_config(encoder) for encoder in encoders]
     for encoder, found in zip(encoders, settings, strict=True):
         if found != settings[0]:
             raise UserError(f"{encoder / OPEN_CLIP_CONFIG}: expected the settings of {encoders[0]}, which differ")
