@@ -172,9 +172,9 @@ class Found:
     alarms: float
 
 
-def simulate(world: World, trials: int) -> Found:
+def simulate(world: World, trials: int, seed: int = 7) -> Found:
     """Simulate tables of equal models."""
-    rng, alarms = np.random.default_rng(7), 0
+    rng, alarms = np.random.default_rng(seed), 0
     scores, differences = list[bool](), list[bool]()
     for _ in range(trials):
         found = []
@@ -322,7 +322,16 @@ BLIND = [
     )
     for lasting in (0.05, 0.5)
 ]
-PARTS: Mapping[str, list[World]] = {"one training": SINGLE, "several seeds": SEEDS, "tables": TABLES, "blind": BLIND}
+PAIRS = [  # few answers of a model's own: correlated models
+    World(models=10, pretrained=10, tests=6, images=100, lasting=0.05, right=0.95),
+    World(models=8, pretrained=2, seeds=3, training=0.5, tests=6, lasting=0.05),
+    World(kind="rare CIDEr", models=8, pretrained=8, tests=6, images=100, lasting=0.05),
+    World(kind="rare CIDEr", models=8, seeds=2, training=0.5, tests=6),
+    World(kind="rare CIDEr", models=8, pretrained=2, seeds=3, training=0.5, tests=6, lasting=0.05),
+    World(kind="F1", models=8, pretrained=2, seeds=3, training=0.5, tests=6),
+]
+PARTS: Mapping[str, list[World]]
+PARTS = {"one training": SINGLE, "several seeds": SEEDS, "tables": TABLES, "pairs": PAIRS, "blind": BLIND}
 POWER = World(models=10, tests=13, seeds=3, images=1000, training=0.5)
 
 
@@ -347,6 +356,15 @@ def print_blind(trials: int) -> None:
         print(f"  {images} images:", *(percent(power, trials) for power in powers), flush=True)
 
 
+def print_pairs(trials: int) -> None:
+    """Print the familywise error of all pairs of models of a table, by three seeds."""
+    print("pairs: % of tables of equal models in which any pair differs significantly, 3 seeds, and each seed's")
+    for world in PAIRS:
+        alarms = [simulate(world, trials, seed).alarms for seed in (7, 8, 9)]
+        each = " ".join(f"{alarm:.1%}" for alarm in alarms)
+        print(f"  {world!s:<92} own {world.lasting:.0%}", percent(float(np.mean(alarms)), 3 * trials), each, flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=400)
@@ -354,8 +372,8 @@ def main() -> None:
     given = parser.parse_args()
     trials = given.trials
     for title in [given.part] if given.part else PARTS:
-        if title == "blind":
-            print_blind(trials)
+        if title in {"blind", "pairs"}:
+            {"blind": print_blind, "pairs": print_pairs}[title](trials)
             continue
         print(f"{title}: % of intervals with the truth (scores, differences), % of tables with a false alarm")
         for world in PARTS[title]:

@@ -113,7 +113,8 @@ def describe_run_differences(first: ComparisonSide, second: ComparisonSide) -> I
             one, other = (side.facts.get(name) or "not stated" for side in (first, second))
             yield f"{name[0].upper()}{name[1:]}: A {one}, B {other}."
     for letter, side in (("A", first), ("B", second)):
-        for part in parts(result for row in side.rows.values() for result in row.values()):
+        results = [(each.benchmark, each.model_name, each) for row in side.rows.values() for each in row.values()]
+        for part in parts(results):
             yield f"{letter} has a part of {part}."
     if first.study and second.study and first.study != second.study:
         yield from _study_files(first.study, second.study)

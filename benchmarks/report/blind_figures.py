@@ -41,7 +41,7 @@ def _figure(column: Column, lines: list[tuple[Cell, str, BlindGain]]) -> Figure:
     names = [f"{cell.row}, {kind}" for cell, kind, _ in lines]
     rows = list(dict.fromkeys(cell.row for cell, *_ in lines if cell.credited))
     return Figure(
-        name=safe_file_name("blind", column.benchmark, column.metric),
+        name=safe_file_name("blind", column.key, column.metric),
         title=column_header(column),
         alt=f"Forest plot of the gain of the image on {title}: credited: {join_or_count(rows or ['none'], 'models')}.",
         plot=lambda axes, palette: _plot(lines, names, axes, palette),

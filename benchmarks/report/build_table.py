@@ -64,7 +64,17 @@ def _columns(
             if name in result.metrics:
                 by_name.setdefault(name, []).append(result.metrics[name])
     if not by_name and primary_only:
-        return [Column(benchmark=benchmark, metric="", label=benchmark, scale=1.0, higher_is_better=None)]
+        benchmark_id = source.benchmark_id(benchmark)
+        return [
+            Column(
+                benchmark=benchmark,
+                benchmark_id=benchmark_id,
+                metric="",
+                label=benchmark,
+                scale=1.0,
+                higher_is_better=None,
+            )
+        ]
     return [
         Column(
             benchmark=benchmark,
@@ -74,6 +84,7 @@ def _columns(
             higher_is_better=metrics[0].higher_is_better,
             largest=max(abs(metric.value * metric.scale) for metric in metrics),
             chance_levels=_chance_levels(source, benchmark, name),
+            benchmark_id=source.benchmark_id(benchmark),
         )
         for name, metrics in by_name.items()
     ]

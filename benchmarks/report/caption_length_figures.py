@@ -52,16 +52,16 @@ def length_figures(report: Report) -> FigureSet | None:
         limits = [str(result.protocol.get(WORD_LIMITS, "")) for result in results]
         words = sorted({int(number) for numbers in limits if numbers for number in numbers.split(", ")})
         if words:
-            figures += [_figure(report.details, benchmark, direction, words) for direction in DIRECTION_LABELS]
+            figures += [_figure(report, benchmark, direction, words) for direction in DIRECTION_LABELS]
     return FigureSet(lead=_LEAD, figures=tuple(figures)) if figures else None
 
 
-def _figure(table: Table, benchmark: str, direction: str, words: Sequence[int]) -> Figure:
+def _figure(report: Report, benchmark: str, direction: str, words: Sequence[int]) -> Figure:
     metrics = {str(count): f"{direction}_r1{metric_suffix(count)}" for count in words} | {_FULL: f"{direction}_r1"}
-    curves = length_curves(table, benchmark, metrics)
+    curves = length_curves(report.details, benchmark, metrics)
     title = f"{benchmark}: {DIRECTION_LABELS[direction]} R@1"
     return Figure(
-        name=safe_file_name("lengths", benchmark, direction),
+        name=safe_file_name("lengths", report.source.benchmark_id(benchmark), direction),
         title=title,
         alt=f"Line chart of {title} against the words of each caption, a line each for {len(curves)} models.",
         plot=lambda axes, palette: _plot(curves, tuple(metrics), axes, palette),

@@ -91,6 +91,7 @@ def _category_table(source: ReportSource, benchmark: str, items: ItemScores) -> 
             scale=first.scale,
             higher_is_better=first.higher_is_better,
             largest=abs(first.value * first.scale),
+            benchmark_id=source.benchmark_id(benchmark),
         )
         for name in names
     )
@@ -137,7 +138,7 @@ def _figure(table: Table, colors: dict[str, int]) -> Figure:
     ]
     items = {column.metric: max(cell.n for cell in table.column_cells(column)) for column in table.columns}
     return Figure(
-        name=safe_file_name("kinds", first.benchmark),
+        name=safe_file_name("kinds", first.key),
         title=title,
         alt=f"{title} of {len(table.rows)} models on {len(table.columns)} categories, with intervals; "
         + (

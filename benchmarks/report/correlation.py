@@ -205,7 +205,7 @@ def _figure(report: Report, pair: CorrelatedPair) -> Figure:
         title += f": ρ = {value} ({interval}), n = {len(pair.pairs)}"
         details = f"; Spearman's correlation {value}, 95 % interval {interval}"
     return Figure(
-        name=safe_file_name("relation", x.benchmark, y.benchmark, pair.llm or "", pair.recipe or ""),
+        name=safe_file_name("relation", x.key, y.key, pair.llm or "", pair.recipe or ""),
         title=title + pair.suffix,
         alt=f"Scatter plot of {column_title(y)} against {column_title(x)} over {len(pair.pairs)} models{details}.",
         plot=lambda axes, palette: _plot(pair, colors if legend else {}, axes, palette),

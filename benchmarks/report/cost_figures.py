@@ -216,7 +216,7 @@ def _figure(cost: CostAxis, column: Column, points: Sequence[CostPoint]) -> Figu
         [(point.color, point.cell.row, point.cost, point.cell.value or 0.0) for point in points]
     )
     return Figure(
-        name=safe_file_name("cost", cost.name, column.benchmark, column.metric),
+        name=safe_file_name("cost", cost.name, column.key, column.metric),
         title=f"{column_header(column)} against {cost.title}",
         alt=f"Scatter plot of {column_title(column)} against {cost.title}, {len(points)} models; on the Pareto front: "
         f"{join_with_and(front)}.",

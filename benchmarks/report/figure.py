@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.report.table import Cell
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SERIES_COLORS = 8
 _STYLE = Path(__file__).parent / "templates" / "style.css"
@@ -141,3 +144,12 @@ class FigureSet:
     notes: tuple[str, ...] = ()
     headers: tuple[str, ...] = ()
     rows: tuple[tuple[str, ...], ...] = ()
+
+    def frames(self, title: str) -> Iterator[tuple[str, pd.DataFrame]]:
+        """The table below the figures, as ``title``, and those of the figures, as frames of strings with titles."""
+        import pandas as pd
+
+        tables = [(title, self.headers, self.rows), *((each.title, each.headers, each.rows) for each in self.figures)]
+        for name, headers, rows in tables:
+            frame = pd.DataFrame([row[1:] for row in rows], index=[row[0] for row in rows], columns=headers[1:])
+            yield name, frame

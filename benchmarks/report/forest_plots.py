@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.report.cell_text import column_header, column_title, decimals
@@ -26,11 +27,14 @@ _LEAD = (
 def forest_plots(report: Report) -> FigureSet | None:
     """A figure for each ranked metric with a difference from a baseline; None without any."""
     compared = [(column, _compared_cells(report.table, column)) for column in report.table.columns]
-    figures = tuple(_figure(column, cells) for column, cells in compared if cells)
+    figures = tuple(difference_figure(column, cells, "forest") for column, cells in compared if cells)
     return FigureSet(lead=_LEAD, figures=figures) if figures else None
 
 
-def _compared_cells(table: Table, column: Column) -> list[tuple[Cell, BaselineDifference]]:
+Difference = tuple[Cell, BaselineDifference]
+
+
+def _compared_cells(table: Table, column: Column) -> list[Difference]:
     """The cells of a ranked column with their differences, the largest first."""
     if column.higher_is_better is None:
         return []
@@ -45,12 +49,13 @@ def effect_direction(cell: Cell, delta: BaselineDifference) -> str:
     return "better" if (delta.value > 0) == bool(cell.column.higher_is_better) else "worse"
 
 
-def _figure(column: Column, cells: list[tuple[Cell, BaselineDifference]]) -> Figure:
+def difference_figure(column: Column, cells: Sequence[Difference], kind: str) -> Figure:
+    """A forest plot of some differences on a metric; ``kind`` begins the name of its file."""
     places, baselines = decimals(column), list(dict.fromkeys(delta.baseline for _, delta in cells))
     names = [cell.row if len(baselines) == 1 else f"{cell.row} − {delta.baseline}" for cell, delta in cells]
     significant = [name for name, (_, delta) in zip(names, cells, strict=True) if delta.significant]
     return Figure(
-        name=safe_file_name("forest", column.benchmark, column.metric),
+        name=safe_file_name(kind, column.key, column.metric),
         title=column_header(column),
         alt=f"Forest plot of differences on {column_title(column)}: "
         + (f"significant: {join_with_and(significant)}." if significant else f"none of {len(cells)} is significant."),
@@ -78,7 +83,7 @@ def _figure(column: Column, cells: list[tuple[Cell, BaselineDifference]]) -> Fig
 _MARKERS = {"better": ("^", "gain"), "worse": ("v", "loss"), "not significant": ("o", "ink-soft")}
 
 
-def _plot(cells: list[tuple[Cell, BaselineDifference]], names: list[str], axes: Any, palette: Palette) -> None:
+def _plot(cells: Sequence[Difference], names: list[str], axes: Any, palette: Palette) -> None:
     axes.axvline(0, color=palette["ink-soft"], linewidth=1)
     for y, (cell, delta) in enumerate(cells):
         direction = effect_direction(cell, delta)
@@ -88,6 +93,6 @@ def _plot(cells: list[tuple[Cell, BaselineDifference]], names: list[str], axes: 
             axes.hlines(y, delta.ci_low, delta.ci_high, color=color, linewidth=1.4)
         face, size = (palette["sheet"], 4.5) if direction == "not significant" else (color, 5.5)
         axes.plot(delta.value, y, marker, color=color, markerfacecolor=face, markersize=size)
-    axes.set_yticks(range(len(names)), [shorten_name(name) for name in names])
+    axes.set_yticks(range(len(names)), [shorten_name(name, 40 if " − " in name else 28) for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)

@@ -37,6 +37,7 @@ from benchmarks.report.reference_table import REFERENCE_NOTE
 from benchmarks.report.report import Report
 from benchmarks.report.sections import built_sections
 from benchmarks.report.table import Cell, Column, Table
+from benchmarks.report.text_table import row_headings
 from benchmarks.results import formatting
 from clips.safe_text import jinja_finalize
 
@@ -119,7 +120,7 @@ def _environment(glossary: Glossary, script_file: str = "page.js") -> jinja2.Env
     functions = (
         *(chance_text, column_header, decimals, error_bar, formatting.decimals_needed, formatting.difference_ci_text),
         *(formatting.format_number, has_chance_level, header_groups, interval_text, margin, missing_label),
-        *(missing_text, render_inline_svg, trivial_baselines),
+        *(missing_text, render_inline_svg, row_headings, trivial_baselines),
     )
     environment.globals.update({function.__name__: function for function in functions})
     script = (_TEMPLATES / script_file).read_text(encoding="utf-8")

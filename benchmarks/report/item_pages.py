@@ -56,7 +56,11 @@ class BenchmarkItems:
 
 def item_page_paths(source: ReportSource) -> dict[str, str]:
     """Benchmark → path of its page, of the benchmarks with items."""
-    return {name: f"items/{safe_file_name(name)}.html" for name in source.benchmarks if _with_items(source, name)}
+    return {name: _page(source, name) for name in source.benchmarks if _with_items(source, name)}
+
+
+def _page(source: ReportSource, benchmark: str) -> str:
+    return f"items/{safe_file_name(source.benchmark_id(benchmark))}.html"
 
 
 def all_items(source: ReportSource) -> Iterator[tuple[str, BenchmarkItems]]:
@@ -64,14 +68,14 @@ def all_items(source: ReportSource) -> Iterator[tuple[str, BenchmarkItems]]:
     source = limit_rows(source)
     for benchmark in source.benchmarks:
         if results := _with_items(source, benchmark):
-            yield benchmark, _read(benchmark, results)
+            yield benchmark, _read(_page(source, benchmark), results)
 
 
 def _with_items(source: ReportSource, benchmark: str) -> dict[str, Result]:
     return {row: result for row, result in limit_rows(source).results(benchmark).items() if result.items}
 
 
-def _read(benchmark: str, results: Mapping[str, Result]) -> BenchmarkItems:
+def _read(page: str, results: Mapping[str, Result]) -> BenchmarkItems:
     first = next(iter(results.values()))
     tables = {row: read_items(result, columns=_TEXTS).set_index("item") for row, result in results.items()}
     questions = pd.concat([*tables.values()]) if len({len(table) for table in tables.values()}) > 1 else None
@@ -81,7 +85,7 @@ def _read(benchmark: str, results: Mapping[str, Result]) -> BenchmarkItems:
     scores = pd.concat([table["score"] for table in tables.values()]).dropna()
     primary = first.metrics.get(first.primary[0]) if first.primary else None
     return BenchmarkItems(
-        page=f"items/{safe_file_name(benchmark)}.html",
+        page=page,
         questions=questions,
         tables=tables,
         graded=not bool(scores.isin([0.0, 1.0]).all()),

@@ -58,6 +58,9 @@ class ReportSource:
         steps: the records of the steps that ran, by start time.
         study: the record of the study; None for a directory of results.
         directory: the directory that was read.
+        model_ids: display name of a model, with and without its seed → its name in files and commands; without an
+            entry both are the same.
+        benchmark_ids: the same for benchmarks.
     """
 
     title: str
@@ -69,6 +72,16 @@ class ReportSource:
     steps: tuple[StepRecord, ...]
     study: StudyRecord | None
     directory: Path
+    model_ids: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    benchmark_ids: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def model_id(self, row: str) -> str:
+        """A model's name in files and commands."""
+        return self.model_ids.get(row, row)
+
+    def benchmark_id(self, benchmark: str) -> str:
+        """A benchmark's name in files and commands."""
+        return self.benchmark_ids.get(benchmark, benchmark)
 
     def results(self, benchmark: str) -> dict[str, Result]:
         """Model → result, of the models with numbers on a benchmark."""

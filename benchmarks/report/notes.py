@@ -56,7 +56,8 @@ PLAIN = MarkStyle(best="", tied="")
 def table_notes(source: ReportSource, table: Table, seed_table: Table) -> list[str]:
     """All notes that apply, the study's own first; ``seed_table`` is the table before the aggregation of seeds."""
     synthetic = any(record.command.startswith("clips scenes") for record in source.steps)
-    part_sizes = parts(result for name in source.benchmarks for result in source.results(name).values())
+    results = ((name, row, each) for name in source.benchmarks for row, each in source.results(name).items())
+    part_sizes = parts(results)
     return [
         *source.notes,
         *([SYNTHETIC_DATA_NOTE] if synthetic else []),

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from benchmarks.report.build_table import build_results_table
+from benchmarks.report.display_names import merge_display, show_names
 from benchmarks.report.latex_style import LatexStyle
 from benchmarks.report.load_results import ReportSource, read_source
 from benchmarks.report.notes import MarkStyle, mark_legend, table_notes
@@ -16,7 +18,10 @@ from benchmarks.report.row_selection import Selection, omission_notes, select_be
 from benchmarks.report.significance import Evidence
 from benchmarks.report.summary import headline, row_summaries
 from benchmarks.report.table import Column, Table
+from benchmarks.study.display import Display
 from benchmarks.tasks.sizes import full_size, item_count_text
+
+Pairs = Literal["baseline", "all"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)  # hashed by identity, to cache the sections of a report
@@ -34,6 +39,7 @@ class Report:
         notes: below the table, after the legend of its marks.
         reference_results: published numbers, in a table of their own.
         latex: the style of the LaTeX table.
+        pairs: the pairs of models with a table of differences.
     """
 
     source: ReportSource
@@ -46,6 +52,7 @@ class Report:
     notes: tuple[str, ...]
     reference_results: ReferenceTable | None = None
     latex: LatexStyle = field(default_factory=LatexStyle)
+    pairs: Pairs = "baseline"
 
     @property
     def other_sentences(self) -> list[str]:
@@ -80,6 +87,8 @@ def build_report(
     reference_results: Sequence[str] = (),
     selection: Selection = Selection(),  # noqa: B008 - it is frozen
     latex: LatexStyle = LatexStyle(),  # noqa: B008
+    display: Display = Display(),  # noqa: B008
+    pairs: Pairs = "baseline",
 ) -> Report:
     """Read a study or a directory of results and compute its report.
 
@@ -89,14 +98,20 @@ def build_report(
         reference_results: published models, see `select_reference_results`; those that the study names if empty.
         selection: the models and columns to show.
         latex: the style of the LaTeX table.
+        display: names and groups, which override those of the study.
+        pairs: the pairs of models with a table of differences.
 
     Raises:
-        UserError: no results, an unreadable file, or an unknown baseline, model, column or published model.
+        UserError: no results, an unreadable file, an unknown baseline, model, column or published model, or a display
+            name that is not unique.
     """
     of_reference = baseline is not None and is_reference_row(baseline)
     complete = read_source(directory, baseline=None if of_reference else baseline)
+    display = merge_display(complete, display)
     source = selection.select_models(complete)
-    keys = selection.column_keys(source)
+    names = display.benchmark_names(source.benchmarks)
+    keys = tuple((names[benchmark], metric) for benchmark, metric in selection.column_keys(source))
+    source = show_names(source, display)
     evidence = Evidence(source)
     full_table = build_results_table(source, evidence, also=keys)
     full_seed_table = build_results_table(source, evidence, also=keys, by_seed=True)
@@ -106,16 +121,22 @@ def build_report(
     references = reference_results or (source.study.reference_results if source.study else ())
     num_models = len({row.but_for_seed if full_table.seeds else row.name for row in complete.rows})
     overall = overall_scores(full_table, evidence)
-    best_average = "" if table.baselines - {None} else overall.sentence
+    shown = [source.benchmark_id(name) for name in source.benchmarks]
+    comparison, best_average = headline(table), overall.sentence
+    if not table.baselines - {None}:
+        answer = (best_average, comparison)
+    else:  # of two models, the difference is the answer
+        answer = (comparison, best_average if len(table.rows) > 2 else "")
     return Report(
         source=source,
         table=table,
         evidence=evidence,
         overall=overall,
         details=details,
-        answer=" ".join(filter(None, (best_average, headline(table)))),
+        answer=" ".join(filter(None, answer)),
         sentences=tuple(row_summaries(table)),
         notes=(*omission_notes(full_table, table, num_models), *table_notes(source, table, seed_table)),
-        reference_results=build_reference_table(references, source.benchmarks, baseline if of_reference else None),
+        reference_results=build_reference_table(references, shown, baseline if of_reference else None),
         latex=latex,
+        pairs=pairs,
     )

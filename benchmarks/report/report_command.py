@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from benchmarks.report.latex_style import LatexStyle
+from benchmarks.study.display import Display
 from clips.core.artifact import atomic_write, log_info, writable_directory
 from clips.errors import unknown_name_error
 
@@ -26,9 +28,11 @@ class ReportConfig:
         models: only these, in this order: names or patterns, ``clip,clips`` or ``clips*``.
         benchmarks: only these, in this order: ``BENCHMARK`` or ``BENCHMARK:METRIC``, ``retrieval,pope:accuracy``;
             including metrics that the main table omits.
-        formats: any of html, csv, wide, reference_results, seeds, sweep, markdown, latex, svg, pdf; by default all
-            but pdf.
+        formats: any of html, csv, wide, reference_results, pairs, seeds, sweep, markdown, latex, svg, pdf; by default
+            all but pdf.
         latex: the intervals and marks of the LaTeX table.
+        display: names of models and benchmarks, and groups of models, which override those of the study.
+        pairs: ``all`` adds the differences of all pairs of models to those from the baseline.
     """
 
     directory: str
@@ -39,6 +43,8 @@ class ReportConfig:
     benchmarks: tuple[str, ...] | str = ()
     formats: tuple[str, ...] | str = ()
     latex: LatexStyle = field(default_factory=LatexStyle)
+    display: Display = field(default_factory=Display)
+    pairs: Literal["baseline", "all"] = "baseline"
 
 
 def run_report(config: ReportConfig) -> None:
@@ -68,6 +74,8 @@ def run_report(config: ReportConfig) -> None:
         reference_results=references,
         selection=selection,
         latex=config.latex,
+        display=config.display,
+        pairs=config.pairs,
     )
     output = writable_directory(config.output or Path(config.directory) / _default_output(config))
     contents = {

@@ -91,9 +91,7 @@ def _matching(pattern: str, source: ReportSource) -> list[str]:
     names = [
         row.name
         for row in source.rows
-        if row.name == pattern
-        or row.name.removesuffix(f" (seed {row.seed})") == pattern
-        or fnmatch.fnmatchcase(row.name, pattern)
+        if row.name == pattern or row.model == pattern or fnmatch.fnmatchcase(row.name, pattern)
     ]
     if not names:
         raise unknown_name_error(pattern, [row.name for row in source.rows], "name in 'models'")

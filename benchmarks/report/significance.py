@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from benchmarks.report.load_results import ReportSource
 from benchmarks.report.table import ALPHA, BaselineDifference, Cell, Column, PairKey, RankMark, Table, pair_key
@@ -157,25 +157,39 @@ class PairedTests:
 
     def delta(self, cell: Cell, base: Cell) -> BaselineDifference | None:
         """``cell`` minus ``base``, scaled; None without a test."""
-        key = pair_key(cell, base)
-        scores, others = self._evidence.scores(cell), self._evidence.scores(base)
-        if key not in self._estimates or scores is None or others is None:
-            return None
-        found, scale = compare(scores, others, self._evidence.training_noise(cell)), cell.column.scale
-        return BaselineDifference(
-            baseline=base.row,
-            value=found.value * scale,
-            ci_low=found.low * scale,
-            ci_high=found.high * scale,
-            p_value=found.p_value,
-            p_adjusted=self.corrected[key],
-            min_detectable_difference=found.min_detectable * scale,
-        )
+        return paired_difference(cell, base, self._evidence, self.corrected)
 
     def untestable(self, table: Table) -> tuple[tuple[Cell, Cell], ...]:
         """Pairs of a table without a test, since the seeds of every trained model have equal scores."""
         metrics = {(column.benchmark, column.metric) for column in table.columns}
         return tuple(pair for key, pair in self._untestable.items() if key[:2] in metrics)
+
+
+def paired_difference(
+    cell: Cell, base: Cell, evidence: Evidence, corrected: Mapping[PairKey, float]
+) -> BaselineDifference | None:
+    """``cell`` minus ``base``, scaled; None without a test.
+
+    Args:
+        cell: of a model.
+        base: of another model, in the same column.
+        evidence: of the cells.
+        corrected: pair → Holm-corrected p-value, of all tests.
+    """
+    key = pair_key(cell, base)
+    scores, others = evidence.scores(cell), evidence.scores(base)
+    if key not in corrected or scores is None or others is None:
+        return None
+    found, scale = compare(scores, others, evidence.training_noise(cell)), cell.column.scale
+    return BaselineDifference(
+        baseline=base.row,
+        value=found.value * scale,
+        ci_low=found.low * scale,
+        ci_high=found.high * scale,
+        p_value=found.p_value,
+        p_adjusted=corrected[key],
+        min_detectable_difference=found.min_detectable * scale,
+    )
 
 
 def _cell_key(cell: Cell) -> _CellKey:

@@ -69,7 +69,7 @@ def sweep_panels(report: Report) -> list[SweepPanel]:
         panel
         for index, figure in enumerate(study.figures if study else ())
         for column in report.table.columns
-        if column.benchmark == figure.benchmark
+        if column.key == figure.benchmark
         and (panel := _panel(figure, report, column, name=safe_file_name("setting", str(index), column.metric)))
     ]
 

@@ -37,6 +37,7 @@ class Column:
         higher_is_better: None if neither is better; such a column is not ranked.
         largest: the largest absolute value, scaled.
         chance_levels: trivial baseline → its score (see `results.Metric`), scaled.
+        benchmark_id: the benchmark's name in files, if another name is displayed.
     """
 
     benchmark: str
@@ -46,6 +47,12 @@ class Column:
     higher_is_better: bool | None
     largest: float = 0.0
     chance_levels: Mapping[str, float] = field(default_factory=dict, hash=False)
+    benchmark_id: str = ""
+
+    @property
+    def key(self) -> str:
+        """The benchmark's name in files."""
+        return self.benchmark_id or self.benchmark
 
 
 @dataclass(frozen=True, kw_only=True)

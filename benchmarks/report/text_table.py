@@ -10,7 +10,7 @@ from benchmarks.report.chance_level import chance_text, has_chance_level
 from benchmarks.report.notes import PLAIN, TERMINAL
 from benchmarks.report.reference_table import REFERENCE_NOTE
 from benchmarks.report.report import Report
-from benchmarks.report.table import Cell, Column
+from benchmarks.report.table import Cell, Column, Table
 from benchmarks.results.formatting import format_number, strip_control_chars
 
 if TYPE_CHECKING:
@@ -45,6 +45,12 @@ def main_table(
     lines.append([text(report.items_text(column) or none) for column in table.columns])
     headers = [text(column_header(column)) for column in table.columns]
     return pd.DataFrame(lines, index=[text(name) for name in names], columns=headers, dtype=object)
+
+
+def row_headings(table: Table) -> dict[int, str]:
+    """Index of a row of the table → the heading above it."""
+    groups = [row.group for row in table.rows]
+    return {index: group for index, group in enumerate(groups) if group and (index == 0 or group != groups[index - 1])}
 
 
 def markdown_table(frame: pd.DataFrame, *, left: Collection[str] = ()) -> str:
@@ -86,6 +92,9 @@ def print_report(report: Report, console: Console) -> None:
     from rich.text import Text
 
     frame = main_table(report, _text, lambda text: Text(strip_control_chars(text), style="dim"))
+    groups = [row.group for row in report.table.rows]
+    if any(groups):
+        frame.insert(0, "group", groups + [""] * (len(frame) - len(groups)))
     print_frame(frame.T if frame.shape[1] > len(frame) else frame, console, title=report.source.title)
     console.print(Text(strip_control_chars(report.answer), style="bold"))
     for sentence in report.other_sentences:

@@ -21,6 +21,9 @@ COLUMNS: Mapping[str, str] = {
     "benchmark": "name of the benchmark",
     "metric": "name of the metric; empty where no model has a number",
     "label": "the metric as the column's header shows it",
+    "model_name": "the model as the report shows it; the same as `model` without a display name",
+    "benchmark_name": "the benchmark as the report shows it",
+    "group": "heading above the model; empty without one",
     "value": "empty if `missing` states a reason",
     "ci_low": "lower end of the 95 % interval",
     "ci_high": "upper end of the 95 % interval",
@@ -63,12 +66,17 @@ BLIND_COLUMNS: Mapping[str, str] = {
 """Further columns, after the trivial baselines, if any model has blind runs."""
 
 
-def tidy(table: Table, full_sizes: Mapping[tuple[str, str], int | None] | None = None) -> pd.DataFrame:
+def tidy(
+    table: Table,
+    full_sizes: Mapping[tuple[str, str], int | None] | None = None,
+    model_ids: Mapping[str, str] | None = None,
+) -> pd.DataFrame:
     """The table as a long frame with the columns of `COLUMNS`, models and metrics in the table's order.
 
     Args:
         table: the table.
         full_sizes: (model, benchmark) → items of the full benchmark, if a part was measured.
+        model_ids: displayed name of a model → its name in files, if they differ.
     """
     import pandas as pd
 
@@ -80,6 +88,9 @@ def tidy(table: Table, full_sizes: Mapping[tuple[str, str], int | None] | None =
     blind = BLIND_COLUMNS if any(cell.gains for cell in cells) else ()
     names[after_chance:after_chance] = [*dict.fromkeys(baselines), *blind]
     frame = pd.DataFrame(lines, columns=names)
+    frame["group"] = frame["model"].map({row.name: row.group or None for row in table.rows})
+    for name in ("model", "baseline"):
+        frame[name] = frame[name].replace(dict(model_ids or {}))
     return frame.astype(dict.fromkeys(("n", "n_full", "num_seeds"), "Int64") | {"significant": "boolean"})
 
 
@@ -88,9 +99,11 @@ def _line(cell: Cell, full_size: int | None) -> dict[str, object]:
     chance_levels = {} if cell.group else column.chance_levels
     return {
         "model": cell.row,
-        "benchmark": column.benchmark,
+        "benchmark": column.key,
         "metric": column.metric,
         "label": column.label,
+        "model_name": cell.row,
+        "benchmark_name": column.benchmark,
         **cell_fields(cell),
         "n": cell.n or None,
         "n_full": full_size,
@@ -148,12 +161,16 @@ def cell_fields(cell: Cell) -> dict[str, object]:
     }
 
 
+_OF_COLUMNS = ("benchmark", "benchmark_name", "metric", "label", "scale")
+
+
 def wide(frame: pd.DataFrame) -> pd.DataFrame:
     """The wide view of a tidy frame: one line per model, with the non-empty fields of each metric as columns."""
-    fields = [name for name in frame if name not in {"model", "benchmark", "metric", "label", "scale"}]
+    of_models = ["model", "model_name", "group"]
+    fields = [name for name in frame if name not in {*of_models, *_OF_COLUMNS}]
     metrics = frame["benchmark"] + ("/" + frame["metric"]).where(frame["metric"] != "", "")
     columns = [(metric, field) for metric in dict.fromkeys(metrics) for field in fields]
     view = frame.assign(column=metrics).pivot(index="model", columns="column", values=fields)
     view = view.swaplevel(axis=1)[columns].reindex(dict.fromkeys(frame["model"])).dropna(axis=1, how="all")
     view.columns = [" ".join(name) for name in view.columns]
-    return view.reset_index()
+    return frame[of_models].drop_duplicates().merge(view, left_on="model", right_index=True)

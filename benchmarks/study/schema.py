@@ -31,15 +31,18 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks.results.reference_results import select_reference_results
+from benchmarks.study.display import Display
 from benchmarks.study.executors import ExecutorConfig, LocalConfig, executor_config
 from benchmarks.study.resources import Resources
+from benchmarks.study.study_record import RowRecord
 from benchmarks.study.sweep import FigureSpec, Settings, SweepPoint, expand_sweeps
 from clips.errors import UserError, unknown_name_error
 from clips.planning.hardware import GPUS
@@ -155,6 +158,7 @@ class Study:
             entries or patterns.
         figures: of the report, see ``FigureSpec``.
         reference_results: models of papers, shown next to the report's table (``clips``, ``openclip:NAME``).
+        display: names of models and benchmarks, and groups of models, in the report.
         include: encoders, LLaVAs, entries or patterns to compare; all if empty.
         sweeps: encoder → its sweep point, for encoders of entries with ``sweep``.
     """
@@ -183,6 +187,7 @@ class Study:
     benchmarks: Mapping[str, Settings] = field(default_factory=dict)
     figures: tuple[FigureSpec, ...] = ()
     reference_results: tuple[str, ...] = ()
+    display: Display = field(default_factory=Display)
     include: tuple[str, ...] = ()
     sweeps: Mapping[str, SweepPoint] = field(default_factory=dict)
 
@@ -234,6 +239,7 @@ class Study:
                 self._check_encoder(each, f"benchmarks.{name}.encoders")
         for number, figure in enumerate(self.figures, 1):
             self._check_figure(figure, f"figures[{number}]")
+        self.display.check(self._display_rows(), self.benchmarks)
 
     def _check_encoder(self, name: str, where: str, models: Sequence[str] | None = None) -> None:
         """Reject a name that matches none of ``models``, by default all."""
@@ -253,6 +259,15 @@ class Study:
             raise UserError(f"{where}.x: expected a setting whose values are numbers, got '{figure.x}'")
         for name in figure.reference_lines:
             self._check_encoder(name, f"{where}.reference_lines")
+
+    def _display_rows(self) -> list[RowRecord]:
+        """The rows of the first seed, whether or not they are included; without the sources of their results."""
+        rows = [row for row in self._every_combination() if row.seed == self.seeds[0]]
+        entries = {name: point.entry for name, point in self.sweeps.items()}
+        return [
+            RowRecord(name=self.label(row), encoder=row.encoder, seed=row.seed, sweep_name=entries.get(row.encoder, ""))
+            for row in rows
+        ] + [RowRecord(name=name, encoder=name) for name in self.existing_llavas]
 
     @property
     def models(self) -> list[str]:
@@ -280,16 +295,14 @@ class Study:
 
     def combinations(self) -> list[Combination]:
         """Encoders × LLMs × LLaVA variants × seeds without excluded ones, in the order of the table."""
-        every = (
-            Combination(encoder=encoder, llm=llm, llava_variant=variant, seed=seed)
-            for llm in (self.llms or (None,))
-            for variant in (self.llava_variants or (None,))
-            for seed in self.seeds
-            for encoder in self.encoders
-            if self.is_included(encoder)
-        )
+        every = (row for row in self._every_combination() if self.is_included(row.encoder))
         exclusions = [override for override in self.overrides if override.exclude]
         return [row for row in every if not any(self.applies(exclusion, row) for exclusion in exclusions)]
+
+    def _every_combination(self) -> Iterator[Combination]:
+        for llm, variant, seed in itertools.product(self.llms or (None,), self.llava_variants or (None,), self.seeds):
+            for encoder in self.encoders:
+                yield Combination(encoder=encoder, llm=llm, llava_variant=variant, seed=seed)
 
     def label(self, row: Combination) -> str:
         """A row's name in the table: the encoder, and those of LLM, variant and seed that vary in the study."""

@@ -253,6 +253,7 @@ def study_record(resolved: ResolvedStudy, file: str) -> StudyRecord:
         question=study.question,
         notes=study.notes,
         reference_results=study.reference_results,
+        display=study.display,
         file=file,
         text=resolved.text,
         rows=resolved.plan.rows,

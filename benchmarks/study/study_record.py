@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.study.display import Display
 from benchmarks.study.steps import Share
 from benchmarks.study.sweep import FigureSpec
 from clips.core.artifact import atomic_write
@@ -94,6 +95,7 @@ class RowRecord:
         not_applicable: benchmark → why the row has no result there.
         sweep_settings: dotted field → value that ``sweep`` gave to the encoder.
         sweep_name: name of the entry with ``sweep``; empty without one.
+        group: heading above the row; empty without one. A report sets it, see `display.Display`.
         artifacts: ``"encoder"``, ``"llm"`` and ``"llava"`` → directory of the trained model, relative to the study's.
     """
 
@@ -109,6 +111,12 @@ class RowRecord:
     artifacts: Mapping[str, str] = field(default_factory=dict)
     sweep_settings: Mapping[str, Any] = field(default_factory=dict)
     sweep_name: str = ""
+    group: str = ""
+
+    @property
+    def model(self) -> str:
+        """The name without the seed."""
+        return self.name.removesuffix(f" (seed {self.seed})")
 
     @property
     def but_for_seed(self) -> tuple[str | None, ...]:
@@ -142,6 +150,7 @@ class StudyRecord:
         benchmarks: in the order of the columns.
         figures: of the report.
         reference_results: models of papers, shown next to the table.
+        display: names and groups of the report.
         steps: name → plan, parents before children.
         machine: see `study_record.describe_machine`.
         versions: of the libraries.
@@ -160,6 +169,7 @@ class StudyRecord:
     steps: Mapping[str, StepPlan]
     figures: tuple[FigureSpec, ...] = ()
     reference_results: tuple[str, ...] = ()
+    display: Display = field(default_factory=Display)
     machine: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     git: Mapping[str, Any] = field(default_factory=dict)

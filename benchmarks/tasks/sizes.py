@@ -42,12 +42,16 @@ def item_count_text(result: Result, metric: Metric) -> str:
     return f"{metric.n:,}" + (f" ({part})" if part else "")
 
 
-def parts(results: Iterable[Result]) -> list[str]:
-    """``"pope: 30 of 9,000 questions (clip, clips)"`` for each benchmark that some models ran only in part."""
+def parts(results: Iterable[tuple[str, str, Result]]) -> list[str]:
+    """``"pope: 30 of 9,000 questions (clip, clips)"`` for each benchmark that some models ran only in part.
+
+    Args:
+        results: names of benchmark and model, and the result.
+    """
     models: dict[str, list[str]] = {}
-    for result in results:
+    for benchmark, model, result in results:
         if text := subset_text(result):
-            models.setdefault(f"{result.benchmark}: {text}", []).append(result.model_name)
+            models.setdefault(f"{benchmark}: {text}", []).append(model)
     return [f"{text} ({_first_names(names)})" for text, names in models.items()]
 
 

@@ -13,6 +13,7 @@ from benchmarks.report.figure import Figure
 from benchmarks.report.figure_export import render_pdf, render_svg
 from benchmarks.report.formats.csv_tables import (
     render_csv,
+    render_pairs,
     render_reference_csv,
     render_seeds,
     render_sweep_csv,
@@ -70,6 +71,7 @@ REPORT_FORMATS: dict[str, ReportFormat] = {
     "csv": OneFile(file="table.csv", render=render_csv),
     "reference_results": OneFile(file="reference_results.csv", render=render_reference_csv),
     "wide": OneFile(file="table_wide.csv", render=render_wide),
+    "pairs": OneFile(file="pairs.csv", render=render_pairs),
     "seeds": OneFile(file="seeds.csv", render=render_seeds),
     "sweep": OneFile(file="sweep.csv", render=render_sweep_csv),
     "markdown": OneFile(file="table.md", render=render_markdown),

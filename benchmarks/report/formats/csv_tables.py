@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from benchmarks.report.all_pairs import pair_differences
 from benchmarks.report.report import Report
 from benchmarks.report.sweep_figures import sweep_panels
 from benchmarks.report.tidy import cell_fields, tidy, wide
-from benchmarks.results.formatting import strip_control_chars
+from benchmarks.results.formatting import finite_or_none, strip_control_chars
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,7 +28,7 @@ def render_wide(report: Report) -> str:
 def _tidy_table(report: Report) -> pd.DataFrame:
     cells = report.table.cells.values()
     sizes = {(cell.row, cell.column.benchmark): report.full_size(cell.column, cell.row) for cell in cells}
-    return tidy(report.table, sizes)
+    return tidy(report.table, sizes, report.source.model_ids)
 
 
 def render_reference_csv(report: Report) -> str:
@@ -53,8 +54,8 @@ def render_seeds(report: Report) -> str:
     table = report.table
     return _csv(
         {
-            "model": row.name,
-            "benchmark": column.benchmark,
+            "model": report.source.model_id(row.name),
+            "benchmark": column.key,
             "metric": column.metric,
             **cell_fields(cell),
             **{f"seed {seed}": value for seed, value in cell.by_seed.items()},
@@ -65,6 +66,27 @@ def render_seeds(report: Report) -> str:
     )
 
 
+def render_pairs(report: Report) -> str:
+    """One line per pair of models and metric; empty unless the report has all pairs."""
+    return _csv(
+        {
+            "model": report.source.model_id(cell.row),
+            "other": report.source.model_id(delta.baseline),
+            "benchmark": column.key,
+            "metric": column.metric,
+            "difference": delta.value,
+            "ci_low": finite_or_none(delta.ci_low),
+            "ci_high": finite_or_none(delta.ci_high),
+            "p_value": delta.p_value,
+            "p_adjusted": delta.p_adjusted,
+            "significant": delta.significant,
+            "num_tests": report.table.comparisons,
+        }
+        for column, found in pair_differences(report).items()
+        for cell, delta in found
+    )
+
+
 def render_sweep_csv(report: Report) -> str:
     """One line for each point of the sweep figures, with the slope of its curve; empty without sweeps."""
     return _csv(
@@ -72,7 +94,7 @@ def render_sweep_csv(report: Report) -> str:
             "figure": panel.title,
             "curve": curve.name,
             panel.label: value,
-            "benchmark": panel.column.benchmark,
+            "benchmark": panel.column.key,
             "metric": panel.column.metric,
             **cell_fields(cell),
             "slope": curve.slope.value if curve.slope else None,

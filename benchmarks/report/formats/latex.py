@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from benchmarks.report.all_pairs import MATRIX_TITLE, all_pairs
 from benchmarks.report.cell_text import decimals, interval_text, margin, missing_text, score, signs
 from benchmarks.report.chance_level import trivial_baselines
 from benchmarks.report.latex_style import COLUMN_GAP, FloatFit, fit_float, split_columns
@@ -15,7 +16,7 @@ from benchmarks.report.overall import Interval
 from benchmarks.report.reference_table import REFERENCE_NOTE
 from benchmarks.report.report import Report
 from benchmarks.report.table import ALPHA, Cell, Column, RankMark, Table
-from benchmarks.report.text_table import latex_table, main_table
+from benchmarks.report.text_table import latex_table, main_table, row_headings
 from benchmarks.results.formatting import format_number, strip_control_chars
 from benchmarks.results.results import CHANCE
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _PACKAGES = r"% \usepackage{booktabs}; names with accents: \usepackage[T1]{fontenc}"
+_CENTERING = r"\centering"  # once in each float
+_ROWS_PER_FLOAT = 45
 _Shown = Literal["values", "inline", "intervals"]  # inline: values with intervals
 
 
@@ -42,16 +45,29 @@ def render_latex(report: Report) -> str:
         caption = latex_text(f"95 % intervals{' over images and seeds' if report.table.seeds else ''}.")
         parts += _floats(report, caption, f"tab:{name}-intervals", "intervals")
     parts += map(_comment, report.all_notes(LATEX))
+    if pairs := all_pairs(report):
+        for number, (title, frame) in enumerate(pairs.frames(MATRIX_TITLE)):
+            frame = frame.drop(columns="minimum detectable difference", errors="ignore")  # for the width
+            parts += _frame_floats(frame, f"{title}. {pairs.lead}", f"tab:{name}-pairs{number or ''}")
+        parts += map(_comment, pairs.notes)
     if report.reference_results:
-        table = report.reference_results.text()
-        texts = [[*map(str, table.index)], *([name, *table[name]] for name in table.columns)]
-        escaped = table.map(latex_text).rename(latex_text).rename(latex_text, axis=1)
-        for number, columns in enumerate(split_columns(texts)):
-            label = f"tab:{name}-published" + (f"-{number + 1}" if number else "")
-            fit = fit_float([texts[0], *(texts[1 + index] for index in columns)])
-            parts += _float(latex_text(REFERENCE_NOTE), label, latex_table(escaped.iloc[:, columns]), fit)
+        parts += _frame_floats(report.reference_results.text(), REFERENCE_NOTE, f"tab:{name}-published")
         parts += map(_comment, report.reference_results.sources())
     return "\n".join([_PACKAGES, *parts]) + "\n"
+
+
+def _frame_floats(frame: pd.DataFrame, caption: str, label: str) -> list[str]:
+    """A frame of unescaped strings, in as many floats as its rows and columns need."""
+    lines: list[str] = []
+    for start in range(0, len(frame), _ROWS_PER_FLOAT):
+        part = frame.iloc[start : start + _ROWS_PER_FLOAT]
+        texts = [[*map(str, part.index)], *([name, *part[name]] for name in part.columns)]
+        escaped = part.map(latex_text).rename(latex_text).rename(latex_text, axis=1)
+        for columns in split_columns(texts):
+            number = f"-{lines.count(_CENTERING) + 1}" if lines else ""
+            fit = fit_float([texts[0], *(texts[1 + index] for index in columns)])
+            lines += _float(latex_text(caption), label + number, latex_table(escaped.iloc[:, columns]), fit)
+    return lines
 
 
 def _floats(report: Report, caption: str, label: str, shown: _Shown) -> list[str]:
@@ -64,17 +80,21 @@ def _floats(report: Report, caption: str, label: str, shown: _Shown) -> list[str
         fit = fit_float([texts[0], *(texts[1 + index] for index in columns)])
         title = caption if number == 0 else latex_text(f"Continued: part {number + 1} of {len(parts)}.")
         tabular = latex_table(frame.iloc[:, columns], num_footer_lines=num_lines)
-        tabular = _with_group_rules(tabular, report.table)
+        tabular = _with_groups(tabular, report.table, 1 + len(columns))
         lines += _float(title, label + (f"-{number + 1}" if number else ""), tabular, fit)
     return lines
 
 
-def _with_group_rules(tabular: list[str], table: Table) -> list[str]:
-    """A space between models of different LLMs."""
-    start = next(index for index, line in enumerate(tabular) if line == r"\midrule") + 1
-    changes = [index for index in range(1, len(table.rows)) if table.rows[index].llm != table.rows[index - 1].llm]
-    for index in reversed(changes):
-        tabular.insert(start + index, r"\addlinespace")
+def _with_groups(tabular: list[str], table: Table, num_columns: int) -> list[str]:
+    """A heading above each group of models, and a space between models of different LLMs."""
+    start = tabular.index(r"\midrule") + 1
+    headings = row_headings(table)
+    for index, row in reversed([*enumerate(table.rows)]):
+        if index in headings:
+            heading = rf"\multicolumn{{{num_columns}}}{{l}}{{\textit{{{latex_text(headings[index])}}}}} \\"
+            tabular[start + index : start + index] = [r"\midrule", heading] if index else [heading]
+        elif index and row.llm != table.rows[index - 1].llm:
+            tabular.insert(start + index, r"\addlinespace")
     return tabular
 
 
@@ -97,7 +117,7 @@ def _caption(report: Report, *, inline: bool) -> str:
 
 def _float(caption: str, label: str, tabular: Sequence[str], fit: FloatFit | None) -> list[str]:
     fit = fit or FloatFit(environment="table*", size=r"\scriptsize")
-    opening = [rf"\begin{{{fit.environment}}}[t]", r"\centering", fit.size]
+    opening = [rf"\begin{{{fit.environment}}}[t]", _CENTERING, fit.size]
     opening += [rf"\setlength{{\tabcolsep}}{{{COLUMN_GAP:g}pt}}", rf"\caption{{{caption}}}", rf"\label{{{label}}}"]
     return [*opening, *tabular, rf"\end{{{fit.environment}}}"]
 
@@ -240,6 +260,8 @@ _SPECIAL = {
     "←": r"$\leftarrow$",
     "↓": r"$\downarrow$",
     "↑": r"$\uparrow$",
+    "▲": r"$\bigtriangleup$",  # filled ones need amssymb
+    "▼": r"$\bigtriangledown$",
 }
 
 

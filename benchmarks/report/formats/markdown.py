@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
+from benchmarks.report.all_pairs import MATRIX_TITLE, all_pairs
 from benchmarks.report.cell_text import decimals, margin, missing_text, signs
 from benchmarks.report.notes import MARKDOWN
 from benchmarks.report.reference_table import REFERENCE_NOTE
 from benchmarks.report.report import Report
 from benchmarks.report.table import Cell
-from benchmarks.report.text_table import main_table, markdown_table
+from benchmarks.report.text_table import main_table, markdown_table, row_headings
 from benchmarks.results.formatting import format_number
 from clips.safe_text import escape_markdown
 
@@ -19,10 +20,20 @@ if TYPE_CHECKING:
 
 
 def render_markdown(report: Report) -> str:
-    """The answer, the main table and its notes, then the published results with their sources."""
+    """The answer, the main table and its notes, then the differences of pairs and published results."""
+    import pandas as pd
+
     title, question, answer = map(escape_markdown, (report.source.title, report.source.question, report.answer))
-    table = markdown_table(main_table(report, _markdown_cell, escape_markdown))
+    frame = main_table(report, _markdown_cell, escape_markdown)
+    for index, heading in reversed(row_headings(report.table).items()):
+        above = pd.DataFrame("", index=[f"**{escape_markdown(heading)}**"], columns=frame.columns)
+        frame = pd.concat([frame.iloc[:index], above, frame.iloc[index:]])
+    table = markdown_table(frame)
     parts = [f"# {title}", question, answer and f"**{answer}**", table, markdown_list(report.all_notes(MARKDOWN))]
+    if pairs := all_pairs(report):
+        parts += ["## All pairs", escape_markdown(pairs.lead), markdown_list(pairs.notes)]
+        for title, pair_table in pairs.frames(MATRIX_TITLE):
+            parts += [f"### {escape_markdown(title)}", markdown_frame(pair_table)]
     if reference := report.reference_results:
         parts += ["## Published numbers", REFERENCE_NOTE]
         parts += [markdown_frame(reference.text()), markdown_list(reference.sources())]

@@ -14,6 +14,7 @@ if (table) {
       for (const other of headers) other.removeAttribute("aria-sort");
       header.setAttribute("aria-sort", descending ? "descending" : "ascending");
       const sign = descending ? -1 : 1;
+      for (const heading of body.querySelectorAll("tr.heading")) heading.remove(); // the order is that of all models
       const rows = Array.from(body.rows);
       rows.sort((one, two) => compare(one.cells[index], two.cells[index], sign));
       body.append(...rows);
@@ -46,9 +47,14 @@ function filter(table) {
       const name = row.dataset.row.toLocaleLowerCase();
       row.hidden = !words.every((word) => name.includes(word));
     }
+    for (const heading of section.querySelectorAll("tr.heading")) {
+      let row = heading.nextElementSibling;
+      while (row && row.hidden) row = row.nextElementSibling;
+      heading.hidden = !row || row.className === "heading";
+    }
     const shown = new Set(boxes.filter((box) => box.checked).map((box) => box.value));
     if (boxes.length) for (const column of columns) column.hidden = !shown.has(column.dataset.group);
-    const all = Array.from(table.tBodies[0].rows);
+    const all = Array.from(table.tBodies[0].querySelectorAll("[data-row]"));
     count.textContent = `${all.filter((row) => !row.hidden).length} of ${all.length} models`;
   });
 }
