@@ -21,19 +21,11 @@ from benchmarks.report.latex_style import LatexStyle
 from benchmarks.report.report import Report, build_report
 from benchmarks.report.row_selection import Selection
 from benchmarks.report.tidy import COLUMNS
+from benchmarks.study.display import Display
 from clips.errors import UserError
 
 NASTY = r"a&b % $c$ #d _e_ {f} ~g ^h \input{/etc/passwd} <i> |j| ünïß Łódź α→β −3 Привет 中文 😀" + "\x1b[31m\u202e\x07"
 TEX = shutil.which("pdflatex") and shutil.which("kpsewhich")
-
-
-def renamed(report: Report, name: str, to: str) -> Report:
-    """The report with another name of a row, of any characters: result files reject most of them."""
-    rows = tuple(dataclasses.replace(row, name=to) if row.name == name else row for row in report.table.rows)
-    cells = dict(report.table.cells)
-    for key in [key for key in cells if key[0] == name]:
-        cells[to, key[1], key[2]] = dataclasses.replace(cells.pop(key), row=to)
-    return dataclasses.replace(report, table=dataclasses.replace(report.table, rows=rows, cells=cells))
 
 
 @pytest.fixture
@@ -45,7 +37,7 @@ def nasty(tmp_path: Path) -> Report:
         edit(tmp_path / row / "gqa.json", "exact_match", scale=99.0)
     unlike = {"value": -12.345, "ci_low": -13.0, "ci_high": 5.0, "label": NASTY, "aggregation": None, "columns": []}
     edit(tmp_path / "clip/gqa.json", "exact_match", **unlike)  # its items would tell otherwise
-    built = renamed(build_report(tmp_path, baseline="untrained"), "clips", NASTY)
+    built = build_report(tmp_path, baseline="untrained", display=Display(models={"clips": NASTY}))
     return dataclasses.replace(built, answer=NASTY, source=dataclasses.replace(built.source, title=NASTY))
 
 
