@@ -13,6 +13,7 @@ from report_study import make_study
 
 from benchmarks.report.html_page import render_page
 from benchmarks.report.report import build_report
+from benchmarks.study.display import Display
 
 CHROMIUM = Path("/usr/bin/chromium")
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
@@ -29,7 +30,8 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     put_failure(results, "broken", "pope", reason)
     put_result(results, "broken", "gqa", items_table(0.5, benchmark="gqa", seed=2), protocol={"prompt": "other"})
     file = directory / "index.html"
-    file.write_text(render_page(build_report(results, baseline="clip")), encoding="utf-8")
+    grouped = Display(groups={"Trained": ("clip*",)})
+    file.write_text(render_page(build_report(results, baseline="clip", display=grouped)), encoding="utf-8")
     return file
 
 
@@ -90,9 +92,11 @@ def shown_rows(page) -> list[str]:
 
 def test_the_table_sorts_by_a_column_and_says_so(page):
     before = shown_rows(page)
+    assert page.locator("table.main tr.heading").all_inner_texts() == ["Trained"]
     head = page.locator("tr.headers th").nth(2)  # pope, which one row failed
     head.get_by_role("button").click()
     assert head.get_attribute("aria-sort") == "descending"
+    assert page.locator("table.main tr.heading").count() == 0  # the order is that of all models
     assert shown_rows(page) == ["clips", "clip", LONG_NAME, "untrained", "broken"]
     head.get_by_role("button").press("Enter")
     assert head.get_attribute("aria-sort") == "ascending"
@@ -108,6 +112,10 @@ def test_rows_and_columns_can_be_chosen(page):
     page.get_by_label("Models with").fill("CLIP s")
     assert shown_rows(page) == ["clips"]
     assert page.locator("#filter output").inner_text() == "1 of 5 models"
+    assert page.locator("table.main tr.heading").is_visible()
+    page.get_by_label("Models with").fill("untrained")
+    assert not page.locator("table.main tr.heading").is_visible()
+    page.get_by_label("Models with").fill("CLIP s")
     headers = page.locator("tr.groups th:visible")
     assert headers.all_inner_texts() == ["gqa", "pope", "retrieval"]
     cells = page.locator("table.main tbody tr:visible td:visible").count()
@@ -155,7 +163,7 @@ def test_scripts_are_needed_for_sorting_and_filtering_only(browser, file):
     page.goto(file.as_uri())
     assert page.locator("#filter").is_hidden()
     assert page.locator("tr.headers button").count() == 0
-    assert page.locator("table.main tbody tr").count() == 5
+    assert page.locator("table.main tbody tr[data-row]").count() == 5
     assert page.locator("#term-interval dd").is_visible()  # not all browsers open what a link leads to
     page.locator("summary", has_text="All metrics").click()
     assert page.get_by_role("table", name="All metrics of all models").is_visible()
