@@ -30,7 +30,8 @@ def miniature(name: str, folder: Path) -> Path:
     """
     study = full(name)
     if name == "encoder_zoo":
-        study["benchmarks"] = {benchmark: study["benchmarks"][benchmark] for benchmark in ZOO_BENCHMARKS}
+        for part in (study, study["display"]):
+            part["benchmarks"] = {benchmark: part["benchmarks"][benchmark] for benchmark in ZOO_BENCHMARKS}
     study["output"] = str(folder / "out")
     for field in ("executor", "resources", "gpu"):
         study.pop(field, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection
 
 from benchmarks.report.blind_gain import with_gains
@@ -64,17 +65,8 @@ def _columns(
             if name in result.metrics:
                 by_name.setdefault(name, []).append(result.metrics[name])
     if not by_name and primary_only:
-        benchmark_id = source.benchmark_id(benchmark)
-        return [
-            Column(
-                benchmark=benchmark,
-                benchmark_id=benchmark_id,
-                metric="",
-                label=benchmark,
-                scale=1.0,
-                higher_is_better=None,
-            )
-        ]
+        empty = Column(benchmark=benchmark, metric="", label=benchmark, scale=1.0, higher_is_better=None)
+        return [dataclasses.replace(empty, benchmark_id=source.benchmark_id(benchmark))]
     return [
         Column(
             benchmark=benchmark,
