@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from test_clips_distributed import drive, without_key_bias
 from clips.train import train
 
 CAPTIONER = {"max_length": 12, "num_layers": 1, "width": 32}
+MODEL = {"architecture": "clips-tiny", "image_size": 16, "context_length": 12}
+DISTILLED = {"name": "sentences", "distillation": {"teacher": "$encoder", "logit_scale": 10.0}}
+WORKERS = {"sources": [{"path": "$data"}], "max_invalid_ratio": 0.2, "num_workers": 1}
 TRAININGS: dict[str, dict[str, Any]] = {
     "siglip": {"recipe": {"name": "siglip"}},
     "siglip_captions": {"recipe": {"name": "siglip_captions", "captioner": CAPTIONER}},
@@ -21,14 +25,21 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "caption_only": {"recipe": {"name": "caption_only", "captioner": CAPTIONER}},
     "sentences": {"recipe": {"name": "sentences", "positive_weights": [2.0, 1.0], "loss": "supcon"}},
     "negclip": {"recipe": {"name": "negclip", "embedding_widths": [16, 64]}},
+    "distillation": {"recipe": {**DISTILLED, "positive_weights": [2.0, 1.0], "contrastive_loss_weight": 0.5}},
+    "siglip_distillation": {"recipe": {**DISTILLED, "loss": "sigmoid"}, "data": WORKERS},
+    "lora": {
+        "recipe": {"name": "clips", "captioner": CAPTIONER},
+        "model": {**MODEL, "pretrained": "$encoder", "lora": {"r": 2}},
+        "optimizer": {"learning_rate": 0.01},
+    },
     "muon": {"recipe": {"name": "clips", "captioner": CAPTIONER}, "optimizer": {"name": "muon"}},
 }
 DIFFERENCES = {"muon": 5e-5}
 """Largest mean difference of a weight, where it is not 1e-6: Muon orthogonalizes in bfloat16, its updates are 2e-4."""
-PARTS = ("siglip_captions", "caption_only", "negclip")
+PARTS = ("siglip_captions", "caption_only", "negclip", "distillation", "lora")
 """Trained by micro-batches as well."""
-SHARDED = ("fsdp", "zero2", "zero3")
-"""Under which ``caption_only`` is trained as well: it has no logit scale."""
+SHARDED = [(name, strategy) for name in ("caption_only", "lora") for strategy in ("fsdp", "zero2", "zero3")]
+"""Trained in shards as well: ``caption_only`` has no logit scale, ``lora`` has frozen weights."""
 
 
 @pytest.fixture(scope="module")
@@ -37,22 +48,31 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trainings(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+def trainings(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Iterator[Path]:
     """``one/NAME``: one process to the end; ``two/NAME``: two, ``again/NAME``: two, stopped at step 4 and resumed."""
     folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        yield _trained(folder, data, patch)
+
+
+def _trained(folder: Path, data: Path, patch: pytest.MonkeyPatch) -> Path:
     plan = []
-    for name, fields in TRAININGS.items():
+    patch.setenv("XDG_CACHE_HOME", str(folder / "cache_of_one"))  # two processes compute a teacher's features again
+    encoder = clips_world.trained(data, folder / "encoder", max_steps=0, seed=1)
+    trainings = json.loads(json.dumps(TRAININGS).replace("$encoder", str(encoder)).replace("$data", str(data)))
+    for name, fields in trainings.items():
         train(clips_world.train_config(data, folder / "one" / name, **fields))
         for kind, stops in (("two", [None]), ("again", [4, None])):
             clips_world.train_config(data, folder / kind / name, **fields)
             plan += [{"config": str(folder / kind / f"{name}.json"), "stop": stop} for stop in stops]
     for name in PARTS:
-        clips_world.train_config(data, folder / "parts" / name, **TRAININGS[name], micro_batch_size=1)
+        clips_world.train_config(data, folder / "parts" / name, **trainings[name], micro_batch_size=1)
         plan.append({"config": str(folder / "parts" / f"{name}.json"), "stop": None})
-    for strategy in SHARDED:
-        fields = TRAININGS["caption_only"] | {"distributed": {"strategy": strategy}}
-        clips_world.train_config(data, folder / "sharded" / strategy, **fields)
-        plan.append({"config": str(folder / "sharded" / f"{strategy}.json"), "stop": None})
+    for name, strategy in SHARDED:
+        fields = trainings[name] | {"distributed": {"strategy": strategy}}
+        clips_world.train_config(data, folder / strategy / name, **fields)
+        plan.append({"config": str(folder / strategy / f"{name}.json"), "stop": None})
+    patch.setenv("XDG_CACHE_HOME", str(folder / "cache_of_two"))
     drive(folder, plan)
     return folder
 
@@ -90,6 +110,6 @@ def test_micro_batches_train_what_full_batches_train(trainings: Path, name: str)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", SHARDED)
-def test_a_model_without_a_text_tower_trains_in_shards(trainings: Path, strategy: str):
-    assert_same_training(trainings / "sharded" / strategy, trainings / "one" / "caption_only")
+@pytest.mark.parametrize(("name", "strategy"), SHARDED)
+def test_shards_train_what_one_process_trains(trainings: Path, name: str, strategy: str):
+    assert_same_training(trainings / strategy / name, trainings / "one" / name)

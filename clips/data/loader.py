@@ -32,7 +32,7 @@ _NEARBY = 256  # positions that are mostly in the same shards
 _REPLACEMENT = 3  # random number stream, in addition to those of clips.data.sampler
 _CHUNK = 32  # samples; more would only take more memory
 
-Prepare = Callable[[str, str, np.random.Generator], dict[str, torch.Tensor]]
+Prepare = Callable[[str, str, np.random.Generator], dict[str, Any]]
 
 
 class ConcatSource:
@@ -61,10 +61,28 @@ class ConcatSource:
 
 
 class TrainDataset(torch.utils.data.Dataset):
-    """Training samples by their position in the endless stream of `clips.data.sampler`."""
+    """Training samples by their position in the endless stream of `clips.data.sampler`.
 
-    def __init__(self, config: DataConfig, *, size: int, seed: int, batch_size: int, prepare: Prepare) -> None:
-        self.config, self.size, self.seed, self.prepare = config, size, seed, prepare
+    Args:
+        config: of the data.
+        size: pixels of a side of the images.
+        seed: of the order and of each sample's random numbers.
+        batch_size: samples per step, of all processes.
+        prepare: captions → fields of a sample.
+        file_field: name of the field with the bytes of the image's file; None for none.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        *,
+        size: int,
+        seed: int,
+        batch_size: int,
+        prepare: Prepare,
+        file_field: str | None = None,
+    ) -> None:
+        self.config, self.size, self.seed, self.prepare, self.file_field = config, size, seed, prepare, file_field
         self.parts = [open_source(source) for source in config.sources]
         self.sources = ConcatSource(self.parts)
         weights = [source.weight for source in config.sources if source.weight is not None]
@@ -79,7 +97,7 @@ class TrainDataset(torch.utils.data.Dataset):
         return len(self.sources)
 
     def __getitem__(self, position: int) -> dict[str, Any]:
-        """The tensors at ``position``: "image" uint8 (3, size, size), and those of the recipe.
+        """The fields at ``position``: "image" uint8 (3, size, size), and those of the recipe.
 
         "invalid_samples" lists `Invalid` samples, which are replaced by others of the source.
         """
@@ -106,10 +124,7 @@ class TrainDataset(torch.utils.data.Dataset):
             sample and _none_if_invalid(self._image, location, sample, rng)
             for location, sample, rng in zip(locations, samples, rngs, strict=True)
         ]
-        texts = [
-            self.prepare(sample.web, sample.synthetic, rng) if sample else {}
-            for sample, rng in zip(samples, rngs, strict=True)
-        ]
+        texts = [self._texts(sample, rng) if sample else {} for sample, rng in zip(samples, rngs, strict=True)]
         return [
             self._first_valid(position) if image is None else {"image": image, **text, "invalid_samples": []}
             for position, image, text in zip(positions, images, texts, strict=True)
@@ -126,7 +141,7 @@ class TrainDataset(torch.utils.data.Dataset):
             try:
                 sample = self.sources.read(location.index, rng)
                 image = self._image(location, sample, rng)
-                texts = self.prepare(sample.web, sample.synthetic, rng)
+                texts = self._texts(sample, rng)
                 # the others are reported at their own positions
                 return {"image": image, **texts, "invalid_samples": invalid[:1]}
             except (InvalidSampleError, InvalidImageError) as error:
@@ -138,6 +153,10 @@ class TrainDataset(torch.utils.data.Dataset):
     def _image(self, location: SamplePosition, sample: Sample, rng: np.random.Generator) -> torch.Tensor:
         decoded = None if self.cache is None else self.cache.setdefault(location.index, {})
         return read_crop(sample.image, self.size, self.config.augment, rng, decoded)
+
+    def _texts(self, sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
+        file = {self.file_field: sample.image} if self.file_field else {}
+        return self.prepare(sample.web, sample.synthetic, rng) | file
 
     def parents(self) -> dict[str, str]:
         """The artifacts of this suite among the sources: name → directory."""
@@ -174,14 +193,18 @@ def _none_if_invalid(load: Callable[..., Any], *arguments: Any) -> Any:
 def collate(samples: list[dict[str, Any]], images: torch.Tensor | None = None) -> dict[str, Any]:
     """Stack the tensors of a batch, the images into ``images`` if given; concatenate the lists of invalid samples.
 
-    Images are in channels-last memory format.
+    Images are in channels-last memory format. Texts and files are lists.
     """
-    stacked = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0] if name not in _UNSTACKED}
+    stacked = {name: _stack([sample[name] for sample in samples]) for name in samples[0] if name not in _UNSTACKED}
     if "image" in samples[0]:
         rows = [sample["image"].permute(1, 2, 0) for sample in samples]
         out = None if images is None else images.permute(0, 2, 3, 1)
         stacked["image"] = torch.stack(rows, out=out).permute(0, 3, 1, 2)
     return {**stacked, "invalid_samples": [entry for sample in samples for entry in sample["invalid_samples"]]}
+
+
+def _stack(values: list[Any]) -> Any:
+    return torch.stack(values) if isinstance(values[0], torch.Tensor) else values
 
 
 def iterate_batches(
@@ -280,10 +303,11 @@ def _merge(parts: list[dict[str, Any]]) -> dict[str, Any]:
     """A batch from its parts."""
     if len(parts) == 1:
         return parts[0]
-    merged: dict[str, Any] = {
-        name: torch.cat([part[name] for part in parts]) for name in parts[0] if name not in _UNSTACKED
+    values = {name: [part[name] for part in parts] for name in parts[0]}
+    return {
+        name: torch.cat(found) if isinstance(found[0], torch.Tensor) else [entry for part in found for entry in part]
+        for name, found in values.items()
     }
-    return {**merged, "invalid_samples": [entry for part in parts for entry in part["invalid_samples"]]}
 
 
 def _identity(batch: Any) -> Any:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -45,12 +45,24 @@ class FeatureCache:
     @torch.no_grad()
     def __call__(self, inputs: Tensor) -> Tensor:
         """Return the outputs (B, …) of images (B, 3, S, S) or tokens (B, L), on the module's device."""
+        keys = [digest(row) for row in inputs.cpu()]
+        return self.collect(keys, lambda rows: self._compute(inputs[rows]), inputs.dtype)
+
+    def collect(
+        self, keys: Sequence[str], compute: Callable[[list[int]], Tensor], dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """Return the outputs (B, …) of the inputs with the hashes ``keys``, on the module's device.
+
+        Args:
+            keys: (B,) hashes of the inputs.
+            compute: rows of missing inputs → their outputs.
+            dtype: of the computation without autocast.
+        """
         device = next(self.module.parameters()).device
         autocast = torch.is_autocast_enabled(device.type)
-        precision = torch.get_autocast_dtype(device.type) if autocast else inputs.dtype
+        precision = torch.get_autocast_dtype(device.type) if autocast else dtype
         name = f"{self.weights}{self.variant}-{str(precision).removeprefix('torch.')}"
         cache = tensor_cache(cache_directory("trunks") / name)
-        keys = [digest(row) for row in inputs.cpu()]
         outputs: dict[str, Tensor] = {}
         for key in set(keys):
             output = self.in_memory.get((name, key))
@@ -59,7 +71,7 @@ class FeatureCache:
                 outputs[key] = output
         missing = {key: index for index, key in enumerate(keys) if key not in outputs}
         if missing:
-            for key, output in zip(missing, self._compute(inputs[list(missing.values())]).cpu(), strict=True):
+            for key, output in zip(missing, compute(list(missing.values())).cpu(), strict=True):
                 outputs[key] = output.clone(memory_format=torch.contiguous_format)
                 cache.put(key, outputs[key])
         self.in_memory |= {(name, key): output for key, output in outputs.items()}

@@ -22,7 +22,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F  # noqa: N812
 
 from clips.method.clips_model import ClipsModel, build_model
-from clips.method.objectives import contrastive_loss
+from clips.method.distillation import teacher_name
+from clips.method.objectives import OBJECTIVES
 from clips.method.recipes import RecipeConfig
 from clips.model import losses
 from clips.model.architectures import ModelConfig, model_cfg
@@ -82,10 +83,11 @@ def fake_model(model: ModelConfig, recipe: RecipeConfig) -> ClipsModel:
     config = model.without_initial_weights()
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     cfg = model_cfg(config)
-    if "timm_model_name" not in cfg["vision_cfg"] and "hf_model_name" not in cfg["text_cfg"]:
+    libraries = "timm_model_name" in cfg["vision_cfg"] or "hf_model_name" in cfg["text_cfg"] or model.lora is not None
+    if not libraries:
         with mode:
             return build_model(config, recipe, seed=0)
-    with torch.device("meta"):  # constructors of timm and transformers fail with fake tensors
+    with torch.device("meta"):  # constructors of timm, transformers and PEFT fail with fake tensors
         built = build_model(config, recipe, seed=0)
     with mode:
         replace_by_empty(built)
@@ -209,7 +211,7 @@ def run_fake_step(
 def profile_contrastive_loss(
     model: ClipsModel, samples: int, processes: int, *, device: Device = "cuda"
 ) -> tuple[float, int]:
-    """Return FLOPs and peak bytes of the contrastive loss and its gradient for one process.
+    """Return FLOPs and peak bytes of the contrastive loss, with that of distillation, and its gradient for one process.
 
     Args:
         model: of `fake_model`.
@@ -223,9 +225,11 @@ def profile_contrastive_loss(
     with _mode_of(model):
         outputs = {name: torch.empty(samples, width).requires_grad_() for name in ("image", *recipe.encoded)}
         outputs |= {name: torch.empty(()).requires_grad_() for name in ("logit_scale", "logit_bias")}
-    batch = dict.fromkeys(recipe.encoded, full_length_texts(model, samples))
+        teacher = {teacher_name(name): torch.empty(samples, width) for name in ("image", *recipe.texts)}
+    batch = dict.fromkeys(recipe.encoded, full_length_texts(model, samples)) | teacher
+    contrasts = [loss for name, loss in OBJECTIVES.items() if name in recipe.loss_weights and name != "caption_loss"]
     with _fake_processes(processes), kernels_of(device), MemoryTrace(model) as trace, FlopCounter() as counter:
-        contrastive_loss(recipe, outputs, batch).backward()
+        torch.stack([loss(recipe, outputs, batch) for loss in contrasts]).sum().backward()
     return counter.total, trace.peak
 
 
@@ -236,7 +240,9 @@ def contrastive_flops(model: ClipsModel, samples: int, processes: int) -> float:
     negative = int(recipe.spec.hard_negatives)  # twice the texts, and a column that excludes those that do not exist
     pairs = samples * samples * processes * len(recipe.texts)
     widths = (int(model.model_cfg["embed_dim"]), *recipe.spec.embedding_widths)
-    return 3.0 * 2 * pairs * sum((1 + negative) * (width + negative) + to_images * width for width in widths)
+    contrast = 3.0 * sum((1 + negative) * (width + negative) + to_images * width for width in widths)
+    distillation = 2.0 * (3 + 1) * widths[0] if recipe.config.distillation else 0.0  # of a teacher of the same width
+    return 2 * pairs * (contrast + distillation)
 
 
 def profile_validation(

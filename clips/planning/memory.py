@@ -7,6 +7,7 @@ shards.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import dataclasses
 import functools
 import math
@@ -16,6 +17,7 @@ from typing import get_args
 import numpy as np
 from torch import nn
 
+from clips.errors import UserError
 from clips.method.muon import muon_parameters
 from clips.model import losses
 from clips.model.layers import bf16_weights, repeated_layers
@@ -32,6 +34,7 @@ from clips.planning.dry_run import (
     profile_step,
     profile_validation,
 )
+from clips.training.teacher import teacher_parameters
 from clips.training.train_config import EncoderTrainConfig
 
 PARALLELS: tuple[Parallel, ...] = get_args(Parallel)
@@ -106,6 +109,11 @@ class MemoryModel:
         matrices = muon_parameters(self.model, self.model.no_decay_names()) if config.optimizer.name == "muon" else []
         self.with_muon = sum(value.numel() for value in matrices)
         self.buffers = sum(value.nbytes for value in self.model.buffers())
+        distillation = config.recipe.distillation
+        self.teacher = 0
+        if distillation is not None:
+            with contextlib.suppress(UserError):  # a study's teacher does not exist before it is trained
+                self.teacher = teacher_parameters(distillation.teacher)
         self._bf16 = frozenset(bf16_weights(self.model)) if bf16 and gathers_bf16() else frozenset()
         step = functools.partial(profile_step, self.model, device=device, bf16=bf16, caption_tokens=caption_tokens)
         self.step: Callable[[int, int], StepProfile] = functools.cache(
@@ -164,11 +172,12 @@ class MemoryModel:
     def validation(self, layout: Layout) -> Parts:
         """Return bytes by part that validation adds between two steps; none without validation data.
 
-        "model" is an unsharded copy, if the training's model is sharded or an EMA is validated.
+        "model" is an unsharded copy, if the training's model is sharded, or an EMA or merged adapters are validated.
         """
         if self.config.validation.source is None:
             return {}
         copies = "parameters" in SHARDED[layout.parallel] or self.config.ema_decay is not None
+        copies |= self.config.model.lora is not None
         return self._validation() | {"model": float(self.parameters * _FLOAT32 + self.buffers) if copies else 0.0}
 
     def activation_bytes(self, checkpointing: int) -> float:
@@ -186,6 +195,7 @@ class MemoryModel:
         if layout.parallel.startswith("zero"):  # DeepSpeed copies the shard that a process updates
             parts["optimizer"] += self.trained * _FLOAT32 / layout.count
         parts["parameters"] += self.buffers
+        parts["teacher"] = float(self.teacher * _FLOAT32)
         return parts | {"exchange": float(self._exchange_buffers(layout))}
 
     def gathered_bytes(self, parallel: Parallel) -> int:

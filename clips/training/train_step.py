@@ -19,6 +19,7 @@ from clips.model.precision import fast_sdpa_backend
 from clips.parallel.ddp import Strategy
 from clips.parallel.distributed import DistributedContext
 from clips.training.ema import ModelEma
+from clips.training.teacher import Teacher
 from clips.training.train_config import EncoderTrainConfig
 from clips.training.train_state import TrainState
 
@@ -75,6 +76,7 @@ class TrainRun:
         precision: of activations.
         mean: mean of an image's channels, (3, 1, 1).
         std: standard deviation of an image's channels, (3, 1, 1).
+        teacher: of a distillation, or None.
     """
 
     config: EncoderTrainConfig
@@ -88,6 +90,7 @@ class TrainRun:
     precision: Literal["fp32", "bf16"]
     mean: Tensor
     std: Tensor
+    teacher: Teacher | None = None
 
     @property
     def encoder(self) -> ClipsModel:
@@ -176,10 +179,12 @@ def prepare_batch(batch: Batch, run: TrainRun) -> Batch:
     """Return the batch, "image" on the model's device, normalized from uint8, in channels-last memory format.
 
     Convolutions are fastest in this format, which they take over from their input. Tokens stay on the CPU: the model
-    groups them by length, which would wait for the device.
+    groups them by length, which would wait for the device. Texts and files for a teacher become its features.
     """
     image = batch["image"].to(run.processes.device, non_blocking=True)
-    return {**batch, "image": normalize(image, run.mean, run.std)}
+    with torch.autocast(image.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
+        features = run.teacher.features(batch) if run.teacher else {}
+    return {**batch, "image": normalize(image, run.mean, run.std), **features}
 
 
 def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 
 from clips.errors import UserError, unknown_name_error
 from clips.model_refs import (
+    DUAL_MODELS,
     HF_HUB_PREFIX,
     OPEN_CLIP_CONFIG,
     OPEN_CLIP_WEIGHTS,
@@ -24,9 +25,6 @@ ENCODER_SOURCES: dict[str, str] = {
     "several": "llava_bridge.encoders.multi_encoder",
 }
 """Source → the module that reads it, with ``load(reference, image_size)`` and ``build(architecture)``."""
-
-DUAL_MODELS = ("clip", "metaclip_2", "siglip", "siglip2", "aimv2", "tipsv2")
-"""``model_type`` of transformers' models with a text tower whose features are compared with those of images."""
 
 
 def parse_spec(spec: str) -> tuple[str, str]:

@@ -111,14 +111,9 @@ def add_lora(model: nn.Module, config: LoraConfig) -> Any:
     """
     import peft
 
-    settings = peft.LoraConfig(
-        r=config.r,
-        lora_alpha=config.lora_alpha,  # type: ignore[arg-type]
-        lora_dropout=config.lora_dropout,
-        use_dora=config.use_dora,
-        target_modules=_linear_layers(model, config),
-        bias="none",
-    )
+    parts = re.compile("|".join(_PARTS[part] for part in config.apply_to))
+    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and parts.match(name)]
+    settings = config.for_peft(layers)
     # DoRA initializes its magnitudes with the weights.
     with contextlib.nullcontext() if config.use_dora else _as_if_float32(model):
         return peft.get_peft_model(model, settings)
@@ -135,18 +130,6 @@ def _as_if_float32(model: nn.Module) -> Iterator[None]:
     finally:
         for weight, value in stored.items():
             weight.data = value
-
-
-def _linear_layers(model: nn.Module, config: LoraConfig) -> list[str]:
-    parts = re.compile("|".join(_PARTS[part] for part in config.apply_to))
-    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and parts.match(name)]
-    if config.target_modules is None and layers:
-        return layers
-    targets = [name for name in layers if name.rpartition(".")[2] in (config.target_modules or ())]
-    if not targets:
-        known = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
-        raise UserError(f"lora.target_modules: expected some of {known}, got {config.target_modules}")
-    return targets
 
 
 def load_adapter(model: Any, directory: Path) -> Any:

@@ -1,0 +1,147 @@
+"""Encoders with a text tower that transformers loads: CLIP, MetaCLIP 2, SigLIP, SigLIP 2, AIMv2, TIPSv2.
+
+Images of SigLIP 2 NaFlex keep their aspect ratio.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clips.errors import UserError
+from clips.model_refs import DUAL_MODELS
+
+if TYPE_CHECKING:
+    import torch
+
+_NATIVE = "siglip2"  # SigLIP 2 NaFlex; those of fixed resolution are of type siglip
+_CLEANED_TEXTS = ("siglip", "siglip2")  # SigLIP 2's tokenizer of fixed resolution keeps case and punctuation
+_CLEANING = "canonicalize"  # as open_clip's configs of both do: lower case, no punctuation
+_MASKED_PADDING = ("tipsv2",)  # the text towers of the others were trained with visible or later padding
+_GRID_BASE = 256  # sizes of grids are stored as two digits, because larger numbers are not exact in bfloat16
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TransformersEncoder:
+    """A loaded directory in the transformers format, with the interface of `clips.encoder.LoadedEncoder`.
+
+    Args:
+        model: both towers, in evaluation mode, on CPU, float32.
+        preprocess: image → (3, size, size) float tensor, or packed patches.
+        tokenizer: list of n strings → (n, length) int64 tokens.
+        processor: transformers' image processor.
+        cleaning: open_clip's name of the function that cleans texts, if there is one.
+    """
+
+    model: TransformersTowers
+    preprocess: Callable[[Any], torch.Tensor]
+    tokenizer: Callable[[list[str]], torch.Tensor]
+    processor: Any
+    cleaning: str | None
+
+
+def load_transformers_encoder(path: str | Path, field: str) -> TransformersEncoder:
+    """Load image and text tower of a directory in the transformers format, with its own preprocessing and tokenizer.
+
+    Args:
+        path: the directory.
+        field: config field, for errors.
+
+    Raises:
+        UserError: it is of another type, or its files are incomplete.
+    """
+    import torch
+    from open_clip.tokenizer import get_clean_fn
+    from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
+
+    from clips.model.loading import library_errors_as_user_errors, load_pretrained
+    from clips.model.tokenizer import truncate_text
+
+    with library_errors_as_user_errors(f"{field}: {path}: expected a directory in the transformers format"):
+        config = AutoConfig.from_pretrained(path)
+    if config.model_type not in DUAL_MODELS:
+        expected = f"expected one with a text tower, a {', '.join(DUAL_MODELS)}"
+        raise UserError(f"{field}: {path} is a {config.model_type}; {expected}")
+    length = config.text_config.max_position_embeddings
+    # AIMv2's texts are causal, but under SDPA transformers ignores it in a batch without padding.
+    options = {"attn_implementation": "eager"} if config.model_type == "aimv2" else {}
+    model = load_pretrained(AutoModel, Path(path), f"{field}: {path}", dtype=torch.float32, **options)
+    with library_errors_as_user_errors(f"{field}: {path}: expected the files of its preprocessing and tokenizer"):
+        images, tokenizer = AutoImageProcessor.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+
+    cleaning = _CLEANING if config.model_type in _CLEANED_TEXTS else None
+    clean = get_clean_fn(cleaning) if cleaning else str
+
+    def tokenize(texts: list[str]) -> torch.Tensor:
+        shortened = [clean(truncate_text(text, length)) for text in texts]
+        return tokenizer(
+            shortened, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+        ).input_ids
+
+    padding = tokenizer.pad_token_id if config.model_type in _MASKED_PADDING else None
+    native = config.model_type == _NATIVE
+    pack = _pack_patches(images) if native else lambda image: images(image, return_tensors="pt").pixel_values[0]
+    return TransformersEncoder(
+        model=TransformersTowers(model.eval(), padding, native=native),
+        preprocess=pack,
+        tokenizer=tokenize,
+        processor=images,
+        cleaning=cleaning,
+    )
+
+
+def _pack_patches(processor: Any) -> Callable[[Any], torch.Tensor]:
+    """Return a function from an image to (1, N + 1, C): patches, padded to N, and a row that begins with the grid."""
+    import torch
+
+    def pack(image: Any) -> torch.Tensor:
+        found = processor(image, return_tensors="pt")
+        patches = found["pixel_values"][0]
+        grid = patches.new_zeros(1, patches.shape[1])
+        sizes = found["spatial_shapes"][0]
+        grid[0, :2], grid[0, 2:4] = sizes // _GRID_BASE, sizes % _GRID_BASE
+        return torch.cat([patches, grid])[None]
+
+    return pack
+
+
+class TransformersTowers:
+    """A transformers model with the functions of open_clip's.
+
+    Args:
+        model: with ``get_image_features`` and ``get_text_features``.
+        padding: the token that texts do not attend to; None if padding has no effect or is part of the text.
+        native: whether images keep their aspect ratio.
+    """
+
+    def __init__(self, model: Any, padding: int | None, *, native: bool) -> None:
+        self.model = model
+        self.padding = padding
+        self.native = native
+
+    def to(self, **options: Any) -> TransformersTowers:
+        """Move or convert the model, in place."""
+        self.model.to(**options)
+        return self
+
+    def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return (B, E) of pixels (B, 3, S, S), or of packed patches (B, 1, N + 1, C)."""
+        import torch
+
+        if not self.native:
+            return self.model.get_image_features(pixel_values=pixels).pooler_output
+        patches, grid = pixels[:, 0, :-1], pixels[:, 0, -1, :4].long()
+        shapes = grid[:, :2] * _GRID_BASE + grid[:, 2:]
+        numbers = torch.arange(1, patches.shape[1] + 1, device=pixels.device)  # bfloat16 has no 257
+        mask = numbers <= shapes.prod(dim=1, keepdim=True)
+        found = self.model.get_image_features(
+            pixel_values=patches, pixel_attention_mask=mask.int(), spatial_shapes=shapes
+        )
+        return found.pooler_output
+
+    def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return (B, E) of tokens (B, L)."""
+        mask = tokens.new_ones(tokens.shape) if self.padding is None else (tokens != self.padding).long()
+        return self.model.get_text_features(input_ids=tokens, attention_mask=mask).pooler_output
