@@ -62,7 +62,7 @@ def load_transformers_encoder(path: str | Path, field: str) -> TransformersEncod
     with library_errors_as_user_errors(f"{field}: {path}: expected a directory in the transformers format"):
         config = AutoConfig.from_pretrained(path)
     if config.model_type not in DUAL_MODELS:
-        expected = f"expected one with a text tower, a {', '.join(DUAL_MODELS)}"
+        expected = f"expected a text tower as well, that of a {', '.join(DUAL_MODELS)}"
         raise UserError(f"{field}: {path} is a {config.model_type}; {expected}")
     length = config.text_config.max_position_embeddings
     # AIMv2's texts are causal, but under SDPA transformers ignores it in a batch without padding.

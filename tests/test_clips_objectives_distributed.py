@@ -39,6 +39,7 @@ DIFFERENCES = {"muon": 5e-5}
 PARTS = ("siglip_captions", "caption_only", "negclip", "distillation", "lora")
 """Trained by micro-batches as well."""
 SHARDED = [(name, strategy) for name in ("caption_only", "lora") for strategy in ("fsdp", "zero2", "zero3")]
+SHARDED.append(("distillation", "fsdp"))
 """Trained in shards as well: ``caption_only`` has no logit scale, ``lora`` has frozen weights."""
 
 

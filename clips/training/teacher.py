@@ -55,7 +55,7 @@ class Teacher:
         own = getattr(module, "logit_scale", None)
         if config.logit_scale is None and own is None:
             raise UserError(f"recipe.distillation.logit_scale: expected a number: {config.teacher} has none")
-        self.logit_scale = float(own.exp()) if config.logit_scale is None else config.logit_scale
+        self.logit_scale = own.detach().exp().item() if config.logit_scale is None else config.logit_scale
         self.encoder, self.device = encoder, device
         module.requires_grad_(False).to(device)
         self.images, self.texts = (FeatureCache(module, module, f"-{kind}") for kind in ("image", "text"))
