@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
@@ -39,27 +39,24 @@ class PackedAttention(nn.MultiheadAttention):
 class AdaptableAttention(PackedAttention):
     """`PackedAttention` whose packed projection is a linear layer ``in_proj``, which an adapter can replace."""
 
+    in_proj: nn.Linear
+
     def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        need_weights: Literal[False] = False,
-        attn_mask: Tensor | None = None,
+        self, query: Tensor, key: Tensor, value: Tensor, *arguments: Any, **options: Any
     ) -> tuple[Tensor, Tensor | None]:
         """Return attention (B, L, D) over ``query`` (B, L, D), and None; ``value`` is ``key``, as in open_clip."""
         queries, keys, values = self.in_proj(query).chunk(3, dim=-1)
         if query is not key:
             _, keys, values = self.in_proj(key).chunk(3, dim=-1)
-        return self._attend((queries, keys, values), attn_mask), None
+        return self._attend((queries, keys, values), options.get("attn_mask")), None
 
 
 def expose_projections(model: nn.Module) -> None:
     """Turn the modules of `PackedAttention` in ``model`` into `AdaptableAttention`."""
     for module in model.modules():
         if type(module) is PackedAttention:
-            weight, bias = module.in_proj_weight, module.in_proj_bias
+            weight: Any = module.in_proj_weight
+            bias: Any = module.in_proj_bias
             del module.in_proj_weight, module.in_proj_bias
             module.in_proj = nn.Linear(weight.shape[1], len(weight), bias=bias is not None, device="meta")
             module.in_proj.weight, module.in_proj.bias = weight, bias
@@ -73,7 +70,7 @@ def hide_projections(model: nn.Module) -> None:
             inner = module.in_proj
             del module.in_proj
             module.in_proj_weight, module.in_proj_bias = inner.weight, inner.bias
-            module.__class__ = PackedAttention
+            module.__class__ = PackedAttention  # type: ignore[assignment]
 
 
 def pack_attention(model: nn.Module) -> None:

@@ -49,10 +49,10 @@ class Teacher:
             if config.teacher.startswith(TRANSFORMERS_PREFIX)
             else load_encoder(directory)
         )
-        module = getattr(encoder.model, "model", encoder.model)
+        module: Any = getattr(encoder.model, "model", encoder.model)
         if isinstance(module, ImageTower):
             raise UserError(f"{_FIELD}: {config.teacher}: expected an encoder with a text tower")
-        own = getattr(module, "logit_scale", None)
+        own: Any = getattr(module, "logit_scale", None)
         if config.logit_scale is None and own is None:
             raise UserError(f"recipe.distillation.logit_scale: expected a number: {config.teacher} has none")
         self.logit_scale = own.detach().exp().item() if config.logit_scale is None else config.logit_scale
@@ -62,17 +62,18 @@ class Teacher:
         # Of all files, because preprocessing and tokenizer determine the features, too.
         self.images.weights = self.texts.weights = directory_hash(directory)[:32]
 
-    def features(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    def features(self, batch: Mapping[str, Any], *, bf16: bool = False) -> dict[str, Tensor]:
         """Return the features (B, D) of the teacher's images and texts in ``batch``, by name, of unit length.
 
-        Those of images are multiplied by the logit scale.
+        Those of images are multiplied by the logit scale. With ``bf16`` they are computed under autocast.
         """
         found = {}
-        for name, values in batch.items():
-            if name == teacher_name("image"):
-                found[name] = self.logit_scale * self._collect(self.images, values, self._encode_images)
-            elif name.startswith(teacher_name("")):
-                found[name] = self._collect(self.texts, [text.encode() for text in values], self._encode_texts)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+            for name, values in batch.items():
+                if name == teacher_name("image"):
+                    found[name] = self.logit_scale * self._collect(self.images, values, self._encode_images)
+                elif name.startswith(teacher_name("")):
+                    found[name] = self._collect(self.texts, [text.encode() for text in values], self._encode_texts)
         return found
 
     def _collect(self, cache: FeatureCache, values: Sequence[bytes], encode: Callable[[list[bytes]], Tensor]) -> Tensor:

@@ -182,8 +182,7 @@ def prepare_batch(batch: Batch, run: TrainRun) -> Batch:
     groups them by length, which would wait for the device. Texts and files for a teacher become its features.
     """
     image = batch["image"].to(run.processes.device, non_blocking=True)
-    with torch.autocast(image.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
-        features = run.teacher.features(batch) if run.teacher else {}
+    features = run.teacher.features(batch, bf16=run.precision == "bf16") if run.teacher else {}
     return {**batch, "image": normalize(image, run.mean, run.std), **features}
 
 

@@ -195,7 +195,7 @@ def device_loader(folder: Path, config: AugmentConfig, arguments: argparse.Names
     """The same batches as a training step takes them: images on the device, normalized."""
     device = torch.device(arguments.device)
     mean, std = (torch.full((3, 1, 1), value, device=device) for value in (0.45, 0.27))
-    run: Any = SimpleNamespace(processes=SimpleNamespace(device=device), mean=mean, std=std)
+    run: Any = SimpleNamespace(processes=SimpleNamespace(device=device), mean=mean, std=std, teacher=None)
     return (prepare_batch(batch, run) for batch in copy_ahead(clips_loader(folder, config, arguments), device))
 
 
