@@ -67,7 +67,7 @@ def hide_projections(model: nn.Module) -> None:
     """Undo `expose_projections`: the weights have open_clip's names."""
     for module in model.modules():
         if type(module) is AdaptableAttention:
-            inner = module.in_proj
+            inner: Any = module.in_proj
             del module.in_proj
             module.in_proj_weight, module.in_proj_bias = inner.weight, inner.bias
             module.__class__ = PackedAttention  # type: ignore[assignment]
