@@ -170,7 +170,7 @@ def test_unmerged_adapters_are_saved_next_to_the_model(runs: Path) -> None:
 @pytest.mark.parametrize("kind", ["whole", "lora", "tied"])
 def test_zero_3_in_two_processes_saves_what_zero_2_does(kind: str, pairs: Path) -> None:
     within = 1e-4 if kind == "tied" else 1e-6  # Adam makes noise of gradients of words that hardly occur
-    assert_same_training(pairs / f"{kind}_zero3", pairs / f"{kind}_zero2", within, 1e-6)
+    assert_same_training(pairs / f"{kind}_zero3", pairs / f"{kind}_zero2", within, 3e-6)  # float32 has steps of 5e-7
 
 
 @pytest.mark.parametrize("way", OFFLOADS)
