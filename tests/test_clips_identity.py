@@ -79,7 +79,8 @@ def test_settings_that_may_change_on_resume():
     llava = {"output", "report_to", "logging_steps", "save_steps", "num_workers", "max_invalid_ratio"}
     llava |= {"distributed.num_processes"}
     for stage in ("llm_pretrain", "align", "instruct"):
-        fields = ("cache_vision_features", "activation_checkpointing", "data[].missing_images", "data[].max_cache_gb")
+        fields = ["cache_vision_features", "activation_checkpointing", "data[].missing_images", "data[].max_cache_gb"]
+        fields.append("validation")
         llava |= {f"{stage}.{name}" for name in fields}
     assert run_only_fields(LlavaTrainConfig) == llava
     describe = {"model", "images", "output", "batch_size", "endpoint", "endpoint_key_env", "retry_minutes"}
