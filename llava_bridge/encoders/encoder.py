@@ -36,12 +36,24 @@ class VisionTower(nn.Module, ABC):
     """The hidden state that LLaVA reads by default, counted from the end (-1 is the last)."""
     tokens_per_cell: int = 1
     """Number of consecutive tokens per grid cell."""
+    patch_size: int | None = None
+    """Size in pixels of a patch, of a tower with :meth:`patch_states`."""
     recompute: bool = False
     """Whether blocks use activation checkpointing."""
 
     @abstractmethod
     def states(self, pixels: Tensor, deepest: int) -> Iterator[Tensor]:
         """Yield hidden states 0 … ``deepest`` in order, without computing later ones."""
+
+    def patch_states(self, patches: Tensor, grids: Tensor, deepest: int) -> Iterator[Tensor]:
+        """As :meth:`states`, (B, N, D) without class token, for images of any aspect ratio.
+
+        Args:
+            patches: (B, N, P · P · 3), row by row, each with its channels last; after the last one padding.
+            grids: rows and columns of each image (B, 2), on the CPU.
+            deepest: index of the last hidden state.
+        """
+        raise NotImplementedError(f"{type(self).__name__} reads square images only")
 
     def hf_model(self) -> Any | None:
         """Return the model that transformers' own LLaVA would use instead of this tower; None if it has none."""
@@ -137,6 +149,17 @@ def load_weights(tower: nn.Module, weights: Mapping[str, Tensor], where: str) ->
     if fault:
         raise UserError(f"{where}: these weights are not of this architecture ({fault})")
     tower.load_state_dict(dict(weights))
+
+
+def to_patches(pixels: Tensor, side: int) -> Tensor:
+    """Split pixels (B, 3, H, W) into patches (B, N, P · P · 3) of ``side`` pixels, as ``patch_states`` reads them."""
+    cells = pixels.unflatten(2, (-1, side)).unflatten(4, (-1, side))
+    return cells.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+
+
+def patch_mask(grids: Tensor, length: int) -> Tensor:
+    """Return which of ``length`` patches (B, N) belong to the images of ``grids`` (B, 2); the others are padding."""
+    return torch.arange(length, device=grids.device) < grids.prod(dim=1, keepdim=True)
 
 
 def hidden_state(tower: VisionTower, pixels: Tensor, layer: int) -> Tensor:

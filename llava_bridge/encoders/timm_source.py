@@ -18,7 +18,7 @@ from clips.errors import UserError
 from clips.lazy_import import without_wandb
 from clips.model.loading import library_errors_as_user_errors
 from clips.model.pos_embed import resize_timm_pos_embed
-from llava_bridge.encoders.encoder import ImagePreprocess, VisionEncoder, VisionTower
+from llava_bridge.encoders.encoder import ImagePreprocess, VisionEncoder, VisionTower, patch_mask
 
 _HEADS = ("classifier.", "head.fc.", "fc.", "head.l.", "head_dist.")
 _POSITIONS = "trunk.pos_embed"
@@ -62,13 +62,16 @@ class TimmVit(VisionTower):
 
     def states(self, pixels: Tensor, deepest: int) -> Iterator[Tensor]:
         """Yield the embedded patches, then each block's output."""
+        yield from self._states(pixels, deepest)
+
+    def _states(self, inputs: Tensor | dict[str, Tensor], deepest: int) -> Iterator[Tensor]:
         embedded: list[Tensor] = []
         hook = self.trunk.blocks[0].register_forward_pre_hook(lambda _, inputs: embedded.append(inputs[0]))
         self.trunk.set_grad_checkpointing(self.recompute and torch.is_grad_enabled())
         blocks = list(range(max(1, deepest)))  # timm computes at least one
         try:
             last, outputs = self.trunk.forward_intermediates(
-                pixels, indices=blocks, norm=False, stop_early=True, output_fmt="NLC"
+                inputs, indices=blocks, norm=False, stop_early=True, output_fmt="NLC"
             )
         finally:
             hook.remove()
@@ -78,13 +81,34 @@ class TimmVit(VisionTower):
         yield from [embedded[0][:, prefix:], *outputs][: deepest + 1]
 
 
+class TimmNaFlexVit(TimmVit):
+    """timm's ``NaFlexVit``, which also reads images of any aspect ratio."""
+
+    def __init__(self, trunk: Any) -> None:
+        super().__init__(trunk)
+        self.patch_size, _ = trunk.get_patch_size()
+
+    def patch_states(self, patches: Tensor, grids: Tensor, deepest: int) -> Iterator[Tensor]:
+        """Yield the embedded patches, then each block's output, (B, N, D)."""
+        mask = patch_mask(grids, patches.shape[1])
+        columns = grids[:, 1:]
+        places = torch.arange(patches.shape[1], device=grids.device)
+        coordinates = torch.stack([places // columns, places % columns], dim=2) * mask[..., None]
+        names = {"patch_coord": coordinates, "patch_valid": mask}
+        own = {name: value.to(patches.device) for name, value in names.items()}
+        yield from self._states({"patches": patches, **own}, deepest)
+
+
 def build(architecture: Mapping[str, Any]) -> VisionTower:
     """Build the timm trunk ``name``."""
     with without_wandb():
         from timm.models.eva import Eva
+        from timm.models.naflexvit import NaFlexVit
         from timm.models.vision_transformer import VisionTransformer
 
     trunk = _build_trunk(architecture)
+    if isinstance(trunk, NaFlexVit):
+        return TimmNaFlexVit(trunk)
     return TimmVit(trunk) if isinstance(trunk, VisionTransformer | Eva) else TimmTower(trunk)
 
 

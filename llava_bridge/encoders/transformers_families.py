@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from clips.errors import UserError
+from llava_bridge.encoders.encoder import patch_mask, to_patches
 
 _TABLE = "embeddings.position_embedding.weight"
 _VISUAL, _VISION_TOWER = r"^(model\.)?visual\.", r"^(model\.)?vision_tower\."
@@ -42,14 +43,16 @@ def _forward_pixels(model: Any, pixels: Tensor) -> Sequence[Tensor]:
 
 
 def _forward_patches(model: Any, pixels: Tensor) -> Sequence[Tensor]:
-    """Call SigLIP 2's models for any aspect ratio with patches, row by row, each (P · P · 3), and their positions."""
     side = model.config.patch_size
-    rows, columns = pixels.shape[2] // side, pixels.shape[3] // side
-    patches = pixels.unflatten(2, (rows, side)).unflatten(4, (columns, side)).permute(0, 2, 4, 3, 5, 1)
-    shapes = torch.tensor([[rows, columns]] * len(pixels), device=pixels.device)
-    mask = torch.ones(len(pixels), rows * columns, dtype=torch.long, device=pixels.device)
-    patches = patches.reshape(len(pixels), rows * columns, -1)
-    return model(patches, mask, shapes, output_hidden_states=True).hidden_states
+    grid = [pixels.shape[2] // side, pixels.shape[3] // side]
+    return _forward_grids(model, to_patches(pixels, side), torch.tensor([grid] * len(pixels), device="cpu"))
+
+
+def _forward_grids(model: Any, patches: Tensor, grids: Tensor) -> Sequence[Tensor]:
+    """Call SigLIP 2's models for any aspect ratio; grids stay on the CPU, where transformers reads them."""
+    real = patch_mask(grids, patches.shape[1])
+    mask = None if real.all() else real.long().to(patches.device)  # transformers would read one from the device
+    return model(patches, mask, grids, output_hidden_states=True).hidden_states
 
 
 def _forward_blocks(model: Any, pixels: Tensor) -> Sequence[Tensor]:
@@ -100,6 +103,7 @@ class ModelFamily:
         positions: name of the learned positions, if another image size needs interpolation; None if the model itself
             interpolates.
         forward: its hidden states from pixels (B, 3, S, S), each (B, prefix + G², D), patches row by row.
+        forward_grids: those of any aspect ratio, from the arguments of ``VisionTower.patch_states``.
         in_hf_llava: whether transformers' own LLaVA supports the unmodified model.
         default_layer: the hidden state that LLaVAs read by default.
         size_step: the image size must be a multiple of it, by its config.
@@ -111,6 +115,7 @@ class ModelFamily:
     prefix: Callable[[Any], int] = _no_prefix
     positions: str | None = None
     forward: Callable[[Any, Tensor], Sequence[Tensor]] = _forward_pixels
+    forward_grids: Callable[[Any, Tensor, Tensor], Sequence[Tensor]] | None = None
     in_hf_llava: bool = False
     default_layer: int = -2
     size_step: Callable[[Any], int] = _patch_side
@@ -144,7 +149,9 @@ FAMILIES: dict[str, ModelFamily] = {
     "metaclip_2_vision_model": ModelFamily(model="MetaClip2VisionModel", prefix=_class_token, positions=_TABLE),
     "mlcd_vision_model": ModelFamily(model="MLCDVisionModel", prefix=_class_token, in_hf_llava=True),
     "siglip_vision_model": ModelFamily(model="SiglipVisionModel", positions=_TABLE, in_hf_llava=True),
-    "siglip2_vision_model": ModelFamily(model="Siglip2VisionModel", forward=_forward_patches),
+    "siglip2_vision_model": ModelFamily(
+        model="Siglip2VisionModel", forward=_forward_patches, forward_grids=_forward_grids
+    ),
     "aimv2_vision_model": ModelFamily(model="Aimv2VisionModel", positions=_TABLE, in_hf_llava=True),
     "dinov2": ModelFamily(model="Dinov2Model", prefix=_class_token, in_hf_llava=True),
     "dinov2_with_registers": ModelFamily(model="Dinov2WithRegistersModel", prefix=_registers),

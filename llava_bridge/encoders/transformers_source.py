@@ -42,6 +42,7 @@ class TransformersTower(VisionTower):
         self.class_token = self.prefix > 0
         self.default_layer = self.family.default_layer
         self.depth = config.num_hidden_layers
+        self.patch_size = None if self.family.forward_grids is None else self.family.size_step(config)
         self.model = self.family.model_class()(config)
 
     def states(self, pixels: Tensor, deepest: int) -> Iterator[Tensor]:
@@ -51,6 +52,12 @@ class TransformersTower(VisionTower):
         """
         for state in self.family.forward(self.model, pixels)[: deepest + 1]:
             yield state if self.prefix <= 1 else torch.cat([state[:, :1], state[:, self.prefix :]], dim=1)
+
+    def patch_states(self, patches: Tensor, grids: Tensor, deepest: int) -> Iterator[Tensor]:
+        """Yield the embedded patches, then each layer's output, (B, N, D)."""
+        if self.family.forward_grids is None:
+            return super().patch_states(patches, grids, deepest)
+        return iter(self.family.forward_grids(self.model, patches, grids)[: deepest + 1])
 
     def hf_model(self) -> Any | None:
         """Return the model that transformers' own LLaVA would use instead of this tower; None if it has none."""

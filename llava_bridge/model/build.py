@@ -51,6 +51,8 @@ from llava_bridge.model.modeling_llava import (
     new_projector,
 )
 from llava_bridge.model.modeling_vision import EncoderVisionModel, build_vision_model, resolve_feature_layer
+from llava_bridge.model.native_aspect import check_encoder, make_native_processor, patch_budget
+from llava_bridge.model.native_processing import NativeLlavaProcessor
 from llava_bridge.projectors import ProjectorShape, num_output_tokens
 
 PAD_TOKEN = "<pad>"
@@ -115,6 +117,9 @@ def build_llava_from_parts(
         tokens_per_cell=vision.config.tokens_per_cell,
     )
     extra_fields: dict[str, Any] = {}
+    if parts.image_aspect_ratio == "native":
+        check_encoder(vision.tower.patch_size, parts.encoder)
+        shape = dataclasses.replace(shape, patches=parts.max_num_patches or shape.patches)
     tiles = parts.image_aspect_ratio == "anyres"
     if not parts.projector.in_hf_llava:
         extra_fields |= {"projector": dataclasses.asdict(parts.projector), "projector_shape": vars(shape)}
@@ -196,6 +201,9 @@ def make_processor(tokenizer: Any, pixels: ImagePreprocess, config: AnyConfig, p
     """Build the processor: image preprocessing, tokenizer, chat template, tokens per image."""
     if parts.image_aspect_ratio == "anyres":
         images = make_anyres_processor(pixels, resolve_pinpoints(pixels.size, parts.image_grid_pinpoints))
+    elif parts.image_aspect_ratio == "native":
+        vision: Any = config.vision_config
+        images = make_native_processor(pixels, vision.patch_size, config.image_seq_length)
     else:
         images = make_image_processor(pixels, parts.image_aspect_ratio)
     template = resolve_chat_template_with_spaces(tokenizer.chat_template, parts.chat_template, tokenizer)
@@ -206,20 +214,24 @@ def build_processor(images: Any, tokenizer: Any, size: int, tokens: int, templat
     """Build the processor for images, or tiles, of ``size`` pixels that become ``tokens`` tokens.
 
     transformers' processor computes the number of an image's tokens from the patch size. A patch of the image's size
-    and ``tokens - 1`` additional tokens give the correct number for any projector. Tiles, which are joined, need the
-    real grid.
+    and ``tokens - 1`` additional tokens give the correct number for any projector. Tiles, which are joined, and images
+    at their own aspect ratio need the real patches.
     """
     tokenizer.chat_template = template
     tokenizer.padding_side = "left"
-    tiles = is_anyres_processor(images)
-    processor_class: Any = LlavaNextProcessor if tiles else LlavaProcessor
+    processor_class: Any = LlavaProcessor
+    patch_size, others = size, tokens - 1
+    if is_anyres_processor(images):
+        processor_class, patch_size, others = LlavaNextProcessor, size // math.isqrt(tokens), 0
+    elif patch_budget(images) is not None:
+        processor_class, patch_size, others = NativeLlavaProcessor, images.patch_size, 0
     return processor_class(
         image_processor=images,
         tokenizer=tokenizer,
-        patch_size=size // math.isqrt(tokens) if tiles else size,
+        patch_size=patch_size,
         vision_feature_select_strategy="full",
         chat_template=template,
-        num_additional_image_tokens=0 if tiles else tokens - 1,
+        num_additional_image_tokens=others,
     )
 
 
@@ -230,7 +242,7 @@ def make_conversation_encoder(
     own = str(processor.chat_template)
     chosen = own if template is None else resolve_chat_template_with_spaces(own, template, processor.tokenizer)
     tokens: Any = model.config.image_seq_length
-    if is_anyres_processor(processor.image_processor):
+    if is_anyres_processor(processor.image_processor) or patch_budget(processor.image_processor) is not None:
         tokens = functools.partial(num_image_tokens, processor)
     return ConversationEncoder(processor.tokenizer, chosen, tokens, must_end=template not in TEMPLATES_WITHOUT_EOT)
 

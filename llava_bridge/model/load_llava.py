@@ -18,6 +18,7 @@ from llava_bridge.model.build import build_processor, is_stored_in_bf16, set_gen
 from llava_bridge.model.configuration_llava import BridgeLlavaConfig, BridgeLlavaNextConfig
 from llava_bridge.model.llava_checks import check_llava_dir
 from llava_bridge.model.modeling_vision import EncoderVisionModel, build_vision_model, towers_in_float32
+from llava_bridge.model.native_aspect import patch_budget, square_size
 
 
 def load_for_training(llava: str, chat_template: str, *, keep_bf16: bool = False) -> tuple[Any, Any]:
@@ -38,7 +39,8 @@ def load_for_training(llava: str, chat_template: str, *, keep_bf16: bool = False
         model = load_pretrained(AutoModelForImageTextToText, directory, f"llava: {llava}", dtype=dtype)
     with library_errors_as_user_errors(f"llava: the processor of {llava} cannot be loaded"):
         stored = AutoProcessor.from_pretrained(directory)
-        size = image_size_of(stored.image_processor)
+        images = stored.image_processor
+        size = image_size_of(images) if patch_budget(images) is None else square_size(images)
     tokenizer = stored.tokenizer
     if size is None or tokenizer.convert_tokens_to_ids(IMAGE) != model.config.image_token_index:
         expected = "square images" if size is None else f"{IMAGE} in its tokenizer as its config.json states"

@@ -30,6 +30,7 @@ from llava_bridge.encoders.encoder import (
     VisionTower,
     check_feature_layer,
     load_weights,
+    patch_mask,
     probe_output_shape,
 )
 from llava_bridge.model.configuration_llava import EncoderVisionConfig
@@ -58,6 +59,7 @@ class EncoderVisionModel(PreTrainedModel):
         pixel_values: Tensor,
         output_hidden_states: bool | int | list[int] | None = None,
         return_dict: bool | None = None,
+        image_sizes: Sequence[Sequence[int]] | Tensor | None = None,
         **unused: Any,
     ) -> BaseModelOutputWithPooling:
         """Run the tower up to the deepest requested state.
@@ -67,6 +69,9 @@ class EncoderVisionModel(PreTrainedModel):
             output_hidden_states: None or False for the last state only, True for all, or the requested indices (as
                 transformers passes them); the others are None in the tuple.
             return_dict: ignored, the output is always a dict.
+            image_sizes: of images at their own aspect ratio: height and width in pixels of each. ``pixel_values`` are
+                then patches as :meth:`VisionTower.patch_states` reads them, and the states are (1, sum of N, D): those
+                of all images one after the other, without padding, as LLaVA splits them by ``image_sizes``.
             unused: other arguments that LLaVA passes to its tower.
         """
         layers = self._layer_indices(output_hidden_states)
@@ -74,14 +79,30 @@ class EncoderVisionModel(PreTrainedModel):
             features = self.cached_features.to(pixel_values.device)
             states = dict(zip(self.cached_layers, features.unbind(1), strict=True))
         else:
-            states = self._compute_states(pixel_values, layers)
+            states = self._compute_states(pixel_values, layers, image_sizes)
             self._add_to_cache(states)
         hidden: Any = None
         if output_hidden_states is not None and output_hidden_states is not False:
             hidden = tuple(states.get(index) for index in range(self.tower.depth + 1))
         return BaseModelOutputWithPooling(last_hidden_state=states.get(self.tower.depth), hidden_states=hidden)
 
-    def _compute_states(self, pixel_values: Tensor, layers: set[int]) -> dict[int, Tensor]:
+    @property
+    def patch_size(self) -> int:
+        """Size of a patch in pixels, by which LLaVA computes the number of tokens of ``image_sizes``."""
+        return self.config.patch_size
+
+    def _states(self, pixels: Tensor, image_sizes: Any, deepest: int) -> Iterator[Tensor]:
+        """Yield the tower's states; those of any aspect ratio without padding."""
+        if image_sizes is None:
+            # channels last are faster for convolutions
+            yield from self.tower.states(pixels.contiguous(memory_format=torch.channels_last), deepest)
+            return
+        grids = torch.as_tensor(image_sizes, device="cpu") // self.patch_size
+        real = patch_mask(grids, pixels.shape[1]).flatten().nonzero()[:, 0].to(pixels.device)
+        for state in self.tower.patch_states(pixels, grids, deepest):
+            yield state.flatten(0, 1)[real][None]
+
+    def _compute_states(self, pixel_values: Tensor, layers: set[int], image_sizes: Any) -> dict[int, Tensor]:
         """Return the hidden states of these indices, each (B, N, D)."""
         states: dict[int, Tensor] = {}
         self.tower.recompute = self.gradient_checkpointing and self.training
@@ -91,8 +112,7 @@ class EncoderVisionModel(PreTrainedModel):
             torch.set_grad_enabled(needs_grad),
             torch.autocast(pixel_values.device.type, pixel_values.dtype, enabled=autocast),
         ):
-            pixels = pixel_values.to(self.dtype, memory_format=torch.channels_last)  # faster for convolutions
-            for index, state in enumerate(self.tower.states(pixels, max(layers))):
+            for index, state in enumerate(self._states(pixel_values.to(self.dtype), image_sizes, max(layers))):
                 if index in layers:
                     states[index] = state.to(pixel_values.dtype)
         return states

@@ -13,7 +13,16 @@ from pathlib import Path
 from clips.planning import Cost
 from clips.planning.hardware import GPUS
 from llava_bridge.data.sources import read_samples, read_texts
-from llava_bridge.planning.model_sizes import LlmSize, VisionSize, llm_size, new_llm_size, projector_size, vision_size
+from llava_bridge.model.native_aspect import NATIVE
+from llava_bridge.planning.model_sizes import (
+    LlmSize,
+    VisionSize,
+    llm_size,
+    native_image_size,
+    new_llm_size,
+    projector_size,
+    vision_size,
+)
 from llava_bridge.training.stage_config import StageConfig
 from llava_bridge.training.train_config import LlavaTrainConfig
 
@@ -61,7 +70,7 @@ class Sizes:
         vision: the encoder; None for an LLM alone.
         llm: the LLM.
         projector: parameters.
-        tokens: LLM tokens of an image.
+        tokens: LLM tokens of an image, at its own aspect ratio the maximum.
         tiles: images that the encoder sees for one image.
     """
 
@@ -84,8 +93,12 @@ def sizes_of(config: LlavaTrainConfig, *, vision: VisionSize | None = None, llm:
     tiles = MAX_TILES if config.image_aspect_ratio == "anyres" else 1
     if config.encoder is None or config.stages[-1] == "llm_pretrain":
         return Sizes(vision=None, llm=llm, projector=0, tokens=0, tiles=tiles)
-    vision = vision or vision_size(config.encoder, config.image_size)
+    size, native = config.image_size, config.image_aspect_ratio == NATIVE
+    if native and vision is None:
+        size = native_image_size(config.encoder, config.max_num_patches)
+    vision = vision or vision_size(config.encoder, size)
     projector, tokens = projector_size(config.projector, vision, llm)
+    tokens = (config.max_num_patches or tokens) if native else tokens
     return Sizes(vision=vision, llm=llm, projector=projector, tokens=tokens * tiles, tiles=tiles)
 
 

@@ -37,6 +37,7 @@ from llava_bridge.model.lm_head import computing_in_float32
 from llava_bridge.model.load_llava import load_for_training
 from llava_bridge.model.modeling_llava import MultimodalConnector
 from llava_bridge.model.modeling_vision import towers_in_float32
+from llava_bridge.model.native_aspect import NO_CACHE, patch_budget
 from llava_bridge.model.small_llama import new_llama, train_tokenizer
 from llava_bridge.model.varlen_attention import NAME as VARLEN
 from llava_bridge.model.varlen_attention import can_replace_sdpa
@@ -147,10 +148,14 @@ def _setup_llava(config: LlavaTrainConfig, name: str, work: Path, keep_bf16: boo
     elif can_replace_sdpa(model.model.language_model, bf16=precision(config) == "bf16"):
         _replace_sdpa(model)
     images, max_length = processor.image_processor, _DEFAULT_MAX_LENGTH
-    if is_anyres_processor(images):
-        max_length += max_image_tokens(processor)
+    budget = patch_budget(images)
+    if is_anyres_processor(images) or budget is not None:
+        max_length += max_image_tokens(processor) if budget is None else budget
         if stage.image_aspect_ratio is not None:
-            raise UserError(f"{name}.image_aspect_ratio: expected null, since {config.llava} has tiles in all stages")
+            own = "has tiles" if budget is None else "keeps the images' aspect ratio"
+            raise UserError(f"{name}.image_aspect_ratio: expected null, since {config.llava} {own} in all stages")
+        if budget is not None and stage.cache_vision_features:
+            raise UserError(f"{name}.{NO_CACHE}, which {config.llava} has")
     elif stage.image_aspect_ratio is not None:
         images = with_aspect_ratio(images, stage.image_aspect_ratio)
     length = _max_length(model.config.text_config, name, stage.max_length, max_length)

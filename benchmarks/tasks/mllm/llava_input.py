@@ -6,6 +6,7 @@ import hashlib
 from typing import Any
 
 from benchmarks.results.protocol import Entries
+from llava_bridge.model.native_aspect import patch_budget, square_size
 
 
 def input_settings(processor: Any) -> Entries:
@@ -13,10 +14,11 @@ def input_settings(processor: Any) -> Entries:
     from PIL.Image import Resampling
 
     images = processor.image_processor
-    size = dict(images.size)
+    budget = patch_budget(images)
+    resolution = max(value for value in dict(images.size).values() if value) if budget is None else square_size(images)
     template = processor.chat_template or processor.tokenizer.chat_template or ""
     return {
-        "input_resolution": int(max(value for value in size.values() if value)),
+        "input_resolution": int(resolution),
         "input_resize": _resize(images),
         "input_interpolation": Resampling(int(images.resample)).name.lower(),
         "input_template": hashlib.sha256(str(template).encode()).hexdigest()[:16],
@@ -24,7 +26,9 @@ def input_settings(processor: Any) -> Entries:
 
 
 def _resize(images: Any) -> str:
-    """How an image processor converts an image to one or several squares."""
+    """How an image processor resizes an image."""
+    if (budget := patch_budget(images)) is not None:
+        return f"own aspect ratio, at most {budget} patches"
     if pinpoints := getattr(images, "image_grid_pinpoints", None):
         return "anyres " + " ".join(f"{height}x{width}" for height, width in pinpoints)
     if getattr(images, "do_center_crop", False):
