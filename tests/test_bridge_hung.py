@@ -27,7 +27,7 @@ def test_sigterm_ends_processes_that_wait_in_a_collective(tmp_path: Path, bridge
     try:
         with bridge_world.training(path, driver, "train", HANGS_AFTER="3") as process:
             bridge_world.wait_for(lambda: len(bridge_world.metrics(tmp_path / ".run.work", "step")) >= 3, process)
-            assert len(running(path)) == 4  # the command, the launcher, two that train
+            assert len(running(path)) == 12  # the command, the launcher, two that train, with four loader workers each
             time.sleep(2)  # the one waits by now
             printed = bridge_world.ended_by(signal.SIGTERM, process)
             assert not running(path)
