@@ -67,7 +67,7 @@ class Metric:
         higher_is_better: None if neither direction is better (POPE's yes ratio).
         scale: 100 for a fraction that is shown in percent, and for CIDEr, as in papers.
         label: for a column header, ``"T→I R@1"``.
-        ci_method: ``"wilson"``, ``"student"`` or ``"none"``, over images.
+        ci_method: ``"wilson"``, ``"student"``, ``"jackknife"`` or ``"none"``, over images.
         aggregation: a name in ``aggregation.AGGREGATIONS``; None if the items do not determine the value.
         columns: the item columns that the aggregation takes.
         chance_levels: values of the trivial baselines, in the unit of ``value``: ``"chance"`` (uniform over the
@@ -97,8 +97,8 @@ class Result:
     Args:
         model_name: the model's name in the table.
         benchmark: the column's name.
-        benchmark_type: ``"retrieval"``, ``"classification"``, ``"captions"``, ``"pointing"``, ``"choice"`` or
-            ``"mllm"``.
+        benchmark_type: ``"retrieval"``, ``"classification"``, ``"captions"``, ``"pointing"``, ``"alignment"``,
+            ``"choice"`` or ``"mllm"``.
         status: ``"ok"`` or ``"failed"``.
         failure_reason: the error in one line.
         model: ``{"path": …, "hash": …}``.

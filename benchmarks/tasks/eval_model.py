@@ -109,6 +109,17 @@ class EvalModel:
 
         return self._narrowed(load_dual_encoder(self.path(needs), self.device, self.config.dtype))
 
+    @functools.cached_property
+    def patch_tower(self) -> DualEncoder:
+        """The image tower with the patch tokens that a LLaVA reads by default; an image's embedding is their mean.
+
+        Raises:
+            UserError: there is none, or it cannot be loaded.
+        """
+        from benchmarks.tasks.encoders.image_tower import load_image_tower
+
+        return load_image_tower(str(self.config.encoder), self.device, self.config.dtype, for_llava=True)
+
     def _narrowed(self, encoder: DualEncoder) -> DualEncoder:
         return dataclasses.replace(encoder, width=self.config.embedding_width)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tasks.data.caption_sets import load_caption_set
+from benchmarks.tasks.data.phrase_boxes import read_scenes
 from clips.core.artifact import atomic_artifact_dir, atomic_write, log_info, write_manifest
 from clips.data.formats import DatasetSpec
 from clips.data.formats.conversations import is_held_out
@@ -22,6 +23,7 @@ from clips.errors import UserError, unknown_name_error
 from clips.text_files import read_json_lines
 
 _HUB = "lmms-lab-encoder"
+_MIN_SCENES = 8  # of a class: two for test, and train holds out one in five
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +32,12 @@ class PrepareConfig:
 
     Args:
         dataset: ``cocoqa`` (as GQA), ``karpathy`` or ``flickr8k`` (a split of a Karpathy JSON, as NoCaps), ``mmvet``
-            (all of MM-Vet) or ``coco_long`` (photos with long captions by MLLMs: a training table, and a retrieval set
-            of other photos).
+            (all of MM-Vet), ``coco_long`` (photos with long captions by MLLMs: a training table, and a retrieval set
+            of other photos) or ``scene_classes`` (scenes with one object as images in a directory for each class: the
+            splits ``train`` and, one in four of each class, ``test`` of a linear probe).
         source: the directory of the data: ``questions.jsonl``, one ``dataset_*.json`` or ``mm-vet.jsonl``, next to
-            ``images``; for coco_long the directory of both ``coco_long`` and ``coco_mini``.
+            ``images``; for coco_long the directory of both ``coco_long`` and ``coco_mini``; for
+            scene_classes the output of ``clips scenes``.
         output: the directory to write.
         split: for a Karpathy JSON one of its splits, by default ``val``; for cocoqa ``held_out``, the fifth of its
             photos that training excludes (the default), or ``all``. The others have none.
@@ -58,7 +62,7 @@ class PrepareConfig:
 
 
 _COCOQA_SPLITS = ("held_out", "all")
-_WITHOUT_SPLITS = {"mmvet", "coco_long"}
+_WITHOUT_SPLITS = {"mmvet", "coco_long", "scene_classes"}
 
 
 def run_prepare(config: PrepareConfig) -> None:
@@ -195,6 +199,24 @@ def _add_image(images: dict[str, None], row: Mapping[str, Any], limit: int | Non
     return True
 
 
+def _scene_classes(config: PrepareConfig, folder: Path) -> dict[str, int]:
+    """The scenes of a single object, ``<split>/<class>/<scene>.png``; classes of fewer than 8 are left out."""
+    root = Path(config.source)
+    single = [(image, objects[0]["kind"]) for image, objects in read_scenes(root) if len(objects) == 1]
+    groups: dict[str, list[str]] = {}
+    for image, kind in single[: config.limit]:
+        groups.setdefault(kind.replace(" ", "_"), []).append(image)
+    groups = {kind: images for kind, images in groups.items() if len(images) >= _MIN_SCENES}
+    if len(groups) < 2:
+        raise UserError(f"{root}: expected scenes with a single object, {_MIN_SCENES} of each of two classes or more")
+    for kind, images in groups.items():
+        for number, image in enumerate(images):
+            target = folder / ("train" if number % 4 else "test") / kind / image.replace("/", "_")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(FileImage(root, image).read())
+    return {"images": sum(map(len, groups.values())), "classes": len(groups)}
+
+
 def _bytes(image: LazyImage) -> dict[str, Any]:
     image.open()  # raises on a broken image now, not in the middle of an evaluation
     return {"bytes": image.read(), "path": Path(image.name).name}
@@ -219,4 +241,5 @@ CONVERTERS: dict[str, Callable[[PrepareConfig, Path], dict[str, int]]] = {
     "flickr8k": _karpathy,
     "mmvet": _mmvet,
     "coco_long": _coco_long,
+    "scene_classes": _scene_classes,
 }

@@ -131,6 +131,23 @@ BENCHMARKS: dict[str, Benchmark] = {
         takes=("image_root",),
         trivial_baseline_note="'all phrases at once' is the score of a map without the phrase.",
     ),
+    "correspondence": Benchmark(
+        benchmark_type="pointing",
+        about="do patches of the same object in two images match (JSON lines with boxes, or scenes)",
+        needs="tower",
+        evaluate="benchmarks.tasks.encoders.correspondence:evaluate",
+        data_hash="benchmarks.tasks.encoders.pointing:data_hash",
+        takes=("image_root",),
+        trivial_baseline_note="'hits of another object' is the score of a patch of another object.",
+    ),
+    "alignment": Benchmark(
+        benchmark_type="alignment",
+        about="similarity of a tower's image features and an LLM's caption features: CKA, neighbors, Gromov-Wasserstein",
+        needs="tower",
+        evaluate="benchmarks.tasks.encoders.alignment:evaluate",
+        data_hash="benchmarks.tasks.encoders.alignment:data_hash",
+        takes=(*_CAPTION_SETS, "language", "text_model", "num_neighbors"),
+    ),
     "recaption": Benchmark(
         benchmark_type="captions",
         about="captions of an encoder's captioner for an image and its web caption, against a synthetic caption",

@@ -105,7 +105,7 @@ def _load(data: str, images: str | None, limit: int | None, _stamp: object) -> P
     path = Path(data)
     shards = path.is_dir()
     root = path if shards else Path(images or path.parent)
-    found = list(_read_scenes(path) if shards else _read_lines(path))
+    found = list(_scene_phrases(path) if shards else _read_lines(path))
     images_found = list(dict.fromkeys(phrase.image for phrase in found))
     selected = set(images_found[:limit])
     phrases = tuple(sorted((each for each in found if each.image in selected), key=lambda each: each.image))
@@ -127,8 +127,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _read_scenes(root: Path) -> Iterator[Phrase]:
-    """The objects of each scene that color (if any) and class distinguish from its other objects."""
+def read_scenes(root: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """The image (``SHARD/NAME.png``) and the objects of each scene in shards of ``clips scenes``."""
     from clips.data.tar_index import index_tar
 
     for shard in sorted(root.glob("*.tar")):
@@ -138,10 +138,15 @@ def _read_scenes(root: Path) -> Iterator[Phrase]:
             if suffix != "json" or f"{stem}.png" not in index.members:
                 continue
             scene = parse_object(index.read(member), f"{shard}/{member}").get("scene")
-            objects = scene.get("objects", []) if isinstance(scene, dict) else []
-            texts = [" ".join(filter(None, (each.get("color"), each["kind"]))) for each in objects]
-            counts = Counter(name for each, text in zip(objects, texts, strict=True) for name in {text, each["kind"]})
-            for each, text in zip(objects, texts, strict=True):
-                if counts[text] == 1:
-                    left, top, width, height = (length / _SCENE_SIDE for length in each["box"])
-                    yield Phrase(f"{shard.name}/{stem}.png", text, (left, top, width, height), normalized=True)
+            yield f"{shard.name}/{stem}.png", scene.get("objects", []) if isinstance(scene, dict) else []
+
+
+def _scene_phrases(root: Path) -> Iterator[Phrase]:
+    """The objects of each scene that color (if any) and class distinguish from its other objects."""
+    for image, objects in read_scenes(root):
+        texts = [" ".join(filter(None, (each.get("color"), each["kind"]))) for each in objects]
+        counts = Counter(name for each, text in zip(objects, texts, strict=True) for name in {text, each["kind"]})
+        for each, text in zip(objects, texts, strict=True):
+            if counts[text] == 1:
+                left, top, width, height = (length / _SCENE_SIDE for length in each["box"])
+                yield Phrase(image, text, (left, top, width, height), normalized=True)

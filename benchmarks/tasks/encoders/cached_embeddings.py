@@ -23,7 +23,7 @@ def image_embeddings(
     opener: Callable[[int], Image],
     names: Sequence[str],
     content: str,
-    part: Literal["tower", "encoder"] = "tower",
+    part: Literal["tower", "encoder", "patch_tower"] = "tower",
 ) -> torch.Tensor:
     """Return (N, D) unit vectors of images by the model's image tower, on its device.
 
@@ -31,13 +31,13 @@ def image_embeddings(
         opener: opens image ``index``; called by several threads.
         names: (N,) image names for messages.
         content: hash of the images and their order.
-        part: ``encoder`` for vectors that are compared with those of texts.
+        part: ``encoder`` for vectors that are compared with those of texts, ``patch_tower`` for mean patch tokens.
 
     Raises:
         UserError: an image cannot be opened, or its features are not finite; the message names it.
     """
-    encoder = model.encoder if part == "encoder" else model.tower
-    cache = _cache(model, encoder, part, images=content)
+    encoder: DualEncoder = getattr(model, part)
+    cache = _cache(model, encoder, "encoder" if part == "encoder" else "tower", images=content)
     return embed_images(encoder, opener, names, model.config.batch_size, cache).to(encoder.device)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.results.protocol import Entries
@@ -12,11 +13,18 @@ if TYPE_CHECKING:
     import torch
 
 
-def load_image_tower(spec: str, device: str, precision: str) -> DualEncoder:
+def load_image_tower(spec: str, device: str, precision: str, *, for_llava: bool = False) -> DualEncoder:
     """Load the tower ``spec`` (see :mod:`llava_bridge.encoders`); it rejects texts.
 
     Its image embedding is the class token of the last hidden state, or the mean over the tokens if there is none.
     Images are resized by their shorter side and center-cropped.
+
+    Args:
+        spec: the encoder; an open_clip directory as well.
+        device: torch device.
+        precision: dtype, or ``auto``.
+        for_llava: embed an image as the mean of the patch tokens that a LLaVA reads by default, those of the tower's
+            ``default_layer``.
 
     Raises:
         UserError: no such encoder, or its weights do not match.
@@ -36,14 +44,15 @@ def load_image_tower(spec: str, device: str, precision: str) -> DualEncoder:
     processor = make_image_processor(encoder.pixels, "crop")
     source, _ = parse_spec(spec)
     pooled = "class token" if tower.class_token else "mean of the tokens"
+    features = f"mean of the patch tokens of hidden state {tower.default_layer}"
     settings: Entries = {
         "input_resolution": encoder.pixels.size,
         "input_resize": "shortest",
         "input_interpolation": encoder.pixels.interpolation,
-        "input_features": f"{pooled} of the last hidden state",
+        "input_features": features if for_llava else f"{pooled} of the last hidden state",
     }
     return DualEncoder(
-        model=_Pooled(tower.to(device=device, dtype=getattr(torch, precision)).eval()),
+        model=(PatchTokens if for_llava else _Pooled)(tower.to(device=device, dtype=getattr(torch, precision)).eval()),
         preprocess=lambda image: processor(image, return_tensors="pt")["pixel_values"][0],
         tokenizer=_reject_texts,
         preprocessing=settings | (library_entry(source) if source in ("timm", "transformers") else {}),
@@ -62,6 +71,25 @@ class _Pooled:
         """Return (B, D) of pixels (B, 3, S, S)."""
         *_, last = self.tower.states(pixels, self.tower.depth)
         return last[:, 0] if self.tower.class_token else last.mean(dim=1)
+
+
+class PatchTokens:
+    """The patch tokens that a LLaVA reads by default."""
+
+    def __init__(self, tower: Any) -> None:
+        self.tower = tower
+
+    def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return (B, D), the mean patch token of pixels (B, 3, S, S)."""
+        return self.encode_patches(pixels).mean(dim=(1, 2))
+
+    def encode_patches(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return (B, G, G, D); of several tokens per grid cell, their concatenation."""
+        from llava_bridge.encoders.encoder import hidden_state
+
+        tokens = hidden_state(self.tower, pixels, self.tower.default_layer)[:, int(self.tower.class_token) :]
+        cells = tokens.unflatten(1, (-1, self.tower.tokens_per_cell)).flatten(2)
+        return cells.unflatten(1, (math.isqrt(cells.shape[1]), -1))
 
 
 def _reject_texts(texts: list[str]) -> torch.Tensor:
