@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from benchmarks.tasks.data.caption_sets import load_caption_set
+from benchmarks.tasks.data.classification_sets import load_classification_set
+from benchmarks.tasks.data.phrase_boxes import read_scenes
 from benchmarks.tasks.prepare_data import PrepareConfig, run_prepare
 from clips.core.artifact import read_manifest
 from clips.data.formats import DatasetSpec
@@ -95,6 +97,26 @@ def test_coco_long_is_a_training_table_without_test_images(tmp_path):
     tested = load_caption_set(DatasetSpec(path=str(out / "test.jsonl"), image_root=str(tmp_path / "coco_mini")))
     assert list(tested.images) == ["images/3.png"]
     assert tested.open(0).size == (64, 64)
+
+
+def test_scenes_of_one_object_become_the_splits_of_a_probe(tmp_path):
+    from clips.scenes.generate import ScenesConfig, generate_scenes
+
+    sizes = {"num_object_classes": 8, "max_objects": 2, "image_size": 32}
+    generate_scenes(ScenesConfig(output=str(tmp_path / "scenes"), num_scenes=150, **sizes))
+    out = _prepare("scene_classes", tmp_path / "scenes", tmp_path / "out")
+    train, test = (load_classification_set(str(out), split=split) for split in ("train", "test"))
+    assert list(train.classes) == list(test.classes)
+    counts = np.bincount(train.targets), np.bincount(test.targets)
+    assert (counts[1] == np.ceil((counts[0] + counts[1]) / 4)).all()
+    assert (counts[0] + counts[1]).min() >= 8
+    assert not set(test.images) & set(train.images)
+    objects = {image.replace("/", "_"): each for image, each in read_scenes(tmp_path / "scenes")}
+    for name, target in zip(test.images, test.targets, strict=True):
+        (only,) = objects[name.partition("/")[2]]
+        assert only["kind"] == test.classes[target]
+    with pytest.raises(UserError, match="expected scenes with a single object"):
+        _prepare("scene_classes", tmp_path / "scenes", tmp_path / "few", limit=9)
 
 
 def test_mmvet_is_whole(tmp_path, shared):

@@ -16,7 +16,7 @@ import numpy as np
 
 _TIE_DECIMALS = 6  # similarities that are equal so far are ties
 _NUM_HALVES = 20  # subsamples of the delete-half jackknife
-_NO_VARIANCE = 1e-10  # of a kernel's debiased HSIC with itself, relative to its squared mean
+_NO_VARIANCE = 1e-12  # of features relative to their square: rounding errors of float32
 
 
 def _influence_values(whole: float, without: np.ndarray) -> np.ndarray:
@@ -34,12 +34,15 @@ def debiased_cka(first: np.ndarray, second: np.ndarray) -> np.ndarray:
         first: (N, D) features, N at least 5.
         second: (N, E) features of the same items.
     """
-    kernels = [features @ features.T for features in (first.astype(float), second.astype(float))]
-    for kernel in kernels:
-        np.fill_diagonal(kernel, 0.0)
+    kernels = []
+    for features in (first, second):
+        centered = features - features.mean(axis=0, dtype=float)  # changes only rounding: HSIC ignores the mean
+        if (centered**2).sum() <= _NO_VARIANCE * (features**2).sum():
+            return np.full(len(first), math.nan)
+        kernels.append(centered @ centered.T)
+        np.fill_diagonal(kernels[-1], 0.0)
     cross, own, other = _hsic(*kernels), _hsic(kernels[0], kernels[0]), _hsic(kernels[1], kernels[1])
-    smallest = [_NO_VARIANCE * float((kernel**2).sum()) for kernel in kernels]
-    if own.min() <= smallest[0] or other.min() <= smallest[1]:
+    if min(own.min(), other.min()) <= 0:
         return np.full(len(first), math.nan)
     values = cross / np.sqrt(own * other)
     return _influence_values(float(values[0]), values[1:])
@@ -66,7 +69,7 @@ def neighbor_overlap(first: np.ndarray, second: np.ndarray, k: int) -> tuple[np.
 
     The mean of either is the mutual k-nearest-neighbor alignment (Huh et al. 2024, arXiv 2405.07987, section 2), here
     without the truncation of outliers of the authors' code. The ratios depend on each other, as neighborhoods overlap:
-    their own variance would give intervals that are too narrow. Ties are in random order, another one for each set.
+    their own variance would give intervals that are too narrow. Ties are in random order, another one for each set and item.
 
     Args:
         first: (N, D) unit vectors, N at least ``k`` + 2.
@@ -77,9 +80,9 @@ def neighbor_overlap(first: np.ndarray, second: np.ndarray, k: int) -> tuple[np.
     next_nearest = np.zeros((2, len(first)), int)
     for side, features in enumerate((first, second)):
         similarity = (features @ features.T).round(_TIE_DECIMALS)
+        similarity += np.random.default_rng(side).random(similarity.shape) * 10.0 ** -(_TIE_DECIMALS + 1)
         np.fill_diagonal(similarity, -np.inf)
-        order = np.random.default_rng(side).permutation(len(features))
-        nearest = order[np.argsort(-similarity[:, order], axis=1, kind="stable")[:, : k + 1]]
+        nearest = np.argsort(-similarity, axis=1)[:, : k + 1]
         np.put_along_axis(near[side], nearest[:, :k], True, axis=1)
         next_nearest[side] = nearest[:, k]
     shared = (near[0] & near[1]).sum(axis=1)
