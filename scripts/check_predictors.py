@@ -83,14 +83,18 @@ def check_correlations(trials: int) -> None:
     for count, true, noise in itertools.product((6, 12, 24), (0.0, 0.5, 0.8, 0.95), (0.0, 0.2)):
         rng = np.random.default_rng(3)
         measured = true * (1 - noise)
-        hits: dict[str, list[bool]] = {name: [] for name in ("rho true", "rho measured", "pairs true", "pairs measured")}
+        hits: dict[str, list[bool]] = {
+            name: [] for name in ("rho true", "rho measured", "pairs true", "pairs measured")
+        }
         for _ in range(trials):
             x, y = rng.multivariate_normal([0, 0], [[1, measured], [measured, 1]], count).T
             rho, pairs = correlation("spearman", x, y), leave_one_out(x, y)
             for name, value in (("true", true), ("measured", measured)):
                 if rho is not None:
                     hits[f"rho {name}"].append(rho.low <= 6 / math.pi * math.asin(value / 2) <= rho.high)
-                hits[f"pairs {name}"].append(pairs.ordered_low <= 0.5 + math.asin(value) / math.pi <= pairs.ordered_high)
+                hits[f"pairs {name}"].append(
+                    pairs.ordered_low <= 0.5 + math.asin(value) / math.pi <= pairs.ordered_high
+                )
         texts = [f"{name} {percent(float(np.mean(each)), trials)}" for name, each in hits.items()]
         print(f"{count} encoders, correlation {true}, noise {noise} |", " | ".join(texts), flush=True)
 

@@ -94,6 +94,14 @@ def test_rows_are_encoders_times_llms_times_seeds_and_exceptions_apply():
     assert sum(step.name.startswith("evaluate-encoder") for step in plan.steps) == 4  # not once more for each LLM
 
 
+def test_an_encoders_own_seed_applies_in_a_study_of_one_seed():
+    own = {"clip": {"recipe": {"name": "clip"}, "seed": 5}, "clips": {"recipe": {"name": "clips"}}}
+    plan = build_plan(parse_study(changed(seeds=[3], encoders=own)))
+    assert [step(plan, f"encoder-{name}-s3").config["seed"] for name in own] == [5, 3]
+    with pytest.raises(UserError, match=r"encoders\.clip\.seed: expected none, as the study has several 'seeds'"):
+        build_plan(parse_study(changed(seeds=[0, 1], encoders=own)))
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

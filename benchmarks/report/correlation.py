@@ -239,12 +239,9 @@ def correlated_pairs(report: Report, x: Column, y: Column) -> list[CorrelatedPai
         pairs = CorrelatedPair(llm=llm, recipe=recipe, pairs=tuple(cells))
         if pairs.correlated:
             first, second = ([_goodness(cell) for cell in column] for column in zip(*cells, strict=True))
-            pairs = dataclasses.replace(
-                pairs,
-                spearman=correlation("spearman", first, second),
-                pearson=correlation("pearson", first, second),
-                left_out=leave_one_out(first, second),
-            )
+            spearman, pearson = correlation("spearman", first, second), correlation("pearson", first, second)
+            left_out = leave_one_out(first, second) if spearman else None
+            pairs = dataclasses.replace(pairs, spearman=spearman, pearson=pearson, left_out=left_out)
         if len(cells) >= _MIN_POINTS:
             correlated.append(pairs)
     return correlated

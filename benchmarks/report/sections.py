@@ -59,7 +59,7 @@ SECTIONS: tuple[Section, ...] = (
     Section(title="Gain over blind", build=gain_figures),
     Section(title="Sweeps", build=sweep_figures),
     Section(title="Recall vs. caption length", build=length_figures),
-    Section(title="Retrieval vs. MLLM scores", build=correlation_figures),
+    Section(title="Predictors of MLLM scores", build=correlation_figures),
     Section(title="Examples", build=lambda report: answer_galleries(limit_rows(report.source))),
     Section(title="Score vs. cost", build=cost_figures, about="images seen, FLOPs and hours"),
     Section(

@@ -204,7 +204,10 @@ def _encoder(builder: _PlanBuilder, name: str, seed: int) -> _Model:
         )
     full_name = f"{name}-s{seed}"
     output = builder.study.directory / "encoders" / full_name
-    config = deep_merge(builder.study.defaults.encoder, entry) | {"output": str(output), "seed": seed}
+    settings = deep_merge(builder.study.defaults.encoder, entry)
+    if "seed" in settings and len(builder.study.seeds) > 1:
+        raise UserError(f"encoders.{name}.seed: expected none, as the study has several 'seeds'")
+    config = {"seed": seed, **settings, "output": str(output)}
     if f"encoder-{full_name}" not in builder.steps:
         builder.add(f"encoder-{full_name}", "encoder", TRAIN_ENCODER, config, output)
     spec, artifact = f"{PATH_PREFIX}encoders/{full_name}", f"encoders/{full_name}"

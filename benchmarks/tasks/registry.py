@@ -142,7 +142,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "alignment": Benchmark(
         benchmark_type="alignment",
-        about="similarity of a tower's image features and an LLM's caption features: CKA, neighbors, Gromov-Wasserstein",
+        about="similarity of image features and an LLM's caption features: CKA, neighbors, Gromov-Wasserstein",
         needs="tower",
         evaluate="benchmarks.tasks.encoders.alignment:evaluate",
         data_hash="benchmarks.tasks.encoders.alignment:data_hash",

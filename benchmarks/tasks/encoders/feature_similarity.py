@@ -69,7 +69,7 @@ def neighbor_overlap(first: np.ndarray, second: np.ndarray, k: int) -> tuple[np.
 
     The mean of either is the mutual k-nearest-neighbor alignment (Huh et al. 2024, arXiv 2405.07987, section 2), here
     without the truncation of outliers of the authors' code. The ratios depend on each other, as neighborhoods overlap:
-    their own variance would give intervals that are too narrow. Ties are in random order, another one for each set and item.
+    their variance would give too narrow intervals. Ties are in random order, each set and item with its own.
 
     Args:
         first: (N, D) unit vectors, N at least ``k`` + 2.
