@@ -189,9 +189,8 @@ def correlation_figures(report: Report) -> FigureSet | None:
     first_column = pairs[0].pairs[0][0].column
     figures = tuple(_figure(report, each) for each in pairs if each.pairs[0][0].column == first_column)
     points = (
-        "A point is a model: the score of its encoder alone on the x axis, its score inside a LLaVA on the y axis, with "
-        "95 % intervals. "
-        "Models with different LLMs or recipes are not mixed."
+        "A point is a model: the score of its encoder alone on the x axis, its score inside a LLaVA on the y axis, "
+        "with 95 % intervals. Models with different LLMs or recipes are not mixed."
     )
     if not correlated:
         return FigureSet(lead=f"{points} {_too_few(report, predictors, mllm)}", figures=figures)
@@ -201,9 +200,9 @@ def correlation_figures(report: Report) -> FigureSet | None:
         notes=(
             "Intervals of correlations are Fisher's, p-values come from permutation tests of Spearman's ρ, "
             "Holm-corrected over the lines above. They do not include the noise of each model's scores.",
-            "Each model is left out in turn: the range of Spearman's ρ of the others; the ratio of pairs of the left-out "
-            "model with another one that the first metric orders as the second does, with its 95 % interval (50 % by "
-            "chance); and the regret, by how many points the best of the others is above the one with the best first "
+            "Each model is left out in turn: the range of Spearman's ρ of the others; the ratio of pairs of the "
+            "left-out model with another one that the first metric orders as the second does, with its 95 % interval "
+            "(50 % by chance); and the regret, by how many points the best of the others is above the one with the best first "
             "metric: mean, and maximum in brackets. Where lower is better (↓), a metric counts with its sign reversed.",
         ),
         headers=HEADERS,
@@ -212,7 +211,7 @@ def correlation_figures(report: Report) -> FigureSet | None:
 
 
 def _columns(report: Report, benchmark_type: str) -> list[Column]:
-    """One ranked column of each benchmark of a type: the mean recall if there is one, else the first; or all of them."""
+    """One ranked column of each benchmark of a type: the mean recall, else the first; or all of them."""
     columns: dict[tuple[str, str], Column] = {}
     for column in report.table.columns:
         types = {result.benchmark_type for result in report.source.results(column.benchmark).values()}

@@ -85,7 +85,7 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
             "text_features": f"mean of the last hidden state, without special tokens, at most {_MAX_TOKENS} tokens",
             "cka": "linear, unbiased HSIC",
             "num_neighbors": config.num_neighbors,
-            "gromov_wasserstein": "square loss, cosine distance / 2 of centered features, local minimum from two starts",
+            "gromov_wasserstein": "square loss, cosine distance / 2 of centered features, local minimum of 2 starts",
             "scorer": "benchmarks.alignment 1",
             **tower.preprocessing,
             **encoder_settings(tower),
