@@ -202,8 +202,9 @@ def correlation_figures(report: Report) -> FigureSet | None:
             "Holm-corrected over the lines above. They do not include the noise of each model's scores.",
             "Each model is left out in turn: the range of Spearman's ρ of the others; the ratio of pairs of the "
             "left-out model with another one that the first metric orders as the second does, with its 95 % interval "
-            "(50 % by chance); and the regret, by how many points the best of the others is above the one with the best first "
-            "metric: mean, and maximum in brackets. Where lower is better (↓), a metric counts with its sign reversed.",
+            "(50 % by chance); and the regret, by how many points the best of the others is above the one with the "
+            "best first metric: mean, and maximum in brackets. Where lower is better (↓), a metric counts with its "
+            "sign reversed.",
         ),
         headers=HEADERS,
         rows=lines,
