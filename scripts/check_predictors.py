@@ -4,9 +4,9 @@
 
 Prints % of the 95 % intervals that contain the true value. Alignment: the true value of CKA is that of 6,000 images, of
 the others their mean over the trials (both depend on the number of images). The interval of the Gromov-Wasserstein
-distance is that of a delete-half jackknife. Correlations: normal pairs; with noise, a fifth
-of the variance of the measured scores is noise, and coverage is stated of the correlation of the scores without noise
-(`true`) and of that of the measured ones (`measured`).
+distance is that of a delete-half jackknife. Correlations: normal pairs; with noise, a fifth of the variance of the
+measured scores is noise, and coverage is stated of the correlation of the scores without noise (`true`) and of that of
+the measured ones (`measured`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ _SHARED = {"independent": 0.0, "weak": 0.4, "strong": 1.5}
 _NEIGHBORS = 10
 
 
-def sample_features(shared: float, clusters: int, count: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+def sample_features(
+    shared: float, clusters: int, count: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """Two sets of unit vectors (count, 24), (count, 32) of a latent variable of 8 dimensions, in groups if asked.
 
     Args:
@@ -47,11 +49,12 @@ def sample_features(shared: float, clusters: int, count: int, rng: np.random.Gen
     if clusters:
         latent = 0.3 * latent + fixed.normal(size=(clusters, 8))[rng.integers(0, clusters, count)]
     found = [shared * latent @ each + rng.normal(size=(count, each.shape[1])) * 0.7 + 0.3 for each in maps]
-    return tuple(each / np.linalg.norm(each, axis=1, keepdims=True) for each in found)
+    first, second = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in found)
+    return first, second
 
 
 def _contains(scores: np.ndarray, formula: str) -> tuple[float, float, float]:
-    found = confidence_interval(formula, {"score": scores}, ("score",), np.arange(len(scores)))
+    found = confidence_interval(formula, {"score": scores}, ("score",), range(len(scores)))
     low, high = (math.nan if end is None else end for end in (found.low, found.high))
     return float(scores.mean()), low, high
 
@@ -65,7 +68,7 @@ def check_alignment(trials: int, count: int) -> None:
         for trial in range(trials):
             features = sample_features(shared, clusters, count, rng)
             found["cka"].append(_contains(debiased_cka(*features), "mean_of_scores"))
-            found["knn"].append(_contains(neighbor_overlap(*features, _NEIGHBORS)[1], "mean_of_scores"))
+            found["knn"].append(_contains(neighbor_overlap(*features, k=_NEIGHBORS)[1], "mean_of_scores"))
             if trial < trials // 5:
                 structures = [centered_distances(each) for each in features]
                 found["gw"].append((gromov_wasserstein(*structures), *distance_interval(*structures)))
