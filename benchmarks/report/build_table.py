@@ -112,7 +112,8 @@ def _plain_cells(source: ReportSource, column: Column) -> list[Cell]:
         else:
             group = groups[row.name]
             differences = tuple(describe_differences(main.protocol, outcome.protocol)) if group else ()
-            cells.append(_number(row, column, outcome.metrics[column.metric], group, differences))
+            number = _number(row, column, outcome.metrics[column.metric], group, differences)
+            cells.append(dataclasses.replace(number, measured_elsewhere=bool(outcome.measured_elsewhere)))
     return cells
 
 

@@ -8,6 +8,7 @@ from benchmarks.results.formatting import decimals_needed, format_number
 _MAX_ASYMMETRY = 0.25  # difference of the two sides of an interval that is still shown as ±, relative to its width
 _MAX_REASON_CHARS = 60
 UNCREDITED = "‡"
+ELSEWHERE = "§"
 
 
 def decimals(column: Column) -> int:
@@ -57,8 +58,9 @@ def group_sign(cell: Cell) -> str:
 
 
 def signs(cell: Cell) -> str:
-    """`group_sign`, and ‡ for a score that is not credited to the images."""
-    return group_sign(cell) + (UNCREDITED if cell.credited is False else "")
+    """`group_sign`, ‡ for a score that is not credited to the images, and § for one that was measured elsewhere."""
+    sign = group_sign(cell) + (UNCREDITED if cell.credited is False else "")
+    return sign + (ELSEWHERE if cell.measured_elsewhere else "")
 
 
 def missing_label(cell: Cell) -> str:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from benchmarks.report.blind_gain import gain_notes
-from benchmarks.report.cell_text import column_title, decimals, group_sign
+from benchmarks.report.cell_text import ELSEWHERE, column_title, decimals, group_sign
 from benchmarks.report.chance_level import chance_notes
 from benchmarks.report.load_results import MissingValue, ReportSource
 from benchmarks.report.table import ALPHA, Table
@@ -71,6 +71,7 @@ def table_notes(source: ReportSource, table: Table, seed_table: Table) -> list[s
         *_about_missing_items(source),
         *([f"Measured on a part of the benchmark: {'; '.join(part_sizes)}."] if part_sizes else []),
         *_about_protocols(seed_table),
+        *_about_imports(source),
         *_about_inputs(source),
     ]
 
@@ -228,6 +229,21 @@ def _about_protocols(table: Table) -> list[str]:
         for cell in table.column_cells(column)
         if cell.protocol_differences
     ]
+
+
+def _about_imports(source: ReportSource) -> list[str]:
+    """The results that other tools measured, by tool, and what their intervals are from."""
+    by_tool: dict[str, dict[str, None]] = {}
+    for benchmark in source.benchmarks:
+        for row, result in source.results(benchmark).items():
+            if origin := result.measured_elsewhere:
+                tool = strip_control_chars(f"{origin.get('tool')}, version {origin.get('version')}", MAX_TEXT_CHARS)
+                by_tool.setdefault(f"by {tool} (intervals: {origin.get('intervals')})", {})[f"{row} on {benchmark}"] = (
+                    None
+                )
+    parts = [f"{join_or_count([*names], 'numbers')} {tool}" for tool, names in by_tool.items()]
+    sentence = "They are tested only against results of the same protocol with exactly the same items."
+    return [f"{ELSEWHERE} Measured elsewhere: {'; '.join(parts)}. {sentence}"] if parts else []
 
 
 def _about_inputs(source: ReportSource) -> list[str]:

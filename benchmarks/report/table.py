@@ -138,6 +138,7 @@ class Cell:
         image_ci_half_width: average half width of a single seed's interval over images.
         gains: kind of blind run → the gain of the image; empty without such runs.
         withheld: the mark that it would have if it were credited.
+        measured_elsewhere: whether it was imported.
     """
 
     row: str
@@ -157,6 +158,7 @@ class Cell:
     image_ci_half_width: float | None = None
     gains: Mapping[str, BlindGain] = field(default_factory=dict)
     withheld: RankMark = ""
+    measured_elsewhere: bool = False
 
     @property
     def credited(self) -> bool | None:

@@ -45,7 +45,7 @@ COLUMNS: Mapping[str, str] = {
     "higher_is_better": "empty if neither is better",
     "protocol_group": "values are comparable only within a group; 0 is the main protocol",
     "missing": "why there is no value: `failed: …`, `missing: …`, …",
-    "notes": "differences from the main protocol",
+    "notes": "differences from the main protocol, and whether it was measured elsewhere",
 }
 
 BLIND_COLUMNS: Mapping[str, str] = {
@@ -115,7 +115,7 @@ def _line(cell: Cell, full_size: int | None) -> dict[str, object]:
         "higher_is_better": column.higher_is_better,
         "protocol_group": cell.group,
         "missing": f"{missing.kind}: {missing.reason}" if missing else None,
-        "notes": "; ".join(cell.protocol_differences) or None,
+        "notes": "; ".join([*cell.protocol_differences, *(["measured elsewhere"] * cell.measured_elsewhere)]) or None,
     }
 
 

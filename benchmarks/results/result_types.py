@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-SCHEMA = 5
+SCHEMA = 6
 CHANCE = "chance"
 ITEM_COLUMNS: dict[str, str] = {
     "item": "unique within the benchmark; pairs the same item of two models",
@@ -62,12 +62,13 @@ class Metric:
         value: of the aggregation, or of lmms-eval's own.
         ci_low: lower end of the 95 % interval, in the unit of ``value``; None if undefined.
         ci_high: upper end.
-        n: number of items that enter it.
+        n: number of items that enter it; 0 if an imported file does not state it.
         clusters: number of distinct images among them.
         higher_is_better: None if neither direction is better (POPE's yes ratio).
         scale: 100 for a fraction that is shown in percent, and for CIDEr, as in papers.
         label: for a column header, ``"T→I R@1"``.
-        ci_method: ``"wilson"``, ``"student"``, ``"jackknife"`` or ``"none"``, over images.
+        ci_method: ``"wilson"``, ``"student"``, ``"jackknife"`` or ``"none"``, over images; of an imported metric also
+            ``"printed"``, from the standard error that its tool prints, or ``"stated"``.
         aggregation: a name in ``aggregation.AGGREGATIONS``; None if the items do not determine the value.
         columns: the item columns that the aggregation takes.
         chance_levels: values of the trivial baselines, in the unit of ``value``: ``"chance"`` (uniform over the
@@ -115,6 +116,8 @@ class Result:
         git: the suite's commit and whether it had uncommitted changes; empty outside a checkout.
         command: the command line.
         key: hash of the inputs; ``clips-bench run`` skips a benchmark whose key is unchanged.
+        measured_elsewhere: of a result that `clips-bench import` read: ``tool``, ``version``, ``file``, ``sha256`` and
+            ``intervals`` (what they are from); empty for results of this suite.
         schema: version of this format.
         path: the JSON file that it was read from (not stored).
     """
@@ -138,6 +141,7 @@ class Result:
     git: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""
     key: str = ""
+    measured_elsewhere: Mapping[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
     path: Path | None = None
 

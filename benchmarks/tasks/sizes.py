@@ -35,6 +35,8 @@ def subset_text(result: Result) -> str:
 
 def item_count_text(result: Result, metric: Metric) -> str:
     """The items of a metric: ``"9,000"``, ``"30 of 9,000"``, or ``"150 (30 of 1,000 images)"`` of captions."""
+    if not metric.n:
+        return "not stated"
     part = subset_text(result)
     used, unit = _used(result)
     if part and metric.n == used:
