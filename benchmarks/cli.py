@@ -84,6 +84,11 @@ COMMANDS = {
         target="benchmarks.publishing.publish:run_publish",
         positional=("directory",),
     ),
+    "import": Command(
+        help="import results that other evaluation tools measured",
+        target="benchmarks.exchange.import_command:run_import",
+        rest="files",
+    ),
     "diff": Command(
         help="print the differences between two results",
         target="benchmarks.analysis.diff_command:run_diff",

@@ -1,0 +1,152 @@
+"""Rows of one's own from a CSV: numbers that were published or measured by a tool that this suite does not read.
+
+One line for each number: ``model,benchmark,metric,value``, optionally the other fields of `Row`.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from benchmarks.exchange.imported import (
+    NOT_STATED,
+    Imported,
+    encoder_metrics,
+    is_bounded,
+    make_imported,
+    measured_metric,
+)
+from benchmarks.results.result_types import Metric
+from benchmarks.tasks.evaluation import MetricSpec
+from benchmarks.tasks.registry import BENCHMARKS
+from clips.errors import UserError, error_reason
+from clips.typed_data import from_plain
+
+_TEXTS = ("model", "benchmark", "metric", "source", "date")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """One number.
+
+    Args:
+        model: name of the model.
+        benchmark: name of the column.
+        metric: this suite's name, or any other with ``scale`` and ``higher_is_better``.
+        value: as printed; per cent for this suite's ratios if there is no ``scale``.
+        ci_low: lower end of the 95 % interval, as printed.
+        ci_high: upper end.
+        standard_error: as printed, if there is no interval.
+        n: number of items.
+        scale: 100 if the value is in per cent, 1 if it is a ratio or in points.
+        higher_is_better: for other metrics; ignored for this suite's.
+        source: where the number is from.
+        date: ISO date of the evaluation.
+    """
+
+    model: str
+    benchmark: str
+    metric: str
+    value: float
+    ci_low: float | None = None
+    ci_high: float | None = None
+    standard_error: float | None = None
+    n: int = 0
+    scale: float | None = None
+    higher_is_better: bool | None = None
+    source: str = NOT_STATED
+    date: str = ""
+
+
+def read_rows(file: Path) -> list[dict[str, str]]:
+    """The lines of a csv file by column, without empty cells.
+
+    Raises:
+        UserError: it is not readable, or a line has more cells than the first.
+    """
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            rows = list(csv.DictReader(stream, restkey="", restval="", strict=True))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{file}: not a readable csv file ({error_reason(error)})") from None
+    for number, row in enumerate(rows, 2):
+        if "" in row:
+            raise UserError(f"{file} line {number}: expected {len(row) - 1} named columns, got more")
+    return [{name: text.strip() for name, text in row.items() if text.strip()} for row in rows]
+
+
+def read(file: Path) -> list[Imported]:
+    """One result for each model and benchmark.
+
+    Raises:
+        UserError: naming the line and the column that is missing, unknown or not a number.
+    """
+    groups: dict[tuple[str, str], tuple[Row, dict[str, Metric]]] = {}
+    for number, cells in enumerate(read_rows(file), 2):
+        where = f"{file} line {number}"
+        row = from_plain(Row, {name: _plain(name, text) for name, text in cells.items()}, what=where)
+        first, metrics = groups.setdefault((row.model, row.benchmark), (row, {}))
+        if row.metric in metrics:
+            raise UserError(f"{where}: expected one value of {row.metric} of {row.model} on {row.benchmark}")
+        if first.source != row.source:
+            raise UserError(f"{where}: source: expected the same one in all lines of a model and benchmark")
+        metrics[row.metric] = _metric(row, where)
+    return [
+        make_imported(
+            file,
+            tool="a csv file" if row.source == NOT_STATED else row.source,
+            model=row.model,
+            benchmark=row.benchmark,
+            benchmark_type=BENCHMARKS[row.benchmark].benchmark_type if row.benchmark in BENCHMARKS else "mllm",
+            metrics=metrics,
+            primary=metrics,
+            settings={"source": row.source},
+            created=row.date,
+        )
+        for row, metrics in groups.values()
+    ]
+
+
+def _plain(name: str, text: str) -> Any:
+    """The value of a cell; text that is not of its type, which is an error of the row."""
+    if name in _TEXTS:
+        return text
+    try:
+        return int(text) if name == "n" else float(text)
+    except ValueError:
+        return {"true": True, "false": False}.get(text.lower(), text)
+
+
+def _metric(row: Row, where: str) -> Metric:
+    spec = _spec(row, where)
+    scale = row.scale or spec.scale
+    if scale <= 0:
+        raise UserError(f"{where}: scale: expected a number above 0, got {scale:g}")
+    if row.scale is None and scale == 100 and 0 < abs(row.value) <= 1:
+        raise UserError(f"{where}: value: {row.value:g} may be a ratio or per cent: state the scale, 1 or 100")
+    numbers = (row.value, row.ci_low, row.ci_high, row.standard_error)
+    value, low, high, error = (None if number is None else number / scale for number in numbers)
+    if value is None or (is_bounded(spec) and not -1e-9 <= value <= spec.most * (1 + 1e-9)):
+        most = spec.most * scale
+        raise UserError(f"{where}: value: expected 0 to {most:g} at scale {scale:g}, got {row.value:g}")
+    if (low is None) != (high is None):
+        raise UserError(f"{where}: expected both ends of an interval, ci_low and ci_high, or none")
+    if low is not None and high is not None and not low <= value <= high:
+        raise UserError(f"{where}: value: expected it in its interval, {row.ci_low:g} to {row.ci_high:g}")
+    found = measured_metric(spec, value, n=row.n, standard_error=error if low is None else None)
+    return found if low is None else dataclasses.replace(found, ci_low=low, ci_high=high, ci_method="stated")
+
+
+def _spec(row: Row, where: str) -> MetricSpec:
+    """This suite's metric of a benchmark, by name, else the one that the row describes."""
+    from benchmarks.tasks.mllm.task_metrics import TASK_METRICS
+
+    task = TASK_METRICS.get(row.benchmark)
+    if spec := {**encoder_metrics(), **({**task.metrics, **task.extra} if task else {})}.get(row.metric):
+        return spec
+    if row.scale is None or row.higher_is_better is None:
+        raise UserError(f"{where}: '{row.metric}' is no metric of this suite: expected its scale and higher_is_better")
+    label = row.metric.replace("_", " ")
+    return MetricSpec(label=label, aggregation=None, scale=row.scale, higher_is_better=row.higher_is_better)

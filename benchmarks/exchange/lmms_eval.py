@@ -1,0 +1,169 @@
+"""lmms-eval's ``DATE_results.json``, with its ``DATE_samples_TASK.jsonl`` if they are in the same directory.
+
+Scale: numbers are as the task's aggregation returns them, ratios from 0 to 1 for most tasks, points for MME and judges.
+``METRIC_stderr,FILTER`` is the standard error of a mean over questions and is used where the items give no interval.
+``METRIC_stderr_clt`` is not: lmms-eval writes the same number for POPE's accuracy, precision, recall and F1.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.exchange.imported import (
+    NOT_STATED,
+    Imported,
+    is_number,
+    make_imported,
+    measured_metric,
+    parse,
+    unknown_metric,
+)
+from benchmarks.results.protocol import Entries, full_size_entry
+from benchmarks.tasks.mllm.caption_metrics import ImageCaptionScores
+from benchmarks.tasks.mllm.items import QuestionImage, items_table
+from benchmarks.tasks.mllm.task_metrics import TASK_METRICS, TaskMetrics, default_task_metrics
+from clips.errors import UserError, error_reason
+from clips.text_files import read_json, read_json_lines
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TOOL = "lmms-eval"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """The fields of ``results.json`` that are read; all but the last four by task."""
+
+    results: Mapping[str, Mapping[str, Any]]
+    configs: Mapping[str, Mapping[str, Any]]
+    n_samples: Mapping[str, Mapping[str, int]]
+    higher_is_better: Mapping[str, Mapping[str, bool | None]] = field(default_factory=dict)
+    versions: Mapping[str, Any] = field(default_factory=dict)
+    model_name: str | None = None
+    model_source: str | None = None
+    lmms_eval_version: str | None = None
+    date: str | None = None
+
+
+def read(file: Path) -> list[Imported]:
+    """The results of all tasks of a run; groups of tasks have no samples and are omitted, as are tasks without numbers.
+
+    Raises:
+        UserError: a wrong type, an unknown metric of a task of this suite, or samples of another run.
+    """
+    run = parse(Run, read_json(file), file)
+    numbers = {task: _numbers(run.results[task]) for task in run.results if task in run.configs}
+    return [_read_task(file, run, task, *found) for task, found in numbers.items() if found[0]]
+
+
+def _read_task(file: Path, run: Run, task: str, values: Mapping[str, float], errors: Mapping[str, float]) -> Imported:
+    count = run.n_samples.get(task, {}).get("effective", 0)
+    samples = _samples(file.with_name(f"{file.name.removesuffix('results.json')}samples_{task}.jsonl"), count)
+    listed = TASK_METRICS.get(task)
+    if listed is not None and (unknown := [name for name in values if name not in listed.metrics]):
+        raise unknown_metric(file, f"{TOOL}'s {task}", unknown[0], listed.metrics)
+    directions = {name: up for name, up in run.higher_is_better.get(task, {}).items() if up is not None}
+    reader = listed or default_task_metrics(samples, values, directions)
+    items = _items(file, task, samples, reader) if samples else None
+    metrics = {
+        name: measured_metric(reader.metrics[name], value, items=items, n=count, standard_error=errors.get(name))
+        for name, value in values.items()
+    }
+    if items is not None and all(metric.aggregation for metric in metrics.values()):
+        extra = {name: spec for name, spec in reader.extra.items() if set(spec.columns) <= set(items)}
+        metrics |= {name: measured_metric(spec, None, items=items) for name, spec in extra.items()}
+    return make_imported(
+        file,
+        tool=TOOL,
+        version=run.lmms_eval_version or NOT_STATED,
+        model=run.model_name or run.model_source or TOOL,
+        benchmark=task,
+        benchmark_type="mllm",
+        metrics=metrics,
+        primary=reader.primary,
+        settings=_settings(run, task),
+        items=items,
+        created=_time(run.date),
+    )
+
+
+def _numbers(entries: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
+    """Metric → its number, and metric → its printed standard error, both of the first answer filter."""
+    values: dict[str, float] = {}
+    errors: dict[str, float] = {}
+    for key, value in entries.items():
+        name, _, answer_filter = key.partition(",")
+        if "_stderr" not in name and is_number(value) and name not in values:
+            values[name] = float(value)
+            error = entries.get(f"{name}_stderr,{answer_filter}")
+            errors |= {name: float(error)} if is_number(error) else {}  # type: ignore[arg-type]
+    return values, errors
+
+
+def _samples(file: Path, count: int) -> list[dict[str, Any]]:
+    """The samples by question, in the form of lmms-eval's own log; the file lacks the rows of the data."""
+    found: dict[int, dict[str, Any]] = {}
+    for number, row in read_json_lines(file, others=("doc_id",)) if file.is_file() else ():
+        if not isinstance(row["doc_id"], int):
+            raise UserError(f"{file} line {number}: doc_id: expected the question's index, got {row['doc_id']!r:.60}")
+        answer = row.get("filtered_resps", "")
+        first = answer[0] if isinstance(answer, list) and answer else answer
+        entries = [entry for entry in row.values() if isinstance(entry, dict)]  # of metrics: MME's has the category
+        doc = row.get("doc") or {"category": next((entry["category"] for entry in entries if "category" in entry), "")}
+        shape = {"doc": doc, "filtered_resps": [first], "arguments": [row.get("input", "")]}
+        found.setdefault(row["doc_id"], {"target": ""} | row | shape)
+    if found and count and len(found) != count:
+        raise UserError(f"{file}: expected {count} questions, as the results state, got {len(found)}")
+    return [found[number] for number in sorted(found)]
+
+
+def _items(file: Path, task: str, samples: list[dict[str, Any]], reader: TaskMetrics) -> pd.DataFrame | None:
+    """The items; questions whose image the file does not name count as questions about different images.
+
+    None if the file has no scores of single questions (CIDEr), for which nocaps needs the rows of the data.
+    """
+    try:
+        media = {each["doc_id"]: each["input_media"] for each in samples if each.get("input_media")}
+        images = {number: QuestionImage(str(names[0]), None) for number, names in media.items()}
+        return items_table(samples, images, reader.columns(samples, ImageCaptionScores()), reader.score)
+    except KeyError:
+        return None
+    except (AttributeError, TypeError, ValueError, IndexError) as error:
+        raise UserError(f"{file}: the samples of {task} are not lmms-eval's ({error_reason(error)})") from None
+
+
+def _settings(run: Run, task: str) -> Entries:
+    config, counts = run.configs[task], run.n_samples.get(task, {})
+    used = counts.get("effective", 0)
+    splits = (config.get(f"{name}_split") for name in ("test", "validation"))
+    return {
+        "task": f"lmms-eval's {task}",
+        "dataset": str(config.get("dataset_path") or NOT_STATED),
+        "split": str(next(filter(None, splits), NOT_STATED)),
+        "questions": used,
+        "prompt": _plain_settings(config.get("lmms_eval_specific_kwargs")),
+        "decoding": _plain_settings(config.get("generation_kwargs")),
+        "shots": str(config.get("num_fewshot") or 0),
+        "task_version": str(run.versions.get(task, NOT_STATED)),
+        **full_size_entry(used, counts.get("original", 0)),
+    }
+
+
+def _plain_settings(settings: Any) -> str:
+    """Nested settings as one protocol entry, without those of single models."""
+    found = settings.items() if isinstance(settings, Mapping) else ()
+    plain = {name: value for name, value in found if isinstance(value, str | int | float | bool | list)}
+    return json.dumps(plain, ensure_ascii=False, sort_keys=True)
+
+
+def _time(text: str | None) -> str:
+    try:
+        return datetime.datetime.strptime(text or "", "%Y%m%d_%H%M%S").isoformat()
+    except ValueError:
+        return ""

@@ -1,0 +1,355 @@
+"""Results of other tools, from files that their own code wrote."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import bench_world as world
+import pandas as pd
+import pytest
+from report_material import items_table, put_result
+
+from benchmarks import cli
+from benchmarks.exchange import csv_rows, encoder_tools, lmms_eval, vlmevalkit
+from benchmarks.exchange.import_command import ImportConfig, run_import
+from benchmarks.report.build_table import build_results_table
+from benchmarks.report.load_results import read_source
+from benchmarks.report.report import build_report
+from benchmarks.results.protocol import ranking_key
+from benchmarks.results.result_types import Result
+from benchmarks.results.results import read_items, read_result, read_results, result_path
+from clips.commandline.commands import dispatch
+from clips.errors import UserError
+
+PEERS = Path(__file__).parent / "peer_files"
+LMMS = PEERS / "lmms_eval/20261123_225014_results.json"
+VLM = PEERS / "vlmevalkit"
+CLIP_BENCHMARK = PEERS / "clip_benchmark/tiny_colors_random_tiny-vit_en_zeroshot_classification.json"
+OPEN_CLIP = PEERS / "open_clip/tiny/checkpoints/results.jsonl"
+MTEB = PEERS / "mteb/tiny__colors/1/STL10ZeroShot.json"
+
+pytestmark = world.LMMS_EVAL_WARNS
+
+
+def command(*arguments: str | Path) -> int:
+    return dispatch("clips-bench", "", cli.COMMANDS, [*map(str, arguments)])
+
+
+def run(*files: Path | str, output: Path, **more: Any) -> dict[str, Result]:
+    """Benchmark → its result, as it is read back."""
+    run_import(ImportConfig(files=tuple(map(str, files)), output=str(output), **more))
+    return {result.benchmark: result for result in read_results(output)}
+
+
+def changed(file: Path, folder: Path, old: str, new: str) -> Path:
+    """A copy of a file with another text."""
+    text = file.read_text(encoding="utf-8")
+    assert old in text
+    folder.mkdir(exist_ok=True)
+    copy = folder / file.name
+    copy.write_text(text.replace(old, new), encoding="utf-8")
+    return copy
+
+
+def test_lmms_evals_numbers_and_items(tmp_path: Path) -> None:
+    written = run(LMMS, output=tmp_path)
+    theirs = json.loads(LMMS.read_text(encoding="utf-8"))["results"]
+    compared = 0
+    for task, numbers in theirs.items():
+        for key, value in numbers.items():
+            name = key.removesuffix(",none")
+            if isinstance(value, float) and "_stderr" not in name:
+                assert written[task].metrics[name].value == value, (task, name)
+                compared += 1
+    assert compared == 15
+    pope = written["pope"].metrics["pope_f1_score"]
+    assert pope.ci_method == "wilson"
+    assert pope.ci_low < pope.value < pope.ci_high
+    assert read_items(written["pope"])["prediction"].tolist().count("Yes") == 8
+    assert written["mme"].metrics["mme_perception_score"].clusters == 6  # the file names the images of MME
+    assert written["mme"].metrics["mme_total"].value == 300.0
+    assert written["nocaps_val"].items is None
+    assert written["nocaps_val"].metrics["nocaps_CIDEr"].ci_low is None
+    assert {result.measured_elsewhere["tool"] for result in written.values()} == {"lmms-eval"}
+
+
+def test_without_samples_the_printed_standard_error_counts(tmp_path: Path) -> None:
+    written = run(shutil.copy(LMMS, tmp_path), output=tmp_path / "r")
+    numbers = json.loads(LMMS.read_text(encoding="utf-8"))["results"]["gqa"]
+    gqa, error = written["gqa"].metrics["exact_match"], numbers["exact_match_stderr,none"]
+    assert gqa.ci_method == "printed"
+    assert gqa.ci_low == pytest.approx(gqa.value - 1.96 * error, abs=1e-4)
+    assert gqa.ci_high == 1.0  # cut off at the largest value
+    assert gqa.n == 6
+    assert written["gqa"].measured_elsewhere["intervals"] == "the printed standard error"
+    # lmms-eval prints the same "clt" error for POPE's accuracy, precision and F1
+    assert written["pope"].metrics["pope_f1_score"].ci_low is None
+
+
+def test_a_standard_error_of_another_answer_filter_is_not_used(tmp_path: Path) -> None:
+    old = '"exact_match_stderr,none": 0.210818510677892'
+    new = '"exact_match_stderr,none": "N/A", "exact_match,flexible": 0.9, "exact_match_stderr,flexible": 0.1'
+    gqa = run(changed(LMMS, tmp_path / "in", old, new), output=tmp_path / "r")["gqa"].metrics["exact_match"]
+    assert gqa.value == pytest.approx(2 / 3)
+    assert gqa.ci_low is None
+
+
+def test_the_interval_of_an_unlisted_tasks_ratio_ends_at_1(tmp_path: Path) -> None:
+    """A result with a ratio above 1 could not be read back."""
+    metric = run(changed(LMMS, tmp_path / "in", '"gqa"', '"gqa_of_mine"'), output=tmp_path / "r")["gqa_of_mine"]
+    assert metric.metrics["exact_match"].ci_high == 1.0
+
+
+def test_samples_of_another_run_are_an_error(tmp_path: Path) -> None:
+    shutil.copy(LMMS, tmp_path)
+    samples = LMMS.with_name("20261123_225014_samples_gqa.jsonl").read_text(encoding="utf-8").splitlines()
+    (tmp_path / "20261123_225014_samples_gqa.jsonl").write_text("\n".join(samples[:-1]))
+    with pytest.raises(UserError, match=r"samples_gqa\.jsonl: expected 6 questions, as the results state, got 5"):
+        lmms_eval.read(tmp_path / LMMS.name)
+
+
+@pytest.mark.parametrize("ending", ["csv", "xlsx"])
+def test_vlmevalkits_numbers_in_our_scale(tmp_path: Path, ending: str) -> None:
+    """From the csv with the items' help, and from the items alone: our formulas give what VLMEvalKit computed."""
+    folder = tmp_path / "in"
+    shutil.copytree(VLM, folder)
+    files = [file for file in sorted(folder.glob(f"*.{ending}")) if file.stem != "Tiny-VL_MMStar"]
+    if ending == "xlsx":
+        for file in folder.glob("*.csv"):
+            file.unlink()
+    written = run(*files, output=tmp_path / "r")
+    peer = {path.stem: list(csv.DictReader(path.open(encoding="utf-8"))) for path in VLM.glob("*.csv")}
+    (overall,) = [row for row in peer["Tiny-VL_POPE_score"] if row["split"] == "Overall"]
+    expected = {
+        ("pope", "pope_f1_score"): overall["Overall"],
+        ("pope", "pope_accuracy"): overall["acc"],
+        ("pope", "pope_recall"): overall["recall"],
+        ("mme", "mme_perception_score"): peer["Tiny-VL_MME_score"][0]["perception"],
+        ("mme", "mme_cognition_score"): peer["Tiny-VL_MME_score"][0]["reasoning"],
+        ("chartqa", "relaxed_overall"): peer["Tiny-VL_ChartQA_TEST_acc"][0]["Overall"],
+        ("textvqa_val", "exact_match"): peer["Tiny-VL_TextVQA_VAL_acc"][0]["Overall"],
+        ("docvqa_val", "anls"): peer["Tiny-VL_DocVQA_VAL_acc"][0]["Overall"],  # its eval_score is a mean distance
+        ("mmstar", "mmstar_accuracy"): 100 * float(peer["Tiny-VL_MMStar_acc"][0]["Overall"]),
+        ("mmbench_en_dev", "gpt_eval_score"): 100 * float(peer["Tiny-VL_MMBench_DEV_EN_acc"][0]["Overall"]),
+    }
+    assert set(written) == {benchmark for benchmark, _ in expected}
+    for (benchmark, name), value in expected.items():
+        metric = written[benchmark].metrics[name]
+        assert metric.value * metric.scale == pytest.approx(float(value)), (benchmark, name)
+    assert all(metric.ci_low is not None for result in written.values() for metric in result.metrics.values())
+    assert written["pope"].metrics["pope_accuracy"].clusters == 5  # images, of 30 questions
+
+
+def test_a_csv_that_its_items_contradict_has_no_interval(tmp_path: Path) -> None:
+    shutil.copy(VLM / "Tiny-VL_ChartQA_TEST_results.xlsx", tmp_path)
+    table = changed(VLM / "Tiny-VL_ChartQA_TEST_acc.csv", tmp_path, '"60.0"\n', '"61.0"\n')
+    metric = vlmevalkit.read(table)[0].result.metrics["relaxed_overall"]
+    assert metric.value == pytest.approx(0.61)
+    assert metric.ci_low is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: pd.concat([rows, rows[:1]]), "item: expected different names, got '0' twice"),
+        (lambda rows: rows.assign(hit=["-", *rows["hit"][1:]]), "row 2: hit: expected a verdict from 0 to 1"),
+        (lambda rows: rows.drop(columns="hit"), "expected a column of verdicts"),
+        (lambda rows: rows.drop(columns="answer"), "answer"),
+        (lambda rows: rows[:0], "expected a finite number, got nan"),
+    ],
+)
+def test_bad_tables_of_verdicts(tmp_path: Path, change: Any, message: str) -> None:
+    name = "Tiny-VL_MMStar_exact_matching_result.xlsx"
+    change(pd.read_excel(VLM / name)).to_excel(tmp_path / name, index=False)
+    with pytest.raises(UserError, match=message):
+        run(tmp_path / name, output=tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+
+
+def test_answers_and_tables_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "Tiny-VL_MMStar_exact_matching_result.xlsx"
+    rows = pd.read_excel(VLM / name)
+    rows.assign(prediction=["None", *rows["prediction"][1:]]).to_excel(tmp_path / name, index=False)
+    ((_, items),) = vlmevalkit.read(tmp_path / name)
+    assert items["prediction"][0] == "None"  # an answer, not a missing one
+    with pytest.raises(UserError, match=r"expected MODEL_DATASET_acc\.csv"):
+        vlmevalkit.read(VLM / "Tiny-VL_MMStar.xlsx")
+    monkeypatch.setitem(__import__("sys").modules, "openpyxl", None)
+    with pytest.raises(UserError, match="needs openpyxl"):
+        vlmevalkit.read(VLM / name)
+
+
+def test_encoder_tools(tmp_path: Path) -> None:
+    files = [*PEERS.glob("clip_benchmark/*.json"), OPEN_CLIP, *sorted((PEERS / "mteb").rglob("*.json"))]
+    written = {
+        (result.benchmark, name): metric.value
+        for result in run(*files, output=tmp_path).values()
+        for name, metric in result.metrics.items()
+    }
+    assert written["tiny_colors", "acc1"] == 0.125
+    assert written["tiny_colors", "mean_per_class_recall"] == 0.125
+    assert written["tiny_captions", "t2i_r10"] == pytest.approx(0.2625)  # "image retrieval"
+    assert written["tiny_captions", "i2t_r10"] == pytest.approx(0.2)
+    assert written["validation", "i2t_r5"] == 0.2  # of the last epoch
+    assert written["validation", "clip_val_loss"] == pytest.approx(1.8583, abs=1e-4)
+    assert written["imagenet", "acc1"] == 0.0
+    assert written["STL10ZeroShot", "acc1"] == 0.875
+    assert written["flickr30k_t2i", "t2i_r10"] == 0.725
+    assert ("flickr30k_t2i", "nauc_ndcg_at_1_max") not in written
+    loss = read_result(tmp_path / "tiny/validation.json").metrics["clip_val_loss"]
+    assert (loss.higher_is_better, loss.scale, loss.n) == (False, 1.0, 40)
+    assert {path.name for path in tmp_path.iterdir()} == {"tiny", "tiny-vit-random", "tiny-colors"}
+
+
+def test_a_linear_probes_settings_are_no_metrics(tmp_path: Path) -> None:
+    """CLIP_benchmark stores them with the metrics, and NaN for accuracy at 5 of fewer classes."""
+    new = '"metrics": {"lp_acc5": NaN, "lr": 0.1, "epochs": 10, "seed": 0, "fewshot_k": -1, "lp_'
+    file = changed(CLIP_BENCHMARK, tmp_path / "in", '"metrics": {"', new)
+    file = changed(file, tmp_path / "in", "zeroshot_classification", "linear_probe")
+    ((result, _),) = encoder_tools.read_clip_benchmark(file)
+    assert result.benchmark == "tiny_colors_linear_probe"
+    assert result.metrics["acc1"].value == 0.125
+    assert (result.protocol["lr"], result.protocol["epochs"]) == (0.1, 10)
+
+
+def test_epochs_of_open_clip_are_ranked_together(tmp_path: Path) -> None:
+    (tmp_path / "results.jsonl").write_text(OPEN_CLIP.read_text(encoding="utf-8").splitlines()[0])
+    (earlier,), later = (
+        encoder_tools.read_open_clip(tmp_path / "results.jsonl"),
+        encoder_tools.read_open_clip(OPEN_CLIP),
+    )
+    assert earlier.result.protocol != later[0].result.protocol
+    assert ranking_key(earlier.result.protocol) == ranking_key(later[0].result.protocol)
+
+
+UNKNOWN = {
+    CLIP_BENCHMARK: ('"acc1"', '"acc7"', "unknown metric 'acc7'.*acc"),
+    OPEN_CLIP: ("image_to_text_R@1", "image_to_text_Q@1", "Q@1.*image_to_text_R@"),
+    MTEB: ('"f1"', '"f9"', "unknown metric 'f9'.*f1"),
+    LMMS: ("pope_recall,", "pope_miss,", "unknown metric 'pope_miss'.*pope_recall"),
+    VLM / "Tiny-VL_POPE_score.csv": ('"Overall","acc"', '"All","right"', "unknown metric.*Overall"),
+}
+
+
+@pytest.mark.parametrize("file", UNKNOWN, ids=lambda file: file.stem)
+def test_unknown_metrics_are_errors(tmp_path: Path, file: Path) -> None:
+    old, new, message = UNKNOWN[file]
+    good = PEERS / "mteb/tiny__colors/1/Flickr30kT2IRetrieval.json"
+    with pytest.raises(UserError, match=f"(?s){message}"):
+        run(good, changed(file, tmp_path / "in", old, new), output=tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        (LMMS, '"n-samples": {', '"n-samples": 3, "other": {', "n_samples: expected a mapping"),
+        (LMMS, '"results": {', '"results": {"gqa": 3}, "other": {', "results.gqa: expected a mapping"),
+        (LMMS, '"effective": 6', '"effective": "6"', "n_samples.nocaps_val.effective: expected an integer"),
+        (CLIP_BENCHMARK, '"metrics": {', '"metrics": [], "other": {', "metrics: expected a mapping"),
+        (CLIP_BENCHMARK, '"acc1": 0.125', '"acc1": 12.5', "metrics.acc1.value: expected a ratio from 0 to 1"),
+        (CLIP_BENCHMARK, '"acc1": 0.125, "acc5": 0.525, "mean_per_class_recall": 0.125', "", "at least one number"),
+        (MTEB, '"test": [', '"test": 3, "dev": [', "scores.test: expected a list"),
+        (VLM / "Tiny-VL_POPE_score.csv", '"83.87096774193549"', '"high"', "expected numbers"),
+        (VLM / "Tiny-VL_POPE_score.csv", '"83.87096774193549"', '"nan"', "pope_f1_score.value: expected a finite"),
+        (OPEN_CLIP, '"epoch": 1', '"epoch": 1}{', "line 1: not valid JSON"),
+    ],
+)  # fmt: skip
+def test_bad_files_are_one_line_errors(
+    tmp_path: Path, file: Path, old: str, new: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = changed(file, tmp_path / "in", old, new)
+    assert command("import", broken, "--output", tmp_path / "r") == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert str(broken) in line
+    assert message in line
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("content", ["{}", "[1]", "not json", "", "{1: 2}", '{"dataset": 1, "results": '])
+def test_other_files_are_one_line_errors(tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for suffix in ("json", "jsonl", "yaml", "csv", "xlsx", "txt"):
+        file = tmp_path / f"x.{suffix}"
+        file.write_text(content)
+        assert command("import", file, "--output", tmp_path / "r") == 2
+        assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    assert not (tmp_path / "r").exists()
+
+
+def test_an_own_result_is_not_replaced(tmp_path: Path) -> None:
+    put_result(tmp_path, "mine", "pope", items_table(0.5, benchmark="pope"))
+    before = result_path(tmp_path, "mine", "pope").read_bytes()
+    with pytest.raises(UserError, match="measured by this suite"):
+        run(VLM / "Tiny-VL_POPE_score.csv", output=tmp_path, model_name="mine")
+    assert result_path(tmp_path, "mine", "pope").read_bytes() == before
+    for _ in range(2):  # an imported one is
+        run(VLM / "Tiny-VL_POPE_score.csv", output=tmp_path, model_name="theirs")
+    with pytest.raises(UserError, match="expected one result of 'm' on 'b'"):
+        run(CLIP_BENCHMARK, MTEB, output=tmp_path, model_name="m", benchmark="b")
+
+
+def test_the_report_marks_imports_and_tests_them_only_on_equal_items(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        run(VLM / "Tiny-VL_POPE_score.csv", output=tmp_path, model_name=name)
+    put_result(tmp_path, "ours", "pope", items_table(0.5, benchmark="pope"))
+    report = build_report(tmp_path)
+    (note,) = [note for note in report.notes if note.startswith("§")]
+    assert "by VLMEvalKit" in note
+    assert {cell.row for cell in report.table.cells.values() if cell.measured_elsewhere} == {"a", "b"}
+    assert {key[2] for key in report.table.p_values} == {frozenset({"a", "b"})}  # never with ours
+    table = tmp_path / "b/pope.items.parquet"
+    items = pd.read_parquet(table)
+    items.assign(item=["x" + name for name in items["item"]]).to_parquet(table)
+    assert build_results_table(read_source(tmp_path)).p_values == {}
+
+
+OWN = "model,benchmark,metric,value,ci_low,ci_high,standard_error,n,scale,source\n"
+
+
+def test_own_rows(tmp_path: Path) -> None:
+    file = tmp_path / "mine.csv"
+    file.write_text(
+        OWN
+        + "Mine L/14,pope,pope_accuracy,86.7,85.9,87.5,,9000,,our paper\n"
+        + "Mine L/14,pope,pope_f1_score,0.99,,,0.02,9000,1,our paper\n"
+        + "Mine L/14,coco,t2i_r1,42.5,,,0.4,5000,,our paper\n"
+        + "Mine L/14,nocaps_val,nocaps_CIDEr,106.3,,,1.1,,,our paper\n"
+        + "Mine L/14,mme,mme_perception_score,1510.2,,,,,,our paper\n"
+    )
+    found = run(file, output=tmp_path / "r")
+    metrics = {name: metric for result in found.values() for name, metric in result.metrics.items()}
+    pope, f1, coco = metrics["pope_accuracy"], metrics["pope_f1_score"], metrics["t2i_r1"]
+    assert (pope.value, pope.ci_low, pope.ci_high) == pytest.approx((0.867, 0.859, 0.875))
+    assert (pope.ci_method, pope.n, pope.label) == ("stated", 9000, "accuracy")
+    assert (f1.value, f1.ci_high, f1.scale) == (0.99, 1.0, 100.0)  # shown like the others of its column
+    assert coco.ci_high - coco.ci_low == pytest.approx(2 * 1.96 * 0.004, rel=1e-3)
+    assert metrics["nocaps_CIDEr"].ci_high == pytest.approx(1.063 + 1.96 * 0.011, abs=1e-5)
+    assert metrics["mme_perception_score"].value == 1510.2
+    assert found["mme"].model_name == "Mine-L-14"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("m,pope,pope_accuracy,high,,,,,,s", "line 2: value: expected a number, got 'high'"),
+        ("m,pope,pope_accuracy,nan,,,,,,s", "line 2: value: expected 0 to 100"),
+        ("m,pope,pope_accuracy,,,,,,,s", "line 2: missing value"),
+        ("m,pope,cleverness,50,,,,,,s", "'cleverness' is no metric of this suite"),
+        ("m,pope,pope_accuracy,0.867,,,,,,s", "0.867 may be a ratio or per cent: state the scale"),
+        ("m,pope,pope_accuracy,867,,,,,,s", "expected 0 to 100 at scale 100"),
+        ("m,pope,pope_accuracy,86.7,,,,,1,s", "expected 0 to 1 at scale 1"),
+        ("m,pope,pope_accuracy,50,60,70,,,,s", "expected it in its interval"),
+        ("m,pope,pope_accuracy,50,40,,,,,s", "both ends"),
+        ("m,pope,pope_accuracy,50,,,,many,,s", "n: expected an integer, got 'many'"),
+        ("m,pope,pope_accuracy,50,,,,,,s,1", "line 2: expected 10 named columns, got more"),
+        ("m,pope,pope_accuracy,50,,,,,,s\nm,pope,pope_accuracy,51,,,,,,s", "line 3: expected one value"),
+    ],
+)
+def test_bad_own_rows(tmp_path: Path, line: str, message: str) -> None:
+    (tmp_path / "mine.csv").write_text(OWN + line + "\n")
+    with pytest.raises(UserError, match=message):
+        csv_rows.read(tmp_path / "mine.csv")
