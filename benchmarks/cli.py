@@ -89,6 +89,11 @@ COMMANDS = {
         target="benchmarks.exchange.import_command:run_import",
         rest="files",
     ),
+    "export": Command(
+        help="write results in the Hub's or Every Eval Ever's format",
+        target="benchmarks.exchange.export_command:run_export",
+        positional=("results",),
+    ),
     "diff": Command(
         help="print the differences between two results",
         target="benchmarks.analysis.diff_command:run_diff",
