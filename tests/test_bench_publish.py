@@ -18,7 +18,7 @@ from report_study import make_study
 from benchmarks.publishing import upload_files
 from benchmarks.publishing.publish import PublishConfig, run_publish
 from benchmarks.publishing.upload_files import shorten_local_paths
-from clips.core.artifact import atomic_write, write_manifest
+from clips.core.artifact import atomic_write, directory_hash, write_manifest
 from clips.errors import UserError
 
 TOKEN = "hf_" + "a1B2" * 9
@@ -94,6 +94,18 @@ def test_the_model_is_pushed_without_local_paths(hub, model, capsys):
     assert TOKEN not in said.out + said.err + "".join(path.read_text("latin-1") for path in pushed.iterdir())
     assert {authorization for _, path, authorization in hub.seen if "create" in path} == {f"Bearer {TOKEN}"}
     push(model, commit_message="again")  # a private repository that is there takes another commit
+
+
+def test_evaluation_results_for_the_hub_are_pushed(hub: type[Hub], model: Path) -> None:
+    before = directory_hash(model)
+    (model / ".eval_results").mkdir()
+    (model / ".eval_results/pope.yaml").write_text("- {value: 86.7, notes: accuracy of /home/somebody/runs/mine}\n")
+    (model / ".eval_results/draft.txt").write_text("not yet")
+    push(model)
+    pushed = hub.folder / "org/mine/.eval_results"
+    assert {path.name for path in pushed.iterdir()} == {"pope.yaml"}
+    assert (pushed / "pope.yaml").read_text(encoding="utf-8") == "- {value: 86.7, notes: accuracy of …/mine}\n"
+    assert directory_hash(model) == before  # the results remain those of this model
 
 
 def test_a_public_repository_is_not_taken_for_a_private_one(hub: type[Hub], model: Path) -> None:

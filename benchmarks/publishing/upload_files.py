@@ -121,9 +121,10 @@ def _artifact(directory: Path) -> UploadPlan:
     manifest = read_manifest(directory)
     if not isinstance(manifest.get("files"), dict) or "hash" not in manifest:
         raise UserError(f"{directory / MANIFEST}: expected the manifest of a finished artifact")
-    known = {*manifest["files"], *HASH_EXCLUDED_FILES}
     paths = {path.relative_to(directory).as_posix(): path for path in sorted(directory.rglob("*")) if not path.is_dir()}
-    excluded = {name for name in paths if _is_excluded(name)}
+    scores = {name for name in paths if re.fullmatch(r"\.eval_results/[\w.-]+\.yaml", name)}
+    records = frozenset({*HASH_EXCLUDED_FILES, *scores})
+    known, excluded = {*manifest["files"], *records}, {name for name in paths if _is_excluded(name)} - scores
     foreign = [name for name in paths if name not in known and name not in excluded]
     if foreign:
         raise UserError(f"{directory}: {foreign[0]} is not of the artifact{_more(foreign)}; move it elsewhere")
@@ -138,7 +139,7 @@ def _artifact(directory: Path) -> UploadPlan:
     return UploadPlan(
         repo_type="model",
         files=files,
-        records=HASH_EXCLUDED_FILES & files.keys(),
+        records=records & files.keys(),
         left_out=tuple(sorted({name.split("/")[0] for name in excluded})),
         license=str(manifest.get("license") or _UNKNOWN),
         parents={
