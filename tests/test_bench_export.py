@@ -1,4 +1,4 @@
-"""Exports: valid in the other project's format, without any loss that is not listed."""
+"""Exports: valid in the other project's format, and read back without any loss that is not listed."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from report_material import edit, items_table, put_result
 from benchmarks import cli
 from benchmarks.exchange import eval_results, every_eval_ever
 from benchmarks.exchange.export_command import ExportConfig, run_export
+from benchmarks.exchange.import_command import ImportConfig, run_import
 from benchmarks.results.protocol import fingerprint
 from benchmarks.results.result_types import BlindScore, Metric, Result
+from benchmarks.results.results import read_items, read_result, read_results, result_path
 from clips.commandline.commands import dispatch
 from clips.errors import UserError
 from clips.typed_data import to_plain
@@ -114,8 +116,15 @@ def test_every_eval_ever_loses_only_what_is_listed_and_fits_its_schema(tmp_path:
         record_schema.validate(json.loads(texts[name]))
         for line in texts[samples[0]].splitlines()[:2] if samples else ():
             sample_schema.validate(json.loads(line))
-        details = json.loads(json.loads(texts[name])["source_metadata"]["additional_details"]["clips_bench"])
-        assert details == without(result, *every_eval_ever.NOT_CARRIED)
+        ((found, found_items),) = every_eval_ever.read(tmp_path / Path(name).name)
+        lost = {*every_eval_ever.NOT_CARRIED, *([] if result.measured_elsewhere else ["measured_elsewhere"])}
+        assert without(found, *lost) == without(result, *lost)
+        assert found.measured_elsewhere
+        if items is None:
+            assert found_items is None
+        else:
+            columns = [name for name in items if name not in every_eval_ever.IMAGE_COLUMNS]
+            pd.testing.assert_frame_equal(found_items[columns], items[columns], check_exact=True)
 
 
 def test_eval_results_lose_only_what_is_listed(tmp_path: Path) -> None:
@@ -129,13 +138,14 @@ def test_eval_results_lose_only_what_is_listed(tmp_path: Path) -> None:
         assert [entry.value for entry in entries] == [
             result.metrics[name].value * result.metrics[name].scale for name in metrics
         ]
-        for entry in entries:
-            details = json.loads(entry.notes.partition("; clips-bench: ")[2])
-            assert details["primary"] == list(result.primary)
+        ((found, _),) = eval_results.read(file)
+        for name in set(eval_results.CARRIED) - {"fingerprint"}:
+            assert to_plain(getattr(found, name)) == to_plain(getattr(result, name))
+        assert result.fingerprint in found.measured_elsewhere["version"]
 
 
 @pytest.mark.parametrize("name", ["eval_results", "every_eval_ever"])
-def test_export_by_command(tmp_path: Path, name: str) -> None:
+def test_export_and_import_by_command(tmp_path: Path, name: str) -> None:
     put_result(tmp_path / "r", "mine", "pope", items_table(0.6, benchmark="pope"))
     put_result(tmp_path / "r", "mine", "gqa", items_table(0.4, benchmark="gqa"))
     edit(tmp_path / "r/mine/gqa.json", command="clips-bench run --output /home/me/x", model={"path": "/home/me/m"})
@@ -143,6 +153,41 @@ def test_export_by_command(tmp_path: Path, name: str) -> None:
     files = sorted((tmp_path / "out").rglob("*.yaml" if name == "eval_results" else "*.json"))
     assert len(files) == 2
     assert not any("/home/me" in file.read_text(encoding="utf-8") for file in files)
+    assert command("import", *files, "--output", tmp_path / "back") == 0
+    for before in read_results(tmp_path / "r"):
+        after = read_result(result_path(tmp_path / "back", "mine", before.benchmark))
+        assert to_plain(after.metrics) == to_plain(before.metrics)
+        assert after.measured_elsewhere["tool"] == "clips-bench"
+        if name == "every_eval_ever":
+            assert after.fingerprint == before.fingerprint
+            columns = ["item", "image", "question", "prediction", "target", "score", "hit"]
+            pd.testing.assert_frame_equal(read_items(after)[columns], read_items(before)[columns])
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"score": ', '"score": 1'),
+        ('"score": ', '"points": '),
+        ('"evaluation_results": [', '"evaluation_results": [3, '),
+        ('"clips_bench"', '"other"'),
+        (r"\"metrics\"", r"\"numbers\""),
+        ("value: ", "value: 1"),
+        ("clips-bench: ", "other: "),
+        ('"scale"', '"size"'),
+    ],
+)
+def test_changed_exports_are_errors(tmp_path: Path, old: str, new: str) -> None:
+    result = random_result(np.random.default_rng(2))
+    texts = eval_results.convert(result, "org/data")
+    texts |= every_eval_ever.convert(result, None, organization="us", relationship="other")
+    tried = [(name, text) for name, text in texts.items() if old in text]
+    for name, text in tried:
+        file = tmp_path / Path(name).name
+        file.write_text(text.replace(old, new), encoding="utf-8")
+        with pytest.raises(UserError, match=file.name):
+            run_import(ImportConfig(files=(str(file),), output=str(tmp_path / "r")))
+    assert tried
 
 
 def test_bad_exports(tmp_path: Path) -> None:

@@ -9,16 +9,21 @@ Scores, intervals and numbers of items are in the schema's own fields, in the un
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import hashlib
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.exchange.imported import safe_name
+from benchmarks.exchange.imported import Imported, parse, restore, safe_name
 from benchmarks.results.result_types import Metric, Result
+from clips.core.artifact import file_hash
 from clips.core.identity import digest
+from clips.errors import UserError
+from clips.text_files import read_json, read_json_lines, safe_json_loads
 from clips.typed_data import to_plain
 
 if TYPE_CHECKING:
@@ -31,6 +36,17 @@ IMAGE_COLUMNS = ("thumbnail", "map")
 """Columns of items that are lost."""
 _DETAILS = "clips_bench"
 _FULL_MARKS = (1.0, 100.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Record:
+    """The fields of a record that are read."""
+
+    schema_version: str
+    evaluation_id: str
+    source_metadata: Mapping[str, Any]
+    evaluation_results: Sequence[Mapping[str, Any]]
+    detailed_evaluation_results: Mapping[str, Any] | None = None
 
 
 def convert(result: Result, items: pd.DataFrame | None, *, organization: str, relationship: str) -> dict[str, str]:
@@ -135,3 +151,31 @@ def _samples(result: Result, items: pd.DataFrame, identity: str) -> Iterator[dic
 
 def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
+
+
+def read(file: Path) -> list[Imported]:
+    """The result of a record that `convert` made, with its items if their file is there.
+
+    Raises:
+        UserError: another tool's record, which lacks this suite's details; scores or samples that it contradicts.
+    """
+    import pandas as pd
+
+    record, samples = parse(Record, read_json(file), file), file.with_name(f"{file.stem}_samples.jsonl")
+    try:
+        details = safe_json_loads(record.source_metadata["additional_details"][_DETAILS])
+        result = restore(details, file, "its details")
+        scores = {
+            each["metric_config"]["metric_id"]: each["score_details"]["score"] for each in record.evaluation_results
+        }
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{file}: expected a record of `clips-bench export`, with the details of its result") from None
+    if scores != {name: metric.value for name, metric in result.metrics.items()}:
+        raise UserError(f"{file}: evaluation_results: expected the scores of its details, got others")
+    if record.detailed_evaluation_results is None or not samples.is_file():
+        return [Imported(result)]
+    if file_hash(samples) != record.detailed_evaluation_results.get("checksum"):
+        raise UserError(f"{samples}: expected the file whose SHA-256 {file.name} states, got another")
+    rows = [row["metadata"] for _, row in read_json_lines(samples, others=("metadata",))]
+    items = pd.DataFrame([{name: json.loads(text) for name, text in row.items()} for row in rows])
+    return [Imported(result, items.assign(thumbnail=None))]

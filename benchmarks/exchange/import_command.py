@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from benchmarks.exchange import csv_rows, encoder_tools, lmms_eval, vlmevalkit
+from benchmarks.exchange import csv_rows, encoder_tools, eval_results, every_eval_ever, lmms_eval, vlmevalkit
 from benchmarks.exchange.imported import Imported, has_fields
 from benchmarks.results.results import check_name, check_not_newer, read_fields, result_path, write_result
 from benchmarks.results.validation import check_fields, check_items
@@ -22,12 +22,15 @@ READERS: dict[str, Callable[[Path], list[Imported]]] = {
     "open_clip": encoder_tools.read_open_clip,
     "mteb": encoder_tools.read_mteb,
     "csv": csv_rows.read,
+    "eval_results": eval_results.read,
+    "every_eval_ever": every_eval_ever.read,
 }
-_BY_SUFFIX = {".xlsx": "vlmevalkit", ".jsonl": "open_clip"}
+_BY_SUFFIX = {".xlsx": "vlmevalkit", ".jsonl": "open_clip", ".yaml": "eval_results"}
 _JSON: Mapping[str, type] = {
     "lmms_eval": lmms_eval.Run,
     "clip_benchmark": encoder_tools.ClipBenchmark,
     "mteb": encoder_tools.Mteb,
+    "every_eval_ever": every_eval_ever.Record,
 }
 
 
@@ -37,11 +40,12 @@ class ImportConfig:
 
     Args:
         files: lmms-eval's ``results.json``, VLMEvalKit's csv or xlsx, CLIP_benchmark's or mteb's JSON, open_clip's
-            ``results.jsonl``, or rows of a csv.
+            ``results.jsonl``, rows of a csv, or what `clips-bench export` wrote.
         output: directory of the result files; those of models evaluated by this suite are not replaced.
         model_name: the model's name in the table; by default the file's.
         benchmark: the benchmark's column, if the files have one; by default the file's, in this suite's names.
-        format: lmms_eval, vlmevalkit, clip_benchmark, open_clip, mteb or csv; by default recognized from the content.
+        format: lmms_eval, vlmevalkit, clip_benchmark, open_clip, mteb, csv, eval_results or every_eval_ever; by default
+            recognized from the content.
     """
 
     files: tuple[str, ...]

@@ -191,3 +191,10 @@ def parse(kind: type[Record], content: Any, file: Path) -> Record:
         names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
         content = {name: each for key, each in content.items() if (name := key.replace("-", "_")) in names}
     return from_plain(kind, content, what=str(file))
+
+
+def restore(plain: Mapping[str, Any], file: Path, version: str) -> Result:
+    """A result from what an export stored of it, marked as read from there."""
+    measured = plain.get("measured_elsewhere") or origin(file, "clips-bench", version, "the file")
+    what = f"{file}: the details of `clips-bench export`"
+    return from_plain(Result, {"model": {}, "versions": {}, **plain, "measured_elsewhere": measured}, what=what)
