@@ -93,7 +93,7 @@ def run_import(config: ImportConfig) -> None:
     for result, items in found.values():
         path, origin = write_result(config.output, result, items), result.measured_elsewhere
         count = "without items" if items is None else f"{len(items)} items"
-        log_info(f"{path}: {origin['tool']} {origin['version']}, {count}, intervals from {origin['intervals']}")
+        log_info(f"{path}: {origin['tool']}, version {origin['version']}, {count}, intervals: {origin['intervals']}")
 
 
 def _check(file: Path, imported: Imported, output: str) -> None:

@@ -81,7 +81,8 @@ def _read_task(file: Path, run: Run, task: str, values: Mapping[str, float], err
     return make_imported(
         file,
         tool=TOOL,
-        version=run.lmms_eval_version or NOT_STATED,
+        # the branch and commit of the directory in which lmms-eval ran, which may be another repository than its own
+        version=f"{run.lmms_eval_version} of its working directory" if run.lmms_eval_version else NOT_STATED,
         model=run.model_name or run.model_source or TOOL,
         benchmark=task,
         benchmark_type="mllm",
