@@ -303,6 +303,8 @@ def _figure(report: Report, pair: CorrelatedPair) -> Figure:
         value, interval = _value_and_interval(pair.spearman)
         title += f": ρ = {value} ({interval}), n = {len(pair.pairs)}"
         details = f"; Spearman's correlation {value}, 95 % interval {interval}"
+    else:
+        title += f" against {column_title(x)}"
     return Figure(
         name=safe_file_name("relation", x.key, y.key, pair.llm or "", pair.recipe or ""),
         title=title + pair.suffix,
