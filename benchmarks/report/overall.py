@@ -72,7 +72,7 @@ class Overall:
         if not beaten:
             return f"{text}, not significantly above {join_or_count(close, 'others')}."
         above = "all others" if not close else join_or_count(beaten, "models")
-        rest = f", not above {join_or_count(close, 'others')}" if close else ""
+        rest = f", not significantly above {join_or_count(close, 'others')}" if close else ""
         return f"{text}, significantly above {above}{rest}."
 
 
