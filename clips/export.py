@@ -131,5 +131,6 @@ def _rebuild(recorded: dict[str, Any], checkpoint: Path) -> ClipsModel:
     # The checkpoint has every weight; the initial weights may be gone.
     model = build_model(model_config.without_initial_weights(), recipe, seed)
     load_export_weights(checkpoint, model)
-    merge_adapters(model)
+    if model_config.lora is not None:
+        merge_adapters(model)
     return model

@@ -280,7 +280,8 @@ def export_model(run: TrainRun, *, everywhere: bool = False) -> ClipsModel | Non
     encoder = build_model_without_pretrained(run.config)
     if run.processes.is_main:
         encoder.load_state_dict(weights)
-    merge_adapters(encoder)
+    if run.config.model.lora is not None:
+        merge_adapters(encoder)
     encoder.to(run.processes.device)
     if everywhere and run.processes.count > 1:
         for tensor in encoder.state_dict().values():

@@ -15,7 +15,7 @@ from torch import nn
 from clips.errors import UserError
 from llava_bridge import answer_conversations, load_llava
 from llava_bridge.training.loss import count_matching_answers
-from llava_bridge.training.stage_config import StageConfig, ValidationConfig
+from llava_bridge.training.stage_config import LoraConfig, StageConfig, ValidationConfig
 from llava_bridge.training.train_config import DistributedConfig
 
 HELD_OUT = 7  # samples, of which two processes have 4 and 3
@@ -48,7 +48,8 @@ def held_out(directory: Path, talk: Path) -> Path:
 def validated(directory: Path, name: str, parts: Any, *, eval_steps: int | None = 20, **fields: Any) -> Path:
     """The config of a run that learns the colors, with a validation in each ``eval_steps``."""
     source = bridge_world.source(parts.talk)[0]
-    settings: dict[str, Any] = {"max_steps": 50, "micro_batch_size": BATCH, "learning_rate": 3e-2}
+    adapters = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.1)  # its dropout depends on the random numbers
+    settings: dict[str, Any] = {"lora": adapters, "max_steps": 50, "micro_batch_size": BATCH, "learning_rate": 3e-2}
     if eval_steps is not None:
         path = directory / "held_out.json"
         config = type(source)(path=str(path), image_root=str(parts.talk))

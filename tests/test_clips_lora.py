@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import clips_world
@@ -87,21 +88,25 @@ def test_merged_adapters_are_the_weights_computed_by_hand(tmp_path: Path, archit
         torch.testing.assert_close(merged, by_hand)
 
 
-def test_an_interrupted_training_exports_what_open_clip_reads(tmp_path: Path):
+@pytest.mark.parametrize("interrupted", [True, False])
+def test_a_training_writes_weights_that_open_clip_reads(interrupted: bool, tmp_path: Path):
+    """By ``clips export`` from a checkpoint, and at the end of the training."""
     data = clips_world.write_shards(tmp_path / "data")
     start = clips_world.trained(data, tmp_path / "start", max_steps=0)
     model = {"architecture": "clips-tiny", "image_size": 16, "context_length": 12, "pretrained": str(start)}
     model["lora"] = {"r": 2, "target_modules": ["c_fc"]}
-    config = clips_world.train_config(data, tmp_path / "run", model=model)
-    with stopped_at(4):
+    config, written = clips_world.train_config(data, tmp_path / "run", model=model), tmp_path / "run"
+    with stopped_at(4) if interrupted else contextlib.nullcontext():
         clips_world.train(config)
-    run_export(ExportConfig(checkpoint=str(tmp_path / "run"), output=str(tmp_path / "encoder")))
-    before, after = tensors_of(start), tensors_of(tmp_path / "encoder")
+    if interrupted:
+        written = tmp_path / "encoder"
+        run_export(ExportConfig(checkpoint=str(tmp_path / "run"), output=str(written)))
+    before, after = tensors_of(start), tensors_of(written)
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     in_towers = {name for name in changed if name.startswith(("visual.", "transformer."))}
     assert {name for name in before if name.endswith("c_fc.weight")} == in_towers
-    read, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'encoder'}")
+    read, _, _ = open_clip.create_model_and_transforms(f"local-dir:{written}")
     for name, value in read.state_dict().items():
         assert torch.equal(value, after[name])
 
@@ -116,7 +121,7 @@ def test_the_layers_are_chosen_by_tower_and_name(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("model", "told"),
+    ("model", "message"),
     [
         ({"lora": {}}, r"model\.lora: expected model\.pretrained"),
         ({"lora": {"r": 0}}, r"lora\.r: expected 1 or more"),
@@ -124,8 +129,8 @@ def test_the_layers_are_chosen_by_tower_and_name(tmp_path: Path):
         ({"lora": {}, "lock_text": True}, r"model\.lock_text: expected false with text among model\.lora"),
     ],
 )
-def test_invalid_settings_name_their_field(tmp_path: Path, model: dict[str, object], told: str):
-    with pytest.raises(UserError, match=told):
+def test_invalid_settings_name_their_field(tmp_path: Path, model: dict[str, object], message: str):
+    with pytest.raises(UserError, match=message):
         clips_world.train_config(tmp_path, tmp_path / "run", model=model)
 
 

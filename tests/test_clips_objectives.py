@@ -137,7 +137,7 @@ def test_equal_weights_change_no_bit():
 
 
 @pytest.mark.parametrize(
-    ("fields", "told"),
+    ("fields", "message"),
     [
         ({"name": "clips", "positive_weights": (1.0,)}, r"^recipe\.positive_weights: .* for each of web, partial, got"),
         ({"name": "clip", "positive_weights": (0.0,)}, r"^recipe\.positive_weights: "),
@@ -149,8 +149,8 @@ def test_equal_weights_change_no_bit():
         ),
     ],
 )
-def test_invalid_settings_name_their_field(fields: dict[str, object], told: str):
-    with pytest.raises(UserError, match=told):
+def test_invalid_settings_name_their_field(fields: dict[str, object], message: str):
+    with pytest.raises(UserError, match=message):
         RecipeConfig(**fields)
 
 
@@ -238,11 +238,11 @@ def test_the_losses_of_prefixes_are_added():
 
 
 @pytest.mark.parametrize(
-    ("widths", "told"),
+    ("widths", "message"),
     [((0,), "expected different numbers above 0"), ((4, 4), "expected different"), ((4, 128), "below the width 128")],
 )
-def test_widths_are_smaller_than_the_embedding(widths: tuple[int, ...], told: str):
-    with pytest.raises(UserError, match=rf"^recipe\.embedding_widths: .*{told}"):
+def test_widths_are_smaller_than_the_embedding(widths: tuple[int, ...], message: str):
+    with pytest.raises(UserError, match=rf"^recipe\.embedding_widths: .*{message}"):
         built("clip", embedding_widths=widths)
 
 
@@ -364,7 +364,7 @@ def test_a_sample_has_the_texts_that_the_student_reads():
 
 
 @pytest.mark.parametrize(
-    ("kind", "told"),
+    ("kind", "message"),
     [
         ("image_tower", r"^recipe\.distillation\.teacher: .*expected an encoder with a text tower"),
         ("missing", r"^recipe\.distillation\.teacher: .*expected an encoder directory"),
@@ -372,7 +372,7 @@ def test_a_sample_has_the_texts_that_the_student_reads():
         ("bert", r"^recipe\.distillation\.teacher: .* is a bert; expected a text tower as well"),
     ],
 )
-def test_a_teacher_that_cannot_teach_is_rejected(tmp_path: Path, kind: str, told: str):
+def test_a_teacher_that_cannot_teach_is_rejected(tmp_path: Path, kind: str, message: str):
     reference = str(tmp_path)
     if kind == "image_tower":
         write_encoder(built("caption_only"), tmp_path)
@@ -381,7 +381,7 @@ def test_a_teacher_that_cannot_teach_is_rejected(tmp_path: Path, kind: str, told
     if kind == "bert":
         reference = f"transformers:{tmp_path}"
         (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         Teacher(DistillationConfig(teacher=reference), torch.device("cpu"))
 
 

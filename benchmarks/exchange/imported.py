@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from benchmarks.results.aggregation import AGGREGATIONS
 from benchmarks.results.protocol import Entries, fingerprint
 from benchmarks.results.result_types import Metric, Result
+from benchmarks.results.statistics import Z95
 from benchmarks.tasks.evaluation import MetricSpec, compute_metric
 from clips.core.artifact import file_hash
 from clips.errors import UserError
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 NOT_STATED = "not stated"
-_Z95 = 1.959963984540054
 Record = TypeVar("Record")
 
 
@@ -139,7 +139,7 @@ def measured_metric(
         )
     if metric.ci_low is not None or not standard_error:
         return metric
-    low, high = metric.value - _Z95 * standard_error, metric.value + _Z95 * standard_error
+    low, high = metric.value - Z95 * standard_error, metric.value + Z95 * standard_error
     if is_bounded(spec):
         low, high = max(low, 0.0), max(min(high, spec.most), metric.value)
     return dataclasses.replace(metric, ci_low=low, ci_high=high, ci_method="printed")

@@ -18,14 +18,13 @@ from benchmarks.report.figure import Figure, FigureSet, Palette, number_points, 
 from benchmarks.report.report import Report
 from benchmarks.report.table import Cell, Column
 from benchmarks.results.formatting import format_number
-from benchmarks.results.statistics import holm_correction
+from benchmarks.results.statistics import Z95, holm_correction
 
 MIN_MODELS = 6  # of a correlation
 _PREDICTORS = ("retrieval", "classification", "pointing", "alignment")
 _ALL_METRICS = ("alignment",)  # types whose metrics are predictors of their own
 _MIN_POINTS = 3  # of a figure, since two points are always on a line
 _NUM_RESAMPLES = 9999  # scipy enumerates all permutations if there are at most this number
-_Z95 = 1.959963984540054
 HEADERS = (
     "metrics",
     "models",
@@ -134,7 +133,7 @@ def _interval(kind: Literal["spearman", "pearson", "kendall"], value: float, n: 
     largest = 1 - (2 / (n * (n - 1)) if kind == "kendall" else 6 / (n * (n * n - 1)))
     inner = max(-largest, min(largest, value))
     variance = {"spearman": (1 + inner**2 / 2) / (n - 3), "pearson": 1 / (n - 3), "kendall": 0.437 / (n - 4)}[kind]
-    half = _Z95 * math.sqrt(variance)
+    half = Z95 * math.sqrt(variance)
     return min(value, math.tanh(math.atanh(inner) - half)), max(value, math.tanh(math.atanh(inner) + half))
 
 

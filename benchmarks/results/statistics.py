@@ -19,7 +19,7 @@ from benchmarks.results.aggregation import AGGREGATIONS, Columns
 from benchmarks.results.noise import ALPHA as LEVEL
 from benchmarks.results.noise import Scores, TrainingNoise, difference_estimate, metric_estimate, p_values
 
-_Z95 = 1.959963984540054
+Z95 = 1.959963984540054
 _LARGEST_QUANTILE = 30.0  # of the normal distribution, in double precision
 _ROUNDING = 1e-9
 
@@ -55,7 +55,7 @@ class PairedDifference:
     min_detectable: float
 
 
-def wilson_interval(successes: float, n: float, quantile: float = _Z95) -> tuple[float, float]:
+def wilson_interval(successes: float, n: float, quantile: float = Z95) -> tuple[float, float]:
     """Wilson's score interval of a proportion, at 95 % unless ``quantile`` differs; (0, 1) where n is 0."""
     from scipy import stats
     from statsmodels.stats.proportion import proportion_confint
