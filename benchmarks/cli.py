@@ -53,6 +53,11 @@ COMMANDS = {
         target="benchmarks.study.study_commands:study_status",
         positional=("study",),
     ),
+    "study power": Command(
+        help="print the seeds and images that a study needs to detect a difference",
+        target="benchmarks.analysis.power_command:print_power",
+        positional=("study",),
+    ),
     "study rerun": Command(
         help="run selected steps of a study again, and their dependents",
         target="benchmarks.analysis.study_with_report:rerun_study_with_report",

@@ -1,0 +1,165 @@
+"""`clips-bench study power`: the variance components of a difference, and what they recommend."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from report_material import items_table, put_result
+from report_study import record_study
+from scipy import stats
+
+from benchmarks.cli import main
+from benchmarks.results.noise import Scores, TrainingNoise, difference_estimate, training_noise
+from benchmarks.results.power import Components, variance_components
+from benchmarks.results.statistics import image_scores
+
+STUDY = """
+name: small
+baseline: clip
+seeds: [0, 1, 2]
+encoders: {clip: {recipe: {name: clip}}, clips: {recipe: {name: clips}}}
+benchmarks: {retrieval: {data: d}}
+"""
+
+
+@pytest.fixture(scope="module")
+def models() -> tuple[Scores, Scores]:
+    """Two models of four seeds: each answers 60 % of the images right in all seeds, and 10 % by chance."""
+    generator = np.random.default_rng(3)
+    found = []
+    for shift in (0.0, 0.08):
+        lasting = generator.random(500) < 0.6
+        seeds = [
+            np.where(
+                generator.random(500) < 0.1, generator.random(500) < 0.5 + shift + generator.normal() / 10, lasting
+            )
+            for _ in range(4)
+        ]
+        tables = [{"x": seed.astype(float)} for seed in seeds]
+        found.append(image_scores("mean", tables, ("x",), np.arange(500), trained=True))
+    return found[0], found[1]
+
+
+def test_the_components_add_up_to_the_standard_error_of_the_report(models):
+    noise = training_noise(models)
+    parts = variance_components([models], noise)
+    report = difference_estimate(*models, noise)
+    assert parts.interaction > 0 < parts.images
+    assert parts.images + (parts.interaction + parts.training) / 4 == pytest.approx(report.standard_error**2)
+    assert parts.min_detectable(4, 500) == pytest.approx(report.min_detectable, rel=0.02)  # without its skewness
+    assert (parts.num_images, parts.num_trained, parts.degrees) == (500, 2, 6)
+
+
+def test_what_is_recommended_suffices_and_one_less_does_not(models):
+    parts = variance_components([models], training_noise(models))
+    seeds = parts.seeds_for(0.1, 500)
+    assert 2 < seeds < 100
+    assert parts.min_detectable(seeds, 500) <= 0.1 < parts.min_detectable(seeds - 1, 500)
+    images = parts.images_for(0.04, 20)
+    assert parts.min_detectable(20, images) <= 0.04 < parts.min_detectable(20, images - 1)
+    assert parts.seeds_for(0.1, 500, num_tests=4) > seeds
+    assert parts.seeds_for(0.0001, 500) is None
+
+
+def test_images_alone_give_students_t_and_training_alone_needs_seeds_for_any_number_of_images():
+    parts = Components(
+        images=0.0004, interaction=0.0, training=math.nan, num_images=400, image_degrees=399, num_trained=0, degrees=0
+    )
+    reach = stats.t.ppf(0.975, 1599) + stats.t.ppf(0.8, 1599)
+    assert parts.min_detectable(2, 1600) == pytest.approx(reach * 0.01, rel=1e-3)
+    trained = Components(
+        images=0.0, interaction=0.0, training=0.0004, num_images=400, image_degrees=399, num_trained=2, degrees=4
+    )
+    reach = stats.t.ppf(0.975, 8) + stats.t.ppf(0.8, 8)
+    assert trained.min_detectable(5, 10**7) == pytest.approx(reach * 0.02 / math.sqrt(5), rel=1e-3)
+    assert trained.images_for(0.01, 3) is None
+    low, high = trained.bounds()
+    assert low.training == pytest.approx(4 * 0.0004 / stats.chi2.ppf(0.9, 4))
+    assert high.training == pytest.approx(4 * 0.0004 / stats.chi2.ppf(0.1, 4))
+
+
+def test_a_pretrained_model_has_no_noise_of_training(models):
+    first, second = models
+    once = Scores(
+        values=second.values[:1], influence=second.influence[:1], enters=second.enters, items=second.items, largest=1.0
+    )
+    both, one = (variance_components([pair], training_noise([first])) for pair in ((first, second), (first, once)))
+    assert one.training == pytest.approx(both.training / 2, rel=0.2)
+    assert one.num_trained == 1
+    assert math.isnan(variance_components([(once, once)], TrainingNoise()).training)
+
+
+@pytest.fixture(scope="module")
+def simulation() -> ModuleType:
+    scripts = Path(__file__).resolve().parents[1] / "scripts"
+    sys.path.insert(0, str(scripts))  # for check_statistics
+    try:
+        spec = importlib.util.spec_from_file_location("check_power", scripts / "check_power.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(scripts))
+    return module
+
+
+def test_the_recommended_number_of_seeds_has_the_stated_power(simulation):
+    world = simulation.World(images=300, models=3, seeds=3, training=1.0)
+    generator = np.random.default_rng(4)
+    pilots = [simulation.pilot(world, generator) for _ in range(40)]
+    seeds = round(float(np.median([parts.seeds_for(0.09, 300) for parts in pilots])))
+    planned = simulation.World(images=300, models=3, seeds=seeds, training=1.0)
+    assert 0.68 <= simulation.power(planned, 0.09, 120, generator) <= 0.92
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Path:
+    """A study's output: two encoders of three seeds."""
+    output = tmp_path_factory.mktemp("power") / "out"
+    record_study(STUDY, output)
+    for encoder, shares in {"clip": (0.2, 0.25, 0.3), "clips": (0.5, 0.56, 0.6)}.items():
+        for seed, share in enumerate(shares):
+            items = items_table(0.0, benchmark="retrieval", count=200, seed=seed)
+            order = np.random.default_rng(seed).permutation(200)
+            items["hit"] = items["score"] = [float(order[number] < round(200 * share)) for number in range(200)]
+            digest = f"{encoder} {seed}"
+            put_result(output / "results", f"{encoder}-s{seed}", "retrieval", items, primary=("t2i_r1",), digest=digest)
+    return output
+
+
+def test_the_command_prints_and_writes_the_components(study, monkeypatch, capsys, tmp_path):
+    file = tmp_path / "power.csv"
+    monkeypatch.setenv("COLUMNS", "200")
+    arguments = ["study", "power", str(study), "--difference", "5", "--seeds", "[4]", "--output", str(file)]
+    monkeypatch.setattr(sys, "argv", ["clips-bench", *arguments])
+    assert main() == 0
+    assert "from training" in capsys.readouterr().out
+    header, line = file.read_text().splitlines()
+    assert header.startswith("metric,images,SD,from images,from image × seed,from training,seeds for 5,")
+    cells = dict(zip(header.split(","), line.split(","), strict=True))
+    shares = [int(cells[name].split()[0]) for name in ("from images", "from image × seed", "from training")]
+    assert sum(shares) == pytest.approx(100, abs=1)
+    assert int(cells["images"]) == 100
+    needed, low, high = map(int, re.findall(r"\d+", cells["seeds for 5"]))
+    assert low <= needed <= high
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--difference", "0"], "difference: expected a number above 0, got 0"),
+        (["--seeds", "[1]"], "seeds: expected numbers from 2 to 1000, got [1]"),
+        (["--output", "x.txt"], "output: expected a name that ends in .csv or .md, got 'x.txt'"),
+    ],
+)
+def test_a_wrong_setting_is_one_line(study, monkeypatch, capsys, arguments, message):
+    monkeypatch.setattr(sys, "argv", ["clips-bench", "study", "power", str(study), *arguments])
+    assert main() == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
