@@ -1,8 +1,10 @@
 """Judge the paper's claims from the results of studies, by the criteria of docs/evidence.md, as a Markdown table.
 
     python scripts/judge_claims.py runs/inverse_effect runs/ablation
+    python scripts/judge_claims.py runs/race
 
-Differences of T→I R@1, in points, are taken at equal seed; intervals are Student's t over seeds, 95 %.
+Differences of T→I R@1, or of a LLaVA's mean of POPE accuracy and GQA exact match, in points, are taken at equal seed;
+intervals are Student's t over seeds, 95 %.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from statistics import fmean
 from scipy import stats
 
 STRATEGIES = ("truncate", "random", "block", "sub_captions")
-Scores = dict[str, dict[int, float]]  # encoder → seed → R@1 in points
+OBJECTIVES = ("clip", "siglip", "veclip", "sentences", "clips")  # of the race, with both towers
+METRICS = {("retrieval", "t2i_r1"): "", ("pope", "pope_accuracy"): "llava.", ("gqa", "exact_match"): "llava."}
+Scores = dict[str, dict[int, float]]  # encoder, or llava.ENCODER → seed → the mean of its metrics in points
 
 
 def main() -> int:
@@ -33,16 +37,25 @@ def main() -> int:
     for claim, world, words, one, other in claims(scores):
         if one and other:
             print("|", " | ".join([claim, world, words, *judged(scores, one, other)]), "|")
+    if all(f"llava.{name}" in scores and name in scores for name in OBJECTIVES):
+        print("|", " | ".join(["D6", "scenes", "correlation of the orders", *judged_orders(scores)]), "|")
     return 0
 
 
 def read(run: Path) -> Scores:
-    scores: Scores = {}
+    found: dict[tuple[str, int], dict[str, float]] = {}
     for path in sorted(run.glob("results/*/*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
-        name = re.fullmatch(r"(.*)-s(\d+)", result["model_name"])
-        if name and result["status"] == "ok" and "t2i_r1" in result["metrics"]:
-            scores.setdefault(name[1], {})[int(name[2])] = 100 * result["metrics"]["t2i_r1"]["value"]
+        name = re.fullmatch(r"(.*?)(-tiny)?-s(\d+)", result["model_name"])
+        for (benchmark, metric), prefix in METRICS.items():
+            named = result["benchmark"] == benchmark or not prefix  # an entry of retrieval may have any name
+            if name and named and result["status"] == "ok" and metric in result["metrics"]:
+                values = found.setdefault((prefix + name[1], int(name[3])), {})
+                values[metric] = 100 * result["metrics"][metric]["value"]
+    scores: Scores = {}
+    for (encoder, seed), values in found.items():
+        if len(values) == sum(encoder.startswith("llava.") == bool(prefix) for prefix in METRICS.values()):
+            scores.setdefault(encoder, {})[seed] = fmean(values.values())
     return scores
 
 
@@ -82,13 +95,26 @@ def claims(scores: Scores) -> Iterable[tuple[str, str, str, list[str], list[str]
             for other in others:
                 yield claim, world, f"clips − {other.partition('.')[2]}", there(f"{world}.clips"), there(other)
 
+    for claim, metric, one, others in (
+        ("D1", "", "veclip", ["clip"]),
+        ("D1", "", "sentences", ["clip"]),
+        ("D1", "", "clips", ["clip"]),
+        ("D2", "", "sentences", ["veclip"]),
+        ("D3", "", "clips", [name for name in OBJECTIVES if name != "clips"]),
+        ("D4", "llava.", "clips", ["clip"]),
+        ("D5", "llava.", "caption_only", ["clip"]),
+    ):
+        for other in others:
+            words = f"{one} − {other}" + (", inside a LLaVA" if metric else "")
+            yield claim, "scenes", words, there(f"{metric}{one}"), there(f"{metric}{other}")
+
 
 def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
     """Student's t 95 % interval of the mean; None for fewer than two values."""
     if len(values) < 2:
         return None
-    low, high = stats.t.interval(0.95, len(values) - 1, loc=fmean(values), scale=stats.sem(values))
-    return float(low), float(high)
+    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+    return fmean(values) - half, fmean(values) + half
 
 
 def judged(scores: Scores, one: Sequence[str], other: Sequence[str]) -> list[str]:
@@ -104,6 +130,19 @@ def judged(scores: Scores, one: Sequence[str], other: Sequence[str]) -> list[str
     low, high = interval
     verdict = "reproduced" if low > 0 else "contradicted" if high < 0 else "not significant"
     return [f"{fmean(values):+.1f} [{low:+.1f}, {high:+.1f}]", str(len(values)), verdict]
+
+
+def judged_orders(scores: Scores) -> list[str]:
+    """D6: Spearman's correlation over the objectives of retrieval and LLaVAs, its interval over seeds, the verdict."""
+    sides = [[scores[prefix + name] for name in OBJECTIVES] for prefix in ("", "llava.")]
+    seeds = sorted(set.intersection(*(set(each) for side in sides for each in side)))
+    found = [float(stats.spearmanr(*([each[seed] for each in side] for side in sides))[0]) for seed in seeds]
+    interval = t_interval(found)
+    if interval is None:
+        return [f"{fmean(found):+.2f}" if found else "–", str(len(found)), "needs two seeds"]
+    mean = fmean(found)
+    verdict = "reproduced" if mean < 0.5 and interval[1] < 1 else "contradicted" if mean > 0.9 else "not significant"
+    return [f"{mean:+.2f} [{interval[0]:+.2f}, {interval[1]:+.2f}]", str(len(found)), verdict]
 
 
 if __name__ == "__main__":

@@ -144,7 +144,8 @@ def evidence(tmp_path: Path) -> Path:
         for seed, value in enumerate(values, start=4):
             row = f"{name}-s{seed}"
             (tmp_path / "results" / row).mkdir(parents=True)
-            result = {"model_name": row, "status": "ok", "metrics": {"t2i_r1": {"value": value}}}
+            metrics = {"t2i_r1": {"value": value}}
+            result = {"model_name": row, "benchmark": "scenes", "status": "ok", "metrics": metrics}
             (tmp_path / "results" / row / "scenes.json").write_text(json.dumps(result))
     return tmp_path
 
@@ -162,6 +163,30 @@ def test_an_interval_on_one_side_of_zero_decides(evidence: Path) -> None:
     (between,) = [line for line in lines if line.startswith("| B3 |")]
     assert between.endswith("| 3 | not significant |")
     assert "+0.7 [" in between
+
+
+def test_the_race_is_judged_for_retrieval_and_inside_llavas(tmp_path: Path) -> None:
+    """In the LLaVAs the order is the reverse of that for retrieval; caption_only has no retrieval."""
+    retrieval = {"clip": 10, "siglip": 20, "veclip": 30, "sentences": 40, "clips": 50}
+    for seed in (1, 2, 3):
+        for place, name in enumerate([*retrieval, "caption_only"]):
+            metrics = {"pope": "pope_accuracy", "gqa": "exact_match"} | ({"retrieval": "t2i_r1"} if place < 5 else {})
+            for benchmark, metric in metrics.items():
+                row = f"{name}-s{seed}" if benchmark == "retrieval" else f"{name}-tiny-s{seed}"
+                value = retrieval[name] + seed if benchmark == "retrieval" else 60 - 5 * place + seed * (place % 2)
+                result = {"model_name": row, "benchmark": benchmark, "status": "ok",
+                          "metrics": {metric: {"value": value / 100}}}  # fmt: skip
+                (tmp_path / "results" / row).mkdir(parents=True, exist_ok=True)
+                (tmp_path / "results" / row / f"{benchmark}.json").write_text(json.dumps(result))
+    done = call("judge_claims.py", tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert "| D3 | scenes | clips − sentences | +10.0 [+10.0, +10.0] | 3 | reproduced |" in lines
+    assert "| D4 | scenes | clips − clip, inside a LLaVA | -20.0 [-20.0, -20.0] | 3 | contradicted |" in lines
+    (captions,) = [line for line in lines if line.startswith("| D5 |")]
+    assert "caption_only − clip, inside a LLaVA | -23.0 [" in captions
+    assert "| D6 | scenes | correlation of the orders | -1.00 [-1.00, -1.00] | 3 | reproduced |" in lines
+    assert sum(line.startswith("| D1 |") for line in lines) == 3
 
 
 ROOT_SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
