@@ -29,7 +29,17 @@ def _engine(monkeypatch):
 def test_parents_come_first_and_cycles_are_rejected(tmp_path):
     steps = [make(tmp_path, "child", "parent"), make(tmp_path, "parent")]
     assert [step.name for step in topological_order(steps)] == ["parent", "child"]
-    with pytest.raises(ValueError, match="wait for each other"):
+    names = {
+        "encoder-1": [],
+        "encoder-2": [],
+        "llm": [],
+        "llava-1": ["encoder-1", "llm"],
+        "llava-2": ["encoder-2", "llm"],
+    }
+    steps = [make(tmp_path, name, *parents) for name, parents in names.items()]
+    by_model = ["encoder-1", "llm", "llava-1", "encoder-2", "llava-2"]
+    assert [step.name for step in topological_order(steps)] == by_model
+    with pytest.raises(ValueError, match="cycle"):
         topological_order([make(tmp_path, "a", "b"), make(tmp_path, "b", "a")])
     with pytest.raises(ValueError, match="no step makes"):
         topological_order([make(tmp_path, "a", "ghost")])

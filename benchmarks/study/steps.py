@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import graphlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -84,26 +85,31 @@ def _failure(path: Path) -> list[str]:
 
 
 def topological_order(steps: Iterable[Step]) -> list[Step]:
-    """The steps, parents before children, otherwise in the given order.
+    """The steps, parents before children, each right before its first dependent.
+
+    An interrupted study therefore has complete models, not only encoders.
 
     Raises:
         ValueError: an unknown parent, or a cycle.
     """
-    waiting = {step.name: step for step in steps}
-    known = set(waiting)
-    for step in waiting.values():
-        if unknown := set(step.parents) - known:
+    by_name = {step.name: step for step in steps}
+    for step in by_name.values():
+        if unknown := set(step.parents) - by_name.keys():
             raise ValueError(f"step {step.name} waits for {sorted(unknown)}, which no step makes")
-    ordered: list[Step] = []
-    done: set[str] = set()
-    while waiting:
-        ready = [step for step in waiting.values() if done.issuperset(step.parents)]
-        if not ready:
-            raise ValueError(f"these steps wait for each other: {sorted(waiting)}")
-        for step in ready:
-            ordered.append(waiting.pop(step.name))
-            done.add(step.name)
-    return ordered
+    graphlib.TopologicalSorter({step.name: step.parents for step in by_name.values()}).prepare()  # raises for a cycle
+    ordered: dict[str, Step] = {}
+
+    def add(step: Step) -> None:
+        for parent in step.parents:
+            if parent not in ordered:
+                add(by_name[parent])
+        ordered[step.name] = step
+
+    have_dependents = {parent for step in by_name.values() for parent in step.parents}
+    for step in by_name.values():
+        if step.name not in have_dependents:
+            add(step)
+    return list(ordered.values())
 
 
 def time_left(steps: Sequence[Step], remaining: Mapping[str, float], shares: Mapping[str, Share]) -> float:
