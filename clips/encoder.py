@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from clips.core.artifact import atomic_write
+from clips.data.patches import make_packer
 from clips.errors import UserError, error_reason
 from clips.lazy_import import without_wandb
 from clips.method.clips_model import ClipsModel
@@ -22,7 +23,7 @@ from clips.model.captioner import Captioner, CaptionerDims
 from clips.model.hf_text import HFTextTower, own_text_towers, with_own_text_config
 from clips.model.loading import library_errors_as_user_errors
 from clips.model.tokenizer import truncate_text
-from clips.model.towers import build_towers, text_tower
+from clips.model.towers import accept_packed_images, build_towers, text_tower
 from clips.model_refs import (
     CAPTIONER_CONFIG,
     CAPTIONER_WEIGHTS,
@@ -61,7 +62,8 @@ class LoadedEncoder:
 
     Args:
         model: the open_clip model, or an `clips.model.towers.ImageTower`, in evaluation mode, on CPU, float32.
-        preprocess: image → (3, size, size) float tensor.
+        preprocess: image → (3, size, size) float tensor, or packed (`clips.data.patches`) if it was trained with images
+            at their own aspect ratio.
         tokenizer: list of n strings → (n, context length) int64 tokens; raises UserError without a text tower.
         config: the directory's open_clip_config.json.
     """
@@ -87,7 +89,7 @@ def load_encoder(directory: str | Path) -> LoadedEncoder:
         import open_clip
 
     if "text_cfg" not in config["model_cfg"]:
-        return _load_image_tower(directory, config)
+        return _with_own_view(_load_image_tower(directory, config))
     try:
         own = with_own_text_config(config["model_cfg"], directory)
         changed = {name: own[name] for name in ("text_cfg",) if own is not config["model_cfg"]}
@@ -96,11 +98,30 @@ def load_encoder(directory: str | Path) -> LoadedEncoder:
         tokenizer = open_clip.get_tokenizer(f"local-dir:{directory}")
     except Exception as error:  # open_clip raises the exceptions of its dependencies: torch, safetensors, transformers
         raise UserError(f"{directory}: open_clip cannot load this encoder ({error_reason(error)})") from None
-    return LoadedEncoder(model.eval(), preprocess, _TruncatingTokenizer(tokenizer), config)
+    return _with_own_view(LoadedEncoder(model.eval(), preprocess, _TruncatingTokenizer(tokenizer), config))
+
+
+def _with_own_view(encoder: LoadedEncoder) -> LoadedEncoder:
+    """Read images at their own aspect ratio, as transformers' SigLIP 2, if the encoder was trained so."""
+    cfg = encoder.config.get("preprocess_cfg", {})
+    if (budget := cfg.get("max_num_patches")) is None:
+        return encoder
+    from PIL.Image import Resampling
+    from transformers import Siglip2ImageProcessor
+
+    processor = Siglip2ImageProcessor(
+        patch_size=encoder.model.visual.trunk.get_patch_size()[0],
+        max_num_patches=budget,
+        resample=Resampling[cfg["interpolation"].upper()],
+        image_mean=cfg["mean"],
+        image_std=cfg["std"],
+    )
+    accept_packed_images(encoder.model)
+    return dataclasses.replace(encoder, preprocess=make_packer(processor))
 
 
 def _load_image_tower(directory: Path, config: dict[str, Any]) -> LoadedEncoder:
-    from open_clip.transform import PreprocessCfg, image_transform_v2
+    from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
     from safetensors.torch import load_file
 
     def reject_texts(texts: Sequence[str]) -> torch.Tensor:
@@ -109,7 +130,8 @@ def _load_image_tower(directory: Path, config: dict[str, Any]) -> LoadedEncoder:
     with library_errors_as_user_errors(f"{directory}: this image tower cannot be loaded"):
         model = build_towers(config["model_cfg"])
         model.load_state_dict(load_file(directory / OPEN_CLIP_WEIGHTS))
-        preprocess = image_transform_v2(PreprocessCfg(**config["preprocess_cfg"]), is_train=False)
+        known = merge_preprocess_dict(config["preprocess_cfg"], {})
+        preprocess = image_transform_v2(PreprocessCfg(**known), is_train=False)
     return LoadedEncoder(model.eval(), preprocess, reject_texts, config)
 
 

@@ -20,7 +20,6 @@ _NATIVE = "siglip2"  # SigLIP 2 NaFlex; those of fixed resolution are of type si
 _CLEANED_TEXTS = ("siglip", "siglip2")  # SigLIP 2's tokenizer of fixed resolution keeps case and punctuation
 _CLEANING = "canonicalize"  # as open_clip's configs of both do: lower case, no punctuation
 _MASKED_PADDING = ("tipsv2",)  # the text towers of the others were trained with visible or later padding
-_GRID_BASE = 256  # sizes of grids are stored as two digits, because larger numbers are not exact in bfloat16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,6 +55,7 @@ def load_transformers_encoder(path: str | Path, field: str) -> TransformersEncod
     from open_clip.tokenizer import get_clean_fn
     from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
+    from clips.data.patches import make_packer
     from clips.model.loading import library_errors_as_user_errors, load_pretrained
     from clips.model.tokenizer import truncate_text
 
@@ -82,7 +82,7 @@ def load_transformers_encoder(path: str | Path, field: str) -> TransformersEncod
 
     padding = tokenizer.pad_token_id if config.model_type in _MASKED_PADDING else None
     native = config.model_type == _NATIVE
-    pack = _pack_patches(images) if native else lambda image: images(image, return_tensors="pt").pixel_values[0]
+    pack = make_packer(images) if native else lambda image: images(image, return_tensors="pt").pixel_values[0]
     return TransformersEncoder(
         model=TransformersTowers(model.eval(), padding, native=native),
         preprocess=pack,
@@ -90,21 +90,6 @@ def load_transformers_encoder(path: str | Path, field: str) -> TransformersEncod
         processor=images,
         cleaning=cleaning,
     )
-
-
-def _pack_patches(processor: Any) -> Callable[[Any], torch.Tensor]:
-    """Return a function from an image to (1, N + 1, C): patches, padded to N, and a row that begins with the grid."""
-    import torch
-
-    def pack(image: Any) -> torch.Tensor:
-        found = processor(image, return_tensors="pt")
-        patches = found["pixel_values"][0]
-        grid = patches.new_zeros(1, patches.shape[1])
-        sizes = found["spatial_shapes"][0]
-        grid[0, :2], grid[0, 2:4] = sizes // _GRID_BASE, sizes % _GRID_BASE
-        return torch.cat([patches, grid])[None]
-
-    return pack
 
 
 class TransformersTowers:
@@ -127,17 +112,14 @@ class TransformersTowers:
         return self
 
     def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return (B, E) of pixels (B, 3, S, S), or of packed patches (B, 1, N + 1, C)."""
-        import torch
-
+        """Return (B, E) of pixels (B, 3, S, S), or of images packed by `clips.data.patches`."""
         if not self.native:
             return self.model.get_image_features(pixel_values=pixels).pooler_output
-        patches, grid = pixels[:, 0, :-1], pixels[:, 0, -1, :4].long()
-        shapes = grid[:, :2] * _GRID_BASE + grid[:, 2:]
-        numbers = torch.arange(1, patches.shape[1] + 1, device=pixels.device)  # bfloat16 has no 257
-        mask = numbers <= shapes.prod(dim=1, keepdim=True)
+        from clips.data.patches import unpack
+
+        patches = unpack(pixels)
         found = self.model.get_image_features(
-            pixel_values=patches, pixel_attention_mask=mask.int(), spatial_shapes=shapes
+            pixel_values=patches.values, pixel_attention_mask=patches.valid.int(), spatial_shapes=patches.grids
         )
         return found.pooler_output
 

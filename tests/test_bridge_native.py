@@ -12,13 +12,14 @@ import pytest
 import torch
 import transformers
 
+from clips.data.patches import patch_mask, to_patches
 from clips.errors import UserError
 from llava_bridge import answer, load_llava, loglikelihoods
 from llava_bridge.conversion.swap_encoder import SwapConfig, run_swap
 from llava_bridge.data import read_samples
 from llava_bridge.data.collator import ConversationCollator, ConversationDataset
 from llava_bridge.data.inspect_command import InspectConversationsConfig, run_inspect
-from llava_bridge.encoders.encoder import hidden_state, patch_mask, to_patches
+from llava_bridge.encoders.encoder import hidden_state
 from llava_bridge.encoders.timm_source import TimmNaFlexVit
 from llava_bridge.model.anyres import num_image_tokens
 from llava_bridge.model.build import LlavaParts, build_llava, make_conversation_encoder

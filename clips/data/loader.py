@@ -20,6 +20,7 @@ from clips.data.augment import read_crop
 from clips.data.data_config import DataConfig
 from clips.data.images import InvalidImageError
 from clips.data.invalid_samples import Invalid
+from clips.data.patches import ImageSize, stored_shape, trim_padding
 from clips.data.prefetch import start_prefetcher
 from clips.data.sampler import SampleOrder, SamplePosition, step_positions
 from clips.data.sources import InvalidSampleError, Sample, Source, open_source, shard_lengths
@@ -65,7 +66,7 @@ class TrainDataset(torch.utils.data.Dataset):
 
     Args:
         config: of the data.
-        size: pixels of a side of the images.
+        size: of the images.
         seed: of the order and of each sample's random numbers.
         batch_size: samples per step, of all processes.
         prepare: captions → fields of a sample.
@@ -76,7 +77,7 @@ class TrainDataset(torch.utils.data.Dataset):
         self,
         config: DataConfig,
         *,
-        size: int,
+        size: ImageSize,
         seed: int,
         batch_size: int,
         prepare: Prepare,
@@ -97,7 +98,7 @@ class TrainDataset(torch.utils.data.Dataset):
         return len(self.sources)
 
     def __getitem__(self, position: int) -> dict[str, Any]:
-        """The fields at ``position``: "image" uint8 (3, size, size), and those of the recipe.
+        """The fields at ``position``: "image" uint8, see `augment`, and those of the recipe.
 
         "invalid_samples" lists `Invalid` samples, which are replaced by others of the source.
         """
@@ -212,7 +213,7 @@ def iterate_batches(
 ) -> Generator[dict[str, Any]]:
     """This process's part of the global batches of steps ``first_step`` … ``last_step - 1``, in order.
 
-    The images of a batch may be in memory that the next batch reuses.
+    The images of a batch may be in memory that the next batch reuses. Packed ones are padded to the longest of them.
     """
     plan = [
         step_positions(step, batch_size=data.order.batch_size, rank=rank, world_size=world_size)
@@ -225,11 +226,12 @@ def iterate_batches(
         for step in range(first_step, last_step):
             if fetcher:
                 fetcher.reach(step)
-            yield next(batches)
+            batch = next(batches)
+            yield {**batch, "image": trim_padding(batch["image"])}
 
 
 class _SharedBatches(torch.utils.data.Dataset):
-    """The parts of a plan's batches without their images, which are in ``images``, (slots, batch, 3, size, size) uint8.
+    """The parts of a plan's batches without their images, which are in ``images``, (slots, batch, …) uint8.
 
     All processes share ``images`` and reuse it: fresh pages for each batch take longer than filling them. The loader
     always has parts of fewer batches in flight than there are slots.
@@ -268,12 +270,12 @@ def _num_parts(batch_size: int) -> int:
     return math.ceil(batch_size / _PART)
 
 
-def _shared_shape(num_workers: int, batch_size: int, size: int) -> tuple[int, ...]:
+def _shared_shape(num_workers: int, batch_size: int, size: ImageSize) -> tuple[int, ...]:
     slots = math.ceil(num_workers * _READ_AHEAD / _num_parts(batch_size)) + 1
-    return slots, batch_size, size, size, 3
+    return slots, batch_size, *stored_shape(size)
 
 
-def shared_memory(num_workers: int, batch_size: int, size: int) -> int:
+def shared_memory(num_workers: int, batch_size: int, size: ImageSize) -> int:
     """Bytes of shared memory for the images of a process with workers, ``batch_size`` of them in its step."""
     return math.prod(_shared_shape(num_workers, batch_size, size)) if num_workers else 0
 

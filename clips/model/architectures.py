@@ -8,9 +8,10 @@ without a causal mask, the feature at the last position, that of the class token
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from clips.core.adapter_config import AdapterConfig
 from clips.errors import UserError, error_reason, unknown_name_error
@@ -25,6 +26,9 @@ from clips.model_refs import (
     resolve_encoder_dir,
 )
 from clips.text_files import safe_json_loads
+
+if TYPE_CHECKING:
+    from clips.data.patches import ImageSize
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -70,6 +74,7 @@ class CaptionerConfig:
 
 
 CONFIG_FIELD = "model.architecture"
+_MAX_PATCHES = 2**16
 CONFIG_DIR = Path(__file__).parent / "configs"
 _TEXT_CONVENTIONS = {"proj_bias": False, "act_kwargs": {"approximate": "tanh"}, "norm_kwargs": {"eps": 1e-6}}
 _TEXT_ATTENTION: dict[str, dict[str, Any]] = {
@@ -116,6 +121,8 @@ class ModelConfig:
             (clips-rn-tiny, RN50) use only the samples of their own process, as in open_clip.
         context_length: tokens of a text; the architecture's if not given.
         image_size: image size in pixels; the architecture's if not given.
+        max_num_patches: train and evaluate with images at their own aspect ratio, each with as many patches as fit in
+            this number, for timm's NaFlex towers (``timm:naflexvit_…``); null squashes images to squares.
         pretrained_trunk: a safetensors file of timm weights for the image tower's trunk, if it is a timm model.
         pretrained: an encoder directory (or ``hf-hub:NAME``) of the same architecture, with the initial weights;
             positions are interpolated to other sizes and lengths, a captioner of the same shape is loaded, too. From an
@@ -145,6 +152,7 @@ class ModelConfig:
     architecture: str = field(default="clips-tiny", metadata={"known": "clips.model.architectures:list_architectures"})
     context_length: int | None = None
     image_size: int | None = None
+    max_num_patches: int | None = None
     pretrained_trunk: str | None = None
     pretrained: str | None = None
     normalization: Literal["imagenet", "openai", "half"] | None = None
@@ -182,6 +190,22 @@ class ModelConfig:
             raise UserError(f"model.context_length: expected at least 4, got {self.context_length}")
         if self.image_size is not None and self.image_size < 1:
             raise UserError(f"model.image_size: expected a number of pixels, got {self.image_size}")
+        if self.max_num_patches is not None:
+            self._check_native()
+
+    def _check_native(self) -> None:
+        if not 1 <= self.max_num_patches < _MAX_PATCHES:  # type: ignore[operator]
+            raise UserError(
+                f"model.max_num_patches: expected 1 or more, below {_MAX_PATCHES}, got {self.max_num_patches}"
+            )
+        excluded = {
+            "image_size": "the budget limits the size",
+            "patch_dropout": "a smaller budget costs as little",
+            "cache_trunk_features": "outputs of different lengths are not cached",
+        }
+        for name, reason in excluded.items():
+            if getattr(self, name):
+                raise UserError(f"model.{name}: expected none with model.max_num_patches: {reason}")
 
     def without_initial_weights(self) -> ModelConfig:
         """Return the config of the same towers with random weights, for weights that are read afterwards, or none."""
@@ -268,6 +292,8 @@ def _vision_cfg(config: ModelConfig, vision: dict[str, Any]) -> dict[str, Any]:
     trunk = _timm_cfg(vision["timm_model_name"]) if vision.get("timm_model_name") else None
     fixed_size = trunk.input_size[-1] if trunk is not None and trunk.fixed_input_size else None
     size = config.image_size or fixed_size or vision.get("image_size", 224)  # open_clip's default
+    if config.max_num_patches is not None:  # the largest square, which open_clip alone would use
+        size = naflex_patch_size(vision.get("timm_model_name")) * math.isqrt(config.max_num_patches)
     if fixed_size is not None and size != fixed_size:
         raise UserError(f"model.image_size: expected {fixed_size}, the fixed size of this trunk")
     patch = vision.get("patch_size")
@@ -306,7 +332,33 @@ def resolve_preprocess_cfg(config: ModelConfig) -> dict[str, Any]:
     if config.normalization is None and is_encoder_ref(config.architecture):
         own = read_encoder_config(resolve_encoder_dir(config.architecture, CONFIG_FIELD)).get("preprocess_cfg", {})
         preprocess |= {name: own[name] for name in ("mean", "std") if name in own}
-    return preprocess
+    budget = config.max_num_patches
+    return preprocess if budget is None else preprocess | {"max_num_patches": budget}
+
+
+def image_view(cfg: dict[str, Any], max_num_patches: int | None) -> ImageSize:
+    """Return the size of the images of a ``model_cfg``: the side of a square, or with a budget that."""
+    from clips.data.patches import PatchBudget
+
+    if max_num_patches is None:
+        return int(preprocess_cfg(cfg)["size"][0])
+    return PatchBudget(naflex_patch_size(cfg["vision_cfg"].get("timm_model_name")), max_num_patches)
+
+
+@functools.cache
+def naflex_patch_size(timm_name: str | None) -> int:
+    """Return the size in pixels of the patches of a timm model. Raises UserError if it is no NaFlexVit."""
+    import torch
+
+    with without_wandb():
+        import timm
+        from timm.models.naflexvit import NaFlexVit
+
+    with torch.device("meta"):
+        trunk: Any = timm.create_model(timm_name) if timm_name else None
+    if not isinstance(trunk, NaFlexVit):
+        raise UserError("model.max_num_patches: expected an architecture whose image tower is timm's naflexvit_…")
+    return trunk.get_patch_size()[0]
 
 
 def _is_open_clip_name(architecture: str) -> bool:

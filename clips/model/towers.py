@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from clips.data.patches import is_packed, unpack, valid_patches
 from clips.errors import UserError, error_reason
 from clips.lazy_import import without_wandb
 from clips.model.architectures import ModelConfig, preprocess_cfg
@@ -38,8 +40,11 @@ class ImageTower(nn.Module):
         self.visual = visual
 
     def encode_image(self, image: Tensor) -> Tensor:
-        """Return the mean (B, width) of the patch tokens of images (B, 3, H, W), not normalized."""
-        return encode_image(self, image)[1].mean(dim=1)
+        """Return the mean (B, width) of the patch tokens of images (B, 3, H, W) or packed ones, not normalized."""
+        tokens, valid = encode_image(self, image)[1], valid_patches(image)
+        if valid is None:
+            return tokens.mean(dim=1)
+        return (tokens * valid[..., None]).sum(dim=1) / valid.sum(dim=1, keepdim=True)
 
     def lock_image_tower(self, unlocked_groups: int = 0) -> None:
         """Freeze the tower except for its last groups of layers, as open_clip's models do."""
@@ -159,9 +164,13 @@ def encode_image(towers: Towers, image: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         towers: an open_clip model.
-        image: (B, 3, H, W), normalized pixels.
+        image: (B, 3, H, W), normalized pixels; or packed ones (`clips.data.patches`), whose padding has tokens, too.
     """
     visual = towers.visual
+    if is_packed(image):
+        packed = visual.trunk.forward_features(**unpack(image).naflex_inputs())
+        tokens = packed["patches"][:, visual.trunk.num_prefix_tokens :]
+        return visual.head(visual.trunk.forward_head(**packed)), tokens
     if hasattr(visual, "trunk"):
         features = visual.trunk.forward_features(image)
         return visual.head(visual.trunk.forward_head(features)), _patch_tokens(features, visual.trunk)
@@ -170,6 +179,25 @@ def encode_image(towers: Towers, image: Tensor) -> tuple[Tensor, Tensor]:
         return outputs["image_features"], outputs["image_intermediates"][0].flatten(2).transpose(1, 2)
     outputs = visual.forward_intermediates(image, indices=1, output_fmt="NLC")
     return outputs["image_features"], outputs["image_intermediates"][0]
+
+
+def patch_token_batches(towers: Towers, image: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Yield rows of ``image``, see `encode_image`, and their patch tokens (rows, I, width) without padding."""
+    tokens, valid = encode_image(towers, image)[1], valid_patches(image)
+    if valid is None:
+        yield slice(None), tokens
+    else:
+        yield from ((slice(row, row + 1), tokens[row, valid[row]][None]) for row in range(len(tokens)))
+
+
+def accept_packed_images(towers: Towers) -> None:
+    """Let open_clip's own functions of ``towers`` read packed images as well."""
+    towers.visual.trunk.register_forward_pre_hook(_unpack_input)
+
+
+def _unpack_input(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    images = inputs[0]
+    return (unpack(images).naflex_inputs(),) if isinstance(images, Tensor) and is_packed(images) else None
 
 
 def encode_text(towers: Towers, text: Tensor) -> tuple[Tensor, Tensor]:

@@ -40,10 +40,9 @@ def open_train_dataset(config: EncoderTrainConfig) -> TrainDataset:
     prepare = functools.partial(recipes.Recipe(config.recipe).prepare, tokenizer=build_text_tokenizer(config.model))
     if config.validation.source is not None and os.environ.get("RANK", "0") == "0":
         open_source(config.validation.source)
-    size = int(architectures.preprocess_cfg(cfg)["size"][0])
     return TrainDataset(
         config.data,
-        size=size,
+        size=architectures.image_view(cfg, config.model.max_num_patches),
         seed=config.seed,
         batch_size=config.global_batch_size,
         prepare=prepare,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from clips.data.loader import TrainDataset
+from clips.data.patches import is_packed, valid_patches
 from clips.errors import UserError
 from clips.method.clips_model import ClipsModel
 from clips.method.optimizer import cosine_lr
@@ -154,7 +155,9 @@ def train_step(run: TrainRun, batch: Batch) -> StepMetrics:
         losses, outputs = compute_gradients(run, batch)
     norm = run.parallel.clip_grad_norm(run.config.optimizer.max_grad_norm)
     scale = {name: outputs[name] for name in ("logit_scale",) if name in outputs}  # a contrast's
+    valid = valid_patches(batch["image"])
     named = {**losses, **scale} | ({} if norm is None else {"grad_norm": norm})
+    named |= {} if valid is None else {"real_patches": valid.float().mean()}
     values = torch.stack([value.detach().float().reshape(()) for value in named.values()])
     metrics = StepMetrics(step=step, names=tuple(named), values=values, learning_rate=learning_rate)
 
@@ -187,7 +190,10 @@ def prepare_batch(batch: Batch, run: TrainRun) -> Batch:
 
 
 def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Return uint8 images (B, 3, H, W) as normalized floats, channels last in memory."""
+    """Return uint8 images (B, 3, H, W) as normalized floats, channels last in memory; or packed ones, all but the grid."""
+    if is_packed(images):
+        colors = images[:, :, 1:].unflatten(3, (-1, 3)).float() / 255
+        return torch.cat([images[:, :, :1].float(), ((colors - mean.flatten()) / std.flatten()).flatten(3)], dim=2)
     return (images.contiguous(memory_format=torch.channels_last).float() / 255 - mean) / std
 
 

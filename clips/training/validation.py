@@ -17,6 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 from clips.data.augment import augment
 from clips.data.data_config import AugmentConfig
 from clips.data.images import InvalidImageError, decode_image
+from clips.data.patches import trim_padding
 from clips.data.sources import InvalidSampleError, Sample, Source, open_source
 from clips.errors import UserError
 from clips.method.clips_model import ClipsModel
@@ -38,7 +39,7 @@ class HeldOut:
 
     Args:
         indices: of the samples among the selected ones, (n,).
-        images: (n, 3, size, size) uint8.
+        images: (n, 3, size, size) or packed, uint8.
         texts: type of caption → n captions.
     """
 
@@ -85,7 +86,7 @@ class RetrievalValidation:
                     sample = source.read(source_index, rng)
                     if not sample.web:
                         continue  # an empty text is no query
-                    image = augment(decode_image(sample.image), self.run.encoder.image_size, _NO_AUGMENTATION, rng)
+                    image = augment(decode_image(sample.image), self.run.data.size, _NO_AUGMENTATION, rng)
                 except (InvalidSampleError, InvalidImageError):
                     continue
                 indices.append(index)
@@ -94,7 +95,7 @@ class RetrievalValidation:
                     texts[kind].append(text)
             if indices:
                 device = self.run.processes.device
-                yield HeldOut(indices=torch.tensor(indices, device=device), images=torch.stack(images), texts=texts)
+                yield HeldOut(indices=torch.tensor(indices, device=device), images=trim_padding(torch.stack(images)), texts=texts)
 
     @torch.no_grad()
     def measure(self, encoder: ClipsModel, heartbeat: Callable[[], None] = lambda: None) -> dict[str, float]:

@@ -97,12 +97,14 @@ class ImagePreprocess:
         mean: per channel, of values in 0…1.
         std: per channel, of values in 0…1.
         interpolation: ``bilinear`` or ``bicubic``.
+        max_num_patches: the budget of an encoder trained with images at their own aspect ratio, its own square's if None.
     """
 
     size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     interpolation: str
+    max_num_patches: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -149,17 +151,6 @@ def load_weights(tower: nn.Module, weights: Mapping[str, Tensor], where: str) ->
     if fault:
         raise UserError(f"{where}: these weights are not of this architecture ({fault})")
     tower.load_state_dict(dict(weights))
-
-
-def to_patches(pixels: Tensor, side: int) -> Tensor:
-    """Split pixels (B, 3, H, W) into patches (B, N, P · P · 3) of ``side`` pixels, as ``patch_states`` reads them."""
-    cells = pixels.unflatten(2, (-1, side)).unflatten(4, (-1, side))
-    return cells.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
-
-
-def patch_mask(grids: Tensor, length: int) -> Tensor:
-    """Return which of ``length`` patches (B, N) belong to the images of ``grids`` (B, 2); the others are padding."""
-    return torch.arange(length, device=grids.device) < grids.prod(dim=1, keepdim=True)
 
 
 def hidden_state(tower: VisionTower, pixels: Tensor, layer: int) -> Tensor:

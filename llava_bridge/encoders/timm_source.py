@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clips.data.patches import Patches
 from clips.errors import UserError
 from clips.lazy_import import without_wandb
 from clips.model.loading import library_errors_as_user_errors
 from clips.model.pos_embed import resize_timm_pos_embed
-from llava_bridge.encoders.encoder import ImagePreprocess, VisionEncoder, VisionTower, patch_mask
+from llava_bridge.encoders.encoder import ImagePreprocess, VisionEncoder, VisionTower
 
 _HEADS = ("classifier.", "head.fc.", "fc.", "head.l.", "head_dist.")
 _POSITIONS = "trunk.pos_embed"
@@ -90,13 +91,7 @@ class TimmNaFlexVit(TimmVit):
 
     def patch_states(self, patches: Tensor, grids: Tensor, deepest: int) -> Iterator[Tensor]:
         """Yield the embedded patches, then each block's output, (B, N, D)."""
-        mask = patch_mask(grids, patches.shape[1])
-        columns = grids[:, 1:]
-        places = torch.arange(patches.shape[1], device=grids.device)
-        coordinates = torch.stack([places // columns, places % columns], dim=2) * mask[..., None]
-        names = {"patch_coord": coordinates, "patch_valid": mask}
-        own = {name: value.to(patches.device) for name, value in names.items()}
-        yield from self._states({"patches": patches, **own}, deepest)
+        yield from self._states(Patches(patches, grids).naflex_inputs(), deepest)
 
 
 def build(architecture: Mapping[str, Any]) -> VisionTower:

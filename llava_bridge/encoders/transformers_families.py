@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clips.data.patches import patch_mask, to_patches
 from clips.errors import UserError
-from llava_bridge.encoders.encoder import patch_mask, to_patches
 
 _TABLE = "embeddings.position_embedding.weight"
 _VISUAL, _VISION_TOWER = r"^(model\.)?visual\.", r"^(model\.)?vision_tower\."

@@ -21,6 +21,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from clips.core.cache import cache_directory
 from clips.core.tensor_shards import TensorShards
+from clips.data.patches import patch_mask
 from clips.errors import UserError
 from clips.model.feature_cache import weights_digest
 from clips.model.loading import library_errors_as_user_errors
@@ -30,7 +31,6 @@ from llava_bridge.encoders.encoder import (
     VisionTower,
     check_feature_layer,
     load_weights,
-    patch_mask,
     probe_output_shape,
 )
 from llava_bridge.model.configuration_llava import EncoderVisionConfig

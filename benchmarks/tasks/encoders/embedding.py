@@ -10,18 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.results.protocol import Entries
+from benchmarks.results.protocol import Entries, own_aspect_ratio
 from benchmarks.tasks.output_cache import Batches, EmbeddingCache, NoCache
 from clips.commandline.progress import progress_iter
 from clips.core.artifact import library_versions
 from clips.errors import UserError
 from clips.model_refs import OPEN_CLIP_CONFIG
-from clips.text_files import safe_json_loads
 from llava_bridge.encoders.spec import has_text_tower
 
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
+
+    from clips.encoder import LoadedEncoder
 
 _DECODE_THREADS = min(16, os.cpu_count() or 1)
 _PREFETCH_BATCHES = 2
@@ -34,8 +35,9 @@ class DualEncoder:
     """An encoder ready to embed.
 
     Args:
-        model: has ``encode_image(pixels (B, 3, H, W))`` and ``encode_text(tokens (B, L))``.
-        preprocess: PIL image → (3, H, W).
+        model: has ``encode_image(pixels (B, 3, H, W))``, or packed (`clips.data.patches`), and ``encode_text(tokens
+            (B, L))``.
+        preprocess: PIL image → (3, H, W), or packed.
         tokenizer: list of texts → (B, L).
         preprocessing: protocol entries of the image preprocessing that the model's directory records.
         device: torch device.
@@ -71,7 +73,7 @@ def load_dual_encoder(path: str, device: str, precision: str) -> DualEncoder:
         model=model,
         preprocess=encoder.preprocess,
         tokenizer=encoder.tokenizer,
-        preprocessing=_preprocessing(model, path),
+        preprocessing=_preprocessing(encoder, path),
         device=device,
         precision=precision,
     )
@@ -89,17 +91,16 @@ def library_entry(name: str) -> Entries:
     return {"input_library": f"{name} {library_versions()[name].partition('+')[0]}"}
 
 
-def _preprocessing(model: Any, path: str) -> Entries:
+def _preprocessing(encoder: LoadedEncoder, path: str) -> Entries:
     """Return resolution, resize and interpolation from open_clip's config."""
-    settings = getattr(model.visual, "preprocess_cfg", None)
-    if not settings:
-        content = safe_json_loads((Path(path) / OPEN_CLIP_CONFIG).read_text(encoding="utf-8"))
-        settings = content.get("preprocess_cfg", {})
-    size = settings.get("size") or model.visual.image_size
+    visual, stated = encoder.model.visual, encoder.config.get("preprocess_cfg", {})
+    settings = getattr(visual, "preprocess_cfg", None) or stated
+    size, budget = settings.get("size") or visual.image_size, stated.get("max_num_patches")
+    resize = settings.get("resize_mode", "shortest") if budget is None else own_aspect_ratio(budget)
     features = {} if has_text_tower(path) else {"input_features": "mean of the patch tokens of the last layer"}
     return {
         "input_resolution": max(size) if isinstance(size, list | tuple) else int(size),
-        "input_resize": str(settings.get("resize_mode", "shortest")),
+        "input_resize": str(resize),
         "input_interpolation": str(settings.get("interpolation", "bicubic")),
         **features,
     }

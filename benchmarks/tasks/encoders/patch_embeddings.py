@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clips.data.patches import is_packed
 from clips.errors import UserError
 
 
@@ -34,6 +35,8 @@ def patch_embeddings(model: Any, pixels: Tensor) -> Tensor:
     """
     from open_clip.transformer import VisionTransformer
 
+    if is_packed(pixels):
+        raise UserError("encoder: no patch embeddings for images at their own aspect ratio (max_num_patches)")
     visual = getattr(model, "visual", None)
     try:
         if hasattr(visual, "trunk"):

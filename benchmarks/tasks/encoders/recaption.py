@@ -186,12 +186,13 @@ def _generate(model: EvalModel, samples: RecaptionSet) -> list[str] | None:
     with torch.inference_mode():
         for batch in progress_iter(batches(range(len(samples.indices)), model.config.batch_size), "writing captions"):
             pixels = torch.stack([encoder.preprocess(samples.open(index)) for index in batch])
-            image = towers.encode_image(encoder.model, pixels.to(encoder.device, dtype))[1].float()
             text = None
             if captioner.text_projection is not None:
                 tokens = encoder.tokenizer([samples.web[index] for index in batch]).to(encoder.device)
                 text = towers.encode_text(encoder.model, tokens)[1].float()
-            found += [tokenizer.decode(tokens) for tokens in generate_batch(captioner, image, text)]
+            for rows, image in towers.patch_token_batches(encoder.model, pixels.to(encoder.device, dtype)):
+                own = None if text is None else text[rows]
+                found += [tokenizer.decode(tokens) for tokens in generate_batch(captioner, image.float(), own)]
     return found
 
 

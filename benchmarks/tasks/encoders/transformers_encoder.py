@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from benchmarks.results.protocol import Entries
+from benchmarks.results.protocol import Entries, own_aspect_ratio
 from benchmarks.tasks.encoders.embedding import DualEncoder, library_entry
 
 
@@ -20,7 +20,7 @@ def load_transformers_encoder(path: str, device: str, precision: str) -> DualEnc
     images, precision = encoder.processor, "float32" if precision == "auto" else precision
     if encoder.model.native:
         sizes: Entries = {"input_resolution": images.patch_size * math.isqrt(images.max_num_patches)}
-        sizes |= {"input_resize": f"own aspect ratio, at most {images.max_num_patches} patches"}
+        sizes |= {"input_resize": own_aspect_ratio(images.max_num_patches)}
     else:
         fit = "shortest" if getattr(images, "do_center_crop", False) else "squash"
         sizes = {"input_resolution": image_size_of(images), "input_resize": fit}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from benchmarks.results.protocol import Entries
+from benchmarks.results.protocol import Entries, own_aspect_ratio
 from llava_bridge.model.native_aspect import patch_budget, square_size
 
 
@@ -28,7 +28,7 @@ def input_settings(processor: Any) -> Entries:
 def _resize(images: Any) -> str:
     """How an image processor resizes an image."""
     if (budget := patch_budget(images)) is not None:
-        return f"own aspect ratio, at most {budget} patches"
+        return own_aspect_ratio(budget)
     if pinpoints := getattr(images, "image_grid_pinpoints", None):
         return "anyres " + " ".join(f"{height}x{width}" for height, width in pinpoints)
     if getattr(images, "do_center_crop", False):
