@@ -16,7 +16,13 @@ from timm.models.naflexvit import NaFlexVitCfg, _cfg, _create_naflexvit
 BUDGET, PATCH = 24, 8
 SHAPES = ((64, 48), (48, 64), (40, 40), (120, 20), (90, 61), (16, 50))
 """Width and height of images."""
-_SIZES: dict[str, Any] = {"patch_size": PATCH, "embed_dim": 32, "depth": 2, "num_heads": 2, "pos_embed_grid_size": (4, 4)}
+_SIZES: dict[str, Any] = {
+    "patch_size": PATCH,
+    "embed_dim": 32,
+    "depth": 2,
+    "num_heads": 2,
+    "pos_embed_grid_size": (4, 4),
+}
 default_cfgs = generate_default_cfgs({"small_naflexvit.untrained": _cfg(input_size=(3, 32, 32))})
 
 
@@ -32,7 +38,12 @@ register_model(sys.modules[__name__].small_naflexvit)
 
 def write_config(path: Path) -> Path:
     """Both towers in open_clip's format."""
-    vision = {"timm_model_name": "small_naflexvit", "timm_model_pretrained": False, "timm_pool": "", "timm_proj": "linear"}
+    vision = {
+        "timm_model_name": "small_naflexvit",
+        "timm_model_pretrained": False,
+        "timm_pool": "",
+        "timm_proj": "linear",
+    }
     text = {"context_length": 12, "vocab_size": 32000, "width": 32, "heads": 2, "layers": 2}
     path.write_text(json.dumps({"embed_dim": 24, "vision_cfg": {**vision, "image_size": 32}, "text_cfg": text}))
     return path

@@ -80,7 +80,7 @@ def drive(folder: Path, plan: list[dict[str, Any]], processes: int = 2) -> None:
 
 def without_key_bias(name: str, value: torch.Tensor) -> torch.Tensor:
     """A bias on attention's keys has no effect and a gradient of pure rounding, which Adam blows up to full steps."""
-    if name.endswith("in_proj_bias"):
+    if name.endswith(("in_proj_bias", "qkv.bias")):
         query, _, values = value.chunk(3)
         return torch.cat([query, values])
     return value.chunk(2)[1] if name.endswith("key_value.bias") else value

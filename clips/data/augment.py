@@ -112,7 +112,7 @@ def _random_box(
     """A box of uniform area and log-uniform aspect ratio inside the image; the full image after ten misses."""
     for _ in range(10 if min_area < 1 else 0):
         area = rng.uniform(min_area, 1) * width * height
-        aspect = math.exp(rng.uniform(*map(math.log, aspects)))
+        aspect = math.exp(rng.uniform(math.log(aspects[0]), math.log(aspects[1])))
         w, h = math.sqrt(area * aspect), math.sqrt(area / aspect)
         if w <= width and h <= height:
             left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)

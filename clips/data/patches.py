@@ -1,8 +1,8 @@
 """Images at their own aspect ratio as patches, as many as a budget allows, for NaFlex towers.
 
-A packed image is one tensor (1, 1 + N, C), so that whatever reads, copies, splits and stacks squares does the same with
-it: row 0 begins with the grid (rows and columns of patches, each as two digits of base 256, which are exact in uint8 and
-bfloat16), the next rows are patches, row by row, the last ones padding.
+A packed image is one tensor (1, 1 + N, C), so that whatever copies, splits and stacks squares does the same with it.
+Its first row begins with the grid (rows and columns of patches, each as two digits of base 256, which are exact in
+uint8 and bfloat16), the next ones are patches, row by row, the last ones padding.
 
 Source: SigLIP 2 (arXiv 2502.14786, section 2.4.2), NaViT (arXiv 2307.06304).
 

@@ -77,9 +77,10 @@ class ClipsModel(nn.Module):
         """Encode a batch.
 
         Args:
-            batch: "image" (B, 3, H, W), or packed, on the model's device; each text of the recipe (B, L) tokens; with a captioner
-                "target" (B, T) tokens and "target_mask" (B, T) bool, and "visual_seed" (B,) if it reads a sample of
-                the visual tokens. All but the image on the CPU, so that no length has to be read from the device.
+            batch: "image" (B, 3, H, W), or packed (`clips.data.patches`), on the model's device; each text of the
+                recipe (B, L) tokens; with a captioner "target" (B, T) tokens and "target_mask" (B, T) bool, and
+                "visual_seed" (B,) if it reads a sample of the visual tokens. All but the image on the CPU, so that no
+                length has to be read from the device.
             bf16: activations in bfloat16 by autocast; entered here, because DeepSpeed's engine exits one around it.
             captions: whether the captioner, if there is one, is computed.
 

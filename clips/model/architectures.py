@@ -7,7 +7,6 @@ without a causal mask, the feature at the last position, that of the class token
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from clips.core.adapter_config import AdapterConfig
 from clips.errors import UserError, error_reason, unknown_name_error
 from clips.lazy_import import without_wandb
+from clips.model.timm_models import naflex_patch_size, pretrained_cfg, timm_vision_cfg
 from clips.model.tokenizer import EOS, tokenizer_text_cfg
 from clips.model_refs import (
     HF_HUB_PREFIX,
@@ -289,7 +289,7 @@ def _language_model_cfg(config: ModelConfig, cfg: dict[str, Any]) -> dict[str, A
 
 
 def _vision_cfg(config: ModelConfig, vision: dict[str, Any]) -> dict[str, Any]:
-    trunk = _timm_cfg(vision["timm_model_name"]) if vision.get("timm_model_name") else None
+    trunk = pretrained_cfg(vision["timm_model_name"]) if vision.get("timm_model_name") else None
     fixed_size = trunk.input_size[-1] if trunk is not None and trunk.fixed_input_size else None
     size = config.image_size or fixed_size or vision.get("image_size", 224)  # open_clip's default
     if config.max_num_patches is not None:  # the largest square, which open_clip alone would use
@@ -319,7 +319,7 @@ def preprocess_cfg(cfg: dict[str, Any], normalization: str | None = None) -> dic
     mean, std = NORMALIZATIONS[normalization or "imagenet"]
     height_width = [size, size] if isinstance(size, int) else list(size)
     preprocess = {"size": height_width, "mean": mean, "std": std} | _CLIPS_PREPROCESS
-    trunk = _timm_cfg(vision["timm_model_name"]) if vision.get("timm_model_name") else None
+    trunk = pretrained_cfg(vision["timm_model_name"]) if vision.get("timm_model_name") else None
     if trunk is not None:
         own = {} if normalization else {"mean": list(trunk.mean), "std": list(trunk.std)}
         preprocess |= own | {"interpolation": trunk.interpolation}
@@ -345,22 +345,6 @@ def image_view(cfg: dict[str, Any], max_num_patches: int | None) -> ImageSize:
     return PatchBudget(naflex_patch_size(cfg["vision_cfg"].get("timm_model_name")), max_num_patches)
 
 
-@functools.cache
-def naflex_patch_size(timm_name: str | None) -> int:
-    """Return the size in pixels of the patches of a timm model. Raises UserError if it is no NaFlexVit."""
-    import torch
-
-    with without_wandb():
-        import timm
-        from timm.models.naflexvit import NaFlexVit
-
-    with torch.device("meta"):
-        trunk: Any = timm.create_model(timm_name) if timm_name else None
-    if not isinstance(trunk, NaFlexVit):
-        raise UserError("model.max_num_patches: expected an architecture whose image tower is timm's naflexvit_…")
-    return trunk.get_patch_size()[0]
-
-
 def _is_open_clip_name(architecture: str) -> bool:
     return not (
         architecture in list_architectures() or architecture.startswith(TIMM_PREFIX) or is_config_file(architecture)
@@ -371,7 +355,8 @@ def _base_cfg(architecture: str) -> dict[str, Any]:
     if architecture in list_architectures():
         return read_config_file(CONFIG_DIR / f"{architecture}.json")
     if architecture.startswith(TIMM_PREFIX):
-        return _with_clips_text(architecture.removeprefix(TIMM_PREFIX))
+        vision = timm_vision_cfg(architecture.removeprefix(TIMM_PREFIX))
+        return read_config_file(CONFIG_DIR / "clips-b-16.json") | {"vision_cfg": vision}
     if is_config_file(architecture):
         return read_config_file(Path(architecture))
     with without_wandb():
@@ -401,43 +386,3 @@ def read_config_file(path: Path) -> dict[str, Any]:
     if not isinstance(cfg["vision_cfg"].get("image_size", 0), int):
         raise UserError(f"{CONFIG_FIELD}: {path}: expected vision_cfg.image_size, pixels of a square's side")
     return dict(cfg)
-
-
-@functools.cache
-def _with_clips_text(name: str) -> dict[str, Any]:
-    """Return the ``model_cfg`` of a timm model with the text tower of clips-b-16, as open_clip builds its own.
-
-    Raises:
-        UserError: timm has no such model, or its features are not of one type.
-    """
-    import torch
-
-    with without_wandb():
-        import timm
-
-    try:
-        if not timm.is_model(name):
-            raise unknown_name_error(
-                f"{TIMM_PREFIX}{name}", [f"{TIMM_PREFIX}{known}" for known in timm.list_models()], CONFIG_FIELD
-            )
-        pretrained = _timm_cfg(name)
-        size = 224 if pretrained is None else int(pretrained.input_size[-1])
-        with torch.device("meta"), torch.no_grad():
-            trunk: Any = timm.create_model(name, num_classes=0)
-            features: Any = trunk.eval().forward_features(torch.zeros(1, 3, size, size))
-    except RuntimeError as error:  # including an unknown weights tag
-        raise UserError(f"{CONFIG_FIELD}: {TIMM_PREFIX}{name}: timm cannot build it ({error_reason(error)})") from None
-    if not isinstance(features, torch.Tensor):
-        raise UserError(f"{CONFIG_FIELD}: {TIMM_PREFIX}{name}: expected a model with one set of features, not several")
-    own_head = getattr(trunk, "head_hidden_size", trunk.num_features) != trunk.num_features
-    # A head with its own layers stays, and its classifier is the projection; otherwise open_clip adds a linear one.
-    pool, projection = ("avg", "") if own_head else ("", "linear")
-    vision = {"timm_model_name": name, "timm_model_pretrained": False, "timm_pool": pool, "timm_proj": projection}
-    return read_config_file(CONFIG_DIR / "clips-b-16.json") | {"vision_cfg": vision | {"image_size": size}}
-
-
-def _timm_cfg(name: str) -> Any | None:
-    with without_wandb():
-        import timm
-
-    return timm.get_pretrained_cfg(name)

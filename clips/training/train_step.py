@@ -190,7 +190,7 @@ def prepare_batch(batch: Batch, run: TrainRun) -> Batch:
 
 
 def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Return uint8 images (B, 3, H, W) as normalized floats, channels last in memory; or packed ones, all but the grid."""
+    """Return uint8 images (B, 3, H, W) as normalized floats, channels last in memory; or packed ones."""
     if is_packed(images):
         colors = images[:, :, 1:].unflatten(3, (-1, 3)).float() / 255
         return torch.cat([images[:, :, :1].float(), ((colors - mean.flatten()) / std.flatten()).flatten(3)], dim=2)

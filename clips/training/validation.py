@@ -94,8 +94,8 @@ class RetrievalValidation:
                 for kind, text in _captions(sample, rng).items():
                     texts[kind].append(text)
             if indices:
-                device = self.run.processes.device
-                yield HeldOut(indices=torch.tensor(indices, device=device), images=trim_padding(torch.stack(images)), texts=texts)
+                device, pixels = self.run.processes.device, trim_padding(torch.stack(images))
+                yield HeldOut(indices=torch.tensor(indices, device=device), images=pixels, texts=texts)
 
     @torch.no_grad()
     def measure(self, encoder: ClipsModel, heartbeat: Callable[[], None] = lambda: None) -> dict[str, float]:

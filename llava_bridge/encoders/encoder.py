@@ -97,7 +97,7 @@ class ImagePreprocess:
         mean: per channel, of values in 0…1.
         std: per channel, of values in 0…1.
         interpolation: ``bilinear`` or ``bicubic``.
-        max_num_patches: the budget of an encoder trained with images at their own aspect ratio, its own square's if None.
+        max_num_patches: the budget that an encoder was trained with; None if it read squares.
     """
 
     size: int

@@ -119,7 +119,8 @@ def build_llava_from_parts(
     extra_fields: dict[str, Any] = {}
     if parts.image_aspect_ratio == "native":
         check_encoder(vision.tower.patch_size, parts.encoder)
-        shape = dataclasses.replace(shape, patches=parts.max_num_patches or encoder.pixels.max_num_patches or shape.patches)
+        budget = parts.max_num_patches or encoder.pixels.max_num_patches or shape.patches
+        shape = dataclasses.replace(shape, patches=budget)
     tiles = parts.image_aspect_ratio == "anyres"
     if not parts.projector.in_hf_llava:
         extra_fields |= {"projector": dataclasses.asdict(parts.projector), "projector_shape": vars(shape)}
