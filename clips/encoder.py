@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from clips.core.artifact import atomic_write
-from clips.data.patches import make_packer
+from clips.core.patches import make_packer
 from clips.errors import UserError, error_reason
 from clips.lazy_import import without_wandb
 from clips.method.clips_model import ClipsModel
@@ -62,7 +62,7 @@ class LoadedEncoder:
 
     Args:
         model: the open_clip model, or an `clips.model.towers.ImageTower`, in evaluation mode, on CPU, float32.
-        preprocess: image → (3, size, size) float tensor, or packed (`clips.data.patches`) if it was trained with images
+        preprocess: image → (3, size, size) float tensor, or packed (`clips.core.patches`) if it was trained with images
             at their own aspect ratio.
         tokenizer: list of n strings → (n, context length) int64 tokens; raises UserError without a text tower.
         config: the directory's open_clip_config.json.

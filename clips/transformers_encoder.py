@@ -55,7 +55,7 @@ def load_transformers_encoder(path: str | Path, field: str) -> TransformersEncod
     from open_clip.tokenizer import get_clean_fn
     from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
-    from clips.data.patches import make_packer
+    from clips.core.patches import make_packer
     from clips.model.loading import library_errors_as_user_errors, load_pretrained
     from clips.model.tokenizer import truncate_text
 
@@ -112,10 +112,10 @@ class TransformersTowers:
         return self
 
     def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return (B, E) of pixels (B, 3, S, S), or of images packed by `clips.data.patches`."""
+        """Return (B, E) of pixels (B, 3, S, S), or of images packed by `clips.core.patches`."""
         if not self.native:
             return self.model.get_image_features(pixel_values=pixels).pooler_output
-        from clips.data.patches import unpack
+        from clips.core.patches import unpack
 
         patches = unpack(pixels)
         found = self.model.get_image_features(

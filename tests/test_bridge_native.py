@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 
-from clips.data.patches import patch_mask, to_patches
+from clips.core.patches import patch_mask, to_patches
 from clips.errors import UserError
 from llava_bridge import answer, load_llava, loglikelihoods
 from llava_bridge.conversion.swap_encoder import SwapConfig, run_swap

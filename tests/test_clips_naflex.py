@@ -20,11 +20,11 @@ from naflex_world import BUDGET, PATCH, SHAPES
 from PIL import Image
 from torch.utils.data import default_collate
 
+from clips.core.patches import PatchBudget, patch_mask, trim_padding, unpack
 from clips.data import augment as augmenting
 from clips.data.augment import augment, read_crop
 from clips.data.data_config import AugmentConfig
 from clips.data.loader import iterate_batches, shared_memory
-from clips.data.patches import PatchBudget, patch_mask, trim_padding, unpack
 from clips.encoder import load_encoder
 from clips.errors import UserError
 from clips.method.clips_model import ClipsModel, build_model

@@ -246,7 +246,7 @@ class FakeModel(torch.nn.Module):
     def forward(
         self, batch: dict[str, torch.Tensor], *, bf16: bool = False, captions: bool = True
     ) -> dict[str, torch.Tensor]:
-        return {"value": (self.weight * batch["x"]).sum(), "logit_scale": torch.tensor(10.0)}
+        return {"value": (self.weight * batch["image"]).sum(), "logit_scale": torch.tensor(10.0)}
 
     def no_decay_names(self) -> set[str]:
         return set()
@@ -278,11 +278,11 @@ def fake_run(losses: list[float], **optim: Any) -> Any:
 @pytest.mark.parametrize(("factor", "x"), [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.nan), (1e30, 1e30)])
 def test_a_non_finite_loss_or_gradient_stops_before_the_optimizer_moves(factor: float, x: float):
     run = fake_run([1.0, factor, 1.0])
-    train_step(run, {"x": torch.ones(2)}).read()
+    train_step(run, {"image": torch.ones(2)}).read()
     before, moments = run.model.weight.clone(), run.parallel.optimizer.state_dict()["state"][0]["exp_avg"].clone()
     assert not torch.equal(before, torch.ones(2))
     run.state.step = 8
-    metrics = [train_step(run, {"x": torch.full((2,), x)}), train_step(run, {"x": torch.ones(2)})]
+    metrics = [train_step(run, {"image": torch.full((2,), x)}), train_step(run, {"image": torch.ones(2)})]
     with pytest.raises(UserError, match=r"^step 9: .*(loss|grad_norm) is (nan|inf)"):
         read_metrics(metrics)
     assert torch.equal(run.model.weight, before)  # of the second step neither
@@ -293,7 +293,7 @@ def test_a_step_reports_and_clips_the_gradient():
     run = fake_run([1.0], max_grad_norm=0.5)
     seen: list[torch.Tensor] = []
     run.parallel.optimizer.register_step_pre_hook(lambda *_: seen.append(run.model.weight.grad.clone()))
-    values = train_step(run, {"x": torch.tensor([3.0, 4.0])}).read()
+    values = train_step(run, {"image": torch.tensor([3.0, 4.0])}).read()
     assert values["loss"] == 7.0
     assert values["grad_norm"] == 5.0
     assert values["logit_scale"] == 10.0
@@ -313,14 +313,14 @@ def test_images_are_normalized_by_the_mean_and_std_of_the_tower():
 def test_a_gradient_that_stands_out_is_not_followed():
     run = fake_run([1.0] * 40, grad_spike_factor=5.0)
     for _ in range(20):
-        train_step(run, {"x": torch.ones(2)})
+        train_step(run, {"image": torch.ones(2)})
     before = run.model.weight.clone()
-    values = train_step(run, {"x": torch.full((2,), 6.0)}).read()
+    values = train_step(run, {"image": torch.full((2,), 6.0)}).read()
     assert values["lr"] == 0.0
     assert torch.equal(run.model.weight, before)
     assert run.model.weight.grad is None
     assert (run.state.skipped, run.state.spikes_in_a_row) == (1, 1)
-    assert train_step(run, {"x": torch.full((2,), 4.0)}).read()["lr"] > 0
+    assert train_step(run, {"image": torch.full((2,), 4.0)}).read()["lr"] > 0
     assert not torch.equal(run.model.weight, before)
     assert (run.state.skipped, run.state.spikes_in_a_row) == (1, 0)
 

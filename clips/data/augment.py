@@ -10,9 +10,9 @@ import torch
 from PIL import Image, ImageStat
 from torch.nn import functional as F  # noqa: N812
 
+from clips.core.patches import ImageSize, resized, view
 from clips.data.data_config import AugmentConfig
 from clips.data.images import load_jpeg, load_rgb, read_header, reduction_factor, upright_size
-from clips.data.patches import ImageSize, resized, view
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, in pixels."""
@@ -27,7 +27,7 @@ def augment(image: Image.Image, size: ImageSize, config: AugmentConfig, rng: np.
     """A random crop of an RGB image, in uint8.
 
     It is squashed to a square (3, size, size) in channels-last memory format, or, with a budget of patches, has the
-    aspect ratio of the image, up to a patch, and is packed, see `clips.data.patches`.
+    aspect ratio of the image, up to a patch, and is packed, see `clips.core.patches`.
     """
     box = _random_box(image.width, image.height, config.crop_scale_min, rng, _aspects(size, *image.size))
     return _finish(_cut(image, box), _resized(box, size), size, config, rng)

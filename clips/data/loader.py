@@ -16,11 +16,11 @@ import numpy as np
 import torch
 
 from clips.core.artifact import MANIFEST
+from clips.core.patches import ImageSize, stored_shape, trim_padding
 from clips.data.augment import read_crop
 from clips.data.data_config import DataConfig
 from clips.data.images import InvalidImageError
 from clips.data.invalid_samples import Invalid
-from clips.data.patches import ImageSize, stored_shape, trim_padding
 from clips.data.prefetch import start_prefetcher
 from clips.data.sampler import SampleOrder, SamplePosition, step_positions
 from clips.data.sources import InvalidSampleError, Sample, Source, open_source, shard_lengths

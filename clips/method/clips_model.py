@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from clips.core.artifact import log_info
-from clips.data.patches import valid_patches
+from clips.core.patches import valid_patches
 from clips.errors import UserError
 from clips.method.recipes import Recipe, RecipeConfig
 from clips.model import architectures, towers
@@ -77,7 +77,7 @@ class ClipsModel(nn.Module):
         """Encode a batch.
 
         Args:
-            batch: "image" (B, 3, H, W), or packed (`clips.data.patches`), on the model's device; each text of the
+            batch: "image" (B, 3, H, W), or packed (`clips.core.patches`), on the model's device; each text of the
                 recipe (B, L) tokens; with a captioner "target" (B, T) tokens and "target_mask" (B, T) bool, and
                 "visual_seed" (B,) if it reads a sample of the visual tokens. All but the image on the CPU, so that no
                 length has to be read from the device.

@@ -28,7 +28,7 @@ from clips.model_refs import (
 from clips.text_files import safe_json_loads
 
 if TYPE_CHECKING:
-    from clips.data.patches import ImageSize
+    from clips.core.patches import ImageSize
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -338,7 +338,7 @@ def resolve_preprocess_cfg(config: ModelConfig) -> dict[str, Any]:
 
 def image_view(cfg: dict[str, Any], max_num_patches: int | None) -> ImageSize:
     """Return the size of the images of a ``model_cfg``: the side of a square, or with a budget that."""
-    from clips.data.patches import PatchBudget
+    from clips.core.patches import PatchBudget
 
     if max_num_patches is None:
         return int(preprocess_cfg(cfg)["size"][0])

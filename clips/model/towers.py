@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clips.data.patches import is_packed, unpack, valid_patches
+from clips.core.patches import is_packed, unpack, valid_patches
 from clips.errors import UserError, error_reason
 from clips.lazy_import import without_wandb
 from clips.model.architectures import ModelConfig, preprocess_cfg
@@ -164,7 +164,7 @@ def encode_image(towers: Towers, image: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         towers: an open_clip model.
-        image: (B, 3, H, W), normalized pixels; or packed ones (`clips.data.patches`), whose padding has tokens, too.
+        image: (B, 3, H, W), normalized pixels; or packed ones (`clips.core.patches`), whose padding has tokens, too.
     """
     visual = towers.visual
     if is_packed(image):

@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from clips.core.patches import is_packed, valid_patches
 from clips.data.loader import TrainDataset
-from clips.data.patches import is_packed, valid_patches
 from clips.errors import UserError
 from clips.method.clips_model import ClipsModel
 from clips.method.optimizer import cosine_lr

@@ -14,10 +14,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from clips.core.patches import trim_padding
 from clips.data.augment import augment
 from clips.data.data_config import AugmentConfig
 from clips.data.images import InvalidImageError, decode_image
-from clips.data.patches import trim_padding
 from clips.data.sources import InvalidSampleError, Sample, Source, open_source
 from clips.errors import UserError
 from clips.method.clips_model import ClipsModel

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clips.data.patches import Patches
+from clips.core.patches import Patches
 from clips.errors import UserError
 from clips.lazy_import import without_wandb
 from clips.model.loading import library_errors_as_user_errors

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clips.data.patches import patch_mask, to_patches
+from clips.core.patches import patch_mask, to_patches
 from clips.errors import UserError
 
 _TABLE = "embeddings.position_embedding.weight"

@@ -20,8 +20,8 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from clips.core.cache import cache_directory
+from clips.core.patches import patch_mask
 from clips.core.tensor_shards import TensorShards
-from clips.data.patches import patch_mask
 from clips.errors import UserError
 from clips.model.feature_cache import weights_digest
 from clips.model.loading import library_errors_as_user_errors

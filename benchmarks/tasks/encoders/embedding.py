@@ -35,7 +35,7 @@ class DualEncoder:
     """An encoder ready to embed.
 
     Args:
-        model: has ``encode_image(pixels (B, 3, H, W))``, or packed (`clips.data.patches`), and ``encode_text(tokens
+        model: has ``encode_image(pixels (B, 3, H, W))``, or packed (`clips.core.patches`), and ``encode_text(tokens
             (B, L))``.
         preprocess: PIL image → (3, H, W), or packed.
         tokenizer: list of texts → (B, L).

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clips.data.patches import is_packed
+from clips.core.patches import is_packed
 from clips.errors import UserError
 
 

@@ -111,7 +111,7 @@ def pack(patches: Tensor, grid: Tensor) -> Tensor:
 
 def is_packed(images: Tensor) -> bool:
     """Whether images are packed, (B, 1, 1 + N, C), instead of (B, 3, H, W)."""
-    return images.shape[1] == 1
+    return images.ndim == 4 and images.shape[1] == 1
 
 
 def unpack(images: Tensor) -> Patches:
