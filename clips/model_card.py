@@ -46,12 +46,14 @@ def write_model_card(directory: Path, manifest: dict[str, Any]) -> None:
     """
     config = manifest["config"]
     recipe = config["recipe"]
+    encoder = safe_json_loads((directory / OPEN_CLIP_CONFIG).read_text(encoding="utf-8"))
     write_card(
         directory,
         "trained",
         manifest=manifest,
         config=config,
-        model_cfg=safe_json_loads((directory / OPEN_CLIP_CONFIG).read_text(encoding="utf-8"))["model_cfg"],
+        model_cfg=encoder["model_cfg"],
+        max_num_patches=encoder["preprocess_cfg"].get("max_num_patches"),
         strategy=recipe["caption_strategy"] or RECIPES[recipe["name"]].caption_strategy,
         loss=recipe["loss"] or RECIPES[recipe["name"]].loss,
         captioner=(directory / CAPTIONER_WEIGHTS).is_file(),

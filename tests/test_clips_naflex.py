@@ -191,6 +191,7 @@ def test_a_run_states_its_ratio_of_real_patches_and_learns(encoder: Path) -> Non
     config = json.loads((encoder / "open_clip_config.json").read_text())
     assert config["preprocess_cfg"]["max_num_patches"] == BUDGET
     assert config["preprocess_cfg"]["size"] == [4 * PATCH, 4 * PATCH]  # of the square, for other tools
+    assert f"own aspect ratio, at most {BUDGET} patches" in (encoder / "README.md").read_text()
 
 
 @torch.no_grad()
