@@ -54,7 +54,7 @@ def torchvision_crop(content: bytes, rng: np.random.Generator, *, size: int, con
     encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
     pixels = decode_jpeg(encoded, ImageReadMode.RGB).permute(1, 2, 0).numpy()
     box = augment._random_box(pixels.shape[1], pixels.shape[0], config.crop_scale_min, rng)
-    return augment._finish(augment._cut(pixels, box), size, config, rng)
+    return augment._finish(augment._cut(pixels, box), (size, size), size, config, rng)
 
 
 def suite(content: bytes, rng: np.random.Generator, *, size: int, config: AugmentConfig, fast: bool) -> torch.Tensor:
@@ -91,9 +91,9 @@ def stages(size: int, config: AugmentConfig, photo: bytes) -> dict[str, Read]:
         "header": lambda content, _: read_header(content),
         "decode by Pillow at 1/2": lambda content, _: load_rgb(read_header(content), 2),
         "crop to an array": lambda _, rng: augment._cut(image, augment._random_box(*image.size, 0.4, rng)),
-        "resize by torch": lambda _, rng: augment._finish(pixels, size, AugmentConfig(), rng),
+        "resize by torch": lambda _, rng: augment._finish(pixels, (size, size), size, AugmentConfig(), rng),
         "resize by Pillow": lambda *_: image.resize(square, Image.Resampling.BILINEAR, reducing_gap=2.0),
-        "resize by torch and color jitter": lambda _, rng: augment._finish(pixels, size, colors, rng),
+        "resize by torch and color jitter": lambda _, rng: augment._finish(pixels, (size, size), size, colors, rng),
     }
     if importlib.util.find_spec("simplejpeg"):
         steps["decode by simplejpeg"] = lambda content, _: load_jpeg(read_header(content), content, 1)
