@@ -6,6 +6,7 @@ VENV=${VENV:-.venv}
 # Installs only when pyproject.toml or constraints.txt changed since the last installation.
 ensure_venv() {
     local wanted installed="$VENV/.installed"
+    if [ -L "$VENV" ]; then return; fi # the environment of another checkout
     wanted=$(cat pyproject.toml constraints.txt | cksum)
     if [ -f "$installed" ] && [ "$(cat "$installed")" = "$wanted" ]; then return; fi
     if command -v uv >/dev/null 2>&1; then

@@ -325,6 +325,7 @@ def test_a_measured_mfu_is_taken(tmp_path: Path):
         ({}, {"gpu": "h20"}, "unknown type of GPU 'h20'; did you mean 'h200'"),
         ({}, {"num_gpus": 0}, "num_gpus: expected a number above 0, got 0"),
         ({}, {"num_gpus": 3}, "num_gpus: expected a divisor of global_batch_size 4096, got 3"),
+        ({}, {"num_gpus": 8192}, "num_gpus: expected a divisor of global_batch_size 4096, got 8192"),
         ({}, {"mfu": 1.5}, "mfu: expected a ratio"),
         ({}, {"num_images": 10}, "bytes_per_image: expected together with num_images"),
         ({}, {"train_config": "none.yaml"}, "none.yaml"),

@@ -88,7 +88,7 @@ def _needs_micro_batches(stages: list[StagePlan], count: int) -> bool:
 
 def _facts(plan: StagePlan) -> Table:
     model, stage, count = plan.model, plan.stage, plan.config.num_gpus
-    layout = plan.layout(count)
+    layout, local = plan.layout(count), plan.local(count)
     table = Table(show_header=False, box=None)
     sizes = {name: sum(value.numel() for value in part.parameters()) for name, part in model.model.named_children()}
     sizes = {name: size for name, size in sizes.items() if size} | {"all": model.parameters, "trained": model.trained}
@@ -104,10 +104,10 @@ def _facts(plan: StagePlan) -> Table:
         samples = f"{speed.samples_per_second:,.0f} samples/s ({speed.slowest:,.0f} if nothing overlaps)"
         table.add_row("speed", samples)
         table.add_row("time", f"{speed.hours:,.1f} h, {speed.hours * count:,.0f} GPU hours")
-        table.add_row("a GPU's step", f"{plan.local(count):,} samples, {speed.at_once:,} of them at once")
+        table.add_row("a GPU's step", f"{local:,} samples, {speed.at_once:,} of them at once")
         gpus = min(count, plan.gpu.per_node)
         rate = speed.samples_per_second * gpus / count
-        for row in feeding(stage, model.model.image_size, rate, gpus=gpus, batch_size=plan.local(count)).items():
+        for row in feeding(stage, model.model.image_size, rate, gpus=gpus, batch_size=local).items():
             table.add_row(*row)
     if validation := model.validation(layout):
         parts = ", ".join(f"{name} {_gb(size)}" for name, size in validation.items() if size)
