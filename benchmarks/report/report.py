@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 from benchmarks.report.build_table import build_results_table
+from benchmarks.report.datacomp_average import datacomp_section
 from benchmarks.report.display_names import merge_display, show_names
+from benchmarks.report.figure import FigureSet
 from benchmarks.report.latex_style import LatexStyle
 from benchmarks.report.load_results import ReportSource, read_source
 from benchmarks.report.notes import MarkStyle, mark_legend, table_notes
@@ -34,6 +36,7 @@ class Report:
         evidence: the items and the training noise of the table's cells.
         overall: averages and mean ranks over the benchmarks of all columns.
         details: models × all metrics.
+        datacomp: the averages over DataComp's tasks; None without such tasks.
         answer: the headline, one sentence.
         sentences: one for each model with a baseline.
         notes: below the table, after the legend of its marks.
@@ -50,6 +53,7 @@ class Report:
     answer: str
     sentences: tuple[str, ...]
     notes: tuple[str, ...]
+    datacomp: FigureSet | None = None
     reference_results: ReferenceTable | None = None
     latex: LatexStyle = field(default_factory=LatexStyle)
     pairs: Pairs = "baseline"
@@ -116,6 +120,7 @@ def build_report(
     full_table = build_results_table(source, evidence, also=keys)
     full_seed_table = build_results_table(source, evidence, also=keys, by_seed=True)
     details = build_results_table(source, evidence, primary_only=False)
+    datacomp = datacomp_section(source, full_table)
     source = select_benchmarks(source, keys)
     seed_table, table = select_columns(full_seed_table, keys), select_columns(full_table, keys)
     references = reference_results or (source.study.reference_results if source.study else ())
@@ -136,6 +141,7 @@ def build_report(
         answer=" ".join(filter(None, answer)),
         sentences=tuple(row_summaries(table)),
         notes=(*omission_notes(full_table, table, num_models), *table_notes(source, table, seed_table)),
+        datacomp=datacomp,
         reference_results=build_reference_table(references, shown, baseline if of_reference else None),
         latex=latex,
         pairs=pairs,

@@ -56,6 +56,7 @@ SECTIONS: tuple[Section, ...] = (
     Section(title="Differences from the baseline", build=forest_plots),
     Section(title="All pairs", build=all_pairs, about="the difference of each pair of models on each metric"),
     Section(title="Averages and ranks", build=lambda report: overall_section(report.overall)),
+    Section(title="DataComp", build=lambda report: report.datacomp),
     Section(title="Gain over blind", build=gain_figures),
     Section(title="Sweeps", build=sweep_figures),
     Section(title="Recall vs. caption length", build=length_figures),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study.path_refs import PATH_PREFIX, external_file, hub_name, map_strings, split_refs
+from benchmarks.study.path_refs import PATH_PREFIX, external_file, hub_name, locate, map_strings, split_refs
 from benchmarks.study.schema import Combination, Study
 from benchmarks.study.steps import OutputSpec, Step, StepKind
 from benchmarks.study.study_record import (
@@ -199,9 +199,7 @@ class _Model:
 def _encoder(builder: _PlanBuilder, name: str, seed: int) -> _Model:
     entry = builder.study.encoders[name]
     if isinstance(entry, str):
-        return _Model(
-            name=name, spec=entry, artifact=None, has_text=has_text_tower(_locate(entry, builder.study.paths))
-        )
+        return _Model(name=name, spec=entry, artifact=None, has_text=has_text_tower(locate(entry, builder.study.paths)))
     full_name = f"{name}-s{seed}"
     output = builder.study.directory / "encoders" / full_name
     settings = deep_merge(builder.study.defaults.encoder, entry)
@@ -257,7 +255,7 @@ def _row(
     not_applicable = dict.fromkeys(columns.keys() - evaluated.keys(), EXCLUDED_FROM_BENCHMARK)
     for name, column in evaluated.items():
         if column.needs == "encoder" and not encoder.has_text:
-            not_applicable[name] = _reason_without_text(_locate(encoder.spec, study.paths))
+            not_applicable[name] = _reason_without_text(locate(encoder.spec, study.paths))
         elif column.needs == "llava" and llm is None:
             not_applicable[name] = NO_LLAVA
         else:
@@ -290,16 +288,6 @@ def _row(
         sweep_settings=study.sweeps[row.encoder].settings if row.encoder in study.sweeps else {},
         sweep_name=study.sweeps[row.encoder].entry if row.encoder in study.sweeps else "",
     )
-
-
-def _locate(spec: str, paths: Mapping[str, str]) -> str:
-    """An encoder spec with ``$name/…`` below the study's path of that name."""
-    located = ""
-    for piece in split_refs(spec, "encoder"):
-        name, _, below = piece.reference.removeprefix(PATH_PREFIX).partition("/")
-        is_named = piece.reference.startswith(PATH_PREFIX) and name in paths
-        located += piece.before + (str(Path(paths[name], below)) if is_named else piece.reference)
-    return located
 
 
 def _reason_without_text(spec: str) -> str:

@@ -58,6 +58,16 @@ def _split(joint: re.Pattern[str], text: str) -> list[PathPiece]:
     return [PathPiece(before, reference) for before, reference in zip(parts[::2], parts[1::2], strict=True)]
 
 
+def locate(spec: str, paths: Mapping[str, str]) -> str:
+    """An encoder or path with ``$name/…`` below the study's path of that name."""
+    located = ""
+    for piece in split_refs(spec, "encoder"):
+        name, _, below = piece.reference.removeprefix(PATH_PREFIX).partition("/")
+        is_named = piece.reference.startswith(PATH_PREFIX) and name in paths
+        located += piece.before + (str(Path(paths[name], below)) if is_named else piece.reference)
+    return located
+
+
 def hub_name(piece: PathPiece, field: str) -> str | None:
     """The name on the Hub that a piece refers to, or None."""
     is_model = field in _HUB_FIELDS or piece.before.endswith("transformers:")

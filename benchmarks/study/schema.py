@@ -41,9 +41,11 @@ from typing import Any
 from benchmarks.results.reference_results import select_reference_results
 from benchmarks.study.display import Display
 from benchmarks.study.executors import ExecutorConfig, LocalConfig, executor_config
+from benchmarks.study.path_refs import PATH_PREFIX, locate
 from benchmarks.study.resources import Resources
 from benchmarks.study.study_record import RowRecord
 from benchmarks.study.sweep import FigureSpec, Settings, SweepPoint, expand_sweeps
+from benchmarks.tasks.datacomp import GROUP, find_tasks
 from clips.errors import UserError, unknown_name_error
 from clips.planning.hardware import GPUS
 from clips.text_files import read_yaml
@@ -369,9 +371,27 @@ def parse_study(content: Any) -> Study:
     for name in _ENTRIES:
         if isinstance(fields.get(name), dict):  # an empty entry means the defaults
             fields[name] = {key: {} if entry is None else entry for key, entry in fields[name].items()}
+    if isinstance(fields.get("benchmarks"), dict):
+        fields["benchmarks"] = _expand_groups(fields["benchmarks"], fields.get("paths"))
     for name in ("encoders", "llms", "llava_variants"):
         if isinstance(fields.get(name), dict):
             fields[name], sweeps = expand_sweeps(fields[name], name)
             fields |= {"sweeps": sweeps} if name == "encoders" else {}
     executor = executor_config(fields.pop("executor", "local"))
     return dataclasses.replace(from_plain(Study, fields), executor=executor)
+
+
+def _expand_groups(benchmarks: Mapping[str, Any], paths: Any) -> dict[str, Any]:
+    """The benchmarks with the tasks of ``datacomp`` in its place."""
+    expanded: dict[str, Any] = {}
+    for name, settings in benchmarks.items():
+        if not isinstance(settings, dict) or (settings.get("task") or name) != GROUP:
+            expanded[name] = settings
+            continue
+        where, data = f"benchmarks.{name}.data", settings.get("data")
+        if not isinstance(data, str):
+            raise UserError(f"{where}: expected the directory of DataComp's tasks, got {data!r:.80}")
+        path = locate(data, paths if isinstance(paths, dict) else {})
+        tasks = find_tasks(data, None if path.startswith(PATH_PREFIX) else Path(path), where)
+        expanded |= {f"{name}_{task}": settings | found for task, found in tasks.items()}
+    return expanded

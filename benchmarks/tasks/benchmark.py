@@ -34,6 +34,8 @@ class Benchmark:
         also: MLLM: configurations of the dataset that the task's functions read in addition to its own.
         max_new_tokens: MLLM: default cap of an answer if the task has none.
         judged: MLLM: its scorer sends requests to a judge model (``benchmarks.tasks.mllm.judge``).
+        primary: the metrics of the main table; empty for those that the evaluation chooses.
+        datacomp_task: the key of DataComp's task, see ``datacomp``.
         trivial_baseline_note: one sentence below the table: the score of a model that ignores the image.
         items: number of questions or images of the published set; None for the user's data.
         license: of the published set, as its source states it.
@@ -54,6 +56,8 @@ class Benchmark:
     also: tuple[str, ...] = ()
     max_new_tokens: int | None = None
     judged: bool = False
+    primary: tuple[str, ...] = ()
+    datacomp_task: str = ""
     trivial_baseline_note: str = ""
     items: int | None = None
     license: str = ""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tasks.benchmark import Benchmark
+from benchmarks.tasks.datacomp import datacomp_benchmarks
 from benchmarks.tasks.run_config import BLIND_FIELDS, RequiredModel
 from clips.errors import UserError
 
@@ -181,8 +182,19 @@ BENCHMARKS: dict[str, Benchmark] = {
         items=400,
         license="its own terms, for research",
     ),
+    "winogavil": Benchmark(
+        benchmark_type="choice",
+        about="which of 5 to 12 images are associated with a word (WinoGAViL)",
+        needs="encoder",
+        evaluate="benchmarks.tasks.encoders.winogavil:evaluate",
+        data_hash="benchmarks.tasks.encoders.winogavil:data_hash",
+        takes=("split", "image_root"),
+        items=3563,
+        license="CC BY 4.0",
+    ),
     **_listed_tasks(),
 }
+BENCHMARKS |= datacomp_benchmarks(BENCHMARKS)
 
 
 def get_benchmark(name: str) -> Benchmark:

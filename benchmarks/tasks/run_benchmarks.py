@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from benchmarks.results.protocol import fingerprint
 from benchmarks.results.results import SCHEMA, Result, check_not_newer, read_result, result_path, write_result
 from benchmarks.tasks.benchmark import Benchmark
+from benchmarks.tasks.datacomp import PROTOCOL_ENTRY, expand_group
 from benchmarks.tasks.distributed import run_on_all, run_on_main
 from benchmarks.tasks.eval_model import EvalModel
 from benchmarks.tasks.evaluation import Evaluation
@@ -47,6 +48,8 @@ def run_benchmarks(config: RunConfig) -> None:
         UserError: an unknown benchmark, or a missing model or dataset, before anything runs; or failed benchmarks,
             listed after all have run.
     """
+    expanded = [each for n, one in enumerate(config.benchmarks, 1) for each in expand_group(one, f"benchmarks[{n}]")]
+    config = dataclasses.replace(config, benchmarks=expanded)
     model = EvalModel(config)
     if config.device == "cuda":
         _ = model.device  # raises if there is none
@@ -165,15 +168,16 @@ def _result(
 
 def with_outcome(result: Result, entry: Benchmark, outcome: Evaluation) -> Result:
     """Add the metrics and the protocol of an evaluation to a result; metrics without a value are missing."""
+    protocol = {**outcome.protocol, **({PROTOCOL_ENTRY: entry.datacomp_task} if entry.datacomp_task else {})}
     empty = [name for name, metric in outcome.metrics.items() if math.isnan(metric.value)]
     return dataclasses.replace(
         result,
         metrics={name: metric for name, metric in outcome.metrics.items() if name not in empty},
-        primary=outcome.primary,
+        primary=entry.primary or outcome.primary,
         missing_metrics={**dict.fromkeys(empty, NO_VALUE), **outcome.missing_metrics},
         trivial_baseline_note=entry.trivial_baseline_note,
-        protocol=outcome.protocol,
-        fingerprint=fingerprint(outcome.protocol),
+        protocol=protocol,
+        fingerprint=fingerprint(protocol),
     )
 
 

@@ -40,6 +40,7 @@ class ClassificationSet:
         templates: texts with ``{}`` or ``{c}`` for the class, from the file next to the data; empty if there is none.
         split: the split; ``formats.base.WHOLE`` without splits.
         available: number of images without ``limit``.
+        groups: (N,) the group of each image; empty if an image has none.
         skipped: file type → number of skipped files: other types, or outside the class directories.
     """
 
@@ -52,6 +53,7 @@ class ClassificationSet:
     templates: Sequence[str]
     split: str
     available: int
+    groups: Sequence[str] = ()
     skipped: Mapping[str, int] = field(default_factory=dict)
 
     def open(self, index: int) -> Image:
@@ -64,10 +66,13 @@ class ClassificationSet:
         digest = hashlib.sha256(json.dumps(list(self.classes), ensure_ascii=False).encode())
         for image, target in zip(self.files, self.targets, strict=True):
             digest.update(f"{hashlib.sha256(image.read()).hexdigest()} {target}\n".encode())
+        digest.update(" ".join(self.groups).encode())
         return digest.hexdigest()
 
 
-def load_classification_set(data: str, *, split: str = "test", limit: int | None = None) -> ClassificationSet:
+def load_classification_set(
+    data: str, *, split: str = "test", limit: int | None = None, every_class: bool = True
+) -> ClassificationSet:
     """Read a classification dataset.
 
     Args:
@@ -76,9 +81,10 @@ def load_classification_set(data: str, *, split: str = "test", limit: int | None
             ``classnames.txt`` next to it, one line per class, overrides other class names.
         split: the directory, or the split of the dataset.
         limit: number of images, evenly spaced.
+        every_class: reject a dataset, read without ``limit``, in which a class has no image.
 
     Raises:
-        UserError: missing or malformed, a class without a name, or without ``limit`` a class without images.
+        UserError: missing or malformed, or a class without a name.
     """
     root = Path(data)
     if not root.is_dir():
@@ -88,8 +94,9 @@ def load_classification_set(data: str, *, split: str = "test", limit: int | None
     records = list(found.records)
     lines = _lines(root, folder, CLASS_NAMES)
     classes = lines or found.classes
-    _check(records, found.classes, classes, folder, complete=limit is None)
+    _check(records, found.classes, classes, folder, complete=every_class and limit is None)
     count = len(records)
+    groups = all(record.group for record in records)
     indices = np.unique(np.linspace(0, count - 1, min(limit or count, count)).round().astype(int))
     selected = [records[index] for index in indices]
     return ClassificationSet(
@@ -102,6 +109,7 @@ def load_classification_set(data: str, *, split: str = "test", limit: int | None
         templates=_lines(root, folder, TEMPLATES_FILE),
         split=found.split,
         available=count,
+        groups=[record.group for record in selected] if groups else (),
         skipped=found.skipped,
     )
 

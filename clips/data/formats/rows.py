@@ -41,9 +41,17 @@ def has_splits(directory: Path) -> bool:
 
 
 def is_datasets(location: Location) -> bool:
-    """Parquet files, or a dataset of ``save_to_disk``."""
+    """Parquet files, a dataset of ``save_to_disk``, or one in the cache of ``datasets``."""
     directory = location.path
-    return is_saved(directory) or (directory.is_dir() and next(directory.rglob("*.parquet"), None) is not None)
+    return is_saved(directory) or any(next(directory.rglob(f"*.{kind}"), None) for kind in ("parquet", "arrow"))
+
+
+def _cached_files(path: str, split: str) -> list[str]:
+    """The files of a split in the cache of ``datasets``: ``default/0.0.0/HASH/NAME-SPLIT.arrow``, or several."""
+    found = [file for pattern in (f"*-{split}.arrow", f"*-{split}-*-of-*.arrow") for file in Path(path).rglob(pattern)]
+    if len({file.parent for file in found}) > 1:
+        raise UserError(f"{path}: expected one version of the dataset in this cache, found {len(found)} files")
+    return sorted(map(str, found))
 
 
 def open_rows(path: str, subset: str | None, split: str) -> Any:
@@ -63,6 +71,8 @@ def open_rows(path: str, subset: str | None, split: str) -> Any:
                 if split not in rows:
                     raise unknown_name_error(split, rows, f"split of {path}")
                 rows = rows[split]
+        elif cached := _cached_files(path, split):
+            rows = datasets.concatenate_datasets([datasets.Dataset.from_file(file) for file in cached])
         else:
             check_decompressed_size(_parquet_of_split(path, subset, split))
             rows = datasets.load_dataset(path, subset, split=split)
@@ -73,9 +83,12 @@ def undecoded(rows: Any) -> Any:
     """The same ``datasets.Dataset`` with images as bytes or paths."""
     import datasets
 
+    raw = datasets.Image(decode=False)
     for name, feature in rows.features.items():
         if isinstance(feature, datasets.Image):
-            rows = rows.cast_column(name, datasets.Image(decode=False))
+            rows = rows.cast_column(name, raw)
+        elif isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.Image):
+            rows = rows.cast_column(name, datasets.List(raw))
     return rows
 
 

@@ -2,16 +2,20 @@
 
 Captions and classes have the format of CLIP_benchmark's reader and writer (``webdataset_builder.py``): ``test/0.tar``,
 ``test/1.tar``, …, their number in ``test/nshards.txt``, images next to a ``.txt`` with one caption per line or a
-``.cls``; or the format of this suite, with ``captions`` in each JSON.
+``.cls``; or the format of this suite, with ``captions`` in each JSON. In some of DataComp's evaluation sets
+an image also has an ``.npy`` with numbers, the first of which names its group (a region, a level of income).
 """
 
 from __future__ import annotations
 
+import io
 import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from clips.data.formats.conversations import CONVERSATION_KEYS, EXPECTED_FORMAT, parse_messages, place_images
 from clips.data.formats.dataset_format import WHOLE, Captioned, Classified, Conversation, Dataset, Location
@@ -24,7 +28,7 @@ from clips.errors import UserError
 from clips.model.loading import library_errors_as_user_errors
 from clips.text_files import parse_object, safe_json_loads, text_lines
 
-_METADATA_EXTENSIONS = {"cls", "json", "txt", "key"}  # that WebDataset's writers add to an image
+_METADATA_EXTENSIONS = {"cls", "json", "npy", "txt", "key"}  # that WebDataset's writers add to an image
 _OTHER_FORMATS = {".json": "karpathy or coco"} | dict.fromkeys((".csv", ".tsv", ".jsonl", ".parquet"), "table")
 _DIGITS = re.compile(r"(\d+)")
 
@@ -92,8 +96,16 @@ def read_classes(location: Location) -> Dataset[Classified]:
             if not content.isdecimal():
                 raise UserError(f"{shard}/{stem}.cls: expected the index of one class, got {content!r:.40}")
             image = TarImage(directory, shard, member, *index.members[member])
-            records.append(Classified(image.name, image, int(content)))
+            records.append(Classified(image.name, image, int(content), _group(index, shard, stem)))
     return Dataset(records=records, split=WHOLE if directory == location.path else location.spec.split, skipped=skipped)
+
+
+def _group(index: TarIndex, shard: Path, stem: str) -> str:
+    """The first number of an image's ``.npy``; empty without one."""
+    if f"{stem}.npy" not in index.members:
+        return ""
+    with library_errors_as_user_errors(f"{shard}/{stem}.npy: expected a NumPy array of numbers"):
+        return str(int(np.load(io.BytesIO(index.read(f"{stem}.npy")), allow_pickle=False).flat[0]))
 
 
 def _parts(index: TarIndex) -> Iterator[tuple[str | None, str, str]]:
