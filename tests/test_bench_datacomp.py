@@ -16,6 +16,7 @@ import pytest
 from report_material import put_result
 from sklearn.metrics import balanced_accuracy_score, f1_score, jaccard_score
 
+from benchmarks.report.html_page import render_page
 from benchmarks.report.report import build_report
 from benchmarks.results.results import read_items, read_result, result_path
 from benchmarks.study.build_steps import build_plan
@@ -83,7 +84,7 @@ def write_datacomp(root: Path) -> Path:
             (data / "classnames.txt").write_text("\n".join([*classes.CLASSES, "a", "b", "c", "d"]) + "\n")
     extracted = world.write_images(root / "hf_cache/downloads/extracted/93f1", 24)
     pictures = [str(extracted / f"{number}.png") for number in range(24)]
-    rows = [{"image": pictures[n], "caption": world.captions(n), "filename": f"{n}.png"} for n in range(6)]
+    rows = [{"image": pictures[n], "caption": world.captions(n), "filename": f"{n}.png"} for n in range(12)]
     write_cache(root, "flickr_1k_test_image_text_retrieval", rows, "image")
     associations = [
         THORN | {"candidates": names, "cue": cue, "associations": [names[place] for place in right]}
@@ -171,7 +172,9 @@ def test_the_published_average_follows_from_the_published_scores(tmp_path):
     order = ["imagenet1k", *(task for task in TASKS if task != "imagenet1k")]  # as the columns of that file
     for task, value in zip(order, [imagenet, *others], strict=True):
         put_score(tmp_path, TASKS[task], value)
-    section = build_report(tmp_path).datacomp
+    report = build_report(tmp_path)
+    section = report.datacomp
+    assert 'id="datacomp"' in render_page(report)
     assert section.headers[:2] == ("model", "DataComp average")
     assert section.rows == (("b32", "52.5", "63.3", "48.5", "52.6", "50.1"),)
     result_path(tmp_path, "b32", "datacomp_fmow").unlink()

@@ -38,6 +38,7 @@ def test_a_studys_page_has_every_section(study):
         "averages-and-ranks",
         "all-pairs",
         "score-vs-cost",
+        "datacomp",
     }
     others |= {"retrieval-examples", "caption-examples", "similarity-maps"}
     assert {each.id for each in SECTIONS if f'id="{each.id}"' not in page} == others

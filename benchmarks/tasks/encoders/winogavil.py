@@ -13,7 +13,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from benchmarks.results.protocol import full_size_entry
 from benchmarks.results.results import CHANCE
 from benchmarks.tasks.encoders.recall import TIE_TOLERANCE
 from benchmarks.tasks.evaluation import Evaluation, MetricSpec, compute_metric
-from clips.data.formats.rows import open_rows
+from clips.data.formats.rows import check_column, open_rows
 from clips.data.lazy_images import ImageColumn, LazyImage, TableImage
 from clips.errors import UserError
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from benchmarks.tasks.eval_model import EvalModel
     from benchmarks.tasks.run_config import BenchmarkConfig
 
-_COLUMNS = {"cue": str, "candidates": list, "associations": list, "candidate_images": list}
+_COLUMNS = ("cue", "candidates", "associations", "candidate_images")
 _FEW = 6  # candidates, of the easier part
 METRICS = {
     "jaccard_10_12": MetricSpec(label="Jaccard, 10 or 12 candidates", columns=("jaccard_10_12",)),
@@ -38,28 +38,28 @@ METRICS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
+class Cue:
+    """A word, the names of its C candidates, a mask of the associated ones, and the indices of their C images."""
+
+    word: str
+    names: list[str]
+    right: np.ndarray
+    places: list[int]
+
+    @property
+    def prompt(self) -> str:
+        """``A thorn``, ``An eagle``."""
+        return f"A{'n' if self.word[0].lower() in 'aeiou' else ''} {self.word.lower()}"
+
+
+@dataclass(frozen=True)
 class WinoGAViL:
-    """W words and their candidates.
+    """The cues, the distinct images, a SHA-256 of both, and the number of cues without ``limit``."""
 
-    Args:
-        words: (W,).
-        candidates: (W,) the names of each word's images.
-        right: (W,) for each, a mask of the associated images.
-        places: (W,) for each, the indices of its images in ``images``.
-        images: the distinct images, by content.
-        hash: SHA-256 of words, candidates, associations and images.
-        images_hash: SHA-256 of the images.
-        available: number of words without ``limit``.
-    """
-
-    words: list[str]
-    candidates: list[list[str]]
-    right: list[np.ndarray]
-    places: list[list[int]]
+    cues: list[Cue]
     images: list[LazyImage]
     hash: str
-    images_hash: str
     available: int
 
 
@@ -70,45 +70,29 @@ def load_winogavil(config: BenchmarkConfig) -> WinoGAViL:
         UserError: missing or malformed, or a word without an associated candidate.
     """
     rows = open_rows(config.data, None, config.split)
-    if missing := _COLUMNS.keys() - rows.features.keys():
-        raise UserError(f"{config.data}: expected the columns {', '.join(_COLUMNS)}; missing: {', '.join(missing)}")
+    for name in _COLUMNS:
+        check_column(name, rows.column_names, "WinoGAViL", config.data)
     column = ImageColumn(rows, "candidate_images", config.data, Path(config.image_root or config.data))
-    found: dict[str, list[Any]] = {"words": [], "candidates": [], "right": [], "places": []}
-    images: dict[str, LazyImage] = {}
-    contents = []
+    cues, digest = [], hashlib.sha256()
+    images: dict[str, tuple[int, LazyImage]] = {}
     for number, row in enumerate(rows.select(range(min(len(rows), config.limit or len(rows))))):
-        where, names = f"{config.data} row {number}", row["candidates"]
-        for name, kind in _COLUMNS.items():
-            if not isinstance(row[name], kind) or not row[name]:
-                raise UserError(f"{where}: {name}: expected a {kind.__name__}, got {row[name]!r:.80}")
-        right = np.isin(names, row["associations"])
-        if len(names) != len(row["candidate_images"]) or not right.any():
-            raise UserError(f"{where}: expected an image for each candidate, and an association among them")
-        of_row = [TableImage(column, number, place, f"{number}/{name}") for place, name in enumerate(names)]
-        keys = [hashlib.sha256(image.read()).hexdigest() for image in of_row]
-        for key, image in zip(keys, of_row, strict=True):
-            images.setdefault(key, image)
-        contents.append([row["cue"], names, right.tolist(), keys])
-        for field, value in (("words", row["cue"]), ("candidates", names), ("right", right), ("places", keys)):
-            found[field].append(value)
-    index_of = {key: index for index, key in enumerate(images)}
-    return WinoGAViL(
-        **found | {"places": [[index_of[key] for key in keys] for keys in found["places"]]},
-        images=list(images.values()),
-        hash=hashlib.sha256(json.dumps(contents, ensure_ascii=False).encode()).hexdigest(),
-        images_hash=hashlib.sha256("".join(images).encode()).hexdigest(),
-        available=len(rows),
-    )
+        word, names, associated, shown = (row[name] for name in _COLUMNS)
+        right = np.isin(names or [], associated or [])
+        if not word or not right.any() or len(names) != len(shown):
+            raise UserError(f"{config.data} row {number}: expected a cue, an image per candidate, and an association")
+        keys = []
+        for place, name in enumerate(names):
+            image = TableImage(column, number, place, f"{number}/{name}")
+            keys.append(hashlib.sha256(image.read()).hexdigest())
+            images.setdefault(keys[-1], (len(images), image))
+        cues.append(Cue(word, names, right, [images[key][0] for key in keys]))
+        digest.update(json.dumps([word, names, right.tolist(), keys]).encode())
+    return WinoGAViL(cues, [image for _, image in images.values()], digest.hexdigest(), len(rows))
 
 
 def data_hash(config: BenchmarkConfig) -> str:
     """Return the SHA-256 of words, candidates, associations and images."""
     return load_winogavil(config).hash
-
-
-def prompt(word: str) -> str:
-    """``A thorn``, ``An eagle``."""
-    return f"A{'n' if word[0].lower() in 'aeiou' else ''} {word.lower()}"
 
 
 def expected_jaccard(scores: np.ndarray, right: np.ndarray) -> float:
@@ -137,34 +121,26 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
     from benchmarks.tasks.encoders.embedding import encoder_settings
 
     data = load_winogavil(config)
-    names = [image.name for image in data.images]
-    images = image_embeddings(model, lambda index: data.images[index].open(), names, data.images_hash, "encoder")
-    prompts = list(dict.fromkeys(map(prompt, data.words)))
+    cues, names = data.cues, [image.name for image in data.images]
+    images = image_embeddings(model, lambda index: data.images[index].open(), names, data.hash, "encoder")
+    prompts = list(dict.fromkeys(cue.prompt for cue in cues))
     vectors = dict(zip(prompts, text_embeddings(model, prompts), strict=True))
-    scores = [
-        (images[places] @ vectors[prompt(word)]).cpu().numpy()
-        for word, places in zip(data.words, data.places, strict=True)
-    ]
-    counts = [len(names) for names in data.candidates]
+    scores = [(images[cue.places] @ vectors[cue.prompt]).cpu().numpy() for cue in cues]
+    chosen = [np.argsort(-each, kind="stable")[: cue.right.sum()] for each, cue in zip(scores, cues, strict=True)]
     items = pd.DataFrame(
         {
-            "item": [f"{number:05d} {word}" for number, word in enumerate(data.words)],
-            "image": [", ".join(names) for names in data.candidates],
+            "item": [f"{number:05d} {cue.word}" for number, cue in enumerate(cues)],
+            "image": [", ".join(cue.names) for cue in cues],
             "direction": "",
-            "category": [f"{count} candidates" for count in counts],
-            "question": [prompt(word) for word in data.words],
-            "prediction": [
-                ", ".join(names[place] for place in np.argsort(-score, kind="stable")[: right.sum()])
-                for names, score, right in zip(data.candidates, scores, data.right, strict=True)
-            ],
-            "target": [
-                ", ".join(np.array(names)[right]) for names, right in zip(data.candidates, data.right, strict=True)
-            ],
+            "category": [f"{len(cue.names)} candidates" for cue in cues],
+            "question": [cue.prompt for cue in cues],
+            "prediction": [", ".join(np.array(cue.names)[places]) for cue, places in zip(cues, chosen, strict=True)],
+            "target": [", ".join(np.array(cue.names)[cue.right]) for cue in cues],
             "thumbnail": None,
-            **_columns(data, scores),
+            **_columns(cues, scores),
         }
     )
-    baselines = {CHANCE: _columns(data, [np.zeros(count) for count in counts])}
+    baselines = {CHANCE: _columns(cues, [np.zeros(len(cue.names)) for cue in cues])}
     return Evaluation(
         metrics={name: compute_metric(items, spec, baselines=baselines) for name, spec in METRICS.items()},
         primary=("jaccard_10_12",),
@@ -173,12 +149,12 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
             "benchmark": config.name,
             "data_hash": data.hash,
             "split": config.split,
-            "cases": len(data.words),
+            "cases": len(cues),
             "prompt": "A or An {}, in lower case",
             "similarity": "cosine",
             "ties": f"expected value over random order of images within {TIE_TOLERANCE}",
             "scorer": "benchmarks.winogavil 1",
-            **full_size_entry(len(data.words), data.available),
+            **full_size_entry(len(cues), data.available),
         }
         | model.encoder.preprocessing
         | encoder_settings(model.encoder),
@@ -186,8 +162,8 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
     )
 
 
-def _columns(data: WinoGAViL, scores: list[np.ndarray]) -> dict[str, np.ndarray]:
+def _columns(cues: list[Cue], scores: list[np.ndarray]) -> dict[str, np.ndarray]:
     """The item columns of the metrics."""
-    found = np.array([expected_jaccard(each, right) for each, right in zip(scores, data.right, strict=True)])
-    few = np.array([len(names) <= _FEW for names in data.candidates])
+    found = np.array([expected_jaccard(each, cue.right) for each, cue in zip(scores, cues, strict=True)])
+    few = np.array([len(cue.names) <= _FEW for cue in cues])
     return {"score": found, "jaccard_5_6": np.where(few, found, np.nan), "jaccard_10_12": np.where(few, np.nan, found)}
