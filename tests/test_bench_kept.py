@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import bench_world as world
 import pytest
 import torch
 
@@ -125,22 +127,18 @@ def test_an_error_of_the_first_process_is_raised_by_both(two):
 
 
 def test_vectors_are_those_of_a_model_on_a_device_with_its_libraries(tmp_path, monkeypatch):
-    encoder = SimpleNamespace(device="cpu", preprocessing={"input_resolution": 32}, precision="float32", width=None)
+    encoder = world.dual_encoder(None, None, input_resolution=32)
     row = SimpleNamespace(
         record=lambda part: {"hash": f"of the {part}"},
         config=SimpleNamespace(output=str(tmp_path), overwrite=False),
         processes=DistributedContext(),
     )
 
-    def key(part: str = "tower", **content: str) -> str:
-        return cached_embeddings._cache(row, encoder, part, **content or {"images": "a"}).key
+    def key(part: str = "tower", *, of=encoder, **content: str) -> str:
+        return cached_embeddings._cache(row, of, part, **content or {"images": "a"}).key
 
     keys = [key(), key(part="encoder"), key(images="b"), key(texts="a")]
-    encoder.device = "cuda"
-    keys.append(key())
-    encoder.device, encoder.width = "cpu", 8
-    keys.append(key())
-    encoder.width = None
+    keys += [key(of=dataclasses.replace(encoder, **change)) for change in ({"device": "cuda"}, {"width": 8})]
     assert key() == keys[0]
     monkeypatch.setattr(cached_embeddings, "library_versions", lambda: {"timm": "another"})
     keys.append(key())

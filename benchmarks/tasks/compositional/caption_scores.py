@@ -248,7 +248,6 @@ def _margin(scores: np.ndarray) -> float:
 def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
     """Accuracy of a model's encoder that chooses the most similar caption."""
     from benchmarks.tasks.encoders.cached_embeddings import image_embeddings, text_embeddings
-    from benchmarks.tasks.encoders.embedding import encoder_settings
 
     pairs = load_pairs(config)
     images = {image: number for number, image in enumerate(pairs.images)}
@@ -273,6 +272,5 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
             "similarity": "cosine",
         }
         | data_settings(pairs, config)
-        | model.encoder.preprocessing
-        | encoder_settings(model.encoder),
+        | model.encoder.settings,
     )

@@ -54,7 +54,6 @@ PRIMARY = (*METRICS, "gromov_wasserstein")
 def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
     """Compute CKA, the mutual k-nearest-neighbor score and the Gromov-Wasserstein distance."""
     from benchmarks.tasks.encoders.cached_embeddings import image_embeddings
-    from benchmarks.tasks.encoders.embedding import encoder_settings
 
     captions = _load(config)
     tower = model.patch_tower
@@ -87,8 +86,7 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
             "num_neighbors": config.num_neighbors,
             "gromov_wasserstein": "square loss, cosine distance / 2 of centered features, local minimum of 2 starts",
             "scorer": "benchmarks.alignment 1",
-            **tower.preprocessing,
-            **encoder_settings(tower),
+            **tower.settings,
         },
         items=items,
     )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from benchmarks.tasks.encoders.embedding import DualEncoder, embed_images, embed_texts, encoder_settings
+from benchmarks.tasks.encoders.embedding import DualEncoder, embed_images, embed_texts
 from benchmarks.tasks.output_cache import CACHE_DIR, EmbeddingCache, cache_key
 from clips.core.artifact import library_versions
 
@@ -55,7 +55,7 @@ def _cache(model: EvalModel, encoder: DualEncoder, part: RequiredModel, **conten
     key = cache_key(
         model=model.record(part)["hash"],
         device=encoder.device,
-        settings={**encoder.preprocessing, **encoder_settings(encoder)},
+        settings=encoder.settings,
         libraries={name: library_versions().get(name) for name in ("timm", "transformers")},  # third-party towers
         **content,
     )

@@ -46,7 +46,6 @@ _MAX_BLOCK_ELEMENTS = 16_000_000
 def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
     """Compute accuracy at 1 and 5 and mean per-class recall of a model's encoder."""
     from benchmarks.tasks.encoders.cached_embeddings import image_embeddings, text_embeddings
-    from benchmarks.tasks.encoders.embedding import encoder_settings
 
     found = _load(config)
     log_skipped(found)
@@ -69,8 +68,7 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
             "ties": f"expected value over random order of classes within {TIE_TOLERANCE}",
             "scorer": "benchmarks.classification 1",
         }
-        | model.encoder.preprocessing
-        | encoder_settings(model.encoder),
+        | model.encoder.settings,
         items=items,
     )
 

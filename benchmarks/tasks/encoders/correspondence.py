@@ -37,7 +37,6 @@ PRIMARY = ("correspondence",)
 
 def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation | None:
     """Compute the hits of a model's image tower; rank 0 computes the features."""
-    from benchmarks.tasks.encoders.embedding import encoder_settings
 
     data = load_benchmark_phrases(config)
     pairs = pair_objects(data.phrases)
@@ -61,9 +60,8 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation | None:
             "pairing": "each object with the next image of the same phrase, in the order of their hashes",
             "point": "center of the most similar patch (cosine); the query is the patch nearest to the box's center",
             "scorer": "benchmarks.correspondence 1",
-            **tower.preprocessing,
+            **tower.settings,
             "input_patch_grid": grid,
-            **encoder_settings(tower),
         },
         items=items,
     )

@@ -53,6 +53,13 @@ class DualEncoder:
     precision: str
     width: int | None = None
 
+    @property
+    def settings(self) -> Entries:
+        """Protocol entries: preprocessing, precision, library versions without build tags (``+cpu``), reduced width."""
+        found = {name: library_versions()[name].partition("+")[0] for name in ("torch", "open_clip_torch")}
+        width = {} if self.width is None else {"embedding_width": self.width}
+        return {**self.preprocessing, "precision": self.precision, **found, **width}
+
 
 def load_dual_encoder(path: str, device: str, precision: str) -> DualEncoder:
     """Load an encoder directory in open_clip's Hub format; without a text tower it rejects texts.
@@ -77,13 +84,6 @@ def load_dual_encoder(path: str, device: str, precision: str) -> DualEncoder:
         device=device,
         precision=precision,
     )
-
-
-def encoder_settings(encoder: DualEncoder) -> Entries:
-    """Return precision, library versions without build tags (``+cpu``), and a reduced width as protocol entries."""
-    found = {name: library_versions()[name].partition("+")[0] for name in ("torch", "open_clip_torch")}
-    width = {} if encoder.width is None else {"embedding_width": encoder.width}
-    return {"precision": encoder.precision, **found, **width}
 
 
 def library_entry(name: str) -> Entries:

@@ -44,7 +44,6 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
     from importlib.metadata import version
 
     from benchmarks.tasks.encoders.cached_embeddings import image_embeddings
-    from benchmarks.tasks.encoders.embedding import encoder_settings
 
     train, test = _load(config)
     for found in (train, test):
@@ -73,8 +72,7 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
             "scorer": "benchmarks.linear_probe 1",
             "scikit-learn": version("scikit-learn"),
         }
-        | model.tower.preprocessing
-        | encoder_settings(model.tower),
+        | model.tower.settings,
         items=items,
     )
 

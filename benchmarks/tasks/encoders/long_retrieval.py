@@ -44,7 +44,6 @@ WORD_LIMITS = "word_limits"
 def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
     """Compute recalls with full captions and with their first words, and R@1 per length bin."""
     from benchmarks.tasks.encoders.cached_embeddings import image_embeddings, text_embeddings
-    from benchmarks.tasks.encoders.embedding import encoder_settings
 
     captions = load_benchmark_captions(config)
     versions = {"": list(captions.texts)} | {
@@ -75,9 +74,8 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
         primary=PRIMARY,
         protocol=retrieval_protocol(captions, config)
         | _protocol(captions, config)
-        | model.encoder.preprocessing
-        | {"input_context_length": int(model.encoder.tokenizer([""]).shape[1])}
-        | encoder_settings(model.encoder),
+        | model.encoder.settings
+        | {"input_context_length": int(model.encoder.tokenizer([""]).shape[1])},
         items=items,
     )
 

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
     """Compute recall at 1, 5 and 10 in each language, and the means over them."""
     from benchmarks.tasks.encoders.cached_embeddings import image_embeddings, text_embeddings
-    from benchmarks.tasks.encoders.embedding import encoder_settings
 
     sets = _sets(config)
     first = next(iter(sets.values()))
@@ -50,7 +49,7 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
     return Evaluation(
         metrics={name: compute_metric(items, spec, baselines=baselines) for name, spec in _specs(list(sets)).items()},
         primary=PRIMARY,
-        protocol=_protocol(sets, config) | model.encoder.preprocessing | encoder_settings(model.encoder),
+        protocol=_protocol(sets, config) | model.encoder.settings,
         items=items,
     )
 

@@ -128,7 +128,6 @@ PRIMARY = ("pointing", "auc")
 def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation | None:
     """Compute hits and areas of a model's encoder; rank 0 computes the maps."""
     from benchmarks.tasks.encoders.cached_embeddings import text_embeddings
-    from benchmarks.tasks.encoders.embedding import encoder_settings
 
     data = load_benchmark_phrases(config)
     texts = text_embeddings(model, [phrase.text for phrase in data.phrases])
@@ -151,9 +150,8 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation | None:
             "area": f"over {MAP_SIZE} x {MAP_SIZE} points of the visible region, bilinear between patch centers",
             "phrase_text": "unchanged, without a prompt",
             "scorer": "benchmarks.pointing 1",
-            **model.encoder.preprocessing,
+            **model.encoder.settings,
             "input_patch_grid": grid,
-            **encoder_settings(model.encoder),
         },
         items=items,
     )

@@ -81,7 +81,6 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation | None:
     """Compute CIDEr, BLEU and ROUGE-L of the captioner's captions, on rank 0 only."""
     if not model.processes.is_main:
         return None
-    from benchmarks.tasks.encoders.embedding import encoder_settings
 
     samples = _samples(config)
     protocol = {
@@ -95,8 +94,7 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation | None:
         "decoding": "most probable token at each position",
         "scorer": f"pycocoevalcap {version('pycocoevalcap')}",
         "caption_tokenizer": tokenizer_name(),
-        **model.tower.preprocessing,
-        **encoder_settings(model.tower),
+        **model.tower.settings,
     }
     captions = _generate(model, samples)
     if captions is None:

@@ -124,7 +124,6 @@ METRICS: dict[str, MetricSpec] = {
 def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
     """Compute recall at 1, 5 and 10, median rank and means, of a model's encoder."""
     from benchmarks.tasks.encoders.cached_embeddings import image_embeddings, text_embeddings
-    from benchmarks.tasks.encoders.embedding import encoder_settings
 
     captions = load_benchmark_captions(config)
     images = image_embeddings(model, captions.open, captions.images, captions.images_hash, "encoder")
@@ -134,7 +133,7 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
     return Evaluation(
         metrics={name: compute_metric(items, spec, baselines=baselines) for name, spec in METRICS.items()},
         primary=PRIMARY,
-        protocol=retrieval_protocol(captions, config) | model.encoder.preprocessing | encoder_settings(model.encoder),
+        protocol=retrieval_protocol(captions, config) | model.encoder.settings,
         items=with_top_results(items, captions, images, texts),
     )
 

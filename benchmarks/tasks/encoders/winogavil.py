@@ -118,7 +118,6 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
     import pandas as pd
 
     from benchmarks.tasks.encoders.cached_embeddings import image_embeddings, text_embeddings
-    from benchmarks.tasks.encoders.embedding import encoder_settings
 
     data = load_winogavil(config)
     cues, names = data.cues, [image.name for image in data.images]
@@ -156,8 +155,7 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
             "scorer": "benchmarks.winogavil 1",
             **full_size_entry(len(cues), data.available),
         }
-        | model.encoder.preprocessing
-        | encoder_settings(model.encoder),
+        | model.encoder.settings,
         items=items,
     )
 
