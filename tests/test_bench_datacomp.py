@@ -158,6 +158,10 @@ def test_a_study_names_the_group_in_one_line(tmp_path, capsys):
     assert settings == {"task": "datacomp_winogavil", "data": "$sets/hf_cache/nlphuji___winogavil", "limit": 3,
                         "image_root": "$sets/hf_cache"}  # fmt: skip
     assert "6 of DataComp's 38 tasks; missing: cifar10, cifar100, clevr_count_all" in capsys.readouterr().err
+    moved = parse_study(
+        study | {"paths": {"sets": "none"}, "benchmarks": {"datacomp": {"data": "$sets"}}}, {"sets": str(data)}
+    )
+    assert len(moved.benchmarks) == 6
     with pytest.raises(UserError, match=r"benchmarks\.datacomp\.data: .*: expected directories of DataComp's"):
         parse_study(study | {"benchmarks": {"datacomp": {"data": str(tmp_path)}}})
     (data / "wds_wilds-fmow_test/test/0.tar").unlink()

@@ -36,6 +36,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from benchmarks.results.reference_results import select_reference_results
@@ -344,20 +345,20 @@ def _check_name(name: str, where: str) -> None:
 _ENTRIES = ("data", "encoders", "llms", "llava_variants", "existing_llavas", "benchmarks", "resources")
 
 
-def read_study(path: str | Path) -> Study:
-    """Read and check a study file.
+def read_study(path: str | Path, paths: Mapping[str, str] = MappingProxyType({})) -> Study:
+    """Read and check a study file; ``paths`` override its own where the tasks of a group are looked up.
 
     Raises:
         UserError: naming file and field, with the close match of an unknown key.
     """
     content = read_yaml(path)
     try:
-        return parse_study(content)
+        return parse_study(content, paths)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
 
-def parse_study(content: Any) -> Study:
+def parse_study(content: Any, paths: Mapping[str, str] = MappingProxyType({})) -> Study:
     """Build a study from the content of its file.
 
     Raises:
@@ -372,7 +373,7 @@ def parse_study(content: Any) -> Study:
         if isinstance(fields.get(name), dict):  # an empty entry means the defaults
             fields[name] = {key: {} if entry is None else entry for key, entry in fields[name].items()}
     if isinstance(fields.get("benchmarks"), dict):
-        fields["benchmarks"] = _expand_groups(fields["benchmarks"], fields.get("paths"))
+        fields["benchmarks"] = _expand_groups(fields["benchmarks"], fields.get("paths"), paths)
     for name in ("encoders", "llms", "llava_variants"):
         if isinstance(fields.get(name), dict):
             fields[name], sweeps = expand_sweeps(fields[name], name)
@@ -381,7 +382,7 @@ def parse_study(content: Any) -> Study:
     return dataclasses.replace(from_plain(Study, fields), executor=executor)
 
 
-def _expand_groups(benchmarks: Mapping[str, Any], paths: Any) -> dict[str, Any]:
+def _expand_groups(benchmarks: Mapping[str, Any], paths: Any, overrides: Mapping[str, str]) -> dict[str, Any]:
     """The benchmarks with the tasks of ``datacomp`` in its place."""
     expanded: dict[str, Any] = {}
     for name, settings in benchmarks.items():
@@ -391,7 +392,7 @@ def _expand_groups(benchmarks: Mapping[str, Any], paths: Any) -> dict[str, Any]:
         where, data = f"benchmarks.{name}.data", settings.get("data")
         if not isinstance(data, str):
             raise UserError(f"{where}: expected the directory of DataComp's tasks, got {data!r:.80}")
-        path = locate(data, paths if isinstance(paths, dict) else {})
+        path = locate(data, {**(paths if isinstance(paths, dict) else {}), **overrides})
         tasks = find_tasks(data, None if path.startswith(PATH_PREFIX) else Path(path), where)
         expanded |= {f"{name}_{task}": settings | found for task, found in tasks.items()}
     return expanded

@@ -55,7 +55,7 @@ class StudySelection:
 
     def read(self) -> Study:
         """The study with the overrides of the command line."""
-        study = read_study(self.file)
+        study = read_study(self.file, self.paths)
         for name in self.paths:
             if name not in study.paths:
                 raise unknown_name_error(name, study.paths, "name in 'paths'")
