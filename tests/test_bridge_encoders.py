@@ -47,6 +47,8 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "dinov3": lambda: transformers.DINOv3ViTConfig(**SMALL, num_register_tokens=4),
     "metaclip2": lambda: transformers.MetaClip2VisionConfig(**SMALL),
     "mlcd": lambda: transformers.MLCDVisionConfig(**SMALL),
+    "vit": lambda: transformers.ViTConfig(**SMALL),
+    "ijepa": lambda: transformers.IJepaConfig(**SMALL),
     "pixio": lambda: transformers.PixioConfig(**VIT, mlp_ratio=2, n_cls_tokens=3),
     "radio": lambda: transformers.RadioConfig(**VIT, mlp_ratio=2.0, max_img_size=64),
     "tipsv2": lambda: transformers.Tipsv2VisionConfig(**VIT, mlp_ratio=2, num_register_tokens=2),
@@ -59,7 +61,7 @@ STOCK = ("clip", "siglip", "aimv2", "aimv2_native", "dinov2", "mlcd")
 QWENS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 PREFIXES = {"dinov2_with_registers": 5, "dinov3": 5, "pixio": 3, "radio": 10, "tipsv2": 3}
 RESIZING = ("dinov2", "siglip2", "aimv2_native", "mlcd", "internvl", *QWENS, *PREFIXES)
-RESIZED = ("clip", "siglip", "metaclip2")  # on request
+RESIZED = ("clip", "siglip", "metaclip2", "vit", "ijepa")  # on request
 SEVERAL = ("channels", "interleave")
 SPECS = (*CONFIGS, "open_clip", "open_clip_sines", "resnet", "trunk", "timm", "timm_trained", *SEVERAL)
 ONE_SIZE = ("resnet",)
@@ -256,7 +258,7 @@ def test_images_do_not_mix_gradients_reach_trained_parts_and_saving_changes_noth
     model.requires_grad_(True).train()
     model(pixels(name), output_hidden_states=True).hidden_states[-1].square().mean().backward()
     heads = ("head", "post_layernorm", "layernorm", "rms_norm", "norm.", "attnpool", "ln_post", "proj", "mask_token")
-    heads = (*heads, "merger")  # of Qwen-VL
+    heads = (*heads, "merger", "pooler")  # of Qwen-VL and ViT
     if name in SEVERAL:  # of ViTs the last layer but one is taken
         heads = (*heads, "layer.2.", "layers.2.", "resblocks.2.")
     unreached = [key for key, value in model.named_parameters() if value.requires_grad and value.grad is None]

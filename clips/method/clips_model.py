@@ -163,7 +163,8 @@ def build_model(config: ModelConfig, recipe_config: RecipeConfig, seed: int) -> 
         UserError: an unknown architecture, sizes that do not fit together, trunk weights that do not match.
     """
     recipe = Recipe(recipe_config)
-    cfg = architectures.model_cfg(config) | (_SIGMOID_START if recipe.spec.loss == "sigmoid" else {})
+    is_pairwise = architectures.CONTRASTIVE_LOSSES[recipe.spec.loss]
+    cfg = architectures.model_cfg(config) | (_SIGMOID_START if is_pairwise else {})
     if (width := max(recipe.spec.embedding_widths, default=0)) >= cfg["embed_dim"]:
         raise UserError(f"recipe.embedding_widths: expected numbers below the width {cfg['embed_dim']}, got {width}")
     with torch.random.fork_rng():

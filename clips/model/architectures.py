@@ -32,8 +32,11 @@ if TYPE_CHECKING:
 
 Precision = Literal["auto", "fp32", "bf16"]
 
-CONTRASTIVE_LOSSES = ("softmax", "supcon", "sigmoid")
-"""Names; ``clips.model.losses`` has a function for each."""
+CONTRASTIVE_LOSSES = {"softmax": False, "supcon": False, "sigmoid": True}
+"""Name → whether it classifies each pair, with a learned bias and SigLIP's initial scale and bias.
+
+``clips.model.losses`` has a function for each.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)

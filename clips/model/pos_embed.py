@@ -16,11 +16,13 @@ def resize_pos_embed(table: Tensor, patches: int, prefix: int, *, antialias: boo
     """Interpolate learned positions (bicubic) to a square of ``patches`` patches.
 
     Args:
-        table: (prefix + old patches, D).
+        table: (prefix + old patches, D), or (1, prefix + old patches, D); the result has its dimensions.
         patches: the new number of patches.
         prefix: rows before those of the patches, which stay unchanged.
         antialias: as open_clip; transformers does not, and uses another cubic kernel.
     """
+    if table.ndim == 3:
+        return resize_pos_embed(table[0], patches, prefix, antialias=antialias)[None]
     before, after = math.isqrt(len(table) - prefix), math.isqrt(patches)
     if before == after:
         return table

@@ -26,7 +26,7 @@ from clips.method.distillation import teacher_name
 from clips.method.objectives import OBJECTIVES
 from clips.method.recipes import RecipeConfig
 from clips.model import losses
-from clips.model.architectures import ModelConfig, model_cfg
+from clips.model.architectures import CONTRASTIVE_LOSSES, ModelConfig, model_cfg
 from clips.model.layers import checkpoint_layers
 from clips.model.precision import fast_sdpa_backend
 from clips.model.tokenizer import EOS
@@ -236,7 +236,7 @@ def profile_contrastive_loss(
 def contrastive_flops(model: ClipsModel, samples: int, processes: int) -> float:
     """Compute the FLOPs of `profile_contrastive_loss`: logits and two gradients, for each text, direction and width."""
     recipe = model.recipe
-    to_images = 0 if recipe.spec.loss == "sigmoid" else 1
+    to_images = 0 if CONTRASTIVE_LOSSES[recipe.spec.loss] else 1
     negative = int(recipe.spec.hard_negatives)  # twice the texts, and a column that excludes those that do not exist
     pairs = samples * samples * processes * len(recipe.texts)
     widths = (int(model.model_cfg["embed_dim"]), *recipe.spec.embedding_widths)

@@ -153,6 +153,8 @@ FAMILIES: dict[str, ModelFamily] = {
         model="Siglip2VisionModel", forward=_forward_patches, forward_grids=_forward_grids
     ),
     "aimv2_vision_model": ModelFamily(model="Aimv2VisionModel", positions=_TABLE, in_hf_llava=True),
+    "vit": ModelFamily(model="ViTModel", prefix=_class_token, positions="embeddings.position_embeddings"),
+    "ijepa": ModelFamily(model="IJepaModel", positions="embeddings.position_embeddings"),
     "dinov2": ModelFamily(model="Dinov2Model", prefix=_class_token, in_hf_llava=True),
     "dinov2_with_registers": ModelFamily(model="Dinov2WithRegistersModel", prefix=_registers),
     "dinov3_vit": ModelFamily(model="DINOv3ViTModel", prefix=_registers),
