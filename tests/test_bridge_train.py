@@ -185,6 +185,10 @@ def test_the_launcher_gets_processes_port_module_and_visible_gpus(launched_by, m
             ["--distributed.deepspeed", "zero9"],
             "distributed.deepspeed: expected a JSON file or one of zero2, zero2_offload, zero3, zero3_offload, got",
         ),
+        (
+            ["--distributed.deepspeed", "zero3", "--distributed.torch_compile", "true"],
+            "distributed.deepspeed: expected zero2 with distributed.torch_compile",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(overrides, line, tmp_path, bridge_parts, monkeypatch):

@@ -1,8 +1,9 @@
-"""The repeated layers of a model, activation checkpointing of them, and the weights that compute in bf16."""
+"""The repeated layers of a model: activation checkpointing and torch.compile of them; weights that compute in bf16."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -61,6 +62,19 @@ def _recompute(layer: nn.Module, *arguments: Any, **named: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*arguments, **named)
     return checkpoint(forward, *arguments, use_reentrant=False, **named)
+
+
+def compile_modules(modules: Iterable[nn.Module]) -> None:
+    """Let torch.compile compile each module, in place: their weights keep their names.
+
+    Call it before the model is wrapped or sharded. The graphs are compiled when the modules are first called.
+    """
+    from torch._dynamo import config  # takes seconds to import
+
+    # All layers share one limit, with and without gradients; torch's is 8, after which it stops compiling.
+    config.recompile_limit = 64
+    for module in modules:
+        module.compile()
 
 
 def bf16_weights(model: nn.Module) -> list[nn.Parameter]:

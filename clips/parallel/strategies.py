@@ -15,7 +15,7 @@ from torch import nn
 from clips.core.artifact import log_info
 from clips.method.clips_model import ClipsModel
 from clips.method.optimizer import OptimizerConfig
-from clips.model.layers import checkpoint_layers, repeated_layers
+from clips.model.layers import checkpoint_layers, compile_modules, repeated_layers
 from clips.parallel.ddp import DDPStrategy, Strategy
 from clips.parallel.distributed import DistributedContext
 from clips.parallel.distributed_config import DistributedConfig, Parallel
@@ -44,15 +44,6 @@ def modules_to_compile(encoder: ClipsModel) -> list[nn.Module]:
     return [*repeated_layers(encoder), *([] if captioner is None else [captioner.head.cross_entropy])]
 
 
-def _compile_layers(encoder: ClipsModel) -> None:
-    from torch._dynamo import config  # takes seconds to import
-
-    # All towers' layers share one limit, with and without gradients; torch's is 8, after which it stops compiling.
-    config.recompile_limit = 64
-    for module in modules_to_compile(encoder):
-        module.compile()
-
-
 def build_strategy(
     encoder: ClipsModel,
     distributed: DistributedConfig,
@@ -75,6 +66,6 @@ def build_strategy(
         if processes.is_main:
             log_info(f"distributed.activation_checkpointing: {count} layers recompute their activations")
     if distributed.torch_compile:
-        _compile_layers(encoder)
+        compile_modules(modules_to_compile(encoder))
     fsdp = {"group_size": distributed.shard_group_size, "bf16": bf16} if distributed.strategy == "fsdp" else {}
     return STRATEGIES[distributed.strategy](encoder, optim, processes, **fsdp)

@@ -106,6 +106,7 @@ def _attention_on_gpu(
     return found.unflatten(0, (query.shape[0], query.shape[2]))
 
 
+@torch._disable_dynamo  # its graphs would be of one number of samples each
 def _attention_by_sample(
     module: Any, heads: Heads, bounds: Tensor, scaling: float | None, window: int | None
 ) -> Tensor:

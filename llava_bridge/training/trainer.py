@@ -22,6 +22,7 @@ from transformers.trainer_callback import PrinterCallback
 from clips.core.tensor_shards import TensorShards
 from clips.core.trackers import Trackers
 from clips.errors import UserError
+from clips.model.layers import compile_modules, repeated_layers
 from clips.parallel.distributed import start_processes
 from clips.parallel.fsdp import BF16, FLOAT32, shard_model
 from llava_bridge.data.sampler import LengthGroupedSampler, RandomOrder
@@ -69,6 +70,8 @@ def train_stage(
         enable_feature_cache(setup, torch.bfloat16 if bf16 else torch.float32)
     if stage.activation_checkpointing:
         recompute_layers(setup.model)
+    if config.distributed.torch_compile:
+        compile_modules(modules_to_compile(setup.model))
     steps = num_training_steps(len(setup.dataset), stage)
     _log_stage(setup, config, name, steps)
     parts = [module for part, module in setup.parts.items() if part != "vision"]  # the encoder keeps its own dtype
@@ -192,6 +195,12 @@ def recompute_layers(model: Any) -> None:
     """Enable activation checkpointing of a transformers model."""
     new_name = "activation_checkpointing_enable"  # in newer versions of transformers
     getattr(model, new_name, model.gradient_checkpointing_enable)()
+
+
+def modules_to_compile(model: Any) -> list[nn.Module]:
+    """Return what ``distributed.torch_compile`` compiles: the layers of a transformers LLaVA or LLM, the projector."""
+    projector = getattr(model.model, "multi_modal_projector", None)
+    return [*repeated_layers(model), *([] if projector is None else [projector])]
 
 
 def enable_feature_cache(setup: StageSetup, dtype: torch.dtype) -> None:

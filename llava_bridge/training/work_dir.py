@@ -113,6 +113,11 @@ def _check_stage(config: LlavaTrainConfig, name: str) -> None:
             f"{config.deepspeed_field(name)}: expected zero2 with {name}.lora.quantization; "
             "ZeRO-3 does not shard 4 bits"
         )
+    if config.distributed.torch_compile and is_zero3:
+        raise UserError(
+            f"{config.deepspeed_field(name)}: expected zero2 with distributed.torch_compile, as ZeRO-3 divides each "
+            "layer into small graphs; distributed.strategy: fsdp supports it"
+        )
     if stage.cache_vision_features and is_zero3 and (config.distributed.num_processes or 1) > 1:
         raise UserError(
             f"{name}.cache_vision_features: expected false under ZeRO-3 with several processes, which is not "
