@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -156,6 +157,27 @@ def test_an_unavailable_server_is_given_up_after_the_time_for_retries(server: Ch
         ChatClient(urls=[server.url], retry_seconds=0.2).submit({"n": 0}).result(60)
     assert raised.value.status == 503
     assert len(server.asked) > 2
+
+
+def test_an_input_at_which_the_server_fails_is_given_up_while_others_are_answered(server: ChatServer) -> None:
+    def reply(request: dict[str, Any]) -> dict[str, Any] | int:
+        time.sleep(0.02)
+        return 500 if request["n"] == 3 else echo(request)
+
+    server.reply = reply
+    client = ChatClient(urls=[server.url, server.url], requests_in_flight=8, retry_seconds=600)
+    pending = [client.submit({"n": number}) for number in range(300)]
+    with pytest.raises(ChatServerError, match=r"answers 500 \(500\)") as raised:
+        pending[3].result(60)
+    assert raised.value.by_input
+    assert sum(request["n"] == 3 for request in server.asked) >= 2 * 5
+    assert all(future.result(60) for number, future in enumerate(pending) if number != 3)
+    server.reply = lambda request: 500  # to all
+    client = ChatClient(urls=[server.url], retry_seconds=0.5)
+    for future in [client.submit({"n": number}) for number in range(20)]:
+        with pytest.raises(ChatServerError, match=r"answers 500") as raised:
+            future.result(60)
+        assert not raised.value.by_input
 
 
 def test_urls_are_checked() -> None:

@@ -18,7 +18,8 @@ import yaml
 from serving import serve_app
 from test_clips_chat_client import DEAD
 
-from clips.core.chat_client import ChatClient, choices, image_request
+from clips.core import chat_client
+from clips.core.chat_client import ChatClient, _TemporaryError, choices, image_request
 from clips.data import decode_image
 from clips.data.sources import SourceConfig, open_source
 from clips.errors import UserError
@@ -111,6 +112,30 @@ def test_a_rejected_image_is_dropped_with_its_reason(settings: Settings, monkeyp
     manifest = json.loads(Path(settings().output, "manifest.json").read_text())
     assert manifest["captions"]["dropped"] == {"rejected by the server (400)": 1}
     assert manifest["captions"]["written"] == 20
+
+
+def test_an_image_at_which_the_server_fails_is_dropped_and_a_server_that_fails_at_all_ends_the_run(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt, request = ChatClient._try, ChatCaptioner._request
+    fails_at = {4}
+
+    async def send(self: ChatClient, method: str, base: str, path: str, body: Any) -> Any:
+        if body and body["index"] in fails_at:
+            raise _TemporaryError(f"{base} answers 500 (Internal Server Error)", 500)
+        body = body and {name: value for name, value in body.items() if name != "index"}
+        return await attempt(self, method, base, path, body)
+
+    monkeypatch.setattr(chat_client, "_FIRST_DELAY", 0.01)
+    monkeypatch.setattr(ChatClient, "_try", send)
+    monkeypatch.setattr(ChatCaptioner, "_request", lambda self, image: request(self, image) | {"index": image.index})
+    run_recaption(settings(retry_minutes=0.1))
+    manifest = json.loads(Path(settings().output, "manifest.json").read_text())
+    assert manifest["captions"]["dropped"] == {"rejected by the server (500)": 1}
+    assert manifest["captions"]["written"] == 20
+    fails_at.update(range(21))
+    with pytest.raises(UserError, match=r"^endpoint: http://\S+ answers 500 \(Internal Server Error\)$"):
+        run_recaption(settings(output=f"{settings().output}-down", retry_minutes=0.001))
 
 
 def test_an_estimate_writes_nothing(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import io
+import math
 import random
 import re
 import threading
@@ -30,6 +31,8 @@ Value = TypeVar("Value")
 _CONNECT_SECONDS = 10.0
 _RETRY_STATUS = {408, 409, 429, 500, 502, 503, 504, 529}  # those that OpenAI's own client retries, and overload
 _FIRST_DELAY, _MAX_DELAY = 1.0, 30.0  # seconds
+_INPUT_FAILURES = 5
+"""After so many failures of a request, others answered between them, its input is at fault and not the server."""
 _START = threading.Lock()  # several threads of a caller may send the first requests
 
 
@@ -47,11 +50,12 @@ class ChatServerError(Exception):
     Args:
         message: what happened, with the URL.
         status: the HTTP status; None without a valid reply.
+        by_input: whether the server answers other requests, and not this image or prompt.
     """
 
-    def __init__(self, message: str, status: int | None = None) -> None:
+    def __init__(self, message: str, status: int | None = None, *, by_input: bool = False) -> None:
         super().__init__(message)
-        self.status = status
+        self.status, self.by_input = status, by_input
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,29 +138,44 @@ class ChatClient:
             loop = _event_loop()
         return asyncio.run_coroutine_threadsafe(work, loop)
 
+    @functools.cached_property
+    def _answered(self) -> dict[str, float]:
+        """The time of the last answer to a request."""
+        return {"last": -math.inf}
+
     async def _limited(self, work: Coroutine[Any, Any, Value]) -> Value:
         async with self._slots:
             return await work
 
     async def _request(self, method: str, path: str, body: Mapping[str, Any] | None, replica: int) -> dict[str, Any]:
-        """The reply of the first replica that answers; each is tried, then all again after a growing delay."""
-        deadline, delay = time.monotonic() + self.retry_seconds, _FIRST_DELAY
+        """The reply of the first replica that answers; each is tried, then all again after a growing delay.
+
+        A request to which all of them answer 500 while others are answered (vLLM's reply to some images) is given up.
+        """
+        start = failed = time.monotonic()
+        deadline, delay, input_failures = start + self.retry_seconds, _FIRST_DELAY, 0
         while True:
-            wait = 0.0
+            errors: list[_TemporaryError] = []
             for offset in range(len(self.urls)):
                 base = self.urls[(replica + offset) % len(self.urls)].rstrip("/").removesuffix("/chat/completions")
                 try:
-                    return await self._try(method, base, path, body)
+                    reply = await self._try(method, base, path, body)
                 except _TemporaryError as error:
-                    wait, reason = max(wait, error.retry_after), str(error)
-                    status = error.status
-            if time.monotonic() >= deadline:
-                raise ChatServerError(reason, status)
+                    errors.append(error)
+                else:
+                    self._answered["last"] = time.monotonic()
+                    return reply
+            reason, status, answered = str(errors[-1]), errors[-1].status, self._answered["last"]
+            internal = all(error.status == HTTPStatus.INTERNAL_SERVER_ERROR for error in errors)
+            input_failures += internal and answered > failed
+            failed = time.monotonic()
+            if failed >= deadline or input_failures == _INPUT_FAILURES:
+                raise ChatServerError(reason, status, by_input=internal and answered > start)
             if (base, status) not in self._reported:
                 self._reported.add((base, status))
                 log_info(f"{reason}; requests are repeated for up to {self.retry_seconds / 60:.3g} minutes")
-            wait = max(wait, delay * random.uniform(0.75, 1.0))  # random, so that clients do not retry in step
-            await asyncio.sleep(min(wait, max(0.0, deadline - time.monotonic())))
+            wait = max(delay * random.uniform(0.75, 1.0), *(error.retry_after for error in errors))  # not in step
+            await asyncio.sleep(min(wait, deadline - failed))
             delay = min(2 * delay, _MAX_DELAY)
 
     async def _try(self, method: str, base: str, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -174,7 +193,7 @@ class ChatClient:
             message = f"{base} answers {reply.status_code} ({reason})"
             if reply.status_code in _RETRY_STATUS:
                 raise _TemporaryError(message, reply.status_code, _seconds(reply.headers.get("retry-after", "")))
-            raise ChatServerError(message, reply.status_code)
+            raise ChatServerError(message, reply.status_code, by_input=reply.status_code in _UNUSABLE_INPUT)
         try:
             content = reply.json()
         except ValueError:
@@ -184,7 +203,7 @@ class ChatClient:
         return content
 
 
-UNUSABLE_INPUT = {HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY}
+_UNUSABLE_INPUT = {HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY}
 """The statuses by which a server rejects an image or its prompt, not every request."""
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from clips.core.chat_client import UNUSABLE_INPUT, ChatClient, ChatServerError, choices, image_request
+from clips.core.chat_client import ChatClient, ChatServerError, choices, image_request
 from clips.errors import UserError
 from clips.recaption.captioning import CaptionsByIndex, GeneratedCaption, PromptedImage
 from clips.recaption.recaption_config import RecaptionConfig
@@ -53,16 +53,16 @@ class ChatCaptioner:
         return image_request(self.config.model, [image.image], image.text, seed=seed, **settings)
 
     def _captions(self, pending: concurrent.futures.Future[dict[str, Any]]) -> list[GeneratedCaption] | str:
-        """The captions of a reply; the reason if the server rejects the image or its prompt.
+        """The captions of a reply; the reason if the server rejects, or fails at, the image or its prompt.
 
         Raises:
-            UserError: the server rejects any request, or none answers.
+            UserError: the server rejects or fails at any request, or none answers.
         """
         try:
             reply = pending.result()
             found = choices(reply)
         except ChatServerError as error:
-            if error.status in UNUSABLE_INPUT:
+            if error.by_input:
                 return f"rejected by the server ({error.status})"
             raise UserError(f"endpoint: {error}") from None
         usage = reply.get("usage") or {}

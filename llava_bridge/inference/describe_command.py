@@ -22,14 +22,7 @@ from PIL import Image
 
 from clips.commandline.progress import Progress
 from clips.core.artifact import atomic_write, directory_hash, log_info, write_errors_as_user_errors
-from clips.core.chat_client import (
-    UNUSABLE_INPUT,
-    ChatClient,
-    ChatServerError,
-    check_urls,
-    choices,
-    image_request,
-)
+from clips.core.chat_client import ChatClient, ChatServerError, check_urls, choices, image_request
 from clips.core.identity import RUN, RUN_ONLY, identity, read_run, reject_other_run, run_text
 from clips.data.invalid_samples import InvalidSamples
 from clips.errors import UserError, check_at_least
@@ -170,11 +163,11 @@ def _ask_servers(config: DescribeConfig) -> Callable[[Batch], Answers]:
 
 
 def _served_text(pending: Future[dict[str, Any]]) -> str | ChatServerError:
-    """An answer; the error if the server rejects this image."""
+    """An answer; the error if the server rejects, or fails at, this image."""
     try:
         return choices(pending.result())[0][0]
     except ChatServerError as error:
-        if error.status in UNUSABLE_INPUT:
+        if error.by_input:
             return error
         raise UserError(f"endpoint: {error}") from None
 
