@@ -40,6 +40,22 @@ def test_sigterm_ends_processes_that_wait_in_a_collective(tmp_path: Path, bridge
     assert "Traceback" not in printed
 
 
+@pytest.mark.slow
+def test_a_crash_ends_a_process_although_its_workers_ignore_signals(tmp_path: Path, bridge_parts: bridge_world.Parts):
+    path = bridge_world.instruct_file(tmp_path, "run", bridge_parts, {"max_steps": 50}, num_workers=1)
+    code = f"""
+import sys
+from llava_bridge.cli import main
+from llava_bridge.training.stage_trainer import StageTrainer
+StageTrainer.compute_loss = lambda *_, **__: 1 / 0
+sys.argv = ["llava-bridge", "train", "--config", {str(path)!r}]
+sys.exit(main())
+"""
+    done = bridge_world.run_python("-c", code, **bridge_world.launched())  # raises after a time limit
+    assert done.returncode == 1
+    assert "ZeroDivisionError" in done.stderr
+
+
 def running(config: Path) -> list[int]:
     """The processes whose command names ``config``, or the copy of it in the work directory of its run."""
     names = str(config).encode(), str(config.with_name(f".{config.stem}.work")).encode()

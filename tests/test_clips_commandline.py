@@ -316,15 +316,39 @@ def test_torchrun_gets_the_error_line(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert int(told["extraInfo"]["timestamp"]) > 0
 
 
-def test_torchrun_does_not_start_processes_again_for_a_users_error(monkeypatch: pytest.MonkeyPatch):
+def test_torchrun_does_not_start_processes_again_for_a_users_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     ended: list[tuple[int, int]] = []
     monkeypatch.setattr("os.kill", lambda *call: ended.append(call))
-    for restarts, rank, expected in (("3", "0", 1), ("3", "1", 0), ("0", "0", 0)):
+    for restarts, rank, expected in (("0", "0", 0), ("3", "1", 1), ("3", "0", 0)):  # once, by whichever comes first
         ended.clear()
+        (tmp_path / rank).mkdir(exist_ok=True)
         monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", restarts)
-        monkeypatch.setenv("LOCAL_RANK", rank)
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / rank / "error.json"))
         assert run("job", "x", "--stepz", "3") == 2
         assert ended == [(os.getppid(), signal.SIGTERM)] * expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", ["1", "01"])
+def test_a_users_error_of_any_process_ends_torchrun(tmp_path: Path, ranks: str):
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"""
+import os, sys, time
+from clips.commandline.commands import _report_error
+print("started", flush=True)
+if os.environ["RANK"] in {ranks!r}:
+    sys.exit(_report_error("tool", "data: this is wrong"))
+time.sleep(300)
+"""
+    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*torchrun, "--max-restarts", "3", str(script)], capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode != 0
+    assert done.stdout.count("started") <= 2
+    assert 1 <= done.stderr.splitlines().count("tool: data: this is wrong") <= len(ranks)
 
 
 @pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", None])

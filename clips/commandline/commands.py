@@ -161,6 +161,8 @@ def _report_error(program: str, message: str) -> int:
         with contextlib.suppress(OSError):
             entry = {"message": line, "extraInfo": {"timestamp": str(int(time.time()))}}
             Path(file).write_text(json.dumps({"message": entry}), encoding="utf-8")
-    if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0" and os.environ.get("LOCAL_RANK") == "0":
-        os.kill(os.getppid(), signal.SIGTERM)  # torchrun, which would start the processes again for the same error
+        if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
+            with contextlib.suppress(FileExistsError):  # another process has sent it; a second signal is not handled
+                (Path(file).parents[1] / "user_error").touch(exist_ok=False)  # the directory of all processes
+                os.kill(os.getppid(), signal.SIGTERM)  # torchrun, which would start them again for the same error
     return EXIT_USER_ERROR

@@ -1,8 +1,9 @@
-"""Processes that end with their parent, also after a kill -9 (Linux)."""
+"""Processes that end with their parent: also after its kill -9 (Linux), and workers that ignore signals at its exit."""
 
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import signal
 import sys
 
@@ -17,3 +18,14 @@ def end_with_parent(number: int = signal.SIGKILL) -> None:
     """
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, number)
+
+
+def end_stuck_workers() -> None:
+    """Kill workers that did not end on request; at exit multiprocessing would send them SIGTERM and wait forever.
+
+    Register it with ``atexit`` in processes whose workers ignore signals.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would report them as crashed
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()

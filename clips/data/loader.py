@@ -6,7 +6,6 @@ import atexit
 import concurrent.futures
 import contextlib
 import math
-import multiprocessing
 import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 
 from clips.core.artifact import MANIFEST
+from clips.core.parent_death import end_stuck_workers
 from clips.core.patches import ImageSize, stored_shape, trim_padding
 from clips.data.augment import read_crop
 from clips.data.data_config import DataConfig
@@ -338,13 +338,7 @@ def _begin_worker(_: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-@atexit.register
-def _end_stuck_workers() -> None:
-    """Kill workers that did not end on request; multiprocessing would send them SIGTERM and wait forever."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would report them as crashed
-    for child in multiprocessing.active_children():
-        if child.daemon:
-            child.kill()
+atexit.register(end_stuck_workers)
 
 
 def _read_ahead(data: TrainDataset, plan: list[range]) -> Generator[dict[str, Any]]:

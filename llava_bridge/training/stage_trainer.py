@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import math
 import signal
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import Trainer
 
-from clips.core.parent_death import end_with_parent
+from clips.core.parent_death import end_stuck_workers, end_with_parent
 from clips.data.invalid_samples import Invalid, InvalidSamples
 from clips.errors import UserError
 from llava_bridge.training.fsdp_trainer import ShardedTrainer
@@ -123,6 +124,9 @@ def init_worker(init: Callable[[int], None] | None, worker_id: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     if init is not None:
         init(worker_id)
+
+
+atexit.register(end_stuck_workers)
 
 
 def optimizer_param_groups(
