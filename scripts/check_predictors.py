@@ -1,12 +1,14 @@
-"""Simulate the intervals of the alignment metrics over images, and of the report's correlations over encoders.
+"""Simulate the intervals of alignment and correspondence over images, and of the report's correlations over encoders.
 
     python scripts/check_predictors.py --trials 500                  (about ten minutes on one core)
+    python scripts/check_predictors.py --trials 500 --scenes DIRECTORY --encoder DIRECTORY    (correspondence alone)
 
 Prints % of the 95 % intervals that contain the true value. Alignment: the true value of CKA is that of 6,000 images, of
 the others their mean over the trials (both depend on the number of images). The interval of the Gromov-Wasserstein
 distance is that of a delete-half jackknife. Correlations: normal pairs; with noise, a fifth of the variance of the
 measured scores is noise, and coverage is stated of the correlation of the scores without noise (`true`) and of that of
-the measured ones (`measured`).
+the measured ones (`measured`). Correspondence: images drawn from shards of `clips scenes`, with an encoder's features;
+the true value is the mean over the trials.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from check_statistics import percent
 
 from benchmarks.report.correlation import correlation, leave_one_out
 from benchmarks.results.statistics import confidence_interval
+from benchmarks.tasks.data.phrase_boxes import load_benchmark_phrases
+from benchmarks.tasks.encoders.correspondence import METRICS, pair_items, pair_objects, patch_features
 from benchmarks.tasks.encoders.feature_similarity import (
     centered_distances,
     debiased_cka,
@@ -27,6 +31,9 @@ from benchmarks.tasks.encoders.feature_similarity import (
     gromov_wasserstein,
     neighbor_overlap,
 )
+from benchmarks.tasks.encoders.image_tower import load_image_tower
+from benchmarks.tasks.evaluation import compute_metric
+from benchmarks.tasks.run_config import BenchmarkConfig
 
 _SHARED = {"independent": 0.0, "weak": 0.4, "strong": 1.5}
 _NEIGHBORS = 10
@@ -81,6 +88,23 @@ def check_alignment(trials: int, count: int) -> None:
         print(f"{count} images, {name}, {clusters} clusters |", " | ".join(texts), flush=True)
 
 
+def check_correspondence(trials: int, scenes: str, encoder: str) -> None:
+    """Print coverages over images drawn from ``scenes``."""
+    pool = load_benchmark_phrases(BenchmarkConfig(name="correspondence", data=scenes))
+    features = patch_features(load_image_tower(encoder, "cpu", "float32", for_llava=True), pool, pool.images)
+    for count in (30, 100, 300):
+        rng, rows = np.random.default_rng(11), []
+        for _ in range(trials):
+            drawn = set(rng.choice(pool.images, count, replace=False).tolist())
+            phrases = [phrase for phrase in pool.phrases if phrase.image in drawn]
+            found = compute_metric(pair_items(features, phrases, pair_objects(phrases)), METRICS["correspondence"])
+            rows.append((found.value, found.ci_low, found.ci_high))
+        values, low, high = np.array(rows, dtype=float).T
+        inside = float(((low <= values.mean()) & (values.mean() <= high)).mean())
+        width = f"width {np.mean(high - low):.3f}, of the values {2 * 1.96 * values.std():.3f}"
+        print(f"{count} images, correspondence {values.mean():.3f}: {percent(inside, trials)} ({width})", flush=True)
+
+
 def check_correlations(trials: int) -> None:
     """Print coverages of Spearman's correlation and of the ratio of correctly ordered pairs over encoders."""
     for count, true, noise in itertools.product((6, 12, 24), (0.0, 0.5, 0.8, 0.95), (0.0, 0.2)):
@@ -106,7 +130,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=500)
     parser.add_argument("--only", choices=("alignment", "correlations"))
+    parser.add_argument("--scenes", help="shards of `clips scenes`: check correspondence, and nothing else")
+    parser.add_argument("--encoder", help="the encoder whose features --scenes uses")
     options = parser.parse_args()
+    if options.scenes:
+        check_correspondence(options.trials, options.scenes, options.encoder)
+        return
     if options.only != "correlations":
         for count in (100, 300):
             check_alignment(options.trials, count)

@@ -8,8 +8,8 @@ same phrase in another image. The patch tokens are those that a LLaVA reads by d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
 
+    from benchmarks.tasks.encoders.embedding import DualEncoder
     from benchmarks.tasks.eval_model import EvalModel
     from benchmarks.tasks.run_config import BenchmarkConfig
 
@@ -45,7 +46,9 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation | None:
     if not model.processes.is_main:
         return None
     tower = model.patch_tower
-    items, grid = _items(model, data, pairs)
+    needed = {data.phrases[number].image for pair in pairs for number in pair}
+    features = patch_features(tower, data, [image for image in data.images if image in needed])
+    items, grid = pair_items(features, data.phrases, pairs), next(iter(features.values())).patches.shape
     baselines = {CHANCE: {"hit": items["chance"].to_numpy()}}
     return Evaluation(
         metrics={name: compute_metric(items, spec, baselines=baselines) for name, spec in METRICS.items()},
@@ -61,7 +64,7 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation | None:
             "point": "center of the most similar patch (cosine); the query is the patch nearest to the box's center",
             "scorer": "benchmarks.correspondence 1",
             **tower.settings,
-            "input_patch_grid": grid,
+            "input_patch_grid": f"{grid[0]} x {grid[1]}",
         },
         items=items,
     )
@@ -83,31 +86,36 @@ def pair_objects(phrases: Sequence[Phrase]) -> list[tuple[int, int]]:
     return pairs
 
 
-def _items(model: EvalModel, data: PhraseSet, pairs: Sequence[tuple[int, int]]) -> tuple[pd.DataFrame, str]:
-    """Return the items, and the patch grid of an image, ``"7 x 7"``."""
+class PatchFeatures(NamedTuple):
+    """An image's (h, w, D) unit patch tokens, its visible region, its size and its thumbnail."""
+
+    patches: torch.Tensor
+    region: VisibleRegion
+    size: tuple[int, int]
+    thumbnail: bytes
+
+
+def pair_items(
+    features: Mapping[str, PatchFeatures], phrases: Sequence[Phrase], pairs: Sequence[tuple[int, int]]
+) -> pd.DataFrame:
+    """Return the items of `pair_objects`; ``features`` are those of each image by its reference."""
     import pandas as pd
 
-    needed = {data.phrases[number].image for pair in pairs for number in pair}
-    patches, regions, shown = _patches(model, data, [image for image in data.images if image in needed])
-    sizes = {image: region[1] for image, region in regions.items()}
-    visible = {image: region[0] for image, region in regions.items()}
-
     def query(number: int) -> torch.Tensor:
-        phrase = data.phrases[number]
-        left, top, right, bottom = phrase.within(*sizes[phrase.image])
-        found = patches[phrase.image]
-        x, y = visible[phrase.image].centers(found.shape[1], found.shape[0])
+        phrase = phrases[number]
+        found, region, size, _ = features[phrase.image]
+        left, top, right, bottom = phrase.within(*size)
+        x, y = region.centers(found.shape[1], found.shape[0])
         row, column = np.abs(y - (top + bottom) / 2).argmin(), np.abs(x - (left + right) / 2).argmin()
         return found[int(row), int(column)]
 
+    shown = {image: feature.thumbnail for image, feature in features.items()}
     rows: list[dict[str, Any]] = []
     for place, (source, target) in enumerate(pairs):
-        phrase, origin = data.phrases[target], data.phrases[source]
-        other = next(
-            (each for each, _ in (*pairs[place:], *pairs[:place]) if data.phrases[each].text != phrase.text), None
-        )
-        found = patches[phrase.image]
-        inside = visible[phrase.image].inside(phrase.within(*sizes[phrase.image]), *found.shape[:2])
+        phrase, origin = phrases[target], phrases[source]
+        other = next((each for each, _ in (*pairs[place:], *pairs[:place]) if phrases[each].text != phrase.text), None)
+        found, region, size, _ = features[phrase.image]
+        inside = region.inside(phrase.within(*size), *found.shape[:2])
         hit = pointing_hit((found @ query(source)).cpu().numpy(), inside)
         rows.append(
             {
@@ -125,26 +133,22 @@ def _items(model: EvalModel, data: PhraseSet, pairs: Sequence[tuple[int, int]]) 
                 "hit_other": np.nan if other is None else pointing_hit((found @ query(other)).cpu().numpy(), inside),
             }
         )
-    grid = next(iter(patches.values())).shape
-    return pd.DataFrame(rows), f"{grid[0]} x {grid[1]}"
+    return pd.DataFrame(rows)
 
 
-def _patches(
-    model: EvalModel, data: PhraseSet, images: Sequence[str]
-) -> tuple[dict[str, torch.Tensor], dict[str, tuple[VisibleRegion, tuple[int, int]]], dict[str, bytes]]:
-    """Return each image's (h, w, D) unit patch tokens, its visible region and size, and its thumbnail."""
+def patch_features(tower: DualEncoder, data: PhraseSet, images: Sequence[str]) -> dict[str, PatchFeatures]:
+    """Compute the features of some images of ``data``."""
     import torch
 
     from clips.commandline.progress import progress_iter
 
-    tower = model.patch_tower
-    patches, regions, shown = {}, {}, {}
+    features = {}
     with torch.inference_mode():
         for name in progress_iter(images, "computing patch tokens"):
             image = data.open(name)
             pixels = tower.preprocess(image)[None].to(tower.device, getattr(torch, tower.precision))
             found = tower.model.encode_patches(pixels)[0].float()
-            patches[name] = torch.nn.functional.normalize(found, dim=-1).cpu()
-            regions[name] = VisibleRegion.of(tower.preprocessing, *image.size), image.size
-            shown[name] = thumbnail(image)
-    return patches, regions, shown
+            patches = torch.nn.functional.normalize(found, dim=-1).cpu()
+            region = VisibleRegion.of(tower.preprocessing, *image.size)
+            features[name] = PatchFeatures(patches, region, image.size, thumbnail(image))
+    return features
