@@ -197,7 +197,7 @@ def test_encoder_tools(tmp_path: Path) -> None:
     assert written["validation", "i2t_r5"] == 0.2  # of the last epoch
     assert written["validation", "clip_val_loss"] == pytest.approx(1.8583, abs=1e-4)
     assert written["imagenet", "acc1"] == 0.0
-    assert written["STL10ZeroShot", "acc1"] == 0.875
+    assert written["STL10ZeroShot", "accuracy"] == 0.875
     assert written["flickr30k_t2i", "t2i_r10"] == 0.725
     assert ("flickr30k_t2i", "nauc_ndcg_at_1_max") not in written
     loss = read_result(tmp_path / "tiny/validation.json").metrics["clip_val_loss"]

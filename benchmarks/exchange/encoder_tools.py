@@ -24,6 +24,7 @@ from benchmarks.exchange.imported import (
     unknown_metric,
 )
 from benchmarks.results.result_types import Metric
+from benchmarks.tasks.encoders.mieb_tasks import METRIC_NAMES
 from benchmarks.tasks.evaluation import MetricSpec
 from clips.errors import UserError
 from clips.text_files import read_json, read_json_lines
@@ -56,11 +57,6 @@ _OPEN_CLIP: Names = {
     r"text_to_image_(mean|median)_rank": r"t2i_\1_rank",
     r"(clip_val_loss|val_generative_loss)": r"\1",
     r"imagenet(?:v2)?-zeroshot-val-top[15]|epoch|num_samples": None,
-}
-_MTEB: Names = {
-    r"((?:ndcg|map|recall|precision|mrr|hit_rate|cv_recall)_at_\d+)": r"\1",
-    r"((?:f1|precision|recall|ap)(?:_weighted)?|accuracy|v_measure|text_acc|image_acc|lrap|main_score)": r"\1",
-    r"nauc_.*|.*_std": None,
 }
 
 
@@ -144,15 +140,17 @@ def read_mteb(file: Path) -> list[Imported]:
     """One model on one task, one result for each split and subset.
 
     ``recall_at_k`` stays under this name: it counts all right captions of an image, so with five of them it is at most
-    1/5 at k = 1. ``hit_rate_at_k``, ``cv_recall_at_k`` in earlier versions, is this suite's R@k of a direction.
+    1/5 at k = 1. On data that this suite evaluates itself (``BENCHMARK_NAMES``) ``hit_rate_at_k``, ``cv_recall_at_k``
+    in earlier versions, is its R@k of a direction, and the accuracy its acc@1; other tasks keep mteb's names, as
+    ``mieb:TASK`` does.
     """
     found = parse(Mteb, read_json(file), file)
     task, meta = found.task_name, file.with_name("model_meta.json")
     stated = read_json(meta) if meta.is_file() else {}
     model = str((stated.get("name") if isinstance(stated, dict) else "") or file.absolute().parents[1].name)
     way = next((way for way in ("T2I", "I2T") if way in task), "")
-    own = {r"(?:hit_rate|cv_recall)_at_(\d+)": rf"{way.lower()}_r\1"} if way else {}
-    own |= {"accuracy": "acc1"} if task.endswith("ZeroShot") else {}
+    own = {r"(?:hit_rate|cv_recall)_at_(\d+)": rf"{way.lower()}_r\1"} if way else {"accuracy": "acc1"}
+    names = {**own, **METRIC_NAMES} if task in BENCHMARK_NAMES else METRIC_NAMES
     parts = [(split, scores) for split, subsets in found.scores.items() for scores in subsets]
     imported = []
     for split, scores in parts:
@@ -166,7 +164,7 @@ def read_mteb(file: Path) -> list[Imported]:
                 model=model.replace("__", "/"),
                 benchmark="_".join([BENCHMARK_NAMES.get(task, task), *variant]),
                 benchmark_type="retrieval" if "Retrieval" in task else "classification",
-                metrics=_metrics(file, "mteb", {**own, **_MTEB}, scores),
+                metrics=_metrics(file, "mteb", names, scores),
                 primary=_PRIMARY,
                 settings={
                     "task": f"mteb's {task}",

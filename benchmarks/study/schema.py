@@ -47,6 +47,7 @@ from benchmarks.study.resources import Resources
 from benchmarks.study.study_record import RowRecord
 from benchmarks.study.sweep import FigureSpec, Settings, SweepPoint, expand_sweeps
 from benchmarks.tasks.datacomp import GROUP, find_tasks
+from benchmarks.tasks.registry import group_members
 from clips.errors import UserError, unknown_name_error
 from clips.planning.hardware import GPUS
 from clips.text_files import read_yaml
@@ -383,11 +384,13 @@ def parse_study(content: Any, paths: Mapping[str, str] = MappingProxyType({})) -
 
 
 def _expand_groups(benchmarks: Mapping[str, Any], paths: Any, overrides: Mapping[str, str]) -> dict[str, Any]:
-    """The benchmarks with the tasks of ``datacomp`` in its place."""
+    """The benchmarks with the tasks of ``datacomp`` and ``mieb`` in their place."""
     expanded: dict[str, Any] = {}
     for name, settings in benchmarks.items():
-        if not isinstance(settings, dict) or (settings.get("task") or name) != GROUP:
-            expanded[name] = settings
+        entry = (settings.get("task") or name) if isinstance(settings, dict) else ""
+        if entry != GROUP:
+            members = group_members(entry).items()
+            expanded |= {each: {**settings, "task": task} for each, task in members} or {name: settings}
             continue
         where, data = f"benchmarks.{name}.data", settings.get("data")
         if not isinstance(data, str):

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from benchmarks.tasks.eval_model import EvalModel
     from benchmarks.tasks.evaluation import Evaluation
 
-Kind = Literal["retrieval", "classification", "captions", "pointing", "alignment", "choice", "mllm"]
+Kind = Literal["retrieval", "classification", "similarity", "captions", "pointing", "alignment", "choice", "mllm"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +26,11 @@ class Benchmark:
         evaluate: ``module:function`` of (model, config) → Evaluation.
         data_hash: ``module:function`` of config → SHA-256 of the data that it reads.
         takes: the fields of ``BenchmarkConfig`` that it reads, in addition to name, data, task and limit.
-        task: MLLM: lmms-eval's task name.
+        task: MLLM: lmms-eval's task name; MIEB: mteb's.
         folder: MLLM: directory of its definition, below lmms-eval's ``tasks`` or the user's own.
         own: MLLM: the YAML file of a user's task.
-        dataset: MLLM: the Hub name of its data, a path below the data root.
+        dataset: MLLM and MIEB: the Hub name of its data, a path below the data root.
+        revision: MIEB: the commit of its data.
         format: compositional: the format of its data, a name in ``clips.data.formats.FORMATS``.
         also: MLLM: configurations of the dataset that the task's functions read in addition to its own.
         max_new_tokens: MLLM: default cap of an answer if the task has none.
@@ -52,6 +53,7 @@ class Benchmark:
     folder: str = ""
     own: str = ""
     dataset: str = ""
+    revision: str = ""
     format: str = ""
     also: tuple[str, ...] = ()
     max_new_tokens: int | None = None

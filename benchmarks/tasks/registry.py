@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks.tasks.benchmark import Benchmark
 from benchmarks.tasks.datacomp import datacomp_benchmarks
+from benchmarks.tasks.encoders.mieb_tasks import PREFIX, lite_tasks, mieb_benchmark
 from benchmarks.tasks.run_config import BLIND_FIELDS, RequiredModel
 from clips.errors import UserError
 
@@ -195,16 +196,31 @@ BENCHMARKS: dict[str, Benchmark] = {
     **_listed_tasks(),
 }
 BENCHMARKS |= datacomp_benchmarks(BENCHMARKS)
+GROUPS: dict[str, str] = {
+    "mieb": "MIEB(lite): 51 tasks of mteb's, evaluated by mteb; a single one of its image tasks is mieb:TASK",
+}
+"""Group → its description; a list of benchmarks names all its members by one entry."""
+
+
+def group_members(name: str) -> dict[str, str]:
+    """Column → benchmark of each member of a group; empty if ``name`` is no group."""
+    if name not in tuple(GROUPS):  # any value of a study file
+        return {}
+    return {task: f"{PREFIX}{task}" for task in lite_tasks()}
 
 
 def get_benchmark(name: str) -> Benchmark:
-    """The built-in benchmark ``name``, or else an lmms-eval task by its name or by the path of a custom one.
+    """The built-in benchmark ``name``, one of mteb's, or else an lmms-eval task by its name or a custom one's path.
 
     Raises:
         UserError: unknown name (the message lists close matches), or a group of tasks (it lists the members).
     """
     if name in BENCHMARKS:
         return BENCHMARKS[name]
+    if name in GROUPS:
+        raise UserError(f"benchmarks: '{name}' is a group; expected one benchmark (see `clips-bench list`)")
+    if name.startswith(PREFIX):
+        return mieb_benchmark(name.removeprefix(PREFIX))
     from benchmarks.tasks.mllm.offline_tasks import dataset_name, own_task, task_folders, task_groups
 
     tasks = task_folders()
@@ -217,7 +233,7 @@ def get_benchmark(name: str) -> Benchmark:
         folder = str(path.parent.resolve())
         dataset = dataset_name(task, path)
         return _unlisted(lmms_benchmark(f"the task {task} of {path}", task, folder, dataset, own=str(path.resolve())))
-    near = difflib.get_close_matches(name, {**BENCHMARKS, **tasks}, n=3, cutoff=0.6)
+    near = difflib.get_close_matches(name, {**BENCHMARKS, **GROUPS, **tasks}, n=3, cutoff=0.6)
     hint = f"; did you mean {' or '.join(repr(each) for each in near)}?" if near else ""
     raise UserError(f"benchmarks: unknown benchmark '{name}'{hint} (see `clips-bench list`)")
 

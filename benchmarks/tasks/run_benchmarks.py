@@ -27,7 +27,7 @@ from benchmarks.tasks.eval_model import EvalModel
 from benchmarks.tasks.evaluation import Evaluation
 from benchmarks.tasks.mllm.judge import NO_JUDGE, make_judge
 from benchmarks.tasks.output_cache import CACHE_DIR, cache_key
-from benchmarks.tasks.registry import get_benchmark
+from benchmarks.tasks.registry import get_benchmark, group_members
 from benchmarks.tasks.run_config import BLIND_FIELDS, COMMON_FIELDS, BenchmarkConfig, Precision, RunConfig
 from benchmarks.tasks.sizes import subset_text
 from clips.core.artifact import directory_hash, file_hash, git_state, library_versions, log_info, writable_directory
@@ -49,7 +49,7 @@ def run_benchmarks(config: RunConfig) -> None:
             listed after all have run.
     """
     expanded = [each for n, one in enumerate(config.benchmarks, 1) for each in expand_group(one, f"benchmarks[{n}]")]
-    config = dataclasses.replace(config, benchmarks=expanded)
+    config = dataclasses.replace(config, benchmarks=[each for one in expanded for each in _members(one)])
     model = EvalModel(config)
     if config.device == "cuda":
         _ = model.device  # raises if there is none
@@ -63,6 +63,12 @@ def run_benchmarks(config: RunConfig) -> None:
     failed = [f"{result.benchmark} ({result.failure_reason})" for result in results if result.status == "failed"]
     if failed:
         raise UserError(f"failed: {', '.join(failed)}")
+
+
+def _members(config: BenchmarkConfig) -> list[BenchmarkConfig]:
+    """The benchmarks of a group, each with the group's settings; otherwise the benchmark itself."""
+    members = group_members(config.entry)
+    return [dataclasses.replace(config, name=name, task=task) for name, task in members.items()] or [config]
 
 
 def _check(model: EvalModel, config: BenchmarkConfig, item: str) -> None:

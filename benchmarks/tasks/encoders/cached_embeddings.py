@@ -37,7 +37,7 @@ def image_embeddings(
         UserError: an image cannot be opened, or its features are not finite; the message names it.
     """
     encoder: DualEncoder = getattr(model, part)
-    cache = _cache(model, encoder, "encoder" if part == "encoder" else "tower", images=content)
+    cache = embedding_cache(model, encoder, "encoder" if part == "encoder" else "tower", images=content)
     return embed_images(encoder, opener, names, model.config.batch_size, cache).to(encoder.device)
 
 
@@ -47,11 +47,14 @@ def text_embeddings(model: EvalModel, texts: Sequence[str]) -> torch.Tensor:
     Raises:
         UserError: features that are not finite; the message names the text.
     """
-    cache = _cache(model, model.encoder, "encoder", texts=list(texts))
+    cache = embedding_cache(model, model.encoder, "encoder", texts=list(texts))
     return embed_texts(model.encoder, texts, model.config.batch_size, cache).to(model.encoder.device)
 
 
-def _cache(model: EvalModel, encoder: DualEncoder, part: RequiredModel, **content: str | list[str]) -> EmbeddingCache:
+def embedding_cache(
+    model: EvalModel, encoder: DualEncoder, part: RequiredModel, **content: str | list[str]
+) -> EmbeddingCache:
+    """The cache of the vectors of some data, whose content is part of the key."""
     key = cache_key(
         model=model.record(part)["hash"],
         device=encoder.device,

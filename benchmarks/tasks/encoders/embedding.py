@@ -1,4 +1,4 @@
-"""Unit vectors of images and texts from an encoder with a text tower."""
+"""Vectors of images and texts from an encoder with a text tower."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ class DualEncoder:
         device: torch device.
         precision: the dtype of the towers.
         width: number of the first entries of an embedding that are used; None for all.
+        normalized: whether embeddings are unit vectors, otherwise they are the model's outputs.
     """
 
     model: Any
@@ -52,13 +53,15 @@ class DualEncoder:
     device: str
     precision: str
     width: int | None = None
+    normalized: bool = True
 
     @property
     def settings(self) -> Entries:
         """Protocol entries: preprocessing, precision, library versions without build tags (``+cpu``), reduced width."""
         found = {name: library_versions()[name].partition("+")[0] for name in ("torch", "open_clip_torch")}
         width = {} if self.width is None else {"embedding_width": self.width}
-        return {**self.preprocessing, "precision": self.precision, **found, **width}
+        outputs = {} if self.normalized else {"embedding": "the model's output, not normalized"}
+        return {**self.preprocessing, "precision": self.precision, **found, **width, **outputs}
 
 
 def load_dual_encoder(path: str, device: str, precision: str) -> DualEncoder:
@@ -113,7 +116,7 @@ def embed_images(
     batch_size: int,
     cache: VectorCache = NO_CACHE,
 ) -> torch.Tensor:
-    """Return (N, D) float32 unit vectors of the images ``opener(0) … opener(N - 1)``.
+    """Return (N, D) float32 vectors of the images ``opener(0) … opener(N - 1)``.
 
     Args:
         opener: opens image ``index``; called by several threads.
@@ -135,7 +138,7 @@ def embed_images(
             for batch, images in zip(progress_iter(chosen, "embedding images"), prepared, strict=True):
                 # channels last is faster for convolutions
                 pixels = torch.stack(images).to(encoder.device, dtype, memory_format=torch.channels_last)
-                features = _normalize(encoder.model.encode_image(pixels), encoder.width)
+                features = _embeddings(encoder.model.encode_image(pixels), encoder)
                 yield _check_finite(features, [names[index] for index in batch], "image")
 
     return cache.collect(batches(range(len(names)), batch_size), compute)
@@ -144,7 +147,7 @@ def embed_images(
 def embed_texts(
     encoder: DualEncoder, texts: Sequence[str], batch_size: int, cache: VectorCache = NO_CACHE
 ) -> torch.Tensor:
-    """Return (M, D) float32 unit vectors of the texts, computed in batches of similar length.
+    """Return (M, D) float32 vectors of the texts, computed in batches of similar length.
 
     Raises:
         UserError: features that are not finite; the message names the text.
@@ -158,7 +161,7 @@ def embed_texts(
             for batch in progress_iter(chosen, "embedding texts"):
                 named = [texts[index] for index in batch]
                 tokens = encoder.tokenizer(named).to(encoder.device)
-                yield _check_finite(_normalize(_encode_text(encoder.model, tokens), encoder.width), named, "text")
+                yield _check_finite(_embeddings(_encode_text(encoder.model, tokens), encoder), named, "text")
 
     return cache.collect(batches(order, batch_size), compute)
 
@@ -191,12 +194,14 @@ def _prefetch(pool: ThreadPoolExecutor, prepare: Callable[[int], Any], batches: 
         yield [future.result() for future in pending.popleft()]
 
 
-def _normalize(features: torch.Tensor, width: int | None) -> torch.Tensor:
+def _embeddings(features: torch.Tensor, encoder: DualEncoder) -> torch.Tensor:
     import torch
 
-    if width is not None and width > features.shape[1]:
-        raise UserError(f"embedding_width: expected at most the {features.shape[1]} of this encoder, got {width}")
-    return torch.nn.functional.normalize(features[:, :width].float(), dim=-1).cpu()
+    if encoder.width is not None and encoder.width > features.shape[1]:
+        wide = f"expected at most the {features.shape[1]} of this encoder, got {encoder.width}"
+        raise UserError(f"embedding_width: {wide}")
+    chosen = features[:, : encoder.width].float()
+    return (torch.nn.functional.normalize(chosen, dim=-1) if encoder.normalized else chosen).cpu()
 
 
 def _check_finite(features: torch.Tensor, names: Sequence[str], what: str) -> torch.Tensor:

@@ -1,14 +1,15 @@
-"""Download the data of MLLM benchmarks from the Hub, for use on a machine without network.
+"""Download the data of MLLM benchmarks and of MIEB from the Hub, for use on a machine without network.
 
     clips-bench download pope,gqa --output data            # with network access; then copy the directory
     clips-bench run … --benchmarks '[{name: pope, data: data}]'
 
-It downloads the files of the configuration that the task reads, at one recorded commit. The same command resumes an
-interrupted download and replaces damaged files, from that commit.
+It downloads the files of the configuration that the task reads, at one recorded commit; for MIEB all files of the
+dataset, at the commit that mteb names. The same command resumes an interrupted download and replaces damaged files.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import shutil
@@ -21,9 +22,10 @@ from typing import Any
 import yaml
 
 from benchmarks.tasks.benchmark import Benchmark
+from benchmarks.tasks.data.caption_sets import file_stamps
 from benchmarks.tasks.mllm.offline_tasks import dataset_config_name
-from benchmarks.tasks.registry import get_benchmark
-from clips.core.artifact import atomic_write, file_hash, log_info, write_errors_as_user_errors
+from benchmarks.tasks.registry import get_benchmark, group_members
+from clips.core.artifact import atomic_write, directory_hash, file_hash, log_info, write_errors_as_user_errors
 from clips.errors import UserError, error_reason
 from clips.text_files import safe_json_loads
 
@@ -72,12 +74,30 @@ def check_downloaded(root: Path, dataset: Path) -> None:
                 raise UserError(f"{path}: {problem}; run `clips-bench download` again")
 
 
+def dataset_hash(root: Path, name: str, benchmark: str) -> str:
+    """SHA-256 of a dataset's files, cached per process until one of them changes.
+
+    Raises:
+        UserError: there are no such files, or one of them differs from the download record.
+    """
+    dataset = root / name
+    if not dataset.is_dir():
+        raise UserError(f"{root}: expected the data of {benchmark} in {name}/ below it")
+    return _checked_hash(root, dataset, (*file_stamps(dataset), *file_stamps(root / DOWNLOAD_RECORD)))
+
+
+@functools.lru_cache(maxsize=8)
+def _checked_hash(root: Path, dataset: Path, _stamp: object) -> str:
+    check_downloaded(root, dataset)
+    return directory_hash(dataset, recorded=False)
+
+
 @dataclass(frozen=True, kw_only=True)
 class DownloadConfig:
-    """Download the data of MLLM benchmarks from the Hugging Face Hub.
+    """Download the data of MLLM benchmarks and of MIEB from the Hugging Face Hub.
 
     Args:
-        tasks: names of benchmarks (`clips-bench list`) or of lmms-eval's tasks, comma-separated.
+        tasks: names of benchmarks (`clips-bench list`), of lmms-eval's tasks, or ``mieb:TASK``, comma-separated.
         output: the directory to write, later the benchmarks' ``data``.
         update: use the newest commit instead of the recorded one.
     """
@@ -95,7 +115,8 @@ def run_download(config: DownloadConfig) -> None:
             damaged file.
     """
     datasets: dict[str, list[Benchmark]] = {}
-    for task in filter(None, (name.strip() for name in config.tasks.split(","))):
+    names = [name for each in config.tasks.split(",") if (name := each.strip())]
+    for task in [task for name in names for task in group_members(name).values() or [name]]:
         entry = get_benchmark(task)
         if not entry.dataset:
             raise UserError(f"tasks: '{task}' names no dataset on the Hub (expected an lmms-eval task that does)")
@@ -112,14 +133,14 @@ def run_download(config: DownloadConfig) -> None:
 def _download_dataset(root: Path, name: str, entries: Sequence[Benchmark], *, update: bool) -> None:
     record = read_record(root)
     known = record.get(name, {"revision": None, "files": {}})
-    info = _dataset_info(name, None if update else known["revision"])
+    pinned = entries[0].revision
+    info = _dataset_info(name, pinned or (None if update else known["revision"]))
     same_revision = info.sha == known["revision"]
     if same_revision:
         for path in changed_files(root, name, known["files"]):
             _forget(root / name, path)
     card = _download(name, info.sha, root / name, ["README.md"]) / "README.md"
-    configurations = {each for entry in entries for each in (dataset_config_name(entry.task), *entry.also)}
-    patterns = _patterns(card, configurations)
+    patterns = ["*"] if pinned else _patterns(card, _configurations(entries))
     files = {
         each.rfilename: each for each in info.siblings if any(fnmatchcase(each.rfilename, glob) for glob in patterns)
     }
@@ -129,10 +150,14 @@ def _download_dataset(root: Path, name: str, entries: Sequence[Benchmark], *, up
         raise UserError(f"{root}: {name} needs {size / 1e9:.1f} GB more, {free / 1e9:.1f} GB are free")
     log_info(f"{name}: {len(files)} files at {info.sha[:12]}, {len(missing)} to download ({size / 1e6:,.0f} MB)")
     _download(name, info.sha, root / name, sorted(files))
-    hashes = {file: _checked_hash(root / name, file, files[file]) for file in sorted(files)}
+    hashes = {file: _file_hash(root / name, file, files[file]) for file in sorted(files)}
     write_record(
         root, record | {name: {"revision": info.sha, "files": (known["files"] if same_revision else {}) | hashes}}
     )
+
+
+def _configurations(entries: Sequence[Benchmark]) -> set[str | None]:
+    return {each for entry in entries for each in (dataset_config_name(entry.task), *entry.also)}
 
 
 def _dataset_info(name: str, revision: str | None) -> Any:
@@ -193,7 +218,7 @@ def _paths(data_files: Any) -> list[str]:
     return [path for each in data_files or [] for path in _paths(each)]
 
 
-def _checked_hash(folder: Path, file: str, info: Any) -> str:
+def _file_hash(folder: Path, file: str, info: Any) -> str:
     """SHA-256 of a downloaded file, which must match the Hub's."""
     path = folder / file
     found = file_hash(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
 import math
@@ -15,12 +14,11 @@ from benchmarks.results.protocol import Entries, full_size_entry
 from benchmarks.results.results import Metric
 from benchmarks.tasks.benchmark import Benchmark
 from benchmarks.tasks.blind_images import blind_settings
-from benchmarks.tasks.data.caption_sets import file_stamps
 from benchmarks.tasks.distributed import as_single_process
 from benchmarks.tasks.evaluation import ChanceLevels, Evaluation, compute_metric
 from benchmarks.tasks.mllm.blind_runs import add_blind_runs, blind_views, seen_by
 from benchmarks.tasks.mllm.caption_metrics import JAVA_METRICS, is_java_available, tokenizer_name
-from benchmarks.tasks.mllm.download import DOWNLOAD_RECORD, check_downloaded
+from benchmarks.tasks.mllm.download import dataset_hash
 from benchmarks.tasks.mllm.items import first_images, items_table
 from benchmarks.tasks.mllm.judge import Judge, make_judge
 from benchmarks.tasks.mllm.llava_input import input_settings
@@ -28,7 +26,7 @@ from benchmarks.tasks.mllm.lmms_models import model_settings
 from benchmarks.tasks.mllm.offline_tasks import data_root, definition_hash, go_offline, load_task, select_questions
 from benchmarks.tasks.mllm.task_metrics import TASK_METRICS, TaskMetrics, default_task_metrics
 from benchmarks.tasks.registry import get_benchmark
-from clips.core.artifact import directory_hash, library_versions
+from clips.core.artifact import library_versions
 from clips.errors import UserError, unknown_name_error
 
 if TYPE_CHECKING:
@@ -190,20 +188,10 @@ def data_hash(config: BenchmarkConfig) -> str:
     """
     root = data_root(config.data)
     entry = get_benchmark(config.entry)
-    dataset = root / entry.dataset
-    if not dataset.is_dir():
-        raise UserError(f"{root}: expected the data of {config.entry} in {entry.dataset}/ below it")
-    content = _checked_hash(root, dataset, (*file_stamps(dataset), *file_stamps(root / DOWNLOAD_RECORD)))
+    content = dataset_hash(root, entry.dataset, config.entry)
     if not entry.own:
         return content
     return hashlib.sha256(f"{content} {definition_hash(Path(entry.own))}".encode()).hexdigest()
-
-
-@functools.lru_cache(maxsize=8)
-def _checked_hash(root: Path, dataset: Path, _stamp: object) -> str:
-    """Cached per process until a file changes."""
-    check_downloaded(root, dataset)
-    return directory_hash(dataset, recorded=False)
 
 
 def _generation_settings(task: Any, entry: Benchmark, config: BenchmarkConfig) -> dict[str, Any]:

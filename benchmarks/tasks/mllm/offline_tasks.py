@@ -39,19 +39,26 @@ def data_root(data: str) -> Path:
 
 
 @functools.cache
-def go_offline() -> None:
+def disable_hub() -> None:
     """Disable this process's access to the Hub, before or after the import of the libraries."""
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TQDM_DISABLE": "1"}
     import datasets
     import huggingface_hub.constants
     import transformers.utils.logging
-    from loguru import logger
 
     huggingface_hub.constants.HF_HUB_OFFLINE = True
     datasets.config.HF_HUB_OFFLINE = True
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # its warnings become part of UserError
     transformers.utils.logging.disable_progress_bar()
+
+
+@functools.cache
+def go_offline() -> None:
+    """Disable access to the Hub, and import lmms-eval without its output."""
+    disable_hub()
+    from loguru import logger
+
     logger.disable("lmms_eval")
     with suppress_output():
         import lmms_eval.evaluator  # noqa: F401
@@ -243,7 +250,7 @@ def load_task(name: str, folder: str, root: Path, *, own: str = "", simple: bool
     if dataset and not (root / dataset).exists():
         raise UserError(f"{root}: expected the data of {name} in {dataset}/ below it")
     try:
-        with suppress_output(), contextlib.chdir(root), _own_cache(), _without_workers(), scorer_environment():
+        with suppress_output(), contextlib.chdir(root), _own_cache(), without_workers(), scorer_environment():
             return get_task_dict([name], index, "simple" if simple else "chat")[name]
     except UserError:
         raise
@@ -272,8 +279,8 @@ def select_questions(task: Any, numbers: Sequence[int]) -> None:
 
 
 @contextlib.contextmanager
-def _without_workers() -> Iterator[None]:
-    """Make GQA join its images in this process, without eight copies of the model's process."""
+def without_workers() -> Iterator[None]:
+    """Make tasks that map their data in several processes do so in this one, without copies of the model."""
     import datasets
 
     original = datasets.Dataset.map
