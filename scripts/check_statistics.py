@@ -35,6 +35,7 @@ COLUMNS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "CIDEr": ("mean_of_scores", ("x",)),
     "rare CIDEr": ("mean_of_scores", ("x",)),
     "median": ("median", ("x",)),
+    "Spearman": ("spearman", ("x", "judged")),
 }
 
 
@@ -145,22 +146,24 @@ class Column:
             return {"x": answers if kind == "share" else 100 * answers, "group": self.groups}
         if kind == "rare CIDEr":  # most captions have nothing in common with human ones
             return {"x": (1 + 2 * shift) * ease * stats.gamma.ppf(np.maximum(0, luck - 0.7) / 0.3, 1.5) / 0.45}
-        return {"x": (1 + 2 * shift) * ease * stats.gamma.ppf(luck, 1.5) / 1.5}
+        judged = np.round(2 * self.ease[self.owner])
+        return {"x": (1 + 2 * shift) * ease * stats.gamma.ppf(luck, 1.5) / 1.5, "judged": judged}
 
     @property
     def truth(self) -> float:
-        """The metric of every model in the population; the median is that of a large sample."""
-        return {"share": self.world.right, "F1": 0.8, "MME": 1000 * self.world.right, "median": _MEDIAN}.get(
-            self.world.kind, 1.0
-        )
+        """The metric of every model in the population; median and correlation are those of a large sample."""
+        known = {"share": self.world.right, "F1": 0.8, "MME": 1000 * self.world.right, **_LARGE_SAMPLE}
+        return known.get(self.world.kind, 1.0)
 
 
-def _population_median() -> float:
-    rng = np.random.default_rng(0)
-    return float(np.median(rng.gamma(4.0, 0.25, 4_000_000) * rng.gamma(1.5, 1 / 1.5, 4_000_000)))
+def _large_sample() -> dict[str, float]:
+    rng, count = np.random.default_rng(0), 4_000_000
+    ease, others = rng.gamma(4.0, 0.25, (2, count))
+    scores = np.where(rng.random(count) < World.lasting, others, ease) * rng.gamma(1.5, 1 / 1.5, count)
+    return {"median": float(np.median(scores)), "Spearman": float(stats.spearmanr(scores, np.round(2 * ease))[0])}
 
 
-_MEDIAN = _population_median()
+_LARGE_SAMPLE = _large_sample()
 
 
 @dataclass(frozen=True)
@@ -268,6 +271,7 @@ SINGLE = [
         ("CIDEr", 1, (0.6,)),
         ("rare CIDEr", 1, (0.6,)),
         ("median", 1, (0.6,)),
+        ("Spearman", 1, (0.6,)),
     )
     for right in rights
     for images in (50, 300, 5000)

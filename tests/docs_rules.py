@@ -76,6 +76,7 @@ RULES = (
     Rule(has="clips-bench publish", add="--dry-run true"),
     Rule(has="logs/model/", swap=(("logs/model/20260101_120000_results.json", f"{_PEERS}/lmms_eval/{_RUN}"),)),
     Rule(has="outputs/Qwen2-VL", swap=(("outputs/Qwen2-VL/Qwen2-VL_POPE_score.csv mine.csv", _POPE),)),
+    Rule(has="name: mieb,", skip="needs mteb and its data; tests/test_bench_mieb.py has both"),
     Rule(has="clips-bench download", skip="needs the hub; tests/test_bench_fetch.py plays it"),
     Rule(has="llava-hf/", skip="needs the hub; tests/test_bridge_hub.py plays it"),
     Rule(has="transformers:openai/", skip="needs the hub"),

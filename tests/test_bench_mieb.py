@@ -74,7 +74,7 @@ def write(root: Path, name: str, splits: dict[str, dict[str, list[Any]]]) -> Non
     (root / name / "README.md").write_text("\n".join([*lines, "---", ""]))
 
 
-def labelled(count: int = COUNT, start: int = 0) -> dict[str, list[Any]]:
+def with_labels(count: int = COUNT, start: int = 0) -> dict[str, list[Any]]:
     return {"image": images(count, start), "label": [number % len(CLASSES) for number in range(count)]}
 
 
@@ -100,9 +100,9 @@ def searched(queries: dict[str, list[Any]], corpus: dict[str, list[Any]], right:
 def write_all(root: Path) -> Path:
     """The data of a task of each type."""
     same = [(number, number, 1) for number in range(COUNT)]
-    write(root, "mteb/stl10", {"default/test": labelled()})
-    write(root, "mteb/dtd", {"default/train": labelled(60, 50), "default/test": labelled()})
-    write(root, "mteb/imagenet-dog-15", {"default/test": labelled()})
+    write(root, "mteb/stl10", {"default/test": with_labels()})
+    write(root, "mteb/dtd", {"default/train": with_labels(60, 50), "default/test": with_labels()})
+    write(root, "mteb/imagenet-dog-15", {"default/test": with_labels()})
     four = {"image_0": images(), "image_1": images(start=40), "caption_0": texts(), "caption_1": texts()[::-1]}
     write(root, "facebook/winoground", {"default/test": four})
     three = {"image": images(12) * 2, "true_caption": texts(), "false_caption": texts()[::-1]}

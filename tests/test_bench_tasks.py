@@ -196,11 +196,11 @@ def test_images_of_equal_pixels_in_other_colors_are_two():
 
 
 def test_the_data_are_read_for_their_hash_once_and_again_when_they_change(llava, tmp_path, answers, monkeypatch):
-    from benchmarks.tasks.mllm import evaluate_task
+    from benchmarks.tasks.mllm import download
 
-    hashed, compute = [], evaluate_task.directory_hash
+    hashed, compute = [], download.directory_hash
     monkeypatch.setattr(
-        evaluate_task, "directory_hash", lambda *args, **more: hashed.append(1) or compute(*args, **more)
+        download, "directory_hash", lambda *args, **more: hashed.append(1) or compute(*args, **more)
     )
     answers += ["A"]
     found = [_run(llava, tmp_path, "realworldqa", _six(answer=right, image=_images())) for right in "AB"]
@@ -217,6 +217,13 @@ def test_cached_answers_have_their_images(llava, tmp_path, answers):
     assert again.metrics == first.metrics
     assert again.metrics["exact_match"].clusters == 3
     assert read_items(again).equals(read_items(first))
+
+
+def test_a_task_of_mieb_names_the_extra_that_it_needs(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mteb", None)
+    for name in ("mieb:DTD", "mieb:anything"):
+        with pytest.raises(UserError, match=r"mieb needs mteb: pip install 'clips-suite\[mteb\]'$"):
+            get_benchmark(name)
 
 
 def test_groups_name_their_members():

@@ -389,8 +389,7 @@ def _expand_groups(benchmarks: Mapping[str, Any], paths: Any, overrides: Mapping
     for name, settings in benchmarks.items():
         entry = (settings.get("task") or name) if isinstance(settings, dict) else ""
         if entry != GROUP:
-            members = group_members(entry).items()
-            expanded |= {each: {**settings, "task": task} for each, task in members} or {name: settings}
+            expanded |= {each: {**settings, "task": task} for each, task in group_members(entry).items()} or {name: settings}
             continue
         where, data = f"benchmarks.{name}.data", settings.get("data")
         if not isinstance(data, str):
