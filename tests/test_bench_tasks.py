@@ -199,9 +199,7 @@ def test_the_data_are_read_for_their_hash_once_and_again_when_they_change(llava,
     from benchmarks.tasks.mllm import download
 
     hashed, compute = [], download.directory_hash
-    monkeypatch.setattr(
-        download, "directory_hash", lambda *args, **more: hashed.append(1) or compute(*args, **more)
-    )
+    monkeypatch.setattr(download, "directory_hash", lambda *args, **more: hashed.append(1) or compute(*args, **more))
     answers += ["A"]
     found = [_run(llava, tmp_path, "realworldqa", _six(answer=right, image=_images())) for right in "AB"]
     assert len(hashed) == 2
