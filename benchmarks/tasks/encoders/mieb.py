@@ -242,7 +242,6 @@ def _protocol(task: Any, config: BenchmarkConfig, content: str, items: pd.DataFr
         "split": ", ".join(task.eval_splits),
         "subsets": int(items[PART].nunique()),
         "items": len(items),
-        "dataset_revision": get_benchmark(config.entry).revision,
         "similarity": "cosine",
         "scorer": f"mteb {import_mteb().__version__}",
         "scikit-learn": version("scikit-learn"),
