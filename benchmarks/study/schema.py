@@ -387,9 +387,9 @@ def _expand_groups(benchmarks: Mapping[str, Any], paths: Any, overrides: Mapping
     """The benchmarks with the tasks of ``datacomp`` and ``mieb`` in their place."""
     expanded: dict[str, Any] = {}
     for name, settings in benchmarks.items():
-        entry = (settings.get("task") or name) if isinstance(settings, dict) else ""
-        if entry != GROUP:
-            expanded |= {each: {**settings, "task": task} for each, task in group_members(entry).items()} or {name: settings}
+        if (entry := (settings.get("task") or name) if isinstance(settings, dict) else "") != GROUP:
+            listed = group_members(entry).items()
+            expanded |= {each: settings | {"task": task} for each, task in listed} or {name: settings}
             continue
         where, data = f"benchmarks.{name}.data", settings.get("data")
         if not isinstance(data, str):
