@@ -46,8 +46,7 @@ from benchmarks.study.path_refs import PATH_PREFIX, locate
 from benchmarks.study.resources import Resources
 from benchmarks.study.study_record import RowRecord
 from benchmarks.study.sweep import FigureSpec, Settings, SweepPoint, expand_sweeps
-from benchmarks.tasks.datacomp import GROUP, find_tasks
-from benchmarks.tasks.registry import group_members
+from benchmarks.tasks.registry import expand_group
 from clips.errors import UserError, unknown_name_error
 from clips.planning.hardware import GPUS
 from clips.text_files import read_yaml
@@ -374,7 +373,9 @@ def parse_study(content: Any, paths: Mapping[str, str] = MappingProxyType({})) -
         if isinstance(fields.get(name), dict):  # an empty entry means the defaults
             fields[name] = {key: {} if entry is None else entry for key, entry in fields[name].items()}
     if isinstance(fields.get("benchmarks"), dict):
-        fields["benchmarks"] = _expand_groups(fields["benchmarks"], fields.get("paths"), paths)
+        named = fields.get("paths")
+        known = {**(named if isinstance(named, dict) else {}), **paths}
+        fields["benchmarks"] = _expand_groups(fields["benchmarks"], known)
     for name in ("encoders", "llms", "llava_variants"):
         if isinstance(fields.get(name), dict):
             fields[name], sweeps = expand_sweeps(fields[name], name)
@@ -383,18 +384,15 @@ def parse_study(content: Any, paths: Mapping[str, str] = MappingProxyType({})) -
     return dataclasses.replace(from_plain(Study, fields), executor=executor)
 
 
-def _expand_groups(benchmarks: Mapping[str, Any], paths: Any, overrides: Mapping[str, str]) -> dict[str, Any]:
-    """The benchmarks with the tasks of ``datacomp`` and ``mieb`` in their place."""
+def _expand_groups(benchmarks: Mapping[str, Any], paths: Mapping[str, str]) -> dict[str, Any]:
+    """The benchmarks with the members of groups in their place."""
+
+    def directory(data: str) -> Path | None:
+        path = locate(data, paths)
+        return None if path.startswith(PATH_PREFIX) else Path(path)
+
     expanded: dict[str, Any] = {}
     for name, settings in benchmarks.items():
-        if (entry := (settings.get("task") or name) if isinstance(settings, dict) else "") != GROUP:
-            listed = group_members(entry).items()
-            expanded |= {each: settings | {"task": task} for each, task in listed} or {name: settings}
-            continue
-        where, data = f"benchmarks.{name}.data", settings.get("data")
-        if not isinstance(data, str):
-            raise UserError(f"{where}: expected the directory of DataComp's tasks, got {data!r:.80}")
-        path = locate(data, {**(paths if isinstance(paths, dict) else {}), **overrides})
-        tasks = find_tasks(data, None if path.startswith(PATH_PREFIX) else Path(path), where)
-        expanded |= {f"{name}_{task}": settings | found for task, found in tasks.items()}
+        known = isinstance(settings, dict)
+        expanded |= expand_group(name, settings, f"benchmarks.{name}", directory) if known else {name: settings}
     return expanded

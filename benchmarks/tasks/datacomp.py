@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tasks.benchmark import Benchmark
-from benchmarks.tasks.run_config import BenchmarkConfig
 from clips.core.artifact import log_info
 from clips.errors import UserError
 
@@ -110,11 +109,3 @@ def find_tasks(data: str, directory: Path | None, field: str) -> dict[str, dict[
         for name, task in tasks.items()
         if name not in missing
     }
-
-
-def expand_group(config: BenchmarkConfig, field: str) -> list[BenchmarkConfig]:
-    """The benchmarks of an entry ``datacomp``; any other entry itself."""
-    if config.entry != GROUP:
-        return [config]
-    tasks = find_tasks(config.data, Path(config.data), f"{field}.data")
-    return [dataclasses.replace(config, name=f"{config.name}_{name}", **found) for name, found in tasks.items()]

@@ -84,7 +84,7 @@ def run_list(config: ListConfig) -> None:
     print(
         "\nItems, size and license are those of the published set (questions, images or pairs of a split);\n"
         "a license covers the questions, rarely the images. Indented: datasets that the benchmark above reads with\n"
-        "`data:` (docs/protocols.md). `datacomp` runs all datacomp_… tasks that are in its directory."
+        "`data:` (docs/protocols.md)."
     )
     if config.tasks:
         from benchmarks.tasks.mllm.offline_tasks import task_folders

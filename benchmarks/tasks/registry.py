@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import dataclasses
 import difflib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks.tasks.benchmark import Benchmark
-from benchmarks.tasks.datacomp import datacomp_benchmarks
+from benchmarks.tasks.datacomp import GROUP as DATACOMP
+from benchmarks.tasks.datacomp import datacomp_benchmarks, find_tasks
+from benchmarks.tasks.encoders.mieb_tasks import GROUP as MIEB
 from benchmarks.tasks.encoders.mieb_tasks import PREFIX, lite_tasks, mieb_benchmark
 from benchmarks.tasks.run_config import BLIND_FIELDS, RequiredModel
 from clips.errors import UserError
@@ -197,16 +200,37 @@ BENCHMARKS: dict[str, Benchmark] = {
 }
 BENCHMARKS |= datacomp_benchmarks(BENCHMARKS)
 GROUPS: dict[str, str] = {
-    "mieb": "MIEB(lite): 51 tasks of mteb's, evaluated by mteb; a single one of its image tasks is mieb:TASK",
+    DATACOMP: "DataComp's 38 tasks, those of them that are in its directory",
+    MIEB: "MIEB(lite): 51 tasks of mteb's, evaluated by mteb; a single one of its image tasks is mieb:TASK",
 }
 """Group → its description; a list of benchmarks names all its members by one entry."""
 
 
-def group_members(name: str) -> dict[str, str]:
-    """Column → benchmark of each member of a group; empty if ``name`` is no group."""
-    if name not in tuple(GROUPS):  # any value of a study file
-        return {}
-    return {task: f"{PREFIX}{task}" for task in lite_tasks()}
+def expand_group(
+    name: str, settings: Mapping[str, Any], field: str, locate: Callable[[str], Path | None] = Path
+) -> dict[str, dict[str, Any]]:
+    """Column → settings of an entry in a list of benchmarks: of each member of a group, or of the entry itself.
+
+    Args:
+        name: of the entry, and by default its benchmark.
+        settings: of the entry; those of the members extend them.
+        field: of the entry, for messages.
+        locate: ``data`` → its location; None if a later step of a study writes it.
+
+    Raises:
+        UserError: DataComp's directory is missing or has none of its tasks, or mteb is not installed.
+    """
+    entry, data = settings.get("task") or name, settings.get("data")
+    if entry == MIEB:
+        members: dict[str, dict[str, Any]] = {task: {"task": f"{PREFIX}{task}"} for task in lite_tasks()}
+    elif entry == DATACOMP:
+        if not isinstance(data, str):
+            raise UserError(f"{field}.data: expected the directory of DataComp's tasks, got {data!r:.80}")
+        found = find_tasks(data, locate(data), f"{field}.data")
+        members = {f"{name}_{task}": more for task, more in found.items()}
+    else:
+        members = {name: {}}
+    return {column: {**settings, **more} for column, more in members.items()}
 
 
 def get_benchmark(name: str) -> Benchmark:

@@ -21,13 +21,13 @@ from filelock import FileLock, Timeout
 from benchmarks.results.protocol import fingerprint
 from benchmarks.results.results import SCHEMA, Result, check_not_newer, read_result, result_path, write_result
 from benchmarks.tasks.benchmark import Benchmark
-from benchmarks.tasks.datacomp import PROTOCOL_ENTRY, expand_group
+from benchmarks.tasks.datacomp import PROTOCOL_ENTRY
 from benchmarks.tasks.distributed import run_on_all, run_on_main
 from benchmarks.tasks.eval_model import EvalModel
 from benchmarks.tasks.evaluation import Evaluation
 from benchmarks.tasks.mllm.judge import NO_JUDGE, make_judge
 from benchmarks.tasks.output_cache import CACHE_DIR, cache_key
-from benchmarks.tasks.registry import get_benchmark, group_members
+from benchmarks.tasks.registry import expand_group, get_benchmark
 from benchmarks.tasks.run_config import BLIND_FIELDS, COMMON_FIELDS, BenchmarkConfig, Precision, RunConfig
 from benchmarks.tasks.sizes import subset_text
 from clips.core.artifact import directory_hash, file_hash, git_state, library_versions, log_info, writable_directory
@@ -48,8 +48,8 @@ def run_benchmarks(config: RunConfig) -> None:
         UserError: an unknown benchmark, or a missing model or dataset, before anything runs; or failed benchmarks,
             listed after all have run.
     """
-    expanded = [each for n, one in enumerate(config.benchmarks, 1) for each in expand_group(one, f"benchmarks[{n}]")]
-    config = dataclasses.replace(config, benchmarks=[each for one in expanded for each in _members(one)])
+    expanded = [each for n, one in enumerate(config.benchmarks, 1) for each in _expanded(one, f"benchmarks[{n}]")]
+    config = dataclasses.replace(config, benchmarks=expanded)
     model = EvalModel(config)
     if config.device == "cuda":
         _ = model.device  # raises if there is none
@@ -65,10 +65,10 @@ def run_benchmarks(config: RunConfig) -> None:
         raise UserError(f"failed: {', '.join(failed)}")
 
 
-def _members(config: BenchmarkConfig) -> list[BenchmarkConfig]:
-    """The benchmarks of a group, each with the group's settings; otherwise the benchmark itself."""
-    members = group_members(config.entry)
-    return [dataclasses.replace(config, name=name, task=task) for name, task in members.items()] or [config]
+def _expanded(config: BenchmarkConfig, field: str) -> list[BenchmarkConfig]:
+    """The benchmarks of a group; otherwise the benchmark itself."""
+    members = expand_group(config.name, {"task": config.task, "data": config.data}, field)
+    return [dataclasses.replace(config, name=name, **settings) for name, settings in members.items()]
 
 
 def _check(model: EvalModel, config: BenchmarkConfig, item: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.tasks.benchmark import Benchmark, Kind
 from clips.errors import UserError
 
-PREFIX = "mieb:"
+GROUP, PREFIX = "mieb", "mieb:"
 METRIC_NAMES: Mapping[str, str | None] = {
     r"((?:ndcg|map|recall|precision|mrr|hit_rate|cv_recall)_at_\d+)": r"\1",
     r"((?:f1|precision|recall|ap)(?:_weighted)?|accuracy|text_acc|image_acc|lrap|main_score)": r"\1",

@@ -23,8 +23,10 @@ import yaml
 
 from benchmarks.tasks.benchmark import Benchmark
 from benchmarks.tasks.data.caption_sets import file_stamps
+from benchmarks.tasks.encoders.mieb_tasks import GROUP as MIEB
+from benchmarks.tasks.encoders.mieb_tasks import PREFIX, lite_tasks
 from benchmarks.tasks.mllm.offline_tasks import dataset_config_name
-from benchmarks.tasks.registry import get_benchmark, group_members
+from benchmarks.tasks.registry import get_benchmark
 from clips.core.artifact import atomic_write, directory_hash, file_hash, log_info, write_errors_as_user_errors
 from clips.errors import UserError, error_reason
 from clips.text_files import safe_json_loads
@@ -116,7 +118,7 @@ def run_download(config: DownloadConfig) -> None:
     """
     datasets: dict[str, list[Benchmark]] = {}
     names = [name for each in config.tasks.split(",") if (name := each.strip())]
-    for task in [task for name in names for task in group_members(name).values() or [name]]:
+    for task in [task for name in names for task in (map(PREFIX.__add__, lite_tasks()) if name == MIEB else [name])]:
         entry = get_benchmark(task)
         if not entry.dataset:
             raise UserError(f"tasks: '{task}' names no dataset on the Hub (expected an lmms-eval task that does)")
