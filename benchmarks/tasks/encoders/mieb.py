@@ -74,13 +74,13 @@ class MtebEncoder:
         total: torch.Tensor = sum(vectors[1:], vectors[0])
         return total
 
-    def similarity(self, embeddings1: Any, embeddings2: Any) -> torch.Tensor:
+    def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
         """Return (N, M) cosines."""
         from mteb.similarity_functions import cos_sim
 
         return cos_sim(embeddings1, embeddings2)
 
-    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> torch.Tensor:
+    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
         """Return (N,) cosines."""
         from mteb.similarity_functions import pairwise_cos_sim
 
