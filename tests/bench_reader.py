@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import bench_world as world
 import pytest
@@ -59,7 +60,7 @@ class Reader:
         return torch.eye(self.pictures + 1)[[found[0] if found else self.pictures for found in known]]
 
     def use(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path:
-        how = embedding._preprocessing(self, "unused")
+        how = embedding._preprocessing(SimpleNamespace(model=self, config={}), "unused")
         return world.use_encoder(monkeypatch, folder, world.dual_encoder(self, self.tokenizer, **how))
 
 

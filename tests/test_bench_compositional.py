@@ -208,7 +208,7 @@ def _knows(number: int | None, prompt: str, text: str) -> float:
 
 
 def test_winoground_by_similarity_and_by_likelihood_agree(tmp_path, monkeypatch):
-    monkeypatch.setattr(cached_embeddings, "_cache", lambda *_, **__: NoCache())
+    monkeypatch.setattr(cached_embeddings, "embedding_cache", lambda *_, **__: NoCache())
     import torch
 
     data = _winoground(tmp_path)

@@ -135,7 +135,7 @@ def test_vectors_are_those_of_a_model_on_a_device_with_its_libraries(tmp_path, m
     )
 
     def key(part: str = "tower", *, of=encoder, **content: str) -> str:
-        return cached_embeddings._cache(row, of, part, **content or {"images": "a"}).key
+        return cached_embeddings.embedding_cache(row, of, part, **content or {"images": "a"}).key
 
     keys = [key(), key(part="encoder"), key(images="b"), key(texts="a")]
     keys += [key(of=dataclasses.replace(encoder, **change)) for change in ({"device": "cuda"}, {"width": 8})]

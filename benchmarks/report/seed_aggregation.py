@@ -36,7 +36,8 @@ def aggregate_seeds(table: Table, evidence: Evidence) -> Table:
         for row, group in zip(rows, members, strict=True)
         for column in table.columns
     }
-    means = Table(rows=rows, columns=table.columns, cells=cells, comparisons=0, seeds=max(map(len, members)))
+    present = max((len(cell.by_seed) for cell in cells.values()), default=0) or 1
+    means = Table(rows=rows, columns=table.columns, cells=cells, comparisons=0, seeds=present)
     evidence.pool_training_noise(means)
     images_only = tuple(
         column
