@@ -47,7 +47,7 @@ class PowerConfig:
     study: str
     difference: float = 1.0
     benchmarks: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = (3, 5, 10)
+    seeds: tuple[int, ...] = (3,)
     num_tests: int = 1
     output: str | None = None
 
