@@ -188,6 +188,10 @@ def test_the_answer_says_where_nothing_beats_the_baseline(tmp_path):
     report = build_report(tmp_path, baseline="top")
     assert report.answer.startswith("No model beats its baseline on any metric; low and lower lose to it on some. ")
     assert len(report.sentences) == 3
+    put_results(tmp_path / "equal", {"one": 0.8, "other": 0.8, "top": 0.8})
+    equal = build_report(tmp_path / "equal", baseline="top")
+    assert equal.answer.startswith("No model differs significantly from top on any metric. ")
+    assert len(equal.other_sentences) == 2
 
 
 def explained(many_rows_page: str) -> set[str]:

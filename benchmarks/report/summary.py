@@ -23,6 +23,11 @@ def headline(table: Table) -> str:
 def _comparison(table: Table) -> str:
     compared = [row.name for row in table.rows if _compared_cells(table, row.name)]
     if compared:
+        cells = [cell for name in compared for cell in _compared_cells(table, name)]
+        if len(compared) > 1 and not any(cell.delta and cell.delta.significant for cell in cells):
+            baselines = {cell.delta.baseline for cell in cells if cell.delta}
+            name = baselines.pop() if len(baselines) == 1 else "its baseline"
+            return f"No model differs significantly from {name} on any metric."
         balances = {name: _balance(table, name) for name in compared}
         leader = max(compared, key=lambda name: balances[name])
         worse = [name for name in compared if balances[name][0] < 0]
