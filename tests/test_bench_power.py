@@ -22,9 +22,9 @@ from benchmarks.results.statistics import image_scores
 
 STUDY = """
 name: small
-baseline: clip
+baseline: failed
 seeds: [0, 1, 2]
-encoders: {clip: {recipe: {name: clip}}, clips: {recipe: {name: clips}}}
+encoders: {failed: {recipe: {name: clip}}, clip: {recipe: {name: clip}}, clips: {recipe: {name: clips}}}
 benchmarks: {retrieval: {data: d}}
 """
 
@@ -120,7 +120,7 @@ def test_the_recommended_number_of_seeds_has_the_stated_power(simulation):
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory) -> Path:
-    """A study's output: two encoders of three seeds."""
+    """A study's output: two encoders of three seeds; the baseline, which is the first row, has no results."""
     output = tmp_path_factory.mktemp("power") / "out"
     record_study(STUDY, output)
     for encoder, shares in {"clip": (0.2, 0.25, 0.3), "clips": (0.5, 0.56, 0.6)}.items():
@@ -135,11 +135,11 @@ def study(tmp_path_factory) -> Path:
 
 def test_the_command_prints_and_writes_the_components(study, monkeypatch, capsys, tmp_path):
     file = tmp_path / "power.csv"
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "60")
     arguments = ["study", "power", str(study), "--difference", "5", "--seeds", "[4]", "--output", str(file)]
     monkeypatch.setattr(sys, "argv", ["clips-bench", *arguments])
     assert main() == 0
-    assert "from training" in capsys.readouterr().out
+    assert re.search("from images .* from training .* images for 5 with 4 seeds", capsys.readouterr().out)
     header, line = file.read_text().splitlines()
     assert header.startswith("metric,images,SD,from images,from image × seed,from training,seeds for 5,")
     cells = dict(zip(header.split(","), line.split(","), strict=True))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,11 +15,11 @@ from benchmarks.report.cell_text import column_title, decimals
 from benchmarks.report.formats.csv_tables import csv_text
 from benchmarks.report.formats.markdown import markdown_frame, markdown_list
 from benchmarks.report.row_selection import Selection
-from benchmarks.report.table import Column
+from benchmarks.report.table import Cell, Column
 from benchmarks.report.text_table import print_frame
 from benchmarks.results.formatting import decimals_needed, format_number
 from benchmarks.results.item_scores import comparable
-from benchmarks.results.noise import Scores
+from benchmarks.results.noise import MIN_VARIANCE_RATIO, Scores
 from benchmarks.results.power import MAX_SEEDS, Components, variance_components
 from clips.core.artifact import atomic_write, log_info
 from clips.errors import UserError
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from benchmarks.report.report import Report
 
-_NEAR_THE_END = 0.25  # of the largest image variance of a column: controls near 0 % have no noise to plan with
+_UNLIMITED = 1000  # characters of a line where the output is no terminal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,7 @@ def print_power(config: PowerConfig) -> None:
     """Print the table; write it to ``output`` if given.
 
     Raises:
-        UserError: no results there, or no two models with items on the same images.
+        UserError: no results there, or no two models with items on the same images and scores off the scale's ends.
     """
     from rich.console import Console
     from rich.text import Text
@@ -80,9 +81,9 @@ def print_power(config: PowerConfig) -> None:
     report = build_report(directory, selection=Selection(benchmarks=config.benchmarks))
     found = column_components(report)
     if not found:
-        raise UserError(f"{directory}: expected two models with a table of items for the same benchmark")
+        raise UserError(f"{directory}: expected two models with items of one benchmark, and scores not near 0 or 100 %")
     frame, notes = power_frame(found, config), power_notes(found, config)
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _UNLIMITED)
     print_frame(frame, console)
     for note in notes:
         console.print(Text(note))
@@ -96,26 +97,23 @@ def column_components(report: Report) -> dict[Column, Components]:
     """Ranked column → its components, over the differences from the baselines, else over all pairs of models."""
     found = {}
     for column in report.table.columns:
-        pairs = list(_pairs(report, column))
+        cells = [cell for cell in report.table.column_cells(column) if cell.value is not None and cell.group == 0]
+        pairs = list(_pairs(report, cells))
         if pairs and column.higher_is_better is not None:
-            noise = report.evidence.training_noise(report.table.column_cells(column)[0])
-            found[column] = variance_components(pairs, noise)
+            found[column] = variance_components(pairs, report.evidence.training_noise(cells[0]))
     return found
 
 
-def _pairs(report: Report, column: Column) -> Iterator[tuple[Scores, Scores]]:
-    """The comparable pairs of a column without models near an end of the scale."""
-    scores = {
-        cell.row: found
-        for cell in report.table.column_cells(column)
-        if cell.value is not None and cell.group == 0 and (found := report.evidence.scores(cell)) is not None
-    }
-    enough = _NEAR_THE_END * max((each.image_variance for each in scores.values()), default=0.0)
-    kept = {row: each for row, each in scores.items() if each.image_variance >= enough > 0}
-    pairs = [(row.name, row.baseline) for row in report.table.rows if row.baseline]
-    for first, second in pairs or itertools.combinations(kept, 2):
-        if first in kept and second in kept and comparable(kept[first], kept[second]):
-            yield kept[first], kept[second]
+def _pairs(report: Report, cells: Sequence[Cell]) -> Iterator[tuple[Scores, Scores]]:
+    """The comparable pairs of a column without models near an end of the scale, which have no noise to plan with."""
+    scores = {cell.row: found for cell in cells if (found := report.evidence.scores(cell)) is not None}
+    enough = MIN_VARIANCE_RATIO * max((each.image_variance for each in scores.values()), default=0.0)
+    included = {row: each for row, each in scores.items() if each.image_variance >= enough > 0}
+    rows = [row for row in report.table.rows if row.name in included]
+    pairs = [(row.name, row.baseline) for row in rows if row.baseline in included]
+    for first, second in pairs or itertools.combinations(included, 2):
+        if comparable(included[first], included[second]):
+            yield included[first], included[second]
 
 
 def power_frame(found: dict[Column, Components], config: PowerConfig) -> pd.DataFrame:

@@ -27,7 +27,7 @@ ALPHA = 0.05
 POWER = 0.8
 _NODES = 301  # of the integral over the training variance
 _ROUNDING = 1e-9
-_MIN_VARIANCE_RATIO = 0.25  # to the largest image variance of a metric; models with less are near an end of the scale
+MIN_VARIANCE_RATIO = 0.25  # to the largest image variance of a metric; models with less are near an end of the scale
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -176,7 +176,7 @@ def training_noise(models: Sequence[Scores]) -> TrainingNoise:
     spread = [scores for scores in several if _differ(scores)]
     if not spread:
         return TrainingNoise(without_spread=bool(several))
-    enough = _MIN_VARIANCE_RATIO * max(scores.image_variance for scores in spread)
+    enough = MIN_VARIANCE_RATIO * max(scores.image_variance for scores in spread)
     inside = [scores for scores in spread if scores.image_variance >= enough]
     degrees = [scores.num_seeds - 1 for scores in inside]
     variances = [scores.values.var(ddof=1) - scores.interaction for scores in inside]
