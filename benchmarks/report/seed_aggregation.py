@@ -36,8 +36,7 @@ def aggregate_seeds(table: Table, evidence: Evidence) -> Table:
         for row, group in zip(rows, members, strict=True)
         for column in table.columns
     }
-    present = max((len(cell.by_seed) for cell in cells.values()), default=0) or 1
-    means = Table(rows=rows, columns=table.columns, cells=cells, comparisons=0, seeds=present)
+    means = Table(rows=rows, columns=table.columns, cells=cells, comparisons=0)
     evidence.pool_training_noise(means)
     images_only = tuple(
         column
@@ -45,7 +44,8 @@ def aggregate_seeds(table: Table, evidence: Evidence) -> Table:
         if any(cell.ci_low is not None for cell in table.column_cells(column))
         and not any(evidence.training_noise(cell).degrees for cell in means.column_cells(column))
     )
-    return with_intervals(dataclasses.replace(means, images_only=images_only), evidence)
+    means = with_intervals(dataclasses.replace(means, images_only=images_only), evidence)
+    return dataclasses.replace(means, seeds=max((len(cell.by_seed) for cell in means.cells.values()), default=0) or 1)
 
 
 def with_intervals(table: Table, evidence: Evidence) -> Table:
