@@ -128,9 +128,8 @@ def build_report(
     overall = overall_scores(full_table, evidence)
     shown = [source.benchmark_id(name) for name in source.benchmarks]
     comparison, best_average = headline(table), overall.sentence
-    if not table.baselines - {None}:
-        answer = (best_average, comparison)
-    else:  # of two models, the difference is the answer
+    answer = (best_average, comparison)
+    if table.baselines - {None}:  # of two models, the difference is the answer
         answer = (comparison, best_average if len(table.rows) > 2 else "")
     return Report(
         source=source,
