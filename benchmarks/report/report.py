@@ -127,10 +127,9 @@ def build_report(
     num_models = len({row.but_for_seed if full_table.seeds else row.name for row in complete.rows})
     overall = overall_scores(full_table, evidence)
     shown = [source.benchmark_id(name) for name in source.benchmarks]
-    comparison, best_average = headline(table), overall.sentence
-    answer = (best_average, comparison)
+    answer = (overall.sentence, headline(table))
     if table.baselines - {None}:  # of two models, the difference is the answer
-        answer = (comparison, best_average if len(table.rows) > 2 else "")
+        answer = (answer[1], answer[0] if len(table.rows) > 2 else "")
     return Report(
         source=source,
         table=table,
