@@ -369,11 +369,8 @@ def run_processes(count: int, driver: str, *arguments: str, timeout: float, **en
 
     All are ended when one fails, or after ``timeout`` seconds, which counts as a failure.
     """
-    from llava_bridge.training.launch import _free_port
-
     command = [sys.executable, str(Path(__file__).with_name(driver)), *arguments]
-    place = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
-    place |= {"MASTER_PORT": str(_free_port()), "OMP_NUM_THREADS": "1"}
+    place = {**launched(), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryFile("w+") as printed:
         started = [
             subprocess.Popen(

@@ -83,14 +83,14 @@ def write_datacomp(root: Path) -> Path:
             put_npy(data, [number // 5 for number in range(12)], without="1" if task == "wilds-iwildcam" else "")
             (data / "classnames.txt").write_text("\n".join([*classes.CLASSES, "a", "b", "c", "d"]) + "\n")
     extracted = world.write_images(root / "hf_cache/downloads/extracted/93f1", 24)
-    pictures = [str(extracted / f"{number}.png") for number in range(24)]
-    rows = [{"image": pictures[n], "caption": world.captions(n), "filename": f"{n}.png"} for n in range(12)]
+    images = [str(extracted / f"{number}.png") for number in range(24)]
+    rows = [{"image": images[n], "caption": world.captions(n), "filename": f"{n}.png"} for n in range(12)]
     write_cache(root, "flickr_1k_test_image_text_retrieval", rows, "image")
     associations = [
         THORN | {"candidates": names, "cue": cue, "associations": [names[place] for place in right]}
         for names, cue, right in PAIRS
     ]
-    rows = [row | {"candidate_images": pictures[: len(row["candidates"])]} for row in [*associations, THORN]]
+    rows = [row | {"candidate_images": images[: len(row["candidates"])]} for row in [*associations, THORN]]
     write_cache(root, "winogavil", rows, "candidate_images")
     return root
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import re
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -96,20 +94,10 @@ def test_a_pretrained_model_has_no_noise_of_training(models):
     assert math.isnan(variance_components([(once, once)], TrainingNoise()).training)
 
 
-@pytest.fixture(scope="module")
-def simulation() -> ModuleType:
-    scripts = Path(__file__).resolve().parents[1] / "scripts"
-    sys.path.insert(0, str(scripts))  # for check_statistics
-    try:
-        spec = importlib.util.spec_from_file_location("check_power", scripts / "check_power.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(scripts))
-    return module
+def test_the_recommended_number_of_seeds_has_the_stated_power(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[1] / "scripts")
+    import check_power as simulation
 
-
-def test_the_recommended_number_of_seeds_has_the_stated_power(simulation):
     world = simulation.World(images=300, models=3, seeds=3, training=1.0)
     generator = np.random.default_rng(4)
     pilots = [simulation.pilot(world, generator) for _ in range(40)]

@@ -330,15 +330,14 @@ def test_karpathy_captions(tmp_path: Path) -> None:
         for split in ("train", "val")
     ]
     write(tmp_path / "dataset_x.json", {"images": rows})
-    one = read_samples(ConversationSourceConfig(format="karpathy", path=str(tmp_path)))
+    fields: dict[str, Any] = {"format": "karpathy", "path": str(tmp_path)}
+    one = read_samples(ConversationSourceConfig(**fields))
     picture = FileImage(tmp_path / "images", "train.jpg")
     assert [(sample.images, sample.turns[1].content) for sample in one] == [([picture], "a dog .")]
-    every = read_samples(
-        ConversationSourceConfig(format="karpathy", path=str(tmp_path), split="val", captions_per_image=None)
-    )
+    every = read_samples(ConversationSourceConfig(**fields, split="val", captions_per_image=None))
     assert [sample.turns[1].content for sample in every] == ["a dog .", "the dog"]
     with pytest.raises(UserError, match="did you mean 'train'"):
-        read_samples(ConversationSourceConfig(format="karpathy", path=str(tmp_path), split="trian"))
+        read_samples(ConversationSourceConfig(**fields, split="trian"))
 
 
 def test_cocoqa_holds_out_whole_photos(tmp_path: Path) -> None:

@@ -328,29 +328,6 @@ def test_torchrun_does_not_start_processes_again_for_a_users_error(monkeypatch: 
         assert ended == [(os.getppid(), signal.SIGTERM)] * expected
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("ranks", ["1", "01"])
-def test_a_users_error_of_any_process_ends_torchrun(tmp_path: Path, ranks: str):
-    script = tmp_path / "script.py"
-    script.write_text(
-        f"""
-import os, sys, time
-from clips.commandline.commands import _report_error
-print("started", flush=True)
-if os.environ["RANK"] in {ranks!r}:
-    sys.exit(_report_error("tool", "data: this is wrong"))
-time.sleep(300)
-"""
-    )
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*torchrun, "--max-restarts", "3", str(script)], capture_output=True, text=True, timeout=200, check=False
-    )
-    assert done.returncode != 0
-    assert done.stdout.count("started") <= 2
-    assert 1 <= done.stderr.splitlines().count("tool: data: this is wrong") <= len(ranks)
-
-
 @pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", None])
 def test_the_allocator_of_gpus_is_set_before_torch_unless_the_user_did(name: str | None):
     script = (

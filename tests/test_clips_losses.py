@@ -275,3 +275,30 @@ def test_groups_of_like_length_leave_padding_out():
     lengths = torch.tensor([5] * 32 + [60] * 32).roll(5)
     _, sizes, longest = group_by_length(lengths, torch.device("cpu"))
     assert (sizes, longest) == ([16] * 4, [5, 5, 60, 60])
+
+
+@pytest.mark.parametrize("loss", CONTRASTIVE_LOSSES)
+def test_hard_negatives_are_candidates_of_every_image_and_of_no_text(loss: str):
+    image, texts, others = unit(4, 6, seed=0), [unit(4, 6, seed=1), unit(4, 6, seed=2)], [unit(4, 6, seed=3)] * 2
+    exists = torch.tensor([True, False, True, True])
+    total = 0.0
+    separate = [([one], [two]) for one, two in zip(texts, others, strict=True)]
+    types = [(texts, others)] if loss == "supcon" else separate
+    for own, hard in types:
+        for i in range(4):
+            row = [5 * float(image[i] @ text[j]) for text in own for j in range(4)]
+            row += [5 * float(image[i] @ text[j]) for text in hard for j in range(4) if exists[j]]
+            if loss == "sigmoid":
+                signs = [-1 if number == i else 1 for number in range(len(row))]
+                total += (
+                    sum(math.log1p(math.exp(sign * (value - 1))) for sign, value in zip(signs, row, strict=True)) / 8
+                )
+                continue
+            normalizer = math.log(sum(map(math.exp, row)))
+            for number, text in enumerate(own):
+                back = [5 * float(image[j] @ text[i]) for j in range(4)]
+                to_image = math.log(sum(map(math.exp, back))) - back[i]
+                total += (normalizer - row[4 * number + i] + to_image) / (2 * 8)
+    arguments = (image, texts, torch.tensor(5.0), torch.tensor(-1.0))
+    found = contrastive_loss(*arguments, kind=loss, negatives=[(other, exists) for other in others])
+    assert found.item() == pytest.approx(total, abs=1e-5)

@@ -21,7 +21,6 @@ from clips.method.distillation import DistillationConfig
 from clips.method.hard_negatives import swap_words
 from clips.method.recipes import RECIPES, Recipe, RecipeConfig
 from clips.model.architectures import CONTRASTIVE_LOSSES, CaptionerConfig
-from clips.model.losses import contrastive_loss
 from clips.model.tokenizer import ClipsTokenizer
 from clips.planning.dry_run import contrastive_flops, fake_model, profile_contrastive_loss
 from clips.planning.memory import Layout, MemoryModel
@@ -193,33 +192,6 @@ def test_a_swap_beyond_the_context_is_no_negative():
     torch.testing.assert_close(same, without)
     other = recipe.losses(outputs, {"web": tokens, "web_negative": tokens.flip(1)})["loss"]
     assert other > without
-
-
-@pytest.mark.parametrize("loss", CONTRASTIVE_LOSSES)
-def test_hard_negatives_are_candidates_of_every_image_and_of_no_text(loss: str):
-    image, texts, others = unit(4, 6, seed=0), [unit(4, 6, seed=1), unit(4, 6, seed=2)], [unit(4, 6, seed=3)] * 2
-    exists = torch.tensor([True, False, True, True])
-    total = 0.0
-    separate = [([one], [two]) for one, two in zip(texts, others, strict=True)]
-    types = [(texts, others)] if loss == "supcon" else separate
-    for own, hard in types:
-        for i in range(4):
-            row = [5 * float(image[i] @ text[j]) for text in own for j in range(4)]
-            row += [5 * float(image[i] @ text[j]) for text in hard for j in range(4) if exists[j]]
-            if loss == "sigmoid":
-                signs = [-1 if number == i else 1 for number in range(len(row))]
-                total += (
-                    sum(math.log1p(math.exp(sign * (value - 1))) for sign, value in zip(signs, row, strict=True)) / 8
-                )
-                continue
-            normalizer = math.log(sum(map(math.exp, row)))
-            for number, text in enumerate(own):
-                back = [5 * float(image[j] @ text[i]) for j in range(4)]
-                to_image = math.log(sum(map(math.exp, back))) - back[i]
-                total += (normalizer - row[4 * number + i] + to_image) / (2 * 8)
-    arguments = (image, texts, torch.tensor(5.0), torch.tensor(-1.0))
-    found = contrastive_loss(*arguments, kind=loss, negatives=[(other, exists) for other in others])
-    assert found.item() == pytest.approx(total, abs=1e-5)
 
 
 # Matryoshka -------------------------------------------------------------------------------------------------------

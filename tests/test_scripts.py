@@ -142,22 +142,25 @@ def evidence(tmp_path: Path) -> Path:
     }
     for name, values in scores.items():
         for seed, value in enumerate(values, start=4):
-            row = f"{name}-s{seed}"
-            (tmp_path / "results" / row).mkdir(parents=True)
-            metrics = {"t2i_r1": {"value": value}}
-            result = {"model_name": row, "benchmark": "scenes", "status": "ok", "metrics": metrics}
-            (tmp_path / "results" / row / "scenes.json").write_text(json.dumps(result))
+            put_score(tmp_path, f"{name}-s{seed}", "scenes", "t2i_r1", value)
     return tmp_path
 
 
-def call(script: str, *arguments: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, EVIDENCE / script, *arguments], capture_output=True, text=True, check=False)
+def put_score(study: Path, row: str, benchmark: str, metric: str, value: float) -> None:
+    result = {"model_name": row, "benchmark": benchmark, "status": "ok", "metrics": {metric: {"value": value}}}
+    (study / "results" / row).mkdir(parents=True, exist_ok=True)
+    (study / "results" / row / f"{benchmark}.json").write_text(json.dumps(result))
+
+
+def judged(study: Path) -> list[str]:
+    words = [sys.executable, EVIDENCE / "judge_claims.py", study]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
 
 
 def test_an_interval_on_one_side_of_zero_decides(evidence: Path) -> None:
-    done = call("judge_claims.py", evidence)
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    lines = judged(evidence)
     assert "| C1 | scenes | clips − clip | +4.0 [+4.0, +4.0] | 3 | reproduced |" in lines
     assert "| C2 | scenes | clips − veclip_compute | -5.0 [-5.0, -5.0] | 3 | contradicted |" in lines
     (between,) = [line for line in lines if line.startswith("| B3 |")]
@@ -174,19 +177,20 @@ def test_the_race_is_judged_for_retrieval_and_inside_llavas(tmp_path: Path) -> N
             for benchmark, metric in metrics.items():
                 row = f"{name}-s{seed}" if benchmark == "retrieval" else f"{name}-tiny-s{seed}"
                 value = retrieval[name] + seed if benchmark == "retrieval" else 60 - 5 * place + seed * (place % 2)
-                result = {"model_name": row, "benchmark": benchmark, "status": "ok",
-                          "metrics": {metric: {"value": value / 100}}}  # fmt: skip
-                (tmp_path / "results" / row).mkdir(parents=True, exist_ok=True)
-                (tmp_path / "results" / row / f"{benchmark}.json").write_text(json.dumps(result))
-    done = call("judge_claims.py", tmp_path)
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+                put_score(tmp_path, row, benchmark, metric, value / 100)
+    lines = judged(tmp_path)
     assert "| D3 | scenes | clips − sentences | +10.0 [+10.0, +10.0] | 3 | reproduced |" in lines
     assert "| D4 | scenes | clips − clip, inside a LLaVA | -20.0 [-20.0, -20.0] | 3 | contradicted |" in lines
     (captions,) = [line for line in lines if line.startswith("| D5 |")]
     assert "caption_only − clip, inside a LLaVA | -23.0 [" in captions
     assert "| D6 | scenes | correlation of the orders | -1.00 [-1.00, -1.00] | 3 | reproduced |" in lines
-    assert sum(line.startswith("| D1 |") for line in lines) == 3
+    assert sum(line.startswith("| D1 |") for line in lines) == 4
+    assert "| D3 | scenes | all |  |  | reproduced |" in lines
+    put_score(tmp_path, "veclip-s3", "retrieval", "t2i_r1", 0.9)  # one comparison, not all, becomes insignificant
+    assert "| D1 | scenes | all |  |  | not significant |" in judged(tmp_path)
+    for seed in (1, 2, 3):
+        put_score(tmp_path, f"siglip-s{seed}", "retrieval", "t2i_r1", 0.9 + seed / 100)
+    assert "| D3 | scenes | all |  |  | contradicted |" in judged(tmp_path)
 
 
 ROOT_SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
