@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 import sys
@@ -22,9 +23,10 @@ STUDY = """
 name: small
 baseline: failed
 seeds: [0, 1, 2]
-encoders: {failed: {recipe: {name: clip}}, clip: {recipe: {name: clip}}, clips: {recipe: {name: clips}}}
+encoders: {failed: {}, clip: {}, clips: {}, weak: {}}
 benchmarks: {retrieval: {data: d}}
 """
+SHARES = {"clip": (0.2, 0.25, 0.3), "clips": (0.5, 0.56, 0.6)}
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +80,8 @@ def test_images_alone_give_students_t_and_training_alone_needs_seeds_for_any_num
     reach = stats.t.ppf(0.975, 8) + stats.t.ppf(0.8, 8)
     assert trained.min_detectable(5, 10**7) == pytest.approx(reach * 0.02 / math.sqrt(5), rel=1e-3)
     assert trained.images_for(0.01, 3) is None
+    answers = dataclasses.replace(trained, interaction=0.0004, training=0.0)
+    assert answers.min_detectable(5, 1600) == pytest.approx(trained.min_detectable(5, 400) / 2, rel=0.01)
     low, high = trained.bounds()
     assert low.training == pytest.approx(4 * 0.0004 / stats.chi2.ppf(0.9, 4))
     assert high.training == pytest.approx(4 * 0.0004 / stats.chi2.ppf(0.1, 4))
@@ -108,27 +112,36 @@ def test_the_recommended_number_of_seeds_has_the_stated_power(monkeypatch):
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory) -> Path:
-    """A study's output: two encoders of three seeds; the baseline, which is the first row, has no results."""
+    """A study's output: two encoders of three seeds. The baseline, which is the first row, and another have none."""
     output = tmp_path_factory.mktemp("power") / "out"
     record_study(STUDY, output)
-    for encoder, shares in {"clip": (0.2, 0.25, 0.3), "clips": (0.5, 0.56, 0.6)}.items():
-        for seed, share in enumerate(shares):
-            items = items_table(0.0, benchmark="retrieval", count=200, seed=seed)
-            order = np.random.default_rng(seed).permutation(200)
-            items["hit"] = items["score"] = [float(order[number] < round(200 * share)) for number in range(200)]
-            digest = f"{encoder} {seed}"
-            put_result(output / "results", f"{encoder}-s{seed}", "retrieval", items, primary=("t2i_r1",), digest=digest)
+    for encoder, shares in SHARES.items():
+        put_encoder(output, encoder, shares)
     return output
 
 
-def test_the_command_prints_and_writes_the_components(study, monkeypatch, capsys, tmp_path):
-    file = tmp_path / "power.csv"
-    monkeypatch.setenv("COLUMNS", "60")
-    arguments = ["study", "power", str(study), "--difference", "5", "--seeds", "[4]", "--output", str(file)]
+def put_encoder(output: Path, encoder: str, shares: tuple[float, ...]) -> None:
+    """Write its results on 100 images."""
+    for seed, share in enumerate(shares):
+        items = items_table(0.0, benchmark="retrieval", count=200, seed=seed)
+        order = np.random.default_rng(seed).permutation(200)
+        items["hit"] = items["score"] = [float(order[number] < round(200 * share)) for number in range(200)]
+        digest = f"{encoder} {seed}"
+        put_result(output / "results", f"{encoder}-s{seed}", "retrieval", items, primary=("t2i_r1",), digest=digest)
+
+
+def power_lines(study: Path, monkeypatch, *words: str) -> list[str]:
+    file = study / "power.csv"
+    arguments = ["study", "power", str(study), "--difference", "5", "--seeds", "[4]", "--output", str(file), *words]
     monkeypatch.setattr(sys, "argv", ["clips-bench", *arguments])
     assert main() == 0
+    return file.read_text().splitlines()
+
+
+def test_the_command_prints_and_writes_the_components(study, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "60")
+    header, line = power_lines(study, monkeypatch)
     assert re.search("from images .* from training .* images for 5 with 4 seeds", capsys.readouterr().out)
-    header, line = file.read_text().splitlines()
     assert header.startswith("metric,images,SD,from images,from image × seed,from training,seeds for 5,")
     cells = dict(zip(header.split(","), line.split(","), strict=True))
     shares = [int(cells[name].split()[0]) for name in ("from images", "from image × seed", "from training")]
@@ -136,6 +149,12 @@ def test_the_command_prints_and_writes_the_components(study, monkeypatch, capsys
     assert int(cells["images"]) == 100
     needed, low, high = map(int, re.findall(r"\d+", cells["seeds for 5"]))
     assert low <= needed <= high
+    over_seeds = 100 * math.sqrt(sum(np.var(shares, ddof=1) for shares in SHARES.values()))
+    assert over_seeds < float(cells["SD"]) < 1.5 * over_seeds
+    _, corrected = power_lines(study, monkeypatch, "--num_tests", "9")
+    assert needed < int(corrected.split(",")[header.split(",").index("seeds for 5")].split()[0])
+    put_encoder(study, "weak", (0.01, 0.01, 0.02))  # near an end of the scale
+    assert power_lines(study, monkeypatch) == [header, line]
 
 
 @pytest.mark.parametrize(

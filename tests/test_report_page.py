@@ -192,6 +192,8 @@ def test_the_answer_says_where_nothing_beats_the_baseline(tmp_path):
     equal = build_report(tmp_path / "equal", baseline="top")
     assert equal.answer.startswith("No model differs significantly from top on any metric. ")
     assert len(equal.other_sentences) == 2
+    put_results(tmp_path / "two", {"other": 0.8, "top": 0.8})
+    assert build_report(tmp_path / "two", baseline="top").answer.startswith("other ")
 
 
 def explained(many_rows_page: str) -> set[str]:

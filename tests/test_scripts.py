@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import http.server
 import importlib.util
+import itertools
 import json
 import subprocess
 import sys
@@ -185,6 +186,14 @@ def test_the_race_is_judged_for_retrieval_and_inside_llavas(tmp_path: Path) -> N
     assert "caption_only − clip, inside a LLaVA | -23.0 [" in captions
     assert "| D6 | scenes | correlation of the orders | -1.00 [-1.00, -1.00] | 3 | reproduced |" in lines
     assert sum(line.startswith("| D1 |") for line in lines) == 4
+    ascending = enumerate(("siglip", "clip", "sentences", "veclip", "clips"))
+    for seed, (value, name) in itertools.product((1, 2, 3), ascending):
+        for benchmark, metric in (("pope", "pope_accuracy"), ("gqa", "exact_match")):
+            put_score(tmp_path, f"{name}-tiny-s{seed}", benchmark, metric, value / 10)
+    (tmp_path / "results" / "caption_only-tiny-s3" / "gqa.json").unlink()  # then POPE alone is no mean of both
+    lines = judged(tmp_path)
+    assert "| D6 | scenes | correlation of the orders | +0.80 [+0.80, +0.80] | 3 | not significant |" in lines
+    assert [line.split(" | ")[4] for line in lines if line.startswith("| D5 |")] == ["2"]
     assert "| D3 | scenes | all |  |  | reproduced |" in lines
     put_score(tmp_path, "veclip-s3", "retrieval", "t2i_r1", 0.9)  # one comparison, not all, becomes insignificant
     assert "| D1 | scenes | all |  |  | not significant |" in judged(tmp_path)
