@@ -164,6 +164,8 @@ def test_a_study_names_the_group_in_one_line(tmp_path, capsys):
     assert len(moved.benchmarks) == 6
     with pytest.raises(UserError, match=r"benchmarks\.datacomp\.data: .*: expected directories of DataComp's"):
         parse_study(study | {"benchmarks": {"datacomp": {"data": str(tmp_path)}}})
+    with pytest.raises(UserError, match=r"^paths\.sets: expected a string, got 5"):
+        parse_study(study | {"paths": {"sets": 5}, "benchmarks": {"datacomp": {"data": "$sets"}}})
     (data / "wds_wilds-fmow_test/test/0.tar").unlink()
     with pytest.raises(UserError, match="expected 2 shards"):
         world.measure(tmp_path / "r", BenchmarkConfig(name="datacomp_fmow", data=str(data / "wds_wilds-fmow_test")),

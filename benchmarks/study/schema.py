@@ -374,8 +374,9 @@ def parse_study(content: Any, paths: Mapping[str, str] = MappingProxyType({})) -
             fields[name] = {key: {} if entry is None else entry for key, entry in fields[name].items()}
     if isinstance(fields.get("benchmarks"), dict):
         named = fields.get("paths")
-        known = {**(named if isinstance(named, dict) else {}), **paths}
-        fields["benchmarks"] = _expand_groups(fields["benchmarks"], known)
+        known = {**(named if isinstance(named, dict) else {}), **paths}.items()
+        strings = {name: path for name, path in known if isinstance(path, str)}  # others are errors, found below
+        fields["benchmarks"] = _expand_groups(fields["benchmarks"], strings)
     for name in ("encoders", "llms", "llava_variants"):
         if isinstance(fields.get(name), dict):
             fields[name], sweeps = expand_sweeps(fields[name], name)
