@@ -133,6 +133,8 @@ def main() -> None:
     parser.add_argument("--scenes", help="shards of `clips scenes`: check correspondence, and nothing else")
     parser.add_argument("--encoder", help="the encoder whose features --scenes uses")
     options = parser.parse_args()
+    if bool(options.scenes) != bool(options.encoder):
+        parser.error("expected --scenes and --encoder together")
     if options.scenes:
         check_correspondence(options.trials, options.scenes, options.encoder)
         return
