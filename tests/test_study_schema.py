@@ -40,6 +40,8 @@ def test_steps_depend_on_what_their_configs_refer_to():
     assert set(step(plan, "llava-clip-tiny-s0").parents) == {"encoder-clip-s0", "llm-tiny"}
     assert step(plan, "llava-net-tiny-s0").needs == (Path("weights/net.safetensors"),)
     assert set(step(plan, "evaluate-llava-clips-tiny-s0").parents) == {"llava-clips-tiny-s0", "data-test"}
+    order = [each.name for each in plan.steps]  # in which they run
+    assert order.index("evaluate-llava-clip-tiny-s0") < order.index("encoder-clips-s0")
 
 
 def test_a_row_without_text_tower_has_no_retrieval_and_says_so():

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.study.path_refs import PATH_PREFIX, external_file, hub_name, locate, map_strings, split_refs
 from benchmarks.study.schema import Combination, Study
-from benchmarks.study.steps import OutputSpec, Step, StepKind
+from benchmarks.study.steps import OutputSpec, Step, StepKind, topological_order
 from benchmarks.study.study_record import (
     EXCLUDED_FROM_BENCHMARK,
     EXISTING_LLAVA_NO_ENCODER,
@@ -40,7 +40,7 @@ _STUDY_FIELDS = ("model_name", "output", "benchmarks", "encoder")  # fields of `
 
 @dataclass(frozen=True, kw_only=True)
 class StudyPlan:
-    """A resolved study: its steps (parents first), rows and columns."""
+    """A resolved study: its steps in the order in which they run, its rows and columns."""
 
     study: Study
     steps: tuple[Step, ...]
@@ -171,7 +171,8 @@ def build_plan(study: Study) -> StudyPlan:
     rows += [_existing_row(builder, columns, name) for name in existing]
     names = {row.name for row in rows}
     rows = [row if row.baseline in names else dataclasses.replace(row, baseline=None) for row in rows]
-    return StudyPlan(study=study, steps=tuple(builder.steps.values()), rows=tuple(rows), benchmarks=tuple(columns))
+    steps = tuple(topological_order(builder.steps.values()))
+    return StudyPlan(study=study, steps=steps, rows=tuple(rows), benchmarks=tuple(columns))
 
 
 def _add_data(builder: _PlanBuilder, name: str, settings: Settings) -> None:
