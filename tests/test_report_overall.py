@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from report_material import items_table, put_result, put_results
 
+from benchmarks.report.formats.latex import render_latex
 from benchmarks.report.load_results import read_source
-from benchmarks.report.overall import is_ratio, mean_estimate
+from benchmarks.report.overall import is_ratio, mean_estimate, overall_texts
 from benchmarks.report.report import build_report
 from benchmarks.report.table import Column
 from benchmarks.results.noise import Estimate
@@ -58,11 +59,18 @@ def test_benchmarks_that_a_model_lacks_do_not_count(tmp_path):
     put_results(tmp_path)
     put_result(tmp_path, "clip", "zoo", items_table(0.5, benchmark="zoo"))
     put_result(tmp_path, "clip", "gqa", items_table(0.5, benchmark="gqa"), protocol={"prompt": "other"})
-    assert build_report(tmp_path).overall.averaged == ("pope", "retrieval")
+    complete = build_report(tmp_path).overall
+    assert complete.averaged == ("pope", "retrieval")
     for row in ("clip", "clips", "untrained"):
         (tmp_path / row / "pope.items.parquet").unlink()
-    overall = build_report(tmp_path).overall
-    assert (overall.averages, overall.sentence, overall.ranked) == ({}, "", ("pope", "retrieval"))
+    report = build_report(tmp_path)
+    overall = report.overall
+    for row, average in overall.averages.items():
+        assert average.value == pytest.approx(complete.averages[row].value)
+        assert np.isnan(average.low)
+    assert (overall.sentence, overall.ranked) == ("", ("pope", "retrieval"))
+    assert overall_texts(overall, "clips")[1] == "—"
+    assert "nan" not in render_latex(report).lower()
 
 
 def test_points_and_cider_are_not_averaged_with_ratios():

@@ -33,11 +33,11 @@ HEADERS = ("model", "average", "95 % interval", "mean rank", "95 % interval")
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A number and its 95 % interval."""
+    """A number and its 95 % interval; NaN without one."""
 
     value: float
-    low: float
-    high: float
+    low: float = math.nan
+    high: float = math.nan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +45,12 @@ class Overall:
     """Averages and mean ranks.
 
     Args:
-        averages: model → average; empty with fewer than two benchmarks in per cent, or without items.
+        averages: model → average, without intervals if a score has none; empty with fewer than two benchmarks in per
+            cent.
         ranks: model → mean rank, 1 is best; empty with fewer than two benchmarks.
         averaged: the benchmarks of the averages.
         ranked: the benchmarks of the ranks.
-        p_values: pair of models → Holm-corrected p-value of "their averages are equal".
+        p_values: pair of models → Holm-corrected p-value of "their averages are equal"; empty without intervals.
     """
 
     averages: dict[str, Interval]
@@ -60,8 +61,8 @@ class Overall:
 
     @property
     def sentence(self) -> str:
-        """The model with the best average, and the models that it is significantly above; empty without averages."""
-        if not self.averages:
+        """The model with the best average, and the models that it is significantly above; empty without intervals."""
+        if not self.p_values:
             return ""
         best, *others = sorted(self.averages, key=lambda row: -self.averages[row].value)
         beaten = [row for row in others if self.p_values[frozenset({best, row})] < ALPHA]
@@ -82,9 +83,7 @@ def overall_scores(table: Table, evidence: Evidence) -> Overall:
     rows = [row.name for row in table.rows]
     ranked = columns if len(columns) >= _MIN_BENCHMARKS and len(rows) > 1 else []
     averaged = [column for column in ranked if is_ratio(column) and column.higher_is_better]
-    if len(averaged) < _MIN_BENCHMARKS or any(
-        evidence.scores(cell) is None for column in averaged for cell in table.column_cells(column)
-    ):
+    if len(averaged) < _MIN_BENCHMARKS:
         averaged = []
     averages, p_values = _averages(table, averaged, evidence) if averaged else ({}, {})
     return Overall(
@@ -129,6 +128,8 @@ def _averages(
         return mean_estimate(found)
 
     rows = [row.name for row in table.rows]
+    if any(evidence.scores(cell) is None for row in rows for cell in cells(row)):
+        return {row: Interval(value=fmean(cell.value or 0.0 for cell in cells(row))) for row in rows}, {}
     averages = {row: _interval(*estimate(row)) for row in rows}
     pairs = [*itertools.combinations(rows, 2)]
     corrected = holm_correction([_p_value(*estimate(*pair)) for pair in pairs])
@@ -187,7 +188,8 @@ def overall_section(overall: Overall) -> FigureSet | None:
         return None
     sentences = [f"The mean rank (1 is best) is over {join_with_and(overall.ranked)}, the first metric of each."]
     if overall.averages:
-        sentences.insert(0, f"The average is over {join_with_and(overall.averaged)}, all in per cent.")
+        reason = "" if overall.p_values else " It has no interval, because the score of a benchmark has none."
+        sentences.insert(0, f"The average is over {join_with_and(overall.averaged)}, all in per cent.{reason}")
     rows = sorted(overall.ranks, key=lambda row: (overall.ranks[row].value, row))
     return FigureSet(
         lead=" ".join(sentences),
@@ -211,6 +213,6 @@ def overall_texts(overall: Overall, row: str) -> list[str]:
         for each, places in found
         for text in (
             format_number(each.value, places),
-            f"{format_number(each.low, places)} – {format_number(each.high, places)}",
+            "—" if math.isnan(each.low) else f"{format_number(each.low, places)} – {format_number(each.high, places)}",
         )
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -144,7 +145,10 @@ def _overall(report: Report) -> list[tuple[str, dict[str, Interval]]]:
 
 
 def _overall_text(found: Interval, shown: _Shown) -> str:
-    value, low, high = (latex_text(format_number(each, 1)) for each in (found.value, found.low, found.high))
+    value = latex_text(format_number(found.value, 1))
+    if math.isnan(found.low):
+        return latex_text("—") if shown == "intervals" else value
+    low, high = (latex_text(format_number(each, 1)) for each in (found.low, found.high))
     if shown == "intervals":
         return f"{low} -- {high}"
     return value + (rf" {{\scriptsize [{low}, {high}]}}" if shown == "inline" else "")
