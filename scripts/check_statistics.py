@@ -37,6 +37,7 @@ COLUMNS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "rare CIDEr": ("mean_of_scores", ("x",)),
     "median": ("median", ("x",)),
     "Spearman": ("spearman", ("x", "judged")),
+    "Pearson": ("pearson", ("x", "judged")),
 }
 
 
@@ -162,7 +163,9 @@ def _large_sample() -> dict[str, float]:
     rng, count = np.random.default_rng(0), 4_000_000
     ease, others = rng.gamma(4.0, 0.25, (2, count))
     scores = np.where(rng.random(count) < World.lasting, others, ease) * rng.gamma(1.5, 1 / 1.5, count)
-    return {"median": float(np.median(scores)), "Spearman": float(stats.spearmanr(scores, np.round(2 * ease))[0])}
+    judged = np.round(2 * ease)
+    correlations = {"Spearman": stats.spearmanr(scores, judged)[0], "Pearson": np.corrcoef(scores, judged)[0, 1]}
+    return {"median": float(np.median(scores)), **{name: float(value) for name, value in correlations.items()}}
 
 
 @dataclass(frozen=True)
@@ -271,6 +274,7 @@ SINGLE = [
         ("rare CIDEr", 1, (0.6,)),
         ("median", 1, (0.6,)),
         ("Spearman", 1, (0.6,)),
+        ("Pearson", 1, (0.6,)),
     )
     for right in rights
     for images in (50, 300, 5000)
