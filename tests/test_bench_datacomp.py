@@ -21,9 +21,9 @@ from benchmarks.report.report import build_report
 from benchmarks.results.results import read_items, read_result, result_path
 from benchmarks.study.build_steps import build_plan
 from benchmarks.study.schema import parse_study
-from benchmarks.tasks.datacomp import TASKS, find_tasks
+from benchmarks.tasks.datacomp import TASKS
 from benchmarks.tasks.encoders.winogavil import expected_jaccard
-from benchmarks.tasks.registry import BENCHMARKS
+from benchmarks.tasks.registry import BENCHMARKS, expand_group
 from benchmarks.tasks.run_benchmarks import run_benchmarks
 from benchmarks.tasks.run_config import BenchmarkConfig, RunConfig
 from clips.errors import UserError
@@ -84,7 +84,8 @@ def write_datacomp(root: Path) -> Path:
             (data / "classnames.txt").write_text("\n".join([*classes.CLASSES, "a", "b", "c", "d"]) + "\n")
     extracted = world.write_images(root / "hf_cache/downloads/extracted/93f1", 24)
     images = [str(extracted / f"{number}.png") for number in range(24)]
-    rows = [{"image": images[n], "caption": world.captions(n), "filename": f"{n}.png"} for n in range(12)]
+    captions = [[*world.captions(n), *(f"more {n} {other}" for other in range(3))] for n in range(12)]
+    rows = [{"image": images[n], "caption": captions[n], "filename": f"{n}.png"} for n in range(12)]
     write_cache(root, "flickr_1k_test_image_text_retrieval", rows, "image")
     associations = [
         THORN | {"candidates": names, "cue": cue, "associations": [names[place] for place in right]}
@@ -104,8 +105,9 @@ def run(tmp_path, monkeypatch):
     data = write_datacomp(tmp_path / "data")
     group = BenchmarkConfig(name="datacomp", data=str(data))
     run_benchmarks(RunConfig(model_name="m", output=str(tmp_path / "r"), benchmarks=[group], encoder=str(encoder)))
-    return {name: read_result(result_path(tmp_path / "r", "m", f"datacomp_{name}"))
-            for name in find_tasks(str(data), data, "data")}  # fmt: skip
+    columns = expand_group("datacomp", {"data": str(data)}, "field")
+    return {column.removeprefix("datacomp_"): read_result(result_path(tmp_path / "r", "m", column))
+            for column in columns}  # fmt: skip
 
 
 def test_each_layout_and_metric_against_naive_computation(run):
@@ -128,6 +130,7 @@ def test_each_layout_and_metric_against_naive_computation(run):
         assert scores[name].ci_low is scores[name].aggregation is None
     assert items["dollar_street"].groupby("target")["acc5"].first()["red"] == 0  # green and four other names are nearer
     metrics = run["flickr_1k"].metrics
+    assert run["flickr_1k"].protocol["captions_per_image"] == "6"  # all, as DataComp's code
     assert scores["flickr_1k"].value == pytest.approx((metrics["i2t_r1"].value + metrics["t2i_r1"].value) / 2)
     assert {name: result.protocol["datacomp_task"] for name, result in run.items()}["fmow"] == "wilds/fmow"
 
@@ -157,12 +160,12 @@ def test_a_study_names_the_group_in_one_line(tmp_path, capsys):
     settings = plan.study.benchmarks["dc_winogavil"]
     assert settings == {"task": "datacomp_winogavil", "data": "$sets/hf_cache/nlphuji___winogavil", "limit": 3,
                         "image_root": "$sets/hf_cache"}  # fmt: skip
-    assert "6 of DataComp's 38 tasks; missing: cifar10, cifar100, clevr_count_all" in capsys.readouterr().err
+    assert "6 of the 38 tasks of 'datacomp'; missing: dc_cifar10, dc_cifar100, dc_cl" in capsys.readouterr().err
     moved = parse_study(
         study | {"paths": {"sets": "none"}, "benchmarks": {"datacomp": {"data": "$sets"}}}, {"sets": str(data)}
     )
     assert len(moved.benchmarks) == 6
-    with pytest.raises(UserError, match=r"benchmarks\.datacomp\.data: .*: expected directories of DataComp's"):
+    with pytest.raises(UserError, match=r"benchmarks\.datacomp\.data: .*: expected directories of the tasks of"):
         parse_study(study | {"benchmarks": {"datacomp": {"data": str(tmp_path)}}})
     with pytest.raises(UserError, match=r"^paths\.sets: expected a string, got 5"):
         parse_study(study | {"paths": {"sets": 5}, "benchmarks": {"datacomp": {"data": "$sets"}}})

@@ -16,7 +16,7 @@ from test_bench_transformers_encoder import CONFIGS, write_model
 
 from benchmarks import cli
 from benchmarks.results.item_scores import ItemScores, comparable
-from benchmarks.results.results import read_items, read_results
+from benchmarks.results.results import read_items, read_result, read_results, result_path
 from benchmarks.study.schema import parse_study
 from benchmarks.tasks.mllm import download
 from benchmarks.tasks.run_benchmarks import run_benchmarks
@@ -228,7 +228,11 @@ def test_items_have_images_as_clusters_and_are_paired(results: Path, tmp_path: P
         12,  # images, each with two texts
     )
     assert found["clips", "STL10ZeroShot"].metrics["accuracy"].chance_levels["chance"] == pytest.approx(1 / 3)
-    assert found["clips", "AROVisualRelation"].metrics["image_acc"].chance_levels["chance"] == 1
+    metrics = found["clips", "AROVisualRelation"].metrics
+    assert {name: value.chance_levels.get("chance") for name, value in metrics.items()} == {
+        "text_acc": 0.5, "image_acc": 0.0, "accuracy": None,
+    }  # fmt: skip
+    assert metrics["image_acc"].value == 0  # one image cannot match two texts
     items = read_items(found["clips", "WITT2IRetrieval"])
     assert items["item"].is_unique
     assert set(items["direction"]) == {"t2i"}
@@ -252,19 +256,26 @@ def test_an_encoder_without_a_text_tower_takes_the_tasks_of_images(data: Path, t
 
 
 def test_the_group_is_mtebs_list_in_runs_and_studies(
-    data: Path, encoders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, encoders: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lite = [task.metadata.name for task in mteb.get_benchmark("MIEB(lite)").tasks]
     study = {"name": "s", "encoders": {"a": encoders["clips"]}, "llms": {}}
-    benchmarks = parse_study({**study, "benchmarks": {"mieb": {"data": "x"}, "DTD": {"data": "y"}}}).benchmarks
+    listed = {"mieb": {"data": "$later"}, "DTD": {"data": "y"}}
+    benchmarks = parse_study({**study, "benchmarks": listed}).benchmarks
     assert list(benchmarks) == lite
-    assert benchmarks["Winoground"] == {"data": "x", "task": "mieb:Winoground"}
+    assert benchmarks["Winoground"] == {"data": "$later", "task": "mieb:Winoground"}
     assert benchmarks["DTD"] == {"data": "y"}  # an entry of its own replaces the group's
-    monkeypatch.setattr("benchmarks.tasks.registry.lite_tasks", lambda: ("STL10ZeroShot", "DTD"))
+    with pytest.raises(
+        UserError, match=r"benchmarks\.mieb\.data: x: expected directories of the tasks of 'mieb' \(mteb/"
+    ):
+        parse_study({**study, "benchmarks": {"mieb": {"data": "x"}}})
+    (tmp_path / "part/mteb").mkdir(parents=True)
+    (tmp_path / "part/mteb/dtd").symlink_to(data / "mteb/dtd")
     every = RunConfig(model_name="a", output=str(tmp_path), encoder=encoders["clips"],
-                      benchmarks=[BenchmarkConfig(name="mieb", data=str(data))])  # fmt: skip
+                      benchmarks=[BenchmarkConfig(name="mieb", data=str(tmp_path / "part"))])  # fmt: skip
     run_benchmarks(every)
-    assert sorted(result.benchmark for result in read_results(tmp_path)) == ["DTD", "STL10ZeroShot"]
+    assert [result.benchmark for result in read_results(tmp_path)] == ["DTD"]
+    assert "1 of the 51 tasks of 'mieb'; missing: Country211, EuroSAT" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -272,6 +283,7 @@ def test_the_group_is_mtebs_list_in_runs_and_studies(
     [
         ({"task": "mieb:DTDs"}, "mieb:DTDs: "),
         ({"task": "mieb:STS12"}, "'STS12': expected one of images"),
+        ({"task": "mieb:VOC2007.v2"}, "'VOC2007.v2': expected one label for each image, it has several"),
         ({"task": "mieb:DTD", "templates": "simple"}, "takes no such setting"),
         ({"task": "mieb:DTD", "limit": 3}, "evaluated completely"),
         ({"task": "mieb:EuroSAT"}, "expected the data of mieb:EuroSAT in mteb/eurosat-rgb/ below it"),
@@ -283,6 +295,23 @@ def test_wrong_settings_are_one_line(
     with pytest.raises(UserError, match=re.escape(message)) as error:
         world.measure(tmp_path, BenchmarkConfig(name="a", data=str(data), **settings), encoder=encoders["clips"])
     assert "\n" not in str(error.value)
+
+
+def test_members_of_an_aggregate_read_the_data_of_their_own_entry(
+    data: Path, encoders: dict[str, str], tmp_path: Path
+) -> None:
+    name = "Pixel-Linguist/rendered-sts17"
+    shutil.copytree(data / name, tmp_path / name)
+    world.measure(tmp_path, BenchmarkConfig(name="a", task="mieb:VisualSTS17Multilingual", data=str(data)),
+                  encoder=encoders["clips"])  # fmt: skip
+    languages = mteb.get_task("VisualSTS17Multilingual").metadata.tasks[0].hf_subsets
+    write(tmp_path, name, {f"{language}/test": pairs(100) for language in languages})
+    again = BenchmarkConfig(name="b", task="mieb:VisualSTS17Multilingual", data=str(tmp_path))
+    b = world.measure(tmp_path, again, encoder=encoders["clips"])
+    a = read_result(result_path(tmp_path, "row", "a"))
+    assert (a.metrics["cosine_spearman"].value, a.protocol["data_hash"]) != (
+        b.metrics["cosine_spearman"].value, b.protocol["data_hash"]
+    )  # fmt: skip
 
 
 def test_broken_data_are_named(data: Path, encoders: dict[str, str], tmp_path: Path) -> None:

@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tasks.benchmark import Benchmark
-from clips.core.artifact import log_info
-from clips.errors import UserError
 
 GROUP = "datacomp"
 PROTOCOL_ENTRY = "datacomp_task"
@@ -85,27 +83,18 @@ def datacomp_benchmarks(known: Mapping[str, Benchmark]) -> dict[str, Benchmark]:
     }
 
 
-def find_tasks(data: str, directory: Path | None, field: str) -> dict[str, dict[str, Any]]:
-    """The tasks in a directory of DataComp's download: name → settings of ``clips-bench run``.
+def datacomp_members(name: str, data: str) -> dict[str, tuple[str, dict[str, str]]]:
+    """Column → the task's directory below DataComp's, and its settings.
 
     Args:
-        data: the directory, as it stands in the settings.
-        directory: its location, whose missing tasks are left out and logged; None if a later step writes it.
-        field: of ``data``, for messages.
-
-    Raises:
-        UserError: it contains none of the tasks.
+        name: begins the columns' names.
+        data: DataComp's directory, as it stands in the settings.
     """
-    tasks = {task.name: task for task in TASKS.values()}
-    missing = [name for name, task in tasks.items() if directory and not (directory / task.folder).is_dir()]
-    if len(missing) == len(tasks):
-        raise UserError(f"{field}: {data}: expected directories of DataComp's download_evalsets.py, found none")
-    if missing:
-        count = len(tasks) - len(missing)
-        log_info(f"{field}: {count} of DataComp's {len(tasks)} tasks; missing: {', '.join(missing)}")
     return {
-        name: {"task": f"{GROUP}_{name}", "data": f"{data}/{task.folder}"}
-        | ({} if task.kind == "classification" else {"image_root": f"{data}/{_CACHE}"})
-        for name, task in tasks.items()
-        if name not in missing
+        f"{name}_{task.name}": (
+            task.folder,
+            {"task": f"{GROUP}_{task.name}", "data": f"{data}/{task.folder}"}
+            | ({} if task.kind == "classification" else {"image_root": f"{data}/{_CACHE}"}),
+        )
+        for task in TASKS.values()
     }

@@ -11,10 +11,11 @@ from typing import Any
 
 from benchmarks.tasks.benchmark import Benchmark
 from benchmarks.tasks.datacomp import GROUP as DATACOMP
-from benchmarks.tasks.datacomp import datacomp_benchmarks, find_tasks
+from benchmarks.tasks.datacomp import datacomp_benchmarks, datacomp_members
 from benchmarks.tasks.encoders.mieb_tasks import GROUP as MIEB
 from benchmarks.tasks.encoders.mieb_tasks import PREFIX, lite_tasks, mieb_benchmark
 from benchmarks.tasks.run_config import BLIND_FIELDS, RequiredModel
+from clips.core.artifact import log_info
 from clips.errors import UserError
 
 
@@ -200,8 +201,8 @@ BENCHMARKS: dict[str, Benchmark] = {
 }
 BENCHMARKS |= datacomp_benchmarks(BENCHMARKS)
 GROUPS: dict[str, str] = {
-    DATACOMP: "DataComp's 38 tasks, those of them that are in its directory",
-    MIEB: "MIEB(lite): 51 tasks of mteb's, evaluated by mteb; a single one of its image tasks is mieb:TASK",
+    DATACOMP: "DataComp's 38 tasks, those of them whose data are there",
+    MIEB: "MIEB(lite): 51 tasks of mteb's, likewise, evaluated by mteb; a single one of its image tasks is mieb:TASK",
 }
 """Group → its description; a list of benchmarks names all its members by one entry."""
 
@@ -215,22 +216,29 @@ def expand_group(
         name: of the entry, and by default its benchmark.
         settings: of the entry; those of the members extend them.
         field: of the entry, for messages.
-        locate: ``data`` → its location; None if a later step of a study writes it.
+        locate: ``data`` → its location, where members without data are left out and logged; None if a later step of a
+            study writes it.
 
     Raises:
-        UserError: DataComp's directory is missing or has none of its tasks, or mteb is not installed.
+        UserError: the data of no member is there, or mteb is not installed.
     """
     entry, data = settings.get("task") or name, settings.get("data")
+    if entry not in GROUPS:
+        return {name: {**settings}}
+    if not isinstance(data, str):
+        raise UserError(f"{field}.data: expected the directory of the tasks of '{entry}', got {data!r:.80}")
+    members: Mapping[str, tuple[str, dict[str, str]]] = datacomp_members(name, data)
     if entry == MIEB:
-        members: dict[str, dict[str, Any]] = {task: {"task": f"{PREFIX}{task}"} for task in lite_tasks()}
-    elif entry == DATACOMP:
-        if not isinstance(data, str):
-            raise UserError(f"{field}.data: expected the directory of DataComp's tasks, got {data!r:.80}")
-        found = find_tasks(data, locate(data), f"{field}.data")
-        members = {f"{name}_{task}": more for task, more in found.items()}
-    else:
-        members = {name: {}}
-    return {column: {**settings, **more} for column, more in members.items()}
+        members = {task: (folder, {"task": f"{PREFIX}{task}"}) for task, folder in lite_tasks().items()}
+    root = locate(data)
+    folders = {column: folder for column, (folder, _) in members.items() if root and not (root / folder).is_dir()}
+    if len(folders) == len(members):
+        example = next(iter(folders.values()))
+        raise UserError(f"{field}.data: {data}: expected directories of the tasks of '{entry}' ({example}), found none")
+    if folders:
+        count = len(members) - len(folders)
+        log_info(f"{field}.data: {count} of the {len(members)} tasks of '{entry}'; missing: {', '.join(folders)}")
+    return {column: {**settings, **more} for column, (_, more) in members.items() if column not in folders}
 
 
 def get_benchmark(name: str) -> Benchmark:

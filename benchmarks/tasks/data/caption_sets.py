@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.tasks.registry import BENCHMARKS
 from clips.data.formats import DatasetSpec, read_dataset
 from clips.data.formats.dataset_format import Captioned, texts_of
 from clips.data.lazy_images import LazyImage
@@ -110,7 +112,12 @@ def load_caption_set(source: DatasetSpec, *, captions_per_image: int = 5, limit:
 
 
 def load_benchmark_captions(config: BenchmarkConfig, *, language: str | None = None) -> CaptionSet:
-    """The dataset of a benchmark, or of one of its languages. Raises what `load_caption_set` does."""
+    """The dataset of a benchmark, or of one of its languages; DataComp's tasks have all captions of an image.
+
+    Raises what `load_caption_set` does.
+    """
+    entry = BENCHMARKS.get(config.entry)
+    per_image = sys.maxsize if entry and entry.datacomp_task else config.captions_per_image
     source = DatasetSpec(
         path=config.data,
         format=config.format,
@@ -121,7 +128,7 @@ def load_benchmark_captions(config: BenchmarkConfig, *, language: str | None = N
         image_column=config.image_column,
         caption_columns=tuple(config.caption_columns),
     )
-    return load_caption_set(source, captions_per_image=config.captions_per_image, limit=config.limit)
+    return load_caption_set(source, captions_per_image=per_image, limit=config.limit)
 
 
 def file_stamps(path: Path) -> tuple[tuple[str, int, int], ...]:

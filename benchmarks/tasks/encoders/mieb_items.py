@@ -170,7 +170,10 @@ def _probe(task: Any, predictions: np.ndarray, rows: Any) -> dict[str, Any]:
 
 
 def _pairs(task: Any, scores: Sequence[np.ndarray], rows: Any) -> dict[str, Any]:
-    """From (images, texts) similarities of each item; the image and the text of equal index belong together."""
+    """From (images, texts) similarities of each item; the image and the text of equal index belong together.
+
+    Of more images than texts, mteb counts no item as right in ``text_acc``, of more texts none in ``image_acc``.
+    """
     given = (task.images_column_names, task.texts_column_names)
     images, texts = ([names] if isinstance(names, str) else list(names) for names in given)
     text_right = np.array([(each.argmax(axis=1) == np.arange(len(images))).all() for each in scores], float)
@@ -181,8 +184,8 @@ def _pairs(task: Any, scores: Sequence[np.ndarray], rows: Any) -> dict[str, Any]
         "text_acc": text_right,
         "image_acc": image_right,
         "accuracy": text_right * image_right,
-        f"{CHANCE_PREFIX}text_acc": len(texts) ** -float(len(images)),
-        f"{CHANCE_PREFIX}image_acc": len(images) ** -float(len(texts)),
+        f"{CHANCE_PREFIX}text_acc": (len(images) <= len(texts)) * len(texts) ** -float(len(images)),
+        f"{CHANCE_PREFIX}image_acc": (len(texts) <= len(images)) * len(images) ** -float(len(texts)),
     }
 
 

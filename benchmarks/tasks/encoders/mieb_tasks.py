@@ -5,6 +5,7 @@ Source: mteb (github.com/embeddings-benchmark/mteb); MIEB, arXiv 2504.10471.
 
 from __future__ import annotations
 
+import copy
 import functools
 import re
 import warnings
@@ -24,7 +25,7 @@ METRIC_NAMES: Mapping[str, str | None] = {
 """Pattern of a number in mteb's scores → the metric's name, or None for numbers that are no metric of the model."""
 _KINDS: tuple[tuple[str, Kind], ...] = (
     ("Compositionality|VisionCentricQA", "choice"),
-    (".*Retrieval|DocumentUnderstanding", "retrieval"),
+    (".*Retrieval|.*Reranking|DocumentUnderstanding", "retrieval"),
     (r"VisualSTS\(.*", "similarity"),
 )
 
@@ -40,9 +41,10 @@ def import_mteb() -> Any:
 
 
 @functools.cache
-def lite_tasks() -> tuple[str, ...]:
-    """The names of MIEB(lite)'s tasks, as mteb lists them."""
-    return tuple(task.metadata.name for task in import_mteb().get_benchmark("MIEB(lite)").tasks)
+def lite_tasks() -> dict[str, str]:
+    """MIEB(lite)'s tasks, as mteb lists them: name → the Hub name of its data."""
+    tasks = import_mteb().get_benchmark("MIEB(lite)").tasks
+    return {task.metadata.name: parts(task)[0].metadata.dataset["path"] for task in tasks}
 
 
 def mieb_benchmark(name: str) -> Benchmark:
@@ -51,11 +53,13 @@ def mieb_benchmark(name: str) -> Benchmark:
     Raises:
         UserError: mteb is not installed, or has no such task of images and texts.
     """
-    task = find_task(name)
+    several, task = import_mteb().abstasks.AbsTaskMultilabelClassification, find_task(name)
     about, modalities = task.metadata, set(task.metadata.modalities)
     datasets = {part.metadata.dataset["path"]: part.metadata.dataset["revision"] for part in parts(task)}
     if not {"image"} <= modalities <= {"image", "text"} or len(datasets) > 1:
         raise UserError(f"benchmarks: mteb's task '{name}': expected one of images, or of images and texts")
+    if isinstance(task, several):
+        raise UserError(f"benchmarks: mteb's task '{name}': expected one label for each image, it has several")
     ((dataset, revision),) = datasets.items()
     return Benchmark(
         benchmark_type=next((kind for pattern, kind in _KINDS if re.fullmatch(pattern, about.type)), "classification"),
@@ -70,13 +74,20 @@ def mieb_benchmark(name: str) -> Benchmark:
 
 
 def find_task(name: str) -> Any:
-    """A new instance of mteb's task. Raises UserError if there is none of this name."""
+    """A new instance of mteb's task; of an aggregate also its members, which mteb's instances share.
+
+    Raises:
+        UserError: there is none of this name.
+    """
     mteb = import_mteb()
     try:
         with warnings.catch_warnings(action="ignore"):
-            return mteb.get_task(name)
+            task = mteb.get_task(name)
     except KeyError as error:
         raise UserError(f"benchmarks: {PREFIX}{name}: {' '.join(str(error.args[0]).split())}") from None
+    if task.is_aggregate:
+        task.metadata = copy.deepcopy(task.metadata)
+    return task
 
 
 def parts(task: Any) -> list[Any]:
