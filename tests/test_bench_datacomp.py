@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import itertools
 import json
@@ -21,8 +22,9 @@ from benchmarks.report.report import build_report
 from benchmarks.results.results import read_items, read_result, result_path
 from benchmarks.study.build_steps import build_plan
 from benchmarks.study.schema import parse_study
+from benchmarks.tasks.data.classification_sets import load_classification_set
 from benchmarks.tasks.datacomp import TASKS
-from benchmarks.tasks.encoders.winogavil import expected_jaccard
+from benchmarks.tasks.encoders.winogavil import Cue, expected_jaccard
 from benchmarks.tasks.registry import BENCHMARKS, expand_group
 from benchmarks.tasks.run_benchmarks import run_benchmarks
 from benchmarks.tasks.run_config import BenchmarkConfig, RunConfig
@@ -145,6 +147,7 @@ def test_winogavil_against_scikit_learn(run):
     assert items.loc["A thorn", "jaccard_10_12"] == pytest.approx(np.mean(draws))
     assert run["winogavil"].metrics["jaccard_10_12"].value == pytest.approx((1 + np.mean(draws)) / 2)
     assert run["winogavil"].metrics["jaccard_10_12"].chance_levels["chance"] < 0.2
+    assert Cue("Eagle", [], np.array([]), []).prompt == "An eagle"
     rng = np.random.default_rng(0)
     for _ in range(20):
         scores, right = rng.normal(size=10), np.isin(range(10), rng.permutation(10)[: rng.integers(2, 6)])
@@ -169,6 +172,8 @@ def test_a_study_names_the_group_in_one_line(tmp_path, capsys):
         parse_study(study | {"benchmarks": {"datacomp": {"data": str(tmp_path)}}})
     with pytest.raises(UserError, match=r"^paths\.sets: expected a string, got 5"):
         parse_study(study | {"paths": {"sets": 5}, "benchmarks": {"datacomp": {"data": "$sets"}}})
+    fmow = load_classification_set(str(data / "wds_wilds-fmow_test"), every_class=False)
+    assert dataclasses.replace(fmow, groups=fmow.groups[::-1]).hash != fmow.hash
     (data / "wds_wilds-fmow_test/test/0.tar").unlink()
     with pytest.raises(UserError, match="expected 2 shards"):
         world.measure(tmp_path / "r", BenchmarkConfig(name="datacomp_fmow", data=str(data / "wds_wilds-fmow_test")),

@@ -18,6 +18,7 @@ from benchmarks import cli
 from benchmarks.results.item_scores import ItemScores, comparable
 from benchmarks.results.results import read_items, read_result, read_results, result_path
 from benchmarks.study.schema import parse_study
+from benchmarks.tasks.encoders.mieb import data_hash
 from benchmarks.tasks.mllm import download
 from benchmarks.tasks.run_benchmarks import run_benchmarks
 from benchmarks.tasks.run_config import BenchmarkConfig, RunConfig
@@ -124,7 +125,9 @@ def write_all(root: Path) -> Path:
     write(root, "mteb/shiftproject_test_beir", tables)
     captions = [[text(number), text(number + 5)] for number in range(COUNT)]
     shown = {"image_id": [str(number) for number in range(COUNT)], "image": images(), "captions": captions}
-    write(root, "mteb/wit", {f"default/{name}": shown for name in mteb.get_task("WITT2IRetrieval").hf_subsets})
+    less = {name: values[:20] for name, values in shown.items()}  # of one language
+    written = {f"default/{name}": shown for name in mteb.get_task("WITT2IRetrieval").hf_subsets}
+    write(root, "mteb/wit", {**written, next(iter(written)): less})
     return root
 
 
@@ -218,6 +221,7 @@ def test_scores_are_mtebs_own(
         assert listed == {name for name in numbers if not re.match("nauc|main_score|.*_std", name)}
         assert (result.metrics[main].ci_low is None) == (task == "ImageNetDog15Clustering"), task
         assert result.protocol["scorer"] == f"mteb {mteb.__version__}"
+        assert result.protocol["embedding"] == "the model's output, not normalized"  # of the key of cached vectors, too
 
 
 def test_items_have_images_as_clusters_and_are_paired(results: Path, tmp_path: Path) -> None:
@@ -297,21 +301,25 @@ def test_wrong_settings_are_one_line(
     assert "\n" not in str(error.value)
 
 
-def test_members_of_an_aggregate_read_the_data_of_their_own_entry(
+def test_broken_data_of_an_aggregate_leave_other_entries_alone(
     data: Path, encoders: dict[str, str], tmp_path: Path
 ) -> None:
-    name = "Pixel-Linguist/rendered-sts17"
-    shutil.copytree(data / name, tmp_path / name)
-    world.measure(tmp_path, BenchmarkConfig(name="a", task="mieb:VisualSTS17Multilingual", data=str(data)),
-                  encoder=encoders["clips"])  # fmt: skip
-    languages = mteb.get_task("VisualSTS17Multilingual").metadata.tasks[0].hf_subsets
-    write(tmp_path, name, {f"{language}/test": pairs(100) for language in languages})
-    again = BenchmarkConfig(name="b", task="mieb:VisualSTS17Multilingual", data=str(tmp_path))
-    b = world.measure(tmp_path, again, encoder=encoders["clips"])
-    a = read_result(result_path(tmp_path, "row", "a"))
-    assert (a.metrics["cosine_spearman"].value, a.protocol["data_hash"]) != (
-        b.metrics["cosine_spearman"].value, b.protocol["data_hash"]
-    )  # fmt: skip
+    broken = tmp_path / "Pixel-Linguist/rendered-sts17"
+    shutil.copytree(data / "Pixel-Linguist/rendered-sts17", broken)
+    for file in broken.rglob("*.parquet"):
+        file.write_bytes(file.read_bytes()[:100])
+    listed = [BenchmarkConfig(name=root.name, task="mieb:VisualSTS17Multilingual", data=str(root))
+              for root in (tmp_path, data)]  # fmt: skip
+    with pytest.raises(UserError, match=r"failed: [^,]*cannot be read as the data of VisualSTS17Multilingual[^,]*$"):
+        world.measure(tmp_path, *listed, encoder=encoders["clips"])
+    assert read_result(result_path(tmp_path, "row", data.name)).status == "ok"
+
+
+def test_another_version_of_mteb_is_another_key(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = BenchmarkConfig(name="DTD", task="mieb:DTD", data=str(data))
+    before = data_hash(config)
+    monkeypatch.setattr(mteb, "__version__", "0")
+    assert data_hash(config) != before
 
 
 def test_broken_data_are_named(data: Path, encoders: dict[str, str], tmp_path: Path) -> None:
