@@ -121,7 +121,7 @@ def sample_tokens(
     keys = keys if valid is None else keys.masked_fill(~valid, torch.iinfo(keys.dtype).min)
     drawn, order = keys.topk(max(1, int(count * ratio)), dim=1).indices.sort(dim=1)
     if valid is not None:
-        valid = order < (valid.sum(dim=1, keepdim=True) * ratio).long().clamp(min=1)
+        valid = order < (valid.sum(dim=1, keepdim=True).double() * ratio).long().clamp(min=1)
     return tokens.gather(1, drawn[..., None].expand(-1, -1, tokens.shape[2])), valid
 
 
