@@ -199,6 +199,8 @@ def test_the_directory_has_timms_features_of_each_image_alone(encoder: Path) -> 
     loaded = load_encoder(encoder)
     packed = torch.stack([loaded.preprocess(opened(content)) for content in IMAGES])
     features = loaded.model.encode_image(packed)
+    gray = opened(IMAGES[0]).convert("L")
+    assert torch.equal(loaded.preprocess(gray), loaded.preprocess(gray.convert("RGB")))
     trunk, head = loaded.model.visual.trunk, loaded.model.visual.head
     for row, patches in enumerate(packed):
         rows, columns = unpack(patches[None]).grids[0].tolist()

@@ -134,7 +134,7 @@ def make_packer(processor: Any) -> Callable[[Any], Tensor]:
     """Return a function from an image to its packed patches by transformers' image processor of SigLIP 2 NaFlex."""
 
     def pack_image(image: Any) -> Tensor:
-        found = processor(image, return_tensors="pt")
+        found = processor(image.convert("RGB"), return_tensors="pt")
         return pack(found["pixel_values"][0], found["spatial_shapes"][0])
 
     return pack_image
