@@ -172,9 +172,16 @@ def test_an_input_at_which_the_server_fails_is_given_up_while_others_are_answere
     assert raised.value.by_input
     assert sum(request["n"] == 3 for request in server.asked) >= 2 * 5
     assert all(future.result(60) for number, future in enumerate(pending) if number != 3)
-    server.reply = lambda request: 500  # to all
+
+    def fail_later(request: dict[str, Any]) -> dict[str, Any] | int:
+        time.sleep(0.05 if request["n"] == 0 else 0.2)
+        return 500 if request["n"] else echo(request)
+
+    server.reply = fail_later  # all requests but the first, which is answered before they fail
     client = ChatClient(urls=[server.url], retry_seconds=0.5)
-    for future in [client.submit({"n": number}) for number in range(20)]:
+    first, *others = [client.submit({"n": number}) for number in range(20)]
+    assert first.result(60)
+    for future in others:
         with pytest.raises(ChatServerError, match=r"answers 500") as raised:
             future.result(60)
         assert not raised.value.by_input

@@ -151,9 +151,10 @@ class ChatClient:
         """The reply of the first replica that answers; each is tried, then all again after a growing delay.
 
         A request to which all of them answer 500 while others are answered (vLLM's reply to some images) is given up.
+        Answers before its first failure prove nothing: the servers may have failed since.
         """
-        start = failed = time.monotonic()
-        deadline, delay, input_failures = start + self.retry_seconds, _FIRST_DELAY, 0
+        deadline, delay = time.monotonic() + self.retry_seconds, _FIRST_DELAY
+        failed, input_failures = -math.inf, 0
         while True:
             errors: list[_TemporaryError] = []
             for offset in range(len(self.urls)):
@@ -170,7 +171,7 @@ class ChatClient:
             input_failures += internal and answered > failed
             failed = time.monotonic()
             if failed >= deadline or input_failures == _INPUT_FAILURES:
-                raise ChatServerError(reason, status, by_input=internal and answered > start)
+                raise ChatServerError(reason, status, by_input=internal and input_failures > 1)
             if (base, status) not in self._reported:
                 self._reported.add((base, status))
                 log_info(f"{reason}; requests are repeated for up to {self.retry_seconds / 60:.3g} minutes")
