@@ -16,6 +16,7 @@ from timm.models.naflexvit import NaFlexVitCfg, _cfg, _create_naflexvit
 BUDGET, PATCH = 24, 8
 SHAPES = ((64, 48), (48, 64), (40, 40), (120, 20), (90, 61), (16, 50))
 """Width and height of images."""
+MEAN, STD = (0.3, 0.45, 0.6), (0.2, 0.25, 0.3)
 _SIZES: dict[str, Any] = {
     "patch_size": PATCH,
     "embed_dim": 32,
@@ -23,7 +24,7 @@ _SIZES: dict[str, Any] = {
     "num_heads": 2,
     "pos_embed_grid_size": (4, 4),
 }
-default_cfgs = generate_default_cfgs({"small_naflexvit.untrained": _cfg(input_size=(3, 32, 32))})
+default_cfgs = generate_default_cfgs({"small_naflexvit.untrained": _cfg(input_size=(3, 32, 32), mean=MEAN, std=STD)})
 
 
 def small_naflexvit(pretrained: bool = False, **options: Any) -> Any:

@@ -63,7 +63,9 @@ def test_a_compiled_run_saves_what_an_eager_one_does(tmp_path: Path, bridge_part
     for run in runs:
         distributed = DistributedConfig(torch_compile=run.name == "compiled")
         path = bridge_world.instruct_file(tmp_path, run.name, bridge_parts, {"lora": lora}, distributed=distributed)
-        bridge_world.trained_alone(path)
+        graphs = tmp_path / f"{run.name}-graphs"
+        bridge_world.trained_alone(path, TORCHINDUCTOR_CACHE_DIR=str(graphs))
+        assert any(graphs.glob("*")) == distributed.torch_compile
     bridge_world.assert_same_training(*runs, 1e-5)
     eager, compiled = (load_file(run / "adapter" / "adapter_model.safetensors") for run in runs)
     assert eager.keys() == compiled.keys()

@@ -16,7 +16,7 @@ import pytest
 import test_clips_distributed as distributed
 import torch
 from clips_world import is_equal, metrics, stopped_at, trained
-from naflex_world import BUDGET, PATCH, SHAPES
+from naflex_world import BUDGET, MEAN, PATCH, SHAPES, STD
 from PIL import Image
 from torch.utils.data import default_collate
 
@@ -32,6 +32,7 @@ from clips.method.recipes import RECIPES, RecipeConfig
 from clips.model.architectures import CaptionerConfig, ModelConfig
 from clips.model.captioner import sample_tokens
 from clips.model.tokenizer import ClipsTokenizer
+from clips.model.towers import patch_token_batches
 from clips.train import train
 from clips.training.setup import open_train_dataset
 from clips.training.train_step import normalize
@@ -80,17 +81,21 @@ def encoder(architecture: str, data: Path, tmp_path_factory: pytest.TempPathFact
 def test_the_full_image_has_the_patches_of_siglip_2(architecture: str) -> None:
     import transformers
 
-    theirs = transformers.Siglip2ImageProcessor(patch_size=PATCH, max_num_patches=BUDGET)
+    theirs = transformers.Siglip2ImageProcessor(
+        patch_size=PATCH, max_num_patches=BUDGET, image_mean=MEAN, image_std=STD
+    )
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (MEAN, STD))
     for content in IMAGES:
         packed = augment(opened(content), SIZE, WHOLE, np.random.default_rng(0))
         assert packed.dtype == torch.uint8
-        half = torch.full((3,), 0.5)
-        own = unpack(normalize(packed[None], half, half))
+        own = unpack(normalize(packed[None], mean, std))
         expected = theirs(opened(content), return_tensors="pt")
         assert own.grids.tolist() == expected["spatial_shapes"].tolist()
         real = own.valid[0]
         assert real.tolist() == expected["pixel_attention_mask"][0].bool().tolist()
-        torch.testing.assert_close(own.values[0, real], expected["pixel_values"][0, real], atol=2.1 / 127.5, rtol=0)
+        torch.testing.assert_close(
+            own.values[0, real], expected["pixel_values"][0, real], atol=2.1 / 255 / min(STD), rtol=0
+        )
 
 
 def test_crops_keep_the_aspect_ratio_and_fill_the_budget() -> None:
@@ -251,6 +256,8 @@ def test_an_image_tower_without_texts(architecture: str, data: Path, tmp_path: P
     with torch.no_grad():
         features = loaded.model.encode_image(packed)
         alone = torch.cat([loaded.model.encode_image(trim_padding(one[None])) for one in packed])
+        for rows, tokens in patch_token_batches(loaded.model, packed):
+            torch.testing.assert_close(tokens.mean(dim=1), features[rows], atol=1e-5, rtol=0)
     torch.testing.assert_close(features, alone, atol=1e-5, rtol=0)
     (tmp_path / "image.png").write_bytes(IMAGES[3])
     run_caption(CaptionConfig(image=str(tmp_path / "image.png"), encoder=str(output)))

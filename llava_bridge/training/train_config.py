@@ -27,8 +27,7 @@ class DistributedConfig:
         strategy: ``deepspeed``, or PyTorch's own ``fsdp`` (FSDP2), which shards weights, gradients and optimizer state
             as ZeRO-3 does.
         deepspeed: the DeepSpeed JSON: zero2, zero2_offload, zero3, zero3_offload (shipped) or a file.
-        torch_compile: compile the layers of the LLM and the encoder, and the projector, with torch.compile; faster on
-            GPUs.
+        torch_compile: compile the layers of the LLM and the encoder, and the projector, with torch.compile.
     """
 
     num_processes: int | None = dataclasses.field(default=None, metadata=RUN_ONLY)
