@@ -20,7 +20,7 @@ from naflex_world import BUDGET, MEAN, PATCH, SHAPES, STD
 from PIL import Image
 from torch.utils.data import default_collate
 
-from clips.core.patches import PatchBudget, patch_mask, trim_padding, unpack
+from clips.core.patches import PatchBudget, is_packed, patch_mask, trim_padding, unpack
 from clips.data import augment as augmenting
 from clips.data.augment import augment, read_crop
 from clips.data.data_config import AugmentConfig
@@ -34,6 +34,7 @@ from clips.model.captioner import sample_tokens
 from clips.model.tokenizer import ClipsTokenizer
 from clips.model.towers import patch_token_batches
 from clips.train import train
+from clips.training import validation
 from clips.training.setup import open_train_dataset
 from clips.training.train_step import normalize
 
@@ -284,9 +285,15 @@ def test_a_stopped_run_resumes_exactly(architecture: str, data: Path, encoder: P
     assert is_equal(tmp_path / "run", encoder)
 
 
-def test_micro_batches_train_the_same(architecture: str, data: Path, encoder: Path, tmp_path: Path) -> None:
+def test_micro_batches_train_and_validate_the_same(
+    architecture: str, data: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held_out: list[torch.Tensor] = []
+    monkeypatch.setattr(validation, "trim_padding", lambda images: held_out.append(images) or trim_padding(images))
     trained(data, tmp_path / "parts", **fields(architecture, data, micro_batch_size=1))
     distributed.assert_same_training(tmp_path / "parts", encoder)
+    assert held_out
+    assert all(is_packed(images) for images in held_out)
 
 
 @pytest.mark.slow
