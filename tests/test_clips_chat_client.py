@@ -172,6 +172,11 @@ def test_an_input_at_which_the_server_fails_is_given_up_while_others_are_answere
     assert raised.value.by_input
     assert sum(request["n"] == 3 for request in server.asked) >= 2 * 5
     assert all(future.result(60) for number, future in enumerate(pending) if number != 3)
+    client = ChatClient(urls=[server.url, DEAD], requests_in_flight=8, retry_seconds=0.5)  # DEAD might answer later
+    pending = [client.submit({"n": number}) for number in range(100)]
+    with pytest.raises(ChatServerError, match=r"cannot be reached") as raised:
+        pending[3].result(60)
+    assert not raised.value.by_input
 
     def fail_later(request: dict[str, Any]) -> dict[str, Any] | int:
         time.sleep(0.05 if request["n"] == 0 else 0.2)
