@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -91,3 +93,55 @@ def test_outputs_are_cached_by_the_weights_loaded_last(cache, computed):
     second.load_state_dict(first.state_dict())  # as a checkpoint's weights are
     wanted = towers.encode_image(first, image)[1]
     torch.testing.assert_close(towers.encode_image(second, image)[1], wanted)
+
+
+def test_outputs_of_the_frozen_layers_are_cached_where_others_are_trained(cache, computed):
+    locked = {"lock_image": True, "lock_image_unlocked_groups": 3}  # the head, and the last stage
+    config = ModelConfig(architecture="clips-tinyvit", image_size=64, cache_trunk_features=True, **locked)
+    plain = built(0, ModelConfig(architecture="clips-tinyvit", image_size=64, **locked)).eval()
+    model, image = built(0, config), torch.randn(3, 3, 64, 64)
+    before = {name: value.clone() for name, value in model.visual.trunk.stages[:3].state_dict().items()}
+    for tower in (plain, model.eval()):
+        features, tokens = towers.encode_image(tower, image)
+        (features.sum() + tokens.square().sum()).backward()
+    torch.testing.assert_close(features, towers.encode_image(plain, image)[0])
+    for (name, value), (_, other) in zip(plain.named_parameters(), model.named_parameters(), strict=True):
+        assert (value.grad is None) == (other.grad is None), name
+        if value.grad is not None:
+            torch.testing.assert_close(other.grad, value.grad, msg=name)
+    towers.encode_image(model.train(), image[:2])
+    towers.encode_image(built(0, config).train(), image)  # a second training with the same frozen weights
+    assert computed == [3]
+    for name, value in model.visual.trunk.stages[:3].state_dict().items():  # running statistics, too
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+    with torch.no_grad():
+        model.visual.trunk.stages[3].blocks[0].mlp.fc1.weight.add_(1)
+    assert not torch.equal(towers.encode_image(model.eval(), image)[0], features)
+    assert computed == [3]
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "convnext_atto", "efficientnet_lite0"])
+def test_frozen_layers_of_other_families_are_cached(cache, computed, architecture):
+    config = ModelConfig(
+        architecture=f"timm:{architecture}",
+        image_size=64,
+        lock_image=True,
+        lock_image_unlocked_groups=3,
+        cache_trunk_features=True,
+    )
+    plain, model = (built(0, replace(config, cache_trunk_features=cached)).eval() for cached in (False, True))
+    image = torch.randn(2, 3, 64, 64)
+    for _ in range(2):
+        torch.testing.assert_close(towers.encode_image(model, image)[0], towers.encode_image(plain, image)[0])
+    assert computed == [2]
+
+
+def test_layers_that_are_no_chain_are_not_cached(cache):
+    config = ModelConfig(
+        architecture="timm:vit_tiny_patch16_224",
+        lock_image=True,
+        lock_image_unlocked_groups=1,
+        cache_trunk_features=True,
+    )
+    with pytest.raises(UserError, match="expected an image tower whose frozen layers form a chain"):
+        built(0, config)

@@ -141,8 +141,8 @@ class ModelConfig:
         patch_dropout: ratio of the image's patches that a ViT drops in training, as FLIP does.
         lock_image: freeze the image tower, as LiT does.
         lock_image_unlocked_groups: number of its last layer groups that stay trainable.
-        cache_trunk_features: cache the outputs of a frozen timm trunk for each image, in memory and on disk, for this
-            and later trainings; for small datasets, without crops and flips.
+        cache_trunk_features: cache the outputs of a timm trunk's frozen layers for each image, in memory and on disk,
+            for this and later trainings; for small datasets, without crops and flips.
         pretrained_text: whether a text tower that is a language model (``hf_model_name`` in open_clip's config) starts
             with its weights.
         lock_text: freeze the text tower.
@@ -185,8 +185,8 @@ class ModelConfig:
         for tower in self.lora.apply_to if self.lora else ():
             if getattr(self, f"lock_{tower}"):
                 raise UserError(f"model.lock_{tower}: expected false with {tower} among model.lora.apply_to")
-        if self.cache_trunk_features and (not self.lock_image or self.lock_image_unlocked_groups):
-            raise UserError("model.cache_trunk_features: expected model.lock_image: true and no unlocked groups")
+        if self.cache_trunk_features and not self.lock_image:
+            raise UserError("model.cache_trunk_features: expected model.lock_image: true")
         if self.cache_text_features and (not self.lock_text or self.lock_text_unlocked_layers):
             raise UserError("model.cache_text_features: expected model.lock_text: true and no unlocked layers")
         if self.context_length is not None and self.context_length < 4:

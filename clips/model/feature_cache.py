@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
+import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from clips.core.cache import cache_directory, tensor_cache
+from clips.errors import UserError
 
 Forward = Callable[[Tensor], Tensor]
 
@@ -20,6 +24,56 @@ Forward = Callable[[Tensor], Tensor]
 def enable_feature_cache(module: nn.Module, method: str, frozen: nn.Module | None = None, variant: str = "") -> None:
     """Cache the outputs (B, …) of a method of ``module``, which depend on ``frozen``, or itself, and ``variant``."""
     setattr(module, method, FeatureCache(module if frozen is None else frozen, getattr(module, method), variant))
+
+
+def enable_trunk_cache(trunk: Any, image_size: Sequence[int]) -> None:
+    """Cache the outputs of the frozen layers at the beginning of a timm trunk; the others are computed in each step.
+
+    Args:
+        trunk: a timm model.
+        image_size: height and width of its images.
+
+    Raises:
+        UserError: no layer at its beginning is frozen, or its layers are no chain (a ViT adds positions in between).
+    """
+    if _is_frozen(trunk):
+        enable_feature_cache(trunk, "forward_features")
+        return
+    layers = [layer for child in trunk.children() for layer in (child if isinstance(child, nn.Sequential) else [child])]
+    frozen = nn.Sequential(*itertools.takewhile(_is_frozen, layers))
+    cache = FeatureCache(frozen, functools.partial(_compute_chain, [layer.forward for layer in frozen]))
+    device = next(trunk.parameters()).device
+    images = torch.linspace(-1, 1, 3 * math.prod(image_size), device=device).view(1, 3, *image_size)
+    if not any(True for _ in frozen.parameters()) or not _skip_layers(trunk, frozen, cache.compute, images):
+        raise UserError(
+            "model.cache_trunk_features: expected an image tower whose frozen layers form a chain, as those of "
+            "TinyViT, ConvNeXt, EfficientNet and ResNet do, or no model.lock_image_unlocked_groups"
+        )
+    frozen[-1].forward = cache
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    return not any(value.requires_grad for value in module.parameters())
+
+
+def _compute_chain(forwards: Sequence[Forward], inputs: Tensor) -> Tensor:
+    return functools.reduce(lambda outputs, forward: forward(outputs), forwards, inputs)
+
+
+@torch.no_grad()
+def _skip_layers(trunk: Any, layers: nn.Sequential, compute: Forward, images: Tensor) -> bool:
+    """Pass the images of a trunk through ``layers``, of which the last computes for all; whether its features stay."""
+    was_training, _ = trunk.training, trunk.eval()
+    expected = trunk.forward_features(images)
+    for layer in layers[:-1]:
+        layer.forward = nn.Identity().forward
+    layers[-1].forward = compute
+    try:
+        return torch.equal(expected, trunk.forward_features(images))
+    except (RuntimeError, AssertionError, ValueError):  # a layer between them cannot read images
+        return False
+    finally:
+        trunk.train(was_training)
 
 
 class FeatureCache:

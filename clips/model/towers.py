@@ -15,7 +15,7 @@ from clips.errors import UserError, error_reason
 from clips.lazy_import import without_wandb
 from clips.model.architectures import ModelConfig, preprocess_cfg
 from clips.model.attention import pack_attention
-from clips.model.feature_cache import enable_feature_cache
+from clips.model.feature_cache import enable_feature_cache, enable_trunk_cache
 from clips.model.hf_text import HFTextTower, own_text_towers, read_language_model
 from clips.model.length_grouping import group_by_length
 from clips.model.loading import first_mismatch, read_safetensors
@@ -151,7 +151,7 @@ def lock_towers(towers: Towers, config: ModelConfig) -> None:
     if config.cache_trunk_features:
         if not hasattr(towers.visual, "trunk"):
             raise UserError("model.cache_trunk_features: expected an architecture whose image tower is a timm model")
-        enable_feature_cache(towers.visual.trunk, "forward_features")
+        enable_trunk_cache(towers.visual.trunk, towers.visual.image_size)
     if config.cache_text_features:
         if not isinstance(text_tower(towers), HFTextTower):
             raise UserError("model.cache_text_features: expected an architecture whose text tower is a language model")
