@@ -74,7 +74,7 @@ def test_every_format_says_n_and_of_how_many(tmp_path: Path) -> None:
     for name in ("html", "markdown", "latex"):
         text = REPORT_FORMATS[name].render(built)
         assert "120 of 9,000" in text, name
-        assert "Measured on a part of the benchmark: pope: 120 of 9,000 questions (clip, clips)." in text, name
+        assert "Measured on a part of the benchmark: pope: 120 of 9,000 questions (clip and clips)." in text, name
     assert "| n | 120 | 120 of 9,000 |" in re.sub(" +", " ", REPORT_FORMATS["markdown"].render(built))
     lines = pd.read_csv(io.StringIO(REPORT_FORMATS["csv"].render(built))).fillna({"n_full": 0})
     assert {*zip(lines["benchmark"], lines["n"], lines["n_full"], strict=True)} == {

@@ -23,6 +23,7 @@ from benchmarks.report.load_results import limit_rows
 from benchmarks.report.report import build_report
 from benchmarks.report.sections import built_sections, report_figures
 from benchmarks.report.sweep_figures import sweep_panels
+from benchmarks.results.formatting import join_row_names
 from benchmarks.tasks.encoders.long_retrieval import metric_suffix
 from benchmarks.tasks.run_config import BenchmarkConfig
 
@@ -246,3 +247,11 @@ def test_a_curve_for_each_row_and_direction(results):
     (whole,) = [row for row in rows[: len(rows) // 2] if '<th scope="row">whole' in row]
     numbers = re.findall(r"<td>([\d.]+)", whole)
     assert numbers == ["43.8", "62.5", "81.2", "100.0", "0"]
+
+
+def test_notes_name_a_model_once_with_its_seeds():
+    rows = ["clip (seed 1)", "clip (seed 2)", "pretrained", "clips (seed 10)"]
+    assert join_row_names(rows) == "clip (seeds 1, 2), pretrained and clips (seed 10)"
+    assert join_row_names(f"{name} (seed {seed})" for name in "abcdefgh" for seed in (1, 2)).endswith(
+        "f (seeds 1, 2) and 2 other models"
+    )

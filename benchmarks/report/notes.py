@@ -190,7 +190,7 @@ def _about_training(source: ReportSource) -> list[str]:
     for difference, (rows, others) in by_difference.items():
         by_models.setdefault((tuple(rows), tuple(others)), []).append(difference)
     return [
-        f"{join_row_names([*rows])} and {join_row_names([*others])} were trained with different settings: "
+        f"{join_row_names(rows)} and {join_row_names(others)} were trained with different settings: "
         f"{'; '.join(each for each in differences if f'encoder.{each}' not in differences)}. " + CONFOUNDED_WARNING
         for (rows, others), differences in by_models.items()
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from clips.safe_text import strip_control_chars as strip_control_chars  # used by the report
@@ -61,10 +61,17 @@ def commit_text(git: Mapping[str, Any]) -> str:
     return str(git["commit"])[:12] + (" (changed)" if git.get("dirty") else "") if git.get("commit") else ""
 
 
-def join_row_names(names: Sequence[str]) -> str:
-    """``a, b and c``; of many names the first ones and ``4 other models``."""
-    more = len(names) - _MAX_LISTED
-    return join_with_and(names) if more < 2 else f"{', '.join(names[:_MAX_LISTED])} and {more} other models"
+def join_row_names(names: Iterable[str]) -> str:
+    """``a, b (seed 1) and c (seeds 1, 2)``; of many names the first ones and ``4 other models``."""
+    seeds: dict[str, list[str]] = {}  # of each model, none if it has one row
+    for name in names:
+        model, _, seed = name.partition(" (seed ")
+        seeds.setdefault(model, []).append(seed.removesuffix(")"))
+    words = [
+        f"{model} (seed{'s' * (len(own) > 1)} {', '.join(own)})" if own[0] else model for model, own in seeds.items()
+    ]
+    more = len(words) - _MAX_LISTED
+    return join_with_and(words) if more < 2 else f"{', '.join(words[:_MAX_LISTED])} and {more} other models"
 
 
 def join_or_count(words: Sequence[str], what: str) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
+from benchmarks.results.formatting import join_row_names
 from benchmarks.results.protocol import FULL_SIZE
 from benchmarks.results.results import Metric, Result
 from benchmarks.tasks.datacomp import PROTOCOL_ENTRY, TASKS
@@ -55,12 +56,7 @@ def parts(results: Iterable[tuple[str, str, Result]]) -> list[str]:
     for benchmark, model, result in results:
         if text := subset_text(result):
             models.setdefault(f"{benchmark}: {text}", []).append(model)
-    return [f"{text} ({_first_names(names)})" for text, names in models.items()]
-
-
-def _first_names(names: Sequence[str], most: int = 4) -> str:
-    more = len(names) - most
-    return ", ".join(names) if more < 2 else f"{', '.join(names[:most])} and {more} more"
+    return [f"{text} ({join_row_names(names)})" for text, names in models.items()]
 
 
 def _used(result: Result) -> tuple[int, str]:
