@@ -129,10 +129,8 @@ class Column:
 
     def weak_models(self) -> list[Scores]:
         """Rows near 0 %, whose trainings therefore hardly differ."""
-        shape = (self.world.seeds, len(self.owner))
-        tables = [(self.rng.random(shape) < 0.01).astype(float) for _ in range(self.world.weak)]
-        return [image_scores("mean", [{"x": seed} for seed in table], ("x",), self.owner, trained=True)
-                for table in tables]  # fmt: skip
+        tables = (self.rng.random((self.world.weak, self.world.seeds, len(self.owner))) < 0.01).astype(float)
+        return [image_scores("mean", [{"x": row} for row in each], ("x",), self.owner, trained=True) for each in tables]
 
     def _answers(self, place: int, ease: np.ndarray, luck: np.ndarray, shift: float) -> dict[str, np.ndarray]:
         """The items of one training, from uniform draws ``luck`` and its additional ability ``shift``."""
@@ -164,8 +162,8 @@ def _large_sample() -> dict[str, float]:
     ease, others = rng.gamma(4.0, 0.25, (2, count))
     scores = np.where(rng.random(count) < World.lasting, others, ease) * rng.gamma(1.5, 1 / 1.5, count)
     judged = np.round(2 * ease)
-    correlations = {"Spearman": stats.spearmanr(scores, judged)[0], "Pearson": np.corrcoef(scores, judged)[0, 1]}
-    return {"median": float(np.median(scores)), **{name: float(value) for name, value in correlations.items()}}
+    spearman, pearson = float(stats.spearmanr(scores, judged)[0]), float(np.corrcoef(scores, judged)[0, 1])
+    return {"median": float(np.median(scores)), "Spearman": spearman, "Pearson": pearson}
 
 
 @dataclass(frozen=True)

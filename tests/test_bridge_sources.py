@@ -394,7 +394,6 @@ def test_reading_settings_keep_a_run_and_content_changes_it(bridge_talk: Path, t
 def test_an_answer_before_the_first_question_is_skipped(tmp_path: Path) -> None:
     """As of ShareGPT's conversations, which are cut in pieces; a system's word stays."""
     said = [("system", "Be short."), ("gpt", "so it was"), ("human", "Was it?"), ("gpt", "It was.")]
-    talk = [{"from": speaker, "value": words} for speaker, words in said]
-    path = write(tmp_path / "talk.json", [{"id": 1, "conversations": talk}])
+    path = write(tmp_path / "talk.json", [{"id": 1, "conversations": [{"from": a, "value": b} for a, b in said]}])
     (sample,) = read_samples(ConversationSourceConfig(path=path))
     assert [turn.content for turn in sample.turns] == ["Be short.", "Was it?", "It was."]

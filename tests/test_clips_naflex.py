@@ -179,12 +179,12 @@ def test_padding_changes_nothing_in_any_recipe(architecture: str, recipe: str) -
 def test_a_sample_of_tokens_has_no_padding_and_does_not_depend_on_it() -> None:
     seeds, counts = torch.tensor([5, 7, 9]), torch.tensor([[180], [9], [1]])  # 0.35 * 180 is below 63
     tokens, valid = torch.arange(200.0).expand(3, 200)[..., None], torch.arange(200) < counts
-    found, kept = sample_tokens(tokens, seeds, 0.35, valid)
-    assert kept is not None
-    assert kept.sum(dim=1).tolist() == [62, 3, 1]
+    found, drawn = sample_tokens(tokens, seeds, 0.35, valid)
+    assert drawn is not None
+    assert drawn.sum(dim=1).tolist() == [62, 3, 1]
     for row, count in enumerate(counts[:, 0].tolist()):
         alone, _ = sample_tokens(tokens[row : row + 1, :count], seeds[row : row + 1], 0.35)
-        assert found[row, kept[row]].tolist() == alone[0].tolist()
+        assert found[row, drawn[row]].tolist() == alone[0].tolist()
 
 
 # Runs -------------------------------------------------------------------------------------------------------------

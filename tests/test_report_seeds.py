@@ -250,8 +250,8 @@ def test_a_curve_for_each_row_and_direction(results):
 
 
 def test_notes_name_a_model_once_with_its_seeds():
-    rows = ["clip (seed 1)", "clip (seed 2)", "pretrained", "clips (seed 10)"]
-    assert join_row_names(rows) == "clip (seeds 1, 2), pretrained and clips (seed 10)"
+    rows = ["clip (seed 1)", "clip (seed 2)", "clip (seed 3) large", "clips (seed 10)"]
+    assert join_row_names(rows) == "clip (seeds 1, 2), clip (seed 3) large and clips (seed 10)"
     assert join_row_names(f"{name} (seed {seed})" for name in "abcdefgh" for seed in (1, 2)).endswith(
         "f (seeds 1, 2) and 2 other models"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from clips.safe_text import strip_control_chars as strip_control_chars  # used b
 MAX_TEXT_CHARS = 600
 _MAX_DECIMALS = 9
 _MAX_LISTED = 6
+_SEED = re.compile(r"(.*) \(seed (\d+)\)")  # a row of a study with several seeds
 
 
 def shorten_name(name: str, longest: int = 28) -> str:
@@ -65,11 +67,9 @@ def join_row_names(names: Iterable[str]) -> str:
     """``a, b (seed 1) and c (seeds 1, 2)``; of many names the first ones and ``4 other models``."""
     seeds: dict[str, list[str]] = {}  # of each model, none if it has one row
     for name in names:
-        model, _, seed = name.partition(" (seed ")
-        seeds.setdefault(model, []).append(seed.removesuffix(")"))
-    words = [
-        f"{model} (seed{'s' * (len(own) > 1)} {', '.join(own)})" if own[0] else model for model, own in seeds.items()
-    ]
+        found = _SEED.fullmatch(name)
+        seeds.setdefault(found[1] if found else name, []).extend([found[2]] if found else [])
+    words = [f"{model} (seed{'s' * (len(own) > 1)} {', '.join(own)})" if own else model for model, own in seeds.items()]
     more = len(words) - _MAX_LISTED
     return join_with_and(words) if more < 2 else f"{', '.join(words[:_MAX_LISTED])} and {more} other models"
 
