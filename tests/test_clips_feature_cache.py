@@ -10,8 +10,11 @@ import torch
 from clips.data.data_config import AugmentConfig, DataConfig
 from clips.data.sources import SourceConfig
 from clips.errors import UserError
+from clips.method.recipes import RecipeConfig
 from clips.model import architectures, feature_cache, towers
 from clips.model.architectures import ModelConfig
+from clips.planning.dry_run import fake_batch, fake_model, profile_step
+from clips.planning.mfu import MfuMeter
 from clips.training.train_config import EncoderTrainConfig
 
 CONFIG = ModelConfig(architecture="clips-tinyvit", image_size=64, lock_image=True, cache_trunk_features=True)
@@ -145,3 +148,22 @@ def test_layers_that_are_no_chain_are_not_cached(cache):
     )
     with pytest.raises(UserError, match="expected an image tower whose frozen layers form a chain"):
         built(0, config)
+
+
+def test_plans_compute_the_layers_and_mfu_is_not_known(tmp_path):
+    plain = ModelConfig(architecture="clips-efficientnet", image_size=64, lock_image=True, lock_image_unlocked_groups=1)
+    cached = replace(plain, cache_trunk_features=True)
+    recipe = RecipeConfig(name="clip")
+    fakes = [fake_model(model, recipe) for model in (plain, cached)]
+    expected, planned = (profile_step(fake, 2, device="cpu", bf16=False).flops for fake in fakes)
+    assert planned == expected > 0
+    data = DataConfig(sources=(SourceConfig(path="/nowhere"),), augment=AugmentConfig(crop_scale_min=1.0))
+    read = []
+    for model in (plain, cached):
+        config = EncoderTrainConfig(
+            output=tmp_path, data=data, model=model, recipe=recipe, global_batch_size=2, max_steps=1
+        )
+        meter = MfuMeter(config, device=torch.device("cpu"), precision="fp32", processes=1)
+        read.append(meter.read(fake_batch(fakes[0], 2), 1.0))
+    assert read[0]["flops_per_sample"] > 0
+    assert read[1] == {}

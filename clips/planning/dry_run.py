@@ -79,8 +79,8 @@ class StepProfile:
 
 @functools.lru_cache(maxsize=4)
 def fake_model(model: ModelConfig, recipe: RecipeConfig) -> ClipsModel:
-    """Build the model of a config with fake parameters; pretrained weights are not read."""
-    config = model.without_initial_weights()
+    """Build the model of a config with fake parameters; pretrained weights are not read, outputs are not cached."""
+    config = dataclasses.replace(model.without_initial_weights(), cache_trunk_features=False, cache_text_features=False)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     cfg = model_cfg(config)
     libraries = "timm_model_name" in cfg["vision_cfg"] or "hf_model_name" in cfg["text_cfg"] or model.lora is not None

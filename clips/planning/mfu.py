@@ -41,24 +41,26 @@ class MfuMeter:
         stated = config.distributed.device_peak_tflops
         self.peak = peak_flops(device, precision) if stated is None else stated * 1e12
         self.counted = [] if counted is None else counted
-        self._failed = False
+        model = config.model
+        self._uncountable = model.cache_trunk_features or model.cache_text_features
 
     def read(self, batch: Mapping[str, Tensor], samples_per_second: float) -> dict[str, float]:
         """Return "flops_per_sample" and, with a known peak, "mfu" and "tflops" of one process.
 
-        FLOPs depend on the lengths of captions: they are a mean over the first eight calls, which take seconds.
+        With cached features it returns nothing, because it is not known which layers computed. FLOPs depend on the
+        lengths of captions: they are a mean over the first eight calls, which take seconds.
 
         Args:
             batch: one of this process.
             samples_per_second: of all processes.
         """
-        if len(self.counted) < _MAX_COUNTED and not self._failed:
+        if len(self.counted) < _MAX_COUNTED and not self._uncountable:
             try:
                 self.counted.append(flops_per_sample(self.config, batch, self.processes))
             except Exception as error:  # torch's internals may differ; the training should not end
                 log_info(f"FLOPs: cannot be counted ({error_reason(error)})")
-                self._failed = True
-        if self._failed:
+                self._uncountable = True
+        if self._uncountable:
             return {}
         flops = statistics.fmean(self.counted)
         counted = {"flops_per_sample": flops}
