@@ -117,11 +117,11 @@ class ModelConfig:
     Args:
         architecture: a CLIPS architecture, as published (clips-ti-16, clips-ti-8, clips-s-16, clips-s-8, clips-b-16,
             clips-b-8, clips-l-14, clips-so400m-14, clips-h-14), of the paper's table (clips-l-16) or small (clips-tiny,
-            clips-rn-tiny, clips-tinyvit, clips-tinyvit-tiny), or an open_clip model name or a JSON file in the format
-            of its model configs (``./mine.json``): its towers with the tokenizer of this method. Or ``timm:NAME``: a
-            timm model, randomly initialized, with the text tower of clips-b-16. Or an encoder directory (or
-            ``hf-hub:NAME``), whose towers are built unchanged, with its own tokenizer. The batch norms of a ResNet
-            (clips-rn-tiny, RN50) use only the samples of their own process, as in open_clip.
+            clips-rn-tiny, clips-efficientnet, clips-tinyvit, clips-tinyvit-tiny), or an open_clip model name or a JSON
+            file in the format of its model configs (``./mine.json``): its towers with the tokenizer of this method. Or
+            ``timm:NAME``: a timm model, randomly initialized, with the text tower of clips-b-16. Or an encoder
+            directory (or ``hf-hub:NAME``), whose towers are built unchanged, with its own tokenizer. The batch norms of
+            a ResNet (clips-rn-tiny, RN50) use only the samples of their own process, as in open_clip.
         context_length: tokens of a text; the architecture's if not given.
         image_size: image size in pixels; the architecture's if not given.
         max_num_patches: train and evaluate with images at their own aspect ratio, each with as many patches as fit in
