@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -211,10 +212,11 @@ def test_a_wrong_sweep_or_figure_is_rejected_naming_the_field(fields, message):
         build_plan(parse_study({**content, **fields}))
 
 
-@pytest.mark.parametrize("name", ["demo", "photos"])
-def test_the_shipped_studies_have_a_plan(name):
+@pytest.mark.parametrize(("name", "seeds", "control"), [("demo", 1, "untrained"), ("photos", 3, "trunk")])
+def test_the_shipped_studies_have_a_plan(name, seeds, control):
     plan = build_plan(read_study(STUDIES / f"{name}.yaml"))
-    assert {"untrained", "clip", "clips"} <= {row.name for row in plan.rows}
+    names = Counter(row.name.split(" ")[0] for row in plan.rows)
+    assert all(names[model] >= seeds for model in (control, "clip", "clips")), names
     assert all(row.cells for row in plan.rows)
 
 
