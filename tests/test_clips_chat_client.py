@@ -156,7 +156,7 @@ def test_an_unavailable_server_is_given_up_after_the_time_for_retries(server: Ch
     with pytest.raises(ChatServerError, match=r"answers 503") as raised:
         ChatClient(urls=[server.url], retry_seconds=3).submit({"n": 0}).result(60)
     assert raised.value.status == 503
-    assert len(server.asked) >= 2
+    assert len(server.asked) > 2
 
 
 def test_an_input_at_which_the_server_fails_is_given_up_while_others_are_answered(server: ChatServer) -> None:
