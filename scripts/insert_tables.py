@@ -52,7 +52,8 @@ def insert_tables(text: str, kept: list[str]) -> Iterator[str]:
 
 def main() -> None:
     for name in sys.argv[1:]:
-        path, kept = Path(name), []
+        path = Path(name)
+        kept: list[str] = []
         text = path.read_text(encoding="utf-8")
         path.write_text("\n".join(insert_tables(text, kept)) + "\n", encoding="utf-8")
         for missing in kept:
