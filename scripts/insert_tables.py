@@ -55,7 +55,12 @@ def main() -> None:
         path = Path(name)
         kept: list[str] = []
         text = path.read_text(encoding="utf-8")
-        path.write_text("\n".join(insert_tables(text, kept)) + "\n", encoding="utf-8")
+        try:
+            changed = "\n".join(insert_tables(text, kept)) + "\n"
+        except ValueError as error:
+            print(error, file=sys.stderr)
+            sys.exit(2)
+        path.write_text(changed, encoding="utf-8")
         for missing in kept:
             print(f"{path}: kept the table of {missing}, which does not exist here")
 

@@ -339,3 +339,24 @@ def test_known_vulnerabilities_are_flagged(audit, monkeypatch, capsys):
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "PYSEC-2026-1" in line]
     assert line.startswith("safetensors ")
     assert line.endswith(": 99.1")
+
+
+def test_tables_of_reports_replace_those_of_documents(tmp_path: Path) -> None:
+    script = Path(__file__).resolve().parents[1] / "scripts" / "insert_tables.py"
+    (tmp_path / "table.md").write_text(
+        "# Title\n\n| model   |   R@1 |\n|:--------|------:|\n| clip    |  12.1 |\n\n| other |\n"
+    )
+    text = "before\n<!-- table: {} -->\n| old |\n| --- |\n| 1 |\n\nafter\n| own |\n"
+    document = tmp_path / "page.md"
+    document.write_text(text.format("table.md") + text.format("missing.md"))
+    done = subprocess.run([sys.executable, script, "page.md"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    inserted = "before\n<!-- table: table.md -->\n| model | R@1 |\n| :--- | ---: |\n| clip | 12.1 |\n\nafter\n| own |\n"
+    assert document.read_text() == inserted + text.format("missing.md")
+    assert done.stdout == "page.md: kept the table of missing.md, which does not exist here\n"
+    (tmp_path / "table.md").write_text("no table\n")
+    broken = subprocess.run(
+        [sys.executable, script, "page.md"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert broken.returncode == 2
+    assert broken.stderr.splitlines()[-1] == "table.md: no table"
+    assert document.read_text() == inserted + text.format("missing.md")
