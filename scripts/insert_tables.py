@@ -3,7 +3,7 @@
     python scripts/insert_tables.py README.md docs/evidence.md
 
 A line ``<!-- table: FILE -->`` names a Markdown file, relative to the working directory; the table that follows it is
-replaced by the first table of that file. Tables of files that do not exist here are kept, and listed.
+replaced by the first table of that file. Tables of files that do not exist here stay, and the files are listed.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def read_table(path: Path) -> list[str]:
     return lines
 
 
-def insert_tables(text: str, kept: list[str]) -> Iterator[str]:
-    """The lines of a document with its tables replaced; the names of missing files are added to ``kept``."""
+def insert_tables(text: str, missing: list[str]) -> Iterator[str]:
+    """The lines of a document with its tables replaced; the names of missing files are added to ``missing``."""
     replacing = False
     for line in text.splitlines():
         if replacing and line.startswith("|"):
@@ -47,22 +47,21 @@ def insert_tables(text: str, kept: list[str]) -> Iterator[str]:
                 replacing = True
                 yield from read_table(Path(found[1]))
             else:
-                kept.append(found[1])
+                missing.append(found[1])
 
 
 def main() -> None:
-    for name in sys.argv[1:]:
-        path = Path(name)
-        kept: list[str] = []
+    for path in map(Path, sys.argv[1:]):
+        missing: list[str] = []
         text = path.read_text(encoding="utf-8")
         try:
-            changed = "\n".join(insert_tables(text, kept)) + "\n"
+            changed = "\n".join(insert_tables(text, missing)) + "\n"
         except ValueError as error:
             print(error, file=sys.stderr)
             sys.exit(2)
         path.write_text(changed, encoding="utf-8")
-        for missing in kept:
-            print(f"{path}: kept the table of {missing}, which does not exist here")
+        for name in missing:
+            print(f"{path}: {name} does not exist here, so its table is unchanged")
 
 
 if __name__ == "__main__":

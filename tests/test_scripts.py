@@ -169,6 +169,15 @@ def test_an_interval_on_one_side_of_zero_decides(evidence: Path) -> None:
     assert "+0.7 [" in between
 
 
+def test_lengths_are_compared_over_the_strategies_that_both_have(tmp_path: Path) -> None:
+    scores = {"truncate.8": 0.03, "truncate.32": 0.05, "random.32": 0.40}
+    for name, value in scores.items():
+        for seed in (1, 2, 3):
+            put_score(tmp_path, f"coco.{name}-s{seed}", "coco_mini", "t2i_r1", value)
+    (line,) = [line for line in judged(tmp_path) if line.startswith("| A4 |")]
+    assert line == "| A4 | coco | 8 tokens − 32, mean of strategies | -2.0 [-2.0, -2.0] | 3 | contradicted |"
+
+
 def test_the_race_is_judged_for_retrieval_and_inside_llavas(tmp_path: Path) -> None:
     """In the LLaVAs the order is the reverse of that for retrieval; caption_only has no retrieval."""
     retrieval = {"clip": 10, "siglip": 20, "veclip": 30, "sentences": 40, "clips": 50}
@@ -352,7 +361,7 @@ def test_tables_of_reports_replace_those_of_documents(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, script, "page.md"], cwd=tmp_path, capture_output=True, text=True, check=True)
     inserted = "before\n<!-- table: table.md -->\n| model | R@1 |\n| :--- | ---: |\n| clip | 12.1 |\n\nafter\n| own |\n"
     assert document.read_text() == inserted + text.format("missing.md")
-    assert done.stdout == "page.md: kept the table of missing.md, which does not exist here\n"
+    assert done.stdout == "page.md: missing.md does not exist here, so its table is unchanged\n"
     (tmp_path / "table.md").write_text("no table\n")
     broken = subprocess.run(
         [sys.executable, script, "page.md"], cwd=tmp_path, capture_output=True, text=True, check=False
