@@ -216,7 +216,8 @@ def test_two_processes_give_the_loss_and_gradients_of_one(kind, gloo):
     torch.testing.assert_close(two["losses"], one, atol=1e-5, rtol=1e-6)
     for name, value in model.named_parameters():
         if value.requires_grad:
-            torch.testing.assert_close(two["gradients"][name], value.grad, atol=1e-6, rtol=1e-6, msg=name)
+            rounding = 5e-6 * float(value.grad.abs().max())  # sums in another order, by another number of threads
+            torch.testing.assert_close(two["gradients"][name], value.grad, atol=rounding, rtol=0, msg=name)
 
 
 class Largest(TorchDispatchMode):
