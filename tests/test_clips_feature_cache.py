@@ -74,6 +74,20 @@ def test_another_trunk_precision_or_image_is_computed_again(cache, computed):
     assert computed == [1, 1, 1, 2]
 
 
+@pytest.mark.parametrize("groups", [0, 3])  # all frozen, or the last stage trained
+def test_pixels_are_normalized_where_their_outputs_are_missing(cache, computed, groups):
+    config = replace(CONFIG, lock_image_unlocked_groups=groups)
+    pixels = torch.randint(256, (3, 3, 64, 64), dtype=torch.uint8)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in architectures.NORMALIZATIONS["imagenet"])
+    wanted = towers.encode_image(built(0, config).eval(), (pixels / 255 - mean) / std)[0]
+    for _ in range(2):  # the second training computes nothing
+        torch.testing.assert_close(towers.encode_image(built(0, config).eval(), pixels)[0], wanted)
+    assert computed == [3, 3]
+    other = towers.encode_image(built(0, replace(config, normalization="half")).eval(), pixels)[0]
+    assert computed == [3, 3, 3]
+    assert not torch.allclose(other, wanted, atol=1e-3)
+
+
 def test_augmented_images_are_rejected():
     sources = (SourceConfig(path="x"),)
     same = DataConfig(sources=sources, augment=AugmentConfig(crop_scale_min=1.0))

@@ -20,7 +20,7 @@ from naflex_world import BUDGET, MEAN, PATCH, SHAPES, STD
 from PIL import Image
 from torch.utils.data import default_collate
 
-from clips.core.patches import PatchBudget, is_packed, patch_mask, trim_padding, unpack
+from clips.core.patches import PatchBudget, is_packed, normalize, patch_mask, trim_padding, unpack
 from clips.data import augment as augmenting
 from clips.data.augment import augment, read_crop
 from clips.data.data_config import AugmentConfig
@@ -36,7 +36,6 @@ from clips.model.towers import patch_token_batches
 from clips.train import train
 from clips.training import validation
 from clips.training.setup import open_train_dataset
-from clips.training.train_step import normalize
 
 SIZE = PatchBudget(PATCH, BUDGET)
 WHOLE = AugmentConfig(crop_scale_min=1.0)

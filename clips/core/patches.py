@@ -125,6 +125,14 @@ def valid_patches(images: Tensor) -> Tensor | None:
     return unpack(images).valid if is_packed(images) else None
 
 
+def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Return uint8 images (B, 3, H, W) as normalized floats, channels last in memory; or packed ones."""
+    if is_packed(images):
+        colors = images[:, :, 1:].unflatten(3, (-1, 3)).float() / 255
+        return torch.cat([images[:, :, :1].float(), ((colors - mean.flatten()) / std.flatten()).flatten(3)], dim=2)
+    return (images.contiguous(memory_format=torch.channels_last).float() / 255 - mean) / std
+
+
 def trim_padding(images: Tensor) -> Tensor:
     """Return packed images without the rows that are padding in all of them, and other images unchanged."""
     return images[:, :, : 1 + int(unpack(images).grids.prod(dim=1).max())] if is_packed(images) else images

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from clips.core.cache import cache_directory, tensor_cache
+from clips.core.patches import normalize
 from clips.errors import UserError
 
 Forward = Callable[[Tensor], Tensor]
+_ROWS = 32  # inputs computed at a time: activations of a full batch do not fit a CPU's caches
 
 
 def enable_feature_cache(module: nn.Module, method: str, frozen: nn.Module | None = None, variant: str = "") -> None:
@@ -26,22 +28,36 @@ def enable_feature_cache(module: nn.Module, method: str, frozen: nn.Module | Non
     setattr(module, method, FeatureCache(module if frozen is None else frozen, getattr(module, method), variant))
 
 
-def enable_trunk_cache(trunk: Any, image_size: Sequence[int]) -> None:
+def enable_trunk_cache(trunk: Any, image_size: Sequence[int], mean: Sequence[float], std: Sequence[float]) -> None:
     """Cache the outputs of the frozen layers at the beginning of a timm trunk; the others are computed in each step.
+
+    The trunk then reads pixels, too: uint8 images, which are normalized if their outputs are missing.
 
     Args:
         trunk: a timm model.
         image_size: height and width of its images.
+        mean: of an image's channels.
+        std: standard deviation of an image's channels.
 
     Raises:
         UserError: no layer at its beginning is frozen, or its layers are no chain (a ViT adds positions in between).
     """
+
+    def read_pixels(compute: Forward, images: Tensor) -> Tensor:
+        if images.dtype == torch.uint8:
+            colors = torch.tensor([mean, std], device=images.device)[..., None, None]
+            images = normalize(images, *colors)
+        return compute(images)
+
+    variant = f"-{digest(torch.tensor([mean, std]))}"  # pixels have the same hash under any normalization
     if _is_frozen(trunk):
-        enable_feature_cache(trunk, "forward_features")
+        compute = functools.partial(read_pixels, trunk.forward_features)
+        trunk.forward_features = FeatureCache(trunk, compute, variant)
         return
     layers = [layer for child in trunk.children() for layer in (child if isinstance(child, nn.Sequential) else [child])]
     frozen = nn.Sequential(*itertools.takewhile(_is_frozen, layers))
-    cache = FeatureCache(frozen, functools.partial(_compute_chain, [layer.forward for layer in frozen]))
+    chain = functools.partial(_compute_chain, [layer.forward for layer in frozen])
+    cache = FeatureCache(frozen, functools.partial(read_pixels, chain), variant)
     device = next(trunk.parameters()).device
     images = torch.linspace(-1, 1, 3 * math.prod(image_size), device=device).view(1, 3, *image_size)
     if not any(True for _ in frozen.parameters()) or not _skip_layers(trunk, frozen, cache.compute, images):
@@ -100,7 +116,8 @@ class FeatureCache:
     def __call__(self, inputs: Tensor) -> Tensor:
         """Return the outputs (B, …) of images (B, 3, S, S) or tokens (B, L), on the module's device."""
         keys = [digest(row) for row in inputs.cpu()]
-        return self.collect(keys, lambda rows: self._compute(inputs[rows]), inputs.dtype)
+        dtype = torch.float32 if inputs.dtype == torch.uint8 else inputs.dtype
+        return self.collect(keys, lambda rows: self._compute(inputs[rows]), dtype)
 
     def collect(
         self, keys: Sequence[str], compute: Callable[[list[int]], Tensor], dtype: torch.dtype = torch.float32
@@ -125,7 +142,9 @@ class FeatureCache:
                 outputs[key] = output
         missing = {key: index for index, key in enumerate(keys) if key not in outputs}
         if missing:
-            for key, output in zip(missing, compute(list(missing.values())).cpu(), strict=True):
+            rows = list(missing.values())
+            pieces = [compute(rows[start : start + _ROWS]).cpu() for start in range(0, len(rows), _ROWS)]
+            for key, output in zip(missing, torch.cat(pieces), strict=True):
                 outputs[key] = output.clone(memory_format=torch.contiguous_format)
                 cache.put(key, outputs[key])
         self.in_memory |= {(name, key): output for key, output in outputs.items()}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from clips.core.patches import is_packed, unpack, valid_patches
 from clips.errors import UserError, error_reason
 from clips.lazy_import import without_wandb
-from clips.model.architectures import ModelConfig, preprocess_cfg
+from clips.model.architectures import ModelConfig, preprocess_cfg, resolve_preprocess_cfg
 from clips.model.attention import pack_attention
 from clips.model.feature_cache import enable_feature_cache, enable_trunk_cache
 from clips.model.hf_text import HFTextTower, own_text_towers, read_language_model
@@ -151,7 +151,8 @@ def lock_towers(towers: Towers, config: ModelConfig) -> None:
     if config.cache_trunk_features:
         if not hasattr(towers.visual, "trunk"):
             raise UserError("model.cache_trunk_features: expected an architecture whose image tower is a timm model")
-        enable_trunk_cache(towers.visual.trunk, towers.visual.image_size)
+        colors = resolve_preprocess_cfg(config)
+        enable_trunk_cache(towers.visual.trunk, towers.visual.image_size, colors["mean"], colors["std"])
     if config.cache_text_features:
         if not isinstance(text_tower(towers), HFTextTower):
             raise UserError("model.cache_text_features: expected an architecture whose text tower is a language model")

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F  # noqa: N812
 
+from clips.core.patches import normalize
 from clips.method.clips_model import ClipsModel, build_model
 from clips.method.distillation import teacher_name
 from clips.method.objectives import OBJECTIVES
@@ -34,7 +35,6 @@ from clips.model.towers import eot_token_id
 from clips.planning.profilers import FlopCounter, MemoryTrace, replaced
 from clips.training import validation
 from clips.training.train_config import ValidationConfig
-from clips.training.train_step import normalize
 
 Device = Literal["cpu", "cuda"]
 BATCH_DIVISOR = 23

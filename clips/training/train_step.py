@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from clips.core.patches import is_packed, valid_patches
+from clips.core.patches import normalize, valid_patches
 from clips.data.loader import TrainDataset
 from clips.errors import UserError
 from clips.method.clips_model import ClipsModel
@@ -103,6 +103,10 @@ class TrainRun:
         """The wrapped model, which is called with a batch."""
         return self.parallel.model
 
+    def normalize(self, images: Tensor) -> Tensor:
+        """Return uint8 images as the model's input; a cached trunk normalizes those that it has to compute."""
+        return images if self.config.model.cache_trunk_features else normalize(images, self.mean, self.std)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepMetrics:
@@ -184,17 +188,9 @@ def prepare_batch(batch: Batch, run: TrainRun) -> Batch:
     Convolutions are fastest in this format, which they take over from their input. Tokens stay on the CPU: the model
     groups them by length, which would wait for the device. Texts and files for a teacher become its features.
     """
-    image = batch["image"].to(run.processes.device, non_blocking=True)
+    image = run.normalize(batch["image"].to(run.processes.device, non_blocking=True))
     features = run.teacher.features(batch, bf16=run.precision == "bf16") if run.teacher else {}
-    return {**batch, "image": normalize(image, run.mean, run.std), **features}
-
-
-def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Return uint8 images (B, 3, H, W) as normalized floats, channels last in memory; or packed ones."""
-    if is_packed(images):
-        colors = images[:, :, 1:].unflatten(3, (-1, 3)).float() / 255
-        return torch.cat([images[:, :, :1].float(), ((colors - mean.flatten()) / std.flatten()).flatten(3)], dim=2)
-    return (images.contiguous(memory_format=torch.channels_last).float() / 255 - mean) / std
+    return {**batch, "image": image, **features}
 
 
 def check_finite(values: dict[str, float], step: int) -> None:

@@ -25,7 +25,7 @@ from clips.method.recipes import CaptionPair, Recipe, RecipeConfig, partial_text
 from clips.model import towers
 from clips.parallel.distributed import all_or_none
 from clips.training.train_config import ValidationConfig
-from clips.training.train_step import TrainRun, normalize
+from clips.training.train_step import TrainRun
 
 IMAGE, CAPTIONS = "image", ("web", "partial", "whole")
 _CLIPS_RECIPE = Recipe(RecipeConfig(name="clips"))
@@ -123,7 +123,7 @@ class RetrievalValidation:
     def _encode(self, encoder: ClipsModel, batch: HeldOut) -> dict[str, Tensor]:
         device = self.run.processes.device
         tokens = {kind: self.run.encoder.tokenizer(texts) for kind, texts in batch.texts.items()}
-        pixels = normalize(batch.images.to(device), self.run.mean, self.run.std)
+        pixels = self.run.normalize(batch.images.to(device))
         with torch.autocast(device.type, torch.bfloat16, enabled=self.run.precision == "bf16"):
             found = encode(encoder, pixels, tokens)
         return {kind: F.normalize(value.float(), dim=-1) for kind, value in found.items()}
