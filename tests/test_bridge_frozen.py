@@ -173,14 +173,14 @@ def test_the_second_pass_over_the_data_does_not_run_the_encoder(workers, bridge_
     collator = ConversationCollator(processor.image_processor, processor.tokenizer.pad_token_id)
     enable_feature_cache(cast("Any", SimpleNamespace(model=model, collator=collator)), torch.float32)
     tower: Any = model.model.vision_tower
-    compute, runs, losses = tower._compute_states, [], []
-    monkeypatch.setattr(tower, "_compute_states", lambda *inputs: runs.append(1) or compute(*inputs))
+    compute, computed, losses = tower._compute_states, [], []
+    monkeypatch.setattr(tower, "_compute_states", lambda *inputs: computed.append(len(inputs[0])) or compute(*inputs))
     order = [*range(len(samples)), *range(len(samples))]
     loader = DataLoader(Subset(data, order), batch_size=2, collate_fn=collator, num_workers=workers)
     for batch in loader:
         del batch["invalid_samples"]
         losses.append(LlavaLoss(model)(**batch)["loss"].item())
-    assert len(runs) == len(samples) // 2
+    assert computed == [2] * (len(samples) // 2)
     assert losses[:2] == losses[2:]
     flush = FlushCallback(tower.feature_shards, steps=2)
     for step, files in ((1, 0), (2, 1)):
@@ -189,6 +189,23 @@ def test_the_second_pass_over_the_data_does_not_run_the_encoder(workers, bridge_
     tower.feature_shards.add("another", torch.ones(2))
     flush.on_save(None, None, None)
     assert len(list(tower.feature_shards.directory.glob("*"))) == 2
+
+
+def test_only_the_images_of_a_batch_that_the_cache_lacks_are_computed(bridge_parts, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    model, _ = build_llava(LlavaParts(encoder=str(bridge_parts.encoder), llm=str(bridge_parts.llm)))
+    tower: Any = model.model.vision_tower
+    layer = model.config.vision_feature_layer
+    pixels = torch.randn(3, 3, tower.config.image_size, tower.config.image_size)
+    wanted = tower(pixels, output_hidden_states=True).hidden_states[layer]
+    tower.cache_features(layer, torch.float32)
+    compute, computed = tower._compute_states, []
+    monkeypatch.setattr(tower, "_compute_states", lambda *inputs: computed.append(len(inputs[0])) or compute(*inputs))
+    for rows in ([1], [0, 1, 2], [2, 0]):
+        with tower.with_features(None, [f"key{row}" for row in rows]):
+            states = tower(pixels[rows], output_hidden_states=[layer]).hidden_states[layer]
+        torch.testing.assert_close(states, wanted[rows])
+    assert computed == [1, 2]
 
 
 def test_each_process_uses_the_gpu_of_its_local_rank(monkeypatch: pytest.MonkeyPatch) -> None:

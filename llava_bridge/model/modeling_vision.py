@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -79,8 +78,7 @@ class EncoderVisionModel(PreTrainedModel):
             features = self.cached_features.to(pixel_values.device)
             states = dict(zip(self.cached_layers, features.unbind(1), strict=True))
         else:
-            states = self._compute_states(pixel_values, layers, image_sizes)
-            self._add_to_cache(states)
+            states = self._find_states(pixel_values, layers, image_sizes)
         hidden: Any = None
         if output_hidden_states is not None and output_hidden_states is not False:
             hidden = tuple(states.get(index) for index in range(self.tower.depth + 1))
@@ -101,6 +99,23 @@ class EncoderVisionModel(PreTrainedModel):
         real = patch_mask(grids, pixels.shape[1]).flatten().nonzero()[:, 0].to(pixels.device)
         for state in self.tower.patch_states(pixels, grids, deepest):
             yield state.flatten(0, 1)[real][None]
+
+    def _find_states(self, pixel_values: Tensor, layers: set[int], image_sizes: Any) -> dict[int, Tensor]:
+        """Return the hidden states of these indices, each (B, N, D): the cache's, to which those it lacks are added."""
+        if self.feature_shards is None or not self.feature_keys or sorted(layers) != self.cached_layers:
+            return self._compute_states(pixel_values, layers, image_sizes)
+        found = [self.feature_shards.get(key) for key in self.feature_keys]
+        missing = [row for row, features in enumerate(found) if features is None]
+        if missing:
+            computed = self._compute_states(pixel_values[missing], layers, image_sizes)
+            stacked = torch.stack([computed[index] for index in self.cached_layers], dim=1).cpu()
+            for row, features in zip(missing, stacked, strict=True):
+                self.feature_shards.add(self.feature_keys[row], features)
+                found[row] = features
+            if len(missing) == len(found):  # without a copy back to the device
+                return computed
+        features = torch.stack(cast("list[Tensor]", found)).to(pixel_values.device)
+        return dict(zip(self.cached_layers, features.unbind(1), strict=True))
 
     def _compute_states(self, pixel_values: Tensor, layers: set[int], image_sizes: Any) -> dict[int, Tensor]:
         """Return the hidden states of these indices, each (B, N, D)."""
@@ -135,25 +150,16 @@ class EncoderVisionModel(PreTrainedModel):
 
     @contextlib.contextmanager
     def with_features(self, features: Tensor | None, keys: Sequence[str]) -> Iterator[None]:
-        """Meanwhile :meth:`forward` returns ``features`` (P, L, N, D) of the cache, or adds its own under ``keys``.
+        """Meanwhile :meth:`forward` returns ``features`` (P, L, N, D) of the cache.
 
-        Without ``features`` those are used that this process has added since the loader's workers looked for them.
+        Without ``features`` it looks for each image's under its key, as others may have been added since the loader's
+        workers looked for them, and computes and adds the missing ones.
         """
-        if features is None and self.feature_shards is not None:
-            found = list(itertools.takewhile(lambda value: value is not None, map(self.feature_shards.get, keys)))
-            features = torch.stack(found) if found and len(found) == len(keys) else None  # type: ignore[arg-type]
         self.cached_features, self.feature_keys = features, keys
         try:
             yield
         finally:
             self.cached_features, self.feature_keys = None, ()
-
-    def _add_to_cache(self, states: Mapping[int, Tensor]) -> None:
-        if self.feature_shards is None or not self.feature_keys or sorted(states) != self.cached_layers:
-            return
-        stacked = torch.stack([states[index] for index in self.cached_layers], dim=1).cpu()
-        for key, features in zip(self.feature_keys, stacked, strict=True):
-            self.feature_shards.add(key, features)
 
     def hf_model(self) -> PreTrainedModel | None:
         """Return the model that transformers' own LLaVA uses instead of this one, with these weights, or None.
