@@ -52,6 +52,9 @@ def test_scores_of_a_perfect_and_of_a_constant_captioner(places, tmp_path, monke
     assert perfect.metrics["Bleu_4"].value == pytest.approx(1.0)
     assert perfect.metrics["ROUGE_L"].value == pytest.approx(1.0)
     assert perfect.metrics["CIDEr_of_others"].value < 5
+    gain = perfect.metrics["CIDEr_gain"]
+    assert gain.value == pytest.approx(10.0 - perfect.metrics["CIDEr_of_others"].value)
+    assert 0 < gain.ci_low < gain.value < gain.ci_high
     assert (perfect.protocol["images"], perfect.protocol["excluded"]) == (8, 2)
     items = read_items(perfect)
     assert items["given"].tolist() == [clips_world.captions(number)["web_caption"] for number in range(8)]
@@ -61,6 +64,8 @@ def test_scores_of_a_perfect_and_of_a_constant_captioner(places, tmp_path, monke
     same = evaluate(places, tmp_path / "same")
     assert same.metrics["CIDEr"].value == pytest.approx(same.metrics["CIDEr_of_others"].value)
     assert same.metrics["CIDEr"].value < 5
+    gain = same.metrics["CIDEr_gain"]  # a caption for all images is no better for its own
+    assert gain.ci_low <= 0 <= gain.ci_high
 
     (shown,) = caption_galleries(read_source(tmp_path / "perfect"))
     assert {(each.references[0], each.answers[0].score) for each in shown.cards} <= {(e, "1000") for e in expected}

@@ -36,7 +36,8 @@ def generate(
         rows = torch.tensor([tokens for tokens, _ in beams], device=image_tokens.device)
         images = image_tokens.expand(len(beams), -1, -1)
         texts = None if text_tokens is None else text_tokens.expand(len(beams), -1, -1)
-        scores = captioner.logits(images, texts, rows)[:, -1].log_softmax(dim=-1)
+        hidden = captioner.decode(images, texts, rows.shape[1], rows)[:, -1]  # the head has 32,000 logits per word
+        scores = captioner.head(hidden).log_softmax(dim=-1)
         scores[:, [PAD, BOS]] = -torch.inf
         best, tokens = scores.topk(num_beams, dim=-1)
         extended = [

@@ -39,7 +39,12 @@ METRICS = caption_metrics() | {
         aggregation="mean_of_scores",
         columns=("cider_of_others",),
         higher_is_better=None,
-    )
+    ),
+    "CIDEr_gain": MetricSpec(
+        label="CIDEr above that of another image's caption",
+        aggregation="mean_of_scores",
+        columns=("cider_gain",),
+    ),
 }
 PRIMARY = ("CIDEr",)
 NO_CAPTIONER = "this encoder has no captioner (its recipe trains none)"
@@ -204,6 +209,7 @@ def _items(samples: RecaptionSet, captions: Sequence[str] | None) -> pd.DataFram
         others = score_captions([[text] for text in np.roll(samples.synthetic, -1)], captions)
         columns = dict(caption_columns(range(count), own))
         columns["cider_of_others"] = np.array([others.cider[number] for number in range(count)])
+        columns["cider_gain"] = columns["cider"] - columns["cider_of_others"]
     return pd.DataFrame(
         {
             "item": names,
