@@ -92,12 +92,13 @@ def claims(scores: Scores) -> Iterable[tuple[str, str, str, list[str], list[str]
     for world in ("scenes_web", "flickr_web"):
         for cut in sorted(name for name in scores if name.startswith(f"{world}.")):
             yield "A3", world, f"whole − {cut.removeprefix(f'{world}.')}", there(f"{world}_whole"), [cut]
-    for world in ("scenes", "scenes_long", "flickr", "flickr_open", "coco"):
+    for world in ("scenes", "scenes_long", "flickr", "flickr_open", "photos", "coco"):
         steps = [f"{world}.{name}" for name in ("clip", "one_positive", "multi_positive", "clips")]
         for number, (before, after) in enumerate(itertools.pairwise(steps), 1):
             words = f"{after.partition('.')[2]} − {before.partition('.')[2]}"
             yield f"B{number}", world, words, there(after), there(before)
-        yield "B3", world, "clips_light − multi_positive", there(f"{world}.clips_light"), there(steps[2])
+        for name in ("clips_light", "clips_forced"):
+            yield "B3", world, f"{name} − multi_positive", there(f"{world}.{name}"), there(steps[2])
         yield "B4", world, "coca − recap", there(f"{world}.coca"), there(f"{world}.recap")
         for number, (before, after) in enumerate(itertools.pairwise(steps[:3]), 1):
             words = f"{after.partition('.')[2]} − {before.partition('.')[2]}, equal compute"
