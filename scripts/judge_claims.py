@@ -34,6 +34,9 @@ def main() -> int:
         if not found:
             print(f"{run}: expected the output of a study, with results/", file=sys.stderr)
             return 2
+        if twice := scores.keys() & found.keys():
+            print(f"{run}: an earlier directory has {', '.join(sorted(twice))}, too; judge them apart", file=sys.stderr)
+            return 2
         scores |= found
     print("| claim | dataset | compared | difference | seeds | verdict |\n| --- | --- | --- | ---: | ---: | --- |")
     verdicts: dict[str, list[str]] = {}
@@ -84,7 +87,7 @@ def claims(scores: Scores) -> Iterable[tuple[str, str, str, list[str], list[str]
                 if len(there(f"{world}.{name}.{short}", f"{world}.{name}.{long}")) == 2
             ]
             sides = [name + str(short) for name in both], [name + str(long) for name in both]
-            yield "A4", world, f"{short} tokens − {long}, mean of strategies", *sides
+            yield "A4", world, f"{short} tokens − {long}, mean of {len(both)} strategies", *sides
         for good in ("sub_captions", "block"):
             for bad in ("truncate", "random"):
                 pair = there(f"{world}.{good}.16"), there(f"{world}.{bad}.16")

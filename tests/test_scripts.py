@@ -153,11 +153,22 @@ def put_score(study: Path, row: str, benchmark: str, metric: str, value: float) 
     (study / "results" / row / f"{benchmark}.json").write_text(json.dumps(result))
 
 
+def run_judge(*studies: Path) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, EVIDENCE / "judge_claims.py", *studies]
+    return subprocess.run(words, capture_output=True, text=True, check=False)
+
+
 def judged(study: Path) -> list[str]:
-    words = [sys.executable, EVIDENCE / "judge_claims.py", study]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    done = run_judge(study)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
+
+
+def test_two_studies_with_the_same_row_are_not_judged_together(evidence: Path, tmp_path: Path) -> None:
+    put_score(tmp_path / "again", "scenes.clip-s9", "scenes", "t2i_r1", 0.5)
+    done = run_judge(evidence, tmp_path / "again")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"{tmp_path / 'again'}: an earlier directory has scenes.clip, too; judge them apart\n"
 
 
 def test_an_interval_on_one_side_of_zero_decides(evidence: Path) -> None:
@@ -175,7 +186,7 @@ def test_lengths_are_compared_over_the_strategies_that_both_have(tmp_path: Path)
         for seed in (1, 2, 3):
             put_score(tmp_path, f"coco.{name}-s{seed}", "coco_mini", "t2i_r1", value)
     (line,) = [line for line in judged(tmp_path) if line.startswith("| A4 |")]
-    assert line == "| A4 | coco | 8 tokens − 32, mean of strategies | -2.0 [-2.0, -2.0] | 3 | contradicted |"
+    assert line == "| A4 | coco | 8 tokens − 32, mean of 1 strategies | -2.0 [-2.0, -2.0] | 3 | contradicted |"
 
 
 def test_the_race_is_judged_for_retrieval_and_inside_llavas(tmp_path: Path) -> None:
