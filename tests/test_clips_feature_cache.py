@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import clips_world
 import pytest
 import torch
 
@@ -86,6 +87,41 @@ def test_pixels_are_normalized_where_their_outputs_are_missing(cache, computed, 
     other = towers.encode_image(built(0, replace(config, normalization="half")).eval(), pixels)[0]
     assert computed == [3, 3, 3]
     assert not torch.allclose(other, wanted, atol=1e-3)
+
+
+def test_a_cpu_computes_large_batches_in_parts_in_their_order(cache, computed, monkeypatch):
+    monkeypatch.setattr(feature_cache, "_CPU_ROWS", 2)
+    pixels = torch.randint(256, (5, 3, 64, 64), dtype=torch.uint8)
+    wanted = [towers.encode_image(built(0), image[None])[1][0] for image in pixels]
+    model = built(0, replace(CONFIG, normalization="half"))  # whose outputs are not cached yet
+    found = towers.encode_image(model, pixels)[1]
+    again = [towers.encode_image(model, image[None])[1][0] for image in pixels]
+    assert computed == [1] * 5 + [5]
+    torch.testing.assert_close(found, torch.stack(again))
+    assert not torch.allclose(found, torch.stack(wanted), atol=1e-3)
+
+
+def test_a_training_with_cached_outputs_equals_one_without(cache, tmp_path):
+    """Its losses and its validation, which averages weights."""
+    data = tmp_path / "data"
+    clips_world.write_shards(data)
+    trunk = {"architecture": "clips-tinyvit-tiny", "lock_image": True}
+    settings = {
+        "data": {"sources": [{"path": str(data)}], "augment": {"crop_scale_min": 1.0}},
+        "recipe": {"name": "clip"},
+        "max_steps": 2,
+        "ema_decay": 0.5,
+        "validation": {"source": {"path": str(data)}, "eval_steps": 1},
+    }
+    logs = []
+    for name in ("cached", "plain"):
+        model = trunk | {"cache_trunk_features": name == "cached"}
+        output = clips_world.trained(data, tmp_path / name, model=model, precision="fp32", **settings)
+        logs.append(clips_world.metrics(output))
+    assert len(logs[0]) == 2
+    for cached, plain in zip(*logs, strict=True):
+        for key in ("contrastive_loss", "val_web_t2i_r1", "grad_norm"):
+            assert cached[key] == pytest.approx(plain[key], rel=1e-4), key
 
 
 def test_augmented_images_are_rejected():

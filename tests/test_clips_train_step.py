@@ -33,7 +33,7 @@ from clips.train import export_model, prepare_batch
 from clips.training.run_logger import RunLogger
 from clips.training.setup import open_train_dataset, setup_run
 from clips.training.train_state import TrainState, list_checkpoints
-from clips.training.train_step import compute_gradients, read_metrics, record_grad_norm, train_step
+from clips.training.train_step import TrainRun, compute_gradients, read_metrics, record_grad_norm, train_step
 
 
 @pytest.fixture
@@ -305,9 +305,13 @@ def test_a_step_reports_and_clips_the_gradient():
 
 def test_images_are_normalized_by_the_mean_and_std_of_the_tower():
     mean, std = (torch.tensor(values)[:, None, None] for values in ([0.5, 0.0, 0.0], [0.5, 1.0, 2.0]))
+    model = SimpleNamespace(cache_trunk_features=False)
     run: Any = SimpleNamespace(processes=DistributedContext(), mean=mean, std=std, teacher=None)
-    image = prepare_batch({"image": torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)}, run)["image"]
-    assert image[0, :, 0, 0].tolist() == [1.0, 1.0, 0.5]
+    run.config, run.normalize = SimpleNamespace(model=model), lambda images: TrainRun.normalize(run, images)
+    pixels = torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)
+    assert prepare_batch({"image": pixels}, run)["image"][0, :, 0, 0].tolist() == [1.0, 1.0, 0.5]
+    model.cache_trunk_features = True  # the trunk does it
+    assert torch.equal(prepare_batch({"image": pixels}, run)["image"], pixels)
 
 
 def test_a_gradient_that_stands_out_is_not_followed():

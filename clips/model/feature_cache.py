@@ -20,7 +20,7 @@ from clips.core.patches import normalize
 from clips.errors import UserError
 
 Forward = Callable[[Tensor], Tensor]
-_ROWS = 32  # inputs computed at a time: activations of a full batch do not fit a CPU's caches
+_CPU_ROWS = 32  # inputs computed at a time: activations of a full batch do not fit a CPU's caches
 
 
 def enable_feature_cache(module: nn.Module, method: str, frozen: nn.Module | None = None, variant: str = "") -> None:
@@ -142,9 +142,7 @@ class FeatureCache:
                 outputs[key] = output
         missing = {key: index for index, key in enumerate(keys) if key not in outputs}
         if missing:
-            rows = list(missing.values())
-            pieces = [compute(rows[start : start + _ROWS]).cpu() for start in range(0, len(rows), _ROWS)]
-            for key, output in zip(missing, torch.cat(pieces), strict=True):
+            for key, output in zip(missing, compute(list(missing.values())).cpu(), strict=True):
                 outputs[key] = output.clone(memory_format=torch.contiguous_format)
                 cache.put(key, outputs[key])
         self.in_memory |= {(name, key): output for key, output in outputs.items()}
@@ -152,8 +150,9 @@ class FeatureCache:
 
     def _compute(self, inputs: Tensor) -> Tensor:
         was_training, _ = self.module.training, self.module.eval()
+        parts = inputs.split(_CPU_ROWS) if inputs.device.type == "cpu" else [inputs]
         try:
-            return self.compute(inputs)
+            return torch.cat([self.compute(part) for part in parts])
         finally:
             self.module.train(was_training)
 

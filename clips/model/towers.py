@@ -165,7 +165,8 @@ def encode_image(towers: Towers, image: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         towers: an open_clip model.
-        image: (B, 3, H, W), normalized pixels; or packed ones (`clips.core.patches`), whose padding has tokens, too.
+        image: (B, 3, H, W), normalized pixels, for a cached trunk also uint8; or packed ones (`clips.core.patches`),
+            whose padding has tokens, too.
     """
     visual = towers.visual
     if is_packed(image):

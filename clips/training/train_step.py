@@ -183,7 +183,7 @@ def train_step(run: TrainRun, batch: Batch) -> StepMetrics:
 
 
 def prepare_batch(batch: Batch, run: TrainRun) -> Batch:
-    """Return the batch, "image" on the model's device, normalized from uint8, in channels-last memory format.
+    """Return the batch, "image" on the model's device as `TrainRun.normalize` returns it, channels last in memory.
 
     Convolutions are fastest in this format, which they take over from their input. Tokens stay on the CPU: the model
     groups them by length, which would wait for the device. Texts and files for a teacher become its features.

@@ -39,6 +39,7 @@ import torch
 from measure import alternate, common_parser, record, synchronize, table
 from PIL import Image
 
+from clips.core.patches import normalize
 from clips.data.augment import read_crop
 from clips.data.data_config import AugmentConfig, DataConfig
 from clips.data.device_copies import copy_ahead
@@ -195,7 +196,8 @@ def device_loader(folder: Path, config: AugmentConfig, arguments: argparse.Names
     """The same batches as a training step takes them: images on the device, normalized."""
     device = torch.device(arguments.device)
     mean, std = (torch.full((3, 1, 1), value, device=device) for value in (0.45, 0.27))
-    run: Any = SimpleNamespace(processes=SimpleNamespace(device=device), mean=mean, std=std, teacher=None)
+    normalized = functools.partial(normalize, mean=mean, std=std)
+    run: Any = SimpleNamespace(processes=SimpleNamespace(device=device), normalize=normalized, teacher=None)
     return (prepare_batch(batch, run) for batch in copy_ahead(clips_loader(folder, config, arguments), device))
 
 
