@@ -23,11 +23,6 @@ Forward = Callable[[Tensor], Tensor]
 _CPU_ROWS = 32  # inputs computed at a time: activations of a full batch do not fit a CPU's caches
 
 
-def enable_feature_cache(module: nn.Module, method: str, frozen: nn.Module | None = None, variant: str = "") -> None:
-    """Cache the outputs (B, …) of a method of ``module``, which depend on ``frozen``, or itself, and ``variant``."""
-    setattr(module, method, FeatureCache(module if frozen is None else frozen, getattr(module, method), variant))
-
-
 def enable_trunk_cache(trunk: Any, image_size: Sequence[int], mean: Sequence[float], std: Sequence[float]) -> None:
     """Cache the outputs of the frozen layers at the beginning of a timm trunk; the others are computed in each step.
 

@@ -15,7 +15,7 @@ from clips.errors import UserError, error_reason
 from clips.lazy_import import without_wandb
 from clips.model.architectures import ModelConfig, preprocess_cfg, resolve_preprocess_cfg
 from clips.model.attention import pack_attention
-from clips.model.feature_cache import enable_feature_cache, enable_trunk_cache
+from clips.model.feature_cache import FeatureCache, enable_trunk_cache
 from clips.model.hf_text import HFTextTower, own_text_towers, read_language_model
 from clips.model.length_grouping import group_by_length
 from clips.model.loading import first_mismatch, read_safetensors
@@ -157,7 +157,7 @@ def lock_towers(towers: Towers, config: ModelConfig) -> None:
         if not isinstance(text_tower(towers), HFTextTower):
             raise UserError("model.cache_text_features: expected an architecture whose text tower is a language model")
         variant = f"-{towers.text.pooler_type}-{towers.text.pad_token_id}"
-        enable_feature_cache(towers.text, "pooled", towers.text.transformer, variant)
+        towers.text.pooled = FeatureCache(towers.text.transformer, towers.text.pooled, variant)
 
 
 def encode_image(towers: Towers, image: Tensor) -> tuple[Tensor, Tensor]:
