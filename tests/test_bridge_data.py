@@ -310,7 +310,7 @@ def setup_of(folder: Path, llm: Path, *entries: dict[str, Any], text: bool = Fal
     return setup_stage(config, "llm_pretrain", folder)
 
 
-def said(**fields: str) -> dict[str, Any]:
+def said(**fields: Any) -> dict[str, Any]:
     return {"id": "1", "conversations": [{"from": who, "value": text} for who, text in SAID], **fields}
 
 
@@ -320,10 +320,17 @@ def test_an_llm_learns_only_the_answers_of_text_conversations(tmp_path: Path, br
     learned = batch["labels"][batch["labels"] != IGNORE_INDEX]
     assert setup.processor.decode(learned).split() == ["yes</s>", "no</s>"]
     assert "pixel_values" not in batch
-    with pytest.raises(UserError, match=r"llm_pretrain\.data: expected conversations without images"):
-        setup_of(tmp_path, bridge_llm, said(), said(image="x.png"))
     with pytest.raises(UserError, match=r"llm_pretrain\.data: expected either text"):
         setup_of(tmp_path, bridge_llm, said(), text=True)
+
+
+def test_an_llm_learns_the_text_of_conversations_with_images(tmp_path: Path, bridge_llm: Path) -> None:
+    text = setup_of(tmp_path, bridge_llm, said()).dataset[0]
+    (question, rest), *others = [(turn["value"], turn) for turn in said()["conversations"]]
+    talk = [{**rest, "value": f"<image>\n{question}"}, *(turn for _, turn in others)]
+    shown = setup_of(tmp_path, bridge_llm, said(image="x.png", conversations=talk)).dataset[0]
+    assert (shown["input_ids"], shown["labels"]) == (text["input_ids"], text["labels"])
+    assert not shown.get("images")
 
 
 def test_one_token_begins_each_turn() -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, default_data_collator
 from transformers.utils.generic import is_flash_attention_requested
 
-from clips.data.formats.dataset_format import Conversation
+from clips.data.formats.dataset_format import IMAGE, Conversation
 from clips.errors import UserError
 from clips.model.loading import library_errors_as_user_errors
 from clips.model.precision import resolve_precision
@@ -86,8 +86,7 @@ def _setup_llm(config: LlavaTrainConfig, work: Path, keep_bf16: bool) -> StageSe
     if len(are_conversations) > 1:
         raise UserError("llm_pretrain.data: expected either text, all of it supervised, or conversations; got both")
     samples, mixture = _read_samples(stage, config.seed) if True in are_conversations else ([], [])
-    if with_image := next((sample for sample in samples if sample.images), None):
-        raise UserError(f"llm_pretrain.data: expected conversations without images, but {with_image.name} has one")
+    samples = [_without_images(sample) for sample in samples]
     texts = [sample.text for sample in samples]
     texts = texts or [text for data in stage.data for text in read_texts(data, config.seed)]
     if config.llm:
@@ -180,6 +179,11 @@ def _read_samples(stage: StageConfig, seed: int) -> tuple[list[Conversation], li
         if len(stage.data) > 1 or data.repeats != 1:
             lines.append(f"{len(own):,} samples per epoch from {data.path} (repeats {data.repeats:g})")
     return samples, lines
+
+
+def _without_images(sample: Conversation) -> Conversation:
+    turns = [dataclasses.replace(turn, content=turn.content.replace(IMAGE, "").strip()) for turn in sample.turns]
+    return dataclasses.replace(sample, images=(), turns=turns)
 
 
 def _read_held_out(config: ValidationConfig, seed: int) -> list[Conversation]:

@@ -62,7 +62,7 @@ class LlavaTrainConfig(AssemblyConfig):
         attn_implementation: the LLM's attention, by transformers' name: sdpa, eager, flash_attention_2 …; null uses
             causal attention without masks in place of transformers' SDPA if the hardware has it, else its default.
         llm_from_scratch: the LLM that ``llm_pretrain`` builds.
-        llm_pretrain: trains the LLM without images, on text (format ``text``) or on conversations.
+        llm_pretrain: trains the LLM without images, on text (format ``text``) or on the text of conversations.
         align: trains the projector only; LLaVA calls this stage pretraining.
         instruct: trains projector and LLM; LLaVA calls this stage finetuning.
         distributed: processes and DeepSpeed settings.
