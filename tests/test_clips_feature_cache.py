@@ -11,7 +11,8 @@ import torch
 from clips.data.data_config import AugmentConfig, DataConfig
 from clips.data.sources import SourceConfig
 from clips.errors import UserError
-from clips.method.recipes import RecipeConfig
+from clips.method.clips_model import build_model
+from clips.method.recipes import CaptionerConfig, RecipeConfig
 from clips.model import architectures, feature_cache, towers
 from clips.model.architectures import ModelConfig
 from clips.planning.dry_run import fake_batch, fake_model, profile_step
@@ -25,6 +26,7 @@ def built(seed, config=CONFIG):
     torch.manual_seed(seed)
     model = towers.build_towers(architectures.model_cfg(config))
     towers.lock_towers(model, config)
+    towers.cache_features(model, config)
     return model
 
 
@@ -167,6 +169,25 @@ def test_outputs_of_the_frozen_layers_are_cached_where_others_are_trained(cache,
         model.visual.trunk.stages[3].blocks[0].mlp.fc1.weight.add_(1)
     assert not torch.equal(towers.encode_image(model.eval(), image)[0], features)
     assert computed == [3]
+
+
+@pytest.mark.parametrize("unlocked", [0, 1])
+def test_a_captioner_alone_reads_outputs_of_the_weights_loaded_last(cache, unlocked):
+    """Recipe caption_only computes features once to find what they do not depend on, before weights are loaded."""
+    config = replace(CONFIG, architecture="clips-efficientnet", lock_image_unlocked_groups=unlocked)
+    sizes = CaptionerConfig(width=32, num_heads=2, num_layers=1, max_length=16)
+    recipe, image = RecipeConfig(name="caption_only", captioner=sizes), torch.randn(2, 3, 64, 64)
+    cached, other = (build_model(config, recipe, seed) for seed in (0, 1))
+    plain = build_model(replace(config, cache_trunk_features=False), recipe, 1)
+    before = towers.encode_image(cached.clip.eval(), image)[1]
+    wanted = towers.encode_image(plain.clip.eval(), image)[1]
+    torch.testing.assert_close(towers.encode_image(other.clip.eval(), image)[1], wanted)
+    fresh = build_model(config, recipe, 0)
+    fresh.load_state_dict(other.state_dict())  # as those of a checkpoint, before the first step
+    found = towers.encode_image(fresh.clip.eval(), image)[1]
+    torch.testing.assert_close(found, wanted)
+    assert not torch.allclose(before, wanted)
+    assert any(value.requires_grad for value in plain.clip.parameters()) == bool(unlocked)
 
 
 @pytest.mark.parametrize("architecture", ["resnet18", "convnext_atto", "efficientnet_lite0"])

@@ -190,6 +190,7 @@ def build_model(config: ModelConfig, recipe_config: RecipeConfig, seed: int) -> 
         add_adapters(clip, config.lora, seed)
     if isinstance(clip, towers.ImageTower):
         clip.freeze_unused(preprocess["size"])
+    towers.cache_features(clip, config)
     return ClipsModel(clip, captioner, recipe, cfg, preprocess, build_text_tokenizer(config))
 
 

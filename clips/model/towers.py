@@ -58,7 +58,9 @@ class ImageTower(nn.Module):
         was_training, _ = self.training, self.eval()
         with torch.enable_grad():
             tokens = encode_image(self, torch.zeros(1, 3, *size, device=trained[0].device))[1]
-            gradients = torch.autograd.grad(tokens.sum(), trained, allow_unused=True)
+            total = tokens.sum()
+            frozen = [None] * len(trained)  # the tokens come from a frozen trunk
+            gradients = torch.autograd.grad(total, trained, allow_unused=True) if total.requires_grad else frozen
         self.train(was_training)
         for value, gradient in zip(trained, gradients, strict=True):
             value.requires_grad_(gradient is not None)
@@ -148,6 +150,14 @@ def lock_towers(towers: Towers, config: ModelConfig) -> None:
             towers.lock_text_tower(unlocked_layers=config.lock_text_unlocked_layers)
     except (AssertionError, IndexError) as error:
         raise UserError(f"model.lock_image_unlocked_groups: this tower cannot be frozen in part ({error})") from None
+
+
+def cache_features(towers: Towers, config: ModelConfig) -> None:
+    """Cache the outputs of the frozen layers that ``config`` names.
+
+    Raises:
+        UserError: these layers cannot be cached.
+    """
     if config.cache_trunk_features:
         if not hasattr(towers.visual, "trunk"):
             raise UserError("model.cache_trunk_features: expected an architecture whose image tower is a timm model")
