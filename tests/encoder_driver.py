@@ -17,13 +17,12 @@ from llava_bridge.training.train import run_train
 from llava_bridge.training.train_config import LlavaTrainConfig
 
 compute = EncoderVisionModel._compute_states
-kept: list[tuple[torch.dtype, list[torch.Tensor], bool]] = []
+kept: list[tuple[torch.dtype, list[torch.Tensor]]] = []
 
 
 def computed(self: EncoderVisionModel, pixel_values: torch.Tensor, wanted: set[int]) -> dict[int, torch.Tensor]:
     states: Any = compute(self, pixel_values, wanted)
-    has_flash = torch.backends.cuda.flash_sdp_enabled()  # of CPUs, too
-    kept.append((next(self.parameters()).dtype, [state.detach().clone() for state in states.values()], has_flash))
+    kept.append((next(self.parameters()).dtype, [state.detach().clone() for state in states.values()]))
     return states
 
 

@@ -66,10 +66,8 @@ def test_a_frozen_encoder_computes_alike_with_float32_weights(kind: str, way: st
     for rank in range(2):
         expected, found = (torch.load(runs / f"{kind}_{one}.yaml.encoder{rank}") for one in ("zero2", way))
         assert len(expected) == len(found) >= 6
-        for (weights, states, flash), (theirs, other, its_flash) in zip(expected, found, strict=True):
+        for (weights, states), (theirs, other) in zip(expected, found, strict=True):
             assert weights == theirs == torch.float32
-            assert not flash  # bf16 on a CPU
-            assert not its_flash
             for state, same in zip(states, other, strict=True):
                 # In linear layers DeepSpeed's ZeRO-3 rounds the product to bf16 before it adds the bias.
                 torch.testing.assert_close(same, state, atol=0.05, rtol=0.02)

@@ -47,20 +47,34 @@ def masked(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: 
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True).transpose(1, 2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("window", [None, 2, 5])
 @pytest.mark.parametrize("bounds", [BOUNDS, (0, 8, 16)])
-def test_values_and_gradients_are_those_of_a_dense_mask(bounds: tuple[int, ...], window: int | None) -> None:
-    ours, theirs = heads(requires_grad=True), heads(requires_grad=True)
+def test_values_and_gradients_are_those_of_a_dense_mask(
+    bounds: tuple[int, ...], window: int | None, dtype: torch.dtype
+) -> None:
+    ours = heads(requires_grad=True, dtype=dtype)
+    theirs = [each.detach().float().requires_grad_() for each in ours]
     limits: Any = {"sliding_window": window}
     if bounds == BOUNDS:
         limits |= {"cu_seq_lens_q": torch.tensor(bounds, dtype=torch.int32), "max_length_q": 5}
     found, _ = varlen_attention.varlen_attention(layer(), *ours, None, **limits)
     expected = masked(*theirs, bounds, window or TOKENS)
-    torch.testing.assert_close(found, expected)
-    for output in (found, expected):
-        output.square().sum().backward()
+    close: Any = {} if dtype == torch.float32 else {"atol": 0.03, "rtol": 0.02}  # bf16 has 8 significant bits
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), expected, **close)
+    found.float().square().sum().backward()
+    expected.square().sum().backward()
     for one, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(one.grad, other.grad)
+        torch.testing.assert_close(one.grad.float(), other.grad, **close)
+
+
+@pytest.mark.parametrize(("tokens", "flash"), [(8, False), (varlen_attention._SHORT + 1, True)])
+def test_short_samples_in_bf16_need_no_flash_kernel_on_a_cpu(tokens: int, flash: bool) -> None:
+    query, key, value = (torch.randn(1, count, tokens, CHANNELS, dtype=torch.bfloat16) for count in (HEADS, 2, 2))
+    with torch.profiler.profile() as profile:
+        varlen_attention.varlen_attention(layer(), query, key, value, None)
+    assert any("flash_attention" in event.name for event in profile.events()) == flash
 
 
 @pytest.mark.parametrize("window", [None, 2])

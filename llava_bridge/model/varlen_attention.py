@@ -23,6 +23,7 @@ Heads = tuple[Tensor, Tensor, Tensor]
 """Query, key and value."""
 _MAX_CHANNELS, _CHANNEL_MULTIPLE = 256, 8  # of a head, for the flash kernel
 _AMPERE = (8, 0)
+_SHORT = 128  # tokens; up to these products and a softmax are faster on CPUs in bf16 than the flash kernel
 
 
 def varlen_attention(
@@ -40,7 +41,7 @@ def varlen_attention(
 ) -> tuple[Tensor, None]:
     """Causal attention within each sample, (R, T, H, C).
 
-    On a GPU torch's ``varlen_attn`` computes it, on a CPU SDPA for each sample.
+    On a GPU torch's ``varlen_attn`` computes it, on a CPU SDPA for each sample, or in bf16 products of short ones.
 
     Args:
         module: the layer, with ``num_key_value_groups``.
@@ -72,7 +73,7 @@ def varlen_attention(
         raise ValueError(f"attention {NAME} has no dropout, cache, cap, sink or bias, and heads of 8 to 256 channels")
     windowed = sliding_window is not None and (max_length_q or tokens) > sliding_window
     if cu_seq_lens_q is None and not windowed:
-        return sdpa_attention_forward(module, query, key, value, None, scaling=scaling, is_causal=True)
+        return _causal_attention(module, (query, key, value), scaling), None
     if cu_seq_lens_q is None:
         cu_seq_lens_q = torch.arange(0, rows * tokens + 1, tokens, dtype=torch.int32, device=query.device)
     window = sliding_window if windowed else None
@@ -80,6 +81,20 @@ def varlen_attention(
         return _attention_by_sample(module, (query, key, value), cu_seq_lens_q, scaling, window), None
     longest = max_length_q or tokens
     return _attention_on_gpu(module, (query, key, value), cu_seq_lens_q, longest, scaling, window), None
+
+
+def _causal_attention(module: Any, heads: Heads, scaling: float | None, mask: Tensor | None = None) -> Tensor:
+    """(R, T, H, C), of a sample in each row; with a mask (T, T) of what tokens see, by that."""
+    query, key, value = heads
+    tokens = query.shape[2]
+    if query.device.type != "cpu" or query.dtype != torch.bfloat16 or tokens > _SHORT or mask is not None:
+        output: Tensor = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, is_causal=True)[0]
+        return output
+    key, value = (repeat_kv(each, module.num_key_value_groups) for each in (key, value))
+    products = query @ key.mT * (query.shape[3] ** -0.5 if scaling is None else scaling)
+    later = torch.ones(tokens, tokens, dtype=torch.bool).triu(1)
+    weights = products.masked_fill(later, -torch.inf).softmax(dim=-1, dtype=torch.float32)
+    return (weights.to(value.dtype) @ value).transpose(1, 2)
 
 
 def _attention_on_gpu(
@@ -119,8 +134,7 @@ def _attention_by_sample(
         length, mask = sample[0].shape[2], None
         if window is not None and length > window:
             mask = torch.ones(length, length, dtype=torch.bool, device=bounds.device).tril().triu(1 - window)
-        query, key, value = sample
-        outputs.append(sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, is_causal=True)[0])
+        outputs.append(_causal_attention(module, sample, scaling, mask))
     return torch.cat(outputs, dim=1)[0].unflatten(0, (rows, tokens))
 
 

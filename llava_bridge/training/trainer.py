@@ -23,7 +23,6 @@ from clips.core.tensor_shards import TensorShards
 from clips.core.trackers import Trackers
 from clips.errors import UserError
 from clips.model.layers import compile_modules, repeated_layers
-from clips.model.precision import fast_sdpa_backend
 from clips.parallel.distributed import start_processes
 from clips.parallel.fsdp import BF16, FLOAT32, shard_model
 from llava_bridge.data.sampler import LengthGroupedSampler, RandomOrder
@@ -86,8 +85,7 @@ def train_stage(
     callback = _add_callback(trainer, setup, progress, stop, masters)
     del masters
     flush = _flush_each_pass(trainer, setup) if stage.cache_vision_features else lambda: None
-    whole = contextlib.nullcontext() if sharded else detached_frozen_encoder(setup)
-    with whole, fast_sdpa_backend(trainer.args.device, precision(config)):
+    with contextlib.nullcontext() if sharded else detached_frozen_encoder(setup):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.check_losses()
     if callback.stop_signal:
