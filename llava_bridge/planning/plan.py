@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from pathlib import Path
 
 from clips.planning import Cost
@@ -31,7 +32,7 @@ ASSUMED_MFU = 0.27
 
 LLaVA-1.5-7B took about 3.5 hours to align and 10 hours to tune on 8 A100: 30 % and 25 % by this count.
 """
-ASSUMED_TEXT_TOKENS = {"align": 32, "instruct": 256}
+ASSUMED_TEXT_TOKENS = {"llm_pretrain": 256, "align": 32, "instruct": 256}
 """Assumed tokens of a sample's text in LLaVA-1.5's data, on which ``ASSUMED_MFU`` is based."""
 _RESERVE = 2e9  # bytes for context, libraries, NCCL, as in clips.planning.plan
 _BUCKET = 5e8  # gradients, in the shipped DeepSpeed files; ZeRO-2 allocates two buckets, ZeRO-3 one
@@ -154,8 +155,10 @@ def stage_cost(config: LlavaTrainConfig, name: str, sizes: Sizes, count: int) ->
     """The cost of the stage ``name`` on ``count`` GPUs."""
     stage, llm, parameters = config.stage(name), sizes.llm, sizes.parameters
     trained = stage.trained_parts(name)
-    length = (stage.max_length or 0) if name == "llm_pretrain" else sizes.tokens + ASSUMED_TEXT_TOKENS[name]
-    length = min(length, stage.max_length or length)
+    if name == "llm_pretrain":
+        length = stage.max_length or ASSUMED_TEXT_TOKENS[name]
+    else:
+        length = min(sizes.tokens + ASSUMED_TEXT_TOKENS[name], stage.max_length or sys.maxsize)
     flops = llm.forward_flops(length) * (3 if "llm" in trained and stage.lora is None else 2)
     if sizes.vision is not None and name != "llm_pretrain":
         flops += sizes.tiles * sizes.vision.flops * (3 if "vision" in trained else 1)

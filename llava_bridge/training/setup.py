@@ -182,7 +182,12 @@ def _read_samples(stage: StageConfig, seed: int) -> tuple[list[Conversation], li
 
 
 def _without_images(sample: Conversation) -> Conversation:
-    turns = [dataclasses.replace(turn, content=turn.content.replace(IMAGE, "").strip()) for turn in sample.turns]
+    if not sample.images:
+        return sample
+    turns = [
+        dataclasses.replace(turn, content=turn.content.replace(IMAGE, "").strip()) if turn.role == "user" else turn
+        for turn in sample.turns
+    ]
     return dataclasses.replace(sample, images=(), turns=turns)
 
 
