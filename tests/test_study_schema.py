@@ -212,7 +212,9 @@ def test_a_wrong_sweep_or_figure_is_rejected_naming_the_field(fields, message):
         build_plan(parse_study({**content, **fields}))
 
 
-@pytest.mark.parametrize(("name", "seeds", "control"), [("demo", 1, "untrained"), ("photos", 3, "trunk")])
+@pytest.mark.parametrize(
+    ("name", "seeds", "control"), [("demo", 1, "untrained"), ("photos", 3, "clip_long"), ("photos_llava", 3, "trunk")]
+)
 def test_the_shipped_studies_have_a_plan(name, seeds, control):
     plan = build_plan(read_study(STUDIES / f"{name}.yaml"))
     names = Counter(row.name.split(" ")[0] for row in plan.rows)
