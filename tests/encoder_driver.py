@@ -20,8 +20,8 @@ compute = EncoderVisionModel._compute_states
 kept: list[tuple[torch.dtype, list[torch.Tensor]]] = []
 
 
-def computed(self: EncoderVisionModel, pixel_values: torch.Tensor, wanted: set[int]) -> dict[int, torch.Tensor]:
-    states: Any = compute(self, pixel_values, wanted)
+def computed(self: EncoderVisionModel, *inputs: Any) -> dict[int, torch.Tensor]:
+    states: Any = compute(self, *inputs)
     kept.append((next(self.parameters()).dtype, [state.detach().clone() for state in states.values()]))
     return states
 
