@@ -121,12 +121,13 @@ def test_the_plan_gives_the_published_hours_of_llava():
 
 
 def test_an_llm_on_conversations_costs_as_much_as_on_texts_of_the_assumed_length():
-    def flops(**flags: object) -> float:
+    def flops(length: object) -> float:
         data = "[{path: talk.json, format: llava}]"
-        config = recipe(stages="[llm_pretrain]", llm_pretrain__data=data, llm_pretrain__max_steps=9, **flags)
+        fields: dict[str, object] = {"data": data, "max_steps": 9, "max_length": length}
+        config = recipe(stages="[llm_pretrain]", **{f"llm_pretrain__{name}": value for name, value in fields.items()})
         return stage_cost(config, "llm_pretrain", sizes_of(config), 1).flops
 
-    assert flops() == flops(llm_pretrain__max_length=256) > flops(llm_pretrain__max_length=64) > 0
+    assert flops("null") == flops(256) > flops(64) > 0
 
 
 def test_memory_follows_sharding_and_trained_parts():
