@@ -2,9 +2,10 @@
 
     python scripts/judge_claims.py runs/inverse_effect runs/ablation
     python scripts/judge_claims.py runs/race
+    python scripts/judge_claims.py runs/race_photos
 
-Differences of T→I R@1, or of a LLaVA's mean of POPE accuracy and GQA exact match, in points, are taken at equal seed;
-intervals are Student's t over seeds, 95 %.
+Differences of T→I R@1, or of a LLaVA's mean of two metrics (on scenes POPE accuracy and GQA exact match, on photographs
+CIDEr and COCO-QA exact match), in points, are taken at equal seed; intervals are Student's t over seeds, 95 %.
 """
 
 from __future__ import annotations
@@ -21,10 +22,18 @@ from scipy import stats
 
 STRATEGIES = ("truncate", "random", "block", "sub_captions")
 OBJECTIVES = ("clip", "siglip", "veclip", "sentences", "clips")  # of the race, with both towers
-METRICS = {("retrieval", "t2i_r1"): "", ("pope", "pope_accuracy"): "llava.", ("gqa", "exact_match"): "llava."}
+METRICS = {
+    ("retrieval", "t2i_r1"): "",
+    ("pope", "pope_accuracy"): "llava.",
+    ("gqa", "exact_match"): "llava.",
+    ("captions", "nocaps_CIDEr"): "photos_llava.",
+    ("cocoqa", "exact_match"): "photos_llava.",
+}
+"""(entry of the study, metric) → prefix of its score."""
 VERDICTS = ("contradicted", "needs two seeds", "not significant", "reproduced")
 """That of several comparisons is the first one that is among theirs."""
-Scores = dict[str, dict[int, float]]  # encoder, or llava.ENCODER → seed → the mean of its metrics in points
+Scores = dict[str, dict[int, float]]
+"""Encoder, or its name with a prefix of a LLaVA → seed → the mean of its metrics in points."""
 
 
 def main() -> int:
@@ -47,26 +56,33 @@ def main() -> int:
             print("|", " | ".join([claim, world, words, *line]), "|")
     for claim, number in {"D1": 3, "D3": 4}.items():  # judged once, from all of their comparisons
         if len(each := verdicts.get(claim, [])) == number:
-            print("|", " | ".join([claim, "scenes", "all", "", "", min(each, key=VERDICTS.index)]), "|")
-    if all(f"llava.{name}" in scores and name in scores for name in OBJECTIVES):
-        print("|", " | ".join(["D6", "scenes", "correlation of the orders", *judged_orders(scores)]), "|")
+            print("|", " | ".join([claim, race(scores)[0], "all", "", "", min(each, key=VERDICTS.index)]), "|")
+    dataset, llava = race(scores)
+    if all(llava + name in scores and name in scores for name in OBJECTIVES):
+        print("|", " | ".join(["D6", dataset, "correlation of the orders", *judged_orders(scores, llava)]), "|")
     return 0
 
 
+def race(scores: Scores) -> tuple[str, str]:
+    """The dataset of the race, and the prefix of its LLaVAs."""
+    on_photos = any(name.startswith("photos_llava.") for name in scores)
+    return ("photos", "photos_llava.") if on_photos else ("scenes", "llava.")
+
+
 def read(run: Path) -> Scores:
-    found: dict[tuple[str, int], dict[str, float]] = {}
+    found: dict[tuple[str, str, int], dict[str, float]] = {}
     for path in sorted(run.glob("results/*/*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
-        name = re.fullmatch(r"(.*?)(-tiny)?-s(\d+)", result["model_name"])
+        name = re.fullmatch(r"(.*?)(-tiny|-small)?-s(\d+)", result["model_name"])
         for (benchmark, metric), prefix in METRICS.items():
             named = result["benchmark"] == benchmark or not prefix  # an entry of retrieval may have any name
             if name and named and result["status"] == "ok" and metric in result["metrics"]:
-                values = found.setdefault((prefix + name[1], int(name[3])), {})
+                values = found.setdefault((prefix, name[1], int(name[3])), {})
                 values[metric] = 100 * result["metrics"][metric]["value"]
     scores: Scores = {}
-    for (encoder, seed), values in found.items():
-        if len(values) == sum(encoder.startswith("llava.") == bool(prefix) for prefix in METRICS.values()):
-            scores.setdefault(encoder, {})[seed] = fmean(values.values())
+    for (prefix, encoder, seed), values in found.items():
+        if len(values) == list(METRICS.values()).count(prefix):
+            scores.setdefault(prefix + encoder, {})[seed] = fmean(values.values())
     return scores
 
 
@@ -113,18 +129,19 @@ def claims(scores: Scores) -> Iterable[tuple[str, str, str, list[str], list[str]
             for other in others:
                 yield claim, world, f"clips − {other.partition('.')[2]}", there(f"{world}.clips"), there(other)
 
+    dataset, llava = race(scores)
     for claim, metric, one, others in (
         ("D1", "", "veclip", ["clip"]),
         ("D1", "", "sentences", ["clip"]),
         ("D1", "", "clips", ["clip"]),
         ("D2", "", "sentences", ["veclip"]),
         ("D3", "", "clips", [name for name in OBJECTIVES if name != "clips"]),
-        ("D4", "llava.", "clips", ["clip"]),
-        ("D5", "llava.", "caption_only", ["clip"]),
+        ("D4", llava, "clips", ["clip"]),
+        ("D5", llava, "caption_only", ["clip"]),
     ):
         for other in others:
             words = f"{one} − {other}" + (", inside a LLaVA" if metric else "")
-            yield claim, "scenes", words, there(f"{metric}{one}"), there(f"{metric}{other}")
+            yield claim, dataset, words, there(f"{metric}{one}"), there(f"{metric}{other}")
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
@@ -150,9 +167,9 @@ def judged(scores: Scores, one: Sequence[str], other: Sequence[str]) -> list[str
     return [f"{fmean(values):+.1f} [{low:+.1f}, {high:+.1f}]", str(len(values)), verdict]
 
 
-def judged_orders(scores: Scores) -> list[str]:
+def judged_orders(scores: Scores, llava: str) -> list[str]:
     """D6: Spearman's correlation over the objectives of retrieval and LLaVAs, its interval over seeds, the verdict."""
-    sides = [[scores[prefix + name] for name in OBJECTIVES] for prefix in ("", "llava.")]
+    sides = [[scores[prefix + name] for name in OBJECTIVES] for prefix in ("", llava)]
     seeds = sorted(set.intersection(*(set(each) for side in sides for each in side)))
     found = [float(stats.spearmanr(*([each[seed] for each in side] for side in sides))[0]) for seed in seeds]
     interval = t_interval(found)

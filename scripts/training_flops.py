@@ -5,8 +5,8 @@
 For every encoder that the study trains (with a dotted name: those with the first part of ``--like``), the table has the
 FLOPs of a training step, and the number of steps with the compute of the encoder ``--like``. FLOPs are those of torch's
 counter (attention, matrix products, convolutions; forward and backward) over the first batches of the encoder's data,
-summed over its stages. A frozen trunk counts even if its outputs are cached. Missing data of the study are created
-first.
+summed over its stages. A frozen trunk counts even if its outputs are cached, unless ``--skip_cached`` is given. Missing
+data of the study are created first.
 """
 
 from __future__ import annotations
@@ -45,14 +45,17 @@ def flops_per_sample(config: EncoderTrainConfig) -> float:
     found = 0.0
     for batch in iterate_batches(data, first_step=0, last_step=_BATCHES):
         del batch["invalid_samples"]
-        batch["image"] = batch["image"] / 255
+        if config.model.cache_trunk_features:
+            model(batch)  # computes the outputs of the frozen layers, which later steps read from the cache
+        else:
+            batch["image"] = batch["image"] / 255
         with FlopCounter() as counter:
             recipe.losses(model(batch), batch)["loss"].backward()
         found += counter.total
     return found / _BATCHES / config.global_batch_size
 
 
-def stages_of(step: Step) -> list[EncoderTrainConfig]:
+def stages_of(step: Step, *, skip_cached: bool) -> list[EncoderTrainConfig]:
     """The config of each stage of a study's encoder, without the weights of the previous stage."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "config.yaml"
@@ -62,7 +65,7 @@ def stages_of(step: Step) -> list[EncoderTrainConfig]:
     stages = stage_configs(config)
     if any(stage.max_steps is None for stage in stages):
         raise UserError(f"{step.name}: expected its length in 'max_steps'")
-    first: dict[str, Any] = {"cache_trunk_features": False}
+    first: dict[str, Any] = {} if skip_cached else {"cache_trunk_features": False}
     later = {**first, "pretrained": None}
     return [
         replace(stage, model=replace(stage.model, **(later if number else first)))
@@ -86,6 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", help="the study file")
     parser.add_argument("--like", required=True, help="the encoder whose compute is the reference")
+    parser.add_argument("--skip_cached", action="store_true", help="do not count layers whose outputs are cached")
     arguments = parser.parse_args()
     study = read_study(arguments.study)
     if arguments.like not in study.encoders:
@@ -98,7 +102,7 @@ def main() -> None:
     cost: dict[str, tuple[int, float]] = {}  # encoder → its training steps, their FLOPs
     for step in plan.steps:
         if step.name in encoders:
-            stages = stages_of(step)
+            stages = stages_of(step, skip_cached=arguments.skip_cached)
             parts = [flops_per_sample(stage) * (stage.max_steps or 0) * stage.global_batch_size for stage in stages]
             cost[encoders[step.name]] = sum(stage.max_steps or 0 for stage in stages), sum(parts)
             print(f"{step.name}: {sum(parts) / 1e12:.2f} TFLOP", file=sys.stderr)

@@ -222,6 +222,17 @@ def test_the_race_is_judged_for_retrieval_and_inside_llavas(tmp_path: Path) -> N
     assert "| D3 | scenes | all |  |  | contradicted |" in judged(tmp_path)
 
 
+def test_the_race_on_photographs_has_metrics_of_its_own(tmp_path: Path) -> None:
+    for seed in (1, 2, 3):
+        for name, (cider, exact_match) in {"clip": (0.30, 0.20), "clips": (0.40, 0.14)}.items():
+            put_score(tmp_path, f"{name}-s{seed}", "flickr8k", "t2i_r1", cider / 10)
+            put_score(tmp_path, f"{name}-small-s{seed}", "captions", "nocaps_CIDEr", cider)
+            put_score(tmp_path, f"{name}-small-s{seed}", "cocoqa", "exact_match", exact_match)
+    lines = judged(tmp_path)
+    assert "| D1 | photos | clips − clip | +1.0 [+1.0, +1.0] | 3 | reproduced |" in lines
+    assert "| D4 | photos | clips − clip, inside a LLaVA | +2.0 [+2.0, +2.0] | 3 | reproduced |" in lines
+
+
 ROOT_SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
 
