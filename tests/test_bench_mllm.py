@@ -112,6 +112,22 @@ def test_half_right_answers_by_hand(places, tmp_path, monkeypatch):
     assert found["nocaps_val"].metrics["nocaps_CIDEr"].value == pytest.approx(captions["cider"].mean())
 
 
+def test_beams_reach_the_search_and_the_protocol(places, tmp_path, monkeypatch):
+    found = []
+
+    def answer_batches(model, processor, images, prompts, max_new_tokens, batch_size, **generation):
+        found.append(generation)
+        yield dict.fromkeys(range(len(prompts)), "a red square")
+
+    monkeypatch.setattr("llava_bridge.inference.generate.iter_answer_batches", answer_batches)
+    result = _run(places, tmp_path, *_all(places, "nocaps_val", num_beams=3))["nocaps_val"]
+    assert found == [{"num_beams": 3}]
+    assert '"num_beams": 3' in result.protocol["decoding"]
+    greedy = _run(places, tmp_path / "greedy", *_all(places, "nocaps_val"))["nocaps_val"]
+    assert found[1:] == [{}]
+    assert '"num_beams": 1' in greedy.protocol["decoding"]
+
+
 def test_items_protocol_and_intervals(places, tmp_path, monkeypatch):
     _answering(monkeypatch, lambda number, prompt: _knows_all(max(number, 1), prompt))  # takes image 0 for 1
     found = _run(places, tmp_path, *_all(places))

@@ -31,7 +31,7 @@ def lmms_benchmark(about: str, task: str, folder: str, dataset: str, *, own: str
         task=task,
         folder=folder,
         dataset=dataset,
-        takes=("max_new_tokens", "exclude_metrics", *BLIND_FIELDS, *judge),
+        takes=("max_new_tokens", "num_beams", "exclude_metrics", *BLIND_FIELDS, *judge),
         own=own,
     )
 

@@ -72,6 +72,7 @@ class BenchmarkConfig:
         limit: use at most this number of images or questions (in classification evenly spaced); for trials. The
             protocol states it.
         max_new_tokens: cap of an answer's length; by default the task's own.
+        num_beams: beams of the search for an answer; by default the task's own number, mostly 1 (greedy decoding).
         scale: for a task not in `clips-bench list`: display factor of its metrics; by default 100 if all per-question
             numbers are from 0 to 1 and higher is better, otherwise 1.
         exclude_metrics: lmms-eval's metrics to skip (METEOR takes seconds).
@@ -106,6 +107,7 @@ class BenchmarkConfig:
     blind_items: float = 0.075
     limit: int | None = None
     max_new_tokens: int | None = None
+    num_beams: int | None = None
     scale: float | None = None
     exclude_metrics: tuple[str, ...] = ()
     judge_model: str | None = dataclasses.field(default=None, metadata=RUN_ONLY)  # the resolved name counts
@@ -118,7 +120,7 @@ class BenchmarkConfig:
             check_templates(self.templates, "benchmarks.templates")
         if self.likelihood_score not in get_args(Likelihood):
             raise unknown_name_error(self.likelihood_score, get_args(Likelihood), "benchmarks.likelihood_score")
-        for field in ("captions_per_image", "num_neighbors", "limit", "max_new_tokens"):
+        for field in ("captions_per_image", "num_neighbors", "limit", "max_new_tokens", "num_beams"):
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise UserError(f"benchmarks.{field}: expected at least 1, got {value} (benchmark '{self.name}')")

@@ -195,10 +195,11 @@ def data_hash(config: BenchmarkConfig) -> str:
 
 
 def _generation_settings(task: Any, entry: Benchmark, config: BenchmarkConfig) -> dict[str, Any]:
-    """The task's generation settings, with the config's cap of the length, or this suite's if the task has none."""
+    """The task's generation settings, with the config's, or this suite's cap of the length if the task has none."""
     settings = dict(task.config.generation_kwargs or {})
     cap = config.max_new_tokens or settings.get("max_new_tokens") or entry.max_new_tokens
-    return settings | ({"max_new_tokens": cap} if cap else {})
+    own = {"max_new_tokens": cap, "num_beams": config.num_beams}
+    return settings | {name: value for name, value in own.items() if value}
 
 
 def _exclude_metrics(task: Any, config: BenchmarkConfig) -> dict[str, str]:

@@ -21,6 +21,7 @@ from benchmarks.tasks.mllm.offline_tasks import error_reason, manager, suppress_
 from benchmarks.tasks.mllm.subset_columns import add_circular_hits, circular_hits
 from clips.errors import UserError
 
+_OWN_SETTINGS = ("max_new_tokens", "num_beams")  # that a benchmark's config may set
 _LAUNCHER_VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK")
 
 
@@ -141,7 +142,7 @@ def _lmms_eval(
             limit=limit,
             bootstrap_iters=0,
             log_samples=True,
-            gen_kwargs=f"max_new_tokens={settings['max_new_tokens']}" if "max_new_tokens" in settings else None,
+            gen_kwargs=",".join(f"{name}={settings[name]}" for name in _OWN_SETTINGS if name in settings) or None,
             process_docs_parallel=1,
             cli_args=argparse.Namespace(output_path=folder, process_with_media=False),
         )
