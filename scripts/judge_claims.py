@@ -33,11 +33,14 @@ METRICS = {
 VERDICTS = ("contradicted", "needs two seeds", "not significant", "reproduced")
 """That of several comparisons is the first one that is among theirs."""
 Scores = dict[str, dict[int, float]]
-"""Encoder, or its name with a prefix of a LLaVA → seed → the mean of its metrics in points."""
+"""Encoder, or for a LLaVA its encoder's name after ``llava.`` or ``photos_llava.`` → seed → its mean, in points."""
+RACES = {"race": ("scenes", "llava."), "race_photos": ("photos", "photos_llava.")}
+"""Name of a study → its dataset and the prefix of its LLaVAs; claims D1 to D6 are judged for these studies only."""
 
 
 def main() -> int:
     scores: Scores = {}
+    race = None
     for run in sys.argv[1:]:
         found = read(Path(run))
         if not found:
@@ -47,26 +50,22 @@ def main() -> int:
             print(f"{run}: an earlier directory has {', '.join(sorted(twice))}, too; judge them apart", file=sys.stderr)
             return 2
         scores |= found
+        record = Path(run) / "study.json"
+        if record.is_file():
+            race = race or RACES.get(json.loads(record.read_text(encoding="utf-8"))["name"])
     print("| claim | dataset | compared | difference | seeds | verdict |\n| --- | --- | --- | ---: | ---: | --- |")
     verdicts: dict[str, list[str]] = {}
-    for claim, world, words, one, other in claims(scores):
+    for claim, world, words, one, other in [*claims(scores), *(race_claims(scores, *race) if race else ())]:
         if one and other:
             line = judged(scores, one, other)
             verdicts.setdefault(claim, []).append(line[-1])
             print("|", " | ".join([claim, world, words, *line]), "|")
     for claim, number in {"D1": 3, "D3": 4}.items():  # judged once, from all of their comparisons
         if len(each := verdicts.get(claim, [])) == number:
-            print("|", " | ".join([claim, race(scores)[0], "all", "", "", min(each, key=VERDICTS.index)]), "|")
-    dataset, llava = race(scores)
-    if all(llava + name in scores and name in scores for name in OBJECTIVES):
-        print("|", " | ".join(["D6", dataset, "correlation of the orders", *judged_orders(scores, llava)]), "|")
+            print("|", " | ".join([claim, race[0] if race else "", "all", "", "", min(each, key=VERDICTS.index)]), "|")
+    if race and all(race[1] + name in scores and name in scores for name in OBJECTIVES):
+        print("|", " | ".join(["D6", race[0], "correlation of the orders", *judged_orders(scores, race[1])]), "|")
     return 0
-
-
-def race(scores: Scores) -> tuple[str, str]:
-    """The dataset of the race, and the prefix of its LLaVAs."""
-    on_photos = any(name.startswith("photos_llava.") for name in scores)
-    return ("photos", "photos_llava.") if on_photos else ("scenes", "llava.")
 
 
 def read(run: Path) -> Scores:
@@ -129,7 +128,9 @@ def claims(scores: Scores) -> Iterable[tuple[str, str, str, list[str], list[str]
             for other in others:
                 yield claim, world, f"clips − {other.partition('.')[2]}", there(f"{world}.clips"), there(other)
 
-    dataset, llava = race(scores)
+
+def race_claims(scores: Scores, dataset: str, llava: str) -> Iterable[tuple[str, str, str, list[str], list[str]]]:
+    """Like `claims`, those of a race on ``dataset``, whose LLaVAs have the prefix ``llava``."""
     for claim, metric, one, others in (
         ("D1", "", "veclip", ["clip"]),
         ("D1", "", "sentences", ["clip"]),
@@ -141,7 +142,8 @@ def claims(scores: Scores) -> Iterable[tuple[str, str, str, list[str], list[str]
     ):
         for other in others:
             words = f"{one} − {other}" + (", inside a LLaVA" if metric else "")
-            yield claim, dataset, words, there(f"{metric}{one}"), there(f"{metric}{other}")
+            above, below = ([name] if name in scores else [] for name in (f"{metric}{one}", f"{metric}{other}"))
+            yield claim, dataset, words, above, below
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float] | None:

@@ -18,6 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.study.build_steps import StudyPlan, build_plan
 from benchmarks.study.engine import run_steps
 from benchmarks.study.locks import locked
@@ -45,10 +47,10 @@ def flops_per_sample(config: EncoderTrainConfig) -> float:
     found = 0.0
     for batch in iterate_batches(data, first_step=0, last_step=_BATCHES):
         del batch["invalid_samples"]
-        if config.model.cache_trunk_features:
-            model(batch)  # computes the outputs of the frozen layers, which later steps read from the cache
-        else:
+        if not config.model.cache_trunk_features:
             batch["image"] = batch["image"] / 255
+        with torch.no_grad():
+            model(batch)  # computes the outputs of the frozen layers, which later steps read from the cache
         with FlopCounter() as counter:
             recipe.losses(model(batch), batch)["loss"].backward()
         found += counter.total
@@ -65,7 +67,8 @@ def stages_of(step: Step, *, skip_cached: bool) -> list[EncoderTrainConfig]:
     stages = stage_configs(config)
     if any(stage.max_steps is None for stage in stages):
         raise UserError(f"{step.name}: expected its length in 'max_steps'")
-    first: dict[str, Any] = {} if skip_cached else {"cache_trunk_features": False}
+    names = () if skip_cached else ("cache_trunk_features", "cache_text_features")
+    first: dict[str, Any] = dict.fromkeys(names, False)
     later = {**first, "pretrained": None}
     return [
         replace(stage, model=replace(stage.model, **(later if number else first)))

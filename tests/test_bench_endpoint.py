@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,14 @@ def test_an_outage_is_no_score_and_the_same_command_resumes(pope, address, tmp_p
     questions, asked = asked, 100
     assert world.measure(tmp_path / "results", pope, **served).status == "ok"
     assert asked - 100 < questions  # those before the outage were cached
+
+
+def test_beams_are_rejected_before_a_server_is_asked(pope, tmp_path) -> None:
+    beams = dataclasses.replace(pope, num_beams=2)
+    with pytest.raises(
+        UserError, match=r"^benchmarks.num_beams: expected 1 with endpoint, whose API has no beams \(pope"
+    ):
+        world.measure(tmp_path / "results", beams, llava="mine", endpoint=("http://127.0.0.1:9",))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import bench_world as world
@@ -18,7 +19,10 @@ import pytest
 from PIL import Image
 
 from benchmarks.results.results import Result, read_items, read_result, result_path
+from benchmarks.tasks import run_benchmarks
+from benchmarks.tasks.mllm import evaluate_task
 from benchmarks.tasks.run_config import BenchmarkConfig
+from clips.core.identity import digest
 from clips.errors import UserError
 from llava_bridge import load_llava, loglikelihoods
 
@@ -120,12 +124,24 @@ def test_beams_reach_the_search_and_the_protocol(places, tmp_path, monkeypatch):
         yield dict.fromkeys(range(len(prompts)), "a red square")
 
     monkeypatch.setattr("llava_bridge.inference.generate.iter_answer_batches", answer_batches)
-    result = _run(places, tmp_path, *_all(places, "nocaps_val", num_beams=3))["nocaps_val"]
-    assert found == [{"num_beams": 3}]
-    assert '"num_beams": 3' in result.protocol["decoding"]
-    greedy = _run(places, tmp_path / "greedy", *_all(places, "nocaps_val"))["nocaps_val"]
-    assert found[1:] == [{}]
-    assert '"num_beams": 1' in greedy.protocol["decoding"]
+    keyed: list[list[str]] = []
+    monkeypatch.setattr(run_benchmarks, "digest", lambda value: keyed.append(list(value)) or digest(value))
+    (greedy,) = _all(places, "nocaps_val")
+    beams = dataclasses.replace(greedy, name="beams", task="nocaps_val", num_beams=3)
+    results = _run(places, tmp_path, greedy, beams)
+    assert found == [{}, {"num_beams": 3}]  # the second has no cached answers
+    assert ["num_beams" in each for each in keyed] == [False, True]  # results without beams have their former key
+    decoding = [results[name].protocol["decoding"] for name in ("nocaps_val", "beams")]
+    assert ['"num_beams": 1' in decoding[0], '"num_beams": 3' in decoding[1]] == [True, True]
+
+
+def test_a_task_without_generated_answers_has_no_beams():
+    task = SimpleNamespace(config=SimpleNamespace(output_type="multiple_choice", generation_kwargs=None))
+    settings = [BenchmarkConfig(name="some", data="data", num_beams=beams) for beams in (None, 2)]
+    entry = SimpleNamespace(max_new_tokens=4)
+    assert evaluate_task._generation_settings(task, entry, settings[0]) == {"max_new_tokens": 4}
+    with pytest.raises(UserError, match=r"^benchmarks\.num_beams: expected a task with generated answers, got 'some'"):
+        evaluate_task._generation_settings(task, entry, settings[1])
 
 
 def test_items_protocol_and_intervals(places, tmp_path, monkeypatch):

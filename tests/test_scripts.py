@@ -189,48 +189,49 @@ def test_lengths_are_compared_over_the_strategies_that_both_have(tmp_path: Path)
     assert line == "| A4 | coco | 8 tokens − 32, mean of 1 strategies | -2.0 [-2.0, -2.0] | 3 | contradicted |"
 
 
-def test_the_race_is_judged_for_retrieval_and_inside_llavas(tmp_path: Path) -> None:
+RACES = [
+    ("race", "scenes", "retrieval", "tiny", {"pope": "pope_accuracy", "gqa": "exact_match"}),
+    ("race_photos", "photos", "flickr8k", "small", {"captions": "nocaps_CIDEr", "cocoqa": "exact_match"}),
+]
+
+
+@pytest.mark.parametrize(("study", "dataset", "retrieval", "llm", "llava"), RACES)
+def test_a_race_is_judged_for_retrieval_and_inside_llavas(
+    study: str, dataset: str, retrieval: str, llm: str, llava: dict[str, str], tmp_path: Path
+) -> None:
     """In the LLaVAs the order is the reverse of that for retrieval; caption_only has no retrieval."""
-    retrieval = {"clip": 10, "siglip": 20, "veclip": 30, "sentences": 40, "clips": 50}
+    scores = {"clip": 10, "siglip": 20, "veclip": 30, "sentences": 40, "clips": 50}
     for seed in (1, 2, 3):
-        for place, name in enumerate([*retrieval, "caption_only"]):
-            metrics = {"pope": "pope_accuracy", "gqa": "exact_match"} | ({"retrieval": "t2i_r1"} if place < 5 else {})
-            for benchmark, metric in metrics.items():
-                row = f"{name}-s{seed}" if benchmark == "retrieval" else f"{name}-tiny-s{seed}"
-                value = retrieval[name] + seed if benchmark == "retrieval" else 60 - 5 * place + seed * (place % 2)
-                put_score(tmp_path, row, benchmark, metric, value / 100)
+        for place, name in enumerate([*scores, "caption_only"]):
+            if name in scores:
+                put_score(tmp_path, f"{name}-s{seed}", retrieval, "t2i_r1", (scores[name] + seed) / 100)
+            for number, (benchmark, metric) in enumerate(llava.items()):  # their mean counts
+                value = 60 - 5 * place + seed * (place % 2) + 8 * number
+                put_score(tmp_path, f"{name}-{llm}-s{seed}", benchmark, metric, value / 100)
+    assert not any(line.startswith("| D") for line in judged(tmp_path))  # of another study
+    (tmp_path / "study.json").write_text(json.dumps({"name": study}))
     lines = judged(tmp_path)
-    assert "| D3 | scenes | clips − sentences | +10.0 [+10.0, +10.0] | 3 | reproduced |" in lines
-    assert "| D4 | scenes | clips − clip, inside a LLaVA | -20.0 [-20.0, -20.0] | 3 | contradicted |" in lines
+    assert f"| D3 | {dataset} | clips − sentences | +10.0 [+10.0, +10.0] | 3 | reproduced |" in lines
+    assert f"| D4 | {dataset} | clips − clip, inside a LLaVA | -20.0 [-20.0, -20.0] | 3 | contradicted |" in lines
     (captions,) = [line for line in lines if line.startswith("| D5 |")]
     assert "caption_only − clip, inside a LLaVA | -23.0 [" in captions
-    assert "| D6 | scenes | correlation of the orders | -1.00 [-1.00, -1.00] | 3 | reproduced |" in lines
+    assert f"| D6 | {dataset} | correlation of the orders | -1.00 [-1.00, -1.00] | 3 | reproduced |" in lines
     assert sum(line.startswith("| D1 |") for line in lines) == 4
     ascending = enumerate(("siglip", "clip", "sentences", "veclip", "clips"))
     for seed, (value, name) in itertools.product((1, 2, 3), ascending):
-        for benchmark, metric in (("pope", "pope_accuracy"), ("gqa", "exact_match")):
-            put_score(tmp_path, f"{name}-tiny-s{seed}", benchmark, metric, value / 10)
-    (tmp_path / "results" / "caption_only-tiny-s3" / "gqa.json").unlink()  # then POPE alone is no mean of both
+        for benchmark, metric in llava.items():
+            put_score(tmp_path, f"{name}-{llm}-s{seed}", benchmark, metric, value / 10)
+    # Then one of two metrics is no mean of both.
+    (tmp_path / "results" / f"caption_only-{llm}-s3" / f"{[*llava][1]}.json").unlink()
     lines = judged(tmp_path)
-    assert "| D6 | scenes | correlation of the orders | +0.80 [+0.80, +0.80] | 3 | not significant |" in lines
+    assert f"| D6 | {dataset} | correlation of the orders | +0.80 [+0.80, +0.80] | 3 | not significant |" in lines
     assert [line.split(" | ")[4] for line in lines if line.startswith("| D5 |")] == ["2"]
-    assert "| D3 | scenes | all |  |  | reproduced |" in lines
-    put_score(tmp_path, "veclip-s3", "retrieval", "t2i_r1", 0.9)  # one comparison, not all, becomes insignificant
-    assert "| D1 | scenes | all |  |  | not significant |" in judged(tmp_path)
+    assert f"| D3 | {dataset} | all |  |  | reproduced |" in lines
+    put_score(tmp_path, "veclip-s3", retrieval, "t2i_r1", 0.9)  # one comparison, not all, becomes insignificant
+    assert f"| D1 | {dataset} | all |  |  | not significant |" in judged(tmp_path)
     for seed in (1, 2, 3):
-        put_score(tmp_path, f"siglip-s{seed}", "retrieval", "t2i_r1", 0.9 + seed / 100)
-    assert "| D3 | scenes | all |  |  | contradicted |" in judged(tmp_path)
-
-
-def test_the_race_on_photographs_has_metrics_of_its_own(tmp_path: Path) -> None:
-    for seed in (1, 2, 3):
-        for name, (cider, exact_match) in {"clip": (0.30, 0.20), "clips": (0.40, 0.14)}.items():
-            put_score(tmp_path, f"{name}-s{seed}", "flickr8k", "t2i_r1", cider / 10)
-            put_score(tmp_path, f"{name}-small-s{seed}", "captions", "nocaps_CIDEr", cider)
-            put_score(tmp_path, f"{name}-small-s{seed}", "cocoqa", "exact_match", exact_match)
-    lines = judged(tmp_path)
-    assert "| D1 | photos | clips − clip | +1.0 [+1.0, +1.0] | 3 | reproduced |" in lines
-    assert "| D4 | photos | clips − clip, inside a LLaVA | +2.0 [+2.0, +2.0] | 3 | reproduced |" in lines
+        put_score(tmp_path, f"siglip-s{seed}", retrieval, "t2i_r1", 0.9 + seed / 100)
+    assert f"| D3 | {dataset} | all |  |  | contradicted |" in judged(tmp_path)
 
 
 ROOT_SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"

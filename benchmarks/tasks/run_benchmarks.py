@@ -202,6 +202,7 @@ def _key(model: EvalModel, entry: Benchmark, config: BenchmarkConfig, model_hash
         inputs["judge_model"] = make_judge(config, entry.task, model.config.output).model
     unused = [field.name for field in dataclasses.fields(config) if field.name not in {*entry.takes, *COMMON_FIELDS}]
     unused += [] if config.blind else BLIND_FIELDS
+    unused += [] if config.num_beams else ["num_beams"]  # results from before this setting stay valid
     found = identity("clips-bench run", config, inputs)
     return digest({name: value for name, value in found.items() if not is_below(name, unused)})
 

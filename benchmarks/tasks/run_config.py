@@ -230,6 +230,8 @@ class RunConfig:
             raise UserError(
                 f"benchmarks.blind: expected 'llava:' as a directory, without lmms or endpoint ({blind[0]})"
             )
+        if self.endpoint and (beams := [each.name for each in self.benchmarks if (each.num_beams or 1) > 1]):
+            raise UserError(f"benchmarks.num_beams: expected 1 with endpoint, whose API has no beams ({beams[0]})")
         names = [benchmark.name for benchmark in self.benchmarks]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:

@@ -270,7 +270,7 @@ def _key(request: Instance, continuation: str | None = None, view: BlindView | N
 def _generation(settings: Mapping[str, Any]) -> dict[str, Any]:
     """lmms-eval's generation settings as arguments of transformers' ``generate``, without those that cause warnings."""
     arguments: dict[str, Any] = {"max_new_tokens": int(settings.get("max_new_tokens", DEFAULT_NEW_TOKENS))}
-    if settings.get("num_beams", 1) > 1:
+    if (settings.get("num_beams") or 1) > 1:
         arguments["num_beams"] = int(settings["num_beams"])
     temperature = settings.get("temperature") or 0
     if settings.get("do_sample", temperature > 0) and temperature > 0:

@@ -142,7 +142,7 @@ def _lmms_eval(
             limit=limit,
             bootstrap_iters=0,
             log_samples=True,
-            gen_kwargs=",".join(f"{name}={settings[name]}" for name in _OWN_SETTINGS if name in settings) or None,
+            gen_kwargs=",".join(f"{name}={settings[name]}" for name in _OWN_SETTINGS if settings.get(name)) or None,
             process_docs_parallel=1,
             cli_args=argparse.Namespace(output_path=folder, process_with_media=False),
         )

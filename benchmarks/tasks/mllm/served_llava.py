@@ -64,7 +64,7 @@ class ServedLlava(LlavaBridgeModel):
         }
         if settings.get("do_sample", bool(settings.get("temperature"))):
             decoding |= {name: settings[name] for name in _SAMPLING if settings.get(name) is not None}
-        if settings.get("num_beams", 1) > 1:
+        if (settings.get("num_beams") or 1) > 1:
             raise UserError(f"endpoint: {request.task_name} searches with beams, which OpenAI's chat API has not")
         return image_request(self.name, self._visuals(request), text, lossless=True, **decoding)
 
