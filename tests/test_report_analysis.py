@@ -140,9 +140,13 @@ def test_every_score_of_an_encoder_alone_is_a_predictor_and_signs_are_reversed_w
     assert found.rows[2][6].startswith("100 % (")
     assert found.rows[2][7] == "0.0 (0.0)"
     assert [figure.name for figure in found.figures] == ["relation-retrieval-gqa", "relation-retrieval-pope"]
-    page = render_page(build_report(results))
+    report = build_report(results)
+    page = render_page(report)
     assert 'id="predictors-of-mllm-scores"' in page
     assert "pairs ordered right" in page
+    assert report.overall.ranked == report.overall.averaged == ("gqa", "pope", "retrieval")
+    assert {cell.mark for cell in report.table.cells.values() if cell.column.benchmark == "alignment"} == {""}
+    assert "Not ranked, not averaged: alignment, which describes features and scores no task." in report.notes
 
 
 def test_equal_scores_have_no_correlation_and_select_nothing(tmp_path):

@@ -99,7 +99,7 @@ def column_components(report: Report) -> dict[Column, Components]:
     for column in report.table.columns:
         cells = [cell for cell in report.table.column_cells(column) if cell.value is not None and cell.group == 0]
         pairs = list(_pairs(report, cells))
-        if pairs and column.higher_is_better is not None:
+        if pairs and column.ranked:
             found[column] = variance_components(pairs, report.evidence.training_noise(cells[0]))
     return found
 

@@ -29,7 +29,7 @@ def pair_differences(report: Report) -> dict[Column, list[Difference]]:
         best_first = sorted(numbers, key=lambda cell: cell.value or 0.0, reverse=bool(column.higher_is_better))
         for cell, other in itertools.combinations(best_first, 2):
             delta = paired_difference(cell, other, report.evidence, table.p_values)
-            if delta is not None and column.higher_is_better is not None:
+            if delta is not None and column.ranked:
                 found.setdefault(column, []).append((cell, delta))
     return found
 

@@ -24,7 +24,7 @@ def gain_figures(report: Report) -> FigureSet | None:
     figures = tuple(
         _figure(column, lines)
         for column in report.table.columns
-        if column.higher_is_better is not None
+        if column.ranked
         and (lines := [(cell, *each) for cell in report.table.column_cells(column) for each in cell.gains.items()])
     )
     return FigureSet(lead=_LEAD, figures=figures) if figures else None

@@ -9,7 +9,7 @@ from benchmarks.report.blind_gain import with_gains
 from benchmarks.report.load_results import MissingValue, ReportSource, missing_reason
 from benchmarks.report.seed_aggregation import aggregate_seeds, has_seeds, with_intervals
 from benchmarks.report.significance import Evidence, add_significance
-from benchmarks.report.table import Cell, Column, Table
+from benchmarks.report.table import DESCRIPTIVE_TYPES, Cell, Column, Table
 from benchmarks.results.protocol import describe_differences
 from benchmarks.results.results import Metric, Result
 from benchmarks.study.study_record import EXCLUDED_FROM_BENCHMARK, RowRecord
@@ -59,7 +59,8 @@ def _columns(
     source: ReportSource, benchmark: str, primary_only: bool, also: Collection[tuple[str, str]]
 ) -> list[Column]:
     by_name: dict[str, list[Metric]] = {}
-    for result in source.results(benchmark).values():
+    results = source.results(benchmark)
+    for result in results.values():
         others = [metric for other, metric in also if other == benchmark and metric not in result.primary]
         for name in [*result.primary, *others] if primary_only else result.metrics:
             if name in result.metrics:
@@ -77,6 +78,7 @@ def _columns(
             largest=max(abs(metric.value * metric.scale) for metric in metrics),
             chance_levels=_chance_levels(source, benchmark, name),
             benchmark_id=source.benchmark_id(benchmark),
+            descriptive=any(result.benchmark_type in DESCRIPTIVE_TYPES for result in results.values()),
         )
         for name, metrics in by_name.items()
     ]

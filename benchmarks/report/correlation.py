@@ -16,13 +16,12 @@ from typing import Any, Literal
 from benchmarks.report.cell_text import column_header, column_title, decimals, score
 from benchmarks.report.figure import Figure, FigureSet, Palette, number_points, safe_file_name
 from benchmarks.report.report import Report
-from benchmarks.report.table import Cell, Column
+from benchmarks.report.table import DESCRIPTIVE_TYPES, Cell, Column
 from benchmarks.results.formatting import format_number
 from benchmarks.results.statistics import Z95, holm_correction
 
 MIN_MODELS = 6  # of a correlation
-_PREDICTORS = ("retrieval", "classification", "pointing", "alignment")
-_ALL_METRICS = ("alignment",)  # types whose metrics are predictors of their own
+_PREDICTORS = ("retrieval", "classification", "pointing", *DESCRIPTIVE_TYPES)
 _MIN_POINTS = 3  # of a figure, since two points are always on a line
 _NUM_RESAMPLES = 9999  # scipy enumerates all permutations if there are at most this number
 HEADERS = (
@@ -211,11 +210,11 @@ def correlation_figures(report: Report) -> FigureSet | None:
 
 
 def _columns(report: Report, benchmark_type: str) -> list[Column]:
-    """One ranked column of each benchmark of a type: the mean recall, else the first; or all of them."""
+    """The column of each benchmark of a type: the mean recall, else the first; all of those that describe features."""
     columns: dict[tuple[str, str], Column] = {}
     for column in report.table.columns:
         types = {result.benchmark_type for result in report.source.results(column.benchmark).values()}
-        key = column.benchmark, column.metric if benchmark_type in _ALL_METRICS else ""
+        key = column.benchmark, column.metric if benchmark_type in DESCRIPTIVE_TYPES else ""
         preferred = column.metric == "mean_r1" or key not in columns
         ranked = column.higher_is_better if benchmark_type == "mllm" else column.higher_is_better is not None
         if benchmark_type in types and ranked and preferred:

@@ -149,7 +149,7 @@ def cost_figures(report: Report) -> FigureSet | None:
     It needs three models of different cost, and a significant difference between models: a line through two points,
     or through equal scores, says nothing about cost. A type of cost in proportion to an earlier one is omitted.
     """
-    ranked = [column for column in report.table.columns if column.higher_is_better is not None]
+    ranked = [column for column in report.table.columns if column.ranked]
     first = {column.benchmark: column for column in reversed(ranked)}
     columns = [first[name] for name in report.source.benchmarks if name in first]
     figures = []

@@ -36,7 +36,7 @@ Difference = tuple[Cell, BaselineDifference]
 
 def _compared_cells(table: Table, column: Column) -> list[Difference]:
     """The cells of a ranked column with their differences, the largest first."""
-    if column.higher_is_better is None:
+    if not column.ranked:
         return []
     cells = [(cell, cell.delta) for cell in table.column_cells(column) if cell.delta is not None]
     return sorted(cells, key=lambda each: -each[1].value)

@@ -64,6 +64,7 @@ def table_notes(source: ReportSource, table: Table, seed_table: Table) -> list[s
         *_about_intervals(table),
         *_about_power(table),
         *chance_notes(table),
+        *_about_descriptions(table),
         *gain_notes(table, source),
         *_about_trivial_baselines(source),
         *_about_training(source),
@@ -139,13 +140,20 @@ def _about_untestable_pairs(table: Table) -> list[str]:
     ]
 
 
+def _about_descriptions(table: Table) -> list[str]:
+    names = dict.fromkeys(column.benchmark for column in table.columns if column.descriptive)
+    if not names:
+        return []
+    return [f"Not ranked, not averaged: {join_with_and([*names])}, which describes features and scores no task."]
+
+
 def _about_power(table: Table) -> list[str]:
     """The minimum detectable differences: a difference that is not significant may still exist."""
     differences: list[str] = []
     for column in table.columns:
         values = [cell.delta.min_detectable_difference for cell in table.column_cells(column) if cell.delta]
         largest = max(filter(math.isfinite, values), default=None)
-        if largest is not None and column.higher_is_better is not None:
+        if largest is not None and column.ranked:
             number = format_number(largest, decimals_needed(largest, decimals(column)))
             differences.append(f"{number} on {column_title(column)}")
     if not differences:

@@ -103,7 +103,7 @@ def is_ratio(column: Column) -> bool:
 def _first_columns(table: Table) -> list[Column]:
     first: dict[str, Column] = {}
     for column in table.columns:
-        if column.higher_is_better is not None:
+        if column.ranked:
             first.setdefault(column.benchmark, column)
     return [*first.values()]
 

@@ -214,7 +214,7 @@ def _protocol_groups(table: Table, column: Column) -> list[Group]:
 def _ranked_groups(table: Table) -> Iterator[Group]:
     """The cells of each ranked column and protocol, best first."""
     for column in table.columns:
-        if column.higher_is_better is not None:
+        if column.ranked:
             sign = -1 if column.higher_is_better else 1
             for group in _protocol_groups(table, column):
                 yield sorted(group, key=lambda cell: sign * (cell.value or 0.0))

@@ -101,7 +101,7 @@ def _compared_cells(table: Table, row: str) -> list[Cell]:
         cell
         for column in table.columns
         for cell in [table.cells[row, column.benchmark, column.metric]]
-        if cell.delta is not None and column.higher_is_better is not None
+        if cell.delta is not None and column.ranked
     ]
 
 

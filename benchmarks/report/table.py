@@ -22,6 +22,7 @@ from benchmarks.results.blind import is_credited
 from benchmarks.study.study_record import RowRecord
 
 ALPHA = 0.05
+DESCRIPTIVE_TYPES = ("alignment",)  # of benchmarks that describe a model's features instead of scoring a task
 RankMark = Literal["best", "tied", ""]
 
 
@@ -35,6 +36,7 @@ class Column:
         label: for the header, ``"T→I R@1"``.
         scale: factor from stored to displayed values.
         higher_is_better: None if neither is better; such a column is not ranked.
+        descriptive: whether the benchmark's type is one of `DESCRIPTIVE_TYPES`; such a column is not ranked either.
         largest: the largest absolute value, scaled.
         chance_levels: trivial baseline → its score (see `results.Metric`), scaled.
         benchmark_id: the benchmark's name in files, if another name is displayed.
@@ -48,6 +50,12 @@ class Column:
     largest: float = 0.0
     chance_levels: Mapping[str, float] = field(default_factory=dict, hash=False)
     benchmark_id: str = ""
+    descriptive: bool = False
+
+    @property
+    def ranked(self) -> bool:
+        """Whether its best models are marked, and count in averages, ranks and sentences."""
+        return self.higher_is_better is not None and not self.descriptive
 
     @property
     def key(self) -> str:
@@ -163,7 +171,7 @@ class Cell:
     @property
     def credited(self) -> bool | None:
         """Whether the score is credited to the images; None without blind runs, or in a column that is not ranked."""
-        if not self.gains or self.column.higher_is_better is None:
+        if not self.gains or not self.column.ranked:
             return None
         return all(gain.credits(self.column.higher_is_better) for gain in self.gains.values())
 

@@ -193,12 +193,12 @@ def _cell(report: Report, inline: bool, cell: Cell) -> str:
 
 def _ranked(table: Table, cell: Cell) -> list[float]:
     """The different numbers of a cell's column and protocol as printed, best first; empty without a direction."""
-    if cell.column.higher_is_better is None:
+    if not cell.column.ranked:
         return []
     places = decimals(cell.column)
     values = {round(each.value, places) for each in table.column_cells(cell.column)
               if each.value is not None and each.group == cell.group}  # fmt: skip
-    return sorted(values, reverse=cell.column.higher_is_better)
+    return sorted(values, reverse=bool(cell.column.higher_is_better))
 
 
 def _rank_mark(table: Table, cell: Cell) -> RankMark:
@@ -211,7 +211,7 @@ def _rank_mark(table: Table, cell: Cell) -> RankMark:
 def _equals_top(table: Table, cell: Cell) -> bool:
     """Whether a cell is below the top of its column by a difference that is not significant."""
     group = [each for each in table.column_cells(cell.column) if each.value is not None and each.group == cell.group]
-    if cell.column.higher_is_better is None or len(group) < 2:
+    if not cell.column.ranked or len(group) < 2:
         return False
     top = (max if cell.column.higher_is_better else min)(group, key=lambda each: each.value or 0.0)
     return top is not cell and (top.value == cell.value or table.p_adjusted(top, cell) >= ALPHA)
