@@ -156,8 +156,8 @@ def test_accepted_outputs_stay_and_say_what_differs(tmp_path, capsys):
     accept_outputs(AcceptConfig(study=config.study, steps=("encoder-clips-*",)))
     said = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in said] == OF_CLIPS
-    assert said[0].endswith("; changed since it was made: optimizer.lr 3 → 4")
-    assert said[1].endswith("; changed since it was made: parents")
+    assert said[0].endswith("; changed since creation: optimizer.lr 3 → 4")
+    assert said[1].endswith("; changed since creation: parents")
     assert set(states(config).values()) == {"done"}
     before = everything(tmp_path)
     run_study_with_report(config)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmarks.results.formatting import join_with_and
 from benchmarks.results.protocol import ranking_key
 from benchmarks.results.results import Result, enclosing_study, has_items, read_result, reject_duplicates, result_files
 from benchmarks.study.step_state import StepRecord, read_record
@@ -195,10 +196,14 @@ def _study_source(root: Path, study: StudyRecord) -> ReportSource:
 
 
 def _acceptances(ran: Sequence[StepRecord]) -> Iterator[str]:
-    """A note for each accepted step whose settings, files or command version have changed since it ran."""
+    """A note for accepted steps whose settings, files or command version have changed since they ran."""
+    steps: dict[str, list[str]] = {}
     for record in ran:
         own = [entry for entry in record.accepted if entry["changed"] not in ([], ["parents"])]  # parents have notes
-        yield from (f"{record.name} was {describe_acceptance(entry)}" for entry in own)
+        for entry in own:
+            steps.setdefault(describe_acceptance(entry), []).append(record.name)
+    for text, names in steps.items():
+        yield f"{join_with_and(names)} {'was' if len(names) == 1 else 'were'} {text}"
 
 
 def _outcome(

@@ -353,4 +353,4 @@ def describe_acceptance(entry: Mapping[str, Any]) -> str:
     """An entry of ``StepRecord.accepted`` as one line."""
     settings = [f"{name} {then!r:.60} → {now!r:.60}" for name, (then, now) in entry["settings"].items()]
     others = [name for name in entry["changed"] if name != "config" or not settings]
-    return f"accepted {entry['when']}; changed since it was made: {', '.join([*settings, *others]) or 'nothing'}"
+    return f"accepted {entry['when']}; changed since creation: {', '.join([*settings, *others]) or 'nothing'}"
