@@ -16,6 +16,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from clips.method.clips_model import build_model
+from clips.method.recipes import RecipeConfig
+from clips.model.architectures import ModelConfig
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts" / "bench"
 
@@ -392,3 +397,48 @@ def test_tables_of_reports_replace_those_of_documents(tmp_path: Path) -> None:
     assert broken.returncode == 2
     assert broken.stderr.splitlines()[-1] == "table.md: no table"
     assert document.read_text() == inserted + text.format("missing.md")
+
+
+EQUAL_COMPUTE_STUDY = """
+name: equal
+baseline: clip
+data:
+  train: {split: train, num_scenes: 64, image_size: 64}
+  test: {split: test, num_scenes: 8, image_size: 64}
+defaults:
+  encoder:
+    model: {architecture: clips-rn-tiny}
+    data: {sources: [{path: $data/train}], augment: {crop_scale_min: 1.0}}
+    recipe: {captioner: {num_layers: 1, max_length: 64}}
+    global_batch_size: 32
+    max_steps: 10
+encoders:
+  clip: {recipe: {name: clip}}
+  clip_small: {recipe: {name: clip}, global_batch_size: 16}
+  clips: {recipe: {name: clips}}
+benchmarks:
+  retrieval: {data: $data/test}
+"""
+
+
+def test_equal_compute_is_counted_from_the_models_own_steps(tmp_path: Path) -> None:
+    (tmp_path / "equal.yaml").write_text(EQUAL_COMPUTE_STUDY)
+    script = Path(__file__).resolve().parents[1] / "scripts" / "training_flops.py"
+    words = [sys.executable, script, "equal.yaml", "--like", "clips"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
+    rows = {line.split()[0]: [float(cell) for cell in line.split()[1:]] for line in done.stdout.splitlines()[-3:]}
+    assert set(rows) == {"clip", "clip_small", "clips"}
+    # half the batch costs half a step; clips has a second text and a captioner
+    assert rows["clip_small"][2] == pytest.approx(rows["clip"][2] / 2, rel=0.02)
+    assert rows["clips"][3] == 10
+    assert rows["clip"][3] == pytest.approx(10 * rows["clips"][2] / rows["clip"][2], abs=1)
+    assert rows["clip"][3] > 20
+
+    # torch's own counter; of the last text layer this suite computes the class token only
+    clip = build_model(ModelConfig(architecture="clips-rn-tiny"), RecipeConfig(name="clip"), seed=0).clip
+    with FlopCounterMode(display=False) as image_tower:
+        clip.encode_image(torch.rand(32, 3, 64, 64)).sum().backward()
+    with FlopCounterMode(display=False) as text_tower:
+        clip.encode_text(torch.randint(1, 100, (32, clip.context_length))).sum().backward()
+    image, text = (counter.get_total_flops() / 1e9 for counter in (image_tower, text_tower))
+    assert image < rows["clip"][2] < image + text
