@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 from report_material import items_table, put_result
 
 from benchmarks.analysis.diff_command import DiffConfig, run_diff
 from benchmarks.analysis.published_diff import NOTE, _plain
 from benchmarks.results.reference_results import SETTINGS, load_reference_results, select_reference_results
+from clips.core.artifact import write_manifest
 from clips.errors import UserError
 
+CONFIGS = Path(__file__).resolve().parents[1] / "scripts/configs/llava"
 CLIP = "mlcd:CLIP ViT-L/14 336"
 
 
@@ -71,6 +74,34 @@ def test_a_published_row_against_a_result(ours, capsys):
     assert "scorer" not in unknown
     backwards = diff_lines(capsys, ours, CLIP)
     assert "  scorer: lmms-eval 0.7.1 against lmms-eval 0.2.0" in backwards
+
+
+def test_the_shipped_config_of_a_published_row_has_its_settings(tmp_path, capsys):
+    """A LLaVA's manifest, as training writes it: with paths and hashes of parents and data, and grids in pixels."""
+    config = yaml.safe_load((CONFIGS / "llava-next-qwen2.5-7b.yaml").read_text(encoding="utf-8"))
+    parents = {"encoder": tmp_path / "clip-vit-large-patch14-336", "llm": tmp_path / "models/Qwen2.5-7B-Instruct"}
+    for parent in parents.values():
+        parent.mkdir(parents=True)
+        (parent / "config.json").write_text(f'"{parent.name}"')
+    stages = ("align", "instruct")
+    data = {stage: [{**source, "hash": "c" * 64} for source in config[stage]["data"]] for stage in stages}
+    trained = tmp_path / "trained"
+    trained.mkdir()
+    write_manifest(trained, kind="llava", config={**config, "stages": stages}, data=data, parents=parents)
+    protocol = {"scorer": "lmms-eval 0.2.0", "input_resolution": 336, "task": "lmms-eval's gqa"}
+    put_result(tmp_path / "results", "mine", "gqa", items_table(0.6, benchmark="gqa"), protocol=protocol, model=trained)
+    said = diff_lines(capsys, CLIP, tmp_path / "results/mine/gqa.json")
+    assert f"Equal settings: {', '.join(SETTINGS)}." in said
+    assert not [line for line in said if line.startswith(("Settings that differ", "Not known"))]
+
+    data["instruct"].append({"path": "data/mine.json", "hash": "d" * 64})
+    (trained / "manifest.json").unlink()
+    config |= {"image_grid_pinpoints": [[336, 672], [672, 336]]}
+    write_manifest(trained, kind="llava", config={**config, "stages": stages}, data=data, parents=parents)
+    said = diff_lines(capsys, CLIP, tmp_path / "results/mine/gqa.json")
+    (first, second) = [line for line in said if line.startswith(("  instruct", "  image"))]
+    assert first.startswith("  instruct.data: LLaVA-NeXT-Data against data/llava_next_raw_format/")
+    assert second.endswith("tiles against 1 × 2, 2 × 1 tiles")
 
 
 def test_a_slash_in_a_model_name_is_no_path(capsys):

@@ -65,7 +65,7 @@ def explain_published(first: str, second: str, benchmark: str | None) -> Iterato
     yield "Numbers (A, B, difference):"
     yield from (f"  {_number_line(name, one, two)}" for name in shared)
     known = [name for name in SETTINGS if name in one.settings and name in two.settings]
-    if different := [name for name in known if _plain(one.settings[name]) != _plain(two.settings[name])]:
+    if different := [name for name in known if not _are_equal(name, one.settings[name], two.settings[name])]:
         yield "Settings that differ, by their names (A against B):"
         yield from (f"  {name}: {one.settings[name]} against {two.settings[name]}" for name in different)
     if equal := [name for name in known if name not in different]:
@@ -106,7 +106,10 @@ def _published(text: str, name: str) -> Side:
 def _measured(result: Result) -> Side:
     """A result's side; its dataset is the benchmark's name, and that of lmms-eval's task."""
     trained = training_of_result(result).settings
-    settings = {name: trained[name].describe() for name in SETTINGS if name in trained}
+    settings = {name: trained[name].text for name in SETTINGS if name in trained}
+    settings = {name: text for name, text in settings.items() if name not in _OF_ENCODER or text != _NOT_SET}
+    if pixels := settings.get(_TILES):
+        settings[_TILES] = _grids_of_tiles(pixels)
     settings |= {name: str(result.protocol[entry]) for name, entry in _PROTOCOL.items() if result.protocol.get(entry)}
     task = str(result.protocol.get("task", "")).removeprefix("lmms-eval's ")
     datasets = dict.fromkeys([result.benchmark, task])
@@ -121,6 +124,41 @@ def _measured(result: Result) -> Side:
 
 _PROTOCOL = {"image_size": "input_resolution", "scorer": "scorer"}
 """Settings that a result's protocol states → its entry."""
+_NOT_SET = "not set"  # in a manifest
+_TILES = "image_grid_pinpoints"
+_OF_ENCODER = ("image_size", _TILES)
+"""Settings that follow from the encoder if they are not set."""
+_DATASETS = {
+    "blip_laion_cc_sbu_558k": "LLaVA-Pretrain",  # huggingface.co/datasets/liuhaotian/LLaVA-Pretrain
+    "llava_next_raw_format_processed": "LLaVA-NeXT-Data",  # huggingface.co/datasets/lmms-lab/LLaVA-NeXT-Data
+}
+"""A dataset's file → the name under which papers give it."""
+
+
+def _grids_of_tiles(pixels: str) -> str:
+    """``336, 672, 672, 336`` (heights and widths) as ``1 × 2, 2 × 1 tiles``; anything else as it is."""
+    numbers = [int(each) for each in pixels.split(", ") if each.isdigit()]
+    if not numbers or len(numbers) % 2 or any(each % min(numbers) for each in numbers):
+        return pixels
+    counts = [each // min(numbers) for each in numbers]
+    return ", ".join(f"{rows} × {columns}" for rows, columns in zip(counts[::2], counts[1::2], strict=True)) + " tiles"
+
+
+def _are_equal(name: str, one: str, two: str) -> bool:
+    """Whether two values of a setting have the same name; each source of data must have a name of the other side."""
+    if not name.endswith(".data"):
+        return _plain(one) == _plain(two)
+    sides = [[_dataset_names(source) for source in value.split(", ")] for value in (one, two)]
+    return all(any(names & other for other in sides[1]) for names in sides[0]) and all(
+        any(names & other for other in sides[0]) for names in sides[1]
+    )
+
+
+def _dataset_names(source: str) -> set[str]:
+    """The plain names of a path's directories and file, and of the dataset that the file belongs to."""
+    parts = source.rstrip("/").split("/")
+    file = parts[-1].removesuffix(".json")
+    return {_plain(each) for each in (*parts, file, _DATASETS.get(file, file)) if each}
 
 
 def _plain(value: str) -> str:
