@@ -94,7 +94,7 @@ def test_a_llava_is_worked_out_without_a_network():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["paper_retrieval", "encoder_zoo"])
+@pytest.mark.parametrize("name", ["paper_retrieval", "encoder_zoo", "encoders_2026"])
 def test_every_training_is_worked_out_without_a_network(name):
     plan = planned(name)
     given = {step.name: resolve_resources(plan.study.resources, step) for step in plan.steps}
