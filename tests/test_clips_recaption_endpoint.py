@@ -180,15 +180,21 @@ def _kubernetes_pod(number: int, config: Path) -> tuple[list[str], dict[str, str
     return [*pod["command"], text], {"JOB_COMPLETION_INDEX": f"{number - 1}", "SHARDS": "2"}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("start", [_slurm_task, _kubernetes_pod])
-def test_schedulers_share_the_work(settings: Settings, tmp_path: Path, start: Callable[..., Any]) -> None:
-    data = str(clips_world.write_shards(tmp_path / "two", sizes=(70, 66)))  # each task's part has at least 64 batches
-    run_recaption(settings(path=data, output=str(tmp_path / "whole")))
+def _write_two_parts(settings: Settings, folder: Path) -> str:
+    """Write ``whole``, the captions of one process, and the config of the same for tasks; returns their output."""
+    data = str(clips_world.write_shards(folder / "two", sizes=(70, 66)))  # each task's part has at least 64 batches
+    run_recaption(settings(path=data, output=str(folder / "whole")))
     config = settings(path=data)
     names = ("path", "model", "output", "prompt", "max_new_tokens", "batch_size")
     fields = {name: getattr(config, name) for name in names} | {"endpoint": list(config.endpoint)}
-    (tmp_path / "recaption.yaml").write_text(yaml.safe_dump(fields))
+    (folder / "recaption.yaml").write_text(yaml.safe_dump(fields))
+    return config.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", [_slurm_task, _kubernetes_pod])
+def test_schedulers_share_the_work(settings: Settings, tmp_path: Path, start: Callable[..., Any]) -> None:
+    output = _write_two_parts(settings, tmp_path)
     path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     for number in (1, 2):
         command, environment = start(number, tmp_path / "recaption.yaml")
@@ -196,5 +202,19 @@ def test_schedulers_share_the_work(settings: Settings, tmp_path: Path, start: Ca
             command, env={**os.environ, **environment, **path}, capture_output=True, text=True, timeout=200, check=False
         )
         assert done.returncode == 0, done.stderr
-        assert Path(config.output, "manifest.json").is_file() == (number == 2)
-    assert content(config.output) == content(str(tmp_path / "whole"))
+        assert Path(output, "manifest.json").is_file() == (number == 2)
+    assert content(output) == content(str(tmp_path / "whole"))
+
+
+@pytest.mark.slow
+def test_tasks_of_ray_share_the_work(settings: Settings, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    output = _write_two_parts(settings, tmp_path)
+    script = Path(__file__).parents[1] / "scripts" / "ray" / "recaption.py"
+    command = [sys.executable, str(script), "2", "--cpus", "0.5", "--max_retries", "0", "--config"]
+    done = subprocess.run([*command, str(tmp_path / "recaption.yaml")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert content(output) == content(str(tmp_path / "whole"))
+    missing = subprocess.run([*command, "none.yaml"], capture_output=True, text=True, check=False)
+    assert missing.returncode == 1
+    assert "returned non-zero exit status 2" in missing.stderr
