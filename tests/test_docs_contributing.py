@@ -33,6 +33,22 @@ USES = {
         (state,) = tower.eval().states(torch.zeros(2, 3, 64, 64), 0)
         assert state.shape == (2, 4, 512), state.shape
     """,
+    "llava_bridge/encoders/transformers_families.py": """
+        import torch, transformers
+        from llava_bridge.encoders import build_tower, load_encoder
+        sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+        model = transformers.ViTMSNModel(transformers.ViTMSNConfig(**sizes, image_size=32, patch_size=8)).eval()
+        model.save_pretrained("msn")
+        transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained("msn")
+        encoder = load_encoder("transformers:msn", None)
+        tower = build_tower(encoder.source, encoder.architecture)
+        tower.load_state_dict(dict(encoder.weights))
+        pixels = torch.randn(2, 3, 32, 32)
+        with torch.no_grad():
+            states, expected = list(tower.eval().states(pixels, 2)), model(pixels, output_hidden_states=True)
+        assert len(states) == 3 and tower.class_token
+        torch.testing.assert_close(states, list(expected.hidden_states))
+    """,
     "llava_bridge/projectors/__init__.py": """
         import torch
         from llava_bridge.projectors import ProjectorConfig, ProjectorShape, build_projector, num_output_tokens
@@ -53,6 +69,22 @@ USES = {
         result = read_result(Path("r/t/mirror.json"))
         assert result.status == "ok" and result.metrics["accuracy"].n == 4, result
         assert result.protocol["images"] == 4
+    """,
+    "benchmarks/tasks/lmms_tasks.csv": """
+        from pathlib import Path
+        import bench_world
+        from benchmarks.results.results import read_result
+        from benchmarks.tasks.mllm.score_answers import ScoreConfig, run_score
+        rows = range(4)
+        columns = {"question_id": [f"{row}.jpg" for row in rows], "question": ["what is this?"] * 4,
+                   "image": [bench_world.draw_image(row) for row in rows], "answers": [["cup"] * 10] * 4}
+        bench_world.write_parquet(Path("hub/lmms-lab-encoder/VizWiz-VQA/data/val-00000-of-00001.parquet"), columns)
+        said = [{"doc_id": row, "answer": "cup" if row else "a dog"} for row in rows]
+        answers = str(bench_world.write_lines(Path("answers.jsonl"), said))
+        run_score(ScoreConfig(task="vizwiz_vqa_val", answers=answers, data="hub", output="r", model_name="them",
+                              partial=True))
+        result = read_result(Path("r/them/vizwiz_vqa_val.json"))
+        assert result.metrics["exact_match"].value == 0.75 and result.metrics["exact_match"].ci_low > 0.1, result
     """,
     "benchmarks/report/sections.py": """
         from pathlib import Path
