@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import bridge_world
+import exchange_world
 import original_world as world
 import pytest
 import torch
@@ -15,10 +16,17 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from clips.errors import UserError
 from llava_bridge import load_llava
 from llava_bridge.conversion.convert_command import ConvertConfig, run_convert
 from llava_bridge.model import build
-from llava_bridge.model.build import LlavaParts, build_llava, convert_tower_to_transformers, make_conversation_encoder
+from llava_bridge.model.build import (
+    LlavaParts,
+    build_llava,
+    convert_open_clip_tower,
+    convert_tower_to_transformers,
+    make_conversation_encoder,
+)
 from llava_bridge.model.load_llava import load_for_training
 
 QUESTION = "What's AB?"
@@ -303,6 +311,36 @@ def test_a_vit_of_open_clip_needs_no_import_of_this_package(aspect, bridge_llm: 
         convert(tmp_path / "ours", tmp_path / "original", format="original")
         stated = json.loads((tmp_path / "original" / "vision_tower" / "config.json").read_text())
         assert (stated["hidden_act"], stated["num_hidden_layers"]) == ("quick_gelu", 3)
+
+
+@pytest.mark.parametrize("aspect", ["squash", "anyres"])
+def test_a_siglip_of_timm_needs_no_import_of_this_package(aspect, bridge_llm: Path, tmp_path: Path) -> None:
+    parts = {"llm": str(bridge_llm), "encoder": f"timm:{exchange_world.register_small_siglip_tower()}@random"}
+    model, processor = build_llava(LlavaParts(**parts, image_aspect_ratio=aspect))
+    bridge_world.widen(model.model.vision_tower, 0.3)
+    inputs = processor(images=world.draw_image(), text="<image> What?", return_tensors="pt")
+    with torch.no_grad():
+        expected = model.eval()(**inputs).logits
+    convert_open_clip_tower(model)  # the registered tower is of this process, so no command can read it
+    bridge_world.save(tmp_path / "plain", model, processor)
+    torch.save(dict(inputs), tmp_path / "inputs.pt")
+    files = [str(tmp_path / name) for name in ("plain", "inputs.pt", "logits.pt")]
+    done = bridge_world.run_python("-c", WITHOUT_THIS_PACKAGE, *files)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["SiglipVisionModel", "False"]
+    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), expected, atol=1e-5, rtol=1e-5)
+
+    last, _ = build_llava(LlavaParts(**parts, vision_feature_layer=-1))
+    with pytest.raises(UserError, match="no final norm"):
+        convert_open_clip_tower(last)
+    with pytest.raises(UserError, match="expected a ViT of open_clip"):
+        convert_open_clip_tower(build_llava(LlavaParts(**parts))[0], clip_only=True)
+    other, _ = build_llava(LlavaParts(llm=str(bridge_llm), encoder="timm:test_vit@random", image_size=64))
+    with pytest.raises(UserError, match="SiglipVisionModel has patches only, this tower a class token"):
+        convert_open_clip_tower(other)
+    others, _ = build_llava(LlavaParts(llm=str(bridge_llm), encoder="timm:test_vit3@random", image_size=64))
+    with pytest.raises(UserError, match="SiglipVisionModel has"):
+        convert_open_clip_tower(others)
 
 
 @pytest.mark.slow

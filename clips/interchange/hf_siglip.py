@@ -51,22 +51,27 @@ def weight_links(vision_layers: int, text_layers: int) -> list[WeightLink]:
         for kind in ("weight", "bias")
     ]
     return [
-        *weight_bias_links("visual.trunk.patch_embed.proj.{}", "vision_model.embeddings.patch_embedding.{}"),
-        weight_link("visual.trunk.pos_embed", "vision_model.embeddings.position_embedding.weight"),
-        *weight_bias_links("visual.trunk.norm.{}", "vision_model.post_layernorm.{}"),
+        *_trunk_links("visual.trunk.", "vision_model.", vision_layers),
         weight_link(f"{pool}latent", f"{head}probe"),
         *attention,
         *weight_bias_links(f"{pool}proj.{{}}", f"{head}attention.out_proj.{{}}"),
         *weight_bias_links(f"{pool}norm.{{}}", f"{head}layernorm.{{}}"),
         *weight_bias_links(f"{pool}mlp.fc1.{{}}", f"{head}mlp.fc1.{{}}"),
         *weight_bias_links(f"{pool}mlp.fc2.{{}}", f"{head}mlp.fc2.{{}}"),
-        *block_links(
-            ("visual.trunk.blocks.{}.", TIMM), ("vision_model.encoder.layers.{}.", TRANSFORMERS), vision_layers
-        ),
         *text_weight_links(text_layers, "text."),
         *weight_bias_links("text.text_projection.{}", "text_model.head.{}"),
         weight_link("logit_scale", "logit_scale"),
         weight_link("logit_bias", "logit_bias"),
+    ]
+
+
+def _trunk_links(ours: str, theirs: str, layers: int) -> list[WeightLink]:
+    """Names of the tensors of timm's ViT without its pooling, after both prefixes."""
+    return [
+        *weight_bias_links(f"{ours}patch_embed.proj.{{}}", f"{theirs}embeddings.patch_embedding.{{}}"),
+        weight_link(f"{ours}pos_embed", f"{theirs}embeddings.position_embedding.weight"),
+        *weight_bias_links(f"{ours}norm.{{}}", f"{theirs}post_layernorm.{{}}"),
+        *block_links((f"{ours}blocks.{{}}.", TIMM), (f"{theirs}encoder.layers.{{}}.", TRANSFORMERS), layers),
     ]
 
 
@@ -182,16 +187,7 @@ def export(encoder: LoadedEncoder, directory: Path) -> Features:
     trunk, text = model.visual.trunk, model.text
     blocks = transformer_spec(text, "text", _TARGET)
     config = SiglipConfig(
-        vision_config={
-            "hidden_size": trunk.embed_dim,
-            "intermediate_size": trunk.blocks[0].mlp.fc1.out_features,
-            "num_hidden_layers": len(trunk.blocks),
-            "num_attention_heads": trunk.blocks[0].attn.num_heads,
-            "image_size": trunk.patch_embed.img_size[0],
-            "patch_size": trunk.patch_embed.patch_size[0],
-            "hidden_act": files.activation_name(trunk.blocks[0].mlp.act),
-            "layer_norm_eps": trunk.norm.eps,
-        },
+        vision_config=_vision_config(trunk),
         text_config=siglip_text_config(text, blocks) | {"projection_size": text.text_projection.out_features},
     )
     theirs = SiglipModel(config).eval()
@@ -201,6 +197,59 @@ def export(encoder: LoadedEncoder, directory: Path) -> Features:
     files.write_preprocessing(encoder.config["preprocess_cfg"], directory)
     files.write_tokenizer(encoder.tokenizer, directory)
     return feature_functions(theirs)
+
+
+def siglip_vision_model(trunk: Any) -> Any:
+    """Return the ``SiglipVisionModel``, without pooling, with the hidden states of timm's ViT, in its precision.
+
+    The last hidden state differs: it is before the final norm.
+
+    Raises:
+        UserError: a ``SiglipVisionModel`` cannot compute them.
+    """
+    from timm.models.vision_transformer import VisionTransformer
+    from transformers import SiglipVisionConfig, SiglipVisionModel
+
+    target = "transformers' SiglipVisionModel"
+    reject_unsupported(
+        target,
+        [
+            (type(trunk) is not VisionTransformer, f"is a ViT of timm, this tower a {type(trunk).__name__}"),
+            (getattr(trunk, "num_prefix_tokens", 0) > 0, "has patches only, this tower a class token or registers"),
+        ],
+        hint="",
+    )
+    weights = {name: value for name, value in trunk.state_dict().items() if not name.startswith("attn_pool.")}
+    links = _trunk_links("", "", len(trunk.blocks))
+    others = weights.keys() - {name for link in links for name in link.ours}
+    missing = next((name for link in links for name in link.ours if name not in weights), None)
+    act = files.activation_name(trunk.blocks[0].mlp.act)
+    problems = [
+        (bool(others), f"has no {min(others, default='')}, which this tower has"),
+        (missing is not None, f"has {missing}, which this tower has not"),
+        (act is None, "has a GELU"),
+    ]
+    reject_unsupported(target, problems, hint="")
+    config = SiglipVisionConfig(**_vision_config(trunk), vision_use_head=False)
+    model = SiglipVisionModel(config).to(trunk.patch_embed.proj.weight.dtype).eval()
+    shapes = shapes_of(model)
+    prefix = next(iter(shapes)).partition("embeddings.")[0]  # "vision_model." in older versions of transformers
+    model.load_state_dict(from_open_clip(weights, _trunk_links("", prefix, len(trunk.blocks)), shapes))
+    return model
+
+
+def _vision_config(trunk: Any) -> dict[str, Any]:
+    """Return the entries of a ``SiglipVisionConfig`` equivalent to timm's ViT."""
+    return {
+        "hidden_size": trunk.embed_dim,
+        "intermediate_size": trunk.blocks[0].mlp.fc1.out_features,
+        "num_hidden_layers": len(trunk.blocks),
+        "num_attention_heads": trunk.blocks[0].attn.num_heads,
+        "image_size": trunk.patch_embed.img_size[0],
+        "patch_size": trunk.patch_embed.patch_size[0],
+        "hidden_act": files.activation_name(trunk.blocks[0].mlp.act),
+        "layer_norm_eps": trunk.norm.eps,
+    }
 
 
 def siglip_text_config(text: Any, blocks: Any) -> dict[str, Any]:

@@ -287,7 +287,7 @@ def _to_original(config: ConvertConfig, given: ConvertConfig) -> None:
     model, processor = _load(source)
     if isinstance(model.model.vision_tower, EncoderVisionModel) and not convert_tower_to_transformers(model):
         try:
-            convert_open_clip_tower(model)
+            convert_open_clip_tower(model, clip_only=True)
         except UserError as error:
             raise UserError(f"{source}: the original LLaVA has CLIP's towers only; {error}") from None
     check_anyres_consistency(model.config, processor.image_processor, str(source))

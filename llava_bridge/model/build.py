@@ -174,23 +174,37 @@ def convert_tower_to_transformers(model: AnyLlava) -> bool:
     return True
 
 
-def convert_open_clip_tower(model: AnyLlava) -> None:
-    """Replace a ViT of open_clip by the ``CLIPVisionModel`` with the same hidden states.
+def convert_open_clip_tower(model: AnyLlava, *, clip_only: bool = False) -> None:
+    """Replace a ViT of open_clip or timm by the ``CLIPVisionModel`` or ``SiglipVisionModel`` with its hidden states.
+
+    Args:
+        model: the LLaVA.
+        clip_only: whether only a ``CLIPVisionModel`` is accepted.
 
     Raises:
-        UserError: the tower is another one, or transformers' CLIP does not compute its hidden states.
+        UserError: the tower is another one, or transformers' model does not compute the hidden states that are read.
     """
     from clips.interchange.hf_clip import clip_vision_model
+    from clips.interchange.hf_siglip import siglip_vision_model
     from llava_bridge.encoders.open_clip_source import OpenClipVit
+    from llava_bridge.encoders.timm_source import TimmVit
 
-    tower = getattr(model.model.vision_tower, "tower", None)
-    if not isinstance(tower, OpenClipVit):
+    tower, config = getattr(model.model.vision_tower, "tower", None), model.config.vision_config
+    if isinstance(tower, OpenClipVit):
+        hf_tower = clip_vision_model(tower.visual)
+    elif isinstance(tower, TimmVit) and not clip_only:
+        hf_tower = siglip_vision_model(tower.trunk)
+        layers = model.config.vision_feature_layer
+        if {-1, tower.depth} & set(layers if isinstance(layers, list) else [layers]):
+            raise UserError("vision_feature_layer: transformers' last hidden state has no final norm, timm's has")
+    else:
         raise UserError(f"expected a ViT of open_clip as vision tower, got {type(tower).__name__}")
-    config = model.config.vision_config
-    model.model.vision_tower = clip = clip_vision_model(tower.visual)
-    if hasattr(model.model, "image_newline") and _grid(clip.config) != _grid(config):
-        raise UserError(f"transformers joins tiles by the tower's grid, {_grid(clip.config)}; expected {_grid(config)}")
-    model.config.vision_config = clip.config
+    model.model.vision_tower = hf_tower
+    if hasattr(model.model, "image_newline") and _grid(hf_tower.config) != _grid(config):
+        raise UserError(
+            f"transformers joins tiles by the tower's grid, {_grid(hf_tower.config)}; expected {_grid(config)}"
+        )
+    model.config.vision_config = hf_tower.config
 
 
 def _grid(config: Any) -> tuple[int, int]:
