@@ -254,7 +254,7 @@ def test_bad_settings_are_one_line(places, settings, said):
 
 
 def test_models_that_have_no_blind_runs(places, tmp_path):
-    with pytest.raises(UserError, match=r"benchmarks\.blind: expected 'llava:' as a dir.* lmms or endpoint \(pope\)"):
+    with pytest.raises(UserError, match=r"benchmarks\.blind: expected 'llava:' instead of lmms \(pope\)"):
         world.measure(tmp_path, _config(places, "pope"), lmms=LmmsModel(model="llava_hf"))
     with pytest.raises(UserError, match=r"benchmarks\[1\]\.blind: 'retrieval' takes no such setting"):
         world.measure(tmp_path, _config(places, "retrieval"), encoder=places / "llava")

@@ -57,6 +57,18 @@ def test_the_same_answers_and_numbers_as_the_directory(pope, llava, address, tmp
     world.measure(tmp_path / "results", pope, row="again", **served)
 
 
+def test_blind_runs_send_the_images_that_the_directory_sees(pope, llava, address, tmp_path) -> None:
+    blind = dataclasses.replace(pope, blind=("shuffled", "blank"), blind_items=1.0)
+    ours = world.measure(tmp_path / "results", blind, row="ours", llava=llava, device="cpu")
+    served = {"llava": "mine", "endpoint": (address,), "batch_size": 3}
+    theirs = world.measure(tmp_path / "results", blind, row="theirs", **served)
+    assert theirs.metrics["pope_accuracy"].blind.keys() == {"shuffled", "blank"}
+    columns = ["prediction", "shuffled:prediction", "shuffled:correct"]
+    assert read_items(theirs)[columns].equals(read_items(ours)[columns])
+    assert str(theirs.protocol["blind_blank"]).endswith("RGB (127, 127, 127)")
+    assert theirs.protocol["blind_shuffled"] == ours.protocol["blind_shuffled"]
+
+
 def test_an_outage_is_no_score_and_the_same_command_resumes(pope, address, tmp_path, monkeypatch) -> None:
     submit, asked = ChatClient.submit, 0
 

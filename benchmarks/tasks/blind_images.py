@@ -88,7 +88,9 @@ def blank_images(processor: Any, own: Sequence[Image], resize: str) -> list[Imag
 
 
 def mean_color(processor: Any) -> tuple[int, ...]:
-    """The mean color of a LLaVA's preprocessing, rounded as its padding is."""
+    """The mean color of a LLaVA's preprocessing, rounded as its padding is; gray without ``processor``, of a server."""
+    if processor is None:
+        return (127, 127, 127)
     return tuple(int(255 * value) for value in processor.image_processor.image_mean)
 
 

@@ -224,12 +224,8 @@ class RunConfig:
         check_urls("endpoint", self.endpoint)
         if self.endpoint and self.llava is None:
             raise UserError("llava: expected the model's name at the endpoint")
-        if (self.lmms is not None or self.endpoint) and (
-            blind := [each.name for each in self.benchmarks if each.blind]
-        ):
-            raise UserError(
-                f"benchmarks.blind: expected 'llava:' as a directory, without lmms or endpoint ({blind[0]})"
-            )
+        if self.lmms is not None and (blind := [each.name for each in self.benchmarks if each.blind]):
+            raise UserError(f"benchmarks.blind: expected 'llava:' instead of lmms ({blind[0]})")
         if self.endpoint and (beams := [each.name for each in self.benchmarks if (each.num_beams or 1) > 1]):
             raise UserError(f"benchmarks.num_beams: expected 1 with endpoint, whose API has no beams ({beams[0]})")
         names = [benchmark.name for benchmark in self.benchmarks]

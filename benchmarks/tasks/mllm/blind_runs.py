@@ -37,8 +37,8 @@ class BlindView:
         sample: the images of the questions in their random order.
         names: index among all evaluated questions → its image.
         documents: all questions of the data.
-        processor: the LLaVA's.
-        resize: how its preprocessing resizes images.
+        processor: the LLaVA's; None for that of a server.
+        resize: how its preprocessing resizes images; empty if unknown.
     """
 
     kind: str
@@ -93,7 +93,7 @@ def blind_views(
             names=names,
             documents=documents,
             processor=model.processor,
-            resize=str(input_settings(model.processor)["input_resize"]),
+            resize="" if model.processor is None else str(input_settings(model.processor)["input_resize"]),
         )
 
 

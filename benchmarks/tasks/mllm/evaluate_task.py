@@ -83,7 +83,8 @@ def _evaluate_served(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
         record_images=True,
         cache=model.answer_cache(get_benchmark(config.entry).task, data_hash(config)),
     )
-    return evaluate_task(llava, config, model.config.output, served_settings(name))
+    about = served_settings(name) | blind_settings(config, None)
+    return evaluate_task(llava, config, model.config.output, about)
 
 
 def _answer_without_scoring(llava: Any, config: BenchmarkConfig) -> None:
