@@ -99,6 +99,29 @@ def test_coco_long_is_a_training_table_without_test_images(tmp_path):
     assert tested.open(0).size == (64, 64)
 
 
+def test_every_sixth_training_photo_is_held_out(tmp_path):
+    source = tmp_path / "in"
+    world.write_images(source / "images", 16)
+    rows = [
+        {"filename": f"{n}.png", "split": "train" if n < 14 else "val", "sentences": [{"raw": f"photo {n}"}]}
+        for n in range(16)
+    ]
+    (source / "dataset_mine.json").write_text(json.dumps({"images": rows}))
+    out = _prepare("held_out", source, tmp_path / "out") / "dataset_held_out.json"
+    found = {}
+    for split in ("train", "held_out", "val"):
+        spec = DatasetSpec(path=str(out), format="karpathy", split=split, image_root=str(source / "images"))
+        found[split] = [name.removesuffix(".png") for name in load_caption_set(spec).images]
+    assert found["held_out"] == ["5", "11"]
+    assert found["train"] == [str(n) for n in range(14) if n not in (5, 11)]
+    assert found["val"] == ["14", "15"]
+    with pytest.raises(UserError, match="split: held_out has none"):
+        _prepare("held_out", source, tmp_path / "other", split="val")
+    (source / "dataset_mine.json").write_text("[]")
+    with pytest.raises(UserError, match="expected Karpathy's format"):
+        _prepare("held_out", source, tmp_path / "other")
+
+
 def test_scenes_of_one_object_become_the_splits_of_a_probe(tmp_path):
     from clips.scenes.generate import ScenesConfig, generate_scenes
 

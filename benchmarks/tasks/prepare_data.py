@@ -20,7 +20,7 @@ from clips.data.formats import DatasetSpec
 from clips.data.formats.conversations import is_held_out
 from clips.data.lazy_images import FileImage, LazyImage
 from clips.errors import UserError, unknown_name_error
-from clips.text_files import read_json_lines
+from clips.text_files import read_json, read_json_lines
 
 _HUB = "lmms-lab-encoder"
 _MIN_SCENES = 8  # of a class: two for test, and train holds out one in five
@@ -33,8 +33,10 @@ class PrepareConfig:
     Args:
         dataset: ``cocoqa`` (as GQA), ``karpathy`` or ``flickr8k`` (a split of a Karpathy JSON, as NoCaps), ``mmvet``
             (all of MM-Vet), ``coco_long`` (photos with long captions by MLLMs: a training table, and a retrieval set
-            of other photos) or ``scene_classes`` (scenes with one object as images in a directory for each class: the
-            splits ``train`` and, one in four of each class, ``test`` of a linear probe).
+            of other photos), ``held_out`` (a Karpathy JSON with one sixth of the training photos in a split
+            ``held_out``, to test on photos that chose no setting) or ``scene_classes`` (scenes with one object as
+            images in a directory for each class: the splits ``train`` and, one in four of each class, ``test`` of a
+            linear probe).
         source: the directory of the data: ``questions.jsonl``, one ``dataset_*.json`` or ``mm-vet.jsonl``, next to
             ``images``; for coco_long the directory of both ``coco_long`` and ``coco_mini``; for
             scene_classes the output of ``clips scenes``.
@@ -62,7 +64,8 @@ class PrepareConfig:
 
 
 _COCOQA_SPLITS = ("held_out", "all")
-_WITHOUT_SPLITS = {"mmvet", "coco_long", "scene_classes"}
+_WITHOUT_SPLITS = {"mmvet", "coco_long", "held_out", "scene_classes"}
+_HELD_OUT_EVERY = 6  # of Flickr8k's 6,000 photos 1,000, as many as in its other splits
 
 
 def run_prepare(config: PrepareConfig) -> None:
@@ -132,6 +135,20 @@ def _karpathy(config: PrepareConfig, folder: Path) -> dict[str, int]:
     kinds = {"image": "image", "image_id": "int64", "annotations_captions": "strings"}
     _write(folder / _HUB / "NoCaps" / "data" / "validation-00000-of-00001.parquet", rows, kinds)
     return {"images": len(captions.images), "captions": sum(map(len, captions.captions))}
+
+
+def _held_out(config: PrepareConfig, folder: Path) -> dict[str, int]:
+    """``dataset_held_out.json``: every sixth training photo of a Karpathy JSON is of the split ``held_out``."""
+    load_caption_set(DatasetSpec(path=config.source, format="karpathy", split="train"), limit=1)  # raises unless it is
+    path = Path(config.source)
+    path = next(path.glob("dataset_*.json")) if path.is_dir() else path
+    content = read_json(path)
+    rows = [row for row in content["images"] if row["split"] == "train"][: config.limit]
+    for row in rows[_HELD_OUT_EVERY - 1 :: _HELD_OUT_EVERY]:
+        row["split"] = "held_out"
+    atomic_write(folder / "dataset_held_out.json", json.dumps(content, ensure_ascii=False) + "\n")
+    held = sum(row["split"] == "held_out" for row in rows)
+    return {"training images": len(rows) - held, "held-out images": held}
 
 
 def _mmvet(config: PrepareConfig, folder: Path) -> dict[str, int]:
@@ -241,5 +258,6 @@ CONVERTERS: dict[str, Callable[[PrepareConfig, Path], dict[str, int]]] = {
     "flickr8k": _karpathy,
     "mmvet": _mmvet,
     "coco_long": _coco_long,
+    "held_out": _held_out,
     "scene_classes": _scene_classes,
 }
