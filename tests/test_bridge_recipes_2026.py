@@ -123,8 +123,8 @@ def test_a_step_of_the_last_stage_learns_what_the_recipe_names(name, tmp_path, b
     )
     assert prompt.startswith(begin)
     tokens = int((batch["input_ids"][0] == setup.model.config.image_token_id).sum())
-    # 40 × 24 pixels. A base image of 16 tokens, and 4 rows of 6 and a newline, without the padding; 10 × 6
-    # patches of a budget of 64; a quarter of 16; and, twice in a packed row, a base tile of one token, and 2 of 4 tiles and a newline
+    # 40 × 24 pixels. A base image of 16 tokens, and 4 rows of 6 and a newline, without the padding; 10 × 6 patches of a
+    # budget of 64; a quarter of 16; and, twice in a packed row, a base tile of one token, 2 of 4 tiles and a newline
     expected = {"llava-next-qwen2.5-7b": 16 + 4 * 7, "onevision-encoder-qwen3-4b": 10 * 6, "llava-onevision-1.5-8b": 4}
     assert tokens == {**expected, "nanovlm-460m": 2 * (1 + 3)}[name]
     assert ("position_ids" in batch) == (name == "nanovlm-460m")
