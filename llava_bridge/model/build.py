@@ -198,7 +198,7 @@ def convert_open_clip_tower(model: AnyLlava, *, clip_only: bool = False) -> None
         if {-1, tower.depth} & set(layers if isinstance(layers, list) else [layers]):
             raise UserError("vision_feature_layer: transformers' last hidden state has no final norm, timm's has")
     else:
-        raise UserError(f"expected a ViT of open_clip as vision tower, got {type(tower).__name__}")
+        raise UserError(f"expected a ViT of open_clip or timm as vision tower, got {type(tower).__name__}")
     model.model.vision_tower = hf_tower
     if hasattr(model.model, "image_newline") and _grid(hf_tower.config) != _grid(config):
         raise UserError(

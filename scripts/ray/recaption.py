@@ -5,7 +5,8 @@
 
 The first number is that of the tasks; arguments that are not listed here are those of `clips recaption`. Ray starts a
 task that fails, or whose machine is lost, again, and it resumes with its missing shards; the last one to finish
-completes the dataset. All machines need the output's directory, and clips installed. RAY_ADDRESS names a cluster.
+completes the dataset. All machines need the output's directory, and clips installed. RAY_ADDRESS names a cluster; tried
+on one machine only.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ import ray
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("tasks", type=int)
     parser.add_argument("--cpus", type=float, default=2, help="of each task")
     parser.add_argument("--gpus", type=float, default=0, help="of each task")
