@@ -14,9 +14,11 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from clips.errors import UserError
+from clips.interchange.hf_siglip import siglip_vision_model
 from llava_bridge import load_llava
 from llava_bridge.conversion.convert_command import ConvertConfig, run_convert
 from llava_bridge.model import build
@@ -338,9 +340,10 @@ def test_a_siglip_of_timm_needs_no_import_of_this_package(aspect, bridge_llm: Pa
     other, _ = build_llava(LlavaParts(llm=str(bridge_llm), encoder="timm:test_vit@random", image_size=64))
     with pytest.raises(UserError, match="SiglipVisionModel has patches only, this tower a class token"):
         convert_open_clip_tower(other)
-    others, _ = build_llava(LlavaParts(llm=str(bridge_llm), encoder="timm:test_vit3@random", image_size=64))
-    with pytest.raises(UserError, match="SiglipVisionModel has"):
-        convert_open_clip_tower(others)
+    small = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    scaled = VisionTransformer(**small, class_token=False, global_pool="map", init_values=0.1)
+    with pytest.raises(UserError, match="other weights than this tower: it has the unexpected blocks.0.ls1.gamma"):
+        siglip_vision_model(scaled)
 
 
 @pytest.mark.slow

@@ -150,7 +150,9 @@ def test_models_without_an_original_equivalent_are_not_converted(
     rejected(saved("resampled", str(bridge_encoder), projector=perceiver), match)
     resnet = tmp_path / "resnet"
     bridge_world.make_encoder(resnet, bridge_world.RESNET)
-    rejected(saved("resnet-llava", str(resnet)), "expected a ViT of open_clip as vision tower, got OpenClipResNet")
+    rejected(
+        saved("resnet-llava", str(resnet)), "expected a ViT of open_clip or timm as vision tower, got OpenClipResNet"
+    )
     rejected(saved("perceiver", clip, projector=perceiver), match, format="original")
     match = r"reads one feature layer; this one reads \[-2, -1\]"
     rejected(saved("layers", clip, vision_feature_layer=[-2, -1]), match, format="original")

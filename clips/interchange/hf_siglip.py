@@ -28,6 +28,7 @@ from clips.interchange.weight_mapping import (
     weight_bias_links,
     weight_link,
 )
+from clips.model.loading import first_mismatch
 from clips.model.towers import text_pool_type
 
 _PREPROCESS = {
@@ -219,22 +220,16 @@ def siglip_vision_model(trunk: Any) -> Any:
         ],
         hint="",
     )
+    reject_unsupported(target, [(files.activation_name(trunk.blocks[0].mlp.act) is None, "has a GELU")], hint="")
     weights = {name: value for name, value in trunk.state_dict().items() if not name.startswith("attn_pool.")}
-    links = _trunk_links("", "", len(trunk.blocks))
-    others = weights.keys() - {name for link in links for name in link.ours}
-    missing = next((name for link in links for name in link.ours if name not in weights), None)
-    act = files.activation_name(trunk.blocks[0].mlp.act)
-    problems = [
-        (bool(others), f"has no {min(others, default='')}, which this tower has"),
-        (missing is not None, f"has {missing}, which this tower has not"),
-        (act is None, "has a GELU"),
-    ]
-    reject_unsupported(target, problems, hint="")
     config = SiglipVisionConfig(**_vision_config(trunk), vision_use_head=False)
     model = SiglipVisionModel(config).to(trunk.patch_embed.proj.weight.dtype).eval()
     shapes = shapes_of(model)
     prefix = next(iter(shapes)).partition("embeddings.")[0]  # "vision_model." in older versions of transformers
-    model.load_state_dict(from_open_clip(weights, _trunk_links("", prefix, len(trunk.blocks)), shapes))
+    mapped = from_open_clip(weights, _trunk_links("", prefix, len(trunk.blocks)), shapes)
+    if mismatch := first_mismatch(mapped, shapes):
+        raise UserError(f"{target} has other weights than this tower: it {mismatch}")
+    model.load_state_dict(mapped)
     return model
 
 
