@@ -342,7 +342,7 @@ def test_a_siglip_of_timm_needs_no_import_of_this_package(aspect, bridge_llm: Pa
         convert_open_clip_tower(other)
     small = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
     scaled = VisionTransformer(**small, class_token=False, global_pool="map", init_values=0.1)
-    with pytest.raises(UserError, match="other weights than this tower: it has the unexpected blocks.0.ls1.gamma"):
+    with pytest.raises(UserError, match=r"other weights than this tower: it has the unexpected blocks\.0\.ls1\.gamma"):
         siglip_vision_model(scaled)
 
 
