@@ -142,6 +142,28 @@ def test_scenes_of_one_object_become_the_splits_of_a_probe(tmp_path):
         _prepare("scene_classes", tmp_path / "scenes", tmp_path / "few", limit=9)
 
 
+def test_photos_of_one_object_become_the_splits_of_a_probe(tmp_path, shared):
+    source = shared / "data/cocoqa"
+    out = _prepare("cocoqa_classes", source, tmp_path / "out")
+    train, test = (load_classification_set(str(out), split=split) for split in ("train", "test"))
+    assert list(train.classes) == list(test.classes)
+    assert {"dog", "train"} <= set(train.classes)
+    assert not {"dogs", "trains"} & set(train.classes)
+    counts = np.bincount(train.targets), np.bincount(test.targets)
+    assert (counts[1] == np.ceil((counts[0] + counts[1]) / 4)).all()
+    assert (counts[0] + counts[1]).min() >= 12
+    assert not set(test.images) & set(train.images)
+    answers: dict[str, set[str]] = {}
+    for line in (source / "questions.jsonl").read_text(encoding="utf-8").splitlines():
+        if (row := json.loads(line))["type"] == "object":
+            answers.setdefault(row["image"], set()).add(row["answer"])
+    for name, target in zip(test.images, test.targets, strict=True):
+        kind = test.classes[target]
+        assert answers[name.rpartition("/")[2]] <= {kind, f"{kind}s"}
+    with pytest.raises(UserError, match="expected photos with questions of type object and one answer"):
+        _prepare("cocoqa_classes", source, tmp_path / "few", limit=20)
+
+
 def test_mmvet_is_whole(tmp_path, shared):
     rows = _read(
         _prepare("mmvet", shared / "data/mmvet", tmp_path / "out")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import posixpath
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from clips.text_files import read_json, read_json_lines
 
 _HUB = "lmms-lab-encoder"
 _MIN_SCENES = 8  # of a class: two for test, and train holds out one in five
+_MIN_PHOTOS = 12  # of a class: three for test
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +35,12 @@ class PrepareConfig:
         dataset: ``cocoqa`` (as GQA), ``karpathy`` or ``flickr8k`` (a split of a Karpathy JSON, as NoCaps), ``mmvet``
             (all of MM-Vet), ``coco_long`` (photos with long captions by MLLMs: a training table, and a retrieval set
             of other photos), ``held_out`` (a Karpathy JSON with one sixth of the training photos in a split
-            ``held_out``, to test on photos that chose no setting) or ``scene_classes`` (scenes with one object as
+            ``held_out``, to test on photos that chose no setting), ``scene_classes`` (scenes with one object as
             images in a directory for each class: the splits ``train`` and, one in four of each class, ``test`` of a
-            linear probe).
-        source: the directory of the data: ``questions.jsonl``, one ``dataset_*.json`` or ``mm-vet.jsonl``, next to
-            ``images``; for coco_long the directory of both ``coco_long`` and ``coco_mini``; for
-            scene_classes the output of ``clips scenes``.
+            linear probe) or ``cocoqa_classes`` (the same of photos, by the object that COCO-QA asks for).
+        source: the directory of the data: ``questions.jsonl`` (of both cocoqa and cocoqa_classes), one
+            ``dataset_*.json`` or ``mm-vet.jsonl``, next to ``images``; for coco_long the directory of both
+            ``coco_long`` and ``coco_mini``; for scene_classes the output of ``clips scenes``.
         output: the directory to write.
         split: for a Karpathy JSON one of its splits, by default ``val``; for cocoqa ``held_out``, the fifth of its
             photos that training excludes (the default), or ``all``. The others have none.
@@ -64,7 +65,7 @@ class PrepareConfig:
 
 
 _COCOQA_SPLITS = ("held_out", "all")
-_WITHOUT_SPLITS = {"mmvet", "coco_long", "held_out", "scene_classes"}
+_WITHOUT_SPLITS = {"mmvet", "coco_long", "held_out", "scene_classes", "cocoqa_classes"}
 _HELD_OUT_EVERY = 6  # of Flickr8k's 6,000 photos 1,000, as many as in its other splits
 
 
@@ -217,17 +218,44 @@ def _add_image(images: dict[str, None], row: Mapping[str, Any], limit: int | Non
 
 
 def _scene_classes(config: PrepareConfig, folder: Path) -> dict[str, int]:
-    """The scenes of a single object, ``<split>/<class>/<scene>.png``; classes of fewer than 8 are left out."""
+    """The scenes of a single object, ``<split>/<class>/<scene>.png``."""
     root = Path(config.source)
     single = [(image, objects[0]["kind"]) for image, objects in read_scenes(root) if len(objects) == 1]
+    return _write_classes(root, single[: config.limit], folder, "scenes with a single object", _MIN_SCENES)
+
+
+def _cocoqa_classes(config: PrepareConfig, folder: Path) -> dict[str, int]:
+    """The photos whose questions of type ``object`` have one answer, which is the class.
+
+    A plural counts as its singular. Photos with several answers are left out, as they show objects of several classes.
+    """
+    source = Path(config.source)
+    answers: dict[str, set[str]] = {}
+    for _, row in read_json_lines(source / "questions.jsonl", texts=("image", "answer", "type")):
+        if row["type"] == "object":
+            answers.setdefault(row["image"], set()).add(row["answer"])
+    words = set().union(*answers.values())
+    single = []
+    for image, found in answers.items():
+        kinds = {word.removesuffix("s") if word.removesuffix("s") in words else word for word in found}
+        if len(kinds) == 1:
+            single.append((image, kinds.pop()))
+    what = "photos with questions of type object and one answer"
+    return _write_classes(source / "images", single[: config.limit], folder, what, _MIN_PHOTOS)
+
+
+def _write_classes(
+    root: Path, images: Sequence[tuple[str, str]], folder: Path, what: str, minimum: int
+) -> dict[str, int]:
+    """Write (image, class) pairs as ``<split>/<class>/<image>``; classes of fewer than ``minimum`` are left out."""
     groups: dict[str, list[str]] = {}
-    for image, kind in single[: config.limit]:
+    for image, kind in images:
         groups.setdefault(kind.replace(" ", "_"), []).append(image)
-    groups = {kind: images for kind, images in groups.items() if len(images) >= _MIN_SCENES}
+    groups = {kind: names for kind, names in groups.items() if len(names) >= minimum}
     if len(groups) < 2:
-        raise UserError(f"{root}: expected scenes with a single object, {_MIN_SCENES} of each of two classes or more")
-    for kind, images in groups.items():
-        for number, image in enumerate(images):
+        raise UserError(f"{root}: expected {what}, {minimum} of each of two classes or more")
+    for kind, names in groups.items():
+        for number, image in enumerate(names):
             target = folder / ("train" if number % 4 else "test") / kind / image.replace("/", "_")
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(FileImage(root, image).read())
@@ -260,4 +288,5 @@ CONVERTERS: dict[str, Callable[[PrepareConfig, Path], dict[str, int]]] = {
     "coco_long": _coco_long,
     "held_out": _held_out,
     "scene_classes": _scene_classes,
+    "cocoqa_classes": _cocoqa_classes,
 }
