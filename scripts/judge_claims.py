@@ -2,14 +2,19 @@
 
     python scripts/judge_claims.py runs/inverse_effect runs/ablation
     python scripts/judge_claims.py runs/race
-    python scripts/judge_claims.py runs/race_photos
+    python scripts/judge_claims.py runs/race_photos docs/scores/race_photos.csv --save docs/scores/race_photos.csv
 
 Differences of T→I R@1, or of a LLaVA's mean of two metrics (on scenes POPE accuracy and GQA exact match, on photographs
 CIDEr and COCO-QA exact match), in points, are taken at equal seed; intervals are Student's t over seeds, 95 %.
+
+``--save`` writes the scores that were read to a CSV, which is read as the study's output is: seeds of one study can run
+at different times or on different machines.
 """
 
 from __future__ import annotations
 
+import argparse
+import csv
 import itertools
 import json
 import re
@@ -17,6 +22,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import NamedTuple
 
 from scipy import stats
 
@@ -38,21 +44,41 @@ RACES = {"race": ("scenes", "llava."), "race_photos": ("photos", "photos_llava."
 """Name of a study → its dataset and the prefix of its LLaVAs; claims D1 to D6 are judged for these studies only."""
 
 
+class Score(NamedTuple):
+    """A line of the CSV: ``value`` in points; ``benchmark`` as in `METRICS`; ``commit`` of the suite, if known."""
+
+    study: str
+    commit: str
+    encoder: str
+    seed: int
+    benchmark: str
+    metric: str
+    value: float
+
+
 def main() -> int:
-    scores: Scores = {}
-    race = None
-    for run in sys.argv[1:]:
-        found = read(Path(run))
-        if not found:
-            print(f"{run}: expected the output of a study, with results/", file=sys.stderr)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("sources", nargs="+", type=Path, help="outputs of studies, or CSVs of --save")
+    parser.add_argument(
+        "--save", type=Path, metavar="CSV", help="write the scores, to be read with those of other seeds"
+    )
+    args = parser.parse_args()
+    found: list[Score] = []
+    for source in args.sources:
+        try:
+            rows = read_csv(source) if source.suffix == ".csv" else read_study(source)
+            check_apart(found, rows, source)
+        except (OSError, ValueError) as error:
+            print(error, file=sys.stderr)
             return 2
-        if twice := scores.keys() & found.keys():
-            print(f"{run}: an earlier directory has {', '.join(sorted(twice))}, too; judge them apart", file=sys.stderr)
-            return 2
-        scores |= found
-        record = Path(run) / "study.json"
-        if record.is_file():
-            race = race or RACES.get(json.loads(record.read_text(encoding="utf-8"))["name"])
+        found += rows
+    if args.save:
+        save(found, args.save)
+    print_claims(mean_scores(found), next((RACES[row.study] for row in found if row.study in RACES), None))
+    return 0
+
+
+def print_claims(scores: Scores, race: tuple[str, str] | None) -> None:
     print("| claim | dataset | compared | difference | seeds | verdict |\n| --- | --- | --- | ---: | ---: | --- |")
     verdicts: dict[str, list[str]] = {}
     for claim, world, words, one, other in [*claims(scores), *(race_claims(scores, *race) if race else ())]:
@@ -65,23 +91,72 @@ def main() -> int:
             print("|", " | ".join([claim, race[0] if race else "", "all", "", "", min(each, key=VERDICTS.index)]), "|")
     if race and all(race[1] + name in scores and name in scores for name in OBJECTIVES):
         print("|", " | ".join(["D6", race[0], "correlation of the orders", *judged_orders(scores, race[1])]), "|")
-    return 0
 
 
-def read(run: Path) -> Scores:
-    found: dict[tuple[str, str, int], dict[str, float]] = {}
+def read_study(run: Path) -> list[Score]:
+    """The scores of a study's output that claims are judged by.
+
+    Raises:
+        ValueError: there are none.
+    """
+    record = run / "study.json"
+    study = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    commit = str(study.get("git", {}).get("commit") or "")[:8]
+    found = []
     for path in sorted(run.glob("results/*/*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
         name = re.fullmatch(r"(.*?)(-tiny|-small)?-s(\d+)", result["model_name"])
         for (benchmark, metric), prefix in METRICS.items():
             named = result["benchmark"] == benchmark or not prefix  # an entry of retrieval may have any name
             if name and named and result["status"] == "ok" and metric in result["metrics"]:
-                values = found.setdefault((prefix, name[1], int(name[3])), {})
-                values[metric] = 100 * result["metrics"][metric]["value"]
+                value = 100 * result["metrics"][metric]["value"]
+                found.append(Score(study.get("name", ""), commit, name[1], int(name[3]), benchmark, metric, value))
+    if not found:
+        raise ValueError(f"{run}: expected the output of a study, with results/")
+    return found
+
+
+def read_csv(path: Path) -> list[Score]:
+    """The scores that ``--save`` wrote.
+
+    Raises:
+        ValueError: it is another file.
+    """
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file)
+        if tuple(rows.fieldnames or ()) != Score._fields:
+            raise ValueError(f"{path}: expected the columns {', '.join(Score._fields)}")
+        return [Score(**{**row, "seed": int(row["seed"]), "value": float(row["value"])}) for row in rows]
+
+
+def check_apart(earlier: Sequence[Score], rows: Sequence[Score], source: Path) -> None:
+    """Raise ValueError if an encoder has scores in both, unless they are other seeds of the same study."""
+    both = {row.encoder for row in earlier} & {row.encoder for row in rows}
+    studies = {row.study for row in [*earlier, *rows] if row.encoder in both}
+    if len(studies) > 1 or "" in studies:
+        raise ValueError(f"{source}: an earlier source has {', '.join(sorted(both))}, too; judge them apart")
+    if twice := {(row.encoder, row.seed) for row in earlier} & {(row.encoder, row.seed) for row in rows}:
+        name, seed = min(twice)
+        raise ValueError(f"{source}: an earlier source has seed {seed} of {name}, too")
+
+
+def save(rows: Sequence[Score], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(Score._fields)
+        table.writerows(row._replace(value=round(row.value, 6)) for row in sorted(rows))
+
+
+def mean_scores(rows: Sequence[Score]) -> Scores:
+    """The mean of the metrics of an encoder, and of its LLaVA, for each seed that has all of them."""
+    found: dict[tuple[str, str, int], list[float]] = {}
+    for row in rows:
+        found.setdefault((METRICS[row.benchmark, row.metric], row.encoder, row.seed), []).append(row.value)
     scores: Scores = {}
     for (prefix, encoder, seed), values in found.items():
         if len(values) == list(METRICS.values()).count(prefix):
-            scores.setdefault(prefix + encoder, {})[seed] = fmean(values.values())
+            scores.setdefault(prefix + encoder, {})[seed] = fmean(values)
     return scores
 
 

@@ -7,6 +7,7 @@ import http.server
 import importlib.util
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -158,13 +159,13 @@ def put_score(study: Path, row: str, benchmark: str, metric: str, value: float) 
     (study / "results" / row / f"{benchmark}.json").write_text(json.dumps(result))
 
 
-def run_judge(*studies: Path) -> subprocess.CompletedProcess[str]:
+def run_judge(*studies: Path | str) -> subprocess.CompletedProcess[str]:
     words = [sys.executable, EVIDENCE / "judge_claims.py", *studies]
     return subprocess.run(words, capture_output=True, text=True, check=False)
 
 
-def judged(study: Path) -> list[str]:
-    done = run_judge(study)
+def judged(*studies: Path | str) -> list[str]:
+    done = run_judge(*studies)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -173,7 +174,40 @@ def test_two_studies_with_the_same_row_are_not_judged_together(evidence: Path, t
     put_score(tmp_path / "again", "scenes.clip-s9", "scenes", "t2i_r1", 0.5)
     done = run_judge(evidence, tmp_path / "again")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"{tmp_path / 'again'}: an earlier directory has scenes.clip, too; judge them apart\n"
+    assert done.stderr == f"{tmp_path / 'again'}: an earlier source has scenes.clip, too; judge them apart\n"
+
+
+def test_seeds_that_ran_at_different_times_are_judged_together(tmp_path: Path) -> None:
+    """Four seeds of one study in two outputs; the first output is gone but for its CSV."""
+    names = ("ablation", "ablation", "objectives")
+    first, second, other = folders = [tmp_path / each for each in ("first", "second", "other")]
+    for folder, name, seeds in zip(folders, names, ((0, 1), (2, 3), (4, 5)), strict=True):
+        for seed in seeds:
+            put_score(folder, f"scenes.clip-s{seed}", "scenes", "t2i_r1", 0.03 + seed / 100)
+            put_score(folder, f"scenes.clips-s{seed}", "scenes", "t2i_r1", 0.07 + seed / 70)
+        (folder / "study.json").write_text(json.dumps({"name": name, "git": {"commit": "0123456789ab"}}))
+    (expected,) = [line for line in judged(second, first) if line.startswith("| C1 |")]
+    assert "| 4 | reproduced |" in expected
+    table = tmp_path / "scores.csv"
+    judged(first, "--save", table)
+    lines = table.read_text().splitlines()
+    assert lines[0] == "study,commit,encoder,seed,benchmark,metric,value"
+    assert lines[1] == "ablation,01234567,scenes.clip,0,retrieval,t2i_r1,3.0"
+    assert len(lines) == 5
+    shutil.rmtree(first)
+    assert expected in judged(second, table, "--save", table)
+    assert expected in judged(table)
+    for source, message in (
+        (second, f"{second}: an earlier source has seed 2 of scenes.clip, too\n"),
+        (other, f"{other}: an earlier source has scenes.clip, scenes.clips, too; judge them apart\n"),
+        (tmp_path / "none", f"{tmp_path / 'none'}: expected the output of a study, with results/\n"),
+    ):
+        done = run_judge(table, source)
+        assert (done.returncode, done.stdout, done.stderr) == (2, "", message)
+    table.write_text("study,seed\n")
+    done = run_judge(table, "--save", table)
+    assert (done.returncode, table.read_text()) == (2, "study,seed\n")
+    assert "expected the columns study, commit, encoder, seed, benchmark, metric, value" in done.stderr
 
 
 def test_an_interval_on_one_side_of_zero_decides(evidence: Path) -> None:
