@@ -35,7 +35,7 @@ def test_every_row_has_a_source_and_a_unique_name():
     rows = load_reference_results()
     assert len({(row.set, row.name) for row in rows}) == len(rows)
     sets = {"clips", "openvision", "openvision2", "siglip2", "pe", "llava", "llava_more", "openclip"}
-    sets |= {"mlcd", "rice", "onevision_1.5", "onevision_2_reruns", "onevision_encoder", "pe_lang"}
+    sets |= {"mlcd", "rice", "onevision_1.5", "onevision_2_reruns", "onevision_encoder", "pe_lang", "genlip"}
     assert {row.set for row in rows} == sets
     assert all(row.source and row.values for row in rows)
     assert sum(row.set == "openclip" for row in rows) == 121

@@ -32,7 +32,7 @@ class ReferenceResult:
 
     Args:
         set: the table's origin: clips, openvision, openvision2, siglip2, pe, llava, llava_more, openclip, mlcd, rice,
-            onevision_1.5, onevision_2_reruns (of others, published in threads), onevision_encoder or pe_lang.
+            onevision_1.5, onevision_2_reruns (of others, published in threads), onevision_encoder, pe_lang or genlip.
         name: the model.
         about: its resolution, data or size.
         source: the publication.
