@@ -2,7 +2,7 @@
 
     python scripts/draw_evidence.py runs/inverse_effect docs/inverse_effect.svg
 
-T→I R@1. Bars are 95 % intervals over seeds; the dashed line and its band are those of full captions.
+T→I R@1. Bars are 95 % intervals; the dashed line and its band are those of full captions.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Curves = dict[str, list[Point]]
 def read(run: Path) -> dict[str, Curves]:
     """Figure → curve → its points, in the study's order."""
     found: dict[str, Curves] = defaultdict(lambda: defaultdict(list))
-    with (run / "report/settings.csv").open(newline="", encoding="utf-8") as stream:
+    with (run / "report/sweep.csv").open(newline="", encoding="utf-8") as stream:
         head, *rows = csv.reader(stream)
     for row in rows:
         entry = dict(zip(head, row, strict=True))
@@ -69,9 +69,9 @@ def main() -> None:
     """Write the figure of a study's output."""
     run, target = map(Path, sys.argv[1:])
     figures = read(run)
-    columns = 3
+    columns = min(3, len(figures))
     with matplotlib.rc_context({"svg.hashsalt": "evidence", "font.size": 8, "font.family": "sans-serif"}):
-        figure = Figure(figsize=(8.4, 2.6 * -(-len(figures) // columns)), layout="constrained")
+        figure = Figure(figsize=(max(2.8 * columns, 5), 2.6 * -(-len(figures) // columns)), layout="constrained")
         panels = figure.subplots(-(-len(figures) // columns), columns, squeeze=False)
         for axes, (title, curves) in zip(panels.flat, figures.items(), strict=False):
             draw_panel(axes, title, curves)
