@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import Any
 
 import matplotlib
-from judge_claims import read, t_interval
+from judge_claims import mean_scores, read_study, t_interval
 from matplotlib.figure import Figure
 
 WORLDS = {
@@ -55,7 +55,7 @@ def by_world(scores: dict[str, dict[int, float]]) -> dict[str, dict[str, list[fl
 
 def main() -> int:
     run, target = map(Path, sys.argv[1:])
-    worlds = by_world(read(run))
+    worlds = by_world(mean_scores(read_study(run)))
     if not worlds:
         print(f"{run}: expected the output of the study ablation, with results/", file=sys.stderr)
         return 2

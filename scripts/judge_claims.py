@@ -67,6 +67,8 @@ def main() -> int:
     for source in args.sources:
         try:
             rows = read_csv(source) if source.suffix == ".csv" else read_study(source)
+            if not rows:
+                raise ValueError(f"{source}: expected the output of a study, with results/")
             check_apart(found, rows, source)
         except (OSError, ValueError) as error:
             print(error, file=sys.stderr)
@@ -94,11 +96,7 @@ def print_claims(scores: Scores, race: tuple[str, str] | None) -> None:
 
 
 def read_study(run: Path) -> list[Score]:
-    """The scores of a study's output that claims are judged by.
-
-    Raises:
-        ValueError: there are none.
-    """
+    """The scores of a study's output that claims are judged by."""
     record = run / "study.json"
     study = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     commit = str(study.get("git", {}).get("commit") or "")[:8]
@@ -111,8 +109,6 @@ def read_study(run: Path) -> list[Score]:
             if name and named and result["status"] == "ok" and metric in result["metrics"]:
                 value = 100 * result["metrics"][metric]["value"]
                 found.append(Score(study.get("name", ""), commit, name[1], int(name[3]), benchmark, metric, value))
-    if not found:
-        raise ValueError(f"{run}: expected the output of a study, with results/")
     return found
 
 
@@ -123,10 +119,13 @@ def read_csv(path: Path) -> list[Score]:
         ValueError: it is another file.
     """
     with path.open(encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file)
-        if tuple(rows.fieldnames or ()) != Score._fields:
+        head, *rows = csv.reader(file)
+        if tuple(head) != Score._fields:
             raise ValueError(f"{path}: expected the columns {', '.join(Score._fields)}")
-        return [Score(**{**row, "seed": int(row["seed"]), "value": float(row["value"])}) for row in rows]
+        return [
+            Score(study, commit, encoder, int(seed), benchmark, metric, float(value))
+            for study, commit, encoder, seed, benchmark, metric, value in rows
+        ]
 
 
 def check_apart(earlier: Sequence[Score], rows: Sequence[Score], source: Path) -> None:

@@ -219,6 +219,15 @@ def test_an_interval_on_one_side_of_zero_decides(evidence: Path) -> None:
     assert "+0.7 [" in between
 
 
+def test_the_figure_of_the_ablation_is_drawn_from_results(evidence: Path, tmp_path: Path) -> None:
+    words = [sys.executable, EVIDENCE / "draw_ablation.py"]
+    subprocess.run([*words, evidence, tmp_path / "figure.svg"], check=True)
+    svg = (tmp_path / "figure.svg").read_text(encoding="utf-8")
+    assert all(f"<!-- {text} -->" in svg for text in ("clip", "clips", "veclip", "scenes, like an MLLM's"))
+    done = subprocess.run([*words, tmp_path / "none", tmp_path / "x.svg"], capture_output=True, text=True, check=False)
+    assert (done.returncode, "expected the output of the study ablation" in done.stderr) == (2, True)
+
+
 def test_lengths_are_compared_over_the_strategies_that_both_have(tmp_path: Path) -> None:
     scores = {"truncate.8": 0.03, "truncate.32": 0.05, "random.32": 0.40}
     for name, value in scores.items():
