@@ -15,16 +15,20 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import itertools
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
 from scipy import stats
+
+from clips.core.artifact import atomic_write
 
 STRATEGIES = ("truncate", "random", "block", "sub_captions")
 OBJECTIVES = ("clip", "siglip", "veclip", "sentences", "clips")  # of the race, with both towers
@@ -119,17 +123,30 @@ def read_csv(path: Path) -> list[Score]:
         ValueError: it is another file.
     """
     with path.open(encoding="utf-8", newline="") as file:
-        head, *rows = csv.reader(file)
-        if tuple(head) != Score._fields:
-            raise ValueError(f"{path}: expected the columns {', '.join(Score._fields)}")
-        return [
-            Score(study, commit, encoder, int(seed), benchmark, metric, float(value))
-            for study, commit, encoder, seed, benchmark, metric, value in rows
-        ]
+        head, *rows = [*csv.reader(file)] or [[]]
+    if tuple(head) != Score._fields:
+        raise ValueError(f"{path}: expected the columns {', '.join(Score._fields)}")
+    found = []
+    for number, row in enumerate(rows, 2):
+        try:
+            study, commit, encoder, seed, benchmark, metric, value = row
+            score = Score(study, commit, encoder, int(seed), benchmark, metric, float(value))
+        except ValueError:
+            raise ValueError(f"{path} line {number}: expected a line of --save, got {','.join(row)!r:.80}") from None
+        if (benchmark, metric) not in METRICS:
+            raise ValueError(f"{path} line {number}: expected a metric that claims are judged by, got {metric!r}")
+        found.append(score)
+    return found
 
 
 def check_apart(earlier: Sequence[Score], rows: Sequence[Score], source: Path) -> None:
-    """Raise ValueError if an encoder has scores in both, unless they are other seeds of the same study."""
+    """Raise ValueError if an encoder has scores in both, unless they are other seeds of the same study.
+
+    Or if it has two scores of one seed and metric, as with two LLMs or two retrieval sets.
+    """
+    each = Counter((row.encoder, row.seed, row.benchmark, row.metric) for row in rows)
+    if (most := max(each, key=each.__getitem__)) and each[most] > 1:
+        raise ValueError(f"{source}: expected one {most[3]} of {most[0]} with seed {most[1]}, got {each[most]}")
     both = {row.encoder for row in earlier} & {row.encoder for row in rows}
     studies = {row.study for row in [*earlier, *rows] if row.encoder in both}
     if len(studies) > 1 or "" in studies:
@@ -140,11 +157,11 @@ def check_apart(earlier: Sequence[Score], rows: Sequence[Score], source: Path) -
 
 
 def save(rows: Sequence[Score], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(Score._fields)
-        table.writerows(row._replace(value=round(row.value, 6)) for row in sorted(rows))
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(Score._fields)
+    table.writerows(row._replace(value=round(row.value, 6)) for row in sorted(rows))
+    atomic_write(path, text.getvalue())
 
 
 def mean_scores(rows: Sequence[Score]) -> Scores:

@@ -204,6 +204,10 @@ def test_seeds_that_ran_at_different_times_are_judged_together(tmp_path: Path) -
     ):
         done = run_judge(table, source)
         assert (done.returncode, done.stdout, done.stderr) == (2, "", message)
+    table.write_text(f"{lines[0]}\nablation,,scenes.clip,zero,retrieval,t2i_r1,3\n")
+    assert f"{table} line 2: expected a line of --save, got 'ablation,,scenes.clip,zero," in run_judge(table).stderr
+    put_score(second, "scenes.clip-s2", "others", "t2i_r1", 0.1)
+    assert run_judge(second).stderr == f"{second}: expected one t2i_r1 of scenes.clip with seed 2, got 2\n"
     table.write_text("study,seed\n")
     done = run_judge(table, "--save", table)
     assert (done.returncode, table.read_text()) == (2, "study,seed\n")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import posixpath
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ class PrepareConfig:
         dataset: ``cocoqa`` (as GQA), ``karpathy`` or ``flickr8k`` (a split of a Karpathy JSON, as NoCaps), ``mmvet``
             (all of MM-Vet), ``coco_long`` (photos with long captions by MLLMs: a training table, and a retrieval set
             of other photos), ``held_out`` (a Karpathy JSON with one sixth of the training photos in a split
-            ``held_out``, to test on photos that chose no setting), ``scene_classes`` (scenes with one object as
+            ``held_out``, to test on photos not used to choose settings), ``scene_classes`` (scenes with one object as
             images in a directory for each class: the splits ``train`` and, one in four of each class, ``test`` of a
             linear probe) or ``cocoqa_classes`` (the same of photos, by the object that COCO-QA asks for).
         source: the directory of the data: ``questions.jsonl`` (of both cocoqa and cocoqa_classes), one
@@ -250,7 +251,7 @@ def _write_classes(
     """Write (image, class) pairs as ``<split>/<class>/<image>``; classes of fewer than ``minimum`` are left out."""
     groups: dict[str, list[str]] = {}
     for image, kind in images:
-        groups.setdefault(kind.replace(" ", "_"), []).append(image)
+        groups.setdefault(re.sub(r"[^\w-]", "_", kind), []).append(image)  # a name of a directory, whatever the data
     groups = {kind: names for kind, names in groups.items() if len(names) >= minimum}
     if len(groups) < 2:
         raise UserError(f"{root}: expected {what}, {minimum} of each of two classes or more")
