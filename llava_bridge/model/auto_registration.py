@@ -20,6 +20,9 @@ AUTO_MODEL_MODULE = "transformers.models.auto.modeling_auto"
 AUTO_PROCESSOR_MODULE = "transformers.models.auto.processing_auto"
 LLAVA_CONFIG_MODULE = "transformers.models.llava.configuration_llava"
 """The configs need the first module; the second must not be partially imported at that time."""
+ARCHITECTURES = ("BridgeLlavaForConditionalGeneration", "BridgeLlavaNextForConditionalGeneration")
+"""This suite's LLaVAs, as their config.json names them."""
+_VLLM_BACKEND = "vllm.model_executor.models.transformers:TransformersMultiModalForCausalLM"
 
 
 def register_on_import() -> None:
@@ -33,12 +36,22 @@ def register_on_import() -> None:
 
 
 def register_with_transformers() -> None:
-    """Register configs and models now: vLLM's plugin, which its engine calls in each of its processes.
-
-    https://docs.vllm.ai/en/latest/design/plugin_system.html
-    """
+    """Register configs and models now."""
     register_configs()
     _register_models()
+
+
+def register_with_vllm() -> None:
+    """Register configs, models and their architectures: vLLM's plugin, which it calls in each of its processes.
+
+    vLLM resolves only transformers' own architectures to its transformers backend; others must be in its registry
+    (https://docs.vllm.ai/en/latest/design/plugin_system.html).
+    """
+    from vllm import ModelRegistry
+
+    register_with_transformers()
+    for architecture in ARCHITECTURES:
+        ModelRegistry.register_model(architecture, _VLLM_BACKEND)
 
 
 def register_configs() -> None:
