@@ -20,8 +20,6 @@ AUTO_MODEL_MODULE = "transformers.models.auto.modeling_auto"
 AUTO_PROCESSOR_MODULE = "transformers.models.auto.processing_auto"
 LLAVA_CONFIG_MODULE = "transformers.models.llava.configuration_llava"
 """The configs need the first module; the second must not be partially imported at that time."""
-ARCHITECTURES = ("BridgeLlavaForConditionalGeneration", "BridgeLlavaNextForConditionalGeneration")
-"""This suite's LLaVAs, as their config.json names them."""
 _VLLM_BACKEND = "vllm.model_executor.models.transformers:TransformersMultiModalForCausalLM"
 
 
@@ -49,9 +47,11 @@ def register_with_vllm() -> None:
     """
     from vllm import ModelRegistry
 
+    from llava_bridge.model import modeling_llava as llavas
+
     register_with_transformers()
-    for architecture in ARCHITECTURES:
-        ModelRegistry.register_model(architecture, _VLLM_BACKEND)
+    for llava in (llavas.BridgeLlavaForConditionalGeneration, llavas.BridgeLlavaNextForConditionalGeneration):
+        ModelRegistry.register_model(llava.__name__, _VLLM_BACKEND)
 
 
 def register_configs() -> None:
