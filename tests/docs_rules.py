@@ -44,7 +44,7 @@ _ONE_STEP = "--align.max_steps 1 --align.global_batch_size 4 --instruct.max_step
 _FEW = f"{_ONE_STEP} --precision fp32"
 _CLUSTER = "docs/how-to/cluster.md has it, too"
 _MEASURES = "measures for minutes; in miniature in tests/test_scripts.py"
-_HOURS = "hours of training; in miniature in tests/test_scripts.py"
+_HOURS = "hours of training; in miniature in tests/test_evidence.py"
 
 RULES = (
     # ------------------------------------------------------------ what is no command of the suite's
