@@ -87,6 +87,22 @@ def test_an_outage_is_no_score_and_the_same_command_resumes(pope, address, tmp_p
     assert asked - 100 < questions  # those before the outage were cached
 
 
+def test_a_limit_prints_the_time_tokens_and_cost_of_all_questions(pope, address, tmp_path, capfd) -> None:
+    part = dataclasses.replace(pope, limit=2)
+    served = {"llava": "mine", "endpoint": (address,), "batch_size": 2, "token_prices": (1e6, 2e6)}
+    found = world.measure(tmp_path / "results", part, **served)
+    told = capfd.readouterr().err
+    total = int(found.protocol["full_size"])
+    assert total > 2
+    assert f"estimate for all {total}, from 2: 0.00 h in one process\n" in told
+    assert "the time is too long" not in told
+    prompts, generated = (int(words.split()[0]) for words in told.partition("tokens: ")[2].split(", ")[:2])
+    assert prompts > total * 4
+    assert float(told.partition("cost: ")[2].split()[0]) == pytest.approx(prompts + 2 * generated, abs=2)
+    world.measure(tmp_path / "results", part, row="again", **served)
+    assert "estimate" not in capfd.readouterr().err  # answers were cached
+
+
 def test_beams_are_rejected_before_a_server_is_asked(pope, tmp_path) -> None:
     beams = dataclasses.replace(pope, num_beams=2)
     with pytest.raises(

@@ -84,4 +84,5 @@ def test_settings_that_may_change_on_resume():
         llava |= {f"{stage}.{name}" for name in fields}
     assert run_only_fields(LlavaTrainConfig) == llava
     describe = {"model", "images", "output", "batch_size", "endpoint", "endpoint_key_env", "retry_minutes"}
+    describe |= {"estimate", "token_prices"}
     assert run_only_fields(DescribeConfig) == describe

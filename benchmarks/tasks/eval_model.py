@@ -25,7 +25,6 @@ from llava_bridge.encoders.spec import (
 if TYPE_CHECKING:
     from benchmarks.tasks.encoders.embedding import DualEncoder
     from benchmarks.tasks.output_cache import AnswerCache
-    from clips.core.chat_client import ChatClient
     from clips.parallel.distributed import DistributedContext
 
 _EXPECTED: dict[RequiredModel, str] = {
@@ -145,13 +144,6 @@ class EvalModel:
         return load_for_evaluation(self.path("llava"), self.device, self.config.dtype)
 
     @functools.cached_property
-    def servers(self) -> ChatClient:
-        """The client of the servers that have loaded the LLaVA."""
-        from benchmarks.tasks.mllm.served_llava import chat_client
-
-        return chat_client(self.config)
-
-    @functools.cached_property
     def lmms(self) -> Any:
         """The lmms-eval model that replaces the LLaVA. Raises UserError if it cannot be loaded."""
         from benchmarks.tasks.mllm.lmms_models import load_lmms_model
@@ -163,7 +155,9 @@ class EvalModel:
     def load(self, needs: RequiredModel) -> None:
         """Load the part that a benchmark uses."""
         if needs == "llava" and self.config.endpoint:
-            self.servers.find_model(str(self.config.llava))
+            from benchmarks.tasks.mllm.served_llava import chat_client
+
+            chat_client(self.config).find_model(str(self.config.llava))
             return
         _ = self.lmms if needs == "llava" and self.config.lmms is not None else getattr(self, needs)
 

@@ -189,6 +189,8 @@ class RunConfig:
             directory instead.
         endpoint_key_env: the environment variable with the servers' API key, if they need one.
         retry_minutes: how long a question is repeated while no server answers it.
+        token_prices: prices of a million input and output tokens; with ``endpoint`` a benchmark with a ``limit`` prints
+            the time, tokens and cost of all of its questions.
         lmms: one of lmms-eval's own models instead of ``llava``; its arguments set device and precision.
         batch_size: images, captions or questions per forward pass; with ``endpoint`` concurrent requests.
         embedding_width: use the first numbers of the embeddings only, of an encoder that was trained for it
@@ -206,6 +208,7 @@ class RunConfig:
     endpoint: tuple[str, ...] = ()
     endpoint_key_env: str = "OPENAI_API_KEY"
     retry_minutes: float = 30.0
+    token_prices: tuple[float, float] | None = None
     lmms: LmmsModel | None = None
     batch_size: int = 64
     embedding_width: int | None = None

@@ -16,6 +16,7 @@ import random
 import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Coroutine, Mapping, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -115,6 +116,11 @@ class ChatClient:
         return models
 
     @functools.cached_property
+    def usage(self) -> Counter[str]:
+        """``prompt_tokens`` and ``completion_tokens`` of all replies so far, as the servers count them."""
+        return Counter()
+
+    @functools.cached_property
     def _slots(self) -> asyncio.Semaphore:
         return asyncio.Semaphore(self.requests_in_flight)
 
@@ -165,6 +171,7 @@ class ChatClient:
                     errors.append(error)
                 else:
                     self._answered["last"] = time.monotonic()
+                    self.usage.update(token_counts(reply))
                     return reply
             reason, status, answered = str(errors[-1]), errors[-1].status, self._answered["last"]
             internal = all(error.status == HTTPStatus.INTERNAL_SERVER_ERROR for error in errors)
@@ -252,6 +259,13 @@ def choices(reply: Mapping[str, Any]) -> list[tuple[str, str | None]]:
     if not found:
         raise ChatServerError("the server does not answer as OpenAI's chat API does: a reply without choices")
     return found
+
+
+def token_counts(reply: Mapping[str, Any]) -> dict[str, int]:
+    """The numbers of tokens of a reply's prompt and of its choices together; 0 if the server does not state them."""
+    usage = reply.get("usage")
+    stated = usage if isinstance(usage, dict) else {}
+    return {name: int(stated.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")}
 
 
 def check_urls(field: str, urls: Sequence[str]) -> None:

@@ -39,8 +39,9 @@ class Captioner(Protocol):
     windows_ahead: int
     """Number of windows to submit before the first one's captions are awaited."""
 
-    prompt_tokens: int
-    """Number of tokens of all prompts so far, images included."""
+    @property
+    def prompt_tokens(self) -> int:
+        """Number of tokens of all prompts so far, images included."""
 
     def submit(self, window: range, images: Sequence[PromptedImage]) -> Callable[[], CaptionsByIndex]:
         """Begin the captions of a window's valid samples; the function that is returned waits for them."""

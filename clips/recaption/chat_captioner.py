@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from clips.core.chat_client import ChatClient, ChatServerError, choices, image_request
+from clips.core.chat_client import ChatClient, ChatServerError, choices, image_request, token_counts
 from clips.errors import UserError
 from clips.recaption.captioning import CaptionsByIndex, GeneratedCaption, PromptedImage
 from clips.recaption.recaption_config import RecaptionConfig
@@ -28,7 +28,7 @@ class ChatCaptioner:
     windows_ahead = 1
 
     def __init__(self, config: RecaptionConfig) -> None:
-        self.config, self.prompt_tokens = config, 0
+        self.config = config
         self.client = ChatClient(
             urls=config.endpoint,
             key=os.environ.get(config.endpoint_key_env, ""),
@@ -36,6 +36,11 @@ class ChatCaptioner:
             retry_seconds=60 * config.retry_minutes,
         )
         self.model = self.client.find_model(config.model)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """See `Captioner`."""
+        return self.client.usage["prompt_tokens"]
 
     def submit(self, window: range, images: Sequence[PromptedImage]) -> Callable[[], CaptionsByIndex]:
         """See `Captioner`."""
@@ -65,9 +70,7 @@ class ChatCaptioner:
             if error.by_input:
                 return f"rejected by the server ({error.status})"
             raise UserError(f"endpoint: {error}") from None
-        usage = reply.get("usage") or {}
-        self.prompt_tokens += int(usage.get("prompt_tokens") or 0)
-        tokens = int(usage.get("completion_tokens") or 0) // len(found)
+        tokens = token_counts(reply)["completion_tokens"] // len(found)
         return [GeneratedCaption(text, tokens, ended=finish == "stop") for text, finish in found]
 
     def identity(self) -> dict[str, Any]:

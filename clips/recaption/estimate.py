@@ -6,6 +6,7 @@ import concurrent.futures
 import time
 
 from clips.core.artifact import log_info
+from clips.core.estimate import log_estimate
 from clips.data.sources import Source
 from clips.errors import UserError
 from clips.recaption.captioning import Captioner, PromptedImage
@@ -31,18 +32,17 @@ def print_estimate(config: RecaptionConfig, source: Source, captioner: Captioner
     if not found:
         raise UserError(f"estimate: none of {len(indices):,} images could be captioned: {_reason(samples, captions)}")
     written = sum(caption.tokens for generated in found for caption in generated)
-    scale = total / len(indices)
-    _, processes = config.share()
-    log_info(f"{len(found):,} of {len(indices):,} images captioned in {seconds:.1f} s, of {total:,}")
-    hours = seconds * scale / 3600
-    log_info(f"time: {hours:.2f} h in one process, {hours / processes:.2f} h in {processes:,}")
+    log_info(f"{len(found):,} of {len(indices):,} images captioned in {seconds:.1f} s")
     field = "requests_in_flight" if config.endpoint else "batch_size"
-    if len(images) < (concurrent_images := getattr(config, field)):
-        log_info(f"the time is too long: expected an estimate of {concurrent_images} images or more ({field})")
-    log_info(f"tokens: {captioner.prompt_tokens * scale:,.0f} of prompts, {written * scale:,.0f} of captions")
-    if config.token_prices:
-        prices = zip(config.token_prices, (captioner.prompt_tokens, written), strict=True)
-        log_info(f"cost: {sum(price * tokens for price, tokens in prices) * scale / 1e6:,.2f}")
+    log_estimate(
+        part=len(indices),
+        total=total,
+        seconds=seconds,
+        tokens=(captioner.prompt_tokens, written),
+        prices=config.token_prices,
+        concurrent=(field, getattr(config, field)),
+        processes=config.share()[1],
+    )
 
 
 def _reason(samples: list[PromptedImage | str], captions: dict) -> str:

@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import itertools
 import json
 import os
 import sys
-from collections import deque
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, NamedTuple, TextIO, TypeVar
 
 from PIL import Image
 
 from clips.commandline.progress import Progress
 from clips.core.artifact import atomic_write, directory_hash, log_info, write_errors_as_user_errors
 from clips.core.chat_client import ChatClient, ChatServerError, check_urls, choices, image_request
+from clips.core.estimate import log_estimate
 from clips.core.identity import RUN, RUN_ONLY, identity, read_run, reject_other_run, run_text
 from clips.data.invalid_samples import InvalidSamples
 from clips.errors import UserError, check_at_least
@@ -52,6 +55,9 @@ class DescribeConfig:
         prompt: the question about each image.
         output: the file of JSON lines to write; the same command resumes with the missing images. Without it lines are
             printed.
+        estimate: answer this number of images, print the time, tokens and cost of all, and write nothing. The time is
+            realistic for several times the images that are processed concurrently.
+        token_prices: prices of a million input and output tokens, for ``estimate`` with ``endpoint``.
         batch_size: images per batch; with ``endpoint`` two batches are requested concurrently.
         max_new_tokens: maximum length of an answer.
     """
@@ -63,12 +69,14 @@ class DescribeConfig:
     retry_minutes: float = dataclasses.field(default=30.0, metadata=RUN_ONLY)
     prompt: str = "Describe this picture."
     output: str | None = dataclasses.field(default=None, metadata=RUN_ONLY)
+    estimate: int = dataclasses.field(default=0, metadata=RUN_ONLY)
+    token_prices: tuple[float, float] | None = dataclasses.field(default=None, metadata=RUN_ONLY)
     batch_size: int = dataclasses.field(default=16, metadata=RUN_ONLY)
     max_new_tokens: int = 128
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "batch_size", "max_new_tokens")
-        check_at_least(0, self, "retry_minutes")
+        check_at_least(0, self, "retry_minutes", "estimate")
         check_urls("endpoint", self.endpoint)
         if not self.images:
             raise UserError("images: expected images, directories, shards (.tar) or globs")
@@ -85,6 +93,9 @@ def run_describe(config: DescribeConfig) -> None:
     names = find_images(config.images)
     if not config.endpoint:
         resolve_llava_dir(config.model)  # reported before torch is imported
+    if config.estimate:
+        _print_estimate(config, names)
+        return
     output = _OutputFile(config) if config.output else None
     described_before = output.described_images() if output else set()
     missing = [name for name in names if name not in described_before]
@@ -92,7 +103,9 @@ def run_describe(config: DescribeConfig) -> None:
         log_info(f"{len(names) - len(missing):,} of {len(names):,} images are described already")
     invalid = InvalidSamples()
     if missing:
-        _describe(config, missing, output, invalid)
+        engine = _load_engine(config)  # its errors leave no output behind
+        with output.open_to_append() if output else contextlib.nullcontext(sys.stdout) as lines:
+            _describe(config, engine, missing, lines, invalid)
     for line in invalid.summary():
         log_info(line)
     described = len(names) - invalid.count
@@ -102,17 +115,36 @@ def run_describe(config: DescribeConfig) -> None:
         log_info(f"{config.output}: {described:,} of {len(names):,} images described")
 
 
+def _print_estimate(config: DescribeConfig, names: Sequence[str]) -> None:
+    """Answer ``config.estimate`` images, evenly spaced, and print what all of them would take.
+
+    Raises:
+        UserError: none of the images can be read.
+    """
+    count = min(config.estimate, len(names))
+    part = [names[number * len(names) // count] for number in range(count)]
+    engine, invalid = _load_engine(config), InvalidSamples()
+    started = time.monotonic()
+    _describe(config, engine, part, io.StringIO(), invalid)
+    if invalid.count == count:
+        raise UserError(f"estimate: none of {count:,} images can be read")
+    log_estimate(
+        part=count,
+        total=len(names),
+        seconds=time.monotonic() - started,
+        tokens=(engine.usage["prompt_tokens"], engine.usage["completion_tokens"]),
+        prices=config.token_prices,
+        concurrent=("2 × batch_size", 2 * config.batch_size) if config.endpoint else ("batch_size", config.batch_size),
+    )
+
+
 def _describe(
-    config: DescribeConfig, names: Sequence[str], output: _OutputFile | None, invalid: InvalidSamples
+    config: DescribeConfig, engine: _Engine, names: Sequence[str], lines: TextIO, invalid: InvalidSamples
 ) -> None:
     """Write a line for each image; add those that cannot be read to ``invalid``."""
-    submit = _ask_servers(config) if config.endpoint else _ask_model(config)
     described = 0
-    with (
-        output.open_to_append() if output else contextlib.nullcontext(sys.stdout) as lines,
-        Progress("describing", len(names), "images") as progress,
-    ):
-        submitted = (submit(batch) for batch in _batches(names, config.batch_size, invalid))
+    with Progress("describing", len(names), "images") as progress:
+        submitted = (engine.submit(batch) for batch in _batches(names, config.batch_size, invalid))
         for answers in _delayed(submitted, 1 if config.endpoint else 0):
             for name, text in answers():
                 if isinstance(text, ChatServerError):
@@ -124,7 +156,18 @@ def _describe(
             progress.advance(described + invalid.count - progress.done)
 
 
-def _ask_model(config: DescribeConfig) -> Callable[[Batch], Answers]:
+class _Engine(NamedTuple):
+    """Answers batches of images; ``usage`` counts the tokens of servers."""
+
+    submit: Callable[[Batch], Answers]
+    usage: Counter[str]
+
+
+def _load_engine(config: DescribeConfig) -> _Engine:
+    return _ask_servers(config) if config.endpoint else _ask_model(config)
+
+
+def _ask_model(config: DescribeConfig) -> _Engine:
     from llava_bridge.inference.generate import answer, load_llava
 
     model, processor = load_llava(config.model)
@@ -136,10 +179,10 @@ def _ask_model(config: DescribeConfig) -> Callable[[Batch], Answers]:
             zip(names, answer(model, processor, images, prompts, max_new_tokens=config.max_new_tokens), strict=True)
         )
 
-    return submit
+    return _Engine(submit, Counter())
 
 
-def _ask_servers(config: DescribeConfig) -> Callable[[Batch], Answers]:
+def _ask_servers(config: DescribeConfig) -> _Engine:
     """Greedy answers by servers.
 
     Raises:
@@ -159,7 +202,7 @@ def _ask_servers(config: DescribeConfig) -> Callable[[Batch], Answers]:
         pending = [client.submit(request, replica=number) for number, request in enumerate(requests)]
         return lambda: [(name, _served_text(future)) for (name, _), future in zip(batch, pending, strict=True)]
 
-    return submit
+    return _Engine(submit, client.usage)
 
 
 def _served_text(pending: Future[dict[str, Any]]) -> str | ChatServerError:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.results.protocol import Entries, full_size_entry
+from benchmarks.results.protocol import FULL_SIZE, Entries, full_size_entry
 from benchmarks.results.results import Metric
 from benchmarks.tasks.benchmark import Benchmark
 from benchmarks.tasks.blind_images import blind_settings
@@ -71,20 +71,24 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation | None:
 
 
 def _evaluate_served(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
-    from benchmarks.tasks.mllm.served_llava import ServedLlava, served_settings
+    from benchmarks.tasks.mllm.served_llava import ServedLlava, chat_client, served_settings
 
     if model.processes.count > 1:
         raise UserError("endpoint: expected one process, which sends its requests concurrently")
     name = str(model.config.llava)
     llava = ServedLlava(
-        model.servers,
+        chat_client(model.config),
         name,
         batch_size=model.config.batch_size,
         record_images=True,
         cache=model.answer_cache(get_benchmark(config.entry).task, data_hash(config)),
     )
     about = served_settings(name) | blind_settings(config, None)
-    return evaluate_task(llava, config, model.config.output, about)
+    evaluation = evaluate_task(llava, config, model.config.output, about)
+    if config.limit:
+        part = int(evaluation.protocol["questions"])
+        llava.print_estimate(part, int(evaluation.protocol.get(FULL_SIZE, part)), model.config.token_prices)
+    return evaluation
 
 
 def _answer_without_scoring(llava: Any, config: BenchmarkConfig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from lmms_eval.api.instance import Instance
 from benchmarks.results.protocol import Entries
 from benchmarks.tasks.mllm.llava_model import DEFAULT_NEW_TOKENS, LlavaBridgeModel, truncate_at_stop
 from clips.core.chat_client import ChatClient, ChatServerError, choices, image_request
+from clips.core.estimate import log_estimate
 from clips.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ class ServedLlava(LlavaBridgeModel):
     def __init__(self, client: ChatClient, name: str, **options: Any) -> None:
         super().__init__(loaded=(None, None), **options)
         self.client, self.name = client, name
+        self.asked, self.seconds = 0, 0.0  # questions that were not cached, and the time that they took
 
     @property
     def device(self) -> Any:
@@ -48,6 +51,7 @@ class ServedLlava(LlavaBridgeModel):
         return "cpu"
 
     def _answers(self, requests: Sequence[Instance]) -> Iterator[dict[int, str]]:
+        started = time.monotonic()
         pending = [self.client.submit(self._chat_request(each), replica=number) for number, each in enumerate(requests)]
         for number, (request, future) in enumerate(zip(requests, pending, strict=True)):
             try:
@@ -55,6 +59,8 @@ class ServedLlava(LlavaBridgeModel):
             except ChatServerError as error:  # an empty answer would count as a wrong one
                 raise UserError(f"endpoint: {error} ({request.task_name}, question {request.doc_id})") from None
             yield {number: truncate_at_stop(text, request.args[1].get("until"))}
+        self.asked += len(pending)
+        self.seconds += time.monotonic() - started
 
     def _chat_request(self, request: Instance) -> dict[str, Any]:
         text, settings = request.args[:2]
@@ -67,6 +73,19 @@ class ServedLlava(LlavaBridgeModel):
         if (settings.get("num_beams") or 1) > 1:
             raise UserError(f"endpoint: {request.task_name} searches with beams, which OpenAI's chat API has not")
         return image_request(self.name, self._visuals(request), text, lossless=True, **decoding)
+
+    def print_estimate(self, part: int, total: int, prices: tuple[float, float] | None) -> None:
+        """Print what all ``total`` questions would take, from ``part`` of them, unless answers were cached."""
+        usage = self.client.usage
+        if self.asked >= part:
+            log_estimate(
+                part=part,
+                total=total,
+                seconds=self.seconds,
+                tokens=(usage["prompt_tokens"], usage["completion_tokens"]),
+                prices=prices,
+                concurrent=("batch_size", self.batch_size),
+            )
 
     def loglikelihood(self, requests: list[Instance]) -> list[Any]:
         """Not supported: OpenAI's chat API returns no likelihood of a given answer."""
