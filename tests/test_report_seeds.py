@@ -28,6 +28,7 @@ from benchmarks.report.sweep_figures import sweep_panels
 from benchmarks.results.formatting import join_row_names
 from benchmarks.tasks.encoders.long_retrieval import metric_suffix
 from benchmarks.tasks.run_config import BenchmarkConfig
+from clips.errors import UserError
 
 SHARES = {
     "pretrained": (0.1, 0.1, 0.1),
@@ -88,6 +89,21 @@ def test_the_table_shows_means_with_both_kinds_of_noise(study):
     assert constant.ci_low < 25 < 30 < 35 < constant.ci_high  # equal differences are no certainty
     assert "part.block.8 beats whole by 30.0 points" in " ".join([built.answer, *built.sentences])
     assert any("and the seed variance" in remark for remark in built.notes)
+
+
+def test_another_baseline_is_a_model_and_compared_at_equal_seed(study):
+    one = build_report(study, baseline="part.block.8 (seed 1)")
+    assert {row.baseline for row in one.source.rows} == {None, "part.block.8 (seed 1)"}
+    built = build_report(study, baseline="part.block.8")
+    compared = {row.name: row.baseline for row in built.source.rows if row.seed == 2}
+    assert compared.pop("part.block.8 (seed 2)") is None
+    assert set(compared.values()) == {"part.block.8 (seed 2)"}
+    deltas = {row.name: built.table.cell(row, built.table.columns[0]).delta for row in built.table.rows}
+    assert deltas["part.block.8"] is None
+    assert (deltas["whole"].baseline, deltas["whole"].value) == ("part.block.8", pytest.approx(-30))
+    assert deltas["part.block.16"].value == pytest.approx(-19)
+    with pytest.raises(UserError, match=r"\(known: part.block.16, part.block.8, pretrained, whole\)$"):
+        build_report(study, baseline="part")
 
 
 def test_both_kinds_of_noise_and_every_seed_are_in_the_csv(study):

@@ -166,10 +166,15 @@ def limit_rows(source: ReportSource) -> ReportSource:
 
 
 def _with_baseline(source: ReportSource, baseline: str) -> ReportSource:
-    names = [row.name for row in source.rows]
-    if baseline not in names:
-        raise unknown_name_error(baseline, names, "baseline model")
-    rows = tuple(dataclasses.replace(row, baseline=None if row.name == baseline else baseline) for row in source.rows)
+    """The source with another baseline: one row, or a model, whose rows are compared with at equal seed."""
+    by_seed = {row.seed: row.name for row in source.rows if baseline in (row.name, row.model)}
+    if not by_seed:
+        raise unknown_name_error(baseline, dict.fromkeys(row.model for row in source.rows), "baseline model")
+    first = next(iter(by_seed.values()))
+    rows = tuple(
+        dataclasses.replace(row, baseline=None if row.name in by_seed.values() else by_seed.get(row.seed, first))
+        for row in source.rows
+    )
     return dataclasses.replace(source, rows=rows)
 
 
