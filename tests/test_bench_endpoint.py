@@ -91,14 +91,14 @@ def test_a_limit_prints_the_time_tokens_and_cost_of_all_questions(pope, address,
     part = dataclasses.replace(pope, limit=2)
     served = {"llava": "mine", "endpoint": (address,), "batch_size": 2, "token_prices": (1e6, 2e6)}
     found = world.measure(tmp_path / "results", part, **served)
-    told = capfd.readouterr().err
+    printed = capfd.readouterr().err
     total = int(found.protocol["full_size"])
     assert total > 2
-    assert f"estimate for all {total}, from 2: 0.00 h in one process\n" in told
-    assert "the time is too long" not in told
-    prompts, generated = (int(words.split()[0]) for words in told.partition("tokens: ")[2].split(", ")[:2])
+    assert f"estimate for all {total}, from 2: 0.00 h in one process\n" in printed
+    assert "the time is too long" not in printed
+    prompts, generated = (int(words.split()[0]) for words in printed.partition("tokens: ")[2].split(", ")[:2])
     assert prompts > total * 4
-    assert float(told.partition("cost: ")[2].split()[0]) == pytest.approx(prompts + 2 * generated, abs=2)
+    assert float(printed.partition("cost: ")[2].split()[0]) == pytest.approx(prompts + 2 * generated, abs=2)
     world.measure(tmp_path / "results", part, row="again", **served)
     assert "estimate" not in capfd.readouterr().err  # answers were cached
 

@@ -182,14 +182,14 @@ def test_servers_answer_in_order_and_what_they_reject_is_counted(bridge_llava, p
         run_describe(prices)
         with pytest.raises(UserError, match=r"^model: http://.* has no 'small'; expected tiny$"):
             run_describe(dataclasses.replace(config, model="small", output=None))
-    told = capsys.readouterr().err
-    assert "4 of 7 images described" in told
-    assert "answers 400" in told
-    assert "estimate for all 7, from 3: 0.00 h in one process\n" in told
-    assert "expected an estimate from 4 or more (2 × batch_size)" in told
-    prompts, generated = (int(words.split()[0]) for words in told.partition("tokens: ")[2].split(", ")[:2])
+    printed = capsys.readouterr().err
+    assert "4 of 7 images described" in printed
+    assert "answers 400" in printed
+    assert "estimate for all 7, from 3: 0.00 h in one process\n" in printed
+    assert "expected an estimate from 4 or more (2 × batch_size)" in printed
+    prompts, generated = (int(words.split()[0]) for words in printed.partition("tokens: ")[2].split(", ")[:2])
     assert prompts > generated > 3
-    assert float(told.partition("cost: ")[2].split()[0]) == pytest.approx(prompts + 2 * generated, abs=2)
+    assert float(printed.partition("cost: ")[2].split()[0]) == pytest.approx(prompts + 2 * generated, abs=2)
     assert not (tmp_path / "no").exists()
     found = lines((tmp_path / "out.jsonl").read_text())
     assert [line["image"] for line in found] == [f"{photos}/{name}" for name in GOOD if name != "e.png"]

@@ -20,6 +20,7 @@ from test_clips_chat_client import DEAD
 
 from clips.core import chat_client
 from clips.core.chat_client import ChatClient, _TemporaryError, choices, image_request
+from clips.core.estimate import log_estimate
 from clips.data import decode_image
 from clips.data.sources import SourceConfig, open_source
 from clips.errors import UserError
@@ -150,6 +151,17 @@ def test_an_estimate_writes_nothing(settings: Settings, capsys: pytest.CaptureFi
     assert tokens[0] > 21 * 6
     assert cost == pytest.approx(tokens[0] + 2 * tokens[1], abs=3)  # each count is rounded
     assert not Path(config.output).exists()
+
+
+def test_an_estimate_is_scaled_to_the_whole_job(capsys: pytest.CaptureFixture[str]) -> None:
+    log_estimate(
+        part=2, total=10, seconds=72.0, tokens=(100, 8), prices=(2e3, 1e5), concurrent=("batch_size", 2), processes=2
+    )
+    assert capsys.readouterr().err.splitlines() == [
+        "estimate for all 10, from 2: 0.10 h in one process, 0.05 h in 2",
+        "tokens: 500 of prompts, 40 generated",
+        "cost: 5.00",
+    ]
 
 
 def test_mistakes_are_one_line(settings: Settings) -> None:

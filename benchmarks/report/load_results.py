@@ -166,7 +166,7 @@ def limit_rows(source: ReportSource) -> ReportSource:
 
 
 def _with_baseline(source: ReportSource, baseline: str) -> ReportSource:
-    """The source with another baseline: one row, or a model, whose rows are compared with at equal seed."""
+    """The source with another baseline: one row, or a model, with which each row is compared at equal seed."""
     by_seed = {row.seed: row.name for row in source.rows if baseline in (row.name, row.model)}
     if not by_seed:
         raise unknown_name_error(baseline, dict.fromkeys(row.model for row in source.rows), "baseline model")

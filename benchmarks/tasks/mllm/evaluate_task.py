@@ -75,17 +75,18 @@ def _evaluate_served(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
 
     if model.processes.count > 1:
         raise UserError("endpoint: expected one process, which sends its requests concurrently")
-    name = str(model.config.llava)
+    name, cache = str(model.config.llava), model.answer_cache(get_benchmark(config.entry).task, data_hash(config))
+    cached = bool(cache.known)
     llava = ServedLlava(
         chat_client(model.config),
         name,
         batch_size=model.config.batch_size,
         record_images=True,
-        cache=model.answer_cache(get_benchmark(config.entry).task, data_hash(config)),
+        cache=cache,
     )
     about = served_settings(name) | blind_settings(config, None)
     evaluation = evaluate_task(llava, config, model.config.output, about)
-    if config.limit:
+    if config.limit and not cached:
         part = int(evaluation.protocol["questions"])
         llava.print_estimate(part, int(evaluation.protocol.get(FULL_SIZE, part)), model.config.token_prices)
     return evaluation

@@ -43,7 +43,7 @@ class ServedLlava(LlavaBridgeModel):
     def __init__(self, client: ChatClient, name: str, **options: Any) -> None:
         super().__init__(loaded=(None, None), **options)
         self.client, self.name = client, name
-        self.asked, self.seconds = 0, 0.0  # questions that were not cached, and the time that they took
+        self.seconds = 0.0  # that servers took for answers
 
     @property
     def device(self) -> Any:
@@ -59,7 +59,6 @@ class ServedLlava(LlavaBridgeModel):
             except ChatServerError as error:  # an empty answer would count as a wrong one
                 raise UserError(f"endpoint: {error} ({request.task_name}, question {request.doc_id})") from None
             yield {number: truncate_at_stop(text, request.args[1].get("until"))}
-        self.asked += len(pending)
         self.seconds += time.monotonic() - started
 
     def _chat_request(self, request: Instance) -> dict[str, Any]:
@@ -75,17 +74,16 @@ class ServedLlava(LlavaBridgeModel):
         return image_request(self.name, self._visuals(request), text, lossless=True, **decoding)
 
     def print_estimate(self, part: int, total: int, prices: tuple[float, float] | None) -> None:
-        """Print what all ``total`` questions would take, from ``part`` of them, unless answers were cached."""
+        """Print what all ``total`` questions would take, from ``part`` of them, none of which was cached."""
         usage = self.client.usage
-        if self.asked >= part:
-            log_estimate(
-                part=part,
-                total=total,
-                seconds=self.seconds,
-                tokens=(usage["prompt_tokens"], usage["completion_tokens"]),
-                prices=prices,
-                concurrent=("batch_size", self.batch_size),
-            )
+        log_estimate(
+            part=part,
+            total=total,
+            seconds=self.seconds,
+            tokens=(usage["prompt_tokens"], usage["completion_tokens"]),
+            prices=prices,
+            concurrent=("batch_size", self.batch_size),
+        )
 
     def loglikelihood(self, requests: list[Instance]) -> list[Any]:
         """Not supported: OpenAI's chat API returns no likelihood of a given answer."""
