@@ -191,8 +191,8 @@ def run(
 
 
 def threads(line: str) -> dict[str, str]:
-    """The threads of each of pytest's processes; scripts have an argument for theirs."""
-    return {"OMP_NUM_THREADS": "2"} if line.startswith("-m pytest") else {}
+    """The threads of each of pytest's processes, as in scripts/test.sh; scripts have an argument for theirs."""
+    return {"OMP_NUM_THREADS": "1"} if line.startswith("-m pytest") else {}
 
 
 def full_command(line: str, args: argparse.Namespace) -> list[str]:
