@@ -61,6 +61,6 @@ def pretend_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let torch choose what it would on a GPU: autocast to bfloat16, flash attention."""
     monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda *_, **__: True)
-    monkeypatch.setattr("torch.nn.attention.bias.can_use_flash_attention", lambda *_: True)
+    monkeypatch.setattr("torch.backends.cuda.can_use_flash_attention", lambda *_: True)
     monkeypatch.setattr("torch.nn.attention.varlen._should_use_cudnn", lambda *_: False)
     monkeypatch.setattr("torch.nn.attention.varlen._cudnn_version", lambda *_: 0, raising=False)

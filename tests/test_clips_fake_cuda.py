@@ -10,6 +10,7 @@ import torch
 from fake_cuda import CUDA, pretend_driver, to_fake_cuda
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch.utils.flop_counter import FlopCounterMode
 
 from clips.method.clips_model import ClipsModel, build_model
 from clips.method.recipes import RECIPES, RecipeConfig
@@ -56,6 +57,16 @@ def test_no_value_is_read_from_the_gpu(recipe: str, fields: dict[str, Any], bf16
     for name, value in {**outputs, **losses}.items():
         assert value.device == CUDA, name
         assert value.dtype is (torch.int64 if name == "caption_tokens" else torch.float32), name
+
+
+def test_the_captioners_flash_attention_is_counted(monkeypatch) -> None:
+    """A mask that is a subclass of torch's tensor cannot be made under a counter, nor passed on by DeepSpeed."""
+    pretend_driver(monkeypatch)
+    model = model_of("clips")
+    with to_fake_cuda(model), FlopCounterMode(display=False) as counter:
+        model(batch_of(model), bf16=True)
+    attention = torch.ops.aten._scaled_dot_product_flash_attention
+    assert counter.get_flop_counts()["Global"][attention] > 0
 
 
 def test_reading_a_length_from_the_gpu_is_noticed(monkeypatch) -> None:

@@ -11,6 +11,7 @@ rows, N counted target tokens of a batch.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -56,16 +57,27 @@ class CaptionerDims:
 
 
 def lower_right_mask(rows: int, columns: int, device: torch.device, valid: Tensor | None = None) -> Tensor:
-    """Return the causal mask under which the last row attends to all columns, (rows, columns); no data on a GPU.
+    """Return the causal mask under which the last row attends to all columns, (rows, columns) bool.
 
     With ``valid`` (B, columns), the columns that can be attended to, it is (B, 1, rows, columns).
     """
-    if device.type != "cuda" or valid is not None:  # torch has kernels of such attention for GPUs only
-        mask = torch.ones(rows, columns, dtype=torch.bool, device=device).tril(columns - rows)
-        return mask if valid is None else mask & valid[:, None, None]
-    from torch.nn.attention.bias import causal_lower_right  # takes seconds
+    mask = torch.ones(rows, columns, dtype=torch.bool, device=device).tril(columns - rows)
+    return mask if valid is None else mask & valid[:, None, None]
 
-    return causal_lower_right(rows, columns)
+
+def causal_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    """Return attention under a `lower_right_mask`, by flash attention where torch has it for these tensors.
+
+    `torch.nn.attention.bias.causal_lower_right` would choose it too, but neither DeepSpeed's ZeRO-3 nor torch's FLOP
+    counter supports its tensors.
+    """
+    if query.is_cuda and mask.ndim == 2 and query.shape[-1] % 8 == 0:
+        from torch.backends.cuda import SDPAParams, can_use_flash_attention
+
+        if can_use_flash_attention(SDPAParams(query, key, value, None, 0.0, False, False)):
+            attended = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, is_causal=True)
+            return cast("Tensor", attended[0])  # causal from the lower right in this operator
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
 def combination_attention(
@@ -87,13 +99,13 @@ def combination_attention(
     Returns:
         (B, heads, Q, C).
     """
-    attend, length = F.scaled_dot_product_attention, mask.shape[-2]
+    length = mask.shape[-2]
     prefix = key.shape[2] - length
-    learnable = attend(query[:, :, -length:], key, value, attn_mask=mask)
+    learnable = causal_attention(query[:, :, -length:], key, value, mask)
     if query.shape[2] == length:
         return learnable
-    first = attend(query[:, :, :prefix], key[:, :, :prefix], value[:, :, :prefix], attn_mask=prefix_mask)
-    return torch.cat([first, learnable], dim=2)
+    parts = (each[:, :, :prefix] for each in (query, key, value))
+    return torch.cat([F.scaled_dot_product_attention(*parts, attn_mask=prefix_mask), learnable], dim=2)
 
 
 def sample_tokens(

@@ -16,6 +16,7 @@ _TESTS = " ".join(
         "clips_train", "clips_checkpoint", "bridge_objective", "bridge_train", "bridge_shared_prefix", "bench_recall",
     )
 )  # fmt: skip
+_PLUGINS = "-p pytest_results -p no:cacheprovider -p no:benchmark"  # which warns about the processes of xdist
 _CAPTIONS = "--captions {data}/data/capsfusion_5k.jsonl"
 _PHOTOS = "--photos {data}/data/cc12m_32.tar " + _CAPTIONS
 _LLM = "scripts/bench/random_llm.py --tokenizer {data}/models/stories15M --out {work}/llm"
@@ -27,7 +28,7 @@ _OPEN_CLIP = (
 _BRIDGE = "scripts/bench/packed_step.py --precision bf16 --matrix 8192 --steps 3"
 
 FULL: dict[str, list[str]] = {
-    "tests": [f"-m pytest -q -p pytest_results -p no:cacheprovider -n 8 --timeout 200 -m 'not slow' {_TESTS}"],
+    "tests": [f"-m pytest -q {_PLUGINS} -n 8 --timeout 200 -m 'not slow' {_TESTS}"],
     "equal": [
         f"scripts/bench/device_equal.py --architecture clips-b-16 --batch 8 --compile {_CAPTIONS}",
         "scripts/bench/device_equal.py --architecture clips-s-16 --batch 16 --recipes coca clips --strategies ddp",
@@ -76,7 +77,7 @@ _TINY = "--architecture clips-tiny --batch 4 --precisions fp32"
 _TINY_STEP = f"scripts/bench/mfu.py {_TINY} --recipes clip --matrix 256 --steps 2 --rounds 2"
 _TINY_LLM = "--hidden 64 --layers 1"
 SMALL: dict[str, list[str]] = {
-    "tests": ["-m pytest -q -p pytest_results -p no:cacheprovider -n 0 tests/test_clips_losses.py -k naive"],
+    "tests": [f"-m pytest -q {_PLUGINS} -n 0 tests/test_clips_losses.py -k naive"],
     "equal": [f"scripts/bench/device_equal.py {_TINY} --recipes clip --strategies ddp fsdp zero2"],
     "step_l14": [f"{_TINY_STEP} --compile"],
     "step_b16": [_TINY_STEP],
@@ -84,7 +85,7 @@ SMALL: dict[str, list[str]] = {
         f"scripts/bench/bridge_mfu.py {_TINY_LLM} --encoder timm:test_vit@random --length 512 --batch 2 "
         "--vocabulary 1000 --matrix 256 --steps 6 --rounds 1",
         f"scripts/bench/packed_step.py {_TINY_LLM} --encoder timm:test_vit@random --length 512 --images 1 --batch 2 "
-        "--samples 4 --attention sdpa varlen --vocabulary 1000 --matrix 256 --rounds 2",
+        "--samples 4 --attention sdpa varlen --vocabulary 1000 --matrix 256 --rounds 2 --precision bf16",
         f"{_LLM} {_TINY_LLM}",
         "scripts/bench/bridge_step.py --shared {data} --llm {work}/llm --rounds 1 --samples 12 --micro-batch 2 "
         "--steps 4 --vocabulary 2000 --packed-length 512",
