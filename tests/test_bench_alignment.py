@@ -147,7 +147,7 @@ def test_image_features_are_those_that_a_llava_reads(tmp_path, llm, model):
     llava = bridge.make_llava(tmp_path / "llava", tmp_path / "encoder", llm)
     image = world.draw_image(3)
     tower = image_tower.load_image_tower(str(tmp_path / "encoder"), "cpu", "auto", for_llava=True)
-    seen, processor = load_llava(llava)
+    seen, processor = load_llava(llava, "cpu")
     pixels = processor.image_processor(image, return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(tower.preprocess(image)[None], pixels)
     with torch.no_grad():

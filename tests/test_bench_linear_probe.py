@@ -135,8 +135,8 @@ def test_the_class_token_is_the_embedding_where_there_is_one(tmp_path):
     row = EvalModel(RunConfig(model_name="row", encoder=f"transformers:{tower}", **config))
     picture = original_world.draw_image()
     pixels = row.tower.preprocess(picture)[None]
-    states = list(row.tower.model.tower.states(pixels, row.tower.model.tower.depth))
-    expected = torch.nn.functional.normalize(states[-1][:, 0], dim=-1)
+    states = list(row.tower.model.tower.states(pixels.to(row.device), row.tower.model.tower.depth))
+    expected = torch.nn.functional.normalize(states[-1][:, 0], dim=-1).cpu()
     torch.testing.assert_close(embedding.embed_images(row.tower, lambda _: picture, ["one"], 1), expected)
     own = row.record("tower")["hash"]
     assert (

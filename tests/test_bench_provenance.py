@@ -9,6 +9,7 @@ from pathlib import Path
 import bench_world as world
 import clips_world
 import pytest
+import torch
 from report_material import edit
 
 from benchmarks.cli import COMMANDS
@@ -102,7 +103,8 @@ def test_provenance_from_a_number_to_the_shards(made, capsys):
     assert "CHANGED" not in model
     assert str(made / "train") in source
     assert source.index("sources") > model.index("model") > 0  # what something rests on stands below it, indented
-    assert any("3 steps" in line and "cpu" in line for line in said)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    assert any("3 steps" in line and device in line for line in said)
 
 
 def test_provenance_of_an_artifact_without_a_result(made, capsys):

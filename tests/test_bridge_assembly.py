@@ -46,6 +46,16 @@ def test_parts_are_the_given_ones(llava: tuple[Any, Any], bridge_encoder: Path, 
     assert model(**inputs).logits.shape[-1] == len(processor.tokenizer)
 
 
+def test_a_model_in_bf16_reads_the_pixels_of_its_processor(saved: Path) -> None:
+    """They are float32, as for any LLaVA of transformers."""
+    model, processor = load_llava(saved, "cpu")
+    inputs = processor(images=bridge_world.noise((50, 30)), text="<image> what?", return_tensors="pt")
+    expected = model(**inputs).logits
+    found = model.bfloat16()(**inputs).logits
+    assert found.dtype == torch.bfloat16
+    assert (found - expected).norm() < 0.05 * expected.norm()
+
+
 def test_tied_embeddings_stay_tied(bridge_encoder: Path, bridge_llm: Path, tmp_path: Path) -> None:
     shutil.copytree(bridge_llm, tmp_path / "tied")
     llm = load_llm(str(bridge_llm))
@@ -72,7 +82,7 @@ def test_answers_in_batches_equal_answers_alone_and_end_at_the_end_token(saved: 
 
     def force_end(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         calls.append(ids.shape[1])
-        return torch.full_like(scores, -1e9).index_fill(1, torch.tensor([end]), 0.0)
+        return torch.full_like(scores, -1e9).index_fill(1, torch.tensor([end], device=ids.device), 0.0)
 
     assert answer(model, processor, images[:1], ["What?"], max_new_tokens=50, logits_processor=[force_end]) == [""]
     assert len(calls) == 1

@@ -82,7 +82,8 @@ def test_batch_norms_that_learn_are_not_shown_the_blank(kind, recomputed, tmp_pa
     assert all(weight.grad is not None for weight in model.model.multi_modal_projector.parameters())
 
 
-def test_a_detached_encoder_is_called_and_reattached(bridge_encoder, bridge_llm):
+def test_a_detached_encoder_is_called_and_reattached(bridge_encoder, bridge_llm, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     model, _ = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(bridge_llm)))
     setup: Any = SimpleNamespace(model=model, parts=split_parts(model))
     names = list(model.state_dict())

@@ -119,7 +119,7 @@ def test_a_llava_with_it_is_saved_and_loaded(name: str, bridge_encoder: Path, br
     assert sum(token == model.config.image_token_id for token in ids[0]) == TOKENS[name]
     assert make_conversation_encoder(model, processor).image_tokens == TOKENS[name]
     expected = answer(model, processor, [picture], ["What?"], max_new_tokens=5)
-    again, processor = load_llava(bridge_world.save(tmp_path, model, processor))
+    again, processor = load_llava(bridge_world.save(tmp_path, model, processor), "cpu")
     assert isinstance(again, BridgeLlavaForConditionalGeneration) is (name != "mlp2x_gelu")
     for key, value in model.state_dict().items():
         assert torch.equal(value, again.state_dict()[key]), key

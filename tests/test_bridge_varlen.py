@@ -120,6 +120,7 @@ def test_another_kind_of_attention_is_rejected(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_llms_of_many_kinds_compute_the_same_without_masks(kind: str, monkeypatch) -> None:
     """Packed in one row and padded on the right; Gemma 2 caps its products and keeps its own attention."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     torch.manual_seed(0)
     config = AutoConfig.for_model(kind, **SMALL_LLM, **KINDS[kind], vocab_size=64)
     whole = bridge_world.widen(AutoModelForCausalLM.from_config(config).eval(), 0.3)
@@ -166,6 +167,7 @@ def test_losses_and_gradients_of_a_llava_stay_the_same(recomputed: bool, parts: 
 
 def test_sdpa_is_replaced_where_the_kernel_exists(parts: Any, monkeypatch) -> None:
     llm = parts[0].model.language_model
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert can_replace_sdpa(llm, bf16=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))

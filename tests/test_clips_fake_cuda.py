@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 from fake_cuda import CUDA, pretend_driver, to_fake_cuda
+from open_clip import CLIP, CLIPTextCfg, CLIPVisionCfg
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.tasks.encoders import embedding
 from clips.method.clips_model import ClipsModel, build_model
 from clips.method.recipes import RECIPES, RecipeConfig
 from clips.model.architectures import ModelConfig
@@ -67,6 +69,32 @@ def test_the_captioners_flash_attention_is_counted(monkeypatch) -> None:
         model(batch_of(model), bf16=True)
     attention = torch.ops.aten._scaled_dot_product_flash_attention
     assert counter.get_flop_counts()["Global"][attention] > 0
+
+
+@pytest.mark.parametrize("pool", ["argmax", "eos"])
+def test_an_evaluation_encodes_texts_without_reading_a_length_from_the_gpu(pool: str, monkeypatch) -> None:
+    """Of open_clip's usual text tower, which is causal."""
+    pretend_driver(monkeypatch)
+    towers = CLIP(
+        8, CLIPVisionCfg(1, 32, 16, patch_size=8, image_size=16), CLIPTextCfg(16, 60, width=32, heads=2, layers=1)
+    )
+    towers.text_pool_type, towers.text_eos_id = pool, 59
+    tokens = torch.randint(1, 58, (COUNT, 16)).index_fill(1, torch.tensor([9]), 59)
+    found: list[Tensor] = []
+    monkeypatch.setattr(
+        embedding, "_check_finite", lambda features, *_: found.append(features) or torch.zeros(COUNT, 8)
+    )
+    encoder = embedding.DualEncoder(
+        model=towers.eval(),
+        preprocess=lambda image: image,
+        tokenizer=lambda _: tokens,
+        preprocessing={},
+        device=CUDA,  # type: ignore[arg-type]  # of which the mode knows
+        precision="float32",
+    )
+    with to_fake_cuda(towers):
+        embedding.embed_texts(encoder, ["a text"] * COUNT, COUNT)
+    assert found[0].shape == (COUNT, 8)
 
 
 def test_reading_a_length_from_the_gpu_is_noticed(monkeypatch) -> None:

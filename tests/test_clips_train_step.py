@@ -54,7 +54,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def gradient_of(data: Path, output: Path, **fields: object) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     """Losses of the first batch of seven, and the gradient by each parameter."""
-    config = clips_world.train_config(data, output, global_batch_size=7, **fields)
+    config = clips_world.train_config(data, output, global_batch_size=7, precision="fp32", **fields)
     run = setup_run(config, open_train_dataset(config))
     run.model.train()
     batch = next(iterate_batches(run.data, first_step=0, last_step=1))

@@ -63,7 +63,7 @@ def test_matching_features_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (batch,) = found.batches
     assert batch.texts["whole"][1] == clips_world.captions(1)["synthetic_caption"]
     assert batch.texts["partial"][1].rstrip(".") in clips_world.captions(1)["synthetic_caption"]
-    eye = torch.eye(5, run.encoder.model_cfg["embed_dim"])
+    eye = torch.eye(5, run.encoder.model_cfg["embed_dim"], device=run.processes.device)
     turned = dict.fromkeys(CAPTIONS, eye.roll(1, 0)) | {IMAGE: eye, "web": eye}
     monkeypatch.setattr(validate, "encode", lambda *_: turned)
     measured = found.measure(run.encoder)
@@ -89,7 +89,8 @@ def test_invalid_samples_are_left_out_of_the_batch_that_they_are_in(tmp_path: Pa
     found = RetrievalValidation(config.validation, run)
     assert [batch.indices.tolist() for batch in found.batches] == [[0, 1], [3], [4, 5]]
     assert found.valid.tolist() == [True, True, False, True, True, True]
-    own = iter(torch.eye(5, run.encoder.model_cfg["embed_dim"]).split([2, 1, 2]))  # of each image and its captions
+    eye = torch.eye(5, run.encoder.model_cfg["embed_dim"], device=run.processes.device)
+    own = iter(eye.split([2, 1, 2]))  # of each image and its captions
     monkeypatch.setattr(validate, "encode", lambda *_: dict.fromkeys((IMAGE, *CAPTIONS), next(own)))
     assert set(found.measure(run.encoder).values()) == {1.0}
 

@@ -285,7 +285,8 @@ def _encode_up_to(tower: Any, text: Tensor, ends: Tensor) -> Tensor:
     for rows, end, length in zip(text[order].split(sizes), ends[order].split(sizes), lengths, strict=True):
         x = tower.token_embedding(_to_device_of(tower, rows[:, :length])) + tower.positional_embedding[:length]
         x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
-        pooled.append(x.flatten(0, 1).index_select(0, _to_device_of(tower, torch.arange(len(end)) * length + end)))
+        chosen = torch.arange(len(end), device=end.device) * length + end
+        pooled.append(x.flatten(0, 1).index_select(0, _to_device_of(tower, chosen)))
     return torch.cat(pooled).index_select(0, _to_device_of(tower, order.argsort()))
 
 

@@ -122,6 +122,8 @@ class EncoderVisionModel(PreTrainedModel):
         states: dict[int, Tensor] = {}
         self.tower.recompute = self.gradient_checkpointing and self.training
         needs_grad = torch.is_grad_enabled() and any(weight.requires_grad for weight in self.parameters())
+        if self.dtype != torch.float32:  # a processor's pixels are float32
+            pixel_values = pixel_values.to(self.dtype)
         autocast = pixel_values.dtype != self.dtype  # bf16 training with float32 weights of the tower
         with (
             torch.set_grad_enabled(needs_grad),

@@ -160,14 +160,14 @@ def embed_texts(
         with torch.inference_mode():
             for batch in progress_iter(chosen, "embedding texts"):
                 named = [texts[index] for index in batch]
-                tokens = encoder.tokenizer(named).to(encoder.device)
-                yield _check_finite(_embeddings(_encode_text(encoder.model, tokens), encoder), named, "text")
+                features = _encode_text(encoder.model, encoder.tokenizer(named), encoder.device)
+                yield _check_finite(_embeddings(features, encoder), named, "text")
 
     return cache.collect(batches(order, batch_size), compute)
 
 
-def _encode_text(model: Any, tokens: torch.Tensor) -> torch.Tensor:
-    """Encode without padding if the tower allows it, otherwise by the model's own function."""
+def _encode_text(model: Any, tokens: torch.Tensor, device: str) -> torch.Tensor:
+    """Encode tokens on the CPU without padding if the tower allows it, otherwise by the model's own function."""
     from open_clip import CLIP, CustomTextCLIP
     from open_clip.transformer import TextTransformer
 
@@ -175,7 +175,7 @@ def _encode_text(model: Any, tokens: torch.Tensor) -> torch.Tensor:
 
     if type(model) is CLIP or (type(model) is CustomTextCLIP and type(model.text) is TextTransformer):
         return encode_text_features(model, tokens)
-    return model.encode_text(tokens)
+    return model.encode_text(tokens.to(device))
 
 
 def batches(order: Sequence[int], batch_size: int) -> list[Sequence[int]]:
