@@ -261,12 +261,13 @@ def test_only_one_chunk_of_the_caption_loss_is_in_memory(dtype, chunks, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("rows", "groups", "device"),
-    [(1, 1, "cpu"), (7, 1, "cpu"), (16, 1, "cpu"), (40, 2, "cpu"), (64, 4, "cpu"), (1000, 8, "cpu"), (256, 4, "cuda")],
+    ("rows", "groups", "device", "kind"),
+    [(count, groups, "cpu", "texts") for count, groups in ((1, 1), (7, 1), (16, 1), (40, 2), (64, 4), (1000, 8))]
+    + [(40, 2, "cpu", "captions"), (256, 4, "cuda", "captions"), (256, 1, "cuda", "texts"), (1024, 2, "cuda", "texts")],
 )
-def test_every_row_is_in_one_group_and_no_group_cuts_a_row(rows, groups, device):
+def test_every_row_is_in_one_group_and_no_group_cuts_a_row(rows, groups, device, kind):
     lengths = torch.randint(1, 80, (rows,), generator=torch.Generator().manual_seed(0))
-    order, sizes, longest = group_by_length(lengths, torch.device(device))
+    order, sizes, longest = group_by_length(lengths, torch.device(device), kind)
     assert sorted(order.tolist()) == list(range(rows))
     assert (len(sizes), sum(sizes)) == (groups, rows)
     assert [int(part.max()) for part in lengths[order].split(sizes)] == longest == sorted(longest)
@@ -274,7 +275,7 @@ def test_every_row_is_in_one_group_and_no_group_cuts_a_row(rows, groups, device)
 
 def test_groups_of_like_length_leave_padding_out():
     lengths = torch.tensor([5] * 32 + [60] * 32).roll(5)
-    _, sizes, longest = group_by_length(lengths, torch.device("cpu"))
+    _, sizes, longest = group_by_length(lengths, torch.device("cpu"), "texts")
     assert (sizes, longest) == ([16] * 4, [5, 5, 60, 60])
 
 

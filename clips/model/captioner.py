@@ -234,7 +234,7 @@ class Captioner(nn.Module):
         """
         device = image_tokens.device
         positions = torch.arange(1, counted.shape[1] + 1, device=counted.device)
-        order, sizes, lengths = group_by_length((counted * positions).amax(dim=1).clamp(min=1), device)
+        order, sizes, lengths = group_by_length((counted * positions).amax(dim=1).clamp(min=1), device, "captions")
         groups = list(zip(order.split(sizes), lengths, strict=True))
         selected = [counted[rows, :length].flatten().nonzero()[:, 0] for rows, length in groups]
         hidden, labels = [], []

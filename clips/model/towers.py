@@ -280,7 +280,7 @@ def _to_device_of(tower: Any, value: Tensor) -> Tensor:
 
 def _encode_up_to(tower: Any, text: Tensor, ends: Tensor) -> Tensor:
     """Return the last layer (B, width) at the positions ``ends`` (B,), computed only up to there."""
-    order, sizes, lengths = group_by_length(ends + 1, tower.positional_embedding.device)
+    order, sizes, lengths = group_by_length(ends + 1, tower.positional_embedding.device, "texts")
     pooled = []
     for rows, end, length in zip(text[order].split(sizes), ends[order].split(sizes), lengths, strict=True):
         x = tower.token_embedding(_to_device_of(tower, rows[:, :length])) + tower.positional_embedding[:length]

@@ -41,7 +41,7 @@ class TransformersTower(VisionTower):
         self.prefix = self.family.prefix(config)
         self.class_token = self.prefix > 0
         self.default_layer = self.family.default_layer
-        self.depth = config.num_hidden_layers
+        self.depth = getattr(config, "num_hidden_layers", None) or config.depth  # Qwen's in transformers 5.17
         self.patch_size = None if self.family.forward_grids is None else self.family.size_step(config)
         self.model = self.family.model_class()(config)
 
