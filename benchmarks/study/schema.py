@@ -141,7 +141,7 @@ class Study:
             or patterns (``photos.*``) to their baselines, the first match wins.
         jobs: maximum number of concurrent steps.
         threads: threads of each step; by default the cores divided by ``jobs``.
-        confirm_hours: steps that took longer are recomputed only with ``--yes``.
+        confirm_hours: steps that took longer in all are recomputed only with ``--yes``.
         executor: where steps run, see ``executors``.
         gpu: type of GPU that ``study plan`` assumes, see ``clips.planning.hardware``.
         resources: type of step, or pattern of step names → fields of ``resources.Resources``.

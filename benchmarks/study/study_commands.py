@@ -101,7 +101,7 @@ class StudyConfig(ScheduledStudyConfig):
 
     Args:
         wait_for_lock: wait for another runner in the study's directory instead of raising an error.
-        yes: recompute steps that took longer than ``confirm_hours``, too; their outputs go to the study's trash.
+        yes: recompute steps that took longer than ``confirm_hours`` in all, too; their outputs go to the study's trash.
     """
 
     wait_for_lock: bool = False

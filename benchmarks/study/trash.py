@@ -1,8 +1,8 @@
 """The trash of a study: outputs of a step that runs again move there, costly ones only with ``--yes``.
 
 ``trash/<time>-<step>/`` has the structure of the study's directory and contains the outputs with the step's record,
-config and log; ``study clean`` empties it. Outputs that took longer than ``confirm_hours`` are replaced only with
-``--yes``, or stay after ``study accept``.
+config and log; ``study clean`` empties it. Outputs that took longer than ``confirm_hours`` in all are replaced only
+with ``--yes``, or stay after ``study accept``.
 
 Each output moves by one rename, and the new record is written after the last one. A kill in between leaves some outputs
 in the trash and the former record: the next job moves the others and starts.
@@ -47,6 +47,7 @@ from clips.safe_text import redact
 from clips.typed_data import flatten, to_plain
 
 TRASH = "trash"
+_NAMED = 3  # of the costly steps, in messages
 
 
 def move_outputs(output: Path, step: Step, key: StepKey, before: StepRecord | None) -> None:
@@ -214,8 +215,8 @@ def _stated_seconds(path: Path) -> float:
 
 def summarize_replacements(found: Sequence[Replacement], hours: float) -> str:
     """The number and size of all replacements, and whether they need ``--yes``, as one line."""
-    costly = sum(each.seconds > 3600 * hours for each in found)
-    confirm = f"; --yes is needed, since {costly} took more than {format_duration(3600 * hours)}" if costly else ""
+    total = sum(each.seconds for each in found)
+    confirm = f"; --yes is needed, since they took {format_duration(total)}" if total > 3600 * hours else ""
     return f"{len(found)} recomputed, {sum(each.size for each in found) / 1e6:,.1f} MB to the trash{confirm}"
 
 
@@ -228,18 +229,20 @@ def describe_trash(output: Path) -> str:
 
 
 def check_costly(found: Sequence[Replacement], *, hours: float, study: str) -> None:
-    """Reject replacements that took longer than ``hours``.
+    """Reject replacements that took longer than ``hours`` in all.
 
     Raises:
-        UserError: the costly steps with their times and reasons, and the alternatives.
+        UserError: the longest steps with their times and reasons, and the alternatives.
     """
-    costly = [each for each in found if each.seconds > 3600 * hours]
-    if not costly:
+    total = sum(each.seconds for each in found)
+    if total <= 3600 * hours:
         return
-    steps = ", ".join(f"{each.name} (took {format_duration(each.seconds)}; {each.reason})" for each in costly)
-    keep = f", `clips-bench study accept {study} [STEP ...]` keeps them" if any(each.paths for each in costly) else ""
-    limit = format_duration(3600 * hours)
-    raise UserError(f"would recompute steps that took more than {limit}: {steps}; --yes recomputes them (their outputs "
+    longest = sorted(found, key=lambda each: -each.seconds)[:_NAMED]
+    steps = ", ".join(f"{each.name} (took {format_duration(each.seconds)}; {each.reason})" for each in longest)
+    steps += f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+    keep = f", `clips-bench study accept {study} [STEP ...]` keeps them" if any(each.paths for each in found) else ""
+    took = f"{format_duration(total)}, more than {format_duration(3600 * hours)}"
+    raise UserError(f"would recompute steps that took {took}: {steps}; --yes recomputes them (their outputs "
                     f"go to the trash first){keep}")  # fmt: skip
 
 
