@@ -165,7 +165,7 @@ def _rooflines(plan: StagePlan) -> Iterator[Table]:
     table.add_row("", f"{len(rest)} other kinds", *_kernel_cells(rest, total))
     table.add_section()
     table.add_row("", "all", *_kernel_cells(list(kernels.values()), total))
-    table.caption = f"MFU {mfu:.1%}, {samples / total:,.0f} images/s of a GPU, under the assumed rates"
+    table.caption = f"MFU {mfu:.1%}, {samples / total:,.0f} images/s of a GPU, as predicted"
     yield table
     sent = _numeric_table("GB that a GPU sends in a step (time at the data sheet's bandwidth)", "strategy", "8", "64")
     group = layout.shard_group_size or plan.gpu.per_node
@@ -250,8 +250,8 @@ def _basis(config: TrainPlanConfig, mfu: float | None) -> Iterator[str]:
     )
     if mfu is None:
         yield (
-            "Utilization: predicted, not measured, by a roofline of the step's kernels, under assumed rates: matrix "
-            "products at 66 % of the peak, memory at 79 % of its bandwidth, no waiting. --metrics_file uses a run's."
+            "Utilization: predicted by a roofline of the step's kernels: matrix products at 66 % of the peak, memory at "
+            "54 % of its bandwidth, as fitted to steps measured on an H200; no waiting. --metrics_file uses a run's."
         )
     else:
         yield f"MFU {mfu:.0%}: {f'the median of {config.metrics_file}' if config.metrics_file else 'assumed'}."
