@@ -12,6 +12,8 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from study_engine import rerun_study, run_study, write_study
@@ -20,6 +22,7 @@ from test_study_commands import _fakes, states  # noqa: F401  (the fixture count
 
 from benchmarks.analysis.provenance import ProvenanceConfig, run_provenance
 from benchmarks.analysis.study_with_report import rerun_study_with_report, run_study_with_report
+from benchmarks.report.load_results import _acceptances
 from benchmarks.study import study_commands, trash
 from benchmarks.study.locks import acquire, locked
 from benchmarks.study.rerun_clean import AcceptConfig, CleanConfig, RerunConfig, accept_outputs, run_clean
@@ -392,3 +395,11 @@ def test_nothing_is_changed_while_a_runner_works(change, tmp_path, finished_stud
     assert step_records(tmp_path) == before
     assert (tmp_path / "out/encoders/left-over").is_dir()
     assert study_commands.resolve_study(config).plan.steps
+
+
+def test_a_report_counts_accepted_steps_that_are_many():
+    entry = {"when": "2026-11-26", "settings": {}, "changed": ["files"]}
+    ran: list[Any] = [SimpleNamespace(name=f"encoder-{number}", accepted=(entry,)) for number in range(4)]
+    changed = "accepted 2026-11-26; changed since creation: files"
+    assert [*_acceptances(ran)] == [f"4 steps (encoder-0 and others) were {changed}"]
+    assert [*_acceptances(ran[:2])] == [f"encoder-0 and encoder-1 were {changed}"]

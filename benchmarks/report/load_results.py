@@ -24,6 +24,7 @@ from clips.core.artifact import lexical_abspath
 from clips.errors import UserError, unknown_name_error
 
 _MAX_MODELS = 12
+_NAMED_STEPS = 3  # in a note; more are counted
 NO_STEP_RECORDS_NOTE = (
     "The study's directory has results but no records of its steps: the results are shown as found, and it "
     "is unknown whether they belong to the current study file."
@@ -208,7 +209,8 @@ def _acceptances(ran: Sequence[StepRecord]) -> Iterator[str]:
         for entry in own:
             steps.setdefault(describe_acceptance(entry), []).append(record.name)
     for text, names in steps.items():
-        yield f"{join_with_and(names)} {'was' if len(names) == 1 else 'were'} {text}"
+        shown = names if len(names) <= _NAMED_STEPS else [f"{len(names)} steps ({names[0]} and others)"]
+        yield f"{join_with_and(shown)} {'was' if len(names) == 1 else 'were'} {text}"
 
 
 def _outcome(
