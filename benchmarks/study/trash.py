@@ -237,9 +237,9 @@ def check_costly(found: Sequence[Replacement], *, hours: float, study: str) -> N
     total = sum(each.seconds for each in found)
     if total <= 3600 * hours:
         return
-    longest = sorted(found, key=lambda each: -each.seconds)[:_NAMED]
+    longest = sorted((each for each in found if each.seconds), key=lambda each: -each.seconds)[:_NAMED]
     steps = ", ".join(f"{each.name} (took {format_duration(each.seconds)}; {each.reason})" for each in longest)
-    steps += f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+    steps += f" and {len(found) - len(longest)} more" if len(found) > len(longest) else ""
     keep = f", `clips-bench study accept {study} [STEP ...]` keeps them" if any(each.paths for each in found) else ""
     took = f"{format_duration(total)}, more than {format_duration(3600 * hours)}"
     raise UserError(f"would recompute steps that took {took}: {steps}; --yes recomputes them (their outputs "

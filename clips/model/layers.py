@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -70,6 +71,8 @@ def compile_modules(modules: Iterable[nn.Module]) -> None:
     Call it before the model is wrapped or sharded. The graphs are compiled when the modules are first called.
     """
     from torch._dynamo import config  # takes seconds to import
+
+    importlib.import_module("torch.nn.attention.bias")  # torch 2.11 traces the captioner's attention only after that
 
     # All layers share one limit, with and without gradients; torch's is 8, after which it stops compiling.
     config.recompile_limit = 64

@@ -13,7 +13,7 @@ from torch import Tensor
 _MAX_GROUPS = 8
 Rows = Literal["texts", "captions"]
 # Each group launches all kernels once more, casts all weights and adds to their gradients. On an H200 three more groups
-# of 64 web captions made a step of B/16 47 ms longer, of 107, and saved 9 % of its operations (docs/performance.md).
+# of 64 web captions made a step of B/16 47 ms longer, of 107, and saved 8 % of its operations (docs/performance.md).
 MIN_GROUP_SIZE: dict[str, dict[Rows, int]] = {
     "cpu": {"texts": 16, "captions": 16},
     "cuda": {"texts": 512, "captions": 64},  # a caption's row has the tokens of its image too

@@ -250,8 +250,9 @@ def _basis(config: TrainPlanConfig, mfu: float | None) -> Iterator[str]:
     )
     if mfu is None:
         yield (
-            "Utilization: predicted by a roofline of the step's kernels: matrix products at 66 % of the peak, memory at "
-            "54 % of its bandwidth, as fitted to steps measured on an H200; no waiting. --metrics_file uses a run's."
+            "Utilization: predicted by a roofline of the kernels: matrix products at 66 % of the peak (assumed), "
+            "memory at 53 % of its bandwidth and 10.5 µs a kernel at least (fitted to an H200), no waiting. "
+            "--metrics_file uses a run's."
         )
     else:
         yield f"MFU {mfu:.0%}: {f'the median of {config.metrics_file}' if config.metrics_file else 'assumed'}."

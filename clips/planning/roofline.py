@@ -70,17 +70,18 @@ class Rates:
 def rates_of(gpu: Gpu, precision: str) -> Rates:
     """Return the rates of a GPU: its data sheet's, times the ratios that large kernels reach.
 
-    Matrix products reach 66 % of the peak (measured on an H200: 67 %), memory 54 % of the bandwidth, and no kernel takes
-    less than 13.6 µs: the last two are fitted to six steps measured there, see docs/performance.md. Assumed: flash
-    attention of head width 64 reaches 40 % forward and 30 % backward, memory-efficient attention under a mask 18 and 12 %.
+    Matrix products reach 66 % of the peak (measured on an H200: 67 %), memory 53 % of the bandwidth, and no kernel
+    takes less than 10.5 µs: the last two are fitted to four steps measured there, see docs/performance.md. Assumed:
+    flash attention of head width 64 reaches 40 % forward and 30 % backward, memory-efficient attention under a mask
+    18 and 12 %.
     """
     peak = gpu.peak(precision)
     return Rates(
         matmul=0.66 * peak,
         attention=(0.4 * peak, 0.3 * peak),
         masked_attention=(0.18 * peak, 0.12 * peak),
-        memory=0.54 * gpu.bandwidth,
-        launch=13.6e-6,
+        memory=0.53 * gpu.bandwidth,
+        launch=10.5e-6,
     )
 
 

@@ -64,7 +64,8 @@ class EncoderVisionModel(PreTrainedModel):
         """Run the tower up to the deepest requested state.
 
         Args:
-            pixel_values: (B, 3, S, S), normalized; the states have their precision.
+            pixel_values: (B, 3, S, S), normalized; the states have their precision, or that of a tower
+                that is not float32.
             output_hidden_states: None or False for the last state only, True for all, or the requested indices (as
                 transformers passes them); the others are None in the tuple.
             return_dict: ignored, the output is always a dict.
