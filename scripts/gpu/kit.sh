@@ -8,7 +8,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
-out=build/gpu-kit version=3.12 shared=../shared photos=2200
+out=build/gpu-kit version=3.12 shared=../shared photos=2000
 while (($#)); do
     case $1 in
         --out) out=$2 ;;
@@ -30,6 +30,7 @@ packages=(
     lmms-eval evaluate loguru tenacity python-dotenv pytablewriter dataproperty mbstrdecoder pathvalidate tabledata
     tcolorpy typepy pytz jsonlines
     clip-benchmark webdataset braceexpand liger-kernel
+    openai jiter distro openpyxl et-xmlfile nltk uvicorn pylatexenc # for tests
 )
 platforms=()
 for each in manylinux_2_28 manylinux_2_27 manylinux_2_17 manylinux2014 manylinux1; do

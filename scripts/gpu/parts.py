@@ -56,7 +56,10 @@ FULL: dict[str, list[str]] = {
         f"scripts/bench/loader.py {_PHOTOS} --workers 8 --batch-size 256 --burst 4096 --samples 4096 --rounds 5",
         f"scripts/bench/loader.py {_PHOTOS} --workers 14 --batch-size 256 --burst 8192 --samples 4096 --rounds 3",
     ],
-    "tests": [f"-m pytest -q {_PLUGINS} -n 8 --timeout 200 -m 'not slow' {_TESTS}"],
+    "tests": [
+        f"-m pytest -q {_PLUGINS} -n 8 --timeout 200 -m 'not slow' {_TESTS}",
+        f"-m pytest -q {_PLUGINS} -n 12 --dist loadfile --timeout 100 -m 'not slow' -o log_level=WARNING tests/",
+    ],
     "equal": [
         f"scripts/bench/device_equal.py --architecture clips-b-16 --batch 8 --compile {_CAPTIONS}",
         "scripts/bench/device_equal.py --architecture clips-s-16 --batch 16 --recipes coca clips --strategies ddp",
