@@ -104,8 +104,9 @@ def combination_attention(
     learnable = causal_attention(query[:, :, -length:], key, value, mask)
     if query.shape[2] == length:
         return learnable
-    parts = (each[:, :, :prefix] for each in (query, key, value))
-    return torch.cat([F.scaled_dot_product_attention(*parts, attn_mask=prefix_mask), learnable], dim=2)
+    query, key, value = (each[:, :, :prefix] for each in (query, key, value))
+    first = F.scaled_dot_product_attention(query, key, value, attn_mask=prefix_mask)
+    return torch.cat([first, learnable], dim=2)
 
 
 def sample_tokens(
