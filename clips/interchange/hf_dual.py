@@ -21,6 +21,7 @@ from clips.interchange.hf_siglip import siglip_text_config
 from clips.interchange.imported_encoder import Features
 from clips.interchange.tower_config import reject_unsupported, text_prefix, transformer_spec
 from clips.interchange.weight_mapping import Weights, from_open_clip, shapes_of, weight_link
+from clips.model.loading import library_errors_as_user_errors
 from clips.model.towers import text_pool_type, text_tower
 
 _TARGET = "hf_dual: transformers' VisionTextDualEncoderModel"
@@ -55,7 +56,8 @@ def export(encoder: LoadedEncoder, directory: Path) -> Features:
         text_config=_text_config(model),
         projection_dim=classifier.out_features,
     )
-    theirs = VisionTextDualEncoderModel(config).eval()
+    with library_errors_as_user_errors("hf_dual: this version of transformers cannot build the model"):  # such as 5.17
+        theirs = VisionTextDualEncoderModel(config).eval()
     theirs.load_state_dict(_weights(model, tower, classifier, theirs))
     theirs.save_pretrained(directory)
     files.write_preprocessing(encoder.config["preprocess_cfg"], directory)
