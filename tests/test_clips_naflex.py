@@ -278,7 +278,7 @@ def test_workers_read_what_one_thread_reads(architecture: str, data: Path, tmp_p
 
 def test_a_stopped_run_resumes_exactly(architecture: str, data: Path, encoder: Path, tmp_path: Path) -> None:
     if torch.cuda.is_available():
-        pytest.skip("a GPU adds the gradients of resized position embeddings in any order")
+        pytest.skip("on an H200 the resumed run was not equal bit for bit; the reason is not known")
     config = clips_world.train_config(data, tmp_path / "run", **fields(architecture, data))
     with stopped_at(4):
         train(config)

@@ -7,6 +7,8 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from report_material import edit, items_table, put_failure, put_result, put_results
@@ -14,7 +16,7 @@ from report_study import Page, make_study, section
 
 from benchmarks.report.glossary import GLOSSARY, Glossary
 from benchmarks.report.html_page import render_page
-from benchmarks.report.load_results import NO_STEP_RECORDS_NOTE, MissingValue, read_source
+from benchmarks.report.load_results import NO_STEP_RECORDS_NOTE, MissingValue, _acceptances, read_source
 from benchmarks.report.report import Report, build_report
 from benchmarks.report.report_command import ReportConfig, run_report
 from benchmarks.report.sections import SECTIONS
@@ -246,3 +248,11 @@ def test_all_words_of_statistics_on_a_page_are_explained_there(many_rows_page):
     assert used <= explained(many_rows_page)
     assert {*re.findall(r'href="#term-([\w-]+)"', many_rows_page)} <= explained(many_rows_page)
     assert explained(many_rows_page) < {word.id for word in GLOSSARY}  # and no others
+
+
+def test_accepted_steps_are_counted_if_they_are_many():
+    entry = {"when": "2026-11-26", "settings": {}, "changed": ["files"]}
+    ran: list[Any] = [SimpleNamespace(name=f"encoder-{number}", accepted=(entry,)) for number in range(4)]
+    changed = "accepted 2026-11-26; changed since creation: files"
+    assert [*_acceptances(ran)] == [f"4 steps (encoder-0 and others) were {changed}"]
+    assert [*_acceptances(ran[:2])] == [f"encoder-0 and encoder-1 were {changed}"]

@@ -12,8 +12,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from study_engine import rerun_study, run_study, write_study
@@ -22,7 +20,6 @@ from test_study_commands import _fakes, states  # noqa: F401  (the fixture count
 
 from benchmarks.analysis.provenance import ProvenanceConfig, run_provenance
 from benchmarks.analysis.study_with_report import rerun_study_with_report, run_study_with_report
-from benchmarks.report.load_results import _acceptances
 from benchmarks.study import study_commands, trash
 from benchmarks.study.locks import acquire, locked
 from benchmarks.study.rerun_clean import AcceptConfig, CleanConfig, RerunConfig, accept_outputs, run_clean
@@ -97,8 +94,8 @@ def test_what_took_long_is_not_made_again_without_yes(tmp_path, finished_study):
     with pytest.raises(UserError, match=rf"^{re.escape(expected)}\S+{re.escape(rest)}$"):
         run_study(config)
     assert everything(tmp_path) == before
-    with pytest.raises(UserError, match="than 30 min 00 s: encoder-clips-s0 "):
-        run_study(dataclasses.replace(config, confirm_hours=0.5))
+    with pytest.raises(UserError, match="than 12 h 30 min: encoder-clips-s0 "):  # only their sum is longer
+        run_study(dataclasses.replace(config, confirm_hours=12.5))
     with pytest.raises(UserError, match="than 12 min 00 s: encoder-clips-s0 "):
         run_study(write_study(tmp_path, encoders=OTHER, confirm_hours=0.2))
     with pytest.raises(UserError, match="encoder-clips-s0"):
@@ -395,11 +392,3 @@ def test_nothing_is_changed_while_a_runner_works(change, tmp_path, finished_stud
     assert step_records(tmp_path) == before
     assert (tmp_path / "out/encoders/left-over").is_dir()
     assert study_commands.resolve_study(config).plan.steps
-
-
-def test_a_report_counts_accepted_steps_that_are_many():
-    entry = {"when": "2026-11-26", "settings": {}, "changed": ["files"]}
-    ran: list[Any] = [SimpleNamespace(name=f"encoder-{number}", accepted=(entry,)) for number in range(4)]
-    changed = "accepted 2026-11-26; changed since creation: files"
-    assert [*_acceptances(ran)] == [f"4 steps (encoder-0 and others) were {changed}"]
-    assert [*_acceptances(ran[:2])] == [f"encoder-0 and encoder-1 were {changed}"]
