@@ -5,13 +5,14 @@ from __future__ import annotations
 import colorsys
 import io
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import clips_world
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
 from clips.data import InvalidImageError, decode_image
 from clips.data import augment as augmenting
@@ -53,6 +54,22 @@ def test_unusable_images_give_a_reason(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("clips.data.images.MAX_PIXELS", 100)
     with pytest.raises(InvalidImageError, match="too large"):
         decode_image(good)
+
+
+def test_truncated_images_are_rejected_by_threads_at_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("PIL.ImageFile.LOAD_TRUNCATED_IMAGES", True)
+    whole = encode(Image.effect_noise((200, 200), 90).convert("RGB"))
+    contents = [whole, whole[: len(whole) // 2]] * 50
+
+    def is_decoded(content: bytes) -> bool:
+        try:
+            return decode_image(content).size == (200, 200)
+        except InvalidImageError:
+            return False
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(is_decoded, contents)) == [True, False] * 50
+    assert ImageFile.LOAD_TRUNCATED_IMAGES  # as before
 
 
 def test_jpegs_are_decoded_at_a_fraction_but_never_too_small():

@@ -6,6 +6,8 @@ import contextlib
 import functools
 import io
 import math
+import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -128,7 +130,7 @@ def _short_reasons() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # oversized images are rejected; others concern metadata
-            with _reject_truncated_images():
+            with _reject_truncated_images:
                 yield
     except InvalidImageError:
         raise
@@ -139,14 +141,34 @@ def _short_reasons() -> Iterator[None]:
         raise InvalidImageError("truncated image" if is_truncated else "undecodable image") from error
 
 
-@contextlib.contextmanager
-def _reject_truncated_images() -> Iterator[None]:
-    """Enable Pillow's check, which other libraries, such as lmms-eval, disable in the whole process."""
-    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
-    try:
-        yield
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before
+class _TruncationCheck:
+    """Pillow's check, which other libraries, such as lmms-eval, disable in the whole process.
+
+    It is enabled while any thread decodes an image.
+    """
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the threads, which a forked process does not have."""
+        self.lock, self.num_threads, self.disabled_before = threading.Lock(), 0, False
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if not self.num_threads:
+                self.disabled_before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+            self.num_threads += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.num_threads -= 1
+            if not self.num_threads:
+                ImageFile.LOAD_TRUNCATED_IMAGES = self.disabled_before
+
+
+_reject_truncated_images = _TruncationCheck()
+os.register_at_fork(after_in_child=_reject_truncated_images.clear)
 
 
 def _on_white(image: Image.Image) -> Image.Image:
