@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,18 @@ def test_features_and_weights_are_open_clips(pooler: str, lms: dict[str, Path], 
     now = model.clip.text.transformer.state_dict()
     assert all(torch.equal(value, stored[name]) for name, value in now.items())
     assert any(name.startswith("pooler") for name in now) is (pooler == "cls_pooler")
+
+
+def test_a_directory_that_is_written_again_is_read_again(lms: dict[str, Path], tmp_path: Path) -> None:
+    for name in ("bert", "llama"):
+        shutil.copytree(lms[name], tmp_path / "lm")
+        model = built(tmp_path / "lm", tmp_path)
+        assert model.clip.text.config.model_type == name
+        write_encoder(model, tmp_path / "encoder")
+        again = load_encoder(tmp_path / "encoder")
+        assert again.model.text.config.model_type == name
+        shutil.rmtree(tmp_path / "lm")
+        shutil.rmtree(tmp_path / "encoder")
 
 
 SMALL = {"vocab_size": 64, "pad_token_id": 0}

@@ -7,7 +7,6 @@ any type, also causal LMs, under the same names of weights.
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +24,6 @@ _FIELD = "model.architecture: hf_model_name"
 POOLERS = ("mean_pooler", "cls_pooler", "cls_last_hidden_state_pooler", "max_pooler", "last_pooler")
 
 
-@functools.cache
 def read_text_config(reference: str) -> Any:
     """Return the config of a language model: a directory, or a repo id on the Hub.
 
@@ -97,7 +95,6 @@ def text_model_cfg(text: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-@functools.cache
 def _max_length(reference: str) -> int | None:
     """Return the number of tokens that a language model has positions for; None if it has no limit.
 

@@ -6,7 +6,6 @@ tokenize(["a red car"])  # (1, context length)
 
 from __future__ import annotations
 
-import functools
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -115,13 +114,8 @@ def build_text_tokenizer(config: ModelConfig) -> TextTokenizer:
     """
     text = architectures.model_cfg(config)["text_cfg"]
     if architectures.is_encoder_ref(config.architecture):
-        return _encoder_tokenizer(config.architecture, int(text["context_length"]))
+        return OpenClipTokenizer(resolve_encoder_dir(config.architecture, CONFIG_FIELD), int(text["context_length"]))
     return LanguageModelTokenizer(text) if "hf_model_name" in text else ClipsTokenizer(int(text["context_length"]))
-
-
-@functools.cache
-def _encoder_tokenizer(reference: str, context_length: int) -> OpenClipTokenizer:
-    return OpenClipTokenizer(resolve_encoder_dir(reference, CONFIG_FIELD), context_length)
 
 
 def copy_tokenizer_files(source: Path, directory: Path) -> None:
