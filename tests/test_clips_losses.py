@@ -249,15 +249,16 @@ def test_no_loss_materializes_all_logits(monkeypatch):
         assert largest.numbers <= 5000 < 400 * 400, kind
 
 
-@pytest.mark.parametrize(("dtype", "chunks"), [(torch.float32, 1.2), (torch.bfloat16, 1.7)])  # with a copy in bfloat16
-def test_only_one_chunk_of_the_caption_loss_is_in_memory(dtype, chunks, monkeypatch):
+# Logits and log-probabilities; on a CPU bfloat16 logits also in float32.
+@pytest.mark.parametrize(("dtype", "copies"), [(torch.float32, 2), (torch.bfloat16, 2.5)])
+def test_only_one_chunk_of_the_caption_loss_is_in_memory(dtype, copies, monkeypatch):
     monkeypatch.setattr("clips.model.losses._CHUNK_ELEMENTS", 2**18)
     hidden, weight = torch.randn(1024, 4, requires_grad=True), torch.randn(2048, 4, requires_grad=True)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as recorded:
         linear_cross_entropy(hidden, weight, torch.arange(1024), dtype)
     events = recorded.profiler.kineto_results.events()
     peak = max(itertools.accumulate(event.nbytes() for event in events if event.name() == "[memory]"))
-    assert 0.9 < peak / (4 * 2**18) < chunks
+    assert 0.9 * copies < peak / (4 * 2**18) < copies + 0.2
 
 
 @pytest.mark.parametrize(

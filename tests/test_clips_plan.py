@@ -263,7 +263,7 @@ def test_the_largest_batch_fits_and_the_next_does_not(tmp_path: Path):
     exact = step.timeline.sum(1).max()
     assert between["gradients"] + between["copies"] + between["activations"] == pytest.approx(exact, rel=0.03)
     parts = memory.parts(spread, local=1024, at_once=64)
-    assert sum(parts.values()) < 0.6 * size(1024)  # a chunk of the caption loss does not shrink
+    assert sum(parts.values()) < 0.65 * size(1024)  # a chunk of the caption loss does not shrink
     first_pass = memory.computed_flops(spread, in_parts=True) - memory.computed_flops(spread, in_parts=False)
     assert first_pass * step.samples == pytest.approx(step.feature_flops, rel=0.05)
 

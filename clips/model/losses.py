@@ -216,17 +216,14 @@ class ChunkCrossEntropy(nn.Module):
             labels: (N,) int64.
             gradient: whether to compute it.
         """
-        logits = (hidden @ weight.t()).to(torch.promote_types(hidden.dtype, torch.float32))
-        rows = torch.arange(len(logits), device=logits.device)
-        largest = logits.amax(dim=1)
-        own = logits[rows, labels] - largest
-        powers = logits.sub_(largest[:, None]).exp_()  # in place: a chunk is in memory once
-        normalizer = powers.sum(dim=1)
-        loss = (normalizer.log() - own).sum()
+        logits, label = hidden @ weight.t(), labels[:, None]
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        log_probabilities = logits.log_softmax(dim=1, dtype=wide)
+        own = log_probabilities.gather(1, label)
         if not gradient:
-            return loss, None
-        error = powers.div_(normalizer[:, None]).to(hidden.dtype)
-        return loss, error.index_put_((rows, labels), (own.exp() / normalizer - 1).to(hidden.dtype))
+            return -own.sum(), None
+        error = torch.exp(log_probabilities, out=logits)  # rounded as it is written, into memory that is free
+        return -own.sum(), error.scatter_(1, label, (own.exp() - 1).to(error.dtype))
 
 
 _chunk_cross_entropy = ChunkCrossEntropy()
