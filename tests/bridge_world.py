@@ -369,6 +369,11 @@ def run_processes(count: int, driver: str, *arguments: str, timeout: float, **en
 
     All are ended when one fails, or after ``timeout`` seconds, which counts as a failure.
     """
+    import pytest
+    import torch
+
+    if 0 < torch.cuda.device_count() < count:
+        pytest.skip(f"needs {count} GPUs, or none")
     command = [sys.executable, str(Path(__file__).with_name(driver)), *arguments]
     place = {**launched(), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryFile("w+") as printed:

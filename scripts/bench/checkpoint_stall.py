@@ -36,7 +36,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     processes = start_processes()
     say = print if processes.is_main else lambda *_: None
-    say(machine(args.device))
+    device = processes.device.type  # a GPU if there is one, as in a training
+    say(machine(device))
     captioner = CaptionerConfig(max_loss_tokens=args.positions)
     texts = [measure.captions(None, "", args.batch)] * 2
     run, batch = measure.start(
@@ -44,7 +45,7 @@ def main() -> None:
         RecipeConfig(name=args.recipe, captioner=captioner),
         args.precision,
         texts,
-        args.device,
+        device,
         processes,
         DistributedConfig(strategy=args.strategy),
     )

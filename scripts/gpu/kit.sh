@@ -8,7 +8,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
-out=build/gpu-kit version=3.12 shared=../shared photos=2000
+out=build/gpu-kit version=3.12 shared=../shared photos=1800
 while (($#)); do
     case $1 in
         --out) out=$2 ;;
@@ -30,7 +30,9 @@ packages=(
     lmms-eval evaluate loguru tenacity python-dotenv pytablewriter dataproperty mbstrdecoder pathvalidate tabledata
     tcolorpy typepy pytz jsonlines
     clip-benchmark webdataset braceexpand liger-kernel
-    openai jiter distro openpyxl et-xmlfile nltk uvicorn pylatexenc # for tests
+    openai jiter distro httpx2 httpcore2 truststore sniffio pycocotools # for lmms-eval's tasks
+    openpyxl et-xmlfile nltk uvicorn starlette pylatexenc pyte jsonschema jsonschema-specifications referencing rpds-py
+    nbformat fastjsonschema jupyter-core traitlets platformdirs # for tests
 )
 platforms=()
 for each in manylinux_2_28 manylinux_2_27 manylinux_2_17 manylinux2014 manylinux1; do

@@ -21,16 +21,15 @@ _OPEN_CLIP = (
 _BRIDGE = "scripts/bench/packed_step.py --precision bf16 --matrix 8192 --steps 3"
 
 FULL: dict[str, list[str]] = {
-    "open_clip": [
-        f"{_OPEN_CLIP} --architecture clips-b-16 {_CAPTIONS}",
-        f"{_OPEN_CLIP} --architecture clips-l-14 {_CAPTIONS}",
+    "loader": [
+        f"scripts/bench/loader.py {_PHOTOS} --workers 8 --batch-size 256 --burst 4096 --samples 4096 --rounds 5",
+        f"scripts/bench/loader.py {_PHOTOS} --workers 14 --batch-size 256 --burst 8192 --samples 4096 --rounds 3",
     ],
-    "profile": [
-        f"{_PROFILE} clips-l-14",
-        f"{_PROFILE} clips-l-14 --compile",
-        f"{_PROFILE} clips-b-16",
-        f"{_PROFILE} clips-s-16 --compile",
+    "recalls": [
+        "scripts/bench/recall_speed.py --rounds 3",
+        "scripts/bench/recall_speed.py --sizes 20000x100000 100000x500000 --alone --rounds 3",
     ],
+    "photos": ["scripts/bench/photos.py --shared {data} --workers 8 --steps 340"],
     "bridge": [
         "scripts/bench/bridge_mfu.py --precision bf16 --matrix 8192 --batch 8 --rounds 1",
         f"{_BRIDGE} --llm 0.5b --batch 8",
@@ -40,18 +39,19 @@ FULL: dict[str, list[str]] = {
         _LLM,
         "scripts/bench/bridge_step.py --shared {data} --llm {work}/llm --rounds 3",
     ],
-    "photos": ["scripts/bench/photos.py --shared {data} --workers 8 --steps 340"],
-    "recalls": [
-        "scripts/bench/recall_speed.py --rounds 3",
-        "scripts/bench/recall_speed.py --sizes 20000x100000 100000x500000 --alone --rounds 3",
-    ],
-    "loader": [
-        f"scripts/bench/loader.py {_PHOTOS} --workers 8 --batch-size 256 --burst 4096 --samples 4096 --rounds 5",
-        f"scripts/bench/loader.py {_PHOTOS} --workers 14 --batch-size 256 --burst 8192 --samples 4096 --rounds 3",
-    ],
     "tests": [
         f"-m pytest -q {_PLUGINS} -n 12 --dist loadfile --timeout 200 -m 'not slow' -o log_level=WARNING "
         "--continue-on-collection-errors tests/",
+    ],
+    "open_clip": [
+        f"{_OPEN_CLIP} --architecture clips-b-16 {_CAPTIONS}",
+        f"{_OPEN_CLIP} --architecture clips-l-14 {_CAPTIONS}",
+    ],
+    "profile": [
+        f"{_PROFILE} clips-l-14",
+        f"{_PROFILE} clips-l-14 --compile",
+        f"{_PROFILE} clips-b-16",
+        f"{_PROFILE} clips-s-16 --compile",
     ],
     "equal": [
         f"scripts/bench/device_equal.py --architecture clips-b-16 --batch 8 --compile {_CAPTIONS}",
@@ -73,11 +73,9 @@ _TINY = "--architecture clips-tiny --batch 4 --precisions fp32"
 _TINY_STEP = f"scripts/bench/mfu.py {_TINY} --recipes clip --matrix 256 --steps 2 --rounds 2"
 _TINY_LLM = "--hidden 64 --layers 1"
 SMALL: dict[str, list[str]] = {
-    "open_clip": [
-        f"scripts/bench/step_vs_open_clip.py {_TINY} --image-size 32 --recipes clip --text-attention all --rounds 2 "
-        f"{_CAPTIONS}",
-    ],
-    "profile": [f"scripts/bench/profile_step.py {_TINY} --recipes clip --top 5"],
+    "loader": [f"scripts/bench/loader.py {_PHOTOS} --workers 1 --batch-size 8 --burst 32 --samples 64 --rounds 2"],
+    "recalls": ["scripts/bench/recall_speed.py --sizes 100x500 --rounds 1"],
+    "photos": ["scripts/bench/photos.py --shared {data} --steps 1 --batch 4 --limit 8 --recipes clips"],
     "bridge": [
         f"scripts/bench/bridge_mfu.py {_TINY_LLM} --encoder timm:test_vit@random --length 512 --batch 2 "
         "--vocabulary 1000 --matrix 256 --steps 6 --rounds 1",
@@ -87,10 +85,12 @@ SMALL: dict[str, list[str]] = {
         "scripts/bench/bridge_step.py --shared {data} --llm {work}/llm --rounds 1 --samples 12 --micro-batch 2 "
         "--steps 4 --vocabulary 2000 --packed-length 512",
     ],
-    "photos": ["scripts/bench/photos.py --shared {data} --steps 1 --batch 4 --limit 8 --recipes clips"],
-    "recalls": ["scripts/bench/recall_speed.py --sizes 100x500 --rounds 1"],
-    "loader": [f"scripts/bench/loader.py {_PHOTOS} --workers 1 --batch-size 8 --burst 32 --samples 64 --rounds 2"],
     "tests": [f"-m pytest -q {_PLUGINS} -n 0 tests/test_clips_losses.py -k naive"],
+    "open_clip": [
+        f"scripts/bench/step_vs_open_clip.py {_TINY} --image-size 32 --recipes clip --text-attention all --rounds 2 "
+        f"{_CAPTIONS}",
+    ],
+    "profile": [f"scripts/bench/profile_step.py {_TINY} --recipes clip --top 5"],
     "equal": [f"scripts/bench/device_equal.py {_TINY} --recipes clip --strategies ddp fsdp zero2"],
     "step_l14": [f"{_TINY_STEP} --compile"],
     "step_b16": [_TINY_STEP],

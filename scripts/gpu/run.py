@@ -147,11 +147,10 @@ def prepare(kit: Path, work: Path) -> dict[str, str]:
     site, data = work / "site", work / "data"
     for leftover in work.glob("*.part"):  # of a cut
         shutil.rmtree(leftover)
-    if not (wheels := missing_wheels(kit / "wheels")):
-        site.mkdir(parents=True, exist_ok=True)
-    elif not site.is_dir():
+    if not site.is_dir():
         install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
-        subprocess.run([*install, "--target", f"{site}.part", *wheels], check=True)
+        install += ["--no-build-isolation", "--target", f"{site}.part"]
+        subprocess.run([*install, *missing_wheels(kit / "wheels"), str(ROOT)], check=True)
         Path(f"{site}.part").rename(site)
     if not data.is_dir():
         Path(f"{data}.part").mkdir()
@@ -159,7 +158,8 @@ def prepare(kit: Path, work: Path) -> dict[str, str]:
         Path(f"{data}.part").rename(data)
     paths = [str(ROOT), str(ROOT / "scripts/gpu"), str(site)]
     more = {"HF_HUB_OFFLINE": "1", "DS_BUILD_OPS": "0", "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
-    return {**os.environ, **more, "PYTHONPATH": os.pathsep.join(paths)}
+    programs = os.pathsep.join([str(site / "bin"), os.environ.get("PATH", os.defpath)])
+    return {**os.environ, **more, "PYTHONPATH": os.pathsep.join(paths), "PATH": programs}
 
 
 # ---------------------------------------------------------------- a command
