@@ -376,15 +376,11 @@ def run_processes(count: int, driver: str, *arguments: str, timeout: float, **en
         pytest.skip(f"needs {count} GPUs, or none")
     command = [sys.executable, str(Path(__file__).with_name(driver)), *arguments]
     place = {**launched(), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
+    shared = {**os.environ, **place, **environment}
     with tempfile.TemporaryFile("w+") as printed:
         started = [
-            subprocess.Popen(
-                command,
-                env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank), **environment},
-                stdout=printed,
-                stderr=printed,
-            )
-            for rank in range(count)
+            subprocess.Popen(command, env=shared | {"RANK": rank, "LOCAL_RANK": rank}, stdout=printed, stderr=printed)
+            for rank in map(str, range(count))
         ]
         deadline = time.monotonic() + timeout
         try:

@@ -20,7 +20,9 @@ from clips.commandline.parsing import parse_config
 from clips.errors import UserError
 from clips.method.clips_model import ClipsModel, build_model
 from clips.method.recipes import RecipeConfig
+from clips.model import losses
 from clips.model.architectures import ModelConfig
+from clips.model.tokenizer import VOCAB_SIZE
 from clips.parallel.distributed_config import DistributedConfig
 from clips.planning import Cost, dry_run, mfu, plan_command, plan_tables
 from clips.planning.dry_run import (
@@ -263,7 +265,8 @@ def test_the_largest_batch_fits_and_the_next_does_not(tmp_path: Path):
     exact = step.timeline.sum(1).max()
     assert between["gradients"] + between["copies"] + between["activations"] == pytest.approx(exact, rel=0.03)
     parts = memory.parts(spread, local=1024, at_once=64)
-    assert sum(parts.values()) < 0.65 * size(1024)  # a chunk of the caption loss does not shrink
+    chunk = 2 * 4 * losses.GPU_CHUNK_ROWS * VOCAB_SIZE  # logits and log-probabilities of the caption loss do not shrink
+    assert sum(parts.values()) - chunk < 0.45 * (size(1024) - chunk)
     first_pass = memory.computed_flops(spread, in_parts=True) - memory.computed_flops(spread, in_parts=False)
     assert first_pass * step.samples == pytest.approx(step.feature_flops, rel=0.05)
 

@@ -19,9 +19,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-_CHUNK_ELEMENTS = 2**24  # logits in memory at a time: 64 MiB of float32
+_CHUNK_ELEMENTS = 2**24  # logits in memory at a time, and log-probabilities: 64 MiB each in float32
 GPU_CHUNK_ROWS = 2048  # products of fewer rows do not fill a GPU, and each chunk adds to all weights' gradients
-_GPU_CHUNK_ELEMENTS = 2**28  # 1 GiB of float32
+_GPU_CHUNK_ELEMENTS = 2**28  # 1 GiB of log-probabilities in float32
 _EXCLUDED = -1e4  # a logit whose exponential is 0
 
 Negatives = tuple[Tensor, Tensor]

@@ -8,7 +8,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
-out=build/gpu-kit version=3.12 shared=../shared photos=1800
+out=build/gpu-kit version=3.12 shared=../shared photos=1500
 while (($#)); do
     case $1 in
         --out) out=$2 ;;
@@ -46,6 +46,9 @@ rm -f "$out"/wheels/*.whl
     --constraint constraints.txt --dest "$out/wheels" "${packages[@]}"
 # DeepSpeed is published as source only; without compiled operations it is pure Python.
 DS_BUILD_OPS=0 "${pip[@]}" wheel --no-deps --constraint constraints.txt --wheel-dir "$out/wheels" deepspeed
+# The suite's programs and entry points; its modules are those of the checkout.
+"${pip[@]}" wheel --no-deps --wheel-dir "$out/wheels" .
+rm -rf build/lib build/bdist.*
 python3 scripts/gpu/kit_data.py --shared "$shared" --photos "$photos" --out "$out/data.tar.gz"
 
 size=$(du --summarize --apparent-size --block-size=1024 "$out" | cut -f1)

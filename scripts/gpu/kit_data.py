@@ -1,6 +1,6 @@
 """Pack the data of the GPU kit: a part of ``shared`` with its layout, as one compressed archive.
 
-    python scripts/gpu/kit_data.py --shared ../shared --photos 1800 --out build/gpu-kit/data.tar.gz
+    python scripts/gpu/kit_data.py --shared ../shared --photos 1500 --out build/gpu-kit/data.tar.gz
 
 Real photos with captions (Flickr8k, a sixth of them for validation), photos with questions, long captions, web photos
 and captions, a pretrained trunk, and a tokenizer without its LLM: speed does not depend on an LLM's weights.

@@ -147,10 +147,11 @@ def prepare(kit: Path, work: Path) -> dict[str, str]:
     site, data = work / "site", work / "data"
     for leftover in work.glob("*.part"):  # of a cut
         shutil.rmtree(leftover)
-    if not site.is_dir():
+    if not (wheels := missing_wheels(kit / "wheels")):
+        site.mkdir(parents=True, exist_ok=True)
+    elif not site.is_dir():
         install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
-        install += ["--no-build-isolation", "--target", f"{site}.part"]
-        subprocess.run([*install, *missing_wheels(kit / "wheels"), str(ROOT)], check=True)
+        subprocess.run([*install, "--target", f"{site}.part", *wheels], check=True)
         Path(f"{site}.part").rename(site)
     if not data.is_dir():
         Path(f"{data}.part").mkdir()
