@@ -189,6 +189,21 @@ def test_tables_of_reports_replace_those_of_documents(tmp_path: Path) -> None:
     assert document.read_text() == inserted + text.format("missing.md")
 
 
+def test_a_table_below_a_heading_is_found_by_its_anchor(tmp_path: Path) -> None:
+    script = SCRIPTS / "insert_tables.py"
+    (tmp_path / "report.md").write_text(
+        "# Main\n| main |\n\n## Predictors of MLLM scores\n\n| ρ |\n\n| second |\n\n## Published\n| other |\n"
+    )
+    document = tmp_path / "page.md"
+    document.write_text("<!-- table: report.md#predictors-of-mllm-scores -->\n| old |\n")
+    subprocess.run([sys.executable, script, document], cwd=tmp_path, check=True)
+    assert document.read_text() == "<!-- table: report.md#predictors-of-mllm-scores -->\n| ρ |\n"
+    document.write_text("<!-- table: report.md#costs -->\n| old |\n")
+    done = subprocess.run([sys.executable, script, document], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "report.md: no table below a heading #costs\n")
+    assert document.read_text() == "<!-- table: report.md#costs -->\n| old |\n"
+
+
 EQUAL_COMPUTE_STUDY = """
 name: equal
 baseline: clip

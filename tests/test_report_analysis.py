@@ -28,6 +28,7 @@ from benchmarks.report.cost_figures import (
 )
 from benchmarks.report.figure import FigureSet
 from benchmarks.report.forest_plots import forest_plots
+from benchmarks.report.formats.markdown import render_markdown
 from benchmarks.report.html_page import render_page
 from benchmarks.report.load_results import read_source
 from benchmarks.report.report import Report, build_report
@@ -144,6 +145,8 @@ def test_every_score_of_an_encoder_alone_is_a_predictor_and_signs_are_reversed_w
     page = render_page(report)
     assert 'id="predictors-of-mllm-scores"' in page
     assert "pairs ordered right" in page
+    below = render_markdown(report).partition("## Predictors of MLLM scores\n")[2].splitlines()
+    assert [line.split("|")[1].strip() for line in below if line.startswith("|")][2:] == [row[0] for row in found.rows]
     assert report.overall.ranked == report.overall.averaged == ("gqa", "pope", "retrieval")
     assert {cell.mark for cell in report.table.cells.values() if cell.column.benchmark == "alignment"} == {""}
     assert "Not ranked, not averaged: alignment, which describes features and scores no task." in report.notes
@@ -185,6 +188,7 @@ def test_three_rows_are_points_without_a_correlation_and_the_page_says_so(tmp_pa
     assert titles == ["gqa exact match", "pope accuracy"]
     assert {row[0] for row in found.figures[0].rows} == {"untrained", "clip", "clips"}
     assert found.rows == found.notes == ()
+    assert "Predictors" not in render_markdown(build_report(results))
     assert (
         "3 models have both a score of the encoder alone and an MLLM score. A correlation needs 6 models" in found.lead
     )

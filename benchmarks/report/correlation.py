@@ -21,6 +21,7 @@ from benchmarks.results.formatting import format_number
 from benchmarks.results.statistics import Z95, holm_correction
 
 MIN_MODELS = 6  # of a correlation
+PREDICTORS_TITLE = "Predictors of MLLM scores"
 _PREDICTORS = ("retrieval", "classification", "pointing", *DESCRIPTIVE_TYPES)
 _MIN_POINTS = 3  # of a figure, since two points are always on a line
 _NUM_RESAMPLES = 9999  # scipy enumerates all permutations if there are at most this number

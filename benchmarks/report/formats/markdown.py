@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.report.all_pairs import MATRIX_TITLE, all_pairs
 from benchmarks.report.cell_text import decimals, margin, missing_text, signs
+from benchmarks.report.correlation import PREDICTORS_TITLE, correlation_figures
 from benchmarks.report.notes import MARKDOWN
 from benchmarks.report.reference_table import REFERENCE_NOTE
 from benchmarks.report.report import Report
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def render_markdown(report: Report) -> str:
-    """The answer, the main table and its notes, then the differences of pairs and published results."""
+    """The answer, the main table and its notes, then differences of pairs, correlations and published results."""
     import pandas as pd
 
     title, question, answer = map(escape_markdown, (report.source.title, report.source.question, report.answer))
@@ -34,6 +35,9 @@ def render_markdown(report: Report) -> str:
         parts += ["## All pairs", escape_markdown(pairs.lead), markdown_list(pairs.notes)]
         for title, pair_table in pairs.frames(MATRIX_TITLE):
             parts += [f"### {escape_markdown(title)}", markdown_frame(pair_table)]
+    if (predictors := correlation_figures(report)) and predictors.rows:
+        title, frame = next(predictors.frames(PREDICTORS_TITLE))
+        parts += [f"## {title}", markdown_frame(frame), markdown_list(predictors.notes)]
     if reference := report.reference_results:
         parts += ["## Published numbers", REFERENCE_NOTE]
         parts += [markdown_frame(reference.text()), markdown_list(reference.sources())]
