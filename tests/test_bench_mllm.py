@@ -10,6 +10,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ from benchmarks.results.results import Result, read_items, read_result, result_p
 from benchmarks.tasks import run_benchmarks
 from benchmarks.tasks.mllm import evaluate_task
 from benchmarks.tasks.run_config import BenchmarkConfig
+from clips.commandline.signals import EXIT_INTERRUPTED
 from clips.core.identity import digest
 from clips.errors import UserError
 from llava_bridge import load_llava, loglikelihoods
@@ -327,3 +329,23 @@ def test_unsupported_tasks(places):
     alone = Instance(request_type="loglikelihood", arguments=("", "red"), idx=0, task_name="t", metadata=metadata)
     with pytest.raises(UserError, match=r"^t: likelihoods without a question"):
         LlavaBridgeModel(loaded=load_llava(places / "llava", "cpu")).loglikelihood([alone])
+
+
+def test_a_run_that_a_scheduler_stops_removes_its_cache(places, tmp_path):
+    """`datasets` copies a benchmark into a temporary directory, which is as large as the benchmark."""
+    config = tmp_path / "run.yaml"
+    benchmark = f"{{name: pope, data: '{places / 'hub'}'}}"
+    config.write_text(
+        f"llava: '{places / 'llava'}'\nmodel_name: small\noutput: '{tmp_path}'\nbenchmarks: [{benchmark}]\n"
+    )
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    words = [sys.executable, "-m", "benchmarks.cli", "run", "--config", str(config)]
+    with subprocess.Popen(words, env={**os.environ, "TMPDIR": str(temporary)}, stderr=subprocess.PIPE) as process:
+        while not any(temporary.glob("clips-bench-*")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.terminate()
+        assert process.communicate()[1].decode().splitlines()[-1] == "clips-bench: interrupted"
+    assert process.returncode == EXIT_INTERRUPTED
+    assert not [*temporary.glob("clips-bench-*")]

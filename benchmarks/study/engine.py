@@ -15,9 +15,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +37,7 @@ from benchmarks.study.step_state import (
 )
 from benchmarks.study.steps import Step, topological_order
 from benchmarks.study.study_record import available_cores
+from clips.commandline.signals import sigterm_interrupts
 from clips.errors import UserError
 from clips.parallel.visible_gpus import visible_gpus
 
@@ -168,7 +168,7 @@ def run_engine(output: Path, flags: Sequence[str], show: Callable[[], None], *, 
     words += ["--nolock", "--drop-metadata", "--keep-going", "--rerun-incomplete", "--scheduler", "greedy", "--nocolor"]
     words += [*flags, "--config", f"plan={output.resolve() / '.plan.json'}"]
     path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    with (output / LOG).open("wb") as log, _sigterm_interrupts():
+    with (output / LOG).open("wb") as log, sigterm_interrupts():
         # When the runner dies, SIGKILL leaves Snakemake no time to cancel cluster jobs, which shall continue. Local
         # jobs end when they notice that Snakemake is gone.
         process = start_child(words, log, os.environ | {"PYTHONPATH": path}, on_death=signal.SIGKILL)
@@ -239,16 +239,3 @@ def _end_outdated_job(output: Path, name: str, key: StepKey | None) -> None:
         _stdout("scancel", record.job)
     while is_at_work(output, name):
         time.sleep(_POLL_SECONDS)
-
-
-@contextlib.contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """Have SIGTERM raise KeyboardInterrupt, as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

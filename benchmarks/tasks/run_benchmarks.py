@@ -30,6 +30,7 @@ from benchmarks.tasks.output_cache import CACHE_DIR, cache_key
 from benchmarks.tasks.registry import expand_group, get_benchmark
 from benchmarks.tasks.run_config import BLIND_FIELDS, COMMON_FIELDS, BenchmarkConfig, Precision, RunConfig
 from benchmarks.tasks.sizes import subset_text
+from clips.commandline.signals import sigterm_interrupts
 from clips.core.artifact import directory_hash, file_hash, git_state, library_versions, log_info, writable_directory
 from clips.core.cache import made_once
 from clips.core.identity import digest, identity, is_below
@@ -41,6 +42,7 @@ NO_VALUE = "no item has a value"
 _LIBRARIES = ("lmms-eval", "open_clip_torch", "timm", "transformers", "torch")
 
 
+@sigterm_interrupts()
 def run_benchmarks(config: RunConfig) -> None:
     """Evaluate a model on its benchmarks; a failed one is recorded and the others continue.
 

@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from clips.commandline.parsing import parse_config
+from clips.commandline.signals import EXIT_INTERRUPTED
 from clips.errors import UserError
 from clips.lazy_import import import_from_string
 from clips.safe_text import redact, strip_control_chars
 
 EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
 _LAUNCHER_FLAG = re.compile(r"--local[_-]rank=\d+")  # added by the deepspeed launcher, which also sets LOCAL_RANK
 _LAUNCHER_FILE = "TORCHELASTIC_ERROR_FILE"  # from which torchrun reads a process's error message
 _ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")  # the last two are old names

@@ -1,4 +1,4 @@
-"""Graceful shutdown between two steps, on Ctrl-C or on SIGTERM, which schedulers send before they reclaim a node."""
+"""Shutdown on Ctrl-C or on SIGTERM, which schedulers send before they reclaim a node: between two steps, or at once."""
 
 from __future__ import annotations
 
@@ -69,6 +69,19 @@ def graceful_shutdown(on_signal: Callable[[int], object] = lambda number: None) 
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """Have SIGTERM raise KeyboardInterrupt in this block, as Ctrl-C does, so that temporary files are removed."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def exit_status_for_signal(number: int) -> int:

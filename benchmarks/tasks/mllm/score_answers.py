@@ -21,6 +21,7 @@ from benchmarks.tasks.mllm.offline_tasks import data_root, go_offline, load_task
 from benchmarks.tasks.registry import get_benchmark
 from benchmarks.tasks.run_benchmarks import with_outcome
 from benchmarks.tasks.run_config import BenchmarkConfig
+from clips.commandline.signals import sigterm_interrupts
 from clips.core.artifact import file_hash, log_info, writable_directory
 from clips.errors import UserError
 
@@ -78,6 +79,7 @@ class ScoreConfig:
         )
 
 
+@sigterm_interrupts()
 def run_score(config: ScoreConfig) -> None:
     """Match and score the answers, and store a normal result with the file as its model.
 
