@@ -10,6 +10,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ from PIL import Image
 
 from benchmarks.results.results import Result, read_items, read_result, result_path
 from benchmarks.tasks import run_benchmarks
-from benchmarks.tasks.mllm import evaluate_task
+from benchmarks.tasks.mllm import evaluate_task, offline_tasks
 from benchmarks.tasks.run_config import BenchmarkConfig
 from clips.commandline.signals import EXIT_INTERRUPTED
 from clips.core.identity import digest
@@ -329,6 +330,20 @@ def test_unsupported_tasks(places):
     alone = Instance(request_type="loglikelihood", arguments=("", "red"), idx=0, task_name="t", metadata=metadata)
     with pytest.raises(UserError, match=r"^t: likelihoods without a question"):
         LlavaBridgeModel(loaded=load_llava(places / "llava", "cpu")).loglikelihood([alone])
+
+
+def test_a_benchmarks_cache_is_removed_before_the_next_benchmark(places, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    found = []
+
+    def load_task(*args: Any, **kwargs: Any) -> Any:
+        task = offline_tasks.load_task(*args, **kwargs)
+        found.append(len([*tmp_path.glob("clips-bench-*")]))
+        return task
+
+    monkeypatch.setattr(evaluate_task, "load_task", load_task)
+    _run(places, tmp_path / "results", *_all(places, "pope", "gqa"))
+    assert found == [1, 1]
 
 
 def test_a_run_that_a_scheduler_stops_removes_its_cache(places, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import hashlib
 import importlib.util
 import io
@@ -11,6 +12,7 @@ import os
 import re
 import sys
 import tempfile
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -69,8 +71,8 @@ def go_offline() -> None:
 
 
 @contextlib.contextmanager
-def _own_cache() -> Iterator[None]:
-    """An empty cache for ``datasets``.
+def _own_cache() -> Iterator[tempfile.TemporaryDirectory[str]]:
+    """An empty cache for ``datasets``, which the caller removes; it is as large as the dataset, and memory-mapped.
 
     ``datasets`` keys its cache by the dataset's name, which is the same below every data root: with a shared cache, a
     second root would silently read the data of the first.
@@ -79,15 +81,15 @@ def _own_cache() -> Iterator[None]:
     from lmms_eval.api import task
 
     folder = tempfile.TemporaryDirectory(prefix="clips-bench-")
-    _open_caches.append(folder)  # memory-mapped while the task is used
     with (
         mock.patch.object(datasets.config, "HF_DATASETS_CACHE", Path(folder.name)),
         mock.patch.object(task, "_resolve_hf_datasets_cache_dir", return_value=folder.name),
     ):
-        yield
-
-
-_open_caches: list[tempfile.TemporaryDirectory] = []  # removed when the process ends
+        try:
+            yield folder
+        except BaseException:
+            folder.cleanup()
+            raise
 
 
 @contextlib.contextmanager
@@ -233,7 +235,7 @@ def manager(folder: str) -> Any:
 
 
 def load_task(name: str, folder: str, root: Path, *, own: str = "", simple: bool = True) -> Any:
-    """One of lmms-eval's tasks with its data below ``root``.
+    """One of lmms-eval's tasks with its data below ``root``; a temporary copy of them exists as long as the task does.
 
     Args:
         folder: directory of the definition, below lmms-eval's ``tasks`` or any other.
@@ -243,6 +245,7 @@ def load_task(name: str, folder: str, root: Path, *, own: str = "", simple: bool
     Raises:
         UserError: data that are missing or malformed; the message names the first invalid file.
     """
+    gc.collect()  # tasks refer to themselves, so that the earlier one and its copy may still exist
     index = manager(folder)
     from lmms_eval.tasks import get_task_dict
 
@@ -250,13 +253,15 @@ def load_task(name: str, folder: str, root: Path, *, own: str = "", simple: bool
     if dataset and not (root / dataset).exists():
         raise UserError(f"{root}: expected the data of {name} in {dataset}/ below it")
     try:
-        with suppress_output(), contextlib.chdir(root), _own_cache(), without_workers(), scorer_environment():
-            return get_task_dict([name], index, "simple" if simple else "chat")[name]
+        with suppress_output(), contextlib.chdir(root), _own_cache() as cache, without_workers(), scorer_environment():
+            task = get_task_dict([name], index, "simple" if simple else "chat")[name]
     except UserError:
         raise
     except Exception as error:
         path = find_broken_parquet(root / dataset) or root / dataset
         raise UserError(f"{path}: cannot be read as the data of {name} ({error_reason(error)})") from None
+    weakref.finalize(task, cache.cleanup)
+    return task
 
 
 def find_broken_parquet(dataset: Path) -> Path | None:
