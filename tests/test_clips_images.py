@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import io
+import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -56,7 +57,7 @@ def test_unusable_images_give_a_reason(monkeypatch: pytest.MonkeyPatch):
         decode_image(good)
 
 
-def test_truncated_images_are_rejected_by_threads_at_once(monkeypatch: pytest.MonkeyPatch):
+def test_threads_reject_truncated_images_and_change_no_setting_of_the_process(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("PIL.ImageFile.LOAD_TRUNCATED_IMAGES", True)
     whole = encode(Image.effect_noise((200, 200), 90).convert("RGB"))
     contents = [whole, whole[: len(whole) // 2]] * 50
@@ -67,9 +68,11 @@ def test_truncated_images_are_rejected_by_threads_at_once(monkeypatch: pytest.Mo
         except InvalidImageError:
             return False
 
+    filters = [*warnings.filters]
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(is_decoded, contents)) == [True, False] * 50
     assert ImageFile.LOAD_TRUNCATED_IMAGES  # as before
+    assert warnings.filters == filters
 
 
 def test_jpegs_are_decoded_at_a_fraction_but_never_too_small():

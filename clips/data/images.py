@@ -128,10 +128,8 @@ def reduction_factor(reduction: float) -> int:
 def _short_reasons() -> Iterator[None]:
     """Raise InvalidImageError for any error of a decoder."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # oversized images are rejected; others concern metadata
-            with _reject_truncated_images:
-                yield
+        with _decoder_settings:
+            yield
     except InvalidImageError:
         raise
     except Image.DecompressionBombError as error:  # Pillow's own limit, at about twice this one
@@ -141,10 +139,11 @@ def _short_reasons() -> Iterator[None]:
         raise InvalidImageError("truncated image" if is_truncated else "undecodable image") from error
 
 
-class _TruncationCheck:
-    """Pillow's check, which other libraries, such as lmms-eval, disable in the whole process.
+class _DecoderSettings:
+    """Settings of the whole process while any thread decodes an image; afterwards they are as before.
 
-    It is enabled while any thread decodes an image.
+    Pillow rejects truncated images, which other libraries, such as lmms-eval, let it accept. Warnings are ignored:
+    oversized images are rejected, and others concern metadata.
     """
 
     def __init__(self) -> None:
@@ -152,23 +151,25 @@ class _TruncationCheck:
 
     def clear(self) -> None:
         """Forget the threads, which a forked process does not have."""
-        self.lock, self.num_threads, self.disabled_before = threading.Lock(), 0, False
+        self.lock, self.num_threads, self.before = threading.Lock(), 0, contextlib.ExitStack()
 
     def __enter__(self) -> None:
         with self.lock:
             if not self.num_threads:
-                self.disabled_before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+                self.before.enter_context(warnings.catch_warnings(action="ignore"))
+                self.before.callback(setattr, ImageFile, "LOAD_TRUNCATED_IMAGES", ImageFile.LOAD_TRUNCATED_IMAGES)
+                ImageFile.LOAD_TRUNCATED_IMAGES = False
             self.num_threads += 1
 
     def __exit__(self, *_: object) -> None:
         with self.lock:
             self.num_threads -= 1
             if not self.num_threads:
-                ImageFile.LOAD_TRUNCATED_IMAGES = self.disabled_before
+                self.before.close()
 
 
-_reject_truncated_images = _TruncationCheck()
-os.register_at_fork(after_in_child=_reject_truncated_images.clear)
+_decoder_settings = _DecoderSettings()
+os.register_at_fork(after_in_child=_decoder_settings.clear)
 
 
 def _on_white(image: Image.Image) -> Image.Image:
