@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from benchmarks.report.cell_text import column_header, column_title, decimals, score
+from benchmarks.report.chance_level import is_above_chance
 from benchmarks.report.figure import Figure, FigureSet, Palette, number_points, safe_file_name
 from benchmarks.report.report import Report
 from benchmarks.report.table import DESCRIPTIVE_TYPES, Cell, Column
@@ -204,6 +205,7 @@ def correlation_figures(report: Report) -> FigureSet | None:
             "(50 % by chance); and the regret, by how many points the best of the others is above the one with the "
             "best first metric: mean, and maximum in brackets. Where lower is better (↓), a metric counts with its "
             "sign reversed.",
+            *_near_chance(correlated),
         ),
         headers=HEADERS,
         rows=lines,
@@ -283,6 +285,19 @@ def _left_out_texts(found: LeaveOneOut | None, places: int) -> tuple[str, str, s
         f"{pairs} % ({low} to {high})",
         f"{format_number(found.regret, places)} ({format_number(found.worst, places)})",
     )
+
+
+def _near_chance(correlated: Sequence[CorrelatedPair]) -> list[str]:
+    """A sentence on each MLLM metric on which most models are not significantly above chance."""
+    lines = []
+    for pair in {(each.pairs[0][1].column.key, each.suffix): each for each in correlated}.values():
+        above = [is_above_chance(cell) for _, cell in pair.pairs]
+        if (num_near := above.count(False)) * 2 > len(above):
+            lines.append(
+                f"{num_near} of {len(above)} models are not significantly above chance on "
+                f"{column_title(pair.pairs[0][1].column)}{pair.suffix}: their order on it may be noise."
+            )
+    return lines
 
 
 def _value_and_interval(found: Correlation | None) -> tuple[str, str]:
