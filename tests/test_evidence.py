@@ -192,7 +192,7 @@ def test_tables_of_reports_replace_those_of_documents(tmp_path: Path) -> None:
 def test_a_table_below_a_heading_is_found_by_its_anchor(tmp_path: Path) -> None:
     script = SCRIPTS / "insert_tables.py"
     (tmp_path / "report.md").write_text(
-        "# Main\n| main |\n\n## Predictors of MLLM scores\n\n| ρ |\n\n| second |\n\n## Published\n| other |\n"
+        "| first |\n\n# Main\n| main |\n\n## Predictors of MLLM scores\n\n| ρ |\n\n| second |\n\n## Other\n| other |\n"
     )
     document = tmp_path / "page.md"
     document.write_text("<!-- table: report.md#predictors-of-mllm-scores -->\n| old |\n")

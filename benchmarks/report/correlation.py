@@ -9,6 +9,7 @@ from permutation tests, exact for up to seven models. ``scripts/check_predictors
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -170,6 +171,7 @@ def leave_one_out(x: Sequence[float], y: Sequence[float]) -> LeaveOneOut:
     )
 
 
+@functools.lru_cache(maxsize=1)  # shared by all formats
 def correlation_figures(report: Report) -> FigureSet | None:
     """A figure for each MLLM benchmark against the first predictor, and the correlations with all predictors.
 
