@@ -198,6 +198,21 @@ def test_the_answer_says_where_nothing_beats_the_baseline(tmp_path):
     assert build_report(tmp_path / "two", baseline="top").answer.startswith("other ")
 
 
+def test_the_answer_names_the_benchmarks_of_many_metrics_without_a_difference(tmp_path):
+    equal = ["retrieval", "pope", "mme", "docvqa", "infovqa", "chartqa"]
+    for row, skill in (("clip", 0.3), ("clips", 0.7)):
+        put_result(tmp_path, row, "gqa", items_table(skill, benchmark="gqa"))
+        for name in equal:
+            put_result(tmp_path, row, name, items_table(0.5, benchmark=name))
+    answer = build_report(tmp_path, baseline="clip").answer
+    assert answer.startswith("clips beats clip by ")
+    assert "on gqa exact match; no significant difference on 7 metrics of " in answer
+    assert set(re.split(", | and ", answer.partition("7 metrics of ")[2].partition(".")[0])) == set(equal)
+    put_result(tmp_path, "clip", "ocrbench", items_table(0.5, benchmark="ocrbench"))
+    put_result(tmp_path, "clips", "ocrbench", items_table(0.5, benchmark="ocrbench"))
+    assert "on 8 metrics of 7 benchmarks." in build_report(tmp_path, baseline="clip").answer
+
+
 def explained(many_rows_page: str) -> set[str]:
     return {*re.findall(r'<div id="term-([\w-]+)">', many_rows_page)}
 

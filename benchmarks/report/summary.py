@@ -81,7 +81,7 @@ def row_summary(table: Table, row: str) -> str:
 
 
 def _sizes(cells: Sequence[Cell]) -> str:
-    """The differences on the first metrics, each of another benchmark, and the names of the other metrics."""
+    """The differences on the first metrics, each of another benchmark, and the other metrics or their benchmarks."""
     first: dict[str, Cell] = {}
     for cell in cells:
         if len(first) < _MAX_SIZES:
@@ -92,7 +92,8 @@ def _sizes(cells: Sequence[Cell]) -> str:
 
 
 def _titles(cells: Sequence[Cell]) -> str:
-    return join_or_count([column_title(cell.column) for cell in cells], "other metrics")
+    benchmarks = join_or_count([*dict.fromkeys(cell.column.benchmark for cell in cells)], "benchmarks")
+    return join_or_count([column_title(cell.column) for cell in cells], f"metrics of {benchmarks}")
 
 
 def _compared_cells(table: Table, row: str) -> list[Cell]:
