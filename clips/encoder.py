@@ -21,8 +21,8 @@ from clips.lazy_import import without_wandb
 from clips.method.clips_model import ClipsModel
 from clips.model.captioner import Captioner, CaptionerDims
 from clips.model.hf_text import HFTextTower, own_text_towers, with_own_text_config
-from clips.model.loading import library_errors_as_user_errors
-from clips.model.tokenizer import truncate_text
+from clips.model.loading import library_errors_as_user_errors, read_weights
+from clips.model.tokenizer import ClipsTokenizer, truncate_text
 from clips.model.towers import accept_packed_images, build_towers, text_tower
 from clips.model_refs import (
     CAPTIONER_CONFIG,
@@ -30,6 +30,7 @@ from clips.model_refs import (
     OPEN_CLIP_CONFIG,
     OPEN_CLIP_WEIGHTS,
     check_captioner,
+    find_open_clip_weights,
     require_encoder_config,
 )
 from clips.text_files import safe_json_loads
@@ -82,20 +83,24 @@ def load_encoder(directory: str | Path) -> LoadedEncoder:
     """
     directory = Path(directory)
     config = require_encoder_config(directory)
-    weights = directory / OPEN_CLIP_WEIGHTS
+    weights = find_open_clip_weights(directory)
     if not weights.is_file():
         raise UserError(f"{weights}: missing; expected the encoder's weights")
     with without_wandb():
         import open_clip
 
-    if "text_cfg" not in config["model_cfg"]:
+    text = config["model_cfg"].get("text_cfg")
+    if text is None:
         return _with_own_view(_load_image_tower(directory, config))
     try:
         own = with_own_text_config(config["model_cfg"], directory)
         changed = {name: own[name] for name in ("text_cfg",) if own is not config["model_cfg"]}
         with own_text_towers() if changed else contextlib.nullcontext():
             model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{directory}", **changed)
-        tokenizer = open_clip.get_tokenizer(f"local-dir:{directory}")
+        if text.get("tokenizer_mode") == "clips":
+            tokenizer: Any = ClipsTokenizer(text["context_length"])
+        else:
+            tokenizer = open_clip.get_tokenizer(f"local-dir:{directory}")
     except Exception as error:  # open_clip raises the exceptions of its dependencies: torch, safetensors, transformers
         raise UserError(f"{directory}: open_clip cannot load this encoder ({error_reason(error)})") from None
     return _with_own_view(LoadedEncoder(model.eval(), preprocess, _TruncatingTokenizer(tokenizer), config))
@@ -122,14 +127,13 @@ def _with_own_view(encoder: LoadedEncoder) -> LoadedEncoder:
 
 def _load_image_tower(directory: Path, config: dict[str, Any]) -> LoadedEncoder:
     from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
-    from safetensors.torch import load_file
 
     def reject_texts(texts: Sequence[str]) -> torch.Tensor:
         raise UserError(f"{directory}: this encoder has no text tower")
 
     with library_errors_as_user_errors(f"{directory}: this image tower cannot be loaded"):
         model = build_towers(config["model_cfg"])
-        model.load_state_dict(load_file(directory / OPEN_CLIP_WEIGHTS))
+        model.load_state_dict(read_weights(find_open_clip_weights(directory)))
         known = merge_preprocess_dict(config["preprocess_cfg"], {})
         preprocess = image_transform_v2(PreprocessCfg(**known), is_train=False)
     return LoadedEncoder(model.eval(), preprocess, reject_texts, config)

@@ -12,6 +12,7 @@ from clips.text_files import safe_json_loads
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
+OPEN_CLIP_PICKLE = "open_clip_pytorch_model.bin"
 CAPTIONER_CONFIG = "captioner_config.json"
 CAPTIONER_WEIGHTS = "captioner.safetensors"
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?")
@@ -21,7 +22,7 @@ TRANSFORMERS_PREFIX = "transformers:"
 DUAL_MODELS = ("clip", "metaclip_2", "siglip", "siglip2", "aimv2", "tipsv2")
 """``model_type`` of transformers' models with a text tower whose features are compared with those of images."""
 _PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
-_PICKLES = ["pytorch_model*.bin", "mm_projector.bin"]
+_PICKLES = ["pytorch_model*.bin", OPEN_CLIP_PICKLE, "mm_projector.bin"]
 _DUPLICATES = ["consolidated*"]  # the same weights in another format
 
 
@@ -45,7 +46,7 @@ def download_from_hub(name: str, field: str) -> Path:
         UserError: no such repository, no permission to read it, or no network and no copy.
     """
     directory = _download(name, field, _PATTERNS)
-    if not any(directory.glob("*.safetensors")):
+    if not any(directory.glob("*model*.safetensors")):  # not a part, as caption_decoder.safetensors of OpenVision 2
         return _download(name, field, [*_PATTERNS, *_PICKLES])
     return directory
 
@@ -72,16 +73,22 @@ def resolve_encoder_dir(reference: str, field: str) -> Path:
         UserError: no such encoder.
     """
     if not reference.startswith(HF_HUB_PREFIX):
-        if not (Path(reference) / OPEN_CLIP_WEIGHTS).is_file():
+        if not find_open_clip_weights(Path(reference)).is_file():
             raise UserError(f"{field}: {reference}: expected an encoder directory with {OPEN_CLIP_WEIGHTS}")
         return Path(reference)
     return download_from_hub(reference.removeprefix(HF_HUB_PREFIX), field)
 
 
+def find_open_clip_weights(directory: Path) -> Path:
+    """The weights of an encoder directory: safetensors, which may be missing, or else open_clip's older pickle."""
+    path = directory / OPEN_CLIP_WEIGHTS
+    return path if path.is_file() or not (directory / OPEN_CLIP_PICKLE).is_file() else directory / OPEN_CLIP_PICKLE
+
+
 def read_encoder_config(directory: Path) -> dict[str, Any]:
     """The open_clip config of an encoder directory; empty if it has none."""
     file = directory / OPEN_CLIP_CONFIG
-    return dict(safe_json_loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+    return state_tokenizer(dict(safe_json_loads(file.read_text(encoding="utf-8")))) if file.is_file() else {}
 
 
 def require_encoder_config(directory: Path) -> dict[str, Any]:
@@ -97,6 +104,25 @@ def require_encoder_config(directory: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(config, dict) or "model_cfg" not in config:
         raise UserError(f"{path}: expected an object with 'model_cfg'")
+    return state_tokenizer(config)
+
+
+def state_tokenizer(config: dict[str, Any]) -> dict[str, Any]:
+    """Return ``config`` with the CLIPS tokenization, which the authors' fork of open_clip derives from a model's name.
+
+    Only its text towers have BERT's vocabulary, no causal mask, and the feature at the last position.
+    """
+    cfg = config.get("model_cfg")
+    text = cfg.get("text_cfg") if isinstance(cfg, dict) else None
+    if (
+        isinstance(text, dict)
+        and str(text.get("hf_tokenizer_name", "")).endswith("bert-base-uncased")
+        and text.get("no_causal_mask")
+        and text.get("pool_type") == "last"
+    ):
+        text = {key: value for key, value in text.items() if key != "tokenizer_kwargs"}
+        text |= {"hf_tokenizer_name": "bert-base-uncased", "tokenizer_mode": "clips"}
+        return config | {"model_cfg": {**config["model_cfg"], "text_cfg": text}}
     return config
 
 

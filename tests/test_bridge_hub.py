@@ -123,10 +123,15 @@ def test_only_needed_files_are_requested_and_pickles_only_as_a_fallback(monkeypa
     download_from_hub.cache_clear()
     download_from_hub("org/older", "source")
     assert ["pytorch_model*.bin" in each["allow_patterns"] for each in asked] == [False, True]
+    download_from_hub.cache_clear()
+    asked.clear()
+    (tmp_path / "caption_decoder.safetensors").touch()  # of OpenVision 2, whose tower is in a pickle
+    download_from_hub("org/tower", "encoder")
+    assert ["open_clip_pytorch_model.bin" in each["allow_patterns"] for each in asked] == [False, True]
     (tmp_path / "model.safetensors").touch()
     assert download_from_hub("org/llm@v2", "llm") == tmp_path
     download_from_hub.cache_clear()
-    (_, _, last) = asked
+    last = asked[-1]
     assert (last.pop("name"), last.pop("revision")) == ("org/llm", "v2")
     wanted = {"config.json", "tokenizer.model", "chat_template.jinja", "merges.txt", "model-00001-of-00002.safetensors"}
     others = {"pytorch_model.bin", "consolidated.safetensors", "README.md", "flax_model.msgpack"}

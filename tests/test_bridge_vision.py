@@ -12,6 +12,7 @@ from typing import Any
 import bridge_world
 import pytest
 import torch
+from open_clip.model import _build_vision_tower
 from safetensors.torch import load_file, save_file
 
 from clips.errors import UserError
@@ -119,6 +120,25 @@ def test_odd_encoder_configs_are_rejected_in_one_line(fields, match, bridge_enco
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
     with pytest.raises(UserError, match=match):
         build_vision_model(load_encoder(str(tmp_path / "odd")))
+
+
+@pytest.mark.parametrize("file", ["open_clip_pytorch_model.bin", "open_clip_model.safetensors"])
+def test_a_tower_alone_is_read_as_openvision_2_is_published(file: str, tmp_path: Path) -> None:
+    # open_clip_config.json of UCSC-VLAA/openvision2-vit-large-patch14-336-vision-only, with a smaller tower
+    vision = {"layers": 3, "width": 64, "patch_size": 14, "image_size": 56, "pool_type": "avg", "output_tokens": True}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12}
+    config = {"embed_dim": 64, "vision_cfg": {**vision, "norm_kwargs": {"eps": 1e-6}}, "text_cfg": text}
+    theirs = _build_vision_tower(64, {**config["vision_cfg"], "no_ln_pre": True}).eval()
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    write = torch.save if file.endswith(".bin") else save_file
+    write({name: value.contiguous() for name, value in theirs.state_dict().items()}, tmp_path / file)
+    (tmp_path / "caption_decoder.safetensors").write_bytes(b"of another class")
+    encoder = load_encoder(str(tmp_path))
+    batch = pixels(2, 56)
+    with torch.no_grad():
+        last = build_vision_model(encoder)(batch, output_hidden_states=-1).hidden_states[-1]
+        assert torch.allclose(theirs.ln_post(last)[:, 1:], theirs(batch)[1], atol=1e-5)
+    assert (encoder.pixels.mean, encoder.pixels.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def test_bad_encoders_are_rejected_in_one_line(bridge_encoder: Path, tmp_path: Path) -> None:

@@ -19,7 +19,10 @@ from clips.core.artifact import directory_hash, read_manifest
 from clips.encoder import load_encoder
 from clips.errors import UserError
 from clips.interchange.importing import ImportConfig, run_import
+from clips.method.clips_model import build_model
+from clips.method.recipes import RecipeConfig
 from clips.model.architectures import ModelConfig
+from clips.model.text_tokenizer import build_text_tokenizer
 from clips.model.tokenizer import ClipsTokenizer, tokenizer_text_cfg
 
 pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__:DeprecationWarning")
@@ -194,6 +197,20 @@ def test_released_clips_gets_its_tokenizer(tmp_path: Path):
     with torch.no_grad():
         assert torch.equal(encoder.model.encode_text(tokens), model.encode_text(tokens))
     assert "tokenizer_kwargs" not in encoder.config["model_cfg"]["text_cfg"]
+
+
+def test_released_clips_is_read_without_an_import(tmp_path: Path):
+    model = world.open_clip_directory(tmp_path / "released", CLIPS_CFG)
+    (tmp_path / "released" / "open_clip_model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "released" / "open_clip_pytorch_model.bin")  # as the authors write it
+    encoder, expected = load_encoder(tmp_path / "released"), ClipsTokenizer(12)(world.TEXTS)
+    assert torch.equal(encoder.tokenizer(world.TEXTS), expected)
+    with torch.no_grad():
+        assert torch.equal(encoder.model.encode_text(expected), model.encode_text(expected))
+    config = ModelConfig(architecture=str(tmp_path / "released"), pretrained=str(tmp_path / "released"))
+    assert torch.equal(build_text_tokenizer(config)(world.TEXTS), expected)
+    start = build_model(config, RecipeConfig(name="clip"), seed=0).clip.state_dict()
+    assert all(torch.equal(value.flatten(), start[name].flatten()) for name, value in model.state_dict().items())
 
 
 def test_training_and_bridge_read_an_imported_encoder(tmp_path: Path):

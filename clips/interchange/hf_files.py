@@ -136,7 +136,10 @@ def save_tokenizer(path: Path, directory: Path) -> None:
 
 
 def write_tokenizer(tokenizer: Any, directory: Path) -> None:
-    """Write an open_clip tokenizer in transformers' format."""
+    """Write the tokenizer of a loaded encoder in transformers' format."""
+    if hasattr(tokenizer, "save"):  # a ClipsTokenizer
+        tokenizer.save(directory)
+        return
     if hasattr(tokenizer, "tokenizer"):
         tokenizer.tokenizer.save_pretrained(directory)
         return

@@ -18,14 +18,20 @@ from clips.interchange.imported_encoder import (
     license_from_card,
     no_tokenizer,
 )
-from clips.interchange.weight_mapping import Weights, read_weights
-from clips.model.loading import library_errors_as_user_errors
+from clips.interchange.weight_mapping import Weights
+from clips.model.loading import library_errors_as_user_errors, read_weights
 from clips.model.text_tokenizer import copy_tokenizer_files
-from clips.model.tokenizer import ClipsTokenizer, tokenizer_text_cfg
-from clips.model_refs import CAPTIONER_WEIGHTS, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
+from clips.model.tokenizer import ClipsTokenizer
+from clips.model_refs import (
+    CAPTIONER_WEIGHTS,
+    OPEN_CLIP_CONFIG,
+    OPEN_CLIP_PICKLE,
+    OPEN_CLIP_WEIGHTS,
+    state_tokenizer,
+)
 from clips.text_files import safe_json_loads
 
-_WEIGHTS = (OPEN_CLIP_WEIGHTS, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+_WEIGHTS = (OPEN_CLIP_WEIGHTS, "open_clip_pytorch_model.safetensors", OPEN_CLIP_PICKLE)
 _ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _TOKENIZER = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
 _TEXT_PARTS = ("text_projection", "positional_embedding", "token_embedding", "transformer.", "ln_final", "cls_emb")
@@ -48,7 +54,6 @@ def load(path: Path, architecture: str | None) -> ImportedEncoder:
         cfg, preprocess = configs_for_architecture(architecture, weights)
     else:
         raise UserError(f"{path}: a weights file does not state its architecture; give --architecture")
-    cfg = _with_tokenizer(cfg)
     return ImportedEncoder(
         model_cfg=cfg,
         preprocess_cfg=preprocess,
@@ -72,26 +77,9 @@ def _read_config(path: Path) -> dict[str, Any]:
         config = safe_json_loads(path.read_text(encoding="utf-8"))
         config["model_cfg"]["vision_cfg"].keys()
         config["model_cfg"]["text_cfg"].keys()
-        return config
+        return state_tokenizer(config)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: expected open_clip's model_cfg with both towers ({error_reason(error)})") from None
-
-
-def _with_tokenizer(cfg: dict[str, Any]) -> dict[str, Any]:
-    """Return ``cfg`` with the CLIPS tokenization, which the authors' fork of open_clip derives from the model's name.
-
-    Only its text towers have BERT's vocabulary, no causal mask, and the feature at the last position.
-    """
-    text = cfg["text_cfg"]
-    if (
-        str(text.get("hf_tokenizer_name", "")).endswith("bert-base-uncased")
-        and text.get("no_causal_mask")
-        and text.get("pool_type") == "last"
-        and not text.get("tokenizer_mode")
-    ):
-        text = {key: value for key, value in text.items() if key != "tokenizer_kwargs"}
-        return cfg | {"text_cfg": text | tokenizer_text_cfg(text.get("context_length", 77))}
-    return cfg
 
 
 def _tokenizer_writer(path: Path, text: dict[str, Any]) -> Callable[[Path], None]:

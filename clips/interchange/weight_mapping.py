@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from clips.errors import UserError
-from clips.model.loading import first_mismatch, library_errors_as_user_errors, read_safetensors
+from clips.model.loading import first_mismatch
 
 Weights = dict[str, Tensor]
-_PREFIXES = ("module.", "_orig_mod.")  # prefixes that DDP and torch.compile add to every name
 
 
 @dataclass(frozen=True)
@@ -143,35 +140,3 @@ def conform(weights: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], whe
 def _copy(value: Tensor) -> Tensor:
     value = value.detach().cpu()
     return (value.float() if value.is_floating_point() else value).contiguous().clone()
-
-
-def read_weights(path: Path) -> Weights:
-    """Read the state dict in a file: safetensors, or tensors saved by ``torch.save``.
-
-    The ``state_dict`` of a training checkpoint is extracted, and the prefixes of DDP and torch.compile are removed.
-
-    Raises:
-        UserError: the file is missing, is no checkpoint, or would run code when it is read.
-    """
-    found: Any = read_safetensors(path, str(path)) if path.suffix == ".safetensors" else _read_torch(path)
-    for key in ("state_dict", "model"):
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-            found = found[key]
-    if not isinstance(found, Mapping) or not found or not all(isinstance(value, Tensor) for value in found.values()):
-        raise UserError(f"{path}: expected names with tensors, or a training checkpoint with 'state_dict'")
-    weights = dict(found)
-    for prefix in _PREFIXES * 2:  # the prefixes occur in either order
-        if all(name.startswith(prefix) for name in weights):
-            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
-    return weights
-
-
-def _read_torch(path: Path) -> Any:
-    expected = "expected a state dict in safetensors or torch's format"
-    with library_errors_as_user_errors(f"{path}: {expected}"):
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            code = "GLOBAL" in str(error)  # pickle's opcodes that look up and call functions
-            found = "it contains more than tensors, and reading it would run code" if code else "no checkpoint"
-            raise UserError(f"{path}: rejected: {found}; {expected}") from None

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from clips.errors import UserError
 from clips.model.architectures import NORMALIZATIONS, ModelConfig
 from clips.model.captioner import Captioner
-from clips.model.loading import first_mismatch, read_safetensors
+from clips.model.loading import first_mismatch, read_safetensors, read_weights
 from clips.model.pos_embed import (
     resize_pos_embed,
     resize_sincos_pos_embed,
@@ -23,7 +23,7 @@ from clips.model.towers import Towers, text_tower
 from clips.model_refs import (
     CAPTIONER_CONFIG,
     CAPTIONER_WEIGHTS,
-    OPEN_CLIP_WEIGHTS,
+    find_open_clip_weights,
     read_encoder_config,
     resolve_encoder_dir,
 )
@@ -93,8 +93,8 @@ def load_pretrained(
     """
     assert config.pretrained is not None
     directory = resolve_encoder_dir(config.pretrained, _FIELD)
-    path = directory / OPEN_CLIP_WEIGHTS
-    weights = read_safetensors(path, f"{_FIELD}: {path}")
+    path = find_open_clip_weights(directory)
+    weights = read_weights(path)
     lines = _resize_image_positions(weights, towers)
     if text_cfg is None or not _has_same_tokens(directory, weights, towers, text_cfg):
         if config.lock_text:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +13,8 @@ from clips.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+
+_PREFIXES = ("module.", "_orig_mod.")  # prefixes that DDP and torch.compile add to every name
 
 
 @contextlib.contextmanager
@@ -88,6 +91,43 @@ def read_safetensors(path: Path, what: str) -> dict[str, torch.Tensor]:
         raise UserError(f"{what}: no such file")
     with library_errors_as_user_errors(f"{what}: not a readable safetensors file"):
         return load_file(path)
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Read the state dict in a file: safetensors, or tensors saved by ``torch.save``.
+
+    The ``state_dict`` of a training checkpoint is extracted, and the prefixes of DDP and torch.compile are removed.
+
+    Raises:
+        UserError: the file is missing, is no checkpoint, or would run code when it is read.
+    """
+    import torch
+
+    found: Any = read_safetensors(path, str(path)) if path.suffix == ".safetensors" else _read_torch(path)
+    for key in ("state_dict", "model"):
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            found = found[key]
+    tensors = isinstance(found, Mapping) and all(isinstance(value, torch.Tensor) for value in found.values())
+    if not found or not tensors:
+        raise UserError(f"{path}: expected names with tensors, or a training checkpoint with 'state_dict'")
+    weights = dict(found)
+    for prefix in _PREFIXES * 2:  # the prefixes occur in either order
+        if all(name.startswith(prefix) for name in weights):
+            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+    return weights
+
+
+def _read_torch(path: Path) -> Any:
+    import torch
+
+    expected = "expected a state dict in safetensors or torch's format"
+    with library_errors_as_user_errors(f"{path}: {expected}"):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            code = "GLOBAL" in str(error)  # pickle's opcodes that look up and call functions
+            found = "it contains more than tensors, and reading it would run code" if code else "no checkpoint"
+            raise UserError(f"{path}: rejected: {found}; {expected}") from None
 
 
 def first_mismatch(weights: Mapping[str, torch.Tensor], shapes: Mapping[str, torch.Size]) -> str | None:

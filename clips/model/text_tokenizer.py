@@ -113,7 +113,7 @@ def build_text_tokenizer(config: ModelConfig) -> TextTokenizer:
         UserError: the config is wrong, or another encoder's tokenizer cannot be loaded.
     """
     text = architectures.model_cfg(config)["text_cfg"]
-    if architectures.is_encoder_ref(config.architecture):
+    if architectures.is_encoder_ref(config.architecture) and text.get("tokenizer_mode") != "clips":
         return OpenClipTokenizer(resolve_encoder_dir(config.architecture, CONFIG_FIELD), int(text["context_length"]))
     return LanguageModelTokenizer(text) if "hf_model_name" in text else ClipsTokenizer(int(text["context_length"]))
 

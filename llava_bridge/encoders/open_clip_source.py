@@ -11,9 +11,9 @@ from torch import Tensor
 
 from clips.errors import UserError
 from clips.lazy_import import without_wandb
-from clips.model.loading import library_errors_as_user_errors
+from clips.model.loading import library_errors_as_user_errors, read_weights
 from clips.model.pos_embed import resize_pos_embed, resize_sincos_pos_embed
-from clips.model_refs import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
+from clips.model_refs import OPEN_CLIP_CONFIG, find_open_clip_weights
 from clips.text_files import safe_json_loads
 from llava_bridge.encoders import timm_source
 from llava_bridge.encoders.encoder import ImagePreprocess, VisionEncoder, VisionTower
@@ -21,6 +21,10 @@ from llava_bridge.encoders.spec import check_encoder_files, resolve_open_clip_di
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+_TOWER_ALONE = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "interpolation": "bilinear"}
+"""Default preprocessing of a tower alone: that of OpenVision 2 (``main_openvision2.py`` and ``openvision2.py`` of
+https://github.com/UCSC-VLAA/OpenVision), whose config states none.
+"""
 _POSITIONS = "positional_embedding"
 
 
@@ -91,13 +95,15 @@ def load(reference: str, image_size: int | None) -> VisionEncoder:
     directory = resolve_open_clip_dir(reference)
     config = _read_config(directory)
     model, vision = config["model_cfg"], config["model_cfg"]["vision_cfg"]
-    own = _pixels(directory / OPEN_CLIP_CONFIG, vision, config.get("preprocess_cfg") or {})
+    weights, alone = _visual_weights(directory)
+    own = _pixels(directory / OPEN_CLIP_CONFIG, vision, config.get("preprocess_cfg") or (_TOWER_ALONE if alone else {}))
     pixels = own if image_size is None else dataclasses.replace(own, size=image_size)
-    weights = _visual_weights(directory)
     if vision.get("timm_model_name"):
         trunk = {name.removeprefix("trunk."): value for name, value in weights.items() if name.startswith("trunk.")}
         return timm_source.make_encoder(vision["timm_model_name"], trunk, pixels, where=str(directory))
     architecture = {key: model[key] for key in ("embed_dim", "vision_cfg", "quick_gelu") if key in model}
+    if alone and "ln_pre.weight" not in weights:  # OpenVision 2 has none, which its config does not state
+        architecture["vision_cfg"] = vision = {**vision, "no_ln_pre": True}
     if pixels != own:
         _check_image_size(vision, pixels.size, directory)
         architecture["vision_cfg"] = {**vision, "image_size": pixels.size}
@@ -161,16 +167,23 @@ def _channels(values: Any) -> tuple[float, float, float]:
     return float(red), float(green), float(blue)
 
 
-def _visual_weights(directory: Path) -> dict[str, Tensor]:
+def _visual_weights(directory: Path) -> tuple[dict[str, Tensor], bool]:
+    """Return the image tower's weights, and whether the file has a tower alone, without prefix."""
     from safetensors import safe_open
 
-    path = directory / OPEN_CLIP_WEIGHTS
-    with (
-        library_errors_as_user_errors(f"encoder: {path} is not a readable safetensors file"),
-        safe_open(path, framework="pt") as file,
-    ):
-        names = [name for name in file.keys() if name.startswith("visual.")]  # noqa: SIM118
-        return {name.removeprefix("visual."): file.get_tensor(name) for name in names}
+    path = find_open_clip_weights(directory)
+    if path.suffix == ".safetensors":
+        with (
+            library_errors_as_user_errors(f"encoder: {path} is not a readable safetensors file"),
+            safe_open(path, framework="pt") as file,
+        ):
+            every = file.keys()
+            names = [name for name in every if name.startswith("visual.")] or every
+            weights = {name: file.get_tensor(name) for name in names}
+    else:
+        weights = read_weights(path)
+    visual = {name.removeprefix("visual."): value for name, value in weights.items() if name.startswith("visual.")}
+    return visual or weights, not visual
 
 
 def _image_size(size: Any) -> int:

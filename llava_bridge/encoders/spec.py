@@ -11,8 +11,8 @@ from clips.model_refs import (
     DUAL_MODELS,
     HF_HUB_PREFIX,
     OPEN_CLIP_CONFIG,
-    OPEN_CLIP_WEIGHTS,
     download_from_hub,
+    find_open_clip_weights,
     is_on_hub,
     resolve_model_dir,
 )
@@ -136,9 +136,9 @@ def check_encoder_files(spec: str) -> None:
         if not (directory / OPEN_CLIP_CONFIG).is_file() and (directory / "config.json").is_file():
             suggestion = f"transformers:{reference.removeprefix(HF_HUB_PREFIX)}"
             raise UserError(f"encoder: {reference} is no directory of open_clip's; try {suggestion}")
-        for name, content in ((OPEN_CLIP_CONFIG, "config"), (OPEN_CLIP_WEIGHTS, "weights")):
-            if not (directory / name).is_file():
-                raise UserError(f"encoder: {reference} has no {content} (expected {name})")
+        for path, content in ((directory / OPEN_CLIP_CONFIG, "config"), (find_open_clip_weights(directory), "weights")):
+            if not path.is_file():
+                raise UserError(f"encoder: {reference} has no {content} (expected {path.name})")
     elif source == "transformers":
         directory = resolve_model_dir(reference, "encoder")
         if not directory.is_dir():
