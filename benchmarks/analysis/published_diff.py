@@ -147,11 +147,20 @@ def _grids_of_tiles(pixels: str) -> str:
 def _are_equal(name: str, one: str, two: str) -> bool:
     """Whether two values of a setting have the same name; each source of data must have a name of the other side."""
     if not name.endswith(".data"):
-        return _plain(one) == _plain(two)
+        numbers = _number(one), _number(two)
+        return numbers[0] == numbers[1] if None not in numbers else _plain(one) == _plain(two)
     sides = [[_dataset_names(source) for source in value.split(", ")] for value in (one, two)]
     return all(any(names & other for other in sides[1]) for names in sides[0]) and all(
         any(names & other for other in sides[0]) for names in sides[1]
     )
+
+
+def _number(value: str) -> float | None:
+    """The number that a value states in any notation: ``1e-3``, ``0.001``."""
+    try:
+        return float(value)
+    except ValueError:
+        return None
 
 
 def _dataset_names(source: str) -> set[str]:

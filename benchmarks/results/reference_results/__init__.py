@@ -20,7 +20,9 @@ from clips.errors import unknown_name_error
 _FILES = ("retrieval.csv", "mllm.csv", "encoders.csv", "openclip.csv")
 SETTINGS = (
     *("encoder", "llm", "align.data", "instruct.data", "image_size", "image_aspect_ratio", "image_grid_pinpoints"),
-    *("chat_template", "instruct.tunable_parts", "scorer"),
+    *("vision_feature_layer", "projector.type", "chat_template", "instruct.tunable_parts"),
+    *("align.global_batch_size", "align.learning_rate", "instruct.global_batch_size", "instruct.learning_rate"),
+    *("instruct.vision_tower_lr", "scorer"),
 )
 """Settings of a published LLaVA, by the names of ``llava-bridge train``, and ``scorer`` of a result's protocol."""
 _DESCRIBED = ("set", "row", "about", "source", *SETTINGS)
