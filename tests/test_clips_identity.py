@@ -77,7 +77,7 @@ def test_settings_that_may_change_on_resume():
     encoder |= {"data.max_invalid_ratio", "data.sources[].cache_dir", "data.sources[].max_cache_gb"}
     assert run_only_fields(EncoderTrainConfig) == encoder
     llava = {"output", "report_to", "logging_steps", "save_steps", "num_workers", "max_invalid_ratio"}
-    llava |= {"distributed.num_processes", "distributed.torch_compile"}
+    llava |= {"distributed.num_processes", "distributed.torch_compile", "distributed.use_liger_kernel"}
     for stage in ("llm_pretrain", "align", "instruct"):
         fields = ["cache_vision_features", "activation_checkpointing", "data[].missing_images", "data[].max_cache_gb"]
         fields.append("validation")

@@ -31,13 +31,14 @@ class LlavaLoss(nn.Module):
 
     Args:
         llava: a transformers LLaVA.
+        use_liger_kernel: whether Liger's kernel may compute the loss.
     """
 
     accepts_loss_kwargs = True  # HF's Trainer then passes num_items_in_batch
 
-    def __init__(self, llava: Any) -> None:
+    def __init__(self, llava: Any, use_liger_kernel: bool = True) -> None:
         super().__init__()
-        self.llava = llava
+        self.llava, self.use_liger_kernel = llava, use_liger_kernel
         self.config = llava.config  # DeepSpeed's "auto" settings read the width from it
         llava.model.get_placeholder_mask = functools.partial(image_token_mask, llava.config.image_token_id)
 
@@ -85,7 +86,7 @@ class LlavaLoss(nn.Module):
         supervised = supervised_indices(labels) if supervised is None else supervised
         targets = labels.flatten()[supervised + 1]
         states = hidden.flatten(0, 1)[supervised]
-        total = chunked_cross_entropy(states, self.llava.lm_head, targets)
+        total = chunked_cross_entropy(states, self.llava.lm_head, targets, self.use_liger_kernel)
         loss = total / (max(1, len(supervised)) if num_items_in_batch is None else num_items_in_batch)
         if not count_matches:
             return {"loss": loss}
@@ -146,7 +147,7 @@ def blank_image_inputs(config: Any, like: Tensor) -> dict[str, Any]:
     }
 
 
-def chunked_cross_entropy(hidden: Tensor, head: nn.Module, labels: Tensor) -> Tensor:
+def chunked_cross_entropy(hidden: Tensor, head: nn.Module, labels: Tensor, use_liger_kernel: bool = True) -> Tensor:
     """Summed cross-entropy () of an output layer, as `clips.model.losses.linear_cross_entropy` computes it.
 
     On a GPU Liger's kernel computes it if it is installed: the same values in fewer passes over the logits.
@@ -155,13 +156,15 @@ def chunked_cross_entropy(hidden: Tensor, head: nn.Module, labels: Tensor) -> Te
         hidden: (N, D).
         head: a linear layer to V logits.
         labels: (N,).
+        use_liger_kernel: whether Liger's kernel may compute it.
     """
     weight: Any = head.weight
     if (bias := getattr(head, "bias", None)) is not None:  # the weights of one more input, which is always 1
         hidden, weight = F.pad(hidden, (0, 1), value=1.0), torch.cat([weight, bias[:, None]], dim=1)
     device = weight.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-    if hidden.is_cuda and len(hidden) and importlib.util.find_spec("liger_kernel") is not None:
+    use_liger_kernel = use_liger_kernel and hidden.is_cuda and len(hidden) > 0
+    if use_liger_kernel and importlib.util.find_spec("liger_kernel") is not None:
         return liger_cross_entropy(hidden.to(dtype), weight.to(dtype), labels)
     return linear_cross_entropy(hidden, weight, labels, dtype)
 

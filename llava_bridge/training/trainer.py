@@ -79,7 +79,7 @@ def train_stage(
     checkpoint = last_checkpoint(folder / CHECKPOINTS_DIR)
     start_time = started - load_elapsed_seconds(checkpoint)
     progress = StageProgress(name, stage.global_batch_size, work / "metrics.jsonl", start_time, trackers)
-    model = _training_model(setup, bf16=bf16, sharded=sharded, unsharded_encoder=stage.cache_vision_features)
+    model = _training_model(setup, config, unsharded_encoder=stage.cache_vision_features)
     masters = finer_than_bf16(setup.model) if bf16 and not sharded else {}
     trainer = _make_trainer(config, name, setup, model, steps, checkpoint, folder / CHECKPOINTS_DIR)
     callback = _add_callback(trainer, setup, progress, stop, masters)
@@ -156,14 +156,16 @@ def _flush_each_pass(trainer: StageTrainer, setup: StageSetup) -> Callable[[], N
     return shards.flush
 
 
-def _training_model(setup: StageSetup, *, bf16: bool, sharded: bool, unsharded_encoder: bool) -> nn.Module:
+def _training_model(setup: StageSetup, config: LlavaTrainConfig, unsharded_encoder: bool) -> nn.Module:
     """The model with its loss, sharded under FSDP."""
-    model: nn.Module = LlavaLoss(setup.model) if "vision" in setup.parts else setup.model
-    if not sharded:
+    model: nn.Module = setup.model
+    if "vision" in setup.parts:
+        model = LlavaLoss(model, config.distributed.use_liger_kernel)
+    if config.distributed.strategy != "fsdp":
         return model
     towers = [part for part in setup.parts.values() if isinstance(part, EncoderVisionModel)]
     unsharded = towers if unsharded_encoder else []  # with cached features only some processes call it
-    policy = BF16 if bf16 else FLOAT32
+    policy = BF16 if precision(config) == "bf16" else FLOAT32
     model = shard_model(model, start_processes(), policy=policy, exact=towers, unsharded=unsharded)
     model.float()  # the optimizer's weights: of each only this process's shard
     if "vision" in setup.parts:
