@@ -73,7 +73,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatServer]:
 
 
 def test_requests_are_concurrent_up_to_the_limit(server: ChatServer) -> None:
-    together = threading.Barrier(16, timeout=30)
+    together = threading.Barrier(256, timeout=60)
     running, most, lock = 0, 0, threading.Lock()
 
     def reply(request: dict[str, Any]) -> dict[str, Any]:
@@ -81,16 +81,16 @@ def test_requests_are_concurrent_up_to_the_limit(server: ChatServer) -> None:
         with lock:
             running += 1
             most = max(most, running)
-        together.wait()  # breaks, and fails the test, if 16 are never there at once
+        together.wait()  # breaks, and fails the test, if 256 are never there at once
         with lock:
             running -= 1
         return echo(request)
 
     server.reply = reply
-    client = ChatClient(urls=[server.url], key="secret", requests_in_flight=16)
-    pending = [client.submit({"n": number}) for number in range(64)]
-    assert [choices(future.result(60)) for future in pending] == [[(f"{number}", "stop")] for number in range(64)]
-    assert most == 16
+    client = ChatClient(urls=[server.url], key="secret", requests_in_flight=256)
+    pending = [client.submit({"n": number}) for number in range(512)]
+    assert [choices(future.result(60)) for future in pending] == [[(f"{number}", "stop")] for number in range(512)]
+    assert most == 256
     assert {(each["path"], each["key"]) for each in server.asked} == {("/v1/chat/completions", "Bearer secret")}
 
 

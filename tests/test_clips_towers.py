@@ -285,6 +285,39 @@ def test_open_clip_configs_of_every_kind_encode_images_and_texts():
             assert patches.ndim == tokens.ndim == 3
 
 
+def small_language_model(name: str) -> Any:
+    """A config of the class of the language model that open_clip's config names."""
+    import transformers
+
+    size = {"vocab_size": 100, "num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 16}
+    if "roberta" in name:
+        kind = transformers.XLMRobertaConfig if "xlm" in name else transformers.RobertaConfig
+        return kind(**size, intermediate_size=32, max_position_embeddings=96)
+    if "mt5" in name:
+        return transformers.MT5Config(vocab_size=100, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
+    assert "nllb" in name
+    shape = {"encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    return transformers.M2M100Config(vocab_size=100, d_model=16, encoder_ffn_dim=32, decoder_ffn_dim=32, **shape)
+
+
+def test_open_clips_architectures_with_a_language_model_are_built(monkeypatch):
+    import open_clip
+
+    names = [name for name in open_clip.list_models() if "hf_model_name" in open_clip.get_model_config(name)["text_cfg"]]
+    assert {"roberta-ViT-B-32", "xlm-roberta-large-ViT-H-14", "mt5-xl-ViT-H-14", "nllb-clip-large-siglip"} <= {*names}
+    monkeypatch.setattr("clips.model.hf_text.read_text_config", small_language_model)
+    vision = {"image_size": 32, "patch_size": 16, "layers": 1, "width": 32, "head_width": 16}
+    for name in names:
+        cfg = architectures.model_cfg(ModelConfig(architecture=name, pretrained_text=False)) | {"vision_cfg": vision}
+        model = towers.build_towers(cfg).eval()
+        kind = small_language_model(cfg["text_cfg"]["hf_model_name"]).model_type
+        assert towers.text_tower(model).transformer.config.model_type == kind
+        text, tokens = towers.encode_text(model, torch.full((2, cfg["text_cfg"]["context_length"]), 5))
+        assert text.shape == (2, cfg["embed_dim"])
+        assert text.isfinite().all()
+        assert tokens.ndim == 3
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
