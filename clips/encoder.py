@@ -32,6 +32,7 @@ from clips.model_refs import (
     check_captioner,
     find_open_clip_weights,
     require_encoder_config,
+    state_tokenizer,
 )
 from clips.text_files import safe_json_loads
 
@@ -83,27 +84,24 @@ def load_encoder(directory: str | Path) -> LoadedEncoder:
     """
     directory = Path(directory)
     config = require_encoder_config(directory)
+    stated = state_tokenizer(config)
     weights = find_open_clip_weights(directory)
     if not weights.is_file():
         raise UserError(f"{weights}: missing; expected the encoder's weights")
     with without_wandb():
         import open_clip
 
-    text = config["model_cfg"].get("text_cfg")
-    if text is None:
+    if "text_cfg" not in config["model_cfg"]:
         return _with_own_view(_load_image_tower(directory, config))
     try:
         own = with_own_text_config(config["model_cfg"], directory)
         changed = {name: own[name] for name in ("text_cfg",) if own is not config["model_cfg"]}
         with own_text_towers() if changed else contextlib.nullcontext():
             model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{directory}", **changed)
-        if text.get("tokenizer_mode") == "clips":
-            tokenizer: Any = ClipsTokenizer(text["context_length"])
-        else:
-            tokenizer = open_clip.get_tokenizer(f"local-dir:{directory}")
+        tokenizer: Any = open_clip.get_tokenizer(f"local-dir:{directory}") if stated is config else ClipsTokenizer()
     except Exception as error:  # open_clip raises the exceptions of its dependencies: torch, safetensors, transformers
         raise UserError(f"{directory}: open_clip cannot load this encoder ({error_reason(error)})") from None
-    return _with_own_view(LoadedEncoder(model.eval(), preprocess, _TruncatingTokenizer(tokenizer), config))
+    return _with_own_view(LoadedEncoder(model.eval(), preprocess, _TruncatingTokenizer(tokenizer), stated))
 
 
 def _with_own_view(encoder: LoadedEncoder) -> LoadedEncoder:

@@ -24,6 +24,14 @@ DUAL_MODELS = ("clip", "metaclip_2", "siglip", "siglip2", "aimv2", "tipsv2")
 _PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 _PICKLES = ["pytorch_model*.bin", OPEN_CLIP_PICKLE, "mm_projector.bin"]
 _DUPLICATES = ["consolidated*"]  # the same weights in another format
+_CLIPS_TEXT = {
+    "context_length": 80,
+    "hf_tokenizer_name": "bert-base-uncased",
+    "pool_type": "last",
+    "no_causal_mask": True,
+    "act_kwargs": {"approximate": "tanh"},
+}
+"""Entries of the ``text_cfg`` of a published CLIPS or OpenVision model."""
 
 
 def is_config_file(reference: str) -> bool:
@@ -48,6 +56,8 @@ def download_from_hub(name: str, field: str) -> Path:
     directory = _download(name, field, _PATTERNS)
     if not any(directory.glob("*model*.safetensors")):  # not a part, as caption_decoder.safetensors of OpenVision 2
         return _download(name, field, [*_PATTERNS, *_PICKLES])
+    if (directory / OPEN_CLIP_CONFIG).is_file() and not (directory / OPEN_CLIP_WEIGHTS).is_file():
+        return _download(name, field, [*_PATTERNS, OPEN_CLIP_PICKLE])  # the others are in transformers' format
     return directory
 
 
@@ -104,26 +114,22 @@ def require_encoder_config(directory: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(config, dict) or "model_cfg" not in config:
         raise UserError(f"{path}: expected an object with 'model_cfg'")
-    return state_tokenizer(config)
+    return config
 
 
 def state_tokenizer(config: dict[str, Any]) -> dict[str, Any]:
-    """Return ``config`` with the CLIPS tokenization, which the authors' fork of open_clip derives from a model's name.
+    """Return ``config`` with the CLIPS tokenization, which the authors' forks of open_clip derive from a model's name.
 
-    Only its text towers have BERT's vocabulary, no causal mask, and the feature at the last position.
+    All published configs of CLIPS and OpenVision have the entries that are compared here (``model_configs`` of
+    https://github.com/UCSC-VLAA/CLIPS and https://github.com/UCSC-VLAA/OpenVision). CLIPA's, of the same authors, have
+    another context and activation, and another tokenization.
     """
     cfg = config.get("model_cfg")
     text = cfg.get("text_cfg") if isinstance(cfg, dict) else None
-    if (
-        isinstance(text, dict)
-        and str(text.get("hf_tokenizer_name", "")).endswith("bert-base-uncased")
-        and text.get("no_causal_mask")
-        and text.get("pool_type") == "last"
-    ):
-        text = {key: value for key, value in text.items() if key != "tokenizer_kwargs"}
-        text |= {"hf_tokenizer_name": "bert-base-uncased", "tokenizer_mode": "clips"}
-        return config | {"model_cfg": {**config["model_cfg"], "text_cfg": text}}
-    return config
+    if not isinstance(text, dict) or "tokenizer_mode" in text or not text.items() >= _CLIPS_TEXT.items():
+        return config
+    stated = {key: value for key, value in text.items() if key != "tokenizer_kwargs"} | {"tokenizer_mode": "clips"}
+    return config | {"model_cfg": {**config["model_cfg"], "text_cfg": stated}}
 
 
 def is_on_hub(reference: str) -> bool:

@@ -20,6 +20,7 @@ from clips.model_refs import (
     CAPTIONER_WEIGHTS,
     OPEN_CLIP_CONFIG,
     OPEN_CLIP_WEIGHTS,
+    find_open_clip_weights,
     require_encoder_config,
 )
 
@@ -57,7 +58,7 @@ def run_soup(config: SoupConfig) -> None:
         for path in encoders[0].iterdir():
             if path.suffix in _COPIED_SUFFIXES and path.name not in HASH_EXCLUDED_FILES:
                 shutil.copyfile(path, partial / path.name)
-        _average([encoder / OPEN_CLIP_WEIGHTS for encoder in encoders], partial / OPEN_CLIP_WEIGHTS)
+        _average([find_open_clip_weights(encoder) for encoder in encoders], partial / OPEN_CLIP_WEIGHTS)
         if all((encoder / CAPTIONER_WEIGHTS).is_file() for encoder in encoders):
             _average([encoder / CAPTIONER_WEIGHTS for encoder in encoders], partial / CAPTIONER_WEIGHTS)
         else:
@@ -73,21 +74,21 @@ def run_soup(config: SoupConfig) -> None:
 def _average(files: list[Path], output: Path) -> None:
     """Write the mean of the floating-point weights; integers, such as batch norm counts, are the first file's."""
     import torch
-    from safetensors import safe_open
     from safetensors.torch import save_file
+
+    from clips.model.loading import read_weights
 
     total: dict[str, Tensor] = {}
     for number, path in enumerate(files):
         try:
-            with safe_open(path, framework="pt") as file:
-                if number and set(file.keys()) != total.keys():
-                    raise UserError(f"{path}: expected the same weights as in {files[0]}")
-                for name in file.keys():  # noqa: SIM118
-                    value = file.get_tensor(name)
-                    if number == 0:
-                        total[name] = value.double() if value.is_floating_point() else value
-                    elif value.is_floating_point():
-                        total[name] += value
+            weights = read_weights(path)
+            if number and weights.keys() != total.keys():
+                raise UserError(f"{path}: expected the same weights as in {files[0]}")
+            for name, value in weights.items():
+                if number == 0:
+                    total[name] = value.double() if value.is_floating_point() else value
+                elif value.is_floating_point():
+                    total[name] += value
         except UserError:
             raise
         except Exception as error:  # of safetensors, or of torch for other shapes

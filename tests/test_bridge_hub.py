@@ -128,7 +128,12 @@ def test_only_needed_files_are_requested_and_pickles_only_as_a_fallback(monkeypa
     (tmp_path / "caption_decoder.safetensors").touch()  # of OpenVision 2, whose tower is in a pickle
     download_from_hub("org/tower", "encoder")
     assert ["open_clip_pytorch_model.bin" in each["allow_patterns"] for each in asked] == [False, True]
-    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "model.safetensors").touch()  # of transformers
+    (tmp_path / "open_clip_config.json").touch()
+    download_from_hub("org/both", "encoder")
+    assert ["open_clip_pytorch_model.bin" in each["allow_patterns"] for each in asked[2:]] == [False, True]
+    assert "pytorch_model*.bin" not in asked[-1]["allow_patterns"]
+    (tmp_path / "open_clip_config.json").unlink()
     assert download_from_hub("org/llm@v2", "llm") == tmp_path
     download_from_hub.cache_clear()
     last = asked[-1]

@@ -35,7 +35,7 @@ STATED_VALUES: dict[str, Any] = {  # stages, projector, batches, learning rate o
     **dict.fromkeys(["llava-next", "sharegpt4v-7b"], LLAVA_1_5),
     "llava-next-qwen2.5-7b": (("align", "instruct"), "mlp2x_gelu", (128, 128), 1e-5),
     "llava-onevision-1.5-8b": (("align", "instruct"), "patch_merger", (128, 128), 1e-5),
-    "llava-onevision-2-8b": (("align", "instruct"), "patch_merger", (8, 132), 1e-5),
+    "llava-onevision-2-8b": (("align", "instruct"), "patch_merger", (224, 132), 1e-5),
     "onevision-encoder-qwen3-4b": (("align", "instruct"), "mlp2x_gelu", (256, 128), 1e-5),
     "nanovlm-460m": (("instruct",), "pixel_shuffle_linear", (128,), 5e-5),
 }

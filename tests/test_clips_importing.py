@@ -7,8 +7,10 @@ from typing import Any
 
 import exchange_world as world
 import numpy as np
+import open_clip
 import pytest
 import torch
+from clips_world import tensors_of
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
@@ -24,6 +26,9 @@ from clips.method.recipes import RecipeConfig
 from clips.model.architectures import ModelConfig
 from clips.model.text_tokenizer import build_text_tokenizer
 from clips.model.tokenizer import ClipsTokenizer, tokenizer_text_cfg
+from clips.model_refs import state_tokenizer
+from clips.soup import SoupConfig, run_soup
+from clips.training.teacher import teacher_parameters
 
 pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__:DeprecationWarning")
 CLIPS_CFG = {  # as the released configs state it, at a tiny size
@@ -40,7 +45,7 @@ CLIPS_CFG = {  # as the released configs state it, at a tiny size
         "norm_kwargs": {"eps": 1e-6},
     },
     "text_cfg": {
-        "context_length": 12,
+        "context_length": 80,
         "vocab_size": 32000,
         "hf_tokenizer_name": "bert-base-uncased",
         "tokenizer_kwargs": {"strip_sep_token": True},
@@ -193,7 +198,7 @@ def test_released_clips_gets_its_tokenizer(tmp_path: Path):
     model = world.open_clip_directory(tmp_path / "released", CLIPS_CFG)
     encoder = imported(tmp_path / "released", tmp_path / "encoder")
     tokens = encoder.tokenizer(world.TEXTS)
-    assert torch.equal(tokens, ClipsTokenizer(12)(world.TEXTS))  # class token last, as the authors' CLIPS_Tokenizer
+    assert torch.equal(tokens, ClipsTokenizer(80)(world.TEXTS))  # class token last, as the authors' CLIPS_Tokenizer
     with torch.no_grad():
         assert torch.equal(encoder.model.encode_text(tokens), model.encode_text(tokens))
     assert "tokenizer_kwargs" not in encoder.config["model_cfg"]["text_cfg"]
@@ -203,7 +208,10 @@ def test_released_clips_is_read_without_an_import(tmp_path: Path):
     model = world.open_clip_directory(tmp_path / "released", CLIPS_CFG)
     (tmp_path / "released" / "open_clip_model.safetensors").unlink()
     torch.save(model.state_dict(), tmp_path / "released" / "open_clip_pytorch_model.bin")  # as the authors write it
-    encoder, expected = load_encoder(tmp_path / "released"), ClipsTokenizer(12)(world.TEXTS)
+    encoder, expected = load_encoder(tmp_path / "released"), ClipsTokenizer(80)(world.TEXTS)
+    assert teacher_parameters(str(tmp_path / "released")) == sum(value.numel() for value in model.parameters())
+    run_soup(SoupConfig(encoders=(str(tmp_path / "released"),) * 2, output=str(tmp_path / "soup")))
+    assert tensors_of(tmp_path / "soup").keys() == model.state_dict().keys()
     assert torch.equal(encoder.tokenizer(world.TEXTS), expected)
     with torch.no_grad():
         assert torch.equal(encoder.model.encode_text(expected), model.encode_text(expected))
@@ -211,6 +219,16 @@ def test_released_clips_is_read_without_an_import(tmp_path: Path):
     assert torch.equal(build_text_tokenizer(config)(world.TEXTS), expected)
     start = build_model(config, RecipeConfig(name="clip"), seed=0).clip.state_dict()
     assert all(torch.equal(value.flatten(), start[name].flatten()) for name, value in model.state_dict().items())
+
+
+def test_other_encoders_keep_open_clips_tokenizer():
+    """CLIPA's too, whose configs are CLIPS's but for context and activation."""
+    names = open_clip.list_models()
+    assert len([name for name in names if "CLIPA" in name]) == 6
+    for name in names:
+        config = {"model_cfg": open_clip.get_model_config(name)}
+        assert state_tokenizer(config) is config, name
+    assert state_tokenizer({"model_cfg": CLIPS_CFG})["model_cfg"]["text_cfg"]["tokenizer_mode"] == "clips"
 
 
 def test_training_and_bridge_read_an_imported_encoder(tmp_path: Path):

@@ -303,7 +303,9 @@ def small_language_model(name: str) -> Any:
 def test_open_clips_architectures_with_a_language_model_are_built(monkeypatch):
     import open_clip
 
-    names = [name for name in open_clip.list_models() if "hf_model_name" in open_clip.get_model_config(name)["text_cfg"]]
+    names = [
+        name for name in open_clip.list_models() if "hf_model_name" in open_clip.get_model_config(name)["text_cfg"]
+    ]
     assert {"roberta-ViT-B-32", "xlm-roberta-large-ViT-H-14", "mt5-xl-ViT-H-14", "nllb-clip-large-siglip"} <= {*names}
     monkeypatch.setattr("clips.model.hf_text.read_text_config", small_language_model)
     vision = {"image_size": 32, "patch_size": 16, "layers": 1, "width": 32, "head_width": 16}

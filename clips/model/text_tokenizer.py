@@ -21,7 +21,13 @@ from clips.model.architectures import CONFIG_FIELD, ModelConfig
 from clips.model.hf_text import load_tokenizer, read_text_config
 from clips.model.loading import library_errors_as_user_errors
 from clips.model.tokenizer import ClipsTokenizer, truncate_text
-from clips.model_refs import CAPTIONER_CONFIG, OPEN_CLIP_CONFIG, resolve_encoder_dir
+from clips.model_refs import (
+    CAPTIONER_CONFIG,
+    OPEN_CLIP_CONFIG,
+    require_encoder_config,
+    resolve_encoder_dir,
+    state_tokenizer,
+)
 
 _ENDINGS = (".json", ".txt", ".model")
 
@@ -113,8 +119,10 @@ def build_text_tokenizer(config: ModelConfig) -> TextTokenizer:
         UserError: the config is wrong, or another encoder's tokenizer cannot be loaded.
     """
     text = architectures.model_cfg(config)["text_cfg"]
-    if architectures.is_encoder_ref(config.architecture) and text.get("tokenizer_mode") != "clips":
-        return OpenClipTokenizer(resolve_encoder_dir(config.architecture, CONFIG_FIELD), int(text["context_length"]))
+    if architectures.is_encoder_ref(config.architecture):
+        directory = resolve_encoder_dir(config.architecture, CONFIG_FIELD)
+        if state_tokenizer(found := require_encoder_config(directory)) is found:
+            return OpenClipTokenizer(directory, int(text["context_length"]))
     return LanguageModelTokenizer(text) if "hf_model_name" in text else ClipsTokenizer(int(text["context_length"]))
 
 

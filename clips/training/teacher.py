@@ -20,8 +20,14 @@ from clips.encoder import LoadedEncoder, load_encoder
 from clips.errors import UserError
 from clips.method.distillation import DistillationConfig, teacher_name
 from clips.model.feature_cache import FeatureCache
+from clips.model.loading import read_weights
 from clips.model.towers import ImageTower
-from clips.model_refs import TRANSFORMERS_PREFIX, resolve_encoder_dir, resolve_model_dir
+from clips.model_refs import (
+    TRANSFORMERS_PREFIX,
+    find_open_clip_weights,
+    resolve_encoder_dir,
+    resolve_model_dir,
+)
 from clips.transformers_encoder import TransformersEncoder, load_transformers_encoder
 
 _FIELD = "recipe.distillation.teacher"
@@ -107,10 +113,12 @@ def _directory(reference: str) -> Path:
 
 
 def teacher_parameters(reference: str) -> int:
-    """Return the number of parameters in a teacher's safetensors. Raises UserError if there is no such directory."""
+    """Return the number of parameters in a teacher's weights. Raises UserError if there is no such directory."""
     from safetensors import safe_open
 
     directory, count = _directory(reference), 0
+    if (path := find_open_clip_weights(directory)).suffix != ".safetensors":
+        return sum(value.numel() for value in read_weights(path).values())
     for path in directory.glob("*model*.safetensors"):
         with safe_open(path, framework="pt") as file:
             count += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118

@@ -102,7 +102,7 @@ def load(reference: str, image_size: int | None) -> VisionEncoder:
         trunk = {name.removeprefix("trunk."): value for name, value in weights.items() if name.startswith("trunk.")}
         return timm_source.make_encoder(vision["timm_model_name"], trunk, pixels, where=str(directory))
     architecture = {key: model[key] for key in ("embed_dim", "vision_cfg", "quick_gelu") if key in model}
-    if alone and "ln_pre.weight" not in weights:  # OpenVision 2 has none, which its config does not state
+    if alone and "ln_pre.weight" not in weights:  # the authors' ViTs have none, but one's config may not say so
         architecture["vision_cfg"] = vision = {**vision, "no_ln_pre": True}
     if pixels != own:
         _check_image_size(vision, pixels.size, directory)
