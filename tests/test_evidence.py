@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import io
 import itertools
 import json
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -41,9 +46,24 @@ def put_score(study: Path, row: str, benchmark: str, metric: str, value: float) 
     (study / "results" / row / f"{benchmark}.json").write_text(json.dumps(result))
 
 
+@functools.cache
+def judge() -> ModuleType:
+    """The script as a module: importing SciPy anew for each run would take most of the time."""
+    spec = importlib.util.spec_from_file_location("judge_claims", SCRIPTS / "judge_claims.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def run_judge(*studies: Path | str) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, SCRIPTS / "judge_claims.py", *studies]
-    return subprocess.run(words, capture_output=True, text=True, check=False)
+    words = ["judge_claims.py", *map(str, studies)]
+    output, errors = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(output), redirect_stderr(errors):
+        patch.setattr(sys, "argv", words)
+        status = judge().main()
+    return subprocess.CompletedProcess(words, status, output.getvalue(), errors.getvalue())
 
 
 def judged(*studies: Path | str) -> list[str]:
