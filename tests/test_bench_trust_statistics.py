@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 from scipy import stats
+from script_modules import load_script
 
 from benchmarks.results.noise import (
     Scores,
@@ -32,12 +30,7 @@ from benchmarks.results.statistics import (
 
 @pytest.fixture(scope="module")
 def simulation() -> ModuleType:
-    path = Path(__file__).resolve().parents[1] / "scripts/check_statistics.py"
-    spec = importlib.util.spec_from_file_location("check_statistics", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["check_statistics"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("check_statistics.py")
 
 
 def answers(*seeds: np.ndarray, trained: bool = True) -> Scores:

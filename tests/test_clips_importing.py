@@ -20,6 +20,7 @@ from clips.commandline.commands import dispatch
 from clips.core.artifact import directory_hash, read_manifest
 from clips.encoder import load_encoder
 from clips.errors import UserError
+from clips.interchange.hf_files import write_tokenizer
 from clips.interchange.importing import ImportConfig, run_import
 from clips.method.clips_model import build_model
 from clips.method.recipes import RecipeConfig
@@ -213,6 +214,8 @@ def test_released_clips_is_read_without_an_import(tmp_path: Path):
     run_soup(SoupConfig(encoders=(str(tmp_path / "released"),) * 2, output=str(tmp_path / "soup")))
     assert tensors_of(tmp_path / "soup").keys() == model.state_dict().keys()
     assert torch.equal(encoder.tokenizer(world.TEXTS), expected)
+    write_tokenizer(encoder.tokenizer, tmp_path)  # as exports to transformers do
+    assert (tmp_path / "tokenizer.json").is_file()
     with torch.no_grad():
         assert torch.equal(encoder.model.encode_text(expected), model.encode_text(expected))
     config = ModelConfig(architecture=str(tmp_path / "released"), pretrained=str(tmp_path / "released"))

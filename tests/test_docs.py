@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 from docs_blocks import PROGRAMS, ROOT, Shell, blocks, commands, pages, shell, split, transcript
 from docs_rules import RULES, SWAPS, rule_for
 from docs_world import write_configs
+from script_modules import load_script
 
 from benchmarks.study.schema import parse_study
 from clips.commandline.parsing import parse_config
@@ -156,12 +156,7 @@ def test_a_command_that_is_not_run_is_foreign_or_states_the_reason():
 
 
 def test_figures_are_as_drawn(tmp_path: Path):
-    spec = importlib.util.spec_from_file_location("draw_concepts", ROOT / "scripts/docs/draw_concepts.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.main(tmp_path)
+    load_script("docs/draw_concepts.py").main(tmp_path)
     drawn = {path.name: path.read_text() for path in tmp_path.iterdir()}
     assert drawn == {path.name: path.read_text() for path in (ROOT / "docs").glob("concepts_*.svg")}
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 import io
 import itertools
 import json
@@ -12,17 +10,15 @@ import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
+from script_modules import SCRIPTS, load_script
 from torch.utils.flop_counter import FlopCounterMode
 
 from clips.method.clips_model import build_model
 from clips.method.recipes import RecipeConfig
 from clips.model.architectures import ModelConfig
-
-SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
 
 @pytest.fixture
@@ -46,23 +42,12 @@ def put_score(study: Path, row: str, benchmark: str, metric: str, value: float) 
     (study / "results" / row / f"{benchmark}.json").write_text(json.dumps(result))
 
 
-@functools.cache
-def judge() -> ModuleType:
-    """The script as a module: importing SciPy anew for each run would take most of the time."""
-    spec = importlib.util.spec_from_file_location("judge_claims", SCRIPTS / "judge_claims.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def run_judge(*studies: Path | str) -> subprocess.CompletedProcess[str]:
     words = ["judge_claims.py", *map(str, studies)]
     output, errors = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(output), redirect_stderr(errors):
         patch.setattr(sys, "argv", words)
-        status = judge().main()
+        status = load_script("judge_claims.py").main()  # a process for each would import SciPy again
     return subprocess.CompletedProcess(words, status, output.getvalue(), errors.getvalue())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import http.server
-import importlib.util
+import importlib
 import json
 import sys
 import threading
@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from script_modules import load_script
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts" / "bench"
 
@@ -191,13 +192,7 @@ SCRIPT = Path(__file__).parents[1] / "scripts" / "audit_dependencies.py"
 
 @pytest.fixture(scope="module")
 def audit() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("audit_dependencies", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("audit_dependencies.py")
 
 
 @pytest.mark.parametrize(
