@@ -31,6 +31,7 @@ from clips.data.loader import iterate_batches
 from clips.errors import UserError, unknown_name_error
 from clips.method import recipes
 from clips.method.clips_model import build_model
+from clips.method.objectives import compute_losses
 from clips.planning.profilers import FlopCounter
 from clips.training.setup import open_train_dataset
 from clips.training.stages import stage_configs
@@ -52,7 +53,7 @@ def flops_per_sample(config: EncoderTrainConfig) -> float:
         with torch.no_grad():
             model(batch)  # computes the outputs of the frozen layers, which later steps read from the cache
         with FlopCounter() as counter:
-            recipe.losses(model(batch), batch)["loss"].backward()
+            compute_losses(recipe, model(batch), batch)["loss"].backward()
         found += counter.total
     return found / _BATCHES / config.global_batch_size
 

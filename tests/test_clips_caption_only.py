@@ -21,6 +21,7 @@ from clips.encoder import load_captioner, load_encoder
 from clips.errors import UserError
 from clips.export import ExportConfig, run_export
 from clips.method.clips_model import ClipsModel, ModelConfig, build_model
+from clips.method.objectives import compute_losses
 from clips.method.recipes import RecipeConfig
 from clips.model.architectures import CaptionerConfig
 from clips.model.captioner import sample_tokens, shift_labels
@@ -85,7 +86,7 @@ def test_each_token_and_each_pair_of_tokens_is_equally_likely():
 def test_the_loss_is_the_cross_entropy_of_each_token_given_a_third_of_the_patches_and_the_tokens_before():
     model = built()
     batch = batch_of(model)
-    losses = model.recipe.losses(model(batch), batch)
+    losses = compute_losses(model.recipe, model(batch), batch)
     _, patches = encode_image(model.clip, batch["image"])
     total, count = 0.0, 0
     for index, target in enumerate(batch["target"]):
@@ -106,7 +107,7 @@ def test_the_loss_is_the_cross_entropy_of_each_token_given_a_third_of_the_patche
 def test_all_that_is_trained_has_a_gradient_and_the_rest_is_frozen(architecture: str):
     model = built(architecture)
     batch = batch_of(model)
-    model.recipe.losses(model(batch), batch)["loss"].backward()
+    compute_losses(model.recipe, model(batch), batch)["loss"].backward()
     frozen = {name for name, value in model.named_parameters() if not value.requires_grad}
     assert all((value.grad is None) == (name in frozen) for name, value in model.named_parameters())
     assert 0 < len(frozen) < 12

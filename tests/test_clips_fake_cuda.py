@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.tasks.encoders import embedding
 from clips.method.clips_model import ClipsModel, build_model
+from clips.method.objectives import compute_losses
 from clips.method.recipes import RECIPES, RecipeConfig
 from clips.model.architectures import ModelConfig
 from clips.planning.dry_run import full_length_texts
@@ -55,7 +56,7 @@ def test_no_value_is_read_from_the_gpu(recipe: str, fields: dict[str, Any], bf16
     with to_fake_cuda(model):
         batch = batch_of(model)
         outputs = model(batch, bf16=bf16)
-        losses = model.recipe.losses(outputs, batch)
+        losses = compute_losses(model.recipe, outputs, batch)
     for name, value in {**outputs, **losses}.items():
         assert value.device == CUDA, name
         assert value.dtype is (torch.int64 if name == "caption_tokens" else torch.float32), name

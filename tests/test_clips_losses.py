@@ -14,6 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from clips.method.clips_model import ModelConfig, build_model
+from clips.method.objectives import compute_losses
 from clips.method.recipes import Recipe, RecipeConfig
 from clips.model.architectures import CONTRASTIVE_LOSSES, CaptionerConfig
 from clips.model.length_grouping import group_by_length
@@ -182,7 +183,7 @@ def two_processes(rank, port, path):
     for kind in CONTRASTIVE_LOSSES:
         model = torch.nn.parallel.DistributedDataParallel(small_model(kind))
         part = {name: tensor.chunk(2)[rank] for name, tensor in batch_of(8).items()}
-        losses = model.module.recipe.losses(model(part), part)
+        losses = compute_losses(model.module.recipe, model(part), part)
         losses["loss"].backward()
         values = torch.stack([losses[name].detach() for name in GLOBAL])
         torch.distributed.all_reduce(values)
@@ -210,7 +211,7 @@ def test_two_processes_give_the_loss_and_gradients_of_one(kind, gloo):
     model, batch, two = small_model(kind), batch_of(8), gloo[kind]
     counts = [int(part.sum()) for part in batch["target_mask"].chunk(2)]
     assert counts[0] != counts[1]  # else a mean of means would pass
-    losses = model.recipe.losses(model(batch), batch)
+    losses = compute_losses(model.recipe, model(batch), batch)
     losses["loss"].backward()
     one = torch.stack([losses[name].detach() for name in GLOBAL])
     torch.testing.assert_close(two["losses"], one, atol=1e-5, rtol=1e-6)

@@ -19,6 +19,7 @@ from clips.errors import UserError
 from clips.method.clips_model import ClipsModel, ModelConfig, build_model
 from clips.method.distillation import DistillationConfig
 from clips.method.hard_negatives import swap_words
+from clips.method.objectives import compute_losses
 from clips.method.recipes import RECIPES, Recipe, RecipeConfig
 from clips.model.architectures import CONTRASTIVE_LOSSES, CaptionerConfig
 from clips.model.tokenizer import ClipsTokenizer
@@ -121,7 +122,7 @@ def test_the_weighted_loss_is_that_of_a_naive_loop(loss: str):
         naive = {"softmax": naive_softmax, "sigmoid": naive_sigmoid}[loss]
         parts = [naive(image, [text], 5.0, -1.0) for text in texts]
         total = sum(weight * part for weight, part in zip(weights, parts, strict=True)) / sum(weights)
-    assert recipe.losses(outputs, {})["loss"].item() == pytest.approx(total, abs=1e-5)
+    assert compute_losses(recipe, outputs, {})["loss"].item() == pytest.approx(total, abs=1e-5)
 
 
 def test_equal_weights_change_no_bit():
@@ -132,7 +133,7 @@ def test_equal_weights_change_no_bit():
             Recipe(RecipeConfig(positives=("web", "partial"), name="clip", loss=loss, positive_weights=weights))
             for weights in (None, (2.0, 2.0))
         )
-        assert torch.equal(plain.losses(outputs, {})["loss"], weighted.losses(outputs, {})["loss"])
+        assert torch.equal(compute_losses(plain, outputs, {})["loss"], compute_losses(weighted, outputs, {})["loss"])
 
 
 @pytest.mark.parametrize(
@@ -187,10 +188,10 @@ def test_a_swap_beyond_the_context_is_no_negative():
     outputs = {name: unit(2, 6, seed=seed) for seed, name in enumerate(("image", "web", "web_negative"))}
     outputs |= {"logit_scale": torch.tensor(5.0)}
     tokens = torch.tensor([[1, 5, 6, 2], [1, 7, 8, 2]])
-    without = Recipe(RecipeConfig(name="clip")).losses(outputs, {})["loss"]
-    same = recipe.losses(outputs, {"web": tokens, "web_negative": tokens})["loss"]
+    without = compute_losses(Recipe(RecipeConfig(name="clip")), outputs, {})["loss"]
+    same = compute_losses(recipe, outputs, {"web": tokens, "web_negative": tokens})["loss"]
     torch.testing.assert_close(same, without)
-    other = recipe.losses(outputs, {"web": tokens, "web_negative": tokens.flip(1)})["loss"]
+    other = compute_losses(recipe, outputs, {"web": tokens, "web_negative": tokens.flip(1)})["loss"]
     assert other > without
 
 
@@ -205,7 +206,7 @@ def test_the_losses_of_prefixes_are_added():
         image, text = (outputs[name][:, :width] for name in ("image", "web"))
         rescaled = [part / part.norm(dim=1, keepdim=True) for part in (image, text)]
         total += naive_softmax(rescaled[0], [rescaled[1]], 5.0, None)
-    found = Recipe(RecipeConfig(name="clip", embedding_widths=(4, 2))).losses(outputs, {})["loss"]
+    found = compute_losses(Recipe(RecipeConfig(name="clip", embedding_widths=(4, 2))), outputs, {})["loss"]
     assert found.item() == pytest.approx(total, abs=1e-5)
 
 
@@ -251,7 +252,7 @@ def test_distillation_is_that_of_a_naive_loop(loss: str, monkeypatch):
                 for mine, theirs in zip(own, target, strict=True):
                     total -= weight / 10 * math.exp(theirs) / target_sum * (mine - math.log(own_sum))
     settings = {"positives": ("web", "partial"), "positive_weights": (4, 1), "distillation": DISTILLED}
-    found = Recipe(RecipeConfig(name="clip", loss=loss, **settings)).losses(outputs, teacher)
+    found = compute_losses(Recipe(RecipeConfig(name="clip", loss=loss, **settings)), outputs, teacher)
     assert found["distillation_loss"].item() == pytest.approx(total, abs=1e-5)
     assert found["loss"].item() == pytest.approx(found["contrastive_loss"].item() + 0.75 * total, abs=1e-5)
 
@@ -259,7 +260,7 @@ def test_distillation_is_that_of_a_naive_loop(loss: str, monkeypatch):
 def test_distillation_and_its_gradients_are_open_clips():
     outputs, teacher = distilled_batch()
     config = RecipeConfig(name="clip", contrastive_loss_weight=0.25, distillation=DISTILLED)
-    Recipe(config).losses(outputs, teacher)["loss"].backward()
+    compute_losses(Recipe(config), outputs, teacher)["loss"].backward()
     names = ("image", "web", "logit_scale")
     mine = {name: outputs[name].grad.clone() for name in names}
     for name in names:

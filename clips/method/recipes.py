@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-import operator
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -339,32 +338,6 @@ class Recipe:
             if self.visual_token_ratio < 1:
                 sample["visual_seed"] = _random_seed(rng)
         return sample
-
-    def losses(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return named losses (): "loss" is the weighted total; the others are for logging, without gradients.
-
-        The means of the losses over processes are the global values. "cosine_gap" is the mean cosine margin between an
-        image's own first text and those of this process's other images.
-        """
-        from clips.method.objectives import OBJECTIVES
-
-        parts = {name: OBJECTIVES[name](self, outputs, batch) for name in self.loss_weights}
-        loss = self.total_loss(parts)
-        if self.spec.positives:
-            parts["cosine_gap"] = cosine_margin(outputs["image"].detach(), outputs[self.texts[0]].detach())
-        return {"loss": loss} | {name: part.detach() for name, part in parts.items()}
-
-    def total_loss(self, parts: Mapping[str, Tensor]) -> Tensor:
-        """Return the weighted sum () of the named losses."""
-        first, *others = [weight * parts[name] for name, weight in self.loss_weights.items()]
-        return functools.reduce(operator.add, others, first)
-
-
-def cosine_margin(image: Tensor, text: Tensor) -> Tensor:
-    """Return the mean cosine () of matching rows of ``image`` and ``text`` (B, E) minus the others'; 0 for one row."""
-    count = len(image)
-    matching, all_pairs = (image * text).sum(), image.sum(0) @ text.sum(0)
-    return matching / count - (all_pairs - matching) / max(1, count * (count - 1)) if count > 1 else matching * 0
 
 
 def _random_seed(rng: np.random.Generator) -> Tensor:

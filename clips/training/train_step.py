@@ -14,6 +14,7 @@ from clips.core.patches import normalize, valid_patches
 from clips.data.loader import TrainDataset
 from clips.errors import UserError
 from clips.method.clips_model import ClipsModel
+from clips.method.objectives import compute_losses, total_loss
 from clips.method.optimizer import cosine_lr
 from clips.method.recipes import Recipe
 from clips.model.precision import fast_sdpa_backend
@@ -212,7 +213,7 @@ def compute_gradients(run: TrainRun, batch: Batch) -> tuple[Batch, Batch]:
     if size is None or size >= len(batch["image"]):
         with run.parallel.micro_batch(last=True):
             outputs = forward(run, batch)
-            losses = run.recipe.losses(outputs, batch)
+            losses = compute_losses(run.recipe, outputs, batch)
             run.parallel.backward(losses["loss"])
         return losses, outputs
     pieces = zip(*(value.split(size) for value in batch.values()), strict=True)
@@ -239,7 +240,7 @@ def _compute_gradients_cached(run: TrainRun, batch: Batch, micro_batches: list[B
     if run.recipe.captioning is not None:
         outputs["caption_loss_sum"] = torch.ones((), device=batch["image"].device, requires_grad=True)
         outputs["caption_tokens"] = batch["target_mask"].sum().to(batch["image"].device, non_blocking=True)
-    losses = run.recipe.losses(outputs, batch)
+    losses = compute_losses(run.recipe, outputs, batch)
     losses["loss"].backward()
     caption_sums, start = [], 0
     for number, micro_batch in enumerate(micro_batches):
@@ -254,7 +255,7 @@ def _compute_gradients_cached(run: TrainRun, batch: Batch, micro_batches: list[B
     if run.recipe.captioning is not None:
         outputs["caption_loss_sum"] = torch.stack(caption_sums).sum()
         losses["caption_loss"] = losses["caption_loss"] * outputs["caption_loss_sum"]  # it was that of a sum of 1
-        losses["loss"] = run.recipe.total_loss(losses)
+        losses["loss"] = total_loss(run.recipe, losses)
     return losses, {name: value.detach() for name, value in outputs.items()}
 
 
