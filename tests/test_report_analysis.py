@@ -32,7 +32,7 @@ from benchmarks.report.formats.markdown import render_markdown
 from benchmarks.report.html_page import render_page
 from benchmarks.report.load_results import read_source
 from benchmarks.report.report import Report, build_report
-from benchmarks.study.study_record import RowRecord
+from benchmarks.study.rows import RowRecord
 from benchmarks.tasks.mllm.items import items_table as answered
 
 FOUR = SKILLS | {"best": 0.9}

@@ -11,8 +11,8 @@ from study_material import SMALL
 
 from benchmarks.study.build_steps import StudyPlan, build_plan
 from benchmarks.study.preflight import first_config_error
+from benchmarks.study.rows import EXCLUDED_FROM_BENCHMARK, EXISTING_LLAVA_NO_ENCODER, NO_LLAVA
 from benchmarks.study.schema import parse_study, read_study
-from benchmarks.study.study_record import EXCLUDED_FROM_BENCHMARK, EXISTING_LLAVA_NO_ENCODER, NO_LLAVA
 from benchmarks.study.sweep import deep_merge
 from clips.errors import UserError
 from clips.typed_data import to_plain

@@ -26,7 +26,7 @@ from benchmarks.report.text_table import print_frame
 from benchmarks.results.formatting import join_with_and, strip_control_chars
 from benchmarks.results.protocol import INPUT_PREFIX, describe_differences, ranking_key
 from benchmarks.results.results import Result
-from benchmarks.study.study_record import RowRecord
+from benchmarks.study.rows import RowRecord
 from benchmarks.study.training_settings import TrainingDiff, diff_training, training_of_result
 from clips.core.artifact import atomic_write, log_info
 from clips.errors import UserError, unknown_name_error

@@ -15,7 +15,8 @@ from benchmarks.report.table import Cell, Table
 from benchmarks.report.tidy import tidy
 from benchmarks.results.formatting import commit_text, decimals_needed, difference_ci_text, format_number, join_with_and
 from benchmarks.results.results import Result
-from benchmarks.study.study_record import EXCLUDED_FROM_BENCHMARK, RECORD_FILE
+from benchmarks.study.rows import EXCLUDED_FROM_BENCHMARK
+from benchmarks.study.study_record import RECORD_FILE
 from benchmarks.study.training_settings import TrainingDiff
 from benchmarks.tasks.sizes import parts
 from clips.errors import UserError

@@ -12,7 +12,7 @@ from benchmarks.report.significance import Evidence, add_significance
 from benchmarks.report.table import DESCRIPTIVE_TYPES, Cell, Column, Table
 from benchmarks.results.protocol import describe_differences
 from benchmarks.results.results import Metric, Result
-from benchmarks.study.study_record import EXCLUDED_FROM_BENCHMARK, RowRecord
+from benchmarks.study.rows import EXCLUDED_FROM_BENCHMARK, RowRecord
 
 
 def build_results_table(

@@ -26,7 +26,7 @@ from benchmarks.results import statistics
 from benchmarks.results.formatting import format_number, join_with_and, shorten_name
 from benchmarks.results.item_scores import ItemScores
 from benchmarks.results.results import Result, columns_of
-from benchmarks.study.study_record import RowRecord
+from benchmarks.study.rows import RowRecord
 
 MAX_CATEGORIES = 24
 _SIGNS = {"better": "▲", "worse": "▼", "not significant": "≈"}

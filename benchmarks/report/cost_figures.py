@@ -13,7 +13,7 @@ from benchmarks.report.load_results import read_metrics
 from benchmarks.report.report import Report
 from benchmarks.report.table import Cell, Column
 from benchmarks.results.formatting import join_with_and
-from benchmarks.study.study_record import RowRecord
+from benchmarks.study.rows import RowRecord
 from clips.core.artifact import STAGES_DIR, read_manifest
 from clips.errors import UserError
 

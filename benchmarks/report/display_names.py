@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from benchmarks.report.load_results import ReportSource
 from benchmarks.study.display import Display
-from benchmarks.study.study_record import RowRecord
+from benchmarks.study.rows import RowRecord
 
 
 def merge_display(source: ReportSource, display: Display) -> Display:

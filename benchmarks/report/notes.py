@@ -21,7 +21,7 @@ from benchmarks.results.formatting import (
 )
 from benchmarks.results.protocol import INPUT_PREFIX
 from benchmarks.results.results import Result
-from benchmarks.study.study_record import EXCLUDED_FROM_BENCHMARK
+from benchmarks.study.rows import EXCLUDED_FROM_BENCHMARK
 from benchmarks.study.training_settings import CONFOUNDED_WARNING, TrainingSettings, diff_training, training_of_result
 from benchmarks.tasks.sizes import parts
 

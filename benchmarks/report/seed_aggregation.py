@@ -10,7 +10,7 @@ from benchmarks.report.load_results import ReportSource
 from benchmarks.report.significance import Evidence
 from benchmarks.report.table import Cell, Table
 from benchmarks.results.statistics import scores_interval
-from benchmarks.study.study_record import RowRecord
+from benchmarks.study.rows import RowRecord
 
 
 def has_seeds(source: ReportSource) -> bool:

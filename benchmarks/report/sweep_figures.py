@@ -20,7 +20,7 @@ from benchmarks.report.table import Cell, Column
 from benchmarks.results.formatting import format_number
 from benchmarks.results.item_scores import comparable
 from benchmarks.results.noise import contrast_estimate
-from benchmarks.study.study_record import RowRecord
+from benchmarks.study.rows import RowRecord
 from benchmarks.study.sweep import FigureSpec
 
 

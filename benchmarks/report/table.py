@@ -19,7 +19,7 @@ from typing import Literal
 
 from benchmarks.report.load_results import MissingValue
 from benchmarks.results.blind import is_credited
-from benchmarks.study.study_record import RowRecord
+from benchmarks.study.rows import RowRecord
 
 ALPHA = 0.05
 DESCRIPTIVE_TYPES = ("alignment",)  # of benchmarks that describe a model's features instead of scoring a task

@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.study.path_refs import PATH_PREFIX, external_file, hub_name, locate, map_strings, split_refs
-from benchmarks.study.schema import Combination, Study
-from benchmarks.study.steps import OutputSpec, Step, StepKind, topological_order
-from benchmarks.study.study_record import (
+from benchmarks.study.rows import (
     EXCLUDED_FROM_BENCHMARK,
     EXISTING_LLAVA_NO_ENCODER,
     NO_LLAVA,
@@ -20,6 +18,8 @@ from benchmarks.study.study_record import (
     CellRecord,
     RowRecord,
 )
+from benchmarks.study.schema import Combination, Study
+from benchmarks.study.steps import OutputSpec, Step, StepKind, topological_order
 from benchmarks.study.sweep import Settings, deep_merge
 from benchmarks.tasks.registry import get_benchmark
 from benchmarks.tasks.run_config import MODEL_FIELDS, BenchmarkConfig, RequiredModel, RunConfig

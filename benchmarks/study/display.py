@@ -8,13 +8,10 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+from benchmarks.study.rows import RowRecord
 from clips.errors import UserError, unknown_name_error
 from clips.safe_text import strip_control_chars
-
-if TYPE_CHECKING:
-    from benchmarks.study.study_record import RowRecord
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,7 +44,7 @@ from benchmarks.study.display import Display
 from benchmarks.study.executors import ExecutorConfig, LocalConfig, executor_config
 from benchmarks.study.path_refs import PATH_PREFIX, locate
 from benchmarks.study.resources import Resources
-from benchmarks.study.study_record import RowRecord
+from benchmarks.study.rows import RowRecord
 from benchmarks.study.sweep import FigureSpec, Settings, SweepPoint, expand_sweeps
 from benchmarks.tasks.registry import expand_group
 from clips.errors import UserError, unknown_name_error
