@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from published_answers import POPE_DATA, TEXTVQA_DATA
 
 from clips.core.identity import difference
 from clips.data.formats.conversations import is_held_out
@@ -212,6 +213,27 @@ def test_finevision_rows_are_questions_with_answers(tmp_path: Path) -> None:
     assert [turn.content for turn in second.turns] == ["1 + 1?", "2"]
 
 
+def test_rows_of_benchmarks_are_questions_with_short_answers(tmp_path: Path) -> None:
+    """POPE's and TextVQA's columns in lmms-eval's data; each answer of VQAv2 is an object."""
+    (tmp_path / "POPE" / "data").mkdir(parents=True)
+    picture = {"image": [{"bytes": png("red"), "path": None}] * len(POPE_DATA["question"])}
+    pq.write_table(pa.table({**POPE_DATA, **picture}), tmp_path / "POPE" / "data" / "test-00000-of-00001.parquet")
+    config = ConversationSourceConfig(format="vqa", path=str(tmp_path / "POPE"), split="test")
+    samples = read_samples(config)
+    question = "<image>\nIs there a cell phone in the image?\nAnswer the question using a single word or phrase."
+    assert [(turn.role, turn.content) for turn in samples[1].turns] == [("user", question), ("assistant", "no")]
+    assert [sample.turns[1].content for sample in samples] == POPE_DATA["answer"]
+    assert {color_of(sample.images[0]) for sample in samples} == {"red"}
+
+    found = [{name: TEXTVQA_DATA[name][number] for name in TEXTVQA_DATA} for number in range(3)]
+    config = ConversationSourceConfig(format="vqa", path=write(tmp_path / "textvqa.jsonl", found))
+    assert [sample.turns[1].content for sample in read_samples(config)] == ["22", "10 years", "bowmore"]
+    objects = [{**row, "answers": [{"answer": answer, "answer_id": 1} for answer in row["answers"]]} for row in found]
+    pq.write_table(pa.Table.from_pylist(objects), tmp_path / "vqa.parquet")
+    config = ConversationSourceConfig(format="vqa", path=str(tmp_path / "vqa.parquet"))
+    assert [sample.turns[1].content for sample in read_samples(config)] == ["22", "10 years", "bowmore"]
+
+
 def test_a_split_is_chosen(tmp_path: Path) -> None:
     for make, where in ((saved_dataset, "set"), (hub_layout, "hub")):
         make(tmp_path)
@@ -254,6 +276,11 @@ def test_images_of_a_table_are_read_by_row_group(tmp_path: Path) -> None:
         ("conversations", [{"texts": [{"user": "a", "assistant": None}]}], "texts of user and assistant.*got null"),
         ("conversations", [{"messages": [], "images": [5]}], "row 0: expected an object whose images are paths"),
         ("conversations", [["a"]], "line 1: expected a JSON object"),
+        ("vqa", [{"answer": "a"}], "row 0: expected question; found answer"),
+        ("vqa", [{"question": "a"}], "row 0: expected one of answer, answers; found question"),
+        ("vqa", [{"question": "a", "answer": None}], "row 0: expected a question, and an answer or answers, which are"),
+        ("vqa", [{"question": "a", "answers": []}], "row 0: expected a question, and an answer or answers, which are"),
+        ("vqa", [{"question": 5, "answer": "a"}], "row 0: expected a question.*got 5"),
         ("llava", {"a": 1}, "expected a JSON list"),
         ("llava", [], "no samples"),
         ("llava", [5], "sample 0: expected conversations"),

@@ -45,21 +45,43 @@ def held_out(directory: Path, talk: Path) -> Path:
     return path
 
 
-def validated(directory: Path, name: str, parts: Any, *, eval_steps: int | None = 20, **fields: Any) -> Path:
-    """The config of a run that learns the colors, with a validation in each ``eval_steps``."""
+def questions(directory: Path, talk: Path) -> Path:
+    """The conversations of ``talk``: of each color one as it was trained, one whose first answer has the other case;
+    one lacks its image."""
+    rows = json.loads((talk / "talk.json").read_text())
+    for number, row in enumerate(rows):
+        answer = row["conversations"][1]
+        answer["value"] = (answer["value"], answer["value"].capitalize())[number // len(bridge_world.COLORS) % 2]
+    rows[4]["image"] = "missing.png"
+    path = directory / "questions.json"
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def validated(
+    directory: Path, name: str, parts: Any, *, eval_steps: int | None = 20, lora_dropout: float = 0.1, **fields: Any
+) -> Path:
+    """The config of a run that learns the colors, with a validation in each ``eval_steps``.
+
+    With dropout the training depends on the random numbers, which differ with the number of processes.
+    """
     source = bridge_world.source(parts.talk)[0]
-    adapters = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.1)  # its dropout depends on the random numbers
+    adapters = LoraConfig(r=8, lora_alpha=16, lora_dropout=lora_dropout)
     settings: dict[str, Any] = {"lora": adapters, "max_steps": 50, "micro_batch_size": BATCH, "learning_rate": 3e-2}
     if eval_steps is not None:
         path = directory / "held_out.json"
         config = type(source)(path=str(path), image_root=str(parts.talk))
-        settings["validation"] = ValidationConfig(source=config, eval_steps=eval_steps)
+        benchmark = type(source)(path=str(directory / "questions.json"), image_root=str(parts.talk))
+        settings["validation"] = ValidationConfig(
+            source=config, benchmarks={"colors": benchmark}, eval_steps=eval_steps
+        )
     return bridge_world.instruct_file(directory, name, parts, settings, num_workers=0, **fields)
 
 
-def validations(directory: Path) -> dict[int, tuple[float, float]]:
+def validations(directory: Path) -> dict[int, tuple[float, float, float]]:
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    return {row["step"]: (row["val_loss"], row["val_exact_match"]) for row in rows if "val_loss" in row}
+    names = ("val_loss", "val_exact_match", "val_colors_exact_match")
+    return {row["step"]: tuple(row[name] for name in names) for row in rows if "val_loss" in row}
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +89,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, bridge_parts: Any) -> Path:
     """The same training with and without validation, and what it printed."""
     directory = tmp_path_factory.mktemp("validated")
     held_out(directory, bridge_parts.talk)
+    questions(directory, bridge_parts.talk)
     files = [validated(directory, "with", bridge_parts), validated(directory, "without", bridge_parts, eval_steps=None)]
     (directory / "printed.txt").write_text(bridge_world.trained_alone(*files))
     return directory
@@ -77,7 +100,7 @@ def test_the_training_is_the_same_with_and_without_validation(runs: Path) -> Non
     assert list(validations(runs / "with")) == [20, 40, 50]
     assert not validations(runs / "without")
     printed = (runs / "printed.txt").read_text()
-    assert printed.count("instruct: validation without 1 invalid samples") == 1
+    assert printed.count("instruct: validation without 5 invalid samples") == 1
     assert "val_exact_match 0." in printed or "val_exact_match 1." in printed
 
 
@@ -97,16 +120,43 @@ def test_exact_match_is_that_of_greedy_generation(runs: Path, bridge_parts: Any)
     assert validations(runs / "with")[50][1] == pytest.approx(sum(pairs) / len(pairs))
 
 
+def test_the_exact_match_of_a_benchmark_is_that_of_generated_answers_in_either_case(
+    runs: Path, bridge_parts: Any
+) -> None:
+    model, processor = load_llava(runs / "with")
+    pairs: list[tuple[str, str]] = []
+    for row in json.loads((runs / "questions.json").read_text()):
+        if row["image"] != "missing.png":
+            first, answer, second, other = (turn["value"] for turn in row["conversations"])
+            with bridge_world.Image.open(bridge_parts.talk / row["image"]) as opened:
+                image = opened.copy()
+            for question, expected in ((first, answer), (f"<image>\n{second}", other)):  # each asked alone
+                messages = [{"role": "user", "content": question}]
+                said = answer_conversations(model, processor, [image], [messages], max_new_tokens=16)[0]
+                pairs.append((said.strip(), expected))
+    right = [said.lower() == answer.lower() for said, answer in pairs]
+    assert sum(right) > sum(said == answer for said, answer in pairs) > 0
+    assert not all(right)
+    assert validations(runs / "with")[50][2] == pytest.approx(sum(right) / len(right))
+
+
+@pytest.fixture(scope="module")
+def alone(runs: Path, bridge_parts: Any) -> Path:
+    """The training without dropout, in one process."""
+    bridge_world.trained_alone(validated(runs, "alone", bridge_parts, lora_dropout=0.0))
+    return runs / "alone"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("distributed", [{}, {"deepspeed": "zero3"}, {"strategy": "fsdp"}], ids=str)
-def test_two_processes_measure_what_one_does(runs: Path, bridge_parts: Any, distributed: dict[str, str]) -> None:
+def test_two_processes_measure_what_one_does(
+    runs: Path, alone: Path, bridge_parts: Any, distributed: dict[str, str]
+) -> None:
     name = "-".join(["two", *distributed.values()])
-    bridge_world.train(
-        validated(runs, name, bridge_parts, distributed=DistributedConfig(num_processes=2, **distributed))
-    )
-    first = metrics(runs / "with", "loss")[0]
-    assert metrics(runs / name, "loss")[0] == pytest.approx(first, abs=1e-5)
-    for step, expected in validations(runs / "with").items():
+    processes = DistributedConfig(num_processes=2, **distributed)
+    bridge_world.train(validated(runs, name, bridge_parts, lora_dropout=0.0, distributed=processes))
+    assert metrics(runs / name, "loss")[0] == pytest.approx(metrics(alone, "loss")[0], abs=1e-5)
+    for step, expected in validations(alone).items():
         assert validations(runs / name)[step] == pytest.approx(expected, abs=2e-3), step
 
 
@@ -116,6 +166,11 @@ def test_settings_are_checked(tmp_path: Path, bridge_parts: Any) -> None:
         ValidationConfig(source=source, eval_steps=0)
     with pytest.raises(UserError, match=r"^llm_pretrain\.validation\.source: expected none; only align and instruct"):
         StageConfig(data=[source], validation=ValidationConfig(source=source)).check("llm_pretrain", 1)
-    status, _, error = bridge_world.run_cli("train", "--config", str(validated(tmp_path, "missing", bridge_parts)))
-    assert status == 2
-    assert error.splitlines()[-1].startswith("llava-bridge: instruct.validation.source: ")
+    with pytest.raises(UserError, match=r"^validation\.benchmarks: expected names of a-z, 0-9 and _, got 'A b'"):
+        ValidationConfig(benchmarks={"A b": source})
+    for present, field in (("none.json", "source"), ("held_out.json", "benchmarks.colors")):
+        (tmp_path / present).write_text("[]")
+        file = validated(tmp_path, "missing", bridge_parts)
+        status, _, error = bridge_world.run_cli("train", "--config", str(file))
+        assert status == 2
+        assert error.splitlines()[-1].startswith(f"llava-bridge: instruct.validation.{field}: ")

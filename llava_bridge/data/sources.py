@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 
 from clips.core.identity import RUN_ONLY
 from clips.data.formats import FORMATS, DatasetSpec, read_dataset
+from clips.data.formats.conversations import place_images
 from clips.data.formats.dataset_format import IMAGE, Conversation, Turn, texts_of
 from clips.errors import UserError, check_at_least, unknown_name_error
 from clips.text_files import read_json_lines
@@ -29,22 +30,24 @@ class ConversationSourceConfig:
     """One data source.
 
     Args:
-        path: its file or directory. ``conversations`` and ``webdataset`` also accept ``{000..127}`` for many files.
+        path: its file or directory. ``conversations``, ``vqa`` and ``webdataset`` also accept ``{000..127}`` for many
+            files.
         format: ``llava`` (LLaVA's JSON list, also ShareGPT4V's and that of ``clips scenes``), ``conversations`` (rows
             with messages or conversations and images: a directory of ``datasets``, parquet, JSON lines), ``webdataset``
-            (tar shards of images and JSON), ``text`` (JSON lines with "text"), ``cocoqa`` (JSON lines of image,
-            question, answer), ``karpathy`` (captions in Karpathy's JSON) or another format of captions.
+            (tar shards of images and JSON), ``vqa`` (rows with question, answer and image, stored as those of
+            ``conversations``), ``text`` (JSON lines with "text"), ``cocoqa`` (JSON lines of image, question, answer),
+            ``karpathy`` (captions in Karpathy's JSON) or another format of captions.
         image_root: base directory of image references; null uses the directory of the file.
-        split: for ``karpathy`` and directories of ``conversations`` the split to read; for ``cocoqa`` ``train``
-            (without the held-out fifth of the photos), ``held_out`` or ``all``.
+        split: for ``karpathy`` and directories of ``conversations`` or ``vqa`` the split to read; for ``cocoqa``
+            ``train`` (without the held-out fifth of the photos), ``held_out`` or ``all``.
         captions_per_image: maximum number of captions of each image; null uses all.
         max_samples: maximum number of samples; null reads all.
         repeats: repetitions of each sample per epoch: 0.5 uses a random half, 2 each twice, 1.5 each once and a random
             half twice.
         missing_images: ``skip`` skips samples whose image is missing (see ``max_invalid_ratio``); ``error`` checks the
             files of all images before training starts.
-        max_cache_gb: for ``conversations`` in parquet: maximum size of the images copied to the user's cache. Row
-            groups are copied at first use; the least recently used are deleted first.
+        max_cache_gb: for ``conversations`` and ``vqa`` in parquet: maximum size of the images copied to the user's
+            cache. Row groups are copied at first use; the least recently used are deleted first.
     """
 
     path: str
@@ -134,6 +137,25 @@ def _repeated(items: list[Item], config: ConversationSourceConfig, seed: int) ->
     if not repeated:
         raise UserError(f"data.repeats: {config.repeats} of the {len(items)} samples of {config.path} is none")
     return repeated
+
+
+def split_questions(sample: Conversation) -> Iterator[Conversation]:
+    """A conversation of each question, without the ones before it: as benchmarks ask it."""
+    system = [turn for turn in sample.turns if turn.role == "system"]
+    for asked, answer in itertools.pairwise(sample.turns):
+        if asked.role == "user" and answer.role == "assistant":
+            question = Turn("user", asked.content.replace(IMAGE, "").strip())
+            turns = place_images([*system, question, answer], len(sample.images))
+            yield dataclasses.replace(sample, turns=turns)
+
+
+def in_other_case(questions: Iterable[Conversation]) -> Iterator[Conversation]:
+    """The questions whose answer begins with a letter, with that letter in the other case."""
+    for question in questions:
+        *before, answer = question.turns
+        other = answer.content[:1].swapcase() + answer.content[1:]
+        if other != answer.content:
+            yield dataclasses.replace(question, turns=[*before, Turn("assistant", other)])
 
 
 def repeat_samples(items: Sequence[Item], repeats: float, seed: int) -> list[Item]:

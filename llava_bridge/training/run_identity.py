@@ -8,7 +8,7 @@ from typing import Any
 
 from clips.core.artifact import directory_hash
 from clips.core.identity import Identity, identity
-from clips.data.formats.conversations import local_files
+from clips.data.formats.conversation_rows import local_files
 from clips.data.tar_index import read_byte_range
 from clips.model_refs import is_on_hub, resolve_model_dir
 from clips.typed_data import to_plain

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from clips.model.precision import resolve_precision
 from llava_bridge.conversation import ConversationEncoder, resolve_chat_template
 from llava_bridge.data import read_samples, read_texts
 from llava_bridge.data.collator import ConversationCollator, ConversationDataset, PackedTextDataset, TextCollator
+from llava_bridge.data.sources import split_questions
 from llava_bridge.model.anyres import is_anyres_processor, max_image_tokens
 from llava_bridge.model.build import (
     LlavaParts,
@@ -52,7 +53,10 @@ _DEFAULT_MAX_LENGTH = 2048
 
 @dataclasses.dataclass
 class StageSetup:
-    """A stage's model and its processor, its parts by name, its data, log lines about a mixture, held-out samples."""
+    """A stage's model and its processor, its parts by name, its data, log lines about a mixture, held-out samples.
+
+    ``held_out`` has those of ``validation.source`` by the name "", and the questions of each benchmark by its own.
+    """
 
     model: Any
     processor: Any
@@ -60,7 +64,7 @@ class StageSetup:
     dataset: PackedTextDataset | ConversationDataset
     collator: Any
     mixture: Sequence[str] = ()
-    held_out: ConversationDataset | None = None
+    held_out: Mapping[str, ConversationDataset] = dataclasses.field(default_factory=dict)
 
 
 def setup_stage(config: LlavaTrainConfig, name: str, work: Path, *, keep_bf16: bool = False) -> StageSetup:
@@ -166,7 +170,7 @@ def _setup_llava(config: LlavaTrainConfig, name: str, work: Path, keep_bf16: boo
         ConversationDataset(samples, chat, length),
         ConversationCollator(images, processor.tokenizer.pad_token_id, _packed_length(model, length, name, stage)),
         mixture,
-        ConversationDataset(held_out, chat, length) if held_out else None,
+        {key: ConversationDataset(held_out[key], chat, length) for key in held_out},
     )
 
 
@@ -191,13 +195,16 @@ def _without_images(sample: Conversation) -> Conversation:
     return dataclasses.replace(sample, images=(), turns=turns)
 
 
-def _read_held_out(config: ValidationConfig, seed: int) -> list[Conversation]:
-    """The selected samples; empty without a source."""
-    if config.source is None:
-        return []
-    samples = read_samples(config.source, seed)
-    selected = np.linspace(0, len(samples) - 1, min(config.num_samples, len(samples))).round().astype(int)
-    return [samples[index] for index in selected]
+def _read_held_out(config: ValidationConfig, seed: int) -> dict[str, list[Conversation]]:
+    """The selected samples of the source, by the name "", and the questions of each benchmark."""
+    held_out = {}
+    for field, name, source in config.sources():
+        samples = read_samples(source, seed)
+        if name and not (samples := [question for sample in samples for question in split_questions(sample)]):
+            raise UserError(f"{field}: {source.path}: no question with an answer")
+        selected = np.linspace(0, len(samples) - 1, min(config.num_samples, len(samples))).round().astype(int)
+        held_out[name] = [samples[index] for index in selected]
+    return held_out
 
 
 def _packed_length(model: Any, length: int, name: str, stage: StageConfig) -> float | None:

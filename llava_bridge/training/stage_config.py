@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+import re
+from collections.abc import Iterator
+from typing import Any, Literal
 
 from clips.core.adapter_config import AdapterConfig
 from clips.core.identity import RUN_ONLY
@@ -56,20 +58,33 @@ class LoraConfig(AdapterConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
-    """Loss and exact match on held-out conversations during a stage.
+    """Loss and exact match on held-out conversations, and exact match on benchmarks, during a stage.
 
     Args:
-        source: the conversations, or captions; null disables validation.
+        source: the conversations, or captions, whose loss and exact match are measured.
+        benchmarks: sources of questions with short answers, each by a name of one's choice; the case of the answer's
+            first letter is ignored.
         eval_steps: steps between validations; the last step has one, too.
-        num_samples: number of samples, evenly spaced in the source.
+        num_samples: number of samples of the source, and of questions of each benchmark, evenly spaced.
     """
 
     source: ConversationSourceConfig | None = None
+    benchmarks: dict[str, ConversationSourceConfig] = dataclasses.field(default_factory=dict)
     eval_steps: int = 500
     num_samples: int = 1000
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "eval_steps", "num_samples", prefix="validation.")
+        for name in self.benchmarks:
+            if not re.fullmatch("[a-z0-9_]+", name):
+                raise UserError(f"validation.benchmarks: expected names of a-z, 0-9 and _, got '{name}'")
+
+    def sources(self) -> Iterator[tuple[str, str, ConversationSourceConfig]]:
+        """The sources: field, name of the benchmark or "", settings."""
+        if self.source is not None:
+            yield "validation.source", "", self.source
+        for name, source in self.benchmarks.items():
+            yield f"validation.benchmarks.{name}", name, source
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,7 +93,7 @@ class StageConfig:
 
     Args:
         data: its sources; their samples are shuffled together.
-        validation: loss and exact match on held-out samples during the stage.
+        validation: loss and exact match on held-out samples and benchmarks during the stage.
         num_epochs: passes over the data, without ``max_steps``.
         max_steps: optimizer steps; null uses ``num_epochs``.
         global_batch_size: samples per step, over all processes.
@@ -181,7 +196,8 @@ class StageConfig:
             raise UserError(
                 f"{name}.tunable_parts: expected some of {', '.join(known)}, each once, got {self.tunable_parts}"
             )
-        used = {"packing": self.packing, "lora": self.lora, "validation.source": self.validation.source}
+        used: dict[str, Any] = {field: source for field, _, source in self.validation.sources()}
+        used |= {"packing": self.packing, "lora": self.lora}
         if name == "llm_pretrain" and (field := next((field for field, value in used.items() if value), None)):
             raise UserError(f"llm_pretrain.{field}: expected none; only align and instruct have it")
         if self.cache_vision_features and (name == "llm_pretrain" or "vision" in self.trained_parts(name)):

@@ -143,7 +143,7 @@ def _add_callback(
     callback = StageCallback(progress, trainer.gather_invalid, setup.parts, vocab_size, stop, begin)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(callback)
-    if setup.held_out is not None:
+    if setup.held_out:
         config = trainer.stage.validation
         trainer.add_callback(StageValidation(config, setup.held_out, trainer, progress, stop, callback.hung))
     return callback

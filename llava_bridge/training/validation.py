@@ -1,4 +1,4 @@
-"""Validation during a stage: the loss and the exact match on held-out conversations.
+"""Validation during a stage: the loss and the exact match on held-out conversations, and the exact match on benchmarks.
 
 The processes share the samples. The metrics are those of one process, up to rounding, and the training is the same with
 and without validation.
@@ -7,6 +7,7 @@ and without validation.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,11 +20,16 @@ from clips.data.invalid_samples import Invalid
 from clips.parallel.distributed import all_gather_objects
 from llava_bridge.conversation import IGNORE_INDEX
 from llava_bridge.data.collator import ConversationDataset
+from llava_bridge.data.sources import in_other_case
 from llava_bridge.training.callback import HungWatch, StageProgress
 from llava_bridge.training.launch import DistributedStopRequest, log_rank0
 from llava_bridge.training.loss import MATCHES
 from llava_bridge.training.stage_config import ValidationConfig
 from llava_bridge.training.stage_trainer import StageTrainer, init_worker
+
+
+def _in_other_case(questions: ConversationDataset) -> ConversationDataset:
+    return ConversationDataset(list(in_other_case(questions.samples)), questions.chat, questions.max_length)
 
 
 class HeldOut(Dataset):
@@ -53,11 +59,12 @@ class StageValidation(TrainerCallback):
     """Measures the model every ``eval_steps`` steps and after the last one, unless a stop was requested.
 
     Args:
-        config: with a source.
-        samples: the selected ones.
+        config: with a source or benchmarks.
+        samples: the selected ones of the source by the name "", and of each benchmark by its own.
         trainer: of the stage.
         progress: logs the metrics ``val_loss``, the mean over the supervised tokens, and ``val_exact_match``, the ratio
-            of answers that greedy decoding would generate exactly, given the conversation before them.
+            of answers that greedy decoding would generate exactly, given the conversation before them; of a benchmark
+            ``val_NAME_exact_match``, for which the first letter may have either case.
         stop: the run's stop request.
         hung: the stage's; each batch counts as a step.
     """
@@ -65,7 +72,7 @@ class StageValidation(TrainerCallback):
     def __init__(
         self,
         config: ValidationConfig,
-        samples: ConversationDataset,
+        samples: Mapping[str, ConversationDataset],
         trainer: StageTrainer,
         progress: StageProgress,
         stop: DistributedStopRequest,
@@ -73,19 +80,28 @@ class StageValidation(TrainerCallback):
     ) -> None:
         self.eval_steps = config.eval_steps
         self.trainer, self.progress, self.stop, self.hung = trainer, progress, stop, hung
-        rank, processes = trainer.args.process_index, trainer.args.world_size
+        # Greedy decoding generates one answer, so that the matches of both cases are those of different questions.
+        self.loaders = {
+            name: [self._loader(each) for each in ([own, _in_other_case(own)] if name else [own])]
+            for name, own in samples.items()
+        }
+        self._reported = False
+
+    def _loader(self, samples: ConversationDataset) -> DataLoader:
+        """Loads this process's samples."""
+        args = self.trainer.args
+        rank, processes = args.process_index, args.world_size
         own = range(rank, len(samples), processes)
         # A process with one sample fewer repeats its last: all must call the model equally often.
         padded = [*own, *[own[-1] if own else 0] * (-(-len(samples) // processes) - len(own))]
-        self.loader = DataLoader(
+        return DataLoader(
             HeldOut(samples, padded, len(own)),
-            batch_size=trainer.args.per_device_train_batch_size,
-            collate_fn=trainer.data_collator,
-            num_workers=trainer.args.dataloader_num_workers,
+            batch_size=args.per_device_train_batch_size,
+            collate_fn=self.trainer.data_collator,
+            num_workers=args.dataloader_num_workers,
             worker_init_fn=functools.partial(init_worker, None),
             generator=torch.Generator(),  # the training's own generates its dropout
         )
-        self._reported = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Measure if it is time, and log the metrics with the step."""
@@ -99,20 +115,28 @@ class StageValidation(TrainerCallback):
         """The metrics by name; None if a stop is requested. A collective call."""
         model: Any = self.trainer.model_wrapped
         was_training, _ = model.training, model.eval()
-        sums, invalid = torch.zeros(4, dtype=torch.float64), list[Invalid]()
+        found, invalid = torch.zeros(sum(map(len, self.loaders.values())), 4, dtype=torch.float64), list[Invalid]()
         try:
-            for batch in self.loader:
-                if self.stop.of_any_process():
-                    return None
-                invalid += batch.pop("invalid_samples")
-                sums += self._sums(model, batch)
-                self.hung.step_ended(saves=False)
+            for sums, loader in zip(found, itertools.chain(*self.loaders.values()), strict=True):
+                for batch in loader:
+                    if self.stop.of_any_process():
+                        return None
+                    invalid += batch.pop("invalid_samples")
+                    sums += self._sums(model, batch)
+                    self.hung.step_ended(saves=False)
         finally:
             model.train(was_training)
-        gathered = all_gather_objects((sums, invalid))
+        gathered = all_gather_objects((found, invalid))
         self._report([sample for _, theirs in gathered for sample in theirs])
-        loss, tokens, matches, answers = torch.stack([theirs for theirs, _ in gathered]).sum(dim=0).tolist()
-        return {"val_loss": loss / max(tokens, 1), "val_exact_match": matches / max(answers, 1)}
+        sums = iter(torch.stack([theirs for theirs, _ in gathered]).sum(dim=0).tolist())
+        metrics: dict[str, float] = {}
+        for name, loaders in self.loaders.items():
+            loss, tokens, matches, answers = next(sums)
+            matches += sum(next(sums)[2] for _ in loaders[1:])
+            prefix = f"val_{name}_" if name else "val_"
+            metrics |= {} if name else {"val_loss": loss / max(tokens, 1)}
+            metrics[f"{prefix}exact_match"] = matches / max(answers, 1)
+        return metrics
 
     @torch.no_grad()
     def _sums(self, model: Any, batch: Mapping[str, Any]) -> Tensor:

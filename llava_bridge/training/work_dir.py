@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from clips.core.artifact import log_info, write_errors_as_user_errors
-from clips.data.formats.conversations import local_files
+from clips.data.formats.conversation_rows import local_files
 from clips.errors import UserError
 from llava_bridge.encoders.spec import check_encoder_files
 from llava_bridge.model.llava_checks import check_llava_dir, check_llm_dir
@@ -86,8 +86,7 @@ def check_inputs(config: LlavaTrainConfig) -> None:
     for name in config.stages:
         _check_stage(config, name)
         sources = [("data", source) for source in config.stage(name).data]
-        if (held_out := config.stage(name).validation.source) is not None:
-            sources.append(("validation.source", held_out))
+        sources += [(field, source) for field, _, source in config.stage(name).validation.sources()]
         for field, source in sources:
             try:
                 local_files(source.path)
