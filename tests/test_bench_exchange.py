@@ -133,6 +133,13 @@ def test_vlmevalkits_numbers_in_our_scale(tmp_path: Path, ending: str) -> None:
         ("chartqa", "relaxed_overall"): peer["Tiny-VL_ChartQA_TEST_acc"][0]["Overall"],
         ("textvqa_val", "exact_match"): peer["Tiny-VL_TextVQA_VAL_acc"][0]["Overall"],
         ("docvqa_val", "anls"): peer["Tiny-VL_DocVQA_VAL_acc"][0]["Overall"],  # its eval_score is a mean distance
+        ("infovqa_val", "anls"): peer["Tiny-VL_InfoVQA_VAL_acc"][0]["Overall"],
+        ("gqa", "exact_match"): peer["Tiny-VL_GQA_TestDev_Balanced_acc"][0]["Overall"],
+        ("mmmu_val", "mmmu_acc"): 100 * float(peer["Tiny-VL_MMMU_DEV_VAL_acc"][0]["Overall"]),  # the split validation
+        ("ai2d", "exact_match"): 100 * float(peer["Tiny-VL_AI2D_TEST_acc"][0]["Overall"]),
+        ("realworldqa", "exact_match"): 100 * float(peer["Tiny-VL_RealWorldQA_acc"][0]["Overall"]),
+        ("seedbench", "seed_image"): 100 * float(peer["Tiny-VL_SEEDBench_IMG_acc"][0]["Overall"]),
+        ("scienceqa_img", "exact_match"): 100 * float(peer["Tiny-VL_ScienceQA_TEST_acc"][0]["Overall"]),
         ("mmstar", "mmstar_accuracy"): 100 * float(peer["Tiny-VL_MMStar_acc"][0]["Overall"]),
         ("mmbench_en_dev", "gpt_eval_score"): 100 * float(peer["Tiny-VL_MMBench_DEV_EN_acc"][0]["Overall"]),
     }
@@ -142,6 +149,16 @@ def test_vlmevalkits_numbers_in_our_scale(tmp_path: Path, ending: str) -> None:
         assert metric.value * metric.scale == pytest.approx(float(value)), (benchmark, name)
     assert all(metric.ci_low is not None for result in written.values() for metric in result.metrics.values())
     assert written["pope"].metrics["pope_accuracy"].clusters == 5  # images, of 30 questions
+
+
+def test_vlmevalkits_points_of_ocrbench(tmp_path: Path) -> None:
+    """Its JSON states the points of the questions that were asked; the benchmark has 1,000."""
+    metric = run(VLM / "Tiny-VL_OCRBench_score.json", output=tmp_path / "r")["ocrbench"].metrics["ocrbench_points"]
+    assert metric.value * metric.scale == pytest.approx(18)
+    assert metric.ci_low is None
+    other = changed(VLM / "Tiny-VL_OCRBench_score.json", tmp_path, '"Final Score": 18', '"Final Score": [18]')
+    with pytest.raises(UserError, match="Final Score: expected numbers"):
+        vlmevalkit.read(other)
 
 
 def test_a_csv_that_its_items_contradict_has_no_interval(tmp_path: Path) -> None:

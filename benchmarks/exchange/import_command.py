@@ -39,8 +39,8 @@ class ImportConfig:
     """Import results of other evaluation tools, marked as measured elsewhere.
 
     Args:
-        files: lmms-eval's ``results.json``, VLMEvalKit's csv or xlsx, CLIP_benchmark's or mteb's JSON, open_clip's
-            ``results.jsonl``, rows of a csv, or what `clips-bench export` wrote.
+        files: lmms-eval's ``results.json``, VLMEvalKit's csv, JSON or xlsx, CLIP_benchmark's or mteb's JSON,
+            open_clip's ``results.jsonl``, rows of a csv, or what `clips-bench export` wrote.
         output: directory of the result files; those of models evaluated by this suite are not replaced.
         model_name: the model's name in the table; by default the file's.
         benchmark: the benchmark's column, if the files have one; by default the file's, in this suite's names.
@@ -133,4 +133,6 @@ def recognize(file: Path) -> str:
         content = read_json(file)
         if found := next((name for name, kind in _JSON.items() if has_fields(kind, content)), None):
             return found
+        if vlmevalkit.has_known_name(file):
+            return "vlmevalkit"
     raise UserError(f"{file}: not recognized as a result of another tool (--format takes {', '.join(READERS)})")

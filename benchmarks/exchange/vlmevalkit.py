@@ -1,7 +1,7 @@
-"""VLMEvalKit's ``MODEL_DATASET_acc.csv`` or ``_score.csv``, and the xlsx with a verdict for each question.
+"""VLMEvalKit's ``MODEL_DATASET_acc.csv``, ``_score.csv`` or ``_score.json``, and the xlsx with a verdict per question.
 
 Scale: depends on the dataset. Multiple choice (``report_acc``) writes ratios from 0 to 1; VQA and yes/no datasets write
-per cent; MME writes points. `DATASETS` has the factor from the file's number to this suite's.
+per cent; MME and OCRBench write points. `DATASETS` has the factor from the file's number to this suite's.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from benchmarks.exchange.imported import NOT_STATED, Imported, make_imported, me
 from benchmarks.tasks.mllm.caption_metrics import ImageCaptionScores
 from benchmarks.tasks.mllm.task_metrics import TASK_METRICS
 from clips.errors import UserError, error_reason
+from clips.text_files import read_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,8 +35,8 @@ class Dataset:
 
     Args:
         task: this suite's benchmark of the same questions and score.
-        metrics: column of the csv → this suite's metric.
-        factor: from the csv's number to the metric's value.
+        metrics: column of the csv, or name in the JSON → this suite's metric.
+        factor: from the file's number to the metric's value.
         split: of the csv's rows, the one to read; empty if there is one.
     """
 
@@ -69,26 +70,33 @@ DATASETS: dict[str, Dataset] = {
     "GQA_TestDev_Balanced": _percent("gqa", "exact_match"),
     "DocVQA_VAL": _percent("docvqa_val", "anls"),
     "InfoVQA_VAL": _percent("infovqa_val", "anls"),
+    "OCRBench": Dataset(task="ocrbench", metrics={"Final Score": "ocrbench_points"}, factor=0.001),  # of 1,000 points
 }
+_NUMBERS = ("acc.csv", "score.csv", "score.json")
 _NAME = re.compile(
     rf"(?P<model>.+)_(?P<dataset>{'|'.join(sorted(DATASETS, key=len, reverse=True))})"
     r"_(?:acc|score|auxmatch|results|(?:.+_)?result)"
 )
 
 
+def has_known_name(file: Path) -> bool:
+    """Whether the name is that of a file of VLMEvalKit with results of a known dataset."""
+    return _NAME.fullmatch(file.stem) is not None
+
+
 def read(file: Path) -> list[Imported]:
-    """One model on one dataset, from the csv, the xlsx, or both: the other file is looked up in the same directory.
+    """One model on one dataset, from the csv or JSON, the xlsx, or both: the other is looked up in the same directory.
 
     Raises:
         UserError: an unknown dataset or column, an xlsx without verdicts, or no overall number.
     """
     parts = _NAME.fullmatch(file.stem)
     if parts is None:
-        endings = "_acc.csv, _score.csv, _auxmatch.xlsx, _JUDGE_result.xlsx or _results.xlsx"
+        endings = "_acc.csv, _score.csv, _score.json, _auxmatch.xlsx, _JUDGE_result.xlsx or _results.xlsx"
         raise UserError(f"{file}: expected MODEL_DATASET{endings}, DATASET one of {', '.join(DATASETS)}")
     name, dataset = parts["dataset"], DATASETS[parts["dataset"]]
     prefix = f"{parts['model']}_{name}_"
-    numbers = next((path for end in ("acc", "score") if (path := file.with_name(f"{prefix}{end}.csv")).is_file()), None)
+    numbers = next((path for end in _NUMBERS if (path := file.with_name(f"{prefix}{end}")).is_file()), None)
     tables = (path for path in sorted(file.parent.glob("*.xlsx")) if path.name.startswith(prefix))
     table = file if file.suffix == ".xlsx" else next((path for path in tables if _NAME.fullmatch(path.stem)), None)
     values = _values(numbers, dataset) if numbers else dict.fromkeys(dataset.metrics.values())
@@ -111,14 +119,14 @@ def read(file: Path) -> list[Imported]:
 
 
 def _values(file: Path, dataset: Dataset) -> dict[str, float | None]:
-    """Metric → value; the csv's other columns are means over a part of the questions."""
-    rows = read_rows(file)
+    """Metric → value; the file's other numbers are means over a part of the questions."""
+    rows = [read_json(file)] if file.suffix == ".json" else read_rows(file)
     chosen = [row for row in rows if not dataset.split or row.get("split", dataset.split) == dataset.split]
     if len(chosen) != 1 or not set(dataset.metrics) <= set(chosen[0]):
         raise unknown_metric(file, f"{TOOL}'s {dataset.task}", ", ".join(rows[0]) if rows else "", dataset.metrics)
     try:
         return {metric: float(chosen[0][column]) * dataset.factor for column, metric in dataset.metrics.items()}
-    except ValueError:
+    except (TypeError, ValueError):
         raise UserError(f"{file}: {', '.join(dataset.metrics)}: expected numbers") from None
 
 
