@@ -196,14 +196,14 @@ def _unknown_key(path: str, key: str, holder: Any, root: Any) -> str:
 
 
 def field_types(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and types of a config's fields and nested fields; those of list items are ``list[].name``."""
+    """Dotted names and types of a config's fields and nested fields; those in lists and mappings are ``field[].a``."""
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
         hint = hints[field.name]
         yield prefix + field.name, hint
         for inner in (hint, *typing.get_args(hint)):
             if is_config(inner):
-                mark = "[]" if typing.get_origin(hint) in {list, tuple} else ""
+                mark = "[]" if typing.get_origin(hint) in {list, tuple, dict} else ""
                 yield from field_types(inner, f"{prefix}{field.name}{mark}.")
 
 

@@ -68,6 +68,7 @@ class JobConfig:
         steps: how long.
         pair: two numbers.
         names: names of things.
+        tools: by name.
         quiet: say nothing.
         seeds: of the dice.
         log_every: steps between lines.
@@ -80,6 +81,7 @@ class JobConfig:
     steps: int | None = None
     pair: tuple[float, float] = (0.0, 1.0)
     names: dict[str, int] = dataclasses.field(default_factory=dict)
+    tools: dict[str, ItemConfig] = dataclasses.field(default_factory=dict)
     quiet: bool = False
     log_every: int = 1
     helpers: tuple[str, ...] = ()
@@ -238,6 +240,18 @@ def test_help_is_made_from_docstrings(capsys: pytest.CaptureFixture[str]):
 def test_flags_may_be_written_with_dashes(flag: str):
     assert run("job", "x-y", flag, "--names.a-b", "2") == 0
     assert (received[-1].log_every, received[-1].place, received[-1].names) == (3, "x-y", {"a-b": 2})
+
+
+def test_flags_of_configs_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "c.yaml").write_text("tools: {saw: {path: a, weight: 2}}")
+    flags = ["--tools.saw.weight", "3", "--tools.axe.path", "b", "--tools.awl", "{path: c}"]
+    assert run("job", "x", "--config", str(tmp_path / "c.yaml"), *flags) == 0
+    expected = {"saw": ItemConfig(path="a", weight=3.0), "axe": ItemConfig(path="b"), "awl": ItemConfig(path="c")}
+    assert received[-1].tools == expected
+    line = complaint(capsys, "job", "x", "--tools.saw.pth", "a")
+    assert line == "tool job: unknown key 'tools.saw.pth'; did you mean 'tools.saw.path'?"
+    assert run("job", "--tools.help") == 0
+    assert "where it is. (a string; required)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

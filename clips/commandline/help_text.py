@@ -62,9 +62,9 @@ def _default(field: dataclasses.Field[Any]) -> str:
 
 
 def list_item_classes(config_class: type) -> Iterator[tuple[str, type]]:
-    """(dotted name, class of the items) of each field that is a list of configs."""
+    """(dotted name, class of the items) of each field that is a list or a mapping of configs."""
     for name, kind in field_types(config_class):
-        if typing.get_origin(kind) in {list, tuple} and "[]" not in name:
+        if typing.get_origin(kind) in {list, tuple, dict} and "[]" not in name:
             yield from ((name, inner) for inner in typing.get_args(kind) if is_config(inner))
 
 

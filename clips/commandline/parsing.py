@@ -107,7 +107,11 @@ def _field(config_class: type, dotted: str) -> tuple[list[str], Any]:
         if config is None:
             origin = typing.get_origin(kind)
             is_mapping = isinstance(origin, type) and issubclass(origin, Mapping)
-            return [*path, ".".join(parts[depth:])], typing.get_args(kind)[1] if is_mapping else Any
+            value = typing.get_args(kind)[1] if is_mapping else Any
+            if not is_config(value) or depth == len(parts) - 1:
+                return [*path, ".".join(parts[depth:])], value
+            path, kind = [*path, part], value
+            continue
         path.append(part.replace("-", "_"))
         kind = typing.get_type_hints(config).get(path[-1], Any)
     return path, kind
