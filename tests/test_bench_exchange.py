@@ -159,6 +159,9 @@ def test_vlmevalkits_points_of_ocrbench(tmp_path: Path) -> None:
     other = changed(VLM / "Tiny-VL_OCRBench_score.json", tmp_path, '"Final Score": 18', '"Final Score": [18]')
     with pytest.raises(UserError, match="Final Score: expected numbers"):
         vlmevalkit.read(other)
+    other.write_text("[18]")
+    with pytest.raises(UserError, match=r"score\.json: expected a JSON object"):
+        vlmevalkit.read(other)
 
 
 def test_a_csv_that_its_items_contradict_has_no_interval(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from benchmarks.exchange.imported import NOT_STATED, Imported, make_imported, me
 from benchmarks.tasks.mllm.caption_metrics import ImageCaptionScores
 from benchmarks.tasks.mllm.task_metrics import TASK_METRICS
 from clips.errors import UserError, error_reason
-from clips.text_files import read_json
+from clips.text_files import parse_object
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -120,7 +120,7 @@ def read(file: Path) -> list[Imported]:
 
 def _values(file: Path, dataset: Dataset) -> dict[str, float | None]:
     """Metric → value; the file's other numbers are means over a part of the questions."""
-    rows = [read_json(file)] if file.suffix == ".json" else read_rows(file)
+    rows = [parse_object(file.read_bytes(), str(file))] if file.suffix == ".json" else read_rows(file)
     chosen = [row for row in rows if not dataset.split or row.get("split", dataset.split) == dataset.split]
     if len(chosen) != 1 or not set(dataset.metrics) <= set(chosen[0]):
         raise unknown_metric(file, f"{TOOL}'s {dataset.task}", ", ".join(rows[0]) if rows else "", dataset.metrics)
