@@ -18,10 +18,11 @@ from published_answers import POPE_DATA, TEXTVQA_DATA
 
 from clips.core.identity import difference
 from clips.data.formats.conversations import is_held_out
-from clips.data.formats.dataset_format import Conversation
+from clips.data.formats.dataset_format import Conversation, Turn
 from clips.data.lazy_images import FileImage
 from clips.errors import UserError
 from llava_bridge.data import ConversationSourceConfig, read_samples, read_texts
+from llava_bridge.data.sources import in_other_case, split_questions
 from llava_bridge.training.run_identity import describe_data, run_identity
 from llava_bridge.training.stage_config import StageConfig
 from llava_bridge.training.train_config import LlavaTrainConfig
@@ -213,13 +214,17 @@ def test_finevision_rows_are_questions_with_answers(tmp_path: Path) -> None:
     assert [turn.content for turn in second.turns] == ["1 + 1?", "2"]
 
 
+def questions(folder: Path) -> ConversationSourceConfig:
+    """POPE in lmms-eval's layout."""
+    (folder / "POPE" / "data").mkdir(parents=True)
+    picture = {"image": [{"bytes": png("red"), "path": None}] * len(POPE_DATA["question"])}
+    pq.write_table(pa.table({**POPE_DATA, **picture}), folder / "POPE" / "data" / "test-00000-of-00001.parquet")
+    return ConversationSourceConfig(format="vqa", path=str(folder / "POPE"), split="test")
+
+
 def test_rows_of_benchmarks_are_questions_with_short_answers(tmp_path: Path) -> None:
     """POPE's and TextVQA's columns in lmms-eval's data; each answer of VQAv2 is an object."""
-    (tmp_path / "POPE" / "data").mkdir(parents=True)
-    picture = {"image": [{"bytes": png("red"), "path": None}] * len(POPE_DATA["question"])}
-    pq.write_table(pa.table({**POPE_DATA, **picture}), tmp_path / "POPE" / "data" / "test-00000-of-00001.parquet")
-    config = ConversationSourceConfig(format="vqa", path=str(tmp_path / "POPE"), split="test")
-    samples = read_samples(config)
+    samples = read_samples(questions(tmp_path))
     question = "<image>\nIs there a cell phone in the image?\nAnswer the question using a single word or phrase."
     assert [(turn.role, turn.content) for turn in samples[1].turns] == [("user", question), ("assistant", "no")]
     assert [sample.turns[1].content for sample in samples] == POPE_DATA["answer"]
@@ -228,10 +233,39 @@ def test_rows_of_benchmarks_are_questions_with_short_answers(tmp_path: Path) -> 
     found = [{name: TEXTVQA_DATA[name][number] for name in TEXTVQA_DATA} for number in range(3)]
     config = ConversationSourceConfig(format="vqa", path=write(tmp_path / "textvqa.jsonl", found))
     assert [sample.turns[1].content for sample in read_samples(config)] == ["22", "10 years", "bowmore"]
+    columns = [{**row, "answers": {"answer": row["answers"], "answer_id": [1] * 10}} for row in found]
+    config = ConversationSourceConfig(format="vqa", path=write(tmp_path / "columns.jsonl", columns))
+    assert [sample.turns[1].content for sample in read_samples(config)] == ["22", "10 years", "bowmore"]
     objects = [{**row, "answers": [{"answer": answer, "answer_id": 1} for answer in row["answers"]]} for row in found]
     pq.write_table(pa.Table.from_pylist(objects), tmp_path / "vqa.parquet")
     config = ConversationSourceConfig(format="vqa", path=str(tmp_path / "vqa.parquet"))
     assert [sample.turns[1].content for sample in read_samples(config)] == ["22", "10 years", "bowmore"]
+
+
+def test_benchmarks_ask_each_question_alone(tmp_path: Path) -> None:
+    """With the system message and the images up to it; one image in the text stays where it is."""
+    samples = [*map(split_questions, read_samples(json_lines(tmp_path)))]
+    both, blue, (first, second), last = ([[turn.content for turn in one.turns] for one in found] for found in samples)
+    assert both == [["First <image>\nthen <image>\nwhich?", "both"]]
+    assert blue == [["Be brief.", "<image>\nColor?", "blue"]]
+    assert (first, second) == (["What is 1 + 1?", "2"], ["Sure?", "yes"])
+    assert last == [["<image>\n<image>\nNo marks.", "so they come first"]]
+    marks = [Turn("user", "<image>\nA?"), Turn("assistant", "a"), Turn("user", "And <image>?"), Turn("assistant", "b")]
+    images = [FileImage(tmp_path, f"{name}.png") for name in ("red", "blue")]
+    one, two = split_questions(Conversation("two", images, marks))
+    assert [[color_of(image) for image in each.images] for each in (one, two)] == [["red"], ["red", "blue"]]
+    assert [turn.content for turn in two.turns] == ["<image>\nAnd <image>?", "b"]
+    invalid = Conversation("one", images[:1], marks)
+    assert [*split_questions(invalid)] == [invalid]
+
+
+def test_the_other_case_of_answers() -> None:
+    def asked(answer: str) -> Conversation:
+        return Conversation("a", (), [Turn("user", "Which?"), Turn("assistant", answer)])
+
+    answers = ["yes", " Yes ", "red bus", "3", "(a)", "ß"]
+    found = in_other_case([*map(asked, answers), Conversation("empty", (), [])])
+    assert [one.turns[-1].content for one in found] == ["Yes", "yes", "Red bus", "SS"]
 
 
 def test_a_split_is_chosen(tmp_path: Path) -> None:
@@ -281,6 +315,11 @@ def test_images_of_a_table_are_read_by_row_group(tmp_path: Path) -> None:
         ("vqa", [{"question": "a", "answer": None}], "row 0: expected a question, and an answer or answers, which are"),
         ("vqa", [{"question": "a", "answers": []}], "row 0: expected a question, and an answer or answers, which are"),
         ("vqa", [{"question": 5, "answer": "a"}], "row 0: expected a question.*got 5"),
+        (
+            "vqa",
+            [{"question": "a", "answers": {"text": ["b"]}}],
+            "row 0: expected a question, and an answer or answers",
+        ),
         ("llava", {"a": 1}, "expected a JSON list"),
         ("llava", [], "no samples"),
         ("llava", [5], "sample 0: expected conversations"),
@@ -391,7 +430,7 @@ def test_the_held_out_rule_never_changes() -> None:
 
 def test_the_hash_of_a_source_covers_its_files(tmp_path: Path) -> None:
     """Its files' hash: another word in a table, a shard or a saved directory makes another source of it."""
-    for make in (json_lines, parquet_of_structs, parquet_of_bytes, saved_dataset, hub_layout, shards):
+    for make in (json_lines, parquet_of_structs, parquet_of_bytes, saved_dataset, hub_layout, questions, shards):
         folder = tmp_path / make.__name__
         folder.mkdir()
         config = make(folder)
@@ -399,7 +438,9 @@ def test_the_hash_of_a_source_covers_its_files(tmp_path: Path) -> None:
         assert before == describe_data(config)
         files = (file for end in ("jsonl", "parquet", "arrow", "tar") for file in sorted(folder.rglob(f"*.{end}")))
         changed = next(file for file in files if "other" not in file.parts)
-        changed.write_bytes(changed.read_bytes().replace(b"gpt", b"GPT").replace(b"both", b"none"))
+        changed.write_bytes(
+            changed.read_bytes().replace(b"gpt", b"GPT").replace(b"both", b"none").replace(b"cell", b"tell")
+        )
         assert describe_data(config)["hash"] != before["hash"], make.__name__
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,13 @@ from bridge_world import metrics
 from torch import nn
 
 from clips.errors import UserError
+from clips.text_files import read_yaml
+from clips.typed_data import from_plain
 from llava_bridge import answer_conversations, load_llava
 from llava_bridge.training.loss import count_matching_answers
+from llava_bridge.training.setup import setup_stage
 from llava_bridge.training.stage_config import LoraConfig, StageConfig, ValidationConfig
-from llava_bridge.training.train_config import DistributedConfig
+from llava_bridge.training.train_config import DistributedConfig, LlavaTrainConfig
 
 HELD_OUT = 7  # samples, of which two processes have 4 and 3
 BATCH = 2
@@ -100,7 +104,8 @@ def test_the_training_is_the_same_with_and_without_validation(runs: Path) -> Non
     assert list(validations(runs / "with")) == [20, 40, 50]
     assert not validations(runs / "without")
     printed = (runs / "printed.txt").read_text()
-    assert printed.count("instruct: validation without 5 invalid samples") == 1
+    assert printed.count("instruct: validation without 1 invalid samples") == 1
+    assert printed.count("instruct: validation of colors without 2 invalid samples") == 1
     assert "val_exact_match 0." in printed or "val_exact_match 1." in printed
 
 
@@ -158,6 +163,40 @@ def test_two_processes_measure_what_one_does(
     assert metrics(runs / name, "loss")[0] == pytest.approx(metrics(alone, "loss")[0], abs=1e-5)
     for step, expected in validations(alone).items():
         assert validations(runs / name)[step] == pytest.approx(expected, abs=2e-3), step
+
+
+def test_a_benchmark_is_asked_in_the_llavas_template_and_its_invalid_questions_are_left_out(
+    tmp_path: Path, bridge_parts: Any
+) -> None:
+    """The stage's template has no questions; of the last benchmark no question can be used."""
+    rows = json.loads((bridge_parts.talk / "talk.json").read_text())
+    for row in rows:
+        del row["conversations"][2:]  # the template has one question
+    sources = []
+    for name, image in (("colors", None), ("missing", "missing.png")):
+        (tmp_path / f"{name}.json").write_text(json.dumps([{**row, "image": image or row["image"]} for row in rows]))
+        source = bridge_world.source(bridge_parts.talk)[0]
+        file = str(tmp_path / f"{name}.json")
+        sources.append(dataclasses.replace(source, path=file, image_root=str(bridge_parts.talk)))
+    usable, missing = sources
+    validation = ValidationConfig(source=usable, benchmarks={"colors": usable, "missing": missing}, eval_steps=1)
+    settings: dict[str, Any] = {"data": [usable], "max_steps": 1}
+    stages = {
+        "align": bridge_world.stage(bridge_parts.talk, **settings, validation=validation, chat_template="plain"),
+        "instruct": bridge_world.stage(bridge_parts.talk, **settings),
+    }
+    parts = {"encoder": str(bridge_parts.encoder), "llm": str(bridge_parts.llm)}
+    file = bridge_world.config_file(
+        tmp_path, "llava", bridge_parts.talk, stages=[*stages], **stages, **parts, num_workers=0
+    )
+    setup = setup_stage(from_plain(LlavaTrainConfig, read_yaml(file)), "align", tmp_path)
+    texts = [setup.processor.tokenizer.decode(setup.held_out[name][0]["input_ids"]) for name in ("", "colors")]
+    assert ["What color" in text for text in texts] == [False, True]
+    printed = bridge_world.trained_alone(file)
+    assert f"validation of missing without {len(rows)} invalid samples" in printed
+    row = json.loads((tmp_path / "llava" / "metrics.jsonl").read_text().splitlines()[0])
+    assert "val_colors_exact_match" in row
+    assert "val_missing_exact_match" not in row
 
 
 def test_settings_are_checked(tmp_path: Path, bridge_parts: Any) -> None:

@@ -45,15 +45,21 @@ class ConversationDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         invalid: list[Invalid] = []
         for offset in range(len(self.samples)):
-            candidate = (index + offset) % len(self.samples)
-            sample = self.samples[candidate]
-            try:
-                return {**self.encode(sample), "invalid_samples": invalid}
-            except (InvalidConversationError, UserError) as error:
-                invalid.append((candidate, sample.name, str(error)))
-            except Exception as error:  # of any template or image library; max_invalid_ratio limits their number
-                invalid.append((candidate, sample.name, f"{type(error).__name__}: {error}"))
+            item = self.read((index + offset) % len(self.samples))
+            if isinstance(item, dict):
+                return {**item, "invalid_samples": invalid}
+            invalid.append(item)
         raise UserError(f"none of {len(self.samples)} samples can be used; the first: {': '.join(invalid[0][1:])}")
+
+    def read(self, index: int) -> dict[str, Any] | Invalid:
+        """The sample at ``index``, see `encode`, or why it cannot be used."""
+        sample = self.samples[index]
+        try:
+            return self.encode(sample)
+        except (InvalidConversationError, UserError) as error:
+            return index, sample.name, str(error)
+        except Exception as error:  # of any template or image library; max_invalid_ratio limits their number
+            return index, sample.name, f"{type(error).__name__}: {error}"
 
     def sizes(self) -> list[tuple[bool, int]]:
         """Whether each sample has images, and its approximate length in characters, four per image token."""

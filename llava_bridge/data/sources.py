@@ -14,7 +14,6 @@ from typing import Any, Literal, TypeVar
 
 from clips.core.identity import RUN_ONLY
 from clips.data.formats import FORMATS, DatasetSpec, read_dataset
-from clips.data.formats.conversations import place_images
 from clips.data.formats.dataset_format import IMAGE, Conversation, Turn, texts_of
 from clips.errors import UserError, check_at_least, unknown_name_error
 from clips.text_files import read_json_lines
@@ -140,21 +139,27 @@ def _repeated(items: list[Item], config: ConversationSourceConfig, seed: int) ->
 
 
 def split_questions(sample: Conversation) -> Iterator[Conversation]:
-    """A conversation of each question, without the ones before it: as benchmarks ask it."""
-    system = [turn for turn in sample.turns if turn.role == "system"]
+    """A conversation of each question with the images up to it, without the questions before it: as benchmarks ask it.
+
+    One whose marks of images do not match its images, which is invalid, is returned as it is.
+    """
+    system, seen = [turn for turn in sample.turns if turn.role == "system"], 0
+    if sum(turn.content.count(IMAGE) for turn in sample.turns if turn.role == "user") != len(sample.images):
+        yield sample
+        return
     for asked, answer in itertools.pairwise(sample.turns):
+        earlier, seen = seen, seen + asked.content.count(IMAGE) * (asked.role == "user")
         if asked.role == "user" and answer.role == "assistant":
-            question = Turn("user", asked.content.replace(IMAGE, "").strip())
-            turns = place_images([*system, question, answer], len(sample.images))
-            yield dataclasses.replace(sample, turns=turns)
+            question = Turn("user", f"{IMAGE}\n" * earlier + asked.content)
+            yield dataclasses.replace(sample, images=sample.images[:seen], turns=[*system, question, answer])
 
 
 def in_other_case(questions: Iterable[Conversation]) -> Iterator[Conversation]:
     """The questions whose answer begins with a letter, with that letter in the other case."""
-    for question in questions:
+    for question in (question for question in questions if question.turns):
         *before, answer = question.turns
-        other = answer.content[:1].swapcase() + answer.content[1:]
-        if other != answer.content:
+        own = answer.content.strip()
+        if (other := own[:1].swapcase() + own[1:]) != own:
             yield dataclasses.replace(question, turns=[*before, Turn("assistant", other)])
 
 

@@ -84,7 +84,7 @@ def _conversation_files(path: Path, format: str) -> list[Path]:
     if path.is_file():
         return [path]
     texts = sorted([*path.glob("*.json"), *path.glob("*.jsonl")])
-    tables = path.rglob("*") if format in {"conversations", "webdataset"} else []
+    tables = path.rglob("*") if format in {"conversations", "vqa", "webdataset"} else []
     return texts + sorted(file for file in tables if file.suffix in _IMAGE_CONTAINERS)
 
 

@@ -127,7 +127,7 @@ def _setup_llm(config: LlavaTrainConfig, work: Path, keep_bf16: bool) -> StageSe
 def _setup_llava(config: LlavaTrainConfig, name: str, work: Path, keep_bf16: bool) -> StageSetup:
     stage = config.stage(name)
     samples, mixture = _read_samples(stage, config.seed)
-    held_out = _read_held_out(stage.validation, config.seed)
+    held_out = _read_held_out(name, stage.validation, config.seed)
     before = stage_start_dir(config, name, work)
     model: Any
     if before is not None and before.parent.name == "align":
@@ -162,7 +162,7 @@ def _setup_llava(config: LlavaTrainConfig, name: str, work: Path, keep_bf16: boo
     elif stage.image_aspect_ratio is not None:
         images = with_aspect_ratio(images, stage.image_aspect_ratio)
     length = _max_length(model.config.text_config, name, stage.max_length, max_length)
-    chat = make_conversation_encoder(model, processor, stage.chat_template)
+    chat, own_chat = (make_conversation_encoder(model, processor, each) for each in (stage.chat_template, None))
     return StageSetup(
         model,
         processor,
@@ -170,7 +170,7 @@ def _setup_llava(config: LlavaTrainConfig, name: str, work: Path, keep_bf16: boo
         ConversationDataset(samples, chat, length),
         ConversationCollator(images, processor.tokenizer.pad_token_id, _packed_length(model, length, name, stage)),
         mixture,
-        {key: ConversationDataset(held_out[key], chat, length) for key in held_out},
+        {key: ConversationDataset(held_out[key], own_chat if key else chat, length) for key in held_out},
     )
 
 
@@ -195,13 +195,16 @@ def _without_images(sample: Conversation) -> Conversation:
     return dataclasses.replace(sample, images=(), turns=turns)
 
 
-def _read_held_out(config: ValidationConfig, seed: int) -> dict[str, list[Conversation]]:
+def _read_held_out(stage: str, config: ValidationConfig, seed: int) -> dict[str, list[Conversation]]:
     """The selected samples of the source, by the name "", and the questions of each benchmark."""
     held_out = {}
     for field, name, source in config.sources():
-        samples = read_samples(source, seed)
+        try:
+            samples = read_samples(source, seed)
+        except UserError as error:
+            raise UserError(f"{stage}.{field}: {error}") from None
         if name and not (samples := [question for sample in samples for question in split_questions(sample)]):
-            raise UserError(f"{field}: {source.path}: no question with an answer")
+            raise UserError(f"{stage}.{field}: {source.path}: no question with an answer")
         selected = np.linspace(0, len(samples) - 1, min(config.num_samples, len(samples))).round().astype(int)
         held_out[name] = [samples[index] for index in selected]
     return held_out

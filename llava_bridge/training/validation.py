@@ -7,7 +7,6 @@ and without validation.
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,32 +26,33 @@ from llava_bridge.training.loss import MATCHES
 from llava_bridge.training.stage_config import ValidationConfig
 from llava_bridge.training.stage_trainer import StageTrainer, init_worker
 
+_EMPTY: dict[str, Any] = {"input_ids": [0], "labels": [IGNORE_INDEX], "images": []}
+
 
 def _in_other_case(questions: ConversationDataset) -> ConversationDataset:
     return ConversationDataset(list(in_other_case(questions.samples)), questions.chat, questions.max_length)
 
 
 class HeldOut(Dataset):
-    """The samples of one process. Those that only complete its last batches, and invalid ones, have no labels.
+    """The samples of one process; invalid ones, and those that complete ``count``, are empty.
 
     Args:
         samples: of all processes.
         indices: the samples of this process.
-        counted: the number of the first ``indices`` that count.
+        count: of the samples, the same in all processes.
     """
 
-    def __init__(self, samples: ConversationDataset, indices: Sequence[int], counted: int) -> None:
-        self.samples, self.indices, self.counted = samples, indices, counted
+    def __init__(self, samples: ConversationDataset, indices: Sequence[int], count: int) -> None:
+        self.samples, self.indices, self.count = samples, indices, count
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return self.count
 
     def __getitem__(self, position: int) -> dict[str, Any]:
-        item = self.samples[self.indices[position]]
-        if position < self.counted and not item["invalid_samples"]:
-            return item
-        invalid = item["invalid_samples"][:1] if position < self.counted else []  # the others stand for this sample
-        return {**item, "labels": [IGNORE_INDEX] * len(item["labels"]), "invalid_samples": invalid}
+        if position >= len(self.indices):
+            return {**_EMPTY, "invalid_samples": []}
+        item = self.samples.read(self.indices[position])
+        return {**item, "invalid_samples": []} if isinstance(item, dict) else {**_EMPTY, "invalid_samples": [item]}
 
 
 class StageValidation(TrainerCallback):
@@ -91,11 +91,9 @@ class StageValidation(TrainerCallback):
         """Loads this process's samples."""
         args = self.trainer.args
         rank, processes = args.process_index, args.world_size
-        own = range(rank, len(samples), processes)
-        # A process with one sample fewer repeats its last: all must call the model equally often.
-        padded = [*own, *[own[-1] if own else 0] * (-(-len(samples) // processes) - len(own))]
+        count = -(-len(samples) // processes)  # all processes must call the model equally often
         return DataLoader(
-            HeldOut(samples, padded, len(own)),
+            HeldOut(samples, range(rank, len(samples), processes), count),
             batch_size=args.per_device_train_batch_size,
             collate_fn=self.trainer.data_collator,
             num_workers=args.dataloader_num_workers,
@@ -115,28 +113,37 @@ class StageValidation(TrainerCallback):
         """The metrics by name; None if a stop is requested. A collective call."""
         model: Any = self.trainer.model_wrapped
         was_training, _ = model.training, model.eval()
-        found, invalid = torch.zeros(sum(map(len, self.loaders.values())), 4, dtype=torch.float64), list[Invalid]()
+        metrics: dict[str, float] = {}
         try:
-            for sums, loader in zip(found, itertools.chain(*self.loaders.values()), strict=True):
-                for batch in loader:
-                    if self.stop.of_any_process():
-                        return None
-                    invalid += batch.pop("invalid_samples")
-                    sums += self._sums(model, batch)
-                    self.hung.step_ended(saves=False)
+            for name, loaders in self.loaders.items():
+                if (sums := self._sums_of_all(model, name, loaders)) is None:
+                    return None
+                (loss, tokens, matches, answers), *others = sums
+                if not name and tokens:
+                    metrics["val_loss"] = loss / tokens
+                if answers:  # none if all samples are invalid
+                    right = matches + sum(each[2] for each in others)
+                    metrics[f"val_{name}_exact_match" if name else "val_exact_match"] = right / answers
         finally:
             model.train(was_training)
-        gathered = all_gather_objects((found, invalid))
-        self._report([sample for _, theirs in gathered for sample in theirs])
-        sums = iter(torch.stack([theirs for theirs, _ in gathered]).sum(dim=0).tolist())
-        metrics: dict[str, float] = {}
-        for name, loaders in self.loaders.items():
-            loss, tokens, matches, answers = next(sums)
-            matches += sum(next(sums)[2] for _ in loaders[1:])
-            prefix = f"val_{name}_" if name else "val_"
-            metrics |= {} if name else {"val_loss": loss / max(tokens, 1)}
-            metrics[f"{prefix}exact_match"] = matches / max(answers, 1)
+        self._reported = True
         return metrics
+
+    def _sums_of_all(self, model: Any, name: str, loaders: Sequence[DataLoader]) -> list[list[float]] | None:
+        """For each of the loaders `_sums` over the samples of all processes; None if a stop is requested."""
+        found, invalid = torch.zeros(len(loaders), 4, dtype=torch.float64), list[Invalid]()
+        for own, loader in zip(found, loaders, strict=True):
+            for batch in loader:
+                if self.stop.of_any_process():
+                    return None
+                skipped = batch.pop("invalid_samples")
+                invalid += skipped if loader is loaders[0] else []  # the others have the same samples
+                own += self._sums(model, batch)
+                self.hung.step_ended(saves=False)
+        gathered = all_gather_objects((found, invalid))
+        self._report(name, [sample for _, theirs in gathered for sample in theirs])
+        sums: list[list[float]] = torch.stack([theirs for theirs, _ in gathered]).sum(dim=0).tolist()
+        return sums
 
     @torch.no_grad()
     def _sums(self, model: Any, batch: Mapping[str, Any]) -> Tensor:
@@ -147,9 +154,11 @@ class StageValidation(TrainerCallback):
         loss: Tensor = output["loss"].double().cpu()
         return torch.cat([loss[None], torch.tensor([len(batch["supervised"])]), output[MATCHES].cpu()])
 
-    def _report(self, invalid: Sequence[Invalid]) -> None:
-        """Log the invalid samples, once."""
+    def _report(self, name: str, invalid: Sequence[Invalid]) -> None:
+        """Log the invalid samples, in the first validation."""
         if invalid and not self._reported:
-            _, name, reason = min(invalid)
-            log_rank0(f"{self.progress.stage}: validation without {len(invalid)} invalid samples, as {name}: {reason}")
-        self._reported = True
+            _, sample, reason = min(invalid)
+            of = f" of {name}" if name else ""
+            log_rank0(
+                f"{self.progress.stage}: validation{of} without {len(invalid)} invalid samples, as {sample}: {reason}"
+            )

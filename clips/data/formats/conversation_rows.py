@@ -68,10 +68,12 @@ class RowLayout:
 
 def parse_question(question: Any, answers: Any) -> list[Turn]:
     """A question and its answer, or the most frequent of several people's answers (VQAv2's, objects of "answer")."""
+    if isinstance(answers, Mapping):  # of lists, as ``datasets`` stores sequences of objects
+        answers = answers["answer"]
     several = [answers] if isinstance(answers, str) else answers
-    texts = [text(each["answer"] if isinstance(each, Mapping) else each) for each in several]
+    texts = [text(each["answer"] if isinstance(each, Mapping) else each).strip() for each in several]
     answer = max(texts, key=texts.count)
-    return [Turn("user", f"{text(question)}\n{SHORT_ANSWER}"), Turn("assistant", answer)]
+    return [Turn("user", f"{text(question).strip()}\n{SHORT_ANSWER}"), Turn("assistant", answer)]
 
 
 _CONVERSATIONS = RowLayout(columns=[CONVERSATION_KEYS], turns=parse_messages, expected=EXPECTED_FORMAT)
@@ -92,7 +94,9 @@ def read_rows(location: Location) -> Dataset[Conversation]:
 
 
 def read_questions(location: Location) -> Dataset[Conversation]:
-    """Rows with a question and an answer, or answers, whose prompt is lmms-eval's for short answers; images as above.
+    """Rows with a question and an answer, or answers; the prompt ends as lmms-eval's for short answers.
+
+    Images are as those of `read_rows`.
 
     Raises:
         UserError: a file is missing, malformed or of an unknown format, or lacks the columns.
@@ -182,9 +186,8 @@ def _read_parquet(file: Path, root: Path, cache_gb: float, layout: RowLayout) ->
 
 def _read_saved(location: Location, layout: RowLayout) -> Iterator[Conversation]:
     path, root = location.path, location.image_root()
-    rows = open_rows(location.spec.path, None, location.spec.split).with_format(
-        "arrow"
-    )  # slices are views of the files
+    rows = open_rows(location.spec.path, None, location.spec.split)
+    rows = rows.with_format("arrow")  # slices are views of the files
     columns, image_column = layout.choose(rows.column_names, str(path))
     images = None
     if image_column in rows.column_names:
