@@ -138,8 +138,7 @@ class FeatureCache:
         missing = {key: index for index, key in enumerate(keys) if key not in outputs}
         if missing:
             for key, output in zip(missing, compute(list(missing.values())).cpu(), strict=True):
-                outputs[key] = output.clone(memory_format=torch.contiguous_format)
-                cache.put(key, outputs[key])
+                outputs[key] = cache.put_first(key, output.clone(memory_format=torch.contiguous_format))
         self.in_memory |= {(name, key): output for key, output in outputs.items()}
         return torch.stack([outputs[key] for key in keys]).to(device)
 
