@@ -231,14 +231,6 @@ def test_a_second_ctrl_c_ends_at_once_but_not_the_launchers_echo_nor_a_second_si
             os.kill(os.getpid(), number)
 
 
-class FakeRecipe:
-    def __init__(self, losses: list[float]) -> None:
-        self.queue = losses
-
-    def losses(self, outputs: dict[str, torch.Tensor], batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {"loss": outputs["value"] * self.queue.pop(0)}
-
-
 class FakeModel(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -256,7 +248,13 @@ class FakeModel(torch.nn.Module):
         self.clamped = True
 
 
-def fake_run(losses: list[float], **optim: Any) -> Any:
+def fake_run(monkeypatch: pytest.MonkeyPatch, factors: list[float], **optim: Any) -> Any:
+    """A run whose loss is the model's output times each of ``factors`` in turn."""
+
+    def compute_losses(_: Any, outputs: Mapping[str, torch.Tensor], __: Any) -> dict[str, torch.Tensor]:
+        return {"loss": outputs["value"] * factors.pop(0)}
+
+    monkeypatch.setattr("clips.training.train_step.compute_losses", compute_losses)
     model = FakeModel()
     config = SimpleNamespace(
         micro_batch_size=None,
@@ -265,7 +263,7 @@ def fake_run(losses: list[float], **optim: Any) -> Any:
     )
     return SimpleNamespace(
         model=model,
-        recipe=FakeRecipe(losses),
+        recipe=None,
         parallel=DDPStrategy(model, config.optimizer, DistributedContext()),  # type: ignore[arg-type]
         processes=DistributedContext(),
         state=TrainState(step=7),
@@ -277,8 +275,8 @@ def fake_run(losses: list[float], **optim: Any) -> Any:
 
 
 @pytest.mark.parametrize(("factor", "x"), [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.nan), (1e30, 1e30)])
-def test_a_non_finite_loss_or_gradient_stops_before_the_optimizer_moves(factor: float, x: float):
-    run = fake_run([1.0, factor, 1.0])
+def test_a_non_finite_loss_or_gradient_stops_before_the_optimizer_moves(monkeypatch, factor: float, x: float):
+    run = fake_run(monkeypatch, [1.0, factor, 1.0])
     train_step(run, {"image": torch.ones(2)}).read()
     before, moments = run.model.weight.clone(), run.parallel.optimizer.state_dict()["state"][0]["exp_avg"].clone()
     assert not torch.equal(before, torch.ones(2))
@@ -290,8 +288,8 @@ def test_a_non_finite_loss_or_gradient_stops_before_the_optimizer_moves(factor: 
     assert torch.equal(run.parallel.optimizer.state_dict()["state"][0]["exp_avg"], moments)
 
 
-def test_a_step_reports_and_clips_the_gradient():
-    run = fake_run([1.0], max_grad_norm=0.5)
+def test_a_step_reports_and_clips_the_gradient(monkeypatch: pytest.MonkeyPatch):
+    run = fake_run(monkeypatch, [1.0], max_grad_norm=0.5)
     seen: list[torch.Tensor] = []
     run.parallel.optimizer.register_step_pre_hook(lambda *_: seen.append(run.model.weight.grad.clone()))
     values = train_step(run, {"image": torch.tensor([3.0, 4.0])}).read()
@@ -315,8 +313,8 @@ def test_images_are_normalized_by_the_mean_and_std_of_the_tower():
     assert torch.equal(prepare_batch({"image": pixels}, run)["image"], pixels)
 
 
-def test_a_gradient_that_stands_out_is_not_followed():
-    run = fake_run([1.0] * 40, grad_spike_factor=5.0)
+def test_a_gradient_that_stands_out_is_not_followed(monkeypatch: pytest.MonkeyPatch):
+    run = fake_run(monkeypatch, [1.0] * 40, grad_spike_factor=5.0)
     for _ in range(20):
         train_step(run, {"image": torch.ones(2)})
     before = run.model.weight.clone()
