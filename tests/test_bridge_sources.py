@@ -217,8 +217,8 @@ def test_finevision_rows_are_questions_with_answers(tmp_path: Path) -> None:
 def questions(folder: Path) -> ConversationSourceConfig:
     """POPE in lmms-eval's layout."""
     (folder / "POPE" / "data").mkdir(parents=True)
-    picture = {"image": [{"bytes": png("red"), "path": None}] * len(POPE_DATA["question"])}
-    pq.write_table(pa.table({**POPE_DATA, **picture}), folder / "POPE" / "data" / "test-00000-of-00001.parquet")
+    images = {"image": [{"bytes": png("red"), "path": None}] * len(POPE_DATA["question"])}
+    pq.write_table(pa.table({**POPE_DATA, **images}), folder / "POPE" / "data" / "test-00000-of-00001.parquet")
     return ConversationSourceConfig(format="vqa", path=str(folder / "POPE"), split="test")
 
 
