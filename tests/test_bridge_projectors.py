@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -134,70 +132,6 @@ def test_any_module_of_transformers_may_be_imported_first(first: str) -> None:
         "assert AutoConfig.for_model('llava_bridge').model_type == 'llava_bridge'; "
         "assert type(AutoConfig.for_model('llava_bridge_encoder')) in AutoModel._model_mapping"
     )
-
-
-PLUGIN = """
-import sys, torch
-from llava_bridge.model.auto_registration import register_with_transformers
-register_with_transformers()
-from transformers import AutoConfig, AutoModel
-config = AutoConfig.from_pretrained(sys.argv[1])
-model = AutoModel.from_config(config)
-weights = torch.load(sys.argv[2])
-model.load_state_dict(weights["state"])
-with torch.no_grad():
-    features = model.eval().get_image_features(weights["pixels"], return_dict=True).pooler_output[0]
-torch.testing.assert_close(features, weights["features"])
-print(type(model).__name__)
-"""
-VLLM = """
-import pkgutil, sys
-from vllm import ModelRegistry
-assert sys.argv[1] not in ModelRegistry.models
-pkgutil.resolve_name(sys.argv[2])()
-print(ModelRegistry.models[sys.argv[1]].load_model_cls().__name__)
-"""
-
-
-def test_automodel_builds_what_the_plugin_of_vllm_registers(bridge_encoder, bridge_llm, tmp_path):
-    """vLLM's transformers backend calls ``AutoModel.from_config`` after its plugins."""
-    model, processor = small_llava(bridge_encoder, bridge_llm, "pool")
-    bridge_world.save(tmp_path / "llava", model, processor)
-    (picture,) = bridge_world.noise((50, 40))
-    pixels = processor.image_processor(picture, return_tensors="pt")["pixel_values"]
-    with torch.no_grad():
-        features = model.model.get_image_features(pixels, return_dict=True).pooler_output[0]
-    saved = {"state": model.model.state_dict(), "pixels": pixels, "features": features}
-    torch.save(saved, tmp_path / "found.pt")
-    done = bridge_world.run_python("-c", PLUGIN, str(tmp_path / "llava"), str(tmp_path / "found.pt"))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["BridgeLlavaModel"]
-
-
-def test_processors_answer_what_vllm_asks_them(bridge_encoder, bridge_llm):
-    """Its transformers backend (0.33) locates images by these offsets and counts their tokens beforehand."""
-    model, processor = small_llava(bridge_encoder, bridge_llm, "pool")
-    (picture,) = bridge_world.noise((50, 40))
-    token = processor.image_token
-    inputs = processor(text=token, images=[picture], return_text_replacement_offsets=True, return_tensors="pt")
-    (((found,),), count) = inputs["text_replacement_offsets"], TOKENS["pool"]
-    assert (found["type"], found["replacement"]) == ("image", token * count)
-    counted = processor._get_num_multimodal_tokens(image_sizes=[(40, 50)])
-    assert (counted["num_image_tokens"], counted["num_image_patches"]) == ([count], [1])
-    assert type(model.model.get_encoder(modality="image")) is type(model.model.vision_tower)
-    assert model.is_backend_compatible()
-
-
-def test_vllm_finds_the_architectures(bridge_encoder, bridge_llm, tmp_path):
-    """Needs vLLM, of which this imports the registry and the transformers backend, without a GPU."""
-    pytest.importorskip("vllm")
-    model, processor = small_llava(bridge_encoder, bridge_llm, "pool")
-    config = json.loads((bridge_world.save(tmp_path, model, processor) / "config.json").read_text())
-    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
-    entry = project["entry-points"]["vllm.general_plugins"]["llava_bridge"]
-    done = bridge_world.run_python("-c", VLLM, *config["architectures"], entry)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["TransformersMultiModalForCausalLM"]
 
 
 def test_several_feature_layers_and_the_class_token(bridge_encoder: Path, bridge_llm: Path, tmp_path: Path) -> None:

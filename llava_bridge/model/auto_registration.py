@@ -50,8 +50,23 @@ def register_with_vllm() -> None:
     from llava_bridge.model import modeling_llava as llavas
 
     register_with_transformers()
+    register_weight_names()
     for llava in (llavas.BridgeLlavaForConditionalGeneration, llavas.BridgeLlavaNextForConditionalGeneration):
         ModelRegistry.register_model(llava.__name__, _VLLM_BACKEND)
+
+
+def register_weight_names() -> None:
+    """Register how files name the weights of the LLaVAs without head, which are all that vLLM builds.
+
+    transformers saves a LLaVA's language model as ``language_model.model``, but knows that of its own classes only.
+    """
+    from transformers import conversion_mapping
+
+    from llava_bridge.model.modeling_llava import BridgeLlavaModel, BridgeLlavaNextModel
+
+    for model in (BridgeLlavaModel, BridgeLlavaNextModel):
+        renaming = conversion_mapping.WeightRenaming(r"^model\.language_model\.model\.", "model.language_model.")
+        conversion_mapping.register_checkpoint_conversion_mapping(model.__name__, [renaming], overwrite=True)
 
 
 def register_configs() -> None:
