@@ -67,6 +67,7 @@ RULES = (
     Rule(has="python scripts/judge_claims.py", skip=_HOURS),
     Rule(has="--endpoint '[http://a:8000", skip="needs servers; tests/test_clips_recaption_endpoint.py starts one"),
     # ------------------------------------------------------------ what needs more than this machine
+    Rule(has="vllm serve", skip="needs vLLM; with it tests/test_bridge_vllm.py generates"),
     Rule(has="srun ", skip="needs SLURM; tests/test_slurm.py plays it"),
     Rule(has="export MASTER_ADDR", skip="needs SLURM"),
     Rule(has="sbatch ", skip="needs SLURM; tests/test_slurm.py plays it"),
