@@ -270,9 +270,7 @@ def judged_orders(scores: Scores, llava: str) -> list[str]:
         return [f"{fmean(found):+.2f}" if found else "–", str(len(found)), "needs two seeds"]
     mean = fmean(found)
     verdict = "reproduced" if mean < 0.5 and interval[1] < 1 else "contradicted" if mean > 0.9 else "not significant"
-    low, high = (
-        min(max(bound, -1.0), 1.0) for bound in interval
-    )  # Student's interval may exceed a correlation's range
+    low, high = max(interval[0], -1.0), min(interval[1], 1.0)  # Student's interval may exceed a correlation's range
     return [f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]", str(len(found)), verdict]
 
 

@@ -31,7 +31,8 @@ _POSITIONS = "positional_embedding"
 class _AttentionOutput(nn.Module):
     """The weights of the output layer of PyTorch's attention, which reads them and never calls the layer.
 
-    vLLM replaces linear layers by its own, whose weights it removes on a CPU.
+    Libraries replace linear layers: an adapter of PEFT would have no effect here, and vLLM removes the weights of its
+    own layer on a CPU.
     """
 
     def __init__(self, linear: nn.Linear) -> None:

@@ -58,7 +58,8 @@ def register_with_vllm() -> None:
 def register_weight_names() -> None:
     """Register how files name the weights of the LLaVAs without head, which are all that vLLM builds.
 
-    transformers saves a LLaVA's language model as ``language_model.model``, but knows that of its own classes only.
+    transformers saves a LLaVA's language model as ``language_model.model``. Version 5.23 reads that in any class; 5.19,
+    which vLLM 0.32 uses, in transformers' own classes only.
     """
     from transformers import conversion_mapping
 
