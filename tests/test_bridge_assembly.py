@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from clips.errors import UserError
 from llava_bridge import answer, load_llava
-from llava_bridge.model.build import LlavaParts, build_llava, convert_tower_to_transformers, load_llm, load_tokenizer
+from llava_bridge.model.build import LlavaParts, build_llava, load_llm, load_tokenizer
+from llava_bridge.model.save_llava import convert_tower_to_transformers
 from llava_bridge.projectors import ProjectorConfig
 
 

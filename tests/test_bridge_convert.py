@@ -25,11 +25,10 @@ from llava_bridge.model import build
 from llava_bridge.model.build import (
     LlavaParts,
     build_llava,
-    convert_open_clip_tower,
-    convert_tower_to_transformers,
     make_conversation_encoder,
 )
 from llava_bridge.model.load_llava import load_for_training
+from llava_bridge.model.save_llava import convert_open_clip_tower, convert_tower_to_transformers, save_llava
 
 QUESTION = "What's AB?"
 V1 = (
@@ -185,7 +184,8 @@ def test_weights_keep_their_precision_bit_for_bit(dtype: torch.dtype, tmp_path: 
     found = tensors(tmp_path / "hf")
     assert {value.dtype for value in found.values()} == {dtype}
     assert json.loads((tmp_path / "hf" / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
-    for prefix, part in {"language_model.model.layers": parts.llm.model.layers, "vision_tower": parts.tower}.items():
+    tower_prefix = "vision_tower.vision_model"  # as in LLaVA-1.5's files on the Hub
+    for prefix, part in {"language_model.model.layers": parts.llm.model.layers, tower_prefix: parts.tower}.items():
         for name, value in part.state_dict().items():
             assert torch.equal(found[f"{prefix}.{name}"], value), name
 
@@ -245,7 +245,7 @@ def test_a_tower_among_the_weights_comes_before_the_one_that_is_named(parts, tow
     convert(tmp_path / "original", tmp_path / "hf")
     found = tensors(tmp_path / "hf")
     for name, value in parts.tower.state_dict().items():
-        assert torch.equal(found[f"vision_tower.{name}"], value + 0.5), name
+        assert torch.equal(found[f"vision_tower.vision_model.{name}"], value + 0.5), name
 
 
 @pytest.mark.parametrize("beside", [False, True])
@@ -324,7 +324,9 @@ def test_a_siglip_of_timm_needs_no_import_of_this_package(aspect, bridge_llm: Pa
     with torch.no_grad():
         expected = model.eval()(**inputs).logits
     convert_open_clip_tower(model)  # the registered tower is of this process, so no command can read it
-    bridge_world.save(tmp_path / "plain", model, processor)
+    save_llava(model, tmp_path / "plain")
+    processor.save_pretrained(tmp_path / "plain")
+    assert "vision_tower.vision_model.post_layernorm.weight" in tensors(tmp_path / "plain")  # as on the Hub
     torch.save(dict(inputs), tmp_path / "inputs.pt")
     files = [str(tmp_path / name) for name in ("plain", "inputs.pt", "logits.pt")]
     done = bridge_world.run_python("-c", WITHOUT_THIS_PACKAGE, *files)

@@ -26,8 +26,9 @@ from llava_bridge.encoders.spec import check_encoder_files, parse_spec, split_en
 from llava_bridge.encoders.timm_source import TimmVit
 from llava_bridge.encoders.transformers_families import FAMILIES
 from llava_bridge.inference.generate import answer, load_llava
-from llava_bridge.model.build import LlavaParts, build_llava, convert_tower_to_transformers
+from llava_bridge.model.build import LlavaParts, build_llava
 from llava_bridge.model.modeling_vision import build_vision_model
+from llava_bridge.model.save_llava import convert_tower_to_transformers
 from llava_bridge.planning.model_sizes import LlmSize, projector_size, vision_size
 from llava_bridge.projectors import ProjectorConfig
 

@@ -20,12 +20,12 @@ from llava_bridge.conversion.swap_encoder import SwapConfig, run_swap
 from llava_bridge.model.build import (
     LlavaParts,
     build_llava,
-    convert_tower_to_transformers,
     load_llm,
     make_conversation_encoder,
 )
 from llava_bridge.model.load_llava import load_for_training
 from llava_bridge.model.modeling_vision import EncoderVisionModel
+from llava_bridge.model.save_llava import convert_tower_to_transformers
 from llava_bridge.projectors import ProjectorConfig
 from llava_bridge.training.run_identity import parent_artifacts
 from llava_bridge.training.train_config import LlavaTrainConfig

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import bridge_world
+import exchange_world
 import pytest
 import torch
 
 from llava_bridge.model.build import LlavaParts, build_llava
+from llava_bridge.model.save_llava import convert_open_clip_tower, save_llava
 from llava_bridge.projectors import ProjectorConfig
 
 POOL = ProjectorConfig(type="pool", downsample_factor=2)
@@ -108,6 +110,24 @@ def test_vllm_finds_the_architectures(bridge_encoder, bridge_llm, tmp_path):
     assert done.stdout.split() == ["TransformersMultiModalForCausalLM"]
 
 
+def assert_vllm_generates_the_same_tokens(model: Any, processor: Any, implementation: str, directory: Path) -> None:
+    """Save the LLaVA, and compare 8 tokens of vLLM with those of transformers."""
+    llava, noise, answer = (str(directory / name) for name in ("llava", "noise.png", "answer.json"))
+    save_llava(model, Path(llava))
+    processor.save_pretrained(llava)
+    (image,) = bridge_world.noise((50, 40))
+    image.save(noise)
+    inputs = processor(images=image, text=PROMPT, return_tensors="pt")
+    settings: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False}
+    expected = model.eval().generate(**inputs, **settings)[0, inputs["input_ids"].shape[1] :].tolist()
+    settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1"}
+    script = directory / "generate.py"  # of which vLLM's processes import the main module
+    script.write_text(GENERATE)
+    done = bridge_world.run_python(str(script), llava, noise, PROMPT, implementation, answer, **settings)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(Path(answer).read_text()) == expected
+
+
 @pytest.mark.parametrize(
     "parts",
     [
@@ -122,17 +142,22 @@ def test_vllm_generates_the_same_tokens(parts: dict[str, Any], bridge_encoder: P
     pytest.importorskip("vllm")
     llm = bridge_world.make_llm(tmp_path / "llm", width=64)  # vLLM's attention on a CPU needs heads of 32 or more
     model, processor = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(llm), **parts))
-    llava, noise, answer = (str(tmp_path / name) for name in ("llava", "noise.png", "answer.json"))
-    bridge_world.save(Path(llava), bridge_world.widen(model, 0.2), processor)
-    (image,) = bridge_world.noise((50, 40))
-    image.save(noise)
-    inputs = processor(images=image, text=PROMPT, return_tensors="pt")
-    settings: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False}
-    expected = model.eval().generate(**inputs, **settings)[0, inputs["input_ids"].shape[1] :].tolist()
-    settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1"}
-    script = tmp_path / "generate.py"  # of which vLLM's processes import the main module
-    script.write_text(GENERATE)
     implementation = "auto" if type(model).__name__.startswith("Bridge") else "transformers"
-    done = bridge_world.run_python(str(script), llava, noise, PROMPT, implementation, answer, **settings)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(Path(answer).read_text()) == expected
+    assert_vllm_generates_the_same_tokens(bridge_world.widen(model, 0.2), processor, implementation, tmp_path)
+
+
+@pytest.mark.parametrize("implementation", ["vllm", "transformers"])
+@pytest.mark.parametrize("tower", ["CLIPVisionModel", "SiglipVisionModel"])
+def test_vllm_serves_converted_towers_by_its_own_class(tower: str, implementation: str, tmp_path: Path) -> None:
+    """Needs vLLM, whose LLaVA class reads CLIP's and SigLIP's weights under the Hub's names only."""
+    pytest.importorskip("vllm")
+    llm = bridge_world.make_llm(tmp_path / "llm", width=64)
+    if tower == "CLIPVisionModel":
+        bridge_world.make_encoder(tmp_path / "encoder", bridge_world.OPENAI_VIT)
+        encoder = str(tmp_path / "encoder")
+    else:
+        encoder = f"timm:{exchange_world.register_small_siglip_tower()}@random"
+    model, processor = build_llava(LlavaParts(encoder=encoder, llm=str(llm)))
+    convert_open_clip_tower(bridge_world.widen(model, 0.2))
+    assert type(model.model.vision_tower).__name__ == tower
+    assert_vllm_generates_the_same_tokens(model, processor, implementation, tmp_path)

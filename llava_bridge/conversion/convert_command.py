@@ -23,7 +23,6 @@ from llava_bridge.model.llava_checks import check_llava_dir, is_llava, read_conf
 VISION_TOWER_DIR = "vision_tower"
 """The directory of the tower in a converted checkpoint, where the original code finds it."""
 _TEMPLATES = {"llama": "vicuna_v1", "mistral": "mistral"}
-_SHARD = "5GB"
 _SLOW_TOKENIZER = "tokenizer.model"
 _ORIGINAL_KIND = "llava_original"
 
@@ -102,7 +101,7 @@ def _to_stock(config: ConvertConfig, given: ConvertConfig) -> None:
     for field in ("vision_tower", "llm"):
         if getattr(config, field) is not None:
             raise UserError(f"{field}: expected none for a LLaVA in the transformers format")
-    from llava_bridge.model.build import convert_open_clip_tower
+    from llava_bridge.model.save_llava import convert_open_clip_tower, save_llava
 
     model, processor = _load(source)
     try:
@@ -111,7 +110,7 @@ def _to_stock(config: ConvertConfig, given: ConvertConfig) -> None:
         raise UserError(f"{needs}; {error}") from None
     with atomic_artifact_dir(config.output, kind="llava") as partial:
         log_info(f"writing {config.output}")
-        model.save_pretrained(partial, max_shard_size=_SHARD)
+        save_llava(model, partial)
         processor.save_pretrained(partial)
         write_manifest(partial, kind="llava", config=given, parents={"source": str(source)})
     log_info(f"{config.output}: LLaVA of transformers' own classes")
@@ -134,7 +133,8 @@ def _load(source: Path) -> tuple[Any, Any]:
 def _to_transformers(config: ConvertConfig, given: ConvertConfig) -> None:
     from llava_bridge.conversion.original_llava import read_original
     from llava_bridge.model.anyres import max_image_tokens
-    from llava_bridge.model.build import convert_tower_to_transformers, set_generation_config
+    from llava_bridge.model.build import set_generation_config
+    from llava_bridge.model.save_llava import convert_tower_to_transformers, save_llava
 
     original = read_original(Path(config.source), config.llm)
     tower = _tower_dir(config, original.config)
@@ -147,7 +147,7 @@ def _to_transformers(config: ConvertConfig, given: ConvertConfig) -> None:
     model.to(dtype)
     with atomic_artifact_dir(config.output, kind="llava") as partial:
         log_info(f"writing {config.output}")
-        model.save_pretrained(partial, max_shard_size=_SHARD)
+        save_llava(model, partial)
         processor.save_pretrained(partial)
         if (slow := _slow_tokenizer(config)) is not None:
             shutil.copyfile(slow, partial / slow.name)
@@ -279,9 +279,9 @@ def _to_original(config: ConvertConfig, given: ConvertConfig) -> None:
 
     from llava_bridge.conversion.original_llava import original_config, original_weights
     from llava_bridge.model.anyres import is_anyres_processor
-    from llava_bridge.model.build import convert_open_clip_tower, convert_tower_to_transformers
     from llava_bridge.model.load_llava import check_anyres_consistency
     from llava_bridge.model.modeling_vision import EncoderVisionModel
+    from llava_bridge.model.save_llava import MAX_SHARD_SIZE, convert_open_clip_tower, convert_tower_to_transformers
 
     source = Path(config.source)
     model, processor = _load(source)
@@ -303,7 +303,7 @@ def _to_original(config: ConvertConfig, given: ConvertConfig) -> None:
         log_info(f"writing {config.output}")
         atomic_write(partial / "config.json", json.dumps(stated, indent=2, sort_keys=True) + "\n")
         weights = {name: value.contiguous() for name, value in original_weights(model).items()}
-        save_torch_state_dict(weights, partial, max_shard_size=_SHARD, metadata={"format": "pt"})
+        save_torch_state_dict(weights, partial, max_shard_size=MAX_SHARD_SIZE, metadata={"format": "pt"})
         model.generation_config.save_pretrained(partial)
         _write_tokenizer(processor.tokenizer, config, partial)
         _write_tower(model.model.vision_tower, processor.image_processor, partial / VISION_TOWER_DIR)

@@ -43,7 +43,8 @@ def run_swap(config: SwapConfig) -> None:
     check_overwritable(config.output, "llava")
     from transformers import AutoConfig
 
-    from llava_bridge.model.build import LlavaParts, build_llava, convert_tower_to_transformers
+    from llava_bridge.model.build import LlavaParts, build_llava
+    from llava_bridge.model.save_llava import convert_tower_to_transformers, save_llava
 
     model, processor = build_llava(LlavaParts.of(config, encoder=config.encoder, llm=config.llava))
     directory = resolve_model_dir(config.llava, "llava")
@@ -54,7 +55,7 @@ def run_swap(config: SwapConfig) -> None:
     convert_tower_to_transformers(model)
     with atomic_artifact_dir(config.output, kind="llava") as partial:
         log_info(f"writing {config.output}")
-        model.save_pretrained(partial, max_shard_size="5GB")
+        save_llava(model, partial)
         processor.save_pretrained(partial)
         parents = {"llava": str(directory), **local_paths(config.encoder)}
         write_manifest(

@@ -69,7 +69,7 @@ def check_anyres_consistency(config: Any, image_processor: Any, where: str) -> N
 
 
 def _wrap_tower(model: Any, size: int, where: str) -> None:
-    """Inverse of :func:`llava_bridge.model.build.convert_tower_to_transformers`: makes feature caching possible."""
+    """Inverse of ``save_llava.convert_tower_to_transformers``: makes feature caching possible."""
     config = model.config
     if not isinstance(model.model.vision_tower, EncoderVisionModel):
         check_model_type(config.vision_config.model_type, f"llava: the tower of {where}")

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from clips.core.artifact import open_to_umask
-from llava_bridge.model.build import convert_tower_to_transformers
+from llava_bridge.model.save_llava import convert_tower_to_transformers, save_llava
 from llava_bridge.training.launch import is_main_process, log_rank0
 from llava_bridge.training.lora import ADAPTER_DIR, add_lora, copy_dequantized, save_adapter
 from llava_bridge.training.setup import StageSetup
@@ -69,8 +69,11 @@ def _write(setup: StageSetup, model: Any, directory: Path, *, bf16: bool, last: 
     if last and is_llava and convert_tower_to_transformers(model):
         log_rank0("the model loads in transformers without llava_bridge")
     _enable_cache(model)
-    model.save_pretrained(directory)
-    if is_llava:  # transformers states the dtype of the first weight, which is the encoder's
+    if not is_llava:
+        model.save_pretrained(directory)
+    else:
+        save_llava(model, directory)
+        # transformers states the dtype of the first weight, which is the encoder's
         model.config.vision_config.dtype = model.model.vision_tower.dtype
         model.config.dtype = model.config.text_config.dtype = model.model.language_model.dtype
         model.config.save_pretrained(directory)
