@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import pickle
 import tarfile
 from collections.abc import Callable
@@ -13,6 +12,22 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conversation_files import (
+    EXPECTED,
+    FORMS,
+    TALKS,
+    as_content,
+    as_values,
+    color_of,
+    hub_layout,
+    json_lines,
+    parquet_of_bytes,
+    parquet_of_structs,
+    png,
+    saved_dataset,
+    shards,
+    write,
+)
 from PIL import Image
 from published_answers import POPE_DATA, TEXTVQA_DATA
 
@@ -27,152 +42,10 @@ from llava_bridge.training.run_identity import describe_data, run_identity
 from llava_bridge.training.stage_config import StageConfig
 from llava_bridge.training.train_config import LlavaTrainConfig
 
-RGB = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
-TALKS: list[tuple[list[str], list[tuple[str, str]]]] = [
-    (["red", "green"], [("user", "First <image>\nthen <image>\nwhich?"), ("assistant", "both")]),
-    (["blue"], [("system", "Be brief."), ("user", "<image>\nColor?"), ("assistant", "blue")]),
-    ([], [("user", "What is 1 + 1?"), ("assistant", "2"), ("user", "Sure?"), ("assistant", "yes")]),
-    (["green", "red"], [("user", "No marks."), ("assistant", "so they come first")]),
-]
-"""Images by their colors, and who says what."""
-EXPECTED = [*(turns for _, turns in TALKS[:3]), [("user", f"{'<image>' + chr(10)}" * 2 + "No marks."), TALKS[3][1][1]]]
-FROM = {"user": "human", "assistant": "gpt", "system": "system"}
-
-
-def write(path: Path, rows: Any) -> str:
-    path.write_text(json.dumps(rows) if path.suffix == ".json" else "".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
-def png(color: str) -> bytes:
-    stream = io.BytesIO()
-    Image.new("RGB", (6, 4), RGB[color]).save(stream, "PNG")
-    return stream.getvalue()
-
-
-def as_values(turns: list[tuple[str, str]]) -> list[dict[str, str]]:
-    return [{"from": FROM[role], "value": said} for role, said in turns]
-
-
-def as_content(turns: list[tuple[str, str]]) -> list[dict[str, str]]:
-    return [{"role": role, "content": said} for role, said in turns]
-
-
-def as_parts(turns: list[tuple[str, str]]) -> list[dict[str, Any]]:
-    """Content in parts, with both keys in each, as Arrow stores them; an image part is the mark and its line."""
-    messages = []
-    for role, said in turns:
-        parts: list[dict[str, Any]] = []
-        for number, piece in enumerate(said.split("<image>\n")):
-            parts += [{"type": "image", "text": None}] if number else []
-            parts += [{"type": "text", "text": piece}] if piece else []
-        messages.append({"role": role, "content": parts})
-    return messages
-
-
-def rows(talk: str, form: Callable[..., Any], picture: Callable[[str], Any]) -> list[dict[str, Any]]:
-    return [{talk: form(turns), "images": [picture(color) for color in colors]} for colors, turns in TALKS]
-
-
-def write_files(folder: Path) -> None:
-    for color in RGB:
-        (folder / f"{color}.png").write_bytes(png(color))
-
-
-def json_lines(folder: Path) -> ConversationSourceConfig:
-    write_files(folder)
-    found = rows("conversations", as_values, lambda color: f"{color}.png")
-    found[2].pop("images")
-    return ConversationSourceConfig(format="conversations", path=write(folder / "talk.jsonl", found))
-
-
-def llava_json(folder: Path) -> ConversationSourceConfig:
-    write_files(folder)
-    found = [
-        {"conversations": as_values(turns), "image": [f"{color}.png" for color in colors] or None}
-        for colors, turns in [*TALKS[:3], (TALKS[3][0], EXPECTED[3])]  # LLaVA's form has a mark for each image
-    ]
-    return ConversationSourceConfig(path=write(folder / "talk.json", found))
-
-
-def parquet_of_structs(folder: Path) -> ConversationSourceConfig:
-    found = rows("messages", as_parts, lambda color: {"bytes": png(color), "path": f"{color}.png"})
-    pq.write_table(pa.Table.from_pylist(found), folder / "talk.parquet", row_group_size=2)
-    return ConversationSourceConfig(format="conversations", path=str(folder / "talk.parquet"))
-
-
-def parquet_of_bytes(folder: Path) -> ConversationSourceConfig:
-    found = rows("conversations", as_values, png)
-    pq.write_table(pa.Table.from_pylist(found[:2]), folder / "talk-0.parquet")
-    pq.write_table(pa.Table.from_pylist(found[2:]), folder / "talk-1.parquet")
-    return ConversationSourceConfig(format="conversations", path=str(folder / "talk-{0..1}.parquet"))
-
-
-def parquet_of_paths(folder: Path) -> ConversationSourceConfig:
-    (folder / "pictures").mkdir()
-    write_files(folder / "pictures")
-    found = rows("messages", as_content, lambda color: f"{color}.png")
-    pq.write_table(pa.Table.from_pylist(found), folder / "talk.parquet")
-    return ConversationSourceConfig(
-        format="conversations", path=str(folder / "talk.parquet"), image_root=str(folder / "pictures")
-    )
-
-
-def saved_dataset(folder: Path) -> ConversationSourceConfig:
-    import datasets
-
-    found = rows("messages", as_parts, lambda color: Image.new("RGB", (6, 4), RGB[color]))
-    columns = {name: [row[name] for row in found] for name in found[0]}
-    whole = datasets.Dataset.from_dict(columns).cast_column("images", datasets.List(datasets.Image()))
-    turned = whole.select([3, 2, 1, 0]).save_to_disk  # with indices, which are resolved when it is saved
-    turned(str(folder / "other"))
-    splits = datasets.DatasetDict({"train": whole, "test": whole.select([0])})
-    splits.save_to_disk(str(folder / "set"))
-    return ConversationSourceConfig(format="conversations", path=str(folder / "set"))
-
-
-def hub_layout(folder: Path) -> ConversationSourceConfig:
-    (folder / "hub" / "data").mkdir(parents=True)
-    found = pa.Table.from_pylist(rows("messages", as_content, lambda color: {"bytes": png(color), "path": None}))
-    for split, table in {"train": found, "test": found.slice(0, 1)}.items():
-        pq.write_table(table, folder / "hub" / "data" / f"{split}-00000-of-00001.parquet")
-    return ConversationSourceConfig(format="conversations", path=str(folder / "hub"))
-
-
-def shards(folder: Path) -> ConversationSourceConfig:
-    (folder / "shards").mkdir()
-    for shard, some in enumerate((TALKS[:1], TALKS[1:])):
-        with tarfile.open(folder / "shards" / f"{shard}.tar", "w") as tar:
-            for number, (colors, turns) in enumerate(some):
-                files = {"json": json.dumps({"messages": as_parts(turns)}).encode()}
-                files |= {f"{place + 9}.png": png(color) for place, color in enumerate(colors)}  # 9.png before 10.png
-                for extension, content in files.items():
-                    member = tarfile.TarInfo(f"{number:03d}.{extension}")
-                    member.size = len(content)
-                    tar.addfile(member, io.BytesIO(content))
-    return ConversationSourceConfig(format="webdataset", path=str(folder / "shards"))
-
-
-def color_of(picture: Any) -> str:
-    value = picture.open().getpixel((2, 2))
-    return next(name for name, rgb in RGB.items() if rgb == value)
-
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-FORMS = (
-    llava_json,
-    json_lines,
-    parquet_of_structs,
-    parquet_of_bytes,
-    parquet_of_paths,
-    saved_dataset,
-    hub_layout,
-    shards,
-)
 
 
 @pytest.mark.parametrize("make", FORMS, ids=lambda make: make.__name__)
@@ -181,7 +54,7 @@ def test_every_form_gives_the_same_samples(make: Callable[[Path], ConversationSo
     assert [[(turn.role, turn.content) for turn in sample.turns] for sample in samples] == EXPECTED
     again: list[Conversation] = pickle.loads(pickle.dumps(samples))  # as processes that load data get them
     for some in (samples, again):
-        assert [[color_of(picture) for picture in sample.images] for sample in some] == [talk[0] for talk in TALKS]
+        assert [[color_of(image) for image in sample.images] for sample in some] == [talk[0] for talk in TALKS]
     assert len({sample.name for sample in samples}) == 4
 
 
@@ -192,7 +65,7 @@ def test_one_image_a_row_in_its_own_column(tmp_path: Path) -> None:
     ]
     pq.write_table(pa.Table.from_pylist(found), tmp_path / "talk.parquet")
     samples = read_samples(ConversationSourceConfig(format="conversations", path=str(tmp_path / "talk.parquet")))
-    assert [[color_of(picture) for picture in sample.images] for sample in samples] == [["red"], []]
+    assert [[color_of(image) for image in sample.images] for sample in samples] == [["red"], []]
 
 
 def test_finevision_rows_are_questions_with_answers(tmp_path: Path) -> None:
@@ -210,7 +83,7 @@ def test_finevision_rows_are_questions_with_answers(tmp_path: Path) -> None:
     first, second = read_samples(ConversationSourceConfig(format="conversations", path=str(tmp_path / "train.parquet")))
     said = [("user", "<image>\nWhat color is it?"), ("assistant", "red"), ("user", "Sure?"), ("assistant", "yes")]
     assert [(turn.role, turn.content) for turn in first.turns] == said
-    assert [color_of(picture) for picture in first.images] == ["red"]
+    assert [color_of(image) for image in first.images] == ["red"]
     assert [turn.content for turn in second.turns] == ["1 + 1?", "2"]
 
 
@@ -276,7 +149,7 @@ def test_a_split_is_chosen(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="did you mean 'test'"):
             read_samples(ConversationSourceConfig(split="tset", **config))
     other = read_samples(ConversationSourceConfig(format="conversations", path=str(tmp_path / "other")))
-    assert [[color_of(picture) for picture in sample.images] for sample in other] == [
+    assert [[color_of(image) for image in sample.images] for sample in other] == [
         colors for colors, _ in reversed(TALKS)
     ]
 
@@ -398,8 +271,8 @@ def test_karpathy_captions(tmp_path: Path) -> None:
     write(tmp_path / "dataset_x.json", {"images": rows})
     fields: dict[str, Any] = {"format": "karpathy", "path": str(tmp_path)}
     one = read_samples(ConversationSourceConfig(**fields))
-    picture = FileImage(tmp_path / "images", "train.jpg")
-    assert [(sample.images, sample.turns[1].content) for sample in one] == [([picture], "a dog .")]
+    image = FileImage(tmp_path / "images", "train.jpg")
+    assert [(sample.images, sample.turns[1].content) for sample in one] == [([image], "a dog .")]
     every = read_samples(ConversationSourceConfig(**fields, split="val", captions_per_image=None))
     assert [sample.turns[1].content for sample in every] == ["a dog .", "the dog"]
     with pytest.raises(UserError, match="did you mean 'train'"):
