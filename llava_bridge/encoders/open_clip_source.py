@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from clips.errors import UserError
 from clips.lazy_import import without_wandb
+from clips.model.attention import pack_attention
 from clips.model.loading import library_errors_as_user_errors, read_weights
 from clips.model.pos_embed import resize_pos_embed, resize_sincos_pos_embed
 from clips.model_refs import OPEN_CLIP_CONFIG, find_open_clip_weights
@@ -28,18 +29,6 @@ https://github.com/UCSC-VLAA/OpenVision), whose config states none.
 _POSITIONS = "positional_embedding"
 
 
-class _AttentionOutput(nn.Module):
-    """The weights of the output layer of PyTorch's attention, which reads them and never calls the layer.
-
-    Libraries replace linear layers: an adapter of PEFT would have no effect here, and vLLM removes the weights of its
-    own layer on a CPU.
-    """
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.weight, self.bias = linear.weight, linear.bias
-
-
 class OpenClipVit(VisionTower):
     """open_clip's ViT. Hidden state i is the output of residual block i, before any final LayerNorm."""
 
@@ -50,9 +39,9 @@ class OpenClipVit(VisionTower):
         super().__init__()
         self.visual = visual
         self.depth = len(visual.transformer.resblocks)
-        for module in visual.modules():
-            if isinstance(module, nn.MultiheadAttention):
-                module.add_module("out_proj", _AttentionOutput(module.out_proj))
+        # PyTorch's own attention reads the weights of its output layer: an adapter of PEFT there would have no effect,
+        # and vLLM removes the weights of layers that it replaces.
+        pack_attention(visual.transformer)
 
     def states(self, pixels: Tensor, deepest: int) -> Iterator[Tensor]:
         """Yield the embedded tokens, then each block's output, (B, G² + 1, D)."""
