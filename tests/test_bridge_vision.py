@@ -209,12 +209,19 @@ def test_cached_features_are_right_and_specific_to_weights_and_layers(bridge_enc
     assert computed == [3, 3, 3, 3]
 
 
-def test_every_adapter_of_open_clips_vit_has_a_gradient(bridge_encoder: Path, bridge_llm: Path) -> None:
-    """Three for each block; PyTorch's own attention would never call its output layer, and an adapter have none."""
+@pytest.mark.parametrize("copied", [False, True])
+def test_every_adapter_of_open_clips_vit_has_a_gradient(copied: bool, bridge_encoder: Path, bridge_llm: Path) -> None:
+    """Three for each block; PyTorch's own attention would never call its output layer, and an adapter have none.
+
+    ``copied``: hooks of ZeRO-3 pass attention a tensor each for queries, keys and values.
+    """
     model, processor = build_llava(
         LlavaParts(encoder=str(bridge_encoder), llm=str(bridge_llm), vision_feature_layer=-1)
     )
     adapted = add_lora(model, LoraConfig(apply_to=["vision"]))
+    for module in model.modules() if copied else ():
+        if isinstance(module, torch.nn.MultiheadAttention):
+            module.register_forward_pre_hook(lambda _, inputs: tuple(map(torch.clone, inputs)))
     (image,) = bridge_world.noise((50, 40))
     batch = processor.image_processor(image, return_tensors="pt")["pixel_values"]
     model.model.get_image_features(batch, return_dict=True).pooler_output[0].square().sum().backward()

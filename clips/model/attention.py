@@ -36,6 +36,19 @@ class PackedAttention(nn.MultiheadAttention):
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
 
+class SelfAttention(PackedAttention):
+    """`PackedAttention` for towers that have self-attention only: ``key`` and ``value`` are not read.
+
+    ZeRO-3 passes three tensors where the caller passes one three times, which looks like another call of torch's.
+    """
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, *arguments: Any, **options: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return attention (B, L, D) over ``query`` (B, L, D), and None; other arguments are torch's."""
+        return super().forward(query, query, query, *arguments, **options)
+
+
 class AdaptableAttention(PackedAttention):
     """`PackedAttention` whose packed projection is a linear layer ``in_proj``, which an adapter can replace."""
 
@@ -73,10 +86,10 @@ def hide_projections(model: nn.Module) -> None:
             module.__class__ = PackedAttention  # type: ignore[assignment]
 
 
-def pack_attention(model: nn.Module) -> None:
-    """Turn the batch-first attention modules of ``model`` without dropout and added keys into `PackedAttention`."""
+def pack_attention(model: nn.Module, kind: type[PackedAttention] = PackedAttention) -> None:
+    """Turn the batch-first attention modules of ``model`` without dropout and added keys into ``kind``."""
     for module in model.modules():
         if type(module) is nn.MultiheadAttention and module.batch_first and module.in_proj_weight is not None:
             adds_keys = module.bias_k is not None or module.add_zero_attn
             if not module.dropout and not adds_keys:
-                module.__class__ = PackedAttention
+                module.__class__ = kind

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clips.errors import UserError
 from clips.lazy_import import without_wandb
-from clips.model.attention import pack_attention
+from clips.model.attention import SelfAttention, pack_attention
 from clips.model.loading import library_errors_as_user_errors, read_weights
 from clips.model.pos_embed import resize_pos_embed, resize_sincos_pos_embed
 from clips.model_refs import OPEN_CLIP_CONFIG, find_open_clip_weights
@@ -41,7 +41,7 @@ class OpenClipVit(VisionTower):
         self.depth = len(visual.transformer.resblocks)
         # PyTorch's own attention reads the weights of its output layer: an adapter of PEFT there would have no effect,
         # and vLLM removes the weights of layers that it replaces.
-        pack_attention(visual.transformer)
+        pack_attention(visual.transformer, SelfAttention)
 
     def states(self, pixels: Tensor, deepest: int) -> Iterator[Tensor]:
         """Yield the embedded tokens, then each block's output, (B, G² + 1, D)."""
