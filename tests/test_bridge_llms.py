@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from llava_bridge import answer, load_llava
 from llava_bridge.model.build import LlavaParts, build_llava, is_stored_in_bf16, load_llm
 from llava_bridge.model.lm_head import extract_lm_head
 from llava_bridge.model.load_llava import load_for_training
-from llava_bridge.model.modeling_vision import towers_in_float32
+from llava_bridge.model.modeling_vision import load_with_float32_tower
 from llava_bridge.training.lora import add_lora
 from llava_bridge.training.loss import LlavaLoss
 from llava_bridge.training.setup import supports_packing
@@ -84,12 +84,25 @@ def test_an_llm_stored_in_bf16_stays_in_it_with_the_same_values(kind, tokenizer,
     for part in (stored.lm_head, stored.model.language_model, stored.model.multi_modal_projector):
         part.bfloat16()
     assert is_stored_in_bf16(bridge_world.save(tmp_path / "llava", stored, processor))
-    for towers, dtype in ((towers_in_float32(), torch.float32), (contextlib.nullcontext(), torch.bfloat16)):
-        with towers:
-            again = AutoModelForImageTextToText.from_pretrained(tmp_path / "llava", dtype=torch.bfloat16)
+    load = functools.partial(AutoModelForImageTextToText.from_pretrained, tmp_path / "llava", dtype=torch.bfloat16)
+    for again, dtype in ((load_with_float32_tower(load), torch.float32), (load(), torch.bfloat16)):
         assert (again.model.vision_tower.dtype, again.lm_head.weight.dtype) == (dtype, torch.bfloat16)
     again, _ = load_for_training(str(tmp_path / "llava"), "auto", keep_bf16=True)
     assert (again.model.vision_tower.dtype, again.lm_head.weight.dtype) == (torch.float32, torch.bfloat16)
+
+
+def test_integer_buffers_of_a_tower_keep_their_dtype_next_to_a_bf16_llm(bridge_llm: Path, tmp_path: Path) -> None:
+    """As TinyViT's: transformers casts all buffers of a part that it keeps in float32."""
+    model, processor = build_llava(LlavaParts(encoder="timm:tiny_vit_5m_224@random", llm=str(bridge_llm)))
+    for part in (model.lm_head, model.model.language_model, model.model.multi_modal_projector):
+        part.bfloat16()
+    bridge_world.save(tmp_path, model, processor)
+    again, _ = load_for_training(str(tmp_path), "auto", keep_bf16=True)
+    assert again.lm_head.weight.dtype == torch.bfloat16
+    expected, found = (dict(one.model.vision_tower.named_buffers()) for one in (model, again))
+    assert torch.int64 in {value.dtype for value in expected.values()}
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=0, msg=name)
 
 
 @pytest.mark.parametrize("kind", quick_of(KINDS, "qwen3", "cohere", "falcon_h1", "gemma4_text"))

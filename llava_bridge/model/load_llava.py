@@ -17,7 +17,7 @@ from llava_bridge.model.anyres import is_anyres_processor
 from llava_bridge.model.build import build_processor, is_stored_in_bf16, set_generation_config
 from llava_bridge.model.configuration_llava import BridgeLlavaConfig, BridgeLlavaNextConfig
 from llava_bridge.model.llava_checks import check_llava_dir
-from llava_bridge.model.modeling_vision import EncoderVisionModel, build_vision_model, towers_in_float32
+from llava_bridge.model.modeling_vision import EncoderVisionModel, build_vision_model, load_with_float32_tower
 from llava_bridge.model.native_aspect import patch_budget, square_size
 
 
@@ -35,8 +35,9 @@ def load_for_training(llava: str, chat_template: str, *, keep_bf16: bool = False
     check_llava_dir(llava)
     directory = resolve_model_dir(llava, "llava")
     dtype = torch.bfloat16 if keep_bf16 and is_stored_in_bf16(directory) else torch.float32
-    with towers_in_float32():
-        model = load_pretrained(AutoModelForImageTextToText, directory, f"llava: {llava}", dtype=dtype)
+    model = load_with_float32_tower(
+        lambda: load_pretrained(AutoModelForImageTextToText, directory, f"llava: {llava}", dtype=dtype)
+    )
     with library_errors_as_user_errors(f"llava: the processor of {llava} cannot be loaded"):
         stored = AutoProcessor.from_pretrained(directory)
         images = stored.image_processor

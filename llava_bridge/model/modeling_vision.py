@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -46,6 +46,8 @@ class EncoderVisionModel(PreTrainedModel):
         super().__init__(config)
         self.tower: VisionTower = build_tower(config.source, config.architecture or {})
         self.computed_buffers = _save_all_buffers(self.tower)
+        buffers = self.tower.named_buffers()
+        self.integer_buffers = {name: value.dtype for name, value in buffers if not value.is_floating_point()}
         self.feature_shards: TensorShards | None = None
         self.cached_layers: list[int] = []
         self.cached_features: Tensor | None = None
@@ -188,18 +190,27 @@ class EncoderVisionModel(PreTrainedModel):
         """Keep a frozen tower in evaluation mode: no stochastic depth, no new batch statistics."""
         return super().train(mode and any(weight.requires_grad for weight in self.parameters()))
 
+    def restore_integer_buffers(self) -> None:
+        """Undo the cast of indices to float32 that transformers makes in parts which stay in float32."""
+        for name, dtype in self.integer_buffers.items():
+            module, _, buffer = name.rpartition(".")
+            owner = self.tower.get_submodule(module)
+            setattr(owner, buffer, getattr(owner, buffer).to(dtype))
+
     def _init_weights(self, module: nn.Module) -> None:
         """Keep the initialization of the tower's own library."""
 
 
-@contextlib.contextmanager
-def towers_in_float32() -> Iterator[None]:
-    """Meanwhile a LLaVA that is loaded in bf16 has its tower in float32."""
+def load_with_float32_tower(load: Callable[[], Any]) -> Any:
+    """Return the LLaVA that ``load`` loads by transformers, in bf16 or not, with its tower in float32."""
     PreTrainedModel._keep_in_fp32_modules_strict = {"vision_tower"}
     try:
-        yield
+        model = load()
     finally:
         PreTrainedModel._keep_in_fp32_modules_strict = None
+    if isinstance(model.model.vision_tower, EncoderVisionModel):
+        model.model.vision_tower.restore_integer_buffers()
+    return model
 
 
 def _save_all_buffers(tower: nn.Module) -> set[str]:

@@ -37,7 +37,7 @@ from llava_bridge.model.image_processing import with_aspect_ratio
 from llava_bridge.model.lm_head import computing_in_float32
 from llava_bridge.model.load_llava import load_for_training
 from llava_bridge.model.modeling_llava import MultimodalConnector
-from llava_bridge.model.modeling_vision import towers_in_float32
+from llava_bridge.model.modeling_vision import load_with_float32_tower
 from llava_bridge.model.native_aspect import NO_CACHE, patch_budget
 from llava_bridge.model.small_llama import new_llama, train_tokenizer
 from llava_bridge.model.varlen_attention import NAME as VARLEN
@@ -131,9 +131,8 @@ def _setup_llava(config: LlavaTrainConfig, name: str, work: Path, keep_bf16: boo
     before = stage_start_dir(config, name, work)
     model: Any
     if before is not None and before.parent.name == "align":
-        with towers_in_float32():
-            dtype = torch.bfloat16 if keep_bf16 and is_stored_in_bf16(before) else torch.float32
-            model = AutoModelForImageTextToText.from_pretrained(before, dtype=dtype)
+        dtype = torch.bfloat16 if keep_bf16 and is_stored_in_bf16(before) else torch.float32
+        model = load_with_float32_tower(lambda: AutoModelForImageTextToText.from_pretrained(before, dtype=dtype))
         processor = AutoProcessor.from_pretrained(before)
     elif config.llava is not None:
         model, processor = load_for_training(config.llava, config.chat_template, keep_bf16=keep_bf16)
