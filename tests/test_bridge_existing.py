@@ -12,8 +12,10 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from transformers import AutoModelForImageTextToText
 
 from clips.errors import UserError
+from clips.model.loading import load_pretrained
 from llava_bridge import answer, load_llava
 from llava_bridge.conversion.convert_command import ConvertConfig, run_convert
 from llava_bridge.conversion.swap_encoder import SwapConfig, run_swap
@@ -25,7 +27,7 @@ from llava_bridge.model.build import (
 )
 from llava_bridge.model.load_llava import load_for_training
 from llava_bridge.model.modeling_vision import EncoderVisionModel
-from llava_bridge.model.save_llava import convert_tower_to_transformers
+from llava_bridge.model.save_llava import convert_tower_to_transformers, save_llava
 from llava_bridge.projectors import ProjectorConfig
 from llava_bridge.training.run_identity import parent_artifacts
 from llava_bridge.training.train_config import LlavaTrainConfig
@@ -34,10 +36,12 @@ from llava_bridge.training.work_dir import check_inputs
 
 @pytest.fixture(scope="module")
 def llava(tmp_path_factory: pytest.TempPathFactory, original_tower: Path, bridge_llm: Path) -> Path:
-    """Of a CLIP and the small LLM; it needs nothing of ours."""
+    """Of a CLIP and the small LLM; it needs nothing of ours, and its weights have the names of files on the Hub."""
     model, processor = build_llava(LlavaParts(encoder=f"transformers:{original_tower}", llm=str(bridge_llm)))
     assert convert_tower_to_transformers(model)
-    return bridge_world.save(tmp_path_factory.mktemp("existing") / "llava", model, processor)
+    directory = bridge_world.save(tmp_path_factory.mktemp("existing") / "llava", processor)
+    save_llava(model, directory)
+    return directory
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +76,16 @@ def test_a_llava_computes_the_same_with_our_tower(which: str, request: pytest.Fi
     torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-6)
     assert convert_tower_to_transformers(model)
     assert model.state_dict().keys() == stock.state_dict().keys()
+
+
+def test_a_llava_of_the_hub_is_saved_whole_between_stages(llava: Path, tmp_path: Path) -> None:
+    """Its tower is this suite's then, which is saved under its own names, not as CLIP's."""
+    model, _ = load_for_training(str(llava), "auto")
+    save_llava(model, tmp_path)
+    again = load_pretrained(AutoModelForImageTextToText, tmp_path, "again").state_dict()
+    expected = model.state_dict()
+    assert again.keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in again.items())
 
 
 def test_a_template_that_cannot_be_learned_from_needs_another(llava: Path, tmp_path: Path) -> None:

@@ -83,6 +83,7 @@ def _wrap_tower(model: Any, size: int, where: str) -> None:
             parent=where,
         )
         model.model.vision_tower = build_vision_model(encoder, config.vision_feature_layer)
+        model._weight_conversions = None  # by those of its files transformers would save this tower under other names
         config.vision_config = tower = model.model.vision_tower.config
         # transformers' own configs may not state the number of tokens of an image.
         if not isinstance(config, BridgeLlavaConfig | BridgeLlavaNextConfig):

@@ -17,7 +17,7 @@ from transformers.utils.generic import is_flash_attention_requested
 
 from clips.data.formats.dataset_format import IMAGE, Conversation
 from clips.errors import UserError
-from clips.model.loading import library_errors_as_user_errors
+from clips.model.loading import library_errors_as_user_errors, load_pretrained
 from clips.model.precision import resolve_precision
 from llava_bridge.conversation import ConversationEncoder, resolve_chat_template
 from llava_bridge.data import read_samples, read_texts
@@ -132,7 +132,10 @@ def _setup_llava(config: LlavaTrainConfig, name: str, work: Path, keep_bf16: boo
     model: Any
     if before is not None and before.parent.name == "align":
         dtype = torch.bfloat16 if keep_bf16 and is_stored_in_bf16(before) else torch.float32
-        model = load_with_float32_tower(lambda: AutoModelForImageTextToText.from_pretrained(before, dtype=dtype))
+        where = f"{before}: the LLaVA of stage align"
+        model = load_with_float32_tower(
+            lambda: load_pretrained(AutoModelForImageTextToText, before, where, dtype=dtype)
+        )
         processor = AutoProcessor.from_pretrained(before)
     elif config.llava is not None:
         model, processor = load_for_training(config.llava, config.chat_template, keep_bf16=keep_bf16)
