@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,11 @@ from report_material import edit, items_table, put_result
 from report_study import record_study
 
 from benchmarks.analysis.compare_command import CompareConfig, build_comparison
+from benchmarks.report.all_pairs import all_pairs
 from benchmarks.report.blind_figures import gain_figures
 from benchmarks.report.formats import REPORT_FORMATS
+from benchmarks.report.latex_style import LatexStyle
+from benchmarks.report.overall import overall_texts
 from benchmarks.report.report import build_report
 from benchmarks.report.tidy import BLIND_COLUMNS
 from benchmarks.results.blind import add_blind_columns
@@ -33,12 +37,12 @@ def _with_blind_runs(items: pd.DataFrame, lost: dict[str, float], seed: int = 0)
     return items
 
 
-def _write(results: Path, lost: dict[str, dict[str, float]]) -> Path:
+def _write(results: Path, lost: dict[str, dict[str, float]], blind: Sequence[str] = ("gqa",)) -> Path:
     """``clips`` above ``clip``, on two benchmarks; by model the ratios of answers that are lost without the image."""
     for row, skill in {"clip": 0.3, "clips": 0.7}.items():
         for name in ("gqa", "mmstar"):
             items = items_table(skill, benchmark=name, count=COUNT)
-            put_result(results, row, name, _with_blind_runs(items, lost[row]) if name == "gqa" else items)
+            put_result(results, row, name, _with_blind_runs(items, lost[row]) if name in blind else items)
     return results
 
 
@@ -94,6 +98,31 @@ def test_a_score_that_needs_no_image_is_not_credited(tmp_path):
     without = build_report(tmp_path)
     assert "No model differs" not in without.answer
     assert "clips on mmstar" in without.answer
+
+
+@pytest.mark.parametrize("blind", [("gqa",), ("gqa", "mmstar")])
+def test_no_average_rank_or_pair_credits_it(tmp_path, blind):
+    results = _write(tmp_path, {"clip": LOOKS, "clips": DOES_NOT}, blind)
+    report = build_report(results, pairs="all", latex=LatexStyle(marks="ranks"))
+    assert "best average" not in report.answer
+    assert "No model differs" not in report.answer
+    named = "its score on gqa is" if len(blind) == 1 else "its scores on gqa and mmstar are"
+    assert f"clips has the highest average over 2 benchmarks, 63.3, but {named} not credited" in report.answer
+    assert [text for text in overall_texts(report.overall, "clips") if "‡" in text] == ["63.3‡", "1.0‡"]
+    assert not any("‡" in text for text in overall_texts(report.overall, "clip"))
+    pairs = all_pairs(report)
+    assert pairs is not None
+    better = " ".join(filter(None, ("" if len(blind) == 2 else "▲1", f"‡{len(blind)}")))
+    assert pairs.rows[1][:2] == ("clips", better)
+    assert pairs.rows[0][2] == better.replace("▲", "▼")
+    assert "not credited to the images" in pairs.notes[0]
+    latex = str(REPORT_FORMATS["latex"].files(report)["table.tex"])
+    line = next(line for line in latex.splitlines() if line.startswith("clips &"))
+    assert line.count(r"\textbf") == 2 - len(blind)
+    assert r"\underline" not in line
+    assert "‡: not credited" in latex or r"\textdaggerdbl}: not credited" in latex
+    names = [row[0] for figure in pairs.figures for row in figure.rows]
+    assert names == ["clips‡", "clips‡" if len(blind) == 2 else "clips"]
 
 
 def test_the_baseline_s_lead_is_not_credited_either(tmp_path):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.report.cell_text import column_header, column_title, decimals
+from benchmarks.report.cell_text import UNCREDITED, column_header, column_title, decimals
 from benchmarks.report.figure import Figure, FigureSet, Palette, safe_file_name
 from benchmarks.report.report import Report
 from benchmarks.report.table import BaselineDifference, Cell, Column, Table
@@ -28,7 +28,9 @@ def forest_plots(report: Report) -> FigureSet | None:
     """A figure for each ranked metric with a difference from a baseline; None without any."""
     compared = [(column, _compared_cells(report.table, column)) for column in report.table.columns]
     figures = tuple(difference_figure(column, cells, "forest") for column, cells in compared if cells)
-    return FigureSet(lead=_LEAD, figures=figures) if figures else None
+    uncredited = any(cell.credited is False for _, cells in compared for cell, _ in cells)
+    lead = _LEAD + (f" {UNCREDITED}: the score is not credited to the images." if uncredited else "")
+    return FigureSet(lead=lead, figures=figures) if figures else None
 
 
 Difference = tuple[Cell, BaselineDifference]
@@ -52,7 +54,12 @@ def effect_direction(cell: Cell, delta: BaselineDifference) -> str:
 def difference_figure(column: Column, cells: Sequence[Difference], kind: str) -> Figure:
     """A forest plot of some differences on a metric; ``kind`` begins the name of its file."""
     places, baselines = decimals(column), list(dict.fromkeys(delta.baseline for _, delta in cells))
-    names = [cell.row if len(baselines) == 1 else f"{cell.row} − {delta.baseline}" for cell, delta in cells]
+    names = [
+        cell.row
+        + (UNCREDITED if cell.credited is False else "")
+        + ("" if len(baselines) == 1 else f" − {delta.baseline}")
+        for cell, delta in cells
+    ]
     significant = [name for name, (_, delta) in zip(names, cells, strict=True) if delta.significant]
     return Figure(
         name=safe_file_name(kind, column.key, column.metric),

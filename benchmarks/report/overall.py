@@ -15,9 +15,10 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 
+from benchmarks.report.cell_text import UNCREDITED
 from benchmarks.report.figure import FigureSet
 from benchmarks.report.significance import Evidence
 from benchmarks.report.table import ALPHA, Cell, Column, Table
@@ -51,6 +52,8 @@ class Overall:
         averaged: the benchmarks of the averages.
         ranked: the benchmarks of the ranks.
         p_values: pair of models → Holm-corrected p-value of "their averages are equal"; empty without intervals.
+        without_interval: the averaged benchmarks whose scores have no interval.
+        uncredited: model → the ranked benchmarks on which its score is not credited to the images; only if there are.
     """
 
     averages: dict[str, Interval]
@@ -58,23 +61,44 @@ class Overall:
     averaged: tuple[str, ...]
     ranked: tuple[str, ...]
     p_values: dict[frozenset[str], float]
+    without_interval: tuple[str, ...] = ()
+    uncredited: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def sentence(self) -> str:
-        """The model with the best average, and the models that it is significantly above; empty without intervals."""
-        if not self.p_values:
+        """The model with the best average, and the models that it is significantly above; empty without averages.
+
+        An average with a score that is not credited to the images is never called best.
+        """
+        if not self.averages:
             return ""
         best, *others = sorted(self.averages, key=lambda row: -self.averages[row].value)
+        average = self.averages[best]
+        number = f"over {len(self.averaged)} benchmarks, {format_number(average.value, 1)}"
+        blind = self._uncredited(best, self.averaged)
+        if blind:
+            verb = "its score on {} is" if len(blind) == 1 else "its scores on {} are"
+            reason = verb.format(join_with_and(blind))
+            return f"{best} has the highest average {number}, but {reason} not credited to the images."
+        if not self.p_values:
+            reason = f"because there is none on {join_or_count(self.without_interval, 'benchmarks')}"
+            return f"{best} has the highest average {number}, without an interval, {reason}."
         beaten = [row for row in others if self.p_values[frozenset({best, row})] < ALPHA]
         close = [row for row in others if row not in beaten]
-        found = self.averages[best]
-        interval = f"{format_number(found.value, 1)} [{format_number(found.low, 1)}, {format_number(found.high, 1)}]"
-        text = f"{best} has the best average over {len(self.averaged)} benchmarks, {interval}"
+        interval = f"[{format_number(average.low, 1)}, {format_number(average.high, 1)}]"
+        text = f"{best} has the best average {number} {interval}"
         if not beaten:
             return f"{text}, not significantly above {join_or_count(close, 'others')}."
         above = "all others" if not close else join_or_count(beaten, "models")
         rest = f", not significantly above {join_or_count(close, 'others')}" if close else ""
         return f"{text}, significantly above {above}{rest}."
+
+    def sign(self, row: str, benchmarks: Sequence[str]) -> str:
+        """‡ if a model's score on one of some benchmarks is not credited to the images, else empty."""
+        return UNCREDITED if self._uncredited(row, benchmarks) else ""
+
+    def _uncredited(self, row: str, benchmarks: Sequence[str]) -> list[str]:
+        return [benchmark for benchmark in self.uncredited.get(row, ()) if benchmark in benchmarks]
 
 
 def overall_scores(table: Table, evidence: Evidence) -> Overall:
@@ -92,6 +116,12 @@ def overall_scores(table: Table, evidence: Evidence) -> Overall:
         averaged=tuple(column.benchmark for column in averaged),
         ranked=tuple(column.benchmark for column in ranked),
         p_values=p_values,
+        without_interval=tuple(
+            column.benchmark
+            for column in averaged
+            if any(evidence.scores(cell) is None for cell in table.column_cells(column))
+        ),
+        uncredited={row: found for row in rows if (found := _uncredited(table, ranked, row))},
     )
 
 
@@ -110,6 +140,11 @@ def _first_columns(table: Table) -> list[Column]:
 
 def _is_complete(table: Table, column: Column) -> bool:
     return all(cell.value is not None and cell.group == 0 for cell in table.column_cells(column))
+
+
+def _uncredited(table: Table, columns: Sequence[Column], row: str) -> tuple[str, ...]:
+    cells = [table.cells[row, column.benchmark, column.metric] for column in columns]
+    return tuple(cell.column.benchmark for cell in cells if cell.credited is False)
 
 
 def _averages(
@@ -188,9 +223,11 @@ def overall_section(overall: Overall) -> FigureSet | None:
         return None
     sentences = [f"The mean rank (1 is best) is over {join_with_and(overall.ranked)}, the first metric of each."]
     if overall.averages:
-        reason = "" if overall.p_values else " It has no interval, because the score of a benchmark has none."
+        missing = join_or_count(overall.without_interval, "benchmarks") if overall.without_interval else ""
+        reason = f" It has no interval, because the score on {missing} has none." if missing else ""
         sentences.insert(0, f"The average is over {join_with_and(overall.averaged)}, all in per cent.{reason}")
     rows = sorted(overall.ranks, key=lambda row: (overall.ranks[row].value, row))
+    uncredited = f"{UNCREDITED} Includes a score that is not credited to the images."
     return FigureSet(
         lead=" ".join(sentences),
         figures=(),
@@ -198,6 +235,7 @@ def overall_section(overall: Overall) -> FigureSet | None:
             "Only benchmarks on which every model has a number under the main protocol count. The interval of a mean "
             "rank follows from the tests of the main table: a rank is certain only as far as models differ "
             "significantly.",
+            *([uncredited] if overall.uncredited else []),
         ),
         headers=HEADERS if overall.averages else (HEADERS[0], *HEADERS[3:]),
         rows=tuple((row, *overall_texts(overall, row)) for row in rows),
@@ -206,13 +244,13 @@ def overall_section(overall: Overall) -> FigureSet | None:
 
 def overall_texts(overall: Overall, row: str) -> list[str]:
     """Average and mean rank of a model, each with its interval, as text."""
-    found = [(overall.averages[row], 1)] if overall.averages else []
-    found += [(overall.ranks[row], 1)] if overall.ranks else []
+    both = (overall.averages, overall.averaged), (overall.ranks, overall.ranked)
+    found = [(numbers[row], overall.sign(row, benchmarks)) for numbers, benchmarks in both if numbers]
     return [
         text
-        for each, places in found
+        for each, sign in found
         for text in (
-            format_number(each.value, places),
-            "—" if math.isnan(each.low) else f"{format_number(each.low, places)} – {format_number(each.high, places)}",
+            format_number(each.value, 1) + sign,
+            "—" if math.isnan(each.low) else f"{format_number(each.low, 1)} – {format_number(each.high, 1)}",
         )
     ]

@@ -43,6 +43,8 @@ def _comparison(table: Table) -> str:
     if not table.comparisons:
         return "No two models could be tested against each other."
     best = [cell for cell in table.cells.values() if cell.mark == "best"]
+    if not best and any(cell.withheld == "best" for cell in table.cells.values()):
+        return ""  # `not_credited` names them
     if not best:
         return "No model differs significantly from all others on any metric."
     by_row: dict[str, list[str]] = {}

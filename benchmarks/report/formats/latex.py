@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.report.all_pairs import MATRIX_TITLE, all_pairs
-from benchmarks.report.cell_text import decimals, interval_text, margin, missing_text, score, signs
+from benchmarks.report.cell_text import UNCREDITED, decimals, interval_text, margin, missing_text, score, signs
 from benchmarks.report.chance_level import trivial_baselines
 from benchmarks.report.latex_style import COLUMN_GAP, FloatFit, fit_float, split_columns
 from benchmarks.report.notes import LATEX
@@ -111,6 +111,8 @@ def _caption(report: Report, *, inline: bool) -> str:
         sentences.append("Bold: significantly different from every other model of its column (paired test).")
     if "tied" in marks and report.latex.marks == "tests":
         sentences.append("Underlined: at the top of its column, without a significant difference.")
+    if any(cell.credited is False for cell in report.table.cells.values()):
+        sentences.append(f"{UNCREDITED}: not credited to the images, and without a mark.")
     if inline and any(margin(cell) for cell in report.table.cells.values()):
         sentences.append(f"With 95 % intervals{' over images and seeds' if report.table.seeds else ''}.")
     return latex_text(" ".join(sentences))
@@ -130,18 +132,23 @@ def _frame(report: Report, shown: _Shown) -> pd.DataFrame:
     cell = _interval if shown == "intervals" else functools.partial(_cell, report, shown == "inline")
     frame = main_table(report, cell, latex_text, _chance)
     headers = [(latex_text(column.benchmark), _metric_header(column)) for column in report.table.columns]
-    for title, numbers in _overall(report):
-        of_rows = [_overall_text(numbers[row.name], shown) for row in report.table.rows]
+    for title, numbers, benchmarks in _overall(report):
+        of_rows = [
+            _overall_text(numbers[row.name], shown) + latex_text(report.overall.sign(row.name, benchmarks))
+            for row in report.table.rows
+        ]
         frame[title] = of_rows + [""] * (len(frame) - len(of_rows))
         headers.append(("all", title))
     frame.columns = pd.MultiIndex.from_tuples(headers)
     return frame
 
 
-def _overall(report: Report) -> list[tuple[str, dict[str, Interval]]]:
-    found = [("average", report.overall.averages), ("mean rank", report.overall.ranks)]
+def _overall(report: Report) -> list[tuple[str, dict[str, Interval], tuple[str, ...]]]:
+    """Title, numbers and benchmarks of the columns over all benchmarks."""
+    overall = report.overall
+    found = [("average", overall.averages, overall.averaged), ("mean rank", overall.ranks, overall.ranked)]
     rows = {row.name for row in report.table.rows}
-    return [(title, numbers) for title, numbers in found if numbers.keys() == rows]
+    return [each for each in found if each[1].keys() == rows]
 
 
 def _overall_text(found: Interval, shown: _Shown) -> str:
@@ -163,7 +170,7 @@ def _texts(report: Report, shown: _Shown) -> list[list[str]]:
         chance = [text if name == CHANCE else f"{name} {text}" for name, text in trivial_baselines(column).items()]
         above = column.benchmark[:: sum(each.benchmark == column.benchmark for each in report.table.columns)]
         columns.append([above, column.label, *texts, *chance, report.items_text(column)])
-    columns += [[title, "0" * {"inline": 16, "intervals": 13, "values": 4}[shown]] for title, _ in _overall(report)]
+    columns += [[title, "0" * {"inline": 16, "intervals": 13, "values": 4}[shown]] for title, *_ in _overall(report)]
     return columns
 
 
@@ -202,6 +209,8 @@ def _ranked(table: Table, cell: Cell) -> list[float]:
 
 
 def _rank_mark(table: Table, cell: Cell) -> RankMark:
+    if cell.credited is False:
+        return ""
     first_two = _ranked(table, cell)[:2]
     rank = dict(zip(first_two, ("best", "tied"), strict=False)) if len(first_two) > 1 else {}
     found = rank.get(round(cell.value or 0.0, decimals(cell.column)), "")
@@ -209,7 +218,9 @@ def _rank_mark(table: Table, cell: Cell) -> RankMark:
 
 
 def _equals_top(table: Table, cell: Cell) -> bool:
-    """Whether a cell is below the top of its column by a difference that is not significant."""
+    """Whether a credited cell is below the top of its column by a difference that is not significant."""
+    if cell.credited is False:
+        return False
     group = [each for each in table.column_cells(cell.column) if each.value is not None and each.group == cell.group]
     if not cell.column.ranked or len(group) < 2:
         return False
