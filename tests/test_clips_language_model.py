@@ -144,8 +144,7 @@ def test_a_causal_language_model_is_pooled_over_its_own_tokens(
     model = built(lms["llama"], tmp_path, {"hf_pooler_type": pooler})
     tokens = model.tokenizer(TEXTS)
     lengths = [4, 1, 10]  # <s> and words, cut
-    assert [(row != 0).sum().item() for row in tokens][:2] == lengths[:2]
-    tokens[2][tokens[2] == 0] = 3  # unknown words are padding of this tokenizer
+    assert [(row != 2).sum().item() for row in tokens] == lengths  # </s> is padding
     lm = transformers.AutoModel.from_pretrained(lms["llama"]).eval()
     with torch.no_grad():
         found = towers.encode_text_features(model.clip, tokens)
@@ -158,6 +157,31 @@ def test_a_causal_language_model_is_pooled_over_its_own_tokens(
     assert torch.equal(again.tokenizer(TEXTS), model.tokenizer(TEXTS))
     torch.testing.assert_close(again.model.encode_text(tokens), model.clip.encode_text(tokens))
     assert open_clip.model.HFTextEncoder is not HFTextTower
+
+
+def test_the_last_token_is_the_one_that_the_tokenizer_adds(lms: dict[str, Path], tmp_path: Path) -> None:
+    """As of Qwen3-Embedding, whose tokenizer ends each text with the token that it also has for padding."""
+    lm = tmp_path / "lm"
+    shutil.copytree(lms["llama"], lm)
+    made = Tokenizer.from_file(str(lm / "tokenizer.json"))
+    made.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
+    names = {"pad_token": "</s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=made, **names).save_pretrained(lm)
+    model = built(lm, tmp_path, {"hf_pooler_type": "last_pooler"})
+    tokens = model.tokenizer(["a blue car"])
+    assert tokens[0].tolist() == [3, 0, 6, 2, *[0] * 6]  # "blue" is unknown, as padding is
+    with torch.no_grad():
+        last = transformers.AutoModel.from_pretrained(lm).eval()(tokens[:, :4]).last_hidden_state[0, -1]
+        found = towers.encode_text_features(model.clip, tokens)[0]
+        torch.testing.assert_close(found, model.clip.text.proj(last), atol=1e-5, rtol=1e-5)
+    config = json.loads((lm / "config.json").read_text())
+    (lm / "config.json").write_text(json.dumps(config | {"pad_token_id": 2}))
+    with pytest.raises(UserError, match="it adds the padding token 2 to texts"):
+        built(lm, tmp_path, {"hf_pooler_type": "last_pooler"})
+    (lm / "config.json").write_text(json.dumps(config))
+    transformers.PreTrainedTokenizerFast(tokenizer_object=made, pad_token="</s>").save_pretrained(lm)
+    with pytest.raises(UserError, match="set pad_token_id in its"):
+        built(lm, tmp_path)
 
 
 @pytest.mark.parametrize(("name", "pooler"), [("bert", "cls_pooler"), ("llama", "last_pooler")])
@@ -295,11 +319,11 @@ def test_a_real_llama_whose_tokenizer_adds_no_token(shared: Path, tmp_path: Path
     )
     model = build_model(config, RecipeConfig(name="clip"), seed=0)
     tokens = model.tokenizer(["Once upon a time", ""])
-    assert ((tokens != 0).sum(dim=1) > 0).tolist() == [True, False]
+    assert ((tokens != 2).sum(dim=1) > 0).tolist() == [True, False]  # </s> is padding
     for batch in (tokens, tokens[1:]):
         assert towers.encode_text_features(model.clip, batch).isfinite().all()
     lm = transformers.AutoModel.from_pretrained(shared / "models/stories15M").eval()
     with torch.no_grad():
-        own = lm(tokens[:1, : int((tokens[0] != 0).sum())]).last_hidden_state.mean(dim=1)
+        own = lm(tokens[:1, : int((tokens[0] != 2).sum())]).last_hidden_state.mean(dim=1)
         found = towers.encode_text_features(model.clip, tokens)[:1]
         torch.testing.assert_close(found, model.clip.text.proj(own), atol=1e-5, rtol=1e-4)

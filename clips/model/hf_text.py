@@ -40,10 +40,14 @@ def read_text_config(reference: str) -> Any:
     config.use_cache = False
     if config.pad_token_id is None:  # as of most causal LMs
         tokenizer = load_tokenizer(reference)
-        known = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id)
-        config.pad_token_id = next((token for token in known if token is not None), None)
+        known = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id)
+        taken = {None, *tokenizer("").input_ids}  # of padding and an added token only one can be told from the ids
+        config.pad_token_id = next((token for token in known if token not in taken), None)
         if config.pad_token_id is None:
-            raise UserError(f"{_FIELD}: {reference}: expected a token for padding, unknown words or the end of a text")
+            raise UserError(
+                f"{_FIELD}: {reference}: expected a token for padding, the end of a text or unknown words that the "
+                "tokenizer does not add to each text; set pad_token_id in its config.json"
+            )
     return config
 
 
@@ -172,8 +176,9 @@ class HFTextTower(nn.Module):
 
     def _run(self, text: Tensor) -> tuple[Any, Tensor]:
         text = text.to(self.transformer.device, non_blocking=True)
-        mask = (text != self.pad_token_id).long()
-        mask[:, 0] = 1  # of an empty text, if the tokenizer adds no token, the first padding counts
+        places = torch.arange(text.shape[1], device=text.device)
+        last = ((text != self.pad_token_id) * places).amax(dim=1, keepdim=True)  # 0 of an empty text: one token counts
+        mask = (places <= last).long()  # the padding token within a text, if it is that of unknown words, is none
         return self.transformer(input_ids=text, attention_mask=mask), mask
 
     def _pool(self, outputs: Any, mask: Tensor) -> Tensor:

@@ -97,6 +97,11 @@ class LanguageModelTokenizer:
                 f"{CONFIG_FIELD}: hf_tokenizer_name: {name}: expected at most {config.vocab_size} tokens, "
                 f"the vocabulary of {text_cfg['hf_model_name']}, got {len(self._tokenizer)}"
             )
+        if text_cfg.get("hf_pooler_type") == "last_pooler" and config.pad_token_id in self._tokenizer("").input_ids:
+            raise UserError(
+                f"{CONFIG_FIELD}: hf_tokenizer_name: {name}: it adds the padding token {config.pad_token_id} to texts, "
+                "so that last_pooler cannot find a text's end; set another pad_token_id in the model's config.json"
+            )
         self._tokenizer.pad_token = self._tokenizer.convert_ids_to_tokens(config.pad_token_id)
         self._tokenizer.padding_side = self._tokenizer.truncation_side = "right"
 
