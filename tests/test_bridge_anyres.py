@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from llava_bridge.model.anyres import (
     resolve_pinpoints,
 )
 from llava_bridge.model.build import LlavaParts, build_llava, make_conversation_encoder
+from llava_bridge.model.image_processing import with_aspect_ratio
 from llava_bridge.projectors import PROJECTORS, ProjectorConfig, ProjectorShape
 from llava_bridge.training.loss import LlavaLoss
 from llava_bridge.training.setup import split_parts
@@ -131,6 +133,39 @@ def test_the_loss_and_its_gradients_are_those_of_transformers(llava: tuple[Any, 
     assert ours["model.image_newline"].any()
     for name, value in wanted.items():
         torch.testing.assert_close(ours[name], value, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_squares_train_as_in_a_llava_without_tiles(
+    llava: tuple[Any, Any], bridge_encoder: Path, llm: str, bridge_album: Path
+) -> None:
+    model, processor = llava
+    parts = LlavaParts(encoder=str(bridge_encoder), llm=llm, image_aspect_ratio="crop", seed=3)
+    flat, squares = build_llava(parts)
+    weights = {name: value for name, value in model.state_dict().items() if "image_newline" not in name}
+    flat.load_state_dict(weights)
+    (source,) = bridge_world.source(bridge_album)
+    chats = make_conversation_encoder(model, processor, square_images=True), make_conversation_encoder(flat, squares)
+    images = with_aspect_ratio(processor.image_processor, "crop"), squares.image_processor
+    batches = []
+    for chat, of_images in zip(chats, images, strict=True):
+        data = ConversationDataset(read_samples(source), chat, 400)
+        batches.append(ConversationCollator(of_images, 0)([data[index] for index in range(7)]))
+        batches[-1].pop("invalid_samples")
+    assert torch.equal(batches[0]["input_ids"], batches[1]["input_ids"])
+    torch.testing.assert_close(batches[0]["pixel_values"], batches[1]["pixel_values"])
+    own = copy.deepcopy(model).requires_grad_(True)
+    losses = (
+        LlavaLoss(own, square_images=True)(**batches[0])["loss"],
+        LlavaLoss(flat.requires_grad_(True))(**batches[1])["loss"],
+    )
+    torch.testing.assert_close(*losses)
+    ours, wanted = learned(own, losses[0]), learned(flat, losses[1])
+    assert ours.keys() == wanted.keys()
+    for name, value in wanted.items():
+        torch.testing.assert_close(ours[name], value, atol=1e-5, rtol=1e-4, msg=name)
+    text = torch.tensor([[5, 6, 7, 8]])
+    without = LlavaLoss(own, square_images=True)(input_ids=text, labels=text)["loss"]  # with a blank square times 0
+    torch.testing.assert_close(without, LlavaLoss(flat)(input_ids=text, labels=text)["loss"])
 
 
 def test_the_token_at_the_ends_of_rows_is_a_part_of_the_projector(llava: tuple[Any, Any]) -> None:

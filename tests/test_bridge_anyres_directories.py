@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -24,6 +25,7 @@ from llava_bridge.model.save_llava import convert_tower_to_transformers
 from llava_bridge.training.setup import setup_stage
 from llava_bridge.training.stage_config import StageConfig
 from llava_bridge.training.train_config import LlavaTrainConfig
+from llava_bridge.training.trainer import set_trainable_parts
 
 SMALL = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}
 SMALL |= {"image_size": 32, "patch_size": 8}
@@ -135,15 +137,43 @@ def test_incompatible_tile_settings(stock: Path, bridge_talk: Path, tmp_path: Pa
         return LlavaTrainConfig(output=str(tmp_path / "out"), **stages, **fields)
 
     new: dict[str, Any] = {"encoder": "timm:x", "llm": "x"}
-    config(**new, image_aspect_ratio="anyres", image_grid_pinpoints=[[32, 64]])
-    with pytest.raises(UserError, match=r"^align\.image_aspect_ratio: expected null, since all stages"):
-        config({"image_aspect_ratio": "squash"}, **new, image_aspect_ratio="anyres")
+    config({"image_aspect_ratio": "crop"}, **new, image_aspect_ratio="anyres", image_grid_pinpoints=[[32, 64]])
+    with pytest.raises(UserError, match=r"^align\.image_aspect_ratio: expected null; only align has its own, before"):
+        config({"image_aspect_ratio": "crop"}, **new, image_aspect_ratio="anyres", stages=["align"])
     with pytest.raises(UserError, match=r"^image_grid_pinpoints: expected none without image_aspect_ratio anyres"):
         config(**new, image_grid_pinpoints=[[32, 64]])
     with pytest.raises(UserError, match=r"^image_aspect_ratio: expected none with llava"):
         config(llava=str(stock), image_aspect_ratio="anyres")
-    with pytest.raises(UserError, match=r"^align\.image_aspect_ratio: expected null, since .*stock has tiles"):
-        setup_stage(config({"image_aspect_ratio": "squash"}, llava=str(stock)), "align", tmp_path)
+
+
+def test_align_has_squares_before_tiles(
+    stock: Path, bridge_encoder: Path, llm: str, bridge_album: Path, tmp_path: Path
+):
+    """As in LLaVA-NeXT's scripts: one square for each image, and no token at the ends of rows."""
+    data = bridge_world.source(bridge_album)
+    few: dict[str, Any] = {"data": data, "max_steps": 2, "global_batch_size": 4}
+    config = LlavaTrainConfig(
+        output=str(tmp_path / "out"),
+        encoder=str(bridge_encoder),
+        llm=llm,
+        image_aspect_ratio="anyres",
+        num_workers=0,
+        precision="fp32",
+        align=StageConfig(**few, image_aspect_ratio="crop", chat_template="plain"),
+        instruct=StageConfig(**few, max_length=400),
+    )
+    before = setup_stage(config, "align", tmp_path)
+    shown = before.collator([before.dataset[0]])
+    assert shown["pixel_values"].shape == (1, 3, 32, 32)
+    assert int((shown["input_ids"] == before.model.config.image_token_id).sum()) == 16
+    set_trainable_parts(before, config.align, "align")
+    trained = {name for name, value in before.model.named_parameters() if value.requires_grad}
+    assert {name.split(".")[1] for name in trained} == {"multi_modal_projector"}  # not image_newline
+    after = setup_stage(dataclasses.replace(config, stages=["instruct"], align=StageConfig()), "instruct", tmp_path)
+    assert after.collator([after.dataset[0]])["pixel_values"].shape == (1, 3, 3, 32, 32)
+    assert not after.square_images
+    own = dataclasses.replace(config, encoder=None, llm=None, llava=str(stock), image_aspect_ratio="squash")
+    assert setup_stage(own, "align", tmp_path / "none").square_images
 
 
 def test_the_longest_sequence_has_room_for_the_largest_image(stock: Path, bridge_talk: Path, tmp_path: Path) -> None:

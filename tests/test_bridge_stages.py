@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 from pathlib import Path
@@ -63,8 +64,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory, bridge_parts: Parts, tiled: P
         settings = STAGES[name] | ({"max_length": 300} if "packing" in STAGES[name] else {})
         paths.append(instruct_file(directory, f"tiled_{name}", tiled, settings, **anyres))
     stage = bridge_world.stage(tiled.talk)
-    for name, stages in {"aligned": ["align"], "both": ["align", "instruct"]}.items():
-        paths.append(instruct_file(directory, f"tiled_{name}", tiled, {}, stages=stages, align=stage, **anyres))
+    square = dataclasses.replace(stage, image_aspect_ratio="crop")
+    for name, stages, align in (("aligned", ["align"], stage), ("both", ["align", "instruct"], square)):
+        paths.append(instruct_file(directory, f"tiled_{name}", tiled, {}, stages=stages, align=align, **anyres))
     paths += [mixed(directory, f"mixed_{fit}", tiled, image_aspect_ratio=fit) for fit in ("anyres", "squash")]
     for way in OFFLOADS:
         paths.append(instruct_file(directory, way, bridge_parts, {}, distributed=DistributedConfig(deepspeed=way)))
@@ -106,6 +108,7 @@ def test_only_the_named_parts_are_trained(runs: Path) -> None:
     assert "trainable adapter parameters, " in printed
     # two linear layers with biases, from 32 to 32, and the 32 of the token
     assert "align: projector trainable, 2,144 parameters" in printed
+    assert "align: projector has 2,112 trainable parameters, 32 frozen" in printed  # of squares, which have no rows
     for name in ("plain", "again", "lora", "dora"):  # transformers' trainer turns it off in the config
         model, _ = load_llava(runs / name, device="cpu", adapter=False)
         assert model.config.text_config.use_cache, name

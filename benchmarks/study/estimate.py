@@ -171,7 +171,8 @@ def _evaluation(step: Step, steps: Mapping[str, Step], count: int, gpu: str | No
     if sizes.vision is None:
         return UNKNOWN_ESTIMATE
     totals = [(each, get_benchmark(each.get("task") or each["name"]).items) for each in step.config["benchmarks"]]
-    items = sum(_questions(settings, total) for settings, total in totals if total)
+    squares = config.image_aspect_ratio not in {"anyres", "native"}
+    items = sum(_questions(settings, total, squares=squares) for settings, total in totals if total)
     flops = sizes.tiles * sizes.vision.flops + sizes.llm.forward_flops(sizes.tokens + ASSUMED_TEXT_TOKENS["align"])
     seconds = items * flops / (GPUS[gpu].peak("bf16") * ASSUMED_MFU * count)
     excluded = _excluded([settings["name"] for settings, total in totals if not total])
@@ -183,11 +184,15 @@ def _evaluation(step: Step, steps: Mapping[str, Step], count: int, gpu: str | No
     )
 
 
-def _questions(settings: Mapping[str, Any], total: int) -> int:
-    """The questions that an MLLM benchmark reads, without those about a blank image, which is encoded once."""
+def _questions(settings: Mapping[str, Any], total: int, *, squares: bool) -> int:
+    """The questions that an MLLM benchmark reads, without those about a blank square, which is encoded once.
+
+    Other blank images have the size of the question's own.
+    """
     asked: int = min(settings.get("limit") or total, total)
     ratio: float = settings.get("blind_items", BenchmarkConfig.blind_items)
-    return asked + (round(asked * ratio) if "shuffled" in (settings.get("blind") or ()) else 0)
+    kinds = [kind for kind in settings.get("blind") or () if kind != "blank" or not squares]
+    return asked + len(kinds) * round(asked * ratio)
 
 
 def _excluded(names: list[str]) -> str:

@@ -196,13 +196,18 @@ def build_processor(images: Any, tokenizer: Any, size: int, tokens: int, templat
 
 
 def make_conversation_encoder(
-    model: AnyLlava, processor: AnyProcessor, template: str | None = None
+    model: AnyLlava, processor: AnyProcessor, template: str | None = None, *, square_images: bool = False
 ) -> ConversationEncoder:
-    """Return the :class:`ConversationEncoder` of a LLaVA, with its own chat template or with the named one."""
+    """Return the :class:`ConversationEncoder` of a LLaVA, with its own chat template or with the named one.
+
+    With ``square_images`` an image has the tokens of one square, also in a LLaVA with tiles.
+    """
     own = str(processor.chat_template)
     chosen = own if template is None else resolve_chat_template_with_spaces(own, template, processor.tokenizer)
-    tokens: Any = model.config.image_seq_length
-    if is_anyres_processor(processor.image_processor) or patch_budget(processor.image_processor) is not None:
+    vision: Any = model.config.vision_config
+    tokens: Any = (vision.image_size // vision.patch_size) ** 2 if square_images else model.config.image_seq_length
+    tiles = is_anyres_processor(processor.image_processor) and not square_images
+    if tiles or patch_budget(processor.image_processor) is not None:
         tokens = functools.partial(num_image_tokens, processor)
     return ConversationEncoder(processor.tokenizer, chosen, tokens, must_end=template not in TEMPLATES_WITHOUT_EOT)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -102,6 +103,15 @@ def new_projector(config: AnyConfig) -> nn.Module:
 def new_image_newline(width: int) -> nn.Parameter:
     """Return the untrained token (W,) that ends a row of tile features, initialized as in the original LLaVA."""
     return nn.Parameter(torch.randn(width) / width**0.5)
+
+
+def use_square_images(llava: Any) -> None:
+    """Let a LLaVA with tiles read ``pixel_values`` (P, 3, S, S), one square each, as one without tiles does."""
+    llava.model.get_image_features = functools.partial(_square_image_features, llava.model)
+
+
+def _square_image_features(model: LlavaNextModel, pixel_values: Tensor, _: Any = None, **options: Any) -> Any:
+    return LlavaModel.get_image_features(model, pixel_values, **options)
 
 
 class MultimodalConnector(nn.Module):

@@ -155,6 +155,8 @@ def stage_cost(config: LlavaTrainConfig, name: str, sizes: Sizes, count: int) ->
     """The cost of the stage ``name`` on ``count`` GPUs."""
     stage, llm, parameters = config.stage(name), sizes.llm, sizes.parameters
     trained = stage.trained_parts(name)
+    if stage.image_aspect_ratio is not None:  # one square for each image
+        sizes = dataclasses.replace(sizes, tokens=sizes.tokens // sizes.tiles, tiles=1)
     if name == "llm_pretrain":
         length = stage.max_length or ASSUMED_TEXT_TOKENS[name]
     else:

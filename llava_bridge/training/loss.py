@@ -20,6 +20,7 @@ from transformers.models.llava_next.modeling_llava_next import image_size_to_num
 
 from clips.model.losses import chunk_rows, linear_cross_entropy
 from llava_bridge.data.collator import supervised_indices
+from llava_bridge.model.modeling_llava import use_square_images
 
 MATCHES = "matches"
 
@@ -32,12 +33,16 @@ class LlavaLoss(nn.Module):
     Args:
         llava: a transformers LLaVA.
         use_liger_kernel: whether Liger's kernel may compute the loss.
+        square_images: whether a LLaVA with tiles reads one square for each image.
     """
 
     accepts_loss_kwargs = True  # HF's Trainer then passes num_items_in_batch
 
-    def __init__(self, llava: Any, use_liger_kernel: bool = True) -> None:
+    def __init__(self, llava: Any, use_liger_kernel: bool = True, square_images: bool = False) -> None:
         super().__init__()
+        self.square_images = square_images
+        if square_images:
+            use_square_images(llava)
         self.llava, self.use_liger_kernel = llava, use_liger_kernel
         self.config = llava.config  # DeepSpeed's "auto" settings read the width from it
         llava.model.get_placeholder_mask = functools.partial(image_token_mask, llava.config.image_token_id)
@@ -68,7 +73,7 @@ class LlavaLoss(nn.Module):
             cached_features: see :class:`llava_bridge.model.cached_features.FeatureReader`, as for ``feature_keys``.
             feature_keys: keys of the images' features in the cache.
             count_matches: whether to count the answers that greedy decoding would generate.
-            inputs: ``pixel_values`` (P, 3, S, S) if there are images; for a LLaVA with tiles (P, G, 3, S, S), and
+            inputs: ``pixel_values`` (P, 3, S, S) if there are images; for tiles (P, G, 3, S, S), and
                 ``image_sizes``, P pairs. For packed rows under FlashAttention transformers' arguments for it.
         """
         if feature_keys:
@@ -103,7 +108,7 @@ class LlavaLoss(nn.Module):
         model = self.llava.model
 
         def add_blank_features(_: Any, __: Any, embedded: Tensor) -> Tensor:
-            blank = blank_image_inputs(self.llava.config, embedded)
+            blank = blank_image_inputs(self.llava.config, embedded, self.square_images)
             norms = [module for module in model.vision_tower.modules() if isinstance(module, _BatchNorm)]
             norms = [norm for norm in norms if norm.training]
             for norm in norms:
@@ -135,10 +140,10 @@ def image_token_mask(image_token: int, input_ids: Tensor, inputs_embeds: Tensor,
     return mask[..., None]
 
 
-def blank_image_inputs(config: Any, like: Tensor) -> dict[str, Any]:
+def blank_image_inputs(config: Any, like: Tensor, square: bool = False) -> dict[str, Any]:
     """The image inputs of one image, all zeros, for a LLaVA of this config; dtype and device are those of ``like``."""
     size = config.vision_config.image_size
-    if not hasattr(config, "image_grid_pinpoints"):
+    if square or not hasattr(config, "image_grid_pinpoints"):
         return {"pixel_values": torch.zeros(1, 3, size, size, dtype=like.dtype, device=like.device)}
     tiles = image_size_to_num_patches([size, size], config.image_grid_pinpoints, size)
     return {

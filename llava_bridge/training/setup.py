@@ -55,6 +55,7 @@ _DEFAULT_MAX_LENGTH = 2048
 class StageSetup:
     """A stage's model and its processor, its parts by name, its data, log lines about a mixture, held-out samples.
 
+    With ``square_images`` a LLaVA with tiles reads one square for each image.
     ``held_out`` has those of ``validation.source`` by the name "", and the questions of each benchmark by its own.
     """
 
@@ -64,6 +65,7 @@ class StageSetup:
     dataset: PackedTextDataset | ConversationDataset
     collator: Any
     mixture: Sequence[str] = ()
+    square_images: bool = False
     held_out: Mapping[str, ConversationDataset] = dataclasses.field(default_factory=dict)
 
 
@@ -154,17 +156,24 @@ def _setup_llava(config: LlavaTrainConfig, name: str, work: Path, keep_bf16: boo
         _replace_sdpa(model)
     images, max_length = processor.image_processor, _DEFAULT_MAX_LENGTH
     budget = patch_budget(images)
-    if is_anyres_processor(images) or budget is not None:
-        max_length += max_image_tokens(processor) if budget is None else budget
+    if budget is not None:
+        max_length += budget
         if stage.image_aspect_ratio is not None:
-            own = "has tiles" if budget is None else "keeps the images' aspect ratio"
-            raise UserError(f"{name}.image_aspect_ratio: expected null, since {config.llava} {own} in all stages")
-        if budget is not None and stage.cache_vision_features:
+            raise UserError(
+                f"{name}.image_aspect_ratio: expected null, since {config.llava} keeps the images' aspect ratio in all "
+                "stages"
+            )
+        if stage.cache_vision_features:
             raise UserError(f"{name}.{NO_CACHE}, which {config.llava} has")
-    elif stage.image_aspect_ratio is not None:
+    square = is_anyres_processor(images) and stage.image_aspect_ratio is not None
+    if is_anyres_processor(images):
+        max_length += 0 if square else max_image_tokens(processor)
+    if stage.image_aspect_ratio is not None:
         images = with_aspect_ratio(images, stage.image_aspect_ratio)
     length = _max_length(model.config.text_config, name, stage.max_length, max_length)
-    chat, own_chat = (make_conversation_encoder(model, processor, each) for each in (stage.chat_template, None))
+    chat, own_chat = (
+        make_conversation_encoder(model, processor, each, square_images=square) for each in (stage.chat_template, None)
+    )
     return StageSetup(
         model,
         processor,
@@ -172,6 +181,7 @@ def _setup_llava(config: LlavaTrainConfig, name: str, work: Path, keep_bf16: boo
         ConversationDataset(samples, chat, length),
         ConversationCollator(images, processor.tokenizer.pad_token_id, _packed_length(model, length, name, stage)),
         mixture,
+        square,
         {key: ConversationDataset(held_out[key], own_chat if key else chat, length) for key in held_out},
     )
 

@@ -123,7 +123,8 @@ class StageConfig:
             with the same images and encoder: 1.2 MB per image, or tile, for CLIP L/14 at 336 pixels in bf16.
         chat_template: the template of this stage, if it is not the LLaVA's: ``plain`` is LLaVA-1.5's in align, the
             image and then its caption, without roles and questions.
-        image_aspect_ratio: how images become squares in this stage, if it is not as in the LLaVA.
+        image_aspect_ratio: how images become squares in this stage, if it is not as in the LLaVA; one with tiles then
+            reads one square for each image, as LLaVA-NeXT's in align.
         activation_checkpointing: store only each layer's input and recompute its activations in the backward pass.
     """
 

@@ -134,7 +134,7 @@ class LlavaTrainConfig(AssemblyConfig):
     def _check_stage_overrides(self) -> None:
         """The last stage has the template and preprocessing of inference; earlier ones may differ."""
         for name in self.stages:
-            if self.image_aspect_ratio in {"anyres", NATIVE} and self.stage(name).image_aspect_ratio is not None:
+            if self.image_aspect_ratio == NATIVE and self.stage(name).image_aspect_ratio is not None:
                 raise UserError(
                     f"{name}.image_aspect_ratio: expected null, since all stages of a LLaVA with image_aspect_ratio "
                     f"{self.image_aspect_ratio} have it"

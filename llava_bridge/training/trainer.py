@@ -160,7 +160,7 @@ def _training_model(setup: StageSetup, config: LlavaTrainConfig, unsharded_encod
     """The model with its loss, sharded under FSDP."""
     model: nn.Module = setup.model
     if "vision" in setup.parts:
-        model = LlavaLoss(model, config.distributed.use_liger_kernel)
+        model = LlavaLoss(model, config.distributed.use_liger_kernel, setup.square_images)
     if config.distributed.strategy != "fsdp":
         return model
     towers = [part for part in setup.parts.values() if isinstance(part, EncoderVisionModel)]
@@ -191,6 +191,8 @@ def set_trainable_parts(setup: StageSetup, stage: StageConfig, name: str, comput
     for part in stage.trained_parts(name):
         if part not in adapted:
             setup.parts[part].requires_grad_(True)
+    if setup.square_images:
+        setup.model.model.image_newline.requires_grad_(False)  # not used
 
 
 def recompute_layers(model: Any) -> None:
@@ -251,7 +253,8 @@ def _log_stage(setup: StageSetup, config: LlavaTrainConfig, name: str, steps: in
         if trainable in (0, count):
             log_rank0(f"{name}: {part} {'trainable' if trainable else 'frozen'}, {count:,} parameters")
         else:
-            log_rank0(f"{name}: {part} has {trainable:,} trainable adapter parameters, {count - trainable:,} frozen")
+            kind = "adapter parameters" if stage.lora is not None and part in stage.lora.apply_to else "parameters"
+            log_rank0(f"{name}: {part} has {trainable:,} trainable {kind}, {count - trainable:,} frozen")
     log_rank0(
         f"{name}: {len(setup.dataset):,} samples, {steps} steps of {stage.global_batch_size}, {precision(config)}"
     )
