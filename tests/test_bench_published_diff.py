@@ -109,6 +109,19 @@ def test_the_shipped_config_of_a_published_row_has_its_settings(tmp_path, capsys
     assert rate == "  instruct.learning_rate: 1e-5 against 0.0001"
 
 
+def test_a_part_of_a_benchmark_and_a_metric_that_is_not_stated_are_said(tmp_path, capsys):
+    items = items_table(0.6, benchmark="pope")
+    protocol: dict[str, str | int] = {"task": "lmms-eval's pope", "questions": len(items)}
+    put_result(tmp_path, "mine", "pope", items, protocol=protocol)
+    said = diff_lines(capsys, CLIP, tmp_path / "mine/pope.json")
+    assert any(line.startswith("  pope/unstated against pope/accuracy: 88.83, ") for line in said)
+    assert not any("pope/yes" in line for line in said)  # no main metric
+    assert f"B has only a part of the benchmark: {len(items)} of 9,000 questions." in said
+    said = diff_lines(capsys, "rice:SigLIP 2 So400m/14 384", "genlip:GenLIP So/16 + Qwen2.5-7B")
+    assert "  docvqa_val/anls against docvqa/unstated: 79.14, 66.30, −12.84" in said
+    assert not any(line.startswith("  mmmu") for line in said)
+
+
 def test_a_slash_in_a_model_name_is_no_path(capsys):
     said = diff_lines(capsys, "mlcd:CLIP ViT-L/14 336", "rice:RICE ViT-L/14 336")
     assert any(line.startswith("  encoder: ") for line in said)

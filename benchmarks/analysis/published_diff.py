@@ -6,6 +6,7 @@ are compared by their names: ``transformers:google/siglip2-so400m-patch14-384`` 
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,9 +14,10 @@ from pathlib import Path
 
 from benchmarks.analysis.find_results import find_result
 from benchmarks.results.formatting import format_number
-from benchmarks.results.reference_results import SETTINGS, load_reference_results, select_reference_results
+from benchmarks.results.reference_results import SETTINGS, UNSTATED, load_reference_results, select_reference_results
 from benchmarks.results.results import Metric, Result
 from benchmarks.study.training_settings import training_of_result
+from benchmarks.tasks.sizes import subset_text
 from clips.errors import UserError
 
 NOTE = "A published row has neither items nor a full protocol: the difference is a subtraction, without a test."
@@ -30,12 +32,16 @@ class Side:
         settings: name in ``SETTINGS`` → value; the others are unknown.
         numbers: ``<dataset>/<metric>`` → shown value.
         metrics: the same names → metrics with intervals; empty for a published row.
+        main: the names of the main metrics; empty for a published row.
+        part: the items that were evaluated, if not all: ``120 of 12,578 questions``.
     """
 
     title: str
     settings: Mapping[str, str]
     numbers: Mapping[str, float]
     metrics: Mapping[str, Metric] = field(default_factory=dict)
+    main: frozenset[str] = frozenset()
+    part: str = ""
 
 
 def is_published(text: str) -> bool:
@@ -56,14 +62,16 @@ def explain_published(first: str, second: str, benchmark: str | None) -> Iterato
         UserError: an unknown row, or a pattern of several; a file that is missing or no result; no number in common.
     """
     one, two = (_side(text, benchmark, name) for text, name in ((first, "first"), (second, "second")))
-    shared = [name for name in one.numbers if name in two.numbers and benchmark in {None, name.partition("/")[0]}]
-    if not shared:
+    pairs = _pairs(one, two, benchmark)
+    if not pairs:
         listed = " and ".join(", ".join(side.numbers) or "none" for side in (one, two))
         raise UserError(f"second: expected a number in common with {first}; they have {listed}")
     yield from (f"{letter}: {side.title}" for letter, side in (("A", one), ("B", two)))
     yield ""
     yield "Numbers (A, B, difference):"
-    yield from (f"  {_number_line(name, one, two)}" for name in shared)
+    yield from (f"  {_number_line(pair, one, two)}" for pair in pairs)
+    parts = {letter: side.part for letter, side in (("A", one), ("B", two)) if side.part}
+    yield from (f"{letter} has only a part of the benchmark: {part}." for letter, part in parts.items())
     known = [name for name in SETTINGS if name in one.settings and name in two.settings]
     if different := [name for name in known if not _are_equal(name, one.settings[name], two.settings[name])]:
         yield "Settings that differ, by their names (A against B):"
@@ -76,12 +84,33 @@ def explain_published(first: str, second: str, benchmark: str | None) -> Iterato
     yield NOTE
 
 
-def _number_line(name: str, one: Side, two: Side) -> str:
-    first, second = one.numbers[name], two.numbers[name]
-    line = (
-        f"{name}: {format_number(first, 2)}, {format_number(second, 2)}, {format_number(second - first, 2, sign=True)}"
-    )
-    for other, side in ((second, one), (first, two)):
+def _pairs(one: Side, two: Side, benchmark: str | None) -> list[tuple[str, str]]:
+    """The names of the numbers to subtract; an unstated metric is subtracted from each main metric."""
+    found = []
+    for pair in itertools.product(one.numbers, two.numbers):
+        stated = pair[0] == pair[1] or all(
+            not side.main or name in side.main for name, side in zip(pair, (one, two), strict=True)
+        )
+        if stated and _are_comparable(*pair) and benchmark in {None, *(name.partition("/")[0] for name in pair)}:
+            found.append(pair)
+    return found
+
+
+def _are_comparable(one: str, two: str) -> bool:
+    """Whether two numbers have the same name, or one has no stated metric, of the same dataset or one of its splits."""
+    (first, metric), (second, other) = one.split("/", 1), two.split("/", 1)
+    if (metric == UNSTATED) == (other == UNSTATED):
+        return one == two
+    named, published = (first, second) if other == UNSTATED else (second, first)
+    return re.fullmatch(re.escape(published) + "(_(val|test|dev))?", named) is not None
+
+
+def _number_line(pair: tuple[str, str], one: Side, two: Side) -> str:
+    first, second = one.numbers[pair[0]], two.numbers[pair[1]]
+    title = pair[0] if pair[0] == pair[1] else f"{pair[0]} against {pair[1]}"
+    numbers = format_number(first, 2), format_number(second, 2), format_number(second - first, 2, sign=True)
+    line = f"{title}: {', '.join(numbers)}"
+    for name, other, side in ((pair[0], second, one), (pair[1], first, two)):
         metric = side.metrics.get(name)
         if metric is not None and metric.ci_low is not None and metric.ci_high is not None:
             low, high = metric.ci_low * metric.scale, metric.ci_high * metric.scale
@@ -119,6 +148,8 @@ def _measured(result: Result) -> Side:
         settings=settings,
         numbers={name: metric.value * metric.scale for name, metric in metrics.items()},
         metrics=metrics,
+        main=frozenset(f"{dataset}/{name}" for dataset in datasets for name in result.primary),
+        part=subset_text(result),
     )
 
 

@@ -1,9 +1,9 @@
 """Reference results from papers and model cards, one CSV for each type of benchmark.
 
 Columns are ``set`` (the table's origin), ``row``, ``about``, ``source``, the settings in ``SETTINGS`` as far as they
-are printed, then ``<dataset>/<metric>`` in this suite's names, with the printed values (percent or points); a metric
-that the source does not name is ``unstated``. Prompt, resize and scorer are mostly unstated, so these results are never
-ranked with measured ones.
+are printed, then ``<dataset>/<metric>`` in this suite's names, with the printed values (percent or points); the metric
+is ``unstated`` if the source does not name it, or no split of the dataset (``docvqa/unstated``). Prompt, resize and
+scorer are mostly unstated, so these results are never ranked with measured ones.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ SETTINGS = (
     *("encoder", "llm", "align.data", "instruct.data", "image_size", "image_aspect_ratio", "image_grid_pinpoints"),
     *("vision_feature_layer", "projector.type", "chat_template", "instruct.tunable_parts"),
     *("align.global_batch_size", "align.learning_rate", "instruct.global_batch_size", "instruct.learning_rate"),
-    *("instruct.vision_tower_lr", "scorer"),
+    *("instruct.vision_tower_lr", "align.image_aspect_ratio", "align.max_length", "align.warmup_ratio"),
+    *("instruct.max_length", "instruct.warmup_ratio", "scorer"),
 )
 """Settings of a published LLaVA, by the names of ``llava-bridge train``, and ``scorer`` of a result's protocol."""
+UNSTATED = "unstated"
 _DESCRIBED = ("set", "row", "about", "source", *SETTINGS)
 
 
