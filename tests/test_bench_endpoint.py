@@ -33,7 +33,7 @@ def address(llava: Path) -> Iterator[str]:
     from llava_bridge.serving.app import Server
     from llava_bridge.serving.worker import GenerationWorker
 
-    server = Server(GenerationWorker(*load_llava(llava, "cpu")), "mine", max_new_tokens=7)
+    server = Server(GenerationWorker(*load_llava(llava, "cpu")), "mine", max_new_tokens=7, root="a hash")
     for found in serve_app(server.app(["127.0.0.1"])):
         yield f"{found}/v1"
 
@@ -55,6 +55,18 @@ def test_the_same_answers_and_numbers_as_the_directory(pope, llava, address, tmp
     assert theirs.model["path"] == "mine of a server"
     monkeypatch.setattr(ChatClient, "submit", lambda *_: pytest.fail("a cached question is asked again"))
     world.measure(tmp_path / "results", pope, row="again", **served)
+
+
+def test_another_model_of_the_same_name_is_asked_again(pope, address, tmp_path, monkeypatch) -> None:
+    served: dict[str, Any] = {"llava": "mine", "endpoint": (address,), "batch_size": 3}
+    first = world.measure(tmp_path / "results", pope, **served)
+    listed, submit, asked = ChatClient.models, ChatClient.submit, []
+    monkeypatch.setattr(ChatClient, "models", lambda self: [{**each, "root": "another"} for each in listed(self)])
+    monkeypatch.setattr(ChatClient, "submit", lambda *given, **more: asked.append(1) or submit(*given, **more))
+    second = world.measure(tmp_path / "results", pope, row="second", **served)
+    assert len(asked) == second.protocol["questions"]
+    assert second.model["hash"] != first.model["hash"]
+    assert world.measure(tmp_path / "results", pope, **served).model["hash"] == second.model["hash"]
 
 
 def test_blind_runs_send_the_images_that_the_directory_sees(pope, llava, address, tmp_path) -> None:

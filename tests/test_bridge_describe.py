@@ -13,6 +13,7 @@ import pytest
 from bridge_world import run_cli
 from PIL import Image
 
+from clips.core.chat_client import ChatClient
 from clips.errors import UserError
 from llava_bridge.image_paths import find_images, open_image_or_member
 from llava_bridge.inference import generate
@@ -159,7 +160,7 @@ def test_servers_answer_in_order_and_what_they_reject_is_counted(bridge_llava, p
     from llava_bridge.serving.worker import GenerationWorker
 
     server = Server(GenerationWorker(*generate.load_llava(bridge_llava)), "tiny", max_new_tokens=9)
-    real = describe_command.image_request
+    real, listed = describe_command.image_request, ChatClient.models
 
     def request(model: str, images: list[Image.Image], text: str, **settings: Any) -> dict[str, Any]:
         made = real(model, images, text, **settings)
@@ -180,6 +181,10 @@ def test_servers_answer_in_order_and_what_they_reject_is_counted(bridge_llava, p
         run_describe(config)
         prices = dataclasses.replace(config, output=str(tmp_path / "no"), estimate=3, token_prices=(1e6, 2e6))
         run_describe(prices)
+        with monkeypatch.context() as changed:
+            changed.setattr(ChatClient, "models", lambda self: [{**each, "root": "new"} for each in listed(self)])
+            with pytest.raises(UserError, match=r"tiny of a server \(new\)"):
+                run_describe(config)
         with pytest.raises(UserError, match=r"^model: http://.* has no 'small'; expected tiny$"):
             run_describe(dataclasses.replace(config, model="small", output=None))
     printed = capsys.readouterr().err

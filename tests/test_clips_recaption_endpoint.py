@@ -94,6 +94,11 @@ def test_an_outage_ends_the_run_in_one_line_and_the_same_command_resumes(
         run_recaption(config)
     assert list(content(config.output)) == ["00000.tar", "00001.tar"]
     assert not list(Path(config.output, ".work").glob("*.partial"))
+    listed = ChatClient.models
+    monkeypatch.setattr(ChatClient, "models", lambda self: [{**each, "root": "new"} for each in listed(self)])
+    with pytest.raises(UserError, match=r"^model: .*out has captions of None, the server has new as 'tiny'; choose an"):
+        run_recaption(config)
+    monkeypatch.setattr(ChatClient, "models", listed)
     monkeypatch.setattr(ChatClient, "submit", submit)
     run_recaption(config)
     assert content(config.output) == content(f"{config.output}-whole")

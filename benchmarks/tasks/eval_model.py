@@ -152,12 +152,17 @@ class EvalModel:
             raise UserError("lmms: expected one of lmms-eval's models")
         return load_lmms_model(self.config.lmms)
 
+    @functools.cached_property
+    def _served(self) -> str:
+        """What servers say of the model. Raises UserError if none answers, or has it."""
+        from benchmarks.tasks.mllm.served_llava import chat_client
+
+        return chat_client(self.config).identify_model(str(self.config.llava))
+
     def load(self, needs: RequiredModel) -> None:
         """Load the part that a benchmark uses."""
         if needs == "llava" and self.config.endpoint:
-            from benchmarks.tasks.mllm.served_llava import chat_client
-
-            chat_client(self.config).find_model(str(self.config.llava))
+            _ = self._served
             return
         _ = self.lmms if needs == "llava" and self.config.lmms is not None else getattr(self, needs)
 
@@ -186,8 +191,7 @@ class EvalModel:
         if needs == "llava" and self.config.lmms is not None:
             return _lmms_record(self.config.lmms)
         if needs == "llava" and self.config.endpoint:
-            name = f"{self.config.llava} of a server"
-            return {"path": name, "hash": digest(name)}
+            return {"path": f"{self.config.llava} of a server", "hash": digest(self._served)}
         if needs == "tower" and self.is_bare_tower:
             return {"path": str(self.config.encoder), "hash": _tower_hash(str(self.config.encoder))}
         return {"path": getattr(self.config, MODEL_FIELDS[needs]), "hash": _model_hash(self.path(needs))}

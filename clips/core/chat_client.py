@@ -103,6 +103,15 @@ class ChatClient:
             raise UserError(f"model: {self.urls[0]} has no '{name}'; expected {' or '.join(models) or 'none'}")
         return models[name]
 
+    def identify_model(self, name: str) -> str:
+        """A model's name and its ``root`` there, if any: vLLM states a path, ``llava-bridge serve`` a hash.
+
+        Raises:
+            UserError: as `find_model`.
+        """
+        root = self.find_model(name).get("root")
+        return f"{name} of a server" + (f" ({root})" if root and root != name else "")
+
     def models(self) -> list[dict[str, Any]]:
         """The entries of ``GET /models`` of the first replica that answers.
 

@@ -30,6 +30,7 @@ from clips.data.invalid_samples import InvalidSamples
 from clips.data.sources import Record, Source
 from clips.data.sources.webdataset import SIZES_FILE
 from clips.data.tar_index import add_member
+from clips.errors import UserError
 from clips.recaption.captioning import Captioner
 from clips.recaption.recaption_config import RecaptionConfig
 from clips.text_files import safe_json_loads
@@ -177,10 +178,19 @@ _MODEL = "model.json"
 
 
 def save_model_record(config: RecaptionConfig, captioner: Captioner) -> None:
-    """Record the model for `finalize_dataset`, which may run in another process."""
-    path = Path(config.output) / WORK_DIR / _MODEL
+    """Record the model for `finalize_dataset`, which may run in another process.
+
+    Raises:
+        UserError: the output has captions of another model, by what a server says of it.
+    """
+    path, model = Path(config.output) / WORK_DIR / _MODEL, dict(captioner.identity())
     if not path.is_file():
-        atomic_write(path, json.dumps(dict(captioner.identity())))
+        atomic_write(path, json.dumps(model))
+    elif (before := json.loads(path.read_text(encoding="utf-8"))).get("root") != model.get("root"):
+        raise UserError(
+            f"model: {config.output} has captions of {before.get('root')}, the server has {model.get('root')} as "
+            f"'{config.model}'; choose another output"
+        )
 
 
 def finalize_dataset(config: RecaptionConfig, source: Source, shards: Sequence[str]) -> None:

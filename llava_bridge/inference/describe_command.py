@@ -188,12 +188,7 @@ def _ask_servers(config: DescribeConfig) -> _Engine:
     Raises:
         UserError: no server answers, or it has no such model.
     """
-    client = ChatClient(
-        urls=config.endpoint,
-        key=os.environ.get(config.endpoint_key_env, ""),
-        requests_in_flight=2 * config.batch_size,
-        retry_seconds=60 * config.retry_minutes,
-    )
+    client = _client(config)
     client.find_model(config.model)
 
     def submit(batch: Batch) -> Answers:
@@ -203,6 +198,15 @@ def _ask_servers(config: DescribeConfig) -> _Engine:
         return lambda: [(name, _served_text(future)) for (name, _), future in zip(batch, pending, strict=True)]
 
     return _Engine(submit, client.usage)
+
+
+def _client(config: DescribeConfig) -> ChatClient:
+    return ChatClient(
+        urls=config.endpoint,
+        key=os.environ.get(config.endpoint_key_env, ""),
+        requests_in_flight=2 * config.batch_size,
+        retry_seconds=60 * config.retry_minutes,
+    )
 
 
 def _served_text(pending: Future[dict[str, Any]]) -> str | ChatServerError:
@@ -231,8 +235,10 @@ class _OutputFile:
     def __init__(self, config: DescribeConfig) -> None:
         self.path = Path(config.output or "")
         self.record = self.path.with_name(f"{self.path.name}.{RUN}")
-        served = f"{config.model} of a server"
-        model = served if config.endpoint else directory_hash(resolve_model_dir(config.model, "llava"))
+        if config.endpoint:
+            model = _client(config).identify_model(config.model)
+        else:
+            model = directory_hash(resolve_model_dir(config.model, "llava"))
         self.run = identity("llava-bridge describe", config, {"model": model})
 
     def described_images(self) -> set[str]:

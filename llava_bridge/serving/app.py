@@ -47,10 +47,19 @@ class Server:
         name: the model's name in the API.
         max_new_tokens: maximum length of an answer if a request sets none.
         greeting: lines to print at startup.
+        root: the model's hash, by which clients distinguish models of one name.
     """
 
-    def __init__(self, worker: GenerationWorker, name: str, max_new_tokens: int, greeting: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        worker: GenerationWorker,
+        name: str,
+        max_new_tokens: int,
+        greeting: Sequence[str] = (),
+        root: str | None = None,
+    ) -> None:
         self.worker, self.name, self.max_new_tokens, self.greeting = worker, name, max_new_tokens, greeting
+        self.root = root
         self.started = int(time.time())
 
     def app(self, hosts: Sequence[str] = ("*",)) -> Starlette:
@@ -108,7 +117,8 @@ class Server:
         return JSONResponse({**header, "object": "chat.completion", "choices": [choice], "usage": _usage(answer)})
 
     def _description(self) -> dict[str, Any]:
-        return {"id": self.name, "object": "model", "created": self.started, "owned_by": "llava-bridge"}
+        found = {"id": self.name, "object": "model", "created": self.started, "owned_by": "llava-bridge"}
+        return found if self.root is None else {**found, "root": self.root}
 
     def _check_model(self, name: str | None) -> None:
         if name not in (None, self.name):

@@ -11,8 +11,9 @@ import ipaddress
 import socket
 from pathlib import Path
 
+from clips.core.artifact import directory_hash
 from clips.errors import UserError, check_at_least
-from clips.model_refs import is_on_hub
+from clips.model_refs import is_on_hub, resolve_model_dir
 from llava_bridge.model.llava_checks import resolve_llava_dir
 
 _MAX_CONNECTIONS = 256
@@ -64,7 +65,8 @@ def run_serve(config: ServeConfig) -> None:
 
         worker = GenerationWorker(*load_llava(config.model))
         name = Path(config.model).resolve().name
-        server = Server(worker, name, config.max_new_tokens, _greeting(config, name, listener))
+        root = directory_hash(resolve_model_dir(config.model, "model"))
+        server = Server(worker, name, config.max_new_tokens, _greeting(config, name, listener), root)
         settings = uvicorn.Config(
             server.app(_host_names(config)),
             log_level="warning",
