@@ -7,6 +7,7 @@ from typing import Any
 
 import bench_world as world
 import pytest
+from docs_blocks import blocks
 
 from benchmarks.results.results import Result, read_items, read_result, result_path
 from benchmarks.tasks.mllm.evaluate_task import data_hash
@@ -107,6 +108,32 @@ def test_a_llava_is_evaluated_on_it(places, data, tasks, tmp_path):
     assert again.created == found.created  # done already
     (tasks / "utils.py").write_text(UTILS.replace('doc["question"]', '"Look. " + doc["question"]'))
     assert data_hash(benchmark) != found.protocol["data_hash"]  # another question: not done
+
+
+def test_the_documentations_task_reads_a_directory_of_images(tmp_path):
+    for block in blocks("docs/protocols.md"):
+        if block.title.startswith("tasks/signs/"):
+            (tmp_path / block.title).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / block.title).write_text(block.text)
+    folder = tmp_path / "data/signs/test"
+    folder.mkdir(parents=True)
+    lines = []
+    for number in range(QUESTIONS):
+        world.draw_image(number).save(folder / f"{number:03}.png")
+        line = {"file_name": f"{number:03}.png", "question": "Which?", "options": ["no", "yes"], "answer": "B"}
+        lines.append(line)
+    world.write_lines(folder / "metadata.jsonl", lines)
+    rows = [{"doc_id": number, "answer": text} for number, text in enumerate(["B", "b.", "A", "B. yes", ""])]
+    answers = str(world.write_lines(tmp_path / "answers.jsonl", rows))
+    config = {"task": str(tmp_path / "tasks/signs"), "answers": answers, "data": str(tmp_path / "data")}
+    output = {"output": str(tmp_path / "results"), "model_name": "m", "name": "signs"}
+    run_score(ScoreConfig(**config, **output))
+    found = read_result(result_path(tmp_path / "results", "m", "signs"))
+    assert found.metrics["accuracy"].value == 0.6
+    assert read_items(found)["question"].tolist()[0] == "Which?"
+    folder.parent.rename(tmp_path / "data/moved")
+    with pytest.raises(UserError, match=r"data: expected the data of signs in signs/ below it$"):
+        run_score(ScoreConfig(**config, **{**output, "name": "again"}))
 
 
 def test_the_scale_can_be_set_and_different_ones_are_not_compared(data, tasks):

@@ -169,8 +169,17 @@ def _pixels(directory: Path, config: Any) -> ImagePreprocess:
             size=size,
             mean=tuple(processor.image_mean) if normalizes else (0.0, 0.0, 0.0),
             std=tuple(processor.image_std) if normalizes else (1.0, 1.0, 1.0),
-            interpolation=_RESAMPLE.get(int(processor.resample), "bicubic"),
+            interpolation=_interpolation(int(processor.resample), directory),
         )
+
+
+def _interpolation(resample: int, directory: Path) -> str:
+    if resample not in _RESAMPLE:
+        raise UserError(
+            f"encoder: {directory}: preprocessor_config.json: resample: expected "
+            f"{' or '.join(f'{number} ({name})' for number, name in _RESAMPLE.items())}, got {resample}"
+        )
+    return _RESAMPLE[resample]
 
 
 def image_size_of(processor: Any) -> int | None:

@@ -168,9 +168,16 @@ def task_name(path: Path) -> str | None:
 
 
 def dataset_name(task: str, own: Path | None = None) -> str:
-    """The Hub repo id of the dataset of lmms-eval's task, or of the user's own file; empty if it names none."""
+    """The Hub repo id of the dataset of lmms-eval's task, or of the user's own file, there also any other directory.
+
+    Empty if it names neither, but a reader of ``datasets`` (json, imagefolder, …) for its ``data_files``.
+    """
+    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
+
     name = definition(own or _definitions()[0][task]).get("dataset_path")
-    return name if isinstance(name, str) and _HUB_NAME.fullmatch(name) else ""
+    if not isinstance(name, str) or name in _PACKAGED_DATASETS_MODULES or Path(name).is_absolute():
+        return ""
+    return name if own or _HUB_NAME.fullmatch(name) else ""
 
 
 def dataset_config_name(task: str) -> str | None:
