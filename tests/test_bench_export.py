@@ -120,6 +120,7 @@ def test_every_eval_ever_loses_only_what_is_listed_and_fits_its_schema(tmp_path:
         lost = {*every_eval_ever.NOT_CARRIED, *([] if result.measured_elsewhere else ["measured_elsewhere"])}
         assert without(found, *lost) == without(result, *lost)
         assert found.measured_elsewhere
+        assert found.model == {"hash": "ab"}
         if items is None:
             assert found_items is None
         else:

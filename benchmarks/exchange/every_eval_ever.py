@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = "0.3.0"
 NOT_CARRIED = ("path", "items", "command", "model")
-"""Fields of a result with local paths."""
+"""Fields of a result with local paths; the model's hash is carried."""
 IMAGE_COLUMNS = ("thumbnail", "map")
 """Columns of items that are lost."""
 _DETAILS = "clips_bench"
@@ -62,6 +62,7 @@ def convert(result: Result, items: pd.DataFrame | None, *, organization: str, re
     retrieved = str(int(moment.timestamp()))
     identity = f"{result.benchmark}/{organization}/{result.model_name}/{retrieved}"
     details = {name: value for name, value in to_plain(result).items() if name not in NOT_CARRIED}
+    details["model"] = {name: value for name, value in result.model.items() if name == "hash"}
     unique = uuid.UUID(digest(details | {"identity": identity})[:32], version=4)
     path = "/".join(["data", *map(safe_name, (result.benchmark, organization, result.model_name)), str(unique)])
     lines = (
