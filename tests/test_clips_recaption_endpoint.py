@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -27,6 +28,13 @@ from clips.errors import UserError
 from clips.recaption.chat_captioner import ChatCaptioner
 from clips.recaption.recaption_config import RecaptionConfig
 from clips.recaption.run import run_recaption
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+try:
+    import recaption_reliability
+finally:
+    sys.path.remove(str(SCRIPTS))
 
 pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")
@@ -235,3 +243,13 @@ def test_tasks_of_ray_share_the_work(settings: Settings, tmp_path: Path) -> None
     missing = subprocess.run([*command, "none.yaml"], capture_output=True, text=True, check=False)
     assert missing.returncode == 1
     assert "returned non-zero exit status 2" in missing.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_kills_of_client_and_server_leave_one_caption_for_each_image(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = random.Random(6)
+    recaption_reliability.write_world(tmp_path, rng)
+    assert recaption_reliability.survives_kills(tmp_path, 6, rng), capsys.readouterr()  # 50: the script itself

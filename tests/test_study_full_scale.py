@@ -23,6 +23,7 @@ from benchmarks.study.resources import resolve_resources
 from benchmarks.study.schema import read_study
 from benchmarks.study.steps import Step, topological_order
 from clips.commandline.commands import dispatch
+from clips.method.recipes import RECIPES
 from clips.typed_data import to_plain, to_yaml
 
 ROOT = Path(__file__).parents[1]
@@ -77,6 +78,18 @@ def test_the_study_of_2026_has_the_recipe_of_its_config_three_seeds_and_thirteen
     plan = planned("encoders_2026")
     assert len(plan.rows) == 3 * 8
     assert len(plan.benchmarks) == 13
+
+
+def test_the_study_of_objectives_has_a_row_for_each_recipe_and_way_to_train():
+    rows = full("objectives")["encoders"].values()
+    assert {row["recipe"]["name"] for row in rows} >= {*RECIPES} - {"clipa", "coca", "recap", "veclip"}  # in `race`
+    assert {name for row in rows for name in row["recipe"]} >= {"positive_weights", "embedding_widths", "distillation"}
+    assert any(row.get("optimizer") == {"name": "muon"} for row in rows)
+    assert any("lora" in row.get("model", {}) for row in rows)
+    plan = planned("objectives")
+    asked = [(step.name, list(step.command), to_plain(step.config)) for step in plan.steps if step.name.endswith("-s0")]
+    assert first_config_error(asked) is None
+    assert len(plan.rows) == 3 * len(rows)
 
 
 def test_a_llava_is_worked_out_without_a_network():
