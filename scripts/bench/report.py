@@ -1,5 +1,7 @@
 """CPU seconds of ``clips-bench report`` for many models and benchmarks, on generated results of the published sizes.
 
+Of VQAv2 there are 20,000 questions of its 214,354, unless ``--vqav2_questions`` is another number.
+
     python scripts/bench/report.py --output /data/report_case                # writes the results, then measures
     python scripts/bench/report.py --output /data/report_case --profile 40   # the slowest functions as well
 
@@ -55,9 +57,9 @@ SHAPES: Mapping[str, Shape] = {
     "nocaps_val": Shape(4500, 1, ("in-domain", "near-domain", "out-domain")),
     "scienceqa_img": Shape(2017, 1),
     "ai2d": Shape(3088, 1),
-    "vqav2_val": Shape(40504, 5, ("yes/no", "number", "other")),
+    "vqav2_val": Shape(40504, 6, ("yes/no", "number", "other")),
 }
-LIMITS = {"gqa": 12_578, "textvqa_val": 5000, "vqav2_val": 20_000}
+LIMITS: dict[str, int] = {"gqa": 12_578, "textvqa_val": 5000, "vqav2_val": 20_000}
 
 
 def make_thumbnails(rng: np.random.Generator, count: int) -> list[Image.Image]:
@@ -190,9 +192,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="directory of the results; kept between runs")
     parser.add_argument("--models", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--vqav2_questions", type=int, default=LIMITS["vqav2_val"])
     parser.add_argument("--baseline", help="of the report, for example encoder-0")
     parser.add_argument("--profile", type=int, help="print this number of slowest functions")
     given = parser.parse_args()
+    LIMITS["vqav2_val"] = given.vqav2_questions
     write_case(given.output, given.models)
     arguments = ["report", str(given.output)] + (["--baseline", given.baseline] if given.baseline else [])
     if given.profile:
