@@ -120,6 +120,9 @@ def test_a_part_of_a_benchmark_and_a_metric_that_is_not_stated_are_said(tmp_path
     said = diff_lines(capsys, "rice:SigLIP 2 So400m/14 384", "genlip:GenLIP So/16 + Qwen2.5-7B")
     assert "  docvqa_val/anls against docvqa/unstated: 79.14, 66.30, −12.84" in said
     assert not any(line.startswith("  mmmu") for line in said)
+    put_result(tmp_path, "mine", "docvqa", items, protocol={"task": "lmms-eval's docvqa_val"})
+    said = diff_lines(capsys, "genlip:GenLIP So/16 + Qwen2.5-7B", tmp_path / "mine/docvqa.json")
+    assert len([line for line in said if "docvqa/unstated against" in line]) == 1  # not again by the task's name
 
 
 def test_a_slash_in_a_model_name_is_no_path(capsys):

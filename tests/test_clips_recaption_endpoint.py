@@ -49,7 +49,7 @@ def address(bridge_llava: Path) -> Iterator[str]:
     from llava_bridge.serving.app import Server
     from llava_bridge.serving.worker import GenerationWorker
 
-    server = Server(GenerationWorker(*load_llava(bridge_llava)), "tiny", max_new_tokens=7)
+    server = Server(GenerationWorker(*load_llava(bridge_llava)), "tiny", max_new_tokens=7, root="old")
     yield from serve_app(server.app(["127.0.0.1"]))
 
 
@@ -80,7 +80,7 @@ def test_captions_are_the_servers_answers_in_order_with_a_dead_replica(settings:
         captions.add(sample.synthetic)
     assert len(captions) > 5  # a caption in the wrong place would be seen
     manifest = json.loads(Path(config.output, "manifest.json").read_text())
-    assert manifest["data"]["model"] == {"path": "tiny", "class": "llava-bridge"}
+    assert manifest["data"]["model"] == {"path": "tiny", "class": "llava-bridge", "root": "old"}
     assert 21 <= manifest["captions"]["tokens"] <= 21 * 6
     run_recaption(settings(output=f"{config.output}-again", requests_in_flight=3))
     assert content(config.output) == content(f"{config.output}-again")
@@ -104,7 +104,7 @@ def test_an_outage_ends_the_run_in_one_line_and_the_same_command_resumes(
     assert not list(Path(config.output, ".work").glob("*.partial"))
     listed = ChatClient.models
     monkeypatch.setattr(ChatClient, "models", lambda self: [{**each, "root": "new"} for each in listed(self)])
-    with pytest.raises(UserError, match=r"^model: .*out has captions of None, the server has new as 'tiny'; choose an"):
+    with pytest.raises(UserError, match=r"^model: .*out has captions of old, the server has new as 'tiny'; choose an"):
         run_recaption(config)
     monkeypatch.setattr(ChatClient, "models", listed)
     monkeypatch.setattr(ChatClient, "submit", submit)

@@ -15,6 +15,7 @@ from report_study import record_study
 from benchmarks.analysis.compare_command import CompareConfig, build_comparison
 from benchmarks.report.all_pairs import all_pairs
 from benchmarks.report.blind_figures import gain_figures
+from benchmarks.report.forest_plots import forest_plots
 from benchmarks.report.formats import REPORT_FORMATS
 from benchmarks.report.latex_style import LatexStyle
 from benchmarks.report.overall import overall_texts
@@ -121,8 +122,16 @@ def test_no_average_rank_or_pair_credits_it(tmp_path, blind):
     assert line.count(r"\textbf") == 2 - len(blind)
     assert r"\underline" not in line
     assert "‡: not credited" in latex or r"\textdaggerdbl}: not credited" in latex
-    names = [row[0] for figure in pairs.figures for row in figure.rows]
-    assert names == ["clips‡", "clips‡" if len(blind) == 2 else "clips"]
+    shown = [(row[0], row[4]) for figure in pairs.figures for row in figure.rows]
+    assert shown == [("clips‡", "not credited"), ("clips‡", "not credited") if len(blind) == 2 else ("clips", "better")]
+    table = pd.read_csv(io.StringIO(str(REPORT_FORMATS["pairs"].files(report)["pairs.csv"])))
+    assert [str(value) for value in table["credited"]] == ["False", "False" if len(blind) == 2 else "nan"]
+    assert "a diamond" in pairs.notes[0]
+    above = build_report(results, baseline="clips")  # a baseline that is not credited
+    plots = forest_plots(above)
+    assert plots is not None
+    assert next(row[4] for figure in plots.figures for row in figure.rows) == "not credited"
+    assert "a diamond" in plots.lead
 
 
 def test_the_baseline_s_lead_is_not_credited_either(tmp_path):

@@ -57,6 +57,16 @@ def test_examples_are_those_on_which_rows_differ_dealt_over_who_is_right():
     assert select_items(scores, images | {"b1": first}, max_items=3) == [first, "none", "both"]
 
 
+def test_a_benchmark_without_any_score_has_no_examples(tmp_path):
+    """As of a judge that cannot be reached."""
+    put_results(tmp_path)
+    for row in ("clip", "clips"):
+        put_result(tmp_path, row, "unjudged", items_table(0.5, benchmark="unjudged").assign(score=float("nan")))
+    found = {gallery.benchmark for gallery in answer_galleries(limit_rows(read_source(tmp_path)))}
+    assert "gqa" in found
+    assert "unjudged" not in found
+
+
 def test_row_against_row_shows_both_ways_in_equal_numbers(tmp_path):
     put_results(tmp_path, {"clip": 0.45, "clips": 0.62})
     source = limit_rows(read_source(tmp_path, baseline="clip"))

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from benchmarks.analysis.find_results import find_result
 from benchmarks.results.formatting import format_number
@@ -86,14 +87,15 @@ def explain_published(first: str, second: str, benchmark: str | None) -> Iterato
 
 def _pairs(one: Side, two: Side, benchmark: str | None) -> list[tuple[str, str]]:
     """The names of the numbers to subtract; an unstated metric is subtracted from each main metric."""
-    found = []
+    found = dict[tuple[Any, ...], tuple[str, str]]()  # of a metric under two names the first
     for pair in itertools.product(one.numbers, two.numbers):
         stated = pair[0] == pair[1] or all(
             not side.main or name in side.main for name, side in zip(pair, (one, two), strict=True)
         )
         if stated and _are_comparable(*pair) and benchmark in {None, *(name.partition("/")[0] for name in pair)}:
-            found.append(pair)
-    return found
+            metrics = (id(side.metrics.get(name, name)) for name, side in zip(pair, (one, two), strict=True))
+            found.setdefault(tuple(metrics), pair)
+    return [*found.values()]
 
 
 def _are_comparable(one: str, two: str) -> bool:

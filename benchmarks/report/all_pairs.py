@@ -12,7 +12,7 @@ from collections import Counter
 
 from benchmarks.report.cell_text import UNCREDITED
 from benchmarks.report.figure import FigureSet
-from benchmarks.report.forest_plots import Difference, difference_figure, effect_direction
+from benchmarks.report.forest_plots import Difference, credit_note, difference_figure, effect_direction
 from benchmarks.report.report import Report
 from benchmarks.report.significance import paired_difference
 from benchmarks.report.table import Column
@@ -44,8 +44,6 @@ def all_pairs(report: Report) -> FigureSet | None:
     counts = Counter[tuple[str, str, str]]()
     for cell, delta in itertools.chain(*pairs.values()):
         better = effect_direction(cell, delta)
-        if better == "better" and cell.credited is False:
-            better = "not credited"
         counts[cell.row, delta.baseline, better] += 1
         counts[delta.baseline, cell.row, "worse" if better == "better" else better] += 1
     matrix = [
@@ -53,7 +51,6 @@ def all_pairs(report: Report) -> FigureSet | None:
                          if counts[row, other, name]) or "—" for other in rows))
         for row in rows
     ]  # fmt: skip
-    uncredited = any(name == "not credited" for _, _, name in counts)
     return FigureSet(
         lead="The difference of each pair of models, the better one first, with its 95 % interval, which is not "
         f"corrected. P-values are Holm-corrected in one family, the {report.table.comparisons} tests of the main "
@@ -62,8 +59,7 @@ def all_pairs(report: Report) -> FigureSet | None:
         figures=tuple(difference_figure(column, found, "pairs") for column, found in pairs.items()),
         notes=(
             "The matrix counts the metrics on which the model of the row is significantly better (▲) or worse (▼) than "
-            "that of the column, or does not differ significantly (≈)."
-            + (f" {UNCREDITED}: the better score is not credited to the images." if uncredited else ""),
+            "that of the column, or does not differ significantly (≈)." + credit_note(itertools.chain(*pairs.values())),
         ),
         headers=("model", *rows),
         rows=tuple(matrix),

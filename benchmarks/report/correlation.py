@@ -3,7 +3,7 @@
 The intervals are Fisher's, with Bonett and Wright's variance for Spearman's correlation (Psychometrika 65, 2000) and
 that of Fieller, Hartley and Pearson for Kendall's (Biometrika 44, 1957). A rank correlation of 1 has no width on the
 transformed scale, so it is replaced by the middle between 1 and the next smaller value of N ranks. The p-values come
-from permutation tests, exact for up to seven models. ``scripts/check_predictors.py`` simulates the intervals.
+from permutation tests, exact for up to nine models. ``scripts/check_predictors.py`` simulates the intervals.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ MIN_MODELS = 6  # of a correlation
 PREDICTORS_TITLE = "Predictors of MLLM scores"
 _PREDICTORS = ("retrieval", "classification", "pointing", *DESCRIPTIVE_TYPES)
 _MIN_POINTS = 3  # of a figure, since two points are always on a line
-_NUM_RESAMPLES = 9999  # scipy enumerates all permutations if there are at most this number
+_NUM_RESAMPLES = 9999
+_MAX_ORDERS = math.factorial(9)  # of models; up to this number the test takes all of them
 HEADERS = (
     "metrics",
     "models",
@@ -117,11 +118,12 @@ def correlation(kind: Literal["spearman", "pearson"], x: Sequence[float], y: Seq
     if min(np.ptp(first), np.ptp(second)) <= 1e-12:
         return None
     first, second = first / np.linalg.norm(first), second / np.linalg.norm(second)
+    all_orders = math.factorial(len(x))
     test = stats.permutation_test(
         (first,),
         lambda each, axis=-1: (each * second).sum(axis=axis),
         permutation_type="pairings",
-        n_resamples=_NUM_RESAMPLES,
+        n_resamples=all_orders if all_orders <= _MAX_ORDERS else _NUM_RESAMPLES,
         vectorized=True,
         rng=0,
     )

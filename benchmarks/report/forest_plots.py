@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from benchmarks.report.cell_text import UNCREDITED, column_header, column_title, decimals
@@ -28,12 +28,21 @@ def forest_plots(report: Report) -> FigureSet | None:
     """A figure for each ranked metric with a difference from a baseline; None without any."""
     compared = [(column, _compared_cells(report.table, column)) for column in report.table.columns]
     figures = tuple(difference_figure(column, cells, "forest") for column, cells in compared if cells)
-    uncredited = any(cell.credited is False for _, cells in compared for cell, _ in cells)
-    lead = _LEAD + (f" {UNCREDITED}: the score is not credited to the images." if uncredited else "")
-    return FigureSet(lead=lead, figures=figures) if figures else None
+    note = credit_note(difference for _, cells in compared for difference in cells)
+    return FigureSet(lead=_LEAD + note, figures=figures) if figures else None
 
 
 Difference = tuple[Cell, BaselineDifference]
+
+
+def credit_note(differences: Iterable[Difference]) -> str:
+    """What ‡ and the diamond mean, if one of them is shown."""
+    if not any(cell.credited is False or delta.credited is False for cell, delta in differences):
+        return ""
+    return (
+        f" {UNCREDITED}: the model's score is not credited to the images; a diamond: a significant difference whose "
+        "better score is not."
+    )
 
 
 def _compared_cells(table: Table, column: Column) -> list[Difference]:
@@ -45,9 +54,11 @@ def _compared_cells(table: Table, column: Column) -> list[Difference]:
 
 
 def effect_direction(cell: Cell, delta: BaselineDifference) -> str:
-    """``better``, ``worse`` or ``not significant``."""
+    """``better``, ``worse``, ``not significant``, or ``not credited``: the better score is not, to the images."""
     if not delta.significant:
         return "not significant"
+    if delta.credited is False:
+        return "not credited"
     return "better" if (delta.value > 0) == bool(cell.column.higher_is_better) else "worse"
 
 
@@ -87,7 +98,12 @@ def difference_figure(column: Column, cells: Sequence[Difference], kind: str) ->
     )
 
 
-_MARKERS = {"better": ("^", "gain"), "worse": ("v", "loss"), "not significant": ("o", "ink-soft")}
+_MARKERS = {
+    "better": ("^", "gain"),
+    "worse": ("v", "loss"),
+    "not credited": ("D", "ink-soft"),
+    "not significant": ("o", "ink-soft"),
+}
 
 
 def _plot(cells: Sequence[Difference], names: list[str], axes: Any, palette: Palette) -> None:

@@ -181,6 +181,7 @@ def paired_difference(
     if key not in corrected or scores is None or others is None:
         return None
     found, scale = compare(scores, others, evidence.training_noise(cell)), cell.column.scale
+    better = cell if (found.value > 0) == bool(cell.column.higher_is_better) else base
     return BaselineDifference(
         baseline=base.row,
         value=found.value * scale,
@@ -189,6 +190,7 @@ def paired_difference(
         p_value=found.p_value,
         p_adjusted=corrected[key],
         min_detectable_difference=found.min_detectable * scale,
+        credited=better.credited,
     )
 
 

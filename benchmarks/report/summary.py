@@ -31,7 +31,7 @@ def _comparison(table: Table) -> str:
         balances = {name: _balance(table, name) for name in compared}
         leader = max(compared, key=lambda name: balances[name])
         worse = [name for name in compared if balances[name][0] < 0]
-        wins = any(_direction(table, cell) > 0 for cell in _compared_cells(table, leader))
+        wins = any(_direction(cell) > 0 for cell in _compared_cells(table, leader))
         if wins or not worse or len(compared) == 1:
             return row_summary(table, leader)
         verb = "loses" if len(worse) == 1 else "lose"
@@ -63,7 +63,7 @@ def row_summaries(table: Table) -> list[str]:
 def row_summary(table: Table, row: str) -> str:
     """``clips beats clip by 6.1 points [4.9, 7.3] on T→I R@1; no significant difference on POPE.``"""
     cells = _compared_cells(table, row)
-    better, worse, equal = ([cell for cell in cells if _direction(table, cell) == sign] for sign in (1, -1, 0))
+    better, worse, equal = ([cell for cell in cells if _direction(cell) == sign] for sign in (1, -1, 0))
     baseline = cells[0].delta.baseline if cells[0].delta else ""
     uncredited = [cell for cell in equal if cell.delta and cell.delta.significant]
     equal = [cell for cell in equal if cell not in uncredited]
@@ -108,18 +108,18 @@ def _compared_cells(table: Table, row: str) -> list[Cell]:
     ]
 
 
-def _direction(table: Table, cell: Cell) -> int:
+def _direction(cell: Cell) -> int:
     """1 if significantly better than the baseline, -1 if worse, 0 if not significant or the better is not credited."""
     if cell.delta is None or not cell.delta.significant:
         return 0
-    direction = 1 if (cell.delta.value > 0) == bool(cell.column.higher_is_better) else -1
-    base = table.cells[cell.delta.baseline, cell.column.benchmark, cell.column.metric]
-    return 0 if (cell if direction > 0 else base).credited is False else direction
+    if cell.delta.credited is False:
+        return 0
+    return 1 if (cell.delta.value > 0) == bool(cell.column.higher_is_better) else -1
 
 
 def _balance(table: Table, row: str) -> tuple[int, int]:
     """Significant gains minus losses, and their number."""
-    directions = [_direction(table, cell) for cell in _compared_cells(table, row)]
+    directions = [_direction(cell) for cell in _compared_cells(table, row)]
     return sum(directions), sum(map(abs, directions))
 
 

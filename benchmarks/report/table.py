@@ -76,6 +76,7 @@ class BaselineDifference:
         p_adjusted: Holm-corrected for all tests of the table.
         min_detectable_difference: the true difference that a single such test detects with power 0.8; NaN if no item
             differs, since the variance is then unknown.
+        credited: whether the better one of the two scores is credited to the images; None without blind runs.
     """
 
     baseline: str
@@ -85,6 +86,7 @@ class BaselineDifference:
     p_value: float
     p_adjusted: float
     min_detectable_difference: float
+    credited: bool | None = None
 
     @property
     def significant(self) -> bool:

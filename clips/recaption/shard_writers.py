@@ -181,16 +181,19 @@ def save_model_record(config: RecaptionConfig, captioner: Captioner) -> None:
     """Record the model for `finalize_dataset`, which may run in another process.
 
     Raises:
-        UserError: the output has captions of another model, by what a server says of it.
+        UserError: the output has captions of another model, by the hash that a server states.
     """
     path, model = Path(config.output) / WORK_DIR / _MODEL, dict(captioner.identity())
     if not path.is_file():
         atomic_write(path, json.dumps(model))
-    elif (before := json.loads(path.read_text(encoding="utf-8"))).get("root") != model.get("root"):
-        raise UserError(
-            f"model: {config.output} has captions of {before.get('root')}, the server has {model.get('root')} as "
-            f"'{config.model}'; choose another output"
-        )
+        return
+    before, now = json.loads(path.read_text(encoding="utf-8")).get("root"), model.get("root")
+    if None in (before, now) or before == now:
+        return
+    text = f"model: {config.output} has captions of {before}, the server has {now} as '{config.model}'"
+    if "/" not in f"{before}{now}":
+        raise UserError(f"{text}; choose another output")
+    log_info(f"{text}; both must be the same model")  # vLLM states a path, which may be another one on each machine
 
 
 def finalize_dataset(config: RecaptionConfig, source: Source, shards: Sequence[str]) -> None:

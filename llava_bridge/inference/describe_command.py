@@ -236,7 +236,7 @@ class _OutputFile:
         self.path = Path(config.output or "")
         self.record = self.path.with_name(f"{self.path.name}.{RUN}")
         if config.endpoint:
-            model = _client(config).identify_model(config.model)
+            model = _client(config).identify_model(config.model, paths=False)
         else:
             model = directory_hash(resolve_model_dir(config.model, "llava"))
         self.run = identity("llava-bridge describe", config, {"model": model})

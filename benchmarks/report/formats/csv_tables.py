@@ -80,6 +80,7 @@ def render_pairs(report: Report) -> str:
             "p_value": delta.p_value,
             "p_adjusted": delta.p_adjusted,
             "significant": delta.significant,
+            "credited": delta.credited,
             "num_tests": report.table.comparisons,
         }
         for column, found in pair_differences(report).items()

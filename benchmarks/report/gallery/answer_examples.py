@@ -142,7 +142,7 @@ class _Items:
 def _gallery(source: ReportSource, benchmark: str, budget: int) -> Examples | None:
     results = source.results(benchmark)
     items = _Items.of(results)
-    if items is None:
+    if items is None or items.scores.empty:
         return None
     selected = select_items(items.scores.loc[items.with_thumbnails(items.scores.index)], items.images)
     names = [pair for pair in _pairs(source, results) if set(pair) <= items.results.keys()]

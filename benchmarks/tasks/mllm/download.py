@@ -120,7 +120,7 @@ def run_download(config: DownloadConfig) -> None:
     names = [name for each in config.tasks.split(",") if (name := each.strip())]
     for task in [task for name in names for task in (map(PREFIX.__add__, lite_tasks()) if name == MIEB else [name])]:
         entry = get_benchmark(task)
-        if not entry.dataset:
+        if "/" not in entry.dataset:  # a task of one's own may name a local directory
             raise UserError(f"tasks: '{task}' names no dataset on the Hub (expected an lmms-eval task that does)")
         datasets.setdefault(entry.dataset, []).append(entry)
     if not datasets:
