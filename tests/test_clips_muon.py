@@ -60,6 +60,17 @@ def test_muon_updates_the_matrices_of_the_layers_and_nothing_else():
     assert sum(name.startswith("captioner.blocks.") for name in names) == 2 * 5
 
 
+def test_a_tower_of_one_layer_has_matrices_and_a_model_without_any_is_rejected():
+    """Without an error a convolutional trunk and a text tower of one layer were trained by AdamW."""
+    recipe = RecipeConfig(name="clip")
+    model = build_model(ModelConfig(architecture="clips-efficientnet", context_length=12), recipe, 0)
+    assert {name.partition("resblocks.0.")[0] for name in muon_names(model)} == {"clip.transformer."}
+    locked = ModelConfig(architecture="clips-efficientnet", context_length=12, lock_text=True)
+    model = build_model(locked, recipe, 0)
+    with pytest.raises(UserError, match=r"^optimizer\.name: expected adamw: no layer"):
+        build_optimizer(model, MUON, model.no_decay_names())
+
+
 def test_a_muon_update_is_nearly_orthogonal_and_the_rest_is_adamws():
     model = built()
     names, changes, plain = (

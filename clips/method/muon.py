@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clips.errors import UserError
 from clips.model.layers import repeated_layers
 
 MUON_STATE_NAMES = ("momentum_buffer",)
@@ -21,10 +22,17 @@ ADAMW_STATE_NAMES = ("step", "exp_avg", "exp_avg_sq")
 
 
 def muon_parameters(model: nn.Module, no_decay: Collection[str]) -> list[nn.Parameter]:
-    """Return the trained weight matrices of the repeated layers of towers and captioner."""
+    """Return the trained weight matrices of the repeated layers of towers and captioner.
+
+    Raises:
+        UserError: there are none.
+    """
     decayed = [value for name, value in model.named_parameters() if name not in no_decay]
-    inside = {value for layer in repeated_layers(model) for value in layer.parameters()}
-    return [value for value in decayed if value.ndim == 2 and value.requires_grad and value in inside]
+    inside = {value for layer in repeated_layers(model, single=True) for value in layer.parameters()}
+    found = [value for value in decayed if value.ndim == 2 and value.requires_grad and value in inside]
+    if not found:
+        raise UserError("optimizer.name: expected adamw: no layer of the towers or the captioner has matrices to train")
+    return found
 
 
 class MuonAdamW:

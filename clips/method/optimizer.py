@@ -109,6 +109,9 @@ def build_optimizer(
     """Return the optimizer of the trainable parameters of ``model``, without decay for ``no_decay``.
 
     Set its learning rate before each step, see `cosine_lr`.
+
+    Raises:
+        UserError: Muon has nothing to train.
     """
     import torch
 
