@@ -49,7 +49,7 @@ def rehearsed(case: str, fit: str, parts: Parts, *, text: bool = False) -> tuple
     _replace_sdpa(model)
     chat = make_conversation_encoder(model, processor)
     data = ConversationDataset(read_samples(*bridge_world.source(parts.talk)), chat, 2000)
-    setup: Any = SimpleNamespace(model=model, parts=split_parts(model))
+    setup: Any = SimpleNamespace(model=model, parts=split_parts(model), square_images=False)
     set_trainable_parts(setup, stage, name)
     if stage.activation_checkpointing:
         recompute_layers(model)

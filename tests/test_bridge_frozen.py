@@ -85,7 +85,7 @@ def test_batch_norms_that_learn_are_not_shown_the_blank(kind, recomputed, tmp_pa
 def test_a_detached_encoder_is_called_and_reattached(bridge_encoder, bridge_llm, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     model, _ = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(bridge_llm)))
-    setup: Any = SimpleNamespace(model=model, parts=split_parts(model))
+    setup: Any = SimpleNamespace(model=model, parts=split_parts(model), square_images=False)
     names = list(model.state_dict())
     pixels = torch.zeros(1, 3, 32, 32)
     before = torch.cat(tuple(model.get_image_features(pixels).pooler_output))

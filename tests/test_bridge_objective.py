@@ -326,7 +326,7 @@ def test_ligers_kernel_is_used_on_a_gpu_where_it_is_installed_and_wanted(use: bo
 
 def test_the_setting_of_a_training_decides_on_ligers_kernel(parts: tuple[Any, Any, Any], monkeypatch) -> None:
     model, processor, items = parts
-    setup: Any = SimpleNamespace(model=model, parts={"vision": model.model.vision_tower})
+    setup: Any = SimpleNamespace(model=model, parts={"vision": model.model.vision_tower}, square_images=False)
     config: Any = SimpleNamespace(distributed=DistributedConfig(use_liger_kernel=False))
     given: list[bool] = []
     monkeypatch.setattr(
