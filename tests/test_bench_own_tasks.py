@@ -10,6 +10,7 @@ import pytest
 from docs_blocks import blocks
 
 from benchmarks.results.results import Result, read_items, read_result, result_path
+from benchmarks.tasks.mllm.download import DownloadConfig, run_download
 from benchmarks.tasks.mllm.evaluate_task import data_hash
 from benchmarks.tasks.mllm.score_answers import ScoreConfig, run_score
 from benchmarks.tasks.run_config import BenchmarkConfig
@@ -131,6 +132,8 @@ def test_the_documentations_task_reads_a_directory_of_images(tmp_path):
     found = read_result(result_path(tmp_path / "results", "m", "signs"))
     assert found.metrics["accuracy"].value == 0.6
     assert read_items(found)["question"].tolist()[0] == "Which?"
+    with pytest.raises(UserError, match=r"signs' names no dataset on the Hub"):
+        run_download(DownloadConfig(tasks=config["task"], output=str(tmp_path / "hub")))
     folder.parent.rename(tmp_path / "data/moved")
     with pytest.raises(UserError, match=r"data: expected the data of signs in signs/ below it$"):
         run_score(ScoreConfig(**config, **{**output, "name": "again"}))

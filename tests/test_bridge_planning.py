@@ -120,6 +120,21 @@ def test_the_plan_gives_the_published_hours_of_llava():
     assert cost.most == 2 * cost.disk + max(align.checkpoints, instruct.checkpoints)
 
 
+def test_squares_in_align_cost_what_they_do_without_tiles():
+    tiles, squares = (
+        recipe(image_aspect_ratio="anyres", align__image_aspect_ratio="null"),
+        recipe(image_aspect_ratio="anyres"),
+    )
+    assert squares.align.image_aspect_ratio is not None
+    sizes = sizes_of(tiles)
+    assert sizes == sizes_of(squares)
+    align = [stage_cost(config, "align", sizes, 8).flops for config in (tiles, squares)]
+    assert align[1] < align[0] / 3
+    assert align[1] == stage_cost(recipe(), "align", sizes_of(recipe()), 8).flops
+    instruct = [stage_cost(config, "instruct", sizes, 8).flops for config in (tiles, squares)]
+    assert instruct[0] == instruct[1]
+
+
 def test_an_llm_on_conversations_costs_as_much_as_on_texts_of_the_assumed_length():
     def flops(length: object) -> float:
         data = "[{path: talk.json, format: llava}]"

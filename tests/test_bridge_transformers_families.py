@@ -76,6 +76,12 @@ def tower_of(encoder: VisionEncoder) -> Any:
     return tower.eval()
 
 
+def test_resampling_that_no_processor_here_has_is_rejected(tmp_path: Path) -> None:
+    spec = save(WHOLE["qwen3_vl"][0](), tmp_path, resample=1)
+    with pytest.raises(UserError, match=r"resample: expected 2 \(bilinear\) or 3 \(bicubic\), got 1$"):
+        load_encoder(spec, 32)
+
+
 @pytest.mark.parametrize("name", WHOLE)
 def test_the_vision_model_of_a_whole_model_is_read_and_planned(name: str, tmp_path: Path) -> None:
     make, place = WHOLE[name]

@@ -16,6 +16,7 @@ import clips_world
 import numpy as np
 import pytest
 import yaml
+from script_modules import load_script
 from serving import serve_app
 from test_clips_chat_client import DEAD
 
@@ -28,13 +29,6 @@ from clips.errors import UserError
 from clips.recaption.chat_captioner import ChatCaptioner
 from clips.recaption.recaption_config import RecaptionConfig
 from clips.recaption.run import run_recaption
-
-SCRIPTS = Path(__file__).parents[1] / "scripts"
-sys.path.insert(0, str(SCRIPTS))
-try:
-    import recaption_reliability
-finally:
-    sys.path.remove(str(SCRIPTS))
 
 pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")
@@ -87,7 +81,7 @@ def test_captions_are_the_servers_answers_in_order_with_a_dead_replica(settings:
 
 
 def test_an_outage_ends_the_run_in_one_line_and_the_same_command_resumes(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = settings(temperature=1.0)
     run_recaption(settings(temperature=1.0, output=f"{config.output}-whole"))
@@ -106,9 +100,12 @@ def test_an_outage_ends_the_run_in_one_line_and_the_same_command_resumes(
     monkeypatch.setattr(ChatClient, "models", lambda self: [{**each, "root": "new"} for each in listed(self)])
     with pytest.raises(UserError, match=r"^model: .*out has captions of old, the server has new as 'tiny'; choose an"):
         run_recaption(config)
-    monkeypatch.setattr(ChatClient, "models", listed)
+    work = Path(config.output, ".work/model.json")
+    work.write_text(work.read_text().replace("old", "/scratch/1/llava"))  # as of vLLM
+    monkeypatch.setattr(ChatClient, "models", lambda self: [{**each, "root": "/scratch/2"} for each in listed(self)])
     monkeypatch.setattr(ChatClient, "submit", submit)
     run_recaption(config)
+    assert "has /scratch/2 as 'tiny'; both must be the same model" in capsys.readouterr().err
     assert content(config.output) == content(f"{config.output}-whole")
 
 
@@ -250,6 +247,8 @@ def test_tasks_of_ray_share_the_work(settings: Settings, tmp_path: Path) -> None
 def test_kills_of_client_and_server_leave_one_caption_for_each_image(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    names = ("reliability.py", "bridge_reliability.py", "recaption_reliability.py")  # each imports those before it
+    *_, script = map(load_script, names)
     rng = random.Random(6)
-    recaption_reliability.write_world(tmp_path, rng)
-    assert recaption_reliability.survives_kills(tmp_path, 6, rng), capsys.readouterr()  # 50: the script itself
+    script.write_world(tmp_path, rng)
+    assert script.survives_kills(tmp_path, 6, rng), capsys.readouterr()  # 50: the script itself

@@ -176,6 +176,7 @@ def test_six_rows_in_perfect_order_are_not_taken_for_certainty():
     assert (found.value, found.high) == pytest.approx((1, 1))
     assert found.low < 0.7
     assert found.p_value == pytest.approx(2 / 720)
+    assert correlation("spearman", range(9), range(9)).p_value == pytest.approx(2 / 362_880)
     assert correlation("pearson", [1, 2, 3, 4, 6, 7], [5] * 6) is None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -82,7 +83,12 @@ def test_the_study_of_2026_has_the_recipe_of_its_config_three_seeds_and_thirteen
 
 def test_the_study_of_objectives_has_a_row_for_each_recipe_and_way_to_train():
     rows = full("objectives")["encoders"].values()
-    assert {row["recipe"]["name"] for row in rows} >= {*RECIPES} - {"clipa", "coca", "recap", "veclip"}  # in `race`
+    assert {row["recipe"]["name"] for row in rows} >= {*RECIPES} - {
+        "clipa",
+        "coca",
+        "recap",
+        "veclip",
+    }  # in other studies
     assert {name for row in rows for name in row["recipe"]} >= {"positive_weights", "embedding_widths", "distillation"}
     assert any(row.get("optimizer") == {"name": "muon"} for row in rows)
     assert any("lora" in row.get("model", {}) for row in rows)
@@ -90,6 +96,19 @@ def test_the_study_of_objectives_has_a_row_for_each_recipe_and_way_to_train():
     asked = [(step.name, list(step.command), to_plain(step.config)) for step in plan.steps if step.name.endswith("-s0")]
     assert first_config_error(asked) is None
     assert len(plan.rows) == 3 * len(rows)
+
+
+def test_blind_questions_are_planned_and_a_blank_square_is_encoded_once():
+    plan = planned("encoders_2026")
+    steps = [step for step in plan.steps if "-dinov3-" in step.name and step.name.endswith("-s0")]
+    given = {step.name: resolve_resources(plan.study.resources, step) for step in steps}
+    found = estimate_steps(steps, Path("nowhere"), resources=given, gpu=plan.study.gpu)
+    total = {"small": 1000 + 765 + 1500 + 900, "all": 41_244}  # questions of four benchmarks, and of all
+    basis = found["evaluate-llava-dinov3-qwen2.5-s0"].basis
+    asked = int(re.search(r"([\d,]+) questions", basis)[1].replace(",", ""))  # type: ignore[index]
+    assert asked == pytest.approx(
+        total["all"] + 2 * total["small"] + 2 * 0.075 * (total["all"] - total["small"]), abs=15
+    )
 
 
 def test_a_llava_is_worked_out_without_a_network():

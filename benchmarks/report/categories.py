@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.report.cell_text import UNCREDITED, column_title, decimals, score
+from benchmarks.report.cell_text import column_title, decimals, score
 from benchmarks.report.figure import SERIES_COLORS, Figure, FigureSet, LegendEntry, Palette, safe_file_name
 from benchmarks.report.forest_plots import effect_direction
 from benchmarks.report.load_results import ReportSource, limit_rows
@@ -29,8 +29,8 @@ from benchmarks.results.results import Result, columns_of
 from benchmarks.study.rows import RowRecord
 
 MAX_CATEGORIES = 24
-_SIGNS = {"better": "▲", "worse": "▼", "not credited": UNCREDITED, "not significant": "≈"}
-_MARKERS = {"better": "^", "worse": "v", "not credited": "D", "not significant": "o"}
+_SIGNS = {"better": "▲", "worse": "▼", "not significant": "≈"}
+_MARKERS = {"better": "^", "worse": "v", "not significant": "o"}
 _LEAD = (
     "The first metric of each benchmark on the items of one category, with 95 % intervals. Triangles differ "
     "significantly from the baseline (▲ better, ▼ worse), Holm-corrected for all comparisons of this section; "

@@ -13,7 +13,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -204,24 +204,17 @@ def item_columns(result: Result) -> list[str]:
     return list(_of_items(result, lambda table: pyarrow.parquet.read_schema(table).names))
 
 
-def read_items(
-    result: Result,
-    *,
-    numbers_only: bool = False,
-    columns: Sequence[str] | None = None,
-    names: Collection[str] | None = None,
-) -> pd.DataFrame:
+def read_items(result: Result, *, numbers_only: bool = False, columns: Sequence[str] | None = None) -> pd.DataFrame:
     """The items of a result that was read from a file (see ``ITEM_COLUMNS``), or only some of their columns.
 
-    ``numbers_only`` omits the columns of galleries, which are most of the file; ``names`` are those of some items.
+    ``numbers_only`` omits the columns of galleries, which are most of the file.
     """
     import pandas as pd
 
-    selected = columns and [*columns]
+    names = columns and [*columns]
     if numbers_only:
-        selected = [name for name in item_columns(result) if not _is_gallery_column(name)]
-    filters = None if names is None else [("item", "in", [*names])]
-    return _of_items(result, lambda table: pd.read_parquet(table, columns=selected, filters=filters))
+        names = [name for name in item_columns(result) if not _is_gallery_column(name)]
+    return _of_items(result, lambda table: pd.read_parquet(table, columns=names))
 
 
 def _is_gallery_column(name: str) -> bool:

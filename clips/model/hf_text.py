@@ -41,7 +41,7 @@ def read_text_config(reference: str) -> Any:
     if config.pad_token_id is None:  # as of most causal LMs
         tokenizer = load_tokenizer(reference)
         known = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id)
-        taken = {None, *tokenizer("").input_ids}  # of padding and an added token only one can be told from the ids
+        taken = {None, *tokenizer("").input_ids}  # ids do not distinguish padding from an added token
         config.pad_token_id = next((token for token in known if token not in taken), None)
         if config.pad_token_id is None:
             raise UserError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,22 +17,20 @@ from benchmarks.report.gallery.cards import (
     Gallery,
     Thumbnail,
     first_table,
+    item_tables,
     take_within_budget,
     thumbnails_of,
 )
 from benchmarks.report.load_results import ReportSource
 from benchmarks.results.formatting import strip_control_chars
 from benchmarks.results.protocol import ranking_key
-from benchmarks.results.results import Result, read_items
+from benchmarks.results.results import Result
 from benchmarks.tasks.evaluation import first_per_image, hash_order
 
 MAX_PER_BENCHMARK = 6
 MAX_PER_DIRECTION = 3
 _MAX_TEXT_CHARS = 280
 _LEFT_IMAGE = "the left image"
-_NUMBERS = ("item", "score", "image", "thumbnail")
-_TEXTS = ("item", "score", "image", "direction", "question", "target", "prediction")
-_Tables = Mapping[str, pd.DataFrame]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,50 +80,38 @@ class _Items:
     """The items of one benchmark.
 
     Args:
-        results: model → its result with items.
+        tables: model → items, by name.
         scores: items × models.
         images: item → image.
         thumbnails: image → thumbnail.
-        visible: the items whose image has a thumbnail.
         graded: whether there are scores other than right and wrong.
         scale: display factor of the scores, from the benchmark's first metric.
     """
 
-    results: Mapping[str, Result]
+    tables: Mapping[str, pd.DataFrame]
     scores: pd.DataFrame
     images: Mapping[Any, str]
     thumbnails: Mapping[str, Thumbnail]
-    visible: pd.Index
     graded: bool
     scale: float
 
     @staticmethod
     def of(results: Mapping[str, Result]) -> _Items | None:
-        results = {row: result for row, result in results.items() if result.items}
-        if not results:
+        tables = item_tables(results)
+        if not tables:
             return None
-        tables = {row: read_items(result, columns=_NUMBERS).set_index("item") for row, result in results.items()}
         scores = pd.DataFrame({row: table["score"] for row, table in tables.items()}).dropna(how="all")
-        images = first_table(tables)["image"].astype(object)  # iterated many times as fast as Arrow's strings
-        by_name = dict(zip(images.index.to_numpy(dtype=object), map(str, images), strict=True))
-        thumbnails = thumbnails_of(tables.values())
-        visible = images.index[images.isin(list(thumbnails))]
+        images = {name: str(image) for name, image in first_table(tables)["image"].items()}
         graded = not scores.isin([0.0, 1.0]).where(scores.notna(), True).all(axis=None)
         scale = next((each.metrics[each.primary[0]].scale for each in results.values() if each.primary), 1.0)
-        return _Items(results, scores, by_name, thumbnails, visible, bool(graded), scale)
+        return _Items(tables, scores, images, thumbnails_of(tables.values()), bool(graded), scale)
 
-    def with_thumbnails(self, names: pd.Index) -> pd.Index:
+    def with_thumbnails(self, names: Sequence[Any]) -> list[Any]:
         """The items with a saved thumbnail; all of them if none has one."""
-        found = names[names.isin(self.visible)]
-        return found if len(found) else names
+        return [name for name in names if self.images.get(name) in self.thumbnails] or list(names)
 
-    def texts(self, names: Collection[Any]) -> _Tables:
-        """Model → some items with their texts, by name."""
-        read = {row: read_items(result, columns=_TEXTS, names=names) for row, result in self.results.items()}
-        return {row: table.set_index("item") for row, table in read.items()}
-
-    def example(self, item: Any, tables: _Tables, rows: Sequence[str]) -> Card:
-        entries = {row: tables[row].loc[item] for row in rows if item in tables[row].index}
+    def example(self, item: Any, rows: Sequence[str]) -> Card:
+        entries = {row: self.tables[row].loc[item] for row in rows if item in self.tables[row].index}
         first = next(iter(entries.values()))
         retrieves_images = str(first["direction"]) == "t2i"
         return Card(
@@ -142,20 +128,17 @@ class _Items:
 def _gallery(source: ReportSource, benchmark: str, budget: int) -> Examples | None:
     results = source.results(benchmark)
     items = _Items.of(results)
-    if items is None or items.scores.empty:
+    if items is None:
         return None
     selected = select_items(items.scores.loc[items.with_thumbnails(items.scores.index)], items.images)
-    names = [pair for pair in _pairs(source, results) if set(pair) <= items.results.keys()]
-    chosen = {pair: _select_of_pair(items, *pair) for pair in names}
-    tables = items.texts({*selected, *itertools.chain.from_iterable(chosen.values())})
-    cards = [items.example(item, tables, list(tables)) for item in selected]
-    examples, left_out = take_within_budget(cards, budget // 2)
-    pairs = [_pair(items, tables, pair, own, budget // 2 // len(names)) for pair, own in chosen.items()]
+    examples, left_out = take_within_budget([items.example(item, list(items.tables)) for item in selected], budget // 2)
+    names = [pair for pair in _pairs(source, results) if set(pair) <= items.tables.keys()]
+    pairs = [_pair(items, first, second, budget // 2 // len(names)) for first, second in names]
     return Examples(
         benchmark=benchmark,
         cards=examples,
         pairs=tuple(pairs),
-        disagreements=int(_disagree(items.scores).sum()) if len(items.results) > 1 else None,
+        disagreements=int(_disagree(items.scores).sum()) if len(items.tables) > 1 else None,
         items=len(items.scores),
         graded=items.graded,
         left_out=left_out + sum(pair.left_out for pair in pairs),
@@ -174,27 +157,17 @@ def _pairs(source: ReportSource, results: Mapping[str, Result]) -> Iterator[tupl
                 yield other, row.name
 
 
-def _better(items: _Items, first: str, second: str) -> dict[str, pd.Index]:
-    """The items on which each of two models has the higher score, the second one's first."""
-    difference = items.scores[second] - items.scores[first]
-    return {second: difference.index[difference > 1e-9], first: difference.index[difference < -1e-9]}
-
-
-def _select_of_pair(items: _Items, first: str, second: str) -> list[Any]:
+def _pair(items: _Items, first: str, second: str, budget: int) -> RowPair:
     """Examples in both directions, in hash order; the same number of each unless a direction has none."""
+    difference = items.scores[second] - items.scores[first]
+    better = {second: difference.index[difference > 1e-9], first: difference.index[difference < -1e-9]}
     sampled = [
         first_per_image(hash_order(items.with_thumbnails(names)), items.images, MAX_PER_DIRECTION)
-        for names in _better(items, first, second).values()
+        for names in better.values()
     ]
     num_each = min(map(len, sampled)) or MAX_PER_DIRECTION
-    return [names[index] for index in range(num_each) for names in sampled if index < len(names)]
-
-
-def _pair(items: _Items, tables: _Tables, pair: tuple[str, str], selected: Sequence[Any], budget: int) -> RowPair:
-    first, second = pair
-    better = _better(items, first, second)
-    cards = [items.example(item, tables, (second, first)) for item in selected]
-    examples, left_out = take_within_budget(cards, budget)
+    selected = [names[index] for index in range(num_each) for names in sampled if index < len(names)]
+    examples, left_out = take_within_budget([items.example(item, (second, first)) for item in selected], budget)
     return RowPair(
         first=first,
         second=second,
