@@ -140,6 +140,8 @@ def test_vlmevalkits_numbers_in_our_scale(tmp_path: Path, ending: str) -> None:
         ("realworldqa", "exact_match"): 100 * float(peer["Tiny-VL_RealWorldQA_acc"][0]["Overall"]),
         ("seedbench", "seed_image"): 100 * float(peer["Tiny-VL_SEEDBench_IMG_acc"][0]["Overall"]),
         ("scienceqa_img", "exact_match"): 100 * float(peer["Tiny-VL_ScienceQA_TEST_acc"][0]["Overall"]),
+        ("cv_bench_2d", "cv_bench_2d"): 100 * float(peer["Tiny-VL_CV-Bench-2D_acc"][0]["Overall"]),  # a mean of means
+        ("cv_bench_3d", "cv_bench_3d"): 100 * float(peer["Tiny-VL_CV-Bench-3D_acc"][0]["Overall"]),
         ("mmstar", "mmstar_accuracy"): 100 * float(peer["Tiny-VL_MMStar_acc"][0]["Overall"]),
         ("mmbench_en_dev", "gpt_eval_score"): 100 * float(peer["Tiny-VL_MMBench_DEV_EN_acc"][0]["Overall"]),
     }

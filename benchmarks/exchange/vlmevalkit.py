@@ -70,8 +70,12 @@ DATASETS: dict[str, Dataset] = {
     "GQA_TestDev_Balanced": _percent("gqa", "exact_match"),
     "DocVQA_VAL": _percent("docvqa_val", "anls"),
     "InfoVQA_VAL": _percent("infovqa_val", "anls"),
+    "CV-Bench-2D": _choice("cv_bench_2d", "cv_bench_2d"),  # the mean over the images' two datasets
+    "CV-Bench-3D": _choice("cv_bench_3d", "cv_bench_3d"),
     "OCRBench": Dataset(task="ocrbench", metrics={"Final Score": "ocrbench_points"}, factor=0.001),  # of 1,000 points
 }
+_NEEDED = {"pope": ("category",), "mme": ("category",), "cv_bench_2d": ("source",), "cv_bench_3d": ()}
+"""Columns of the tasks whose metrics lmms-eval derives from further entries of a sample."""
 _NUMBERS = ("acc.csv", "score.csv", "score.json")
 _NAME = re.compile(
     rf"(?P<model>.+)_(?P<dataset>{'|'.join(sorted(DATASETS, key=len, reverse=True))})"
@@ -141,7 +145,7 @@ def _items(file: Path, dataset: Dataset) -> pd.DataFrame:
     except Exception as error:  # of zipfile, XML or openpyxl
         raise UserError(f"{file}: not a readable xlsx file ({error_reason(error)})") from None
     verdict = next((name for name in _VERDICTS if name in rows), None)
-    needed = ["index", "question", "answer", "prediction", *(["category"] if dataset.task in {"pope", "mme"} else [])]
+    needed = ["index", "question", "answer", "prediction", *_NEEDED.get(dataset.task, ())]
     if verdict is None or not set(needed) <= set(rows):
         raise UserError(
             f"{file}: expected a column of verdicts ({', '.join(_VERDICTS)}) and {', '.join(needed)}; of answers "
@@ -196,15 +200,19 @@ def _score(verdict: Any, task: str) -> float | None:
 def _columns(rows: pd.DataFrame, dataset: Dataset) -> Mapping[str, Any]:
     """The metrics' columns, from lmms-eval's samples of the same answers where the task derives several from them."""
     task = TASK_METRICS[dataset.task]
-    if dataset.task in {"pope", "mme"}:
-        return task.columns([_sample(row) for row in rows.to_dict("records")], ImageCaptionScores())
+    if dataset.task in _NEEDED:
+        return task.columns([_sample(row, dataset.task) for row in rows.to_dict("records")], ImageCaptionScores())
     specs = {**task.metrics, **task.extra}
     found = [specs[metric] for metric in dataset.metrics.values()]
     return {spec.columns[0]: rows["verdict"] * spec.most for spec in found}
 
 
-def _sample(row: Mapping[str, Any]) -> dict[str, Any]:
-    """lmms-eval's sample of a yes/no question, with the entries of POPE and MME."""
+def _sample(row: Mapping[str, Any], task: str) -> dict[str, Any]:
+    """lmms-eval's sample of a question of ``task``."""
+    if task.startswith("cv_bench"):
+        half = task.removeprefix("cv_bench_").upper()
+        stated = {"source": str(row.get("source", "")), "task": str(row.get("category", ""))}
+        return {"cv_bench_acc": {"is_correct": row["verdict"], "type": half, **stated}}
     part = "cognition" if row["category"] in _MME_COGNITION else "perception"
     shared = {"score": row["verdict"], "category": row["category"]}
     said, expected = (str(row.get(name, "")).lower() for name in ("extracted", "answer"))
