@@ -134,7 +134,7 @@ def test_the_cache_distinguishes_encoders_of_equal_weights(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize("tiles", [False, True])
-def test_a_step_with_cached_features_reads_no_file_and_no_pixels(tiles, bridge_parts, tmp_path, monkeypatch):
+def test_a_step_with_cached_features_reads_no_file_and_no_pixels(tiles, bridge_parts, tmp_path, monkeypatch, capsys):
     """The loader's workers hash the pixels and read; losses are those of computed features, bit for bit."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     fit: dict[str, Any] = {"image_aspect_ratio": "anyres"} if tiles else {}
@@ -143,7 +143,7 @@ def test_a_step_with_cached_features_reads_no_file_and_no_pixels(tiles, bridge_p
         read_samples(*bridge_world.source(bridge_parts.talk)), make_conversation_encoder(model, processor), 2000
     )
     collator = ConversationCollator(processor.image_processor, processor.tokenizer.pad_token_id)
-    setup: Any = SimpleNamespace(model=model, collator=collator)
+    setup: Any = SimpleNamespace(model=model, collator=collator, dataset=data)
     tower: Any = model.model.vision_tower
 
     def losses() -> list[float]:
@@ -156,8 +156,11 @@ def test_a_step_with_cached_features_reads_no_file_and_no_pixels(tiles, bridge_p
             return [LlavaLoss(model)(**batch)["loss"].item() for batch in batches]
 
     plain = losses()
-    enable_feature_cache(setup, torch.float32)
+    enable_feature_cache(setup, torch.float32, "align")
+    needed = len(data) * tower.feature_bytes(torch.float32) / 1e9
+    assert f", {needed:.2f} GB for one image or tile of each sample; " in capsys.readouterr().err
     assert losses() == plain
+    assert {each.nbytes for each in tower.feature_shards.collected.values()} == {tower.feature_bytes(torch.float32)}
     assert len(tower.feature_shards.collected) == len(bridge_world.COLORS) * (3 if tiles else 1)
     tower.feature_shards.flush()
     monkeypatch.setattr(tower, "_compute_states", None)
@@ -172,7 +175,8 @@ def test_the_second_pass_over_the_data_does_not_run_the_encoder(workers, bridge_
     samples = read_samples(*bridge_world.source(bridge_parts.talk))[: len(bridge_world.COLORS)]
     data = ConversationDataset(samples, make_conversation_encoder(model, processor), 2000)
     collator = ConversationCollator(processor.image_processor, processor.tokenizer.pad_token_id)
-    enable_feature_cache(cast("Any", SimpleNamespace(model=model, collator=collator)), torch.float32)
+    setup = SimpleNamespace(model=model, collator=collator, dataset=data)
+    enable_feature_cache(cast("Any", setup), torch.float32, "align")
     tower: Any = model.model.vision_tower
     compute, computed, losses = tower._compute_states, [], []
     monkeypatch.setattr(tower, "_compute_states", lambda *inputs: computed.append(len(inputs[0])) or compute(*inputs))

@@ -153,6 +153,11 @@ class EncoderVisionModel(PreTrainedModel):
         self.feature_shards = TensorShards(cache_directory("features") / f"{weights_digest(self.tower)}{variant}")
         return self.feature_shards
 
+    def feature_bytes(self, dtype: torch.dtype) -> int:
+        """Return the bytes of an image's cached states."""
+        tokens = (self.config.image_size // self.config.patch_size) ** 2 + int(self.config.class_token)
+        return len(self.cached_layers) * tokens * self.config.hidden_size * dtype.itemsize
+
     @contextlib.contextmanager
     def with_features(self, features: Tensor | None, keys: Sequence[str]) -> Iterator[None]:
         """Meanwhile :meth:`forward` returns ``features`` (P, L, N, D) of the cache.

@@ -7,6 +7,7 @@ import functools
 import gc
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ from transformers import TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_callback import PrinterCallback
 
+from clips.core.artifact import writable_directory
 from clips.core.tensor_shards import TensorShards
 from clips.core.trackers import Trackers
 from clips.errors import UserError
@@ -67,7 +69,7 @@ def train_stage(
     torch.manual_seed(config.seed)  # for adapters, regardless of earlier stages
     set_trainable_parts(setup, stage, name, torch.bfloat16 if bf16 else torch.float32)
     if stage.cache_vision_features:
-        enable_feature_cache(setup, torch.bfloat16 if bf16 else torch.float32)
+        enable_feature_cache(setup, torch.bfloat16 if bf16 else torch.float32, name)
     if stage.activation_checkpointing:
         recompute_layers(setup.model)
     if config.distributed.torch_compile:
@@ -207,8 +209,10 @@ def modules_to_compile(model: Any) -> list[nn.Module]:
     return [*repeated_layers(model), *([] if projector is None else [projector])]
 
 
-def enable_feature_cache(setup: StageSetup, dtype: torch.dtype) -> None:
+def enable_feature_cache(setup: StageSetup, dtype: torch.dtype, name: str) -> None:
     """Read the frozen encoder's features from the cache in the loader's workers, and add the missing ones.
+
+    Logs the space that they need, as a disk that is full would end a training of hours.
 
     Raises:
         UserError: the tower is transformers' own.
@@ -218,6 +222,12 @@ def enable_feature_cache(setup: StageSetup, dtype: torch.dtype) -> None:
         raise UserError("cache_vision_features: expected false, as the vision tower of this LLaVA is transformers' own")
     shards = tower.cache_features(setup.model.config.vision_feature_layer, dtype)
     setup.collator.read_features = FeatureReader(shards, dtype, setup.model.config)
+    needed = len(setup.dataset) * tower.feature_bytes(dtype)
+    free = shutil.disk_usage(writable_directory(shards.directory)).free
+    log_rank0(
+        f"{name}: caches features in {shards.directory}, {needed / 1e9:,.2f} GB for one image or tile of each sample; "
+        f"{free / 1e9:,.1f} GB are free"
+    )
 
 
 @contextlib.contextmanager
