@@ -200,7 +200,8 @@ def read_config(path: Path) -> EncoderTrainConfig:
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory: pytest.TempPathFactory) -> list[StagePlan]:
     training = read_config(write_config(tmp_path_factory.mktemp("plan"), ema_decay=0.999))
-    return plan_stages(TrainPlanConfig(train_config="", gpu="l4"), training)
+    # with all of the memory the largest batches of these small towers take a minute to find
+    return plan_stages(TrainPlanConfig(train_config="", gpu="l4", reserve_gb=18.0), training)
 
 
 def test_twice_the_gpus_half_the_hours(stages: list[StagePlan]):
@@ -244,7 +245,7 @@ def test_state_that_each_strategy_shards(stages: list[StagePlan]):
             else:
                 assert parts[name] == pytest.approx(bound, rel=0.01)
         counted = totals[parallel] - parts["allowance"]
-        assert parts["allowance"] == pytest.approx(2e9 + 0.05 * counted)
+        assert parts["allowance"] == pytest.approx(plan.config.reserve_gb * 1e9 + 0.05 * counted)
     assert totals["fsdp"] < totals["zero2"] <= totals["zero1"]
 
 
