@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import math
 
 import pandas as pd
 import pytest
 from report_material import SKILLS, edit, items_table, put_result, put_results
+from rich.console import Console
 
-from benchmarks.report.cell_text import margin
+from benchmarks.report.cell_text import column_header, decimals, margin
 from benchmarks.report.formats import REPORT_FORMATS
 from benchmarks.report.report import Report, build_report
 from benchmarks.report.table import Cell, Column
+from benchmarks.report.text_table import print_report
 from benchmarks.results.formatting import decimals_needed, format_number
 from benchmarks.results.item_scores import ItemScores
 from benchmarks.results.noise import TrainingNoise
@@ -83,10 +86,10 @@ def test_the_models_own_resolution_is_part_of_the_model_and_said(tmp_path):
     put_result(tmp_path, "large", "gqa", items_table(0.9, benchmark="gqa", seed=2), protocol={"input_size": 224})
     report = build_report(tmp_path, baseline="clip")
     assert marks(report)["large"] == "best"
-    assert any("size" in remark and "large 224" in remark for remark in report.notes)
+    assert any("size: " in remark and "224 for large" in remark for remark in report.notes)
     put_result(tmp_path, "large", "gqa", items_table(0.9, benchmark="gqa", seed=2), protocol={"input_features": "mean"})
     notes = build_report(tmp_path).notes
-    assert any("features clip not stated, clips not stated, large mean" in remark for remark in notes)
+    assert any("features: not stated for clip, clips and untrained; mean for large." in remark for remark in notes)
 
 
 def test_lower_is_better_and_neither_is_better_are_respected(tmp_path):
@@ -255,3 +258,22 @@ def test_no_results_and_an_unknown_baseline_are_rejected(tmp_path):
 @pytest.mark.parametrize(("value", "decimals"), [(0.0, 1), (12.3, 1), (0.004, 3), (-3e-9, 9), (4e-14, 1), (None, 1)])
 def test_small_values_get_the_decimals_that_they_need_and_rounding_errors_none(value: float | None, decimals: int):
     assert decimals_needed(value, 1) == decimals
+
+
+def test_a_table_too_wide_for_the_terminal_is_split_between_its_columns(tmp_path):
+    put_results(tmp_path)
+    for benchmark in ("pope", "vizwiz", "textvqa"):
+        put_result(tmp_path, "only_gqas_kind", benchmark, items_table(0.4, benchmark="gqa"))
+    written = io.StringIO()
+    report = build_report(tmp_path)
+    print_report(report, Console(file=written, width=60, highlight=False))
+    lines = written.getvalue().splitlines()
+    assert max(map(len, lines)) <= 60
+    starts = [index for index, line in enumerate(lines) if line.startswith("┏")]
+    parts = ["\n".join(lines[first:last]) for first, last in itertools.pairwise([*starts, None])]  # type: ignore[list-item]
+    assert len(parts) > 1
+    for column in report.table.columns:  # a word is never broken, and no number is lost
+        of_column = [part for part in parts if all(word in part for word in column_header(column).split())]
+        numbers = [format_number(each.value, decimals(column)) for each in report.table.column_cells(column)]
+        assert any(all(number in part for number in numbers if number != "—") for part in of_column)
+    assert {"│only_gqas_kind" in part for part in parts} == {True, False}  # not where it has not run

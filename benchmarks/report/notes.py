@@ -261,9 +261,11 @@ def _about_inputs(source: ReportSource) -> list[str]:
         results = source.results(benchmark)
         names = {name for result in results.values() for name in result.protocol if name.startswith(INPUT_PREFIX)}
         for name in sorted(names):
-            values = {row: str(result.protocol.get(name, "not stated")) for row, result in results.items()}
-            if len({*values.values()}) > 1:
+            rows: dict[str, list[str]] = {}
+            for row, result in results.items():
+                rows.setdefault(str(result.protocol.get(name, "not stated")), []).append(row)
+            if len(rows) > 1:
                 setting = name.removeprefix(INPUT_PREFIX).replace("_", " ")
-                by_model = join_with_and([f"{row} {value}" for row, value in values.items()])
-                lines[f"Input settings differ between the models: {setting} {by_model}."] = None
+                by_value = "; ".join(f"{value} for {join_row_names(models)}" for value, models in rows.items())
+                lines[f"Input settings differ between the models. {setting}: {by_value}."] = None
     return [*lines]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.report.cell_text import column_header, decimals, margin, missing_label, signs
@@ -87,7 +87,7 @@ _BORDER = 3  # a column's border and its padding
 def print_report(report: Report, console: Console) -> None:
     """Print the main table, a sentence for each compared model, the legend and the notes; names are never markup.
 
-    The table is transposed if it has more metrics than models, so that it stays narrow.
+    The table is transposed if it has more metrics than models, so that it stays narrow, and split if it is too wide.
     """
     from rich.text import Text
 
@@ -95,13 +95,16 @@ def print_report(report: Report, console: Console) -> None:
     groups = [row.group for row in report.table.rows]
     if any(groups):
         frame.insert(0, "group", groups + [""] * (len(frame) - len(groups)))
-    print_frame(frame.T if frame.shape[1] > len(frame) else frame, console, title=report.source.title)
+    whole = [frame.T, frame] if frame.shape[1] > len(frame) else [frame, frame.T]
+    for number, (part, widths) in enumerate(_split(frame, console.width, whole)):
+        print_frame(part, console, title="" if number else report.source.title, widths=widths)
     console.print(Text(strip_control_chars(report.answer), style="bold"))
     for sentence in report.other_sentences:
         console.print(Text(strip_control_chars(sentence)))
     if report.reference_results:
         console.print(Text(f"Published. {REFERENCE_NOTE}", style="dim"))
-        for part, widths in _split(report.reference_results.text(), console.width):
+        published = report.reference_results.text()
+        for part, widths in _split(published, console.width, [published.T]):
             print_frame(part, console, widths=widths)
     for note in report.all_notes(TERMINAL if console.color_system else PLAIN):
         console.print(Text(f"  {strip_control_chars(note)}", style="dim"))
@@ -126,25 +129,29 @@ def print_frame(
     console.print(table)
 
 
-def _split(frame: pd.DataFrame, width: int) -> Iterator[tuple[pd.DataFrame, list[int] | None]]:
+def _split(
+    frame: pd.DataFrame, width: int, whole: Iterable[pd.DataFrame]
+) -> Iterator[tuple[pd.DataFrame, list[int] | None]]:
     """Parts of a frame no wider than the terminal, with their column widths.
 
-    That is the transposed frame if it fits, else groups of columns, each without the rows that have no number in it.
+    That is the first frame of ``whole`` that fits, else groups of columns of ``frame``, each without the rows that have
+    neither a number nor a failure in it.
     """
-    transposed = frame.T
-    if max(map(len, frame.columns)) + sum(_min_widths(transposed)) < width:
-        yield transposed, None
-        return
-    room = width - min(max(map(len, frame.index)), width // 2) - _BORDER
+    for each in whole:
+        if max(map(len, each.index), default=0) + sum(_min_widths(each)) < width:
+            yield each, None
+            return
+    room = width - min(max(map(len, frame.index), default=0), width // 2) - _BORDER
     for indices in _column_groups(_min_widths(frame), room):
         part = frame.iloc[:, indices]
-        yield part[(part != format_number(None, 0)).any(axis=1)], [each - _BORDER for each in _min_widths(part)]
+        shown = ~part.map(str).isin([format_number(None, 0), "not run"]).all(axis=1)
+        yield part[shown], [each - _BORDER for each in _min_widths(part)]
 
 
 def _min_widths(frame: pd.DataFrame) -> list[int]:
     """The minimum width of each column; headers wrap between words."""
     texts = ((*header.split(), *frame.iloc[:, index]) for index, header in enumerate(frame.columns))
-    return [max(map(len, each)) + _BORDER for each in texts]
+    return [max(map(len, each), default=0) + _BORDER for each in texts]
 
 
 def _column_groups(widths: Sequence[int], room: int) -> Iterator[list[int]]:
