@@ -337,12 +337,34 @@ def test_settings_that_do_not_fit_are_rejected(architecture: str, more: dict[str
         build_model(ModelConfig(**{"architecture": architecture, "max_num_patches": BUDGET, **more}), RecipeConfig(), 0)
 
 
+@torch.no_grad()
+def test_timms_own_loader_and_model_give_the_features_of_an_exported_tower(encoder: Path, tmp_path: Path) -> None:
+    import timm
+
+    from clips.interchange.exporting import export_encoder
+
+    export_encoder(encoder, str(tmp_path / "tower"), format="timm")
+    tower = timm.create_model(f"local-dir:{tmp_path / 'tower'}", pretrained=True).eval()
+    settings = timm.data.resolve_model_data_config(tower)
+    assert (tuple(settings["mean"]), tuple(settings["std"])) == (MEAN, STD)
+    loaded = load_encoder(encoder)
+    for content in IMAGES:
+        packed = loaded.preprocess(opened(content))[None]
+        patches = unpack(packed)
+        torch.testing.assert_close(tower(patches.naflex_inputs()), loaded.model.encode_image(packed), atol=1e-5, rtol=0)
+        budget = {"patch_size": (PATCH, PATCH), "max_seq_len": BUDGET}
+        theirs = timm.data.create_transform(**settings, **budget, naflex=True, patchify=True)(opened(content))
+        assert torch.equal(theirs["patch_coord"], patches.naflex_inputs()["patch_coord"][0, patches.valid[0]])
+        level = 1.01 / 255 / min(STD)  # timm rounds the resized image to 8 bits
+        torch.testing.assert_close(theirs["patches"], patches.values[0, patches.valid[0]], atol=level, rtol=0)
+
+
 def test_other_formats_and_patch_maps_are_rejected(encoder: Path, tmp_path: Path) -> None:
     from benchmarks.tasks.encoders.patch_embeddings import patch_embeddings
     from clips.interchange.exporting import export_encoder
 
-    with pytest.raises(UserError, match="no format has images at their own aspect ratio"):
-        export_encoder(encoder, str(tmp_path / "out"), format="timm")
+    with pytest.raises(UserError, match="hf_dual has no images at their own aspect ratio; timm has"):
+        export_encoder(encoder, str(tmp_path / "out"), format="hf_dual")
     loaded = load_encoder(encoder)
     with pytest.raises(UserError, match="no patch embeddings for images at their own aspect ratio"):
         patch_embeddings(loaded.model, loaded.preprocess(opened(IMAGES[0]))[None])

@@ -33,8 +33,8 @@ def export_encoder(encoder_directory: str | Path, output: str, *, format: str, l
     encoder = load_encoder(source)
     if "text_cfg" not in encoder.config["model_cfg"]:
         raise UserError(f"{source}: expected an encoder with a text tower; llava-bridge reads this directory as it is")
-    if "max_num_patches" in encoder.config["preprocess_cfg"]:
-        raise UserError(f"{source}: no format has images at their own aspect ratio; llava-bridge reads this directory")
+    if format != "timm" and "max_num_patches" in encoder.config["preprocess_cfg"]:
+        raise UserError(f"{source}: {format} has no images at their own aspect ratio; timm has")
     license = license or license_from_manifest(source)
     with atomic_artifact_dir(output, kind=format) as partial:
         with silence_transformers():

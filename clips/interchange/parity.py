@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch.nn import functional as F  # noqa: N812
 
+from clips.core.patches import resized, view
 from clips.interchange.imported_encoder import Features
+from clips.model.architectures import image_view
 
 _TEXTS = ["a photo of a cat", "Two red buses stand beside a tree, and a dog runs across the street.", ""]
 
@@ -17,11 +19,13 @@ def max_feature_difference(encoder: Any, features: Features) -> float:
     """Return the largest difference between the unit features of an encoder and those of ``features``.
 
     Args:
-        encoder: a `clips.encoder.LoadedEncoder`; images are noise of its size.
+        encoder: a `clips.encoder.LoadedEncoder`; images are noise of its size, or of two shapes within its budget.
         features: computes the features to compare with.
     """
-    size = encoder.config["preprocess_cfg"]["size"]
-    pixels = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    size = image_view(encoder.config["model_cfg"], encoder.config["preprocess_cfg"].get("max_num_patches"))
+    noise = torch.Generator().manual_seed(0)
+    shapes = (resized(size, *sides) for sides in ((2, 1), (1, 1)))
+    pixels = torch.stack([view(torch.randn(3, *shape, generator=noise), size) for shape in shapes])
     tokens = encoder.tokenizer(_TEXTS)
     ours = encoder.model.encode_image(pixels), encoder.model.encode_text(tokens)
     pairs = zip(ours, features(pixels, tokens), strict=True)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from clips.core.patches import is_packed, unpack
 from clips.encoder import LoadedEncoder
 from clips.errors import UserError
 from clips.interchange.hf_files import mlp_ratio
@@ -45,7 +46,8 @@ def export(encoder: LoadedEncoder, directory: Path) -> Features:
     timm.models.save_for_hf(tower, str(directory), safe_serialization=True)
 
     def features(pixels: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return tower(pixels), encoder.model.encode_text(tokens)
+        images = unpack(pixels).naflex_inputs() if is_packed(pixels) else pixels
+        return tower(images), encoder.model.encode_text(tokens)
 
     return features
 
