@@ -84,10 +84,10 @@ def start_client(work: Path, port: int, output: str) -> subprocess.Popen[bytes]:
 def survives_kills(work: Path, kills: int, rng: random.Random) -> bool:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
+    began = time.monotonic()
     server = start_server(work, port)
     try:
         wait_until_served(port)
-        began = time.monotonic()
         whole = start_client(work, port, "whole")
         while not content(work / "whole") and whole.poll() is None:
             time.sleep(0.05)
@@ -97,7 +97,8 @@ def survives_kills(work: Path, kills: int, rng: random.Random) -> bool:
         client, killed, places = start_client(work, port, "killed"), {"client": 0, "server": 0}, set[int]()
         while sum(killed.values()) < kills:
             done = len(content(work / "killed"))  # wait for some more, or not even for the first
-            enough, until = done + rng.uniform(0, 3 * OUTPUT_SHARDS / kills), time.monotonic() + 3 * startup
+            enough = done + rng.uniform(0, 3 * OUTPUT_SHARDS / kills)
+            until = time.monotonic() + rng.uniform(0, 3) * startup
             while client.poll() is None and len(content(work / "killed")) < enough and time.monotonic() < until:
                 time.sleep(0.05)
             if client.poll() is not None:

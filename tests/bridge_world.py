@@ -247,7 +247,7 @@ def config_file(directory: Path, name: str, talk: Path, **fields: Any) -> Path:
 def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """A fresh Python process, one thread."""
     own = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run([sys.executable, *arguments], env=own, capture_output=True, text=True, timeout=400)
+    return subprocess.run([sys.executable, *arguments], env=own, capture_output=True, text=True, timeout=1200)
 
 
 def python(code: str, **environment: str) -> list[str]:
@@ -351,7 +351,11 @@ def moved(before: Path, after: Path) -> set[str]:
 
 
 def assert_same_training(one: Path, other: Path, within: float, within_losses: float | None = None) -> None:
-    """The same losses and, at the end, the same weights."""
+    """The same losses and, at the end, the same weights.
+
+    Unless they are to be equal, except the vision tower's biases of keys: the softmax ignores them, so that their
+    gradient is rounding errors, which AdamW scales to whole steps.
+    """
     import pytest
     import torch
 
@@ -361,6 +365,8 @@ def assert_same_training(one: Path, other: Path, within: float, within_losses: f
     ours, theirs = weights(one), weights(other)
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
+        if within and "vision_tower" in name and name.endswith("k_proj.bias"):
+            continue
         torch.testing.assert_close(ours[name], value.to(ours[name].dtype), atol=within, rtol=within, msg=name)
 
 

@@ -75,6 +75,7 @@ def trained(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)  # the first waits for all 15 trainings
 @pytest.mark.parametrize("llm", LLMS)
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_any_encoder_with_any_llm(encoder: str, llm: str, trained: Path, llms: dict[str, str]) -> None:
