@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from report_material import items_table, put_result, put_results
 from report_study import Page
@@ -50,6 +52,25 @@ def test_every_item_is_there_with_all_answers_and_scores(tmp_path, monkeypatch):
             assert scores[place] == (100 * table.loc[name, "score"] if known else None)
     images = [*map(str, by_item[3].loc[[line[0] for line in lines], "image"])]
     assert images == [image for image in dict.fromkeys(images) for _ in range(2)]  # those of an image are together
+
+
+def test_items_that_only_another_model_of_as_many_has_are_there(tmp_path):
+    items = items_table(0.5, benchmark="gqa", count=20)
+    renamed = items["item"].replace(items["item"].iloc[3], "of its own")
+    for row, table in (("one", items), ("two", items.assign(item=renamed))):
+        put_result(tmp_path, row, "gqa", table)
+    lines = data_of(item_page_files(build_report(tmp_path))["items/gqa/0.js"])["items"]
+    assert {line[0] for line in lines} == {*items["item"], "of its own"}
+    assert [bool(answer) for answer in next(line for line in lines if line[0] == "of its own")[-1]] == [False, True]
+
+
+def test_texts_are_cleaned_each_by_itself_wherever_they_are():
+    given = ["plain"] * 150 + ["line\nbreak", "é\u202e", "x" * 1000, None, math.nan, 3, *["plain"] * 150, ""]
+    found = item_pages._texts(pd.Series(given, dtype=object))
+    assert found == [text for each in given for text in item_pages._texts([each])]
+    assert found[150:156] == ["line\nbreak", "é�", found[152], "", "", "3"]
+    assert len(found[152]) == item_pages._MAX_TEXT_CHARS
+    assert {*found[:150], *found[156:306]} == {"plain"}
 
 
 def test_images_are_limited_and_a_result_without_items_has_no_page(tmp_path, monkeypatch):

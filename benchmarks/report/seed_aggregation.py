@@ -9,7 +9,6 @@ from statistics import fmean
 from benchmarks.report.load_results import ReportSource
 from benchmarks.report.significance import Evidence
 from benchmarks.report.table import Cell, Table
-from benchmarks.results.statistics import scores_interval
 from benchmarks.study.rows import RowRecord
 
 
@@ -86,10 +85,9 @@ def _mean_cell(row: str, cells: list[Cell]) -> Cell:
 
 
 def _with_interval(cell: Cell, evidence: Evidence) -> Cell:
-    scores = evidence.scores(cell)
-    if scores is None:
+    scores, found = evidence.scores(cell), evidence.interval(cell)
+    if scores is None or found is None:
         return cell
-    found = scores_interval(scores, evidence.training_noise(cell))
     low, high = (None if end is None else end * cell.column.scale for end in (found.low, found.high))
     by_seed = dict([*cell.by_seed.items()][: scores.num_seeds])  # a pretrained model has one number for all seeds
     return dataclasses.replace(cell, ci_low=low, ci_high=high, by_seed=by_seed)

@@ -16,7 +16,7 @@ from benchmarks.results.blind import BlindPair
 from benchmarks.results.item_scores import ItemScores, comparable
 from benchmarks.results.noise import Estimate, Scores, TrainingNoise, difference_estimate, p_values, training_noise
 from benchmarks.results.results import Result
-from benchmarks.results.statistics import compare, holm_correction
+from benchmarks.results.statistics import ConfidenceInterval, compare, holm_correction, scores_interval
 
 Group = list[Cell]
 _CellKey = tuple[str, str, str]  # model, benchmark, metric
@@ -43,6 +43,7 @@ class Evidence:
         self._rows = {row.name: row for row in source.rows}
         self._scores: dict[tuple[object, ...], Scores | None] = {}
         self._noise: dict[_CellKey, TrainingNoise] = {}
+        self._intervals: dict[tuple[int, TrainingNoise], ConfidenceInterval] = {}
 
     def scores(self, cell: Cell) -> Scores | None:
         """A cell's metric with the influence of each image; None if it cannot be computed from items."""
@@ -57,6 +58,16 @@ class Evidence:
             single = bool(cell.members) and any(self._is_trained(name, results[0]) for name in names)
             self._scores[key] = self.items.of_model(results, metric, single_training=single, category=category)
         return self._scores[key]
+
+    def interval(self, cell: Cell) -> ConfidenceInterval | None:
+        """A cell's 95 % interval over images and, if known, seeds; None if it cannot be computed from items."""
+        scores, noise = self.scores(cell), self.training_noise(cell)
+        if scores is None:
+            return None
+        key = (id(scores), noise)  # tables of one source share cells
+        if key not in self._intervals:
+            self._intervals[key] = scores_interval(scores, noise)
+        return self._intervals[key]
 
     def gains(self, cell: Cell) -> dict[str, BlindPair]:
         """Kind of blind run → a cell's metric with and without the image, on the items of the run."""

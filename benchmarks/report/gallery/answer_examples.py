@@ -84,6 +84,7 @@ class _Items:
         scores: items × models.
         images: item → image.
         thumbnails: image → thumbnail.
+        shown: item → whether it has a thumbnail.
         graded: whether there are scores other than right and wrong.
         scale: display factor of the scores, from the benchmark's first metric.
     """
@@ -92,6 +93,7 @@ class _Items:
     scores: pd.DataFrame
     images: Mapping[Any, str]
     thumbnails: Mapping[str, Thumbnail]
+    shown: pd.Series
     graded: bool
     scale: float
 
@@ -101,14 +103,17 @@ class _Items:
         if not tables:
             return None
         scores = pd.DataFrame({row: table["score"] for row, table in tables.items()}).dropna(how="all")
-        images = {name: str(image) for name, image in first_table(tables)["image"].items()}
+        image = first_table(tables)["image"]
+        images = dict(zip(image.index.to_numpy(dtype=object), map(str, image.to_numpy(dtype=object)), strict=True))
         graded = not scores.isin([0.0, 1.0]).where(scores.notna(), True).all(axis=None)
         scale = next((each.metrics[each.primary[0]].scale for each in results.values() if each.primary), 1.0)
-        return _Items(tables, scores, images, thumbnails_of(tables.values()), bool(graded), scale)
+        thumbnails = thumbnails_of(tables.values())
+        shown = scores.index.map(images).isin(thumbnails)
+        return _Items(tables, scores, images, thumbnails, pd.Series(shown, scores.index), bool(graded), scale)
 
-    def with_thumbnails(self, names: Sequence[Any]) -> list[Any]:
-        """The items with a saved thumbnail; all of them if none has one."""
-        return [name for name in names if self.images.get(name) in self.thumbnails] or list(names)
+    def with_thumbnails(self, chosen: pd.Series) -> list[Any]:
+        """The items that are true and have a saved thumbnail; all that are true if none has one."""
+        return [*chosen.index[chosen & self.shown]] or [*chosen.index[chosen]]
 
     def example(self, item: Any, rows: Sequence[str]) -> Card:
         entries = {row: self.tables[row].loc[item] for row in rows if item in self.tables[row].index}
@@ -130,7 +135,7 @@ def _gallery(source: ReportSource, benchmark: str, budget: int) -> Examples | No
     items = _Items.of(results)
     if items is None:
         return None
-    selected = select_items(items.scores.loc[items.with_thumbnails(items.scores.index)], items.images)
+    selected = select_items(items.scores.loc[items.with_thumbnails(items.scores.notna().any(axis=1))], items.images)
     examples, left_out = take_within_budget([items.example(item, list(items.tables)) for item in selected], budget // 2)
     names = [pair for pair in _pairs(source, results) if set(pair) <= items.tables.keys()]
     pairs = [_pair(items, first, second, budget // 2 // len(names)) for first, second in names]
@@ -160,10 +165,10 @@ def _pairs(source: ReportSource, results: Mapping[str, Result]) -> Iterator[tupl
 def _pair(items: _Items, first: str, second: str, budget: int) -> RowPair:
     """Examples in both directions, in hash order; the same number of each unless a direction has none."""
     difference = items.scores[second] - items.scores[first]
-    better = {second: difference.index[difference > 1e-9], first: difference.index[difference < -1e-9]}
+    better = {second: difference > 1e-9, first: difference < -1e-9}
     sampled = [
-        first_per_image(hash_order(items.with_thumbnails(names)), items.images, MAX_PER_DIRECTION)
-        for names in better.values()
+        first_per_image(hash_order(items.with_thumbnails(chosen)), items.images, MAX_PER_DIRECTION)
+        for chosen in better.values()
     ]
     num_each = min(map(len, sampled)) or MAX_PER_DIRECTION
     selected = [names[index] for index in range(num_each) for names in sampled if index < len(names)]
@@ -171,8 +176,8 @@ def _pair(items: _Items, first: str, second: str, budget: int) -> RowPair:
     return RowPair(
         first=first,
         second=second,
-        first_better=len(better[first]),
-        second_better=len(better[second]),
+        first_better=int(better[first].sum()),
+        second_better=int(better[second].sum()),
         examples=examples,
         left_out=left_out,
     )

@@ -187,7 +187,20 @@ def item_tables(
     """Model → its items by name, of the models with items whose result and column names satisfy ``has``."""
     with_items = {row: result for row, result in results.items() if result.items}
     chosen = [row for row, result in with_items.items() if has(result, item_columns(result))]
-    return {row: read_items(with_items[row]).set_index("item") for row in chosen}
+    return by_name({row: read_items(with_items[row]) for row in chosen})
+
+
+def by_name(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """Tables of items with the items' names as the index, which is one object where they are equal.
+
+    pandas then hashes and aligns the names once and not for each model.
+    """
+    indexed: dict[str, pd.DataFrame] = {}
+    for row, table in tables.items():
+        indexed[row] = table = table.set_index("item")
+        if table.index.equals(first_table(indexed).index):
+            table.index = first_table(indexed).index
+    return indexed
 
 
 def first_table(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
