@@ -15,6 +15,7 @@ from clips.errors import UserError, error_reason
 from clips.safe_text import REDACTED
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     import pyarrow
 
@@ -128,9 +129,10 @@ def _wrong_items(result: Result, table: Path) -> Iterator[str]:
             yield f"{table.name}: {name}: expected a name in each row, got none in {int(items[name].isna().sum())}"
     for name in items["item"][items["item"].duplicated()]:
         yield f"{table.name}: item: expected different names, got '{name}' twice"
+    images = pd.factorize(items["image"])[0]
     with np.errstate(all="ignore"):
         for name, metric in result.metrics.items():
-            yield from (f"metrics.{name}.{fault}" for fault in _wrong_value(metric, items))
+            yield from (f"metrics.{name}.{fault}" for fault in _wrong_value(metric, items, images))
             yield from (f"metrics.{name}.blind.{fault}" for fault in _wrong_blind_values(metric, items))
 
 
@@ -163,15 +165,18 @@ def _can_hold(kind: pyarrow.DataType, what: str) -> bool:
     return types.is_null(kind) or any(test(kind) for test in tests)
 
 
-def _wrong_value(metric: Metric, items: pd.DataFrame) -> Iterator[str]:
+def _wrong_value(metric: Metric, items: pd.DataFrame, images: np.ndarray) -> Iterator[str]:
+    """Faults of a metric; ``images`` (N,) has the number of each item's image."""
+    import numpy as np
+
     from benchmarks.results.aggregation import AGGREGATIONS
 
     if metric.aggregation is None:
         if metric.n > len(items):
             yield f"n: expected at most the {len(items)} items, got {metric.n}"
         return
-    present = items[metric.columns[0]].notna()
-    for field, expected in (("n", int(present.sum())), ("clusters", int(items.loc[present, "image"].nunique()))):
+    present = items[metric.columns[0]].notna().to_numpy()
+    for field, expected in (("n", int(present.sum())), ("clusters", np.count_nonzero(np.bincount(images[present])))):
         if getattr(metric, field) != expected:
             yield f"{field}: expected {expected}, as its items have, got {getattr(metric, field)}"
     try:
