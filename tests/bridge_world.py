@@ -342,6 +342,9 @@ PARTS = {"vision_tower": "vision", "projector": "projector", "image_newline": "n
 PARTS |= {"language_model": "llm", "lm_head": "llm"}
 
 
+_KEY_BIAS_STEPS = 0.03  # three at a rate of 1e-2: AdamW scales the rounding errors that are these biases' gradient
+
+
 def moved(before: Path, after: Path) -> set[str]:
     """Which parts of two LLaVAs differ."""
     one, other = weights(before), weights(after)
@@ -351,11 +354,7 @@ def moved(before: Path, after: Path) -> set[str]:
 
 
 def assert_same_training(one: Path, other: Path, within: float, within_losses: float | None = None) -> None:
-    """The same losses and, at the end, the same weights.
-
-    Unless they are to be equal, except the vision tower's biases of keys: the softmax ignores them, so that their
-    gradient is rounding errors, which AdamW scales to whole steps.
-    """
+    """The same losses and, at the end, the same weights."""
     import pytest
     import torch
 
@@ -365,9 +364,9 @@ def assert_same_training(one: Path, other: Path, within: float, within_losses: f
     ours, theirs = weights(one), weights(other)
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
-        if within and "vision_tower" in name and name.endswith("k_proj.bias"):
-            continue
-        torch.testing.assert_close(ours[name], value.to(ours[name].dtype), atol=within, rtol=within, msg=name)
+        rounding = within and "vision_tower" in name and name.endswith("k_proj.bias")  # the softmax ignores them
+        atol = _KEY_BIAS_STEPS if rounding else within
+        torch.testing.assert_close(ours[name], value.to(ours[name].dtype), atol=atol, rtol=within, msg=name)
 
 
 def run_processes(count: int, driver: str, *arguments: str, timeout: float, **environment: str) -> str:

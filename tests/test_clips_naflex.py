@@ -357,6 +357,11 @@ def test_timms_own_loader_and_model_give_the_features_of_an_exported_tower(encod
         assert torch.equal(theirs["patch_coord"], patches.naflex_inputs()["patch_coord"][0, patches.valid[0]])
         level = 1.01 / 255 / min(STD)  # timm rounds the resized image to 8 bits
         torch.testing.assert_close(theirs["patches"], patches.values[0, patches.valid[0]], atol=level, rtol=0)
+    card = (tmp_path / "tower" / "README.md").read_text()
+    names = {"image": opened(IMAGES[3])}  # six times as wide as high
+    exec(card.split("```python\n")[1].split("```")[0].replace("DIRECTORY", str(tmp_path / "tower")), names)
+    own = loaded.model.encode_image(loaded.preprocess(opened(IMAGES[3]))[None])
+    torch.testing.assert_close(names["features"], own, atol=0.02, rtol=0)
 
 
 def test_other_formats_and_patch_maps_are_rejected(encoder: Path, tmp_path: Path) -> None:

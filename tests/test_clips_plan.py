@@ -218,7 +218,7 @@ def test_twice_the_gpus_half_the_hours(stages: list[StagePlan]):
 
 
 def test_the_cost_of_a_training_is_that_of_its_stages(stages: list[StagePlan], tmp_path: Path):
-    training, config = read_config(write_config(tmp_path, ema_decay=0.999)), TrainPlanConfig(train_config="", gpu="l4")
+    training, config = read_config(write_config(tmp_path, ema_decay=0.999)), stages[0].config
     cost, disk_alone = training_cost(config, training), training_cost(config, training, timed=False)
     assert cost.seconds == pytest.approx(3600 * sum(speed.hours for speed in speeds(stages, 8)))
     assert cost.gpu_hours == pytest.approx(8 * cost.seconds / 3600)

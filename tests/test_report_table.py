@@ -6,6 +6,7 @@ import dataclasses
 import io
 import itertools
 import math
+import re
 
 import pandas as pd
 import pytest
@@ -21,6 +22,7 @@ from benchmarks.results.formatting import decimals_needed, format_number
 from benchmarks.results.item_scores import ItemScores
 from benchmarks.results.noise import TrainingNoise
 from benchmarks.results.statistics import compare, wilson_interval
+from benchmarks.study.display import Display
 from clips.errors import UserError
 
 
@@ -260,20 +262,30 @@ def test_small_values_get_the_decimals_that_they_need_and_rounding_errors_none(v
     assert decimals_needed(value, 1) == decimals
 
 
-def test_a_table_too_wide_for_the_terminal_is_split_between_its_columns(tmp_path):
+@pytest.mark.parametrize("width", [24, 40, 60, 80])
+def test_a_table_too_wide_for_the_terminal_is_split_between_its_columns(tmp_path, width):
     put_results(tmp_path)
-    for benchmark in ("pope", "vizwiz", "textvqa"):
+    for benchmark in ("pope", "vizwiz", "a_name_as_long_as_this_one_is_for_a_terminal"):
         put_result(tmp_path, "only_gqas_kind", benchmark, items_table(0.4, benchmark="gqa"))
+    report = build_report(tmp_path, display=Display(groups={"A group": ["clip*"]}))
     written = io.StringIO()
-    report = build_report(tmp_path)
-    print_report(report, Console(file=written, width=60, highlight=False))
+    print_report(report, Console(file=written, width=width, highlight=False))
     lines = written.getvalue().splitlines()
-    assert max(map(len, lines)) <= 60
+    assert max(map(len, lines)) <= width
     starts = [index for index, line in enumerate(lines) if line.startswith("┏")]
-    parts = ["\n".join(lines[first:last]) for first, last in itertools.pairwise([*starts, None])]  # type: ignore[list-item]
-    assert len(parts) > 1
-    for column in report.table.columns:  # a word is never broken, and no number is lost
-        of_column = [part for part in parts if all(word in part for word in column_header(column).split())]
+    parts = [lines[first:last] for first, last in itertools.pairwise([*starts, None])]
+    parts = [part[: 1 + next(index for index, line in enumerate(part) if line.startswith("└"))] for part in parts]
+    assert len(parts) == {24: 6, 40: 6, 60: 4, 80: 2}[width]  # headers wrap between words
+    texts = ["".join(re.sub(r"[^\w.]", "", line) for line in part) for part in parts]  # of names that wrap, too
+    for column in report.table.columns:  # no number is lost
         numbers = [format_number(each.value, decimals(column)) for each in report.table.column_cells(column)]
-        assert any(all(number in part for number in numbers if number != "—") for part in of_column)
-    assert {"│only_gqas_kind" in part for part in parts} == {True, False}  # not where it has not run
+        assert any(all(number in text for number in numbers if number != "—") for text in texts)
+    for part in parts:  # each line with numbers belongs to a name
+        body = part[part.index(next(line for line in part if line.startswith("┡"))) + 1 : -1]
+        assert body[0].split("│")[1].strip()
+    if width == 60:
+        assert {"only_gqas_kind" in text for text in texts} == {True, False}  # not where it has not run
+        assert any("A group: clip" in line for line in parts[0])
+        assert all(
+            word in "".join(part) for part in parts[:1] for word in column_header(report.table.columns[0]).split()
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +95,8 @@ def print_report(report: Report, console: Console) -> None:
     frame = main_table(report, _text, lambda text: Text(strip_control_chars(text), style="dim"))
     groups = [row.group for row in report.table.rows]
     if any(groups):
-        frame.insert(0, "group", groups + [""] * (len(frame) - len(groups)))
+        heads = itertools.zip_longest(groups, frame.index, fillvalue="")
+        frame.index = [f"{group}: {name}" if group else name for group, name in heads]
     whole = [frame.T, frame] if frame.shape[1] > len(frame) else [frame, frame.T]
     for number, (part, widths) in enumerate(_split(frame, console.width, whole)):
         print_frame(part, console, title="" if number else report.source.title, widths=widths)
@@ -145,12 +147,12 @@ def _split(
     for indices in _column_groups(_min_widths(frame), room):
         part = frame.iloc[:, indices]
         shown = ~part.map(str).isin([format_number(None, 0), "not run"]).all(axis=1)
-        yield part[shown], [each - _BORDER for each in _min_widths(part)]
+        yield part[shown], [min(each, max(room, 2 * _BORDER)) - _BORDER for each in _min_widths(part)]
 
 
 def _min_widths(frame: pd.DataFrame) -> list[int]:
     """The minimum width of each column; headers wrap between words."""
-    texts = ((*header.split(), *frame.iloc[:, index]) for index, header in enumerate(frame.columns))
+    texts = ((*str(header).split(), *frame.iloc[:, index]) for index, header in enumerate(frame.columns))
     return [max(map(len, each), default=0) + _BORDER for each in texts]
 
 

@@ -22,10 +22,12 @@ def max_feature_difference(encoder: Any, features: Features) -> float:
         encoder: a `clips.encoder.LoadedEncoder`; images are noise of its size, or of two shapes within its budget.
         features: computes the features to compare with.
     """
-    size = image_view(encoder.config["model_cfg"], encoder.config["preprocess_cfg"].get("max_num_patches"))
-    noise = torch.Generator().manual_seed(0)
-    shapes = (resized(size, *sides) for sides in ((2, 1), (1, 1)))
-    pixels = torch.stack([view(torch.randn(3, *shape, generator=noise), size) for shape in shapes])
+    preprocess, noise = encoder.config["preprocess_cfg"], torch.Generator().manual_seed(0)
+    pixels = torch.randn(2, 3, *preprocess["size"], generator=noise)
+    if "max_num_patches" in preprocess:
+        budget = image_view(encoder.config["model_cfg"], preprocess["max_num_patches"])
+        shapes = (resized(budget, *sides) for sides in ((2, 1), (1, 1)))
+        pixels = torch.stack([view(torch.randn(3, *shape, generator=noise), budget) for shape in shapes])
     tokens = encoder.tokenizer(_TEXTS)
     ours = encoder.model.encode_image(pixels), encoder.model.encode_text(tokens)
     pairs = zip(ours, features(pixels, tokens), strict=True)

@@ -155,7 +155,8 @@ class EncoderVisionModel(PreTrainedModel):
 
     def feature_bytes(self, dtype: torch.dtype) -> int:
         """Return the bytes of an image's cached states."""
-        tokens = (self.config.image_size // self.config.patch_size) ** 2 + int(self.config.class_token)
+        cells = (self.config.image_size // self.config.patch_size) ** 2
+        tokens = cells * self.config.tokens_per_cell + int(self.config.class_token)
         return len(self.cached_layers) * tokens * self.config.hidden_size * dtype.itemsize
 
     @contextlib.contextmanager
