@@ -20,7 +20,6 @@ from transformers import TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_callback import PrinterCallback
 
-from clips.core.artifact import writable_directory
 from clips.core.tensor_shards import TensorShards
 from clips.core.trackers import Trackers
 from clips.errors import UserError
@@ -223,7 +222,7 @@ def enable_feature_cache(setup: StageSetup, dtype: torch.dtype, name: str) -> No
     shards = tower.cache_features(setup.model.config.vision_feature_layer, dtype)
     setup.collator.read_features = FeatureReader(shards, dtype, setup.model.config)
     needed = len(setup.dataset) * tower.feature_bytes(dtype)
-    free = shutil.disk_usage(writable_directory(shards.directory)).free
+    free = shutil.disk_usage(next(path for path in (shards.directory, *shards.directory.parents) if path.is_dir())).free
     log_rank0(
         f"{name}: caches features in {shards.directory}, {needed / 1e9:,.2f} GB for one image or tile of each sample; "
         f"{free / 1e9:,.1f} GB are free"
