@@ -83,6 +83,7 @@ def _rules(headers: list[str]) -> list[str]:
 
 
 _BORDER = 3  # a column's border and its padding
+_LONG = 14  # characters of a number with its margins; longer cells are remarks
 
 
 def print_report(report: Report, console: Console) -> None:
@@ -144,15 +145,19 @@ def _split(
             yield each, None
             return
     room = width - min(max(map(len, frame.index), default=0), width // 2) - _BORDER
-    for indices in _column_groups(_min_widths(frame), room):
+    for indices in _column_groups(_min_widths(frame, _LONG), room):
         part = frame.iloc[:, indices]
         shown = ~part.map(str).isin([format_number(None, 0), "not run"]).all(axis=1)
-        yield part[shown], [min(each, max(room, 2 * _BORDER)) - _BORDER for each in _min_widths(part)]
+        yield part[shown], [min(each, max(room, 2 * _BORDER)) - _BORDER for each in _min_widths(part, _LONG)]
 
 
-def _min_widths(frame: pd.DataFrame) -> list[int]:
-    """The minimum width of each column; headers wrap between words."""
-    texts = ((*str(header).split(), *frame.iloc[:, index]) for index, header in enumerate(frame.columns))
+def _min_widths(frame: pd.DataFrame, unbroken: int = 0) -> list[int]:
+    """The minimum width of each column; headers wrap between words, and cells of more than ``unbroken`` characters."""
+    cells = ([str(cell) for cell in frame.iloc[:, index]] for index in range(frame.shape[1]))
+    texts = (
+        [*str(header).split(), *(word for cell in each for word in (cell.split() if len(cell) > unbroken else [cell]))]
+        for header, each in zip(frame.columns, cells, strict=True)
+    )
     return [max(map(len, each), default=0) + _BORDER for each in texts]
 
 
