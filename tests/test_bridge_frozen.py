@@ -107,6 +107,7 @@ def kept(spec: str, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     tower: Any = build_vision_model(load_encoder(spec, None), None).requires_grad_(False)
     plain = tower(pixels, output_hidden_states=[-1]).hidden_states[-1]
     shards = tower.cache_features(-1, torch.float32)
+    assert tower.feature_bytes(torch.float32) == plain[0].nbytes
     read = FeatureReader(shards, torch.float32, SimpleNamespace(vision_config=tower.config))({"pixel_values": pixels})
     with tower.with_features(read.get("cached_features"), read["feature_keys"]):
         found = tower(pixels, output_hidden_states=[-1]).hidden_states[-1]

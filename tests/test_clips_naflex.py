@@ -362,6 +362,9 @@ def test_timms_own_loader_and_model_give_the_features_of_an_exported_tower(encod
     exec(card.split("```python\n")[1].split("```")[0].replace("DIRECTORY", str(tmp_path / "tower")), names)
     own = loaded.model.encode_image(loaded.preprocess(opened(IMAGES[3]))[None])
     torch.testing.assert_close(names["features"], own, atol=0.02, rtol=0)
+    pairs = [(names["preprocess"](opened(content)), 0) for content in IMAGES]
+    batch, _ = timm.data.naflex_dataset.NaFlexCollator(names["budget"]["max_seq_len"])(pairs)
+    torch.testing.assert_close(tower(batch)[3:4], names["features"], atol=1e-5, rtol=0)
 
 
 def test_other_formats_and_patch_maps_are_rejected(encoder: Path, tmp_path: Path) -> None:

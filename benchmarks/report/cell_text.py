@@ -63,11 +63,14 @@ def signs(cell: Cell) -> str:
     return sign + (ELSEWHERE if cell.measured_elsewhere else "")
 
 
+NOT_RUN = "not run"
+
+
 def missing_label(cell: Cell) -> str:
     """The short text of a missing value; empty for a number."""
     if cell.missing is None:
         return ""
-    return {"missing": "not run", "not applicable": "—"}.get(cell.missing.kind, cell.missing.kind)
+    return {"missing": NOT_RUN, "not applicable": "—"}.get(cell.missing.kind, cell.missing.kind)
 
 
 def missing_text(cell: Cell) -> str:

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.report.cell_text import column_header, decimals, margin, missing_label, signs
+from benchmarks.report.cell_text import NOT_RUN, column_header, decimals, margin, missing_label, signs
 from benchmarks.report.chance_level import chance_text, has_chance_level
 from benchmarks.report.notes import PLAIN, TERMINAL
 from benchmarks.report.reference_table import REFERENCE_NOTE
@@ -147,7 +147,7 @@ def _split(
     room = width - min(max(map(len, frame.index), default=0), width // 2) - _BORDER
     for indices in _column_groups(_min_widths(frame, _LONG), room):
         part = frame.iloc[:, indices]
-        shown = ~part.map(str).isin([format_number(None, 0), "not run"]).all(axis=1)
+        shown = ~part.map(str).isin([format_number(None, 0), NOT_RUN]).all(axis=1)
         yield part[shown], [min(each, max(room, 2 * _BORDER)) - _BORDER for each in _min_widths(part, _LONG)]
 
 

@@ -135,7 +135,7 @@ def _gallery(source: ReportSource, benchmark: str, budget: int) -> Examples | No
     items = _Items.of(results)
     if items is None:
         return None
-    selected = select_items(items.scores.loc[items.with_thumbnails(items.scores.notna().any(axis=1))], items.images)
+    selected = select_items(items.scores[items.shown] if items.shown.any() else items.scores, items.images)
     examples, left_out = take_within_budget([items.example(item, list(items.tables)) for item in selected], budget // 2)
     names = [pair for pair in _pairs(source, results) if set(pair) <= items.tables.keys()]
     pairs = [_pair(items, first, second, budget // 2 // len(names)) for first, second in names]
