@@ -85,6 +85,7 @@ def test_different_protocols_are_not_ranked_together_and_named(tmp_path):
 
 def test_the_models_own_resolution_is_part_of_the_model_and_said(tmp_path):
     put_results(tmp_path)
+    assert not any("Input settings differ" in remark for remark in build_report(tmp_path).notes)
     put_result(tmp_path, "large", "gqa", items_table(0.9, benchmark="gqa", seed=2), protocol={"input_size": 224})
     report = build_report(tmp_path, baseline="clip")
     assert marks(report)["large"] == "best"

@@ -141,7 +141,7 @@ def _are_plain(values: Sequence[Any]) -> bool:
         joined = "".join(values)
     except TypeError:  # a number, or missing
         return False
-    return joined.isascii() and joined.isprintable() and max(map(len, values)) <= _MAX_TEXT_CHARS
+    return joined.isprintable() and max(map(len, values)) <= _MAX_TEXT_CHARS
 
 
 def _text(value: Any) -> str:
