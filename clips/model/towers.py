@@ -19,6 +19,7 @@ from clips.model.feature_cache import FeatureCache, enable_trunk_cache
 from clips.model.hf_text import HFTextTower, own_text_towers, read_language_model
 from clips.model.length_grouping import group_by_length
 from clips.model.loading import first_mismatch, read_safetensors
+from clips.model.pos_embed import make_naflex_deterministic
 
 Towers = Any  # an open_clip model: CLIP or CustomTextCLIP; or an `ImageTower`
 _CLASSIFIERS = ("head.fc.", "head.", "classifier.", "fc.")
@@ -87,6 +88,7 @@ def build_towers(cfg: dict[str, Any]) -> Towers:
         raise UserError(f"model.architecture: open_clip cannot build it ({error_reason(error)})") from None
     set_model_preprocess_cfg(towers, preprocess_cfg(cfg))
     pack_attention(towers)
+    make_naflex_deterministic(towers.visual)
     _check_image_size(towers, preprocess_cfg(cfg)["size"])
     return towers
 
