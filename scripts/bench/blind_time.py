@@ -1,6 +1,8 @@
 """The additional time of the runs without the image, `blind: [blank, shuffled]`, over the evaluation without them.
 
     python scripts/bench/blind_time.py --shared ../shared --threads 1 --clock cpu --rounds 3
+    python scripts/bench/blind_time.py --shared ../shared --device cuda --llm DIR --tower 24 1024 336 --part-only \
+        --benchmarks pope --items 3600 --questions 18                                        (sizes as in practice)
 
 Photos with one question each (RealWorldQA's layout) and with several (POPE's), answered by a CLIP tower with random
 weights and a small Llama through the whole harness: reading, answering, lmms-eval's scorer and the statistics. The
@@ -32,7 +34,8 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         llava = small_llava(args, Path(folder) / "llava")
-        for name, questions in (("realworldqa", 1), ("pope", args.questions)):
+        for name in args.benchmarks:
+            questions = args.questions if name == "pope" else 1
             args.images = args.items // questions
             write_data(Path(folder) / "hub", name, questions, args)
             rows += compare(name, llava, Path(folder), args)
@@ -45,6 +48,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--shared", default="../shared", help="a folder with data/flickr8k and models/stories15M")
     parser.add_argument("--llm", help="a directory; shared/models/stories15M if not given")
     parser.add_argument("--tower", type=int, nargs=3, default=[6, 384, 224], help="layers, width, pixels")
+    parser.add_argument("--benchmarks", nargs="+", default=["realworldqa", "pope"], choices=["realworldqa", "pope"])
+    parser.add_argument("--part-only", action="store_true", help="without the runs over all items")
     parser.add_argument("--items", type=int, default=400)
     parser.add_argument("--questions", type=int, default=10, help="about each image, in POPE's layout")
     parser.add_argument("--tokens", type=int, default=4, help="maximum of an answer")
@@ -79,7 +84,7 @@ def write_data(root: Path, name: str, questions: int, args: argparse.Namespace) 
 def compare(name: str, llava: Path, folder: Path, args: argparse.Namespace) -> list[list[str]]:
     sides = {"none": BenchmarkConfig(name=name, data=str(folder / "hub"), max_new_tokens=args.tokens)}
     asked: list[tuple[tuple[BlindKind, ...], float]]
-    asked = [(("blank", "shuffled"), 0.075), (("blank",), 1.0), (("shuffled",), 1.0)]
+    asked = [(("blank", "shuffled"), 0.075), (("blank",), 1.0), (("shuffled",), 1.0)][: 1 if args.part_only else None]
     for kinds, ratio in asked:
         sides[", ".join(kinds)] = dataclasses.replace(sides["none"], blind=kinds, blind_items=ratio)
     run = RunConfig(

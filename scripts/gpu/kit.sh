@@ -8,7 +8,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
-out=build/gpu-kit version=3.12 shared=../shared photos=1500
+out=build/gpu-kit version=3.12 shared=../shared photos=1400
 while (($#)); do
     case $1 in
         --out) out=$2 ;;
@@ -30,7 +30,7 @@ packages=(
     lmms-eval evaluate loguru tenacity python-dotenv pytablewriter dataproperty mbstrdecoder pathvalidate tabledata
     tcolorpy typepy pytz jsonlines
     clip-benchmark webdataset braceexpand liger-kernel
-    openai jiter distro httpx2 httpcore2 truststore sniffio pycocotools # for lmms-eval's tasks
+    openai jiter distro httpx2 httpcore2 truststore sniffio pycocotools pycocoevalcap # for lmms-eval's tasks
     openpyxl et-xmlfile nltk uvicorn starlette pylatexenc pyte jsonschema jsonschema-specifications referencing rpds-py
     nbformat fastjsonschema jupyter-core traitlets platformdirs # for tests
 )
@@ -44,6 +44,7 @@ mkdir -p "$out/wheels"
 rm -f "$out"/wheels/*.whl
 "${pip[@]}" download --no-deps --only-binary=:all: --python-version "$version" --implementation cp "${platforms[@]}" \
     --constraint constraints.txt --dest "$out/wheels" "${packages[@]}"
+zip --quiet --delete "$out"/wheels/pycocoevalcap-*.whl '*.jar' '*.gz' # 100 MB, for Java
 # DeepSpeed is published as source only; without compiled operations it is pure Python.
 DS_BUILD_OPS=0 "${pip[@]}" wheel --no-deps --constraint constraints.txt --wheel-dir "$out/wheels" deepspeed
 # The suite's programs and entry points; its modules are those of the checkout.

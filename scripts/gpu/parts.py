@@ -21,9 +21,15 @@ _OPEN_CLIP = (
 _BRIDGE = "scripts/bench/packed_step.py --precision bf16 --matrix 8192 --steps 3"
 
 FULL: dict[str, list[str]] = {
+    "repeat": ["scripts/bench/repeated_steps.py --architecture clips-b-16 --batch 96 --precisions bf16"],
+    "blind": [
+        _LLM,
+        "scripts/bench/blind_time.py --shared {data} --llm {work}/llm --tower 24 1024 336 --tokens 2 --benchmarks pope "
+        "--items 3600 --questions 18 --part-only --rounds 2",
+    ],
     "loader": [
-        f"scripts/bench/loader.py {_PHOTOS} --workers 8 --batch-size 256 --burst 4096 --samples 4096 --rounds 5",
-        f"scripts/bench/loader.py {_PHOTOS} --workers 14 --batch-size 256 --burst 8192 --samples 4096 --rounds 3",
+        f"scripts/bench/loader.py {_PHOTOS} --workers 8 --batch-size 256 --burst 2048 --samples 2048 --rounds 3",
+        f"scripts/bench/loader.py {_PHOTOS} --workers 14 --batch-size 256 --burst 4096 --samples 4096 --rounds 3",
     ],
     "recalls": [
         "scripts/bench/recall_speed.py --rounds 3",
@@ -73,6 +79,12 @@ _TINY = "--architecture clips-tiny --batch 4 --precisions fp32"
 _TINY_STEP = f"scripts/bench/mfu.py {_TINY} --recipes clip --matrix 256 --steps 2 --rounds 2"
 _TINY_LLM = "--hidden 64 --layers 1"
 SMALL: dict[str, list[str]] = {
+    "repeat": [f"scripts/bench/repeated_steps.py {_TINY} --steps 2"],
+    "blind": [
+        f"{_LLM} {_TINY_LLM}",
+        "scripts/bench/blind_time.py --shared {data} --llm {work}/llm --tower 2 64 32 --benchmarks pope --items 54 "
+        "--questions 18 --part-only --rounds 1",
+    ],
     "loader": [f"scripts/bench/loader.py {_PHOTOS} --workers 1 --batch-size 8 --burst 32 --samples 64 --rounds 2"],
     "recalls": ["scripts/bench/recall_speed.py --sizes 100x500 --rounds 1"],
     "photos": ["scripts/bench/photos.py --shared {data} --steps 1 --batch 4 --limit 8 --recipes clips"],

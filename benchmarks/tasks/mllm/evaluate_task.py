@@ -212,9 +212,8 @@ def _generation_settings(task: Any, entry: Benchmark, config: BenchmarkConfig) -
 
 def _exclude_metrics(task: Any, config: BenchmarkConfig) -> dict[str, str]:
     """Remove metrics that are excluded or impossible here from the task; metric → reason."""
-    absent = dict.fromkeys(config.exclude_metrics, "excluded by the config")
-    if not is_java_available():
-        absent |= dict.fromkeys(JAVA_METRICS, "it needs Java, which is not installed")
+    absent = {} if is_java_available() else dict.fromkeys(JAVA_METRICS, "it needs Java, which is not installed")
+    absent |= dict.fromkeys(config.exclude_metrics, "excluded by the config")
     unknown = set(config.exclude_metrics) - set(task.aggregation())
     if unknown:
         raise unknown_name_error(min(unknown), task.aggregation(), f"metric of '{config.name}'")
