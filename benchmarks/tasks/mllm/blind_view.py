@@ -46,7 +46,8 @@ class BlindView:
         if self.kind == "blank":
             return blank_images(self.processor, own, self.resize)
         if self.kind == "shuffled":
-            return other_images(own, (to_visual(self.documents[donor]) or [] for donor in self._donors(number)))
+            others = (to_visual(self.documents[donor]) or [] for donor in self._donors(number))
+            return next(others)[:1] if len(own) == 1 else other_images(own, others)  # one is not compared again
         return list(own)
 
     def _donors(self, number: int) -> Iterator[int]:

@@ -86,14 +86,14 @@ class QuestionImage:
 
 def image_hash_name(image: Image) -> str:
     """A name derived from an image's decoded pixels."""
-    rgb = image.convert("RGB")  # the bytes of a palette image do not determine its colors
-    content = f"{rgb.mode}{rgb.size}".encode() + rgb.tobytes()
-    return hashlib.sha256(content).hexdigest()[:16]
+    rgb = image if image.mode == "RGB" else image.convert("RGB")  # bytes of a palette do not determine colors
+    content = hashlib.sha256(f"{rgb.mode}{rgb.size}".encode())
+    content.update(rgb.tobytes())
+    return content.hexdigest()[:16]
 
 
-def record_image(image: Image, recorded: set[str]) -> QuestionImage:
+def record_image(name: str, image: Image, recorded: set[str]) -> QuestionImage:
     """The record of an image; its name is added to ``recorded``, the images that have a thumbnail already."""
-    name = image_hash_name(image)
     is_new = name not in recorded and len(recorded) < MAX_THUMBNAILS
     recorded.add(name)
     return QuestionImage(name, thumbnail(image) if is_new else None)
@@ -107,5 +107,5 @@ def first_images(task: Any, numbers: Sequence[int]) -> Mapping[int, QuestionImag
         visuals = task.doc_to_visual(task.eval_docs[number]) or []
         first = next((visual for visual in visuals if isinstance(visual, Image)), None)
         if first is not None:
-            found[number] = record_image(first, recorded)
+            found[number] = record_image(image_hash_name(first), first, recorded)
     return found

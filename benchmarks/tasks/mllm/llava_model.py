@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from lmms_eval.api.instance import GenerationResult, Instance
@@ -168,14 +169,10 @@ class LlavaBridgeModel(lmms):
         from llava_bridge import iter_answer_batches
 
         settings = requests[0].args[1]
-        unique: dict[str, Image] = {}  # one object per image, which is then preprocessed once
         batches = iter_answer_batches(
             self._model,
             self.processor,
-            [
-                [unique.setdefault(image_hash_name(visual), visual) for visual in self._visuals(each)]
-                for each in requests
-            ],
+            self._images_of(requests),
             [request.args[0] for request in requests],
             batch_size=self.batch_size,
             **_generation(settings),
@@ -204,7 +201,7 @@ class LlavaBridgeModel(lmms):
             scored = loglikelihoods(
                 self._model,
                 self.processor,
-                [self._visuals(each) for each in batch],
+                self._images_of(batch),
                 [each.args[0] for each in batch],
                 [self._continuation(each) for each in batch],
                 self.batch_size,
@@ -221,17 +218,35 @@ class LlavaBridgeModel(lmms):
         """Not supported."""
         raise UserError("this task has several rounds, which llava_bridge does not support")
 
+    def _images_of(self, requests: Sequence[Instance]) -> list[list[Image]]:
+        """The images of each request, the same one as one object, which is then preprocessed once.
+
+        Threads decode and compare them. The first of each request is recorded, except in a blind run.
+        """
+        unique: dict[str, Image] = {}
+
+        def read(request: Instance) -> list[str]:
+            visuals = self._visuals(request)
+            names = [image_hash_name(visual) for visual in visuals]
+            for name, visual in zip(names, visuals, strict=True):
+                unique.setdefault(name, visual)
+            return names
+
+        with ThreadPoolExecutor() as pool:
+            found = list(pool.map(read, requests))
+        for request, names in zip(requests, found, strict=True):
+            if names and self.record_images and self.view is None:
+                *_, doc_id, task, _ = request.args
+                self.images[task, doc_id] = record_image(names[0], unique[names[0]], self._image_names)
+        return [[unique[name] for name in names] for names in found]
+
     def _visuals(self, request: Instance) -> list[Image]:
-        """The images of a request, or those that replace them in a blind run; the first of its own is recorded."""
+        """The images of a request, or those that replace them in a blind run."""
         _, _, to_visual, doc_id, task, split = request.args
         visuals = to_visual(self.task_dict[task][split][doc_id]) or []
         if not all(isinstance(visual, Image) for visual in visuals):
             raise UserError(f"{task}: question {doc_id} has visuals other than images")
-        if self.view is not None:
-            return self.view.visuals(doc_id, visuals, to_visual)
-        if self.record_images and visuals:
-            self.images[task, doc_id] = record_image(visuals[0], self._image_names)
-        return visuals
+        return visuals if self.view is None else self.view.visuals(doc_id, visuals, to_visual)
 
 
 def load_for_evaluation(directory: str, device: str, precision: str) -> tuple[Any, Any]:

@@ -71,7 +71,7 @@ class ServedLlava(LlavaBridgeModel):
             decoding |= {name: settings[name] for name in _SAMPLING if settings.get(name) is not None}
         if (settings.get("num_beams") or 1) > 1:
             raise UserError(f"endpoint: {request.task_name} searches with beams, which OpenAI's chat API has not")
-        return image_request(self.name, self._visuals(request), text, lossless=True, **decoding)
+        return image_request(self.name, self._images_of([request])[0], text, lossless=True, **decoding)
 
     def print_estimate(self, part: int, total: int, prices: tuple[float, float] | None) -> None:
         """Print what all ``total`` questions would take, from ``part`` of them, none of which was cached."""
