@@ -13,6 +13,7 @@ from serving import serve_app
 from test_clips_chat_client import DEAD
 
 from benchmarks.results.results import read_items, read_result, result_path
+from benchmarks.tasks.mllm import served_llava
 from benchmarks.tasks.run_config import BenchmarkConfig
 from clips.core.chat_client import ChatClient
 from clips.errors import UserError
@@ -47,8 +48,11 @@ def pope(tmp_path: Path) -> BenchmarkConfig:
 def test_the_same_answers_and_numbers_as_the_directory(pope, llava, address, tmp_path, monkeypatch) -> None:
     ours = world.measure(tmp_path / "results", pope, row="ours", llava=llava, device="cpu")
     served = {"llava": "mine", "endpoint": (DEAD, address), "batch_size": 3}
+    encoded, encode = [], served_llava.data_url
+    monkeypatch.setattr(served_llava, "data_url", lambda *given: encoded.append(given) or encode(*given))
     theirs = world.measure(tmp_path / "results", pope, row="theirs", **served)
     assert theirs.metrics == ours.metrics
+    assert len(encoded) == read_items(theirs)["image"].nunique() < len(read_items(theirs))
     columns = ["item", "image", "question", "prediction", "score"]
     assert read_items(theirs)[columns].equals(read_items(ours)[columns])
     assert theirs.protocol["input_model"] == "mine, by a server with OpenAI's chat API"

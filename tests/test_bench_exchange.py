@@ -77,6 +77,22 @@ def test_lmms_evals_numbers_and_items(tmp_path: Path) -> None:
     assert {result.measured_elsewhere["tool"] for result in written.values()} == {"lmms-eval"}
 
 
+def test_metrics_that_another_version_names_otherwise_are_imported(tmp_path: Path) -> None:
+    """lmms-eval's mmstar also returns each ability; its mme said ``mme_percetion_score`` before."""
+    folder = shutil.copytree(LMMS.parent, tmp_path / "in")
+    file, numbers = folder / LMMS.name, '"pope_recall,none"'
+    text = file.read_text(encoding="utf-8")
+    file.write_text(text.replace(numbers, f'"pope_ability,none": 0.25, {numbers}').replace("perception", "percetion"))
+    written = run(file, output=tmp_path / "r")
+    ability, recall = (written["pope"].metrics[f"pope_{name}"] for name in ("ability", "recall"))
+    assert (ability.value, ability.scale, ability.label, ability.ci_low) == (0.25, 100, "pope ability", None)
+    assert ability.n == recall.n > 0
+    assert recall.ci_low is not None
+    mme = written["mme"]
+    assert mme.metrics["mme_percetion_score"].value == json.loads(text)["results"]["mme"]["mme_perception_score,none"]
+    assert tuple(mme.primary) == ("mme_total",)  # of the items
+
+
 def test_without_samples_the_printed_standard_error_counts(tmp_path: Path) -> None:
     written = run(shutil.copy(LMMS, tmp_path), output=tmp_path / "r")
     numbers = json.loads(LMMS.read_text(encoding="utf-8"))["results"]["gqa"]
@@ -252,7 +268,6 @@ UNKNOWN = {
     CLIP_BENCHMARK: ('"acc1"', '"acc7"', "unknown metric 'acc7'.*acc"),
     OPEN_CLIP: ("image_to_text_R@1", "image_to_text_Q@1", "Q@1.*image_to_text_R@"),
     MTEB: ('"f1"', '"f9"', "unknown metric 'f9'.*f1"),
-    LMMS: ("pope_recall,", "pope_miss,", "unknown metric 'pope_miss'.*pope_recall"),
     VLM / "Tiny-VL_POPE_score.csv": ('"Overall","acc"', '"All","right"', "unknown metric.*Overall"),
 }
 
@@ -327,6 +342,23 @@ def test_the_report_marks_imports_and_tests_them_only_on_equal_items(tmp_path: P
     items = pd.read_parquet(table)
     items.assign(item=["x" + name for name in items["item"]]).to_parquet(table)
     assert build_results_table(read_source(tmp_path)).p_values == {}
+
+
+def test_averages_include_mmbench_and_test_equal_items_only(tmp_path: Path) -> None:
+    kinds = {"mmbench_en_dev": "MMBench_DEV_EN", "ai2d": "AI2D_TEST"}
+    for name in ("a", "b"):
+        for file in kinds.values():
+            run(VLM / f"Tiny-VL_{file}_acc.csv", output=tmp_path, model_name=name)
+    report = build_report(tmp_path)
+    shown = [cell.value for (name, _, _), cell in report.table.cells.items() if name == "a"]
+    assert set(report.overall.averaged) == kinds.keys()
+    average = report.overall.averages["a"]
+    assert average.value == pytest.approx(sum(shown) / len(kinds))
+    assert average.low < average.value < average.high
+    table = tmp_path / "b/ai2d.items.parquet"
+    items = pd.read_parquet(table)
+    items.assign(item=["x" + name for name in items["item"]]).to_parquet(table)
+    assert build_report(tmp_path).overall.p_values == {frozenset({"a", "b"}): 1.0}
 
 
 OWN = "model,benchmark,metric,value,ci_low,ci_high,standard_error,n,scale,source\n"

@@ -114,6 +114,9 @@ def test_every_eval_ever_loses_only_what_is_listed_and_fits_its_schema(tmp_path:
             (tmp_path / Path(name).name).write_text(text, encoding="utf-8")
         *samples, name = texts
         record_schema.validate(json.loads(texts[name]))
+        for entry in json.loads(texts[name])["evaluation_results"]:
+            metric, unit = result.metrics[entry["metric_config"]["metric_id"]], entry["metric_config"]["metric_unit"]
+            assert entry["score_details"]["score"] == metric.value * (metric.scale if unit == "points" else 1)
         for line in texts[samples[0]].splitlines()[:2] if samples else ():
             sample_schema.validate(json.loads(line))
         ((found, found_items),) = every_eval_ever.read(tmp_path / Path(name).name)

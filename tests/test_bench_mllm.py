@@ -319,6 +319,7 @@ def test_the_most_probable_choice_is_the_answer(places, tmp_path):
         right.append(float(means.index(max(means)) == number))
     assert 0 < sum(right) < SEED_PICTURES  # it prefers one and the same, by which the sign would show
     assert read_items(result)["score"].tolist() == right
+    assert read_items(result)["thumbnail"].notna().all()  # of each question, though it has a request for each choice
     assert result.metrics["acc"].value == pytest.approx(sum(right) / SEED_PICTURES)
 
 

@@ -81,3 +81,4 @@ def test_points_and_cider_are_not_averaged_with_ratios():
         for label, scale in SHOWN.items()
     ]
     assert [column.label for column in columns if is_ratio(column)] == ["accuracy", "R@1"]
+    assert is_ratio(dataclasses.replace(columns[0], scale=1.0))  # MMBench's

@@ -105,11 +105,11 @@ def convert(result: Result, items: pd.DataFrame | None, *, organization: str, re
 
 
 def _metric_entry(benchmark: str, name: str, metric: Metric) -> dict[str, Any]:
+    unit, factor = _unit(metric)
     uncertainty: dict[str, Any] = {"num_samples": metric.n}
     if metric.ci_low is not None and metric.ci_high is not None:
-        ends = {"lower": metric.ci_low, "upper": metric.ci_high}
+        ends = {"lower": metric.ci_low * factor, "upper": metric.ci_high * factor}
         uncertainty["confidence_interval"] = {**ends, "confidence_level": 0.95, "method": metric.ci_method}
-    is_ratio = metric.scale == 100 and metric.aggregation != "mean_of_scores"
     return {
         "evaluation_result_id": f"{benchmark}/{name}",
         "evaluation_name": f"{benchmark}/{name}",
@@ -117,11 +117,17 @@ def _metric_entry(benchmark: str, name: str, metric: Metric) -> dict[str, Any]:
         "metric_config": {
             "metric_id": name,
             "metric_name": metric.label,
-            "metric_unit": "proportion" if is_ratio else "points",
+            "metric_unit": unit,
             "lower_is_better": metric.higher_is_better is False,
         },
-        "score_details": {"score": metric.value, "uncertainty": uncertainty},
+        "score_details": {"score": metric.value * factor, "uncertainty": uncertainty},
     }
+
+
+def _unit(metric: Metric) -> tuple[str, float]:
+    """The unit of a record's score, and the factor from the stored value to it: proportions stay from 0 to 1."""
+    is_ratio = metric.scale == 100 and metric.aggregation != "mean_of_scores"
+    return ("proportion", 1.0) if is_ratio else ("points", metric.scale)
 
 
 def _samples(result: Result, items: pd.DataFrame, identity: str) -> Iterator[dict[str, Any]]:
@@ -171,7 +177,7 @@ def read(file: Path) -> list[Imported]:
         }
     except (KeyError, TypeError, ValueError):
         raise UserError(f"{file}: expected a record of `clips-bench export`, with the details of its result") from None
-    if scores != {name: metric.value for name, metric in result.metrics.items()}:
+    if scores != {name: metric.value * _unit(metric)[1] for name, metric in result.metrics.items()}:
         raise UserError(f"{file}: evaluation_results: expected the scores of its details, got others")
     if record.detailed_evaluation_results is None or not samples.is_file():
         return [Imported(result)]

@@ -118,8 +118,9 @@ def measured_metric(
         standard_error: as the tool prints it, in the unit of ``value``; the interval of the normal distribution is cut
             off where the metric ends.
     """
-    if items is not None:
-        spec = spec if set(spec.columns) <= set(items) else dataclasses.replace(spec, aggregation=None, columns=())
+    if items is not None and not set(spec.columns) <= set(items):
+        spec = dataclasses.replace(spec, aggregation=None, columns=())
+    if items is not None and spec.columns:
         metric = compute_metric(items, spec, value)
     elif value is None:
         raise ValueError(f"{spec.label}: a metric without items needs a value")
@@ -128,8 +129,8 @@ def measured_metric(
             value=value,
             ci_low=None,
             ci_high=None,
-            n=n,
-            clusters=n,
+            n=n or (0 if items is None else len(items)),
+            clusters=n if items is None else items["image"].nunique(),
             higher_is_better=spec.higher_is_better,
             scale=spec.scale,
             label=spec.label,

@@ -7,6 +7,7 @@ Scale: numbers are as the task's aggregation returns them, ratios from 0 to 1 fo
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 from collections.abc import Mapping
@@ -21,7 +22,6 @@ from benchmarks.exchange.imported import (
     make_imported,
     measured_metric,
     parse,
-    unknown_metric,
 )
 from benchmarks.results.protocol import Entries, full_size_entry
 from benchmarks.tasks.mllm.caption_metrics import ImageCaptionScores
@@ -55,7 +55,7 @@ def read(file: Path) -> list[Imported]:
     """The results of all tasks of a run; groups of tasks have no samples and are omitted, as are tasks without numbers.
 
     Raises:
-        UserError: a wrong type, an unknown metric of a task of this suite, or samples of another run.
+        UserError: a wrong type, or samples of another run.
     """
     run = parse(Run, read_json(file), file)
     numbers = {task: _numbers(run.results[task]) for task in run.results if task in run.configs}
@@ -66,16 +66,17 @@ def _read_task(file: Path, run: Run, task: str, values: Mapping[str, float], err
     count = run.n_samples.get(task, {}).get("effective", 0)
     samples = _samples(file.with_name(f"{file.name.removesuffix('results.json')}samples_{task}.jsonl"), count)
     listed = TASK_METRICS.get(task)
-    if listed is not None and (unknown := [name for name in values if name not in listed.metrics]):
-        raise unknown_metric(file, f"{TOOL}'s {task}", unknown[0], listed.metrics)
     directions = {name: up for name, up in run.higher_is_better.get(task, {}).items() if up is not None}
-    reader = listed or default_task_metrics(samples, values, directions)
+    unlisted = {name: value for name, value in values.items() if listed is None or name not in listed.metrics}
+    reader = default_task_metrics(samples, unlisted, directions)
+    if listed is not None:  # mmstar's abilities, names of other versions
+        reader = dataclasses.replace(listed, metrics={**reader.metrics, **listed.metrics})
     items = _items(file, task, samples, reader) if samples else None
     metrics = {
         name: measured_metric(reader.metrics[name], value, items=items, n=count, standard_error=errors.get(name))
         for name, value in values.items()
     }
-    if items is not None and all(metric.aggregation for metric in metrics.values()):
+    if items is not None and all(metrics[name].aggregation for name in values if name not in unlisted):
         extra = {name: spec for name, spec in reader.extra.items() if set(spec.columns) <= set(items)}
         metrics |= {name: measured_metric(spec, None, items=items) for name, spec in extra.items()}
     return make_imported(

@@ -29,7 +29,7 @@ from benchmarks.tasks.evaluation import hash_order
 ITEMS_PER_FILE = 200
 MAX_IMAGE_BYTES = 4_000_000
 """Limit for the images of one benchmark, in base64."""
-_MAX_TEXT_CHARS = 280
+_MAX_TEXT_CHARS = 1000
 _CHUNK = 100  # texts
 _TEXTS = ["item", "image", "direction", "category", "question", "prediction", "target", "score"]
 

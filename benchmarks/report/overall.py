@@ -23,6 +23,7 @@ from benchmarks.report.figure import FigureSet
 from benchmarks.report.significance import Evidence
 from benchmarks.report.table import ALPHA, Cell, Column, Table
 from benchmarks.results.formatting import format_number, join_or_count, join_with_and
+from benchmarks.results.item_scores import comparable
 from benchmarks.results.noise import Estimate, difference_estimate, metric_estimate
 from benchmarks.results.statistics import holm_correction
 
@@ -51,7 +52,8 @@ class Overall:
         ranks: model → mean rank, 1 is best; empty with fewer than two benchmarks.
         averaged: the benchmarks of the averages.
         ranked: the benchmarks of the ranks.
-        p_values: pair of models → Holm-corrected p-value of "their averages are equal"; empty without intervals.
+        p_values: pair of models → Holm-corrected p-value of "their averages are equal", 1 if they were evaluated on
+            different items; empty without intervals.
         without_interval: the averaged benchmarks whose scores have no interval.
         uncredited: model → the ranked benchmarks on which its score is not credited to the images; only if there are.
     """
@@ -126,8 +128,9 @@ def overall_scores(table: Table, evidence: Evidence) -> Overall:
 
 
 def is_ratio(column: Column) -> bool:
-    """Whether an average over benchmarks may include a metric: a ratio, displayed in per cent."""
-    return column.scale == _PER_CENT and column.label not in _UNBOUNDED
+    """Whether an average over benchmarks may include a metric: a ratio in per cent, as MMBench's is also stored."""
+    stored = column.scale == 1 and column.label == "accuracy"
+    return stored or (column.scale == _PER_CENT and column.label not in _UNBOUNDED)
 
 
 def _first_columns(table: Table) -> list[Column]:
@@ -159,16 +162,21 @@ def _averages(
             scores, noise = evidence.scores(cell), evidence.training_noise(cell)
             others = evidence.scores(cells(other)[place]) if other else None
             assert scores is not None
-            found.append(difference_estimate(scores, others, noise) if others else metric_estimate(scores, noise))
+            own = difference_estimate(scores, others, noise) if others else metric_estimate(scores, noise)
+            found.append(own.scaled(cell.column.scale))
         return mean_estimate(found)
+
+    def testable(pair: tuple[str, str]) -> bool:
+        return all(comparable(*map(evidence.scores, both)) for both in zip(*map(cells, pair), strict=True))
 
     rows = [row.name for row in table.rows]
     if any(evidence.scores(cell) is None for row in rows for cell in cells(row)):
         return {row: Interval(value=fmean(cell.value or 0.0 for cell in cells(row))) for row in rows}, {}
     averages = {row: _interval(*estimate(row)) for row in rows}
     pairs = [*itertools.combinations(rows, 2)]
-    corrected = holm_correction([_p_value(*estimate(*pair)) for pair in pairs])
-    return averages, {frozenset(pair): value for pair, value in zip(pairs, corrected, strict=True)}
+    tested = [pair for pair in pairs if testable(pair)]
+    corrected = dict(zip(tested, holm_correction([_p_value(*estimate(*pair)) for pair in tested]), strict=True))
+    return averages, {frozenset(pair): corrected.get(pair, 1.0) for pair in pairs}
 
 
 def mean_estimate(estimates: Sequence[Estimate]) -> tuple[float, float, float]:
@@ -191,7 +199,7 @@ def _interval(value: float, error: float, degrees: float) -> Interval:
     from scipy import stats
 
     half = float(stats.t.isf(ALPHA / 2, degrees)) * error
-    return Interval(value=_PER_CENT * value, low=_PER_CENT * (value - half), high=_PER_CENT * (value + half))
+    return Interval(value=value, low=value - half, high=value + half)
 
 
 def _p_value(value: float, error: float, degrees: float) -> float:

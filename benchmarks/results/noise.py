@@ -16,6 +16,7 @@ Letters: C images, S seeds, P estimates.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -132,6 +133,11 @@ class Estimate:
     skewness: float
     clusters: int
     signs: int
+
+    def scaled(self, factor: float) -> Estimate:
+        """The estimate in another unit, of which ``factor`` are one of this."""
+        variances = {name: factor**2 * getattr(self, name) for name in ("image_variance", "training_variance")}
+        return dataclasses.replace(self, value=factor * self.value, **variances)
 
     @property
     def standard_error(self) -> float:

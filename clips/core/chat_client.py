@@ -235,26 +235,24 @@ class _TemporaryError(ChatServerError):
         self.retry_after = retry_after
 
 
-def image_request(
-    model: str, images: Sequence[Image.Image], text: str, *, lossless: bool = False, **settings: Any
-) -> dict[str, Any]:
+def image_request(model: str, images: Sequence[Image.Image | str], text: str, **settings: Any) -> dict[str, Any]:
     """A request with images and a text.
 
     Args:
         model: the model's name at the server.
-        images: in order, before the text.
+        images: in order, before the text; sent as JPEG of quality 95, or as their `data_url`.
         text: the user's text.
-        lossless: send PNG instead of JPEG of quality 95.
         settings: fields of the request, such as ``max_tokens``.
     """
-    urls = [_data_url(image, "PNG" if lossless else "JPEG") for image in images]
+    urls = [image if isinstance(image, str) else data_url(image) for image in images]
     content = [*({"type": "image_url", "image_url": {"url": url}} for url in urls), {"type": "text", "text": text}]
     return {"model": model, "messages": [{"role": "user", "content": content}], **settings}
 
 
-def _data_url(image: Image.Image, kind: str) -> str:
+def data_url(image: Image.Image, kind: str = "JPEG") -> str:
+    """An image as a URL: a JPEG of quality 95, or a PNG, of which less compression takes a quarter of the time."""
     stream = io.BytesIO()
-    image.convert("RGB").save(stream, kind, quality=95)
+    image.convert("RGB").save(stream, kind, quality=95, compress_level=1)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 

@@ -237,7 +237,8 @@ class LlavaBridgeModel(lmms):
         for request, names in zip(requests, found, strict=True):
             if names and self.record_images and self.view is None:
                 *_, doc_id, task, _ = request.args
-                self.images[task, doc_id] = record_image(names[0], unique[names[0]], self._image_names)
+                record = record_image(names[0], unique[names[0]], self._image_names)
+                self.images.setdefault((task, doc_id), record)  # each option of a question is a request
         return [[unique[name] for name in names] for names in found]
 
     def _visuals(self, request: Instance) -> list[Image]:

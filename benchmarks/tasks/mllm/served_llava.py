@@ -11,7 +11,7 @@ from lmms_eval.api.instance import Instance
 
 from benchmarks.results.protocol import Entries
 from benchmarks.tasks.mllm.llava_model import DEFAULT_NEW_TOKENS, LlavaBridgeModel, truncate_at_stop
-from clips.core.chat_client import ChatClient, ChatServerError, choices, image_request
+from clips.core.chat_client import ChatClient, ChatServerError, choices, data_url, image_request
 from clips.core.estimate import log_estimate
 from clips.errors import UserError
 
@@ -52,7 +52,13 @@ class ServedLlava(LlavaBridgeModel):
 
     def _answers(self, requests: Sequence[Instance]) -> Iterator[dict[int, str]]:
         started = time.monotonic()
-        pending = [self.client.submit(self._chat_request(each), replica=number) for number, each in enumerate(requests)]
+        urls: dict[int, str] = {}  # of each image object
+        pending = []
+        for number, (request, images) in enumerate(zip(requests, self._images_of(requests), strict=True)):
+            for image in images:
+                urls[id(image)] = urls.get(id(image)) or data_url(image, "PNG")
+            body = self._chat_request(request, [urls[id(image)] for image in images])
+            pending.append(self.client.submit(body, replica=number))
         for number, (request, future) in enumerate(zip(requests, pending, strict=True)):
             try:
                 text = choices(future.result())[0][0]
@@ -61,7 +67,7 @@ class ServedLlava(LlavaBridgeModel):
             yield {number: truncate_at_stop(text, request.args[1].get("until"))}
         self.seconds += time.monotonic() - started
 
-    def _chat_request(self, request: Instance) -> dict[str, Any]:
+    def _chat_request(self, request: Instance, images: Sequence[str]) -> dict[str, Any]:
         text, settings = request.args[:2]
         decoding: dict[str, Any] = {
             "max_tokens": int(settings.get("max_new_tokens", DEFAULT_NEW_TOKENS)),
@@ -71,7 +77,7 @@ class ServedLlava(LlavaBridgeModel):
             decoding |= {name: settings[name] for name in _SAMPLING if settings.get(name) is not None}
         if (settings.get("num_beams") or 1) > 1:
             raise UserError(f"endpoint: {request.task_name} searches with beams, which OpenAI's chat API has not")
-        return image_request(self.name, self._images_of([request])[0], text, lossless=True, **decoding)
+        return image_request(self.name, images, text, **decoding)
 
     def print_estimate(self, part: int, total: int, prices: tuple[float, float] | None) -> None:
         """Print what all ``total`` questions would take, from ``part`` of them, none of which was cached."""
