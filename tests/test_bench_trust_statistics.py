@@ -15,6 +15,7 @@ from benchmarks.results.noise import (
     TrainingNoise,
     difference_estimate,
     metric_estimate,
+    outlying_variance,
     p_values,
     training_noise,
 )
@@ -260,3 +261,16 @@ def test_a_model_that_does_not_look_is_rarely_credited(simulation, kind, right, 
     assert np.mean([each.by_one for each in found]) < 0.07
     assert np.mean([each.by_both for each in found]) < 0.04
     assert simulation.simulate_blind(world, 30, gain=0.15).by_both > 0.3
+
+
+@pytest.mark.parametrize(("models", "seeds"), [(3, 3), (14, 2)])
+def test_one_uneven_variance_is_found_and_equal_ones_seldom(models: int, seeds: int) -> None:
+    runs = np.random.default_rng(0).normal(size=(2000, models, seeds))
+    equal = [outlying_variance(list(variances), seeds - 1) for variances in runs.var(axis=2, ddof=1)]
+    assert 0.003 < np.mean([found is not None for found in equal]) < 0.02  # a test at 1 %
+    runs[:, 1] *= 20
+    found = [outlying_variance(list(variances), seeds - 1) for variances in runs.var(axis=2, ddof=1)]
+    assert np.mean([place == 1 for place in found]) > 0.7
+    assert (
+        outlying_variance([1.0, 1.0], 5) is outlying_variance([0.0] * 3, 2) is outlying_variance([1.0] * 3, 0) is None
+    )

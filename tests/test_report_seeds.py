@@ -54,9 +54,12 @@ figures:
 @pytest.fixture(scope="module")
 def study(tmp_path_factory) -> Path:
     """A study's output with three encoders, three seeds each."""
-    output = tmp_path_factory.mktemp("seeds") / "out"
+    return write_study(tmp_path_factory.mktemp("seeds") / "out", SHARES)
+
+
+def write_study(output: Path, scores: dict[str, tuple[float, ...]]) -> Path:
     record_study(STUDY, output)
-    for encoder, shares in SHARES.items():
+    for encoder, shares in scores.items():
         for seed, share in enumerate(shares):
             items = items_table(0.0, benchmark="retrieval", count=200)
             items["hit"] = items["score"] = [float(number < round(200 * share)) for number in range(200)]
@@ -89,6 +92,16 @@ def test_the_table_shows_means_with_both_kinds_of_noise(study):
     assert constant.ci_low < 25 < 30 < 35 < constant.ci_high  # equal differences are no certainty
     assert "part.block.8 beats whole by 30.0 points" in " ".join([built.answer, *built.sentences])
     assert any("and the seed variance" in remark for remark in built.notes)
+
+
+def test_a_note_names_a_model_whose_seeds_differ_more_than_others(study, tmp_path):
+    assert not any("seeds of" in note for note in build_report(study).notes)
+    uneven = {"pretrained": (0.4, 0.41, 0.42), "whole": (0.3, 0.31, 0.3), "part.block.8": (0.5, 0.51, 0.5)}
+    notes = build_report(write_study(tmp_path / "out", {**uneven, "part.block.16": (0.2, 0.5, 0.8)})).notes
+    (note,) = (note for note in notes if "seeds of" in note)
+    assert note.startswith(
+        "The seeds of part.block.16 differ more than those of the other models on retrieval T→I R@1: "
+    )
 
 
 def test_another_baseline_is_a_model_and_compared_at_equal_seed(study):

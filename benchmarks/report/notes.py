@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import variance
 
 from benchmarks.report.blind_gain import gain_notes
 from benchmarks.report.cell_text import ELSEWHERE, column_title, decimals, group_sign
@@ -19,6 +20,7 @@ from benchmarks.results.formatting import (
     join_with_and,
     strip_control_chars,
 )
+from benchmarks.results.noise import outlying_variance
 from benchmarks.results.protocol import INPUT_PREFIX
 from benchmarks.results.results import Result
 from benchmarks.study.rows import EXCLUDED_FROM_BENCHMARK
@@ -110,6 +112,7 @@ def _about_intervals(table: Table) -> list[str]:
             f"Numbers are means over up to {table.seeds} seeds. Their 95 % intervals include the variance over the "
             "benchmark's images and the seed variance, which is pooled over the trained models of a column. A "
             "pretrained model is evaluated once, and its interval is over images only.",
+            *_about_uneven_seeds(table),
             *_about_untestable_pairs(table),
             *_about_missing_intervals(table),
         ]
@@ -124,6 +127,22 @@ def _about_missing_intervals(table: Table) -> list[str]:
     names = list(dict.fromkeys(f"{cell.row} on {column_title(cell.column)}" for cell in cells))
     reason = "All items have the same score, or only the scorer's total is known."
     return [f"No interval: {join_or_count(names, 'numbers')}. {reason}"] if names else []
+
+
+def _about_uneven_seeds(table: Table) -> list[str]:
+    """Models whose seeds differ so much more than others' that the pooled variance is wrong for both."""
+    columns: dict[str, list[str]] = {}
+    for column in table.columns:
+        cells = [cell for cell in table.column_cells(column) if len(cell.by_seed) > 1 and cell.image_ci_half_width]
+        relative = [variance(cell.by_seed.values()) / (cell.image_ci_half_width or 1.0) ** 2 for cell in cells]
+        place = outlying_variance(relative, min((len(cell.by_seed) for cell in cells), default=0) - 1)
+        if place is not None and column.ranked:
+            columns.setdefault(cells[place].row, []).append(column_title(column))
+    return [
+        f"The seeds of {row} differ more than those of the other models on {join_or_count(names, 'columns')}: the "
+        "pooled seed variance is too small for it, and too large for the others."
+        for row, names in columns.items()
+    ]
 
 
 def _about_untestable_pairs(table: Table) -> list[str]:

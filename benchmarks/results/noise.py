@@ -193,6 +193,28 @@ def training_noise(models: Sequence[Scores]) -> TrainingNoise:
     )
 
 
+def outlying_variance(variances: Sequence[float], degrees: int, level: float = 0.01) -> int | None:
+    """The position of a variance that is larger than chance explains if all are equal; None without one.
+
+    Cochran's test (Annals of Eugenics 11, 1941): the F test of the largest against the mean of the others, times their
+    number.
+
+    Args:
+        variances: of normal samples.
+        degrees: of freedom of each.
+        level: of the test.
+    """
+    from scipy import stats
+
+    if len(variances) < 3 or degrees < 1 or not sum(variances):
+        return None
+    place = int(np.argmax(variances))
+    others = len(variances) - 1
+    rest = (sum(variances) - variances[place]) / others
+    p_value = len(variances) * stats.f.sf(variances[place] / rest, degrees, others * degrees) if rest else 0.0
+    return place if p_value < level else None
+
+
 def _differ(scores: Scores) -> bool:
     """Whether the seeds of a model differ by more than rounding errors."""
     return max(float(scores.values.var()), scores.interaction) > (_ROUNDING * float(np.abs(scores.values).max())) ** 2
