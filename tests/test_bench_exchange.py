@@ -344,23 +344,6 @@ def test_the_report_marks_imports_and_tests_them_only_on_equal_items(tmp_path: P
     assert build_results_table(read_source(tmp_path)).p_values == {}
 
 
-def test_averages_include_mmbench_and_test_equal_items_only(tmp_path: Path) -> None:
-    kinds = {"mmbench_en_dev": "MMBench_DEV_EN", "ai2d": "AI2D_TEST"}
-    for name in ("a", "b"):
-        for file in kinds.values():
-            run(VLM / f"Tiny-VL_{file}_acc.csv", output=tmp_path, model_name=name)
-    report = build_report(tmp_path)
-    shown = [cell.value for (name, _, _), cell in report.table.cells.items() if name == "a"]
-    assert set(report.overall.averaged) == kinds.keys()
-    average = report.overall.averages["a"]
-    assert average.value == pytest.approx(sum(shown) / len(kinds))
-    assert average.low < average.value < average.high
-    table = tmp_path / "b/ai2d.items.parquet"
-    items = pd.read_parquet(table)
-    items.assign(item=["x" + name for name in items["item"]]).to_parquet(table)
-    assert build_report(tmp_path).overall.p_values == {frozenset({"a", "b"}): 1.0}
-
-
 OWN = "model,benchmark,metric,value,ci_low,ci_high,standard_error,n,scale,source\n"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import io
 import json
@@ -15,14 +14,13 @@ import naflex_world
 import numpy as np
 import pytest
 import test_clips_distributed as distributed
-import timm
 import torch
 from clips_world import is_equal, metrics, stopped_at, trained
 from naflex_world import BUDGET, MEAN, PATCH, SHAPES, STD
 from PIL import Image
 from torch.utils.data import default_collate
 
-from clips.core.patches import PatchBudget, Patches, is_packed, normalize, patch_mask, trim_padding, unpack
+from clips.core.patches import PatchBudget, is_packed, normalize, patch_mask, trim_padding, unpack
 from clips.data import augment as augmenting
 from clips.data.augment import augment, read_crop
 from clips.data.data_config import AugmentConfig
@@ -33,7 +31,6 @@ from clips.method.clips_model import ClipsModel, build_model
 from clips.method.recipes import RECIPES, RecipeConfig
 from clips.model.architectures import CaptionerConfig, ModelConfig
 from clips.model.captioner import sample_tokens
-from clips.model.pos_embed import make_naflex_deterministic
 from clips.model.tokenizer import ClipsTokenizer
 from clips.model.towers import patch_token_batches
 from clips.train import train
@@ -277,32 +274,6 @@ def test_workers_read_what_one_thread_reads(architecture: str, data: Path, tmp_p
         assert torch.equal(one, other)
         assert one.shape[2] == 1 + int(unpack(one).grids.prod(dim=1).max())
     assert shared_memory(2, 4, SIZE) == 7 * 4 * (1 + BUDGET) * PATCH * PATCH * 3
-
-
-@pytest.mark.parametrize("name", ["naflexvit_base_patch16_gap", "naflexvit_base_patch16_parfac_gap"])
-def test_positions_are_interpolated_as_by_timm_with_the_same_gradients(name: str) -> None:
-    torch.manual_seed(0)
-    theirs = timm.create_model(name, embed_dim=32, depth=1, num_heads=2, pos_embed_grid_size=(6, 6))
-    own = copy.deepcopy(theirs)
-    make_naflex_deterministic(own)
-    own = copy.deepcopy(own)  # of which nothing refers to the first one
-    grids = torch.tensor([[6, 6], [3, 9], [12, 2]])
-    inputs = Patches(torch.randn(3, 36, 16 * 16 * 3), grids).naflex_inputs()
-    features, gradients = [], []
-    for model in (own, theirs):
-        with torch.autocast("cpu", torch.bfloat16, enabled=True):
-            positions = model.embeds(inputs["patches"] * 0, patch_coord=inputs["patch_coord"])[0]
-        weights = torch.randn(positions.shape, generator=torch.Generator().manual_seed(1))
-        (positions.float() * weights).sum().backward()
-        features.append(positions)
-        gradients.append({key: value.grad for key, value in model.embeds.named_parameters() if "pos" in key})
-    torch.testing.assert_close(features[0], features[1], atol=1e-6, rtol=1e-2)
-    assert gradients[0].keys() == gradients[1].keys()
-    assert gradients[0]
-    for key, gradient in gradients[0].items():
-        torch.testing.assert_close(gradient, gradients[1][key], atol=1e-5, rtol=1e-4)
-        with pytest.raises(AssertionError):  # of nothing the gradient is zero
-            torch.testing.assert_close(gradient, torch.zeros_like(gradient))
 
 
 def test_a_stopped_run_resumes_exactly(architecture: str, data: Path, encoder: Path, tmp_path: Path) -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from report_material import items_table, put_result, put_results
+from test_bench_exchange import VLM
+from test_bench_exchange import run as import_file
 
 from benchmarks.report.formats.latex import render_latex
 from benchmarks.report.load_results import read_source
@@ -82,3 +86,20 @@ def test_points_and_cider_are_not_averaged_with_ratios():
     ]
     assert [column.label for column in columns if is_ratio(column)] == ["accuracy", "R@1"]
     assert is_ratio(dataclasses.replace(columns[0], scale=1.0))  # MMBench's
+
+
+def test_averages_include_mmbench_and_test_equal_items_only(tmp_path: Path) -> None:
+    kinds = {"mmbench_en_dev": "MMBench_DEV_EN", "ai2d": "AI2D_TEST"}
+    for name in ("a", "b"):
+        for file in kinds.values():
+            import_file(VLM / f"Tiny-VL_{file}_acc.csv", output=tmp_path, model_name=name)
+    report = build_report(tmp_path)
+    shown = [cell.value for (name, _, _), cell in report.table.cells.items() if name == "a"]
+    assert set(report.overall.averaged) == kinds.keys()
+    average = report.overall.averages["a"]
+    assert average.value == pytest.approx(sum(shown) / len(kinds))
+    assert average.low < average.value < average.high
+    table = tmp_path / "b/ai2d.items.parquet"
+    items = pd.read_parquet(table)
+    items.assign(item=["x" + name for name in items["item"]]).to_parquet(table)
+    assert build_report(tmp_path).overall.p_values == {frozenset({"a", "b"}): 1.0}
