@@ -84,8 +84,8 @@ def write_data(root: Path, name: str, questions: int, args: argparse.Namespace) 
 def compare(name: str, llava: Path, folder: Path, args: argparse.Namespace) -> list[list[str]]:
     sides = {"none": BenchmarkConfig(name=name, data=str(folder / "hub"), max_new_tokens=args.tokens)}
     asked: list[tuple[tuple[BlindKind, ...], float]]
-    asked = [(("blank", "shuffled"), 0.075), (("blank",), 1.0), (("shuffled",), 1.0)][: 1 if args.part_only else None]
-    for kinds, ratio in asked:
+    asked = [(("blank", "shuffled"), 0.075), (("blank",), 1.0), (("shuffled",), 1.0)]
+    for kinds, ratio in asked[: 1 if args.part_only else None]:
         sides[", ".join(kinds)] = dataclasses.replace(sides["none"], blind=kinds, blind_items=ratio)
     run = RunConfig(
         model_name="row",
