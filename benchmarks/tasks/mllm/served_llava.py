@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from benchmarks.tasks.run_config import RunConfig
 
 _SAMPLING = ("temperature", "top_p")
+_READ = 64  # questions whose images are in memory at the same time
 
 
 def chat_client(config: RunConfig) -> ChatClient:
@@ -52,13 +53,10 @@ class ServedLlava(LlavaBridgeModel):
 
     def _answers(self, requests: Sequence[Instance]) -> Iterator[dict[int, str]]:
         started = time.monotonic()
-        urls: dict[int, str] = {}  # of each image object
-        pending = []
-        for number, (request, images) in enumerate(zip(requests, self._images_of(requests), strict=True)):
-            for image in images:
-                urls[id(image)] = urls.get(id(image)) or data_url(image, "PNG")
-            body = self._chat_request(request, [urls[id(image)] for image in images])
-            pending.append(self.client.submit(body, replica=number))
+        bodies = (
+            body for start in range(0, len(requests), _READ) for body in self._bodies(requests[start : start + _READ])
+        )
+        pending = [self.client.submit(body, replica=number) for number, body in enumerate(bodies)]
         for number, (request, future) in enumerate(zip(requests, pending, strict=True)):
             try:
                 text = choices(future.result())[0][0]
@@ -66,6 +64,13 @@ class ServedLlava(LlavaBridgeModel):
                 raise UserError(f"endpoint: {error} ({request.task_name}, question {request.doc_id})") from None
             yield {number: truncate_at_stop(text, request.args[1].get("until"))}
         self.seconds += time.monotonic() - started
+
+    def _bodies(self, requests: Sequence[Instance]) -> Iterator[dict[str, Any]]:
+        urls: dict[int, str] = {}  # of each image object
+        for request, images in zip(requests, self._images_of(requests), strict=True):
+            for image in images:
+                urls[id(image)] = urls.get(id(image)) or data_url(image, "PNG")
+            yield self._chat_request(request, [urls[id(image)] for image in images])
 
     def _chat_request(self, request: Instance, images: Sequence[str]) -> dict[str, Any]:
         text, settings = request.args[:2]
