@@ -46,16 +46,21 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return said
 
 
+def write_task(hub: Path, name: str, columns: dict[str, list[Any]], split: str) -> None:
+    """A benchmark's data in the layout of the Hub."""
+    entry = get_benchmark(name)
+    folder = dataset_config_name(entry.task) or "data"
+    world.write_parquet(hub / entry.dataset / folder / f"{split}-00000-of-00001.parquet", columns)
+    if folder != "data":
+        card = {"configs": [{"config_name": folder, "data_files": [{"split": split, "path": f"{folder}/*"}]}]}
+        (hub / entry.dataset / "README.md").write_text(f"---\n{json.dumps(card)}\n---\n")
+
+
 def _run(
     llava: Path, root: Path, name: str, columns: dict[str, list[Any]] | None = None, split: str = "test"
 ) -> Result:
     if columns is not None:
-        entry = get_benchmark(name)
-        folder = dataset_config_name(entry.task) or "data"
-        world.write_parquet(root / "hub" / entry.dataset / folder / f"{split}-00000-of-00001.parquet", columns)
-        if folder != "data":
-            card = {"configs": [{"config_name": folder, "data_files": [{"split": split, "path": f"{folder}/*"}]}]}
-            (root / "hub" / entry.dataset / "README.md").write_text(f"---\n{json.dumps(card)}\n---\n")
+        write_task(root / "hub", name, columns, split)
     (root / "hub").mkdir(exist_ok=True)
     return world.measure(root / "results", BenchmarkConfig(name=name, data=str(root / "hub")), llava=llava)
 
