@@ -273,3 +273,14 @@ def test_one_uneven_variance_is_found_and_equal_ones_rarely(models: int, seeds: 
     assert np.mean([place == 1 for place in found]) > 0.7
     for variances, degrees in (([1.0, 9.0], 5), ([0.0] * 3, 2), ([1.0, 1.0, 9.0], 0)):
         assert outlying_variance(variances, degrees) is None
+
+
+@pytest.mark.parametrize(("images", "accuracy"), [(50, 0.9), (100, 0.98)])
+def test_equal_models_of_two_seeds_that_happen_to_tie_are_no_outliers(images: int, accuracy: float) -> None:
+    rng = np.random.default_rng(0)
+
+    def model() -> Scores:
+        seeds = [{"hit": (rng.random(images) < accuracy).astype(float)} for _ in range(2)]
+        return image_scores("mean", seeds, ("hit",), np.arange(images), trained=True)
+
+    assert sum(training_noise([model() for _ in range(3)]).outlier is not None for _ in range(100)) <= 2

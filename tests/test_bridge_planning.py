@@ -43,6 +43,11 @@ def test_sizes_are_those_of_the_models_and_of_a_projector_and_two_towers_at_once
     assert (both.tokens, both.width, both.flops) == (576, 2048, 2 * clip.flops)
 
 
+def test_a_naflex_towers_size_at_another_resolution_than_its_positions():
+    size = vision_size("timm:naflexvit_base_patch16_gap.e300_s576_in1k")
+    assert (size.tokens, size.width) == (576, 768)
+
+
 @pytest.mark.slow
 def test_more_sizes_are_those_of_the_models():
     assert llm_size("meta-llama/Meta-Llama-3-8B-Instruct").parameters == 8_030_261_248

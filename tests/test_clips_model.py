@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from clips.method.optimizer import OptimizerConfig, build_optimizer
 from clips.method.recipes import RecipeConfig
 from clips.model import towers
 from clips.model.architectures import CONFIG_DIR, CaptionerConfig, read_config_file
-from clips.model.pos_embed import make_naflex_deterministic
+from clips.model.naflex_positions import make_naflex_deterministic
 from clips.model.tokenizer import ClipsTokenizer
 
 CAPTIONER = CaptionerConfig(max_length=16)
@@ -240,7 +241,7 @@ def test_positions_are_interpolated_as_by_timm_with_the_same_gradients(name: str
     theirs = timm.create_model(name, embed_dim=32, depth=1, num_heads=2, pos_embed_grid_size=(6, 6))
     own = copy.deepcopy(theirs)
     make_naflex_deterministic(own)
-    own = copy.deepcopy(own)  # of which nothing refers to the first one
+    own = copy.deepcopy(pickle.loads(pickle.dumps(own)))  # of which nothing refers to the first one
     grids = torch.tensor([[6, 6], [3, 9], [12, 2]])
     inputs = Patches(torch.randn(3, 36, 16 * 16 * 3), grids).naflex_inputs()
     features, gradients = [], []

@@ -85,7 +85,7 @@ def test_points_and_cider_are_not_averaged_with_ratios():
         for label, scale in SHOWN.items()
     ]
     assert [column.label for column in columns if is_ratio(column)] == ["accuracy", "R@1"]
-    assert is_ratio(dataclasses.replace(columns[0], scale=1.0))  # MMBench's
+    assert is_ratio(dataclasses.replace(columns[0], scale=1.0, metric="gpt_eval_score"))  # MMBench's
 
 
 def test_averages_include_mmbench_and_test_equal_items_only(tmp_path: Path) -> None:

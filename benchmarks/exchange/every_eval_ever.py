@@ -3,8 +3,8 @@
     data/BENCHMARK/ORGANIZATION/MODEL/UUID.json
     data/BENCHMARK/ORGANIZATION/MODEL/UUID_samples.jsonl
 
-Scores, intervals and numbers of items are in the schema's own fields, in the unit of `Metric.value` (a ratio from 0 to
-1 where this suite shows per cent). ``additional_details`` has the whole result as JSON, except ``NOT_CARRIED``.
+Scores, intervals and numbers of items are in the schema's own fields: ratios from 0 to 1, points as they are shown.
+``additional_details`` has the whole result as JSON, except ``NOT_CARRIED``.
 """
 
 from __future__ import annotations
@@ -177,7 +177,9 @@ def read(file: Path) -> list[Imported]:
         }
     except (KeyError, TypeError, ValueError):
         raise UserError(f"{file}: expected a record of `clips-bench export`, with the details of its result") from None
-    if scores != {name: metric.value * _unit(metric)[1] for name, metric in result.metrics.items()}:
+    stated = {name: metric.value * _unit(metric)[1] for name, metric in result.metrics.items()}
+    earlier = {name: metric.value for name, metric in result.metrics.items()}  # points as ratios
+    if scores not in (stated, earlier):
         raise UserError(f"{file}: evaluation_results: expected the scores of its details, got others")
     if record.detailed_evaluation_results is None or not samples.is_file():
         return [Imported(result)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from statistics import variance
 
 from benchmarks.report.blind_gain import gain_notes
 from benchmarks.report.cell_text import ELSEWHERE, column_title, decimals, group_sign
@@ -20,7 +19,6 @@ from benchmarks.results.formatting import (
     join_with_and,
     strip_control_chars,
 )
-from benchmarks.results.noise import outlying_variance
 from benchmarks.results.protocol import INPUT_PREFIX
 from benchmarks.results.results import Result
 from benchmarks.study.rows import EXCLUDED_FROM_BENCHMARK
@@ -132,12 +130,8 @@ def _about_missing_intervals(table: Table) -> list[str]:
 def _about_uneven_seeds(table: Table) -> list[str]:
     """Models whose seeds differ so much more than others' that the pooled variance is wrong for both."""
     columns: dict[str, list[str]] = {}
-    for column in table.columns:
-        cells = [cell for cell in table.column_cells(column) if len(cell.by_seed) > 1 and cell.image_ci_half_width]
-        relative = [variance(cell.by_seed.values()) / (cell.image_ci_half_width or 1.0) ** 2 for cell in cells]
-        place = outlying_variance(relative, min((len(cell.by_seed) for cell in cells), default=0) - 1)
-        if place is not None and column.ranked:
-            columns.setdefault(cells[place].row, []).append(column_title(column))
+    for cell in table.uneven:
+        columns.setdefault(cell.row, []).append(column_title(cell.column))
     return [
         f"The seeds of {row} differ more than those of the other models on {join_or_count(names, 'columns')}: the "
         "pooled seed variance is too small for it, and too large for the others."

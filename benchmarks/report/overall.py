@@ -129,7 +129,7 @@ def overall_scores(table: Table, evidence: Evidence) -> Overall:
 
 def is_ratio(column: Column) -> bool:
     """Whether an average over benchmarks may include a metric: a ratio in per cent, as MMBench's is also stored."""
-    stored = column.scale == 1 and column.label == "accuracy"
+    stored = (column.metric, column.label, column.scale) == ("gpt_eval_score", "accuracy", 1)
     return stored or (column.scale == _PER_CENT and column.label not in _UNBOUNDED)
 
 

@@ -36,14 +36,14 @@ def aggregate_seeds(table: Table, evidence: Evidence) -> Table:
         for column in table.columns
     }
     means = Table(rows=rows, columns=table.columns, cells=cells, comparisons=0)
-    evidence.pool_training_noise(means)
+    uneven = evidence.pool_training_noise(means)
     images_only = tuple(
         column
         for column in table.columns
         if any(cell.ci_low is not None for cell in table.column_cells(column))
         and not any(evidence.training_noise(cell).degrees for cell in means.column_cells(column))
     )
-    means = with_intervals(dataclasses.replace(means, images_only=images_only), evidence)
+    means = with_intervals(dataclasses.replace(means, images_only=images_only, uneven=uneven), evidence)
     return dataclasses.replace(means, seeds=max((len(cell.by_seed) for cell in means.cells.values()), default=0) or 1)
 
 

@@ -80,12 +80,17 @@ class Evidence:
         path = str(result.model.get("path", ""))
         return any(path.endswith(artifact) for artifact in self._rows[name].artifacts.values())
 
-    def pool_training_noise(self, table: Table) -> None:
-        """Pool the training noise of each column and protocol of a table over seeds."""
+    def pool_training_noise(self, table: Table) -> tuple[Cell, ...]:
+        """Pool the training noise of each column and protocol of a table over seeds; returns the cells of outliers."""
+        outliers = []
         for column in table.columns:
             for group in _protocol_groups(table, column):
-                scores = [found for cell in group if cell.members and (found := self.scores(cell)) is not None]
-                self._noise |= dict.fromkeys(map(_cell_key, group), training_noise(scores))
+                cells = [cell for cell in group if cell.members and self.scores(cell) is not None]
+                noise = training_noise([scores for cell in cells if (scores := self.scores(cell)) is not None])
+                self._noise |= dict.fromkeys(map(_cell_key, group), noise)
+                if noise.outlier is not None and column.ranked:
+                    outliers.append(cells[noise.outlier])
+        return tuple(outliers)
 
     def training_noise(self, cell: Cell) -> TrainingNoise:
         """The training noise of a cell's column."""

@@ -197,6 +197,7 @@ class Table:
         comparisons: number of tests behind the marks and differences.
         seeds: number of seeds that the values are means over; 0 without several seeds.
         untestable: pairs of cells without a test, since the seeds of every trained model have equal scores.
+        uneven: cells of models whose seeds differ more than chance explains, see `TrainingNoise.outlier`.
         images_only: columns of a table over seeds in which each model was evaluated once, without seed variance.
         p_values: benchmark, metric and pair of models → Holm-corrected p-value of "no difference", of all tests.
     """
@@ -207,6 +208,7 @@ class Table:
     comparisons: int
     seeds: int = 0
     untestable: tuple[tuple[Cell, Cell], ...] = ()
+    uneven: tuple[Cell, ...] = ()
     images_only: tuple[Column, ...] = ()
     p_values: Mapping[PairKey, float] = field(default_factory=dict)
 

@@ -97,12 +97,14 @@ class TrainingNoise:
         image_variance: mean over the models.
         degrees: degrees of freedom; 0 (unknown) if no model has several seeds that differ.
         without_spread: whether models have several seeds, and the seeds of none differ.
+        outlier: position of a model whose seeds differ more than chance explains if all models' differ alike.
     """
 
     variance: float = 0.0
     image_variance: float = 0.0
     degrees: int = 0
     without_spread: bool = False
+    outlier: int | None = None
 
     def of(self, scores: Scores) -> float:
         """Variance of a model's mean over seeds: its own interaction, and the pooled training variance."""
@@ -186,10 +188,15 @@ def training_noise(models: Sequence[Scores]) -> TrainingNoise:
     inside = [scores for scores in spread if scores.image_variance >= enough]
     degrees = [scores.num_seeds - 1 for scores in inside]
     variances = [scores.values.var(ddof=1) - scores.interaction for scores in inside]
+    relative = [
+        max(scores.interaction, scores.values.var(ddof=1)) / (scores.image_variance or math.inf) for scores in inside
+    ]
+    outlier = outlying_variance(relative, min(degrees))
     return TrainingNoise(
         variance=max(0.0, float(np.average(variances, weights=degrees))),
         image_variance=float(np.average([scores.image_variance for scores in inside], weights=degrees)),
         degrees=sum(degrees),
+        outlier=None if outlier is None else models.index(inside[outlier]),
     )
 
 
@@ -206,12 +213,14 @@ def outlying_variance(variances: Sequence[float], degrees: int, level: float = 0
     """
     from scipy import stats
 
-    if len(variances) < 3 or degrees < 1 or not sum(variances):
+    others = len(variances) - 1
+    if others < 2:
         return None
     place = int(np.argmax(variances))
-    others = len(variances) - 1
     rest = (sum(variances) - variances[place]) / others
-    p_value = len(variances) * stats.f.sf(variances[place] / rest, degrees, others * degrees) if rest else 0.0
+    if not rest:  # no estimate
+        return None
+    p_value = len(variances) * stats.f.sf(variances[place] / rest, degrees, others * degrees)
     return place if p_value < level else None
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
-from torch.overrides import TorchFunctionMode
 
 from clips.errors import UserError
 
@@ -94,48 +92,3 @@ def resize_text_pos_embed(table: Tensor, length: int, fixed: int) -> Tensor:
         raise UserError(f"model.context_length: expected more than the {fixed} fixed positions, got {length}")
     resized = F.interpolate(table[fixed:].t()[None], size=length - fixed, mode="linear", align_corners=True)
     return torch.cat([table[:fixed], resized[0].t()])
-
-
-def make_naflex_deterministic(trunk: nn.Module) -> None:
-    """Let a timm ``NaFlexVit`` interpolate its positions by `DeterministicInterpolation`, for exact resume on a GPU.
-
-    Other trunks are left unchanged.
-    """
-    from timm.models.naflexvit import NaFlexEmbeds
-
-    for module in trunk.modules():
-        if isinstance(module, NaFlexEmbeds):
-            module.__class__ = _deterministic_embeds()  # without a reference to the module, which would not be copied
-
-
-@functools.cache
-def _deterministic_embeds() -> Any:
-    from timm.models.naflexvit import NaFlexEmbeds
-
-    class DeterministicNaFlexEmbeds(NaFlexEmbeds):
-        def forward(self, *inputs: Any, **options: Any) -> Any:
-            with DeterministicInterpolation():
-                return super().forward(*inputs, **options)
-
-    return DeterministicNaFlexEmbeds
-
-
-class DeterministicInterpolation(TorchFunctionMode):
-    """Replace ``F.interpolate`` by matrix products: its own backward pass on a GPU adds in varying order."""
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        run = _interpolate if function is F.interpolate else function
-        return run(*args, **(kwargs or {}))
-
-
-def _interpolate(values: Tensor, size: int | tuple[int, ...], **settings: Any) -> Tensor:
-    """Interpolate each of the last dimensions by a product with the interpolated identity matrix."""
-    sizes = (size,) if isinstance(size, int) else size
-    ones = [1] * (len(sizes) - 1)  # first: torch 2.15 interpolates images of one column wrongly on a CPU
-    with torch.autocast(values.device.type, enabled=False):
-        for dimension, length in enumerate(sizes, start=2):
-            identity = torch.eye(values.shape[dimension], device=values.device, dtype=values.dtype)
-            identity = identity.reshape(1, len(identity), *ones, -1)
-            matrix = F.interpolate(identity, size=(*ones, length), **settings).flatten(1, -2)[0]
-            values = (values.movedim(dimension, -1) @ matrix).movedim(-1, dimension)
-    return values

@@ -19,7 +19,6 @@ from clips.model.feature_cache import FeatureCache, enable_trunk_cache
 from clips.model.hf_text import HFTextTower, own_text_towers, read_language_model
 from clips.model.length_grouping import group_by_length
 from clips.model.loading import first_mismatch, read_safetensors
-from clips.model.pos_embed import make_naflex_deterministic
 
 Towers = Any  # an open_clip model: CLIP or CustomTextCLIP; or an `ImageTower`
 _CLASSIFIERS = ("head.fc.", "head.", "classifier.", "fc.")
@@ -75,6 +74,8 @@ def build_towers(cfg: dict[str, Any]) -> Towers:
     with without_wandb():
         import open_clip
         from open_clip.model import _build_vision_tower, set_model_preprocess_cfg
+
+        from clips.model.naflex_positions import make_naflex_deterministic
 
     options = {key: value for key, value in cfg.items() if key != "custom_text"}
     kind = open_clip.CustomTextCLIP if cfg.get("custom_text") else open_clip.CLIP

@@ -18,7 +18,7 @@ from clips.core.patches import Patches
 from clips.errors import UserError
 from clips.lazy_import import without_wandb
 from clips.model.loading import library_errors_as_user_errors
-from clips.model.pos_embed import make_naflex_deterministic, resize_timm_pos_embed
+from clips.model.pos_embed import resize_timm_pos_embed
 from llava_bridge.encoders.encoder import ImagePreprocess, VisionEncoder, VisionTower
 
 _HEADS = ("classifier.", "head.fc.", "fc.", "head.l.", "head_dist.")
@@ -86,6 +86,8 @@ class TimmNaFlexVit(TimmVit):
     """timm's ``NaFlexVit``, which also reads images of any aspect ratio."""
 
     def __init__(self, trunk: Any) -> None:
+        from clips.model.naflex_positions import make_naflex_deterministic
+
         super().__init__(trunk)
         make_naflex_deterministic(trunk)
         self.patch_size, _ = trunk.get_patch_size()
