@@ -267,7 +267,7 @@ def test_a_model_that_does_not_look_is_rarely_credited(simulation, kind, right, 
 def test_one_uneven_variance_is_found_and_equal_ones_rarely(models: int, seeds: int) -> None:
     runs = np.random.default_rng(0).normal(size=(2000, models, seeds))
     equal = [outlying_variance(list(variances), seeds - 1) for variances in runs.var(axis=2, ddof=1)]
-    assert 0.003 < np.mean([found is not None for found in equal]) < 0.02  # a test at 1 %
+    assert 0.01 < np.mean([found is not None for found in equal]) < 0.06  # a test at 5 %
     runs[:, 1] *= 20
     found = [outlying_variance(list(variances), seeds - 1) for variances in runs.var(axis=2, ddof=1)]
     assert np.mean([place == 1 for place in found]) > 0.7

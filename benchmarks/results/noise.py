@@ -200,16 +200,15 @@ def training_noise(models: Sequence[Scores]) -> TrainingNoise:
     )
 
 
-def outlying_variance(variances: Sequence[float], degrees: int, level: float = 0.01) -> int | None:
-    """The position of a variance that is larger than chance explains if all are equal; None without one.
+def outlying_variance(variances: Sequence[float], degrees: int) -> int | None:
+    """The position of a variance that is larger than chance explains and at least as large as all others together.
 
-    Cochran's test (Annals of Eugenics 11, 1941): the F test of the largest against the mean of the others, times their
-    number.
+    Cochran's test (Annals of Eugenics 11, 1941) at 5 %: the F test of the largest against the mean of the others, times
+    their number. None without such a variance.
 
     Args:
         variances: of normal samples.
         degrees: of freedom of each.
-        level: of the test.
     """
     from scipy import stats
 
@@ -217,11 +216,11 @@ def outlying_variance(variances: Sequence[float], degrees: int, level: float = 0
     if others < 2:
         return None
     place = int(np.argmax(variances))
-    rest = (sum(variances) - variances[place]) / others
-    if not rest:  # no estimate
+    rest = sum(variances) - variances[place]
+    if not rest or variances[place] < rest:  # no estimate, or the pool is not its own
         return None
-    p_value = len(variances) * stats.f.sf(variances[place] / rest, degrees, others * degrees)
-    return place if p_value < level else None
+    p_value = len(variances) * stats.f.sf(variances[place] * others / rest, degrees, others * degrees)
+    return place if p_value < ALPHA else None
 
 
 def _differ(scores: Scores) -> bool:
