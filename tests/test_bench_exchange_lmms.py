@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import bench_world as world
 import pytest
 from families import quick_of
+from test_bench_subsets import _mmbench
 from test_bench_tasks import PICTURES, TASKS, write_task
 
 from benchmarks.exchange.import_command import ImportConfig, run_import
@@ -21,13 +24,12 @@ pytestmark = world.LMMS_EVAL_WARNS
 WITHOUT_INTERVAL = {"ocrbench_accuracy", "math"}  # points of 1,000, not of these questions; of mmstar, not listed
 
 
-def write_by_lmms_eval(name: str, folder: Path) -> Path:
-    """The results and samples of a task of `TASKS`, by lmms-eval's evaluator and logger."""
+def write_by_lmms_eval(name: str, folder: Path, columns: dict[str, list[Any]], split: str, said: Sequence[str]) -> Path:
+    """The results and samples of a task, by lmms-eval's evaluator and logger; the last answer is repeated."""
     go_offline()
     from lmms_eval.evaluator import simple_evaluate
     from lmms_eval.loggers.evaluation_tracker import EvaluationTracker
 
-    columns, split, said, _ = TASKS[name]
     entry = get_benchmark(name)
     write_task(folder / "hub", name, columns, split)
     task = load_task(entry.task, entry.folder, folder / "hub")
@@ -50,7 +52,7 @@ def write_by_lmms_eval(name: str, folder: Path) -> Path:
 
 @pytest.mark.parametrize("name", quick_of(TASKS, "ocrbench", "mmstar", "ai2d"))
 def test_every_number_with_its_items(name: str, tmp_path: Path) -> None:
-    file = write_by_lmms_eval(name, tmp_path)
+    file = write_by_lmms_eval(name, tmp_path, *TASKS[name][:3])
     theirs = json.loads(file.read_text(encoding="utf-8"))["results"][get_benchmark(name).task]
     run_import(ImportConfig(files=(str(file),), output=str(tmp_path / "imported")))
     result = read_result(tmp_path / f"imported/theirs/{name}.json")
@@ -64,3 +66,13 @@ def test_every_number_with_its_items(name: str, tmp_path: Path) -> None:
     by_hand = {metric: value for metric, value in TASKS[name][3].items() if metric != "ocrbench_points"}
     assert {metric: result.metrics[metric].value for metric in by_hand} == pytest.approx(by_hand)
     assert len(read_items(result)) == PICTURES
+
+
+def test_mmbench_has_its_number_of_questions_and_no_interval(tmp_path: Path) -> None:
+    """lmms-eval grades it at the end, so that no sample has a score."""
+    file = write_by_lmms_eval("mmbench_en_dev_static", tmp_path, _mmbench(), "dev", ["A"])
+    run_import(ImportConfig(files=(str(file),), output=str(tmp_path / "imported")))
+    result = read_result(tmp_path / "imported/theirs/mmbench_en_dev_static.json")
+    (metric,) = result.metrics.values()
+    assert (metric.n, metric.ci_low, metric.ci_method) == (PICTURES, None, "none")
+    assert read_items(result)["prediction"].tolist() == ["A"] * PICTURES

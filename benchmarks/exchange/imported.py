@@ -118,9 +118,7 @@ def measured_metric(
         standard_error: as the tool prints it, in the unit of ``value``; the interval of the normal distribution is cut
             off where the metric ends.
     """
-    if items is not None and not set(spec.columns) <= set(items):
-        spec = dataclasses.replace(spec, aggregation=None, columns=())
-    if items is not None and spec.columns:
+    if items is not None and (value is None or has_values(items, spec)):
         metric = compute_metric(items, spec, value)
     elif value is None:
         raise ValueError(f"{spec.label}: a metric without items needs a value")
@@ -135,8 +133,8 @@ def measured_metric(
             scale=spec.scale,
             label=spec.label,
             ci_method="none",
-            aggregation=spec.aggregation if spec.columns else None,
-            columns=spec.columns,
+            aggregation=spec.aggregation if spec.columns and items is None else None,
+            columns=spec.columns if items is None else (),
         )
     if metric.ci_low is not None or not standard_error:
         return metric
@@ -144,6 +142,11 @@ def measured_metric(
     if is_bounded(spec):
         low, high = max(low, 0.0), max(min(high, spec.most), metric.value)
     return dataclasses.replace(metric, ci_low=low, ci_high=high, ci_method="printed")
+
+
+def has_values(items: pd.DataFrame, spec: MetricSpec) -> bool:
+    """Whether items have the columns of a metric, and a value in them: of MMBench, lmms-eval writes answers only."""
+    return set(spec.columns) <= set(items) and bool(items[[*spec.columns]].notna().any(axis=None))
 
 
 def is_bounded(spec: MetricSpec) -> bool:

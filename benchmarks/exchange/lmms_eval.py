@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.exchange.imported import (
     NOT_STATED,
     Imported,
+    has_values,
     is_number,
     make_imported,
     measured_metric,
@@ -77,7 +78,7 @@ def _read_task(file: Path, run: Run, task: str, values: Mapping[str, float], err
         for name, value in values.items()
     }
     if items is not None and all(metrics[name].aggregation for name in values if name not in unlisted):
-        extra = {name: spec for name, spec in reader.extra.items() if set(spec.columns) <= set(items)}
+        extra = {name: spec for name, spec in reader.extra.items() if has_values(items, spec)}
         metrics |= {name: measured_metric(spec, None, items=items) for name, spec in extra.items()}
     return make_imported(
         file,
