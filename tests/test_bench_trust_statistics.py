@@ -271,7 +271,8 @@ def test_one_uneven_variance_is_found_and_equal_ones_rarely(models: int, seeds: 
     runs[:, 1] *= 20
     found = [outlying_variance(list(variances), seeds - 1) for variances in runs.var(axis=2, ddof=1)]
     assert np.mean([place == 1 for place in found]) > 0.7
-    for variances, degrees in (([1.0, 9.0], 5), ([0.0] * 3, 2), ([1.0, 1.0, 9.0], 0)):
+    significant = [5.0, *[1.0] * 9]  # but less than the others together
+    for variances, degrees in (([1.0, 9.0], 5), ([0.0, 0.0, 9.0], 2), ([1.0, 1.0, 9.0], 0), (significant, 20)):
         assert outlying_variance(variances, degrees) is None
 
 
@@ -283,4 +284,4 @@ def test_equal_models_of_two_seeds_that_happen_to_tie_are_no_outliers(images: in
         seeds = [{"hit": (rng.random(images) < accuracy).astype(float)} for _ in range(2)]
         return image_scores("mean", seeds, ("hit",), np.arange(images), trained=True)
 
-    assert sum(training_noise([model() for _ in range(3)]).outlier is not None for _ in range(100)) <= 2
+    assert sum(training_noise([model() for _ in range(3)]).outlier is not None for _ in range(100)) <= 5

@@ -6,7 +6,6 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from report_material import items_table, put_result, put_results
 from test_bench_exchange import VLM
@@ -88,7 +87,7 @@ def test_points_and_cider_are_not_averaged_with_ratios():
     assert is_ratio(dataclasses.replace(columns[0], scale=1.0, metric="gpt_eval_score"))  # MMBench's
 
 
-def test_averages_include_mmbench_and_test_equal_items_only(tmp_path: Path) -> None:
+def test_averages_include_mmbench(tmp_path: Path) -> None:
     kinds = {"mmbench_en_dev": "MMBench_DEV_EN", "ai2d": "AI2D_TEST"}
     for name in ("a", "b"):
         for file in kinds.values():
@@ -99,7 +98,14 @@ def test_averages_include_mmbench_and_test_equal_items_only(tmp_path: Path) -> N
     average = report.overall.averages["a"]
     assert average.value == pytest.approx(sum(shown) / len(kinds))
     assert average.low < average.value < average.high
-    table = tmp_path / "b/ai2d.items.parquet"
-    items = pd.read_parquet(table)
-    items.assign(item=["x" + name for name in items["item"]]).to_parquet(table)
-    assert build_report(tmp_path).overall.p_values == {frozenset({"a", "b"}): 1.0}
+
+
+def test_models_with_other_items_are_not_tested_by_their_average(tmp_path: Path) -> None:
+    put_results(tmp_path)
+    for benchmark in ("pope", "gqa", "retrieval"):
+        items = items_table(0.9, benchmark=benchmark)
+        put_result(tmp_path, "other", benchmark, items.assign(item="x" + items["item"]))
+    p_values = build_report(tmp_path).overall.p_values
+    tested = {pair for pair in p_values if "other" not in pair}
+    assert len(tested) == 3
+    assert all((p_values[pair] < 0.05) == (pair in tested) for pair in p_values)

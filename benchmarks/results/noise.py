@@ -188,9 +188,7 @@ def training_noise(models: Sequence[Scores]) -> TrainingNoise:
     inside = [scores for scores in spread if scores.image_variance >= enough]
     degrees = [scores.num_seeds - 1 for scores in inside]
     variances = [scores.values.var(ddof=1) - scores.interaction for scores in inside]
-    relative = [
-        max(scores.interaction, scores.values.var(ddof=1)) / (scores.image_variance or math.inf) for scores in inside
-    ]
+    relative = [scores.values.var(ddof=1) / (scores.image_variance or math.inf) for scores in inside]
     outlier = outlying_variance(relative, min(degrees))
     return TrainingNoise(
         variance=max(0.0, float(np.average(variances, weights=degrees))),
