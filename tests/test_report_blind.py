@@ -204,6 +204,10 @@ def test_the_gain_of_several_seeds_is_that_of_their_mean(tmp_path):
         assert gain_of_mean.value == pytest.approx(100 * np.mean([round(each * COUNT) / COUNT for each in gains]))
         widths.append(gain_of_mean.ci_high - gain_of_mean.ci_low)
     assert widths[0] > 3 * widths[1]
+    for seed in (0, 2):  # what is left of a model has the other model's variance over trainings
+        (tmp_path / "uneven/results" / f"whole-s{seed}" / "retrieval.json").unlink()
+    alone = build_report(tmp_path / "uneven").table.cells["whole", "retrieval", "t2i_r1"].gains["blank"]
+    assert alone.ci_high - alone.ci_low > widths[0]
 
 
 def test_seeds_with_different_blind_parts_have_no_gain_and_the_report_says_why(tmp_path):

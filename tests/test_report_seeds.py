@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from bench_reader import evaluate
 from bench_world import write_images, write_lines
@@ -26,6 +27,8 @@ from benchmarks.report.report import build_report
 from benchmarks.report.sections import built_sections, report_figures
 from benchmarks.report.sweep_figures import sweep_panels
 from benchmarks.results.formatting import join_row_names
+from benchmarks.results.noise import Scores, training_noise
+from benchmarks.results.statistics import compare, image_scores, scores_interval
 from benchmarks.tasks.encoders.long_retrieval import metric_suffix
 from benchmarks.tasks.run_config import BenchmarkConfig
 from clips.errors import UserError
@@ -143,6 +146,30 @@ def test_a_model_that_was_evaluated_once_has_one_number(study, tmp_path):
     assert (lines["pretrained"]["num_seeds"], lines["pretrained"]["seed 1"]) == ("1", "")
     assert lines["whole"]["num_seeds"] == "2"
     assert built.table.seeds == 2  # those that have run
+
+
+def test_a_model_of_which_one_seed_is_left_has_the_training_noise_of_the_others(study, tmp_path):
+    """Its only seed stood in a cache as a pretrained model, and its interval was over images only."""
+    copied = tmp_path / "study"
+    shutil.copytree(study, copied)
+    for seed in (0, 2):
+        (copied / "results" / f"whole-s{seed}" / "retrieval.json").unlink()
+    built = build_report(copied)
+
+    def scores(*shares: float) -> Scores:
+        items = items_table(0.0, benchmark="retrieval", count=200)
+        hits = [{"hit": np.array([float(number < round(200 * share)) for number in range(200)])} for share in shares]
+        return image_scores("mean", hits, ("hit",), items["image"], items=items["item"], trained=True)
+
+    models = {name: scores(*shares) for name, shares in {**SHARES, "whole": (0.25,)}.items()}
+    noise = training_noise([*models.values()])
+    assert noise.of(models["whole"]) > 0
+    cells = {row.name: built.table.cell(row, built.table.columns[0]) for row in built.table.rows}
+    interval = scores_interval(models["whole"], noise)
+    assert (cells["whole"].ci_low, cells["whole"].ci_high) == pytest.approx((100 * interval.low, 100 * interval.high))
+    expected, delta = compare(models["part.block.16"], models["whole"], noise), cells["part.block.16"].delta
+    assert (delta.ci_low, delta.ci_high) == pytest.approx((100 * expected.low, 100 * expected.high))
+    assert delta.p_value == pytest.approx(expected.p_value)
 
 
 def test_the_result_of_another_row_is_no_number_of_a_cell(study, tmp_path):

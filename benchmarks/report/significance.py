@@ -50,14 +50,20 @@ class Evidence:
         if cell.value is None:
             return None
         benchmark, metric, category = self._item_key(cell)
-        names = cell.members or (cell.row,)
-        key = (benchmark, metric, category, names)
+        results, single = self._results(cell, benchmark)
+        # a seed on its own and a model of which only this seed is left have the same results, but other noise
+        key = (benchmark, metric, category, cell.members or (cell.row,), single)
         if key not in self._scores:
-            outcomes = [self._source.outcomes[name, benchmark] for name in names]
-            results = [outcome for outcome in outcomes if isinstance(outcome, Result)]
-            single = bool(cell.members) and any(self._is_trained(name, results[0]) for name in names)
             self._scores[key] = self.items.of_model(results, metric, single_training=single, category=category)
         return self._scores[key]
+
+    def _results(self, cell: Cell, benchmark: str) -> tuple[list[Result], bool]:
+        """A cell's results, and whether a single one is that of a training run among several models' seeds."""
+        names = cell.members or (cell.row,)
+        found = {name: self._source.outcomes[name, benchmark] for name in names}
+        results = {name: outcome for name, outcome in found.items() if isinstance(outcome, Result)}
+        trained = any(self._is_trained(name, result) for name, result in results.items())
+        return [*results.values()], bool(cell.members) and trained
 
     def interval(self, cell: Cell) -> ConfidenceInterval | None:
         """A cell's 95 % interval over images and, if known, seeds; None if it cannot be computed from items."""
@@ -72,8 +78,8 @@ class Evidence:
     def gains(self, cell: Cell) -> dict[str, BlindPair]:
         """Kind of blind run → a cell's metric with and without the image, on the items of the run."""
         benchmark, metric, _ = self._item_key(cell)
-        outcomes = [self._source.outcomes[name, benchmark] for name in cell.members or (cell.row,)]
-        return self.items.gains([outcome for outcome in outcomes if isinstance(outcome, Result)], metric)
+        results, single = self._results(cell, benchmark)
+        return self.items.gains(results, metric, single_training=single)
 
     def _is_trained(self, name: str, result: Result) -> bool:
         """Whether the study trained the model of a result."""

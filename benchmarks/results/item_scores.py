@@ -101,14 +101,15 @@ class ItemScores:
         )
         return None if math.isnan(found.value) else found
 
-    def gains(self, results: Sequence[Result], metric: str) -> dict[str, BlindPair]:
+    def gains(self, results: Sequence[Result], metric: str, *, single_training: bool = False) -> dict[str, BlindPair]:
         """Kind of blind run → the metric with and without the image, of one model with one result per seed."""
         found = self._metric_items(results, metric, None) if results else None
         if found is None:
             return {}
         spec, tables = found
         frames = [table.frame for table in tables]
-        most, trained, formula = _most(spec, tables), len(tables) > 1, str(spec.aggregation)
+        most, formula = _most(spec, tables), str(spec.aggregation)
+        trained = len(tables) > 1 or single_training
         pairs = {
             kind: gain_scores(frames, formula, spec.columns, kind, most=most, trained=trained) for kind in BLIND_KINDS
         }
