@@ -155,7 +155,7 @@ def test_image_features_are_those_that_a_llava_reads(tmp_path, llm, model):
         expected = states[seen.config.vision_feature_layer][:, int(tower.model.tower.class_token) :]
         torch.testing.assert_close(tower.model.encode_patches(pixels).flatten(1, 2), expected)
         torch.testing.assert_close(tower.model.encode_image(pixels), expected.mean(1))
-    assert tower.preprocessing["input_features"].endswith("hidden state -2")
+    assert tower.preprocessing["input_features"].endswith(f"hidden state -2 of {tower.model.tower.depth}")
 
 
 def test_an_encoder_is_evaluated_and_the_language_model_counts(tmp_path, llm):

@@ -118,7 +118,7 @@ def test_invalid_splits(tmp_path, encoder, settings, said):
 def test_a_timm_trunk_has_no_text_tower_and_needs_none(tmp_path):
     data = _data(tmp_path / "data", train=24)
     result = _run(tmp_path, "timm:resnet10t@random", data)
-    assert result.protocol["input_features"] == "mean of the tokens of the last hidden state"
+    assert result.protocol["input_features"] == "mean of the tokens of the last feature map"
     assert result.protocol["input_library"].startswith("timm ")
     assert result.metrics["acc1"].n == 12
     with pytest.raises(UserError, match="has no text tower"):

@@ -124,8 +124,15 @@ def own_size(name: str) -> int | None:
 
 
 def theirs(name: str, directory: str, batch: torch.Tensor, **options: Any) -> list[torch.Tensor]:
-    """Hidden states as transformers gives them, without register tokens."""
+    """Hidden states as transformers gives them, without register tokens, the last one behind the family's norm."""
     model = model_class(CONFIGS[name]()).from_pretrained(directory.removeprefix("transformers:")).eval()
+    found = layers_of(name, model, batch, **options)
+    if norm := FAMILIES[model.config.model_type].final_norm:
+        found[-1] = model.get_submodule(norm)(found[-1]).detach()
+    return found
+
+
+def layers_of(name: str, model: Any, batch: torch.Tensor, **options: Any) -> list[torch.Tensor]:
     side = batch.shape[2] // 8
     if name in QWENS:
         return list(map(torch.stack, zip(*(qwen_states(model, image, side) for image in batch), strict=True)))
@@ -243,6 +250,62 @@ def test_hidden_states_equal_transformers_own(name: str, specs: dict[str, str]) 
     assert ours[0].shape[1] == 16 + int(model.config.class_token)
 
 
+LAST_NORMALIZED = {
+    "vit",
+    "ijepa",
+    "dinov2",
+    "dinov2_with_registers",
+    "dinov3",
+    "pixio",
+    "tipsv2",
+    "aimv2",
+    "aimv2_native",
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_llava_reads_the_features_that_a_models_authors_use(name: str, specs: dict[str, str]) -> None:
+    """``last_hidden_state`` of self-supervised models, LLaVA's last layer but one of CLIPs and SigLIPs."""
+    model = build_vision_model(load_encoder(specs[name], own_size(name)))
+    found = states(model, pixels(name))[model.tower.default_layer][:, int(model.config.class_token) :]
+    if name in QWENS:
+        whole = model_class(CONFIGS[name]()).from_pretrained(specs[name].removeprefix("transformers:")).eval()
+        norms: list[torch.Tensor] = []
+        norm = whole.merger.norm if name == "qwen3_vl" else whole.merger.ln_q
+        norm.register_forward_hook(lambda _, inputs, output: norms.append(output))
+        qwen_states(whole, pixels(name)[0], 4)  # in Qwen's own order, so compare as sets of tokens
+        assert len(norms) == 1
+        torch.testing.assert_close(found[0].sort(0)[0], norms[0].flatten(0, -2).sort(0)[0], atol=1e-5, rtol=1e-5)
+        return
+    if name == "siglip2":
+        expected = theirs(name, specs[name], pixels(name))[-2]
+    else:
+        whole = model_class(CONFIGS[name]()).from_pretrained(specs[name].removeprefix("transformers:")).eval()
+        with torch.no_grad():
+            own = whole(pixels(name), output_hidden_states=True)
+        raw = own.hidden_states[-1 if name in ("radio", "internvl") else -2]
+        expected = own.last_hidden_state if name in LAST_NORMALIZED else raw
+    assert model.tower.is_normalized(model.tower.default_layer) == (name in LAST_NORMALIZED)
+    torch.testing.assert_close(found, expected[:, expected.shape[1] - 16 :], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [("vit_small_patch14_dinov2", -1), ("vit_small_patch16_dinov3", -1), ("vit_tiny_patch16_224", -2)],
+)
+def test_timms_dinos_are_read_behind_their_norm(name: str, layer: int) -> None:
+    with torch.device("meta"):
+        assert TimmVit(timm.create_model(name)).default_layer == layer
+
+
+@pytest.mark.parametrize(("layer", "stock"), [(None, False), (3, False), ([-1, -2], False), (-2, True)])
+def test_transformers_llava_which_has_no_final_norm_takes_no_tower_that_is_read_behind_it(
+    layer, stock, specs, bridge_llm
+):
+    model, _ = build_llava(LlavaParts(encoder=specs["dinov2"], llm=str(bridge_llm), vision_feature_layer=layer))
+    assert convert_tower_to_transformers(model) == stock
+
+
 @pytest.mark.parametrize("name", quick_of(SPECS, "clip", "siglip2", "dinov3", "open_clip", "timm", "trunk", "channels"))
 def test_images_do_not_mix_gradients_reach_trained_parts_and_saving_changes_nothing(name, specs, tmp_path):
     model, batch = build_vision_model(load_encoder(specs[name], own_size(name))), pixels(name)
@@ -353,7 +416,8 @@ def test_of_several_encoders_each_gives_the_one_layer(specs: dict[str, str], bri
     for layer in (-1, -3, 1):
         expected = torch.cat([features(spec, layer) for spec in split_encoders(both)], dim=2)
         torch.testing.assert_close(features(both, layer), expected, atol=1e-4, rtol=1e-4)
-    assert torch.equal(features(both, None), features(both, -2))
+    own = [features(spec, layer) for spec, layer in zip(split_encoders(both), (-1, -2), strict=True)]
+    torch.testing.assert_close(features(both, None), torch.cat(own, dim=2), atol=1e-4, rtol=1e-4)
     with pytest.raises(UserError, match=r"^vision_feature_layer: expected one for all of several .* \[-2, -3\]"):
         build_llava(LlavaParts(encoder=both, llm=str(bridge_llm), vision_feature_layer=[-2, -3]))
     with pytest.raises(UserError, match=r"^vision_feature_layer: encoder 3 of several has only -1, .*, got"):
@@ -368,7 +432,7 @@ def test_several_are_two_or_more(spec: str) -> None:
 
 @pytest.mark.parametrize("name", quick_of(CONFIGS, "clip", "dinov3"))
 def test_a_llava_with_a_tower_of_transformers_is_transformers_own(name, specs, bridge_llm, tmp_path):
-    model, processor = build_llava(LlavaParts(encoder=specs[name], llm=str(bridge_llm)))
+    model, processor = build_llava(LlavaParts(encoder=specs[name], llm=str(bridge_llm), vision_feature_layer=-2))
     (picture,) = bridge_world.noise((50, 40))
     expected = answer(model, processor, [picture], ["What?"], max_new_tokens=5)
     assert convert_tower_to_transformers(model) is (name in STOCK)

@@ -92,7 +92,9 @@ def test_the_vision_model_of_a_whole_model_is_read_and_planned(name: str, tmp_pa
     pixels = torch.randn(2, 3, 32, 32)
     family = FAMILIES[whole.config.vision_config.model_type]
     with torch.no_grad():
-        expected = family.forward(whole.get_submodule(place).eval(), pixels)[family.default_layer]
+        inner = whole.get_submodule(place).eval()
+        expected = family.forward(inner, pixels)[family.default_layer]
+        expected = inner.get_submodule(family.final_norm)(expected) if family.final_norm else expected
         found = model(pixels, output_hidden_states=True).hidden_states[family.default_layer]
     kept = (
         [0, *range(family.prefix(whole.config.vision_config), expected.shape[1])] if model.config.class_token else ...

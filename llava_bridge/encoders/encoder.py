@@ -34,6 +34,8 @@ class VisionTower(nn.Module, ABC):
     """Whether token 0 of every hidden state is a class token."""
     default_layer: int
     """The hidden state that LLaVA reads by default, counted from the end (-1 is the last)."""
+    final_norm: bool = False
+    """Whether the last hidden state passes through the model's final norm."""
     tokens_per_cell: int = 1
     """Number of consecutive tokens per grid cell."""
     patch_size: int | None = None
@@ -58,6 +60,16 @@ class VisionTower(nn.Module, ABC):
     def hf_model(self) -> Any | None:
         """Return the model that transformers' own LLaVA would use instead of this tower; None if it has none."""
         return None
+
+    def is_normalized(self, layer: int) -> bool:
+        """Whether hidden state ``layer``, counted from the end if negative, is behind the model's final norm."""
+        return self.final_norm and layer in {-1, self.depth}
+
+    def describe(self, layer: int) -> str:
+        """Which features hidden state ``layer`` holds, in words: "hidden state -1 of 12, after the final norm"."""
+        if not self.depth:
+            return "the last feature map"
+        return f"hidden state {layer} of {self.depth}" + (", after the final norm" if self.is_normalized(layer) else "")
 
     def run_block(self, block: nn.Module, tokens: Tensor) -> Tensor:
         """Run one block, under activation checkpointing if ``recompute`` is set."""

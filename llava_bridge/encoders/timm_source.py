@@ -7,6 +7,7 @@ convolutional and hierarchical ones, have one: the last feature map, before any 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from llava_bridge.encoders.encoder import ImagePreprocess, VisionEncoder, Vision
 
 _HEADS = ("classifier.", "head.fc.", "fc.", "head.l.", "head_dist.")
 _POSITIONS = "trunk.pos_embed"
+_DINO = re.compile(r"_dinov[23]")  # DINOv2 and DINOv3 have architectures of their own in timm
 
 
 class TimmTower(VisionTower):
@@ -55,11 +57,14 @@ class TimmVit(VisionTower):
 
     class_token = False
     default_layer = -2
+    final_norm = True
 
     def __init__(self, trunk: Any) -> None:
         super().__init__()
         self.trunk = trunk
         self.depth = len(trunk.blocks)
+        if _DINO.search(getattr(trunk, "default_cfg", {}).get("architecture", "")):
+            self.default_layer = -1  # see transformers_families._normalized
 
     def states(self, pixels: Tensor, deepest: int) -> Iterator[Tensor]:
         """Yield the embedded patches, then each block's output."""

@@ -31,7 +31,9 @@ class TransformersTower(VisionTower):
     """A transformers vision model with its own hidden states; of several class and register tokens the first is kept.
 
     Args:
-        architecture: ``config``, a vision config or that of a model with one.
+        architecture: ``config``, a vision config or that of a model with one; ``final_norm``, whether the last hidden
+            state passes through the family's final norm. LLaVAs of transformers lack the latter: they read the last
+            layer's output.
     """
 
     def __init__(self, architecture: Mapping[str, Any]) -> None:
@@ -41,6 +43,7 @@ class TransformersTower(VisionTower):
         self.prefix = self.family.prefix(config)
         self.class_token = self.prefix > 0
         self.default_layer = self.family.default_layer
+        self.final_norm = architecture.get("final_norm", False)
         self.depth = getattr(config, "num_hidden_layers", None) or config.depth  # Qwen's in transformers 5.17
         self.patch_size = None if self.family.forward_grids is None else self.family.size_step(config)
         self.model = self.family.model_class()(config)
@@ -50,7 +53,9 @@ class TransformersTower(VisionTower):
 
         transformers always computes all layers.
         """
-        for state in self.family.forward(self.model, pixels)[: deepest + 1]:
+        for index, state in enumerate(self.family.forward(self.model, pixels)[: deepest + 1]):
+            if index == self.depth and self.final_norm:
+                state = self.model.get_submodule(self.family.final_norm)(state)
             yield state if self.prefix <= 1 else torch.cat([state[:, :1], state[:, self.prefix :]], dim=1)
 
     def patch_states(self, patches: Tensor, grids: Tensor, deepest: int) -> Iterator[Tensor]:
@@ -103,7 +108,7 @@ def load(reference: str, image_size: int | None) -> VisionEncoder:
         weights[family.positions] = resize_pos_embed(table, patches, family.prefix(config), antialias=False)
     return VisionEncoder(
         source="transformers",
-        architecture={"config": config.to_dict()},
+        architecture={"config": config.to_dict(), "final_norm": family.final_norm is not None},
         weights={f"model.{name}": value for name, value in weights.items()},
         pixels=pixels,
         parent=str(directory),

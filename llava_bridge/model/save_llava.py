@@ -8,6 +8,7 @@ from typing import Any
 from transformers import CLIPVisionModel, SiglipVisionModel
 
 from clips.errors import UserError
+from llava_bridge.encoders.encoder import VisionTower
 from llava_bridge.model.modeling_llava import AnyLlava
 from llava_bridge.model.modeling_vision import EncoderVisionModel
 
@@ -34,7 +35,7 @@ def convert_tower_to_transformers(model: AnyLlava) -> bool:
     """
     tower = model.model.vision_tower
     hf_tower = tower.tower.hf_model() if isinstance(tower, EncoderVisionModel) else None
-    if hf_tower is None:
+    if hf_tower is None or _reads_final_norm(model, tower.tower):  # transformers' LLaVA reads layers' outputs only
         return False
     # transformers joins tiles by the tower's config; that of DINOv2 states the image size of its training.
     if hasattr(model.model, "image_newline") and _grid(hf_tower.config) != _grid(tower.config):
@@ -64,8 +65,7 @@ def convert_open_clip_tower(model: AnyLlava, *, clip_only: bool = False) -> None
         hf_tower = clip_vision_model(tower.visual)
     elif isinstance(tower, TimmVit) and not clip_only:
         hf_tower = siglip_vision_model(tower.trunk)
-        layers = model.config.vision_feature_layer
-        if {-1, tower.depth} & set(layers if isinstance(layers, list) else [layers]):
+        if _reads_final_norm(model, tower):
             raise UserError("vision_feature_layer: transformers' last hidden state has no final norm, timm's has")
     else:
         raise UserError(f"expected a ViT of open_clip or timm as vision tower, got {type(tower).__name__}")
@@ -75,6 +75,11 @@ def convert_open_clip_tower(model: AnyLlava, *, clip_only: bool = False) -> None
             f"transformers joins tiles by the tower's grid, {_grid(hf_tower.config)}; expected {_grid(config)}"
         )
     model.config.vision_config = hf_tower.config
+
+
+def _reads_final_norm(model: AnyLlava, tower: VisionTower) -> bool:
+    layers = model.config.vision_feature_layer
+    return any(tower.is_normalized(layer) for layer in (layers if isinstance(layers, list) else [layers]))
 
 
 def _grid(config: Any) -> tuple[int, int]:

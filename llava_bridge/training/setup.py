@@ -42,7 +42,7 @@ from llava_bridge.model.native_aspect import NO_CACHE, patch_budget
 from llava_bridge.model.small_llama import new_llama, train_tokenizer
 from llava_bridge.model.varlen_attention import NAME as VARLEN
 from llava_bridge.model.varlen_attention import can_replace_sdpa
-from llava_bridge.training.launch import is_main_process
+from llava_bridge.training.launch import is_main_process, log_rank0
 from llava_bridge.training.sharded_weights import barrier
 from llava_bridge.training.stage_config import Part, StageConfig, ValidationConfig
 from llava_bridge.training.train_config import LlavaTrainConfig
@@ -126,6 +126,15 @@ def _setup_llm(config: LlavaTrainConfig, work: Path, keep_bf16: bool) -> StageSe
     return StageSetup(model, tokenizer, {"llm": model}, dataset, default_data_collator)
 
 
+def _describe_features(model: Any) -> str:
+    """What the LLM sees of an image: "the LLM sees 576 tokens of the encoder's hidden state -2 of 24"."""
+    tower, layers = model.model.vision_tower.tower, model.config.vision_feature_layer
+    states = " and ".join(tower.describe(layer) for layer in (layers if isinstance(layers, list) else [layers]))
+    kept = model.config.vision_feature_select_strategy == "full"
+    token = f", {'with' if kept else 'without'} the class token" if tower.class_token else ""
+    return f"the LLM sees {model.config.image_seq_length} tokens for each square, of the encoder's {states}{token}"
+
+
 def _setup_llava(config: LlavaTrainConfig, name: str, work: Path, keep_bf16: bool) -> StageSetup:
     stage = config.stage(name)
     samples, mixture = _read_samples(stage, config.seed)
@@ -147,6 +156,7 @@ def _setup_llava(config: LlavaTrainConfig, name: str, work: Path, keep_bf16: boo
             LlavaParts.of(config, encoder=config.encoder, llm=str(before or config.llm)),
             keep_bf16=keep_bf16,
         )
+    log_rank0(f"{name}: {_describe_features(model)}")
     if config.attn_implementation is not None:
         with library_errors_as_user_errors(
             f"attn_implementation: this LLM does not support {config.attn_implementation} here"

@@ -44,12 +44,12 @@ def load_image_tower(spec: str, device: str, precision: str, *, for_llava: bool 
     processor = make_image_processor(encoder.pixels, "crop")
     source, _ = parse_spec(spec)
     pooled = "class token" if tower.class_token else "mean of the tokens"
-    features = f"mean of the patch tokens of hidden state {tower.default_layer}"
+    features = f"mean of the patch tokens of {tower.describe(tower.default_layer)}"
     settings: Entries = {
         "input_resolution": encoder.pixels.size,
         "input_resize": "shortest",
         "input_interpolation": encoder.pixels.interpolation,
-        "input_features": features if for_llava else f"{pooled} of the last hidden state",
+        "input_features": features if for_llava else f"{pooled} of {tower.describe(-1)}",
     }
     return DualEncoder(
         model=(PatchTokens if for_llava else _Pooled)(tower.to(device=device, dtype=getattr(torch, precision)).eval()),
