@@ -17,7 +17,7 @@ import naflex_world  # noqa: F401  registers a model of timm
 from clips import train as training
 from clips.commandline.parsing import parse_config
 from clips.commandline.signals import graceful_shutdown
-from clips.core.artifact import file_hash
+from clips.core.content import file_hash
 from clips.parallel.distributed import end_processes
 from clips.train import EncoderTrainConfig, read_batches, train_stage
 from clips.training import checkpoint as checkpointing

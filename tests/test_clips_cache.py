@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
-from clips.core.cache import cache_directory, json_cache, made_once, tensor_cache
+from clips.core import content
+from clips.core.cache import json_cache, made_once, tensor_cache
+from clips.core.content import cache_directory, content_hashes, file_hash, file_stamp
 from clips.errors import UserError
 
 KEY = "0123456789abcdef"
@@ -115,3 +120,77 @@ def test_a_directory_is_made_by_one_while_the_others_wait(tmp_path: Path):
 def test_the_users_cache_is_where_the_system_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_directory("trunks") == tmp_path / "clips" / "trunks"
+
+
+def replaced(path: Path, text: str) -> None:
+    """As `rsync --times` does it: another file with the name, the size and the time of the former one."""
+    time = path.stat().st_mtime_ns
+    path.with_name("new").write_text(text)
+    os.utime(path.with_name("new"), ns=(time, time))
+    path.with_name("new").replace(path)
+
+
+def in_place(path: Path, text: str) -> None:
+    """As `cp -p` does it."""
+    time = path.stat().st_mtime_ns
+    path.write_text(text)
+    os.utime(path, ns=(time, time))
+
+
+@pytest.fixture
+def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files that are read to be hashed, in a cache of their own."""
+    names: list[str] = []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(content, "_SETTLED_NS", 20_000_000)
+    monkeypatch.setattr(content, "file_hash", lambda path: (names.append(Path(path).name), file_hash(path))[1])
+    return names
+
+
+@pytest.mark.parametrize("change", [replaced, in_place])
+def test_a_file_is_hashed_once_until_it_changes(tmp_path: Path, read: list[str], change: Callable[[Path, str], None]):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    files = [folder / name for name in "ab"]
+    for path in files:
+        path.write_text(path.name)
+    first = content_hashes(files)
+    assert first == {path: hashlib.sha256(path.name.encode()).hexdigest() for path in files}
+    assert list(content_hashes(reversed(files))) == files[::-1]
+    assert read == ["a", "b", "b", "a"]  # too young to be remembered
+    time.sleep(0.05)
+    content_hashes(files)
+    read.clear()
+    folder = folder.rename(tmp_path / "renamed")  # as a finished artifact is
+    files = [folder / name for name in "ab"]
+    assert [*content_hashes(files).values()] == [*first.values()]
+    assert read == []
+    stamp = file_stamp(files[1])
+    change(files[1], "c")
+    assert file_stamp(files[1])[:2] == stamp[:2]  # its size and time
+    assert content_hashes(files)[files[1]] == hashlib.sha256(b"c").hexdigest()
+    assert read == ["b"]
+    shutil.copytree(folder, tmp_path / "copy")
+    assert content_hashes([tmp_path / "copy/b"]) == {tmp_path / "copy/b": hashlib.sha256(b"c").hexdigest()}
+    with pytest.raises(UserError, match="missing: cannot be read"):
+        content_hashes([folder / "missing"])
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"a": 1}', '{"a": []}', '{"a": [1, 2]}'])
+def test_a_damaged_memory_of_hashes_is_no_memory(tmp_path: Path, read: list[str], damage: str):
+    (tmp_path / "a").write_text("a")
+    time.sleep(0.05)
+    content_hashes([tmp_path / "a"])
+    (memory,) = (tmp_path / "cache").rglob("*.json")
+    memory.write_text(damage)
+    assert content_hashes([tmp_path / "a"]) == {tmp_path / "a": file_hash(tmp_path / "a")}
+    content_hashes([tmp_path / "a"])
+    assert read == ["a", "a"]
+
+
+def test_without_a_writable_cache_files_are_hashed_each_time(tmp_path: Path, read: list[str]):
+    (tmp_path / "cache").write_text("a file")
+    time.sleep(0.05)
+    for _ in range(2):
+        assert content_hashes([tmp_path / "cache"]) == {tmp_path / "cache": file_hash(tmp_path / "cache")}
+    assert read == ["cache", "cache"]

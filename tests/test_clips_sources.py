@@ -107,6 +107,34 @@ def test_tables_of_one_name_size_and_time_are_not_taken_for_each_other(tmp_path:
     assert found == [["a cat"], ["a dog"]]
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "directory of parquet", "parquet in training"])
+def test_a_table_replaced_with_the_old_time_is_read_again(tmp_path: Path, kind: str):
+    """As `rsync --times` and `cp -p` replace it."""
+    (tmp_path / "data").mkdir()
+    path = tmp_path / "data" / f"test.{kind if kind in {'csv', 'jsonl'} else 'parquet'}"
+    read: list[str] = []
+    for caption in ("a cat", "a dog"):
+        frame = pd.DataFrame({"image": ["0.png"], "caption": [caption]})
+        if path.suffix == ".csv":
+            frame.to_csv(path, index=False)
+        elif path.suffix == ".jsonl":
+            frame.to_json(path, orient="records", lines=True)
+        else:
+            frame.to_parquet(path)
+        os.utime(path, (1000, 1000))
+        if kind == "parquet in training":
+            (tmp_path / "data/0.png").write_bytes(clips_world.draw_image(0))
+            config = SourceConfig(
+                format="table", path=str(path), web_caption="caption", synthetic_caption=None, cache_dir=str(tmp_path)
+            )
+            read.append(open_source(config).read(0, rng()).web)
+        else:
+            where, form = (path.parent, "datasets") if kind.startswith("directory") else (path, "table")
+            (record,) = read_dataset(DatasetSpec(path=str(where), format=form), "captions").records
+            read += record.captions
+    assert read == ["a cat", "a dog"]
+
+
 def test_a_table_may_contain_images_and_lists_of_captions(tmp_path: Path):
     frame = rows().assign(
         image=[clips_world.draw_image(index) for index in range(COUNT)],

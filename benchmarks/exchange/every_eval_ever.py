@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.exchange.imported import Imported, parse, restore, safe_name
 from benchmarks.results.result_types import Metric, Result
-from clips.core.artifact import file_hash
+from clips.core.content import file_hash
 from clips.core.identity import digest
 from clips.errors import UserError
 from clips.text_files import read_json, read_json_lines, safe_json_loads

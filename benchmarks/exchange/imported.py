@@ -15,7 +15,7 @@ from benchmarks.results.protocol import Entries, fingerprint
 from benchmarks.results.result_types import Metric, Result
 from benchmarks.results.statistics import Z95
 from benchmarks.tasks.evaluation import MetricSpec, compute_metric
-from clips.core.artifact import file_hash
+from clips.core.content import file_hash
 from clips.errors import UserError
 from clips.typed_data import from_plain
 

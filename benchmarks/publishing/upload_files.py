@@ -11,7 +11,8 @@ from typing import Any
 from benchmarks.results.results import Result, read_results
 from benchmarks.study.step_state import CONFIG_FILE, RECORD, read_record, step_directory
 from benchmarks.study.study_record import RECORD_FILE, StudyRecord, read_study_record
-from clips.core.artifact import HASH_EXCLUDED_FILES, MANIFEST, file_hash, read_manifest
+from clips.core.artifact import HASH_EXCLUDED_FILES, MANIFEST, read_manifest
+from clips.core.content import file_hash
 from clips.errors import UserError
 
 _TEXT = {".json", ".jsonl", ".yaml", ".yml", ".md", ".txt", ".csv", ".tex", ".jinja", ".html", ".js", ".svg"}

@@ -31,8 +31,9 @@ from benchmarks.tasks.registry import expand_group, get_benchmark
 from benchmarks.tasks.run_config import BLIND_FIELDS, COMMON_FIELDS, BenchmarkConfig, Precision, RunConfig
 from benchmarks.tasks.sizes import subset_text
 from clips.commandline.signals import sigterm_interrupts
-from clips.core.artifact import directory_hash, file_hash, git_state, library_versions, log_info, writable_directory
+from clips.core.artifact import directory_hash, git_state, library_versions, log_info, writable_directory
 from clips.core.cache import made_once
+from clips.core.content import file_hash
 from clips.core.identity import digest, identity, is_below
 from clips.errors import UserError
 from clips.model_refs import OPEN_CLIP_CONFIG

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from clips.core.content import content_hashes
 from clips.core.identity import Identity, reject_other_run
 from clips.errors import UserError
 from clips.safe_text import redact, strip_control_chars
@@ -303,18 +304,15 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
     return manifest
 
 
-def directory_hash(directory: str | Path, *, recorded: bool = True) -> str:
+def directory_hash(directory: str | Path) -> str:
     """SHA-256 over names and contents of the files in ``directory``, except `HASH_EXCLUDED_FILES` and hidden files.
 
-    Args:
-        directory: a directory, or a single file.
-        recorded: use the manifest's hash of a file if its size and modification time are unchanged.
+    The hashes in its manifest do not count: a file may have been replaced, and given the old modification time.
     """
     root = Path(directory)
     if not root.exists():
         raise UserError(f"{directory}: no such file or directory")
-    known = read_manifest(root).get("files") if recorded and (root / MANIFEST).is_file() else None
-    return _digest(_describe_files(root, known=known if isinstance(known, dict) else {}))
+    return _digest(_describe_files(root, known={}))
 
 
 def _digest(files: Mapping[str, Mapping[str, Any]]) -> str:
@@ -323,25 +321,22 @@ def _digest(files: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _describe_files(root: Path, *, known: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """File name → size, modification time and hash; a ``known`` hash is used if size and time are equal."""
-    described = {}
+    described: dict[str, dict[str, Any]] = {}
+    unknown: dict[str, Path] = {}
     for path in [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.is_file()):
         name = path.relative_to(root).as_posix() if path != root else path.name
         if name in HASH_EXCLUDED_FILES or any(part.startswith(".") for part in Path(name).parts):
             continue
         status, recorded = path.stat(), known.get(name, {})
-        stamp: dict[str, Any] = {"size": status.st_size, "modified_ns": status.st_mtime_ns}
-        is_known = isinstance(recorded, dict) and stamp.items() <= recorded.items() and "hash" in recorded
-        described[name] = stamp | {"hash": recorded["hash"] if is_known else file_hash(path)}
+        described[name] = {"size": status.st_size, "modified_ns": status.st_mtime_ns}
+        if described[name].items() <= recorded.items():
+            described[name]["hash"] = recorded["hash"]
+        else:
+            unknown[name] = path
+    hashes = content_hashes(unknown.values())
+    for name, path in unknown.items():
+        described[name]["hash"] = hashes[path]
     return described
-
-
-def file_hash(path: str | Path) -> str:
-    """SHA-256 of one file's content. Raises UserError if it cannot be read."""
-    try:
-        with Path(path).open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 @functools.cache

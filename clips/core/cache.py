@@ -30,11 +30,6 @@ Value = TypeVar("Value")
 _TENSOR = "value"  # name of the tensor in a safetensors file
 
 
-def cache_directory(kind: str) -> Path:
-    """``clips/KIND`` in the user's cache directory."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clips" / kind
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cache(Generic[Value]):
     """Files named by the hash of their inputs (`clips.core.identity.digest`).

@@ -15,7 +15,7 @@ from typing import Any
 from filelock import FileLock
 
 from clips.core.artifact import atomic_write
-from clips.core.cache import cache_directory
+from clips.core.content import cache_directory, file_stamp
 from clips.data.tar_index import MAX_MEMBER_BYTES
 from clips.errors import UserError, error_reason
 
@@ -81,8 +81,7 @@ def check_decompressed_size(files: Iterable[str]) -> None:
         UserError: see `iter_record_batches`; also for an invalid file.
     """
     for file in files:
-        status = Path(file).stat()
-        version = f"{Path(file).resolve()} {status.st_size} {status.st_mtime_ns}"
+        version = f"{Path(file).resolve()} {file_stamp(file)}"
         marker = cache_directory("rows") / f"unpacks-{hashlib.sha256(version.encode()).hexdigest()[:32]}"
         if marker.exists():
             continue

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clips.core.cache import cache_directory, tensor_cache
+from clips.core.cache import tensor_cache
+from clips.core.content import cache_directory
 from clips.core.patches import normalize
 from clips.errors import UserError
 

@@ -18,13 +18,13 @@ from PIL import Image
 from clips.core.artifact import (
     MANIFEST,
     atomic_write,
-    file_hash,
     library_versions,
     log_info,
     temp_path_for,
     write_errors_as_user_errors,
     write_manifest,
 )
+from clips.core.content import file_hash
 from clips.core.identity import RUN
 from clips.data.invalid_samples import InvalidSamples
 from clips.data.sources import Record, Source

@@ -27,7 +27,8 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
 
-from clips.core.artifact import atomic_write, file_hash, write_errors_as_user_errors
+from clips.core.artifact import atomic_write, write_errors_as_user_errors
+from clips.core.content import file_hash
 from clips.errors import UserError, error_reason
 from clips.parallel.distributed import DistributedContext, all_or_none, from_main, node_group
 from clips.safe_text import redact

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from clips.core.cache import cache_directory
+from clips.core.content import cache_directory
 from clips.core.patches import patch_mask
 from clips.core.tensor_shards import TensorShards
 from clips.errors import UserError

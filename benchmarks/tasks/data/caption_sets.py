@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.tasks.registry import BENCHMARKS
+from clips.core.content import FileStamp, file_stamp
 from clips.data.formats import DatasetSpec, read_dataset
 from clips.data.formats.dataset_format import Captioned, texts_of
 from clips.data.lazy_images import LazyImage
@@ -131,11 +132,10 @@ def load_benchmark_captions(config: BenchmarkConfig, *, language: str | None = N
     return load_caption_set(source, captions_per_image=per_image, limit=config.limit)
 
 
-def file_stamps(path: Path) -> tuple[tuple[str, int, int], ...]:
-    """Name, size and modification time of all files there, to detect changes."""
+def file_stamps(path: Path) -> tuple[tuple[str, FileStamp], ...]:
+    """Name and stamp of all files there, to detect changes."""
     files = path.rglob("*") if path.is_dir() else [path] if path.exists() else []
-    facts = ((str(file), file.stat()) for file in files if file.is_file())
-    return tuple(sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in facts))
+    return tuple(sorted((str(file), file_stamp(file)) for file in files if file.is_file()))
 
 
 @functools.lru_cache(maxsize=_CACHED_SETS)

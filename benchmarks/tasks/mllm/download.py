@@ -27,7 +27,8 @@ from benchmarks.tasks.encoders.mieb_tasks import GROUP as MIEB
 from benchmarks.tasks.encoders.mieb_tasks import PREFIX, lite_tasks
 from benchmarks.tasks.mllm.offline_tasks import dataset_config_name
 from benchmarks.tasks.registry import get_benchmark
-from clips.core.artifact import atomic_write, directory_hash, file_hash, log_info, write_errors_as_user_errors
+from clips.core.artifact import atomic_write, directory_hash, log_info, write_errors_as_user_errors
+from clips.core.content import file_hash
 from clips.errors import UserError, error_reason
 from clips.text_files import safe_json_loads
 
@@ -91,7 +92,7 @@ def dataset_hash(root: Path, name: str, benchmark: str) -> str:
 @functools.lru_cache(maxsize=8)
 def _checked_hash(root: Path, dataset: Path, _stamp: object) -> str:
     check_downloaded(root, dataset)
-    return directory_hash(dataset, recorded=False)
+    return directory_hash(dataset)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,8 @@ from benchmarks.tasks.registry import get_benchmark
 from benchmarks.tasks.run_benchmarks import with_outcome
 from benchmarks.tasks.run_config import BenchmarkConfig
 from clips.commandline.signals import sigterm_interrupts
-from clips.core.artifact import file_hash, log_info, writable_directory
+from clips.core.artifact import log_info, writable_directory
+from clips.core.content import file_hash
 from clips.errors import UserError
 
 

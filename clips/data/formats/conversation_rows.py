@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from pathlib import Path
 from typing import Any
 
-from clips.core.cache import cache_directory
+from clips.core.content import cache_directory
 from clips.data.formats.conversations import (
     CONVERSATION_KEYS,
     EXPECTED_FORMAT,

@@ -10,10 +10,11 @@ import csv
 import functools
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from clips.core.content import file_stamp
 from clips.core.identity import digest
 from clips.data.formats.dataset_format import WHOLE, Captioned, Dataset, Location
 from clips.data.lazy_images import FileImage, ImageColumn, LazyImage, TableImage
@@ -75,7 +76,8 @@ def open_rows(path: str, subset: str | None, split: str) -> Any:
             rows = datasets.concatenate_datasets([datasets.Dataset.from_file(file) for file in cached])
         else:
             check_decompressed_size(_parquet_of_split(path, subset, split))
-            rows = datasets.load_dataset(path, subset, split=split)
+            files = itertools.chain(*files_of_splits(path, subset).values()) if Path(path).is_dir() else ()
+            rows = datasets.load_dataset(path, subset, split=split, cache_dir=_cache_of(files))
     return undecoded(rows)
 
 
@@ -180,7 +182,8 @@ def open_table(path: str, files: Sequence[str]) -> Any:
             )
         if suffix == ".parquet":
             check_decompressed_size(file for file in files if not is_remote(file))
-            return undecoded(datasets.load_dataset("parquet", data_files=list(files), split="train"))
+            rows = datasets.load_dataset("parquet", data_files=list(files), split="train", cache_dir=_cache_of(files))
+            return undecoded(rows)
         return _json_rows(files)
 
 
@@ -188,7 +191,9 @@ def _json_rows(files: Sequence[str]) -> Any:
     """The rows of JSON lines, with dates as the text in the file: the reader converts them to times."""
     import datasets
 
-    load = functools.partial(datasets.load_dataset, "json", data_files=list(files), split="train")
+    load = functools.partial(
+        datasets.load_dataset, "json", data_files=list(files), split="train", cache_dir=_cache_of(files)
+    )
     rows = load()
     times = [name for name, kind in rows.features.items() if str(getattr(kind, "dtype", "")).startswith("timestamp")]
     if not times:
@@ -198,10 +203,18 @@ def _json_rows(files: Sequence[str]) -> Any:
     return undecoded(load(features=datasets.Features({**rows.features, **dict.fromkeys(times, as_text)})))
 
 
+def _cache_of(files: Iterable[str]) -> str | None:
+    """A directory in the cache of ``datasets`` for this version of local files, which it knows by their time alone."""
+    import datasets
+
+    versions = [[file, *file_stamp(file)] for file in files if not is_remote(file)]
+    return str(Path(datasets.config.HF_DATASETS_CACHE, "files", digest(versions)[:32])) if versions else None
+
+
 def _version(name: str, path: str) -> list[Any]:
     """What changes when a file does; the local copy of a remote file is named by the hash of its URL and ETag."""
     file = Path(path).resolve()
-    return [name, file.name] if is_remote(name) else [str(file), file.stat().st_size, file.stat().st_mtime_ns]
+    return [name, file.name] if is_remote(name) else [str(file), *file_stamp(file)]
 
 
 def _csv_columns(name: str, path: str, delimiter: str) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from clips.core.artifact import file_hash
+from clips.core.content import file_hash
 from clips.data.formats import FORMATS, DatasetSpec, read_dataset
 from clips.data.formats.dataset_format import texts_of
 from clips.data.images import InvalidSampleError

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from clips.core.artifact import atomic_write
+from clips.core.content import file_stamp
 from clips.data.images import InvalidSampleError
 from clips.data.parquet_limits import iter_record_batches
 from clips.data.remote_files import ShardCache, UnreachableError, is_remote
@@ -131,11 +132,10 @@ class ParquetRows:
 
 
 def _file_version(file: str) -> str:
-    """A file's URL; for a local file with size and time, so that copies of earlier versions are not used."""
+    """A file's URL; for a local file with its stamp, so that copies of earlier versions are not used."""
     if is_remote(file):
         return file
-    status = Path(file).stat()
-    return f"{file} {status.st_size} {status.st_mtime_ns}"
+    return f"{file} {file_stamp(file)}"
 
 
 def _row_groups(files: Sequence[str], cache: ShardCache) -> list[tuple[int, int, int]]:

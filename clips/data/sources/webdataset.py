@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from clips.core.artifact import MANIFEST, directory_hash, log_info
+from clips.core.content import file_stamp
 from clips.data.formats.tar_shards import list_shards
 from clips.data.images import IMAGE_SUFFIXES, InvalidSampleError
 from clips.data.remote_files import ShardCache, UnreachableError, is_remote, read_file
@@ -161,10 +162,9 @@ class WebDatasetSource:
 
     def _index_file(self, shard: int) -> Path:
         path = self.cache.path(self.shards[shard])
-        status = path.stat()
-        key = f"index of {self.shards[shard]}, {status.st_size} bytes"
-        if not is_remote(self.shards[shard]):
-            key += f" of {status.st_mtime_ns}"
+        # the local copy of a remote shard may be downloaded again
+        version = f"{path.stat().st_size} bytes" if is_remote(self.shards[shard]) else file_stamp(path)
+        key = f"index of {self.shards[shard]}, {version}"
         return self.cache.made(key, f"{path.name}.index", lambda file: index_shard(path).save(file))
 
     @staticmethod
