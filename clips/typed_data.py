@@ -78,41 +78,10 @@ def _as_json(kind: type, values: Any) -> tuple[dict[str, Any], str]:
     if not isinstance(values, Mapping):
         raise UserError(f"expected a mapping of field names to values, got {values!r:.80}")
     try:
-        content = _fill_sections(kind, to_plain(values))
+        content = to_plain(values)
         return content, json.dumps(content)
     except (TypeError, ValueError, RecursionError) as error:
         raise UserError(f"expected plain values ({error_reason(error)})") from None
-
-
-def _fill_sections(kind: type, content: Mapping[str, Any]) -> dict[str, Any]:
-    """``content`` with incomplete sections filled from the field's default instead of the defaults of its class.
-
-    For example, ``align`` and ``instruct`` have the same class but different defaults.
-    """
-    filled, hints = dict(content), typing.get_type_hints(kind)
-    for field in dataclasses.fields(kind):
-        section = next((option for option in options_of(hints[field.name]) if is_config(option)), None)
-        given = filled.get(field.name)
-        if section is None or not isinstance(given, Mapping):
-            continue
-        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        if is_config(type(default)):
-            given = _fill_from(default, given)
-        filled[field.name] = _fill_sections(section, given)
-    return filled
-
-
-def _fill_from(default: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-    """``given`` with the values of ``default`` that differ from the defaults of its class."""
-    merged = dict(given)
-    for field in dataclasses.fields(default):
-        value, name = getattr(default, field.name), field.name
-        if name not in given:
-            class_default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-            merged |= {name: to_plain(value)} if value != class_default else {}
-        elif is_config(type(value)) and isinstance(given[name], Mapping):
-            merged[name] = _fill_from(value, given[name])
-    return merged
 
 
 @functools.cache

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import importlib
 import json
 import re
+import typing
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -17,15 +20,15 @@ from jsonschema import Draft202012Validator
 from pydantic import ValidationError
 
 from benchmarks.results.results import Result, write_result
-from benchmarks.study.launchers import find_command
+from benchmarks.study.launchers import CLI_ENTRY_POINTS, find_command
 from benchmarks.study.schema_command import SchemaConfig, schemas, write_schemas
 from benchmarks.study.study_record import StepPlan, StudyRecord, write_study_record
-from clips.commandline.help_text import list_item_help
+from clips.commandline.help_text import help_text, list_item_help
 from clips.core.artifact import write_manifest
 from clips.errors import UserError
 from clips.method.recipes import RECIPES
 from clips.text_files import read_yaml
-from clips.typed_data import adapter, from_plain
+from clips.typed_data import adapter, from_plain, is_config, options_of
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = {
@@ -244,6 +247,39 @@ def test_what_the_suite_writes_is_as_its_schemas_say(tmp_path):
     kept = json.loads((tmp_path / "study.json").read_text(encoding="utf-8"))
     assert [error.message for error in validator("study-record.json").iter_errors(kept)] == []
     assert not validator("study-record.json").is_valid({**kept, "steps": {"data": {}}})
+
+
+@pytest.mark.parametrize(("stage", "rate", "batch"), [("align", 0.001, 256), ("instruct", 2e-05, 128)])
+def test_help_and_schema_state_the_defaults_of_each_stage(stage: str, rate: float, batch: int) -> None:
+    """Those with which a config that states only the stage's data is built."""
+    kind = find_command(("llava-bridge", "train")).config_class()
+    data = {"data": [{"path": "a"}]}
+    built = from_plain(kind, {"output": "o", "encoder": "e", "llm": "l", "align": data, "instruct": data}, what="train")
+    assert (getattr(built, stage).learning_rate, getattr(built, stage).global_batch_size) == (rate, batch)
+    text = re.sub(r"\s+", " ", help_text(kind, "llava-bridge train", (), None))
+    assert f"--{stage}.learning_rate peak learning rate. (a number; default: {rate})" in text
+    schema = made()["llava-bridge-train.json"]
+    fields = schema["$defs"][schema["properties"][stage]["$ref"].rpartition("/")[2]]["properties"]
+    for name in ("learning_rate", "global_batch_size", "group_by_modality_length"):
+        assert fields[name]["default"] == getattr(getattr(built, stage), name)
+
+
+@pytest.mark.parametrize("program", CLI_ENTRY_POINTS)
+def test_the_default_of_a_section_is_that_of_its_class(program: str) -> None:
+    """So that help, schema and a section with some of its fields agree."""
+    sections = 0
+    for command in importlib.import_module(CLI_ENTRY_POINTS[program]).COMMANDS.values():
+        kinds = [command.config_class()]
+        while kinds:
+            kind = kinds.pop()
+            hints = typing.get_type_hints(kind)
+            for field in dataclasses.fields(kind):
+                kinds += [option for option in options_of(hints[field.name]) if is_config(option)]
+                value = None if field.default_factory is dataclasses.MISSING else field.default_factory()
+                if is_config(type(value)):
+                    sections += 1
+                    assert value == hints[field.name](), f"{kind.__name__}.{field.name}"
+    assert sections or program == "clips-bench"
 
 
 def test_defaults_of_a_schema_are_those_of_the_command():

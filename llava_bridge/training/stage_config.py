@@ -206,3 +206,30 @@ class StageConfig:
         for part, field in RATE_FIELDS.items():
             if getattr(self, field) is not None and part not in self.trained_parts(name):
                 raise UserError(f"{name}.{field}: expected none, as {part} is frozen in this stage (see tunable_parts)")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LlmPretrainConfig(StageConfig):
+    """The stage ``llm_pretrain``."""
+
+    learning_rate: float = 2e-3
+    max_length: int | None = 256
+    weight_decay: float = 0.01
+    adam_beta2: float = 0.98
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AlignConfig(StageConfig):
+    """The stage ``align``, with LLaVA-1.5's batch and rate (its ``scripts/v1_5/pretrain.sh``)."""
+
+    global_batch_size: int = 256
+    learning_rate: float = 1e-3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InstructConfig(StageConfig):
+    """The stage ``instruct``, with LLaVA-1.5's batch, rate and order (its ``scripts/v1_5/finetune.sh``)."""
+
+    global_batch_size: int = 128
+    learning_rate: float = 2e-5
+    group_by_modality_length: bool = True

@@ -12,7 +12,13 @@ from llava_bridge.model.assembly_config import AssemblyConfig
 from llava_bridge.model.native_aspect import NATIVE, NO_CACHE
 from llava_bridge.model.small_llama import SmallLlamaConfig
 from llava_bridge.projectors import ProjectorConfig
-from llava_bridge.training.stage_config import STAGE_NAMES, StageConfig
+from llava_bridge.training.stage_config import (
+    STAGE_NAMES,
+    AlignConfig,
+    InstructConfig,
+    LlmPretrainConfig,
+    StageConfig,
+)
 
 Strategy = Literal["deepspeed", "fsdp"]
 
@@ -88,15 +94,9 @@ class LlavaTrainConfig(AssemblyConfig):
     llava: str | None = None
     attn_implementation: str | None = None
     llm_from_scratch: SmallLlamaConfig = dataclasses.field(default_factory=SmallLlamaConfig)
-    llm_pretrain: StageConfig = dataclasses.field(
-        default_factory=lambda: StageConfig(learning_rate=2e-3, max_length=256, weight_decay=0.01, adam_beta2=0.98)
-    )
-    align: StageConfig = dataclasses.field(
-        default_factory=lambda: StageConfig(learning_rate=1e-3, global_batch_size=256)
-    )
-    instruct: StageConfig = dataclasses.field(
-        default_factory=lambda: StageConfig(learning_rate=2e-5, global_batch_size=128, group_by_modality_length=True)
-    )
+    llm_pretrain: LlmPretrainConfig = dataclasses.field(default_factory=LlmPretrainConfig)
+    align: AlignConfig = dataclasses.field(default_factory=AlignConfig)
+    instruct: InstructConfig = dataclasses.field(default_factory=InstructConfig)
     distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     save_steps: int = dataclasses.field(default=500, metadata=RUN_ONLY)
