@@ -96,7 +96,11 @@ def test_a_scorers_rounding_and_masked_secrets_are_no_faults(results: Path) -> N
 
 def test_a_file_is_written_with_the_fingerprint_of_what_is_in_it(tmp_path: Path) -> None:
     path = put_result(
-        tmp_path, "clip", "pope", items_table(0.5, benchmark="pope"), protocol={"model_args": "--api-key=abcdefgh"}
+        tmp_path,
+        "clip",
+        "pope",
+        items_table(0.5, benchmark="pope"),
+        protocol={"model_args": "base_url=https://me:abcdefgh@host"},
     )
     assert "***" in path.read_text()
     kept = read_result(path)

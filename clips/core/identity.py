@@ -23,7 +23,7 @@ from types import MappingProxyType
 from typing import Any
 
 from clips.errors import UserError
-from clips.safe_text import equal_up_to_redaction, redact
+from clips.safe_text import redact
 from clips.text_files import safe_json_loads
 from clips.typed_data import flatten, to_plain
 
@@ -40,7 +40,7 @@ RUN = "run.json"
 _INPUTS = "inputs."
 
 Identity = dict[str, Any]
-"""Dotted names of settings → values, ``inputs.NAME`` → hash, ``version`` → number; plain data without secrets."""
+"""Dotted names of settings → values, ``inputs.NAME`` → hash, ``version`` → number; plain, without passwords in URLs."""
 
 
 def identity(command: str, config: Any, inputs: Mapping[str, Any] | None = None) -> Identity:
@@ -69,14 +69,13 @@ def digest(value: Any) -> str:
 def differing(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
     """The names in which two identities differ.
 
-    ``***`` in place of a secret matches any value: environments have different secrets. An input missing on one side is
-    not a difference: the initial files of a run may have been removed.
+    An input missing on one side is not a difference: the initial files of a run may have been removed.
     """
-    recorded = redact(recorded)  # with the current rules and environment
+    recorded, current = redact(recorded), redact(current)  # which makes lists of tuples, too
     return [
         name
         for name in sorted(recorded.keys() | current.keys())
-        if not equal_up_to_redaction(recorded.get(name), current.get(name))
+        if recorded.get(name) != current.get(name)
         if not (name.startswith(_INPUTS) and (name in recorded) != (name in current))
     ]
 
