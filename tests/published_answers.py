@@ -1,8 +1,9 @@
 """Lines of published files of answers, as they are, with the rows of the data that they answer.
 
 The answers are LLaVA-1.5-13B's own: haotian-liu/LLaVA, ``playground/data/eval`` of commit 32cebc38 (its ``eval.zip``),
-Apache-2.0. The right answers are those of MME (research use; as in OpenGVLab/InternVL's ``eval/mme``, MIT), of POPE
-(RUCAIBox/POPE ``output/coco``, MIT, questions as corrected in November 2023) and of TextVQA 0.5.1 (CC BY 4.0).
+Apache-2.0, and so are the right answers of MMBench, in its file for the server. Others are those of MME (research use;
+as in OpenGVLab/InternVL's ``eval/mme``, MIT), of POPE (RUCAIBox/POPE ``output/coco``, MIT, questions as corrected in
+November 2023) and of TextVQA 0.5.1 (CC BY 4.0).
 """
 
 from __future__ import annotations
@@ -91,4 +92,28 @@ TEXTVQA_DATA = {
         ["10 years", "10 year", *["10 years"] * 6, "martial arts", "10"],
         [*["bowmore"] * 7, "bowmore islay", "dowmore islay", "bowmore islay"],
     ],
+}
+
+# llava-v1.5-13b.jsonl of mmbench_dev_20230712: the hint stands before the question, options on lines of their own.
+MMBENCH = r"""
+{"question_id": 267, "round_id": 0, "prompt": "This diagram shows the life cycle of an apple tree.\nWhich part of an apple tree might grow into a new tree?\nA. a seed\nB. a leaf", "text": "A", "options": ["a seed", "a leaf"], "option_char": ["A", "B"], "answer_id": "3SPQ5jD3Tz5ocQvPEkZg5B", "model_id": "llava-v1.5-13b", "metadata": {}}
+{"question_id": 293, "round_id": 0, "prompt": "Which material is this spatula made of?\nA. rubber\nB. cotton", "text": "A", "options": ["rubber", "cotton"], "option_char": ["A", "B"], "answer_id": "egnG76tNzQcYcxsSUcy87D", "model_id": "llava-v1.5-13b", "metadata": {}}
+{"question_id": 1000267, "round_id": 0, "prompt": "This diagram shows the life cycle of an apple tree.\nWhich part of an apple tree might grow into a new tree?\nA. a leaf\nB. a seed", "text": "B", "options": ["a leaf", "a seed"], "option_char": ["A", "B"], "answer_id": "2L7zqAhftUCm4wM9zD5smB", "model_id": "llava-v1.5-13b", "metadata": {}}
+{"question_id": 1000293, "round_id": 0, "prompt": "Which material is this spatula made of?\nA. cotton\nB. rubber", "text": "B", "options": ["cotton", "rubber"], "option_char": ["A", "B"], "answer_id": "3Z7cXbYH6fu2Y5PDBoc5jN", "model_id": "llava-v1.5-13b", "metadata": {}}
+"""  # noqa: E501
+
+MMBENCH_DATA = {
+    "index": [267, 293, 1000267, 1000293],
+    "question": [
+        "Which part of an apple tree might grow into a new tree?",
+        "Which material is this spatula made of?",
+    ]
+    * 2,
+    "hint": ["This diagram shows the life cycle of an apple tree.", "nan"] * 2,
+    "answer": ["A", "A", "B", "B"],
+    "A": ["a seed", "rubber", "a leaf", "cotton"],
+    "B": ["a leaf", "cotton", "a seed", "rubber"],
+    **{letter: ["nan"] * 4 for letter in "CD"},
+    **{name: ["x"] * 4 for name in ("category", "L2-category", "source")},
+    "split": ["dev"] * 4,
 }

@@ -41,7 +41,7 @@ def test_ids_with_words_may_stand_in_another_column(tmp_path):
     ]
     lines = [f'{{"question_id": "image{n}", "prompt": "What is {n}?", "text": "{n}"}}' for n in (1, 0)]
     found = match(_answers(tmp_path, *lines), docs, "f")
-    assert found.key == "image_id and text"
+    assert found.key == "image_id, with the question in each prompt"
     assert {place: answer.text for place, answer in found.answers.items()} == {0: "0", 1: "1"}
 
 

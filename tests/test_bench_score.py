@@ -117,6 +117,62 @@ def _samples(hub: Path, folder: Path, task_name: str, answers: list[str]) -> lis
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
+THOUGHT = "<think>Is it there? {not_said}, I thought first.</think>\n{said}"
+
+
+def test_samples_of_reasoning_models_score_as_lmms_eval_scored_them(hub, tmp_path, capsys):
+    """lmms-eval stores the whole reply as ``resps``, what it scored as ``filtered_resps``, and the score."""
+    rows = _samples(hub, tmp_path, "pope", [answer for _, answer in _pope()])
+    for row, (_, answer) in zip(rows, _pope(), strict=True):
+        row["resps"] = [[THOUGHT.format(not_said="No" if answer == "yes" else "Yes", said=answer)]]
+    found = _score(hub, tmp_path, "pope", rows)
+    assert found.metrics["pope_accuracy"].value == 1.0
+    assert read_items(found)["prediction"].tolist() == [answer for _, answer in _pope()]
+    assert "another score" not in capsys.readouterr().err
+    for row in rows[2:4]:
+        row["resps"] = [["I cannot tell."]]
+    found = _score(hub, tmp_path, "pope", rows)
+    assert "2 of 8 answers have another score in the file" in capsys.readouterr().err
+    assert "first question 2: pope_" in found.model["matched"]
+    assert "1.0, here 0.0" in found.model["matched"]
+
+
+def test_reasoning_tags_are_lmms_evals_default(monkeypatch):
+    from benchmarks.tasks.mllm.lmms_scoring import REASONING_TAGS
+    from benchmarks.tasks.mllm.offline_tasks import go_offline
+
+    go_offline()
+    from lmms_eval.__main__ import parse_eval_args
+
+    monkeypatch.setattr("sys.argv", ["lmms_eval"])
+    _, theirs = parse_eval_args()
+    assert theirs.reasoning_tags == REASONING_TAGS
+
+
+@pytest.mark.parametrize("key", ["answer", "text", "prediction", "response", "caption"])
+def test_a_json_list_and_other_names_of_the_answer(key, hub, tmp_path):
+    rows = [{"question_id": str(number), key: answer} for number, (_, answer) in enumerate(_pope())]
+    (tmp_path / "answers.json").write_text(json.dumps(rows, indent=1), encoding="utf-8-sig")
+    config = {"task": "pope", "data": str(hub), "output": str(tmp_path / "r"), "model_name": "them"}
+    run_score(ScoreConfig(answers=str(tmp_path / "answers.json"), **config))
+    assert read_result(result_path(tmp_path / "r", "them", "pope")).metrics["pope_accuracy"].value == 1.0
+    labeled = [row | {"answer": "yes"} for row in rows] if key in {"prediction", "response"} else rows
+    assert _score(hub, tmp_path, "pope", labeled).metrics["pope_accuracy"].value == 1.0
+
+
+def test_an_answer_given_twice_is_named(hub, tmp_path, capsys):
+    rows = [{"question_id": str(number), "answer": answer} for number, (_, answer) in enumerate(_pope())]
+    found = _score(hub, tmp_path, "pope", [*rows, rows[0]])
+    assert found.metrics["pope_accuracy"].value == 1.0
+    assert "8 of 8 questions answered (matched by question_id: 8 unchanged; 1 answers are given twice)" in (
+        capsys.readouterr().err
+    )
+    with pytest.raises(
+        UserError, match=r"1 of 8 questions have no answer.*1 questions have different answers, first '0'"
+    ):
+        _score(hub, tmp_path, "pope", [*rows, rows[0] | {"answer": "no"}])
+
+
 def _permuted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**row, "doc_id": (row["doc_id"] + 1) % len(rows)} for row in rows]
 
@@ -239,6 +295,10 @@ def test_ids_of_mmvet_without_their_beginning(tmp_path, monkeypatch):
         ),
         ([{"answer": "yes"}], "line 1: expected 'doc_id', 'question_id' or 'prompt'"),
         ([{"question_id": "0", "answer": 7}], "line 1: expected a string as 'answer'"),
+        ([{"question_id": "0", "answer": None}], "'resps' (lmms-eval's), got none"),
+        ([{"question_id": "0", "answer": True}], "'resps' (lmms-eval's), got true as 'answer'"),
+        ([{"doc_id": 0, "resps": [["yes", "no"]]}], "line 1: resps: expected one answer, got 2 (of repeated runs)"),
+        ([{"0": "yes", "1": "no"}], "line 1: expected an object for each answer, got one with the keys ['0', '1']"),
         ([], "answers.jsonl: contains no answers"),
     ],
 )
@@ -258,9 +318,12 @@ def hub_published(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "MME/data/test-00000-of-00001.parquet": published.MME_DATA,
         "POPE/data/test-00000-of-00001.parquet": published.POPE_DATA,
         "textvqa/data/validation-00000-of-00001.parquet": published.TEXTVQA_DATA,
+        "MMBench/en/dev-00000-of-00001.parquet": published.MMBENCH_DATA,
     }.items():
         images = [world.draw_image(number) for number in range(len(columns["question"]))]
         world.write_parquet(root / world.HUB / file, columns | {"image": images})
+    card = "---\nconfigs:\n- {config_name: en, data_files: [{split: dev, path: en/dev-*}]}\n---\n"
+    (root / world.HUB / "MMBench/README.md").write_text(card)
     return root
 
 
@@ -307,6 +370,77 @@ def test_textvqas_own_file(hub_published, tmp_path, capsys):
     assert read_items(found)["prediction"].tolist() == ["22", "10 years", "Longmorn"]
     assert read_items(found)["score"].tolist() == [1.0, 1.0, 0.0]
     assert "matched by image_id and text: 3 in lower case" in capsys.readouterr().err
+
+
+def test_mmbenchs_own_file(hub_published, tmp_path, capsys):
+    """A hint before the question and options on lines: the id decides, as the question stands in each prompt."""
+    task = "mmbench_en_dev_static"
+    assert _score_lines(hub_published, tmp_path, task, published.MMBENCH).metrics["gpt_eval_score"].value == 100.0
+    assert "matched by index, with the question in each prompt: 4 unchanged" in capsys.readouterr().err
+    lines = published.MMBENCH.strip().split("\n")
+    wrong = "\n".join([*lines[:3], lines[3].replace('"text": "B"', '"text": "A"')])
+    assert _score_lines(hub_published, tmp_path, task, wrong).metrics["gpt_eval_score"].value == 50.0
+    other = published.MMBENCH.replace("spatula", "fork")
+    with pytest.raises(UserError, match=r"2 of 4 questions have no answer, 2 of 4 answers have no question"):
+        _score_lines(hub_published, tmp_path, task, other)
+
+
+def test_a_part_of_a_questions_orders_is_no_answer_to_it(hub_published, hub, tmp_path, capsys):
+    """The first orders alone would be an accuracy in one pass, and a half pair of MME's cannot be scored."""
+    lines = published.MMBENCH.strip().split("\n")
+    task = "mmbench_en_dev_static"
+    wrong = lines[1].replace('"text": "A"', '"text": "B"')
+    found = _score_lines(hub_published, tmp_path, task, "\n".join([lines[0], wrong, lines[2]]), partial=True)
+    assert (found.metrics["gpt_eval_score"].value, found.metrics["gpt_eval_score"].n) == (100.0, 1)
+    assert found.protocol["questions"] == 2
+    assert "1 answers not used, to questions that lack" in capsys.readouterr().err
+    with pytest.raises(
+        UserError, match="expected a question of 'mmbench_en_dev_static' with answers to all its orders"
+    ):
+        _score_lines(hub_published, tmp_path, task, "\n".join(lines[:2]), partial=True)
+    pairs = published.MME.strip().split("\n")
+    found = _score_lines(hub_published, tmp_path, "mme", "\n".join(pairs[:5]), partial=True)
+    assert found.metrics["mme_perception_score"].value == 50.0  # yes to both of the first painting's
+    assert found.protocol["questions"] == 4
+
+
+def _science(count: int) -> dict[str, list[Any]]:
+    """ScienceQA's questions, which differ in their options or context, and the last three in their image only."""
+    choices = [[f"{number}, of course", f"not {number}"] for number in range(count - 3)] + [["salty", "yellow"]] * 3
+    return {
+        "question": ["Which is right?"] * count,
+        "choices": choices,
+        "answer": [number % 2 for number in range(count)],
+        "hint": ["" if number % 2 else f"Figure {number % 4}: a thing." for number in range(count - 3)] + [""] * 3,
+        "image": [world.draw_image(number) for number in range(count)],
+    }
+
+
+def test_scienceqas_own_format(tmp_path, capsys):
+    """Its ids are not in the data: the whole prompt decides, and the order where that is equal too."""
+    from test_bench_tasks import write_task
+
+    data = _science(13)
+    write_task(tmp_path / "hub", "scienceqa_img", data, "test")
+    rows = []
+    for number in range(13):
+        context = f"Context: {data['hint'][number]}\n" if data["hint"][number] else ""
+        options = "\n".join(f"{letter}. {text}" for letter, text in zip("AB", data["choices"][number], strict=True))
+        prompt = (
+            f"{context}Which is right?\n{options}\nAnswer with the option's letter from the given choices directly."
+        )
+        rows.append({"question_id": str(7 * number), "prompt": prompt, "text": "AB"[data["answer"][number]]})
+    rows[3]["text"] = "A"  # the only wrong answer
+    text_only = {"question_id": "5", "prompt": "Who wrote it?\nA. he\nB. she", "text": "A"}
+    with pytest.raises(UserError, match=r"0 of 13 questions have no answer, 1 of 14 .* --partial true scores"):
+        _score(tmp_path / "hub", tmp_path, "scienceqa_img", [text_only, *rows])
+    found = _score(tmp_path / "hub", tmp_path, "scienceqa_img", [text_only, *rows], partial=True)
+    assert read_items(found)["score"].tolist() == [1.0] * 3 + [0.0] + [1.0] * 9
+    assert "answered" not in found.protocol
+    assert "the whole prompt: 10 unchanged, 3 unchanged, by the order of all others" in capsys.readouterr().err
+    rows[0], rows[1] = rows[1], rows[0]
+    with pytest.raises(UserError, match=r"3 of 13 questions have no answer, 3 of 13 answers have no question"):
+        _score(tmp_path / "hub", tmp_path, "scienceqa_img", rows)
 
 
 def test_older_data_that_say_a_umbrella(hub_published, tmp_path):

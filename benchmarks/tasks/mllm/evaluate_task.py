@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from benchmarks.tasks.evaluation import ChanceLevels, Evaluation, compute_metric
 from benchmarks.tasks.mllm.blind_runs import add_blind_runs, blind_views, seen_by
 from benchmarks.tasks.mllm.caption_metrics import JAVA_METRICS, is_java_available, tokenizer_name
 from benchmarks.tasks.mllm.download import dataset_hash
-from benchmarks.tasks.mllm.items import first_images, items_table
+from benchmarks.tasks.mllm.items import Sample, first_images, items_table
 from benchmarks.tasks.mllm.judge import Judge, make_judge
 from benchmarks.tasks.mllm.llava_input import input_settings
 from benchmarks.tasks.mllm.lmms_models import model_settings
@@ -113,7 +113,12 @@ def _answer_without_scoring(llava: Any, config: BenchmarkConfig) -> None:
 
 
 def evaluate_task(
-    model: Any, config: BenchmarkConfig, results: str, about: Entries, only: Sequence[int] = ()
+    model: Any,
+    config: BenchmarkConfig,
+    results: str,
+    about: Entries,
+    only: Sequence[int] = (),
+    check: Callable[[Sequence[Sample]], None] | None = None,
 ) -> Evaluation:
     """Evaluate a model on one task of lmms-eval.
 
@@ -122,6 +127,7 @@ def evaluate_task(
         results: directory of the results and of the cached judge replies.
         about: protocol entries on the model's input and generation.
         only: indices of the questions; by default all.
+        check: called with lmms-eval's samples, in the order of the questions.
     """
     from benchmarks.tasks.mllm.lmms_scoring import run_and_score
 
@@ -135,6 +141,8 @@ def evaluate_task(
     names, directions = list(task.aggregation()), task.higher_is_better()
     scored = run_and_score(model, task, entry, settings, judge=judge, limit=config.limit)
     samples = scored.samples
+    if check is not None:
+        check(samples)
     listed = None if entry.own else TASK_METRICS.get(entry.task)
     values = dict(scored.values) or dict.fromkeys(names)
     reader = listed or default_task_metrics(samples, values, directions, config.scale)

@@ -22,6 +22,8 @@ from benchmarks.tasks.mllm.subset_columns import add_circular_hits, circular_hit
 from clips.errors import UserError
 
 _OWN_SETTINGS = ("max_new_tokens", "num_beams")  # that a benchmark's config may set
+REASONING_TAGS = '[["<think>", "</think>"], ["<analysis>", "</analysis>"]]'
+"""Default of lmms-eval's ``--reasoning_tags``: what these tags enclose is no part of the answer that is scored."""
 _LAUNCHER_VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK")
 
 
@@ -144,7 +146,7 @@ def _lmms_eval(
             log_samples=True,
             gen_kwargs=",".join(f"{name}={settings[name]}" for name in _OWN_SETTINGS if settings.get(name)) or None,
             process_docs_parallel=1,
-            cli_args=argparse.Namespace(output_path=folder, process_with_media=False),
+            cli_args=argparse.Namespace(output_path=folder, process_with_media=False, reasoning_tags=REASONING_TAGS),
         )
     add_circular_hits(results["samples"][entry.task], hits)
     return results, scores

@@ -1,26 +1,36 @@
 """Files of precomputed answers, and their matching to the questions of the data.
 
-A match has a *key* and a *normalization*. The key is the question's index in the data, its image with its text, its id
-with its text, its id under the data's column name, or its text alone. Order is not a key: if many images share the same
-question, a wrong order looks right. `NORMALIZATIONS` apply in sequence, on both sides, and an answer uses the first one
-that yields a question. Questions that become equal are not matched, and of two answers to one question none is used.
+A match has a *key* and a *normalization*. The key is the question's index in the data, its image with its text, an id
+that no other question has, if each answer's prompt contains the question's text, its id with its text, its id under the
+data's column name, its text alone, or the task's whole prompt (ScienceQA's questions differ in their options only).
+`NORMALIZATIONS` apply in sequence, on both sides, and an answer uses the first one that yields a question. Questions
+that become equal are not matched, and of two different answers to one question none is used.
+
+Order is not a key: if many images share the same question, a wrong order looks right. Only questions with the same
+whole prompt are told apart by it, if all other answers are in the order of the data.
 """
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import difflib
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from clips.errors import UserError
-from clips.text_files import read_json_lines
+from clips.text_files import check_keys, read_json, read_json_lines
 
 ID_COLUMNS = ("question_id", "questionId", "id", "index", "image_id")
 """Columns of lmms-eval's datasets that ``question_id`` of LLaVA's files may denote (TextVQA's is the image)."""
+ANSWER_KEYS = ("resps", "filtered_resps", "prediction", "response", "caption", "answer", "text")
+"""Keys of the answer, the first one present: with a ``prediction``, ``answer`` is the right one; ``text`` of LLaVA's
+questions is the question."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +48,7 @@ class Answer:
         target: the right answer in lmms-eval's data.
         doc: the question's row in lmms-eval's data.
         input: lmms-eval's full prompt.
+        row: the whole line, in which lmms-eval's samples have their scores.
     """
 
     text: str
@@ -50,10 +61,11 @@ class Answer:
     target: str | None = None
     doc: Mapping[str, Any] | None = None
     input: str | None = None
+    row: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_answers(file: Path, questions: Path | None = None) -> list[Answer]:
-    """Read the answers of a file in any of the three formats.
+    """Read the answers of a file in any of the three formats, as JSON lines or as one JSON list.
 
     Args:
         questions: LLaVA's file of questions, ``{question_id, image, text, category}``, joined to them by the id.
@@ -65,13 +77,26 @@ def read_answers(file: Path, questions: Path | None = None) -> list[Answer]:
     if questions is not None:
         rows = read_json_lines(questions, texts=(), others=("question_id",))
         by_id = {str(row["question_id"]): _question_fields(row) for _, row in rows}
-    answers = [
-        _answer(by_id.get(str(row.get("question_id")), {}) | row, f"{file} line {number}")
-        for number, row in read_json_lines(file, texts=(), others=())
-    ]
+    answers = [_answer(by_id.get(str(row.get("question_id")), {}) | row, where) for where, row in _json_objects(file)]
     if not answers:
         raise UserError(f"{file}: contains no answers")
     return answers
+
+
+def _json_objects(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, object) of JSON lines or of a JSON list."""
+    with file.open("rb") if file.is_file() else contextlib.nullcontext() as stream:
+        start = stream.read(4096).removeprefix(codecs.BOM_UTF8).lstrip() if stream else b""
+    if start.startswith(b"["):
+        rows = read_json(file)
+        for number, row in enumerate(rows, 1):
+            check_keys(row, f"{file} item {number}", texts=())
+            yield f"{file} item {number}", row
+        return
+    for number, row in read_json_lines(file):
+        if number == 1 and not {*ANSWER_KEYS, *ID_COLUMNS, "doc_id", "prompt"} & row.keys():
+            raise UserError(f"{file} line 1: expected an object for each answer, got one with the keys {[*row][:3]}")
+        yield f"{file} line {number}", row
 
 
 def _question_fields(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,26 +106,33 @@ def _question_fields(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _answer(row: Mapping[str, Any], where: str) -> Answer:
-    fields = ("answer", "resps", "filtered_resps", "text")
-    text = next((row[name] for name in fields if row.get(name) is not None), None)
+    name = next((key for key in ANSWER_KEYS if row.get(key) is not None), None)
+    text = None if name is None else row[name]
     while isinstance(text, list) and len(text) == 1:
         text = text[0]
+    if isinstance(text, list):
+        raise UserError(f"{where}: {name}: expected one answer, got {len(text)} (of repeated runs)")
     if not isinstance(text, str):
-        raise UserError(f"{where}: expected a string as 'answer', 'text' (LLaVA's) or 'resps' (lmms-eval's)")
+        found = "none" if name is None else f"{json.dumps(text)} as '{name}'"
+        raise UserError(
+            f"{where}: expected a string as 'answer', 'text' (LLaVA's) or 'resps' (lmms-eval's), got {found}"
+        )
     number, image, doc, target = (row.get(key) for key in ("doc_id", "image", "doc", "target"))
     id_name = next((key for key in ID_COLUMNS if row.get(key) is not None), "question_id")
-    name = row.get(id_name)
+    id = row.get(id_name)
     prompt, full_prompt, category = (
         value if isinstance(value := row.get(key), str) else None for key in ("prompt", "input", "category")
     )
-    if number is None and name is None and prompt is None:
+    if number is None and id is None and prompt is None:
         raise UserError(f"{where}: expected 'doc_id', 'question_id' or 'prompt' to identify the question")
+    if isinstance(number, str) and number.isdecimal():
+        number = int(number)
     if number is not None and (not isinstance(number, int) or isinstance(number, bool)):
         raise UserError(f"{where}: doc_id: expected the question's index in the data, got {number!r:.80}")
     return Answer(
         text=text,
         number=number,
-        id=None if name is None else str(name),
+        id=None if id is None else str(id),
         id_name=id_name,
         prompt=prompt,
         image=Path(image).stem if isinstance(image, str) else None,
@@ -108,6 +140,7 @@ def _answer(row: Mapping[str, Any], where: str) -> Answer:
         target=None if target is None else str(target),
         doc=doc if isinstance(doc, Mapping) else None,
         input=full_prompt,
+        row=row,
     )
 
 
@@ -214,36 +247,55 @@ class Match:
     Args:
         answers: question index → its answer.
         key: name of the matching key.
+        compares_texts: whether the texts of questions and answers are compared, by the key or in addition to an id.
         counts: name of a normalization → number of answers that it matched.
-        unmatched: the answers without a question.
+        unmatched: the answers without a question, or to a question with other answers.
         num_unanswered: number of questions without an answer.
+        repeated: number of answers that are equal to another one to the same question; one of them counts.
+        contested: index of a question with different answers → the first of them.
     """
 
     answers: Mapping[int, Answer]
     key: str
+    compares_texts: bool
     counts: Mapping[str, int]
     unmatched: Sequence[Answer]
     num_unanswered: int
+    repeated: int = 0
+    contested: Mapping[int, Answer] = field(default_factory=dict)
 
     def summary(self) -> str:
         """As text: the key, and the number of matches per normalization."""
         counts = ", ".join(f"{count:,} {name}" for name, count in self.counts.items())
-        return f"matched by {self.key}" + (f": {counts}" if counts else "")
+        repeated = f"; {self.repeated:,} answers are given twice" if self.repeated else ""
+        if self.contested:
+            first = next(iter(self.contested.values()))
+            name = repr(_label(first.number if first.id is None else first.id, first.prompt or ""))
+            repeated += f"; {len(self.contested):,} questions have different answers, first {name}"
+        return f"matched by {self.key}" + (f": {counts}" if counts else "") + repeated
 
 
-def match(answers: Sequence[Answer], docs: Sequence[Mapping[str, Any]], file: str, *, partial: bool = False) -> Match:
+def match(
+    answers: Sequence[Answer],
+    docs: Sequence[Mapping[str, Any]],
+    file: str,
+    *,
+    partial: bool = False,
+    prompts: Sequence[str] = (),
+) -> Match:
     """Match each answer to its question.
 
     Args:
         partial: allow questions without an answer, and if texts are compared also answers without a question (with ids
             alone, an answer without a question indicates ids of other data).
+        prompts: the task's prompt for each question, if it is known.
 
     Raises:
         UserError: no key distinguishes the questions, or too few answers match; the message counts both sides.
     """
     found: list[Match] = []
-    for name, answer_keys, question_keys in _candidate_keys(answers, docs):
-        each = _assign(name, answers, answer_keys, question_keys)
+    for key in _candidate_keys(answers, docs, prompts):
+        each = _assign(key, answers, docs)
         if each is None:
             continue
         if not each.unmatched and not each.num_unanswered:
@@ -255,7 +307,7 @@ def match(answers: Sequence[Answer], docs: Sequence[Mapping[str, Any]], file: st
         names = " or ".join(map(repr, ["doc_id", *ids]))
         raise UserError(f"{file}: neither ids nor texts match its {sizes} (expected {names})")
     best = max(found, key=lambda each: len(each.answers))
-    is_partial = bool(best.answers) and (not best.unmatched or best.key.endswith("text"))
+    is_partial = bool(best.answers) and (not best.unmatched or best.compares_texts)
     if partial and is_partial:
         return best
     hint = "; --partial true scores the matching ones" if is_partial and not partial else ""
@@ -265,75 +317,143 @@ def match(answers: Sequence[Answer], docs: Sequence[Mapping[str, Any]], file: st
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Candidate:
+    """A way to match: the keys of the answers and of the questions.
+
+    Args:
+        texts: whether the keys contain texts.
+        verified: whether the key is an id alone, and the question's text must be part of the answer's prompt.
+        in_order: whether questions of the same key are told apart by the order of the answers, if it is that of the
+            data for all others.
+    """
+
+    name: str
+    answers: Sequence[_Key]
+    questions: Sequence[_Key]
+    texts: bool = False
+    verified: bool = False
+    in_order: bool = False
+
+
 def _candidate_keys(
-    answers: Sequence[Answer], docs: Sequence[Mapping[str, Any]]
-) -> Iterator[tuple[str, list[_Key], list[_Key]]]:
-    """Candidate keys: name, keys of the answers, keys of the questions."""
+    answers: Sequence[Answer], docs: Sequence[Mapping[str, Any]], whole: Sequence[str]
+) -> Iterator[_Candidate]:
     if all(answer.number is not None for answer in answers):
-        yield "doc_id", [_Key(exact=each.number) for each in answers], [_Key(exact=n) for n in range(len(docs))]
+        numbers = [_Key(exact=n) for n in range(len(docs))]
+        yield _Candidate(name="doc_id", answers=[_Key(exact=each.number) for each in answers], questions=numbers)
         return
-    has_text = all(answer.prompt is not None for answer in answers) and all("question" in doc for doc in docs)
-    prompts = [(answer.prompt or "").replace("<image>", "") if has_text else "" for answer in answers]
+    has_prompt = all(answer.prompt is not None for answer in answers)
+    has_text = has_prompt and all("question" in doc for doc in docs)
+    prompts = [(answer.prompt or "").replace("<image>", "") if has_prompt else "" for answer in answers]
     questions = [str(doc["question"]) if has_text else "" for doc in docs]
     if has_text and all(answer.image for answer in answers) and all(doc.get("image_source") for doc in docs):
         theirs = [(answer.image, answer.category) for answer in answers]
         ours = [(Path(doc["image_source"]).stem, doc.get("category")) for doc in docs]
-        yield (
-            "image and text",
-            [_Key(exact=exact, text=text) for exact, text in zip(theirs, prompts, strict=True)],
-            [_Key(exact=exact, text=text) for exact, text in zip(ours, questions, strict=True)],
+        yield _Candidate(
+            name="image and text",
+            answers=[_Key(exact=exact, text=text) for exact, text in zip(theirs, prompts, strict=True)],
+            questions=[_Key(exact=exact, text=text) for exact, text in zip(ours, questions, strict=True)],
+            texts=True,
         )
     for column in ID_COLUMNS if all(answer.id is not None for answer in answers) else ():
         if any(doc.get(column) is None for doc in docs):
             continue
-        if not has_text and any(answer.id_name != column for answer in answers):
+        if has_text:
+            yield _Candidate(
+                name=column,
+                answers=[_Key(id=str(each.id)) for each in answers],
+                questions=[_Key(id=str(doc[column])) for doc in docs],
+                verified=True,
+            )
+        elif any(answer.id_name != column for answer in answers):
             continue  # unrelated ids often have the same range, and nothing else would reveal the mismatch
-        yield (
-            f"{column} and text" if has_text else column,
-            [_Key(id=str(each.id), text=text) for each, text in zip(answers, prompts, strict=True)],
-            [_Key(id=str(doc[column]), text=text) for doc, text in zip(docs, questions, strict=True)],
+        yield _Candidate(
+            name=f"{column} and text" if has_text else column,
+            answers=[_Key(id=str(each.id), text=text) for each, text in zip(answers, prompts, strict=True)],
+            questions=[_Key(id=str(doc[column]), text=text) for doc, text in zip(docs, questions, strict=True)],
+            texts=has_text,
         )
+    asked = [_Key(text=text) for text in prompts]
     if has_text:
-        yield "text", [_Key(text=text) for text in prompts], [_Key(text=text) for text in questions]
+        yield _Candidate(name="text", answers=asked, questions=[_Key(text=text) for text in questions], texts=True)
+    if has_prompt and whole:
+        whole_keys = [_Key(text=text) for text in whole]
+        yield _Candidate(name="the whole prompt", answers=asked, questions=whole_keys, texts=True, in_order=True)
 
 
-def _assign(
-    name: str, answers: Sequence[Answer], answer_keys: Sequence[_Key], question_keys: Sequence[_Key]
-) -> Match | None:
+_MAX_CONTRADICTED = 0.1  # of the ids whose texts agree; with more, the ids are those of other data
+_MIN_ORDERED = 10  # answers in the order of the data that show that the others are
+
+
+def _assign(key: _Candidate, answers: Sequence[Answer], docs: Sequence[Mapping[str, Any]]) -> Match | None:
     """Match step by step; None if the data's own texts and ids do not distinguish the questions."""
     matched: dict[int, tuple[int, str]] = {}
-    contested: set[int] = set()
+    contested: dict[int, int] = {}
+    repeated: list[int] = []
     unmatched = list(range(len(answers)))
     for level, step in enumerate(NORMALIZATIONS):
         if not unmatched:
             break
-        questions: dict[Hashable, int] = {}
-        for number, question in enumerate(question_keys):
-            key = question.variants(level)[0]
-            questions[key] = _AMBIGUOUS if key in questions else number
-        if level == 0 and len(questions) < len(question_keys):
+        questions: dict[Hashable, list[int]] = {}
+        for number, question in enumerate(key.questions):
+            questions.setdefault(question.variants(level)[0], []).append(number)
+        if level == 0 and len(questions) < len(key.questions) and not key.in_order:
             return None
+        shared: dict[Hashable, list[int]] = {}
         remaining = []
         for index in unmatched:
-            keys = answer_keys[index].variants(level)
-            number = next((questions[key] for key in keys if key in questions), _AMBIGUOUS)
-            if number == _AMBIGUOUS:
+            name = next((each for each in key.answers[index].variants(level) if each in questions), None)
+            if name is None or len(questions[name]) > 1:
                 remaining.append(index)
-            elif number in matched or number in contested:  # two answers to one question: none is used
-                matched.pop(number, None)
-                contested.add(number)
+                if name is not None:
+                    shared.setdefault(name, []).append(index)
+                continue
+            (number,) = questions[name]
+            if number in matched and answers[matched[number][0]].text == answers[index].text:
+                repeated.append(index)
+            elif number in matched or number in contested:  # different answers to one question: none is used
+                contested.setdefault(number, matched.pop(number, (index, ""))[0])
             else:
                 matched[number] = index, step.name
+        if key.in_order:
+            ordered = [matched[number][0] for number in sorted(matched)]
+            if len(ordered) >= _MIN_ORDERED and ordered == sorted(ordered):
+                for name, places in shared.items():
+                    numbers = [number for number in questions[name] if number not in matched]
+                    if len(numbers) == len(places):
+                        in_order = f"{step.name}, by the order of all others"
+                        matched |= {n: (place, in_order) for n, place in zip(numbers, places, strict=True)}
+                        remaining = [index for index in remaining if index not in places]
         unmatched = remaining
-    used = {index for index, _ in matched.values()}
+    if key.in_order and not matched:
+        return None
+    contradicted: set[int] = set()
+    if key.verified:
+        contradicted = {
+            number
+            for number, (index, _) in matched.items()
+            if not _contains(answers[index].prompt, docs[number]["question"])
+        }
+        matched = {number: each for number, each in matched.items() if number not in contradicted}
+    pairs = {number: answers[matched[number][0]] for number in sorted(matched)}
+    used = {index for index, _ in matched.values()} | set(repeated)
     counts = Counter(name for _, name in matched.values())
     return Match(
-        answers={number: answers[matched[number][0]] for number in sorted(matched)},
-        key=name,
-        counts={step.name: counts[step.name] for step in NORMALIZATIONS if counts[step.name]},
+        answers=pairs,
+        key=f"{key.name}, with the question in each prompt" if key.verified else key.name,
+        compares_texts=key.texts or (key.verified and len(contradicted) <= _MAX_CONTRADICTED * len(matched)),
+        counts={name: count for step in NORMALIZATIONS for name, count in counts.items() if name.startswith(step.name)},
         unmatched=[answer for index, answer in enumerate(answers) if index not in used],
-        num_unanswered=len(question_keys) - len(matched),
+        num_unanswered=len(key.questions) - len(matched),
+        repeated=len(repeated),
+        contested={number: answers[index] for number, index in contested.items()},
     )
+
+
+def _contains(prompt: str | None, question: object) -> bool:
+    """Whether a question's text is part of a prompt, which may have a hint before it and options after it."""
+    return normalize_text(str(question)) in normalize_text(prompt or "")
 
 
 def _nearest(unmatched: Sequence[Answer], docs: Sequence[Mapping[str, Any]]) -> str:

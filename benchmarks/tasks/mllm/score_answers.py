@@ -7,6 +7,7 @@ compared with the data before scoring.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
@@ -16,13 +17,15 @@ from typing import Any
 from benchmarks.results.protocol import Entries
 from benchmarks.results.results import Result, check_name, check_not_newer, write_result
 from benchmarks.tasks.mllm.evaluate_task import data_hash, evaluate_task
+from benchmarks.tasks.mllm.items import Sample
 from benchmarks.tasks.mllm.matching import Answer, match, normalize_text, read_answers
 from benchmarks.tasks.mllm.offline_tasks import data_root, go_offline, load_task
+from benchmarks.tasks.mllm.subset_columns import in_whole_groups
 from benchmarks.tasks.registry import get_benchmark
 from benchmarks.tasks.run_benchmarks import with_outcome
 from benchmarks.tasks.run_config import BenchmarkConfig
 from clips.commandline.signals import sigterm_interrupts
-from clips.core.artifact import log_info, writable_directory
+from clips.core.artifact import library_versions, log_info, writable_directory
 from clips.core.content import file_hash
 from clips.errors import UserError
 
@@ -101,25 +104,43 @@ def run_score(config: ScoreConfig) -> None:
 
     task = load_task(entry.task, entry.folder, data_root(config.data), own=entry.own)
     docs = list(task.eval_docs_no_media)
-    found = match(answers, docs, config.answers, partial=config.partial)
+    has_prompts = all(answer.prompt is not None for answer in answers)
+    prompts = [str(_call(task.doc_to_text, doc) or "") for doc in docs] if has_prompts else []
+    found = match(answers, docs, config.answers, partial=config.partial, prompts=prompts)
     reject_contradictions(found.answers, docs, task, config.answers)
+    matched = in_whole_groups(found.answers, docs, entry.folder)
+    if not matched:
+        raise UserError(
+            f"{config.answers}: expected a question of '{config.task}' with answers to all its orders or pairs"
+        )
     counts = (
         f"{len(found.answers):,} of {len(docs):,} questions answered ({found.summary()}); "
         f"{len(found.unmatched):,} answers without a question, {found.num_unanswered:,} questions without an answer"
     )
+    if len(matched) < len(found.answers):
+        counts += f"; {len(found.answers) - len(matched):,} answers not used, to questions that lack others' answers"
     log_info(f"{config.answers}: {counts}")
-    numbers = list(found.answers)
+    numbers = list(matched)
     about: Entries = {"prompt": "precomputed", "decoding": "precomputed", "input_model": "precomputed answers"}
     if len(numbers) < len(docs):
         about["answered"] = hashlib.sha256(str(numbers).encode()).hexdigest()[:16]
     writable_directory(config.output)  # before a judge is called for answers that could not be stored
+    differences: list[str] = []
     outcome = evaluate_task(
-        RecordedAnswersModel({index: answer.text for index, answer in enumerate(found.answers.values())}),
+        RecordedAnswersModel({index: answer.text for index, answer in enumerate(matched.values())}),
         benchmark,
         config.output,
         about,
         only=numbers,
+        check=lambda samples: differences.extend(_score_differences(matched, samples)),
     )
+    if differences:
+        differing = (
+            f"{len(differences):,} of {len(numbers):,} answers have another score in the file than lmms-eval "
+            f"{library_versions()['lmms-eval']} gives them here, first {differences[0]}"
+        )
+        log_info(f"{config.answers}: {differing}")
+        counts += f"; {differing}"
     result = Result(
         model_name=config.model_name,
         benchmark=benchmark.name,
@@ -134,6 +155,50 @@ def run_score(config: ScoreConfig) -> None:
     metrics = [result.metrics[name] for name in dict.fromkeys((*primary, *result.metrics))]
     values = ", ".join(f"{each.label} {each.value * each.scale:.1f}" for each in metrics)
     log_info(f"{path}: {values or '; '.join(result.missing_metrics.values())} ({len(numbers)} questions)")
+
+
+def _score_differences(answers: Mapping[int, Answer], samples: Sequence[Sample]) -> Iterator[str]:
+    """For each answer that its file gives a score: the difference from the one computed here, if there is any.
+
+    A score is a number or an object with what the aggregation needs, of which the keys that both sides have are
+    compared.
+    """
+    for (number, answer), sample in zip(answers.items(), samples, strict=True):
+        row = answer.row
+        for name in sample.keys() & row.keys() - _NO_SCORES:
+            if name.endswith("submission"):
+                continue
+            theirs, ours = (_comparable(each[name]) for each in (row, sample))
+            if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
+                theirs, ours = ({key: each[key] for key in theirs.keys() & ours.keys()} for each in (theirs, ours))
+            if theirs != ours:
+                yield f"question {number}: {name} {_brief(theirs)}, here {_brief(ours)}"
+                break
+
+
+_NO_SCORES = {
+    "doc_id",
+    "doc",
+    "target",
+    "arguments",
+    "resps",
+    "filtered_resps",
+    "token_counts",
+    "doc_hash",
+    "input_media",
+}
+
+
+def _comparable(entry: Any) -> Any:
+    """A score as it is after a way through JSON; of an object with a score, that number."""
+    plain = json.loads(json.dumps(entry, default=str))
+    if isinstance(plain, dict) and "score" in plain:
+        plain = plain["score"]
+    return float(plain) if isinstance(plain, bool | int) else plain
+
+
+def _brief(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)[:100]
 
 
 def reject_contradictions(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 from unittest import mock
 
 import numpy as np
@@ -40,6 +40,34 @@ MMMU_SUBJECTS = tuple(subject for subjects in MMMU_DISCIPLINES.values() for subj
 _CIRCULAR = 1_000_000  # MMBench's index of a question with its options in another order is larger by a multiple of it
 _MMBENCH_LETTERS = "ABCD"
 _HIT = "hit"
+_GROUPS: Mapping[str, Callable[[Mapping[str, Any]], Hashable]] = {
+    "mme": lambda doc: (doc["category"], doc["question_id"]),
+    "hallusion_bench": lambda doc: (doc["category"], doc["subcategory"], doc["set_id"]),
+    "mmvp": lambda doc: (int(doc["Index"]) - 1) // 2,
+    "3dsrbench": lambda doc: str(doc.get("qid", doc["index"]))[:8],
+}
+"""Directory of lmms-eval's tasks → the group of questions that a point is given for; MMBench's is its index's."""
+Item = TypeVar("Item")
+
+
+def in_whole_groups(found: Mapping[int, Item], docs: Sequence[Mapping[str, Any]], folder: str) -> dict[int, Item]:
+    """The entries by question whose group of orders (MMBench), of pairs (MME) or of variants has an entry for each.
+
+    lmms-eval scores a group by the members that it is given: MMBench's circular accuracy, of the first orders alone,
+    would be the easier accuracy in one pass.
+    """
+    group = _GROUPS.get(folder)
+    if group is None:
+        if not docs or not all(isinstance(doc.get("index"), int) for doc in docs):
+            return dict(found)
+        group = _circular_group
+    groups = [group(doc) for doc in docs]
+    broken = {groups[number] for number in range(len(docs)) if number not in found}
+    return {number: each for number, each in found.items() if groups[number] not in broken}
+
+
+def _circular_group(doc: Mapping[str, Any]) -> int:
+    return int(doc["index"]) % _CIRCULAR
 
 
 def mmmu_columns(samples: Sequence[Sample], right: np.ndarray) -> dict[str, Any]:
