@@ -9,6 +9,7 @@ import bench_world as world
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from benchmarks.results.aggregation import AGGREGATIONS
 from benchmarks.results.results import Result
@@ -121,6 +122,128 @@ def test_every_layout_has_the_same_images(tmp_path, monkeypatch):
     few = load_classification_set(str(tmp_path / "folders"), limit=4)
     assert few.targets.tolist() == [0, 1, 2, 3]  # spread over all, not the first class alone
     assert few.open(3).tobytes() == folders.open(11).tobytes()
+
+
+NAMES = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+]
+
+
+def _reader() -> object:
+    """An encoder that knows these fourteen names: the gray of an image and the last word of a text are its class."""
+
+    class Reader:
+        def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
+            return torch.eye(len(NAMES))[pixels[:, 0, 0, 0].long()]
+
+        def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
+            return torch.eye(len(NAMES))[tokens[:, 0]]
+
+    how = {"input_resolution": 8, "input_resize": "squash", "input_interpolation": "bilinear"}
+    return world.dual_encoder(
+        Reader(), lambda texts: torch.tensor([[NAMES.index(text.rpartition(" ")[2])] for text in texts]), **how
+    )
+
+
+def _gray(number: int) -> Image.Image:
+    return Image.new("RGB", (8, 8), (number, number, number))
+
+
+def _numbered(root: Path, directories: list[str]) -> Path:
+    for number, name in enumerate(directories):
+        (root / name).mkdir(parents=True)
+        _gray(number).save(root / name / "0.png")
+    return root
+
+
+@pytest.fixture
+def accuracy(tmp_path, monkeypatch):
+    def accuracy(data: Path, **settings) -> float:
+        directory = world.use_encoder(monkeypatch, tmp_path, _reader())
+        benchmark = BenchmarkConfig(
+            **{"name": "numbers", "task": "classification", "data": str(data), "templates": ("a {}",)} | settings
+        )
+        return world.measure(tmp_path / "results", benchmark, encoder=directory).metrics["acc1"].value
+
+    return accuracy
+
+
+@pytest.mark.parametrize("directory", ["{}", "{:02d}", "class_{}"])
+def test_numbered_directories_are_in_the_order_of_their_numbers(tmp_path, accuracy, directory):
+    """As ImageNetV2's: sorted as text, 10 comes before 2, and most images get another's name from the list."""
+    data = _numbered(tmp_path / "data", [directory.format(number) for number in range(14)])
+    if directory != "class_{}":
+        expected = "are called by numbers, such as 0?0; expected their names in classnames.txt next to it, one line per"
+        with pytest.raises(UserError, match=expected):
+            accuracy(data)
+        assert len(load_classification_set(str(data)).images) == 14  # a probe needs no names
+    (data / "classnames.txt").write_text("\n".join(NAMES) + "\n")
+    assert accuracy(data) == 1.0
+
+
+def test_a_list_of_the_directories_names_may_have_any_order(tmp_path, accuracy):
+    data = _numbered(tmp_path / "data", NAMES)
+    (data / "classnames.txt").write_text("\n".join(NAMES))  # the directories' order is that of the alphabet
+    assert accuracy(data) == 1.0
+
+
+@pytest.mark.parametrize("names", ["numbers", "ids"])
+def test_a_dataset_whose_classes_are_called_by_numbers_or_ids_needs_names(tmp_path, accuracy, names):
+    """As the `datasets` of a Hub repository are, in the order of the alphabet."""
+    import datasets
+
+    own = [str(number) if names == "numbers" else f"n{number:08d}" for number in range(14)]
+    label = datasets.ClassLabel(names=sorted(own))
+    images = [{"bytes": world.png(_gray(number)), "path": None} for number in range(14)]
+    features = datasets.Features({"image": datasets.Image(), "label": label})
+    rows = {"image": images, "label": [label.str2int(name) for name in own]}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "data")
+    with pytest.raises(UserError, match=f"are called by {'numbers' if names == 'numbers' else 'WordNet ids'}, such as"):
+        accuracy(tmp_path / "data")
+    (tmp_path / "data/classnames.txt").write_text("\n".join(NAMES) + "\n")
+    assert accuracy(tmp_path / "data") == 1.0
+
+
+def test_a_thousand_wordnet_ids_are_imagenets(tmp_path):
+    import datasets
+    from open_clip import IMAGENET_CLASSNAMES
+
+    label = datasets.ClassLabel(names=[f"n{number:08d}" for number in range(1000)])
+    features = datasets.Features({"image": datasets.Image(), "label": label})
+    images = [{"bytes": world.png(_gray(0)), "path": None}] * 1000
+    datasets.Dataset.from_dict({"image": images, "label": [*range(1000)]}, features=features).save_to_disk(tmp_path)
+    assert list(load_classification_set(str(tmp_path), prompted=True).classes) == list(IMAGENET_CLASSNAMES)
+
+
+def test_a_class_may_have_an_empty_name(tmp_path, ask):
+    """As CLIP_benchmark's list for CLEVR's distances has one in the middle."""
+    data = classes.write_wds(tmp_path / "data")
+    _rename(data / "classnames.txt", "green\n", "\n")
+    result = ask(classes.Colorist(), data)
+    assert load_classification_set(str(data)).classes == ["red", "", "blue", "white"]
+    assert result.metrics["acc1"].value == 1.0  # a text without a name is nearer to a green square than other names
+
+
+def test_templates_of_a_file_need_a_slot_as_those_of_the_config_do(tmp_path, ask):
+    data = classes.write_wds(tmp_path / "data")
+    (data / "zeroshot_classification_templates.txt").write_text("a {} square\na photo\n")
+    expected = r"data/test: zeroshot_classification_templates\.txt: expected \{\} where the class goes, got 'a photo'"
+    with pytest.raises(UserError, match=expected):
+        ask(classes.Colorist(), data)
+    assert ask(classes.Colorist(), data, templates=("a {}",)).metrics["acc1"].value == 1.0
 
 
 def _rename(path: Path, old: str, new: str) -> None:

@@ -114,6 +114,19 @@ def test_invalid_splits(tmp_path, encoder, settings, said):
         _run(tmp_path, encoder, data, **settings)
 
 
+def test_splits_with_other_directories_are_other_classes_though_one_list_fits_both(tmp_path, encoder):
+    for split, first in (("train", 100), ("test", 0)):
+        for number in range(first, first + 40):
+            folder = tmp_path / "data" / split / world.color(number)
+            folder.mkdir(parents=True, exist_ok=True)
+            world.draw_image(number).save(folder / f"{number}.png")
+    (tmp_path / "data/classnames.txt").write_text("A\nB\nC\nD\n")
+    assert _run(tmp_path, encoder, tmp_path / "data").metrics["acc1"].value == pytest.approx(3 / 4)
+    (tmp_path / "data/train/blue").rename(tmp_path / "data/train/sky")  # now behind red, where green is in test
+    with pytest.raises(UserError, match=r"'train' and 'test' have different classes \(only one of them has 'sky'\)"):
+        _run(tmp_path, encoder, tmp_path / "data")
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_timm_trunk_has_no_text_tower_and_needs_none(tmp_path):
     data = _data(tmp_path / "data", train=24)

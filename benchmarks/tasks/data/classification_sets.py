@@ -14,7 +14,7 @@ import numpy as np
 
 from clips.core.artifact import log_info
 from clips.data.formats import DatasetSpec, read_dataset
-from clips.data.formats.classes import CLASS_NAMES, format_counts
+from clips.data.formats.classes import CLASS_NAMES, are_ids, format_counts
 from clips.data.formats.dataset_format import Classified
 from clips.data.lazy_images import LazyImage
 from clips.errors import UserError
@@ -36,6 +36,7 @@ class ClassificationSet:
         images: (N,) their unique names.
         targets: (N,) index of each image's class.
         classes: (C,) names of the classes.
+        own_classes: (C,) their names in the data itself, of directories or a column; empty if it has none.
         named_by: the source of those names, as text.
         templates: texts with ``{}`` or ``{c}`` for the class, from the file next to the data; empty if there is none.
         split: the split; ``formats.base.WHOLE`` without splits.
@@ -49,6 +50,7 @@ class ClassificationSet:
     images: Sequence[str]
     targets: np.ndarray
     classes: Sequence[str]
+    own_classes: Sequence[str]
     named_by: str
     templates: Sequence[str]
     split: str
@@ -71,7 +73,7 @@ class ClassificationSet:
 
 
 def load_classification_set(
-    data: str, *, split: str = "test", limit: int | None = None, every_class: bool = True
+    data: str, *, split: str = "test", limit: int | None = None, every_class: bool = True, prompted: bool = False
 ) -> ClassificationSet:
     """Read a classification dataset.
 
@@ -82,6 +84,7 @@ def load_classification_set(
         split: the directory, or the split of the dataset.
         limit: number of images, evenly spaced.
         every_class: reject a dataset, read without ``limit``, in which a class has no image.
+        prompted: reject class names that no text tower knows: numbers and WordNet ids that no list names.
 
     Raises:
         UserError: missing or malformed, or a class without a name.
@@ -92,9 +95,15 @@ def load_classification_set(
     folder = root / split if (root / split).is_dir() else root
     found = read_dataset(DatasetSpec(path=data, split=split), "classes")
     records = list(found.records)
-    lines = _lines(root, folder, CLASS_NAMES)
+    lines = _in_order_of(found.classes, _lines(root, folder, CLASS_NAMES))
     classes = lines or found.classes
     _check(records, found.classes, classes, folder, complete=every_class and limit is None)
+    if prompted and not lines and are_ids(classes):
+        kind = "numbers" if classes[0].isdecimal() else "WordNet ids"
+        raise UserError(
+            f"{folder}: its classes are called by {kind}, such as {classes[0]}; expected their names in {CLASS_NAMES} "
+            f"next to it, one line per class, in the order of the {kind}"
+        )
     count = len(records)
     groups = all(record.group for record in records)
     indices = np.unique(np.linspace(0, count - 1, min(limit or count, count)).round().astype(int))
@@ -105,6 +114,7 @@ def load_classification_set(
         images=[record.name for record in selected],
         targets=np.array([record.target for record in selected]),
         classes=classes,
+        own_classes=found.classes,
         named_by=CLASS_NAMES if lines else found.named_by,
         templates=_lines(root, folder, TEMPLATES_FILE),
         split=found.split,
@@ -115,16 +125,30 @@ def load_classification_set(
 
 
 def _lines(root: Path, folder: Path, name: str) -> list[str]:
-    """The lines of a text file next to the data, in order; empty if there is no such file."""
+    """The lines of a text file next to the data, in order; empty if there is no such file.
+
+    A class may have an empty name, as one of CLEVR's distances in CLIP_benchmark has.
+    """
     path = next((parent / name for parent in (root, folder, folder.parent) if (parent / name).is_file()), None)
     if path is None:
         return []
-    lines = read_text_lines(path)
-    lines = lines if lines[-1] else lines[:-1]
-    empty = next((number for number, line in enumerate(lines, 1) if not line.strip()), None)
-    if empty is not None or not lines:
-        raise UserError(f"{path} line {empty or 1}: expected a string, got an empty line")
-    return [line.strip() for line in lines]
+    lines = [line.strip() for line in read_text_lines(path)]
+    while lines and not lines[-1]:
+        lines.pop()
+    if not lines:
+        raise UserError(f"{path} line 1: expected a string, got an empty line")
+    return lines
+
+
+def _in_order_of(names: Sequence[str], lines: list[str]) -> list[str]:
+    """Lines that are the data's own names in another order, in the order of these; any others unchanged."""
+    by_name = {_comparable(line): line for line in lines}
+    own = list(map(_comparable, names))
+    return [by_name[name] for name in own] if len(own) == len(lines) and set(own) == by_name.keys() else lines
+
+
+def _comparable(name: str) -> str:
+    return name.replace("_", " ").casefold()
 
 
 def _check(

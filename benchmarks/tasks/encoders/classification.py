@@ -18,7 +18,7 @@ from benchmarks.tasks.data.classification_sets import (
     log_skipped,
 )
 from benchmarks.tasks.encoders.recall import TIE_TOLERANCE, RetrievalRanks
-from benchmarks.tasks.encoders.zero_shot_classifier import class_embeddings, class_prompts
+from benchmarks.tasks.encoders.zero_shot_classifier import check_templates, class_embeddings, class_prompts
 from benchmarks.tasks.evaluation import Evaluation, MetricSpec, compute_metric, thumbnails
 from benchmarks.tasks.registry import get_benchmark
 from clips.errors import UserError
@@ -82,7 +82,9 @@ def data_hash(config: BenchmarkConfig) -> str:
 def _load(config: BenchmarkConfig) -> ClassificationSet:
     """Read the dataset; DataComp's need not have all classes, because iWildCam's test split does not."""
     every_class = not get_benchmark(config.entry).datacomp_task
-    return load_classification_set(config.data, split=config.split, limit=config.limit, every_class=every_class)
+    return load_classification_set(
+        config.data, split=config.split, limit=config.limit, every_class=every_class, prompted=True
+    )
 
 
 def _metrics_of_task(
@@ -161,6 +163,8 @@ def _templates(found: ClassificationSet, config: BenchmarkConfig) -> str | Seque
             f"{config.data}: expected {TEMPLATES_FILE} next to it, or 'templates:' openai_imagenet, simple or a "
             "list of strings"
         )
+    if not config.templates:
+        check_templates(templates, f"{found.source}: {TEMPLATES_FILE}")
     return templates
 
 

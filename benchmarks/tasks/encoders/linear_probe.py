@@ -90,8 +90,14 @@ def _load(config: BenchmarkConfig) -> tuple[ClassificationSet, ClassificationSet
         raise UserError(f"benchmarks.train_split: expected a different one than 'split', got '{config.split}' for both")
     train = load_classification_set(config.data, split=config.train_split)
     test = load_classification_set(config.data, split=config.split, limit=config.limit)
-    if list(train.classes) != list(test.classes):
-        raise UserError(f"{config.data}: '{config.train_split}' and '{config.split}' have different classes")
+    # a list of names next to both splits fits both, whatever their directories are
+    for here, there in ((train.own_classes, test.own_classes), (train.classes, test.classes)):
+        if list(here) != list(there):
+            only = next((name for name in [*here, *there] if (name in here) != (name in there)), None)
+            details = f" (only one of them has '{only}')" if only else ""
+            raise UserError(
+                f"{config.data}: '{config.train_split}' and '{config.split}' have different classes{details}"
+            )
     return train, test
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from clips.data.formats.dataset_format import WHOLE, Classified, Dataset, Location
@@ -17,6 +17,7 @@ CLASS_NAMES = "classnames.txt"
 """A file next to the data with one class name per line; overrides all other names."""
 _METADATA_SUFFIXES = {"", ".txt", ".md", ".json", ".csv"}  # of files next to the class directories
 _WORDNET = re.compile(r"n\d{8}")
+_NUMBERED = re.compile(r"(\D*)([0-9]+)(\D*)")
 _LABELS = ("label", "labels", "cls")
 
 
@@ -34,12 +35,13 @@ def read_folders(location: Location) -> Dataset[Classified]:
                 f"{location.path}: has no split '{location.spec.split}' (expected a directory of that name)"
             )
         directory = location.path
-    names = sorted(path.name for path in directory.iterdir() if path.is_dir() and not path.name.startswith("."))
+    names = [path.name for path in directory.iterdir() if path.is_dir() and not path.name.startswith(".")]
     if not names:
         raise UserError(f"{directory}: expected .tar shards, parquet files or a directory of images for each class")
     files = [path for path in directory.iterdir() if path.is_file() and not path.name.startswith(".")]
     unexpected = [path for path in files if path.suffix not in _METADATA_SUFFIXES]
     skipped = Counter(f"{_file_type(path)} next to the class directories" for path in unexpected)
+    names = _in_order(names)
     records = []
     for target, name in enumerate(names):
         entries = [path for path in (directory / name).iterdir() if not path.name.startswith(".")]
@@ -54,7 +56,7 @@ def read_folders(location: Location) -> Dataset[Classified]:
     return Dataset(
         records=records,
         split=WHOLE if directory == location.path else location.spec.split,
-        classes=_names_of_folders(directory, names),
+        classes=_imagenet_names(names) or [name.replace("_", " ") for name in names],
         named_by="the folders' names, _ as a blank",  # stored in results: part of their identity
         skipped=skipped,
     )
@@ -69,21 +71,30 @@ def format_counts(skipped: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {file_type}" for file_type, count in Counter(skipped).most_common())
 
 
-def _names_of_folders(directory: Path, names: list[str]) -> list[str]:
-    """Class names from directory names; ImageNet's are WordNet ids, in the order of its classes."""
-    if not all(map(_WORDNET.fullmatch, names)):
-        return [name.replace("_", " ") for name in names]
-    if len(names) == 1000:
-        from clips.lazy_import import without_wandb
+def _in_order(names: list[str]) -> list[str]:
+    """Names in alphabetical order; those that differ in a number only, in its order: 9 comes before 10."""
+    parts = {name: match.groups() for name in names if (match := _NUMBERED.fullmatch(name))}
+    if len(parts) == len(names) and len({(before, after) for before, _, after in parts.values()}) == 1:
+        return sorted(names, key=lambda name: (int(parts[name][1]), name))
+    return sorted(names)
 
-        with without_wandb():
-            from open_clip import IMAGENET_CLASSNAMES
-        return list(IMAGENET_CLASSNAMES)
-    if not any((parent / CLASS_NAMES).is_file() for parent in (directory, directory.parent)):
-        raise UserError(
-            f"{directory}: its directories are WordNet ids; expected {CLASS_NAMES} next to it, one line per directory"
-        )
-    return names
+
+def are_ids(names: Sequence[str]) -> bool:
+    """Whether names are numbers or WordNet ids, which a text tower does not know."""
+    return bool(names) and (
+        all(name.isascii() and name.isdecimal() for name in names) or all(map(_WORDNET.fullmatch, names))
+    )
+
+
+def _imagenet_names(ids: Sequence[str]) -> list[str]:
+    """open_clip's names for ImageNet's 1,000 WordNet ids in alphabetical order; empty for any others."""
+    if len(ids) != 1000 or not all(map(_WORDNET.fullmatch, ids)):
+        return []
+    from clips.lazy_import import without_wandb
+
+    with without_wandb():
+        from open_clip import IMAGENET_CLASSNAMES
+    return list(IMAGENET_CLASSNAMES)
 
 
 def read_datasets(location: Location) -> Dataset[Classified]:
@@ -107,11 +118,17 @@ def read_datasets(location: Location) -> Dataset[Classified]:
     if invalid:
         raise UserError(f"{path}: {label}: expected the index of one class, got {invalid[0]!r:.40}")
     column = ImageColumn(rows, image, path, location.path)
+    classes = list(getattr(rows.features[label], "names", None) or [])
+    if are_ids(classes):  # a list of names is in the order of the numbers, the classes may be in that of the alphabet
+        ordered = _in_order(classes)
+        place = {number: ordered.index(name) for number, name in enumerate(classes)}
+        targets = [place.get(target, target) for target in targets]
+        classes = _imagenet_names(ordered) or ordered
     names = [f"{row:08d}" for row in range(len(targets))]
     images = [TableImage(column, row, label=name) for row, name in enumerate(names)]
     return Dataset(
         records=list(map(Classified, names, images, targets)),
         split=split if has_splits(location.path) else WHOLE,
-        classes=list(getattr(rows.features[label], "names", None) or []),
+        classes=classes,
         named_by=f"the data set's column {label}",  # likewise
     )
