@@ -221,8 +221,9 @@ def test_shares_that_all_differ_alike_have_the_score_interval(n):
 )
 def test_items_that_all_agree_give_no_interval(formula, columns):
     size = len(columns["x"])
+    reason = "a single image has no variance" if size == 1 else "the score does not vary over the images"
     assert confidence_interval(formula, columns, tuple(columns), np.arange(size)) == ConfidenceInterval(
-        low=None, high=None, method="none"
+        low=None, high=None, method="none", reason=reason
     )
     found = paired_difference(formula, columns, {**columns, "x": columns["x"] + 0.1}, tuple(columns), np.arange(size))
     assert np.isnan([found.low, found.high, found.min_detectable]).all()

@@ -150,7 +150,7 @@ def test_different_protocols_and_items_are_not_tested(tmp_path, capsys):
         'prompt: not stated against "Say it."',
         None,
     )
-    assert lines["pope", "accuracy"].verdict.startswith("no test: the models do not share their items")
+    assert lines["pope", "accuracy"].verdict.startswith("no test: the models do not have scores for the same items")
 
 
 def test_directories_of_rows_are_compared_row_by_row(tmp_path, capsys):
@@ -190,7 +190,7 @@ def both(first: Path, second: Path, **changes: Any) -> Comparison:
 def test_a_copy_is_unchanged(studies: tuple[Path, Path]) -> None:
     found = both(*studies)
     assert {line.verdict for line in found.lines} == {"unchanged: the same model"}
-    assert found.answer == "8 of 8 numbers are comparable; significantly different: none."
+    assert found.answer == "8 numbers: 8 unchanged."
     assert {line.rows for line in found.lines} == {("clip", "clip"), ("clips", "clips")}
     assert any(gap.startswith("A: net on pope: failed: step llava-net-tiny-s0 failed") for gap in found.left_out)
     assert found.context == ()
@@ -206,7 +206,10 @@ def test_moved_and_incomparable_results_are_reported(studies: tuple[Path, Path])
     assert lines["clips", "pope", "accuracy"].verdict == "A is better"
     assert lines["clips", "gqa", "exact_match"].verdict == "not comparable"
     assert lines["clip", "pope", "accuracy"].verdict == "unchanged: the same model"
-    assert found.answer == "7 of 8 numbers are comparable; significantly different: clips on pope accuracy."
+    assert (
+        found.answer
+        == "8 numbers: 1 tested, 6 unchanged, 1 not comparable; significantly different: clips on pope accuracy."
+    )
     assert (
         found.notes()[0] == 'clips on gqa was measured under different settings: data hash: "abc" against "other data".'
     )

@@ -99,7 +99,7 @@ def test_marks_by_rank_are_those_of_the_field(tmp_path: Path) -> None:
             own = next(cell.value or 0 for cell in report.table.column_cells(column) if cell.row == row)
             expected.append(marks[1 + sum(value > own for value in values)] % f"{own:.1f}")
         assert [each.strip() for each in line.split("&")][1:3] == expected
-    assert "Bold: highest; underlined: second highest" in text
+    assert "Bold: best; underlined: second best" in text
     assert report.overall.ranks["low"].value == 3
     assert "mean rank" in text
 

@@ -168,7 +168,7 @@ def holes(results: Path) -> None:
         ),
         (one_row, ["One model: there is no other to compare it with."]),
         (no_items, ["No two models could be tested against each other."]),
-        (put_results, ["Significantly different from all others by paired tests: clips on"]),
+        (put_results, ["Significantly better than all others by paired tests: clips on"]),
         (
             holes,
             [
@@ -188,11 +188,11 @@ def test_the_page_has_all_results(tmp_path: Path, make: Callable[[Path], object]
 def test_the_answer_says_where_nothing_beats_the_baseline(tmp_path):
     put_results(tmp_path, {"low": 0.1, "lower": 0.05, "same": 0.8, "top": 0.8})
     report = build_report(tmp_path, baseline="top")
-    assert report.answer.startswith("No model beats its baseline on any metric; low and lower lose to it on some. ")
+    assert report.answer.startswith("No model beats top in any of 12 tests; low and lower lose to it in some. ")
     assert len(report.sentences) == 3
     put_results(tmp_path / "equal", {"one": 0.8, "other": 0.8, "top": 0.8})
     equal = build_report(tmp_path / "equal", baseline="top")
-    assert equal.answer.startswith("No model differs significantly from top on any metric. ")
+    assert equal.answer.startswith("No model differs significantly from top in any of 8 tests. ")
     assert len(equal.other_sentences) == 2
     put_results(tmp_path / "two", {"other": 0.8, "top": 0.8})
     assert build_report(tmp_path / "two", baseline="top").answer.startswith("other ")

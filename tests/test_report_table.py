@@ -180,7 +180,7 @@ def test_the_answer_says_what_the_tests_say(tmp_path):
     assert bare.answer.startswith(
         "clips has the best average over 3 benchmarks, 59.2 [54.2, 64.2], significantly above"
     )
-    assert "Significantly different from all others by paired tests: clips on " in bare.answer
+    assert "Significantly better than all others by paired tests: clips on " in bare.answer
 
 
 def test_all_formats_print_the_same_numbers(tmp_path):

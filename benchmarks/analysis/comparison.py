@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,6 +133,7 @@ def _study_files(first: str, second: str) -> Iterator[str]:
 
 
 _MAX_NAMES = 8  # models or numbers in a sentence
+_KINDS = TESTED, UNCHANGED, INCOMPARABLE, UNTESTED = "tested", "unchanged", "not comparable", "without a test"
 HEADERS = ("A", "B", "A − B", "95 % interval", "corrected p", "MDD", "verdict")
 
 
@@ -161,15 +163,24 @@ class ComparisonLine:
         return self.first.column.benchmark
 
     @property
+    def kind(self) -> str:
+        """Whether there is a test, or the reason in short."""
+        if self.protocol_differences:
+            return INCOMPARABLE
+        if self.same_model and self.first.value == self.second.value:
+            return UNCHANGED
+        return TESTED if self.first.delta else UNTESTED
+
+    @property
     def verdict(self) -> str:
         """Whether A or B is better, or why there is no test."""
-        if self.protocol_differences:
-            return "not comparable"
-        if self.same_model and self.first.value == self.second.value:
+        if self.kind == INCOMPARABLE:
+            return INCOMPARABLE
+        if self.kind == UNCHANGED:
             return "unchanged: the same model"
         delta, higher_is_better = self.first.delta, self.first.column.higher_is_better
         if delta is None:
-            return "no test: the models do not share their items, or the metric cannot be computed from them"
+            return "no test: the models do not have scores for the same items, or the metric needs more than them"
         if not delta.significant:
             return "not significant"
         if higher_is_better is None:
@@ -225,14 +236,19 @@ class Comparison:
 
     @property
     def answer(self) -> str:
-        """The number of comparable metrics, and those with a significant difference."""
-        comparable = [line for line in self.lines if not line.protocol_differences]
-        significant = [line for line in comparable if line.first.delta and line.first.delta.significant]
+        """How many numbers were tested, how many were not, and those that differ significantly."""
+        counts = Counter(line.kind for line in self.lines)
+        significant = [line for line in self.lines if line.first.delta and line.first.delta.significant]
         names = [f"{line.pair} on {line.benchmark} {line.first.column.label}" for line in significant]
         if len(names) > _MAX_NAMES:
             names = [*names[: _MAX_NAMES - 1], f"{len(names) - _MAX_NAMES + 1} more"]
-        counts = f"{len(comparable)} of {len(self.lines)} numbers are comparable"
-        return f"{counts}; significantly different: {join_with_and(names) if names else 'none'}."
+        parts = ", ".join(f"{counts[kind]} {kind}" for kind in _KINDS if counts[kind])
+        text = f"{len(self.lines)} numbers: {parts}"
+        return (
+            f"{text}; significantly different: {join_with_and(names) if names else 'none'}."
+            if counts[TESTED]
+            else (f"{text}.")
+        )
 
     def tidy(self) -> pd.DataFrame:
         """The table in the form of a report's ``table.csv``, with the verdicts in the lines of A."""

@@ -137,8 +137,8 @@ def _reason(cell: Cell) -> str:
     number = format_number(smallest, decimals_needed(smallest, decimals(column)))
     power = f" These items detect a gain of {number} with power 0.8." if math.isfinite(smallest) else ""
     return (
-        f"{UNCREDITED} {cell.row} on {column_title(column)} is not credited to the images and has no mark: the gain "
-        f"over {join_with_and(weak)} is not significant.{power}"
+        f"{UNCREDITED} {cell.row} on {column_title(column)} is not credited to the images and has no mark: the score "
+        f"is not significantly better than with {join_with_and(weak)} images.{power}"
     )
 
 
@@ -147,4 +147,5 @@ def not_credited(cells: Iterable[Cell]) -> str:
     names = [f"{cell.row} on {column_title(cell.column)}" for cell in cells]
     if not names:
         return ""
-    return f"Not credited, because the same LLaVA scores as well without the image: {join_or_count(names, 'scores')}."
+    reason = "because they are not significantly better than those of the same LLaVA without the image"
+    return f"Not credited, {reason}: {join_or_count(names, 'scores')}."

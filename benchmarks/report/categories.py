@@ -34,7 +34,7 @@ _MARKERS = {"better": "^", "worse": "v", "not significant": "o"}
 _LEAD = (
     "The first metric of each benchmark on the items of one category, with 95 % intervals. Triangles differ "
     "significantly from the baseline (▲ better, ▼ worse), Holm-corrected for all comparisons of this section; "
-    "circles do not. Without a stroke all items have the same score. Small categories have large minimum "
+    "circles do not. A number without a stroke has no interval. Small categories have large minimum "
     "detectable differences."
 )
 

@@ -55,18 +55,18 @@ def _title(column: Column) -> str:
 def no_row_above_chance(table: Table) -> str:
     """A sentence on the metrics on which no model is significantly above chance; empty if there are none.
 
-    It omits columns with several protocols, since the chance level is that of the main one.
+    It omits columns with a number that is not known to be above chance or not: one without an interval, or of another
+    protocol than that of the chance level.
     """
-    above = {column: [is_above_chance(cell) for cell in table.column_cells(column)] for column in table.columns}
-    known = [column for column, values in above.items() if set(values) - {None}]
-    none_above = [
-        column
-        for column in known
-        if True not in above[column] and not any(cell.group for cell in table.column_cells(column))
-    ]
+    above = {
+        column: {is_above_chance(cell) for cell in table.column_cells(column) if cell.value is not None}
+        for column in table.columns
+        if column.chance_levels and column.higher_is_better is not None
+    }
+    none_above = [column for column, values in above.items() if values == {False}]
     if not none_above:
         return ""
-    if len(none_above) == len(known) > 1:
+    if len(none_above) == len(above) > 1:
         return "No model is significantly above chance on any metric with a known chance level."
     return f"No model is significantly above chance on {join_or_count([*map(_title, none_above)], 'metrics')}."
 

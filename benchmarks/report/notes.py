@@ -82,10 +82,13 @@ def mark_legend(table: Table, style: MarkStyle) -> list[str]:
     lines = []
     marks = {cell.mark for cell in table.cells.values()}
     if "best" in marks and style.best:
-        lines.append(f"Best ({style.best}): significantly different from every other model of its column.")
+        lines.append(f"Best ({style.best}): significantly better than every other model{_of_column(table)}.")
     if "tied" in marks and style.tied:
-        lines.append(f"Tied ({style.tied}): not significantly different from the model at the top of the column.")
-    if not table.comparisons:
+        lines.append(
+            f"Tied ({style.tied}): the top model{_of_column(table)}, and those tested against it without a significant "
+            "difference."
+        )
+    if not table.p_values:
         return lines
     deltas = [cell.delta for cell in table.cells.values() if cell.delta is not None]
     subjects = [*(["marks"] if lines else []), *(["differences from the baseline"] if deltas else [])]
@@ -94,37 +97,88 @@ def mark_legend(table: Table, style: MarkStyle) -> list[str]:
         meanings = ((True, f"▲ and ▼ are significant (p < {ALPHA})"), (False, "≈ is not significant"))
         signs = ", ".join(text for significant, text in meanings if significant in shown)
         lines.append(
-            f"{' and '.join(subjects).capitalize()} use paired tests over {_variance_sources(table)}, the p-values of "
+            f"{' and '.join(subjects).capitalize()} use paired tests over {variance_sources(table)}, the p-values of "
             f"all {table.comparisons} tests Holm-corrected together{f'; {signs}' if signs else ''}."
         )
     return lines
 
 
-def _variance_sources(table: Table) -> str:
-    return "images and seeds" if table.seeds else "images"
+def _of_column(table: Table) -> str:
+    """The models that a mark compares with."""
+    parts = marked_apart(table)
+    return f" of its column{f' with the same {join_with_and(parts)}' if parts else ''}"
+
+
+def marked_apart(table: Table) -> list[str]:
+    """What the models of a column with marks do not share, so that not all of them were tested against each other."""
+    marked = {cell.column for cell in table.cells.values() if cell.mark or cell.withheld}
+    apart = {cells[0][0].column for cells in table.other_items}
+    mixed = {cell.column for cell in table.cells.values() if cell.group}
+    return [name for name, columns in (("settings", mixed), ("items", apart)) if marked & columns]
+
+
+def variance_sources(table: Table) -> str:
+    """What the intervals and tests of a table are over."""
+    return "images and seeds" if any(cell.seed_variance == "included" for cell in table.cells.values()) else "images"
 
 
 def _about_intervals(table: Table) -> list[str]:
-    if table.seeds:
-        return [
-            f"Numbers are means over up to {table.seeds} seeds. Their 95 % intervals include the variance over the "
-            "benchmark's images and the seed variance, which is pooled over the trained models of a column. A "
-            "pretrained model is evaluated once, and its interval is over images only.",
-            *_about_uneven_seeds(table),
-            *_about_untestable_pairs(table),
-            *_about_missing_intervals(table),
-        ]
+    with_interval = [cell for cell in table.cells.values() if cell.ci_low is not None]
+    kinds = {cell.seed_variance for cell in with_interval}
     lines = []
-    if any(cell.ci_low is not None for cell in table.cells.values()):
+    if table.seeds > 1:
+        lines.append(f"Numbers are means over up to {table.seeds} seeds.")
+    if "included" in kinds:
+        lines.append(
+            "The 95 % intervals of trained models include the variance over the benchmark's images and the seed "
+            "variance, which is pooled over the trained models of a column."
+        )
+        if "none" in kinds:
+            lines.append("A pretrained model is evaluated once, and its interval is over images only.")
+    elif with_interval:
         lines.append("Intervals are 95 % intervals over the benchmark's images and do not include seed variance.")
-    return lines + _about_missing_intervals(table)
+    return [
+        *([" ".join(lines)] if lines else []),
+        *(_about_unknown_seed_variance(table) if "included" in kinds else []),
+        *_about_uneven_seeds(table),
+        *_about_untestable_pairs(table),
+        *_about_other_items(table),
+        *_about_missing_intervals(table),
+    ]
+
+
+def _about_unknown_seed_variance(table: Table) -> list[str]:
+    names = []
+    for column in table.columns:
+        numbers = [cell for cell in table.column_cells(column) if cell.ci_low is not None]
+        unknown = [cell.row for cell in numbers if cell.seed_variance == "unknown"]
+        all_of_column = unknown and not any(cell.seed_variance == "included" for cell in numbers)
+        names += [column_title(column)] if all_of_column else [f"{row} on {column_title(column)}" for row in unknown]
+    if not names:
+        return []
+    return [f"No seed variance is known on {join_with_and(names)}: intervals and tests are over images only."]
 
 
 def _about_missing_intervals(table: Table) -> list[str]:
-    cells = [cell for cell in table.cells.values() if cell.value is not None and cell.ci_low is None]
-    names = list(dict.fromkeys(f"{cell.row} on {column_title(cell.column)}" for cell in cells))
-    reason = "All items have the same score, or only the scorer's total is known."
-    return [f"No interval: {join_or_count(names, 'numbers')}. {reason}"] if names else []
+    by_reason: dict[str, dict[str, None]] = {}
+    for cell in table.cells.values():
+        if cell.value is not None and cell.ci_low is None:
+            by_reason.setdefault(cell.no_interval, {})[f"{cell.row} on {column_title(cell.column)}"] = None
+    return [
+        f"No interval: {join_or_count([*names], 'numbers')}. Reason: {reason}." for reason, names in by_reason.items()
+    ]
+
+
+def _about_other_items(table: Table) -> list[str]:
+    """The columns whose models have scores for different items: pairs are tested only on equal ones."""
+    lines = []
+    for sets in table.other_items:
+        names = "; ".join(join_row_names(cell.row for cell in cells) for cells in sets)
+        lines.append(
+            f"{column_title(sets[0][0].column)}: the models have scores for different items, and only those with the "
+            f"same ones are tested against each other: {names}."
+        )
+    return lines
 
 
 def _about_uneven_seeds(table: Table) -> list[str]:
@@ -147,9 +201,6 @@ def _about_untestable_pairs(table: Table) -> list[str]:
         f"No test on {column}: the seeds of every model with several seeds have equal scores, so the seed variance is "
         f"unknown ({join_or_count(pairs, 'pairs')})."
         for column, pairs in by_column.items()
-    ] + [
-        f"On {column_title(column)} each model was evaluated once: intervals and tests are over images only."
-        for column in table.images_only
     ]
 
 
@@ -173,7 +224,7 @@ def _about_power(table: Table) -> list[str]:
         return []
     return [
         f"Minimum detectable difference from the baseline: {join_with_and(differences)} (a single test at the 5 % "
-        f"level with power 0.8 and the observed variance over {_variance_sources(table)}; larger for models that "
+        f"level with power 0.8 and the observed variance over {variance_sources(table)}; larger for models that "
         "differ on more items, and after the correction for many tests)."
     ]
 

@@ -29,6 +29,7 @@ from benchmarks.results.statistics import holm_correction
 
 _MIN_BENCHMARKS = 2
 _PER_CENT = 100.0
+_ROUNDING = 1e-9
 _UNBOUNDED = {"CIDEr"}  # labels of metrics that are displayed times 100, and no ratios
 HEADERS = ("model", "average", "95 % interval", "mean rank", "95 % interval")
 
@@ -52,8 +53,7 @@ class Overall:
         ranks: model → mean rank, 1 is best; empty with fewer than two benchmarks.
         averaged: the benchmarks of the averages.
         ranked: the benchmarks of the ranks.
-        p_values: pair of models → Holm-corrected p-value of "their averages are equal", 1 if they were evaluated on
-            different items; empty without intervals.
+        p_values: pair of models → Holm-corrected p-value of "their averages are equal", of the tested pairs.
         without_interval: the averaged benchmarks whose scores have no interval.
         uncredited: model → the ranked benchmarks on which its score is not credited to the images; only if there are.
     """
@@ -70,30 +70,40 @@ class Overall:
     def sentence(self) -> str:
         """The model with the best average, and the models that it is significantly above; empty without averages.
 
-        An average with a score that is not credited to the images is never called best.
+        Models that were not tested against it are named, too. An average with a score that is not credited to the
+        images is never called best, nor is one of several equal ones.
         """
         if not self.averages:
             return ""
         best, *others = sorted(self.averages, key=lambda row: -self.averages[row].value)
         average = self.averages[best]
+        equal = [row for row in others if math.isclose(self.averages[row].value, average.value, abs_tol=_ROUNDING)]
+        if equal:
+            shared = f"{join_or_count([best, *equal], 'models')} have the same average"
+            lower = " and no model a higher one" if len(equal) < len(others) else ""
+            return f"{shared} over {len(self.averaged)} benchmarks, {format_number(average.value, 1)}{lower}."
         number = f"over {len(self.averaged)} benchmarks, {format_number(average.value, 1)}"
         blind = self._uncredited(best, self.averaged)
         if blind:
             verb = "its score on {} is" if len(blind) == 1 else "its scores on {} are"
             reason = verb.format(join_with_and(blind))
             return f"{best} has the highest average {number}, but {reason} not credited to the images."
-        if not self.p_values:
+        if self.without_interval:
             reason = f"because there is none on {join_or_count(self.without_interval, 'benchmarks')}"
             return f"{best} has the highest average {number}, without an interval, {reason}."
-        beaten = [row for row in others if self.p_values[frozenset({best, row})] < ALPHA]
-        close = [row for row in others if row not in beaten]
+        tested = {row: p for row in others if (p := self.p_values.get(frozenset({best, row}))) is not None}
+        beaten = [row for row, p_value in tested.items() if p_value < ALPHA]
+        close = [row for row in tested if row not in beaten]
+        untested = [row for row in others if row not in tested]
         interval = f"[{format_number(average.low, 1)}, {format_number(average.high, 1)}]"
         text = f"{best} has the best average {number} {interval}"
-        if not beaten:
-            return f"{text}, not significantly above {join_or_count(close, 'others')}."
-        above = "all others" if not close else join_or_count(beaten, "models")
-        rest = f", not significantly above {join_or_count(close, 'others')}" if close else ""
-        return f"{text}, significantly above {above}{rest}."
+        above = "all others" if len(beaten) == len(others) else join_or_count(beaten, "models") if beaten else ""
+        parts = [
+            *([f"significantly above {above}"] if above else []),
+            *([f"not significantly above {join_or_count(close, 'others')}"] if close else []),
+            *([f"not tested against {join_or_count(untested, 'others')}"] if untested else []),
+        ]
+        return f"{', '.join([text, *parts])}."
 
     def sign(self, row: str, benchmarks: Sequence[str]) -> str:
         """‡ if a model's score on one of some benchmarks is not credited to the images, else empty."""
@@ -176,7 +186,7 @@ def _averages(
     pairs = [*itertools.combinations(rows, 2)]
     tested = [pair for pair in pairs if testable(pair)]
     corrected = dict(zip(tested, holm_correction([_p_value(*estimate(*pair)) for pair in tested]), strict=True))
-    return averages, {frozenset(pair): corrected.get(pair, 1.0) for pair in pairs}
+    return averages, {frozenset(pair): p_value for pair, p_value in corrected.items()}
 
 
 def mean_estimate(estimates: Sequence[Estimate]) -> tuple[float, float, float]:
@@ -215,7 +225,7 @@ def _mean_rank(table: Table, columns: Sequence[Column], row: str) -> Interval:
         own = table.cells[row, column.benchmark, column.metric]
         sign = 1 if column.higher_is_better else -1
         gaps = [
-            (sign * ((other.value or 0.0) - (own.value or 0.0)), table.p_adjusted(own, other) < ALPHA)
+            (sign * ((other.value or 0.0) - (own.value or 0.0)), table.differs(own, other) is True)
             for other in table.column_cells(column)
             if other.row != row
         ]

@@ -8,7 +8,7 @@ from statistics import fmean
 
 from benchmarks.report.load_results import ReportSource
 from benchmarks.report.significance import Evidence
-from benchmarks.report.table import Cell, Table
+from benchmarks.report.table import Cell, SeedVariance, Table
 from benchmarks.study.rows import RowRecord
 
 
@@ -37,13 +37,7 @@ def aggregate_seeds(table: Table, evidence: Evidence) -> Table:
     }
     means = Table(rows=rows, columns=table.columns, cells=cells, comparisons=0)
     uneven = evidence.pool_training_noise(means)
-    images_only = tuple(
-        column
-        for column in table.columns
-        if any(cell.ci_low is not None for cell in table.column_cells(column))
-        and not any(evidence.training_noise(cell).degrees for cell in means.column_cells(column))
-    )
-    means = with_intervals(dataclasses.replace(means, images_only=images_only, uneven=uneven), evidence)
+    means = with_intervals(dataclasses.replace(means, uneven=uneven), evidence)
     return dataclasses.replace(means, seeds=max((len(cell.by_seed) for cell in means.cells.values()), default=0) or 1)
 
 
@@ -87,7 +81,21 @@ def _mean_cell(row: str, cells: list[Cell]) -> Cell:
 def _with_interval(cell: Cell, evidence: Evidence) -> Cell:
     scores, found = evidence.scores(cell), evidence.interval(cell)
     if scores is None or found is None:
-        return cell
+        missing = cell.value is not None and cell.ci_low is None
+        return dataclasses.replace(cell, no_interval=evidence.why_no_scores(cell)) if missing else cell
     low, high = (None if end is None else end * cell.column.scale for end in (found.low, found.high))
     by_seed = dict([*cell.by_seed.items()][: scores.num_seeds])  # a pretrained model has one number for all seeds
-    return dataclasses.replace(cell, ci_low=low, ci_high=high, by_seed=by_seed)
+    return dataclasses.replace(
+        cell,
+        ci_low=low,
+        ci_high=high,
+        by_seed=by_seed,
+        seed_variance=_seed_variance(scores.trained, evidence, cell) if cell.members else "",
+        no_interval=found.reason,
+    )
+
+
+def _seed_variance(trained: bool, evidence: Evidence, cell: Cell) -> SeedVariance:
+    if not trained:
+        return "none"
+    return "included" if evidence.training_noise(cell).degrees else "unknown"

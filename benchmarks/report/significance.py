@@ -75,6 +75,12 @@ class Evidence:
             self._intervals[key] = scores_interval(scores, noise)
         return self._intervals[key]
 
+    def why_no_scores(self, cell: Cell) -> str:
+        """Why `scores` returns None for a cell with a number."""
+        benchmark, metric, _ = self._item_key(cell)
+        outcomes = [self._source.outcomes[name, benchmark] for name in cell.members or (cell.row,)]
+        return self.items.why_not([outcome for outcome in outcomes if isinstance(outcome, Result)], metric)
+
     def gains(self, cell: Cell) -> dict[str, BlindPair]:
         """Kind of blind run → a cell's metric with and without the image, on the items of the run."""
         benchmark, metric, _ = self._item_key(cell)
@@ -126,7 +132,8 @@ def _compared(table: Table, tests: PairedTests, *, ranked: bool) -> Table:
     cells = dict(table.cells)
     for cell, base in _baseline_pairs(table):
         cells[_cell_key(cell)] = dataclasses.replace(cell, delta=tests.delta(cell, base))
-    for group in _ranked_groups(table) if ranked else ():
+    groups = [tests.comparable_sets(group) for group in _ranked_groups(table)] if ranked else []
+    for group in itertools.chain(*groups):
         for cell, mark in _marks(group, tests):
             shown: RankMark = "" if cell.credited is False else mark
             withheld: RankMark = mark if cell.credited is False else ""
@@ -136,6 +143,7 @@ def _compared(table: Table, tests: PairedTests, *, ranked: bool) -> Table:
         cells=cells,
         comparisons=len(tests),
         untestable=tests.untestable(table),
+        other_items=tuple(tuple(map(tuple, sets)) for sets in groups if len(sets) > 1),
         p_values=tests.corrected,
     )
 
@@ -149,7 +157,7 @@ class PairedTests:
         self._evidence = evidence
         pairs = [pair for table in tables for pair in _baseline_pairs(table) if not untested(*pair)]
         if ranked:
-            groups = (group for table in tables for group in _ranked_groups(table))
+            groups = (own for table in tables for group in _ranked_groups(table) for own in self.comparable_sets(group))
             pairs += [pair for group in groups for pair in itertools.combinations(group, 2)]
         self._estimates: dict[PairKey, Estimate] = {}
         self._untestable: dict[PairKey, tuple[Cell, Cell]] = {}
@@ -173,9 +181,19 @@ class PairedTests:
     def __len__(self) -> int:
         return len(self._estimates)
 
-    def p_adjusted(self, first: Cell, second: Cell) -> float:
-        """Corrected p-value of "no difference"; 1 without a test."""
-        return self.corrected.get(pair_key(first, second), 1.0)
+    def comparable_sets(self, group: Group) -> list[Group]:
+        """A column's cells of one protocol, in sets with scores for the same items; their order stays."""
+        sets: list[Group] = []
+        for cell in group:
+            scores = self._evidence.scores(cell)
+            own = next((each for each in sets if comparable(scores, self._evidence.scores(each[0]))), None)
+            sets.append([cell]) if own is None else own.append(cell)
+        return sets
+
+    def differs(self, first: Cell, second: Cell) -> bool | None:
+        """Whether two cells differ significantly; None without a test."""
+        p_adjusted = self.corrected.get(pair_key(first, second))
+        return None if p_adjusted is None else p_adjusted < ALPHA
 
     def delta(self, cell: Cell, base: Cell) -> BaselineDifference | None:
         """``cell`` minus ``base``, scaled; None without a test."""
@@ -246,7 +264,10 @@ def _ranked_groups(table: Table) -> Iterator[Group]:
 
 def _marks(group: Group, tests: PairedTests) -> list[tuple[Cell, RankMark]]:
     top, *others = group
-    tied = [other for other in others if tests.p_adjusted(top, other) >= ALPHA]
-    if len(tied) == len(others):  # also if the group has a single cell
+    differs = {other.row: tests.differs(top, other) for other in others}
+    if True not in differs.values():
         return []
-    return [(cell, "tied") for cell in (top, *tied)] if tied else [(top, "best")]
+    tied = [other for other in others if differs[other.row] is False]
+    if tied:
+        return [(cell, "tied") for cell in (top, *tied)]
+    return [(top, "best")] if None not in differs.values() else []

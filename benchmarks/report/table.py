@@ -2,8 +2,11 @@
 
 Rules of the marks:
 - cells are compared only within a *group* of equal protocol; input settings may differ, since they are part of a model;
-- ``best``: the top cell of a group, significantly different from every other cell of the group;
-- ``tied``: the top cell and those not significantly different from it, if the group has a significantly worse cell;
+- differences are paired by item, so that only models with a score for the same items are tested, and only they are
+  marked together;
+- ``best``: the top cell of such models, significantly better than every other one;
+- ``tied``: the top cell and those that were tested against it without a significant difference, if another one is
+  significantly worse;
 - no mark if no difference from the top cell is significant;
 - no mark for a cell that is not credited to the images (`Cell.credited`).
 All tests of a table (every pair of cells of a group, and the differences from the baselines) are one family: their
@@ -24,6 +27,7 @@ from benchmarks.study.rows import RowRecord
 ALPHA = 0.05
 DESCRIPTIVE_TYPES = ("alignment",)  # of benchmarks that describe a model's features instead of scoring a task
 RankMark = Literal["best", "tied", ""]
+SeedVariance = Literal["included", "none", "unknown", ""]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +150,9 @@ class Cell:
         by_seed: seed → value, if the value is a mean over seeds.
         members: names of the single seeds' rows, if the value is a mean over seeds.
         image_ci_half_width: average half width of a single seed's interval over images.
+        seed_variance: of a mean over seeds, whether its interval and tests include the seed variance; ``none`` for a
+            pretrained model, ``unknown`` if no trained model of its column and protocol has several seeds that differ.
+        no_interval: why the number has no interval.
         gains: kind of blind run → the gain of the image; empty without such runs.
         withheld: the mark that it would have if it were credited.
         measured_elsewhere: whether it was imported.
@@ -166,6 +173,8 @@ class Cell:
     by_seed: Mapping[int | None, float] = field(default_factory=dict)
     members: tuple[str, ...] = ()
     image_ci_half_width: float | None = None
+    seed_variance: SeedVariance = ""
+    no_interval: str = ""
     gains: Mapping[str, BlindGain] = field(default_factory=dict)
     withheld: RankMark = ""
     measured_elsewhere: bool = False
@@ -197,8 +206,9 @@ class Table:
         comparisons: number of tests behind the marks and differences.
         seeds: number of seeds that the values are means over; 0 without several seeds.
         untestable: pairs of cells without a test, since the seeds of every trained model have equal scores.
+        other_items: for each ranked column and protocol whose models do not have scores for the same items, the sets of
+            cells that do; only cells of one set are tested against each other.
         uneven: cells of models whose seeds differ more than chance explains, see `TrainingNoise.outlier`.
-        images_only: columns of a table over seeds in which each model was evaluated once, without seed variance.
         p_values: benchmark, metric and pair of models → Holm-corrected p-value of "no difference", of all tests.
     """
 
@@ -208,13 +218,14 @@ class Table:
     comparisons: int
     seeds: int = 0
     untestable: tuple[tuple[Cell, Cell], ...] = ()
+    other_items: tuple[tuple[tuple[Cell, ...], ...], ...] = ()
     uneven: tuple[Cell, ...] = ()
-    images_only: tuple[Column, ...] = ()
     p_values: Mapping[PairKey, float] = field(default_factory=dict)
 
-    def p_adjusted(self, first: Cell, second: Cell) -> float:
-        """Corrected p-value of "no difference" of two cells of a column; 1 without a test."""
-        return self.p_values.get(pair_key(first, second), 1.0)
+    def differs(self, first: Cell, second: Cell) -> bool | None:
+        """Whether two cells of a column differ significantly; None if they were not tested against each other."""
+        p_adjusted = self.p_values.get(pair_key(first, second))
+        return None if p_adjusted is None else p_adjusted < ALPHA
 
     @property
     def baselines(self) -> frozenset[str | None]:

@@ -40,7 +40,8 @@ COLUMNS: Mapping[str, str] = {
     "p_adjusted": "the same, corrected by Holm's method for all tests of the table",
     "significant": "whether p_adjusted is below 0.05",
     "min_detectable_difference": "the true difference that one such test detects with power 0.8",
-    "mark": "best: significantly different from all others of its metric and protocol; tied: at the top",
+    "mark": "best: significantly better than all others of its metric with the same protocol and items; tied: at the "
+    "top, or not significantly different from it",
     "scale": "factor by which the metric is multiplied for display",
     "higher_is_better": "empty if neither is better",
     "protocol_group": "values are comparable only within a group; 0 is the main protocol",

@@ -142,6 +142,17 @@ class _Correlation:
         return value, found
 
 
+def missing_values(formula: str, columns: Columns, names: Sequence[str]) -> np.ndarray:
+    """(N, K) whether an item has no value in a column, so that a metric leaves it out; empty if all items have values.
+
+    F1 counts an item without a value as 0, and leaves out none.
+    """
+    import pandas as pd
+
+    found = np.stack([pd.isna(columns[name]) for name in names], axis=1)
+    return found if found.any() and formula != "f1" else np.zeros(0, bool)
+
+
 def _place(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """(N,) mean over all items of the weight of those with a smaller value, and half of those with an equal one."""
     order = np.argsort(values, kind="stable")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from benchmarks.results.aggregation import missing_values
 from benchmarks.results.blind import BLIND_KINDS, BlindPair, gain_scores
 from benchmarks.results.noise import Scores
 from benchmarks.results.results import Metric, Result, columns_of, has_items, read_items
@@ -99,7 +101,18 @@ class ItemScores:
             most=_most(spec, tables),
             trained=len(tables) > 1 or single_training,
         )
-        return None if math.isnan(found.value) else found
+        if math.isnan(found.value):
+            return None
+        return dataclasses.replace(found, missing=_missing(spec, tables[0]))
+
+    def why_not(self, results: Sequence[Result], metric: str) -> str:
+        """Why `of_model` returns None."""
+        metrics = [result.metrics.get(metric) for result in results]
+        if any(each is None or each.aggregation is None for each in metrics):
+            return "only the scorer's total is known"
+        if not all(map(has_items, results)):
+            return "items are missing"
+        return "the items do not determine it" if len(results) == 1 else "the seeds have scores for different items"
 
     def gains(self, results: Sequence[Result], metric: str, *, single_training: bool = False) -> dict[str, BlindPair]:
         """Kind of blind run → the metric with and without the image, of one model with one result per seed."""
@@ -145,8 +158,17 @@ def _largest(tables: Sequence[pd.DataFrame], names: Sequence[str]) -> float:
 
 def _share_items(spec: Metric, tables: Sequence[_Table]) -> bool:
     """Whether tables have the columns of a metric and the same items."""
-    names, first = set(spec.columns), tables[0].keys
-    return len(first) > 0 and all(names.issubset(table.frame) and _equal(table.keys, first) for table in tables)
+    names, first = set(spec.columns), tables[0]
+    return len(first.keys) > 0 and all(
+        names.issubset(table.frame)
+        and _equal(table.keys, first.keys)
+        and (table is first or np.array_equal(_missing(spec, table), _missing(spec, first)))
+        for table in tables
+    )
+
+
+def _missing(spec: Metric, table: _Table) -> np.ndarray:
+    return missing_values(str(spec.aggregation), columns_of(table.frame, spec.columns), spec.columns)
 
 
 def _equal(keys: np.ndarray, others: np.ndarray) -> bool:
@@ -159,5 +181,7 @@ def _item_keys(table: pd.DataFrame) -> np.ndarray:
 
 
 def comparable(first: Scores | None, second: Scores | None) -> bool:
-    """Whether two models were evaluated on the same items."""
-    return first is not None and second is not None and _equal(first.items, second.items)
+    """Whether two models have scores for the same items."""
+    if first is None or second is None:
+        return False
+    return _equal(first.items, second.items) and np.array_equal(first.missing, second.missing)

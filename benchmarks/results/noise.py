@@ -40,6 +40,8 @@ class Scores:
         influence: (S, C) derivative of each value with respect to an image's weight.
         enters: (C,) whether an image has items that enter the metric.
         items: (N,) names of the items; only models with the same items are compared.
+        missing: (N, K) whether an item has no value in a column of the metric, of which it then is no mean; only
+            models that lack the same values are compared.
         trained: whether the seeds are training runs; False for a pretrained model.
         largest: the maximum of a bounded metric, whose minimum is 0; None for an unbounded one.
         linear: whether the metric is a mean over items.
@@ -49,6 +51,7 @@ class Scores:
     influence: np.ndarray
     enters: np.ndarray
     items: np.ndarray
+    missing: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, bool))
     trained: bool = False
     largest: float | None = None
     linear: bool = True

@@ -26,11 +26,12 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class ConfidenceInterval:
-    """A 95 % interval and its method (``"wilson"``, ``"student"`` or ``"none"``)."""
+    """A 95 % interval and its method (``"wilson"``, ``"student"`` or ``"none"``), or why there is none."""
 
     low: float | None
     high: float | None
     method: str
+    reason: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,11 +129,14 @@ def scores_interval(scores: Scores, noise: TrainingNoise) -> ConfidenceInterval:
     same variance (Korn and Graubard, Survey Methodology 24, 1998). Other metrics have Student's with Hall's correction.
     If all items are equal there is no interval, except for a proportion of 0 or 1.
     """
-    if scores.enters.sum() == 0 or math.isnan(scores.value) or (noise.without_spread and scores.trained):
-        return ConfidenceInterval(low=None, high=None, method="none")
+    if scores.enters.sum() == 0 or math.isnan(scores.value):
+        return _no_interval("no item enters it")
+    if noise.without_spread and scores.trained:
+        return _no_interval("the seeds of every model with several seeds have equal scores: their variance is unknown")
     found = metric_estimate(scores, noise)
-    if found.training_variance and found.clusters < 2:  # a single image has no variance
-        return ConfidenceInterval(low=None, high=None, method="none")
+    no_variance = "a single image has no variance" if found.clusters < 2 else "the score does not vary over the images"
+    if found.training_variance and found.clusters < 2:
+        return _no_interval(no_variance)
     if scores.largest is not None:
         # Wilson's interval accounts for skewness and kurtosis: the degrees of freedom must not do so again
         found = dataclasses.replace(found, image_degrees=max(1.0, found.clusters - 1.0))
@@ -144,12 +148,16 @@ def scores_interval(scores: Scores, noise: TrainingNoise) -> ConfidenceInterval:
         elif ratio * (1 - ratio) <= _ROUNDING:
             low, high = wilson_interval(round(ratio) * found.clusters, found.clusters)
         else:
-            return ConfidenceInterval(low=None, high=None, method="none")
+            return _no_interval(no_variance)
         return ConfidenceInterval(low=low * scores.largest, high=high * scores.largest, method="wilson")
     if not found.standard_error:
-        return ConfidenceInterval(low=None, high=None, method="none")
+        return _no_interval(no_variance)
     low, high = found.interval()
     return ConfidenceInterval(low=low, high=high, method="student")
+
+
+def _no_interval(reason: str) -> ConfidenceInterval:
+    return ConfidenceInterval(low=None, high=None, method="none", reason=reason)
 
 
 def compare(first: Scores, second: Scores, noise: TrainingNoise) -> PairedDifference:

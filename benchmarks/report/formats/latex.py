@@ -12,11 +12,11 @@ from benchmarks.report.all_pairs import MATRIX_TITLE, all_pairs
 from benchmarks.report.cell_text import UNCREDITED, decimals, interval_text, margin, missing_text, score, signs
 from benchmarks.report.chance_level import trivial_baselines
 from benchmarks.report.latex_style import COLUMN_GAP, FloatFit, fit_float, split_columns
-from benchmarks.report.notes import LATEX
+from benchmarks.report.notes import LATEX, mark_legend, variance_sources
 from benchmarks.report.overall import Interval
 from benchmarks.report.reference_table import REFERENCE_NOTE
 from benchmarks.report.report import Report
-from benchmarks.report.table import ALPHA, Cell, Column, RankMark, Table
+from benchmarks.report.table import Cell, Column, RankMark, Table
 from benchmarks.report.text_table import latex_table, main_table, row_headings
 from benchmarks.results.formatting import format_number, strip_control_chars
 from benchmarks.results.results import CHANCE
@@ -43,7 +43,7 @@ def render_latex(report: Report) -> str:
     shown: _Shown = "inline" if intervals == "inline" else "values"
     parts = _floats(report, _caption(report, inline=shown == "inline"), f"tab:{name}", shown)
     if intervals == "separate":
-        caption = latex_text(f"95 % intervals{' over images and seeds' if report.table.seeds else ''}.")
+        caption = latex_text(f"95 % intervals over {variance_sources(report.table)}.")
         parts += _floats(report, caption, f"tab:{name}-intervals", "intervals")
     parts += map(_comment, report.all_notes(LATEX))
     if pairs := all_pairs(report):
@@ -100,21 +100,18 @@ def _with_groups(tabular: list[str], table: Table, num_columns: int) -> list[str
 
 
 def _caption(report: Report, *, inline: bool) -> str:
-    marks = {cell.mark for cell in report.table.cells.values()}
     sentences = [report.answer]
     if report.latex.marks == "ranks":
         sentences.append(
-            "Bold: highest; underlined: second highest; equal numbers share a mark. A circle: not significantly "
-            "different from the highest (paired tests)."
+            "Bold: best; underlined: second best, both without regard to tests and among models with the same "
+            "settings; equal numbers share a mark. A circle: tested against the best without a significant difference."
         )
-    elif "best" in marks:
-        sentences.append("Bold: significantly different from every other model of its column (paired test).")
-    if "tied" in marks and report.latex.marks == "tests":
-        sentences.append("Underlined: at the top of its column, without a significant difference.")
+    else:
+        sentences += [line for line in mark_legend(report.table, LATEX) if line.startswith(("Best", "Tied"))]
     if any(cell.credited is False for cell in report.table.cells.values()):
         sentences.append(f"{UNCREDITED}: not credited to the images, and without a mark.")
     if inline and any(margin(cell) for cell in report.table.cells.values()):
-        sentences.append(f"With 95 % intervals{' over images and seeds' if report.table.seeds else ''}.")
+        sentences.append(f"With 95 % intervals over {variance_sources(report.table)}.")
     return latex_text(" ".join(sentences))
 
 
@@ -218,14 +215,14 @@ def _rank_mark(table: Table, cell: Cell) -> RankMark:
 
 
 def _equals_top(table: Table, cell: Cell) -> bool:
-    """Whether a credited cell is below the top of its column by a difference that is not significant."""
+    """Whether a credited cell was tested against the top of its column without a significant difference."""
     if cell.credited is False:
         return False
     group = [each for each in table.column_cells(cell.column) if each.value is not None and each.group == cell.group]
     if not cell.column.ranked or len(group) < 2:
         return False
     top = (max if cell.column.higher_is_better else min)(group, key=lambda each: each.value or 0.0)
-    return top is not cell and (top.value == cell.value or table.p_adjusted(top, cell) >= ALPHA)
+    return table.differs(top, cell) is False
 
 
 def _interval(cell: Cell) -> str:
