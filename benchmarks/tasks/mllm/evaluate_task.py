@@ -25,8 +25,9 @@ from benchmarks.tasks.mllm.llava_input import input_settings
 from benchmarks.tasks.mllm.lmms_models import model_settings
 from benchmarks.tasks.mllm.offline_tasks import data_root, definition_hash, go_offline, load_task, select_questions
 from benchmarks.tasks.mllm.task_metrics import TASK_METRICS, TaskMetrics, default_task_metrics
+from benchmarks.tasks.mllm.unread import MAX_UNREAD, UNREAD, add_unread
 from benchmarks.tasks.registry import get_benchmark
-from clips.core.artifact import library_versions
+from clips.core.artifact import library_versions, log_info
 from clips.errors import UserError, unknown_name_error
 
 if TYPE_CHECKING:
@@ -157,6 +158,16 @@ def evaluate_task(
         if reason := add_blind_runs(items, model, task, entry, settings, views, judge):
             absent["blind"] = reason
     metrics = {} if scored.no_judge else _metrics(reader, scored.values, items, reader.baselines(samples), absent)
+    if metrics and "generate_until" in str(task.config.output_type):
+        found = add_unread(items, samples, reader.metrics | reader.extra, reader.primary)
+        metrics |= {name: compute_metric(items, spec) for name, spec in found.items()}
+        if metrics[UNREAD].value > MAX_UNREAD:
+            first = items[items[UNREAD] > 0].iloc[0]
+            log_info(
+                f"{config.name}: {100 * metrics[UNREAD].value:.1f} % of the answers were not read (empty, refused, "
+                "without an option, yes or no, or in another form than the scorer compares), first item "
+                f"{first['item']}: {first['prediction']!r:.80}, expected {first['target']!r:.40}"
+            )
     return Evaluation(
         metrics=metrics,
         primary=tuple(name for name in reader.primary if name in metrics or name in absent),

@@ -133,6 +133,14 @@ def mmbench_columns(samples: Sequence[Sample]) -> dict[str, Any]:
     return {"points": np.array([np.nan if hit is None else 100.0 * hit for hit in hits])}
 
 
+def circular_groups(samples: Sequence[Sample]) -> np.ndarray:
+    """(N,) the question whose options a sample shows in one order; each its own if the task has no orders."""
+    entries = [sample.get("gpt_eval_score") for sample in samples]
+    if not all(isinstance(entry, Mapping) and "index" in entry for entry in entries):
+        return np.arange(len(samples))
+    return np.array([int(entry["index"]) % _CIRCULAR for entry in entries if entry])
+
+
 def mmbench_chance(samples: Sequence[Sample]) -> ChanceLevels:
     """Uniform guesses, independent in every order, which must all be right."""
     indices = np.array([int(sample["gpt_eval_score"]["index"]) for sample in samples])
