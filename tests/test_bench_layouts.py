@@ -336,6 +336,93 @@ def test_columns_of_a_dataset(tmp_path):
             _load(tmp_path / "hub", **asked)
 
 
+SPLITS = ("train", "test", "val", "test", "train")
+
+
+def _with_column(folder: Path, kind: str) -> Path:
+    """Five images in one file, whose column says the split of each, as Flickr30K's on the Hub and its CSV do."""
+    write_images(folder, len(SPLITS))
+    names = [f"{number}.png" for number in range(len(SPLITS))]
+    captions = [[f"first of {number}", f"second of {number}"] for number in range(len(SPLITS))]
+    frame = pd.DataFrame({"raw": captions, "filename": names, "split": SPLITS})
+    if kind == "jsonl":
+        rows = zip(names, captions, SPLITS, strict=True)
+        lines = [{"image": name, "captions": texts, "split": split} for name, texts, split in rows]
+        return world.write_lines(folder / "rows.jsonl", lines)
+    if kind == "csv":
+        frame["raw"] = frame["raw"].map(json.dumps)  # as in flickr_annotations_30k.csv
+        frame.to_csv(folder / "rows.csv", index=False)
+        return folder / "rows.csv"
+    if kind == "pandas":
+        frame.to_csv(folder / "rows.csv", index=False)  # lists in Python's notation
+        return folder / "rows.csv"
+    if kind == "parquet":
+        frame.to_parquet(folder / "rows.parquet")
+        return folder / "rows.parquet"
+    pictures = [world.draw_image(number) for number in range(len(SPLITS))]
+    columns = {"image": pictures, "caption": captions, "split": list(SPLITS)}
+    world.write_parquet(folder / "hub/data/test-00000-of-00001.parquet", columns)
+    return folder / "hub"
+
+
+@pytest.mark.parametrize("kind", ["hub", "csv", "pandas", "parquet", "jsonl"])
+def test_a_column_says_the_split_of_each_row(tmp_path, kind):
+    path = _with_column(tmp_path, kind)
+    found = {}
+    for split in ("test", "val", "train", "all"):
+        read = _load(path, split=split)
+        assert read.split == split
+        found[split] = [int(texts[0].split()[-1]) for texts in read.captions]
+        assert [texts[1] for texts in read.captions] == [f"second of {number}" for number in found[split]]
+        for place, number in enumerate(found[split]):
+            assert read.open(place).tobytes() == world.draw_image(number).tobytes()
+    assert found == {"test": [1, 3], "val": [2], "train": [0, 4], "all": [0, 1, 2, 3, 4]}
+    with pytest.raises(UserError, match=r"'dev' \(known: test, train, val\)|Unknown split \"dev\"|split .*'dev'"):
+        _load(path, split="dev")
+
+
+def test_a_split_is_asked_only_of_rows_that_state_one(tmp_path):
+    write_images(tmp_path / "images", 1)
+    (tmp_path / "rows.csv").write_text("image,caption\n0.png,a dog\n")
+    world.write_lines(tmp_path / "rows.jsonl", [{"image": "images/0.png", "caption": "a dog"}])
+    for name, expected in (("rows.csv", "expected a column 'split'"), ("rows.jsonl", "expected 'split' in each line")):
+        assert _load(tmp_path / name, split="all").texts == ["a dog"]
+        with pytest.raises(UserError, match=rf"split: .*{name}: {expected}"):
+            _load(tmp_path / name, split="val")
+    columns = {"image": [world.draw_image(0)], "caption": ["a dog"], "split": ["val"]}
+    world.write_parquet(tmp_path / "hub/data/validation-00000-of-00001.parquet", columns)
+    assert _load(tmp_path / "hub", split="validation").texts == ["a dog"]  # the same split by another name
+    (tmp_path / "rows.csv").write_text("image,caption,split\n0.png,a dog,train\n")
+    with pytest.raises(UserError, match=r"unknown split in the column of .*rows\.csv 'test'.*train"):
+        _load(tmp_path / "rows.csv")
+
+
+@pytest.mark.parametrize(
+    ("cell", "captions"),
+    [
+        ('["a dog", "it\'s a \\"dog\\""]', ["a dog", 'it\'s a "dog"']),
+        ("""['a dog', "it's a dog",]""", ["a dog", "it's a dog"]),
+        ("[laughter]", ["[laughter]"]),
+        ("['a' was written] on a wall", ["['a' was written] on a wall"]),
+        ("['a dog' 'a cat']", None),  # NumPy's notation: Python would join both
+        ("['a dog', 1]", None),
+        ('["a dog", null]', ["a dog"]),
+        ("['a dog', None]", ["a dog"]),
+        ("['Exit' in green]", ["['Exit' in green]"]),
+        ("['a dog\n' 'a cat']", None),
+        ("['a', ['b']]", None),
+    ],
+)
+def test_lists_of_captions_written_as_text_are_read_or_rejected(tmp_path, cell, captions):
+    write_images(tmp_path, 1)
+    pd.DataFrame({"image": ["0.png"], "captions": [cell]}).to_csv(tmp_path / "rows.csv", index=False)
+    if captions is None:
+        with pytest.raises(UserError, match=r"row 0: captions: expected captions, got a list written as text"):
+            _load(tmp_path / "rows.csv")
+    else:
+        assert _load(tmp_path / "rows.csv").texts == captions
+
+
 def test_real_captions(shared):
     """COCO's 5,000 test images, some with six captions, of which five an image are kept; Flickr8k as it comes."""
     file = shared / "data/coco_karpathy_test_captions.json"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from clips.data.formats.dataset_format import ALL, Captioned, Dataset, Location, captioned
+from clips.data.formats.dataset_format import ALL, WHOLE, Captioned, Dataset, Location, captioned
 from clips.data.images import IMAGE_SUFFIXES, image_exists
 from clips.data.lazy_images import FileImage
 from clips.errors import UserError
@@ -97,17 +97,19 @@ def is_jsonl(location: Location) -> bool:
 def read_jsonl(location: Location) -> Dataset[Captioned]:
     """Objects with ``image`` or ``images`` and ``caption`` or ``captions``: this suite's own format.
 
-    ``captions`` may be an object from a language to its captions.
+    ``captions`` may be an object from a language to its captions. Of rows with ``split``, those of the requested one.
     """
+    has_splits = location.rows_state_split()
 
-    def rows() -> Iterator[Captioned]:
-        for number, row in read_json_lines(location.path):
+    def rows() -> Iterator[tuple[str, Captioned]]:
+        for number, row in read_json_lines(location.path, texts=("split",) if has_splits else ()):
             read = _row(root, row, f"{location.path} line {number}")
-            several = isinstance(read.captions, dict)
-            yield Captioned(read.images, read.captions[location.language(read.captions)]) if several else read
+            if isinstance(read.captions, dict):
+                read = Captioned(read.images, read.captions[location.language(read.captions)])
+            yield row["split"] if has_splits else location.spec.split, read
 
     root = location.image_root()
-    return Dataset(records=rows())
+    return Dataset(records=location.rows_of_split(rows()), split=location.spec.split if has_splits else WHOLE)
 
 
 def _row(root: Path, row: Any, where: str) -> Captioned:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from clips.data.formats.dataset_format import WHOLE, Classified, Dataset, Location
-from clips.data.formats.rows import has_splits, open_rows
+from clips.data.formats.rows import rows_of_split
 from clips.data.images import IMAGE_SUFFIXES
 from clips.data.lazy_images import FileImage, ImageColumn, TableImage
 from clips.errors import UserError
@@ -101,10 +101,10 @@ def read_datasets(location: Location) -> Dataset[Classified]:
     """One column of images and one of classes; a dataset saved without splits counts as ``test``."""
     import datasets
 
-    path, split = location.spec.path, location.spec.split
-    if not has_splits(location.path) and split != "test":
-        raise UserError(f"{path}: has no split '{split}' (it has: test)")
-    rows = open_rows(path, location.spec.subset, split)
+    path = location.spec.path
+    rows, split = rows_of_split(location)
+    if split == WHOLE and location.spec.split != "test":
+        raise UserError(f"{path}: has no split '{location.spec.split}' (it has: test)")
     images = [name for name, feature in rows.features.items() if isinstance(feature, datasets.Image)]
     labels = [name for name, feature in rows.features.items() if isinstance(feature, datasets.ClassLabel)]
     labels = labels or [name for name in _LABELS if name in rows.features]
@@ -128,7 +128,7 @@ def read_datasets(location: Location) -> Dataset[Classified]:
     images = [TableImage(column, row, label=name) for row, name in enumerate(names)]
     return Dataset(
         records=list(map(Classified, names, images, targets)),
-        split=split if has_splits(location.path) else WHOLE,
+        split=split,
         classes=classes,
         named_by=f"the data set's column {label}",  # likewise
     )

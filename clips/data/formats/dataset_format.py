@@ -188,6 +188,13 @@ class Location:
         except UserError:
             return {}
 
+    def rows_state_split(self) -> bool:
+        """Whether the objects of a JSON lines file have ``split``. Raises UserError if not, but one is requested."""
+        has_split = "split" in self.first_row()
+        if not has_split and self.spec.split not in {DatasetSpec.split, ALL}:
+            raise UserError(f"split: {self.path}: expected 'split' in each line, found none in the first")
+        return has_split
+
     @functools.cached_property
     def json(self) -> Any:
         """The content of a ``.json`` file; None for anything else. Raises UserError for invalid JSON."""

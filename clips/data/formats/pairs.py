@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from clips.data.formats.dataset_format import Dataset, ImageRegion, Location, Pair
+from clips.data.formats.dataset_format import WHOLE, Dataset, ImageRegion, Location, Pair
 from clips.data.formats.rows import is_datasets, open_rows
 from clips.data.images import image_exists
 from clips.data.lazy_images import FileImage, ImageColumn, TableImage
@@ -19,20 +19,23 @@ _WINOGROUND = ("caption_0", "caption_1")
 
 def read_jsonl(location: Location) -> Dataset[Pair]:
     """JSON lines of {image, caption, negative, kind}; ``negative`` is a string or a list."""
-    path, root = location.path, location.image_root()
+    path, root, has_splits = location.path, location.image_root(), location.rows_state_split()
 
-    def pairs() -> Iterator[Pair]:
-        rows = read_json_lines(path, texts=("image", "caption"), others=("negative",))
+    def pairs() -> Iterator[tuple[str, Pair]]:
+        texts = ("image", "caption", "split") if has_splits else ("image", "caption")
+        rows = read_json_lines(path, texts=texts, others=("negative",))
         for number, (line, row) in enumerate(rows):
             negative = row["negative"]
             wrong = [negative] if isinstance(negative, str) else negative
             if not isinstance(wrong, list) or not wrong or not all(isinstance(text, str) and text for text in wrong):
                 where = f"{path} line {line}: negative"
                 raise UserError(f"{where}: expected a string, or a list of strings, got {negative!r:.80}")
-            name = f"{number}/{row['image']}"
-            yield _pair(name, str(row.get("kind", "")), root, row["image"], (row["caption"], *wrong))
+            pair = _pair(
+                f"{number}/{row['image']}", str(row.get("kind", "")), root, row["image"], (row["caption"], *wrong)
+            )
+            yield row["split"] if has_splits else location.spec.split, pair
 
-    return Dataset(records=pairs())
+    return Dataset(records=location.rows_of_split(pairs()), split=location.spec.split if has_splits else WHOLE)
 
 
 def read_sugarcrepe(location: Location) -> Dataset[Pair]:

@@ -5,27 +5,33 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import csv
 import functools
+import io
 import itertools
+import json
 import re
+import tokenize
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from clips.core.content import file_stamp
 from clips.core.identity import digest
-from clips.data.formats.dataset_format import WHOLE, Captioned, Dataset, Location
+from clips.data.formats.dataset_format import ALL, WHOLE, Captioned, Dataset, DatasetSpec, Location
 from clips.data.lazy_images import FileImage, ImageColumn, LazyImage, TableImage
 from clips.data.parquet_limits import check_decompressed_size
 from clips.data.remote_files import expand_brace_ranges, is_remote
 from clips.errors import UserError, error_reason, unknown_name_error
 
 _TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
-_IMAGE_COLUMNS = ("image", "jpg", "png", "image_path", "file_name", "path", "url", "image_url")
+_IMAGE_COLUMNS = ("image", "jpg", "png", "image_path", "file_name", "filename", "path", "url", "image_url")
 _CAPTION_COLUMNS = ("captions", "caption", "sentences", "texts", "text", "raw")
 _NUMBERED_COLUMN = re.compile(r"captions?_?\d+")
+_SPLIT_COLUMN = "split"
+_LIST_AS_TEXT = re.compile(r"""\s*\[\s*['"].*\]\s*""", re.DOTALL)
 _CSV_VERSION = 1  # of `_csv_rows`; raise it with a change of the result, because datasets caches it
 _MAX_CELL = 1 << 26  # characters; csv's own limit is 131,072
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -281,17 +287,52 @@ def read_table(location: Location) -> Dataset[Captioned]:
     Raises:
         UserError: no such columns, a row without a caption, or an unreadable file.
     """
-    path = location.spec.path
+    path, split = location.spec.path, location.spec.split
     rows = open_table(path, table_files(path))
-    return Dataset(records=_records(location, rows, location.image_root("images")))
+    has_column = _SPLIT_COLUMN in rows.column_names
+    if has_column:
+        rows = _rows_of_split(rows, split, path)
+    elif split not in {DatasetSpec.split, ALL}:
+        raise UserError(f"split: {path}: expected a column '{_SPLIT_COLUMN}' for '{split}', found none")
+    records = _records(location, rows, location.image_root("images"))
+    return Dataset(records=records, split=split if has_column else WHOLE)
 
 
 def read_datasets(location: Location) -> Dataset[Captioned]:
     """As `read_table`, for the rows of `open_rows`."""
-    rows = open_rows(location.spec.path, location.spec.subset, location.spec.split)
-    split = location.spec.split if has_splits(location.path) else WHOLE
+    rows, split = rows_of_split(location)
     root = location.image_root() if location.spec.image_root else location.path
     return Dataset(records=_records(location, rows, root), split=split)
+
+
+def rows_of_split(location: Location) -> tuple[Any, str]:
+    """The rows of `open_rows`, those whose column ``split`` says so, and the split's name in protocols.
+
+    On the Hub, Flickr30K is one split ``test`` with a column that says train, val or test.
+    """
+    path, subset, split = location.spec.path, location.spec.subset, location.spec.split
+    try:
+        rows = open_rows(path, subset, split)
+    except UserError:  # no such split, but the column may have it
+        files = files_of_splits(path, subset) if location.path.is_dir() and not is_saved(path) else {}
+        rows = open_rows(path, subset, *files) if len(files) == 1 else None
+        if rows is None or _SPLIT_COLUMN not in rows.column_names:
+            raise
+    has_column = _SPLIT_COLUMN in rows.column_names
+    # the rows of a split "validation" may all say "val"
+    if has_column and (len(set(rows[_SPLIT_COLUMN][:])) > 1 or not has_splits(location.path)):
+        rows = _rows_of_split(rows, split, path)
+    return rows, split if has_column or has_splits(location.path) else WHOLE
+
+
+def _rows_of_split(rows: Any, split: str, path: str) -> Any:
+    """The rows whose column ``split`` has this value. Raises UserError if there are none."""
+    if split == ALL:
+        return rows
+    splits = rows[_SPLIT_COLUMN][:]
+    if split not in splits:
+        raise unknown_name_error(split, sorted({str(each) for each in splits}), f"split in the column of {path}")
+    return rows.select([number for number, each in enumerate(splits) if each == split])
 
 
 def _records(location: Location, rows: Any, root: Path) -> Iterator[Captioned]:
@@ -302,10 +343,11 @@ def _records(location: Location, rows: Any, root: Path) -> Iterator[Captioned]:
     are_names = getattr(rows.features[image_column], "dtype", "") in {"string", "large_string"}
     for number, row in enumerate(rows.select_columns([*columns, *([image_column] * are_names)])):
         image = _named_image(images, number, row[image_column]) if are_names else TableImage(images, number)
-        cells = [cell for name in columns for cell in _as_list(row[name])]
+        where = f"{path} row {number}: {', '.join(columns)}"
+        cells = [cell for name in columns for cell in _as_list(row[name], where)]
         texts = [cell.get("raw") if isinstance(cell, dict) else cell for cell in cells if cell not in (None, "")]
         if not texts:
-            raise UserError(f"{path} row {number}: {', '.join(columns)}: expected a caption, got none")
+            raise UserError(f"{where}: expected a caption, got none")
         yield Captioned([image], texts)
 
 
@@ -318,8 +360,33 @@ def _named_image(images: ImageColumn, row: int, name: str | None) -> LazyImage:
     return FileImage(images.root, name)
 
 
-def _as_list(cell: Any) -> list[Any]:
-    return cell if isinstance(cell, list) else [cell]
+def _as_list(cell: Any, where: str) -> list[Any]:
+    """The captions of a cell, which may be a list written as text: as JSON, or as pandas writes lists to CSV."""
+    if not isinstance(cell, str) or not _LIST_AS_TEXT.fullmatch(cell):
+        return cell if isinstance(cell, list) else [cell]
+    try:
+        found = json.loads(cell)
+    except ValueError:
+        found = _python_list(cell)
+    if isinstance(found, list) and all(text is None or isinstance(text, str) for text in found):
+        return found
+    if found is None and cell.rstrip("] \n")[-1:] not in {"'", '"'}:
+        return [cell]  # a caption in brackets
+    raise UserError(f"{where}: expected captions, got a list written as text that cannot be read: {cell:.80}")
+
+
+def _python_list(text: str) -> Any:
+    """The value of a list in Python's notation; None for another text, and for NumPy's ``['a' 'b']``.
+
+    Python joins strings without a comma between them.
+    """
+    try:
+        tokens = [token.type for token in tokenize.generate_tokens(io.StringIO(text).readline)]
+        found = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, tokenize.TokenError, MemoryError, RecursionError):
+        return None
+    types = [kind for kind in tokens if kind != tokenize.NL]
+    return None if (tokenize.STRING, tokenize.STRING) in itertools.pairwise(types) else found
 
 
 def _caption_columns(location: Location, columns: Sequence[str]) -> list[str]:
