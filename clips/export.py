@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clips.core.artifact import MANIFEST, atomic_artifact_dir, log_info, write_manifest
+from clips.core.metrics_log import read_entries
 from clips.errors import UserError, error_reason, unknown_name_error
 from clips.interchange.exporting import EXPORT_FORMATS, export_encoder
 from clips.method.recipes import RecipeConfig
 from clips.model.architectures import ModelConfig
 from clips.model_card import write_model_card
 from clips.model_refs import OPEN_CLIP_CONFIG
-from clips.text_files import safe_json_loads
 from clips.training.run_dir import read_run_config
 from clips.training.run_logger import METRICS_FILE
 from clips.training.stages import completed_stages
@@ -110,8 +110,7 @@ def _last_validation(checkpoint: Path, step: int) -> dict[str, Any]:
     """The last entry with validation metrics in the run's metrics.jsonl up to ``step``; empty if there is none."""
     for directory in checkpoint.resolve().parents[:2]:
         if (directory / METRICS_FILE).is_file():
-            lines = (directory / METRICS_FILE).read_text(encoding="utf-8").splitlines()
-            entries = [entry for entry in map(safe_json_loads, lines) if entry["step"] <= step]
+            entries = [entry for entry in read_entries(directory / METRICS_FILE) if entry.get("step", step) <= step]
             return next((entry for entry in reversed(entries) if any("val_" in name for name in entry)), {})
     return {}
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,12 @@ import torch.distributed as dist
 from clips.commandline.signals import StopRequest, exit_status_for_signal, graceful_shutdown
 from clips.core.artifact import atomic_update_dir, atomic_write, directory_hash, log_info, write_manifest
 from clips.core.identity import identity as identity_of
+from clips.core.locks import lock_output
 from clips.core.trackers import Trackers, open_trackers
 from clips.data.device_copies import copy_ahead
 from clips.data.loader import iterate_batches, worker_death_as_user_error
 from clips.encoder import write_encoder
+from clips.errors import UserError
 from clips.method.clips_model import ClipsModel
 from clips.model.lora import merge_adapters
 from clips.model_card import write_model_card
@@ -81,16 +84,21 @@ def train_stage(config: EncoderTrainConfig, stop: StopRequest, *, last: bool = T
     if check_trained(config, identity):
         log_info(f"{config.output}: already trained with this config; nothing to do")
         return
-    run = setup_run(config, data)
-    run.state.identity, run.state.sources = identity, data.describe()
-    if run.processes.is_main:
-        log_config_changes(run)
-        create_run_dir(config, identity)
-    metrics = train_loop(run, stop)
-    summary = summarize(run, metrics)
-    encoder = export_model(run)
-    if encoder is not None:
-        finalize_run(run, encoder, summary)
+    output = Path(config.output)
+    is_writing = os.environ.get("RANK", "0") == "0"
+    with lock_output(output.with_name(f".{output.name}.lock"), output) if is_writing else contextlib.nullcontext():
+        if is_writing and check_trained(config, identity):
+            raise UserError(f"output: another run has just written {output}")
+        run = setup_run(config, data)
+        run.state.identity, run.state.sources = identity, data.describe()
+        if run.processes.is_main:
+            log_config_changes(run)
+            create_run_dir(config, identity)
+        metrics = train_loop(run, stop)
+        summary = summarize(run, metrics)
+        encoder = export_model(run)
+        if encoder is not None:
+            finalize_run(run, encoder, summary)
     wait_for_main_process()
     if not last and (signal := stop.of_any_process(torch.device("cpu"))):
         log_stopped(run)

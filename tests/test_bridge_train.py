@@ -6,6 +6,7 @@ import base64
 import contextlib
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from bridge_world import metrics
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from clips.data.invalid_samples import InvalidSamples
 from clips.errors import UserError
 from llava_bridge import answer, load_llava
 from llava_bridge.training import launch as launching
@@ -98,6 +100,28 @@ def test_killed_and_resumed_gives_the_same_weights(trained: Path, bridge_encoder
     assert 10_000 < manifest["seconds"] < 12_000
     assert not list(directory.glob(".killed.*"))
     bridge_world.assert_same_training(directory / "killed", trained, 0)
+
+
+@pytest.mark.slow
+def test_a_run_resumes_from_the_checkpoint_before_a_damaged_one(trained: Path, bridge_encoder: Path, bridge_talk: Path):
+    directory = trained.parent
+    config = bridge_world.config_file(directory, "damaged", bridge_talk, encoder=str(bridge_encoder), save_steps=2)
+    checkpoint = directory / ".damaged.work" / "instruct" / "checkpoints" / "checkpoint-4"
+    command = ("-m", "llava_bridge", "train", "--local_rank=0")
+    with bridge_world.training(config, *command, **bridge_world.launched()) as process:
+        bridge_world.wait_for((checkpoint / "complete").exists, process)
+        process.kill()
+    for newer in checkpoint.parent.glob("checkpoint-6"):
+        shutil.rmtree(newer)
+    (states,) = checkpoint.rglob("*optim_states.pt")
+    content = bytearray(states.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 4] = b"\xaa\xbb\xcc\xdd"
+    states.write_bytes(content)
+    resumed = bridge_world.train(config, "--local_rank=0", **bridge_world.launched())
+    assert f"{states}: missing or damaged" in resumed
+    assert f"resuming from {checkpoint.with_name('checkpoint-2')}, the checkpoint before it" in resumed
+    assert metrics(directory / "damaged", *LOGGED) == metrics(trained, *LOGGED)
+    bridge_world.assert_same_training(directory / "damaged", trained, 0)
 
 
 def test_the_command_imports_neither_torch_nor_transformers(tmp_path, bridge_encoder, bridge_talk):
@@ -303,6 +327,49 @@ def test_bad_samples_are_counted_over_all_processes_and_attempts(tmp_path, monke
         trainer._check_invalid(trainer.invalid.add([(1, "b", "met before"), (7, "c", "after resuming")]))
     assert not (tmp_path / "checkpoint-12").exists()
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-4", "checkpoint-10"}
+
+
+def checkpoints_of(folder: Path, *steps: int) -> None:
+    """Complete checkpoints of a few files each."""
+    from llava_bridge.training.checkpoints import mark_complete
+
+    for step in steps:
+        states = folder / f"checkpoint-{step}" / f"global_step{step}"
+        states.mkdir(parents=True)
+        (states / "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt").write_bytes(bytes(range(256)) * step)
+        (states.parent / "trainer_state.json").write_text("{}")
+        mark_complete(states.parent, InvalidSamples(), 1.0)
+
+
+@pytest.mark.parametrize("damage", ["four bytes", "cut", "absent", "record"])
+def test_a_damaged_checkpoint_is_not_resumed_from(damage: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    from llava_bridge.training import checkpoints
+
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setattr(checkpoints, "barrier", lambda: None)
+    checkpoints_of(tmp_path, 2, 4)
+    assert checkpoints.last_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
+    for step in (4, 2):
+        file = tmp_path / f"checkpoint-{step}/global_step{step}/bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"
+        if damage == "four bytes":
+            file.write_bytes(file.read_bytes()[:100] + b"\xff\xfe\xfd\xfc" + file.read_bytes()[104:])
+        elif damage == "cut":
+            file.write_bytes(file.read_bytes()[:-1])
+        elif damage == "absent":
+            file.unlink()
+        else:
+            file = tmp_path / f"checkpoint-{step}/complete"
+            file.write_bytes(bytes(file.stat().st_size))
+        if step == 4:
+            assert checkpoints.last_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+            told = capsys.readouterr().err.splitlines()
+            assert told[0].startswith(f"{file}: ")
+            assert told[1] == f"resuming from {tmp_path / 'checkpoint-2'}, the checkpoint before it"
+            assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
+        else:
+            with pytest.raises(UserError, match=rf"{file.name}: .*; no earlier checkpoint is left"):
+                checkpoints.last_checkpoint(tmp_path)
+            assert file.parent.exists()
 
 
 def test_an_unusual_first_loss_is_reported() -> None:

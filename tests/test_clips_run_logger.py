@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 import time
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 
 from clips.commandline import progress
 from clips.commandline.progress import Progress, progress_iter
-from clips.training.run_logger import RunLogger, ThroughputTimer
+from clips.core.metrics_log import read_entries
+from clips.training.run_logger import METRICS_FILE, RunLogger, ThroughputTimer
 from clips.training.train_state import TrainState
 
 
@@ -105,3 +107,19 @@ def test_a_terminal_gets_a_bar():
 
 def test_items_pass_through():
     assert list(progress_iter(["a", "b"], "reading")) == ["a", "b"]
+
+
+def test_a_resume_keeps_all_lines_that_can_be_read(tmp_path: Path):
+    lines = [json.dumps({"step": step, "loss": 1.0}).encode() for step in range(1, 31)]
+    lines[5] = lines[5][:-4]
+    lines[9] = b'{"step": 10, "loss": "\xff"}'
+    lines[11] = b"\0" * 20
+    lines[13] = b"5"
+    lines[15] = b'{"loss": 1.0}'
+    (tmp_path / METRICS_FILE).write_bytes(b"\n".join([*lines, b'{"step": 31, "lo']))
+    with RunLogger(tmp_path, step=28, steps=40):
+        pass
+    kept = [json.loads(line)["step"] for line in (tmp_path / METRICS_FILE).read_text().splitlines()]
+    assert kept == [step for step in range(1, 29) if step - 1 not in {5, 9, 11, 13, 15}]
+    assert [entry["step"] for entry in read_entries(tmp_path / METRICS_FILE)] == kept
+    assert read_entries(tmp_path / "none") == []

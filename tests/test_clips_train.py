@@ -20,6 +20,8 @@ from clips_world import is_equal, metrics, stopped_at, train, trained
 from safetensors.torch import save_file
 
 from benchmarks.report.cost_figures import TrainingRuns, encoder_flops
+from clips.cli import COMMANDS
+from clips.commandline.commands import dispatch
 from clips.core.artifact import directory_hash, write_manifest
 from clips.encoder import write_encoder
 from clips.errors import UserError
@@ -148,6 +150,66 @@ def test_a_finished_run_stays_and_another_config_is_rejected(whole, data, capsys
     with pytest.raises(UserError, match="seed is 0 there and 1 now"):
         train(clips_world.train_config(data, whole, seed=1))
     assert {path: path.stat().st_mtime_ns for path in whole.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("captioner.safetensors", None, "captioner.safetensors: missing, but manifest.json lists it; restore"),
+        ("open_clip_model.safetensors", 0, "open_clip_model.safetensors: has 0 bytes, but 21,"),
+        (
+            "open_clip_model.safetensors",
+            -1,
+            "open_clip_model.safetensors: has another content than manifest.json",
+        ),
+        ("manifest.json", 0, "not an artifact of kind 'encoder' (manifest.json: not valid JSON"),
+        ("manifest.json", -1, "not an artifact of kind 'encoder' (manifest.json: not valid JSON"),
+    ],
+)
+def test_a_finished_run_that_lost_its_content_is_an_error_and_stays(whole, data, tmp_path, capsys, name, content, told):
+    """As power cuts leave it: a file is missing, empty, or zeros in its size and with its time (-1)."""
+    output = tmp_path / "whole"
+    shutil.copytree(whole, output)
+    status = (output / name).stat()
+    (output / name).unlink() if content is None else (output / name).write_bytes(
+        bytes(status.st_size if content else 0)
+    )
+    if content is not None:
+        os.utime(output / name, ns=(status.st_mtime_ns, status.st_mtime_ns))
+    before = sorted(output.rglob("*"))
+    clips_world.train_config(data, output)
+    assert dispatch("clips", "", COMMANDS, ["train", "--config", str(output.with_suffix(".json"))]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line
+    assert "remove" not in line
+    assert sorted(output.rglob("*")) == before
+
+
+def test_a_second_run_in_one_directory_is_rejected_and_a_killed_one_leaves_no_lock(data: Path, tmp_path: Path):
+    config = clips_world.train_config(data, tmp_path / "run", save_steps=100)
+    lock = tmp_path / ".run.lock"
+    code = f"""
+import os, time
+from pathlib import Path
+from clips.core.locks import lock_output
+with lock_output(Path({str(lock)!r}), "run"):
+    if os.fork() == 0:  # as a DataLoader's worker, which notices the end of its process after seconds
+        time.sleep(30)
+        os._exit(0)
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == b"locked\n"
+        with pytest.raises(UserError, match=r"^output: another run is writing .*run$"):
+            train(config)
+        assert not (tmp_path / "run").exists()
+        owner.kill()
+        owner.wait()
+        train(config)
+        os.killpg(owner.pid, signal.SIGKILL)
+    assert not lock.exists()
 
 
 def test_an_unfinished_run_may_change_the_stated_settings(data: Path, tmp_path: Path):

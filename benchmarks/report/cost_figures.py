@@ -9,12 +9,12 @@ from typing import Any
 
 from benchmarks.report.cell_text import column_header, column_title, score
 from benchmarks.report.figure import MAX_POINT_LABELS, Figure, FigureSet, Palette, number_points, safe_file_name
-from benchmarks.report.load_results import read_metrics
 from benchmarks.report.report import Report
 from benchmarks.report.table import Cell, Column
 from benchmarks.results.formatting import join_with_and
 from benchmarks.study.rows import RowRecord
 from clips.core.artifact import STAGES_DIR, read_manifest
+from clips.core.metrics_log import read_entries
 from clips.errors import UserError
 
 _LOG_SCALE_RATIO = 20
@@ -70,7 +70,7 @@ def encoder_flops(training: TrainingRuns) -> float | None:
 def _logged_flops(directory: Path) -> float:
     processes = _field(directory, "processes") or 1.0
     total, seen = 0.0, 0.0
-    for entry in read_metrics(directory):
+    for entry in read_entries(directory / "metrics.jsonl"):
         flops, samples = _flops_per_sample(entry, processes), _number(entry.get("samples_seen"))
         if flops and samples:
             total += flops * max(0.0, samples - seen)

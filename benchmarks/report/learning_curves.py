@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.report.figure import SERIES_COLORS, Figure, FigureSet, LegendEntry, Palette, safe_file_name
-from benchmarks.report.load_results import ReportSource, read_metrics
+from benchmarks.report.load_results import ReportSource
 from benchmarks.results.formatting import format_number, join_with_and
+from clips.core.metrics_log import read_entries
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +94,7 @@ def _curves(source: ReportSource, panel: PanelSpec) -> list[Curve]:
         if directory is None or directory in drawn:
             continue
         drawn.add(directory)
-        points = _points(read_metrics(source.directory / directory), panel)
+        points = _points(read_entries(source.directory / directory / "metrics.jsonl"), panel)
         if len(points) > 1:
             name, color = (row.llm or row.name, len(drawn) - 1) if panel.artifact == "llm" else (row.name, index)
             x, y = zip(*points, strict=True)

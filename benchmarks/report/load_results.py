@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from benchmarks.results.formatting import join_with_and
 from benchmarks.results.protocol import ranking_key
@@ -324,19 +323,3 @@ def _read(file: Path) -> tuple[str, str, Result | MissingValue]:
 def _invalid(file: Path, error: UserError) -> MissingValue:
     """The error of a result file, with a short path that fits into a cell of a table."""
     return MissingValue(kind="invalid", reason=str(error).replace(f"{file.parent}/", f"{file.parent.name}/"))
-
-
-def read_metrics(directory: Path) -> list[dict[str, Any]]:
-    """The entries of ``metrics.jsonl`` in a training's output; empty without the file. Invalid lines are skipped."""
-    path = directory / "metrics.jsonl"
-    if not path.is_file():
-        return []
-    lines: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:  # the last line of a killed run
-            continue
-        if isinstance(entry, dict):
-            lines.append(entry)
-    return lines

@@ -21,11 +21,12 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from clips.core.content import content_hashes
+from clips.core import durable
+from clips.core.content import content_hashes, file_hash
 from clips.core.identity import Identity, reject_other_run
 from clips.errors import UserError
 from clips.safe_text import redact, strip_control_chars
@@ -47,6 +48,8 @@ _LIBRARIES = ("torch", "transformers", "deepspeed", "open_clip_torch", "timm", "
 def atomic_artifact_dir(path: str | Path, *, kind: str | None = None) -> Iterator[Path]:
     """A fresh directory next to ``path`` that replaces it when the block succeeds, and is removed when it fails.
 
+    The earlier artifact is deleted only when the new one is on the disk.
+
     Args:
         path: the directory to write; it may only contain an earlier untrained artifact.
         kind: the type that the earlier artifact must have; by default the new one's, checked at the end.
@@ -57,15 +60,17 @@ def atomic_artifact_dir(path: str | Path, *, kind: str | None = None) -> Iterato
         partial, replaced = (target.with_name(f".{target.name}.{end}") for end in ("partial", "replaced"))
         _end_replacement(target, replaced)
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        durable.make_directory(partial)
     try:
         yield partial
         with write_errors_as_user_errors(path):
             check_overwritable(path, kind or _kind(partial))
             open_to_umask(partial)
+            durable.sync_tree(partial)
             if target.is_dir():
                 target.replace(replaced)
             partial.replace(target)
+            durable.sync(target.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -123,7 +128,13 @@ def check_overwritable(path: str | Path, kind: str | None = None, *, trained: bo
         raise UserError(f"{path}: is a file; expected a directory to write")
     if target.is_dir() and any(target.iterdir()) and (_kind(target) is None or kind not in (None, _kind(target))):
         what = f"of kind '{kind}'" if kind else "with a manifest of this suite"
-        raise UserError(f"{path}: not empty, and not an artifact {what}; choose another directory or remove it")
+        reason = ""
+        if (target / MANIFEST).is_file():  # which may have lost its content in a power cut
+            try:
+                read_manifest(target)
+            except UserError as error:
+                reason = f" ({str(error).removeprefix(f'{target}/')})"
+        raise UserError(f"{path}: not empty, and not an artifact {what}{reason}; choose another directory")
     if not trained and (target / MANIFEST).is_file() and read_manifest(target).get("stages"):
         raise UserError(f"{path}: holds trained weights; choose another directory or remove it")
 
@@ -137,7 +148,9 @@ def _kind(directory: Path) -> str | None:
     return manifest.get("kind") if "hash" in manifest else None
 
 
-def check_finished(output: str | Path, kind: str, run: Identity, *, work: Path | None = None) -> bool:
+def check_finished(
+    output: str | Path, kind: str, run: Identity, *, work: Path | None = None, contents: bool = True
+) -> bool:
     """Check that ``output`` is free or has the run of this identity, and return whether the run is finished.
 
     Args:
@@ -145,33 +158,65 @@ def check_finished(output: str | Path, kind: str, run: Identity, *, work: Path |
         kind: type of the run's artifact.
         run: the identity of the run.
         work: a path in ``output`` that exists while it contains unfinished work of this command.
+        contents: whether the files of a finished run are read, and not only their sizes compared.
 
     Raises:
         UserError: the directory contains something else, or the work of another run; the message has the difference.
+            Or a file of a finished run is missing or damaged; the message names it.
     """
+    finished = (Path(output) / MANIFEST).is_file()
     with write_errors_as_user_errors(output):
-        finished = (Path(output) / MANIFEST).is_file()
         try:
             check_overwritable(output, kind, trained=True)
         except UserError:
             if finished or work is None or not work.exists():  # if it exists, another process has just started
                 raise
     if finished:
-        recorded = read_manifest(output).get("identity")
+        manifest = read_manifest(output)
+        recorded = manifest.get("identity")
         reject_other_run(output, recorded if isinstance(recorded, Mapping) else {}, run)
+        if damage := find_damage(output, manifest, contents=contents):
+            raise UserError(f"{damage}; restore the file from a copy, or choose another output")
     return finished
+
+
+def find_damage(directory: str | Path, manifest: Mapping[str, Any], *, contents: bool = True) -> str | None:
+    """The first file of an artifact that is missing or not as the manifest describes it, and how; None if all are.
+
+    Args:
+        directory: the artifact.
+        manifest: its manifest.
+        contents: compare hashes, too, instead of sizes only.
+    """
+    files = manifest.get("files")
+    for name, recorded in files.items() if isinstance(files, Mapping) else ():
+        path, known = Path(directory) / name, recorded if isinstance(recorded, Mapping) else {}
+        if not path.is_file():
+            return f"{path}: missing, but {MANIFEST} lists it"
+        if (size := path.stat().st_size) != known.get("size", size):
+            return f"{path}: has {size:,} bytes, but {known['size']:,} according to {MANIFEST}"
+        if contents and "hash" in known and file_hash(path) != known["hash"]:
+            return f"{path}: has another content than {MANIFEST} states (SHA-256)"
+    return None
 
 
 @contextlib.contextmanager
 def atomic_update_dir(directory: str | Path) -> Iterator[Path]:
-    """A fresh directory whose files move into ``directory`` when the block succeeds, the manifest last."""
+    """A fresh directory whose files move into ``directory`` when the block succeeds, the manifest last.
+
+    What is in ``directory`` is then on the disk: the manifest when all other files are.
+    """
     target = Path(directory)
     with atomic_artifact_dir(target / ".added") as partial:
         yield partial
     with write_errors_as_user_errors(directory):
         for path in sorted((target / ".added").iterdir(), key=lambda path: path.name == MANIFEST):
+            if path.name == MANIFEST:
+                durable.sync_tree(target)
             path.replace(target / path.name)
         (target / ".added").rmdir()
+        for folder in (target, target.absolute().parent):
+            durable.sync(folder)
 
 
 def lexical_abspath(path: Path) -> Path:
@@ -185,35 +230,21 @@ def temp_path_for(path: Path) -> Path:
 
 
 def atomic_write(path: str | Path, content: str | bytes) -> None:
-    """Write ``content``, a string as UTF-8, so that a crash leaves either the old or the new file."""
+    """Write ``content``, a string as UTF-8, so that a crash or power cut leaves either the old or the new file."""
     with atomic_output_path(Path(path)) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def retain_entries(path: Path, is_retained: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
-    """Remove the other entries of a JSON lines file, and a last line that a crash left incomplete; return the rest."""
-    entries = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            entries.append(json.loads(line))
-        except ValueError:
-            break
-    entries = [entry for entry in entries if is_retained(entry)]
-    if path.is_file():
-        atomic_write(path, "".join(json.dumps(entry) + "\n" for entry in entries))
-    return entries
-
-
 @contextlib.contextmanager
 def atomic_output_path(path: Path) -> Iterator[Path]:
-    """A temporary path next to ``path``, which replaces ``path`` when the block succeeds."""
+    """A temporary path next to ``path``, which replaces ``path`` when the block succeeds, and is then on the disk."""
     partial = temp_path_for(path)
     with write_errors_as_user_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        durable.make_directory(path.parent)
         try:
             yield partial
             open_to_umask(partial)
-            partial.replace(path)
+            durable.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from filelock import FileLock
 
+from clips.core import durable
 from clips.core.artifact import (
     atomic_output_path,
     open_to_umask,
@@ -71,10 +72,11 @@ class Cache(Generic[Value]):
         path = self.path(key)
         partial = temp_path_for(path)
         with write_errors_as_user_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            durable.make_directory(path.parent)
             try:
                 self.write(partial, value)
                 open_to_umask(partial)
+                durable.sync(partial)
                 try:
                     os.link(partial, path)
                 except OSError:  # the entry exists, or the file system has no links

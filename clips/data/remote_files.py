@@ -18,6 +18,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from clips.core import durable
 from clips.core.artifact import log_info
 from clips.data.download_process import DownloadProcess
 from clips.errors import UserError, error_reason
@@ -150,7 +151,7 @@ def _try(make: Callable[[Path], None], key: str, target: Path, tries: int) -> No
     for attempt in range(tries):
         try:
             make(partial)
-            partial.replace(target)
+            durable.replace(partial, target)  # a shard of zeros would be invalid samples in all later runs
             return
         except (UserError, FileNotFoundError) as error:  # retrying would not help
             partial.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 
+from clips.core.metrics_log import read_entries
 from clips.data.remote_files import is_remote
 from clips.data.sources import open_source
 from clips.errors import UserError
@@ -23,7 +24,6 @@ from clips.planning.hardware import GPUS, Gpu
 from clips.planning.memory import PARALLELS, SHARDED, Layout, MemoryModel, Parts, largest
 from clips.planning.plan_config import TrainPlanConfig
 from clips.planning.roofline import Kernels, KernelTrace, rates_of, roofline, trace_step
-from clips.text_files import safe_json_loads
 from clips.training.stages import stage_configs
 from clips.training.train_config import EncoderTrainConfig
 
@@ -82,9 +82,11 @@ def resolve_mfu(config: TrainPlanConfig) -> float | None:
         return config.mfu
     path = Path(config.metrics_file)
     try:
-        entries = [safe_json_loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        entries = read_entries(path)
         values = [float(entry["mfu"]) for entry in entries if "mfu" in entry]
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError):
+        entries = []
+    if not entries:
         raise UserError(f"metrics_file: {path}: expected the metrics.jsonl of a training") from None
     if not values:
         raise UserError(f"metrics_file: {path}: has no mfu; it is logged on GPUs that clips.planning.hardware knows")

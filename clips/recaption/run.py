@@ -158,7 +158,7 @@ def _run_identity(config: RecaptionConfig, samples: int) -> Identity:
 def _is_finished(config: RecaptionConfig, run: Identity) -> bool:
     """Whether the output is complete. UserError if it belongs to another run."""
     work = Path(config.output) / WORK_DIR
-    if check_finished(config.output, KIND, run, work=work):
+    if check_finished(config.output, KIND, run, work=work, contents=False):  # terabytes
         return True
     recorded = read_run(work / RUN)
     if recorded is not None:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from clips.core import durable
 from clips.core.artifact import (
     MANIFEST,
     atomic_write,
@@ -146,7 +147,7 @@ class ShardWriter:
         counts = {"written": self.written, "tokens": self.tokens, "dropped": self.dropped.by_reason, "file": stamp}
         atomic_write(self.counts, json.dumps(counts))
         with write_errors_as_user_errors(self.target):
-            self.partial.replace(self.target)
+            durable.replace(self.partial, self.target)
 
     def summary(self) -> str:
         """A log line: file name, number of captions, and dropped samples."""

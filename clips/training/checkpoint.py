@@ -10,10 +10,8 @@ from __future__ import annotations
 import concurrent.futures
 import copy
 import datetime
-import errno
 import functools
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -27,6 +25,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
 
+from clips.core import durable
 from clips.core.artifact import atomic_write, write_errors_as_user_errors
 from clips.core.content import file_hash
 from clips.errors import UserError, error_reason
@@ -44,7 +43,6 @@ from clips.training.train_state import (
 from clips.typed_data import to_plain, to_yaml
 
 _HASHES = "hashes.json"
-_NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF}  # file systems that cannot sync directories
 _MAX_READ_BYTES = 1 << 30
 _MAX_WRITE_TIME = datetime.timedelta(hours=2)
 
@@ -119,12 +117,10 @@ class Checkpointer:
                     atomic_write(partial / name, text)
                 hashes = {path.name: file_hash(path) for path in sorted(partial.iterdir()) if path.name != CONFIG_FILE}
                 atomic_write(partial / _HASHES, json.dumps(hashes, indent=2) + "\n")  # users may edit the config
-                for path in (*partial.iterdir(), partial):  # on the disk before the name of a complete checkpoint
-                    _sync(path)
+                durable.sync_tree(partial)
                 if checkpoint.exists():
                     _remove(checkpoint)
-                partial.replace(checkpoint)
-                _sync(self.folder)
+                durable.replace(partial, checkpoint)
                 for old in list_checkpoints(self.folder.parent)[: -self.keep]:
                     _remove(old)
         except BaseException:
@@ -134,18 +130,6 @@ class Checkpointer:
 
 def _remove(checkpoint: Path) -> None:
     shutil.rmtree(checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.old.partial")))  # deletion is not atomic
-
-
-def _sync(path: Path) -> None:
-    """Flush a file or directory to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if not path.is_dir() or error.errno not in _NO_SYNC:
-            raise
-    finally:
-        os.close(handle)
 
 
 def _save_tensors(folder: Path, tensors: dict[str, Tensor], group: Any) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from clips.core.artifact import log_info, retain_entries, write_errors_as_user_errors
+from clips.core.artifact import log_info, write_errors_as_user_errors
+from clips.core.metrics_log import retain_entries
 from clips.core.trackers import Trackers
 from clips.training.train_state import TrainState
 

@@ -13,7 +13,9 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback
 
-from clips.core.artifact import retain_entries
+from clips.core import durable
+from clips.core.artifact import write_errors_as_user_errors
+from clips.core.metrics_log import retain_entries
 from clips.core.trackers import Trackers
 from clips.data.invalid_samples import InvalidSamples
 from clips.parallel.watchdog import EXIT_HUNG
@@ -123,9 +125,11 @@ class StageProgress:
         self._resume_time = time.monotonic()
         if not is_main_process():
             return
-        rows = retain_entries(self.metrics, lambda row: row["stage"] != self.stage or row["step"] <= step)
+        rows = retain_entries(self.metrics, lambda row: row["step"] <= step or row["stage"] != self.stage)
         self._steps_before = sum({row["stage"]: row["step"] for row in rows if row["stage"] != self.stage}.values())
-        self.last_loss = next((row["loss"] for row in reversed(rows) if row["stage"] == self.stage), float("nan"))
+        self.last_loss = next(
+            (row["loss"] for row in reversed(rows) if row["stage"] == self.stage and "loss" in row), float("nan")
+        )
 
     def add(self, validation: dict[str, float]) -> None:
         """Record metrics of a validation with the next step that is logged."""
@@ -148,7 +152,7 @@ class StageProgress:
             "time": round(time.time(), 2),
             **validation,
         }
-        with self.metrics.open("a") as file:
+        with write_errors_as_user_errors(self.metrics), self.metrics.open("a") as file:
             file.write(json.dumps(row) + "\n")
         numbers = {f"{self.stage}/{name}": value for name, value in row.items() if isinstance(value, int | float)}
         self.trackers.log(numbers, self._steps_before + step)
@@ -225,8 +229,11 @@ class StageCallback(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Mark the checkpoint as complete."""
         invalid = self.gather_invalid()  # a collective: all processes have written their shards
-        if is_main_process():
-            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", invalid, self.progress.seconds)
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        with write_errors_as_user_errors(checkpoint):
+            if is_main_process() and self.progress.metrics.is_file():
+                durable.sync(self.progress.metrics)
+            mark_complete(checkpoint, invalid, self.progress.seconds)
         if not self.stop_signal:
             self.hung.saved()
 

@@ -7,12 +7,16 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from clips.core import durable
 from clips.core.artifact import atomic_write
+from clips.core.content import file_hash
 from clips.data.invalid_samples import InvalidSamples, restored
-from clips.errors import UserError
+from clips.errors import UserError, error_reason
+from clips.parallel.distributed import all_gather_objects
 from llava_bridge.training.launch import is_main_process, log_rank0
 from llava_bridge.training.sharded_weights import barrier
 from llava_bridge.training.work_dir import COMPLETE_MARKER, SHARDS_DIR
@@ -21,27 +25,76 @@ _UNIVERSAL = "latest_universal"  # DeepSpeed's file name
 
 
 def mark_complete(checkpoint: Path, invalid_samples: InvalidSamples, seconds: float) -> None:
-    """Record that all processes have written their shards, and the stage's statistics so far.
+    """Record that all processes have written their shards, with the files' hashes; called in every process.
+
+    All files are on the disk before the record is.
 
     Args:
         checkpoint: the directory.
         invalid_samples: the invalid samples of all processes.
         seconds: elapsed time of the stage.
     """
-    mark = {"processes": os.environ["WORLD_SIZE"], "invalid_samples": invalid_samples.stored(), "seconds": seconds}
-    atomic_write(checkpoint / COMPLETE_MARKER, json.dumps(mark, ensure_ascii=False))
+    files = (path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file())
+    hashes = _hash_files(checkpoint, sorted(name for name in files if name != COMPLETE_MARKER), written=True)
+    if is_main_process():
+        mark = {"processes": os.environ["WORLD_SIZE"], "invalid_samples": invalid_samples.stored(), "seconds": seconds}
+        durable.sync_tree(checkpoint)
+        atomic_write(checkpoint / COMPLETE_MARKER, json.dumps(mark | {"hashes": hashes}, ensure_ascii=False))
+        durable.sync(checkpoint.parent)
+
+
+def _hash_files(checkpoint: Path, names: Sequence[str], *, written: bool = False) -> dict[str, str | None]:
+    """File name → hash, None if it cannot be read; each process hashes some, of those just ``written`` flushed ones."""
+    own: dict[str, str | None] = {}
+    for name in names[int(os.environ.get("RANK", "0")) :: int(os.environ["WORLD_SIZE"])]:
+        try:
+            if written:
+                durable.sync(checkpoint / name)
+            own[name] = file_hash(checkpoint / name)
+        except UserError:
+            if written:
+                raise
+            own[name] = None
+    return {name: value for hashes in all_gather_objects(own) for name, value in hashes.items()}
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint; incomplete ones are deleted."""
+    """The newest complete checkpoint without damage; incomplete ones, and damaged ones after it, are deleted.
+
+    Raises:
+        UserError: all complete ones are damaged.
+    """
     complete = [path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE_MARKER}")]
-    newest = max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    unusable = set(folder.glob("checkpoint-*")) - set(complete)
+    chosen = damage = None
+    for checkpoint in sorted(complete, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
+        if (damage := _find_damage(checkpoint)) is None:
+            chosen = checkpoint
+            break
+        log_rank0(damage)
+        unusable.add(checkpoint)
+    if damage is not None:
+        raise UserError(f"{damage}; no earlier checkpoint is left: remove {folder} to restart the stage")
     barrier()  # all processes have read the folder before anything is deleted
-    for other in set(folder.glob("checkpoint-*")) - set(complete):
+    for other in unusable:
         if is_main_process():
             shutil.rmtree(other, ignore_errors=True)
     barrier()
-    return newest
+    if chosen is not None and chosen != max(complete, key=lambda path: int(path.name.rpartition("-")[2])):
+        log_rank0(f"resuming from {chosen}, the checkpoint before it")
+    return chosen
+
+
+def _find_damage(checkpoint: Path) -> str | None:
+    """What is wrong with a complete checkpoint; called in every process."""
+    try:
+        hashes = _read_marker(checkpoint).get("hashes", {})  # which earlier versions did not write
+        names = sorted(hashes)
+    except (ValueError, TypeError, AttributeError, OSError) as error:
+        return f"{checkpoint / COMPLETE_MARKER}: broken ({error_reason(error)})"
+    found = _hash_files(checkpoint, names)
+    wrong = next((name for name in names if found[name] != hashes[name]), None)
+    return None if wrong is None else f"{checkpoint / wrong}: missing or damaged, it has another hash than when written"
 
 
 def needs_universal_conversion(checkpoint: Path) -> bool:
@@ -62,7 +115,7 @@ def convert_to_universal(checkpoint: Path) -> None:
     """
     if any(checkpoint.glob("*/zero_pp_rank_*_model_states.pt")):
         raise _conversion_error(checkpoint, "since it is ZeRO-3's")
-    if is_main_process() and not (checkpoint / _UNIVERSAL).is_file():
+    if is_main_process():
         log_rank0(f"converting {checkpoint}, written by {_num_processes(checkpoint)}, to any number of processes")
         source = (checkpoint / "latest").read_text(encoding="utf-8")
         target = f"{source}_universal"
@@ -73,6 +126,7 @@ def convert_to_universal(checkpoint: Path) -> None:
         if result.returncode != 0:
             reason = result.stderr.strip().rpartition("\n")[2]
             raise _conversion_error(checkpoint, f"as DeepSpeed cannot convert it ({reason})")
+        durable.sync_tree(checkpoint / target)
         atomic_write(checkpoint / _UNIVERSAL, target)
     barrier()
 

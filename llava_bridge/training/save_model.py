@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from clips.core import durable
 from clips.core.artifact import open_to_umask
 from llava_bridge.model.save_llava import convert_tower_to_transformers, save_llava
 from llava_bridge.training.launch import is_main_process, log_rank0
@@ -31,7 +32,7 @@ def save_stage_model(
     bf16: bool,
     last: bool,
 ) -> None:
-    """Write the stage's model atomically, then delete its checkpoints; called in every process.
+    """Write the stage's model atomically, then delete its checkpoints, once it is on the disk; called in every process.
 
     Args:
         setup: of the stage, trained.
@@ -57,7 +58,7 @@ def save_stage_model(
             setup.processor.save_pretrained(partial)
         (partial / "stage.json").write_text(json.dumps(summary))
         open_to_umask(partial)
-        partial.replace(folder / "model")
+        durable.replace(partial, folder / "model")
         shutil.rmtree(folder / CHECKPOINTS_DIR, ignore_errors=True)
     barrier()
 

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, default_data_collator
 from transformers.utils.generic import is_flash_attention_requested
 
+from clips.core import durable
 from clips.data.formats.dataset_format import IMAGE, Conversation
 from clips.errors import UserError
 from clips.model.loading import library_errors_as_user_errors, load_pretrained
@@ -105,7 +106,7 @@ def _setup_llm(config: LlavaTrainConfig, work: Path, keep_bf16: bool) -> StageSe
             partial = folder.with_name("tokenizer.partial")
             shutil.rmtree(partial, ignore_errors=True)
             train_tokenizer(texts, config.llm_from_scratch).save_pretrained(partial)
-            partial.replace(folder)
+            durable.replace(partial, folder)
         barrier()
         tokenizer = AutoTokenizer.from_pretrained(folder)
         torch.manual_seed(config.seed)

@@ -6,6 +6,7 @@ import atexit
 import functools
 import math
 import signal
+import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,9 +15,10 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import Trainer
 
+from clips.core.artifact import write_errors_as_user_errors
 from clips.core.parent_death import end_stuck_workers, end_with_parent
 from clips.data.invalid_samples import Invalid, InvalidSamples
-from clips.errors import UserError
+from clips.errors import UserError, error_reason
 from llava_bridge.training.fsdp_trainer import ShardedTrainer
 from llava_bridge.training.launch import log_rank0
 from llava_bridge.training.stage_config import Part, StageConfig
@@ -65,6 +67,20 @@ class StageTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Do nothing: checkpoints have DeepSpeed's state; ``save_stage_model`` writes the model at the end."""
+
+    def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
+        """HF's, with one line for an error of the disk; the checkpoint before stays."""
+        folder = self.args.output_dir
+        assert folder is not None
+        with write_errors_as_user_errors(folder):
+            try:
+                super()._save_checkpoint(*arguments, **options)
+            except RuntimeError as error:  # of torch.save, which omits the system's reason
+                frames = traceback.extract_tb(error.__traceback__)
+                if all(frame.filename != torch.serialization.__file__ for frame in frames):
+                    raise
+                reason = f"{error_reason(error)}): is the disk full, or the size of files limited?"
+                raise UserError(f"{folder}: cannot write a checkpoint ({reason}") from None
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
         """The mean loss over the supervised tokens of the global batch."""

@@ -20,6 +20,7 @@ from transformers import TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_callback import PrinterCallback
 
+from clips.core import durable
 from clips.core.tensor_shards import TensorShards
 from clips.core.trackers import Trackers
 from clips.errors import UserError
@@ -77,6 +78,7 @@ def train_stage(
     _log_stage(setup, config, name, steps)
     parts = [module for part, module in setup.parts.items() if part != "vision"]  # the encoder keeps its own dtype
     rounded = bf16 and not all(frozen_fits_bf16(module) for module in parts)
+    durable.make_directory(folder / CHECKPOINTS_DIR)
     checkpoint = last_checkpoint(folder / CHECKPOINTS_DIR)
     start_time = started - load_elapsed_seconds(checkpoint)
     progress = StageProgress(name, stage.global_batch_size, work / "metrics.jsonl", start_time, trackers)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib.util
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from clips.core.artifact import log_info, write_errors_as_user_errors
+from clips.core.locks import lock_output
 from clips.data.formats.conversation_rows import local_files
 from clips.errors import UserError
 from llava_bridge.encoders.spec import check_encoder_files
@@ -40,18 +39,9 @@ def lock_work_dir(config: LlavaTrainConfig) -> Iterator[int]:
         UserError: another run has locked it, or it cannot be written.
     """
     work = work_dir(config)
-    with write_errors_as_user_errors(config.output):
-        work.mkdir(parents=True, exist_ok=True)
-        lock = (work / "lock").open("w")
-    with lock:
+    with lock_output(work / "lock", config.output) as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"output: another run is writing {config.output}") from None
-        except OSError as error:  # network file systems may be mounted without locks
-            log_info(f"{work}: no locks here ({error.strerror}); ensure that no other run writes {config.output}")
-        try:
-            yield lock.fileno()
+            yield lock
         except UserError:
             if not has_progress(work):
                 shutil.rmtree(work, ignore_errors=True)
