@@ -130,6 +130,3 @@ CHAT_TEMPLATES: dict[str, str] = {
 
 PLAIN_WITH_SPACE = _plain("' ' + text")
 """`plain` with a space between image and caption."""
-
-TEMPLATES_WITHOUT_EOT = frozenset({"plain"})
-"""Templates for single training stages only: their answers end without a special token."""

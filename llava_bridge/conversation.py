@@ -59,6 +59,33 @@ _SPACES = (
     "{%- set messages = flat.messages -%}"
 )
 
+# For templates that read content as parts alone, as those of the Hub's llava-hf do: text becomes parts again. A part of
+# an image stands for <image> and its line break.
+_TO_PARTS = (
+    "{%- set split = namespace(messages=[]) -%}"
+    "{%- for message in messages -%}"
+    "{%- set content = namespace(parts=[]) -%}"
+    "{%- for piece in message['content'].split('<image>') -%}"
+    "{%- if not loop.first -%}{%- set content.parts = content.parts + [{'type': 'image'}] -%}{%- endif -%}"
+    "{%- set text = piece[1:] if not loop.first and piece.startswith('\\n') else piece -%}"
+    "{%- if text or loop.length == 1 -%}"
+    "{%- set content.parts = content.parts + [{'type': 'text', 'text': text}] -%}{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- set split.messages = split.messages + [{'role': message['role'], 'content': content.parts}] -%}"
+    "{%- endfor -%}"
+    "{%- set messages = split.messages -%}"
+)
+
+# For templates that end no answer.
+_END_ANSWERS = (
+    "{%- set ended = namespace(messages=[]) -%}"
+    "{%- for message in messages -%}"
+    "{%- set content = message['content'] + (eos_token if message['role'] == 'assistant' else '') -%}"
+    "{%- set ended.messages = ended.messages + [{'role': message['role'], 'content': content}] -%}"
+    "{%- endfor -%}"
+    "{%- set messages = ended.messages -%}"
+)
+
 _TYPICAL_IMAGE_SIZE = (640, 480)
 _CONTEXT = 22  # characters that messages show before the first difference of two texts: <|im_start|>assistant
 _MARK = "\ue000{}\ue001"
@@ -70,16 +97,17 @@ class InvalidConversationError(Exception):
     """A sample is unusable; training counts it and continues without it."""
 
 
-def resolve_chat_template(own: str | None, choice: str) -> str:
+def resolve_chat_template(own: str | Mapping[str, str] | None, choice: str) -> str:
     """The chat template of a LLaVA, which accepts content as text and as a list of parts.
 
     Args:
-        own: the tokenizer's own template, None if it has none.
+        own: the tokenizer's own template, None if it has none; of several by name the default.
         choice: ``auto`` (the LLM's own if it has one, else ``vicuna``) or a name in :data:`CHAT_TEMPLATES`.
 
     Raises:
         UserError: an unknown name.
     """
+    own = own.get("default") if isinstance(own, Mapping) else own
     if choice == "auto":
         body = own or CHAT_TEMPLATES["vicuna"]
     elif choice in CHAT_TEMPLATES:
@@ -88,13 +116,46 @@ def resolve_chat_template(own: str | None, choice: str) -> str:
         raise unknown_name_error(choice, {"auto", *CHAT_TEMPLATES}, "chat template")
     if is_wrapped_template(body):
         return body
-    return _FLATTEN + (_FIXED_STRFTIME if "strftime_now" in body else "") + body
+    parts = _TO_PARTS if _reads_parts_alone(body) else ""
+    return _FLATTEN + (_FIXED_STRFTIME if "strftime_now" in body else "") + parts + body
 
 
-def resolve_chat_template_with_spaces(own: str | None, choice: str, tokenizer: Any) -> str:
-    """As :func:`resolve_chat_template`, with the spaces of :func:`add_sentencepiece_spaces` where ``own`` has them."""
+def _reads_parts_alone(template: str) -> bool:
+    """Whether a template loses content that is text, or fails on it, but writes a part's text."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    def writes(content: Any) -> bool:
+        message = {"role": "user", "content": content}
+        tokens: dict[str, Any] = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+        try:
+            rendered = render_jinja_template([[message]], chat_template=template, **tokens)
+        except Exception:  # a template raises anything; one that reads neither is reported when it is used
+            return False
+        return _MARK.format(0) in rendered[0][0]
+
+    return not writes(_MARK.format(0)) and writes([{"type": "text", "text": _MARK.format(0)}])
+
+
+def resolve_training_template(own: str | Mapping[str, str] | None, choice: str, tokenizer: Any) -> str:
+    """The template that a LLaVA is trained with and keeps: :func:`resolve_chat_template`, with two additions.
+
+    It has the spaces of :func:`add_sentencepiece_spaces` where ``own`` has them. If ``own`` writes no special token
+    after an answer, the tokenizer's EOS token stands there: else the LLaVA would never end one.
+    """
+    from llava_bridge.training.launch import log_rank0
+
     template = resolve_chat_template(own, choice)
-    return add_sentencepiece_spaces(template, tokenizer) if own is not None and _SPACES in own else template
+    if own is not None and _SPACES in own:
+        template = add_sentencepiece_spaces(template, tokenizer)
+    if choice == "auto" and ConversationEncoder(tokenizer, template, 1).end_token is None:
+        log_rank0(f"chat_template: it ends no answer; {tokenizer.eos_token} (eos_token) is added to each")
+        template = end_answers(template)
+    return template
+
+
+def end_answers(template: str) -> str:
+    """The template from :func:`resolve_chat_template` with the tokenizer's EOS token after each answer."""
+    return template.replace(_FLATTEN, _FLATTEN + _END_ANSWERS, 1)
 
 
 def is_wrapped_template(template: str | None) -> bool:
@@ -120,7 +181,7 @@ def add_sentencepiece_spaces(template: str, tokenizer: Any) -> str:
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 
     needed = tokens(f"{IMAGE}\nx")[1:] != tokens("\nx") == tokens(f"{IMAGE} \nx")[1:]
-    if not needed or _SPACES in template:
+    if not needed or _SPACES in template or _TO_PARTS in template:
         return template
     if template == _FLATTEN + CHAT_TEMPLATES["plain"]:  # nothing precedes the image, not even a space
         return _FLATTEN + PLAIN_WITH_SPACE
@@ -143,21 +204,15 @@ class ConversationEncoder:
         tokenizer: a fast transformers tokenizer that knows ``<image>`` as one token.
         template: from :func:`resolve_chat_template`.
         image_tokens: number of tokens of an image; a function of the image if it depends on the image.
-        must_end: reject a template that writes no special token after an answer, since it would never end. Otherwise
-            the text that such a template writes there is supervised instead.
+
+    ``end_token`` is the special token that the template writes after an answer. If it writes none, ``end_token`` is
+    None, and the text that it writes there is supervised instead.
 
     Raises:
-        UserError: the template fails, or writes no end token although ``must_end``.
+        UserError: the template fails.
     """
 
-    def __init__(
-        self,
-        tokenizer: Any,
-        template: str,
-        image_tokens: int | Callable[[Image.Image], int],
-        *,
-        must_end: bool = True,
-    ) -> None:
+    def __init__(self, tokenizer: Any, template: str, image_tokens: int | Callable[[Image.Image], int]) -> None:
         self.tokenizer = tokenizer
         self.template = template
         self.image_tokens = image_tokens
@@ -167,7 +222,10 @@ class ConversationEncoder:
         special = sorted((added | set(tokenizer.all_special_tokens)) - {IMAGE}, key=len, reverse=True)
         self._end = re.compile(r"\s*(" + "|".join(map(re.escape, special)) + ")") if special else re.compile("$^")
         with library_errors_as_user_errors("chat_template: it cannot render a question and its answer"):
-            self.end_token, self._lead = self._find_borders(must_end)
+            self.end_token, self._lead = self._find_borders()
+        # Where a template writes no BOS token, transformers' processors let the tokenizer add its own.
+        bos = tokenizer.bos_token_id
+        self._bos: list[int] = [bos] if bos is not None and tokenizer("x")["input_ids"][:1] == [bos] else []
 
     def num_image_tokens(self, images: Sequence[Image.Image]) -> list[int]:
         """The number of tokens of each image."""
@@ -189,6 +247,16 @@ class ConversationEncoder:
         """
         return _expand(self._render(messages, add_generation_prompt=True), self._counts(images))
 
+    def tokenize(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The tokens of a text that the template has written, and their offsets.
+
+        As in ``apply_chat_template`` of transformers' processors: the tokenizer's BOS token precedes a text that does
+        not begin with it.
+        """
+        tokens = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        begin = [] if self._bos and text.startswith(self.tokenizer.bos_token) else self._bos
+        return begin + tokens["input_ids"], [(0, 0)] * len(begin) + tokens["offset_mapping"]
+
     def encode(
         self, messages: Sequence[Message], max_length: int, images: Sequence[Image.Image] = ()
     ) -> EncodedConversation:
@@ -203,9 +271,8 @@ class ConversationEncoder:
             InvalidConversationError: no answer, or truncation inside an image or before the first answer token.
         """
         text, spans = self._text_and_answers(messages, self._counts(images))
-        tokens = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids, offsets = tokens["input_ids"], _with_space_starts(text, tokens["offset_mapping"])
-        labels = _labels(ids, offsets, spans)
+        ids, offsets = self.tokenize(text)
+        labels = _labels(ids, _with_space_starts(text, offsets), spans)
         if len(ids) > max_length:
             if self.image_id in ids[max_length:]:
                 raise InvalidConversationError(f"its images do not fit into {max_length} tokens")
@@ -213,6 +280,11 @@ class ConversationEncoder:
         if all(label == IGNORE_INDEX for label in labels):
             raise InvalidConversationError(f"no answer within {max_length} tokens")
         return EncodedConversation(ids, labels)
+
+    def check_end(self) -> None:
+        """Raise UserError if the template ends no answer, so that a model trained with it would never end one."""
+        if self.end_token is None:
+            raise UserError("chat_template: no special token follows an answer; expected one, such as </s>")
 
     def check_prompts(self) -> None:
         """Check that each answer is trained after exactly the prompt that generation uses.
@@ -269,20 +341,18 @@ class ConversationEncoder:
             text += answer + _expand(after, counts)
         return text, spans
 
-    def _find_borders(self, must_end: bool) -> tuple[str, str]:
-        """The end token after an answer, and the whitespace between the generation prompt and an answer."""
+    def _find_borders(self) -> tuple[str | None, str]:
+        """The end token after an answer, if any, and the whitespace between the generation prompt and an answer."""
         question = {"role": "user", "content": "?"}
         prompt = self._render([question], add_generation_prompt=True)
         before, _, after = _MARKS.split(self._render([question, {"role": "assistant", "content": _MARK.format(0)}]))
-        if not must_end and not self._end.match(after):
-            self._end = re.compile(f"({re.escape(after)})")
         end = self._end.match(after)
         if end is None:
-            raise UserError("chat_template: no special token follows an answer; expected one, such as </s>")
+            self._end = re.compile(re.escape(after))
         lead = before.removeprefix(prompt)
         if not before.startswith(prompt) or lead.strip():
             raise UserError("chat_template: its generation prompt is not the text that it writes before an answer")
-        return end[1], lead
+        return None if end is None else end[1], lead
 
     def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
         return self.tokenizer.apply_chat_template(

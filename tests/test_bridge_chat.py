@@ -10,13 +10,13 @@ import pytest
 from transformers import AutoTokenizer
 
 from clips.errors import UserError
-from llava_bridge.chat_templates import TEMPLATES_WITHOUT_EOT
 from llava_bridge.conversation import (
     CHAT_TEMPLATES,
     IGNORE_INDEX,
     ConversationEncoder,
     InvalidConversationError,
     resolve_chat_template,
+    resolve_training_template,
 )
 from llava_bridge.data.collator import ConversationDataset
 
@@ -164,7 +164,7 @@ def families(bridge_llm: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("name", [name for name in CHAT_TEMPLATES if name not in TEMPLATES_WITHOUT_EOT])
+@pytest.mark.parametrize("name", [name for name in CHAT_TEMPLATES if name != "plain"])
 def test_rendered_and_supervised_text_by_hand(name: str, families: dict[str, Any]) -> None:
     chat = ConversationEncoder(families[name], resolve_chat_template(None, name), 1)
     encoded = chat.encode(TALK, 400)
@@ -266,9 +266,7 @@ def test_qwen_3_without_thoughts_prompts_as_it_trains(own: str | None, families:
 @pytest.mark.parametrize("name", sorted(CHAT_TEMPLATES))
 def test_shipped_templates_prompt_as_they_train(name: str, families: dict[str, Any]) -> None:
     tokenizer = families.get(name, families["chatml"])
-    ConversationEncoder(
-        tokenizer, resolve_chat_template(None, name), 1, must_end=name not in TEMPLATES_WITHOUT_EOT
-    ).check_prompts()
+    ConversationEncoder(tokenizer, resolve_chat_template(None, name), 1).check_prompts()
 
 
 def test_a_template_is_also_checked_with_a_system_message(tokenizer: Any) -> None:
@@ -289,6 +287,12 @@ def test_content_as_text_and_as_parts_render_alike(tokenizer: Any) -> None:
         assert shown in chat.prompt(parts)
 
 
+def test_of_several_templates_the_default_is_used(tokenizer: Any) -> None:
+    several = {"default": CHATML, "tool_use": "{{ raise_exception('no tools') }}"}
+    assert resolve_chat_template(several, "auto") == resolve_chat_template(CHATML, "auto")
+    assert resolve_training_template(several, "auto", tokenizer) == resolve_chat_template(CHATML, "auto")
+
+
 def test_long_samples_are_truncated_on_the_right_but_never_in_an_image(tokenizer: Any) -> None:
     chat = ConversationEncoder(tokenizer, CHAT_TEMPLATES["vicuna"], 8)
     whole = chat.encode(TALK, 200)
@@ -304,7 +308,7 @@ def test_long_samples_are_truncated_on_the_right_but_never_in_an_image(tokenizer
 
 def test_bad_templates_are_rejected(tokenizer: Any) -> None:
     with pytest.raises(UserError, match="no special token follows an answer"):
-        ConversationEncoder(tokenizer, "{% for m in messages %}{{ m['content'] + '\n' }}{% endfor %}", 1)
+        ConversationEncoder(tokenizer, "{% for m in messages %}{{ m['content'] + '\n' }}{% endfor %}", 1).check_end()
     with pytest.raises(UserError, match="did you mean 'vicuna'"):
         resolve_chat_template(None, "vicunia")
     with pytest.raises(UserError, match="generation prompt is not"):
@@ -317,7 +321,7 @@ def test_bad_templates_are_rejected(tokenizer: Any) -> None:
 
 def test_plain_is_an_image_and_its_caption(tokenizer: Any) -> None:
     """LLaVA's first stage: no roles, no question; the caption is learned with the line's end."""
-    chat = ConversationEncoder(tokenizer, resolve_chat_template(None, "plain"), 2, must_end=False)
+    chat = ConversationEncoder(tokenizer, resolve_chat_template(None, "plain"), 2)
     text, learned = split(chat, TALK[:2])
     assert text == "<s><image><image>red\n"
     assert learned == ["red\n"]
@@ -326,7 +330,7 @@ def test_plain_is_an_image_and_its_caption(tokenizer: Any) -> None:
     with pytest.raises(Exception, match="plain: expected an image and its caption"):
         chat.encode(TALK, 100)
     with pytest.raises(UserError, match="no special token follows an answer"):
-        ConversationEncoder(tokenizer, resolve_chat_template(None, "plain"), 2)
+        chat.check_end()
 
 
 def test_a_template_with_a_date_uses_a_fixed_one(tokenizer: Any) -> None:

@@ -292,8 +292,8 @@ def test_a_client_that_goes_away_while_it_waits_is_never_answered(address, llava
 
 def test_the_command_complains_in_one_line(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     port = address.rpartition(":")[2]
-    for name in ("config.json", "model.safetensors"):
-        (tmp_path / name).touch()
+    (tmp_path / "config.json").write_text('{"model_type": "llava", "text_config": {}}')
+    (tmp_path / "model.safetensors").touch()
     status, _, told = run_cli("serve", str(tmp_path), "--port", port)
     assert status == 2
     taken = f"llava-bridge: host, port: cannot listen at 127.0.0.1:{port} (Address already in use); expected a free"

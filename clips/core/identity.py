@@ -29,7 +29,7 @@ from clips.typed_data import flatten, to_plain
 
 RUN_ONLY: Mapping[str, Any] = MappingProxyType({"run_only": True})
 """The metadata of a field that the result does not depend on."""
-VERSIONS = {"clips-bench run": 6, "llava-bridge train": 2}
+VERSIONS = {"clips-bench run": 6, "llava-bridge train": 3}
 """Command → version of its results, 1 for other commands.
 
 Raise it in the commit that changes the command's result for the same config: study steps, results and cached answers

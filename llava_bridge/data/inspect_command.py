@@ -93,19 +93,18 @@ def run_inspect(config: InspectConversationsConfig) -> None:
 
 
 def _conversation_encoder(config: InspectConversationsConfig) -> Any:
-    from llava_bridge.chat_templates import TEMPLATES_WITHOUT_EOT
-    from llava_bridge.conversation import ConversationEncoder, resolve_chat_template_with_spaces
+    from llava_bridge.conversation import ConversationEncoder, resolve_training_template
     from llava_bridge.model.build import add_image_token, load_tokenizer
 
     tokenizer = load_tokenizer(config.llm)
     add_image_token(tokenizer)
-    template = resolve_chat_template_with_spaces(tokenizer.chat_template, config.chat_template, tokenizer)
+    template = resolve_training_template(tokenizer.chat_template, config.chat_template, tokenizer)
     tokens: Any = config.image_tokens
     if config.image_aspect_ratio == "anyres":
         tokens = functools.partial(num_image_tokens, _anyres_processor(config, tokenizer, template))
     elif config.image_aspect_ratio == NATIVE:
         tokens = functools.partial(num_patches, config.image_tokens)
-    return ConversationEncoder(tokenizer, template, tokens, must_end=config.chat_template not in TEMPLATES_WITHOUT_EOT)
+    return ConversationEncoder(tokenizer, template, tokens)
 
 
 def _anyres_processor(config: InspectConversationsConfig, tokenizer: Any, template: str) -> Any:

@@ -18,7 +18,7 @@ from clips.errors import UserError
 from clips.model.loading import library_errors_as_user_errors, load_pretrained
 from llava_bridge.conversation import IMAGE, ConversationEncoder, Message
 from llava_bridge.inference.prefix_cache import Prefix, PrefixCache, batch_prefixes, find_shared_prefixes
-from llava_bridge.model.llava_checks import resolve_llava_dir
+from llava_bridge.model.llava_checks import check_image_token, resolve_llava_dir
 from llava_bridge.training.lora import ADAPTER_DIR, load_adapter
 
 ImageInput = Image.Image | Sequence[Image.Image] | None
@@ -39,6 +39,8 @@ def load_llava(directory: str | Path, device: str | None = None, *, adapter: boo
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
+    from llava_bridge.model.build import state_image_tokens
+
     path = resolve_llava_dir(directory)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = torch.bfloat16 if chosen.type == "cuda" else torch.float32
@@ -48,6 +50,8 @@ def load_llava(directory: str | Path, device: str | None = None, *, adapter: boo
             model = load_adapter(model, path / ADAPTER_DIR)
     with library_errors_as_user_errors(f"{path}: the processor of this LLaVA cannot be loaded"):
         processor = AutoProcessor.from_pretrained(path)
+    check_image_token(processor.tokenizer, model.config, str(path))
+    state_image_tokens(model.config, processor)
     return model.to(chosen).eval(), processor
 
 
@@ -211,7 +215,7 @@ def encode_prompt(chat: ConversationEncoder, messages: Sequence[Message], images
     """
     with library_errors_as_user_errors("the LLM's chat template does not support this conversation"):
         text = chat.prompt(messages, images)
-    ids = chat.tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids, _ = chat.tokenize(text)
     check_image_tokens(chat, ids, images)
     return ids
 

@@ -79,7 +79,7 @@ def loglikelihoods(
     """
     from llava_bridge.model.build import make_conversation_encoder
 
-    chat = make_conversation_encoder(model, processor)
+    chat = make_conversation_encoder(model, processor, ends_answers=True)
     image_lists = [to_image_list(image) for image in images]
     rows = [
         _encode(chat, prompt, own, continuation, context_length(model), end=end)

@@ -18,6 +18,7 @@ from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoProcessor,
     AutoTokenizer,
     LlavaNextProcessor,
     LlavaProcessor,
@@ -26,11 +27,18 @@ from transformers import (
 from clips.errors import UserError
 from clips.model.loading import library_errors_as_user_errors, load_pretrained, silence_transformers
 from clips.model_refs import resolve_model_dir
-from llava_bridge.chat_templates import TEMPLATES_WITHOUT_EOT
-from llava_bridge.conversation import IMAGE, ConversationEncoder, resolve_chat_template_with_spaces
+from llava_bridge.conversation import (
+    IMAGE,
+    ConversationEncoder,
+    end_answers,
+    resolve_chat_template,
+    resolve_training_template,
+)
 from llava_bridge.encoders import load_encoder
 from llava_bridge.encoders.encoder import ImagePreprocess, VisionEncoder
 from llava_bridge.encoders.multi_encoder import with_feature_layer
+from llava_bridge.encoders.transformers_families import FAMILIES
+from llava_bridge.encoders.transformers_source import image_size_of
 from llava_bridge.model.anyres import (
     effective_patch_size,
     is_anyres_processor,
@@ -39,6 +47,7 @@ from llava_bridge.model.anyres import (
     resolve_pinpoints,
 )
 from llava_bridge.model.assembly_config import AssemblyConfig
+from llava_bridge.model.configuration_llava import BridgeLlavaConfig, BridgeLlavaNextConfig
 from llava_bridge.model.image_processing import make_image_processor
 from llava_bridge.model.llava_checks import check_llm_dir, is_llava
 from llava_bridge.model.lm_head import extract_lm_head, neutralize_logit_scaling
@@ -166,7 +175,7 @@ def make_processor(tokenizer: Any, pixels: ImagePreprocess, config: AnyConfig, p
         images = make_native_processor(pixels, vision.patch_size, config.image_seq_length)
     else:
         images = make_image_processor(pixels, parts.image_aspect_ratio)
-    template = resolve_chat_template_with_spaces(tokenizer.chat_template, parts.chat_template, tokenizer)
+    template = resolve_training_template(tokenizer.chat_template, parts.chat_template, tokenizer)
     return build_processor(images, tokenizer, pixels.size, config.image_seq_length, template)
 
 
@@ -196,29 +205,62 @@ def build_processor(images: Any, tokenizer: Any, size: int, tokens: int, templat
 
 
 def make_conversation_encoder(
-    model: AnyLlava, processor: AnyProcessor, template: str | None = None, *, square_images: bool = False
+    model: AnyLlava,
+    processor: AnyProcessor,
+    template: str | None = None,
+    *,
+    square_images: bool = False,
+    ends_answers: bool = False,
 ) -> ConversationEncoder:
-    """Return the :class:`ConversationEncoder` of a LLaVA, with its own chat template or with the named one.
+    """Return the :class:`ConversationEncoder` of a LLaVA.
 
-    With ``square_images`` an image has the tokens of one square, also in a LLaVA with tiles.
+    Args:
+        model: the LLaVA.
+        processor: its processor.
+        template: name of a chat template; None uses its own.
+        square_images: an image has the tokens of one square, also in a LLaVA with tiles.
+        ends_answers: the tokenizer's EOS token follows an answer that the template does not end.
     """
-    own = str(processor.chat_template)
-    chosen = own if template is None else resolve_chat_template_with_spaces(own, template, processor.tokenizer)
+    own, tokenizer = processor.chat_template or processor.tokenizer.chat_template, processor.tokenizer
+    if template is None:
+        chosen = resolve_chat_template(own, "auto")
+    else:
+        chosen = resolve_training_template(own, template, tokenizer)
     vision: Any = model.config.vision_config
     tokens: Any = (vision.image_size // vision.patch_size) ** 2 if square_images else model.config.image_seq_length
     tiles = is_anyres_processor(processor.image_processor) and not square_images
     if tiles or patch_budget(processor.image_processor) is not None:
         tokens = functools.partial(num_image_tokens, processor)
-    return ConversationEncoder(processor.tokenizer, chosen, tokens, must_end=template not in TEMPLATES_WITHOUT_EOT)
+    chat = ConversationEncoder(tokenizer, chosen, tokens)
+    if ends_answers and chat.end_token is None:
+        return ConversationEncoder(tokenizer, end_answers(chosen), tokens)
+    return chat
+
+
+def state_image_tokens(config: AnyConfig, processor: AnyProcessor) -> None:
+    """Let config and processor state the number of an image's tokens, if the tower is one of transformers.
+
+    Configs without ``image_seq_length`` state LLaVA-1.5's 576, and older processors do not count the class token, or
+    state no patch size.
+    """
+    vision: Any = config.vision_config
+    if isinstance(config, BridgeLlavaConfig | BridgeLlavaNextConfig) or vision.model_type not in FAMILIES:
+        return
+    family, strategy = FAMILIES[vision.model_type], config.vision_feature_select_strategy
+    side, patch, others = image_size_of(processor.image_processor), family.size_step(vision), family.prefix(vision)
+    config.image_seq_length = ((side or vision.image_size) // patch) ** 2 + others - (strategy == "default")
+    processor.patch_size, processor.num_additional_image_tokens = patch, others
+    processor.vision_feature_select_strategy = strategy
 
 
 def set_generation_config(model: AnyLlava, processor: AnyProcessor) -> None:
     """Set greedy decoding that stops at the template's EOS token.
 
     Raises:
-        UserError: see :meth:`ConversationEncoder.check_prompts`.
+        UserError: see :meth:`ConversationEncoder.check_end` and :meth:`ConversationEncoder.check_prompts`.
     """
     tokenizer, chat = processor.tokenizer, make_conversation_encoder(model, processor)
+    chat.check_end()
     chat.check_prompts()  # before the first stage, which may have its own template
     end = tokenizer.convert_tokens_to_ids(chat.end_token)
     generation = model.generation_config
@@ -247,6 +289,9 @@ def read_tokenizer(llm: str) -> Any:
         fault += "; tokenizer.model needs a protobuf compatible with the installed sentencepiece (0.2.1 works with any)"
     with library_errors_as_user_errors(fault), silence_transformers():
         tokenizer = AutoTokenizer.from_pretrained(directory)
+        if is_llava(directory):  # its template may be in chat_template.json, which tokenizers do not read
+            stated = AutoProcessor.from_pretrained(directory).chat_template
+            tokenizer.chat_template = stated or tokenizer.chat_template
     if not tokenizer.is_fast:
         raise UserError(f"llm: {llm} has a slow tokenizer; expected tokenizer.json (the fast form)")
     if tokenizer.eos_token is None:
@@ -309,8 +354,9 @@ def name_tokens(tokenizer: Any) -> None:
 
 
 def add_image_token(tokenizer: Any) -> None:
-    """Ensure an image token."""
+    """Ensure an image token, also where the vocabulary has its text as an ordinary piece, which is split."""
     from tokenizers import AddedToken
 
-    if IMAGE not in tokenizer.get_vocab():
-        tokenizer.add_tokens([AddedToken(IMAGE, special=True, normalized=False)], special_tokens=True)
+    token = AddedToken(IMAGE, special=True, normalized=False)
+    if token not in tokenizer.added_tokens_decoder.values():
+        tokenizer.add_tokens([token], special_tokens=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from clips.data.formats.dataset_format import IMAGE
 from clips.errors import UserError
 from clips.model_refs import resolve_model_dir
 from clips.text_files import safe_json_loads
@@ -14,12 +15,13 @@ def resolve_llava_dir(reference: str | Path) -> Path:
     """The directory of a LLaVA, or of the Hub's copy, as :func:`clips.model_refs.resolve_model_dir`.
 
     Raises:
-        UserError: it is no LLaVA directory, or has no weights.
+        UserError: it is no directory of a LLaVA in the transformers format, or has no weights.
     """
     path = resolve_model_dir(str(reference), "llava")
-    if not (path / "config.json").is_file():
+    if not (path / "config.json").is_file() and not is_original_llava(path):
         reason = "no config.json in it" if path.is_dir() else "no such directory"
         raise UserError(f"{path}: {reason}; expected a LLaVA directory")
+    _check_type(path, str(path))
     if not any(path.glob("*.safetensors")):
         raise UserError(f"{path}: no weights here (expected *.safetensors)")
     return path
@@ -66,10 +68,26 @@ def check_llava_dir(llava: str) -> None:
     directory = resolve_model_dir(llava, "llava")
     if not directory.is_dir():
         raise UserError(f"llava: {llava} is not a directory")
-    if not is_llava(directory):
-        hint = "; `llava-bridge convert` writes one" if is_original_llava(directory) else ""
-        raise UserError(f"llava: {llava} is no LLaVA in the transformers format{hint}")
+    _check_type(directory, f"llava: {llava}")
     _check_model(llava, directory, "llava", "LLaVA")
+
+
+def _check_type(directory: Path, what: str) -> None:
+    """Raise UserError, which begins with ``what``, unless the directory holds a LLaVA in the transformers format."""
+    if is_llava(directory):
+        return
+    if is_original_llava(directory):
+        hint = "; `llava-bridge convert` writes one"
+    else:
+        model_type = read_config(directory).get("model_type")
+        hint = f"; expected model_type llava or llava_next in its config.json, got {model_type}"
+    raise UserError(f"{what} is no LLaVA in the transformers format{hint}")
+
+
+def check_image_token(tokenizer: Any, config: Any, what: str) -> None:
+    """Raise UserError, which begins with ``what``, unless ``<image>`` has the id that the LLaVA's config states."""
+    if tokenizer.convert_tokens_to_ids(IMAGE) != config.image_token_index:
+        raise UserError(f"{what}: expected {IMAGE} in its tokenizer as its config.json states")
 
 
 def check_llm_dir(llm: str) -> None:

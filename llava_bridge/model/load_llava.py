@@ -10,13 +10,12 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from clips.errors import UserError
 from clips.model.loading import library_errors_as_user_errors, load_pretrained
 from clips.model_refs import resolve_model_dir
-from llava_bridge.conversation import IMAGE, resolve_chat_template_with_spaces
+from llava_bridge.conversation import resolve_training_template
 from llava_bridge.encoders.encoder import ImagePreprocess, VisionEncoder
 from llava_bridge.encoders.transformers_source import check_model_type, image_size_of
 from llava_bridge.model.anyres import is_anyres_processor
-from llava_bridge.model.build import build_processor, is_stored_in_bf16, set_generation_config
-from llava_bridge.model.configuration_llava import BridgeLlavaConfig, BridgeLlavaNextConfig
-from llava_bridge.model.llava_checks import check_llava_dir
+from llava_bridge.model.build import build_processor, is_stored_in_bf16, set_generation_config, state_image_tokens
+from llava_bridge.model.llava_checks import check_image_token, check_llava_dir
 from llava_bridge.model.modeling_vision import EncoderVisionModel, build_vision_model, load_with_float32_tower
 from llava_bridge.model.native_aspect import patch_budget, square_size
 
@@ -43,15 +42,16 @@ def load_for_training(llava: str, chat_template: str, *, keep_bf16: bool = False
         images = stored.image_processor
         size = image_size_of(images) if patch_budget(images) is None else square_size(images)
     tokenizer = stored.tokenizer
-    if size is None or tokenizer.convert_tokens_to_ids(IMAGE) != model.config.image_token_index:
-        expected = "square images" if size is None else f"{IMAGE} in its tokenizer as its config.json states"
-        raise UserError(f"llava: {llava}: expected {expected}")
+    if size is None:
+        raise UserError(f"llava: {llava}: expected square images")
+    check_image_token(tokenizer, model.config, f"llava: {llava}")
     check_anyres_consistency(model.config, stored.image_processor, llava)
+    state_image_tokens(model.config, stored)
     _wrap_tower(model, size, llava)
-    own_template = stored.chat_template or tokenizer.chat_template
-    template = resolve_chat_template_with_spaces(own_template, chat_template, tokenizer)
-    processor = build_processor(stored.image_processor, tokenizer, size, model.config.image_seq_length, template)
+    own = stored.chat_template or tokenizer.chat_template
     try:
+        template = resolve_training_template(own, chat_template, tokenizer)
+        processor = build_processor(stored.image_processor, tokenizer, size, model.config.image_seq_length, template)
         set_generation_config(model, processor)
     except UserError as error:
         raise UserError(f"{error} ({llava}); set another chat_template, such as LLaVA-1.5's vicuna_v1") from None
@@ -84,10 +84,6 @@ def _wrap_tower(model: Any, size: int, where: str) -> None:
         )
         model.model.vision_tower = build_vision_model(encoder, config.vision_feature_layer)
         model._weight_conversions = None  # by those of its files transformers would save this tower under other names
-        config.vision_config = tower = model.model.vision_tower.config
-        # transformers' own configs may not state the number of tokens of an image.
-        if not isinstance(config, BridgeLlavaConfig | BridgeLlavaNextConfig):
-            use_class_token = tower.class_token and config.vision_feature_select_strategy == "full"
-            config.image_seq_length = (tower.image_size // tower.patch_size) ** 2 + int(use_class_token)
+        config.vision_config = model.model.vision_tower.config
     model.requires_grad_(True)
     model.model.vision_tower.requires_grad_(False)

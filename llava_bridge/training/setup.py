@@ -20,7 +20,7 @@ from clips.data.formats.dataset_format import IMAGE, Conversation
 from clips.errors import UserError
 from clips.model.loading import library_errors_as_user_errors, load_pretrained
 from clips.model.precision import resolve_precision
-from llava_bridge.conversation import ConversationEncoder, resolve_chat_template
+from llava_bridge.conversation import ConversationEncoder, resolve_training_template
 from llava_bridge.data import read_samples, read_texts
 from llava_bridge.data.collator import ConversationCollator, ConversationDataset, PackedTextDataset, TextCollator
 from llava_bridge.data.sources import split_questions
@@ -99,7 +99,7 @@ def _setup_llm(config: LlavaTrainConfig, work: Path, keep_bf16: bool) -> StageSe
     if config.llm:
         tokenizer, model = load_tokenizer(config.llm), load_llm(config.llm, keep_bf16=keep_bf16)
         add_tokens(tokenizer, model)
-        tokenizer.chat_template = resolve_chat_template(tokenizer.chat_template, config.chat_template)
+        tokenizer.chat_template = resolve_training_template(tokenizer.chat_template, config.chat_template, tokenizer)
     else:
         folder = work / "llm_pretrain" / "tokenizer"
         if is_main_process() and not folder.is_dir():
@@ -114,6 +114,7 @@ def _setup_llm(config: LlavaTrainConfig, work: Path, keep_bf16: bool) -> StageSe
     length = _max_length(model.config, "llm_pretrain", stage.max_length)
     if samples:
         chat = ConversationEncoder(tokenizer, tokenizer.chat_template, image_tokens=0)
+        chat.check_end()
         return StageSetup(
             model,
             tokenizer,
