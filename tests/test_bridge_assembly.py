@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import bridge_world
+import original_world
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from clips.errors import UserError
 from llava_bridge import answer, load_llava
-from llava_bridge.model.build import LlavaParts, build_llava, load_llm, load_tokenizer
+from llava_bridge.conversion.convert_command import ConvertConfig, run_convert
+from llava_bridge.inference.generate import encode_prompt
+from llava_bridge.model.build import LlavaParts, build_llava, load_llm, load_tokenizer, make_conversation_encoder
 from llava_bridge.model.save_llava import convert_tower_to_transformers
 from llava_bridge.projectors import ProjectorConfig
 
@@ -55,6 +59,34 @@ def test_a_model_in_bf16_reads_the_pixels_of_its_processor(saved: Path) -> None:
     found = model.bfloat16()(**inputs).logits
     assert found.dtype == torch.bfloat16
     assert (found - expected).norm() < 0.05 * expected.norm()
+
+
+def test_an_own_output_layer_is_kept_although_the_config_ties(
+    original_parts: Any, original_tower: Path, bridge_encoder: Path, tmp_path: Path
+) -> None:
+    """transformers does so when it loads the file, but its resize_token_embeddings would then replace the layer."""
+    llm, tower = tmp_path / "llm", f"transformers:{original_tower}"
+    original_parts.tokenizer.save_pretrained(llm)  # without <image>: rows are added
+    original_parts.llm.save_pretrained(llm)
+    stated = json.loads((llm / "config.json").read_text())
+    (llm / "config.json").write_text(json.dumps({**stated, "tie_word_embeddings": True}))
+    original = original_world.write_original(
+        original_parts, tmp_path / "original", str(original_tower), tie_word_embeddings=True
+    )
+    run_convert(ConvertConfig(source=str(original), output=str(tmp_path / "converted")))
+    bridge_world.make_llava(tmp_path / "built", bridge_encoder, llm)
+    model, processor = load_llava(tmp_path / "converted", "cpu")
+    model.config.text_config.tie_word_embeddings = model.config.tie_word_embeddings = True
+    bridge_world.save(tmp_path / "llava", model, processor)  # with both matrices, as the LLM's
+    stated = json.loads((tmp_path / "llava" / "config.json").read_text())
+    assert stated["tie_word_embeddings"]
+    bridge_world.make_llava(tmp_path / "swapped", Path(tower), tmp_path / "llava")
+    tokens, known = torch.arange(4, 20)[None], len(original_parts.tokenizer)
+    with torch.no_grad():
+        expected = AutoModelForCausalLM.from_pretrained(llm)(tokens).logits
+        for name in ("built", "converted", "llava", "swapped"):
+            found = load_llava(tmp_path / name, "cpu")[0](input_ids=tokens).logits[..., :known]
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_tied_embeddings_stay_tied(bridge_encoder: Path, bridge_llm: Path, tmp_path: Path) -> None:
@@ -275,3 +307,33 @@ def llava_hf(directory: Path, picture: Any, monkeypatch: pytest.MonkeyPatch) -> 
         for number, question in enumerate(QUESTIONS)
     ]
     return [text.strip() for text in model.generate_until(requests)]
+
+
+@pytest.mark.parametrize("is_added", [False, True])
+def test_an_image_token_that_the_vocabulary_has_already(
+    is_added: bool, original_parts: Any, bridge_encoder: Path, bridge_talk: Path, tmp_path: Path
+) -> None:
+    """As an ordinary piece it is split into letters, and as an added token it may be one of the normalized text."""
+    llm = tmp_path / "llm"
+    original_parts.tokenizer.save_pretrained(llm)
+    original_parts.llm.save_pretrained(llm)
+    stated = json.loads((llm / "tokenizer.json").read_text())
+    number = len(stated["model"]["vocab"])
+    if is_added:
+        token = {"content": "<image>", "normalized": True, "special": False}
+        token |= {"single_word": True, "lstrip": False, "rstrip": False}
+        stated["added_tokens"].append({"id": number, **token})
+    else:
+        stated["model"]["vocab"]["<image>"] = number
+    (llm / "tokenizer.json").write_text(json.dumps(stated))
+    status, shown, told = bridge_world.run_cli(
+        "data", "inspect", str(bridge_talk / "talk.json"), "--llm", str(llm), "--image_tokens", "4"
+    )
+    assert (status, "<image> × 4" in shown) == (0, True), told
+    model, processor = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(llm)))
+    assert model.config.image_token_index == number
+    bridge_world.save(tmp_path / "llava", model, processor)
+    for loaded in ((model, processor), load_llava(tmp_path / "llava", "cpu")):
+        chat = make_conversation_encoder(*loaded)
+        ids = encode_prompt(chat, [{"role": "user", "content": "A<image><image>B"}], bridge_world.noise((9, 9), (9, 9)))
+        assert ids.count(number) == 32

@@ -49,10 +49,14 @@ def load_pretrained(kind: Any, directory: Path | None, what: str, **options: Any
     """
     pickled = directory is not None and any(directory.glob("*.bin")) and not any(directory.glob("*.safetensors"))
     safely: dict[str, Any] = {"use_safetensors": not pickled, "weights_only": True}
+    options |= {**safely, "output_loading_info": True, "ignore_mismatched_sizes": True}
     with library_errors_as_user_errors(f"{what} cannot be loaded"), silence_transformers():
-        model, found = kind.from_pretrained(
-            directory, output_loading_info=True, ignore_mismatched_sizes=True, **safely, **options
-        )
+        model, found = kind.from_pretrained(directory, **options)
+        lacks_tied = found["missing_keys"] and found["missing_keys"] <= set(model._tied_weights_keys or ())
+        if lacks_tied and model.config.get_text_config().tie_word_embeddings and not model.config.tie_word_embeddings:
+            # transformers 4 stated in the LLM's config alone that LLaVA-NeXT's output layer is its embedding
+            model.config.tie_word_embeddings = True
+            model, found = kind.from_pretrained(directory, **{**options, "config": model.config})
     if missing := sorted(found["missing_keys"]):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UserError(f"{what} lacks weights that its config.json needs: '{missing[0]}'{more}")
@@ -62,7 +66,20 @@ def load_pretrained(kind: Any, directory: Path | None, what: str, **options: Any
             f"{what} has weights that do not fit its config.json: '{name}' has shape {tuple(stored)}, "
             f"not {tuple(expected)}"
         )
+    _state_untied_output(model)
     return model
+
+
+def _state_untied_output(model: Any) -> None:
+    """Let the config state that the output layer is not the embedding, if the files have different weights for both.
+
+    transformers then keeps both, but would tie them when rows are added or the model is saved and loaded.
+    """
+    head = model.get_output_embeddings()
+    if head is None or not getattr(model.config, "tie_word_embeddings", False):
+        return
+    if head.weight is not model.get_input_embeddings().weight:
+        model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
 
 
 @contextlib.contextmanager
