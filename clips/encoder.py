@@ -66,7 +66,8 @@ class LoadedEncoder:
         model: the open_clip model, or an `clips.model.towers.ImageTower`, in evaluation mode, on CPU, float32.
         preprocess: image → (3, size, size) float tensor, or packed (`clips.core.patches`) if it was trained with images
             at their own aspect ratio.
-        tokenizer: list of n strings → (n, context length) int64 tokens; raises UserError without a text tower.
+        tokenizer: list of n strings, and optionally another context length → (n, context length) int64 tokens; raises
+            UserError without a text tower.
         config: the directory's open_clip_config.json.
     """
 
@@ -143,8 +144,9 @@ class _TruncatingTokenizer:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
 
-    def __call__(self, texts: Sequence[str]) -> torch.Tensor:
-        return self._tokenizer([truncate_text(text, self._tokenizer.context_length) for text in texts])
+    def __call__(self, texts: Sequence[str], context_length: int | None = None) -> torch.Tensor:
+        length = context_length or self._tokenizer.context_length
+        return self._tokenizer([truncate_text(text, length) for text in texts], length)
 
     def __getattr__(self, name: str) -> Any:
         if name == "_tokenizer":  # of an empty copy, as `copy` and `pickle` create it

@@ -29,14 +29,14 @@ class TransformersEncoder:
     Args:
         model: both towers, in evaluation mode, on CPU, float32.
         preprocess: image → (3, size, size) float tensor, or packed patches.
-        tokenizer: list of n strings → (n, length) int64 tokens.
+        tokenizer: list of n strings, and optionally another length → (n, length) int64 tokens.
         processor: transformers' image processor.
         cleaning: open_clip's name of the function that cleans texts, if there is one.
     """
 
     model: TransformersTowers
     preprocess: Callable[[Any], torch.Tensor]
-    tokenizer: Callable[[list[str]], torch.Tensor]
+    tokenizer: Callable[..., torch.Tensor]
     processor: Any
     cleaning: str | None
 
@@ -74,10 +74,11 @@ def load_transformers_encoder(path: str | Path, field: str) -> TransformersEncod
     cleaning = _CLEANING if config.model_type in _CLEANED_TEXTS else None
     clean = get_clean_fn(cleaning) if cleaning else str
 
-    def tokenize(texts: list[str]) -> torch.Tensor:
-        shortened = [clean(truncate_text(text, length)) for text in texts]
+    def tokenize(texts: list[str], context_length: int | None = None) -> torch.Tensor:
+        most = context_length or length
+        shortened = [clean(truncate_text(text, most)) for text in texts]
         return tokenizer(
-            shortened, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+            shortened, padding="max_length", truncation=True, max_length=most, return_tensors="pt"
         ).input_ids
 
     padding = tokenizer.pad_token_id if config.model_type in _MASKED_PADDING else None

@@ -47,11 +47,12 @@ class Reader:
         vectors[[number == self.broken for number in numbers]] = torch.nan
         return vectors
 
-    def tokenizer(self, texts: list[str]) -> torch.Tensor:
-        tokens = torch.zeros(len(texts), self.context, dtype=torch.long)
+    def tokenizer(self, texts: list[str], context_length: int | None = None) -> torch.Tensor:
+        context = context_length or self.context
+        tokens = torch.zeros(len(texts), context, dtype=torch.long)
         for row, text in zip(tokens, texts, strict=True):
             words = [f"thing{self.texts[text]}"] if text in self.texts else text.split()
-            for place, word in enumerate(words[: self.context]):
+            for place, word in enumerate(words[:context]):
                 row[place] = self.words.setdefault(word, len(self.words) + 1)
         return tokens
 

@@ -336,6 +336,22 @@ def test_columns_of_a_dataset(tmp_path):
             _load(tmp_path / "hub", **asked)
 
 
+def test_quotes_of_kaggles_captions_are_those_of_csv(tmp_path):
+    """CLIP_benchmark's file has the same header, but commas and quotes as they come: it splits a line at ``.jpg,``."""
+    write_images(tmp_path, 2, ".jpg")
+    texts = ["A dog , running .", '"Stop" says a sign', 'He said "stop"']
+    kaggle = pd.DataFrame({"image": ["0.jpg", "0.jpg", "1.jpg"], "caption": texts})
+    kaggle.loc[0, "caption"] = "A dog, running ."
+    (tmp_path / "captions.txt").write_text(kaggle.to_csv(index=False))
+    assert '"A dog, running ."' in (tmp_path / "captions.txt").read_text()
+    assert _load(tmp_path / "captions.txt").captions == [["A dog, running .", texts[1]], texts[2:]]
+    for last in ('1.jpg,He said "stop"', "1.jpg,one, two", '1.jpg,"one" and "two"'):
+        lines = ["0.jpg,A dog , running .", '0.jpg,"Stop" says a sign', last]
+        (tmp_path / "captions.txt").write_text("\n".join(["image,caption", *lines, ""]))
+        expected = [line.split(".jpg,")[1] for line in lines]
+        assert _load(tmp_path / "captions.txt").captions == [expected[:2], expected[2:]]
+
+
 SPLITS = ("train", "test", "val", "test", "train")
 
 

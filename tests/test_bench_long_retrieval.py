@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import bench_world as world
 import pytest
 from bench_reader import evaluate, write_images
 
-from benchmarks.tasks.encoders.long_retrieval import truncate_words
+from benchmarks.tasks.encoders.long_retrieval import truncate_words, truncated_by_tokenizer
 from benchmarks.tasks.run_config import BenchmarkConfig
 from clips.errors import UserError
 
@@ -58,6 +59,53 @@ def test_a_tower_that_reads_thirty_words(tmp_path, monkeypatch, long):
     assert result.metrics["captions_truncated"].higher_is_better is None
     assert result.protocol["input_context_length"] == 30
     assert evaluate(monkeypatch, tmp_path, long, pictures=PICTURES).metrics["captions_truncated"].value == 0
+
+
+WORDS = ("a dog", "犬が走っている", "สุนัขวิ่งในสวน", "Hundehütte", "don't", "🐕", "...")
+
+
+def _open_clips() -> tuple[object, Callable[[str], int], int]:
+    import open_clip
+
+    tokenizer = open_clip.SimpleTokenizer()
+    return tokenizer, lambda text: len(tokenizer.encode(text)) + 2, 77
+
+
+def _clips() -> tuple[object, Callable[[str], int], int]:
+    from clips.model.tokenizer import ClipsTokenizer, wordpiece
+
+    count = wordpiece().encode
+    return ClipsTokenizer(80), lambda text: len(count(text, add_special_tokens=False).ids) + 3, 80
+
+
+def _padded_with_the_end_token() -> tuple[object, Callable[[str], int], int]:
+    """As SigLIP's tokenizer, whose rows do not show where a text ends."""
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    raw = Tokenizer(models.WordLevel({"</s>": 0, "<unk>": 1}, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    raw.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 0)])
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="</s>", pad_token="</s>")
+
+    def tokenize(texts: list[str], context_length: int = 64) -> object:
+        return fast(
+            texts, padding="max_length", truncation=True, max_length=context_length, return_tensors="pt"
+        ).input_ids
+
+    return tokenize, lambda text: len(text) + 1, 64
+
+
+@pytest.mark.parametrize("world", [_open_clips, _clips, _padded_with_the_end_token])
+@pytest.mark.parametrize("separator", [" ", ""])
+def test_captions_are_truncated_as_their_number_of_tokens_says(world, separator):
+    """Around the edge, in languages with and without spaces; the number is the tokenizer's own, without a limit."""
+    tokenizer, count, context = world()
+    texts = [separator.join([word] * number) + end for word in WORDS for number in range(1, 90) for end in ("", "!")]
+    expected = [float(count(text) > context) for text in texts]
+    assert 0.1 < sum(expected) / len(texts) < 0.9
+    assert {context, context + 1} <= set(map(count, texts))
+    assert truncated_by_tokenizer(texts, tokenizer).tolist() == expected
 
 
 def test_recall_by_caption_length(tmp_path, monkeypatch, long):

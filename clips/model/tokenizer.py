@@ -48,9 +48,9 @@ class ClipsTokenizer:
         self.context_length = context_length
         self._wordpiece = wordpiece()
 
-    def __call__(self, texts: str | Sequence[str]) -> Tensor:
+    def __call__(self, texts: str | Sequence[str], context_length: int | None = None) -> Tensor:
         """Rows for the text tower, (n, context_length) int64: ``[BOS] tokens [EOS] 0 … [CLASS]``."""
-        return self._rows(texts, self.context_length, last=CLASS)
+        return self._rows(texts, context_length or self.context_length, last=CLASS)
 
     def encode_target(self, texts: str | Sequence[str], length: int = 128) -> Tensor:
         """Rows for the captioner to predict, (n, length) int64: ``[BOS] tokens [EOS] 0 …``."""

@@ -38,7 +38,7 @@ class DualEncoder:
         model: has ``encode_image(pixels (B, 3, H, W))``, or packed (`clips.core.patches`), and ``encode_text(tokens
             (B, L))``.
         preprocess: PIL image → (3, H, W), or packed.
-        tokenizer: list of texts → (B, L).
+        tokenizer: list of texts, and optionally another context length than its own → (B, L).
         preprocessing: protocol entries of the image preprocessing that the model's directory records.
         device: torch device.
         precision: the dtype of the towers.
@@ -48,7 +48,7 @@ class DualEncoder:
 
     model: Any
     preprocess: Callable[[Any], torch.Tensor]
-    tokenizer: Callable[[list[str]], torch.Tensor]
+    tokenizer: Callable[..., torch.Tensor]
     preprocessing: Entries
     device: str
     precision: str

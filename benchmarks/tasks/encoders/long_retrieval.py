@@ -41,6 +41,9 @@ WORD_LIMITS = "word_limits"
 """The protocol entry that lists the points of the curve, ``"8, 16, 32"``."""
 
 
+_MORE_TOKENS = 4
+
+
 def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
     """Compute recalls with full captions and with their first words, and R@1 per length bin."""
     from benchmarks.tasks.encoders.cached_embeddings import image_embeddings, text_embeddings
@@ -59,7 +62,7 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
     }
     full = vectors[[index_of[text] for text in captions.texts]]
     items = with_top_results(items_of(captions, found[""]), captions, images, full)
-    truncated = _truncated_by_tokenizer(captions.texts, model.encoder.tokenizer)
+    truncated = truncated_by_tokenizer(captions.texts, model.encoder.tokenizer)
     columns = {"truncated": np.concatenate([np.full(len(captions.images), np.nan), truncated])}
     for name in versions:
         columns |= hit_columns(found[name], name) if name else {}
@@ -91,14 +94,20 @@ def truncate_words(text: str, words: int) -> str:
     return " ".join(split[:words]) if len(split) > words else text
 
 
-def _truncated_by_tokenizer(texts: Sequence[str], tokenizer: Callable[[list[str]], torch.Tensor]) -> np.ndarray:
-    """Return (M,) 1 for truncated captions, whose tokens do not depend on the last word."""
+def truncated_by_tokenizer(texts: Sequence[str], tokenizer: Callable[..., torch.Tensor]) -> np.ndarray:
+    """Return (M,) 1 for truncated captions, which have other tokens or more of them in a longer context."""
+    context = tokenizer([""]).shape[1]
+    longer = context + _MORE_TOKENS
+    *_, padding, last = tokenizer([""], longer)[0]
+    end = int(last != padding)  # CLIPS's class token is the last one of a row, behind the padding
     parts = []
     for start in range(0, len(texts), 1000):
         block = list(texts[start : start + 1000])
-        shorter = [" ".join(text.rsplit(None, 1)[:-1]) for text in block]
-        same = (tokenizer(block) == tokenizer(shorter)).all(dim=1)
-        parts.append(same.cpu().numpy().astype(float))
+        short, long = tokenizer(block), tokenizer(block, longer)
+        # a truncated row has its end token where the longer one has the next token of the caption
+        changed = (short[:, : context - end] != long[:, : context - end]).any(dim=1)
+        more = (long[:, context - end : longer - end] != padding).any(dim=1)
+        parts.append((changed | more).cpu().numpy().astype(float))
     return np.concatenate(parts)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -130,12 +131,25 @@ def is_flickr(location: Location) -> bool:
 
 
 def read_flickr(location: Location) -> Dataset[Captioned]:
-    """``image.jpg,caption`` below a header (CLIP_benchmark's Flickr files); Flickr's ``image.jpg#0<tab>caption``."""
+    """``image.jpg,caption`` below a header (CLIP_benchmark's Flickr files); Flickr's ``image.jpg#0<tab>caption``.
+
+    The first is CSV if all of its rows have two cells, as in Kaggle's ``captions.txt`` of Flickr8k, whose captions with
+    commas are in quotes. CLIP_benchmark's are not.
+    """
     return Dataset(records=_flickr(location.path, location.image_root("images", "Images", "flickr30k-images")))
 
 
 def _flickr(path: Path, root: Path) -> Iterator[Captioned]:
-    for number, line in enumerate(read_text_lines(path), 1):
+    lines = read_text_lines(path)
+    if lines[0].strip().lower() == "image,caption":
+        try:
+            rows = list(filter(None, csv.reader((f"{line}\n" for line in lines[1:]), strict=True)))
+        except csv.Error:  # a quotation mark of a caption
+            rows = []
+        if rows and all(len(row) == 2 for row in rows):
+            yield from (captioned(root, image, [caption]) for image, caption in rows)
+            return
+    for number, line in enumerate(lines, 1):
         match = _LINE.fullmatch(line)
         if match:
             yield captioned(root, match["image"], [match["caption"]])
