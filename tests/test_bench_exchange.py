@@ -77,20 +77,61 @@ def test_lmms_evals_numbers_and_items(tmp_path: Path) -> None:
     assert {result.measured_elsewhere["tool"] for result in written.values()} == {"lmms-eval"}
 
 
-def test_metrics_that_another_version_names_otherwise_are_imported(tmp_path: Path) -> None:
+def test_metrics_that_another_version_names_otherwise_are_imported(tmp_path: Path, capsys) -> None:
     """lmms-eval's mmstar also returns each ability; its mme said ``mme_percetion_score`` before."""
     folder = shutil.copytree(LMMS.parent, tmp_path / "in")
-    file, numbers = folder / LMMS.name, '"pope_recall,none"'
-    text = file.read_text(encoding="utf-8")
-    file.write_text(text.replace(numbers, f'"pope_ability,none": 0.25, {numbers}').replace("perception", "percetion"))
-    written = run(file, output=tmp_path / "r")
+    for file in folder.glob("2*"):
+        text = file.read_text(encoding="utf-8").replace("perception", "percetion")
+        text = text.replace('"pope_recall,none"', '"pope_ability,none": 0.25, "flops,flops": 7e12, "pope_recall,none"')
+        file.write_text(text.replace('"metric": "pope_recall"', '"metric": "pope_ability"'), encoding="utf-8")
+    written = run(folder / LMMS.name, output=tmp_path / "r")
     ability, recall = (written["pope"].metrics[f"pope_{name}"] for name in ("ability", "recall"))
     assert (ability.value, ability.scale, ability.label, ability.ci_low) == (0.25, 100, "pope ability", None)
     assert ability.n == recall.n > 0
     assert recall.ci_low is not None
-    mme = written["mme"]
-    assert mme.metrics["mme_percetion_score"].value == json.loads(text)["results"]["mme"]["mme_perception_score,none"]
-    assert tuple(mme.primary) == ("mme_total",)  # of the items
+    assert "pope: not imported, as the task does not define them as metrics: flops" in capsys.readouterr().err
+    mme, theirs = written["mme"], json.loads(LMMS.read_text(encoding="utf-8"))["results"]["mme"]
+    assert mme.metrics["mme_perception_score"].value == theirs["mme_perception_score,none"]
+    assert mme.metrics["mme_perception_score"].ci_low is not None
+    assert "mme_percetion_score" not in mme.metrics
+    assert tuple(mme.primary) == ("mme_total",)
+
+
+def test_files_of_an_earlier_version_without_samples(tmp_path: Path) -> None:
+    """Version 0.1's: ``results.json``, its metrics' directions in the configs only, the model in its arguments only.
+
+    adallava's fork adds what it measured of time and memory, as in its README.
+    """
+    content = json.loads(LMMS.read_text(encoding="utf-8"))
+    kept = {key: content[key] for key in ("results", "configs", "versions", "n-shot", "config", "date")}
+    mme = {"alias": "mme", "flops,flops": 7239070670529.51, "flops_stderr,flops": "N/A",
+           "prefill_time,prefill_time": 0.068719,
+           "mme_cognition_score,none": 324.6428571428571, "mme_cognition_score_stderr,none": "N/A",
+           "mme_percetion_score,none": 1487.19037615046, "mme_percetion_score_stderr,none": "N/A"}  # fmt: skip
+    kept["results"] |= {"mme": mme}
+    for name, arguments in (("a", "pretrained=llava-a"), ("b", "model_version=gpt-4o"), ("c", ""), ("d", "")):
+        kept["config"] = {"model": "gpt4v", "model_args": arguments}
+        kept["date"] = f"0410_121{'01'[name == 'd']}"
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps(kept), encoding="utf-8")
+    run(*tmp_path.glob("?/results.json"), output=tmp_path / "r")
+    found = read_results(tmp_path / "r")
+    assert {result.model_name for result in found} == {"llava-a", "gpt-4o", "gpt4v-0410_1210", "gpt4v-0410_1211"}
+    mme = next(result for result in found if result.benchmark == "mme")
+    assert mme.primary == ["mme_total"]
+    assert mme.metrics["mme_total"].value == pytest.approx(324.6428571428571 + 1487.19037615046)
+    assert mme.metrics.keys() == {"mme_perception_score", "mme_cognition_score", "mme_total"}
+    gqa = next(result for result in found if result.benchmark == "gqa")
+    assert gqa.metrics["exact_match"].higher_is_better
+    (tmp_path / "a/gqa.json").write_text(
+        json.dumps({"args": {}, "logs": [
+            {"doc_id": number, "doc": {"question": "What color?", "answer": "red"}, "target": "red", "doc_hash": "x",
+             "arguments": [["What color?", {}]], "resps": [["red"]], "filtered_resps": ["red" if number else ""],
+             "exact_match": float(number > 0)} for number in range(3)]}), encoding="utf-8",
+    )  # fmt: skip
+    gqa = run(tmp_path / "a/results.json", output=tmp_path / "s")["gqa"]
+    assert read_items(gqa)["score"].tolist() == [0.0, 1.0, 1.0]
+    assert gqa.metrics["unread"].value == pytest.approx(1 / 3)
 
 
 def test_without_samples_the_printed_standard_error_counts(tmp_path: Path) -> None:

@@ -73,6 +73,7 @@ def test_mmbench_has_its_number_of_questions_and_no_interval(tmp_path: Path) -> 
     file = write_by_lmms_eval("mmbench_en_dev_static", tmp_path, _mmbench(), "dev", ["A"])
     run_import(ImportConfig(files=(str(file),), output=str(tmp_path / "imported")))
     result = read_result(tmp_path / "imported/theirs/mmbench_en_dev_static.json")
-    (metric,) = result.metrics.values()
+    assert result.metrics.keys() == {"gpt_eval_score", "unread"}
+    metric = result.metrics["gpt_eval_score"]
     assert (metric.n, metric.ci_low, metric.ci_method) == (PICTURES, None, "none")
     assert read_items(result)["prediction"].tolist() == ["A"] * PICTURES

@@ -181,7 +181,10 @@ def safe_name(name: str) -> str:
 
 def has_fields(kind: type, content: Any) -> bool:
     """Whether a JSON value is an object with the required fields of a dataclass (see `parse`)."""
-    required = {field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING}
+    missing = dataclasses.MISSING
+    required = {
+        each.name for each in dataclasses.fields(kind) if each.default is missing and each.default_factory is missing
+    }
     return isinstance(content, Mapping) and required <= {key.replace("-", "_") for key in content}
 
 

@@ -1,5 +1,7 @@
 """lmms-eval's ``DATE_results.json``, with its ``DATE_samples_TASK.jsonl`` if they are in the same directory.
 
+Versions before 0.2 wrote ``results.json`` and ``TASK.json``.
+
 Scale: numbers are as the task's aggregation returns them, ratios from 0 to 1 for most tasks, points for MME and judges.
 ``METRIC_stderr,FILTER`` is the standard error of a mean over questions and is used where the items give no interval.
 ``METRIC_stderr_clt`` is not: lmms-eval writes the same number for POPE's accuracy, precision, recall and F1.
@@ -10,7 +12,8 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,28 +31,34 @@ from benchmarks.results.protocol import Entries, full_size_entry
 from benchmarks.tasks.mllm.caption_metrics import ImageCaptionScores
 from benchmarks.tasks.mllm.items import QuestionImage, items_table
 from benchmarks.tasks.mllm.task_metrics import TASK_METRICS, TaskMetrics, default_task_metrics
+from benchmarks.tasks.mllm.unread import add_unread
+from clips.core.artifact import log_info
 from clips.errors import UserError, error_reason
-from clips.text_files import read_json, read_json_lines
+from clips.text_files import check_keys, read_json, read_json_lines
 
 if TYPE_CHECKING:
     import pandas as pd
 
 TOOL = "lmms-eval"
+_RENAMED = {"mme_percetion_score": "mme_perception_score"}  # before 0.4
+_NAME_ARGUMENTS = ("peft", "delta", "pretrained", "model", "model_version", "model_name", "model_id", "path", "engine")
+"""Arguments of a model that name it, as lmms-eval 0.7 looks for them; earlier versions know few of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """The fields of ``results.json`` that are read; all but the last four by task."""
+    """The fields of ``results.json`` that are read; all but the last five by task."""
 
     results: Mapping[str, Mapping[str, Any]]
     configs: Mapping[str, Mapping[str, Any]]
-    n_samples: Mapping[str, Mapping[str, int]]
+    n_samples: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     higher_is_better: Mapping[str, Mapping[str, bool | None]] = field(default_factory=dict)
     versions: Mapping[str, Any] = field(default_factory=dict)
     model_name: str | None = None
     model_source: str | None = None
     lmms_eval_version: str | None = None
     date: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read(file: Path) -> list[Imported]:
@@ -59,15 +68,29 @@ def read(file: Path) -> list[Imported]:
         UserError: a wrong type, or samples of another run.
     """
     run = parse(Run, read_json(file), file)
-    numbers = {task: _numbers(run.results[task]) for task in run.results if task in run.configs}
-    return [_read_task(file, run, task, *found) for task, found in numbers.items() if found[0]]
+    found = [_read_task(file, run, task) for task in run.results if task in run.configs]
+    return [each for each in found if each is not None]
 
 
-def _read_task(file: Path, run: Run, task: str, values: Mapping[str, float], errors: Mapping[str, float]) -> Imported:
-    count = run.n_samples.get(task, {}).get("effective", 0)
-    samples = _samples(file.with_name(f"{file.name.removesuffix('results.json')}samples_{task}.jsonl"), count)
+def _read_task(file: Path, run: Run, task: str) -> Imported | None:
+    defined = {
+        _renamed(each["metric"]): each.get("higher_is_better")
+        for each in run.configs[task].get("metric_list") or []
+        if isinstance(each, Mapping) and isinstance(each.get("metric"), str)
+    }
+    defined |= {_renamed(name): up for name, up in run.higher_is_better.get(task, {}).items()}
     listed = TASK_METRICS.get(task)
-    directions = {name: up for name, up in run.higher_is_better.get(task, {}).items() if up is not None}
+    values, errors = _numbers(run.results[task])
+    if defined:  # a fork adds its FLOPs, seconds and bytes to the numbers
+        known = {*defined, *(listed.metrics if listed else ())}
+        if others := [name for name in values if name not in known]:
+            log_info(f"{file}: {task}: not imported, as the task does not define them as metrics: {', '.join(others)}")
+        values = {name: value for name, value in values.items() if name in known}
+    if not values:
+        return None
+    samples = _samples(file, task, run.n_samples.get(task, {}).get("effective", 0))
+    count = run.n_samples.get(task, {}).get("effective", len(samples))
+    directions = {name: up for name, up in defined.items() if isinstance(up, bool)}
     unlisted = {name: value for name, value in values.items() if listed is None or name not in listed.metrics}
     reader = default_task_metrics(samples, unlisted, directions)
     if listed is not None:  # mmstar's abilities, names of other versions
@@ -80,20 +103,45 @@ def _read_task(file: Path, run: Run, task: str, values: Mapping[str, float], err
     if items is not None and all(metrics[name].aggregation for name in values if name not in unlisted):
         extra = {name: spec for name, spec in reader.extra.items() if has_values(items, spec)}
         metrics |= {name: measured_metric(spec, None, items=items) for name, spec in extra.items()}
+    if items is not None and run.configs[task].get("output_type", "generate_until") == "generate_until":
+        unread = add_unread(items, samples, {**reader.metrics, **reader.extra}, reader.primary)
+        metrics |= {
+            name: measured_metric(spec, None, items=items) for name, spec in unread.items() if has_values(items, spec)
+        }
+    parts = [metrics.get(f"mme_{part}_score") for part in ("perception", "cognition")]
+    if listed is not None and "mme_total" in listed.extra and "mme_total" not in metrics and all(parts):
+        metrics["mme_total"] = measured_metric(
+            listed.extra["mme_total"], sum(each.value for each in parts if each), n=count
+        )
+    primary = [name for name in reader.primary if name in metrics]
     return make_imported(
         file,
         tool=TOOL,
         # the branch and commit of the directory in which lmms-eval ran, which may be another repository than its own
         version=f"{run.lmms_eval_version} of its working directory" if run.lmms_eval_version else NOT_STATED,
-        model=run.model_name or run.model_source or TOOL,
+        model=_model_name(run, file),
         benchmark=task,
         benchmark_type="mllm",
         metrics=metrics,
-        primary=reader.primary,
+        primary=primary or [name for name in reader.metrics if name in metrics],
         settings=_settings(run, task),
         items=items,
         created=_time(run.date),
     )
+
+
+def _renamed(name: str) -> str:
+    return _RENAMED.get(name, name)
+
+
+def _model_name(run: Run, file: Path) -> str:
+    """The model's name; a file without one, as earlier versions wrote of models behind APIs, is a model of its own."""
+    arguments = run.config.get("model_args") or ""
+    pairs = arguments.items() if isinstance(arguments, Mapping) else re.findall(r"([^,=]+)=([^,]*)", str(arguments))
+    stated = {str(name).strip(): str(value) for name, value in pairs}
+    named = run.model_name or next((stated[name] for name in _NAME_ARGUMENTS if stated.get(name)), "")
+    source = run.model_source or run.config.get("model") or TOOL
+    return named or f"{source}-{run.date or file.absolute().parent.name}"
 
 
 def _numbers(entries: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
@@ -101,29 +149,49 @@ def _numbers(entries: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, fl
     values: dict[str, float] = {}
     errors: dict[str, float] = {}
     for key, value in entries.items():
-        name, _, answer_filter = key.partition(",")
+        stated, _, answer_filter = key.partition(",")
+        name = _renamed(stated)
         if "_stderr" not in name and is_number(value) and name not in values:
             values[name] = float(value)
-            error = entries.get(f"{name}_stderr,{answer_filter}")
+            error = entries.get(f"{stated}_stderr,{answer_filter}")
             errors |= {name: float(error)} if is_number(error) else {}  # type: ignore[arg-type]
     return values, errors
 
 
-def _samples(file: Path, count: int) -> list[dict[str, Any]]:
-    """The samples by question, in the form of lmms-eval's own log; the file lacks the rows of the data."""
+def _samples(results: Path, task: str, count: int) -> list[dict[str, Any]]:
+    """The samples by question, in the form of lmms-eval's own log; files since 0.2 lack the rows of the data."""
+    file = results.with_name(f"{results.name.removesuffix('results.json')}samples_{task}.jsonl")
+    rows: Iterable[tuple[int, dict[str, Any]]] = ()
+    if file.is_file():
+        rows = read_json_lines(file, others=("doc_id",))
+    elif results.name == "results.json" and (file := results.with_name(f"{task}.json")).is_file():
+        content = read_json(file)
+        rows = enumerate(
+            content["logs"] if isinstance(content, dict) and isinstance(content.get("logs"), list) else [], 1
+        )
     found: dict[int, dict[str, Any]] = {}
-    for number, row in read_json_lines(file, others=("doc_id",)) if file.is_file() else ():
+    for number, row in rows:
+        check_keys(row, f"{file} item {number}", texts=(), others=("doc_id",))
         if not isinstance(row["doc_id"], int):
             raise UserError(f"{file} line {number}: doc_id: expected the question's index, got {row['doc_id']!r:.60}")
+        row = {_renamed(name): value for name, value in row.items()}
         answer = row.get("filtered_resps", "")
         first = answer[0] if isinstance(answer, list) and answer else answer
+        first = first[0] if isinstance(first, list) and first else first
         entries = [entry for entry in row.values() if isinstance(entry, dict)]  # of metrics: MME's has the category
         doc = row.get("doc") or {"category": next((entry["category"] for entry in entries if "category" in entry), "")}
-        shape = {"doc": doc, "filtered_resps": [first], "arguments": [row.get("input", "")]}
+        prompt = row.get("input") or next(iter(_flat(row.get("arguments"))), "")
+        shape = {"doc": doc, "filtered_resps": [first], "arguments": [prompt]}
         found.setdefault(row["doc_id"], {"target": ""} | row | shape)
     if found and count and len(found) != count:
         raise UserError(f"{file}: expected {count} questions, as the results state, got {len(found)}")
     return [found[number] for number in sorted(found)]
+
+
+def _flat(arguments: Any) -> list[Any]:
+    """The arguments of a question's first request."""
+    inner = arguments[0] if isinstance(arguments, list) and arguments else None
+    return inner if isinstance(inner, list) else arguments if isinstance(arguments, list) else []
 
 
 def _items(file: Path, task: str, samples: list[dict[str, Any]], reader: TaskMetrics) -> pd.DataFrame | None:

@@ -159,7 +159,7 @@ def evaluate_task(
             absent["blind"] = reason
     metrics = {} if scored.no_judge else _metrics(reader, scored.values, items, reader.baselines(samples), absent)
     if metrics and "generate_until" in str(task.config.output_type):
-        found = add_unread(items, samples, reader.metrics | reader.extra, reader.primary)
+        found = add_unread(items, samples, {**reader.metrics, **reader.extra}, reader.primary)
         metrics |= {name: compute_metric(items, spec) for name, spec in found.items()}
         if metrics[UNREAD].value > MAX_UNREAD:
             first = items[items[UNREAD] > 0].iloc[0]

@@ -37,6 +37,7 @@ _REFUSAL = re.compile(
     re.IGNORECASE,
 )
 _OPTION = re.compile(r"(?:^|[\s(])\(?([A-J])[.):] ?\S", re.MULTILINE)
+_OPTION_LINE = re.compile(r"^\s*\(?([A-J])[.):]\s*(\S.*?)\s*$", re.MULTILINE)
 _YES_NO = ("yes", "no")
 _CREDITS = ("mean", "mean_of_scores", "mean_of_group_means", "ratio")
 """Aggregations whose first column is what an item adds to the score; it is 0 for a wrong answer."""
@@ -111,7 +112,12 @@ def _possible_names(sample: Sample) -> tuple[str, list[str]]:
         return "yn", []
     texts = _listed(doc)
     if texts is None and re.fullmatch(r"\(?[A-J]\)?\.?", target):
-        asked = "\n".join(str(each) for each in (doc.get("question"), sample["arguments"][0]) if isinstance(each, str))
+        asked = next(
+            (str(each) for each in (doc.get("question"), sample["arguments"][0]) if _OPTION.search(str(each))), ""
+        )
+        lines = dict(reversed(_OPTION_LINE.findall(asked)))
+        if len(lines) > 1 and sorted(lines) == [*ascii_uppercase[: len(lines)]]:
+            return ascii_uppercase[: len(lines)], [lines[letter] for letter in sorted(lines)]
         letters = sorted(set(_OPTION.findall(asked)))
         count = next(n for n, letter in enumerate(ascii_uppercase) if letters[n : n + 1] != [letter])
         count = max(count, 1 + ascii_uppercase.index(target.strip("()."))) if count > 1 else 0
