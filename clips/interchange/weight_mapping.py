@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from clips.errors import UserError
-from clips.model.loading import first_mismatch
+from clips.model.loading import first_mismatch, require_finite
 
 Weights = dict[str, Tensor]
 
@@ -129,8 +129,9 @@ def conform(weights: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], whe
     """Return ``weights`` in the order, shapes and float type of an open_clip model.
 
     Raises:
-        UserError: a tensor is missing, unexpected or of another shape.
+        UserError: a tensor is missing, unexpected, of another shape or not finite.
     """
+    require_finite(weights, str(where))
     shaped = {name: _reshape(value, shapes.get(name)) for name, value in weights.items()}
     if mismatch := first_mismatch(shaped, shapes):
         raise UserError(f"{where}: not of this architecture: it {mismatch}")

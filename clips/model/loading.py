@@ -14,7 +14,9 @@ from clips.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-_PREFIXES = ("module.", "_orig_mod.")  # prefixes that DDP and torch.compile add to every name
+_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+"""Parts of names that DDP, torch.compile, FSDP and activation checkpointing add, also within a name."""
+_NUMBERS = ("float64", "float32", "int64")
 
 
 @contextlib.contextmanager
@@ -113,7 +115,7 @@ def read_safetensors(path: Path, what: str) -> dict[str, torch.Tensor]:
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """Read the state dict in a file: safetensors, or tensors saved by ``torch.save``.
 
-    The ``state_dict`` of a training checkpoint is extracted, and the prefixes of DDP and torch.compile are removed.
+    The ``state_dict`` of a training checkpoint is extracted, and names lose the parts that wrappers of modules add.
 
     Raises:
         UserError: the file is missing, is no checkpoint, or would run code when it is read.
@@ -127,24 +129,40 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     tensors = isinstance(found, Mapping) and all(isinstance(value, torch.Tensor) for value in found.values())
     if not found or not tensors:
         raise UserError(f"{path}: expected names with tensors, or a training checkpoint with 'state_dict'")
-    weights = dict(found)
-    for prefix in _PREFIXES * 2:  # the prefixes occur in either order
-        if all(name.startswith(prefix) for name in weights):
-            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+    weights = {}
+    for name, value in found.items():
+        plain = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+        if plain in weights:
+            raise UserError(f"{path}: expected one tensor for {plain}, got another as {name}")
+        weights[plain] = value
     return weights
 
 
 def _read_torch(path: Path) -> Any:
+    import numpy as np
     import torch
 
+    # open_clip's trainer of before 2024 stored learning rates as numpy scalars, which hold no code.
+    scalar: Any = np.float64().__reduce__()[0]
+    numbers = [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, *(type(np.dtype(kind)) for kind in _NUMBERS)]
     expected = "expected a state dict in safetensors or torch's format"
     with library_errors_as_user_errors(f"{path}: {expected}"):
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(numbers), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*TorchScript archive", category=UserWarning)
+                return torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             code = "GLOBAL" in str(error)  # pickle's opcodes that look up and call functions
             found = "it contains more than tensors, and reading it would run code" if code else "no checkpoint"
             raise UserError(f"{path}: rejected: {found}; {expected}") from None
+        except RuntimeError as error:
+            if "TorchScript" not in str(error):
+                raise
+            raise UserError(
+                f"{path}: a TorchScript archive, as OpenAI's; {expected}. If you trust it: python -c \"import torch; "
+                "torch.save(torch.jit.load('IN.pt', 'cpu').state_dict(), 'OUT.pt')\", then import OUT.pt "
+                "(OpenAI's with --architecture NAME-quickgelu)"
+            ) from None
 
 
 def first_mismatch(weights: Mapping[str, torch.Tensor], shapes: Mapping[str, torch.Size]) -> str | None:
@@ -158,3 +176,11 @@ def first_mismatch(weights: Mapping[str, torch.Tensor], shapes: Mapping[str, tor
             sizes = f": {tuple(weights[name].shape)}, expected {tuple(shapes[name])}" if names is reshaped else ""
             return f"{problem} {name}{more}{sizes}"
     return None
+
+
+def require_finite(weights: Mapping[str, torch.Tensor], where: str) -> None:
+    """Raise UserError, which begins with ``where``, if a training that diverged left NaN or infinite weights."""
+    broken = [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        more = f" and {len(broken) - 1} more" if broken[1:] else ""
+        raise UserError(f"{where}: expected finite weights, got NaN or infinity in {broken[0]}{more}")

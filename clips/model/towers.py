@@ -18,7 +18,7 @@ from clips.model.attention import pack_attention
 from clips.model.feature_cache import FeatureCache, enable_trunk_cache
 from clips.model.hf_text import HFTextTower, own_text_towers, read_language_model
 from clips.model.length_grouping import group_by_length
-from clips.model.loading import first_mismatch, read_safetensors
+from clips.model.loading import first_mismatch, read_safetensors, require_finite
 
 Towers = Any  # an open_clip model: CLIP or CustomTextCLIP; or an `ImageTower`
 _CLASSIFIERS = ("head.fc.", "head.", "classifier.", "fc.")
@@ -122,6 +122,7 @@ def load_trunk(towers: Towers, path: str | Path) -> None:
     }
     if mismatch := first_mismatch(weights, shapes):
         raise UserError(f"model.pretrained_trunk: {path} {mismatch}; expected weights of this trunk")
+    require_finite(weights, f"model.pretrained_trunk: {path}")
     trunk.load_state_dict(weights, strict=False)
 
 
