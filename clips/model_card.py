@@ -26,7 +26,7 @@ def write_card(directory: Path, template: str, **facts: Any) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"text": escape_markdown, "yaml": _yaml_text}  # a license is untrusted text
+    environment.filters |= {"text": escape_markdown, "yaml": _yaml_text, "code": _code}  # a license is untrusted text
     atomic_write(directory / MODEL_CARD, environment.get_template(f"{template}.md").render(facts))
 
 
@@ -35,6 +35,11 @@ def _yaml_text(text: str) -> str:
     import yaml
 
     return yaml.safe_dump(" ".join(text.split()), allow_unicode=True, width=10**6).splitlines()[0]
+
+
+def _code(text: str) -> str:
+    """Text as code in Markdown, on one line."""
+    return f"`{repr(text)[1:-1]}`"
 
 
 def write_model_card(directory: Path, manifest: dict[str, Any]) -> None:

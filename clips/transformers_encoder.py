@@ -17,8 +17,12 @@ if TYPE_CHECKING:
     import torch
 
 _NATIVE = "siglip2"  # SigLIP 2 NaFlex; those of fixed resolution are of type siglip
-_CLEANED_TEXTS = ("siglip", "siglip2")  # SigLIP 2's tokenizer of fixed resolution keeps case and punctuation
-_CLEANING = "canonicalize"  # as open_clip's configs of both do: lower case, no punctuation
+_CLEANING = {
+    "clip": "whitespace",  # as OpenAI's code and open_clip do, and `clips import` too; transformers keeps curly quotes
+    "siglip": "canonicalize",
+    "siglip2": "canonicalize",  # its tokenizer of fixed resolution keeps case and punctuation
+}
+"""Model type → open_clip's cleaning of texts in its configs."""
 _MASKED_PADDING = ("tipsv2",)  # the text towers of the others were trained with visible or later padding
 
 
@@ -71,7 +75,7 @@ def load_transformers_encoder(path: str | Path, field: str) -> TransformersEncod
     with library_errors_as_user_errors(f"{field}: {path}: expected the files of its preprocessing and tokenizer"):
         images, tokenizer = AutoImageProcessor.from_pretrained(path), AutoTokenizer.from_pretrained(path)
 
-    cleaning = _CLEANING if config.model_type in _CLEANED_TEXTS else None
+    cleaning = _CLEANING.get(config.model_type)
     clean = get_clean_fn(cleaning) if cleaning else str
 
     def tokenize(texts: list[str], context_length: int | None = None) -> torch.Tensor:

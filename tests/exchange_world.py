@@ -71,6 +71,19 @@ def word_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
+def clip_tokenizer(folder: Path) -> Any:
+    """OpenAI's vocabulary as the Hub's directories of CLIP have it."""
+    from open_clip.tokenizer import SimpleTokenizer
+    from transformers import CLIPTokenizer
+
+    openai = SimpleTokenizer()
+    names = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+    vocab = {names.get(word, word): token for word, token in openai.encoder.items()}
+    tokenizer = CLIPTokenizer(vocab=vocab, merges=list(openai.bpe_ranks), model_max_length=10)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
 def transformers_config(**fields: Any) -> dict[str, Any]:
     """Two small towers: the entries that CLIPConfig and SiglipConfig share."""
     tower = {"hidden_size": 32, "intermediate_size": 72, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -80,7 +80,8 @@ def test_vectors_are_the_models_own(name: str, tmp_path: Path) -> None:
     for found, expected in ((images, own.image_embeds), (texts, own.text_embeds)):
         torch.testing.assert_close(found, torch.nn.functional.normalize(expected, dim=-1), atol=1e-5, rtol=0)
     assert (texts[0] - texts[1]).abs().max() > 1e-3
-    cleaning = {"input_text_cleaning": "open_clip's canonicalize"} if name == "siglip" else {}
+    cleaned = {"siglip": "canonicalize", "clip": "whitespace"}
+    cleaning = {"input_text_cleaning": f"open_clip's {cleaned[name]}"} if name in cleaned else {}
     assert encoder.preprocessing == {
         "input_resolution": 32,
         "input_resize": "shortest",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from clips_world import tensors_of, trained
 from PIL import Image
 from safetensors.torch import load_file
+from test_clips_importing import ODD_TEXTS
 
 from clips.core.artifact import directory_hash, read_manifest
 from clips.encoder import load_encoder, write_encoder
@@ -156,6 +158,55 @@ def test_unsupported_conversions_state_the_reason(encoders: Path, tmp_path: Path
         exported(encoders, name, form, tmp_path / "out")
     assert "\n" not in str(told.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("name", "form"), [("clip", "hf_clip"), ("siglip", "hf_siglip")])
+def test_exported_tokenizers_clean_texts_as_the_encoder(encoders: Path, tmp_path: Path, name: str, form: Any):
+    """Of open_clip's own tokenizer and of one of transformers; the card names texts that the format cannot clean."""
+    from transformers import AutoTokenizer
+
+    encoder = exported(encoders, name, form, tmp_path / "hf")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    length = encoder.tokenizer([""]).shape[1]
+    for text in [*ODD_TEXTS, "Red, squaRE! _dogs_ “two”"]:
+        theirs = tokenizer(text, truncation=True, max_length=length).input_ids
+        ours = encoder.tokenizer([text])[0, : len(theirs)].tolist()
+        assert (ours == theirs) is (text != "repaired: cafÃ©" or form == "hf_siglip"), (
+            text
+        )  # no word of this vocabulary
+    named = read_manifest(tmp_path / "hf")["other_tokens"]
+    assert ("repaired: cafÃ©" in named) is (form == "hf_clip")
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert all(f"`{text}`" in card for text in named)
+
+
+@pytest.mark.parametrize("cleaning", ["whitespace", "lower", "canonicalize"])
+def test_cleaning_in_a_tokenizers_file_equals_open_clips(cleaning: str):
+    """Each assigned character within a word and alone; C2 and C3 begin encodings that ftfy repairs."""
+    from open_clip.tokenizer import get_clean_fn
+    from tokenizers import normalizers
+
+    from clips.interchange.hf_files import _cleaning
+
+    clean, steps = get_clean_fn(cleaning), normalizers.Sequence(_cleaning(cleaning))
+    differ = []
+    for code in (*range(1, 0x3100), *range(0xA000, 0xD7FF), *range(0xF900, 0x10000), *range(0x1F000, 0x1FB00)):
+        text = f"a{chr(code)}b {chr(code)} Cd"
+        if unicodedata.category(chr(code)) not in ("Cn", "Co", "Cs") and clean(text) != steps.normalize_str(text):
+            differ.append(chr(code))
+    assert differ == ["Â", "Ã"]
+
+
+def test_a_preprocessing_that_transformers_lacks_is_rejected(tmp_path: Path):
+    for name, preprocess in (
+        ("padded", world.PREPROCESS | {"resize_mode": "longest"}),
+        ("as numbers", world.PREPROCESS | {"mean": 0.5, "std": 0.25}),
+    ):
+        world.open_clip_directory(tmp_path / name, preprocess=preprocess)
+    with pytest.raises(UserError, match=r"^preprocess_cfg: transformers has no resize mode 'longest' to 32x32$"):
+        exported(tmp_path, "padded", "hf_clip", tmp_path / "no")
+    exported(tmp_path, "as numbers", "hf_clip", tmp_path / "hf")
+    assert read_manifest(tmp_path / "hf")["pixel_levels"] < 0.1
 
 
 def test_a_wrong_conversion_is_noticed(encoders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

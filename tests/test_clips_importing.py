@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -114,9 +115,9 @@ def test_hf_clip_brings_its_words_and_its_pixels(tmp_path: Path):
     padded = theirs(world.TEXTS, padding="max_length", max_length=10, truncation=True, return_tensors="pt").input_ids
     assert torch.equal(encoder.tokenizer(world.TEXTS), padded)
     assert encoder.tokenizer(["a red dog"])[0, :5].tolist() == [1, 3, 4, 2, 12]  # begin, a, red, unknown, end
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
-    pixels = AutoImageProcessor.from_pretrained(tmp_path / "hf")(picture, return_tensors="pt").pixel_values[0]
-    torch.testing.assert_close(encoder.preprocess(picture), pixels, atol=1e-5, rtol=0)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    pixels = AutoImageProcessor.from_pretrained(tmp_path / "hf")(image, return_tensors="pt").pixel_values[0]
+    torch.testing.assert_close(encoder.preprocess(image), pixels, atol=1e-5, rtol=0)
     assert encoder.config["preprocess_cfg"]["resize_mode"] == "shortest"
     assert read_manifest(tmp_path / "encoder")["license"] == "mit"
     assert "license: mit" in (tmp_path / "encoder" / "README.md").read_text()
@@ -133,6 +134,120 @@ def test_hf_siglip(tmp_path: Path):
         torch.testing.assert_close(encoder.model.get_logits(pixels, tokens)[0], logits, atol=1e-4, rtol=0)
     assert encoder.config["preprocess_cfg"]["resize_mode"] == "squash"
     assert read_manifest(tmp_path / "encoder")["format"] == "hf_siglip"
+
+
+READ: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "no normalization": {"do_normalize": False},
+    "pixels to 255": {"do_rescale": False, "image_mean": [127.5, 120.0, 110.0], "image_std": [60.0, 70.0, 80.0]},
+    "pixels to 2": {"rescale_factor": 1 / 127.5, "image_mean": [1.0, 0.9, 0.8], "image_std": [0.5, 0.4, 0.6]},
+    "to 255 and no normalization": {"do_rescale": False, "do_normalize": False},
+    "bilinear": {"resample": 2},
+    "squash": {"do_center_crop": False, "size": {"height": 32, "width": 32}},
+    "squash and crop": {"size": {"height": 32, "width": 32}},
+    "numbers as sizes": {"size": 32, "crop_size": 32},
+}
+
+
+@pytest.mark.parametrize("kind", READ)
+def test_each_entry_of_an_image_processor_is_read(tmp_path: Path, kind: str):
+    from transformers import AutoImageProcessor
+
+    world.hf_clip(tmp_path / "hf")
+    file = tmp_path / "hf" / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | READ[kind]))
+    encoder = imported(tmp_path / "hf", tmp_path / "encoder")
+    assert read_manifest(tmp_path / "encoder")["pixel_levels"] < 0.1
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "hf")
+    for shape in ((90, 50), (50, 90), (32, 32), (20, 24)):
+        theirs = processor(drawn(*shape), return_tensors="pt").pixel_values[0].float()
+        levels = (encoder.preprocess(drawn(*shape)) - theirs).abs()
+        levels *= 255 * torch.tensor(encoder.config["preprocess_cfg"]["std"]).view(3, 1, 1)
+        assert levels.max() < 1.5, shape  # the libraries round differently
+
+
+REJECTED: dict[str, tuple[dict[str, Any], str]] = {
+    "do_resize": ({"do_resize": False}, "true, got False"),
+    "size": ({"size": {"shortest_edge": 36}}, r"\{'shortest_edge': 32\}, got .*36"),
+    "crop_size": ({"crop_size": {"height": 28, "width": 28}}, "the size of the model's images, got .*28"),
+    "resample": ({"resample": 1}, r"2 \(bilinear\) and 3 \(bicubic\), got 1"),
+    "do_pad": ({"do_pad": True}, "processors without it, got True"),
+    "crop_pct": ({"image_processor_type": "ConvNextImageProcessor", "do_center_crop": None}, "without it, got 0.875"),
+    "rescale_factor": ({"rescale_factor": 0}, "a positive number, got 0"),
+}
+
+
+@pytest.mark.parametrize("name", REJECTED)
+def test_an_image_processor_that_open_clip_cannot_compute_is_rejected(tmp_path: Path, name: str):
+    fields, message = REJECTED[name]
+    world.hf_clip(tmp_path / "hf")
+    file = tmp_path / "hf" / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"size": {"height": 32, "width": 32}} | fields))
+    with pytest.raises(
+        UserError, match=rf"preprocessor_config\.json: {name}: open_clip computes only .*{message}"
+    ) as told:
+        imported(tmp_path / "hf", tmp_path / "encoder")
+    assert f"as transformers:{tmp_path / 'hf'}" in str(told.value)
+    assert not (tmp_path / "encoder").exists()
+
+
+@pytest.mark.parametrize("resample", [0, 1, 4, 5])
+def test_kernels_of_pillow_that_open_clip_lacks_are_named(tmp_path: Path, resample: int):
+    world.hf_siglip(tmp_path / "hf")
+    world.image_processor(tmp_path / "hf", size={"height": 32, "width": 32}, do_center_crop=False)
+    file = tmp_path / "hf" / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"resample": resample}))
+    with pytest.raises(UserError, match=rf"resample: open_clip computes only .*, got {resample}"):
+        imported(tmp_path / "hf", tmp_path / "encoder")
+
+
+def test_a_wrong_preprocessing_is_noticed_by_its_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from clips.interchange import hf_files
+
+    world.hf_clip(tmp_path / "hf")
+    monkeypatch.setitem(hf_files._RESAMPLING, 3, "bilinear")
+    with pytest.raises(UserError, match=r"open_clip's pixels would differ from its image processor's by 1\.\d of"):
+        imported(tmp_path / "hf", tmp_path / "encoder")
+
+
+ODD_TEXTS = [
+    "the dog’s toy",
+    "“Curly” quotes – and … ‘dashes’",
+    "résumé, ÎLE, ΟΔΟΣ",
+    "emoji 🙂👍🏽 家",
+    "ﬁne ＡＢＣ, ½",
+    "&lt;b&gt; &amp;amp; co",
+    "  two  spaces,\ta tab\n",
+    "\ufeffbom \x00 null \x85 c1",
+    "repaired: cafÃ©",
+    "",
+    "A word " * 50,
+]
+
+
+def test_texts_have_equal_tokens_with_and_without_an_import(tmp_path: Path):
+    """In `transformers:DIR`, the imported encoder and OpenAI's own tokenizer; transformers alone keeps curly quotes."""
+    from open_clip.tokenizer import SimpleTokenizer
+
+    from clips.transformers_encoder import load_transformers_encoder
+
+    world.hf_clip(tmp_path / "hf", text={"vocab_size": 49408, "eos_token_id": 49407, "bos_token_id": 49406})
+    alone = world.clip_tokenizer(tmp_path / "hf")
+    encoder = imported(tmp_path / "hf", tmp_path / "encoder")
+    unimported = load_transformers_encoder(tmp_path / "hf", "encoder")
+    ours = encoder.tokenizer(ODD_TEXTS)
+    assert torch.equal(ours, unimported.tokenizer(ODD_TEXTS))
+    for own, openai in zip(ours.tolist(), SimpleTokenizer(context_length=10)(ODD_TEXTS).tolist(), strict=True):
+        length = own.index(49407) + 1
+        assert own[:length] == openai[:length]
+    with torch.no_grad():
+        assert torch.allclose(encoder.model.encode_text(ours), unimported.model.encode_text(ours), atol=1e-5)
+    assert alone(ODD_TEXTS[0]).input_ids != ours[0, : len(alone(ODD_TEXTS[0]).input_ids)].tolist()
+    named = read_manifest(tmp_path / "encoder")["other_tokens"]
+    assert "the dog’s toy" in named
+    assert "résumé, São Paulo, ÎLE" not in named
+    card = (tmp_path / "encoder" / "README.md").read_text()
+    assert all(f"`{text}`" in card for text in named)
 
 
 def test_an_activation_that_differs_from_timm_is_reported(tmp_path: Path):
@@ -179,6 +294,174 @@ def test_a_file_of_weights_with_its_architecture(tmp_path: Path, name: str, smal
     assert manifest["parents"]["source"]["hash"] == directory_hash(tmp_path / name)
 
 
+def drawn(width: int = 90, height: int = 50) -> Image.Image:
+    """Shading with an edge and noise, wider than high, so that each kernel, crop and normalization shows."""
+    across, down = np.meshgrid(np.linspace(0, 200, width), np.linspace(0, 150, height))
+    shading = np.stack([across, down, np.where(across > down, 180, 20)], axis=-1)
+    noise = np.random.default_rng(0).integers(0, 50, shading.shape)
+    return Image.fromarray((shading + noise).astype(np.uint8))
+
+
+class Shell(torch.nn.Module):
+    """What open_clip's factory needs of a model to resolve its preprocessing, without weights."""
+
+    def __init__(self, embed_dim: int, vision_cfg: dict[str, Any], **_: Any) -> None:
+        super().__init__()
+        self.visual = torch.nn.Module()
+        self.visual.image_size = vision_cfg.get("image_size", 224)
+
+
+@pytest.mark.filterwarnings("ignore:QuickGELU mismatch:UserWarning")
+def test_preprocessing_is_open_clips_own_for_all_its_architectures_and_tags(monkeypatch: pytest.MonkeyPatch):
+    from open_clip import factory
+
+    from clips.interchange.imported_encoder import ImportedEncoder, configs_for_architecture
+    from clips.interchange.importing import _with_preprocessing
+
+    def assert_equal(mine: dict[str, Any], theirs: Any) -> None:
+        stock = {key: list(value) if isinstance(value, tuple) else value for key, value in theirs.items()}
+        size = stock.pop("size")
+        assert mine == stock | {"size": [size, size] if isinstance(size, int) else size}
+
+    for name in ("RN50", "ViT-B-32", "ViT-B-16-SigLIP"):  # built as they are
+        with torch.device("meta"):
+            built = open_clip.create_model_and_transforms(name, pretrained_image=False, device="meta")[0]
+        assert_equal(configs_for_architecture(name, {})[1], built.visual.preprocess_cfg)
+    for kind in ("CLIP", "CustomTextCLIP", "CoCa"):
+        monkeypatch.setattr(factory, kind, Shell)
+    monkeypatch.setattr(factory, "download_pretrained", lambda cfg, cache_dir: "weights.pt")
+    tags = 0
+    for name in open_clip.list_models():
+        cfg, preprocess, source = configs_for_architecture(name, {})
+        assert_equal(preprocess, open_clip.create_model_and_transforms(name)[0].visual.preprocess_cfg)
+        for tag in open_clip.list_pretrained_tags_by_model(name):
+            model = open_clip.create_model_and_transforms(name, pretrained=tag, load_weights=False)[0]
+            found = ImportedEncoder(
+                model_cfg=cfg, preprocess_cfg=preprocess, preprocess_source=source, weights={}, write_tokenizer=print
+            )
+            config = ImportConfig(path="a.pt", output="b", architecture=name, preprocessing=tag)
+            assert_equal(_with_preprocessing(found, config, "open_clip").preprocess_cfg, model.visual.preprocess_cfg)
+            tags += 1
+    assert tags > 150
+
+
+@pytest.fixture
+def timm_architecture(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A name of stock open_clip with a small timm trunk, and a pretrained tag of another preprocessing."""
+    from open_clip import factory, pretrained
+
+    trunk = {"timm_model_name": "test_vit", "timm_model_pretrained": False, "timm_pool": "", "timm_proj": "linear"}
+    cfg = world.VIT | {"vision_cfg": trunk | {"image_size": 160}}
+    monkeypatch.setitem(factory._MODEL_CONFIGS, "ViT-small0-timm", cfg)
+    monkeypatch.setitem(pretrained._PRETRAINED, "ViT-small0-timm", {"webli": pretrained._slpcfg()})
+    return "ViT-small0-timm"
+
+
+def test_a_timm_trunk_in_a_file_sees_images_as_in_stock_open_clip(
+    tmp_path: Path, timm_architecture: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    from open_clip import factory
+
+    file = tmp_path / "epoch_1.pt"
+    torch.save({"state_dict": world.open_clip_model(open_clip.get_model_config(timm_architecture)).state_dict()}, file)
+    monkeypatch.setattr(factory, "download_pretrained", lambda cfg, cache_dir: str(file))
+    for pretrained, stated in ((str(file), None), ("webli", "webli")):
+        encoder = imported(file, tmp_path / f"encoder {stated}", architecture=timm_architecture, preprocessing=stated)
+        model, _, preprocess = open_clip.create_model_and_transforms(timm_architecture, pretrained=pretrained)
+        assert torch.equal(encoder.preprocess(drawn()), preprocess(drawn()))
+        with torch.no_grad():
+            pixels = preprocess(drawn())[None]
+            assert torch.equal(encoder.model.encode_image(pixels), model.eval().encode_image(pixels))
+        said = capsys.readouterr().err
+        assert ("give --preprocessing webli" in said) is (stated is None)
+        assert "squashed, 160x160" in said
+    run = ["import", str(file), "--architecture", timm_architecture, "--output", str(tmp_path / "stated")]
+    assert dispatch("clips", "", COMMANDS, [*run, "--preprocessing.mean", "[0.5, 0.4, 0.3]"]) == 0
+    preprocess = load_encoder(tmp_path / "stated").config["preprocess_cfg"]
+    assert (preprocess["mean"], preprocess["resize_mode"]) == ([0.5, 0.4, 0.3], "shortest")
+    assert "mean [0.5, 0.4, 0.3]" in (tmp_path / "stated" / "README.md").read_text()
+    with pytest.raises(UserError, match=r"^preprocessing: expected entries, or an open_clip tag .* \(known: webli\)"):
+        imported(file, tmp_path / "no", architecture=timm_architecture, preprocessing="openai")
+
+
+@pytest.mark.parametrize("stated", [None, {"mean": 0.5, "std": [0.2, 0.3, 0.4]}])
+def test_a_directory_that_states_less_has_open_clips_defaults(tmp_path: Path, stated: dict[str, Any] | None):
+    world.open_clip_directory(tmp_path / "hub")
+    config = {"model_cfg": world.VIT} | ({} if stated is None else {"preprocess_cfg": stated})
+    (tmp_path / "hub" / "open_clip_config.json").write_text(json.dumps(config))
+    _, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'hub'}")
+    encoder = imported(tmp_path / "hub", tmp_path / "encoder")
+    assert torch.equal(encoder.preprocess(drawn()), preprocess(drawn()))
+
+
+def quick_gelu_lines(said: str) -> list[str]:
+    return [line for line in said.splitlines() if "-quickgelu" in line]
+
+
+def test_weights_do_not_show_their_activation_so_a_line_does(
+    tmp_path: Path, small_architecture: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    from open_clip import factory
+
+    monkeypatch.setitem(factory._MODEL_CONFIGS, f"{small_architecture}-quickgelu", world.VIT | {"quick_gelu": True})
+    SAVERS["weights.bin"](world.open_clip_model(world.VIT), tmp_path / "weights.bin")
+    imported(tmp_path / "weights.bin", tmp_path / "plain", architecture=small_architecture)
+    (line,) = quick_gelu_lines(capsys.readouterr().err)
+    assert line.startswith(f"architecture: {small_architecture} computes GELU")
+    imported(tmp_path / "weights.bin", tmp_path / "quick", architecture=f"{small_architecture}-quickgelu")
+    assert not quick_gelu_lines(capsys.readouterr().err)
+    assert "| activation | QuickGELU |" in (tmp_path / "quick" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("module", ["numpy._core", "numpy.core"])
+def test_a_checkpoint_of_open_clips_older_trainer_is_read(tmp_path: Path, module: str, small_architecture: str):
+    """Its learning rate is a numpy scalar, under the module's name of before or after numpy 2."""
+    model = world.open_clip_model(world.VIT)
+    optimizer = torch.optim.AdamW(model.parameters())
+    optimizer.param_groups[0]["lr"] = 0.5 * (1 + np.cos(np.pi * 3 / 7)) * 5e-4
+    state = {f"module.{name}": value for name, value in model.state_dict().items()}
+    content = {"epoch": 3, "name": "run", "state_dict": state, "optimizer": optimizer.state_dict()}
+    torch.save(content, tmp_path / "epoch_3.pt", _use_new_zipfile_serialization=False)
+    stored = (tmp_path / "epoch_3.pt").read_bytes()
+    assert b"cnumpy._core.multiarray\nscalar\n" in stored
+    (tmp_path / "epoch_3.pt").write_bytes(stored.replace(b"cnumpy._core.", f"c{module}.".encode()))
+    encoder = imported(tmp_path / "epoch_3.pt", tmp_path / "encoder", architecture=small_architecture)
+    assert all(torch.equal(value, encoder.model.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+WRAPPED: dict[str, Callable[[str], str]] = {
+    "lightning": lambda name: f"model.{name}",
+    "compiled lightning": lambda name: f"model._orig_mod.{name}",
+    "compiled tower": lambda name: name.replace("visual.", "visual._orig_mod.", 1),
+    "fsdp": lambda name: "_fsdp_wrapped_module." + name.replace(".resblocks.0.", ".resblocks.0._fsdp_wrapped_module."),
+    "checkpointed": lambda name: name.replace(".resblocks.1.", ".resblocks.1._checkpoint_wrapped_module."),
+    "ddp within lightning": lambda name: f"module.model.module.{name}",
+}
+
+
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_names_of_wrapped_modules_are_unwrapped(tmp_path: Path, kind: str, small_architecture: str):
+    model = world.open_clip_model(world.VIT)
+    torch.save({WRAPPED[kind](name): value for name, value in model.state_dict().items()}, tmp_path / "weights.pt")
+    encoder = imported(tmp_path / "weights.pt", tmp_path / "encoder", architecture=small_architecture)
+    assert all(torch.equal(value, encoder.model.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
+def test_openais_torchscript_gets_a_hint_that_works(tmp_path: Path, small_architecture: str):
+    """Its state dict has three numbers beside the weights, which are in half precision."""
+    model = world.open_clip_model(world.VIT).half()
+    archive = torch.nn.Module()
+    for name in ("input_resolution", "context_length", "vocab_size"):
+        archive.register_buffer(name, torch.tensor(3))
+    torch.jit.save(torch.jit.script(archive), tmp_path / "ViT-B-32.pt")
+    with pytest.raises(UserError, match=r"ViT-B-32\.pt: a TorchScript archive, as OpenAI's; .*torch\.jit\.load"):
+        imported(tmp_path / "ViT-B-32.pt", tmp_path / "no", architecture=small_architecture)
+    torch.save(model.state_dict() | archive.state_dict(), tmp_path / "OUT.pt")
+    encoder = imported(tmp_path / "OUT.pt", tmp_path / "encoder", architecture=small_architecture)
+    assert all(torch.equal(value.float(), encoder.model.state_dict()[key]) for key, value in model.state_dict().items())
+
+
 @pytest.mark.parametrize("custom", [False, True])
 def test_a_hub_directory_whose_weights_are_a_pickle_of_tensors(tmp_path: Path, custom: bool):
     cfg = world.VIT | {"custom_text": custom}
@@ -214,7 +497,9 @@ def test_released_clips_is_read_without_an_import(tmp_path: Path):
     run_soup(SoupConfig(encoders=(str(tmp_path / "released"),) * 2, output=str(tmp_path / "soup")))
     assert tensors_of(tmp_path / "soup").keys() == model.state_dict().keys()
     assert torch.equal(encoder.tokenizer(world.TEXTS), expected)
-    write_tokenizer(encoder.tokenizer, tmp_path)  # as exports to transformers do
+    write_tokenizer(
+        encoder.tokenizer, encoder.config["model_cfg"]["text_cfg"], tmp_path
+    )  # as exports to transformers do
     assert (tmp_path / "tokenizer.json").is_file()
     with torch.no_grad():
         assert torch.equal(encoder.model.encode_text(expected), model.encode_text(expected))
@@ -314,6 +599,14 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "shape.pt": (
         lambda path: torch.save(state() | {"visual.proj": torch.zeros(64, 23)}, path),
         r"another shape of visual\.proj: \(64, 23\), expected \(64, 24\)$",
+    ),
+    "nan.pt": (
+        lambda path: torch.save(state() | {"visual.proj": torch.full((64, 24), torch.nan)}, path),
+        r"nan\.pt: expected finite weights, got NaN or infinity in visual\.proj$",
+    ),
+    "twice.pt": (
+        lambda path: torch.save(state() | {"module.visual.proj": torch.zeros(64, 24)}, path),
+        r"twice\.pt: expected one tensor for visual\.proj, got another as module\.visual\.proj$",
     ),
     "objects.npz": (lambda path: np.savez(path, a=np.array([{}], dtype=object)), r"objects\.npz: not a readable \.npz"),
     "other.npz": (

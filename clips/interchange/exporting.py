@@ -26,7 +26,7 @@ def export_encoder(encoder_directory: str | Path, output: str, *, format: str, l
         UserError: the other library cannot compute this encoder, or the features would differ.
     """
     from clips.encoder import load_encoder
-    from clips.interchange.parity import max_feature_difference
+    from clips.interchange.parity import compare
     from clips.model.architectures import image_view
     from clips.model.loading import silence_transformers
 
@@ -42,18 +42,18 @@ def export_encoder(encoder_directory: str | Path, output: str, *, format: str, l
     with atomic_artifact_dir(output, kind=format) as partial:
         with silence_transformers():
             features = importlib.import_module(EXPORT_FORMATS[format]).export(encoder, partial)
-            difference = max_feature_difference(encoder, features)
-        if not difference <= _TOLERANCE:
-            raise UserError(f"{format}: features would differ by {difference:.1e}; use another format")
+            parity = compare(encoder, features, partial if format.startswith("hf_") else None)
+        if parity.features is None or not parity.features <= _TOLERANCE:
+            raise UserError(f"{format}: features would differ by {parity.features:.1e}; use another format")
         manifest = write_manifest(
             partial,
             kind=format,
             config={"encoder": str(source), "output": output, "format": format},
             parents={"encoder": source},
             license=license,
-            largest_difference=difference,
+            **parity.record(),
         )
         write_card(partial, format, manifest=manifest, license=license, cfg=encoder.config["model_cfg"], naflex=naflex)
     if (source / CAPTIONER_WEIGHTS).is_file():
         log_info(f"{output}: without the captioner, which {format} does not support")
-    log_info(f"{output}: {format}, features differ from the encoder's by {difference:.1e} at most")
+    log_info(f"{output}: {format}; {parity}")

@@ -101,6 +101,7 @@ def load(path: Path, architecture: str | None) -> ImportedEncoder:
     return ImportedEncoder(
         model_cfg=cfg,
         preprocess_cfg=files.read_preprocessing(path, size, OPENAI_PREPROCESS),
+        preprocess_source="its image processor's",
         weights=to_open_clip(model.state_dict(), links, tower_shapes(cfg, path)),
         write_tokenizer=(lambda directory: files.save_tokenizer(path, directory)) if has_tokenizer else no_tokenizer,
         features=feature_functions(model),
@@ -178,7 +179,7 @@ def export(encoder: LoadedEncoder, directory: Path) -> Features:
     theirs.load_state_dict(from_open_clip(model.state_dict(), links, shapes_of(theirs)))
     theirs.save_pretrained(directory)
     files.write_preprocessing(encoder.config["preprocess_cfg"], directory)
-    files.write_tokenizer(encoder.tokenizer, directory)
+    files.write_tokenizer(encoder.tokenizer, encoder.config["model_cfg"]["text_cfg"], directory)
     return feature_functions(theirs)
 
 

@@ -61,7 +61,7 @@ def export(encoder: LoadedEncoder, directory: Path) -> Features:
     theirs.load_state_dict(_weights(model, tower, classifier, theirs))
     theirs.save_pretrained(directory)
     files.write_preprocessing(encoder.config["preprocess_cfg"], directory)
-    files.write_tokenizer(encoder.tokenizer, directory)
+    files.write_tokenizer(encoder.tokenizer, encoder.config["model_cfg"]["text_cfg"], directory)
     return hf_clip.feature_functions(theirs)
 
 

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from clips.errors import UserError
+from clips.model.architectures import complete_preprocess_cfg
 from clips.model.loading import library_errors_as_user_errors
 from clips.text_files import safe_json_loads
 
-_RESAMPLING = {0: "nearest", 2: "bilinear", 3: "bicubic"}
+_RESAMPLING = {2: "bilinear", 3: "bicubic"}
+_PROCESSOR_NAMES = ("preprocessor_config.json", "processor_config.json")
+_PROCESSOR_ENTRIES = {
+    *("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor"),
+    *("do_normalize", "image_mean", "image_std"),
+    # without effect on RGB images:
+    *("do_convert_rgb", "image_processor_type", "feature_extractor_type", "processor_class", "data_format"),
+    *("default_to_square", "pad_size"),
+}
 _ACTIVATIONS: dict[str, tuple[bool, dict[str, Any]]] = {
     "quick_gelu": (True, {}),
     "gelu": (False, {}),
@@ -82,43 +93,97 @@ def mlp_ratio(inner: int, width: int) -> float:
     return ratio if int(width * ratio) == inner else (inner + 0.5) / width
 
 
-def read_preprocessing(path: Path, size: int, default: Mapping[str, Any]) -> dict[str, Any]:
-    """Return open_clip's preprocess_cfg of a directory's image processor; ``default`` if it has none."""
-    names = ("preprocessor_config.json", "processor_config.json")
-    if not any((path / name).is_file() for name in names):
-        return {"size": [size, size]} | dict(default)
+def has_image_processor(path: Path) -> bool:
+    """Whether a directory states its preprocessing."""
+    return any((path / name).is_file() for name in _PROCESSOR_NAMES)
+
+
+def load_image_processor(path: Path) -> Any:
+    """Load a directory's image processor. Raises UserError if transformers cannot read it."""
     from transformers import AutoImageProcessor
 
-    with library_errors_as_user_errors(f"{path / names[0]}: transformers cannot read this preprocessing"):
-        processor = AutoImageProcessor.from_pretrained(path)
-        shortest = "shortest_edge" in dict(processor.size)
-        return {
-            "size": [size, size],
-            "mode": "RGB",
-            "mean": [float(value) for value in processor.image_mean],
-            "std": [float(value) for value in processor.image_std],
-            "interpolation": _RESAMPLING[int(processor.resample)],
-            "resize_mode": "shortest" if shortest else "squash",
-            "fill_color": 0,
-        }
+    with library_errors_as_user_errors(f"{path}: transformers cannot read this image processor"):
+        return AutoImageProcessor.from_pretrained(path)
+
+
+def read_preprocessing(path: Path, size: int, default: Mapping[str, Any]) -> dict[str, Any]:
+    """Return open_clip's preprocess_cfg that equals a directory's image processor; ``default`` if it has none.
+
+    Args:
+        path: the directory.
+        size: side of the model's images.
+        default: a ``preprocess_cfg`` without size.
+
+    Raises:
+        UserError: open_clip has no preprocessing with the effect of one of its entries.
+    """
+    if not has_image_processor(path):
+        return {"size": [size, size]} | dict(default)
+    entries = load_image_processor(path).to_dict()
+
+    def reject(name: str, expected: str) -> UserError:
+        where = next(path / file for file in _PROCESSOR_NAMES if (path / file).is_file())
+        return UserError(
+            f"{where}: {name}: open_clip computes only {expected}, got {entries.get(name)}; "
+            f"benchmarks read the model as it is, as transformers:{path}"
+        )
+
+    square, crops = {"height": size, "width": size}, bool(entries.get("do_center_crop"))
+    sides, crop = (dict(entries.get(name) or {}) for name in ("size", "crop_size"))
+    if not entries.get("do_resize"):
+        raise reject("do_resize", "true")
+    if crops and crop != square:
+        raise reject("crop_size", f"{square}, the size of the model's images")
+    if sides != square and not (crops and sides == {"shortest_edge": size}):
+        raise reject("size", f"{square}, or with a center crop {{'shortest_edge': {size}}}")
+    if entries.get("resample") not in _RESAMPLING:
+        raise reject("resample", "2 (bilinear) and 3 (bicubic)")
+    for name, value in entries.items():
+        if name not in _PROCESSOR_ENTRIES and value:
+            raise reject(name, "processors without it")
+    # open_clip's pixels are from 0 to 1 before it subtracts the mean, here they are from 0 to this:
+    top = 255 * float(entries["rescale_factor"]) if entries.get("do_rescale") else 255.0
+    if not top > 0:
+        raise reject("rescale_factor", "a positive number")
+    top = 1.0 if abs(top - 1) < 1e-6 else top
+    normalizes = bool(entries.get("do_normalize"))
+    with library_errors_as_user_errors(f"{path}: expected image_mean and image_std of three channels"):
+        mean, std = (
+            [float(value) / top for value in np.broadcast_to(entries[name] if normalizes else without, 3)]
+            for name, without in (("image_mean", 0.0), ("image_std", 1.0))
+        )
+    return {
+        "size": [size, size],
+        "mode": "RGB",
+        "mean": mean,
+        "std": std,
+        "interpolation": _RESAMPLING[int(entries["resample"])],
+        "resize_mode": "squash" if sides == square else "shortest",
+        "fill_color": 0,
+    }
 
 
 def write_preprocessing(preprocess: Mapping[str, Any], directory: Path) -> None:
-    """Write preprocessor_config.json of an open_clip preprocess_cfg."""
+    """Write preprocessor_config.json of an open_clip preprocess_cfg.
+
+    Raises:
+        UserError: transformers has no such preprocessing.
+    """
     from transformers import CLIPImageProcessor
 
-    height, width = preprocess["size"]
-    crops = preprocess.get("resize_mode", "shortest") == "shortest"
+    cfg = complete_preprocess_cfg(dict(preprocess), preprocess["size"])
+    (height, width), mode = cfg["size"], cfg["resize_mode"]
+    if mode == "longest" or (mode == "shortest" and height != width):
+        raise UserError(f"preprocess_cfg: transformers has no resize mode '{mode}' to {height}x{width}")
+    crops = mode == "shortest"
     resampling = {name: number for number, name in _RESAMPLING.items()}
-    if preprocess.get("resize_mode") not in (None, "shortest", "squash"):
-        raise UserError(f"preprocess_cfg: transformers has no resize mode '{preprocess['resize_mode']}'")
     CLIPImageProcessor(
-        size={"shortest_edge": min(height, width)} if crops else {"height": height, "width": width},
+        size={"shortest_edge": height} if crops else {"height": height, "width": width},
         crop_size={"height": height, "width": width},
         do_center_crop=crops,
-        resample=resampling[preprocess.get("interpolation", "bicubic")],
-        image_mean=list(preprocess["mean"]),
-        image_std=list(preprocess["std"]),
+        resample=resampling.get(cfg["interpolation"], resampling["bicubic"]),  # open_clip's "random" is of training
+        image_mean=cfg["mean"],
+        image_std=cfg["std"],
     ).save_pretrained(directory)
 
 
@@ -135,19 +200,96 @@ def save_tokenizer(path: Path, directory: Path) -> None:
         AutoTokenizer.from_pretrained(path).save_pretrained(directory)
 
 
-def write_tokenizer(tokenizer: Any, directory: Path) -> None:
-    """Write the tokenizer of a loaded encoder in transformers' format."""
+def cleaning_name(text_cfg: Mapping[str, Any]) -> str:
+    """Return open_clip's name of the function that cleans texts before the tokenizer of a ``text_cfg``."""
+    default = "whitespace" if text_cfg.get("hf_tokenizer_name") else "lower"
+    return str((text_cfg.get("tokenizer_kwargs") or {}).get("clean", default))
+
+
+def write_tokenizer(tokenizer: Any, text_cfg: Mapping[str, Any], directory: Path) -> None:
+    """Write the tokenizer of a loaded encoder in transformers' format, with open_clip's cleaning of texts.
+
+    It is of transformers' general class: ``CLIPTokenizer`` builds its normalizer anew and would drop the cleaning.
+    """
+    from tokenizers import Tokenizer, normalizers
+    from transformers import PreTrainedTokenizerFast
+
     if hasattr(tokenizer, "save"):  # a ClipsTokenizer
         tokenizer.save(directory)
         return
-    if hasattr(tokenizer, "tokenizer"):
+    if not hasattr(tokenizer, "tokenizer"):
+        backend = _openai_backend(tokenizer)
+        options: dict[str, Any] = {"split_special_tokens": True}
+        options |= dict.fromkeys(("eos_token", "pad_token", "unk_token"), _END) | {"bos_token": _BEGIN}
+    elif hasattr(tokenizer.tokenizer, "backend_tokenizer"):
+        own = tokenizer.tokenizer
+        backend = Tokenizer.from_str(own.backend_tokenizer.to_str())
+        options = {"split_special_tokens": own.split_special_tokens, "padding_side": own.padding_side}
+        options |= own.special_tokens_map
+    else:  # sentencepiece's, which cleans texts itself
         tokenizer.tokenizer.save_pretrained(directory)
         return
-    from transformers import CLIPTokenizer
-
-    special = {tokenizer.sot_token_id: "<|startoftext|>", tokenizer.eot_token_id: "<|endoftext|>"}
-    CLIPTokenizer(
-        vocab={special.get(token_id, word): token_id for word, token_id in tokenizer.encoder.items()},
-        merges=list(tokenizer.bpe_ranks),
-        model_max_length=tokenizer.context_length,
+    before = [] if backend.normalizer is None else [backend.normalizer]
+    backend.normalizer = normalizers.Sequence([*_cleaning(cleaning_name(text_cfg)), *before])
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend, model_max_length=tokenizer.context_length, **options
     ).save_pretrained(directory)
+
+
+_BEGIN, _END = "<|startoftext|>", "<|endoftext|>"
+
+
+def _openai_backend(tokenizer: Any) -> Any:
+    """Return open_clip's ``SimpleTokenizer`` without its cleaning, as a tokenizer of the library tokenizers."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+
+    ids = {_BEGIN: tokenizer.sot_token_id, _END: tokenizer.eot_token_id}
+    words = {word: token for word, token in tokenizer.encoder.items() if token not in ids.values()}
+    bpe = models.BPE(words | ids, list(tokenizer.bpe_ranks), end_of_word_suffix="</w>", unk_token=_END)
+    backend = Tokenizer(bpe)
+    words_and_signs = Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(words_and_signs, behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("</w>", " ")])
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{_BEGIN} $A {_END}", special_tokens=list(ids.items())
+    )
+    backend.add_special_tokens([AddedToken(name, special=True) for name in ids])
+    return backend
+
+
+def _cleaning(name: str) -> list[Any]:
+    """Return the normalizers of the library tokenizers that clean texts as open_clip does.
+
+    Without what needs more than one character's replacement: repaired encodings, HTML entities but for the usual ones.
+    """
+    import string
+
+    from ftfy import chardata
+    from tokenizers import Regex, normalizers
+
+    replace = normalizers.Replace
+    entities = {"&lt;": "<", "&gt;": ">", "&quot;": '"', "&#39;": "'", "&apos;": "'", "&nbsp;": " "}
+    undefined = (0x81, 0x8D, 0x8F, 0x90, 0x9D)  # of Windows' code page, as which ftfy reads C1 controls
+    controls = {code: bytes([code]).decode("cp1252") for code in range(0x80, 0xA0) if code not in undefined}
+    signs = chardata.LIGATURES | chardata.WIDTH_MAP | controls
+    steps: list[Any] = [replace("&amp;", "&"), replace("&amp;", "&")]  # entities are resolved twice
+    steps += [replace(entity, sign) for entity, sign in entities.items()]
+    steps += [replace(chr(code), text) for code, text in signs.items()]
+    steps += [replace(Regex("[ʼ‘-‛]"), "'"), replace(Regex("[“-‟]"), '"')]
+    steps += [replace(_any_of(map(chr, chardata.CONTROL_CHARS)), ""), normalizers.NFC()]
+    if name == "canonicalize":
+        steps += [replace("_", " "), replace(_any_of(string.punctuation), "")]
+    if name in ("canonicalize", "lower"):
+        steps += [replace(Regex(r"(?<=\p{L})Σ(?!\p{L})"), "ς"), normalizers.Lowercase()]  # Python's final sigma
+    return [*steps, replace(Regex(r"\s+"), " "), normalizers.Strip()]
+
+
+def _any_of(signs: Iterable[str]) -> Any:
+    from tokenizers import Regex
+
+    return Regex("[" + "".join(f"\\x{{{ord(sign):04x}}}" for sign in signs) + "]")

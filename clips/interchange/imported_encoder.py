@@ -14,7 +14,7 @@ from torch import Tensor
 
 from clips.errors import UserError, unknown_name_error
 from clips.interchange.weight_mapping import Weights, shapes_of
-from clips.model.architectures import ModelConfig, list_architectures
+from clips.model.architectures import ModelConfig, complete_preprocess_cfg, list_architectures
 from clips.model.architectures import model_cfg as clips_model_cfg
 from clips.model.architectures import preprocess_cfg as clips_preprocess_cfg
 from clips.model.towers import build_towers
@@ -28,6 +28,7 @@ OPENAI_PREPROCESS = {
     "resize_mode": "shortest",
     "fill_color": 0,
 }
+PREPROCESSING_OF_FILES = "open_clip's for a file of weights"
 _FAMILY = {"tiny": "ti", "small": "s", "base": "b", "large": "l", "so400m": "so400m", "huge": "h"}
 _OPENVISION = re.compile(r"openvision-vit-(?P<family>[a-z0-9]+)-patch(?P<patch>\d+)-(?P<size>\d+)")
 _CLIPS = re.compile(r"vit-(?P<family>[a-z])-(?P<patch>\d+)-clips-(?P<size>\d+)")
@@ -40,6 +41,7 @@ class ImportedEncoder:
     Args:
         model_cfg: open_clip's configuration of the towers.
         preprocess_cfg: open_clip's preprocessing.
+        preprocess_source: where it is stated, as text.
         weights: under open_clip's names.
         write_tokenizer: writes the tokenizer's files into a directory.
         features: the source's own image and text features of pixels and tokens, if its library is installed.
@@ -50,6 +52,7 @@ class ImportedEncoder:
 
     model_cfg: dict[str, Any]
     preprocess_cfg: dict[str, Any]
+    preprocess_source: str
     weights: Weights
     write_tokenizer: Callable[[Path], None]
     features: Features | None = None
@@ -76,8 +79,11 @@ def parse_released_name(name: str) -> tuple[str, int | None]:
     return name, None
 
 
-def configs_for_architecture(name: str, weights: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return ``model_cfg`` and ``preprocess_cfg`` of an architecture; the weights determine the sizes of a CLIPS one.
+def configs_for_architecture(name: str, weights: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """Return ``model_cfg`` and ``preprocess_cfg`` of an architecture, and where the latter is stated.
+
+    The weights determine the sizes of a CLIPS architecture. An architecture of open_clip has the preprocessing that
+    open_clip gives to its weights in a file (``pretrained=FILE``), whatever its published weights have.
 
     Raises:
         UserError: an unknown architecture.
@@ -94,21 +100,14 @@ def configs_for_architecture(name: str, weights: Mapping[str, Tensor]) -> tuple[
             cfg["vision_cfg"]["image_size"] = size
         if "logit_bias" in weights:
             cfg["init_logit_bias"] = 0.0
-        return cfg, clips_preprocess_cfg(cfg)
+        return cfg, clips_preprocess_cfg(cfg), f"that of {architecture}"
     import open_clip
 
     open_clip_cfg = open_clip.get_model_config(architecture)
     if open_clip_cfg is None:
         raise unknown_name_error(name, [*list_architectures(), *open_clip.list_models()], "architecture")
-    return open_clip_cfg, default_preprocess(open_clip_cfg)
-
-
-def default_preprocess(cfg: dict[str, Any]) -> dict[str, Any]:
-    """Return the default preprocessing of an open_clip architecture: the timm trunk's, else OpenAI's."""
-    if cfg["vision_cfg"].get("timm_model_name"):
-        return clips_preprocess_cfg(cfg)
-    size = cfg["vision_cfg"].get("image_size", 224)
-    return {"size": [size, size] if isinstance(size, int) else list(size)} | OPENAI_PREPROCESS
+    image_size = open_clip_cfg["vision_cfg"].get("image_size", 224)
+    return open_clip_cfg, complete_preprocess_cfg({}, image_size), PREPROCESSING_OF_FILES
 
 
 def tower_shapes(cfg: Mapping[str, Any], where: str | Path) -> dict[str, torch.Size]:

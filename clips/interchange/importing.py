@@ -2,6 +2,7 @@
 
     clips import path/to/clip-vit-base-patch32 --output encoders/openai-b-32
     clips import epoch_32.pt --architecture ViT-B-32 --output encoders/mine
+    clips import siglip.pt --architecture ViT-B-16-SigLIP --preprocessing webli --output encoders/siglip
 
 The output is verified: unmodified open_clip loads it, and if the source's own library is installed, both compute the
 same features.
@@ -12,8 +13,9 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from clips.core.artifact import atomic_artifact_dir, atomic_write, check_overwritable, log_info, write_manifest
 from clips.errors import UserError, unknown_name_error
@@ -22,6 +24,7 @@ from clips.model_refs import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
 
 if TYPE_CHECKING:
     from clips.interchange.imported_encoder import ImportedEncoder
+    from clips.interchange.parity import Parity
 
 IMPORT_FORMATS: dict[str, str] = {  # modules with is_supported(path) and load(path, architecture)
     "hf_clip": "clips.interchange.hf_clip",
@@ -29,6 +32,26 @@ IMPORT_FORMATS: dict[str, str] = {  # modules with is_supported(path) and load(p
     "open_clip": "clips.interchange.open_clip_format",
     "openvision_jax": "clips.interchange.openvision_jax",
 }
+_TAG_ENTRIES = ("mean", "std", "interpolation", "resize_mode")  # of a pretrained tag; the others are its address
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """Entries of open_clip's ``preprocess_cfg``; unset ones are open_clip's default, CLIP's preprocessing.
+
+    Args:
+        mean: of the three channels, pixels from 0 to 1.
+        std: their standard deviation.
+        interpolation: of the resizing, bicubic or bilinear.
+        resize_mode: shortest (the shorter edge, then a center crop), longest (the longer edge, then padding) or squash.
+        fill_color: of the padding, 0 to 255.
+    """
+
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    interpolation: Literal["bicubic", "bilinear"] | None = None
+    resize_mode: Literal["shortest", "longest", "squash"] | None = None
+    fill_color: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,6 +65,8 @@ class ImportConfig:
         output: the encoder directory to write.
         architecture: of a weights file: a CLIPS architecture, an open_clip name, or a published one
             (openvision-vit-large-patch14-224, ViT-L-14-CLIPS-336). For a SiglipModel, timm's name of its image tower.
+        preprocessing: of a weights file that was trained with another than open_clip gives to files (it is printed): a
+            pretrained tag of the architecture in open_clip, such as webli or datacomp1b, or its entries.
         format: open_clip, hf_clip, hf_siglip or openvision_jax; detected from the content if not given.
         license: license of the weights; the one in the source's model card if not given.
         tolerance: largest accepted difference of unit features from the source's, if its own library is installed. Some
@@ -51,6 +76,7 @@ class ImportConfig:
     path: str
     output: str
     architecture: str | None = None
+    preprocessing: str | Preprocessing | None = None
     format: str | None = None
     license: str | None = None
     tolerance: float = 1e-5
@@ -75,11 +101,13 @@ def run_import(config: ImportConfig) -> None:
 
     name = config.format or _detect_format(path)
     imported: ImportedEncoder = importlib.import_module(IMPORT_FORMATS[name]).load(path, config.architecture)
+    if config.preprocessing is not None:
+        imported = _with_preprocessing(imported, config, name)
     weights = conform(imported.weights, tower_shapes(imported.model_cfg, path), imported.where)
     license = config.license or imported.license or "unknown"
     with atomic_artifact_dir(config.output, kind="encoder") as partial:
         _write(imported, weights, partial)
-        difference = _verify_features(partial, imported, config)
+        parity = _verify(partial, imported, config)
         manifest = write_manifest(
             partial,
             kind="encoder",
@@ -88,11 +116,73 @@ def run_import(config: ImportConfig) -> None:
             format=name,
             architecture=config.architecture,
             license=license,
-            largest_difference=difference,
+            preprocessing=_describe(imported.preprocess_cfg),
+            **parity.record(),
         )
         write_card(partial, "imported", manifest=manifest, license=license, config=config, cfg=imported.model_cfg)
-    parity = "" if difference is None else f", features differ from the source's by {difference:.1e} at most"
-    log_info(f"{config.output}: encoder imported from {name}{parity}")
+    _report_preprocessing(imported, config)
+    log_info(f"{config.output}: encoder imported from {name}; {parity}")
+
+
+def _with_preprocessing(imported: ImportedEncoder, config: ImportConfig, format: str) -> ImportedEncoder:
+    """Return the encoder with the preprocessing that the config states instead of its source's."""
+    from open_clip import list_pretrained_tags_by_model
+    from open_clip.pretrained import get_pretrained_cfg
+
+    from clips.model.architectures import complete_preprocess_cfg
+
+    stated, name = config.preprocessing, config.architecture
+    if format.startswith("hf_"):
+        raise UserError(f"preprocessing: expected none, because {config.path} states its own")
+    if isinstance(stated, Preprocessing):
+        entries, source = {key: value for key, value in vars(stated).items() if value is not None}, "as stated"
+    else:
+        tag = get_pretrained_cfg(name or "", stated or "")
+        if not tag:
+            known = ", ".join(list_pretrained_tags_by_model(name or "")) or "none"
+            raise UserError(
+                f"preprocessing: expected entries, or an open_clip tag of architecture {name} (known: {known}), "
+                f"got {stated}"
+            )
+        entries, source = {key: tag[key] for key in _TAG_ENTRIES if key in tag}, f"open_clip's of {name}, {stated}"
+    preprocess = complete_preprocess_cfg(entries, imported.preprocess_cfg["size"])
+    return dataclasses.replace(imported, preprocess_cfg=preprocess, preprocess_source=source)
+
+
+def _report_preprocessing(imported: ImportedEncoder, config: ImportConfig) -> None:
+    """Print how images are preprocessed, and what the name of the architecture and the weights do not show."""
+    import open_clip
+    from open_clip.pretrained import get_pretrained_cfg
+
+    from clips.interchange.imported_encoder import PREPROCESSING_OF_FILES
+    from clips.model.architectures import complete_preprocess_cfg
+
+    preprocess, name = imported.preprocess_cfg, config.architecture or ""
+    log_info(f"{config.output}: images: {_describe(preprocess)} ({imported.preprocess_source})")
+    by_name = imported.preprocess_source == PREPROCESSING_OF_FILES
+    for tag in open_clip.list_pretrained_tags_by_model(name) if by_name else ():
+        published = complete_preprocess_cfg(get_pretrained_cfg(name, tag), preprocess["size"])
+        if any(published[key] != preprocess[key] for key in _TAG_ENTRIES):
+            log_info(
+                f"preprocessing: open_clip's published weights {tag} of {name} have another: {_describe(published)}; "
+                f"for weights trained so, give --preprocessing {tag}"
+            )
+    if f"{name}-quickgelu" in open_clip.list_models():
+        log_info(
+            f"architecture: {name} computes GELU; for weights trained with QuickGELU, as OpenAI's, MetaCLIP's and "
+            f"DFN's, which look the same, give --architecture {name}-quickgelu"
+        )
+
+
+def _describe(preprocess: Mapping[str, Any]) -> str:
+    """Return what a ``preprocess_cfg`` does to an image, in words."""
+    if "max_num_patches" in preprocess:
+        return f"at their own aspect ratio, at most {preprocess['max_num_patches']} patches"
+    modes = {"shortest": "shorter edge resized, center crop", "longest": "longer edge resized, padded"}
+    mean, std = ([round(value, 4) for value in preprocess[name]] for name in ("mean", "std"))
+    height, width = preprocess["size"]
+    mode = modes.get(preprocess["resize_mode"], "squashed")
+    return f"{mode}, {height}x{width}, {preprocess['interpolation']}, mean {mean}, std {std}"
 
 
 def _detect_format(path: Path) -> str:
@@ -117,19 +207,19 @@ def _write(imported: ImportedEncoder, weights: dict[str, Any], directory: Path) 
     imported.write_tokenizer(directory)
 
 
-def _verify_features(partial: Path, imported: ImportedEncoder, config: ImportConfig) -> float | None:
-    """Return the difference between the features of the new encoder and the source; None if it cannot be computed."""
+def _verify(partial: Path, imported: ImportedEncoder, config: ImportConfig) -> Parity:
+    """Return the differences between the new encoder and the source, if its own library is installed."""
     from clips.encoder import load_encoder
-    from clips.interchange.parity import max_feature_difference
+    from clips.interchange.parity import Parity, compare
 
     encoder = load_encoder(partial)
     if imported.features is None:
-        return None
-    difference = max_feature_difference(encoder, imported.features)
-    if not difference <= config.tolerance:
+        return Parity()
+    parity = compare(encoder, imported.features, Path(config.path))
+    if parity.features is None or not parity.features <= config.tolerance:
         why = f" ({imported.approximation})" if imported.approximation else ""
         raise UserError(
-            f"{config.path}: open_clip's features would differ from the source's by {difference:.1e}{why}, "
+            f"{config.path}: open_clip's features would differ from the source's by {parity.features:.1e}{why}, "
             f"and tolerance is {config.tolerance:.0e}"
         )
-    return difference
+    return parity

@@ -14,11 +14,11 @@ from clips.errors import UserError, error_reason
 from clips.interchange.imported_encoder import (
     ImportedEncoder,
     configs_for_architecture,
-    default_preprocess,
     license_from_card,
     no_tokenizer,
 )
 from clips.interchange.weight_mapping import Weights
+from clips.model.architectures import complete_preprocess_cfg
 from clips.model.loading import library_errors_as_user_errors, read_weights
 from clips.model.text_tokenizer import copy_tokenizer_files
 from clips.model.tokenizer import ClipsTokenizer
@@ -34,6 +34,7 @@ from clips.text_files import safe_json_loads
 _WEIGHTS = (OPEN_CLIP_WEIGHTS, "open_clip_pytorch_model.safetensors", OPEN_CLIP_PICKLE)
 _ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _TOKENIZER = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
+_NUMBERS = ("input_resolution", "context_length", "vocab_size")  # beside the weights of OpenAI's TorchScript archives
 _TEXT_PARTS = ("text_projection", "positional_embedding", "token_embedding", "transformer.", "ln_final", "cls_emb")
 
 
@@ -47,16 +48,26 @@ def load(path: Path, architecture: str | None) -> ImportedEncoder:
     where = _find_weights(path) if path.is_dir() else path
     recorded = _read_config(path / OPEN_CLIP_CONFIG) if path.is_dir() else None
     weights = read_weights(where)
-    if recorded is not None and architecture is None:
+    while all(name.startswith("model.") for name in weights):  # Lightning's
+        weights = {name.removeprefix("model."): value for name, value in weights.items()}
+    weights = {name: value for name, value in weights.items() if name not in _NUMBERS}
+    if architecture is not None:
+        cfg, preprocess, source = configs_for_architecture(architecture, weights)
+    elif recorded is not None:
         cfg = recorded["model_cfg"]
-        preprocess = recorded.get("preprocess_cfg") or default_preprocess(cfg)
-    elif architecture is not None:
-        cfg, preprocess = configs_for_architecture(architecture, weights)
+        preprocess, source = (
+            complete_preprocess_cfg({}, cfg["vision_cfg"].get("image_size", 224)),
+            "open_clip's default",
+        )
     else:
         raise UserError(f"{path}: a weights file does not state its architecture; give --architecture")
+    if recorded is not None and recorded.get("preprocess_cfg"):
+        preprocess = complete_preprocess_cfg(recorded["preprocess_cfg"], preprocess["size"])
+        source = f"that of {OPEN_CLIP_CONFIG}"
     return ImportedEncoder(
         model_cfg=cfg,
         preprocess_cfg=preprocess,
+        preprocess_source=source,
         weights=_rename_text_tower(weights, bool(cfg.get("custom_text"))),
         write_tokenizer=_tokenizer_writer(path, cfg["text_cfg"]),
         license=license_from_card(path),

@@ -51,7 +51,7 @@ def load(path: Path, architecture: str | None) -> ImportedEncoder:
         raise UserError(f"{path}: a weights file does not state its architecture; give --architecture")
     stored = _as_torch(_read_parameters(path))
     table = stored.get("txt.pos_embedding", torch.empty(1, 0, 0))[0]
-    cfg, preprocess = configs_for_architecture(architecture, {"positional_embedding": table})
+    cfg, preprocess, source = configs_for_architecture(architecture, {"positional_embedding": table})
     vision, text = cfg["vision_cfg"], cfg["text_cfg"]
     if "img.pos_embedding" not in stored:
         side = vision["image_size"] // vision["patch_size"]
@@ -79,6 +79,7 @@ def load(path: Path, architecture: str | None) -> ImportedEncoder:
     return ImportedEncoder(
         model_cfg=cfg,
         preprocess_cfg=preprocess,
+        preprocess_source=source,
         weights=to_open_clip(stored, links, tower_shapes(cfg, path)),
         write_tokenizer=ClipsTokenizer(text["context_length"]).save,
         where=path,

@@ -27,6 +27,7 @@ from clips.interchange.weight_mapping import (
     weight_bias_links,
     weight_link,
 )
+from clips.model.architectures import complete_preprocess_cfg
 
 # timm models of which everything is configurable except the epsilon of the norms
 _BASE_MODELS = {1e-6: "vit_base_patch16_224", 1e-5: "vit_base_patch16_clip_224"}
@@ -144,12 +145,15 @@ def _build_trunk(visual: Any, config: dict[str, Any]) -> Any:
 
 
 def timm_preprocessing(preprocess: dict[str, Any]) -> dict[str, Any]:
-    """Return timm's record of an open_clip preprocess_cfg."""
+    """Return timm's record of an open_clip preprocess_cfg. Raises UserError if timm has no such resizing."""
+    cfg = complete_preprocess_cfg(preprocess, preprocess["size"])
+    if cfg["resize_mode"] == "longest":
+        raise UserError("preprocess_cfg: timm has no resize mode 'longest' as open_clip's")
     return {
-        "input_size": (3, *preprocess["size"]),
-        "mean": tuple(preprocess["mean"]),
-        "std": tuple(preprocess["std"]),
-        "interpolation": preprocess.get("interpolation", "bicubic"),
+        "input_size": (3, *cfg["size"]),
+        "mean": tuple(cfg["mean"]),
+        "std": tuple(cfg["std"]),
+        "interpolation": cfg["interpolation"],
         "crop_pct": 1.0,
-        "crop_mode": "squash" if preprocess.get("resize_mode") == "squash" else "center",
+        "crop_mode": "squash" if cfg["resize_mode"] == "squash" else "center",
     }

@@ -89,8 +89,9 @@ NORMALIZATIONS: dict[str, tuple[list[float], list[float]]] = {
     "imagenet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
     "openai": ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]),
     "half": ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
+    "identity": ([0.0, 0.0, 0.0], [1.0, 1.0, 1.0]),
 }
-"""Name → mean and standard deviation of an image's channels, pixels from 0 to 1. Source: open_clip's constants."""
+"""Name → mean and standard deviation of an image's channels, pixels from 0 to 1. Source: open_clip's pretrained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,8 +132,8 @@ class ModelConfig:
             positions are interpolated to other sizes and lengths, a captioner of the same shape is loaded, too. From an
             encoder with other tokens, such as OpenAI's (`clips import`), only the image tower is loaded, unless it is
             also the ``architecture``.
-        normalization: of pixels: imagenet, openai (as CLIP) or half (as SigLIP); null is that of the encoder given as
-            ``architecture``, or a timm trunk's own, else imagenet.
+        normalization: of pixels: imagenet, openai (as CLIP), half (as SigLIP) or identity (as MobileCLIP); null is that
+            of the encoder given as ``architecture``, or a timm trunk's own, else imagenet.
         text_pos_embed_interpolation: interpolation of its text positions: linear, or long_clip, which keeps the first
             20 and interpolates the rest, as Long-CLIP does for full long captions.
         text_attention: all (every token of a text attends to all others, padding included, and the feature is at the
@@ -158,7 +159,7 @@ class ModelConfig:
     max_num_patches: int | None = None
     pretrained_trunk: str | None = None
     pretrained: str | None = None
-    normalization: Literal["imagenet", "openai", "half"] | None = None
+    normalization: Literal["imagenet", "openai", "half", "identity"] | None = None
     text_pos_embed_interpolation: Literal["linear", "long_clip"] = "linear"
     text_attention: Literal["all", "causal"] = "all"
     patch_dropout: float = 0.0
@@ -329,12 +330,28 @@ def preprocess_cfg(cfg: dict[str, Any], normalization: str | None = None) -> dic
     return preprocess
 
 
+def complete_preprocess_cfg(stated: dict[str, Any], image_size: Any) -> dict[str, Any]:
+    """Return a ``preprocess_cfg`` as open_clip completes it: what is not stated is its default, the size the tower's.
+
+    A number as mean or standard deviation is that of all three channels.
+    """
+    with without_wandb():
+        from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+
+    merged = stated | merge_preprocess_dict(PreprocessCfg(), stated)
+    for name in ("mean", "std"):
+        value = merged[name]
+        merged[name] = [float(value)] * 3 if isinstance(value, int | float) else [float(part) for part in value]
+    return merged | {"size": [image_size] * 2 if isinstance(image_size, int) else list(image_size)}
+
+
 def resolve_preprocess_cfg(config: ModelConfig) -> dict[str, Any]:
     """Return the ``preprocess_cfg`` of the towers of ``config``; unset fields are those of the encoder, if given."""
     preprocess = preprocess_cfg(model_cfg(config), config.normalization)
     if config.normalization is None and is_encoder_ref(config.architecture):
-        own = read_encoder_config(resolve_encoder_dir(config.architecture, CONFIG_FIELD)).get("preprocess_cfg", {})
-        preprocess |= {name: own[name] for name in ("mean", "std") if name in own}
+        own = read_encoder_config(resolve_encoder_dir(config.architecture, CONFIG_FIELD)).get("preprocess_cfg") or {}
+        own = complete_preprocess_cfg(own, preprocess["size"])
+        preprocess |= {name: own[name] for name in ("mean", "std")}
     budget = config.max_num_patches
     return preprocess if budget is None else preprocess | {"max_num_patches": budget}
 
