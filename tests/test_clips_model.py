@@ -140,6 +140,15 @@ def test_logit_scale_is_clamped_at_100(model):
         model.clip.logit_scale.fill_(math.log(1 / 0.07))
 
 
+def test_siglips_logit_scale_has_no_maximum():
+    """Published SigLIPs have 112.3; big_vision, which trained them, clamps nothing."""
+    siglip = build_model(ModelConfig(context_length=12), RecipeConfig(name="siglip"), 0)
+    with torch.no_grad():
+        siglip.clip.logit_scale.fill_(math.log(112.3))
+    siglip.clamp_logit_scale()
+    assert siglip.clip.logit_scale.exp().item() == pytest.approx(112.3)
+
+
 def test_weight_decay_leaves_vectors_embeddings_and_added_tokens_alone(model):
     names = model.no_decay_names()
     assert {"clip.logit_scale", "clip.positional_embedding", "captioner.learnable_tokens"} <= names

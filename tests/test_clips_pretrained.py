@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import clips_world
 import pytest
@@ -119,6 +120,34 @@ def test_of_an_encoder_with_other_tokens_the_image_tower_is_taken(tmp_path: Path
         model(pretrained=str(tmp_path), normalization="openai", lock_text=True)
 
 
+STATED: dict[str, tuple[dict[str, Any] | None, str | None]] = {  # preprocess_cfg, and what it is as a setting
+    "rounded": ({"mean": [0.4815, 0.4578, 0.4082], "std": [0.2686, 0.2613, 0.2758]}, "openai"),
+    "unstated": ({}, "openai"),  # as open_clip reads it
+    "numbers": ({"mean": 0.5, "std": 0.5}, "half"),
+    "MobileCLIP": ({"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}, "identity"),
+    "another": ({"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}, None),
+    "no config": (None, "openai"),
+}
+
+
+@pytest.mark.parametrize("kind", STATED)
+def test_the_normalization_of_initial_weights_is_never_guessed(tmp_path: Path, kind: str):
+    stock_clip(tmp_path)
+    file, (stated, name) = tmp_path / "open_clip_config.json", STATED[kind]
+    config = json.loads(file.read_text()) | {"preprocess_cfg": stated}
+    file.write_text(json.dumps(config)) if stated is not None else file.unlink()
+    message = r"model\.normalization: expected " + (f"{name}, with" if stated is not None else "the one with which")
+    if name is None:
+        message = r"model\.pretrained: .* mean \[0\.5, 0\.5, 0\.5\] and .* deviation \[0\.25, .*identity\), or it as"
+    with pytest.raises(UserError, match=f"^{message}"):
+        model(pretrained=str(tmp_path))
+    if name is not None:
+        assert model(pretrained=str(tmp_path), normalization=name).preprocess_cfg["mean"] == NORMALIZATIONS[name][0]
+    else:
+        own = model(architecture=str(tmp_path), pretrained=str(tmp_path), image_size=None, context_length=None)
+        assert (own.preprocess_cfg["mean"], own.preprocess_cfg["std"]) == ([0.5] * 3, [0.25] * 3)
+
+
 @pytest.mark.parametrize("rows", [49408, 32000])
 def test_tokens_are_compared_by_more_than_their_id(tmp_path: Path, rows: int):
     stock_clip(tmp_path, text_cfg={"vocab_size": rows})  # SigLIP's vocabulary has as many words as this method's
@@ -131,6 +160,15 @@ def test_tokens_are_compared_by_more_than_their_id(tmp_path: Path, rows: int):
 def test_an_encoder_with_quick_gelu_keeps_it(tmp_path: Path):
     stock_clip(tmp_path, quick_gelu=True)
     with pytest.raises(UserError, match=r"^model\.architecture: expected one with -quickgelu, as .* was trained$"):
+        model(pretrained=str(tmp_path), normalization="openai")
+
+
+def test_weights_that_are_not_finite_are_rejected(tmp_path: Path):
+    stock_clip(tmp_path)
+    weights = tensors_of(tmp_path)
+    weights["visual.conv1.weight"][0, 0] = torch.nan
+    save_file(weights, tmp_path / "open_clip_model.safetensors")
+    with pytest.raises(UserError, match=r"expected finite weights, got NaN or infinity in conv1\.weight$"):
         model(pretrained=str(tmp_path), normalization="openai")
 
 

@@ -29,7 +29,7 @@ from clips.model.lora import add_adapters
 from clips.model.text_tokenizer import TextTokenizer, build_text_tokenizer
 from clips.model.tokenizer import VOCAB_SIZE
 
-MAX_LOGIT_SCALE = math.log(100.0)
+_MAX_LOGIT_SCALE = math.log(100.0)
 """Upper bound of the logit scale, as CLIP's, for stability."""
 _SIGMOID_START = {"init_logit_scale": math.log(10.0), "init_logit_bias": -10.0}  # as SigLIP
 
@@ -133,11 +133,16 @@ class ClipsModel(nn.Module):
                 module.eval()
         return self
 
+    @property
+    def max_logit_scale(self) -> float:
+        """The logarithm of the largest logit scale: CLIP's 100; none for SigLIP's loss, whose own models exceed it."""
+        return math.inf if architectures.CONTRASTIVE_LOSSES[self.recipe.spec.loss] else _MAX_LOGIT_SCALE
+
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:
-        """Clamp the logit scale, if there is one, to [1, 100]; call after each optimizer step."""
+        """Clamp the logit scale, if there is one, to 1 and its maximum; call after each optimizer step."""
         if self.clip.logit_scale is not None:
-            self.clip.logit_scale.clamp_(0.0, MAX_LOGIT_SCALE)
+            self.clip.logit_scale.clamp_(0.0, self.max_logit_scale)
 
     def no_decay_names(self) -> set[str]:
         """Return the names of the parameters without weight decay: all except weight matrices [C].
@@ -182,7 +187,7 @@ def build_model(config: ModelConfig, recipe_config: RecipeConfig, seed: int) -> 
         cfg = {name: cfg[name] for name in ("embed_dim", "vision_cfg", "quick_gelu") if name in cfg}
     preprocess = architectures.resolve_preprocess_cfg(config)
     if config.pretrained is not None:
-        check_pretrained_compatible(cfg, preprocess, config.pretrained)
+        check_pretrained_compatible(cfg, preprocess, config)
         for line in load_pretrained(clip, captioner, config, cfg.get("text_cfg")):
             log_info(f"model.pretrained: {line}")
     towers.lock_towers(clip, config)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from clips.errors import UserError
-from clips.model.architectures import NORMALIZATIONS, ModelConfig
+from clips.model.architectures import NORMALIZATIONS, ModelConfig, complete_preprocess_cfg, is_encoder_ref
 from clips.model.captioner import Captioner
-from clips.model.loading import first_mismatch, read_safetensors, read_weights
+from clips.model.loading import first_mismatch, read_safetensors, read_weights, require_finite
 from clips.model.pos_embed import (
     resize_pos_embed,
     resize_sincos_pos_embed,
@@ -23,6 +23,7 @@ from clips.model.towers import Towers, text_tower
 from clips.model_refs import (
     CAPTIONER_CONFIG,
     CAPTIONER_WEIGHTS,
+    OPEN_CLIP_CONFIG,
     find_open_clip_weights,
     read_encoder_config,
     resolve_encoder_dir,
@@ -124,26 +125,44 @@ def _load_captioner(captioner: Captioner, directory: Path) -> list[str]:
     return []
 
 
-def check_pretrained_compatible(cfg: dict[str, Any], preprocess: dict[str, Any], reference: str) -> None:
+def check_pretrained_compatible(cfg: dict[str, Any], preprocess: dict[str, Any], config: ModelConfig) -> None:
     """Reject an encoder whose normalization or activation differs, which its weights do not show.
 
     Args:
         cfg: the new encoder's ``model_cfg``.
         preprocess: its ``preprocess_cfg``.
-        reference: an encoder directory, or ``hf-hub:NAME``.
+        config: of the model, with ``pretrained``.
 
     Raises:
-        UserError: pixels were normalized differently, or the activation was another one.
+        UserError: pixels were normalized differently or nothing states how, or the activation was another one.
     """
+    reference = str(config.pretrained)
     source = read_encoder_config(resolve_encoder_dir(reference, _FIELD))
-    theirs = source.get("preprocess_cfg", {})
-    for name, (mean, std) in NORMALIZATIONS.items():
-        if (theirs.get("mean"), theirs.get("std")) == (mean, std) != (preprocess["mean"], preprocess["std"]):
-            raise UserError(f"model.normalization: expected {name}, with which {reference} was trained")
+    if source:
+        theirs = complete_preprocess_cfg(source.get("preprocess_cfg") or {}, preprocess["size"])
+        mean, std = theirs["mean"], theirs["std"]
+        if not _close(mean + std, preprocess["mean"] + preprocess["std"]):
+            known = (name for name, values in NORMALIZATIONS.items() if _close(mean + std, values[0] + values[1]))
+            if name := next(known, None):
+                raise UserError(f"model.normalization: expected {name}, with which {reference} was trained")
+            raise UserError(
+                f"{_FIELD}: {reference} was trained with mean {mean} and standard deviation {std} of pixels, expected "
+                f"those of a model.normalization ({', '.join(NORMALIZATIONS)}), or it as model.architecture as well"
+            )
+    elif config.normalization is None and not is_encoder_ref(config.architecture):
+        raise UserError(
+            f"model.normalization: expected the one with which {reference} was trained, because it has no "
+            f"{OPEN_CLIP_CONFIG}: {', '.join(NORMALIZATIONS)}"
+        )
     quick = bool(source.get("model_cfg", {}).get("quick_gelu"))
     if source and quick != bool(cfg.get("quick_gelu")):
         kind = "with" if quick else "without"
         raise UserError(f"model.architecture: expected one {kind} -quickgelu, as {reference} was trained")
+
+
+def _close(values: list[float], others: list[float]) -> bool:
+    """Whether means and deviations are equal but for rounding, which is less than a quarter of a gray level."""
+    return all(abs(value - other) < 1e-3 for value, other in zip(values, others, strict=True))
 
 
 def _resize_image_positions(weights: dict[str, Tensor], towers: Towers) -> list[str]:
@@ -209,4 +228,5 @@ def _load(module: Towers, weights: dict[str, Tensor], path: Path) -> None:
             weights[name] = value.reshape(shapes[name])
     if mismatch := first_mismatch(weights, shapes):
         raise UserError(f"{_FIELD}: {path} {mismatch}; expected the same architecture")
+    require_finite(weights, f"{_FIELD}: {path}")
     module.load_state_dict(weights, strict=False)

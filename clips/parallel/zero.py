@@ -15,7 +15,7 @@ from deepspeed import utils
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from clips.method.clips_model import MAX_LOGIT_SCALE, ClipsModel
+from clips.method.clips_model import ClipsModel
 from clips.method.optimizer import OptimizerConfig, build_optimizer
 from clips.parallel.ddp import ADAM_STATE_NAMES, Strategy
 from clips.parallel.distributed import DistributedContext
@@ -77,7 +77,7 @@ class ZeroStrategy(Strategy):
         scale = self.encoder.clip.logit_scale
         if scale is not None:
             value = utils.safe_get_full_fp32_param(scale)
-            allowed = value.clamp(0.0, MAX_LOGIT_SCALE)
+            allowed = value.clamp(0.0, self.encoder.max_logit_scale)
             if scale.requires_grad and not torch.equal(allowed, value):
                 self._set(scale, allowed)
         self.broadcast_buffers()
