@@ -180,16 +180,20 @@ def read_text_lines(path: Path) -> list[str]:
 
 
 def text_lines(content: bytes, where: str) -> list[str]:
-    """The lines of UTF-8 text with any line endings, without a byte order mark; ``where`` names it in errors."""
+    """`decode_lines`; the UserError for text that is not UTF-8 begins with ``where``."""
     try:
-        text = content.decode("utf-8-sig")
+        return decode_lines(content)
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise UserError(
             f"{where} line {line}: not UTF-8 text ({error.reason} at byte {error.start}); if it is Latin-1, "
             "`iconv -f LATIN1 -t UTF-8` converts it"
         ) from None
-    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
+def decode_lines(content: bytes) -> list[str]:
+    """The lines of UTF-8 text with any line endings, without a byte order mark. Raises UnicodeDecodeError."""
+    return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
 def _content(path: Path) -> bytes:

@@ -9,12 +9,9 @@ from pathlib import Path
 from PIL import Image
 
 from clips.data import open_image
-from clips.data.images import IMAGE_SUFFIXES
+from clips.data.images import is_image_name
 from clips.data.tar_index import index_tar
 from clips.errors import UserError
-
-SUFFIXES = frozenset(IMAGE_SUFFIXES)
-"""Suffixes that identify images in a directory or shard with other files."""
 
 
 def open_image_or_member(name: str) -> Image.Image:
@@ -33,7 +30,7 @@ def find_images(patterns: Iterable[str]) -> list[str]:
 
     Args:
         patterns: files, images in shards, shards, directories (searched recursively) and globs. Files may have any
-            name; directories and shards contribute the files with a suffix in ``SUFFIXES``, sorted by name.
+            name; directories and shards contribute the files with an image's suffix, sorted by name.
 
     Raises:
         UserError: one of them contains no image.
@@ -56,7 +53,7 @@ def _images_at(name: str) -> Iterator[str]:
     if path.is_dir():
         yield from (str(path / file) for file in sorted(_images_below(path)))
     elif path.suffix == ".tar" and path.is_file():
-        yield from (f"{name}/{member}" for member in sorted(index_tar(path).members) if _is_image_name(Path(member)))
+        yield from (f"{name}/{member}" for member in sorted(index_tar(path).members) if is_image_name(member))
     elif path.is_file() or ".tar/" in name:
         yield name
 
@@ -64,9 +61,5 @@ def _images_at(name: str) -> Iterator[str]:
 def _images_below(folder: Path) -> Iterator[Path]:
     for file in folder.rglob("*"):
         inner = file.relative_to(folder)
-        if _is_image_name(inner) and file.is_file() and not any(part.startswith(".") for part in inner.parts):
+        if is_image_name(file.name) and file.is_file() and not any(part.startswith(".") for part in inner.parts):
             yield inner
-
-
-def _is_image_name(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from clips import train as training
 from clips.commandline.parsing import parse_config
 from clips.data.sources import SourceConfig, open_source
+from clips.data.tar_index import add_member
 from clips.train import EncoderTrainConfig
 
 COLORS = ["red", "green", "blue", "yellow", "white", "black", "purple"]
@@ -46,15 +47,18 @@ def sample(index: int) -> dict[str, bytes]:
     return {"png": draw_image(index), "json": json.dumps(captions(index)).encode()}
 
 
-def write_shard(path: Path, samples: dict[str, dict[str, bytes]]) -> Path:
+def write_members(path: Path, members: dict[str, bytes]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
-        for key, files in samples.items():
-            for extension, content in files.items():
-                member = tarfile.TarInfo(f"{key}.{extension}")
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
+        for name, content in members.items():
+            add_member(tar, name, content)
     return path
+
+
+def write_shard(path: Path, samples: dict[str, dict[str, bytes]]) -> Path:
+    return write_members(
+        path, {f"{key}.{extension}": each for key, files in samples.items() for extension, each in files.items()}
+    )
 
 
 def write_shards(folder: Path, sizes: tuple[int, ...] = (9, 7, 5)) -> Path:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import bench_world as world
 import numpy as np
+import pandas as pd
 import pytest
 from families import quick_of
 from PIL import Image
@@ -14,11 +16,10 @@ from PIL import Image
 from benchmarks.tasks.data.caption_sets import load_caption_set
 from benchmarks.tasks.data.classification_sets import load_classification_set, log_skipped
 from benchmarks.tasks.output_cache import AnswerCache
-from clips.data.formats import DatasetSpec
+from clips.data.formats import DatasetSpec, detect
 from clips.data.images import FORMATS, IMAGE_SUFFIXES
 from clips.data.sources import InvalidSampleError, SourceConfig, open_source
 from clips.errors import UserError
-from llava_bridge.image_paths import SUFFIXES
 
 CAFE = "Un café noir"
 LATIN = CAFE.encode("latin-1")
@@ -97,7 +98,6 @@ def test_a_damaged_cached_answer_is_generated_again(tmp_path: Path) -> None:
 def test_image_suffixes_are_those_of_the_decoded_formats() -> None:
     Image.init()
     assert {Image.registered_extensions()[suffix] for suffix in IMAGE_SUFFIXES} == set(FORMATS)
-    assert set(IMAGE_SUFFIXES) == SUFFIXES
 
 
 @pytest.mark.parametrize("suffix", quick_of(IMAGE_SUFFIXES, ".gif", ".bmp"))
@@ -128,6 +128,50 @@ def test_hidden_files_and_directories_are_no_classes_and_no_images(tmp_path: Pat
     found = load_classification_set(str(tmp_path))
     assert (found.classes, found.images) == (["blue", "red"], ["blue/0.png", "red/0.png"])
     assert found.skipped == {}
+
+
+def _tar_text(folder: Path) -> tuple[Path, str]:
+    jpg = world.png(world.draw_image(0))
+    shard(folder / "0.tar", **{"a.PNG": jpg, "a.TXT": "\ufeffa dog\r\n\r\n&nbsp;\r\na cat".encode()})
+    return folder, ".txt"
+
+
+def _tar_json(folder: Path) -> tuple[Path, str]:
+    row = {"captions": [{"raw": "a dog"}, None, "", "\u200b", ["a cat"]]}
+    shard(folder / "0.tar", **{"a.png": world.png(world.draw_image(0)), "a.json": json.dumps(row).encode()})
+    return folder, "captions"
+
+
+def _lines(folder: Path) -> tuple[Path, str]:
+    save(folder / "0.png")
+    row = {"image": "0.png", "captions": ["a dog", None, "&nbsp;", {"raw": "a cat"}]}
+    (folder / "x.jsonl").write_text("\ufeff" + json.dumps(row))
+    return folder / "x.jsonl", "random_sentence"
+
+
+def _table(folder: Path, **image: Any) -> tuple[Path, str]:
+    columns = {"image": [["0.png"]], "captions": [["a dog", None, "", "a cat"]]} | image
+    save(folder / "0.png")
+    pd.DataFrame(columns).to_parquet(folder / "x.PARQUET")
+    return folder / "x.PARQUET", "captions"
+
+
+def _raw_table(folder: Path) -> tuple[Path, str]:
+    return _table(folder, image=["0.png"], captions=[[{"raw": "a dog"}, {"raw": None}, {"raw": "a cat"}]])
+
+
+@pytest.mark.parametrize("write", [_tar_text, _tar_json, _lines, _table, _raw_table])
+def test_training_and_benchmarks_read_the_same_captions_and_images(tmp_path: Path, write) -> None:
+    """Before: training took the lines of a .txt as one caption, and objects with 'raw' as none."""
+    path, location = write(tmp_path)
+    (captions,) = load(path)
+    assert captions == ["a dog", "a cat"]
+    found = load_caption_set(DatasetSpec(path=str(path)))
+    name = detect(DatasetSpec(path=str(path)), "captions")
+    source = open_source(SourceConfig(format=name, path=str(path), web_caption=location, synthetic_caption=None))
+    read = [source.read(0, np.random.default_rng(seed)) for seed in range(40)]
+    assert {sample.web for sample in read} == {*captions}
+    assert read[0].image == found.files[0].read() == world.png(world.draw_image(0))
 
 
 def test_images_outside_the_class_folders_are_counted(tmp_path: Path, capsys) -> None:

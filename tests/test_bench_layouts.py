@@ -248,8 +248,9 @@ def test_data_are_read_and_hashed_once_until_a_file_changes(tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ('{"image": "a.png", "captions": []}', r"a\.png: expected a list of captions"),
-        ('{"image": "a.png", "captions": ["b", " "]}', r"a\.png: caption 2 is empty"),
+        ('{"image": "a.png", "captions": []}', r"a\.png: expected a caption, got none"),
+        ('{"image": "a.png", "captions": ["\\u200b", " "]}', r"a\.png: expected a caption, got none"),
+        ('{"image": "a.png", "captions": ["b", 1984]}', r"a\.png: expected text as a caption, got a number"),
         ('{"image": 3, "captions": ["a"]}', r"x\.jsonl line 1: image: expected a string, got 3"),
         ('{"image": "a.png"}', r"x\.jsonl line 1: expected the key 'captions'"),
         (b'{"image": "caf\xe9.png", "captions": ["a"]}', r"x\.jsonl line 1: not valid JSON"),
@@ -295,7 +296,7 @@ def test_columns_of_a_table(tmp_path):
     wrong = {
         "\n0.png,a dog\n1.png": r"rows\.csv line 3: expected 2 cells, as in the header",
         ",caption\n0.png,a,b": "several columns are called 'caption'",
-        '\n0.png,"a\n1.png,b': "line 3: can",
+        '\n0.png,"a\n1.png,b': "line 2: can",
         "\n0.png,": "row 0: caption: expected a caption",
         "\n,a dog": "row 0: image: expected the name of an image file, got none",
         "\n": r"rows\.csv: no rows",

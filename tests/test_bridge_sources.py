@@ -203,8 +203,8 @@ def test_images_of_a_table_are_read_by_row_group(tmp_path: Path) -> None:
         ("karpathy", {"images": [{"split": "train"}]}, "image 0: expected the key 'filename'"),
         (
             "karpathy",
-            {"images": [{"split": "train", "filename": "a.png", "sentences": [{"raw": None}]}]},
-            r"a\.png: expected a list of captions, got \[None\]",
+            {"images": [{"split": "train", "filename": "a.png", "sentences": [{"raw": 5}]}]},
+            r"a\.png: expected text as a caption, got a number",
         ),
         ("cocoqa", [{"image": 5, "question": "what", "answer": "cat"}], "line 1: image: expected a string, got 5"),
     ],

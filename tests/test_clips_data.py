@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 import threading
 import time
 from collections import Counter
@@ -15,9 +16,12 @@ from clips_world import opened, rng
 
 from clips.data import decode_image, open_image
 from clips.data.data_config import AugmentConfig, DataConfig
+from clips.data.formats import DatasetSpec, read_dataset
+from clips.data.formats.dataset_format import captions_of
 from clips.data.loader import TrainDataset, iterate_batches, shared_memory
 from clips.data.sources import InvalidSampleError, SourceConfig, open_source
-from clips.data.tar_index import index_tar
+from clips.data.sources.source import sample_caption
+from clips.data.tar_index import add_member, index_tar
 from clips.errors import UserError
 
 
@@ -202,7 +206,7 @@ def test_of_a_cut_tar_the_samples_before_the_cut_are_used(tmp_path, shards, caps
         with pytest.raises(UserError, match=r"cut.tar: expected a whole"):
             index_tar(cut)
         source, expected = opened(cut), opened(shards)
-        assert f"{cut}: truncated; its first {len(source)} samples are used" in capsys.readouterr().err
+        assert f"{cut}: truncated or damaged; its first {len(source)} samples are used" in capsys.readouterr().err
         assert len(source) in (3, 4)  # the one before the cut may be whole, but who can tell
         for place in range(len(source)):
             assert source.read(place, rng()) == expected.read(place, rng())
@@ -251,6 +255,148 @@ def test_captions_come_from_keys_lists_and_text_files(tmp_path: Path):
     assert {drawn.read(0, rng(seed)).web for seed in range(60)} == {f"sentence {number} of 0" for number in range(5)}
 
 
+@pytest.mark.parametrize(
+    ("value", "captions"),
+    [
+        (["a dog", None, "", " ", float("nan"), "a cat"], ["a dog", "a cat"]),
+        (np.array(["a dog", None], dtype=object), ["a dog"]),  # as pandas writes it to parquet
+        ([{"raw": "a dog", "sentid": 3}, {"raw": None}], ["a dog"]),
+        ([["a dog"]], ["a dog"]),
+        (["\u200b", "\u2060\u200d", "\xa0", "&nbsp;", "&#8203; ", "\ufeff", "\0", "\u202e"], []),
+        ("\ufeffa dog", ["a dog"]),
+        (["&amp;", "🙂", "狗"], ["&amp;", "🙂", "狗"]),
+        (float("nan"), []),
+        (None, []),
+        ([1984], "a number"),
+        (2.5, "a number"),
+        (True, "bool"),
+        ({"text": "a dog"}, "an object"),
+        ([b"a dog"], "bytes"),
+    ],
+)
+def test_what_is_a_caption(value: Any, captions: list[str] | str):
+    """Before: of 50 samples with [caption, null], 31 were trained with an empty text."""
+    if isinstance(captions, str):
+        with pytest.raises(InvalidSampleError, match=f"^web: expected text as a caption, got {captions}$"):
+            sample_caption(value, "web", rng())
+    else:
+        assert captions_of(value) == captions
+        assert {sample_caption(value, "web", rng(seed)) for seed in range(50)} == set(captions or [""])
+
+
+def test_a_null_or_a_number_among_cocos_captions_is_one_invalid_sample(tmp_path: Path):
+    notes = [(0, "a dog"), (0, None), (1, None), (2, "a cat"), (3, 5)]
+    images = [{"id": number, "file_name": f"{number}.jpg"} for number in range(5)]
+    rows = [{"image_id": image, "caption": text} for image, text in notes]
+    (tmp_path / "coco.json").write_text(json.dumps({"images": images, "annotations": rows}))
+    for number in range(5):
+        (tmp_path / f"{number}.jpg").write_bytes(clips_world.draw_image(number, kind="jpg"))
+    source = opened(tmp_path / "coco.json", format="coco", image_root=str(tmp_path))
+    assert len(source) == 4  # without the image that nobody described
+    assert [source.read(number, rng()).web for number in (0, 2)] == ["a dog", "a cat"]
+    for number, reason in ((1, "no sentences"), (3, "expected text as a caption, got a number")):
+        with pytest.raises(InvalidSampleError, match=f"^{reason}$"):
+            source.read(number, rng())
+
+
+CLUTTER = [".DS_Store", "Thumbs.db", "README.md", "sha256sums", "__MACOSX/d/._0.jpg"]
+
+
+@pytest.mark.parametrize("place", ["", "d/"])
+def test_members_that_are_no_samples_are_not_counted(tmp_path: Path, place: str):
+    """The library webdataset 1.0.2 gives 4 samples with an image here, and up to 12 others."""
+    members = dict.fromkeys(CLUTTER, b"\0\5\26\7")
+    for index in range(4):
+        for extension, content in clips_world.sample(index).items():
+            members[f"{place}._{index}.{extension}"] = b"\0\5\26\7"
+            members[f"{place}{index}.{extension.upper()}"] = content
+    clips_world.write_members(tmp_path / "0.TAR", members)
+    (tmp_path / "._0.tar").write_bytes(b"\0\5\26\7")
+    source = opened(tmp_path)
+    assert len(source) == 4
+    for index in range(4):
+        assert source.read(index, rng()).web == clips_world.captions(index)["web_caption"]
+
+
+def test_concatenated_tars_have_all_their_samples(tmp_path: Path):
+    """Before: the samples of the first one, without a word."""
+    folder = clips_world.write_shards(tmp_path / "data")
+    tars = [path.read_bytes() for path in sorted(folder.iterdir())]
+    (tmp_path / "all.tar").write_bytes(b"".join(tars))
+    with tarfile.open(tmp_path / "all.tar", ignore_zeros=True) as tar:
+        assert list(index_tar(tmp_path / "all.tar").members) == tar.getnames()
+    one, several = opened(tmp_path / "all.tar"), opened(folder)
+    assert [one.read(index, rng()) for index in range(21)] == [several.read(index, rng()) for index in range(21)]
+    (tmp_path / "all.tar").write_bytes(tars[0] + b"no tar" * 100)
+    with pytest.raises(UserError, match=r"all\.tar: expected a whole, uncompressed tar; .*\(invalid header\)"):
+        index_tar(tmp_path / "all.tar")
+
+
+def test_a_damaged_header_is_no_end_of_a_tar(tmp_path: Path, shards: Path, capsys: pytest.CaptureFixture[str]):
+    """Before: tarfile ended at it, and the samples behind were lost without a word."""
+    content = bytearray((shards / "shard-00000.tar").read_bytes())
+    offset, _ = index_tar(shards / "shard-00000.tar").members["000000004.png"]
+    content[offset - 512 + 148] ^= 1  # of the checksum
+    (tmp_path / "a.tar").write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.tar: expected a whole, uncompressed tar; .*\(invalid header\)"):
+        index_tar(tmp_path / "a.tar")
+    assert len(opened(tmp_path)) == 3  # the one before the damage may be incomplete
+    assert "a.tar: truncated or damaged; its first 3 samples are used" in capsys.readouterr().err
+
+
+def test_a_name_given_twice_is_rejected(tmp_path: Path, shards: Path):
+    """Before: the last one was used; webdataset ends with an error."""
+    shard = (shards / "shard-00000.tar").read_bytes()
+    (tmp_path / "a.tar").write_bytes(shard + shard)
+    with pytest.raises(UserError, match=r"a\.tar: expected different names, got 000000000\.png twice$"):
+        opened(tmp_path)
+    jpg = clips_world.draw_image(0, kind="jpg")
+    clips_world.write_members(tmp_path / "a.tar", {"0.jpg": jpg, "0.JPG": jpg})
+    with pytest.raises(UserError, match=r"a\.tar: expected different names, got 0\.jpg twice$"):
+        opened(tmp_path)
+
+
+def test_hard_links_are_images(tmp_path: Path):
+    """Before: invalid samples without an image, as for webdataset; GNU tar and tarfile extract them."""
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for index in range(3):
+            add_member(tar, f"./{index}.json", clips_world.sample(index)["json"])
+            member = tarfile.TarInfo(f"./{index}.png")
+            if index:
+                member.type, member.linkname = tarfile.LNKTYPE, "./0.png"
+                tar.addfile(member)
+            else:
+                add_member(tar, member.name, clips_world.draw_image(0))
+    source = opened(tmp_path)
+    assert [source.read(index, rng()).image for index in range(3)] == [clips_world.draw_image(0)] * 3
+
+
+@pytest.mark.parametrize("sizes", [True, False])
+def test_the_first_shard_may_be_empty_or_without_captions(tmp_path: Path, sizes: bool):
+    """Before: "expects key 'web_caption' in a .json file; none"."""
+    folder = clips_world.write_shards(tmp_path / "data", sizes=(0, 1, 3))
+    clips_world.write_shard(folder / "shard-00001.tar", {"0": {"png": clips_world.draw_image(0)}})
+    if sizes:
+        clips_world.write_sizes(folder, (0, 1, 3))
+    source = opened(folder)
+    assert (len(source), source.read(1, rng()).web) == (4, clips_world.captions(1)["web_caption"])
+    with pytest.raises(UserError, match=r"source field web_caption 'web_captoin'; did you mean 'web_caption'"):
+        opened(folder, web_caption="web_captoin")
+    empty = clips_world.write_shards(tmp_path / "empty", sizes=(0, 0))
+    with pytest.raises(UserError, match="empty: no samples"):
+        opened(empty)
+
+
+def test_dots_in_the_name_of_a_sample_are_named(tmp_path: Path):
+    files = clips_world.sample(0)
+    clips_world.write_members(tmp_path / "a.tar", {"photo.1.png": files["png"], "photo.json": files["json"]})
+    reason = r"no \.png, but \.1\.png: a sample's name ends at the first dot$"
+    with pytest.raises(InvalidSampleError, match=f"^{reason}"):
+        opened(tmp_path).read(0, rng())
+    with pytest.raises(UserError, match=rf"a\.tar/photo: {reason}"):
+        list(read_dataset(DatasetSpec(path=str(tmp_path)), "captions").records)
+
+
 def karpathy_file(tmp_path: Path) -> Path:
     (tmp_path / "images").mkdir()
     images = []
@@ -262,6 +408,28 @@ def karpathy_file(tmp_path: Path) -> Path:
     path = tmp_path / "dataset.json"
     path.write_text(json.dumps({"images": images}))
     return path
+
+
+def test_cocos_training_split_has_a_second_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Before: train+restval was an unknown split, and train were 82,783 of the usual 113,287 images without a word."""
+    splits = ["train", "restval", "val", "restval", "test"]
+    rows = [
+        {"filename": f"{index}.jpg", "split": split, "sentences": [{"raw": f"number {index}"}]}
+        for index, split in enumerate(splits)
+    ]
+    (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": rows}))
+    for index in range(5):
+        (tmp_path / f"{index}.jpg").write_bytes(clips_world.draw_image(index, kind="jpg"))
+    fields = {"format": "karpathy", "image_root": str(tmp_path)}
+    for split, indices in (("train+restval", [0, 1, 3]), ("restval", [1, 3]), ("all", range(5))):
+        source = opened(tmp_path / "dataset_coco.json", split=split, **fields)
+        assert [source.name(number) for number in range(len(source))] == [f"{index}.jpg" for index in indices]
+    assert capsys.readouterr().err == ""
+    assert len(opened(tmp_path / "dataset_coco.json", split="train", **fields)) == 1
+    note = "split train has 1 images; the 2 of restval are usually trained on too: split: train+restval"
+    assert note in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"unknown split of .* 'restvla'; did you mean 'restval'"):
+        opened(tmp_path / "dataset_coco.json", split="train+restvla", **fields)
 
 
 def test_karpathy_layout(tmp_path: Path):

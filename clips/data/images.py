@@ -10,12 +10,12 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from PIL import Image, ImageFile, ImageOps
 
-from clips.data.tar_index import TarIndex, index_tar
+from clips.data.tar_index import TarIndex, index_tar, is_clutter
 from clips.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,8 +27,13 @@ MAX_ASPECT_RATIO = 200
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 """Pillow's names of the accepted formats; for others, such as EPS, it starts a program on the file."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm")
-"""In lower case: they identify images among other files in a directory or shard."""
+"""In lower case: they identify images among other files in a directory or shard (`is_image_name`)."""
 _ORIENTATION = 0x0112
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file of a directory or shard is an image, by its extension in any case."""
+    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES and not is_clutter(name)
 
 
 class InvalidImageError(Exception):

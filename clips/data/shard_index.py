@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from clips.core.artifact import log_info
-from clips.data.tar_index import index_tar
+from clips.data.images import IMAGE_SUFFIXES
+from clips.data.tar_index import index_tar, is_clutter
 from clips.errors import UserError
 
 Spans = Mapping[str, tuple[int, int]]
@@ -64,22 +65,49 @@ def load_index(path: Path) -> ShardIndex:
         return ShardIndex(**{field.name: arrays[field.name] for field in dataclasses.fields(ShardIndex)})
 
 
-def index_shard(shard: Path) -> ShardIndex:
-    """The samples of a local shard; of a truncated shard the complete ones, with a warning.
+def image_extension(files: Spans) -> str | None:
+    """The extension of a sample's image; of several images it is the first in the order of `IMAGE_SUFFIXES`.
 
     Raises:
-        UserError: the shard is missing, or not a tar.
+        UserError: there is no image, but one of the name ``KEY.anything.jpg``.
     """
-    index = index_tar(shard, allow_cut=True)
+    for suffix in IMAGE_SUFFIXES:
+        if suffix[1:] in files:
+            return suffix[1:]
+    if longer := next((name for name in files if name.endswith(IMAGE_SUFFIXES)), None):
+        extension = longer.rpartition(".")[2]
+        raise UserError(f"no .{extension}, but .{longer}: a sample's name ends at the first dot")
+    return None
+
+
+def index_shard(shard: Path, *, allow_cut: bool = True) -> ShardIndex:
+    """The samples of a local shard; of a truncated shard the complete ones, with a warning.
+
+    As for the library ``webdataset``, a sample's name ends at the first dot of the file name, and files without a dot
+    or with nothing before it are no samples; nor is anything else that `is_clutter`.
+
+    Args:
+        shard: the tar.
+        allow_cut: whether the shard may be truncated.
+
+    Raises:
+        UserError: the shard is missing, not a tar, truncated, or two of its files have the same name.
+    """
+    index = index_tar(shard, allow_cut=allow_cut)
     files: dict[str, dict[str, tuple[int, int]]] = {}
     for name, span in index.members.items():
+        if "." not in name.rpartition("/")[2] or is_clutter(name):
+            continue
         key, extension = _split_name(name)
-        files.setdefault(key, {})[extension] = span
+        if extension in files.setdefault(key, {}):  # 0.jpg and 0.JPG
+            raise UserError(f"{shard}: expected different names, got {key}.{extension} twice")
+        files[key][extension] = span
     if index.cut:
-        files.popitem()  # the last sample may be incomplete
+        if files:
+            files.popitem()  # the last sample may be incomplete
         if not files:
             raise UserError(f"{shard}: expected a whole tar; it is truncated in its first sample")
-        log_info(f"{shard}: truncated; its first {len(files)} samples are used")
+        log_info(f"{shard}: truncated or damaged; its first {len(files)} samples are used")
     return _as_arrays(files)
 
 
@@ -100,7 +128,7 @@ def _encode(name: str) -> bytes:
 
 
 def _split_name(name: str) -> tuple[str, str]:
-    """``a/b.c.jpg`` → ("a/b", "c.jpg"): WebDataset's key ends at the first dot of the file name."""
+    """``a/b.c.JPG`` → ("a/b", "c.jpg")."""
     folder, slash, file = name.rpartition("/")
     stem, _, extension = file.partition(".")
     return f"{folder}{slash}{stem}", extension.lower()

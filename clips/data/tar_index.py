@@ -7,13 +7,16 @@ import io
 import os
 import tarfile
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from clips.errors import UserError
 
 MAX_MEMBER_BYTES = 256 * 2**20
 """Maximum size of a member that is read into memory; images and texts are smaller."""
 _BLOCK = 512
+_ZEROS = bytes(_BLOCK)
+_CLUTTER = {"readme", "readme.md", "readme.txt", "thumbs.db"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +53,12 @@ def read_byte_range(path: Path, offset: int, size: int) -> bytes:
         os.close(descriptor)
 
 
+def is_clutter(name: str) -> bool:
+    """Whether a file or member is no data but lies beside them: hidden (``._0.jpg``), a README, in ``__MACOSX``."""
+    path = PurePosixPath(name)
+    return path.name.startswith(".") or "__MACOSX" in path.parts or path.name.lower() in _CLUTTER
+
+
 def add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     """Append a file to a tar that is open for writing."""
     member = tarfile.TarInfo(name)
@@ -58,35 +67,68 @@ def add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def index_tar(path: str | Path, *, allow_cut: bool = False) -> TarIndex:
-    """Read the headers of an uncompressed tar.
+    """Read the headers of an uncompressed tar, or of several concatenated ones. A hard link has its file's bytes.
 
     Args:
         path: the tar.
-        allow_cut: accept a truncated tar with at least one complete member.
+        allow_cut: accept a damaged or truncated tar with at least one complete member.
 
     Raises:
-        UserError: the file is missing, compressed, not a tar, or truncated.
+        UserError: the file is missing, compressed, not a tar, truncated, or two of its members have the same name.
     """
     path = Path(path)
     members: dict[str, tuple[int, int]] = {}
-    end, problem = 0, None
+    problem = None
     try:
-        size = path.stat().st_size
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                if member.size < 0:  # would cause an endless loop
-                    raise tarfile.ReadError("a member of negative size")
-                end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
-                if member.isreg() and member.offset_data + member.size <= size:
-                    members[member.name.removeprefix("./")] = (member.offset_data, member.size)
+        with path.open("rb") as stream:
+            start: int | None = 0
+            while start is not None:
+                stream.seek(start)
+                with tarfile.open(fileobj=stream, mode="r:") as tar:
+                    for member in tar:
+                        _add(members, member, path)
+                    end = tar.offset
+                start = _find_next_tar(stream, end)
+            size = stream.seek(0, os.SEEK_END)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
         raise UserError(f"{path}: expected an uncompressed tar ({error.strerror or error})") from None
     except (tarfile.TarError, EOFError, ValueError) as error:
         problem = f"expected a whole, uncompressed tar; it is broken or truncated ({error})"
-    if problem is None and size < end + _BLOCK:
-        problem = "expected a whole tar; it is truncated (no end mark)"
+        size = path.stat().st_size
+    members = {name: (offset, length) for name, (offset, length) in members.items() if offset + length <= size}
     if problem is not None and not (allow_cut and members):
         raise UserError(f"{path}: {problem}")
     return TarIndex(path, members, cut=problem is not None)
+
+
+def _add(members: dict[str, tuple[int, int]], member: tarfile.TarInfo, path: Path) -> None:
+    if member.size < 0:  # would cause an endless loop
+        raise tarfile.ReadError("a member of negative size")
+    name = member.name.removeprefix("./")
+    if name in members and (member.isreg() or member.islnk()) and not is_clutter(name):
+        raise UserError(f"{path}: expected different names, got {name} twice")
+    if member.isreg():
+        members[name] = (member.offset_data, member.size)
+    elif member.islnk() and (target := member.linkname.removeprefix("./")) in members:
+        members[name] = members[target]
+
+
+def _find_next_tar(stream: BinaryIO, end: int) -> int | None:
+    """The start of the tar after the end mark at ``end``; None if only zeros follow. Raises ReadError for no end mark.
+
+    tarfile ends silently at any header but the first that it cannot read.
+    """
+    stream.seek(end)
+    mark = stream.read(_BLOCK)
+    if len(mark) < _BLOCK:
+        raise tarfile.ReadError("no end mark")
+    if mark != _ZEROS:
+        raise tarfile.ReadError("invalid header")
+    position = end + _BLOCK
+    while content := stream.read(2**20):
+        if rest := content.lstrip(b"\0"):
+            return position + (len(content) - len(rest)) // _BLOCK * _BLOCK
+        position += len(content)
+    return None

@@ -14,7 +14,8 @@ from typing import Any, Literal, TypeVar
 
 from clips.core.identity import RUN_ONLY
 from clips.data.formats import FORMATS, DatasetSpec, read_dataset
-from clips.data.formats.dataset_format import IMAGE, Conversation, Turn, texts_of
+from clips.data.formats.dataset_format import IMAGE, Conversation, Turn, captions_of
+from clips.data.images import InvalidSampleError
 from clips.errors import UserError, check_at_least, unknown_name_error
 from clips.text_files import read_json_lines
 
@@ -105,7 +106,10 @@ def _captions(spec: DatasetSpec, captions_per_image: int | None) -> Iterator[Con
     """A sample for each caption."""
     for record in read_dataset(spec, "captions").records:
         name = " ".join(image.name for image in record.images)
-        captions = texts_of(record.captions, f"{spec.path}: {name:.200}")[:captions_per_image]
+        try:
+            captions = captions_of(record.captions)[:captions_per_image]  # none for some images of COCO
+        except InvalidSampleError as error:
+            raise UserError(f"{spec.path}: {name:.200}: {error}") from None
         for image, caption in itertools.product(record.images, captions):
             answer = Turn("assistant", caption.strip())
             yield Conversation(name, [image], [Turn("user", f"{IMAGE}\n{CAPTION_PROMPT}"), answer])

@@ -10,14 +10,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from benchmarks.tasks.registry import BENCHMARKS
 from clips.core.content import FileStamp, file_stamp
 from clips.data.formats import DatasetSpec, read_dataset
-from clips.data.formats.dataset_format import Captioned, texts_of
+from clips.data.formats.dataset_format import Captioned, strict_captions
 from clips.data.lazy_images import LazyImage
 from clips.errors import UserError
 
@@ -165,20 +165,12 @@ def _gather(records: Iterable[Captioned], path: str) -> tuple[dict[str, LazyImag
     owners: list[list[int]] = []
     for record in records:
         names = [image.name for image in record.images]
-        _check(record.captions, f"{path}: {', '.join(names):.200}")
+        captions = strict_captions(record.captions, f"{path}: {', '.join(names):.200}")
         images |= {name: image for name, image in zip(names, record.images, strict=True) if name not in images}
         owned = sorted({numbers.setdefault(name, len(numbers)) for name in names})
-        texts += record.captions
-        owners += [owned] * len(record.captions)
+        texts += captions
+        owners += [owned] * len(captions)
     return images, texts, owners
-
-
-def _check(captions: Any, where: str) -> None:
-    if not texts_of(captions, where):
-        raise UserError(f"{where}: expected a list of captions, got none")
-    for number, text in enumerate(captions, 1):
-        if not text.strip():
-            raise UserError(f"{where}: caption {number} is empty")
 
 
 def _select_captions(owners: Sequence[Sequence[int]], per_image: int, limit: int | None) -> list[tuple[int, list[int]]]:

@@ -13,6 +13,7 @@ from clips.data.images import IMAGE_SUFFIXES, image_exists
 from clips.data.lazy_images import FileImage
 from clips.errors import UserError
 from clips.text_files import check_keys, read_json, read_json_lines, read_text_lines
+from clips.data.tar_index import is_clutter
 
 _SUFFIX = "|".join(re.escape(suffix) for suffix in IMAGE_SUFFIXES)
 _LINE = re.compile(rf"(?P<image>.+?(?:{_SUFFIX}))(?:#\d+)?[\t,](?P<caption>.*)", re.IGNORECASE)
@@ -92,7 +93,7 @@ def read_list(location: Location) -> Dataset[Captioned]:
 
 def is_jsonl(location: Location) -> bool:
     """``.jsonl``."""
-    return location.path.suffix == ".jsonl"
+    return location.path.suffix.lower() == ".jsonl"
 
 
 def read_jsonl(location: Location) -> Dataset[Captioned]:
@@ -105,7 +106,7 @@ def read_jsonl(location: Location) -> Dataset[Captioned]:
     def rows() -> Iterator[tuple[str, Captioned]]:
         for number, row in read_json_lines(location.path, texts=("split",) if has_splits else ()):
             read = _row(root, row, f"{location.path} line {number}")
-            if isinstance(read.captions, dict):
+            if isinstance(read.captions, dict) and "raw" not in read.captions:
                 read = Captioned(read.images, read.captions[location.language(read.captions)])
             yield row["split"] if has_splits else location.spec.split, read
 
@@ -121,13 +122,12 @@ def _row(root: Path, row: Any, where: str) -> Captioned:
     images = row["images"] if several else [row["image"]]
     if not (isinstance(images, list) and images and all(isinstance(name, str) and name for name in images)):
         raise UserError(f"{where}: images: expected a list of images, got {images!r:.80}")
-    captions = [row[named]] if isinstance(row[named], str) else row[named]
-    return Captioned([FileImage(root, name) for name in images], captions)
+    return Captioned([FileImage(root, name) for name in images], row[named])
 
 
 def is_flickr(location: Location) -> bool:
     """``.txt`` or ``.token``."""
-    return location.path.suffix in {".txt", ".token"} and location.path.is_file()
+    return location.path.suffix.lower() in {".txt", ".token"} and location.path.is_file()
 
 
 def read_flickr(location: Location) -> Dataset[Captioned]:
@@ -172,8 +172,8 @@ def read_urban1k(location: Location) -> Dataset[Captioned]:
 
 
 def _urban1k(location: Location, root: Path) -> Iterator[Captioned]:
-    files = (path for path in (location.path / "caption").iterdir() if not path.name.startswith("."))
-    for file in sorted(path for path in files if path.suffix == ".txt"):
+    files = (path for path in (location.path / "caption").iterdir() if not is_clutter(path.name))
+    for file in sorted(path for path in files if path.suffix.lower() == ".txt"):
         yield captioned(root, f"{file.stem}.jpg", read_text_lines(file)[:1])
 
 
@@ -228,7 +228,7 @@ def _iiw(location: Location, root: Path) -> Iterator[Captioned]:
     for number, row in read_json_lines(path, texts=("IIW",)):
         key = "image" if "image" in row else "image/key"
         check_keys(row, f"{path} line {number}", texts=(key,))
-        has_suffix = row[key].lower().endswith((".jpg", ".png"))
+        has_suffix = row[key].lower().endswith(IMAGE_SUFFIXES)
         yield captioned(root, row[key] if has_suffix else f"{row[key]}.jpg", [row["IIW"]])
 
 

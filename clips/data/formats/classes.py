@@ -9,8 +9,9 @@ from pathlib import Path
 
 from clips.data.formats.dataset_format import WHOLE, Classified, Dataset, Location
 from clips.data.formats.rows import rows_of_split
-from clips.data.images import IMAGE_SUFFIXES
+from clips.data.images import is_image_name
 from clips.data.lazy_images import FileImage, ImageColumn, TableImage
+from clips.data.tar_index import is_clutter
 from clips.errors import UserError
 
 CLASS_NAMES = "classnames.txt"
@@ -35,7 +36,7 @@ def read_folders(location: Location) -> Dataset[Classified]:
                 f"{location.path}: has no split '{location.spec.split}' (expected a directory of that name)"
             )
         directory = location.path
-    names = [path.name for path in directory.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    names = [path.name for path in directory.iterdir() if path.is_dir() and not is_clutter(path.name)]
     if not names:
         raise UserError(f"{directory}: expected .tar shards, parquet files or a directory of images for each class")
     files = [path for path in directory.iterdir() if path.is_file() and not path.name.startswith(".")]
@@ -45,7 +46,7 @@ def read_folders(location: Location) -> Dataset[Classified]:
     records = []
     for target, name in enumerate(names):
         entries = [path for path in (directory / name).iterdir() if not path.name.startswith(".")]
-        images = sorted(path for path in entries if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+        images = sorted(path for path in entries if is_image_name(path.name) and path.is_file())
         others = Counter(map(_file_type, {*entries} - {*images}))
         if not images:
             details = f" ({format_counts(others)})" if others else ""

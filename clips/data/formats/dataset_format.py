@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import html
 import itertools
+import math
+import numbers
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
+import numpy as np
+
+from clips.data.images import InvalidSampleError
 from clips.data.lazy_images import FileImage, LazyImage
 from clips.errors import UserError, unknown_name_error
 from clips.text_files import parse_object, read_json
@@ -19,6 +26,7 @@ WHOLE = "taken whole"
 """The split's name in protocols of datasets without splits."""
 IMAGE = "<image>"
 """Placeholder of an image in the text."""
+_INVISIBLE = {"Cc", "Cf", "Zs", "Zl", "Zp"}  # Unicode's categories of controls, zero-width characters and blanks
 
 Record = TypeVar("Record")
 Box = tuple[int, int, int, int]
@@ -53,7 +61,7 @@ class DatasetSpec:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Captioned:
-    """Images, and captions that are right for all of them (a list of strings, checked by the caller)."""
+    """Images, and what `captions_of` reads as the captions that are right for all of them."""
 
     images: Sequence[LazyImage]
     captions: Any
@@ -179,7 +187,7 @@ class Location:
     def first_row(self, name: str = "") -> dict[str, Any]:
         """The first object of a JSON lines file; empty if there is none, or it is malformed."""
         path = self.file(name)
-        if path.suffix not in {".jsonl", ".jsonlines"} or not path.is_file():
+        if path.suffix.lower() not in {".jsonl", ".jsonlines"} or not path.is_file():
             return {}
         with path.open("rb") as stream:
             line = next((line for line in stream if line.strip()), b"")
@@ -198,7 +206,7 @@ class Location:
     @functools.cached_property
     def json(self) -> Any:
         """The content of a ``.json`` file; None for anything else. Raises UserError for invalid JSON."""
-        return read_json(self.path) if self.path.suffix == ".json" and not self.path.is_dir() else None
+        return read_json(self.path) if self.path.suffix.lower() == ".json" and not self.path.is_dir() else None
 
     def rows_of_split(self, records: Iterable[tuple[str, Record]]) -> Iterator[Record]:
         """The records of the requested split, from (split, record). Raises UserError if there is none."""
@@ -221,10 +229,39 @@ class Location:
         return self.spec.language
 
 
-def texts_of(captions: Any, where: str) -> list[str]:
-    """The captions of a record. Raises UserError if they are not a list of strings."""
-    if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
-        raise UserError(f"{where}: expected a list of captions, got {captions!r:.80}")
+def captions_of(value: Any) -> list[str]:
+    """The captions in a value of a dataset, for training and benchmarks alike.
+
+    Args:
+        value: a text, an object with the text as ``raw`` (COCO's sentences), or a list of captions; None, NaN and texts
+            that show nothing (blanks, zero-width characters, ``&nbsp;``) are no captions.
+
+    Raises:
+        InvalidSampleError: anything else, such as a number.
+    """
+    if isinstance(value, str):
+        text = value.removeprefix("\ufeff")  # a byte order mark
+        shown = html.unescape(text) if "&" in text else text
+        return [text] if any(unicodedata.category(char) not in _INVISIBLE for char in shown) else []
+    if isinstance(value, list | tuple | np.ndarray):
+        return [text for each in value for text in captions_of(each)]
+    if isinstance(value, Mapping) and "raw" in value:
+        return captions_of(value["raw"])
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return []
+    is_number = isinstance(value, numbers.Number) and not isinstance(value, bool)
+    found = "a number" if is_number else "an object" if isinstance(value, Mapping) else type(value).__name__
+    raise InvalidSampleError(f"expected text as a caption, got {found}")
+
+
+def strict_captions(value: Any, where: str) -> list[str]:
+    """`captions_of`, at least one. Raises UserError."""
+    try:
+        captions = captions_of(value)
+    except InvalidSampleError as error:
+        raise UserError(f"{where}: {error}") from None
+    if not captions:
+        raise UserError(f"{where}: expected a caption, got none")
     return captions
 
 

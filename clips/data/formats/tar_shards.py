@@ -22,13 +22,13 @@ from clips.data.formats.dataset_format import WHOLE, Captioned, Classified, Conv
 from clips.data.images import IMAGE_SUFFIXES
 from clips.data.lazy_images import TarImage
 from clips.data.remote_files import expand_brace_ranges, is_remote
-from clips.data.shard_index import index_shard
-from clips.data.tar_index import TarIndex, index_tar, read_byte_range
+from clips.data.shard_index import Spans, image_extension, index_shard
+from clips.data.tar_index import is_clutter, read_byte_range
 from clips.errors import UserError
 from clips.model.loading import library_errors_as_user_errors
 from clips.text_files import parse_object, safe_json_loads, text_lines
 
-_METADATA_EXTENSIONS = {"cls", "json", "npy", "txt", "key"}  # that WebDataset's writers add to an image
+_METADATA_SUFFIXES = {".cls", ".json", ".npy", ".txt", ".key"}  # that WebDataset's writers add to an image
 _OTHER_FORMATS = {".json": "karpathy or coco"} | dict.fromkeys((".csv", ".tsv", ".jsonl", ".parquet"), "table")
 _DIGITS = re.compile(r"(\d+)")
 
@@ -49,14 +49,15 @@ def list_shards(path: str) -> list[str]:
     for shard in location:
         if not Path(shard).exists():
             raise UserError(f"{shard}: no such file or directory")
-        if other := _OTHER_FORMATS.get(Path(shard).suffix):
+        if other := _OTHER_FORMATS.get(Path(shard).suffix.lower()):
             raise UserError(f"{shard}: expected tar shards, as format webdataset has them; give format: {other}")
     return location
 
 
 def is_webdataset(location: Location) -> bool:
     """Shards in the directory, or in directories of splits."""
-    return any(next(location.path.glob(where), None) for where in ("*.tar", "*/*.tar"))
+    folders = [location.path, *(path for path in location.path.glob("*") if path.is_dir())]
+    return location.path.is_dir() and any(map(_shards, folders))
 
 
 def read_captions(location: Location) -> Dataset[Captioned]:
@@ -67,17 +68,27 @@ def read_captions(location: Location) -> Dataset[Captioned]:
 
 
 def _captions(root: Path, shard: Path) -> Iterator[Captioned]:
-    index = index_tar(shard)
-    for member, stem, _ in _parts(index):
-        if member is None:
+    for key, files, image in _samples(root, shard):
+        if image is None:
             continue
-        texts: Any = None
-        if f"{stem}.json" in index.members:
-            texts = parse_object(index.read(f"{stem}.json"), f"{shard}/{stem}.json").get("captions")
-        if texts is None and f"{stem}.txt" in index.members:  # img2dataset writes both, the JSON about the image
-            lines = text_lines(index.read(f"{stem}.txt"), f"{shard}/{stem}.txt")
-            texts = [line for line in lines if line.strip()]
-        yield Captioned([TarImage(root, shard, member, *index.members[member])], texts)
+        value: Any = None
+        if "json" in files:
+            value = parse_object(read_byte_range(shard, *files["json"]), f"{shard}/{key}.json").get("captions")
+        if value is None and "txt" in files:  # img2dataset writes both, the JSON about the image
+            value = text_lines(read_byte_range(shard, *files["txt"]), f"{shard}/{key}.txt")
+        yield Captioned([image], value)
+
+
+def _samples(root: Path, shard: Path) -> Iterator[tuple[str, Spans, TarImage | None]]:
+    """Name, files and image of each sample."""
+    index = index_shard(shard, allow_cut=False)
+    for sample in range(len(index)):
+        key, files = index.key(sample), index.files(sample)
+        try:
+            extension = image_extension(files)
+        except UserError as error:
+            raise UserError(f"{shard}/{key}: {error}") from None
+        yield key, files, TarImage(root, shard, f"{key}.{extension}", *files[extension]) if extension else None
 
 
 def read_classes(location: Location) -> Dataset[Classified]:
@@ -85,34 +96,25 @@ def read_classes(location: Location) -> Dataset[Classified]:
     directory, shards = _shards_of_split(location)
     records, skipped = [], Counter[str]()
     for shard in shards:
-        index = index_tar(shard)
-        for member, stem, suffix in _parts(index):
-            if member is None:
-                skipped.update([] if suffix in _METADATA_EXTENSIONS else [f".{suffix}".lower()])
+        for key, files, image in _samples(directory, shard):
+            skipped.update(f".{name}" for name in files if f".{name}" not in {*IMAGE_SUFFIXES, *_METADATA_SUFFIXES})
+            if image is None:
                 continue
-            if f"{stem}.cls" not in index.members:
-                raise UserError(f"{shard}/{member}: expected {stem}.cls next to it, the index of its class")
-            content = index.read(f"{stem}.cls").decode("utf-8", "replace").strip()
+            if "cls" not in files:
+                raise UserError(f"{image}: expected {key}.cls next to it, the index of its class")
+            content = read_byte_range(shard, *files["cls"]).decode("utf-8", "replace").strip()
             if not content.isdecimal():
-                raise UserError(f"{shard}/{stem}.cls: expected the index of one class, got {content!r:.40}")
-            image = TarImage(directory, shard, member, *index.members[member])
-            records.append(Classified(image.name, image, int(content), _group(index, shard, stem)))
+                raise UserError(f"{shard}/{key}.cls: expected the index of one class, got {content!r:.40}")
+            records.append(Classified(image.name, image, int(content), _group(shard, key, files)))
     return Dataset(records=records, split=WHOLE if directory == location.path else location.spec.split, skipped=skipped)
 
 
-def _group(index: TarIndex, shard: Path, stem: str) -> str:
+def _group(shard: Path, key: str, files: Spans) -> str:
     """The first number of an image's ``.npy``; empty without one."""
-    if f"{stem}.npy" not in index.members:
+    if "npy" not in files:
         return ""
-    with library_errors_as_user_errors(f"{shard}/{stem}.npy: expected a NumPy array of numbers"):
-        return str(int(np.load(io.BytesIO(index.read(f"{stem}.npy")), allow_pickle=False).flat[0]))
-
-
-def _parts(index: TarIndex) -> Iterator[tuple[str | None, str, str]]:
-    """(name of an image, None for anything else; name without suffix; suffix) of each member."""
-    for member in index.members:
-        stem, dot, suffix = member.rpartition(".")
-        yield member if f"{dot}{suffix}".lower() in IMAGE_SUFFIXES else None, stem, suffix
+    with library_errors_as_user_errors(f"{shard}/{key}.npy: expected a NumPy array of numbers"):
+        return str(int(np.load(io.BytesIO(read_byte_range(shard, *files["npy"])), allow_pickle=False).flat[0]))
 
 
 def _shards_of_split(location: Location) -> tuple[Path, list[Path]]:
@@ -137,7 +139,8 @@ def _shards_of_split(location: Location) -> tuple[Path, list[Path]]:
 
 def _shards(directory: Path) -> list[Path]:
     """Numeric order for numbered files: 10.tar comes after 9.tar."""
-    return sorted(directory.glob("*.tar"), key=lambda path: _numeric_key(path.name))
+    shards = [path for path in directory.glob("*.[tT][aA][rR]") if not is_clutter(path.name)]
+    return sorted(shards, key=lambda path: _numeric_key(path.name))
 
 
 def _numeric_key(name: str) -> list[tuple[int, str]]:

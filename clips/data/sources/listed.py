@@ -9,7 +9,7 @@ import numpy as np
 
 from clips.core.content import file_hash
 from clips.data.formats import FORMATS, DatasetSpec, read_dataset
-from clips.data.formats.dataset_format import texts_of
+from clips.data.formats.dataset_format import captions_of
 from clips.data.images import InvalidSampleError
 from clips.data.lazy_images import FileImage, image_bytes
 from clips.data.sources.source import Record, Sample, SourceConfig
@@ -37,17 +37,25 @@ class ListedCaptions:
         given = {"split": config.split, "image_root": config.image_root}
         taken: dict[str, Any] = {name: value for name, value in given.items() if name in FORMATS[config.format].takes}
         found = read_dataset(DatasetSpec(path=config.path, format=config.format, **taken), "captions")
-        self.samples = [
-            (image, [text.strip() for text in texts if text.strip()])
-            for record in found.records
-            for texts in [texts_of(record.captions, f"{config.path}: {' '.join(map(str, record.images)):.200}")]
-            for image in record.images
-            if isinstance(image, FileImage) and texts  # COCO has images without captions
-        ]
+        self.samples: list[tuple[FileImage, list[str]]] = []
+        self.invalid: dict[int, str] = {}  # sample → why it has no sentences
+        for record in found.records:
+            if not record.captions:  # COCO has images without captions
+                continue
+            sentences, reason = list[str](), "no sentences"
+            try:
+                sentences = [text.strip() for text in captions_of(record.captions)]
+            except InvalidSampleError as error:
+                reason = str(error)
+            for image in record.images:
+                if not sentences:
+                    self.invalid[len(self.samples)] = reason
+                assert isinstance(image, FileImage)
+                self.samples.append((image, sentences))
         tried = [image for image, _ in self.samples[:_TRIED_IMAGES]]
         if tried and not any(image.exists() for image in tried):
             where = f"{tried[0].root}: expected the images there (data source's 'image_root')"
-            raise UserError(f"{where}; none of the first {len(tried)} exists")
+            raise UserError(f"{where}; none of the first {len(tried)} exists, such as {tried[0].reference}")
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -59,8 +67,8 @@ class ListedCaptions:
     def read(self, index: int, rng: np.random.Generator) -> Sample:
         """See `Source`."""
         image, sentences = self.samples[index]
-        if not sentences:
-            raise InvalidSampleError("no sentences")
+        if index in self.invalid:
+            raise InvalidSampleError(self.invalid[index])
         web = int(rng.integers(len(sentences))) if self.config.web_caption == "random_sentence" else 0
         others = [
             f"{sentence.rstrip(' .!')}."  # so that it is a sentence when a caption is cut into sub-captions

@@ -12,6 +12,7 @@ import numpy as np
 
 from clips.core.identity import RUN_ONLY
 from clips.data.formats import FORMATS
+from clips.data.formats.dataset_format import captions_of
 from clips.data.images import InvalidSampleError
 from clips.data.remote_files import ShardCache
 from clips.errors import UserError, unknown_name_error
@@ -38,14 +39,14 @@ class SourceConfig:
         image_column: tables, datasets: the column with the image's bytes, path or URL. null means the first existing
             one of image, jpg, png, image_path, file_name, path, url, image_url.
         web_caption: location of the short web caption. webdataset: a key of the sample's JSON, or ".txt" for the text
-            file. tables, datasets: a column; from a list of captions, one is sampled each time. karpathy, coco:
-            "random_sentence" (another human sentence each epoch) or "first_sentence". auto means random_sentence for
-            these two, laion_2b for capsfusion, and web_caption for the others.
+            file, with a caption per line. tables, datasets: a column. From several captions, one is sampled each time.
+            karpathy, coco: "random_sentence" (another human sentence each epoch) or "first_sentence". auto means
+            random_sentence for these two, laion_2b for capsfusion, and web_caption for the others.
         synthetic_caption: location of the long synthetic caption, as for ``web_caption``; from a list of locations, one
             caption is sampled each time; null if there is none. karpathy, coco: "other_sentences" (all except the web
             caption, joined: a substitute for a long caption) or "all_sentences". auto means other_sentences for these
             two, [laion_coco, capsfusion] for capsfusion, and synthetic_caption for the others.
-        split: karpathy, datasets: the split to read.
+        split: karpathy, datasets: the split to read; ``train+restval`` is COCO's usual training split in karpathy.
         subset: datasets: the configuration of a Hub dataset that has several.
         streaming: tables, datasets: read remote or local parquet files by row group, and only the required columns,
             instead of copying all files to this disk before training. Copies of row groups are cached in
@@ -165,18 +166,16 @@ def shard_lengths(source: Source) -> list[int]:
 
 
 def sample_caption(value: Any, name: str, rng: np.random.Generator) -> str:
-    """One caption: ``value`` itself, or one of a list at random; "" if it is empty or None.
+    """One of the captions of ``value`` (`captions_of`) at random; "" if there is none.
 
     Raises:
-        InvalidSampleError: the value is something else.
+        InvalidSampleError: the value is no caption.
     """
-    if isinstance(value, list | np.ndarray):
-        value = value[rng.integers(len(value))] if len(value) else None
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise InvalidSampleError(f"no caption '{name}'")
-    return value.strip()
+    try:
+        captions = captions_of(value)
+    except InvalidSampleError as error:
+        raise InvalidSampleError(f"{name}: {error}") from None
+    return captions[rng.integers(len(captions))].strip() if captions else ""
 
 
 def choose_nonempty(captions: Sequence[str], rng: np.random.Generator) -> str:

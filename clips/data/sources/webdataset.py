@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,16 +18,15 @@ from clips.core.content import file_stamp
 from clips.data.formats.tar_shards import list_shards
 from clips.data.images import IMAGE_SUFFIXES, InvalidSampleError
 from clips.data.remote_files import ShardCache, UnreachableError, is_remote, read_file
-from clips.data.shard_index import INDEX_READ_ERRORS, ShardIndex, Spans, index_shard, load_index
+from clips.data.shard_index import INDEX_READ_ERRORS, ShardIndex, Spans, image_extension, index_shard, load_index
 from clips.data.sources.source import Record, Sample, SourceConfig, choose_nonempty, sample_caption
 from clips.data.tar_index import read_byte_range
 from clips.errors import UserError, error_reason, unknown_name_error
-from clips.text_files import safe_json_loads
+from clips.text_files import decode_lines, safe_json_loads
 
 SIZES_FILE = "sizes.json"
 """A file next to the shards: {shard name: number of samples}, as in webdataset and open_clip."""
-_CHECKED_SAMPLES = 20  # whose keys are checked before training
-_IMAGE_EXTENSIONS = tuple(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
+_CHECKED_SHARDS, _CHECKED_SAMPLES = 16, 20  # shards, and samples of each, whose keys are checked before training
 _MAX_CACHED_INDEXES = 128  # more than the usual number of shards in a shuffle window
 _MAX_UNREADABLE_RATIO = 0.02  # of the shards when they are counted; more are a user error
 
@@ -86,7 +86,7 @@ class WebDatasetSource:
                 sizes.append(len(self._index(shard)))
             except UserError as error:
                 self.unreadable[shard] = str(error)
-                if shard == 0 or len(self.unreadable) > _MAX_UNREADABLE_RATIO * len(self.shards):
+                if len(self.unreadable) > _MAX_UNREADABLE_RATIO * len(self.shards):
                     raise
                 log_info(f"{error}; none of its samples is used")
                 sizes.append(0)
@@ -118,8 +118,11 @@ class WebDatasetSource:
         if sample >= len(samples):
             raise InvalidSampleError(f"missing, but counted in {SIZES_FILE}")
         spans = samples.files(sample)
-        image = next((spans[extension] for extension in _IMAGE_EXTENSIONS if extension in spans), None)
-        if image is None:
+        try:
+            extension = image_extension(spans)
+        except UserError as error:
+            raise InvalidSampleError(str(error)) from None
+        if extension is None:
             raise InvalidSampleError("no image")
         read = functools.partial(self._bytes, shard)
         captions = _captions(spans, read)
@@ -128,7 +131,7 @@ class WebDatasetSource:
         synthetic = choose_nonempty(synthetics, rng)
         if not web and not synthetic:
             raise InvalidSampleError(f"no caption '{self.config.web_caption}'")
-        return Sample(read(image), web, synthetic)
+        return Sample(read(spans[extension]), web, synthetic)
 
     def _bytes(self, shard: int, span: tuple[int, int]) -> bytes:
         for _ in range(2):  # another process may have freed space in between
@@ -146,7 +149,7 @@ class WebDatasetSource:
         samples = self._index(shard)
         key, spans = samples.key(sample), samples.files(sample)
         read = functools.partial(self._bytes, shard)
-        others = {name: span for name, span in spans.items() if name not in (*_IMAGE_EXTENSIONS, "json")}
+        others = {name: span for name, span in spans.items() if f".{name}" not in (*IMAGE_SUFFIXES, ".json")}
         return Record(key, _captions(spans, read), files={name: read(span) for name, span in others.items()})
 
     def _locate(self, index: int) -> tuple[int, int]:
@@ -164,7 +167,7 @@ class WebDatasetSource:
         path = self.cache.path(self.shards[shard])
         # the local copy of a remote shard may be downloaded again
         version = f"{path.stat().st_size} bytes" if is_remote(self.shards[shard]) else file_stamp(path)
-        key = f"index of {self.shards[shard]}, {version}"
+        key = f"index 2 of {self.shards[shard]}, {version}"  # 2: the version of what `index_shard` returns
         return self.cache.made(key, f"{path.name}.index", lambda file: index_shard(path).save(file))
 
     @staticmethod
@@ -174,33 +177,42 @@ class WebDatasetSource:
             return sample_caption(captions.get(name), name, rng)
         span = spans.get(name[1:])
         try:
-            return sample_caption(read(span).decode("utf-8") if span else None, name, rng)
+            return sample_caption(decode_lines(read(span)) if span else None, name, rng)
         except UnicodeDecodeError as error:
             raise InvalidSampleError(f"{name} is not UTF-8 text ({error.reason})") from None
 
     def _check_keys(self) -> None:
-        """Raise UserError for a caption key that none of the first samples has."""
+        """Raise UserError for a caption key that none of the first samples of the first shards has."""
         extensions: dict[str, None] = {}
         keys: dict[str, None] = {}
-        index = self._index(0)
-        for spans in map(index.files, range(min(_CHECKED_SAMPLES, len(index)))):
-            extensions |= dict.fromkeys(spans)
-            try:
-                keys |= dict.fromkeys(_captions(spans, functools.partial(self._bytes, 0)))
-            except InvalidSampleError:
-                continue
         synthetics = [("synthetic_caption", name) for name in self.config.synthetics]
-        for field, key in [("web_caption", self.config.web_caption), *synthetics]:
+        wanted = [("web_caption", self.config.web_caption), *synthetics]
+        unreadable = ""
+        for shard in itertools.islice(np.flatnonzero(self.sizes).tolist(), _CHECKED_SHARDS):
+            try:
+                index = self._samples_of(shard)
+            except InvalidSampleError as error:
+                unreadable = unreadable or str(error)
+                continue
+            for spans in map(index.files, range(min(_CHECKED_SAMPLES, len(index)))):
+                extensions |= dict.fromkeys(spans)
+                with contextlib.suppress(InvalidSampleError):
+                    keys |= dict.fromkeys(_captions(spans, functools.partial(self._bytes, shard)))
+            if all(key in keys or (key.startswith(".") and key[1:] in extensions) for _, key in wanted):
+                return
+        if unreadable and not extensions:
+            raise UserError(unreadable)
+        found = ", ".join(f".{name}" for name in extensions)
+        for field, key in wanted if extensions else []:  # without samples, `open_source` says so
             what = f"{self.config.path}: data source's '{field}' expects"
             if key.startswith("."):
                 if key[1:] not in extensions:
-                    found = ", ".join(f".{name}" for name in extensions)
                     raise UserError(f"{what} a {key} file (found {found})")
             elif "json" not in extensions:
-                raise UserError(f"{what} key '{key}' in a .json file; none")
+                raise UserError(f"{what} key '{key}' in a .json file; none (found {found})")
             elif keys and key not in keys:
-                error = unknown_name_error(key, keys, f"key for data source field {field}")
-                raise UserError(f"{self.config.path}: {error}")
+                wrong = unknown_name_error(key, keys, f"key for data source field {field}")
+                raise UserError(f"{self.config.path}: {wrong}")
 
     def describe(self) -> dict[str, Any]:
         """See `Source`."""
