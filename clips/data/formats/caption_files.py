@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from clips.core.artifact import log_info
 from clips.data.formats.dataset_format import ALL, WHOLE, Captioned, Dataset, Location, captioned
 from clips.data.images import IMAGE_SUFFIXES, image_exists
 from clips.data.lazy_images import FileImage
+from clips.data.tar_index import is_clutter
 from clips.errors import UserError
 from clips.text_files import check_keys, read_json, read_json_lines, read_text_lines
-from clips.data.tar_index import is_clutter
 
 _SUFFIX = "|".join(re.escape(suffix) for suffix in IMAGE_SUFFIXES)
 _LINE = re.compile(rf"(?P<image>.+?(?:{_SUFFIX}))(?:#\d+)?[\t,](?P<caption>.*)", re.IGNORECASE)
@@ -33,11 +35,11 @@ def read_karpathy(location: Location) -> Dataset[Captioned]:
             raise UserError(f"{path}: expected one dataset_*.json in Karpathy's format, found {len(files)}")
         path = files[0]
     content = location.json if path == location.path and location.json is not None else read_json(path)
-    rows = _karpathy(path, content, location.image_root("images"))
+    rows = _karpathy(path, content, location.image_root("images"), location.spec.split)
     return Dataset(records=location.rows_of_split(rows), split=location.spec.split)
 
 
-def _karpathy(path: Path, content: Any, root: Path) -> Iterator[tuple[str, Captioned]]:
+def _karpathy(path: Path, content: Any, root: Path, requested: str) -> Iterator[tuple[str, Captioned]]:
     rows = content.get("images") if isinstance(content, dict) else None
     if not isinstance(rows, list):
         raise UserError(f"{path}: expected Karpathy's format, an object with 'images'")
@@ -49,6 +51,12 @@ def _karpathy(path: Path, content: Any, root: Path) -> Iterator[tuple[str, Capti
             yield row["split"], captioned(root, name.removeprefix("/"), [each["raw"] for each in row["sentences"]])
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: expected Karpathy's format; an image lacks {error}") from None
+    counts = Counter(row["split"] for row in rows)
+    if requested == "train" and counts["restval"]:  # of COCO: 82,783 and 30,504 images
+        log_info(
+            f"{path}: split train has {counts['train']:,} images; the {counts['restval']:,} of restval are usually "
+            "trained on too: split: train+restval"
+        )
 
 
 def is_coco(location: Location) -> bool:
@@ -248,7 +256,7 @@ def _dci(location: Location, root: Path) -> Iterator[tuple[str, Captioned]]:
     if not isinstance(splits, dict):
         raise UserError(f"{location.path / 'splits.json'}: expected an object from a split to its annotations")
     for split, files in splits.items():
-        if location.spec.split not in {split, ALL}:
+        if not location.has_requested(split):
             yield from ((split, Captioned([], [])) for _ in files[:1])  # for the error about an unknown split
             continue
         for file in files:

@@ -39,7 +39,7 @@ class DatasetSpec:
     Args:
         path: a file, a directory, or a Hub repo id with the format ``datasets``.
         format: a name in ``FORMATS``; None detects it.
-        split: for formats with splits; ``all`` reads every split.
+        split: for formats with splits; ``train+restval`` reads two of them, ``all`` every one.
         image_root: directory of the images, for files that name them.
         language: for multilingual data.
         subset: configuration of a Hub dataset (``datasets``).
@@ -209,14 +209,19 @@ class Location:
         return read_json(self.path) if self.path.suffix.lower() == ".json" and not self.path.is_dir() else None
 
     def rows_of_split(self, records: Iterable[tuple[str, Record]]) -> Iterator[Record]:
-        """The records of the requested split, from (split, record). Raises UserError if there is none."""
-        requested, seen = self.spec.split, set()
+        """The records of the requested split or splits, from (split, record). Raises UserError if there is none."""
+        seen = set()
         for split, record in records:
             seen.add(split)
-            if requested in {split, ALL}:
+            if self.has_requested(split):
                 yield record
-        if seen and requested not in {*seen, ALL}:
-            raise unknown_name_error(requested, seen, f"split of {self.path}")
+        for requested in self.spec.split.split("+") if seen else ():
+            if requested not in {*seen, ALL}:
+                raise unknown_name_error(requested, seen, f"split of {self.path}")
+
+    def has_requested(self, split: str) -> bool:
+        """Whether a split is the requested one, or one of ``train+restval``."""
+        return self.spec.split == ALL or split in self.spec.split.split("+")
 
     def language(self, available: Iterable[str]) -> str:
         """The requested language. Raises UserError if it is missing or not among those available."""
