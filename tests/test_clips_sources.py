@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import csv
 import dataclasses
 import http.server
 import json
@@ -9,11 +11,13 @@ import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import clips_world
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -93,6 +97,95 @@ def test_every_cell_of_a_csv_file_is_text_in_training_and_in_benchmarks(tmp_path
     Path(path).write_text(Path(path).read_text().replace("007", "a dog"))
     changed = open_source(SourceConfig(format="table", path=path, web_caption="caption", synthetic_caption=None))
     assert changed.read(3, rng()).web == "a dog"  # no cached copy of the file as it was
+
+
+def read_webs(path: Path | str, **fields: Any) -> list[str]:
+    source = open_source(SourceConfig(format="table", path=str(path), synthetic_caption=None, **fields))
+    return [source.read(index, rng()).web for index in range(len(source))]
+
+
+@pytest.mark.parametrize(
+    "captions",
+    [
+        ["a dog", '"Welcome', "two cats", "a red car", 'he said yes"', "a bird"],
+        ['"Home" sign on a wall', "a bird", 'a 5" screen', '"a" and "b"', '"""', '"'],
+    ],
+)
+def test_a_quotation_mark_in_a_tsv_swallows_no_rows(tmp_path: Path, captions: list[str]):
+    """Before: the six rows were three, one of them with the names of the files between, or "cannot be read"."""
+    for number in range(len(captions)):
+        (tmp_path / f"{number}.png").write_bytes(clips_world.draw_image(number))
+    frame = pd.DataFrame({"image": [f"{number}.png" for number in range(len(captions))], "caption": captions})
+    lines = ["image\tcaption", *("\t".join(row) for row in frame.itertuples(index=False))]
+    (tmp_path / "plain.tsv").write_text("\ufeff" + "\r\n".join(lines) + "\r\n\r\n", newline="")
+    assert read_webs(tmp_path / "plain.tsv", web_caption="caption") == captions
+    found = read_dataset(DatasetSpec(path=str(tmp_path / "plain.tsv")), "captions").records
+    assert [record.captions for record in found] == [[caption] for caption in captions]
+    for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL):  # what pandas quotes is read as before
+        for text in (captions[-1], "in two\nlines"):
+            frame["caption"] = [*captions[:-1], text]
+            frame.to_csv(tmp_path / "quoted.tsv", sep="\t", index=False, quoting=quoting)
+            assert read_webs(tmp_path / "quoted.tsv", web_caption="caption") == list(frame["caption"])
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "message"),
+    [
+        ("a.csv", "filepath\ttitle", r"by commas, found tabs in the first line; a file with tabs is called \.tsv$"),
+        ("a.csv", "filepath;title", "by commas, found semicolons in the first line$"),
+        ("a.TSV", "filepath,title", "by tabs, found commas in the first line$"),
+    ],
+)
+def test_another_delimiter_is_named(tmp_path: Path, name: str, header: str, message: str):
+    (tmp_path / name).write_text(f"{header}\n0.png")
+    with pytest.raises(UserError, match=rf"{name}: expected cells separated {message}"):
+        read_webs(tmp_path / name, image_column="filepath", web_caption="title")
+
+
+def test_a_lone_surrogate_in_json_lines_is_a_question_mark(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    """Before: the file was refused ("The surrogate pair in string is invalid")."""
+    (tmp_path / "0.png").write_bytes(clips_world.draw_image(0))
+    captions = [r"smile \ud83d", r"\ude00 again", r"\ud83d\ude00", "2021-01-01"]
+    rows = [f'{{"image": "0.png", "caption": "{text}"}}\n' for text in captions]
+    (tmp_path / "x.jsonl").write_text("".join(rows))
+    assert read_webs(tmp_path / "x.jsonl", web_caption="caption") == ["smile ?", "? again", "😀", "2021-01-01"]
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        ("E:\\AI\\0.png", r"missing image \(a Windows path, expected / instead of \\\)"),
+        (base64.b64encode(clips_world.draw_image(0)).decode(), "an image as base64 text, expected its bytes, path or"),
+        ("data:image/png;base64,iVBORw0KGgo=", "an image as base64 text"),
+        (["0.png", "1.png"], "several images, expected one"),
+        ([], "no image"),
+    ],
+)
+def test_images_that_cannot_be_read_say_what_they_are(tmp_path: Path, image: str | list[str], reason: str):
+    pd.DataFrame({"image": [image, image], "caption": "a dog"}).to_parquet(tmp_path / "x.parquet")
+    with pytest.raises(InvalidSampleError, match=f"^{reason}"):
+        read_webs(tmp_path / "x.parquet", web_caption="caption")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_caption_of_parquet_that_is_not_utf8_is_one_invalid_sample(tmp_path: Path, stream: bool):
+    """Before: a traceback, again at each resume."""
+    values = [b"a dog", b"caf\xe9", b"a cat"]
+    texts = pa.array(values, pa.binary()).view(pa.string())  # as writers that check nothing
+    pq.write_table(pa.table({"image": ["0.png"] * 3, "caption": texts}), tmp_path / "x.parquet")
+    (tmp_path / "0.png").write_bytes(clips_world.draw_image(0))
+    fields: dict[str, Any] = {"cache_dir": str(tmp_path / "cache"), "streaming": stream}
+    source = open_source(
+        SourceConfig(
+            format="table", path=str(tmp_path / "x.parquet"), web_caption="caption", **fields, synthetic_caption=None
+        )
+    )
+    assert [source.read(index, rng()).web for index in (0, 2)] == ["a dog", "a cat"]
+    with pytest.raises(InvalidSampleError, match=r"^not UTF-8 text \(unexpected end of data\)$"):
+        source.read(1, rng())
+    with pytest.raises(UserError, match=r"x\.parquet: expected UTF-8 text in each row \('utf-8' codec can't decode"):
+        list(read_dataset(DatasetSpec(path=str(tmp_path / "x.parquet")), "captions").records)
 
 
 def test_tables_of_one_name_size_and_time_are_not_taken_for_each_other(tmp_path: Path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from clips.data.images import InvalidImageError, InvalidSampleError, decode_imag
 from clips.data.tar_index import read_byte_range
 from clips.data.untrusted_files import ForbiddenReferenceError, read_untrusted
 from clips.errors import UserError
+
+_MAX_PATH = 1000  # characters, fewer than the smallest photo has in base64
+_BASE64 = re.compile(r"[A-Za-z0-9+/\s]+")
 
 
 class LazyImage(abc.ABC):
@@ -143,7 +147,7 @@ class TableImage(LazyImage):
         cell: Any = None
         try:
             cell = self.column.rows[self.row][self.column.name]
-            cell = cell[self.number or 0] if isinstance(cell, list) else cell
+            cell = cell[self.number] if isinstance(cell, list) and self.number is not None else cell
             return image_bytes(cell, self.column.root, settings=False)
         except InvalidSampleError as error:
             path = cell.get("path") if isinstance(cell, dict) else cell if isinstance(cell, str) else None
@@ -152,7 +156,7 @@ class TableImage(LazyImage):
 
 
 def image_bytes(value: Any, root: str | Path, *, allow_private_network: bool = False, settings: bool = True) -> bytes:
-    """The encoded image of a table's value: bytes, ``{"bytes", "path"}``, or a path or URL.
+    """The encoded image of a table's value: bytes, ``{"bytes", "path"}``, a path or URL, or a list of one of these.
 
     Args:
         value: the value.
@@ -164,6 +168,10 @@ def image_bytes(value: Any, root: str | Path, *, allow_private_network: bool = F
         InvalidSampleError: there is no image, or it is missing or forbidden.
     """
     directories = [Path(root)]
+    if isinstance(value, list):
+        if len(value) > 1:
+            raise InvalidSampleError("several images, expected one")
+        value = value[0] if value else None
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
         directories += _datasets_caches()
@@ -171,13 +179,16 @@ def image_bytes(value: Any, root: str | Path, *, allow_private_network: bool = F
         return bytes(value)
     if not isinstance(value, str) or not value:
         raise InvalidSampleError("no image")
+    if value.startswith("data:") or (len(value) > _MAX_PATH and _BASE64.fullmatch(value[:_MAX_PATH])):
+        raise InvalidSampleError("an image as base64 text, expected its bytes, path or URL")
     try:
         return read_untrusted(value, directories, allow_private_network=allow_private_network)
     except ForbiddenReferenceError as error:
         allowed_by = f" (data source's '{error.setting}')" if settings and error.setting else ""
         raise InvalidSampleError(f"image rejected: {error}{allowed_by}") from None
     except (OSError, ValueError, ImportError):
-        raise InvalidSampleError("missing image") from None
+        hint = " (a Windows path, expected / instead of \\)" if "\\" in value else ""
+        raise InvalidSampleError(f"missing image{hint}") from None
 
 
 def _datasets_caches() -> list[Path]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from clips.commandline.progress import Progress
 from clips.core.artifact import atomic_write, check_finished, log_info
 from clips.core.identity import RUN, Identity, identity, read_run, reject_other_run, run_text
-from clips.data.sources import Source, open_source, shard_lengths
+from clips.data.sources import InvalidSampleError, Source, open_source, shard_lengths
 from clips.recaption.captioning import Captioner, CaptionsByIndex, GeneratedCaption, PromptedImage
 from clips.recaption.estimate import print_estimate
 from clips.recaption.reading import read_ahead
@@ -235,7 +235,11 @@ def _add_sample(
         return str(generated)
     captions, reason = filter_captions(generated, config)
     if captions:
-        captioned = CaptionedSample(source.record(loaded.index), loaded.sample.image, loaded.sample.web, captions)
+        try:
+            record = source.record(loaded.index)
+        except InvalidSampleError as error:
+            return str(error)
+        captioned = CaptionedSample(record, loaded.sample.image, loaded.sample.web, captions)
         writer.add(captioned, sum(caption.tokens for caption in generated))
     return "" if captions else reason
 

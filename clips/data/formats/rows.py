@@ -14,17 +14,22 @@ import itertools
 import json
 import re
 import tokenize
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from clips.core.artifact import atomic_output_path
+from clips.core.cache import cache_directory
 from clips.core.content import file_stamp
 from clips.core.identity import digest
-from clips.data.formats.dataset_format import ALL, WHOLE, Captioned, Dataset, DatasetSpec, Location
+from clips.data.formats.dataset_format import ALL, WHOLE, Captioned, Dataset, DatasetSpec, Location, strict_captions
+from clips.data.images import InvalidSampleError
 from clips.data.lazy_images import FileImage, ImageColumn, LazyImage, TableImage
 from clips.data.parquet_limits import check_decompressed_size
 from clips.data.remote_files import expand_brace_ranges, is_remote
+from clips.data.tar_index import is_clutter
 from clips.errors import UserError, error_reason, unknown_name_error
+from clips.text_files import read_json_lines
 
 _TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 _IMAGE_COLUMNS = ("image", "jpg", "png", "image_path", "file_name", "filename", "path", "url", "image_url")
@@ -32,9 +37,11 @@ _CAPTION_COLUMNS = ("captions", "caption", "sentences", "texts", "text", "raw")
 _NUMBERED_COLUMN = re.compile(r"captions?_?\d+")
 _SPLIT_COLUMN = "split"
 _LIST_AS_TEXT = re.compile(r"""\s*\[\s*['"].*\]\s*""", re.DOTALL)
-_CSV_VERSION = 1  # of `_csv_rows`; raise it with a change of the result, because datasets caches it
+_CSV_VERSION = 2  # of `_csv_rows`; raise it with a change of the result, because datasets caches it
 _MAX_CELL = 1 << 26  # characters; csv's own limit is 131,072
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_DELIMITER_NAMES = {",": "commas", "\t": "tabs", ";": "semicolons"}
+_QUOTED_CELL = re.compile(r'"((?:[^"]|"")*)"')
 
 
 def is_saved(path: str | Path) -> bool:
@@ -145,15 +152,16 @@ def table_files(path: str) -> list[str]:
     """
     files = expand_brace_ranges(path)
     if not is_remote(path) and Path(path).is_dir():
-        files = sorted(str(file) for file in Path(path).iterdir() if file.suffix in _TABLE_SUFFIXES)
+        tables = [file for file in Path(path).iterdir() if file.suffix.lower() in _TABLE_SUFFIXES]
+        files = sorted(str(file) for file in tables if not is_clutter(file.name))
         if not files:
             raise UserError(f"{path}: expected files that end in {', '.join(_TABLE_SUFFIXES)} there, found none")
     for file in files:
         if not is_remote(file) and not Path(file).is_file():
             raise UserError(f"{file}: no such file or directory")
-        if Path(file).suffix not in _TABLE_SUFFIXES:
+        if Path(file).suffix.lower() not in _TABLE_SUFFIXES:
             raise UserError(f"{file}: expected a file that ends in {', '.join(_TABLE_SUFFIXES)}")
-        if Path(file).suffix != Path(files[0]).suffix:
+        if Path(file).suffix.lower() != Path(files[0]).suffix.lower():
             raise UserError(f"{path}: expected tables of one file type, found {files[0]} and {file}")
     return files
 
@@ -169,7 +177,7 @@ def open_table(path: str, files: Sequence[str]) -> Any:
     """
     import datasets
 
-    suffix = Path(files[0]).suffix
+    suffix = Path(files[0]).suffix.lower()
     with one_line_errors(path):
         if suffix in _DELIMITERS:
             local = datasets.DownloadManager().download(list(files))
@@ -200,7 +208,14 @@ def _json_rows(files: Sequence[str]) -> Any:
     load = functools.partial(
         datasets.load_dataset, "json", data_files=list(files), split="train", cache_dir=_cache_of(files)
     )
-    rows = load()
+    try:
+        rows = load()
+    except datasets.exceptions.DatasetGenerationError as error:
+        if "surrogate" not in str(error.__cause__):
+            raise
+        local = datasets.DownloadManager().download(list(files))
+        load = functools.partial(load, data_files=list(map(_without_surrogates, files, local)))
+        rows = load()
     times = [name for name, kind in rows.features.items() if str(getattr(kind, "dtype", "")).startswith("timestamp")]
     if not times:
         return undecoded(rows)
@@ -217,6 +232,16 @@ def _cache_of(files: Iterable[str]) -> str | None:
     return str(Path(datasets.config.HF_DATASETS_CACHE, "files", digest(versions)[:32])) if versions else None
 
 
+def _without_surrogates(name: str, path: str) -> str:
+    """A copy of a JSON lines file in the cache, in which `safe_json_loads` has replaced the lone surrogates."""
+    copy = cache_directory("rows") / f"{digest(_version(name, path))[:32]}.jsonl"
+    if not copy.exists():
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_output_path(copy) as partial, partial.open("w", encoding="utf-8") as stream:
+            stream.writelines(json.dumps(row) + "\n" for _, row in read_json_lines(Path(path)))
+    return str(copy)
+
+
 def _version(name: str, path: str) -> list[Any]:
     """What changes when a file does; the local copy of a remote file is named by the hash of its URL and ETag."""
     file = Path(path).resolve()
@@ -224,8 +249,14 @@ def _version(name: str, path: str) -> list[Any]:
 
 
 def _csv_columns(name: str, path: str, delimiter: str) -> tuple[str, ...]:
-    with Path(path).open(encoding="utf-8-sig", newline="") as stream:
-        columns = tuple(next(csv.reader(stream, delimiter=delimiter, strict=True), ()))
+    with contextlib.closing(_csv_cells(name, path, delimiter, is_plain=False)) as lines:
+        columns = tuple(next(lines, (0, []))[1])
+    if len(columns) == 1 and (found := next((mark for mark in _DELIMITER_NAMES if mark in columns[0]), None)):
+        hint = "; a file with tabs is called .tsv" if found == "\t" else ""
+        raise UserError(
+            f"{name}: expected cells separated by {_DELIMITER_NAMES[delimiter]}, "
+            f"found {_DELIMITER_NAMES[found]} in the first line{hint}"
+        )
     if duplicates := [column for column in columns if columns.count(column) > 1]:
         raise UserError(f"{name}: several columns are called '{duplicates[0]}'")
     return columns
@@ -235,24 +266,51 @@ def _csv_rows(
     files: Sequence[tuple[str, str]], columns: tuple[str, ...], delimiter: str
 ) -> Iterator[Mapping[str, str]]:
     """The rows of files, given as (name, local path)."""
-    csv.field_size_limit(_MAX_CELL)
     num_rows = 0
     for name, path in files:
-        with Path(path).open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.reader(stream, delimiter=delimiter, strict=True)
-            try:
-                if (found := tuple(next(reader, ()))) != columns:
-                    raise UserError(f"{name}: expected the columns {', '.join(columns)}, found {', '.join(found)}")
-                for cells in filter(None, reader):  # without blank lines
-                    if len(cells) != len(columns):
-                        expected = f"expected {len(columns)} cells, as in the header"
-                        raise UserError(f"{name} line {reader.line_num}: {expected}, got {len(cells)}")
-                    num_rows += 1
-                    yield dict(zip(columns, cells, strict=True))
-            except (csv.Error, UnicodeDecodeError) as error:
-                raise UserError(f"{name} line {reader.line_num}: cannot be read ({error_reason(error)})") from None
+        lines = _csv_cells(name, path, delimiter, is_plain=delimiter == "\t" and _is_plain(path))
+        if (found := tuple(next(lines, (0, []))[1])) != columns:
+            raise UserError(f"{name}: expected the columns {', '.join(columns)}, found {', '.join(found)}")
+        for line, cells in lines:
+            if len(cells) != len(columns):
+                expected = f"expected {len(columns)} cells, as in the header"
+                raise UserError(f"{name} line {line}: {expected}, got {len(cells)}")
+            num_rows += 1
+            yield dict(zip(columns, cells, strict=True))
     if not num_rows:
         raise UserError(f"{files[0][0]}: no rows")
+
+
+def _is_plain(path: str) -> bool:
+    """Whether a TSV file has no quoted line breaks: each line has the same number of cells.
+
+    By its standard, TSV has no quoting; pandas and csv quote nevertheless. Read with quoting, a plain file loses the
+    lines between a caption that begins with a quotation mark and one that ends with it.
+    """
+    with Path(path).open(encoding="utf-8-sig", errors="replace", newline="") as stream:
+        return len({line.count("\t") for line in stream if line.strip("\r\n")}) == 1
+
+
+def _csv_cells(name: str, path: str, delimiter: str, *, is_plain: bool) -> Generator[tuple[int, list[str]]]:
+    """(line number, cells) of the lines of a file, beginning with the header; without blank lines.
+
+    In a plain file (`_is_plain`), quotation marks are part of the text, but around a cell that csv would have quoted.
+    """
+    csv.field_size_limit(_MAX_CELL)
+    quoting: Literal[0, 3] = csv.QUOTE_NONE if is_plain else csv.QUOTE_MINIMAL
+    line = 0
+    try:
+        with Path(path).open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.reader(stream, delimiter=delimiter, strict=True, quoting=quoting)
+            while (cells := next(reader, None)) is not None:
+                line = reader.line_num
+                if is_plain:
+                    cells = [match[1].replace('""', '"') if (match := _QUOTED_CELL.fullmatch(cell)) else cell
+                             for cell in cells]  # fmt: skip
+                if cells:
+                    yield line, cells
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{name} line {line + 1}: cannot be read ({error_reason(error)})") from None
 
 
 def find_image_column(given: str | None, columns: Sequence[str], path: str) -> str:
@@ -278,7 +336,7 @@ def check_column(name: str, columns: Sequence[str], setting: str, path: str) -> 
 
 def is_table(location: Location) -> bool:
     """``.csv``, ``.tsv``, or one ``.parquet`` file."""
-    return location.path.suffix in {*_DELIMITERS, ".parquet"} and location.path.is_file()
+    return location.path.suffix.lower() in {*_DELIMITERS, ".parquet"} and location.path.is_file()
 
 
 def read_table(location: Location) -> Dataset[Captioned]:
@@ -341,14 +399,21 @@ def _records(location: Location, rows: Any, root: Path) -> Iterator[Captioned]:
     columns = _caption_columns(location, rows.column_names)
     images = ImageColumn(rows.select_columns([image_column]), image_column, path, root)
     are_names = getattr(rows.features[image_column], "dtype", "") in {"string", "large_string"}
-    for number, row in enumerate(rows.select_columns([*columns, *([image_column] * are_names)])):
+    for number, row in enumerate(_utf8(path, rows.select_columns([*columns, *([image_column] * are_names)]))):
         image = _named_image(images, number, row[image_column]) if are_names else TableImage(images, number)
         where = f"{path} row {number}: {', '.join(columns)}"
-        cells = [cell for name in columns for cell in _as_list(row[name], where)]
-        texts = [cell.get("raw") if isinstance(cell, dict) else cell for cell in cells if cell not in (None, "")]
-        if not texts:
-            raise UserError(f"{where}: expected a caption, got none")
-        yield Captioned([image], texts)
+        try:
+            cells = [parse_caption_cell(row[name]) for name in columns]
+        except InvalidSampleError as error:
+            raise UserError(f"{where}: {error}") from None
+        yield Captioned([image], strict_captions(cells, where))
+
+
+def _utf8(path: str, rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    try:
+        yield from rows
+    except UnicodeDecodeError as error:  # parquet writers do not check text
+        raise UserError(f"{path}: expected UTF-8 text in each row ({error_reason(error)})") from None
 
 
 def _named_image(images: ImageColumn, row: int, name: str | None) -> LazyImage:
@@ -360,10 +425,14 @@ def _named_image(images: ImageColumn, row: int, name: str | None) -> LazyImage:
     return FileImage(images.root, name)
 
 
-def _as_list(cell: Any, where: str) -> list[Any]:
-    """The captions of a cell, which may be a list written as text: as JSON, or as pandas writes lists to CSV."""
+def parse_caption_cell(cell: Any) -> Any:
+    """A cell of captions, which may be a list written as text: as JSON, or as pandas writes lists to CSV.
+
+    Raises:
+        InvalidSampleError: such a list cannot be read.
+    """
     if not isinstance(cell, str) or not _LIST_AS_TEXT.fullmatch(cell):
-        return cell if isinstance(cell, list) else [cell]
+        return cell
     try:
         found = json.loads(cell)
     except ValueError:
@@ -371,8 +440,8 @@ def _as_list(cell: Any, where: str) -> list[Any]:
     if isinstance(found, list) and all(text is None or isinstance(text, str) for text in found):
         return found
     if found is None and cell.rstrip("] \n")[-1:] not in {"'", '"'}:
-        return [cell]  # a caption in brackets
-    raise UserError(f"{where}: expected captions, got a list written as text that cannot be read: {cell:.80}")
+        return cell  # a caption in brackets
+    raise InvalidSampleError(f"expected captions, got a list written as text that cannot be read: {cell:.80}")
 
 
 def _python_list(text: str) -> Any:

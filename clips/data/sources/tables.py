@@ -16,6 +16,7 @@ from clips.data.formats.rows import (
     one_line_errors,
     open_rows,
     open_table,
+    parse_caption_cell,
     table_files,
 )
 from clips.data.images import InvalidSampleError
@@ -59,7 +60,7 @@ class DatasetsSource:
 
     def stream_rows(self, files: Sequence[str]) -> ParquetRows:
         """Rows of parquet files without a full copy."""
-        if other := next((file for file in files if not file.endswith(".parquet")), None):
+        if other := next((file for file in files if not file.lower().endswith(".parquet")), None):
             raise UserError(f"{self.config.path}: a data source with 'streaming' expects .parquet files, found {other}")
         return ParquetRows(files, ShardCache(Path(self.config.cache_dir).expanduser(), self.config.max_cache_gb * 1e9))
 
@@ -100,18 +101,27 @@ class DatasetsSource:
 
     def read(self, index: int, rng: np.random.Generator) -> Sample:
         """See `Source`."""
-        row = self.rows[index]
-        web = sample_caption(row[self.config.web_caption], self.config.web_caption, rng)
-        synthetic = choose_nonempty([sample_caption(row[name], name, rng) for name in self.config.synthetics], rng)
+        row = self._row(self.rows, index)
+        web = sample_caption(parse_caption_cell(row[self.config.web_caption]), self.config.web_caption, rng)
+        synthetics = [sample_caption(parse_caption_cell(row[name]), name, rng) for name in self.config.synthetics]
+        synthetic = choose_nonempty(synthetics, rng)
         if not web and not synthetic:
             raise InvalidSampleError(f"no caption '{self.config.web_caption}'")
         allow_private = self.config.allow_private_network
         image = image_bytes(row[self.image_column], self.image_root, allow_private_network=allow_private)
         return Sample(image, web, synthetic)
 
+    @staticmethod
+    def _row(rows: Any, index: int) -> dict[str, Any]:
+        try:
+            row: dict[str, Any] = rows[index]
+        except UnicodeDecodeError as error:  # parquet writers do not check text
+            raise InvalidSampleError(f"not UTF-8 text ({error.reason})") from None
+        return row
+
     def record(self, index: int) -> Record:
         """See `Source`."""
-        row = self.full_rows[index]
+        row = self._row(self.full_rows, index)
         image = row.pop(self.image_column)
         reference = image.get("path") if isinstance(image, dict) else image
         if isinstance(reference, str):
