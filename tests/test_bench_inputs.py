@@ -174,6 +174,36 @@ def test_training_and_benchmarks_read_the_same_captions_and_images(tmp_path: Pat
     assert read[0].image == found.files[0].read() == world.png(world.draw_image(0))
 
 
+@pytest.mark.parametrize("name", ["x.csv", "x.jsonl", "data/test.parquet"])
+def test_training_and_benchmarks_read_the_same_split(tmp_path: Path, name: str) -> None:
+    """Before: training read the rows of all splits of a table, and no JSON lines without splits."""
+    frame = pd.DataFrame({"split": ["train", "val", "test", "train"], "image": "0.png", "caption": [*"abcd"]})
+    path = save(tmp_path / "0.png").parent / name
+    path.parent.mkdir(exist_ok=True)
+    writers = {".csv": "to_csv", ".jsonl": "to_json", ".parquet": "to_parquet"}
+    options: dict[str, Any] = {".csv": {"index": False}, ".jsonl": {"orient": "records", "lines": True}}
+
+    def read(split: str) -> tuple[list[str], list[list[str]]]:
+        spec = DatasetSpec(path=str(path if path.parent == tmp_path else path.parent), split=split)
+        kind = detect(spec, "captions")
+        column = "random_sentence" if kind == "jsonl" else "caption"
+        fields: dict[str, Any] = {"format": kind, "image_root": str(tmp_path), "web_caption": column}
+        source = open_source(SourceConfig(path=spec.path, split=split, synthetic_caption=None, **fields))
+        found = load(Path(spec.path), split=split, image_root=str(tmp_path))
+        return [source.read(index, np.random.default_rng(0)).web for index in range(len(source))], found
+
+    getattr(frame, writers[path.suffix])(path, **options.get(path.suffix, {}))
+    assert read("train") == (["a", "d"], [["a", "d"]])
+    assert read("test") == (["c"], [["c"]])
+    if path.parent == tmp_path:
+        assert read("train+val") == ([*"abd"], [[*"abd"]])
+    with pytest.raises(UserError, match="'dev'"):
+        read("dev")
+    if path.parent == tmp_path:
+        getattr(frame.drop(columns="split"), writers[path.suffix])(path, **options.get(path.suffix, {}))
+        assert read("train") == ([*"abcd"], [[*"abcd"]])
+
+
 def test_images_outside_the_class_folders_are_counted(tmp_path: Path, capsys) -> None:
     """Before: an image that was not put into the folder of its class was dropped without a word."""
     for number, name in enumerate(("red", "blue")):

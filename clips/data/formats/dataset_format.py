@@ -24,6 +24,8 @@ ALL = "all"
 """As a split: every split of the dataset."""
 WHOLE = "taken whole"
 """The split's name in protocols of datasets without splits."""
+WHOLE_REQUESTS = {"test", "train", ALL}
+"""The splits that stand for a dataset without splits: the defaults of benchmarks and of training, and all."""
 IMAGE = "<image>"
 """Placeholder of an image in the text."""
 _INVISIBLE = {"Cc", "Cf", "Zs", "Zl", "Zp"}  # Unicode's categories of controls, zero-width characters and blanks
@@ -199,7 +201,7 @@ class Location:
     def rows_state_split(self) -> bool:
         """Whether the objects of a JSON lines file have ``split``. Raises UserError if not, but one is requested."""
         has_split = "split" in self.first_row()
-        if not has_split and self.spec.split not in {DatasetSpec.split, ALL}:
+        if not has_split and self.spec.split not in WHOLE_REQUESTS:
             raise UserError(f"split: {self.path}: expected 'split' in each line, found none in the first")
         return has_split
 

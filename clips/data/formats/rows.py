@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clips.core.artifact import atomic_output_path
-from clips.core.cache import cache_directory
-from clips.core.content import file_stamp
+from clips.core.content import cache_directory, file_stamp
 from clips.core.identity import digest
-from clips.data.formats.dataset_format import ALL, WHOLE, Captioned, Dataset, DatasetSpec, Location, strict_captions
+from clips.data.formats.dataset_format import ALL, WHOLE, WHOLE_REQUESTS, Captioned, Dataset, Location, strict_captions
 from clips.data.images import InvalidSampleError
 from clips.data.lazy_images import FileImage, ImageColumn, LazyImage, TableImage
 from clips.data.parquet_limits import check_decompressed_size
@@ -35,7 +34,8 @@ _TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 _IMAGE_COLUMNS = ("image", "jpg", "png", "image_path", "file_name", "filename", "path", "url", "image_url")
 _CAPTION_COLUMNS = ("captions", "caption", "sentences", "texts", "text", "raw")
 _NUMBERED_COLUMN = re.compile(r"captions?_?\d+")
-_SPLIT_COLUMN = "split"
+SPLIT_COLUMN = "split"
+"""The column that says of each row which split it belongs to."""
 _LIST_AS_TEXT = re.compile(r"""\s*\[\s*['"].*\]\s*""", re.DOTALL)
 _CSV_VERSION = 2  # of `_csv_rows`; raise it with a change of the result, because datasets caches it
 _MAX_CELL = 1 << 26  # characters; csv's own limit is 131,072
@@ -345,15 +345,19 @@ def read_table(location: Location) -> Dataset[Captioned]:
     Raises:
         UserError: no such columns, a row without a caption, or an unreadable file.
     """
+    rows, split = table_rows_of_split(location)
+    return Dataset(records=_records(location, rows, location.image_root("images")), split=split)
+
+
+def table_rows_of_split(location: Location) -> tuple[Any, str]:
+    """The rows of `open_table`, of those with a column ``split`` the requested ones; the split's name in protocols."""
     path, split = location.spec.path, location.spec.split
     rows = open_table(path, table_files(path))
-    has_column = _SPLIT_COLUMN in rows.column_names
-    if has_column:
-        rows = _rows_of_split(rows, split, path)
-    elif split not in {DatasetSpec.split, ALL}:
-        raise UserError(f"split: {path}: expected a column '{_SPLIT_COLUMN}' for '{split}', found none")
-    records = _records(location, rows, location.image_root("images"))
-    return Dataset(records=records, split=split if has_column else WHOLE)
+    if SPLIT_COLUMN in rows.column_names:
+        return _rows_of_split(rows, split, path), split
+    if split not in WHOLE_REQUESTS:
+        raise UserError(f"split: {path}: expected a column '{SPLIT_COLUMN}' for '{split}', found none")
+    return rows, WHOLE
 
 
 def read_datasets(location: Location) -> Dataset[Captioned]:
@@ -374,23 +378,23 @@ def rows_of_split(location: Location) -> tuple[Any, str]:
     except UserError:  # no such split, but the column may have it
         files = files_of_splits(path, subset) if location.path.is_dir() and not is_saved(path) else {}
         rows = open_rows(path, subset, *files) if len(files) == 1 else None
-        if rows is None or _SPLIT_COLUMN not in rows.column_names:
+        if rows is None or SPLIT_COLUMN not in rows.column_names:
             raise
-    has_column = _SPLIT_COLUMN in rows.column_names
+    has_column = SPLIT_COLUMN in rows.column_names
     # the rows of a split "validation" may all say "val"
-    if has_column and (len(set(rows[_SPLIT_COLUMN][:])) > 1 or not has_splits(location.path)):
+    if has_column and (len(set(rows[SPLIT_COLUMN][:])) > 1 or not has_splits(location.path)):
         rows = _rows_of_split(rows, split, path)
     return rows, split if has_column or has_splits(location.path) else WHOLE
 
 
 def _rows_of_split(rows: Any, split: str, path: str) -> Any:
-    """The rows whose column ``split`` has this value. Raises UserError if there are none."""
+    """The rows whose column ``split`` has this value, or one of ``train+val``. Raises UserError if there are none."""
     if split == ALL:
         return rows
-    splits = rows[_SPLIT_COLUMN][:]
-    if split not in splits:
-        raise unknown_name_error(split, sorted({str(each) for each in splits}), f"split in the column of {path}")
-    return rows.select([number for number, each in enumerate(splits) if each == split])
+    splits, wanted = rows[SPLIT_COLUMN][:], split.split("+")
+    if missing := next((each for each in wanted if each not in splits), None):
+        raise unknown_name_error(missing, sorted({str(each) for each in splits}), f"split in the column of {path}")
+    return rows.select([number for number, each in enumerate(splits) if each in wanted])
 
 
 def _records(location: Location, rows: Any, root: Path) -> Iterator[Captioned]:

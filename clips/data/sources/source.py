@@ -46,7 +46,8 @@ class SourceConfig:
             caption is sampled each time; null if there is none. karpathy, coco: "other_sentences" (all except the web
             caption, joined: a substitute for a long caption) or "all_sentences". auto means other_sentences for these
             two, [laion_coco, capsfusion] for capsfusion, and synthetic_caption for the others.
-        split: karpathy, datasets: the split to read; ``train+restval`` is COCO's usual training split in karpathy.
+        split: karpathy, datasets, and tables with a column ``split``: the split to read, ``all`` for every row.
+            ``train+restval`` is COCO's usual training split in karpathy.
         subset: datasets: the configuration of a Hub dataset that has several.
         streaming: tables, datasets: read remote or local parquet files by row group, and only the required columns,
             instead of copying all files to this disk before training. Copies of row groups are cached in

@@ -8,16 +8,18 @@ from typing import Any
 
 import numpy as np
 
+from clips.data.formats.dataset_format import ALL, DatasetSpec, Location
 from clips.data.formats.rows import (
+    SPLIT_COLUMN,
     check_column,
     files_of_splits,
     find_image_column,
     is_saved,
     one_line_errors,
-    open_rows,
-    open_table,
     parse_caption_cell,
+    rows_of_split,
     table_files,
+    table_rows_of_split,
 )
 from clips.data.images import InvalidSampleError
 from clips.data.lazy_images import image_bytes
@@ -52,7 +54,7 @@ class DatasetsSource:
     def read_rows(self) -> Any:
         """The rows, as a ``datasets.Dataset`` or `ParquetRows`."""
         if not self.config.streaming or is_saved(self.config.path):
-            return open_rows(self.config.path, self.config.subset, self.config.split)
+            return rows_of_split(self.location())[0]
         files = files_of_splits(self.config.path, self.config.subset)
         if self.config.split not in files:
             raise unknown_name_error(self.config.split, files, f"split of {self.config.path}")
@@ -62,7 +64,18 @@ class DatasetsSource:
         """Rows of parquet files without a full copy."""
         if other := next((file for file in files if not file.lower().endswith(".parquet")), None):
             raise UserError(f"{self.config.path}: a data source with 'streaming' expects .parquet files, found {other}")
-        return ParquetRows(files, ShardCache(Path(self.config.cache_dir).expanduser(), self.config.max_cache_gb * 1e9))
+        rows = ParquetRows(files, ShardCache(Path(self.config.cache_dir).expanduser(), self.config.max_cache_gb * 1e9))
+        if SPLIT_COLUMN in rows.column_names and self.config.split != ALL:
+            raise UserError(
+                f"{self.config.path}: a data source with 'streaming' reads every row, but the column '{SPLIT_COLUMN}' "
+                f"divides them; expected 'split: {ALL}', or no streaming"
+            )
+        return rows
+
+    def location(self) -> Location:
+        """The dataset, for the readers of benchmarks."""
+        config = self.config
+        return Location(DatasetSpec(path=config.path, format=config.format, split=config.split, subset=config.subset))
 
     def default_image_root(self) -> str:
         """The directory that paths of images are relative to."""
@@ -156,7 +169,7 @@ class TableSource(DatasetsSource):
         """See `DatasetsSource`."""
         if self.config.streaming:
             return self.stream_rows(self.files)
-        return open_table(self.config.path, self.files)
+        return table_rows_of_split(self.location())[0]
 
     def default_image_root(self) -> str:
         """See `DatasetsSource`."""
