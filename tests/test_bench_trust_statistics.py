@@ -285,3 +285,14 @@ def test_equal_models_of_two_seeds_that_happen_to_tie_are_no_outliers(images: in
         return image_scores("mean", seeds, ("hit",), np.arange(images), trained=True)
 
     assert sum(training_noise([model() for _ in range(3)]).outlier is not None for _ in range(100)) <= 5
+
+
+def test_a_single_image_has_no_variance_from_rounding() -> None:
+    def seeds(*tables: list[float]) -> Scores:
+        columns = [{"x": np.array(values)} for values in tables]
+        return image_scores("mean_of_scores", columns, ("x",), [0, 1], trained=True)
+
+    first, second = seeds([0.7, np.nan], [0.71, np.nan], [0.69, np.nan]), seeds([0, np.nan], [0.1, np.nan], [0, np.nan])
+    assert first.interaction == second.interaction == 0
+    noise = training_noise([first, second, seeds([0.1, 0.9], [0.2, 1.0], [0.4, 1.2])])
+    assert p_values([difference_estimate(first, second, noise)])[0] == 1

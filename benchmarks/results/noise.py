@@ -77,8 +77,7 @@ class Scores:
         inside = self.influence[:, self.enters]
         if inside.shape[1] < 2:
             return 0.0
-        found = float(((inside - inside.mean(axis=1, keepdims=True)) ** 2).sum(axis=1).mean())
-        return found if found > (_ROUNDING * float(np.abs(self.values).max())) ** 2 else 0.0
+        return self._unrounded(float(((inside - inside.mean(axis=1, keepdims=True)) ** 2).sum(axis=1).mean()))
 
     @functools.cached_property
     def interaction(self) -> float:
@@ -87,7 +86,11 @@ class Scores:
             return 0.0
         deviations = self.influence - self.mean_influence
         deviations -= deviations.mean(axis=1, keepdims=True)
-        return float((deviations**2).sum() / (self.num_seeds - 1))
+        return self._unrounded(float((deviations**2).sum() / (self.num_seeds - 1)))
+
+    def _unrounded(self, variance: float) -> float:
+        """A variance, or 0 instead of a rounding error, as a single image has."""
+        return variance if variance > (_ROUNDING * float(np.abs(self.values).max())) ** 2 else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,559 @@
+"""Random tables: every printed sentence is read back and compared with numbers that are computed from the items."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from random_study import NOT_RUN, Truth, World, holm
+from rich.console import Console
+
+from benchmarks.analysis.compare_command import comparison_lines
+from benchmarks.analysis.comparison import Comparison
+from benchmarks.report import report as report_module
+from benchmarks.report.formats.latex import render_latex
+from benchmarks.report.formats.markdown import render_markdown
+from benchmarks.report.load_results import MissingValue
+from benchmarks.report.notes import MARKDOWN
+from benchmarks.report.report import Report, build_report
+from benchmarks.report.text_table import print_report
+from benchmarks.results import item_scores
+from benchmarks.results.results import Result
+
+
+def listed(text: str) -> list[str]:
+    """The words of ``a, b and c``."""
+    return re.split(r", | and ", text)
+
+
+def number(text: str) -> float:
+    return float(text.replace("−", "-").replace("\N{NARROW NO-BREAK SPACE}", ""))
+
+
+def close(text: str, value: float) -> bool:
+    """Whether a printed number is a value rounded as shown."""
+    places = len(text.partition(".")[2])
+    return abs(number(text) - value) <= 0.5 * 10**-places + 1e-9
+
+
+_BETWEEN_SENTENCES = r"(?<=\.) (?!Reason: )(?=[A-Z‡†]|[a-z, ]+ (?:has|have|and|was|beats|loses) )"
+
+
+class Reader:
+    """Reads the sentences of a report back and checks each; a sentence that it does not know is an error."""
+
+    def __init__(self, world: World, report: Report) -> None:
+        self.world, self.truth, self.report, self.table = world, Truth(world), report, report.table
+        self.tested = {(key[0], key[2]) for key in self.table.p_values}
+        self.p = holm({key: self.truth.difference(key[0], *sorted(key[1]))[1] for key in self.tested})
+        self.titles = {self.truth.title(name): name for name in world.benchmarks}
+
+    def differs(self, benchmark: str, first: str, second: str) -> bool | None:
+        p_value = self.p.get((benchmark, frozenset({first, second})))
+        return None if p_value is None else p_value < 0.05
+
+    def check(self) -> int:
+        """Check cells and sentences; returns the number of sentences."""
+        self._check_numbers()
+        self._check_marks()
+        sentences = [self.report.answer, *self.report.other_sentences, *self.report.all_notes(MARKDOWN)]
+        found = [each for line in sentences for each in re.split(_BETWEEN_SENTENCES, line) if each]
+        for sentence in found:
+            self.read(sentence)
+        for model in self.world.models:  # each model that has a baseline has its sentence
+            if model != self.world.baseline and self.world.baseline and self._with_baseline(model):
+                assert any(re.match(rf"{model} (beats|loses|and {self.world.baseline}|was not)", each) for each in
+                           [self.report.answer, *self.report.sentences])  # fmt: skip
+        self._check_formats(sentences)
+        return len(found)
+
+    def _check_numbers(self) -> None:
+        assert self.truth.needed() <= self.tested
+        for benchmark, pair in self.tested:
+            assert self.truth.testable(benchmark, *pair)
+        for key, p_adjusted in self.table.p_values.items():
+            assert p_adjusted == pytest.approx(self.p[key[0], key[2]], rel=1e-6, abs=1e-12)
+        for (model, benchmark, _), cell in self.table.cells.items():
+            measured = self.truth.measured.get((model, benchmark))
+            assert (cell.value is None) == (measured is None)
+            if measured is not None:
+                assert (cell.value, cell.group) == (pytest.approx(measured.value), measured.group)
+            delta = self.differs(benchmark, model, self.world.baseline or "")
+            assert (cell.delta is None) == (delta is None)
+            if cell.delta is not None and measured is not None:
+                assert cell.delta.value == pytest.approx(
+                    measured.value - self._value(benchmark, self.world.baseline), abs=1e-7
+                )
+                assert cell.delta.significant == delta
+
+    def _value(self, benchmark: str, model: str | None) -> float:
+        return self.truth.measured[str(model), benchmark].value
+
+    def _check_marks(self) -> None:
+        for benchmark in self.world.benchmarks:
+            expected = dict.fromkeys(self.world.models, "")
+            for models in self.truth.sets(benchmark) if self.truth.ranked(benchmark) else ():
+                flags = [self.differs(benchmark, models[0], other) for other in models[1:]]
+                if all(flags) and flags:
+                    expected[models[0]] = "best"
+                elif any(flags) and False in flags:
+                    tied = [models[0], *(other for other, flag in zip(models[1:], flags, strict=True) if flag is False)]
+                    expected |= dict.fromkeys(tied, "tied")
+            for model, mark in expected.items():
+                cell = next(each for key, each in self.table.cells.items() if key[:2] == (model, benchmark))
+                hidden = (model, benchmark) in self.truth.measured and self.truth.credited(model, benchmark) is False
+                assert (cell.mark, cell.withheld) == (("", mark) if hidden else (mark, ""))
+
+    def read(self, sentence: str) -> None:
+        for pattern, method in READERS:
+            if found := re.fullmatch(pattern, sentence):
+                try:
+                    method(self, **found.groupdict())
+                except (AssertionError, KeyError, ValueError) as error:
+                    raise AssertionError(f"{sentence} {error!r}") from error
+                return
+        raise AssertionError(f"unknown sentence: {sentence}")
+
+    def _kinds(self, model: str) -> dict[str, set[str]]:
+        """What the tests say of a model and its baseline: kind → benchmarks."""
+        found: dict[str, set[str]] = {kind: set() for kind in ("better", "worse", "equal", "uncredited", "untested")}
+        base = str(self.world.baseline)
+        for benchmark in self._with_baseline(model):
+            differs = self.differs(benchmark, model, base)
+            gain = self.truth.sign(benchmark) * (self._value(benchmark, model) - self._value(benchmark, base))
+            winner = model if gain > 0 else base
+            kind = "untested" if differs is None else "equal" if not differs else "better" if gain > 0 else "worse"
+            if kind in {"better", "worse"} and self.truth.credited(winner, benchmark) is False:
+                kind = "uncredited"
+            found[kind].add(benchmark)
+        return found
+
+    def _with_baseline(self, model: str) -> list[str]:
+        """The ranked benchmarks with a number of a model and its baseline."""
+        measured, base = self.truth.measured, str(self.world.baseline)
+        both = [name for name in self.world.benchmarks if (model, name) in measured and (base, name) in measured]
+        return [name for name in both if self.truth.ranked(name)] if model != base else []
+
+    def _names(self, text: str | None) -> set[str]:
+        return {self.titles[each] for each in listed(text)} if text else set()
+
+    def summary(self, model: str, parts: str, base: str) -> None:
+        """``a beats b by 3.0 points [1.0, 5.0] on …; it loses …; no significant difference on …``."""
+        assert base == self.world.baseline
+        said: dict[str, set[str]] = {}
+        for part in parts.split("; "):
+            starts = {
+                rf"(?:{model} )?beats {base} ": "better", rf"(?:{model} loses to {base}|it loses) ": "worse",
+                f"(?:{model} and {base}: )?no significant difference on ": "equal",
+                f"(?:{model} and {base}: )?not credited to the images: the difference on ": "uncredited",
+                f"{model} and {base} do not differ significantly on (?:any of )?": "equal",
+                "not tested on ": "untested",
+            }  # fmt: skip
+            start, kind = next((start, kind) for start, kind in starts.items() if re.match(start, part))
+            rest = part[re.match(start, part).end() :]  # type: ignore[union-attr]
+            if kind in {"better", "worse"}:
+                said[kind] = self._sizes(model, base, rest)
+            elif count := re.fullmatch(r"(\d+) metrics", rest):
+                assert int(count[1]) == len(self._kinds(model)["equal"])
+                said[kind] = self._kinds(model)["equal"]
+            else:
+                said[kind] = self._names(rest)
+        assert said == {kind: names for kind, names in self._kinds(model).items() if names}
+
+    def _sizes(self, model: str, base: str, text: str) -> set[str]:
+        sizes, _, others = text.partition(", and also on ")
+        found = set()
+        for value, low, high, title in re.findall(r"by ([\d.]+) points(?: \[(\S+), (\S+)\])? on (\S+ \w+)", sizes):
+            benchmark = self.titles[title]
+            tested = self.truth.difference(benchmark, model, base)[0]
+            assert close(value, abs(self._value(benchmark, model) - self._value(benchmark, base)))
+            ends = sorted(math.copysign(1, tested.value) * 100 * end for end in (tested.low, tested.high))
+            assert not low or (close(low, ends[0]) and close(high, ends[1]))
+            found.add(benchmark)
+        return found | self._names(others)
+
+    def not_tested(self, model: str, base: str, names: str) -> None:
+        assert base == self.world.baseline
+        assert self._names(names) == self._kinds(model)["untested"] == set(self._with_baseline(model))
+
+    def none_better(self, verb: str, base: str, count: str, worse: str | None, **others: str | None) -> None:
+        assert base == self.world.baseline
+        kinds = {model: self._kinds(model) for model in self.world.models}
+        assert not any(each["better"] for each in kinds.values())
+        assert (verb == "differs significantly from") == (
+            not any(each["worse"] | each["uncredited"] for each in kinds.values())
+        )
+        of_tests = [
+            name for each in kinds.values() for kind, names in each.items() for name in names if kind != "untested"
+        ]
+        assert int(count) == len(of_tests)
+        assert set(listed(worse or "")) - {""} == {model for model, each in kinds.items() if each["worse"]}
+        for kind, text in others.items():
+            cells = {f"{model} on {self.truth.title(name)}" for model, each in kinds.items() for name in each[kind]}
+            if not text or re.fullmatch(r"\d+ numbers", text):
+                assert len(cells) == int((text or "0").split(" ")[0])
+            else:
+                assert set(listed(text)) == cells
+
+    def no_baseline(self, text: str, apart: str | None = None, where: str = "") -> None:
+        """The sentences of a table without differences from a baseline."""
+        best = {(cell.row, cell.column.benchmark) for cell in self.table.cells.values() if cell.mark == "best"}
+        measured = self.truth.measured
+        assert not any(self._kinds(model)[kind] for model in self.world.models for kind in ("better", "worse", "equal")
+                       if self.world.baseline)  # fmt: skip
+        if text.startswith("There is"):
+            assert not measured
+        elif text.startswith("One model"):
+            assert len(self.world.models) == 1
+        elif text.startswith("No two"):
+            assert not any(self.truth.ranked(name) for name, _ in self.tested)
+        elif text.startswith("No model"):
+            assert not best
+            assert any(self.truth.ranked(name) for name, _ in self.tested)
+        else:
+            said = {(row, self.titles[title]) for part in re.split(r"(?:^|, | and )(?=\w+ on )", where) if part
+                    for row, _, titles in [part.partition(" on ")] for title in listed(titles)}  # fmt: skip
+            assert said == best
+            for model, benchmark in best:
+                others = [other for other in self.world.models if (other, benchmark) in measured and other != model]
+                assert apart or all(self.differs(benchmark, model, other) for other in others)
+            self._apart(apart)
+
+    def _apart(self, said: str | None) -> None:
+        """``items and settings``: what not all models of a column with marks share."""
+        marked = {cell.column.benchmark for cell in self.table.cells.values() if cell.mark or cell.withheld}
+        found = set()
+        for benchmark in marked:
+            own = [each for (_, name), each in self.truth.measured.items() if name == benchmark]
+            found |= {"settings"} if len({each.group for each in own}) > 1 else set()
+            found |= (
+                {"items"}
+                if any(len({each.items for each in own if each.group == group}) > 1 for group in (0, 1))
+                else set()
+            )
+        assert set(listed(said) if said else []) == found
+
+    def legend(self, mark: str, apart: str | None) -> None:
+        assert any(cell.mark == mark.casefold() for cell in self.table.cells.values())
+        self._apart(apart)
+
+    def tests(self, subjects: str, sources: str, count: str) -> None:
+        marks = any(cell.mark for cell in self.table.cells.values())
+        deltas = any(cell.delta for cell in self.table.cells.values())
+        assert subjects.casefold() == " and ".join(["marks"] * marks + ["differences from the baseline"] * deltas)
+        assert int(count) == len(self.tested)
+        self._sources(sources)
+
+    def _sources(self, sources: str) -> None:
+        assert (sources == "images and seeds") == bool(self._with_noise())
+
+    def _with_noise(self) -> set[tuple[str, str]]:
+        return {
+            key for key, each in self.truth.measured.items()
+            if each.scores is not None and each.scores.trained and self.truth.noise[key[1], each.group].degrees
+        }  # fmt: skip
+
+    def seeds(self, count: str) -> None:
+        assert int(count) == max(each.seeds for each in self.truth.measured.values()) > 1
+
+    def with_seed_variance(self) -> None:
+        assert self._with_noise()
+
+    def images_only(self) -> None:
+        assert not self._with_noise()
+        assert any(cell.ci_low is not None for cell in self.table.cells.values())
+
+    def pretrained(self) -> None:
+        assert self._with_noise()
+        assert any(not self.world.trained[model] for model, _ in self.truth.measured)
+
+    def unknown_seed_variance(self, names: str) -> None:
+        known = self._with_noise()
+        for name in listed(names):
+            model, _, title = name.rpartition(" on ")
+            models = (
+                [model]
+                if model
+                else [each for each, benchmark in self.truth.measured if benchmark == self.titles[title]]
+            )
+            assert not known & {(each, self.titles[title]) for each in models}
+            assert any(self.world.trained[each] for each in models)
+
+    def items_apart(self, title: str, sets: str) -> None:
+        said = [set(listed(each)) for each in sets.split("; ")]
+        benchmark = self.titles[title]
+        (group,) = {self.truth.measured[model, benchmark].group for each in said for model in each}
+        own = [
+            set(each) for each in self.truth.sets(benchmark) if self.truth.measured[each[0], benchmark].group == group
+        ]
+        assert sorted(map(sorted, said)) == sorted(map(sorted, own))
+        assert len(own) > 1
+
+    def untestable(self, title: str, pairs: str) -> None:
+        benchmark = self.titles[title]
+        for pair in [] if re.fullmatch(r"\d+ pairs", pairs) else re.findall(r"(\w+) and (\w+)", pairs):
+            assert self.truth.unknown_noise(benchmark, pair)
+            assert self.differs(benchmark, *pair) is None
+
+    def no_interval(self, names: str, reason: str) -> None:
+        cells = {f"{cell.row} on {self.truth.title(cell.column.benchmark)}": cell for cell in self.table.cells.values()}
+        for name in [] if re.fullmatch(r"\d+ numbers", names) else listed(names):
+            cell = cells[name]
+            assert cell.ci_low is None
+            measured = self.truth.measured[cell.row, cell.column.benchmark]
+            scores = measured.scores
+            assert (scores is None) == (reason == "the seeds have scores for different items")
+            if scores is None:
+                continue
+            constant = np.ptp(scores.mean_influence[scores.enters]) < 1e-9
+            expected = {
+                "a single image has no variance": scores.enters.sum() == 1,
+                "the score does not vary over the images": constant and scores.enters.sum() > 1,
+                "the seeds of every model with several seeds have equal scores: their variance is unknown":
+                    self.truth.unknown_noise(cell.column.benchmark, (cell.row, cell.row)),
+            }  # fmt: skip
+            assert expected[reason]
+
+    def detectable(self, values: str, sources: str) -> None:
+        for value, title in re.findall(r"([\d.]+) on (\S+ \w+)", values):
+            benchmark, base = self.titles[title], str(self.world.baseline)
+            tested = [model for model in self.world.models if self.differs(benchmark, model, base) is not None]
+            found = [self.truth.difference(benchmark, model, base)[0].min_detectable for model in tested]
+            assert close(value, 100 * max(each for each in found if math.isfinite(each)))
+        self._sources(sources)
+
+    def missing(self, rows: str, names: str) -> None:
+        for row, benchmark in itertools.product(re.split(r", (?!\d)| and ", rows), listed(names)):
+            plain = re.sub(r" \(seeds? .*\)", "", row)
+            gone = [isinstance(self.world.outcomes[each, benchmark], MissingValue) for each, name in self.world.outcomes
+                    if each.split(" ")[0] == plain and name == benchmark]  # fmt: skip
+            assert any(gone)
+
+    def protocol(self, model: str, title: str) -> None:
+        row = model.split(" ")[0]
+        assert self.truth.measured[row, self.titles[title]].group == 1
+
+    def average(
+        self, models: str, count: str, value: str, low: str | None, high: str | None, **said: str | None
+    ) -> None:
+        names = self._averaged()
+        averages = {model: float(np.mean([self._value(name, model) for name in names])) for model in self.world.models}
+        largest = max(averages.values())
+        assert int(count) == len(names) > 1
+        assert close(value, largest)
+        leaders = {model for model, average in averages.items() if math.isclose(average, largest, abs_tol=1e-9)}
+        assert set(listed(models)) == leaders
+        if low is None or high is None:
+            return
+        assert number(low) - 0.06 <= largest <= number(high) + 0.06
+        p_values = self.report.overall.p_values
+        found: dict[str, set[str]] = {kind: set() for kind in said}
+        for other in set(self.world.models) - leaders:
+            same = all(
+                self.truth.measured[other, name].items == self.truth.measured[models, name].items for name in names
+            )
+            p_value = p_values.get(frozenset({models, other}))
+            assert (p_value is not None) <= same
+            found["untested" if p_value is None else "above" if p_value < 0.05 else "close"].add(other)
+        for kind, text in said.items():
+            expected = (
+                set(self.world.models) - leaders if text == "all others" else set(listed(text)) if text else set()
+            )
+            assert expected == found[kind]
+
+    def _averaged(self) -> list[str]:
+        """The benchmarks in per cent of which every model has a number under the main protocol."""
+        return [
+            name for name, label in self.world.benchmarks.items() if label == "accuracy"
+            and all((each := self.truth.measured.get((model, name))) and not each.group for model in self.world.models)
+        ]  # fmt: skip
+
+    def highest_average(self, **said: str) -> None:
+        self.average(**said, low=None, high=None)
+
+    def blind_average(self, models: str, names: str, **said: str) -> None:
+        self.highest_average(models=models, **said)
+        assert set(listed(names)) == {name for name in self._averaged() if self.truth.credited(models, name) is False}
+
+    def uncredited(self, names: str) -> None:
+        expected = {
+            f"{cell.row} on {self.truth.title(cell.column.benchmark)}"
+            for cell in self.table.cells.values()
+            if cell.withheld
+        }
+        assert (
+            len(expected) == int(names.split(" ")[0])
+            if re.fullmatch(r"\d+ scores", names)
+            else set(listed(names)) == expected
+        )
+
+    def uncredited_cell(self, model: str, title: str) -> None:
+        assert self.truth.credited(model, self.titles[title]) is False
+
+    def below_chance(self, names: str) -> None:
+        for title in self._with_chance() if names.startswith("any metric") else listed(names):
+            cells = [cell for cell in self.table.cells.values() if self.truth.title(cell.column.benchmark) == title]
+            numbers = [cell for cell in cells if cell.value is not None]
+            assert numbers
+            assert all(cell.ci_low is not None and cell.ci_low <= 50 and not cell.group for cell in numbers)
+
+    def _with_chance(self) -> list[str]:
+        return [self.truth.title(column.benchmark) for column in self.table.columns if column.chance_levels]
+
+    def not_above_chance(self, places: str) -> None:
+        said = {f"{row} on {title}" for part in places.split("; ") for rows, _, titles in [part.partition(" on ")]
+                for row, title in itertools.product(listed(rows), listed(titles))}  # fmt: skip
+        expected = {
+            f"{cell.row} on {self.truth.title(cell.column.benchmark)}" for cell in self.table.cells.values()
+            if cell.column.chance_levels and not cell.group and cell.ci_low is not None and cell.ci_low <= 50
+        }  # fmt: skip
+        assert said == expected
+
+    def said(self, **_: str) -> None:
+        """A definition, which holds for every table."""
+
+    def _check_formats(self, sentences: list[str]) -> None:
+        """The formats print the same sentences, and their marks."""
+        stream = io.StringIO()
+        print_report(self.report, Console(file=stream, width=400, no_color=True))
+        markdown, latex = render_markdown(self.report).replace("\\", ""), render_latex(self.report)
+        for line in sentences[: 1 + len(self.report.other_sentences)]:
+            assert line in re.sub(r"\s+", " ", stream.getvalue())
+        assert self.report.answer in markdown
+        for note in self.report.notes:
+            assert f"% {note}" in latex
+        marks = [cell.mark for cell in self.table.cells.values()]
+        assert latex.count(r"\textbf{") == marks.count("best")
+        assert latex.count(r"\underline{") == marks.count("tied")
+        caption = re.search(r"\\caption\{(.*)\}", latex)
+        assert caption is not None
+        assert ("Best (bold)" in caption[1]) == ("best" in marks)
+
+
+READERS: list[tuple[str, Callable[..., None]]] = [
+    (r"There is no number yet; the table states the reasons\.()", lambda self: self.no_baseline("There is")),
+    (r"One model: there is no other to compare it with\.", lambda self: self.no_baseline("One model")),
+    (r"No two models could be tested against each other\.", lambda self: self.no_baseline("No two")),
+    (r"No model is significantly better than all others on any metric\.", lambda self: self.no_baseline("No model")),
+    (
+        r"Significantly better than all others(?: with the same (?P<apart>[a-z ]+))? by paired tests: (?P<where>.+)\.",
+        lambda self, **found: self.no_baseline("Significantly", **found),
+    ),
+    (r"No model (?P<verb>beats|differs significantly from) (?P<base>\w+) in any of (?P<count>\d+) tests"
+     r"(?:; (?P<worse>[^;]+) loses? to it in some)?"
+     r"(?:; not credited to the images: the difference of (?P<uncredited>[^;]+))?"
+     r"(?:; not tested: (?P<untested>[^;]+))?\.", Reader.none_better),
+    (r"(?P<parts>(?P<model>\w+) (?:beats|loses to|and) (?P<base>\w+?)(?:: | do not | by ).+)\.", Reader.summary),
+    (r"(?P<model>\w+) was not tested against (?P<base>\w+) on (?P<names>.+)\.", Reader.not_tested),
+    (r"(?P<mark>Best|Tied) \([a-z]+\): (?:significantly better than every other|the top) model of its column"
+     r"(?: with the same (?P<apart>[a-z]+(?: and [a-z]+)?))?"
+     r"(?:, and those tested against it without a significant difference)?\.", Reader.legend),
+    (r"(?P<subjects>[\w ]+) use paired tests over (?P<sources>[a-z ]+), the p-values of all (?P<count>\d+) tests "
+     r"Holm-corrected together\.", Reader.tests),
+    (r"Numbers are means over up to (?P<count>\d+) seeds\.", Reader.seeds),
+    (r"The 95 % intervals of trained models include .* the seed variance.*\.", Reader.with_seed_variance),
+    (r"Intervals are 95 % intervals over the benchmark's images and do not include seed variance\.",
+     Reader.images_only),
+    (r"A pretrained model is evaluated once, and its interval is over images only\.", Reader.pretrained),
+    (r"No seed variance is known on (?P<names>.+): intervals and tests are over images only\.",
+     Reader.unknown_seed_variance),
+    (r"(?P<title>\S+ \w+): the models have scores for different items, and only those with the same ones are tested "
+     r"against each other: (?P<sets>.+)\.", Reader.items_apart),
+    (r"No test on (?P<title>\S+ \w+): the seeds of every model with several seeds have equal scores, so the seed "
+     r"variance is unknown \((?P<pairs>.+)\)\.", Reader.untestable),
+    (r"No interval: (?P<names>.+)\. Reason: (?P<reason>.+)\.", Reader.no_interval),
+    (r"Minimum detectable difference from the baseline: (?P<values>.+) \(a single test at the 5 % level with power "
+     r"0\.8 and the observed variance over (?P<sources>[a-z ]+); .*\)\.", Reader.detectable),
+    (rf"(?P<rows>.+) on (?P<names>b[^:]*): missing: {NOT_RUN}\.", Reader.missing),
+    (r"† (?P<model>.+) on (?P<title>\S+ \w+) was measured under different settings and is not ranked .*\.",
+     Reader.protocol),
+    (r"(?P<models>\w+) has the best average over (?P<count>\d+) benchmarks, (?P<value>[\d.]+)"
+     r" \[(?P<low>\S+), (?P<high>\S+)\]"
+     r"(?:, significantly above (?P<above>(?:(?!, not ).)+))?(?:, not significantly above (?P<close>(?:(?!, not ).)+))?"
+     r"(?:, not tested against (?P<untested>.+))?\.", Reader.average),
+    (r"(?P<models>.+) have the same average over (?P<count>\d+) benchmarks, (?P<value>[\d.]+)"
+     r"(?: and no model a higher one)?\.", Reader.highest_average),
+    (r"(?P<models>\w+) has the highest average over (?P<count>\d+) benchmarks, (?P<value>[\d.]+), but its scores? on "
+     r"(?P<names>.+) (?:is|are) not credited to the images\.", Reader.blind_average),
+    (r"(?P<models>\w+) has the highest average over (?P<count>\d+) benchmarks, (?P<value>[\d.]+), without an "
+     r"interval, .*\.", Reader.highest_average),
+    (r"Not credited, because they are not significantly better than those .*: (?P<names>.+)\.", Reader.uncredited),
+    (r"‡ (?P<model>\w+) on (?P<title>\S+ \w+) is not credited to the images and has no mark: the score is not "
+     r"significantly better than with blank images\.", Reader.uncredited_cell),
+    (r"No model is significantly above chance on (?P<names>.+)\.", Reader.below_chance),
+    (r"Not significantly above chance \(the interval is not entirely better\): (?P<places>.+)\.",
+     Reader.not_above_chance),
+    (r"(Chance is the score of guessing|The seeds of .* differ more than|Gain over blind|A score is credited to ).*",
+     Reader.said),
+]  # fmt: skip
+
+
+def read_tables(numbers: Iterable[int]) -> int:
+    """Check all sentences of the tables with these numbers; returns the number of sentences."""
+    count = 0
+    for place in numbers:
+        world = World(place)
+        source = world.source()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(report_module, "read_source", lambda *_args, source=source, **_more: source)
+            patch.setattr(item_scores, "has_items", lambda result: result.items is not None)
+            patch.setattr(item_scores, "read_items", lambda result, frames=world.frames, **_: frames[result.path])
+            patch.setattr("benchmarks.report.notes._about_training", lambda source: [])
+            try:
+                count += Reader(world, build_report(Path("/none"))).check()
+                check_comparison(world)
+            except (AssertionError, KeyError) as error:
+                raise AssertionError(f"table {place}: {error}") from error
+    return count
+
+
+def check_comparison(world: World) -> None:
+    """`compare` of two models of a world without seeds: the verdicts, and the sentence that counts them."""
+    if world.num_seeds > 1 or len(world.models) < 2:
+        return
+    truth, (first, second) = Truth(world), world.models[:2]
+    sides = [
+        {name: result for name in world.benchmarks if isinstance(result := world.outcomes[model, name], Result)}
+        for model in (first, second)
+    ]
+    table, lines = comparison_lines([(sides[0], sides[1])])
+    tested = [line.benchmark for line in lines if truth.testable(line.benchmark, first, second)]
+    p = holm({(name, frozenset({first, second})): truth.difference(name, first, second)[1] for name in tested})
+    names = []
+    for line in lines:
+        expected = "no test" if line.benchmark not in tested else "not significant"
+        if truth.measured[first, line.benchmark].group != truth.measured[second, line.benchmark].group:
+            expected = "not comparable"
+        elif p.get((line.benchmark, frozenset({first, second})), 1.0) < 0.05:
+            gain = truth.measured[first, line.benchmark].value - truth.measured[second, line.benchmark].value
+            better = "A" if gain * truth.sign(line.benchmark) > 0 else "B"
+            winner = first if better == "A" else second
+            expected = f"{better} is better" if truth.ranked(line.benchmark) else "significantly different"
+            credited = truth.credited(winner, line.benchmark)
+            expected += ", not credited to the images" * (truth.ranked(line.benchmark) and credited is False)
+            names.append(line.benchmark)
+        assert line.verdict.split(":")[0] == expected
+    if lines:
+        answer = Comparison(sides=(None, None), table=table, lines=tuple(lines)).answer  # type: ignore[arg-type]
+        said = answer.partition("numbers: ")[2].partition(";")[0].rstrip(".")
+        counts = {kind: int(count) for count, _, kind in (each.partition(" ") for each in said.split(", "))}
+        verdicts = [line.verdict.split(":")[0] for line in lines]
+        apart = {"not comparable": verdicts.count("not comparable"), "without a test": verdicts.count("no test")}
+        apart["tested"] = len(lines) - sum(apart.values())
+        assert counts == {kind: count for kind, count in apart.items() if count}
+        assert all(truth.title(name) in answer for name in names)
+
+
+def test_every_sentence_of_random_tables_follows_from_their_items() -> None:
+    assert read_tables(range(40)) > 200
+
+
+@pytest.mark.slow
+def test_every_sentence_of_many_random_tables() -> None:
+    assert read_tables(range(40, 500)) > 2000
