@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 from benchmarks.results.protocol import fingerprint
 from benchmarks.results.results import Result, write_result
 from benchmarks.tasks.evaluation import ChanceLevels, MetricSpec, compute_metric
+from benchmarks.tasks.mllm.unread import UNREAD_SPEC
 from clips.core.artifact import directory_hash
 
 KINDS = ("dog", "cup", "kite", "tree", "boat", "clock")
@@ -74,6 +75,13 @@ METRICS = {
 PRIMARY = {"retrieval": ("t2i_r1", "t2i_r5"), "pope": ("accuracy",), "gqa": ("exact_match",)}
 
 
+def _unread_metrics(items: pd.DataFrame) -> dict[str, MetricSpec]:
+    """The metrics of answers that were not read, if the items have such a column."""
+    wrong = MetricSpec(label="exact match, unread answers as wrong", columns=("hit_unread_wrong",))
+    known = {"unread": UNREAD_SPEC, "exact_match_unread_wrong": wrong}
+    return {name: spec for name, spec in known.items() if set(spec.columns) <= set(items)}
+
+
 def put_result(
     results: Path,
     row: str,
@@ -101,7 +109,7 @@ def put_result(
         model=measured,
         metrics={
             name: compute_metric(items, spec, baselines=blind or {})
-            for name, spec in METRICS.get(benchmark, METRICS["gqa"]).items()
+            for name, spec in (METRICS.get(benchmark, METRICS["gqa"]) | _unread_metrics(items)).items()
         },
         primary=primary or PRIMARY.get(benchmark, PRIMARY["gqa"]),
         protocol=stated,

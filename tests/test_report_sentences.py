@@ -17,12 +17,23 @@ from benchmarks.report.report import Report, build_report
 
 
 def put(
-    results: Path, row: str, benchmark: str, right: int, *, start: int = 0, items: str = "", **more: object
+    results: Path,
+    row: str,
+    benchmark: str,
+    right: int,
+    *,
+    start: int = 0,
+    items: str = "",
+    unread: int | None = None,
+    **more: object,
 ) -> None:
-    """A result on 120 images, of which ``right`` from ``start`` on are right."""
+    """A result on 120 images, of which ``right`` from ``start`` on are right, and the first ``unread`` not read."""
     table = items_table(0.5, benchmark="gqa").assign(image=[f"image {number}" for number in range(120)])
     table["item"] = items + table["item"]
     table["hit"] = table["score"] = [float((number - start) % 120 < right) for number in range(120)]
+    if unread is not None:
+        table["unread"] = [float(number < unread) for number in range(120)]
+        table["hit_unread_wrong"] = table["hit"] * (1 - table["unread"])
     put_result(results, row, benchmark, table, **more)  # type: ignore[arg-type]
 
 
@@ -131,3 +142,34 @@ def test_a_comparison_counts_what_was_tested(tmp_path: Path) -> None:
         put(tmp_path, row, "pope", 60, digest=row, items="other " * (row == "two"))
     found = build_comparison(CompareConfig(first=str(tmp_path / "one"), second=str(tmp_path / "two")))
     assert found.answer == "2 numbers: 1 tested, 1 without a test; significantly different: none."
+
+
+def test_models_of_unlike_shares_of_unread_answers_are_not_better_without_that_word(tmp_path: Path) -> None:
+    put(tmp_path, "base", "gqa", 60, unread=1)
+    put(tmp_path, "plain", "gqa", 100, unread=2)
+    put(tmp_path, "guessed", "gqa", 110, unread=30)
+    swapped = "0.8 % of base and 25.0 % of guessed on gqa"
+    report = build_report(tmp_path, baseline="base")
+    texts = [report.answer, *report.other_sentences]
+    plain, guessed = (next(text for text in texts if text.startswith(f"{name} beats")) for name in ("plain", "guessed"))
+    assert "read" not in plain
+    assert f"; different shares of answers were not read: {swapped}." in guessed
+    notes = report.all_notes(MARKDOWN)
+    (line,) = [note for note in notes if note.startswith("Answers not read (")]
+    assert line.endswith(": 25.0 % of guessed on gqa exact match (66.7 instead of 91.7 as wrong ones).")
+    assert any(note.startswith("Models with different scores") and swapped in note for note in notes)
+    best = build_report(tmp_path)
+    assert "Significantly better than all others" in best.answer
+    unlike = f"different shares of answers were not read: 25.0 % of guessed and 1.7 % of plain on gqa; {swapped}."
+    assert best.answer.endswith(unlike)
+    found = build_comparison(CompareConfig(first=str(tmp_path / "guessed"), second=str(tmp_path / "base")))
+    (verdict,) = [line.verdict for line in found.lines]
+    assert verdict.startswith("A is better; answers not read: 25.0 % of A guessed and 0.8 % of B base")
+    found = build_comparison(CompareConfig(first=str(tmp_path / "plain"), second=str(tmp_path / "base")))
+    assert found.lines[0].verdict == "A is better"
+
+
+def test_a_few_unread_answers_are_no_note(tmp_path: Path) -> None:
+    put(tmp_path, "base", "gqa", 60, unread=2)
+    put(tmp_path, "other", "gqa", 100)  # of an earlier version
+    assert "not read" not in text_of(build_report(tmp_path, baseline="base"))

@@ -16,6 +16,7 @@ from benchmarks.analysis.comparison import (
 )
 from benchmarks.report.blind_gain import with_gains
 from benchmarks.report.build_table import build_results_table
+from benchmarks.report.cell_text import unread_differences
 from benchmarks.report.formats.csv_tables import csv_text
 from benchmarks.report.formats.markdown import markdown_frame, markdown_list
 from benchmarks.report.html_page import render_comparison
@@ -174,6 +175,7 @@ def _lines(source: ReportSource, table: Table, index: int) -> Iterator[Compariso
             protocol_differences=_protocol_differences(first, second),
             same_model=_same_model(first, second),
             training=trainings.get(models),
+            unread=unread_differences(table, cells[:1], {cells[1].row}),
         )
 
 

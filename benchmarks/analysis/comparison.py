@@ -148,6 +148,7 @@ class ComparisonLine:
         protocol_differences: as text, differences that make the two incomparable.
         same_model: whether both results come from the same model files.
         training: differences of the two models' training settings; None for the same model.
+        unread: A's and B's share of answers not read as text, if they differ significantly.
     """
 
     rows: tuple[str, str]
@@ -156,6 +157,7 @@ class ComparisonLine:
     protocol_differences: tuple[str, ...] = ()
     same_model: bool = False
     training: TrainingDiff | None = None
+    unread: str = ""
 
     @property
     def benchmark(self) -> str:
@@ -186,7 +188,8 @@ class ComparisonLine:
         if higher_is_better is None:
             return "significantly different"
         name, winner = ("A", self.first) if (delta.value > 0) == higher_is_better else ("B", self.second)
-        return f"{name} is better" + (", not credited to the images" if winner.credited is False else "")
+        credit = ", not credited to the images" if winner.credited is False else ""
+        return f"{name} is better{credit}" + (f"; answers not read: {self.unread}" if self.unread else "")
 
     @property
     def pair(self) -> str:

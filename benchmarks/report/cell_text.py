@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from benchmarks.report.table import Cell, Column
-from benchmarks.results.formatting import decimals_needed, format_number
+from collections.abc import Container, Iterable
+
+from benchmarks.report.table import Cell, Column, Table
+from benchmarks.results.formatting import decimals_needed, format_number, join_with_and
 
 _MAX_ASYMMETRY = 0.25  # difference of the two sides of an interval that is still shown as ±, relative to its width
 _MAX_REASON_CHARS = 60
+_MAX_UNREAD = 4  # pairs in a sentence
 UNCREDITED = "‡"
 ELSEWHERE = "§"
 
@@ -61,6 +64,25 @@ def signs(cell: Cell) -> str:
     """`group_sign`, ‡ for a score that is not credited to the images, and § for one that was measured elsewhere."""
     sign = group_sign(cell) + (UNCREDITED if cell.credited is False else "")
     return sign + (ELSEWHERE if cell.measured_elsewhere else "")
+
+
+def unread_differences(table: Table, cells: Iterable[Cell], others: Container[str]) -> str:
+    """``"14.0 % of a and 1.2 % of b on mmmu_val"``: where models with a significant difference differ in this, too.
+
+    Args:
+        table: the table.
+        cells: of the better or worse models.
+        others: the models that they are compared with.
+    """
+    found: dict[str, None] = {}
+    for cell in cells:
+        for (benchmark, metric, pair), shares in table.unread.items():
+            same_column = (benchmark, metric) == (cell.column.benchmark, cell.column.metric)
+            if same_column and cell.row in pair and any(row in others for row in pair - {cell.row}):
+                found[
+                    join_with_and([f"{share:.1f} % of {row}" for row, share in shares.items()]) + f" on {benchmark}"
+                ] = None
+    return "; ".join(found) if len(found) <= _MAX_UNREAD else f"{len(found)} pairs of models"
 
 
 NOT_RUN = "not run"

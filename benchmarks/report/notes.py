@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from benchmarks.report.blind_gain import gain_notes
-from benchmarks.report.cell_text import ELSEWHERE, column_title, decimals, group_sign
+from benchmarks.report.cell_text import ELSEWHERE, column_title, decimals, group_sign, unread_differences
 from benchmarks.report.chance_level import chance_notes
 from benchmarks.report.load_results import MissingValue, ReportSource
 from benchmarks.report.table import ALPHA, Table
@@ -20,7 +20,7 @@ from benchmarks.results.formatting import (
     strip_control_chars,
 )
 from benchmarks.results.protocol import INPUT_PREFIX
-from benchmarks.results.results import Result
+from benchmarks.results.results import MAX_UNREAD, UNREAD, UNREAD_WRONG, Result
 from benchmarks.study.rows import EXCLUDED_FROM_BENCHMARK
 from benchmarks.study.training_settings import CONFOUNDED_WARNING, TrainingSettings, diff_training, training_of_result
 from benchmarks.tasks.sizes import parts
@@ -66,6 +66,7 @@ def table_notes(source: ReportSource, table: Table, seed_table: Table) -> list[s
         *chance_notes(table),
         *_about_descriptions(table),
         *gain_notes(table, source),
+        *_about_unread(table, source),
         *_about_trivial_baselines(source),
         *_about_training(source),
         *_about_missing_values(source, seed_table),
@@ -227,6 +228,37 @@ def _about_power(table: Table) -> list[str]:
         f"level with power 0.8 and the observed variance over {variance_sources(table)}; larger for models that "
         "differ on more items, and after the correction for many tests)."
     ]
+
+
+def _about_unread(table: Table, source: ReportSource) -> list[str]:
+    """The models of whose answers more than `MAX_UNREAD` were not read, and their scores with these as wrong ones."""
+    found = []
+    for column in table.columns:
+        for cell in table.column_cells(column):
+            outcomes = [source.outcomes.get((name, column.benchmark)) for name in cell.members or (cell.row,)]
+            metrics = [each.metrics for each in outcomes if isinstance(each, Result) and UNREAD in each.metrics]
+            if cell.value is None or not metrics:
+                continue
+            share = sum(each[UNREAD].value for each in metrics) / len(metrics)
+            # a seed whose answers were all read has no such metric
+            seeds = [each.get(f"{column.metric}{UNREAD_WRONG}", each.get(column.metric)) for each in metrics]
+            if share <= MAX_UNREAD:
+                continue
+            text = f"{100 * share:.1f} % of {cell.row} on {column_title(column)}"
+            if any(f"{column.metric}{UNREAD_WRONG}" in each for each in metrics):
+                wrong = sum(each.value * column.scale for each in seeds if each) / len(seeds)
+                places = decimals(column)
+                text += (
+                    f" ({format_number(wrong, places)} instead of {format_number(cell.value, places)} as wrong ones)"
+                )
+            found.append(text)
+    lines = []
+    if found:
+        what = "empty, refused, without an option, yes or no, or in a form that the scorer does not compare"
+        lines.append(f"Answers not read ({what}): {'; '.join(found)}.")
+    if pairs := unread_differences(table, table.cells.values(), {row.name for row in table.rows}):
+        lines.append(f"Models with different scores of whose answers different shares were not read: {pairs}.")
+    return lines
 
 
 def _about_trivial_baselines(source: ReportSource) -> list[str]:

@@ -15,7 +15,7 @@ from benchmarks.report.table import ALPHA, BaselineDifference, Cell, Column, Pai
 from benchmarks.results.blind import BlindPair
 from benchmarks.results.item_scores import ItemScores, comparable
 from benchmarks.results.noise import Estimate, Scores, TrainingNoise, difference_estimate, p_values, training_noise
-from benchmarks.results.results import Result
+from benchmarks.results.results import UNREAD, Result
 from benchmarks.results.statistics import ConfidenceInterval, compare, holm_correction, scores_interval
 
 Group = list[Cell]
@@ -81,6 +81,22 @@ class Evidence:
         outcomes = [self._source.outcomes[name, benchmark] for name in cell.members or (cell.row,)]
         return self.items.why_not([outcome for outcome in outcomes if isinstance(outcome, Result)], metric)
 
+    def unread(self, first: Cell, second: Cell) -> dict[str, float]:
+        """Model → share of answers not read, in per cent, if those of two cells differ (uncorrected test at 5 %)."""
+        one, other = (self._unread(cell) for cell in (first, second))
+        if one is None or other is None or one.value == other.value or not comparable(one, other):
+            return {}
+        p_value = p_values([difference_estimate(one, other, training_noise([one, other]))])[0]
+        return {first.row: 100 * one.value, second.row: 100 * other.value} if p_value < ALPHA else {}
+
+    def _unread(self, cell: Cell) -> Scores | None:
+        benchmark, _, category = self._item_key(cell)
+        results, single = self._results(cell, benchmark)
+        key = (benchmark, UNREAD, category, cell.members or (cell.row,), single)
+        if key not in self._scores:
+            self._scores[key] = self.items.of_model(results, UNREAD, single_training=single, category=category)
+        return self._scores[key]
+
     def gains(self, cell: Cell) -> dict[str, BlindPair]:
         """Kind of blind run → a cell's metric with and without the image, on the items of the run."""
         benchmark, metric, _ = self._item_key(cell)
@@ -145,6 +161,7 @@ def _compared(table: Table, tests: PairedTests, *, ranked: bool) -> Table:
         untestable=tests.untestable(table),
         other_items=tuple(tuple(map(tuple, sets)) for sets in groups if len(sets) > 1),
         p_values=tests.corrected,
+        unread=tests.unread(table),
     )
 
 
@@ -194,6 +211,15 @@ class PairedTests:
         """Whether two cells differ significantly; None without a test."""
         p_adjusted = self.corrected.get(pair_key(first, second))
         return None if p_adjusted is None else p_adjusted < ALPHA
+
+    def unread(self, table: Table) -> dict[PairKey, dict[str, float]]:
+        """The pairs of a table that differ significantly, also in their shares of answers not read."""
+        found: dict[PairKey, dict[str, float]] = {}
+        for key, p_adjusted in self.corrected.items():
+            cells = [cell for row in sorted(key[2]) if (cell := table.cells.get((row, *key[:2])))]
+            if p_adjusted < ALPHA and len(cells) == 2 and (shares := self._evidence.unread(*cells)):
+                found[key] = shares
+        return found
 
     def delta(self, cell: Cell, base: Cell) -> BaselineDifference | None:
         """``cell`` minus ``base``, scaled; None without a test."""

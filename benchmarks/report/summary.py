@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from benchmarks.report.blind_gain import not_credited
-from benchmarks.report.cell_text import column_title, decimals
+from benchmarks.report.cell_text import column_title, decimals, unread_differences
 from benchmarks.report.chance_level import no_row_above_chance
 from benchmarks.report.notes import marked_apart
 from benchmarks.report.table import Cell, Table
@@ -49,7 +49,9 @@ def _comparison(table: Table) -> str:
     for cell in best:
         by_row.setdefault(cell.row, []).append(column_title(cell.column))
     where = join_with_and([f"{row} on {join_with_and(titles)}" for row, titles in by_row.items()])
-    return f"Significantly better than all {others} by paired tests: {where}."
+    text = f"Significantly better than all {others} by paired tests: {where}"
+    unread = unread_differences(table, best, {row.name for row in table.rows})
+    return f"{text}; different shares of answers were not read: {unread}." if unread else f"{text}."
 
 
 def _tests(table: Table) -> int:
@@ -116,6 +118,8 @@ def row_summary(table: Table, row: str) -> str:
         parts.append(f"no significant difference on {_titles(equal)}")
     if uncredited:
         parts.append(f"not credited to the images: the difference on {_titles(uncredited)}")
+    if unread := unread_differences(table, [*better, *worse], {baseline}):
+        parts.append(f"different shares of answers were not read: {unread}")
     text = "; ".join(parts) + not_tested
     return f"{text if better or worse else f'{row} and {baseline}: {text}'}."
 

@@ -210,6 +210,8 @@ class Table:
             cells that do; only cells of one set are tested against each other.
         uneven: cells of models whose seeds differ more than chance explains, see `TrainingNoise.outlier`.
         p_values: benchmark, metric and pair of models → Holm-corrected p-value of "no difference", of all tests.
+        unread: benchmark, metric and pair of significantly different models whose shares of answers not read differ
+            significantly, too → model → its share, in per cent.
     """
 
     rows: tuple[RowRecord, ...]
@@ -221,6 +223,7 @@ class Table:
     other_items: tuple[tuple[tuple[Cell, ...], ...], ...] = ()
     uneven: tuple[Cell, ...] = ()
     p_values: Mapping[PairKey, float] = field(default_factory=dict)
+    unread: Mapping[PairKey, Mapping[str, float]] = field(default_factory=dict)
 
     def differs(self, first: Cell, second: Cell) -> bool | None:
         """Whether two cells of a column differ significantly; None if they were not tested against each other."""

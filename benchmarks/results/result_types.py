@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 
 SCHEMA = 6
 CHANCE = "chance"
+UNREAD = "unread"
+"""The metric, and its item column, of answers that were not read (see `benchmarks.tasks.mllm.unread`)."""
+UNREAD_WRONG = "_unread_wrong"
+"""End of the name of a metric, and of its column, in which these count as wrong answers."""
+MAX_UNREAD = 0.02
+"""The share of answers not read above which it is printed and noted."""
 ITEM_COLUMNS: dict[str, str] = {
     "item": "unique within the benchmark; pairs the same item of two models",
     "image": "the image's reference; items of one image form a cluster",

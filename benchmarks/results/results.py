@@ -20,8 +20,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from benchmarks.results.protocol import fingerprint
 from benchmarks.results.result_types import CHANCE as CHANCE
 from benchmarks.results.result_types import ITEM_COLUMNS as ITEM_COLUMNS
+from benchmarks.results.result_types import MAX_UNREAD as MAX_UNREAD
 from benchmarks.results.result_types import SCHEMA, Result
 from benchmarks.results.result_types import SHOWN_COLUMNS as SHOWN_COLUMNS
+from benchmarks.results.result_types import UNREAD as UNREAD
+from benchmarks.results.result_types import UNREAD_WRONG as UNREAD_WRONG
 from benchmarks.results.result_types import Metric as Metric
 from benchmarks.results.result_types import columns_of as columns_of
 from benchmarks.results.validation import check_fields, check_items

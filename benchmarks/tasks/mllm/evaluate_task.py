@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.results.protocol import FULL_SIZE, Entries, full_size_entry
-from benchmarks.results.results import Metric
+from benchmarks.results.results import MAX_UNREAD, UNREAD, Metric
 from benchmarks.tasks.benchmark import Benchmark
 from benchmarks.tasks.blind_images import blind_settings
 from benchmarks.tasks.distributed import as_single_process
@@ -25,7 +25,7 @@ from benchmarks.tasks.mllm.llava_input import input_settings
 from benchmarks.tasks.mllm.lmms_models import model_settings
 from benchmarks.tasks.mllm.offline_tasks import data_root, definition_hash, go_offline, load_task, select_questions
 from benchmarks.tasks.mllm.task_metrics import TASK_METRICS, TaskMetrics, default_task_metrics
-from benchmarks.tasks.mllm.unread import MAX_UNREAD, UNREAD, add_unread
+from benchmarks.tasks.mllm.unread import add_unread
 from benchmarks.tasks.registry import get_benchmark
 from clips.core.artifact import library_versions, log_info
 from clips.errors import UserError, unknown_name_error

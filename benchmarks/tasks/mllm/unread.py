@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.results.results import UNREAD, UNREAD_WRONG
 from benchmarks.tasks.evaluation import MetricSpec
 from benchmarks.tasks.mllm.chance_levels import mme_columns
 from benchmarks.tasks.mllm.items import Sample
@@ -24,12 +25,6 @@ from benchmarks.tasks.mllm.subset_columns import circular_groups
 if TYPE_CHECKING:
     import pandas as pd
 
-UNREAD = "unread"
-"""Name of the item column and of the metric."""
-MAX_UNREAD = 0.02
-"""The share of unread answers above which it is printed and noted."""
-UNREAD_WRONG = "_unread_wrong"
-"""End of the name of a metric, and of its column, in which unread answers count as wrong."""
 UNREAD_SPEC = MetricSpec(label="answers not read", columns=(UNREAD,), higher_is_better=None)
 _REFUSAL = re.compile(
     r"\W*(?:i['’]?m (?:sorry|unable|not able)|sorry\b|as an ai\b|unable to\b|i (?:cannot|can['’]?t|do not|don['’]?t|"
