@@ -125,9 +125,22 @@ def test_hidden_files_and_directories_are_no_classes_and_no_images(tmp_path: Pat
         save(tmp_path / name / "0.png", number)
     save(tmp_path / ".ipynb_checkpoints" / "0-checkpoint.png")
     (tmp_path / "red/._0.png").write_bytes(b"\0\5\x16\7")
+    save(tmp_path / "__MACOSX/red/0.png")
     found = load_classification_set(str(tmp_path))
     assert (found.classes, found.images) == (["blue", "red"], ["blue/0.png", "red/0.png"])
     assert found.skipped == {}
+
+
+def test_hidden_members_of_shards_are_no_images(tmp_path: Path) -> None:
+    """Before: ._0.png was a benchmark image, of which no caption or class was found."""
+    members = dict.fromkeys(("._0.PNG", "__MACOSX/0.png", ".DS_Store", "README.md"), b"\x00\x05\x16\x07")
+    members |= {"0.PNG": world.png(world.draw_image(0)), "0.TXT": b"one", "0.CLS": b"0", "1.heic": b"x", "1.cls": b"0"}
+    shard(tmp_path / "0.tar", **members)
+    (tmp_path / "._0.tar").write_bytes(b"\0\5\x16\7")
+    (tmp_path / "classnames.txt").write_text("red")
+    assert load(tmp_path) == [["one"]]
+    found = load_classification_set(str(tmp_path))
+    assert (found.images, found.skipped) == (["0.tar/0.png"], {".heic": 1})
 
 
 def _tar_text(folder: Path) -> tuple[Path, str]:
@@ -228,6 +241,15 @@ def test_a_duplicate_image_id_in_coco_is_rejected(tmp_path: Path) -> None:
         load(tmp_path / "coco.json")
     with pytest.raises(UserError, match=r"coco\.json: images: expected different ids, got 7 twice"):
         open_source(SourceConfig(format="coco", path=str(tmp_path / "coco.json"), image_root=str(tmp_path)))
+
+
+@pytest.mark.parametrize("number", [77, "7"])
+def test_a_caption_of_no_image_in_coco_is_named(tmp_path: Path, number: int | str) -> None:
+    """Before: "an image or annotation lacks 77"."""
+    rows = {"images": [{"id": 7, "file_name": "a.jpg"}], "annotations": [{"image_id": number, "caption": "one"}]}
+    (tmp_path / "coco.json").write_text(json.dumps(rows))
+    with pytest.raises(UserError, match=rf"annotations: expected the id of one of the images .*, got {number!r}$"):
+        load(tmp_path / "coco.json")
 
 
 def test_a_sample_whose_caption_is_in_another_encoding_is_invalid_for_training(tmp_path: Path) -> None:

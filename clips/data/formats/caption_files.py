@@ -82,6 +82,11 @@ def _coco(location: Location, root: Path) -> Iterator[Captioned]:
             names[row["id"]] = row["file_name"]
         captions: dict[Any, list[str]] = {number: [] for number in names}
         for row in content["annotations"]:
+            if row["image_id"] not in captions:
+                raise UserError(
+                    f"{location.path}: annotations: expected the id of one of the images as image_id, "
+                    f"got {row['image_id']!r}"
+                )
             captions[row["image_id"]].append(row["caption"])
     except (KeyError, TypeError) as error:
         raise UserError(f"{location.path}: expected COCO's format; an image or annotation lacks {error}") from None
