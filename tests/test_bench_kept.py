@@ -140,8 +140,9 @@ def test_vectors_are_those_of_a_model_on_a_device_with_its_libraries(tmp_path, m
     keys = [key(), key(part="encoder"), key(images="b"), key(texts="a")]
     keys += [key(of=dataclasses.replace(encoder, **change)) for change in ({"device": "cuda"}, {"width": 8})]
     assert key() == keys[0]
-    monkeypatch.setattr(cached_embeddings, "library_versions", lambda: {"timm": "another"})
-    keys.append(key())
+    for name in ("timm", "pillow", "tokenizers"):  # the last two decode, resize and tokenize
+        monkeypatch.setattr(cached_embeddings, "library_versions", lambda name=name: {name: "another"})
+        keys.append(key())
     assert len(set(keys)) == len(keys)
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import bench_world as world
 import pandas as pd
 import pytest
-from bench_reader import evaluate, write_images
+import torch
+from bench_reader import Reader, evaluate, write_images
 
 from benchmarks.results.results import read_items
 from benchmarks.tasks.data.caption_sets import CaptionSet, load_caption_set
@@ -243,6 +244,32 @@ def test_data_are_read_and_hashed_once_until_a_file_changes(tmp_path, monkeypatc
     assert len(read) == 3 * COUNT  # hashed above, embedded, made small for the report
     world.write_lines(file, [{"image": "pictures/0.png", "captions": ["another"]}])
     assert _load(file).texts == ["another"]
+
+
+def test_equal_captions_and_images_tie_also_where_vectors_depend_on_their_batch(tmp_path, monkeypatch):
+    """As in bf16, where the position in a batch changes a vector by more than a tie."""
+
+    class Drifting(Reader):
+        def _drift(self, vectors: torch.Tensor) -> torch.Tensor:
+            vectors[:, -1] += torch.arange(1, len(vectors) + 1) * 0.1
+            return vectors
+
+        def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
+            return self._drift(super().encode_image(pixels))
+
+        def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
+            return self._drift(super().encode_text(tokens))
+
+    write_images(tmp_path, 2)
+    shutil.copy(tmp_path / "0.png", tmp_path / "copy.png")
+    names = ["0.png", "copy.png", "1.png"]
+    rows = [{"image": name, "caption": text} for name, text in zip(names, ("thing0", "thing0", "thing1"), strict=True)]
+    data = world.write_lines(tmp_path / "x.jsonl", rows)
+    benchmark = BenchmarkConfig(name="x", task="retrieval", data=str(data))
+    encoder = Drifting(2).use(monkeypatch, tmp_path)
+    result = world.measure(tmp_path / "results", benchmark, encoder=encoder)
+    for direction in ("t2i", "i2t"):  # one of two that are alike, and a third that is right
+        assert result.metrics[f"{direction}_r1"].value == pytest.approx((1 / 2 + 1 / 2 + 1) / 3)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ import bench_world as world
 import numpy as np
 import pytest
 
+from benchmarks.report.notes import table_notes
+from benchmarks.report.report import build_report
 from benchmarks.results.results import Result, read_items
 from benchmarks.tasks.encoders import embedding, linear_probe
 from benchmarks.tasks.encoders.linear_probe import C_VALUES, select_c, validation_mask
@@ -125,6 +127,35 @@ def test_splits_with_other_directories_are_other_classes_though_one_list_fits_bo
     (tmp_path / "data/train/blue").rename(tmp_path / "data/train/sky")  # now behind red, where green is in test
     with pytest.raises(UserError, match=r"'train' and 'test' have different classes \(only one of them has 'sky'\)"):
         _run(tmp_path, encoder, tmp_path / "data")
+
+
+def test_test_images_that_the_probe_has_learned_are_counted(tmp_path, encoder, capsys):
+    """Byte by byte, under another name."""
+    data = _data(tmp_path / "data")
+    clean = _run(tmp_path, encoder, data)
+    assert not {linear_probe.IN_TRAIN, linear_probe.UNSEEN_ACCURACY} & clean.metrics.keys()
+    classes.write_wds(data, 6, start=100)  # of its two shards the first stays
+    members = {
+        f"t{number:07d}.{kind}": content
+        for number in range(6)
+        for kind, content in (("png", world.png(world.draw_image(number))), ("cls", str(number % 4).encode()))
+    }
+    world.write_tar(data / "test/1.tar", members)
+    (data / "test/nshards.txt").write_text("2\n")
+    result = _run(tmp_path, encoder, data)
+    items = read_items(result)
+    seen = items["in_train"] == 1
+    assert sorted(items.loc[seen, "item"]) == [f"0.tar/s0000{number}.png" for number in (100, 102, 104)]
+    assert result.metrics[linear_probe.IN_TRAIN].value == pytest.approx(3 / 9)
+    assert result.metrics[linear_probe.UNSEEN_ACCURACY].value == pytest.approx(items.loc[~seen, "acc1"].mean())
+    assert result.metrics[linear_probe.UNSEEN_ACCURACY].n == 6
+    said = "3 of 9 test images are byte by byte in"
+    assert f"probe: {said} 'train', which the probe learns; acc@1 66.7" in capsys.readouterr().err
+    report = build_report(tmp_path / "results")
+    unseen = 100 * result.metrics[linear_probe.UNSEEN_ACCURACY].value
+    assert f"probe: {said} the training split of the probe. Without them acc@1 is: {unseen:.1f} (row)." in table_notes(
+        report.source, report.table, report.table
+    )
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -23,6 +23,7 @@ from benchmarks.results.protocol import INPUT_PREFIX
 from benchmarks.results.results import MAX_UNREAD, UNREAD, UNREAD_WRONG, Result
 from benchmarks.study.rows import EXCLUDED_FROM_BENCHMARK
 from benchmarks.study.training_settings import CONFOUNDED_WARNING, TrainingSettings, diff_training, training_of_result
+from benchmarks.tasks.encoders.linear_probe import IN_TRAIN, UNSEEN_ACCURACY
 from benchmarks.tasks.sizes import parts
 
 SYNTHETIC_DATA_NOTE = (
@@ -68,6 +69,7 @@ def table_notes(source: ReportSource, table: Table, seed_table: Table) -> list[s
         *gain_notes(table, source),
         *_about_unread(table, source),
         *_about_trivial_baselines(source),
+        *_about_learned_images(source),
         *_about_training(source),
         *_about_missing_values(source, seed_table),
         *_about_missing_items(source),
@@ -267,6 +269,25 @@ def _about_trivial_baselines(source: ReportSource) -> list[str]:
         for name in source.benchmarks
         for note in sorted({result.trivial_baseline_note for result in source.results(name).values()} - {""})
     ]
+
+
+def _about_learned_images(source: ReportSource) -> list[str]:
+    """Linear probes that are tested on some of the images that they learn."""
+    lines = []
+    for name in source.benchmarks:
+        found = {row: each for row, each in source.results(name).items() if IN_TRAIN in each.metrics}
+        without: dict[str, list[str]] = {}
+        for row, result in found.items():
+            unseen = result.metrics.get(UNSEEN_ACCURACY)
+            score = "undefined" if unseen is None else f"{unseen.value * unseen.scale:.1f}"
+            without.setdefault(score, []).append(row)
+        for metric in [result.metrics[IN_TRAIN] for result in found.values()][:1]:  # the data are the same for all
+            scores = "; ".join(f"{score} ({join_row_names(rows)})" for score, rows in without.items())
+            lines.append(
+                f"{name}: {round(metric.value * metric.n)} of {metric.n} test images are byte by byte in the training "
+                f"split of the probe. Without them acc@1 is: {scores}."
+            )
+    return lines
 
 
 def _about_training(source: ReportSource) -> list[str]:

@@ -64,7 +64,7 @@ class EvalModel:
 
     def answer_cache(self, task: str, content: str) -> AnswerCache:
         """The cache of the LLaVA's answers to the questions of ``task``; ``content`` is the hash of its data."""
-        from benchmarks.tasks.output_cache import CACHE_DIR, AnswerCache, cache_key
+        from benchmarks.tasks.output_cache import CACHE_DIR, INPUT_LIBRARIES, AnswerCache, cache_key
 
         key = cache_key(
             task=task,
@@ -72,7 +72,9 @@ class EvalModel:
             model=self.record("llava")["hash"],
             device=self.device,
             precision="server" if self.config.endpoint else str(self.llava[0].dtype),
-            libraries={name: library_versions().get(name) for name in ("lmms-eval", "transformers", "torch")},
+            libraries={
+                name: library_versions().get(name) for name in ("lmms-eval", "transformers", "torch", *INPUT_LIBRARIES)
+            },
         )
         folder = Path(self.config.output) / CACHE_DIR / "answers" / key
         return AnswerCache(folder, self.processes, overwrite=self.config.overwrite)

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from clips.parallel.distributed import DistributedContext
 
 CACHE_DIR = ".cache"
+INPUT_LIBRARIES = ("pillow", "torchvision", "tokenizers", "ftfy")
+"""The libraries between a file and a model's input: versions decode, resize and tokenize differently."""
 Batches = Sequence[Sequence[int]]
 Compute = Callable[[Batches], "Iterator[torch.Tensor]"]
 

@@ -26,7 +26,7 @@ from benchmarks.tasks.distributed import run_on_all, run_on_main
 from benchmarks.tasks.eval_model import EvalModel
 from benchmarks.tasks.evaluation import Evaluation
 from benchmarks.tasks.mllm.judge import NO_JUDGE, make_judge
-from benchmarks.tasks.output_cache import CACHE_DIR, cache_key
+from benchmarks.tasks.output_cache import CACHE_DIR, INPUT_LIBRARIES, cache_key
 from benchmarks.tasks.registry import expand_group, get_benchmark
 from benchmarks.tasks.run_config import BLIND_FIELDS, COMMON_FIELDS, BenchmarkConfig, Precision, RunConfig
 from benchmarks.tasks.sizes import subset_text
@@ -40,7 +40,7 @@ from clips.model_refs import OPEN_CLIP_CONFIG
 from clips.training.train_state import CONFIG_FILE, list_checkpoints, read_train_state
 
 NO_VALUE = "no item has a value"
-_LIBRARIES = ("lmms-eval", "open_clip_torch", "timm", "transformers", "torch")
+_LIBRARIES = ("lmms-eval", "open_clip_torch", "timm", "transformers", "torch", *INPUT_LIBRARIES)
 
 
 @sigterm_interrupts()

@@ -41,7 +41,10 @@ STAGES_DIR = ".stages"
 HASH_EXCLUDED_FILES = frozenset({MANIFEST, "README.md", "config.yaml", "metrics.jsonl", "summary.json"})
 """Files about the history of an artifact, which are not part of its content."""
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
-_LIBRARIES = ("torch", "transformers", "deepspeed", "open_clip_torch", "timm", "lmms-eval", "datasets", "peft")
+_LIBRARIES = (
+    *("torch", "torchvision", "pillow", "transformers", "tokenizers", "ftfy", "deepspeed", "open_clip_torch", "timm"),
+    *("lmms-eval", "datasets", "peft"),
+)
 
 
 @contextlib.contextmanager

@@ -63,11 +63,16 @@ class ClassificationSet:
         return self.files[index].open()
 
     @functools.cached_property
+    def image_hashes(self) -> list[str]:
+        """(N,) SHA-256 of each image's content."""
+        return [hashlib.sha256(image.read()).hexdigest() for image in self.files]
+
+    @functools.cached_property
     def hash(self) -> str:
         """SHA-256 over class names, classes and image contents, independent of the format."""
         digest = hashlib.sha256(json.dumps(list(self.classes), ensure_ascii=False).encode())
-        for image, target in zip(self.files, self.targets, strict=True):
-            digest.update(f"{hashlib.sha256(image.read()).hexdigest()} {target}\n".encode())
+        for content, target in zip(self.image_hashes, self.targets, strict=True):
+            digest.update(f"{content} {target}\n".encode())
         digest.update(" ".join(self.groups).encode())
         return digest.hexdigest()
 

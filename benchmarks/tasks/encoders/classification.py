@@ -51,7 +51,7 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
     log_skipped(found)
     templates = _templates(found, config)
     classes = class_embeddings(functools.partial(text_embeddings, model), templates, found.classes)
-    images = image_embeddings(model, found.open, found.images, found.hash, "encoder")
+    images = image_embeddings(model, found.open, found.images, found.image_hashes, "encoder")
     ranks = class_ranks(iter_similarities(images, classes), found.targets)
     items = items_table(found, ranks)
     return Evaluation(

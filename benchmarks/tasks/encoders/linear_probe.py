@@ -36,6 +36,12 @@ C_VALUES = np.logspace(-6, 6, 97)
 _HELD_OUT = 5  # one in this number of images per class is held out
 _STEPS = 1000
 _SELECTED_C = MetricSpec(label="C", aggregation=None, scale=1.0, higher_is_better=None)
+IN_TRAIN, UNSEEN_ACCURACY = "images_in_train", "acc1_unseen"
+"""Metrics of results with test images that are byte by byte in the training split."""
+_OF_SEEN_IMAGES = {
+    IN_TRAIN: MetricSpec(label="test images in train", columns=("in_train",), higher_is_better=None),
+    UNSEEN_ACCURACY: MetricSpec(label="acc@1, images not in train", columns=(UNSEEN_ACCURACY,)),
+}
 _ABSENT = -1e9  # log probability of a class that train does not contain
 
 
@@ -48,14 +54,25 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
     train, test = _load(config)
     for found in (train, test):
         log_skipped(found)
-    train_features = image_embeddings(model, train.open, train.images, train.hash).cpu().numpy()
-    test_features = image_embeddings(model, test.open, test.images, test.hash).cpu().numpy()
+    train_features = image_embeddings(model, train.open, train.images, train.image_hashes).cpu().numpy()
+    test_features = image_embeddings(model, test.open, test.images, test.image_hashes).cpu().numpy()
     strength = select_c(train_features, train.targets)
     classifier = fit_classifier(train_features, train.targets, strength, config.name)
     scores = _scores(classifier, test_features, len(test.classes))
     items = items_table(test, class_ranks(iter([scores]), test.targets))
+    learned = {*train.image_hashes}
+    seen = np.array([content in learned for content in test.image_hashes])
+    found_metrics = metrics(items, test) | {"C": compute_metric(items, _SELECTED_C, strength)}
+    if seen.any():
+        items = items.assign(in_train=seen.astype(float), acc1_unseen=items["acc1"].where(~seen))
+        found_metrics |= {name: compute_metric(items, spec) for name, spec in _OF_SEEN_IMAGES.items()}
+        log_info(
+            f"{config.name}: {seen.sum()} of {len(seen)} test images are byte by byte in '{config.train_split}', which "
+            f"the probe learns; acc@1 {100 * items['acc1'].mean():.1f}, without them "
+            f"{100 * items['acc1_unseen'].mean():.1f}"
+        )
     return Evaluation(
-        metrics=metrics(items, test) | {"C": compute_metric(items, _SELECTED_C, strength)},
+        metrics=found_metrics,
         primary=PRIMARY,
         missing_metrics=undefined_metrics(test),
         protocol={"task": "linear probe"}

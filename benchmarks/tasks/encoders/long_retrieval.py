@@ -54,7 +54,7 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
     }
     unique = list(dict.fromkeys(text for texts in versions.values() for text in texts))
     index_of = {text: index for index, text in enumerate(unique)}
-    images = image_embeddings(model, captions.open, captions.images, captions.images_hash, "encoder")
+    images = image_embeddings(model, captions.open, captions.images, captions.image_hashes, "encoder")
     vectors = text_embeddings(model, unique)
     found = {
         name: compute_ranks(images, vectors[[index_of[text] for text in texts]], captions.pairs, model.processes)

@@ -38,7 +38,7 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
 
     sets = _sets(config)
     first = next(iter(sets.values()))
-    images = image_embeddings(model, first.open, first.images, first.images_hash, "encoder")
+    images = image_embeddings(model, first.open, first.images, first.image_hashes, "encoder")
     tables = {}
     for language, captions in sets.items():
         found = compute_ranks(images, text_embeddings(model, captions.texts), captions.pairs, model.processes)

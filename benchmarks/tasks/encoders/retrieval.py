@@ -126,7 +126,7 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
     from benchmarks.tasks.encoders.cached_embeddings import image_embeddings, text_embeddings
 
     captions = load_benchmark_captions(config)
-    images = image_embeddings(model, captions.open, captions.images, captions.images_hash, "encoder")
+    images = image_embeddings(model, captions.open, captions.images, captions.image_hashes, "encoder")
     texts = text_embeddings(model, captions.texts)
     items = items_of(captions, compute_ranks(images, texts, captions.pairs, model.processes))
     baselines = {CHANCE: hit_columns(chance_ranks(captions))}
