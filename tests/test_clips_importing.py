@@ -250,6 +250,27 @@ def test_texts_have_equal_tokens_with_and_without_an_import(tmp_path: Path):
     assert all(f"`{text}`" in card for text in named)
 
 
+def test_a_tokenizer_that_changes_on_the_way_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from clips.interchange import hf_files
+
+    world.hf_clip(tmp_path / "hf")
+    (tmp_path / "other").mkdir()
+    monkeypatch.setattr(world, "WORDS", [*world.WORDS[:3], "red", "a", *world.WORDS[5:]])
+    world.word_tokenizer(tmp_path / "other")
+    save = hf_files.save_tokenizer
+    monkeypatch.setattr(hf_files, "save_tokenizer", lambda path, directory: save(tmp_path / "other", directory))
+    with pytest.raises(UserError, match="hf: transformers gives 'a photo of a cat' other tokens than open_clip: "):
+        imported(tmp_path / "hf", tmp_path / "encoder")
+
+
+def test_without_an_image_processor_the_familys_preprocessing_is_named(tmp_path: Path, capsys):
+    world.hf_siglip(tmp_path / "hf")
+    (tmp_path / "hf" / "preprocessor_config.json").unlink()
+    encoder = imported(tmp_path / "hf", tmp_path / "encoder")
+    assert encoder.config["preprocess_cfg"]["mean"] == [0.5] * 3
+    assert "(SigLIP's, because it has no image processor)" in capsys.readouterr().err
+
+
 def test_an_activation_that_differs_from_timm_is_reported(tmp_path: Path):
     world.hf_siglip(tmp_path / "hf", vision={"hidden_act": "gelu"})
     with pytest.raises(UserError, match=r"by \d\.\de-0\d \(timm's .* computes gelu_pytorch_tanh, the source gelu\)"):
@@ -574,6 +595,13 @@ def spoil_hf(path: Path) -> None:
     save_file(dict(list(weights.items())[1:]), path / "model.safetensors", metadata={"format": "pt"})
 
 
+def spoil_eos(path: Path) -> None:
+    world.hf_clip(path)
+    config = json.loads((path / "config.json").read_text())
+    config["text_config"]["eos_token_id"] = [12]
+    (path / "config.json").write_text(json.dumps(config))
+
+
 def spoil_bert(path: Path) -> None:
     path.mkdir()
     (path / "config.json").write_text('{"model_type": "bert"}')
@@ -585,6 +613,7 @@ def state() -> dict[str, torch.Tensor]:
 
 SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "hf": (spoil_hf, r"hf: its weights do not fit its config\.json: missing keys: "),
+    "eos": (spoil_eos, r"eos: config\.json: text_config\.eos_token_id: expected a token, got \[12\]$"),
     "bert": (spoil_bert, r"bert: its config\.json is of a 'bert'; expected open_clip's Hub format"),
     "absent.pt": (lambda path: None, r"absent\.pt: no such file or directory"),
     "broken.pt": (lambda path: path.write_bytes(b"no weights"), r"broken\.pt: .*expected a state dict"),

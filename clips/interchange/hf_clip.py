@@ -101,7 +101,7 @@ def load(path: Path, architecture: str | None) -> ImportedEncoder:
     return ImportedEncoder(
         model_cfg=cfg,
         preprocess_cfg=files.read_preprocessing(path, size, OPENAI_PREPROCESS),
-        preprocess_source="its image processor's",
+        preprocess_source=files.preprocessing_source(path, "CLIP"),
         weights=to_open_clip(model.state_dict(), links, tower_shapes(cfg, path)),
         write_tokenizer=(lambda directory: files.save_tokenizer(path, directory)) if has_tokenizer else no_tokenizer,
         features=feature_functions(model),
@@ -113,6 +113,8 @@ def load(path: Path, architecture: str | None) -> ImportedEncoder:
 def _model_cfg(config: Any, where: Path) -> dict[str, Any]:
     vision, text = config.vision_config, config.text_config
     quick_gelu, vision_options, text_options = files.activation_options(vision.hidden_act, text.hidden_act, where)
+    if not isinstance(text.eos_token_id, int):
+        raise UserError(f"{where}: config.json: text_config.eos_token_id: expected a token, got {text.eos_token_id}")
     is_argmax = text.eos_token_id in (_ARGMAX_EOS, text.vocab_size - 1)
     pooling = {"pool_type": "argmax"} if is_argmax else {"pool_type": "eos", "eos_id": text.eos_token_id}
     return {

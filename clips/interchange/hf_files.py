@@ -98,6 +98,11 @@ def has_image_processor(path: Path) -> bool:
     return any((path / name).is_file() for name in _PROCESSOR_NAMES)
 
 
+def preprocessing_source(path: Path, family: str) -> str:
+    """Return where the preprocessing of a directory is stated, as text."""
+    return "its image processor's" if has_image_processor(path) else f"{family}'s, because it has no image processor"
+
+
 def load_image_processor(path: Path) -> Any:
     """Load a directory's image processor. Raises UserError if transformers cannot read it."""
     from transformers import AutoImageProcessor

@@ -97,7 +97,7 @@ def load(path: Path, architecture: str | None) -> ImportedEncoder:
     return ImportedEncoder(
         model_cfg=cfg,
         preprocess_cfg=files.read_preprocessing(path, size, _PREPROCESS),
-        preprocess_source="its image processor's",
+        preprocess_source=files.preprocessing_source(path, "SigLIP"),
         weights=to_open_clip(model.state_dict(), links, tower_shapes(cfg, path)),
         write_tokenizer=lambda directory: files.save_tokenizer(path, directory),
         features=feature_functions(model),
