@@ -144,7 +144,7 @@ def test_a_comparison_counts_what_was_tested(tmp_path: Path) -> None:
     assert found.answer == "2 numbers: 1 tested, 1 without a test; significantly different: none."
 
 
-def test_models_of_unlike_shares_of_unread_answers_are_not_better_without_that_word(tmp_path: Path) -> None:
+def test_models_with_other_shares_of_unread_answers_are_not_better_without_that_word(tmp_path: Path) -> None:
     put(tmp_path, "base", "gqa", 60, unread=1)
     put(tmp_path, "plain", "gqa", 100, unread=2)
     put(tmp_path, "guessed", "gqa", 110, unread=30)
@@ -160,8 +160,8 @@ def test_models_of_unlike_shares_of_unread_answers_are_not_better_without_that_w
     assert any(note.startswith("Models with different scores") and swapped in note for note in notes)
     best = build_report(tmp_path)
     assert "Significantly better than all others" in best.answer
-    unlike = f"different shares of answers were not read: 25.0 % of guessed and 1.7 % of plain on gqa; {swapped}."
-    assert best.answer.endswith(unlike)
+    ending = f"different shares of answers were not read: 25.0 % of guessed and 1.7 % of plain on gqa; {swapped}."
+    assert best.answer.endswith(ending)
     found = build_comparison(CompareConfig(first=str(tmp_path / "guessed"), second=str(tmp_path / "base")))
     (verdict,) = [line.verdict for line in found.lines]
     assert verdict.startswith("A is better; answers not read: 25.0 % of A guessed and 0.8 % of B base")

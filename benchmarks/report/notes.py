@@ -256,7 +256,7 @@ def _about_unread(table: Table, source: ReportSource) -> list[str]:
             found.append(text)
     lines = []
     if found:
-        what = "empty, refused, without an option, yes or no, or in a form that the scorer does not compare"
+        what = "empty, declined, without an option, yes or no, or in a form that the scorer does not compare"
         lines.append(f"Answers not read ({what}): {'; '.join(found)}.")
     if pairs := unread_differences(table, table.cells.values(), {row.name for row in table.rows}):
         lines.append(f"Models with different scores of whose answers different shares were not read: {pairs}.")

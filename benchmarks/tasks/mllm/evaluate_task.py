@@ -164,7 +164,7 @@ def evaluate_task(
         if metrics[UNREAD].value > MAX_UNREAD:
             first = items[items[UNREAD] > 0].iloc[0]
             log_info(
-                f"{config.name}: {100 * metrics[UNREAD].value:.1f} % of the answers were not read (empty, refused, "
+                f"{config.name}: {100 * metrics[UNREAD].value:.1f} % of the answers were not read (empty, declined, "
                 "without an option, yes or no, or in another form than the scorer compares), first item "
                 f"{first['item']}: {first['prediction']!r:.80}, expected {first['target']!r:.40}"
             )

@@ -1,4 +1,4 @@
-"""Which answers cannot be read: empty, refused, without an option of the question, or without yes or no.
+"""Which answers cannot be read: empty, declined, without an option of the question, or without yes or no.
 
 This is decided without lmms-eval's scorers. Two dozen of them guess a letter for an answer that names none (MMMU's; for
 "A photo of a dog" they read A), others compare literally, so that "Yes." is wrong in POPE: a model's style of answering
