@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,9 +23,13 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from benchmarks.report.significance import Evidence, PairedTests
+from benchmarks.report.table import Cell, Table
+from benchmarks.report.table import Column as TableColumn
 from benchmarks.results.blind import compare_with_blind, gain_of, is_credited
-from benchmarks.results.noise import Scores, TrainingNoise, difference_estimate, p_values, training_noise
-from benchmarks.results.statistics import LEVEL, compare, holm_correction, image_scores, scores_interval
+from benchmarks.results.noise import Scores, TrainingNoise, training_noise
+from benchmarks.results.statistics import LEVEL, compare, holm_correction, image_scores
+from benchmarks.study.rows import RowRecord
 
 Generator = np.random.Generator
 COLUMNS: Mapping[str, tuple[str, tuple[str, ...]]] = {
@@ -56,7 +59,9 @@ class World:
         lasting: ratio of images that a model answers in its own way with every seed.
         per_training: ratio of answers that vary between trainings.
         training: standard deviation of a training's ability, in standard deviations of a score over 300 images.
-        unequal: factor of that deviation for the first model.
+        unequal: factor of that deviation for the first model, or the last one if it is negative.
+        lost: number of models of which one seed is left.
+        llms: rows of each model, as those of an encoder in several LLaVAs, with the same results.
         weak: number of additional rows with 1 % right answers, as of controls, that are not tested.
         right: ratio of right answers.
     """
@@ -72,6 +77,8 @@ class World:
     per_training: float = 0.15
     training: float = 0.0
     unequal: float = 1.0
+    lost: int = 0
+    llms: int = 1
     weak: int = 0
     right: float = 0.6
 
@@ -80,10 +87,17 @@ class World:
         """Standard deviation of a training's share of right answers."""
         return self.training * 0.5 / math.sqrt(300)
 
+    @property
+    def place_of_unequal(self) -> int:
+        """The model whose trainings differ more; the first one is the baseline."""
+        return self.pretrained if self.unequal > 0 else self.models - 1
+
     def __str__(self) -> str:
         rows = f"{self.models} models" + (f", {self.pretrained} of them pretrained" if self.pretrained else "")
         varied = f", training ±{self.training:g}" if self.seeds > 1 and self.training else ""
-        varied += f", one of them ×{self.unequal:g}" if self.unequal != 1 else ""
+        varied += f", {'last' if self.unequal < 0 else 'first'} one ×{abs(self.unequal):g}" if self.unequal != 1 else ""
+        varied += f", {self.lost} with one seed left" if self.lost else ""
+        varied += f", each with {self.llms} LLMs" if self.llms > 1 else ""
         varied += f", {self.weak} weak rows" if self.weak else ""
         about = f"{self.kind} {self.right:.0%}" if self.kind == "share" else self.kind
         seeds = f"{self.seeds} seed{'s' if self.seeds > 1 else ''}"
@@ -115,9 +129,9 @@ class Column:
         ease = np.where(own, self._ease(), self.ease)[self.owner]
         luck = np.where(own[self.owner], rng.random(len(ease)), self.luck)
         trained = place >= world.pretrained
-        spread = world.spread * (world.unequal if place == world.pretrained else 1.0)
+        spread = world.spread * (abs(world.unequal) if place == world.place_of_unequal else 1.0)
         tables = []
-        for _ in range(world.seeds if trained else 1):
+        for _ in range(world.seeds if trained and place < world.models - world.lost else 1):
             shift = gain + (rng.normal() * spread if trained else 0.0)
             varies = rng.random(len(luck)) < world.per_training if trained else None
             draws = luck if varies is None else np.where(varies, rng.random(len(luck)), luck)
@@ -175,50 +189,101 @@ class Found:
     alarms: float
 
 
-def simulate(world: World, trials: int, seed: int = 7) -> Found:
+class SimulatedEvidence(Evidence):
+    """The report's own evidence and training noise, of simulated scores instead of result files."""
+
+    def __init__(self, world: World, columns: list[list[Scores]]) -> None:
+        self._scores = {(place, str(number)): scores for number, column in enumerate(columns)
+                        for place, scores in enumerate(column)}  # fmt: skip
+        self._noise, self._spreads, self._intervals = {}, {}, {}
+        rows = [(place, llm) for llm in range(world.llms) for place in range(len(columns[0]))]
+        records = {
+            (place, llm): RowRecord(name=f"{place} {llm}", encoder=str(place), baseline=f"0 {llm}" if place else None)
+            for place, llm in rows
+        }
+        metrics = [
+            TableColumn(benchmark=str(number), metric="x", label="x", scale=1.0, higher_is_better=True)
+            for number in range(len(columns))
+        ]
+        cells = {
+            (records[row].name, column.benchmark, "x"): Cell(
+                row=records[row].name,
+                column=column,
+                value=columns[number][row[0]].value,
+                members=(records[row].name,) if world.seeds > 1 else (),
+            )
+            for row in rows
+            for number, column in enumerate(metrics)
+        }
+        self.pool_training_noise(
+            Table(rows=tuple(records.values()), columns=tuple(metrics), cells=cells, comparisons=0)
+        )
+        tested = tuple(records[row] for row in rows if row[0] < world.models)  # without weak rows
+        self.table = Table(rows=tested, columns=tuple(metrics), cells=cells, comparisons=0)
+
+    def results_key(self, cell: Cell) -> tuple[object, ...]:
+        return int(cell.row.split()[0]), cell.column.benchmark
+
+    def scores(self, cell: Cell) -> Scores | None:
+        return self._scores[self.results_key(cell)]
+
+    def _models(self, cell: Cell) -> tuple[str, ...]:
+        return (cell.row.split()[0],)
+
+    def corrected(self, *, all_pairs: bool) -> Mapping[Any, float]:
+        """Pair → corrected p-value of the tests of a report, with the first model as the baseline."""
+        return PairedTests(
+            [self.table], self, ranked=True, all_pairs=all_pairs, untested=lambda cell, base: False
+        ).corrected
+
+
+def simulated_table(world: World, rng: Generator, gain: float = 0.0) -> tuple[SimulatedEvidence, list[Column]]:
+    """A table of models, of which all but the first are better by ``gain``, and the images of its columns."""
+    columns = [Column(world, rng) for _ in range(world.tests)]
+    scores = [
+        [*(column.model(place, gain if place else 0.0) for place in range(world.models)), *column.weak_models()]
+        for column in columns
+    ]
+    return SimulatedEvidence(world, scores), columns
+
+
+def simulate(world: World, trials: int, seed: int = 7, *, all_pairs: bool = False) -> Found:
     """Simulate tables of equal models."""
     rng, alarms = np.random.default_rng(seed), 0
     scores, differences = list[bool](), list[bool]()
     for _ in range(trials):
-        found = []
-        for _test in range(world.tests):
-            column = Column(world, rng)
-            models = [column.model(place) for place in range(world.models)]
-            noise = training_noise([*models, *column.weak_models()])
-            found += [difference_estimate(*pair, noise) for pair in itertools.combinations(models, 2)]
+        evidence, columns = simulated_table(world, rng)
+        table = evidence.table
+        for shown, column in zip(table.columns, columns, strict=True):
             if len(scores) < 20 * trials:
-                interval = scores_interval(models[-1], noise)
+                first, *_, last = (table.cell(row, shown) for row in table.rows[: world.models])
+                interval, noise = evidence.interval(last), evidence.training_noise(last)
                 low, high = (math.nan if end is None else end for end in (interval.low, interval.high))
                 scores.append(low <= column.truth <= high)
-                between = compare(models[0], models[-1], noise)
+                between = compare(evidence.scores(first), evidence.scores(last), noise)
                 differences.append(not (between.low > 0 or between.high < 0))
-        alarms += min(holm_correction([*p_values(found)])) < LEVEL
+        alarms += min(evidence.corrected(all_pairs=all_pairs).values()) < LEVEL
     return Found(float(np.mean(scores)), float(np.mean(differences)), alarms / trials)
 
 
-def found_differences(world: World, trials: int, gain: float) -> tuple[float, float]:
-    """The power of the reports' tests, and of t tests over seeds, for differences to the first model.
+def found_differences(world: World, trials: int, gain: float) -> tuple[float, float, float]:
+    """The power for differences of ``gain`` standard deviations of training from the first model, the baseline.
 
-    The first model is worse than the others by ``gain`` standard deviations of training in every column.
+    Of the reports' tests, by default and of all pairs, and of t tests over seeds.
     """
     rng = np.random.default_rng(8)
-    mine, students = [], []
+    default, every, students = list[bool](), list[bool](), list[bool]()
     for _ in range(trials):
-        tables = []
-        for _test in range(world.tests):
-            column = Column(world, rng)
-            tables.append([column.model(place, gain * world.spread if place else 0.0) for place in range(world.models)])
-        pairs = [
-            (first, difference_estimate(models[first], models[second], training_noise(models)))
-            for models in tables
-            for first, second in itertools.combinations(range(world.models), 2)
-        ]
-        corrected = holm_correction([*p_values([estimate for _, estimate in pairs])])
-        mine += [p < LEVEL for (first, _), p in zip(pairs, corrected, strict=True) if first == 0]
-        differences = [other.values - models[0].values for models in tables for other in models[1:]]
-        alone = [float(stats.ttest_1samp(values, 0).pvalue) for values in differences]
-        students += [p < LEVEL for p in holm_correction(alone)]
-    return float(np.mean(mine)), float(np.mean(students))
+        evidence, _ = simulated_table(world, rng, gain * world.spread)
+        table = evidence.table
+        for found, all_pairs in ((default, False), (every, True)):
+            corrected = evidence.corrected(all_pairs=all_pairs)
+            found += [p_value < LEVEL for (_, _, rows), p_value in corrected.items() if "0 0" in rows]
+        scores = [[evidence.scores(table.cell(row, column)) for row in table.rows] for column in table.columns]
+        alone = [float(stats.ttest_1samp(other.values - models[0].values, 0).pvalue)
+                 for models in scores for other in models[1:]]  # fmt: skip
+        students += [p_value < LEVEL for p_value in holm_correction(alone)]
+    return float(np.mean(default)), float(np.mean(every)), float(np.mean(students))
 
 
 @dataclass(frozen=True)
@@ -295,7 +360,15 @@ SEEDS = [
     )
 ] + [
     World(models=2, weak=4, images=1000, seeds=3, training=1.0, tests=6),
-    World(models=5, seeds=3, training=1.0, unequal=3.0, tests=6),
+    World(models=3, seeds=5, lost=1, training=1.0, tests=6),
+    World(models=3, seeds=3, llms=3, training=1.0, tests=6),
+]
+UNEQUAL = [
+    World(models=models, seeds=seeds, training=2.0, unequal=unequal, tests=tests)
+    for models in (2, 6)
+    for unequal in (1.0, 5.0, -5.0)
+    for seeds in (3, 5)
+    for tests in (1, 6)
 ]
 TABLES = [
     World(models=models, tests=tests, images=images, kind=kind)
@@ -336,7 +409,14 @@ PAIRS = [  # few answers of a model's own: correlated models
     World(kind="F1", models=8, pretrained=2, seeds=3, training=0.5, tests=6),
 ]
 PARTS: Mapping[str, list[World]]
-PARTS = {"one training": SINGLE, "several seeds": SEEDS, "tables": TABLES, "pairs": PAIRS, "blind": BLIND}
+PARTS = {
+    "one training": SINGLE,
+    "several seeds": SEEDS,
+    "unequal": UNEQUAL,
+    "tables": TABLES,
+    "pairs": PAIRS,
+    "blind": BLIND,
+}
 POWER = World(models=10, tests=13, seeds=3, images=1000, training=0.5)
 
 
@@ -365,7 +445,7 @@ def print_pairs(trials: int) -> None:
     """Print the familywise error of all pairs of models of a table, by three seeds."""
     print("pairs: % of tables of equal models in which any pair differs significantly, 3 seeds, and each seed's")
     for world in PAIRS:
-        alarms = [simulate(world, trials, seed).alarms for seed in (7, 8, 9)]
+        alarms = [simulate(world, trials, seed, all_pairs=True).alarms for seed in (7, 8, 9)]
         each = " ".join(f"{alarm:.1%}" for alarm in alarms)
         print(f"  {world!s:<92} own {world.lasting:.0%}", percent(float(np.mean(alarms)), 3 * trials), each, flush=True)
 

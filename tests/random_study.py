@@ -241,6 +241,12 @@ class Truth:
             return False
         return not self.unknown_noise(benchmark, (first, second))
 
+    def factor(self, benchmark: str, pair: Pair) -> float:
+        """Of a p-value: half the number of models of which the top one was chosen, unless the pair was planned."""
+        if self.world.baseline in pair:
+            return 1.0
+        return next(len(models) for models in self.sets(benchmark) if pair <= set(models)) / 2
+
     def difference(self, benchmark: str, first: str, second: str) -> tuple[PairedDifference, float]:
         """The difference of two models, and its p-value, not corrected."""
         one, other = (self.measured[model, benchmark].scores for model in (first, second))

@@ -92,8 +92,9 @@ def test_a_pretrained_model_has_no_noise_of_training(models):
     once = Scores(
         values=second.values[:1], influence=second.influence[:1], enters=second.enters, items=second.items, largest=1.0
     )
-    both, one = (variance_components([pair], training_noise([first])) for pair in ((first, second), (first, once)))
-    assert one.training == pytest.approx(both.training / 2, rel=0.2)
+    noise = training_noise(models)
+    one = variance_components([(first, once)], noise)
+    assert one.training == pytest.approx(4 * noise.of(first) - first.interaction)
     assert one.num_trained == 1
     assert math.isnan(variance_components([(once, once)], TrainingNoise()).training)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from types import ModuleType
 
@@ -15,7 +16,6 @@ from benchmarks.results.noise import (
     TrainingNoise,
     difference_estimate,
     metric_estimate,
-    outlying_variance,
     p_values,
     training_noise,
 )
@@ -91,16 +91,18 @@ def test_seeds_without_any_spread_are_rejected():
     assert scores_interval(models[0], noise).method == "none"
 
 
-def test_training_alone_gives_students_t_with_the_pooled_variance():
-    """Where all seeds answer like the images' mean, what is left is the textbook's t test of two means."""
-    levels = np.array([[0.50, 0.54, 0.58], [0.60, 0.63, 0.69]])
+@pytest.mark.parametrize("last", [0.63, 0.69, 0.99])
+def test_training_alone_gives_welchs_t(last):
+    """Where all seeds answer like the images' mean, what is left is the textbook's t test of two unequal variances."""
+    levels = np.array([[0.50, 0.54, 0.58], [0.60, 0.63, last]])
     first, second = (
         Scores(values=row, influence=np.zeros((3, 50)), enters=np.ones(50, bool), items=np.arange(50), trained=True)
         for row in levels
     )
     noise = training_noise([first, second])
-    expected = stats.ttest_ind(*levels)
+    expected = stats.ttest_ind(*levels, equal_var=False)
     assert noise.degrees == 4
+    assert noise.degrees_of((1, -1), (first, second)) == pytest.approx(expected.df, abs=0.06)
     # the error of images has 49 degrees of freedom besides, which makes the tails a little heavier
     assert p_values([difference_estimate(first, second, noise)])[0] == pytest.approx(expected.pvalue, rel=0.1)
 
@@ -240,9 +242,33 @@ def test_a_difference_of_the_smallest_size_is_found_four_times_in_five(simulatio
 
 def test_images_and_seeds_find_many_times_what_t_tests_over_seeds_find(simulation):
     world = simulation.World(models=6, tests=6, seeds=3, images=400, training=1.0)
-    mine, students = simulation.found_differences(world, 3, 5.0)
+    mine, of_all_pairs, students = simulation.found_differences(world, 3, 5.0)
     assert mine > 0.4
+    assert mine > of_all_pairs
     assert mine > 4 * students
+
+
+def test_one_model_with_uneven_seeds_raises_no_false_alarms(simulation):
+    """Tested with the mean variance of all models, 12 to 16 tables of 100 had one (of two models 8 to 9)."""
+    for models, unequal, trials in ((6, 5.0, 150), (2, -5.0, 200)):
+        world = simulation.World(images=300, models=models, seeds=3, training=1.0, unequal=unequal)
+        assert simulation.simulate(world, trials).alarms <= 0.09
+
+
+def test_the_share_of_the_own_variance_and_its_degrees():
+    """Three models: half the pooled variance and half the own one, and degrees between those of a model and of all."""
+    levels = np.array([[0.50, 0.54, 0.58], [0.60, 0.63, 0.66], [0.20, 0.60, 0.99]])
+    models = [
+        Scores(values=row, influence=np.zeros((3, 50)), enters=np.ones(50, bool), items=np.arange(50), trained=True)
+        for row in levels
+    ]
+    noise, variances = training_noise(models), levels.var(axis=1, ddof=1)
+    assert [3 * noise.of(scores) for scores in models] == pytest.approx((variances + variances.mean()) / 2)
+    assert noise.degrees == 6
+    assert noise.degrees_of((1, -1), models[:2]) < 3.5  # most of it is the third model's
+    assert noise.relative_spread(models[2]) == pytest.approx(variances[2] / variances.mean())
+    even = dataclasses.replace(models[2], spread=1.0)  # as the other metrics say
+    assert 3 * noise.of(even) == pytest.approx((variances[2] + 3 * variances.mean()) / 4)
 
 
 def test_a_share_in_clusters_counts_as_many_items_as_it_is_worth():
@@ -261,30 +287,6 @@ def test_a_model_that_does_not_look_is_rarely_credited(simulation, kind, right, 
     assert np.mean([each.by_one for each in found]) < 0.07
     assert np.mean([each.by_both for each in found]) < 0.04
     assert simulation.simulate_blind(world, 30, gain=0.15).by_both > 0.3
-
-
-@pytest.mark.parametrize(("models", "seeds"), [(3, 3), (14, 2)])
-def test_one_uneven_variance_is_found_and_equal_ones_rarely(models: int, seeds: int) -> None:
-    runs = np.random.default_rng(0).normal(size=(2000, models, seeds))
-    equal = [outlying_variance(list(variances), seeds - 1) for variances in runs.var(axis=2, ddof=1)]
-    assert 0.01 < np.mean([found is not None for found in equal]) < 0.06  # a test at 5 %
-    runs[:, 1] *= 20
-    found = [outlying_variance(list(variances), seeds - 1) for variances in runs.var(axis=2, ddof=1)]
-    assert np.mean([place == 1 for place in found]) > 0.7
-    significant = [5.0, *[1.0] * 9]  # but less than the others together
-    for variances, degrees in (([1.0, 9.0], 5), ([0.0, 0.0, 9.0], 2), ([1.0, 1.0, 9.0], 0), (significant, 20)):
-        assert outlying_variance(variances, degrees) is None
-
-
-@pytest.mark.parametrize(("images", "accuracy"), [(50, 0.9), (100, 0.98)])
-def test_equal_models_of_two_seeds_that_happen_to_tie_are_no_outliers(images: int, accuracy: float) -> None:
-    rng = np.random.default_rng(0)
-
-    def model() -> Scores:
-        seeds = [{"hit": (rng.random(images) < accuracy).astype(float)} for _ in range(2)]
-        return image_scores("mean", seeds, ("hit",), np.arange(images), trained=True)
-
-    assert sum(training_noise([model() for _ in range(3)]).outlier is not None for _ in range(100)) <= 5
 
 
 def test_a_single_image_has_no_variance_from_rounding() -> None:

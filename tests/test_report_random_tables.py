@@ -51,7 +51,8 @@ class Reader:
     def __init__(self, world: World, report: Report) -> None:
         self.world, self.truth, self.report, self.table = world, Truth(world), report, report.table
         self.tested = {(key[0], key[2]) for key in self.table.p_values}
-        self.p = holm({key: self.truth.difference(key[0], *sorted(key[1]))[1] for key in self.tested})
+        raw = {(name, pair): self.truth.difference(name, *sorted(pair))[1] for name, pair in self.tested}
+        self.p = holm({key: min(1.0, self.truth.factor(*key) * p_value) for key, p_value in raw.items()})
         self.titles = {self.truth.title(name): name for name in world.benchmarks}
 
     def differs(self, benchmark: str, first: str, second: str) -> bool | None:
@@ -243,11 +244,13 @@ class Reader:
         assert any(cell.mark == mark.casefold() for cell in self.table.cells.values())
         self._apart(apart)
 
-    def tests(self, subjects: str, sources: str, count: str) -> None:
+    def tests(self, subjects: str, sources: str, count: str, others: str) -> None:
         marks = any(cell.mark for cell in self.table.cells.values())
         deltas = any(cell.delta for cell in self.table.cells.values())
         assert subjects.casefold() == " and ".join(["marks"] * marks + ["differences from the baseline"] * deltas)
         assert int(count) == len(self.tested)
+        against = ["the baseline"] * bool(self.world.baseline) + ["the top model"] * marks
+        assert others == " and ".join(against)
         self._sources(sources)
 
     def _sources(self, sources: str) -> None:
@@ -455,7 +458,7 @@ READERS: list[tuple[str, Callable[..., None]]] = [
      r"(?: with the same (?P<apart>[a-z]+(?: and [a-z]+)?))?"
      r"(?:, and those tested against it without a significant difference)?\.", Reader.legend),
     (r"(?P<subjects>[\w ]+) use paired tests over (?P<sources>[a-z ]+), the p-values of all (?P<count>\d+) tests "
-     r"Holm-corrected together\.", Reader.tests),
+     r"\(pairs with (?P<others>[a-z ]+)\) Holm-corrected together\.", Reader.tests),
     (r"Numbers are means over up to (?P<count>\d+) seeds\.", Reader.seeds),
     (r"The 95 % intervals of trained models include .* the seed variance.*\.", Reader.with_seed_variance),
     (r"Intervals are 95 % intervals over the benchmark's images and do not include seed variance\.",

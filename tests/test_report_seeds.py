@@ -60,8 +60,8 @@ def study(tmp_path_factory) -> Path:
     return write_study(tmp_path_factory.mktemp("seeds") / "out", SHARES)
 
 
-def write_study(output: Path, scores: dict[str, tuple[float, ...]]) -> Path:
-    record_study(STUDY, output)
+def write_study(output: Path, scores: dict[str, tuple[float, ...]], text: str = STUDY) -> Path:
+    record_study(text, output)
     for encoder, shares in scores.items():
         for seed, share in enumerate(shares):
             items = items_table(0.0, benchmark="retrieval", count=200)
@@ -90,21 +90,12 @@ def test_the_table_shows_means_with_both_kinds_of_noise(study):
     assert cell.delta.baseline == "whole"
     assert cell.delta.value == pytest.approx(11)
     assert cell.delta.ci_low < 11 - stats.t.ppf(0.975, 8) * pooled * (2 / 3) ** 0.5
-    assert built.table.comparisons == 6  # every pair, since the top was chosen by its score
+    assert built.table.comparisons == 5  # three with the baseline and three with the best, of which one is both
+    assert build_report(study, pairs="all").table.comparisons == 6
     constant = built.table.cell(built.table.rows[2], column).delta
     assert constant.ci_low < 25 < 30 < 35 < constant.ci_high  # equal differences are no certainty
     assert "part.block.8 beats whole by 30.0 points" in " ".join([built.answer, *built.sentences])
     assert any("and the seed variance" in remark for remark in built.notes)
-
-
-def test_a_note_names_a_model_whose_seeds_differ_more_than_others(study, tmp_path):
-    assert not any("seeds of" in note for note in build_report(study).notes)
-    uneven = {"pretrained": (0.4, 0.41, 0.42), "whole": (0.3, 0.31, 0.3), "part.block.8": (0.5, 0.51, 0.5)}
-    notes = build_report(write_study(tmp_path / "out", {**uneven, "part.block.16": (0.2, 0.5, 0.8)})).notes
-    (note,) = (note for note in notes if "seeds of" in note)
-    assert note.startswith(
-        "The seeds of part.block.16 differ more than those of the other models on retrieval T→I R@1: "
-    )
 
 
 def test_another_baseline_is_a_model_and_compared_at_equal_seed(study):
@@ -170,6 +161,23 @@ def test_a_model_of_which_one_seed_is_left_has_the_training_noise_of_the_others(
     expected, delta = compare(models["part.block.16"], models["whole"], noise), cells["part.block.16"].delta
     assert (delta.ci_low, delta.ci_high) == pytest.approx((100 * expected.low, 100 * expected.high))
     assert delta.p_value == pytest.approx(expected.p_value)
+
+
+def test_the_rows_of_an_encoder_with_several_llms_are_one_model(tmp_path):
+    """Each counted in the pool of training noise and in the family of tests: the same data gave narrower intervals."""
+    found = {}
+    for llms in ("{tiny: {}}", "{tiny: {}, small: {}, other: {}}"):
+        text = STUDY[: STUDY.index("figures:")] + f"llms: {llms}\n"
+        found[llms] = build_report(write_study(tmp_path / str(len(llms)), SHARES, text)).table
+    one, three = found.values()
+    assert (len(one.rows), len(three.rows)) == (4, 12)
+    assert three.comparisons == one.comparisons == 5
+    alone = {row.encoder: one.cell(row, one.columns[0]) for row in one.rows}
+    assert {cell.mark for cell in alone.values()} == {"", "best"}
+    for row in three.rows:
+        cell, same = three.cell(row, three.columns[0]), alone[row.encoder]
+        assert (cell.ci_low, cell.ci_high, cell.mark) == (same.ci_low, same.ci_high, same.mark)
+        assert (cell.delta and cell.delta.p_adjusted) == (same.delta and same.delta.p_adjusted)
 
 
 def test_the_result_of_another_row_is_no_number_of_a_cell(study, tmp_path):

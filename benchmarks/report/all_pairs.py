@@ -1,6 +1,6 @@
 """The differences of all pairs of models on each metric, and a matrix of the significant ones.
 
-The tests are those of the main table, in one family: every pair of models of every ranked column,
+The tests are those of the main table, in one family: on request every pair of models of every ranked column,
 Holm-corrected together. ``scripts/check_statistics.py --part pairs`` simulates the familywise error.
 """
 

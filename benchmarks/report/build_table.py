@@ -22,6 +22,7 @@ def build_results_table(
     primary_only: bool = True,
     also: Collection[tuple[str, str]] = (),
     by_seed: bool = False,
+    all_pairs: bool = False,
 ) -> Table:
     """Build the table of the primary metrics, with differences and marks, or of all metrics, without them.
 
@@ -33,6 +34,7 @@ def build_results_table(
         primary_only: omit the other metrics.
         also: (benchmark, metric) of other metrics to include, with tests.
         by_seed: keep each seed as a row of its own, without differences and marks.
+        all_pairs: test every pair of models instead of those with the baseline and with the best.
     """
     requested = [name for name in source.benchmarks if _is_requested(source, name)]
     columns = [column for name in requested for column in _columns(source, name, primary_only, also)]
@@ -46,7 +48,9 @@ def build_results_table(
         return table
     if has_seeds(source):
         table = aggregate_seeds(table, evidence)
-    return add_significance([with_gains(table, source, evidence)], evidence)[0] if primary_only else table
+    if not primary_only:
+        return table
+    return add_significance([with_gains(table, source, evidence)], evidence, all_pairs=all_pairs)[0]
 
 
 def _is_requested(source: ReportSource, benchmark: str) -> bool:

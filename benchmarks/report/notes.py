@@ -99,9 +99,11 @@ def mark_legend(table: Table, style: MarkStyle) -> list[str]:
         shown = {delta.significant for delta in deltas} if style.differences else set()
         meanings = ((True, f"▲ and ▼ are significant (p < {ALPHA})"), (False, "≈ is not significant"))
         signs = ", ".join(text for significant, text in meanings if significant in shown)
+        against = [*(["the baseline"] if table.baselines - {None} else []), *(["the top model"] if lines else [])]
+        pairs = "every pair of models" if table.all_pairs else f"pairs with {join_with_and(against)}"
         lines.append(
             f"{' and '.join(subjects).capitalize()} use paired tests over {variance_sources(table)}, the p-values of "
-            f"all {table.comparisons} tests Holm-corrected together{f'; {signs}' if signs else ''}."
+            f"all {table.comparisons} tests ({pairs}) Holm-corrected together{f'; {signs}' if signs else ''}."
         )
     return lines
 
@@ -134,7 +136,7 @@ def _about_intervals(table: Table) -> list[str]:
     if "included" in kinds:
         lines.append(
             "The 95 % intervals of trained models include the variance over the benchmark's images and the seed "
-            "variance, which is pooled over the trained models of a column."
+            "variance, half a model's own and half that of all trained models of a column."
         )
         if "none" in kinds:
             lines.append("A pretrained model is evaluated once, and its interval is over images only.")
@@ -143,7 +145,6 @@ def _about_intervals(table: Table) -> list[str]:
     return [
         *([" ".join(lines)] if lines else []),
         *(_about_unknown_seed_variance(table) if "included" in kinds else []),
-        *_about_uneven_seeds(table),
         *_about_untestable_pairs(table),
         *_about_other_items(table),
         *_about_missing_intervals(table),
@@ -182,18 +183,6 @@ def _about_other_items(table: Table) -> list[str]:
             f"same ones are tested against each other: {names}."
         )
     return lines
-
-
-def _about_uneven_seeds(table: Table) -> list[str]:
-    """Models whose seeds differ so much more than others' that the pooled variance is wrong for both."""
-    columns: dict[str, list[str]] = {}
-    for cell in table.uneven:
-        columns.setdefault(cell.row, []).append(column_title(cell.column))
-    return [
-        f"The seeds of {row} differ more than those of the other models on {join_or_count(names, 'columns')}: the "
-        "pooled seed variance is too small for it, and too large for the others."
-        for row, names in columns.items()
-    ]
 
 
 def _about_untestable_pairs(table: Table) -> list[str]:

@@ -4,10 +4,12 @@ Both use the first metric of each benchmark on which all models have a number un
 those in per cent, so that points (MME) and CIDEr, which may exceed 100, do not outweigh the others.
 
 The images of different benchmarks are independent: the variance of an average is the sum of the benchmarks' variances,
-divided by their number squared, with Satterthwaite's degrees of freedom; errors of one training are correlated. The
-interval of a rank counts the models that differ significantly: the true rank is at least one more than the number of
-significantly better models, and likewise at most (Mogstad, Romano, Shaikh and Wilhelm, Review of Economic Studies 91,
-2024). A bootstrap of ranks has no such guarantee if models are close. ``scripts/check_averages.py`` simulates both.
+divided by their number squared, with Satterthwaite's degrees of freedom; errors of one training are correlated.
+
+If every pair of models is tested, the interval of a rank counts the models that differ significantly: the true rank is
+at least one more than the number of significantly better models, and likewise at most (Mogstad, Romano, Shaikh and
+Wilhelm, Review of Economic Studies 91, 2024). A bootstrap of ranks has no such guarantee if models are
+close. ``scripts/check_averages.py`` simulates both.
 """
 
 from __future__ import annotations
@@ -219,7 +221,10 @@ def _p_value(value: float, error: float, degrees: float) -> float:
 
 
 def _mean_rank(table: Table, columns: Sequence[Column], row: str) -> Interval:
-    """Mean over benchmarks of a model's rank; models of equal score share the mean of their ranks."""
+    """Mean over benchmarks of a model's rank; models of equal score share the mean of their ranks.
+
+    Without a test of every pair it has no interval.
+    """
     values, lows, highs = [], [], []
     for column in columns:
         own = table.cells[row, column.benchmark, column.metric]
@@ -232,6 +237,8 @@ def _mean_rank(table: Table, columns: Sequence[Column], row: str) -> Interval:
         values.append(1 + sum(gap > 0 for gap, _ in gaps) + sum(gap == 0 for gap, _ in gaps) / 2)
         lows.append(1 + sum(gap > 0 and differs for gap, differs in gaps))
         highs.append(1 + len(gaps) - sum(gap < 0 and differs for gap, differs in gaps))
+    if not table.all_pairs:
+        return Interval(value=fmean(values))
     return Interval(value=fmean(values), low=fmean(lows), high=fmean(highs))
 
 
@@ -251,8 +258,8 @@ def overall_section(overall: Overall) -> FigureSet | None:
         figures=(),
         notes=(
             "Only benchmarks on which every model has a number under the main protocol count. The interval of a mean "
-            "rank follows from the tests of the main table: a rank is certain only as far as models differ "
-            "significantly.",
+            "rank follows from the tests of all pairs of models, which `--pairs all` makes: a rank is certain only as "
+            "far as models differ significantly.",
             *([uncredited] if overall.uncredited else []),
         ),
         headers=HEADERS if overall.averages else (HEADERS[0], *HEADERS[3:]),

@@ -42,7 +42,7 @@ class Report:
         notes: below the table, after the legend of its marks.
         reference_results: published numbers, in a table of their own.
         latex: the style of the LaTeX table.
-        pairs: the pairs of models with a table of differences.
+        pairs: the pairs of models that are tested: those with the baseline and the best, or all.
     """
 
     source: ReportSource
@@ -103,7 +103,7 @@ def build_report(
         selection: the models and columns to show.
         latex: the style of the LaTeX table.
         display: names and groups, which override those of the study.
-        pairs: the pairs of models with a table of differences.
+        pairs: the pairs of models that are tested: those with the baseline and the best, or all.
 
     Raises:
         UserError: no results, an unreadable file, an unknown baseline, model, column or published model, or a display
@@ -117,7 +117,7 @@ def build_report(
     keys = tuple((names[benchmark], metric) for benchmark, metric in selection.column_keys(source))
     source = show_names(source, display)
     evidence = Evidence(source)
-    full_table = build_results_table(source, evidence, also=keys)
+    full_table = build_results_table(source, evidence, also=keys, all_pairs=pairs == "all")
     full_seed_table = build_results_table(source, evidence, also=keys, by_seed=True)
     details = build_results_table(source, evidence, primary_only=False)
     datacomp = datacomp_section(source, full_table)

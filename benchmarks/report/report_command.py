@@ -32,7 +32,8 @@ class ReportConfig:
             all but pdf.
         latex: the intervals and marks of the LaTeX table.
         display: names of models and benchmarks, and groups of models, which override those of the study.
-        pairs: ``all`` adds the differences of all pairs of models to those from the baseline.
+        pairs: ``all`` tests every pair of models and shows their differences; by default models are tested against the
+            baseline and the best of a column only, which detects smaller differences.
     """
 
     directory: str

@@ -36,8 +36,8 @@ def aggregate_seeds(table: Table, evidence: Evidence) -> Table:
         for column in table.columns
     }
     means = Table(rows=rows, columns=table.columns, cells=cells, comparisons=0)
-    uneven = evidence.pool_training_noise(means)
-    means = with_intervals(dataclasses.replace(means, uneven=uneven), evidence)
+    evidence.pool_training_noise(means)
+    means = with_intervals(means, evidence)
     return dataclasses.replace(means, seeds=max((len(cell.by_seed) for cell in means.cells.values()), default=0) or 1)
 
 

@@ -1,14 +1,18 @@
 """The paired tests behind a table's marks and its differences from the baselines.
 
-Every pair of models of a ranked column is tested, since the top model was chosen by its score. All tests of a table, or
-of the tables of one section, are corrected together; marks and differences use the corrected p-values.
+Tested are the differences from the baseline, and in ranked columns those from the top model. That one was chosen by
+its score: any of k models could have been it, so that k (k - 1) / 2 pairs could have been tested instead of k - 1, and
+these p-values are multiplied by k / 2. On request every pair is tested. All tests of a table, or of the tables of one
+section, are corrected together (Holm); marks and differences use the corrected p-values.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from statistics import fmean
 
 from benchmarks.report.load_results import ReportSource
 from benchmarks.report.table import ALPHA, BaselineDifference, Cell, Column, PairKey, RankMark, Table, pair_key
@@ -43,23 +47,30 @@ class Evidence:
         self._rows = {row.name: row for row in source.rows}
         self._scores: dict[tuple[object, ...], Scores | None] = {}
         self._noise: dict[_CellKey, TrainingNoise] = {}
-        self._intervals: dict[tuple[int, TrainingNoise], ConfidenceInterval] = {}
+        self._spreads: dict[tuple[str, ...], float] = {}
+        self._intervals: dict[tuple[tuple[object, ...], TrainingNoise], ConfidenceInterval] = {}
 
     def scores(self, cell: Cell) -> Scores | None:
         """A cell's metric with the influence of each image; None if it cannot be computed from items."""
         if cell.value is None:
             return None
-        benchmark, metric, category = self._item_key(cell)
-        results, single = self._results(cell, benchmark)
-        # a seed on its own and a model of which only this seed is left have the same results, but other noise
-        key = (benchmark, metric, category, cell.members or (cell.row,), single)
+        _, metric, category = self._item_key(cell)
+        results, single = self._results(cell)
+        key = self.results_key(cell)
         if key not in self._scores:
             self._scores[key] = self.items.of_model(results, metric, single_training=single, category=category)
         return self._scores[key]
 
-    def _results(self, cell: Cell, benchmark: str) -> tuple[list[Result], bool]:
+    def results_key(self, cell: Cell) -> tuple[object, ...]:
+        """Equal for cells that show the same results, as the rows of an encoder with several LLMs do."""
+        benchmark, metric, category = self._item_key(cell)
+        results, single = self._results(cell)
+        # a seed on its own and a model of which only this seed is left have the same results, but other noise
+        return benchmark, metric, category, tuple(result.path or result.model_name for result in results), single
+
+    def _results(self, cell: Cell) -> tuple[list[Result], bool]:
         """A cell's results, and whether a single one is that of a training run among several models' seeds."""
-        names = cell.members or (cell.row,)
+        benchmark, names = cell.column.benchmark, cell.members or (cell.row,)
         found = {name: self._source.outcomes[name, benchmark] for name in names}
         results = {name: outcome for name, outcome in found.items() if isinstance(outcome, Result)}
         trained = any(self._is_trained(name, result) for name, result in results.items())
@@ -70,16 +81,14 @@ class Evidence:
         scores, noise = self.scores(cell), self.training_noise(cell)
         if scores is None:
             return None
-        key = (id(scores), noise)  # tables of one source share cells
+        key = self.results_key(cell), noise  # tables of one source share cells
         if key not in self._intervals:
             self._intervals[key] = scores_interval(scores, noise)
         return self._intervals[key]
 
     def why_no_scores(self, cell: Cell) -> str:
         """Why `scores` returns None for a cell with a number."""
-        benchmark, metric, _ = self._item_key(cell)
-        outcomes = [self._source.outcomes[name, benchmark] for name in cell.members or (cell.row,)]
-        return self.items.why_not([outcome for outcome in outcomes if isinstance(outcome, Result)], metric)
+        return self.items.why_not(self._results(cell)[0], self._item_key(cell)[1])
 
     def unread(self, first: Cell, second: Cell) -> dict[str, float]:
         """Model → share of answers not read, in per cent, if those of two cells differ (uncorrected test at 5 %)."""
@@ -99,26 +108,39 @@ class Evidence:
 
     def gains(self, cell: Cell) -> dict[str, BlindPair]:
         """Kind of blind run → a cell's metric with and without the image, on the items of the run."""
-        benchmark, metric, _ = self._item_key(cell)
-        results, single = self._results(cell, benchmark)
-        return self.items.gains(results, metric, single_training=single)
+        results, single = self._results(cell)
+        return self.items.gains(results, self._item_key(cell)[1], single_training=single)
 
     def _is_trained(self, name: str, result: Result) -> bool:
         """Whether the study trained the model of a result."""
         path = str(result.model.get("path", ""))
         return any(path.endswith(artifact) for artifact in self._rows[name].artifacts.values())
 
-    def pool_training_noise(self, table: Table) -> tuple[Cell, ...]:
-        """Pool the training noise of each column and protocol of a table over seeds; returns the cells of outliers."""
-        outliers = []
+    def pool_training_noise(self, table: Table) -> None:
+        """Estimate the training noise of each column and protocol of a table over seeds, from distinct results."""
+        measured = dict[tuple[object, ...], tuple[Cell, Scores]]()
         for column in table.columns:
             for group in _protocol_groups(table, column):
-                cells = [cell for cell in group if cell.members and self.scores(cell) is not None]
-                noise = training_noise([scores for cell in cells if (scores := self.scores(cell)) is not None])
+                found = {
+                    self.results_key(cell): (cell, scores)
+                    for cell in group
+                    if cell.members and (scores := self.scores(cell)) is not None
+                }
+                noise = training_noise([scores for _, scores in found.values()])
                 self._noise |= dict.fromkeys(map(_cell_key, group), noise)
-                if noise.outlier is not None and column.ranked:
-                    outliers.append(cells[noise.outlier])
-        return tuple(outliers)
+                measured |= found
+        spreads: dict[tuple[str, ...], list[float]] = {}
+        for cell, scores in measured.values():
+            spread = self.training_noise(cell).relative_spread(scores)
+            if spread is not None and cell.column.ranked:
+                spreads.setdefault(self._models(cell), []).append(spread)
+        # those of the first table stay, so that its numbers do
+        self._spreads = {model: fmean(found) for model, found in spreads.items()} | self._spreads
+        for key, (cell, scores) in measured.items():
+            self._scores[key] = dataclasses.replace(scores, spread=self._spreads.get(self._models(cell)))
+
+    def _models(self, cell: Cell) -> tuple[str, ...]:
+        return tuple(str(result.model.get("hash") or result.path) for result in self._results(cell)[0])
 
     def training_noise(self, cell: Cell) -> TrainingNoise:
         """The training noise of a cell's column."""
@@ -130,6 +152,7 @@ def add_significance(
     evidence: Evidence,
     *,
     ranked: bool = True,
+    all_pairs: bool = False,
     untested: Callable[[Cell, Cell], bool] = lambda cell, base: False,
 ) -> list[Table]:
     """Tables with differences from the baselines, marks, and the number of tests.
@@ -137,10 +160,11 @@ def add_significance(
     Args:
         tables: one family of tests, corrected together.
         evidence: of their cells.
-        ranked: test each pair of models and mark the best.
+        ranked: test the models against the best of a column, and mark it.
+        all_pairs: test each pair of models of a ranked column.
         untested: (cell, baseline's cell) → whether to omit this test.
     """
-    tests = PairedTests(tables, evidence, ranked=ranked, untested=untested)
+    tests = PairedTests(tables, evidence, ranked=ranked, all_pairs=all_pairs, untested=untested)
     return [_compared(table, tests, ranked=ranked) for table in tables]
 
 
@@ -158,6 +182,7 @@ def _compared(table: Table, tests: PairedTests, *, ranked: bool) -> Table:
         table,
         cells=cells,
         comparisons=len(tests),
+        all_pairs=tests.all_pairs,
         untestable=tests.untestable(table),
         other_items=tuple(tuple(map(tuple, sets)) for sets in groups if len(sets) > 1),
         p_values=tests.corrected,
@@ -166,28 +191,65 @@ def _compared(table: Table, tests: PairedTests, *, ranked: bool) -> Table:
 
 
 class PairedTests:
-    """The tests behind the marks and differences of some tables, Holm-corrected as one family."""
+    """The tests behind the marks and differences of some tables, Holm-corrected as one family.
+
+    Cells with the same results are one model: they are not tested against each other, and share their other tests.
+    """
 
     def __init__(
-        self, tables: Sequence[Table], evidence: Evidence, *, ranked: bool, untested: Callable[[Cell, Cell], bool]
+        self,
+        tables: Sequence[Table],
+        evidence: Evidence,
+        *,
+        ranked: bool,
+        all_pairs: bool,
+        untested: Callable[[Cell, Cell], bool],
     ) -> None:
+        self.all_pairs = ranked and all_pairs
         self._evidence = evidence
-        pairs = [pair for table in tables for pair in _baseline_pairs(table) if not untested(*pair)]
-        if ranked:
-            groups = (own for table in tables for group in _ranked_groups(table) for own in self.comparable_sets(group))
-            pairs += [pair for group in groups for pair in itertools.combinations(group, 2)]
+        self._first: dict[tuple[object, ...], Cell] = {}  # of the cells with the same results
         self._estimates: dict[PairKey, Estimate] = {}
         self._untestable: dict[PairKey, tuple[Cell, Cell]] = {}
-        for first, second in pairs:
-            key = pair_key(first, second)
-            if key not in self._estimates and key not in self._untestable:
-                self._add(key, *sorted((first, second), key=lambda cell: cell.row))
-        corrected = holm_correction(p_values([*self._estimates.values()]).tolist())
-        self.corrected = dict(zip(self._estimates, corrected, strict=True))
+        factors: dict[PairKey, float] = {}
+        pairs: dict[PairKey, PairKey] = {}  # of the cells → of the first ones
+        baselines = [pair for table in tables for pair in _baseline_pairs(table) if not untested(*pair)]
+        groups = (own for table in tables for group in _ranked_groups(table) for own in self.comparable_sets(group))
+        for candidates, tested in [
+            (2, baselines),
+            *(self._ranked_pairs(group, all_pairs) for group in groups if ranked),
+        ]:
+            for cell, other in tested:
+                first, second = sorted(map(self._representative, (cell, other)), key=lambda each: each.row)
+                key = pairs[pair_key(cell, other)] = pair_key(first, second)
+                if first is not second and key not in self._untestable:
+                    self._add(key, first, second)
+                    factors[key] = min(candidates / 2, factors.get(key, math.inf))
+        raw = p_values([*self._estimates.values()])
+        corrected = holm_correction(
+            [min(1.0, factors[key] * p_value) for key, p_value in zip(self._estimates, raw.tolist(), strict=True)]
+        )
+        by_key = dict(zip(self._estimates, corrected, strict=True))
+        self.corrected = {pair: by_key[key] for pair, key in pairs.items() if key in by_key}
+
+    def _representative(self, cell: Cell) -> Cell:
+        return self._first.setdefault(self._evidence.results_key(cell), cell)
+
+    def _ranked_pairs(self, group: Group, all_pairs: bool) -> tuple[int, list[tuple[Cell, Cell]]]:
+        """The number of models of which the top one was chosen, and the pairs to test."""
+        if all_pairs:
+            return 2, [*itertools.combinations(group, 2)]
+        models = {id(self._representative(cell)) for cell in group}
+        return len(models), [
+            (top, other) for top in self.equals(group[0], group) for other in group if other is not top
+        ]
+
+    def equals(self, cell: Cell, group: Group) -> Group:
+        """The cells of a group with the results of ``cell``, itself included."""
+        return [other for other in group if self._representative(other) is self._representative(cell)]
 
     def _add(self, key: PairKey, first: Cell, second: Cell) -> None:
         scores, others = self._evidence.scores(first), self._evidence.scores(second)
-        if scores is None or others is None or not comparable(scores, others):
+        if key in self._estimates or scores is None or others is None or not comparable(scores, others):
             return
         noise = self._evidence.training_noise(first)
         if noise.without_spread and (scores.trained or others.trained):
@@ -289,11 +351,12 @@ def _ranked_groups(table: Table) -> Iterator[Group]:
 
 
 def _marks(group: Group, tests: PairedTests) -> list[tuple[Cell, RankMark]]:
-    top, *others = group
-    differs = {other.row: tests.differs(top, other) for other in others}
+    top = group[0]
+    equal = tests.equals(top, group)
+    differs = {other.row: tests.differs(top, other) for other in group if other not in equal}
     if True not in differs.values():
         return []
-    tied = [other for other in others if differs[other.row] is False]
+    tied = [other for other in group if differs.get(other.row) is False]
     if tied:
-        return [(cell, "tied") for cell in (top, *tied)]
-    return [(top, "best")] if None not in differs.values() else []
+        return [(cell, "tied") for cell in (*equal, *tied)]
+    return [(cell, "best") for cell in equal] if None not in differs.values() else []

@@ -9,9 +9,9 @@ Rules of the marks:
   significantly worse;
 - no mark if no difference from the top cell is significant;
 - no mark for a cell that is not credited to the images (`Cell.credited`).
-All tests of a table (every pair of cells of a group, and the differences from the baselines) are one family: their
-p-values are Holm-corrected together, so that marks and differences never contradict each other, and choosing the top
-cell by its score does not inflate its significance.
+All tests of a table (the differences from the baselines and from the top cells, on request of all pairs) are one
+family: their p-values are Holm-corrected together, so that marks and differences never contradict each other. Those
+from a top cell account for its choice by its score, see ``significance.py``.
 """
 
 from __future__ import annotations
@@ -204,11 +204,11 @@ class Table:
         columns: the metrics.
         cells: (model, benchmark, metric) → cell.
         comparisons: number of tests behind the marks and differences.
+        all_pairs: whether every pair of models of a ranked column was tested.
         seeds: number of seeds that the values are means over; 0 without several seeds.
         untestable: pairs of cells without a test, since the seeds of every trained model have equal scores.
         other_items: for each ranked column and protocol whose models do not have scores for the same items, the sets of
             cells that do; only cells of one set are tested against each other.
-        uneven: cells of models whose seeds differ more than chance explains, see `TrainingNoise.outlier`.
         p_values: benchmark, metric and pair of models → Holm-corrected p-value of "no difference", of all tests.
         unread: benchmark, metric and pair of significantly different models whose shares of answers not read differ
             significantly, too → model → its share, in per cent.
@@ -218,10 +218,10 @@ class Table:
     columns: tuple[Column, ...]
     cells: Mapping[tuple[str, str, str], Cell]
     comparisons: int
+    all_pairs: bool = False
     seeds: int = 0
     untestable: tuple[tuple[Cell, Cell], ...] = ()
     other_items: tuple[tuple[tuple[Cell, ...], ...], ...] = ()
-    uneven: tuple[Cell, ...] = ()
     p_values: Mapping[PairKey, float] = field(default_factory=dict)
     unread: Mapping[PairKey, Mapping[str, float]] = field(default_factory=dict)
 

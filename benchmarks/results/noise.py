@@ -6,12 +6,12 @@ The estimate of a metric, or of the difference of two models, has an error of tw
 - images: the variance of the metric's influence function over images (clusters of items). Its degrees of freedom follow
   from the kurtosis (Satterthwaite). The tail probability is the larger one of Student's t before and after Hall's
   transformation, which removes skewness (Journal of the Royal Statistical Society B 54, 1992);
-- training: the variance over seeds, relative to that due to images, pooled over the trained models of one metric,
-  with its few degrees of freedom.
+- training: the variance over seeds, half the model's own and half that of all trained models of the metric, relative to
+  their variances due to images. Its few degrees of freedom follow from how unequal the models' variances are.
 
 Their sum has the Behrens–Fisher distribution: many degrees of freedom for the images, few for training.
 
-Letters: C images, S seeds, P estimates.
+Letters: C images, S seeds, P estimates, M models that are pooled.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ class Scores:
         missing: (N, K) whether an item has no value in a column of the metric, of which it then is no mean; only
             models that lack the same values are compared.
         trained: whether the seeds are training runs; False for a pretrained model.
+        spread: the variance over the model's seeds, relative to that of all models, averaged over a table's metrics
+            (`TrainingNoise.relative_spread`); None with a single one.
         largest: the maximum of a bounded metric, whose minimum is 0; None for an unbounded one.
         linear: whether the metric is a mean over items.
     """
@@ -53,6 +55,7 @@ class Scores:
     items: np.ndarray
     missing: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, bool))
     trained: bool = False
+    spread: float | None = None
     largest: float | None = None
     linear: bool = True
 
@@ -95,27 +98,87 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingNoise:
-    """Variance over training runs, pooled over the trained models of a metric.
+    """Variance over training runs, from the trained models of a metric.
+
+    With three seeds a model's own variance is a poor estimate, and the mean of all models is wrong for one whose
+    trainings differ more than those of others. Half of each holds the error rates in both cases.
 
     Args:
         variance: of one run's value without seed–image interaction, for a model with image variance
             ``image_variance``; other models' variances are in proportion to theirs.
         image_variance: mean over the models.
-        degrees: degrees of freedom; 0 (unknown) if no model has several seeds that differ.
+        smallest: the smallest image variance of a model that is pooled.
+        spreads: of the M models, the variance over seeds for that image variance.
+        seed_degrees: of freedom of each of them.
         without_spread: whether models have several seeds, and the seeds of none differ.
-        outlier: position of a model whose seeds differ more than chance explains if all models' differ alike.
     """
 
     variance: float = 0.0
     image_variance: float = 0.0
-    degrees: int = 0
+    smallest: float = 0.0
+    spreads: tuple[float, ...] = ()
+    seed_degrees: tuple[int, ...] = ()
     without_spread: bool = False
-    outlier: int | None = None
+
+    @property
+    def degrees(self) -> int:
+        """Degrees of freedom of the pooled variance; 0 (unknown) if no model has several seeds that differ."""
+        return sum(self.seed_degrees)
 
     def of(self, scores: Scores) -> float:
-        """Variance of a model's mean over seeds: its own interaction, and the pooled training variance."""
-        relative = scores.image_variance / self.image_variance if self.image_variance else 1.0
-        return (scores.interaction + self.variance * relative) / scores.num_seeds
+        """Variance of a model's mean over seeds due to training, with the model's seed–image interaction."""
+        variance = scores.interaction + self.variance * self._scale(scores)
+        if (own := self._own_spread(scores)) is not None:
+            variance = max(scores.interaction, (variance + own * self._scale(scores)) / 2)
+        return variance / scores.num_seeds
+
+    def relative_spread(self, scores: Scores) -> float | None:
+        """The variance over a model's seeds relative to that of all pooled models; None for a model that is none."""
+        if not self._is_pooled(scores):
+            return None
+        return float(scores.values.var(ddof=1)) / self._scale(scores) / self._mean_spread
+
+    def degrees_of(self, weights: Sequence[float], models: Sequence[Scores]) -> float:
+        """Degrees of freedom of the variance of a weighted sum of models, by Satterthwaite's formula.
+
+        The formula's own correction for few degrees of freedom (Welch, Biometrika 34, 1947) is left out for two models,
+        where it is too liberal, and approached with their number.
+        """
+        trained = [(weight, scores) for weight, scores in zip(weights, models, strict=True) if scores.trained]
+        few = max(0.0, 2 - 4 / len(self.spreads))
+        shared, own = 0.0, []
+        for weight, scores in trained:
+            share, spread = weight**2 / scores.num_seeds * self._scale(scores), self._own_spread(scores)
+            shared += share if spread is None else share / 2
+            own += [] if spread is None else [(share / 2, spread, scores)]
+        total = shared * self._mean_spread + sum(share * spread for share, spread, _ in own)
+        squares = sum(
+            (shared * degrees / self.degrees * spread) ** 2 / (degrees + few)
+            for spread, degrees in zip(self.spreads, self.seed_degrees, strict=True)
+        )
+        for share, spread, scores in own:  # a model's own variance is also a part of the mean
+            degrees, part = scores.num_seeds - 1, shared * (scores.num_seeds - 1) / self.degrees
+            squares += (share**2 + 2 * share * part) * spread**2 / (degrees + few)
+        found = total**2 / squares - few if squares else self.degrees
+        return round(min(max(found, min(self.seed_degrees)), self.degrees), 1)
+
+    @property
+    def _mean_spread(self) -> float:
+        return float(np.average(self.spreads, weights=self.seed_degrees))
+
+    def _scale(self, scores: Scores) -> float:
+        return scores.image_variance / self.image_variance if self.image_variance else 1.0
+
+    def _is_pooled(self, scores: Scores) -> bool:
+        several = scores.trained and scores.num_seeds > 1 and _differ(scores)
+        return several and scores.image_variance >= self.smallest
+
+    def _own_spread(self, scores: Scores) -> float | None:
+        """The variance over a model's seeds in the unit of ``spreads``, half of it from all metrics of a table."""
+        if not self._is_pooled(scores):
+            return None
+        own = float(scores.values.var(ddof=1)) / self._scale(scores)
+        return own if scores.spread is None else (own + scores.spread * self._mean_spread) / 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +200,7 @@ class Estimate:
     image_variance: float
     training_variance: float
     image_degrees: float
-    training_degrees: int
+    training_degrees: float
     skewness: float
     clusters: int
     signs: int
@@ -180,7 +243,7 @@ class Estimate:
 
 
 def training_noise(models: Sequence[Scores]) -> TrainingNoise:
-    """Pool the variance over seeds of the trained models of one metric, each relative to its variance due to images.
+    """The variance over seeds of the trained models of one metric, each relative to its variance due to images.
 
     The variance over seeds has ``Scores.interaction`` as its lower bound: a smaller one is chance, for example if two
     seeds have equal accuracy on different images. Models near an end of the scale are excluded, because their variance
@@ -193,38 +256,19 @@ def training_noise(models: Sequence[Scores]) -> TrainingNoise:
     enough = MIN_VARIANCE_RATIO * max(scores.image_variance for scores in spread)
     inside = [scores for scores in spread if scores.image_variance >= enough]
     degrees = [scores.num_seeds - 1 for scores in inside]
-    variances = [scores.values.var(ddof=1) - scores.interaction for scores in inside]
-    relative = [scores.values.var(ddof=1) / (scores.image_variance or math.inf) for scores in inside]
-    outlier = outlying_variance(relative, min(degrees))
+    variances = [float(scores.values.var(ddof=1)) for scores in inside]
+    excess = [variance - scores.interaction for variance, scores in zip(variances, inside, strict=True)]
+    images = float(np.average([scores.image_variance for scores in inside], weights=degrees))
     return TrainingNoise(
-        variance=max(0.0, float(np.average(variances, weights=degrees))),
-        image_variance=float(np.average([scores.image_variance for scores in inside], weights=degrees)),
-        degrees=sum(degrees),
-        outlier=None if outlier is None else models.index(inside[outlier]),
+        variance=max(0.0, float(np.average(excess, weights=degrees))),
+        image_variance=images,
+        smallest=enough,
+        spreads=tuple(
+            variance * images / scores.image_variance if images else variance
+            for variance, scores in zip(variances, inside, strict=True)
+        ),
+        seed_degrees=tuple(degrees),
     )
-
-
-def outlying_variance(variances: Sequence[float], degrees: int) -> int | None:
-    """The position of a variance that is larger than chance explains and at least as large as all others together.
-
-    Cochran's test (Annals of Eugenics 11, 1941) at 5 %: the F test of the largest against the mean of the others, times
-    their number. None without such a variance.
-
-    Args:
-        variances: of normal samples.
-        degrees: of freedom of each.
-    """
-    from scipy import stats
-
-    others = len(variances) - 1
-    if others < 2:
-        return None
-    place = int(np.argmax(variances))
-    rest = sum(variances) - variances[place]
-    if not rest or variances[place] < rest:  # no estimate, or the pool is not its own
-        return None
-    p_value = len(variances) * stats.f.sf(variances[place] * others / rest, degrees, others * degrees)
-    return place if p_value < ALPHA else None
 
 
 def _differ(scores: Scores) -> bool:
@@ -270,7 +314,7 @@ def contrast_estimate(models: Sequence[Scores], weights: Sequence[float], noise:
         image_variance=of_images,
         training_variance=of_training,
         image_degrees=degrees,
-        training_degrees=noise.degrees if of_training else 0,
+        training_degrees=noise.degrees_of(weights, models) if of_training else 0,
         skewness=skewness,
         clusters=clusters,
         signs=clusters if all(scores.linear for scores in models) else 0,
@@ -309,8 +353,8 @@ def _tails(estimates: Sequence[Estimate], sizes: np.ndarray) -> np.ndarray:
     return found
 
 
-@functools.cache
-def _variance_ratios(degrees: int) -> tuple[np.ndarray, np.ndarray]:
+@functools.lru_cache(maxsize=1000)
+def _variance_ratios(degrees: float) -> tuple[np.ndarray, np.ndarray]:
     """Nodes and weights of a mean over chi²/degrees, by the trapezoid rule on its logarithm."""
     from scipy import stats
 
