@@ -56,7 +56,7 @@ def test_sizes_and_parameters_are_the_published_ones(name: str):
 def test_the_released_name_gives_what_the_released_config_states(name: str):
     family, patch, sizes = RELEASED[name]
     for size in sizes:
-        cfg, preprocess = configs_for_architecture(f"openvision-vit-{family}-patch{patch}-{size}", {})
+        cfg, preprocess, _ = configs_for_architecture(f"openvision-vit-{family}-patch{patch}-{size}", {})
         assert parse_released_name(f"openvision-vit-{family}-patch{patch}-{size}") == (name, size)
         assert (cfg["vision_cfg"]["image_size"], preprocess["size"]) == (size, [size, size])
         stated = {"no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True, "norm_kwargs": {"eps": 1e-6}}
@@ -76,7 +76,7 @@ def test_names_of_the_paper_and_sizes_from_the_weights():
         "visual.positional_embedding": torch.empty(1 + 24**2, 1024, device="meta"),
         "positional_embedding": torch.empty(64, 768, device="meta"),
     }
-    cfg, preprocess = configs_for_architecture("clips-l-14", weights)
+    cfg, preprocess, _ = configs_for_architecture("clips-l-14", weights)
     assert (cfg["vision_cfg"]["image_size"], cfg["text_cfg"]["context_length"]) == (336, 64)
     assert preprocess["size"] == [336, 336]
     with pytest.raises(UserError, match=r"unknown architecture 'clips-m-14'; did you mean"):
