@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clips.core.artifact import MANIFEST, atomic_artifact_dir, log_info, write_manifest
-from clips.core.metrics_log import read_entries
+from clips.core.metrics_log import METRICS_FILE, read_entries
 from clips.errors import UserError, error_reason, unknown_name_error
 from clips.interchange.exporting import EXPORT_FORMATS, export_encoder
 from clips.method.recipes import RecipeConfig
@@ -20,7 +20,6 @@ from clips.model.architectures import ModelConfig
 from clips.model_card import write_model_card
 from clips.model_refs import OPEN_CLIP_CONFIG
 from clips.training.run_dir import read_run_config
-from clips.training.run_logger import METRICS_FILE
 from clips.training.stages import completed_stages
 from clips.training.train_state import CONFIG_FILE as RUN_CONFIG
 from clips.training.train_state import TRAIN_STATE_FILE, list_checkpoints, read_train_state

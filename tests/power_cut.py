@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
+import resource
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,3 +84,24 @@ class Disk:
             patch.setattr(shutil, "rmtree", remove_tree)
             patch.setattr(os, "unlink", remove)
             yield self
+
+
+@contextlib.contextmanager
+def failing_disk(error: int, patch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Writing fails as with a limit on the size of files or their number, or on a disk with a fault."""
+
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    if error == errno.EIO:
+        with patch.context() as faulty:
+            faulty.setattr(os, "fsync", fail)
+            yield
+        return
+    kind = {errno.EFBIG: resource.RLIMIT_FSIZE, errno.EMFILE: resource.RLIMIT_NOFILE}[error]
+    soft, hard = resource.getrlimit(kind)
+    resource.setrlimit(kind, ({errno.EFBIG: 64, errno.EMFILE: 3}[error], hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(kind, (soft, hard))

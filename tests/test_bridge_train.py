@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import json
 import math
 import shutil
@@ -16,6 +17,7 @@ import bridge_world
 import pytest
 import torch
 from bridge_world import metrics
+from power_cut import failing_disk
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -370,6 +372,33 @@ def test_a_damaged_checkpoint_is_not_resumed_from(damage: str, tmp_path: Path, m
             with pytest.raises(UserError, match=rf"{file.name}: .*; no earlier checkpoint is left"):
                 checkpoints.last_checkpoint(tmp_path)
             assert file.parent.exists()
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.EFBIG, errno.EMFILE])
+def test_an_error_of_the_disk_is_one_line_and_the_checkpoint_before_stays(error, tmp_path, monkeypatch) -> None:
+    from transformers import Trainer
+
+    from llava_bridge.training import checkpoints
+
+    def save(trainer: Any, *_: Any) -> None:
+        (tmp_path / "checkpoint-4").mkdir()
+        torch.save(torch.zeros(1000), tmp_path / "checkpoint-4" / "states.pt")
+
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setattr(checkpoints, "barrier", lambda: None)
+    monkeypatch.setattr(Trainer, "_save_checkpoint", save)
+    checkpoints_of(tmp_path, 2)
+    callback, trainer = stage_callback(tmp_path), stage_trainer()
+    trainer.args, state = SimpleNamespace(output_dir=str(tmp_path)), SimpleNamespace(global_step=4)
+
+    def save_and_mark() -> None:
+        trainer._save_checkpoint()
+        callback.on_save(trainer.args, state, None)
+
+    with failing_disk(error, monkeypatch), pytest.raises(UserError, match=f"^{tmp_path}.*cannot write") as raised:
+        save_and_mark()
+    assert "\n" not in str(raised.value)
+    assert checkpoints.last_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
 
 
 def test_an_unusual_first_loss_is_reported() -> None:

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from power_cut import failing_disk
 
 from clips.core.identity import RUN_ONLY, Identity, identity
 from clips.data.invalid_samples import InvalidSamples
@@ -148,6 +151,25 @@ def test_a_crash_while_saving_leaves_the_checkpoints_before(tmp_path: Path, monk
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000001"]
     save(tmp_path, 3)
     assert sorted(path.name for path in (tmp_path / CHECKPOINTS_DIR).iterdir()) == ["step-00000001", "step-00000003"]
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.EFBIG, errno.EMFILE])
+def test_an_error_of_the_disk_is_one_line_and_the_checkpoint_before_stays(tmp_path, monkeypatch, error):
+    save(tmp_path, 1)
+    model, optimizer = trained(2)
+    start_processes()
+
+    def save_another(checkpointer: Checkpointer) -> None:
+        checkpointer.save(tensors(model, optimizer), TrainState(step=2), RunConfig(output="x"))
+        checkpointer.wait()
+
+    message = rf"cannot write here \({os.strerror(error)}\)$"
+    with Checkpointer(tmp_path, DistributedContext(), keep=1) as checkpointer:
+        with failing_disk(error, monkeypatch), pytest.raises(UserError, match=message) as raised:
+            save_another(checkpointer)
+        assert "\n" not in str(raised.value)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000001"]
+    restore(list_checkpoints(tmp_path)[0])
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "absent"])

@@ -13,8 +13,8 @@ import pytest
 
 from clips.commandline import progress
 from clips.commandline.progress import Progress, progress_iter
-from clips.core.metrics_log import read_entries
-from clips.training.run_logger import METRICS_FILE, RunLogger, ThroughputTimer
+from clips.core.metrics_log import METRICS_FILE, read_entries
+from clips.training.run_logger import RunLogger, ThroughputTimer
 from clips.training.train_state import TrainState
 
 

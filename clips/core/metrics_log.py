@@ -11,6 +11,8 @@ from typing import Any
 from clips.core.artifact import atomic_write
 from clips.text_files import safe_json_loads
 
+METRICS_FILE = "metrics.jsonl"
+
 
 def read_entries(path: Path) -> list[dict[str, Any]]:
     """The entries of a log; empty without the file.

@@ -28,6 +28,7 @@ from torch.distributed.tensor import DTensor, Replicate
 from clips.core import durable
 from clips.core.artifact import atomic_write, write_errors_as_user_errors
 from clips.core.content import file_hash
+from clips.core.metrics_log import METRICS_FILE
 from clips.errors import UserError, error_reason
 from clips.parallel.distributed import DistributedContext, all_or_none, from_main, node_group
 from clips.safe_text import redact
@@ -111,21 +112,30 @@ class Checkpointer:
         self, partial: Path, checkpoint: Path, tensors: dict[str, Tensor], config_text: str, state: TrainState
     ) -> None:
         try:
-            _save_tensors(partial, tensors, self._group)
-            if self.processes.is_main:
-                for name, text in {CONFIG_FILE: config_text, TRAIN_STATE_FILE: train_state_text(state)}.items():
-                    atomic_write(partial / name, text)
-                hashes = {path.name: file_hash(path) for path in sorted(partial.iterdir()) if path.name != CONFIG_FILE}
-                atomic_write(partial / _HASHES, json.dumps(hashes, indent=2) + "\n")  # users may edit the config
-                durable.sync_tree(partial)
-                if checkpoint.exists():
-                    _remove(checkpoint)
-                durable.replace(partial, checkpoint)
-                for old in list_checkpoints(self.folder.parent)[: -self.keep]:
-                    _remove(old)
+            with write_errors_as_user_errors(checkpoint):
+                _save_tensors(partial, tensors, self._group)
+                if self.processes.is_main:
+                    self._publish(
+                        partial, checkpoint, {CONFIG_FILE: config_text, TRAIN_STATE_FILE: train_state_text(state)}
+                    )
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
+
+    def _publish(self, partial: Path, checkpoint: Path, texts: Mapping[str, str]) -> None:
+        """Complete a checkpoint, all of it flushed to the disk, and delete older ones."""
+        for name, text in texts.items():
+            atomic_write(partial / name, text)
+        hashes = {path.name: file_hash(path) for path in sorted(partial.iterdir()) if path.name != CONFIG_FILE}
+        atomic_write(partial / _HASHES, json.dumps(hashes, indent=2) + "\n")  # users may edit the config
+        durable.sync_tree(partial)
+        if (log := self.folder.parent / METRICS_FILE).is_file():  # a resume from here keeps its entries up to this step
+            durable.sync(log)
+        if checkpoint.exists():
+            _remove(checkpoint)
+        durable.replace(partial, checkpoint)
+        for old in list_checkpoints(self.folder.parent)[: -self.keep]:
+            _remove(old)
 
 
 def _remove(checkpoint: Path) -> None:

@@ -15,11 +15,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from clips.core.artifact import log_info, write_errors_as_user_errors
-from clips.core.metrics_log import retain_entries
+from clips.core.metrics_log import METRICS_FILE, retain_entries
 from clips.core.trackers import Trackers
 from clips.training.train_state import TrainState
-
-METRICS_FILE = "metrics.jsonl"
 
 
 class RunLogger:
