@@ -100,7 +100,7 @@ class Evidence:
 
     def _unread(self, cell: Cell) -> Scores | None:
         benchmark, _, category = self._item_key(cell)
-        results, single = self._results(cell, benchmark)
+        results, single = self._results(cell)
         key = (benchmark, UNREAD, category, cell.members or (cell.row,), single)
         if key not in self._scores:
             self._scores[key] = self.items.of_model(results, UNREAD, single_training=single, category=category)
