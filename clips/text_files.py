@@ -103,8 +103,15 @@ def parse_yaml(text: str) -> Any:
         raise UserError(f"not valid YAML ({' '.join(str(error).split())[:200]})") from None
 
 
+def reject_named_pipe(path: Path) -> None:
+    """Raise UserError for a named pipe: opening it would wait for its other end. That of a shell's ``<(…)`` exists."""
+    if path.parent != Path("/dev/fd") and path.is_fifo():
+        raise UserError(f"{path}: expected a file, got a named pipe")
+
+
 def read_yaml(path: str | Path) -> Any:
     """The value of a YAML file. Raises UserError if it cannot be read or `parse_yaml` rejects it."""
+    reject_named_pipe(Path(path))
     try:
         return parse_yaml(Path(path).read_text(encoding="utf-8"))
     except UserError as error:
@@ -197,6 +204,7 @@ def decode_lines(content: bytes) -> list[str]:
 
 
 def _content(path: Path) -> bytes:
+    reject_named_pipe(path)
     try:
         return path.read_bytes()
     except (FileNotFoundError, IsADirectoryError):

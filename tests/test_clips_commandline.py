@@ -99,6 +99,12 @@ def do_job(config: JobConfig) -> None:
         raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
     if config.place == "closed":
         raise PermissionError(errno.EACCES, "Permission denied", "folder/file")
+    if config.place.startswith("long"):
+        Path(config.place).stat()
+    if config.place == "faulty":
+        raise OSError(errno.EIO, "Input/output error", "folder/file")
+    if config.place == "loop":
+        Path(config.place).resolve()
     if config.place == "broken":
         raise OSError(errno.EIO, "Input/output error")
     if config.place == "impatient":
@@ -283,11 +289,22 @@ def test_flags_of_configs_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["job", "full"], "tool: out/file: the disk is full; free some space and run the same command again"),
         (["job", "full weights"], "tool: output: the disk is full; free some space and run the same command again"),
         (["job", "closed"], "tool: folder/file: permission denied"),
+        (["job", "long" * 99], f"tool: {('long' * 99)[:250]}: file name too long"),
+        (["job", "faulty"], "tool: folder/file: input/output error"),
+        (["job", "a\udcff"], "tool: 'a?': expected UTF-8 text"),
         (["job", "lines"], "tool: one two"),
     ],
 )
 def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], line: str):
     assert complaint(capsys, *arguments) == line
+
+
+def test_links_in_a_circle_and_named_pipes_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("loop").symlink_to("loop")
+    assert complaint(capsys, "job", "loop") == f"tool: Symlink loop from '{tmp_path / 'loop'}'"
+    os.mkfifo("pipe")
+    assert complaint(capsys, "job", "--config", "pipe") == "tool job: --config: pipe: expected a file, got a named pipe"
 
 
 @pytest.mark.parametrize(

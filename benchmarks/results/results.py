@@ -31,7 +31,7 @@ from benchmarks.results.validation import check_fields, check_items
 from clips.core.artifact import atomic_output_path, atomic_write, lexical_abspath
 from clips.errors import UserError
 from clips.safe_text import redact
-from clips.text_files import safe_json_loads
+from clips.text_files import reject_named_pipe, safe_json_loads
 from clips.typed_data import from_plain, to_plain
 
 if TYPE_CHECKING:
@@ -110,6 +110,7 @@ def read_result(path: str | Path) -> Result:
 def read_fields(path: str | Path) -> Result:
     """As `read_result`, without reading the items."""
     file = Path(path)
+    reject_named_pipe(file)
     try:
         content = safe_json_loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:

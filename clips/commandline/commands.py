@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import errno
 import importlib.metadata
 import inspect
 import json
@@ -35,6 +36,9 @@ _LAUNCHER_FLAG = re.compile(r"--local[_-]rank=\d+")  # added by the deepspeed la
 _LAUNCHER_FILE = "TORCHELASTIC_ERROR_FILE"  # from which torchrun reads a process's error message
 _ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")  # the last two are old names
 _HELP = {"-h", "--help", "help"}
+# Of a path that a user gives, or of the machine, but never of a mistake in the code.
+_SYSTEM_ERRORS = {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EROFS}
+_SYSTEM_ERRORS |= {errno.EIO, errno.EMFILE, errno.ENFILE, errno.EFBIG}
 _DISK_FULL = ("No space left on device", "Disk quota exceeded")  # safetensors raises no OSError
 
 
@@ -77,9 +81,11 @@ def dispatch(program: str, about: str, commands: Mapping[str, Command], argv: Se
     except BrokenPipeError:  # the reader of the output has ended (`clips … | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except PermissionError as error:
-        return _report_error(program, f"{error.filename}: permission denied")
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _SYSTEM_ERRORS and error.filename is not None:
+            return _report_error(program, f"{error.filename!s:.250}: {os.strerror(error.errno).lower()}")
+        if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # of Path.resolve
+            return _report_error(program, str(error))
         if any(message in str(error) for message in _DISK_FULL):
             where = getattr(error, "filename", None) or "output"
             return _report_error(program, f"{where}: the disk is full; free some space and run the same command again")
@@ -99,6 +105,9 @@ def _set_allocator(environment: MutableMapping[str, str]) -> None:
 
 
 def _dispatch(program: str, about: str, commands: Mapping[str, Command], arguments: list[str]) -> int:
+    for word in arguments:
+        if not word.isascii() and word != (shown := word.encode("utf-8", "replace").decode()):
+            raise UserError(f"'{shown:.250}': expected UTF-8 text")
     if not arguments or arguments[0] in _HELP:
         print(_overview(program, about, commands))
         return 0 if arguments else EXIT_USER_ERROR

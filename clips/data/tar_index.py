@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from clips.errors import UserError
+from clips.text_files import reject_named_pipe
 
 MAX_MEMBER_BYTES = 256 * 2**20
 """Maximum size of a member that is read into memory; images and texts are smaller."""
@@ -77,6 +78,7 @@ def index_tar(path: str | Path, *, allow_cut: bool = False) -> TarIndex:
         UserError: the file is missing, compressed, not a tar, truncated, or two of its members have the same name.
     """
     path = Path(path)
+    reject_named_pipe(path)
     members: dict[str, tuple[int, int]] = {}
     problem = None
     try:

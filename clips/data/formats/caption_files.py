@@ -79,6 +79,8 @@ def _coco(location: Location, root: Path) -> Iterator[Captioned]:
                     f"{location.path}: images: expected different ids, got {row['id']!r} twice "
                     f"({names[row['id']]}, {row['file_name']})"
                 )
+            if not isinstance(row["file_name"], str):
+                raise UserError(f"{location.path}: images: expected a name as file_name, got {row['file_name']!r:.80}")
             names[row["id"]] = row["file_name"]
         captions: dict[Any, list[str]] = {number: [] for number in names}
         for row in content["annotations"]:

@@ -125,11 +125,12 @@ def _parquet_of_split(path: str, subset: str | None, split: str) -> list[str]:
 
 @contextlib.contextmanager
 def one_line_errors(path: str) -> Iterator[None]:
-    """Turn any error of ``datasets`` and its readers into a UserError; hide their progress bars."""
+    """Turn any error of ``datasets`` and its readers into a UserError; hide their progress bars and log lines."""
     import datasets
 
-    bars_enabled = datasets.is_progress_bar_enabled()
+    bars_enabled, verbosity = datasets.is_progress_bar_enabled(), datasets.logging.get_verbosity()
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
         yield
     except UserError:
@@ -140,6 +141,7 @@ def one_line_errors(path: str) -> Iterator[None]:
             raise cause from None
         raise UserError(f"{path}: cannot be read as a dataset ({error_reason(cause)})") from None
     finally:
+        datasets.logging.set_verbosity(verbosity)
         if bars_enabled:
             datasets.enable_progress_bars()
 
