@@ -57,6 +57,7 @@ class Tally:
 
     def counting(self, name: str, check: Callable[..., None], world: object) -> Callable[..., None]:
         """A wrapper of ``check`` for hypothesis that counts failures instead of raising them."""
+        import fuzz_world
         import hypothesis
 
         def checked(data: object) -> None:
@@ -65,11 +66,13 @@ class Tally:
                 check(world, data)
             except hypothesis.errors.HypothesisException:
                 raise
-            except (Exception, SystemExit) as error:
+            except (Exception, SystemExit, fuzz_world.HangError) as error:
                 location = f"{name}: {type(error).__name__} {where(error)}"
                 self.failures[location] += 1
                 text = traceback.format_exc(limit=-6).encode("ascii", "backslashreplace").decode()
-                self.first.setdefault(location, text[-_MAX_TRACEBACK:].splitlines())
+                if location not in self.first:
+                    self.first[location] = text[-_MAX_TRACEBACK:].splitlines()
+                    print(location, self.first[location][-1], sep="\n    ", file=sys.stderr, flush=True)
 
         return checked
 

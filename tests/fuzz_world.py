@@ -7,7 +7,8 @@ import dataclasses
 import io
 import re
 import shutil
-from collections.abc import Callable, Mapping
+import signal
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ PROGRAMS = {
     "llava-bridge": (llava_bridge.cli.ABOUT, llava_bridge.cli.COMMANDS),
     "clips-bench": ("", benchmarks.cli.COMMANDS),
 }
+_MAX_SECONDS = 60
 _LEFT_OVER = re.compile(r"\.(partial|replaced|added)$")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -43,11 +45,31 @@ class Ended:
         return self.err.strip().splitlines()[-1] if self.err.strip() else ""
 
 
+class HangError(BaseException):
+    """Work waits, as for the other end of a pipe; no handler of other errors catches it."""
+
+
+@contextlib.contextmanager
+def limited() -> Iterator[None]:
+    """Raise HangError in work that takes too long."""
+
+    def give_up(*_: object) -> None:
+        raise HangError
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(_MAX_SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def run(program: str, words: list[str], commands: Mapping[str, Command] | None = None) -> Ended:
     """A command in this process; it may raise."""
     about, own = PROGRAMS[program]
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), limited():
         status = dispatch(program, about, commands or own, words)
     return Ended(status, out.getvalue(), err.getvalue())
 
@@ -55,9 +77,15 @@ def run(program: str, words: list[str], commands: Mapping[str, Command] | None =
 def attempt(work: Callable[[], Any], refusal: type[Exception]) -> tuple[Any, Any]:
     """The result of ``work``, or its expected error; any other exception is raised."""
     try:
-        return work(), None
+        with limited():
+            return work(), None
     except refusal as error:
         return None, error
+
+
+def check_refusal(refused: Exception, *culprits: str) -> None:
+    """An error names one of the culprits; `dispatch` prints it in one line."""
+    assert any(_names(str(refused), culprit) for culprit in culprits), f"names none of {culprits}: {refused}"
 
 
 def check_end(ended: Ended, program: str, *culprits: str, alone: bool = False) -> None:
@@ -76,9 +104,15 @@ def check_end(ended: Ended, program: str, *culprits: str, alone: bool = False) -
         assert ended.line().startswith(program), ended.err
         assert len(ended.line()) > len(program) + 5, ended.err
         assert not alone or len(ended.err.strip().splitlines()) == 1, ended.err
-        assert not culprits or any(culprit and strip_control_chars(culprit) in ended.line() for culprit in culprits), (
+        complaint = ended.line().removeprefix(program)
+        assert not culprits or any(_names(complaint, strip_control_chars(culprit)) for culprit in culprits), (
             f"names none of {culprits}: {ended.line()}"
         )
+
+
+def _names(complaint: str, culprit: str) -> bool:
+    """Whether the whole name, not only a part of another word, stands in a complaint."""
+    return bool(culprit) and re.search(rf"(?<!\w){re.escape(culprit)}(?!\w)", complaint) is not None
 
 
 def check_nothing_left(folder: Path) -> None:

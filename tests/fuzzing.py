@@ -9,6 +9,8 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
+import re
 import shutil
 import tarfile
 from collections.abc import Callable, Mapping
@@ -19,7 +21,7 @@ import clips_world
 import pandas as pd
 import yaml
 from fuzz_inputs import CAPTIONS, PLAIN, damaged, mutated
-from fuzz_world import PROGRAMS, Ended, World, attempt, check_end, check_nothing_left, parsing, run
+from fuzz_world import PROGRAMS, Ended, World, attempt, check_end, check_nothing_left, check_refusal, parsing, run
 from hypothesis import strategies as st
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -126,11 +128,13 @@ def results(world: World, data: st.DataObject) -> None:
         items = path.with_name(f"{benchmark}.items.parquet")
         items.write_bytes(data.draw(damaged(items.read_bytes())))
     pair = [str(place / "clip" / f"{benchmark}.json"), str(place / "clips" / f"{benchmark}.json")]
-    report = ["report", str(place), "--formats=[csv,json]"]
-    command = data.draw(st.sampled_from([["diff", *pair], ["compare", *pair], ["provenance", str(path)], report]))
+    output = str(place.parent / "report")
+    models = [str(place / "clip"), str(place / "clips")]
+    report = ["report", str(place), "--output", output, "--formats=[csv,wide,pairs,markdown,latex]"]
+    command = data.draw(st.sampled_from([["diff", *pair], ["compare", *models], ["provenance", str(path)], report]))
     ended = run("clips-bench", command)
-    check_end(ended, "clips-bench", path.name, f"{benchmark}.items.parquet", row, *names)
-    check_nothing_left(place)
+    check_end(ended, "clips-bench", f"{row}/{benchmark}.json", f"{benchmark}.items.parquet", *names)
+    check_nothing_left(place.parent)
 
 
 def manifests(world: World, data: st.DataObject) -> None:
@@ -146,7 +150,7 @@ def manifests(world: World, data: st.DataObject) -> None:
         path.write_bytes(data.draw(damaged(json.dumps(manifest).encode())))
     page = place.parent / "page.html"
     ended = run("clips", ["data", "inspect", str(place), "--html_output", str(page)])
-    check_end(ended, "clips", "manifest.json", "shards")
+    check_end(ended, "clips", "manifest.json")
     _check_page(ended, page)
 
 
@@ -173,7 +177,7 @@ def shards(world: World, data: st.DataObject) -> None:
         path.write_bytes(data.draw(damaged(path.read_bytes())))
     page = place.parent / "page.html"
     ended = run("clips", ["data", "inspect", str(place), "--html_output", str(page)])
-    check_end(ended, "clips", "shard-00000.tar", str(place))
+    check_end(ended, "clips", "shard-00000.tar", "shards")  # without samples the directory
     _check_page(ended, page)
 
 
@@ -250,13 +254,185 @@ def conversations(world: World, data: st.DataObject) -> None:
     config = ConversationSourceConfig(path=str(path), format=source, image_root=str(world.folder / "images"))
     samples, refused = attempt(lambda: read_samples(config), UserError)
     if refused is not None:
-        assert "talk.json" in str(refused), refused
-        assert "\n" not in str(refused), refused
+        check_refusal(refused, "talk.json")
     for sample in samples or ():
         sample.text.encode()
         for picture in sample.images:
             with contextlib.suppress(UserError):
                 assert picture.open().mode == "RGB"
+
+
+def benchmark_data(world: World, data: st.DataObject) -> None:
+    """Files of captions, pairs and answers of benchmarks with one part changed, or damaged."""
+    from benchmarks.tasks.data.caption_sets import load_caption_set
+    from benchmarks.tasks.data.pair_sets import load_pair_set
+    from benchmarks.tasks.mllm.matching import read_answers
+    from clips.data.formats import DatasetSpec
+    from clips.errors import UserError
+
+    sentence = {"raw": "a cup"}
+    pair = {"image": "a.png", "caption": "a cup", "negative": ["a dog"], "kind": "object"}
+    row = {"question_id": "1", "image": "a.png", "prompt": "What?", "answer": "a cup"}
+    sample = {
+        "doc_id": 0,
+        "target": "yes",
+        "resps": [["Yes"]],
+        "filtered_resps": ["Yes"],
+        "doc": {"question": "Is it?"},
+    }
+    layouts: dict[str, Any] = {
+        "karpathy": {"images": [{"filename": "a.png", "split": "test", "imgid": 0, "sentences": [sentence]}] * 2},
+        "coco": {
+            "images": [{"id": 1, "file_name": "a.png"}],
+            "annotations": [{"image_id": 1, "id": 3, "caption": "a cup"}],
+        },
+        "table": [{"image": "a.png", "caption": "a cup"}] * 2,
+        "pairs": [pair] * 2,
+        "answers": [row, {"question_id": 2, "text": "yes", "prompt": "Is it?"}],
+        "samples": [sample] * 2,
+    }
+    kind = data.draw(st.sampled_from(sorted(layouts)))
+    content = data.draw(mutated(layouts[kind]))[0]
+    lines = isinstance(layouts[kind], list)
+    text = "".join(json.dumps(each) + "\n" for each in content) if lines else json.dumps(content)
+    path = world.fresh() / f"data.{'jsonl' if lines else 'json'}"
+    path.write_bytes(data.draw(damaged(text.encode())) if data.draw(st.booleans()) else text.encode())
+
+    def read() -> None:
+        if kind in {"answers", "samples"}:
+            read_answers(path)
+        elif kind == "pairs":
+            load_pair_set(str(path), "jsonl", images=str(world.folder / "images"))
+        else:
+            load_caption_set(
+                DatasetSpec(path=str(path), format=kind, split="test", image_root=str(world.folder / "images"))
+            )
+
+    _, refused = attempt(read, UserError)
+    if refused is not None:
+        check_refusal(refused, path.name)
+
+
+def imports(world: World, data: st.DataObject) -> None:
+    """A results file of lmms-eval and its samples with one part changed, or damaged."""
+    place = world.fresh()
+    pope = {"pope_accuracy,none": 0.5, "pope_accuracy_stderr,none": 0.1, "pope_f1_score,none": 0.4, "alias": "pope"}
+    content: Any = {
+        "results": {"pope": pope},
+        "configs": {
+            "pope": {"task": "pope", "dataset_path": "lmms-lab/POPE", "metric_list": [{"metric": "pope_accuracy"}]}
+        },
+        "versions": {"pope": 0.0},
+        "n-shot": {"pope": 0},
+        "higher_is_better": {"pope": {"pope_accuracy": True, "pope_f1_score": True}},
+        "n-samples": {"pope": {"original": 2, "effective": 2}},
+        "config": {"model": "llava", "model_args": "pretrained=llava"},
+        "model_name": "llava",
+        "date": "20260101_000000",
+    }
+    content, names = data.draw(mutated(content))
+    text = json.dumps(content).encode()
+    path = place / "20260101_000000_results.json"
+    path.write_bytes(data.draw(damaged(text)) if data.draw(st.sampled_from([False, False, True])) else text)
+    ended = run("clips-bench", ["import", str(path), "--output", str(place / "results"), "--model_name", "a"])
+    check_end(ended, "clips-bench", path.name, *names)
+    check_nothing_left(place)
+
+
+_SHARDS = "--data.sources=[{path: shards}]"
+_ALIGN = "train --stages [align] --align.data=[{path: talk.json}]"
+OPENED: dict[str, list[tuple[str, str]]] = {
+    "clips": [
+        ("data inspect {}", "path"),
+        ("data inspect {} --format table", "path"),
+        ("data inspect {} --format karpathy", "path"),
+        ("data inspect {} --format coco", "path"),
+        ("data index {}", "path"),
+        ("import {} --output out", "path"),
+        ("import {} --output out --architecture ViT-B-32", "path"),
+        ("export {} --output out", "checkpoint"),
+        ("train --config {}", "config"),
+        (f"train --output {{}} --max_steps 1 {_SHARDS}", "output"),
+        ("train --output out --max_steps 1 --data.sources=[{path: {}}]", "path|sources"),
+        (f"train --output out --max_steps 1 {_SHARDS} --model.pretrained {{}}", "pretrained"),
+        ("recaption {} --model m --output out", "path"),
+        ("recaption shards --model {} --output out", "model"),
+    ],
+    "llava-bridge": [
+        ("data inspect {} --llm a", "path|llm"),
+        ("data inspect {} --format conversations --llm a", "path|llm"),
+        ("data inspect talk.json --llm {}", "llm|talk.json"),
+        ("convert {} --output out", "source"),
+        ("chat {} --prompt a", "model"),
+        ("swap {} --encoder a --output out", "llava"),
+        ("train --config {}", "config"),
+        (f"{_ALIGN} --output out --encoder {{}} --llm b", "encoder|llm"),
+        (f"{_ALIGN} --output {{}} --encoder a --llm b", "output|llm"),
+        (f"{_ALIGN} --output out --llava {{}}", "llava"),
+    ],
+    "clips-bench": [
+        ("run encoder {} --benchmarks=[{name: retrieval, data: shards}] --output out", "model"),
+        ("run encoder a --benchmarks=[{name: retrieval, data: {}}] --output out", "data|encoder"),
+        ("report {}", "directory"),
+        ("report results --output {}", "output"),
+        ("compare {} results/clip", "first"),
+        ("diff {} results/clip/pope.json", "first"),
+        ("provenance {}", "result"),
+        ("import {} --output out", "files"),
+        ("score --task pope --answers {} --data . --output out --model_name a", "answers|data"),
+        ("study plan {} --estimates false", "study"),
+        ("study status {}", "study"),
+        ("study power {} --difference 1", "study"),
+        ("study clean {}", "study"),
+    ],
+}
+"""Program → words with ``{}`` for what is opened, and the fields of which the line may name one."""
+_ENDS = ("", ".json", ".jsonl", ".yaml", ".tar", ".parquet", ".csv", ".safetensors", ".pt")
+
+
+def paths(world: World, data: st.DataObject) -> None:
+    """What is no file or directory of the expected kind, in place of a path, and what is no path at all."""
+    program = data.draw(st.sampled_from(sorted(OPENED)))
+    words, field = data.draw(st.sampled_from(OPENED[program]))
+    place = world.fresh()
+    for name in ("shards", "results"):
+        shutil.copytree(getattr(world, name), place / name)
+    (place / "talk.json").write_text("[]")
+    odd = place / f"odd{data.draw(st.sampled_from(_ENDS))}"
+    kinds = [
+        "pipe",
+        "empty",
+        "zeros",
+        "directory",
+        "loop",
+        "dangling",
+        "absent",
+        "below",
+        "long",
+        "longer",
+        "bytes",
+    ]
+    kind = data.draw(st.sampled_from([*kinds, "mapping", "list", "nothing"]))
+    given: str = {"below": f"{odd}/a", "long": f"{odd}-{'x' * 300}", "longer": f"{odd}-{'x/' * 3000}"}.get(
+        kind, str(odd)
+    )
+    given = {"bytes": f"{odd}-\udcff", "mapping": "{a: b}", "list": "[a]", "nothing": ""}.get(kind, given)
+    if kind == "pipe":
+        os.mkfifo(odd)
+    elif kind in {"empty", "below"}:
+        odd.touch()
+    elif kind == "zeros":
+        odd.write_bytes(bytes(4096))
+    elif kind == "directory":
+        odd.mkdir()
+    elif kind in {"loop", "dangling"}:
+        odd.symlink_to(odd if kind == "loop" else place / "gone")
+    with contextlib.chdir(place):
+        ended = run(program, [word.replace("{}", given) for word in re.findall(r"--\S+=\[.*?\](?= |$)|\S+", words)])
+    culprits = (odd.name, given[:100], *field.split("|"))
+    check_end(ended, program, *(() if kind == "nothing" else culprits))
+    (place / "sizes.json.partial").unlink(missing_ok=True)  # from which `data index` resumes
+    check_nothing_left(place)
 
 
 def images(world: World, data: st.DataObject) -> None:
@@ -327,6 +503,9 @@ TARGETS = {
     "shards": Target(shards, share=10, quick=6),
     "tables": Target(tables, share=5, quick=2),
     "conversations": Target(conversations, share=10, quick=40),
+    "benchmark_data": Target(benchmark_data, share=10, quick=30),
+    "imports": Target(imports, share=5, quick=5),
+    "paths": Target(paths, share=15, quick=15),
     "pictures": Target(images, share=10, quick=40),
     "captions": Target(captions, share=5, quick=6),
     "requests": Target(requests, share=10, quick=40),
