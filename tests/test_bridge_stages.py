@@ -70,6 +70,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory, bridge_parts: Parts, tiled: P
     paths += [mixed(directory, f"mixed_{fit}", tiled, image_aspect_ratio=fit) for fit in ("anyres", "squash")]
     for way in OFFLOADS:
         paths.append(instruct_file(directory, way, bridge_parts, {}, distributed=DistributedConfig(deepspeed=way)))
+    theirs = directory / "zero3_offload.json"
+    zero = {**bridge_world.LLAVA_ZERO3_OFFLOAD["zero_optimization"], "offload_optimizer": {"device": "none"}}
+    # Without the offload, for which DeepSpeed's Adam would be compiled for minutes.
+    theirs.write_text(json.dumps({**bridge_world.LLAVA_ZERO3_OFFLOAD, "zero_optimization": zero}))
+    rates = {"projector_lr": 1e-3}
+    paths.append(instruct_file(directory, "own_rates", bridge_parts, rates))
+    deepspeed = DistributedConfig(deepspeed=str(theirs))
+    paths.append(instruct_file(directory, "of_llava", bridge_parts, rates, distributed=deepspeed))
     printed = bridge_world.trained_alone(*paths, XDG_CACHE_HOME=str(directory / "cache"))
     (directory / "printed.txt").write_text(printed)
     return directory
@@ -179,6 +187,16 @@ def test_zero_3_in_two_processes_saves_what_zero_2_does(kind: str, pairs: Path) 
 @pytest.mark.parametrize("way", OFFLOADS)
 def test_offload_learns_the_same(way: str, runs: Path) -> None:
     assert losses(runs / way) == pytest.approx(losses(runs / "plain"), abs=1e-5)
+
+
+def test_the_optimizer_and_schedule_of_a_deepspeed_file_are_ignored(runs: Path) -> None:
+    """LLaVA's zero3_offload.json has both; its WarmupLR would replace the cosine, its AdamW the parts' own rates."""
+    rates = metrics(runs / "own_rates", "lr")
+    assert metrics(runs / "of_llava", "lr") == rates
+    assert losses(runs / "of_llava") == pytest.approx(losses(runs / "own_rates"), abs=1e-5)
+    assert "zero3_offload.json: optimizer and scheduler ignored, since the stage has settings for them" in (
+        (runs / "printed.txt").read_text()
+    )
 
 
 ENDLESS = {"max_steps": 2000, "learning_rate": 1e-3}

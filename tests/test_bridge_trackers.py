@@ -74,6 +74,14 @@ def test_a_stage_has_its_own_optimizer_schedule_and_deepspeed_json(tmp_path: Pat
         "adafactor",
         3,
     )
+    theirs = tmp_path / "zero3_offload.json"
+    theirs.write_text(json.dumps(bridge_world.LLAVA_ZERO3_OFFLOAD))
+    found = training_arguments(config({"deepspeed": str(theirs)}), "align", 10, tmp_path)
+    assert not {"optimizer", "scheduler"} & found.deepspeed.keys()
+    theirs.write_text('{"zero_optimization": {"stage": 2}, "bf16": {}}')
+    found = training_arguments(config({"deepspeed": str(theirs)}), "align", 10, tmp_path)
+    stated = found.hf_deepspeed_config.config
+    assert (stated["gradient_clipping"], stated["train_batch_size"], stated["bf16"]["enabled"]) == (1.0, 32, False)
     with pytest.raises(UserError, match=r"^align\.deepspeed: expected none with distributed\.strategy: fsdp"):
         config({"deepspeed": "zero3"}, distributed=DistributedConfig(strategy="fsdp"))
 

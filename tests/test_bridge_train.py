@@ -21,12 +21,14 @@ from power_cut import failing_disk
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from clips.core.identity import difference
 from clips.data.invalid_samples import InvalidSamples
 from clips.errors import UserError
 from llava_bridge import answer, load_llava
 from llava_bridge.training import launch as launching
+from llava_bridge.training.run_identity import run_identity
 from llava_bridge.training.stage_config import StageConfig
-from llava_bridge.training.train_config import DistributedConfig
+from llava_bridge.training.train_config import DistributedConfig, LlavaTrainConfig
 
 LOGGED = ("stage", "step", "loss")
 
@@ -224,6 +226,59 @@ def test_bad_input_is_one_line_and_status_2(overrides, line, tmp_path, bridge_pa
     assert (status, printed.count("\n")) == (2, 1)
     assert line in printed
     assert not (tmp_path / "bad").exists()
+
+
+ZERO2 = {"zero_optimization": {"stage": 2}}
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ([], "expected a JSON object, got list"),
+        ({}, "zero_optimization: expected an object, got null"),
+        ({**ZERO2, "bf16": True}, "bf16: expected an object, got true"),
+        (
+            {**ZERO2, "train_micro_batch_size_per_gpu": 8},
+            'train_micro_batch_size_per_gpu: expected "auto" or 4, as in align, got 8',
+        ),
+        ({**ZERO2, "train_batch_size": 8}, 'train_batch_size: expected "auto" or 4, as in align, got 8'),
+        (
+            {**ZERO2, "gradient_accumulation_steps": 2},
+            'gradient_accumulation_steps: expected "auto" or 1, as in align, got 2',
+        ),
+        ({**ZERO2, "gradient_clipping": 0.5}, 'gradient_clipping: expected "auto" or 1.0, as in align, got 0.5'),
+        ({**ZERO2, "bf16": {"enabled": True}}, 'bf16.enabled: expected "auto" with precision fp32, got true'),
+        ({**ZERO2, "fp16": {"enabled": True}}, 'fp16.enabled: expected "auto" with precision fp32, got true'),
+    ],
+)
+def test_a_deepspeed_file_that_contradicts_the_run_is_one_line(content, line, tmp_path, bridge_parts):
+    path = bridge_world.instruct_file(
+        tmp_path, "bad", bridge_parts, {}, stages=["align", "instruct"], align=bridge_world.stage(bridge_parts.talk)
+    )
+    (tmp_path / "own.json").write_text(json.dumps(content))
+    words = ("--distributed.deepspeed", str(tmp_path / "own.json"))
+    status, _, printed = bridge_world.run_cli("train", "--config", str(path), *words)
+    assert (status, printed.count("\n")) == (2, 1)
+    assert f"distributed.deepspeed: {tmp_path / 'own.json'}: {line}" in printed
+    assert not (tmp_path / "bad").exists()
+
+
+def test_the_content_of_a_deepspeed_file_belongs_to_the_identity(tmp_path: Path, bridge_parts: Any) -> None:
+    own, stage = tmp_path / "own.json", bridge_world.stage(bridge_parts.talk)
+    config = LlavaTrainConfig(
+        output=str(tmp_path / "run"),
+        encoder=str(bridge_parts.encoder),
+        llm=str(bridge_parts.llm),
+        stages=["instruct"],
+        instruct=stage,
+        distributed=DistributedConfig(deepspeed=str(own)),
+    )
+    own.write_text(json.dumps(ZERO2))
+    before = run_identity(config)
+    own.write_text(json.dumps(ZERO2, indent=2))
+    assert difference(before, run_identity(config)) is None
+    own.write_text(json.dumps({**ZERO2, "zero_optimization": {"stage": 3}}))
+    assert str(difference(before, run_identity(config))).startswith("inputs.instruct.deepspeed is ")
 
 
 @pytest.mark.parametrize(

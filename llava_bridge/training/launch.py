@@ -23,6 +23,7 @@ from clips.commandline.signals import StopRequest, exit_status_for_signal, grace
 from clips.core.artifact import log_info
 from clips.errors import UserError
 from clips.safe_text import redact, strip_control_chars
+from clips.text_files import safe_json_loads
 
 _COMMAND_PID = "LLAVA_BRIDGE_COMMAND_PID"
 _REPORT, _USER_ERROR, _STATUS = "\x1e", "\x1f", "\x1d"  # prefixes of the lines that a process prints for the command
@@ -176,17 +177,23 @@ def deepspeed_config(name: str, field: str = "distributed.deepspeed") -> dict[st
     """The DeepSpeed config ``name``: a shipped one, or a JSON file; ``field`` begins errors.
 
     Raises:
-        UserError: no such file, or not JSON.
+        UserError: no such file, or no object in JSON.
     """
     shipped = Path(__file__).parent / "deepspeed_configs" / f"{name}.json"
     path = shipped if shipped.is_file() else Path(name)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError):
+        found = safe_json_loads(path.read_text(encoding="utf-8"))
+    except OSError:
         known = ", ".join(sorted(file.stem for file in shipped.parent.glob("*.json")))
         raise UserError(f"{field}: expected a JSON file or one of {known}, got '{name}'") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise UserError(f"{field}: {path} is not valid JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{field}: {path}: expected a JSON object, got {type(found).__name__}")
+    for part, default in (("zero_optimization", None), ("bf16", {}), ("fp16", {})):
+        if not isinstance(found.get(part, default), dict):
+            raise UserError(f"{field}: {path}: {part}: expected an object, got {json.dumps(found.get(part))}")
+    return found
 
 
 def log_rank0(line: str) -> None:

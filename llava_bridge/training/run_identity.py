@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from clips.core.artifact import directory_hash
-from clips.core.identity import Identity, identity
+from clips.core.identity import Identity, digest, identity
 from clips.data.formats.conversation_rows import local_files
 from clips.data.tar_index import read_byte_range
 from clips.model_refs import is_on_hub, resolve_model_dir
 from clips.typed_data import to_plain
 from llava_bridge.data.sources import ConversationSourceConfig
 from llava_bridge.encoders.spec import encoder_commits, local_paths
+from llava_bridge.training.launch import deepspeed_config
 from llava_bridge.training.train_config import LlavaTrainConfig
 
 _IMAGE_CONTAINERS = {".parquet", ".arrow", ".tar"}
@@ -26,12 +27,16 @@ def artifact_kind(config: LlavaTrainConfig) -> str:
 
 
 def run_identity(config: LlavaTrainConfig) -> Identity:
-    """The identity of a run, with the hashes of the encoder, the LLM and each stage's data."""
+    """The identity of a run, with the hashes of the encoder, the LLM, each stage's data and its DeepSpeed file."""
     inputs = {name: directory_hash(path) for name, path in parent_artifacts(config).items()} | hub_commits(config)
     for stage, sources in sources_of(config).items():
         for index, source in enumerate(sources):
             hashes = {name: source[name] for name in ("hash", "directory_hash") if name in source}
             inputs |= {f"{stage}.data[{index}].{name}": content for name, content in hashes.items()}
+    for stage in config.stages:
+        chosen = config.deepspeed(stage)
+        if chosen is not None and Path(chosen).is_file():  # a shipped one is part of the code
+            inputs[f"{stage}.deepspeed"] = digest(deepspeed_config(chosen, config.deepspeed_field(stage)))
     return identity("llava-bridge train", config, inputs)
 
 

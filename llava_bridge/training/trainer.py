@@ -48,7 +48,9 @@ from llava_bridge.training.stage_config import StageConfig
 from llava_bridge.training.stage_trainer import TRAINERS, StageTrainer
 from llava_bridge.training.train_config import LlavaTrainConfig
 from llava_bridge.training.validation import StageValidation
-from llava_bridge.training.work_dir import CHECKPOINTS_DIR
+from llava_bridge.training.work_dir import CHECKPOINTS_DIR, MAX_GRAD_NORM
+
+_BATCHES = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
 
 def train_stage(
@@ -296,10 +298,15 @@ def training_arguments(
     stage, processes = config.stage(name), int(os.environ["WORLD_SIZE"])
     chosen = config.deepspeed(name)
     deepspeed = None if chosen is None else deepspeed_config(chosen, config.deepspeed_field(name))
+    if ignored := [part for part in ("optimizer", "scheduler") if deepspeed and deepspeed.pop(part, None)]:
+        log_rank0(f"{name}: {chosen}: {' and '.join(ignored)} ignored, since the stage has settings for them")
+    if deepspeed is not None:  # without these fields DeepSpeed would not clip, and compute in float32
+        deepspeed = {**dict.fromkeys(_BATCHES, "auto"), "gradient_clipping": "auto", **deepspeed}
+        deepspeed["bf16"] = {"enabled": "auto", **deepspeed.get("bf16", {})}
     if deepspeed is not None and universal:
         deepspeed["checkpoint"] = {**deepspeed.get("checkpoint", {}), "load_universal": True}
     micro = stage.micro_batch_size or stage.global_batch_size // processes
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=micro,
@@ -310,6 +317,7 @@ def training_arguments(
         warmup_steps=math.ceil(stage.warmup_ratio * steps),
         weight_decay=stage.weight_decay,
         adam_beta2=stage.adam_beta2,
+        max_grad_norm=MAX_GRAD_NORM,
         bf16=deepspeed is not None and precision(config) == "bf16",  # FSDP has its own policy
         use_cpu=not torch.cuda.is_available(),
         seed=config.seed,
@@ -326,6 +334,11 @@ def training_arguments(
         disable_tqdm=True,
         deepspeed=deepspeed,
     )
+    # Most are reported before the processes start; whether bf16 is used depends on the hardware.
+    if mismatches := [] if deepspeed is None else arguments.hf_deepspeed_config.mismatches:
+        differences = ", ".join(mismatch.removeprefix("- ds ") for mismatch in mismatches)
+        raise UserError(f'{config.deepspeed_field(name)}: {chosen}: expected "auto", got {differences}')
+    return arguments
 
 
 def _summary(trainer: StageTrainer, stage: StageConfig, progress: StageProgress) -> dict[str, Any]:

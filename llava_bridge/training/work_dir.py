@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from clips.core.locks import lock_output
 from clips.data.formats.conversation_rows import local_files
@@ -21,6 +23,8 @@ SHARDS_DIR = "shards"
 """The directory of FSDP's shards in a checkpoint."""
 COMPLETE_MARKER = "complete"
 """The file in a checkpoint that is written last."""
+MAX_GRAD_NORM = 1.0
+"""LLaVA's, and transformers' default."""
 
 
 def work_dir(config: LlavaTrainConfig) -> Path:
@@ -87,6 +91,7 @@ def check_inputs(config: LlavaTrainConfig) -> None:
 def _check_stage(config: LlavaTrainConfig, name: str) -> None:
     """Check the stage's settings, packages and DeepSpeed JSON; its data is checked elsewhere."""
     stage, is_fsdp, is_zero3 = config.stage(name), config.distributed.strategy == "fsdp", _is_zero3(config, name)
+    _check_deepspeed(config, name)
     quantizes = stage.lora is not None and stage.lora.quantization is not None
     for is_used, field in ((quantizes, f"{name}.lora.quantization"), (stage.optim == "adamw_8bit", f"{name}.optim")):
         if is_used and importlib.util.find_spec("bitsandbytes") is None:
@@ -112,6 +117,33 @@ def _check_stage(config: LlavaTrainConfig, name: str) -> None:
             f"{name}.cache_vision_features: expected false under ZeRO-3 with several processes, which is not "
             "tested; distributed.strategy: fsdp supports it"
         )
+
+
+def _check_deepspeed(config: LlavaTrainConfig, name: str) -> None:
+    """Check that the DeepSpeed JSON of a stage states no other sizes or precision than the stage itself."""
+    if (chosen := config.deepspeed(name)) is None:
+        return
+    field, stage = config.deepspeed_field(name), config.stage(name)
+    stated, processes = deepspeed_config(chosen, field), config.distributed.num_processes or 1
+    micro = stage.micro_batch_size or stage.global_batch_size // processes
+    expected: dict[str, Any] = {
+        "train_batch_size": stage.global_batch_size,
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": stage.global_batch_size // (micro * processes),
+        "gradient_clipping": MAX_GRAD_NORM,
+    }
+    for key, value in expected.items():
+        if stated.get(key, "auto") not in ("auto", value):
+            raise UserError(f'{field}: {chosen}: {key}: expected "auto" or {value}, as in {name}, got {stated[key]}')
+    precisions = {"fp16.enabled": False}
+    if config.precision != "auto":
+        precisions["bf16.enabled"] = config.precision == "bf16"
+    for key, is_used in precisions.items():
+        value = stated.get(key.partition(".")[0], {}).get("enabled", "auto")
+        if value not in ("auto", is_used):
+            raise UserError(
+                f'{field}: {chosen}: {key}: expected "auto" with precision {config.precision}, got {json.dumps(value)}'
+            )
 
 
 def _is_zero3(config: LlavaTrainConfig, name: str) -> bool:
