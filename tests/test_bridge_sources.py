@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import pickle
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -30,13 +32,16 @@ from conversation_files import (
 )
 from PIL import Image
 from published_answers import POPE_DATA, TEXTVQA_DATA
+from transformers import AutoTokenizer
 
 from clips.core.identity import difference
 from clips.data.formats.conversations import is_held_out
 from clips.data.formats.dataset_format import Conversation, Turn
 from clips.data.lazy_images import FileImage
 from clips.errors import UserError
+from llava_bridge.conversation import ConversationEncoder, resolve_chat_template
 from llava_bridge.data import ConversationSourceConfig, read_samples, read_texts
+from llava_bridge.data.collator import ConversationDataset
 from llava_bridge.data.sources import in_other_case, split_questions
 from llava_bridge.training.run_identity import describe_data, run_identity
 from llava_bridge.training.stage_config import StageConfig
@@ -177,7 +182,11 @@ def test_images_of_a_table_are_read_by_row_group(tmp_path: Path) -> None:
         ("conversations", [{"text": "a"}], "row 0: expected one of messages, conversations, texts; found text"),
         ("conversations", [{"messages": 5}], "row 0: expected messages or conversations of from"),
         ("conversations", [{"messages": "USER: hello"}], "expected a list of messages, got the string 'USER: hello'"),
-        ("conversations", [{"messages": [{"role": "tool", "content": "a"}]}], r"row 0: expected .*\('tool'\)"),
+        (
+            "conversations",
+            [{"messages": [{"role": "tool", "content": "a"}]}],
+            r"row 0: expected .*\(a message of the role 'tool'\)",
+        ),
         ("conversations", [{"messages": [{"role": "user", "content": [{"type": "video"}]}]}], "a part of type 'video'"),
         ("conversations", [{"messages": [{"role": "user", "content": None}]}], "expected text, got null"),
         ("conversations", [{"texts": [{"user": "a", "assistant": None}]}], "texts of user and assistant.*got null"),
@@ -195,10 +204,16 @@ def test_images_of_a_table_are_read_by_row_group(tmp_path: Path) -> None:
         ),
         ("llava", {"a": 1}, "expected a JSON list"),
         ("llava", [], "no samples"),
-        ("llava", [5], "sample 0: expected conversations"),
-        ("llava", [{"image": 5, "conversations": []}], "sample 0: expected conversations .*image"),
-        ("llava", [{"image": [5], "conversations": []}], "sample 0: .*expected text, got 5"),
-        ("llava", [{"conversations": [{"from": "gpt", "value": None}]}], "sample 0: .*expected text, got null"),
+        ("llava", [5], "rows.json 0: expected conversations"),
+        ("llava", [{"image": 5, "conversations": []}], "rows.json 0: expected conversations .*image"),
+        ("llava", [{"image": [5], "conversations": []}], "rows.json 0: .*expected text, got 5"),
+        ("llava", [{"conversations": [{"from": "gpt", "value": None}]}], "rows.json 0: .*expected text, got null"),
+        (
+            "llava",
+            [{"messages": []}],
+            "0: expected conversations, found messages; format conversations also reads mess",
+        ),
+        ("llava", [{"video": "a.mp4", "conversations": []}], "rows.json 0: video: expected images, got a video"),
         ("karpathy", {"images": 5}, "expected Karpathy's format"),
         ("karpathy", {"images": [{"split": "train"}]}, "image 0: expected the key 'filename'"),
         (
@@ -237,6 +252,12 @@ def test_bad_files_are_rejected_in_one_line(tmp_path: Path, bridge_talk: Path) -
         tar.addfile(tarfile.TarInfo("000.txt"), io.BytesIO(b""))
     expect_error("000: expected 000.json with the conversation, found txt", "lone.tar", format="webdataset")
     expect_error("no such file", "none.json", format="llava")
+    write(tmp_path / "lines.jsonl", [{"conversations": []}] * 2)
+    expect_error("expected LLaVA's JSON list; format conversations reads JSON lines", "lines.jsonl", format="llava")
+    shutil.copy(tmp_path / "lines.jsonl", tmp_path / "lines.json")
+    expect_error("Extra data.*; format conversations reads JSON lines from a file that", "lines.json", format="llava")
+    (tmp_path / "mix.yaml").write_text("datasets:\n  - json_path: a.json\n    sampling_strategy: all\n")
+    expect_error("state each json_path in it as a source of its own", "mix.yaml", format="llava")
     expect_error("did you mean 'llava'", "empty", format="lava")
     expect_error("only the llm_pretrain stage", "empty", format="text")
     expect_error("data.max_samples", "x", max_samples=0)
@@ -338,3 +359,60 @@ def test_an_answer_before_the_first_question_is_skipped(tmp_path: Path) -> None:
     path = write(tmp_path / "talk.json", [{"id": 1, "conversations": [{"from": a, "value": b} for a, b in said]}])
     (sample,) = read_samples(ConversationSourceConfig(path=path))
     assert [turn.content for turn in sample.turns] == ["Be short.", "Was it?", "It was."]
+
+
+def odd_talk(who: Any, said: Any, **fields: Any) -> dict[str, Any]:
+    return {**fields, "conversations": [{"from": "human", "value": "Hi"}, {"from": who, "value": said}]}
+
+
+MARKED = [{"from": "human", "value": "<image>\nColor?"}, {"from": "gpt", "value": "red"}]
+ODD = {
+    "a message of the role 'chatgpt'": odd_talk("chatgpt", "Hello"),
+    "a message of the role 'function_call'": odd_talk("function_call", "f()"),
+    "role": odd_talk(None, "Hello"),
+    "expected text, got null": odd_talk("gpt", None),
+    "video: expected images, got a video": {"video": "a.mp4", "conversations": MARKED},
+    "videos: expected images, got a video": odd_talk("gpt", "Hello", videos=["a.mp4"]),
+    "a message contains <video>, but only images": {
+        "conversations": [{"from": "human", "value": "<video>\nWhat happens?"}, {"from": "gpt", "value": "A run."}]
+    },
+    "an answer contains <image>, which": {
+        "image": "red.png",
+        "conversations": [MARKED[0], {"from": "gpt", "value": "an <image>"}],
+    },
+}
+
+
+@pytest.mark.parametrize("kind", ["llava", "conversations", "webdataset"])
+def test_an_odd_row_is_an_invalid_sample_and_ends_nothing(kind: str, tmp_path: Path, bridge_llm: Path) -> None:
+    (tmp_path / "red.png").write_bytes(png("red"))
+    fine = [
+        {"images": ["red.png"], "conversations": MARKED},
+        odd_talk("gpt", "About <video> in HTML, inline.", image="", video=None),
+    ]
+    rows = [*fine, *ODD.values()]
+    if kind == "webdataset":
+        with tarfile.open(tmp_path / "0.tar", "w") as tar:
+            for number, row in enumerate(rows):
+                parts = {"json": json.dumps(row).encode()} | ({"png": png("red")} if "red.png" in str(row) else {})
+                for ending, content in parts.items():
+                    member = tarfile.TarInfo(f"{number:03}.{ending}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+        path = str(tmp_path / "0.tar")
+    else:
+        path = write(tmp_path / ("rows.json" if kind == "llava" else "rows.jsonl"), rows)
+    samples = read_samples(ConversationSourceConfig(format=kind, path=path))
+    tokenizer = AutoTokenizer.from_pretrained(bridge_llm)
+    data = ConversationDataset(samples, ConversationEncoder(tokenizer, resolve_chat_template(None, "turns"), 4), 100)
+    found = [data.read(index) for index in range(len(samples))]
+    assert len(found) == len(rows)
+    first, second, *odd = found
+    assert isinstance(first, dict)
+    assert len(first["images"]) == 1
+    assert first["input_ids"].count(data.chat.image_id) == 4
+    assert isinstance(second, dict)
+    assert not second["images"]
+    for expected, reason in zip(ODD, odd, strict=True):
+        assert isinstance(reason, tuple), expected
+        assert expected in reason[2]

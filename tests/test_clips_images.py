@@ -36,6 +36,11 @@ def test_images_of_all_modes_become_upright_rgb():
     palette = Image.new("P", (4, 4))
     palette.info["transparency"] = 0
     assert decode_image(encode(palette, transparency=0)).getpixel((1, 1)) == (255, 255, 255)
+    for mode, hidden, shown in (("RGB", (0, 0, 0), (9, 9, 9)), ("L", 0, 9)):  # a color whose pixels are transparent
+        two = Image.new(mode, (2, 1), shown)
+        two.putpixel((0, 0), hidden)
+        read = decode_image(encode(two, transparency=hidden))
+        assert [read.getpixel((column, 0)) for column in (0, 1)] == [(255, 255, 255), (9, 9, 9)]
     rotated = Image.new("RGB", (8, 4))
     exif = rotated.getexif()
     exif[0x0112] = 6

@@ -178,7 +178,7 @@ os.register_at_fork(after_in_child=_decoder_settings.clear)
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
+    if image.mode == "RGB" and "transparency" not in image.info:  # of a PNG: the color of transparent pixels
         return image
     if image.mode in {"I", "I;16", "I;16B", "I;16L", "F"}:
         raise InvalidImageError("not an 8-bit image")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ from clips.errors import UserError
 from llava_bridge.conversation import IGNORE_INDEX, IMAGE, ConversationEncoder, InvalidConversationError
 
 _CHUNK_TEXTS = 1000
+_OTHER_MEDIA = re.compile(r"^<(?:video|audio)>\s*$", re.MULTILINE)
+"""Placeholders of other data sets; within a line they may be text, such as a question about HTML."""
 
 
 class ConversationDataset(Dataset):
@@ -76,14 +79,20 @@ class ConversationDataset(Dataset):
             InvalidConversationError: the images do not match the text, the sample is too long, or an answer is empty.
             UserError: an image is missing or undecodable.
         """
+        if sample.fault:
+            raise InvalidConversationError(sample.fault)
         if not sample.turns:
             raise InvalidConversationError("the conversation is empty")
         answers = [turn.content for turn in sample.turns if turn.role == "assistant"]
         if not all(answer.strip() for answer in answers):  # they would teach the LLM to end an answer immediately
             raise InvalidConversationError("an answer is empty")
         messages = [{"role": turn.role, "content": turn.content} for turn in sample.turns]
+        if any(IMAGE in answer for answer in answers):
+            raise InvalidConversationError(f"an answer contains {IMAGE}, which stands for an image")
+        if found := next(filter(None, (_OTHER_MEDIA.search(turn.content) for turn in sample.turns)), None):
+            raise InvalidConversationError(f"a message contains {found[0].strip()}, but only images are read")
         marks = sum(turn.content.count(IMAGE) for turn in sample.turns if turn.role != "assistant")
-        if marks != len(sample.images) or any(IMAGE in answer for answer in answers):
+        if marks != len(sample.images):
             raise InvalidConversationError(
                 f"{len(sample.images)} images but {marks} {IMAGE} tokens in the user's messages"
             )

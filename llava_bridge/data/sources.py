@@ -99,6 +99,10 @@ def read_samples(config: ConversationSourceConfig, seed: int = 0) -> list[Conver
     samples = list(itertools.islice(records, config.max_samples))
     if not samples:
         raise UserError(f"{config.path}: no samples (format {config.format}, split {config.split})")
+    if all(sample.fault for sample in samples):
+        raise UserError(
+            f"{config.path}: none of {len(samples)} samples can be used; {samples[0].name}: {samples[0].fault}"
+        )
     return _repeated(samples, config, seed)
 
 
@@ -145,10 +149,12 @@ def _repeated(items: list[Item], config: ConversationSourceConfig, seed: int) ->
 def split_questions(sample: Conversation) -> Iterator[Conversation]:
     """A conversation of each question with the images up to it, without the questions before it: as benchmarks ask it.
 
-    One whose marks of images do not match its images, which is invalid, is returned as it is.
+    An invalid one, whose marks of images do not match its images or which has a fault, is returned as it is.
     """
     system, seen = [turn for turn in sample.turns if turn.role == "system"], 0
-    if sum(turn.content.count(IMAGE) for turn in sample.turns if turn.role == "user") != len(sample.images):
+    if sample.fault or sum(turn.content.count(IMAGE) for turn in sample.turns if turn.role == "user") != len(
+        sample.images
+    ):
         yield sample
         return
     for asked, answer in itertools.pairwise(sample.turns):

@@ -18,6 +18,8 @@ from clips.data.formats.conversations import (
     SHORT_ANSWER,
     parse_messages,
     place_images,
+    read_record,
+    reject_video,
     text,
 )
 from clips.data.formats.dataset_format import Conversation, Dataset, Location, Turn
@@ -51,7 +53,7 @@ class RowLayout:
     turns: Callable[..., list[Turn]]
     expected: str
 
-    def choose(self, names: Collection[str], where: str) -> tuple[list[str], str]:
+    def choose(self, names: Collection[str], where: str = "") -> tuple[list[str], str]:
         """The columns of the text, and that of the images, which may be missing.
 
         Raises:
@@ -61,7 +63,7 @@ class RowLayout:
         for keys in self.columns:
             if (column := next((name for name in keys if name in names), None)) is None:
                 expected = ", ".join(keys) if len(keys) == 1 else f"one of {', '.join(keys)}"
-                raise UserError(f"{where}: expected {expected}; found {', '.join(map(str, names))}")
+                raise UserError(f"{where}expected {expected}; found {', '.join(map(str, names))}")
             chosen.append(column)
         return chosen, next((name for name in IMAGE_KEYS if name in names), IMAGE_KEYS[0])
 
@@ -153,13 +155,23 @@ def _read_json(file: Path, root: Path, layout: RowLayout) -> Iterator[Conversati
     if isinstance(rows, dict):
         raise UserError(f"{file}: expected a list of rows, got an object")
     for number, row in enumerate(rows):
-        with library_errors_as_user_errors(f"{file} row {number}: expected an object whose images are paths"):
-            columns, image_column = layout.choose(dict(row), f"{file} row {number}")
-            value = row.get(image_column)
-            values = [] if value is None else value if isinstance(value, list) else [value]
-            images = [FileImage(root, _path(each)) for each in values]
-        values = [row[column] for column in columns]
-        yield _conversation(layout, str(file), f"{file.name} row {number}", values, images)
+        yield read_record(f"{file.name} row {number}", f"expected {layout.expected}", _parse_row, row, root, layout)
+
+
+def _parse_row(row: Mapping[str, Any], root: Path, layout: RowLayout) -> tuple[list[LazyImage], list[Turn]]:
+    with library_errors_as_user_errors("expected an object whose images are paths"):
+        columns, image_column = layout.choose(dict(row))
+        reject_video(row)
+        value = row.get(image_column)
+        values = [] if value is None else value if isinstance(value, list) else [value]
+        images: list[LazyImage] = [FileImage(root, _path(each)) for each in values if each not in (None, "")]
+    return _parse_cells(layout, [row[column] for column in columns], images)
+
+
+def _parse_cells(
+    layout: RowLayout, values: Sequence[Any], images: list[LazyImage]
+) -> tuple[list[LazyImage], list[Turn]]:
+    return images, place_images(layout.turns(*values), len(images))
 
 
 def _read_parquet(file: Path, root: Path, cache_gb: float, layout: RowLayout) -> Iterator[Conversation]:
@@ -170,7 +182,7 @@ def _read_parquet(file: Path, root: Path, cache_gb: float, layout: RowLayout) ->
     with library_errors_as_user_errors(f"{file}: cannot be read as parquet"):
         reader = pyarrow.parquet.ParquetFile(file)
         names = reader.schema_arrow.names
-    columns, image_column = layout.choose(names, str(file))
+    columns, image_column = layout.choose(names, f"{file}: ")
     read, images = [*columns], None
     if image_column in names:
         cache = ShardCache(cache_directory("rows"), cache_gb * 1e9)
@@ -181,20 +193,20 @@ def _read_parquet(file: Path, root: Path, cache_gb: float, layout: RowLayout) ->
         read += paths or [image_column]  # paths are enough to count the images, without reading them
     with library_errors_as_user_errors(f"{file}: cannot be read as parquet"):
         batches = iter_record_batches(str(file), file, columns=read, footer=reader.metadata)
-        yield from _read_batches(batches, layout, columns, images, file.name, str(file))
+        yield from _read_batches(batches, layout, columns, images, file.name)
 
 
 def _read_saved(location: Location, layout: RowLayout) -> Iterator[Conversation]:
     path, root = location.path, location.image_root()
     rows = open_rows(location.spec.path, None, location.spec.split)
     rows = rows.with_format("arrow")  # slices are views of the files
-    columns, image_column = layout.choose(rows.column_names, str(path))
+    columns, image_column = layout.choose(rows.column_names, f"{path}: ")
     images = None
     if image_column in rows.column_names:
         images = ImageColumn(_PlainRows(rows.select_columns([image_column])), image_column, str(path), root)
     tables = (rows[start : start + _BATCH_ROWS] for start in range(0, len(rows), _BATCH_ROWS))
     batches = (batch for table in tables for batch in table.to_batches())
-    yield from _read_batches(batches, layout, columns, images, path.name, str(path))
+    yield from _read_batches(batches, layout, columns, images, path.name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,7 +226,6 @@ def _read_batches(
     columns: Sequence[str],
     image_column: ImageColumn | None,
     name: str,
-    where: str,
 ) -> Iterator[Conversation]:
     """The rows of Arrow batches: image paths as files, all other images by their row."""
     row = 0
@@ -229,14 +240,8 @@ def _read_batches(
                     images.append(TableImage(image_column, row, index))
                 else:
                     images.append(FileImage(image_column.root, path))
-            yield _conversation(layout, where, f"{name} row {row}", values, images)
+            yield read_record(f"{name} row {row}", f"expected {layout.expected}", _parse_cells, layout, values, images)
             row += 1
-
-
-def _conversation(layout: RowLayout, where: str, name: str, values: Sequence[Any], images: list[Any]) -> Conversation:
-    with library_errors_as_user_errors(f"{where}: {name}: expected {layout.expected}"):
-        turns = layout.turns(*values)
-    return Conversation(name, images, place_images(turns, len(images)))
 
 
 def _row_paths(column: Any) -> list[list[str | None]]:

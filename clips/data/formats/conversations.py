@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ParamSpec
 
 from clips.data.formats.dataset_format import IMAGE, Conversation, Dataset, Location, Turn
-from clips.data.lazy_images import FileImage
+from clips.data.lazy_images import FileImage, LazyImage
 from clips.errors import UserError, unknown_name_error
 from clips.model.loading import library_errors_as_user_errors
 from clips.text_files import read_json, read_json_lines
@@ -60,6 +61,8 @@ def _turns(message: Mapping[str, Any]) -> list[Turn]:
     if message.get("user") is not None:
         return [Turn("user", text(message["user"])), Turn("assistant", text(message["assistant"]))]
     role, content = ("from", "value") if message.get("from") is not None else ("role", "content")
+    if message[role] not in _ROLES:
+        raise ValueError(f"a message of the role {message[role]!r}")
     return [Turn(_ROLES[message[role]], _join_parts(message[content]))]
 
 
@@ -130,25 +133,65 @@ def is_llava(location: Location) -> bool:
 
 
 def read_llava(location: Location) -> Dataset[Conversation]:
-    """LLaVA's JSON list: id, image (a reference, a list of them, or none), conversations (from, value)."""
+    """LLaVA's JSON list: id, image or images (a reference, a list of them, or none), conversations (from, value)."""
     path, root = location.path, location.image_root()
-    rows = read_json(path)
+    if path.suffix.lower() in _OTHER_FILES:
+        raise UserError(f"{path}: expected LLaVA's JSON list; {_OTHER_FILES[path.suffix.lower()]}")
+    try:
+        rows = read_json(path)
+    except UserError as error:
+        hint = f"; {_JSON_LINES} from a file that ends in .jsonl" if "Extra data" in str(error) else ""
+        raise UserError(f"{error}{hint}") from None
     if not isinstance(rows, list):
         raise UserError(f"{path}: expected a JSON list of samples, got {type(rows).__name__}")
 
+    expected = "expected conversations with from (human, gpt or system) and value, and image as a reference or a list"
+
     def records() -> Iterator[Conversation]:
         for number, row in enumerate(rows):
-            with library_errors_as_user_errors(
-                f"{path} sample {number}: expected conversations with from (human, gpt or system) and value, "
-                "and image as a reference or a list of them"
-            ):
-                turns = place_image_first(drop_before_first_user_turn(parse_messages(row["conversations"])))
-                image = row.get("image")
-                references = [] if image is None else [image] if isinstance(image, str) else image
-                images = [FileImage(root, text(reference)) for reference in references]
-            yield Conversation(f"{path.name} {row.get('id', number)}", images, turns)
+            name = f"{path.name} {row.get('id', number) if isinstance(row, dict) else number}"
+            yield read_record(name, expected, _parse_llava, row, root)
 
     return Dataset(records=records())
+
+
+_JSON_LINES = "format conversations reads JSON lines"
+_SOURCES = "LLaVA-NeXT's YAML lists sources: state each json_path in it as a source of its own"
+_OTHER_FILES = {".jsonl": _JSON_LINES, ".jsonlines": _JSON_LINES, ".yaml": _SOURCES, ".yml": _SOURCES}
+
+
+def _parse_llava(row: Mapping[str, Any], root: Path) -> tuple[list[LazyImage], list[Turn]]:
+    reject_video(row)
+    if "conversations" not in row:
+        raise UserError(f"expected conversations, found {', '.join(row)}; format conversations also reads messages")
+    image = row.get("image") or row.get("images")
+    references = [] if image is None else [image] if isinstance(image, str) else image
+    images: list[LazyImage] = [FileImage(root, text(each)) for each in references if each not in (None, "")]
+    return images, place_image_first(drop_before_first_user_turn(parse_messages(row["conversations"])))
+
+
+def reject_video(row: Mapping[str, Any]) -> None:
+    """Raise UserError for a row with a video, whose frames no reader reads."""
+    if key := next((key for key in ("video", "videos") if row.get(key)), None):
+        raise UserError(f"{key}: expected images, got a video")
+
+
+Parts = ParamSpec("Parts")
+
+
+def read_record(
+    name: str,
+    expected: str,
+    parse: Callable[Parts, tuple[Sequence[LazyImage], Sequence[Turn]]],
+    *arguments: Parts.args,
+    **options: Parts.kwargs,
+) -> Conversation:
+    """The conversation of images and turns that ``parse`` returns; one with a fault if it raises, see ``expected``."""
+    try:
+        with library_errors_as_user_errors(expected):
+            return Conversation(name, *parse(*arguments, **options))
+    except UserError as error:
+        return Conversation(name, [], [], str(error))
 
 
 def read_cocoqa(location: Location) -> Dataset[Conversation]:

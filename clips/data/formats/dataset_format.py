@@ -79,11 +79,15 @@ class Turn:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Conversation:
-    """A conversation about images, each with an ``<image>`` in the text, in order; errors refer to it by ``name``."""
+    """A conversation about images, each with an ``<image>`` in the text, in order; errors refer to it by ``name``.
+
+    One that is malformed has no turns but a ``fault``, with which training counts it as invalid.
+    """
 
     name: str
     images: Sequence[LazyImage]
     turns: Sequence[Turn]
+    fault: str = ""
 
     @property
     def text(self) -> str:

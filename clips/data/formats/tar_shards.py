@@ -17,10 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from clips.data.formats.conversations import CONVERSATION_KEYS, EXPECTED_FORMAT, parse_messages, place_images
-from clips.data.formats.dataset_format import WHOLE, Captioned, Classified, Conversation, Dataset, Location
+from clips.data.formats.conversations import (
+    CONVERSATION_KEYS,
+    EXPECTED_FORMAT,
+    parse_messages,
+    place_images,
+    read_record,
+    reject_video,
+)
+from clips.data.formats.dataset_format import WHOLE, Captioned, Classified, Conversation, Dataset, Location, Turn
 from clips.data.images import IMAGE_SUFFIXES
-from clips.data.lazy_images import TarImage
+from clips.data.lazy_images import LazyImage, TarImage
 from clips.data.remote_files import expand_brace_ranges, is_remote
 from clips.data.shard_index import Spans, image_extension, index_shard
 from clips.data.tar_index import is_clutter, read_byte_range
@@ -159,12 +166,16 @@ def _conversations(shard: Path) -> Iterator[Conversation]:
     index = index_shard(shard)
     for sample in range(len(index)):
         key, files = index.key(sample), index.files(sample)
-        where = f"{shard}/{key}"
-        if "json" not in files:
-            raise UserError(f"{where}: expected {key}.json with the conversation, found {', '.join(files)}")
-        with library_errors_as_user_errors(f"{where}.json: expected an object with {EXPECTED_FORMAT}"):
-            row = safe_json_loads(read_byte_range(shard, *files["json"]))
-            turns = parse_messages(row[next(name for name in CONVERSATION_KEYS if name in row)])
-        names = sorted((name for name in files if f".{name.rpartition('.')[2]}" in IMAGE_SUFFIXES), key=_numeric_key)
-        images = [TarImage(shard.parent, shard, f"{key}.{name}", *files[name]) for name in names]
-        yield Conversation(f"{shard.name}/{key}", images, place_images(turns, len(images)))
+        expected = f"{key}.json: expected an object with {EXPECTED_FORMAT}"
+        yield read_record(f"{shard.name}/{key}", expected, _parse_conversation, shard, key, files)
+
+
+def _parse_conversation(shard: Path, key: str, files: Spans) -> tuple[list[LazyImage], list[Turn]]:
+    if "json" not in files:
+        raise UserError(f"expected {key}.json with the conversation, found {', '.join(files)}")
+    row = safe_json_loads(read_byte_range(shard, *files["json"]))
+    reject_video(row)
+    turns = parse_messages(row[next(name for name in CONVERSATION_KEYS if name in row)])
+    names = sorted((name for name in files if f".{name.rpartition('.')[2]}" in IMAGE_SUFFIXES), key=_numeric_key)
+    images: list[LazyImage] = [TarImage(shard.parent, shard, f"{key}.{name}", *files[name]) for name in names]
+    return images, place_images(turns, len(images))
