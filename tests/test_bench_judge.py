@@ -220,7 +220,8 @@ def test_scorers_that_use_requests(places, tmp_path, judge):
     """HallusionBench asks about every answer, MMBench about those without a letter or an option in them."""
     judge.reply = lambda request: "Incorrect" if "number 3." in request["messages"][0]["content"] else "Correct."
     found = _run(places, tmp_path, "hallusion_bench_image", judge_url=judge.url)
-    assert {name: metric.value for name, metric in found.metrics.items()} == {"aAcc": 75.0, "qAcc": 50.0, "fAcc": 50.0}
+    values = {name: metric.value for name, metric in found.metrics.items()}
+    assert values == {"aAcc": 75.0, "qAcc": 50.0, "fAcc": 50.0, "unread": 0.0}
     assert (len(judge.asked), found.protocol["judge"]) == (QUESTIONS, "gpt-4 (judge-2026)")
     judge.asked.clear()
     judge.reply = lambda _: "D"

@@ -96,7 +96,7 @@ def test_a_file_a_folder_and_a_task_in_a_folder_are_one_task(data, tasks, capsys
     right, points = shown[0].metrics["right"], shown[0].metrics["points"]
     assert (right.value, right.scale, right.ci_method) == (0.4, 100.0, "wilson")
     assert (points.value, points.scale) == (2.6, 1.0)  # numbers above 1 are no share
-    assert "right 40.0, points 2.6 (5 questions)" in capsys.readouterr().err
+    assert "right 40.0, points 2.6, answers not read 0.0 (5 questions)" in capsys.readouterr().err
     assert shown[0].protocol["task"] == "custom task street_signs"
     assert read_items(shown[0])["question"].tolist()[0] == "Is sign 0 red?"
 
