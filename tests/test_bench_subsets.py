@@ -7,12 +7,13 @@ from typing import Any
 
 import bench_world as world
 import pytest
-from test_bench_tasks import NUMBERS, PICTURES, _images, _run, _six
+from test_bench_tasks import NUMBERS, PICTURES, _images, _run, _six, write_task
 from test_bench_tasks import answers as answers
 from test_bench_tasks import llava as llava
 
 from benchmarks.results.results import read_items
 from benchmarks.tasks.mllm.subset_columns import MMMU_DISCIPLINES
+from benchmarks.tasks.run_config import BenchmarkConfig
 
 pytestmark = world.LMMS_EVAL_WARNS
 
@@ -95,6 +96,16 @@ def test_mmbench_counts_questions_that_are_right_in_every_order(name, llava, tmp
     items = world.check_formulas(found)
     assert items["points"].tolist()[:3] == [100.0, 0.0, 100.0]
     assert items["points"].isna().tolist() == [False] * 3 + [True] * 3
+
+
+def test_a_limit_makes_mmbench_no_accuracy_in_one_pass(llava, tmp_path, answers):
+    answers += ["A", "B", "A"]
+    write_task(tmp_path / "hub", "mmbench_en_dev_static", _mmbench(), "dev")
+    config = BenchmarkConfig(name="mmbench_en_dev_static", data=str(tmp_path / "hub"), limit=3)
+    found = world.measure(tmp_path / "results", config, llava=llava)
+    assert "gpt_eval_score" not in found.metrics
+    assert found.missing_metrics["gpt_eval_score"] == "the first 3 questions lack some of their orders or pairs"
+    assert len(read_items(found)) == 3
 
 
 def test_mmmu_scores_options_and_open_answers(llava, tmp_path, answers):

@@ -24,6 +24,7 @@ from benchmarks.tasks.mllm.judge import Judge, make_judge
 from benchmarks.tasks.mllm.llava_input import input_settings
 from benchmarks.tasks.mllm.lmms_models import model_settings
 from benchmarks.tasks.mllm.offline_tasks import data_root, definition_hash, go_offline, load_task, select_questions
+from benchmarks.tasks.mllm.subset_columns import in_whole_groups
 from benchmarks.tasks.mllm.task_metrics import TASK_METRICS, TaskMetrics, default_task_metrics
 from benchmarks.tasks.mllm.unread import add_unread
 from benchmarks.tasks.registry import get_benchmark
@@ -157,7 +158,13 @@ def evaluate_task(
         views = blind_views(model, task, config, images, data_hash(config))
         if reason := add_blind_runs(items, model, task, entry, settings, views, judge):
             absent["blind"] = reason
-    metrics = {} if scored.no_judge else _metrics(reader, scored.values, items, reader.baselines(samples), absent)
+    totals = scored.values
+    if config.limit and not scored.no_judge:
+        asked = range(len(samples))
+        if len(in_whole_groups(dict.fromkeys(asked), list(task.eval_docs_no_media), entry.folder)) < len(asked):
+            absent |= dict.fromkeys(names, f"the first {len(asked)} questions lack some of their orders or pairs")
+            totals = {}
+    metrics = {} if scored.no_judge else _metrics(reader, totals, items, reader.baselines(samples), absent)
     if metrics and "generate_until" in str(task.config.output_type):
         found = add_unread(items, samples, {**reader.metrics, **reader.extra}, reader.primary)
         metrics |= {name: compute_metric(items, spec) for name, spec in found.items()}
