@@ -210,7 +210,7 @@ def test_what_a_step_makes_is_its_output_however_it_is_called(spelled, monkeypat
         assert not found.needs
 
 
-def test_files_count_by_their_times_next_to_a_manifest_and_behind_links(tmp_path):
+def test_files_count_by_their_contents_next_to_a_manifest_and_behind_links(tmp_path):
     inside, behind = tmp_path / "encoder", tmp_path / "behind"
     for folder in (inside, behind):
         folder.mkdir()
@@ -219,8 +219,14 @@ def test_files_count_by_their_times_next_to_a_manifest_and_behind_links(tmp_path
     (inside / "linked").symlink_to(behind)
     (behind / "circle").symlink_to(inside)
     states = [external_files_state(inside)]
-    for number, folder in enumerate((inside, behind)):
-        os.utime(folder / "weights", ns=(number, number))
+    for folder in (inside, behind):
+        before = (folder / "weights").stat()
+        os.utime(folder / "weights", ns=(1, 1))  # touched
+        (folder / "copy").write_text((folder / "weights").read_text(encoding="utf-8"), encoding="utf-8")
+        (folder / "copy").replace(folder / "weights")
+        assert external_files_state(inside) == states[-1]
+        (folder / "weights").write_text("two", encoding="utf-8")  # of the same size, with the old time
+        os.utime(folder / "weights", ns=(before.st_atime_ns, before.st_mtime_ns))
         states.append(external_files_state(inside))
     (inside / "linked").unlink()
     states.append(external_files_state(inside))

@@ -25,6 +25,7 @@ from benchmarks.study.locks import acquire, locked
 from benchmarks.study.rerun_clean import AcceptConfig, CleanConfig, RerunConfig, accept_outputs, run_clean
 from benchmarks.study.step_state import read_record, write_record
 from benchmarks.study.study_commands import StudyPlanConfig, plan_study
+from clips.core.artifact import write_manifest
 from clips.errors import UserError
 
 OTHER = {**SMALL["encoders"], "clips": {"optimizer": {"lr": 4}}}
@@ -130,7 +131,9 @@ def test_costly_outputs_that_are_missing_are_not_made_again_unasked(tmp_path, fi
     config = finished_study(tmp_path)
     spend(tmp_path, "encoder-clip-s0", 7200)
     (tmp_path / "out/encoders/clip-s0").rename(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match=r"encoder-clip-s0 \(took 2 h 00 min; outputs missing\); --yes") as rejected:
+    with pytest.raises(
+        UserError, match=r"encoder-clip-s0 \(took 2 h 00 min; outputs missing or incomplete\); --yes"
+    ) as rejected:
         run_study(config)
     assert "accept" not in str(rejected.value)
     run_study(dataclasses.replace(config, yes=True))
@@ -260,10 +263,11 @@ def test_clean_empties_the_trash(tmp_path, finished_study, capsys):
     assert f"; {tmp_path}/out/trash holds 3.0 MB, which `clips-bench study clean` removes\n" in said
     run_clean(CleanConfig(study=config.study))
     said = capsys.readouterr().out
-    assert re.search(r"^trash/\d{8}T\d{6}Z-encoder-clips-s0  3\.0 MB$", said, re.MULTILINE)
+    assert re.search(r"^trash/\d{8}T\d{6}Z-encoder-clips-s0  3\.0 MB, took under 1 s$", said, re.MULTILINE)
     assert trashed(tmp_path)
+    (tmp_path / "out/trash/mine").mkdir()
     run_clean(CleanConfig(study=config.study, yes=True))
-    assert not trashed(tmp_path)
+    assert [path.name for path in (tmp_path / "out/trash").iterdir()] == ["mine"]
     assert set(states(config).values()) == {"done"}
 
 
@@ -347,9 +351,13 @@ def test_rerun_requires_steps_or_encoders():
         RerunConfig(study="study.yaml")
 
 
-def test_only_what_no_step_makes_is_removed(tmp_path, finished_study, capsys):
+def test_only_recorded_outputs_of_no_step_move_to_the_trash(tmp_path, finished_study, capsys):
     finished_study(tmp_path)
+    spend(tmp_path, "encoder-clips-s0", 12 * 3600)
     (tmp_path / "out/notes.txt").write_text("mine")
+    for path in ("encoders/thesis/chapter.tex", "results/mine/pope.json", "data/photos/1.jpg", "steps/mine/notes.txt"):
+        (tmp_path / "out" / path).parent.mkdir(parents=True)
+        (tmp_path / "out" / path).write_text("mine")
     (tmp_path / "out/results/.cache/vectors").mkdir(parents=True)
     for name in ("clip-s0", "clips-s0"):
         (tmp_path / f"out/encoders/{name}.stages/1").mkdir(parents=True)
@@ -359,8 +367,8 @@ def test_only_what_no_step_makes_is_removed(tmp_path, finished_study, capsys):
 
     run_clean(CleanConfig(study=config.study))
     said = capsys.readouterr().out
-    assert "would be removed; --yes removes them" in said
-    assert "encoders/clips-s0  " in said
+    assert "encoders/clips-s0, encoders/clips-s0.stages  0.0 MB, took 12 h 00 min\n" in said
+    assert "would move to the trash: 0.0 MB, took 12 h 00 min\n--yes removes and moves them" in said
     assert set((tmp_path / "out").rglob("*")) == everything
 
     run_clean(CleanConfig(study=config.study, yes=True))
@@ -368,14 +376,80 @@ def test_only_what_no_step_makes_is_removed(tmp_path, finished_study, capsys):
     gone = {path.relative_to(tmp_path / "out").as_posix() for path in everything - left}
     assert {"encoders/clips-s0", "encoders/clips-s0.stages", "llava/clips-tiny-s0", "steps/encoder-clips-s0"} <= gone
     assert all("clips" in path for path in gone)
+    assert "encoders/clips-s0/made.txt" in trashed(tmp_path)
+    assert "steps/encoder-clips-s0/step.json" in trashed(tmp_path)
     assert (tmp_path / "out/notes.txt").exists()
     assert (tmp_path / "out/results/.cache").exists()
     assert set(states(config).values()) == {"done"}
     capsys.readouterr()
     run_clean(CleanConfig(study=config.study, yes=True))
-    assert "every file belongs to a step" in capsys.readouterr().out
+    assert capsys.readouterr().out.endswith("removed from the trash: 0.0 MB, took 12 h 00 min\n")
+    assert not trashed(tmp_path)
+    run_clean(CleanConfig(study=config.study, yes=True))
+    assert "every recorded output belongs to a step" in capsys.readouterr().out
     run_clean(CleanConfig(study=config.study, yes=True, include_cache=True))
     assert not (tmp_path / "out/results/.cache").exists()
+
+
+def test_clean_touches_no_directory_of_others(tmp_path, finished_study):
+    config = finished_study(tmp_path)
+    foreign = tmp_path / "home"
+    for path in ("data/photos", "encoders/mine", "results/thesis", "steps/1", "trash/later"):
+        (foreign / path).mkdir(parents=True)
+        (foreign / path / "file").write_text("mine")
+    with pytest.raises(UserError, match=r"study\.json: no study was run here"):
+        run_clean(CleanConfig(study=config.study, output=str(foreign), yes=True))
+    shutil.copytree(tmp_path / "out", foreign, dirs_exist_ok=True)
+    other = write_study(tmp_path, name="other", encoders={"clip": {"recipe": "clip"}})
+    everything = set(foreign.rglob("*"))
+    with pytest.raises(UserError, match=f"output: expected the directory of the study 'other', {foreign} is that of"):
+        run_clean(CleanConfig(study=other.study, output=str(foreign), yes=True))
+    assert set(foreign.rglob("*")) == everything
+
+
+def test_models_that_are_left_out_move_to_the_trash_and_can_return(tmp_path, finished_study):
+    config = finished_study(tmp_path)
+    run_clean(CleanConfig(study=config.study, include=("clip",), yes=True))
+    assert "encoders/clips-s0/made.txt" in trashed(tmp_path)
+    assert (tmp_path / "out/encoders/clip-s0/made.txt").is_file()
+    [entry] = (tmp_path / "out/trash").glob("*Z-encoder-clips-s0")
+    shutil.copytree(entry, tmp_path / "out", dirs_exist_ok=True)
+    assert states(config)["encoder-clips-s0"] == "done"
+
+
+def test_a_result_of_a_former_benchmark_is_found_after_its_step_ran_again(tmp_path, finished_study):
+    finished_study(tmp_path)
+    left = {name: value for name, value in SMALL["benchmarks"].items() if name != "pope"} | {"gqa": None}
+    config = write_study(tmp_path, benchmarks=left)
+    run_study(config)
+    assert (tmp_path / "out/results/clips-tiny-s0/pope.json").is_file()
+    run_clean(CleanConfig(study=config.study, yes=True))
+    assert "results/clips-tiny-s0/pope.json" in trashed(tmp_path)
+    assert not (tmp_path / "out/results/clips-tiny-s0/pope.json").exists()
+    assert set(states(config).values()) == {"done"}
+
+
+@pytest.mark.parametrize("hollow", ["empty manifest", "missing weights", "empty weights", "empty directory"])
+def test_a_hollow_output_is_not_done_for_status_and_engine(hollow, tmp_path, finished_study):
+    config = finished_study(tmp_path)
+    encoder = tmp_path / "out/encoders/clip-s0"
+    (encoder / "weights.safetensors").write_bytes(b"weights")
+    write_manifest(encoder, kind="encoder", config={})
+    assert states(config)["encoder-clip-s0"] == "done"
+    for path in encoder.iterdir():
+        if hollow == "empty directory":
+            path.unlink()
+    if hollow == "empty manifest":
+        (encoder / "manifest.json").write_bytes(b"")
+    elif hollow == "missing weights":
+        (encoder / "weights.safetensors").unlink()
+    elif hollow == "empty weights":
+        (encoder / "weights.safetensors").write_bytes(b"")
+    assert states(config)["encoder-clip-s0"] == "missing"
+    before = step_records(tmp_path)
+    run_study(config)
+    assert "encoder-clip-s0" in steps_run(tmp_path, before)
+    assert states(config)["encoder-clip-s0"] == "done"
 
 
 @pytest.mark.parametrize("change", [rerun_study_with_report, run_clean])

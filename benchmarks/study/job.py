@@ -195,7 +195,7 @@ class JobRun:
             previous_seconds=resumed.seconds if resumed else 0.0,
             parts=key.parts,
             outputs=key.outputs,
-            output_paths=self.step.output_paths(self.output),
+            output_paths=tuple(dict.fromkeys([*self.step.output_paths(self.output), *self._former_outputs(before)])),
             run_id=self.plan.run,
             job=(os.environ.get("SLURM_JOB_ID") or socket.gethostname()) if self.job.is_remote else "",
             machine=describe_machine(),
@@ -205,6 +205,10 @@ class JobRun:
         )
         write_record(self.output, record)
         return record
+
+    def _former_outputs(self, before: StepRecord | None) -> list[str]:
+        """Existing outputs of former jobs, such as results on a benchmark that the step no longer has, for `clean`."""
+        return [path for path in (before.output_paths if before else ()) if (self.output / path).exists()]
 
     def _run_command(self, record: StepRecord, environment: Mapping[str, str], locks: Sequence[int]) -> bool:
         with (self.directory / LOG_FILE).open("ab") as log:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fnmatch
 import shutil
@@ -9,9 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.results.formatting import strip_control_chars
-from benchmarks.study.locks import locked
-from benchmarks.study.step_state import read_record, stage_directories, step_directory, write_record
+from benchmarks.results.formatting import format_duration, strip_control_chars
+from benchmarks.study.locks import is_at_work, locked
+from benchmarks.study.step_state import RECORD, read_record, step_directory, write_record
 from benchmarks.study.steps import Step, topological_order
 from benchmarks.study.study_commands import (
     ResolvedStudy,
@@ -21,13 +22,11 @@ from benchmarks.study.study_commands import (
     run_study_steps,
     study_record,
 )
-from benchmarks.study.study_record import RECORD_FILE, write_study_record
-from benchmarks.study.trash import TRASH, accept, move, size_of
+from benchmarks.study.study_record import RECORD_FILE, read_study_record, write_study_record
+from benchmarks.study.trash import accept, move, paths_of_output, size_of, stated_seconds, trash_entries
 from benchmarks.tasks.output_cache import CACHE_DIR
 from clips.core.artifact import log_info
 from clips.errors import UserError, unknown_name_error
-
-_STEP_FOLDERS = ("data", "encoders", "llms", "llava", "results", "steps", TRASH)  # every entry belongs to a step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,13 +136,16 @@ def accept_outputs(config: AcceptConfig) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class CleanConfig(StudySelection):
-    """Remove the trash of a study, and outputs of steps that the study no longer has, as of a renamed encoder.
+    """Empty the trash of a study, and move outputs of steps that the study no longer has there.
+
+    Only outputs that the records of the study's own steps list are moved, as of a renamed encoder; the next ``clean``
+    removes them.
 
     Args:
-        yes: remove them; by default they are only listed.
-        include_cache: remove the cached model outputs, too, which evaluations reuse.
-        seeds: overriding those of the study file; outputs of other seeds are removed.
-        include: encoders, LLaVAs, entries or patterns such as ``photos.*``; outputs of others are removed.
+        yes: remove and move them; by default they are only listed, with the time that they took.
+        include_cache: move the cached model outputs to the trash, too, which evaluations reuse.
+        seeds: overriding those of the study file; outputs of other seeds are moved.
+        include: encoders, LLaVAs, entries or patterns such as ``photos.*``; outputs of others are moved.
         wait_for_lock: wait for another runner in the study's directory instead of raising an error.
     """
 
@@ -152,45 +154,80 @@ class CleanConfig(StudySelection):
     wait_for_lock: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Outdated:
+    """Outputs of a step that the study no longer has.
+
+    Args:
+        step: its name; empty for the cache.
+        paths: its outputs.
+        seconds: time that they took, 0 if it is not recorded.
+        removed: whether the step itself has left the study, not only these outputs of it.
+    """
+
+    step: str
+    paths: tuple[Path, ...]
+    seconds: float = 0.0
+    removed: bool = False
+
+
 def run_clean(config: CleanConfig) -> None:
-    """List or remove the files that belong to no step.
+    """List what belongs to no step, or remove the trash and move the rest there.
 
     Raises:
-        UserError: another runner is at work in this directory.
+        UserError: no study or another one was run in this directory, or a runner is at work in it.
     """
     resolved = resolve_study(config)
-    output, cache = resolved.output, resolved.output / "results" / CACHE_DIR
-    paths = sorted(_outdated_paths(resolved))
-    if config.include_cache and cache.is_dir():
-        paths.append(cache)
-    total = sum(map(size_of, paths))
-    for path in paths:
-        print(f"{path.relative_to(output)}  {size_of(path) / 1e6:,.1f} MB")
-    if not paths:
-        print(f"{output}: every file belongs to a step")
+    output, name = resolved.output, resolved.plan.study.name
+    recorded = read_study_record(output).name
+    if recorded != name:
+        raise UserError(f"output: expected the directory of the study '{name}', {output} is that of '{recorded}'")
+    with locked(output, wait=config.wait_for_lock) if config.yes else contextlib.nullcontext():
+        trash, outdated = trash_entries(output), [*_outdated_outputs(resolved)]
+        cache = output / "results" / CACHE_DIR
+        if config.include_cache and cache.is_dir():
+            outdated.append(_Outdated(step="kept", paths=(cache,)))
+        for path, seconds in trash:
+            print(f"{path.relative_to(output)}  {_size_and_time([path], seconds)}")
+        for each in outdated:
+            names = ", ".join(str(path.relative_to(output)) for path in each.paths) or "record"
+            print(f"{names}  {_size_and_time(each.paths, each.seconds)}")
+        removed = _size_and_time([path for path, _ in trash], sum(seconds for _, seconds in trash))
+        moved = _size_and_time([path for each in outdated for path in each.paths], sum(e.seconds for e in outdated))
+        if config.yes:
+            for path, _ in trash:
+                shutil.rmtree(path)
+            for each in outdated:
+                move(output, each.step, each.paths)
+                if each.removed:
+                    shutil.rmtree(step_directory(output, each.step))  # its record, config and log are in the trash
+    if trash:
+        print(f"{'removed' if config.yes else 'would be removed'} from the trash: {removed}")
+    if outdated:
+        print(f"{'moved' if config.yes else 'would move'} to the trash: {moved}")
+    if not trash and not outdated:
+        print(f"{output}: every recorded output belongs to a step")
     elif not config.yes:
-        print(f"{len(paths)} of {total / 1e6:,.1f} MB would be removed; --yes removes them")
-    else:
-        with locked(output, wait=config.wait_for_lock):
-            for path in paths:
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
-        print(f"{len(paths)} removed, {total / 1e6:,.1f} MB")
+        print("--yes removes and moves them; the next `study clean --yes` removes what has moved")
 
 
-def _outdated_paths(resolved: ResolvedStudy) -> Iterator[Path]:
-    """Files and directories in the study's folders that belong to no step, except hidden ones."""
-    current = {step_directory(resolved.output, step.name) for step in resolved.plan.steps}
-    for step in resolved.plan.steps:
-        current |= {*step.outputs, *map(stage_directories, step.outputs)}
-    current |= {path.with_name(f"{path.stem}.items.parquet") for path in current if path.suffix == ".json"}
-    parents = {parent for path in current for parent in path.parents}
-    folders = [resolved.output / folder for folder in _STEP_FOLDERS]
-    while folders:
-        folder = folders.pop()
-        for path in folder.iterdir() if folder.is_dir() and not folder.is_symlink() else ():
-            if path.name.startswith(".") or path in current:
-                continue
-            if path in parents:
-                folders.append(path)
-            else:
-                yield path
+def _size_and_time(paths: Sequence[Path], seconds: float) -> str:
+    took = f"took {format_duration(seconds)}" if seconds else "its time is not recorded"
+    return f"{sum(map(size_of, paths)) / 1e6:,.1f} MB, {took}"
+
+
+def _outdated_outputs(resolved: ResolvedStudy) -> Iterator[_Outdated]:
+    """The outputs that records of steps list and no step of the study has; those of a job at work stay."""
+    output, current = resolved.output, {step.name for step in resolved.plan.steps}
+    kept = {path for step in resolved.plan.steps for path in step.outputs}
+    for file in sorted((output / "steps").glob(f"*/{RECORD}")):
+        record = read_record(output, file.parent.name)
+        if record is None or record.name != file.parent.name or is_at_work(output, record.name):
+            continue
+        listed = [output / path for path in record.output_paths if ".." not in Path(path).parts]
+        gone = [path for path in listed if path.is_relative_to(output) and path not in kept]
+        paths = tuple(each for path in gone for each in paths_of_output(path))
+        removed = record.name not in current
+        if paths or (removed and listed):
+            seconds = record.seconds if removed else sum(map(stated_seconds, gone))
+            yield _Outdated(step=record.name, paths=paths, seconds=seconds, removed=removed)

@@ -33,9 +33,9 @@ class StepStatus:
 
     Args:
         name: of the step.
-        state: ``new``, ``changed: …``, ``missing`` (without its outputs), ``failed``, ``interrupted``, ``stopped``
-            (recorded as running, without a process), ``running`` or ``done``; with a runner at work also ``waiting``
-            and ``cannot run``.
+        state: ``new``, ``changed: …``, ``missing`` (without its outputs, or with hollow ones), ``failed``,
+            ``interrupted``, ``stopped`` (recorded as running, without a process), ``running`` or ``done``; with a
+            runner at work also ``waiting`` and ``cannot run``.
         record: of its last job.
         seconds: elapsed time.
         left: estimated remaining seconds; None if unknown.

@@ -21,6 +21,7 @@ from typing import Any, Literal
 from benchmarks.study.path_refs import PATH_PREFIX, map_strings, split_refs
 from benchmarks.study.steps import OutputSpec, Step, topological_order
 from clips.core.artifact import STAGES_DIR, atomic_write, lexical_abspath
+from clips.core.content import content_hashes
 from clips.data.remote_files import expand_brace_ranges
 from clips.typed_data import to_plain
 
@@ -50,7 +51,7 @@ class StepRecord:
         exit_status: of the command; None while running or if the runner ended it.
         log_tail: the last lines of the log of a failed job.
         outputs: file name → key, of outputs that have their own dependencies.
-        output_paths: its outputs, relative to the study's directory.
+        output_paths: its outputs, and those of former jobs that exist, relative to the study's directory.
         run_id: of the ``study run`` that started the job.
         job: id of the SLURM job or name of the pod; empty on the runner's machine.
         machine: see `study_record.describe_machine`.
@@ -187,14 +188,17 @@ def relative_config(config: Any, directory: Path) -> Any:
 
 
 def external_files_state(path: Path) -> str:
-    """A fast fingerprint of external files: names, sizes and modification times.
+    """A fingerprint of external files: names and contents, which are read once (`content_hashes`).
 
-    Times count although a manifest has hashes: a file may be replaced without an update of its manifest.
+    A file that was touched or copied with the same content is no change; the hashes in a manifest do not count, since a
+    file may be replaced without an update of its manifest.
 
     Args:
         path: a file, a directory, or files with ranges in their name (``{00..11}.tar``).
     """
-    return hashlib.sha256("\n".join(map(_stamp, _files(path))).encode()).hexdigest()
+    files = [*_files(path)]
+    hashes = content_hashes(file for file in files if file.is_file())
+    return hashlib.sha256("\n".join(f"{file} {hashes.get(file, 'missing')}" for file in files).encode()).hexdigest()
 
 
 def _files(path: Path) -> Iterator[Path]:
@@ -210,21 +214,13 @@ def _files(path: Path) -> Iterator[Path]:
             seen.add(real)
 
 
-def _stamp(path: Path) -> str:
-    try:
-        status = path.stat()
-    except OSError:
-        return f"{path} missing"
-    return f"{path} {status.st_size} {status.st_mtime_ns}"
-
-
 def stage_directories(output: Path) -> Path:
     """The directory of the earlier stages of a training, which may not exist."""
     return output.with_name(f"{output.name}{STAGES_DIR}")
 
 
 def is_done(step: Step, key: StepKey, output: Path) -> bool:
-    """Whether the step's last job succeeded under this key and its outputs still exist."""
+    """Whether the step's last job succeeded under this key and its outputs are still complete."""
     record = read_record(output, step.name)
     return record is not None and record.status == "done" and record.key == key.key and not step.problems()
 

@@ -9,6 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from clips.core.artifact import MANIFEST, find_damage, read_manifest
+from clips.errors import UserError
+
 StepKind = Literal["data", "encoder", "llm", "llava", "evaluation"]
 Share = Mapping[str, float]
 """Shared resource of the executor (``gpus``, ``jobs``) → the fraction of it that a step occupies."""
@@ -64,14 +67,27 @@ class Step:
         return tuple(path.relative_to(directory).as_posix() for path in self.outputs if path.is_relative_to(directory))
 
     def problems(self) -> list[str]:
-        """A line for each missing output and each result file that records a failure."""
+        """A line for each output that is missing or hollow, and each result file that records a failure."""
         found = []
         for path in self.outputs:
             if not path.exists():
                 found.append(f"{path}: not written")
             elif path.suffix == ".json":
                 found += _failure(path)
+            elif damage := _hollow(path):
+                found.append(damage)
         return found
+
+
+def _hollow(directory: Path) -> str | None:
+    """Why an output is no complete artifact: a file that its manifest lists is missing or has another size."""
+    if (directory / MANIFEST).is_file():
+        try:
+            return find_damage(directory, read_manifest(directory), contents=False)
+        except UserError as error:
+            return str(error)
+    files = (path for path in directory.rglob("*") if path.is_file())
+    return None if any(path.stat().st_size for path in files) else f"{directory}: has no content"
 
 
 def _failure(path: Path) -> list[str]:
@@ -81,7 +97,8 @@ def _failure(path: Path) -> list[str]:
         return [f"{path}: not readable ({error})"]
     if isinstance(result, dict) and result.get("status") == "failed":
         return [f"{result.get('benchmark')} failed: {result.get('failure_reason')}"]
-    return []
+    items = path.with_name(f"{path.stem}.items.parquet")
+    return [f"{items}: has no content"] if items.is_file() and not items.stat().st_size else []
 
 
 def topological_order(steps: Iterable[Step]) -> list[Step]:

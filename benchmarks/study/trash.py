@@ -1,8 +1,8 @@
 """The trash of a study: outputs of a step that runs again move there, costly ones only with ``--yes``.
 
 ``trash/<time>-<step>/`` has the structure of the study's directory and contains the outputs with the step's record,
-config and log; ``study clean`` empties it. Outputs that took longer than ``confirm_hours`` in all are replaced only
-with ``--yes``, or stay after ``study accept``.
+config and log; ``study clean`` empties it, and moves outputs there that the study no longer has. Outputs that took
+longer than ``confirm_hours`` in all are replaced only with ``--yes``, or stay after ``study accept``.
 
 Each output moves by one rename, and the new record is written after the last one. A kill in between leaves some outputs
 in the trash and the former record: the next job moves the others and starts.
@@ -47,6 +47,7 @@ from clips.safe_text import redact
 from clips.typed_data import flatten, to_plain
 
 TRASH = "trash"
+_ENTRY = re.compile(r"\d{8}T\d{6}Z-(?P<step>.+?)(?:-\d+)?")
 _NAMED = 3  # of the costly steps, in messages
 
 
@@ -76,6 +77,16 @@ def move(output: Path, name: str, paths: Sequence[Path]) -> Path:
         for path in paths:
             _rename(path, _target_path(target, output, path))
     return target
+
+
+def trash_entries(output: Path) -> list[tuple[Path, float]]:
+    """The directories that `move` created, each with the seconds that its outputs took; 0 if they are not recorded."""
+    found = []
+    for path in sorted((output / TRASH).iterdir()) if (output / TRASH).is_dir() else ():
+        if (named := _ENTRY.fullmatch(path.name)) and path.is_dir() and not path.is_symlink():
+            record = read_record(path, named["step"]) or read_record(path, path.name.partition("Z-")[2])
+            found.append((path, record.seconds if record else 0.0))
+    return found
 
 
 def _new_directory(trash: Path, name: str) -> Path:
@@ -112,9 +123,14 @@ def replaced_paths(step: Step, key: StepKey, before: StepRecord | None) -> list[
     found: list[Path] = []
     for path in step.outputs:
         if not _is_current(path, key, before):
-            items = [path.with_name(f"{path.stem}.items.parquet")] if path.suffix == ".json" else []
-            found += [path, *items, stage_directories(path), *_unfinished_work(path)]
-    return [path for path in found if os.path.lexists(path)]
+            found += paths_of_output(path)
+    return found
+
+
+def paths_of_output(path: Path) -> list[Path]:
+    """What exists of an output: itself, a result's items, the stages of a training and unfinished work."""
+    items = [path.with_name(f"{path.stem}.items.parquet")] if path.suffix == ".json" else []
+    return [each for each in (path, *items, stage_directories(path), *_unfinished_work(path)) if os.path.lexists(each)]
 
 
 def _is_current(path: Path, key: StepKey, before: StepRecord | None) -> bool:
@@ -191,7 +207,7 @@ def _reason(key: StepKey, before: StepRecord | None) -> str:
     if before is None:
         return "no record"
     if before.key == key.key:
-        return "outputs missing"
+        return "outputs missing or incomplete"
     changes = key.changes(before)
     return f"changed: {', '.join(changes)}" if changes else "changed" if before.key else "rerun"
 
@@ -201,10 +217,10 @@ def _cost(step: Step, key: StepKey, before: StepRecord | None) -> float:
     replaced = [path for path in step.outputs if not _is_current(path, key, before)]
     # the step's last job, whose time the record has, may have written a new column only
     recorded = before.seconds if before is not None and len(replaced) == len(step.outputs) else 0.0
-    return max(recorded, sum(map(_stated_seconds, replaced)))
+    return max(recorded, sum(map(stated_seconds, replaced)))
 
 
-def _stated_seconds(path: Path) -> float:
+def stated_seconds(path: Path) -> float:
     """The time that a result or an artifact states; 0 if it states none."""
     try:
         stated = json.loads((path / MANIFEST if path.is_dir() else path).read_text(encoding="utf-8")).get("seconds")
@@ -311,7 +327,7 @@ def _new_record(step: Step, output: Path) -> StepRecord:
         key="",
         status="done",
         started=min(path.stat().st_mtime for path in step.outputs),
-        seconds=sum(map(_stated_seconds, step.outputs)),
+        seconds=sum(map(stated_seconds, step.outputs)),
         output_paths=step.output_paths(output),
     )
 
