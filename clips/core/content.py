@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import sys
 import time
 import uuid
 from collections.abc import Iterable, Mapping
@@ -17,6 +18,8 @@ FileStamp = tuple[int, int, int, int]
 """Size, modification time, inode, change time (ns)."""
 _SETTLED_NS = 2_000_000_000
 """A file changed more recently is not remembered: with a file system's coarse clock, another change may be unseen."""
+
+_MANY_BYTES = 10e9  # reading them takes so long that the user is told
 
 
 def cache_directory(kind: str) -> Path:
@@ -51,12 +54,17 @@ def content_hashes(files: Iterable[str | Path]) -> dict[Path, str]:
     """
     paths = [Path(file) for file in files]
     memories = {parent: _read_memory(parent) for parent in {path.parent for path in paths}}
-    read, found = set[Path](), dict[Path, str]()
+    read, found, stamps = set[Path](), dict[Path, str](), dict[Path, FileStamp]()
     for path in paths:
         try:
-            stamp = file_stamp(path)
+            stamps[path] = file_stamp(path)
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    unread = [path for path in stamps if memories[path.parent].get(path.name, [])[:-1] != [*stamps[path]]]
+    size = sum(stamps[path][0] for path in unread)
+    if size > _MANY_BYTES:
+        print(f"hashing {size / 1e9:,.0f} GB in {len(unread):,} files, once for each content", file=sys.stderr)
+    for path, stamp in stamps.items():
         known = memories[path.parent].get(path.name, [])
         if known[:-1] == [*stamp]:
             found[path] = str(known[-1])
