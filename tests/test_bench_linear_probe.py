@@ -48,6 +48,13 @@ def test_it_learns_what_can_be_learned(tmp_path, encoder):
     assert (items.loc[blue, "prediction"] == items.loc[blue, "target"]).all()
 
 
+def test_a_weak_classifier_is_no_tie(tmp_path, encoder):
+    """With so few images every C classifies alike, and the smallest is selected: log probabilities hardly differ."""
+    result = _run(tmp_path, encoder, _data(tmp_path / "data", train=24))
+    assert result.metrics["C"].value == C_VALUES[0]
+    assert result.metrics["acc1"].value == pytest.approx(3 / 4)
+
+
 def test_the_final_probe_is_trained_on_all_of_train(tmp_path, encoder, monkeypatch):
     learned = []
     original = linear_probe.fit_classifier

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from PIL import Image
 from benchmarks.results.results import Result, read_items, read_result, result_path
 from benchmarks.tasks.data.caption_sets import load_caption_set
 from benchmarks.tasks.run_config import BenchmarkConfig
+from clips.core.artifact import atomic_write, write_manifest
 from clips.data.formats import DatasetSpec
 from clips.errors import UserError
 
@@ -94,6 +96,7 @@ def test_a_second_run_skips_until_model_data_or_settings_change(tmp_path, shards
     from benchmarks.tasks.eval_model import _model_hash
 
     encoder = use()
+    write_manifest(encoder, kind="encoder", config={})
 
     def created() -> int:
         return _run(tmp_path, encoder, shards).path.stat().st_mtime_ns
@@ -101,7 +104,9 @@ def test_a_second_run_skips_until_model_data_or_settings_change(tmp_path, shards
     first = created()
     assert created() == first
     assert "done already" in capsys.readouterr().err
-    (encoder / "weights").write_text("2")  # another model
+    time = (encoder / "weights").stat().st_mtime_ns
+    atomic_write(encoder / "weights", "2")  # another model, as `rsync --times` and `cp -p` put it there
+    os.utime(encoder / "weights", ns=(time, time))
     _model_hash.cache_clear()  # a new process would read the directory again
     second = created()
     assert second > first

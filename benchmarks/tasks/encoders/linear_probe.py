@@ -170,7 +170,13 @@ def fit_classifier(features: np.ndarray, targets: np.ndarray, strength: float, n
 
 
 def _scores(model: Any, features: np.ndarray, classes: int) -> np.ndarray:
-    """Return (N, C) log probabilities."""
+    """Return (N, C) log probabilities, of a very weak classifier their multiples.
+
+    The smallest C, which is selected where all classify equally well, gives log probabilities so close that distinct
+    ones would count as ties.
+    """
     scores = np.full((len(features), classes), _ABSENT)
-    scores[:, model.classes_] = model.predict_log_proba(features)
+    found = model.predict_log_proba(features)
+    spread = np.ptp(found, axis=1).max()
+    scores[:, model.classes_] = found / spread if 1e-9 < spread < 1 else found
     return scores
