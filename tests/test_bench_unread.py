@@ -42,6 +42,10 @@ def test_answers_that_can_be_read(answers, more):
     ("answers", "more"),
     [
         (["", ARTICLE, "I cannot see the image.", "E", "<think>B or C? B", "It is a dog"], {"doc": COLORS}),
+        (
+            ["I'm sorry, I can't help with that.", "The voltage is v_C of C3."],
+            {"doc": {"choices": [f"the {number}th" for number in range(10)]}},
+        ),
         (["x?", "A dog"], {"prompt": "Which?\nA. one\nB. two\nAnswer with the letter."}),
         (["I cannot tell.", "not sure", "maybe"], {"target": "yes"}),
         (["", " ", "I'm sorry, but I cannot see it.", "I don’t know"], {"target": "2"}),

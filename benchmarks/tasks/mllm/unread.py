@@ -153,11 +153,15 @@ def _named(text: str, names: str, options: Sequence[str]) -> set[str]:
     if len(alone) == 1 and alone.upper() in names:
         return {alone.upper()}
     last = names[-1]
-    found = set(re.findall(rf"(?<![A-Za-z])\(([A-{last}])\)", text.upper()))
-    found |= set(re.findall(rf"(?<![A-Za-z'’])([A-{last}])(?=[.):,\]}}*\"]|\s*$)", text, re.MULTILINE))
-    found |= set(re.findall(rf"(?i:answer|option|choice|letter)(?i:\s+is)?\W{{0,5}}([A-{last}])(?![A-Za-z'’])", text))
+    found = set(re.findall(rf"(?<![A-Za-z0-9_])\(([A-{last}])\)", text.upper()))
+    found |= set(re.findall(rf"(?<![A-Za-z0-9_'’])([A-{last}])(?=[.):,\]}}*\"]|\s*$)", text, re.MULTILINE))
+    found |= set(
+        re.findall(rf"(?i:answer|option|choice|letter)(?i:\s+is)?\W{{0,5}}([A-{last}])(?![A-Za-z0-9_'’])", text)
+    )
     # a letter between spaces names its option, but for the article and the pronoun
-    found |= {each for each in re.findall(rf"(?<![A-Za-z'’])([A-{last}])(?![A-Za-z'’])", text) if each not in "AI"}
+    found |= {
+        each for each in re.findall(rf"(?<![A-Za-z0-9_'’])([A-{last}])(?![A-Za-z0-9_'’])", text) if each not in "AI"
+    }
     if found:
         return found
     lowered = text.lower()
