@@ -371,7 +371,7 @@ OPENED: dict[str, list[tuple[str, str]]] = {
         (f"{_ALIGN} --output out --llava {{}}", "llava"),
     ],
     "clips-bench": [
-        ("run encoder {} --benchmarks=[{name: retrieval, data: shards}] --output out", "model"),
+        ("run encoder {} --benchmarks=[{name: retrieval, data: shards}] --output out", "model|encoder"),
         ("run encoder a --benchmarks=[{name: retrieval, data: {}}] --output out", "data|encoder"),
         ("report {}", "directory"),
         ("report results --output {}", "output"),

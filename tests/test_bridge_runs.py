@@ -92,6 +92,25 @@ def test_a_finished_run_is_not_changed(finished: LlavaTrainConfig, path: Path, t
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"), [(b"", "has 0 bytes, but 7"), (bytes(7), "has another content"), (None, "missing")]
+)
+def test_a_finished_run_that_lost_its_weights_is_an_error_and_stays(content, reason, config, path, tmp_path):
+    done, weights = config.with_processes(1), tmp_path / "one" / "model.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"weights")
+    write_manifest(weights.parent, kind="llava", config=done, identity=run_identity(done))
+    assert train(path)[0] == 0
+    weights.unlink() if content is None else weights.write_bytes(content)
+    status, output = train(path)
+    assert status == 2
+    (line,) = output.splitlines()
+    assert f"{weights}: {reason}" in line
+    assert "remove" not in line
+    assert (weights.parent / "manifest.json").exists()
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_a_finished_run_removes_its_own_work_directory_and_no_other_runs(finished, path, tmp_path):
     work = tmp_path / ".one.work"
     for seed in (1, finished.seed):
