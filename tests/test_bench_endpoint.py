@@ -61,6 +61,15 @@ def test_the_same_answers_and_numbers_as_the_directory(pope, llava, address, tmp
     world.measure(tmp_path / "results", pope, row="again", **served)
 
 
+def test_reasoning_is_no_part_of_a_served_answer(pope, address, tmp_path, monkeypatch) -> None:
+    """lmms-eval's default stop string is an empty line, which reasoning has, too."""
+    said = "<think>\nIs it?\n\nNo. Yes?\n</think>\n\nyes\n\nA second paragraph."
+    monkeypatch.setattr(served_llava, "choices", lambda reply: [(said, None)])
+    found = world.measure(tmp_path / "results", pope, llava="mine", endpoint=(address,), batch_size=3)
+    assert found.metrics["pope_recall"].value == 1.0
+    assert set(read_items(found)["prediction"]) == {"yes"}
+
+
 def test_another_model_of_the_same_name_is_asked_again(pope, address, tmp_path, monkeypatch) -> None:
     served: dict[str, Any] = {"llava": "mine", "endpoint": (address,), "batch_size": 3}
     first = world.measure(tmp_path / "results", pope, **served)

@@ -149,6 +149,21 @@ def test_reasoning_tags_are_lmms_evals_default(monkeypatch):
     assert theirs.reasoning_tags == REASONING_TAGS
 
 
+def test_a_reading_that_an_earlier_version_logged_otherwise_is_no_difference(hub, tmp_path, capsys):
+    """MMMU's scorer logs no score, but the letter; a list of one since there are repetitions."""
+    rows = _samples(hub, tmp_path, "mmmu_val", ["B", "red"] * PICTURES)
+    assert rows[0]["mmmu_acc"]["parsed_pred"] == ["B"]
+    for row in rows[::2]:
+        row["mmmu_acc"]["parsed_pred"] = "B"
+    _score(hub, tmp_path, "mmmu_val", rows)
+    assert "another score" not in capsys.readouterr().err
+    rows[4]["mmmu_acc"]["parsed_pred"] = "C"
+    _score(hub, tmp_path, "mmmu_val", rows)
+    said = capsys.readouterr().err
+    assert f"1 of {2 * PICTURES} answers have another score in the file" in said
+    assert 'first question 4: mmmu_acc {"parsed_pred": "C"}, here {"parsed_pred": "B"}' in said
+
+
 @pytest.mark.parametrize("key", ["answer", "text", "prediction", "response", "caption"])
 def test_a_json_list_and_other_names_of_the_answer(key, hub, tmp_path):
     rows = [{"question_id": str(number), key: answer} for number, (_, answer) in enumerate(_pope())]

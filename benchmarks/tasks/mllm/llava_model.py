@@ -14,6 +14,7 @@ from PIL.Image import Image
 
 from benchmarks.tasks.distributed import run_on_all
 from benchmarks.tasks.mllm.items import QuestionImage, image_hash_name, record_image
+from benchmarks.tasks.mllm.lmms_scoring import REASONING_TAGS
 from benchmarks.tasks.mllm.offline_tasks import unsuppressed_stderr
 from benchmarks.tasks.output_cache import AnswerCache
 from clips.commandline.progress import Progress
@@ -297,8 +298,15 @@ def _generation(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def truncate_at_stop(text: str, stops: str | Sequence[str] | None) -> str:
-    """``text`` up to the first stop string."""
+    """``text`` up to the first stop string after its reasoning, whose paragraphs end with the usual stop string."""
+    tags = json.loads(REASONING_TAGS)
+    if any(start in text and end not in text for start, end in tags):
+        return text.strip()
+    answer = text
+    for _, end in tags:
+        answer = answer.rpartition(end)[2]
+    thought, text = text[: len(text) - len(answer)], answer.lstrip()
     for stop in [stops] if isinstance(stops, str) else stops or []:
         if stop:
             text = text.split(stop, 1)[0]
-    return text.strip()
+    return (thought + text).strip()

@@ -158,20 +158,13 @@ def run_score(config: ScoreConfig) -> None:
 
 
 def _score_differences(answers: Mapping[int, Answer], samples: Sequence[Sample]) -> Iterator[str]:
-    """For each answer that its file gives a score: the difference from the one computed here, if there is any.
-
-    A score is a number or an object with what the aggregation needs, of which the keys that both sides have are
-    compared.
-    """
+    """For each answer that its file gives a score: the difference from the one computed here, if there is any."""
     for (number, answer), sample in zip(answers.items(), samples, strict=True):
-        row = answer.row
-        for name in sample.keys() & row.keys() - _NO_SCORES:
-            if name.endswith("submission"):
-                continue
-            theirs, ours = (_comparable(each[name]) for each in (row, sample))
-            if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
+        for name in sorted(sample.keys() & answer.row.keys() - _NO_SCORES):
+            theirs, ours = (_score(each[name]) for each in (answer.row, sample))
+            if isinstance(theirs, Mapping) and isinstance(ours, Mapping):  # of the keys that both versions have
                 theirs, ours = ({key: each[key] for key in theirs.keys() & ours.keys()} for each in (theirs, ours))
-            if theirs != ours:
+            if theirs != ours and not (theirs != theirs and ours != ours):  # NaN is itself
                 yield f"question {number}: {name} {_brief(theirs)}, here {_brief(ours)}"
                 break
 
@@ -187,14 +180,21 @@ _NO_SCORES = {
     "doc_hash",
     "input_media",
 }
+_READINGS = ("pred", "parsed_pred", "pred_answer", "prediction", "is_correct", "correct", "scores")
+"""Keys of what an aggregation is given, instead of a score: what the scorer read in the answer."""
 
 
-def _comparable(entry: Any) -> Any:
-    """A score as it is after a way through JSON; of an object with a score, that number."""
+def _score(entry: Any) -> Any:
+    """What lmms-eval logs for a metric, as a number or, if it has no score, what the scorer read in the answer."""
     plain = json.loads(json.dumps(entry, default=str))
-    if isinstance(plain, dict) and "score" in plain:
-        plain = plain["score"]
+    if isinstance(plain, dict):
+        plain = plain.get("score", {key: _only(plain[key]) for key in _READINGS if key in plain})
     return float(plain) if isinstance(plain, bool | int) else plain
+
+
+def _only(value: Any) -> Any:
+    """The element of a list of one: since 0.5 lmms-eval logs a reading for each repetition."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
 def _brief(value: Any) -> str:
