@@ -61,6 +61,17 @@ def our_ids(loaded: tuple[Any, Any], talk: list[dict[str, Any]]) -> list[int]:
     return encode_prompt(chat, talk, [PICTURE] if any("<image>" in each["content"] for each in talk) else [])
 
 
+def test_a_template_in_chat_template_jinja(hub: Path, tmp_path: Path) -> None:
+    """As newer directories have it; transformers reads it with the tokenizer, too."""
+    newer = shutil.copytree(hub, tmp_path / "newer")
+    stated = json.loads((newer / "chat_template.json").read_text())
+    (newer / "chat_template.jinja").write_text(stated["chat_template"])
+    (newer / "chat_template.json").unlink()
+    loaded = load_llava(newer, "cpu")
+    for talk in TALKS.values():
+        assert our_ids(loaded, talk) == stock_inputs(hub, talk)["input_ids"][0].tolist()
+
+
 @pytest.mark.parametrize("talk", TALKS)
 def test_prompts_are_those_of_the_processor(talk: str, hub: Path) -> None:
     expected = stock_inputs(hub, TALKS[talk])["input_ids"][0].tolist()
