@@ -42,6 +42,7 @@ class Measured:
         scores: None if its seeds have scores for different items.
         items: names of the items, and which of them have no score; unique if its seeds differ in them.
         seeds: number of different results.
+        rows: names of the seeds' rows.
     """
 
     group: int
@@ -49,6 +50,7 @@ class Measured:
     scores: Scores | None
     items: object
     seeds: int
+    rows: tuple[str, ...]
 
 
 class World:
@@ -138,7 +140,7 @@ class World:
         path = Path(f"/none/{row}/{benchmark}.json")
         self.frames[path] = frame
         protocol = {"benchmark": benchmark, "prompt": prompt}
-        digest = f"{row} {benchmark}" if self.trained[model] else model
+        digest = row if self.trained[model] else model
         return Result(
             model_name=row, benchmark=benchmark, status="ok",
             benchmark_type="mllm" if gain is not None else "retrieval",
@@ -177,6 +179,18 @@ class Truth:
             ] if world.num_seeds > 1 else [])
             for name in world.benchmarks for group in (0, 1)
         }  # fmt: skip
+        self._set_spreads()
+
+    def _set_spreads(self) -> None:
+        """The variance over a model's seeds relative to that of all models, averaged over its ranked metrics."""
+        spreads: dict[tuple[str, ...], list[float]] = {}
+        for (_, benchmark), each in self.measured.items():
+            if each.scores is not None and self.ranked(benchmark):
+                spread = self.noise[benchmark, each.group].relative_spread(each.scores)
+                spreads.setdefault(each.rows, []).extend([] if spread is None else [spread])
+        for each in self.measured.values():
+            if each.scores is not None and spreads.get(each.rows):
+                each.scores = dataclasses.replace(each.scores, spread=float(np.mean(spreads[each.rows])))
 
     def title(self, benchmark: str) -> str:
         return f"{benchmark} {self.world.benchmarks[benchmark]}"
@@ -205,13 +219,14 @@ class Truth:
                 yield model, self._measured(model, own, int(own[0].protocol["prompt"] != main))
 
     def _measured(self, model: str, results: list[Result], group: int) -> Measured:
+        rows = tuple(each.model_name for each in results)
         frames = [self.world.frames[each.path].sort_values("item") for each in results if each.path]
         value = 100 * float(np.mean([np.nanmean(frame["hit"]) for frame in frames]))
         if not self.world.trained[model]:
             frames = frames[:1]
         missing = frames[0]["hit"].isna().to_numpy()
         if any((frame["hit"].isna() != missing).any() for frame in frames):
-            return Measured(group=group, value=value, scores=None, items=object(), seeds=len(frames))
+            return Measured(group=group, value=value, scores=None, items=object(), seeds=len(frames), rows=rows)
         items = tuple(frames[0]["item"]), tuple(missing)
         images, owner = np.unique(frames[0]["image"], return_inverse=True)
         values, influence = [], []
@@ -227,7 +242,7 @@ class Truth:
             items=np.array(items[0], dtype=object), trained=self.world.trained[model] and self.world.num_seeds > 1,
             largest=1.0 if bounded else None,
         )  # fmt: skip
-        return Measured(group=group, value=value, scores=scores, items=items, seeds=len(frames))
+        return Measured(group=group, value=value, scores=scores, items=items, seeds=len(frames), rows=rows)
 
     def unknown_noise(self, benchmark: str, pair: Iterable[str]) -> bool:
         """Whether the seeds of every model with several seeds agree, so that a trained model has no test."""

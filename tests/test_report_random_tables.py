@@ -249,7 +249,8 @@ class Reader:
         deltas = any(cell.delta for cell in self.table.cells.values())
         assert subjects.casefold() == " and ".join(["marks"] * marks + ["differences from the baseline"] * deltas)
         assert int(count) == len(self.tested)
-        against = ["the baseline"] * bool(self.world.baseline) + ["the top model"] * marks
+        planned = {self.world.baseline in pair for _, pair in self.tested}
+        against = ["the baseline"] * (True in planned) + ["the top model"] * (False in planned)
         assert others == " and ".join(against)
         self._sources(sources)
 

@@ -99,7 +99,9 @@ def mark_legend(table: Table, style: MarkStyle) -> list[str]:
         shown = {delta.significant for delta in deltas} if style.differences else set()
         meanings = ((True, f"▲ and ▼ are significant (p < {ALPHA})"), (False, "≈ is not significant"))
         signs = ", ".join(text for significant, text in meanings if significant in shown)
-        against = [*(["the baseline"] if table.baselines - {None} else []), *(["the top model"] if lines else [])]
+        with_baseline = {frozenset({row.name, row.baseline}) for row in table.rows}
+        planned = {models in with_baseline for _, _, models in table.p_values}
+        against = [name for name, found in (("the baseline", True), ("the top model", False)) if found in planned]
         pairs = "every pair of models" if table.all_pairs else f"pairs with {join_with_and(against)}"
         lines.append(
             f"{' and '.join(subjects).capitalize()} use paired tests over {variance_sources(table)}, the p-values of "

@@ -133,8 +133,11 @@ class TrainingNoise:
         return variance / scores.num_seeds
 
     def relative_spread(self, scores: Scores) -> float | None:
-        """The variance over a model's seeds relative to that of all pooled models; None for a model that is none."""
-        if not self._is_pooled(scores):
+        """The variance over a model's seeds relative to that of all pooled models; None for a model that is none.
+
+        None, too, if all models' seeds have equal values, on different images.
+        """
+        if not self._is_pooled(scores) or not self._mean_spread:
             return None
         return float(scores.values.var(ddof=1)) / self._scale(scores) / self._mean_spread
 
