@@ -10,14 +10,22 @@ and the mean widths of both. Equal models have tied true ranks.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 
 import numpy as np
 from check_statistics import Column, World, percent
 from scipy import stats
 
-from benchmarks.report.overall import mean_estimate
-from benchmarks.results.noise import ALPHA, Scores, TrainingNoise, difference_estimate, metric_estimate, p_values
+from benchmarks.results.noise import (
+    ALPHA,
+    Scores,
+    TrainingNoise,
+    average_scores,
+    difference_estimate,
+    metric_estimate,
+    p_values,
+)
 from benchmarks.results.statistics import holm_correction
 
 BENCHMARKS, RESAMPLES = 8, 400
@@ -30,14 +38,17 @@ def simulate(
     columns = [Column(world, rng) for _ in range(BENCHMARKS)]
     models = [[column.model(place, step * place) for place in range(world.models)] for column in columns]
     noise = TrainingNoise()
-    covered, alarms = [], []
-    for place in range(world.models):
-        value, error, degrees = mean_estimate([metric_estimate(row[place], noise) for row in models])
-        covered.append(abs(value - world.right - step * place) <= stats.t.isf(0.025, degrees) * error)
+    names = [
+        np.array([f"{number} {place}" for place in range(world.images)], dtype=object) for number in range(BENCHMARKS)
+    ]
+    named = [[dataclasses.replace(each, images=own) for each in row] for row, own in zip(models, names, strict=True)]
+    averages = [average_scores(list(found), [1.0] * BENCHMARKS) for found in zip(*named, strict=True)]
+    covered = []
+    for place, average in enumerate(averages):
+        low, high = metric_estimate(average, noise).interval()
+        covered.append(low <= world.right + step * place <= high)
     pairs = [*itertools.combinations(range(world.models), 2)]
-    for one, other in pairs:
-        value, error, degrees = mean_estimate([difference_estimate(row[one], row[other], noise) for row in models])
-        alarms.append(2 * stats.t.sf(abs(value) / error, degrees))
+    alarms = p_values([difference_estimate(averages[one], averages[other], noise) for one, other in pairs]).tolist()
     truth = np.arange(world.models, 0, -1.0) if step else np.full(world.models, (world.models + 1) / 2)
     estimates = [difference_estimate(row[one], row[other], noise) for row in models for one, other in pairs]
     corrected = np.array(holm_correction(p_values(estimates).tolist())).reshape(BENCHMARKS, -1)

@@ -14,7 +14,9 @@ Each figure is followed by twice its standard error.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,7 +29,15 @@ from benchmarks.report.significance import Evidence, PairedTests
 from benchmarks.report.table import Cell, Table
 from benchmarks.report.table import Column as TableColumn
 from benchmarks.results.blind import compare_with_blind, gain_of, is_credited
-from benchmarks.results.noise import Scores, TrainingNoise, training_noise
+from benchmarks.results.noise import (
+    Scores,
+    TrainingNoise,
+    average_scores,
+    difference_estimate,
+    metric_estimate,
+    p_values,
+    training_noise,
+)
 from benchmarks.results.statistics import LEVEL, compare, holm_correction, image_scores
 from benchmarks.study.rows import RowRecord
 
@@ -124,6 +134,25 @@ class Column:
 
     def model(self, place: int, gain: float = 0.0) -> Scores:
         """The scores of a model whose mean exceeds that of the others by ``gain``."""
+        formula, names = COLUMNS[self.world.kind]
+        trained = place >= self.world.pretrained and self.world.seeds > 1
+        return image_scores(
+            formula, self.tables(place, gain), names, self.owner, items=range(len(self.owner)), trained=trained
+        )
+
+    def benchmarks(self, place: int) -> list[Scores]:
+        """The scores of a model on a benchmark for each question about an image; all of them show the same images."""
+        tables, world = self.tables(place), self.world
+        images = np.arange(world.images).astype(str).astype(object)
+        found = [
+            image_scores("mean", [{"x": table["x"][question :: world.questions]} for table in tables], ("x",), images,
+                         items=range(world.images), trained=world.seeds > 1)
+            for question in range(world.questions)
+        ]  # fmt: skip
+        return [dataclasses.replace(scores, images=np.unique(images)) for scores in found]
+
+    def tables(self, place: int, gain: float = 0.0) -> list[dict[str, np.ndarray]]:
+        """The items of each training of a model."""
         world, rng = self.world, self.rng
         own = rng.random(world.images) < world.lasting
         ease = np.where(own, self._ease(), self.ease)[self.owner]
@@ -136,10 +165,7 @@ class Column:
             varies = rng.random(len(luck)) < world.per_training if trained else None
             draws = luck if varies is None else np.where(varies, rng.random(len(luck)), luck)
             tables.append(self._answers(place, ease, draws, shift))
-        formula, names = COLUMNS[world.kind]
-        return image_scores(
-            formula, tables, names, self.owner, items=range(len(ease)), trained=trained and world.seeds > 1
-        )
+        return tables
 
     def weak_models(self) -> list[Scores]:
         """Rows near 0 %, whose trainings therefore hardly differ."""
@@ -266,6 +292,24 @@ def simulate(world: World, trials: int, seed: int = 7, *, all_pairs: bool = Fals
     return Found(float(np.mean(scores)), float(np.mean(differences)), alarms / trials)
 
 
+def simulate_averages(world: World, trials: int, seed: int = 7) -> Found:
+    """Simulate averages over benchmarks that show the same images, one for each question about an image."""
+    rng, alarms = np.random.default_rng(seed), 0
+    scores, differences = list[bool](), list[bool]()
+    for _ in range(trials):
+        column = Column(world, rng)
+        averages = [average_scores(found, [1.0] * len(found))
+                    for found in (column.benchmarks(place) for place in range(world.models))]  # fmt: skip
+        noise = training_noise(averages if world.seeds > 1 else [])
+        low, high = metric_estimate(averages[-1], noise).interval()
+        scores.append(low <= column.truth <= high)
+        pairs = [difference_estimate(*pair, noise) for pair in itertools.combinations(averages, 2)]
+        low, high = pairs[0].interval()
+        differences.append(low <= 0 <= high)
+        alarms += min(holm_correction([*p_values(pairs)])) < LEVEL
+    return Found(float(np.mean(scores)), float(np.mean(differences)), alarms / trials)
+
+
 def found_differences(world: World, trials: int, gain: float) -> tuple[float, float, float]:
     """The power for differences of ``gain`` standard deviations of training from the first model, the baseline.
 
@@ -364,11 +408,10 @@ SEEDS = [
     World(models=3, seeds=3, llms=3, training=1.0, tests=6),
 ]
 UNEQUAL = [
-    World(models=models, seeds=seeds, training=2.0, unequal=unequal, tests=tests)
-    for models in (2, 6)
-    for unequal in (1.0, 5.0, -5.0)
-    for seeds in (3, 5)
+    World(models=models, seeds=seeds, images=1000, training=0.7, unequal=unequal, tests=tests)
     for tests in (1, 6)
+    for models, unequal in ((2, 1.0), (2, 5.0), (6, 1.0), (6, 5.0), (6, -5.0))
+    for seeds in (3, 5)
 ]
 TABLES = [
     World(models=models, tests=tests, images=images, kind=kind)
@@ -408,12 +451,17 @@ PAIRS = [  # few answers of a model's own: correlated models
     World(kind="rare CIDEr", models=8, pretrained=2, seeds=3, training=0.5, tests=6, lasting=0.05),
     World(kind="F1", models=8, pretrained=2, seeds=3, training=0.5, tests=6),
 ]
+AVERAGES = [  # over as many benchmarks as there are questions about an image
+    World(images=400, questions=questions, models=models, seeds=seeds, training=training)
+    for questions, models, seeds, training in ((4, 2, 1, 0.0), (8, 2, 1, 0.0), (8, 4, 3, 1.0))
+]
 PARTS: Mapping[str, list[World]]
 PARTS = {
     "one training": SINGLE,
     "several seeds": SEEDS,
     "unequal": UNEQUAL,
     "tables": TABLES,
+    "averages": AVERAGES,
     "pairs": PAIRS,
     "blind": BLIND,
 }
@@ -463,7 +511,7 @@ def main() -> None:
         print(f"{title}: % of intervals with the truth (scores, differences), % of tables with a false alarm")
         for world in PARTS[title]:
             rounds = trials if world.tests > 1 else 4 * trials
-            found = simulate(world, rounds)
+            found = (simulate_averages if title == "averages" else simulate)(world, rounds)
             figures = (percent(share, rounds) for share in (found.scores, found.differences, found.alarms))
             print(f"  {world!s:<92}", *figures, flush=True)
     if given.part:

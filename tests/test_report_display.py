@@ -223,7 +223,7 @@ def test_the_answer_names_the_best_average_also_with_a_baseline(tmp_path: Path) 
     built = report(tmp_path, baseline="clip", display=NAMED)
     assert built.answer.startswith("clips beats CLIP")
     assert (
-        "clips has the best average over 3 benchmarks, 59.2 [54.2, 64.2], significantly above all others."
+        "clips has the best average over 2 benchmarks of the LLaVA, 61.2 [55.1, 67.2], significantly above all others."
         in built.answer
     )
     two = report(tmp_path, baseline="clip", selection=Selection(models=("clip", "clips")))

@@ -344,9 +344,9 @@ class Reader:
         assert self.truth.measured[row, self.titles[title]].group == 1
 
     def average(
-        self, models: str, count: str, value: str, low: str | None, high: str | None, **said: str | None
+        self, models: str, count: str, of: str, value: str, low: str | None, high: str | None, **said: str | None
     ) -> None:
-        names = self._averaged()
+        names = self._averaged(of)
         averages = {model: float(np.mean([self._value(name, model) for name in names])) for model in self.world.models}
         largest = max(averages.values())
         assert int(count) == len(names) > 1
@@ -356,7 +356,7 @@ class Reader:
         if low is None or high is None:
             return
         assert number(low) - 0.06 <= largest <= number(high) + 0.06
-        p_values = self.report.overall.p_values
+        (p_values,) = [each.p_values for each in self.report.overall if each.of == of]
         found: dict[str, set[str]] = {kind: set() for kind in said}
         for other in set(self.world.models) - leaders:
             same = all(
@@ -371,19 +371,27 @@ class Reader:
             )
             assert expected == found[kind]
 
-    def _averaged(self) -> list[str]:
-        """The benchmarks in per cent of which every model has a number under the main protocol."""
-        return [
-            name for name, label in self.world.benchmarks.items() if label == "accuracy"
+    def _averaged(self, of: str) -> list[str]:
+        """The benchmarks in per cent of which every model has a number under the main protocol, of one kind."""
+        complete = [
+            name for name in self.world.benchmarks
+            if self.truth.ranked(name)
             and all((each := self.truth.measured.get((model, name))) and not each.group for model in self.world.models)
+        ]  # fmt: skip
+        of_llava = {name: any(each.benchmark_type == "mllm" for each in self.report.source.results(name).values())
+                    for name in complete}  # fmt: skip
+        assert bool(of) == (len({*of_llava.values()}) == 2)
+        return [
+            name for name in complete
+            if self.world.benchmarks[name] == "accuracy" and (not of or of_llava[name] == of.endswith("LLaVA"))
         ]  # fmt: skip
 
     def highest_average(self, **said: str) -> None:
         self.average(**said, low=None, high=None)
 
-    def blind_average(self, models: str, names: str, **said: str) -> None:
-        self.highest_average(models=models, **said)
-        assert set(listed(names)) == {name for name in self._averaged() if self.truth.credited(models, name) is False}
+    def blind_average(self, models: str, names: str, of: str, **said: str) -> None:
+        self.highest_average(models=models, of=of, **said)
+        assert set(listed(names)) == {name for name in self._averaged(of) if self.truth.credited(models, name) is False}
 
     def uncredited(self, names: str) -> None:
         expected = {
@@ -477,16 +485,16 @@ READERS: list[tuple[str, Callable[..., None]]] = [
     (rf"(?P<rows>.+) on (?P<names>b[^:]*): missing: {NOT_RUN}\.", Reader.missing),
     (r"† (?P<model>.+) on (?P<title>\S+ \w+) was measured under different settings and is not ranked .*\.",
      Reader.protocol),
-    (r"(?P<models>\w+) has the best average over (?P<count>\d+) benchmarks, (?P<value>[\d.]+)"
+    (r"(?P<models>\w+) has the best average over (?P<count>\d+) benchmarks(?P<of>| of the \w+), (?P<value>[\d.]+)"
      r" \[(?P<low>\S+), (?P<high>\S+)\]"
      r"(?:, significantly above (?P<above>(?:(?!, not ).)+))?(?:, not significantly above (?P<close>(?:(?!, not ).)+))?"
      r"(?:, not tested against (?P<untested>.+))?\.", Reader.average),
-    (r"(?P<models>.+) have the same average over (?P<count>\d+) benchmarks, (?P<value>[\d.]+)"
+    (r"(?P<models>.+) have the same average over (?P<count>\d+) benchmarks(?P<of>| of the \w+), (?P<value>[\d.]+)"
      r"(?: and no model a higher one)?\.", Reader.highest_average),
-    (r"(?P<models>\w+) has the highest average over (?P<count>\d+) benchmarks, (?P<value>[\d.]+), but its scores? on "
-     r"(?P<names>.+) (?:is|are) not credited to the images\.", Reader.blind_average),
-    (r"(?P<models>\w+) has the highest average over (?P<count>\d+) benchmarks, (?P<value>[\d.]+), without an "
-     r"interval, .*\.", Reader.highest_average),
+    (r"(?P<models>\w+) has the highest average over (?P<count>\d+) benchmarks(?P<of>| of the \w+), (?P<value>[\d.]+), "
+     r"but its scores? on (?P<names>.+) (?:is|are) not credited to the images\.", Reader.blind_average),
+    (r"(?P<models>\w+) has the highest average over (?P<count>\d+) benchmarks(?P<of>| of the \w+), (?P<value>[\d.]+), "
+     r"without an interval, .*\.", Reader.highest_average),
     (r"Not credited, because they are not significantly better than those .*: (?P<names>.+)\.", Reader.uncredited),
     (r"‡ (?P<model>\w+) on (?P<title>\S+ \w+) is not credited to the images and has no mark: the score is not "
      r"significantly better than with blank images\.", Reader.uncredited_cell),

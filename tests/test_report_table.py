@@ -178,7 +178,7 @@ def test_the_answer_says_what_the_tests_say(tmp_path):
     assert report.sentences[-1].startswith("untrained loses to clip by ")
     bare = build_report(tmp_path)
     assert bare.answer.startswith(
-        "clips has the best average over 3 benchmarks, 59.2 [54.2, 64.2], significantly above"
+        "clips has the best average over 2 benchmarks of the LLaVA, 61.2 [55.1, 67.2], significantly above"
     )
     assert "Significantly better than all others by paired tests: clips on " in bare.answer
 

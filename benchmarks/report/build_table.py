@@ -83,9 +83,14 @@ def _columns(
             chance_levels=_chance_levels(source, benchmark, name),
             benchmark_id=source.benchmark_id(benchmark),
             descriptive=any(result.benchmark_type in DESCRIPTIVE_TYPES for result in results.values()),
+            of_llava=any(map(_is_of_llava, results.values())),
         )
         for name, metrics in by_name.items()
     ]
+
+
+def _is_of_llava(result: Result) -> bool:
+    return result.benchmark_type == "mllm" or (result.benchmark_type == "choice" and "prompt" in result.protocol)
 
 
 def _chance_levels(source: ReportSource, benchmark: str, metric: str) -> dict[str, float]:

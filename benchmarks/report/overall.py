@@ -1,10 +1,11 @@
 """Each model's average and mean rank over the benchmarks, with intervals, and the pairs of averages that differ.
 
-Both use the first metric of each benchmark on which all models have a number under the main protocol. The average takes
-those in per cent, so that points (MME) and CIDEr, which may exceed 100, do not outweigh the others.
+Benchmarks of encoders and those of LLaVAs ask two questions, and have an average each. Both use the first metric of
+each benchmark on which all models have a number under the main protocol. The average takes those in per cent, so that
+points (MME) and CIDEr, which may exceed 100, do not outweigh the others.
 
-The images of different benchmarks are independent: the variance of an average is the sum of the benchmarks' variances,
-divided by their number squared, with Satterthwaite's degrees of freedom; errors of one training are correlated.
+An average is a metric like any other: its influences are summed by image, since benchmarks may show the same images,
+and its variance over seeds is that of the averages of single seeds.
 
 If every pair of models is tested, the interval of a rank counts the models that differ significantly: the true rank is
 at least one more than the number of significantly better models, and likewise at most (Mogstad, Romano, Shaikh and
@@ -14,6 +15,7 @@ close. ``scripts/check_averages.py`` simulates both.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
@@ -26,14 +28,21 @@ from benchmarks.report.significance import Evidence
 from benchmarks.report.table import ALPHA, Cell, Column, Table
 from benchmarks.results.formatting import format_number, join_or_count, join_with_and
 from benchmarks.results.item_scores import comparable
-from benchmarks.results.noise import Estimate, difference_estimate, metric_estimate
+from benchmarks.results.noise import (
+    Scores,
+    TrainingNoise,
+    average_scores,
+    difference_estimate,
+    metric_estimate,
+    p_values,
+    training_noise,
+)
 from benchmarks.results.statistics import holm_correction
 
 _MIN_BENCHMARKS = 2
 _PER_CENT = 100.0
 _ROUNDING = 1e-9
 _UNBOUNDED = {"CIDEr"}  # labels of metrics that are displayed times 100, and no ratios
-HEADERS = ("model", "average", "95 % interval", "mean rank", "95 % interval")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +67,7 @@ class Overall:
         p_values: pair of models → Holm-corrected p-value of "their averages are equal", of the tested pairs.
         without_interval: the averaged benchmarks whose scores have no interval.
         uncredited: model → the ranked benchmarks on which its score is not credited to the images; only if there are.
+        of: ``" of the encoder"`` or ``" of the LLaVA"``, if a report has benchmarks of both.
     """
 
     averages: dict[str, Interval]
@@ -67,6 +77,7 @@ class Overall:
     p_values: dict[frozenset[str], float]
     without_interval: tuple[str, ...] = ()
     uncredited: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    of: str = ""
 
     @property
     def sentence(self) -> str:
@@ -83,8 +94,8 @@ class Overall:
         if equal:
             shared = f"{join_or_count([best, *equal], 'models')} have the same average"
             lower = " and no model a higher one" if len(equal) < len(others) else ""
-            return f"{shared} over {len(self.averaged)} benchmarks, {format_number(average.value, 1)}{lower}."
-        number = f"over {len(self.averaged)} benchmarks, {format_number(average.value, 1)}"
+            return f"{shared} over {len(self.averaged)} benchmarks{self.of}, {format_number(average.value, 1)}{lower}."
+        number = f"over {len(self.averaged)} benchmarks{self.of}, {format_number(average.value, 1)}"
         blind = self._uncredited(best, self.averaged)
         if blind:
             verb = "its score on {} is" if len(blind) == 1 else "its scores on {} are"
@@ -93,6 +104,8 @@ class Overall:
         if self.without_interval:
             reason = f"because there is none on {join_or_count(self.without_interval, 'benchmarks')}"
             return f"{best} has the highest average {number}, without an interval, {reason}."
+        if math.isnan(average.low):
+            return f"{best} has the highest average {number}, without an interval, because its seeds do not differ."
         tested = {row: p for row in others if (p := self.p_values.get(frozenset({best, row}))) is not None}
         beaten = [row for row, p_value in tested.items() if p_value < ALPHA]
         close = [row for row in tested if row not in beaten]
@@ -115,18 +128,29 @@ class Overall:
         return [benchmark for benchmark in self.uncredited.get(row, ()) if benchmark in benchmarks]
 
 
-def overall_scores(table: Table, evidence: Evidence) -> Overall:
-    """Averages and mean ranks of a tested table."""
+def overall_scores(table: Table, evidence: Evidence) -> tuple[Overall, ...]:
+    """Averages and mean ranks of a tested table, of the benchmarks of encoders and of those of LLaVAs."""
     columns = [column for column in _first_columns(table) if _is_complete(table, column)]
+    kinds = {of_llava: [column for column in columns if column.of_llava == of_llava] for of_llava in (False, True)}
+    names = {False: " of the encoder", True: " of the LLaVA"} if all(kinds.values()) else {False: "", True: ""}
+    if len(table.rows) < 2:
+        return ()
+    return tuple(
+        _overall(table, ranked, evidence, names[of_llava])
+        for of_llava, ranked in kinds.items()
+        if len(ranked) >= _MIN_BENCHMARKS
+    )
+
+
+def _overall(table: Table, ranked: Sequence[Column], evidence: Evidence, of: str) -> Overall:
     rows = [row.name for row in table.rows]
-    ranked = columns if len(columns) >= _MIN_BENCHMARKS and len(rows) > 1 else []
     averaged = [column for column in ranked if is_ratio(column) and column.higher_is_better]
     if len(averaged) < _MIN_BENCHMARKS:
         averaged = []
     averages, p_values = _averages(table, averaged, evidence) if averaged else ({}, {})
     return Overall(
         averages=averages,
-        ranks={row: _mean_rank(table, ranked, row) for row in rows} if ranked else {},
+        ranks={row: _mean_rank(table, ranked, row) for row in rows},
         averaged=tuple(column.benchmark for column in averaged),
         ranked=tuple(column.benchmark for column in ranked),
         p_values=p_values,
@@ -136,6 +160,7 @@ def overall_scores(table: Table, evidence: Evidence) -> Overall:
             if any(evidence.scores(cell) is None for cell in table.column_cells(column))
         ),
         uncredited={row: found for row in rows if (found := _uncredited(table, ranked, row))},
+        of=of,
     )
 
 
@@ -165,59 +190,52 @@ def _uncredited(table: Table, columns: Sequence[Column], row: str) -> tuple[str,
 def _averages(
     table: Table, columns: Sequence[Column], evidence: Evidence
 ) -> tuple[dict[str, Interval], dict[frozenset[str], float]]:
-    def cells(row: str) -> list[Cell]:
-        return [table.cells[row, column.benchmark, column.metric] for column in columns]
-
-    def estimate(row: str, other: str | None = None) -> tuple[float, float, float]:
-        found = []
-        for place, cell in enumerate(cells(row)):
-            scores, noise = evidence.scores(cell), evidence.training_noise(cell)
-            others = evidence.scores(cells(other)[place]) if other else None
-            assert scores is not None
-            own = difference_estimate(scores, others, noise) if others else metric_estimate(scores, noise)
-            found.append(own.scaled(cell.column.scale))
-        return mean_estimate(found)
-
-    def testable(pair: tuple[str, str]) -> bool:
-        return all(comparable(*map(evidence.scores, both)) for both in zip(*map(cells, pair), strict=True))
-
-    rows = [row.name for row in table.rows]
-    if any(evidence.scores(cell) is None for row in rows for cell in cells(row)):
-        return {row: Interval(value=fmean(cell.value or 0.0 for cell in cells(row))) for row in rows}, {}
-    averages = {row: _interval(*estimate(row)) for row in rows}
-    pairs = [*itertools.combinations(rows, 2)]
-    tested = [pair for pair in pairs if testable(pair)]
-    corrected = dict(zip(tested, holm_correction([_p_value(*estimate(*pair)) for pair in tested]), strict=True))
-    return averages, {frozenset(pair): p_value for pair, p_value in corrected.items()}
+    cells = {row.name: [table.cell(row, column) for column in columns] for row in table.rows}
+    scores = {row: _average_scores(found, evidence) for row, found in cells.items()}
+    known = {row: found for row, found in scores.items() if found is not None}
+    if len(known) < len(scores):
+        return {row: Interval(value=fmean(cell.value or 0.0 for cell in found)) for row, found in cells.items()}, {}
+    keys = {row: tuple(map(evidence.results_key, found)) for row, found in cells.items()}
+    distinct = {key: row for row, key in keys.items()}
+    noise = training_noise([known[row] for row in distinct.values()] if table.seeds else [])
+    averages = {row: _interval(found, noise) for row, found in known.items()}
+    pairs = [
+        (first, second)
+        for first, second in itertools.combinations(distinct.values(), 2)
+        if all(comparable(*map(evidence.scores, both)) for both in zip(cells[first], cells[second], strict=True))
+        and not (noise.without_spread and (known[first].trained or known[second].trained))
+    ]
+    raw = p_values([difference_estimate(known[first], known[second], noise) for first, second in pairs])
+    corrected = dict(zip(map(frozenset, pairs), holm_correction(raw.tolist()), strict=True))
+    return averages, {
+        frozenset({first, second}): corrected[pair]
+        for first, second in itertools.combinations(known, 2)
+        if (pair := frozenset({distinct[keys[first]], distinct[keys[second]]})) in corrected
+    }
 
 
-def mean_estimate(estimates: Sequence[Estimate]) -> tuple[float, float, float]:
-    """Mean of estimates on independent images: its value, standard error and degrees of freedom.
-
-    One training serves all benchmarks, so that its errors add up: they count as perfectly correlated.
-    """
-    parts = [(each.image_variance, each.image_degrees) for each in estimates]
-    trained = [each for each in estimates if each.training_variance]
-    if trained:
-        training = sum(math.sqrt(each.training_variance) for each in trained) ** 2
-        parts.append((training, min(each.training_degrees for each in trained)))
-    variance = sum(part for part, _ in parts)
-    spread = sum(part**2 / degrees for part, degrees in parts)
-    degrees = variance**2 / spread if spread else math.inf
-    return fmean(each.value for each in estimates), math.sqrt(variance) / len(estimates), degrees
-
-
-def _interval(value: float, error: float, degrees: float) -> Interval:
-    from scipy import stats
-
-    half = float(stats.t.isf(ALPHA / 2, degrees)) * error
-    return Interval(value=value, low=value - half, high=value + half)
+def _average_scores(cells: Sequence[Cell], evidence: Evidence) -> Scores | None:
+    """The average of a model, of the seeds that were evaluated on all benchmarks; None if a score has no items."""
+    found = [(cell, scores) for cell in cells if (scores := evidence.scores(cell)) is not None]
+    seeds = [[*cell.by_seed] if scores.num_seeds > 1 else [*cell.by_seed][:1] or [None] for cell, scores in found]
+    common = [seed for seed in seeds[0] if all(seed in others for others in seeds)] if found else []
+    if len(found) < len(cells) or not common:
+        return None
+    chosen = [[own.index(seed) for seed in common] for own in seeds]
+    return average_scores(
+        [
+            dataclasses.replace(scores, values=scores.values[places], influence=scores.influence[places])
+            for (_, scores), places in zip(found, chosen, strict=True)
+        ],
+        [cell.column.scale for cell, _ in found],
+    )
 
 
-def _p_value(value: float, error: float, degrees: float) -> float:
-    from scipy import stats
-
-    return float(2 * stats.t.sf(abs(value) / error, degrees)) if error else float(value == 0)
+def _interval(scores: Scores, noise: TrainingNoise) -> Interval:
+    low, high = (
+        (math.nan, math.nan) if noise.without_spread and scores.trained else metric_estimate(scores, noise).interval()
+    )
+    return Interval(value=scores.value, low=low, high=high)
 
 
 def _mean_rank(table: Table, columns: Sequence[Column], row: str) -> Interval:
@@ -242,28 +260,42 @@ def _mean_rank(table: Table, columns: Sequence[Column], row: str) -> Interval:
     return Interval(value=fmean(values), low=fmean(lows), high=fmean(highs))
 
 
-def overall_section(overall: Overall) -> FigureSet | None:
+def overall_section(found: Sequence[Overall]) -> FigureSet | None:
     """The table of averages and mean ranks, best first; None without ranks."""
-    if not overall.ranks:
+    if not found:
         return None
-    sentences = [f"The mean rank (1 is best) is over {join_with_and(overall.ranked)}, the first metric of each."]
-    if overall.averages:
+    sentences = []
+    for overall in found:
         missing = join_or_count(overall.without_interval, "benchmarks") if overall.without_interval else ""
         reason = f" It has no interval, because the score on {missing} has none." if missing else ""
-        sentences.insert(0, f"The average is over {join_with_and(overall.averaged)}, all in per cent.{reason}")
-    rows = sorted(overall.ranks, key=lambda row: (overall.ranks[row].value, row))
+        if overall.averages:
+            sentences.append(
+                f"The average{overall.of} is over {join_with_and(overall.averaged)}, all in per cent.{reason}"
+            )
+        sentences.append(
+            f"The mean rank{overall.of} (1 is best) is over {join_with_and(overall.ranked)}, the first metric of each."
+        )
+    rows = sorted(found[-1].ranks, key=lambda row: (found[-1].ranks[row].value, row))
     uncredited = f"{UNCREDITED} Includes a score that is not credited to the images."
     return FigureSet(
         lead=" ".join(sentences),
         figures=(),
         notes=(
-            "Only benchmarks on which every model has a number under the main protocol count. The interval of a mean "
-            "rank follows from the tests of all pairs of models, which `--pairs all` makes: a rank is certain only as "
-            "far as models differ significantly.",
-            *([uncredited] if overall.uncredited else []),
+            "Only benchmarks on which every model has a number under the main protocol count, and seeds that were "
+            "evaluated on all of them. The interval of a mean rank follows from the tests of all pairs of models, "
+            "which `--pairs all` makes: a rank is certain only as far as models differ significantly.",
+            *([uncredited] if any(overall.uncredited for overall in found) else []),
         ),
-        headers=HEADERS if overall.averages else (HEADERS[0], *HEADERS[3:]),
-        rows=tuple((row, *overall_texts(overall, row)) for row in rows),
+        headers=(
+            "model",
+            *(
+                head
+                for overall in found
+                for title in ("average", "mean rank")[0 if overall.averages else 1 :]
+                for head in (title + overall.of, "95 % interval")
+            ),
+        ),
+        rows=tuple((row, *(text for overall in found for text in overall_texts(overall, row))) for row in rows),
     )
 
 

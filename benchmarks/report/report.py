@@ -34,7 +34,7 @@ class Report:
         source: the results.
         table: models × primary metrics, with marks and differences; means over seeds if there are several.
         evidence: the items and the training noise of the table's cells.
-        overall: averages and mean ranks over the benchmarks of all columns.
+        overall: averages and mean ranks over the benchmarks of encoders, and over those of LLaVAs.
         details: models × all metrics.
         datacomp: the averages over DataComp's tasks; None without such tasks.
         answer: the headline, one sentence.
@@ -48,7 +48,7 @@ class Report:
     source: ReportSource
     table: Table
     evidence: Evidence
-    overall: Overall
+    overall: tuple[Overall, ...]
     details: Table
     answer: str
     sentences: tuple[str, ...]
@@ -127,7 +127,7 @@ def build_report(
     num_models = len({row.but_for_seed if full_table.seeds else row.name for row in complete.rows})
     overall = overall_scores(full_table, evidence)
     shown = [source.benchmark_id(name) for name in source.benchmarks]
-    answer = (overall.sentence, headline(table))
+    answer = (" ".join(filter(None, (each.sentence for each in overall))), headline(table))
     if table.baselines - {None}:  # of two models, the difference is the answer
         answer = (answer[1], answer[0] if len(table.rows) > 2 else "")
     return Report(

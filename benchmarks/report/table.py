@@ -44,6 +44,7 @@ class Column:
         largest: the largest absolute value, scaled.
         chance_levels: trivial baseline → its score (see `results.Metric`), scaled.
         benchmark_id: the benchmark's name in files, if another name is displayed.
+        of_llava: whether LLaVAs are scored, not encoders alone.
     """
 
     benchmark: str
@@ -55,6 +56,7 @@ class Column:
     chance_levels: Mapping[str, float] = field(default_factory=dict, hash=False)
     benchmark_id: str = ""
     descriptive: bool = False
+    of_llava: bool = False
 
     @property
     def ranked(self) -> bool:

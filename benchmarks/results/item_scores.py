@@ -14,6 +14,7 @@ import numpy as np
 from benchmarks.results.aggregation import missing_values
 from benchmarks.results.blind import BLIND_KINDS, BlindPair, gain_scores
 from benchmarks.results.noise import Scores
+from benchmarks.results.result_types import IMAGE_HASH
 from benchmarks.results.results import Metric, Result, columns_of, has_items, read_items
 from benchmarks.results.statistics import image_scores
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+_HASH = "[0-9a-f]{16}"  # the name of an image of an MLLM task
 _PER_CENT = 100.0  # scale of a ratio; points of 100 have a smaller one, and OCRBench a larger
 
 
@@ -32,15 +34,17 @@ class _Table:
         frame: without gallery columns.
         keys: (N,) each item with its image.
         clusters: (N,) number of each item's image, in the order of the images' names.
+        images: (N,) name of each item's image that other benchmarks share, its hash if that is known.
     """
 
     frame: pd.DataFrame
     keys: np.ndarray
     clusters: np.ndarray
+    images: np.ndarray
 
     def of_category(self, category: str) -> _Table:
         chosen = (self.frame["category"] == category).to_numpy()
-        return _Table(self.frame[chosen], self.keys[chosen], self.clusters[chosen])
+        return _Table(self.frame[chosen], self.keys[chosen], self.clusters[chosen], self.images[chosen])
 
 
 class ItemScores:
@@ -72,10 +76,11 @@ class ItemScores:
         frame = read_items(result, numbers_only=True).sort_values("item")
         keys, shared = _item_keys(frame), self._latest.get(result.benchmark)
         if shared is not None and np.array_equal(keys, shared.keys):
-            keys, clusters = shared.keys, shared.clusters
+            keys, clusters, images = shared.keys, shared.clusters, shared.images
         else:
             clusters = np.unique(frame["image"].to_numpy(), return_inverse=True)[1]
-        self._latest[result.benchmark] = table = _Table(frame, keys, clusters)
+            images = _image_names(frame, result.benchmark)
+        self._latest[result.benchmark] = table = _Table(frame, keys, clusters, images)
         return table
 
     def of_model(
@@ -103,7 +108,8 @@ class ItemScores:
         )
         if math.isnan(found.value):
             return None
-        return dataclasses.replace(found, missing=_missing(spec, tables[0]))
+        first = np.unique(tables[0].clusters, return_index=True)[1]
+        return dataclasses.replace(found, missing=_missing(spec, tables[0]), images=tables[0].images[first])
 
     def why_not(self, results: Sequence[Result], metric: str) -> str:
         """Why `of_model` returns None."""
@@ -169,6 +175,12 @@ def _share_items(spec: Metric, tables: Sequence[_Table]) -> bool:
 
 def _missing(spec: Metric, table: _Table) -> np.ndarray:
     return missing_values(str(spec.aggregation), columns_of(table.frame, spec.columns), spec.columns)
+
+
+def _image_names(frame: pd.DataFrame, benchmark: str) -> np.ndarray:
+    """(N,) names of images in all benchmarks: hashes, or names that only this benchmark has."""
+    known = frame[IMAGE_HASH] if IMAGE_HASH in frame else frame["image"].where(frame["image"].str.fullmatch(_HASH))
+    return np.asarray(known.fillna(f"{benchmark}\n" + frame["image"]).to_numpy(), dtype=object)
 
 
 def _equal(keys: np.ndarray, others: np.ndarray) -> bool:

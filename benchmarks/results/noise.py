@@ -42,6 +42,7 @@ class Scores:
         items: (N,) names of the items; only models with the same items are compared.
         missing: (N, K) whether an item has no value in a column of the metric, of which it then is no mean; only
             models that lack the same values are compared.
+        images: (C,) names of the images, the same in other benchmarks that show them; empty if they are not known.
         trained: whether the seeds are training runs; False for a pretrained model.
         spread: the variance over the model's seeds, relative to that of all models, averaged over a table's metrics
             (`TrainingNoise.relative_spread`); None with a single one.
@@ -54,6 +55,7 @@ class Scores:
     enters: np.ndarray
     items: np.ndarray
     missing: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, bool))
+    images: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, object))
     trained: bool = False
     spread: float | None = None
     largest: float | None = None
@@ -243,6 +245,30 @@ class Estimate:
     def min_detectable(self) -> float:
         """The smallest true value that a single test at 5 % detects with power 0.8; NaN if the standard error is 0."""
         return (self.quantile(1 - ALPHA) + self.quantile(2 * POWER - 1)) * self.standard_error
+
+
+def average_scores(metrics: Sequence[Scores], scales: Sequence[float]) -> Scores:
+    """The mean of several metrics of one model as a metric, with the influence of each image on all of them.
+
+    Args:
+        metrics: with the same seeds in the same order, and the names of their images.
+        scales: factor of each.
+    """
+    names, places = np.unique(np.concatenate([scores.images for scores in metrics]), return_inverse=True)
+    ends = np.cumsum([len(scores.images) for scores in metrics])[:-1]
+    influence, enters = np.zeros((metrics[0].num_seeds, len(names))), np.zeros(len(names), bool)
+    for scores, scale, place in zip(metrics, scales, np.split(places, ends), strict=True):
+        influence[:, place] += scale / len(metrics) * scores.influence
+        enters[place] |= scores.enters
+    return Scores(
+        values=np.mean([scale * scores.values for scores, scale in zip(metrics, scales, strict=True)], axis=0),
+        influence=influence,
+        enters=enters,
+        items=np.concatenate([scores.items for scores in metrics]),
+        images=names,
+        trained=metrics[0].trained,
+        linear=False,
+    )
 
 
 def training_noise(models: Sequence[Scores]) -> TrainingNoise:

@@ -33,6 +33,7 @@ ITEM_COLUMNS: dict[str, str] = {
     "score": "the item's contribution to the first primary metric, higher is better; NaN if none",
     "thumbnail": "JPEG bytes, longest side 160, in the first item of each image; null elsewhere",
 }
+IMAGE_HASH = "image_hash"  # of encoders' benchmarks: hash of the image's file, by which benchmarks share images
 SHOWN_COLUMNS: dict[str, str] = {
     "found": "retrieval: a query's top results as JSON (`encoders.retrieval`); null for other queries",
     "map": "pointing: JPEG bytes, similarity of each patch with the phrase (`encoders.pointing`)",

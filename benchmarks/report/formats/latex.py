@@ -13,7 +13,7 @@ from benchmarks.report.cell_text import UNCREDITED, decimals, interval_text, mar
 from benchmarks.report.chance_level import trivial_baselines
 from benchmarks.report.latex_style import COLUMN_GAP, FloatFit, fit_float, split_columns
 from benchmarks.report.notes import LATEX, mark_legend, variance_sources
-from benchmarks.report.overall import Interval
+from benchmarks.report.overall import Interval, Overall
 from benchmarks.report.reference_table import REFERENCE_NOTE
 from benchmarks.report.report import Report
 from benchmarks.report.table import Cell, Column, RankMark, Table
@@ -129,9 +129,9 @@ def _frame(report: Report, shown: _Shown) -> pd.DataFrame:
     cell = _interval if shown == "intervals" else functools.partial(_cell, report, shown == "inline")
     frame = main_table(report, cell, latex_text, _chance)
     headers = [(latex_text(column.benchmark), _metric_header(column)) for column in report.table.columns]
-    for title, numbers, benchmarks in _overall(report):
+    for title, numbers, overall, benchmarks in _overall(report):
         of_rows = [
-            _overall_text(numbers[row.name], shown) + latex_text(report.overall.sign(row.name, benchmarks))
+            _overall_text(numbers[row.name], shown) + latex_text(overall.sign(row.name, benchmarks))
             for row in report.table.rows
         ]
         frame[title] = of_rows + [""] * (len(frame) - len(of_rows))
@@ -140,10 +140,16 @@ def _frame(report: Report, shown: _Shown) -> pd.DataFrame:
     return frame
 
 
-def _overall(report: Report) -> list[tuple[str, dict[str, Interval], tuple[str, ...]]]:
-    """Title, numbers and benchmarks of the columns over all benchmarks."""
-    overall = report.overall
-    found = [("average", overall.averages, overall.averaged), ("mean rank", overall.ranks, overall.ranked)]
+def _overall(report: Report) -> list[tuple[str, dict[str, Interval], Overall, tuple[str, ...]]]:
+    """Title, numbers and benchmarks of the columns over several benchmarks."""
+    found = [
+        (title + overall.of.replace(" of the", ","), numbers, overall, benchmarks)
+        for overall in report.overall
+        for title, numbers, benchmarks in (
+            ("average", overall.averages, overall.averaged),
+            ("mean rank", overall.ranks, overall.ranked),
+        )
+    ]
     rows = {row.name for row in report.table.rows}
     return [each for each in found if each[1].keys() == rows]
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from benchmarks.results.blind import SIGHTED, add_blind_columns
 from benchmarks.results.protocol import Entries, full_size_entry
+from benchmarks.results.result_types import IMAGE_HASH
 from benchmarks.results.results import CHANCE
 from benchmarks.tasks.data.pair_sets import PairSet, load_pair_set
 from benchmarks.tasks.encoders.recall import TIE_TOLERANCE
@@ -184,6 +185,7 @@ def _items(pairs: PairSet, scores: Sequence[np.ndarray], wins: Mapping[str, np.n
         {
             "item": [case.name for case in cases],
             "image": [image.reference for image in first],
+            IMAGE_HASH: [pairs.contents[image][0][:16] for image in first],
             "direction": "",
             "category": [case.kind for case in cases],
             "question": [" | ".join(case.captions) for case in cases],

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.results.protocol import Entries, full_size_entry
+from benchmarks.results.result_types import IMAGE_HASH
 from benchmarks.results.results import CHANCE, Metric
 from benchmarks.tasks.data.classification_sets import (
     TEMPLATES_FILE,
@@ -195,6 +196,7 @@ def items_table(found: ClassificationSet, ranks: RetrievalRanks) -> pd.DataFrame
         {
             "item": found.images,
             "image": found.images,
+            IMAGE_HASH: [digest[:16] for digest in found.image_hashes],
             "direction": "",
             "category": [f"{target} {found.classes[target]}" for target in found.targets],
             "question": "",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.results.protocol import Entries, full_size_entry
+from benchmarks.results.result_types import IMAGE_HASH
 from benchmarks.results.results import CHANCE
 from benchmarks.tasks.data.caption_sets import CaptionSet, load_benchmark_captions
 from benchmarks.tasks.encoders.recall import RECALL_KS, TIE_TOLERANCE, RetrievalRanks, compute_ranks
@@ -201,7 +202,7 @@ def items_of(
             "thumbnail": thumbnails(images, captions.open) if with_thumbnails else None,
         }
     )
-    owner = captions.first_image_of_caption
+    owner, hashes = captions.first_image_of_caption, [digest[:16] for digest in captions.image_hashes]
     _, start = np.unique(owner, return_index=True)
     position = np.arange(len(owner)) - np.repeat(start, np.diff([*start, len(owner)]))
     by_caption = pd.DataFrame(
@@ -218,6 +219,7 @@ def items_of(
         }
     )
     items = pd.concat([by_image, by_caption], ignore_index=True)
+    items[IMAGE_HASH] = [*hashes, *(hashes[image] for image in owner)]
     return items.assign(**hit_columns(found))
 
 
