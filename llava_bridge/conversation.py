@@ -205,9 +205,6 @@ class ConversationEncoder:
         template: from :func:`resolve_chat_template`.
         image_tokens: number of tokens of an image; a function of the image if it depends on the image.
 
-    ``end_token`` is the special token that the template writes after an answer. If it writes none, ``end_token`` is
-    None, and the text that it writes there is supervised instead.
-
     Raises:
         UserError: the template fails.
     """
@@ -221,11 +218,28 @@ class ConversationEncoder:
         added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
         special = sorted((added | set(tokenizer.all_special_tokens)) - {IMAGE}, key=len, reverse=True)
         self._end = re.compile(r"\s*(" + "|".join(map(re.escape, special)) + ")") if special else re.compile("$^")
-        with library_errors_as_user_errors("chat_template: it cannot render a question and its answer"):
-            self.end_token, self._lead = self._find_borders()
+        with library_errors_as_user_errors("chat_template: it cannot render a question"):
+            self._render([{"role": "user", "content": "?"}], add_generation_prompt=True)
         # Where a template writes no BOS token, transformers' processors let the tokenizer add its own.
         bos = tokenizer.bos_token_id
         self._bos: list[int] = [bos] if bos is not None and tokenizer("x")["input_ids"][:1] == [bos] else []
+
+    @property
+    def end_token(self) -> str | None:
+        """The special token that the template writes after an answer.
+
+        If it writes none, this is None, and the text that it writes there is supervised instead.
+
+        Raises:
+            UserError: the template fails, or its prompt is not the text before an answer.
+        """
+        return self._borders[0]
+
+    @functools.cached_property
+    def _borders(self) -> tuple[str | None, str]:
+        """See `_find_borders`; prompts need none, and some of the Hub's templates differ there."""
+        with library_errors_as_user_errors("chat_template: it cannot render a question and its answer"):
+            return self._find_borders()
 
     def num_image_tokens(self, images: Sequence[Image.Image]) -> list[int]:
         """The number of tokens of each image."""
@@ -306,7 +320,7 @@ class ConversationEncoder:
         pieces = _MARKS.split(self._render(marked))[::2]
         for number, index in enumerate(answers):
             training = _MARK.format(0).join(pieces[: number + 1])
-            generation = self._render(marked[:index], add_generation_prompt=True) + self._lead
+            generation = self._render(marked[:index], add_generation_prompt=True) + self._borders[1]
             if training != generation:
                 common = os.path.commonprefix([training, generation])  # noqa: RUF071  characters are meant
                 start = max(0, len(common) - _CONTEXT)
@@ -334,10 +348,10 @@ class ConversationEncoder:
         pieces = _MARKS.split(self._render(marked))
         if pieces[1::2] != [str(index) for index in range(len(answers))]:
             raise UserError("chat_template: it does not write every answer once and in order")
-        text, spans = _expand(pieces[0], counts), []
+        text, spans, lead = _expand(pieces[0], counts), [], self._borders[1]
         for answer, after in zip(answers, pieces[2::2], strict=True):
             end = self._end.match(after)
-            spans.append((len(text) - len(self._lead), len(text) + len(answer) + (end.end() if end else 0)))
+            spans.append((len(text) - len(lead), len(text) + len(answer) + (end.end() if end else 0)))
             text += answer + _expand(after, counts)
         return text, spans
 

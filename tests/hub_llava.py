@@ -40,6 +40,13 @@ TEMPLATES = {
         "{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"
     ),
 }
+TEMPLATES["llava-interleave-qwen"] = (  # llava-hf/llava-interleave-qwen-0.5b-hf
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + ' '}}"
+    + _IMAGES_FIRST.replace("<image>\n", "<image>")
+    + _TEXTS
+    + "{{ '\n' + content['text'] }}{% endfor %}{{'<|im_end|>'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 SIZE, PATCH = 32, 8
 PADDED_ROWS = 62  # the Hub's LLaVAs have more embeddings than tokens
 _GRIDS = [[SIZE, 2 * SIZE], [2 * SIZE, SIZE], [2 * SIZE, 2 * SIZE]]

@@ -312,7 +312,7 @@ def test_bad_templates_are_rejected(tokenizer: Any) -> None:
     with pytest.raises(UserError, match="did you mean 'vicuna'"):
         resolve_chat_template(None, "vicunia")
     with pytest.raises(UserError, match="generation prompt is not"):
-        ConversationEncoder(tokenizer, CHATML.replace("<s>assistant", "<s>assistant <think>"), 1)
+        ConversationEncoder(tokenizer, CHATML.replace("<s>assistant", "<s>assistant <think>"), 1).check_end()
     twice = ConversationEncoder(tokenizer, CHAT_TEMPLATES["vicuna"], 1)
     twice.template = "{% for m in messages %}{{ m['content'] + m['content'] + '</s>' }}{% endfor %}"
     with pytest.raises(UserError, match="every answer once"):

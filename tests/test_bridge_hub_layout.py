@@ -17,6 +17,7 @@ from PIL import Image
 
 from benchmarks.cli import COMMANDS
 from clips.commandline.commands import dispatch
+from clips.errors import UserError
 from llava_bridge import load_llava, loglikelihoods
 from llava_bridge.conversation import IGNORE_INDEX
 from llava_bridge.inference.generate import encode_prompt
@@ -70,6 +71,21 @@ def test_a_template_in_chat_template_jinja(hub: Path, tmp_path: Path) -> None:
     loaded = load_llava(newer, "cpu")
     for talk in TALKS.values():
         assert our_ids(loaded, talk) == stock_inputs(hub, talk)["input_ids"][0].tolist()
+
+
+def test_a_template_that_prompts_otherwise_than_it_writes_answers(hub: Path, tmp_path: Path) -> None:
+    """LLaVA-Interleave's writes "assistant " before an answer, and "assistant" as the prompt: enough to ask it."""
+    other = shutil.copytree(hub, tmp_path / "other")
+    (other / "chat_template.json").write_text(
+        json.dumps({"chat_template": hub_llava.TEMPLATES["llava-interleave-qwen"]})
+    )
+    loaded = load_llava(other, "cpu")
+    for talk in TALKS.values():
+        assert our_ids(loaded, talk) == stock_inputs(other, talk)["input_ids"][0].tolist()
+    with pytest.raises(
+        UserError, match=r"its generation prompt is not the text .*; set another chat_template, such as"
+    ):
+        load_for_training(str(other), "auto")
 
 
 @pytest.mark.parametrize("talk", TALKS)
