@@ -105,9 +105,9 @@ def check_end(ended: Ended, program: str, *culprits: str, alone: bool = False) -
         assert len(ended.line()) > len(program) + 5, ended.err
         assert not alone or len(ended.err.strip().splitlines()) == 1, ended.err
         complaint = ended.line().removeprefix(program)
-        assert not culprits or any(_names(complaint, strip_control_chars(culprit)) for culprit in culprits), (
-            f"names none of {culprits}: {ended.line()}"
-        )
+        assert not culprits or any(
+            _names(complaint, strip_control_chars(" ".join(culprit.splitlines()))) for culprit in culprits
+        ), f"names none of {culprits}: {ended.line()}"
 
 
 def _names(complaint: str, culprit: str) -> bool:

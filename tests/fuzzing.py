@@ -77,7 +77,7 @@ def configs(world: World, data: st.DataObject) -> None:
         content, names = data.draw(mutated(content))
         path.write_text(_as_yaml(content), encoding="utf-8")
         others = ("max_steps",) if "stages" in names else ()  # without stages, their lengths must be given
-        culprits = (*names, *others, "config.yaml", "--config")
+        culprits = (*names, *others, "config.yaml", "--config", "file name too long")
     check_end(run(program, [*command, "--config", str(path)], parsing(program)), program, *culprits, alone=True)
 
 
@@ -107,7 +107,9 @@ def studies(world: World, data: st.DataObject) -> None:
     if data.draw(st.integers(0, 9)) != 9:  # estimates build each model on the meta device
         command += ["--estimates", "false"]
     ended = run("clips-bench", command)
-    check_end(ended, "clips-bench", *names, "study.yaml", "permission denied")  # of a file in a folder it names
+    check_end(
+        ended, "clips-bench", *names, "study.yaml", "permission denied", "file name too long"
+    )  # of a file in a folder it names
     assert not (path.parent / "out").exists()
 
 

@@ -513,3 +513,13 @@ def test_sources_are_mixed_by_weight(tmp_path: Path, image_dir: Path):
     assert sum(text.startswith("photo ") for text in web) == pytest.approx(50, abs=15)
     with pytest.raises(UserError, match="expected a weight for each source or for none"):
         DataConfig(sources=(sources[0], dataclasses.replace(table, weight=None)))
+
+
+@pytest.mark.parametrize("text", ["null\n{}\n", "{}\n null \n{}\n"])
+def test_a_line_of_null_is_an_error_instead_of_the_end_of_the_process(tmp_path: Path, text: str):
+    row = '{"image": "a.png", "caption": "a cup"}'
+    path = tmp_path / "rows.jsonl"
+    path.write_text(text.replace("{}", row))
+    line = text.splitlines().index(next(each for each in text.splitlines() if "null" in each)) + 1
+    with pytest.raises(UserError, match=rf"rows\.jsonl line {line}: expected a JSON object, got null"):
+        clips_world.opened(path, format="table", image_column="image", web_caption="caption")

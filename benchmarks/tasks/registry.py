@@ -223,6 +223,8 @@ def expand_group(
         UserError: the data of no member is there, or mteb is not installed.
     """
     entry, data = settings.get("task") or name, settings.get("data")
+    if not isinstance(entry, str):
+        raise UserError(f"{field}.task: expected a name, got {entry!r:.80}")
     if entry not in GROUPS:
         return {name: {**settings}}
     if not isinstance(data, str):

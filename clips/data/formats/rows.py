@@ -207,6 +207,9 @@ def _json_rows(files: Sequence[str]) -> Any:
     """The rows of JSON lines, with dates as the text in the file: the reader converts them to times."""
     import datasets
 
+    for file in files:
+        if not is_remote(file):
+            _reject_null_lines(file)
     load = functools.partial(
         datasets.load_dataset, "json", data_files=list(files), split="train", cache_dir=_cache_of(files)
     )
@@ -224,6 +227,14 @@ def _json_rows(files: Sequence[str]) -> Any:
     # Read again as JSON values. Versions of datasets without these can only convert the times back to a text.
     as_text = datasets.Json() if hasattr(datasets, "Json") else datasets.Value("string")
     return undecoded(load(features=datasets.Features({**rows.features, **dict.fromkeys(times, as_text)})))
+
+
+def _reject_null_lines(file: str) -> None:
+    """Raise UserError at a line of ``null``: pyarrow's reader ends the process (SIGSEGV)."""
+    with Path(file).open("rb") as stream:
+        for number, line in enumerate(stream, 1):
+            if line.lstrip().startswith(b"null"):
+                raise UserError(f"{file} line {number}: expected a JSON object, got null")
 
 
 def _cache_of(files: Iterable[str]) -> str | None:
