@@ -11,7 +11,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from clips_world import tensors_of
+from clips_world import tensors_of, trained, write_shards
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
@@ -189,6 +189,16 @@ def test_an_image_processor_that_open_clip_cannot_compute_is_rejected(tmp_path: 
         imported(tmp_path / "hf", tmp_path / "encoder")
     assert f"as transformers:{tmp_path / 'hf'}" in str(told.value)
     assert not (tmp_path / "encoder").exists()
+
+
+@pytest.mark.parametrize("fields", [{"image_mean": [0.5, 0.5]}, {"rescale_factor": None}, {"image_std": None}])
+def test_numbers_that_an_image_processor_lacks_are_named(tmp_path: Path, fields: dict[str, Any]):
+    world.hf_clip(tmp_path / "hf")
+    file = tmp_path / "hf" / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+    with pytest.raises(UserError, match="hf: expected numbers as rescale_factor, image_mean and image_std") as told:
+        imported(tmp_path / "hf", tmp_path / "encoder")
+    assert "\n" not in str(told.value)
 
 
 @pytest.mark.parametrize("resample", [0, 1, 4, 5])
@@ -677,3 +687,16 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], small_a
     assert dispatch("clips", "", COMMANDS, [*run, "--architecture", small_architecture]) == 0
     assert "encoder imported from open_clip" in capsys.readouterr().err
     assert load_encoder(output)
+
+
+def test_fine_tuning_a_siglip_keeps_its_logit_scale(tmp_path: Path):
+    """Google's models have 112.3, above CLIP's maximum of 100."""
+    model = world.hf_siglip(tmp_path / "hf")
+    with torch.no_grad():
+        model.logit_scale.fill_(np.log(112.3))
+    model.save_pretrained(tmp_path / "hf")
+    imported(tmp_path / "hf", tmp_path / "encoder")
+    data, start = write_shards(tmp_path / "train"), str(tmp_path / "encoder")
+    fields: dict[str, Any] = {"recipe": {"name": "siglip"}, "optimizer": {"learning_rate": 1e-6}}
+    run = trained(data, tmp_path / "run", model={"architecture": start, "pretrained": start}, max_steps=1, **fields)
+    assert tensors_of(run)["logit_scale"].exp().item() == pytest.approx(112.3, rel=1e-4)

@@ -29,6 +29,7 @@ _ACTIVATIONS: dict[str, tuple[bool, dict[str, Any]]] = {
     "gelu_pytorch_tanh": (False, {"act_kwargs": {"approximate": "tanh"}}),
 }
 """transformers' name → open_clip's ``quick_gelu``, and other entries of a tower's config."""
+_BEGIN, _END = "<|startoftext|>", "<|endoftext|>"  # OpenAI's special tokens
 
 
 def model_type(path: Path) -> str | None:
@@ -146,13 +147,13 @@ def read_preprocessing(path: Path, size: int, default: Mapping[str, Any]) -> dic
     for name, value in entries.items():
         if name not in _PROCESSOR_ENTRIES and value:
             raise reject(name, "processors without it")
-    # open_clip's pixels are from 0 to 1 before it subtracts the mean, here they are from 0 to this:
-    top = 255 * float(entries["rescale_factor"]) if entries.get("do_rescale") else 255.0
-    if not top > 0:
-        raise reject("rescale_factor", "a positive number")
-    top = 1.0 if abs(top - 1) < 1e-6 else top
     normalizes = bool(entries.get("do_normalize"))
-    with library_errors_as_user_errors(f"{path}: expected image_mean and image_std of three channels"):
+    with library_errors_as_user_errors(f"{path}: expected numbers as rescale_factor, image_mean and image_std"):
+        # open_clip's pixels are from 0 to 1 before it subtracts the mean, here they are from 0 to this:
+        top = 255 * float(entries["rescale_factor"]) if entries.get("do_rescale") else 255.0
+        if not top > 0:
+            raise reject("rescale_factor", "a positive number")
+        top = 1.0 if abs(top - 1) < 1e-6 else top
         mean, std = (
             [float(value) / top for value in np.broadcast_to(entries[name] if normalizes else without, 3)]
             for name, without in (("image_mean", 0.0), ("image_std", 1.0))
@@ -239,9 +240,6 @@ def write_tokenizer(tokenizer: Any, text_cfg: Mapping[str, Any], directory: Path
     PreTrainedTokenizerFast(
         tokenizer_object=backend, model_max_length=tokenizer.context_length, **options
     ).save_pretrained(directory)
-
-
-_BEGIN, _END = "<|startoftext|>", "<|endoftext|>"
 
 
 def _openai_backend(tokenizer: Any) -> Any:
