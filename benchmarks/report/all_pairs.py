@@ -54,7 +54,7 @@ def all_pairs(report: Report) -> FigureSet | None:
     return FigureSet(
         lead="The difference of each pair of models, the better one first, with its 95 % interval, which is not "
         f"corrected. P-values are Holm-corrected in one family, the {report.table.comparisons} tests of the main "
-        "table: all pairs of models on all ranked metrics"
+        "table: all pairs of models with scores for the same items under the same settings, on all ranked metrics"
         + (", and differences from the baseline on the others." if report.table.baselines - {None} else "."),
         figures=tuple(difference_figure(column, found, "pairs") for column, found in pairs.items()),
         notes=(
