@@ -27,7 +27,7 @@ PROGRAMS = {
     "llava-bridge": (llava_bridge.cli.ABOUT, llava_bridge.cli.COMMANDS),
     "clips-bench": ("", benchmarks.cli.COMMANDS),
 }
-_MAX_SECONDS = 60
+_MAX_SECONDS = 300
 _LEFT_OVER = re.compile(r"\.(partial|replaced|added)$")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 

@@ -64,6 +64,15 @@ def test_configs_that_broke_a_command_once(program: str, text: str, told: str, t
     check_end(ended, program, told, alone=True)
 
 
+def test_a_task_of_a_study_that_is_no_name(tmp_path: Path) -> None:
+    study = {"encoders": {"a": "open_clip:ViT-B-32"}, "benchmarks": {"b": {"task": ["c"], "data": "d"}}}
+    path = tmp_path / "study.yaml"
+    path.write_text(json.dumps(study))
+    ended = run("clips-bench", ["study", "plan", str(path), "--check", "false", "--estimates", "false"])
+    assert ended.status == 2
+    check_end(ended, "clips-bench", "task", alone=True)
+
+
 @pytest.mark.parametrize("name", ["a" * 5000, "a\0b"])
 def test_a_config_that_no_file_could_be(name: str) -> None:
     ended = run("clips", ["train", "--config", name])

@@ -154,8 +154,11 @@ def _count(stats: DatasetStats, sample: Sample, tokenizer: ClipsTokenizer) -> No
 
 def _lengths(texts: list[str], tokenizer: ClipsTokenizer) -> list[int]:
     """Number of tokens of each text, without BOS, EOS and padding."""
-    rows = tokenizer.encode_target(texts, 2048)
-    return [int(count) for count in ((rows != 0) & (rows != BOS) & (rows != EOS)).sum(dim=1)]
+    lengths: list[int] = []
+    for start in range(0, len(texts), 256):  # a caption of a megabyte may have 200,000 sentences, a row of 16 kB each
+        rows = tokenizer.encode_target(texts[start : start + 256], 2048)
+        lengths += ((rows != 0) & (rows != BOS) & (rows != EOS)).sum(dim=1).tolist()
+    return lengths
 
 
 def _texts(sample: Sample) -> dict[str, str]:
