@@ -23,12 +23,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
 from benchmarks.report.significance import Evidence, PairedTests
 from benchmarks.report.table import Cell, Table
 from benchmarks.report.table import Column as TableColumn
 from benchmarks.results.blind import compare_with_blind, gain_of, is_credited
+from benchmarks.results.item_scores import ItemTable, with_gallery
 from benchmarks.results.noise import (
     Scores,
     TrainingNoise,
@@ -38,6 +40,7 @@ from benchmarks.results.noise import (
     p_values,
     training_noise,
 )
+from benchmarks.results.result_types import BLOCKER, Metric
 from benchmarks.results.statistics import LEVEL, compare, holm_correction, image_scores
 from benchmarks.study.rows import RowRecord
 
@@ -310,6 +313,40 @@ def simulate_averages(world: World, trials: int, seed: int = 7) -> Found:
     return Found(float(np.mean(scores)), float(np.mean(differences)), alarms / trials)
 
 
+def simulate_retrieval(images: int, hubs: float, trials: int, *, gallery: bool = True) -> float:
+    """Ratio of intervals of a difference of T→I R@1 that contain its mean, of models that share their gallery.
+
+    Args:
+        images: of the gallery, one caption each.
+        hubs: standard deviation of what an image's similarity with all captions has in common.
+        trials: number of galleries.
+        gallery: whether the influence of images as answers counts.
+    """
+    rng, found = np.random.default_rng(12), []
+    names = np.array([f"{place:04d}" for place in range(images)], dtype=object)
+    spec = Metric(value=0, ci_low=None, ci_high=None, n=0, clusters=0, higher_is_better=True, scale=100, label="",
+                  ci_method="none", aggregation="mean", columns=("t2i_r1",))  # fmt: skip
+    for _ in range(trials):
+        content = rng.normal(size=(images, 12))
+        texts, models = content + 0.9 * rng.normal(size=content.shape), []
+        for noise in (0.5, 0.6):
+            sides = [side + noise * rng.normal(size=side.shape) for side in (texts, content)]
+            queries, answers = (side / np.linalg.norm(side, axis=1, keepdims=True) for side in sides)
+            similarity = queries @ answers.T
+            similarity += hubs * np.maximum(0, rng.standard_t(3, images))
+            above = (similarity > np.diag(similarity)[:, None]).sum(axis=1)
+            blockers = [names[first] if only else None
+                        for first, only in zip(similarity.argmax(axis=1), above == 1, strict=True)]  # fmt: skip
+            frame = pd.DataFrame({"image": names, "t2i_r1": (above == 0).astype(float), BLOCKER: blockers})
+            table = ItemTable(frame, names, np.arange(images), names)
+            scores = image_scores("mean", [{"x": frame["t2i_r1"].to_numpy()}], ("x",), names, items=names)
+            models.append(with_gallery(scores, spec, [table]) if gallery else scores)
+        between = compare(*models, TrainingNoise())
+        found.append((between.value, between.low, between.high))
+    values, lows, highs = np.array(found).T
+    return float(np.mean((lows <= values.mean()) & (values.mean() <= highs)))
+
+
 def found_differences(world: World, trials: int, gain: float) -> tuple[float, float, float]:
     """The power for differences of ``gain`` standard deviations of training from the first model, the baseline.
 
@@ -516,6 +553,10 @@ def main() -> None:
             print(f"  {world!s:<92}", *figures, flush=True)
     if given.part:
         return
+    print("retrieval: % of intervals of a difference with the truth, without and with images as answers")
+    for hubs in (0.0, 0.02):
+        shares = [simulate_retrieval(300, hubs, 4 * trials, gallery=gallery) for gallery in (False, True)]
+        print(f"  300 images, hubs {hubs:g}", *(percent(share, 4 * trials) for share in shares), flush=True)
     print("differences of 5 standard deviations of training: % found by the reports' tests, by t tests over seeds")
     print(f"  {POWER!s:<92}", *(percent(share, trials) for share in found_differences(POWER, trials // 10 + 1, 5.0)))
     print("the minimum detectable difference: its size in points, % of single tests that find it")

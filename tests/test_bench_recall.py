@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import permutations
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
+from benchmarks.results.item_scores import ItemTable, with_gallery
+from benchmarks.results.noise import TrainingNoise, difference_estimate
+from benchmarks.results.result_types import BLOCKER, Metric
+from benchmarks.results.statistics import image_scores
 from benchmarks.tasks.encoders import recall
 from benchmarks.tasks.encoders.recall import RetrievalRanks, compute_ranks
+from benchmarks.tasks.encoders.retrieval import items_of
 
 
 def _from_similarity(similarity: np.ndarray, owner: list[int]) -> tuple[RetrievalRanks, RetrievalRanks]:
@@ -107,3 +115,59 @@ def test_any_image_of_a_caption_is_correct():
 def test_a_query_without_a_correct_answer_is_rejected():
     with pytest.raises(ValueError, match="query 1 has no right answer"):
         compute_ranks(torch.eye(2), torch.eye(2), np.array([[0, 0], [0, 1]]))
+
+
+def _items(images: torch.Tensor, captions: torch.Tensor, owner: np.ndarray) -> pd.DataFrame:
+    known: Any = SimpleNamespace(
+        images=[f"{place}.jpg" for place in range(len(images))],
+        image_hashes=[f"{place:064x}" for place in range(len(images))],
+        texts=[f"caption {place}" for place in range(len(captions))],
+        captions=[[f"of {place}"] for place in range(len(images))],
+        first_image_of_caption=owner,
+        pairs=_pairs(owner),
+    )
+    return items_of(known, compute_ranks(images, captions, known.pairs), with_thumbnails=False)
+
+
+def test_without_the_image_that_blocks_it_a_query_is_a_hit():
+    generator = torch.Generator().manual_seed(0)
+    owner = np.repeat(np.arange(40), 2)
+    images, captions = (torch.nn.functional.normalize(torch.randn(count, 6, generator=generator) + shift)
+                        for count, shift in ((40, 0), (80, 0)))  # fmt: skip
+    captions = torch.nn.functional.normalize(captions + images[owner])
+    found = _items(images, captions, owner)
+    hits = found["i2t_r1"].fillna(found["t2i_r1"])
+    assert found.loc[hits > 0, BLOCKER].isna().all()
+    assert 5 < found[BLOCKER].notna().sum() < 60
+    for place, blocker in enumerate(found[BLOCKER]):
+        if isinstance(blocker, str):
+            gone = int(blocker.removesuffix(".jpg"))
+            kept, texts = np.arange(40) != gone, owner != gone
+            others = _items(images[kept], captions[texts], owner[texts] - (owner[texts] > gone))
+            query = np.flatnonzero([*kept, *texts]).tolist().index(place)
+            assert (others["i2t_r1"].fillna(others["t2i_r1"]))[query] == 1
+
+
+def test_a_query_that_an_image_blocks_counts_in_both_clusters():
+    """The variance is that of two-way clusters, written out: pairs of queries that share an image in either role."""
+    generator, count = np.random.default_rng(0), 30
+    names, models, errors = np.array([f"{place:02d}" for place in range(count)], dtype=object), [], []
+    spec = Metric(value=0, ci_low=None, ci_high=None, n=0, clusters=0, higher_is_better=True, scale=100, label="",
+                  ci_method="none", aggregation="mean", columns=("t2i_r1",))  # fmt: skip
+    for _ in range(2):
+        hit = generator.random(count) < 0.5
+        blocker = np.where(hit | (generator.random(count) < 0.7), -1, generator.integers(0, 9, count))
+        frame = pd.DataFrame({"image": names, "t2i_r1": hit.astype(float)})
+        frame[BLOCKER] = [names[place] if place >= 0 else None for place in blocker]
+        table = ItemTable(frame, names, np.arange(count), names)
+        scores = image_scores("mean", [{"x": hit.astype(float)}], ("x",), names, items=names)
+        models.append(with_gallery(scores, spec, [table]))
+        of_pair = np.zeros((count, count))
+        of_pair[np.flatnonzero(blocker >= 0), blocker[blocker >= 0]] = 1
+        errors.append((hit - hit.mean(), of_pair))
+    own, pairs = errors[0][0] - errors[1][0], errors[0][1] - errors[1][1]
+    influence = own - pairs.sum(axis=0)
+    expected = ((influence - influence.mean()) ** 2).sum() - (pairs**2).sum()
+    assert difference_estimate(*models, TrainingNoise()).image_variance == pytest.approx(
+        expected / count**2 * count / (count - 1)
+    )

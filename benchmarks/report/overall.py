@@ -224,7 +224,12 @@ def _average_scores(cells: Sequence[Cell], evidence: Evidence) -> Scores | None:
     chosen = [[own.index(seed) for seed in common] for own in seeds]
     return average_scores(
         [
-            dataclasses.replace(scores, values=scores.values[places], influence=scores.influence[places])
+            dataclasses.replace(
+                scores,
+                values=scores.values[places],
+                influence=scores.influence[places],
+                blockers=scores.blockers[places] if scores.blockers.size else scores.blockers,
+            )
             for (_, scores), places in zip(found, chosen, strict=True)
         ],
         [cell.column.scale for cell, _ in found],

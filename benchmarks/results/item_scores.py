@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.results.aggregation import missing_values
 from benchmarks.results.blind import BLIND_KINDS, BlindPair, gain_scores
 from benchmarks.results.noise import Scores
-from benchmarks.results.result_types import IMAGE_HASH
+from benchmarks.results.result_types import BLOCKER, IMAGE_HASH
 from benchmarks.results.results import Metric, Result, columns_of, has_items, read_items
 from benchmarks.results.statistics import image_scores
 
@@ -23,11 +23,12 @@ if TYPE_CHECKING:
 
 
 _HASH = "[0-9a-f]{16}"  # the name of an image of an MLLM task
+_RANK_ONE = {"i2t_r1", "t2i_r1"}
 _PER_CENT = 100.0  # scale of a ratio; points of 100 have a smaller one, and OCRBench a larger
 
 
 @dataclass(frozen=True, eq=False)
-class _Table:
+class ItemTable:
     """The items of one result, ordered by name.
 
     Args:
@@ -42,25 +43,26 @@ class _Table:
     clusters: np.ndarray
     images: np.ndarray
 
-    def of_category(self, category: str) -> _Table:
+    def of_category(self, category: str) -> ItemTable:
+        """The items of one category."""
         chosen = (self.frame["category"] == category).to_numpy()
-        return _Table(self.frame[chosen], self.keys[chosen], self.clusters[chosen], self.images[chosen])
+        return ItemTable(self.frame[chosen], self.keys[chosen], self.clusters[chosen], self.images[chosen])
 
 
 class ItemScores:
     """Reads each table of items once, and computes metrics of models from them."""
 
     def __init__(self) -> None:
-        self._tables: dict[Path | None, _Table | None] = {}
-        self._categories: dict[tuple[Path | None, str], _Table] = {}
-        self._latest: dict[str, _Table] = {}
+        self._tables: dict[Path | None, ItemTable | None] = {}
+        self._categories: dict[tuple[Path | None, str], ItemTable] = {}
+        self._latest: dict[str, ItemTable] = {}
 
     def items(self, result: Result) -> pd.DataFrame | None:
         """A result's items, ordered by name, without gallery columns; None if it has none."""
         table = self._table(result)
         return None if table is None else table.frame
 
-    def _table(self, result: Result, category: str | None = None) -> _Table | None:
+    def _table(self, result: Result, category: str | None = None) -> ItemTable | None:
         if result.path not in self._tables:
             self._tables[result.path] = self._read(result) if has_items(result) else None
         table = self._tables[result.path]
@@ -71,7 +73,7 @@ class ItemScores:
             self._categories[key] = table.of_category(category)
         return self._categories[key]
 
-    def _read(self, result: Result) -> _Table:
+    def _read(self, result: Result) -> ItemTable:
         """Read a table; models with the same items share their names, so that these are compared and sorted once."""
         frame = read_items(result, numbers_only=True).sort_values("item")
         keys, shared = _item_keys(frame), self._latest.get(result.benchmark)
@@ -80,7 +82,7 @@ class ItemScores:
         else:
             clusters = np.unique(frame["image"].to_numpy(), return_inverse=True)[1]
             images = _image_names(frame, result.benchmark)
-        self._latest[result.benchmark] = table = _Table(frame, keys, clusters, images)
+        self._latest[result.benchmark] = table = ItemTable(frame, keys, clusters, images)
         return table
 
     def of_model(
@@ -109,7 +111,9 @@ class ItemScores:
         if math.isnan(found.value):
             return None
         first = np.unique(tables[0].clusters, return_index=True)[1]
-        return dataclasses.replace(found, missing=_missing(spec, tables[0]), images=tables[0].images[first])
+        found = dataclasses.replace(found, missing=_missing(spec, tables[0]), images=tables[0].images[first])
+        shares_gallery = set(spec.columns) <= _RANK_ONE and all(BLOCKER in table.frame for table in tables)
+        return with_gallery(found, spec, tables) if shares_gallery else found
 
     def why_not(self, results: Sequence[Result], metric: str) -> str:
         """Why `of_model` returns None."""
@@ -136,7 +140,7 @@ class ItemScores:
 
     def _metric_items(
         self, results: Sequence[Result], metric: str, category: str | None
-    ) -> tuple[Metric, list[_Table]] | None:
+    ) -> tuple[Metric, list[ItemTable]] | None:
         """A metric and the items of each seed; None if they do not determine it, or differ between seeds."""
         metrics = [result.metrics.get(metric) for result in results]
         models = {result.model.get("hash") or str(result.path) for result in results}
@@ -152,7 +156,7 @@ class ItemScores:
         return spec, tables
 
 
-def _most(spec: Metric, tables: Sequence[_Table]) -> float:
+def _most(spec: Metric, tables: Sequence[ItemTable]) -> float:
     return 1.0 if spec.scale >= _PER_CENT else _largest([table.frame for table in tables], spec.columns)
 
 
@@ -162,7 +166,7 @@ def _largest(tables: Sequence[pd.DataFrame], names: Sequence[str]) -> float:
     return 1.0 if max(numbers, default=0.0) <= 1 else _PER_CENT
 
 
-def _share_items(spec: Metric, tables: Sequence[_Table]) -> bool:
+def _share_items(spec: Metric, tables: Sequence[ItemTable]) -> bool:
     """Whether tables have the columns of a metric and the same items."""
     names, first = set(spec.columns), tables[0]
     return len(first.keys) > 0 and all(
@@ -173,8 +177,20 @@ def _share_items(spec: Metric, tables: Sequence[_Table]) -> bool:
     )
 
 
-def _missing(spec: Metric, table: _Table) -> np.ndarray:
+def _missing(spec: Metric, table: ItemTable) -> np.ndarray:
     return missing_values(str(spec.aggregation), columns_of(table.frame, spec.columns), spec.columns)
+
+
+def with_gallery(scores: Scores, spec: Metric, tables: Sequence[ItemTable]) -> Scores:
+    """The influence of each image as an answer, too: without it, the queries that it blocks would be hits."""
+    names = np.unique(tables[0].frame["image"].to_numpy())
+    present = tables[0].frame[[*spec.columns]].notna().to_numpy()
+    weights = (present / present.sum(axis=0)).sum(axis=1) / len(spec.columns)
+    found = [table.frame[BLOCKER] for table in tables]
+    blockers = np.stack([np.where(each.notna(), np.searchsorted(names, each.fillna("")), -1) for each in found])
+    blockers[:, weights == 0] = -1
+    gallery = np.stack([np.bincount(row[row >= 0], weights[row >= 0], len(names)) for row in blockers])
+    return dataclasses.replace(scores, influence=scores.influence - gallery, blockers=blockers, item_weights=weights)
 
 
 def _image_names(frame: pd.DataFrame, benchmark: str) -> np.ndarray:

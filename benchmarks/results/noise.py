@@ -43,6 +43,9 @@ class Scores:
         missing: (N, K) whether an item has no value in a column of the metric, of which it then is no mean; only
             models that lack the same values are compared.
         images: (C,) names of the images, the same in other benchmarks that show them; empty if they are not known.
+        blockers: (S, N) of retrieval: the image without which an item would be a hit, -1 if there is none; part of
+            ``influence``.
+        item_weights: (N,) weight of each of these items in the metric.
         trained: whether the seeds are training runs; False for a pretrained model.
         spread: the variance over the model's seeds, relative to that of all models, averaged over a table's metrics
             (`TrainingNoise.relative_spread`); None with a single one.
@@ -56,6 +59,8 @@ class Scores:
     items: np.ndarray
     missing: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, bool))
     images: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, object))
+    blockers: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0), int))
+    item_weights: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
     trained: bool = False
     spread: float | None = None
     largest: float | None = None
@@ -96,6 +101,26 @@ class Scores:
     def _unrounded(self, variance: float) -> float:
         """A variance, or 0 instead of a rounding error, as a single image has."""
         return variance if variance > (_ROUNDING * float(np.abs(self.values).max())) ** 2 else 0.0
+
+
+def _both_roles(parts: Sequence[tuple[float, Scores, np.ndarray]]) -> float:
+    """What squared influences count twice: a missed query is in that of its own image and of the one that blocks it.
+
+    Errors are correlated among the queries of an image and among those that an image blocks; the variance is the sum of
+    both minus that of their intersections (Cameron, Gelbach and Miller, Journal of Business & Economic Statistics 29,
+    2011).
+
+    Args:
+        parts: weight of each seed, model, and (seeds, N) blockers.
+    """
+    keys, sizes = [np.zeros(0, int)], [np.zeros(0)]
+    for weight, scores, blockers in parts:
+        for row in blockers:
+            blocked = np.flatnonzero(row >= 0)
+            keys.append(blocked * len(scores.enters) + row[blocked])
+            sizes.append(weight * scores.item_weights[blocked])
+    place = np.unique(np.concatenate(keys), return_inverse=True)[1]
+    return float((np.bincount(place, np.concatenate(sizes)) ** 2).sum())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,7 +282,11 @@ def average_scores(metrics: Sequence[Scores], scales: Sequence[float]) -> Scores
     names, places = np.unique(np.concatenate([scores.images for scores in metrics]), return_inverse=True)
     ends = np.cumsum([len(scores.images) for scores in metrics])[:-1]
     influence, enters = np.zeros((metrics[0].num_seeds, len(names))), np.zeros(len(names), bool)
+    blockers, weights = [np.zeros((metrics[0].num_seeds, 0), int)], [np.zeros(0)]
     for scores, scale, place in zip(metrics, scales, np.split(places, ends), strict=True):
+        if scores.blockers.size:
+            blockers.append(np.where(scores.blockers >= 0, place[scores.blockers], -1))
+            weights.append(scale / len(metrics) * scores.item_weights)
         influence[:, place] += scale / len(metrics) * scores.influence
         enters[place] |= scores.enters
     return Scores(
@@ -266,6 +295,8 @@ def average_scores(metrics: Sequence[Scores], scales: Sequence[float]) -> Scores
         enters=enters,
         items=np.concatenate([scores.items for scores in metrics]),
         images=names,
+        blockers=np.concatenate(blockers, axis=1),
+        item_weights=np.concatenate(weights),
         trained=metrics[0].trained,
         linear=False,
     )
@@ -327,6 +358,16 @@ def contrast_estimate(models: Sequence[Scores], weights: Sequence[float], noise:
         value = 0.0
     if squares <= (_ROUNDING * max(scores.largest or abs(scores.value) for scores in models)) ** 2 / max(1, clusters):
         squares = 0.0
+    squares = max(
+        squares / 4,
+        squares
+        - _both_roles(
+            [
+                (weight / scores.num_seeds, scores, scores.blockers)
+                for weight, scores in zip(weights, models, strict=True)
+            ]
+        ),
+    )
     of_images, of_training = squares * clusters / max(1, clusters - 1), 0.0
     for weight, scores in zip(weights, models, strict=True):
         if scores.trained and noise.degrees:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.results.protocol import Entries, full_size_entry
-from benchmarks.results.result_types import IMAGE_HASH
+from benchmarks.results.result_types import BLOCKER, IMAGE_HASH
 from benchmarks.results.results import CHANCE
 from benchmarks.tasks.data.caption_sets import CaptionSet, load_benchmark_captions
 from benchmarks.tasks.encoders.recall import RECALL_KS, TIE_TOLERANCE, RetrievalRanks, compute_ranks
@@ -220,6 +220,9 @@ def items_of(
     )
     items = pd.concat([by_image, by_caption], ignore_index=True)
     items[IMAGE_HASH] = [*hashes, *(hashes[image] for image in owner)]
+    blockers = np.concatenate([owner[to_captions.first], to_images.first])
+    alone = np.concatenate([(each.above == 1) & (each.tied == each.right) for each in found])
+    items[BLOCKER] = [images[image] if only else None for image, only in zip(blockers, alone, strict=True)]
     return items.assign(**hit_columns(found))
 
 
