@@ -75,7 +75,9 @@ def logits(model: Any, processor: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", [*TOWERS, "timm", "trunk"])
 def test_towers_of_all_kinds(name: str, encoders: dict[str, str], llm: str) -> None:
-    model, processor = build_llava(LlavaParts(encoder=encoders[name], llm=llm, image_aspect_ratio="anyres"))
+    layer = -2 if name == "dinov2" else None  # its default has the final norm, which transformers' LLaVA does not apply
+    parts = LlavaParts(encoder=encoders[name], llm=llm, image_aspect_ratio="anyres", vision_feature_layer=layer)
+    model, processor = build_llava(parts)
     has_token = model.config.vision_config.class_token
     assert model.config.vision_feature_select_strategy == ("default" if has_token else "full")
     pictures = [draw_image(), draw_image(31, 90), draw_image(80, 80)]
@@ -88,7 +90,7 @@ def test_towers_of_all_kinds(name: str, encoders: dict[str, str], llm: str) -> N
 
 def test_a_tower_whose_config_states_another_size_keeps_our_class(encoders: dict[str, str], llm: str) -> None:
     """DINOv2 takes images of any size, also other than its config's; but transformers would join tiles of that size."""
-    parts = {"encoder": encoders["dinov2"], "llm": llm, "image_size": 48}
+    parts: dict[str, Any] = {"encoder": encoders["dinov2"], "llm": llm, "image_size": 48, "vision_feature_layer": -2}
     square, _ = build_llava(LlavaParts(**parts))
     assert convert_tower_to_transformers(square)
     model, processor = build_llava(LlavaParts(**parts, image_aspect_ratio="anyres"))
