@@ -83,7 +83,7 @@ def attempt(work: Callable[[], Any], refusal: type[Exception]) -> tuple[Any, Any
         return None, error
 
 
-def check_refusal(refused: Exception, *culprits: str) -> None:
+def check_rejection(refused: Exception, *culprits: str) -> None:
     """An error names one of the culprits; `dispatch` prints it in one line."""
     assert any(_names(str(refused), culprit) for culprit in culprits), f"names none of {culprits}: {refused}"
 

@@ -21,7 +21,7 @@ import clips_world
 import pandas as pd
 import yaml
 from fuzz_inputs import CAPTIONS, PLAIN, damaged, mutated
-from fuzz_world import PROGRAMS, Ended, World, attempt, check_end, check_nothing_left, check_refusal, parsing, run
+from fuzz_world import PROGRAMS, Ended, World, attempt, check_end, check_nothing_left, check_rejection, parsing, run
 from hypothesis import strategies as st
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -256,7 +256,7 @@ def conversations(world: World, data: st.DataObject) -> None:
     config = ConversationSourceConfig(path=str(path), format=source, image_root=str(world.folder / "images"))
     samples, refused = attempt(lambda: read_samples(config), UserError)
     if refused is not None:
-        check_refusal(refused, "talk.json")
+        check_rejection(refused, "talk.json")
     for sample in samples or ():
         sample.text.encode()
         for picture in sample.images:
@@ -312,7 +312,7 @@ def benchmark_data(world: World, data: st.DataObject) -> None:
 
     _, refused = attempt(read, UserError)
     if refused is not None:
-        check_refusal(refused, path.name)
+        check_rejection(refused, path.name)
 
 
 def imports(world: World, data: st.DataObject) -> None:
