@@ -86,7 +86,7 @@ def train_stage(config: EncoderTrainConfig, stop: StopRequest, *, last: bool = T
         return
     output = Path(config.output)
     is_writing = os.environ.get("RANK", "0") == "0"
-    with lock_output(output.with_name(f".{output.name}.lock"), output) if is_writing else contextlib.nullcontext():
+    with _lock(output) if is_writing else contextlib.nullcontext():
         if is_writing and check_trained(config, identity):
             raise UserError(f"output: another run has just written {output}")
         run = setup_run(config, data)
@@ -106,6 +106,14 @@ def train_stage(config: EncoderTrainConfig, stop: StopRequest, *, last: bool = T
 
 
 # ---------------------------------------------------------------- the loop
+
+
+def _lock(output: Path) -> contextlib.AbstractContextManager[object]:
+    """The lock of an output, which lies next to it; none for a directory that is the only writable one."""
+    if output.is_dir() and not os.access(output.parent, os.W_OK):
+        log_info(f"{output.parent}: no lock, as it cannot be written; ensure that no other run writes {output}")
+        return contextlib.nullcontext()
+    return lock_output(output.with_name(f".{output.name}.lock"), output)
 
 
 def log_config_changes(run: TrainRun) -> None:

@@ -20,6 +20,7 @@ from clips_world import is_equal, metrics, stopped_at, train, trained
 from safetensors.torch import save_file
 
 from benchmarks.report.cost_figures import TrainingRuns, encoder_flops
+from clips import train as training_commands
 from clips.cli import COMMANDS
 from clips.commandline.commands import dispatch
 from clips.core.artifact import directory_hash, write_manifest
@@ -210,6 +211,19 @@ with lock_output(Path({str(lock)!r}), "run"):
         train(config)
         os.killpg(owner.pid, signal.SIGKILL)
     assert not lock.exists()
+
+
+def test_an_output_whose_parent_cannot_be_written_is_trained_without_a_lock(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    run = tmp_path / "scratch" / "run"
+    run.mkdir(parents=True)
+    config = clips_world.train_config(data, run, save_steps=100)
+    monkeypatch.setattr(training_commands.os, "access", lambda path, _: Path(path) != run.parent)  # root may write all
+    monkeypatch.setattr(training_commands, "lock_output", None)
+    train(config)
+    assert (run / "manifest.json").is_file()
+    assert f"{run.parent}: no lock" in capsys.readouterr().err
 
 
 def test_an_unfinished_run_may_change_the_stated_settings(data: Path, tmp_path: Path):
