@@ -29,6 +29,7 @@ from llava_bridge.training import launch as launching
 from llava_bridge.training.run_identity import run_identity
 from llava_bridge.training.stage_config import StageConfig
 from llava_bridge.training.train_config import DistributedConfig, LlavaTrainConfig
+from llava_bridge.training.work_dir import check_inputs
 
 LOGGED = ("stage", "step", "loss")
 
@@ -261,6 +262,25 @@ def test_a_deepspeed_file_that_contradicts_the_run_is_one_line(content, line, tm
     assert (status, printed.count("\n")) == (2, 1)
     assert f"distributed.deepspeed: {tmp_path / 'own.json'}: {line}" in printed
     assert not (tmp_path / "bad").exists()
+
+
+def test_sizes_of_a_deepspeed_file_are_those_of_the_launched_processes(tmp_path: Path, bridge_parts: Any, monkeypatch):
+    own = tmp_path / "own.json"
+    own.write_text(json.dumps({**ZERO2, "train_micro_batch_size_per_gpu": 2}))
+    config = LlavaTrainConfig(
+        output=str(tmp_path / "run"),
+        encoder=str(bridge_parts.encoder),
+        llm=str(bridge_parts.llm),
+        stages=["instruct"],
+        instruct=bridge_world.stage(bridge_parts.talk),
+        distributed=DistributedConfig(deepspeed=str(own)),
+    )
+    assert config.instruct.global_batch_size == 4
+    with pytest.raises(UserError, match='expected "auto" or 4'):
+        check_inputs(config)
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    check_inputs(config)
 
 
 def test_the_content_of_a_deepspeed_file_belongs_to_the_identity(tmp_path: Path, bridge_parts: Any) -> None:

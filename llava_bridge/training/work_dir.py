@@ -13,9 +13,10 @@ from typing import Any
 from clips.core.locks import lock_output
 from clips.data.formats.conversation_rows import local_files
 from clips.errors import UserError
+from clips.parallel.visible_gpus import visible_gpus
 from llava_bridge.encoders.spec import check_encoder_files
 from llava_bridge.model.llava_checks import check_llava_dir, check_llm_dir
-from llava_bridge.training.launch import deepspeed_config
+from llava_bridge.training.launch import deepspeed_config, launcher_world_size
 from llava_bridge.training.train_config import LlavaTrainConfig
 
 CHECKPOINTS_DIR = "checkpoints"
@@ -124,7 +125,8 @@ def _check_deepspeed(config: LlavaTrainConfig, name: str) -> None:
     if (chosen := config.deepspeed(name)) is None:
         return
     field, stage = config.deepspeed_field(name), config.stage(name)
-    stated, processes = deepspeed_config(chosen, field), config.distributed.num_processes or 1
+    stated = deepspeed_config(chosen, field)
+    processes = config.distributed.num_processes or launcher_world_size() or max(1, len(visible_gpus()))
     micro = stage.micro_batch_size or stage.global_batch_size // processes
     expected: dict[str, Any] = {
         "train_batch_size": stage.global_batch_size,
