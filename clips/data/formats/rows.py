@@ -404,9 +404,9 @@ def _rows_of_split(rows: Any, split: str, path: str) -> Any:
     """The rows whose column ``split`` has this value, or one of ``train+val``. Raises UserError if there are none."""
     if split == ALL:
         return rows
-    splits, wanted = rows[SPLIT_COLUMN][:], split.split("+")
+    splits, wanted = [str(each) for each in rows[SPLIT_COLUMN][:]], split.split("+")
     if missing := next((each for each in wanted if each not in splits), None):
-        raise unknown_name_error(missing, sorted({str(each) for each in splits}), f"split in the column of {path}")
+        raise unknown_name_error(missing, {*splits, ALL}, f"split in the column of {path}")
     return rows.select([number for number, each in enumerate(splits) if each in wanted])
 
 
