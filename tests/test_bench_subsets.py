@@ -12,7 +12,7 @@ from test_bench_tasks import answers as answers
 from test_bench_tasks import llava as llava
 
 from benchmarks.results.results import read_items
-from benchmarks.tasks.mllm.subset_columns import MMMU_DISCIPLINES
+from benchmarks.tasks.mllm.subset_columns import MMMU_DISCIPLINES, in_whole_groups
 from benchmarks.tasks.run_config import BenchmarkConfig
 
 pytestmark = world.LMMS_EVAL_WARNS
@@ -128,3 +128,11 @@ def test_mmmu_s_subjects_are_those_of_its_scorer():
     from lmms_eval.tasks.mmmu.utils import DOMAIN_CAT2SUB_CAT
 
     assert {name: list(members) for name, members in MMMU_DISCIPLINES.items()} == DOMAIN_CAT2SUB_CAT
+
+
+def test_only_distinct_indices_are_those_of_orders():
+    """MMBench's indices of one question differ by a million; others count images, or the rows of each category."""
+    circular = [{"index": number} for number in (0, 1, 1_000_000, 1_000_001)]
+    assert in_whole_groups({0: "a", 1: "b", 2: "a"}, circular, "mmbench") == {0: "a", 2: "a"}
+    by_category = [{"index": number, "category": name} for name in "xy" for number in (0, 1)]
+    assert in_whole_groups({0: "a", 1: "b"}, by_category, "own") == {0: "a", 1: "b"}

@@ -58,7 +58,9 @@ def in_whole_groups(found: Mapping[int, Item], docs: Sequence[Mapping[str, Any]]
     """
     group = _GROUPS.get(folder)
     if group is None:
-        if not docs or not all(isinstance(doc.get("index"), int) for doc in docs):
+        indices = [doc.get("index") for doc in docs]
+        # indices that repeat are of something else: images, or rows of each category
+        if not all(isinstance(index, int) for index in indices) or len({*indices}) < len(docs):
             return dict(found)
         group = _circular_group
     groups = [group(doc) for doc in docs]
