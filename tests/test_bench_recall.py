@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks.results.item_scores import ItemTable, with_gallery
-from benchmarks.results.noise import TrainingNoise, difference_estimate
+from benchmarks.results.noise import TrainingNoise, difference_estimate, metric_estimate
 from benchmarks.results.result_types import BLOCKER, Metric
 from benchmarks.results.statistics import image_scores
 from benchmarks.tasks.encoders import recall
@@ -167,7 +167,23 @@ def test_a_query_that_an_image_blocks_counts_in_both_clusters():
         errors.append((hit - hit.mean(), of_pair))
     own, pairs = errors[0][0] - errors[1][0], errors[0][1] - errors[1][1]
     influence = own - pairs.sum(axis=0)
-    expected = ((influence - influence.mean()) ** 2).sum() - (pairs**2).sum()
+    expected = max(((influence - influence.mean()) ** 2).sum() - (pairs**2).sum(), (own**2).sum())
     assert difference_estimate(*models, TrainingNoise()).image_variance == pytest.approx(
         expected / count**2 * count / (count - 1)
     )
+
+
+def test_a_single_hit_whose_image_blocks_another_query_has_a_variance():
+    """Its influences in both roles cancel, and the score varies over the images all the same."""
+    names, hit = np.array([f"{place:02d}" for place in range(40)], dtype=object), np.zeros(40)
+    hit[3] = 1
+    spec = Metric(value=0, ci_low=None, ci_high=None, n=0, clusters=0, higher_is_better=True, scale=100, label="",
+                  ci_method="none", aggregation="mean", columns=("t2i_r1",))  # fmt: skip
+    frame = pd.DataFrame({"image": names, "t2i_r1": hit, BLOCKER: [None] * 40})
+    scores = image_scores("mean", [{"x": hit}], ("x",), names, items=names)
+    alone = metric_estimate(scores, TrainingNoise()).image_variance
+    frame.loc[7, BLOCKER] = names[3]
+    both = with_gallery(scores, spec, [ItemTable(frame, names, np.arange(40), names)])
+    assert np.ptp(both.influence) < 1e-9
+    assert metric_estimate(both, TrainingNoise()).image_variance == pytest.approx(alone)
+    assert alone > 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import bench_world as world
+import numpy as np
 import pytest
 from test_bench_score import _score
 from test_bench_subsets import _mmbench
@@ -25,7 +26,8 @@ def _sample(answer: str, target: str = "B", doc: dict[str, Any] | None = None, p
 @pytest.mark.parametrize(
     ("answers", "more"),
     [
-        (["B", "(b)", "C.", "D: white", "The answer is A", "**B**", r"\boxed{C}", "It is green", "A\n\nIt is", "选B"],
+        (["B", "(b)", "C.", "D: white", "The answer is A", "**B**", r"\boxed{C}", "It is green", "A\n\nIt is", "选B",
+          "b. because it is white", "Answer: b", "the answer is b."],
          {"doc": COLORS}),
         (["B", "(A) x"], {"prompt": "Which?\nA. x\nB. y\nAnswer with the letter."}),
         (["B", "blue"], {"doc": {"A": "red", "B": "blue", "C": "nan", "D": "nan"}}),
@@ -53,6 +55,11 @@ def test_answers_that_can_be_read(answers, more):
 )
 def test_answers_that_cannot_be_read(answers, more):
     assert unread_answers([_sample(answer, **more) for answer in answers]).all()
+
+
+def test_a_free_answer_that_scores_is_read_although_it_sounds_like_a_refusal():
+    samples = [_sample("Sorry Sam", target="Sorry Sam"), _sample("Sorry, no", target="Sorry Sam")]
+    assert unread_answers(samples, np.array([1.0, 0.0])).tolist() == [0, 1]
 
 
 def test_an_option_that_the_scorer_guesses_is_not_read(tmp_path, capsys):

@@ -77,7 +77,7 @@ def test_a_task_of_a_study_that_is_no_name(tmp_path: Path) -> None:
 def test_a_config_that_no_file_could_be(name: str) -> None:
     ended = run("clips", ["train", "--config", name])
     assert ended.status == 2
-    check_end(ended, "clips", "--config: a", alone=True)
+    check_end(ended, "clips", "--config", alone=True)
 
 
 def test_a_result_whose_model_has_no_path_is_explained(world: World) -> None:

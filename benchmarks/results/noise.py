@@ -82,6 +82,15 @@ class Scores:
         return self.influence.mean(axis=0)
 
     @functools.cached_property
+    def without_gallery(self) -> np.ndarray:
+        """(C,) influence of each image by its own queries alone, on the mean over seeds."""
+        found = self.mean_influence.copy()
+        for row in self.blockers:
+            blocked = row >= 0
+            found += np.bincount(row[blocked], self.item_weights[blocked], len(found)) / self.num_seeds
+        return found
+
+    @functools.cached_property
     def image_variance(self) -> float:
         """Variance of one seed's value due to images, averaged over the seeds."""
         inside = self.influence[:, self.enters]
@@ -358,16 +367,13 @@ def contrast_estimate(models: Sequence[Scores], weights: Sequence[float], noise:
         value = 0.0
     if squares <= (_ROUNDING * max(scores.largest or abs(scores.value) for scores in models)) ** 2 / max(1, clusters):
         squares = 0.0
-    squares = max(
-        squares / 4,
-        squares
-        - _both_roles(
-            [
-                (weight / scores.num_seeds, scores, scores.blockers)
-                for weight, scores in zip(weights, models, strict=True)
-            ]
-        ),
-    )
+    if any(scores.blockers.size for scores in models):
+        # The variance of two-way clusters may be smaller than that of one way, even 0 for a single hit: not below it.
+        rows = sum(weight * scores.without_gallery for weight, scores in zip(weights, models, strict=True))
+        rows = np.asarray(rows)[np.any([scores.enters for scores in models], axis=0)]
+        parts = zip(weights, models, strict=True)
+        both = _both_roles([(weight / scores.num_seeds, scores, scores.blockers) for weight, scores in parts])
+        squares = max(squares - both, float(((rows - rows.mean()) ** 2).sum()))
     of_images, of_training = squares * clusters / max(1, clusters - 1), 0.0
     for weight, scores in zip(weights, models, strict=True):
         if scores.trained and noise.degrees:

@@ -14,7 +14,7 @@ import numpy as np
 
 from clips.core.artifact import log_info
 from clips.data.formats import DatasetSpec, read_dataset
-from clips.data.formats.classes import CLASS_NAMES, are_ids, format_counts
+from clips.data.formats.classes import CLASS_NAMES, are_ids, format_counts, have_two_orders
 from clips.data.formats.dataset_format import Classified
 from clips.data.lazy_images import LazyImage
 from clips.errors import UserError
@@ -149,7 +149,14 @@ def _in_order_of(names: Sequence[str], lines: list[str]) -> list[str]:
     """Lines that are the data's own names in another order, in the order of these; any others unchanged."""
     by_name = {_comparable(line): line for line in lines}
     own = list(map(_comparable, names))
-    return [by_name[name] for name in own] if len(own) == len(lines) and set(own) == by_name.keys() else lines
+    if len(own) == len(lines) and set(own) == by_name.keys():
+        return [by_name[name] for name in own]
+    if lines and have_two_orders(names):
+        raise UserError(
+            f"{CLASS_NAMES}: its lines may be in the order of the numbers or of the alphabet; expected classes called "
+            f"by numbers alone (10) or with leading zeros, got '{names[-1]}'"
+        )
+    return lines
 
 
 def _comparable(name: str) -> str:

@@ -59,7 +59,8 @@ def unread_answers(samples: Sequence[Sample], scores: np.ndarray | None = None) 
             missed = scores is not None and scores[place] == 0 and named == {target}
             unread[place] = float(not named or missed)
         else:
-            unread[place] = float(_REFUSAL.match(text) is not None)
+            right = scores is not None and scores[place] > 0  # "Sorry" can be a word in an image
+            unread[place] = float(_REFUSAL.match(text) is not None and not right)
     return unread
 
 
@@ -158,6 +159,11 @@ def _named(text: str, names: str, options: Sequence[str]) -> set[str]:
     found |= set(
         re.findall(rf"(?i:answer|option|choice|letter)(?i:\s+is)?\W{{0,5}}([A-{last}])(?![A-Za-z0-9_'’])", text)
     )
+    small = last.lower()  # small letters, where they are no words: "b. because", "the answer is b"
+    found |= {each.upper() for each in re.findall(rf"^\W*([a-{small}])[.):]", text)}
+    found |= {
+        each.upper() for each in re.findall(rf"(?i:answer|option)(?i:\s+is)?\W{{1,5}}([a-{small}])(?=\W*$)", text)
+    }
     # a letter between spaces names its option, but for the article and the pronoun
     found |= {
         each for each in re.findall(rf"(?<![A-Za-z0-9_'’])([A-{last}])(?![A-Za-z0-9_'’])", text) if each not in "AI"

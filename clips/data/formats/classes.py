@@ -80,6 +80,14 @@ def _in_order(names: list[str]) -> list[str]:
     return sorted(names)
 
 
+def have_two_orders(names: Sequence[str]) -> bool:
+    """Whether names such as ``class_10`` and ``class_9`` have another order by number than in the alphabet.
+
+    A list of their names could be in either: people count, and torchvision's ``ImageFolder`` sorts by the alphabet.
+    """
+    return not are_ids(names) and _in_order([*names]) != sorted(names)
+
+
 def are_ids(names: Sequence[str]) -> bool:
     """Whether names are numbers or WordNet ids, which a text tower does not know."""
     return bool(names) and (
