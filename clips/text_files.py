@@ -105,7 +105,11 @@ def parse_yaml(text: str) -> Any:
 
 def reject_named_pipe(path: Path) -> None:
     """Raise UserError for a named pipe: opening it would wait for its other end. That of a shell's ``<(…)`` exists."""
-    if path.parent != Path("/dev/fd") and path.is_fifo():
+    try:
+        is_pipe = path.parent != Path("/dev/fd") and path.is_fifo()
+    except OSError:  # opening it reports the reason
+        return
+    if is_pipe:
         raise UserError(f"{path}: expected a file, got a named pipe")
 
 

@@ -276,6 +276,13 @@ def simulated_table(world: World, rng: Generator, gain: float = 0.0) -> tuple[Si
     return SimulatedEvidence(world, scores), columns
 
 
+def known(evidence: Evidence, cell: Cell) -> Scores:
+    """The scores of a simulated cell, which always has them."""
+    scores = evidence.scores(cell)
+    assert scores is not None
+    return scores
+
+
 def simulate(world: World, trials: int, seed: int = 7, *, all_pairs: bool = False) -> Found:
     """Simulate tables of equal models."""
     rng, alarms = np.random.default_rng(seed), 0
@@ -287,9 +294,10 @@ def simulate(world: World, trials: int, seed: int = 7, *, all_pairs: bool = Fals
             if len(scores) < 20 * trials:
                 first, *_, last = (table.cell(row, shown) for row in table.rows[: world.models])
                 interval, noise = evidence.interval(last), evidence.training_noise(last)
+                assert interval is not None
                 low, high = (math.nan if end is None else end for end in (interval.low, interval.high))
                 scores.append(low <= column.truth <= high)
-                between = compare(evidence.scores(first), evidence.scores(last), noise)
+                between = compare(known(evidence, first), known(evidence, last), noise)
                 differences.append(not (between.low > 0 or between.high < 0))
         alarms += min(evidence.corrected(all_pairs=all_pairs).values()) < LEVEL
     return Found(float(np.mean(scores)), float(np.mean(differences)), alarms / trials)
@@ -341,7 +349,7 @@ def simulate_retrieval(images: int, hubs: float, trials: int, *, gallery: bool =
             table = ItemTable(frame, names, np.arange(images), names)
             scores = image_scores("mean", [{"x": frame["t2i_r1"].to_numpy()}], ("x",), names, items=names)
             models.append(with_gallery(scores, spec, [table]) if gallery else scores)
-        between = compare(*models, TrainingNoise())
+        between = compare(models[0], models[1], TrainingNoise())
         found.append((between.value, between.low, between.high))
     values, lows, highs = np.array(found).T
     return float(np.mean((lows <= values.mean()) & (values.mean() <= highs)))
@@ -360,7 +368,7 @@ def found_differences(world: World, trials: int, gain: float) -> tuple[float, fl
         for found, all_pairs in ((default, False), (every, True)):
             corrected = evidence.corrected(all_pairs=all_pairs)
             found += [p_value < LEVEL for (_, _, rows), p_value in corrected.items() if "0 0" in rows]
-        scores = [[evidence.scores(table.cell(row, column)) for row in table.rows] for column in table.columns]
+        scores = [[known(evidence, table.cell(row, column)) for row in table.rows] for column in table.columns]
         alone = [float(stats.ttest_1samp(other.values - models[0].values, 0).pvalue)
                  for models in scores for other in models[1:]]  # fmt: skip
         students += [p_value < LEVEL for p_value in holm_correction(alone)]

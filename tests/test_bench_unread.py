@@ -57,7 +57,7 @@ def test_answers_that_cannot_be_read(answers, more):
     assert unread_answers([_sample(answer, **more) for answer in answers]).all()
 
 
-def test_a_free_answer_that_scores_is_read_although_it_sounds_like_a_refusal():
+def test_a_free_answer_that_scores_is_read_although_it_begins_as_an_apology():
     samples = [_sample("Sorry Sam", target="Sorry Sam"), _sample("Sorry, no", target="Sorry Sam")]
     assert unread_answers(samples, np.array([1.0, 0.0])).tolist() == [0, 1]
 

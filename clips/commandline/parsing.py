@@ -92,8 +92,6 @@ def _read_config_file(path: str) -> dict[str, Any]:
         content = read_yaml(path)
     except UserError as error:
         raise UserError(f"--config: {error}") from None
-    except OSError as error:  # of a name that no file can have
-        raise UserError(f"--config: {path:.250}: {(error.strerror or str(error)).lower()}") from None
     if not isinstance(content, dict):
         raise UserError(f"--config: {path}: expected YAML, a mapping of field names to values, got {content!r:.80}")
     return content

@@ -41,7 +41,7 @@ from llava_bridge.data.collator import ConversationCollator, ConversationDataset
 from llava_bridge.data.sampler import LengthGroupedSampler
 from llava_bridge.model.build import LlavaParts, build_llava, make_conversation_encoder
 from llava_bridge.training.loss import LlavaLoss
-from llava_bridge.training.stage_config import StageConfig
+from llava_bridge.training.stage_config import InstructConfig
 from llava_bridge.training.train_config import LlavaTrainConfig
 
 
@@ -229,7 +229,7 @@ def bridge_steps(
     from llava_bridge.training.stage_trainer import StageTrainer
     from llava_bridge.training.trainer import training_arguments
 
-    stage = StageConfig(
+    stage = InstructConfig(
         data=[ConversationSourceConfig(path=str(mix))],
         max_steps=args.steps,
         global_batch_size=args.micro_batch,
