@@ -43,6 +43,7 @@ class Measured:
         items: names of the items, and which of them have no score; unique if its seeds differ in them.
         seeds: number of different results.
         rows: names of the seeds' rows.
+        by_row: the value of each of them, of a pretrained model that of the first.
     """
 
     group: int
@@ -51,6 +52,7 @@ class Measured:
     items: object
     seeds: int
     rows: tuple[str, ...]
+    by_row: dict[str, float]
 
 
 class World:
@@ -224,9 +226,12 @@ class Truth:
         value = 100 * float(np.mean([np.nanmean(frame["hit"]) for frame in frames]))
         if not self.world.trained[model]:
             frames = frames[:1]
+        by_row = {row: 100 * float(np.nanmean(frame["hit"])) for row, frame in zip(rows, frames, strict=False)}
         missing = frames[0]["hit"].isna().to_numpy()
         if any((frame["hit"].isna() != missing).any() for frame in frames):
-            return Measured(group=group, value=value, scores=None, items=object(), seeds=len(frames), rows=rows)
+            return Measured(
+                group=group, value=value, scores=None, items=object(), seeds=len(frames), rows=rows, by_row=by_row
+            )
         items = tuple(frames[0]["item"]), tuple(missing)
         images, owner = np.unique(frames[0]["image"], return_inverse=True)
         values, influence = [], []
@@ -242,7 +247,9 @@ class Truth:
             items=np.array(items[0], dtype=object), trained=self.world.trained[model] and self.world.num_seeds > 1,
             largest=1.0 if bounded else None,
         )  # fmt: skip
-        return Measured(group=group, value=value, scores=scores, items=items, seeds=len(frames), rows=rows)
+        return Measured(
+            group=group, value=value, scores=scores, items=items, seeds=len(frames), rows=rows, by_row=by_row
+        )
 
     def unknown_noise(self, benchmark: str, pair: Iterable[str]) -> bool:
         """Whether the seeds of every model with several seeds agree, so that a trained model has no test."""
@@ -276,7 +283,7 @@ class Truth:
         measured = {
             model: self.measured[model, benchmark] for model in self.world.models if (model, benchmark) in self.measured
         }
-        for model in sorted(measured, key=lambda name: -self.sign(benchmark) * measured[name].value):
+        for model in sorted(measured, key=lambda name: -self.sign(benchmark) * round(measured[name].value, 9)):
             found.setdefault((measured[model].group, measured[model].items), []).append(model)
         return [*found.values()]
 

@@ -344,10 +344,18 @@ class Reader:
         assert self.truth.measured[row, self.titles[title]].group == 1
 
     def average(
-        self, models: str, count: str, of: str, value: str, low: str | None, high: str | None, **said: str | None
+        self,
+        models: str,
+        count: str,
+        of: str,
+        value: str,
+        low: str | None,
+        high: str | None,
+        fewer: str | None,
+        **said: str | None,
     ) -> None:
         names = self._averaged(of)
-        averages = {model: float(np.mean([self._value(name, model) for name in names])) for model in self.world.models}
+        averages = {model: self._average(names, model, fewer) for model in self.world.models}
         largest = max(averages.values())
         assert int(count) == len(names) > 1
         assert close(value, largest)
@@ -370,6 +378,17 @@ class Reader:
                 set(self.world.models) - leaders if text == "all others" else set(listed(text)) if text else set()
             )
             assert expected == found[kind]
+
+    def _average(self, names: list[str], model: str, fewer: str | None) -> float:
+        """The mean over benchmarks; of models that the sentence names, of the seeds that all benchmarks have."""
+        measured = [self.truth.measured[model, name] for name in names]
+        common = [row for row in measured[0].by_row if all(row in each.by_row for each in measured)]
+        complete = all(len(each.by_row) == len(common) for each in measured)
+        if fewer is not None:
+            assert (model in listed(fewer)) == (not complete)
+        elif not complete:  # then the averages are those of the printed numbers
+            return float(np.mean([each.value for each in measured]))
+        return float(np.mean([[each.by_row[row] for row in common] for each in measured]))
 
     def _averaged(self, of: str) -> list[str]:
         """The benchmarks in per cent of which every model has a number under the main protocol, of one kind."""
@@ -448,6 +467,10 @@ class Reader:
         assert ("Best (bold)" in caption[1]) == ("best" in marks)
 
 
+_BENCHMARKS = (
+    r"(?P<count>\d+) benchmarks(?P<of>| of the \w+)"
+    r"(?: \(of (?P<fewer>[\w, ]+): only seeds that were evaluated on all of them\))?, (?P<value>[\d.]+)"
+)
 READERS: list[tuple[str, Callable[..., None]]] = [
     (r"There is no number yet; the table states the reasons\.()", lambda self: self.no_baseline("There is")),
     (r"One model: there is no other to compare it with\.", lambda self: self.no_baseline("One model")),
@@ -485,15 +508,15 @@ READERS: list[tuple[str, Callable[..., None]]] = [
     (rf"(?P<rows>.+) on (?P<names>b[^:]*): missing: {NOT_RUN}\.", Reader.missing),
     (r"† (?P<model>.+) on (?P<title>\S+ \w+) was measured under different settings and is not ranked .*\.",
      Reader.protocol),
-    (r"(?P<models>\w+) has the best average over (?P<count>\d+) benchmarks(?P<of>| of the \w+), (?P<value>[\d.]+)"
+    (rf"(?P<models>\w+) has the best average over {_BENCHMARKS}"
      r" \[(?P<low>\S+), (?P<high>\S+)\]"
      r"(?:, significantly above (?P<above>(?:(?!, not ).)+))?(?:, not significantly above (?P<close>(?:(?!, not ).)+))?"
      r"(?:, not tested against (?P<untested>.+))?\.", Reader.average),
-    (r"(?P<models>.+) have the same average over (?P<count>\d+) benchmarks(?P<of>| of the \w+), (?P<value>[\d.]+)"
+    (rf"(?P<models>.+) have the same average over {_BENCHMARKS}"
      r"(?: and no model a higher one)?\.", Reader.highest_average),
-    (r"(?P<models>\w+) has the highest average over (?P<count>\d+) benchmarks(?P<of>| of the \w+), (?P<value>[\d.]+), "
+    (rf"(?P<models>\w+) has the highest average over {_BENCHMARKS}, "
      r"but its scores? on (?P<names>.+) (?:is|are) not credited to the images\.", Reader.blind_average),
-    (r"(?P<models>\w+) has the highest average over (?P<count>\d+) benchmarks(?P<of>| of the \w+), (?P<value>[\d.]+), "
+    (rf"(?P<models>\w+) has the highest average over {_BENCHMARKS}, "
      r"without an interval, .*\.", Reader.highest_average),
     (r"Not credited, because they are not significantly better than those .*: (?P<names>.+)\.", Reader.uncredited),
     (r"‡ (?P<model>\w+) on (?P<title>\S+ \w+) is not credited to the images and has no mark: the score is not "
@@ -563,7 +586,7 @@ def check_comparison(world: World) -> None:
 
 
 def test_every_sentence_of_random_tables_follows_from_their_items() -> None:
-    assert read_tables(range(40)) > 200
+    assert read_tables([*range(40), 103, 353, 415]) > 200  # the last three found faults
 
 
 @pytest.mark.slow

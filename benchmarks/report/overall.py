@@ -67,6 +67,9 @@ class Overall:
         p_values: pair of models → Holm-corrected p-value of "their averages are equal", of the tested pairs.
         without_interval: the averaged benchmarks whose scores have no interval.
         uncredited: model → the ranked benchmarks on which its score is not credited to the images; only if there are.
+        fewer_seeds: models of which not all seeds were evaluated on all averaged benchmarks; their averages are over
+            fewer seeds than the numbers of the table.
+        no_seed: models of which no seed was.
         of: ``" of the encoder"`` or ``" of the LLaVA"``, if a report has benchmarks of both.
     """
 
@@ -77,6 +80,8 @@ class Overall:
     p_values: dict[frozenset[str], float]
     without_interval: tuple[str, ...] = ()
     uncredited: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    fewer_seeds: tuple[str, ...] = ()
+    no_seed: tuple[str, ...] = ()
     of: str = ""
 
     @property
@@ -94,8 +99,8 @@ class Overall:
         if equal:
             shared = f"{join_or_count([best, *equal], 'models')} have the same average"
             lower = " and no model a higher one" if len(equal) < len(others) else ""
-            return f"{shared} over {len(self.averaged)} benchmarks{self.of}, {format_number(average.value, 1)}{lower}."
-        number = f"over {len(self.averaged)} benchmarks{self.of}, {format_number(average.value, 1)}"
+            return f"{shared} over {self._benchmarks}, {format_number(average.value, 1)}{lower}."
+        number = f"over {self._benchmarks}, {format_number(average.value, 1)}"
         blind = self._uncredited(best, self.averaged)
         if blind:
             verb = "its score on {} is" if len(blind) == 1 else "its scores on {} are"
@@ -103,6 +108,9 @@ class Overall:
             return f"{best} has the highest average {number}, but {reason} not credited to the images."
         if self.without_interval:
             reason = f"because there is none on {join_or_count(self.without_interval, 'benchmarks')}"
+            return f"{best} has the highest average {number}, without an interval, {reason}."
+        if self.no_seed:
+            reason = f"because no seed of {join_or_count(self.no_seed, 'models')} was evaluated on all of them"
             return f"{best} has the highest average {number}, without an interval, {reason}."
         if math.isnan(average.low):
             return f"{best} has the highest average {number}, without an interval, because its seeds do not differ."
@@ -119,6 +127,13 @@ class Overall:
             *([f"not tested against {join_or_count(untested, 'others')}"] if untested else []),
         ]
         return f"{', '.join([text, *parts])}."
+
+    @property
+    def _benchmarks(self) -> str:
+        """What the averages are over; models without a common seed have averages of the table's numbers, as all do."""
+        names = join_or_count(self.fewer_seeds, "models") if self.fewer_seeds else ""
+        fewer = f" (of {names}: only seeds that were evaluated on all of them)" if names and not self.no_seed else ""
+        return f"{len(self.averaged)} benchmarks{self.of}{fewer}"
 
     def sign(self, row: str, benchmarks: Sequence[str]) -> str:
         """‡ if a model's score on one of some benchmarks is not credited to the images, else empty."""
@@ -148,17 +163,27 @@ def _overall(table: Table, ranked: Sequence[Column], evidence: Evidence, of: str
     if len(averaged) < _MIN_BENCHMARKS:
         averaged = []
     averages, p_values = _averages(table, averaged, evidence) if averaged else ({}, {})
+    without_interval = tuple(
+        column.benchmark
+        for column in averaged
+        if any(evidence.scores(cell) is None for cell in table.column_cells(column))
+    )
+    fewer_seeds, no_seed = [], []
+    for row in rows if averages and not without_interval else ():
+        own, common = _common_seeds([table.cells[row, each.benchmark, each.metric] for each in averaged], evidence)
+        if not common:
+            no_seed.append(row)
+        elif any(len(seeds) > len(common) for seeds in own):
+            fewer_seeds.append(row)
     return Overall(
         averages=averages,
         ranks={row: _mean_rank(table, ranked, row) for row in rows},
         averaged=tuple(column.benchmark for column in averaged),
         ranked=tuple(column.benchmark for column in ranked),
         p_values=p_values,
-        without_interval=tuple(
-            column.benchmark
-            for column in averaged
-            if any(evidence.scores(cell) is None for cell in table.column_cells(column))
-        ),
+        without_interval=without_interval,
+        fewer_seeds=tuple(fewer_seeds),
+        no_seed=tuple(no_seed),
         uncredited={row: found for row in rows if (found := _uncredited(table, ranked, row))},
         of=of,
     )
@@ -214,11 +239,17 @@ def _averages(
     }
 
 
+def _common_seeds(cells: Sequence[Cell], evidence: Evidence) -> tuple[list[list[int | None]], list[int | None]]:
+    """The seeds of each cell with items, a single one of a pretrained model, and those that all of them have."""
+    found = [(cell, scores) for cell in cells if (scores := evidence.scores(cell)) is not None]
+    seeds = [[*cell.by_seed] if scores.num_seeds > 1 else [*cell.by_seed][:1] or [None] for cell, scores in found]
+    return seeds, [seed for seed in seeds[0] if all(seed in others for others in seeds)] if seeds else []
+
+
 def _average_scores(cells: Sequence[Cell], evidence: Evidence) -> Scores | None:
     """The average of a model, of the seeds that were evaluated on all benchmarks; None if a score has no items."""
     found = [(cell, scores) for cell in cells if (scores := evidence.scores(cell)) is not None]
-    seeds = [[*cell.by_seed] if scores.num_seeds > 1 else [*cell.by_seed][:1] or [None] for cell, scores in found]
-    common = [seed for seed in seeds[0] if all(seed in others for others in seeds)] if found else []
+    seeds, common = _common_seeds(cells, evidence)
     if len(found) < len(cells) or not common:
         return None
     chosen = [[own.index(seed) for seed in common] for own in seeds]

@@ -347,7 +347,8 @@ def _ranked_groups(table: Table) -> Iterator[Group]:
         if column.ranked:
             sign = -1 if column.higher_is_better else 1
             for group in _protocol_groups(table, column):
-                yield sorted(group, key=lambda cell: sign * (cell.value or 0.0))
+                # a mean over equal seeds has a rounding error, which must not decide between equal models
+                yield sorted(group, key=lambda cell: sign * round(cell.value or 0.0, 9))
 
 
 def _marks(group: Group, tests: PairedTests) -> list[tuple[Cell, RankMark]]:
