@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from itertools import permutations
 from types import SimpleNamespace
@@ -187,3 +188,16 @@ def test_a_single_hit_whose_image_blocks_another_query_has_a_variance():
     assert np.ptp(both.influence) < 1e-9
     assert metric_estimate(both, TrainingNoise()).image_variance == pytest.approx(alone)
     assert alone > 0
+
+
+def test_rounding_errors_of_blockers_are_no_variance():
+    """No seed has a hit, and each has other blockers: their influences do not cancel exactly in the mean."""
+    names, none = np.array([f"{place:02d}" for place in range(40)], dtype=object), np.zeros(40)
+    spec = Metric(value=0, ci_low=None, ci_high=None, n=0, clusters=0, higher_is_better=True, scale=100, label="",
+                  ci_method="none", aggregation="mean", columns=("t2i_r1",))  # fmt: skip
+    generator = np.random.default_rng(0)
+    frames = [pd.DataFrame({"image": names, "t2i_r1": none, BLOCKER: generator.choice(names, 40)}) for _ in range(3)]
+    tables = [ItemTable(frame, names, np.arange(40), names) for frame in frames]
+    scores = with_gallery(image_scores("mean", [{"x": none}] * 3, ("x",), names, items=names), spec, tables)
+    assert np.ptp(scores.without_gallery) > 0
+    assert metric_estimate(dataclasses.replace(scores, largest=1.0), TrainingNoise()).image_variance == 0

@@ -365,8 +365,6 @@ def contrast_estimate(models: Sequence[Scores], weights: Sequence[float], noise:
     squares, cubes, fourths = (float((centered**power).sum()) for power in (2, 3, 4))
     if abs(value) <= _ROUNDING * max(scores.largest or abs(scores.value) for scores in models):
         value = 0.0
-    if squares <= (_ROUNDING * max(scores.largest or abs(scores.value) for scores in models)) ** 2 / max(1, clusters):
-        squares = 0.0
     if any(scores.blockers.size for scores in models):
         # The variance of two-way clusters may be smaller than that of one way, even 0 for a single hit: not below it.
         rows = sum(weight * scores.without_gallery for weight, scores in zip(weights, models, strict=True))
@@ -374,6 +372,8 @@ def contrast_estimate(models: Sequence[Scores], weights: Sequence[float], noise:
         parts = zip(weights, models, strict=True)
         both = _both_roles([(weight / scores.num_seeds, scores, scores.blockers) for weight, scores in parts])
         squares = max(squares - both, float(((rows - rows.mean()) ** 2).sum()))
+    if squares <= (_ROUNDING * max(scores.largest or abs(scores.value) for scores in models)) ** 2 / max(1, clusters):
+        squares = 0.0
     of_images, of_training = squares * clusters / max(1, clusters - 1), 0.0
     for weight, scores in zip(weights, models, strict=True):
         if scores.trained and noise.degrees:
