@@ -149,12 +149,14 @@ def test_without_the_image_that_blocks_it_a_query_is_a_hit():
             assert (others["i2t_r1"].fillna(others["t2i_r1"]))[query] == 1
 
 
+T2I_R1 = Metric(value=0, ci_low=None, ci_high=None, n=0, clusters=0, higher_is_better=True, scale=100, label="",
+                ci_method="none", aggregation="mean", columns=("t2i_r1",))  # fmt: skip
+
+
 def test_a_query_that_an_image_blocks_counts_in_both_clusters():
     """The variance is that of two-way clusters, written out: pairs of queries that share an image in either role."""
     generator, count = np.random.default_rng(0), 30
     names, models, errors = np.array([f"{place:02d}" for place in range(count)], dtype=object), [], []
-    spec = Metric(value=0, ci_low=None, ci_high=None, n=0, clusters=0, higher_is_better=True, scale=100, label="",
-                  ci_method="none", aggregation="mean", columns=("t2i_r1",))  # fmt: skip
     for _ in range(2):
         hit = generator.random(count) < 0.5
         blocker = np.where(hit | (generator.random(count) < 0.7), -1, generator.integers(0, 9, count))
@@ -162,7 +164,7 @@ def test_a_query_that_an_image_blocks_counts_in_both_clusters():
         frame[BLOCKER] = [names[place] if place >= 0 else None for place in blocker]
         table = ItemTable(frame, names, np.arange(count), names)
         scores = image_scores("mean", [{"x": hit.astype(float)}], ("x",), names, items=names)
-        models.append(with_gallery(scores, spec, [table]))
+        models.append(with_gallery(scores, T2I_R1, [table]))
         of_pair = np.zeros((count, count))
         of_pair[np.flatnonzero(blocker >= 0), blocker[blocker >= 0]] = 1
         errors.append((hit - hit.mean(), of_pair))
@@ -178,13 +180,11 @@ def test_a_single_hit_whose_image_blocks_another_query_has_a_variance():
     """Its influences in both roles cancel, and the score varies over the images all the same."""
     names, hit = np.array([f"{place:02d}" for place in range(40)], dtype=object), np.zeros(40)
     hit[3] = 1
-    spec = Metric(value=0, ci_low=None, ci_high=None, n=0, clusters=0, higher_is_better=True, scale=100, label="",
-                  ci_method="none", aggregation="mean", columns=("t2i_r1",))  # fmt: skip
     frame = pd.DataFrame({"image": names, "t2i_r1": hit, BLOCKER: [None] * 40})
     scores = image_scores("mean", [{"x": hit}], ("x",), names, items=names)
     alone = metric_estimate(scores, TrainingNoise()).image_variance
     frame.loc[7, BLOCKER] = names[3]
-    both = with_gallery(scores, spec, [ItemTable(frame, names, np.arange(40), names)])
+    both = with_gallery(scores, T2I_R1, [ItemTable(frame, names, np.arange(40), names)])
     assert np.ptp(both.influence) < 1e-9
     assert metric_estimate(both, TrainingNoise()).image_variance == pytest.approx(alone)
     assert alone > 0
@@ -193,11 +193,9 @@ def test_a_single_hit_whose_image_blocks_another_query_has_a_variance():
 def test_rounding_errors_of_blockers_are_no_variance():
     """No seed has a hit, and each has other blockers: their influences do not cancel exactly in the mean."""
     names, none = np.array([f"{place:02d}" for place in range(40)], dtype=object), np.zeros(40)
-    spec = Metric(value=0, ci_low=None, ci_high=None, n=0, clusters=0, higher_is_better=True, scale=100, label="",
-                  ci_method="none", aggregation="mean", columns=("t2i_r1",))  # fmt: skip
     generator = np.random.default_rng(0)
     frames = [pd.DataFrame({"image": names, "t2i_r1": none, BLOCKER: generator.choice(names, 40)}) for _ in range(3)]
     tables = [ItemTable(frame, names, np.arange(40), names) for frame in frames]
-    scores = with_gallery(image_scores("mean", [{"x": none}] * 3, ("x",), names, items=names), spec, tables)
+    scores = with_gallery(image_scores("mean", [{"x": none}] * 3, ("x",), names, items=names), T2I_R1, tables)
     assert np.ptp(scores.without_gallery) > 0
     assert metric_estimate(dataclasses.replace(scores, largest=1.0), TrainingNoise()).image_variance == 0

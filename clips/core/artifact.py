@@ -198,6 +198,7 @@ def find_damage(directory: str | Path, manifest: Mapping[str, Any], *, contents:
             return f"{path}: missing, but {MANIFEST} lists it"
         if (size := path.stat().st_size) != known.get("size", size):
             return f"{path}: has {size:,} bytes, but {known['size']:,} according to {MANIFEST}"
+        # read, not remembered by its stamp: a power cut changes contents without one
         if contents and "hash" in known and file_hash(path) != known["hash"]:
             return f"{path}: has another content than {MANIFEST} states (SHA-256)"
     return None
