@@ -18,7 +18,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -500,17 +500,23 @@ AVERAGES = [  # over as many benchmarks as there are questions about an image
     World(images=400, questions=questions, models=models, seeds=seeds, training=training)
     for questions, models, seeds, training in ((4, 2, 1, 0.0), (8, 2, 1, 0.0), (8, 4, 3, 1.0))
 ]
-PARTS: Mapping[str, list[World]]
-PARTS = {
+WORLDS: Mapping[str, list[World]] = {
     "one training": SINGLE,
     "several seeds": SEEDS,
     "unequal": UNEQUAL,
     "tables": TABLES,
     "averages": AVERAGES,
-    "pairs": PAIRS,
-    "blind": BLIND,
 }
-POWER = World(models=10, tests=13, seeds=3, images=1000, training=0.5)
+# (a world, the true difference in standard deviations of its trainings): 1.5 of them, and 2 points
+POWER = [
+    (World(models=10, seeds=3, images=images, training=training), gain)
+    for images in (1000, 5000)
+    for training, gain in (
+        (0.5, 1.5),
+        (0.5, 0.02 / World(training=0.5).spread),
+        (0.17, 0.02 / World(training=0.17).spread),
+    )
+] + [(World(models=10, tests=13, seeds=3, images=1000, training=0.5), 5.0)]
 
 
 def percent(share: float, trials: int) -> str:
@@ -543,34 +549,56 @@ def print_pairs(trials: int) -> None:
         print(f"  {world!s:<92} own {world.lasting:.0%}", percent(float(np.mean(alarms)), 3 * trials), each, flush=True)
 
 
+def print_coverage(title: str, trials: int) -> None:
+    """Print the coverage of intervals and the false alarms of tests in the worlds of one part."""
+    print(f"{title}: % of intervals with the truth (scores, differences), % of tables with a false alarm")
+    for world in WORLDS[title]:
+        rounds = trials if world.tests > 1 else 4 * trials
+        found = (simulate_averages if title == "averages" else simulate)(world, rounds)
+        figures = (percent(share, rounds) for share in (found.scores, found.differences, found.alarms))
+        print(f"  {world!s:<92}", *figures, flush=True)
+
+
+def print_retrieval(trials: int) -> None:
+    """Print the coverage of differences of R@1 without and with the influence of images as answers."""
+    print("retrieval: % of intervals of a difference with the truth, without and with images as answers")
+    for hubs in (0.0, 0.02):
+        shares = [simulate_retrieval(300, hubs, 4 * trials, gallery=gallery) for gallery in (False, True)]
+        print(f"  300 images, hubs {hubs:g}", *(percent(share, 4 * trials) for share in shares), flush=True)
+
+
+def print_power(trials: int) -> None:
+    """Print the ratio of true differences that tests of a report find, and the power of the stated minimum.
+
+    The errors count the pairs of a table as one, since they share the baseline.
+    """
+    print("power: % of differences from the baseline found by the reports' tests, of all pairs, by t tests over seeds")
+    for world, gain in POWER:
+        rounds = max(1, trials // (4 if world.tests == 1 else 10))
+        figures = (percent(share, rounds) for share in found_differences(world, rounds, gain))
+        print(f"  {world!s:<80} {100 * gain * world.spread:.1f} points", *figures, flush=True)
+    print("the minimum detectable difference: its size in points, % of single tests that find it")
+    for images, questions in ((50, 3), (100, 5), (500, 2)):
+        share, size = smallest_is_found(World(images=images, questions=questions), 2 * trials)
+        print(f"  {images} images × {questions}: {100 * size:.1f}", percent(share, 2 * trials), flush=True)
+
+
+PARTS: Mapping[str, Callable[[int], None]] = {
+    **{title: functools.partial(print_coverage, title) for title in WORLDS},
+    "pairs": print_pairs,
+    "blind": print_blind,
+    "retrieval": print_retrieval,
+    "power": print_power,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=400)
     parser.add_argument("--part", choices=PARTS, help="run one part only")
     given = parser.parse_args()
-    trials = given.trials
     for title in [given.part] if given.part else PARTS:
-        if title in {"blind", "pairs"}:
-            {"blind": print_blind, "pairs": print_pairs}[title](trials)
-            continue
-        print(f"{title}: % of intervals with the truth (scores, differences), % of tables with a false alarm")
-        for world in PARTS[title]:
-            rounds = trials if world.tests > 1 else 4 * trials
-            found = (simulate_averages if title == "averages" else simulate)(world, rounds)
-            figures = (percent(share, rounds) for share in (found.scores, found.differences, found.alarms))
-            print(f"  {world!s:<92}", *figures, flush=True)
-    if given.part:
-        return
-    print("retrieval: % of intervals of a difference with the truth, without and with images as answers")
-    for hubs in (0.0, 0.02):
-        shares = [simulate_retrieval(300, hubs, 4 * trials, gallery=gallery) for gallery in (False, True)]
-        print(f"  300 images, hubs {hubs:g}", *(percent(share, 4 * trials) for share in shares), flush=True)
-    print("differences of 5 standard deviations of training: % found by the reports' tests, by t tests over seeds")
-    print(f"  {POWER!s:<92}", *(percent(share, trials) for share in found_differences(POWER, trials // 10 + 1, 5.0)))
-    print("the minimum detectable difference: its size in points, % of single tests that find it")
-    for images, questions in ((50, 3), (100, 5), (500, 2)):
-        share, size = smallest_is_found(World(images=images, questions=questions), 2 * trials)
-        print(f"  {images} images × {questions}: {100 * size:.1f}", percent(share, 2 * trials), flush=True)
+        PARTS[title](given.trials)
 
 
 if __name__ == "__main__":
