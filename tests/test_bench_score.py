@@ -419,6 +419,55 @@ def test_a_part_of_a_questions_orders_is_no_answer_to_it(hub_published, hub, tmp
     assert found.protocol["questions"] == 4
 
 
+def _naturalbench(groups: int) -> dict[str, list[Any]]:
+    """NaturalBench's rows: of each group the two questions about the first image and about the second."""
+    questions = [f"Is the {world.color(number)} square left?" for number in range(2 * groups)]
+    return {
+        "Index": [*range(4 * groups)],
+        "Image": [world.draw_image(2 * group + image) for group in range(groups) for image in (0, 1) * 2],
+        "Question": [questions[2 * group + which] for group in range(groups) for which in (0, 0, 1, 1)],
+        "Answer": ["Yes", "No", "No", "Yes"] * groups,
+        "Question_Type": ["yes_no"] * 4 * groups,
+        "Source": ["Flickr30K"] * 4 * groups,
+    }
+
+
+def test_a_part_of_naturalbenchs_group_is_no_answer_to_it(tmp_path, capsys):
+    """Its scores of whole groups are those of lmms-eval's own aggregation, which takes all 1,900 groups only."""
+    from lmms_eval.tasks.naturalbench import utils
+    from test_bench_tasks import write_task
+
+    own = {
+        "G": utils.naturalbench_aggregate_results_G_ACC,
+        "Q": utils.naturalbench_aggregate_results_Q_ACC,
+        "I": utils.naturalbench_aggregate_results_I_ACC,
+    }
+    data = _naturalbench(5)
+    write_task(tmp_path / "hub", "naturalbench", data, "test")
+    said = ["Yes", "No", "No", "Yes", "Yes", "Yes", "No", "Yes", "Yes.", "No", "Yes", "no", "?", "No", "No", "Yes"]
+    rows = [{"doc_id": number, "resps": [[text]]} for number, text in enumerate([*said, "Yes", "No", "No"])]
+    found = _score(tmp_path / "hub", tmp_path, "naturalbench", rows, partial=True)
+    assert found.protocol["questions"] == 16
+    assert "3 answers not used, to questions that lack others' answers" in capsys.readouterr().err
+    metrics = {name: found.metrics[f"naturalbench_{name}_ACC"] for name in own}
+    assert [(each.value, each.n) for each in metrics.values()] == [(1 / 4, 4), (5 / 8, 4), (4 / 8, 4)]
+    assert found.metrics["naturalbench_accuracy"].value == 12 / 16
+    assert found.primary == ["naturalbench_G_ACC"]
+    assert (metrics["G"].ci_low or 0) < 1 / 4 < (metrics["G"].ci_high or 0)
+    whole = [
+        utils.naturalbench_process_results(
+            {key: values[number % 16] for key, values in data.items()}, [said[number % 16]]
+        )
+        | {"number": number}
+        for number in range(7600)
+    ]
+    for name, aggregate in own.items():
+        key = f"naturalbench_{name}_ACC"
+        assert aggregate([{**entry[key], "id": entry["number"]} for entry in whole]) == metrics[name].value
+    with pytest.raises(UserError, match="expected a question of 'naturalbench' with answers to all its orders"):
+        _score(tmp_path / "hub", tmp_path / "hub", "naturalbench", rows[16:], partial=True)
+
+
 def _science(count: int) -> dict[str, list[Any]]:
     """ScienceQA's questions, which differ in their options or context, and the last three in their image only."""
     choices = [[f"{number}, of course", f"not {number}"] for number in range(count - 3)] + [["salty", "yellow"]] * 3

@@ -24,7 +24,7 @@ from benchmarks.tasks.mllm.judge import Judge, make_judge
 from benchmarks.tasks.mllm.llava_input import input_settings
 from benchmarks.tasks.mllm.lmms_models import model_settings
 from benchmarks.tasks.mllm.offline_tasks import data_root, definition_hash, go_offline, load_task, select_questions
-from benchmarks.tasks.mllm.subset_columns import in_whole_groups
+from benchmarks.tasks.mllm.subset_columns import accept_some_groups, in_whole_groups
 from benchmarks.tasks.mllm.task_metrics import TASK_METRICS, TaskMetrics, default_task_metrics
 from benchmarks.tasks.mllm.unread import add_unread
 from benchmarks.tasks.registry import get_benchmark
@@ -137,6 +137,8 @@ def evaluate_task(
     available = len(task.eval_docs_no_media)
     if only:
         select_questions(task, only)
+    if entry.folder == "naturalbench":
+        accept_some_groups(task)
     settings = _generation_settings(task, entry, config)
     absent = _exclude_metrics(task, config)
     judge = make_judge(config, entry.task, results)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 from unittest import mock
@@ -40,10 +41,15 @@ MMMU_SUBJECTS = tuple(subject for subjects in MMMU_DISCIPLINES.values() for subj
 _CIRCULAR = 1_000_000  # MMBench's index of a question with its options in another order is larger by a multiple of it
 _MMBENCH_LETTERS = "ABCD"
 _HIT = "hit"
+_NATURALBENCH_GROUP = 4  # both questions about the first image and both about the second, in the order of lmms-eval
+_NATURALBENCH_ENTRY = "naturalbench_G_ACC"
+NATURALBENCH_METRICS = {"G_Acc": "naturalbench_G_ACC", "Q_Acc": "naturalbench_Q_ACC", "I_Acc": "naturalbench_I_ACC"}
+"""Score of lmms-eval's ``get_scores`` → metric; its process_results misspells that of the fourth, ``Acc``."""
 _GROUPS: Mapping[str, Callable[[Mapping[str, Any]], Hashable]] = {
     "mme": lambda doc: (doc["category"], doc["question_id"]),
     "hallusion_bench": lambda doc: (doc["category"], doc["subcategory"], doc["set_id"]),
     "mmvp": lambda doc: (int(doc["Index"]) - 1) // 2,
+    "naturalbench": lambda doc: int(doc["Index"]) // _NATURALBENCH_GROUP,
     "3dsrbench": lambda doc: str(doc.get("qid", doc["index"]))[:8],
 }
 """Directory of lmms-eval's tasks → the group of questions that a point is given for; MMBench's is its index's."""
@@ -135,8 +141,42 @@ def mmbench_columns(samples: Sequence[Sample]) -> dict[str, Any]:
     return {"points": np.array([np.nan if hit is None else 100.0 * hit for hit in hits])}
 
 
+def accept_some_groups(task: Any) -> None:
+    """Make NaturalBench's aggregations take any number of its groups; lmms-eval's assert all 1,900."""
+    for score, name in NATURALBENCH_METRICS.items():
+        if name in task.aggregation():
+            task.aggregation()[name] = functools.partial(_naturalbench_mean, score=score)
+
+
+def _naturalbench_mean(entries: Sequence[Mapping[str, Any]], score: str) -> float:
+    values = _naturalbench_points(entries)[score]
+    return float("nan") if np.isnan(values).all() else float(np.nanmean(values))
+
+
+def _naturalbench_points(entries: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """lmms-eval's scores of each group alone, at its first question; NaN at the others and for incomplete groups."""
+    from lmms_eval.tasks.naturalbench.utils import get_scores
+
+    points = {name: np.full(len(entries), np.nan) for name in (*NATURALBENCH_METRICS, "Acc")}
+    places = {int(entry["id"]): place for place, entry in enumerate(entries)}
+    for first in places:
+        group = [places.get(first + number) for number in range(_NATURALBENCH_GROUP)]
+        if first % _NATURALBENCH_GROUP == 0 and None not in group:
+            scores = get_scores([[entries[place]["score"] for place in group if place is not None]])
+            for name, values in points.items():
+                values[places[first]] = scores[name]
+    return points
+
+
+def naturalbench_columns(samples: Sequence[Sample]) -> dict[str, Any]:
+    """The scores of each group at its first question; NaN at the others."""
+    return _naturalbench_points([sample[_NATURALBENCH_ENTRY] for sample in samples])
+
+
 def circular_groups(samples: Sequence[Sample]) -> np.ndarray:
-    """(N,) the question whose options a sample shows in one order; each its own if the task has no orders."""
+    """(N,) the question whose options a sample shows in one order, or NaturalBench's group; else each its own."""
+    if all(_NATURALBENCH_ENTRY in sample for sample in samples):
+        return np.array([int(sample[_NATURALBENCH_ENTRY]["id"]) // _NATURALBENCH_GROUP for sample in samples])
     entries = [sample.get("gpt_eval_score") for sample in samples]
     if not all(isinstance(entry, Mapping) and "index" in entry for entry in entries):
         return np.arange(len(samples))

@@ -261,6 +261,18 @@ TASK_METRICS: dict[str, TaskMetrics] = {
         )
         for task in ("mmbench_en_dev", "mmbench_en_dev_static")
     },
+    "naturalbench": TaskMetrics(
+        columns=lambda samples, _: subset_columns.naturalbench_columns(samples),
+        metrics={
+            name: MetricSpec(label=f"{what} accuracy", columns=(score,))
+            for (score, name), what in zip(
+                subset_columns.NATURALBENCH_METRICS.items(), ("group", "question", "image"), strict=True
+            )
+        },
+        extra={"naturalbench_accuracy": MetricSpec(label="accuracy", columns=("Acc",))},
+        primary=("naturalbench_G_ACC",),
+        score="G_Acc",
+    ),
     "chartqa": TaskMetrics(
         columns=_numbers("relaxed_overall", "relaxed_human_split", "relaxed_augmented_split"),
         metrics={
