@@ -93,6 +93,25 @@ def test_the_seed_variance_of_an_average_is_that_of_its_seeds():
     assert training_noise([average]).variance == pytest.approx(np.var([55, 55, 55.5], ddof=1))
 
 
+def test_the_interval_of_an_average_stays_on_its_scale(tmp_path):
+    """Of two accuracies near 100 % it ended above 100; single scores never did."""
+    for row, skill in {"best": 1.0, "good": 0.97, "weak": 0.02}.items():
+        for seed, benchmark in enumerate(("gqa", "pope")):
+            put_result(tmp_path, row, benchmark, items_table(skill, benchmark=benchmark, seed=seed, count=20))
+    (overall,) = build_report(tmp_path).overall
+    best, weak = overall.averages["best"], overall.averages["weak"]
+    assert best.value < best.high == 100.0
+    assert weak.value > weak.low == 0.0
+
+
+def test_an_average_with_an_unbounded_score_is_unbounded():
+    images = np.array([f"{place}" for place in range(4)], dtype=object)
+    one = Scores(values=np.ones(1), influence=np.zeros((1, 4)), enters=np.ones(4, bool), items=images, images=images)
+    ratio, points = (dataclasses.replace(one, largest=most) for most in (1.0, 100.0))
+    assert average_scores([ratio, points], [100.0, 0.5]).largest == 75.0
+    assert average_scores([ratio, one], [100.0, 1.0]).largest is None
+
+
 def test_a_rank_is_as_certain_as_the_tests(tmp_path):
     put_results(tmp_path, {"low": 0.1, "same": 0.6, "same too": 0.6, "top": 0.8})
     assert all(math.isnan(rank.low) for rank in build_report(tmp_path).overall[0].ranks.values())  # not all are tested

@@ -268,9 +268,12 @@ def _average_scores(cells: Sequence[Cell], evidence: Evidence) -> Scores | None:
 
 
 def _interval(scores: Scores, noise: TrainingNoise) -> Interval:
-    low, high = (
-        (math.nan, math.nan) if noise.without_spread and scores.trained else metric_estimate(scores, noise).interval()
-    )
+    """The interval of an average; one of bounded scores cannot be outside the mean of their bounds."""
+    if noise.without_spread and scores.trained:
+        return Interval(value=scores.value)
+    low, high = metric_estimate(scores, noise).interval()
+    if scores.largest is not None and not math.isnan(low):
+        low, high = max(0.0, low), min(scores.largest, high)
     return Interval(value=scores.value, low=low, high=high)
 
 

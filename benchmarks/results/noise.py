@@ -298,6 +298,9 @@ def average_scores(metrics: Sequence[Scores], scales: Sequence[float]) -> Scores
             weights.append(scale / len(metrics) * scores.item_weights)
         influence[:, place] += scale / len(metrics) * scores.influence
         enters[place] |= scores.enters
+    largest = [
+        scale * scores.largest for scores, scale in zip(metrics, scales, strict=True) if scores.largest is not None
+    ]
     return Scores(
         values=np.mean([scale * scores.values for scores, scale in zip(metrics, scales, strict=True)], axis=0),
         influence=influence,
@@ -307,6 +310,7 @@ def average_scores(metrics: Sequence[Scores], scales: Sequence[float]) -> Scores
         blockers=np.concatenate(blockers, axis=1),
         item_weights=np.concatenate(weights),
         trained=metrics[0].trained,
+        largest=sum(largest) / len(largest) if len(largest) == len(metrics) else None,
         linear=False,
     )
 
