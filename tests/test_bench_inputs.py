@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import bench_world as world
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from families import quick_of
 from PIL import Image
 
 from benchmarks.tasks.data.caption_sets import load_caption_set
 from benchmarks.tasks.data.classification_sets import load_classification_set, log_skipped
+from benchmarks.tasks.data.pair_sets import load_pair_set
 from benchmarks.tasks.output_cache import AnswerCache
 from clips.data.formats import DatasetSpec, detect
 from clips.data.images import FORMATS, IMAGE_SUFFIXES
@@ -261,3 +265,55 @@ def test_a_sample_whose_caption_is_in_another_encoding_is_invalid_for_training(t
     assert source.read(0, np.random.default_rng(0)).web == CAFE
     with pytest.raises(InvalidSampleError, match=r"^\.txt is not UTF-8 text \(unexpected end of data|invalid"):
         source.read(1, np.random.default_rng(0))
+
+
+def _latin(*texts: bytes) -> Any:
+    """A column of text as writers of parquet leave it, which check nothing."""
+    return pa.array(texts, pa.binary()).view(pa.string())
+
+
+def test_text_of_a_table_that_is_not_utf8_is_named(tmp_path):
+    """Before: tracebacks, and for captions a line without row and column."""
+    image = {"bytes": world.png(world.draw_image(0)), "path": None}
+    pictures = pa.array([image, image], pa.struct({"bytes": pa.binary(), "path": pa.string()}))
+    good, bad = [b"a cat", b"a dog"], [b"a cat", b"caf\xe9"]
+    tables = {
+        "winoground": {"image_0": pictures, "image_1": pictures, "caption_0": _latin(*good), "caption_1": _latin(*bad)},
+        "tags": {
+            "image_0": pictures,
+            "image_1": pictures,
+            "caption_0": _latin(*good),
+            "caption_1": _latin(*good),
+            "collapsed_tag": _latin(*bad),
+        },
+        "classes": {"image": pictures, "label": _latin(*bad)},
+        "split": {"image": pictures, "caption": _latin(*good), "split": _latin(*bad)},
+        "names": {"image": _latin(*bad), "caption": _latin(*good)},
+    }
+    for name, columns in tables.items():
+        table, folder = pa.table(columns), tmp_path / name / "data"
+        folder.mkdir(parents=True)
+        images = {each: {"_type": "Image"} for each in table.column_names if each.startswith("image")}
+        texts = {each: {"dtype": "string", "_type": "Value"} for each in table.column_names if each not in images}
+        if name != "names":
+            table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": images | texts}})})
+        pq.write_table(table, folder / "test-00000-of-00001.parquet")
+    read: dict[str, Callable[[str], Any]] = {
+        "winoground": lambda path: load_pair_set(path, "winoground"),
+        "tags": lambda path: load_pair_set(path, "winoground"),
+        "classes": load_classification_set,
+        "split": lambda path: load_caption_set(DatasetSpec(path=path), captions_per_image=1),
+        "names": lambda path: load_caption_set(DatasetSpec(path=path), captions_per_image=1),
+    }
+    column = {
+        "winoground": "caption_1",
+        "tags": "collapsed_tag",
+        "classes": "label",
+        "split": "split",
+        "names": "image",
+    }
+    for name, load in read.items():
+        with pytest.raises(UserError) as caught:
+            load(str(tmp_path / name))
+        said = f"{tmp_path / name} row 1: {column[name]}: expected UTF-8 text ('utf-8' codec can't decode byte 0xe9"
+        assert str(caught.value).startswith(said)

@@ -63,6 +63,38 @@ def test_every_form_gives_the_same_samples(make: Callable[[Path], ConversationSo
     assert len({sample.name for sample in samples}) == 4
 
 
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_row_that_is_not_utf8_is_one_invalid_sample(saved: bool, tmp_path: Path) -> None:
+    """Before, such a row of parquet was an error about the file, and of a saved dataset a traceback."""
+    import datasets
+
+    said, names = [b"A dog.", b"caf\xe9", b"A cat.", b"A cow."], [b"red.png"] * 3 + [b"\xe9.png"]
+    turns = [
+        pa.StructArray.from_arrays([pa.array(["user", "assistant"]), _unchecked([b"What?", text])], ["role", "content"])
+        for text in said
+    ]
+    talks = pa.ListArray.from_arrays(pa.array([0, 2, 4, 6, 8]), pa.concat_arrays(turns))
+    table = pa.table({"messages": talks, "image": _unchecked(names)})
+    path = tmp_path / "talk.parquet"
+    if saved:
+        path = tmp_path / "set"
+        datasets.DatasetDict({"train": datasets.Dataset(table)}).save_to_disk(str(path))
+    else:
+        pq.write_table(table, path)
+    samples = read_samples(ConversationSourceConfig(format="conversations", path=str(path), image_root=str(tmp_path)))
+    assert [bool(sample.fault) for sample in samples] == [False, True, False, True]
+    assert [turn.content for sample in samples for turn in sample.turns if turn.role == "assistant"] == [
+        "A dog.",
+        "A cat.",
+    ]
+    assert "messages: expected UTF-8 text" in samples[1].fault
+    assert "image: expected UTF-8 text" in samples[3].fault
+
+
+def _unchecked(texts: list[bytes]) -> Any:
+    return pa.array(texts, pa.binary()).view(pa.string())
+
+
 def test_one_image_a_row_in_its_own_column(tmp_path: Path) -> None:
     found = [
         {"conversations": as_values([("user", "<image>\nColor?"), ("assistant", "red")]), "image": png("red")},

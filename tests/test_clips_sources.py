@@ -184,7 +184,7 @@ def test_a_caption_of_parquet_that_is_not_utf8_is_one_invalid_sample(tmp_path: P
     assert [source.read(index, rng()).web for index in (0, 2)] == ["a dog", "a cat"]
     with pytest.raises(InvalidSampleError, match=r"^not UTF-8 text \(unexpected end of data\)$"):
         source.read(1, rng())
-    with pytest.raises(UserError, match=r"x\.parquet: expected UTF-8 text in each row \('utf-8' codec can't decode"):
+    with pytest.raises(UserError, match=r"x\.parquet row 1: caption: expected UTF-8 text \('utf-8' codec can't decode"):
         list(read_dataset(DatasetSpec(path=str(tmp_path / "x.parquet")), "captions").records)
 
 

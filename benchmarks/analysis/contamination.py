@@ -304,7 +304,7 @@ def _from_parquet(path: Path) -> Iterator[NamedImage]:
                         if value and value["bytes"]:
                             yield f"{file.name} row {row} {name}", value["bytes"]
                     row += 1
-        except (OSError, pyarrow.ArrowException) as error:
+        except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
             raise UserError(f"benchmark: {file}: not a readable parquet file ({error})") from None
 
 

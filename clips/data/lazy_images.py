@@ -153,6 +153,8 @@ class TableImage(LazyImage):
             path = cell.get("path") if isinstance(cell, dict) else cell if isinstance(cell, str) else None
             hint = f"; paths in the table are relative to {self.column.root}" if path else ""
             raise UserError(f"{self}: {f'{path}: ' if path else ''}{error}{hint}") from None
+        except UnicodeDecodeError as error:  # parquet writers do not check text
+            raise UserError(f"{self}: expected UTF-8 text ({error.reason})") from None
 
 
 def image_bytes(value: Any, root: str | Path, *, allow_private_network: bool = False, settings: bool = True) -> bytes:

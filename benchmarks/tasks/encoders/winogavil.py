@@ -21,7 +21,7 @@ from benchmarks.results.protocol import full_size_entry
 from benchmarks.results.results import CHANCE
 from benchmarks.tasks.encoders.recall import TIE_TOLERANCE
 from benchmarks.tasks.evaluation import Evaluation, MetricSpec, compute_metric
-from clips.data.formats.rows import check_column, open_rows
+from clips.data.formats.rows import check_column, open_rows, utf8_rows
 from clips.data.lazy_images import ImageColumn, LazyImage, TableImage
 from clips.errors import UserError
 
@@ -75,7 +75,7 @@ def load_winogavil(config: BenchmarkConfig) -> WinoGAViL:
     column = ImageColumn(rows, "candidate_images", config.data, Path(config.image_root or config.data))
     cues, digest = [], hashlib.sha256()
     images: dict[str, tuple[int, LazyImage]] = {}
-    for number, row in enumerate(rows.select(range(min(len(rows), config.limit or len(rows))))):
+    for number, row in enumerate(utf8_rows(config.data, rows.select(range(min(len(rows), config.limit or len(rows)))))):
         word, names, associated, shown = (row[name] for name in _COLUMNS)
         right = np.isin(names or [], associated or [])
         if not word or not right.any() or len(names) != len(shown):

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from clips.data.formats.dataset_format import WHOLE, Classified, Dataset, Location
-from clips.data.formats.rows import rows_of_split
+from clips.data.formats.rows import read_column, rows_of_split
 from clips.data.images import is_image_name
 from clips.data.lazy_images import FileImage, ImageColumn, TableImage
 from clips.data.tar_index import is_clutter
@@ -122,7 +122,7 @@ def read_datasets(location: Location) -> Dataset[Classified]:
             known = ", ".join(columns or rows.features)
             raise UserError(f"{path}: expected one column of {what}, got {len(columns)} (columns: {known})")
     (image,), (label,) = images, labels
-    targets = rows[label][:]
+    targets = read_column(path, rows, label)
     invalid = [value for value in targets if not isinstance(value, int)]
     if invalid:
         raise UserError(f"{path}: {label}: expected the index of one class, got {invalid[0]!r:.40}")

@@ -24,6 +24,7 @@ from clips.data.formats.conversations import (
 )
 from clips.data.formats.dataset_format import Conversation, Dataset, Location, Turn
 from clips.data.formats.rows import files_of_splits, is_saved, open_rows
+from clips.data.images import InvalidSampleError
 from clips.data.lazy_images import FileImage, ImageColumn, LazyImage, TableImage
 from clips.data.parquet_limits import iter_record_batches
 from clips.data.remote_files import ShardCache, expand_brace_ranges, is_remote
@@ -171,6 +172,9 @@ def _parse_row(row: Mapping[str, Any], root: Path, layout: RowLayout) -> tuple[l
 def _parse_cells(
     layout: RowLayout, values: Sequence[Any], images: list[LazyImage]
 ) -> tuple[list[LazyImage], list[Turn]]:
+    for value in values:
+        if isinstance(value, InvalidSampleError):
+            raise value
     return images, place_images(layout.turns(*values), len(images))
 
 
@@ -230,22 +234,44 @@ def _read_batches(
     """The rows of Arrow batches: image paths as files, all other images by their row."""
     row = 0
     for batch in batches:
-        texts = [batch.column(column).to_pylist() for column in columns]
-        paths = [[]] * len(batch) if image_column is None else _row_paths(batch.column(image_column.name))
+        texts = [_cells(batch.column(column), column) for column in columns]
+        paths = (
+            [[]] * len(batch)
+            if image_column is None
+            else _row_paths(batch.column(image_column.name), image_column.name)
+        )
         for *values, row_paths in zip(*texts, paths, strict=True):
             images: list[LazyImage] = []
             for index, path in enumerate(row_paths):
                 assert image_column is not None
                 if path is None:
                     images.append(TableImage(image_column, row, index))
+                elif isinstance(path, InvalidSampleError):
+                    values.append(path)
                 else:
                     images.append(FileImage(image_column.root, path))
             yield read_record(f"{name} row {row}", f"expected {layout.expected}", _parse_cells, layout, values, images)
             row += 1
 
 
-def _row_paths(column: Any) -> list[list[str | None]]:
-    """The path of each image of each row, None if the row contains the image; images are not read."""
+def _cells(column: Any, name: str) -> list[Any]:
+    """The values of a column; an InvalidSampleError for text that is not UTF-8, which parquet writers do not check."""
+    try:
+        found: list[Any] = column.to_pylist()
+    except UnicodeDecodeError:
+        found = [_cell(value, name) for value in column]
+    return found
+
+
+def _cell(value: Any, name: str) -> Any:
+    try:
+        return value.as_py()
+    except UnicodeDecodeError as error:
+        return InvalidSampleError(f"{name}: expected UTF-8 text ({error.reason})")
+
+
+def _row_paths(column: Any, name: str) -> list[list[Any]]:
+    """The path of each image of each row as in `_cells`, None if the row contains the image; images are not read."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -253,17 +279,18 @@ def _row_paths(column: Any) -> list[list[str | None]]:
         return [[] for _ in range(len(column))]
     if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
         return [
-            [path] if valid else [] for valid, path in zip(column.is_valid().to_pylist(), _paths(column), strict=True)
+            [path] if valid else []
+            for valid, path in zip(column.is_valid().to_pylist(), _paths(column, name), strict=True)
         ]
-    flat = iter(_paths(column.flatten()))
+    flat = iter(_paths(column.flatten(), name))
     return [[next(flat) for _ in range(length or 0)] for length in pc.list_value_length(column).to_pylist()]
 
 
-def _paths(values: Any) -> list[str | None]:
+def _paths(values: Any, name: str) -> list[Any]:
     import pyarrow as pa
 
     is_text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
-    return values.to_pylist() if is_text else [None] * len(values)
+    return _cells(values, name) if is_text else [None] * len(values)
 
 
 def _path(value: Any) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clips.data.formats.dataset_format import WHOLE, Dataset, ImageRegion, Location, Pair
-from clips.data.formats.rows import is_datasets, open_rows
+from clips.data.formats.rows import is_datasets, open_rows, utf8_rows
 from clips.data.images import image_exists
 from clips.data.lazy_images import FileImage, ImageColumn, TableImage
 from clips.errors import UserError
@@ -120,7 +120,7 @@ def _winoground_rows(location: Location) -> Iterator[Pair]:
             raise UserError(f"{location.path}: expected the columns image_0, image_1, caption_0 and caption_1")
     columns = [ImageColumn(rows, f"image_{side}", location.spec.path, location.path) for side in (0, 1)]
     other_columns = [name for name in rows.features if not name.startswith("image_")]
-    for number, row in enumerate(rows.select_columns(other_columns)):
+    for number, row in enumerate(utf8_rows(location.spec.path, rows.select_columns(other_columns))):
         text = functools.partial(_text, f"{location.path}: row {number}", row)
         images = [TableImage(column, number, label=f"{number}/{column.name}") for column in columns]
         yield _winoground(number, row, images, text)

@@ -395,7 +395,7 @@ def rows_of_split(location: Location) -> tuple[Any, str]:
             raise
     has_column = SPLIT_COLUMN in rows.column_names
     # the rows of a split "validation" may all say "val"
-    if has_column and (len(set(rows[SPLIT_COLUMN][:])) > 1 or not has_splits(location.path)):
+    if has_column and (len(set(read_column(path, rows, SPLIT_COLUMN))) > 1 or not has_splits(location.path)):
         rows = _rows_of_split(rows, split, path)
     return rows, split if has_column or has_splits(location.path) else WHOLE
 
@@ -404,7 +404,7 @@ def _rows_of_split(rows: Any, split: str, path: str) -> Any:
     """The rows whose column ``split`` has this value, or one of ``train+val``. Raises UserError if there are none."""
     if split == ALL:
         return rows
-    splits, wanted = [str(each) for each in rows[SPLIT_COLUMN][:]], split.split("+")
+    splits, wanted = [str(each) for each in read_column(path, rows, SPLIT_COLUMN)], split.split("+")
     if missing := next((each for each in wanted if each not in splits), None):
         raise unknown_name_error(missing, {*splits, ALL}, f"split in the column of {path}")
     return rows.select([number for number, each in enumerate(splits) if each in wanted])
@@ -416,7 +416,7 @@ def _records(location: Location, rows: Any, root: Path) -> Iterator[Captioned]:
     columns = _caption_columns(location, rows.column_names)
     images = ImageColumn(rows.select_columns([image_column]), image_column, path, root)
     are_names = getattr(rows.features[image_column], "dtype", "") in {"string", "large_string"}
-    for number, row in enumerate(_utf8(path, rows.select_columns([*columns, *([image_column] * are_names)]))):
+    for number, row in enumerate(utf8_rows(path, rows.select_columns([*columns, *([image_column] * are_names)]))):
         image = _named_image(images, number, row[image_column]) if are_names else TableImage(images, number)
         where = f"{path} row {number}: {', '.join(columns)}"
         try:
@@ -426,11 +426,39 @@ def _records(location: Location, rows: Any, root: Path) -> Iterator[Captioned]:
         yield Captioned([image], strict_captions(cells, where))
 
 
-def _utf8(path: str, rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+def utf8_rows(path: str, rows: Any) -> Iterator[Mapping[str, Any]]:
+    """The rows of a table of ``datasets``.
+
+    Raises:
+        UserError: text that is not UTF-8, which writers of parquet do not check; the message names row and column.
+    """
+    number = 0
     try:
-        yield from rows
-    except UnicodeDecodeError as error:  # parquet writers do not check text
-        raise UserError(f"{path}: expected UTF-8 text in each row ({error_reason(error)})") from None
+        for row in rows:
+            yield row
+            number += 1
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} row {number}: {_broken_column(rows, number)}: expected UTF-8 text ({error_reason(error)})"
+        ) from None
+
+
+def _broken_column(rows: Any, number: int) -> str:
+    for name in rows.column_names:
+        try:
+            rows.select_columns([name])[number]
+        except UnicodeDecodeError:
+            return str(name)
+    return ", ".join(rows.column_names)
+
+
+def read_column(path: str, rows: Any, name: str) -> list[Any]:
+    """The values of a column without images; UserError as `utf8_rows`."""
+    try:
+        found: list[Any] = rows[name][:]
+    except UnicodeDecodeError:
+        found = [row[name] for row in utf8_rows(path, rows.select_columns([name]))]
+    return found
 
 
 def _named_image(images: ImageColumn, row: int, name: str | None) -> LazyImage:
