@@ -249,6 +249,19 @@ ZERO2 = {"zero_optimization": {"stage": 2}}
         ),
         ({**ZERO2, "gradient_clipping": 0.5}, 'gradient_clipping: expected "auto" or 1.0, as in align, got 0.5'),
         ({**ZERO2, "bf16": {"enabled": True}}, 'bf16.enabled: expected "auto" with precision fp32, got true'),
+        (
+            {"zero_optimization": {"stage": 2, "overlap_com": True}},
+            "zero_optimization.overlap_com: no setting of DeepSpeed",
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "offload_optimizer": {"devise": "cpu"}}},
+            "zero_optimization.offload_optimizer.devise: no setting of DeepSpeed",
+        ),
+        ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage: got 4: Input should be "),
+        (
+            {"zero_optimization": {"stage": 3, "stage3_max_live_parameters": "many"}},
+            'zero_optimization.stage3_max_live_parameters: got "many": Input should be a valid integer',
+        ),
         ({**ZERO2, "fp16": {"enabled": True}}, 'fp16.enabled: expected "auto" with precision fp32, got true'),
     ],
 )

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
+import importlib.metadata
 import importlib.util
 import json
+import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +129,7 @@ def _check_deepspeed(config: LlavaTrainConfig, name: str) -> None:
         return
     field, stage = config.deepspeed_field(name), config.stage(name)
     stated = deepspeed_config(chosen, field)
+    _check_zero_settings(stated["zero_optimization"], chosen, field)
     processes = config.distributed.num_processes or launcher_world_size() or max(1, len(visible_gpus()))
     micro = stage.micro_batch_size or stage.global_batch_size // processes
     expected: dict[str, Any] = {
@@ -146,6 +150,36 @@ def _check_deepspeed(config: LlavaTrainConfig, name: str) -> None:
             raise UserError(
                 f'{field}: {chosen}: {key}: expected "auto" with precision {config.precision}, got {json.dumps(value)}'
             )
+
+
+def _check_zero_settings(stated: Mapping[str, Any], chosen: str, field: str) -> None:
+    """Check names and values of ``zero_optimization`` by DeepSpeed's own class, which it calls after loading models."""
+    if (Path(__file__).parent / "deepspeed_configs" / f"{chosen}.json").is_file():
+        return  # a shipped one: without the seconds that importing DeepSpeed takes
+    import pydantic
+
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # DeepSpeed's about the hardware and deprecated names, repeated by the training
+    try:
+        from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+        DeepSpeedZeroConfig(**stated)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        known = [
+            known for each, info in DeepSpeedZeroConfig.model_fields.items() for known in (each, info.alias) if known
+        ]
+        near = difflib.get_close_matches(name, known, n=1)
+        found = f"got {json.dumps(first['input'], default=str)}: {first['msg']}"
+        if first["type"] == "extra_forbidden":
+            found = f"no setting of DeepSpeed {importlib.metadata.version('deepspeed')}"
+            found += f"; did you mean '{near[0]}'?" if near and len(first["loc"]) == 1 else ""
+        raise UserError(f"{field}: {chosen}: zero_optimization.{name}: {found}") from None
+    except AssertionError as error:  # a deprecated name with the one that replaces it
+        raise UserError(f"{field}: {chosen}: zero_optimization: {error}") from None
+    finally:
+        logging.disable(before)
 
 
 def _is_zero3(config: LlavaTrainConfig, name: str) -> bool:
