@@ -21,7 +21,7 @@ from clips.lazy_import import without_wandb
 from clips.method.clips_model import ClipsModel
 from clips.model.captioner import Captioner, CaptionerDims
 from clips.model.hf_text import HFTextTower, own_text_towers, with_own_text_config
-from clips.model.loading import library_errors_as_user_errors, read_weights
+from clips.model.loading import library_errors_as_user_errors, read_weights, require_finite
 from clips.model.tokenizer import ClipsTokenizer, truncate_text
 from clips.model.towers import accept_packed_images, build_towers, text_tower
 from clips.model_refs import (
@@ -81,7 +81,7 @@ def load_encoder(directory: str | Path) -> LoadedEncoder:
     """Load an encoder directory of this suite, or any other in open_clip's Hub format.
 
     Raises:
-        UserError: the directory or its config or weights are missing, invalid or do not match.
+        UserError: the directory or its config or weights are missing, invalid, not finite or do not match.
     """
     directory = Path(directory)
     config = require_encoder_config(directory)
@@ -93,7 +93,7 @@ def load_encoder(directory: str | Path) -> LoadedEncoder:
         import open_clip
 
     if "text_cfg" not in config["model_cfg"]:
-        return _with_own_view(_load_image_tower(directory, config))
+        return _checked(_load_image_tower(directory, config), directory)
     try:
         own = with_own_text_config(config["model_cfg"], directory)
         changed = {name: own[name] for name in ("text_cfg",) if own is not config["model_cfg"]}
@@ -102,7 +102,12 @@ def load_encoder(directory: str | Path) -> LoadedEncoder:
         tokenizer: Any = open_clip.get_tokenizer(f"local-dir:{directory}") if stated is config else ClipsTokenizer()
     except Exception as error:  # open_clip raises the exceptions of its dependencies: torch, safetensors, transformers
         raise UserError(f"{directory}: open_clip cannot load this encoder ({error_reason(error)})") from None
-    return _with_own_view(LoadedEncoder(model.eval(), preprocess, _TruncatingTokenizer(tokenizer), stated))
+    return _checked(LoadedEncoder(model.eval(), preprocess, _TruncatingTokenizer(tokenizer), stated), directory)
+
+
+def _checked(encoder: LoadedEncoder, directory: Path) -> LoadedEncoder:
+    require_finite(encoder.model.state_dict(), str(directory))
+    return _with_own_view(encoder)
 
 
 def _with_own_view(encoder: LoadedEncoder) -> LoadedEncoder:

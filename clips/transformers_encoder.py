@@ -60,7 +60,7 @@ def load_transformers_encoder(path: str | Path, field: str) -> TransformersEncod
     from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
     from clips.core.patches import make_packer
-    from clips.model.loading import library_errors_as_user_errors, load_pretrained
+    from clips.model.loading import library_errors_as_user_errors, load_pretrained, require_finite
     from clips.model.tokenizer import truncate_text
 
     with library_errors_as_user_errors(f"{field}: {path}: expected a directory in the transformers format"):
@@ -72,6 +72,7 @@ def load_transformers_encoder(path: str | Path, field: str) -> TransformersEncod
     # AIMv2's texts are causal, but under SDPA transformers ignores it in a batch without padding.
     options = {"attn_implementation": "eager"} if config.model_type == "aimv2" else {}
     model = load_pretrained(AutoModel, Path(path), f"{field}: {path}", dtype=torch.float32, **options)
+    require_finite(model.state_dict(), f"{field}: {path}")
     with library_errors_as_user_errors(f"{field}: {path}: expected the files of its preprocessing and tokenizer"):
         images, tokenizer = AutoImageProcessor.from_pretrained(path), AutoTokenizer.from_pretrained(path)
 

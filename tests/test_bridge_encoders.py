@@ -330,6 +330,25 @@ def test_images_do_not_mix_gradients_reach_trained_parts_and_saving_changes_noth
     assert len(unreached) < 0.45 * len(list(model.parameters()))
 
 
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_weights_that_a_diverged_training_left_are_rejected(broken: float, tmp_path: Path) -> None:
+    """From every source, as by import: with them, answers and scores are those of noise."""
+    trunk = timm.create_model("vit_tiny_patch16_224", num_classes=0).state_dict()
+    trunk["norm.weight"][3] = broken
+    save_file(trunk, tmp_path / "trunk.safetensors")
+    vision = transformers.CLIPVisionConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=8, patch_size=4
+    )
+    model = transformers.CLIPVisionModel(vision)
+    with torch.no_grad():
+        next(model.parameters())[0] = broken
+    model.save_pretrained(tmp_path / "clip")
+    transformers.CLIPImageProcessor(size={"shortest_edge": 8}, crop_size=8).save_pretrained(tmp_path / "clip")
+    for spec in (f"timm:vit_tiny_patch16_224@{tmp_path / 'trunk.safetensors'}", f"transformers:{tmp_path / 'clip'}"):
+        with pytest.raises(UserError, match=r"^encoder: .*: expected finite weights, got NaN or infinity in "):
+            load_encoder(spec)
+
+
 @pytest.mark.parametrize("name", SPECS)
 def test_another_image_size(name: str, specs: dict[str, str]) -> None:
     size = 128 if name in SIDES else 64

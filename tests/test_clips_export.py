@@ -138,6 +138,8 @@ WEIGHTS = "open_clip_model.safetensors"
         (lambda folder: (folder / "open_clip_config.json").write_text("{"), r"config.json: not valid JSON"),
         (lambda folder: (folder / WEIGHTS).write_bytes(b"no weights"), "open_clip cannot load this encoder"),
         (lambda folder: save_file({"logit_scale": torch.zeros(3)}, folder / WEIGHTS), "open_clip cannot load this"),
+        (lambda folder: _spoil(folder, float("nan")), "expected finite weights, got NaN or infinity in visual"),
+        (lambda folder: _spoil(folder, float("-inf")), "expected finite weights, got NaN or infinity in visual"),
         (shutil.rmtree, "no such directory; expected an encoder directory"),
     ],
 )
@@ -147,6 +149,13 @@ def test_a_broken_encoder_directory_is_named(run: Path, tmp_path: Path, spoil, m
     spoil(folder)
     with pytest.raises(UserError, match=message):
         load_encoder(folder)
+
+
+def _spoil(folder: Path, value: float) -> None:
+    weights = tensors_of(folder)
+    name = next(name for name in weights if name.startswith("visual") and weights[name].is_floating_point())
+    weights[name].view(-1)[0] = value
+    save_file(weights, folder / WEIGHTS)
 
 
 def test_the_pretrained_trunk_need_not_be_there_for_an_export(run: Path, tmp_path: Path):

@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from clips.errors import UserError, unknown_name_error
+from clips.model.loading import require_finite
 from llava_bridge.encoders.spec import ENCODER_SOURCES, parse_spec
 
 if TYPE_CHECKING:
@@ -44,7 +45,10 @@ def load_encoder(spec: str, image_size: int | None = None) -> VisionEncoder:
     if image_size is not None and image_size < 1:
         raise UserError(f"image_size: expected at least 1, got {image_size}")
     source, reference = parse_spec(spec)
-    return importlib.import_module(ENCODER_SOURCES[source]).load(reference, image_size)
+    encoder: VisionEncoder = importlib.import_module(ENCODER_SOURCES[source]).load(reference, image_size)
+    if source != "several" and encoder.weights is not None:  # of several, each was loaded by this function
+        require_finite(encoder.weights, f"encoder: {encoder.parent or spec}")
+    return encoder
 
 
 def build_tower(source: str, architecture: Mapping[str, Any]) -> VisionTower:
