@@ -44,7 +44,6 @@ _ONE_STEP = "--align.max_steps 1 --align.global_batch_size 4 --instruct.max_step
 _FEW = f"{_ONE_STEP} --precision fp32"
 _CLUSTER = "docs/how-to/cluster.md has it, too"
 _MEASURES = "measures for minutes; in miniature in tests/test_scripts.py"
-_HOURS = "hours of training; in miniature in tests/test_evidence.py"
 
 RULES = (
     # ------------------------------------------------------------ what is no command of the suite's
@@ -56,15 +55,13 @@ RULES = (
     Rule(has="make ", skip="these tests are part of it, or beside it in .ci/run"),
     Rule(has="source .venv/", skip="the tests run in the environment already"),
     Rule(has="git clone", skip="needs a network"),
-    Rule(has="jaxenv", skip="needs a network; an environment with JAX"),
     Rule(has="pip install", skip="needs a network"),
     Rule(has="python scripts/fuzz.py", skip="an hour; a little of it in tests/test_fuzz.py"),
     Rule(has="clips --help", skip="tests/test_packaging.py runs it"),
     Rule(has="audit_dependencies", skip="tests/test_scripts.py runs it"),
     Rule(has="podman ", skip="needs a container engine"),
     Rule(has="python scripts/bench/", skip=_MEASURES),
-    Rule(has="bash scripts/gpu/", skip="packs wheels, or takes minutes; parts of it in tests/test_gpu_kit.py"),
-    Rule(has="python scripts/judge_claims.py", skip=_HOURS),
+    Rule(has="bash scripts/gpu/", skip="packs wheels, or takes minutes; parts of it in tests/test_scripts.py"),
     Rule(has="--endpoint '[http://a:8000", skip="needs servers; tests/test_clips_recaption_endpoint.py starts one"),
     # ------------------------------------------------------------ what needs more than this machine
     Rule(has="vllm serve", skip="needs vLLM; with it tests/test_bridge_vllm.py generates"),

@@ -13,8 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers
-import yaml
-from families import quick_of
 
 from clips.commandline.parsing import parse_config
 from clips.typed_data import to_yaml
@@ -28,17 +26,6 @@ PARTS = {  # recipe: classes of encoder and LLM
     "llava-onevision-2-8b": (transformers.MLCDVisionConfig, "qwen3"),
     "onevision-encoder-qwen3-4b": (transformers.Siglip2VisionConfig, "qwen3"),
     "nanovlm-460m": (transformers.SiglipVisionConfig, "llama"),
-}
-CLIPS_VIT = {**bridge_world.VIT["vision_cfg"], "no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True}
-STUDY_ENCODERS: dict[str, Any] = {  # of scripts/studies/encoders_2026.yaml: a small one of the same class
-    "siglip2": transformers.SiglipVisionConfig,
-    "mlcd": transformers.CLIPVisionConfig,
-    "rice": transformers.MLCDVisionConfig,
-    "clips": {**bridge_world.VIT, "vision_cfg": CLIPS_VIT},
-    "openvision2": {**bridge_world.VIT, "vision_cfg": CLIPS_VIT},
-    "pe": "timm:vit_pe_core_tiny_patch16_384@random",
-    "dinov3": transformers.DINOv3ViTConfig,
-    "cradio": "timm:vit_base_patch16_radio_v3@random",
 }
 VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
 VISION |= {"patch_size": 8, "image_size": 32}
@@ -142,49 +129,6 @@ def test_a_step_of_the_last_stage_learns_what_the_recipe_names(name, tmp_path, b
     expected = {"llava-next-qwen2.5-7b": 16 + 4 * 7, "onevision-encoder-qwen3-4b": 10 * 6, "nanovlm-460m": 2 * (1 + 3)}
     assert tokens == expected.get(name, 4)
     assert ("position_ids" in batch) == (name == "nanovlm-460m")
-
-
-def make_study_encoder(name: str, folder: Path) -> str:
-    of_class = STUDY_ENCODERS[name]
-    if isinstance(of_class, str):
-        return of_class
-    if not isinstance(of_class, dict):
-        return make_encoder(folder, of_class)
-    model = bridge_world.make_encoder(folder, of_class)
-    if name == "openvision2":  # a tower alone, in a pickle
-        (folder / "open_clip_model.safetensors").unlink()
-        torch.save(model.visual.state_dict(), folder / "open_clip_pytorch_model.bin")
-    return str(folder)
-
-
-@pytest.mark.parametrize("name", quick_of(STUDY_ENCODERS, "clips", "openvision2", "pe", "dinov3", "cradio"))
-def test_an_encoder_of_the_study_has_tiles_of_its_size_and_is_trained(name, tmp_path, bridge_talk, bridge_long_llm):
-    from llava_bridge.training.loss import LlavaLoss
-    from llava_bridge.training.setup import setup_stage
-
-    study = yaml.safe_load((FOLDER.parents[1] / "studies/encoders_2026.yaml").read_text(encoding="utf-8"))
-    assert {*study["encoders"]} == {*STUDY_ENCODERS}
-    own: dict[str, Any] = {}
-    for override in study["overrides"]:
-        own |= override["llava"] if override["encoder"] == name else {}
-    size = 64 if name in {"pe", "cradio"} else 48 if "image_size" in own else None
-    config = dataclasses.replace(
-        miniature("llava-next-qwen2.5-7b", tmp_path, bridge_talk, bridge_long_llm),
-        encoder=make_study_encoder(name, tmp_path / "of_study"),
-        image_grid_pinpoints=None,
-        stages=["instruct"],
-        **{**own, "image_size": size},
-    )
-    setup = setup_stage(config, "instruct", tmp_path)
-    batch = setup.collator([setup.dataset[index] for index in range(2)])
-    loss = LlavaLoss(setup.model.requires_grad_(True))(**batch)["loss"]
-    loss.backward()
-    assert loss.isfinite()
-    assert any(value.grad is not None and value.grad.any() for value in setup.parts["vision"].parameters())
-    tokens = int((batch["input_ids"][0] == setup.model.config.image_token_id).sum())
-    # a base tile of side × side tokens; side rows of two tiles, whose width is cut to 40 : 24, and a newline each
-    side = 6 if name == "dinov3" else 4
-    assert tokens == side**2 + side * ({4: 6, 6: 10}[side] + 1)
 
 
 @pytest.mark.slow

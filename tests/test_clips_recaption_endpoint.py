@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,7 +15,6 @@ import clips_world
 import numpy as np
 import pytest
 import yaml
-from script_modules import load_script
 from serving import serve_app
 from test_clips_chat_client import DEAD
 
@@ -240,15 +238,3 @@ def test_tasks_of_ray_share_the_work(settings: Settings, tmp_path: Path) -> None
     missing = subprocess.run([*command, "none.yaml"], capture_output=True, text=True, check=False)
     assert missing.returncode == 1
     assert "returned non-zero exit status 2" in missing.stderr
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_kills_of_client_and_server_leave_one_caption_for_each_image(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    names = ("reliability.py", "bridge_reliability.py", "recaption_reliability.py")  # each imports those before it
-    *_, script = map(load_script, names)
-    rng = random.Random(6)
-    script.write_world(tmp_path, rng)
-    assert script.survives_kills(tmp_path, 6, rng), capsys.readouterr()  # 50: the script itself

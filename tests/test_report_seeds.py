@@ -7,8 +7,6 @@ import dataclasses
 import io
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -213,15 +211,6 @@ def test_a_figure_has_a_curve_for_each_strategy_and_a_level_for_other_models(stu
     assert 'id="per-seed-results"' in page
     assert "&lt;Lengths&gt;" in page
     assert section(page, "sweeps").count("<svg") == 1
-
-
-def test_the_figure_of_the_documentation_is_drawn_from_a_report(study, tmp_path):
-    (tmp_path / "report").mkdir()
-    (tmp_path / "report/sweep.csv").write_text(REPORT_FORMATS["sweep"].render(build_report(study)), encoding="utf-8")
-    script = Path(__file__).resolve().parents[1] / "scripts/draw_evidence.py"
-    subprocess.run([sys.executable, script, tmp_path, tmp_path / "figure.svg"], check=True)
-    svg = (tmp_path / "figure.svg").read_text(encoding="utf-8")
-    assert all(f"<!-- {text} -->" in svg for text in ("block", "whole", "8", "16", "tokens kept of a caption"))
 
 
 def test_galleries_look_at_the_first_seed_and_figures_are_of_the_means(study):

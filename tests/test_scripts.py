@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import http.server
-import importlib
 import json
+import subprocess
 import sys
 import threading
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
@@ -24,19 +23,11 @@ def scripts():
     """The benchmarks as modules, under the names by which they import each other."""
     sys.path.insert(0, str(SCRIPTS))
     try:
-        import bridge_step
         import loss_memory
         import measure
         import step_vs_open_clip
-        import vs_openvision
 
-        yield argparse.Namespace(
-            measure=measure,
-            losses=loss_memory,
-            open_clip=step_vs_open_clip,
-            openvision=vs_openvision,
-            bridge=bridge_step,
-        )
+        yield argparse.Namespace(measure=measure, losses=loss_memory, open_clip=step_vs_open_clip)
     finally:
         sys.path.remove(str(SCRIPTS))
 
@@ -51,50 +42,73 @@ def test_sides_take_turns_and_the_ratio_is_of_pairs(scripts):
     assert f"{ratio:.2f}" == "1.50 (1.25–2.25)"
 
 
-class AlwaysASecond:
-    """OpenVision's process, without JAX."""
-
-    parameters = 1
-
-    def __init__(self, *_: object) -> None:
-        self.end = lambda: None
-
-    def seconds(self, clock: str) -> float:
-        return 1.0
-
-
-TINY = ["--architecture", "clips-tiny", "--image-size", "16", "--steps", "1"]
-MEASUREMENTS = {
-    "checkpoint_stall": (TINY, {"waited", "lost", "bytes", "seconds"}),
-    "roofline": ([], {"rates", "predicted", "seconds", "ratio"}),
-    "vs_openvision": (
-        ["--openvision", "x", "--jax-python", "x", "--image-size", "16", "--precisions", "fp32"],
-        {"texts", "seconds", "times_as_fast"},
-    ),
-}
-
-
-@pytest.mark.parametrize("name", MEASUREMENTS)
-def test_measurements_are_written_as_json_lines(scripts, name: str, monkeypatch, tmp_path: Path):
-    module, (words, names) = importlib.import_module(name), MEASUREMENTS[name]
-    monkeypatch.setattr(module, "CASES", (("clips-tiny", 16, "clip", 4),), raising=False)
-    monkeypatch.setattr(module, "REPEATS", 1, raising=False)
-    monkeypatch.setattr(module, "OpenVision", AlwaysASecond, raising=False)
-    monkeypatch.setattr("os.sched_setaffinity", lambda *_: None)
-    batch = [] if name == "roofline" else ["--batch", "2"]
-    options = ["--threads", str(torch.get_num_threads()), "--rounds", "2", "--json", str(tmp_path / "lines")]
-    monkeypatch.setattr(sys, "argv", [f"{name}.py", *words, *batch, *options])
-    module.main()
-    (line,) = map(json.loads, (tmp_path / "lines").read_text(encoding="utf-8").splitlines())
-    assert line["script"] == f"{name}.py"
-    assert names <= line.keys()
+@pytest.mark.parametrize("repeat", [(), ("--repeat", "2")])
+@pytest.mark.usefixtures("scripts")
+def test_measurements_are_written_as_json_lines(repeat: tuple[str, ...], monkeypatch, tmp_path: Path):
+    module = load_script("bench/mfu.py")
+    monkeypatch.setattr(module, "SECONDS_OF_PRODUCTS", 0.01)
+    words = (
+        "--architecture clips-tiny --image-size 16 --batch 2 --recipes clip --precisions fp32 --matrix 16 --rounds 2"
+    )
+    options = [*words.split(), "--threads", str(torch.get_num_threads()), *repeat, "--json", str(tmp_path / "lines")]
+    monkeypatch.setattr(sys, "argv", ["some/mfu.py", *options])
+    try:
+        module.main()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    lines = list(map(json.loads, (tmp_path / "lines").read_text(encoding="utf-8").splitlines()))
+    assert all(line["script"] == "mfu.py" and line["arguments"]["batch"] == 2 for line in lines)
+    if repeat:
+        assert [(line["deterministic"], line["unequal"]) for line in lines] == [(False, []), (True, [])]
+    else:
+        assert [line["flops"] > 0 and 0 < line["mfu"]["median"] < 2 for line in lines] == [True]
 
 
-def test_every_benchmark_with_the_common_arguments_writes_json_lines():
-    texts = {path.stem: path.read_text(encoding="utf-8") for path in SCRIPTS.glob("*.py")}
-    common = {name for name, text in texts.items() if "common_parser(__doc__)" in text} - {"random_llm"}  # no benchmark
-    assert len(common) > 12
-    assert all("    record(args, " in texts[name] for name in common)
+def test_every_benchmark_writes_json_lines():
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in SCRIPTS.glob("*.py") if path.stem != "measure"}
+    assert all("common_parser(__doc__)" in text and "    record(args, " in text for text in texts.values())
+
+
+@pytest.mark.usefixtures("scripts")
+def test_the_commands_of_the_gpu_kit_have_arguments_of_their_parsers(monkeypatch, tmp_path: Path):
+    run = str(SCRIPTS.parent / "gpu/run.sh")
+    listed = subprocess.run(["bash", run, "--list"], capture_output=True, text=True, check=True).stdout.splitlines()
+    scripts = [line.partition(": ")[2].split() for line in listed if ".py" in line]
+    for name, *words in scripts:
+        monkeypatch.setattr(sys, "argv", [name, *words, "--device", "cpu", "--json", str(tmp_path / "lines")])
+        found = load_script(f"bench/{name}").arguments()  # ends with status 2 for an unknown argument
+        assert found.json == tmp_path / "lines", words
+    assert {name for name, *_ in scripts} == {path.name for path in SCRIPTS.glob("*.py")} - {"measure.py"}
+    done = subprocess.run(["bash", run, tmp_path / "out"], env={"KIT": str(tmp_path)}, capture_output=True, check=False)
+    assert (done.returncode, b"expected the folder that scripts/gpu/kit.sh makes" in done.stderr) == (2, True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_gpu_kit_skips_what_ended_well(monkeypatch, tmp_path: Path):
+    """A stand-in for Python fails at the second command of a part, and only it runs again."""
+    for folder in ("kit/site", "kit/data"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "kit/data.tar.gz").touch()
+    python = tmp_path / "python"
+    python.write_text(
+        f'#!/bin/sh\necho "$2" >> {tmp_path}/calls\ncase "$*" in *7b*) exit $(cat {tmp_path}/status);; esac\n'
+    )
+    python.chmod(0o755)
+    command = ["bash", str(SCRIPTS.parent / "gpu/run.sh"), str(tmp_path / "out"), "bridge"]
+    monkeypatch.setenv("KIT", str(tmp_path / "kit"))
+    monkeypatch.setenv("PYTHON", str(python))
+    for status, calls in ((1, 2), (0, 3), (0, 3)):
+        (tmp_path / "status").write_text(str(status))
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode, f"{status} commands did not end well" in done.stdout) == (status, True), done
+        assert len((tmp_path / "calls").read_text().splitlines()) == calls
+    assert (tmp_path / "out/log.txt").read_text().count("== bridge: ") == 3
+
+
+def test_products_with_another_dtype_are_counted_as_plain_ones(scripts):
+    bias, one, other = torch.ones(7), torch.ones(5, 3), torch.ones(3, 7)
+    assert scripts.measure.flops(lambda: torch.addmm(bias, one, other)) == 2 * 5 * 3 * 7
+    assert scripts.measure.addmm_flops((7,), (5, 3), (3, 7), torch.float32, out_shape=(5, 7)) == 2 * 5 * 3 * 7
 
 
 def options(**changes):
@@ -117,74 +131,6 @@ def test_contrastive_losses_of_one_process_have_equal_gradients(scripts):
     found = {name: torch.autograd.grad(loss(*leaves, torch.tensor(14.0)), leaves) for name, loss in sides.items()}
     torch.testing.assert_close(found["ours"], found["naive"], atol=1e-6, rtol=1e-4)
     assert found["naive"][0].abs().max() > 0.01
-
-
-def test_the_bridges_loss_is_compared_with_transformers_own_for_the_same_batch(scripts):
-    args = argparse.Namespace(device="cpu", vocabulary=2000, json=None)
-    sides = scripts.bridge.memory_sides(args)[0]
-    losses = [loss().item() for loss in sides.values()]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    table = scripts.bridge.memory_table(args)
-    assert table.count("| transformers |") == table.count("| bridge |") == 1
-
-
-ROOT_SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
-
-
-@pytest.fixture(scope="module")
-def script() -> Any:
-    sys.path.insert(0, str(ROOT_SCRIPTS))
-    try:
-        import compare_with_llava
-
-        yield compare_with_llava
-    finally:
-        sys.path.remove(str(ROOT_SCRIPTS))
-
-
-@pytest.fixture
-def given(tmp_path: Path) -> list[str]:
-    """Options that name what is there; two steps of two samples."""
-    files = {
-        "llava": tmp_path / "LLaVA/llava/train/train.py",
-        "site": tmp_path / "site/transformers/__init__.py",
-        "llm": tmp_path / "llm/tokenizer.model",
-    }
-    for file in files.values():
-        file.parent.mkdir(parents=True)
-        file.touch()
-    talk = [{"from": who, "value": f"{who} {turn}"} for turn in range(2) for who in ("human", "gpt")]
-    rows = [{"image": f"{number}.png", "conversations": talk} for number in range(5)]
-    (tmp_path / "talk.json").write_text(json.dumps(rows))
-    folders = [f"--llava={tmp_path / 'LLaVA'}", f"--site={tmp_path / 'site'}", f"--llm={tmp_path / 'llm'}"]
-    return [*folders, f"--data={tmp_path / 'talk.json'}", "--steps=2", "--batch=2"]
-
-
-@pytest.mark.parametrize(("away", "status"), [(0.0009, 0), (0.0011, 1), (float("nan"), 1)])
-def test_the_status_says_whether_the_curves_agree(script, given, away, status, monkeypatch, capsys):
-    ours = {"align": [3.0, 2.0], "instruct": [1.5, 1.0]}
-    theirs = {**ours, "instruct": [1.5, 1.0 - away]}
-    monkeypatch.setattr(script, "train_both", lambda args, folder: (ours, theirs))
-    assert script.main(given) == status
-    printed = capsys.readouterr().out
-    assert "   2   1.000000" in printed
-    assert f"largest difference {away:.2g}" in printed
-
-
-def test_llavas_own_training_gets_the_settings_of_ours(script: Any, tmp_path: Path) -> None:
-    from llava_bridge.data import ConversationSourceConfig
-    from llava_bridge.training.stage_config import StageConfig
-    from llava_bridge.training.train_config import LlavaTrainConfig
-
-    sizes = {"global_batch_size": 4, "micro_batch_size": 2}
-    stage = StageConfig(data=[ConversationSourceConfig(path="a.json")], learning_rate=3e-4, **sizes)
-    config = LlavaTrainConfig(output="run", llava="start", align=stage, instruct=stage, seed=5)
-    first, second = (script.their_options(config, name, tmp_path) for name in script.STAGES)
-    for options in (first, second):
-        assert (options["per_device_train_batch_size"], options["gradient_accumulation_steps"]) == (2, 2)
-        assert (options["learning_rate"], options["warmup_ratio"], options["seed"]) == (3e-4, 0.03, 5)
-    assert first["pretrain_mm_mlp_adapter"] == tmp_path / "projector" / "mm_projector.bin"
-    assert second["pretrain_mm_mlp_adapter"] == first["output_dir"] / "mm_projector.bin"  # of its own first stage
 
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "audit_dependencies.py"
@@ -259,3 +205,39 @@ def test_known_vulnerabilities_are_flagged(audit, monkeypatch, capsys):
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "PYSEC-2026-1" in line]
     assert line.startswith("safetensors ")
     assert line.endswith(": 99.1")
+
+
+def test_tables_of_reports_replace_those_of_documents(tmp_path: Path) -> None:
+    script = SCRIPTS.parent / "insert_tables.py"
+    (tmp_path / "table.md").write_text(
+        "# Title\n\n| model   |   R@1 |\n|:--------|------:|\n| clip    |  12.1 |\n\n| other |\n"
+    )
+    text = "before\n<!-- table: {} -->\n| old |\n| --- |\n| 1 |\n\nafter\n| own |\n"
+    document = tmp_path / "page.md"
+    document.write_text(text.format("table.md") + text.format("missing.md"))
+    done = subprocess.run([sys.executable, script, "page.md"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    inserted = "before\n<!-- table: table.md -->\n| model | R@1 |\n| :--- | ---: |\n| clip | 12.1 |\n\nafter\n| own |\n"
+    assert document.read_text() == inserted + text.format("missing.md")
+    assert done.stdout == "page.md: missing.md does not exist here, so its table is unchanged\n"
+    (tmp_path / "table.md").write_text("no table\n")
+    broken = subprocess.run(
+        [sys.executable, script, "page.md"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert broken.returncode == 2
+    assert broken.stderr.splitlines()[-1] == "table.md: no table"
+    assert document.read_text() == inserted + text.format("missing.md")
+
+
+def test_a_table_below_a_heading_is_found_by_its_anchor(tmp_path: Path) -> None:
+    script = SCRIPTS.parent / "insert_tables.py"
+    (tmp_path / "report.md").write_text(
+        "| first |\n\n# Main\n| main |\n\n## By category\n\n| words |\n\n| second |\n\n## Other\n| other |\n"
+    )
+    document = tmp_path / "page.md"
+    document.write_text("<!-- table: report.md#by-category -->\n| old |\n")
+    subprocess.run([sys.executable, script, document], cwd=tmp_path, check=True)
+    assert document.read_text() == "<!-- table: report.md#by-category -->\n| words |\n"
+    document.write_text("<!-- table: report.md#costs -->\n| old |\n")
+    done = subprocess.run([sys.executable, script, document], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "report.md: no table below a heading #costs\n")
+    assert document.read_text() == "<!-- table: report.md#costs -->\n| old |\n"

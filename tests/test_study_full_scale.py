@@ -1,172 +1,101 @@
-"""The full-scale studies: planned dry as they are, and really run in miniature."""
+"""The paper's LLaVA table at full scale: planned as it is shipped, and really run with tiny models of its classes."""
 
 from __future__ import annotations
 
-import gc
 import json
-import math
-import re
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import bench_world
 import bridge_world
 import pytest
+import transformers
 import yaml
-from study_miniature import STUDIES, ZOO_BENCHMARKS, full, miniature
 
-from benchmarks.study.build_steps import StudyPlan, build_plan
-from benchmarks.study.estimate_steps import estimate_steps
-from benchmarks.study.launchers import commands_of
+from benchmarks.study.build_steps import build_plan
 from benchmarks.study.preflight import first_config_error
-from benchmarks.study.resources import resolve_resources
 from benchmarks.study.schema import read_study
-from benchmarks.study.steps import Step, topological_order
-from clips.commandline.commands import dispatch
-from clips.method.recipes import RECIPES
-from clips.typed_data import to_plain, to_yaml
+from clips.typed_data import to_plain
 
 ROOT = Path(__file__).parents[1]
-NAMES = ("paper_retrieval", "paper_llava", "encoder_zoo", "encoders_2026")
+STUDY = ROOT / "scripts/studies/paper_llava.yaml"
 EIGHT = {"mme", "mmmu_val", "mmvet", "gqa", "chartqa", "pope", "nocaps_val", "textvqa_val"}  # as the paper prints
 
 
-def planned(name: str) -> StudyPlan:
-    return build_plan(read_study(STUDIES / f"{name}.yaml"))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_every_step_is_one_that_its_command_accepts(name):
-    plan = planned(name)
-    unlike = {(step.kind, step.name.rpartition(".")[2]): step for step in plan.steps if step.kind != "evaluation"}
-    unlike |= {(step.kind, ""): step for step in plan.steps if step.kind == "evaluation"}
-    asked = [(step.name, list(step.command), to_plain(step.config)) for step in unlike.values()]
+def test_it_has_the_papers_table_and_every_step_is_one_that_its_command_accepts():
+    plan = build_plan(read_study(STUDY))
+    assert set(plan.benchmarks) == EIGHT
+    assert [row.name for row in plan.rows] == ["clip", "clips"]
+    asked = [(step.name, list(step.command), to_plain(step.config)) for step in plan.steps]
     assert first_config_error(asked) is None
-    assert all(row.cells for row in plan.rows)
-
-
-def test_the_retrieval_study_has_the_papers_rows():
-    rows = {row.name: row for row in planned("paper_retrieval").rows}
-    table = [f"{size}.{recipe}" for size in "sbl" for recipe in ("clipa", "coca", "clips")]
-    assert list(rows)[:9] == table
-    assert {rows[name].baseline for name in table} == {None, "s.clipa", "b.clipa", "l.clipa"}
-    assert rows["l14.clips"].baseline == rows["released_clips"].baseline == "openai"
-    assert all(set(row.cells) == {"coco", "flickr30k", "imagenet1k"} for row in rows.values())
-
-
-def test_the_llava_study_has_the_papers_columns_and_the_zoo_ten_encoders():
-    paper, zoo = planned("paper_llava"), planned("encoder_zoo")
-    assert set(paper.benchmarks) == set(zoo.benchmarks) == EIGHT
-    assert [row.name for row in paper.rows] == ["clip", "clips"]
-    assert len(zoo.rows) == 10
-    recipes = [{**full(name)["defaults"]["llava"]} for name in ("paper_llava", "encoder_zoo")]
-    assert recipes[0] == recipes[1]
-
-
-def test_the_study_of_2026_has_the_recipe_of_its_config_three_seeds_and_thirteen_benchmarks():
-    study = full("encoders_2026")
-    recipe = yaml.safe_load((ROOT / "scripts/configs/llava/llava-next-qwen2.5-7b.yaml").read_text(encoding="utf-8"))
-    mine = study["defaults"]["llava"]
-    for name in ("output", "encoder", "llm", "image_grid_pinpoints"):  # each encoder has tiles of its own size
-        recipe.pop(name)
-    for stage, samples in (("align", 558_128), ("instruct", 780_000)):
-        assert mine[stage].pop("max_steps") == math.ceil(samples / mine[stage]["global_batch_size"])
-        assert recipe[stage].pop("num_epochs") == 1
-        sources = [part[stage].pop("data")[0]["path"] for part in (mine, recipe)]
-        assert sources[0].replace("$images", "data") == sources[1]
-    assert mine == recipe
-    plan = planned("encoders_2026")
-    assert len(plan.rows) == 3 * 8
-    assert len(plan.benchmarks) == 13
-
-
-def test_the_study_of_objectives_has_a_row_for_each_recipe_and_way_to_train():
-    rows = full("objectives")["encoders"].values()
-    assert {row["recipe"]["name"] for row in rows} >= {*RECIPES} - {"clipa", "coca", "recap", "veclip"}
-    assert {name for row in rows for name in row["recipe"]} >= {"positive_weights", "embedding_widths", "distillation"}
-    assert any(row.get("optimizer") == {"name": "muon"} for row in rows)
-    loras = [row["model"]["lora"] for row in rows if "lora" in row.get("model", {})]
-    assert [lora.get("apply_to") for lora in loras] == [["text"], None]  # by default both towers
-    plan = planned("objectives")
-    asked = [(step.name, list(step.command), to_plain(step.config)) for step in plan.steps if step.name.endswith("-s0")]
-    assert first_config_error(asked) is None
-    assert len(plan.rows) == 3 * len(rows)
-
-
-def test_blind_questions_are_planned_and_a_blank_square_is_encoded_once():
-    plan = planned("encoders_2026")
-    steps = [step for step in plan.steps if "-dinov3-" in step.name and step.name.endswith("-s0")]
-    given = {step.name: resolve_resources(plan.study.resources, step) for step in steps}
-    found = estimate_steps(steps, Path("nowhere"), resources=given, gpu=plan.study.gpu)
-    total = {"small": 1000 + 765 + 1500 + 900, "all": 41_244}  # questions of four benchmarks, and of all
-    basis = found["evaluate-llava-dinov3-qwen2.5-s0"].basis
-    asked = int(re.search(r"([\d,]+) questions", basis)[1].replace(",", ""))  # type: ignore[index]
-    assert asked == pytest.approx(
-        total["all"] + 2 * total["small"] + 2 * 0.075 * (total["all"] - total["small"]), abs=15
-    )
-
-
-def test_a_llava_is_worked_out_without_a_network():
-    plan = planned("paper_llava")
-    given = {step.name: resolve_resources(plan.study.resources, step) for step in plan.steps}
-    steps = [step for step in plan.steps if "-clip-" in step.name]
-    found = estimate_steps(steps, Path("nowhere"), resources=given, gpu=plan.study.gpu)
-    training = found["llava-clip-llama3-s0"]
-    assert training.gpu_hours is not None
-    assert 20 < training.gpu_hours < 80
-    assert training.disk == pytest.approx(2 * 8.36e9, rel=0.01)  # Llama 3 8B, CLIP L/14 and the projector, in bf16
-    assert training.memory is not None
-    assert training.memory < 80e9
-    assert "37,070 questions" in found["evaluate-llava-clip-llama3-s0"].basis
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["paper_retrieval", "encoder_zoo", "encoders_2026"])
-def test_every_training_is_worked_out_without_a_network(name):
-    plan = planned(name)
-    given = {step.name: resolve_resources(plan.study.resources, step) for step in plan.steps}
-    alike = {f"encoder-{size}.{recipe}-s0" for size in "bl" for recipe in ("clipa", "coca")}  # as the small ones
-    trainings = [step for step in plan.steps if step.kind != "evaluation" and step.name not in alike]
-    found = estimate_steps(trainings, Path("nowhere"), resources=given, gpu=plan.study.gpu)
-    for step in trainings:
-        assert found[step.name].gpu_hours, found[step.name].basis
-        assert found[step.name].disk
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES[:3])  # the last one's recipe trains in tests/test_bridge_recipes_2026.py
-def test_the_study_runs_in_miniature(name, tmp_path):
-    file = miniature(name, tmp_path)
-    made = build_plan(read_study(file))
-    if name == "paper_llava":
-        words = [sys.executable, "-m", "benchmarks.cli", "study", "run", str(file)]
-        ended = subprocess.run(words, capture_output=True, text=True, timeout=3000, cwd=ROOT, check=False)
-        assert ended.returncode == 0, ended.stderr[-3000:]
-        (tmp_path / "out" / "report" / "index.html").stat()
-    else:
-        run_in_this_process(made.steps, tmp_path)
-    asked = {"paper_retrieval": {"coco", "flickr30k", "imagenet1k"}, "encoder_zoo": {*ZOO_BENCHMARKS}}.get(name, EIGHT)
-    assert [row.name for row in made.rows] == [row.name for row in planned(name).rows]
-    for row in made.rows:
-        assert set(row.cells) == asked
+def test_it_runs_in_miniature(tmp_path):
+    file = miniature(tmp_path)
+    words = [sys.executable, "-m", "benchmarks.cli", "study", "run", str(file)]
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=3000, cwd=ROOT, check=False)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    (tmp_path / "out" / "report" / "index.html").stat()
+    rows = build_plan(read_study(file)).rows
+    assert [row.name for row in rows] == ["clip", "clips"]
+    for row in rows:
+        assert set(row.cells) == EIGHT
         for cell in row.cells.values():
             result = json.loads((tmp_path / "out" / cell.result).read_text(encoding="utf-8"))
             assert result["status"] == "ok"
             assert result["metrics"] or "judge" in str(result["missing_metrics"])
 
 
-def run_in_this_process(steps: Sequence[Step], folder: Path) -> None:
-    """Run the steps' commands one after another, LLaVAs in one other process: a step of the engine imports torch."""
-    files = {step.name: folder / f"{step.name}.yaml" for step in steps}
-    for step in steps:
-        files[step.name].write_text(to_yaml(step.config), encoding="utf-8")
-    llavas = [files[step.name] for step in steps if step.kind == "llava"]
-    if llavas:
-        bridge_world.trained_alone(*llavas)
-    for step in topological_order(steps):
-        program, *words = step.command
-        if step.kind != "llava":
-            status = dispatch(program, "", commands_of(program), [*words, "--config", str(files[step.name])])
-            assert status == 0, step.name
-            gc.freeze()  # lmms-eval collects garbage after every task, see conftest.py
+def miniature(folder: Path) -> Path:
+    """Write the study with all rows and settings, but next to nothing to compute."""
+    study = yaml.safe_load(STUDY.read_text(encoding="utf-8"))
+    for field in ("executor", "gpu"):
+        del study[field]
+    study |= {"output": str(folder / "out"), "jobs": 2, "threads": 1}
+    vit = {**bridge_world.VIT, "text_cfg": {**bridge_world.VIT["text_cfg"], "context_length": 77, "vocab_size": 49408}}
+    bridge_world.make_encoder(folder / "clips", vit)
+    study["encoders"] = {"clip": save_clip(folder / "clip"), "clips": str(folder / "clips")}
+    study["llms"] = {"llama3": str(bridge_world.make_llm(folder / "llama3", context=512))}
+    talk = bridge_world.make_talk(folder / "talk", samples=4)
+    rows = json.loads((talk / "talk.json").read_text(encoding="utf-8"))
+    captions = [{**row, "conversations": row["conversations"][:2]} for row in rows]
+    (talk / "captions.json").write_text(json.dumps(captions), encoding="utf-8")
+    hub = bench_world.write_hub(folder / "hub", pictures=2)
+    write_mmvet(hub)
+    study["paths"] = {"playground": str(talk), "mllm": str(hub)}
+    llava = study["defaults"]["llava"]
+    llava |= {"chat_template": "auto", "precision": "fp32", "num_workers": 0, "distributed": {"num_processes": 1}}
+    for stage, name in (("align", "captions"), ("instruct", "talk")):
+        data = {**llava[stage]["data"][0], "path": f"$playground/{name}.json", "image_root": "$playground"}
+        sizes = {"max_steps": 1, "global_batch_size": 2, "micro_batch_size": 1, "max_length": 512}
+        llava[stage] |= {"data": [data], **sizes}
+    study["defaults"]["benchmark"]["max_new_tokens"] = 2
+    file = folder / "study.yaml"
+    file.write_text(yaml.safe_dump(study, sort_keys=False), encoding="utf-8")
+    return file
+
+
+def save_clip(directory: Path) -> str:
+    """A random tower of OpenAI's class, with its preprocessor."""
+    small: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3}
+    config = transformers.CLIPVisionConfig(**small, num_attention_heads=2, image_size=32, patch_size=8)
+    transformers.CLIPVisionModel(config).save_pretrained(directory)
+    size = {"height": 32, "width": 32}
+    transformers.CLIPImageProcessor(size=size, crop_size=size).save_pretrained(directory)
+    return f"transformers:{directory}"
+
+
+def write_mmvet(hub: Path) -> None:
+    """MM-Vet's columns, two questions."""
+    columns = {
+        "question_id": ["v1_0", "v1_1"],
+        "image": [bench_world.draw_image(0), bench_world.draw_image(1)],
+        "question": ["What color is it?"] * 2,
+        "answer": [bench_world.color(0), bench_world.color(1)],
+        "image_source": ["VQAv2"] * 2,
+        "capability": [["rec"]] * 2,
+    }
+    bench_world.write_parquet(hub / bench_world.HUB / "MMVet/data/test-00000-of-00001.parquet", columns)

@@ -12,13 +12,6 @@ import pytest
 from study_engine import make, run, visits
 from test_study_engine import RUNNER, wait_until_free
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
-sys.path.insert(0, str(SCRIPTS))
-try:
-    import study_reliability
-finally:
-    sys.path.remove(str(SCRIPTS))
-
 NAMES = ("first", "a", "b", "c", "last")
 
 
@@ -30,7 +23,7 @@ def chain(place: Path) -> list[object]:
 
 @pytest.mark.slow
 def test_kills_at_random_moments_leave_nothing_undone_and_do_nothing_twice(tmp_path):
-    code = RUNNER.format(tests=str(Path(__file__).parent), root=str(SCRIPTS.parent), place=str(tmp_path))
+    code = RUNNER.format(tests=str(Path(__file__).parent), root=str(Path(__file__).parents[1]), place=str(tmp_path))
     head = code[: code.index("steps = [")]
     code = f"{head}import test_study_kills as k\nrun(Path({str(tmp_path)!r}), k.chain(Path({str(tmp_path)!r})))"
     rng, begun = random.Random(0), set[int]()
@@ -54,12 +47,3 @@ def test_kills_at_random_moments_leave_nothing_undone_and_do_nothing_twice(tmp_p
 def lines(place: Path) -> int:
     runs = place / "runs.txt"
     return len(runs.read_text(encoding="utf-8").splitlines()) if runs.is_file() else 0
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_a_study_whose_runner_is_killed_ends_with_the_same_table(tmp_path):
-    problems, done, places = study_reliability.trial(tmp_path, 10, random.Random(10))  # more: the script itself
-    assert problems == []
-    assert done == 10
-    assert places

@@ -213,7 +213,8 @@ def test_a_wrong_sweep_or_figure_is_rejected_naming_the_field(fields, message):
 
 
 @pytest.mark.parametrize(
-    ("name", "seeds", "control"), [("demo", 1, "untrained"), ("photos", 3, "clip_long"), ("photos_llava", 3, "trunk")]
+    ("name", "seeds", "control"),
+    [("demo", 1, "untrained"), ("photos_held_out", 5, "clip_long"), ("race_photos", 5, "sentences")],
 )
 def test_the_shipped_studies_have_a_plan(name, seeds, control):
     plan = build_plan(read_study(STUDIES / f"{name}.yaml"))

@@ -3,7 +3,7 @@
 The intervals are Fisher's, with Bonett and Wright's variance for Spearman's correlation (Psychometrika 65, 2000) and
 that of Fieller, Hartley and Pearson for Kendall's (Biometrika 44, 1957). A rank correlation of 1 has no width on the
 transformed scale, so it is replaced by the middle between 1 and the next smaller value of N ranks. The p-values come
-from permutation tests, exact for up to nine models. ``scripts/check_predictors.py`` simulates the intervals.
+from permutation tests, exact for up to nine models.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class LengthGroupedSampler(Sampler[int]):
     The first epoch equals LLaVA's ``group_by_modality_length``, index for index; its last one or two steps are mixed.
     Lengths determine only a sample's micro-batch within its step: all micro-batches of a step have about the same
     length, so that no process waits for another. Sorting more samples than those of one step would pad less, but steps
-    of short answers would weigh as much as steps of long ones (``scripts/bench/sample_order.py``). The last step of an
+    of short answers would weigh as much as steps of long ones (docs/bridge.md). The last step of an
     epoch, even of a single one, is filled with random samples of the next epoch, which continues with the others;
     LLaVA leaves that step smaller.
 

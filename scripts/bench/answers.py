@@ -1,12 +1,13 @@
 """The speed of short answers to many questions about each image, compared with lmms-eval's ``llava_hf``.
 
-    python scripts/bench/answers.py --shared ../shared --threads 2
-    python scripts/bench/answers.py --shared ../shared --device cuda --dtype bfloat16 --images 64 --questions 18
+    python scripts/bench/answers.py --threads 2
+    python scripts/bench/answers.py --device cuda --dtype bfloat16 --llm 0.5b --tower 24 1024 336 --images 16
     python scripts/bench/answers.py --llava DIR --device cuda --dtype bfloat16                      (a real one)
 
 The set has POPE's structure: photos with several yes-no questions each, in POPE's order (rounds over the photos, six
 consecutive questions about one image). All sides are models of lmms-eval with the same requests and the same directory
-in transformers' format, by default a CLIP tower with random weights and a small Llama. Answers are compared one by one.
+in transformers' format: by default a CLIP tower with random weights and a small Llama, with --llm 0.5b a Qwen 2.5 with
+random weights, on which the speed does not depend. Answers are compared one by one.
 The sides are ``llava_hf`` (which supports one question at a time only), this suite's model ("ours") one question at a
 time, in batches without shared images (a different image object for each question), and by default.
 """
@@ -24,6 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bridge_mfu import LLMS
+from loader import read_photos
 from measure import begin, common_parser, record, speed_up, spread, table, take_turns
 from PIL import Image
 
@@ -39,9 +42,10 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     parser = common_parser(__doc__)
-    parser.add_argument("--shared", default="../shared", help="a folder with data/flickr8k and models/stories15M")
+    parser.add_argument("--photos", type=Path, default="../shared/data/flickr8k/images", help="a tar or a folder")
+    parser.add_argument("--llama", type=Path, default="../shared/models/stories15M", help="the small Llama")
     parser.add_argument("--llava", help="a LLaVA directory that transformers can read")
-    parser.add_argument("--llm", help="a directory; shared/models/stories15M if not given")
+    parser.add_argument("--llm", choices=list(LLMS), help="an LLM of this shape instead, with the tokenizer of --llama")
     parser.add_argument("--tower", type=int, nargs=3, default=[12, 768, 224], help="layers, width, pixels")
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--questions", type=int, default=18, help="about each image")
@@ -98,12 +102,8 @@ def no_videos() -> Any:
 
 
 def photos(args: argparse.Namespace) -> list[Image.Image]:
-    from benchmarks.tasks.data.caption_sets import load_caption_set
-    from clips.data.formats import DatasetSpec
-
-    data = Path(args.shared) / "data/flickr8k/dataset_flickr8k.json"
-    photo_set = load_caption_set(DatasetSpec(path=str(data), split="val"), limit=args.images)
-    return [photo_set.open(index).resize((640, 480)) for index in range(len(photo_set.images))]
+    found = read_photos(args.photos, None)[: args.images]
+    return [Image.open(io.BytesIO(photo)).convert("RGB").resize((640, 480)) for photo in found]
 
 
 class Distinct(list[Image.Image]):
@@ -169,12 +169,26 @@ def small_llava(args: argparse.Namespace, directory: Path) -> Path:
     tower = directory.with_name("tower")
     CLIPVisionModel(config).save_pretrained(tower)
     CLIPImageProcessor(size={"height": size, "width": size}, crop_size=size).save_pretrained(tower)
-    llm = args.llm or str(Path(args.shared) / "models/stories15M")
-    model, processor = build_llava(LlavaParts(encoder=f"transformers:{tower}", llm=llm))
+    llm = random_llm(args, directory.with_name("llm")) if args.llm else args.llama
+    model, processor = build_llava(LlavaParts(encoder=f"transformers:{tower}", llm=str(llm)))
     if not convert_tower_to_transformers(model):
         raise SystemExit("this LLaVA cannot be written in transformers' format")
     for part in (model, processor):
         part.save_pretrained(directory)
+    return directory
+
+
+def random_llm(args: argparse.Namespace, directory: Path) -> Path:
+    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(args.llama)
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = Qwen2Config(**LLMS[args.llm] | {"vocab_size": len(tokenizer)} | ends)
+    config.initializer_range = config.hidden_size**-0.5  # large enough for answers to depend on the image
+    with torch.device(args.device):
+        llm: Any = Qwen2ForCausalLM(config)
+    llm.to(torch.bfloat16).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
     return directory
 
 

@@ -28,7 +28,6 @@ import torch
 import yaml
 from measure import begin, common_parser, flops, record, spread, table
 from mfu import matrix_product
-from packed_step import add_llm_arguments, text_config
 from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -39,6 +38,12 @@ from llava_bridge.training.setup import setup_stage
 from llava_bridge.training.train_config import LlavaTrainConfig
 from llava_bridge.training.trainer import set_trainable_parts
 
+LLMS: dict[str, dict[str, Any]] = {  # Qwen 2.5's
+    "0.5b": {"hidden_size": 896, "num_hidden_layers": 24, "intermediate_size": 4864, "vocab_size": 151_936}
+    | {"num_attention_heads": 14, "num_key_value_heads": 2, "tie_word_embeddings": True},
+    "7b": {"hidden_size": 3584, "num_hidden_layers": 28, "intermediate_size": 18_944, "vocab_size": 152_064}
+    | {"num_attention_heads": 28, "num_key_value_heads": 4, "tie_word_embeddings": False},
+}
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog"]
 
 
@@ -67,7 +72,10 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     parser = common_parser(__doc__)
     parser.add_argument("--encoder", default="timm:vit_large_patch14_clip_336@random")
-    add_llm_arguments(parser)
+    parser.add_argument("--llm", default="0.5b", choices=list(LLMS), help="the shape of one of Qwen 2.5")
+    parser.add_argument("--hidden", type=int, help="another width, with heads of 64")
+    parser.add_argument("--layers", type=int)
+    parser.add_argument("--vocabulary", type=int)
     parser.add_argument("--length", type=int, default=2048, help="tokens of a row, images included")
     parser.add_argument("--images", type=int, default=2, help="in each row")
     parser.add_argument("--batch", type=int, default=16, help="rows of a step, over all processes")
@@ -106,10 +114,15 @@ def write_config(args: argparse.Namespace, folder: Path) -> Path:
 
 def write_llm(args: argparse.Namespace, folder: Path) -> None:
     """An untrained Qwen 2, with a tokenizer of few of its tokens."""
-    from transformers import Qwen2ForCausalLM
+    from transformers import Qwen2Config, Qwen2ForCausalLM
 
+    given = {"num_hidden_layers": args.layers, "vocab_size": args.vocabulary, "hidden_size": args.hidden}
+    if args.hidden:
+        given |= {"intermediate_size": args.hidden * 38 // 7, "num_attention_heads": args.hidden // 64}
+        given |= {"num_key_value_heads": max(1, args.hidden // 448)}
+    config = Qwen2Config(**LLMS[args.llm] | {name: value for name, value in given.items() if value})
     torch.manual_seed(0)
-    Qwen2ForCausalLM(text_config(args)).bfloat16().save_pretrained(folder)
+    Qwen2ForCausalLM(config).bfloat16().save_pretrained(folder)
     train_tokenizer([" ".join(WORDS)] * 100, SmallLlamaConfig(vocab_size=320)).save_pretrained(folder)
 
 

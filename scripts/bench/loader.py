@@ -3,7 +3,7 @@
     python scripts/bench/loader.py --photos shard.tar --captions captions.jsonl --workers 2
 
 Each side reads the same photos at 224 pixels with the same crop, flip and filter. `bare` is a loop over bytes in memory
-(`read_crop`, see decode.py) without captions. `clips` is the loader as in training: order, tar, JSON, sampled and
+(`read_crop`) without captions. `clips` is the loader as in training: order, tar, JSON, sampled and
 tokenized captions, batches sent to the trainer; `clips to device` continues until the images are normalized on
 `--device`, as a training step takes them. `webdataset` (if installed) is open_clip's pipeline, with torchvision's crop
 and the same tokenizer.

@@ -188,7 +188,6 @@ def start(
     precision: str,
     texts: list[list[str]],
     device: str,
-    processes: DistributedContext | None = None,
     scale: DistributedConfig | None = None,
 ) -> tuple[TrainRun, dict[str, Tensor]]:
     """The arguments of `clips.training.train_step.train_step`: a new model with its optimizer, and a batch.
@@ -199,8 +198,7 @@ def start(
         precision: fp32 or bf16.
         texts: the web captions and the synthetic ones of all samples; the images are noise.
         device: cpu or cuda.
-        processes: the processes of the training, each with its own batch; None for this one only.
-        scale: how the processes share the model; None for a copy in each.
+        scale: compilation and recomputation; None for neither.
     """
     encoder = build_model(model_config, recipe_config, seed=0)
     config = EncoderTrainConfig(
@@ -210,7 +208,7 @@ def start(
         recipe=recipe_config,
         max_steps=10**6,
     )
-    processes = processes or DistributedContext(device=torch.device(device))
+    processes = DistributedContext(device=torch.device(device))
     distributed, model = scale or DistributedConfig(), encoder.to(processes.device).train()
     parallel = spread_model(model, distributed, config.optimizer, processes, bf16=precision == "bf16")
     run = TrainRun(

@@ -9,23 +9,28 @@ and 122.5); with --checkpointing 12 and 17.
 The peak is that of a large matrix product in the step's precision, measured alternately with the step. The step's
 operations are those of its matrix products and attentions, counted as they run, with the backward pass, but without
 skipped padding and recomputation. With --compile or --checkpointing they are counted on eight samples without these.
+
+--repeat N trains N steps twice instead, with and without torch's deterministic mode, and counts weights that differ: on
+a GPU some kernels add in varying order, and a resumed run can then differ from an uninterrupted one.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import time
 from collections.abc import Callable
 
 import measure
 import torch
-from measure import begin, common_parser, flops, record, spread, table, take_turns
+from measure import begin, common_parser, flops, record, seconds_of, spread, table, take_turns
+from torch import Tensor
 
 from clips.method.recipes import RECIPES, RecipeConfig
 from clips.model.architectures import CaptionerConfig, ModelConfig
 from clips.parallel.distributed_config import DistributedConfig
-from clips.training.train_step import train_step
+from clips.training.train_step import TrainRun, train_step
 
 SECONDS_OF_PRODUCTS = 1.0
 COUNTED = 8  # samples
@@ -33,6 +38,9 @@ COUNTED = 8  # samples
 
 def main() -> None:
     args = begin(arguments())
+    if args.repeat:
+        repeat(args)
+        return
     print(f"{args.architecture} at {args.image_size} px, batch {args.batch}, texts: {args.captions or 'full rows'}")
     head = ["recipe", "precision", "threads", "peak TFLOP/s", "step TFLOP/s", "MFU", "samples/s"]
     for number, (recipe, precision) in enumerate(itertools.product(args.recipes, args.precisions)):
@@ -42,23 +50,6 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     parser = common_parser(__doc__)
-    add_step_arguments(parser)
-    parser.add_argument("--matrix", type=int, default=4096, help="rows and columns of the product that is the peak")
-    parser.add_argument("--steps", type=int, default=1, help="in a turn; more, for steps of milliseconds on a GPU")
-    return parser.parse_args()
-
-
-def add_step_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `our_step`."""
-    add_batch_arguments(parser)
-    parser.add_argument("--compile", action="store_true", help="torch.compile of the layers")
-    parser.add_argument(
-        "--checkpointing", action="store_true", help="compute activations again instead of storing them"
-    )
-
-
-def add_batch_arguments(parser: argparse.ArgumentParser) -> None:
-    """The model, the batch, the recipes and the precisions."""
     parser.add_argument("--architecture", default="clips-s-16")
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--batch", type=int, default=64)
@@ -67,6 +58,14 @@ def add_batch_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--synthetic", default="fused", help="field of the synthetic captions")
     parser.add_argument("--recipes", nargs="+", default=["clip", "clips"], choices=list(RECIPES))
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
+    parser.add_argument("--compile", action="store_true", help="torch.compile of the layers")
+    parser.add_argument(
+        "--checkpointing", action="store_true", help="compute activations again instead of storing them"
+    )
+    parser.add_argument("--repeat", type=int, help="compare the weights of two trainings of so many steps")
+    parser.add_argument("--matrix", type=int, default=4096, help="rows and columns of the product that is the peak")
+    parser.add_argument("--steps", type=int, default=1, help="in a turn; more, for steps of milliseconds on a GPU")
+    return parser.parse_args()
 
 
 def row(args: argparse.Namespace, recipe: str, precision: str) -> list[str]:
@@ -105,12 +104,16 @@ def operations(args: argparse.Namespace, recipe: str, precision: str) -> float:
 
 
 def our_step(args: argparse.Namespace, recipe: str, precision: str) -> Callable[[], object]:
+    run, batch = started(args, recipe, precision)
+    return lambda: train_step(run, batch)
+
+
+def started(args: argparse.Namespace, recipe: str, precision: str) -> tuple[TrainRun, dict[str, Tensor]]:
     model = ModelConfig(architecture=args.architecture, image_size=args.image_size)
     texts = [measure.captions(args.captions, field, args.batch) for field in (args.web, args.synthetic)]
     recipe_config = RecipeConfig(name=recipe, captioner=CaptionerConfig())
     scale = DistributedConfig(torch_compile=args.compile, activation_checkpointing=args.checkpointing)
-    run, batch = measure.start(model, recipe_config, precision, texts, args.device, scale=scale)
-    return lambda: train_step(run, batch)
+    return measure.start(model, recipe_config, precision, texts, args.device, scale)
 
 
 def matrix_product(args: argparse.Namespace, precision: str) -> tuple[Callable[[], object], int]:
@@ -129,6 +132,34 @@ def matrix_product(args: argparse.Namespace, precision: str) -> tuple[Callable[[
     products(1)
     repeats = max(1, round(SECONDS_OF_PRODUCTS / (time.perf_counter() - start)))
     return lambda: products(repeats), repeats
+
+
+# ---------------------------------------------------------------- two trainings
+
+
+def repeat(args: argparse.Namespace) -> None:
+    """Print how many weights of two trainings differ, and what torch's deterministic mode costs."""
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # which the deterministic mode needs
+    rows = []
+    for recipe, precision, deterministic in itertools.product(args.recipes, args.precisions, (False, True)):
+        torch.use_deterministic_algorithms(deterministic)  # an error, not a warning: attention of cuDNN obeys only that
+        (first, one), (second, other) = (trained(args, recipe, precision) for _ in range(2))
+        unequal = [name for name, weight in first.items() if not torch.equal(weight, second[name])]
+        names = {"recipe": recipe, "precision": precision, "deterministic": deterministic}
+        seconds = spread([one, other])
+        record(args, **names, unequal=unequal, tensors=len(first), seconds=seconds)
+        rows.append([*map(str, names.values()), f"{len(unequal)} of {len(first)}", f"{seconds.median * 1e3:.1f}"])
+    print(table(["recipe", "precision", "deterministic", "unequal weight tensors", "ms a step"], rows))
+
+
+def trained(args: argparse.Namespace, recipe: str, precision: str) -> tuple[dict[str, Tensor], float]:
+    """The weights after ``--repeat`` steps, and the seconds of a step but the first."""
+    torch.manual_seed(0)
+    run, batch = started(args, recipe, precision)
+    train_step(run, batch)
+    seconds = seconds_of(lambda: [train_step(run, batch) for _ in range(args.repeat - 1)], args.clock)
+    weights = {name: weight.detach().cpu() for name, weight in run.parallel.model.named_parameters()}
+    return weights, seconds / max(args.repeat - 1, 1)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 None is a mean over items. The variance of the first two over items comes from the jackknife (Arvesen, Annals of
 Mathematical Statistics 40, 1969), without the duplicates of a bootstrap, which bias kernels and neighbors. It is
 returned as *influence values*, one per item: their mean is the similarity, and the interval of that mean is the
-jackknife's. ``scripts/check_predictors.py`` simulates the intervals.
+jackknife's.
 
 Letters: N items, D and E widths of the features.
 """
