@@ -25,7 +25,6 @@ from benchmarks.report.load_results import limit_rows
 from benchmarks.report.overall import overall_section
 from benchmarks.report.report import Report
 from benchmarks.report.reproduce import reproduction_info
-from benchmarks.report.step_timing import build_timeline
 from benchmarks.report.sweep_figures import sweep_figures
 
 
@@ -97,11 +96,6 @@ SECTIONS: tuple[Section, ...] = (
         title="Similarity maps",
         build=lambda report: similarity_maps(limit_rows(report.source)),
         about="bright where the image is similar to the phrase",
-    ),
-    Section(
-        title="Run time",
-        build=lambda report: build_timeline(report.source.steps),
-        about="time and memory of each step",
     ),
     Section(
         title="Reproduce",
