@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -56,9 +55,6 @@ def make_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         if step.name.startswith("llava-net"):
             said = ("loading", "these weights are not of this architecture")
             return {"status": "failed", "exit_status": 1, "log_tail": said}
-        if step.kind in {"encoder", "llava"}:
-            step.outputs[0].mkdir(parents=True)
-            (step.outputs[0] / "metrics.jsonl").write_text(_log(), encoding="utf-8")
         return {"peak_memory_mb": 512.0, "exit_status": 0}
 
     record_study(yaml.safe_dump(content), output, change)
@@ -67,13 +63,6 @@ def make_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             row = f"{encoder}-s0" if benchmark == "retrieval" else f"{encoder}-tiny-s0"
             put_result(output / "results", row, benchmark, items_table(skill, benchmark=benchmark))
     return output
-
-
-def _log() -> str:
-    """Twenty entries of a training's log, and the beginning of another."""
-    lines = [{"step": i, "samples_seen": 8 * i, "loss": 5 / (i + 1), "contrastive_loss": 4 / (i + 1), "stage": "align"}
-             for i in range(20)]  # fmt: skip
-    return "\n".join([*map(json.dumps, lines), '{"step": 20, "lo'])
 
 
 class Page(HTMLParser):

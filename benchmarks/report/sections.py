@@ -20,7 +20,6 @@ from benchmarks.report.gallery.answer_examples import answer_galleries
 from benchmarks.report.gallery.caption_examples import caption_galleries
 from benchmarks.report.gallery.retrieval_examples import retrieval_galleries
 from benchmarks.report.gallery.similarity_maps import similarity_maps
-from benchmarks.report.learning_curves import learning_curves
 from benchmarks.report.load_results import limit_rows
 from benchmarks.report.overall import overall_section
 from benchmarks.report.report import Report
@@ -76,11 +75,6 @@ SECTIONS: tuple[Section, ...] = (
         title="All metrics",
         build=lambda report: report.details.columns and report.details,
         about="with their intervals and numbers of items",
-    ),
-    Section(
-        title="Learning curves",
-        build=lambda report: learning_curves(limit_rows(report.source)),
-        about="the logged losses of every training",
     ),
     Section(
         title="Retrieval examples",
