@@ -19,7 +19,6 @@ import torch
 from clips_world import is_equal, metrics, stopped_at, train, trained
 from safetensors.torch import save_file
 
-from benchmarks.report.cost_figures import TrainingRuns, encoder_flops
 from clips import train as training_commands
 from clips.cli import COMMANDS
 from clips.commandline.commands import dispatch
@@ -73,8 +72,6 @@ def test_a_run_leaves_an_encoder_directory_with_its_records(whole: Path, data: P
     assert [entry["samples_seen"] for entry in entries] == [8, 16, 24]
     assert {"loss", "contrastive_loss", "caption_loss", "lr", "logit_scale", "grad_norm", "time"} <= entries[0].keys()
     assert all(entry["flops_per_sample"] > 0 for entry in entries)
-    by_entry = sum(8 * entry["flops_per_sample"] for entry in entries)
-    assert encoder_flops(TrainingRuns(encoder=whole)) == pytest.approx(by_entry)
     assert "mfu" not in entries[-1] or torch.cuda.is_available()  # a CPU's peak is not known
     assert entries[0]["loss"] == pytest.approx(
         entries[0]["contrastive_loss"] + 2 * entries[0]["caption_loss"], rel=1e-5

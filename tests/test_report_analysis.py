@@ -1,4 +1,4 @@
-"""What the report's figures work out: differences, correlations, costs, kinds of items."""
+"""What the report's figures work out: differences, correlations, kinds of items."""
 
 from __future__ import annotations
 
@@ -17,15 +17,6 @@ from scipy import stats
 from benchmarks.publishing.model_card import training_facts
 from benchmarks.report.categories import category_figures, category_tables
 from benchmarks.report.correlation import correlated_pairs, correlation, correlation_figures, leave_one_out
-from benchmarks.report.cost_figures import (
-    COSTS,
-    TrainingRuns,
-    cost_figures,
-    cost_points,
-    encoder_flops,
-    images_seen,
-    training_hours,
-)
 from benchmarks.report.figure import FigureSet
 from benchmarks.report.forest_plots import forest_plots
 from benchmarks.report.formats.markdown import render_markdown
@@ -234,88 +225,11 @@ def test_rows_of_two_llms_or_recipes_and_cells_measured_otherwise_are_not_mixed(
     assert [line[0] for line in again.rows] == ["retrieval T→I R@1 and gqa exact match"]
 
 
-def write_training(directory: Path, **manifest: object) -> Path:
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-    return directory
-
-
-def test_what_a_score_cost_is_read_from_its_trainings(tmp_path):
-    encoder = write_training(tmp_path / "e", samples_seen=3000, seconds=1800, processes=2)
-    llava = write_training(tmp_path / "l", seconds=5400)
-    assert training_hours(TrainingRuns(encoder=encoder)) == 0.5
-    assert training_hours(TrainingRuns(encoder=encoder, others=(llava,))) == 2.0
-    assert training_hours(TrainingRuns(encoder=encoder, others=(tmp_path / "gone",))) is None
-    assert encoder_flops(TrainingRuns(encoder=encoder)) is None
-    lines = [  # 100 GFLOPs a sample, then 400 of larger images; a line stands twice after a resumption
-        {"samples_seen": 1000, "tflops": 5.0, "samples_per_second": 100.0},
-        {"samples_seen": 2000, "tflops": 10.0, "samples_per_second": 200.0},
-        {"samples_seen": 2000, "tflops": 10.0, "samples_per_second": 200.0},
-        {"samples_seen": 3000, "tflops": 10.0, "samples_per_second": 50.0},
-        {"samples_seen": 3000, "loss": 1.0},
-    ]
-    (encoder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    assert encoder_flops(TrainingRuns(encoder=encoder)) == pytest.approx(2000 * 1e11 + 1000 * 4e11)
-    lines = [{"samples_seen": 1000, "flops_per_sample": 3e9}, lines[1] | {"flops_per_sample": 5e9}]
-    (encoder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    assert encoder_flops(TrainingRuns(encoder=encoder)) == pytest.approx(1000 * 3e9 + 1000 * 5e9)
-
-
-def test_the_cost_of_an_encoder_is_that_of_all_its_stages(tmp_path):
-    """Its manifest's own fields are the last stage's; the log of the first one is next to it."""
-    line = {"samples_seen": 1000, "tflops": 5.0, "samples_per_second": 100.0}
-    first = {"steps": 10, "samples_seen": 9000, "seconds": 3600}
-    stages = [first, {"steps": 1, "samples_seen": 1000, "seconds": 1800}]
-    encoder = write_training(tmp_path / "e", samples_seen=1000, seconds=1800, stages=stages)
-    (encoder / "metrics.jsonl").write_text(json.dumps(line), encoding="utf-8")
-    training = TrainingRuns(encoder=encoder)
-    assert images_seen(training) == 10_000
-    assert training_hours(training) == 1.5
-    assert encoder_flops(training) is None  # the first stage is not there any more
-    earlier = write_training(tmp_path / "e.stages" / "1", processes=2)
-    (earlier / "metrics.jsonl").write_text(json.dumps(line | {"samples_seen": 9000}), encoding="utf-8")
-    assert encoder_flops(training) == pytest.approx(1000 * 5e10 + 9000 * 1e11)
+def test_the_training_time_of_an_encoder_is_that_of_all_its_stages():
+    """Its manifest's own fields are the last stage's."""
+    stages = [{"seconds": 3600}, {"seconds": 1800}]
     assert training_facts({"kind": "encoder", "stages": stages, "seconds": 1800}, {})["training time"] == "1 h 30 min"
     assert training_facts({"kind": "encoder", "seconds": 1800}, {})["training time"] == "30 min 00 s"
-
-
-def trained_report(report, cost, seconds=lambda cost: 1):
-    """The report, of rows with a training that cost so many images; None for no training."""
-    rows = []
-    for row in report.table.rows:
-        artifacts = {}
-        if cost[row.name] is not None:
-            artifacts = {"encoder": row.name}
-            directory = report.source.directory / row.name
-            write_training(directory, samples_seen=cost[row.name], seconds=seconds(cost[row.name]))
-        rows.append(dataclasses.replace(row, artifacts=artifacts))
-    return dataclasses.replace(report, table=dataclasses.replace(report.table, rows=tuple(rows)))
-
-
-def test_the_pareto_front_is_of_rows_that_nothing_cheaper_beats(report):
-    trained = trained_report(report, {"untrained": 0, "clip": 100, "clips": 100, "best": None})
-    column = next(column for column in report.table.columns if column.metric == "accuracy")
-    points = cost_points(trained, column, COSTS[0])
-    assert [(point.cell.row, point.cost, point.front) for point in points] == [
-        ("untrained", 0, True),
-        ("clips", 100, True),
-        ("clip", 100, False),
-    ]
-    assert cost_figures(trained) is None  # two costs
-    assert cost_figures(report) is None  # nothing was trained
-    costs = {"untrained": 0, "clip": 120, "clips": 100, "best": None}
-    figure = only(cost_figures(trained_report(report, costs)), "cost-samples-pope-accuracy")
-    assert figure.alt.endswith("on the Pareto front: untrained and clips.")
-
-
-def test_costs_in_proportion_share_a_figure_and_equal_scores_have_none(report):
-    costs = {"untrained": 10, "clip": 20, "clips": 40, "best": None}
-    same = {each.name for each in cost_figures(trained_report(report, costs, lambda cost: 3 * cost)).figures}
-    assert {name.split("-")[1] for name in same} == {"samples"}
-    other = trained_report(report, costs, lambda cost: 5 + cost)
-    assert {each.name.split("-")[1] for each in cost_figures(other).figures} == {"samples", "hours"}
-    cells = {key: dataclasses.replace(cell, mark="") for key, cell in other.table.cells.items()}
-    assert cost_figures(dataclasses.replace(other, table=dataclasses.replace(other.table, cells=cells))) is None
 
 
 def with_kinds(skills: dict[str, float], count: int = 240):

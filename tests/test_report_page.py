@@ -39,7 +39,6 @@ def test_a_studys_page_has_every_section(study):
         "by-category",
         "averages-and-ranks",
         "all-pairs",
-        "score-vs-cost",
         "datacomp",
     }
     others |= {"retrieval-examples", "caption-examples", "similarity-maps"}
@@ -234,7 +233,7 @@ def test_the_first_of_each_word_is_a_link_and_all_else_is_text():
         '<a class="term" href="#term-chance">chance</a>'
     )
     assert {"interval", "spearman", "chance"} <= {word.id for word in glossary.used}
-    assert "pareto" not in {word.id for word in glossary.used}
+    assert "permutation" not in {word.id for word in glossary.used}
 
 
 def test_a_word_that_explains_another_is_explained_too():

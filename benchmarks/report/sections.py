@@ -13,7 +13,6 @@ from benchmarks.report.blind_figures import gain_figures
 from benchmarks.report.caption_length_figures import length_figures
 from benchmarks.report.categories import category_figures
 from benchmarks.report.correlation import PREDICTORS_TITLE, correlation_figures
-from benchmarks.report.cost_figures import cost_figures
 from benchmarks.report.figure import Figure, FigureSet
 from benchmarks.report.forest_plots import forest_plots
 from benchmarks.report.gallery.answer_examples import answer_galleries
@@ -60,7 +59,6 @@ SECTIONS: tuple[Section, ...] = (
     Section(title="Recall vs. caption length", build=length_figures),
     Section(title=PREDICTORS_TITLE, build=correlation_figures),
     Section(title="Examples", build=lambda report: answer_galleries(limit_rows(report.source))),
-    Section(title="Score vs. cost", build=cost_figures, about="images seen, FLOPs and hours"),
     Section(
         title="By category",
         build=category_figures,
