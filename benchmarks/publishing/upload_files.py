@@ -187,7 +187,7 @@ def _results(directory: Path, include_images: bool) -> UploadPlan:
     report = [path for path in sorted((directory / "report").glob("*")) if path.name in _REPORT]
     report += sorted((directory / "report" / "figures").glob("*.*"))
     with_images = [path.with_name(Path(each.items).name) for each in results if (path := each.path) and each.items]
-    with_images += [directory / "report" / "index.html", *sorted((directory / "report" / "items").rglob("*.*"))]
+    with_images.append(directory / "report" / "index.html")
     images = {path.relative_to(directory).as_posix(): path for path in with_images if path.is_file()}
     files = {path.relative_to(directory).as_posix(): path for path in [*records, *report]}
     return UploadPlan(
@@ -201,7 +201,7 @@ def _results(directory: Path, include_images: bool) -> UploadPlan:
 
 
 def _summary(names: Iterable[str]) -> tuple[str, ...]:
-    others = [name for name in names if not name.endswith((".parquet", ".js")) and "/items/" not in name]
+    others = [name for name in names if not name.endswith(".parquet")]
     num_tables = sum(name.endswith(".parquet") for name in names)
     return (*([f"{num_tables} tables of items (.items.parquet)"] if num_tables else []), *others)
 

@@ -31,7 +31,6 @@ from benchmarks.report.figure import SERIES_COLORS, FigureSet
 from benchmarks.report.figure_export import render_inline_svg
 from benchmarks.report.gallery.cards import ImageDeduplicator
 from benchmarks.report.glossary import Glossary
-from benchmarks.report.item_pages import all_items, item_files, item_page_paths
 from benchmarks.report.notes import PAGE
 from benchmarks.report.reference_table import REFERENCE_NOTE
 from benchmarks.report.report import Report
@@ -65,7 +64,6 @@ def render_page(report: Report) -> str:
         notes=notes,
         note=lambda cell, sign="": note_for_cell(cell, notes, sign),
         sections=sections,
-        item_pages=item_page_paths(report.source),
     )
     return environment.get_template("page.html.jinja").render(
         title=report.source.title,
@@ -76,21 +74,6 @@ def render_page(report: Report) -> str:
         sections=sections,
         terms=glossary.used,
     )
-
-
-def item_page_files(report: Report) -> dict[str, str]:
-    """Path → content of the pages of all items, with their data."""
-    files: dict[str, str] = {}
-    for benchmark, items in all_items(report.source):
-        template = _environment(Glossary(), "items.js").get_template("items.html.jinja")
-        files[items.page] = template.render(
-            title=f"{report.source.title}: {benchmark}",
-            command="clips-bench report",
-            folder=Path(items.page).stem,
-            script_sources=" 'self' file:",
-        )
-        files |= item_files(items)
-    return files
 
 
 def render_comparison(*, title: str, answer: str, tables: Mapping[str, pd.DataFrame], notes: Sequence[str]) -> str:
@@ -106,7 +89,7 @@ def render_comparison(*, title: str, answer: str, tables: Mapping[str, pd.DataFr
     return template.render(title=title, command="clips-bench compare", answer=answer, tables=tables, notes=notes)
 
 
-def _environment(glossary: Glossary, script_file: str = "page.js") -> jinja2.Environment:
+def _environment(glossary: Glossary) -> jinja2.Environment:
     import jinja2
 
     environment = jinja2.Environment(
@@ -123,7 +106,7 @@ def _environment(glossary: Glossary, script_file: str = "page.js") -> jinja2.Env
         *(missing_text, render_inline_svg, row_headings, trivial_baselines),
     )
     environment.globals.update({function.__name__: function for function in functions})
-    script = (_TEMPLATES / script_file).read_text(encoding="utf-8")
+    script = (_TEMPLATES / "page.js").read_text(encoding="utf-8")
     environment.globals.update(
         thumbnail=ImageDeduplicator().tag,
         series=lambda index: index % SERIES_COLORS,

@@ -13,7 +13,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -208,16 +208,14 @@ def item_columns(result: Result) -> list[str]:
     return list(_of_items(result, lambda table: pyarrow.parquet.read_schema(table).names))
 
 
-def read_items(result: Result, *, numbers_only: bool = False, columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """The items of a result that was read from a file (see ``ITEM_COLUMNS``), or only some of their columns.
+def read_items(result: Result, *, numbers_only: bool = False) -> pd.DataFrame:
+    """The items of a result that was read from a file (see ``ITEM_COLUMNS``).
 
     ``numbers_only`` omits the columns of galleries, which are most of the file.
     """
     import pandas as pd
 
-    names = columns and [*columns]
-    if numbers_only:
-        names = [name for name in item_columns(result) if not _is_gallery_column(name)]
+    names = [name for name in item_columns(result) if not _is_gallery_column(name)] if numbers_only else None
     return _of_items(result, lambda table: pd.read_parquet(table, columns=names))
 
 

@@ -21,7 +21,7 @@ from benchmarks.report.formats.csv_tables import (
 )
 from benchmarks.report.formats.latex import render_latex
 from benchmarks.report.formats.markdown import render_markdown
-from benchmarks.report.html_page import item_page_files, render_page
+from benchmarks.report.html_page import render_page
 from benchmarks.report.report import Report
 from benchmarks.report.sections import report_figures
 
@@ -57,17 +57,8 @@ class FigureFiles:
         return {f"figures/{name}{self.suffix}": self.render(figure) for name, figure in report_figures(report).items()}
 
 
-@dataclass(frozen=True, kw_only=True)
-class PageFiles(OneFile):
-    """The page, and the pages of all items in ``items/``."""
-
-    def files(self, report: Report) -> Mapping[str, str | bytes]:
-        """See `ReportFormat`."""
-        return {self.file: self.render(report), **item_page_files(report)}
-
-
 REPORT_FORMATS: dict[str, ReportFormat] = {
-    "html": PageFiles(file="index.html", render=render_page),
+    "html": OneFile(file="index.html", render=render_page),
     "csv": OneFile(file="table.csv", render=render_csv),
     "reference_results": OneFile(file="reference_results.csv", render=render_reference_csv),
     "wide": OneFile(file="table_wide.csv", render=render_wide),
