@@ -81,7 +81,6 @@ class Page(HTMLParser):
         self._words: list[str] = []
         self._ids: list[str] = []
         self._links: list[str] = []
-        self._inline = False
         self.feed(html)
         assert self._open == []
         assert len(self._ids) == len({*self._ids})
@@ -97,7 +96,6 @@ class Page(HTMLParser):
             target = given.get(name) or ""
             self._links += [target[1:]] if target.startswith("#") and tag == "a" else []
             self.fetched += [f"{tag} {name}={target}"] if target and not target.startswith(("#", "data:")) else []
-        self._inline = given.get("class") == "term"
         if tag not in _VOID:
             self._open.append(tag)
 
@@ -110,8 +108,7 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if not {"style", "script"} & {*self._open}:
-            self._words.append(data if self._inline else f" {data}")
-            self._inline = self._inline and self._open[-1] == "a"  # text after a link continues without a space
+            self._words.append(f" {data}")
 
 
 def section(page: str, name: str) -> str:

@@ -237,7 +237,7 @@ def chance_lines(built: Report) -> pd.DataFrame:
 def test_every_format_has_the_chance_level(tmp_path):
     built = chance_report(tmp_path, {"clip": 0.4, "clips": 0.7}, chance=0.5, yes=0.61)
     page = rendered(built, "html")
-    assert len(re.findall(r'<th scope="row"><a [^>]*>chance</a></th>', page)) == 2  # wide, and narrow
+    assert page.count('<th scope="row">chance</th>') == 2  # wide, and narrow
     assert "always yes 61.0" in page
     assert "| chance | — | 50.0 (always yes 61.0) |" in rendered(built, "markdown")
     assert r"chance & {\textemdash} & \shortstack[r]{50.0\\{\scriptsize always yes 61.0}}" in rendered(built, "latex")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import re
 import shutil
 from collections.abc import Callable
@@ -14,7 +13,6 @@ import pytest
 from report_material import edit, items_table, put_failure, put_result, put_results
 from report_study import Page, make_study
 
-from benchmarks.report.glossary import GLOSSARY, Glossary
 from benchmarks.report.html_page import render_page
 from benchmarks.report.load_results import NO_STEP_RECORDS_NOTE, MissingValue, _acceptances, read_source
 from benchmarks.report.report import Report, build_report
@@ -209,58 +207,6 @@ def test_the_answer_names_the_benchmarks_of_many_metrics_without_a_difference(tm
     put_result(tmp_path, "clip", "ocrbench", items_table(0.5, benchmark="ocrbench"))
     put_result(tmp_path, "clips", "ocrbench", items_table(0.5, benchmark="ocrbench"))
     assert "on 8 metrics of 7 benchmarks." in build_report(tmp_path, baseline="clip").answer
-
-
-def explained(many_rows_page: str) -> set[str]:
-    return {*re.findall(r'<div id="term-([\w-]+)">', many_rows_page)}
-
-
-def visible_text(many_rows_page: str) -> str:
-    """What a reader sees of a many_rows_page, but for its glossary and what the study itself says."""
-    body = many_rows_page[
-        many_rows_page.index("<body>") : many_rows_page.index('<details class="section" id="glossary"')
-    ]
-    body = re.sub(r"<(script|style|pre|svg|dl)\b.*?</\1>", " ", body, flags=re.DOTALL)
-    return html.unescape(re.sub(r"<[^>]+>", "", body))
-
-
-def test_the_first_of_each_word_is_a_link_and_all_else_is_text():
-    glossary = Glossary()
-    linked = str(glossary.link("<b> an interval & Spearman's ρ, an interval; chance"))
-    assert linked == (
-        '&lt;b&gt; an <a class="term" href="#term-interval">interval</a> &amp; '
-        '<a class="term" href="#term-spearman">Spearman&#39;s ρ</a>, an interval; '
-        '<a class="term" href="#term-chance">chance</a>'
-    )
-    assert {"interval", "spearman", "chance"} <= {word.id for word in glossary.used}
-    assert "permutation" not in {word.id for word in glossary.used}
-
-
-def test_a_word_that_explains_another_is_explained_too():
-    glossary = Glossary()
-    glossary.link("by a permutation test")
-    assert {"permutation", "p"} <= {word.id for word in glossary.used}
-    glossary = Glossary()
-    glossary.add_terms("AUC")
-    assert [word.id for word in glossary.used] == ["interval", "chance", "auc"]  # chance by AUC, the interval by chance
-
-
-@pytest.fixture(scope="module")
-def many_rows_page(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder: Path = tmp_path_factory.mktemp("glossary")
-    for row, skill in {"a": 0.2, "b": 0.3, "c": 0.5, "d": 0.6, "e": 0.8}.items():
-        for benchmark in ("retrieval", "gqa"):
-            put_result(folder, row, benchmark, items_table(skill, benchmark=benchmark))
-    return render_page(build_report(folder))
-
-
-def test_all_words_of_statistics_on_a_page_are_explained_there(many_rows_page):
-    text = visible_text(many_rows_page)
-    used = {word.id for word in GLOSSARY if re.search(word.pattern, text)}
-    assert {"interval", "p"} <= used
-    assert used <= explained(many_rows_page)
-    assert {*re.findall(r'href="#term-([\w-]+)"', many_rows_page)} <= explained(many_rows_page)
-    assert explained(many_rows_page) < {word.id for word in GLOSSARY}  # and no others
 
 
 def test_accepted_steps_are_counted_if_they_are_many():

@@ -30,7 +30,6 @@ from benchmarks.report.chance_level import chance_text, has_chance_level, trivia
 from benchmarks.report.figure import SERIES_COLORS, FigureSet
 from benchmarks.report.figure_export import render_inline_svg
 from benchmarks.report.gallery.cards import ImageDeduplicator
-from benchmarks.report.glossary import Glossary
 from benchmarks.report.notes import PAGE
 from benchmarks.report.reference_table import REFERENCE_NOTE
 from benchmarks.report.report import Report
@@ -50,15 +49,11 @@ _STYLES = ("style.css", "gallery.css")
 
 def render_page(report: Report) -> str:
     """The complete page as HTML."""
-    glossary, notes = Glossary(), report.all_notes(PAGE)
-    environment = _environment(glossary)
+    notes, environment = report.all_notes(PAGE), _environment()
     sections = [
         (section, "figures" if isinstance(content, FigureSet) else section.id, content)
         for section, content in built_sections(report)
     ]
-    answer = glossary.link(report.answer)
-    for column in report.table.columns:
-        glossary.add_terms(column.label)
     body = environment.get_template("sections.html.jinja").render(
         report=report,
         notes=notes,
@@ -69,10 +64,8 @@ def render_page(report: Report) -> str:
         title=report.source.title,
         command="clips-bench report",
         report=report,
-        answer=answer,
         body=Markup(body),
         sections=sections,
-        terms=glossary.used,
     )
 
 
@@ -85,11 +78,11 @@ def render_comparison(*, title: str, answer: str, tables: Mapping[str, pd.DataFr
         tables: heading → frame of strings.
         notes: below the tables.
     """
-    template = _environment(Glossary()).get_template("comparison.html.jinja")
+    template = _environment().get_template("comparison.html.jinja")
     return template.render(title=title, command="clips-bench compare", answer=answer, tables=tables, notes=notes)
 
 
-def _environment(glossary: Glossary) -> jinja2.Environment:
+def _environment() -> jinja2.Environment:
     import jinja2
 
     environment = jinja2.Environment(
@@ -110,7 +103,6 @@ def _environment(glossary: Glossary) -> jinja2.Environment:
     environment.globals.update(
         thumbnail=ImageDeduplicator().tag,
         series=lambda index: index % SERIES_COLORS,
-        link_terms=glossary.link,
         reference_note=REFERENCE_NOTE,
         style="".join((_TEMPLATES / name).read_text(encoding="utf-8") for name in _STYLES),
         script=script,
