@@ -15,7 +15,6 @@ from report_study import record_study
 from study_material import SMALL
 
 from benchmarks.cli import main
-from benchmarks.report.all_pairs import all_pairs
 from benchmarks.report.formats import REPORT_FORMATS
 from benchmarks.report.report import Report, build_report
 from benchmarks.report.row_selection import Selection
@@ -192,30 +191,12 @@ def test_all_pairs_are_tested_in_the_family_of_the_table(tmp_path: Path) -> None
         name = next(name for name, own in shown.items() if own == line.benchmark)
         gap = values[line.model, name, line.metric] - values[line.other, name, line.metric]
         assert line.difference == pytest.approx(gap)
-    content = all_pairs(built)
-    assert content is not None
-    assert "in one family, the 24 tests of the main table" in content.lead
-    rows = {row[0]: dict(zip(content.headers[1:], row[1:], strict=True)) for row in content.rows}
-    assert rows["clips"]["untrained"] == "▲4"
-    assert rows["untrained"]["clips"] == "▼4"
-    assert rows["clips"]["clips"] == "—"
-    close = frame[(frame["model"] == "dino") & (frame["other"] == "clip")]
-    better = int(close["significant"].sum())
-    expected = [f"▲{better}"] * bool(better) + [f"≈{4 - better}"] * (better < 4)
-    assert rows[NAMED.models["dino"]][NAMED.models["clip"]] == " ".join(expected)
-    assert {f"figures/pairs-{name}.svg" for name in ("gqa-exact-match", "pope-accuracy")} <= {
-        *REPORT_FORMATS["svg"].files(built)
-    }
-    assert "<h2>All pairs</h2>" in render(built, "html")
-    assert "## All pairs" in render(built, "markdown")
-    assert render(built, "latex").count("Holm-corrected in one family") == 1 + 4
+    assert "all 24 tests (every pair of models) Holm-corrected together" in render(built, "markdown")
 
 
 def test_without_the_option_only_the_baseline_is_compared(tmp_path: Path) -> None:
     built = report(tmp_path, baseline="clip")
-    assert all_pairs(built) is None
     assert render(built, "pairs") == ""
-    assert "All pairs" not in render(built, "html")
 
 
 def test_the_answer_names_the_best_average_also_with_a_baseline(tmp_path: Path) -> None:

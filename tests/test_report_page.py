@@ -36,7 +36,6 @@ def test_a_studys_page_has_every_section(study):
         "published-numbers",
         "by-category",
         "averages-and-ranks",
-        "all-pairs",
         "datacomp",
     }
     others |= {"retrieval-examples", "caption-examples", "similarity-maps"}

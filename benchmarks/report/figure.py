@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -145,11 +145,9 @@ class FigureSet:
     headers: tuple[str, ...] = ()
     rows: tuple[tuple[str, ...], ...] = ()
 
-    def frames(self, title: str) -> Iterator[tuple[str, pd.DataFrame]]:
-        """The table below the figures, as ``title``, and those of the figures, as frames of strings with titles."""
+    def frame(self) -> pd.DataFrame:
+        """The table below the figures, as strings."""
         import pandas as pd
 
-        tables = [(title, self.headers, self.rows), *((each.title, each.headers, each.rows) for each in self.figures)]
-        for name, headers, rows in tables:
-            frame = pd.DataFrame([row[1:] for row in rows], index=[row[0] for row in rows], columns=headers[1:])
-            yield name, frame
+        names = [row[0] for row in self.rows]
+        return pd.DataFrame([row[1:] for row in self.rows], index=names, columns=self.headers[1:])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.report.cell_text import UNCREDITED, column_header, column_title, decimals
@@ -22,27 +22,22 @@ _LEAD = (
     "Each model minus its baseline, with the 95 % interval, in the order of the differences. Filled triangles are "
     "significant, Holm-corrected for all comparisons of the main table (▲ better, ▼ worse); open circles are not."
 )
+_CREDIT_NOTE = (
+    f" {UNCREDITED}: the model's score is not credited to the images; a diamond: a significant difference whose better "
+    "score is not."
+)
 
 
 def forest_plots(report: Report) -> FigureSet | None:
     """A figure for each ranked metric with a difference from a baseline; None without any."""
     compared = [(column, _compared_cells(report.table, column)) for column in report.table.columns]
-    figures = tuple(difference_figure(column, cells, "forest") for column, cells in compared if cells)
-    note = credit_note(difference for _, cells in compared for difference in cells)
+    figures = tuple(_difference_figure(column, cells) for column, cells in compared if cells)
+    shown = [difference for _, cells in compared for difference in cells]
+    note = _CREDIT_NOTE if any(cell.credited is False or delta.credited is False for cell, delta in shown) else ""
     return FigureSet(lead=_LEAD + note, figures=figures) if figures else None
 
 
 Difference = tuple[Cell, BaselineDifference]
-
-
-def credit_note(differences: Iterable[Difference]) -> str:
-    """What ‡ and the diamond mean, if one of them is shown."""
-    if not any(cell.credited is False or delta.credited is False for cell, delta in differences):
-        return ""
-    return (
-        f" {UNCREDITED}: the model's score is not credited to the images; a diamond: a significant difference whose "
-        "better score is not."
-    )
 
 
 def _compared_cells(table: Table, column: Column) -> list[Difference]:
@@ -62,8 +57,7 @@ def effect_direction(cell: Cell, delta: BaselineDifference) -> str:
     return "better" if (delta.value > 0) == bool(cell.column.higher_is_better) else "worse"
 
 
-def difference_figure(column: Column, cells: Sequence[Difference], kind: str) -> Figure:
-    """A forest plot of some differences on a metric; ``kind`` begins the name of its file."""
+def _difference_figure(column: Column, cells: Sequence[Difference]) -> Figure:
     places, baselines = decimals(column), list(dict.fromkeys(delta.baseline for _, delta in cells))
     names = [
         cell.row
@@ -73,7 +67,7 @@ def difference_figure(column: Column, cells: Sequence[Difference], kind: str) ->
     ]
     significant = [name for name, (_, delta) in zip(names, cells, strict=True) if delta.significant]
     return Figure(
-        name=safe_file_name(kind, column.key, column.metric),
+        name=safe_file_name("forest", column.key, column.metric),
         title=column_header(column),
         alt=f"Forest plot of differences on {column_title(column)}: "
         + (f"significant: {join_with_and(significant)}." if significant else f"none of {len(cells)} is significant."),

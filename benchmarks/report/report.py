@@ -42,7 +42,6 @@ class Report:
         notes: below the table, after the legend of its marks.
         reference_results: published numbers, in a table of their own.
         latex: the style of the LaTeX table.
-        pairs: the pairs of models that are tested: those with the baseline and the best, or all.
     """
 
     source: ReportSource
@@ -56,7 +55,6 @@ class Report:
     datacomp: FigureSet | None = None
     reference_results: ReferenceTable | None = None
     latex: LatexStyle = field(default_factory=LatexStyle)
-    pairs: Pairs = "baseline"
 
     @property
     def other_sentences(self) -> list[str]:
@@ -142,5 +140,4 @@ def build_report(
         datacomp=datacomp,
         reference_results=build_reference_table(references, shown, baseline if of_reference else None),
         latex=latex,
-        pairs=pairs,
     )

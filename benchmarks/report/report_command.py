@@ -32,8 +32,8 @@ class ReportConfig:
             all but pdf.
         latex: the intervals and marks of the LaTeX table.
         display: names of models and benchmarks, and groups of models, which override those of the study.
-        pairs: ``all`` tests every pair of models and shows their differences; by default models are tested against the
-            baseline and the best of a column only, which detects smaller differences.
+        pairs: ``all`` tests every pair of models, with their differences in ``pairs.csv``; by default models are tested
+            against the baseline and the best of a column only, which detects smaller differences.
     """
 
     directory: str

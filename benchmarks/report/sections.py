@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.report.all_pairs import all_pairs
 from benchmarks.report.blind_figures import gain_figures
 from benchmarks.report.caption_length_figures import length_figures
 from benchmarks.report.categories import category_figures
@@ -51,7 +50,6 @@ SECTIONS: tuple[Section, ...] = (
     Section(title="Results", build=lambda report: report.table),
     Section(title="Published numbers", build=lambda report: report.reference_results),
     Section(title="Differences from the baseline", build=forest_plots),
-    Section(title="All pairs", build=all_pairs, about="the difference of each pair of models on each metric"),
     Section(title="Averages and ranks", build=lambda report: overall_section(report.overall)),
     Section(title="DataComp", build=lambda report: report.datacomp),
     Section(title="Gain over blind", build=gain_figures),

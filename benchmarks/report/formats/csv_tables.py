@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from benchmarks.report.all_pairs import pair_differences
 from benchmarks.report.report import Report
+from benchmarks.report.significance import paired_difference
 from benchmarks.report.sweep_figures import sweep_panels
+from benchmarks.report.table import BaselineDifference, Cell
 from benchmarks.report.tidy import cell_fields, tidy, wide
 from benchmarks.results.formatting import finite_or_none, strip_control_chars
 
@@ -72,8 +74,8 @@ def render_pairs(report: Report) -> str:
         {
             "model": report.source.model_id(cell.row),
             "other": report.source.model_id(delta.baseline),
-            "benchmark": column.key,
-            "metric": column.metric,
+            "benchmark": cell.column.key,
+            "metric": cell.column.metric,
             "difference": delta.value,
             "ci_low": finite_or_none(delta.ci_low),
             "ci_high": finite_or_none(delta.ci_high),
@@ -83,9 +85,19 @@ def render_pairs(report: Report) -> str:
             "credited": delta.credited,
             "num_tests": report.table.comparisons,
         }
-        for column, found in pair_differences(report).items()
-        for cell, delta in found
+        for cell, delta in _pair_differences(report)
     )
+
+
+def _pair_differences(report: Report) -> Iterator[tuple[Cell, BaselineDifference]]:
+    """The tested pairs of models of each ranked column, each with the better one first, in the order of the scores."""
+    table = report.table
+    for column in table.columns if table.all_pairs else ():
+        numbers = [cell for cell in table.column_cells(column) if column.ranked and cell.value is not None]
+        best_first = sorted(numbers, key=lambda cell: cell.value or 0.0, reverse=bool(column.higher_is_better))
+        for cell, other in itertools.combinations(best_first, 2):
+            if delta := paired_difference(cell, other, report.evidence, table.p_values):
+                yield cell, delta
 
 
 def render_sweep_csv(report: Report) -> str:

@@ -8,7 +8,6 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from benchmarks.report.all_pairs import MATRIX_TITLE, all_pairs
 from benchmarks.report.cell_text import UNCREDITED, decimals, interval_text, margin, missing_text, score, signs
 from benchmarks.report.chance_level import trivial_baselines
 from benchmarks.report.latex_style import COLUMN_GAP, FloatFit, fit_float, split_columns
@@ -46,11 +45,6 @@ def render_latex(report: Report) -> str:
         caption = latex_text(f"95 % intervals over {variance_sources(report.table)}.")
         parts += _floats(report, caption, f"tab:{name}-intervals", "intervals")
     parts += map(_comment, report.all_notes(LATEX))
-    if pairs := all_pairs(report):
-        for number, (title, frame) in enumerate(pairs.frames(MATRIX_TITLE)):
-            frame = frame.drop(columns="minimum detectable difference", errors="ignore")  # for the width
-            parts += _frame_floats(frame, f"{title}. {pairs.lead}", f"tab:{name}-pairs{number or ''}")
-        parts += map(_comment, pairs.notes)
     if report.reference_results:
         parts += _frame_floats(report.reference_results.text(), REFERENCE_NOTE, f"tab:{name}-published")
         parts += map(_comment, report.reference_results.sources())

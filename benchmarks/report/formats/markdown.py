@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
-from benchmarks.report.all_pairs import MATRIX_TITLE, all_pairs
 from benchmarks.report.cell_text import decimals, margin, missing_text, signs
 from benchmarks.report.correlation import PREDICTORS_TITLE, correlation_figures
 from benchmarks.report.notes import MARKDOWN
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def render_markdown(report: Report) -> str:
-    """The answer, the main table and its notes, then differences of pairs, correlations and published results."""
+    """The answer, the main table and its notes, then correlations and published results."""
     import pandas as pd
 
     title, question, answer = map(escape_markdown, (report.source.title, report.source.question, report.answer))
@@ -31,13 +30,8 @@ def render_markdown(report: Report) -> str:
         frame = pd.concat([frame.iloc[:index], above, frame.iloc[index:]])
     table = markdown_table(frame)
     parts = [f"# {title}", question, answer and f"**{answer}**", table, markdown_list(report.all_notes(MARKDOWN))]
-    if pairs := all_pairs(report):
-        parts += ["## All pairs", escape_markdown(pairs.lead), markdown_list(pairs.notes)]
-        for title, pair_table in pairs.frames(MATRIX_TITLE):
-            parts += [f"### {escape_markdown(title)}", markdown_frame(pair_table)]
     if (predictors := correlation_figures(report)) and predictors.rows:
-        title, frame = next(predictors.frames(PREDICTORS_TITLE))
-        parts += [f"## {title}", markdown_frame(frame), markdown_list(predictors.notes)]
+        parts += [f"## {PREDICTORS_TITLE}", markdown_frame(predictors.frame()), markdown_list(predictors.notes)]
     if reference := report.reference_results:
         parts += ["## Published numbers", REFERENCE_NOTE]
         parts += [markdown_frame(reference.text()), markdown_list(reference.sources())]
