@@ -14,10 +14,6 @@ import torch
 from PIL import Image, ImageDraw
 from torch.nn.functional import adaptive_avg_pool2d, gelu, linear
 
-from benchmarks.report.gallery.similarity_maps import similarity_maps
-from benchmarks.report.html_page import render_page
-from benchmarks.report.load_results import read_source
-from benchmarks.report.report import build_report
 from benchmarks.results.results import Result, read_items
 from benchmarks.tasks.data.phrase_boxes import load_benchmark_phrases
 from benchmarks.tasks.encoders.patch_embeddings import patch_embeddings
@@ -190,19 +186,6 @@ def test_a_metric_without_a_value_is_missing_and_the_others_are_reported(phrases
     assert result.metrics["pointing"].value == 1.0
     assert "auc" not in result.metrics
     assert result.missing_metrics["auc"] == "no item has a value"
-
-
-def test_the_page_shows_the_maps_of_all_models(phrases, use):
-    for row, side in (("fine", 4), ("coarse", 2)):
-        evaluate(phrases, use(ColorTower(side)), row)
-    results = phrases.parent / "results"
-    (shown,) = similarity_maps(read_source(results))
-    assert (len(shown.cards), shown.items) == (8, 24)
-    assert {tuple(each.row for each in card.answers) for card in shown.cards} == {("coarse", "fine")}
-    assert all(card.answers[1].right is True for card in shown.cards)
-    page = render_page(build_report(results))
-    assert 'id="similarity-maps"' in page
-    assert page.count("✓ inside the box") >= 8
 
 
 def test_points_and_areas_by_hand():

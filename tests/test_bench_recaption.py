@@ -9,7 +9,6 @@ import clips_world
 import pytest
 import torch
 
-from benchmarks.report.gallery.caption_examples import caption_galleries
 from benchmarks.report.load_results import MissingValue, read_source
 from benchmarks.results.results import Result, read_items
 from benchmarks.tasks.run_config import BenchmarkConfig
@@ -66,10 +65,6 @@ def test_scores_of_a_perfect_and_of_a_constant_captioner(places, tmp_path, monke
     assert same.metrics["CIDEr"].value < 5
     gain = same.metrics["CIDEr_gain"]  # a caption for all images is no better for its own
     assert gain.ci_low <= 0 <= gain.ci_high
-
-    (shown,) = caption_galleries(read_source(tmp_path / "perfect"))
-    assert {(each.references[0], each.answers[0].score) for each in shown.cards} <= {(e, "1000") for e in expected}
-    assert all(each.notes and each.thumbnail for each in shown.cards)
 
 
 def test_captions_equal_those_of_clips_caption(places, tmp_path, capsys):

@@ -16,7 +16,6 @@ from report_study import Page
 
 from benchmarks.report.gallery import cards
 from benchmarks.report.gallery.answer_examples import answer_galleries, select_items
-from benchmarks.report.gallery.caption_examples import caption_galleries
 from benchmarks.report.gallery.cards import Card, Gallery, ImageDeduplicator, limit_galleries, take_within_budget
 from benchmarks.report.gallery.retrieval_examples import retrieval_galleries
 from benchmarks.report.html_page import render_page
@@ -163,33 +162,14 @@ def test_the_page_marks_the_correct_answer_in_words_and_embeds_each_image_once(t
     assert set(re.findall('<use href="#([^"]+)"', page)) <= {name for name, _ in written}
 
 
-def test_captions_are_shown_with_their_references(tmp_path):
-    items = items_table(0.5, benchmark="captions").assign(target="a dog | one dog | the dog | dogs", prediction="a cat")
-    put_result(tmp_path, "clip", "captions", items.assign(score=0.25, given="my pet"))
-    put_result(tmp_path, "clip", "gqa", items)
-    assert caption_galleries(read_source(tmp_path)) == []  # no metric of theirs compares captions
-    file = tmp_path / "clip" / "captions.json"
-    file.write_text(file.read_text().replace('"label": "exact match"', '"label": "CIDEr"'))
-    (shown,) = caption_galleries(read_source(tmp_path))
-    assert (shown.benchmark, len(shown.cards), shown.items) == ("captions", 6, len(items))
-    first = shown.cards[0]
-    assert first.references == ("a dog", "one dog", "the dog")
-    assert first.notes == (("read", "my pet"), ("", "1 more reference"))
-    assert [(each.row, each.text, each.score) for each in first.answers] == [("clip", "a cat", "25")]
-    assert "1 more reference<" in render_page(build_report(tmp_path))
-
-
 def test_no_text_of_others_harms_the_page(tmp_path):
     text = HOSTILE
     answers = json.dumps([{"answer": text, "similarity": 0.5, "right": True}])
     _retrieval(tmp_path, "clip", answers, target=text)
     _retrieval(tmp_path, "clips", answers, image=text, question=text)
-    items = items_table(0.5, benchmark="gqa").assign(question=text, prediction=text, target=text, given=text)
+    items = items_table(0.5, benchmark="gqa").assign(question=text, prediction=text, target=text)
     put_result(tmp_path, "clip", "gqa", items)
-    file = tmp_path / "clip" / "gqa.json"
-    file.write_text(file.read_text().replace('"label": "exact match"', '"label": "CIDEr"'))
     page = render_page(build_report(tmp_path))
-    assert 'id="caption-examples"' in page
     assert 'id="retrieval-examples"' in page
     found = Page(page)
     assert found.tags.count("script") == 1

@@ -15,9 +15,7 @@ from benchmarks.report.correlation import PREDICTORS_TITLE, correlation_figures
 from benchmarks.report.figure import Figure, FigureSet
 from benchmarks.report.forest_plots import forest_plots
 from benchmarks.report.gallery.answer_examples import answer_galleries
-from benchmarks.report.gallery.caption_examples import caption_galleries
 from benchmarks.report.gallery.retrieval_examples import retrieval_galleries
-from benchmarks.report.gallery.similarity_maps import similarity_maps
 from benchmarks.report.load_results import limit_rows
 from benchmarks.report.overall import overall_section
 from benchmarks.report.report import Report
@@ -76,16 +74,6 @@ SECTIONS: tuple[Section, ...] = (
         title="Retrieval examples",
         build=lambda report: retrieval_galleries(limit_rows(report.source)),
         about="the five most similar results of each model for a query",
-    ),
-    Section(
-        title="Caption examples",
-        build=lambda report: caption_galleries(limit_rows(report.source)),
-        about="generated captions next to the references",
-    ),
-    Section(
-        title="Similarity maps",
-        build=lambda report: similarity_maps(limit_rows(report.source)),
-        about="bright where the image is similar to the phrase",
     ),
     Section(
         title="Reproduce",

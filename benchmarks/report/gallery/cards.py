@@ -119,9 +119,6 @@ def take_within_budget(cards: Sequence[_Card], max_bytes: int) -> tuple[tuple[_C
     return tuple(cards), 0
 
 
-MAX_CAPTION_CHARS = 600
-
-
 @dataclass(frozen=True, kw_only=True)
 class Answer:
     """A model's answer or search result.
@@ -129,7 +126,7 @@ class Answer:
     Args:
         row: name of the model; empty if a heading above several answers states it.
         text: the answer; empty for an image.
-        thumbnail: the retrieved image, or the similarity map.
+        thumbnail: the retrieved image.
         right: whether it is correct; None if unknown.
         score: its score, rank or similarity as text.
     """
@@ -147,16 +144,14 @@ class Card:
 
     Args:
         thumbnail: the item's image.
-        question: a question, a caption or a phrase.
+        question: a question or a caption.
         notes: (label, text) of the input and the expected answer.
-        references: reference captions.
         answers: of the models.
     """
 
     thumbnail: Thumbnail | None
     question: str = ""
     notes: tuple[tuple[str, str], ...] = ()
-    references: tuple[str, ...] = ()
     answers: tuple[Answer, ...] = ()
 
     def thumbnails(self) -> list[Thumbnail | None]:
