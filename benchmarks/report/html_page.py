@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
+from benchmarks.report.cards import ImageDeduplicator
 from benchmarks.report.cell_text import (
     column_header,
     column_title,
@@ -29,7 +30,6 @@ from benchmarks.report.cell_text import (
 from benchmarks.report.chance_level import chance_text, has_chance_level, trivial_baselines
 from benchmarks.report.figure import SERIES_COLORS, FigureSet
 from benchmarks.report.figure_export import render_inline_svg
-from benchmarks.report.gallery.cards import ImageDeduplicator
 from benchmarks.report.notes import PAGE
 from benchmarks.report.reference_table import REFERENCE_NOTE
 from benchmarks.report.report import Report
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_STYLES = ("style.css", "gallery.css")
 
 
 def render_page(report: Report) -> str:
@@ -104,7 +103,7 @@ def _environment() -> jinja2.Environment:
         thumbnail=ImageDeduplicator().tag,
         series=lambda index: index % SERIES_COLORS,
         reference_note=REFERENCE_NOTE,
-        style="".join((_TEMPLATES / name).read_text(encoding="utf-8") for name in _STYLES),
+        style=(_TEMPLATES / "style.css").read_text(encoding="utf-8"),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )

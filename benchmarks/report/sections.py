@@ -12,10 +12,9 @@ from benchmarks.report.blind_figures import gain_figures
 from benchmarks.report.caption_length_figures import length_figures
 from benchmarks.report.categories import category_figures
 from benchmarks.report.correlation import PREDICTORS_TITLE, correlation_figures
+from benchmarks.report.examples import answer_galleries
 from benchmarks.report.figure import Figure, FigureSet
 from benchmarks.report.forest_plots import forest_plots
-from benchmarks.report.gallery.answer_examples import answer_galleries
-from benchmarks.report.gallery.retrieval_examples import retrieval_galleries
 from benchmarks.report.load_results import limit_rows
 from benchmarks.report.overall import overall_section
 from benchmarks.report.report import Report
@@ -69,11 +68,6 @@ SECTIONS: tuple[Section, ...] = (
         title="All metrics",
         build=lambda report: report.details.columns and report.details,
         about="with their intervals and numbers of items",
-    ),
-    Section(
-        title="Retrieval examples",
-        build=lambda report: retrieval_galleries(limit_rows(report.source)),
-        about="the five most similar results of each model for a query",
     ),
     Section(
         title="Reproduce",

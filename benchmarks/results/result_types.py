@@ -36,7 +36,6 @@ ITEM_COLUMNS: dict[str, str] = {
 IMAGE_HASH = "image_hash"  # of encoders' benchmarks: hash of the image's file, by which benchmarks share images
 BLOCKER = "blocker"  # of retrieval: the image without which a missed query would be a hit at rank 1; null if none is
 SHOWN_COLUMNS: dict[str, str] = {
-    "found": "retrieval: a query's top results as JSON (`encoders.retrieval`); null for other queries",
     "map": "pointing: JPEG bytes, similarity of each patch with the phrase (`encoders.pointing`)",
 }
 

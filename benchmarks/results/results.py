@@ -13,9 +13,9 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.results.protocol import fingerprint
 from benchmarks.results.result_types import CHANCE as CHANCE
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _GALLERY_COLUMNS = frozenset({"question", "prediction", "target", "thumbnail", *SHOWN_COLUMNS})
-_Read = TypeVar("_Read")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
@@ -201,36 +200,27 @@ def _items_path(path: Path, items: str) -> Path:
     return path.with_name(Path(items).name)
 
 
-def item_columns(result: Result) -> list[str]:
-    """The names of the columns of a result's items."""
-    import pyarrow.parquet
-
-    return list(_of_items(result, lambda table: pyarrow.parquet.read_schema(table).names))
-
-
 def read_items(result: Result, *, numbers_only: bool = False) -> pd.DataFrame:
     """The items of a result that was read from a file (see ``ITEM_COLUMNS``).
 
     ``numbers_only`` omits the columns of galleries, which are most of the file.
     """
     import pandas as pd
+    import pyarrow.parquet
 
-    names = [name for name in item_columns(result) if not _is_gallery_column(name)] if numbers_only else None
-    return _of_items(result, lambda table: pd.read_parquet(table, columns=names))
-
-
-def _is_gallery_column(name: str) -> bool:
-    return name in _GALLERY_COLUMNS or name.endswith(":prediction")  # of a blind run
-
-
-def _of_items(result: Result, read: Callable[[Path], _Read]) -> _Read:
-    """Read something of a result's table of items."""
     if result.path is None or result.items is None:
         raise UserError(f"{result.model_name}/{result.benchmark}: has no items")
     table = _items_path(result.path, result.items)
     try:
-        return read(table)
+        names = None
+        if numbers_only:
+            names = [name for name in pyarrow.parquet.read_schema(table).names if not _is_gallery_column(name)]
+        return pd.read_parquet(table, columns=names)
     except FileNotFoundError:
         raise UserError(f"{table}: the items of {result.path.name} are missing") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{table}: not a readable parquet file ({error})") from None
+
+
+def _is_gallery_column(name: str) -> bool:
+    return name in _GALLERY_COLUMNS or name.endswith(":prediction")  # of a blind run

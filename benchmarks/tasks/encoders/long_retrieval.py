@@ -26,7 +26,6 @@ from benchmarks.tasks.encoders.retrieval import (
     items_of,
     recall_metrics,
     retrieval_protocol,
-    with_top_results,
 )
 from benchmarks.tasks.evaluation import Evaluation, MetricSpec, compute_metric
 
@@ -60,8 +59,7 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
         name: compute_ranks(images, vectors[[index_of[text] for text in texts]], captions.pairs, model.processes)
         for name, texts in versions.items()
     }
-    full = vectors[[index_of[text] for text in captions.texts]]
-    items = with_top_results(items_of(captions, found[""]), captions, images, full)
+    items = items_of(captions, found[""])
     truncated = truncated_by_tokenizer(captions.texts, model.encoder.tokenizer)
     columns = {"truncated": np.concatenate([np.full(len(captions.images), np.nan), truncated])}
     for name in versions:

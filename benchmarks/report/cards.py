@@ -1,21 +1,21 @@
-"""The parts of galleries: thumbnails, and cards with an image, a question, and the models' answers."""
+"""The cards of examples: thumbnails, questions, and the answers of the models."""
 
 from __future__ import annotations
 
 import base64
-import dataclasses
 import functools
 import hashlib
 import io
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING
 
-import pandas as pd
 from markupsafe import Markup
 
 from benchmarks.results.formatting import strip_control_chars
-from benchmarks.results.results import Result, item_columns, read_items
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MAX_SECTION_BYTES = 2_000_000
 """Limit for the images of one section, so that the page stays below 15 MB."""
@@ -24,13 +24,6 @@ _JPEG_MAGIC = b"\xff\xd8\xff"
 _MAX_THUMBNAIL_BYTES = 100_000
 _MAX_SIDE = 1000
 _MAX_ALT_CHARS = 80
-
-
-class _HasThumbnails(Protocol):
-    def thumbnails(self) -> Iterable[Thumbnail | None]: ...
-
-
-_Card = TypeVar("_Card", bound=_HasThumbnails)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +95,47 @@ class ImageDeduplicator:
         )
 
 
-def take_within_budget(cards: Sequence[_Card], max_bytes: int) -> tuple[tuple[_Card, ...], int]:
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A model's answer.
+
+    Args:
+        row: name of the model.
+        text: the answer; empty for an image.
+        thumbnail: the retrieved image.
+        right: whether it is correct; None if unknown.
+        score: its score as text.
+    """
+
+    row: str
+    text: str = ""
+    thumbnail: Thumbnail | None = None
+    right: bool | None = None
+    score: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """One item with the answers of some models.
+
+    Args:
+        thumbnail: the item's image.
+        question: a question or a caption.
+        expected: the expected answer.
+        answers: of the models.
+    """
+
+    thumbnail: Thumbnail | None
+    question: str = ""
+    expected: str = ""
+    answers: tuple[Answer, ...] = ()
+
+    def thumbnails(self) -> list[Thumbnail | None]:
+        """All images of the card."""
+        return [self.thumbnail, *(answer.thumbnail for answer in self.answers)]
+
+
+def take_within_budget(cards: Sequence[Card], max_bytes: int) -> tuple[tuple[Card, ...], int]:
     """The first cards whose distinct images take at most ``max_bytes`` of the page, and the number of omitted cards.
 
     Args:
@@ -117,94 +150,3 @@ def take_within_budget(cards: Sequence[_Card], max_bytes: int) -> tuple[tuple[_C
             return tuple(cards[:index]), len(cards) - index
         seen |= new.keys()
     return tuple(cards), 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """A model's answer or search result.
-
-    Args:
-        row: name of the model; empty if a heading above several answers states it.
-        text: the answer; empty for an image.
-        thumbnail: the retrieved image.
-        right: whether it is correct; None if unknown.
-        score: its score, rank or similarity as text.
-    """
-
-    row: str = ""
-    text: str = ""
-    thumbnail: Thumbnail | None = None
-    right: bool | None = None
-    score: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Card:
-    """One item with the answers of some models.
-
-    Args:
-        thumbnail: the item's image.
-        question: a question or a caption.
-        notes: (label, text) of the input and the expected answer.
-        answers: of the models.
-    """
-
-    thumbnail: Thumbnail | None
-    question: str = ""
-    notes: tuple[tuple[str, str], ...] = ()
-    answers: tuple[Answer, ...] = ()
-
-    def thumbnails(self) -> list[Thumbnail | None]:
-        """All images of the card."""
-        return [self.thumbnail, *(answer.thumbnail for answer in self.answers)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gallery:
-    """The cards of one benchmark.
-
-    Args:
-        benchmark: its name.
-        cards: the shown ones.
-        items: number of items that the cards were selected from.
-        left_out: number of cards that are omitted to limit the page size.
-    """
-
-    benchmark: str
-    cards: tuple[Any, ...]
-    items: int
-    left_out: int = 0
-
-
-def item_tables(
-    results: Mapping[str, Result], has: Callable[[Result, Collection[str]], bool] = lambda result, columns: True
-) -> dict[str, pd.DataFrame]:
-    """Model → its items by name, of the models with items whose result and column names satisfy ``has``."""
-    with_items = {row: result for row, result in results.items() if result.items}
-    chosen = [row for row, result in with_items.items() if has(result, item_columns(result))]
-    return by_name({row: read_items(with_items[row]) for row in chosen})
-
-
-def by_name(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
-    """Tables of items with the items' names as the index, which is one object where they are equal.
-
-    pandas then hashes and aligns the names once and not for each model.
-    """
-    indexed: dict[str, pd.DataFrame] = {}
-    for row, table in tables.items():
-        indexed[row] = table = table.set_index("item")
-        if table.index.equals(first_table(indexed).index):
-            table.index = first_table(indexed).index
-    return indexed
-
-
-def first_table(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """The items of the first model; the questions are the same for all."""
-    return next(iter(tables.values()))
-
-
-def limit_galleries(galleries: Iterable[Gallery | None]) -> list[Gallery]:
-    """The galleries of one section within ``MAX_SECTION_BYTES``, divided equally."""
-    found = [gallery for gallery in galleries if gallery is not None]
-    limited = [(each, take_within_budget(each.cards, MAX_SECTION_BYTES // len(found))) for each in found]
-    return [dataclasses.replace(each, cards=cards, left_out=left_out) for each, (cards, left_out) in limited]

@@ -10,21 +10,11 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.report.gallery.cards import (
-    MAX_SECTION_BYTES,
-    Answer,
-    Card,
-    Gallery,
-    Thumbnail,
-    first_table,
-    item_tables,
-    take_within_budget,
-    thumbnails_of,
-)
+from benchmarks.report.cards import MAX_SECTION_BYTES, Answer, Card, Thumbnail, take_within_budget, thumbnails_of
 from benchmarks.report.load_results import ReportSource
 from benchmarks.results.formatting import strip_control_chars
 from benchmarks.results.protocol import ranking_key
-from benchmarks.results.results import Result
+from benchmarks.results.results import Result, read_items
 from benchmarks.tasks.evaluation import first_per_image, hash_order
 
 MAX_PER_BENCHMARK = 6
@@ -55,15 +45,23 @@ class RowPair:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Examples(Gallery):
-    """The examples of one benchmark; ``left_out`` includes those of the pairs.
+class Examples:
+    """The examples of one benchmark.
 
     Args:
+        benchmark: its name.
+        cards: of the selected items, with the answers of all models.
+        items: number of items that the cards were selected from.
+        left_out: number of cards, those of the pairs included, that are omitted to limit the page size.
         pairs: pairs of models.
         disagreements: number of items on which the models' scores differ; None for a single model.
         graded: whether items have scores other than right and wrong.
     """
 
+    benchmark: str
+    cards: tuple[Card, ...]
+    items: int
+    left_out: int
     pairs: tuple[RowPair, ...]
     disagreements: int | None
     graded: bool
@@ -99,11 +97,11 @@ class _Items:
 
     @staticmethod
     def of(results: Mapping[str, Result]) -> _Items | None:
-        tables = item_tables(results)
+        tables = _item_tables(results)
         if not tables:
             return None
         scores = pd.DataFrame({row: table["score"] for row, table in tables.items()}).dropna(how="all")
-        image = first_table(tables)["image"]
+        image = _first_table(tables)["image"]
         images = dict(zip(image.index.to_numpy(dtype=object), map(str, image.to_numpy(dtype=object)), strict=True))
         graded = not scores.isin([0.0, 1.0]).where(scores.notna(), True).all(axis=None)
         scale = next((each.metrics[each.primary[0]].scale for each in results.values() if each.primary), 1.0)
@@ -122,12 +120,31 @@ class _Items:
         return Card(
             thumbnail=self.thumbnails.get(str(first["image"])),
             question=strip_control_chars(str(first["question"]), _MAX_TEXT_CHARS),
-            notes=(("expected", _LEFT_IMAGE if retrieves_images else _target(str(first["target"]))),),
+            expected=_LEFT_IMAGE if retrieves_images else _target(str(first["target"])),
             answers=tuple(
                 _answer(row, entry, self.thumbnails if retrieves_images else {}, self.scale if self.graded else None)
                 for row, entry in entries.items()
             ),
         )
+
+
+def _item_tables(results: Mapping[str, Result]) -> dict[str, pd.DataFrame]:
+    """Model → its items by name, of the models with items.
+
+    The names are one index object where they are equal: pandas then hashes and aligns them once and not for each model.
+    """
+    tables: dict[str, pd.DataFrame] = {}
+    for row, result in results.items():
+        if result.items:
+            tables[row] = table = read_items(result).set_index("item")
+            if table.index.equals(_first_table(tables).index):
+                table.index = _first_table(tables).index
+    return tables
+
+
+def _first_table(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """The items of the first model; the questions are the same for all."""
+    return next(iter(tables.values()))
 
 
 def _gallery(source: ReportSource, benchmark: str, budget: int) -> Examples | None:

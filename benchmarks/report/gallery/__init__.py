@@ -1,1 +1,0 @@
-"""The page's galleries of examples, from outputs that the evaluation saved."""
