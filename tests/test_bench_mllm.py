@@ -175,6 +175,7 @@ def test_items_protocol_and_intervals(places, tmp_path, monkeypatch):
             else:
                 assert metric.ci_low - 1e-9 <= metric.value <= metric.ci_high + 1e-9, (task, name)
         assert (result.protocol["questions"], result.protocol["input_resolution"]) == (len(items), 32)
+        assert result.protocol["input_tokens"] == 16
         assert '"max_new_tokens": 6' in result.protocol["decoding"]
     pope = read_items(found["pope"])
     first = pope[["question", "prediction", "target"]].iloc[0].tolist()

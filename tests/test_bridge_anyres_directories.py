@@ -197,7 +197,7 @@ def test_results_state_the_tiles(stock: Path) -> None:
 
     said = input_settings(load_llava(stock, device="cpu")[1])
     assert said["input_resize"] == "anyres 32x64 64x32 64x64 96x32 32x96"
-    assert said["input_resolution"] == 32
+    assert (said["input_resolution"], said["input_tokens"]) == (32, 88)
 
 
 def test_inspection_counts_the_tokens_of_each_image(llm: str, tmp_path: Path, capsys: Any) -> None:

@@ -163,6 +163,17 @@ def test_the_tidy_table_has_a_line_for_each_model_and_metric(nasty: Report) -> N
     assert (frame["significant"].dropna() == (frame["p_adjusted"].dropna() < 0.05)).all()
 
 
+def test_the_tidy_table_states_the_size_of_a_models_input(tmp_path: Path) -> None:
+    for row, resolution, tokens in (("small", 64, {"input_tokens": 16}), ("large", 96, {})):
+        stated = {"input_resolution": resolution, **tokens}
+        put_result(tmp_path, row, "pope", items_table(0.5, benchmark="pope"), protocol=stated)
+    report = build_report(tmp_path)
+    frame = pd.read_csv(io.StringIO(REPORT_FORMATS["csv"].render(report))).set_index("model")
+    assert frame["resolution"].to_dict() == {"small": 64, "large": 96}
+    assert frame["tokens"].dropna().to_dict() == {"small": 16}
+    assert "resolution" not in REPORT_FORMATS["wide"].render(report)
+
+
 def deltas(report: Report) -> dict[tuple[str, str, str], float]:
     return {key: cell.delta.p_adjusted for key, cell in report.table.cells.items() if cell.delta}
 

@@ -272,7 +272,11 @@ class Comparison:
                 for line in self.lines
             ]
         )
-        return tidy(self.table).drop(columns="notes").merge(verdicts, how="left", on=["model", "benchmark", "metric"])
+        return (
+            tidy(self.table)
+            .drop(columns=["notes", "resolution", "tokens"])
+            .merge(verdicts, how="left", on=["model", "benchmark", "metric"])
+        )
 
     def texts(self) -> dict[str, pd.DataFrame]:
         """``A: …, B: …`` → a readable line for each metric of these two models."""

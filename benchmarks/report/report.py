@@ -20,6 +20,8 @@ from benchmarks.report.row_selection import Selection, omission_notes, select_be
 from benchmarks.report.significance import Evidence
 from benchmarks.report.summary import headline, row_summaries
 from benchmarks.report.table import Column, Table
+from benchmarks.results.protocol import INPUT_PREFIX
+from benchmarks.results.results import Result
 from benchmarks.study.display import Display
 from benchmarks.tasks.sizes import full_size, item_count_text
 
@@ -72,10 +74,19 @@ class Report:
 
     def full_size(self, column: Column, row: str) -> int | None:
         """Items of the full benchmark if a model, or one of its seeds, was evaluated on a part; None otherwise."""
+        sizes = map(full_size, self._results(column, row))
+        return max((size for size in sizes if size is not None), default=None)
+
+    def input_size(self, column: Column, row: str, name: str) -> int | None:
+        """A size of a model's input, which all of its seeds share, from the protocol; None if it states none."""
+        stated = next((each.protocol.get(INPUT_PREFIX + name) for each in self._results(column, row)), None)
+        return stated if isinstance(stated, int) else None
+
+    def _results(self, column: Column, row: str) -> list[Result]:
+        """The results of a model, or of its seeds, on a column's benchmark."""
         results = self.source.results(column.benchmark)
         seeds = [each.name for each in self.source.rows if each.name in {row, f"{row} (seed {each.seed})"}]
-        sizes = [full_size(results[name]) for name in seeds if name in results]
-        return max((size for size in sizes if size is not None), default=None)
+        return [results[name] for name in seeds if name in results]
 
     def all_notes(self, style: MarkStyle) -> list[str]:
         """The lines below the table: the legend of its marks in a format's ``style``, then the notes."""

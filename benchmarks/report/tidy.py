@@ -47,6 +47,8 @@ COLUMNS: Mapping[str, str] = {
     "protocol_group": "values are comparable only within a group; 0 is the main protocol",
     "missing": "why there is no value: `failed: …`, `missing: …`, …",
     "notes": "differences from the main protocol, and whether it was measured elsewhere",
+    "resolution": "of the image tower, in pixels",
+    "tokens": "that an image has in the LLM, at most if it has tiles; of LLaVAs",
 }
 
 BLIND_COLUMNS: Mapping[str, str] = {
@@ -69,20 +71,20 @@ BLIND_COLUMNS: Mapping[str, str] = {
 
 def tidy(
     table: Table,
-    full_sizes: Mapping[tuple[str, str], int | None] | None = None,
+    of_results: Mapping[tuple[str, str], Mapping[str, object]] | None = None,
     model_ids: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:
     """The table as a long frame with the columns of `COLUMNS`, models and metrics in the table's order.
 
     Args:
         table: the table.
-        full_sizes: (model, benchmark) → items of the full benchmark, if a part was measured.
+        of_results: (model, benchmark) → the columns that only its results know.
         model_ids: displayed name of a model → its name in files, if they differ.
     """
     import pandas as pd
 
     cells = [table.cell(row, column) for row in table.rows for column in table.columns]
-    lines = [_line(cell, (full_sizes or {}).get((cell.row, cell.column.benchmark))) for cell in cells]
+    lines = [_line(cell) | dict((of_results or {}).get((cell.row, cell.column.benchmark), {})) for cell in cells]
     names = list(COLUMNS)
     after_chance = names.index(CHANCE) + 1
     baselines = (_field(name) for column in table.columns for name in column.chance_levels if name != CHANCE)
@@ -92,10 +94,11 @@ def tidy(
     frame["group"] = frame["model"].map({row.name: row.group or None for row in table.rows})
     for name in ("model", "baseline"):
         frame[name] = frame[name].replace(dict(model_ids or {}))
-    return frame.astype(dict.fromkeys(("n", "n_full", "num_seeds"), "Int64") | {"significant": "boolean"})
+    counts = ("n", "n_full", "num_seeds", *_OF_INPUT)
+    return frame.astype(dict.fromkeys(counts, "Int64") | {"significant": "boolean"})
 
 
-def _line(cell: Cell, full_size: int | None) -> dict[str, object]:
+def _line(cell: Cell) -> dict[str, object]:
     column, delta, missing = cell.column, cell.delta, cell.missing
     chance_levels = {} if cell.group else column.chance_levels
     return {
@@ -107,7 +110,6 @@ def _line(cell: Cell, full_size: int | None) -> dict[str, object]:
         "benchmark_name": column.benchmark,
         **cell_fields(cell),
         "n": cell.n or None,
-        "n_full": full_size,
         **{_field(name): value for name, value in chance_levels.items()},
         **_gain_fields(cell),
         **(_delta_fields(delta) if delta else {}),
@@ -162,13 +164,14 @@ def cell_fields(cell: Cell) -> dict[str, object]:
     }
 
 
+_OF_INPUT = ("resolution", "tokens")  # the same for all metrics of a benchmark, so a wide table would repeat them
 _OF_COLUMNS = ("benchmark", "benchmark_name", "metric", "label", "scale")
 
 
 def wide(frame: pd.DataFrame) -> pd.DataFrame:
     """The wide view of a tidy frame: one line per model, with the non-empty fields of each metric as columns."""
     of_models = ["model", "model_name", "group"]
-    fields = [name for name in frame if name not in {*of_models, *_OF_COLUMNS}]
+    fields = [name for name in frame if name not in {*of_models, *_OF_COLUMNS, *_OF_INPUT}]
     metrics = frame["benchmark"] + ("/" + frame["metric"]).where(frame["metric"] != "", "")
     columns = [(metric, field) for metric in dict.fromkeys(metrics) for field in fields]
     view = frame.assign(column=metrics).pivot(index="model", columns="column", values=fields)

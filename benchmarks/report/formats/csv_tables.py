@@ -29,8 +29,15 @@ def render_wide(report: Report) -> str:
 
 def _tidy_table(report: Report) -> pd.DataFrame:
     cells = report.table.cells.values()
-    sizes = {(cell.row, cell.column.benchmark): report.full_size(cell.column, cell.row) for cell in cells}
-    return tidy(report.table, sizes, report.source.model_ids)
+    of_results = {
+        (cell.row, cell.column.benchmark): {
+            "n_full": report.full_size(cell.column, cell.row),
+            "resolution": report.input_size(cell.column, cell.row, "resolution"),
+            "tokens": report.input_size(cell.column, cell.row, "tokens"),
+        }
+        for cell in cells
+    }
+    return tidy(report.table, of_results, report.source.model_ids)
 
 
 def render_reference_csv(report: Report) -> str:
