@@ -213,7 +213,7 @@ def test_a_figure_has_a_curve_for_each_strategy_and_a_level_for_other_models(stu
     assert section(page, "sweeps").count("<svg") == 1
 
 
-def test_galleries_look_at_the_first_seed_and_figures_are_of_the_means(study):
+def test_examples_look_at_the_first_seed_and_figures_are_of_the_means(study):
     rows = limit_rows(build_report(study).source).rows
     assert [(row.encoder, row.seed) for row in rows] == [(name, 0) for name in SHARES]
     built = build_report(study)
