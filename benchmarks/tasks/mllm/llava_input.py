@@ -6,7 +6,7 @@ import hashlib
 from typing import Any
 
 from benchmarks.results.protocol import Entries, own_aspect_ratio
-from llava_bridge.model.anyres import is_anyres_processor, max_image_tokens, num_image_tokens_for_size
+from llava_bridge.model.anyres import is_anyres_processor, max_image_tokens
 from llava_bridge.model.native_aspect import patch_budget, square_size
 
 
@@ -17,16 +17,23 @@ def input_settings(processor: Any) -> Entries:
     images = processor.image_processor
     budget = patch_budget(images)
     resolution = max(value for value in dict(images.size).values() if value) if budget is None else square_size(images)
-    tiles = is_anyres_processor(images)
-    tokens = max_image_tokens(processor) if tiles else num_image_tokens_for_size(processor, resolution, resolution)
     template = processor.chat_template or processor.tokenizer.chat_template or ""
     return {
         "input_resolution": int(resolution),
         "input_resize": _resize(images),
         "input_interpolation": Resampling(int(images.resample)).name.lower(),
-        "input_tokens": tokens,
+        "input_tokens": _num_tokens(processor, int(resolution)),
         "input_template": hashlib.sha256(str(template).encode()).hexdigest()[:16],
     }
+
+
+def _num_tokens(processor: Any, resolution: int) -> int:
+    """The number of an image's tokens in the LLM; the largest, if it depends on the image's tiles."""
+    if is_anyres_processor(processor.image_processor):
+        return max_image_tokens(processor)
+    # as the processor counts them in pixels; its own method for sizes counts a crop, made or not
+    others = processor.num_additional_image_tokens - (processor.vision_feature_select_strategy == "default")
+    return int((resolution // processor.patch_size) ** 2 + others)
 
 
 def _resize(images: Any) -> str:
