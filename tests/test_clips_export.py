@@ -152,7 +152,7 @@ def test_a_broken_encoder_directory_is_named(run: Path, tmp_path: Path, spoil, m
 
 
 def _spoil(folder: Path, value: float) -> None:
-    weights = tensors_of(folder)
+    weights = load_file(folder / WEIGHTS)
     name = next(name for name in weights if name.startswith("visual") and weights[name].is_floating_point())
     weights[name].view(-1)[0] = value
     save_file(weights, folder / WEIGHTS)
