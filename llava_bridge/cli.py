@@ -28,15 +28,9 @@ COMMANDS = {
         target="llava_bridge.inference.chat_command:run_chat",
         positional=("model",),
     ),
-    "describe": Command(
-        help="ask a LLaVA the same question about many images",
-        target="llava_bridge.inference.describe_command:run_describe",
-        positional=("model",),
-        rest="images",
-    ),
     "serve": Command(
-        help="serve a LLaVA with OpenAI's chat API and a chat page",
-        target="llava_bridge.serving.serve_command:run_serve",
+        help="serve a LLaVA with OpenAI's chat API",
+        target="llava_bridge.inference.serve_command:run_serve",
         positional=("model",),
     ),
 }

@@ -9,7 +9,7 @@ from typing import Any
 
 import bench_world as world
 import pytest
-from serving import serve_app
+from serving import ChatServer, llava_replies, running
 from test_clips_chat_client import DEAD
 
 from benchmarks.results.results import read_items, read_result, result_path
@@ -18,8 +18,6 @@ from benchmarks.tasks.run_config import BenchmarkConfig
 from clips.core.chat_client import ChatClient
 from clips.errors import UserError
 
-pytest.importorskip("uvicorn")
-pytest.importorskip("starlette")
 pytestmark = world.LMMS_EVAL_WARNS
 
 
@@ -30,13 +28,9 @@ def llava(places: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def address(llava: Path) -> Iterator[str]:
-    from llava_bridge.inference.generate import load_llava
-    from llava_bridge.serving.app import Server
-    from llava_bridge.serving.worker import GenerationWorker
-
-    server = Server(GenerationWorker(*load_llava(llava, "cpu")), "mine", max_new_tokens=7, root="a hash")
-    for found in serve_app(server.app(["127.0.0.1"])):
-        yield f"{found}/v1"
+    models = [{"id": "mine", "root": "a hash"}]
+    with running(ChatServer(llava_replies(llava), models)) as server:
+        yield server.url
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import os
 import pty
 import signal
@@ -11,9 +12,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from bridge_world import run_cli
 from PIL import Image
 
@@ -21,8 +24,8 @@ from clips.errors import UserError
 from clips.safe_text import strip_control_chars
 from llava_bridge import load_llava
 from llava_bridge.inference import chat_command, generate
-from llava_bridge.inference import streaming as replying
 from llava_bridge.inference.chat_command import ChatConfig, run_chat
+from llava_bridge.model.build import make_conversation_encoder
 
 
 @pytest.fixture
@@ -55,26 +58,62 @@ def test_the_conversation_is_remembered_and_an_error_does_not_end_it(bridge_llav
     assert coded == "the question: expected UTF-8, got the byte 0xf6 in b'Welche Gr\\xf6\\xdfe?\\n'"
 
 
-def test_ctrl_c_ends_an_answer_and_at_the_prompt_the_conversation(bridge_llava, capsys, monkeypatch):
-    seen: list[list[Any]] = []
+def force(monkeypatch: pytest.MonkeyPatch, directory: Path, text: str, *, interrupted: bool = False) -> None:
+    """Make the LLaVA write ``text`` to any prompt, and its end; or Ctrl-C is pressed there."""
+    model, processor = load_llava(directory)
+    end = None if interrupted else processor.tokenizer.eos_token_id
+    tokens = itertools.cycle([*processor.tokenizer(text, add_special_tokens=False)["input_ids"], end])
 
-    def reply(model: Any, processor: Any, pictures: Any, messages: Any, decoding: Any, *, on_text: Any) -> None:
-        seen.append(messages)
-        on_text("It is a")
-        raise KeyboardInterrupt
+    def head(states: torch.Tensor) -> torch.Tensor:
+        if (token := next(tokens)) is None:
+            raise KeyboardInterrupt
+        return torch.nn.functional.one_hot(torch.tensor([[token]]), model.lm_head.out_features).float()
+
+    monkeypatch.setattr(model.lm_head, "forward", head)
+    monkeypatch.setattr(generate, "load_llava", lambda _: (model, processor))
+
+
+def test_an_answer_is_printed_while_it_is_written(bridge_llava, monkeypatch):
+    force(monkeypatch, bridge_llava, " a red shape \u00e9  color \n")
+    pieces: list[str] = []
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(write=pieces.append, flush=lambda: None))
+    run_chat(ChatConfig(model=str(bridge_llava), prompt="What?"))
+    assert "".join(pieces) == "a red shape \u00e9  color\n"
+    assert len(pieces) > 9
+    assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
+    assert not any(piece.endswith(" ") for piece in pieces)  # it might be the last
+
+
+def test_ctrl_c_ends_an_answer_and_at_the_prompt_the_conversation(bridge_llava, capsys, monkeypatch):
+    force(monkeypatch, bridge_llava, "It is a", interrupted=True)
+    seen: list[list[Any]] = []
+    encode = generate.encode_prompt
+    monkeypatch.setattr(
+        generate,
+        "encode_prompt",
+        lambda chat, messages, images: seen.append(messages) or encode(chat, messages, images),
+    )
 
     def ask() -> str:
         if len(seen) == 2:
             raise KeyboardInterrupt
         return "What?"
 
-    monkeypatch.setattr(replying, "prepare_prompt", reply)
     monkeypatch.setattr(chat_command, "_read_prompt", ask)
     run_chat(ChatConfig(model=str(bridge_llava)))
     assert capsys.readouterr().out == "It is a\nIt is a\n"
     assert [message["content"] for message in seen[1]] == ["What?", "It is a", "What?"]
     with pytest.raises(KeyboardInterrupt):  # a single question: the command is interrupted
         run_chat(ChatConfig(model=str(bridge_llava), prompt="What?"))
+
+
+def test_an_answer_ends_with_the_context(bridge_llava, capsys):
+    run_chat(ChatConfig(model=str(bridge_llava), prompt="word " * 12, max_new_tokens=1000))
+    model, processor = load_llava(bridge_llava)
+    chat = make_conversation_encoder(model, processor)
+    used = len(generate.encode_prompt(chat, [{"role": "user", "content": "word " * 12}], []))
+    (expected,) = generate.answer(model, processor, [None], ["word " * 12], max_new_tokens=128 - used)
+    assert capsys.readouterr().out == f"{strip_control_chars(expected)}\n"
 
 
 def test_a_bad_image_is_one_line_before_anything_is_loaded(tmp_path: Path) -> None:

@@ -2,59 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from serving import ChatServer, running
 
 from clips.core import chat_client
 from clips.core.chat_client import ChatClient, ChatServerError, check_urls, choices
 from clips.errors import UserError
 
 DEAD = "http://127.0.0.1:9/v1"  # the discard port, where nothing listens
-
-
-class ChatServer(ThreadingHTTPServer):
-    """Answers as ``reply`` says: a body, a status, or None for a connection that breaks."""
-
-    daemon_threads = True
-    request_queue_size = 256
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.reply: Callable[[dict[str, Any]], dict[str, Any] | bytes | int | None] = echo
-        self.stream: Callable[[dict[str, Any], Any], None] | None = None
-        self.asked: list[dict[str, Any]] = []
-        self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: ChatServer
-
-    def do_POST(self) -> None:
-        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.asked.append({**request, "path": self.path, "key": self.headers.get("Authorization")})
-        if self.server.stream is not None:
-            with contextlib.suppress(ConnectionError):
-                self.server.stream(request, self)
-            return
-        answer = self.server.reply(request)
-        if answer is None:
-            self.connection.close()
-            return
-        status = answer if isinstance(answer, int) else 200
-        body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: Any) -> None: ...
 
 
 def echo(request: dict[str, Any]) -> dict[str, Any]:
@@ -64,12 +24,8 @@ def echo(request: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatServer]:
     monkeypatch.setattr(chat_client, "_FIRST_DELAY", 0.01)
-    with ChatServer() as found:
-        thread = threading.Thread(target=found.serve_forever)
-        thread.start()
+    with running(ChatServer(echo)) as found:
         yield found
-        found.shutdown()
-        thread.join()
 
 
 def test_requests_are_concurrent_up_to_the_limit(server: ChatServer) -> None:

@@ -10,7 +10,6 @@ import pytest
 from clips.core.identity import RUN_ONLY, VERSIONS, difference, digest, identity, result_settings, run_only_fields
 from clips.training.train_config import EncoderTrainConfig as EncoderTrainConfig
 from clips.typed_data import to_plain
-from llava_bridge.inference.describe_command import DescribeConfig
 from llava_bridge.training.train_config import LlavaTrainConfig as LlavaTrainConfig
 
 
@@ -83,6 +82,3 @@ def test_settings_that_may_change_on_resume():
         fields.append("validation")
         llava |= {f"{stage}.{name}" for name in fields}
     assert run_only_fields(LlavaTrainConfig) == llava
-    describe = {"model", "images", "output", "batch_size", "endpoint", "endpoint_key_env", "retry_minutes"}
-    describe |= {"estimate", "token_prices"}
-    assert run_only_fields(DescribeConfig) == describe

@@ -1,4 +1,4 @@
-"""Captions by servers with OpenAI's chat API: ``llava-bridge serve`` writes them, killed and restarted at will."""
+"""Captions by servers with OpenAI's chat API, killed and restarted at will."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import clips_world
 import numpy as np
 import pytest
 import yaml
-from serving import serve_app
+from serving import ChatServer, llava_replies, running
 from test_clips_chat_client import DEAD
 
 from clips.core import chat_client
@@ -28,27 +28,21 @@ from clips.recaption.chat_captioner import ChatCaptioner
 from clips.recaption.recaption_config import RecaptionConfig
 from clips.recaption.run import run_recaption
 
-pytest.importorskip("uvicorn")
-pytest.importorskip("starlette")
-
 PROMPT = "{web}. What color is it?"
 Settings = Callable[..., RecaptionConfig]
 
 
 @pytest.fixture(scope="module")
 def address(bridge_llava: Path) -> Iterator[str]:
-    from llava_bridge.inference.generate import load_llava
-    from llava_bridge.serving.app import Server
-    from llava_bridge.serving.worker import GenerationWorker
-
-    server = Server(GenerationWorker(*load_llava(bridge_llava)), "tiny", max_new_tokens=7, root="old")
-    yield from serve_app(server.app(["127.0.0.1"]))
+    models = [{"id": "tiny", "owned_by": "llava-bridge", "root": "old"}]
+    with running(ChatServer(llava_replies(bridge_llava), models)) as server:
+        yield server.url
 
 
 @pytest.fixture
 def settings(address: str, tmp_path: Path) -> Settings:
     shards = clips_world.write_shards(tmp_path / "train")
-    usual = {"path": str(shards), "model": "tiny", "endpoint": (f"{address}/v1",), "output": str(tmp_path / "out")}
+    usual = {"path": str(shards), "model": "tiny", "endpoint": (address,), "output": str(tmp_path / "out")}
     return lambda **fields: RecaptionConfig(
         **{**usual, "prompt": PROMPT, "max_new_tokens": 6, "batch_size": 1, **fields}
     )
@@ -59,11 +53,11 @@ def content(directory: str) -> dict[str, bytes]:
 
 
 def test_captions_are_the_servers_answers_in_order_with_a_dead_replica(settings: Settings, address: str) -> None:
-    config = settings(endpoint=(DEAD, f"{address}/v1"))
+    config = settings(endpoint=(DEAD, address))
     run_recaption(config)
     written = open_source(SourceConfig(path=config.output, synthetic_caption="re_caption"))
     assert written.blocks == [9, 7, 5]  # type: ignore[attr-defined]
-    client, captions = ChatClient(urls=[f"{address}/v1"]), set()
+    client, captions = ChatClient(urls=[address]), set()
     for index in range(21):
         sample = written.read(index, np.random.default_rng(0))
         text = PROMPT.replace("{web}", sample.web)

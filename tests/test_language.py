@@ -58,7 +58,6 @@ _PATTERN = re.compile("|".join(rf"(?P<w{number}>\b(?:{word})\b)" for number, wor
 _URL = re.compile(r"https?://\S+")
 ALLOWED = {
     ("clips recaption", "picture"): "the default prompt, on which captions depend",
-    ("llava-bridge describe", "picture"): "the default prompt, a part of the identity of outputs",
 }
 """Place and word (in lower case) → why the word is right there."""
 PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "mkdocs.yml", "Makefile"]

@@ -44,7 +44,6 @@ MISTAKES = [
     ("clips recaption none --model none --output out", "none: no such file or directory"),
     ("llava_bridge train --config none.yaml", "none.yaml: no such file"),
     ("llava_bridge chat none --image photo.png", "none: no such directory"),
-    ("llava_bridge describe none photo.png", "none: no such directory"),
     ("llava_bridge serve none", "none: no such directory"),
     ("llava_bridge data inspect none.json --llm none", "none.json: no such file"),
     ("benchmarks run --config none.yaml", "none.yaml: no such file"),

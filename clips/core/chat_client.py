@@ -103,18 +103,13 @@ class ChatClient:
             raise UserError(f"model: {self.urls[0]} has no '{name}'; expected {' or '.join(models) or 'none'}")
         return models[name]
 
-    def identify_model(self, name: str, *, paths: bool = True) -> str:
+    def identify_model(self, name: str) -> str:
         """A model's name and its ``root`` there, if any: vLLM states a path, ``llava-bridge serve`` a hash.
-
-        Args:
-            name: of the model.
-            paths: whether a root that is a path counts, which may be another one on each machine.
 
         Raises:
             UserError: as `find_model`.
         """
         root = str(self.find_model(name).get("root") or "")
-        root = root if paths or "/" not in root else ""
         return f"{name} of a server" + (f" ({root})" if root and root != name else "")
 
     def models(self) -> list[dict[str, Any]]:

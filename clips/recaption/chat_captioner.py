@@ -70,6 +70,8 @@ class ChatCaptioner:
             if error.by_input:
                 return f"rejected by the server ({error.status})"
             raise UserError(f"endpoint: {error}") from None
+        if len(found) != self.config.num_captions:  # transformers' server ignores the number
+            raise UserError(f"num_captions: the server answers with {len(found)}, expected {self.config.num_captions}")
         tokens = token_counts(reply)["completion_tokens"] // len(found)
         return [GeneratedCaption(text, tokens, ended=finish == "stop") for text, finish in found]
 

@@ -1,1 +1,1 @@
-"""Inference with a LLaVA: answers, log-likelihoods, chat in the terminal."""
+"""Inference with a LLaVA: answers, log-likelihoods, chat in the terminal, a server."""

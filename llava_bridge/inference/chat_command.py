@@ -9,14 +9,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from clips.core.artifact import log_info
+from clips.data import open_image
 from clips.errors import UserError, check_at_least
 from clips.safe_text import strip_control_chars
-from llava_bridge.image_paths import open_image_or_member
 from llava_bridge.model.llava_checks import resolve_llava_dir
 
 
@@ -48,7 +49,7 @@ def run_chat(config: ChatConfig) -> None:
     Raises:
         UserError: no such directory or image; a prompt that cannot be answered.
     """
-    images = [] if config.image is None else [open_image_or_member(config.image)]
+    images = [] if config.image is None else [_open_image(config.image)]
     resolve_llava_dir(config.model)  # reported before torch is imported
     from llava_bridge.inference.generate import load_llava
 
@@ -77,26 +78,70 @@ class _Chat:
 
     def answer(self, prompt: str, *, interruptible: bool = False) -> None:
         """Print the answer to ``prompt`` while it is generated, and append both to the conversation unless it fails."""
-        from llava_bridge.inference.generate import prepend_image_tokens
-        from llava_bridge.inference.streaming import GenerationParams, generate_answers, prepare_prompt
+        from llava_bridge.inference import generate
+        from llava_bridge.model.build import make_conversation_encoder
 
-        text = prompt if self.messages else prepend_image_tokens(prompt, self.images)
+        text = prompt if self.messages else generate.prepend_image_tokens(prompt, self.images)
         messages = [*self.messages, {"role": "user", "content": text}]
-        pieces: list[str] = []
-
-        def on_text(piece: str) -> None:
-            pieces.append(piece)
-            print(strip_control_chars(piece), end="", flush=True)
-
-        params = GenerationParams(max_new_tokens=self.max_new_tokens)
+        ids = generate.encode_prompt(make_conversation_encoder(self.model, self.processor), messages, self.images)
+        context = generate.context_length(self.model)
+        if len(ids) >= context:
+            raise UserError(
+                f"the conversation has {len(ids)} tokens, images included; expected fewer than the LLM's context of "
+                f"{context}"
+            )
+        printer = _Printer(self.processor.tokenizer)
         try:
-            prepared = prepare_prompt(self.model, self.processor, self.images, messages, params, on_text=on_text)
-            generate_answers(self.model, self.processor, [prepared])
+            self.model.generate(
+                **generate.prepare_generate_inputs(self.model, self.processor, [ids], self.images),
+                max_new_tokens=min(self.max_new_tokens, context - len(ids)),
+                num_beams=1,  # several cannot be printed while they are searched
+                streamer=printer,
+            )
         except KeyboardInterrupt:
             if not interruptible:
                 raise
         print(flush=True)
-        self.messages = [*messages, {"role": "assistant", "content": "".join(pieces)}]
+        self.messages = [*messages, {"role": "assistant", "content": printer.text}]
+
+
+class _Printer:
+    """Prints an answer without whitespace around it, as ``streamer`` of transformers' ``generate``."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer, self.text = tokenizer, ""
+        self.tokens: list[int] | None = None  # before the prompt
+
+    def put(self, tokens: Any) -> None:
+        """Print what is final: neither an incomplete character nor trailing whitespace is."""
+        if self.tokens is None:
+            self.tokens = []
+            return
+        self.tokens += tokens.tolist()
+        self._print(self._decode().rstrip("\N{REPLACEMENT CHARACTER}").rstrip())
+
+    def end(self) -> None:
+        """Print the rest."""
+        self._print(self._decode())
+
+    def _decode(self) -> str:
+        return str(self.tokenizer.decode(self.tokens, skip_special_tokens=True)).strip()
+
+    def _print(self, text: str) -> None:
+        new = text[len(self.text) :]
+        self.text += new
+        print(strip_control_chars(new), end="", flush=True)
+
+
+def _open_image(name: str) -> Image.Image:
+    """The image in a file, or in a shard.
+
+    Raises:
+        UserError: it is missing, or cannot be decoded.
+    """
+    tar, mark, member = name.partition(".tar/")
+    file = Path(f"{tar}.tar" if mark else name)
+    return open_image(file.parent, f"{file.name}/{member}" if mark else file.name)
 
 
 def _read_prompt() -> str:

@@ -242,6 +242,11 @@ def prepend_image_tokens(prompt: str, images: Sequence[Any]) -> str:
     return prompt if IMAGE in prompt else f"{IMAGE}\n" * len(images) + prompt
 
 
+def context_length(model: Any) -> int:
+    """Maximum number of tokens of a conversation with its answer."""
+    return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31)
+
+
 def to_image_list(images: ImageInput) -> list[Image.Image]:
     """The images of one prompt as a list."""
     if images is None:

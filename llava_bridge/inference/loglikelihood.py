@@ -22,11 +22,11 @@ from llava_bridge.conversation import IGNORE_INDEX, ConversationEncoder, Encoded
 from llava_bridge.inference.generate import (
     ImageInput,
     check_image_tokens,
+    context_length,
     prepend_image_tokens,
     preprocess_images,
     to_image_list,
 )
-from llava_bridge.inference.streaming import context_length
 
 _CHUNK_ROWS = 512  # of logits, which are V wide and in float32
 

@@ -30,7 +30,7 @@ packages=(
     tcolorpy typepy pytz jsonlines
     clip-benchmark webdataset braceexpand liger-kernel
     openai jiter distro httpx2 httpcore2 truststore sniffio pycocotools pycocoevalcap # for lmms-eval's tasks
-    openpyxl et-xmlfile nltk uvicorn starlette pylatexenc pyte jsonschema jsonschema-specifications referencing rpds-py
+    openpyxl et-xmlfile nltk pylatexenc pyte jsonschema jsonschema-specifications referencing rpds-py
     nbformat fastjsonschema jupyter-core traitlets platformdirs # for tests
 )
 platforms=()

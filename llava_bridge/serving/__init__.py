@@ -1,1 +1,0 @@
-"""Serve a trained LLaVA over HTTP: OpenAI's chat API and a chat page."""
