@@ -54,7 +54,6 @@ RULES = (
     Rule(has="torchrun --nproc-per-node 8", page="docs/training.md", skip=_CLUSTER),
     Rule(has="make ", skip="these tests are part of it, or beside it in .ci/run"),
     Rule(has="source .venv/", skip="the tests run in the environment already"),
-    Rule(has="git clone", skip="needs a network"),
     Rule(has="pip install", skip="needs a network"),
     Rule(has="python scripts/fuzz.py", skip="an hour; a little of it in tests/test_fuzz.py"),
     Rule(has="clips --help", skip="tests/test_packaging.py runs it"),
