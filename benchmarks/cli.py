@@ -90,14 +90,9 @@ COMMANDS = {
         positional=("directory",),
     ),
     "import": Command(
-        help="import results that other evaluation tools measured",
+        help="import results of lmms-eval, or published numbers from a csv",
         target="benchmarks.exchange.import_command:run_import",
         rest="files",
-    ),
-    "export": Command(
-        help="write results in the Hub's or Every Eval Ever's format",
-        target="benchmarks.exchange.export_command:run_export",
-        positional=("results",),
     ),
     "diff": Command(
         help="print the differences between two results",

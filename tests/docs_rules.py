@@ -37,9 +37,7 @@ class Rule:
         return self.has in command.text and self.page in {"", command.block.page}
 
 
-_PEERS = Path(__file__).parent / "peer_files"
-_RUN = "20261123_225014_results.json"
-_POPE = f"{_PEERS}/vlmevalkit/Tiny-VL_POPE_score.csv"
+_LMMS_EVAL = Path(__file__).parent / "peer_files/lmms_eval/20261123_225014_results.json"
 _ONE_STEP = "--align.max_steps 1 --align.global_batch_size 4 --instruct.max_steps 1 --instruct.global_batch_size 4"
 _FEW = f"{_ONE_STEP} --precision fp32"
 _CLUSTER = "docs/how-to/cluster.md has it, too"
@@ -71,8 +69,7 @@ RULES = (
     Rule(has="--nnodes", skip="needs several machines"),
     Rule(has="--dry-run true"),
     Rule(has="clips-bench publish", add="--dry-run true"),
-    Rule(has="logs/model/", swap=(("logs/model/20260101_120000_results.json", f"{_PEERS}/lmms_eval/{_RUN}"),)),
-    Rule(has="outputs/Qwen2-VL", swap=(("outputs/Qwen2-VL/Qwen2-VL_POPE_score.csv mine.csv", _POPE),)),
+    Rule(has="logs/model/", swap=(("logs/model/20260101_120000_results.json", str(_LMMS_EVAL)),)),
     Rule(has="name: mieb,", skip="needs mteb and its data; tests/test_bench_mieb.py has both"),
     Rule(has="clips-bench download", skip="needs the hub; tests/test_bench_fetch.py plays it"),
     Rule(has="llava-hf/", skip="needs the hub; tests/test_bridge_hub.py plays it"),

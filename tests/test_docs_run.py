@@ -57,7 +57,7 @@ class Reader:
         return re.sub(r"(?<![\w.])/data/", f"{self.folder}/data/", text).replace(f":{_PORT}", f":{self.port}")
 
     def do(self, block: Block) -> None:
-        if block.language == "yaml" and block.title:
+        if block.language in {"yaml", "csv"} and block.title:
             text = block.text
             for old, new in SWAPS.get((self.page, block.title), ()):
                 text = text.replace(old, new)

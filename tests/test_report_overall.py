@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from report_material import SKILLS, edit, items_table, put_result, put_results
 from scipy import stats
-from test_bench_exchange import VLM
-from test_bench_exchange import run as import_file
 
+from benchmarks.exchange.import_command import ImportConfig, run_import
 from benchmarks.report.formats.latex import render_latex
 from benchmarks.report.load_results import read_source
 from benchmarks.report.overall import is_ratio, overall_section, overall_texts
@@ -152,16 +151,17 @@ def test_points_and_cider_are_not_averaged_with_ratios():
 
 
 def test_averages_include_mmbench(tmp_path: Path) -> None:
-    kinds = {"mmbench_en_dev": "MMBench_DEV_EN", "ai2d": "AI2D_TEST"}
-    for name in ("a", "b"):
-        for file in kinds.values():
-            import_file(VLM / f"Tiny-VL_{file}_acc.csv", output=tmp_path, model_name=name)
-    report = build_report(tmp_path)
-    shown = [cell.value for (name, _, _), cell in report.table.cells.items() if name == "a"]
-    assert set(report.overall[0].averaged) == kinds.keys()
-    average = report.overall[0].averages["a"]
-    assert average.value == pytest.approx(sum(shown) / len(kinds))
-    assert average.low < average.value < average.high
+    numbers = {"mmbench_en_dev": ("gpt_eval_score", 60.0), "ai2d": ("exact_match", 50.0)}
+    lines = [
+        f"{name},{benchmark},{metric},{value},a paper"
+        for name in ("a", "b")
+        for benchmark, (metric, value) in numbers.items()
+    ]
+    (tmp_path / "rows.csv").write_text("\n".join(["model,benchmark,metric,value,source", *lines]))
+    run_import(ImportConfig(files=(str(tmp_path / "rows.csv"),), output=str(tmp_path / "r")))
+    (overall,) = build_report(tmp_path / "r").overall
+    assert set(overall.averaged) == numbers.keys()
+    assert overall.averages["a"].value == pytest.approx(55)
 
 
 def test_models_with_other_items_are_not_tested_by_their_average(tmp_path: Path) -> None:

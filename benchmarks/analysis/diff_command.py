@@ -1,7 +1,4 @@
-"""``clips-bench diff A B``: differences between two results other than their numbers, as text.
-
-Published rows are compared by :mod:`benchmarks.analysis.published_diff`.
-"""
+"""``clips-bench diff A B``: differences between two results other than their numbers, as text."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from benchmarks.analysis.find_results import find_result
-from benchmarks.analysis.published_diff import explain_published, is_published
 from benchmarks.report.cell_text import decimals
 from benchmarks.report.load_results import stale_results
 from benchmarks.report.table import Column
@@ -24,8 +20,7 @@ class DiffConfig:
     """Print the differences between two results: the model, its training and input settings, and the protocol.
 
     Args:
-        first: a result file, or a directory (of a model, or of results with one model), or a published row:
-            ``SET:ROW`` as in ``report --reference_results`` (``rice:SigLIP 2 So400m/14 384``).
+        first: a result file, or a directory (of a model, or of results with one model).
         second: likewise.
         benchmark: the benchmark, if the directories have several.
     """
@@ -39,12 +34,8 @@ def run_diff(config: DiffConfig) -> None:
     """Print the differences and whether the two are ranked together.
 
     Raises:
-        UserError: a file that is missing, is no result, or was written by a newer version; an unknown published row.
+        UserError: a file that is missing, is no result, or was written by a newer version.
     """
-    if is_published(config.first) or is_published(config.second):
-        for line in explain_published(config.first, config.second, config.benchmark):
-            print(strip_control_chars(line))
-        return
     results = [find_result(getattr(config, name), config.benchmark, name) for name in ("first", "second")]
     for line in explain(*results):
         print(strip_control_chars(line))

@@ -1,1 +1,1 @@
-"""Results in the formats of other tools: import of what they measured, export of this suite's results."""
+"""Results that others measured: lmms-eval's files, and published numbers from a CSV."""

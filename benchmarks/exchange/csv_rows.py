@@ -1,7 +1,4 @@
-"""Rows of one's own from a CSV: numbers that were published or measured by a tool that this suite does not read.
-
-One line for each number: ``model,benchmark,metric,value``, optionally the other fields of `Row`.
-"""
+"""Published numbers from a CSV, one a line: ``model,benchmark,metric,value,source``, and other fields of `Row`."""
 
 from __future__ import annotations
 
@@ -10,21 +7,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from benchmarks.exchange.imported import (
-    NOT_STATED,
-    Imported,
-    encoder_metrics,
-    is_bounded,
-    make_imported,
-    measured_metric,
-)
+from benchmarks.exchange.imported import Imported, is_bounded, make_imported, measured_metric
 from benchmarks.results.result_types import Metric
 from benchmarks.tasks.evaluation import MetricSpec
 from benchmarks.tasks.registry import BENCHMARKS
 from clips.errors import UserError, error_reason
 from clips.typed_data import from_plain
 
-_TEXTS = ("model", "benchmark", "metric", "source", "date")
+_TEXTS = ("model", "benchmark", "metric", "source")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,45 +26,24 @@ class Row:
         benchmark: name of the column.
         metric: this suite's name, or any other with ``scale`` and ``higher_is_better``.
         value: as printed; per cent for this suite's ratios if there is no ``scale``.
+        source: where the number is from.
         ci_low: lower end of the 95 % interval, as printed.
         ci_high: upper end.
-        standard_error: as printed, if there is no interval.
         n: number of items.
         scale: 100 if the value is in per cent, 1 if it is a ratio or in points.
         higher_is_better: for other metrics; ignored for this suite's.
-        source: where the number is from.
-        date: ISO date of the evaluation.
     """
 
     model: str
     benchmark: str
     metric: str
     value: float
+    source: str
     ci_low: float | None = None
     ci_high: float | None = None
-    standard_error: float | None = None
     n: int = 0
     scale: float | None = None
     higher_is_better: bool | None = None
-    source: str = NOT_STATED
-    date: str = ""
-
-
-def read_rows(file: Path) -> list[dict[str, str]]:
-    """The lines of a csv file by column, without empty cells.
-
-    Raises:
-        UserError: it is not readable, or a line has more cells than the first.
-    """
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            rows = list(csv.DictReader(stream, restkey="", restval="", strict=True))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{file}: not a readable csv file ({error_reason(error)})") from None
-    for number, row in enumerate(rows, 2):
-        if "" in row:
-            raise UserError(f"{file} line {number}: expected {len(row) - 1} named columns, got more")
-    return [{name: text.strip() for name, text in row.items() if text.strip()} for row in rows]
 
 
 def read(file: Path) -> list[Imported]:
@@ -83,10 +52,18 @@ def read(file: Path) -> list[Imported]:
     Raises:
         UserError: naming the line and the column that is missing, unknown or not a number.
     """
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            lines = list(csv.DictReader(stream, restkey="", restval="", strict=True))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{file}: not a readable csv file ({error_reason(error)})") from None
     groups: dict[tuple[str, str], tuple[Row, dict[str, Metric]]] = {}
-    for number, cells in enumerate(read_rows(file), 2):
+    for number, line in enumerate(lines, 2):
         where = f"{file} line {number}"
-        row = from_plain(Row, {name: _plain(name, text) for name, text in cells.items()}, what=where)
+        if "" in line:
+            raise UserError(f"{where}: expected {len(line) - 1} named columns, got more")
+        cells = {name: _plain(name, text.strip()) for name, text in line.items() if text.strip()}
+        row = from_plain(Row, cells, what=where)
         first, metrics = groups.setdefault((row.model, row.benchmark), (row, {}))
         if row.metric in metrics:
             raise UserError(f"{where}: expected one value of {row.metric} of {row.model} on {row.benchmark}")
@@ -96,14 +73,13 @@ def read(file: Path) -> list[Imported]:
     return [
         make_imported(
             file,
-            tool="a csv file" if row.source == NOT_STATED else row.source,
+            tool=row.source,
             model=row.model,
             benchmark=row.benchmark,
             benchmark_type=BENCHMARKS[row.benchmark].benchmark_type if row.benchmark in BENCHMARKS else "mllm",
             metrics=metrics,
             primary=metrics,
             settings={"source": row.source},
-            created=row.date,
         )
         for row, metrics in groups.values()
     ]
@@ -126,26 +102,28 @@ def _metric(row: Row, where: str) -> Metric:
         raise UserError(f"{where}: scale: expected a number above 0, got {scale:g}")
     if row.scale is None and scale == 100 and 0 < abs(row.value) <= 1:
         raise UserError(f"{where}: value: {row.value:g} may be a ratio or per cent: state the scale, 1 or 100")
-    numbers = (row.value, row.ci_low, row.ci_high, row.standard_error)
-    value, low, high, error = (None if number is None else number / scale for number in numbers)
-    if value is None or (is_bounded(spec) and not -1e-9 <= value <= spec.most * (1 + 1e-9)):
-        most = spec.most * scale
+    value, most = row.value / scale, spec.most * scale
+    if is_bounded(spec) and not -1e-9 <= value <= spec.most * (1 + 1e-9):
         raise UserError(f"{where}: value: expected 0 to {most:g} at scale {scale:g}, got {row.value:g}")
-    if (low is None) != (high is None):
+    metric = measured_metric(spec, value, n=row.n)
+    if row.ci_low is None and row.ci_high is None:
+        return metric
+    if row.ci_low is None or row.ci_high is None:
         raise UserError(f"{where}: expected both ends of an interval, ci_low and ci_high, or none")
-    if low is not None and high is not None and not low <= value <= high:
+    if not row.ci_low <= row.value <= row.ci_high:
         raise UserError(f"{where}: value: expected it in its interval, {row.ci_low:g} to {row.ci_high:g}")
-    found = measured_metric(spec, value, n=row.n, standard_error=error if low is None else None)
-    return found if low is None else dataclasses.replace(found, ci_low=low, ci_high=high, ci_method="stated")
+    return dataclasses.replace(metric, ci_low=row.ci_low / scale, ci_high=row.ci_high / scale, ci_method="stated")
 
 
 def _spec(row: Row, where: str) -> MetricSpec:
     """This suite's metric of a benchmark, by name, else the one that the row describes."""
+    from benchmarks.tasks.encoders import classification, retrieval
     from benchmarks.tasks.mllm.task_metrics import TASK_METRICS
 
     task = TASK_METRICS.get(row.benchmark)
-    if spec := {**encoder_metrics(), **({**task.metrics, **task.extra} if task else {})}.get(row.metric):
-        return spec
+    known = {**retrieval.METRICS, **classification.METRICS, **({**task.metrics, **task.extra} if task else {})}
+    if row.metric in known:
+        return known[row.metric]
     if row.scale is None or row.higher_is_better is None:
         raise UserError(f"{where}: '{row.metric}' is no metric of this suite: expected its scale and higher_is_better")
     label = row.metric.replace("_", " ")

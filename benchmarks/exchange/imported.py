@@ -1,14 +1,12 @@
-"""Results that other tools measured: what every reader returns, and how it is made from a tool's numbers."""
+"""Results that others measured: what both readers return, and how it is made from their numbers."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 from benchmarks.results.aggregation import AGGREGATIONS
 from benchmarks.results.protocol import Entries, fingerprint
@@ -17,13 +15,11 @@ from benchmarks.results.statistics import Z95
 from benchmarks.tasks.evaluation import MetricSpec, compute_metric
 from clips.core.content import file_hash
 from clips.errors import UserError
-from clips.typed_data import from_plain
 
 if TYPE_CHECKING:
     import pandas as pd
 
 NOT_STATED = "not stated"
-Record = TypeVar("Record")
 
 
 class Imported(NamedTuple):
@@ -83,14 +79,15 @@ def make_imported(
         fingerprint=fingerprint(protocol),
         versions={} if version == NOT_STATED else {tool: version},
         created=created,
-        measured_elsewhere=origin(file, tool, version, _interval_origin(metrics.values(), items)),
+        measured_elsewhere={
+            "tool": tool,
+            "version": version,
+            "file": file.name,
+            "sha256": file_hash(file),
+            "intervals": _interval_origin(metrics.values(), items),
+        },
     )
     return Imported(result, items)
-
-
-def origin(file: Path, tool: str, version: str, intervals: str) -> dict[str, str]:
-    """The field ``measured_elsewhere``; ``intervals`` states what they are from."""
-    return {"tool": tool, "version": version, "file": file.name, "sha256": file_hash(file), "intervals": intervals}
 
 
 def _interval_origin(metrics: Iterable[Metric], items: pd.DataFrame | None) -> str:
@@ -154,54 +151,8 @@ def is_bounded(spec: MetricSpec) -> bool:
     return AGGREGATIONS[spec.aggregation].bounded if spec.aggregation else spec.scale == 100
 
 
-@functools.cache
-def encoder_metrics() -> Mapping[str, MetricSpec]:
-    """This suite's metrics of retrieval and classification, by name."""
-    from benchmarks.tasks.encoders import classification, retrieval
-
-    return {**retrieval.METRICS, **classification.METRICS}
-
-
-def unknown_metric(file: Path, tool: str, name: str, known: Iterable[str]) -> UserError:
-    """The error of a metric that is not in a reader's table."""
-    return UserError(f"{file}: {tool}: unknown metric '{name:.60}' (expected one of {', '.join(sorted(known))})")
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value of a file is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def safe_name(name: str) -> str:
     """A name of a model or benchmark as a portable file name; of a path its last two parts."""
     parts = [part for part in re.split(r"[/\\]+", name) if part not in {"", ".", ".."}]
     text = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts[-2:])).lstrip("._-")
     return text[:200] or "unnamed"
-
-
-def has_fields(kind: type, content: Any) -> bool:
-    """Whether a JSON value is an object with the required fields of a dataclass (see `parse`)."""
-    missing = dataclasses.MISSING
-    required = {
-        each.name for each in dataclasses.fields(kind) if each.default is missing and each.default_factory is missing
-    }
-    return isinstance(content, Mapping) and required <= {key.replace("-", "_") for key in content}
-
-
-def parse(kind: type[Record], content: Any, file: Path) -> Record:
-    """A dataclass from a JSON object, which may have further keys; ``n_samples`` is also the key ``n-samples``.
-
-    Raises:
-        UserError: naming the file and the field.
-    """
-    if isinstance(content, Mapping):
-        names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-        content = {name: each for key, each in content.items() if (name := key.replace("-", "_")) in names}
-    return from_plain(kind, content, what=str(file))
-
-
-def restore(plain: Mapping[str, Any], file: Path, version: str) -> Result:
-    """A result from what an export stored of it, marked as read from there."""
-    measured = plain.get("measured_elsewhere") or origin(file, "clips-bench", version, "the file")
-    what = f"{file}: the details of `clips-bench export`"
-    return from_plain(Result, {"model": {}, "versions": {}, **plain, "measured_elsewhere": measured}, what=what)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -22,10 +23,8 @@ from benchmarks.exchange.imported import (
     NOT_STATED,
     Imported,
     has_values,
-    is_number,
     make_imported,
     measured_metric,
-    parse,
 )
 from benchmarks.results.protocol import Entries, full_size_entry
 from benchmarks.tasks.mllm.caption_metrics import ImageCaptionScores
@@ -35,6 +34,7 @@ from benchmarks.tasks.mllm.unread import add_unread
 from clips.core.artifact import log_info
 from clips.errors import UserError, error_reason
 from clips.text_files import check_keys, read_json, read_json_lines
+from clips.typed_data import from_plain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,7 +67,11 @@ def read(file: Path) -> list[Imported]:
     Raises:
         UserError: a wrong type, or samples of another run.
     """
-    run = parse(Run, read_json(file), file)
+    content = read_json(file)
+    if isinstance(content, Mapping):  # "n-samples", and fields of no interest here
+        names = {each.name for each in dataclasses.fields(Run)}
+        content = {name: value for key, value in content.items() if (name := key.replace("-", "_")) in names}
+    run = from_plain(Run, content, what=str(file))
     found = [_read_task(file, run, task) for task in run.results if task in run.configs]
     return [each for each in found if each is not None]
 
@@ -151,11 +155,15 @@ def _numbers(entries: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, fl
     for key, value in entries.items():
         stated, _, answer_filter = key.partition(",")
         name = _renamed(stated)
-        if "_stderr" not in name and is_number(value) and name not in values:
+        if "_stderr" not in name and _is_number(value) and name not in values:
             values[name] = float(value)
             error = entries.get(f"{stated}_stderr,{answer_filter}")
-            errors |= {name: float(error)} if is_number(error) else {}  # type: ignore[arg-type]
+            errors |= {name: float(error)} if _is_number(error) else {}  # type: ignore[arg-type]
     return values, errors
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _samples(results: Path, task: str, count: int) -> list[dict[str, Any]]:

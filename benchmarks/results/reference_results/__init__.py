@@ -1,9 +1,9 @@
 """Reference results from papers and model cards, one CSV for each type of benchmark.
 
-Columns are ``set`` (the table's origin), ``row``, ``about``, ``source``, the settings in ``SETTINGS`` as far as they
-are printed, then ``<dataset>/<metric>`` in this suite's names, with the printed values (percent or points); the metric
-is ``unstated`` if the source does not name it, or no split of the dataset (``docvqa/unstated``). Prompt, resize and
-scorer are mostly unstated, so these results are never ranked with measured ones.
+Columns are ``set`` (the table's origin), ``row``, ``about``, ``source``, then ``<dataset>/<metric>`` in this suite's
+names, with the printed values (percent or points); the metric is ``unstated`` if the source does not name it, or no
+split of the dataset (``docvqa/unstated``). Prompt, resize and scorer are mostly unstated, so these results are never
+ranked with measured ones.
 """
 
 from __future__ import annotations
@@ -12,22 +12,13 @@ import csv
 import fnmatch
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from clips.errors import unknown_name_error
 
 _FILES = ("retrieval.csv", "mllm.csv", "encoders.csv", "openclip.csv")
-SETTINGS = (
-    *("encoder", "llm", "align.data", "instruct.data", "image_size", "image_aspect_ratio", "image_grid_pinpoints"),
-    *("vision_feature_layer", "projector.type", "chat_template", "instruct.tunable_parts"),
-    *("align.global_batch_size", "align.learning_rate", "instruct.global_batch_size", "instruct.learning_rate"),
-    *("instruct.vision_tower_lr", "align.image_aspect_ratio", "align.max_length", "align.warmup_ratio"),
-    *("instruct.max_length", "instruct.warmup_ratio", "scorer"),
-)
-"""Settings of a published LLaVA, by the names of ``llava-bridge train``, and ``scorer`` of a result's protocol."""
-UNSTATED = "unstated"
-_DESCRIBED = ("set", "row", "about", "source", *SETTINGS)
+_DESCRIBED = ("set", "row", "about", "source")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +32,6 @@ class ReferenceResult:
         about: its resolution, data or size.
         source: the publication.
         values: ``<dataset>/<metric>`` → printed value.
-        settings: name in ``SETTINGS`` → printed value; the others are unknown.
     """
 
     set: str
@@ -49,7 +39,6 @@ class ReferenceResult:
     about: str
     source: str
     values: Mapping[str, float]
-    settings: Mapping[str, str] = field(default_factory=dict)
 
 
 @functools.cache
@@ -61,10 +50,7 @@ def load_reference_results() -> tuple[ReferenceResult, ...]:
             for line in csv.DictReader(stream):
                 values = {name: float(text) for name, text in line.items() if name not in _DESCRIBED and text}
                 described = {"about": line["about"], "source": line["source"]}
-                settings = {name: line[name] for name in SETTINGS if line.get(name)}
-                found.append(
-                    ReferenceResult(set=line["set"], name=line["row"], **described, values=values, settings=settings)
-                )
+                found.append(ReferenceResult(set=line["set"], name=line["row"], **described, values=values))
     return tuple(found)
 
 
