@@ -79,16 +79,6 @@ COMMANDS = {
         target="benchmarks.report.report_command:run_report",
         positional=("directory",),
     ),
-    "card": Command(
-        help="write the evaluation results into a model's card",
-        target="benchmarks.publishing.model_card:run_card",
-        positional=("directory",),
-    ),
-    "publish": Command(
-        help="push an encoder, a LLaVA or results to the Hugging Face Hub",
-        target="benchmarks.publishing.publish:run_publish",
-        positional=("directory",),
-    ),
     "import": Command(
         help="import results of lmms-eval, or published numbers from a csv",
         target="benchmarks.exchange.import_command:run_import",

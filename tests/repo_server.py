@@ -15,7 +15,6 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 COMMIT = "d" * 40
-REFUSED = "refused"  # a name that no user may push to
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -52,9 +51,6 @@ class Hub(BaseHTTPRequestHandler):
 
     def _create(self, asked: dict[str, Any]) -> None:
         name = f"{asked['organization']}/{asked['name']}"
-        if asked["name"] == REFUSED:
-            token = self.headers.get("Authorization", "").removeprefix("Bearer ")
-            return self._reply(403, {"error": f"no right for {token}"}, {"X-Error-Message": f"no right for {token}"})
         root = self.folder / name
         if root.is_dir():
             return self._reply(409, {"error": "exists", "url": name})

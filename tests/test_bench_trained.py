@@ -139,7 +139,7 @@ def test_a_llava_reports_its_encoder_and_only_stages_that_ran(tmp_path):
     assert found.uneven == (
         "align.learning_rate 0.001 against 0.002", "encoder.steps 6 against 60", "encoder.samples 48 against 480",
     )  # fmt: skip
-    assert read_training(first).main["llm"] == "org/llm (cccccccccccc)"
+    assert read_training(first).settings["llm"].describe() == "org/llm (cccccccccccc)"
 
 
 def test_pretrained_weights_are_compared_by_their_own_training(tmp_path):

@@ -17,6 +17,7 @@ import bridge_world
 import pytest
 import torch
 from bridge_world import metrics
+from huggingface_hub import ModelCard
 from power_cut import failing_disk
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -55,6 +56,10 @@ def test_three_stages_under_the_launcher(trained: Path, bridge_encoder: Path) ->
         *(("llm_pretrain", 4), ("align", 4), ("instruct", 6))
     ]
     assert len(manifest["data"]["align"][0]["hash"]) == 64
+    card = ModelCard.load(trained / "README.md")
+    assert card.data.library_name == "transformers"
+    assert f"| encoder | `{bridge_encoder}` |" in card.text
+    assert "| instruct | 6 steps, " in card.text
     printed = (trained.parent / "printed.txt").read_text()
     assert "align: vision frozen" in printed
     assert "align: projector trainable" in printed

@@ -14,7 +14,6 @@ import pytest
 from report_material import SKILLS, edit, items_table, put_result, put_results
 from scipy import stats
 
-from benchmarks.publishing.model_card import training_facts
 from benchmarks.report.categories import category_figures, category_tables
 from benchmarks.report.correlation import correlated_pairs, correlation, correlation_figures, leave_one_out
 from benchmarks.report.figure import FigureSet
@@ -223,13 +222,6 @@ def test_rows_of_two_llms_or_recipes_and_cells_measured_otherwise_are_not_mixed(
     again = correlation_figures(build_report(six.source.directory))
     assert [len(figure.rows) for figure in again.figures] == [6, 5]
     assert [line[0] for line in again.rows] == ["retrieval T→I R@1 and gqa exact match"]
-
-
-def test_the_training_time_of_an_encoder_is_that_of_all_its_stages():
-    """Its manifest's own fields are the last stage's."""
-    stages = [{"seconds": 3600}, {"seconds": 1800}]
-    assert training_facts({"kind": "encoder", "stages": stages, "seconds": 1800}, {})["training time"] == "1 h 30 min"
-    assert training_facts({"kind": "encoder", "seconds": 1800}, {})["training time"] == "30 min 00 s"
 
 
 def with_kinds(skills: dict[str, float], count: int = 240):

@@ -189,7 +189,7 @@ def test_duplicate_results_of_a_model_and_benchmark_are_rejected(results: Path) 
 
 
 def test_a_result_whose_items_are_missing_is_shown_and_said_to_be_unchecked(results: Path) -> None:
-    """As `clips-bench publish` leaves them. Before: no report of any of the results."""
+    """Before: no report of any of the results."""
     (results / "clip/pope.items.parquet").unlink()
     value = read_result(result_path(results, "clip", "pope")).metrics["accuracy"].value
     built = build_report(results, baseline="clips")

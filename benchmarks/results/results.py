@@ -192,7 +192,7 @@ def reject_duplicates(found: Iterable[tuple[str, str, Path | None]]) -> None:
 
 
 def has_items(result: Result) -> bool:
-    """Whether the result's table of items exists next to it; `clips-bench publish` excludes it."""
+    """Whether the result's table of items exists next to it."""
     return result.path is not None and result.items is not None and _items_path(result.path, result.items).is_file()
 
 

@@ -80,15 +80,6 @@ class TrainingSettings:
     settings: Mapping[str, TrainingSetting] = field(default_factory=dict)
     unknown: tuple[str, ...] = ()
 
-    @property
-    def main(self) -> dict[str, str]:
-        """The headline settings of the model's own training: name → text."""
-        return {
-            name: each.describe()
-            for name, each in self.settings.items()
-            if is_headline_setting(name) and not _PARENT_PREFIX.match(name) and each.text != _format_value(None)
-        }
-
 
 def is_confounder(name: str) -> bool:
     """Whether models that differ in this setting cannot be compared fairly."""

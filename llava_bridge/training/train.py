@@ -19,6 +19,7 @@ from clips.core.artifact import atomic_artifact_dir, atomic_write, check_finishe
 from clips.core.identity import RUN, difference, read_run, reject_other_run, run_text
 from clips.core.trackers import TENSORBOARD_DIR, Trackers, check_trackers, open_trackers
 from clips.errors import UserError
+from clips.model_card import write_card
 from clips.parallel.visible_gpus import visible_gpus
 from clips.text_files import safe_json_loads
 from clips.typed_data import to_plain, to_yaml
@@ -143,6 +144,9 @@ def _write_output(config: LlavaTrainConfig, work: Path) -> None:
             stages=summaries,
             seconds=round(sum(summary["seconds"] for summary in summaries.values()), 1),
         )
+        if artifact_kind(config) == "llava":
+            parts = {"encoder": config.encoder, "LLM": config.llm, "LLaVA before": config.llava}
+            write_card(directory, "llava", parts=parts, stages=summaries, seed=config.seed)
     for name, summary in summaries.items():
         invalid = summary["invalid_samples"]["count"]
         skipped = f", {invalid} invalid samples skipped" if invalid else ""
