@@ -24,11 +24,6 @@ COMMANDS = {
         positional=("encoder",),
     ),
     "list": Command(help="list the built-in benchmarks", target="benchmarks.tasks.list_command:run_list"),
-    "prepare": Command(
-        help="convert local data into a format that this suite reads",
-        target="benchmarks.tasks.prepare_data:run_prepare",
-        positional=("dataset",),
-    ),
     "download": Command(
         help="download the data of MLLM benchmarks from the Hub, for offline use",
         target="benchmarks.tasks.mllm.download:run_download",
@@ -101,14 +96,6 @@ COMMANDS = {
     ),
     "verify": Command(
         help="validate the harness against reference results", target="benchmarks.analysis.verify:run_verify"
-    ),
-    "contamination": Command(
-        help="find images of a benchmark in the training data",
-        target="benchmarks.analysis.contamination:run_contamination",
-    ),
-    "schema": Command(
-        help="write JSON Schemas of all configs, for editors with YAML completion",
-        target="benchmarks.study.schema_command:write_schemas",
     ),
 }
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from script_modules import load_script
 
 COLORS = {"red": (220, 30, 30), "green": (30, 180, 40), "blue": (40, 60, 220), "white": (250, 250, 250)}
 HUB = "lmms-lab-encoder"
@@ -105,9 +106,7 @@ def write_hub(root: Path, pictures: int = 6) -> Path:
     )
     write("GQA/testdev_balanced_instructions/testdev", id=names, imageId=names, **what_color)
     write("GQA/testdev_balanced_images/testdev", id=names, image=images)
-    from benchmarks.tasks.prepare_data import GQA_README
-
-    (root / HUB / "GQA/README.md").write_text(GQA_README)
+    (root / HUB / "GQA/README.md").write_text(load_script("studies/prepare_data.py").GQA_README)
     write(
         "textvqa/data/validation",
         question_id=list(numbers),

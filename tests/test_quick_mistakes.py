@@ -63,9 +63,7 @@ MISTAKES = [
     ("benchmarks study clean none.yaml", "none.yaml: no such file"),
     ("benchmarks study accept none.yaml step", "none.yaml: no such file"),
     ("benchmarks report none", "none: no such directory"),
-    ("benchmarks card none --results none", "none: no such directory"),
     ("benchmarks verify --include recal", "did you mean 'recall'?"),
-    ("benchmarks contamination --benchmark none --training [{path: none}]", "none: no such file or directory"),
 ]
 
 

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.analysis.contamination import benchmark_images
 from clips.data.formats import DatasetSpec, read_dataset
 from clips.data.parquet_limits import check_decompressed_size, iter_record_batches
 from clips.data.sources import InvalidSampleError, SourceConfig, open_source
@@ -71,7 +70,6 @@ READERS = {
     "the bridge": lambda file: list(read_samples(ConversationSourceConfig(path=str(file), format="conversations"), 0)),
     "a benchmark": lambda file: read_dataset(DatasetSpec(path=str(file.parent), split="train"), "classes"),
     "a benchmark's table": lambda file: list(read_dataset(DatasetSpec(path=str(file)), "captions").records),
-    "overlap": lambda file: list(benchmark_images(str(file))),
 }
 
 

@@ -48,7 +48,7 @@ def states(config: StudyConfig) -> dict[str, str]:
 def test_a_study_runs_ends_with_its_report_and_is_then_done(tmp_path, capsys):
     config = write_study(tmp_path)
     assert set(states(config).values()) == {"new"}
-    plan_study(StudyPlanConfig(study=config.study, check=False, estimates=False))
+    plan_study(StudyPlanConfig(study=config.study, check=False))
     planned = capsys.readouterr().out
     assert "13 of 13 steps would run" in planned
     assert "models: clip, clips, net" in planned
@@ -80,7 +80,7 @@ def test_one_changed_line_runs_only_what_depends_on_it(tmp_path, finished_study,
     }
     for show in (
         lambda: study_status(StatusConfig(study=config.study)),
-        lambda: plan_study(StudyPlanConfig(study=config.study, estimates=False, check=False)),
+        lambda: plan_study(StudyPlanConfig(study=config.study, check=False)),
     ):
         capsys.readouterr()
         show()
@@ -234,3 +234,14 @@ def test_a_runner_that_waited_runs_the_study_as_it_is_then(tmp_path, monkeypatch
     monkeypatch.setattr(study_commands, "locked", edited_meanwhile)
     run_study(config)
     assert states(config)["encoder-late-s0"] == "done"
+
+
+def test_the_plan_names_parts_of_the_hub_that_may_change(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(study_commands, "check_command", lambda words: None)
+    monkeypatch.setattr(study_commands, "command_version", lambda words: 1)
+    content = {**SMALL, "output": str(tmp_path / "out"), "llms": {"a": "org/a", "b": "org/b@v1"}}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    plan_study(StudyPlanConfig(study=str(tmp_path / "study.yaml"), check=False, include=("net",)))
+    printed = capsys.readouterr().out
+    assert "from the Hub org/a (not pinned: add @REVISION)" in printed
+    assert "from the Hub org/b@v1\n" in printed

@@ -17,9 +17,12 @@ from report_study import make_study
 from rich.console import Console
 
 from benchmarks.study import study_commands
+from benchmarks.study.executors import GpusConfig, LocalConfig, SlurmConfig
 from benchmarks.study.locks import acquire
+from benchmarks.study.resources import Resources
 from benchmarks.study.status import StepStatus, StudyMonitor
 from benchmarks.study.step_state import LOG_FILE, read_record, step_directory, write_record
+from benchmarks.study.steps import Step, time_left
 from benchmarks.study.study_commands import StatusConfig, StudyConfig, follow, study_status
 from clips.errors import UserError
 
@@ -154,3 +157,25 @@ def test_without_a_terminal_it_prints_once(study: Path, capsys: pytest.CaptureFi
     assert "\x1b" not in said
     with pytest.raises(UserError, match="every: expected more than 0"):
         StatusConfig(study="x", every=0)
+
+
+def bare(name: str, *parents: str) -> Step:
+    return Step(name=name, kind="encoder", command=("clips", "train"), config={}, outputs=(), parents=parents)
+
+
+def test_time_left_knows_the_room_of_the_executor_and_that_children_wait_for_parents():
+    steps = [bare("one"), bare("two"), bare("wide"), bare("child", "one"), bare("done")]
+    rests = {"one": 10.0, "two": 10.0, "wide": 10.0, "child": 10.0}
+    given = {name: Resources(gpus=1) for name in ("one", "two", "child", "done")} | {"wide": Resources(gpus=4)}
+    four = GpusConfig(devices=("0", "1", "2", "3")).shares(given, 1)
+    quarters = dict.fromkeys(("one", "two", "child", "done"), 0.25)
+    assert {name: share["gpus"] for name, share in four.items()} == quarters | {"wide": 1.0}
+    assert time_left(steps, rests, four) == 20  # the chain; the GPUs are busy for 17.5
+    assert time_left(steps, rests, GpusConfig(devices=("0",)).shares(given, 8)) == 40
+    assert GpusConfig(devices=("0",)).shares({"data": Resources(gpus=0)}, 8) == {"data": {"jobs": 0.125}}
+    beside = given | {"two": Resources(gpus=0)}
+    assert time_left(steps, rests, GpusConfig(devices=("0",)).shares(beside, 1)) == 30  # it waits for no GPU
+    assert time_left(steps, rests, LocalConfig().shares(given, 2)) == 20
+    assert time_left(steps, rests, LocalConfig().shares(given, 1)) == 40
+    assert time_left(steps, rests, SlurmConfig(max_jobs=100).shares(given, 1)) == 20  # no sooner, however wide
+    assert time_left(steps, {}, four) == 0

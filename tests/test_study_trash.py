@@ -146,7 +146,7 @@ def test_plan_says_what_would_be_made_again_and_what_would_go_to_the_trash(tmp_p
     (tmp_path / "out/encoders/clips-s0/weights").write_bytes(b"0" * 5_000_000)
     config = write_study(tmp_path, encoders=OTHER)
     capsys.readouterr()
-    plan_study(StudyPlanConfig(study=config.study, estimates=False, check=False))
+    plan_study(StudyPlanConfig(study=config.study, check=False))
     said = capsys.readouterr().out
     assert "recomputed (changed: config; took 2 h 00 min); to the trash: encoders/clips-s0 (5.0 MB)\n" in said
     assert "to the trash: results/clips-tiny-s0/pope.json (0.0 MB)\n" in said

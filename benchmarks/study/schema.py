@@ -48,7 +48,6 @@ from benchmarks.study.rows import RowRecord
 from benchmarks.study.sweep import FigureSpec, Settings, SweepPoint, expand_sweeps
 from benchmarks.tasks.registry import expand_group
 from clips.errors import UserError, unknown_name_error
-from clips.planning.hardware import GPUS
 from clips.text_files import read_yaml
 from clips.typed_data import from_plain, to_plain
 
@@ -143,7 +142,6 @@ class Study:
         threads: threads of each step; by default the cores divided by ``jobs``.
         confirm_hours: steps that took longer in all are recomputed only with ``--yes``.
         executor: where steps run, see ``executors``.
-        gpu: type of GPU that ``study plan`` assumes, see ``clips.planning.hardware``.
         resources: type of step, or pattern of step names → fields of ``resources.Resources``.
         seeds: every encoder and LLaVA is trained once with each.
         paths: name → directory outside the study, for ``$name/…``.
@@ -177,7 +175,6 @@ class Study:
     confirm_hours: float = 1.0
     executor: ExecutorConfig = field(default_factory=LocalConfig)
     resources: Mapping[str, Settings] = field(default_factory=dict)
-    gpu: str | None = None
     seeds: tuple[int, ...] = (0,)
     paths: Mapping[str, str] = field(default_factory=dict)
     data: Mapping[str, Settings] = field(default_factory=dict)
@@ -215,8 +212,6 @@ class Study:
                 raise unknown_name_error(name, self.models, "encoder in 'baseline'")
         for name in self.baseline if isinstance(self.baseline, Mapping) else ():
             self._check_encoder(name, "baseline")
-        if self.gpu is not None and self.gpu not in GPUS:
-            raise unknown_name_error(self.gpu, GPUS, "type of GPU")
         if self.jobs < 1:
             raise UserError(f"jobs: expected at least 1, got {self.jobs}")
         if self.threads is not None and self.threads < 1:

@@ -268,25 +268,15 @@ def study_record(resolved: ResolvedStudy, file: str) -> StudyRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyPlanConfig(ScheduledStudyConfig):
-    """Print the steps of a study, their states, and the estimated cost of unfinished ones.
+    """Print the steps of a study, their states, and those that would run.
 
     Args:
-        gpu: type of GPU to assume (a100-80, h100, h200 …), overriding that of the study file.
-        estimates: estimate time, memory, disk and GPU hours of every step.
         check: check every unfinished step's config and that all input files exist.
     """
 
-    gpu: str | None = None
-    estimates: bool = True
-
-    def read(self) -> Study:
-        """The study with the overrides of the command line."""
-        study = super().read()
-        return dataclasses.replace(study, gpu=self.gpu or study.gpu)
-
 
 def plan_study(config: StudyPlanConfig) -> None:
-    """Print the steps of a study with their dependencies, states and estimated cost.
+    """Print the steps of a study with their dependencies and states.
 
     Raises:
         UserError: the study or a step's config is invalid, or input files are missing.
@@ -294,8 +284,6 @@ def plan_study(config: StudyPlanConfig) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from benchmarks.study.estimate import total_cost
-    from benchmarks.study.estimate_steps import estimate_steps
     from benchmarks.study.preflight import check_configs, check_input_files
 
     resolved = resolve_study(config)
@@ -303,9 +291,6 @@ def plan_study(config: StudyPlanConfig) -> None:
     states = {step.name: step_state(step, resolved.keys[step.name], output) for step in steps}
     would_run = [step for step in steps if states[step.name] != "done"]
     replaced = {each.name: each for each in resolved.replacements()}
-    estimates = {}
-    if config.estimates:
-        estimates = estimate_steps(steps, output, resources=resolved.resources, gpu=study.gpu)
     console = Console(highlight=False)
     width = max(len(step.name) for step in steps)
     for step in steps:  # no table, whose columns would be too narrow for the names
@@ -315,17 +300,12 @@ def plan_study(config: StudyPlanConfig) -> None:
             console.print(Text(f"    after {', '.join(step.parents)}", style="dim"), soft_wrap=True)
         if step.hub:
             console.print(Text(f"    from the Hub {', '.join(map(_pinned, step.hub))}", style="dim"), soft_wrap=True)
-        if step.name in estimates:
-            console.print(Text(f"    {estimates[step.name].describe()}"), soft_wrap=True)
         if step.name in replaced:
             console.print(Text(f"    {replaced[step.name].describe(output)}"), soft_wrap=True)
     rows = ", ".join(row.name for row in resolved.plan.rows)
     facts = f"models: {rows}\nbenchmarks: {', '.join(resolved.plan.benchmarks)}\noutput: {output}"
     console.print(Text(facts), soft_wrap=True)
     console.print(Text(f"{len(would_run)} of {len(steps)} steps would run"))
-    if would_run and estimates:
-        costs = {step.name: estimates[step.name] for step in would_run}
-        console.print(Text(total_cost(costs, steps, resolved.shares)), soft_wrap=True)
     if replaced:
         console.print(Text(summarize_replacements([*replaced.values()], study.confirm_hours)), soft_wrap=True)
     if config.check:

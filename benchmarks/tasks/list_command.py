@@ -29,7 +29,6 @@ class KnownDataset:
         size: approximate size on disk with its images; empty if unknown.
         license: as its source states it.
         about: further information in one line.
-        texts: number of captions or classes, where the time estimate of an encoder needs it.
     """
 
     name: str
@@ -37,14 +36,13 @@ class KnownDataset:
     size: str
     license: str
     about: str
-    texts: int | None = None
 
 
 KNOWN_DATASETS: dict[str, tuple[KnownDataset, ...]] = {
     "retrieval": (
-        KnownDataset("COCO", 5000, "6.6 GB", "CC BY 4.0 (captions)", "25,010 captions (Karpathy's test split)", 25010),
-        KnownDataset("Flickr30k", 1000, "4.4 GB", "for research", "5,000 captions (Karpathy's test split)", 5000),
-        KnownDataset("Flickr8k", 1000, "1.1 GB", "for research", "5,000 captions (Karpathy's test split)", 5000),
+        KnownDataset("COCO", 5000, "6.6 GB", "CC BY 4.0 (captions)", "25,010 captions (Karpathy's test split)"),
+        KnownDataset("Flickr30k", 1000, "4.4 GB", "for research", "5,000 captions (Karpathy's test split)"),
+        KnownDataset("Flickr8k", 1000, "1.1 GB", "for research", "5,000 captions (Karpathy's test split)"),
     ),
     "long_retrieval": (
         KnownDataset("DOCCI", 5000, "", "CC BY 4.0", "136 words each, by people"),
@@ -60,12 +58,12 @@ KNOWN_DATASETS: dict[str, tuple[KnownDataset, ...]] = {
         KnownDataset("XTD10", 1000, "", "for research", "11 languages (images of COCO)"),
     ),
     "classification": (
-        KnownDataset("ImageNet-1k", 50000, "", "for research", "1,000 classes (validation split)", 1000),
-        KnownDataset("ImageNet-V2", 10000, "", "see its source", "1,000 classes", 1000),
-        KnownDataset("ImageNet-Sketch", 50889, "", "see its source", "1,000 classes", 1000),
-        KnownDataset("ImageNet-A", 7500, "", "see its source", "200 classes", 200),
-        KnownDataset("ImageNet-R", 30000, "", "see its source", "200 classes", 200),
-        KnownDataset("ObjectNet", 18574, "", "see its source", "113 classes that ImageNet has too", 113),
+        KnownDataset("ImageNet-1k", 50000, "", "for research", "1,000 classes (validation split)"),
+        KnownDataset("ImageNet-V2", 10000, "", "see its source", "1,000 classes"),
+        KnownDataset("ImageNet-Sketch", 50889, "", "see its source", "1,000 classes"),
+        KnownDataset("ImageNet-A", 7500, "", "see its source", "200 classes"),
+        KnownDataset("ImageNet-R", 30000, "", "see its source", "200 classes"),
+        KnownDataset("ObjectNet", 18574, "", "see its source", "113 classes that ImageNet has too"),
     ),
 }
 """Benchmark → datasets; docs/protocols.md describes their formats and sources."""

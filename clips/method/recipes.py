@@ -64,19 +64,15 @@ class RecipeConfig:
         distillation: a teacher whose similarities of images and texts are imitated; null has none.
     """
 
-    name: str = field(default="clips", metadata={"choices": "clips.method.recipes:RECIPES"})
-    positives: tuple[str, ...] | None = field(default=None, metadata={"choices": "clips.method.recipes:POSITIVES"})
+    name: str = "clips"
+    positives: tuple[str, ...] | None = None
     positive_weights: tuple[float, ...] | None = None
     num_sentences: int | None = None
     hard_negatives: bool | None = None
     embedding_widths: tuple[int, ...] | None = None
-    loss: str | None = field(default=None, metadata={"choices": "clips.model.architectures:CONTRASTIVE_LOSSES"})
-    caption_strategy: str | None = field(
-        default=None, metadata={"choices": "clips.method.caption_strategies:STRATEGIES"}
-    )
-    web_caption_strategy: str | None = field(
-        default=None, metadata={"choices": "clips.method.caption_strategies:STRATEGIES"}
-    )
+    loss: str | None = None
+    caption_strategy: str | None = None
+    web_caption_strategy: str | None = None
     caption_tokens: int = 32
     web_caption_prob: float | None = None
     contrastive_loss_weight: float = 1.0

@@ -8,7 +8,7 @@ without a causal mask, the feature at the last position, that of the class token
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -153,7 +153,7 @@ class ModelConfig:
         lora: adapters that are trained instead of the towers' weights; null trains the weights.
     """
 
-    architecture: str = field(default="clips-tiny", metadata={"known": "clips.model.architectures:list_architectures"})
+    architecture: str = "clips-tiny"
     context_length: int | None = None
     image_size: int | None = None
     max_num_patches: int | None = None

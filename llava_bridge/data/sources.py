@@ -51,7 +51,7 @@ class ConversationSourceConfig:
     """
 
     path: str
-    format: str = dataclasses.field(default="llava", metadata={"choices": "llava_bridge.data.sources:READ_FORMATS"})
+    format: str = "llava"
     image_root: str | None = None
     split: str = "train"
     captions_per_image: int | None = 1

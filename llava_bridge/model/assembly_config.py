@@ -46,9 +46,7 @@ class AssemblyConfig:
     image_grid_pinpoints: list[list[int]] | None = None
     max_num_patches: int | None = None
     projector: ProjectorConfig = dataclasses.field(default_factory=ProjectorConfig)
-    chat_template: str = dataclasses.field(
-        default="auto", metadata={"known": "llava_bridge.chat_templates:CHAT_TEMPLATES"}
-    )
+    chat_template: str = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:

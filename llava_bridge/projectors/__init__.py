@@ -37,7 +37,7 @@ class ProjectorConfig:
         num_heads: for perceiver: attention heads.
     """
 
-    type: str = dataclasses.field(default=DEFAULT_PROJECTOR, metadata={"known": "llava_bridge.projectors:PROJECTORS"})
+    type: str = DEFAULT_PROJECTOR
     downsample_factor: int = 2
     num_tokens: int = 144
     num_layers: int = 3

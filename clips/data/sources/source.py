@@ -67,9 +67,7 @@ class SourceConfig:
             too: every 1,000 samples, each source's count is its ratio of all samples so far, rounded to an integer.
     """
 
-    format: str = dataclasses.field(
-        default="webdataset", metadata={"choices": "clips.data.sources.source:TRAINING_FORMATS"}
-    )
+    format: str = "webdataset"
     path: str
     image_column: str | None = None
     web_caption: str = AUTO

@@ -1,4 +1,4 @@
-"""``clips-bench prepare``: local data in the layout that lmms-eval's tasks read."""
+"""``scripts/studies/prepare_data.py``: local data as the shipped studies need them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ from typing import Any
 import bench_world as world
 import numpy as np
 import pytest
+from script_modules import load_script
 
 from benchmarks.tasks.data.caption_sets import load_caption_set
-from benchmarks.tasks.data.classification_sets import load_classification_set
-from benchmarks.tasks.data.phrase_boxes import read_scenes
-from benchmarks.tasks.prepare_data import PrepareConfig, run_prepare
 from clips.core.artifact import read_manifest
 from clips.data.formats import DatasetSpec
 from clips.data.formats.conversations import is_held_out
@@ -21,6 +19,7 @@ from clips.data.sources import SourceConfig, open_source
 from clips.errors import UserError
 
 GQA = Path(world.HUB) / "GQA"
+script = load_script("studies/prepare_data.py")
 
 
 def _cocoqa(folder: Path, photos: int = 20) -> Path:
@@ -52,11 +51,11 @@ def _read(path: Path) -> list[dict]:
 
 
 def _prepare(what: str, source: Path, output: Path, **more: Any) -> Path:
-    run_prepare(PrepareConfig(dataset=what, source=str(source), output=str(output), **more))
+    script.run_prepare(script.PrepareConfig(dataset=what, source=str(source), output=str(output), **more))
     return output
 
 
-def test_cocoqa_has_exactly_the_held_out_photos_or_all(tmp_path):
+def test_cocoqa_has_exactly_the_held_out_photos(tmp_path):
     source = _cocoqa(tmp_path / "in")
     out = _prepare("cocoqa", source, tmp_path / "out")
     held = [f"{number}.png" for number in range(20) if is_held_out(f"{number}.png")]
@@ -70,10 +69,6 @@ def test_cocoqa_has_exactly_the_held_out_photos_or_all(tmp_path):
     assert pictures[0]["image"]["bytes"] == (source / "images" / held[0]).read_bytes()
     manifest = read_manifest(out)
     assert (manifest["kind"], manifest["counts"]) == ("hub", {"images": len(held), "questions": len(questions)})
-    asked = [json.loads(line) for line in (source / "questions.jsonl").read_text().splitlines()]
-    rows = _read(_prepare("cocoqa", source, tmp_path / "all", split="all") / file)
-    assert [(row["imageId"], row["question"]) for row in rows] == [(row["image"], row["question"]) for row in asked]
-    assert _read(_prepare("cocoqa", source, tmp_path / "held", split="held_out") / file) == questions
 
 
 def test_coco_long_is_a_training_table_without_test_images(tmp_path):
@@ -115,64 +110,9 @@ def test_every_sixth_training_photo_is_held_out(tmp_path):
     assert found["held_out"] == ["5", "11"]
     assert found["train"] == [str(n) for n in range(14) if n not in (5, 11)]
     assert found["val"] == ["14", "15"]
-    with pytest.raises(UserError, match="split: held_out has none"):
-        _prepare("held_out", source, tmp_path / "other", split="val")
     (source / "dataset_mine.json").write_text("[]")
     with pytest.raises(UserError, match="expected Karpathy's format"):
         _prepare("held_out", source, tmp_path / "other")
-
-
-def test_scenes_of_one_object_become_the_splits_of_a_probe(tmp_path):
-    from clips.scenes.generate import ScenesConfig, generate_scenes
-
-    sizes = {"num_object_classes": 8, "max_objects": 2, "image_size": 32}
-    generate_scenes(ScenesConfig(output=str(tmp_path / "scenes"), num_scenes=150, **sizes))
-    out = _prepare("scene_classes", tmp_path / "scenes", tmp_path / "out")
-    train, test = (load_classification_set(str(out), split=split) for split in ("train", "test"))
-    assert list(train.classes) == list(test.classes)
-    counts = np.bincount(train.targets), np.bincount(test.targets)
-    assert (counts[1] == np.ceil((counts[0] + counts[1]) / 4)).all()
-    assert (counts[0] + counts[1]).min() >= 8
-    assert not set(test.images) & set(train.images)
-    objects = {image.replace("/", "_"): each for image, each in read_scenes(tmp_path / "scenes")}
-    for name, target in zip(test.images, test.targets, strict=True):
-        (only,) = objects[name.partition("/")[2]]
-        assert only["kind"] == test.classes[target]
-    with pytest.raises(UserError, match="expected scenes with a single object"):
-        _prepare("scene_classes", tmp_path / "scenes", tmp_path / "few", limit=9)
-
-
-def test_photos_of_one_object_become_the_splits_of_a_probe(tmp_path, shared):
-    source = shared / "data/cocoqa"
-    out = _prepare("cocoqa_classes", source, tmp_path / "out")
-    train, test = (load_classification_set(str(out), split=split) for split in ("train", "test"))
-    assert list(train.classes) == list(test.classes)
-    assert {"bus", "elephant", "giraffe"} <= set(train.classes)
-    assert not {"bu", "elephants", "giraffes"} & set(train.classes)
-    counts = np.bincount(train.targets), np.bincount(test.targets)
-    assert (counts[1] == np.ceil((counts[0] + counts[1]) / 4)).all()
-    assert (counts[0] + counts[1]).min() >= 12
-    assert not set(test.images) & set(train.images)
-    answers: dict[str, set[str]] = {}
-    for line in (source / "questions.jsonl").read_text(encoding="utf-8").splitlines():
-        if (row := json.loads(line))["type"] == "object":
-            answers.setdefault(row["image"], set()).add(row["answer"])
-    for name, target in zip(test.images, test.targets, strict=True):
-        kind = test.classes[target]
-        assert answers[name.rpartition("/")[2]] <= {kind, f"{kind}s"}
-    with pytest.raises(UserError, match="expected photos with questions of type object and one answer"):
-        _prepare("cocoqa_classes", source, tmp_path / "few", limit=20)
-
-
-def test_mmvet_is_whole(tmp_path, shared):
-    rows = _read(
-        _prepare("mmvet", shared / "data/mmvet", tmp_path / "out")
-        / world.HUB
-        / "MMVet/data/test-00000-of-00001.parquet"
-    )
-    assert (len(rows), len({row["question_id"] for row in rows})) == (218, 218)
-    assert rows[0]["capability"] == "ocr,math"  # as lmms-eval's scorer splits it
-    assert rows[0]["image"]["bytes"] == (shared / "data/mmvet/images/v1_0.jpg").read_bytes()
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::SyntaxWarning")
@@ -183,8 +123,9 @@ def test_lmms_eval_reads_what_was_written(tmp_path):
     assert gqa.eval_docs[0]["image"].size == (64, 64)
     assert gqa.eval_docs[0]["type"] == "color"
     photos = _flickr8k(tmp_path / "c")
-    for what, limit in (("karpathy", None), ("flickr8k", 3)):
-        captions = load_task("nocaps_val", "nocaps", _prepare(what, photos, tmp_path / what, limit=limit)).eval_docs
+    for limit in (None, 3):
+        data = _prepare("flickr8k", photos, tmp_path / f"c{limit}", limit=limit)
+        captions = load_task("nocaps_val", "nocaps", data).eval_docs
         assert captions["annotations_captions"] == [world.captions(number) for number in range(limit or 4)]
 
 

@@ -1,0 +1,198 @@
+"""Local data as the studies here need them: ``python scripts/studies/prepare_data.py --config FILE``."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from benchmarks.tasks.data.caption_sets import load_caption_set
+from clips.commandline.parsing import parse_config
+from clips.core.artifact import atomic_artifact_dir, atomic_write, log_info, write_manifest
+from clips.data.formats import DatasetSpec
+from clips.data.formats.conversations import is_held_out
+from clips.data.lazy_images import FileImage, LazyImage
+from clips.errors import UserError
+from clips.text_files import read_json, read_json_lines
+
+_HUB = "lmms-lab-encoder"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """Convert local data into a format that the suite reads.
+
+    Args:
+        dataset: ``cocoqa`` (the questions about photos that training excludes, as GQA), ``flickr8k`` (a split of a
+            Karpathy JSON, as NoCaps), ``coco_long`` (photos with long captions by MLLMs: a training table, and a
+            retrieval set of other photos) or ``held_out`` (a Karpathy JSON with one sixth of the training photos in a
+            split ``held_out``, to test on photos not used to choose settings).
+        source: the directory of the data: ``questions.jsonl`` or one ``dataset_*.json``, next to ``images``; for
+            coco_long the directory of both ``coco_long`` and ``coco_mini``.
+        output: the directory to write.
+        split: of flickr8k.
+        limit: use at most this number of images; for trials.
+    """
+
+    dataset: Literal["cocoqa", "flickr8k", "coco_long", "held_out"]
+    source: str
+    output: str
+    split: str = "val"
+    limit: int | None = None
+
+
+_HELD_OUT_EVERY = 6  # of Flickr8k's 6,000 photos 1,000, as many as in its other splits
+
+
+def run_prepare(config: PrepareConfig) -> None:
+    """Convert a dataset.
+
+    Raises:
+        UserError: the source is missing or malformed, or no sample remains.
+    """
+    converters = {"cocoqa": _cocoqa, "flickr8k": _flickr8k, "coco_long": _coco_long, "held_out": _held_out}
+    with atomic_artifact_dir(config.output, kind="hub") as folder:
+        details = converters[config.dataset](config, folder)
+        write_manifest(folder, kind="hub", config=config, counts=details)
+    log_info(f"{config.output}: {', '.join(f'{count} {name}' for name, count in details.items())}")
+
+
+def _cocoqa(config: PrepareConfig, folder: Path) -> dict[str, int]:
+    """The questions about held-out photos, in the format of GQA's balanced testdev."""
+    source = Path(config.source)
+    images: dict[str, None] = {}
+    questions: list[dict[str, str]] = []
+    for number, row in read_json_lines(source / "questions.jsonl", texts=("image", "question", "answer")):
+        if not is_held_out(row["image"]) or (row["image"] not in images and len(images) == config.limit):
+            continue
+        images[row["image"]] = None
+        questions.append(
+            {
+                "id": str(number),
+                "imageId": row["image"],
+                "question": row["question"],
+                "answer": row["answer"],
+                "type": str(row.get("type", "")),
+            }
+        )
+    if not questions:
+        raise UserError(f"{source / 'questions.jsonl'}: no question about a held-out photo")
+    data = folder / _HUB / "GQA"
+    texts = dict.fromkeys(("id", "imageId", "question", "answer", "type"), "string")
+    _write(data / "testdev_balanced_instructions" / "testdev-00000-of-00001.parquet", iter(questions), texts)
+    rows = ({"id": name, "image": _bytes(FileImage(source / "images", name))} for name in images)
+    columns = {"id": "string", "image": "image"}
+    _write(data / "testdev_balanced_images" / "testdev-00000-of-00001.parquet", rows, columns)
+    atomic_write(data / "README.md", GQA_README)
+    return {"images": len(images), "questions": len(questions)}
+
+
+GQA_README = """---
+configs:
+- config_name: testdev_balanced_instructions
+  data_files:
+  - split: testdev
+    path: testdev_balanced_instructions/testdev-*
+- config_name: testdev_balanced_images
+  data_files:
+  - split: testdev
+    path: testdev_balanced_images/testdev-*
+---
+"""
+
+
+def _flickr8k(config: PrepareConfig, folder: Path) -> dict[str, int]:
+    """A split's images with all captions, in the format of NoCaps' validation set."""
+    spec = DatasetSpec(path=config.source, format="karpathy", split=config.split)
+    captions = load_caption_set(spec, captions_per_image=100, limit=config.limit)
+    rows = (
+        {"image": _bytes(image), "image_id": number, "annotations_captions": list(texts)}
+        for number, (image, texts) in enumerate(zip(captions.files, captions.captions, strict=True))
+    )
+    kinds = {"image": "image", "image_id": "int64", "annotations_captions": "strings"}
+    _write(folder / _HUB / "NoCaps" / "data" / "validation-00000-of-00001.parquet", rows, kinds)
+    return {"images": len(captions.images), "captions": sum(map(len, captions.captions))}
+
+
+def _held_out(config: PrepareConfig, folder: Path) -> dict[str, int]:
+    """``dataset_held_out.json``: every sixth training photo of a Karpathy JSON is of the split ``held_out``."""
+    load_caption_set(DatasetSpec(path=config.source, format="karpathy", split="train"), limit=1)  # raises unless it is
+    path = Path(config.source)
+    path = next(path.glob("dataset_*.json")) if path.is_dir() else path
+    content = read_json(path)
+    rows = [row for row in content["images"] if row["split"] == "train"][: config.limit]
+    for row in rows[_HELD_OUT_EVERY - 1 :: _HELD_OUT_EVERY]:
+        row["split"] = "held_out"
+    atomic_write(folder / "dataset_held_out.json", json.dumps(content, ensure_ascii=False) + "\n")
+    held = sum(row["split"] == "held_out" for row in rows)
+    return {"training images": len(rows) - held, "held-out images": held}
+
+
+def _coco_long(config: PrepareConfig, folder: Path) -> dict[str, int]:
+    """``train.jsonl``: images with all ``long`` captions; ``both.jsonl``: those that also have ``human`` captions.
+
+    ``test.jsonl`` has the other images of coco_mini. Image paths are relative to ``source``, in the test to coco_mini.
+    """
+    train, both, seen = [], [], set()
+    source = Path(config.source)
+    for _, row in read_json_lines(
+        source / "coco_long/captions.jsonl", texts=("image",), others=("coco_id", "human_captions", "long_captions")
+    ):
+        image = posixpath.normpath(f"coco_long/{row['image']}")  # most are in coco_mini
+        train.append({"image": image, "long": [entry["caption"] for entry in row["long_captions"]]})
+        if row["human_captions"]:
+            both.append({**train[-1], "human": row["human_captions"]})
+        seen.add(int(row["coco_id"]))
+    test = [
+        {"image": row["image"], "captions": row["captions"]}
+        for _, row in read_json_lines(
+            source / "coco_mini/captions.jsonl", texts=("image",), others=("image_id", "captions")
+        )
+        if int(row["image_id"]) not in seen
+    ]
+    tables = {"train": train[: config.limit], "both": both[: config.limit], "test": test[: config.limit]}
+    for name, rows in tables.items():
+        atomic_write(folder / f"{name}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return {
+        "training images": len(tables["train"]),
+        "of these with human captions": len(tables["both"]),
+        "test images": len(tables["test"]),
+    }
+
+
+def _bytes(image: LazyImage) -> dict[str, Any]:
+    image.open()  # raises on a broken image now, not in the middle of an evaluation
+    return {"bytes": image.read(), "path": Path(image.name).name}
+
+
+def _write(path: Path, rows: Iterator[Mapping[str, Any]], kinds: Mapping[str, str]) -> None:
+    """Write a parquet file in the format of ``datasets``; ``kinds``: column → type."""
+    import datasets
+
+    types = {"image": datasets.Image(), "strings": datasets.List(datasets.Value("string"))}
+    features = datasets.Features({name: types.get(kind) or datasets.Value(kind) for name, kind in kinds.items()})
+    content = list(rows)
+    columns = {name: [row[name] for row in content] for name in kinds}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    datasets.disable_progress_bars()
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(str(path))
+
+
+def main() -> int:
+    """Run the command line; 2 for a mistake in it or in the data."""
+    try:
+        config = parse_config(PrepareConfig, sys.argv[1:], prog="prepare_data.py")
+        if config is not None:
+            run_prepare(config)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
