@@ -49,7 +49,7 @@ COMMANDS = {
         positional=("study",),
     ),
     "study power": Command(
-        help="print the seeds and images that a study needs to detect a difference",
+        help="print the seeds that a study needs to detect a difference",
         target="benchmarks.analysis.power_command:print_power",
         positional=("study",),
     ),

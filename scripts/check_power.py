@@ -2,10 +2,10 @@
 
     python scripts/check_power.py
 
-A pilot of a few seeds recommends a number of seeds, and a number of images, for a difference. Then studies of that size
-are simulated in which the models differ by it: 80 of 100 must find it. Pilots vary, so that the mean of the power over
-pilots is printed, with twice its standard error, next to the recommendations' 10 to 90 % range; and how often the
-printed range contains the number that has the power 0.8 in truth.
+A pilot of a few seeds recommends a number of seeds for a difference. Then studies of that size are simulated in which
+the models differ by it: 80 of 100 must find it. Pilots vary, so that the mean of the power over pilots is printed, with
+twice its standard error, next to the recommendations' 10 to 90 % range; and how often the printed range contains the
+number that has the power 0.8 in truth.
 """
 
 from __future__ import annotations
@@ -50,10 +50,6 @@ def power(world: World, gain: float, trials: int, rng: np.random.Generator) -> f
     return float(np.mean(p_values(found) < ALPHA))
 
 
-def _needed(parts: Components, name: str, gain: float, world: World) -> int | None:
-    return parts.seeds_for(gain, world.images) if name == "seeds" else parts.images_for(gain, world.seeds)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pilots", type=int, default=100)
@@ -63,21 +59,19 @@ def main() -> None:
     for world, gain in WORLDS:
         found = [pilot(world, rng) for _ in range(given.pilots)]
         print(f"{world}: a difference of {100 * gain:g} points", flush=True)
-        for name in ("seeds", "images"):
-            sizes = [_needed(parts, name, gain, world) for parts in found]
-            known = [size for size in sizes if size is not None]
-            steps = np.unique(np.quantile(known, np.linspace(0.05, 0.95, 10)).round().astype(int))
-            planned = [dataclasses.replace(world, **{name: int(size)}) for size in steps]  # type: ignore[arg-type]
-            curve = [power(each, gain, given.trials, rng) for each in planned]
-            mean = float(np.mean(np.interp(known, steps, curve)))
-            low, high = np.quantile(known, (0.1, 0.9))
-            print(f"  {name}: power {percent(mean, given.trials * len(steps))}, recommended {low:.0f} to {high:.0f}, "
-                  f"none for {len(sizes) - len(known)} of {len(sizes)} pilots", flush=True)  # fmt: skip
-            enough = next((size for size, reached in zip(steps, curve, strict=True) if reached >= 0.8), None)
-            if enough is not None:
-                ranges = [[_needed(end, name, gain, world) for end in parts.bounds()] for parts in found]
-                inside = [(low or 1e9) <= enough <= (high or 1e9) for low, high in ranges]
-                print(f"  range contains {enough}: {percent(float(np.mean(inside)), len(inside))}", flush=True)
+        sizes = [parts.seeds_for(gain) for parts in found]
+        known = [size for size in sizes if size is not None]
+        steps = np.unique(np.quantile(known, np.linspace(0.05, 0.95, 10)).round().astype(int))
+        curve = [power(dataclasses.replace(world, seeds=int(size)), gain, given.trials, rng) for size in steps]
+        mean = float(np.mean(np.interp(known, steps, curve)))
+        low, high = np.quantile(known, (0.1, 0.9))
+        print(f"  power {percent(mean, given.trials * len(steps))}, recommended {low:.0f} to {high:.0f} seeds, "
+              f"none for {len(sizes) - len(known)} of {len(sizes)} pilots", flush=True)  # fmt: skip
+        enough = next((size for size, reached in zip(steps, curve, strict=True) if reached >= 0.8), None)
+        if enough is not None:
+            ranges = [[end.seeds_for(gain) for end in parts.bounds()] for parts in found]
+            inside = [(low or 1e9) <= enough <= (high or 1e9) for low, high in ranges]
+            print(f"  range contains {enough}: {percent(float(np.mean(inside)), len(inside))}", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 import sys
@@ -15,6 +14,8 @@ from report_study import record_study
 from scipy import stats
 
 from benchmarks.cli import main
+from benchmarks.report.another_seed import column_components
+from benchmarks.report.report import build_report
 from benchmarks.results.noise import Scores, TrainingNoise, difference_estimate, training_noise
 from benchmarks.results.power import Components, variance_components
 from benchmarks.results.statistics import image_scores
@@ -53,38 +54,32 @@ def test_the_components_add_up_to_the_standard_error_of_the_report(models):
     report = difference_estimate(*models, noise)
     assert parts.interaction > 0 < parts.images
     assert parts.images + (parts.interaction + parts.training) / 4 == pytest.approx(report.standard_error**2)
-    assert parts.min_detectable(4, 500) == pytest.approx(report.min_detectable, rel=0.02)  # without its skewness
-    assert (parts.num_images, parts.num_trained, parts.degrees) == (500, 2, 6)
+    assert parts.min_detectable(4) == pytest.approx(report.min_detectable, rel=0.02)  # without its skewness
+    assert (parts.num_images, parts.num_seeds, parts.num_trained, parts.degrees) == (500, 4, 2, 6)
 
 
 def test_what_is_recommended_suffices_and_one_less_does_not(models):
     parts = variance_components([models], training_noise(models))
-    seeds = parts.seeds_for(0.1, 500)
+    seeds = parts.seeds_for(0.1)
     assert 2 < seeds < 100
-    assert parts.min_detectable(seeds, 500) <= 0.1 < parts.min_detectable(seeds - 1, 500)
-    images = parts.images_for(0.04, 20)
-    assert parts.min_detectable(20, images) <= 0.04 < parts.min_detectable(20, images - 1)
-    assert parts.seeds_for(0.1, 500, num_tests=4) > seeds
-    assert parts.seeds_for(0.0001, 500) is None
+    assert parts.min_detectable(seeds) <= 0.1 < parts.min_detectable(seeds - 1)
+    assert parts.seeds_for(0.1, num_tests=4) > seeds
+    assert parts.seeds_for(0.0001) is None
 
 
-def test_images_alone_give_students_t_and_training_alone_needs_seeds_for_any_number_of_images():
-    parts = Components(
-        images=0.0004, interaction=0.0, training=math.nan, num_images=400, image_degrees=399, num_trained=0, degrees=0
-    )
-    reach = stats.t.ppf(0.975, 1599) + stats.t.ppf(0.8, 1599)
-    assert parts.min_detectable(2, 1600) == pytest.approx(reach * 0.01, rel=1e-3)
-    trained = Components(
-        images=0.0, interaction=0.0, training=0.0004, num_images=400, image_degrees=399, num_trained=2, degrees=4
-    )
+def test_images_alone_give_students_t_and_training_alone_needs_seeds():
+    counts = {"num_images": 400, "num_seeds": 3, "image_degrees": 399}
+    parts = Components(images=0.0004, interaction=0.0, training=math.nan, num_trained=0, degrees=0, **counts)
+    reach = stats.t.ppf(0.975, 399) + stats.t.ppf(0.8, 399)
+    assert parts.min_detectable(2) == parts.min_detectable(9) == pytest.approx(reach * 0.02, rel=1e-3)
+    trained = Components(images=0.0, interaction=0.0, training=0.0004, num_trained=2, degrees=4, **counts)
     reach = stats.t.ppf(0.975, 8) + stats.t.ppf(0.8, 8)
-    assert trained.min_detectable(5, 10**7) == pytest.approx(reach * 0.02 / math.sqrt(5), rel=1e-3)
-    assert trained.images_for(0.01, 3) is None
-    answers = dataclasses.replace(trained, interaction=0.0004, training=0.0)
-    assert answers.min_detectable(5, 1600) == pytest.approx(trained.min_detectable(5, 400) / 2, rel=0.01)
+    assert trained.min_detectable(5) == pytest.approx(reach * 0.02 / math.sqrt(5), rel=5e-3)
+    assert trained.min_detectable(math.inf) == 0.0
     low, high = trained.bounds()
     assert low.training == pytest.approx(4 * 0.0004 / stats.chi2.ppf(0.9, 4))
     assert high.training == pytest.approx(4 * 0.0004 / stats.chi2.ppf(0.1, 4))
+    assert low.seeds_for(0.02) < trained.seeds_for(0.02) < high.seeds_for(0.02)
 
 
 def test_a_pretrained_model_has_no_noise_of_training(models):
@@ -106,7 +101,7 @@ def test_the_recommended_number_of_seeds_has_the_stated_power(monkeypatch):
     world = simulation.World(images=300, models=3, seeds=3, training=1.0)
     generator = np.random.default_rng(4)
     pilots = [simulation.pilot(world, generator) for _ in range(40)]
-    seeds = round(float(np.median([parts.seeds_for(0.09, 300) for parts in pilots])))
+    seeds = round(float(np.median([parts.seeds_for(0.09) for parts in pilots])))
     planned = simulation.World(images=300, models=3, seeds=seeds, training=1.0)
     assert 0.68 <= simulation.power(planned, 0.09, 120, generator) <= 0.92
 
@@ -131,39 +126,50 @@ def put_encoder(output: Path, encoder: str, shares: tuple[float, ...]) -> None:
         put_result(output / "results", f"{encoder}-s{seed}", "retrieval", items, primary=("t2i_r1",), digest=digest)
 
 
-def power_lines(study: Path, monkeypatch, *words: str) -> list[str]:
-    file = study / "power.csv"
-    arguments = ["study", "power", str(study), "--difference", "5", "--seeds", "[4]", "--output", str(file), *words]
-    monkeypatch.setattr(sys, "argv", ["clips-bench", *arguments])
+def power_cells(study: Path, monkeypatch, capsys, *words: str) -> dict[str, str]:
+    """Column → cell of the printed table of one metric."""
+    monkeypatch.setattr(sys, "argv", ["clips-bench", "study", "power", str(study), "--difference", "5", *words])
     assert main() == 0
-    return file.read_text().splitlines()
+    header, _, line = (
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith("|")
+    )
+    return dict(zip(header, line, strict=True))
 
 
-def test_the_command_prints_and_writes_the_components(study, monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "60")
-    header, line = power_lines(study, monkeypatch)
-    assert re.search("from images .* from training .* images for 5 with 4 seeds", capsys.readouterr().out)
-    assert header.startswith("metric,images,SD,from images,from image × seed,from training,seeds for 5,")
-    cells = dict(zip(header.split(","), line.split(","), strict=True))
-    shares = [int(cells[name].split()[0]) for name in ("from images", "from image × seed", "from training")]
+def test_the_command_prints_the_components(study, monkeypatch, capsys):
+    cells = power_cells(study, monkeypatch, capsys)
+    names = ["metric", "images", "SD", "from images", "from image × seed", "from training", "seeds for 5"]
+    assert list(cells) == names
+    shares = [int(cells[name].split()[0]) for name in names[3:6]]
     assert sum(shares) == pytest.approx(100, abs=1)
     assert int(cells["images"]) == 100
     needed, low, high = map(int, re.findall(r"\d+", cells["seeds for 5"]))
     assert low <= needed <= high
     over_seeds = 100 * math.sqrt(sum(np.var(shares, ddof=1) for shares in SHARES.values()))
     assert over_seeds < float(cells["SD"]) < 1.5 * over_seeds
-    _, corrected = power_lines(study, monkeypatch, "--num_tests", "9")
-    assert needed < int(corrected.split(",")[header.split(",").index("seeds for 5")].split()[0])
+    corrected = power_cells(study, monkeypatch, capsys, "--num_tests", "9")
+    assert needed < int(corrected["seeds for 5"].split()[0])
     put_encoder(study, "weak", (0.01, 0.01, 0.02))  # near an end of the scale
-    assert power_lines(study, monkeypatch) == [header, line]
+    assert power_cells(study, monkeypatch, capsys) == cells
+
+
+def test_the_report_says_what_another_seed_adds(study):
+    report = build_report(study)
+    (note,) = [note for note in report.notes if note.startswith("Another seed or stop?")]
+    (parts,) = column_components(report.table, report.evidence).values()
+    assert parts.num_seeds == 3
+    found = [100 * (1 - parts.min_detectable(seeds) / parts.min_detectable(3)) for seeds in (4, math.inf)]
+    assert 5 < found[0] < found[1] <= 100
+    assert f", by {found[0]:.0f} % and {found[1]:.0f} % on retrieval T→I R@1; the rest" in note
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--difference", "0"], "difference: expected a number above 0, got 0"),
-        (["--seeds", "[1]"], "seeds: expected numbers from 2 to 1000, got [1]"),
-        (["--output", "x.txt"], "output: expected a name that ends in .csv or .md, got 'x.txt'"),
+        (["--num_tests", "0"], "num_tests: expected at least 1, got 0"),
     ],
 )
 def test_a_wrong_setting_is_one_line(study, monkeypatch, capsys, arguments, message):

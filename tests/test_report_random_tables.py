@@ -332,6 +332,13 @@ class Reader:
             assert close(value, 100 * max(each for each in found if math.isfinite(each)))
         self._sources(sources)
 
+    def another_seed(self, values: str) -> None:
+        for value in values.split("; "):
+            found = re.fullmatch(r"by (\d+) % and (\d+) % on (\S+ \w+)", value)
+            assert found
+            assert found[3] in self.titles
+            assert 0 <= int(found[1]) <= int(found[2]) <= 100
+
     def missing(self, rows: str, names: str) -> None:
         for row, benchmark in itertools.product(re.split(r", (?!\d)| and ", rows), listed(names)):
             plain = re.sub(r" \(seeds? .*\)", "", row)
@@ -505,6 +512,8 @@ READERS: list[tuple[str, Callable[..., None]]] = [
     (r"No interval: (?P<names>.+)\. Reason: (?P<reason>.+)\.", Reader.no_interval),
     (r"Minimum detectable difference from the baseline: (?P<values>.+) \(a single test at the 5 % level with power "
      r"0\.8 and the observed variance over (?P<sources>[a-z ]+); .*\)\.", Reader.detectable),
+    (r"Another seed or stop\? The minimum detectable difference shrinks with another seed of every model, and with any "
+     r"number of seeds, (?P<values>.+); the rest is due to the images\.", Reader.another_seed),
     (rf"(?P<rows>.+) on (?P<names>b[^:]*): missing: {NOT_RUN}\.", Reader.missing),
     (r"† (?P<model>.+) on (?P<title>\S+ \w+) was measured under different settings and is not ranked .*\.",
      Reader.protocol),

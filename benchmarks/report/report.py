@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from benchmarks.report.another_seed import another_seed_notes
 from benchmarks.report.build_table import build_results_table
 from benchmarks.report.datacomp_average import datacomp_section
 from benchmarks.report.display_names import merge_display, show_names
@@ -147,7 +148,11 @@ def build_report(
         details=details,
         answer=" ".join(filter(None, answer)),
         sentences=tuple(row_summaries(table)),
-        notes=(*omission_notes(full_table, table, num_models), *table_notes(source, table, seed_table)),
+        notes=(
+            *omission_notes(full_table, table, num_models),
+            *table_notes(source, table, seed_table),
+            *another_seed_notes(table, evidence),
+        ),
         datacomp=datacomp,
         reference_results=build_reference_table(references, shown, baseline if of_reference else None),
         latex=latex,
