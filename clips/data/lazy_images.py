@@ -157,13 +157,12 @@ class TableImage(LazyImage):
             raise UserError(f"{self}: expected UTF-8 text ({error.reason})") from None
 
 
-def image_bytes(value: Any, root: str | Path, *, allow_private_network: bool = False, settings: bool = True) -> bytes:
+def image_bytes(value: Any, root: str | Path, *, settings: bool = True) -> bytes:
     """The encoded image of a table's value: bytes, ``{"bytes", "path"}``, a path or URL, or a list of one of these.
 
     Args:
         value: the value.
         root: base directory of paths, which they may not leave; see `clips.data.untrusted_files`.
-        allow_private_network: whether a URL may lead to this host or a private network.
         settings: whether the error names the setting of a data source that would allow it.
 
     Raises:
@@ -184,7 +183,7 @@ def image_bytes(value: Any, root: str | Path, *, allow_private_network: bool = F
     if value.startswith("data:") or (len(value) > _MAX_PATH and _BASE64.fullmatch(value[:_MAX_PATH])):
         raise InvalidSampleError("an image as base64 text, expected its bytes, path or URL")
     try:
-        return read_untrusted(value, directories, allow_private_network=allow_private_network)
+        return read_untrusted(value, directories)
     except ForbiddenReferenceError as error:
         allowed_by = f" (data source's '{error.setting}')" if settings and error.setting else ""
         raise InvalidSampleError(f"image rejected: {error}{allowed_by}") from None

@@ -6,13 +6,10 @@ A user's config may name any fsspec URL or a command; a table from the web may n
 from __future__ import annotations
 
 import os
-import socket
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
-from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
 
 MAX_BYTES = 64 * 2**20
 """Maximum size of a downloaded file; photos of 100 megapixels have about 40 MB."""
@@ -34,16 +31,15 @@ class ForbiddenReferenceError(Exception):
         self.setting = setting
 
 
-def read_untrusted(name: str, directories: list[Path], *, allow_private_network: bool = False) -> bytes:
+def read_untrusted(name: str, directories: list[Path]) -> bytes:
     """The content of a file named by data.
 
     Args:
         name: a path (relative to the first directory), a ``file://`` URL, or one of http, https, s3, gs, hf.
         directories: allowed directories of paths; symlinks in them are followed.
-        allow_private_network: whether a URL may lead to this host or a private network.
 
     Raises:
-        ForbiddenReferenceError: a path outside, a command, another URL scheme, a private network, or too large a file.
+        ForbiddenReferenceError: a path outside, a command, another URL scheme, or too large a file.
         OSError: the file does not exist, or cannot be reached.
         ValueError: not a path.
     """
@@ -55,7 +51,7 @@ def read_untrusted(name: str, directories: list[Path], *, allow_private_network:
     if scheme == "file":
         return _resolve_path(urllib.request.url2pathname(urllib.parse.urlsplit(name).path), directories).read_bytes()
     if scheme in {"http", "https"}:
-        return _download(name, allow_private_network=allow_private_network)
+        return _download(name)
     if scheme in _STORES and "::" not in rest:  # which would be a chain of file systems
         import fsspec
 
@@ -80,24 +76,16 @@ def _absolute_names(directory: Path) -> tuple[str, str]:
     return os.path.abspath(directory), os.path.realpath(directory)  # noqa: PTH100  which removes ".."
 
 
-def _download(url: str, *, allow_private_network: bool) -> bytes:
+def _download(url: str) -> bytes:
     import aiohttp
     from fsspec.implementations.http import HTTPFileSystem
 
-    timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
-    system = HTTPFileSystem(
-        client_kwargs={"timeout": timeout}, get_client=_unrestricted_client if allow_private_network else _public_client
-    )
+    system = HTTPFileSystem(client_kwargs={"timeout": aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)})
     try:
         with system.open(url, "rb", block_size=0) as file:
             return _read_limited(file.read)
-    except (OSError, aiohttp.ClientError, TimeoutError) as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, _PrivateNetworkError):
-            cause = cause.__cause__ or cause.__context__
-        raise (
-            OSError(str(error)) if cause is None else ForbiddenReferenceError(str(cause), "allow_private_network")
-        ) from None
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise OSError(str(error)) from None
 
 
 def _read_limited(read: Callable[[int], bytes]) -> bytes:
@@ -107,27 +95,3 @@ def _read_limited(read: Callable[[int], bytes]) -> bytes:
     if len(content) > MAX_BYTES:
         raise ForbiddenReferenceError(f"a file of more than {MAX_BYTES // 2**20} MB")
     return bytes(content)
-
-
-class _PrivateNetworkError(OSError):
-    pass
-
-
-def _public_socket(info: tuple[Any, ...]) -> socket.socket:
-    """A socket for a resolved address, checked after name resolution and for each redirect."""
-    family, kind, protocol, _, where = info
-    if not ip_address(where[0].partition("%")[0]).is_global:
-        raise _PrivateNetworkError("an address of this host or a private network")
-    return socket.socket(family, kind, protocol)
-
-
-async def _public_client(**options: Any) -> Any:
-    import aiohttp
-
-    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(socket_factory=_public_socket), **options)
-
-
-async def _unrestricted_client(**options: Any) -> Any:
-    import aiohttp
-
-    return aiohttp.ClientSession(**options)

@@ -26,7 +26,6 @@ from clips.data.formats.dataset_format import Conversation, Dataset, Location, T
 from clips.data.formats.rows import files_of_splits, is_saved, open_rows
 from clips.data.images import InvalidSampleError
 from clips.data.lazy_images import FileImage, ImageColumn, LazyImage, TableImage
-from clips.data.parquet_limits import iter_record_batches
 from clips.data.remote_files import ShardCache, expand_brace_ranges, is_remote
 from clips.errors import UserError, unknown_name_error
 from clips.model.loading import library_errors_as_user_errors
@@ -196,7 +195,7 @@ def _read_parquet(file: Path, root: Path, cache_gb: float, layout: RowLayout) ->
         paths = [leaf for leaf in leaves if leaf.startswith(f"{image_column}.") and leaf.endswith(".path")]
         read += paths or [image_column]  # paths are enough to count the images, without reading them
     with library_errors_as_user_errors(f"{file}: cannot be read as parquet"):
-        batches = iter_record_batches(str(file), file, columns=read, footer=reader.metadata)
+        batches = reader.iter_batches(_BATCH_ROWS, columns=read)
         yield from _read_batches(batches, layout, columns, images, file.name)
 
 

@@ -24,7 +24,6 @@ from clips.core.identity import digest
 from clips.data.formats.dataset_format import ALL, WHOLE, WHOLE_REQUESTS, Captioned, Dataset, Location, strict_captions
 from clips.data.images import InvalidSampleError
 from clips.data.lazy_images import FileImage, ImageColumn, LazyImage, TableImage
-from clips.data.parquet_limits import check_decompressed_size
 from clips.data.remote_files import expand_brace_ranges, is_remote
 from clips.data.tar_index import is_clutter
 from clips.errors import UserError, error_reason, unknown_name_error
@@ -88,8 +87,8 @@ def open_rows(path: str, subset: str | None, split: str) -> Any:
         elif cached := _cached_files(path, split):
             rows = datasets.concatenate_datasets([datasets.Dataset.from_file(file) for file in cached])
         else:
-            check_decompressed_size(_parquet_of_split(path, subset, split))
-            files = itertools.chain(*files_of_splits(path, subset).values()) if Path(path).is_dir() else ()
+            files = list(itertools.chain(*files_of_splits(path, subset).values())) if Path(path).is_dir() else []
+            _check_parquet(files)
             rows = datasets.load_dataset(path, subset, split=split, cache_dir=_cache_of(files))
     return undecoded(rows)
 
@@ -114,13 +113,16 @@ def files_of_splits(path: str, subset: str | None = None) -> Mapping[str, Sequen
     return datasets.load_dataset_builder(path, subset).config.data_files or {}
 
 
-def _parquet_of_split(path: str, subset: str | None, split: str) -> list[str]:
-    """The parquet files that ``datasets`` would read for a split; all of them for ``train[:9]+test``."""
-    if not Path(path).is_dir():
-        return []
-    files = files_of_splits(path, subset)
-    selected = files[split] if split in files else itertools.chain(*files.values())
-    return [file for file in selected if file.endswith(".parquet")]
+def _check_parquet(files: Sequence[str]) -> None:
+    """Raise UserError for a local parquet file that is not whole, which ``datasets`` does not name."""
+    import pyarrow.parquet
+
+    for file in files:
+        if file.endswith(".parquet") and not is_remote(file):
+            try:
+                pyarrow.parquet.read_metadata(file)
+            except (pyarrow.ArrowException, OSError) as error:
+                raise UserError(f"{file}: not a whole parquet file ({error_reason(error)})") from None
 
 
 @contextlib.contextmanager
@@ -197,7 +199,7 @@ def open_table(path: str, files: Sequence[str]) -> Any:
                 )[:32],
             )
         if suffix == ".parquet":
-            check_decompressed_size(file for file in files if not is_remote(file))
+            _check_parquet(files)
             rows = datasets.load_dataset("parquet", data_files=list(files), split="train", cache_dir=_cache_of(files))
             return undecoded(rows)
         return _json_rows(files)

@@ -21,12 +21,12 @@ import numpy as np
 from clips.core.artifact import atomic_write
 from clips.core.content import file_stamp
 from clips.data.images import InvalidSampleError
-from clips.data.parquet_limits import iter_record_batches
 from clips.data.remote_files import ShardCache, UnreachableError, is_remote
 from clips.errors import UserError, error_reason
 
 _FOOTER_THREADS = 16
 _CORRUPTION_SIGNS = ("deserializ", "thrift", "corrupt", "decompress", "malformed", "magic bytes")  # in Arrow's messages
+_BATCH_ROWS = 64  # of images, which are in memory while a row group is copied
 _MAX_OPEN = 64  # open footers and row groups per process
 
 
@@ -107,11 +107,13 @@ class ParquetRows:
 
     def _copy_group(self, file: str, group: int, target: Path) -> None:
         import pyarrow as pa
+        import pyarrow.parquet
 
         footer = self._footer_of(file)
         with _open(file) as stream:
-            parts = iter_record_batches(file, stream, columns=self.column_names, group=group, footer=footer)
             try:
+                reader = pyarrow.parquet.ParquetFile(stream, metadata=footer, pre_buffer=True)
+                parts = reader.iter_batches(_BATCH_ROWS, row_groups=[group], columns=self.column_names)
                 first = next(parts, None)
                 if first is None:
                     raise UserError(f"{file}: row group {group} is broken (it has no rows)")

@@ -54,8 +54,6 @@ class SourceConfig:
             ``cache_dir``; ``data.shuffle_buffer_shards`` counts row groups.
         image_root: tables, karpathy, coco: the directory of images; null means the directory of the table, or "images"
             next to the JSON file. Paths outside it are rejected.
-        allow_private_network: tables: whether image URLs may lead to this host or a private network. Leave it off for
-            tables from other people.
         shard_sizes: webdataset: a JSON file with the number of samples of each shard; null means sizes.json next to
             the shards. With it, a shard is opened only when it is needed; remote shards require it (``clips data
             index`` writes it).
@@ -76,7 +74,6 @@ class SourceConfig:
     subset: str | None = None
     streaming: bool = False
     image_root: str | None = None
-    allow_private_network: bool = False
     shard_sizes: str | None = None
     cache_dir: str = dataclasses.field(default="~/.cache/clips/shards", metadata=RUN_ONLY)
     max_cache_gb: float = dataclasses.field(default=100.0, metadata=RUN_ONLY)

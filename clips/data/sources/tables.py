@@ -120,9 +120,7 @@ class DatasetsSource:
         synthetic = choose_nonempty(synthetics, rng)
         if not web and not synthetic:
             raise InvalidSampleError(f"no caption '{self.config.web_caption}'")
-        allow_private = self.config.allow_private_network
-        image = image_bytes(row[self.image_column], self.image_root, allow_private_network=allow_private)
-        return Sample(image, web, synthetic)
+        return Sample(image_bytes(row[self.image_column], self.image_root), web, synthetic)
 
     @staticmethod
     def _row(rows: Any, index: int) -> dict[str, Any]:
