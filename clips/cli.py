@@ -7,10 +7,6 @@ import sys
 from clips.commandline.commands import Command, dispatch
 
 COMMANDS = {
-    "scenes": Command(
-        help="write the synthetic dataset: images, captions and questions",
-        target="clips.scenes.generate:generate_scenes",
-    ),
     "data inspect": Command(
         help="report on training data: counts, caption lengths, samples, invalid samples",
         target="clips.data.inspect_command:run_inspect",

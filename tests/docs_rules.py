@@ -46,7 +46,7 @@ _MEASURES = "measures for minutes; in miniature in tests/test_scripts.py"
 RULES = (
     # ------------------------------------------------------------ what is no command of the suite's
     Rule(has="make demo", skip="a quarter of an hour; in miniature in tests/test_packaging.py"),
-    Rule(has="study run mini", skip="tests/test_packaging.py runs it"),
+    Rule(has="study run scripts/demo/mini.yaml", skip="tests/test_packaging.py runs it"),
     Rule(has="--distributed.num_processes 8", page="README.md", skip=_CLUSTER),
     Rule(has="torchrun --nproc-per-node 8", page="README.md", skip=_CLUSTER),
     Rule(has="torchrun --nproc-per-node 8", page="docs/training.md", skip=_CLUSTER),

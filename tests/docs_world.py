@@ -17,12 +17,12 @@ import original_world
 import pandas as pd
 from docs_blocks import ROOT
 from report_material import items_table, put_result
+from script_modules import load_script
 from test_bench_compositional import _sugarcrepe, _winoground
 from test_bench_layouts_known import LONG, _xm3600, _xtd10
 
 from benchmarks.study.steps import Step
 from clips.core.artifact import write_manifest
-from clips.scenes.generate import ScenesConfig, generate_scenes
 
 PICTURES = 20
 LLAVA = """\
@@ -205,7 +205,9 @@ def _demo(output: Path, root: Path) -> None:
 def _made(step: Step, path: Path, root: Path) -> None:
     """One output of one step of the demo."""
     if step.kind == "data":
-        generate_scenes(ScenesConfig(output=str(path), split=step.config["split"], num_scenes=8, num_object_classes=8))
+        scenes = load_script("demo/make_scenes.py")
+        config = {"split": step.config["split"], "num_scenes": 8, "num_object_classes": 8}
+        scenes.make_scenes(scenes.ScenesConfig(output=str(path), **config))
     elif step.kind == "evaluation":
         skill = {"untrained": 0.1, "clip": 0.4, "clips": 0.7}[path.parent.name.split("-")[0]]
         rows = [path.parents[2] / kind / path.parent.name for kind in ("encoders", "llava")]

@@ -38,7 +38,6 @@ def _shipped() -> list[tuple[str, list[str], Any]]:
     return [
         *found,
         ("clips", ["train"], world),
-        ("clips", ["scenes"], {"output": "a", "num_scenes": 10, "split": "train", "benchmarks": {"pope": 9}}),
         (
             "clips",
             ["data", "inspect"],

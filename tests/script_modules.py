@@ -1,4 +1,7 @@
-"""Scripts as modules, so that a test calls their functions without another process."""
+"""Scripts as modules, so that a test calls their functions without another process.
+
+Those of the demo import each other by their names.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+sys.path.append(str(SCRIPTS / "demo"))
 
 
 @functools.cache

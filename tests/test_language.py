@@ -65,7 +65,7 @@ PAGES += sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rg
 TEXTS = sorted(
     path.relative_to(ROOT).as_posix()
     for pattern in (
-        "benchmarks/studies/*.yaml", "benchmarks/report/*.yaml", "benchmarks/**/*.jinja", "clips/cards/*",
+        "scripts/demo/*.yaml", "benchmarks/report/*.yaml", "benchmarks/**/*.jinja", "clips/cards/*",
         "scripts/studies/*.yaml", "scripts/configs/**/*.yaml", "scripts/slurm/*", "scripts/deepspeed/hostfile*",
     )
     for path in ROOT.glob(pattern)

@@ -20,6 +20,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("clips", "llava_bridge", "benchmarks")
+MINI = "scripts/demo/mini.yaml"
 NOT_SOURCE = shutil.ignore_patterns(".git", ".venv", "runs", "build", "dist", "*.egg-info", "__pycache__", ".*_cache")
 
 
@@ -36,12 +37,13 @@ def built(tmp_path_factory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def elsewhere(built, tmp_path_factory) -> Path:
-    """A folder with an environment of its own, ``env``, in which nothing is installed but the wheel.
+    """A folder with the demo's scripts and an environment of its own, ``env``, in which only the wheel is installed.
 
     Its dependencies are those of this environment, read where they lie: no network is needed, and the clone, which may
     be installed there for editing, is not seen.
     """
     folder = tmp_path_factory.mktemp("elsewhere")
+    shutil.copytree(ROOT / "scripts/demo", folder / "scripts/demo", ignore=NOT_SOURCE)
     venv.create(folder / "env")
     (site,) = (folder / "env" / "lib").glob("python*/site-packages")
     (site / "dependencies.pth").write_text(
@@ -93,7 +95,7 @@ def test_the_commands_of_the_wheel_run_away_from_the_clone(elsewhere):
         ended = run(elsewhere, program, "--help")
         assert ended.returncode == 0, ended.stderr
         assert f"usage: {program} COMMAND" in ended.stdout
-    planned = run(elsewhere, "clips-bench", "study", "plan", "mini")
+    planned = run(elsewhere, "clips-bench", "study", "plan", MINI)
     assert planned.returncode == 0, planned.stderr
     assert "models: untrained, clips" in planned.stdout
     assert "output: runs/mini" in planned.stdout
@@ -101,8 +103,8 @@ def test_the_commands_of_the_wheel_run_away_from_the_clone(elsewhere):
 
 @pytest.fixture(scope="module")
 def finished(elsewhere) -> Path:
-    """The directory of the demo in miniature, as the wheel alone runs it, the LLaVA under the deepspeed launcher."""
-    ended = run(elsewhere, "clips-bench", "study", "run", "mini", timeout=1200)
+    """The directory of the demo in miniature, run by the wheel and the demo's scripts alone."""
+    ended = run(elsewhere, "clips-bench", "study", "run", MINI, timeout=1200)
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert "untrained" in ended.stdout
     assert "runs/mini/report/index.html" in ended.stdout + ended.stderr
@@ -142,7 +144,7 @@ def test_every_artifact_says_where_it_comes_from(finished):
 @pytest.mark.slow
 def test_a_second_run_does_nothing(elsewhere, finished):
     before = {path: path.stat().st_mtime_ns for path in (finished / "steps").rglob("*")}
-    ended = run(elsewhere, "clips-bench", "study", "run", "mini")
+    ended = run(elsewhere, "clips-bench", "study", "run", MINI)
     assert ended.returncode == 0
     assert {path: path.stat().st_mtime_ns for path in (finished / "steps").rglob("*")} == before
 

@@ -40,7 +40,7 @@ def test_a_studys_page_has_every_section(study):
     }
     assert {each.id for each in SECTIONS if f'id="{each.id}"' not in page} == others
     said = ("Which is better?", "A note for the reader.", "no text tower", "weights are not of this architecture")
-    assert [text for text in (*said, "never evidence") if text not in page] == []  # since the data are scenes
+    assert [text for text in said if text not in page] == []
 
 
 def test_a_failed_step_explains_the_cells_behind_it(study):

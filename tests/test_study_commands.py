@@ -194,11 +194,15 @@ def test_some_encoders_and_other_seeds_by_the_command_line(tmp_path):
 
 
 def test_a_typo_in_a_step_config_is_reported_before_anything_runs():
-    content = {**SMALL, "data": {"train": {"num_scnes": 10}, "test": {}}}
-    steps = [step for step in build_plan(parse_study(content)).steps if step.kind == "data"]
-    with pytest.raises(UserError, match=r"^step data-train: .*unknown key 'num_scnes'; did you mean 'num_scenes'"):
+    content = {
+        **SMALL,
+        "data": {"train": {"command": "clips recaption", "path": "a", "modl": "b"}, "test": {"command": "x"}},
+    }
+    steps = [step for step in build_plan(parse_study(content)).steps if step.name == "data-train"]
+    with pytest.raises(UserError, match=r"^step data-train: .*unknown key 'modl'; did you mean 'model'"):
         check_configs(steps)
-    assert first_config_error([("data-test", ["clips", "scenes"], {"output": "x", "split": "test"})]) is None
+    right = {"output": "x", "path": "a", "model": "b"}
+    assert first_config_error([("data-train", ["clips", "recaption"], right)]) is None
 
 
 def test_unknown_programs_and_commands_are_rejected():

@@ -8,12 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
-from study_kills import small
-
-from benchmarks.study.schema import resolve_study_file
-from clips.errors import UserError
+from study_material import MAKE_SCENES
 
 ROOT = Path(__file__).parents[1]
 ROWS = ("untrained", "clips")
@@ -42,25 +38,34 @@ def without_sizes(study: dict[str, Any]) -> dict[str, Any]:
 def test_the_shipped_miniature_is_the_demo_but_for_its_sizes():
     demo, mini = (
         without_sizes(yaml.safe_load(file.read_text(encoding="utf-8")))
-        for file in (ROOT / "scripts" / "studies" / "demo.yaml", Path(resolve_study_file("mini")))
+        for file in (ROOT / "scripts/studies/demo.yaml", ROOT / "scripts/demo/mini.yaml")
     )
     assert mini == demo
 
 
-def test_an_unknown_study_is_rejected_and_a_file_precedes_a_shipped_study(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert resolve_study_file("mini") == str(ROOT / "benchmarks" / "studies" / "mini.yaml")
-    with pytest.raises(UserError, match="'mni'; did you mean 'mini'"):
-        resolve_study_file("mni")
-    assert resolve_study_file("no/such/mini") == "no/such/mini"  # whose reader says that it is missing
-    Path("mini").write_text("", encoding="utf-8")
-    assert resolve_study_file("mini") == "mini"
-
-
 def test_a_study_of_one_untrained_encoder_is_run_by_the_programs_themselves(tmp_path):
     """Scenes, a training of two steps and its evaluation."""
+    scenes = {"command": MAKE_SCENES, "num_object_classes": 8, "image_size": 32}
+    encoder = {
+        "model": {"architecture": "clips-rn-tiny"},
+        "data": {"sources": [{"path": "$data/train"}]},
+        "max_steps": 2,
+        "global_batch_size": 16,
+    }
+    study = {
+        "name": "tiny",
+        "output": str(tmp_path / "out"),
+        "jobs": 2,
+        "threads": 1,
+        "data": {
+            "train": {**scenes, "num_scenes": 96},
+            "test": {**scenes, "split": "test", "num_scenes": 24},
+        },
+        "encoders": {"clip": {**encoder, "recipe": {"name": "clip"}}},
+        "benchmarks": {"retrieval": {"data": "$data/test"}},
+    }
     file = tmp_path / "study.yaml"
-    file.write_text(yaml.safe_dump(small(tmp_path / "out")), encoding="utf-8")
+    file.write_text(yaml.safe_dump(study), encoding="utf-8")
     words = [sys.executable, "-m", "benchmarks.cli", "study", "run", str(file)]
     ended = subprocess.run(words, capture_output=True, text=True, timeout=900, cwd=ROOT, check=False)
     assert ended.returncode == 0, ended.stderr[-3000:]

@@ -49,7 +49,7 @@ def changed_steps(study: Study) -> set[str]:
         ("encoders.clip", {"recipe": "other"},
          {"encoder-clip", "evaluate-encoder-clip", "llava-clip", "evaluate-llava-clip"}),
         ("benchmarks.pope", {"limit": 5}, {"evaluate-llava-clip", "evaluate-llava-clips", "evaluate-llava-net"}),
-        ("data.test", {"split": "test", "num_scenes": 3}, {"data-test", "evaluate-"}),
+        ("data.test.num_scenes", 3, {"data-test", "evaluate-"}),
         ("encoders.clip.logging_steps", 5, set()),
         ("encoders.clip.distributed", {"strategy": "fsdp"}, set()),
         ("defaults.encoder.report_to", ["tensorboard"], set()),

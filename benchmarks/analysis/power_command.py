@@ -48,11 +48,11 @@ def print_power(config: PowerConfig) -> None:
     import pandas as pd
 
     from benchmarks.report.report import build_report
-    from benchmarks.study.schema import read_study, resolve_study_file
+    from benchmarks.study.schema import read_study
 
     directory = Path(config.study)
     if not directory.is_dir():
-        directory = read_study(resolve_study_file(config.study)).directory
+        directory = read_study(config.study).directory
     report = build_report(directory, selection=Selection(benchmarks=config.benchmarks))
     found = column_components(report.table, report.evidence)
     if not found:

@@ -26,11 +26,6 @@ from benchmarks.study.training_settings import CONFOUNDED_WARNING, TrainingSetti
 from benchmarks.tasks.encoders.linear_probe import IN_TRAIN, UNSEEN_ACCURACY
 from benchmarks.tasks.sizes import parts
 
-SYNTHETIC_DATA_NOTE = (
-    "The images are scenes rendered by this suite, to run and to test all parts of it; they are never evidence about "
-    "real photographs."
-)
-
 
 @dataclass(frozen=True, kw_only=True)
 class MarkStyle:
@@ -56,12 +51,10 @@ PLAIN = MarkStyle(best="", tied="")
 
 def table_notes(source: ReportSource, table: Table, seed_table: Table) -> list[str]:
     """All notes that apply, the study's own first; ``seed_table`` is the table before the aggregation of seeds."""
-    synthetic = any(record.command.startswith("clips scenes") for record in source.steps)
     results = ((name, row, each) for name in source.benchmarks for row, each in source.results(name).items())
     part_sizes = parts(results)
     return [
         *source.notes,
-        *([SYNTHETIC_DATA_NOTE] if synthetic else []),
         *_about_intervals(table),
         *_about_power(table),
         *chance_notes(table),

@@ -32,7 +32,6 @@ from llava_bridge.encoders.spec import has_text_tower
 TRAIN_ENCODER = ("clips", "train")
 TRAIN_LLAVA = ("llava-bridge", "train")
 EVALUATE = ("clips-bench", "run")
-DEFAULT_DATA_COMMAND = "clips scenes"
 ROW_EVALUATION_FIELDS = ("batch_size", "precision", "device", "overwrite")
 """Fields of ``clips-bench run`` that overrides may change."""
 _STUDY_FIELDS = ("model_name", "output", "benchmarks", "encoder")  # fields of ``clips-bench run`` that the study sets
@@ -177,9 +176,9 @@ def build_plan(study: Study) -> StudyPlan:
 
 def _add_data(builder: _PlanBuilder, name: str, settings: Settings) -> None:
     config = dict(settings)
-    command = config.pop("command", DEFAULT_DATA_COMMAND)
+    command = config.pop("command", None)
     if not isinstance(command, str) or not command.split():
-        raise UserError(f"data.{name}.command: expected a command such as '{DEFAULT_DATA_COMMAND}', got {command!r}")
+        raise UserError(f"data.{name}.command: expected a command such as 'python make.py', got {command!r}")
     output = builder.study.directory / "data" / name
     builder.add(f"data-{name}", "data", tuple(command.split()), {**config, "output": str(output)}, output)
 

@@ -129,7 +129,7 @@ def accept_outputs(config: AcceptConfig) -> None:
         resolved = resolve_study(config)
         lines = accept(resolved.plan.steps, resolved.keys, output, chosen=chosen)
         if lines and (output / RECORD_FILE).is_file():  # the report reads the keys there
-            write_study_record(output, study_record(resolved, config.file))
+            write_study_record(output, study_record(resolved, config.study))
     for line in lines or [f"{output}: no step has changed"]:
         print(strip_control_chars(line))
 

@@ -1,8 +1,8 @@
-"""The study file as frozen dataclasses, how it is found and read.
+"""The study file as frozen dataclasses, and how it is read.
 
     name: demo
     baseline: clip
-    data:       {train: {...}, test: {...}}         # created by `clips scenes` in <output>/data/<name>
+    data:       {train: {command: python make.py}}  # which writes <output>/data/train
     defaults:   {encoder: {...}, llm: {...}, llava: {...}, benchmark: {...}, evaluation: {...}}
     encoders:
       clip:         {recipe: {name: clip}}          # a mapping: trained here, overrides defaults.encoder
@@ -50,23 +50,6 @@ from benchmarks.tasks.registry import expand_group
 from clips.errors import UserError, unknown_name_error
 from clips.text_files import read_yaml
 from clips.typed_data import from_plain, to_plain
-
-BUILTIN_STUDIES_DIR = Path(__file__).parents[1] / "studies"
-
-
-def resolve_study_file(named: str) -> str:
-    """The study file of a path or of the name of a built-in study.
-
-    Raises:
-        UserError: a plain name that is neither a file nor a built-in study.
-    """
-    built_in = {path.stem: str(path) for path in BUILTIN_STUDIES_DIR.glob("*.yaml")}
-    if Path(named).is_file() or Path(named).name != named or Path(named).suffix:
-        return named
-    if named not in built_in:
-        raise unknown_name_error(named, built_in, "study (a file, or the name of a built-in study)")
-    return built_in[named]
-
 
 _OWN_FOLDERS = {"data", "encoders", "llms", "llava", "results", "steps", "report", "trash"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]{0,59}")
@@ -145,7 +128,7 @@ class Study:
         resources: type of step, or pattern of step names → fields of ``resources.Resources``.
         seeds: every encoder and LLaVA is trained once with each.
         paths: name → directory outside the study, for ``$name/…``.
-        data: name → settings of its command, ``clips scenes`` unless ``command`` names another.
+        data: name → ``command``, one of the suite's or ``python SCRIPT``, and settings, its ``--config``.
         defaults: shared settings.
         encoders: name → settings of ``clips train``, or the location of a pretrained encoder.
         llms: name → settings of ``llava-bridge train``, or the location of a pretrained LLM. Without LLMs no LLaVA is

@@ -14,7 +14,7 @@ from benchmarks.study.build_steps import StudyPlan, build_plan
 from benchmarks.study.launchers import check_command, command_settings, command_version, launch_command
 from benchmarks.study.locks import locked
 from benchmarks.study.resources import Resources, check_patterns, resolve_resources
-from benchmarks.study.schema import Study, read_study, resolve_study_file
+from benchmarks.study.schema import Study, read_study
 from benchmarks.study.status import ProgressDisplay, StudyMonitor, step_state
 from benchmarks.study.step_state import CONFIG_FILE, LOG_FILE, StepKey, is_done, step_directory, step_keys
 from benchmarks.study.study_record import RECORD_FILE, StepPlan, StudyRecord, describe_machine, write_study_record
@@ -35,7 +35,7 @@ class StudySelection:
     """A study and a part of it: the settings of all study commands.
 
     Args:
-        study: the study file, or the name of a built-in study (``mini``).
+        study: the study file.
         output: directory of the study, overriding the study file.
         paths: name → directory, overriding ``paths`` of the study file.
         seeds: overriding those of the study file.
@@ -48,14 +48,9 @@ class StudySelection:
     seeds: tuple[int, ...] | None = None
     include: tuple[str, ...] = ()
 
-    @property
-    def file(self) -> str:
-        """The study file; UserError if ``study`` is neither a file nor a built-in study."""
-        return resolve_study_file(self.study)
-
     def read(self) -> Study:
         """The study with the overrides of the command line."""
-        study = read_study(self.file, self.paths)
+        study = read_study(self.study, self.paths)
         for name in self.paths:
             if name not in study.paths:
                 raise unknown_name_error(name, study.paths, "name in 'paths'")
@@ -152,7 +147,7 @@ def resolve_study(config: StudySelection) -> ResolvedStudy:
         UserError: the study file is invalid.
     """
     plan = build_plan(config.read())
-    text = Path(config.file).read_text(encoding="utf-8")  # now, because the file may be edited while the study runs
+    text = Path(config.study).read_text(encoding="utf-8")  # now, because the file may be edited while the study runs
     check_patterns(plan.study.resources, plan.steps)
     for step in plan.steps:
         check_command(step.command)
@@ -217,7 +212,7 @@ def _run_locked(resolved: ResolvedStudy, config: StudyConfig) -> Summary:
     study, steps, output = resolved.plan.study, resolved.plan.steps, resolved.output
     done = all(is_done(step, resolved.keys[step.name], output) for step in steps)
     if not done or not (output / RECORD_FILE).is_file():
-        write_study_record(output, study_record(resolved, config.file))
+        write_study_record(output, study_record(resolved, config.study))
     with ProgressDisplay(resolved.monitor(), Console(file=sys.stderr, highlight=False)) as display:
         summary = run_steps(
             steps,
@@ -230,7 +225,7 @@ def _run_locked(resolved: ResolvedStudy, config: StudyConfig) -> Summary:
             show=display.show,
         )
     now = dataclasses.replace(resolved, keys=current_keys(resolved.plan))
-    write_study_record(output, study_record(now, config.file))
+    write_study_record(output, study_record(now, config.study))
     return summary
 
 

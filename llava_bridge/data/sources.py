@@ -32,7 +32,7 @@ class ConversationSourceConfig:
     Args:
         path: its file or directory. ``conversations``, ``vqa`` and ``webdataset`` also accept ``{000..127}`` for many
             files.
-        format: ``llava`` (LLaVA's JSON list, also ShareGPT4V's and that of ``clips scenes``), ``conversations`` (rows
+        format: ``llava`` (LLaVA's JSON list, also ShareGPT4V's), ``conversations`` (rows
             with messages or conversations and images: a directory of ``datasets``, parquet, JSON lines), ``webdataset``
             (tar shards of images and JSON), ``vqa`` (rows with question, answer and image, stored as those of
             ``conversations``), ``text`` (JSON lines with "text"), ``cocoqa`` (JSON lines of image, question, answer),

@@ -133,7 +133,7 @@ FORMATS: dict[str, Format] = {
         takes=("split", "image_root"),
     ),
     "llava": Format(
-        about="LLaVA's JSON list, also ShareGPT4V's and the one that `clips scenes` writes",
+        about="LLaVA's JSON list, also ShareGPT4V's",
         fits="conversations:is_llava",
         conversations="conversations:read_llava",
         takes=("image_root",),

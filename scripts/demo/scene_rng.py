@@ -15,17 +15,8 @@ T = TypeVar("T")
 _BLOCK = 64
 
 
-def hash64(*key: object) -> int:
-    """Return a 64-bit number that depends only on ``key``."""
-    return int.from_bytes(hashlib.sha256(_encode(key)).digest()[:8], "little")
-
-
-def random_bytes(count: int, *key: object) -> bytes:
-    """Return ``count`` evenly distributed bytes that depend only on ``key``."""
-    return hashlib.shake_256(_encode(key)).digest(count)
-
-
-def _encode(key: tuple[object, ...]) -> bytes:
+def encode(key: tuple[object, ...]) -> bytes:
+    """The bytes that a key is hashed as."""
     return "\x1f".join(str(part) for part in key).encode()
 
 
@@ -33,20 +24,17 @@ class DeterministicRng:
     """A stream of random choices named by ``key``: equal keys give equal choices."""
 
     def __init__(self, *key: object) -> None:
-        self._key = _encode(key)
+        self._key = encode(key)
         self._block = 0
         self._numbers: list[int] = []
 
-    def _next(self) -> int:
+    def below(self, limit: int) -> int:
+        """Return an integer from 0 to ``limit - 1``."""
         if not self._numbers:
             digest = hashlib.shake_256(self._key + struct.pack("<Q", self._block)).digest(8 * _BLOCK)
             self._numbers = list(struct.unpack(f"<{_BLOCK}Q", digest))
             self._block += 1
-        return self._numbers.pop()
-
-    def below(self, limit: int) -> int:
-        """Return an integer from 0 to ``limit - 1``."""
-        return (self._next() * limit) >> 64
+        return (self._numbers.pop() * limit) >> 64
 
     def between(self, low: int, high: int) -> int:
         """Return an integer from ``low`` to ``high``, both included."""
