@@ -73,7 +73,7 @@ def run_caption(config: CaptionConfig) -> None:
     except InvalidImageError as error:
         raise UserError(f"{config.image}: {error}") from None
     with torch.inference_mode():
-        _, image_tokens = next(towers.patch_token_batches(encoder.model, encoder.preprocess(image)[None]))
+        _, image_tokens = towers.encode_image(encoder.model, encoder.preprocess(image)[None])
         text_tokens = None
         if captioner.text_projection is not None:
             text_tokens = towers.encode_text(encoder.model, encoder.tokenizer([config.web_caption]))[1]

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from clips.core.artifact import atomic_write
-from clips.core.patches import make_packer
 from clips.errors import UserError, error_reason
 from clips.lazy_import import without_wandb
 from clips.method.clips_model import ClipsModel
@@ -23,7 +22,7 @@ from clips.model.captioner import Captioner, CaptionerDims
 from clips.model.hf_text import HFTextTower, own_text_towers, with_own_text_config
 from clips.model.loading import library_errors_as_user_errors, read_weights, require_finite
 from clips.model.tokenizer import ClipsTokenizer, truncate_text
-from clips.model.towers import accept_packed_images, build_towers, text_tower
+from clips.model.towers import build_towers, text_tower
 from clips.model_refs import (
     CAPTIONER_CONFIG,
     CAPTIONER_WEIGHTS,
@@ -64,8 +63,7 @@ class LoadedEncoder:
 
     Args:
         model: the open_clip model, or an `clips.model.towers.ImageTower`, in evaluation mode, on CPU, float32.
-        preprocess: image → (3, size, size) float tensor, or packed (`clips.core.patches`) if it was trained with images
-            at their own aspect ratio.
+        preprocess: image → (3, size, size) float tensor.
         tokenizer: list of n strings, and optionally another context length → (n, context length) int64 tokens; raises
             UserError without a text tower.
         config: the directory's open_clip_config.json.
@@ -107,26 +105,7 @@ def load_encoder(directory: str | Path) -> LoadedEncoder:
 
 def _checked(encoder: LoadedEncoder, directory: Path) -> LoadedEncoder:
     require_finite(encoder.model.state_dict(), str(directory))
-    return _with_own_view(encoder)
-
-
-def _with_own_view(encoder: LoadedEncoder) -> LoadedEncoder:
-    """Read images at their own aspect ratio, as transformers' SigLIP 2, if the encoder was trained so."""
-    cfg = encoder.config.get("preprocess_cfg", {})
-    if (budget := cfg.get("max_num_patches")) is None:
-        return encoder
-    from PIL.Image import Resampling
-    from transformers import Siglip2ImageProcessor
-
-    processor = Siglip2ImageProcessor(
-        patch_size=encoder.model.visual.trunk.get_patch_size()[0],
-        max_num_patches=budget,
-        resample=Resampling[cfg["interpolation"].upper()],
-        image_mean=cfg["mean"],
-        image_std=cfg["std"],
-    )
-    accept_packed_images(encoder.model)
-    return dataclasses.replace(encoder, preprocess=make_packer(processor))
+    return encoder
 
 
 def _load_image_tower(directory: Path, config: dict[str, Any]) -> LoadedEncoder:

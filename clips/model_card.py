@@ -58,7 +58,6 @@ def write_model_card(directory: Path, manifest: dict[str, Any]) -> None:
         manifest=manifest,
         config=config,
         model_cfg=encoder["model_cfg"],
-        max_num_patches=encoder["preprocess_cfg"].get("max_num_patches"),
         strategy=recipe["caption_strategy"] or RECIPES[recipe["name"]].caption_strategy,
         loss=recipe["loss"] or RECIPES[recipe["name"]].loss,
         captioner=(directory / CAPTIONER_WEIGHTS).is_file(),

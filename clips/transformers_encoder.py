@@ -1,11 +1,9 @@
-"""Encoders with a text tower that transformers loads: CLIP, MetaCLIP 2, SigLIP, SigLIP 2, AIMv2, TIPSv2.
-
-Images of SigLIP 2 NaFlex keep their aspect ratio.
-"""
+"""Encoders with a text tower that transformers loads: CLIP, MetaCLIP 2, SigLIP, SigLIP 2, AIMv2, TIPSv2."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +14,6 @@ from clips.model_refs import DUAL_MODELS
 if TYPE_CHECKING:
     import torch
 
-_NATIVE = "siglip2"  # SigLIP 2 NaFlex; those of fixed resolution are of type siglip
 _CLEANING = {
     "clip": "whitespace",  # as OpenAI's code and open_clip do, and `clips import` too; transformers keeps curly quotes
     "siglip": "canonicalize",
@@ -32,7 +29,7 @@ class TransformersEncoder:
 
     Args:
         model: both towers, in evaluation mode, on CPU, float32.
-        preprocess: image → (3, size, size) float tensor, or packed patches.
+        preprocess: image → (3, size, size) float tensor.
         tokenizer: list of n strings, and optionally another length → (n, length) int64 tokens.
         processor: transformers' image processor.
         cleaning: open_clip's name of the function that cleans texts, if there is one.
@@ -59,7 +56,6 @@ def load_transformers_encoder(path: str | Path, field: str) -> TransformersEncod
     from open_clip.tokenizer import get_clean_fn
     from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
-    from clips.core.patches import make_packer
     from clips.model.loading import library_errors_as_user_errors, load_pretrained, require_finite
     from clips.model.tokenizer import truncate_text
 
@@ -87,11 +83,17 @@ def load_transformers_encoder(path: str | Path, field: str) -> TransformersEncod
         ).input_ids
 
     padding = tokenizer.pad_token_id if config.model_type in _MASKED_PADDING else None
-    native = config.model_type == _NATIVE
-    pack = make_packer(images) if native else lambda image: images(image, return_tensors="pt").pixel_values[0]
+
+    def preprocess(image: Any) -> torch.Tensor:
+        if config.model_type == "siglip2":  # NaFlex, whose processor would keep the aspect ratio
+            side = math.isqrt(images.max_num_patches)
+            square = image.convert("RGB").resize([side * images.patch_size] * 2, images.resample)
+            return images(square, return_tensors="pt").pixel_values[:, : side**2]
+        return images(image, return_tensors="pt").pixel_values[0]
+
     return TransformersEncoder(
-        model=TransformersTowers(model.eval(), padding, native=native),
-        preprocess=pack,
+        model=TransformersTowers(model.eval(), padding),
+        preprocess=preprocess,
         tokenizer=tokenize,
         processor=images,
         cleaning=cleaning,
@@ -104,13 +106,11 @@ class TransformersTowers:
     Args:
         model: with ``get_image_features`` and ``get_text_features``.
         padding: the token that texts do not attend to; None if padding has no effect or is part of the text.
-        native: whether images keep their aspect ratio.
     """
 
-    def __init__(self, model: Any, padding: int | None, *, native: bool) -> None:
+    def __init__(self, model: Any, padding: int | None) -> None:
         self.model = model
         self.padding = padding
-        self.native = native
 
     def to(self, **options: Any) -> TransformersTowers:
         """Move or convert the model, in place."""
@@ -118,16 +118,13 @@ class TransformersTowers:
         return self
 
     def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return (B, E) of pixels (B, 3, S, S), or of images packed by `clips.core.patches`."""
-        if not self.native:
-            return self.model.get_image_features(pixel_values=pixels).pooler_output
-        from clips.core.patches import unpack
-
-        patches = unpack(pixels)
-        found = self.model.get_image_features(
-            pixel_values=patches.values, pixel_attention_mask=patches.valid.int(), spatial_shapes=patches.grids
-        )
-        return found.pooler_output
+        """Return (B, E) of pixels (B, 3, S, S), or of a square's patches (B, 1, N, P · P · 3), for SigLIP 2 NaFlex."""
+        grid: dict[str, torch.Tensor] = {}
+        if pixels.shape[1] == 1:
+            pixels = pixels[:, 0]
+            mask = pixels.new_ones(pixels.shape[:2]).long()
+            grid = {"pixel_attention_mask": mask, "spatial_shapes": mask[:, :2] * math.isqrt(pixels.shape[1])}
+        return self.model.get_image_features(pixel_values=pixels, **grid).pooler_output
 
     def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return (B, E) of tokens (B, L)."""

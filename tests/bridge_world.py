@@ -73,18 +73,6 @@ def make_encoder(directory: Path, model_cfg: dict[str, Any]) -> Any:
     return model
 
 
-def make_naflex(directory: Path) -> Path:
-    """A tiny untrained SigLIP 2 NaFlex of patches of 8 pixels, with its preprocessing."""
-    import torch
-    import transformers
-
-    torch.manual_seed(0)
-    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
-    config = transformers.Siglip2VisionConfig(**sizes, num_attention_heads=2, patch_size=8, num_patches=16)
-    processor = transformers.Siglip2ImageProcessor(patch_size=8, max_num_patches=16)
-    return save(directory, widen(transformers.Siglip2VisionModel(config), 0.1), processor)
-
-
 def make_llm(directory: Path, context: int = 128, *, width: int = 32, tied: bool = False) -> Path:
     """A tiny untrained Llama; ``tied``: its output layer has the weights of its embedding."""
     import torch

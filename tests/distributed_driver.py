@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import naflex_world  # noqa: F401  registers a model of timm
-
 from clips import train as training
 from clips.commandline.parsing import parse_config
 from clips.commandline.signals import graceful_shutdown

@@ -103,42 +103,23 @@ def test_texts_of_siglip_are_cleaned_as_by_open_clip(name: str, cleaned: bool, t
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_images_of_naflex_keep_their_aspect_ratio(precision: str, tmp_path: Path) -> None:
+def test_images_of_naflex_are_squashed(precision: str, tmp_path: Path) -> None:
+    """To more than 256 patches: bfloat16, which has no odd numbers above it, must not hold their number."""
     directory = write_model(CONFIGS["siglip2"](), tmp_path)
-    processor = transformers.Siglip2ImageProcessor(patch_size=8, max_num_patches=20)
+    processor = transformers.Siglip2ImageProcessor(patch_size=8, max_num_patches=300)
     processor.save_pretrained(directory)
     encoder = load_transformers_encoder(str(directory), "cpu", precision)
     images = [draw_image(0), draw_image(1).resize((90, 20)), draw_image(2).resize((16, 70))]
-    inputs = processor(images, return_tensors="pt")
-    assert inputs.spatial_shapes.tolist() == [[5, 4], [2, 9], [9, 2]]
+    inputs = processor([image.resize((136, 136), processor.resample) for image in images], return_tensors="pt")
+    assert inputs.spatial_shapes.tolist() == [[17, 17]] * 3
     found = embedding.embed_images(encoder, images.__getitem__, ["a", "b", "c"], 3)
     model = transformers.AutoModel.from_pretrained(directory, dtype=getattr(torch, precision)).eval()
     with torch.no_grad():
         own = model.get_image_features(**inputs.to(dtype=model.dtype)).pooler_output.float()
     tolerance = 1e-5 if precision == "float32" else 5e-3
     torch.testing.assert_close(found, torch.nn.functional.normalize(own, dim=-1), atol=tolerance, rtol=0)
-    assert encoder.preprocessing["input_resize"] == "own aspect ratio, at most 20 patches"
-    inputs["pixel_values"][1, 18:] = 9.0  # padding has no effect
-    with torch.no_grad():
-        again = model.get_image_features(**inputs.to(dtype=model.dtype)).pooler_output.float()
-    assert torch.equal(again, own)
-
-
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_grids_of_more_than_256_patches_are_exact(precision: str, tmp_path: Path, monkeypatch: Any) -> None:
-    """bfloat16 has no odd numbers above 256: neither the mask nor the sizes may be computed in it."""
-    directory = write_model(CONFIGS["siglip2"](), tmp_path)
-    transformers.Siglip2ImageProcessor(patch_size=8, max_num_patches=321).save_pretrained(directory)
-    encoder = load_transformers_encoder(str(directory), "cpu", precision)
-    images = [Image.new("RGB", size) for size in ((136, 144), (128, 160), (8 * 321, 1))]
-    inputs = transformers.AutoImageProcessor.from_pretrained(directory)(images, return_tensors="pt")
-    assert any(side > 256 and side % 2 for side in inputs.spatial_shapes.flatten().tolist())
-    seen: dict[str, torch.Tensor] = {}
-    own = encoder.model.model.get_image_features
-    monkeypatch.setattr(encoder.model.model, "get_image_features", lambda **given: seen.update(given) or own(**given))
-    embedding.embed_images(encoder, images.__getitem__, ["a", "b", "c"], 3)
-    assert torch.equal(seen["spatial_shapes"], inputs.spatial_shapes)
-    assert torch.equal(seen["pixel_attention_mask"], inputs.pixel_attention_mask)
+    stated = {name: encoder.preprocessing[name] for name in ("input_resolution", "input_resize")}
+    assert stated == {"input_resolution": 136, "input_resize": "squash"}
 
 
 def test_retrieval_compares_the_projected_vectors(tmp_path: Path) -> None:

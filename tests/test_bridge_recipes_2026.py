@@ -94,7 +94,6 @@ def miniature(name: str, folder: Path, talk: Path, tokenizer_of: Path) -> LlavaT
         llm=make_llm(folder / "llm", kind, tokenizer_of),
         image_size=large.image_size and 64,
         image_grid_pinpoints=tiles,
-        max_num_patches=large.max_num_patches and 64,
         attn_implementation=None,
         distributed=dataclasses.replace(large.distributed, num_processes=1),
         precision="fp32",
@@ -124,9 +123,9 @@ def test_a_step_of_the_last_stage_learns_what_the_recipe_names(name, tmp_path, b
     )
     assert prompt.startswith(begin)
     tokens = int((batch["input_ids"][0] == setup.model.config.image_token_id).sum())
-    # 40 × 24 pixels. A base image of 16 tokens, and 4 rows of 6 and a newline, without the padding; 10 × 6 patches of a
-    # budget of 64; a quarter of 16; and, twice in a packed row, a base tile of one token, 2 of 4 tiles and a newline
-    expected = {"llava-next-qwen2.5-7b": 16 + 4 * 7, "onevision-encoder-qwen3-4b": 10 * 6, "nanovlm-460m": 2 * (1 + 3)}
+    # 40 × 24 pixels. A base image of 16 tokens, and 4 rows of 6 and a newline, without the padding; 8 × 8 patches of 64
+    # pixels; a quarter of 16; and, twice in a packed row, a base tile of one token, 2 of 4 tiles and a newline
+    expected = {"llava-next-qwen2.5-7b": 16 + 4 * 7, "onevision-encoder-qwen3-4b": 8 * 8, "nanovlm-460m": 2 * (1 + 3)}
     assert tokens == expected.get(name, 4)
     assert ("position_ids" in batch) == (name == "nanovlm-460m")
 

@@ -59,19 +59,19 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_sample_of_tokens_depends_on_the_images_seed_alone():
     tokens = torch.arange(40.0).reshape(2, 20, 1)
     seeds = torch.tensor([5, -(2**62)])
-    both = sample_tokens(tokens, seeds, 0.35)[0]
+    both = sample_tokens(tokens, seeds, 0.35)
     assert both.shape == (2, 7, 1)
     assert all(row.tolist() == sorted(set(row.tolist())) for row in both[..., 0])  # in order, without repetition
-    assert torch.equal(sample_tokens(tokens[1:], seeds[1:], 0.35)[0], both[1:])
-    assert not torch.equal(sample_tokens(tokens, seeds + 1, 0.35)[0], both)
-    assert sample_tokens(tokens, seeds, 0.01)[0].shape == (2, 1, 1)
-    assert torch.equal(sample_tokens(tokens, seeds, 1.0)[0], tokens)
+    assert torch.equal(sample_tokens(tokens[1:], seeds[1:], 0.35), both[1:])
+    assert not torch.equal(sample_tokens(tokens, seeds + 1, 0.35), both)
+    assert sample_tokens(tokens, seeds, 0.01).shape == (2, 1, 1)
+    assert torch.equal(sample_tokens(tokens, seeds, 1.0), tokens)
 
 
 def test_each_token_and_each_pair_of_tokens_is_equally_likely():
     count, draws = 9, 20_000
     seeds = torch.from_numpy(np.random.default_rng(0).integers(1 << 62, size=draws))
-    found, _ = sample_tokens(torch.arange(float(count)).expand(draws, count)[..., None], seeds, 1 / 3)
+    found = sample_tokens(torch.arange(float(count)).expand(draws, count)[..., None], seeds, 1 / 3)
     kept = found[..., 0].long()
     chosen = F.one_hot(kept, count).sum(1).double()
     together = chosen.t() @ chosen / draws
@@ -90,7 +90,7 @@ def test_the_loss_is_the_cross_entropy_of_each_token_given_a_third_of_the_patche
     _, patches = encode_image(model.clip, batch["image"])
     total, count = 0.0, 0
     for index, target in enumerate(batch["target"]):
-        kept = sample_tokens(patches[index : index + 1], batch["visual_seed"][index : index + 1], 0.35)[0]
+        kept = sample_tokens(patches[index : index + 1], batch["visual_seed"][index : index + 1], 0.35)
         assert kept.shape[1] == int(0.35 * patches.shape[1])
         labels = shift_labels(target)
         for place in batch["target_mask"][index].nonzero()[:, 0].tolist():

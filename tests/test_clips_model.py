@@ -1,26 +1,21 @@
 from __future__ import annotations
 
-import copy
 import json
 import math
-import pickle
 
 import numpy as np
 import pytest
-import timm
 import torch
 from families import quick_of
 from torch import nn
 from torch.utils.data import default_collate
 
-from clips.core.patches import Patches
 from clips.method.clips_model import ModelConfig, build_model
 from clips.method.objectives import compute_losses
 from clips.method.optimizer import OptimizerConfig, build_optimizer
 from clips.method.recipes import RecipeConfig
 from clips.model import towers
 from clips.model.architectures import CONFIG_DIR, CaptionerConfig, read_config_file
-from clips.model.naflex_positions import make_naflex_deterministic
 from clips.model.tokenizer import ClipsTokenizer
 
 CAPTIONER = CaptionerConfig(max_length=16)
@@ -242,29 +237,3 @@ def test_a_trunk_feeds_the_captioner():
     losses["loss"].backward()
     assert model.captioner.image_projection.weight.grad.abs().max() > 0
     assert losses["caption_loss"].item() == pytest.approx(math.log(32_000), abs=1.5)
-
-
-@pytest.mark.parametrize("name", ["naflexvit_base_patch16_gap", "naflexvit_base_patch16_parfac_gap"])
-def test_positions_are_interpolated_as_by_timm_with_the_same_gradients(name: str) -> None:
-    torch.manual_seed(0)
-    theirs = timm.create_model(name, embed_dim=32, depth=1, num_heads=2, pos_embed_grid_size=(6, 6))
-    own = copy.deepcopy(theirs)
-    make_naflex_deterministic(own)
-    own = copy.deepcopy(pickle.loads(pickle.dumps(own)))  # of which nothing refers to the first one
-    grids = torch.tensor([[6, 6], [3, 9], [12, 2]])
-    inputs = Patches(torch.randn(3, 36, 16 * 16 * 3), grids).naflex_inputs()
-    features, gradients = [], []
-    for model in (own, theirs):
-        with torch.autocast("cpu", torch.bfloat16, enabled=True):
-            positions = model.embeds(inputs["patches"] * 0, patch_coord=inputs["patch_coord"])[0]
-        weights = torch.randn(positions.shape, generator=torch.Generator().manual_seed(1))
-        (positions.float() * weights).sum().backward()
-        features.append(positions)
-        gradients.append({key: value.grad for key, value in model.embeds.named_parameters() if "pos" in key})
-    torch.testing.assert_close(features[0], features[1], atol=1e-6, rtol=1e-2)
-    assert gradients[0].keys() == gradients[1].keys()
-    assert gradients[0]
-    for key, gradient in gradients[0].items():
-        torch.testing.assert_close(gradient, gradients[1][key], atol=1e-5, rtol=1e-4)
-        with pytest.raises(AssertionError):  # of nothing the gradient is zero
-            torch.testing.assert_close(gradient, torch.zeros_like(gradient))

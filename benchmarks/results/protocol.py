@@ -38,11 +38,6 @@ def full_size_entry(used: int, available: int) -> Entries:
     return {FULL_SIZE: available} if available > used else {}
 
 
-def own_aspect_ratio(max_num_patches: int) -> str:
-    """Return the value of ``input_resize`` of images at their own aspect ratio."""
-    return f"own aspect ratio, at most {max_num_patches} patches"
-
-
 def fingerprint(protocol: Protocol, *, exclude: Sequence[str] = ()) -> str:
     """SHA-256 of a protocol.
 

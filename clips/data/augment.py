@@ -10,7 +10,6 @@ import torch
 from PIL import Image, ImageStat
 from torch.nn import functional as F  # noqa: N812
 
-from clips.core.patches import ImageSize, resized, view
 from clips.data.data_config import AugmentConfig
 from clips.data.images import load_jpeg, load_rgb, read_header, reduction_factor, upright_size
 
@@ -23,19 +22,18 @@ _COLOR_RANGE, _HUE_RANGE = 0.8, 0.2  # times color_jitter: brightness, contrast,
 _UNCHANGED = list(range(256))
 
 
-def augment(image: Image.Image, size: ImageSize, config: AugmentConfig, rng: np.random.Generator) -> torch.Tensor:
+def augment(image: Image.Image, size: int, config: AugmentConfig, rng: np.random.Generator) -> torch.Tensor:
     """A random crop of an RGB image, in uint8.
 
-    It is squashed to a square (3, size, size) in channels-last memory format, or, with a budget of patches, has the
-    aspect ratio of the image, up to a patch, and is packed, see `clips.core.patches`.
+    It is squashed to a square (3, size, size) in channels-last memory format.
     """
-    box = _random_box(image.width, image.height, config.crop_scale_min, rng, _aspects(size, *image.size))
-    return _finish(_cut(image, box), _resized(box, size), size, config, rng)
+    box = _random_box(image.width, image.height, config.crop_scale_min, rng)
+    return _finish(_cut(image, box), size, config, rng)
 
 
 def read_crop(
     content: bytes,
-    size: ImageSize,
+    size: int,
     config: AugmentConfig,
     rng: np.random.Generator,
     decoded: dict[int, Any] | None = None,
@@ -54,15 +52,14 @@ def read_crop(
     """
     image, decoded = read_header(content), {} if decoded is None else decoded
     width, height = upright_size(image)
-    box = _random_box(width, height, config.crop_scale_min, rng, _aspects(size, width, height))
-    (left, top, right, bottom), target = box, _resized(box, size)
+    left, top, right, bottom = _random_box(width, height, config.crop_scale_min, rng)
     is_jpeg = image.format in ("JPEG", "MPO")
-    factor = reduction_factor(min((bottom - top) / target[0], (right - left) / target[1])) if is_jpeg else 1
+    factor = reduction_factor(min(bottom - top, right - left) / size) if is_jpeg else 1
     if factor not in decoded:
         pixels = load_jpeg(image, content, factor)
         decoded[factor] = load_rgb(image, factor) if pixels is None else pixels
     x, y = (now / full for now, full in zip(_size(decoded[factor]), (width, height), strict=True))
-    return _finish(_cut(decoded[factor], (left * x, top * y, right * x, bottom * y)), target, size, config, rng)
+    return _finish(_cut(decoded[factor], (left * x, top * y, right * x, bottom * y)), size, config, rng)
 
 
 def _size(image: Image.Image | np.ndarray) -> tuple[int, int]:
@@ -79,40 +76,25 @@ def _cut(image: Image.Image | np.ndarray, box: Box) -> np.ndarray:
     return np.ascontiguousarray(image[top:bottom, left:right])
 
 
-def _finish(
-    pixels: np.ndarray, target: tuple[int, int], size: ImageSize, config: AugmentConfig, rng: np.random.Generator
-) -> torch.Tensor:
+def _finish(pixels: np.ndarray, size: int, config: AugmentConfig, rng: np.random.Generator) -> torch.Tensor:
     # torch's resize has vector instructions, which Pillow's lacks: a third of its time. The rest is in numpy, because
     # torch would start threads in addition to those of a training on the CPU.
     rows = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-    crop = F.interpolate(rows, size=target, mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
+    crop = F.interpolate(rows, size=(size, size), mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
     if config.horizontal_flip and rng.random() < 0.5:
         crop = crop[:, ::-1]
     if config.color_jitter and rng.random() < _JITTER_PROBABILITY:
         crop = np.array(_jitter(Image.fromarray(crop), config.color_jitter, rng))
     if config.gray_scale_prob and rng.random() < config.gray_scale_prob:
         crop = np.array(Image.fromarray(crop).convert("L").convert("RGB"))
-    return view(torch.from_numpy(np.ascontiguousarray(crop)).permute(2, 0, 1), size)
+    return torch.from_numpy(np.ascontiguousarray(crop)).permute(2, 0, 1)
 
 
-def _aspects(size: ImageSize, width: int, height: int) -> tuple[float, float]:
-    """The range of a crop's aspect ratio: of images at their own aspect ratio the image's own."""
-    return _ASPECT if isinstance(size, int) else (width / height, width / height)
-
-
-def _resized(box: Box, size: ImageSize) -> tuple[int, int]:
-    """Height and width in pixels that the content of a box is resized to."""
-    left, top, right, bottom = box
-    return resized(size, bottom - top, right - left)
-
-
-def _random_box(
-    width: int, height: int, min_area: float, rng: np.random.Generator, aspects: tuple[float, float] = _ASPECT
-) -> Box:
+def _random_box(width: int, height: int, min_area: float, rng: np.random.Generator) -> Box:
     """A box of uniform area and log-uniform aspect ratio inside the image; the full image after ten misses."""
     for _ in range(10 if min_area < 1 else 0):
         area = rng.uniform(min_area, 1) * width * height
-        aspect = math.exp(rng.uniform(math.log(aspects[0]), math.log(aspects[1])))
+        aspect = math.exp(rng.uniform(math.log(_ASPECT[0]), math.log(_ASPECT[1])))
         w, h = math.sqrt(area * aspect), math.sqrt(area / aspect)
         if w <= width and h <= height:
             left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)

@@ -20,6 +20,7 @@ from clips.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
 MAX_PIXELS = 100_000_000
 MAX_ASPECT_RATIO = 200
@@ -230,3 +231,10 @@ def image_exists(root: str | Path, reference: str) -> bool:
 @functools.lru_cache(maxsize=256)
 def _tar_members(path: Path) -> TarIndex:
     return index_tar(path)
+
+
+def normalize(images: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+    """Return uint8 images (B, 3, H, W) as normalized floats, channels last in memory."""
+    import torch
+
+    return (images.contiguous(memory_format=torch.channels_last).float() / 255 - mean) / std

@@ -16,7 +16,6 @@ import torch
 
 from clips.core.artifact import MANIFEST
 from clips.core.parent_death import end_stuck_workers
-from clips.core.patches import ImageSize, stored_shape, trim_padding
 from clips.data.augment import read_crop
 from clips.data.data_config import DataConfig
 from clips.data.images import InvalidImageError
@@ -77,7 +76,7 @@ class TrainDataset(torch.utils.data.Dataset):
         self,
         config: DataConfig,
         *,
-        size: ImageSize,
+        size: int,
         seed: int,
         batch_size: int,
         prepare: Prepare,
@@ -213,7 +212,7 @@ def iterate_batches(
 ) -> Generator[dict[str, Any]]:
     """This process's part of the global batches of steps ``first_step`` … ``last_step - 1``, in order.
 
-    The images of a batch may be in memory that the next batch reuses. Packed ones are padded to the longest of them.
+    The images of a batch may be in memory that the next batch reuses.
     """
     plan = [
         step_positions(step, batch_size=data.order.batch_size, rank=rank, world_size=world_size)
@@ -227,7 +226,7 @@ def iterate_batches(
             if fetcher:
                 fetcher.reach(step)
             batch = next(batches)
-            yield {**batch, "image": trim_padding(batch["image"])}
+            yield batch
 
 
 class _SharedBatches(torch.utils.data.Dataset):
@@ -270,12 +269,12 @@ def _num_parts(batch_size: int) -> int:
     return math.ceil(batch_size / _PART)
 
 
-def _shared_shape(num_workers: int, batch_size: int, size: ImageSize) -> tuple[int, ...]:
+def _shared_shape(num_workers: int, batch_size: int, size: int) -> tuple[int, ...]:
     slots = math.ceil(num_workers * _READ_AHEAD / _num_parts(batch_size)) + 1
-    return slots, batch_size, *stored_shape(size)
+    return slots, batch_size, size, size, 3
 
 
-def shared_memory(num_workers: int, batch_size: int, size: ImageSize) -> int:
+def shared_memory(num_workers: int, batch_size: int, size: int) -> int:
     """Bytes of shared memory for the images of a process with workers, ``batch_size`` of them in its step."""
     return math.prod(_shared_shape(num_workers, batch_size, size)) if num_workers else 0
 

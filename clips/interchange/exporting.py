@@ -27,17 +27,12 @@ def export_encoder(encoder_directory: str | Path, output: str, *, format: str, l
     """
     from clips.encoder import load_encoder
     from clips.interchange.parity import compare
-    from clips.model.architectures import image_view
     from clips.model.loading import silence_transformers
 
     source = Path(encoder_directory)
     encoder = load_encoder(source)
     if "text_cfg" not in encoder.config["model_cfg"]:
         raise UserError(f"{source}: expected an encoder with a text tower; llava-bridge reads this directory as it is")
-    view = image_view(encoder.config["model_cfg"], encoder.config["preprocess_cfg"].get("max_num_patches"))
-    naflex = None if isinstance(view, int) else view
-    if format != "timm" and naflex is not None:
-        raise UserError(f"{source}: {format} has no images at their own aspect ratio; timm has")
     license = license or license_from_manifest(source)
     with atomic_artifact_dir(output, kind=format) as partial:
         with silence_transformers():
@@ -53,7 +48,7 @@ def export_encoder(encoder_directory: str | Path, output: str, *, format: str, l
             license=license,
             **parity.record(),
         )
-        write_card(partial, format, manifest=manifest, license=license, cfg=encoder.config["model_cfg"], naflex=naflex)
+        write_card(partial, format, manifest=manifest, license=license, cfg=encoder.config["model_cfg"])
     if (source / CAPTIONER_WEIGHTS).is_file():
         log_info(f"{output}: without the captioner, which {format} does not support")
     log_info(f"{output}: {format}; {parity}")

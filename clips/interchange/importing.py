@@ -176,8 +176,6 @@ def _report_preprocessing(imported: ImportedEncoder, config: ImportConfig) -> No
 
 def _describe(preprocess: Mapping[str, Any]) -> str:
     """Return what a ``preprocess_cfg`` does to an image, in words."""
-    if "max_num_patches" in preprocess:
-        return f"at their own aspect ratio, at most {preprocess['max_num_patches']} patches"
     modes = {"shortest": "shorter edge resized, center crop", "longest": "longer edge resized, padded"}
     mean, std = ([round(value, 4) for value in preprocess[name]] for name in ("mean", "std"))
     height, width = preprocess["size"]

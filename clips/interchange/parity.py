@@ -11,11 +11,10 @@ import torch
 from PIL import Image
 from torch.nn import functional as F  # noqa: N812
 
-from clips.core.patches import resized, view
 from clips.errors import UserError
 from clips.interchange.hf_files import cleaning_name, has_image_processor, has_tokenizer, load_image_processor
 from clips.interchange.imported_encoder import Features
-from clips.model.architectures import complete_preprocess_cfg, image_view
+from clips.model.architectures import complete_preprocess_cfg
 from clips.model.loading import library_errors_as_user_errors
 from clips.model.towers import text_pool_type
 
@@ -81,7 +80,7 @@ def compare(encoder: Any, features: Features, directory: Path | None = None) -> 
     """Compare an encoder with another library's model.
 
     Args:
-        encoder: a `clips.encoder.LoadedEncoder`; images are noise of its size, or of two shapes within its budget.
+        encoder: a `clips.encoder.LoadedEncoder`; images are noise of its size.
         features: computes the other model's features of pixels and tokens.
         directory: of transformers, whose image processor and tokenizer are compared as well, if it has them.
 
@@ -91,10 +90,6 @@ def compare(encoder: Any, features: Features, directory: Path | None = None) -> 
     preprocess, noise = encoder.config["preprocess_cfg"], torch.Generator().manual_seed(0)
     preprocess = complete_preprocess_cfg(preprocess, preprocess["size"])
     pixels = torch.randn(2, 3, *preprocess["size"], generator=noise)
-    if "max_num_patches" in preprocess:
-        budget = image_view(encoder.config["model_cfg"], preprocess["max_num_patches"])
-        shapes = (resized(budget, *sides) for sides in ((2, 1), (1, 1)))
-        pixels = torch.stack([view(torch.randn(3, *shape, generator=noise), budget) for shape in shapes])
     tokens = encoder.tokenizer(list(_PLAIN_TEXTS))
     ours = encoder.model.encode_image(pixels), encoder.model.encode_text(tokens)
     found = Parity(features=max(map(_difference, ours, features(pixels, tokens))))

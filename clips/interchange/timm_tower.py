@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from clips.core.patches import is_packed, unpack
 from clips.encoder import LoadedEncoder
 from clips.errors import UserError
 from clips.interchange.hf_files import mlp_ratio
@@ -47,8 +46,7 @@ def export(encoder: LoadedEncoder, directory: Path) -> Features:
     timm.models.save_for_hf(tower, str(directory), safe_serialization=True)
 
     def features(pixels: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        images = unpack(pixels).naflex_inputs() if is_packed(pixels) else pixels
-        return tower(images), encoder.model.encode_text(tokens)
+        return tower(pixels), encoder.model.encode_text(tokens)
 
     return features
 

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from clips.core.artifact import log_info
-from clips.core.patches import valid_patches
 from clips.errors import UserError
 from clips.method.recipes import Recipe, RecipeConfig
 from clips.model import architectures, towers
@@ -77,7 +76,7 @@ class ClipsModel(nn.Module):
         """Encode a batch.
 
         Args:
-            batch: "image" (B, 3, H, W), or packed (`clips.core.patches`), on the model's device; each text of the
+            batch: "image" (B, 3, H, W) on the model's device; each text of the
                 recipe (B, L) tokens; with a captioner "target" (B, T) tokens and "target_mask" (B, T) bool, and
                 "visual_seed" (B,) if it reads a sample of the visual tokens. All but the image on the CPU, so that no
                 length has to be read from the device.
@@ -104,11 +103,11 @@ class ClipsModel(nn.Module):
             if value is not None:
                 outputs[name] = (value.float().exp() if name == "logit_scale" else value.float()).sum()
         if captions and self.captioner is not None:
-            target, target_mask, valid = batch["target"], batch["target_mask"], valid_patches(batch["image"])
+            target, target_mask = batch["target"], batch["target_mask"]
             if "visual_seed" in batch:
                 ratio = self.recipe.visual_token_ratio
-                image_tokens, valid = sample_tokens(image_tokens, batch["visual_seed"], ratio, valid)
-            outputs["caption_loss_sum"] = self.captioner(image_tokens, text_tokens, target, target_mask, valid)
+                image_tokens = sample_tokens(image_tokens, batch["visual_seed"], ratio)
+            outputs["caption_loss_sum"] = self.captioner(image_tokens, text_tokens, target, target_mask)
             outputs["caption_tokens"] = target_mask.sum().to(image.device, non_blocking=True)
         return outputs
 

@@ -7,15 +7,14 @@ without a causal mask, the feature at the last position, that of the class token
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from clips.core.adapter_config import AdapterConfig
 from clips.errors import UserError, error_reason, unknown_name_error
 from clips.lazy_import import without_wandb
-from clips.model.timm_models import naflex_patch_size, pretrained_cfg, timm_vision_cfg
+from clips.model.timm_models import pretrained_cfg, timm_vision_cfg
 from clips.model.tokenizer import EOS, tokenizer_text_cfg
 from clips.model_refs import (
     HF_HUB_PREFIX,
@@ -26,9 +25,6 @@ from clips.model_refs import (
     resolve_encoder_dir,
 )
 from clips.text_files import safe_json_loads
-
-if TYPE_CHECKING:
-    from clips.core.patches import ImageSize
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -77,7 +73,6 @@ class CaptionerConfig:
 
 
 CONFIG_FIELD = "model.architecture"
-_MAX_PATCHES = 2**16
 CONFIG_DIR = Path(__file__).parent / "configs"
 _TEXT_CONVENTIONS = {"proj_bias": False, "act_kwargs": {"approximate": "tanh"}, "norm_kwargs": {"eps": 1e-6}}
 _TEXT_ATTENTION: dict[str, dict[str, Any]] = {
@@ -125,8 +120,6 @@ class ModelConfig:
             a ResNet (clips-rn-tiny, RN50) use only the samples of their own process, as in open_clip.
         context_length: tokens of a text; the architecture's if not given.
         image_size: image size in pixels; the architecture's if not given.
-        max_num_patches: train and evaluate with images at their own aspect ratio, each with as many patches as fit in
-            this number, for timm's NaFlex towers (``timm:naflexvit_…``); null squashes images to squares.
         pretrained_trunk: a safetensors file of timm weights for the image tower's trunk, if it is a timm model.
         pretrained: an encoder directory (or ``hf-hub:NAME``) of the same architecture, with the initial weights;
             positions are interpolated to other sizes and lengths, a captioner of the same shape is loaded, too. From an
@@ -156,7 +149,6 @@ class ModelConfig:
     architecture: str = "clips-tiny"
     context_length: int | None = None
     image_size: int | None = None
-    max_num_patches: int | None = None
     pretrained_trunk: str | None = None
     pretrained: str | None = None
     normalization: Literal["imagenet", "openai", "half", "identity"] | None = None
@@ -194,22 +186,6 @@ class ModelConfig:
             raise UserError(f"model.context_length: expected at least 4, got {self.context_length}")
         if self.image_size is not None and self.image_size < 1:
             raise UserError(f"model.image_size: expected a number of pixels, got {self.image_size}")
-        if self.max_num_patches is not None:
-            self._check_native()
-
-    def _check_native(self) -> None:
-        if not 1 <= self.max_num_patches < _MAX_PATCHES:  # type: ignore[operator]
-            raise UserError(
-                f"model.max_num_patches: expected 1 or more, below {_MAX_PATCHES}, got {self.max_num_patches}"
-            )
-        excluded = {
-            "image_size": "the budget limits the size",
-            "patch_dropout": "a smaller budget costs as little",
-            "cache_trunk_features": "outputs of different lengths are not cached",
-        }
-        for name, reason in excluded.items():
-            if getattr(self, name):
-                raise UserError(f"model.{name}: expected none with model.max_num_patches: {reason}")
 
     def without_initial_weights(self) -> ModelConfig:
         """Return the config of the same towers with random weights, for weights that are read afterwards, or none."""
@@ -296,8 +272,6 @@ def _vision_cfg(config: ModelConfig, vision: dict[str, Any]) -> dict[str, Any]:
     trunk = pretrained_cfg(vision["timm_model_name"]) if vision.get("timm_model_name") else None
     fixed_size = trunk.input_size[-1] if trunk is not None and trunk.fixed_input_size else None
     size = config.image_size or fixed_size or vision.get("image_size", 224)  # open_clip's default
-    if config.max_num_patches is not None:  # the largest square, which open_clip alone would use
-        size = naflex_patch_size(vision.get("timm_model_name")) * math.isqrt(config.max_num_patches)
     if fixed_size is not None and size != fixed_size:
         raise UserError(f"model.image_size: expected {fixed_size}, the fixed size of this trunk")
     patch = vision.get("patch_size")
@@ -352,17 +326,7 @@ def resolve_preprocess_cfg(config: ModelConfig) -> dict[str, Any]:
         own = read_encoder_config(resolve_encoder_dir(config.architecture, CONFIG_FIELD)).get("preprocess_cfg") or {}
         own = complete_preprocess_cfg(own, preprocess["size"])
         preprocess |= {name: own[name] for name in ("mean", "std")}
-    budget = config.max_num_patches
-    return preprocess if budget is None else preprocess | {"max_num_patches": budget}
-
-
-def image_view(cfg: dict[str, Any], max_num_patches: int | None) -> ImageSize:
-    """Return the size of the images of a ``model_cfg``: the side of a square, or with a budget that."""
-    from clips.core.patches import PatchBudget
-
-    if max_num_patches is None:
-        return int(preprocess_cfg(cfg)["size"][0])
-    return PatchBudget(naflex_patch_size(cfg["vision_cfg"].get("timm_model_name")), max_num_patches)
+    return preprocess
 
 
 def _is_open_clip_name(architecture: str) -> bool:

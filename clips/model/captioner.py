@@ -56,13 +56,9 @@ class CaptionerDims:
             raise UserError(f"captioner.num_heads: expected a divisor of the width {self.width}, got {self.heads}")
 
 
-def lower_right_mask(rows: int, columns: int, device: torch.device, valid: Tensor | None = None) -> Tensor:
-    """Return the causal mask under which the last row attends to all columns, (rows, columns) bool.
-
-    With ``valid`` (B, columns), the columns that can be attended to, it is (B, 1, rows, columns).
-    """
-    mask = torch.ones(rows, columns, dtype=torch.bool, device=device).tril(columns - rows)
-    return mask if valid is None else mask & valid[:, None, None]
+def lower_right_mask(rows: int, columns: int, device: torch.device) -> Tensor:
+    """Return the causal mask under which the last row attends to all columns, (rows, columns) bool."""
+    return torch.ones(rows, columns, dtype=torch.bool, device=device).tril(columns - rows)
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
@@ -80,9 +76,7 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) ->
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
-def combination_attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, prefix_mask: Tensor | None = None
-) -> Tensor:
+def combination_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
     """Return the decoder's attention, under the combination mask of [C].
 
     Image and web caption tokens (the prefix) attend to each other, learnable token *i* to the full prefix and to the
@@ -94,7 +88,6 @@ def combination_attention(
         key: (B, heads, prefix + T, C), of all positions.
         value: as ``key``.
         mask: `lower_right_mask` of the learnable tokens, (T, prefix + T).
-        prefix_mask: which tokens of the prefix are no padding, (B, 1, 1, prefix); None for all.
 
     Returns:
         (B, heads, Q, C).
@@ -105,16 +98,12 @@ def combination_attention(
     if query.shape[2] == length:
         return learnable
     query, key, value = (each[:, :, :prefix] for each in (query, key, value))
-    first = F.scaled_dot_product_attention(query, key, value, attn_mask=prefix_mask)
+    first = F.scaled_dot_product_attention(query, key, value)
     return torch.cat([first, learnable], dim=2)
 
 
-def sample_tokens(
-    tokens: Tensor, seeds: Tensor, ratio: float, valid: Tensor | None = None
-) -> tuple[Tensor, Tensor | None]:
+def sample_tokens(tokens: Tensor, seeds: Tensor, ratio: float) -> Tensor:
     """Return a random ``ratio`` of each image's tokens, at least one, rounded down, in their order.
-
-    With ``valid``, of its tokens without padding, and which tokens of the result are no padding.
 
     The sample is a function of the image's seed alone, so that it is the same in any batch, process and micro-batch:
     the tokens of the largest keys, which are SplitMix64 (Steele et al., 2014) of seed and position.
@@ -123,7 +112,6 @@ def sample_tokens(
         tokens: (B, I, D).
         seeds: (B,) int64, on any device.
         ratio: above 0, at most 1.
-        valid: (B, I) bool, the tokens that are no padding; None if all are.
     """
     count = tokens.shape[1]
     places = torch.arange(1, count + 1, device=tokens.device)
@@ -131,11 +119,8 @@ def sample_tokens(
     for shift, factor in _MIX:
         keys = (keys ^ ((keys >> shift) & ((1 << (64 - shift)) - 1))) * factor  # int64 has no logical shift
     keys = keys ^ ((keys >> 31) & ((1 << 33) - 1))
-    keys = keys if valid is None else keys.masked_fill(~valid, torch.iinfo(keys.dtype).min)
-    drawn, order = keys.topk(max(1, int(count * ratio)), dim=1).indices.sort(dim=1)
-    if valid is not None:
-        valid = order < (valid.sum(dim=1, keepdim=True).double() * ratio).long().clamp(min=1)
-    return tokens.gather(1, drawn[..., None].expand(-1, -1, tokens.shape[2])), valid
+    drawn = keys.topk(max(1, int(count * ratio)), dim=1).indices.sort(dim=1).values
+    return tokens.gather(1, drawn[..., None].expand(-1, -1, tokens.shape[2]))
 
 
 class Block(nn.Module):
@@ -159,15 +144,15 @@ class Block(nn.Module):
         for linear in (self.query, self.key_value, self.out, self.mlp_in, self.mlp_out):
             nn.init.zeros_(linear.bias)
 
-    def forward(self, x: Tensor, mask: Tensor, first: int = 0, prefix_mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor, first: int = 0) -> Tensor:
         """Return positions ``first``… of the next layer, (B, L - first, D), from all positions (B, L, D).
 
-        ``first`` is 0 or the first learnable token; see `combination_attention` for the masks.
+        ``first`` is 0 or the first learnable token; see `combination_attention` for the mask.
         """
         y = self.norm_1(x)
         query = self._split(self.query(y[:, first:]))
         key, value = (self._split(part) for part in self.key_value(y).chunk(2, dim=-1))
-        attended = combination_attention(query, key, value, mask, prefix_mask)
+        attended = combination_attention(query, key, value, mask)
         x = x[:, first:] + self.out(attended.transpose(1, 2).flatten(2))
         return x + self.mlp_out(F.gelu(self.mlp_in(self.norm_2(x)), approximate="tanh"))
 
@@ -212,14 +197,7 @@ class Captioner(nn.Module):
         self.blocks = nn.ModuleList(Block(shape.width, shape.heads, shape.layers) for _ in range(shape.layers))
         self.head = CaptionHead(shape.width, shape.vocabulary)
 
-    def forward(
-        self,
-        image_tokens: Tensor,
-        text_tokens: Tensor | None,
-        target: Tensor,
-        counted: Tensor,
-        valid: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, image_tokens: Tensor, text_tokens: Tensor | None, target: Tensor, counted: Tensor) -> Tensor:
         """Return the sum-reduced cross-entropy () over the counted labels of a batch.
 
         Samples are decoded in groups of similar length, each only up to its last counted label: earlier tokens do not
@@ -231,7 +209,6 @@ class Captioner(nn.Module):
             target: (B, T) rows of ``ClipsTokenizer.encode_target``, on the CPU or the model's device.
             counted: (B, T) bool, the counted labels; label *i* is target token *i* + 1. On the CPU: what is computed
                 depends on it.
-            valid: (B, I) bool, the image tokens that are no padding; None if all are.
         """
         device = image_tokens.device
         positions = torch.arange(1, counted.shape[1] + 1, device=counted.device)
@@ -245,8 +222,7 @@ class Captioner(nn.Module):
             rows, indices = (value.to(device, non_blocking=True) for value in (group, counted_indices))
             image = image_tokens.index_select(0, rows)
             text = None if text_tokens is None else text_tokens.index_select(0, rows)
-            mask = None if valid is None else valid.index_select(0, rows)
-            hidden.append(self.decode(image, text, length, targets, mask).flatten(0, 1).index_select(0, indices))
+            hidden.append(self.decode(image, text, length, targets).flatten(0, 1).index_select(0, indices))
         return self.head(torch.cat(hidden), torch.cat(labels).to(device, non_blocking=True))
 
     def logits(self, image_tokens: Tensor, text_tokens: Tensor | None, target: Tensor | None = None) -> Tensor:
@@ -260,12 +236,8 @@ class Captioner(nn.Module):
         text_tokens: Tensor | None,
         length: int | None = None,
         target: Tensor | None = None,
-        valid: Tensor | None = None,
     ) -> Tensor:
-        """Return hidden states (B, length, D) of the first ``length`` learnable tokens (all if not given).
-
-        ``valid`` (B, I) marks the image tokens that are no padding.
-        """
+        """Return hidden states (B, length, D) of the first ``length`` learnable tokens (all if not given)."""
         queries = self.learnable_tokens[:length].expand(image_tokens.shape[0], -1, -1)
         if self.embedding is not None:
             assert target is not None
@@ -274,15 +246,11 @@ class Captioner(nn.Module):
         if self.text_projection is not None:
             prefix = torch.cat([prefix, self.text_projection(text_tokens)], dim=1)
         start = prefix.shape[1]
-        columns, prefix_mask = start + queries.shape[1], None
-        if valid is not None:
-            valid = F.pad(valid, (0, columns - valid.shape[1]), value=True)  # texts and learnable tokens
-            prefix_mask = valid[:, None, None, :start]
-        mask = lower_right_mask(queries.shape[1], columns, prefix.device, valid)
+        mask = lower_right_mask(queries.shape[1], start + queries.shape[1], prefix.device)
         x = torch.cat([prefix, queries.to(prefix.dtype)], dim=1)
         for number, block in enumerate(self.blocks, 1):
             first = start if number == len(self.blocks) else 0  # the last block's prefix is not used
-            x = block(x, mask, first, prefix_mask)
+            x = block(x, mask, first)
         return x
 
 

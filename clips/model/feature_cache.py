@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from clips.core.cache import tensor_cache
 from clips.core.content import cache_directory
-from clips.core.patches import normalize
+from clips.data.images import normalize
 from clips.errors import UserError
 
 Forward = Callable[[Tensor], Tensor]

@@ -51,19 +51,3 @@ def pretrained_cfg(name: str) -> Any | None:
         import timm
 
     return timm.get_pretrained_cfg(name)
-
-
-@functools.cache
-def naflex_patch_size(timm_name: str | None) -> int:
-    """Return the size in pixels of the patches of a timm model. Raises UserError if it is no NaFlexVit."""
-    import torch
-
-    with without_wandb():
-        import timm
-        from timm.models.naflexvit import NaFlexVit
-
-    with torch.device("meta"):
-        trunk: Any = timm.create_model(timm_name) if timm_name and timm.is_model(timm_name) else None
-    if not isinstance(trunk, NaFlexVit):
-        raise UserError("model.max_num_patches: expected an architecture whose image tower is timm's naflexvit_…")
-    return trunk.get_patch_size()[0]

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from clips.core.patches import is_packed, unpack, valid_patches
 from clips.errors import UserError, error_reason
 from clips.lazy_import import without_wandb
 from clips.model.architectures import ModelConfig, preprocess_cfg, resolve_preprocess_cfg
@@ -40,11 +38,8 @@ class ImageTower(nn.Module):
         self.visual = visual
 
     def encode_image(self, image: Tensor) -> Tensor:
-        """Return the mean (B, width) of the patch tokens of images (B, 3, H, W) or packed ones, not normalized."""
-        tokens, valid = encode_image(self, image)[1], valid_patches(image)
-        if valid is None:
-            return tokens.mean(dim=1)
-        return (tokens * valid[..., None]).sum(dim=1) / valid.sum(dim=1, keepdim=True)
+        """Return the mean (B, width) of the patch tokens of images (B, 3, H, W), not normalized."""
+        return encode_image(self, image)[1].mean(dim=1)
 
     def lock_image_tower(self, unlocked_groups: int = 0) -> None:
         """Freeze the tower except for its last groups of layers, as open_clip's models do."""
@@ -75,8 +70,6 @@ def build_towers(cfg: dict[str, Any]) -> Towers:
         import open_clip
         from open_clip.model import _build_vision_tower, set_model_preprocess_cfg
 
-        from clips.model.naflex_positions import make_naflex_deterministic
-
     options = {key: value for key, value in cfg.items() if key != "custom_text"}
     kind = open_clip.CustomTextCLIP if cfg.get("custom_text") else open_clip.CLIP
     try:
@@ -89,7 +82,6 @@ def build_towers(cfg: dict[str, Any]) -> Towers:
         raise UserError(f"model.architecture: open_clip cannot build it ({error_reason(error)})") from None
     set_model_preprocess_cfg(towers, preprocess_cfg(cfg))
     pack_attention(towers)
-    make_naflex_deterministic(towers.visual)
     _check_image_size(towers, preprocess_cfg(cfg)["size"])
     return towers
 
@@ -179,14 +171,9 @@ def encode_image(towers: Towers, image: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         towers: an open_clip model.
-        image: (B, 3, H, W), normalized pixels, for a cached trunk also uint8; or packed ones (`clips.core.patches`),
-            whose padding has tokens, too.
+        image: (B, 3, H, W), normalized pixels, for a cached trunk also uint8.
     """
     visual = towers.visual
-    if is_packed(image):
-        packed = visual.trunk.forward_features(**unpack(image).naflex_inputs())
-        tokens = packed["patches"][:, visual.trunk.num_prefix_tokens :]
-        return visual.head(visual.trunk.forward_head(**packed)), tokens
     if hasattr(visual, "trunk"):
         features = visual.trunk.forward_features(image)
         return visual.head(visual.trunk.forward_head(features)), _patch_tokens(features, visual.trunk)
@@ -195,25 +182,6 @@ def encode_image(towers: Towers, image: Tensor) -> tuple[Tensor, Tensor]:
         return outputs["image_features"], outputs["image_intermediates"][0].flatten(2).transpose(1, 2)
     outputs = visual.forward_intermediates(image, indices=1, output_fmt="NLC")
     return outputs["image_features"], outputs["image_intermediates"][0]
-
-
-def patch_token_batches(towers: Towers, image: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Yield rows of ``image``, see `encode_image`, and their patch tokens (rows, I, width) without padding."""
-    tokens, valid = encode_image(towers, image)[1], valid_patches(image)
-    if valid is None:
-        yield slice(None), tokens
-    else:
-        yield from ((slice(row, row + 1), tokens[row, valid[row]][None]) for row in range(len(tokens)))
-
-
-def accept_packed_images(towers: Towers) -> None:
-    """Let open_clip's own functions of ``towers`` read packed images as well."""
-    towers.visual.trunk.register_forward_pre_hook(_unpack_input)
-
-
-def _unpack_input(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    images = inputs[0]
-    return (unpack(images).naflex_inputs(),) if isinstance(images, Tensor) and is_packed(images) else None
 
 
 def encode_text(towers: Towers, text: Tensor) -> tuple[Tensor, Tensor]:

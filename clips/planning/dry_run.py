@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F  # noqa: N812
 
-from clips.core.patches import normalize
+from clips.data.images import normalize
 from clips.method.clips_model import ClipsModel, build_model
 from clips.method.distillation import teacher_name
 from clips.method.objectives import OBJECTIVES

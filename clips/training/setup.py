@@ -42,7 +42,7 @@ def open_train_dataset(config: EncoderTrainConfig) -> TrainDataset:
         open_source(config.validation.source)
     return TrainDataset(
         config.data,
-        size=architectures.image_view(cfg, config.model.max_num_patches),
+        size=int(architectures.preprocess_cfg(cfg)["size"][0]),
         seed=config.seed,
         batch_size=config.global_batch_size,
         prepare=prepare,

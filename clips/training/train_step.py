@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from clips.core.patches import normalize, valid_patches
+from clips.data.images import normalize
 from clips.data.loader import TrainDataset
 from clips.errors import UserError
 from clips.method.clips_model import ClipsModel
@@ -160,9 +160,7 @@ def train_step(run: TrainRun, batch: Batch) -> StepMetrics:
         losses, outputs = compute_gradients(run, batch)
     norm = run.parallel.clip_grad_norm(run.config.optimizer.max_grad_norm)
     scale = {name: outputs[name] for name in ("logit_scale",) if name in outputs}  # a contrast's
-    valid = valid_patches(batch["image"])
     named = {**losses, **scale} | ({} if norm is None else {"grad_norm": norm})
-    named |= {} if valid is None else {"real_patches": valid.float().mean()}
     values = torch.stack([value.detach().float().reshape(()) for value in named.values()])
     metrics = StepMetrics(step=step, names=tuple(named), values=values, learning_rate=learning_rate)
 

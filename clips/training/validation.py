@@ -14,7 +14,6 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from clips.core.patches import trim_padding
 from clips.data.augment import augment
 from clips.data.data_config import AugmentConfig
 from clips.data.images import InvalidImageError, decode_image
@@ -39,7 +38,7 @@ class HeldOut:
 
     Args:
         indices: of the samples among the selected ones, (n,).
-        images: (n, 3, size, size) or packed, uint8.
+        images: (n, 3, size, size) uint8.
         texts: type of caption → n captions.
     """
 
@@ -94,7 +93,7 @@ class RetrievalValidation:
                 for kind, text in _captions(sample, rng).items():
                     texts[kind].append(text)
             if indices:
-                device, pixels = self.run.processes.device, trim_padding(torch.stack(images))
+                device, pixels = self.run.processes.device, torch.stack(images)
                 yield HeldOut(indices=torch.tensor(indices, device=device), images=pixels, texts=texts)
 
     @torch.no_grad()

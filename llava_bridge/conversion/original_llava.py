@@ -25,7 +25,6 @@ from clips.model.loading import read_weights
 from clips.text_files import safe_json_loads
 from llava_bridge.model.anyres import is_anyres_processor
 from llava_bridge.model.llava_checks import is_original_llava, read_config
-from llava_bridge.model.native_aspect import NATIVE, patch_budget
 
 LLM_TYPES = {
     "llava": "llama",
@@ -263,8 +262,6 @@ def _aspect_ratio_settings(image_processor: Any) -> dict[str, Any]:
             "image_grid_pinpoints": _swap_pairs(image_processor.image_grid_pinpoints),
             "mm_patch_merge_type": "spatial_unpad",
         }
-    if patch_budget(image_processor) is not None:
-        raise UserError(f"image_aspect_ratio: the original LLaVA has no {NATIVE}; expected squares or tiles")
     aspect = "pad" if getattr(image_processor, "do_pad", None) else "square"
     return {"image_aspect_ratio": aspect, "mm_patch_merge_type": "flat"}
 

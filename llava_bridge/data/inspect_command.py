@@ -28,7 +28,6 @@ from llava_bridge.model.anyres import (
     num_image_tokens,
     resolve_pinpoints,
 )
-from llava_bridge.model.native_aspect import NATIVE, num_patches
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,9 +38,8 @@ class InspectConversationsConfig(InspectionConfig, ConversationSourceConfig):
         llm: the LLM's directory, or its name on the Hub, whose tokenizer and chat template are used.
         chat_template: ``auto`` (the LLM's own if it has one, else vicuna) or a template's name.
         image_tokens: number of tokens per image, with ``image_aspect_ratio: anyres`` per tile: 576 for a ViT-L/14 at
-            336 pixels; with ``native`` the maximum number, ``max_num_patches``.
-        image_aspect_ratio: ``anyres`` counts the tokens of all tiles of an image, ``native`` those of its own aspect
-            ratio; the other values are equivalent here.
+            336 pixels.
+        image_aspect_ratio: ``anyres`` counts the tokens of all tiles of an image; the other values are equivalent here.
         image_size: with ``anyres``: tile size in pixels.
         image_grid_pinpoints: with ``anyres``: as for ``llava-bridge train``.
         max_length: maximum sequence length in tokens, images included.
@@ -102,8 +100,6 @@ def _conversation_encoder(config: InspectConversationsConfig) -> Any:
     tokens: Any = config.image_tokens
     if config.image_aspect_ratio == "anyres":
         tokens = functools.partial(num_image_tokens, _anyres_processor(config, tokenizer, template))
-    elif config.image_aspect_ratio == NATIVE:
-        tokens = functools.partial(num_patches, config.image_tokens)
     return ConversationEncoder(tokenizer, template, tokens)
 
 

@@ -38,24 +38,12 @@ class VisionTower(nn.Module, ABC):
     """Whether the last hidden state passes through the model's final norm."""
     tokens_per_cell: int = 1
     """Number of consecutive tokens per grid cell."""
-    patch_size: int | None = None
-    """Size in pixels of a patch, of a tower with :meth:`patch_states`."""
     recompute: bool = False
     """Whether blocks use activation checkpointing."""
 
     @abstractmethod
     def states(self, pixels: Tensor, deepest: int) -> Iterator[Tensor]:
         """Yield hidden states 0 … ``deepest`` in order, without computing later ones."""
-
-    def patch_states(self, patches: Tensor, grids: Tensor, deepest: int) -> Iterator[Tensor]:
-        """As :meth:`states`, (B, N, D) without class token, for images of any aspect ratio.
-
-        Args:
-            patches: (B, N, P · P · 3), row by row, each with its channels last; after the last one padding.
-            grids: rows and columns of each image (B, 2), on the CPU.
-            deepest: index of the last hidden state.
-        """
-        raise NotImplementedError(f"{type(self).__name__} reads square images only")
 
     def hf_model(self) -> Any | None:
         """Return the model that transformers' own LLaVA would use instead of this tower; None if it has none."""
@@ -109,14 +97,12 @@ class ImagePreprocess:
         mean: per channel, of values in 0…1.
         std: per channel, of values in 0…1.
         interpolation: ``bilinear`` or ``bicubic``.
-        max_num_patches: the budget that an encoder was trained with; None if it read squares.
     """
 
     size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     interpolation: str
-    max_num_patches: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

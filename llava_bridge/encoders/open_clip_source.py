@@ -157,7 +157,6 @@ def _pixels(path: Path, vision: Mapping[str, Any], preprocess: Mapping[str, Any]
             mean=_channels(preprocess.get("mean") or OPENAI_MEAN),
             std=_channels(preprocess.get("std") or OPENAI_STD),
             interpolation=preprocess.get("interpolation") or "bicubic",
-            max_num_patches=preprocess.get("max_num_patches"),
         )
     if pixels.interpolation not in {"bilinear", "bicubic"}:
         raise UserError(

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clips.core.patches import Patches
 from clips.errors import UserError
 from clips.lazy_import import without_wandb
 from clips.model.loading import library_errors_as_user_errors
@@ -68,16 +67,13 @@ class TimmVit(VisionTower):
 
     def states(self, pixels: Tensor, deepest: int) -> Iterator[Tensor]:
         """Yield the embedded patches, then each block's output."""
-        yield from self._states(pixels, deepest)
-
-    def _states(self, inputs: Tensor | dict[str, Tensor], deepest: int) -> Iterator[Tensor]:
         embedded: list[Tensor] = []
         hook = self.trunk.blocks[0].register_forward_pre_hook(lambda _, inputs: embedded.append(inputs[0]))
         self.trunk.set_grad_checkpointing(self.recompute and torch.is_grad_enabled())
         blocks = list(range(max(1, deepest)))  # timm computes at least one
         try:
             last, outputs = self.trunk.forward_intermediates(
-                inputs, indices=blocks, norm=False, stop_early=True, output_fmt="NLC"
+                pixels, indices=blocks, norm=False, stop_early=True, output_fmt="NLC"
             )
         finally:
             hook.remove()
@@ -85,21 +81,6 @@ class TimmVit(VisionTower):
         if deepest == self.depth:
             outputs[-1] = last[:, prefix:]
         yield from [embedded[0][:, prefix:], *outputs][: deepest + 1]
-
-
-class TimmNaFlexVit(TimmVit):
-    """timm's ``NaFlexVit``, which also reads images of any aspect ratio."""
-
-    def __init__(self, trunk: Any) -> None:
-        from clips.model.naflex_positions import make_naflex_deterministic
-
-        super().__init__(trunk)
-        make_naflex_deterministic(trunk)
-        self.patch_size, _ = trunk.get_patch_size()
-
-    def patch_states(self, patches: Tensor, grids: Tensor, deepest: int) -> Iterator[Tensor]:
-        """Yield the embedded patches, then each block's output, (B, N, D)."""
-        yield from self._states(Patches(patches, grids).naflex_inputs(), deepest)
 
 
 def build(architecture: Mapping[str, Any]) -> VisionTower:
@@ -110,9 +91,7 @@ def build(architecture: Mapping[str, Any]) -> VisionTower:
         from timm.models.vision_transformer import VisionTransformer
 
     trunk = _build_trunk(architecture)
-    if isinstance(trunk, NaFlexVit):
-        return TimmNaFlexVit(trunk)
-    return TimmVit(trunk) if isinstance(trunk, VisionTransformer | Eva) else TimmTower(trunk)
+    return TimmVit(trunk) if isinstance(trunk, VisionTransformer | Eva | NaFlexVit) else TimmTower(trunk)
 
 
 def _build_trunk(architecture: Mapping[str, Any]) -> Any:

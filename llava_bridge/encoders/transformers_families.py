@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clips.core.patches import patch_mask, to_patches
 from clips.errors import UserError
 
 _TABLE = "embeddings.position_embedding.weight"
@@ -43,16 +42,12 @@ def _forward_pixels(model: Any, pixels: Tensor) -> Sequence[Tensor]:
 
 
 def _forward_patches(model: Any, pixels: Tensor) -> Sequence[Tensor]:
+    """Call SigLIP 2 NaFlex with squares; their grids stay on the CPU, where transformers reads them."""
     side = model.config.patch_size
-    grid = [pixels.shape[2] // side, pixels.shape[3] // side]
-    return _forward_grids(model, to_patches(pixels, side), torch.tensor([grid] * len(pixels), device="cpu"))
-
-
-def _forward_grids(model: Any, patches: Tensor, grids: Tensor) -> Sequence[Tensor]:
-    """Call SigLIP 2's models for any aspect ratio; grids stay on the CPU, where transformers reads them."""
-    real = patch_mask(grids, patches.shape[1])
-    mask = None if real.all() else real.long().to(patches.device)  # transformers would read one from the device
-    return model(patches, mask, grids, output_hidden_states=True).hidden_states
+    cells = pixels.unflatten(2, (-1, side)).unflatten(4, (-1, side))
+    grids = torch.tensor([[cells.shape[2], cells.shape[4]]] * len(pixels), device="cpu")
+    patches = cells.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+    return model(patches, None, grids, output_hidden_states=True).hidden_states
 
 
 def _forward_blocks(model: Any, pixels: Tensor) -> Sequence[Tensor]:
@@ -103,7 +98,6 @@ class ModelFamily:
         positions: name of the learned positions, if another image size needs interpolation; None if the model itself
             interpolates.
         forward: its hidden states from pixels (B, 3, S, S), each (B, prefix + G², D), patches row by row.
-        forward_grids: those of any aspect ratio, from the arguments of ``VisionTower.patch_states``.
         in_hf_llava: whether transformers' own LLaVA supports the unmodified model.
         default_layer: the hidden state that LLaVAs read by default.
         final_norm: path of the norm through which the last hidden state passes, as its authors read it; None if they
@@ -117,7 +111,6 @@ class ModelFamily:
     prefix: Callable[[Any], int] = _no_prefix
     positions: str | None = None
     forward: Callable[[Any, Tensor], Sequence[Tensor]] = _forward_pixels
-    forward_grids: Callable[[Any, Tensor, Tensor], Sequence[Tensor]] | None = None
     in_hf_llava: bool = False
     default_layer: int = -2
     final_norm: str | None = None
@@ -167,9 +160,7 @@ FAMILIES: dict[str, ModelFamily] = {
     "metaclip_2_vision_model": ModelFamily(model="MetaClip2VisionModel", prefix=_class_token, positions=_TABLE),
     "mlcd_vision_model": ModelFamily(model="MLCDVisionModel", prefix=_class_token, in_hf_llava=True),
     "siglip_vision_model": ModelFamily(model="SiglipVisionModel", positions=_TABLE, in_hf_llava=True),
-    "siglip2_vision_model": ModelFamily(
-        model="Siglip2VisionModel", forward=_forward_patches, forward_grids=_forward_grids
-    ),
+    "siglip2_vision_model": ModelFamily(model="Siglip2VisionModel", forward=_forward_patches),
     "aimv2_vision_model": _normalized("Aimv2VisionModel", "rms_norm", positions=_TABLE, in_hf_llava=True),
     "vit": _normalized("ViTModel", prefix=_class_token, positions="embeddings.position_embeddings"),
     "ijepa": _normalized("IJepaModel", positions="embeddings.position_embeddings"),

@@ -45,7 +45,6 @@ class TransformersTower(VisionTower):
         self.default_layer = self.family.default_layer
         self.final_norm = architecture.get("final_norm", False)
         self.depth = getattr(config, "num_hidden_layers", None) or config.depth  # Qwen's in transformers 5.17
-        self.patch_size = None if self.family.forward_grids is None else self.family.size_step(config)
         self.model = self.family.model_class()(config)
 
     def states(self, pixels: Tensor, deepest: int) -> Iterator[Tensor]:
@@ -57,12 +56,6 @@ class TransformersTower(VisionTower):
             if index == self.depth and self.final_norm:
                 state = self.model.get_submodule(self.family.final_norm)(state)
             yield state if self.prefix <= 1 else torch.cat([state[:, :1], state[:, self.prefix :]], dim=1)
-
-    def patch_states(self, patches: Tensor, grids: Tensor, deepest: int) -> Iterator[Tensor]:
-        """Yield the embedded patches, then each layer's output, (B, N, D)."""
-        if self.family.forward_grids is None:
-            return super().patch_states(patches, grids, deepest)
-        return iter(self.family.forward_grids(self.model, patches, grids)[: deepest + 1])
 
     def hf_model(self) -> Any | None:
         """Return the model that transformers' own LLaVA would use instead of this tower; None if it has none."""
@@ -146,7 +139,7 @@ def vision_config(values: Mapping[str, Any]) -> Any:
 def stated_image_size(config: Any) -> int | None:
     """Return the image size of a vision config, or its family's default; None if neither states one."""
     size = FAMILIES[config.model_type].image_size or getattr(config, "image_size", None)
-    if size is None and hasattr(config, "num_patches"):  # SigLIP 2 for any aspect ratio
+    if size is None and hasattr(config, "num_patches"):  # SigLIP 2 NaFlex
         return square_side(config.patch_size, "patch_size") * math.isqrt(config.num_patches)
     return None if size is None else square_side(size, "image_size")
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from llava_bridge.encoders.encoder import ImagePreprocess
 
-ImageAspectRatio = Literal["squash", "pad", "crop", "anyres", "native"]
-"""How an image becomes a square, or several with ``anyres``; none with ``native``."""
+ImageAspectRatio = Literal["squash", "pad", "crop", "anyres"]
+"""How an image becomes a square, or several with ``anyres``."""
 DEFAULT_TILE_GRIDS = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
 """LLaVA-NeXT's pinpoints: rows and columns of tiles."""
 

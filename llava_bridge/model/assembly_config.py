@@ -10,7 +10,6 @@ from typing import Literal
 
 from clips.errors import UserError, check_at_least
 from llava_bridge.model.anyres import ImageAspectRatio, check_pinpoints
-from llava_bridge.model.native_aspect import NATIVE, check_native
 from llava_bridge.projectors import ProjectorConfig
 
 
@@ -27,11 +26,8 @@ class AssemblyConfig:
             (LLaVA: ``patch``, ``cls_patch``).
         image_aspect_ratio: how images become squares: ``squash``, ``pad`` with the encoder's mean color
             (LLaVA-1.5's), or a center ``crop``; or ``anyres``, LLaVA-NeXT's: a base image and tiles at full resolution;
-            or ``native``, at their own aspect ratio, for SigLIP 2 NaFlex and timm's ``naflexvit``.
         image_grid_pinpoints: with ``anyres``: the heights and widths in pixels that images are resized into before they
             are cut into tiles; null uses LLaVA-NeXT's, 1 × 2, 2 × 1, 2 × 2, 3 × 1 and 1 × 3 tiles.
-        max_num_patches: with ``native``: the maximum number of patches, and so of tokens, of an image; null uses the
-            number of the encoder's own square, 256 for SigLIP 2.
         projector: maps the encoder's features to tokens of the LLM.
         chat_template: ``auto`` (the LLM's own if it has one, else vicuna) or a template's name: vicuna, vicuna_v1 (with
             LLaVA-1.5's preamble), llama_2, llama_3, llama_3_1 (3.2, too), chatml (Qwen, SmolLM), qwen_1_5 (the same
@@ -44,20 +40,12 @@ class AssemblyConfig:
     vision_feature_select_strategy: Literal["default", "full"] = "default"
     image_aspect_ratio: ImageAspectRatio = "squash"
     image_grid_pinpoints: list[list[int]] | None = None
-    max_num_patches: int | None = None
     projector: ProjectorConfig = dataclasses.field(default_factory=ProjectorConfig)
     chat_template: str = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_at_least(1, self, "image_size", "max_num_patches")
+        check_at_least(1, self, "image_size")
         check_pinpoints(self.image_aspect_ratio, self.image_grid_pinpoints)
-        if self.image_aspect_ratio == NATIVE:
-            check_native(self.image_size, self.projector)
-        elif self.max_num_patches is not None:
-            raise UserError(
-                f"max_num_patches: expected none without image_aspect_ratio {NATIVE}, got image_aspect_ratio "
-                f"{self.image_aspect_ratio}"
-            )
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed: expected 0 to {2**32 - 1}, got {self.seed}")

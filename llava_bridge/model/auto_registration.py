@@ -17,18 +17,15 @@ from types import ModuleType
 
 AUTO_CONFIG_MODULE = "transformers.models.auto.configuration_auto"
 AUTO_MODEL_MODULE = "transformers.models.auto.modeling_auto"
-AUTO_PROCESSOR_MODULE = "transformers.models.auto.processing_auto"
 LLAVA_CONFIG_MODULE = "transformers.models.llava.configuration_llava"
 """The configs need the first module; the second must not be partially imported at that time."""
 _VLLM_BACKEND = "vllm.model_executor.models.transformers:TransformersMultiModalForCausalLM"
 
 
 def register_on_import() -> None:
-    """Register the configs now if ``AutoConfig`` is already imported, else when it is; so the processors."""
+    """Register the configs now if ``AutoConfig`` is already imported, else when it is."""
     if AUTO_CONFIG_MODULE in sys.modules:
         register_configs()
-    if AUTO_PROCESSOR_MODULE in sys.modules:
-        register_processors()
     if not any(isinstance(finder, _ImportObserver) for finder in sys.meta_path):
         sys.meta_path.insert(0, _ImportObserver())
 
@@ -106,18 +103,6 @@ def _register_models() -> None:
         AutoModelForImageTextToText.register(llava.config_class, llava, exist_ok=True)
 
 
-def register_processors() -> None:
-    """Register the processors that transformers lacks with ``AutoProcessor``, which finds them by name."""
-    from transformers import AutoImageProcessor, AutoProcessor
-
-    from llava_bridge.model.configuration_llava import EncoderVisionConfig
-    from llava_bridge.model.native_processing import NativeImageProcessor, NativeLlavaProcessor
-
-    classes: dict[str, type] = {"torchvision": NativeImageProcessor}
-    AutoImageProcessor.register(EncoderVisionConfig, image_processor_classes=classes, exist_ok=True)
-    AutoProcessor.register(EncoderVisionConfig, NativeLlavaProcessor, exist_ok=True)
-
-
 class _ImportObserver(importlib.abc.MetaPathFinder):
     """Registers the configs after the import of the modules that they need."""
 
@@ -127,7 +112,7 @@ class _ImportObserver(importlib.abc.MetaPathFinder):
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        observed = (AUTO_CONFIG_MODULE, AUTO_MODEL_MODULE, AUTO_PROCESSOR_MODULE, LLAVA_CONFIG_MODULE)
+        observed = (AUTO_CONFIG_MODULE, AUTO_MODEL_MODULE, LLAVA_CONFIG_MODULE)
         if name not in observed or name in self.seen or name in sys.modules:
             return None
         self.seen.add(name)
@@ -146,9 +131,7 @@ class _RegisteringLoader(importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self.loader.exec_module(module)
-        if module.__name__ == AUTO_PROCESSOR_MODULE:
-            register_processors()
-        elif module.__name__ == LLAVA_CONFIG_MODULE:
+        if module.__name__ == LLAVA_CONFIG_MODULE:
             register_configs()
         elif LLAVA_CONFIG_MODULE not in sys.modules and (
             module.__name__ == AUTO_MODEL_MODULE or AUTO_MODEL_MODULE not in sys.modules

@@ -60,8 +60,6 @@ from llava_bridge.model.modeling_llava import (
     new_projector,
 )
 from llava_bridge.model.modeling_vision import EncoderVisionModel, build_vision_model, resolve_feature_layer
-from llava_bridge.model.native_aspect import check_encoder, make_native_processor, patch_budget
-from llava_bridge.model.native_processing import NativeLlavaProcessor
 from llava_bridge.projectors import ProjectorShape, num_output_tokens
 
 PAD_TOKEN = "<pad>"
@@ -126,10 +124,6 @@ def build_llava_from_parts(
         tokens_per_cell=vision.config.tokens_per_cell,
     )
     extra_fields: dict[str, Any] = {}
-    if parts.image_aspect_ratio == "native":
-        check_encoder(vision.tower.patch_size, parts.encoder)
-        budget = parts.max_num_patches or encoder.pixels.max_num_patches or shape.patches
-        shape = dataclasses.replace(shape, patches=budget)
     tiles = parts.image_aspect_ratio == "anyres"
     if not parts.projector.in_hf_llava:
         extra_fields |= {"projector": dataclasses.asdict(parts.projector), "projector_shape": vars(shape)}
@@ -170,9 +164,6 @@ def make_processor(tokenizer: Any, pixels: ImagePreprocess, config: AnyConfig, p
     """Build the processor: image preprocessing, tokenizer, chat template, tokens per image."""
     if parts.image_aspect_ratio == "anyres":
         images = make_anyres_processor(pixels, resolve_pinpoints(pixels.size, parts.image_grid_pinpoints))
-    elif parts.image_aspect_ratio == "native":
-        vision: Any = config.vision_config
-        images = make_native_processor(pixels, vision.patch_size, config.image_seq_length)
     else:
         images = make_image_processor(pixels, parts.image_aspect_ratio)
     template = resolve_training_template(tokenizer.chat_template, parts.chat_template, tokenizer)
@@ -183,8 +174,8 @@ def build_processor(images: Any, tokenizer: Any, size: int, tokens: int, templat
     """Build the processor for images, or tiles, of ``size`` pixels that become ``tokens`` tokens.
 
     transformers' processor computes the number of an image's tokens from the patch size. A patch of the image's size
-    and ``tokens - 1`` additional tokens give the correct number for any projector. Tiles, which are joined, and images
-    at their own aspect ratio need the real patches.
+    and ``tokens - 1`` additional tokens give the correct number for any projector. Tiles, which are joined, need the
+    real patches.
     """
     tokenizer.chat_template = template
     tokenizer.padding_side = "left"
@@ -192,8 +183,6 @@ def build_processor(images: Any, tokenizer: Any, size: int, tokens: int, templat
     patch_size, others = size, tokens - 1
     if is_anyres_processor(images):
         processor_class, patch_size, others = LlavaNextProcessor, size // math.isqrt(tokens), 0
-    elif patch_budget(images) is not None:
-        processor_class, patch_size, others = NativeLlavaProcessor, images.patch_size, 0
     return processor_class(
         image_processor=images,
         tokenizer=tokenizer,
@@ -229,7 +218,7 @@ def make_conversation_encoder(
     vision: Any = model.config.vision_config
     tokens: Any = (vision.image_size // vision.patch_size) ** 2 if square_images else model.config.image_seq_length
     tiles = is_anyres_processor(processor.image_processor) and not square_images
-    if tiles or patch_budget(processor.image_processor) is not None:
+    if tiles:
         tokens = functools.partial(num_image_tokens, processor)
     chat = ConversationEncoder(tokenizer, chosen, tokens)
     if ends_answers and chat.end_token is None:

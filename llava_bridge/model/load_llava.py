@@ -17,7 +17,6 @@ from llava_bridge.model.anyres import is_anyres_processor
 from llava_bridge.model.build import build_processor, is_stored_in_bf16, set_generation_config, state_image_tokens
 from llava_bridge.model.llava_checks import check_image_token, check_llava_dir
 from llava_bridge.model.modeling_vision import EncoderVisionModel, build_vision_model, load_with_float32_tower
-from llava_bridge.model.native_aspect import patch_budget, square_size
 
 
 def load_for_training(llava: str, chat_template: str, *, keep_bf16: bool = False) -> tuple[Any, Any]:
@@ -40,7 +39,7 @@ def load_for_training(llava: str, chat_template: str, *, keep_bf16: bool = False
     with library_errors_as_user_errors(f"llava: the processor of {llava} cannot be loaded"):
         stored = AutoProcessor.from_pretrained(directory)
         images = stored.image_processor
-        size = image_size_of(images) if patch_budget(images) is None else square_size(images)
+        size = image_size_of(images)
     tokenizer = stored.tokenizer
     if size is None:
         raise UserError(f"llava: {llava}: expected square images")

@@ -19,7 +19,6 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from clips.core.content import cache_directory
-from clips.core.patches import patch_mask
 from clips.core.tensor_shards import TensorShards
 from clips.errors import UserError
 from clips.model.feature_cache import weights_digest
@@ -60,7 +59,6 @@ class EncoderVisionModel(PreTrainedModel):
         pixel_values: Tensor,
         output_hidden_states: bool | int | list[int] | None = None,
         return_dict: bool | None = None,
-        image_sizes: Sequence[Sequence[int]] | Tensor | None = None,
         **unused: Any,
     ) -> BaseModelOutputWithPooling:
         """Run the tower up to the deepest requested state.
@@ -71,9 +69,6 @@ class EncoderVisionModel(PreTrainedModel):
             output_hidden_states: None or False for the last state only, True for all, or the requested indices (as
                 transformers passes them); the others are None in the tuple.
             return_dict: ignored, the output is always a dict.
-            image_sizes: of images at their own aspect ratio: height and width in pixels of each. ``pixel_values`` are
-                then patches as :meth:`VisionTower.patch_states` reads them, and the states are (1, sum of N, D): those
-                of all images one after the other, without padding, as LLaVA splits them by ``image_sizes``.
             unused: other arguments that LLaVA passes to its tower.
         """
         layers = self._layer_indices(output_hidden_states)
@@ -81,36 +76,20 @@ class EncoderVisionModel(PreTrainedModel):
             features = self.cached_features.to(pixel_values.device)
             states = dict(zip(self.cached_layers, features.unbind(1), strict=True))
         else:
-            states = self._find_states(pixel_values, layers, image_sizes)
+            states = self._find_states(pixel_values, layers)
         hidden: Any = None
         if output_hidden_states is not None and output_hidden_states is not False:
             hidden = tuple(states.get(index) for index in range(self.tower.depth + 1))
         return BaseModelOutputWithPooling(last_hidden_state=states.get(self.tower.depth), hidden_states=hidden)
 
-    @property
-    def patch_size(self) -> int:
-        """Size of a patch in pixels, by which LLaVA computes the number of tokens of ``image_sizes``."""
-        return self.config.patch_size
-
-    def _states(self, pixels: Tensor, image_sizes: Any, deepest: int) -> Iterator[Tensor]:
-        """Yield the tower's states; those of any aspect ratio without padding."""
-        if image_sizes is None:
-            # channels last are faster for convolutions
-            yield from self.tower.states(pixels.contiguous(memory_format=torch.channels_last), deepest)
-            return
-        grids = torch.as_tensor(image_sizes, device="cpu") // self.patch_size
-        real = patch_mask(grids, pixels.shape[1]).flatten().nonzero()[:, 0].to(pixels.device)
-        for state in self.tower.patch_states(pixels, grids, deepest):
-            yield state.flatten(0, 1)[real][None]
-
-    def _find_states(self, pixel_values: Tensor, layers: set[int], image_sizes: Any) -> dict[int, Tensor]:
+    def _find_states(self, pixel_values: Tensor, layers: set[int]) -> dict[int, Tensor]:
         """Return the hidden states of these indices, each (B, N, D): the cache's, to which those it lacks are added."""
         if self.feature_shards is None or not self.feature_keys or sorted(layers) != self.cached_layers:
-            return self._compute_states(pixel_values, layers, image_sizes)
+            return self._compute_states(pixel_values, layers)
         found = [self.feature_shards.get(key) for key in self.feature_keys]
         missing = [row for row, features in enumerate(found) if features is None]
         if missing:
-            computed = self._compute_states(pixel_values[missing], layers, image_sizes)
+            computed = self._compute_states(pixel_values[missing], layers)
             stacked = torch.stack([computed[index] for index in self.cached_layers], dim=1).cpu()
             for row, features in zip(missing, stacked, strict=True):
                 self.feature_shards.add(self.feature_keys[row], features)
@@ -120,7 +99,7 @@ class EncoderVisionModel(PreTrainedModel):
         features = torch.stack(cast("list[Tensor]", found)).to(pixel_values.device)
         return dict(zip(self.cached_layers, features.unbind(1), strict=True))
 
-    def _compute_states(self, pixel_values: Tensor, layers: set[int], image_sizes: Any) -> dict[int, Tensor]:
+    def _compute_states(self, pixel_values: Tensor, layers: set[int]) -> dict[int, Tensor]:
         """Return the hidden states of these indices, each (B, N, D)."""
         states: dict[int, Tensor] = {}
         self.tower.recompute = self.gradient_checkpointing and self.training
@@ -132,7 +111,9 @@ class EncoderVisionModel(PreTrainedModel):
             torch.set_grad_enabled(needs_grad),
             torch.autocast(pixel_values.device.type, pixel_values.dtype, enabled=autocast),
         ):
-            for index, state in enumerate(self._states(pixel_values.to(self.dtype), image_sizes, max(layers))):
+            # channels last are faster for convolutions
+            pixels = pixel_values.to(self.dtype).contiguous(memory_format=torch.channels_last)
+            for index, state in enumerate(self.tower.states(pixels, max(layers))):
                 if index in layers:
                     states[index] = state.to(pixel_values.dtype)
         return states

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from clips.errors import UserError
 from clips.model_refs import HF_HUB_PREFIX, OPEN_CLIP_CONFIG, is_on_hub
 from llava_bridge.encoders.encoder import VisionTower, hidden_state
 from llava_bridge.encoders.spec import is_interleaved, parse_spec, split_encoders
-from llava_bridge.model.native_aspect import check_encoder
 from llava_bridge.model.small_llama import SmallLlamaConfig
 from llava_bridge.projectors import ProjectorConfig, ProjectorShape, build_projector, num_output_tokens
 
@@ -116,19 +114,6 @@ def vision_size(spec: str, image_size: int | None = None) -> VisionSize:
         width=sum(encoder.width for encoder in encoders),
         tokens_per_cell=tokens_per_cell,
     )
-
-
-@functools.cache
-def native_image_size(spec: str, max_num_patches: int | None) -> int | None:
-    """The size of the square with ``max_num_patches`` patches; None stays None, the encoder's own size.
-
-    Raises:
-        UnknownSizeError: the encoder's size is unknown.
-        UserError: it reads squares only.
-    """
-    side = _tower(spec, None)[0].patch_size if len(split_encoders(spec)) == 1 else None
-    check_encoder(side, spec)
-    return None if max_num_patches is None or side is None else side * math.isqrt(max_num_patches)
 
 
 def vision_size_of(model_cfg: Mapping[str, Any]) -> VisionSize:

@@ -14,12 +14,10 @@ from pathlib import Path
 from clips.planning import Cost
 from clips.planning.hardware import GPUS
 from llava_bridge.data.sources import read_samples, read_texts
-from llava_bridge.model.native_aspect import NATIVE
 from llava_bridge.planning.model_sizes import (
     LlmSize,
     VisionSize,
     llm_size,
-    native_image_size,
     new_llm_size,
     projector_size,
     vision_size,
@@ -94,12 +92,8 @@ def sizes_of(config: LlavaTrainConfig, *, vision: VisionSize | None = None, llm:
     tiles = MAX_TILES if config.image_aspect_ratio == "anyres" else 1
     if config.encoder is None or config.stages[-1] == "llm_pretrain":
         return Sizes(vision=None, llm=llm, projector=0, tokens=0, tiles=tiles)
-    size, native = config.image_size, config.image_aspect_ratio == NATIVE
-    if native and vision is None:
-        size = native_image_size(config.encoder, config.max_num_patches)
-    vision = vision or vision_size(config.encoder, size)
+    vision = vision or vision_size(config.encoder, config.image_size)
     projector, tokens = projector_size(config.projector, vision, llm)
-    tokens = (config.max_num_patches or tokens) if native else tokens
     return Sizes(vision=vision, llm=llm, projector=projector, tokens=tokens * tiles, tiles=tiles)
 
 

@@ -39,7 +39,6 @@ from llava_bridge.model.lm_head import computing_in_float32
 from llava_bridge.model.load_llava import load_for_training
 from llava_bridge.model.modeling_llava import MultimodalConnector
 from llava_bridge.model.modeling_vision import load_with_float32_tower
-from llava_bridge.model.native_aspect import NO_CACHE, patch_budget
 from llava_bridge.model.small_llama import new_llama, train_tokenizer
 from llava_bridge.model.varlen_attention import NAME as VARLEN
 from llava_bridge.model.varlen_attention import can_replace_sdpa
@@ -167,16 +166,6 @@ def _setup_llava(config: LlavaTrainConfig, name: str, work: Path, keep_bf16: boo
     elif can_replace_sdpa(model.model.language_model, bf16=precision(config) == "bf16"):
         _replace_sdpa(model)
     images, max_length = processor.image_processor, _DEFAULT_MAX_LENGTH
-    budget = patch_budget(images)
-    if budget is not None:
-        max_length += budget
-        if stage.image_aspect_ratio is not None:
-            raise UserError(
-                f"{name}.image_aspect_ratio: expected null, since {config.llava} keeps the images' aspect ratio in all "
-                "stages"
-            )
-        if stage.cache_vision_features:
-            raise UserError(f"{name}.{NO_CACHE}, which {config.llava} has")
     square = is_anyres_processor(images) and stage.image_aspect_ratio is not None
     if is_anyres_processor(images):
         max_length += 0 if square else max_image_tokens(processor)

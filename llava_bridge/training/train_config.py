@@ -9,7 +9,6 @@ from clips.core.identity import RUN_ONLY
 from clips.core.trackers import TrackerName
 from clips.errors import UserError, check_at_least, unknown_name_error
 from llava_bridge.model.assembly_config import AssemblyConfig
-from llava_bridge.model.native_aspect import NATIVE, NO_CACHE
 from llava_bridge.model.small_llama import SmallLlamaConfig
 from llava_bridge.projectors import ProjectorConfig
 from llava_bridge.training.stage_config import (
@@ -134,13 +133,6 @@ class LlavaTrainConfig(AssemblyConfig):
     def _check_stage_overrides(self) -> None:
         """The last stage has the template and preprocessing of inference; earlier ones may differ."""
         for name in self.stages:
-            if self.image_aspect_ratio == NATIVE and self.stage(name).image_aspect_ratio is not None:
-                raise UserError(
-                    f"{name}.image_aspect_ratio: expected null, since all stages of a LLaVA with image_aspect_ratio "
-                    f"{self.image_aspect_ratio} have it"
-                )
-            if self.image_aspect_ratio == NATIVE and self.stage(name).cache_vision_features:
-                raise UserError(f"{name}.{NO_CACHE}")
             for field in ("chat_template", "image_aspect_ratio"):
                 if getattr(self.stage(name), field) is not None and (name == "llm_pretrain" or name == self.stages[-1]):
                     raise UserError(f"{name}.{field}: expected null; only align has its own, before instruct")
@@ -161,7 +153,7 @@ class LlavaTrainConfig(AssemblyConfig):
             "image_aspect_ratio": "squash",
         }
         parts = ("encoder", "llm", "image_size", "vision_feature_layer", "vision_feature_select_strategy", "projector")
-        for name in (*parts, "image_aspect_ratio", "image_grid_pinpoints", "max_num_patches"):
+        for name in (*parts, "image_aspect_ratio", "image_grid_pinpoints"):
             if getattr(self, name) != defaults.get(name):
                 raise UserError(f"{name}: expected none with llava, which has its own; see `llava-bridge swap`")
 

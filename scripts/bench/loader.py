@@ -39,10 +39,10 @@ import torch
 from measure import alternate, common_parser, record, synchronize, table
 from PIL import Image
 
-from clips.core.patches import normalize
 from clips.data.augment import read_crop
 from clips.data.data_config import AugmentConfig, DataConfig
 from clips.data.device_copies import copy_ahead
+from clips.data.images import normalize
 from clips.data.loader import TrainDataset, iterate_batches
 from clips.data.sources import SourceConfig
 from clips.data.tar_index import add_member, index_tar

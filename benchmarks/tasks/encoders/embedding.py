@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.results.protocol import Entries, own_aspect_ratio
+from benchmarks.results.protocol import Entries
 from benchmarks.tasks.output_cache import Batches, EmbeddingCache, NoCache
 from clips.commandline.progress import progress_iter
 from clips.core.artifact import library_versions
@@ -35,9 +35,8 @@ class DualEncoder:
     """An encoder ready to embed.
 
     Args:
-        model: has ``encode_image(pixels (B, 3, H, W))``, or packed (`clips.core.patches`), and ``encode_text(tokens
-            (B, L))``.
-        preprocess: PIL image → (3, H, W), or packed.
+        model: has ``encode_image(pixels (B, 3, H, W))`` and ``encode_text(tokens (B, L))``.
+        preprocess: PIL image → (3, H, W).
         tokenizer: list of texts, and optionally another context length than its own → (B, L).
         preprocessing: protocol entries of the image preprocessing that the model's directory records.
         device: torch device.
@@ -98,12 +97,11 @@ def _preprocessing(encoder: LoadedEncoder, path: str) -> Entries:
     """Return resolution, resize and interpolation from open_clip's config."""
     visual, stated = encoder.model.visual, encoder.config.get("preprocess_cfg", {})
     settings = getattr(visual, "preprocess_cfg", None) or stated
-    size, budget = settings.get("size") or visual.image_size, stated.get("max_num_patches")
-    resize = settings.get("resize_mode", "shortest") if budget is None else own_aspect_ratio(budget)
+    size = settings.get("size") or visual.image_size
     features = {} if has_text_tower(path) else {"input_features": "mean of the patch tokens of the last layer"}
     return {
         "input_resolution": max(size) if isinstance(size, list | tuple) else int(size),
-        "input_resize": str(resize),
+        "input_resize": str(settings.get("resize_mode", "shortest")),
         "input_interpolation": str(settings.get("interpolation", "bicubic")),
         **features,
     }

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clips.core.patches import is_packed
 from clips.errors import UserError
 
 
@@ -35,8 +34,6 @@ def patch_embeddings(model: Any, pixels: Tensor) -> Tensor:
     """
     from open_clip.transformer import VisionTransformer
 
-    if is_packed(pixels):
-        raise UserError("encoder: no patch embeddings for images at their own aspect ratio (max_num_patches)")
     visual = getattr(model, "visual", None)
     try:
         if hasattr(visual, "trunk"):

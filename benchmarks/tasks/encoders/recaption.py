@@ -193,9 +193,8 @@ def _generate(model: EvalModel, samples: RecaptionSet) -> list[str] | None:
             if captioner.text_projection is not None:
                 tokens = encoder.tokenizer([samples.web[index] for index in batch]).to(encoder.device)
                 text = towers.encode_text(encoder.model, tokens)[1].float()
-            for rows, image in towers.patch_token_batches(encoder.model, pixels.to(encoder.device, dtype)):
-                own = None if text is None else text[rows]
-                found += [tokenizer.decode(tokens) for tokens in generate_batch(captioner, image.float(), own)]
+            image = towers.encode_image(encoder.model, pixels.to(encoder.device, dtype))[1].float()
+            found += [tokenizer.decode(tokens) for tokens in generate_batch(captioner, image, text)]
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from benchmarks.results.protocol import Entries, own_aspect_ratio
+from benchmarks.results.protocol import Entries
 from benchmarks.tasks.encoders.embedding import DualEncoder, library_entry
 
 
@@ -18,12 +18,9 @@ def load_transformers_encoder(path: str, device: str, precision: str) -> DualEnc
 
     encoder = transformers_encoder.load_transformers_encoder(path, "encoder")
     images, precision = encoder.processor, "float32" if precision == "auto" else precision
-    if encoder.model.native:
-        sizes: Entries = {"input_resolution": images.patch_size * math.isqrt(images.max_num_patches)}
-        sizes |= {"input_resize": own_aspect_ratio(images.max_num_patches)}
-    else:
-        fit = "shortest" if getattr(images, "do_center_crop", False) else "squash"
-        sizes = {"input_resolution": image_size_of(images), "input_resize": fit}
+    fit = "shortest" if getattr(images, "do_center_crop", False) else "squash"
+    side = image_size_of(images) or images.patch_size * math.isqrt(images.max_num_patches)  # SigLIP 2 NaFlex's square
+    sizes: Entries = {"input_resolution": side, "input_resize": fit}
     sizes |= {"input_interpolation": Resampling(int(images.resample)).name.lower()}
     sizes |= {"input_text_cleaning": f"open_clip's {encoder.cleaning}"} if encoder.cleaning else {}
     return DualEncoder(

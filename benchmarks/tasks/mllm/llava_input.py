@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from benchmarks.results.protocol import Entries, own_aspect_ratio
+from benchmarks.results.protocol import Entries
 from llava_bridge.model.anyres import is_anyres_processor, max_image_tokens
-from llava_bridge.model.native_aspect import patch_budget, square_size
 
 
 def input_settings(processor: Any) -> Entries:
@@ -15,14 +14,13 @@ def input_settings(processor: Any) -> Entries:
     from PIL.Image import Resampling
 
     images = processor.image_processor
-    budget = patch_budget(images)
-    resolution = max(value for value in dict(images.size).values() if value) if budget is None else square_size(images)
+    resolution = int(max(value for value in dict(images.size).values() if value))
     template = processor.chat_template or processor.tokenizer.chat_template or ""
     return {
-        "input_resolution": int(resolution),
+        "input_resolution": resolution,
         "input_resize": _resize(images),
         "input_interpolation": Resampling(int(images.resample)).name.lower(),
-        "input_tokens": _num_tokens(processor, int(resolution)),
+        "input_tokens": _num_tokens(processor, resolution),
         "input_template": hashlib.sha256(str(template).encode()).hexdigest()[:16],
     }
 
@@ -38,8 +36,6 @@ def _num_tokens(processor: Any, resolution: int) -> int:
 
 def _resize(images: Any) -> str:
     """How an image processor resizes an image."""
-    if (budget := patch_budget(images)) is not None:
-        return own_aspect_ratio(budget)
     if pinpoints := getattr(images, "image_grid_pinpoints", None):
         return "anyres " + " ".join(f"{height}x{width}" for height, width in pinpoints)
     if getattr(images, "do_center_crop", False):
