@@ -300,21 +300,22 @@ def write_manifest(
         details: further entries, for instance ``samples_seen`` or ``seconds``.
     """
     files = _describe_files(directory, known=known or {})
-    hashes = {name: {"path": redact(str(path)), "hash": directory_hash(path)} for name, path in (parents or {}).items()}
-    manifest = {
+    hashes = {name: {"path": str(path), "hash": directory_hash(path)} for name, path in (parents or {}).items()}
+    manifest: dict[str, Any] = {
         "kind": kind,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "config": redact(to_plain(config)),
+        "config": to_plain(config),
         "seed": seed,
-        "data": redact(to_plain(data or {})),
+        "data": to_plain(data or {}),
         "parents": hashes,
-        **redact(to_plain(details)),
+        **to_plain(details),
         **({} if identity is None else {"identity": identity}),
         "versions": library_versions(),
         "git": git_state(),
         "hash": _digest(files),
         "files": files,
     }
+    manifest = redact(manifest)
     atomic_write(directory / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
     return manifest
 
