@@ -110,10 +110,26 @@ def is_config(kind: Any) -> bool:
     return isinstance(kind, type) and dataclasses.is_dataclass(kind)
 
 
+def _texts(content: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted names and texts of plain values; the text of a key is that of its own name."""
+    if isinstance(content, str):
+        yield name, content
+    elif isinstance(content, Mapping):
+        for key, value in content.items():
+            yield f"{name}.{key}".lstrip(".").encode(errors="backslashreplace").decode(), str(key)
+            yield from _texts(value, f"{name}.{key}".lstrip("."))
+    elif isinstance(content, list):
+        for place, value in enumerate(content):
+            yield from _texts(value, f"{name}.{place}".lstrip("."))
+
+
 def _problem(errors: Sequence[Any], kind: Any, content: Any) -> str:
     """One line about one of pydantic's errors: an unknown key first, because it may be a misspelled missing one."""
     first = min(errors, key=lambda error: (error["type"] not in _UNKNOWN_KEY, error["type"] == "missing"))
     if first["type"] == "json_invalid":
+        for name, text in _texts(content):
+            if any("\ud800" <= letter <= "\udfff" for letter in text):
+                return f"{name}: expected text that is valid Unicode, got {text!r:.80}"
         return f"expected plain values ({first['ctx']['error']})"
     *outer, last = first["loc"] or ("",)
     name, found, holder = _spot(kind, outer, content)

@@ -167,6 +167,7 @@ def test_samples_of_another_run_are_an_error(tmp_path: Path) -> None:
     [
         ('"n-samples": {', '"n-samples": 3, "other": {', "n_samples: expected a mapping"),
         ('"results": {', '"results": {"gqa": 3}, "other": {', "results.gqa: expected a mapping"),
+        ('"metric_list": [', '"metric_list": 1.5, "other": [', "expected a list in configs."),
         ('"effective": 6', '"effective": "6"', "n_samples.nocaps_val.effective: expected an integer"),
         ('"pope_accuracy,none": 0.', '"pope_accuracy,none": 50.', "pope_accuracy.value: expected a ratio from 0 to 1"),
     ],

@@ -49,6 +49,8 @@ def test_any_input_is_handled(name: str, world: World) -> None:
         ("clips", "'': 1", "expected a name as a key"),
         ("clips", "'a b': {c: 1}", "unknown key 'a b'"),
         ("clips", '"\\e[31m": 1', "unknown key '"),
+        ("clips", '"run_name": "\\uD800"', "run_name: expected text that is valid Unicode"),
+        ("clips", 'model: {architecture: "a\\uD800"}', "model.architecture: expected text that is valid Unicode"),
         ("llava-bridge", "align: {global_batch_size: null, data: [{path: a}]}", "align.global_batch_size: expected an"),
     ],
 )

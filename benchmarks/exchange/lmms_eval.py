@@ -77,9 +77,12 @@ def read(file: Path) -> list[Imported]:
 
 
 def _read_task(file: Path, run: Run, task: str) -> Imported | None:
+    metric_list = run.configs[task].get("metric_list") or []
+    if not isinstance(metric_list, list):
+        raise UserError(f"{file}: expected a list in configs.{task}.metric_list, got {metric_list!r:.80}")
     defined = {
         _renamed(each["metric"]): each.get("higher_is_better")
-        for each in run.configs[task].get("metric_list") or []
+        for each in metric_list
         if isinstance(each, Mapping) and isinstance(each.get("metric"), str)
     }
     defined |= {_renamed(name): up for name, up in run.higher_is_better.get(task, {}).items()}
