@@ -61,6 +61,7 @@ class Reader:
             text = block.text
             for old, new in SWAPS.get((self.page, block.title), ()):
                 text = text.replace(old, new)
+            (self.folder / block.title).parent.mkdir(parents=True, exist_ok=True)
             (self.folder / block.title).write_text(self.here(text))
         elif block.language == "python":
             code = compile(self.here(block.text), str(block), "exec")
