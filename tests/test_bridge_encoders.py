@@ -22,15 +22,13 @@ from transformers.vision_utils import get_vision_window_index
 
 from clips.errors import UserError
 from llava_bridge.encoders import ENCODER_SOURCES, load_encoder
-from llava_bridge.encoders.spec import check_encoder_files, parse_spec, split_encoders
+from llava_bridge.encoders.spec import parse_spec
 from llava_bridge.encoders.timm_source import TimmVit
 from llava_bridge.encoders.transformers_families import FAMILIES
 from llava_bridge.inference.generate import answer, load_llava
 from llava_bridge.model.build import LlavaParts, build_llava
 from llava_bridge.model.modeling_vision import build_vision_model
 from llava_bridge.model.save_llava import convert_tower_to_transformers
-from llava_bridge.planning.model_sizes import LlmSize, projector_size, vision_size
-from llava_bridge.projectors import ProjectorConfig
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
 SMALL |= {"patch_size": 8, "image_size": 32}
@@ -63,8 +61,7 @@ QWENS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 PREFIXES = {"dinov2_with_registers": 5, "dinov3": 5, "pixio": 3, "radio": 10, "tipsv2": 3}
 RESIZING = ("dinov2", "siglip2", "aimv2_native", "mlcd", "internvl", *QWENS, *PREFIXES)
 RESIZED = ("clip", "siglip", "metaclip2", "vit", "ijepa")  # on request
-SEVERAL = ("channels", "interleave")
-SPECS = (*CONFIGS, "open_clip", "open_clip_sines", "resnet", "trunk", "timm", "timm_trained", *SEVERAL)
+SPECS = (*CONFIGS, "open_clip", "open_clip_sines", "resnet", "trunk", "timm", "timm_trained")
 ONE_SIZE = ("resnet",)
 TIMM = ("timm", "timm_trained")
 SIDES = ("resnet", "trunk", *TIMM)  # of 64 pixels
@@ -91,8 +88,6 @@ def specs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         torch.nn.init.normal_(value, std=0.1)
     save_file(vit.state_dict(), folder / "timm.safetensors")
     found["timm_trained"] = f"timm:test_vit@{folder / 'timm.safetensors'}"
-    found["channels"] = f"several:{found['clip']} + {found['open_clip']} + {found['trunk']}"
-    found["interleave"] = f"several:interleave:{found['dinov2']}+{found['siglip']}"
     return found
 
 
@@ -306,7 +301,7 @@ def test_transformers_llava_which_has_no_final_norm_takes_no_tower_that_is_read_
     assert convert_tower_to_transformers(model) == stock
 
 
-@pytest.mark.parametrize("name", quick_of(SPECS, "clip", "siglip2", "dinov3", "open_clip", "timm", "trunk", "channels"))
+@pytest.mark.parametrize("name", quick_of(SPECS, "clip", "siglip2", "dinov3", "open_clip", "timm", "trunk"))
 def test_images_do_not_mix_gradients_reach_trained_parts_and_saving_changes_nothing(name, specs, tmp_path):
     model, batch = build_vision_model(load_encoder(specs[name], own_size(name))), pixels(name)
     found = states(model, batch)
@@ -316,15 +311,13 @@ def test_images_do_not_mix_gradients_reach_trained_parts_and_saving_changes_noth
     model.save_pretrained(tmp_path)
     again = transformers.AutoModel.from_pretrained(tmp_path).eval()
     for one, other in zip(found, states(again, batch), strict=True):
-        torch.testing.assert_close(one, other, atol=1e-6 if name in (*SEVERAL, "trunk") else 0, rtol=0)
+        torch.testing.assert_close(one, other, atol=1e-6 if name == "trunk" else 0, rtol=0)
     for key, value in model.state_dict().items():
         assert torch.equal(again.state_dict()[key], value), key
     model.requires_grad_(True).train()
     model(pixels(name), output_hidden_states=True).hidden_states[-1].square().mean().backward()
     heads = ("head", "post_layernorm", "layernorm", "rms_norm", "norm.", "attnpool", "ln_post", "proj", "mask_token")
     heads = (*heads, "merger", "pooler")  # of Qwen-VL and ViT
-    if name in SEVERAL:  # of ViTs the last layer but one is taken
-        heads = (*heads, "layer.2.", "layers.2.", "resblocks.2.")
     unreached = [key for key, value in model.named_parameters() if value.requires_grad and value.grad is None]
     assert all(any(head in key for head in heads) for key in unreached), unreached
     assert len(unreached) < 0.45 * len(list(model.parameters()))
@@ -360,7 +353,7 @@ def test_another_image_size(name: str, specs: dict[str, str]) -> None:
     grid = model.config.image_size // model.config.patch_size
     assert (model.config.image_size, states(model, pixels(name, size))[-1].shape[1]) == (
         size,
-        grid**2 * model.config.tokens_per_cell + int(model.config.class_token),
+        grid**2 + int(model.config.class_token),
     )
     if name in (*RESIZED, *RESIZING):
         options = {"interpolate_pos_encoding": True} if name in RESIZED else {}
@@ -373,80 +366,6 @@ def test_another_image_size(name: str, specs: dict[str, str]) -> None:
             UserError, match=rf"image_size: expected a multiple of {step}, the patch size of .*, got 60"
         ):
             load_encoder(specs[name], 60)
-
-
-@pytest.mark.parametrize("name", SEVERAL)
-def test_several_encoders_give_what_each_gives_alone(name: str, specs: dict[str, str]) -> None:
-    size = 64
-    encoder = load_encoder(specs[name], size)
-    (joined,) = states(build_vision_model(encoder), pixels(name, size))
-    mean, std = torch.tensor(encoder.pixels.mean)[:, None, None], torch.tensor(encoder.pixels.std)[:, None, None]
-    alone = []
-    for member in split_encoders(specs[name]):
-        one = load_encoder(member, size)
-        own = pixels(name, size) * std + mean  # the image's own values
-        own = (own - torch.tensor(one.pixels.mean)[:, None, None]) / torch.tensor(one.pixels.std)[:, None, None]
-        model = build_vision_model(one)
-        layer = model.tower.default_layer
-        alone.append(states(model, own)[layer][:, int(model.config.class_token) :])
-    first = alone[0].shape[2]
-    if name == "channels":
-        torch.testing.assert_close(joined[..., :64], torch.cat(alone[:2], dim=2), atol=1e-4, rtol=1e-4)
-        coarse = joined[..., 64:].unflatten(1, (8, 8))[:, ::7, ::7].flatten(1, 2)  # 2 × 2 places, interpolated
-        torch.testing.assert_close(coarse, alone[2], atol=1e-4, rtol=1e-4)
-        assert load_encoder(specs["trunk"]).pixels.mean != encoder.pixels.mean
-    else:
-        torch.testing.assert_close(joined[:, ::2, :first], alone[0], atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(joined[:, 1::2, first:], alone[1], atol=1e-4, rtol=1e-4)
-        assert not joined[:, ::2, first:].any()
-        assert not joined[:, 1::2, :first].any()
-
-
-@pytest.mark.parametrize("name", SEVERAL)
-def test_a_llava_of_several_encoders_is_saved_and_asked(name, specs, bridge_llm, tmp_path):
-    model, processor = build_llava(LlavaParts(encoder=specs[name], llm=str(bridge_llm)))
-    assert model.config.image_seq_length == {"channels": 16, "interleave": 32}[name]
-    planned = vision_size(specs[name])
-    assert (planned.tokens, planned.width) == (model.config.image_seq_length, model.config.vision_config.hidden_size)
-    llm = LlmSize(parameters=1, multiplied=1, layers=1, width=32)
-    projector = sum(value.numel() for value in model.model.multi_modal_projector.parameters())
-    assert projector_size(ProjectorConfig(), planned, llm) == (projector, planned.tokens)
-    (picture,) = bridge_world.noise((50, 40))
-    expected = answer(model, processor, [picture], ["What?"], max_new_tokens=5)
-    again, processor = load_llava(bridge_world.save(tmp_path, model, processor))
-    assert answer(again, processor, [picture], ["What?"], max_new_tokens=5) == expected
-    check_encoder_files(specs[name])
-    if name == "interleave":
-        pool = LlavaParts(encoder=specs[name], llm=str(bridge_llm), projector=ProjectorConfig(type="pool"))
-        with pytest.raises(UserError, match=r"projector\.type: expected one that needs no grid"):
-            build_llava(pool)
-
-
-def test_of_several_encoders_each_gives_the_one_layer(specs: dict[str, str], bridge_llm: Path, tmp_path: Path) -> None:
-    def features(spec: str, layer: Any) -> torch.Tensor:
-        model, _ = build_llava(LlavaParts(encoder=spec, llm=str(bridge_llm), vision_feature_layer=layer))
-        if spec == both:
-            bridge_world.save(tmp_path, model)
-            model = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path)
-        state = states(model.model.vision_tower, pixels("dinov2"))[model.config.vision_feature_layer]
-        return state[:, int(model.model.vision_tower.config.class_token) :]
-
-    both = f"several:{specs['dinov2']} + {specs['siglip2']}"  # of one mean and std
-    for layer in (-1, -3, 1):
-        expected = torch.cat([features(spec, layer) for spec in split_encoders(both)], dim=2)
-        torch.testing.assert_close(features(both, layer), expected, atol=1e-4, rtol=1e-4)
-    own = [features(spec, layer) for spec, layer in zip(split_encoders(both), (-1, -2), strict=True)]
-    torch.testing.assert_close(features(both, None), torch.cat(own, dim=2), atol=1e-4, rtol=1e-4)
-    with pytest.raises(UserError, match=r"^vision_feature_layer: expected one for all of several .* \[-2, -3\]"):
-        build_llava(LlavaParts(encoder=both, llm=str(bridge_llm), vision_feature_layer=[-2, -3]))
-    with pytest.raises(UserError, match=r"^vision_feature_layer: encoder 3 of several has only -1, .*, got"):
-        build_llava(LlavaParts(encoder=specs["channels"], llm=str(bridge_llm), vision_feature_layer=-2))
-
-
-@pytest.mark.parametrize("spec", ["several:one", "several:interleave:a+", "several:a+several:b+c"])
-def test_several_are_two_or_more(spec: str) -> None:
-    with pytest.raises(UserError, match=r"encoder: expected several:A \+ B with two or more encoders"):
-        check_encoder_files(spec)
 
 
 @pytest.mark.parametrize("name", quick_of(CONFIGS, "clip", "dinov3"))

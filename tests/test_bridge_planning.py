@@ -39,8 +39,6 @@ def test_sizes_are_those_of_the_models_and_of_a_projector_and_two_towers_at_once
     count, tokens = projector_size(ProjectorConfig(), clip, llm)
     assert (count, tokens) == ((1024 + 1) * 4096 + (4096 + 1) * 4096, 576)
     assert projector_size(ProjectorConfig(type="pool", downsample_factor=2), clip, llm)[1] == 144
-    both = vision_size(f"several:{CLIP} + {CLIP}")
-    assert (both.tokens, both.width, both.flops) == (576, 2048, 2 * clip.flops)
 
 
 def test_a_naflex_towers_size_at_another_resolution_than_its_positions():
@@ -52,7 +50,6 @@ def test_a_naflex_towers_size_at_another_resolution_than_its_positions():
 def test_more_sizes_are_those_of_the_models():
     assert llm_size("meta-llama/Meta-Llama-3-8B-Instruct").parameters == 8_030_261_248
     assert vision_size(CLIP, 224).tokens == 256
-    assert vision_size(f"several:interleave:{CLIP} + {CLIP}").tokens == 1152
 
 
 @pytest.mark.parametrize(

@@ -142,8 +142,6 @@ def named(study, name: str) -> Step:  # type: ignore[no-untyped-def]
     [
         ("timm:net@a/b.safetensors", "encoder", ["a/b.safetensors"]),
         ("transformers:a/b", "encoder", ["a/b"]),
-        ("several:interleave:timm:net@a/b + transformers:$x/y", "encoder", ["a/b", "$x/y"]),
-        ("several:one + two", "encoder", ["one", "two"]),
         ("pretrained=$x/y,device_map=cpu", "model_args", ["$x/y", "cpu"]),
         ("What is 1 + 1?", "prompt", ["What is 1 + 1?"]),
     ],

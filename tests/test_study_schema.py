@@ -60,14 +60,13 @@ def test_a_model_on_the_hub_is_not_said_to_lack_a_text_tower():
     assert rows["hub"].not_applicable == {"retrieval": reason}
 
 
-def test_several_towers_and_an_image_tower_below_a_path_have_no_text_tower(tmp_path):
+def test_an_image_tower_below_a_path_has_no_text_tower(tmp_path):
     (tmp_path / "tower").mkdir()
     (tmp_path / "tower" / "open_clip_config.json").write_text('{"model_cfg": {"vision_cfg": {}}}')
-    encoders = {**SMALL["encoders"], "tower": "$mine/tower", "both": "several:timm:resnet10t@random + $mine/tower"}
+    encoders = {**SMALL["encoders"], "tower": "$mine/tower"}
     study = changed(encoders=encoders, paths={"mine": str(tmp_path)})
     rows = {row.name: row for row in build_plan(parse_study(study)).rows}
-    for name in ("tower", "both"):
-        assert rows[name].not_applicable == {"retrieval": "no text tower"}
+    assert rows["tower"].not_applicable == {"retrieval": "no text tower"}
 
 
 def test_a_directory_of_transformers_below_a_path_has_its_text_tower(tmp_path):

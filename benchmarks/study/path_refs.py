@@ -21,7 +21,6 @@ _TEXT_FIELDS = {"prompt", "templates", "judge_model", "chat_template"}
 """Fields that contain no path, even if their text has a slash."""
 _MAX_FILE_NAME = 255  # on most systems; a longer string is no path
 _ARGUMENT = re.compile(r"((?:^|,)\w+=)")  # of lmms-eval's models: pretrained=DIRECTORY,device_map=cpu
-_MEMBER = re.compile(r"(^several:(?:interleave:)?|\s*\+\s*)")  # of several encoders: several:A + B
 
 
 class PathPiece(NamedTuple):
@@ -32,18 +31,13 @@ class PathPiece(NamedTuple):
 
 
 def split_refs(text: str, field: str) -> list[PathPiece]:
-    """Split ``timm:NAME@FILE``, ``transformers:DIRECTORY``, ``several:A + B`` or a model's arguments into pieces.
+    """Split ``timm:NAME@FILE``, ``transformers:DIRECTORY`` or a model's arguments into pieces.
 
     ``field`` is the key of the text in its config.
     """
     if field == "model_args" and "=" in text:
-        return _split(_ARGUMENT, text)
-    if text.startswith("several:"):
-        return [
-            PathPiece(f"{joint}{inner.before}", inner.reference)
-            for joint, member in _split(_MEMBER, text)
-            for inner in split_refs(member, field)
-        ]
+        _, *parts = _ARGUMENT.split(text)
+        return [PathPiece(before, reference) for before, reference in zip(parts[::2], parts[1::2], strict=True)]
     source, colon, rest = text.partition(":")
     if source == "transformers" and colon:
         return [PathPiece(f"{source}:", rest)]
@@ -51,11 +45,6 @@ def split_refs(text: str, field: str) -> list[PathPiece]:
         name, _, file = rest.rpartition("@")
         return [PathPiece(f"{source}:{name}@", file)]
     return [PathPiece("", text)]
-
-
-def _split(joint: re.Pattern[str], text: str) -> list[PathPiece]:
-    _, *parts = joint.split(text)
-    return [PathPiece(before, reference) for before, reference in zip(parts[::2], parts[1::2], strict=True)]
 
 
 def locate(spec: str, paths: Mapping[str, str]) -> str:

@@ -8,8 +8,6 @@
 ``timm:NAME@random``                      the same, untrained
 ``transformers:path/to/model``            a vision model of transformers, of a type in ``FAMILIES``
 ``transformers:ORG/NAME``                 the same from the Hub
-``several:A + B``                         the concatenated features of encoders A and B
-``several:interleave:A + B``              their tokens, interleaved
 ========================================  =====================================================
 
 A source is a module with two functions: ``load(reference, image_size) -> VisionEncoder``, and
@@ -46,7 +44,7 @@ def load_encoder(spec: str, image_size: int | None = None) -> VisionEncoder:
         raise UserError(f"image_size: expected at least 1, got {image_size}")
     source, reference = parse_spec(spec)
     encoder: VisionEncoder = importlib.import_module(ENCODER_SOURCES[source]).load(reference, image_size)
-    if source != "several" and encoder.weights is not None:  # of several, each was loaded by this function
+    if encoder.weights is not None:
         require_finite(encoder.weights, f"encoder: {encoder.parent or spec}")
     return encoder
 

@@ -36,8 +36,6 @@ class VisionTower(nn.Module, ABC):
     """The hidden state that LLaVA reads by default, counted from the end (-1 is the last)."""
     final_norm: bool = False
     """Whether the last hidden state passes through the model's final norm."""
-    tokens_per_cell: int = 1
-    """Number of consecutive tokens per grid cell."""
     recompute: bool = False
     """Whether blocks use activation checkpointing."""
 
@@ -167,7 +165,7 @@ def probe_output_shape(tower: VisionTower, size: int, layer: int, where: str) ->
     was_training = tower.training
     state = hidden_state(tower.eval(), torch.zeros(1, 3, size, size), layer)
     tower.train(was_training)
-    patches = (state.shape[1] - int(tower.class_token)) // tower.tokens_per_cell
+    patches = state.shape[1] - int(tower.class_token)
     grid = math.isqrt(patches)
     if grid * grid != patches or size // (size // grid) != grid:
         raise UserError(f"{where}: images of {size} px give {patches} patch tokens, which is no square grid")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ ENCODER_SOURCES: dict[str, str] = {
     "open_clip": "llava_bridge.encoders.open_clip_source",
     "timm": "llava_bridge.encoders.timm_source",
     "transformers": "llava_bridge.encoders.transformers_source",
-    "several": "llava_bridge.encoders.multi_encoder",
 }
 """Source → the module that reads it, with ``load(reference, image_size)`` and ``build(architecture)``."""
 
@@ -41,42 +39,11 @@ def parse_spec(spec: str) -> tuple[str, str]:
     return source, reference
 
 
-def split_encoders(spec: str) -> list[str]:
-    """Return the encoders of ``several:A + B`` or ``several:interleave:A + B``; any other spec is its only member.
-
-    Raises:
-        UserError: fewer than two, or several among them.
-    """
-    source, reference = parse_spec(spec)
-    if source != "several":
-        return [spec]
-    listed = [part.strip() for part in reference.removeprefix("interleave:").split("+")]
-    if len(listed) < 2 or not all(listed) or any(parse_spec(part)[0] == "several" for part in listed):
-        raise UserError(f"encoder: expected several:A + B with two or more encoders, got {spec}")
-    return listed
-
-
-def is_interleaved(spec: str) -> bool:
-    """Whether the tokens of several encoders are interleaved, instead of their features concatenated."""
-    source, reference = parse_spec(spec)
-    return source == "several" and reference.startswith("interleave:")
-
-
-def numbered_encoders(spec: str) -> Iterator[tuple[str, str, str]]:
-    """Yield (field, source, reference) of each encoder; the fields are ``encoder``, or ``encoder_1`` … for several."""
-    encoders = split_encoders(spec)
-    for number, encoder in enumerate(encoders, 1):
-        yield "encoder" if len(encoders) == 1 else f"encoder_{number}", *parse_spec(encoder)
-
-
 def local_paths(spec: str) -> dict[str, str]:
-    """Return ``{"encoder": path}`` of a spec's local directory or file, ``encoder_1`` … for several."""
-    paths = {}
-    for field, source, reference in numbered_encoders(spec):
-        path = reference.partition("@")[2] if source == "timm" else reference
-        if path and Path(path).exists():
-            paths[field] = path
-    return paths
+    """Return ``{"encoder": path}`` of a spec's local directory or file."""
+    source, reference = parse_spec(spec)
+    path = reference.partition("@")[2] if source == "timm" else reference
+    return {"encoder": path} if path and Path(path).exists() else {}
 
 
 def resolve_open_clip_dir(reference: str) -> Path:
@@ -91,14 +58,13 @@ def resolve_open_clip_dir(reference: str) -> Path:
 
 
 def encoder_commits(spec: str) -> dict[str, str]:
-    """Return ``{"encoder": commit}`` of a spec's Hub repository, ``encoder_1`` … for several; none for timm's."""
-    commits = {}  # the Hub's cache names a repository's directory by its commit
-    for field, source, reference in numbered_encoders(spec):
-        if source == "open_clip" and reference.startswith(HF_HUB_PREFIX):
-            commits[field] = resolve_open_clip_dir(reference).name
-        elif source == "transformers" and is_on_hub(reference):
-            commits[field] = resolve_model_dir(reference, "encoder").name
-    return commits
+    """Return ``{"encoder": commit}`` of a spec's Hub repository; none for timm's."""
+    source, reference = parse_spec(spec)  # the Hub's cache names a repository's directory by its commit
+    if source == "open_clip" and reference.startswith(HF_HUB_PREFIX):
+        return {"encoder": resolve_open_clip_dir(reference).name}
+    if source == "transformers" and is_on_hub(reference):
+        return {"encoder": resolve_model_dir(reference, "encoder").name}
+    return {}
 
 
 def has_text_tower(spec: str) -> bool:
@@ -111,7 +77,7 @@ def has_text_tower(spec: str) -> bool:
         return config.is_file() and _read_object(config).get("model_type") in DUAL_MODELS
     if (config := Path(spec) / OPEN_CLIP_CONFIG).is_file():
         return "text_cfg" in _read_object(config).get("model_cfg", {"text_cfg": None})
-    return not spec.startswith(("timm:", "several:"))
+    return not spec.startswith("timm:")
 
 
 def _read_object(file: Path) -> dict[str, Any]:
@@ -145,9 +111,6 @@ def check_encoder_files(spec: str) -> None:
             raise UserError(f"encoder: {directory} is not a directory (expected one, or ORG/NAME on the Hub)")
         if not (directory / "config.json").is_file():
             raise UserError(f"encoder: {reference} has no config.json (expected a model in the transformers format)")
-    elif source == "several":
-        for member in split_encoders(spec):
-            check_encoder_files(member)
     elif source == "timm":
         _, _, origin = reference.partition("@")
         if origin not in {"", "random"} and not Path(origin).is_file():

@@ -67,10 +67,6 @@ def effective_patch_size(projector: ProjectorConfig, shape: ProjectorShape, side
     """
     if shape.extra:
         raise UserError("vision_feature_select_strategy: expected default with image_aspect_ratio anyres, got full")
-    if shape.tokens_per_cell > 1:
-        raise UserError(
-            "encoder: expected one token per grid cell with image_aspect_ratio anyres, got several:interleave"
-        )
     if not preserves_grid(projector):
         raise UserError(
             f"projector.type: expected one that preserves the grid with image_aspect_ratio anyres, got {projector.type}"

@@ -21,11 +21,10 @@ class AssemblyConfig:
         image_size: image size in pixels; null uses the encoder's own. For ViTs learned positions are interpolated.
         vision_feature_layer: hidden state of the encoder that the LLM sees (-1 is the last), or several, concatenated:
             ``[-2, -5]``; null: -2 for most ViTs and CLIP's ResNets, -1 for timm's others, RADIO, InternVL and Qwen-VL.
-            Each of ``several:`` uses this one, or its own default.
         vision_feature_select_strategy: ``default`` drops the class token, ``full`` keeps it, as in transformers
             (LLaVA: ``patch``, ``cls_patch``).
         image_aspect_ratio: how images become squares: ``squash``, ``pad`` with the encoder's mean color
-            (LLaVA-1.5's), or a center ``crop``; or ``anyres``, LLaVA-NeXT's: a base image and tiles at full resolution;
+            (LLaVA-1.5's), or a center ``crop``; or ``anyres``, LLaVA-NeXT's: a base image and tiles at full resolution.
         image_grid_pinpoints: with ``anyres``: the heights and widths in pixels that images are resized into before they
             are cut into tiles; null uses LLaVA-NeXT's, 1 × 2, 2 × 1, 2 × 2, 3 × 1 and 1 × 3 tiles.
         projector: maps the encoder's features to tokens of the LLM.

@@ -36,7 +36,6 @@ from llava_bridge.conversation import (
 )
 from llava_bridge.encoders import load_encoder
 from llava_bridge.encoders.encoder import ImagePreprocess, VisionEncoder
-from llava_bridge.encoders.multi_encoder import with_feature_layer
 from llava_bridge.encoders.transformers_families import FAMILIES
 from llava_bridge.encoders.transformers_source import image_size_of
 from llava_bridge.model.anyres import (
@@ -105,23 +104,19 @@ def build_llava_from_parts(
     Raises:
         UserError: they are incompatible.
     """
-    layer = parts.vision_feature_layer
-    if encoder.source == "several":
-        encoder, layer = with_feature_layer(encoder, layer), None
-    vision = build_vision_model(encoder, layer)
+    vision = build_vision_model(encoder, parts.vision_feature_layer)
     add_tokens(tokenizer, llm)
-    layers = resolve_feature_layer(vision.tower, layer)
+    layers = resolve_feature_layer(vision.tower, parts.vision_feature_layer)
     use_class_token = parts.vision_feature_select_strategy == "full"
     if use_class_token and not vision.config.class_token:
         raise UserError(
             f"vision_feature_select_strategy: expected default, as {parts.encoder} has no class token, got full"
         )
     shape = ProjectorShape(
-        patches=(vision.config.image_size // vision.config.patch_size) ** 2 * vision.config.tokens_per_cell,
+        patches=(vision.config.image_size // vision.config.patch_size) ** 2,
         width=vision.config.hidden_size * (len(layers) if isinstance(layers, list) else 1),
         llm=llm.config.hidden_size,
         extra=int(use_class_token),
-        tokens_per_cell=vision.config.tokens_per_cell,
     )
     extra_fields: dict[str, Any] = {}
     tiles = parts.image_aspect_ratio == "anyres"

@@ -33,7 +33,6 @@ class EncoderVisionConfig(PretrainedConfig):
         patch_size: S divided by the size of the token grid; in a LLaVA with tiles, of the projector's output grid, by
             which transformers joins tiles.
         class_token: whether token 0 of each hidden state is a class token.
-        tokens_per_cell: number of tokens per grid cell.
     """
 
     model_type = "llava_bridge_encoder"
@@ -46,7 +45,6 @@ class EncoderVisionConfig(PretrainedConfig):
     image_size: int = 0
     patch_size: int = 1
     class_token: bool = True
-    tokens_per_cell: int = 1
 
     def __post_init__(self, **fields: Any) -> None:
         _run_callbacks()

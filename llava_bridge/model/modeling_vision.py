@@ -136,8 +136,7 @@ class EncoderVisionModel(PreTrainedModel):
 
     def feature_bytes(self, dtype: torch.dtype) -> int:
         """Return the bytes of an image's cached states."""
-        cells = (self.config.image_size // self.config.patch_size) ** 2
-        tokens = cells * self.config.tokens_per_cell + int(self.config.class_token)
+        tokens = (self.config.image_size // self.config.patch_size) ** 2 + int(self.config.class_token)
         return len(self.cached_layers) * tokens * self.config.hidden_size * dtype.itemsize
 
     @contextlib.contextmanager
@@ -245,7 +244,6 @@ def build_vision_model(encoder: VisionEncoder, layer: int | Sequence[int] | None
     config.image_size = encoder.pixels.size
     config.patch_size = encoder.pixels.size // grid
     config.class_token = model.tower.class_token
-    config.tokens_per_cell = model.tower.tokens_per_cell
     model.requires_grad_(False)
     return model.eval()
 

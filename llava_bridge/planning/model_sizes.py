@@ -19,7 +19,7 @@ import torch
 from clips.errors import UserError
 from clips.model_refs import HF_HUB_PREFIX, OPEN_CLIP_CONFIG, is_on_hub
 from llava_bridge.encoders.encoder import VisionTower, hidden_state
-from llava_bridge.encoders.spec import is_interleaved, parse_spec, split_encoders
+from llava_bridge.encoders.spec import parse_spec
 from llava_bridge.model.small_llama import SmallLlamaConfig
 from llava_bridge.projectors import ProjectorConfig, ProjectorShape, build_projector, num_output_tokens
 
@@ -39,14 +39,12 @@ class VisionSize:
         flops: FLOPs of an image's forward pass; a multiplication with an addition counts as two.
         tokens: number of tokens per image, without the class token.
         width: of a token (hidden size).
-        tokens_per_cell: above 1 for interleaved tokens of several encoders.
     """
 
     parameters: int
     flops: float
     tokens: int
     width: int
-    tokens_per_cell: int = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,17 +101,7 @@ def vision_size(spec: str, image_size: int | None = None) -> VisionSize:
         UnknownSizeError: its size is unknown.
         UserError: the library does not know the name.
     """
-    first, *others = split_encoders(spec)
-    tower, size = _tower(first, image_size)
-    encoders = [_tower_size(tower, size), *(_tower_size(*_tower(other, size)) for other in others)]
-    tokens_per_cell = len(encoders) if is_interleaved(spec) else 1
-    return VisionSize(
-        parameters=sum(encoder.parameters for encoder in encoders),
-        flops=sum(encoder.flops for encoder in encoders),
-        tokens=encoders[0].tokens * tokens_per_cell,  # the others' grids are interpolated to the first one's
-        width=sum(encoder.width for encoder in encoders),
-        tokens_per_cell=tokens_per_cell,
-    )
+    return _tower_size(*_tower(spec, image_size))
 
 
 def vision_size_of(model_cfg: Mapping[str, Any]) -> VisionSize:
@@ -325,9 +313,7 @@ def projector_size(config: ProjectorConfig, vision: VisionSize, llm: LlmSize) ->
     Raises:
         UserError: it does not fit the tower's grid.
     """
-    shape = ProjectorShape(
-        patches=vision.tokens, width=vision.width, llm=llm.width, tokens_per_cell=vision.tokens_per_cell
-    )
+    shape = ProjectorShape(patches=vision.tokens, width=vision.width, llm=llm.width)
     with torch.device("meta"):
         module = build_projector(config, shape)
     return sum(value.numel() for value in module.parameters()), num_output_tokens(config, shape)

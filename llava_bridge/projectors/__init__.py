@@ -65,15 +65,13 @@ class ProjectorConfig:
 class ProjectorShape:
     """Input and output of a projector: ``patches`` features of ``width``, and an LLM of width ``llm``.
 
-    ``extra`` features, the class token's, precede those of the patches. ``tokens_per_cell`` is above 1 for interleaved
-    tokens of several encoders.
+    ``extra`` features, the class token's, precede those of the patches.
     """
 
     patches: int
     width: int
     llm: int
     extra: int = 0
-    tokens_per_cell: int = 1
 
     @property
     def grid(self) -> int:
@@ -133,10 +131,6 @@ def _query_count(config: ProjectorConfig, shape: ProjectorShape) -> int:
 
 
 def _require_grid(config: ProjectorConfig, shape: ProjectorShape) -> None:
-    if shape.tokens_per_cell > 1:
-        raise UserError(
-            f"projector.type: expected one that needs no grid with interleaved tokens of encoders, got {config.type}"
-        )
     if shape.extra:
         raise UserError(
             f"vision_feature_select_strategy: expected default, as {config.type} needs patches only, got full"

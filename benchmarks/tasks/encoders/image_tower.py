@@ -84,12 +84,11 @@ class PatchTokens:
         return self.encode_patches(pixels).mean(dim=(1, 2))
 
     def encode_patches(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return (B, G, G, D); of several tokens per grid cell, their concatenation."""
+        """Return (B, G, G, D)."""
         from llava_bridge.encoders.encoder import hidden_state
 
         tokens = hidden_state(self.tower, pixels, self.tower.default_layer)[:, int(self.tower.class_token) :]
-        cells = tokens.unflatten(1, (-1, self.tower.tokens_per_cell)).flatten(2)
-        return cells.unflatten(1, (math.isqrt(cells.shape[1]), -1))
+        return tokens.unflatten(1, (math.isqrt(tokens.shape[1]), -1))
 
 
 def _reject_texts(texts: list[str]) -> torch.Tensor:
