@@ -1,18 +1,16 @@
-"""AdamW, alone or with Muon, with warm-up and cosine decay. Source: the authors' code [C] of `clips.method.recipes`."""
+"""AdamW with warm-up and cosine decay. Source: the authors' code [C] of `clips.method.recipes`."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from clips.errors import UserError
 
 if TYPE_CHECKING:
     import torch
-
-    from clips.method.muon import MuonAdamW
 
 
 EITHER = {("learning_rate", "base_learning_rate"): 1e-3, ("warmup_ratio", "warmup_samples"): 0.05}
@@ -24,9 +22,6 @@ class OptimizerConfig:
     """The optimizer.
 
     Args:
-        name: adamw, or muon: Muon for the matrices of the layers of towers and captioner, AdamW for the rest, with the
-            same learning rate and weight decay; only with distributed.strategy ddp, because Muon needs whole matrices.
-        muon_momentum: Muon's decay rate of the gradient.
         learning_rate: at the end of warm-up; 1e-3 if neither it nor ``base_learning_rate`` is given.
         base_learning_rate: learning rate for a batch of 256 samples, scaled by global_batch_size / 256. The authors'
             ``base_lr``: 8e-6, and 4e-7 and 1e-7 in the later stages.
@@ -41,8 +36,6 @@ class OptimizerConfig:
             stop after ten such steps in a row; null skips none.
     """
 
-    name: Literal["adamw", "muon"] = "adamw"
-    muon_momentum: float = 0.95
     learning_rate: float | None = None
     base_learning_rate: float | None = None
     warmup_ratio: float | None = None
@@ -60,7 +53,7 @@ class OptimizerConfig:
         for name in ("learning_rate", "base_learning_rate"):
             if (rate := getattr(self, name)) is not None and rate <= 0:
                 raise UserError(f"optimizer.{name}: expected a number above 0, got {rate}")
-        for name in ("warmup_ratio", "adam_beta1", "adam_beta2", "muon_momentum"):
+        for name in ("warmup_ratio", "adam_beta1", "adam_beta2"):
             if (ratio := getattr(self, name)) is not None and not 0 <= ratio < 1:
                 raise UserError(f"optimizer.{name}: expected a ratio from 0 to below 1, got {ratio}")
         if self.warmup_samples is not None and self.warmup_samples < 0:
@@ -105,41 +98,19 @@ class OptimizerConfig:
 
 def build_optimizer(
     model: torch.nn.Module, config: OptimizerConfig, no_decay: Collection[str] = ()
-) -> torch.optim.Optimizer | MuonAdamW:
+) -> torch.optim.AdamW:
     """Return the optimizer of the trainable parameters of ``model``, without decay for ``no_decay``.
 
     Set its learning rate before each step, see `cosine_lr`.
-
-    Raises:
-        UserError: Muon has nothing to train.
     """
     import torch
 
-    from clips.method.muon import MuonAdamW, muon_parameters
-
-    matrices = muon_parameters(model, no_decay) if config.name == "muon" else []
-    with_muon = set(matrices)
-    trainable = [
-        (name, parameter)
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad and parameter not in with_muon
-    ]
+    trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     decayed = [parameter for name, parameter in trainable if name not in no_decay]
     undecayed = [parameter for name, parameter in trainable if name in no_decay]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
     groups, betas = [group for group in groups if group["params"]], (config.adam_beta1, config.adam_beta2)
-    rate = config.learning_rate or 0.0
-    adamw = torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True)
-    if not matrices:
-        return adamw
-    muon = torch.optim.Muon(
-        matrices,
-        lr=rate,
-        weight_decay=config.weight_decay,
-        momentum=config.muon_momentum,
-        adjust_lr_fn="match_rms_adamw",
-    )
-    return MuonAdamW(muon, adamw)
+    return torch.optim.AdamW(groups, lr=config.learning_rate or 0.0, betas=betas, fused=True)
 
 
 def cosine_lr(step: int, steps: int, config: OptimizerConfig, batch_size: int) -> float:

@@ -15,22 +15,16 @@ from torch.utils.checkpoint import checkpoint
 from clips.model.attention import PackedAttention
 
 
-def repeated_layers(model: nn.Module, *, single: bool = False) -> list[nn.Module]:
-    """Return the repeated layers of a model: the modules of each list or sequence of a single class.
-
-    Args:
-        model: any.
-        single: whether the only layer of a list counts, too.
-    """
+def repeated_layers(model: nn.Module) -> list[nn.Module]:
+    """Return the repeated layers of a model: the modules of each list or sequence of a single class."""
     layers: list[nn.Module] = []
     for child in model.children():
         inner = list(child.children())
         repeated = isinstance(child, nn.ModuleList | nn.Sequential) and len(inner) > 1
-        repeated = repeated or (single and isinstance(child, nn.ModuleList))
         if repeated and len({type(layer) for layer in inner}) == 1:
             layers += inner
         else:
-            layers += repeated_layers(child, single=single)
+            layers += repeated_layers(child)
     return layers
 
 

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from clips.method.clips_model import ClipsModel
-from clips.method.muon import MuonAdamW
 from clips.method.optimizer import OptimizerConfig, build_optimizer
 from clips.parallel.distributed import DistributedContext
 
 ADAM_STATE_NAMES = ("exp_avg", "exp_avg_sq")
 """AdamW's tensors for each parameter, in addition to the step count."""
+_STATE_NAMES = ("step", *ADAM_STATE_NAMES)
 
 
 class Strategy(abc.ABC):
@@ -127,7 +127,7 @@ class Strategy(abc.ABC):
         state: dict[str, Tensor] = {}
         for name, parameter in self.encoder.named_parameters():
             if parameter.requires_grad:
-                for key in self._state_names(parameter):
+                for key in _STATE_NAMES:
                     shaped = parameter.detach() if key != "step" else parameter.detach().new_zeros(())
                     state[f"{name}.{key}"] = torch.zeros_like(shaped)
         return state
@@ -135,14 +135,9 @@ class Strategy(abc.ABC):
     def load_optimizer_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Load the optimizer's state of the parameters in ``state``."""
         for name, parameter in self.encoder.named_parameters():
-            found = {key: state.get(f"{name}.{key}") for key in self._state_names(parameter)}
+            found = {key: state.get(f"{name}.{key}") for key in _STATE_NAMES}
             if all(value is not None for value in found.values()):
                 self.optimizer.state[parameter] = found
-
-    def _state_names(self, parameter: Tensor) -> tuple[str, ...]:
-        if isinstance(self.optimizer, MuonAdamW):
-            return self.optimizer.state_names(parameter)
-        return ("step", *ADAM_STATE_NAMES)
 
 
 class DDPStrategy(Strategy):

@@ -18,7 +18,6 @@ import numpy as np
 from torch import nn
 
 from clips.errors import UserError
-from clips.method.muon import muon_parameters
 from clips.model import losses
 from clips.model.layers import bf16_weights, repeated_layers
 from clips.parallel.distributed_config import ZERO_REDUCE_BUCKET_SIZE, Parallel
@@ -47,7 +46,7 @@ SHARDED: dict[Parallel, frozenset[str]] = {
 }
 """Parts of which each process holds 1/count."""
 
-_FLOAT32, _ADAM, _MUON = 4, 8, 4  # bytes per parameter: float32 weights and gradients, moments of each optimizer
+_FLOAT32, _ADAM = 4, 8  # bytes per parameter: float32 weights and gradients, moments
 _MAX_PROFILED = 16  # samples; larger steps are extrapolated from one profile, because bytes grow linearly
 _SAMPLES = 2 * BATCH_DIVISOR  # of that profile: the minimum with more than one group of texts of similar length,
 _CHECKPOINTED_SAMPLES = 8 * BATCH_DIVISOR  # and with the maximum of groups, which are recomputed one at a time
@@ -106,8 +105,6 @@ class MemoryModel:
         weights = list(self.model.parameters())
         self.parameters = sum(value.numel() for value in weights)
         self.trained = sum(value.numel() for value in weights if value.requires_grad)
-        matrices = muon_parameters(self.model, self.model.no_decay_names()) if config.optimizer.name == "muon" else []
-        self.with_muon = sum(value.numel() for value in matrices)
         self.buffers = sum(value.nbytes for value in self.model.buffers())
         distillation = config.recipe.distillation
         self.teacher = 0
@@ -187,7 +184,7 @@ class MemoryModel:
     def _persistent_parts(self, layout: Layout) -> Parts:
         unsharded = {
             "parameters": self.parameters * _FLOAT32,
-            "optimizer": self.trained * _ADAM - self.with_muon * (_ADAM - _MUON),
+            "optimizer": self.trained * _ADAM,
             "average": self.parameters * _FLOAT32 if self.config.ema_decay is not None else 0,
         }
         sharded = SHARDED[layout.parallel]

@@ -18,10 +18,9 @@ from clips.core.metrics_log import read_entries
 from clips.data.remote_files import is_remote
 from clips.data.sources import open_source
 from clips.errors import UserError
-from clips.parallel.distributed_config import Parallel
 from clips.planning import Cost
 from clips.planning.hardware import GPUS, Gpu
-from clips.planning.memory import PARALLELS, SHARDED, Layout, MemoryModel, Parts, largest
+from clips.planning.memory import SHARDED, Layout, MemoryModel, Parts, largest
 from clips.planning.plan_config import TrainPlanConfig
 from clips.planning.roofline import Kernels, KernelTrace, rates_of, roofline, trace_step
 from clips.training.stages import stage_configs
@@ -223,11 +222,6 @@ class StagePlan:
             compiled=self.stage.distributed.torch_compile,
         )
 
-    @property
-    def strategies(self) -> tuple[Parallel, ...]:
-        """The strategies that can train with the stage's optimizer."""
-        return ("ddp",) if self.stage.optimizer.name == "muon" else PARALLELS
-
     def bytes_sent(self, layout: Layout, local: int) -> tuple[float, float, float]:
         """Return bytes that a GPU sends per step by ring algorithms.
 
@@ -257,7 +251,7 @@ class StagePlan:
         """Return bytes on disk: the encoder directory, and the peak of the checkpoints while one is written."""
         weights = self.model.parameters * 4 + self.model.buffers
         average = weights if self.stage.ema_decay is not None else 0
-        checkpoint = weights + self.model.trained * 8 - self.model.with_muon * 4 + average
+        checkpoint = weights + self.model.trained * 8 + average
         return {"encoder": weights, "checkpoints": checkpoint * (self.stage.save_total_limit + 1)}
 
 

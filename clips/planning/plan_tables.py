@@ -10,7 +10,7 @@ from rich.table import Table
 
 from clips.core.artifact import log_info
 from clips.planning.feeding import feeding
-from clips.planning.memory import Layout
+from clips.planning.memory import PARALLELS, Layout
 from clips.planning.plan import Speed, StagePlan, data_bytes, plan_stages
 from clips.planning.plan_config import TrainPlanConfig
 from clips.planning.roofline import Kernels
@@ -125,7 +125,7 @@ def _memory(plan: StagePlan) -> Table:
     )
     table = Table(title=f"GB of a GPU with {at_once} samples at once{interval}", title_justify="left")
     table.add_column("part")
-    layouts = [dataclasses.replace(own, parallel=parallel) for parallel in plan.strategies]
+    layouts = [dataclasses.replace(own, parallel=parallel) for parallel in PARALLELS]
     for layout in layouts:
         table.add_column(f"{layout.parallel} *" if layout == own else layout.parallel, justify="right")
     columns = [plan.memory(layout, local=local, at_once=at_once) for layout in layouts]
@@ -169,9 +169,7 @@ def _rooflines(plan: StagePlan) -> Iterator[Table]:
     yield table
     sent = _numeric_table("GB that a GPU sends in a step (time at the data sheet's bandwidth)", "strategy", "8", "64")
     group = layout.shard_group_size or plan.gpu.per_node
-    rows: dict[str, Layout] = {
-        parallel: Layout(parallel=parallel, count=1, checkpointing=0) for parallel in plan.strategies
-    }
+    rows: dict[str, Layout] = {parallel: Layout(parallel=parallel, count=1, checkpointing=0) for parallel in PARALLELS}
     if "fsdp" in rows:
         rows |= {f"fsdp, groups of {group}": dataclasses.replace(rows["fsdp"], shard_group_size=group)}
     for name, row in rows.items():

@@ -52,7 +52,7 @@ class EncoderTrainConfig:
         data: the training data.
         model: the towers.
         recipe: the texts and losses of the training.
-        optimizer: the settings of AdamW or Muon.
+        optimizer: the settings of AdamW.
         validation: zero-shot retrieval on held-out images during training.
         max_steps: length of the training in steps; 0 writes the untrained encoder. Give one of max_steps, max_samples,
             num_epochs.
@@ -142,11 +142,6 @@ class EncoderTrainConfig:
         if self.validation.source is not None and not Recipe(self.recipe).encoded:
             raise UserError(
                 f"validation.source: expected null: it is retrieval, and recipe {self.recipe.name} has no text tower"
-            )
-        if self.optimizer.name == "muon" and self.distributed.strategy != "ddp":
-            raise UserError(
-                f"optimizer.name: expected adamw with distributed.strategy: {self.distributed.strategy}, "
-                "which shards the matrices that muon needs as a whole"
             )
         if not 0 <= self.seed < 2**63:
             raise UserError(f"seed: expected 0 or more, below 2**63, got {self.seed}")
