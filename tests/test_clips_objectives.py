@@ -7,17 +7,13 @@ from pathlib import Path
 
 import clips_world
 import numpy as np
-import open_clip
 import pytest
 import torch
-from test_bench_transformers_encoder import CONFIGS, write_model
 from test_clips_losses import naive_sigmoid, naive_softmax, unit
 
-from clips.data.images import decode_image
 from clips.encoder import write_encoder
 from clips.errors import UserError
 from clips.method.clips_model import ClipsModel, ModelConfig, build_model
-from clips.method.distillation import DistillationConfig
 from clips.method.hard_negatives import swap_words
 from clips.method.objectives import compute_losses
 from clips.method.recipes import RECIPES, Recipe, RecipeConfig
@@ -25,7 +21,6 @@ from clips.model.architectures import CONTRASTIVE_LOSSES, CaptionerConfig
 from clips.model.tokenizer import ClipsTokenizer
 from clips.planning.dry_run import contrastive_flops, fake_model, profile_contrastive_loss
 from clips.planning.memory import Layout, MemoryModel
-from clips.training.teacher import Teacher, teacher_parameters
 
 TOKENIZER = ClipsTokenizer(16)
 SMALL = CaptionerConfig(width=16, num_heads=2, num_layers=1, max_length=20)
@@ -143,10 +138,6 @@ def test_equal_weights_change_no_bit():
         ({"name": "clip", "positive_weights": (0.0,)}, r"^recipe\.positive_weights: "),
         ({"name": "clip", "positive_weights": (math.nan,)}, r"^recipe\.positive_weights: "),
         ({"name": "sentences", "num_sentences": 0}, r"^recipe\.num_sentences: "),
-        (
-            {"name": "caption_only", "distillation": DistillationConfig(teacher="x")},
-            r"^recipe\.distillation: expected null: caption_only contrasts no texts",
-        ),
     ],
 )
 def test_invalid_settings_name_their_field(fields: dict[str, object], message: str):
@@ -219,148 +210,9 @@ def test_widths_are_smaller_than_the_embedding(widths: tuple[int, ...], message:
         built("clip", embedding_widths=widths)
 
 
-# Distillation -----------------------------------------------------------------------------------------------------
-
-
-DISTILLED = DistillationConfig(teacher="encoders/teacher", weight=0.75)
-
-
-def distilled_batch() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Outputs of a student, and those of a teacher of another width and scale."""
-    names = ("image", "web", "partial")
-    outputs = {name: unit(5, 6, seed=seed).requires_grad_() for seed, name in enumerate(names)}
-    outputs |= {"logit_scale": torch.tensor(5.0, requires_grad=True), "logit_bias": torch.tensor(-1.0)}
-    teacher = {f"teacher_{name}": unit(5, 9, seed=seed + 7) for seed, name in enumerate(names)}
-    teacher["teacher_image"] = teacher["teacher_image"] * 20
-    return outputs, teacher
-
-
-@pytest.mark.parametrize("loss", CONTRASTIVE_LOSSES)
-def test_distillation_is_that_of_a_naive_loop(loss: str, monkeypatch):
-    """Cross-entropy of the student's softmax with the teacher's, from images to texts and back, for each text."""
-    monkeypatch.setattr("clips.model.losses._CHUNK_ELEMENTS", 10)  # chunks of two rows
-    outputs, teacher = distilled_batch()
-    total = 0.0
-    for text, weight in (("web", 0.8), ("partial", 0.2)):
-        for i in range(5):
-            to_texts = [(5 * outputs["image"][i] @ outputs[text][j]).item() for j in range(5)]
-            to_images = [(5 * outputs["image"][j] @ outputs[text][i]).item() for j in range(5)]
-            target_texts = [(teacher["teacher_image"][i] @ teacher[f"teacher_{text}"][j]).item() for j in range(5)]
-            target_images = [(teacher["teacher_image"][j] @ teacher[f"teacher_{text}"][i]).item() for j in range(5)]
-            for own, target in ((to_texts, target_texts), (to_images, target_images)):
-                own_sum, target_sum = (sum(math.exp(value) for value in row) for row in (own, target))
-                for mine, theirs in zip(own, target, strict=True):
-                    total -= weight / 10 * math.exp(theirs) / target_sum * (mine - math.log(own_sum))
-    settings = {"positives": ("web", "partial"), "positive_weights": (4, 1), "distillation": DISTILLED}
-    found = compute_losses(Recipe(RecipeConfig(name="clip", loss=loss, **settings)), outputs, teacher)
-    assert found["distillation_loss"].item() == pytest.approx(total, abs=1e-5)
-    assert found["loss"].item() == pytest.approx(found["contrastive_loss"].item() + 0.75 * total, abs=1e-5)
-
-
-def test_distillation_and_its_gradients_are_open_clips():
-    outputs, teacher = distilled_batch()
-    config = RecipeConfig(name="clip", contrastive_loss_weight=0.25, distillation=DISTILLED)
-    compute_losses(Recipe(config), outputs, teacher)["loss"].backward()
-    names = ("image", "web", "logit_scale")
-    mine = {name: outputs[name].grad.clone() for name in names}
-    for name in names:
-        outputs[name].grad = None
-    contrast, distillation = open_clip.loss.DistillClipLoss()(
-        *(outputs[name] for name in names), teacher["teacher_image"] / 20, teacher["teacher_web"], 20.0
-    )
-    (0.25 * contrast + 0.75 * distillation).backward()
-    for name in names:
-        torch.testing.assert_close(mine[name], outputs[name].grad)
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-def teacher_of(folder: Path, kind: str) -> str:
-    if kind == "transformers":
-        return f"transformers:{write_model(CONFIGS['siglip'](), folder)}"
-    folder.mkdir()
-    write_encoder(build_model(ModelConfig(context_length=12, image_size=32), RecipeConfig(name="clip"), seed=3), folder)
-    return str(folder)
-
-
-@pytest.mark.parametrize("kind", ["transformers", "open_clip"])
-def test_a_teacher_computes_each_image_and_text_once(tmp_path: Path, cache: Path, monkeypatch, kind: str):
-    reference = teacher_of(tmp_path / "teacher", kind)
-    texts, files = ["a red car", "", "a red car", "two dogs"], [clips_world.draw_image(one) for one in (0, 1, 1, 2)]
-    batch = {"image": torch.zeros(4, 3, 2, 2), "teacher_web": texts, "teacher_image": files}
-    counts: list[int] = []
-    for name in ("_encode_images", "_encode_texts"):
-        encode = getattr(Teacher, name)
-        monkeypatch.setattr(Teacher, name, lambda self, rows, run=encode: counts.append(len(rows)) or run(self, rows))
-    teacher = Teacher(DistillationConfig(teacher=reference), torch.device("cpu"))
-    found = teacher.features(batch)
-    assert counts == [3, 3]
-    again = Teacher(DistillationConfig(teacher=reference, logit_scale=2.0), torch.device("cpu")).features(batch)
-    assert counts == [3, 3]
-    assert torch.equal(found["teacher_web"], again["teacher_web"])
-    encoder = teacher.encoder
-    module = getattr(encoder.model, "model", encoder.model)
-    own = float(module.logit_scale.exp())
-    pixels = torch.stack([encoder.preprocess(decode_image(file)) for file in files])
-    with torch.no_grad():
-        images = torch.nn.functional.normalize(encoder.model.encode_image(pixels), dim=-1)
-        wanted = torch.nn.functional.normalize(encoder.model.encode_text(encoder.tokenizer(texts)), dim=-1)
-    torch.testing.assert_close(found["teacher_web"], wanted)
-    torch.testing.assert_close(found["teacher_image"], own * images)
-    torch.testing.assert_close(again["teacher_image"], 2.0 * images)
-    assert len(list(cache.rglob("*.safetensors"))) == 6
-    assert teacher_parameters(reference) == sum(value.numel() for value in module.parameters())
-
-
-def test_another_teacher_or_its_other_tokenizer_is_computed_again(tmp_path: Path, cache: Path):
-    batch = {"teacher_web": ["a red car", "dog"]}
-    reference = teacher_of(tmp_path / "one", "transformers")
-    first = Teacher(DistillationConfig(teacher=reference), torch.device("cpu")).features(batch)["teacher_web"]
-    tokenizer = tmp_path / "one" / "tokenizer.json"
-    tokenizer.write_text(tokenizer.read_text().replace('"red"', '"green_"').replace('"green"', '"red"'))
-    second = Teacher(DistillationConfig(teacher=reference), torch.device("cpu")).features(batch)["teacher_web"]
-    assert not torch.allclose(first[0], second[0])
-    torch.testing.assert_close(first[1], second[1])
-
-
-def test_a_sample_has_the_texts_that_the_student_reads():
-    config = RecipeConfig(name="sentences", num_sentences=2, distillation=DISTILLED)
-    rng = np.random.default_rng(0)
-    sample = Recipe(config).prepare("my dog", SYNTHETIC, rng, TOKENIZER)
-    assert sample["teacher_web"] == "my dog"
-    for name in ("sentences_1", "sentences_2"):
-        assert torch.equal(TOKENIZER([sample[f"teacher_{name}"]])[0], sample[name])
-
-
-@pytest.mark.parametrize(
-    ("kind", "message"),
-    [
-        ("image_tower", r"^recipe\.distillation\.teacher: .*expected an encoder with a text tower"),
-        ("missing", r"^recipe\.distillation\.teacher: .*expected an encoder directory"),
-        ("no_scale", r"^recipe\.distillation\.logit_scale: expected a number: .* has none"),
-        ("bert", r"^recipe\.distillation\.teacher: .* is a bert; expected a text tower as well"),
-    ],
-)
-def test_a_teacher_that_cannot_teach_is_rejected(tmp_path: Path, kind: str, message: str):
-    reference = str(tmp_path)
-    if kind == "image_tower":
-        write_encoder(built("caption_only"), tmp_path)
-    if kind == "no_scale":
-        reference = f"transformers:{write_model(CONFIGS['tipsv2'](), tmp_path)}"
-    if kind == "bert":
-        reference = f"transformers:{tmp_path}"
-        (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(UserError, match=message):
-        Teacher(DistillationConfig(teacher=reference), torch.device("cpu"))
-
-
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_plan_counts_the_flops_of_the_contrast(name: str):
-    for settings in ({}, {"embedding_widths": (8, 32)}, {"distillation": DISTILLED}):
+    for settings in ({}, {"embedding_widths": (8, 32)}):
         if settings and not RECIPES[name].positives:
             continue
         model = fake_model(ModelConfig(context_length=12), RecipeConfig(name=name, captioner=SMALL, **settings))
@@ -377,14 +229,3 @@ def test_the_plan_of_micro_batches_computes_the_features_twice_only_for_a_contra
         assert (parts > once) == twice
         kept = model.parts(layout, local=4, at_once=2)["batch"] - model.parts(layout, local=4, at_once=4)["batch"]
         assert (kept > 0) == twice
-
-
-def test_the_plan_counts_a_teachers_weights(tmp_path: Path):
-    teacher = teacher_of(tmp_path / "teacher", "open_clip")
-    layout = Layout(parallel="fsdp", count=2, checkpointing=0)
-    parts = []
-    for reference in (teacher, str(tmp_path / "later")):
-        recipe = {"name": "clip", "distillation": {"teacher": reference}}
-        model = MemoryModel(clips_world.train_config(tmp_path, tmp_path / "run", recipe=recipe))
-        parts.append(model.parts(layout, local=2, at_once=2))
-    assert [part["teacher"] for part in parts] == [4.0 * teacher_parameters(teacher), 0.0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,6 @@ from clips.train import train
 
 CAPTIONER = {"max_length": 12, "num_layers": 1, "width": 32}
 MODEL = {"architecture": "clips-tiny", "image_size": 16, "context_length": 12}
-DISTILLED = {"name": "sentences", "distillation": {"teacher": "$encoder", "logit_scale": 10.0}}
-WORKERS = {"sources": [{"path": "$data"}], "max_invalid_ratio": 0.2, "num_workers": 1}
 TRAININGS: dict[str, dict[str, Any]] = {
     "siglip": {"recipe": {"name": "siglip"}},
     "siglip_captions": {"recipe": {"name": "siglip_captions", "captioner": CAPTIONER}},
@@ -25,18 +22,15 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "caption_only": {"recipe": {"name": "caption_only", "captioner": CAPTIONER}},
     "sentences": {"recipe": {"name": "sentences", "positive_weights": [2.0, 1.0], "loss": "supcon"}},
     "negclip": {"recipe": {"name": "negclip", "embedding_widths": [16, 64]}},
-    "distillation": {"recipe": {**DISTILLED, "positive_weights": [2.0, 1.0], "contrastive_loss_weight": 0.5}},
-    "siglip_distillation": {"recipe": {**DISTILLED, "loss": "sigmoid"}, "data": WORKERS},
     "lora": {
         "recipe": {"name": "clips", "captioner": CAPTIONER},
         "model": {**MODEL, "pretrained": "$encoder", "lora": {"r": 2}},
         "optimizer": {"learning_rate": 0.01},
     },
 }
-PARTS = ("siglip_captions", "caption_only", "negclip", "distillation", "lora")
+PARTS = ("siglip_captions", "caption_only", "negclip", "lora")
 """Trained by micro-batches as well."""
 SHARDED = [(name, strategy) for name in ("caption_only", "lora") for strategy in ("fsdp", "zero2", "zero3")]
-SHARDED.append(("distillation", "fsdp"))
 """Trained in shards as well: ``caption_only`` has no logit scale, ``lora`` has frozen weights."""
 
 
@@ -46,18 +40,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trainings(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Iterator[Path]:
+def trainings(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     """``one/NAME``: one process to the end; ``two/NAME``: two, ``again/NAME``: two, stopped at step 4 and resumed."""
     folder = tmp_path_factory.mktemp("runs")
-    with pytest.MonkeyPatch.context() as patch:
-        yield _trained(folder, data, patch)
-
-
-def _trained(folder: Path, data: Path, patch: pytest.MonkeyPatch) -> Path:
     plan = []
-    patch.setenv("XDG_CACHE_HOME", str(folder / "cache_of_one"))  # two processes compute a teacher's features again
     encoder = clips_world.trained(data, folder / "encoder", max_steps=0, seed=1)
-    trainings = json.loads(json.dumps(TRAININGS).replace("$encoder", str(encoder)).replace("$data", str(data)))
+    trainings = json.loads(json.dumps(TRAININGS).replace("$encoder", str(encoder)))
     for name, fields in trainings.items():
         train(clips_world.train_config(data, folder / "one" / name, **fields))
         for kind, stops in (("two", [None]), ("again", [4, None])):
@@ -70,7 +58,6 @@ def _trained(folder: Path, data: Path, patch: pytest.MonkeyPatch) -> Path:
         fields = trainings[name] | {"distributed": {"strategy": strategy}}
         clips_world.train_config(data, folder / strategy / name, **fields)
         plan.append({"config": str(folder / strategy / f"{name}.json"), "stop": None})
-    patch.setenv("XDG_CACHE_HOME", str(folder / "cache_of_two"))
     drive(folder, plan)
     return folder
 

@@ -69,7 +69,6 @@ class TrainDataset(torch.utils.data.Dataset):
         seed: of the order and of each sample's random numbers.
         batch_size: samples per step, of all processes.
         prepare: captions → fields of a sample.
-        file_field: name of the field with the bytes of the image's file; None for none.
     """
 
     def __init__(
@@ -80,9 +79,8 @@ class TrainDataset(torch.utils.data.Dataset):
         seed: int,
         batch_size: int,
         prepare: Prepare,
-        file_field: str | None = None,
     ) -> None:
-        self.config, self.size, self.seed, self.prepare, self.file_field = config, size, seed, prepare, file_field
+        self.config, self.size, self.seed, self.prepare = config, size, seed, prepare
         self.parts = [open_source(source) for source in config.sources]
         self.sources = ConcatSource(self.parts)
         weights = [source.weight for source in config.sources if source.weight is not None]
@@ -124,7 +122,10 @@ class TrainDataset(torch.utils.data.Dataset):
             sample and _none_if_invalid(self._image, location, sample, rng)
             for location, sample, rng in zip(locations, samples, rngs, strict=True)
         ]
-        texts = [self._texts(sample, rng) if sample else {} for sample, rng in zip(samples, rngs, strict=True)]
+        texts = [
+            self.prepare(sample.web, sample.synthetic, rng) if sample else {}
+            for sample, rng in zip(samples, rngs, strict=True)
+        ]
         return [
             self._first_valid(position) if image is None else {"image": image, **text, "invalid_samples": []}
             for position, image, text in zip(positions, images, texts, strict=True)
@@ -141,7 +142,7 @@ class TrainDataset(torch.utils.data.Dataset):
             try:
                 sample = self.sources.read(location.index, rng)
                 image = self._image(location, sample, rng)
-                texts = self._texts(sample, rng)
+                texts = self.prepare(sample.web, sample.synthetic, rng)
                 # the others are reported at their own positions
                 return {"image": image, **texts, "invalid_samples": invalid[:1]}
             except (InvalidSampleError, InvalidImageError) as error:
@@ -153,10 +154,6 @@ class TrainDataset(torch.utils.data.Dataset):
     def _image(self, location: SamplePosition, sample: Sample, rng: np.random.Generator) -> torch.Tensor:
         decoded = None if self.cache is None else self.cache.setdefault(location.index, {})
         return read_crop(sample.image, self.size, self.config.augment, rng, decoded)
-
-    def _texts(self, sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
-        file = {self.file_field: sample.image} if self.file_field else {}
-        return self.prepare(sample.web, sample.synthetic, rng) | file
 
     def parents(self) -> dict[str, str]:
         """The artifacts of this suite among the sources: name → directory."""

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from clips.method.distillation import teacher_name
 from clips.method.recipes import Recipe
 from clips.model import losses
 
@@ -54,18 +53,6 @@ def _differ(tokens: Tensor, others: Tensor) -> Tensor:
     return (tokens != others).any(dim=1)
 
 
-def distillation_loss(recipe: Recipe, outputs: Tensors, batch: Tensors) -> Tensor:
-    """Return the cross-entropy () with the teacher's softmax, of the images with the recipe's texts, at full width."""
-    return losses.distillation_loss(
-        outputs["image"],
-        [outputs[text] for text in recipe.texts],
-        outputs["logit_scale"],
-        batch[teacher_name("image")],
-        [batch[teacher_name(text)] for text in recipe.texts],
-        recipe.text_weights,
-    )
-
-
 def caption_loss(recipe: Recipe, outputs: Tensors, batch: Tensors) -> Tensor:
     """Return the captioner's cross-entropy () per counted token."""
     return losses.caption_loss(outputs["caption_loss_sum"], outputs["caption_tokens"])
@@ -73,7 +60,6 @@ def caption_loss(recipe: Recipe, outputs: Tensors, batch: Tensors) -> Tensor:
 
 OBJECTIVES: dict[str, Callable[[Recipe, Tensors, Tensors], Tensor]] = {
     "contrastive_loss": contrastive_loss,
-    "distillation_loss": distillation_loss,
     "caption_loss": caption_loss,
 }
 """Name in the log → function."""

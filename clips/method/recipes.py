@@ -18,7 +18,6 @@ import numpy as np
 
 from clips.errors import UserError, unknown_name_error
 from clips.method.caption_strategies import STRATEGIES, sentences
-from clips.method.distillation import DistillationConfig, teacher_name
 from clips.method.hard_negatives import swap_words
 from clips.model.architectures import CONTRASTIVE_LOSSES, CaptionerConfig
 from clips.model.tokenizer import PAD, ClipsTokenizer
@@ -61,7 +60,6 @@ class RecipeConfig:
         contrastive_loss_weight: factor of the contrastive loss.
         caption_loss_weight: factor of the caption loss; 0 trains without a captioner.
         captioner: the captioner's size and type.
-        distillation: a teacher whose similarities of images and texts are imitated; null has none.
     """
 
     name: str = "clips"
@@ -78,7 +76,6 @@ class RecipeConfig:
     contrastive_loss_weight: float = 1.0
     caption_loss_weight: float = 2.0
     captioner: CaptionerConfig = field(default_factory=CaptionerConfig)
-    distillation: DistillationConfig | None = None
 
     def __post_init__(self) -> None:
         names: list[tuple[str | None, Collection[str], str]] = [
@@ -111,8 +108,6 @@ class RecipeConfig:
         for weight in ("contrastive_loss_weight", "caption_loss_weight"):
             if not getattr(self, weight) >= 0:
                 raise UserError(f"recipe.{weight}: expected a number not below 0, got {getattr(self, weight)}")
-        if self.distillation and not positives:
-            raise UserError(f"recipe.distillation: expected null: {self.name} contrasts no texts")
         if not Recipe(self).loss_weights:
             raise UserError(f"recipe.caption_loss_weight: expected a number above 0: {self.name} has no other loss")
 
@@ -266,8 +261,6 @@ class Recipe:
     def loss_weights(self) -> dict[str, float]:
         """The weight of each loss of the recipe, by its name in ``clips.method.objectives.OBJECTIVES``."""
         contrast = {"contrastive_loss": self.config.contrastive_loss_weight} if self.spec.positives else {}
-        if self.config.distillation:
-            contrast["distillation_loss"] = self.config.distillation.weight
         return contrast | ({"caption_loss": self.config.caption_loss_weight} if self.captioning else {})
 
     @property
@@ -314,7 +307,7 @@ class Recipe:
         Returns:
             For each encoded text its (L,) tokens; with a captioner also "target" (T,) tokens and "target_mask" (T,)
             bool, True where a label (the target shifted by one) counts, and "visual_seed" () int64 if it reads a
-            sample of the visual tokens; with a teacher each contrasted text itself, as "teacher_NAME".
+            sample of the visual tokens.
         """
         captions = CaptionPair(web, synthetic)
         texts: dict[str, str] = {}
@@ -323,8 +316,6 @@ class Recipe:
             texts |= zip(self._names(positive), [found] if isinstance(found, str) else found, strict=True)
         texts |= {other: swap_words(texts[text], rng) for text, other in self.negatives.items()}
         sample: dict[str, Any] = dict(zip(texts, tokenizer(list(texts.values())), strict=True))
-        if self.config.distillation:
-            sample |= {teacher_name(name): texts[name] for name in self.texts}
         if self.captioning is not None:
             synthetic_target = self.captioning.predicts == "synthetic"
             text = full_synthetic_text(captions) if synthetic_target else texts[self.texts[0]]

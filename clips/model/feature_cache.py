@@ -113,18 +113,6 @@ class FeatureCache:
         """Return the outputs (B, …) of images (B, 3, S, S) or tokens (B, L), on the module's device."""
         keys = [digest(row) for row in inputs.cpu()]
         dtype = torch.float32 if inputs.dtype == torch.uint8 else inputs.dtype
-        return self.collect(keys, lambda rows: self._compute(inputs[rows]), dtype)
-
-    def collect(
-        self, keys: Sequence[str], compute: Callable[[list[int]], Tensor], dtype: torch.dtype = torch.float32
-    ) -> Tensor:
-        """Return the outputs (B, …) of the inputs with the hashes ``keys``, on the module's device.
-
-        Args:
-            keys: (B,) hashes of the inputs.
-            compute: rows of missing inputs → their outputs.
-            dtype: of the computation without autocast.
-        """
         device = next(self.module.parameters()).device
         autocast = torch.is_autocast_enabled(device.type)
         precision = torch.get_autocast_dtype(device.type) if autocast else dtype
@@ -138,7 +126,7 @@ class FeatureCache:
                 outputs[key] = output
         missing = {key: index for index, key in enumerate(keys) if key not in outputs}
         if missing:
-            for key, output in zip(missing, compute(list(missing.values())).cpu(), strict=True):
+            for key, output in zip(missing, self._compute(inputs[list(missing.values())]).cpu(), strict=True):
                 outputs[key] = cache.put_first(key, output.clone(memory_format=torch.contiguous_format))
         self.in_memory |= {(name, key): output for key, output in outputs.items()}
         return torch.stack([outputs[key] for key in keys]).to(device)

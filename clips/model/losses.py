@@ -151,39 +151,6 @@ def contrastive_loss(
         return _LOSSES[kind](contrast)
 
 
-def distillation_loss(
-    image: Tensor,
-    texts: Sequence[Tensor],
-    scale: Tensor,
-    teacher_image: Tensor,
-    teacher_texts: Sequence[Tensor],
-    weights: Sequence[float],
-) -> Tensor:
-    """Return the weighted mean () over types of text of the symmetric cross-entropy with a teacher's softmax as target.
-
-    The candidates of an image are the texts of the global batch, and vice versa; logits of student and teacher are
-    their own cosines, times their own scale. Source: ``DistillClipLoss`` of open_clip; MobileCLIP (arXiv 2311.17049),
-    whose KL divergence has the same gradient.
-
-    Args:
-        image: (B, E) features of unit length.
-        texts: for each type of text, (B, E) features of unit length.
-        scale: () or (1,), the factor of the cosines.
-        teacher_image: (B, D), the teacher's, of unit length times its scale, without gradient.
-        teacher_texts: for each type of text, (B, D), the teacher's, of unit length, without gradient.
-        weights: of each type of text, in any unit.
-    """
-    with torch.autocast(image.device.type, enabled=False):
-        image, scale, sums = image.float(), scale.float(), []
-        images, teacher_images = gather_features(image), gather_features(teacher_image)
-        for text, teacher_text in zip(texts, teacher_texts, strict=True):
-            to_texts = (scale * image, gather_features(text.float()), teacher_image, gather_features(teacher_text))
-            to_images = (scale * text.float(), images, teacher_text, teacher_images)
-            sums.append(_SoftCrossEntropy.apply(*to_texts) + _SoftCrossEntropy.apply(*to_images))
-        total = torch.stack([weight * value for value, weight in zip(sums, weights, strict=True)]).sum()
-        return total / (2 * len(image) * sum(weights))
-
-
 def _own_rows(local: Tensor) -> Tensor:
     """Return the positions of this process's rows among the gathered ones, (B,)."""
     return rank() * len(local) + torch.arange(len(local), device=local.device)
@@ -332,31 +299,6 @@ class _PairwiseSigmoid(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         hidden_grad, weight_grad, bias_grad = ctx.saved_tensors
         return hidden_grad * grads[0], weight_grad * grads[0], bias_grad * grads[0], None
-
-
-class _SoftCrossEntropy(torch.autograd.Function):
-    """Sum of cross-entropies of ``hidden @ weight.T`` with the targets softmax(``teacher @ others.T``)."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, teacher: Tensor, others: Tensor) -> Tensor:
-        hidden_grad, weight_grad = torch.zeros_like(hidden), torch.zeros_like(weight)
-        total, step = hidden.new_zeros(()), chunk_rows(weight)
-        for start in range(0, len(hidden), step):
-            rows = slice(start, start + step)
-            targets = (teacher[rows] @ others.t()).softmax(dim=1)
-            logits = (hidden[rows] @ weight.t()).log_softmax(dim=1)
-            total -= (targets * logits).sum()
-            error = logits.exp_().sub_(targets)
-            torch.mm(error, weight, out=hidden_grad[rows])
-            weight_grad.addmm_(error.t(), hidden[rows])
-            del targets, logits, error
-        ctx.save_for_backward(hidden_grad, weight_grad)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        hidden_grad, weight_grad = ctx.saved_tensors
-        return hidden_grad * grads[0], weight_grad * grads[0], None, None
 
 
 def gather_features(features: Tensor) -> Tensor:

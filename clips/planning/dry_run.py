@@ -23,8 +23,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from clips.data.images import normalize
 from clips.method.clips_model import ClipsModel, build_model
-from clips.method.distillation import teacher_name
-from clips.method.objectives import OBJECTIVES
+from clips.method.objectives import contrastive_loss
 from clips.method.recipes import RecipeConfig
 from clips.model import losses
 from clips.model.architectures import CONTRASTIVE_LOSSES, ModelConfig, model_cfg
@@ -211,7 +210,7 @@ def run_fake_step(
 def profile_contrastive_loss(
     model: ClipsModel, samples: int, processes: int, *, device: Device = "cuda"
 ) -> tuple[float, int]:
-    """Return FLOPs and peak bytes of the contrastive loss, with that of distillation, and its gradient for one process.
+    """Return FLOPs and peak bytes of the contrastive loss and its gradient for one process.
 
     Args:
         model: of `fake_model`.
@@ -225,11 +224,9 @@ def profile_contrastive_loss(
     with _mode_of(model):
         outputs = {name: torch.empty(samples, width).requires_grad_() for name in ("image", *recipe.encoded)}
         outputs |= {name: torch.empty(()).requires_grad_() for name in ("logit_scale", "logit_bias")}
-        teacher = {teacher_name(name): torch.empty(samples, width) for name in ("image", *recipe.texts)}
-    batch = dict.fromkeys(recipe.encoded, full_length_texts(model, samples)) | teacher
-    contrasts = [loss for name, loss in OBJECTIVES.items() if name in recipe.loss_weights and name != "caption_loss"]
+    batch = dict.fromkeys(recipe.encoded, full_length_texts(model, samples))
     with _fake_processes(processes), kernels_of(device), MemoryTrace(model) as trace, FlopCounter() as counter:
-        torch.stack([loss(recipe, outputs, batch) for loss in contrasts]).sum().backward()
+        contrastive_loss(recipe, outputs, batch).backward()
     return counter.total, trace.peak
 
 
@@ -241,8 +238,7 @@ def contrastive_flops(model: ClipsModel, samples: int, processes: int) -> float:
     pairs = samples * samples * processes * len(recipe.texts)
     widths = (int(model.model_cfg["embed_dim"]), *recipe.spec.embedding_widths)
     contrast = 3.0 * sum((1 + negative) * (width + negative) + to_images * width for width in widths)
-    distillation = 2.0 * (3 + 1) * widths[0] if recipe.config.distillation else 0.0  # of a teacher of the same width
-    return 2 * pairs * (contrast + distillation)
+    return 2 * pairs * contrast
 
 
 def profile_validation(

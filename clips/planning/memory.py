@@ -7,7 +7,6 @@ shards.
 from __future__ import annotations
 
 import bisect
-import contextlib
 import dataclasses
 import functools
 import math
@@ -17,7 +16,6 @@ from typing import get_args
 import numpy as np
 from torch import nn
 
-from clips.errors import UserError
 from clips.model import losses
 from clips.model.layers import bf16_weights, repeated_layers
 from clips.parallel.distributed_config import ZERO_REDUCE_BUCKET_SIZE, Parallel
@@ -33,7 +31,6 @@ from clips.planning.dry_run import (
     profile_step,
     profile_validation,
 )
-from clips.training.teacher import teacher_parameters
 from clips.training.train_config import EncoderTrainConfig
 
 PARALLELS: tuple[Parallel, ...] = get_args(Parallel)
@@ -106,11 +103,6 @@ class MemoryModel:
         self.parameters = sum(value.numel() for value in weights)
         self.trained = sum(value.numel() for value in weights if value.requires_grad)
         self.buffers = sum(value.nbytes for value in self.model.buffers())
-        distillation = config.recipe.distillation
-        self.teacher = 0
-        if distillation is not None:
-            with contextlib.suppress(UserError):  # a study's teacher does not exist before it is trained
-                self.teacher = teacher_parameters(distillation.teacher)
         self._bf16 = frozenset(bf16_weights(self.model)) if bf16 and gathers_bf16() else frozenset()
         step = functools.partial(profile_step, self.model, device=device, bf16=bf16, caption_tokens=caption_tokens)
         self.step: Callable[[int, int], StepProfile] = functools.cache(
@@ -192,7 +184,6 @@ class MemoryModel:
         if layout.parallel.startswith("zero"):  # DeepSpeed copies the shard that a process updates
             parts["optimizer"] += self.trained * _FLOAT32 / layout.count
         parts["parameters"] += self.buffers
-        parts["teacher"] = float(self.teacher * _FLOAT32)
         return parts | {"exchange": float(self._exchange_buffers(layout))}
 
     def gathered_bytes(self, parallel: Parallel) -> int:

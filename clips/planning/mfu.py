@@ -79,8 +79,7 @@ def flops_per_sample(config: EncoderTrainConfig, batch: Mapping[str, Tensor], pr
     from clips.planning.dry_run import contrastive_flops, fake_model, profile_step
 
     model = fake_model(config.model, config.recipe)
-    tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}  # no inputs of a teacher
-    texts = {name: value.cpu() for name, value in tensors.items() if name != "image"}
+    texts = {name: value.cpu() for name, value in batch.items() if name != "image"}
     samples = len(batch["image"])
     step = profile_step(model, samples, device="cpu", bf16=False, texts=texts, memory=False)
     return (step.flops + contrastive_flops(model, samples, processes)) / samples

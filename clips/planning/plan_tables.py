@@ -25,7 +25,6 @@ _PARTS = {
     "gradients": "gradients",
     "optimizer": "optimizer state",
     "average": "EMA of weights",
-    "teacher": "teacher's weights",
     "exchange": "communication buffers",
     "copies": "bf16 copies of weights",
     "activations": "activations, temporary",

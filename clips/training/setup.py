@@ -17,18 +17,16 @@ from clips.data.sources import open_source
 from clips.errors import UserError
 from clips.method import recipes
 from clips.method.clips_model import ClipsModel, build_model
-from clips.method.distillation import teacher_name
 from clips.model import architectures
 from clips.model.precision import resolve_precision
 from clips.model.text_tokenizer import build_text_tokenizer
-from clips.model_refs import TRANSFORMERS_PREFIX, is_config_file
+from clips.model_refs import is_config_file
 from clips.parallel.ddp import Strategy
 from clips.parallel.distributed import from_main, start_processes
 from clips.parallel.distributed_config import check_shard_group_size
 from clips.parallel.strategies import build_strategy
 from clips.training.checkpoint import load_tensors, tensor_names, verify_checkpoint
 from clips.training.ema import ModelEma
-from clips.training.teacher import Teacher
 from clips.training.train_config import EncoderTrainConfig
 from clips.training.train_state import TrainState, list_checkpoints, read_train_state
 from clips.training.train_step import TrainRun
@@ -46,7 +44,6 @@ def open_train_dataset(config: EncoderTrainConfig) -> TrainDataset:
         seed=config.seed,
         batch_size=config.global_batch_size,
         prepare=prepare,
-        file_field=teacher_name("image") if config.recipe.distillation else None,
     )
 
 
@@ -87,8 +84,6 @@ def parent_artifacts(config: EncoderTrainConfig, data: TrainDataset) -> dict[str
     if is_config_file(config.model.architecture):
         initial["architecture"] = config.model.architecture
     initial["text_model"] = architectures.model_cfg(config.model)["text_cfg"].get("hf_model_name")
-    if config.recipe.distillation is not None:
-        initial["teacher"] = config.recipe.distillation.teacher.removeprefix(TRANSFORMERS_PREFIX)
     local = {name: path for name, path in initial.items() if path is not None and Path(path).exists()}
     return data.parents() | local
 
@@ -117,7 +112,6 @@ def setup_run(config: EncoderTrainConfig, data: TrainDataset) -> TrainRun:
         precision=precision,
         mean=torch.tensor(preprocess["mean"], device=device)[:, None, None],
         std=torch.tensor(preprocess["std"], device=device)[:, None, None],
-        teacher=None if config.recipe.distillation is None else Teacher(config.recipe.distillation, device),
     )
     if latest is not None:
         _load_optimizer_state(parallel, latest)

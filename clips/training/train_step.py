@@ -21,7 +21,6 @@ from clips.model.precision import fast_sdpa_backend
 from clips.parallel.ddp import Strategy
 from clips.parallel.distributed import DistributedContext
 from clips.training.ema import ModelEma
-from clips.training.teacher import Teacher
 from clips.training.train_config import EncoderTrainConfig
 from clips.training.train_state import TrainState
 
@@ -78,7 +77,6 @@ class TrainRun:
         precision: of activations.
         mean: mean of an image's channels, (3, 1, 1).
         std: standard deviation of an image's channels, (3, 1, 1).
-        teacher: of a distillation, or None.
     """
 
     config: EncoderTrainConfig
@@ -92,7 +90,6 @@ class TrainRun:
     precision: Literal["fp32", "bf16"]
     mean: Tensor
     std: Tensor
-    teacher: Teacher | None = None
 
     @property
     def encoder(self) -> ClipsModel:
@@ -185,11 +182,10 @@ def prepare_batch(batch: Batch, run: TrainRun) -> Batch:
     """Return the batch, "image" on the model's device as `TrainRun.normalize` returns it, channels last in memory.
 
     Convolutions are fastest in this format, which they take over from their input. Tokens stay on the CPU: the model
-    groups them by length, which would wait for the device. Texts and files for a teacher become its features.
+    groups them by length, which would wait for the device.
     """
     image = run.normalize(batch["image"].to(run.processes.device, non_blocking=True))
-    features = run.teacher.features(batch, bf16=run.precision == "bf16") if run.teacher else {}
-    return {**batch, "image": image, **features}
+    return {**batch, "image": image}
 
 
 def check_finite(values: dict[str, float], step: int) -> None:

@@ -197,7 +197,7 @@ def device_loader(folder: Path, config: AugmentConfig, arguments: argparse.Names
     device = torch.device(arguments.device)
     mean, std = (torch.full((3, 1, 1), value, device=device) for value in (0.45, 0.27))
     normalized = functools.partial(normalize, mean=mean, std=std)
-    run: Any = SimpleNamespace(processes=SimpleNamespace(device=device), normalize=normalized, teacher=None)
+    run: Any = SimpleNamespace(processes=SimpleNamespace(device=device), normalize=normalized)
     return (prepare_batch(batch, run) for batch in copy_ahead(clips_loader(folder, config, arguments), device))
 
 
