@@ -86,7 +86,7 @@ def test_each_token_and_each_pair_of_tokens_is_equally_likely():
 def test_the_loss_is_the_cross_entropy_of_each_token_given_a_third_of_the_patches_and_the_tokens_before():
     model = built()
     batch = batch_of(model)
-    losses = compute_losses(model.recipe, model(batch), batch)
+    losses = compute_losses(model.recipe, model(batch))
     _, patches = encode_image(model.clip, batch["image"])
     total, count = 0.0, 0
     for index, target in enumerate(batch["target"]):
@@ -107,7 +107,7 @@ def test_the_loss_is_the_cross_entropy_of_each_token_given_a_third_of_the_patche
 def test_all_that_is_trained_has_a_gradient_and_the_rest_is_frozen(architecture: str):
     model = built(architecture)
     batch = batch_of(model)
-    compute_losses(model.recipe, model(batch), batch)["loss"].backward()
+    compute_losses(model.recipe, model(batch))["loss"].backward()
     frozen = {name for name, value in model.named_parameters() if not value.requires_grad}
     assert all((value.grad is None) == (name in frozen) for name, value in model.named_parameters())
     assert 0 < len(frozen) < 12

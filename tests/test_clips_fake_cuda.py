@@ -56,7 +56,7 @@ def test_no_value_is_read_from_the_gpu(recipe: str, fields: dict[str, Any], bf16
     with to_fake_cuda(model):
         batch = batch_of(model)
         outputs = model(batch, bf16=bf16)
-        losses = compute_losses(model.recipe, outputs, batch)
+        losses = compute_losses(model.recipe, outputs)
     for name, value in {**outputs, **losses}.items():
         assert value.device == CUDA, name
         assert value.dtype is (torch.int64 if name == "caption_tokens" else torch.float32), name

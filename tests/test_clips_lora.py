@@ -60,7 +60,7 @@ def test_adapters_begin_as_nothing_and_alone_are_trained(tmp_path: Path, archite
         torch.testing.assert_close(outputs[name], wanted[name])
     trained = {name for name, value in adapted.named_parameters() if value.requires_grad}
     assert {name for name in trained if ".lora_" not in name} - {"clip.logit_scale"} <= {"clip.visual.head.proj.weight"}
-    compute_losses(adapted.recipe, adapted.train()(batch), batch)["loss"].backward()
+    compute_losses(adapted.recipe, adapted.train()(batch))["loss"].backward()
     without = [name for name, value in adapted.named_parameters() if value.requires_grad and value.grad is None]
     assert without == []  # a weight without gradient would end a training in two processes
 

@@ -84,7 +84,7 @@ def test_tokens_are_read_from_the_text_that_the_captioner_sees():
 def test_every_recipe_trains_all_that_it_builds(name, settings):
     model = make(name, **settings)
     batch = batch_of(model)
-    compute_losses(model.recipe, model(batch), batch)["loss"].backward()
+    compute_losses(model.recipe, model(batch))["loss"].backward()
     without = [name for name, value in model.named_parameters() if value.grad is None]
     assert without == ["clip.visual.positional_embedding"]
     assert all(value.grad.abs().max() > 0 for value in model.parameters() if value.grad is not None)
@@ -97,7 +97,7 @@ def test_bf16_autocast_is_finite_float32_and_near(model):
     exact = model(batch)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         outputs = model(batch)
-        losses = compute_losses(model.recipe, outputs, batch)
+        losses = compute_losses(model.recipe, outputs)
     losses["loss"].backward()
     for name in ("image", "web", "partial", "caption_loss_sum"):
         assert outputs[name].dtype == torch.float32
@@ -186,7 +186,7 @@ def test_a_token_that_never_occurs_keeps_its_row(name: str):
     assert len(tables) == 1 + (name == "coca")
     before = {table: model.state_dict()[table].clone() for table in tables}
     for _ in range(2):
-        compute_losses(model.recipe, model(batch), batch)["loss"].backward()
+        compute_losses(model.recipe, model(batch))["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()
     rows = torch.cat([batch[key].flatten() for key in ("web", "partial", "mixed", "target") if key in batch])
@@ -233,7 +233,7 @@ def test_a_trunk_feeds_the_captioner():
     config = ModelConfig(architecture="clips-tinyvit", image_size=64, context_length=12)
     model = build_model(config, RecipeConfig(captioner=CAPTIONER), 0)
     batch = batch_of(model)
-    losses = compute_losses(model.recipe, model(batch), batch)
+    losses = compute_losses(model.recipe, model(batch))
     losses["loss"].backward()
     assert model.captioner.image_projection.weight.grad.abs().max() > 0
     assert losses["caption_loss"].item() == pytest.approx(math.log(32_000), abs=1.5)

@@ -18,17 +18,16 @@ MODEL = {"architecture": "clips-tiny", "image_size": 16, "context_length": 12}
 TRAININGS: dict[str, dict[str, Any]] = {
     "siglip": {"recipe": {"name": "siglip"}},
     "siglip_captions": {"recipe": {"name": "siglip_captions", "captioner": CAPTIONER}},
-    "siglip_negatives": {"recipe": {"name": "siglip", "hard_negatives": True}},
     "caption_only": {"recipe": {"name": "caption_only", "captioner": CAPTIONER}},
     "sentences": {"recipe": {"name": "sentences", "positive_weights": [2.0, 1.0], "loss": "supcon"}},
-    "negclip": {"recipe": {"name": "negclip", "embedding_widths": [16, 64]}},
+    "widths": {"recipe": {"name": "clip", "embedding_widths": [16, 64]}},
     "lora": {
         "recipe": {"name": "clips", "captioner": CAPTIONER},
         "model": {**MODEL, "pretrained": "$encoder", "lora": {"r": 2}},
         "optimizer": {"learning_rate": 0.01},
     },
 }
-PARTS = ("siglip_captions", "caption_only", "negclip", "lora")
+PARTS = ("siglip_captions", "caption_only", "widths", "lora")
 """Trained by micro-batches as well."""
 SHARDED = [(name, strategy) for name in ("caption_only", "lora") for strategy in ("fsdp", "zero2", "zero3")]
 """Trained in shards as well: ``caption_only`` has no logit scale, ``lora`` has frozen weights."""

@@ -1,7 +1,7 @@
 """The trained model: open_clip towers and, if the recipe has one, the captioner, in a single forward call.
 
     model = build_model(ModelConfig(architecture="clips-tiny"), RecipeConfig(name="clips"), seed=0)
-    losses = compute_losses(model.recipe, model(batch), batch)
+    losses = compute_losses(model.recipe, model(batch))
 
 All parameters are used inside ``ClipsModel.forward``, so that DDP or DeepSpeed can wrap it.
 """

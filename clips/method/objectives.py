@@ -20,25 +20,22 @@ from clips.model import losses
 Tensors = Mapping[str, Tensor]
 
 
-def contrastive_loss(recipe: Recipe, outputs: Tensors, batch: Tensors) -> Tensor:
+def contrastive_loss(recipe: Recipe, outputs: Tensors) -> Tensor:
     """Return the recipe's contrastive loss () of the images with its texts, summed over the widths of the embedding.
 
     A width is a prefix of the features, normalized again. Source: Matryoshka representations (arXiv 2205.13147), with
     weight 1 for each width.
     """
-    device, scale = outputs["image"].device, outputs["logit_scale"]
-    exist = {text: _differ(batch[text], batch[other]).to(device) for text, other in recipe.negatives.items()}
     found = []
     for width in (None, *recipe.spec.embedding_widths):
-        features = {name: _prefix(outputs[name], width) for name in ("image", *recipe.contrasted)}
+        features = {name: _prefix(outputs[name], width) for name in ("image", *recipe.texts)}
         loss = losses.contrastive_loss(
             features["image"],
             [features[text] for text in recipe.texts],
-            scale,
+            outputs["logit_scale"],
             outputs.get("logit_bias"),
             kind=recipe.spec.loss,
             weights=recipe.text_weights,
-            negatives=[(features[other], exist[text]) for text, other in recipe.negatives.items()],
         )
         found.append(loss)
     return found[0] if len(found) == 1 else torch.stack(found).sum()
@@ -48,30 +45,25 @@ def _prefix(features: Tensor, width: int | None) -> Tensor:
     return features if width is None else F.normalize(features[:, :width].float(), dim=-1)
 
 
-def _differ(tokens: Tensor, others: Tensor) -> Tensor:
-    """Return which rows of (B, L) tokens differ, (B,): a text that has no swap within L has no negative."""
-    return (tokens != others).any(dim=1)
-
-
-def caption_loss(recipe: Recipe, outputs: Tensors, batch: Tensors) -> Tensor:
+def caption_loss(recipe: Recipe, outputs: Tensors) -> Tensor:
     """Return the captioner's cross-entropy () per counted token."""
     return losses.caption_loss(outputs["caption_loss_sum"], outputs["caption_tokens"])
 
 
-OBJECTIVES: dict[str, Callable[[Recipe, Tensors, Tensors], Tensor]] = {
+OBJECTIVES: dict[str, Callable[[Recipe, Tensors], Tensor]] = {
     "contrastive_loss": contrastive_loss,
     "caption_loss": caption_loss,
 }
 """Name in the log → function."""
 
 
-def compute_losses(recipe: Recipe, outputs: Tensors, batch: Tensors) -> dict[str, Tensor]:
+def compute_losses(recipe: Recipe, outputs: Tensors) -> dict[str, Tensor]:
     """Return named losses (): "loss" is the weighted total; the others are for logging, without gradients.
 
     The means of the losses over processes are the global values. "cosine_gap" is the mean cosine margin between an
     image's own first text and those of this process's other images.
     """
-    parts = {name: OBJECTIVES[name](recipe, outputs, batch) for name in recipe.loss_weights}
+    parts = {name: OBJECTIVES[name](recipe, outputs) for name in recipe.loss_weights}
     loss = total_loss(recipe, parts)
     if recipe.spec.positives:
         parts["cosine_gap"] = cosine_margin(outputs["image"].detach(), outputs[recipe.texts[0]].detach())

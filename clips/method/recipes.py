@@ -18,7 +18,6 @@ import numpy as np
 
 from clips.errors import UserError, unknown_name_error
 from clips.method.caption_strategies import STRATEGIES, sentences
-from clips.method.hard_negatives import swap_words
 from clips.model.architectures import CONTRASTIVE_LOSSES, CaptionerConfig
 from clips.model.tokenizer import PAD, ClipsTokenizer
 
@@ -40,13 +39,12 @@ class RecipeConfig:
             sigmoid loss), siglip_captions (as siglip, with the partial synthetic caption and the captioner of clips),
             caption_only (no text tower and no contrast: a captioner predicts the full synthetic caption, fed its
             previous words, from a random third of the visual tokens, as OpenVision 2), sentences (the web caption and
-            three sentences of the synthetic one), negclip (the web caption, with hard negatives).
+            three sentences of the synthetic one).
         positives: the texts that are contrasted with the image: web, partial (the shortened synthetic caption), mixed
             (one of the two), sentences (several sentences of the synthetic caption, as DreamLIP).
         positive_weights: weight of each of the positives in the loss, which sentences share; null gives all texts the
             same weight.
         num_sentences: number of different sentences that are sampled for sentences; a caption of fewer repeats them.
-        hard_negatives: contrast the images also with each positive's text after a swap of two content words.
         embedding_widths: widths of prefixes of the embedding whose contrastive losses are added to that of the full
             embedding, so that a prefix can be used alone (Matryoshka).
         loss: softmax (mean of a symmetric CLIP loss for each text, as CLIPS), supcon (one softmax in which all texts of
@@ -66,7 +64,6 @@ class RecipeConfig:
     positives: tuple[str, ...] | None = None
     positive_weights: tuple[float, ...] | None = None
     num_sentences: int | None = None
-    hard_negatives: bool | None = None
     embedding_widths: tuple[int, ...] | None = None
     loss: str | None = None
     caption_strategy: str | None = None
@@ -138,7 +135,6 @@ class RecipeSpec:
 
     positives: tuple[str, ...] = ("web",)
     num_sentences: int = 3
-    hard_negatives: bool = False
     embedding_widths: tuple[int, ...] = ()
     loss: str = "softmax"
     caption_strategy: str = "full"
@@ -170,7 +166,6 @@ RECIPES: dict[str, RecipeSpec] = {
         positives=(), captioning=CaptionerTask(teacher_forcing=True, visual_token_ratio=OPENVISION2_TOKEN_RATIO)
     ),
     "sentences": RecipeSpec(positives=("web", "sentences")),
-    "negclip": RecipeSpec(hard_negatives=True),
 }
 
 
@@ -286,20 +281,10 @@ class Recipe:
         return (positive,) if count is None else tuple(f"{positive}_{number}" for number in range(1, count + 1))
 
     @property
-    def negatives(self) -> dict[str, str]:
-        """The contrasted texts that have a hard negative → its name in the batch."""
-        return {text: f"{text}_negative" for text in self.texts} if self.spec.hard_negatives else {}
-
-    @property
-    def contrasted(self) -> tuple[str, ...]:
-        """Names of the texts and their hard negatives."""
-        return (*self.texts, *self.negatives.values())
-
-    @property
     def encoded(self) -> tuple[str, ...]:
         """Names of the texts that the text tower encodes: the contrasted ones and the captioner's."""
         reads = self.reads
-        return self.contrasted if reads is None or reads in self.texts else (*self.contrasted, reads)
+        return self.texts if reads is None or reads in self.texts else (*self.texts, reads)
 
     def prepare(self, web: str, synthetic: str, rng: np.random.Generator, tokenizer: TextTokenizer) -> dict[str, Any]:
         """Return the token tensors of one sample; default collation stacks them. Deterministic in ``rng``.
@@ -314,7 +299,6 @@ class Recipe:
         for positive in dict.fromkeys((*self.spec.positives, *([self.reads] if self.reads else ()))):
             found = POSITIVES[positive](captions, rng, self)
             texts |= zip(self._names(positive), [found] if isinstance(found, str) else found, strict=True)
-        texts |= {other: swap_words(texts[text], rng) for text, other in self.negatives.items()}
         sample: dict[str, Any] = dict(zip(texts, tokenizer(list(texts.values())), strict=True))
         if self.captioning is not None:
             synthetic_target = self.captioning.predicts == "synthetic"

@@ -22,16 +22,13 @@ from torch.nn import functional as F  # noqa: N812
 _CHUNK_ELEMENTS = 2**24  # logits in memory at a time, and log-probabilities: 64 MiB each in float32
 GPU_CHUNK_ROWS = 2048  # products of fewer rows do not fill a GPU, and each chunk adds to all weights' gradients
 _GPU_CHUNK_ELEMENTS = 2**28  # 1 GiB of log-probabilities in float32
-_EXCLUDED = -1e4  # a logit whose exponential is 0
-
-Negatives = tuple[Tensor, Tensor]
 
 
 def softmax_loss(contrast: Contrast) -> Tensor:
     """Return the weighted mean () of the symmetric CLIP losses of the images with each type of text."""
     image, scale = contrast.image, contrast.scale
     images, own = gather_features(image), _own_rows(image)
-    to_texts = [linear_cross_entropy(*candidates, own) for candidates in contrast.candidates_by_type()]
+    to_texts = [linear_cross_entropy(scale * image, gather_features(text), own) for text in contrast.texts]
     to_images = [linear_cross_entropy(scale * text, images, own) for text in contrast.texts]
     return (_weighted_sum(to_texts, contrast) + _weighted_sum(to_images, contrast)) / (2 * len(image))
 
@@ -45,8 +42,8 @@ def supcon_loss(contrast: Contrast) -> Tensor:
     image, scale = contrast.image, contrast.scale
     images, own = gather_features(image), _own_rows(image)
     matches = [(scale * image * text).sum() for text in contrast.texts]
-    all_candidates = contrast.candidates(contrast.texts, contrast.negatives)
-    to_texts = linear_cross_entropy(*all_candidates, own) + matches[0] - _weighted_sum(matches, contrast)
+    candidates = torch.cat([gather_features(text) for text in contrast.texts])
+    to_texts = linear_cross_entropy(scale * image, candidates, own) + matches[0] - _weighted_sum(matches, contrast)
     to_images = [linear_cross_entropy(scale * text, images, own) for text in contrast.texts]
     return (to_texts + _weighted_sum(to_images, contrast)) / (2 * len(image))
 
@@ -58,7 +55,8 @@ def sigmoid_loss(contrast: Contrast) -> Tensor:
     """
     own = _own_rows(contrast.image)
     shift = contrast.image.new_zeros(()) if contrast.bias is None else contrast.bias
-    sums = [_PairwiseSigmoid.apply(*candidates, shift, own) for candidates in contrast.candidates_by_type()]
+    scale, image = contrast.scale, contrast.image
+    sums = [_PairwiseSigmoid.apply(scale * image, gather_features(text), shift, own) for text in contrast.texts]
     return _weighted_sum(sums, contrast) / len(contrast.image)
 
 
@@ -72,8 +70,6 @@ class Contrast:
         scale: () or (1,), the factor that multiplies the cosines.
         bias: () or (1,), added to the logits of the sigmoid loss; a softmax is invariant to it.
         weights: of each type of text, with sum 1.
-        negatives: none, or for each type of text its hard negatives: features (B, E) of unit length, and which of them
-            exist, (B,) bool. They are candidates of all images in addition to the texts, and have no image.
     """
 
     image: Tensor
@@ -81,25 +77,6 @@ class Contrast:
     scale: Tensor
     bias: Tensor | None
     weights: Sequence[float]
-    negatives: Sequence[Negatives] = ()
-
-    def candidates(self, texts: Sequence[Tensor], negatives: Sequence[Negatives]) -> tuple[Tensor, Tensor]:
-        """Return (B, D) and (C, D), whose products are the logits of the images with texts and negatives of all types.
-
-        The first rows are the global batch's texts of the first type. With negatives D is E + 1: a constant times a
-        penalty excludes those that do not exist.
-        """
-        queries, found = self.scale * self.image, [gather_features(text) for text in texts]
-        if negatives:
-            queries, found = F.pad(queries, (0, 1), value=1.0), [F.pad(text, (0, 1)) for text in found]
-            penalties = [_EXCLUDED * (~exists).float()[:, None] for _, exists in negatives]
-            rows = [torch.cat([one, penalty], dim=1) for (one, _), penalty in zip(negatives, penalties, strict=True)]
-            found += [gather_features(row) for row in rows]
-        return queries, found[0] if len(found) == 1 else torch.cat(found)
-
-    def candidates_by_type(self) -> list[tuple[Tensor, Tensor]]:
-        """Return `candidates` of each type of text."""
-        return [self.candidates([text], self.negatives[number : number + 1]) for number, text in enumerate(self.texts)]
 
 
 def _weighted_sum(values: Sequence[Tensor], contrast: Contrast) -> Tensor:
@@ -123,7 +100,6 @@ def contrastive_loss(
     *,
     kind: str = "softmax",
     weights: Sequence[float] | None = None,
-    negatives: Sequence[Negatives] = (),
 ) -> Tensor:
     """Return the loss () ``kind``, in float32 under any autocast.
 
@@ -136,7 +112,6 @@ def contrastive_loss(
         bias: of the logits.
         kind: the loss's name, one of ``clips.model.architectures.CONTRASTIVE_LOSSES``.
         weights: of each type of text, in any unit; equal ones if not given.
-        negatives: of each type of text, or none.
     """
     weights = weights or [1.0] * len(texts)
     with torch.autocast(image.device.type, enabled=False):
@@ -146,7 +121,6 @@ def contrastive_loss(
             scale=scale.float(),
             bias=None if bias is None else bias.float(),
             weights=[weight / sum(weights) for weight in weights],
-            negatives=[(features.float(), exists) for features, exists in negatives],
         )
         return _LOSSES[kind](contrast)
 

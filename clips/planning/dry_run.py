@@ -224,9 +224,8 @@ def profile_contrastive_loss(
     with _mode_of(model):
         outputs = {name: torch.empty(samples, width).requires_grad_() for name in ("image", *recipe.encoded)}
         outputs |= {name: torch.empty(()).requires_grad_() for name in ("logit_scale", "logit_bias")}
-    batch = dict.fromkeys(recipe.encoded, full_length_texts(model, samples))
     with _fake_processes(processes), kernels_of(device), MemoryTrace(model) as trace, FlopCounter() as counter:
-        contrastive_loss(recipe, outputs, batch).backward()
+        contrastive_loss(recipe, outputs).backward()
     return counter.total, trace.peak
 
 
@@ -234,10 +233,9 @@ def contrastive_flops(model: ClipsModel, samples: int, processes: int) -> float:
     """Compute the FLOPs of `profile_contrastive_loss`: logits and two gradients, for each text, direction and width."""
     recipe = model.recipe
     to_images = 0 if CONTRASTIVE_LOSSES[recipe.spec.loss] else 1
-    negative = int(recipe.spec.hard_negatives)  # twice the texts, and a column that excludes those that do not exist
     pairs = samples * samples * processes * len(recipe.texts)
     widths = (int(model.model_cfg["embed_dim"]), *recipe.spec.embedding_widths)
-    contrast = 3.0 * sum((1 + negative) * (width + negative) + to_images * width for width in widths)
+    contrast = 3.0 * (1 + to_images) * sum(widths)
     return 2 * pairs * contrast
 
 

@@ -234,7 +234,7 @@ class StagePlan:
             within = _ring(layout.shards) * (self.model.gathered_bytes(layout.parallel) + gradients)
         else:
             within = 2 * _ring(layout.shards) * gradients
-        texts = len(self.model.model.recipe.contrasted)
+        texts = len(self.model.model.recipe.texts)
         towers = 1 + texts if texts else 0
         features = local * layout.count * self.model.model.model_cfg["embed_dim"] * towers * 4
         between = 2 * _ring(copies) * gradients / layout.shards

@@ -207,7 +207,7 @@ def compute_gradients(run: TrainRun, batch: Batch) -> tuple[Batch, Batch]:
     if size is None or size >= len(batch["image"]):
         with run.parallel.micro_batch(last=True):
             outputs = forward(run, batch)
-            losses = compute_losses(run.recipe, outputs, batch)
+            losses = compute_losses(run.recipe, outputs)
             run.parallel.backward(losses["loss"])
         return losses, outputs
     pieces = zip(*(value.split(size) for value in batch.values()), strict=True)
@@ -234,7 +234,7 @@ def _compute_gradients_cached(run: TrainRun, batch: Batch, micro_batches: list[B
     if run.recipe.captioning is not None:
         outputs["caption_loss_sum"] = torch.ones((), device=batch["image"].device, requires_grad=True)
         outputs["caption_tokens"] = batch["target_mask"].sum().to(batch["image"].device, non_blocking=True)
-    losses = compute_losses(run.recipe, outputs, batch)
+    losses = compute_losses(run.recipe, outputs)
     losses["loss"].backward()
     caption_sums, start = [], 0
     for number, micro_batch in enumerate(micro_batches):
