@@ -43,19 +43,6 @@ def test_contrastive_loss_by_hand():
     assert contrastive_loss(eye, [eye], torch.ones(1)).item() == pytest.approx(expected, abs=1e-6)
 
 
-def naive_supcon(image, texts, scale, bias):
-    """Every image with its texts of all kinds as positives of one softmax; every text with its image."""
-    count, total = len(image), 0.0
-    for i in range(count):
-        scores = [[scale * float(image[i] @ text[j]) for j in range(count)] for text in texts]
-        normalizer = math.log(sum(math.exp(score) for row in scores for score in row))
-        total += sum(normalizer - row[i] for row in scores) / len(texts)
-        for text in texts:
-            backward = [scale * float(image[j] @ text[i]) for j in range(count)]
-            total += (math.log(sum(map(math.exp, backward))) - backward[i]) / len(texts)
-    return total / (2 * count)
-
-
 def naive_sigmoid(image, texts, scale, bias):
     """Every pair by itself; summed over texts, averaged over images and kinds of text."""
     total = 0.0
@@ -68,7 +55,7 @@ def naive_sigmoid(image, texts, scale, bias):
 @pytest.mark.parametrize("chunk", [1, 12, 10_000])
 @pytest.mark.parametrize("kind", CONTRASTIVE_LOSSES)
 def test_contrastive_losses_against_naive_loops(kind, chunk, monkeypatch):
-    naive = {"softmax": naive_softmax, "supcon": naive_supcon, "sigmoid": naive_sigmoid}[kind]
+    naive = {"softmax": naive_softmax, "sigmoid": naive_sigmoid}[kind]
     monkeypatch.setattr("clips.model.losses._CHUNK_ELEMENTS", chunk)
     image, web, partial = unit(5, 8, seed=1), unit(5, 8, seed=2), unit(5, 8, seed=3)
     scale, bias = torch.tensor(6.0), torch.tensor(-2.0)

@@ -77,7 +77,7 @@ def test_tokens_are_read_from_the_text_that_the_captioner_sees():
         ("clips", {}),
         ("coca", {}),
         ("recap", {"loss": "sigmoid"}),
-        ("clips", {"loss": "supcon", "positives": ("partial",)}),
+        ("clips", {"positives": ("partial",)}),
         ("clips", {"loss": "sigmoid", "caption_loss_weight": 0.0}),
     ],
 )

@@ -47,9 +47,8 @@ class RecipeConfig:
         num_sentences: number of different sentences that are sampled for sentences; a caption of fewer repeats them.
         embedding_widths: widths of prefixes of the embedding whose contrastive losses are added to that of the full
             embedding, so that a prefix can be used alone (Matryoshka).
-        loss: softmax (mean of a symmetric CLIP loss for each text, as CLIPS), supcon (one softmax in which all texts of
-            an image are positives), sigmoid (each pair is classified separately, and the logits start with SigLIP's
-            scale and bias).
+        loss: softmax (mean of a symmetric CLIP loss for each text, as CLIPS), sigmoid (each pair is classified
+            separately, and the logits start with SigLIP's scale and bias).
         caption_strategy: how the synthetic caption is shortened: sub_caption (one sentence of any length), sub_captions
             (as many sentences as fit), block, random, truncate, full.
         web_caption_strategy: how the web caption is shortened.

@@ -28,7 +28,7 @@ from clips.text_files import safe_json_loads
 
 Precision = Literal["auto", "fp32", "bf16"]
 
-CONTRASTIVE_LOSSES = {"softmax": False, "supcon": False, "sigmoid": True}
+CONTRASTIVE_LOSSES = {"softmax": False, "sigmoid": True}
 """Name → whether it classifies each pair, with a learned bias and SigLIP's initial scale and bias.
 
 ``clips.model.losses`` has a function for each.

@@ -33,21 +33,6 @@ def softmax_loss(contrast: Contrast) -> Tensor:
     return (_weighted_sum(to_texts, contrast) + _weighted_sum(to_images, contrast)) / (2 * len(image))
 
 
-def supcon_loss(contrast: Contrast) -> Tensor:
-    """Return the symmetric loss () in which an image selects its texts of all types in one softmax, as positives.
-
-    Source: L_out of SupCon (arXiv 2004.11362, equation 2) from image to text, with the weights of the types instead of
-    equal ones; a text has one image. With one type of text it equals `softmax_loss`.
-    """
-    image, scale = contrast.image, contrast.scale
-    images, own = gather_features(image), _own_rows(image)
-    matches = [(scale * image * text).sum() for text in contrast.texts]
-    candidates = torch.cat([gather_features(text) for text in contrast.texts])
-    to_texts = linear_cross_entropy(scale * image, candidates, own) + matches[0] - _weighted_sum(matches, contrast)
-    to_images = [linear_cross_entropy(scale * text, images, own) for text in contrast.texts]
-    return (to_texts + _weighted_sum(to_images, contrast)) / (2 * len(image))
-
-
 def sigmoid_loss(contrast: Contrast) -> Tensor:
     """Return the weighted mean () over types of text of SigLIP's loss: every pair is classified separately.
 
@@ -86,7 +71,6 @@ def _weighted_sum(values: Sequence[Tensor], contrast: Contrast) -> Tensor:
 
 _LOSSES: dict[str, Callable[[Contrast], Tensor]] = {
     "softmax": softmax_loss,
-    "supcon": supcon_loss,
     "sigmoid": sigmoid_loss,
 }
 """Each of ``clips.model.architectures.CONTRASTIVE_LOSSES``."""
