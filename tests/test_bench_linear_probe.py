@@ -194,18 +194,3 @@ def test_the_class_token_is_the_embedding_where_there_is_one(tmp_path):
         own != EvalModel(RunConfig(model_name="row", encoder="timm:resnet10t@random", **config)).record("tower")["hash"]
     )
     assert len(own) == 64
-
-
-def test_a_prefix_of_the_embedding_is_evaluated_alone(tmp_path, encoder):
-    data = _data(tmp_path / "data")
-    benchmark = BenchmarkConfig(name="probe", task="linear_probe", data=str(data))
-    full, narrow = (
-        world.measure(tmp_path / "results", benchmark, encoder=encoder, row=f"w{width}", embedding_width=width)
-        for width in (None, 1)
-    )
-    assert narrow.protocol["embedding_width"] == 1
-    assert "embedding_width" not in full.protocol
-    assert narrow.fingerprint != full.fingerprint
-    assert narrow.metrics["acc1"].value < full.metrics["acc1"].value  # one number of a unit vector is its sign
-    with pytest.raises(UserError, match="embedding_width: expected at most the"):
-        world.measure(tmp_path / "results", benchmark, encoder=encoder, row="wide", embedding_width=10_000)

@@ -134,37 +134,10 @@ def test_invalid_settings_name_their_field(fields: dict[str, object], message: s
         RecipeConfig(**fields)
 
 
-# Matryoshka -------------------------------------------------------------------------------------------------------
-
-
-def test_the_losses_of_prefixes_are_added():
-    outputs = {name: unit(4, 8, seed=seed) for seed, name in enumerate(("image", "web"))}
-    outputs |= {"logit_scale": torch.tensor(5.0)}
-    total = 0.0
-    for width in (8, 4, 2):
-        image, text = (outputs[name][:, :width] for name in ("image", "web"))
-        rescaled = [part / part.norm(dim=1, keepdim=True) for part in (image, text)]
-        total += naive_softmax(rescaled[0], [rescaled[1]], 5.0, None)
-    found = compute_losses(Recipe(RecipeConfig(name="clip", embedding_widths=(4, 2))), outputs)["loss"]
-    assert found.item() == pytest.approx(total, abs=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("widths", "message"),
-    [((0,), "expected different numbers above 0"), ((4, 4), "expected different"), ((4, 128), "below the width 128")],
-)
-def test_widths_are_smaller_than_the_embedding(widths: tuple[int, ...], message: str):
-    with pytest.raises(UserError, match=rf"^recipe\.embedding_widths: .*{message}"):
-        built("clip", embedding_widths=widths)
-
-
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_plan_counts_the_flops_of_the_contrast(name: str):
-    for settings in ({}, {"embedding_widths": (8, 32)}):
-        if settings and not RECIPES[name].positives:
-            continue
-        model = fake_model(ModelConfig(context_length=12), RecipeConfig(name=name, captioner=SMALL, **settings))
-        assert profile_contrastive_loss(model, 16, 2)[0] == contrastive_flops(model, 16, 2)
+    model = fake_model(ModelConfig(context_length=12), RecipeConfig(name=name, captioner=SMALL))
+    assert profile_contrastive_loss(model, 16, 2)[0] == contrastive_flops(model, 16, 2)
 
 
 def test_the_plan_of_micro_batches_computes_the_features_twice_only_for_a_contrast(tmp_path: Path):

@@ -20,14 +20,13 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "siglip_captions": {"recipe": {"name": "siglip_captions", "captioner": CAPTIONER}},
     "caption_only": {"recipe": {"name": "caption_only", "captioner": CAPTIONER}},
     "sentences": {"recipe": {"name": "sentences", "positive_weights": [2.0, 1.0]}},
-    "widths": {"recipe": {"name": "clip", "embedding_widths": [16, 64]}},
     "lora": {
         "recipe": {"name": "clips", "captioner": CAPTIONER},
         "model": {**MODEL, "pretrained": "$encoder", "lora": {"r": 2}},
         "optimizer": {"learning_rate": 0.01},
     },
 }
-PARTS = ("siglip_captions", "caption_only", "widths", "lora")
+PARTS = ("siglip_captions", "caption_only", "sentences", "lora")
 """Trained by micro-batches as well."""
 SHARDED = [(name, strategy) for name in ("caption_only", "lora") for strategy in ("fsdp", "zero2", "zero3")]
 """Trained in shards as well: ``caption_only`` has no logit scale, ``lora`` has frozen weights."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +88,7 @@ class EvalModel:
         if self.is_bare_tower:
             from benchmarks.tasks.encoders.transformers_encoder import load_transformers_encoder
 
-            return self._narrowed(load_transformers_encoder(self.path("encoder"), self.device, self.config.dtype))
+            return load_transformers_encoder(self.path("encoder"), self.device, self.config.dtype)
         return self._load_open_clip("encoder")
 
     @functools.cached_property
@@ -102,13 +101,13 @@ class EvalModel:
         if self.is_bare_tower:
             from benchmarks.tasks.encoders.image_tower import load_image_tower
 
-            return self._narrowed(load_image_tower(str(self.config.encoder), self.device, self.config.dtype))
+            return load_image_tower(str(self.config.encoder), self.device, self.config.dtype)
         return self.encoder if has_text_tower(self.path("tower")) else self._load_open_clip("tower")
 
     def _load_open_clip(self, needs: RequiredModel) -> DualEncoder:
         from benchmarks.tasks.encoders.embedding import load_dual_encoder
 
-        return self._narrowed(load_dual_encoder(self.path(needs), self.device, self.config.dtype))
+        return load_dual_encoder(self.path(needs), self.device, self.config.dtype)
 
     @functools.cached_property
     def patch_tower(self) -> DualEncoder:
@@ -120,9 +119,6 @@ class EvalModel:
         from benchmarks.tasks.encoders.image_tower import load_image_tower
 
         return load_image_tower(str(self.config.encoder), self.device, self.config.dtype, for_llava=True)
-
-    def _narrowed(self, encoder: DualEncoder) -> DualEncoder:
-        return dataclasses.replace(encoder, width=self.config.embedding_width)
 
     @property
     def is_bare_tower(self) -> bool:

@@ -199,8 +199,6 @@ def _key(model: EvalModel, entry: Benchmark, config: BenchmarkConfig, model_hash
         "data": entry.hash_of_data(config),
         "libraries": {name: library_versions().get(name) for name in _LIBRARIES},
     }
-    if entry.needs != "llava" and model.config.embedding_width is not None:
-        inputs["embedding_width"] = model.config.embedding_width
     if entry.judged:
         inputs["judge_model"] = make_judge(config, entry.task, model.config.output).model
     unused = [field.name for field in dataclasses.fields(config) if field.name not in {*entry.takes, *COMMON_FIELDS}]
@@ -245,7 +243,6 @@ class RunSingleConfig:
         model_name: the model's name in the table; by default the directory's, with the number of steps of a checkpoint.
         output: directory of the result files, ``<output>/<model_name>/<benchmark>.json``.
         batch_size: images, captions or questions per forward pass.
-        embedding_width: of an encoder: use the first numbers of its embeddings only.
         precision: of the model; ``auto`` is fp32, except for a LLaVA on a GPU, which runs in bf16.
         device: ``auto`` is a GPU if available.
         overwrite: evaluate again although a result exists.
@@ -256,7 +253,6 @@ class RunSingleConfig:
     model_name: str | None = None
     output: str = "results"
     batch_size: int = 64
-    embedding_width: int | None = None
     precision: Precision = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     overwrite: bool = False

@@ -193,8 +193,6 @@ class RunConfig:
             the time, tokens and cost of all of its questions.
         lmms: one of lmms-eval's own models instead of ``llava``; its arguments set device and precision.
         batch_size: images, captions or questions per forward pass; with ``endpoint`` concurrent requests.
-        embedding_width: use the first numbers of the embeddings only, of an encoder that was trained for it
-            (``recipe.embedding_widths`` of ``clips train``).
         precision: of the model; ``auto`` is fp32, except for a LLaVA on a GPU, which runs in bf16.
         device: ``auto`` is a GPU if available.
         overwrite: evaluate again although a result exists.
@@ -211,7 +209,6 @@ class RunConfig:
     token_prices: tuple[float, float] | None = None
     lmms: LmmsModel | None = None
     batch_size: int = 64
-    embedding_width: int | None = None
     precision: Precision = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     overwrite: bool = False
@@ -235,11 +232,8 @@ class RunConfig:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise UserError(f"benchmarks.name: '{twice[0]}' is used twice; rename one and set its 'task:'")
-        if self.embedding_width is not None and self.encoder is None:
-            raise UserError("embedding_width: expected none without an encoder")
-        for name in ("batch_size", "embedding_width"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise UserError(f"{name}: expected at least 1, got {value}")
+        if self.batch_size < 1:
+            raise UserError(f"batch_size: expected at least 1, got {self.batch_size}")
 
     @property
     def dtype(self) -> str:

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from clips.core.artifact import log_info
-from clips.errors import UserError
 from clips.method.recipes import Recipe, RecipeConfig
 from clips.model import architectures, towers
 from clips.model.architectures import ModelConfig
@@ -169,8 +168,6 @@ def build_model(config: ModelConfig, recipe_config: RecipeConfig, seed: int) -> 
     recipe = Recipe(recipe_config)
     is_pairwise = architectures.CONTRASTIVE_LOSSES[recipe.spec.loss]
     cfg = architectures.model_cfg(config) | (_SIGMOID_START if is_pairwise else {})
-    if (width := max(recipe.spec.embedding_widths, default=0)) >= cfg["embed_dim"]:
-        raise UserError(f"recipe.embedding_widths: expected numbers below the width {cfg['embed_dim']}, got {width}")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         clip = towers.build_towers(cfg)

@@ -10,9 +10,7 @@ import functools
 import operator
 from collections.abc import Callable, Mapping
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
 
 from clips.method.recipes import Recipe
 from clips.model import losses
@@ -21,28 +19,15 @@ Tensors = Mapping[str, Tensor]
 
 
 def contrastive_loss(recipe: Recipe, outputs: Tensors) -> Tensor:
-    """Return the recipe's contrastive loss () of the images with its texts, summed over the widths of the embedding.
-
-    A width is a prefix of the features, normalized again. Source: Matryoshka representations (arXiv 2205.13147), with
-    weight 1 for each width.
-    """
-    found = []
-    for width in (None, *recipe.spec.embedding_widths):
-        features = {name: _prefix(outputs[name], width) for name in ("image", *recipe.texts)}
-        loss = losses.contrastive_loss(
-            features["image"],
-            [features[text] for text in recipe.texts],
-            outputs["logit_scale"],
-            outputs.get("logit_bias"),
-            kind=recipe.spec.loss,
-            weights=recipe.text_weights,
-        )
-        found.append(loss)
-    return found[0] if len(found) == 1 else torch.stack(found).sum()
-
-
-def _prefix(features: Tensor, width: int | None) -> Tensor:
-    return features if width is None else F.normalize(features[:, :width].float(), dim=-1)
+    """Return the recipe's contrastive loss () of the images with its texts."""
+    return losses.contrastive_loss(
+        outputs["image"],
+        [outputs[text] for text in recipe.texts],
+        outputs["logit_scale"],
+        outputs.get("logit_bias"),
+        kind=recipe.spec.loss,
+        weights=recipe.text_weights,
+    )
 
 
 def caption_loss(recipe: Recipe, outputs: Tensors) -> Tensor:

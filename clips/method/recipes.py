@@ -45,8 +45,6 @@ class RecipeConfig:
         positive_weights: weight of each of the positives in the loss, which sentences share; null gives all texts the
             same weight.
         num_sentences: number of different sentences that are sampled for sentences; a caption of fewer repeats them.
-        embedding_widths: widths of prefixes of the embedding whose contrastive losses are added to that of the full
-            embedding, so that a prefix can be used alone (Matryoshka).
         loss: softmax (mean of a symmetric CLIP loss for each text, as CLIPS), sigmoid (each pair is classified
             separately, and the logits start with SigLIP's scale and bias).
         caption_strategy: how the synthetic caption is shortened: sub_caption (one sentence of any length), sub_captions
@@ -63,7 +61,6 @@ class RecipeConfig:
     positives: tuple[str, ...] | None = None
     positive_weights: tuple[float, ...] | None = None
     num_sentences: int | None = None
-    embedding_widths: tuple[int, ...] | None = None
     loss: str | None = None
     caption_strategy: str | None = None
     web_caption_strategy: str | None = None
@@ -89,9 +86,6 @@ class RecipeConfig:
         for name in ("caption_tokens", "num_sentences"):
             if (number := getattr(self, name)) is not None and number < 1:
                 raise UserError(f"recipe.{name}: expected at least 1, got {number}")
-        widths = self.embedding_widths or ()
-        if any(width < 1 for width in widths) or len(set(widths)) < len(widths):
-            raise UserError(f"recipe.embedding_widths: expected different numbers above 0, got {list(widths)}")
         positives = Recipe(self).spec.positives
         weights = self.positive_weights
         if weights is not None and (len(weights) != len(positives) or not all(0 < one < math.inf for one in weights)):
@@ -134,7 +128,6 @@ class RecipeSpec:
 
     positives: tuple[str, ...] = ("web",)
     num_sentences: int = 3
-    embedding_widths: tuple[int, ...] = ()
     loss: str = "softmax"
     caption_strategy: str = "full"
     web_caption_strategy: str = "full"

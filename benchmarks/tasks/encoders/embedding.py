@@ -41,7 +41,6 @@ class DualEncoder:
         preprocessing: protocol entries of the image preprocessing that the model's directory records.
         device: torch device.
         precision: the dtype of the towers.
-        width: number of the first entries of an embedding that are used; None for all.
         normalized: whether embeddings are unit vectors, otherwise they are the model's outputs.
     """
 
@@ -51,16 +50,14 @@ class DualEncoder:
     preprocessing: Entries
     device: str
     precision: str
-    width: int | None = None
     normalized: bool = True
 
     @property
     def settings(self) -> Entries:
-        """Protocol entries: preprocessing, precision, library versions without build tags (``+cpu``), reduced width."""
+        """Protocol entries: preprocessing, precision, library versions without build tags (``+cpu``)."""
         found = {name: library_versions()[name].partition("+")[0] for name in ("torch", "open_clip_torch")}
-        width = {} if self.width is None else {"embedding_width": self.width}
         outputs = {} if self.normalized else {"embedding": "the model's output, not normalized"}
-        return {**self.preprocessing, "precision": self.precision, **found, **width, **outputs}
+        return {**self.preprocessing, "precision": self.precision, **found, **outputs}
 
 
 def load_dual_encoder(path: str, device: str, precision: str) -> DualEncoder:
@@ -195,11 +192,8 @@ def _prefetch(pool: ThreadPoolExecutor, prepare: Callable[[int], Any], batches: 
 def _embeddings(features: torch.Tensor, encoder: DualEncoder) -> torch.Tensor:
     import torch
 
-    if encoder.width is not None and encoder.width > features.shape[1]:
-        wide = f"expected at most the {features.shape[1]} of this encoder, got {encoder.width}"
-        raise UserError(f"embedding_width: {wide}")
-    chosen = features[:, : encoder.width].float()
-    return (torch.nn.functional.normalize(chosen, dim=-1) if encoder.normalized else chosen).cpu()
+    features = features.float()
+    return (torch.nn.functional.normalize(features, dim=-1) if encoder.normalized else features).cpu()
 
 
 def _check_finite(features: torch.Tensor, names: Sequence[str], what: str) -> torch.Tensor:

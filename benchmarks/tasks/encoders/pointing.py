@@ -185,7 +185,7 @@ def _items(model: EvalModel, data: PhraseSet, texts: torch.Tensor) -> tuple[pd.D
         for name in progress_iter(list(data.images), "computing similarity maps"):
             image, numbers = data.open(name), phrases_of[name]
             pixels = encoder.preprocess(image)[None].to(encoder.device, getattr(torch, encoder.precision))
-            patches = patch_embeddings(encoder.model, pixels)[0][..., : encoder.width]
+            patches = patch_embeddings(encoder.model, pixels)[0]
             grid = f"{patches.shape[0]} x {patches.shape[1]}"
             maps = similarity_maps(patches, torch.cat([texts[numbers], any_phrase]))
             visible = VisibleRegion.of(encoder.preprocessing, *image.size)
