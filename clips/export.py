@@ -123,12 +123,9 @@ def _rebuild(recorded: dict[str, Any], checkpoint: Path) -> ClipsModel:
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{where}: expected the config of a training run ({error_reason(error)})") from None
     from clips.method.clips_model import build_model
-    from clips.model.lora import merge_adapters
     from clips.training.checkpoint import load_export_weights
 
     # The checkpoint has every weight; the initial weights may be gone.
     model = build_model(model_config.without_initial_weights(), recipe, seed)
     load_export_weights(checkpoint, model)
-    if model_config.lora is not None:
-        merge_adapters(model)
     return model

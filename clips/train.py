@@ -29,7 +29,6 @@ from clips.data.loader import iterate_batches, worker_death_as_user_error
 from clips.encoder import write_encoder
 from clips.errors import UserError
 from clips.method.clips_model import ClipsModel
-from clips.model.lora import merge_adapters
 from clips.model_card import write_model_card
 from clips.parallel.ddp import full_tensor
 from clips.parallel.distributed import all_reduce_mean, end_processes, wait_for_main_process
@@ -282,7 +281,7 @@ def export_model(run: TrainRun, *, everywhere: bool = False) -> ClipsModel | Non
     All processes must call it together.
     """
     returns_model = run.processes.is_main or everywhere
-    if run.average is None and not run.parallel.shards_weights and run.config.model.lora is None:
+    if run.average is None and not run.parallel.shards_weights:
         return run.encoder if returns_model else None
     parallel, average = run.parallel, run.average
     weights = {}
@@ -296,8 +295,6 @@ def export_model(run: TrainRun, *, everywhere: bool = False) -> ClipsModel | Non
     encoder = build_model_without_pretrained(run.config)
     if run.processes.is_main:
         encoder.load_state_dict(weights)
-    if run.config.model.lora is not None:
-        merge_adapters(encoder)
     encoder.to(run.processes.device)
     if everywhere and run.processes.count > 1:
         for tensor in encoder.state_dict().values():

@@ -218,6 +218,8 @@ def test_every_adapter_of_open_clips_vit_has_a_gradient(copied: bool, bridge_enc
     model, processor = build_llava(
         LlavaParts(encoder=str(bridge_encoder), llm=str(bridge_llm), vision_feature_layer=-1)
     )
+    with pytest.raises(UserError, match=r"^lora\.target_modules: expected some of .*out_proj.*, got \['in_proj'\]"):
+        add_lora(model, LoraConfig(apply_to=["vision"], target_modules=("in_proj",)))
     adapted = add_lora(model, LoraConfig(apply_to=["vision"]))
     for module in model.modules() if copied else ():
         if isinstance(module, torch.nn.MultiheadAttention):

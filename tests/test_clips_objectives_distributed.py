@@ -20,16 +20,16 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "siglip_captions": {"recipe": {"name": "siglip_captions", "captioner": CAPTIONER}},
     "caption_only": {"recipe": {"name": "caption_only", "captioner": CAPTIONER}},
     "sentences": {"recipe": {"name": "sentences", "positive_weights": [2.0, 1.0]}},
-    "lora": {
+    "frozen": {
         "recipe": {"name": "clips", "captioner": CAPTIONER},
-        "model": {**MODEL, "pretrained": "$encoder", "lora": {"r": 2}},
+        "model": {**MODEL, "pretrained": "$encoder", "lock_text": True},
         "optimizer": {"learning_rate": 0.01},
     },
 }
-PARTS = ("siglip_captions", "caption_only", "sentences", "lora")
+PARTS = ("siglip_captions", "caption_only", "sentences", "frozen")
 """Trained by micro-batches as well."""
-SHARDED = [(name, strategy) for name in ("caption_only", "lora") for strategy in ("fsdp", "zero2", "zero3")]
-"""Trained in shards as well: ``caption_only`` has no logit scale, ``lora`` has frozen weights."""
+SHARDED = [(name, strategy) for name in ("caption_only", "frozen") for strategy in ("fsdp", "zero2", "zero3")]
+"""Trained in shards as well: ``caption_only`` has no logit scale, ``frozen`` has frozen weights."""
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,6 @@ from clips.model import architectures, towers
 from clips.model.architectures import ModelConfig
 from clips.model.captioner import Captioner, CaptionerDims, sample_tokens
 from clips.model.initialization import check_pretrained_compatible, initialize_openvision, load_pretrained
-from clips.model.lora import add_adapters
 from clips.model.text_tokenizer import TextTokenizer, build_text_tokenizer
 from clips.model.tokenizer import VOCAB_SIZE
 
@@ -187,8 +186,6 @@ def build_model(config: ModelConfig, recipe_config: RecipeConfig, seed: int) -> 
         for line in load_pretrained(clip, captioner, config, cfg.get("text_cfg")):
             log_info(f"model.pretrained: {line}")
     towers.lock_towers(clip, config)
-    if config.lora is not None:
-        add_adapters(clip, config.lora, seed)
     if isinstance(clip, towers.ImageTower):
         clip.freeze_unused(preprocess["size"])
     towers.cache_features(clip, config)

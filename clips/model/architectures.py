@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from clips.core.adapter_config import AdapterConfig
 from clips.errors import UserError, error_reason, unknown_name_error
 from clips.lazy_import import without_wandb
 from clips.model.timm_models import pretrained_cfg, timm_vision_cfg
@@ -90,23 +89,6 @@ NORMALIZATIONS: dict[str, tuple[list[float], list[float]]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoraConfig(AdapterConfig):
-    """Adapters instead of full weights of the towers; the encoder directory has the merged weights.
-
-    Args:
-        apply_to: the towers whose linear layers are adapted. Their other weights are frozen, except for the projection
-            of a timm trunk or a language model.
-    """
-
-    apply_to: tuple[Literal["image", "text"], ...] = ("image", "text")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.apply_to or len(set(self.apply_to)) != len(self.apply_to):
-            raise UserError(f"lora.apply_to: expected some of image, text, each once, got {list(self.apply_to)}")
-
-
-@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The towers.
 
@@ -143,7 +125,6 @@ class ModelConfig:
         lock_text_unlocked_layers: number of its last layers that stay trainable.
         cache_text_features: cache the outputs of a frozen language model for each text that is contrasted, in memory
             and on disk, for this and later trainings.
-        lora: adapters that are trained instead of the towers' weights; null trains the weights.
     """
 
     architecture: str = "clips-tiny"
@@ -162,7 +143,6 @@ class ModelConfig:
     lock_text: bool = False
     lock_text_unlocked_layers: int = 0
     cache_text_features: bool = False
-    lora: LoraConfig | None = None
 
     def __post_init__(self) -> None:
         if is_encoder_ref(self.architecture) and self.text_attention != "all":
@@ -175,9 +155,6 @@ class ModelConfig:
             unlocked = getattr(self, name)
             if unlocked < 0 or (unlocked and not getattr(self, lock)):
                 raise UserError(f"model.{name}: expected 0, or more with model.{lock}, got {unlocked}")
-        for tower in self.lora.apply_to if self.lora else ():
-            if getattr(self, f"lock_{tower}"):
-                raise UserError(f"model.lock_{tower}: expected false with {tower} among model.lora.apply_to")
         if self.cache_trunk_features and not self.lock_image:
             raise UserError("model.cache_trunk_features: expected model.lock_image: true")
         if self.cache_text_features and (not self.lock_text or self.lock_text_unlocked_layers):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -25,15 +24,11 @@ class PackedAttention(nn.MultiheadAttention):
         if not (is_self and usual) or (mask is not None and not mask.is_floating_point()):
             return super().forward(query, key, value, *arguments, **options)
         packed = F.linear(query, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
-        return self._attend(packed, mask), None
-
-    def _attend(self, projected: Sequence[Tensor], mask: Tensor | None) -> Tensor:
-        """Return attention (B, L, D) of projected queries, keys and values."""
-        queries, keys, values = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in projected)
+        queries, keys, values = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in packed)
         if mask is not None and mask.ndim == 3:  # (B × heads, L, L)
             mask = mask.unflatten(0, (-1, self.num_heads))
         attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
-        return self.out_proj(attended.transpose(1, 2).flatten(2))
+        return self.out_proj(attended.transpose(1, 2).flatten(2)), None
 
 
 class SelfAttention(PackedAttention):
@@ -47,43 +42,6 @@ class SelfAttention(PackedAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """Return attention (B, L, D) over ``query`` (B, L, D), and None; other arguments are torch's."""
         return super().forward(query, query, query, *arguments, **options)
-
-
-class AdaptableAttention(PackedAttention):
-    """`PackedAttention` whose packed projection is a linear layer ``in_proj``, which an adapter can replace."""
-
-    in_proj: nn.Linear
-
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, *arguments: Any, **options: Any
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return attention (B, L, D) over ``query`` (B, L, D), and None; ``value`` is ``key``, as in open_clip."""
-        queries, keys, values = self.in_proj(query).chunk(3, dim=-1)
-        if query is not key:
-            _, keys, values = self.in_proj(key).chunk(3, dim=-1)
-        return self._attend((queries, keys, values), options.get("attn_mask")), None
-
-
-def expose_projections(model: nn.Module) -> None:
-    """Turn the modules of `PackedAttention` in ``model`` into `AdaptableAttention`."""
-    for module in model.modules():
-        if type(module) is PackedAttention:
-            weight: Any = module.in_proj_weight
-            bias: Any = module.in_proj_bias
-            del module.in_proj_weight, module.in_proj_bias
-            module.in_proj = nn.Linear(weight.shape[1], len(weight), bias=bias is not None, device="meta")
-            module.in_proj.weight, module.in_proj.bias = weight, bias
-            module.__class__ = AdaptableAttention
-
-
-def hide_projections(model: nn.Module) -> None:
-    """Undo `expose_projections`: the weights have open_clip's names."""
-    for module in model.modules():
-        if type(module) is AdaptableAttention:
-            inner: Any = module.in_proj
-            del module.in_proj
-            module.in_proj_weight, module.in_proj_bias = inner.weight, inner.bias
-            module.__class__ = PackedAttention  # type: ignore[assignment]
 
 
 def pack_attention(model: nn.Module, kind: type[PackedAttention] = PackedAttention) -> None:

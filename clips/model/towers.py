@@ -129,18 +129,17 @@ def load_language_model(towers: Towers, text_cfg: dict[str, Any]) -> None:
 
 
 def lock_towers(towers: Towers, config: ModelConfig) -> None:
-    """Freeze the parts selected by ``config``, by open_clip's own groups of layers, and the towers that have adapters.
+    """Freeze the parts selected by ``config``, by open_clip's own groups of layers.
 
     Raises:
         UserError: this tower cannot be frozen in part.
     """
-    adapted = config.lora.apply_to if config.lora else ()
     try:
-        if config.lock_image or "image" in adapted:
+        if config.lock_image:
             with warnings.catch_warnings():  # open_clip imports timm's helpers by a name that timm has removed
                 warnings.filterwarnings("ignore", message="Importing from timm", category=FutureWarning)
                 towers.lock_image_tower(unlocked_groups=config.lock_image_unlocked_groups)
-        if config.lock_text or ("text" in adapted and not isinstance(towers, ImageTower)):
+        if config.lock_text:
             if isinstance(towers, ImageTower):
                 raise UserError("model.lock_text: expected false with a recipe that has no text tower")
             towers.lock_text_tower(unlocked_layers=config.lock_text_unlocked_layers)

@@ -82,11 +82,11 @@ def fake_model(model: ModelConfig, recipe: RecipeConfig) -> ClipsModel:
     config = dataclasses.replace(model.without_initial_weights(), cache_trunk_features=False, cache_text_features=False)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     cfg = model_cfg(config)
-    libraries = "timm_model_name" in cfg["vision_cfg"] or "hf_model_name" in cfg["text_cfg"] or model.lora is not None
+    libraries = "timm_model_name" in cfg["vision_cfg"] or "hf_model_name" in cfg["text_cfg"]
     if not libraries:
         with mode:
             return build_model(config, recipe, seed=0)
-    with torch.device("meta"):  # constructors of timm, transformers and PEFT fail with fake tensors
+    with torch.device("meta"):  # constructors of timm and transformers fail with fake tensors
         built = build_model(config, recipe, seed=0)
     with mode:
         replace_by_empty(built)

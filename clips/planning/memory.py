@@ -161,12 +161,11 @@ class MemoryModel:
     def validation(self, layout: Layout) -> Parts:
         """Return bytes by part that validation adds between two steps; none without validation data.
 
-        "model" is an unsharded copy, if the training's model is sharded, or an EMA or merged adapters are validated.
+        "model" is an unsharded copy, if the training's model is sharded, or an EMA is validated.
         """
         if self.config.validation.source is None:
             return {}
         copies = "parameters" in SHARDED[layout.parallel] or self.config.ema_decay is not None
-        copies |= self.config.model.lora is not None
         return self._validation() | {"model": float(self.parameters * _FLOAT32 + self.buffers) if copies else 0.0}
 
     def activation_bytes(self, checkpointing: int) -> float:

@@ -117,8 +117,6 @@ class EncoderTrainConfig:
         object.__setattr__(self, "optimizer", self.optimizer.resolved())
         if not self.stages and self.num_epochs is None:
             self.steps_for(0)
-        if self.model.lora and not (self.model.pretrained or self.model.pretrained_trunk):
-            raise UserError("model.lora: expected model.pretrained: without it, the frozen weights would be random")
         if self.model.cache_trunk_features and self.data.augment.varies:
             raise UserError(
                 "model.cache_trunk_features: expected images without random augmentation "

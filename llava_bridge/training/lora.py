@@ -113,7 +113,19 @@ def add_lora(model: nn.Module, config: LoraConfig) -> Any:
 
     parts = re.compile("|".join(_PARTS[part] for part in config.apply_to))
     layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and parts.match(name)]
-    settings = config.for_peft(layers)
+    chosen = config.target_modules
+    targets = [name for name in layers if chosen is None or name.rpartition(".")[2] in chosen]
+    if not targets:
+        known = ", ".join(sorted({name.rpartition(".")[2] for name in layers})) or "a model with linear layers"
+        raise UserError(f"lora.target_modules: expected some of {known}, got {list(chosen or ())}")
+    settings = peft.LoraConfig(
+        r=config.r,
+        lora_alpha=config.lora_alpha,  # type: ignore[arg-type]
+        lora_dropout=config.lora_dropout,
+        use_dora=config.use_dora,
+        target_modules=targets,
+        bias="none",
+    )
     # DoRA initializes its magnitudes with the weights.
     with contextlib.nullcontext() if config.use_dora else _as_if_float32(model):
         return peft.get_peft_model(model, settings)

@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from clips.core.adapter_config import AdapterConfig
 from clips.core.identity import RUN_ONLY
 from clips.errors import UserError, check_at_least
 from llava_bridge.data.sources import ConversationSourceConfig
@@ -27,10 +26,15 @@ RATE_FIELDS: dict[Part, str] = {"vision": "vision_tower_lr", "projector": "proje
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LoraConfig(AdapterConfig):
-    """Low-rank adapters instead of full weights. Defaults are LLaVA-1.5's.
+class LoraConfig:
+    """Low-rank adapters (LoRA, arXiv 2106.09685) next to frozen linear layers. Defaults are LLaVA-1.5's.
 
     Args:
+        r: rank of the matrices.
+        lora_alpha: the adapters' output is scaled by lora_alpha / r.
+        lora_dropout: dropout probability of their inputs.
+        use_dora: also learn magnitudes (DoRA, arXiv 2402.09353).
+        target_modules: names of linear layers, such as q_proj; null adapts all of them.
         apply_to: the parts whose linear layers are adapted; a part's other weights are frozen. Other parts are trained
             or frozen by ``tunable_parts``.
         merge_weights: merge the adapters into the weights at the end. Otherwise the last stage writes them to the
@@ -42,12 +46,18 @@ class LoraConfig(AdapterConfig):
     r: int = 128
     lora_alpha: float = 256.0
     lora_dropout: float = 0.05
+    use_dora: bool = False
+    target_modules: tuple[str, ...] | None = None
     apply_to: list[Literal["vision", "llm"]] = dataclasses.field(default_factory=lambda: ["llm"])
     merge_weights: bool = True
     quantization: Literal["nf4"] | None = None
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        check_at_least(1, self, "r", prefix="lora.")
+        if not self.lora_alpha > 0:
+            raise UserError(f"lora.lora_alpha: expected more than 0, got {self.lora_alpha}")
+        if not 0 <= self.lora_dropout < 1:
+            raise UserError(f"lora.lora_dropout: expected a ratio from 0 to below 1, got {self.lora_dropout}")
         if not self.apply_to or len(set(self.apply_to)) != len(self.apply_to):
             raise UserError(f"lora.apply_to: expected some of vision, llm, each once, got {list(self.apply_to)}")
         if self.quantization and "llm" not in self.apply_to:
