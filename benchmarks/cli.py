@@ -18,11 +18,6 @@ COMMANDS = {
     "run llava": Command(
         help="evaluate one LLaVA directory", target="benchmarks.tasks.run_benchmarks:run_llava", positional=("model",)
     ),
-    "similarity-map": Command(
-        help="write an image–phrase similarity map",
-        target="benchmarks.tasks.encoders.similarity_map_command:run_similarity_map",
-        positional=("encoder",),
-    ),
     "list": Command(help="list the built-in benchmarks", target="benchmarks.tasks.list_command:run_list"),
     "download": Command(
         help="download the data of MLLM benchmarks from the Hub, for offline use",

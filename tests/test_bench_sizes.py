@@ -20,7 +20,6 @@ from benchmarks.results.protocol import ranking_key
 from benchmarks.results.results import Result, read_result
 from benchmarks.tasks.data.classification_sets import load_classification_set
 from benchmarks.tasks.data.pair_sets import load_pair_set
-from benchmarks.tasks.data.phrase_boxes import load_benchmark_phrases
 from benchmarks.tasks.run_config import BenchmarkConfig
 from benchmarks.tasks.sizes import full_size, item_count_text, subset_text
 
@@ -115,11 +114,6 @@ def test_every_kind_of_data_knows_its_full_size(tmp_path: Path) -> None:
     write_lines(tmp_path / "pairs.jsonl", pairs)
     found = load_pair_set(str(tmp_path / "pairs.jsonl"), "jsonl", limit=2)
     assert (len(found.cases), found.available) == (2, 5)
-    phrases = [{"image": f"{n // 2}.png", "phrase": "a", "box": [0, 0, 1, 1]} for n in range(6)]
-    write_lines(tmp_path / "phrases.jsonl", phrases)
-    config = BenchmarkConfig(name="pointing", data=str(tmp_path / "phrases.jsonl"), limit=2)
-    seen = load_benchmark_phrases(config)
-    assert (len(seen.images), seen.available) == (2, 3)
 
 
 def test_a_limit_of_questions_is_stated(places: Path, tmp_path: Path) -> None:

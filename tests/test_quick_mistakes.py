@@ -57,7 +57,6 @@ MISTAKES = [
         "benchmarks score --task pope --answers none.jsonl --data . --output o --model_name x",
         "none.jsonl: no such file",
     ),
-    ("benchmarks similarity-map encoder --image none.jpg --phrase x --output x.png", "none.jpg: expected an image"),
     ("benchmarks study run none.yaml", "none.yaml: no such file"),
     ("benchmarks study rerun none.yaml --steps x", "none.yaml: no such file"),
     ("benchmarks study clean none.yaml", "none.yaml: no such file"),

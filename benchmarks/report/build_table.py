@@ -9,7 +9,7 @@ from benchmarks.report.blind_gain import with_gains
 from benchmarks.report.load_results import MissingValue, ReportSource, missing_reason
 from benchmarks.report.seed_aggregation import aggregate_seeds, has_seeds, with_intervals
 from benchmarks.report.significance import Evidence, add_significance
-from benchmarks.report.table import DESCRIPTIVE_TYPES, Cell, Column, Table
+from benchmarks.report.table import Cell, Column, Table
 from benchmarks.results.protocol import describe_differences
 from benchmarks.results.results import Metric, Result
 from benchmarks.study.rows import EXCLUDED_FROM_BENCHMARK, RowRecord
@@ -82,7 +82,6 @@ def _columns(
             largest=max(abs(metric.value * metric.scale) for metric in metrics),
             chance_levels=_chance_levels(source, benchmark, name),
             benchmark_id=source.benchmark_id(benchmark),
-            descriptive=any(result.benchmark_type in DESCRIPTIVE_TYPES for result in results.values()),
             of_llava=any(map(_is_of_llava, results.values())),
         )
         for name, metrics in by_name.items()

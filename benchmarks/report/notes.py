@@ -58,7 +58,6 @@ def table_notes(source: ReportSource, table: Table, seed_table: Table) -> list[s
         *_about_intervals(table),
         *_about_power(table),
         *chance_notes(table),
-        *_about_descriptions(table),
         *gain_notes(table, source),
         *_about_unread(table, source),
         *_about_trivial_baselines(source),
@@ -189,13 +188,6 @@ def _about_untestable_pairs(table: Table) -> list[str]:
         f"unknown ({join_or_count(pairs, 'pairs')})."
         for column, pairs in by_column.items()
     ]
-
-
-def _about_descriptions(table: Table) -> list[str]:
-    names = dict.fromkeys(column.benchmark for column in table.columns if column.descriptive)
-    if not names:
-        return []
-    return [f"Not ranked, not averaged: {join_with_and([*names])}, which describes features and scores no task."]
 
 
 def _about_power(table: Table) -> list[str]:

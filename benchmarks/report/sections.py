@@ -11,7 +11,6 @@ from typing import Any
 from benchmarks.report.blind_figures import gain_figures
 from benchmarks.report.caption_length_figures import length_figures
 from benchmarks.report.categories import category_figures
-from benchmarks.report.correlation import PREDICTORS_TITLE, correlation_figures
 from benchmarks.report.examples import answer_galleries
 from benchmarks.report.figure import Figure, FigureSet
 from benchmarks.report.forest_plots import forest_plots
@@ -52,7 +51,6 @@ SECTIONS: tuple[Section, ...] = (
     Section(title="Gain over blind", build=gain_figures),
     Section(title="Sweeps", build=sweep_figures),
     Section(title="Recall vs. caption length", build=length_figures),
-    Section(title=PREDICTORS_TITLE, build=correlation_figures),
     Section(title="Examples", build=lambda report: answer_galleries(limit_rows(report.source))),
     Section(
         title="By category",

@@ -25,7 +25,6 @@ from benchmarks.results.blind import is_credited
 from benchmarks.study.rows import RowRecord
 
 ALPHA = 0.05
-DESCRIPTIVE_TYPES = ("alignment",)  # of benchmarks that describe a model's features instead of scoring a task
 RankMark = Literal["best", "tied", ""]
 SeedVariance = Literal["included", "none", "unknown", ""]
 
@@ -40,7 +39,6 @@ class Column:
         label: for the header, ``"T→I R@1"``.
         scale: factor from stored to displayed values.
         higher_is_better: None if neither is better; such a column is not ranked.
-        descriptive: whether the benchmark's type is one of `DESCRIPTIVE_TYPES`; such a column is not ranked either.
         largest: the largest absolute value, scaled.
         chance_levels: trivial baseline → its score (see `results.Metric`), scaled.
         benchmark_id: the benchmark's name in files, if another name is displayed.
@@ -55,13 +53,12 @@ class Column:
     largest: float = 0.0
     chance_levels: Mapping[str, float] = field(default_factory=dict, hash=False)
     benchmark_id: str = ""
-    descriptive: bool = False
     of_llava: bool = False
 
     @property
     def ranked(self) -> bool:
         """Whether its best models are marked, and count in averages, ranks and sentences."""
-        return self.higher_is_better is not None and not self.descriptive
+        return self.higher_is_better is not None
 
     @property
     def key(self) -> str:

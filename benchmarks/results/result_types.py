@@ -35,9 +35,6 @@ ITEM_COLUMNS: dict[str, str] = {
 }
 IMAGE_HASH = "image_hash"  # of encoders' benchmarks: hash of the image's file, by which benchmarks share images
 BLOCKER = "blocker"  # of retrieval: the image without which a missed query would be a hit at rank 1; null if none is
-SHOWN_COLUMNS: dict[str, str] = {
-    "map": "pointing: JPEG bytes, similarity of each patch with the phrase (`encoders.pointing`)",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +71,7 @@ class Metric:
         higher_is_better: None if neither direction is better (POPE's yes ratio).
         scale: 100 for a fraction that is shown in percent, and for CIDEr, as in papers.
         label: for a column header, ``"T→I R@1"``.
-        ci_method: ``"wilson"``, ``"student"``, ``"jackknife"`` or ``"none"``, over images; of an imported metric also
+        ci_method: ``"wilson"``, ``"student"`` or ``"none"``, over images; of an imported metric also
             ``"printed"``, from the standard error that its tool prints, or ``"stated"``.
         aggregation: a name in ``aggregation.AGGREGATIONS``; None if the items do not determine the value.
         columns: the item columns that the aggregation takes.
@@ -105,8 +102,8 @@ class Result:
     Args:
         model_name: the model's name in the table.
         benchmark: the column's name.
-        benchmark_type: ``"retrieval"``, ``"classification"``, ``"similarity"``, ``"captions"``, ``"pointing"``,
-            ``"alignment"``, ``"choice"`` or ``"mllm"``.
+        benchmark_type: ``"retrieval"``, ``"classification"``, ``"similarity"``, ``"captions"``, ``"choice"`` or
+            ``"mllm"``.
         status: ``"ok"`` or ``"failed"``.
         failure_reason: the error in one line.
         model: ``{"path": …, "hash": …}``.

@@ -3,8 +3,8 @@
     <results>/<model>/<benchmark>.json
     <results>/<model>/<benchmark>.items.parquet
 
-An items table has the columns of ``ITEM_COLUMNS``, those that the metrics' aggregations take, those of blind runs (see
-``blind``), and for a few items those that only a gallery reads (``SHOWN_COLUMNS``).
+An items table has the columns of ``ITEM_COLUMNS``, those that the metrics' aggregations take, and those of blind runs
+(see ``blind``).
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from benchmarks.results.result_types import CHANCE as CHANCE
 from benchmarks.results.result_types import ITEM_COLUMNS as ITEM_COLUMNS
 from benchmarks.results.result_types import MAX_UNREAD as MAX_UNREAD
 from benchmarks.results.result_types import SCHEMA, Result
-from benchmarks.results.result_types import SHOWN_COLUMNS as SHOWN_COLUMNS
 from benchmarks.results.result_types import UNREAD as UNREAD
 from benchmarks.results.result_types import UNREAD_WRONG as UNREAD_WRONG
 from benchmarks.results.result_types import Metric as Metric
@@ -37,7 +36,7 @@ from clips.typed_data import from_plain, to_plain
 if TYPE_CHECKING:
     import pandas as pd
 
-_GALLERY_COLUMNS = frozenset({"question", "prediction", "target", "thumbnail", *SHOWN_COLUMNS})
+_GALLERY_COLUMNS = frozenset({"question", "prediction", "target", "thumbnail"})
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 

@@ -13,9 +13,9 @@ from clips.model_refs import HF_HUB_PREFIX, is_on_hub
 PATH_PREFIX = "$"  # of a path in the study's output or below an entry of ``paths``
 HUB_DATASET = "hub dataset"
 """Stands for the field ``path`` or ``data`` next to ``format: datasets``, which names a dataset on the Hub."""
-_HUB_FIELDS = {"llm", "llava", "text_model", HUB_DATASET, "model_args"}  # fields whose ``ORG/NAME`` may be on the Hub
+_HUB_FIELDS = {"llm", "llava", HUB_DATASET, "model_args"}  # fields whose ``ORG/NAME`` may be on the Hub
 _PATH_FIELDS = {"encoder", "llm", "llava", "path", "data", "image_root", "source", "pretrained", "pretrained_trunk",
-                "text_model", "model_args"}  # fmt: skip
+                "model_args"}  # fmt: skip
 """Fields in which a single word may be a file or directory; in other fields it is a setting's value."""
 _TEXT_FIELDS = {"prompt", "templates", "judge_model", "chat_template"}
 """Fields that contain no path, even if their text has a slash."""

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from benchmarks.tasks.eval_model import EvalModel
     from benchmarks.tasks.evaluation import Evaluation
 
-Kind = Literal["retrieval", "classification", "similarity", "captions", "pointing", "alignment", "choice", "mllm"]
+Kind = Literal["retrieval", "classification", "similarity", "captions", "choice", "mllm"]
 
 
 @dataclass(frozen=True, kw_only=True)

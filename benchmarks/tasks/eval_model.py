@@ -109,17 +109,6 @@ class EvalModel:
 
         return load_dual_encoder(self.path(needs), self.device, self.config.dtype)
 
-    @functools.cached_property
-    def patch_tower(self) -> DualEncoder:
-        """The image tower with the patch tokens that a LLaVA reads by default; an image's embedding is their mean.
-
-        Raises:
-            UserError: there is none, or it cannot be loaded.
-        """
-        from benchmarks.tasks.encoders.image_tower import load_image_tower
-
-        return load_image_tower(str(self.config.encoder), self.device, self.config.dtype, for_llava=True)
-
     @property
     def is_bare_tower(self) -> bool:
         """Whether the encoder is the tower of another library (any source but open_clip's directory)."""

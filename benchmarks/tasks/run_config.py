@@ -62,9 +62,6 @@ class BenchmarkConfig:
             existing one of image, jpg, png, image_path, file_name, path, url, image_url.
         caption_columns: likewise; one column of lists, or several. By default the first existing one of captions,
             caption, sentences, texts, text, raw, or caption_0, caption_1, ….
-        text_model: alignment: the language model whose features of the captions are compared with those of the images,
-            a directory or ``ORG/NAME`` of a causal LM or a LLaVA; for instance the LLM of the LLaVAs to predict.
-        num_neighbors: alignment: number of nearest neighbors of the mutual k-nearest-neighbor score.
         word_limits: long retrieval: also truncate the captions to these numbers of words.
         blind: additional runs of an MLLM benchmark without the image: ``blank`` (an image of one color), ``shuffled``
             (another item's image). The report credits a score to the images if it is above both.
@@ -100,8 +97,6 @@ class BenchmarkConfig:
     subset: str | None = None
     image_column: str | None = None
     caption_columns: tuple[str, ...] = ()
-    text_model: str | None = dataclasses.field(default=None, metadata=RUN_ONLY)  # its hash counts
-    num_neighbors: int = 10
     word_limits: tuple[int, ...] = (8, 16, 32, 64, 128, 256)
     blind: tuple[BlindKind, ...] = ()
     blind_items: float = 0.075
@@ -120,7 +115,7 @@ class BenchmarkConfig:
             check_templates(self.templates, "benchmarks.templates")
         if self.likelihood_score not in get_args(Likelihood):
             raise unknown_name_error(self.likelihood_score, get_args(Likelihood), "benchmarks.likelihood_score")
-        for field in ("captions_per_image", "num_neighbors", "limit", "max_new_tokens", "num_beams"):
+        for field in ("captions_per_image", "limit", "max_new_tokens", "num_beams"):
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise UserError(f"benchmarks.{field}: expected at least 1, got {value} (benchmark '{self.name}')")

@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
 from benchmarks.report.cell_text import decimals, margin, missing_text, signs
-from benchmarks.report.correlation import PREDICTORS_TITLE, correlation_figures
 from benchmarks.report.notes import MARKDOWN
 from benchmarks.report.reference_table import REFERENCE_NOTE
 from benchmarks.report.report import Report
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def render_markdown(report: Report) -> str:
-    """The answer, the main table and its notes, then correlations and published results."""
+    """The answer, the main table and its notes, then published results."""
     import pandas as pd
 
     title, question, answer = map(escape_markdown, (report.source.title, report.source.question, report.answer))
@@ -30,8 +29,6 @@ def render_markdown(report: Report) -> str:
         frame = pd.concat([frame.iloc[:index], above, frame.iloc[index:]])
     table = markdown_table(frame)
     parts = [f"# {title}", question, answer and f"**{answer}**", table, markdown_list(report.all_notes(MARKDOWN))]
-    if (predictors := correlation_figures(report)) and predictors.rows:
-        parts += [f"## {PREDICTORS_TITLE}", markdown_frame(predictors.frame()), markdown_list(predictors.notes)]
     if reference := report.reference_results:
         parts += ["## Published numbers", REFERENCE_NOTE]
         parts += [markdown_frame(reference.text()), markdown_list(reference.sources())]

@@ -27,7 +27,7 @@ def image_embeddings(
     opener: Callable[[int], Image],
     names: Sequence[str],
     content: str | Sequence[str],
-    part: Literal["tower", "encoder", "patch_tower"] = "tower",
+    part: Literal["tower", "encoder"] = "tower",
 ) -> torch.Tensor:
     """Return (N, D) unit vectors of images by the model's image tower, on its device.
 
@@ -36,7 +36,7 @@ def image_embeddings(
         names: (N,) image names for messages.
         content: hash of the images and their order; or (N,) the hash of each, and equal ones are embedded once: in
             another batch their vectors would differ, in bf16 by more than other images' do.
-        part: ``encoder`` for vectors that are compared with those of texts, ``patch_tower`` for mean patch tokens.
+        part: ``encoder`` for vectors that are compared with those of texts.
 
     Raises:
         UserError: an image cannot be opened, or its features are not finite; the message names it.
@@ -44,7 +44,7 @@ def image_embeddings(
     encoder: DualEncoder = getattr(model, part)
     unique, places = _distinct(names if isinstance(content, str) else content)
     key = content if isinstance(content, str) else digest([content[index] for index in unique])
-    cache = embedding_cache(model, encoder, "encoder" if part == "encoder" else "tower", images=key)
+    cache = embedding_cache(model, encoder, part, images=key)
     vectors = embed_images(
         encoder,
         lambda number: opener(unique[number]),

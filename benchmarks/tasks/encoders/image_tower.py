@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.results.protocol import Entries
@@ -13,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def load_image_tower(spec: str, device: str, precision: str, *, for_llava: bool = False) -> DualEncoder:
+def load_image_tower(spec: str, device: str, precision: str) -> DualEncoder:
     """Load the tower ``spec`` (see :mod:`llava_bridge.encoders`); it rejects texts.
 
     Its image embedding is the class token of the last hidden state, or the mean over the tokens if there is none.
@@ -23,8 +22,6 @@ def load_image_tower(spec: str, device: str, precision: str, *, for_llava: bool 
         spec: the encoder; an open_clip directory as well.
         device: torch device.
         precision: dtype, or ``auto``.
-        for_llava: embed an image as the mean of the patch tokens that a LLaVA reads by default, those of the tower's
-            ``default_layer``.
 
     Raises:
         UserError: no such encoder, or its weights do not match.
@@ -44,15 +41,14 @@ def load_image_tower(spec: str, device: str, precision: str, *, for_llava: bool 
     processor = make_image_processor(encoder.pixels, "crop")
     source, _ = parse_spec(spec)
     pooled = "class token" if tower.class_token else "mean of the tokens"
-    features = f"mean of the patch tokens of {tower.describe(tower.default_layer)}"
     settings: Entries = {
         "input_resolution": encoder.pixels.size,
         "input_resize": "shortest",
         "input_interpolation": encoder.pixels.interpolation,
-        "input_features": features if for_llava else f"{pooled} of {tower.describe(-1)}",
+        "input_features": f"{pooled} of {tower.describe(-1)}",
     }
     return DualEncoder(
-        model=(PatchTokens if for_llava else _Pooled)(tower.to(device=device, dtype=getattr(torch, precision)).eval()),
+        model=_Pooled(tower.to(device=device, dtype=getattr(torch, precision)).eval()),
         preprocess=lambda image: processor(image, return_tensors="pt")["pixel_values"][0],
         tokenizer=_reject_texts,
         preprocessing=settings | (library_entry(source) if source in ("timm", "transformers") else {}),
@@ -71,24 +67,6 @@ class _Pooled:
         """Return (B, D) of pixels (B, 3, S, S)."""
         *_, last = self.tower.states(pixels, self.tower.depth)
         return last[:, 0] if self.tower.class_token else last.mean(dim=1)
-
-
-class PatchTokens:
-    """The patch tokens that a LLaVA reads by default."""
-
-    def __init__(self, tower: Any) -> None:
-        self.tower = tower
-
-    def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return (B, D), the mean patch token of pixels (B, 3, S, S)."""
-        return self.encode_patches(pixels).mean(dim=(1, 2))
-
-    def encode_patches(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return (B, G, G, D)."""
-        from llava_bridge.encoders.encoder import hidden_state
-
-        tokens = hidden_state(self.tower, pixels, self.tower.default_layer)[:, int(self.tower.class_token) :]
-        return tokens.unflatten(1, (math.isqrt(tokens.shape[1]), -1))
 
 
 def _reject_texts(texts: list[str]) -> torch.Tensor:
