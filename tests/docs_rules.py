@@ -69,7 +69,7 @@ RULES = (
     Rule(has="--nnodes", skip="needs several machines"),
     Rule(has="hf upload", skip="needs the hub; tests/test_hub_upload.py plays it"),
     Rule(has="logs/model/", swap=(("logs/model/20260101_120000_results.json", str(_LMMS_EVAL)),)),
-    Rule(has="name: mieb,", skip="needs mteb and its data; tests/test_bench_mieb.py has both"),
+    Rule(has="clip_benchmark eval", skip="needs its data; tests/test_bench_peers.py runs it where it is installed"),
     Rule(has="clips-bench download", skip="needs the hub; tests/test_bench_fetch.py plays it"),
     Rule(has="llava-hf/", skip="needs the hub; tests/test_bridge_hub.py plays it"),
     Rule(has="transformers:openai/", skip="needs the hub"),

@@ -56,8 +56,6 @@ FORMULA_ARGUMENTS = {
     "mean_of_group_means": ("value", "group"),
     "median": ("value",),
     "mean_of_scores": ("value",),
-    "pearson": ("other", "p1"),
-    "spearman": ("other", "p1", "group"),
     "bleu": ("m1", "m2", "p1", "p2", "length", "reference"),
 }
 

@@ -222,13 +222,6 @@ def test_cached_answers_have_their_images(llava, tmp_path, answers):
     assert read_items(again).equals(read_items(first))
 
 
-def test_a_task_of_mieb_names_the_extra_that_it_needs(monkeypatch):
-    monkeypatch.setitem(sys.modules, "mteb", None)
-    for name in ("mieb:DTD", "mieb:anything"):
-        with pytest.raises(UserError, match=r"mieb needs mteb: pip install 'clips-suite\[mteb\]'$"):
-            get_benchmark(name)
-
-
 def test_groups_name_their_members():
     with pytest.raises(UserError, match=r"'mmmu' is a group of lmms-eval tasks; use its members: mmmu_val, mmmu_test$"):
         get_benchmark("mmmu")

@@ -36,7 +36,6 @@ def test_a_studys_page_has_every_section(study):
         "published-numbers",
         "by-category",
         "averages-and-ranks",
-        "datacomp",
     }
     assert {each.id for each in SECTIONS if f'id="{each.id}"' not in page} == others
     said = ("Which is better?", "A note for the reader.", "no text tower", "weights are not of this architecture")

@@ -9,9 +9,7 @@ from typing import Literal
 
 from benchmarks.report.another_seed import another_seed_notes
 from benchmarks.report.build_table import build_results_table
-from benchmarks.report.datacomp_average import datacomp_section
 from benchmarks.report.display_names import merge_display, show_names
-from benchmarks.report.figure import FigureSet
 from benchmarks.report.latex_style import LatexStyle
 from benchmarks.report.load_results import ReportSource, read_source
 from benchmarks.report.notes import MarkStyle, mark_legend, table_notes
@@ -39,7 +37,6 @@ class Report:
         evidence: the items and the training noise of the table's cells.
         overall: averages and mean ranks over the benchmarks of encoders, and over those of LLaVAs.
         details: models × all metrics.
-        datacomp: the averages over DataComp's tasks; None without such tasks.
         answer: the headline, one sentence.
         sentences: one for each model with a baseline.
         notes: below the table, after the legend of its marks.
@@ -55,7 +52,6 @@ class Report:
     answer: str
     sentences: tuple[str, ...]
     notes: tuple[str, ...]
-    datacomp: FigureSet | None = None
     reference_results: ReferenceTable | None = None
     latex: LatexStyle = field(default_factory=LatexStyle)
 
@@ -130,7 +126,6 @@ def build_report(
     full_table = build_results_table(source, evidence, also=keys, all_pairs=pairs == "all")
     full_seed_table = build_results_table(source, evidence, also=keys, by_seed=True)
     details = build_results_table(source, evidence, primary_only=False)
-    datacomp = datacomp_section(source, full_table)
     source = select_benchmarks(source, keys)
     seed_table, table = select_columns(full_seed_table, keys), select_columns(full_table, keys)
     references = reference_results or (source.study.reference_results if source.study else ())
@@ -153,7 +148,6 @@ def build_report(
             *table_notes(source, table, seed_table),
             *another_seed_notes(table, evidence),
         ),
-        datacomp=datacomp,
         reference_results=build_reference_table(references, shown, baseline if of_reference else None),
         latex=latex,
     )

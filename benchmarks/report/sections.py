@@ -47,7 +47,6 @@ SECTIONS: tuple[Section, ...] = (
     Section(title="Published numbers", build=lambda report: report.reference_results),
     Section(title="Differences from the baseline", build=forest_plots),
     Section(title="Averages and ranks", build=lambda report: overall_section(report.overall)),
-    Section(title="DataComp", build=lambda report: report.datacomp),
     Section(title="Gain over blind", build=gain_figures),
     Section(title="Sweeps", build=sweep_figures),
     Section(title="Recall vs. caption length", build=length_figures),

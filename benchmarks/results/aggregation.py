@@ -94,54 +94,6 @@ class _Median:
         return ~np.isnan(columns[names[0]].astype(float))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Correlation:
-    """Correlation of two columns; with a third column, the mean of its groups' correlations.
-
-    Args:
-        ranked: of the ranks (Spearman), ties with their mean rank.
-    """
-
-    ranked: bool
-    bounded = False
-    counts = False
-    linear = False
-
-    def value(self, columns: Columns, names: Sequence[str]) -> float:
-        return float(np.mean([self._of_group(first, second)[0] for _, first, second in self._groups(columns, names)]))
-
-    def influence(self, columns: Columns, names: Sequence[str]) -> np.ndarray:
-        """The derivative of the correlation plus, of ranks, that through the ranks of the other items."""
-        found, groups = np.zeros(len(columns[names[0]])), self._groups(columns, names)
-        for chosen, first, second in groups:
-            found[chosen] = self._of_group(first, second)[1] / len(first) / len(groups)
-        return found
-
-    def enters(self, columns: Columns, names: Sequence[str]) -> np.ndarray:
-        return np.ones(len(columns[names[0]]), bool)
-
-    @staticmethod
-    def _groups(columns: Columns, names: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Places of a group's items, and its values in both columns."""
-        first, second = (columns[name].astype(float) for name in names[:2])
-        groups = columns[names[2]] if len(names) > 2 else np.zeros(len(first))
-        places = [np.flatnonzero(groups == group) for group in sorted(set(groups))]
-        return [(chosen, first[chosen], second[chosen]) for chosen in places]
-
-    def _of_group(self, first: np.ndarray, second: np.ndarray) -> tuple[float, np.ndarray]:
-        """The correlation, and (N,) its influence function."""
-        x, y = (_place(values, np.ones(len(values))) if self.ranked else values for values in (first, second))
-        with np.errstate(invalid="ignore", divide="ignore"):
-            a, b = (x - x.mean()) / x.std(), (y - y.mean()) / y.std()
-        value = float((a * b).mean())
-        found = a * b - value * (a**2 + b**2) / 2
-        if self.ranked:
-            for values, own, other, spread in ((first, a, b, x.std()), (second, b, a, y.std())):
-                slope = (other - value * own) / spread
-                found = found + _place(-values, slope) - (slope * _place(values, np.ones(len(values)))).mean()
-        return value, found
-
-
 def missing_values(formula: str, columns: Columns, names: Sequence[str]) -> np.ndarray:
     """(N, K) whether an item has no value in a column, so that a metric leaves it out; empty if all items have values.
 
@@ -151,14 +103,6 @@ def missing_values(formula: str, columns: Columns, names: Sequence[str]) -> np.n
 
     found = np.stack([pd.isna(columns[name]) for name in names], axis=1)
     return found if found.any() and formula != "f1" else np.zeros(0, bool)
-
-
-def _place(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(N,) mean over all items of the weight of those with a smaller value, and half of those with an equal one."""
-    order = np.argsort(values, kind="stable")
-    below = np.concatenate([[0.0], np.cumsum(weights[order])])
-    first, last = (below[np.searchsorted(values[order], values, side)] for side in ("left", "right"))
-    return np.asarray((first + last) / 2 / len(values))
 
 
 def _total(summands: Any) -> np.ndarray:
@@ -244,7 +188,7 @@ def _bleu(sums: np.ndarray) -> np.ndarray:
     return np.where(ratio < 1, precision * np.exp(1 - 1 / ratio), precision)
 
 
-AGGREGATIONS: dict[str, Aggregation | _Median | _Correlation] = {
+AGGREGATIONS: dict[str, Aggregation | _Median] = {
     "mean": Aggregation(summands=_values_and_counts, combine=_mean_of_ratios, linear=True),
     "mean_of_scores": Aggregation(summands=_values_and_counts, combine=_mean_of_ratios, bounded=False, linear=True),
     "ratio": Aggregation(summands=_complete_columns, combine=_ratio_or_zero),
@@ -253,11 +197,8 @@ AGGREGATIONS: dict[str, Aggregation | _Median | _Correlation] = {
     "mean_of_group_means": Aggregation(summands=_grouped, combine=_mean_of_group_means),
     "median": _Median(),
     "bleu": Aggregation(summands=_complete_columns, combine=_bleu, counts=True),
-    "pearson": _Correlation(ranked=False),
-    "spearman": _Correlation(ranked=True),
 }
 """``mean``: of a column over its non-missing items; of several columns, the mean of their means. ``mean_of_scores``:
 the same for unbounded scores. ``ratio``: sum of the first column over that of the second, 0 if it is 0. ``f1``: of 0/1
 columns ``predicted`` and ``actual``; with a third column, the mean of its groups' F1. Group means: of the first column
-within each group of the second (MME's total, mean per-class recall). Correlations: of the first column with the
-second, and with a third column the mean of its groups'."""
+within each group of the second (MME's total, mean per-class recall)."""

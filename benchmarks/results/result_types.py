@@ -102,8 +102,7 @@ class Result:
     Args:
         model_name: the model's name in the table.
         benchmark: the column's name.
-        benchmark_type: ``"retrieval"``, ``"classification"``, ``"similarity"``, ``"captions"``, ``"choice"`` or
-            ``"mllm"``.
+        benchmark_type: ``"retrieval"``, ``"classification"``, ``"captions"``, ``"choice"`` or ``"mllm"``.
         status: ``"ok"`` or ``"failed"``.
         failure_reason: the error in one line.
         model: ``{"path": …, "hash": …}``.

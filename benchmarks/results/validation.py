@@ -18,10 +18,9 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow
 
-_SIGNED = ("pearson", "spearman", "ari")  # ends of the labels of correlations, and the adjusted Rand index
 _RATIOS = {"mean", "mean_of_group_means", "f1", "ratio", "bleu"}  # "mean_of_scores" and sums have no upper end
 _PER_CENT = 100.0  # the smallest scale of a ratio; ratios of points (LLaVA-Bench) have scale 1
-_GROUPS = {("sum_of_group_means", 1), ("mean_of_group_means", 1), ("f1", 2), ("pearson", 2), ("spearman", 2)}
+_GROUPS = {("sum_of_group_means", 1), ("mean_of_group_means", 1), ("f1", 2)}
 """Aggregations and the place of the column that names groups."""
 _ROUNDING = 1e-6
 _WIDTH_TOLERANCE = 0.02  # of an interval: a value that its scorer rounds may be outside by this ratio
@@ -99,9 +98,8 @@ def _wrong_metric(metric: Metric) -> Iterator[str]:
     if metric.aggregation in _RATIOS | {None} and metric.scale >= _PER_CENT:
         ends = {"value": metric.value, "ci_low": metric.ci_low, "ci_high": metric.ci_high, **metric.chance_levels}
         for name, value in ends.items():
-            least = -1 if metric.label.endswith(_SIGNED) else 0
-            if value is not None and not least - _ROUNDING <= value <= 1 + _ROUNDING:
-                yield f"{name}: expected a ratio from {least} to 1, got {value:g}"
+            if value is not None and not -_ROUNDING <= value <= 1 + _ROUNDING:
+                yield f"{name}: expected a ratio from 0 to 1, got {value:g}"
 
 
 def _wrong_items(result: Result, table: Path) -> Iterator[str]:

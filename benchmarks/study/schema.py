@@ -36,17 +36,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from benchmarks.results.reference_results import select_reference_results
 from benchmarks.study.display import Display
 from benchmarks.study.executors import ExecutorConfig, LocalConfig, executor_config
-from benchmarks.study.path_refs import PATH_PREFIX, locate
 from benchmarks.study.resources import Resources
 from benchmarks.study.rows import RowRecord
 from benchmarks.study.sweep import FigureSpec, Settings, SweepPoint, expand_sweeps
-from benchmarks.tasks.registry import expand_group
 from clips.errors import UserError, unknown_name_error
 from clips.text_files import read_yaml
 from clips.typed_data import from_plain, to_plain
@@ -323,20 +320,20 @@ def _check_name(name: str, where: str) -> None:
 _ENTRIES = ("data", "encoders", "llms", "llava_variants", "existing_llavas", "benchmarks", "resources")
 
 
-def read_study(path: str | Path, paths: Mapping[str, str] = MappingProxyType({})) -> Study:
-    """Read and check a study file; ``paths`` override its own where the tasks of a group are looked up.
+def read_study(path: str | Path) -> Study:
+    """Read and check a study file.
 
     Raises:
         UserError: naming file and field, with the close match of an unknown key.
     """
     content = read_yaml(path)
     try:
-        return parse_study(content, paths)
+        return parse_study(content)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
 
-def parse_study(content: Any, paths: Mapping[str, str] = MappingProxyType({})) -> Study:
+def parse_study(content: Any) -> Study:
     """Build a study from the content of its file.
 
     Raises:
@@ -350,28 +347,9 @@ def parse_study(content: Any, paths: Mapping[str, str] = MappingProxyType({})) -
     for name in _ENTRIES:
         if isinstance(fields.get(name), dict):  # an empty entry means the defaults
             fields[name] = {key: {} if entry is None else entry for key, entry in fields[name].items()}
-    if isinstance(fields.get("benchmarks"), dict):
-        named = fields.get("paths")
-        known = {**(named if isinstance(named, dict) else {}), **paths}.items()
-        strings = {name: path for name, path in known if isinstance(path, str)}  # others are errors, found below
-        fields["benchmarks"] = _expand_groups(fields["benchmarks"], strings)
     for name in ("encoders", "llms", "llava_variants"):
         if isinstance(fields.get(name), dict):
             fields[name], sweeps = expand_sweeps(fields[name], name)
             fields |= {"sweeps": sweeps} if name == "encoders" else {}
     executor = executor_config(fields.pop("executor", "local"))
     return dataclasses.replace(from_plain(Study, fields), executor=executor)
-
-
-def _expand_groups(benchmarks: Mapping[str, Any], paths: Mapping[str, str]) -> dict[str, Any]:
-    """The benchmarks with the members of groups in their place."""
-
-    def directory(data: str) -> Path | None:
-        path = locate(data, paths)
-        return None if path.startswith(PATH_PREFIX) else Path(path)
-
-    expanded: dict[str, Any] = {}
-    for name, settings in benchmarks.items():
-        known = isinstance(settings, dict)
-        expanded |= expand_group(name, settings, f"benchmarks.{name}", directory) if known else {name: settings}
-    return expanded

@@ -50,7 +50,7 @@ class StudySelection:
 
     def read(self) -> Study:
         """The study with the overrides of the command line."""
-        study = read_study(self.study, self.paths)
+        study = read_study(self.study)
         for name in self.paths:
             if name not in study.paths:
                 raise unknown_name_error(name, study.paths, "name in 'paths'")

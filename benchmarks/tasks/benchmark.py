@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from benchmarks.tasks.eval_model import EvalModel
     from benchmarks.tasks.evaluation import Evaluation
 
-Kind = Literal["retrieval", "classification", "similarity", "captions", "choice", "mllm"]
+Kind = Literal["retrieval", "classification", "captions", "choice", "mllm"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,17 +26,14 @@ class Benchmark:
         evaluate: ``module:function`` of (model, config) → Evaluation.
         data_hash: ``module:function`` of config → SHA-256 of the data that it reads.
         takes: the fields of ``BenchmarkConfig`` that it reads, in addition to name, data, task and limit.
-        task: MLLM: lmms-eval's task name; MIEB: mteb's.
+        task: MLLM: lmms-eval's task name.
         folder: MLLM: directory of its definition, below lmms-eval's ``tasks`` or the user's own.
         own: MLLM: the YAML file of a user's task.
-        dataset: MLLM and MIEB: the Hub name of its data, a path below the data root.
-        revision: MIEB: the commit of its data.
+        dataset: MLLM: the Hub name of its data, a path below the data root.
         format: compositional: the format of its data, a name in ``clips.data.formats.FORMATS``.
         also: MLLM: configurations of the dataset that the task's functions read in addition to its own.
         max_new_tokens: MLLM: default cap of an answer if the task has none.
         judged: MLLM: its scorer sends requests to a judge model (``benchmarks.tasks.mllm.judge``).
-        primary: the metrics of the main table; empty for those that the evaluation chooses.
-        datacomp_task: the key of DataComp's task, see ``datacomp``.
         trivial_baseline_note: one sentence below the table: the score of a model that ignores the image.
         items: number of questions or images of the published set; None for the user's data.
         license: of the published set, as its source states it.
@@ -53,13 +50,10 @@ class Benchmark:
     folder: str = ""
     own: str = ""
     dataset: str = ""
-    revision: str = ""
     format: str = ""
     also: tuple[str, ...] = ()
     max_new_tokens: int | None = None
     judged: bool = False
-    primary: tuple[str, ...] = ()
-    datacomp_task: str = ""
     trivial_baseline_note: str = ""
     items: int | None = None
     license: str = ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from benchmarks.tasks.benchmark import Benchmark
-from benchmarks.tasks.registry import BENCHMARKS, GROUPS
+from benchmarks.tasks.registry import BENCHMARKS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,6 @@ _HEADER = ("benchmark", "needs", "items", "size", "license", "about")
 def run_list(config: ListConfig) -> None:
     """Print the built-in benchmarks: required model, number of items, license, description."""
     lines = [line for name, entry in BENCHMARKS.items() for line in _lines(name, entry)]
-    lines += [(name, "encoder", "", "", "as its tasks", about) for name, about in GROUPS.items()]
     widths = [max(map(len, column)) for column in zip(_HEADER, *lines, strict=True)]
     for line in (_HEADER, *lines):
         name, needs, items, *rest = (f"{field:<{width}}" for field, width in zip(line, widths, strict=True))

@@ -5,17 +5,11 @@ from __future__ import annotations
 import csv
 import dataclasses
 import difflib
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks.tasks.benchmark import Benchmark
-from benchmarks.tasks.datacomp import GROUP as DATACOMP
-from benchmarks.tasks.datacomp import datacomp_benchmarks, datacomp_members
-from benchmarks.tasks.encoders.mieb_tasks import GROUP as MIEB
-from benchmarks.tasks.encoders.mieb_tasks import PREFIX, lite_tasks, mieb_benchmark
 from benchmarks.tasks.run_config import BLIND_FIELDS, RequiredModel
-from clips.core.artifact import log_info
 from clips.errors import UserError
 
 
@@ -161,74 +155,18 @@ BENCHMARKS: dict[str, Benchmark] = {
         items=400,
         license="its own terms, for research",
     ),
-    "winogavil": Benchmark(
-        benchmark_type="choice",
-        about="which of 5 to 12 images are associated with a word (WinoGAViL)",
-        needs="encoder",
-        evaluate="benchmarks.tasks.encoders.winogavil:evaluate",
-        data_hash="benchmarks.tasks.encoders.winogavil:data_hash",
-        takes=("split", "image_root"),
-        items=3563,
-        license="CC BY 4.0",
-    ),
     **_listed_tasks(),
 }
-BENCHMARKS |= datacomp_benchmarks(BENCHMARKS)
-GROUPS: dict[str, str] = {
-    DATACOMP: "DataComp's 38 tasks, those of them whose data are there",
-    MIEB: "MIEB(lite): 51 tasks of mteb's, likewise, evaluated by mteb; a single one of its image tasks is mieb:TASK",
-}
-"""Group → its description; a list of benchmarks names all its members by one entry."""
-
-
-def expand_group(
-    name: str, settings: Mapping[str, Any], field: str, locate: Callable[[str], Path | None] = Path
-) -> dict[str, dict[str, Any]]:
-    """Column → settings of an entry in a list of benchmarks: of each member of a group, or of the entry itself.
-
-    Args:
-        name: of the entry, and by default its benchmark.
-        settings: of the entry; those of the members extend them.
-        field: of the entry, for messages.
-        locate: ``data`` → its location, where members without data are left out and logged; None if a later step of a
-            study writes it.
-
-    Raises:
-        UserError: the data of no member is there, or mteb is not installed.
-    """
-    entry, data = settings.get("task") or name, settings.get("data")
-    if not isinstance(entry, str):
-        raise UserError(f"{field}.task: expected a name, got {entry!r:.80}")
-    if entry not in GROUPS:
-        return {name: {**settings}}
-    if not isinstance(data, str):
-        raise UserError(f"{field}.data: expected the directory of the tasks of '{entry}', got {data!r:.80}")
-    members: Mapping[str, tuple[str, dict[str, str]]] = datacomp_members(name, data)
-    if entry == MIEB:
-        members = {task: (folder, {"task": f"{PREFIX}{task}"}) for task, folder in lite_tasks().items()}
-    root = locate(data)
-    folders = {column: folder for column, (folder, _) in members.items() if root and not (root / folder).is_dir()}
-    if len(folders) == len(members):
-        example = next(iter(folders.values()))
-        raise UserError(f"{field}.data: {data}: expected directories of the tasks of '{entry}' ({example}), found none")
-    if folders:
-        count = len(members) - len(folders)
-        log_info(f"{field}.data: {count} of the {len(members)} tasks of '{entry}'; missing: {', '.join(folders)}")
-    return {column: {**settings, **more} for column, (_, more) in members.items() if column not in folders}
 
 
 def get_benchmark(name: str) -> Benchmark:
-    """The built-in benchmark ``name``, one of mteb's, or else an lmms-eval task by its name or a custom one's path.
+    """The built-in benchmark ``name``, or else an lmms-eval task by its name or a custom one's path.
 
     Raises:
         UserError: unknown name (the message lists close matches), or a group of tasks (it lists the members).
     """
     if name in BENCHMARKS:
         return BENCHMARKS[name]
-    if name in GROUPS:
-        raise UserError(f"benchmarks: '{name}' is a group; expected one benchmark (see `clips-bench list`)")
-    if name.startswith(PREFIX):
-        return mieb_benchmark(name.removeprefix(PREFIX))
     from benchmarks.tasks.mllm.offline_tasks import dataset_name, own_task, task_folders, task_groups
 
     tasks = task_folders()
@@ -242,7 +180,7 @@ def get_benchmark(name: str) -> Benchmark:
         folder = str(path.parent.resolve())
         dataset = dataset_name(task, path)
         return _unlisted(lmms_benchmark(f"the task {task} of {path}", task, folder, dataset, own=str(path.resolve())))
-    near = difflib.get_close_matches(name, {**BENCHMARKS, **GROUPS, **tasks}, n=3, cutoff=0.6)
+    near = difflib.get_close_matches(name, {**BENCHMARKS, **tasks}, n=3, cutoff=0.6)
     hint = f"; did you mean {' or '.join(repr(each) for each in near)}?" if near else ""
     raise UserError(f"benchmarks: unknown benchmark '{name}'{hint} (see `clips-bench list`)")
 

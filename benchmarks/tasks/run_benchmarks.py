@@ -21,13 +21,12 @@ from filelock import FileLock, Timeout
 from benchmarks.results.protocol import fingerprint
 from benchmarks.results.results import SCHEMA, Result, check_not_newer, read_result, result_path, write_result
 from benchmarks.tasks.benchmark import Benchmark
-from benchmarks.tasks.datacomp import PROTOCOL_ENTRY
 from benchmarks.tasks.distributed import run_on_all, run_on_main
 from benchmarks.tasks.eval_model import EvalModel
 from benchmarks.tasks.evaluation import Evaluation
 from benchmarks.tasks.mllm.judge import NO_JUDGE, make_judge
 from benchmarks.tasks.output_cache import CACHE_DIR, INPUT_LIBRARIES, cache_key
-from benchmarks.tasks.registry import expand_group, get_benchmark
+from benchmarks.tasks.registry import get_benchmark
 from benchmarks.tasks.run_config import BLIND_FIELDS, COMMON_FIELDS, BenchmarkConfig, Precision, RunConfig
 from benchmarks.tasks.sizes import subset_text
 from clips.commandline.signals import sigterm_interrupts
@@ -51,8 +50,6 @@ def run_benchmarks(config: RunConfig) -> None:
         UserError: an unknown benchmark, or a missing model or dataset, before anything runs; or failed benchmarks,
             listed after all have run.
     """
-    expanded = [each for n, one in enumerate(config.benchmarks, 1) for each in _expanded(one, f"benchmarks[{n}]")]
-    config = dataclasses.replace(config, benchmarks=expanded)
     model = EvalModel(config)
     if config.device == "cuda":
         _ = model.device  # raises if there is none
@@ -66,12 +63,6 @@ def run_benchmarks(config: RunConfig) -> None:
     failed = [f"{result.benchmark} ({result.failure_reason})" for result in results if result.status == "failed"]
     if failed:
         raise UserError(f"failed: {', '.join(failed)}")
-
-
-def _expanded(config: BenchmarkConfig, field: str) -> list[BenchmarkConfig]:
-    """The benchmarks of a group; otherwise the benchmark itself."""
-    members = expand_group(config.name, {"task": config.task, "data": config.data}, field)
-    return [dataclasses.replace(config, name=name, **settings) for name, settings in members.items()]
 
 
 def _check(model: EvalModel, config: BenchmarkConfig, item: str) -> None:
@@ -177,16 +168,15 @@ def _result(
 
 def with_outcome(result: Result, entry: Benchmark, outcome: Evaluation) -> Result:
     """Add the metrics and the protocol of an evaluation to a result; metrics without a value are missing."""
-    protocol = {**outcome.protocol, **({PROTOCOL_ENTRY: entry.datacomp_task} if entry.datacomp_task else {})}
     empty = [name for name, metric in outcome.metrics.items() if math.isnan(metric.value)]
     return dataclasses.replace(
         result,
         metrics={name: metric for name, metric in outcome.metrics.items() if name not in empty},
-        primary=entry.primary or outcome.primary,
+        primary=outcome.primary,
         missing_metrics={**dict.fromkeys(empty, NO_VALUE), **outcome.missing_metrics},
         trivial_baseline_note=entry.trivial_baseline_note,
-        protocol=protocol,
-        fingerprint=fingerprint(protocol),
+        protocol=outcome.protocol,
+        fingerprint=fingerprint(outcome.protocol),
     )
 
 

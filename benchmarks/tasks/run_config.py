@@ -36,11 +36,9 @@ class BenchmarkConfig:
         data: retrieval: WebDataset shards, a Karpathy JSON, JSON lines of {image, captions}, or another format
             (see docs/data-formats.md); classification: a directory of WebDataset shards, class directories or parquet
             files; compositional: the benchmark's own file or directory of files, or JSON lines of {image, caption,
-            negative}; MLLM and MIEB: a directory in the Hub's structure (it contains ``lmms-lab-encoder/...``, for MIEB
-            ``mteb/...``).
+            negative}; MLLM: a directory in the Hub's structure (it contains ``lmms-lab-encoder/...``).
         task: the benchmark to run (``clips-bench list``), any task name of lmms-eval, or a custom task: its YAML file,
-            its directory, or ``FOLDER/TASK``; ``mieb:TASK`` for one of mteb's image tasks, ``mieb`` for those of
-            MIEB(lite), each in a column of its name. By default ``name``.
+            its directory, or ``FOLDER/TASK``. By default ``name``.
         split: split of the data, if it has any; ``all`` uses every split of retrieval data.
         train_split: the linear probe's training split.
         templates: prompts of zero-shot classification: ``openai_imagenet``, ``simple``, or strings with ``{}`` for the

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from benchmarks.results.formatting import join_row_names
 from benchmarks.results.protocol import FULL_SIZE
 from benchmarks.results.results import Metric, Result
-from benchmarks.tasks.datacomp import PROTOCOL_ENTRY, TASKS
 from benchmarks.tasks.list_command import KNOWN_DATASETS
 from benchmarks.tasks.registry import BENCHMARKS
 
@@ -70,8 +69,6 @@ def _used(result: Result) -> tuple[int, str]:
 
 def _published(result: Result) -> int:
     """The size of the published set; 0 if unknown."""
-    if (datacomp := TASKS.get(str(result.protocol.get(PROTOCOL_ENTRY)))) is not None:
-        return datacomp.items
     task, format = (str(result.protocol.get(name, "")) for name in ("task", "format"))
     name = task.removeprefix(_TASK)
     if task.startswith(_TASK) and _plain(name) != _plain(result.benchmark):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.tasks.registry import BENCHMARKS
 from clips.core.content import FileStamp, file_stamp
 from clips.data.formats import DatasetSpec, read_dataset
 from clips.data.formats.dataset_format import Captioned, strict_captions
@@ -113,12 +111,10 @@ def load_caption_set(source: DatasetSpec, *, captions_per_image: int = 5, limit:
 
 
 def load_benchmark_captions(config: BenchmarkConfig, *, language: str | None = None) -> CaptionSet:
-    """The dataset of a benchmark, or of one of its languages; DataComp's tasks have all captions of an image.
+    """The dataset of a benchmark, or of one of its languages.
 
     Raises what `load_caption_set` does.
     """
-    entry = BENCHMARKS.get(config.entry)
-    per_image = sys.maxsize if entry and entry.datacomp_task else config.captions_per_image
     source = DatasetSpec(
         path=config.data,
         format=config.format,
@@ -129,7 +125,7 @@ def load_benchmark_captions(config: BenchmarkConfig, *, language: str | None = N
         image_column=config.image_column,
         caption_columns=tuple(config.caption_columns),
     )
-    return load_caption_set(source, captions_per_image=per_image, limit=config.limit)
+    return load_caption_set(source, captions_per_image=config.captions_per_image, limit=config.limit)
 
 
 def file_stamps(path: Path) -> tuple[tuple[str, FileStamp], ...]:

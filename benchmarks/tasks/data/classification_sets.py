@@ -41,7 +41,6 @@ class ClassificationSet:
         templates: texts with ``{}`` or ``{c}`` for the class, from the file next to the data; empty if there is none.
         split: the split; ``formats.base.WHOLE`` without splits.
         available: number of images without ``limit``.
-        groups: (N,) the group of each image; empty if an image has none.
         skipped: file type → number of skipped files: other types, or outside the class directories.
     """
 
@@ -55,7 +54,6 @@ class ClassificationSet:
     templates: Sequence[str]
     split: str
     available: int
-    groups: Sequence[str] = ()
     skipped: Mapping[str, int] = field(default_factory=dict)
 
     def open(self, index: int) -> Image:
@@ -73,12 +71,11 @@ class ClassificationSet:
         digest = hashlib.sha256(json.dumps(list(self.classes), ensure_ascii=False).encode())
         for content, target in zip(self.image_hashes, self.targets, strict=True):
             digest.update(f"{content} {target}\n".encode())
-        digest.update(" ".join(self.groups).encode())
         return digest.hexdigest()
 
 
 def load_classification_set(
-    data: str, *, split: str = "test", limit: int | None = None, every_class: bool = True, prompted: bool = False
+    data: str, *, split: str = "test", limit: int | None = None, prompted: bool = False
 ) -> ClassificationSet:
     """Read a classification dataset.
 
@@ -88,11 +85,10 @@ def load_classification_set(
             ``classnames.txt`` next to it, one line per class, overrides other class names.
         split: the directory, or the split of the dataset.
         limit: number of images, evenly spaced.
-        every_class: reject a dataset, read without ``limit``, in which a class has no image.
         prompted: reject class names that no text tower knows: numbers and WordNet ids that no list names.
 
     Raises:
-        UserError: missing or malformed, or a class without a name.
+        UserError: missing or malformed, a class without a name, or without ``limit`` a class without images.
     """
     root = Path(data)
     if not root.is_dir():
@@ -102,7 +98,7 @@ def load_classification_set(
     records = list(found.records)
     lines = _in_order_of(found.classes, _lines(root, folder, CLASS_NAMES))
     classes = lines or found.classes
-    _check(records, found.classes, classes, folder, complete=every_class and limit is None)
+    _check(records, found.classes, classes, folder, complete=limit is None)
     if prompted and not lines and are_ids(classes):
         kind = "numbers" if classes[0].isdecimal() else "WordNet ids"
         raise UserError(
@@ -110,7 +106,6 @@ def load_classification_set(
             f"next to it, one line per class, in the order of the {kind}"
         )
     count = len(records)
-    groups = all(record.group for record in records)
     indices = np.unique(np.linspace(0, count - 1, min(limit or count, count)).round().astype(int))
     selected = [records[index] for index in indices]
     return ClassificationSet(
@@ -124,7 +119,6 @@ def load_classification_set(
         templates=_lines(root, folder, TEMPLATES_FILE),
         split=found.split,
         available=count,
-        groups=[record.group for record in selected] if groups else (),
         skipped=found.skipped,
     )
 

@@ -21,7 +21,6 @@ from benchmarks.tasks.data.classification_sets import (
 from benchmarks.tasks.encoders.recall import TIE_TOLERANCE, RetrievalRanks
 from benchmarks.tasks.encoders.zero_shot_classifier import check_templates, class_embeddings, class_prompts
 from benchmarks.tasks.evaluation import Evaluation, MetricSpec, compute_metric, thumbnails
-from benchmarks.tasks.registry import get_benchmark
 from clips.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,7 +39,6 @@ METRICS: dict[str, MetricSpec] = {
         label="mean per-class recall", aggregation="mean_of_group_means", columns=("acc1", "category")
     ),
 }
-_WORST_GROUP = "worst_group_"
 _MAX_BLOCK_ELEMENTS = 16_000_000
 
 
@@ -56,7 +54,7 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
     ranks = class_ranks(iter_similarities(images, classes), found.targets)
     items = items_table(found, ranks)
     return Evaluation(
-        metrics=metrics(items, found) | _metrics_of_task(items, found, ranks, config),
+        metrics=metrics(items, found),
         primary=PRIMARY,
         missing_metrics=undefined_metrics(found),
         protocol={"task": "zero-shot classification"}
@@ -81,38 +79,7 @@ def data_hash(config: BenchmarkConfig) -> str:
 
 
 def _load(config: BenchmarkConfig) -> ClassificationSet:
-    """Read the dataset; DataComp's need not have all classes, because iWildCam's test split does not."""
-    every_class = not get_benchmark(config.entry).datacomp_task
-    return load_classification_set(
-        config.data, split=config.split, limit=config.limit, every_class=every_class, prompted=True
-    )
-
-
-def _metrics_of_task(
-    items: pd.DataFrame, found: ClassificationSet, ranks: RetrievalRanks, config: BenchmarkConfig
-) -> dict[str, Metric]:
-    """Compute the metrics that only some tasks of DataComp have; macro F1 is the mean over classes that have images.
-
-    They have no interval. That of the worst group alone would contain the truth in 85 % of simulated GeoDE sets with
-    equal groups, and in none with FMoW's group of four images; iWildCam's images come in sequences of shots.
-    """
-    computed = {}
-    for name in get_benchmark(config.entry).primary:
-        if name == "macro_f1":
-            from sklearn.metrics import f1_score
-
-            label, classes = "macro F1", np.unique(found.targets)
-            value = f1_score(found.targets, ranks.first, labels=classes, average="macro", zero_division=0.0)
-        elif name.startswith(_WORST_GROUP):
-            if not found.groups:
-                raise UserError(f"{found.source}: expected an .npy next to each image, whose first number is its group")
-            items["group"] = list(found.groups)
-            column = name.removeprefix(_WORST_GROUP)
-            label, value = f"{METRICS[column].label}, worst group", items.groupby("group")[column].mean().min()
-        else:
-            continue
-        computed[name] = compute_metric(items, MetricSpec(label=label, aggregation=None), float(value))
-    return computed
+    return load_classification_set(config.data, split=config.split, limit=config.limit, prompted=True)
 
 
 def data_settings(found: ClassificationSet, config: BenchmarkConfig) -> Entries:

@@ -41,7 +41,6 @@ class DualEncoder:
         preprocessing: protocol entries of the image preprocessing that the model's directory records.
         device: torch device.
         precision: the dtype of the towers.
-        normalized: whether embeddings are unit vectors, otherwise they are the model's outputs.
     """
 
     model: Any
@@ -50,14 +49,12 @@ class DualEncoder:
     preprocessing: Entries
     device: str
     precision: str
-    normalized: bool = True
 
     @property
     def settings(self) -> Entries:
         """Protocol entries: preprocessing, precision, library versions without build tags (``+cpu``)."""
         found = {name: library_versions()[name].partition("+")[0] for name in ("torch", "open_clip_torch")}
-        outputs = {} if self.normalized else {"embedding": "the model's output, not normalized"}
-        return {**self.preprocessing, "precision": self.precision, **found, **outputs}
+        return {**self.preprocessing, "precision": self.precision, **found}
 
 
 def load_dual_encoder(path: str, device: str, precision: str) -> DualEncoder:
@@ -192,8 +189,7 @@ def _prefetch(pool: ThreadPoolExecutor, prepare: Callable[[int], Any], batches: 
 def _embeddings(features: torch.Tensor, encoder: DualEncoder) -> torch.Tensor:
     import torch
 
-    features = features.float()
-    return (torch.nn.functional.normalize(features, dim=-1) if encoder.normalized else features).cpu()
+    return torch.nn.functional.normalize(features.float(), dim=-1).cpu()
 
 
 def _check_finite(features: torch.Tensor, names: Sequence[str], what: str) -> torch.Tensor:

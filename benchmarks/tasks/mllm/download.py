@@ -1,10 +1,10 @@
-"""Download the data of MLLM benchmarks and of MIEB from the Hub, for use on a machine without network.
+"""Download the data of MLLM benchmarks from the Hub, for use on a machine without network.
 
     clips-bench download pope,gqa --output data            # with network access; then copy the directory
     clips-bench run … --benchmarks '[{name: pope, data: data}]'
 
-It downloads the files of the configuration that the task reads, at one recorded commit; for MIEB all files of the
-dataset, at the commit that mteb names. The same command resumes an interrupted download and replaces damaged files.
+It downloads the files of the configuration that the task reads, at one recorded commit. The same command
+resumes an interrupted download and replaces damaged files.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ import yaml
 
 from benchmarks.tasks.benchmark import Benchmark
 from benchmarks.tasks.data.caption_sets import file_stamps
-from benchmarks.tasks.encoders.mieb_tasks import GROUP as MIEB
-from benchmarks.tasks.encoders.mieb_tasks import PREFIX, lite_tasks
 from benchmarks.tasks.mllm.offline_tasks import dataset_config_name
 from benchmarks.tasks.registry import get_benchmark
 from clips.core.artifact import atomic_write, directory_hash, log_info, write_errors_as_user_errors
@@ -97,10 +95,10 @@ def _checked_hash(root: Path, dataset: Path, _stamp: object) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class DownloadConfig:
-    """Download the data of MLLM benchmarks and of MIEB from the Hugging Face Hub.
+    """Download the data of MLLM benchmarks from the Hugging Face Hub.
 
     Args:
-        tasks: names of benchmarks (`clips-bench list`), of lmms-eval's tasks, or ``mieb:TASK``, comma-separated.
+        tasks: names of benchmarks (`clips-bench list`) or of lmms-eval's tasks, comma-separated.
         output: the directory to write, later the benchmarks' ``data``.
         update: use the newest commit instead of the recorded one.
     """
@@ -118,8 +116,7 @@ def run_download(config: DownloadConfig) -> None:
             damaged file.
     """
     datasets: dict[str, list[Benchmark]] = {}
-    names = [name for each in config.tasks.split(",") if (name := each.strip())]
-    for task in [task for name in names for task in (map(PREFIX.__add__, lite_tasks()) if name == MIEB else [name])]:
+    for task in [name for each in config.tasks.split(",") if (name := each.strip())]:
         entry = get_benchmark(task)
         if "/" not in entry.dataset:  # a task of one's own may name a local directory
             raise UserError(f"tasks: '{task}' names no dataset on the Hub (expected an lmms-eval task that does)")
@@ -136,14 +133,13 @@ def run_download(config: DownloadConfig) -> None:
 def _download_dataset(root: Path, name: str, entries: Sequence[Benchmark], *, update: bool) -> None:
     record = read_record(root)
     known = record.get(name, {"revision": None, "files": {}})
-    pinned = entries[0].revision
-    info = _dataset_info(name, pinned or (None if update else known["revision"]))
+    info = _dataset_info(name, None if update else known["revision"])
     same_revision = info.sha == known["revision"]
     if same_revision:
         for path in changed_files(root, name, known["files"]):
             _forget(root / name, path)
     card = _download(name, info.sha, root / name, ["README.md"]) / "README.md"
-    patterns = ["*"] if pinned else _patterns(card, _configurations(entries))
+    patterns = _patterns(card, _configurations(entries))
     files = {
         each.rfilename: each for each in info.siblings if any(fnmatchcase(each.rfilename, glob) for glob in patterns)
     }

@@ -41,8 +41,8 @@ def data_root(data: str) -> Path:
 
 
 @functools.cache
-def disable_hub() -> None:
-    """Disable this process's access to the Hub, before or after the import of the libraries."""
+def go_offline() -> None:
+    """Disable access to the Hub, and import lmms-eval without its output."""
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TQDM_DISABLE": "1"}
     import datasets
     import huggingface_hub.constants
@@ -53,12 +53,6 @@ def disable_hub() -> None:
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # its warnings become part of UserError
     transformers.utils.logging.disable_progress_bar()
-
-
-@functools.cache
-def go_offline() -> None:
-    """Disable access to the Hub, and import lmms-eval without its output."""
-    disable_hub()
     from loguru import logger
 
     logger.disable("lmms_eval")

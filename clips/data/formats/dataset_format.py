@@ -97,12 +97,11 @@ class Conversation:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Classified:
-    """An image, its name, the index of its class, and its group (a region); empty if the dataset has no groups."""
+    """An image, its name, and the index of its class."""
 
     name: str
     image: LazyImage
     target: int
-    group: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -54,17 +54,8 @@ def has_splits(directory: Path) -> bool:
 
 
 def is_datasets(location: Location) -> bool:
-    """Parquet files, a dataset of ``save_to_disk``, or one in the cache of ``datasets``."""
-    directory = location.path
-    return is_saved(directory) or any(next(directory.rglob(f"*.{kind}"), None) for kind in ("parquet", "arrow"))
-
-
-def _cached_files(path: str, split: str) -> list[str]:
-    """The files of a split in the cache of ``datasets``: ``default/0.0.0/HASH/NAME-SPLIT.arrow``, or several."""
-    found = [file for pattern in (f"*-{split}.arrow", f"*-{split}-*-of-*.arrow") for file in Path(path).rglob(pattern)]
-    if len({file.parent for file in found}) > 1:
-        raise UserError(f"{path}: expected one version of the dataset in this cache, found {len(found)} files")
-    return sorted(map(str, found))
+    """Parquet files, or a dataset of ``save_to_disk``."""
+    return is_saved(location.path) or next(location.path.rglob("*.parquet"), None) is not None
 
 
 def open_rows(path: str, subset: str | None, split: str) -> Any:
@@ -84,8 +75,6 @@ def open_rows(path: str, subset: str | None, split: str) -> Any:
                 if split not in rows:
                     raise unknown_name_error(split, rows, f"split of {path}")
                 rows = rows[split]
-        elif cached := _cached_files(path, split):
-            rows = datasets.concatenate_datasets([datasets.Dataset.from_file(file) for file in cached])
         else:
             files = list(itertools.chain(*files_of_splits(path, subset).values())) if Path(path).is_dir() else []
             _check_parquet(files)

@@ -2,20 +2,16 @@
 
 Captions and classes have the format of CLIP_benchmark's reader and writer (``webdataset_builder.py``): ``test/0.tar``,
 ``test/1.tar``, …, their number in ``test/nshards.txt``, images next to a ``.txt`` with one caption per line or a
-``.cls``; or the format of this suite, with ``captions`` in each JSON. In some of DataComp's evaluation sets
-an image also has an ``.npy`` with numbers, the first of which names its group (a region, a level of income).
+``.cls``; or the format of this suite, with ``captions`` in each JSON.
 """
 
 from __future__ import annotations
 
-import io
 import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from clips.data.formats.conversations import (
     CONVERSATION_KEYS,
@@ -32,10 +28,9 @@ from clips.data.remote_files import expand_brace_ranges, is_remote
 from clips.data.shard_index import Spans, image_extension, index_shard
 from clips.data.tar_index import is_clutter, read_byte_range
 from clips.errors import UserError
-from clips.model.loading import library_errors_as_user_errors
 from clips.text_files import parse_object, safe_json_loads, text_lines
 
-_METADATA_SUFFIXES = {".cls", ".json", ".npy", ".txt", ".key"}  # that WebDataset's writers add to an image
+_METADATA_SUFFIXES = {".cls", ".json", ".txt", ".key"}  # that WebDataset's writers add to an image
 _OTHER_FORMATS = {".json": "karpathy or coco"} | dict.fromkeys((".csv", ".tsv", ".jsonl", ".parquet"), "table")
 _DIGITS = re.compile(r"(\d+)")
 
@@ -112,16 +107,8 @@ def read_classes(location: Location) -> Dataset[Classified]:
             content = read_byte_range(shard, *files["cls"]).decode("utf-8", "replace").strip()
             if not content.isdecimal():
                 raise UserError(f"{shard}/{key}.cls: expected the index of one class, got {content!r:.40}")
-            records.append(Classified(image.name, image, int(content), _group(shard, key, files)))
+            records.append(Classified(image.name, image, int(content)))
     return Dataset(records=records, split=WHOLE if directory == location.path else location.spec.split, skipped=skipped)
-
-
-def _group(shard: Path, key: str, files: Spans) -> str:
-    """The first number of an image's ``.npy``; empty without one."""
-    if "npy" not in files:
-        return ""
-    with library_errors_as_user_errors(f"{shard}/{key}.npy: expected a NumPy array of numbers"):
-        return str(int(np.load(io.BytesIO(read_byte_range(shard, *files["npy"])), allow_pickle=False).flat[0]))
 
 
 def _shards_of_split(location: Location) -> tuple[Path, list[Path]]:
