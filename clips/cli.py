@@ -28,8 +28,8 @@ COMMANDS = {
         config="clips.training.train_config:EncoderTrainConfig",
     ),
     "plan": Command(
-        help="estimate the memory, time, GPUs and storage of a training",
-        target="clips.planning.plan_command:run_plan",
+        help="estimate the memory, time and storage of a training",
+        target="clips.plan:run_plan",
         positional=("train_config",),
     ),
     "export": Command(

@@ -33,8 +33,8 @@ from clips.model_card import write_model_card
 from clips.parallel.ddp import full_tensor
 from clips.parallel.distributed import all_reduce_mean, end_processes, wait_for_main_process
 from clips.parallel.watchdog import Watchdog
-from clips.planning.mfu import MfuMeter
 from clips.training.checkpoint import Checkpointer
+from clips.training.mfu import MfuMeter
 from clips.training.run_dir import check_trained, create_run_dir, resume_changes
 from clips.training.run_logger import RunLogger, ThroughputTimer
 from clips.training.setup import (

@@ -139,7 +139,7 @@ def train_config(data: Path, output: Path, /, **fields: Any) -> EncoderTrainConf
 def train(config: EncoderTrainConfig) -> None:
     """Train, but count each batch's FLOPs as one: counting them takes twice as long as the tiny training itself."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("clips.planning.mfu.flops_per_sample", lambda *_: 1.0)
+        patch.setattr("clips.training.mfu.flops_per_sample", lambda *_: 1.0)
         training.train(config)
 
 

@@ -77,7 +77,7 @@ RULES = (
     # ------------------------------------------------------------ what would take long
     Rule(has="scripts/studies/inverse_effect.yaml", swap=(("study run", "study plan"),), shared=True),
     Rule(has="scripts/studies/ablation.yaml", swap=(("study run", "study plan"),), shared=True),
-    Rule(has="clips plan scripts/configs/clips-l-14.yaml", skip="a minute; tests/test_clips_plan.py plans it"),
+    Rule(has="clips plan scripts/configs/clips-l-14.yaml", skip="half a minute; tests/test_clips_plan.py plans it"),
     Rule(has="clips plan mine.yaml", swap=(("--num_gpus 64", "--num_gpus 4"),)),
     Rule(has="runs/further", add="--global_batch_size 4", swap=(("1000000", "8"),)),
     Rule(has="torchrun --nproc-per-node 8", swap=(("--nproc-per-node 8", "--nproc-per-node 2"),)),

@@ -27,7 +27,7 @@ from clips.model.architectures import CaptionerConfig, ModelConfig, model_cfg
 from clips.model.hf_text import POOLERS, HFTextTower
 from clips.model.text_tokenizer import build_text_tokenizer
 from clips.model.tokenizer import VOCAB_FILE
-from clips.planning.dry_run import fake_model, profile_step
+from clips.training.mfu import fake_model
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}
 SIZES |= {"max_position_embeddings": 32}
@@ -250,7 +250,6 @@ def test_a_frozen_language_model_has_no_gradients_and_its_outputs_are_cached(lms
 def test_it_is_planned_without_its_weights(lms: dict[str, Path], tmp_path: Path) -> None:
     config = ModelConfig(architecture=architecture(lms["bert"], tmp_path, hf_pooler_type="mean_pooler"))
     planned = fake_model(config, RecipeConfig(name="clips", captioner=CAPTIONER))
-    assert profile_step(planned, 2).flops > 0
     own = built(lms["bert"], tmp_path, {"hf_pooler_type": "mean_pooler"})
     assert {name: value.shape for name, value in planned.named_parameters()} == {
         name: value.shape for name, value in own.named_parameters()

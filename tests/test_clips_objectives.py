@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import clips_world
 import numpy as np
 import pytest
 import torch
@@ -15,11 +14,9 @@ from clips.encoder import write_encoder
 from clips.errors import UserError
 from clips.method.clips_model import ClipsModel, ModelConfig, build_model
 from clips.method.objectives import compute_losses
-from clips.method.recipes import RECIPES, Recipe, RecipeConfig
+from clips.method.recipes import Recipe, RecipeConfig
 from clips.model.architectures import CONTRASTIVE_LOSSES, CaptionerConfig
 from clips.model.tokenizer import ClipsTokenizer
-from clips.planning.dry_run import contrastive_flops, fake_model, profile_contrastive_loss
-from clips.planning.memory import Layout, MemoryModel
 
 TOKENIZER = ClipsTokenizer(16)
 SMALL = CaptionerConfig(width=16, num_heads=2, num_layers=1, max_length=20)
@@ -132,21 +129,3 @@ def test_equal_weights_change_no_bit():
 def test_invalid_settings_name_their_field(fields: dict[str, object], message: str):
     with pytest.raises(UserError, match=message):
         RecipeConfig(**fields)
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_the_plan_counts_the_flops_of_the_contrast(name: str):
-    model = fake_model(ModelConfig(context_length=12), RecipeConfig(name=name, captioner=SMALL))
-    assert profile_contrastive_loss(model, 16, 2)[0] == contrastive_flops(model, 16, 2)
-
-
-def test_the_plan_of_micro_batches_computes_the_features_twice_only_for_a_contrast(tmp_path: Path):
-    layout = Layout(parallel="ddp", count=1, checkpointing=0)
-    captioner = {"max_length": 12, "num_layers": 1, "width": 32}
-    for name, twice in (("caption_only", False), ("siglip_captions", True)):
-        recipe = {"name": name, "captioner": captioner}
-        model = MemoryModel(clips_world.train_config(tmp_path, tmp_path / "run", recipe=recipe))
-        once, parts = (model.computed_flops(layout, in_parts=in_parts) for in_parts in (False, True))
-        assert (parts > once) == twice
-        kept = model.parts(layout, local=4, at_once=2)["batch"] - model.parts(layout, local=4, at_once=4)["batch"]
-        assert (kept > 0) == twice

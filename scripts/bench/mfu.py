@@ -3,7 +3,7 @@
     python scripts/bench/mfu.py --threads 2                                            (S/16 on a CPU)
     python scripts/bench/mfu.py --device cuda --architecture clips-l-14 --batch 256 --precisions bf16 --compile
 
-At a batch of 256 `clips plan` estimates 71 GB for L/14 under `clip` and 120 GB under `clips` (measured on an H200: 71.4
+At a batch of 256 `clips plan` estimates 71 GB for L/14 under `clip` and 122 GB under `clips` (measured on an H200: 71.4
 and 122.5); with --checkpointing 12 and 17.
 
 The peak is that of a large matrix product in the step's precision, measured alternately with the step. The step's

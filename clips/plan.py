@@ -1,0 +1,195 @@
+"""``clips plan``: memory and time of a training, beforehand.
+
+clips plan scripts/configs/clips-l-14.yaml --gpu h200 --num_gpus 64
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from rich.console import Console
+from rich.table import Table
+
+from clips.commandline.parsing import parse_config
+from clips.core.artifact import log_info
+from clips.data.remote_files import is_remote
+from clips.errors import UserError, unknown_name_error
+from clips.gpus import GPUS
+from clips.training.stages import stage_configs
+from clips.training.train_config import EncoderTrainConfig
+
+_RESERVE, _FRAGMENTATION = 2e9, 0.05  # assumed: context, libraries and NCCL; gaps between tensors
+_FLOAT32, _ADAM = 4, 8  # bytes per parameter: a weight or gradient, AdamW's moments
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainPlanConfig:
+    """Print, for each stage of a training, the memory of a GPU by part, the FLOPs per sample, hours and storage.
+
+    Args:
+        train_config: a YAML file of `clips train`.
+        gpu: the type of GPU, such as a100-80, h100, h200, b200, l40s, 4090.
+        num_gpus: number of GPUs.
+        mfu: model FLOPs utilization, the ratio of FLOP/s to the GPU's peak, such as the "mfu" of a run's metrics.jsonl.
+    """
+
+    train_config: str
+    gpu: str = "h200"
+    num_gpus: int = 8
+    mfu: float = 0.4
+
+    def __post_init__(self) -> None:
+        if self.gpu not in GPUS:
+            raise unknown_name_error(self.gpu, GPUS, "type of GPU")
+        if not 0 < self.mfu <= 1:
+            raise UserError(f"mfu: expected a ratio above 0, up to 1, got {self.mfu}")
+        if self.num_gpus < 1:
+            raise UserError(f"num_gpus: expected 1 or more, got {self.num_gpus}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StagePlan:
+    """Estimates for one stage.
+
+    Args:
+        parameters: number of them; ``trained``: of those.
+        flops: per sample, forward and backward.
+        steps: of the stage.
+        at_once: samples of a GPU whose activations are in memory together.
+        fitting: number of them that the GPU's memory holds; 0 for none.
+        memory: bytes of a GPU, by part.
+        hours: of the stage.
+        storage: bytes on disk: of the encoder, and of the checkpoints while one is written.
+    """
+
+    parameters: int
+    trained: int
+    flops: float
+    steps: int
+    at_once: int
+    fitting: int
+    memory: dict[str, float]
+    hours: float
+    storage: tuple[float, float]
+
+
+def run_plan(config: TrainPlanConfig) -> None:
+    """Print memory, time and storage of a training.
+
+    Raises:
+        UserError: the training's file is missing or invalid, or its batch cannot be divided by the GPUs.
+    """
+    training = parse_config(EncoderTrainConfig, ["--config", config.train_config], prog=config.train_config)
+    assert training is not None
+    stages, console, total = stage_configs(training), Console(), 0.0
+    for number, stage in enumerate(stages, 1):
+        log_info(f"{config.train_config}: stage {number} of {len(stages)} in a dry run …")
+        plan = plan_stage(config, stage)
+        total += plan.hours
+        console.print(_table(f"Stage {number} of {len(stages)}: {config.num_gpus} × {config.gpu}", config, stage, plan))
+    console.print(
+        f"All: {total:,.1f} h, {total * config.num_gpus:,.0f} GPU hours at an MFU of {config.mfu:.0%} (--mfu). "
+        "Waiting for data, validation and failures are not included."
+    )
+
+
+def plan_stage(config: TrainPlanConfig, stage: EncoderTrainConfig) -> StagePlan:
+    """Estimate one stage.
+
+    Raises:
+        UserError: ``num_gpus`` does not fit the stage.
+    """
+    from clips.model.layers import repeated_layers
+    from clips.training import mfu
+    from clips.training.traced_step import full_batch, peak_bytes
+
+    count, distributed, gpu = config.num_gpus, stage.distributed, GPUS[config.gpu]
+    if stage.global_batch_size % count:
+        raise UserError(f"num_gpus: expected a divisor of global_batch_size {stage.global_batch_size}, got {count}")
+    group = distributed.shard_group_size or count
+    if count % group:
+        raise UserError(f"num_gpus: expected a multiple of distributed.shard_group_size {group}, got {count}")
+    local = stage.global_batch_size // count
+    at_once, steps, bf16 = min(stage.micro_batch_size or local, local), _steps(stage), stage.precision != "fp32"
+    model = mfu.fake_model(stage.model, stage.recipe)
+    parameters = sum(value.numel() for value in model.parameters())
+    trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
+    flops = mfu.flops_per_sample(stage, full_batch(model, min(local, 8)), 1)
+    flops += mfu.contrastive_flops(model, stage.global_batch_size - min(local, 8))
+
+    interval = distributed.checkpointing_interval if distributed.activation_checkpointing else 0
+    traced = peak_bytes(model, at_once, bf16=bf16, checkpointing=interval)
+    held = [_FLOAT32 * parameters, _ADAM * trained, 0 if stage.ema_decay is None else _FLOAT32 * parameters]
+    communication = _FLOAT32 * trained if count > 1 else 0  # gradients are sent in buckets
+    if distributed.strategy == "fsdp":
+        layers = [sum(value.numel() for value in layer.parameters()) for layer in repeated_layers(model)]
+        gathered = parameters - sum(layers) + 3 * max(layers, default=0)  # this layer, the next one and a gradient
+        held, communication = [size // group for size in held], _FLOAT32 * gathered if count > 1 else 0
+    memory: dict[str, float] = dict(zip(("parameters", "optimizer state", "EMA of weights"), held, strict=True))
+    memory |= {"communication": communication, "activations and gradients of a step": traced}
+    # A step's and the next one's images of uint8; with micro-batches gradients stay, and features of all samples.
+    memory["batch"] = 2 * 3 * local * model.image_size**2
+    if at_once < local:
+        features = (1 + len(model.recipe.encoded)) * 2 * local * int(model.model_cfg["embed_dim"])
+        memory["gradients and features between micro-batches"] = _FLOAT32 * (trained + features)
+    memory["reserve"] = _RESERVE + _FRAGMENTATION * sum(memory.values())
+
+    fitting, half = at_once, at_once // 2
+    if half:
+        per_sample = (traced - peak_bytes(model, half, bf16=bf16, checkpointing=interval)) / (at_once - half)
+        left = (gpu.memory - sum(memory.values())) / (1 + _FRAGMENTATION)
+        fitting = max(0, int(at_once + left / per_sample)) if per_sample else at_once
+    elif sum(memory.values()) > gpu.memory:
+        fitting = 0
+    rate = gpu.peak("bf16" if bf16 else "fp32") * config.mfu * count
+    checkpoint = _FLOAT32 * parameters * (1 if stage.ema_decay is None else 2) + _ADAM * trained
+    return StagePlan(
+        parameters=parameters,
+        trained=trained,
+        flops=flops,
+        steps=steps,
+        at_once=at_once,
+        fitting=fitting,
+        memory=memory,
+        hours=steps * stage.global_batch_size * flops / rate / 3600,
+        storage=(_FLOAT32 * parameters, checkpoint * (stage.save_total_limit + 1)),
+    )
+
+
+def _steps(stage: EncoderTrainConfig) -> int:
+    from clips.data.sources import open_source
+
+    if stage.num_epochs is None:
+        return stage.steps_for(0)
+    if any(is_remote(source.path) for source in stage.data.sources):
+        raise UserError("num_epochs: expected max_samples or max_steps for a plan, because the data is remote")
+    return stage.steps_for(sum(len(open_source(source)) for source in stage.data.sources))
+
+
+def _table(title: str, config: TrainPlanConfig, stage: EncoderTrainConfig, plan: StagePlan) -> Table:
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    samples = plan.steps * stage.global_batch_size
+    table.add_row("parameters", f"{plan.parameters / 1e6:,.1f} million, {plan.trained / 1e6:,.1f} trained")
+    table.add_row("FLOPs per sample", f"{plan.flops / 1e9:,.1f} G, forward and backward")
+    table.add_row("length", f"{samples:,} samples, {plan.steps:,} steps of {stage.global_batch_size:,}")
+    table.add_row("time", f"{plan.hours:,.1f} h, {plan.hours * config.num_gpus:,.0f} GPU hours")
+    table.add_row("storage", f"encoder {_gb(plan.storage[0])}, checkpoints {_gb(plan.storage[1])}")
+    table.add_section()
+    for name, size in plan.memory.items():
+        if size:
+            table.add_row(name, _gb(size))
+    total, limit = sum(plan.memory.values()), GPUS[config.gpu].memory
+    local = stage.global_batch_size // config.num_gpus
+    table.add_section()
+    table.add_row(f"memory under {stage.distributed.strategy}", f"{_gb(total)} of {_gb(limit)}")
+    fit = f"about {plan.fitting:,} fit" if plan.fitting else "[red]not one fits[/red]"
+    table.add_row("samples of a GPU at once", f"{plan.at_once:,} of {local:,}; {fit}")
+    if plan.fitting < plan.at_once:
+        table.add_row("", "[red]set micro_batch_size, or distributed.activation_checkpointing[/red]")
+    return table
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 0.05e9 else f"{size / 1e9:.2g} GB"

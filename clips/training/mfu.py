@@ -1,0 +1,151 @@
+"""Model FLOPs utilization (MFU) of a running training. Source: appendix B of PaLM (arXiv 2204.02311).
+
+FLOPs are counted by torch's ``FlopCounterMode`` on a copy of the model with fake tensors, which have shapes and no
+data: counting them in the step itself would count recomputed activations, and miss what torch.compile fuses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import statistics
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from clips.core.artifact import log_info
+from clips.errors import error_reason
+from clips.gpus import find_gpu
+from clips.method.clips_model import ClipsModel, build_model
+from clips.method.recipes import RecipeConfig
+from clips.model.architectures import CONTRASTIVE_LOSSES, ModelConfig
+from clips.training.train_config import EncoderTrainConfig
+
+_MAX_COUNTED = 8  # batches
+
+
+class MfuMeter:
+    """Counts a run's FLOPs per sample, and computes its FLOP/s as a ratio of its devices' peak, if known.
+
+    Args:
+        config: of the run; its ``distributed.device_peak_tflops`` takes precedence over `clips.gpus`.
+        device: of this process.
+        precision: of the computation.
+        processes: number of processes that share the batch.
+        counted: FLOPs per sample of the batches counted so far, which a resumed run continues; more are appended.
+    """
+
+    def __init__(
+        self,
+        config: EncoderTrainConfig,
+        *,
+        device: torch.device,
+        precision: Literal["fp32", "bf16"],
+        processes: int,
+        counted: list[float],
+    ) -> None:
+        self.config, self.processes, self.counted = config, processes, counted
+        stated = config.distributed.device_peak_tflops
+        self.peak = peak_flops(device, precision) if stated is None else stated * 1e12
+        model = config.model
+        self._uncountable = model.cache_trunk_features or model.cache_text_features
+
+    def read(self, batch: Mapping[str, Tensor], samples_per_second: float) -> dict[str, float]:
+        """Return "flops_per_sample" and, with a known peak, "mfu" and "tflops" of one process.
+
+        With cached features it returns nothing, because it is not known which layers computed. FLOPs depend on the
+        lengths of captions: they are a mean over the first eight calls, which take seconds.
+
+        Args:
+            batch: one of this process.
+            samples_per_second: of all processes.
+        """
+        if len(self.counted) < _MAX_COUNTED and not self._uncountable:
+            try:
+                self.counted.append(flops_per_sample(self.config, batch, self.processes))
+            except Exception as error:  # torch's internals may differ; the training should not end
+                log_info(f"FLOPs: cannot be counted ({error_reason(error)})")
+                self._uncountable = True
+        if self._uncountable:
+            return {}
+        flops = statistics.fmean(self.counted)
+        if self.peak is None:
+            return {"flops_per_sample": flops}
+        rate = flops * samples_per_second / self.processes
+        return {"flops_per_sample": flops, "mfu": rate / self.peak, "tflops": rate / 1e12}
+
+
+def peak_flops(device: torch.device, precision: str) -> float | None:
+    """Return the peak FLOP/s of ``device`` in ``precision``; None for a device that is not in the table of GPUs."""
+    gpu = find_gpu(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    return None if gpu is None else gpu.peak(precision)
+
+
+def flops_per_sample(config: EncoderTrainConfig, batch: Mapping[str, Tensor], processes: int) -> float:
+    """Count FLOPs of a sample's forward and backward pass, including its part of the global contrastive loss.
+
+    Recomputation to save memory is not counted; products with padding count if the model computes them.
+    """
+    model, samples = fake_model(config.model, config.recipe), len(batch["image"])
+    tensors = {name: value.cpu() for name, value in batch.items() if isinstance(value, Tensor) and name != "image"}
+    tensors["image"] = fake_images(model, samples)
+    # Attention by plain products: of a fused backward pass torch counts the recomputed scores, too.
+    with FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter, sdpa_kernel(SDPBackend.MATH):
+        outputs = model(tensors)
+        with fake_mode(model):
+            torch.stack([value.float().sum() for value in outputs.values() if value.requires_grad]).sum().backward()
+    model.zero_grad()
+    return counter.get_total_flops() / samples + contrastive_flops(model, samples * processes)
+
+
+def contrastive_flops(model: ClipsModel, candidates: int) -> float:
+    """Return FLOPs per sample of the contrastive loss: logits and two gradients, for each text and direction."""
+    products = 3 if CONTRASTIVE_LOSSES[model.recipe.spec.loss] else 6
+    return 2.0 * products * candidates * len(model.recipe.texts) * int(model.model_cfg["embed_dim"])
+
+
+def _addmm_inplace_flops(total: Any, left: Any, right: Any, **options: Any) -> int:
+    """Return FLOPs from shapes; torch counts only the out-of-place operator."""
+    return int(2 * left[0] * left[1] * right[1])
+
+
+def _convolution_backward_flops(gradient: Any, x: Any, weight: Any, *settings: Any, **options: Any) -> int:
+    """Return FLOPs from shapes; torch's formula ignores groups."""
+    num_gradients = sum(settings[-1][:2])  # of the input, of the weight
+    return int(num_gradients * 2 * math.prod(weight) * gradient[0] * math.prod(gradient[2:]))
+
+
+_FORMULAS = {
+    torch.ops.aten.addmm_: _addmm_inplace_flops,
+    torch.ops.aten.convolution_backward: _convolution_backward_flops,
+}
+
+
+@functools.lru_cache(maxsize=1)
+def fake_model(config: ModelConfig, recipe: RecipeConfig) -> ClipsModel:
+    """Build the model of a config with fake parameters; pretrained weights are not read, outputs are not cached."""
+    config = dataclasses.replace(
+        config.without_initial_weights(), cache_trunk_features=False, cache_text_features=False
+    )
+    with torch.device("meta"):  # constructors of timm fail with fake tensors
+        model = build_model(config, recipe, seed=0)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        return model.to_empty(device="cpu")
+
+
+def fake_mode(model: ClipsModel) -> FakeTensorMode:
+    """Return the mode of `fake_model`."""
+    return next(model.parameters()).fake_mode  # type: ignore[attr-defined]
+
+
+def fake_images(model: ClipsModel, samples: int) -> Tensor:
+    """Return fake images of the model's size, as `clips.training.train_step.prepare_batch` does."""
+    with fake_mode(model):
+        size = model.image_size
+        return torch.empty(samples, 3, size, size).contiguous(memory_format=torch.channels_last)

@@ -1,1 +1,0 @@
-"""Estimates of a LLaVA training's cost."""
