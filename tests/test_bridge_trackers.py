@@ -100,14 +100,14 @@ def test_a_run_is_finished_without_the_files_of_a_tensorboard_that_failed(tmp_pa
 
     for name in ("write_manifest", "data_manifest", "parent_artifacts", "run_identity"):
         monkeypatch.setattr(train, name, lambda *_, **__: None)
-    summary = {"steps": 1, "loss": 1.0, "seconds": 1.0, "invalid_samples": {"count": 0}}
+    summary = {"steps": 1, "samples_seen": 1, "loss": 1.0, "seconds": 1.0, "invalid_samples": {"count": 0}}
     for stage in ("align", "instruct"):
         (tmp_path / "work" / stage / "model").mkdir(parents=True)
         (tmp_path / "work" / stage / "model" / "stage.json").write_text(json.dumps(summary))
     (tmp_path / "work" / "metrics.jsonl").touch()
     finished = dataclasses.replace(config({}, report_to=("tensorboard",)), output=str(tmp_path / "llava"))
     train._write_output(finished, tmp_path / "work")
-    assert [path.name for path in (tmp_path / "llava").iterdir()] == ["metrics.jsonl"]
+    assert {path.name for path in (tmp_path / "llava").iterdir()} == {"metrics.jsonl", "README.md"}
 
 
 @pytest.mark.slow

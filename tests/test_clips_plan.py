@@ -49,7 +49,7 @@ def test_a_traced_step_holds_what_a_real_one_holds():
         trace.ignore([*model.parameters(), *model.buffers()])
         batch = real_batch(model, 32)
         outputs = model(batch)
-        loss = compute_losses(model.recipe, outputs, batch)["loss"]
+        loss = compute_losses(model.recipe, outputs)["loss"]
         del outputs
         loss.backward()
     fake = fake_model(MODEL, RECIPE)
@@ -78,7 +78,7 @@ def test_flops_are_those_of_a_real_step():
     batch = real_batch(model, 4)
     formula = {torch.ops.aten.addmm_: mfu._FORMULAS[torch.ops.aten.addmm_]}
     with FlopCounterMode(display=False, custom_mapping=formula) as counter, sdpa_kernel(SDPBackend.MATH):
-        compute_losses(model.recipe, model(batch), batch)["loss"].backward()
+        compute_losses(model.recipe, model(batch))["loss"].backward()
     assert flops_per_sample(config, batch, 1) == pytest.approx(counter.get_total_flops() / 4, rel=1e-5)
     locked = dataclasses.replace(config, model=dataclasses.replace(MODEL, lock_image=True, lock_text=True))
     assert flops_per_sample(locked, batch, 1) < flops_per_sample(config, batch, 1)
@@ -92,9 +92,8 @@ def test_flops_of_the_contrast(name: str):
     model = fake_model(MODEL, RecipeConfig(name=name))
     outputs = {key: torch.randn(6, 64, requires_grad=True) for key in ("image", *model.recipe.encoded)}
     outputs |= {key: torch.ones((), requires_grad=True) for key in ("logit_scale", "logit_bias")}
-    batch = full_batch(model, 6)
     with FlopCounterMode(display=False, custom_mapping=mfu._FORMULAS) as counter:
-        contrastive_loss(model.recipe, outputs, batch).backward()
+        contrastive_loss(model.recipe, outputs).backward()
     assert counter.get_total_flops() / 6 == contrastive_flops(model, 6) * 64 / model.model_cfg["embed_dim"] > 0
 
 

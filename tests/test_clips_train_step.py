@@ -251,7 +251,7 @@ class FakeModel(torch.nn.Module):
 def fake_run(monkeypatch: pytest.MonkeyPatch, factors: list[float], **optim: Any) -> Any:
     """A run whose loss is the model's output times each of ``factors`` in turn."""
 
-    def compute_losses(_: Any, outputs: Mapping[str, torch.Tensor], __: Any) -> dict[str, torch.Tensor]:
+    def compute_losses(_: Any, outputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {"loss": outputs["value"] * factors.pop(0)}
 
     monkeypatch.setattr("clips.training.train_step.compute_losses", compute_losses)

@@ -67,7 +67,7 @@ def test_configs_that_broke_a_command_once(program: str, text: str, told: str, t
 
 
 def test_a_task_of_a_study_that_is_no_name(tmp_path: Path) -> None:
-    study = {"encoders": {"a": "open_clip:ViT-B-32"}, "benchmarks": {"b": {"task": ["c"], "data": "d"}}}
+    study = {"name": "s", "encoders": {"a": "open_clip:ViT-B-32"}, "benchmarks": {"b": {"task": ["c"], "data": "d"}}}
     path = tmp_path / "study.yaml"
     path.write_text(json.dumps(study))
     ended = run("clips-bench", ["study", "plan", str(path), "--check", "false"])

@@ -85,13 +85,11 @@ def test_an_invalid_table_of_items_is_rejected(results: Path, columns: dict[str,
         read_result(path)
 
 
-def test_a_scorers_rounding_and_masked_secrets_are_no_faults(results: Path) -> None:
+def test_a_scorers_rounding_is_no_fault(results: Path) -> None:
     path = results / "clip/pope.json"
     value = json.loads(path.read_text())["metrics"]["accuracy"]["value"]
     edit(path, "accuracy", value=value + 5e-6)
     assert read_result(path).metrics["accuracy"].value == value + 5e-6
-    edit(path, protocol={"judge": "https://***@host/v1"}, fingerprint="0" * 64)
-    assert read_result(path).status == "ok"
 
 
 def test_a_file_is_written_with_the_fingerprint_of_what_is_in_it(tmp_path: Path) -> None:

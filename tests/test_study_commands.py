@@ -206,7 +206,7 @@ def test_a_typo_in_a_step_config_is_reported_before_anything_runs():
 
 
 def test_unknown_programs_and_commands_are_rejected():
-    with pytest.raises(UserError, match="unknown program 'clip'; did you mean 'clips'"):
+    with pytest.raises(UserError, match="unknown program of a command 'clip'; did you mean 'clips'"):
         check_command(("clip", "train"))
     with pytest.raises(UserError, match="unknown command 'clips trian'; did you mean 'clips train'"):
         check_command(("clips", "trian"))

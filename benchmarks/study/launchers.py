@@ -43,7 +43,7 @@ def commands_of(program: str) -> Mapping[str, Command]:
         UserError: not a program of the suite.
     """
     if program not in CLI_ENTRY_POINTS:
-        raise unknown_name_error(program, [*CLI_ENTRY_POINTS, PYTHON_SCRIPT], "program")
+        raise unknown_name_error(program, [*CLI_ENTRY_POINTS, PYTHON_SCRIPT], "program of a command")
     return importlib.import_module(CLI_ENTRY_POINTS[program]).COMMANDS
 
 
