@@ -13,6 +13,7 @@ import bench_classes as classes
 import bench_world as world
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from benchmarks.tasks.run_config import BenchmarkConfig
@@ -36,7 +37,7 @@ def write_hub_dataset(folder: Path, splits: dict[str, dict[str, list[Any]]]) -> 
     """A dataset in the Hub's structure: ``config/split`` → columns."""
     import datasets
 
-    lines = ["---", "configs:"]
+    files: dict[str, list[dict[str, str]]] = {}
     for place, columns in splits.items():
         config, split = place.split("/")
         table = datasets.Dataset.from_dict(columns)
@@ -45,8 +46,9 @@ def write_hub_dataset(folder: Path, splits: dict[str, dict[str, list[Any]]]) -> 
                 table = table.cast_column(column, datasets.Image())
         (folder / config).mkdir(parents=True, exist_ok=True)
         table.to_parquet(folder / config / f"{split}-00000-of-00001.parquet")
-        lines += [f"- config_name: {config}", "  data_files:", f"  - {{split: {split}, path: {config}/{split}-*}}"]
-    (folder / "README.md").write_text("\n".join([*lines, "---", ""]), encoding="utf-8")
+        files.setdefault(config, []).append({"split": split, "path": f"{config}/{split}-*"})
+    configs = [{"config_name": config, "data_files": data_files} for config, data_files in files.items()]
+    (folder / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': configs})}---\n", encoding="utf-8")
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -63,6 +65,14 @@ def test_mteb_gives_a_directory_the_scores_of_its_own_model(
     images, texts = (
         [world.draw_image(number) for number in range(count)],
         [f"a {world.color(n)} {n}" for n in range(count)],
+    )
+    periods = {"train": 1, "test": 2}  # other labels in the test split: right answers are neither all nor none
+    write_hub_dataset(
+        tmp_path / "mteb/dtd",
+        {
+            f"default/{split}": {"image": images, "label": [number // period % 2 for number in range(count)]}
+            for split, period in periods.items()
+        },
     )
     names = {side: [f"{side}{number}" for number in range(count)] for side in "qd"}
     write_hub_dataset(
@@ -81,7 +91,7 @@ def test_mteb_gives_a_directory_the_scores_of_its_own_model(
     theirs.mteb_model_meta = mteb.models.ModelMeta.create_empty({"modalities": ["image", "text"]})
     monkeypatch.chdir(tmp_path)  # where the Hub's names are directories
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    for task in ("VQA2IT2TRetrieval",):
+    for task in ("DTD", "VQA2IT2TRetrieval"):
         found = [
             mteb.evaluate(model, mteb.get_task(task), cache=None, co2_tracker=False, show_progress_bar=False)
             for model in (MtebEncoder(encoder, "cpu"), theirs)
