@@ -18,7 +18,6 @@ CAPTIONER_WEIGHTS = "captioner.safetensors"
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?")
 HF_HUB_PREFIX = "hf-hub:"
 TIMM_PREFIX = "timm:"
-TRANSFORMERS_PREFIX = "transformers:"
 DUAL_MODELS = ("clip", "metaclip_2", "siglip", "siglip2", "aimv2", "tipsv2")
 """``model_type`` of transformers' models with a text tower whose features are compared with those of images."""
 _PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]

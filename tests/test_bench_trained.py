@@ -11,7 +11,8 @@ from report_material import edit, items_table, put_result
 from benchmarks.analysis.diff_command import DiffConfig, run_diff
 from benchmarks.report.notes import table_notes
 from benchmarks.report.report import build_report
-from benchmarks.study.training_settings import diff_training, read_training
+from benchmarks.results.results import read_result
+from benchmarks.study.training_settings import TrainingSettings, diff_training, training_of_result
 from clips.core.artifact import directory_hash, write_manifest
 
 
@@ -82,6 +83,10 @@ def put_row(results: Path, model: Path | str, benchmark: str = "gqa", digest: st
     if digest:
         edit(path, model={"path": str(model), "hash": digest})
     return path
+
+
+def read_training(model: Path) -> TrainingSettings:
+    return training_of_result(read_result(put_row(model.parent / "results", model)))
 
 
 def diff_lines(first: Path, second: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:

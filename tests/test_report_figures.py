@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from pathlib import Path
 from xml.etree import ElementTree
 
-import numpy as np
 import pytest
 from colors import contrast
-from matplotlib.transforms import Bbox
 from report_study import make_study
 
 from benchmarks.report import figure, figure_export
 from benchmarks.report.figure import Figure, LegendEntry, light_palette
-from benchmarks.report.figure_export import place_labels, render_inline_svg, render_pdf, render_svg
+from benchmarks.report.figure_export import render_inline_svg, render_pdf, render_svg
 from benchmarks.report.formats import REPORT_FORMATS
 from benchmarks.report.report import build_report
 from benchmarks.report.sections import report_figures
@@ -76,13 +73,3 @@ def test_colors_have_the_contrast_of_wcag_aa(scheme):
             assert contrast(colors[text], colors[ground]) >= 4.5, (text, ground)
     for place in range(figure.SERIES_COLORS):
         assert contrast(colors[f"series-{place}"], colors["paper"]) >= 3
-
-
-def test_labels_overlap_no_other_label_and_no_point():
-    heap = 3 * np.random.default_rng(0).normal(size=(8, 2)) + 100
-    points = [*map(tuple, heap), (198, 198), (198, 198), (198, 198), (2, 2)]
-    middles = place_labels(points, [(8, 8)] * 12, (0, 0, 200, 200))
-    boxes = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in middles]
-    assert not [pair for pair in itertools.combinations(boxes, 2) if pair[0].overlaps(pair[1])]
-    assert not [point for point in points for box in boxes if box.contains(*point)]
-    assert all(min(*box.p0) >= 0 and max(*box.p1) <= 200 for box in boxes)

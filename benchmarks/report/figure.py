@@ -7,12 +7,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from benchmarks.report.table import Cell
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 SERIES_COLORS = 8
 _STYLE = Path(__file__).parent / "templates" / "style.css"
@@ -41,9 +38,6 @@ def light_palette() -> Palette:
     return Palette({name: colors[name] for name in COLOR_NAMES})
 
 
-MAX_POINT_LABELS = 12
-"""Maximum number of points with colors and numbers of their own."""
-
 Plot = Callable[[Any, Palette], None]
 
 
@@ -58,25 +52,6 @@ class LegendEntry:
 
     color: int
     label: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class PointLabel:
-    """The label of a point: the point's data coordinates and the text."""
-
-    x: float
-    y: float
-    text: str
-
-
-def number_points(
-    points: Sequence[tuple[int, str, float, float]],
-) -> tuple[tuple[LegendEntry, ...], tuple[PointLabel, ...]]:
-    """Legend and numbered labels of points (index of the color, name, x, y); none for many points."""
-    if len(points) > MAX_POINT_LABELS:
-        return (), ()
-    legend = tuple(LegendEntry(color=index, label=f"{index + 1} {name}") for index, name, _, _ in sorted(points))
-    return legend, tuple(PointLabel(x=x, y=y, text=str(index + 1)) for index, _, x, y in points)
 
 
 def plot_points(axes: Any, points: Sequence[tuple[float, Cell]], color: str, style: str = "-") -> None:
@@ -106,7 +81,6 @@ class Figure:
         x_label: name of the x axis.
         y_label: name of the y axis; may be empty.
         legend: the colors and their labels.
-        labels: of points; numbers that the legend explains.
         headers: of the table of the drawn numbers.
         rows: of that table; the first cell of each is its header.
         height: in inches; the width is 4.4.
@@ -120,7 +94,6 @@ class Figure:
     x_label: str
     y_label: str = ""
     legend: tuple[LegendEntry, ...] = ()
-    labels: tuple[PointLabel, ...] = ()
     headers: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     height: float = 2.7
@@ -144,10 +117,3 @@ class FigureSet:
     notes: tuple[str, ...] = ()
     headers: tuple[str, ...] = ()
     rows: tuple[tuple[str, ...], ...] = ()
-
-    def frame(self) -> pd.DataFrame:
-        """The table below the figures, as strings."""
-        import pandas as pd
-
-        names = [row[0] for row in self.rows]
-        return pd.DataFrame([row[1:] for row in self.rows], index=names, columns=self.headers[1:])

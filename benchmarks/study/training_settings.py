@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.results.results import Result, enclosing_study
 from benchmarks.study.step_state import CONFIG_FILE, find_producer, step_directory
-from clips.core.artifact import MANIFEST, lexical_abspath, read_manifest
+from clips.core.artifact import MANIFEST, read_manifest
 from clips.core.identity import is_below, run_only_fields
 from clips.errors import UserError
 from clips.training.train_config import EncoderTrainConfig
@@ -168,11 +168,6 @@ def training_of_result(result: Result) -> TrainingSettings:
     """The training of the model of a result; unknown if its directory contains another model by now."""
     study = enclosing_study(result.path) if result.path else Path.cwd()
     return _training(str(result.model.get("path") or ""), str(result.model.get("hash") or ""), study, frozenset())
-
-
-def read_training(directory: Path) -> TrainingSettings:
-    """The training of the model in a directory."""
-    return _training(str(directory), "", lexical_abspath(directory).parent.parent, frozenset())
 
 
 def relocate(path: str, study: Path, digest: str = "") -> Path:

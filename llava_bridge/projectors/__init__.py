@@ -142,11 +142,6 @@ def preserves_grid(config: ProjectorConfig) -> bool:
     return _entry(config).preserves_grid
 
 
-def is_per_feature(config: ProjectorConfig) -> bool:
-    """Whether each feature becomes a token, regardless of the others."""
-    return _entry(config).tokens is _token_per_feature
-
-
 @dataclasses.dataclass(frozen=True)
 class _Projector:
     module: str

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
-import importlib.metadata
 import importlib.util
 import json
 import logging
@@ -15,7 +13,7 @@ from typing import Any
 
 from clips.core.locks import lock_output
 from clips.data.formats.conversation_rows import local_files
-from clips.errors import UserError
+from clips.errors import UserError, unknown_name_error
 from clips.parallel.visible_gpus import visible_gpus
 from llava_bridge.encoders.spec import check_encoder_files
 from llava_bridge.model.llava_checks import check_llava_dir, check_llm_dir
@@ -167,14 +165,10 @@ def _check_zero_settings(stated: Mapping[str, Any], chosen: str, field: str) -> 
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
-        known = [
-            known for each, info in DeepSpeedZeroConfig.model_fields.items() for known in (each, info.alias) if known
-        ]
-        near = difflib.get_close_matches(name, known, n=1)
+        if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
+            known = [info.alias or each for each, info in DeepSpeedZeroConfig.model_fields.items()]
+            raise UserError(f"{field}: {chosen}: {unknown_name_error(name, known, 'zero_optimization')}") from None
         found = f"got {json.dumps(first['input'], default=str)}: {first['msg']}"
-        if first["type"] == "extra_forbidden":
-            found = f"no setting of DeepSpeed {importlib.metadata.version('deepspeed')}"
-            found += f"; did you mean '{near[0]}'?" if near and len(first["loc"]) == 1 else ""
         raise UserError(f"{field}: {chosen}: zero_optimization.{name}: {found}") from None
     except AssertionError as error:  # a deprecated name with the one that replaces it
         raise UserError(f"{field}: {chosen}: zero_optimization: {error}") from None

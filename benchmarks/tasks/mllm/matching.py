@@ -157,7 +157,6 @@ MISSPELLINGS = {"imange": "image"}
 """Known misspellings in published questions: POPE's until November 2023, which LLaVA's answers contain."""
 
 _MAX_LISTED, _MAX_COMPARED = 3, 10_000
-_AMBIGUOUS = -1
 
 
 def _collapse_spaces(text: str) -> str:
