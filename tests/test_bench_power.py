@@ -60,10 +60,11 @@ def test_the_components_add_up_to_the_standard_error_of_the_report(models):
 
 def test_what_is_recommended_suffices_and_one_less_does_not(models):
     parts = variance_components([models], training_noise(models))
-    seeds = parts.seeds_for(0.1)
-    assert 2 < seeds < 100
-    assert parts.min_detectable(seeds) <= 0.1 < parts.min_detectable(seeds - 1)
-    assert parts.seeds_for(0.1, num_tests=4) > seeds
+    for difference in (0.09, 0.095, 0.1, 0.105, 0.11):
+        seeds = parts.seeds_for(difference)
+        assert 2 < seeds < 1000
+        assert parts.min_detectable(seeds) <= difference < parts.min_detectable(seeds - 1)
+    assert parts.seeds_for(0.1, num_tests=4) > parts.seeds_for(0.1)
     assert parts.seeds_for(0.0001) is None
 
 

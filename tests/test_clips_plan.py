@@ -70,6 +70,14 @@ def test_bf16_and_checkpoints_hold_less():
     )
 
 
+def test_a_traced_layer_norm_keeps_float32_as_under_autocast_of_a_gpu():
+    x, width = torch.ones(2, 4, dtype=torch.bfloat16), (4,)
+    with traced_step._gpu_kernels(), torch.autocast("cpu", torch.bfloat16):  # that of a CPU computes in bfloat16
+        assert torch.nn.functional.layer_norm(x, width).dtype == torch.float32
+        assert torch.nn.LayerNorm(4)(x).dtype == torch.float32
+    assert torch.nn.functional.layer_norm(x, width).dtype == torch.bfloat16
+
+
 def test_flops_are_those_of_a_real_step():
     config = parse_config(EncoderTrainConfig, ["--config", str(SHIPPED)], prog="test")
     assert config is not None
