@@ -104,6 +104,11 @@ def test_a_client_names_files_of_this_machine_and_another_site_reaches_nothing(c
         complete(client, asked(), extra_headers={"content-type": "text/plain"})
 
 
+def test_the_image_token_in_a_text_counts_as_an_image(client: openai.OpenAI) -> None:
+    with pytest.raises(ValueError, match="total 2 <image> tokens and 1 images"):  # uvicorn answers 500
+        complete(client, asked(data_url(RED), text="Is <image> red?"))
+
+
 def test_the_command_complains_in_one_line(bridge_llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
