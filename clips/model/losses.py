@@ -10,8 +10,7 @@ decoder width, V vocabulary rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,58 +23,6 @@ GPU_CHUNK_ROWS = 2048  # products of fewer rows do not fill a GPU, and each chun
 _GPU_CHUNK_ELEMENTS = 2**28  # 1 GiB of log-probabilities in float32
 
 
-def softmax_loss(contrast: Contrast) -> Tensor:
-    """Return the weighted mean () of the symmetric CLIP losses of the images with each type of text."""
-    image, scale = contrast.image, contrast.scale
-    images, own = gather_features(image), _own_rows(image)
-    to_texts = [linear_cross_entropy(scale * image, gather_features(text), own) for text in contrast.texts]
-    to_images = [linear_cross_entropy(scale * text, images, own) for text in contrast.texts]
-    return (_weighted_sum(to_texts, contrast) + _weighted_sum(to_images, contrast)) / (2 * len(image))
-
-
-def sigmoid_loss(contrast: Contrast) -> Tensor:
-    """Return the weighted mean () over types of text of SigLIP's loss: every pair is classified separately.
-
-    Source: arXiv 2303.15343, algorithm 1.
-    """
-    own = _own_rows(contrast.image)
-    shift = contrast.image.new_zeros(()) if contrast.bias is None else contrast.bias
-    scale, image = contrast.scale, contrast.image
-    sums = [_PairwiseSigmoid.apply(scale * image, gather_features(text), shift, own) for text in contrast.texts]
-    return _weighted_sum(sums, contrast) / len(contrast.image)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Contrast:
-    """Images and texts of a contrastive loss, in float32.
-
-    Args:
-        image: (B, E) image features of unit length.
-        texts: for each type of text, (B, E) features of unit length; row *i* belongs to image *i*.
-        scale: () or (1,), the factor that multiplies the cosines.
-        bias: () or (1,), added to the logits of the sigmoid loss; a softmax is invariant to it.
-        weights: of each type of text, with sum 1.
-    """
-
-    image: Tensor
-    texts: Sequence[Tensor]
-    scale: Tensor
-    bias: Tensor | None
-    weights: Sequence[float]
-
-
-def _weighted_sum(values: Sequence[Tensor], contrast: Contrast) -> Tensor:
-    """Return the sum () of a value () for each type of text, weighted."""
-    return torch.stack([weight * value for value, weight in zip(values, contrast.weights, strict=True)]).sum()
-
-
-_LOSSES: dict[str, Callable[[Contrast], Tensor]] = {
-    "softmax": softmax_loss,
-    "sigmoid": sigmoid_loss,
-}
-"""Each of ``clips.model.architectures.CONTRASTIVE_LOSSES``."""
-
-
 def contrastive_loss(
     image: Tensor,
     texts: Sequence[Tensor],
@@ -85,33 +32,36 @@ def contrastive_loss(
     kind: str = "softmax",
     weights: Sequence[float] | None = None,
 ) -> Tensor:
-    """Return the loss () ``kind``, in float32 under any autocast.
+    """Return the weighted mean () over types of text of the symmetric CLIP loss, or of SigLIP's, in float32.
 
-    A process computes its rows of the global similarity matrix chunk by chunk.
+    A process computes its rows of the global similarity matrix chunk by chunk. SigLIP classifies every pair separately
+    (arXiv 2303.15343, algorithm 1).
 
     Args:
-        image: see `Contrast`; ``texts``, ``scale`` and ``bias`` likewise, of any float dtype.
-        texts: one or more types.
-        scale: of the cosines.
-        bias: of the logits.
+        image: (B, E) image features of unit length, of any float dtype, under any autocast.
+        texts: for each type of text, (B, E) features of unit length; row *i* belongs to image *i*.
+        scale: () or (1,), the factor that multiplies the cosines.
+        bias: () or (1,), added to the logits of the sigmoid loss, 0 if not given; a softmax is invariant to it.
         kind: the loss's name, one of ``clips.model.architectures.CONTRASTIVE_LOSSES``.
         weights: of each type of text, in any unit; equal ones if not given.
     """
     weights = weights or [1.0] * len(texts)
     with torch.autocast(image.device.type, enabled=False):
-        contrast = Contrast(
-            image=image.float(),
-            texts=[text.float() for text in texts],
-            scale=scale.float(),
-            bias=None if bias is None else bias.float(),
-            weights=[weight / sum(weights) for weight in weights],
-        )
-        return _LOSSES[kind](contrast)
+        image, texts, scale = image.float(), [text.float() for text in texts], scale.float()
+        own = rank() * len(image) + torch.arange(len(image), device=image.device)  # this process's rows of all
+        if kind == "sigmoid":
+            shift = image.new_zeros(()) if bias is None else bias.float()
+            sums = [_PairwiseSigmoid.apply(scale * image, gather_features(text), shift, own) for text in texts]
+            return _weighted_mean(sums, weights) / len(image)
+        images = gather_features(image)
+        to_texts = [linear_cross_entropy(scale * image, gather_features(text), own) for text in texts]
+        to_images = [linear_cross_entropy(scale * text, images, own) for text in texts]
+        return (_weighted_mean(to_texts, weights) + _weighted_mean(to_images, weights)) / (2 * len(image))
 
 
-def _own_rows(local: Tensor) -> Tensor:
-    """Return the positions of this process's rows among the gathered ones, (B,)."""
-    return rank() * len(local) + torch.arange(len(local), device=local.device)
+def _weighted_mean(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    total = sum(weights)
+    return torch.stack([weight / total * value for value, weight in zip(values, weights, strict=True)]).sum()
 
 
 def caption_loss(loss_sum: Tensor, num_tokens: Tensor) -> Tensor:
