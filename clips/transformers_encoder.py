@@ -42,12 +42,11 @@ class TransformersEncoder:
     cleaning: str | None
 
 
-def load_transformers_encoder(path: str | Path, field: str) -> TransformersEncoder:
+def load_transformers_encoder(path: str | Path) -> TransformersEncoder:
     """Load image and text tower of a directory in the transformers format, with its own preprocessing and tokenizer.
 
     Args:
         path: the directory.
-        field: config field, for errors.
 
     Raises:
         UserError: it is of another type, or its files are incomplete.
@@ -59,17 +58,17 @@ def load_transformers_encoder(path: str | Path, field: str) -> TransformersEncod
     from clips.model.loading import library_errors_as_user_errors, load_pretrained, require_finite
     from clips.model.tokenizer import truncate_text
 
-    with library_errors_as_user_errors(f"{field}: {path}: expected a directory in the transformers format"):
+    with library_errors_as_user_errors(f"encoder: {path}: expected a directory in the transformers format"):
         config = AutoConfig.from_pretrained(path)
     if config.model_type not in DUAL_MODELS:
         expected = f"expected a text tower as well, that of a {', '.join(DUAL_MODELS)}"
-        raise UserError(f"{field}: {path} is a {config.model_type}; {expected}")
+        raise UserError(f"encoder: {path} is a {config.model_type}; {expected}")
     length = config.text_config.max_position_embeddings
     # AIMv2's texts are causal, but under SDPA transformers ignores it in a batch without padding.
     options = {"attn_implementation": "eager"} if config.model_type == "aimv2" else {}
-    model = load_pretrained(AutoModel, Path(path), f"{field}: {path}", dtype=torch.float32, **options)
-    require_finite(model.state_dict(), f"{field}: {path}")
-    with library_errors_as_user_errors(f"{field}: {path}: expected the files of its preprocessing and tokenizer"):
+    model = load_pretrained(AutoModel, Path(path), f"encoder: {path}", dtype=torch.float32, **options)
+    require_finite(model.state_dict(), f"encoder: {path}")
+    with library_errors_as_user_errors(f"encoder: {path}: expected the files of its preprocessing and tokenizer"):
         images, tokenizer = AutoImageProcessor.from_pretrained(path), AutoTokenizer.from_pretrained(path)
 
     cleaning = _CLEANING.get(config.model_type)

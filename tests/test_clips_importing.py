@@ -243,7 +243,7 @@ def test_texts_have_equal_tokens_with_and_without_an_import(tmp_path: Path):
     world.hf_clip(tmp_path / "hf", text={"vocab_size": 49408, "eos_token_id": 49407, "bos_token_id": 49406})
     alone = world.clip_tokenizer(tmp_path / "hf")
     encoder = imported(tmp_path / "hf", tmp_path / "encoder")
-    unimported = load_transformers_encoder(tmp_path / "hf", "encoder")
+    unimported = load_transformers_encoder(tmp_path / "hf")
     ours = encoder.tokenizer(ODD_TEXTS)
     assert torch.equal(ours, unimported.tokenizer(ODD_TEXTS))
     for own, openai in zip(ours.tolist(), SimpleTokenizer(context_length=10)(ODD_TEXTS).tolist(), strict=True):

@@ -16,7 +16,7 @@ def load_transformers_encoder(path: str, device: str, precision: str) -> DualEnc
     from clips import transformers_encoder
     from llava_bridge.encoders.transformers_source import image_size_of
 
-    encoder = transformers_encoder.load_transformers_encoder(path, "encoder")
+    encoder = transformers_encoder.load_transformers_encoder(path)
     images, precision = encoder.processor, "float32" if precision == "auto" else precision
     fit = "shortest" if getattr(images, "do_center_crop", False) else "squash"
     side = image_size_of(images) or images.patch_size * math.isqrt(images.max_num_patches)  # SigLIP 2 NaFlex's square
