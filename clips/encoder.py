@@ -5,7 +5,6 @@ python -c "import open_clip; open_clip.create_model_and_transforms('local-dir:en
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -19,10 +18,9 @@ from clips.errors import UserError, error_reason
 from clips.lazy_import import without_wandb
 from clips.method.clips_model import ClipsModel
 from clips.model.captioner import Captioner, CaptionerDims
-from clips.model.hf_text import HFTextTower, own_text_towers, with_own_text_config
 from clips.model.loading import library_errors_as_user_errors, read_weights, require_finite
 from clips.model.tokenizer import ClipsTokenizer, truncate_text
-from clips.model.towers import build_towers, text_tower
+from clips.model.towers import build_towers
 from clips.model_refs import (
     CAPTIONER_CONFIG,
     CAPTIONER_WEIGHTS,
@@ -43,8 +41,6 @@ def write_encoder(model: ClipsModel, directory: Path) -> None:
     _write_weights(model.clip, directory / OPEN_CLIP_WEIGHTS)
     if "text_cfg" in model.model_cfg:
         model.tokenizer.save(directory)
-        if isinstance(text := text_tower(model.clip), HFTextTower):
-            text.config.save_pretrained(directory)
     if model.captioner is not None:
         shape = dataclasses.asdict(model.captioner.config)
         atomic_write(directory / CAPTIONER_CONFIG, json.dumps(shape, indent=2) + "\n")
@@ -93,10 +89,11 @@ def load_encoder(directory: str | Path) -> LoadedEncoder:
     if "text_cfg" not in config["model_cfg"]:
         return _checked(_load_image_tower(directory, config), directory)
     try:
-        own = with_own_text_config(config["model_cfg"], directory)
-        changed = {name: own[name] for name in ("text_cfg",) if own is not config["model_cfg"]}
-        with own_text_towers() if changed else contextlib.nullcontext():
-            model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{directory}", **changed)
+        text, changed = config["model_cfg"]["text_cfg"], {}
+        if "hf_model_name" in text and (directory / "config.json").is_file():
+            # A language model as text tower: its own directory may be gone, and its config is here as well.
+            changed = {"text_cfg": text | {"hf_model_name": str(directory.absolute())}}
+        model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{directory}", **changed)
         tokenizer: Any = open_clip.get_tokenizer(f"local-dir:{directory}") if stated is config else ClipsTokenizer()
     except Exception as error:  # open_clip raises the exceptions of its dependencies: torch, safetensors, transformers
         raise UserError(f"{directory}: open_clip cannot load this encoder ({error_reason(error)})") from None

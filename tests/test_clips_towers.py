@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,10 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
+from clips.encoder import load_encoder
 from clips.errors import UserError
 from clips.model import architectures, towers
 from clips.model.architectures import ModelConfig
-from clips.model.tokenizer import ClipsTokenizer
+from clips.model.tokenizer import VOCAB_FILE, ClipsTokenizer
 
 
 def built(**fields):
@@ -217,30 +220,18 @@ def test_variants_of_open_clips_configs_keep_what_makes_them_so():
     assert architectures.model_cfg(ModelConfig(architecture="ViTamin-XL-384"))["vision_cfg"]["image_size"] == 384
 
 
-def test_every_config_of_open_clip_is_known(monkeypatch):
+def test_every_config_of_open_clip_is_known():
     import open_clip
-    from transformers import BertConfig
 
     texts = {name: open_clip.get_model_config(name)["text_cfg"] for name in open_clip.list_models()}
     with_language_model = {name for name, text in texts.items() if "hf_model_name" in text}
     assert 8 < len(with_language_model) < 15
-    for name in with_language_model:
-        with pytest.raises(UserError, match=f"hf_model_name: {texts[name]['hf_model_name']}: cannot be downloaded"):
-            architectures.model_cfg(ModelConfig(architecture=name))
-    monkeypatch.setattr("clips.model.hf_text.read_text_config", lambda _: BertConfig(num_hidden_layers=5))
     for name in texts:
-        cfg = architectures.model_cfg(ModelConfig(architecture=name))
-        assert cfg["vision_cfg"]["image_size"]
         if name in with_language_model:
-            assert (cfg["text_cfg"]["layers"], cfg["text_cfg"]["context_length"]) == (5, 77)
-            assert cfg.keys() <= {
-                "embed_dim",
-                "quick_gelu",
-                "custom_text",
-                "vision_cfg",
-                "text_cfg",
-                "nonscalar_logit_scale",
-            }
+            with pytest.raises(UserError, match=f"^model.architecture: {name}: expected open_clip's own text tower"):
+                architectures.model_cfg(ModelConfig(architecture=name))
+        else:
+            assert architectures.model_cfg(ModelConfig(architecture=name))["vision_cfg"]["image_size"]
 
 
 def one_layer_of(cfg: dict[str, Any]) -> dict[str, Any]:
@@ -285,39 +276,30 @@ def test_open_clip_configs_of_every_kind_encode_images_and_texts():
             assert patches.ndim == tokens.ndim == 3
 
 
-def small_language_model(name: str) -> Any:
-    """A config of the class of the language model that open_clip's config names."""
+def test_an_encoder_with_a_language_model_is_read_without_the_models_directory(tmp_path: Path):
+    import open_clip
     import transformers
 
-    size = {"vocab_size": 100, "num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 16}
-    if "roberta" in name:
-        kind = transformers.XLMRobertaConfig if "xlm" in name else transformers.RobertaConfig
-        return kind(**size, intermediate_size=32, max_position_embeddings=96)
-    if "mt5" in name:
-        return transformers.MT5Config(vocab_size=100, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
-    assert "nllb" in name
-    shape = {"encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
-    return transformers.M2M100Config(vocab_size=100, d_model=16, encoder_ffn_dim=32, decoder_ffn_dim=32, **shape)
-
-
-def test_open_clips_architectures_with_a_language_model_are_built(monkeypatch):
-    import open_clip
-
-    names = [
-        name for name in open_clip.list_models() if "hf_model_name" in open_clip.get_model_config(name)["text_cfg"]
-    ]
-    assert {"roberta-ViT-B-32", "xlm-roberta-large-ViT-H-14", "mt5-xl-ViT-H-14", "nllb-clip-large-siglip"} <= {*names}
-    monkeypatch.setattr("clips.model.hf_text.read_text_config", small_language_model)
-    vision = {"image_size": 32, "patch_size": 16, "layers": 1, "width": 32, "head_width": 16}
-    for name in names:
-        cfg = architectures.model_cfg(ModelConfig(architecture=name, pretrained_text=False)) | {"vision_cfg": vision}
-        model = towers.build_towers(cfg).eval()
-        kind = small_language_model(cfg["text_cfg"]["hf_model_name"]).model_type
-        assert towers.text_tower(model).transformer.config.model_type == kind
-        text, tokens = towers.encode_text(model, torch.full((2, cfg["text_cfg"]["context_length"]), 5))
-        assert text.shape == (2, cfg["embed_dim"])
-        assert text.isfinite().all()
-        assert tokens.ndim == 3
+    size = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 48}
+    transformers.BertConfig(**size, vocab_size=30_522).save_pretrained(tmp_path / "lm")
+    directory = tmp_path / "encoder"
+    shutil.copytree(tmp_path / "lm", directory)
+    transformers.BertTokenizerFast(vocab=str(VOCAB_FILE)).save_pretrained(directory)
+    text = {"hf_model_name": str(tmp_path / "lm"), "hf_tokenizer_name": str(tmp_path / "lm"), "context_length": 12}
+    text |= {"hf_model_pretrained": False, "hf_pooler_type": "mean_pooler", "hf_proj_type": "linear"}
+    vision = {"image_size": 32, "layers": 1, "width": 32, "patch_size": 16, "head_width": 16}
+    cfg = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}
+    written = open_clip.CustomTextCLIP(**cfg).eval()
+    save_file(written.state_dict(), directory / "open_clip_model.safetensors")
+    config = {"model_cfg": cfg | {"custom_text": True}, "preprocess_cfg": {"size": [32, 32]}}
+    (directory / "open_clip_config.json").write_text(json.dumps(config))
+    shutil.rmtree(tmp_path / "lm")
+    encoder = load_encoder(directory)
+    tokens = encoder.tokenizer(["a red car", ""])
+    assert tokens.shape == (2, 12)
+    torch.testing.assert_close(encoder.model.encode_text(tokens), written.encode_text(tokens))
+    with pytest.raises(UserError, match=r"^model\.architecture: .*: expected open_clip's own text tower"):
+        architectures.model_cfg(ModelConfig(architecture=str(directory)))
 
 
 @pytest.mark.parametrize(

@@ -174,8 +174,6 @@ def build_model(config: ModelConfig, recipe_config: RecipeConfig, seed: int) -> 
             initialize_openvision(clip)
         if config.pretrained_trunk is not None:
             towers.load_trunk(clip, config.pretrained_trunk)
-        if config.pretrained_text and config.pretrained is None:
-            towers.load_language_model(clip, cfg["text_cfg"])
         captioner = None if recipe.captioning is None else Captioner(captioner_dims(clip, cfg, recipe))
     if not recipe.encoded:
         clip = towers.ImageTower(clip.visual)

@@ -119,12 +119,8 @@ class ModelConfig:
         lock_image_unlocked_groups: number of its last layer groups that stay trainable.
         cache_trunk_features: cache the outputs of a timm trunk's frozen layers for each image, in memory and on disk,
             for this and later trainings; for small datasets, without crops and flips.
-        pretrained_text: whether a text tower that is a language model (``hf_model_name`` in open_clip's config) starts
-            with its weights.
         lock_text: freeze the text tower.
         lock_text_unlocked_layers: number of its last layers that stay trainable.
-        cache_text_features: cache the outputs of a frozen language model for each text that is contrasted, in memory
-            and on disk, for this and later trainings.
     """
 
     architecture: str = "clips-tiny"
@@ -139,10 +135,8 @@ class ModelConfig:
     lock_image: bool = False
     lock_image_unlocked_groups: int = 0
     cache_trunk_features: bool = False
-    pretrained_text: bool = True
     lock_text: bool = False
     lock_text_unlocked_layers: int = 0
-    cache_text_features: bool = False
 
     def __post_init__(self) -> None:
         if is_encoder_ref(self.architecture) and self.text_attention != "all":
@@ -157,8 +151,6 @@ class ModelConfig:
                 raise UserError(f"model.{name}: expected 0, or more with model.{lock}, got {unlocked}")
         if self.cache_trunk_features and not self.lock_image:
             raise UserError("model.cache_trunk_features: expected model.lock_image: true")
-        if self.cache_text_features and (not self.lock_text or self.lock_text_unlocked_layers):
-            raise UserError("model.cache_text_features: expected model.lock_text: true and no unlocked layers")
         if self.context_length is not None and self.context_length < 4:
             raise UserError(f"model.context_length: expected at least 4, got {self.context_length}")
         if self.image_size is not None and self.image_size < 1:
@@ -166,7 +158,7 @@ class ModelConfig:
 
     def without_initial_weights(self) -> ModelConfig:
         """Return the config of the same towers with random weights, for weights that are read afterwards, or none."""
-        return replace(self, pretrained=None, pretrained_trunk=None, pretrained_text=False)
+        return replace(self, pretrained=None, pretrained_trunk=None)
 
 
 def list_architectures() -> list[str]:
@@ -184,8 +176,7 @@ def model_cfg(config: ModelConfig) -> dict[str, Any]:
         return _encoder_model_cfg(config)
     cfg = _base_cfg(config.architecture)
     text = cfg["text_cfg"]
-    if "hf_model_name" in text:
-        return _language_model_cfg(config, cfg)
+    _check_text_tower(text, config.architecture)
     length = config.context_length
     if length is None:  # open_clip's architectures have CLIP's length instead of this method's
         default = tokenizer_text_cfg()["context_length"]
@@ -217,10 +208,7 @@ def _encoder_model_cfg(config: ModelConfig) -> dict[str, Any]:
     cfg = read_encoder_config(directory).get("model_cfg")
     if cfg is None or "text_cfg" not in cfg:
         raise UserError(f"{CONFIG_FIELD}: {config.architecture}: expected {OPEN_CLIP_CONFIG} with both towers")
-    if "hf_model_name" in cfg["text_cfg"]:
-        from clips.model.hf_text import with_own_text_config
-
-        return _language_model_cfg(config, with_own_text_config(cfg, directory))
+    _check_text_tower(cfg["text_cfg"], config.architecture)
     length = {} if config.context_length is None else {"context_length": config.context_length}
     cfg = {name: value for name, value in cfg.items() if not name.startswith("init_logit_")}
     return cfg | {
@@ -230,19 +218,9 @@ def _encoder_model_cfg(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _language_model_cfg(config: ModelConfig, cfg: dict[str, Any]) -> dict[str, Any]:
-    """Return the ``model_cfg`` of towers whose text tower is a language model of transformers."""
-    from clips.model.hf_text import text_model_cfg  # here, because it imports torch
-
-    if config.text_attention != "all":
-        raise UserError("model.text_attention: expected none with a language model, which has its own")
-    length = {} if config.context_length is None else {"context_length": config.context_length}
-    return {name: cfg[name] for name in ("embed_dim", "quick_gelu") if name in cfg} | {
-        "custom_text": True,
-        "vision_cfg": _vision_cfg(config, cfg["vision_cfg"]),
-        "text_cfg": text_model_cfg(cfg["text_cfg"] | length),
-        "nonscalar_logit_scale": True,
-    }
+def _check_text_tower(text: dict[str, Any], architecture: str) -> None:
+    if "hf_model_name" in text:
+        raise UserError(f"{CONFIG_FIELD}: {architecture}: expected open_clip's own text tower, not one of transformers")
 
 
 def _vision_cfg(config: ModelConfig, vision: dict[str, Any]) -> dict[str, Any]:

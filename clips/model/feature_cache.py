@@ -1,6 +1,6 @@
 """Disk cache for the outputs of a frozen module, shared by all trainings with the same inputs.
 
-The key is a hash of the pixels or tokens, and of the module's config and weights, so stale entries are never used.
+The key is a hash of the pixels, and of the module's config and weights, so stale entries are never used.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _skip_layers(trunk: Any, layers: nn.Sequential, compute: Forward, images: Te
 
 
 class FeatureCache:
-    """A function of images or texts that reads its output from the cache, or computes it.
+    """A function of images that reads its output from the cache, or computes it.
 
     Args:
         module: its weights determine the outputs; it computes in evaluation mode.
@@ -97,7 +97,7 @@ class FeatureCache:
         variant: other settings that determine the outputs, as a part of a file name.
     """
 
-    def __init__(self, module: nn.Module, compute: Forward, variant: str = "") -> None:
+    def __init__(self, module: nn.Module, compute: Forward, variant: str) -> None:
         self.module = module
         self.compute = compute
         self.variant = variant
@@ -110,7 +110,7 @@ class FeatureCache:
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor) -> Tensor:
-        """Return the outputs (B, …) of images (B, 3, S, S) or tokens (B, L), on the module's device."""
+        """Return the outputs (B, …) of images (B, 3, S, S), on the module's device."""
         keys = [digest(row) for row in inputs.cpu()]
         dtype = torch.float32 if inputs.dtype == torch.uint8 else inputs.dtype
         device = next(self.module.parameters()).device

@@ -13,8 +13,7 @@ from clips.errors import UserError, error_reason
 from clips.lazy_import import without_wandb
 from clips.model.architectures import ModelConfig, preprocess_cfg, resolve_preprocess_cfg
 from clips.model.attention import pack_attention
-from clips.model.feature_cache import FeatureCache, enable_trunk_cache
-from clips.model.hf_text import HFTextTower, own_text_towers, read_language_model
+from clips.model.feature_cache import enable_trunk_cache
 from clips.model.length_grouping import group_by_length
 from clips.model.loading import first_mismatch, read_safetensors, require_finite
 
@@ -76,8 +75,7 @@ def build_towers(cfg: dict[str, Any]) -> Towers:
         if "text_cfg" not in cfg:
             towers = ImageTower(_build_vision_tower(cfg["embed_dim"], cfg["vision_cfg"], bool(cfg.get("quick_gelu"))))
         else:
-            with own_text_towers():
-                towers = kind(**options)
+            towers = kind(**options)
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         raise UserError(f"model.architecture: open_clip cannot build it ({error_reason(error)})") from None
     set_model_preprocess_cfg(towers, preprocess_cfg(cfg))
@@ -118,16 +116,6 @@ def load_trunk(towers: Towers, path: str | Path) -> None:
     trunk.load_state_dict(weights, strict=False)
 
 
-def load_language_model(towers: Towers, text_cfg: dict[str, Any]) -> None:
-    """Load the weights of the language model that a text tower is made of; nothing if it is another text tower.
-
-    Raises:
-        UserError: it is missing, or lacks weights.
-    """
-    if "hf_model_name" in text_cfg:
-        towers.text.transformer.load_state_dict(read_language_model(text_cfg).state_dict())
-
-
 def lock_towers(towers: Towers, config: ModelConfig) -> None:
     """Freeze the parts selected by ``config``, by open_clip's own groups of layers.
 
@@ -158,11 +146,6 @@ def cache_features(towers: Towers, config: ModelConfig) -> None:
             raise UserError("model.cache_trunk_features: expected an architecture whose image tower is a timm model")
         colors = resolve_preprocess_cfg(config)
         enable_trunk_cache(towers.visual.trunk, towers.visual.image_size, colors["mean"], colors["std"])
-    if config.cache_text_features:
-        if not isinstance(text_tower(towers), HFTextTower):
-            raise UserError("model.cache_text_features: expected an architecture whose text tower is a language model")
-        variant = f"-{towers.text.pooler_type}-{towers.text.pad_token_id}"
-        towers.text.pooled = FeatureCache(towers.text.transformer, towers.text.pooled, variant)
 
 
 def encode_image(towers: Towers, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -191,8 +174,6 @@ def encode_text(towers: Towers, text: Tensor) -> tuple[Tensor, Tensor]:
         text: (B, L) token sequences whose last token is the class token, on any device.
     """
     tower = text_tower(towers)
-    if isinstance(tower, HFTextTower):
-        return tower.encode(text)
     text = _to_device_of(tower, text)
     outputs = towers.forward_intermediates(text=text, text_indices=1, normalize=False)
     return outputs["text_features"], outputs["text_intermediates"][0][:, :-1]
@@ -209,8 +190,6 @@ def encode_text_features(towers: Towers, text: Tensor) -> Tensor:
         text: (B, L) token sequences; on the CPU no length has to be read from the device.
     """
     tower = text_tower(towers)
-    if isinstance(tower, HFTextTower):
-        return tower.encode_features(text)
     if getattr(tower, "cls_emb", None) is not None or getattr(tower, "use_pad_mask", False):
         return encode_text(towers, text)[0]
     pool = text_pool_type(towers)
@@ -231,9 +210,7 @@ def text_tower(towers: Towers) -> Any:
 
 
 def text_pool_type(towers: Towers) -> str:
-    """Return open_clip's name of the position of a text's feature (last, eos, argmax), or a language model's pooler."""
-    if isinstance(text_tower(towers), HFTextTower):
-        return towers.text.pooler_type
+    """Return open_clip's name of the position of a text's feature (last, eos, argmax)."""
     return str(towers.text.pool_type if hasattr(towers, "text") else towers.text_pool_type)
 
 
@@ -289,8 +266,7 @@ def token_widths(towers: Towers) -> tuple[int, int]:
         image = visual.layer4[-1].bn3.num_features
     else:
         image = visual.transformer.width
-    text = text_tower(towers)
-    return image, text.config.hidden_size if isinstance(text, HFTextTower) else text.transformer.width
+    return image, text_tower(towers).transformer.width
 
 
 def _patch_tokens(features: Tensor, trunk: Any) -> Tensor:

@@ -53,8 +53,7 @@ class MfuMeter:
         self.config, self.processes, self.counted = config, processes, counted
         stated = config.distributed.device_peak_tflops
         self.peak = peak_flops(device, precision) if stated is None else stated * 1e12
-        model = config.model
-        self._uncountable = model.cache_trunk_features or model.cache_text_features
+        self._uncountable = config.model.cache_trunk_features
 
     def read(self, batch: Mapping[str, Tensor], samples_per_second: float) -> dict[str, float]:
         """Return "flops_per_sample" and, with a known peak, "mfu" and "tflops" of one process.
@@ -130,9 +129,7 @@ _FORMULAS = {
 @functools.lru_cache(maxsize=1)
 def fake_model(config: ModelConfig, recipe: RecipeConfig) -> ClipsModel:
     """Build the model of a config with fake parameters; pretrained weights are not read, outputs are not cached."""
-    config = dataclasses.replace(
-        config.without_initial_weights(), cache_trunk_features=False, cache_text_features=False
-    )
+    config = dataclasses.replace(config.without_initial_weights(), cache_trunk_features=False)
     with torch.device("meta"):  # constructors of timm fail with fake tensors
         model = build_model(config, recipe, seed=0)
     with FakeTensorMode(allow_non_fake_inputs=True):

@@ -83,7 +83,6 @@ def parent_artifacts(config: EncoderTrainConfig, data: TrainDataset) -> dict[str
     initial = {name: getattr(config.model, name) for name in ("pretrained_trunk", "pretrained")}
     if is_config_file(config.model.architecture):
         initial["architecture"] = config.model.architecture
-    initial["text_model"] = architectures.model_cfg(config.model)["text_cfg"].get("hf_model_name")
     local = {name: path for name, path in initial.items() if path is not None and Path(path).exists()}
     return data.parents() | local
 

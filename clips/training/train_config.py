@@ -122,9 +122,8 @@ class EncoderTrainConfig:
                 "model.cache_trunk_features: expected images without random augmentation "
                 "(data.augment.crop_scale_min: 1.0, no flips)"
             )
-        for name in ("cache_trunk_features", "cache_text_features"):
-            if getattr(self.model, name) and self.distributed.strategy in {"fsdp", "zero3"}:
-                raise UserError(f"model.{name}: expected false with sharded parameters (distributed.strategy)")
+        if self.model.cache_trunk_features and self.distributed.strategy in {"fsdp", "zero3"}:
+            raise UserError("model.cache_trunk_features: expected false with sharded parameters (distributed.strategy)")
         if fixed := next((name for name in self.allow_changes_on_resume if not name.startswith(_MAY_CHANGE)), None):
             raise UserError(
                 f"allow_changes_on_resume: expected fields that begin with {', '.join(_MAY_CHANGE)}; got {fixed}"
