@@ -42,7 +42,6 @@ COMMANDS = {
         target="clips.interchange.importing:run_import",
         positional=("path",),
     ),
-    "soup": Command(help="average the weights of several encoders", target="clips.soup:run_soup", rest="encoders"),
     "caption": Command(
         help="caption an image with a trained captioner", target="clips.caption:run_caption", positional=("image",)
     ),

@@ -22,7 +22,6 @@ from clips.interchange.hf_dual import register_siglip_text
 from clips.interchange.importing import ImportConfig, run_import
 from clips.method.clips_model import ModelConfig, build_model
 from clips.method.recipes import RecipeConfig
-from clips.soup import SoupConfig, run_soup
 from clips.training.train_state import list_checkpoints
 
 NO_WARNING = "ignore:builtin type .* has no __module__:DeprecationWarning"
@@ -284,12 +283,3 @@ def test_a_card_has_results_and_what_the_data_was(tmp_path: Path, capsys: pytest
     assert (tmp_path / "again" / "README.md").read_text().startswith("---\nlicense: cc-by-4.0\n")
     run_export(ExportConfig(checkpoint=str(run), output=str(tmp_path / "tower"), format="timm"))
     assert "without the captioner, which timm does not support" in capsys.readouterr().err
-
-
-def test_soup_of_imported_encoders_keeps_their_tokenizer(encoders: Path, tmp_path: Path):
-    run_soup(SoupConfig(encoders=(str(encoders / "siglip"), str(encoders / "siglip")), output=str(tmp_path / "soup")))
-    one, mean = load_encoder(encoders / "siglip"), load_encoder(tmp_path / "soup")
-    assert torch.equal(one.tokenizer(world.TEXTS), mean.tokenizer(world.TEXTS))
-    for key, value in one.model.state_dict().items():
-        torch.testing.assert_close(value, mean.model.state_dict()[key])
-    assert not (tmp_path / "soup" / "summary.json").exists()

@@ -11,6 +11,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+import yaml
 from clips_world import tensors_of, trained, write_shards
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -23,13 +24,14 @@ from clips.encoder import load_encoder
 from clips.errors import UserError
 from clips.interchange.hf_files import write_tokenizer
 from clips.interchange.importing import ImportConfig, run_import
+from clips.interchange.parity import Parity
 from clips.method.clips_model import build_model
 from clips.method.recipes import RecipeConfig
 from clips.model.architectures import ModelConfig
 from clips.model.text_tokenizer import build_text_tokenizer
 from clips.model.tokenizer import ClipsTokenizer, tokenizer_text_cfg
+from clips.model_card import write_card
 from clips.model_refs import state_tokenizer
-from clips.soup import SoupConfig, run_soup
 
 pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__:DeprecationWarning")
 CLIPS_CFG = {  # as the released configs state it, at a tiny size
@@ -518,13 +520,23 @@ def test_released_clips_gets_its_tokenizer(tmp_path: Path):
     assert "tokenizer_kwargs" not in encoder.config["model_cfg"]["text_cfg"]
 
 
+def test_a_strangers_license_is_no_markup_in_the_card(tmp_path: Path):
+    license = "mit\nbase_model: theirs\n---\n<script>alert(1)</script> [x](javascript:y) \x1b]0;z\x07"
+    manifest = {"format": "open_clip", "preprocessing": "", **Parity().record()}
+    config = ImportConfig(path="theirs", output="mine")
+    write_card(tmp_path, "imported", manifest=manifest, license=license, config=config, cfg=CLIPS_CFG)
+    head, text = (tmp_path / "README.md").read_text().split("\n---\n")
+    stated = yaml.safe_load(head)
+    assert stated["license"].startswith("mit base_model: theirs --- ")
+    assert "base_model" not in stated
+    assert not any(sign in text for sign in ("<script", "[x](", "\x1b", "\x07"))
+
+
 def test_released_clips_is_read_without_an_import(tmp_path: Path):
     model = world.open_clip_directory(tmp_path / "released", CLIPS_CFG)
     (tmp_path / "released" / "open_clip_model.safetensors").unlink()
     torch.save(model.state_dict(), tmp_path / "released" / "open_clip_pytorch_model.bin")  # as the authors write it
     encoder, expected = load_encoder(tmp_path / "released"), ClipsTokenizer(80)(world.TEXTS)
-    run_soup(SoupConfig(encoders=(str(tmp_path / "released"),) * 2, output=str(tmp_path / "soup")))
-    assert tensors_of(tmp_path / "soup").keys() == model.state_dict().keys()
     assert torch.equal(encoder.tokenizer(world.TEXTS), expected)
     write_tokenizer(
         encoder.tokenizer, encoder.config["model_cfg"]["text_cfg"], tmp_path

@@ -37,7 +37,6 @@ _CONFOUNDER = re.compile(
 _PARENT_PREFIX = re.compile(r"(?:encoder\w*|llm|llava|model\.\w+)\.")
 CONFOUNDED_WARNING = "This may explain a difference between the numbers."
 _INITIAL_WEIGHTS = ("pretrained", "pretrained_trunk", "architecture")
-_SOUP_INDEX = re.compile(r"\d+(?= )")  # precedes the name of each model of a weight average
 _HASH_DIGITS = 12
 _NOT_FOUND = "is no directory on this machine"
 
@@ -274,9 +273,7 @@ def _parents(manifest: Mapping[str, Any], data: set[str]) -> Iterator[tuple[str,
     """Setting → parent for the models that this one was initialized from; data are not among them."""
     for name, parent in mapping(manifest.get("parents")).items():
         if isinstance(parent, Mapping) and str(parent.get("path")) not in data:
-            index = _SOUP_INDEX.match(name)
-            setting = index[0] if index else name
-            yield (f"model.{setting}" if index or name in _INITIAL_WEIGHTS else name), parent
+            yield (f"model.{name}" if name in _INITIAL_WEIGHTS else name), parent
 
 
 def _without_unused_stages(config: Mapping[str, Any]) -> dict[str, Any]:
