@@ -30,8 +30,8 @@ from clips.encoder import write_encoder
 from clips.errors import UserError
 from clips.method.clips_model import ClipsModel
 from clips.model_card import write_model_card
-from clips.parallel.ddp import full_tensor
 from clips.parallel.distributed import all_reduce_mean, end_processes, wait_for_main_process
+from clips.parallel.fsdp import full_tensor
 from clips.parallel.watchdog import Watchdog
 from clips.training.checkpoint import Checkpointer
 from clips.training.mfu import MfuMeter
@@ -265,14 +265,13 @@ def check_invalid_samples(run: TrainRun) -> None:
 
 def save_checkpoint(run: TrainRun, checkpointer: Checkpointer) -> None:
     """Start saving the state of the run."""
-    parallel = run.parallel
-    parts = {"model": parallel.select_own(parallel.state_dict()), "optimizer": parallel.optimizer_state_dict()}
+    parts = {"model": run.encoder.state_dict(), "optimizer": run.parallel.optimizer_state_dict()}
     if run.average is not None:
-        parts["average"] = parallel.select_own(parallel.gather_state_dict(run.average.state))
+        parts["average"] = run.average.state
     tensors = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
     run.state.invalid_samples.gather()
     run.state.sums = all_reduce_mean(run.state.sums)  # the main process saves them
-    checkpointer.save(tensors, run.state, run.config)
+    checkpointer.save(run.parallel.select_own(tensors), run.state, run.config)
 
 
 def export_model(run: TrainRun, *, everywhere: bool = False) -> ClipsModel | None:
@@ -283,9 +282,8 @@ def export_model(run: TrainRun, *, everywhere: bool = False) -> ClipsModel | Non
     returns_model = run.processes.is_main or everywhere
     if run.average is None and not run.parallel.shards_weights:
         return run.encoder if returns_model else None
-    parallel, average = run.parallel, run.average
     weights = {}
-    state = parallel.state_dict() if average is None else parallel.gather_state_dict(average.state)
+    state = run.encoder.state_dict() if run.average is None else run.average.state
     for name, value in state.items():
         tensor = full_tensor(value)  # one at a time, to save memory of the device
         if run.processes.is_main:

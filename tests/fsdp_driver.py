@@ -15,11 +15,11 @@ from clips.method.optimizer import OptimizerConfig
 from clips.method.recipes import CaptionerConfig, RecipeConfig
 from clips.model import towers
 from clips.model.architectures import ModelConfig
-from clips.parallel import fsdp
-from clips.parallel.ddp import full_tensor
+from clips.parallel import fsdp, parallel_model
 from clips.parallel.distributed import end_processes, start_processes
 from clips.parallel.distributed_config import DistributedConfig
-from clips.parallel.strategies import build_strategy
+from clips.parallel.fsdp import full_tensor
+from clips.parallel.parallel_model import ParallelModel
 from clips.training.train_step import compute_gradients
 
 MODEL = ModelConfig(architecture="clips-tiny", image_size=16, context_length=12)
@@ -45,7 +45,7 @@ def gradients(precision: str, *, micro_batch_size: int | None = None, **distribu
     with torch.no_grad():
         for value in model.parameters():  # norms and biases, too, have values that bf16 rounds
             value += 0.02 * torch.randn(value.shape, generator=generator)
-    parallel = build_strategy(
+    parallel = ParallelModel(
         model, DistributedConfig(**distributed), OptimizerConfig(), processes, bf16=precision == "bf16"
     )
     tokens = {
@@ -86,7 +86,7 @@ if __name__ == "__main__":
     folder, *chosen = sys.argv[1:]
     for case in chosen:
         name, precision = case.split(":")
-        fsdp.bf16_gathers = (lambda _: fsdp.FLOAT32) if name == "wide" else BF16_GATHERS
+        parallel_model.bf16_gathers = (lambda _: fsdp.FLOAT32) if name == "wide" else BF16_GATHERS
         result = gradients(precision, **CASES[name])
         if dist.get_rank() == 0:
             torch.save(result, Path(folder) / f"{name}-{precision}.pt")

@@ -16,8 +16,8 @@ import torch
 from torch.distributed.checkpoint import HuggingFaceStorageReader
 
 from clips.commandline.parsing import parse_config
-from clips.parallel.ddp import full_tensor
 from clips.parallel.distributed import end_processes
+from clips.parallel.fsdp import full_tensor
 from clips.train import EncoderTrainConfig
 from clips.training.setup import open_train_dataset, setup_run
 
@@ -70,11 +70,11 @@ def resume(config_file: str) -> None:
         "step": run.state.step,
         "invalid": run.state.invalid_samples.count,
     }
-    parallel = run.parallel
-    moments = {name: value for name, value in parallel.optimizer_state_dict().items() if not name.endswith(".step")}
-    state = {"weights": parallel.state_dict(), "moments": moments}
+    optimizer = run.parallel.optimizer_state_dict()
+    moments = {name: value for name, value in optimizer.items() if not name.endswith(".step")}
+    state = {"weights": run.encoder.state_dict(), "moments": moments}
     if run.average is not None:
-        state["average"] = dict(parallel.gather_state_dict(run.average.state))
+        state["average"] = run.average.state
     found |= {name: digest(values) for name, values in state.items()}
     Path(config_file).with_suffix(f".rank{run.processes.rank}.json").write_text(json.dumps(found))
 

@@ -28,7 +28,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
 }
 PARTS = ("siglip_captions", "caption_only", "sentences", "frozen")
 """Trained by micro-batches as well."""
-SHARDED = [(name, strategy) for name in ("caption_only", "frozen") for strategy in ("fsdp", "zero2", "zero3")]
+SHARDED = ("caption_only", "frozen")
 """Trained in shards as well: ``caption_only`` has no logit scale, ``frozen`` has frozen weights."""
 
 
@@ -52,10 +52,10 @@ def trainings(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     for name in PARTS:
         clips_world.train_config(data, folder / "parts" / name, **trainings[name], micro_batch_size=1)
         plan.append({"config": str(folder / "parts" / f"{name}.json"), "stop": None})
-    for name, strategy in SHARDED:
-        fields = trainings[name] | {"distributed": {"strategy": strategy}}
-        clips_world.train_config(data, folder / strategy / name, **fields)
-        plan.append({"config": str(folder / strategy / f"{name}.json"), "stop": None})
+    for name in SHARDED:
+        fields = trainings[name] | {"distributed": {"strategy": "fsdp"}}
+        clips_world.train_config(data, folder / "fsdp" / name, **fields)
+        plan.append({"config": str(folder / "fsdp" / f"{name}.json"), "stop": None})
     drive(folder, plan)
     return folder
 
@@ -93,6 +93,6 @@ def test_micro_batches_train_what_full_batches_train(trainings: Path, name: str)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "strategy"), SHARDED)
-def test_shards_train_what_one_process_trains(trainings: Path, name: str, strategy: str):
-    assert_same_training(trainings / strategy / name, trainings / "one" / name)
+@pytest.mark.parametrize("name", SHARDED)
+def test_shards_train_what_one_process_trains(trainings: Path, name: str):
+    assert_same_training(trainings / "fsdp" / name, trainings / "one" / name)

@@ -15,7 +15,7 @@ from clips.errors import UserError
 from clips.method.clips_model import build_model
 from clips.method.optimizer import OptimizerConfig, build_optimizer, cosine_lr
 from clips.model.precision import resolve_precision
-from clips.parallel.ddp import DDPStrategy
+from clips.parallel.parallel_model import ParallelModel
 
 
 def test_the_rate_climbs_then_follows_a_cosine_to_zero():
@@ -103,6 +103,6 @@ def test_the_length_is_counted_in_steps_samples_or_epochs(tmp_path: Path):
 def test_the_norm_is_that_before_clipping(limit: float | None, factor: float):
     layer = torch.nn.Linear(2, 1)
     layer.weight.grad = torch.tensor([[6.0, 8.0]])  # the bias has none
-    norm = DDPStrategy.clip_grad_norm(SimpleNamespace(encoder=layer), limit)  # type: ignore[arg-type]
+    norm = ParallelModel.clip_grad_norm(SimpleNamespace(encoder=layer), limit)  # type: ignore[arg-type]
     assert float(norm) == 10.0
     assert layer.weight.grad.flatten().tolist() == pytest.approx([6.0 * factor, 8.0 * factor], rel=1e-6)

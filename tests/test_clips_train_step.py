@@ -27,8 +27,9 @@ from clips.core.trackers import Trackers
 from clips.data.loader import iterate_batches
 from clips.errors import UserError
 from clips.method.optimizer import OptimizerConfig, cosine_lr
-from clips.parallel.ddp import DDPStrategy
 from clips.parallel.distributed import DistributedContext
+from clips.parallel.distributed_config import DistributedConfig
+from clips.parallel.parallel_model import ParallelModel
 from clips.train import export_model, prepare_batch
 from clips.training.run_logger import RunLogger
 from clips.training.setup import open_train_dataset, setup_run
@@ -264,7 +265,7 @@ def fake_run(monkeypatch: pytest.MonkeyPatch, factors: list[float], **optim: Any
     return SimpleNamespace(
         model=model,
         recipe=None,
-        parallel=DDPStrategy(model, config.optimizer, DistributedContext()),  # type: ignore[arg-type]
+        parallel=ParallelModel(model, DistributedConfig(), config.optimizer, DistributedContext()),  # type: ignore[arg-type]
         processes=DistributedContext(),
         state=TrainState(step=7),
         average=None,

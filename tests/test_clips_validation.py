@@ -102,9 +102,6 @@ WAYS: dict[str, dict[str, Any]] = {
     "ddp_averaged": {"ema_decay": 0.5},
     "fsdp": {"distributed": {"strategy": "fsdp"}},
     "fsdp_averaged": {"distributed": {"strategy": "fsdp"}, "ema_decay": 0.5},
-    "zero2": {"distributed": {"strategy": "zero2"}},
-    "zero3": {"distributed": {"strategy": "zero3"}},
-    "zero3_averaged": {"distributed": {"strategy": "zero3"}, "ema_decay": 0.5},
 }
 
 

@@ -64,8 +64,8 @@ def lower_right_mask(rows: int, columns: int, device: torch.device) -> Tensor:
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
     """Return attention under a `lower_right_mask`, by flash attention where torch has it for these tensors.
 
-    `torch.nn.attention.bias.causal_lower_right` would choose it too, but neither DeepSpeed's ZeRO-3 nor torch's FLOP
-    counter supports its tensors.
+    `torch.nn.attention.bias.causal_lower_right` would choose it too, but torch's FLOP counter does not support its
+    tensors.
     """
     if query.is_cuda and mask.ndim == 2 and query.shape[-1] % 8 == 0:
         from torch.backends.cuda import SDPAParams, can_use_flash_attention

@@ -7,20 +7,14 @@ from typing import Literal
 
 from clips.errors import UserError
 
-Parallel = Literal["ddp", "fsdp", "zero1", "zero2", "zero3"]
-
-ZERO_REDUCE_BUCKET_SIZE = 100_000_000
-"""Gradient elements in ZeRO's buffer, which is allocated at full size; DeepSpeed's default is five times larger."""
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistributedConfig:
     """Settings of distributed training and memory saving. The result is the same except for rounding.
 
     Args:
-        strategy: ddp (every process holds the full model), fsdp (shards of parameters, gradients and optimizer state,
-            torch's FSDP2), or DeepSpeed's ZeRO with shards of the optimizer state (zero1), also of the gradients
-            (zero2), also of the parameters (zero3). A run may resume with another strategy or number of processes.
+        strategy: ddp (every process holds the full model) or fsdp (shards of parameters, gradients and optimizer state,
+            torch's FSDP2). A run may resume with another strategy or number of processes.
         shard_group_size: under fsdp, number of processes that share one set of shards, such as the GPUs of a node; the
             other groups hold copies (HSDP), so that weights are gathered within a node and only gradients are averaged
             between nodes. null is all processes, for the least memory.
@@ -33,7 +27,7 @@ class DistributedConfig:
             default that of the GPU's data sheet. ``scripts/bench/mfu.py`` measures it for a CPU.
     """
 
-    strategy: Parallel = "ddp"
+    strategy: Literal["ddp", "fsdp"] = "ddp"
     shard_group_size: int | None = None
     activation_checkpointing: bool = False
     checkpointing_interval: int = 1

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 
-from clips.method.clips_model import ClipsModel
-from clips.method.optimizer import OptimizerConfig, build_optimizer
 from clips.model.layers import bf16_weights, repeated_layers
-from clips.parallel.ddp import Strategy
 from clips.parallel.distributed import DistributedContext
 from clips.parallel.distributed_config import check_shard_group_size
 
@@ -88,34 +83,6 @@ def shard_model(
     return model
 
 
-class FSDPStrategy(Strategy):
-    """Parameters, gradients and optimizer state in shards.
-
-    Args:
-        encoder: the model, on the device.
-        optim: the optimizer's settings.
-        processes: the processes of the training.
-        group_size: see `shard_model`.
-        bf16: the model computes under autocast to bf16, so that its weights are gathered in bf16.
-    """
-
-    shards_weights = True
-
-    def __init__(
-        self,
-        encoder: ClipsModel,
-        optim: OptimizerConfig,
-        processes: DistributedContext,
-        *,
-        group_size: int | None = None,
-        bf16: bool = False,
-    ) -> None:
-        # The optimizer's state is sharded as the weights are.
-        policy = bf16_gathers(encoder) if bf16 else FLOAT32
-        model = shard_model(encoder, processes, policy=policy, group_size=group_size)
-        super().__init__(encoder, processes, model, build_optimizer(encoder, optim, encoder.no_decay_names()))
-
-    def micro_batch(self, *, last: bool) -> AbstractContextManager[Any]:
-        """See `Strategy`."""
-        self.model.set_requires_gradient_sync(last)
-        return contextlib.nullcontext()
+def full_tensor(value: Tensor) -> Tensor:
+    """Return the full tensor of a shard, and other tensors unchanged; a collective call."""
+    return value.full_tensor() if isinstance(value, DTensor) else value

@@ -21,11 +21,10 @@ from clips.model import architectures
 from clips.model.precision import resolve_precision
 from clips.model.text_tokenizer import build_text_tokenizer
 from clips.model_refs import is_config_file
-from clips.parallel.ddp import Strategy
 from clips.parallel.distributed import from_main, start_processes
 from clips.parallel.distributed_config import check_shard_group_size
-from clips.parallel.strategies import build_strategy
-from clips.training.checkpoint import load_tensors, tensor_names, verify_checkpoint
+from clips.parallel.parallel_model import ParallelModel
+from clips.training.checkpoint import load_tensors, verify_checkpoint
 from clips.training.ema import ModelEma
 from clips.training.train_config import EncoderTrainConfig
 from clips.training.train_state import TrainState, list_checkpoints, read_train_state
@@ -97,7 +96,7 @@ def setup_run(config: EncoderTrainConfig, data: TrainDataset) -> TrainRun:
     if config.micro_batch_size is not None and has_trainable_batchnorm(encoder):
         raise UserError("micro_batch_size: expected null with batch norms, whose statistics cover the full batch")
     bf16 = precision == "bf16"
-    parallel = build_strategy(encoder, config.distributed, config.optimizer, processes, bf16=bf16)
+    parallel = ParallelModel(encoder, config.distributed, config.optimizer, processes, bf16=bf16)
     preprocess, device = encoder.preprocess_cfg, processes.device
     run = TrainRun(
         config=config,
@@ -105,7 +104,7 @@ def setup_run(config: EncoderTrainConfig, data: TrainDataset) -> TrainRun:
         recipe=recipes.Recipe(config.recipe),
         processes=processes,
         parallel=parallel,
-        average=None if config.ema_decay is None else _build_ema(config.ema_decay, parallel, latest, state),
+        average=None if config.ema_decay is None else _build_ema(config.ema_decay, encoder, latest, state),
         state=state,
         steps=config.steps_for(len(data)),
         precision=precision,
@@ -113,7 +112,7 @@ def setup_run(config: EncoderTrainConfig, data: TrainDataset) -> TrainRun:
         std=torch.tensor(preprocess["std"], device=device)[:, None, None],
     )
     if latest is not None:
-        _load_optimizer_state(parallel, latest)
+        load_tensors(latest, parallel.optimizer_state_dict(), "optimizer.")
     if processes.is_main:
         _log_start(run, reason)
     return run
@@ -164,15 +163,8 @@ def build_model_without_pretrained(config: EncoderTrainConfig) -> ClipsModel:
     return build_model(config.model.without_initial_weights(), config.recipe, config.seed)
 
 
-def _load_optimizer_state(parallel: Strategy, latest: Path) -> None:
-    stored, empty = tensor_names(latest), parallel.empty_optimizer_state_dict()
-    state = {name: value for name, value in empty.items() if f"optimizer.{name}" in stored}
-    load_tensors(latest, state, "optimizer.")
-    parallel.load_optimizer_state_dict(state)
-
-
-def _build_ema(decay: float, parallel: Strategy, latest: Path | None, state: TrainState) -> ModelEma:
-    average = ModelEma(decay, parallel.local_state_dict(), updates=state.step - state.skipped)
+def _build_ema(decay: float, encoder: ClipsModel, latest: Path | None, state: TrainState) -> ModelEma:
+    average = ModelEma(decay, encoder.state_dict(), updates=state.step - state.skipped)
     if latest is not None:
-        parallel.load_ema_state_dict(average.state, lambda tensors: load_tensors(latest, tensors, "average."))
+        load_tensors(latest, average.state, "average.")
     return average

@@ -122,7 +122,7 @@ class EncoderTrainConfig:
                 "model.cache_trunk_features: expected images without random augmentation "
                 "(data.augment.crop_scale_min: 1.0, no flips)"
             )
-        if self.model.cache_trunk_features and self.distributed.strategy in {"fsdp", "zero3"}:
+        if self.model.cache_trunk_features and self.distributed.strategy == "fsdp":
             raise UserError("model.cache_trunk_features: expected false with sharded parameters (distributed.strategy)")
         if fixed := next((name for name in self.allow_changes_on_resume if not name.startswith(_MAY_CHANGE)), None):
             raise UserError(
@@ -132,10 +132,6 @@ class EncoderTrainConfig:
             raise UserError(f"micro_batch_size: expected 1 or more, got {self.micro_batch_size}")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise UserError(f"ema_decay: expected a decay from 0 to below 1, got {self.ema_decay}")
-        if self.distributed.strategy.startswith("zero") and self.optimizer.grad_spike_factor is not None:
-            raise UserError(
-                "optimizer.grad_spike_factor: expected null under ZeRO, which returns the gradient norm after the step"
-            )
         if self.validation.source is not None and not Recipe(self.recipe).encoded:
             raise UserError(
                 f"validation.source: expected null: it is retrieval, and recipe {self.recipe.name} has no text tower"

@@ -18,8 +18,8 @@ from clips.method.objectives import compute_losses, total_loss
 from clips.method.optimizer import cosine_lr
 from clips.method.recipes import Recipe
 from clips.model.precision import fast_sdpa_backend
-from clips.parallel.ddp import Strategy
 from clips.parallel.distributed import DistributedContext
+from clips.parallel.parallel_model import ParallelModel
 from clips.training.ema import ModelEma
 from clips.training.train_config import EncoderTrainConfig
 from clips.training.train_state import TrainState
@@ -83,7 +83,7 @@ class TrainRun:
     data: TrainDataset
     recipe: Recipe
     processes: DistributedContext
-    parallel: Strategy
+    parallel: ParallelModel
     average: ModelEma | None
     state: TrainState
     steps: int
@@ -131,8 +131,7 @@ def read_metrics(metrics: list[StepMetrics]) -> list[dict[str, float]]:
     """Return the metrics of steps in one transfer from the device.
 
     Raises:
-        UserError: a loss or the gradient of a step is not finite. The weights are as before that step, except under
-            ZeRO, which returns the gradient norm after the update.
+        UserError: a loss or the gradient of a step is not finite. The weights are as before that step.
     """
     rows = torch.stack([step.values for step in metrics]).tolist()
     values = [dict(zip(step.names, row, strict=True)) for step, row in zip(metrics, rows, strict=True)]
@@ -157,24 +156,18 @@ def train_step(run: TrainRun, batch: Batch) -> StepMetrics:
         losses, outputs = compute_gradients(run, batch)
     norm = run.parallel.clip_grad_norm(run.config.optimizer.max_grad_norm)
     scale = {name: outputs[name] for name in ("logit_scale",) if name in outputs}  # a contrast's
-    named = {**losses, **scale} | ({} if norm is None else {"grad_norm": norm})
+    named = {**losses, **scale, "grad_norm": norm}
     values = torch.stack([value.detach().float().reshape(()) for value in named.values()])
     metrics = StepMetrics(step=step, names=tuple(named), values=values, learning_rate=learning_rate)
 
     spike_factor = run.config.optimizer.grad_spike_factor
     if spike_factor is not None and record_grad_norm(run.state, metrics.read()["grad_norm"], spike_factor):
-        run.parallel.zero_grad()
-        run.parallel.broadcast_buffers()
+        run.parallel.end_step()
         return dataclasses.replace(metrics, learning_rate=0.0)
 
-    zero_norm = run.parallel.optimizer_step(learning_rate, is_finite=values.isfinite().all())
-    if zero_norm is not None:
-        norm_value = torch.tensor([zero_norm], device=values.device)
-        metrics = dataclasses.replace(
-            metrics, names=(*metrics.names, "grad_norm"), values=torch.cat([values, norm_value])
-        )
+    run.parallel.optimizer_step(learning_rate, is_finite=values.isfinite().all())
     if run.average is not None:
-        run.average.update(run.parallel.local_state_dict())
+        run.average.update(run.encoder.state_dict())
     return metrics
 
 
@@ -208,7 +201,7 @@ def compute_gradients(run: TrainRun, batch: Batch) -> tuple[Batch, Batch]:
         with run.parallel.micro_batch(last=True):
             outputs = forward(run, batch)
             losses = compute_losses(run.recipe, outputs)
-            run.parallel.backward(losses["loss"])
+            losses["loss"].backward()
         return losses, outputs
     pieces = zip(*(value.split(size) for value in batch.values()), strict=True)
     return _compute_gradients_cached(run, batch, [dict(zip(batch, piece, strict=True)) for piece in pieces])
@@ -244,7 +237,7 @@ def _compute_gradients_cached(run: TrainRun, batch: Batch, micro_batches: list[B
         with run.parallel.micro_batch(last=last):
             found_again = forward(run, micro_batch)
             caption_sums += [value.detach() for name, value in found_again.items() if name == "caption_loss_sum"]
-            run.parallel.backward(_surrogate_loss(found_again, outputs, rows, with_shared=last))
+            _surrogate_loss(found_again, outputs, rows, with_shared=last).backward()
         start = rows.stop
     if run.recipe.captioning is not None:
         outputs["caption_loss_sum"] = torch.stack(caption_sums).sum()
@@ -264,10 +257,8 @@ def _surrogate_loss(part: Batch, outputs: Batch, rows: slice, *, with_shared: bo
     products = []
     for name, value in part.items():
         gradient = outputs[name].grad
-        if gradient is not None:
-            # Zero instead of no gradient: ZeRO-3 resets parameters that have none in the first micro-batch.
-            counts = bool(value.ndim) or name in _SUMMED or with_shared
-            products.append((value * (gradient[rows] if value.ndim else gradient * float(counts))).sum())
+        if gradient is not None and (value.ndim or name in _SUMMED or with_shared):
+            products.append((value * (gradient[rows] if value.ndim else gradient)).sum())
     return torch.stack(products).sum()
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from transformers import Trainer
 
-from clips.parallel.ddp import full_tensor
+from clips.parallel.fsdp import full_tensor
 from llava_bridge.training.launch import is_main_process
 from llava_bridge.training.work_dir import SHARDS_DIR
 

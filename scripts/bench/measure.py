@@ -29,7 +29,7 @@ from clips.model.architectures import ModelConfig
 from clips.model.tokenizer import ClipsTokenizer
 from clips.parallel.distributed import DistributedContext
 from clips.parallel.distributed_config import DistributedConfig
-from clips.parallel.strategies import build_strategy as spread_model
+from clips.parallel.parallel_model import ParallelModel
 from clips.training.train_config import EncoderTrainConfig
 from clips.training.train_state import TrainState
 from clips.training.train_step import TrainRun
@@ -210,7 +210,7 @@ def start(
     )
     processes = DistributedContext(device=torch.device(device))
     distributed, model = scale or DistributedConfig(), encoder.to(processes.device).train()
-    parallel = spread_model(model, distributed, config.optimizer, processes, bf16=precision == "bf16")
+    parallel = ParallelModel(model, distributed, config.optimizer, processes, bf16=precision == "bf16")
     run = TrainRun(
         config=config,
         data=None,  # type: ignore[arg-type]

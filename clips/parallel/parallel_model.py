@@ -1,0 +1,125 @@
+"""A model and its optimizer over the processes of a training: a replica in each (DDP), or shards (FSDP2)."""
+
+from __future__ import annotations
+
+import contextlib
+import zlib
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from clips.core.artifact import log_info
+from clips.method.clips_model import ClipsModel
+from clips.method.optimizer import OptimizerConfig, build_optimizer
+from clips.model.layers import checkpoint_layers, compile_modules, repeated_layers
+from clips.parallel.distributed import DistributedContext
+from clips.parallel.distributed_config import DistributedConfig
+from clips.parallel.fsdp import FLOAT32, bf16_gathers, full_tensor, shard_model
+
+
+class ParallelModel:
+    """The model to call with a batch, and the update of its weights.
+
+    Args:
+        encoder: the model, on the device; changed in place.
+        distributed: the settings.
+        optim: the optimizer's settings.
+        processes: the processes of the training.
+        bf16: the model will be called with activations in bf16.
+    """
+
+    def __init__(
+        self,
+        encoder: ClipsModel,
+        distributed: DistributedConfig,
+        optim: OptimizerConfig,
+        processes: DistributedContext,
+        *,
+        bf16: bool = False,
+    ) -> None:
+        if distributed.activation_checkpointing:
+            count = checkpoint_layers(encoder, distributed.checkpointing_interval)
+            if processes.is_main:
+                log_info(f"distributed.activation_checkpointing: {count} layers recompute their activations")
+        if distributed.torch_compile:
+            captions = [] if encoder.captioner is None else [encoder.captioner.head.cross_entropy]
+            compile_modules([*repeated_layers(encoder), *captions])
+        self.encoder, self.processes, self.shards_weights = encoder, processes, distributed.strategy == "fsdp"
+        self.model: Any = encoder
+        if self.shards_weights:
+            policy = bf16_gathers(encoder) if bf16 else FLOAT32
+            self.model = shard_model(encoder, processes, policy=policy, group_size=distributed.shard_group_size)
+        elif processes.count > 1:
+            self.model = DistributedDataParallel(encoder)
+        # After the sharding, so that its state has the weights' shards.
+        self.optimizer: Any = build_optimizer(encoder, optim, encoder.no_decay_names())
+        self._skips = torch.zeros((), device=processes.device)  # 1 after a step with a value that is not finite
+        saved = encoder.state_dict().keys()
+        self._buffers = [buffer for name, buffer in encoder.named_buffers() if name in saved]
+
+    def micro_batch(self, *, last: bool) -> AbstractContextManager[Any]:
+        """Enclose forward and backward pass of a micro-batch; gradients are all-reduced in the ``last`` one only."""
+        if self.shards_weights:
+            self.model.set_requires_gradient_sync(last)
+        elif isinstance(self.model, DistributedDataParallel) and not last:
+            return self.model.no_sync()
+        return contextlib.nullcontext()
+
+    def clip_grad_norm(self, limit: float | None) -> Tensor:
+        """Clip the gradient to the norm ``limit``; returns its norm () before."""
+        parameters = [value for value in self.encoder.parameters() if value.grad is not None]
+        norm = nn.utils.get_total_norm([value.grad for value in parameters if value.grad is not None])
+        if limit is not None:  # otherwise torch would multiply every gradient by 1
+            nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+        return full_tensor(norm)
+
+    def optimizer_step(self, rate: float, *, is_finite: Tensor) -> None:
+        """Update the weights and reset the gradient.
+
+        Args:
+            rate: the learning rate.
+            is_finite: () bool on the device, whether losses and gradient are; if not, neither this step nor any later
+                one changes the weights.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self._skips = torch.maximum(self._skips, (~is_finite).float())
+        self.optimizer.found_inf, self.optimizer.grad_scale = self._skips, None  # as torch's GradScaler does
+        self.optimizer.step()
+        self.encoder.clamp_logit_scale()
+        self.end_step()
+
+    def end_step(self) -> None:
+        """Reset the gradient, and copy the main process's batch norm statistics, so that a resumed run has the same."""
+        self.optimizer.zero_grad()
+        for buffer in self._buffers if self.processes.count > 1 else ():
+            dist.broadcast(buffer, 0)
+
+    # ---- checkpoints, whose tensors have the names of the model's parameters, so that either strategy resumes them
+
+    def select_own(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors of a state dict that this process writes: its shards, and its part of the others."""
+        count, rank = self.processes.count, self.processes.rank
+        return {
+            name: value
+            for name, value in state.items()
+            if isinstance(value, DTensor) or zlib.crc32(name.encode()) % count == rank
+        }
+
+    def optimizer_state_dict(self) -> dict[str, Tensor]:
+        """Return AdamW's tensors by name: ``PARAMETER.exp_avg`` …; to fill if there was no step, where they are 0."""
+        state: dict[str, Tensor] = {}
+        for name, parameter in self.encoder.named_parameters():
+            if parameter.requires_grad:
+                known = self.optimizer.state[parameter]
+                if not known:  # as the optimizer creates it in the first step
+                    moments = {key: torch.zeros_like(parameter.detach()) for key in ("exp_avg", "exp_avg_sq")}
+                    known |= {"step": torch.zeros((), device=parameter.device), **moments}
+                state |= {f"{name}.{key}": value for key, value in known.items()}
+        return state
