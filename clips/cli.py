@@ -42,9 +42,6 @@ COMMANDS = {
         target="clips.interchange.importing:run_import",
         positional=("path",),
     ),
-    "caption": Command(
-        help="caption an image with a trained captioner", target="clips.caption:run_caption", positional=("image",)
-    ),
 }
 
 

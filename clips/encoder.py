@@ -26,7 +26,6 @@ from clips.model_refs import (
     CAPTIONER_WEIGHTS,
     OPEN_CLIP_CONFIG,
     OPEN_CLIP_WEIGHTS,
-    check_captioner,
     find_open_clip_weights,
     require_encoder_config,
     state_tokenizer,
@@ -144,7 +143,9 @@ def load_captioner(directory: str | Path) -> Captioner:
     from safetensors.torch import load_file
 
     directory = Path(directory)
-    check_captioner(directory)
+    if not (directory / CAPTIONER_WEIGHTS).is_file():
+        expected = f"an encoder directory with {CAPTIONER_WEIGHTS} (a recipe with a captioner)"
+        raise UserError(f"{directory}: expected {expected}")
     try:
         shape = safe_json_loads((directory / CAPTIONER_CONFIG).read_text(encoding="utf-8"))
         captioner = Captioner(CaptionerDims(**shape))

@@ -155,10 +155,3 @@ def resolve_model_dir(reference: str, field: str) -> Path:
         if reference.startswith(HF_HUB_PREFIX):
             raise
         raise UserError(f"{field}: {reference} is not a directory; {str(error).removeprefix(f'{field}: ')}") from None
-
-
-def check_captioner(directory: Path) -> None:
-    """Raise UserError for anything but an encoder directory with a captioner."""
-    if not (directory / CAPTIONER_WEIGHTS).is_file():
-        expected = f"an encoder directory with {CAPTIONER_WEIGHTS} (a recipe with a captioner)"
-        raise UserError(f"{directory}: expected {expected}")

@@ -1,8 +1,7 @@
-"""The captioner: mask, loss, and the words that it generates, also from the command line."""
+"""The captioner: mask, loss, and the words that it generates."""
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 from pathlib import Path
 
@@ -13,11 +12,13 @@ import torch
 from clips_world import trained
 from torch.nn import functional as F
 
-from clips.caption import CaptionConfig, run_caption
+from clips.data import decode_image
+from clips.encoder import load_captioner, load_encoder
 from clips.errors import UserError
 from clips.model.captioner import Captioner, CaptionerDims, combination_attention, lower_right_mask, shift_labels
-from clips.model.generation import generate
-from clips.model.tokenizer import BOS, EOS, PAD
+from clips.model.generation import caption_images, generate
+from clips.model.tokenizer import BOS, EOS, PAD, ClipsTokenizer
+from clips.model.towers import encode_image, encode_text
 
 SHAPE = CaptionerDims(image_width=12, text_width=8, width=16, layers=2, heads=2, length=6, vocabulary=50)
 
@@ -183,29 +184,18 @@ def test_a_teacher_forced_captioner_knows_the_words_so_far_and_no_later_ones():
     torch.testing.assert_close(captioner.logits(image, None, target[:, :4]), plain[:, :4], atol=1e-5, rtol=1e-5)
 
 
-def score(model, image, text, words):
-    """Mean log-probability of a caption's words and its end, fed to the captioner in one go."""
-    row = torch.tensor([[BOS, *words, EOS]])
-    logits = model.logits(image, text, row[:, :-1])
-    logits[..., [PAD, BOS]] = -torch.inf
-    found = logits.log_softmax(-1)[0].gather(1, row[0, 1:, None])
-    return float(found.mean())
-
-
 @torch.no_grad()
 def test_learnable_tokens_give_the_most_probable_word_each(captioner, tokens):
     model, (image, text) = captioner.eval(), (part[:1] for part in tokens)
     expected = model.logits(image, text)[0].argmax(-1).tolist()
     expected = expected[: expected.index(EOS)] if EOS in expected else expected
-    assert generate(model, image, text) == [token for token in expected if token not in {PAD, BOS}]
-    with pytest.raises(UserError, match="num_beams: expected 1"):
-        generate(model, image, text, num_beams=2)
+    assert generate(model, image, text) == [[token for token in expected if token not in {PAD, BOS}]]
 
 
 @torch.no_grad()
 def test_teacher_forcing_feeds_its_own_words(tokens):
     model, (image, text) = captioner_of(1, teacher_forced=True).eval(), (part[:1] for part in tokens)
-    said = generate(model, image, text)
+    (said,) = generate(model, image, text)
     row = [BOS]
     for _ in range(SHAPE.length - 1):
         logits = model.logits(image, text, torch.tensor([row]))[0, -1]
@@ -216,31 +206,20 @@ def test_teacher_forcing_feeds_its_own_words(tokens):
     assert said == [token for token in row[1:] if token != EOS]
 
 
-@torch.no_grad()
-def test_more_beams_find_a_caption_at_least_as_likely(tokens):
-    model, (image, text) = captioner_of(1, teacher_forced=True).eval(), (part[:1] for part in tokens)
-    model.head.weight[EOS] += 0.5 * model.head.weight.mean(0)
-    wide = [generate(model, image, text, num_beams=beams) for beams in (1, 4, 12)]
-    scores = [score(model, image, text, words) for words in wide if len(words) < SHAPE.length - 1]
-    assert scores == sorted(scores)
-
-
-def test_the_command_prints_words_and_writes_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_captions_of_an_encoders_captioner(tmp_path: Path):
     data = clips_world.write_shards(tmp_path / "data")
-    (tmp_path / "photo.png").write_bytes(clips_world.draw_image(3))
     for name in ("clips", "coca", "clip"):
         recipe = {"name": name, "captioner": {"max_length": 12, "num_layers": 1, "width": 32}}
         trained(data, tmp_path / name, recipe=recipe, max_steps=1)
-    capsys.readouterr()
-    for name in ("clips", "coca"):
-        files = {"image": str(tmp_path / "photo.png"), "html_output": str(tmp_path / "p.html")}
-        run_caption(CaptionConfig(encoder=str(tmp_path / name), web_caption="<b>", **files))
-        said = capsys.readouterr().out.strip()
-        html = (tmp_path / "p.html").read_text(encoding="utf-8")
-        assert base64.b64encode(clips_world.draw_image(3)).decode() in html
-        assert "&lt;b&gt;" in html
-        assert isinstance(said, str)
+    for name, given in (("clips", ["a dog", "<b>"]), ("coca", None)):
+        encoder, captioner = load_encoder(tmp_path / name), load_captioner(tmp_path / name)
+        images = torch.stack([encoder.preprocess(decode_image(clips_world.draw_image(n))) for n in (3, 4)])
+        texts = given and encoder.tokenizer(given)
+        found = caption_images(encoder.model, captioner, images, texts)
+        with torch.no_grad():
+            tokens = encode_image(encoder.model, images)[1]
+            words = generate(captioner, tokens, None if texts is None else encode_text(encoder.model, texts)[1])
+        assert found == [ClipsTokenizer().decode(each) for each in words]
+        assert len(found) == 2
     with pytest.raises(UserError, match="a recipe with a captioner"):
-        run_caption(CaptionConfig(image=str(tmp_path / "photo.png"), encoder=str(tmp_path / "clip")))
-    with pytest.raises(UserError, match=r"gone\.png: expected an image"):
-        run_caption(CaptionConfig(image="gone.png", encoder=str(tmp_path / "clips")))
+        load_captioner(tmp_path / "clip")

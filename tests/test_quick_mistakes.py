@@ -39,7 +39,6 @@ MISTAKES = [
     ("clips export none --output out", "none: no such directory"),
     ("clips export none --output out --format hf_clap", "did you mean 'hf_clip'?"),
     ("clips import none --output out", "none: no such file or directory"),
-    ("clips caption captions.csv --encoder none", "none: expected an encoder directory"),
     ("clips recaption none --model none --output out", "none: no such file or directory"),
     ("llava_bridge train --config none.yaml", "none.yaml: no such file"),
     ("llava_bridge chat none --image photo.png", "none: no such directory"),

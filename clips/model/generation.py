@@ -1,61 +1,37 @@
-"""Decode captions: all words in parallel, or autoregressively."""
+"""Captions by an encoder's captioner: all words in parallel, or one after the other."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from clips.errors import UserError
 from clips.model.captioner import Captioner
-from clips.model.tokenizer import BOS, EOS, PAD
+from clips.model.tokenizer import BOS, EOS, PAD, ClipsTokenizer
+from clips.model.towers import Towers, encode_image, encode_text
 
 
-def generate(
-    captioner: Captioner, image_tokens: Tensor, text_tokens: Tensor | None, *, num_beams: int = 1
-) -> list[int]:
-    """Return the tokens of one image's caption, without begin and end token.
-
-    A captioner of learnable tokens predicts all words in parallel. A teacher-forced one decodes autoregressively:
-    greedily, or by beam search over the mean log-probability of a word.
+@torch.inference_mode()
+def caption_images(towers: Towers, captioner: Captioner, images: Tensor, texts: Tensor | None) -> list[str]:
+    """Return the captions of B images.
 
     Args:
-        captioner: in evaluation mode.
-        image_tokens: (1, I, image width).
-        text_tokens: (1, W, text width), or None if it reads no text.
-        num_beams: number of beams.
-
-    Raises:
-        UserError: more than one beam for a captioner that predicts in parallel.
+        towers: an encoder's open_clip model, in evaluation mode.
+        captioner: of the same encoder, in evaluation mode.
+        images: (B, 3, S, S), normalized pixels.
+        texts: (B, L) token sequences of their web captions; not used, and may be None, if the captioner reads no text.
     """
-    if captioner.embedding is None:
-        if num_beams > 1:
-            raise UserError("num_beams: expected 1, because this captioner predicts all words in parallel")
-        return _until_end(captioner.logits(image_tokens, text_tokens)[0].argmax(dim=-1).tolist())
-    beams, finished = [([BOS], 0.0)], []
-    for _ in range(captioner.config.length - 1):
-        rows = torch.tensor([tokens for tokens, _ in beams], device=image_tokens.device)
-        images = image_tokens.expand(len(beams), -1, -1)
-        texts = None if text_tokens is None else text_tokens.expand(len(beams), -1, -1)
-        hidden = captioner.decode(images, texts, rows.shape[1], rows)[:, -1]  # the head has 32,000 logits per word
-        scores = captioner.head(hidden).log_softmax(dim=-1)
-        scores[:, [PAD, BOS]] = -torch.inf
-        best, tokens = scores.topk(num_beams, dim=-1)
-        extended = [
-            ([*beams[row][0], int(tokens[row, rank])], beams[row][1] + float(best[row, rank]))
-            for row in range(len(beams))
-            for rank in range(num_beams)
-        ]
-        extended.sort(key=lambda beam: -beam[1])
-        finished += [beam for beam in extended[:num_beams] if beam[0][-1] == EOS]
-        beams = [beam for beam in extended if beam[0][-1] != EOS][:num_beams]
-        if len(finished) >= num_beams:
-            break
-    best_beam = max(finished or beams, key=lambda beam: beam[1] / (len(beam[0]) - 1))
-    return _until_end(best_beam[0][1:])
+    image_tokens = encode_image(towers, images)[1].float()
+    text_tokens = None
+    if captioner.text_projection is not None and texts is not None:
+        text_tokens = encode_text(towers, texts)[1].float()
+    return [ClipsTokenizer().decode(tokens) for tokens in generate(captioner, image_tokens, text_tokens)]
 
 
-def generate_batch(captioner: Captioner, image_tokens: Tensor, text_tokens: Tensor | None) -> list[list[int]]:
-    """Return the result of `generate` for each of B images, with one beam.
+def generate(captioner: Captioner, image_tokens: Tensor, text_tokens: Tensor | None) -> list[list[int]]:
+    """Return the tokens of the captions of B images, without begin and end token.
+
+    A captioner of learnable tokens predicts all words in parallel, a teacher-forced one word after word: the most
+    probable token at each position.
 
     Args:
         captioner: in evaluation mode.
@@ -66,9 +42,21 @@ def generate_batch(captioner: Captioner, image_tokens: Tensor, text_tokens: Tens
         hidden = captioner.decode(image_tokens, text_tokens)  # the head runs per sample: it has 32,000 logits per word
         return [_until_end(captioner.head(row).argmax(dim=-1).tolist()) for row in hidden]
     return [
-        generate(captioner, image_tokens[n : n + 1], None if text_tokens is None else text_tokens[n : n + 1])
+        _continue(captioner, image_tokens[n : n + 1], None if text_tokens is None else text_tokens[n : n + 1])
         for n in range(len(image_tokens))
     ]
+
+
+def _continue(captioner: Captioner, image_tokens: Tensor, text_tokens: Tensor | None) -> list[int]:
+    """Return the tokens of one image's caption, each fed to the captioner to predict the next."""
+    tokens = [BOS]
+    while len(tokens) < captioner.config.length and tokens[-1] != EOS:
+        row = torch.tensor([tokens], device=image_tokens.device)
+        hidden = captioner.decode(image_tokens, text_tokens, len(tokens), row)[0, -1]
+        logits = captioner.head(hidden)
+        logits[[PAD, BOS]] = -torch.inf
+        tokens.append(int(logits.argmax()))
+    return _until_end(tokens)
 
 
 def _until_end(tokens: list[int]) -> list[int]:

@@ -1,6 +1,6 @@
 """Captions of an encoder's captioner for held-out images and their web captions, against the synthetic captions.
 
-Decoding is that of `clips caption`: all tokens in parallel if the captioner was trained so, otherwise greedy.
+All tokens are decoded in parallel if the captioner was trained so, otherwise greedily.
 """
 
 from __future__ import annotations
@@ -173,28 +173,21 @@ def _generate(model: EvalModel, samples: RecaptionSet) -> list[str] | None:
     """Return the captioner's captions; None if there is no captioner."""
     from benchmarks.tasks.encoders.embedding import batches
     from clips.encoder import load_captioner
-    from clips.model.generation import generate_batch
-    from clips.model.tokenizer import ClipsTokenizer
+    from clips.model.generation import caption_images
 
     if model.is_bare_tower or not (Path(directory := model.path("tower")) / CAPTIONER_WEIGHTS).is_file():
         return None
     import torch
 
-    from clips.model import towers
-
-    encoder, captioner, tokenizer = model.tower, load_captioner(directory), ClipsTokenizer()
-    captioner = captioner.to(encoder.device)
+    encoder = model.tower
+    captioner = load_captioner(directory).to(encoder.device)
     dtype = getattr(torch, encoder.precision)
     found = []
-    with torch.inference_mode():
-        for batch in progress_iter(batches(range(len(samples.indices)), model.config.batch_size), "writing captions"):
-            pixels = torch.stack([encoder.preprocess(samples.open(index)) for index in batch])
-            text = None
-            if captioner.text_projection is not None:
-                tokens = encoder.tokenizer([samples.web[index] for index in batch]).to(encoder.device)
-                text = towers.encode_text(encoder.model, tokens)[1].float()
-            image = towers.encode_image(encoder.model, pixels.to(encoder.device, dtype))[1].float()
-            found += [tokenizer.decode(tokens) for tokens in generate_batch(captioner, image, text)]
+    for batch in progress_iter(batches(range(len(samples.indices)), model.config.batch_size), "writing captions"):
+        pixels = torch.stack([encoder.preprocess(samples.open(index)) for index in batch])
+        reads_text = captioner.text_projection is not None
+        texts = encoder.tokenizer([samples.web[index] for index in batch]) if reads_text else None
+        found += caption_images(encoder.model, captioner, pixels.to(encoder.device, dtype), texts)
     return found
 
 
