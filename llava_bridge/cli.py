@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from clips.commandline.commands import Command, dispatch
 
-ABOUT = "Plug a vision encoder into an LLM, train the LLaVA under DeepSpeed or FSDP2, and chat with it."
+ABOUT = "Plug a vision encoder into an LLM, train the LLaVA under DeepSpeed, and chat with it."
 
 COMMANDS = {
     "train": Command(help="train a LLaVA (or first its LLM) by stages", target="llava_bridge.training.train:run_train"),

@@ -21,7 +21,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_threa
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-LONGEST = ("docs_run", "clips_distributed", "bridge_stages", "study_kills", "bridge_fsdp", "study_slurm", "packaging")
+LONGEST = ("docs_run", "clips_distributed", "bridge_stages", "study_kills", "bridge_mixed", "study_slurm", "packaging")
 """Files whose slow tests take minutes; a file runs in one worker, and a long one at the end would run alone."""
 
 

@@ -240,9 +240,7 @@ def test_adapters_are_initialized_from_the_seed_alone(drawn_before, tmp_path, mo
     monkeypatch.setattr(trainer, "setup_stage", set_up)
     monkeypatch.setattr(trainer, "set_trainable_parts", choose_what_learns)
     stage = StageConfig(lora=LoraConfig())
-    config: Any = SimpleNamespace(
-        seed=5, precision="fp32", stage=lambda _: stage, distributed=SimpleNamespace(strategy="deepspeed")
-    )
+    config: Any = SimpleNamespace(seed=5, precision="fp32", stage=lambda _: stage)
     with pytest.raises(Begun) as begun:
         trainer.train_stage(config, "instruct", tmp_path, stop=None, trackers=Trackers())  # type: ignore[arg-type]
     torch.manual_seed(5)

@@ -27,8 +27,7 @@ from llava_bridge.model.build import LlavaParts, build_llava, make_conversation_
 from llava_bridge.training.loss import LlavaLoss, chunked_cross_entropy
 from llava_bridge.training.setup import _packed_length, supports_packing
 from llava_bridge.training.stage_config import StageConfig
-from llava_bridge.training.train_config import DistributedConfig
-from llava_bridge.training.trainer import _training_model, recompute_layers
+from llava_bridge.training.trainer import recompute_layers
 
 KINDS: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -322,18 +321,6 @@ def test_ligers_kernel_is_used_on_a_gpu_where_it_is_installed_and_wanted(use: bo
     with to_fake_cuda(head):
         chunked_cross_entropy(hidden.to(CUDA), head, labels.to(CUDA), use)
     assert used == [(7, 8)] * use
-
-
-def test_the_setting_of_a_training_decides_on_ligers_kernel(parts: tuple[Any, Any, Any], monkeypatch) -> None:
-    model, processor, items = parts
-    setup: Any = SimpleNamespace(model=model, parts={"vision": model.model.vision_tower}, square_images=False)
-    config: Any = SimpleNamespace(distributed=DistributedConfig(use_liger_kernel=False))
-    given: list[bool] = []
-    monkeypatch.setattr(
-        "llava_bridge.training.loss.chunked_cross_entropy", lambda *call: given.append(call[3]) or torch.zeros(())
-    )
-    _training_model(setup, config, unsharded_encoder=False)(**batch_of(items, processor))
-    assert given == [False]
 
 
 def test_an_output_layer_with_a_bias_and_one_in_bf16() -> None:

@@ -123,8 +123,6 @@ def test_unsupported_settings_are_rejected(parts: Parts, tmp_path: Path, monkeyp
     monkeypatch.setattr(work_dir.importlib.util, "find_spec", lambda name: object())
     with pytest.raises(UserError, match=r"distributed.deepspeed: expected zero2 with instruct.lora.quantization"):
         check(deepspeed="zero3")
-    with pytest.raises(UserError, match=r"distributed.strategy: expected deepspeed with instruct.lora.quantization"):
-        check(strategy="fsdp")
     check()
 
 
@@ -159,10 +157,6 @@ def test_every_stage_is_checked_before_the_first(parts: Parts, tmp_path: Path, m
         ),
         "instruct.deepspeed: expected zero2 with instruct.lora": lambda: check(
             four_bit, dataclasses.replace(four_bit, deepspeed="zero3")
-        ),
-        "instruct.optim: expected torch's AdamW with .* got adamw_8bit": lambda: check(plain, adam, strategy="fsdp"),
-        "align.optim: expected torch's AdamW with .* got adafactor": lambda: check(
-            dataclasses.replace(plain, optim="adafactor"), plain, strategy="fsdp"
         ),
     }.items():
         with pytest.raises(UserError, match=f"^{place}"):

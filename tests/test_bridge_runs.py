@@ -208,18 +208,7 @@ def test_each_visible_gpu_gets_a_process(visible: str, count: str, path: Path, m
 
 
 def test_the_number_of_processes(path: Path, config: LlavaTrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is what a launcher has started; with several under ZeRO-3 all must call the encoder together."""
-    flags = [
-        "--align.cache_vision_features",
-        "true",
-        "--distributed.deepspeed",
-        "zero3",
-        "--distributed.num_processes",
-        "2",
-    ]
-    status, output = train(path, *flags)
-    assert status == 2
-    assert "align.cache_vision_features: expected false under ZeRO-3 with several processes" in output
+    """It is what a launcher has started."""
     assert config.with_processes(4).distributed.num_processes == 4
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "3"}.items():
         monkeypatch.setenv(name, value)

@@ -153,7 +153,7 @@ def alone(runs: Path, bridge_parts: Any) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("distributed", [{}, {"deepspeed": "zero3"}, {"strategy": "fsdp"}], ids=str)
+@pytest.mark.parametrize("distributed", [{}, {"deepspeed": "zero3"}], ids=str)
 def test_two_processes_measure_what_one_does(
     runs: Path, alone: Path, bridge_parts: Any, distributed: dict[str, str]
 ) -> None:

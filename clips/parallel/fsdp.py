@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +16,6 @@ from clips.parallel.distributed_config import check_shard_group_size
 
 FLOAT32 = MixedPrecisionPolicy()
 """Weights are gathered as they are."""
-BF16 = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
-"""Weights and inputs of the layers are bf16 when they compute."""
 
 
 def gathers_bf16() -> bool:
@@ -49,8 +46,6 @@ def shard_model(
     *,
     policy: MixedPrecisionPolicy = FLOAT32,
     group_size: int | None = None,
-    exact: Sequence[nn.Module] = (),
-    unsharded: Sequence[nn.Module] = (),
 ) -> nn.Module:
     """Shard a model's weights; repeated layers are gathered one at a time, all other weights together.
 
@@ -62,8 +57,6 @@ def shard_model(
         policy: the dtype of gathered weights.
         group_size: number of consecutive processes that share a full set of shards; other groups hold copies of it, and
             the gradients are averaged over all (HSDP). None is all processes.
-        exact: modules with float32 weights and inputs, because they enter autocast themselves.
-        unsharded: modules that stay replicated, because not all processes call them in every step.
 
     Raises:
         UserError: the number of processes is no multiple of ``group_size``.
@@ -73,13 +66,8 @@ def shard_model(
     shape = {"replicate": processes.count // size, "shard": size}
     shape = {name: length for name, length in shape.items() if name == "shard" or length > 1}
     mesh = init_device_mesh(processes.device.type, tuple(shape.values()), mesh_dim_names=tuple(shape))
-    ignored = {weight for module in unsharded for weight in module.to(processes.device).parameters()}
-    all_unsharded, all_exact = ({inner for one in some for inner in one.modules()} for some in (unsharded, exact))
-    for module in [*repeated_layers(model), *exact]:
-        if module not in all_unsharded:
-            own = MixedPrecisionPolicy(cast_forward_inputs=False) if module in all_exact else policy
-            fully_shard(module, mesh=mesh, mp_policy=own)
-    fully_shard(model, mesh=mesh, mp_policy=policy, ignored_params=ignored)
+    for module in [*repeated_layers(model), model]:
+        fully_shard(module, mesh=mesh, mp_policy=policy)
     return model
 
 

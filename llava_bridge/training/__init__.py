@@ -1,1 +1,1 @@
-"""Training: stages, HF Trainer under DeepSpeed or FSDP, checkpoints, saved models."""
+"""Training: stages, HF Trainer under DeepSpeed, checkpoints, saved models."""

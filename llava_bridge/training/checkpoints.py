@@ -19,7 +19,7 @@ from clips.errors import UserError, error_reason
 from clips.parallel.distributed import all_gather_objects
 from llava_bridge.training.launch import is_main_process, log_rank0
 from llava_bridge.training.sharded_weights import barrier
-from llava_bridge.training.work_dir import COMPLETE_MARKER, SHARDS_DIR
+from llava_bridge.training.work_dir import COMPLETE_MARKER
 
 _UNIVERSAL = "latest_universal"  # DeepSpeed's file name
 
@@ -98,11 +98,8 @@ def _find_damage(checkpoint: Path) -> str | None:
 
 
 def needs_universal_conversion(checkpoint: Path) -> bool:
-    """Whether ``checkpoint`` has the shards of another number of processes, which these cannot read.
-
-    DeepSpeed has one shard of the optimizer state per process; FSDP's shards are for any number of processes.
-    """
-    return not (checkpoint / SHARDS_DIR).is_dir() and _num_processes(checkpoint) != os.environ["WORLD_SIZE"]
+    """Whether ``checkpoint`` is of another number of processes: DeepSpeed has a shard of the optimizer for each."""
+    return _num_processes(checkpoint) != os.environ["WORLD_SIZE"]
 
 
 def convert_to_universal(checkpoint: Path) -> None:

@@ -28,7 +28,7 @@ MATCHES = "matches"
 class LlavaLoss(nn.Module):
     """Mean cross-entropy over the supervised tokens of a batch, without materializing their logits (N, V).
 
-    DeepSpeed or FSDP wraps this module as one, since the output layer's weights are used outside the layer's forward.
+    DeepSpeed wraps this module as one, since the output layer's weights are used outside the layer's forward.
 
     Args:
         llava: a transformers LLaVA.

@@ -35,7 +35,7 @@ def run_identity(config: LlavaTrainConfig) -> Identity:
             inputs |= {f"{stage}.data[{index}].{name}": content for name, content in hashes.items()}
     for stage in config.stages:
         chosen = config.deepspeed(stage)
-        if chosen is not None and Path(chosen).is_file():  # a shipped one is part of the code
+        if Path(chosen).is_file():  # a shipped one is part of the code
             inputs[f"{stage}.deepspeed"] = digest(deepspeed_config(chosen, config.deepspeed_field(stage)))
     return identity("llava-bridge train", config, inputs)
 

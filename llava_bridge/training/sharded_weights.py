@@ -1,4 +1,4 @@
-"""Training processes and their weights: under ZeRO-3 and FSDP each process has a shard of every weight."""
+"""Training processes and their weights: under ZeRO-3 each process has a shard of every weight."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from llava_bridge.training.launch import is_main_process
 
@@ -35,7 +34,7 @@ def barrier() -> None:
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether the weights are sharded."""
-    return any(hasattr(weight, "ds_tensor") or isinstance(weight, DTensor) for weight in model.parameters())
+    return any(hasattr(weight, "ds_tensor") for weight in model.parameters())
 
 
 def fits_bf16(weight: Tensor) -> bool:
@@ -94,7 +93,7 @@ def gather_trained_weights(model: nn.Module) -> dict[str, Tensor]:
 @contextlib.contextmanager
 def _unsharded(value: Tensor) -> Iterator[Tensor]:
     if not hasattr(value, "ds_tensor"):
-        yield value.full_tensor() if isinstance(value, DTensor) else value
+        yield value
         return
     from deepspeed import zero
 
@@ -110,11 +109,7 @@ def frozen_tensors(module: nn.Module) -> dict[str, Tensor]:
     weights = {name: value for name, value in module.named_parameters() if not value.requires_grad}
     all_frozen = len(weights) == len(list(module.parameters()))
     buffers = dict(module.named_buffers()) if all_frozen else {}
-    return {name: _local_shard(value) for name, value in {**weights, **buffers}.items()}
-
-
-def _local_shard(value: Tensor) -> Tensor:
-    return value.to_local() if isinstance(value, DTensor) else getattr(value, "ds_tensor", value)
+    return {name: getattr(value, "ds_tensor", value) for name, value in {**weights, **buffers}.items()}
 
 
 def tensors_hash(values: dict[str, Tensor]) -> str:

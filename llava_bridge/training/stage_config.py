@@ -118,8 +118,7 @@ class StageConfig:
         weight_decay: of AdamW.
         adam_beta2: of AdamW.
         lr_scheduler_type: the learning rate after the warmup, as in transformers: cosine and linear end at 0.
-        optim: the optimizer, as in transformers; adamw_8bit needs bitsandbytes. FSDP has torch's AdamW
-            only. null uses transformers' default, AdamW.
+        optim: the optimizer, as in transformers; adamw_8bit needs bitsandbytes. null uses transformers' default, AdamW.
         deepspeed: the DeepSpeed JSON of this stage, if it is not ``distributed.deepspeed``: LLaVA's scripts align under
             ZeRO-2 and instruct under ZeRO-3.
         max_length: maximum sequence length in tokens, images included; text beyond it is truncated, images never. null

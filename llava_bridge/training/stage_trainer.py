@@ -19,10 +19,8 @@ from clips.core.artifact import write_errors_as_user_errors
 from clips.core.parent_death import end_stuck_workers, end_with_parent
 from clips.data.invalid_samples import Invalid, InvalidSamples
 from clips.errors import UserError, error_reason
-from llava_bridge.training.fsdp_trainer import ShardedTrainer
 from llava_bridge.training.launch import log_rank0
 from llava_bridge.training.stage_config import Part, StageConfig
-from llava_bridge.training.train_config import Strategy
 
 
 class StageTrainer(Trainer):
@@ -124,13 +122,6 @@ class StageTrainer(Trainer):
         for line in self.invalid.lines(new):
             log_rank0(f"{self.stage_name}: {line}")
         self.invalid.check(self.stage_name, "max_invalid_ratio", self.max_invalid_ratio, len(self.train_dataset))  # type: ignore[arg-type]
-
-
-class ShardedStageTrainer(ShardedTrainer, StageTrainer):
-    """:class:`StageTrainer` under FSDP2."""
-
-
-TRAINERS: dict[Strategy, type[StageTrainer]] = {"deepspeed": StageTrainer, "fsdp": ShardedStageTrainer}
 
 
 def init_worker(init: Callable[[int], None] | None, worker_id: int) -> None:

@@ -19,8 +19,6 @@ from llava_bridge.training.stage_config import (
     StageConfig,
 )
 
-Strategy = Literal["deepspeed", "fsdp"]
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistributedConfig:
@@ -29,28 +27,23 @@ class DistributedConfig:
     Args:
         num_processes: number of processes: one per GPU, or CPU processes. null uses those of another launcher, else one
             for each visible GPU, or one without a GPU.
-        strategy: ``deepspeed``, or PyTorch's own ``fsdp`` (FSDP2), which shards weights, gradients and optimizer state
-            as ZeRO-3 does.
         deepspeed: the DeepSpeed JSON: zero2, zero2_offload, zero3, zero3_offload (shipped) or a file.
         torch_compile: compile the layers of the LLM and the encoder, and the projector, with torch.compile.
         use_liger_kernel: on a GPU compute the loss with Liger's kernel, if it is installed.
     """
 
     num_processes: int | None = dataclasses.field(default=None, metadata=RUN_ONLY)
-    strategy: Strategy = "deepspeed"
     deepspeed: str = "zero2"
     torch_compile: bool = dataclasses.field(default=False, metadata=RUN_ONLY)
     use_liger_kernel: bool = dataclasses.field(default=True, metadata=RUN_ONLY)
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "num_processes", prefix="distributed.")
-        if self.strategy == "fsdp" and self.deepspeed != "zero2":
-            raise UserError(f"distributed.deepspeed: expected none with strategy: fsdp, got {self.deepspeed}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LlavaTrainConfig(AssemblyConfig):
-    """Train a LLaVA (from encoder and LLM, or further), or first the LLM itself, under DeepSpeed or FSDP2.
+    """Train a LLaVA (from encoder and LLM, or further), or first the LLM itself, under DeepSpeed.
 
     The published recipe is ``align`` (the projector, on captions) and then ``instruct`` (projector and LLM, on
     conversations), the encoder frozen throughout. ``llm_pretrain`` trains an LLM on text before.
@@ -108,8 +101,6 @@ class LlavaTrainConfig(AssemblyConfig):
         self._check_stages()
         for stage in self.stages:
             self.stage(stage).check(stage, self.distributed.num_processes or 1)
-            if self.distributed.strategy == "fsdp" and self.stage(stage).deepspeed is not None:
-                raise UserError(f"{stage}.deepspeed: expected none with distributed.strategy: fsdp")
         self._check_model()
         super().__post_init__()
         self._check_stage_overrides()
@@ -174,9 +165,9 @@ class LlavaTrainConfig(AssemblyConfig):
         """The settings of the stage ``name``."""
         return {"llm_pretrain": self.llm_pretrain, "align": self.align, "instruct": self.instruct}[name]
 
-    def deepspeed(self, name: str) -> str | None:
-        """The DeepSpeed JSON of the stage ``name``; None under another strategy."""
-        return None if self.distributed.strategy == "fsdp" else self.stage(name).deepspeed or self.distributed.deepspeed
+    def deepspeed(self, name: str) -> str:
+        """The DeepSpeed JSON of the stage ``name``."""
+        return self.stage(name).deepspeed or self.distributed.deepspeed
 
     def deepspeed_field(self, name: str) -> str:
         """The field that names the DeepSpeed JSON of the stage ``name``."""

@@ -1,4 +1,4 @@
-"""One stage of training: trainable parts, HF's Trainer under DeepSpeed or FSDP, the saved model."""
+"""One stage of training: trainable parts, HF's Trainer under DeepSpeed, the saved model."""
 
 from __future__ import annotations
 
@@ -25,8 +25,6 @@ from clips.core.tensor_shards import TensorShards
 from clips.core.trackers import Trackers
 from clips.errors import UserError
 from clips.model.layers import compile_modules, repeated_layers
-from clips.parallel.distributed import start_processes
-from clips.parallel.fsdp import BF16, FLOAT32, shard_model
 from llava_bridge.data.sampler import LengthGroupedSampler, RandomOrder
 from llava_bridge.model.cached_features import FeatureReader, FlushCallback
 from llava_bridge.model.modeling_vision import EncoderVisionModel
@@ -42,10 +40,10 @@ from llava_bridge.training.launch import DistributedStopRequest, deepspeed_confi
 from llava_bridge.training.lora import add_lora, numel_unpacked, quantize
 from llava_bridge.training.loss import LlavaLoss
 from llava_bridge.training.save_model import save_stage_model
-from llava_bridge.training.setup import StageSetup, precision, setup_stage, split_parts
+from llava_bridge.training.setup import StageSetup, precision, setup_stage
 from llava_bridge.training.sharded_weights import finer_than_bf16, frozen_fits_bf16, set_masters
 from llava_bridge.training.stage_config import StageConfig
-from llava_bridge.training.stage_trainer import TRAINERS, StageTrainer
+from llava_bridge.training.stage_trainer import StageTrainer
 from llava_bridge.training.train_config import LlavaTrainConfig
 from llava_bridge.training.validation import StageValidation
 from llava_bridge.training.work_dir import CHECKPOINTS_DIR, MAX_GRAD_NORM
@@ -64,9 +62,9 @@ def train_stage(
     """
     started = time.monotonic()
     stage, folder = config.stage(name), work / name
-    bf16, sharded = precision(config) == "bf16", config.distributed.strategy == "fsdp"
-    # DeepSpeed rounds to bf16 itself; shards become float32; DoRA computes with the initial weights.
-    keep_bf16 = (bf16 or sharded) and not (stage.lora and stage.lora.use_dora)
+    bf16 = precision(config) == "bf16"
+    # DeepSpeed rounds to bf16 itself; DoRA computes with the initial weights.
+    keep_bf16 = bf16 and not (stage.lora and stage.lora.use_dora)
     setup = setup_stage(config, name, work, keep_bf16=keep_bf16)
     torch.manual_seed(config.seed)  # for adapters, regardless of earlier stages
     set_trainable_parts(setup, stage, name, torch.bfloat16 if bf16 else torch.float32)
@@ -84,13 +82,15 @@ def train_stage(
     checkpoint = last_checkpoint(folder / CHECKPOINTS_DIR)
     start_time = started - load_elapsed_seconds(checkpoint)
     progress = StageProgress(name, stage.global_batch_size, work / "metrics.jsonl", start_time, trackers)
-    model = _training_model(setup, config, unsharded_encoder=stage.cache_vision_features)
-    masters = finer_than_bf16(setup.model) if bf16 and not sharded else {}
+    model = setup.model
+    if "vision" in setup.parts:
+        model = LlavaLoss(model, config.distributed.use_liger_kernel, setup.square_images)
+    masters = finer_than_bf16(setup.model) if bf16 else {}
     trainer = _make_trainer(config, name, setup, model, steps, checkpoint, folder / CHECKPOINTS_DIR)
     callback = _add_callback(trainer, setup, progress, stop, masters)
     del masters
     flush = _flush_each_pass(trainer, setup) if stage.cache_vision_features else lambda: None
-    with contextlib.nullcontext() if sharded else detached_frozen_encoder(setup):
+    with detached_frozen_encoder(setup):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.check_losses()
     if callback.stop_signal:
@@ -121,7 +121,7 @@ def _make_trainer(
     if universal := checkpoint is not None and needs_universal_conversion(checkpoint):
         convert_to_universal(checkpoint)
     stage, args = config.stage(name), training_arguments(config, name, steps, checkpoints, universal=universal)
-    return TRAINERS[config.distributed.strategy](
+    return StageTrainer(
         stage=stage,
         stage_name=name,
         parts=setup.parts,
@@ -159,23 +159,6 @@ def _flush_each_pass(trainer: StageTrainer, setup: StageSetup) -> Callable[[], N
     shards: TensorShards = setup.model.model.vision_tower.feature_shards
     trainer.add_callback(FlushCallback(shards, math.ceil(len(setup.dataset) / trainer.stage.global_batch_size)))
     return shards.flush
-
-
-def _training_model(setup: StageSetup, config: LlavaTrainConfig, unsharded_encoder: bool) -> nn.Module:
-    """The model with its loss, sharded under FSDP."""
-    model: nn.Module = setup.model
-    if "vision" in setup.parts:
-        model = LlavaLoss(model, config.distributed.use_liger_kernel, setup.square_images)
-    if config.distributed.strategy != "fsdp":
-        return model
-    towers = [part for part in setup.parts.values() if isinstance(part, EncoderVisionModel)]
-    unsharded = towers if unsharded_encoder else []  # with cached features only some processes call it
-    policy = BF16 if precision(config) == "bf16" else FLOAT32
-    model = shard_model(model, start_processes(), policy=policy, exact=towers, unsharded=unsharded)
-    model.float()  # the optimizer's weights: of each only this process's shard
-    if "vision" in setup.parts:
-        setup.parts.update(split_parts(setup.model))  # sharding has replaced image_newline
-    return model
 
 
 def set_trainable_parts(setup: StageSetup, stage: StageConfig, name: str, compute: torch.dtype = torch.float32) -> None:
@@ -297,13 +280,13 @@ def training_arguments(
     """
     stage, processes = config.stage(name), int(os.environ["WORLD_SIZE"])
     chosen = config.deepspeed(name)
-    deepspeed = None if chosen is None else deepspeed_config(chosen, config.deepspeed_field(name))
-    if ignored := [part for part in ("optimizer", "scheduler") if deepspeed and deepspeed.pop(part, None)]:
+    deepspeed = deepspeed_config(chosen, config.deepspeed_field(name))
+    if ignored := [part for part in ("optimizer", "scheduler") if deepspeed.pop(part, None)]:
         log_rank0(f"{name}: {chosen}: {' and '.join(ignored)} ignored, since the stage has settings for them")
-    if deepspeed is not None:  # without these fields DeepSpeed would not clip, and compute in float32
-        deepspeed = {**dict.fromkeys(_BATCHES, "auto"), "gradient_clipping": "auto", **deepspeed}
-        deepspeed["bf16"] = {"enabled": "auto", **deepspeed.get("bf16", {})}
-    if deepspeed is not None and universal:
+    # Without these fields DeepSpeed would not clip, and compute in float32.
+    deepspeed = {**dict.fromkeys(_BATCHES, "auto"), "gradient_clipping": "auto", **deepspeed}
+    deepspeed["bf16"] = {"enabled": "auto", **deepspeed.get("bf16", {})}
+    if universal:
         deepspeed["checkpoint"] = {**deepspeed.get("checkpoint", {}), "load_universal": True}
     micro = stage.micro_batch_size or stage.global_batch_size // processes
     arguments = TrainingArguments(
@@ -318,7 +301,7 @@ def training_arguments(
         weight_decay=stage.weight_decay,
         adam_beta2=stage.adam_beta2,
         max_grad_norm=MAX_GRAD_NORM,
-        bf16=deepspeed is not None and precision(config) == "bf16",  # FSDP has its own policy
+        bf16=precision(config) == "bf16",
         use_cpu=not torch.cuda.is_available(),
         seed=config.seed,
         logging_steps=min(config.logging_steps, steps),
@@ -335,7 +318,7 @@ def training_arguments(
         deepspeed=deepspeed,
     )
     # Most are reported before the processes start; whether bf16 is used depends on the hardware.
-    if mismatches := [] if deepspeed is None else arguments.hf_deepspeed_config.mismatches:
+    if mismatches := arguments.hf_deepspeed_config.mismatches:
         differences = ", ".join(mismatch.removeprefix("- ds ") for mismatch in mismatches)
         raise UserError(f'{config.deepspeed_field(name)}: {chosen}: expected "auto", got {differences}')
     return arguments

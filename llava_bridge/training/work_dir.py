@@ -21,8 +21,6 @@ from llava_bridge.training.launch import deepspeed_config, launcher_world_size
 from llava_bridge.training.train_config import LlavaTrainConfig
 
 CHECKPOINTS_DIR = "checkpoints"
-SHARDS_DIR = "shards"
-"""The directory of FSDP's shards in a checkpoint."""
 COMPLETE_MARKER = "complete"
 """The file in a checkpoint that is written last."""
 MAX_GRAD_NORM = 1.0
@@ -92,18 +90,12 @@ def check_inputs(config: LlavaTrainConfig) -> None:
 
 def _check_stage(config: LlavaTrainConfig, name: str) -> None:
     """Check the stage's settings, packages and DeepSpeed JSON; its data is checked elsewhere."""
-    stage, is_fsdp, is_zero3 = config.stage(name), config.distributed.strategy == "fsdp", _is_zero3(config, name)
+    stage, is_zero3 = config.stage(name), _is_zero3(config, name)
     _check_deepspeed(config, name)
     quantizes = stage.lora is not None and stage.lora.quantization is not None
     for is_used, field in ((quantizes, f"{name}.lora.quantization"), (stage.optim == "adamw_8bit", f"{name}.optim")):
         if is_used and importlib.util.find_spec("bitsandbytes") is None:
             raise UserError(f"{field}: expected bitsandbytes to be installed (pip install 'clips-suite[qlora]')")
-    if stage.optim in {"adamw_8bit", "adafactor"} and is_fsdp:  # Adafactor fails on shards, 8 bits are not tested
-        raise UserError(f"{name}.optim: expected torch's AdamW with distributed.strategy: fsdp, got {stage.optim}")
-    if quantizes and is_fsdp:
-        raise UserError(
-            f"distributed.strategy: expected deepspeed with {name}.lora.quantization; FSDP does not shard 4 bits"
-        )
     if quantizes and is_zero3:
         raise UserError(
             f"{config.deepspeed_field(name)}: expected zero2 with {name}.lora.quantization; "
@@ -112,20 +104,13 @@ def _check_stage(config: LlavaTrainConfig, name: str) -> None:
     if config.distributed.torch_compile and is_zero3:
         raise UserError(
             f"{config.deepspeed_field(name)}: expected zero2 with distributed.torch_compile, as ZeRO-3 divides each "
-            "layer into small graphs; distributed.strategy: fsdp supports it"
-        )
-    if stage.cache_vision_features and is_zero3 and (config.distributed.num_processes or 1) > 1:
-        raise UserError(
-            f"{name}.cache_vision_features: expected false under ZeRO-3 with several processes, which is not "
-            "tested; distributed.strategy: fsdp supports it"
+            "layer into small graphs"
         )
 
 
 def _check_deepspeed(config: LlavaTrainConfig, name: str) -> None:
     """Check that the DeepSpeed JSON of a stage states no other sizes or precision than the stage itself."""
-    if (chosen := config.deepspeed(name)) is None:
-        return
-    field, stage = config.deepspeed_field(name), config.stage(name)
+    chosen, field, stage = config.deepspeed(name), config.deepspeed_field(name), config.stage(name)
     stated = deepspeed_config(chosen, field)
     _check_zero_settings(stated["zero_optimization"], chosen, field)
     processes = config.distributed.num_processes or launcher_world_size() or max(1, len(visible_gpus()))
@@ -177,7 +162,5 @@ def _check_zero_settings(stated: Mapping[str, Any], chosen: str, field: str) -> 
 
 
 def _is_zero3(config: LlavaTrainConfig, name: str) -> bool:
-    chosen = config.deepspeed(name)
-    if chosen is None:
-        return False
-    return deepspeed_config(chosen, config.deepspeed_field(name)).get("zero_optimization", {}).get("stage") == 3
+    stated = deepspeed_config(config.deepspeed(name), config.deepspeed_field(name))
+    return stated["zero_optimization"].get("stage") == 3
