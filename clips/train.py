@@ -30,9 +30,8 @@ from clips.encoder import write_encoder
 from clips.errors import UserError
 from clips.method.clips_model import ClipsModel
 from clips.model_card import write_model_card
-from clips.parallel.distributed import all_reduce_mean, end_processes, wait_for_main_process
+from clips.parallel.distributed import all_reduce_mean, end_processes, exit_if_others_hang, wait_for_main_process
 from clips.parallel.fsdp import full_tensor
-from clips.parallel.watchdog import Watchdog
 from clips.training.checkpoint import Checkpointer
 from clips.training.mfu import MfuMeter
 from clips.training.run_dir import check_trained, create_run_dir, resume_changes
@@ -58,7 +57,7 @@ _MIN_CHECKED_SAMPLES = 1000  # for the ratio of invalid samples
 
 def train(config: EncoderTrainConfig) -> None:
     """Run `clips train`: the output directory becomes an encoder directory."""
-    with graceful_shutdown() as stop:
+    with graceful_shutdown() as stop, exit_if_others_hang():
         configs = stage_configs(config)
         check_stages(configs)
         for stage in configs:
@@ -141,10 +140,10 @@ def train_loop(run: TrainRun, stop: StopRequest) -> dict[str, Any]:
         log,
         ThroughputTimer(state) as clock,
         Checkpointer(config.output, run.processes, keep=config.save_total_limit) as checkpointer,
-        Watchdog(run.processes, config.distributed.hang_timeout) as watchdog,
+        exit_if_others_hang(),  # before the checkpointer waits for them
     ):
         while state.step < run.steps:
-            batch = next_batch(run, stream, clock, watchdog)
+            batch = next_batch(run, stream, clock)
             unread.append(train_one_batch(run, batch, clock))
             log.advance()
             checkpointer.poll()
@@ -162,10 +161,11 @@ def train_loop(run: TrainRun, stop: StopRequest) -> dict[str, Any]:
                 with clock.stopped():  # counting FLOPs takes longer than the steps of a small model
                     entry |= meter.read(batch, entry["samples_per_second"]) if is_main else {}
                 if validation and validates:
-                    entry |= validate(run, validation, watchdog)
+                    encoder = export_model(run, everywhere=True)
+                    assert encoder is not None
+                    entry |= validation.measure(encoder)
                 log.write(entry)
             if saves:
-                watchdog.at(state.step, "saving")
                 save_checkpoint(run, checkpointer)
             if signal:
                 checkpointer.wait()
@@ -182,14 +182,10 @@ def read_batches(run: TrainRun) -> Generator[dict[str, Any]]:
     return copy_ahead(iterate_batches(run.data, **steps, rank=rank, world_size=world_size), run.processes.device)
 
 
-def next_batch(
-    run: TrainRun, stream: Iterator[dict[str, Any]], clock: ThroughputTimer, watchdog: Watchdog
-) -> dict[str, Any]:
+def next_batch(run: TrainRun, stream: Iterator[dict[str, Any]], clock: ThroughputTimer) -> dict[str, Any]:
     """Wait for a batch, and count its invalid samples."""
-    watchdog.at(run.state.step, "waiting for data")
     with clock.waiting():
         batch = next(stream)
-    watchdog.at(run.state.step, "computing")
     run.state.invalid_samples.add(batch.pop("invalid_samples"))
     return batch
 
@@ -215,18 +211,6 @@ def read_losses(run: TrainRun, unread: list[StepMetrics]) -> dict[str, float]:
         run.state.add(values)
     unread.clear()
     return found[-1]
-
-
-def validate(run: TrainRun, validation: RetrievalValidation, watchdog: Watchdog) -> dict[str, float]:
-    """Retrieval on held-out images; each process encodes a part of them."""
-
-    def report_progress() -> None:
-        watchdog.at(run.state.step, "validating")
-
-    report_progress()
-    encoder = export_model(run, everywhere=True)
-    assert encoder is not None
-    return validation.measure(encoder, report_progress)
 
 
 def log_stopped(run: TrainRun) -> None:

@@ -67,8 +67,7 @@ def hang_at(rank: int, step: int, *, frozen: bool = False) -> Any:
     def hanging(run: training.TrainRun) -> Iterator[dict[str, Any]]:
         for number, batch in enumerate(read_batches(run)):
             if number == step and run.processes.rank == rank:
-                time.sleep(8)  # until the others have heard of it
-                if frozen:  # all its threads, the watchdog's too
+                if frozen:  # all its threads, that of the checkpoints too
                     os.kill(os.getpid(), signal.SIGSTOP)
                 time.sleep(1000)
             yield batch

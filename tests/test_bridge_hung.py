@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import bridge_world
 import pytest
 
-from clips.parallel.watchdog import EXIT_HUNG
+from clips.parallel.distributed import EXIT_HUNG
 from llava_bridge.training import callback
 from llava_bridge.training.callback import HungWatch
 from llava_bridge.training.train_config import DistributedConfig

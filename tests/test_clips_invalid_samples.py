@@ -58,11 +58,10 @@ def test_a_checkpoint_of_a_hundred_thousand_invalid_samples_is_small(tmp_path: P
     start_processes()
     run = run_of(2_000_000, TrainState(step=7), 1.0)
     indexes = random.Random(0).sample(range(2_000_000), 100_000)
-    watchdog: Any = SimpleNamespace(at=lambda *_: None)
     batches = stream(run, [met(indexes[start : start + 1000]) for start in range(0, 100_000, 1000)])
     clock: Any = SimpleNamespace(waiting=contextlib.nullcontext)
     for _ in range(100):
-        training.next_batch(run, batches, clock, watchdog)
+        training.next_batch(run, batches, clock)
     run.state.invalid_samples.gather()
     with Checkpointer(tmp_path, DistributedContext(), keep=1) as checkpointer:
         checkpointer.save({"model.x": torch.zeros(1)}, run.state, {})

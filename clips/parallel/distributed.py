@@ -13,7 +13,14 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from clips.core.artifact import log_info
 from clips.errors import UserError, error_reason
+
+EXIT_HUNG = 70
+"""Exit status of a process that waited in vain for another (EX_SOFTWARE of sysexits.h)."""
+TIMEOUT = 1800.0
+"""Seconds that processes wait for another: more than the main process takes to hash a large model's checkpoint."""
+_TIMED_OUT = ("Timed out waiting", "wait timeout after")  # of gloo, and of the store before the group exists
 
 Result = TypeVar("Result")
 
@@ -38,11 +45,11 @@ class DistributedContext:
         return self.rank == 0
 
 
-def start_processes(*, timeout: float = 900) -> DistributedContext:
+def start_processes(*, timeout: float = TIMEOUT) -> DistributedContext:
     """Join the process group of the launcher's environment, or create one of this process; an existing one is reused.
 
     Args:
-        timeout: seconds that a process may hang; the group's is longer, so that the watchdog can name the process.
+        timeout: seconds that processes wait for another in a collective call.
     """
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
@@ -50,7 +57,7 @@ def start_processes(*, timeout: float = 900) -> DistributedContext:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         # Checkpoints are written over gloo while nccl trains.
-        backend, wait = "cpu:gloo,cuda:nccl" if cuda else "gloo", datetime.timedelta(seconds=2 * timeout + 60)
+        backend, wait = "cpu:gloo,cuda:nccl" if cuda else "gloo", datetime.timedelta(seconds=timeout)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             dist.init_process_group(backend, timeout=wait, device_id=device if cuda else None)
         else:
@@ -58,10 +65,23 @@ def start_processes(*, timeout: float = 900) -> DistributedContext:
     return DistributedContext(rank=dist.get_rank(), count=dist.get_world_size(), device=device)
 
 
-def describe_process() -> str:
-    """Return rank, host and process id."""
-    rank = dist.get_rank() if dist.is_initialized() else 0
-    return f"rank {rank} (host {socket.gethostname()}, process {os.getpid()})"
+@contextlib.contextmanager
+def exit_if_others_hang() -> Iterator[None]:
+    """End this process with one line if a collective call in this block times out.
+
+    It ends without cleaning up: threads, such as that of the checkpoints, would wait for the other process as well.
+    NCCL's timeout ends the process itself, with a message of its own.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(text in str(error) for text in _TIMED_OUT):
+            raise
+        log_info(
+            f"rank {os.environ.get('RANK', 0)} (host {socket.gethostname()}, process {os.getpid()}) waited in vain for "
+            f"another process, which hangs or takes longer than distributed.hang_timeout ({error_reason(error)}); ended"
+        )
+        os._exit(EXIT_HUNG)
 
 
 def all_reduce_mean(values: dict[str, float]) -> dict[str, float]:

@@ -22,7 +22,7 @@ class DistributedConfig:
         checkpointing_interval: of how many layers ``activation_checkpointing`` recomputes one; 2 stores the activations
             of every other layer.
         torch_compile: compile the layers with torch.compile; faster on GPUs.
-        hang_timeout: seconds that a process may hang before the training ends and names it.
+        hang_timeout: seconds that processes wait for another, which hangs or works alone, before the training ends.
         device_peak_tflops: peak of the device in the training's precision, in 1e12 FLOP/s, for the log's ``mfu``; by
             default that of the GPU's data sheet. ``scripts/bench/mfu.py`` measures it for a CPU.
     """
@@ -32,7 +32,7 @@ class DistributedConfig:
     activation_checkpointing: bool = False
     checkpointing_interval: int = 1
     torch_compile: bool = False
-    hang_timeout: float = 900
+    hang_timeout: float = 1800
     device_peak_tflops: float | None = None
 
     def __post_init__(self) -> None:

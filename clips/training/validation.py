@@ -6,7 +6,7 @@ The processes share the work batch by batch. The batches, and so the metrics, ar
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -97,24 +97,21 @@ class RetrievalValidation:
                 yield HeldOut(indices=torch.tensor(indices, device=device), images=pixels, texts=texts)
 
     @torch.no_grad()
-    def measure(self, encoder: ClipsModel, heartbeat: Callable[[], None] = lambda: None) -> dict[str, float]:
+    def measure(self, encoder: ClipsModel) -> dict[str, float]:
         """Return R@1 of each type of caption in both directions, 0 to 1, by name: ``val_web_t2i_r1`` …
 
         A collective call.
 
         Args:
             encoder: unsharded, on the run's device, the same on all processes.
-            heartbeat: called before each batch.
         """
         was_training, _ = encoder.training, encoder.eval()
         try:
             features = empty_features(encoder, len(self.valid), self.run.processes.device)
             for batch in self.batches:
-                heartbeat()
                 for kind, found in self._encode(encoder, batch).items():
                     features[kind][batch.indices] = found
             features = {kind: _all_reduce(value) for kind, value in features.items()}
-            heartbeat()
             return self._recalls(features)
         finally:
             encoder.train(was_training)

@@ -18,7 +18,7 @@ from clips.core.artifact import write_errors_as_user_errors
 from clips.core.metrics_log import retain_entries
 from clips.core.trackers import Trackers
 from clips.data.invalid_samples import InvalidSamples
-from clips.parallel.watchdog import EXIT_HUNG
+from clips.parallel.distributed import EXIT_HUNG
 from llava_bridge.training.checkpoints import mark_complete
 from llava_bridge.training.launch import DistributedStopRequest, end_hung, is_main_process, is_parent_dead, log_rank0
 from llava_bridge.training.sharded_weights import frozen_tensors, tensors_hash
