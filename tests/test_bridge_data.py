@@ -268,7 +268,7 @@ def test_weights_repeat_and_thin() -> None:
 def test_a_source_has_a_weight(bridge_talk: Path) -> None:
     path = str(bridge_talk / "talk.json")
     assert len(read_samples(ConversationSourceConfig(path=path, repeats=1.5))) == 24
-    assert len(read_samples(ConversationSourceConfig(path=path, repeats=0.5, max_samples=8))) == 4
+    assert len(read_samples(ConversationSourceConfig(path=path, repeats=0.5))) == 8
     text = str(bridge_talk / "text.jsonl")
     assert len(read_texts(ConversationSourceConfig(path=text, format="text", repeats=0.25))) == 8
     drawn = [

@@ -310,17 +310,16 @@ def test_a_gpu_computes_the_loss_in_larger_chunks(monkeypatch) -> None:
     assert len(products) == 4 + 1
 
 
-@pytest.mark.parametrize("use", [True, False])
-def test_ligers_kernel_is_used_on_a_gpu_where_it_is_installed_and_wanted(use: bool, monkeypatch) -> None:
+def test_ligers_kernel_is_used_on_a_gpu_where_it_is_installed(monkeypatch) -> None:
     used: list[torch.Size] = []
     monkeypatch.setattr("importlib.util.find_spec", lambda _: "found")
     monkeypatch.setattr("llava_bridge.training.loss.liger_cross_entropy", lambda hidden, *_: used.append(hidden.shape))
     hidden, labels, head = torch.randn(7, 8), torch.arange(7), torch.nn.Linear(8, 11, bias=False)
-    chunked_cross_entropy(hidden, head, labels, use)
+    chunked_cross_entropy(hidden, head, labels)
     assert used == []
     with to_fake_cuda(head):
-        chunked_cross_entropy(hidden.to(CUDA), head, labels.to(CUDA), use)
-    assert used == [(7, 8)] * use
+        chunked_cross_entropy(hidden.to(CUDA), head, labels.to(CUDA))
+    assert used == [(7, 8)]
 
 
 def test_an_output_layer_with_a_bias_and_one_in_bf16() -> None:

@@ -41,13 +41,10 @@ class ConversationSourceConfig:
         split: for ``karpathy`` and directories of ``conversations`` or ``vqa`` the split to read; for ``cocoqa``
             ``train`` (without the held-out fifth of the photos), ``held_out`` or ``all``.
         captions_per_image: maximum number of captions of each image; null uses all.
-        max_samples: maximum number of samples; null reads all.
         repeats: repetitions of each sample per epoch: 0.5 uses a random half, 2 each twice, 1.5 each once and a random
             half twice.
         missing_images: ``skip`` skips samples whose image is missing (see ``max_invalid_ratio``); ``error`` checks the
             files of all images before training starts.
-        max_cache_gb: for ``conversations`` and ``vqa`` in parquet: maximum size of the images copied to the user's
-            cache. Row groups are copied at first use; the least recently used are deleted first.
     """
 
     path: str
@@ -55,18 +52,15 @@ class ConversationSourceConfig:
     image_root: str | None = None
     split: str = "train"
     captions_per_image: int | None = 1
-    max_samples: int | None = None
     repeats: float = 1.0
     missing_images: Literal["skip", "error"] = dataclasses.field(default="skip", metadata=RUN_ONLY)
-    max_cache_gb: float = dataclasses.field(default=100.0, metadata=RUN_ONLY)
 
     def __post_init__(self) -> None:
         if self.format not in READ_FORMATS:
             raise unknown_name_error(self.format, READ_FORMATS, "data.format")
-        check_at_least(1, self, "captions_per_image", "max_samples", prefix="data.")
-        for name in ("repeats", "max_cache_gb"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UserError(f"data.{name}: expected more than 0, got {getattr(self, name)}")
+        check_at_least(1, self, "captions_per_image", prefix="data.")
+        if not 0 < self.repeats < math.inf:
+            raise UserError(f"data.repeats: expected more than 0, got {self.repeats}")
 
 
 CAPTION_PROMPT = "Provide a one-sentence caption for the provided image."
@@ -88,7 +82,7 @@ def read_samples(config: ConversationSourceConfig, seed: int = 0) -> list[Conver
     """
     if config.format == TEXT:
         raise UserError(f"data.format: {config.path} is text, which only the llm_pretrain stage reads")
-    settings = {"split": config.split, "image_root": config.image_root, "max_cache_gb": config.max_cache_gb}
+    settings = {"split": config.split, "image_root": config.image_root}
     used: dict[str, Any] = {name: value for name, value in settings.items() if name in FORMATS[config.format].takes}
     spec = DatasetSpec(path=config.path, format=config.format, **used)
     records: Iterable[Conversation]
@@ -96,7 +90,7 @@ def read_samples(config: ConversationSourceConfig, seed: int = 0) -> list[Conver
         records = read_dataset(spec, "conversations").records
     else:
         records = _captions(spec, config.captions_per_image)
-    samples = list(itertools.islice(records, config.max_samples))
+    samples = list(records)
     if not samples:
         raise UserError(f"{config.path}: no samples (format {config.format}, split {config.split})")
     if all(sample.fault for sample in samples):
@@ -130,7 +124,7 @@ def read_texts(config: ConversationSourceConfig, seed: int = 0) -> list[str]:
             f"data.format: the llm_pretrain stage reads texts; expected format 'text', got '{config.format}'"
         )
     texts = []
-    for number, row in itertools.islice(read_json_lines(Path(config.path)), config.max_samples):
+    for number, row in read_json_lines(Path(config.path)):
         if not isinstance(row.get("text"), str):
             raise UserError(f'{config.path} line {number}: expected an object with a "text"')
         texts.append(row["text"])

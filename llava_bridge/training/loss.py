@@ -32,18 +32,17 @@ class LlavaLoss(nn.Module):
 
     Args:
         llava: a transformers LLaVA.
-        use_liger_kernel: whether Liger's kernel may compute the loss.
         square_images: whether a LLaVA with tiles reads one square for each image.
     """
 
     accepts_loss_kwargs = True  # HF's Trainer then passes num_items_in_batch
 
-    def __init__(self, llava: Any, use_liger_kernel: bool = True, square_images: bool = False) -> None:
+    def __init__(self, llava: Any, square_images: bool = False) -> None:
         super().__init__()
         self.square_images = square_images
         if square_images:
             use_square_images(llava)
-        self.llava, self.use_liger_kernel = llava, use_liger_kernel
+        self.llava = llava
         self.config = llava.config  # DeepSpeed's "auto" settings read the width from it
         llava.model.get_placeholder_mask = functools.partial(image_token_mask, llava.config.image_token_id)
 
@@ -91,7 +90,7 @@ class LlavaLoss(nn.Module):
         supervised = supervised_indices(labels) if supervised is None else supervised
         targets = labels.flatten()[supervised + 1]
         states = hidden.flatten(0, 1)[supervised]
-        total = chunked_cross_entropy(states, self.llava.lm_head, targets, self.use_liger_kernel)
+        total = chunked_cross_entropy(states, self.llava.lm_head, targets)
         loss = total / (max(1, len(supervised)) if num_items_in_batch is None else num_items_in_batch)
         if not count_matches:
             return {"loss": loss}
@@ -152,7 +151,7 @@ def blank_image_inputs(config: Any, like: Tensor, square: bool = False) -> dict[
     }
 
 
-def chunked_cross_entropy(hidden: Tensor, head: nn.Module, labels: Tensor, use_liger_kernel: bool = True) -> Tensor:
+def chunked_cross_entropy(hidden: Tensor, head: nn.Module, labels: Tensor) -> Tensor:
     """Summed cross-entropy () of an output layer, as `clips.model.losses.linear_cross_entropy` computes it.
 
     On a GPU Liger's kernel computes it if it is installed: the same values in fewer passes over the logits.
@@ -161,15 +160,13 @@ def chunked_cross_entropy(hidden: Tensor, head: nn.Module, labels: Tensor, use_l
         hidden: (N, D).
         head: a linear layer to V logits.
         labels: (N,).
-        use_liger_kernel: whether Liger's kernel may compute it.
     """
     weight: Any = head.weight
     if (bias := getattr(head, "bias", None)) is not None:  # the weights of one more input, which is always 1
         hidden, weight = F.pad(hidden, (0, 1), value=1.0), torch.cat([weight, bias[:, None]], dim=1)
     device = weight.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-    use_liger_kernel = use_liger_kernel and hidden.is_cuda and len(hidden) > 0
-    if use_liger_kernel and importlib.util.find_spec("liger_kernel") is not None:
+    if hidden.is_cuda and len(hidden) > 0 and importlib.util.find_spec("liger_kernel") is not None:
         return liger_cross_entropy(hidden.to(dtype), weight.to(dtype), labels)
     return linear_cross_entropy(hidden, weight, labels, dtype)
 

@@ -21,8 +21,8 @@ DEFAULT_TUNABLE_PARTS: dict[str, tuple[Part, ...]] = {
     "instruct": ("projector", "llm"),
 }
 """The parts that each stage trains by default; all others are frozen."""
-RATE_FIELDS: dict[Part, str] = {"vision": "vision_tower_lr", "projector": "projector_lr", "llm": "llm_lr"}
-"""The field of each part's own peak learning rate."""
+RATE_FIELDS: dict[Part, str] = {"vision": "vision_tower_lr", "projector": "projector_lr"}
+"""The fields of peak learning rates other than the LLM's, ``learning_rate``."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,9 +110,8 @@ class StageConfig:
         micro_batch_size: samples per forward pass of a process; null uses its slice of the batch.
         learning_rate: peak learning rate.
         tunable_parts: the trained parts: vision, projector, llm; null uses the stage's default. Others are frozen.
-        vision_tower_lr: peak learning rate of the vision tower; null uses ``learning_rate``, as for the other parts.
+        vision_tower_lr: peak learning rate of the vision tower; null uses ``learning_rate``, the LLM's.
         projector_lr: of the projector.
-        llm_lr: of the LLM, or its adapters.
         lora: adapters that are trained instead of full weights; null trains the weights.
         warmup_ratio: ratio of the steps with linear warmup to ``learning_rate``.
         weight_decay: of AdamW.
@@ -147,7 +146,6 @@ class StageConfig:
     tunable_parts: list[Part] | None = None
     vision_tower_lr: float | None = None
     projector_lr: float | None = None
-    llm_lr: float | None = None
     lora: LoraConfig | None = None
     warmup_ratio: float = 0.03
     weight_decay: float = 0.0
@@ -171,7 +169,7 @@ class StageConfig:
 
     def peak_lr(self, part: Part) -> float:
         """The peak learning rate of a part."""
-        own: float | None = getattr(self, RATE_FIELDS[part])
+        own: float | None = getattr(self, RATE_FIELDS[part]) if part in RATE_FIELDS else None
         return self.learning_rate if own is None else own
 
     def check(self, name: str, processes: int) -> None:

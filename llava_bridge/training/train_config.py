@@ -29,13 +29,11 @@ class DistributedConfig:
             for each visible GPU, or one without a GPU.
         deepspeed: the DeepSpeed JSON: zero2, zero2_offload, zero3, zero3_offload (shipped) or a file.
         torch_compile: compile the layers of the LLM and the encoder, and the projector, with torch.compile.
-        use_liger_kernel: on a GPU compute the loss with Liger's kernel, if it is installed.
     """
 
     num_processes: int | None = dataclasses.field(default=None, metadata=RUN_ONLY)
     deepspeed: str = "zero2"
     torch_compile: bool = dataclasses.field(default=False, metadata=RUN_ONLY)
-    use_liger_kernel: bool = dataclasses.field(default=True, metadata=RUN_ONLY)
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "num_processes", prefix="distributed.")

@@ -84,7 +84,7 @@ def train_stage(
     progress = StageProgress(name, stage.global_batch_size, work / "metrics.jsonl", start_time, trackers)
     model = setup.model
     if "vision" in setup.parts:
-        model = LlavaLoss(model, config.distributed.use_liger_kernel, setup.square_images)
+        model = LlavaLoss(model, setup.square_images)
     masters = finer_than_bf16(setup.model) if bf16 else {}
     trainer = _make_trainer(config, name, setup, model, steps, checkpoint, folder / CHECKPOINTS_DIR)
     callback = _add_callback(trainer, setup, progress, stop, masters)

@@ -141,12 +141,12 @@ FORMATS: dict[str, Format] = {
     "conversations": Format(
         about="rows with messages, conversations or texts, and images: a directory of datasets, parquet, JSON lines",
         conversations="conversation_rows:read_rows",
-        takes=("split", "image_root", "max_cache_gb"),
+        takes=("split", "image_root"),
     ),
     "vqa": Format(
         about="rows with a question, an answer and an image: a directory of datasets, parquet, JSON lines",
         conversations="conversation_rows:read_questions",
-        takes=("split", "image_root", "max_cache_gb"),
+        takes=("split", "image_root"),
     ),
     "cocoqa": Format(
         about="COCO-QA: JSON lines of image, question, answer",

@@ -36,6 +36,8 @@ IMAGE_KEYS = ("images", "image")
 ANSWER_KEYS = ("answer", "answers")
 """The column names that datasets use for the answer to a ``question``."""
 _BATCH_ROWS = 256
+_CACHE_BYTES = 100e9
+"""More than the images of LLaVA's 665K samples; of a larger table the row groups that were read last stay."""
 _SUFFIXES = (".parquet", ".jsonl", ".json")
 
 
@@ -116,7 +118,7 @@ def _read_files(location: Location, layout: RowLayout) -> Iterator[Conversation]
     for file in _files(location):
         root = location.image_root() if location.spec.image_root or path.is_dir() else file.parent
         if file.suffix == ".parquet":
-            yield from _read_parquet(file, root, location.spec.max_cache_gb, layout)
+            yield from _read_parquet(file, root, layout)
         elif file.suffix in _SUFFIXES:
             yield from _read_json(file, root, layout)
         else:
@@ -177,7 +179,7 @@ def _parse_cells(
     return images, place_images(layout.turns(*values), len(images))
 
 
-def _read_parquet(file: Path, root: Path, cache_gb: float, layout: RowLayout) -> Iterator[Conversation]:
+def _read_parquet(file: Path, root: Path, layout: RowLayout) -> Iterator[Conversation]:
     import pyarrow.parquet
 
     from clips.data.sources.parquet import ParquetRows
@@ -188,7 +190,7 @@ def _read_parquet(file: Path, root: Path, cache_gb: float, layout: RowLayout) ->
     columns, image_column = layout.choose(names, f"{file}: ")
     read, images = [*columns], None
     if image_column in names:
-        cache = ShardCache(cache_directory("rows"), cache_gb * 1e9)
+        cache = ShardCache(cache_directory("rows"), _CACHE_BYTES)
         rows = ParquetRows([str(file.resolve())], cache).select_columns([image_column])
         images = ImageColumn(rows, image_column, str(file), root)
         leaves = [leaf.path for leaf in map(reader.schema.column, range(len(reader.schema)))]

@@ -47,7 +47,6 @@ class DatasetSpec:
         subset: configuration of a Hub dataset (``datasets``).
         image_column: column of the images or their names (``datasets``, ``table``); None: the first with a usual name.
         caption_columns: columns of the captions (``datasets``, ``table``); one column of lists, or several columns.
-        max_cache_gb: limit of the disk cache for images of streamed tables.
     """
 
     path: str
@@ -58,7 +57,6 @@ class DatasetSpec:
     subset: str | None = None
     image_column: str | None = None
     caption_columns: tuple[str, ...] = ()
-    max_cache_gb: float = 100.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
