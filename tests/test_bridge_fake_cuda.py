@@ -27,7 +27,7 @@ from llava_bridge.training.stage_config import LoraConfig
 from llava_bridge.training.trainer import recompute_layers, set_trainable_parts
 
 EVERY = ["vision", "projector", "llm"]
-LORA = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, apply_to=["llm", "vision"])
+LORA = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0)
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "align": ("align", {}),
     "align, cached": ("align", {"cache_vision_features": True}),

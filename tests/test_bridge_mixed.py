@@ -25,10 +25,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "padded": {"lora": LORA, "activation_checkpointing": True},
     "packed": {"packing": True, "max_length": 120, "tunable_parts": EVERY},
     "tiles": {"max_length": 400, "activation_checkpointing": True},
-    "adapted_tiles": {
-        "max_length": 400,
-        "lora": LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, apply_to=["llm", "vision"]),
-    },
+    "adapted_tiles": {"max_length": 400, "lora": LORA},
     "unfrozen_tiles": {"max_length": 400, "tunable_parts": EVERY, "micro_batch_size": 1},
 }
 """The settings of a stage. Tiles are LLaVA-NeXT's (anyres), ``padded`` pads to squares, the others squash."""

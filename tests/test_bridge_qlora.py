@@ -115,8 +115,6 @@ def test_unsupported_settings_are_rejected(parts: Parts, tmp_path: Path, monkeyp
     def check(**distributed: Any) -> None:
         work_dir.check_inputs(dataclasses.replace(config, distributed=DistributedConfig(**distributed)))
 
-    with pytest.raises(UserError, match=r"lora.quantization: expected none without llm among lora.apply_to"):
-        LoraConfig(apply_to=["vision"], quantization="nf4")
     monkeypatch.setattr(work_dir.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"^instruct.lora.quantization: expected bitsandbytes .*clips-suite\[qlora\]"):
         check()

@@ -39,8 +39,7 @@ class OpenClipVit(VisionTower):
         super().__init__()
         self.visual = visual
         self.depth = len(visual.transformer.resblocks)
-        # PyTorch's own attention reads the weights of its output layer: an adapter of PEFT there would have no effect,
-        # and vLLM removes the weights of layers that it replaces.
+        # PyTorch's own attention reads the weights of its output layer, which vLLM replaces.
         pack_attention(visual.transformer, SelfAttention)
 
     def states(self, pixels: Tensor, deepest: int) -> Iterator[Tensor]:

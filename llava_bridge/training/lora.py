@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import math
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -93,41 +92,35 @@ def copy_dequantized(trained: nn.Module, fresh: nn.Module) -> None:
 
 ADAPTER_DIR = "adapter"
 """The directory of unmerged adapters in a LLaVA directory."""
-_PARTS = {"vision": r"(.*\.)?vision_tower\.", "llm": r"(.*\.)?language_model\."}
 
 
 def add_lora(model: nn.Module, config: LoraConfig) -> Any:
-    """Add adapters to the linear layers of ``model``, in place; only they are trainable afterwards.
+    """Add adapters to the linear layers of the LLM in ``model``, in place; only they are trainable afterwards.
 
     Args:
         model: a transformers LLaVA.
-        config: the layers, and the adapters' settings.
+        config: the adapters' settings.
 
     Returns:
         PEFT's wrapper of ``model``, which merges and saves.
 
     Raises:
-        UserError: ``target_modules`` names no linear layer of the parts.
+        UserError: the LLM has no linear layers.
     """
     import peft
 
-    parts = re.compile("|".join(_PARTS[part] for part in config.apply_to))
-    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and parts.match(name)]
-    chosen = config.target_modules
-    targets = [name for name in layers if chosen is None or name.rpartition(".")[2] in chosen]
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    targets = [name for name in linear if "language_model" in name.split(".")]
     if not targets:
-        known = ", ".join(sorted({name.rpartition(".")[2] for name in layers})) or "a model with linear layers"
-        raise UserError(f"lora.target_modules: expected some of {known}, got {list(chosen or ())}")
+        raise UserError("lora: expected an LLM with linear layers (torch.nn.Linear)")
     settings = peft.LoraConfig(
         r=config.r,
         lora_alpha=config.lora_alpha,  # type: ignore[arg-type]
         lora_dropout=config.lora_dropout,
-        use_dora=config.use_dora,
         target_modules=targets,
         bias="none",
     )
-    # DoRA initializes its magnitudes with the weights.
-    with contextlib.nullcontext() if config.use_dora else _as_if_float32(model):
+    with _as_if_float32(model):
         return peft.get_peft_model(model, settings)
 
 

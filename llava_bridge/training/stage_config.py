@@ -27,16 +27,14 @@ RATE_FIELDS: dict[Part, str] = {"vision": "vision_tower_lr", "projector": "proje
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    """Low-rank adapters (LoRA, arXiv 2106.09685) next to frozen linear layers. Defaults are LLaVA-1.5's.
+    """Low-rank adapters (LoRA, arXiv 2106.09685) next to the LLM's linear layers. Defaults are LLaVA-1.5's.
+
+    As in LLaVA all linear layers have one but for the output layer; other parts are trained by ``tunable_parts``.
 
     Args:
         r: rank of the matrices.
         lora_alpha: the adapters' output is scaled by lora_alpha / r.
         lora_dropout: dropout probability of their inputs.
-        use_dora: also learn magnitudes (DoRA, arXiv 2402.09353).
-        target_modules: names of linear layers, such as q_proj; null adapts all of them.
-        apply_to: the parts whose linear layers are adapted; a part's other weights are frozen. Other parts are trained
-            or frozen by ``tunable_parts``.
         merge_weights: merge the adapters into the weights at the end. Otherwise the last stage writes them to the
             output's ``adapter/``, next to the initial weights.
         quantization: ``nf4`` quantizes the LLM's linear layers to 4 bits during training (QLoRA, arXiv 2305.14314); the
@@ -46,9 +44,6 @@ class LoraConfig:
     r: int = 128
     lora_alpha: float = 256.0
     lora_dropout: float = 0.05
-    use_dora: bool = False
-    target_modules: tuple[str, ...] | None = None
-    apply_to: list[Literal["vision", "llm"]] = dataclasses.field(default_factory=lambda: ["llm"])
     merge_weights: bool = True
     quantization: Literal["nf4"] | None = None
 
@@ -58,12 +53,6 @@ class LoraConfig:
             raise UserError(f"lora.lora_alpha: expected more than 0, got {self.lora_alpha}")
         if not 0 <= self.lora_dropout < 1:
             raise UserError(f"lora.lora_dropout: expected a ratio from 0 to below 1, got {self.lora_dropout}")
-        if not self.apply_to or len(set(self.apply_to)) != len(self.apply_to):
-            raise UserError(f"lora.apply_to: expected some of vision, llm, each once, got {list(self.apply_to)}")
-        if self.quantization and "llm" not in self.apply_to:
-            raise UserError(
-                f"lora.quantization: expected none without llm among lora.apply_to, got {self.quantization}"
-            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -164,8 +153,7 @@ class StageConfig:
     def trained_parts(self, name: str) -> tuple[Part, ...]:
         """The trained parts of the stage ``name``, including those with adapters."""
         parts = DEFAULT_TUNABLE_PARTS[name] if self.tunable_parts is None else tuple(self.tunable_parts)
-        adapted = () if self.lora is None else tuple(part for part in self.lora.apply_to if part not in parts)
-        return (*parts, *adapted)
+        return parts if self.lora is None or "llm" in parts else (*parts, "llm")
 
     def peak_lr(self, part: Part) -> float:
         """The peak learning rate of a part."""

@@ -63,9 +63,7 @@ def train_stage(
     started = time.monotonic()
     stage, folder = config.stage(name), work / name
     bf16 = precision(config) == "bf16"
-    # DeepSpeed rounds to bf16 itself; DoRA computes with the initial weights.
-    keep_bf16 = bf16 and not (stage.lora and stage.lora.use_dora)
-    setup = setup_stage(config, name, work, keep_bf16=keep_bf16)
+    setup = setup_stage(config, name, work, keep_bf16=bf16)  # DeepSpeed rounds to bf16 itself
     torch.manual_seed(config.seed)  # for adapters, regardless of earlier stages
     set_trainable_parts(setup, stage, name, torch.bfloat16 if bf16 else torch.float32)
     if stage.cache_vision_features:
@@ -175,9 +173,8 @@ def set_trainable_parts(setup: StageSetup, stage: StageConfig, name: str, comput
         if stage.lora.quantization is not None:
             quantize(setup.model, stage.lora.quantization, compute)
         add_lora(setup.model, stage.lora)
-    adapted = () if stage.lora is None else stage.lora.apply_to
     for part in stage.trained_parts(name):
-        if part not in adapted:
+        if part != "llm" or stage.lora is None:
             setup.parts[part].requires_grad_(True)
     if setup.square_images:
         setup.model.model.image_newline.requires_grad_(False)  # not used
@@ -249,7 +246,7 @@ def _log_stage(setup: StageSetup, config: LlavaTrainConfig, name: str, steps: in
         if trainable in (0, count):
             log_rank0(f"{name}: {part} {'trainable' if trainable else 'frozen'}, {count:,} parameters")
         else:
-            kind = "adapter parameters" if stage.lora is not None and part in stage.lora.apply_to else "parameters"
+            kind = "adapter parameters" if stage.lora is not None and part == "llm" else "parameters"
             log_rank0(f"{name}: {part} has {trainable:,} trainable {kind}, {count - trainable:,} frozen")
     log_rank0(
         f"{name}: {len(setup.dataset):,} samples, {steps} steps of {stage.global_batch_size}, {precision(config)}"
