@@ -1,8 +1,7 @@
-"""Validation during a stage: against generation, with other numbers of processes, and next to an unchanged training."""
+"""Validation during the last stage: against generation, in several processes, next to an unchanged training."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,11 @@ from bridge_world import metrics
 from torch import nn
 
 from clips.errors import UserError
-from clips.text_files import read_yaml
-from clips.typed_data import from_plain
 from llava_bridge import answer_conversations, load_llava
+from llava_bridge.data import HeldOutSourceConfig
 from llava_bridge.training.loss import count_matching_answers
-from llava_bridge.training.setup import setup_stage
-from llava_bridge.training.stage_config import LoraConfig, StageConfig, ValidationConfig
-from llava_bridge.training.train_config import DistributedConfig, LlavaTrainConfig
+from llava_bridge.training.stage_config import LoraConfig, ValidationConfig
+from llava_bridge.training.train_config import DistributedConfig
 
 HELD_OUT = 7  # samples, of which two processes have 4 and 3
 BATCH = 2
@@ -69,16 +66,13 @@ def validated(
 
     With dropout the training depends on the random numbers, which differ with the number of processes.
     """
-    source = bridge_world.source(parts.talk)[0]
     adapters = LoraConfig(r=8, lora_alpha=16, lora_dropout=lora_dropout)
     settings: dict[str, Any] = {"lora": adapters, "max_steps": 50, "micro_batch_size": BATCH, "learning_rate": 3e-2}
     if eval_steps is not None:
         path = directory / "held_out.json"
-        config = type(source)(path=str(path), image_root=str(parts.talk))
-        benchmark = type(source)(path=str(directory / "questions.json"), image_root=str(parts.talk))
-        settings["validation"] = ValidationConfig(
-            source=config, benchmarks={"colors": benchmark}, eval_steps=eval_steps
-        )
+        config = HeldOutSourceConfig(path=str(path), image_root=str(parts.talk))
+        benchmark = HeldOutSourceConfig(path=str(directory / "questions.json"), image_root=str(parts.talk))
+        fields["validation"] = ValidationConfig(source=config, benchmarks={"colors": benchmark}, eval_steps=eval_steps)
     return bridge_world.instruct_file(directory, name, parts, settings, num_workers=0, **fields)
 
 
@@ -165,46 +159,36 @@ def test_two_processes_measure_what_one_does(
         assert validations(runs / name)[step] == pytest.approx(expected, abs=2e-3), step
 
 
-def test_a_benchmark_is_asked_in_the_llavas_template_and_its_invalid_questions_are_left_out(
-    tmp_path: Path, bridge_parts: Any
-) -> None:
-    """The stage's template has no questions; of the last benchmark no question can be used."""
+def test_only_the_last_stage_is_validated_and_invalid_questions_are_left_out(tmp_path: Path, bridge_parts: Any) -> None:
+    """Of the last benchmark no question can be used."""
     rows = json.loads((bridge_parts.talk / "talk.json").read_text())
-    for row in rows:
-        del row["conversations"][2:]  # the template has one question
     sources = []
     for name, image in (("colors", None), ("missing", "missing.png")):
         (tmp_path / f"{name}.json").write_text(json.dumps([{**row, "image": image or row["image"]} for row in rows]))
-        source = bridge_world.source(bridge_parts.talk)[0]
         file = str(tmp_path / f"{name}.json")
-        sources.append(dataclasses.replace(source, path=file, image_root=str(bridge_parts.talk)))
+        sources.append(HeldOutSourceConfig(path=file, image_root=str(bridge_parts.talk)))
     usable, missing = sources
     validation = ValidationConfig(source=usable, benchmarks={"colors": usable, "missing": missing}, eval_steps=1)
-    settings: dict[str, Any] = {"data": [usable], "max_steps": 1}
-    stages = {
-        "align": bridge_world.stage(bridge_parts.talk, **settings, validation=validation, chat_template="plain"),
-        "instruct": bridge_world.stage(bridge_parts.talk, **settings),
-    }
+    stages = {name: bridge_world.stage(bridge_parts.talk, max_steps=1) for name in ("align", "instruct")}
     parts = {"encoder": str(bridge_parts.encoder), "llm": str(bridge_parts.llm)}
     file = bridge_world.config_file(
-        tmp_path, "llava", bridge_parts.talk, stages=[*stages], **stages, **parts, num_workers=0
+        tmp_path, "llava", bridge_parts.talk, stages=[*stages], **stages, **parts, validation=validation, num_workers=0
     )
-    setup = setup_stage(from_plain(LlavaTrainConfig, read_yaml(file)), "align", tmp_path)
-    texts = [setup.processor.tokenizer.decode(setup.held_out[name][0]["input_ids"]) for name in ("", "colors")]
-    assert ["What color" in text for text in texts] == [False, True]
     printed = bridge_world.trained_alone(file)
-    assert f"validation of missing without {len(rows)} invalid samples" in printed
-    row = json.loads((tmp_path / "llava" / "metrics.jsonl").read_text().splitlines()[0])
-    assert "val_colors_exact_match" in row
-    assert "val_missing_exact_match" not in row
+    assert f"validation of missing without {2 * len(rows)} invalid samples" in printed
+    first, row = map(json.loads, (tmp_path / "llava" / "metrics.jsonl").read_text().splitlines())
+    assert not any(name.startswith("val") for name in first)
+    assert {name for name in row if name.startswith("val")} == {
+        "val_loss",
+        "val_exact_match",
+        "val_colors_exact_match",
+    }
 
 
 def test_settings_are_checked(tmp_path: Path, bridge_parts: Any) -> None:
-    source = bridge_world.source(bridge_parts.talk)[0]
+    source = HeldOutSourceConfig(path="talk.json")
     with pytest.raises(UserError, match=r"^validation\.eval_steps: expected 1 or more, got 0"):
         ValidationConfig(source=source, eval_steps=0)
-    with pytest.raises(UserError, match=r"^llm_pretrain\.validation\.source: expected none; only align and instruct"):
-        StageConfig(data=[source], validation=ValidationConfig(source=source)).check("llm_pretrain", 1)
     with pytest.raises(UserError, match=r"^validation\.benchmarks: expected names of a-z, 0-9 and _, got 'A b'"):
         ValidationConfig(benchmarks={"A b": source})
     for present, field in (("none.json", "source"), ("held_out.json", "benchmarks.colors")):
@@ -212,4 +196,4 @@ def test_settings_are_checked(tmp_path: Path, bridge_parts: Any) -> None:
         file = validated(tmp_path, "missing", bridge_parts)
         status, _, error = bridge_world.run_cli("train", "--config", str(file))
         assert status == 2
-        assert error.splitlines()[-1].startswith(f"llava-bridge: instruct.validation.{field}: ")
+        assert error.splitlines()[-1].startswith(f"llava-bridge: validation.{field}: ")

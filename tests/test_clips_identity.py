@@ -75,9 +75,9 @@ def test_settings_that_may_change_on_resume():
     encoder |= {"data.num_workers", "data.cache_images"}
     encoder |= {"data.max_invalid_ratio", "data.sources[].cache_dir", "data.sources[].max_cache_gb"}
     assert run_only_fields(EncoderTrainConfig) == encoder
-    llava = {"output", "report_to", "logging_steps", "save_steps", "num_workers", "max_invalid_ratio"}
+    llava = {"output", "report_to", "logging_steps", "save_steps", "num_workers", "max_invalid_ratio", "validation"}
     llava |= {"distributed.num_processes", "distributed.torch_compile"}
     for stage in ("llm_pretrain", "align", "instruct"):
-        fields = ["cache_vision_features", "activation_checkpointing", "data[].missing_images", "validation"]
+        fields = ["cache_vision_features", "activation_checkpointing", "data[].missing_images"]
         llava |= {f"{stage}.{name}" for name in fields}
     assert run_only_fields(LlavaTrainConfig) == llava

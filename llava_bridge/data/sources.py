@@ -26,8 +26,8 @@ READ_FORMATS = (TEXT, *(name for name, entry in FORMATS.items() if entry.convers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ConversationSourceConfig:
-    """One data source.
+class HeldOutSourceConfig:
+    """Conversations, or captions of which each image has one.
 
     Args:
         path: its file or directory. ``conversations``, ``vqa`` and ``webdataset`` also accept ``{000..127}`` for many
@@ -40,6 +40,23 @@ class ConversationSourceConfig:
         image_root: base directory of image references; null uses the directory of the file.
         split: for ``karpathy`` and directories of ``conversations`` or ``vqa`` the split to read; for ``cocoqa``
             ``train`` (without the held-out fifth of the photos), ``held_out`` or ``all``.
+    """
+
+    path: str
+    format: str = "llava"
+    image_root: str | None = None
+    split: str = "train"
+
+    def __post_init__(self) -> None:
+        if self.format not in READ_FORMATS:
+            raise unknown_name_error(self.format, READ_FORMATS, "data.format")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConversationSourceConfig(HeldOutSourceConfig):
+    """One data source.
+
+    Args:
         captions_per_image: maximum number of captions of each image; null uses all.
         repeats: repetitions of each sample per epoch: 0.5 uses a random half, 2 each twice, 1.5 each once and a random
             half twice.
@@ -47,17 +64,12 @@ class ConversationSourceConfig:
             files of all images before training starts.
     """
 
-    path: str
-    format: str = "llava"
-    image_root: str | None = None
-    split: str = "train"
     captions_per_image: int | None = 1
     repeats: float = 1.0
     missing_images: Literal["skip", "error"] = dataclasses.field(default="skip", metadata=RUN_ONLY)
 
     def __post_init__(self) -> None:
-        if self.format not in READ_FORMATS:
-            raise unknown_name_error(self.format, READ_FORMATS, "data.format")
+        super().__post_init__()
         check_at_least(1, self, "captions_per_image", prefix="data.")
         if not 0 < self.repeats < math.inf:
             raise UserError(f"data.repeats: expected more than 0, got {self.repeats}")
@@ -80,6 +92,19 @@ def read_samples(config: ConversationSourceConfig, seed: int = 0) -> list[Conver
     Raises:
         UserError: a missing or malformed file, or an empty one.
     """
+    return _repeated(read_conversations(config, config.captions_per_image), config, seed)
+
+
+def read_conversations(config: HeldOutSourceConfig, captions_per_image: int | None = 1) -> list[Conversation]:
+    """Every conversation of one source once.
+
+    Args:
+        config: the source.
+        captions_per_image: maximum number of captions of each image; None uses all.
+
+    Raises:
+        UserError: a missing or malformed file, or an empty one.
+    """
     if config.format == TEXT:
         raise UserError(f"data.format: {config.path} is text, which only the llm_pretrain stage reads")
     settings = {"split": config.split, "image_root": config.image_root}
@@ -89,7 +114,7 @@ def read_samples(config: ConversationSourceConfig, seed: int = 0) -> list[Conver
     if FORMATS[config.format].conversations:
         records = read_dataset(spec, "conversations").records
     else:
-        records = _captions(spec, config.captions_per_image)
+        records = _captions(spec, captions_per_image)
     samples = list(records)
     if not samples:
         raise UserError(f"{config.path}: no samples (format {config.format}, split {config.split})")
@@ -97,7 +122,7 @@ def read_samples(config: ConversationSourceConfig, seed: int = 0) -> list[Conver
         raise UserError(
             f"{config.path}: none of {len(samples)} samples can be used; {samples[0].name}: {samples[0].fault}"
         )
-    return _repeated(samples, config, seed)
+    return samples
 
 
 def _captions(spec: DatasetSpec, captions_per_image: int | None) -> Iterator[Conversation]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from clips.core.identity import RUN_ONLY
 from clips.errors import UserError, check_at_least
-from llava_bridge.data.sources import ConversationSourceConfig
+from llava_bridge.data.sources import ConversationSourceConfig, HeldOutSourceConfig
 
 STAGE_NAMES = ("llm_pretrain", "align", "instruct")
 """In the order in which they can follow each other."""
@@ -57,28 +57,28 @@ class LoraConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
-    """Loss and exact match on held-out conversations, and exact match on benchmarks, during a stage.
+    """Loss and exact match on held-out conversations, and exact match on benchmarks, during the last stage.
+
+    Of each source, and of the questions of each benchmark, 1000 are used.
 
     Args:
         source: the conversations, or captions, whose loss and exact match are measured.
         benchmarks: sources of questions with short answers, each by a name of one's choice; the case of the answer's
             first letter is ignored.
         eval_steps: steps between validations; the last step has one, too.
-        num_samples: number of samples of the source, and of questions of each benchmark, evenly spaced.
     """
 
-    source: ConversationSourceConfig | None = None
-    benchmarks: dict[str, ConversationSourceConfig] = dataclasses.field(default_factory=dict)
+    source: HeldOutSourceConfig | None = None
+    benchmarks: dict[str, HeldOutSourceConfig] = dataclasses.field(default_factory=dict)
     eval_steps: int = 500
-    num_samples: int = 1000
 
     def __post_init__(self) -> None:
-        check_at_least(1, self, "eval_steps", "num_samples", prefix="validation.")
+        check_at_least(1, self, "eval_steps", prefix="validation.")
         for name in self.benchmarks:
             if not re.fullmatch("[a-z0-9_]+", name):
                 raise UserError(f"validation.benchmarks: expected names of a-z, 0-9 and _, got '{name}'")
 
-    def sources(self) -> Iterator[tuple[str, str, ConversationSourceConfig]]:
+    def sources(self) -> Iterator[tuple[str, str, HeldOutSourceConfig]]:
         """The sources: field, name of the benchmark or "", settings."""
         if self.source is not None:
             yield "validation.source", "", self.source
@@ -92,7 +92,6 @@ class StageConfig:
 
     Args:
         data: its sources; their samples are shuffled together.
-        validation: loss and exact match on held-out samples and benchmarks during the stage.
         num_epochs: passes over the data, without ``max_steps``.
         max_steps: optimizer steps; null uses ``num_epochs``.
         global_batch_size: samples per step, over all processes.
@@ -126,7 +125,6 @@ class StageConfig:
     """
 
     data: list[ConversationSourceConfig] = dataclasses.field(default_factory=list)
-    validation: ValidationConfig = dataclasses.field(default_factory=ValidationConfig, metadata=RUN_ONLY)
     num_epochs: float = 1.0
     max_steps: int | None = None
     global_batch_size: int = 32
@@ -192,8 +190,7 @@ class StageConfig:
             raise UserError(
                 f"{name}.tunable_parts: expected some of {', '.join(known)}, each once, got {self.tunable_parts}"
             )
-        used: dict[str, Any] = {field: source for field, _, source in self.validation.sources()}
-        used |= {"packing": self.packing, "lora": self.lora}
+        used: dict[str, Any] = {"packing": self.packing, "lora": self.lora}
         if name == "llm_pretrain" and (field := next((field for field, value in used.items() if value), None)):
             raise UserError(f"llm_pretrain.{field}: expected none; only align and instruct have it")
         if self.cache_vision_features and (name == "llm_pretrain" or "vision" in self.trained_parts(name)):

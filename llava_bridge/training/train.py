@@ -96,8 +96,7 @@ def _prepare(work: Path, config: LlavaTrainConfig) -> None:
         UserError: images are missing with ``missing_images: error``, or another run has progress here.
     """
     stages = [config.stage(name) for name in config.stages if name != "llm_pretrain"]
-    held_out = [source for stage in stages for _, _, source in stage.validation.sources()]
-    for data in [*(data for stage in stages for data in stage.data), *held_out]:
+    for data in (data for stage in stages for data in stage.data):
         if data.missing_images == "error" and data.format != "text":
             log_rank0(f"checking all images of {data.path}")
             reject_missing(read_samples(data, config.seed), data.path, log_rank0)

@@ -17,6 +17,7 @@ from llava_bridge.training.stage_config import (
     InstructConfig,
     LlmPretrainConfig,
     StageConfig,
+    ValidationConfig,
 )
 
 
@@ -63,6 +64,7 @@ class LlavaTrainConfig(AssemblyConfig):
         llm_pretrain: trains the LLM without images, on text (format ``text``) or on the text of conversations.
         align: trains the projector only; LLaVA calls this stage pretraining.
         instruct: trains projector and LLM; LLaVA calls this stage finetuning.
+        validation: loss and exact match on held-out samples and benchmarks during the last stage.
         distributed: processes and DeepSpeed settings.
         precision: ``auto`` uses bf16 if the hardware computes it faster than fp32. A frozen encoder is bit-identical in
             the output either way.
@@ -87,6 +89,7 @@ class LlavaTrainConfig(AssemblyConfig):
     llm_pretrain: LlmPretrainConfig = dataclasses.field(default_factory=LlmPretrainConfig)
     align: AlignConfig = dataclasses.field(default_factory=AlignConfig)
     instruct: InstructConfig = dataclasses.field(default_factory=InstructConfig)
+    validation: ValidationConfig = dataclasses.field(default_factory=ValidationConfig, metadata=RUN_ONLY)
     distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     save_steps: int = dataclasses.field(default=500, metadata=RUN_ONLY)
@@ -99,6 +102,8 @@ class LlavaTrainConfig(AssemblyConfig):
         self._check_stages()
         for stage in self.stages:
             self.stage(stage).check(stage, self.distributed.num_processes or 1)
+        if self.stages[-1] == "llm_pretrain" and any(self.validation.sources()):
+            raise UserError("validation: expected no source and no benchmarks with llm_pretrain as the last stage")
         self._check_model()
         super().__post_init__()
         self._check_stage_overrides()

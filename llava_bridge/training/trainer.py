@@ -42,7 +42,7 @@ from llava_bridge.training.loss import LlavaLoss
 from llava_bridge.training.save_model import save_stage_model
 from llava_bridge.training.setup import StageSetup, precision, setup_stage
 from llava_bridge.training.sharded_weights import finer_than_bf16, frozen_fits_bf16, set_masters
-from llava_bridge.training.stage_config import StageConfig
+from llava_bridge.training.stage_config import StageConfig, ValidationConfig
 from llava_bridge.training.stage_trainer import StageTrainer
 from llava_bridge.training.train_config import LlavaTrainConfig
 from llava_bridge.training.validation import StageValidation
@@ -85,7 +85,7 @@ def train_stage(
         model = LlavaLoss(model, setup.square_images)
     masters = finer_than_bf16(setup.model) if bf16 else {}
     trainer = _make_trainer(config, name, setup, model, steps, checkpoint, folder / CHECKPOINTS_DIR)
-    callback = _add_callback(trainer, setup, progress, stop, masters)
+    callback = _add_callback(trainer, setup, config.validation, progress, stop, masters)
     del masters
     flush = _flush_each_pass(trainer, setup) if stage.cache_vision_features else lambda: None
     with detached_frozen_encoder(setup):
@@ -136,6 +136,7 @@ def _make_trainer(
 def _add_callback(
     trainer: StageTrainer,
     setup: StageSetup,
+    validation: ValidationConfig,
     progress: StageProgress,
     stop: DistributedStopRequest,
     masters: Mapping[str, Tensor],
@@ -147,8 +148,7 @@ def _add_callback(
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(callback)
     if setup.held_out:
-        config = trainer.stage.validation
-        trainer.add_callback(StageValidation(config, setup.held_out, trainer, progress, stop, callback.hung))
+        trainer.add_callback(StageValidation(validation, setup.held_out, trainer, progress, stop, callback.hung))
     return callback
 
 

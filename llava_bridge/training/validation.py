@@ -1,4 +1,4 @@
-"""Validation during a stage: the loss and the exact match on held-out conversations, and the exact match on benchmarks.
+"""Validation during the last stage: loss and exact match on held-out conversations, exact match on benchmarks.
 
 The processes share the samples. The metrics are those of one process, up to rounding, and the training is the same with
 and without validation.

@@ -15,6 +15,7 @@ from clips.core.locks import lock_output
 from clips.data.formats.conversation_rows import local_files
 from clips.errors import UserError, unknown_name_error
 from clips.parallel.visible_gpus import visible_gpus
+from llava_bridge.data.sources import HeldOutSourceConfig
 from llava_bridge.encoders.spec import check_encoder_files
 from llava_bridge.model.llava_checks import check_llava_dir, check_llm_dir
 from llava_bridge.training.launch import deepspeed_config, launcher_world_size
@@ -77,15 +78,16 @@ def check_inputs(config: LlavaTrainConfig) -> None:
         check_llm_dir(config.llm)
     if config.encoder and config.stages[-1] != "llm_pretrain":
         check_encoder_files(config.encoder)
+    sources: list[tuple[str, HeldOutSourceConfig]] = []
     for name in config.stages:
         _check_stage(config, name)
-        sources = [("data", source) for source in config.stage(name).data]
-        sources += [(field, source) for field, _, source in config.stage(name).validation.sources()]
-        for field, source in sources:
-            try:
-                local_files(source.path)
-            except UserError as error:
-                raise UserError(f"{name}.{field}: {error}") from None
+        sources += [(f"{name}.data", source) for source in config.stage(name).data]
+    sources += [(field, source) for field, _, source in config.validation.sources()]
+    for field, source in sources:
+        try:
+            local_files(source.path)
+        except UserError as error:
+            raise UserError(f"{field}: {error}") from None
 
 
 def _check_stage(config: LlavaTrainConfig, name: str) -> None:
