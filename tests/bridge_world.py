@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from llava_bridge.data import ConversationSourceConfig
-    from llava_bridge.training.stage_config import StageConfig
+    from llava_bridge.training.stage_config import AlignConfig, StageConfig
 
 COLORS = ("red", "green", "blue", "yellow")
 VIT: dict[str, Any] = {
@@ -233,8 +233,19 @@ def stage(talk: Path, file: str = "talk.json", **fields: Any) -> StageConfig:
     """Three steps of four samples at a high rate; ``fields`` override it."""
     from llava_bridge.training.stage_config import StageConfig
 
+    return StageConfig(**stage_fields(talk, file, **fields))
+
+
+def align_stage(talk: Path, file: str = "talk.json", **fields: Any) -> AlignConfig:
+    """The same as the stage align."""
+    from llava_bridge.training.stage_config import AlignConfig
+
+    return AlignConfig(**stage_fields(talk, file, **fields))
+
+
+def stage_fields(talk: Path, file: str = "talk.json", **fields: Any) -> dict[str, Any]:
     usual = {"max_steps": 3, "global_batch_size": 4, "learning_rate": 1e-2, "warmup_ratio": 0.0}
-    return StageConfig(**{"data": source(talk, file), **usual, **fields})
+    return {"data": source(talk, file), **usual, **fields}
 
 
 def instruct_file(directory: Path, name: str, parts: Parts, settings: Mapping[str, Any], **fields: Any) -> Path:
@@ -247,7 +258,7 @@ def config_file(directory: Path, name: str, talk: Path, **fields: Any) -> Path:
     """A tiny run of all stages; ``fields`` of TrainConfig override it."""
     from clips.typed_data import to_yaml
     from llava_bridge.model.small_llama import SmallLlamaConfig
-    from llava_bridge.training.stage_config import StageConfig
+    from llava_bridge.training.stage_config import AlignConfig, StageConfig
     from llava_bridge.training.train_config import LlavaTrainConfig
 
     data = source(talk)
@@ -258,7 +269,7 @@ def config_file(directory: Path, name: str, talk: Path, **fields: Any) -> Path:
             vocab_size=320, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=96
         ),
         "llm_pretrain": StageConfig(data=source(talk, "text.jsonl"), max_steps=4, global_batch_size=4, max_length=32),
-        "align": StageConfig(data=data, max_steps=4, global_batch_size=4),
+        "align": AlignConfig(data=data, max_steps=4, global_batch_size=4),
         "instruct": StageConfig(data=data, max_steps=6, global_batch_size=4, learning_rate=1e-3),
         "precision": "fp32",
         "logging_steps": 1,

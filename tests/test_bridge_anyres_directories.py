@@ -23,7 +23,7 @@ from llava_bridge.model.build import LlavaParts, build_llava, load_llm
 from llava_bridge.model.load_llava import load_for_training
 from llava_bridge.model.save_llava import convert_tower_to_transformers
 from llava_bridge.training.setup import setup_stage
-from llava_bridge.training.stage_config import StageConfig
+from llava_bridge.training.stage_config import AlignConfig, StageConfig
 from llava_bridge.training.train_config import LlavaTrainConfig
 from llava_bridge.training.trainer import set_trainable_parts
 
@@ -135,12 +135,12 @@ def test_incompatible_tile_settings(stock: Path, bridge_talk: Path, tmp_path: Pa
     data = bridge_world.source(bridge_talk)
 
     def config(align: dict[str, Any] | None = None, **fields: Any) -> LlavaTrainConfig:
-        stages = {"align": StageConfig(data=data, **(align or {})), "instruct": StageConfig(data=data)}
+        stages = {"align": AlignConfig(data=data, **(align or {})), "instruct": StageConfig(data=data)}
         return LlavaTrainConfig(output=str(tmp_path / "out"), **stages, **fields)
 
     new: dict[str, Any] = {"encoder": "timm:x", "llm": "x"}
     config({"image_aspect_ratio": "crop"}, **new, image_aspect_ratio="anyres", image_grid_pinpoints=[[32, 64]])
-    with pytest.raises(UserError, match=r"^align\.image_aspect_ratio: expected null; only align has its own, before"):
+    with pytest.raises(UserError, match=r"^align\.image_aspect_ratio: expected null without the stage instruct"):
         config({"image_aspect_ratio": "crop"}, **new, image_aspect_ratio="anyres", stages=["align"])
     with pytest.raises(UserError, match=r"^image_grid_pinpoints: expected none without image_aspect_ratio anyres"):
         config(**new, image_grid_pinpoints=[[32, 64]])
@@ -161,7 +161,7 @@ def test_align_has_squares_before_tiles(
         image_aspect_ratio="anyres",
         num_workers=0,
         precision="fp32",
-        align=StageConfig(**few, image_aspect_ratio="crop", chat_template="plain"),
+        align=AlignConfig(**few, image_aspect_ratio="crop", chat_template="plain"),
         instruct=StageConfig(**few, max_length=400),
     )
     before = setup_stage(config, "align", tmp_path)
@@ -171,7 +171,7 @@ def test_align_has_squares_before_tiles(
     set_trainable_parts(before, config.align, "align")
     trained = {name for name, value in before.model.named_parameters() if value.requires_grad}
     assert {name.split(".")[1] for name in trained} == {"multi_modal_projector"}  # not image_newline
-    after = setup_stage(dataclasses.replace(config, stages=["instruct"], align=StageConfig()), "instruct", tmp_path)
+    after = setup_stage(dataclasses.replace(config, stages=["instruct"], align=AlignConfig()), "instruct", tmp_path)
     assert after.collator([after.dataset[0]])["pixel_values"].shape == (1, 3, 3, 32, 32)
     assert not after.square_images
     own = dataclasses.replace(config, encoder=None, llm=None, llava=str(stock), image_aspect_ratio="squash")
@@ -179,7 +179,7 @@ def test_align_has_squares_before_tiles(
 
 
 def test_the_longest_sequence_has_room_for_the_largest_image(stock: Path, bridge_talk: Path, tmp_path: Path) -> None:
-    stage = StageConfig(data=bridge_world.source(bridge_talk))
+    stage = AlignConfig(data=bridge_world.source(bridge_talk))
 
     def max_length(llava: Path) -> int:
         config = LlavaTrainConfig(output="x", llava=str(llava), stages=["align"], align=stage)

@@ -180,7 +180,7 @@ def test_settings_next_to_a_llava_are_checked(llava, original_parts, bridge_talk
 def test_swapped_aligned_and_converted_instructed(llava, converted, bridge_encoder, bridge_talk, tmp_path):
     run_swap(SwapConfig(llava=str(llava), encoder=str(bridge_encoder), output=str(tmp_path / "swapped")))
     fields: dict[str, Any] = {
-        "align": bridge_world.stage(bridge_talk, max_length=128),
+        "align": bridge_world.align_stage(bridge_talk, max_length=128),
         "instruct": bridge_world.stage(bridge_talk, max_length=512, learning_rate=1e-3),
     }
     runs = {"aligned": (tmp_path / "swapped", ["align"]), "instructed": (converted, ["instruct"])}

@@ -36,7 +36,7 @@ def test_a_frozen_llm_is_bit_for_bit_as_it_was_after_bf16(stored, tmp_path, brid
     llm = AutoModelForCausalLM.from_pretrained(bridge_parts.llm).to(stored)
     bridge_world.save(tmp_path / "llm", llm, AutoTokenizer.from_pretrained(bridge_parts.llm))
     parts = bridge_parts._replace(llm=tmp_path / "llm")
-    stage = bridge_world.stage(bridge_parts.talk, max_steps=2)
+    stage = bridge_world.align_stage(bridge_parts.talk, max_steps=2)
     fields: dict[str, Any] = {"stages": ["align"], "align": stage, "precision": "bf16"}
     bridge_world.train(bridge_world.instruct_file(tmp_path, "run", parts, {}, **fields))
     before, found = (

@@ -43,7 +43,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, bridge_encoder: Path, bridge_
         paths = []
         for kind, settings in STAGES.items():
             name = kind if kind in {"align", "llm_pretrain"} else "instruct"
-            stage = bridge_world.stage(
+            make_stage = bridge_world.align_stage if name == "align" else bridge_world.stage
+            stage = make_stage(
                 talk,
                 "text.jsonl" if kind == "llm_pretrain" else "talk.json",
                 max_steps=6,

@@ -63,7 +63,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, bridge_parts: Parts, tiled: P
     for name in TILED:
         settings = STAGES[name] | ({"max_length": 300} if "packing" in STAGES[name] else {})
         paths.append(instruct_file(directory, f"tiled_{name}", tiled, settings, **anyres))
-    stage = bridge_world.stage(tiled.talk)
+    stage = bridge_world.align_stage(tiled.talk)
     square = dataclasses.replace(stage, image_aspect_ratio="crop")
     for name, stages, align in (("aligned", ["align"], stage), ("both", ["align", "instruct"], square)):
         paths.append(instruct_file(directory, f"tiled_{name}", tiled, {}, stages=stages, align=align, **anyres))

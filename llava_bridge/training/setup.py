@@ -168,13 +168,16 @@ def _setup_llava(config: LlavaTrainConfig, name: str, work: Path, keep_bf16: boo
     elif can_replace_sdpa(model.model.language_model, bf16=precision(config) == "bf16"):
         _replace_sdpa(model)
     images, max_length = processor.image_processor, _DEFAULT_MAX_LENGTH
-    square = is_anyres_processor(images) and stage.image_aspect_ratio is not None
+    template, aspect_ratio = None, None
+    if name == "align":
+        template, aspect_ratio = config.align.chat_template, config.align.image_aspect_ratio
+    square = is_anyres_processor(images) and aspect_ratio is not None
     if is_anyres_processor(images):
         max_length += 0 if square else max_image_tokens(processor)
-    if stage.image_aspect_ratio is not None:
-        images = with_aspect_ratio(images, stage.image_aspect_ratio)
+    if aspect_ratio is not None:
+        images = with_aspect_ratio(images, aspect_ratio)
     length = _max_length(model.config.text_config, name, stage.max_length, max_length)
-    chat = make_conversation_encoder(model, processor, stage.chat_template, square_images=square)
+    chat = make_conversation_encoder(model, processor, template, square_images=square)
     return StageSetup(
         model,
         processor,

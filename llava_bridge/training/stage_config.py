@@ -117,10 +117,6 @@ class StageConfig:
             needs masks, instead of padding each. Steps have the same samples and losses either way.
         cache_vision_features: store the frozen encoder's features of each image in the user's cache, for all trainings
             with the same images and encoder: 1.2 MB per image, or tile, for CLIP L/14 at 336 pixels in bf16.
-        chat_template: the template of this stage, if it is not the LLaVA's: ``plain`` is LLaVA-1.5's in align, the
-            image and then its caption, without roles and questions.
-        image_aspect_ratio: how images become squares in this stage, if it is not as in the LLaVA; one with tiles then
-            reads one square for each image, as LLaVA-NeXT's in align.
         activation_checkpointing: store only each layer's input and recompute its activations in the backward pass.
     """
 
@@ -144,8 +140,6 @@ class StageConfig:
     group_by_modality_length: bool = False
     packing: bool = False
     cache_vision_features: bool = dataclasses.field(default=False, metadata=RUN_ONLY)
-    chat_template: str | None = None
-    image_aspect_ratio: Literal["squash", "pad", "crop"] | None = None
     activation_checkpointing: bool = dataclasses.field(default=False, metadata=RUN_ONLY)
 
     def trained_parts(self, name: str) -> tuple[Part, ...]:
@@ -212,10 +206,19 @@ class LlmPretrainConfig(StageConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AlignConfig(StageConfig):
-    """The stage ``align``, with LLaVA-1.5's batch and rate (its ``scripts/v1_5/pretrain.sh``)."""
+    """The stage ``align``, with LLaVA-1.5's batch and rate (its ``scripts/v1_5/pretrain.sh``).
+
+    Args:
+        chat_template: the template before ``instruct``, if it is not the LLaVA's: ``plain`` is LLaVA-1.5's, the image
+            and then its caption, without roles and questions.
+        image_aspect_ratio: how images become squares before ``instruct``, if it is not as in the LLaVA; one with tiles
+            then reads one square for each image, as LLaVA-NeXT's.
+    """
 
     global_batch_size: int = 256
     learning_rate: float = 1e-3
+    chat_template: str | None = None
+    image_aspect_ratio: Literal["squash", "pad", "crop"] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

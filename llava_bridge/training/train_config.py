@@ -106,7 +106,9 @@ class LlavaTrainConfig(AssemblyConfig):
             raise UserError("validation: expected no source and no benchmarks with llm_pretrain as the last stage")
         self._check_model()
         super().__post_init__()
-        self._check_stage_overrides()
+        for field in ("chat_template", "image_aspect_ratio"):  # the last stage has those of inference
+            if self.stages[-1] == "align" and getattr(self.align, field) is not None:
+                raise UserError(f"align.{field}: expected null without the stage instruct")
         check_at_least(0, self, "save_steps", "num_workers")
         check_at_least(1, self, "logging_steps")
         if not 0 <= self.max_invalid_ratio <= 1:
@@ -123,13 +125,6 @@ class LlavaTrainConfig(AssemblyConfig):
             raise UserError(
                 f"stages: expected each once and in the order {', '.join(STAGE_NAMES)}, got {list(self.stages)}"
             )
-
-    def _check_stage_overrides(self) -> None:
-        """The last stage has the template and preprocessing of inference; earlier ones may differ."""
-        for name in self.stages:
-            for field in ("chat_template", "image_aspect_ratio"):
-                if getattr(self.stage(name), field) is not None and (name == "llm_pretrain" or name == self.stages[-1]):
-                    raise UserError(f"{name}.{field}: expected null; only align has its own, before instruct")
 
     def _check_model(self) -> None:
         """Check for encoder and LLM, or a LLaVA that has both."""
