@@ -33,7 +33,7 @@ COMMANDS = {
         positional=("train_config",),
     ),
     "export": Command(
-        help="write the encoder directory of a checkpoint, or an encoder for transformers or timm",
+        help="write the encoder directory of a checkpoint, or an encoder for transformers",
         target="clips.export:run_export",
         positional=("checkpoint",),
     ),

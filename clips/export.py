@@ -1,7 +1,7 @@
-"""The encoder of an unfinished training, and encoders for other libraries.
+"""The encoder of an unfinished training, and encoders for transformers.
 
 clips export runs/clips --output encoders/clips
-clips export encoders/clips --output towers/clips --format timm
+clips export encoders/clip --output transformers/clip --format hf_clip
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 from clips.core.artifact import MANIFEST, atomic_artifact_dir, log_info, write_manifest
 from clips.core.metrics_log import METRICS_FILE, read_entries
 from clips.errors import UserError, error_reason, unknown_name_error
-from clips.interchange.exporting import EXPORT_FORMATS, export_encoder
 from clips.method.recipes import RecipeConfig
 from clips.model.architectures import ModelConfig
-from clips.model_card import write_model_card
-from clips.model_refs import OPEN_CLIP_CONFIG
+from clips.model_card import license_from_manifest, write_card, write_model_card
+from clips.model_refs import CAPTIONER_WEIGHTS, OPEN_CLIP_CONFIG
 from clips.training.run_dir import read_run_config
 from clips.training.stages import completed_stages
 from clips.training.train_state import CONFIG_FILE as RUN_CONFIG
@@ -28,18 +27,20 @@ from clips.typed_data import from_plain
 if TYPE_CHECKING:
     from clips.method.clips_model import ClipsModel
 
+FORMATS = ("open_clip", "hf_clip", "hf_siglip")
+_TOLERANCE = 1e-5  # of unit features; a larger difference means that the conversion is wrong
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """Write the encoder directory of an unfinished training run, or an encoder for another library.
+    """Write the encoder directory of an unfinished training run, or an encoder for transformers.
 
     Args:
-        checkpoint: the directory of a run, for its latest checkpoint, or of a checkpoint; for the formats of other
-            libraries also an encoder directory.
+        checkpoint: the directory of a run, for its latest checkpoint, or of a checkpoint; for the formats of
+            transformers also an encoder directory.
         output: the directory to write.
-        format: open_clip (the encoder directory), hf_clip (transformers' CLIPModel), hf_siglip (its SiglipModel),
-            hf_dual (its VisionTextDualEncoderModel) or timm (the image tower alone). Raises an error if the format
-            cannot represent the encoder.
+        format: open_clip (the encoder directory), hf_clip (transformers' CLIPModel) or hf_siglip (its SiglipModel).
+            Raises an error if the format cannot represent the encoder.
         license: license of the weights, for the model card.
     """
 
@@ -49,8 +50,8 @@ class ExportConfig:
     license: str | None = None
 
     def __post_init__(self) -> None:
-        if self.format not in ("open_clip", *EXPORT_FORMATS):
-            raise unknown_name_error(self.format, ("open_clip", *EXPORT_FORMATS), "format")
+        if self.format not in FORMATS:
+            raise unknown_name_error(self.format, FORMATS, "format")
 
 
 def run_export(config: ExportConfig) -> None:
@@ -58,12 +59,12 @@ def run_export(config: ExportConfig) -> None:
     if config.format == "open_clip":
         _export_checkpoint(config)
     elif (Path(config.checkpoint) / OPEN_CLIP_CONFIG).is_file():
-        export_encoder(config.checkpoint, config.output, format=config.format, license=config.license)
+        _export_to_transformers(config)
     else:
         with tempfile.TemporaryDirectory() as directory:
             encoder = str(Path(directory) / "encoder")
             _export_checkpoint(dataclasses.replace(config, output=encoder))
-            export_encoder(encoder, config.output, format=config.format, license=config.license)
+            _export_to_transformers(dataclasses.replace(config, checkpoint=encoder))
 
 
 def _export_checkpoint(config: ExportConfig) -> None:
@@ -91,6 +92,38 @@ def _export_checkpoint(config: ExportConfig) -> None:
         )
         write_model_card(partial, manifest)
     log_info(f"{config.output}: encoder after {state.step} steps")
+
+
+def _export_to_transformers(config: ExportConfig) -> None:
+    """Raises UserError if transformers cannot compute the encoder, or its features would differ."""
+    from clips.encoder import load_encoder
+    from clips.interchange import hf_clip, hf_siglip
+    from clips.interchange.parity import compare
+    from clips.model.loading import silence_transformers
+
+    source = Path(config.checkpoint)
+    encoder = load_encoder(source)
+    if "text_cfg" not in encoder.config["model_cfg"]:
+        raise UserError(f"{source}: expected an encoder with a text tower; llava-bridge reads this directory as it is")
+    export = {"hf_clip": hf_clip.export, "hf_siglip": hf_siglip.export}[config.format]
+    license = config.license or license_from_manifest(source)
+    with atomic_artifact_dir(config.output, kind=config.format) as partial:
+        with silence_transformers():
+            parity = compare(encoder, export(encoder, partial), partial)
+        if parity.features is None or not parity.features <= _TOLERANCE:
+            raise UserError(f"{config.format}: features would differ by {parity.features:.1e}")
+        manifest = write_manifest(
+            partial,
+            kind=config.format,
+            config={"encoder": str(source), "output": config.output, "format": config.format},
+            parents={"encoder": source},
+            license=license,
+            **parity.record(),
+        )
+        write_card(partial, "exported", manifest=manifest, license=license)
+    if (source / CAPTIONER_WEIGHTS).is_file():
+        log_info(f"{config.output}: without the captioner, which {config.format} does not support")
+    log_info(f"{config.output}: {config.format}; {parity}")
 
 
 def _find_checkpoint(path: Path) -> Path:

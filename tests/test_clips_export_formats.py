@@ -1,12 +1,12 @@
 from __future__ import annotations
 
+import json
 import unicodedata
 from pathlib import Path
 from typing import Any
 
 import clips_world
 import exchange_world as world
-import numpy as np
 import pytest
 import torch
 from clips_world import tensors_of, trained
@@ -18,7 +18,6 @@ from clips.core.artifact import directory_hash, read_manifest
 from clips.encoder import load_encoder, write_encoder
 from clips.errors import UserError
 from clips.export import ExportConfig, run_export
-from clips.interchange.hf_dual import register_siglip_text
 from clips.interchange.importing import ImportConfig, run_import
 from clips.method.clips_model import ModelConfig, build_model
 from clips.method.recipes import RecipeConfig
@@ -33,23 +32,20 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Encoder directories by name: our towers, CLIP-like and SigLIP-like ones."""
     folder = tmp_path_factory.mktemp("encoders")
     world.register_small_siglip_tower()
-    for name, architecture, loss in (
-        ("clips", "clips-tiny", "softmax"),
-        ("sigmoid", "clips-tiny", "sigmoid"),
-        ("tinyvit", "clips-tinyvit", "softmax"),
-        ("resnet", "clips-rn-tiny", "softmax"),
-    ):
-        config = ModelConfig(architecture=architecture, context_length=12, image_size=64)
-        model = build_model(config, RecipeConfig(name="clip", loss=loss), 0)
+    for name in ("clips-tiny", "clips-tinyvit"):
+        config = ModelConfig(architecture=name, context_length=12, image_size=64)
+        model = build_model(config, RecipeConfig(name="clip"), 0)
         (folder / name).mkdir()
         world.shaken(model)
         write_encoder(model, folder / name)
     world.open_clip_directory(folder / "clip")
+    (folder / "clip.json").write_text(json.dumps(world.VIT))
+    causal = ModelConfig(architecture=str(folder / "clip.json"), text_attention="causal")
+    (folder / "causal").mkdir()
+    write_encoder(build_model(causal, RecipeConfig(name="clip"), 0), folder / "causal")
     world.open_clip_directory(folder / "biased", world.VIT | {"init_logit_bias": -10.0})
     quick = world.VIT | {"quick_gelu": True, "custom_text": True}
     world.open_clip_directory(folder / "quick", quick)
-    first = {**world.VIT, "vision_cfg": {**world.VIT["vision_cfg"], "pool_type": "avg", "no_ln_pre": True}}
-    world.open_clip_directory(folder / "normed first", first)
     world.hf_siglip(folder / "hf_siglip")
     run_import(ImportConfig(path=str(folder / "hf_siglip"), output=str(folder / "siglip")))
     return folder
@@ -79,24 +75,16 @@ def assert_same(encoder: Any, theirs: Any) -> None:
         torch.testing.assert_close(encoder.model.get_logits(pixels, tokens)[0], logits, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["clips", "sigmoid", "tinyvit", "clip", "quick", "normed first", "siglip"])
-def test_timm(encoders: Path, tmp_path: Path, name: str):
+def test_timm_loads_the_trunk_of_an_encoder_directory(encoders: Path):
+    import open_clip
     import timm
 
-    encoder = exported(encoders, name, "timm", tmp_path / "tower")
-    tower = timm.create_model(f"local-dir:{tmp_path / 'tower'}", pretrained=True).eval()
-    pixels, _ = probe(encoder)
+    model = open_clip.create_model(f"local-dir:{encoders / 'clips-tinyvit'}").eval()
+    trunk = timm.create_model("tiny_vit_5m_224", num_classes=0).eval()
+    trunk.load_state_dict(model.visual.trunk.state_dict())
+    pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(9))
     with torch.no_grad():
-        assert_close(encoder.model.encode_image(pixels), tower(pixels))
-    settings = timm.data.resolve_model_data_config(tower)
-    preprocess = encoder.config["preprocess_cfg"]
-    assert (list(settings["mean"]), list(settings["std"])) == (preprocess["mean"], preprocess["std"])
-    assert settings["input_size"] == (3, *preprocess["size"])
-    assert settings["interpolation"] == preprocess["interpolation"]
-    if preprocess["resize_mode"] == "squash":
-        noise = np.random.default_rng(0).integers(0, 256, (50, 80, 3), dtype=np.uint8)
-        ours, theirs = (p(Image.fromarray(noise)) for p in (encoder.preprocess, timm.data.create_transform(**settings)))
-        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+        assert_close(model.visual.head(trunk(pixels)), model.encode_image(pixels))
 
 
 @pytest.mark.parametrize("name", ["clip", "quick"])
@@ -130,26 +118,16 @@ def test_hf_siglip_and_back(encoders: Path, tmp_path: Path):
     assert all(torch.equal(value, again[key]) for key, value in first.items())
 
 
-@pytest.mark.parametrize("name", ["clips", "tinyvit", "clip", "normed first"])
-def test_hf_dual(encoders: Path, tmp_path: Path, name: str):
-    from transformers import VisionTextDualEncoderModel
-
-    encoder = exported(encoders, name, "hf_dual", tmp_path / "hf")
-    register_siglip_text()
-    assert_same(encoder, VisionTextDualEncoderModel.from_pretrained(tmp_path / "hf").eval())
-
-
 @pytest.mark.parametrize(
     ("name", "form", "why"),
     [
-        ("clips", "hf_clip", "norms the patches before the first block, this tower does not"),
-        ("tinyvit", "hf_clip", "has a ViT, this image tower is a TimmModel"),
-        ("clips", "hf_siglip", "has a ViT with attention pooling, this image tower does not"),
+        ("clips-tiny", "hf_clip", "norms the patches before the first block, this tower does not"),
+        ("clips-tinyvit", "hf_clip", "has a ViT, this image tower is a TimmModel"),
+        ("clips-tiny", "hf_siglip", "has a ViT with attention pooling, this image tower does not"),
         ("biased", "hf_clip", "has no logit bias, which this encoder's sigmoid loss has trained"),
-        ("sigmoid", "hf_dual", "has no logit bias, which this encoder's sigmoid loss has trained"),
-        ("siglip", "hf_dual", "projects texts without a bias"),
-        ("resnet", "hf_dual", "timm has no equivalent of this image tower \\(ModifiedResNet"),
-        ("resnet", "timm", "timm has no equivalent of this image tower \\(ModifiedResNet"),
+        ("causal", "hf_clip", "reads the largest token if the end token is 2$"),
+        ("siglip", "hf_clip", "has a ViT, this image tower is a TimmModel"),
+        ("clip", "hf_siglip", "has a ViT with attention pooling, this image tower does not"),
     ],
 )
 def test_unsupported_conversions_state_the_reason(encoders: Path, tmp_path: Path, name: str, form: Any, why: str):
@@ -209,11 +187,11 @@ def test_a_preprocessing_that_transformers_lacks_is_rejected(tmp_path: Path):
 
 
 def test_a_wrong_conversion_is_noticed(encoders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from clips.interchange import timm_tower
+    from clips.interchange import hf_files
 
-    monkeypatch.setitem(timm_tower._ACTIVATIONS, "gelu", "relu")
-    with pytest.raises(UserError, match=r"timm: features would differ by \d"):
-        exported(encoders, "clips", "timm", tmp_path / "out")
+    monkeypatch.setattr(hf_files, "activation_name", lambda act: "relu")
+    with pytest.raises(UserError, match=r"hf_siglip: features would differ by \d"):
+        exported(encoders, "siglip", "hf_siglip", tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
@@ -236,32 +214,38 @@ def test_a_sigmoid_training_loads_in_stock_open_clip(tmp_path: Path):
         cosines = model.encode_image(pixels, normalize=True) @ model.encode_text(tokens, normalize=True).t()
         torch.testing.assert_close(logits, model.logit_scale.exp() * cosines + bias)
 
-    (latest,) = list_checkpoints(run)  # of mid-training
-    run_export(ExportConfig(checkpoint=str(latest), output=str(tmp_path / "tower"), format="timm"))
-    head = tensors_of(tmp_path / "tower")["head.weight"]
-    assert torch.equal(head, tensors_of(latest)["model.clip.visual.proj"].t())
-
 
 def test_manifest_and_card(encoders: Path, tmp_path: Path):
     output = tmp_path / "out"
     run_export(
-        ExportConfig(checkpoint=str(encoders / "clips"), output=str(output), format="hf_dual", license="apache-2.0")
+        ExportConfig(checkpoint=str(encoders / "siglip"), output=str(output), format="hf_siglip", license="apache-2.0")
     )
     manifest = read_manifest(output)
-    assert manifest["kind"] == "hf_dual"
+    assert manifest["kind"] == "hf_siglip"
     assert manifest["largest_difference"] < 1e-5
-    assert manifest["parents"]["encoder"]["hash"] == directory_hash(encoders / "clips")
+    assert manifest["parents"]["encoder"]["hash"] == directory_hash(encoders / "siglip")
     card = (output / "README.md").read_text()
     assert card.startswith("---\nlicense: apache-2.0\n")
-    for fact in ("the text tower SigLIP's", "AutoModel.register", 'tokenizer_mode="clips"'):
+    for fact in ("SiglipModel.from_pretrained", 'padding="max_length"'):
         assert fact in card, fact
-    for form in ("timm", "hf_clip"):
-        run_export(ExportConfig(checkpoint=str(encoders / "clip"), output=str(tmp_path / form), format=form))
-        assert "tokenizer_mode" not in (tmp_path / form / "README.md").read_text()
-        assert (tmp_path / form / "README.md").read_text().startswith("---\nlicense: unknown\n")
+    run_export(ExportConfig(checkpoint=str(encoders / "clip"), output=str(tmp_path / "clip"), format="hf_clip"))
+    card = (tmp_path / "clip" / "README.md").read_text()
+    assert card.startswith("---\nlicense: unknown\n")
+    assert "CLIPModel.from_pretrained" in card
+    assert "padding=" not in card
 
 
-def test_a_card_has_results_and_what_the_data_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_checkpoint_is_exported_for_transformers(encoders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    data, model = clips_world.write_shards(tmp_path / "train"), {"architecture": str(encoders / "clip")}
+    run = trained(data, tmp_path / "run", max_steps=2, save_steps=1, keep_checkpoints_after_training=True, model=model)
+    (latest,) = list_checkpoints(run)  # of mid-training
+    run_export(ExportConfig(checkpoint=str(latest), output=str(tmp_path / "hf"), format="hf_clip"))
+    assert "without the captioner, which hf_clip does not support" in capsys.readouterr().err
+    exported = tensors_of(tmp_path / "hf")["visual_projection.weight"]
+    assert torch.equal(exported, tensors_of(latest)["model.clip.visual.proj"].t())
+
+
+def test_a_card_has_results_and_what_the_data_was(tmp_path: Path):
     data, held_out = clips_world.write_shards(tmp_path / "train"), clips_world.write_shards(tmp_path / "test", (5,))
     validation = {"source": {"path": str(held_out)}, "eval_steps": 2}
     fields = {"validation": validation, "license": "cc-by-4.0", "keep_checkpoints_after_training": True}
@@ -281,5 +265,3 @@ def test_a_card_has_results_and_what_the_data_was(tmp_path: Path, capsys: pytest
         assert text in card
     run_export(ExportConfig(checkpoint=str(latest), output=str(tmp_path / "again")))
     assert (tmp_path / "again" / "README.md").read_text().startswith("---\nlicense: cc-by-4.0\n")
-    run_export(ExportConfig(checkpoint=str(run), output=str(tmp_path / "tower"), format="timm"))
-    assert "without the captioner, which timm does not support" in capsys.readouterr().err

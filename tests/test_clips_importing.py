@@ -22,7 +22,6 @@ from clips.commandline.commands import dispatch
 from clips.core.artifact import directory_hash, read_manifest
 from clips.encoder import load_encoder
 from clips.errors import UserError
-from clips.interchange.hf_files import write_tokenizer
 from clips.interchange.importing import ImportConfig, run_import
 from clips.interchange.parity import Parity
 from clips.method.clips_model import build_model
@@ -538,10 +537,6 @@ def test_released_clips_is_read_without_an_import(tmp_path: Path):
     torch.save(model.state_dict(), tmp_path / "released" / "open_clip_pytorch_model.bin")  # as the authors write it
     encoder, expected = load_encoder(tmp_path / "released"), ClipsTokenizer(80)(world.TEXTS)
     assert torch.equal(encoder.tokenizer(world.TEXTS), expected)
-    write_tokenizer(
-        encoder.tokenizer, encoder.config["model_cfg"]["text_cfg"], tmp_path
-    )  # as exports to transformers do
-    assert (tmp_path / "tokenizer.json").is_file()
     with torch.no_grad():
         assert torch.equal(encoder.model.encode_text(expected), model.encode_text(expected))
     config = ModelConfig(architecture=str(tmp_path / "released"), pretrained=str(tmp_path / "released"))

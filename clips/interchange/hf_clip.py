@@ -18,7 +18,7 @@ from clips.interchange.imported_encoder import (
     no_tokenizer,
     tower_shapes,
 )
-from clips.interchange.tower_config import norm_eps_matches, reject_unsupported, text_prefix, transformer_spec
+from clips.interchange.tower_config import TransformerSpec, reject_unsupported, transformer_spec
 from clips.interchange.weight_mapping import (
     OPEN_CLIP,
     TRANSFORMERS,
@@ -159,7 +159,7 @@ def feature_functions(model: Any) -> Features:
 
 
 def export(encoder: LoadedEncoder, directory: Path) -> Features:
-    """See `clips.interchange.exporting`.
+    """See `clips.export`.
 
     Raises:
         UserError: a ``CLIPModel`` cannot compute this encoder.
@@ -172,12 +172,12 @@ def export(encoder: LoadedEncoder, directory: Path) -> Features:
     config = CLIPConfig(
         projection_dim=model.visual.proj.shape[1],
         vision_config=_vision_config(model.visual),
-        text_config=clip_text_config(model),
+        text_config=_text_config(model),
         logit_scale_init_value=model.logit_scale.item(),
     )
     theirs = CLIPModel(config).eval()
-    text = text_tower(model)
-    links = weight_links(len(model.visual.transformer.resblocks), len(text.transformer.resblocks), text_prefix(model))
+    text_layers, prefix = len(text_tower(model).transformer.resblocks), "text." if hasattr(model, "text") else ""
+    links = weight_links(len(model.visual.transformer.resblocks), text_layers, prefix)
     theirs.load_state_dict(from_open_clip(model.state_dict(), links, shapes_of(theirs)))
     theirs.save_pretrained(directory)
     files.write_preprocessing(encoder.config["preprocess_cfg"], directory)
@@ -193,7 +193,7 @@ def clip_vision_model(visual: Any) -> Any:
     """
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
-    _check_vit(visual, "transformers' CLIPVisionModel", "")
+    _check_vit(visual, "transformers' CLIPVisionModel")
     model = CLIPVisionModel(CLIPVisionConfig(**_vision_config(visual))).to(visual.conv1.weight.dtype).eval()
     shapes = shapes_of(model)
     prefix = next(iter(shapes)).partition("embeddings.")[0]  # "vision_model." in older versions of transformers
@@ -205,51 +205,43 @@ def clip_vision_model(visual: Any) -> Any:
 
 
 def _check_vision(visual: Any) -> None:
-    _check_vit(visual, _TARGET, "; use hf_dual or timm")
+    _check_vit(visual, _TARGET)
     pools_otherwise = (visual.pool_type != "tok", "reads its class token, this tower pools its patches otherwise")
     reject_unsupported(_TARGET, [pools_otherwise])
 
 
-def _check_vit(visual: Any, target: str, hint: str) -> None:
+def _check_vit(visual: Any, target: str) -> None:
     """Raises UserError unless CLIP's ViT computes the hidden states of this tower."""
     from open_clip.transformer import VisionTransformer
     from torch import nn
 
     if not isinstance(visual, VisionTransformer):
-        raise UserError(f"{target} has a ViT, this image tower is a {type(visual).__name__}{hint}")
+        raise UserError(f"{target} has a ViT, this image tower is a {type(visual).__name__}")
     problems = (
         (isinstance(visual.ln_pre, nn.Identity), "norms the patches before the first block, this tower does not"),
         (visual.attn_pool is not None, "has no attention pooling"),
     )
-    reject_unsupported(target, problems, hint)
+    reject_unsupported(target, problems)
 
 
 def _check_text(model: Any) -> None:
     text = text_tower(model)
     if not hasattr(text, "token_embedding"):
-        raise UserError(f"{_TARGET} has a text tower of its own, not this one; use hf_dual or timm")
+        raise UserError(f"{_TARGET} has a text tower of its own, not this one")
     problems = (
         (getattr(text, "attn_mask", None) is None, "masks later words, this text tower does not"),
         (text_pool_type(model) not in ("argmax", "eos"), "reads the end token, this text tower another position"),
-        *text_tower_problems(model),
+        (getattr(text, "cls_emb", None) is not None, "has no class token for texts"),
+        (not isinstance(text.text_projection, torch.nn.Parameter), "projects texts without a bias"),
+        (model.logit_bias is not None, "has no logit bias, which this encoder's sigmoid loss has trained"),
     )
     reject_unsupported(_TARGET, problems)
 
 
-def text_tower_problems(model: Any) -> list[tuple[bool, str]]:
-    """Return properties of a text tower that transformers' text towers do not support, and whether it has them."""
-    text = text_tower(model)
-    return [
-        (getattr(text, "cls_emb", None) is not None, "has no class token for texts"),
-        (not isinstance(text.text_projection, torch.nn.Parameter), "projects texts without a bias"),
-        (model.logit_bias is not None, "has no logit bias, which this encoder's sigmoid loss has trained"),
-    ]
-
-
 def _vision_config(visual: Any) -> dict[str, Any]:
     blocks = transformer_spec(visual, "image", _TARGET)
-    if not (norm_eps_matches(visual.ln_pre, blocks) and norm_eps_matches(visual.ln_post, blocks)):
-        raise UserError(f"{_TARGET} has one epsilon for all norms; use timm")
+    if not (_norm_eps_matches(visual.ln_pre, blocks) and _norm_eps_matches(visual.ln_post, blocks)):
+        raise UserError(f"{_TARGET} has one epsilon for all norms, this image tower several")
     return {
         **blocks.hf_config,
         "image_size": visual.image_size[0],
@@ -258,8 +250,11 @@ def _vision_config(visual: Any) -> dict[str, Any]:
     }
 
 
-def clip_text_config(model: Any) -> dict[str, Any]:
-    """Return the entries of a ``CLIPTextConfig`` equivalent to a model's text tower."""
+def _norm_eps_matches(norm: torch.nn.Module, blocks: TransformerSpec) -> bool:
+    return isinstance(norm, torch.nn.LayerNorm) and norm.eps == blocks.eps
+
+
+def _text_config(model: Any) -> dict[str, Any]:
     text = text_tower(model)
     blocks = transformer_spec(text, "text", _TARGET)
     vocab_size, length = text.token_embedding.num_embeddings, text.positional_embedding.shape[0]
@@ -267,7 +262,7 @@ def clip_text_config(model: Any) -> dict[str, Any]:
     if text_pool_type(model) == "argmax":
         eos = vocab_size - 1 if is_openai else _ARGMAX_EOS
     elif (eos := eot_token_id(model)) == _ARGMAX_EOS:
-        raise UserError(f"{_TARGET} reads the largest token if the end token is {_ARGMAX_EOS}; use timm")
+        raise UserError(f"{_TARGET} reads the largest token if the end token is {_ARGMAX_EOS}")
     return {
         "vocab_size": vocab_size,
         **blocks.hf_config,

@@ -220,9 +220,6 @@ def write_tokenizer(tokenizer: Any, text_cfg: Mapping[str, Any], directory: Path
     from tokenizers import Tokenizer, normalizers
     from transformers import PreTrainedTokenizerFast
 
-    if hasattr(tokenizer, "save"):  # a ClipsTokenizer
-        tokenizer.save(directory)
-        return
     if not hasattr(tokenizer, "tokenizer"):
         backend = _openai_backend(tokenizer)
         options: dict[str, Any] = {"split_special_tokens": True}

@@ -177,7 +177,7 @@ def _meta_trunk(name: str) -> Any:
 
 
 def export(encoder: LoadedEncoder, directory: Path) -> Features:
-    """See `clips.interchange.exporting`.
+    """See `clips.export`.
 
     Raises:
         UserError: a ``SiglipModel`` cannot compute this encoder.
@@ -190,7 +190,15 @@ def export(encoder: LoadedEncoder, directory: Path) -> Features:
     blocks = transformer_spec(text, "text", _TARGET)
     config = SiglipConfig(
         vision_config=_vision_config(trunk),
-        text_config=siglip_text_config(text, blocks) | {"projection_size": text.text_projection.out_features},
+        text_config={
+            "vocab_size": text.token_embedding.num_embeddings,
+            **blocks.hf_config,
+            "max_position_embeddings": text.positional_embedding.shape[0],
+            "projection_size": text.text_projection.out_features,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "pad_token_id": 0,
+        },
     )
     theirs = SiglipModel(config).eval()
     links = weight_links(len(trunk.blocks), blocks.layers)
@@ -219,9 +227,8 @@ def siglip_vision_model(trunk: Any) -> Any:
             (type(trunk) is not VisionTransformer, f"is a ViT of timm, this tower a {type(trunk).__name__}"),
             (getattr(trunk, "num_prefix_tokens", 0) > 0, "has patches only, this tower a class token or registers"),
         ],
-        hint="",
     )
-    reject_unsupported(target, [(files.activation_name(trunk.blocks[0].mlp.act) is None, "has a GELU")], hint="")
+    reject_unsupported(target, [(files.activation_name(trunk.blocks[0].mlp.act) is None, "has a GELU")])
     weights = {name: value for name, value in trunk.state_dict().items() if not name.startswith("attn_pool.")}
     config = SiglipVisionConfig(**_vision_config(trunk), vision_use_head=False)
     model = SiglipVisionModel(config).to(trunk.patch_embed.proj.weight.dtype).eval()
@@ -245,18 +252,6 @@ def _vision_config(trunk: Any) -> dict[str, Any]:
         "patch_size": trunk.patch_embed.patch_size[0],
         "hidden_act": files.activation_name(trunk.blocks[0].mlp.act),
         "layer_norm_eps": trunk.norm.eps,
-    }
-
-
-def siglip_text_config(text: Any, blocks: Any) -> dict[str, Any]:
-    """Return the entries of a ``SiglipTextConfig`` equivalent to this text tower, without its projection."""
-    return {
-        "vocab_size": text.token_embedding.num_embeddings,
-        **blocks.hf_config,
-        "max_position_embeddings": text.positional_embedding.shape[0],
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
     }
 
 

@@ -76,7 +76,7 @@ class Parity:
 
 
 @torch.no_grad()
-def compare(encoder: Any, features: Features, directory: Path | None = None) -> Parity:
+def compare(encoder: Any, features: Features, directory: Path) -> Parity:
     """Compare an encoder with another library's model.
 
     Args:
@@ -93,8 +93,6 @@ def compare(encoder: Any, features: Features, directory: Path | None = None) -> 
     tokens = encoder.tokenizer(list(_PLAIN_TEXTS))
     ours = encoder.model.encode_image(pixels), encoder.model.encode_text(tokens)
     found = Parity(features=max(map(_difference, ours, features(pixels, tokens))))
-    if directory is None:
-        return found
     if has_image_processor(directory):
         image = _test_image(*preprocess["size"])
         with library_errors_as_user_errors(f"{directory}: transformers cannot preprocess an image"):
@@ -112,7 +110,7 @@ def compare(encoder: Any, features: Features, directory: Path | None = None) -> 
             )
         through = _difference(encoder.model.encode_image(own[None]), features(other[None], tokens[:1])[0])
         found = dataclasses.replace(found, levels=levels, image_features=through)
-    if has_tokenizer(directory) and encoder.config["model_cfg"]["text_cfg"].get("tokenizer_mode") != "clips":
+    if has_tokenizer(directory):
         found = dataclasses.replace(found, other_tokens=_other_tokens(encoder, directory))
     return found
 

@@ -76,18 +76,8 @@ def transformer_spec(tower: Any, modality: str, target: str) -> TransformerSpec:
     )
 
 
-def reject_unsupported(target: str, problems: Iterable[tuple[bool, str]], hint: str = "; use hf_dual or timm") -> None:
+def reject_unsupported(target: str, problems: Iterable[tuple[bool, str]]) -> None:
     """Raise a UserError with the first of ``problems`` whose condition holds."""
     for unsupported, reason in problems:
         if unsupported:
-            raise UserError(f"{target} {reason}{hint}")
-
-
-def text_prefix(model: Any) -> str:
-    """Return the prefix of the text tower's names in the state dict."""
-    return "text." if hasattr(model, "text") else ""
-
-
-def norm_eps_matches(norm: nn.Module, blocks: TransformerSpec) -> bool:
-    """Whether a tower's other norm has the epsilon of its blocks."""
-    return isinstance(norm, nn.LayerNorm) and norm.eps == blocks.eps
+            raise UserError(f"{target} {reason}")
