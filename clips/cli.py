@@ -38,7 +38,7 @@ COMMANDS = {
         positional=("checkpoint",),
     ),
     "import": Command(
-        help="write an encoder directory from open_clip's, transformers' or OpenVision's weights",
+        help="write an encoder directory from open_clip's or transformers' weights",
         target="clips.interchange.importing:run_import",
         positional=("path",),
     ),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import clips_world
+import numpy as np
 import pytest
 import torch
 from clips_world import tensors_of, trained
@@ -84,6 +85,16 @@ def test_fixed_positions_are_those_of_the_new_grid(tmp_path: Path):
     grown = tiny(image_size=64, pretrained=str(tmp_path / "released")).clip.visual.positional_embedding
     assert torch.equal(grown, openvision_sincos_pos_embed(4, 128))
     assert not torch.allclose(grown, new, atol=1e-2)
+
+
+def test_the_authors_positions_by_hand():
+    table = openvision_sincos_pos_embed(3, 16)
+    assert table.shape == (10, 16)
+    assert not table[0].any()
+    angles = [2 / 10_000 ** (k / 3) for k in range(4)]  # column 2, row 1: the last but three
+    rows = [1 / 10_000 ** (k / 3) for k in range(4)]
+    by_hand = [*np.sin(angles), *np.cos(angles), *np.sin(rows), *np.cos(rows)]
+    assert table[1 + 1 * 3 + 2].tolist() == pytest.approx(by_hand, abs=1e-6)
 
 
 def stock_clip(directory: Path, text_cfg: dict | None = None, **options: object) -> None:

@@ -30,7 +30,6 @@ IMPORT_FORMATS: dict[str, str] = {  # modules with is_supported(path) and load(p
     "hf_clip": "clips.interchange.hf_clip",
     "hf_siglip": "clips.interchange.hf_siglip",
     "open_clip": "clips.interchange.open_clip_format",
-    "openvision_jax": "clips.interchange.openvision_jax",
 }
 _TAG_ENTRIES = ("mean", "std", "interpolation", "resize_mode")  # of a pretrained tag; the others are its address
 
@@ -60,14 +59,13 @@ class ImportConfig:
 
     Args:
         path: a directory in open_clip's Hub format (also published CLIPS and OpenVision models) or of transformers'
-            CLIPModel or SiglipModel; or a weights file: safetensors, a torch state dict or checkpoint, or the authors'
-            JAX parameters (.npz).
+            CLIPModel or SiglipModel; or a weights file: safetensors, a torch state dict or checkpoint.
         output: the encoder directory to write.
         architecture: of a weights file: a CLIPS architecture, an open_clip name, or a published one
             (openvision-vit-large-patch14-224, ViT-L-14-CLIPS-336). For a SiglipModel, timm's name of its image tower.
         preprocessing: of a weights file that was trained with another than open_clip gives to files (it is printed): a
             pretrained tag of the architecture in open_clip, such as webli or datacomp1b, or its entries.
-        format: open_clip, hf_clip, hf_siglip or openvision_jax; detected from the content if not given.
+        format: open_clip, hf_clip or hf_siglip; detected from the content if not given.
         license: license of the weights; the one in the source's model card if not given.
         tolerance: largest accepted difference of unit features from the source's, if its own library is installed. Some
             SigLIP towers need more, because timm computes GELU where the source approximates it.
@@ -193,7 +191,7 @@ def _detect_format(path: Path) -> str:
         kind = model_type(path)
         found = f"its config.json is of a '{kind}'" if kind else f"no {OPEN_CLIP_CONFIG}, no config.json"
         raise UserError(f"{path}: {found}; expected open_clip's Hub format, or transformers' CLIPModel or SiglipModel")
-    raise UserError(f"{path}: expected a checkpoint that ends in .safetensors, .bin, .pt, .pth, .ckpt or .npz")
+    raise UserError(f"{path}: expected a checkpoint that ends in .safetensors, .bin, .pt, .pth or .ckpt")
 
 
 def _write(imported: ImportedEncoder, weights: dict[str, Any], directory: Path) -> None:
