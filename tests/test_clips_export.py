@@ -9,17 +9,20 @@ import numpy as np
 import pytest
 import torch
 from clips_world import tensors_of, trained
+from docs_blocks import blocks
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from clips.core.artifact import directory_hash, read_manifest
-from clips.encoder import load_encoder, write_encoder
+from clips.encoder import load_captioner, load_encoder, write_encoder
 from clips.errors import UserError
 from clips.export import ExportConfig, run_export
 from clips.method.clips_model import ModelConfig, build_model
 from clips.method.recipes import RecipeConfig
 from clips.model.captioner import Captioner, CaptionerDims
+from clips.model.generation import caption_images
 from clips.training.train_state import list_checkpoints
+from llava_bridge.encoders import load_encoder as load_for_bridge
 
 TEXTS = ["A red square.", "two dogs, running!", ""]
 
@@ -169,3 +172,69 @@ def test_the_pretrained_trunk_need_not_be_there_for_an_export(run: Path, tmp_pat
         record.write_text(yaml.safe_dump(config))
     run_export(ExportConfig(checkpoint=str(moved), output=str(tmp_path / "out")))
     assert load_file(tmp_path / "out" / "open_clip_model.safetensors")
+
+
+@pytest.fixture
+def reader(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory of someone who follows docs/training.md."""
+    shutil.copytree(run, tmp_path / "runs" / "mine")
+    (tmp_path / "photo.jpg").write_bytes(clips_world.draw_image(1))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def documented(word: str) -> str:
+    """The Python of docs/training.md with ``word`` in it."""
+    (text,) = (block.text for block in blocks("docs/training.md") if block.language == "python" and word in block.text)
+    return text
+
+
+def test_peft_adapts_towers_as_documented(reader: Path):
+    said: list[torch.Tensor] = []
+    images, tokens = torch.randn(4, 3, 16, 16), torch.randint(1, 99, (4, 12))
+
+    def train(model: torch.nn.Module) -> None:
+        trained = [value for value in model.parameters() if value.requires_grad]
+        optimizer = torch.optim.SGD(trained, lr=0.1)
+        for _ in range(2):
+            (model.encode_image(images) * model.encode_text(tokens)).sum().backward()
+            optimizer.step()
+        said.extend(features(model, images, tokens))
+
+    exec(documented("peft").replace("...  #", "train(model)  #"), {"train": train})
+    tuned, before = (load_encoder(reader / "runs" / name).model for name in ("tuned", "mine"))
+    for found, expected, old in zip(
+        features(tuned, images, tokens), said, features(before, images, tokens), strict=True
+    ):
+        torch.testing.assert_close(found, expected)
+        assert not torch.allclose(found, old, atol=1e-3)
+
+
+def test_a_captioner_says_what_is_documented(reader: Path, capsys: pytest.CaptureFixture[str]):
+    exec(documented("caption_images"), {})
+    encoder, captioner = load_encoder(reader / "runs/mine"), load_captioner(reader / "runs/mine")
+    image = encoder.preprocess(Image.open(reader / "photo.jpg"))
+    expected = caption_images(encoder.model, captioner, image[None], encoder.tokenizer(["my web caption"]))
+    assert capsys.readouterr().out == f"{expected}\n"
+
+
+def test_encoders_trained_by_settings_that_left_are_read(run: Path, tmp_path: Path):
+    """Distillation, hard negatives, prefixes of the embedding, Muon and adapters."""
+    earlier = tmp_path / "earlier"
+    shutil.copytree(run, earlier)
+    checkpoint = list_checkpoints(earlier)[-1]
+    manifest = read_manifest(earlier)
+    recipe = {"name": "negclip", "loss": "supcon", "hard_negatives": True, "embedding_widths": [16]}
+    manifest["config"]["recipe"] |= recipe | {"distillation": {"teacher": "runs/teacher", "weight": 1.0}}
+    manifest["config"]["optimizer"] |= {"name": "muon", "muon_momentum": 0.95}
+    manifest["config"]["model"] |= {"lora": {"r": 2, "apply_to": ["image", "text"]}, "pretrained_text": True}
+    for path in (earlier / "manifest.json", checkpoint / "config.yaml"):  # JSON is YAML
+        path.write_text(json.dumps(manifest if path.suffix == ".json" else manifest["config"]))
+    images, tokens = torch.randn(2, 3, 16, 16), torch.randint(1, 99, (2, 12))
+    assert_close = torch.testing.assert_close
+    assert_close(*(features(load_encoder(path).model, images, tokens) for path in (earlier, run)), rtol=0, atol=0)
+    load_captioner(earlier)
+    assert load_for_bridge(str(earlier)).architecture == load_for_bridge(str(run)).architecture
+    with pytest.raises(UserError, match=r"^.*config\.yaml: model: unknown key 'lora'"):
+        run_export(ExportConfig(checkpoint=str(checkpoint), output=str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
