@@ -36,7 +36,7 @@ TEXTS = [("dog", "A dog runs. It is brown!"), ("car", "A red car."), ("", "Two c
 
 
 def built(architecture: str = "clips-tiny", **captioner: object) -> ClipsModel:
-    sizes = CaptionerConfig(**{"width": 32, "num_heads": 2, "num_layers": 1, "max_length": 16, **captioner})
+    sizes = CaptionerConfig(**{"width": 32, "num_layers": 1, "max_length": 16, **captioner})
     return build_model(ModelConfig(architecture=architecture), RecipeConfig(name="caption_only", captioner=sizes), 0)
 
 
@@ -133,25 +133,12 @@ def test_the_image_tower_starts_as_that_of_any_other_recipe():
         ({"recipe": {**RECIPE, "caption_loss_weight": 0}}, r"recipe\.caption_loss_weight: .* no other loss$"),
         ({"recipe": RECIPE, "model": {"architecture": "clips-tiny", "lock_text": True}}, r"model\.lock_text: "),
         ({"recipe": RECIPE, "validation": {"source": {"path": "data"}}}, r"validation\.source: expected null"),
-        (
-            {"recipe": {"name": "caption_only", "captioner": {"visual_token_ratio": 1.5}}},
-            r"captioner\.visual_token_ratio: ",
-        ),
     ],
 )
 def test_settings_that_need_a_text_tower_are_rejected(tmp_path: Path, fields: dict[str, object], told: str):
     with pytest.raises(UserError, match=told):
         trained(clips_world.write_shards(tmp_path / "data"), tmp_path / "run", **fields)
     assert not (tmp_path / "run" / "manifest.json").exists()
-
-
-def test_a_captioner_of_another_recipe_may_read_a_sample_of_the_tokens_too():
-    recipe = RecipeConfig(captioner=CaptionerConfig(visual_token_ratio=0.5, max_length=16, num_layers=1))
-    model = build_model(ModelConfig(context_length=12), recipe, 0)
-    batch = batch_of(model)
-    some = model(batch)["caption_loss_sum"]
-    all_tokens = model({name: value for name, value in batch.items() if name != "visual_seed"})["caption_loss_sum"]
-    assert some.item() != all_tokens.item()
 
 
 # The encoder directory, and what reads it ---------------------------------------------------------------------------

@@ -72,7 +72,7 @@ def invalid_samples() -> InvalidSamples:
 
 def save(output: Path, step: int, keep: int = 2, run: Identity | None = None) -> Path:
     start_processes()
-    state = TrainState(step=step, samples_seen=4 * step, seconds=1.5, invalid_samples=invalid_samples(), norms=[0.25])
+    state = TrainState(step=step, samples_seen=4 * step, seconds=1.5, invalid_samples=invalid_samples(), flops=[0.25])
     state.identity = run or {}
     with Checkpointer(output, DistributedContext(), keep=keep) as checkpointer:
         checkpointer.save(tensors(*trained(step)), state, RunConfig(output=str(output)))
@@ -91,7 +91,7 @@ def restore(checkpoint: Path) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
 def test_a_run_resumes_bit_for_bit(tmp_path: Path):
     checkpoint = save(tmp_path, 3)
     assert read_train_state(checkpoint) == TrainState(
-        step=3, samples_seen=12, seconds=1.5, invalid_samples=invalid_samples(), norms=[0.25]
+        step=3, samples_seen=12, seconds=1.5, invalid_samples=invalid_samples(), flops=[0.25]
     )
     model, optimizer = restore(checkpoint)
     for step in (3, 4):

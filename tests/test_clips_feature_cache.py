@@ -175,7 +175,7 @@ def test_outputs_of_the_frozen_layers_are_cached_where_others_are_trained(cache,
 def test_a_captioner_alone_reads_outputs_of_the_weights_loaded_last(cache, unlocked):
     """Recipe caption_only computes features once to find what they do not depend on, before weights are loaded."""
     config = replace(CONFIG, architecture="clips-efficientnet", lock_image_unlocked_groups=unlocked)
-    sizes = CaptionerConfig(width=32, num_heads=2, num_layers=1, max_length=16)
+    sizes = CaptionerConfig(width=32, num_layers=1, max_length=16)
     recipe, image = RecipeConfig(name="caption_only", captioner=sizes), torch.randn(2, 3, 64, 64)
     cached, other = (build_model(config, recipe, seed) for seed in (0, 1))
     plain = build_model(replace(config, cache_trunk_features=False), recipe, 1)

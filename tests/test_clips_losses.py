@@ -142,7 +142,7 @@ def test_losses_are_the_authors(shared):
 # Two processes train as one ------------------------------------------------------------------------------------
 
 
-SMALL = CaptionerConfig(width=16, num_heads=2, num_layers=1, max_length=20)
+SMALL = CaptionerConfig(width=16, num_layers=1, max_length=20)
 
 
 def batch_of(count):

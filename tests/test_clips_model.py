@@ -121,9 +121,9 @@ def test_towers_start_equal_for_any_recipe_and_leave_the_global_generator_alone(
 
 def test_the_captioner_takes_the_size_of_the_text_tower_by_default():
     assert make().captioner.config.width == 128
-    config = RecipeConfig(captioner=CaptionerConfig(width=32, num_layers=1, num_heads=2, max_length=16))
+    config = RecipeConfig(captioner=CaptionerConfig(width=32, num_layers=1, max_length=16))
     shape = build_model(ModelConfig(context_length=12), config, 0).captioner.config
-    assert (shape.width, shape.layers, shape.heads, shape.length, shape.vocabulary) == (32, 1, 2, 16, 32_000)
+    assert (shape.width, shape.layers, shape.heads, shape.length, shape.vocabulary) == (32, 1, 4, 16, 32_000)
 
 
 def test_logit_scale_is_clamped_at_100(model):

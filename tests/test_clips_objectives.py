@@ -19,7 +19,7 @@ from clips.model.architectures import CONTRASTIVE_LOSSES, CaptionerConfig
 from clips.model.tokenizer import ClipsTokenizer
 
 TOKENIZER = ClipsTokenizer(16)
-SMALL = CaptionerConfig(width=16, num_heads=2, num_layers=1, max_length=20)
+SMALL = CaptionerConfig(width=16, num_layers=1, max_length=20)
 
 
 def built(name: str, *, pretrained: Path | None = None, **settings: object) -> ClipsModel:
@@ -58,7 +58,7 @@ def test_another_type_of_loss_starts_with_its_own_scale_and_bias(tmp_path: Path,
     assert built(before, pretrained=tmp_path).clip.logit_scale.item() == 4.0
 
 
-# Several sentences, weighted --------------------------------------------------------------------------------------
+# Several sentences ------------------------------------------------------------------------------------------------
 
 
 SYNTHETIC = "A dog runs on grass. It is brown! A ball lies near. The sky is gray."
@@ -85,44 +85,22 @@ def test_a_caption_of_fewer_sentences_repeats_them_and_none_is_the_web_caption()
     assert set(prepared(config, synthetic="...").values()) == {"my dog"}
 
 
-def test_weights_of_positives_are_shared_by_their_sentences():
-    config = RecipeConfig(name="sentences", num_sentences=2, positive_weights=(3.0, 1.0))
-    assert Recipe(config).text_weights == [3.0, 0.5, 0.5]
-    assert Recipe(RecipeConfig(name="sentences", num_sentences=2)).text_weights == [1.0, 1.0, 1.0]
-
-
 @pytest.mark.parametrize("loss", CONTRASTIVE_LOSSES)
-def test_the_weighted_loss_is_that_of_a_naive_loop(loss: str):
-    weights = [3.0, 0.5, 0.5]
-    settings = {"num_sentences": 2, "positive_weights": (3.0, 1.0), "loss": loss}
-    recipe = Recipe(RecipeConfig(name="sentences", **settings))
+def test_the_loss_of_several_texts_is_that_of_a_naive_loop(loss: str):
+    recipe = Recipe(RecipeConfig(name="sentences", num_sentences=2, loss=loss))
     names = ("image", "web", "sentences_1", "sentences_2")
     outputs = {name: unit(4, 6, seed=seed) for seed, name in enumerate(names)}
     outputs |= {"logit_scale": torch.tensor(5.0), "logit_bias": torch.tensor(-1.0)}
     image, *texts = (outputs[name] for name in names)
     naive = {"softmax": naive_softmax, "sigmoid": naive_sigmoid}[loss]
-    parts = [naive(image, [text], 5.0, -1.0) for text in texts]
-    total = sum(weight * part for weight, part in zip(weights, parts, strict=True)) / sum(weights)
-    assert compute_losses(recipe, outputs)["loss"].item() == pytest.approx(total, abs=1e-5)
-
-
-def test_equal_weights_change_no_bit():
-    outputs = {name: unit(4, 6, seed=seed) for seed, name in enumerate(("image", "web", "partial"))}
-    outputs |= {"logit_scale": torch.tensor(5.0)}
-    for loss in CONTRASTIVE_LOSSES:
-        plain, weighted = (
-            Recipe(RecipeConfig(positives=("web", "partial"), name="clip", loss=loss, positive_weights=weights))
-            for weights in (None, (2.0, 2.0))
-        )
-        assert torch.equal(compute_losses(plain, outputs)["loss"], compute_losses(weighted, outputs)["loss"])
+    mean = sum(naive(image, [text], 5.0, -1.0) for text in texts) / 3
+    assert compute_losses(recipe, outputs)["loss"].item() == pytest.approx(mean, abs=1e-5)
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"name": "clips", "positive_weights": (1.0,)}, r"^recipe\.positive_weights: .* for each of web, partial, got"),
-        ({"name": "clip", "positive_weights": (0.0,)}, r"^recipe\.positive_weights: "),
-        ({"name": "clip", "positive_weights": (math.nan,)}, r"^recipe\.positive_weights: "),
+        ({"name": "clips", "caption_loss_weight": math.nan}, r"^recipe\.caption_loss_weight: "),
         ({"name": "sentences", "num_sentences": 0}, r"^recipe\.num_sentences: "),
     ],
 )

@@ -19,7 +19,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "siglip": {"recipe": {"name": "siglip"}},
     "siglip_captions": {"recipe": {"name": "siglip_captions", "captioner": CAPTIONER}},
     "caption_only": {"recipe": {"name": "caption_only", "captioner": CAPTIONER}},
-    "sentences": {"recipe": {"name": "sentences", "positive_weights": [2.0, 1.0]}},
+    "sentences": {"recipe": {"name": "sentences"}},
     "frozen": {
         "recipe": {"name": "clips", "captioner": CAPTIONER},
         "model": {**MODEL, "pretrained": "$encoder", "lock_text": True},

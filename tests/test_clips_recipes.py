@@ -109,9 +109,9 @@ def test_total_is_the_weighted_sum():
     features = torch.eye(3)
     outputs = {"image": features, "web": features, "partial": features.roll(1, 0), "logit_scale": torch.tensor(2.0)}
     outputs |= {"caption_loss_sum": torch.tensor(10.0, requires_grad=True), "caption_tokens": torch.tensor(4)}
-    losses = compute_losses(Recipe(RecipeConfig(contrastive_loss_weight=0.5, caption_loss_weight=3.0)), outputs)
+    losses = compute_losses(Recipe(RecipeConfig(caption_loss_weight=3.0)), outputs)
     assert losses["caption_loss"].item() == 2.5
-    expected = 0.5 * losses["contrastive_loss"].item() + 3 * 2.5
+    expected = losses["contrastive_loss"].item() + 3 * 2.5
     assert losses["loss"].item() == pytest.approx(expected)
     web_only = compute_losses(Recipe(RecipeConfig(name="clip")), outputs)["contrastive_loss"]
     assert losses["contrastive_loss"].item() > web_only.item()  # the partial captions are mismatched

@@ -200,7 +200,7 @@ def captioner_dims(clip: towers.Towers, cfg: dict[str, Any], recipe: Recipe) -> 
         text_width=None if task.reads is None else text_width,
         width=config.width or text["width"],
         layers=config.num_layers or text["layers"],
-        heads=config.num_heads or text["heads"],
+        heads=text["heads"],
         length=config.max_length,
         vocabulary=VOCAB_SIZE,
         teacher_forced=task.teacher_forcing if config.teacher_forcing is None else config.teacher_forcing,

@@ -26,7 +26,6 @@ def contrastive_loss(recipe: Recipe, outputs: Tensors) -> Tensor:
         outputs["logit_scale"],
         outputs.get("logit_bias"),
         kind=recipe.spec.loss,
-        weights=recipe.text_weights,
     )
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 EITHER = {("learning_rate", "base_learning_rate"): 1e-3, ("warmup_ratio", "warmup_samples"): 0.05}
 """Fields that exclude each other → the first one's value if neither is set."""
+_ADAM_BETA1 = 0.9  # of CLIP, CLIPA, SigLIP and the authors alike; they differ in the second
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,23 +29,18 @@ class OptimizerConfig:
         warmup_ratio: ratio of the run with linear warm-up from 0; cosine decay to 0 follows. 0.05 if neither it nor
             ``warmup_samples`` is given.
         warmup_samples: the same in samples, rounded to whole steps.
-        adam_beta1: AdamW's decay rate of the gradient.
-        adam_beta2: of its square.
+        adam_beta2: AdamW's decay rate of the squared gradient.
         weight_decay: of the weight matrices; norms, biases, embeddings, positions and the logit scale have none.
         max_grad_norm: maximum gradient norm; null does not clip.
-        grad_spike_factor: skip a step whose gradient norm exceeds this multiple of the median of the last hundred, and
-            stop after ten such steps in a row; null skips none.
     """
 
     learning_rate: float | None = None
     base_learning_rate: float | None = None
     warmup_ratio: float | None = None
     warmup_samples: int | None = None
-    adam_beta1: float = 0.9
     adam_beta2: float = 0.95
     weight_decay: float = 0.2
     max_grad_norm: float | None = None
-    grad_spike_factor: float | None = None
 
     def __post_init__(self) -> None:
         for one, other in EITHER:
@@ -53,7 +49,7 @@ class OptimizerConfig:
         for name in ("learning_rate", "base_learning_rate"):
             if (rate := getattr(self, name)) is not None and rate <= 0:
                 raise UserError(f"optimizer.{name}: expected a number above 0, got {rate}")
-        for name in ("warmup_ratio", "adam_beta1", "adam_beta2"):
+        for name in ("warmup_ratio", "adam_beta2"):
             if (ratio := getattr(self, name)) is not None and not 0 <= ratio < 1:
                 raise UserError(f"optimizer.{name}: expected a ratio from 0 to below 1, got {ratio}")
         if self.warmup_samples is not None and self.warmup_samples < 0:
@@ -62,10 +58,6 @@ class OptimizerConfig:
             raise UserError(f"optimizer.weight_decay: expected 0 or more, got {self.weight_decay}")
         if self.max_grad_norm is not None and self.max_grad_norm <= 0:
             raise UserError(f"optimizer.max_grad_norm: expected a number above 0 or null, got {self.max_grad_norm}")
-        if self.grad_spike_factor is not None and self.grad_spike_factor <= 1:
-            raise UserError(
-                f"optimizer.grad_spike_factor: expected a number above 1 or null, got {self.grad_spike_factor}"
-            )
 
     def resolved(self) -> OptimizerConfig:
         """Return the config with defaults filled in."""
@@ -109,7 +101,7 @@ def build_optimizer(
     decayed = [parameter for name, parameter in trainable if name not in no_decay]
     undecayed = [parameter for name, parameter in trainable if name in no_decay]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
-    groups, betas = [group for group in groups if group["params"]], (config.adam_beta1, config.adam_beta2)
+    groups, betas = [group for group in groups if group["params"]], (_ADAM_BETA1, config.adam_beta2)
     return torch.optim.AdamW(groups, lr=config.learning_rate or 0.0, betas=betas, fused=True)
 
 

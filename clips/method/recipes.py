@@ -9,7 +9,6 @@ Sources: [P] is the paper (CLIPS, arXiv 2411.16828), [C] the authors' code (http
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -42,8 +41,6 @@ class RecipeConfig:
             three sentences of the synthetic one).
         positives: the texts that are contrasted with the image: web, partial (the shortened synthetic caption), mixed
             (one of the two), sentences (several sentences of the synthetic caption, as DreamLIP).
-        positive_weights: weight of each of the positives in the loss, which sentences share; null gives all texts the
-            same weight.
         num_sentences: number of different sentences that are sampled for sentences; a caption of fewer repeats them.
         loss: softmax (mean of a symmetric CLIP loss for each text, as CLIPS), sigmoid (each pair is classified
             separately, and the logits start with SigLIP's scale and bias).
@@ -52,21 +49,18 @@ class RecipeConfig:
         web_caption_strategy: how the web caption is shortened.
         caption_tokens: maximum number of tokens for sub_captions, block, random and truncate.
         web_caption_prob: probability that mixed is the web caption, 0 to 1.
-        contrastive_loss_weight: factor of the contrastive loss.
-        caption_loss_weight: factor of the caption loss; 0 trains without a captioner.
+        caption_loss_weight: factor of the caption loss, relative to the contrastive one; 0 trains without a captioner.
         captioner: the captioner's size and type.
     """
 
     name: str = "clips"
     positives: tuple[str, ...] | None = None
-    positive_weights: tuple[float, ...] | None = None
     num_sentences: int | None = None
     loss: str | None = None
     caption_strategy: str | None = None
     web_caption_strategy: str | None = None
     caption_tokens: int = 32
     web_caption_prob: float | None = None
-    contrastive_loss_weight: float = 1.0
     caption_loss_weight: float = 2.0
     captioner: CaptionerConfig = field(default_factory=CaptionerConfig)
 
@@ -86,18 +80,12 @@ class RecipeConfig:
         for name in ("caption_tokens", "num_sentences"):
             if (number := getattr(self, name)) is not None and number < 1:
                 raise UserError(f"recipe.{name}: expected at least 1, got {number}")
-        positives = Recipe(self).spec.positives
-        weights = self.positive_weights
-        if weights is not None and (len(weights) != len(positives) or not all(0 < one < math.inf for one in weights)):
-            raise UserError(
-                f"recipe.positive_weights: expected a number above 0 for each of {', '.join(positives) or 'none'}, "
-                f"got {list(weights)}"
-            )
         if self.web_caption_prob is not None and not 0 <= self.web_caption_prob <= 1:
             raise UserError(f"recipe.web_caption_prob: expected a number from 0 to 1, got {self.web_caption_prob}")
-        for weight in ("contrastive_loss_weight", "caption_loss_weight"):
-            if not getattr(self, weight) >= 0:
-                raise UserError(f"recipe.{weight}: expected a number not below 0, got {getattr(self, weight)}")
+        if not self.caption_loss_weight >= 0:
+            raise UserError(
+                f"recipe.caption_loss_weight: expected a number not below 0, got {self.caption_loss_weight}"
+            )
         if not Recipe(self).loss_weights:
             raise UserError(f"recipe.caption_loss_weight: expected a number above 0: {self.name} has no other loss")
 
@@ -241,13 +229,12 @@ class Recipe:
     @property
     def visual_token_ratio(self) -> float:
         """The ratio of an image's tokens that the captioner reads in training."""
-        chosen = self.config.captioner.visual_token_ratio
-        return chosen if chosen is not None else self.captioning.visual_token_ratio if self.captioning else 1.0
+        return self.captioning.visual_token_ratio if self.captioning else 1.0
 
     @property
     def loss_weights(self) -> dict[str, float]:
         """The weight of each loss of the recipe, by its name in ``clips.method.objectives.OBJECTIVES``."""
-        contrast = {"contrastive_loss": self.config.contrastive_loss_weight} if self.spec.positives else {}
+        contrast = {"contrastive_loss": 1.0} if self.spec.positives else {}  # Adam ignores a common factor of both
         return contrast | ({"caption_loss": self.config.caption_loss_weight} if self.captioning else {})
 
     @property
@@ -260,13 +247,6 @@ class Recipe:
     def texts(self) -> tuple[str, ...]:
         """Names in the batch of the contrasted texts: the positives, ``sentences_1`` … for several texts."""
         return tuple(name for positive in self.spec.positives for name in self._names(positive))
-
-    @property
-    def text_weights(self) -> list[float]:
-        """The weight of each contrasted text in the loss, in any unit."""
-        names = [self._names(positive) for positive in self.spec.positives]
-        weights = self.config.positive_weights or [len(texts) for texts in names]
-        return [weight / len(texts) for texts, weight in zip(names, weights, strict=True) for _ in texts]
 
     def _names(self, positive: str) -> tuple[str, ...]:
         count = self.spec.num_sentences if positive == "sentences" else None

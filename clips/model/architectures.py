@@ -36,37 +36,28 @@ CONTRASTIVE_LOSSES = {"softmax": False, "sigmoid": True}
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionerConfig:
-    """The decoder's size; unset fields are taken from the text tower.
+    """The decoder's size; unset fields, and the number of attention heads, are taken from the text tower.
 
     Args:
         width: channels.
         num_layers: number of blocks.
-        num_heads: attention heads of a block.
         max_length: number of learnable tokens, the maximum length of a target with begin and end token.
         teacher_forcing: whether it is fed the previous target tokens; null is the recipe's setting.
         max_loss_tokens: maximum number of target tokens per sample, sampled at random, in the caption loss; null is
             all, as the authors do. Fewer make the 32,000-way head cheaper and give long captions no larger weight.
-        visual_token_ratio: ratio of the image's patch tokens that it reads in training, a random sample each time an
-            image is used; null is the recipe's: 0.35 for caption_only, else 1.
     """
 
     width: int | None = None
     num_layers: int | None = None
-    num_heads: int | None = None
     max_length: int = 128
     teacher_forcing: bool | None = None
     max_loss_tokens: int | None = None
-    visual_token_ratio: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("width", "num_layers", "num_heads", "max_loss_tokens"):
+        for name in ("width", "num_layers", "max_loss_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"captioner.{name}: expected at least 1, got {value}")
-        if self.visual_token_ratio is not None and not 0 < self.visual_token_ratio <= 1:
-            raise UserError(
-                f"captioner.visual_token_ratio: expected a ratio above 0, at most 1, got {self.visual_token_ratio}"
-            )
         if self.max_length < 3:
             raise UserError(f"captioner.max_length: expected at least 3 (begin, a token, end), got {self.max_length}")
 

@@ -53,7 +53,7 @@ class CaptionerDims:
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
-            raise UserError(f"captioner.num_heads: expected a divisor of the width {self.width}, got {self.heads}")
+            raise UserError(f"captioner.width: expected a multiple of {self.heads} attention heads, got {self.width}")
 
 
 def lower_right_mask(rows: int, columns: int, device: torch.device) -> Tensor:

@@ -30,9 +30,8 @@ def contrastive_loss(
     bias: Tensor | None = None,
     *,
     kind: str = "softmax",
-    weights: Sequence[float] | None = None,
 ) -> Tensor:
-    """Return the weighted mean () over types of text of the symmetric CLIP loss, or of SigLIP's, in float32.
+    """Return the mean () over types of text of the symmetric CLIP loss, or of SigLIP's, in float32.
 
     A process computes its rows of the global similarity matrix chunk by chunk. SigLIP classifies every pair separately
     (arXiv 2303.15343, algorithm 1).
@@ -43,25 +42,22 @@ def contrastive_loss(
         scale: () or (1,), the factor that multiplies the cosines.
         bias: () or (1,), added to the logits of the sigmoid loss, 0 if not given; a softmax is invariant to it.
         kind: the loss's name, one of ``clips.model.architectures.CONTRASTIVE_LOSSES``.
-        weights: of each type of text, in any unit; equal ones if not given.
     """
-    weights = weights or [1.0] * len(texts)
     with torch.autocast(image.device.type, enabled=False):
         image, texts, scale = image.float(), [text.float() for text in texts], scale.float()
         own = rank() * len(image) + torch.arange(len(image), device=image.device)  # this process's rows of all
         if kind == "sigmoid":
             shift = image.new_zeros(()) if bias is None else bias.float()
             sums = [_PairwiseSigmoid.apply(scale * image, gather_features(text), shift, own) for text in texts]
-            return _weighted_mean(sums, weights) / len(image)
+            return _mean(sums) / len(image)
         images = gather_features(image)
         to_texts = [linear_cross_entropy(scale * image, gather_features(text), own) for text in texts]
         to_images = [linear_cross_entropy(scale * text, images, own) for text in texts]
-        return (_weighted_mean(to_texts, weights) + _weighted_mean(to_images, weights)) / (2 * len(image))
+        return (_mean(to_texts) + _mean(to_images)) / (2 * len(image))
 
 
-def _weighted_mean(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    total = sum(weights)
-    return torch.stack([weight / total * value for value, weight in zip(values, weights, strict=True)]).sum()
+def _mean(values: Sequence[Tensor]) -> Tensor:
+    return torch.stack([1 / len(values) * value for value in values]).sum()
 
 
 def caption_loss(loss_sum: Tensor, num_tokens: Tensor) -> Tensor:

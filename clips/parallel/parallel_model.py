@@ -80,7 +80,7 @@ class ParallelModel:
         return full_tensor(norm)
 
     def optimizer_step(self, rate: float, *, is_finite: Tensor) -> None:
-        """Update the weights and reset the gradient.
+        """Update the weights, reset the gradient, and copy the main process's batch norm statistics.
 
         Args:
             rate: the learning rate.
@@ -93,12 +93,8 @@ class ParallelModel:
         self.optimizer.found_inf, self.optimizer.grad_scale = self._skips, None  # as torch's GradScaler does
         self.optimizer.step()
         self.encoder.clamp_logit_scale()
-        self.end_step()
-
-    def end_step(self) -> None:
-        """Reset the gradient, and copy the main process's batch norm statistics, so that a resumed run has the same."""
         self.optimizer.zero_grad()
-        for buffer in self._buffers if self.processes.count > 1 else ():
+        for buffer in self._buffers if self.processes.count > 1 else ():  # so that a resumed run has the same
             dist.broadcast(buffer, 0)
 
     # ---- checkpoints, whose tensors have the names of the model's parameters, so that either strategy resumes them

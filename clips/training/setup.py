@@ -164,7 +164,7 @@ def build_model_without_pretrained(config: EncoderTrainConfig) -> ClipsModel:
 
 
 def _build_ema(decay: float, encoder: ClipsModel, latest: Path | None, state: TrainState) -> ModelEma:
-    average = ModelEma(decay, encoder.state_dict(), updates=state.step - state.skipped)
+    average = ModelEma(decay, encoder.state_dict(), updates=state.step)
     if latest is not None:
         load_tensors(latest, average.state, "average.")
     return average

@@ -30,8 +30,6 @@ class TrainState:
         invalid_samples: invalid samples found by all processes.
         identity: of the run (`clips.core.identity`).
         sources: path, size and hash of each data source.
-        norms: gradient norms of the latest steps.
-        skipped: steps skipped because of their gradient norm; ``spikes_in_a_row``: the uninterrupted latest ones.
         changes: config fields that changed when the run was resumed.
         sums: sum of each metric over the ``summed`` steps since the last entry of the log.
         flops: FLOPs per sample of the batches counted so far.
@@ -43,9 +41,6 @@ class TrainState:
     invalid_samples: InvalidSamples = dataclasses.field(default_factory=InvalidSamples)
     identity: Identity = dataclasses.field(default_factory=dict)
     sources: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    norms: list[float] = dataclasses.field(default_factory=list)
-    skipped: int = 0
-    spikes_in_a_row: int = 0
     changes: list[str] = dataclasses.field(default_factory=list)
     sums: dict[str, float] = dataclasses.field(default_factory=dict)
     summed: int = 0

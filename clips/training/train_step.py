@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import statistics
 from typing import Literal
 
 import torch
@@ -23,39 +22,6 @@ from clips.parallel.parallel_model import ParallelModel
 from clips.training.ema import ModelEma
 from clips.training.train_config import EncoderTrainConfig
 from clips.training.train_state import TrainState
-
-_WINDOW, _MIN_NORMS, _MAX_SPIKES_IN_A_ROW = 100, 20, 10
-
-
-def record_grad_norm(state: TrainState, norm: float, limit: float) -> bool:
-    """Record a gradient's norm in ``state``; returns whether it is a spike, whose step is skipped.
-
-    A spike is more than ``limit`` times the median norm of the last hundred steps. The first twenty steps are never
-    spikes. The norms of spikes do not enter the median.
-
-    Args:
-        state: the run's state, with the norms.
-        norm: of this step's gradient.
-        limit: ``optimizer.grad_spike_factor``.
-
-    Raises:
-        UserError: ten spikes in a row, so the training diverges.
-    """
-    median = statistics.median(state.norms) if len(state.norms) >= _MIN_NORMS else None
-    if median is None or norm <= limit * median:
-        state.norms = [*state.norms, norm][-_WINDOW:]
-        state.spikes_in_a_row = 0
-        return False
-    state.skipped += 1
-    state.spikes_in_a_row += 1
-    if state.spikes_in_a_row == _MAX_SPIKES_IN_A_ROW:
-        raise UserError(
-            f"step {state.step + 1}: for {_MAX_SPIKES_IN_A_ROW} steps the gradient's norm was more than {limit:g} "
-            f"times the median {median:.3g} (optimizer.grad_spike_factor); stopped. A lower optimizer.learning_rate "
-            "may help (see allow_changes_on_resume)"
-        )
-    return True
-
 
 Batch = dict[str, Tensor]
 _SUMMED = {"caption_loss_sum", "caption_tokens"}  # outputs that are sums over samples
@@ -114,17 +80,13 @@ class StepMetrics:
         step: index of the step, from 0.
         names: of the metrics.
         values: (number of metrics,) float32.
-        learning_rate: of the step, 0 if it was skipped.
+        learning_rate: of the step.
     """
 
     step: int
     names: tuple[str, ...]
     values: Tensor
     learning_rate: float
-
-    def read(self) -> dict[str, float]:
-        """Return the metrics by name. Raises UserError if one is not finite."""
-        return read_metrics([self])[0]
 
 
 def read_metrics(metrics: list[StepMetrics]) -> list[dict[str, float]]:
@@ -141,12 +103,9 @@ def read_metrics(metrics: list[StepMetrics]) -> list[dict[str, float]]:
 
 
 def train_step(run: TrainRun, batch: Batch) -> StepMetrics:
-    """Train on one batch, without reading a value from the device (with ``grad_spike_factor``: the gradient's norm).
+    """Train on one batch, without reading a value from the device.
 
     From a loss or gradient on that is not finite, the weights stay unchanged; `read_metrics` raises then.
-
-    Raises:
-        UserError: too many gradient spikes in a row.
     """
     step, learning_rate = (
         run.state.step,
@@ -158,17 +117,10 @@ def train_step(run: TrainRun, batch: Batch) -> StepMetrics:
     scale = {name: outputs[name] for name in ("logit_scale",) if name in outputs}  # a contrast's
     named = {**losses, **scale, "grad_norm": norm}
     values = torch.stack([value.detach().float().reshape(()) for value in named.values()])
-    metrics = StepMetrics(step=step, names=tuple(named), values=values, learning_rate=learning_rate)
-
-    spike_factor = run.config.optimizer.grad_spike_factor
-    if spike_factor is not None and record_grad_norm(run.state, metrics.read()["grad_norm"], spike_factor):
-        run.parallel.end_step()
-        return dataclasses.replace(metrics, learning_rate=0.0)
-
     run.parallel.optimizer_step(learning_rate, is_finite=values.isfinite().all())
     if run.average is not None:
         run.average.update(run.encoder.state_dict())
-    return metrics
+    return StepMetrics(step=step, names=tuple(named), values=values, learning_rate=learning_rate)
 
 
 def prepare_batch(batch: Batch, run: TrainRun) -> Batch:

@@ -28,7 +28,7 @@ from clips.method.clips_model import ClipsModel
 from clips.method.recipes import RecipeConfig
 from clips.model.architectures import CaptionerConfig, ModelConfig
 from clips.model.tokenizer import PAD
-from clips.training.train_step import train_step
+from clips.training.train_step import read_metrics, train_step
 
 Sides = dict[str, Callable[[], dict[str, float]]]
 HEAD = [
@@ -89,7 +89,7 @@ def make_sides(args: argparse.Namespace, recipe: str, attention: Any, precision:
     theirs = copy.deepcopy(run.encoder.clip) if recipe == "clip" else open_clips_coca(run.encoder).to(args.device)
     counts = {name: f"{parameters(model) / 1e6:.1f} M" for name, model in (("ours", run.encoder), ("theirs", theirs))}
     sides: Sides = {
-        "ours": lambda: train_step(run, batch).read(),
+        "ours": lambda: read_metrics([train_step(run, batch)]),
         "theirs": open_clips_step(theirs, precision, batch, args.device),
     }
     return sides, counts
