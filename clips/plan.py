@@ -17,6 +17,7 @@ from clips.errors import UserError, unknown_name_error
 from clips.gpus import GPUS
 from clips.training.stages import stage_configs
 from clips.training.train_config import EncoderTrainConfig
+from clips.training.train_state import KEPT_CHECKPOINTS
 
 _RESERVE, _FRAGMENTATION = 2e9, 0.05  # assumed: context, libraries and NCCL; gaps between tensors
 _FLOAT32, _ADAM = 4, 8  # bytes per parameter: a weight or gradient, AdamW's moments
@@ -117,8 +118,7 @@ def plan_stage(config: TrainPlanConfig, stage: EncoderTrainConfig) -> StagePlan:
     flops = mfu.flops_per_sample(stage, full_batch(model, min(local, 8)), 1)
     flops += mfu.contrastive_flops(model, stage.global_batch_size - min(local, 8))
 
-    interval = distributed.checkpointing_interval if distributed.activation_checkpointing else 0
-    traced = peak_bytes(model, at_once, bf16=bf16, checkpointing=interval)
+    traced = peak_bytes(model, at_once, bf16=bf16, checkpointing=distributed.activation_checkpointing)
     held = [_FLOAT32 * parameters, _ADAM * trained, 0 if stage.ema_decay is None else _FLOAT32 * parameters]
     communication = _FLOAT32 * trained if count > 1 else 0  # gradients are sent in buckets
     if distributed.strategy == "fsdp":
@@ -136,7 +136,8 @@ def plan_stage(config: TrainPlanConfig, stage: EncoderTrainConfig) -> StagePlan:
 
     fitting, half = at_once, at_once // 2
     if half:
-        per_sample = (traced - peak_bytes(model, half, bf16=bf16, checkpointing=interval)) / (at_once - half)
+        less = peak_bytes(model, half, bf16=bf16, checkpointing=distributed.activation_checkpointing)
+        per_sample = (traced - less) / (at_once - half)
         left = (gpu.memory - sum(memory.values())) / (1 + _FRAGMENTATION)
         fitting = max(0, int(at_once + left / per_sample)) if per_sample else at_once
     elif sum(memory.values()) > gpu.memory:
@@ -152,7 +153,7 @@ def plan_stage(config: TrainPlanConfig, stage: EncoderTrainConfig) -> StagePlan:
         fitting=fitting,
         memory=memory,
         hours=steps * stage.global_batch_size * flops / rate / 3600,
-        storage=(_FLOAT32 * parameters, checkpoint * (stage.save_total_limit + 1)),
+        storage=(_FLOAT32 * parameters, checkpoint * (KEPT_CHECKPOINTS + 1)),
     )
 
 

@@ -139,7 +139,7 @@ def train_loop(run: TrainRun, stop: StopRequest) -> dict[str, Any]:
         contextlib.closing(read_batches(run)) as stream,
         log,
         ThroughputTimer(state) as clock,
-        Checkpointer(config.output, run.processes, keep=config.save_total_limit) as checkpointer,
+        Checkpointer(config.output, run.processes) as checkpointer,
         exit_if_others_hang(),  # before the checkpointer waits for them
     ):
         while state.step < run.steps:

@@ -70,11 +70,11 @@ def invalid_samples() -> InvalidSamples:
     return found
 
 
-def save(output: Path, step: int, keep: int = 2, run: Identity | None = None) -> Path:
+def save(output: Path, step: int, run: Identity | None = None) -> Path:
     start_processes()
     state = TrainState(step=step, samples_seen=4 * step, seconds=1.5, invalid_samples=invalid_samples(), flops=[0.25])
     state.identity = run or {}
-    with Checkpointer(output, DistributedContext(), keep=keep) as checkpointer:
+    with Checkpointer(output, DistributedContext()) as checkpointer:
         checkpointer.save(tensors(*trained(step)), state, RunConfig(output=str(output)))
     return list_checkpoints(output)[-1]
 
@@ -110,7 +110,7 @@ def test_a_checkpoint_excludes_steps_made_while_it_is_written(tmp_path: Path, mo
         real(*args)
 
     monkeypatch.setattr(checkpointing, "_save_tensors", slow)
-    with Checkpointer(tmp_path, DistributedContext(), keep=2) as checkpointer:
+    with Checkpointer(tmp_path, DistributedContext()) as checkpointer:
         checkpointer.save(tensors(model, optimizer), TrainState(step=3), RunConfig(output="x"))
         one_step(model, optimizer, 3)  # save has returned before anything is written
         assert list_checkpoints(tmp_path) == []
@@ -164,7 +164,7 @@ def test_an_error_of_the_disk_is_one_line_and_the_checkpoint_before_stays(tmp_pa
         checkpointer.wait()
 
     message = rf"cannot write here \({os.strerror(error)}\)$"
-    with Checkpointer(tmp_path, DistributedContext(), keep=1) as checkpointer:
+    with Checkpointer(tmp_path, DistributedContext()) as checkpointer:
         with failing_disk(error, monkeypatch), pytest.raises(UserError, match=message) as raised:
             save_another(checkpointer)
         assert "\n" not in str(raised.value)

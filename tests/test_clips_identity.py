@@ -69,7 +69,7 @@ def test_a_difference_names_the_first_setting_and_counts_the_others():
 
 
 def test_settings_that_may_change_on_resume():
-    encoder = {"output", "report_to", "logging_steps", "save_steps", "save_total_limit"}
+    encoder = {"output", "report_to", "logging_steps", "save_steps"}
     encoder |= {"keep_checkpoints_after_training"}
     encoder |= {"allow_changes_on_resume", "micro_batch_size", "distributed", "validation", "license"}
     encoder |= {"data.num_workers", "data.cache_images"}

@@ -63,7 +63,7 @@ def test_a_checkpoint_of_a_hundred_thousand_invalid_samples_is_small(tmp_path: P
     for _ in range(100):
         training.next_batch(run, batches, clock)
     run.state.invalid_samples.gather()
-    with Checkpointer(tmp_path, DistributedContext(), keep=1) as checkpointer:
+    with Checkpointer(tmp_path, DistributedContext()) as checkpointer:
         checkpointer.save({"model.x": torch.zeros(1)}, run.state, {})
     (kept,) = list_checkpoints(tmp_path)
     assert (kept / TRAIN_STATE_FILE).stat().st_size < 500_000

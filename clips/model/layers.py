@@ -28,8 +28,8 @@ def repeated_layers(model: nn.Module) -> list[nn.Module]:
     return layers
 
 
-def checkpoint_layers(model: nn.Module, interval: int) -> int:
-    """Let every ``interval``-th repeated layer store only its inputs and recompute its activations; 0 lets none.
+def checkpoint_layers(model: nn.Module, *, recompute: bool = True) -> int:
+    """Let each repeated layer store only its inputs and ``recompute`` its activations, or store them again.
 
     Where layers are stages of layers, as in ConvNeXt and Swin, the inner ones count. Layers with batch norms are
     excluded: recomputation would update their statistics twice.
@@ -40,7 +40,7 @@ def checkpoint_layers(model: nn.Module, interval: int) -> int:
     layers = _innermost_layers(model)
     for layer in layers:
         layer.__dict__.pop("forward", None)
-    chosen = [layer for layer in layers[::interval] if not _has_batch_norm(layer)] if interval else []
+    chosen = [layer for layer in layers if recompute and not _has_batch_norm(layer)]
     for layer in chosen:
         layer.forward = functools.partial(_recompute, layer)
     return len(chosen)

@@ -19,21 +19,15 @@ class DistributedConfig:
             other groups hold copies (HSDP), so that weights are gathered within a node and only gradients are averaged
             between nodes. null is all processes, for the least memory.
         activation_checkpointing: store only each layer's input and recompute its activations in the backward pass.
-        checkpointing_interval: of how many layers ``activation_checkpointing`` recomputes one; 2 stores the activations
-            of every other layer.
         torch_compile: compile the layers with torch.compile; faster on GPUs.
         hang_timeout: seconds that processes wait for another, which hangs or works alone, before the training ends.
-        device_peak_tflops: peak of the device in the training's precision, in 1e12 FLOP/s, for the log's ``mfu``; by
-            default that of the GPU's data sheet. ``scripts/bench/mfu.py`` measures it for a CPU.
     """
 
     strategy: Literal["ddp", "fsdp"] = "ddp"
     shard_group_size: int | None = None
     activation_checkpointing: bool = False
-    checkpointing_interval: int = 1
     torch_compile: bool = False
     hang_timeout: float = 1800
-    device_peak_tflops: float | None = None
 
     def __post_init__(self) -> None:
         if self.shard_group_size is not None and (self.strategy != "fsdp" or self.shard_group_size < 1):
@@ -41,16 +35,8 @@ class DistributedConfig:
                 "distributed.shard_group_size: expected null, or 1 or more processes with strategy: fsdp; "
                 f"got {self.shard_group_size} with {self.strategy}"
             )
-        if self.checkpointing_interval < 1:
-            raise UserError(
-                f"distributed.checkpointing_interval: expected 1 or more layers, got {self.checkpointing_interval}"
-            )
         if not self.hang_timeout > 0:
             raise UserError(f"distributed.hang_timeout: expected seconds above 0, got {self.hang_timeout}")
-        if self.device_peak_tflops is not None and not self.device_peak_tflops > 0:
-            raise UserError(
-                f"distributed.device_peak_tflops: expected 1e12 FLOP/s above 0, got {self.device_peak_tflops}"
-            )
 
 
 def check_shard_group_size(size: int | None, processes: int) -> None:

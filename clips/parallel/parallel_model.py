@@ -44,7 +44,7 @@ class ParallelModel:
         bf16: bool = False,
     ) -> None:
         if distributed.activation_checkpointing:
-            count = checkpoint_layers(encoder, distributed.checkpointing_interval)
+            count = checkpoint_layers(encoder)
             if processes.is_main:
                 log_info(f"distributed.activation_checkpointing: {count} layers recompute their activations")
         if distributed.torch_compile:

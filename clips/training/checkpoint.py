@@ -36,6 +36,7 @@ from clips.text_files import safe_json_loads
 from clips.training.train_state import (
     CHECKPOINTS_DIR,
     CONFIG_FILE,
+    KEPT_CHECKPOINTS,
     TRAIN_STATE_FILE,
     TrainState,
     list_checkpoints,
@@ -54,11 +55,10 @@ class Checkpointer:
     Args:
         output: the run's directory.
         processes: the processes of the training.
-        keep: number of checkpoints to keep; older ones are deleted.
     """
 
-    def __init__(self, output: str | Path, processes: DistributedContext, *, keep: int) -> None:
-        self.folder, self.processes, self.keep = Path(output) / CHECKPOINTS_DIR, processes, keep
+    def __init__(self, output: str | Path, processes: DistributedContext) -> None:
+        self.folder, self.processes = Path(output) / CHECKPOINTS_DIR, processes
         # A separate group: the training communicates at the same time.
         self._group = dist.new_group(backend="gloo", timeout=_MAX_WRITE_TIME)
         self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
@@ -134,7 +134,7 @@ class Checkpointer:
         if checkpoint.exists():
             _remove(checkpoint)
         durable.replace(partial, checkpoint)
-        for old in list_checkpoints(self.folder.parent)[: -self.keep]:
+        for old in list_checkpoints(self.folder.parent)[:-KEPT_CHECKPOINTS]:
             _remove(old)
 
 

@@ -34,7 +34,7 @@ class MfuMeter:
     """Counts a run's FLOPs per sample, and computes its FLOP/s as a ratio of its devices' peak, if known.
 
     Args:
-        config: of the run; its ``distributed.device_peak_tflops`` takes precedence over `clips.gpus`.
+        config: of the run.
         device: of this process.
         precision: of the computation.
         processes: number of processes that share the batch.
@@ -51,8 +51,7 @@ class MfuMeter:
         counted: list[float],
     ) -> None:
         self.config, self.processes, self.counted = config, processes, counted
-        stated = config.distributed.device_peak_tflops
-        self.peak = peak_flops(device, precision) if stated is None else stated * 1e12
+        self.peak = peak_flops(device, precision)
         self._uncountable = config.model.cache_trunk_features
 
     def read(self, batch: Mapping[str, Tensor], samples_per_second: float) -> dict[str, float]:

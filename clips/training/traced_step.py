@@ -49,18 +49,18 @@ def full_length_texts(model: ClipsModel, samples: int) -> Tensor:
     return tokens
 
 
-def peak_bytes(model: ClipsModel, samples: int, *, bf16: bool, checkpointing: int) -> int:
+def peak_bytes(model: ClipsModel, samples: int, *, bf16: bool, checkpointing: bool) -> int:
     """Return the peak bytes of a GPU's step in addition to parameters and optimizer, with the gradients of all samples.
 
     Args:
         model: of `clips.training.mfu.fake_model`.
         samples: of the step; the contrastive loss is that of one process.
         bf16: activations in bfloat16.
-        checkpointing: interval of the layers whose activations are recomputed; 0 for none.
+        checkpointing: whether layers recompute their activations.
     """
     model.train()
     model.zero_grad()
-    checkpoint_layers(model, checkpointing)
+    checkpoint_layers(model, recompute=checkpointing)
     with _gpu_kernels(), _PeakBytes() as trace:
         trace.ignore([*model.parameters(), *model.buffers()])
         batch = full_batch(model, samples)
@@ -69,7 +69,7 @@ def peak_bytes(model: ClipsModel, samples: int, *, bf16: bool, checkpointing: in
             loss = compute_losses(model.recipe, outputs)["loss"]
             del outputs
             loss.backward()
-    checkpoint_layers(model, 0)
+    checkpoint_layers(model, recompute=False)
     model.zero_grad()
     return trace.peak
 

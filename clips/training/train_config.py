@@ -69,9 +69,8 @@ class EncoderTrainConfig:
         precision: of activations; auto is bf16 if the hardware multiplies it faster.
         report_to: trackers in addition to metrics.jsonl: tensorboard, wandb, trackio.
         logging_steps: steps between entries of metrics.jsonl, whose losses and gradient norms are means over them.
-        save_steps: steps between checkpoints.
-        save_total_limit: number of checkpoints to keep.
-        keep_checkpoints_after_training: do not delete the checkpoints at the end of the training.
+        save_steps: steps between checkpoints, of which the latest two are kept.
+        keep_checkpoints_after_training: do not delete these two at the end of the training.
         license: of the weights, for the model card, such as apache-2.0.
         allow_changes_on_resume: fields whose values may change when an unfinished run is resumed, such as
             optimizer.learning_rate after it diverged; the manifest records each change and its step.
@@ -97,7 +96,6 @@ class EncoderTrainConfig:
     report_to: tuple[TrackerName, ...] = dataclasses.field(default=(), metadata=RUN_ONLY)
     logging_steps: int = dataclasses.field(default=10, metadata=RUN_ONLY)
     save_steps: int = dataclasses.field(default=500, metadata=RUN_ONLY)
-    save_total_limit: int = dataclasses.field(default=2, metadata=RUN_ONLY)
     keep_checkpoints_after_training: bool = dataclasses.field(default=False, metadata=RUN_ONLY)
     license: str | None = dataclasses.field(default=None, metadata=RUN_ONLY)
     allow_changes_on_resume: tuple[str, ...] = dataclasses.field(default=(), metadata=RUN_ONLY)
@@ -111,7 +109,7 @@ class EncoderTrainConfig:
         for name, value in given.items():
             if value < 0:
                 raise UserError(f"{name}: expected 0 or more, got {value}")
-        for name in ("global_batch_size", "logging_steps", "save_steps", "save_total_limit"):
+        for name in ("global_batch_size", "logging_steps", "save_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: expected 1 or more, got {getattr(self, name)}")
         object.__setattr__(self, "optimizer", self.optimizer.resolved())

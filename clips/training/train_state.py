@@ -17,6 +17,7 @@ from clips.text_files import safe_json_loads
 CONFIG_FILE = "config.yaml"
 CHECKPOINTS_DIR = ".checkpoints"
 TRAIN_STATE_FILE = "train_state.json"
+KEPT_CHECKPOINTS = 2  # the one before the latest in case that a disk damages the latest
 
 
 @dataclasses.dataclass(kw_only=True)
