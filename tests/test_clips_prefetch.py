@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import http.server
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import time
@@ -22,7 +24,7 @@ from serving import Quiet, address, serve
 from clips.data import remote_files
 from clips.data.data_config import DataConfig
 from clips.data.loader import TrainDataset, iterate_batches
-from clips.data.prefetch import ShardPrefetcher
+from clips.data.prefetch import start_prefetching
 from clips.data.remote_files import ShardCache, UnreachableError
 from clips.data.sampler import SampleOrder
 from clips.data.shard_index import index_shard, load_index
@@ -101,10 +103,7 @@ def copies(cache: Path) -> set[int]:
 
 
 def copied(cache: Path, blocks: set[int], seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while not blocks <= copies(cache) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return blocks <= copies(cache)
+    return until(lambda: blocks <= copies(cache), seconds)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -131,7 +130,7 @@ def test_no_buffer_is_copied_that_will_not_be_read(tmp_path: Path):
     assert copies(tmp_path / "cache") == {0, *now}
 
 
-def test_a_folder_with_room_for_one_buffer_does_not_lose_it(tmp_path: Path, capsys):
+def test_a_folder_with_room_for_one_buffer_does_not_lose_it(tmp_path: Path, capfd):
     data = remote_dataset(tmp_path / "afar", tmp_path / "cache")
     size = (tmp_path / "afar" / "shard-00000.tar").stat().st_size
     data = remote_dataset(tmp_path / "afar", tmp_path / "small", max_cache_gb=1.5 * size / 1e9)
@@ -140,7 +139,8 @@ def test_a_folder_with_room_for_one_buffer_does_not_lose_it(tmp_path: Path, caps
     next(steps)
     assert copied(tmp_path / "small", {*now}, seconds=20)
     assert not copied(tmp_path / "small", {*later}, seconds=1)
-    assert "have no room for two shuffle buffers" in capsys.readouterr().err
+    said: list[str] = []
+    assert until(lambda: said.append(capfd.readouterr().err) or "no room for two shuffle buffers" in "".join(said))
     assert len(list(steps)) == 39
 
 
@@ -167,23 +167,116 @@ def many(tmp_path: Path, count: int = 18) -> SourceConfig:
     return SourceConfig(path=path, cache_dir=str(tmp_path / "cache"), shard_sizes=str(folder / "sizes.json"))
 
 
-def test_reading_that_is_quicker_than_copying_does_not_stop_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    source, fetch = open_source(many(tmp_path, 36)), remote_files._download
+def commanded(folder: Path, count: int, command: str) -> SourceConfig:
+    """Shards of eight samples that a command copies."""
+    sizes = (8,) * count
+    clips_world.write_sizes(clips_world.write_shards(folder / "remote", sizes=sizes), sizes)
+    path = f"pipe:{command}; cat {folder}/remote/shard-{{00000..{count - 1:05d}}}.tar"
+    return SourceConfig(path=path, shard_sizes=str(folder / "remote" / "sizes.json"), cache_dir=str(folder / "cache"))
 
-    def slow(address: str, partial: Path) -> None:
-        time.sleep(0.05)
-        fetch(address, partial)
 
-    monkeypatch.setattr(remote_files, "_download", slow)
-    order = SampleOrder([shard_lengths(source)], seed=0, buffer_shards=12, batch_size=24)
-    fetcher = ShardPrefetcher(order, [source], last=3)
-    try:
+def test_reading_that_is_quicker_than_copying_does_not_stop_it(tmp_path: Path):
+    source = open_source(commanded(tmp_path, 36, "sleep 0.05"))
+    order = SampleOrder([shard_lengths(source)], seed=0, buffer_shards=12, batch_size=96)
+    with start_prefetching(order, [source], last=3) as reach:
         for buffer in range(3):  # the next one's copies have hardly begun
-            now, _ = order.shards_near(buffer, 3)
-            fetcher.reach(buffer)
-            assert copied(tmp_path / "cache", {*now}, seconds=20)
+            reach(buffer)
+            assert until(lambda end=12 * (buffer + 1): len([*(tmp_path / "cache").glob("*-shard.tar")]) >= end)  # type: ignore[misc]
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_training_with_workers_downloads_nothing(tmp_path: Path):
+    config = DataConfig(
+        sources=(commanded(tmp_path, 4, f"echo $PPID >> {tmp_path}/log"),), shuffle_buffer_shards=2, num_workers=2
+    )
+    data = TrainDataset(config, size=8, seed=2, batch_size=4, prepare=clips_world.number_of)
+    log = tmp_path / "log"
+    log.write_text("")  # opening tried the first shard, before training
+    found = list(iterate_batches(data, first_step=0, last_step=8))
+    assert sorted(torch.cat([batch["number"] for batch in found]).tolist()) == list(range(32))
+    assert len(pids(log)) >= 3
+    assert os.getpid() not in pids(log)
+    assert until(lambda: not any(map(alive, pids(log))))
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def until(condition: Callable[[], bool], seconds: float = 20) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return condition()
+
+
+def pids(log: Path) -> list[int]:
+    return [int(line) for line in log.read_text().split()] if log.is_file() else []
+
+
+STALLED = """
+import sys, time
+from clips.data.prefetch import start_prefetching
+from clips.data.sampler import SampleOrder
+from clips.data.sources import SourceConfig, open_source, shard_lengths
+
+if __name__ == "__main__":
+    path, sizes, cache, go = sys.argv[1:]
+    source = open_source(SourceConfig(path=path, shard_sizes=sizes, cache_dir=cache))
+    order = SampleOrder([shard_lengths(source)], seed=2, buffer_shards=2, batch_size=4)
+    open(go, "w").close()
+    with start_prefetching(order, [source], last=8) as reach:
+        reach(0)
+        time.sleep(600)
+"""
+
+
+def test_a_kill_of_the_training_ends_its_downloads_and_leaves_no_file(tmp_path: Path):
+    log, cache, go = tmp_path / "log", tmp_path / "cache", tmp_path / "go"
+    stall = f"[ -e {go} ] && echo $PPID >> {log} && head -c 1000000 /dev/zero && exec sleep 600"
+    config = commanded(tmp_path, 4, stall)
+    arguments = [config.path, str(config.shard_sizes), str(cache), str(go)]
+    training = subprocess.Popen([sys.executable, "-c", STALLED, *arguments])
+    try:
+        assert until(lambda: bool(pids(log)) and any(cache.glob("*.partial")), 60)
+        downloading = pids(log)[0]
+        assert downloading != training.pid
+        os.kill(downloading, signal.SIGTERM)  # a scheduler sends it to all; it is the training's to answer
+        time.sleep(0.3)
+        assert alive(downloading)
     finally:
-        fetcher.close()
+        training.kill()
+        training.wait()
+    assert until(lambda: not alive(downloading))
+    assert list(cache.glob("*.partial")) == []
+    for child in running(stall):
+        os.kill(child, signal.SIGKILL)
+
+
+def running(command: str) -> list[int]:
+    """Commands that this test started, of which nothing else is known; a shell of another name is not ours."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            if command in (entry / "cmdline").read_text().replace("\0", " "):
+                found.append(int(entry.name))
+    return found
+
+
+def test_a_kill_of_the_downloading_process_costs_no_sample(tmp_path: Path):
+    log = tmp_path / "log"
+    config = DataConfig(sources=(commanded(tmp_path, 6, f"echo $PPID >> {log}; sleep 0.1"),), shuffle_buffer_shards=2)
+    data = TrainDataset(config, size=8, seed=2, batch_size=4, prepare=clips_world.number_of)
+    log.write_text("")
+    steps = iterate_batches(data, first_step=0, last_step=12)
+    found = [next(steps)]
+    assert until(lambda: any(pid != os.getpid() for pid in pids(log)))
+    os.kill(next(pid for pid in pids(log) if pid != os.getpid()), signal.SIGKILL)
+    found += steps
+    assert sorted(torch.cat([batch["number"] for batch in found]).tolist()) == list(range(48))
 
 
 class Outage:

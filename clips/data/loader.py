@@ -20,7 +20,7 @@ from clips.data.augment import read_crop
 from clips.data.data_config import DataConfig
 from clips.data.images import InvalidImageError
 from clips.data.invalid_samples import Invalid
-from clips.data.prefetch import start_prefetcher
+from clips.data.prefetch import start_prefetching
 from clips.data.sampler import SampleOrder, SamplePosition, step_positions
 from clips.data.sources import InvalidSampleError, Sample, Source, open_source, shard_lengths
 from clips.errors import UserError, error_reason
@@ -217,13 +217,11 @@ def iterate_batches(
     ]
     use_workers = data.config.num_workers and plan
     batches = _from_workers(_SharedBatches(data, plan)) if use_workers else _read_ahead(data, plan)
-    # Workers are forked before the prefetcher starts its threads.
-    with contextlib.closing(batches), start_prefetcher(data.order, data.parts, last_step, rank, world_size) as fetcher:
+    prefetching = start_prefetching(data.order, data.parts, last_step, rank, world_size)
+    with contextlib.closing(batches), prefetching as reach:  # which starts after the workers
         for step in range(first_step, last_step):
-            if fetcher:
-                fetcher.reach(step)
-            batch = next(batches)
-            yield batch
+            reach(step)
+            yield next(batches)
 
 
 class _SharedBatches(torch.utils.data.Dataset):

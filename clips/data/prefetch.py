@@ -1,172 +1,79 @@
-"""Prefetching of remote shards: the shards of the next buffer are downloaded while the current one is read.
+"""Prefetching of remote shards: one process per node downloads those of the next buffer while the current one is read.
 
-Samples are shuffled over a buffer of shards, so its first batch needs nearly all of them. One process per node
-downloads for all processes of the node, which share a cache (`clips.data.remote_files.ShardCache`).
+Samples are shuffled over a buffer of shards, so its first batch needs nearly all of them. The processes of a node share
+a cache (`clips.data.remote_files.ShardCache`): a reader waits for a download under way, and downloads a shard itself if
+none is. In the training process downloads would take the interpreter lock from the step.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-import threading
-from collections import deque
-from collections.abc import Iterator, Sequence
-from typing import cast
-
-import numpy as np
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import IO, cast
 
 from clips.core.artifact import log_info
-from clips.data.download_process import DownloadProcess
+from clips.data.remote_files import unfinished
 from clips.data.sampler import SampleOrder
 from clips.data.sources import RemoteSource, Source, shard_lengths
-from clips.errors import UserError
 
 _NUM_THREADS = 4  # concurrent downloads
-_CLOSE_SECONDS = 5.0  # for running downloads to end
+_CLOSE_SECONDS = 5.0
+_COMMAND = "from clips.data.prefetch import main; main()"
+_END = b"end\n"
 
-
-class ShardPrefetcher:
-    """Downloads the shards of the current buffer, and of the next one as far as both fit into the cache.
-
-    Its daemon threads start with the first `reach`. Worker processes must be forked before that, so that they do not
-    inherit a lock held by one of these threads.
-
-    Args:
-        order: sample order.
-        sources: in the order's sequence; local ones need no download.
-        last: the last step.
-        share: the slice of each batch that this node reads: start and end as ratios, 0 … 1.
-    """
-
-    def __init__(
-        self, order: SampleOrder, sources: Sequence[Source], last: int, share: tuple[float, float] = (0, 1)
-    ) -> None:
-        self.order, self.sources, self.last, self.share = order, list(map(_if_remote, sources)), last, share
-        self.blocks = [len(shard_lengths(source)) for source in sources]
-        self.ends = np.cumsum(self.blocks)
-        self._requested: tuple[list[int], list[int]] = [], []
-        self._threads: list[threading.Thread] = []
-        self._state = threading.Condition()  # guards the following
-        self._closed = False
-        self._current: deque[int] = deque()  # shards to download for the current buffer
-        self._next_buffer: deque[int] = deque()  # downloaded when the current buffer is complete
-        self._copying = 0  # running downloads for the current buffer
-        self._sizes: dict[int, int] = {}  # shard → bytes; an estimate until it is downloaded
-        self._warned = False
-
-    def reach(self, step: int) -> None:
-        """Download the shards of ``step``, which is read next, and those of later steps."""
-        if not self._threads:
-            self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(_NUM_THREADS)]
-            for thread in self._threads:
-                thread.start()
-        requested = self.order.shards_near(step, self.last, self.share)
-        if requested == self._requested:
-            return
-        self._requested = requested
-        with self._state:  # replaces the pending requests
-            self._sizes = {
-                block: size for block, size in self._sizes.items() if block in {*requested[0], *requested[1]}
-            }
-            self._current, self._next_buffer = (deque(filter(self._is_remote, blocks)) for blocks in requested)
-            self._state.notify_all()
-
-    def _source_of(self, block: int) -> int:
-        return int(np.searchsorted(self.ends, block, side="right"))
-
-    def _is_remote(self, block: int) -> bool:
-        return self.sources[self._source_of(block)] is not None
-
-    def _work(self) -> None:
-        while (task := self._next_task()) is not None:
-            block, is_current = task
-            number = self._source_of(block)
-            source, first = cast(RemoteSource, self.sources[number]), int(self.ends[number]) - self.blocks[number]
-            with contextlib.suppress(UserError, FileNotFoundError):  # the reader retries, and reports the error
-                size = source.fetch(block - first).stat().st_size
-                with self._state:
-                    self._sizes[block] = size
-            with self._state:
-                self._copying -= is_current
-                self._state.notify_all()
-
-    def _next_task(self) -> tuple[int, bool] | None:
-        """A shard to download, and whether the current buffer needs it; None after `close`."""
-        with self._state:
-            while not self._closed:
-                if self._current:
-                    self._copying += 1
-                    return self._current.popleft(), True
-                while self._next_buffer and not self._copying:
-                    if self._has_room(block := self._next_buffer.popleft()):
-                        return block, False
-                self._state.wait()
-        return None
-
-    def _has_room(self, block: int) -> bool:
-        """Reserve cache space for a shard of the next buffer, unless shards of this one would have to go."""
-        number = self._source_of(block)
-        room = cast(RemoteSource, self.sources[number]).copies.limit
-        sizes = [size for other, size in self._sizes.items() if other != block]
-        if sum(sizes) + max(sizes, default=0) <= room:
-            self._sizes[block] = max(sizes, default=0)
-            return True
-        if not self._warned:
-            self._warned = True
-            log_info(
-                f"data.sources[{number}].max_cache_gb: {room / 1e9:g} GB have no room for two shuffle buffers of "
-                "data.shuffle_buffer_shards shards; some of the next buffer are downloaded only when they are needed"
-            )
-        return False
-
-    def close(self) -> None:
-        """Cancel pending downloads; running ones may take a moment to end."""
-        with self._state:
-            self._closed = True
-            self._state.notify_all()
-        for thread in self._threads:
-            thread.join(_CLOSE_SECONDS / _NUM_THREADS)
-
-
-def _if_remote(source: Source) -> RemoteSource | None:
-    return cast(RemoteSource, source) if getattr(source, "is_remote", False) else None
+Shard = tuple[RemoteSource, int]
+"""A source and the index of one of its shards."""
 
 
 @contextlib.contextmanager
-def start_prefetcher(
+def start_prefetching(
     order: SampleOrder, sources: Sequence[Source], last: int, rank: int = 0, world_size: int = 1
-) -> Iterator[ShardPrefetcher | None]:
-    """A `ShardPrefetcher` if there are remote shards and this process is the first of its node, else None.
+) -> Iterator[Callable[[int], None]]:
+    """Yield a function to call with each step before it is read; it does nothing but in the first process of a node.
 
-    The downloads run in a `DownloadProcess`.
+    The process that downloads ends with the block or with this process, also if that is killed. DataLoader workers must
+    be forked earlier, because they would keep its input open.
     """
     local_rank, local_size = _local_rank(rank, world_size)
-    remote = [source for source in map(_if_remote, sources) if source is not None]
-    with _download_in_process(remote):
-        if order.buffer_shards is None or local_rank or not remote:
-            yield None
-            return
-        prefetcher = ShardPrefetcher(
-            order, sources, last, (rank / world_size, min(1, (rank + local_size) / world_size))
-        )
-        try:
-            yield prefetcher
-        finally:
-            prefetcher.close()
+    is_remote = [bool(getattr(source, "is_remote", False)) for source in sources]
+    if order.buffer_shards is None or local_rank or not any(is_remote):
+        yield lambda step: None
+        return
+    shards = [
+        (source if remote else None, number)
+        for source, remote in zip(sources, is_remote, strict=True)
+        for number in range(len(shard_lengths(source)))
+    ]
+    share = (rank / world_size, min(1, (rank + local_size) / world_size))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    process = subprocess.Popen([sys.executable, "-Pc", _COMMAND], stdin=subprocess.PIPE, env=environment)
+    stdin = cast(IO[bytes], process.stdin)
 
+    def send(content: bytes) -> None:
+        with contextlib.suppress(OSError):  # the process was killed: readers download all shards
+            stdin.write(content)
+            stdin.flush()
 
-@contextlib.contextmanager
-def _download_in_process(sources: Sequence[RemoteSource]) -> Iterator[None]:
-    """Run this process's downloads of ``sources`` in a `DownloadProcess`; workers forked earlier do not need it."""
-    downloads = DownloadProcess()
-    for source in sources:
-        source.copies.downloads = downloads
     try:
-        yield
+        send(pickle.dumps((order, shards, last, share)))
+        yield lambda step: send(b"%d\n" % step)
     finally:
-        for source in sources:
-            source.copies.downloads = None
-        downloads.close()
+        send(_END)
+        with contextlib.suppress(OSError):
+            stdin.close()
+        try:
+            process.wait(_CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def _local_rank(rank: int, world_size: int) -> tuple[int, int]:
@@ -175,3 +82,54 @@ def _local_rank(rank: int, world_size: int) -> tuple[int, int]:
         return 0, 1
     local_size = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")  # torchrun; deepspeed
     return int(os.environ["LOCAL_RANK"]), int(local_size or world_size - rank)
+
+
+def main() -> None:
+    """The process that downloads. It ignores signals, which schedulers send to all: training handles them."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    order, shards, last, share = pickle.load(sys.stdin.buffer)
+    executor = ThreadPoolExecutor(_NUM_THREADS)
+    wanted: tuple[list[int], list[int]] = [], []
+    pending: list[Future[int]] = []
+    for line in sys.stdin.buffer:
+        if line == _END:
+            break
+        before, wanted = wanted, order.shards_near(int(line), last, share)
+        if wanted == before:
+            continue
+        for future in pending:
+            future.cancel()
+        now, later = ([shards[index] for index in indices if shards[index][0]] for indices in wanted)
+        current = [executor.submit(_fetch, shard) for shard in now]
+        ahead = [executor.submit(_fetch_ahead, shard, place, current) for place, shard in enumerate(later, 1)]
+        pending = current + ahead
+    for path in unfinished.copy():
+        path.unlink(missing_ok=True)
+    os._exit(0)  # without waiting for downloads
+
+
+def _fetch(shard: Shard) -> int:
+    """Download a shard; return its size, 0 if that failed: the reader retries, and reports the error with the URL."""
+    source, number = shard
+    with contextlib.suppress(Exception):  # file systems raise errors of their own
+        return source.fetch(number).stat().st_size
+    return 0
+
+
+def _fetch_ahead(shard: Shard, place: int, current: Sequence[Future[int]]) -> int:
+    """Download the shard at ``place`` (1, 2, …) of the next buffer, unless some of the current one would have to go."""
+    sizes = [future.result() for future in wait(current).done]  # submitted before this: all have begun
+    cache = shard[0].copies
+    if sum(sizes) + place * max(sizes, default=0) <= cache.limit:
+        return _fetch(shard)
+    _warn_once(cache.directory, cache.limit)
+    return 0
+
+
+@functools.cache
+def _warn_once(directory: Path, limit: float) -> None:
+    log_info(
+        f"data source's 'max_cache_gb': {limit / 1e9:g} GB in {directory} have no room for two shuffle buffers of "
+        "data.shuffle_buffer_shards shards; some of the next buffer are downloaded only when they are needed"
+    )

@@ -20,7 +20,6 @@ from filelock import FileLock
 
 from clips.core import durable
 from clips.core.artifact import log_info
-from clips.data.download_process import DownloadProcess
 from clips.errors import UserError, error_reason
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -31,6 +30,8 @@ _MAX_TRIES = 12  # after earlier successes; takes about seven minutes
 _MAX_PAUSE, _STALE = 60.0, 86400.0  # seconds: between retries; age of abandoned partial copies
 _PIPE = "pipe:"
 _PARTIAL = ".partial"
+unfinished: set[Path] = set()
+"""The files that this process is writing; one that ends without waiting for its threads deletes them."""
 
 
 class UnreachableError(UserError):
@@ -86,34 +87,27 @@ class ShardCache:
     def __init__(self, directory: Path, limit: float) -> None:
         self.directory = directory
         self.limit = limit
-        self.downloads: DownloadProcess | None = None  # replaces downloads in this process
         self._has_worked = False
-
-    def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"downloads": None}
 
     def path(self, url: str) -> Path:
         """The local path of ``url``, downloaded if missing; a local path is returned unchanged. Raises as `made`."""
         if not is_remote(url):
             return Path(url)
         name = url.rpartition("/")[2] if "://" in url else "shard.tar"
-        return self.made(url, name, functools.partial(_download, url), remote=True)
+        return self.made(url, name, functools.partial(_download, url))
 
-    def made(self, key: str, name: str, make: Callable[[Path], None], *, remote: bool = False) -> Path:
+    def made(self, key: str, name: str, make: Callable[[Path], None]) -> Path:
         """The local path of the file that ``make`` writes to a given path; called only if the file is missing.
 
         Args:
             key: identifies the content.
             name: suffix of the file's name.
             make: deterministic for a key.
-            remote: ``make`` downloads and can be pickled, so that it may run in ``downloads``.
 
         Raises:
             UnreachableError: ``make`` failed 3 times; 12 times if this cache has worked before.
             UserError: the file does not exist, or ``make`` raises a UserError.
         """
-        if remote and self.downloads is not None:
-            make = functools.partial(self.downloads.run, make)
         target = self.directory / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}-{name}"
         try:
             os.utime(target)
@@ -148,23 +142,26 @@ class ShardCache:
 
 def _try(make: Callable[[Path], None], key: str, target: Path, tries: int) -> None:
     partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}{_PARTIAL}")
-    for attempt in range(tries):
-        try:
-            make(partial)
-            durable.replace(partial, target)  # a shard of zeros would be invalid samples in all later runs
-            return
-        except (UserError, FileNotFoundError) as error:  # retrying would not help
-            partial.unlink(missing_ok=True)
-            raise error if isinstance(error, UserError) else UserError(f"{key}: no such file") from None
-        except Exception as error:  # file systems raise errors of their own
-            partial.unlink(missing_ok=True)
-            if isinstance(error, OSError) and error.errno in _NO_SPACE:
-                raise
-            if attempt + 1 == tries:
-                raise UnreachableError(f"{key}: cannot be read ({error_reason(error)})") from None
-            if attempt + 1 == _NUM_TRIES:
-                log_info(f"{key}: cannot be read ({error_reason(error)}); retrying for some minutes")
-            time.sleep(min(2.0**attempt, _MAX_PAUSE))
+    unfinished.add(partial)
+    try:
+        for attempt in range(tries):
+            try:
+                make(partial)
+                durable.replace(partial, target)  # a shard of zeros would be invalid samples in all later runs
+                return
+            except (UserError, FileNotFoundError) as error:  # retrying would not help
+                raise error if isinstance(error, UserError) else UserError(f"{key}: no such file") from None
+            except Exception as error:  # file systems raise errors of their own
+                if isinstance(error, OSError) and error.errno in _NO_SPACE:
+                    raise
+                if attempt + 1 == tries:
+                    raise UnreachableError(f"{key}: cannot be read ({error_reason(error)})") from None
+                if attempt + 1 == _NUM_TRIES:
+                    log_info(f"{key}: cannot be read ({error_reason(error)}); retrying for some minutes")
+                time.sleep(min(2.0**attempt, _MAX_PAUSE))
+    finally:
+        partial.unlink(missing_ok=True)
+        unfinished.discard(partial)
 
 
 def _download(url: str, partial: Path) -> None:

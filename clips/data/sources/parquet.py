@@ -98,7 +98,7 @@ class ParquetRows:
         file, group, _ = self.groups[number]
         key = f"{_file_version(self.files[file])}#{group}#{','.join(self.column_names)}"
         make = functools.partial(self._copy_group, self.files[file], group)
-        return self.cache.made(key, "group.arrow", make, remote=is_remote(self.files[file]))
+        return self.cache.made(key, "group.arrow", make)
 
     def _open_group(self, number: int) -> Any:
         import pyarrow as pa
