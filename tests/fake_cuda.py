@@ -62,5 +62,3 @@ def pretend_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda *_, **__: True)
     monkeypatch.setattr("torch.backends.cuda.can_use_flash_attention", lambda *_: True)
-    monkeypatch.setattr("torch.nn.attention.varlen._should_use_cudnn", lambda *_: False)
-    monkeypatch.setattr("torch.nn.attention.varlen._cudnn_version", lambda *_: 0, raising=False)

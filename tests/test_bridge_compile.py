@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import shutil
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from clips.model.layers import compile_modules
-from llava_bridge.training.setup import _replace_sdpa
 from llava_bridge.training.stage_config import LoraConfig
 from llava_bridge.training.train_config import DistributedConfig
 from llava_bridge.training.trainer import modules_to_compile, recompute_layers
@@ -28,10 +26,10 @@ STEPS = 16
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # the compiler's own
-@pytest.mark.parametrize(("recomputed", "room"), [(False, None), (True, None), (False, math.inf)])
+@pytest.mark.parametrize(("recomputed", "room"), [(False, None), (True, None), (False, 10_000)])
 def test_batches_of_any_length_have_the_graphs_of_the_first_steps(recomputed, room, parts, monkeypatch):
     eager, processor, items = copy.deepcopy(parts)
-    _replace_sdpa(eager.train())
+    eager.train()
     if recomputed:
         recompute_layers(eager)
     compiled = copy.deepcopy(eager)

@@ -76,7 +76,7 @@ def test_batch_norms_that_learn_are_not_shown_the_blank(kind, recomputed, tmp_pa
     before = {name: value.clone() for name, value in model.model.vision_tower.named_buffers()}
     assert any(name.endswith("running_mean") for name in before)
     text = torch.tensor([[1, 40, 41, 42]])
-    LlavaLoss(model)(input_ids=text, labels=text, attention_mask=torch.ones_like(text))["loss"].backward()
+    LlavaLoss(model)(input_ids=text, labels=text)["loss"].backward()
     assert all(torch.equal(value, before[name]) for name, value in model.model.vision_tower.named_buffers())
     assert all(module.training for module in model.model.vision_tower.modules())
     assert all(weight.grad is not None for weight in model.model.multi_modal_projector.parameters())

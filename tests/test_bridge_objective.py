@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import bridge_world
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from bridge_world import SMALL_LLM
 from fake_cuda import CUDA, to_fake_cuda
 from test_clips_losses import Largest
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaModel
 
 from clips.errors import UserError
 from clips.model import losses
@@ -25,7 +26,7 @@ from llava_bridge.data import read_samples
 from llava_bridge.data.collator import ConversationCollator, ConversationDataset, TextCollator, pack_lengths
 from llava_bridge.model.build import LlavaParts, build_llava, make_conversation_encoder
 from llava_bridge.training.loss import LlavaLoss, chunked_cross_entropy
-from llava_bridge.training.setup import _packed_length, supports_packing
+from llava_bridge.training.setup import _packed_length, _set_attention, supports_packing
 from llava_bridge.training.stage_config import StageConfig
 from llava_bridge.training.trainer import recompute_layers
 
@@ -74,7 +75,10 @@ def test_the_loss_and_its_gradients_are_those_of_transformers(parts: tuple[Any, 
     batch = batch_of(items, processor)
     loss, gradients = learned(model, batch)
     model.zero_grad()
-    whole = model(**batch).loss
+    lengths = torch.tensor([len(item["input_ids"]) for item in items])
+    assert lengths.unique().numel() > 1
+    mask = torch.arange(max(lengths)) < lengths[:, None]
+    whole = model(**batch, attention_mask=mask.long()).loss
     whole.backward()
     assert loss == pytest.approx(whole.item(), abs=1e-5)
     wanted = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
@@ -118,9 +122,9 @@ def test_text_and_images_go_through_the_modules_in_the_same_order(
     assert found[0].count("model.vision_tower.tower.visual.transformer.resblocks.0") == 1 + recomputed
 
 
-def test_the_bounds_of_packed_samples_are_on_the_device_of_the_llm() -> None:
+def test_the_trial_of_packing_runs_on_the_device_of_the_llm() -> None:
     class Llm(torch.nn.Module):
-        device, config = torch.device("meta"), SimpleNamespace(_attn_implementation="varlen")
+        device, config = torch.device("meta"), SimpleNamespace(_attn_implementation="sdpa")
 
         def forward(self, **inputs: Any) -> SimpleNamespace:
             devices.append({value.device for value in inputs.values() if isinstance(value, torch.Tensor)})
@@ -147,6 +151,23 @@ def test_packed_samples_have_the_losses_of_padded_ones(parts: tuple[Any, Any, An
         alone = [items[index] if each == index else item for each, item in enumerate(unlearned)]
         losses = [LlavaLoss(model)(**batch_of(alone, processor, limit))["loss"].item() for limit in (None, room)]
         assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+@pytest.mark.parametrize("room", [128, 10_000])  # three rows, one
+def test_packed_samples_learn_what_they_do_alone(parts: tuple[Any, Any, Any], room: int) -> None:
+    """Loss and gradients, which differ for samples that see the ones before them in their row."""
+    model, processor, items = parts
+    packed = batch_of(items, processor, room)
+    share = {"num_items_in_batch": len(packed["supervised"])}
+    alone = [learned(model, batch_of([item], processor) | share) for item in items]
+    loss, gradients = learned(model, packed)
+    assert loss == pytest.approx(sum(each for each, _ in alone), abs=1e-5)
+    for name, value in gradients.items():
+        torch.testing.assert_close(value, sum(own[name] for _, own in alone), atol=1e-5, rtol=1e-4, msg=name)
+    del packed["position_ids"]
+    mixed, wrong = learned(model, packed)
+    assert mixed != pytest.approx(loss, abs=1e-3)
+    assert max((wrong[name] - value).abs().max() for name, value in gradients.items()) > 1e-3
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -200,7 +221,7 @@ def test_an_llm_that_mixes_packed_samples_is_rejected() -> None:
 
 @pytest.mark.parametrize("name", ["flash_test", "kernels-test/flash-attn2"])  # a package, a kernel of the Hub
 def test_the_trial_of_packing_does_not_ask_flash_attention(name: str) -> None:
-    from transformers import AttentionInterface, LlamaConfig, LlamaModel
+    from transformers import AttentionInterface
 
     def flash(*_: Any, **__: Any) -> None:
         raise RuntimeError("FlashAttention only supports CUDA, fp16 and bf16")
@@ -213,6 +234,19 @@ def test_the_trial_of_packing_does_not_ask_flash_attention(name: str) -> None:
     assert llm.config._attn_implementation == name
     with pytest.raises(RuntimeError, match="FlashAttention"):
         llm(input_ids=torch.arange(3)[None])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("installed", [True, False])
+def test_flash_attention_is_used_in_bf16_where_it_is_installed(installed: bool, precision: Any, monkeypatch) -> None:
+    llm = LlamaModel(LlamaConfig(**SMALL_LLM, vocab_size=64))
+    monkeypatch.setattr("llava_bridge.training.setup.is_flash_attn_2_available", lambda: installed)
+    monkeypatch.setattr(llm, "set_attn_implementation", asked := Mock())
+    for wanted in (None, "eager"):
+        config: Any = SimpleNamespace(attn_implementation=wanted, precision=precision)
+        _set_attention(llm, config)
+    expected = ["flash_attention_2"] if installed and precision == "bf16" else []
+    assert [call.args[0] for call in asked.call_args_list] == [*expected, "eager"]
 
 
 def test_flash_attention_gets_the_bounds_of_samples(parts, monkeypatch) -> None:

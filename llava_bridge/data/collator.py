@@ -123,8 +123,8 @@ class ConversationCollator:
 
         Returns:
             ``input_ids`` and ``labels`` (R, T); ``supervised`` (K,), the positions, row after row, whose next token is
-            supervised; ``attention_mask``, or for packed rows ``position_ids`` (R, T), and for a single row of all
-            samples transformers' arguments for FlashAttention, ``cu_seq_lens_q`` (B + 1,) …;
+            supervised; for packed rows ``position_ids`` (R, T), and for a single row of all samples
+            transformers' arguments for FlashAttention, ``cu_seq_lens_q`` (B + 1,) …;
             ``pixel_values`` (P, 3, S, S) in the order of their tokens; ``invalid_samples``, a list of `Invalid`. For a
             LLaVA with tiles ``pixel_values`` (P, N, 3, S, S), padded with zero tiles, and ``image_sizes``, P pairs of
             height and width. What the host needs to know of a batch is not in tensors, for which it would have to
@@ -142,11 +142,8 @@ class ConversationCollator:
             "invalid_samples": [skip for item in items for skip in item["invalid_samples"]],
         }
         batch["supervised"] = supervised_indices(batch["labels"])
-        positions = _joined([range(length) for length in lengths], rows)
-        if self.packed_length is None:
-            batch["attention_mask"] = _right_padded([[1] * len(row) for row in positions], 0)
-        else:
-            batch["position_ids"] = _right_padded(positions, 0)
+        if self.packed_length is not None:
+            batch["position_ids"] = _right_padded(_joined([range(length) for length in lengths], rows), 0)
         if self.packed_length == math.inf:
             ends = torch.tensor([0, *itertools.accumulate(lengths[index] for index in rows[0])], dtype=torch.int32)
             batch |= {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends}
@@ -174,7 +171,8 @@ class TextCollator(ConversationCollator):
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """The batch."""
         batch = super().__call__(items)
-        return {**batch, **supervised_positions(batch["labels"])}
+        mask = _right_padded([[1] * len(item["input_ids"]) for item in items], 0)
+        return {**batch, "attention_mask": mask, **supervised_positions(batch["labels"])}
 
 
 def pack_lengths(lengths: Sequence[int], max_tokens: float) -> list[list[int]]:

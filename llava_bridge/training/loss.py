@@ -52,7 +52,6 @@ class LlavaLoss(nn.Module):
         input_ids: Tensor,
         labels: Tensor,
         supervised: Tensor | None = None,
-        attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         cached_features: Tensor | None = None,
@@ -63,10 +62,9 @@ class LlavaLoss(nn.Module):
         """The ``loss`` (), and with ``count_matches`` the ``matches`` (2,) of :func:`count_matching_answers`.
 
         Args:
-            input_ids: (R, T).
+            input_ids: (R, T), padded on the right, so that no token of a sample sees padding.
             labels: (R, T), ``IGNORE_INDEX`` for unsupervised tokens and for the first token of each packed sample.
             supervised: (N,), see :class:`llava_bridge.data.collator.ConversationCollator`; None computes them.
-            attention_mask: (R, T), 0 for padding; None for packed rows.
             position_ids: (R, T) for packed rows: they restart with each sample, which separates samples.
             num_items_in_batch: number of supervised tokens to average over; None uses those of this batch.
             cached_features: see :class:`llava_bridge.model.cached_features.FeatureReader`, as for ``feature_keys``.
@@ -82,7 +80,6 @@ class LlavaLoss(nn.Module):
         with images:
             hidden = self.llava.model(
                 input_ids=input_ids,
-                attention_mask=attention_mask,
                 position_ids=position_ids,
                 use_cache=False,
                 **inputs,

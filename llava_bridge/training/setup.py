@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, default_data_collator
+from transformers.utils import is_flash_attn_2_available
 from transformers.utils.generic import is_flash_attention_requested
 
 from clips.core import durable
@@ -40,8 +41,6 @@ from llava_bridge.model.load_llava import load_for_training
 from llava_bridge.model.modeling_llava import MultimodalConnector
 from llava_bridge.model.modeling_vision import load_with_float32_tower
 from llava_bridge.model.small_llama import new_llama, train_tokenizer
-from llava_bridge.model.varlen_attention import NAME as VARLEN
-from llava_bridge.model.varlen_attention import can_replace_sdpa
 from llava_bridge.training.launch import is_main_process, log_rank0
 from llava_bridge.training.sharded_weights import barrier
 from llava_bridge.training.stage_config import Part, StageConfig, ValidationConfig
@@ -160,13 +159,7 @@ def _setup_llava(config: LlavaTrainConfig, name: str, work: Path, keep_bf16: boo
             keep_bf16=keep_bf16,
         )
     log_rank0(f"{name}: {_describe_features(model)}")
-    if config.attn_implementation is not None:
-        with library_errors_as_user_errors(
-            f"attn_implementation: this LLM does not support {config.attn_implementation} here"
-        ):
-            model.model.language_model.set_attn_implementation(config.attn_implementation)
-    elif can_replace_sdpa(model.model.language_model, bf16=precision(config) == "bf16"):
-        _replace_sdpa(model)
+    _set_attention(model.model.language_model, config)
     images, max_length = processor.image_processor, _DEFAULT_MAX_LENGTH
     template, aspect_ratio = None, None
     if name == "align":
@@ -227,28 +220,26 @@ def _read_held_out(config: ValidationConfig) -> dict[str, list[Conversation]]:
     return held_out
 
 
+def _set_attention(llm: Any, config: LlavaTrainConfig) -> None:
+    """Let the LLM attend as configured; else by FlashAttention instead of SDPA, in bf16 on a GPU with the package."""
+    wanted = config.attn_implementation
+    uses_sdpa = llm.config._attn_implementation == "sdpa" and llm._supports_flash_attn
+    if wanted is None and uses_sdpa and precision(config) == "bf16" and is_flash_attn_2_available():
+        wanted = "flash_attention_2"
+    if wanted is not None:
+        with library_errors_as_user_errors(f"attn_implementation: this LLM does not support {wanted} here"):
+            llm.set_attn_implementation(wanted)
+
+
 def _packed_length(model: Any, length: int, name: str, stage: StageConfig) -> float | None:
     """Tokens of a packed row; None without packing. UserError if the LLM does not separate packed samples."""
     if not stage.packing:
         return None
-    attention = model.model.language_model.config._attn_implementation
-    if attention != VARLEN and not supports_packing(model):
+    if not supports_packing(model):
         model_type = model.config.text_config.model_type
         raise UserError(f"{name}.packing: expected false, since this LLM ({model_type}) mixes samples that share a row")
-    # With bounds instead of a mask all samples are in a single row.
-    return math.inf if attention == VARLEN or is_flash_attention_requested(model.config.text_config) else length
-
-
-def _replace_sdpa(model: Any) -> None:
-    """Let the LLM attend without masks if its output stays the same; else it keeps SDPA."""
-    llm = model.model.language_model
-    llm.set_attn_implementation(VARLEN)
-    try:
-        replaced = supports_packing(model)
-    except ValueError:  # it asks for more than causal attention
-        replaced = False
-    if not replaced:
-        llm.set_attn_implementation("sdpa")
+    # FlashAttention reads the bounds of the samples, SDPA a mask of all pairs of tokens of a row.
+    return math.inf if is_flash_attention_requested(model.config.text_config) else length
 
 
 @torch.no_grad()
@@ -257,21 +248,13 @@ def supports_packing(model: Any) -> bool:
     llm, count = model.model.language_model, 6
     tokens = torch.arange(1, 2 * count + 1, device=llm.device)[None]
     positions = torch.arange(count, device=llm.device)[None]
-    bounds = torch.arange(0, 3 * count, count, dtype=torch.int32, device=llm.device)
     was_training, _ = llm.training, llm.eval()
     attention = llm.config._attn_implementation
     # FlashAttention, as a package or a kernel of the Hub, supports neither float32 nor CPU.
-    reference = "sdpa" if attention in {"sdpa", VARLEN} else "eager"
-    packed_by, limits = reference, {}
-    if attention == VARLEN:
-        packed_by, limits = VARLEN, {"cu_seq_lens_q": bounds, "max_length_q": count}
+    llm.config._attn_implementation = "sdpa" if attention == "sdpa" else "eager"
     try:
         with computing_in_float32(llm):
-            llm.config._attn_implementation = packed_by
-            packed = llm(
-                input_ids=tokens, position_ids=positions.repeat(1, 2), use_cache=False, **limits
-            ).last_hidden_state
-            llm.config._attn_implementation = reference
+            packed = llm(input_ids=tokens, position_ids=positions.repeat(1, 2), use_cache=False).last_hidden_state
             alone = llm(input_ids=tokens[:, count:], position_ids=positions, use_cache=False).last_hidden_state
     finally:
         llm.train(was_training)

@@ -59,7 +59,7 @@ class LlavaTrainConfig(AssemblyConfig):
             suite or in the transformers format (``llava-bridge convert`` converts original LLaVAs, ``llava-bridge
             swap`` replaces the encoder).
         attn_implementation: the LLM's attention, by transformers' name: sdpa, eager, flash_attention_2 …; null uses
-            causal attention without masks in place of transformers' SDPA if the hardware has it, else its default.
+            flash_attention_2 on a GPU in bf16 if the package flash-attn is installed, else transformers' default.
         llm_from_scratch: the LLM that ``llm_pretrain`` builds.
         llm_pretrain: trains the LLM without images, on text (format ``text``) or on the text of conversations.
         align: trains the projector only; LLaVA calls this stage pretraining.
