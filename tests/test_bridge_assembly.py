@@ -152,7 +152,7 @@ LLAVAS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "tower": ({}, "LlavaForConditionalGeneration EncoderVisionModel LlavaMultiModalProjector"),
     "perceiver": (
-        {"projector": ProjectorConfig(type="perceiver", num_tokens=5, num_heads=4)},
+        {"projector": ProjectorConfig(type="perceiver", num_tokens=5)},
         "BridgeLlavaForConditionalGeneration EncoderVisionModel Perceiver",
     ),
     "shuffled": (

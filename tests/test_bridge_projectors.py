@@ -25,8 +25,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "pixel_shuffle_linear": {"downsample_factor": 4},
     "patch_merger": {"downsample_factor": 2},
     "pool": {"downsample_factor": 2},
-    "c_abstractor": {"num_tokens": 9, "num_layers": 1},
-    "perceiver": {"num_tokens": 5, "num_layers": 2, "num_heads": 4},
+    "c_abstractor": {"num_tokens": 9},
+    "perceiver": {"num_tokens": 5},
 }
 TOKENS = {"mlp2x_gelu": 16, "mlp3x_gelu": 16, "linear": 16, "pixel_shuffle": 4, "pool": 4}
 TOKENS |= {"pixel_shuffle_linear": 1, "patch_merger": 4, "c_abstractor": 9, "perceiver": 5}
@@ -95,9 +95,13 @@ def test_the_projectors_of_2026_compute_what_their_authors_code_does() -> None:
             SHAPE,
             r"projector\.num_tokens: expected a square number up to 16",
         ),
-        ({"type": "perceiver", "num_heads": 5}, SHAPE, r"projector\.num_heads: expected a divisor of 32"),
+        (
+            {"type": "perceiver"},
+            ProjectorShape(patches=16, width=36, llm=24),
+            r"projector\.type: .* width, 36, is no multiple of 8",
+        ),
         ({"type": "pool"}, ProjectorShape(patches=16, width=32, llm=24, extra=1), "select_strategy: expected default"),
-        ({"num_layers": 0}, SHAPE, r"projector\.num_layers: expected 1 or more, got 0"),
+        ({"num_tokens": 0}, SHAPE, r"projector\.num_tokens: expected 1 or more, got 0"),
     ],
 )
 def test_projectors_that_do_not_fit_are_rejected(fields: dict[str, Any], shape: ProjectorShape, message: str) -> None:

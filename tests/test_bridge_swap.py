@@ -68,7 +68,7 @@ def trained(
     for encoder in ENCODERS:
         for llm in LLMS:
             own = {"encoder": encoders[encoder], "llm": llms[llm]}
-            own["projector"] = ProjectorConfig(type=PROJECTORS.get(encoder, "mlp2x_gelu"), num_tokens=9, num_layers=1)
+            own["projector"] = ProjectorConfig(type=PROJECTORS.get(encoder, "mlp2x_gelu"), num_tokens=9)
             configs.append(bridge_world.config_file(folder, f"{encoder}-{llm}", bridge_talk, **fields, **own))
     bridge_world.trained_alone(*configs)
     return folder

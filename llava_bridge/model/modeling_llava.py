@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -94,7 +95,9 @@ def new_projector(config: AnyConfig) -> nn.Module:
     """Build the untrained projector of ``config``, initialized as PyTorch does; seed torch before."""
     if isinstance(config, BridgeLlavaConfig | BridgeLlavaNextConfig):
         shape = ProjectorShape(**(config.projector_shape or {}))
-        return build_projector(ProjectorConfig(**(config.projector or {})), shape)
+        saved = config.projector or {}  # with fields of older versions
+        known = {field.name: saved[field.name] for field in dataclasses.fields(ProjectorConfig) if field.name in saved}
+        return build_projector(ProjectorConfig(**known), shape)
     if isinstance(config, LlavaNextConfig):
         return LlavaNextMultiModalProjector(config)
     return LlavaMultiModalProjector(config)

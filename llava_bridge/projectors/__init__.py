@@ -16,6 +16,8 @@ from clips.errors import UserError, check_at_least, unknown_name_error
 
 DEFAULT_PROJECTOR = "mlp2x_gelu"
 """LLaVA-1.5's, which transformers' own LLaVA supports without a class of this suite."""
+PERCEIVER_HEADS = 8
+"""Flamingo's; the widths of ViTs are multiples."""
 _MLP = re.compile(r"mlp([1-9]\d?)x_gelu")
 
 
@@ -33,20 +35,15 @@ class ProjectorConfig:
         downsample_factor: for pixel_shuffle, pixel_shuffle_linear, patch_merger and pool: a divisor of the size of the
             encoder's grid.
         num_tokens: for c_abstractor (a square number) and perceiver: number of tokens per image.
-        num_layers: for c_abstractor: blocks before and after the pooling; for perceiver: layers.
-        num_heads: for perceiver: attention heads.
     """
 
     type: str = DEFAULT_PROJECTOR
     downsample_factor: int = 2
     num_tokens: int = 144
-    num_layers: int = 3
-    num_heads: int = 8
 
     def __post_init__(self) -> None:
         _entry(self)
-        counts = ("downsample_factor", "num_tokens", "num_layers", "num_heads")
-        check_at_least(1, self, *counts, prefix="projector.")
+        check_at_least(1, self, "downsample_factor", "num_tokens", prefix="projector.")
 
     @property
     def in_hf_llava(self) -> bool:
@@ -123,9 +120,10 @@ def _pooled_square(config: ProjectorConfig, shape: ProjectorShape) -> int:
 
 
 def _query_count(config: ProjectorConfig, shape: ProjectorShape) -> int:
-    if shape.width % config.num_heads:
+    if shape.width % PERCEIVER_HEADS:
         raise UserError(
-            f"projector.num_heads: expected a divisor of {shape.width}, the encoder's width, got {config.num_heads}"
+            f"projector.type: expected another than {config.type}, as the encoder's width, {shape.width}, is no "
+            f"multiple of {PERCEIVER_HEADS}"
         )
     return config.num_tokens
 

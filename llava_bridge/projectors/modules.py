@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llava_bridge.projectors import ProjectorConfig, ProjectorShape
+from llava_bridge.projectors import PERCEIVER_HEADS, ProjectorConfig, ProjectorShape
 
 
 def make_mlp(depth: int, width: int, llm: int) -> nn.Sequential:
@@ -129,7 +129,8 @@ class CAbstractor(nn.Module):
         def stage() -> nn.Module:
             width, group = shape.width, math.gcd(shape.width, 64)  # RegNet's group size, or the largest divisor
             layers: dict[str, Any] = {"act_layer": nn.SiLU, "norm_layer": LayerNormAct2d}
-            return RegStage(config.num_layers, width, width, stride=1, dilation=1, group_size=group, **layers)
+            # three blocks before and three after the pooling, as in Honeybee
+            return RegStage(3, width, width, stride=1, dilation=1, group_size=group, **layers)
 
         self.before, self.after = stage(), stage()
         self.pool = nn.AdaptiveAvgPool2d(self.side)
@@ -151,7 +152,8 @@ class Perceiver(nn.Module):
     def __init__(self, config: ProjectorConfig, shape: ProjectorShape) -> None:
         super().__init__()
         self.queries = nn.Parameter(torch.randn(config.num_tokens, shape.width) * 0.02)
-        self.layers = nn.ModuleList(PerceiverLayer(shape.width, config.num_heads) for _ in range(config.num_layers))
+        # Flamingo has six, for the frames of videos
+        self.layers = nn.ModuleList(PerceiverLayer(shape.width, PERCEIVER_HEADS) for _ in range(3))
         self.norm = nn.LayerNorm(shape.width)
         self.out = nn.Linear(shape.width, shape.llm)
 
