@@ -1,9 +1,14 @@
-"""Memory and peak FLOP/s of GPUs, from their data sheets."""
+"""GPUs by their data sheets, and those of this machine; without an import of torch."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import os
 import re
+import subprocess
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,3 +48,19 @@ GPUS: dict[str, Gpu] = {
 def find_gpu(device_name: str) -> Gpu | None:
     """Return the entry for a name of torch.cuda.get_device_name; None if there is none."""
     return next((gpu for gpu in GPUS.values() if re.search(gpu.name, device_name)), None)
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that a new process sees: indices or UUIDs, as in CUDA_VISIBLE_DEVICES.
+
+    CUDA reads that variable up to the first entry that is no device; without it all are visible.
+    """
+    if VISIBLE in os.environ:
+        entries = [entry.strip() for entry in os.environ[VISIBLE].split(",")]
+        return list(itertools.takewhile(lambda entry: entry not in {"", "-1"}, entries))
+    command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return listed.split()

@@ -31,7 +31,7 @@ from clips.errors import UserError
 from clips.method.clips_model import ClipsModel
 from clips.model_card import write_model_card
 from clips.parallel.distributed import all_reduce_mean, end_processes, exit_if_others_hang, wait_for_main_process
-from clips.parallel.fsdp import full_tensor
+from clips.parallel.parallel_model import full_tensor
 from clips.training.checkpoint import Checkpointer
 from clips.training.mfu import MfuMeter
 from clips.training.run_dir import check_trained, create_run_dir, resume_changes

@@ -15,18 +15,17 @@ from clips.method.optimizer import OptimizerConfig
 from clips.method.recipes import CaptionerConfig, RecipeConfig
 from clips.model import towers
 from clips.model.architectures import ModelConfig
-from clips.parallel import fsdp, parallel_model
+from clips.parallel import parallel_model
 from clips.parallel.distributed import end_processes, start_processes
 from clips.parallel.distributed_config import DistributedConfig
-from clips.parallel.fsdp import full_tensor
-from clips.parallel.parallel_model import ParallelModel
+from clips.parallel.parallel_model import ParallelModel, full_tensor
 from clips.training.train_step import compute_gradients
 
 MODEL = ModelConfig(architecture="clips-tiny", image_size=16, context_length=12)
 RECIPE = RecipeConfig(name="clips", captioner=CaptionerConfig(max_length=12, num_layers=2, max_loss_tokens=4, width=32))
 COUNT = 12
 GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"  # FSDP's
-BF16_GATHERS = fsdp.bf16_gathers
+BF16_GATHERS = parallel_model.bf16_gathers
 CASES: dict[str, dict[str, Any]] = {
     "one": {},  # in one process only
     "ddp": {},
@@ -86,7 +85,7 @@ if __name__ == "__main__":
     folder, *chosen = sys.argv[1:]
     for case in chosen:
         name, precision = case.split(":")
-        parallel_model.bf16_gathers = (lambda _: fsdp.FLOAT32) if name == "wide" else BF16_GATHERS
+        parallel_model.bf16_gathers = (lambda _: parallel_model.FLOAT32) if name == "wide" else BF16_GATHERS
         result = gradients(precision, **CASES[name])
         if dist.get_rank() == 0:
             torch.save(result, Path(folder) / f"{name}-{precision}.pt")

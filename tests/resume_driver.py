@@ -17,7 +17,7 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader
 
 from clips.commandline.parsing import parse_config
 from clips.parallel.distributed import end_processes
-from clips.parallel.fsdp import full_tensor
+from clips.parallel.parallel_model import full_tensor
 from clips.train import EncoderTrainConfig
 from clips.training.setup import open_train_dataset, setup_run
 

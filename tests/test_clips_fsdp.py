@@ -15,9 +15,9 @@ from test_clips_distributed import assert_same_training, drive, fields, torchrun
 from clips.errors import UserError
 from clips.method.clips_model import build_model
 from clips.model.layers import bf16_weights
-from clips.parallel import fsdp
+from clips.parallel import parallel_model
 from clips.parallel.distributed import DistributedContext
-from clips.parallel.fsdp import shard_model
+from clips.parallel.parallel_model import FLOAT32, shard_model
 from clips.train import train
 
 HSDP = {"distributed": {"strategy": "fsdp", "shard_group_size": 2}}
@@ -92,7 +92,7 @@ def test_sizes_of_groups_are_checked(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"shard_group_size: .* got 0 with fsdp"):
         clips_world.train_config(tmp_path, tmp_path / "x", distributed={"strategy": "fsdp", "shard_group_size": 0})
     with pytest.raises(UserError, match=r"shard_group_size: expected a divisor of the 3 processes, got 2"):
-        shard_model(torch.nn.Linear(2, 2), DistributedContext(count=3), group_size=2)
+        shard_model(torch.nn.Linear(2, 2), DistributedContext(count=3), policy=FLOAT32, group_size=2)
 
 
 def test_a_torch_with_one_dtype_for_a_layer_gathers_float32(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,5 +101,5 @@ def test_a_torch_with_one_dtype_for_a_layer_gathers_float32(monkeypatch: pytest.
         param_dtype: torch.dtype | None = None
         reduce_dtype: torch.dtype | None = None
 
-    monkeypatch.setattr(fsdp, "MixedPrecisionPolicy", OlderPolicy)
-    assert fsdp.bf16_gathers(torch.nn.Linear(2, 2)) is fsdp.FLOAT32
+    monkeypatch.setattr(parallel_model, "MixedPrecisionPolicy", OlderPolicy)
+    assert parallel_model.bf16_gathers(torch.nn.Linear(2, 2)) is FLOAT32

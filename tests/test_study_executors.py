@@ -27,7 +27,7 @@ from benchmarks.study.resources import (
 from benchmarks.study.schema import parse_study
 from benchmarks.study.steps import Step
 from clips.errors import UserError
-from clips.parallel.visible_gpus import visible_gpus
+from clips.gpus import visible_gpus
 
 
 def step(name: str, kind: str = "encoder", **config: object) -> Step:

@@ -39,7 +39,7 @@ from benchmarks.study.steps import Step, topological_order
 from benchmarks.study.study_record import available_cores
 from clips.commandline.signals import sigterm_interrupts
 from clips.errors import UserError
-from clips.parallel.visible_gpus import visible_gpus
+from clips.gpus import visible_gpus
 
 WORKFLOW = Path(__file__).with_name("workflow.smk")
 LOG = ".snakemake.log"

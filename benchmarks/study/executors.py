@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks.study.resources import Resources
 from benchmarks.study.steps import Share
 from clips.errors import UserError, unknown_name_error
-from clips.parallel.visible_gpus import visible_gpus
+from clips.gpus import visible_gpus
 from clips.typed_data import from_plain
 
 _SIGNAL_SECONDS = 300  # before its time limit SLURM signals a step to save, as in scripts/slurm/train.sbatch

@@ -23,7 +23,7 @@ from benchmarks.study.locks import acquire
 from benchmarks.study.steps import Step, StepKind
 from benchmarks.study.sweep import Settings
 from clips.errors import UserError, unknown_name_error
-from clips.parallel.visible_gpus import VISIBLE
+from clips.gpus import VISIBLE
 
 STEP_KINDS: tuple[str, ...] = typing.get_args(StepKind)
 

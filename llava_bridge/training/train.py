@@ -19,8 +19,8 @@ from clips.core.artifact import atomic_artifact_dir, atomic_write, check_finishe
 from clips.core.identity import RUN, difference, read_run, reject_other_run, run_text
 from clips.core.trackers import TENSORBOARD_DIR, Trackers, check_trackers, open_trackers
 from clips.errors import UserError
+from clips.gpus import visible_gpus
 from clips.model_card import write_card
-from clips.parallel.visible_gpus import visible_gpus
 from clips.text_files import safe_json_loads
 from clips.typed_data import to_plain, to_yaml
 from llava_bridge.data import read_samples

@@ -14,7 +14,7 @@ from typing import Any
 from clips.core.locks import lock_output
 from clips.data.formats.conversation_rows import local_files
 from clips.errors import UserError, unknown_name_error
-from clips.parallel.visible_gpus import visible_gpus
+from clips.gpus import visible_gpus
 from llava_bridge.data.sources import HeldOutSourceConfig
 from llava_bridge.encoders.spec import check_encoder_files
 from llava_bridge.model.llava_checks import check_llava_dir, check_llm_dir
