@@ -89,7 +89,7 @@ def make_sides(args: argparse.Namespace, recipe: str, attention: Any, precision:
     theirs = copy.deepcopy(run.encoder.clip) if recipe == "clip" else open_clips_coca(run.encoder).to(args.device)
     counts = {name: f"{parameters(model) / 1e6:.1f} M" for name, model in (("ours", run.encoder), ("theirs", theirs))}
     sides: Sides = {
-        "ours": lambda: read_metrics([train_step(run, batch)]),
+        "ours": lambda: read_metrics([train_step(run, batch)])[0],
         "theirs": open_clips_step(theirs, precision, batch, args.device),
     }
     return sides, counts
