@@ -82,7 +82,7 @@ CHAT_TEMPLATES: dict[str, str] = {
         *_VICUNA,
         before=BOS + "{%- if messages[0]['role'] != 'system' -%}{{ " + f'"{_PREAMBLE} "' + " }}{%- endif -%}",
     ),
-    # One token begins each message: for the small LLMs trained here, with short contexts and expensive steps.
+    # One token begins each message: for small LLMs with short contexts, as the demo's.
     "turns": _template("text + ' '", "'<|user|> ' + text", "'<|assistant|> ' + text + eos_token", "'<|assistant|>'"),
     "llama_2": _with_first_question(
         r"'<<SYS>>\n' + text + '\n<</SYS>>\n\n'",

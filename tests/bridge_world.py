@@ -76,21 +76,54 @@ def make_encoder(directory: Path, model_cfg: dict[str, Any]) -> Any:
 def make_llm(directory: Path, context: int = 128, *, width: int = 32, tied: bool = False) -> Path:
     """A tiny untrained Llama; ``tied``: its output layer has the weights of its embedding."""
     import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    from llava_bridge.model.small_llama import SmallLlamaConfig, new_llama, train_tokenizer
-
-    config = SmallLlamaConfig(
-        vocab_size=320, hidden_size=width, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=context
+    tokenizer = make_tokenizer(context)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=width * 11 // 4,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=context,
+        tie_word_embeddings=tied,
+        initializer_range=width**-0.5,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
-    tokenizer = train_tokenizer(TEXTS, config)
     torch.manual_seed(0)
-    model = new_llama(config, tokenizer)
-    if tied:
-        model.config.tie_word_embeddings = True
-        model = type(model)(model.config)
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
+    return save(directory, LlamaForCausalLM(config), tokenizer)
+
+
+def make_tokenizer(context: int = 128) -> Any:
+    """Byte pairs of ``TEXTS``, with a token for each role of the chat template ``turns``."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from llava_bridge.conversation import IMAGE, resolve_chat_template
+
+    pairs = Tokenizer(models.BPE())
+    pairs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    pairs.decoder = decoders.ByteLevel()
+    special = ["<pad>", "<s>", "</s>", IMAGE, "<|user|>", "<|assistant|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    pairs.train_from_iterator(TEXTS, trainer)
+    roles = {"image_token": IMAGE, "user_token": "<|user|>", "assistant_token": "<|assistant|>"}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=pairs,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        extra_special_tokens=roles,
+        model_max_length=context,
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = resolve_chat_template(None, "turns")
+    return tokenizer
 
 
 def make_llava(directory: Path, encoder: Path, llm: Path, **parts: Any) -> Path:
@@ -148,7 +181,7 @@ def make_talk(directory: Path, samples: int = 16) -> Path:
         turns = [{"from": who, "value": value} for who, value in talk]
         rows.append({"id": str(number), "image": f"{number}.png", "conversations": turns})
     (directory / "talk.json").write_text(json.dumps(rows))
-    (directory / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+
     return directory
 
 
@@ -181,8 +214,7 @@ def source(talk: Path, file: str = "talk.json", **fields: Any) -> list[Conversat
     """The data of a stage: one of the files of `make_talk` and `make_album`."""
     from llava_bridge.data import ConversationSourceConfig
 
-    kind = {"format": "text"} if file == "text.jsonl" else {}
-    return [ConversationSourceConfig(path=str(talk / file), **kind, **fields)]
+    return [ConversationSourceConfig(path=str(talk / file), **fields)]
 
 
 LLAVA_ZERO3_OFFLOAD: dict[str, Any] = {
@@ -255,25 +287,21 @@ def instruct_file(directory: Path, name: str, parts: Parts, settings: Mapping[st
 
 
 def config_file(directory: Path, name: str, talk: Path, **fields: Any) -> Path:
-    """A tiny run of all stages; ``fields`` of TrainConfig override it."""
+    """A tiny run of both stages, on a new LLM; ``fields`` of TrainConfig override it."""
     from clips.typed_data import to_yaml
-    from llava_bridge.model.small_llama import SmallLlamaConfig
     from llava_bridge.training.stage_config import AlignConfig, StageConfig
     from llava_bridge.training.train_config import LlavaTrainConfig
 
     data = source(talk)
     settings: dict[str, Any] = {
         "output": str(directory / name),
-        "stages": ["llm_pretrain", "align", "instruct"],
-        "llm_from_scratch": SmallLlamaConfig(
-            vocab_size=320, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=96
-        ),
-        "llm_pretrain": StageConfig(data=source(talk, "text.jsonl"), max_steps=4, global_batch_size=4, max_length=32),
         "align": AlignConfig(data=data, max_steps=4, global_batch_size=4),
         "instruct": StageConfig(data=data, max_steps=6, global_batch_size=4, learning_rate=1e-3),
         "precision": "fp32",
         "logging_steps": 1,
     }
+    if not {"llm", "llava"} & fields.keys():
+        settings["llm"] = str(make_llm(directory / "llm", context=96))
     path = directory / f"{name}.yaml"
     path.write_text(to_yaml(LlavaTrainConfig(**{**settings, **fields})))
     return path

@@ -130,7 +130,7 @@ def bridge_llava(tmp_path_factory: pytest.TempPathFactory, bridge_encoder: Path,
 
 @pytest.fixture(scope="session")
 def bridge_talk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images of one color with conversations (talk.json) and text (text.jsonl)."""
+    """Images of one color with conversations (talk.json)."""
     import bridge_world
 
     return bridge_world.make_talk(tmp_path_factory.mktemp("bridge") / "talk")

@@ -61,7 +61,6 @@ def put_llava(directory: Path, encoder: Path | str, *, steps: int = 6, seed: int
     config = {
         "output": str(directory), "stages": ["align"], "encoder": str(encoder), "llm": "org/llm", "seed": seed,
         "align": stage, "instruct": stage | {"learning_rate": directory.name},
-        "llm_from_scratch": {"num_hidden_layers": directory.name},
     }  # fmt: skip
     write_manifest(
         directory,

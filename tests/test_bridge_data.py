@@ -20,18 +20,13 @@ from transformers import AutoTokenizer, CLIPImageProcessor
 from clips.errors import UserError
 from clips.typed_data import from_plain
 from llava_bridge.conversation import IGNORE_INDEX, ConversationEncoder, resolve_chat_template
-from llava_bridge.data import ConversationSourceConfig, read_samples, read_texts
+from llava_bridge.data import ConversationSourceConfig, read_samples
 from llava_bridge.data.collator import (
     ConversationCollator,
     ConversationDataset,
-    PackedTextDataset,
-    supervised_positions,
 )
 from llava_bridge.data.sampler import LengthGroupedSampler, RandomOrder
 from llava_bridge.data.sources import reject_missing, repeat_samples
-from llava_bridge.model.small_llama import SmallLlamaConfig, new_llama, train_tokenizer
-from llava_bridge.training.setup import setup_stage
-from llava_bridge.training.stage_config import StageConfig
 from llava_bridge.training.train_config import LlavaTrainConfig
 from llava_bridge.training.trainer import make_sampler
 
@@ -136,7 +131,7 @@ class TwoPixels:
         return {"pixel_values": torch.zeros(len(pictures), 3, 2, 2)}
 
 
-def test_batches_and_needed_logits_by_hand(bridge_talk: Path, chat: ConversationEncoder) -> None:
+def test_batches_by_hand(bridge_talk: Path, chat: ConversationEncoder) -> None:
     data = dataset(str(bridge_talk / "talk.json"), chat)
     items = [data[0], data[2]]
     assert len(items[0]["input_ids"]) != len(items[1]["input_ids"])
@@ -147,22 +142,6 @@ def test_batches_and_needed_logits_by_hand(bridge_talk: Path, chat: Conversation
         assert not batch["input_ids"][row, length:].any()
         assert (batch["labels"][row, length:] == -100).all()
     assert batch["pixel_values"].shape == (2, 3, 2, 2)
-    labels = torch.tensor([[-100, -100, 7, 8, -100], [-100, -100, -100, 9, 5]])
-    needed = supervised_positions(labels)
-    assert needed["logits_to_keep"].tolist() == [1, 2, 3]
-    assert needed["shift_labels"].tolist() == [[7, 8, -100], [-100, 9, 5]]
-
-
-def test_packed_text_loses_nothing_between_its_blocks(chat: ConversationEncoder) -> None:
-    texts = ["red red", "green", "blue and yellow", "is it?"]
-    data = PackedTextDataset(texts, chat.tokenizer, 4, seed=1)
-    text = chat.tokenizer.decode(data.blocks.flatten().tolist())
-    pieces = [piece.removesuffix("</s>") for piece in text.split("<s>")[1:]]
-    assert sorted([*pieces[:-1], next(t for t in texts if t.startswith(pieces[-1]))]) == sorted(texts)
-    assert data[0]["labels"] is data[0]["input_ids"] or torch.equal(data[0]["labels"], data[0]["input_ids"])
-    assert len(PackedTextDataset(texts * 10, chat.tokenizer, 4, seed=1, max_blocks=3)) == 3
-    with pytest.raises(UserError, match="not one block of 1000"):
-        PackedTextDataset(texts, chat.tokenizer, 1000, seed=0)
 
 
 LLAVAS = {  # what get_modality_length_grouped_indices of LLaVA's llava_trainer.py gives after torch.manual_seed(5)
@@ -269,8 +248,6 @@ def test_a_source_has_a_weight(bridge_talk: Path) -> None:
     path = str(bridge_talk / "talk.json")
     assert len(read_samples(ConversationSourceConfig(path=path, repeats=1.5))) == 24
     assert len(read_samples(ConversationSourceConfig(path=path, repeats=0.5))) == 8
-    text = str(bridge_talk / "text.jsonl")
-    assert len(read_texts(ConversationSourceConfig(path=text, format="text", repeats=0.25))) == 8
     drawn = [
         [sample.name for sample in read_samples(ConversationSourceConfig(path=path, repeats=0.5), seed)]
         for seed in (0, 0, 1)
@@ -298,55 +275,10 @@ def test_missing_images_are_named_and_counted(bridge_talk: Path, tmp_path: Path)
     reject_missing([samples[0], samples[1]], "talk", print)
 
 
-SAID = [("human", "a dog, a cat\nIs there a dog?"), ("gpt", "yes"), ("human", "Is there a cow?"), ("gpt", "no")]
-
-
-def setup_of(folder: Path, llm: Path, *entries: dict[str, Any], text: bool = False) -> Any:
-    write(folder / "talk.json", entries)
-    write(folder / "text.jsonl", [{"text": "a dog"}])
-    data = [source for file in ("talk.json", *["text.jsonl"] * text) for source in bridge_world.source(folder, file)]
-    stage = StageConfig(data=data, max_steps=1, global_batch_size=1)
-    config = LlavaTrainConfig(output=str(folder / "out"), stages=["llm_pretrain"], llm=str(llm), llm_pretrain=stage)
-    return setup_stage(config, "llm_pretrain", folder)
-
-
-def said(**fields: Any) -> dict[str, Any]:
-    return {"id": "1", "conversations": [{"from": who, "value": text} for who, text in SAID], **fields}
-
-
-def test_an_llm_learns_only_the_answers_of_text_conversations(tmp_path: Path, bridge_llm: Path) -> None:
-    setup = setup_of(tmp_path, bridge_llm, said())
-    batch = setup.collator([setup.dataset[0]])
-    learned = batch["labels"][batch["labels"] != IGNORE_INDEX]
-    assert setup.processor.decode(learned).split() == ["yes</s>", "no</s>"]
-    assert "pixel_values" not in batch
-    with pytest.raises(UserError, match=r"llm_pretrain\.data: expected either text"):
-        setup_of(tmp_path, bridge_llm, said(), text=True)
-
-
-def test_an_llm_learns_the_text_of_conversations_with_images(tmp_path: Path, bridge_llm: Path) -> None:
-    text = setup_of(tmp_path, bridge_llm, said()).dataset[0]
-    (question, rest), *others = [(turn["value"], turn) for turn in said()["conversations"]]
-    talk = [{**rest, "value": f"<image>\n{question}"}, *(turn for _, turn in others)]
-    shown = setup_of(tmp_path, bridge_llm, said(image="x.png", conversations=talk)).dataset[0]
-    assert (shown["input_ids"], shown["labels"]) == (text["input_ids"], text["labels"])
-    assert not shown.get("images")
-
-
 def test_one_token_begins_each_turn() -> None:
-    tokenizer = train_tokenizer(["is there a dog yes no"] * 9, SmallLlamaConfig(vocab_size=300))
+    tokenizer = bridge_world.make_tokenizer()
     chat = ConversationEncoder(tokenizer, resolve_chat_template(None, "turns"), 0)
     encoded = chat.encode([{"role": "user", "content": "a dog"}, {"role": "assistant", "content": "yes"}], 99)
     tokens = tokenizer.convert_ids_to_tokens(encoded.input_ids)
     assert (tokens[:2], tokens.count("<|assistant|>"), tokens[-1]) == (["<s>", "<|user|>"], 1, "</s>")
     assert tokenizer.decode([label for label in encoded.labels if label != IGNORE_INDEX]).strip() == "yes</s>"
-
-
-def test_initial_weights_have_the_stated_spread() -> None:
-    tokenizer = train_tokenizer(["a dog"], SmallLlamaConfig(vocab_size=300))
-    for config, std in ((SmallLlamaConfig(hidden_size=64), 64**-0.5), (SmallLlamaConfig(initializer_range=0.02), 0.02)):
-        torch.manual_seed(0)
-        weight = new_llama(config, tokenizer).model.layers[0].mlp.up_proj.weight
-        assert weight.std().item() == pytest.approx(std, rel=0.05)
-    with pytest.raises(UserError, match=r"llm_from_scratch\.initializer_range: expected more than 0"):
-        SmallLlamaConfig(initializer_range=0)

@@ -164,8 +164,6 @@ def test_settings_next_to_a_llava_are_checked(llava, original_parts, bridge_talk
     for name, value in beside.items():
         with pytest.raises(UserError, match=rf"^{name}: expected none with llava"):
             config(llava, **{name: value})
-    with pytest.raises(UserError, match=r"^llava: expected none with the stage llm_pretrain"):
-        config(llava, stages=["llm_pretrain", "align"], llm_pretrain=stage)
     original = world.write_original(original_parts, tmp_path / "original", "clip")
     for wrong, match in (
         (tmp_path / "no", "is not a directory"),

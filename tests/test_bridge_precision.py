@@ -24,10 +24,9 @@ STAGES: dict[str, dict[str, Any]] = {
     "unfrozen": {"tunable_parts": ["vision", "projector", "llm"]},
     "lora": {"lora": LORA},
     "fine": {},
-    "llm_pretrain": {},
 }
-"""``fine`` trains a float32 LLM, the others one that is stored in bf16; ``llm_pretrain`` the LLM alone. Steps are
-small: most of the LLM's weights are near 0.2, where bf16 has steps of 0.001."""
+"""``fine`` trains a float32 LLM, the others one that is stored in bf16. Steps are small: most of the LLM's weights are
+near 0.2, where bf16 has steps of 0.001."""
 
 
 @pytest.fixture(scope="module")
@@ -42,15 +41,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory, bridge_encoder: Path, bridge_
     for way, distributed in WAYS.items():
         paths = []
         for kind, settings in STAGES.items():
-            name = kind if kind in {"align", "llm_pretrain"} else "instruct"
+            name = kind if kind == "align" else "instruct"
             make_stage = bridge_world.align_stage if name == "align" else bridge_world.stage
-            stage = make_stage(
-                talk,
-                "text.jsonl" if kind == "llm_pretrain" else "talk.json",
-                max_steps=6,
-                learning_rate=3e-5,
-                **settings,
-            )
+            stage = make_stage(talk, max_steps=6, learning_rate=3e-5, **settings)
             parts = bridge_world.Parts(bridge_encoder, bridge_llm if kind == "fine" else llm, talk)
             fields: dict[str, Any] = {"stages": [name], name: stage, "precision": "bf16", "distributed": distributed}
             paths.append(str(bridge_world.instruct_file(directory, f"{kind}_{way}", parts, {}, **fields)))
@@ -86,11 +79,10 @@ def test_files_have_the_precision_of_the_weights_and_the_config_says_so(kind: st
     assert found["rest"] == {torch.bfloat16}
     config = json.loads((runs / f"{kind}_{way}" / "config.json").read_text())
     assert config["dtype"] == "bfloat16"
-    if kind != "llm_pretrain":
-        tower = torch.bfloat16 if kind == "unfrozen" else torch.float32
-        assert found["vision"] == {tower}
-        assert config["text_config"]["dtype"] == config["dtype"]
-        assert config["vision_config"]["dtype"] == str(tower).removeprefix("torch.")
+    tower = torch.bfloat16 if kind == "unfrozen" else torch.float32
+    assert found["vision"] == {tower}
+    assert config["text_config"]["dtype"] == config["dtype"]
+    assert config["vision_config"]["dtype"] == str(tower).removeprefix("torch.")
 
 
 @pytest.mark.slow

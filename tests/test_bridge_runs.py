@@ -214,7 +214,7 @@ def test_the_number_of_processes(path: Path, config: LlavaTrainConfig, monkeypat
         monkeypatch.setenv(name, value)
     status, output = train(path)
     assert status == 2
-    assert "llm_pretrain.global_batch_size: expected a multiple of processes (3)" in output
+    assert "align.global_batch_size: expected a multiple of processes (3)" in output
     status, output = train(path, "--distributed.num_processes", "2")
     assert status == 2
     assert "distributed.num_processes: expected 3, the number of the launcher's processes, or null, got 2" in output

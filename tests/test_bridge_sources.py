@@ -40,7 +40,7 @@ from clips.data.formats.dataset_format import Conversation, Turn
 from clips.data.lazy_images import FileImage
 from clips.errors import UserError
 from llava_bridge.conversation import ConversationEncoder, resolve_chat_template
-from llava_bridge.data import ConversationSourceConfig, read_samples, read_texts
+from llava_bridge.data import ConversationSourceConfig, read_samples
 from llava_bridge.data.collator import ConversationDataset
 from llava_bridge.data.sources import in_other_case, split_questions
 from llava_bridge.training.run_identity import describe_data, run_identity
@@ -291,13 +291,9 @@ def test_bad_files_are_rejected_in_one_line(tmp_path: Path, bridge_talk: Path) -
     (tmp_path / "mix.yaml").write_text("datasets:\n  - json_path: a.json\n    sampling_strategy: all\n")
     expect_error("state each json_path in it as a source of its own", "mix.yaml", format="llava")
     expect_error("did you mean 'llava'", "empty", format="lava")
-    expect_error("only the llm_pretrain stage", "empty", format="text")
     expect_error("data.captions_per_image", "x", captions_per_image=0)
     (tmp_path / "broken.json").write_text("[")
     expect_error("not valid JSON", "broken.json", format="llava")
-    write(tmp_path / "t.jsonl", [{"text": "a"}, {"txt": "b"}])
-    expect_error('line 2: expected an object with a "text"', "t.jsonl", read_texts, format="text")
-    expect_error("expected format 'text'", str(bridge_talk / "talk.json"), read_texts, format="llava")
     none = str(tmp_path / "none")
     expect_error("image_root: .*none: expected", str(bridge_talk / "talk.json"), format="llava", image_root=none)
     with pytest.raises(UserError, match="expected local files"):
@@ -371,18 +367,18 @@ def test_the_hash_of_a_source_covers_its_files(tmp_path: Path) -> None:
 
 
 def test_reading_settings_keep_a_run_and_content_changes_it(bridge_talk: Path, tmp_path: Path) -> None:
-    path = tmp_path / "text.jsonl"
-    path.write_bytes((bridge_talk / "text.jsonl").read_bytes())
+    path = tmp_path / "talk.json"
+    path.write_bytes((bridge_talk / "talk.json").read_bytes())
 
     def known(**fields: Any) -> dict[str, Any]:
-        data = [ConversationSourceConfig(path=str(path), format="text", **fields)]
-        return run_identity(LlavaTrainConfig(output="x", stages=["llm_pretrain"], llm_pretrain=StageConfig(data=data)))
+        stage = StageConfig(data=[ConversationSourceConfig(path=str(path), **fields)])
+        return run_identity(LlavaTrainConfig(output="x", encoder="x", llm="x", stages=["instruct"], instruct=stage))
 
     before = known()
     assert known(missing_images="error") == before
     assert known(repeats=2.0) != before
     path.write_bytes(path.read_bytes() + b"\n")
-    assert str(difference(before, known())).startswith("inputs.llm_pretrain.data[0].hash is ")
+    assert str(difference(before, known())).startswith("inputs.instruct.data[0].hash is ")
 
 
 def test_an_answer_before_the_first_question_is_skipped(tmp_path: Path) -> None:

@@ -37,24 +37,22 @@ LOGGED = ("stage", "step", "loss")
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, bridge_encoder: Path, bridge_talk: Path) -> Path:
-    """A LLaVA trained by all three stages with one command, in one process; and what the command printed."""
+    """A LLaVA trained by both stages with one command, in one process; and what the command printed."""
     directory = tmp_path_factory.mktemp("runs")
     config = bridge_world.config_file(directory, "one", bridge_talk, encoder=str(bridge_encoder))
     (directory / "printed.txt").write_text(bridge_world.train(config))
     return directory / "one"
 
 
-def test_three_stages_under_the_launcher(trained: Path, bridge_encoder: Path) -> None:
+def test_both_stages_under_the_launcher(trained: Path, bridge_encoder: Path) -> None:
     logged = metrics(trained, *LOGGED)
-    assert [stage for stage, _, _ in logged] == ["llm_pretrain"] * 4 + ["align"] * 4 + ["instruct"] * 6
+    assert [stage for stage, _, _ in logged] == ["align"] * 4 + ["instruct"] * 6
     instruct = [loss for stage, _, loss in logged if stage == "instruct"]
     assert instruct[-1] < instruct[0]
     manifest = json.loads((trained / "manifest.json").read_text())
     assert manifest["kind"] == "llava"
     assert manifest["parents"]["encoder"]["path"] == str(bridge_encoder)
-    assert [(name, stage["steps"]) for name, stage in manifest["stages"].items()] == [
-        *(("llm_pretrain", 4), ("align", 4), ("instruct", 6))
-    ]
+    assert [(name, stage["steps"]) for name, stage in manifest["stages"].items()] == [*(("align", 4), ("instruct", 6))]
     assert len(manifest["data"]["align"][0]["hash"]) == 64
     card = ModelCard.load(trained / "README.md")
     assert card.data.library_name == "transformers"

@@ -77,7 +77,7 @@ def test_settings_that_may_change_on_resume():
     assert run_only_fields(EncoderTrainConfig) == encoder
     llava = {"output", "report_to", "logging_steps", "save_steps", "num_workers", "max_invalid_ratio", "validation"}
     llava |= {"distributed.num_processes", "distributed.torch_compile"}
-    for stage in ("llm_pretrain", "align", "instruct"):
+    for stage in ("align", "instruct"):
         fields = ["cache_vision_features", "activation_checkpointing", "data[].missing_images"]
         llava |= {f"{stage}.{name}" for name in fields}
     assert run_only_fields(LlavaTrainConfig) == llava

@@ -196,7 +196,7 @@ def test_some_encoders_and_other_seeds_by_the_command_line(tmp_path):
 def test_a_typo_in_a_step_config_is_reported_before_anything_runs():
     content = {
         **SMALL,
-        "data": {"train": {"command": "clips recaption", "path": "a", "modl": "b"}, "test": {"command": "x"}},
+        "data": {**SMALL["data"], "train": {"command": "clips recaption", "path": "a", "modl": "b"}},
     }
     steps = [step for step in build_plan(parse_study(content)).steps if step.name == "data-train"]
     with pytest.raises(UserError, match=r"^step data-train: .*unknown key 'modl'; did you mean 'model'"):

@@ -20,14 +20,14 @@ def without_sizes(study: dict[str, Any]) -> dict[str, Any]:
     shared, rows, sizes = study["defaults"], study["encoders"], {"max_steps", "global_batch_size", "logging_steps"}
     trainings = [
         shared["encoder"],
-        shared["llm"]["llm_pretrain"],
         shared["llava"]["align"],
         shared["llava"]["instruct"],
     ]
     for settings, names in [
         (study, {"name", "title", "question", "baseline"}),
         *((training, sizes) for training in trainings),
-        *((data, {"num_scenes", "num_object_classes"}) for data in study["data"].values()),
+        (study["data"]["llm"], sizes),
+        *((study["data"][split], {"num_scenes", "num_object_classes"}) for split in ("train", "test")),
     ]:
         for name in names:
             settings.pop(name, None)

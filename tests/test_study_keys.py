@@ -72,7 +72,7 @@ def test_a_raised_version_of_a_command_counts_for_its_steps_and_what_depends_on_
     monkeypatch.setitem(VERSIONS, "clips train", 2)
     after = keys(parse_study(SMALL))
     same = {name for name in before if before[name] == after[name]}
-    assert same == {"data-train", "data-test", "llm-tiny", "llava-net-tiny-s0", "evaluate-llava-net-tiny-s0"}
+    assert same == {"data-train", "data-test", "data-llm", "llava-net-tiny-s0", "evaluate-llava-net-tiny-s0"}
 
 
 def test_the_text_of_a_users_script_is_its_version(tmp_path):

@@ -38,7 +38,7 @@ def test_steps_depend_on_what_their_configs_refer_to():
     plan = build_plan(parse_study(SMALL))
     assert step(plan, "encoder-clip-s0").parents == ("data-train",)
     assert step(plan, "encoder-clip-s0").config["data"]["path"] == "runs/small/data/train"
-    assert set(step(plan, "llava-clip-tiny-s0").parents) == {"encoder-clip-s0", "llm-tiny"}
+    assert set(step(plan, "llava-clip-tiny-s0").parents) == {"encoder-clip-s0", "data-llm"}
     assert step(plan, "llava-net-tiny-s0").needs == (Path("weights/net.safetensors"),)
     assert set(step(plan, "evaluate-llava-clips-tiny-s0").parents) == {"llava-clips-tiny-s0", "data-test"}
     order = [each.name for each in plan.steps]  # in which they run
@@ -81,7 +81,7 @@ def test_a_directory_of_transformers_below_a_path_has_its_text_tower(tmp_path):
 def test_rows_are_encoders_times_llms_times_seeds_and_exceptions_apply():
     study = changed(
         seeds=[0, 1],
-        llms={"tiny": {}, "big": "some/big"},
+        llms={"tiny": "some/tiny", "big": "some/big"},
         overrides=[
             {"encoder": "net", "llm": "big", "exclude": True},
             {"encoder": "clip", "llava": {"align": {"max_steps": 9}}},
@@ -112,6 +112,11 @@ def test_an_encoders_own_seed_applies_in_a_study_of_one_seed():
         ({"baseline": "clap"}, "unknown encoder in 'baseline' 'clap'; did you mean 'clip'"),
         ({"defaults": {**SMALL["defaults"], "encoder": {"data": "$data/trian"}}}, r"did you mean '\$data/train'"),
         ({"encoders": {"a/b": {}}}, r"encoders\.a/b: expected a name"),
+        (
+            {"data": {**SMALL["data"], "test": {"command": "python a.py", "path": "$data/test"}}},
+            "data: data-test: expected none that needs its own output",
+        ),
+        ({"llms": {"tiny": {}}}, r"llms\.tiny: expected "),
         ({"encoders": {"clip": 3}}, r"encoders\.clip: expected a mapping or a string, got 3"),
         ({"jobs": 0}, "jobs: expected at least 1"),
         ({"seeds": [1, 1]}, "seeds: expected different"),
@@ -291,13 +296,14 @@ def test_every_encoder_is_plugged_into_every_llm_by_every_recipe():
 
 
 def test_an_llm_may_be_varied_and_exceptions_take_patterns_and_recipes():
-    llms = {"tiny": {"sweep": {"llm_from_scratch.hidden_size": [64, 128]}}}
+    llms = {"tiny.64": "some/tiny", "tiny.128": "$data/llm"}
     overrides = [
         {"llm": "tiny.*", "llava_variant": "low", "llava": {"align": {"max_steps": 7}}},
         {"encoder": "c*", "llava_variant": "high", "exclude": True},
     ]
     plan = planned(llms=llms, llava_variants={"low": {}, "high": {}}, overrides=overrides)
-    assert step(plan, "llm-tiny.64").config["llm_from_scratch"] == {"hidden_size": 64}
+    assert step(plan, "llava-clip-tiny.64-low-s0").config["llm"] == "some/tiny"
+    assert step(plan, "llava-clip-tiny.128-low-s0").config["llm"] == "runs/small/data/llm"
     assert step(plan, "llava-clip-tiny.128-low-s0").config["align"] == {"max_steps": 7}
     assert step(plan, "llava-net-tiny.128-high-s0").config["align"] == {"max_steps": 5}
     assert [row.encoder for row in plan.rows if row.llava_variant == "high"] == ["net", "net"]

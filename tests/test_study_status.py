@@ -33,7 +33,7 @@ STEP = "llava-net-tiny-s0"
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A study of which one LLaVA is being trained, by this very process as it were."""
     found = make_study(tmp_path, monkeypatch)
-    (found / ".plan.json").write_text('{"run": "this run", "jobs": {"llm-tiny": {"is_adopted": true}}}')
+    (found / ".plan.json").write_text('{"run": "this run", "jobs": {"data-llm": {"is_adopted": true}}}')
     record = read_record(found, STEP)
     write_record(
         found, dataclasses.replace(record, status="running", started=time.time() - 70, log_tail=(), seconds=0.0)
@@ -91,8 +91,8 @@ def test_a_step_that_failed_in_this_run_is_failed_and_one_that_failed_before_wai
     (step_directory(study, "evaluate-encoder-clip-s0") / "step.json").unlink()
     assert seen(study, "evaluate-encoder-clip-s0").state == "cannot run"
     write_record(study, dataclasses.replace(record, run_id="an earlier run"))
-    write_record(study, dataclasses.replace(read_record(study, "llm-tiny"), status="failed", run_id="an earlier run"))
-    assert seen(study, "llm-tiny").state == "failed"  # its job was at work when this run began
+    write_record(study, dataclasses.replace(read_record(study, "data-llm"), status="failed", run_id="an earlier run"))
+    assert seen(study, "data-llm").state == "failed"  # its job was at work when this run began
     assert seen(study, "encoder-clip-s0").state == "waiting"
 
 
@@ -143,10 +143,10 @@ def test_a_terminal_is_redrawn_until_nothing_runs(study: Path, end_runner: Calla
 
 
 def test_what_a_killed_runner_left_is_not_called_running(study: Path, end_runner: Callable[[], None]) -> None:
-    record = read_record(study, "llm-tiny")
+    record = read_record(study, "data-llm")
     write_record(study, dataclasses.replace(record, status="running"))
     end_runner()
-    assert seen(study, "llm-tiny").state == "stopped"
+    assert seen(study, "data-llm").state == "stopped"
     assert seen(study).state == "running"  # its job outlives the runner: it holds its lock
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import graphlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -149,7 +150,7 @@ def build_plan(study: Study) -> StudyPlan:
     for number, rule in enumerate(study.overrides, 1):
         for key in rule.evaluation.keys() - set(ROW_EVALUATION_FIELDS):
             raise unknown_name_error(key, ROW_EVALUATION_FIELDS, f"key in overrides[{number}].evaluation")
-    builder = _PlanBuilder(study)
+    builder = _PlanBuilder(study, producers={f"data/{name}": f"data-{name}" for name in study.data})
     for name, settings in study.data.items():
         _add_data(builder, name, settings)
     columns = {name: _benchmark(study, name) for name in study.benchmarks}
@@ -162,15 +163,14 @@ def build_plan(study: Study) -> StudyPlan:
     if not combinations and not existing:
         raise UserError("overrides: every model is excluded")
     encoders = {(row.encoder, row.seed): _encoder(builder, row.encoder, row.seed) for row in combinations}
-    llms = {row.llm: _llm(builder, row.llm, study.llms[row.llm]) for row in combinations if row.llm is not None}
-    rows = [
-        _row(builder, columns, row, encoders[row.encoder, row.seed], llms[row.llm] if row.llm else None)
-        for row in combinations
-    ]
+    rows = [_row(builder, columns, row, encoders[row.encoder, row.seed]) for row in combinations]
     rows += [_existing_row(builder, columns, name) for name in existing]
     names = {row.name for row in rows}
     rows = [row if row.baseline in names else dataclasses.replace(row, baseline=None) for row in rows]
-    steps = tuple(topological_order(builder.steps.values()))
+    try:
+        steps = tuple(topological_order(builder.steps.values()))
+    except graphlib.CycleError as error:
+        raise UserError(f"data: {', '.join(error.args[1][1:])}: expected none that needs its own output") from None
     return StudyPlan(study=study, steps=steps, rows=tuple(rows), benchmarks=tuple(columns))
 
 
@@ -185,7 +185,7 @@ def _add_data(builder: _PlanBuilder, name: str, settings: Settings) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Model:
-    """An encoder, LLM or LLaVA: its name on disk, its location in configs, and its directory if trained here.
+    """An encoder or LLaVA: its name on disk, its location in configs, and its directory if trained here.
 
     ``has_text`` is of encoders: whether they have a text tower.
     """
@@ -219,15 +219,6 @@ def _trains_text_tower(recipe: Any) -> bool:
         return True  # the check of the step's config reports it
 
 
-def _llm(builder: _PlanBuilder, name: str, entry: Settings | str) -> _Model:
-    if isinstance(entry, str):
-        return _Model(name=name, spec=entry, artifact=None)
-    output = builder.study.directory / "llms" / name
-    config = {"stages": ["llm_pretrain"], **deep_merge(builder.study.defaults.llm, entry), "output": str(output)}
-    builder.add(f"llm-{name}", "llm", TRAIN_LLAVA, config, output)
-    return _Model(name=name, spec=f"{PATH_PREFIX}llms/{name}", artifact=f"llms/{name}")
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Column:
     """A benchmark of the study: its settings for ``clips-bench run`` and the type of model that it evaluates."""
@@ -246,9 +237,7 @@ def _benchmark(study: Study, name: str) -> _Column:
     return _Column(settings=settings, needs=get_benchmark(config.entry).needs)
 
 
-def _row(
-    builder: _PlanBuilder, columns: Mapping[str, _Column], row: Combination, encoder: _Model, llm: _Model | None
-) -> RowRecord:
+def _row(builder: _PlanBuilder, columns: Mapping[str, _Column], row: Combination, encoder: _Model) -> RowRecord:
     study = builder.study
     evaluated = {name: column for name, column in columns.items() if study.evaluates(name, row.encoder)}
     benchmarks: dict[str, list[str]] = {"encoder": [], "llava": []}
@@ -256,18 +245,18 @@ def _row(
     for name, column in evaluated.items():
         if column.needs == "encoder" and not encoder.has_text:
             not_applicable[name] = _reason_without_text(locate(encoder.spec, study.paths))
-        elif column.needs == "llava" and llm is None:
+        elif column.needs == "llava" and row.llm is None:
             not_applicable[name] = NO_LLAVA
         else:
             benchmarks[MODEL_FIELDS[column.needs]].append(name)
     cells: dict[str, CellRecord] = {}
-    artifacts = {"encoder": encoder.artifact, "llm": llm.artifact if llm else None}
+    artifacts = {"encoder": encoder.artifact}
     if benchmarks["encoder"]:
         varying = ("llm", "llava_variant") if encoder.artifact else ("llm", "llava_variant", "seed")
         settings = _evaluation_settings(study, row, {"encoder": encoder.spec}, varying)
         cells |= _evaluate(builder, columns, benchmarks["encoder"], encoder.name, "encoder", settings)
-    if benchmarks["llava"] and llm is not None:
-        llava = _llava(builder, row, encoder, llm)
+    if benchmarks["llava"] and row.llm is not None:
+        llava = _llava(builder, row, encoder, row.llm)
         artifacts["llava"] = llava.artifact
         settings = _evaluation_settings(study, row, {"llava": llava.spec})
         cells |= _evaluate(builder, columns, benchmarks["llava"], llava.name, "llava", settings)
@@ -305,15 +294,15 @@ def _evaluation_settings(study: Study, row: Combination, model: Settings, varyin
     return deep_merge(settings, model)
 
 
-def _llava(builder: _PlanBuilder, row: Combination, encoder: _Model, llm: _Model) -> _Model:
+def _llava(builder: _PlanBuilder, row: Combination, encoder: _Model, llm: str) -> _Model:
     study, variant = builder.study, row.llava_variant
-    name = "-".join([row.encoder, llm.name, *([variant] if variant else []), f"s{row.seed}"])  # no part has a hyphen
+    name = "-".join([row.encoder, llm, *([variant] if variant else []), f"s{row.seed}"])  # no part has a hyphen
     output = study.directory / "llava" / name
     settings = deep_merge(study.defaults.llava, study.llava_variants[variant] if variant else {})
     for override in study.overrides:
         if study.applies(override, row):
             settings = deep_merge(settings, override.llava)
-    config = {**settings, "encoder": encoder.spec, "llm": llm.spec, "output": str(output), "seed": row.seed}
+    config = {**settings, "encoder": encoder.spec, "llm": study.llms[llm], "output": str(output), "seed": row.seed}
     builder.add(f"llava-{name}", "llava", TRAIN_LLAVA, config, output)
     return _Model(name=name, spec=f"{PATH_PREFIX}llava/{name}", artifact=f"llava/{name}")
 

@@ -88,8 +88,8 @@ def _matching(steps: Sequence[Step], patterns: Iterable[str]) -> set[str]:
 
 
 def _training_and_evaluation(steps: Sequence[Step]) -> set[str]:
-    """The steps of single rows, without data and LLMs, which other rows may share."""
-    return {step.name for step in steps if step.kind not in {"data", "llm"}}
+    """The steps of single rows, without data, which other rows may share."""
+    return {step.name for step in steps if step.kind != "data"}
 
 
 def _with_descendants(names: set[str], steps: Sequence[Step]) -> list[Step]:

@@ -1,7 +1,7 @@
 """The resources of steps: processes, nodes, cores, memory, hours, and the GPUs of this machine with their locks.
 
     resources:
-      encoder: {processes: 8, time_limit_hours: 12}    # a type of step: data, encoder, llm, llava, evaluation
+      encoder: {processes: 8, time_limit_hours: 12}    # a type of step: data, encoder, llava, evaluation
       llava: {processes: 8, nodes: 2, time_limit_hours: 24}
       "encoder-huge*": {nodes: 4}                      # steps by name, which override their type's
 

@@ -38,7 +38,7 @@ class RowRecord:
         sweep_settings: dotted field → value that ``sweep`` gave to the encoder.
         sweep_name: name of the entry with ``sweep``; empty without one.
         group: heading above the row; empty without one. A report sets it, see `display.Display`.
-        artifacts: ``"encoder"``, ``"llm"`` and ``"llava"`` → directory of the trained model, relative to the study's.
+        artifacts: ``"encoder"`` and ``"llava"`` → directory of the trained model, relative to the study's.
     """
 
     name: str

@@ -3,14 +3,13 @@
     name: demo
     baseline: clip
     data:       {train: {command: python make.py}}  # which writes <output>/data/train
-    defaults:   {encoder: {...}, llm: {...}, llava: {...}, benchmark: {...}, evaluation: {...}}
+    defaults:   {encoder: {...}, llava: {...}, benchmark: {...}, evaluation: {...}}
     encoders:
       clip:         {recipe: {name: clip}}          # a mapping: trained here, overrides defaults.encoder
       efficientnet: "timm:efficientnet_lite0"       # a string: pretrained
       sized: {sweep: {global_batch_size: [64, 128]}}        # sized.64 and sized.128, see ``sweep``
     llms:
-      tiny:     {}                                  # trained here, overrides defaults.llm
-      stories:  path/to/any/transformers/llm
+      stories:  path/to/any/transformers/llm        # or ORG/NAME on the Hub
     llava_variants:                                 # ways to train a LLaVA, override defaults.llava; optional
       mlp:      {}
       pooled:   {projector: {type: pool}}
@@ -48,24 +47,22 @@ from clips.errors import UserError, unknown_name_error
 from clips.text_files import read_yaml
 from clips.typed_data import from_plain, to_plain
 
-_OWN_FOLDERS = {"data", "encoders", "llms", "llava", "results", "steps", "report", "trash"}
+_OWN_FOLDERS = {"data", "encoders", "llava", "results", "steps", "report", "trash"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]{0,59}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Defaults:
-    """Default settings, overridden by those of an encoder, LLM or benchmark.
+    """Default settings, overridden by those of an encoder or benchmark.
 
     Args:
         encoder: fields of ``clips train``.
-        llm: fields of ``llava-bridge train`` for LLMs trained here.
         llava: fields of ``llava-bridge train`` for every row's LLaVA.
         benchmark: fields of every benchmark (``benchmarks`` in ``clips-bench run``).
         evaluation: the other fields of ``clips-bench run``.
     """
 
     encoder: Settings = field(default_factory=dict)
-    llm: Settings = field(default_factory=dict)
     llava: Settings = field(default_factory=dict)
     benchmark: Settings = field(default_factory=dict)
     evaluation: Settings = field(default_factory=dict)
@@ -128,8 +125,7 @@ class Study:
         data: name → ``command``, one of the suite's or ``python SCRIPT``, and settings, its ``--config``.
         defaults: shared settings.
         encoders: name → settings of ``clips train``, or the location of a pretrained encoder.
-        llms: name → settings of ``llava-bridge train``, or the location of a pretrained LLM. Without LLMs no LLaVA is
-            trained.
+        llms: name → the location of an LLM. Without LLMs no LLaVA is trained.
         llava_variants: name → settings of ``llava-bridge train``, which override ``defaults.llava``; every encoder is
             combined with every LLM in every variant.
         existing_llavas: name → a directory or name on the Hub, or settings of ``clips-bench run`` with ``llava`` or
@@ -160,7 +156,7 @@ class Study:
     data: Mapping[str, Settings] = field(default_factory=dict)
     defaults: Defaults = field(default_factory=Defaults)
     encoders: Mapping[str, Settings | str] = field(default_factory=dict)
-    llms: Mapping[str, Settings | str] = field(default_factory=dict)
+    llms: Mapping[str, str] = field(default_factory=dict)
     llava_variants: Mapping[str, Settings] = field(default_factory=dict)
     existing_llavas: Mapping[str, Settings | str] = field(default_factory=dict)
     overrides: tuple[Override, ...] = ()
@@ -347,7 +343,7 @@ def parse_study(content: Any) -> Study:
     for name in _ENTRIES:
         if isinstance(fields.get(name), dict):  # an empty entry means the defaults
             fields[name] = {key: {} if entry is None else entry for key, entry in fields[name].items()}
-    for name in ("encoders", "llms", "llava_variants"):
+    for name in ("encoders", "llava_variants"):
         if isinstance(fields.get(name), dict):
             fields[name], sweeps = expand_sweeps(fields[name], name)
             fields |= {"sweeps": sweeps} if name == "encoders" else {}

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from clips.core.artifact import MANIFEST, find_damage, read_manifest
 from clips.errors import UserError
 
-StepKind = Literal["data", "encoder", "llm", "llava", "evaluation"]
+StepKind = Literal["data", "encoder", "llava", "evaluation"]
 Share = Mapping[str, float]
 """Shared resource of the executor (``gpus``, ``jobs``) → the fraction of it that a step occupies."""
 

@@ -24,7 +24,7 @@ _RUN_ONLY_OF_SOURCES = {name.partition("[].")[2] for name in _RUN_ONLY} | {"path
 _AMOUNTS = {"max_steps": "steps", "max_samples": "samples", "num_epochs": "epochs"}
 """Length of a training: field of the config → field of the manifest, which has the actual length."""
 _DATA_FIELD = re.compile(r"(?:\w+\.)*data\.")  # its max_samples is not the length of a training
-_MODELS = ("encoder", "llm", "llava")  # types of trained artifacts
+_MODELS = ("encoder", "llava")  # types of trained artifacts
 _STAGE = rf"(?:{'|'.join(STAGE_NAMES)})\."
 _HEADLINE = re.compile(rf"(?:\w+\.)?(?:recipe\.name|model\.architecture|projector\.type|encoder\w*|seed|{_STAGE}loss)")
 # Settings that must be equal for a difference of scores to be an effect of the method: data, amount, batch size,
@@ -32,7 +32,7 @@ _HEADLINE = re.compile(rf"(?:\w+\.)?(?:recipe\.name|model\.architecture|projecto
 _CONFOUNDER = re.compile(
     rf"(?:(?:\w+|model\.\w+)\.)*?(?:{_STAGE})?"
     r"(?:data|data(?:\.sources)?(?:\.\d+)?\.(?:split|subset|max_samples|captions_per_image|weight)|steps|samples|global_batch_size|optimizer\.(?:base_)?learning_rate|(?:\w+_)?lr|learning_rate|precision|stages|tunable_parts|lora|llm|llava"
-    r"|model\.pretrained|model\.pretrained_trunk|llm_from_scratch\.\w+)"
+    r"|model\.pretrained|model\.pretrained_trunk)"
 )
 _PARENT_PREFIX = re.compile(r"(?:encoder\w*|llm|llava|model\.\w+)\.")
 CONFOUNDED_WARNING = "This may explain a difference between the numbers."
@@ -250,8 +250,8 @@ def _read(manifest: Mapping[str, Any], study: Path, seen: frozenset[str]) -> Tra
     for name, parent in _parents(manifest, data):
         path, digest = str(parent.get("path", "")), str(parent.get("hash") or "")
         training = _training(path, digest, study, seen) if path not in seen else TrainingSettings()
-        # If a parent's training is known, its own settings are the confounders: another seed alone is fair.
-        confounds = is_confounder(name) and not training.settings
+        # If an encoder's training is known, its own settings are the confounders: another seed alone is fair.
+        confounds = is_confounder(name) and (name == "llm" or not training.settings)
         settings[name] = dataclasses.replace(_named([parent]), is_confounder=confounds)
         settings |= {f"{name}.{each}": setting for each, setting in training.settings.items()}
         encoders |= {name: training} if name.startswith("encoder") else {}
@@ -277,12 +277,11 @@ def _parents(manifest: Mapping[str, Any], data: set[str]) -> Iterator[tuple[str,
 
 
 def _without_unused_stages(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config of ``llava-bridge train`` without settings of stages that did not run or of an LLM that is not new."""
+    """A config of ``llava-bridge train`` without the settings of stages that did not run."""
     stages = config.get("stages")
     if not isinstance(stages, list) or not set(map(str, stages)) <= set(STAGE_NAMES):
         return dict(config)
     unused = set(STAGE_NAMES) - set(stages)
-    unused |= set() if "llm_pretrain" in stages and not config.get("llm") else {"llm_from_scratch"}
     return {name: value for name, value in config.items() if name not in unused}
 
 

@@ -22,7 +22,6 @@ from clips.data.invalid_samples import Invalid
 from clips.errors import UserError
 from llava_bridge.conversation import IGNORE_INDEX, IMAGE, ConversationEncoder, InvalidConversationError
 
-_CHUNK_TEXTS = 1000
 _OTHER_MEDIA = re.compile(r"^<(?:video|audio)>\s*$", re.MULTILINE)
 """Placeholders of other data sets; within a line they may be text, such as a question about HTML."""
 
@@ -158,23 +157,6 @@ class ConversationCollator:
         return batch
 
 
-class TextCollator(ConversationCollator):
-    """Items without images to a batch for a transformers causal LM.
-
-    Positions without a supervised next token in any row need no logits: ``logits_to_keep`` (K,) lists the others, and
-    ``shift_labels`` (R, K) holds the next tokens.
-    """
-
-    def __init__(self, pad: int) -> None:
-        super().__init__(None, pad)
-
-    def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """The batch."""
-        batch = super().__call__(items)
-        mask = _right_padded([[1] * len(item["input_ids"]) for item in items], 0)
-        return {**batch, "attention_mask": mask, **supervised_positions(batch["labels"])}
-
-
 def pack_lengths(lengths: Sequence[int], max_tokens: float) -> list[list[int]]:
     """Assignment of samples to rows of ``max_tokens``: few rows, of similar length because of the padding.
 
@@ -203,54 +185,6 @@ def supervised_indices(labels: Tensor) -> Tensor:
     """The positions (K,) in ``labels`` (R, T), row after row, whose next token is supervised."""
     following = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
     return (following != IGNORE_INDEX).flatten().nonzero()[:, 0]
-
-
-def supervised_positions(labels: Tensor) -> dict[str, Tensor]:
-    """``labels`` (B, T) with the positions (K,) whose logits any row needs, and their next tokens (B, K)."""
-    following = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
-    positions = (following != IGNORE_INDEX).any(0).nonzero()[:, 0]
-    return {"labels": labels, "logits_to_keep": positions, "shift_labels": following[:, positions].contiguous()}
-
-
-class PackedTextDataset(Dataset):
-    """Texts in random order, concatenated and split into blocks of ``length`` tokens; all tokens are supervised.
-
-    Each text is enclosed in BOS and EOS. The incomplete last block is dropped.
-
-    Args:
-        texts: the texts.
-        tokenizer: with an EOS token; BOS is used if it has one.
-        length: tokens per block.
-        seed: seed of the order.
-        max_blocks: maximum number of blocks; None uses all texts.
-    """
-
-    def __init__(
-        self, texts: Sequence[str], tokenizer: Any, length: int, *, seed: int, max_blocks: int | None = None
-    ) -> None:
-        begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-        order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()
-        stream: list[int] = []
-        for start in range(0, len(order), _CHUNK_TEXTS):
-            if max_blocks is not None and len(stream) >= max_blocks * length:
-                break
-            chunk = [texts[index] for index in order[start : start + _CHUNK_TEXTS]]
-            for ids in tokenizer(chunk, add_special_tokens=False)["input_ids"]:
-                stream += [*begin, *ids, tokenizer.eos_token_id]
-        blocks = min(len(stream) // length, max_blocks or len(stream))
-        if blocks == 0:
-            raise UserError(f"llm_pretrain.max_length: the texts have {len(stream)} tokens, not one block of {length}")
-        self.blocks = torch.tensor(stream[: blocks * length]).view(blocks, length)
-
-    def __len__(self) -> int:
-        return len(self.blocks)
-
-    def sizes(self) -> list[tuple[bool, int]]:
-        """As :meth:`ConversationDataset.sizes`: no images, and equal lengths."""
-        return [(False, self.blocks.shape[1])] * len(self)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"input_ids": self.blocks[index], "labels": self.blocks[index]}
 
 
 def _right_padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:

@@ -9,7 +9,6 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from clips.core.identity import RUN_ONLY
@@ -17,11 +16,8 @@ from clips.data.formats import FORMATS, DatasetSpec, read_dataset
 from clips.data.formats.dataset_format import IMAGE, Conversation, Turn, captions_of
 from clips.data.images import InvalidSampleError
 from clips.errors import UserError, check_at_least, unknown_name_error
-from clips.text_files import read_json_lines
 
-TEXT = "text"
-"""The format of JSON lines with "text", which only the llm_pretrain stage reads."""
-READ_FORMATS = (TEXT, *(name for name, entry in FORMATS.items() if entry.conversations or entry.captions))
+READ_FORMATS = tuple(name for name, entry in FORMATS.items() if entry.conversations or entry.captions)
 """The formats that LLaVA's training reads; each caption is an answer."""
 
 
@@ -35,8 +31,8 @@ class HeldOutSourceConfig:
         format: ``llava`` (LLaVA's JSON list, also ShareGPT4V's), ``conversations`` (rows
             with messages or conversations and images: a directory of ``datasets``, parquet, JSON lines), ``webdataset``
             (tar shards of images and JSON), ``vqa`` (rows with question, answer and image, stored as those of
-            ``conversations``), ``text`` (JSON lines with "text"), ``cocoqa`` (JSON lines of image, question, answer),
-            ``karpathy`` (captions in Karpathy's JSON) or another format of captions.
+            ``conversations``), ``cocoqa`` (JSON lines of image, question, answer), ``karpathy`` (captions in Karpathy's
+            JSON) or another format of captions.
         image_root: base directory of image references; null uses the directory of the file.
         split: for ``karpathy`` and directories of ``conversations`` or ``vqa`` the split to read; for ``cocoqa``
             ``train`` (without the held-out fifth of the photos), ``held_out`` or ``all``.
@@ -92,7 +88,11 @@ def read_samples(config: ConversationSourceConfig, seed: int = 0) -> list[Conver
     Raises:
         UserError: a missing or malformed file, or an empty one.
     """
-    return _repeated(read_conversations(config, config.captions_per_image), config, seed)
+    samples = read_conversations(config, config.captions_per_image)
+    repeated = repeat_samples(samples, config.repeats, seed)
+    if not repeated:
+        raise UserError(f"data.repeats: {config.repeats} of the {len(samples)} samples of {config.path} is none")
+    return repeated
 
 
 def read_conversations(config: HeldOutSourceConfig, captions_per_image: int | None = 1) -> list[Conversation]:
@@ -105,8 +105,6 @@ def read_conversations(config: HeldOutSourceConfig, captions_per_image: int | No
     Raises:
         UserError: a missing or malformed file, or an empty one.
     """
-    if config.format == TEXT:
-        raise UserError(f"data.format: {config.path} is text, which only the llm_pretrain stage reads")
     settings = {"split": config.split, "image_root": config.image_root}
     used: dict[str, Any] = {name: value for name, value in settings.items() if name in FORMATS[config.format].takes}
     spec = DatasetSpec(path=config.path, format=config.format, **used)
@@ -136,33 +134,6 @@ def _captions(spec: DatasetSpec, captions_per_image: int | None) -> Iterator[Con
         for image, caption in itertools.product(record.images, captions):
             answer = Turn("assistant", caption.strip())
             yield Conversation(name, [image], [Turn("user", f"{IMAGE}\n{CAPTION_PROMPT}"), answer])
-
-
-def read_texts(config: ConversationSourceConfig, seed: int = 0) -> list[str]:
-    """The texts of a ``text`` source: JSON lines, each with a "text", repeated by ``repeats``.
-
-    Raises:
-        UserError: another format, a missing or malformed file, or an empty one.
-    """
-    if config.format != TEXT:
-        raise UserError(
-            f"data.format: the llm_pretrain stage reads texts; expected format 'text', got '{config.format}'"
-        )
-    texts = []
-    for number, row in read_json_lines(Path(config.path)):
-        if not isinstance(row.get("text"), str):
-            raise UserError(f'{config.path} line {number}: expected an object with a "text"')
-        texts.append(row["text"])
-    if not texts:
-        raise UserError(f"{config.path}: no texts")
-    return _repeated(texts, config, seed)
-
-
-def _repeated(items: list[Item], config: ConversationSourceConfig, seed: int) -> list[Item]:
-    repeated = repeat_samples(items, config.repeats, seed)
-    if not repeated:
-        raise UserError(f"data.repeats: {config.repeats} of the {len(items)} samples of {config.path} is none")
-    return repeated
 
 
 def split_questions(sample: Conversation) -> Iterator[Conversation]:

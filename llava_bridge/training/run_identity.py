@@ -21,11 +21,6 @@ _IMAGE_CONTAINERS = {".parquet", ".arrow", ".tar"}
 _END_BYTES = 1 << 20  # includes parquet's footer with all row groups
 
 
-def artifact_kind(config: LlavaTrainConfig) -> str:
-    """The kind of the output in its manifest."""
-    return "llm" if config.stages[-1] == "llm_pretrain" else "llava"
-
-
 def run_identity(config: LlavaTrainConfig) -> Identity:
     """The identity of a run, with the hashes of the encoder, the LLM, each stage's data and its DeepSpeed file."""
     inputs = {name: directory_hash(path) for name, path in parent_artifacts(config).items()} | hub_commits(config)
@@ -43,7 +38,7 @@ def run_identity(config: LlavaTrainConfig) -> Identity:
 def parent_artifacts(config: LlavaTrainConfig) -> dict[str, str]:
     """The local directories and files of encoder, LLM and LLaVA."""
     found: dict[str, str] = {}
-    if config.encoder and config.stages[-1] != "llm_pretrain":
+    if config.encoder:
         found |= local_paths(config.encoder)
     for name in ("llm", "llava"):
         path = getattr(config, name)
@@ -65,7 +60,7 @@ def sources_of(config: LlavaTrainConfig) -> dict[str, list[dict[str, Any]]]:
 def hub_commits(config: LlavaTrainConfig) -> dict[str, str]:
     """The commit of each Hub repository, by which the Hub's cache names its directory."""
     commits: dict[str, str] = {}
-    if config.encoder and config.stages[-1] != "llm_pretrain":
+    if config.encoder:
         commits |= encoder_commits(config.encoder)
     for field in ("llm", "llava"):
         name = getattr(config, field)

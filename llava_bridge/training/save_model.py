@@ -50,12 +50,8 @@ def save_stage_model(
         shutil.rmtree(partial, ignore_errors=True)
         if weights is None:
             _write(setup, setup.model, partial, bf16=bf16, last=last)
-        elif "vision" in setup.parts:
+        else:
             _write_trained(load_initial(), weights, partial, lora, bf16=bf16, last=last, trained=setup.model)
-        else:  # all weights of an LLM alone are trained
-            _enable_cache(setup.model)
-            setup.model.save_pretrained(partial, state_dict=weights)
-            setup.processor.save_pretrained(partial)
         (partial / "stage.json").write_text(json.dumps(summary))
         open_to_umask(partial)
         durable.replace(partial, folder / "model")
@@ -64,20 +60,16 @@ def save_stage_model(
 
 
 def _write(setup: StageSetup, model: Any, directory: Path, *, bf16: bool, last: bool) -> None:
-    is_llava = "vision" in setup.parts
     if bf16:
         _convert_to_bf16(setup)
-    if last and is_llava and convert_tower_to_transformers(model):
+    if last and convert_tower_to_transformers(model):
         log_rank0("the model loads in transformers without llava_bridge")
     _enable_cache(model)
-    if not is_llava:
-        model.save_pretrained(directory)
-    else:
-        save_llava(model, directory)
-        # transformers states the dtype of the first weight, which is the encoder's
-        model.config.vision_config.dtype = model.model.vision_tower.dtype
-        model.config.dtype = model.config.text_config.dtype = model.model.language_model.dtype
-        model.config.save_pretrained(directory)
+    save_llava(model, directory)
+    # transformers states the dtype of the first weight, which is the encoder's
+    model.config.vision_config.dtype = model.model.vision_tower.dtype
+    model.config.dtype = model.config.text_config.dtype = model.model.language_model.dtype
+    model.config.save_pretrained(directory)
     setup.processor.save_pretrained(directory)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,27 +11,22 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, default_data_collator
+from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import is_flash_attn_2_available
 from transformers.utils.generic import is_flash_attention_requested
 
-from clips.core import durable
-from clips.data.formats.dataset_format import IMAGE, Conversation
+from clips.data.formats.dataset_format import Conversation
 from clips.errors import UserError
 from clips.model.loading import library_errors_as_user_errors, load_pretrained
 from clips.model.precision import resolve_precision
-from llava_bridge.conversation import ConversationEncoder, resolve_training_template
-from llava_bridge.data import read_conversations, read_samples, read_texts
-from llava_bridge.data.collator import ConversationCollator, ConversationDataset, PackedTextDataset, TextCollator
+from llava_bridge.data import read_conversations, read_samples
+from llava_bridge.data.collator import ConversationCollator, ConversationDataset
 from llava_bridge.data.sources import split_questions
 from llava_bridge.model.anyres import is_anyres_processor, max_image_tokens
 from llava_bridge.model.build import (
     LlavaParts,
-    add_tokens,
     build_llava,
     is_stored_in_bf16,
-    load_llm,
-    load_tokenizer,
     make_conversation_encoder,
 )
 from llava_bridge.model.image_processing import with_aspect_ratio
@@ -40,9 +34,7 @@ from llava_bridge.model.lm_head import computing_in_float32
 from llava_bridge.model.load_llava import load_for_training
 from llava_bridge.model.modeling_llava import MultimodalConnector
 from llava_bridge.model.modeling_vision import load_with_float32_tower
-from llava_bridge.model.small_llama import new_llama, train_tokenizer
-from llava_bridge.training.launch import is_main_process, log_rank0
-from llava_bridge.training.sharded_weights import barrier
+from llava_bridge.training.launch import log_rank0
 from llava_bridge.training.stage_config import Part, StageConfig, ValidationConfig
 from llava_bridge.training.train_config import LlavaTrainConfig
 from llava_bridge.training.work_dir import stage_start_dir
@@ -63,7 +55,7 @@ class StageSetup:
     model: Any
     processor: Any
     parts: dict[Part, nn.Module]
-    dataset: PackedTextDataset | ConversationDataset
+    dataset: ConversationDataset
     collator: Any
     mixture: Sequence[str] = ()
     square_images: bool = False
@@ -82,68 +74,12 @@ def setup_stage(config: LlavaTrainConfig, name: str, work: Path, *, keep_bf16: b
     Raises:
         UserError: parts or data are missing or incompatible.
     """
-    return (
-        _setup_llm(config, work, keep_bf16) if name == "llm_pretrain" else _setup_llava(config, name, work, keep_bf16)
-    )
-
-
-def _setup_llm(config: LlavaTrainConfig, work: Path, keep_bf16: bool) -> StageSetup:
-    stage = config.llm_pretrain
-    are_conversations = {data.format != "text" for data in stage.data}
-    if len(are_conversations) > 1:
-        raise UserError("llm_pretrain.data: expected either text, all of it supervised, or conversations; got both")
-    samples, mixture = _read_samples(stage, config.seed) if True in are_conversations else ([], [])
-    samples = [_without_images(sample) for sample in samples]
-    texts = [sample.text for sample in samples]
-    texts = texts or [text for data in stage.data for text in read_texts(data, config.seed)]
-    if config.llm:
-        tokenizer, model = load_tokenizer(config.llm), load_llm(config.llm, keep_bf16=keep_bf16)
-        add_tokens(tokenizer, model)
-        tokenizer.chat_template = resolve_training_template(tokenizer.chat_template, config.chat_template, tokenizer)
-    else:
-        folder = work / "llm_pretrain" / "tokenizer"
-        if is_main_process() and not folder.is_dir():
-            partial = folder.with_name("tokenizer.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            train_tokenizer(texts, config.llm_from_scratch).save_pretrained(partial)
-            durable.replace(partial, folder)
-        barrier()
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        torch.manual_seed(config.seed)
-        model = new_llama(config.llm_from_scratch, tokenizer)
-    length = _max_length(model.config, "llm_pretrain", stage.max_length)
-    if samples:
-        chat = ConversationEncoder(tokenizer, tokenizer.chat_template, image_tokens=0)
-        chat.check_end()
-        return StageSetup(
-            model,
-            tokenizer,
-            {"llm": model},
-            ConversationDataset(samples, chat, length),
-            TextCollator(tokenizer.pad_token_id),
-            mixture,
-        )
-    max_blocks = None if stage.max_steps is None else stage.max_steps * stage.global_batch_size
-    dataset = PackedTextDataset(texts, tokenizer, length, seed=config.seed, max_blocks=max_blocks)
-    return StageSetup(model, tokenizer, {"llm": model}, dataset, default_data_collator)
-
-
-def _describe_features(model: Any) -> str:
-    """What the LLM sees of an image: "the LLM sees 576 tokens of the encoder's hidden state -2 of 24"."""
-    tower, layers = model.model.vision_tower.tower, model.config.vision_feature_layer
-    states = " and ".join(tower.describe(layer) for layer in (layers if isinstance(layers, list) else [layers]))
-    kept = model.config.vision_feature_select_strategy == "full"
-    token = f", {'with' if kept else 'without'} the class token" if tower.class_token else ""
-    return f"the LLM sees {model.config.image_seq_length} tokens for each square, of the encoder's {states}{token}"
-
-
-def _setup_llava(config: LlavaTrainConfig, name: str, work: Path, keep_bf16: bool) -> StageSetup:
     stage = config.stage(name)
     samples, mixture = _read_samples(stage, config.seed)
     held_out = _read_held_out(config.validation) if name == config.stages[-1] else {}
     before = stage_start_dir(config, name, work)
     model: Any
-    if before is not None and before.parent.name == "align":
+    if before is not None:
         dtype = torch.bfloat16 if keep_bf16 and is_stored_in_bf16(before) else torch.float32
         where = f"{before}: the LLaVA of stage align"
         model = load_with_float32_tower(
@@ -154,10 +90,9 @@ def _setup_llava(config: LlavaTrainConfig, name: str, work: Path, keep_bf16: boo
         model, processor = load_for_training(config.llava, config.chat_template, keep_bf16=keep_bf16)
     else:
         assert config.encoder is not None
-        model, processor = build_llava(
-            LlavaParts.of(config, encoder=config.encoder, llm=str(before or config.llm)),
-            keep_bf16=keep_bf16,
-        )
+        assert config.llm is not None
+        parts = LlavaParts.of(config, encoder=config.encoder, llm=config.llm)
+        model, processor = build_llava(parts, keep_bf16=keep_bf16)
     log_rank0(f"{name}: {_describe_features(model)}")
     _set_attention(model.model.language_model, config)
     images, max_length = processor.image_processor, _DEFAULT_MAX_LENGTH
@@ -183,6 +118,15 @@ def _setup_llava(config: LlavaTrainConfig, name: str, work: Path, keep_bf16: boo
     )
 
 
+def _describe_features(model: Any) -> str:
+    """What the LLM sees of an image: "the LLM sees 576 tokens of the encoder's hidden state -2 of 24"."""
+    tower, layers = model.model.vision_tower.tower, model.config.vision_feature_layer
+    states = " and ".join(tower.describe(layer) for layer in (layers if isinstance(layers, list) else [layers]))
+    kept = model.config.vision_feature_select_strategy == "full"
+    token = f", {'with' if kept else 'without'} the class token" if tower.class_token else ""
+    return f"the LLM sees {model.config.image_seq_length} tokens for each square, of the encoder's {states}{token}"
+
+
 def _read_samples(stage: StageConfig, seed: int) -> tuple[list[Conversation], list[str]]:
     """The samples of a stage's sources, and for a mixture a line about each source."""
     samples: list[Conversation] = []
@@ -192,16 +136,6 @@ def _read_samples(stage: StageConfig, seed: int) -> tuple[list[Conversation], li
         if len(stage.data) > 1 or data.repeats != 1:
             lines.append(f"{len(own):,} samples per epoch from {data.path} (repeats {data.repeats:g})")
     return samples, lines
-
-
-def _without_images(sample: Conversation) -> Conversation:
-    if not sample.images:
-        return sample
-    turns = [
-        dataclasses.replace(turn, content=turn.content.replace(IMAGE, "").strip()) if turn.role == "user" else turn
-        for turn in sample.turns
-    ]
-    return dataclasses.replace(sample, images=(), turns=turns)
 
 
 def _read_held_out(config: ValidationConfig) -> dict[str, list[Conversation]]:

@@ -6,17 +6,16 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
 from clips.core.identity import RUN_ONLY
 from clips.errors import UserError, check_at_least
 from llava_bridge.data.sources import ConversationSourceConfig, HeldOutSourceConfig
 
-STAGE_NAMES = ("llm_pretrain", "align", "instruct")
+STAGE_NAMES = ("align", "instruct")
 """In the order in which they can follow each other."""
 Part = Literal["vision", "projector", "llm"]
 DEFAULT_TUNABLE_PARTS: dict[str, tuple[Part, ...]] = {
-    "llm_pretrain": ("llm",),
     "align": ("projector",),
     "instruct": ("projector", "llm"),
 }
@@ -175,33 +174,17 @@ class StageConfig:
             )
 
     def _check_parts(self, name: str) -> None:
-        known = DEFAULT_TUNABLE_PARTS[name] if name == "llm_pretrain" else ("vision", "projector", "llm")
         if self.tunable_parts is not None and (
-            not self.tunable_parts
-            or not set(self.tunable_parts) <= set(known)
-            or len(set(self.tunable_parts)) != len(self.tunable_parts)
+            not self.tunable_parts or len(set(self.tunable_parts)) != len(self.tunable_parts)
         ):
             raise UserError(
-                f"{name}.tunable_parts: expected some of {', '.join(known)}, each once, got {self.tunable_parts}"
+                f"{name}.tunable_parts: expected some of {', '.join(RATE_FIELDS)}, each once, got {self.tunable_parts}"
             )
-        used: dict[str, Any] = {"packing": self.packing, "lora": self.lora}
-        if name == "llm_pretrain" and (field := next((field for field, value in used.items() if value), None)):
-            raise UserError(f"llm_pretrain.{field}: expected none; only align and instruct have it")
-        if self.cache_vision_features and (name == "llm_pretrain" or "vision" in self.trained_parts(name)):
+        if self.cache_vision_features and "vision" in self.trained_parts(name):
             raise UserError(f"{name}.cache_vision_features: expected false in a stage without a frozen encoder")
         for part, field in RATE_FIELDS.items():
             if getattr(self, field) is not None and part not in self.trained_parts(name):
                 raise UserError(f"{name}.{field}: expected none, as {part} is frozen in this stage (see tunable_parts)")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LlmPretrainConfig(StageConfig):
-    """The stage ``llm_pretrain``."""
-
-    learning_rate: float = 2e-3
-    max_length: int | None = 256
-    weight_decay: float = 0.01
-    adam_beta2: float = 0.98
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

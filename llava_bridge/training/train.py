@@ -35,7 +35,7 @@ from llava_bridge.training.launch import (
     launcher_world_size,
     log_rank0,
 )
-from llava_bridge.training.run_identity import artifact_kind, data_manifest, parent_artifacts, run_identity
+from llava_bridge.training.run_identity import data_manifest, parent_artifacts, run_identity
 from llava_bridge.training.train_config import LlavaTrainConfig
 from llava_bridge.training.work_dir import check_inputs, has_progress, lock_work_dir, work_dir
 
@@ -95,9 +95,8 @@ def _prepare(work: Path, config: LlavaTrainConfig) -> None:
     Raises:
         UserError: images are missing with ``missing_images: error``, or another run has progress here.
     """
-    stages = [config.stage(name) for name in config.stages if name != "llm_pretrain"]
-    for data in (data for stage in stages for data in stage.data):
-        if data.missing_images == "error" and data.format != "text":
+    for data in (data for name in config.stages for data in config.stage(name).data):
+        if data.missing_images == "error":
             log_rank0(f"checking all images of {data.path}")
             reject_missing(read_samples(data, config.seed), data.path, log_rank0)
     if is_reporting_process():  # else the command has deleted it
@@ -126,7 +125,7 @@ def remove_leftover(config: LlavaTrainConfig) -> None:
 def _write_output(config: LlavaTrainConfig, work: Path) -> None:
     last = config.stages[-1]
     summaries = {name: safe_json_loads((work / name / "model" / "stage.json").read_text()) for name in config.stages}
-    with atomic_artifact_dir(config.output, kind=artifact_kind(config)) as directory:
+    with atomic_artifact_dir(config.output, kind="llava") as directory:
         shutil.copytree(work / last / "model", directory, dirs_exist_ok=True)
         (directory / "stage.json").unlink()
         shutil.copyfile(work / "metrics.jsonl", directory / "metrics.jsonl")
@@ -134,7 +133,7 @@ def _write_output(config: LlavaTrainConfig, work: Path) -> None:
             shutil.copytree(work / TENSORBOARD_DIR, directory / TENSORBOARD_DIR)
         write_manifest(
             directory,
-            kind=artifact_kind(config),
+            kind="llava",
             config=config,
             seed=config.seed,
             data=data_manifest(config),
@@ -143,9 +142,8 @@ def _write_output(config: LlavaTrainConfig, work: Path) -> None:
             stages=summaries,
             seconds=round(sum(summary["seconds"] for summary in summaries.values()), 1),
         )
-        if artifact_kind(config) == "llava":
-            parts = {"encoder": config.encoder, "LLM": config.llm, "LLaVA before": config.llava}
-            write_card(directory, "llava", parts=parts, stages=summaries, seed=config.seed)
+        parts = {"encoder": config.encoder, "LLM": config.llm, "LLaVA before": config.llava}
+        write_card(directory, "llava", parts=parts, stages=summaries, seed=config.seed)
     for name, summary in summaries.items():
         invalid = summary["invalid_samples"]["count"]
         skipped = f", {invalid} invalid samples skipped" if invalid else ""
@@ -166,7 +164,7 @@ def run_train(config: LlavaTrainConfig) -> None:
     with forward_user_errors():
         check_inputs(config)
         check_trackers(config.report_to)
-        if check_finished(config.output, artifact_kind(config), run_identity(config)):
+        if check_finished(config.output, "llava", run_identity(config)):
             log_rank0(f"{config.output}: already trained with this config; nothing to do")
             if is_main_process():
                 remove_leftover(config)

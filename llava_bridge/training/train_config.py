@@ -9,13 +9,11 @@ from clips.core.identity import RUN_ONLY
 from clips.core.trackers import TrackerName
 from clips.errors import UserError, check_at_least, unknown_name_error
 from llava_bridge.model.assembly_config import AssemblyConfig
-from llava_bridge.model.small_llama import SmallLlamaConfig
 from llava_bridge.projectors import ProjectorConfig
 from llava_bridge.training.stage_config import (
     STAGE_NAMES,
     AlignConfig,
     InstructConfig,
-    LlmPretrainConfig,
     StageConfig,
     ValidationConfig,
 )
@@ -42,26 +40,23 @@ class DistributedConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LlavaTrainConfig(AssemblyConfig):
-    """Train a LLaVA (from encoder and LLM, or further), or first the LLM itself, under DeepSpeed.
+    """Train a LLaVA, from encoder and LLM or further, under DeepSpeed.
 
     The published recipe is ``align`` (the projector, on captions) and then ``instruct`` (projector and LLM, on
-    conversations), the encoder frozen throughout. ``llm_pretrain`` trains an LLM on text before.
+    conversations), the encoder frozen throughout.
 
     Args:
-        output: the directory to write: an LLM directory if ``llm_pretrain`` is the last stage, else a LLaVA directory.
-        stages: the stages to run, of llm_pretrain, align, instruct in this order.
+        output: the LLaVA directory to write.
+        stages: the stages to run, of align, instruct in this order.
         encoder: an encoder directory, or ``hf-hub:ORG/NAME``; ``timm:NAME``, ``timm:NAME@weights.safetensors``,
             ``timm:NAME@random``; or ``transformers:DIRECTORY`` (or ORG/NAME on the Hub) for CLIP, SigLIP, DINO, AIMv2.
         llm: a directory with a transformers causal LM and its tokenizer, or ``ORG/NAME`` on the Hub
-            (``ORG/NAME@REVISION`` for one of its commits), or a LLaVA, whose LLM is used. ``llm_pretrain`` trains it
-            further, or builds a new one if null (``llm_from_scratch``).
+            (``ORG/NAME@REVISION`` for one of its commits), or a LLaVA, whose LLM is used.
         llava: a LLaVA directory, or ``ORG/NAME`` on the Hub, to train further, instead of encoder and llm: of this
             suite or in the transformers format (``llava-bridge convert`` converts original LLaVAs, ``llava-bridge
             swap`` replaces the encoder).
         attn_implementation: the LLM's attention, by transformers' name: sdpa, eager, flash_attention_2 …; null uses
             flash_attention_2 on a GPU in bf16 if the package flash-attn is installed, else transformers' default.
-        llm_from_scratch: the LLM that ``llm_pretrain`` builds.
-        llm_pretrain: trains the LLM without images, on text (format ``text``) or on the text of conversations.
         align: trains the projector only; LLaVA calls this stage pretraining.
         instruct: trains projector and LLM; LLaVA calls this stage finetuning.
         validation: loss and exact match on held-out samples and benchmarks during the last stage.
@@ -78,15 +73,11 @@ class LlavaTrainConfig(AssemblyConfig):
     """
 
     output: str = dataclasses.field(metadata=RUN_ONLY)
-    stages: list[Literal["llm_pretrain", "align", "instruct"]] = dataclasses.field(
-        default_factory=lambda: ["align", "instruct"]
-    )
+    stages: list[Literal["align", "instruct"]] = dataclasses.field(default_factory=lambda: ["align", "instruct"])
     encoder: str | None = None
     llm: str | None = None
     llava: str | None = None
     attn_implementation: str | None = None
-    llm_from_scratch: SmallLlamaConfig = dataclasses.field(default_factory=SmallLlamaConfig)
-    llm_pretrain: LlmPretrainConfig = dataclasses.field(default_factory=LlmPretrainConfig)
     align: AlignConfig = dataclasses.field(default_factory=AlignConfig)
     instruct: InstructConfig = dataclasses.field(default_factory=InstructConfig)
     validation: ValidationConfig = dataclasses.field(default_factory=ValidationConfig, metadata=RUN_ONLY)
@@ -102,8 +93,6 @@ class LlavaTrainConfig(AssemblyConfig):
         self._check_stages()
         for stage in self.stages:
             self.stage(stage).check(stage, self.distributed.num_processes or 1)
-        if self.stages[-1] == "llm_pretrain" and any(self.validation.sources()):
-            raise UserError("validation: expected no source and no benchmarks with llm_pretrain as the last stage")
         self._check_model()
         super().__post_init__()
         for field in ("chat_template", "image_aspect_ratio"):  # the last stage has those of inference
@@ -129,13 +118,11 @@ class LlavaTrainConfig(AssemblyConfig):
     def _check_model(self) -> None:
         """Check for encoder and LLM, or a LLaVA that has both."""
         if self.llava is None:
-            if self.stages[-1] != "llm_pretrain" and not self.encoder:
-                raise UserError("encoder: expected an encoder directory or timm:NAME for the stages align and instruct")
-            if self.stages[0] != "llm_pretrain" and not self.llm:
-                raise UserError("llm: expected an LLM directory, or the stage llm_pretrain before the others")
+            if not self.encoder:
+                raise UserError("encoder: expected an encoder directory or timm:NAME")
+            if not self.llm:
+                raise UserError("llm: expected an LLM directory")
             return
-        if self.stages[0] == "llm_pretrain":
-            raise UserError("llava: expected none with the stage llm_pretrain; `llm: LLAVA_DIRECTORY` trains its LLM")
         defaults = {
             "vision_feature_select_strategy": "default",
             "projector": ProjectorConfig(),
@@ -161,7 +148,7 @@ class LlavaTrainConfig(AssemblyConfig):
 
     def stage(self, name: str) -> StageConfig:
         """The settings of the stage ``name``."""
-        return {"llm_pretrain": self.llm_pretrain, "align": self.align, "instruct": self.instruct}[name]
+        return {"align": self.align, "instruct": self.instruct}[name]
 
     def deepspeed(self, name: str) -> str:
         """The DeepSpeed JSON of the stage ``name``."""

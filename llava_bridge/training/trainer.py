@@ -80,9 +80,7 @@ def train_stage(
     checkpoint = last_checkpoint(folder / CHECKPOINTS_DIR)
     start_time = started - load_elapsed_seconds(checkpoint)
     progress = StageProgress(name, stage.global_batch_size, work / "metrics.jsonl", start_time, trackers)
-    model = setup.model
-    if "vision" in setup.parts:
-        model = LlavaLoss(model, setup.square_images)
+    model = LlavaLoss(setup.model, setup.square_images)
     masters = finer_than_bf16(setup.model) if bf16 else {}
     trainer = _make_trainer(config, name, setup, model, steps, checkpoint, folder / CHECKPOINTS_DIR)
     callback = _add_callback(trainer, setup, config.validation, progress, stop, masters)
@@ -187,9 +185,8 @@ def recompute_layers(model: Any) -> None:
 
 
 def modules_to_compile(model: Any) -> list[nn.Module]:
-    """Return what ``distributed.torch_compile`` compiles: the layers of a transformers LLaVA or LLM, the projector."""
-    projector = getattr(model.model, "multi_modal_projector", None)
-    return [*repeated_layers(model), *([] if projector is None else [projector])]
+    """Return what ``distributed.torch_compile`` compiles: the layers of a transformers LLaVA, and the projector."""
+    return [*repeated_layers(model), model.model.multi_modal_projector]
 
 
 def enable_feature_cache(setup: StageSetup, dtype: torch.dtype, name: str) -> None:
@@ -220,8 +217,8 @@ def detached_frozen_encoder(setup: StageSetup) -> Iterator[None]:
     DeepSpeed would round its weights to bf16, and shard them under ZeRO-3. Detached, every process has all of them in
     the dtype in which they were loaded.
     """
-    tower = setup.parts.get("vision")
-    if tower is None or any(weight.requires_grad for weight in tower.parameters()):
+    tower = setup.parts["vision"]
+    if any(weight.requires_grad for weight in tower.parameters()):
         yield
         return
     model = setup.model.model

@@ -76,7 +76,7 @@ def check_inputs(config: LlavaTrainConfig) -> None:
         check_llava_dir(config.llava)
     if config.llm:
         check_llm_dir(config.llm)
-    if config.encoder and config.stages[-1] != "llm_pretrain":
+    if config.encoder:
         check_encoder_files(config.encoder)
     sources: list[tuple[str, HeldOutSourceConfig]] = []
     for name in config.stages:

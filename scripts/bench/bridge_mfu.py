@@ -32,7 +32,6 @@ from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clips.typed_data import from_plain
-from llava_bridge.model.small_llama import SmallLlamaConfig, train_tokenizer
 from llava_bridge.training.loss import LlavaLoss
 from llava_bridge.training.setup import setup_stage
 from llava_bridge.training.train_config import LlavaTrainConfig
@@ -113,8 +112,9 @@ def write_config(args: argparse.Namespace, folder: Path) -> Path:
 
 
 def write_llm(args: argparse.Namespace, folder: Path) -> None:
-    """An untrained Qwen 2, with a tokenizer of few of its tokens."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    """An untrained Qwen 2, with a tokenizer of some words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
     given = {"num_hidden_layers": args.layers, "vocab_size": args.vocabulary, "hidden_size": args.hidden}
     if args.hidden:
@@ -123,7 +123,10 @@ def write_llm(args: argparse.Namespace, folder: Path) -> None:
     config = Qwen2Config(**LLMS[args.llm] | {name: value for name, value in given.items() if value})
     torch.manual_seed(0)
     Qwen2ForCausalLM(config).bfloat16().save_pretrained(folder)
-    train_tokenizer([" ".join(WORDS)] * 100, SmallLlamaConfig(vocab_size=320)).save_pretrained(folder)
+    vocabulary = {word: number for number, word in enumerate(("<unk>", "</s>", *dict.fromkeys(WORDS)))}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", eos_token="</s>").save_pretrained(folder)
 
 
 def operations(config: Path, folder: Path) -> tuple[float, tuple[int, int]]:

@@ -87,11 +87,6 @@ class Conversation:
     turns: Sequence[Turn]
     fault: str = ""
 
-    @property
-    def text(self) -> str:
-        """The text without roles, for tokenizer training."""
-        return " ".join(turn.content for turn in self.turns)
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Classified:
