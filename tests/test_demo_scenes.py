@@ -64,8 +64,8 @@ def test_ground_truth_images_and_texts_are_pinned(scenes):
     assert digest.hexdigest() == "bb4dceaf039e38f0d0c5c0effa80ce1a59b9492afe152bd539daca51218e4985"
     digest = hashlib.sha256()
     for number, scene in enumerate(scenes[:150]):
-        styles = (None, texts.MllmCaptionStyle())
-        made = [dataclasses.astuple(texts.make_captions(WORLD, scene, style)) for style in styles]
+        styles = (False, True)
+        made = [dataclasses.astuple(texts.make_captions(WORLD, scene, mllm=style)) for style in styles]
         long, described = made[0][1], texts.describe_scene(WORLD, scene)
         asked = [ask(described, DeterministicRng(number)) for ask in (questions.yes_no_pairs, questions.open_questions)]
         asked.append(questions.sign_questions(described))
@@ -146,19 +146,20 @@ def test_long_captions_begin_with_everything_and_web_captions_are_partial_and_no
     assert about["nothing"] > 0.04 * COUNT
 
 
-def test_captions_like_a_models_begin_with_the_summary_and_get_ever_less_reliable(scenes):
+def test_captions_like_a_models_begin_with_the_summary_and_get_ever_less_reliable(scenes, monkeypatch):
     """By place of the sentence: things newly named, and sentences that name things that are not there."""
     new, absent = Counter(), Counter()
     for scene in scenes:
         there, named = kinds_of(scene), set()
-        caption = texts.make_captions(WORLD, scene, texts.MllmCaptionStyle()).synthetic_caption
+        caption = texts.make_captions(WORLD, scene, mllm=True).synthetic_caption
         for place, sentence in enumerate(re.findall(r"[^.]+\.", caption)):
             found = names_in(sentence)
             new[place] += len((found & there) - named)
             absent[place] += bool(found - there)
             named |= found
-        true = texts.make_captions(WORLD, scene, texts.MllmCaptionStyle(error_ratio=0.0)).synthetic_caption
-        assert names_in(true) <= there
+        with monkeypatch.context() as patched:
+            patched.setattr(texts, "_MLLM_ERROR", 0)
+            assert names_in(texts.make_captions(WORLD, scene, mllm=True).synthetic_caption) <= there
     assert new[0] > 4 * new[1] > 4 * new[3]
     assert 0 == absent[0] < 0.05 * COUNT < absent[1] < absent[3]
 
@@ -322,7 +323,6 @@ def test_prompts_are_those_of_lmms_eval():
         ({"num_object_classes": 7}, "num_object_classes: expected 8 to 466, got 7"),
         ({"sign_ratio": 1.1}, "sign_ratio: expected 0 to 1"),
         ({"benchmarks": {"pope": 5}}, "benchmarks.pope: expected 0 or at least 6, got 5"),
-        ({"mllm_style": {"num_details": 1}}, "mllm_style.num_details: expected 2 to 8, got 1"),
         ({"num_object_clases": 9}, "did you mean 'num_object_classes'"),
     ],
 )

@@ -31,7 +31,7 @@ from scene_questions import (
     yes_no_pairs,
 )
 from scene_rng import DeterministicRng
-from scene_texts import MllmCaptionStyle, SceneDescription, describe_scene, make_captions
+from scene_texts import SceneDescription, describe_scene, make_captions
 from scene_world import SceneGenerator, Split, render
 
 from clips.commandline.parsing import parse_config
@@ -90,7 +90,7 @@ class ScenesConfig(SceneGenerator):
         num_sign_words: number of different words on signs, 2 or more.
         image_size: size of the square images in pixels.
         mllm_style: write the long captions as multimodal models do, a summary and then details of decreasing
-            importance, some of them wrong; null writes complete and true ones.
+            importance, some of them wrong; else complete and true ones.
         benchmarks: rows of each benchmark of a test split.
     """
 
@@ -98,7 +98,7 @@ class ScenesConfig(SceneGenerator):
     split: Split = "train"
     num_scenes: int = 9000
     image_size: int = 64
-    mllm_style: MllmCaptionStyle | None = None
+    mllm_style: bool = False
     benchmarks: BenchmarkRows = dataclasses.field(default_factory=BenchmarkRows)
 
     def __post_init__(self) -> None:
@@ -148,7 +148,7 @@ def _write_split(folder: Path, config: ScenesConfig) -> list[SceneImage]:
         with tarfile.open(folder / shard, "w") as tar:
             for index in range(start, min(start + SHARD_SIZE, config.num_scenes)):
                 scene = config.scene(config.split, index)
-                captions, png = make_captions(config, scene, config.mllm_style), io.BytesIO()
+                captions, png = make_captions(config, scene, mllm=config.mllm_style), io.BytesIO()
                 render(scene, config.image_size).save(png, format="PNG", compress_level=3)
                 image = SceneImage(key=f"{index:09d}", described=describe_scene(config, scene), png=png.getvalue())
                 sidecar = {**dataclasses.asdict(captions), "scene": scene.to_json()}

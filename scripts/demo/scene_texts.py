@@ -11,8 +11,6 @@ from scene_drawing import OBJECT_COLORS, Background, ObjectClass, Sprites, find_
 from scene_rng import DeterministicRng
 from scene_world import Box, Scene, SceneGenerator, box_center, location_of
 
-from clips.errors import UserError
-
 NUMBERS = ("no", "one", "two", "three", "four", "five")
 LOCATION_PHRASES = {
     "top left": ("in the top left corner", "at the upper left"),
@@ -137,25 +135,6 @@ def group_relation(first: ObjectGroup, second: ObjectGroup) -> str | None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MllmCaptionStyle:
-    """The style of a multimodal model's captions.
-
-    Args:
-        num_details: mean number of sentences after the summary, 2 to 8; a caption has up to two more or fewer.
-        error_ratio: ratio of these sentences that name an absent object, or a wrong color or position; more probable in
-            later sentences, 0 to 0.5.
-    """
-
-    num_details: int = 4
-    error_ratio: float = 0.3
-
-    def __post_init__(self) -> None:
-        for name, low, high in (("num_details", 2, 8), ("error_ratio", 0, 0.5)):
-            if not low <= getattr(self, name) <= high:
-                raise UserError(f"mllm_style.{name}: expected {low} to {high}, got {getattr(self, name)}")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class SceneCaptions:
     """All texts about a scene.
 
@@ -170,16 +149,13 @@ class SceneCaptions:
     captions: list[str]
 
 
-def make_captions(world: SceneGenerator, scene: Scene, model: MllmCaptionStyle | None = None) -> SceneCaptions:
-    """Return the captions of a scene; the long one complete and nearly always true, or as ``model`` writes it."""
+def make_captions(world: SceneGenerator, scene: Scene, *, mllm: bool = False) -> SceneCaptions:
+    """Return the captions of a scene; the long one complete and nearly always true, or as multimodal models write."""
     described = describe_scene(world, scene)
+    write, purpose = (mllm_caption, "mllm caption") if mllm else (faithful_caption, "synthetic caption")
     return SceneCaptions(
         web_caption=web_caption(described, scene.rng("web caption")),
-        synthetic_caption=(
-            faithful_caption(described, scene.rng("synthetic caption"))
-            if model is None
-            else mllm_caption(described, scene.rng("mllm caption"), model)
-        ),
+        synthetic_caption=write(described, scene.rng(purpose)),
         captions=human_captions(described, scene.rng("human captions")),
     )
 
@@ -422,6 +398,8 @@ def background_sentence(described: SceneDescription, rng: DeterministicRng) -> s
 
 # ---------------------------------------------------------------- long captions with a multimodal model's errors
 
+_DETAILS = (2, 6)  # sentences after the summary
+_MLLM_ERROR = 300  # per mille of these, more of the later ones, that name an absent object or a wrong color or position
 _ALSO_IN_SUMMARY = 500  # per mille of the objects other than the most important one
 _NAMES_OBJECT = 500  # per mille of the sentences that add nothing new
 _VAGUE = (
@@ -454,15 +432,15 @@ _WRONG_ABOUT = (
 )
 
 
-def mllm_caption(described: SceneDescription, rng: DeterministicRng, writer: MllmCaptionStyle) -> str:
+def mllm_caption(described: SceneDescription, rng: DeterministicRng) -> str:
     """Return a summary of the important content, then details, later ones less important and more often wrong."""
     groups = sorted(described.groups, key=lambda group: (group.size != "large", -group.count))
     main = [group for number, group in enumerate(groups) if not number or rng.chance(_ALSO_IN_SUMMARY)]
-    count = max(1, rng.between(writer.num_details - 2, writer.num_details + 2))
+    count = rng.between(*_DETAILS)
     true = _true_details(described, groups, rng)
     sentences = [summary(described, main, rng)]
     for number in range(count):
-        if rng.chance(round(2000 * writer.error_ratio * (number + 1) / (count + 1))):
+        if rng.chance(round(2 * _MLLM_ERROR * (number + 1) / (count + 1))):
             sentences.append(_wrong(described, groups, rng))
         else:
             sentences.append(true.pop(0) if true else _vague(groups, rng))
