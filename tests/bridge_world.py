@@ -340,6 +340,8 @@ def training(path: Path, *command: str, **environment: str) -> Iterator[subproce
         finally:
             process.kill()
             process.wait()
+            text = process.printed()  # type: ignore[attr-defined]
+            process.printed = lambda: text  # type: ignore[attr-defined]
 
 
 def wait_for(what: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 300) -> None:

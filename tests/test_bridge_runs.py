@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import json
+import os
 import shutil
-import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 from bridge_world import config_file, run_cli
@@ -16,9 +19,8 @@ from bridge_world import config_file, run_cli
 from clips.commandline.parsing import parse_config
 from clips.core.artifact import write_manifest
 from clips.errors import UserError
-from llava_bridge.training import launch as launching
+from llava_bridge.training import launch, work_dir
 from llava_bridge.training import train as training
-from llava_bridge.training import work_dir
 from llava_bridge.training.run_identity import run_identity
 from llava_bridge.training.stage_config import STAGE_NAMES
 from llava_bridge.training.train import _check_shared, _prepare
@@ -28,7 +30,7 @@ from llava_bridge.training.train_config import LlavaTrainConfig
 @pytest.fixture
 def path(tmp_path: Path, bridge_talk: Path, bridge_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Of a run whose command must not come to start processes."""
-    monkeypatch.setattr(launching, "_deepspeed", lambda: [sys.executable, "-c", "raise SystemExit('it was launched')"])
+    monkeypatch.setattr(training, "start_ranks", lambda *_: pytest.fail("it was started"))
     return config_file(tmp_path, "one", bridge_talk, encoder=str(bridge_encoder))
 
 
@@ -145,16 +147,6 @@ def test_an_unfinished_run_with_other_settings_is_rejected_and_stays(progress, c
         _prepare(work, config)
 
 
-def test_an_earlier_request_to_stop_does_not_stop_processes_that_another_launcher_starts(config, tmp_path, monkeypatch):
-    (tmp_path / "stop").write_text("15")
-    monkeypatch.setenv(launching._COMMAND_PID, "1")
-    _prepare(tmp_path, config)
-    assert (tmp_path / "stop").is_file()  # that command has just asked for it
-    monkeypatch.delenv(launching._COMMAND_PID)
-    _prepare(tmp_path, config)
-    assert not (tmp_path / "stop").exists()
-
-
 def test_a_work_directory_belongs_to_one_run_and_goes_unless_it_helps_the_next(config, tmp_path, monkeypatch, capsys):
     work = tmp_path / ".one.work"
     with work_dir.lock_work_dir(config):
@@ -193,11 +185,9 @@ def test_an_output_that_only_one_machine_sees_is_rejected(tmp_path: Path, monkey
 
 @pytest.mark.parametrize(("visible", "count"), [("", "null"), ("5", "null"), ("4,7", "2"), ("0,1,2", "3")])
 def test_each_visible_gpu_gets_a_process(visible: str, count: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llava_bridge.training import train as command
-
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    monkeypatch.setattr(command, "launch", lambda arguments, processes, *_: started.append(processes))
-    monkeypatch.setattr(command, "is_reporting_process", lambda: True)
+    monkeypatch.setattr(training, "start_ranks", lambda count, _: started.append(count) or contextlib.nullcontext())
+    monkeypatch.setattr(training, "run_stages", lambda *_: None)
     started: list[int] = []
     batch = [word for name in STAGE_NAMES for word in (f"--{name}.global_batch_size", "6")]
     status, output = train(path, *batch)
@@ -205,6 +195,13 @@ def test_each_visible_gpu_gets_a_process(visible: str, count: str, path: Path, m
     assert (f"distributed.num_processes: {count}, one for each visible GPU" in output) == (count != "null")
     train(path, *batch, "--distributed.num_processes", "1")
     assert started[1:] == [1]
+    status, output = train(path, *batch, "--distributed.num_processes", "6")
+    if visible:
+        gpus = visible.count(",") + 1
+        assert (status, output.count("\n")) == (2, 1)
+        assert f"distributed.num_processes: expected at most {gpus}, one for each visible GPU, got 6" in output
+    else:
+        assert (status, started[2:]) == (0, [6])  # on the CPU
 
 
 def test_the_number_of_processes(path: Path, config: LlavaTrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,12 +217,29 @@ def test_the_number_of_processes(path: Path, config: LlavaTrainConfig, monkeypat
     assert "distributed.num_processes: expected 3, the number of the launcher's processes, or null, got 2" in output
 
 
-def test_the_processes_of_a_training_get_the_options_of_torchs_allocator(tmp_path, monkeypatch):
-    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+@pytest.mark.parametrize("threads", [None, "3"])
+def test_the_environment_of_the_processes(threads, path, tmp_path, monkeypatch):
+    """As by a launcher; the allocator's options are those of any command."""
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM"):
         monkeypatch.delenv(name, raising=False)
-    assert run_cli("--version")[0] == 0  # as any command
-    script = "import os; raise SystemExit('allocator ' + os.environ['PYTORCH_ALLOC_CONF'])"
-    monkeypatch.setattr(launching, "_deepspeed", lambda: [sys.executable, "-c", script])
-    with pytest.raises(SystemExit):
-        launching.launch(["train"], 2, tmp_path / "log")
-    assert "allocator expandable_segments:True" in (tmp_path / "log").read_text()
+    if threads is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    started: list[Any] = []
+    monkeypatch.setattr(training, "start_ranks", launch.start_ranks)
+    monkeypatch.setattr(launch.subprocess, "Popen", lambda words, env, **_: started.append((words, dict(env))) or ENDED)
+    monkeypatch.setattr(training, "run_stages", lambda *_: started.append(([], dict(os.environ))))
+    monkeypatch.setattr(launch.os, "cpu_count", lambda: 12)
+    with mock.patch.dict(os.environ):
+        status, output = train(path, "--distributed.num_processes", "2")
+    assert status == 0, output
+    (words, other), (_, own) = started
+    assert words[1:-1] == ["-m", "llava_bridge", "train", "--config"]
+    assert (own["RANK"], own["LOCAL_RANK"], other["RANK"], other["LOCAL_RANK"]) == ("0", "0", "1", "1")
+    for each in (own, other):
+        assert (each["WORLD_SIZE"], each["MASTER_ADDR"]) == ("2", "127.0.0.1")
+        assert each["MASTER_PORT"] == own["MASTER_PORT"]
+        assert each["OMP_NUM_THREADS"] == (threads or "6")
+        assert each["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+
+
+ENDED = SimpleNamespace(poll=lambda: 0, wait=lambda timeout=None: 0, kill=lambda: None)

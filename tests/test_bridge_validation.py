@@ -194,6 +194,6 @@ def test_settings_are_checked(tmp_path: Path, bridge_parts: Any) -> None:
     for present, field in (("none.json", "source"), ("held_out.json", "benchmarks.colors")):
         (tmp_path / present).write_text("[]")
         file = validated(tmp_path, "missing", bridge_parts)
-        status, _, error = bridge_world.run_cli("train", "--config", str(file))
-        assert status == 2
-        assert error.splitlines()[-1].startswith(f"llava-bridge: validation.{field}: ")
+        done = bridge_world.run_python("-m", "llava_bridge", "train", "--config", str(file))
+        assert done.returncode == 2
+        assert done.stderr.splitlines()[-1].startswith(f"llava-bridge: validation.{field}: ")

@@ -6,7 +6,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -37,14 +37,11 @@ class StopRequest:
 
 
 @contextlib.contextmanager
-def graceful_shutdown(on_signal: Callable[[int], object] = lambda number: None) -> Iterator[StopRequest]:
+def graceful_shutdown() -> Iterator[StopRequest]:
     """Turn Ctrl-C and SIGTERM in this block into a request; a second Ctrl-C ends the process immediately.
 
     A second SIGTERM has no effect, because schedulers send it to all processes of a job and torchrun forwards it. Use
     SIGKILL to stop without a checkpoint.
-
-    Args:
-        on_signal: called with the first signal.
     """
     request = StopRequest()
     requested_at = 0.0
@@ -56,7 +53,6 @@ def graceful_shutdown(on_signal: Callable[[int], object] = lambda number: None) 
         nonlocal requested_at
         if request.signal == 0:
             request.signal, requested_at = number, time.monotonic()
-            on_signal(number)
         elif number == signal.SIGINT and time.monotonic() - requested_at > _ECHO_SECONDS:
             raise KeyboardInterrupt
 

@@ -16,8 +16,8 @@ _held: set[int] = set()
 
 
 @contextlib.contextmanager
-def lock_output(path: Path, output: str | Path) -> Iterator[int]:
-    """Hold the lock of ``output``; yields its file descriptor, for programs that the process starts to inherit.
+def lock_output(path: Path, output: str | Path) -> Iterator[None]:
+    """Hold the lock of ``output``.
 
     Args:
         path: the lock's file, which is deleted at the end.
@@ -29,7 +29,7 @@ def lock_output(path: Path, output: str | Path) -> Iterator[int]:
     lock = _acquire(path, output)
     _held.add(lock)
     try:
-        yield lock
+        yield
     finally:
         _held.discard(lock)
         path.unlink(missing_ok=True)

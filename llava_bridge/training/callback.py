@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,79 +12,16 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback
 
+from clips.commandline.signals import StopRequest
 from clips.core import durable
 from clips.core.artifact import write_errors_as_user_errors
 from clips.core.metrics_log import retain_entries
 from clips.core.trackers import Trackers
 from clips.data.invalid_samples import InvalidSamples
-from clips.parallel.distributed import EXIT_HUNG
 from llava_bridge.training.checkpoints import mark_complete
-from llava_bridge.training.launch import DistributedStopRequest, end_hung, is_main_process, is_parent_dead, log_rank0
+from llava_bridge.training.launch import is_main_process, log_rank0
 from llava_bridge.training.sharded_weights import frozen_tensors, tensors_hash
 from llava_bridge.training.stage_config import Part
-
-_POLL_SECONDS = 1.0
-_MIN_SECONDS = 30.0
-_FIRST_STEP_SECONDS = 120.0
-_MAX_STEP_RATIO = 4
-
-
-class HungWatch:
-    """Ends this process if, after a stop request, a step takes several times as long as the longest before.
-
-    The time before the request does not count: a slow step that does not hang ends and handles the request.
-
-    Args:
-        stop: the run's stop request.
-        stage: the stage's name.
-    """
-
-    def __init__(self, stop: DistributedStopRequest, stage: str) -> None:
-        self.stop = stop
-        self.stage = stage
-        self._longest = 0.0
-        self._step_start: float | None = None
-        self._ended = threading.Event()
-
-    def start(self) -> None:
-        """Start watching; a step begins."""
-        self._step_start = time.monotonic()
-        threading.Thread(target=self._watch, name="hung", daemon=True).start()
-
-    def step_ended(self, *, saves: bool) -> None:
-        """Record the end of a step; if it ``saves``, the time until :meth:`saved` is unlimited."""
-        now = time.monotonic()
-        if self._step_start is not None:
-            self._longest = max(self._longest, now - self._step_start)
-        self._step_start = None if saves else now
-
-    def saved(self) -> None:
-        """Record that a checkpoint is written; a step begins."""
-        self._step_start = time.monotonic()
-
-    def end(self) -> None:
-        """Stop watching after the last step."""
-        self._ended.set()
-
-    def _watch(self) -> None:
-        requested: float | None = None
-        while not self._ended.wait(_POLL_SECONDS):
-            start, limit = self._step_start, _FIRST_STEP_SECONDS
-            if self._longest:
-                limit = max(_MIN_SECONDS, _MAX_STEP_RATIO * self._longest)
-            if requested is None and self.stop.is_requested():
-                requested = time.monotonic()
-            if start is None or requested is None:
-                continue
-            if not is_main_process():
-                limit += 2 * _POLL_SECONDS  # rank 0 reports first
-            if (waited := time.monotonic() - max(start, requested)) > limit and not self._ended.is_set():
-                end_hung(
-                    EXIT_HUNG,
-                    f"{self.stage}: a stop was requested, but a step has not ended for {waited:.0f} s: the processes "
-                    "hang; ended without saving; the same command resumes from the last checkpoint",
-                )
-
 
 LOG_INTERVAL_SECONDS = 5.0
 
@@ -187,7 +123,7 @@ class StageCallback(TrainerCallback):
         gather_invalid: Callable[[], InvalidSamples],
         parts: Mapping[Part, nn.Module],
         vocab_size: int,
-        stop: DistributedStopRequest,
+        stop: StopRequest,
         begin: Callable[[], None],
     ) -> None:
         self.progress = progress
@@ -195,7 +131,6 @@ class StageCallback(TrainerCallback):
         self.parts = parts
         self.vocab_size = vocab_size
         self.stop = stop
-        self.hung = HungWatch(stop, progress.stage)
         self.stop_signal = 0
         self.begin: Callable[[], None] | None = begin
         self.initial_hashes: dict[str, str] = {}
@@ -208,16 +143,12 @@ class StageCallback(TrainerCallback):
         self.initial_hashes = self._frozen_hashes()
         state.compute_steps(args, state.max_steps)  # logging_steps and save_steps of the config, not the checkpoint
         self.progress.begin(state.global_step, state.max_steps)
-        self.hung.start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Save and stop at a stop request."""
-        if is_parent_dead():
-            raise SystemExit("the command that started this training has ended")
-        if self.stop_signal == 0 and (number := self.stop.of_any_process()):
+        if self.stop_signal == 0 and (number := self.stop.of_any_process(args.device)):
             self.stop_signal = number
             control.should_save = control.should_training_stop = True
-        self.hung.step_ended(saves=control.should_save)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """Log the step, and a warning if the first loss is suspicious."""
@@ -234,12 +165,9 @@ class StageCallback(TrainerCallback):
             if is_main_process() and self.progress.metrics.is_file():
                 durable.sync(self.progress.metrics)
             mark_complete(checkpoint, invalid, self.progress.seconds)
-        if not self.stop_signal:
-            self.hung.saved()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Check that the frozen weights have not changed."""
-        self.hung.end()
         for name, digest in self._frozen_hashes().items():
             if digest != self.initial_hashes[name]:
                 raise AssertionError(f"the frozen weights of the part '{name}' have changed")

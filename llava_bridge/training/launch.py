@@ -1,12 +1,11 @@
-"""Start training processes, several through the ``deepspeed`` launcher, and communicate with them.
+"""The processes of a training: those of a launcher, or this one of rank 0 and the others, which it starts.
 
-The command's process imports neither torch nor transformers. It prints the lines that the processes report, writes all
-other output of the launcher and the libraries to a log file, and raises the user errors of the processes.
+Rank 0 starts the others as PyTorch Lightning does. DeepSpeed's launcher ends with status 1 on SIGTERM, and kills
+processes that take more than 30 seconds to save.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
 import os
@@ -14,25 +13,23 @@ import signal
 import socket
 import subprocess
 import sys
-from collections import deque
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from clips.commandline.signals import StopRequest, exit_status_for_signal, graceful_shutdown
+from clips.commandline.commands import EXIT_USER_ERROR
+from clips.commandline.signals import EXIT_INTERRUPTED, EXIT_PREEMPTED
 from clips.core.artifact import log_info
+from clips.core.parent_death import end_with_parent
 from clips.errors import UserError
-from clips.safe_text import redact, strip_control_chars
 from clips.text_files import safe_json_loads
 
-_COMMAND_PID = "LLAVA_BRIDGE_COMMAND_PID"
-_REPORT, _USER_ERROR, _STATUS = "\x1e", "\x1f", "\x1d"  # prefixes of the lines that a process prints for the command
-STOP_FILE = "stop"
-"""The file in a work directory with which the command requests its processes to stop."""
-_TAIL_LINES = 25
-_SINGLE_PROCESS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
 # Error messages of a full disk: of the system, safetensors and torch.save.
 _DISK_FULL = ("No space left on device", "Disk quota exceeded", "unexpected pos", "PytorchStreamWriter failed")
+_PATIENCE = 3.0  # seconds in which a process that has failed ends
+_STOPPED = {EXIT_PREEMPTED, EXIT_INTERRUPTED}
 
 
 def launcher_world_size() -> int | None:
@@ -46,131 +43,114 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def is_reporting_process() -> bool:
-    """Whether this process is the command itself, or rank 0 of another launcher."""
-    return is_main_process() and _COMMAND_PID not in os.environ
-
-
-def launch(arguments: Sequence[str], processes: int, log: Path, lock: int | None = None) -> None:
-    """Run ``llava-bridge ARGUMENTS`` in ``processes`` processes, several under the DeepSpeed launcher, and wait.
-
-    Args:
-        arguments: the command and its options.
-        processes: number of processes on this machine.
-        log: file of the processes' output.
-        lock: a file descriptor that the launcher keeps open until its processes have ended.
-
-    Raises:
-        UserError: of a process.
-        SystemExit: a process failed otherwise, and the end of the log has been printed; or the run was stopped.
-    """
-    environment = {**os.environ, _COMMAND_PID: str(os.getpid())}
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    environment.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if processes == 1:  # a launcher would import torch in another process first
-        command = [sys.executable, "-u", "-m"]
-        environment |= _SINGLE_PROCESS | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-    else:
-        hosts = base64.urlsafe_b64encode(json.dumps({"localhost": _gpus(processes)}).encode()).decode()
-        command = [*_deepspeed(), f"--world_info={hosts}", "--master_addr=127.0.0.1", f"--master_port={_free_port()}"]
-        command += ["--no_local_rank", "--module"]
-    tail: deque[str] = deque(maxlen=_TAIL_LINES)
-    user_errors: list[str] = []
-    reported_status = None
-    with (
-        log.open("a", encoding="utf-8") as file,
-        _forward_stop_signals(log.with_name(STOP_FILE)),
-        _process_group([*command, "llava_bridge", *arguments], environment, lock) as process,
-    ):
-        assert process.stdout is not None
-        for line in process.stdout:
-            file.write(line.lstrip(_REPORT + _USER_ERROR + _STATUS))
-            if line.startswith(_REPORT):
-                log_info(line[1:].rstrip("\n"))
-            elif line.startswith(_STATUS):
-                reported_status = int(line[1:])
-            elif line.startswith(_USER_ERROR):
-                user_errors.append(line[1:].rstrip("\n"))
-            else:
-                tail.append(line)
-        status = process.wait()
-    if user_errors:
-        raise UserError(user_errors[0])
-    if reported_status is not None:
-        raise SystemExit(reported_status)
-    if status:
-        log_info("".join(tail).rstrip("\n"))
-        log_info(f"llava-bridge: a training process ended with status {status}; its whole log: {log}")
-        raise SystemExit(1)
-
-
-def _gpus(processes: int) -> list[int] | list[str]:
-    """The GPU of each process: those in CUDA_VISIBLE_DEVICES, else the first ones; UserError if fewer are visible."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    if not visible:
-        return list(range(processes))
-    ids = visible.split(",")
-    if len(ids) < processes:
-        raise UserError(f"distributed.num_processes: expected at most {len(ids)}, as CUDA_VISIBLE_DEVICES is {visible}")
-    return ids[:processes]
+def log_rank0(line: str) -> None:
+    """Log a line in rank 0."""
+    if is_main_process():
+        log_info(line)
 
 
 @contextlib.contextmanager
-def _forward_stop_signals(file: Path) -> Iterator[None]:
-    """SIGTERM and Ctrl-C request the training processes to save and stop; a second Ctrl-C ends them immediately."""
-    file.unlink(missing_ok=True)
-    partial = file.with_suffix(".partial")
+def start_ranks(count: int, config_file: Path) -> Iterator[None]:
+    """Make this process rank 0 of ``count``; the others run ``llava-bridge train`` with a file, and end with the block.
 
-    def write_stop_file(number: int) -> None:
-        partial.write_text(str(number))
-        partial.replace(file)  # readers never see an empty file
+    Called before torch is imported, which reads the number of threads.
 
-    with graceful_shutdown(write_stop_file):
-        yield
-
-
-class DistributedStopRequest:
-    """A stop request for a training: a signal to any of its processes, or to the command.
-
-    Args:
-        request: the signals to this process.
-        work: the run's work directory.
+    Raises:
+        SystemExit: another process has failed; the reason is printed.
     """
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "RANK": "0", "LOCAL_RANK": "0"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    others = [
+        subprocess.Popen(
+            [sys.executable, "-m", "llava_bridge", "train", "--config", str(config_file)],
+            env=os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            start_new_session=True,  # Ctrl-C goes to rank 0 only
+            preexec_fn=end_with_parent,
+        )
+        for rank in range(1, count)
+    ]
+    ended = threading.Event()
+    threading.Thread(target=_end_after_failure, args=(others, ended), daemon=True).start()
+    try:
+        yield
+        _wait(others)
+    except SystemExit:  # all have stopped
+        _wait(others)
+        raise
+    except UserError:
+        raise
+    except Exception:
+        time.sleep(_PATIENCE if others else 0)
+        if failed := _failed(others):  # this one was waiting for it
+            raise SystemExit(_report(*failed)) from None
+        raise
+    finally:
+        ended.set()
+        for process in others:
+            process.kill()
+            process.wait()
 
-    def __init__(self, request: StopRequest, work: Path) -> None:
-        self.request = request
-        self.file = work / STOP_FILE
 
-    def is_requested(self) -> bool:
-        """Whether this process has received a request."""
-        return self.request.signal != 0 or self.file.is_file()
-
-    def of_any_process(self) -> int:
-        """The signal, 0 for none, equal in all processes, which must call this together."""
-        import torch
-
-        if self.request.signal == 0 and is_main_process() and self.file.is_file():
-            self.request.signal = int(self.file.read_text())
-        device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-        return self.request.of_any_process(device)
+def _wait(others: Sequence[subprocess.Popen[bytes]]) -> None:
+    for process in others:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=60)
 
 
-def exit_after_stop(number: int) -> NoReturn:
-    """End this process, and the command that started it, after a stop by the signal ``number``."""
-    _log_status(exit_status_for_signal(number))
-    raise SystemExit(exit_status_for_signal(number))
+def _failed(others: Sequence[subprocess.Popen[bytes]]) -> tuple[int, int] | None:
+    """Rank and exit status of a process that has failed."""
+    statuses = enumerate((process.poll() for process in others), start=1)
+    return next(((rank, status) for rank, status in statuses if status and status not in _STOPPED), None)
 
 
-def end_hung(status: int, reason: str) -> NoReturn:
-    """End this process, and the command that started it, from a thread, since the main thread hangs."""
-    log_rank0(reason)
-    _log_status(status)
-    os._exit(status)
+def _report(rank: int, status: int) -> int:
+    """Report how another process has failed, unless it has done so; returns the exit status of this one."""
+    if status == EXIT_USER_ERROR:
+        return status
+    how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+    log_info(f"llava-bridge: the process of rank {rank} {how}; the same command resumes from the last checkpoint")
+    return 1
 
 
-def _log_status(status: int) -> None:
-    if _COMMAND_PID in os.environ and is_main_process():
-        _log_command(_STATUS, str(status))
+def _end_after_failure(others: Sequence[subprocess.Popen[bytes]], ended: threading.Event) -> None:
+    """End this process some time after another one has failed: NCCL waits for that one until its timeout."""
+    while (failed := _failed(others)) is None:
+        if ended.wait(1):
+            return
+    if not ended.wait(3 * _PATIENCE):
+        status = _report(*failed)
+        for process in others:
+            process.kill()
+        os._exit(status)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def report_once() -> Iterator[None]:
+    """Raise the errors of this block, a full disk as a user error, in other processes than rank 0 after a pause.
+
+    Rank 0 reports an error of all processes, and ends the others, or their launcher does.
+
+    Raises:
+        UserError: the error.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_main_process():
+            time.sleep(2 * _PATIENCE)
+        if not isinstance(error, UserError) and any(sign in str(error) for sign in _DISK_FULL):
+            where = getattr(error, "filename", None) or "output"
+            message = f"{where}: the disk is full; free some space and run the same command again"
+            raise UserError(message) from None
+        raise
 
 
 def deepspeed_config(name: str, field: str = "distributed.deepspeed") -> dict[str, Any]:
@@ -194,97 +174,3 @@ def deepspeed_config(name: str, field: str = "distributed.deepspeed") -> dict[st
         if not isinstance(found.get(part, default), dict):
             raise UserError(f"{field}: {path}: {part}: expected an object, got {json.dumps(found.get(part))}")
     return found
-
-
-def log_rank0(line: str) -> None:
-    """Log a line in rank 0, through the command that started it."""
-    if not is_main_process():
-        return
-    if _COMMAND_PID in os.environ:
-        _log_command(_REPORT, line)
-    else:
-        log_info(line)
-
-
-def _log_command(prefix: str, line: str) -> None:
-    """Print a line for the command that started this process."""
-    print(prefix + strip_control_chars(redact(line)), file=sys.stderr, flush=True)
-
-
-@contextlib.contextmanager
-def forward_user_errors() -> Iterator[None]:
-    """Report user errors, full disks among them, to the command that started this process, and raise them.
-
-    Raises:
-        UserError: the error.
-    """
-    try:
-        yield
-    except Exception as error:
-        user_error = error if isinstance(error, UserError) else _disk_full_error(error)
-        if user_error is None:
-            raise
-        if _COMMAND_PID in os.environ:
-            _log_command(_USER_ERROR, " ".join(str(user_error).splitlines()))
-        raise user_error from None
-
-
-def _disk_full_error(error: Exception) -> UserError | None:
-    if not any(sign in str(error) for sign in _DISK_FULL):
-        return None
-    where = getattr(error, "filename", None) or "output"
-    return UserError(f"{where}: the disk is full; free some space and run the same command again")
-
-
-def is_parent_dead() -> bool:
-    """Whether the command that started this process has ended."""
-    pid = os.environ.get(_COMMAND_PID)
-    if pid is None:
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
-
-
-def _deepspeed() -> list[str]:
-    """The command that ``deepspeed`` starts on each host; on one host its search for others is not needed."""
-    return [sys.executable, "-u", "-m", "deepspeed.launcher.launch"]
-
-
-@contextlib.contextmanager
-def _process_group(
-    command: Sequence[str], environment: dict[str, str], lock: int | None
-) -> Iterator[subprocess.Popen[str]]:
-    """A process whose process group is ended with the block."""
-    process = subprocess.Popen(
-        command,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        encoding="utf-8",
-        errors="replace",
-        start_new_session=True,
-        pass_fds=() if lock is None else (lock,),
-    )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            for number in (signal.SIGTERM, signal.SIGKILL):
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, number)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(timeout=5)
-        if process.stdout is not None:
-            process.stdout.close()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

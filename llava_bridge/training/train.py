@@ -1,20 +1,22 @@
 """``llava-bridge train``: from an encoder and an LLM to a LLaVA, by stages.
 
-    llava-bridge train --config llava.yaml                                          # starts deepspeed itself
-    deepspeed --num_accelerators 2 --module llava_bridge train --config llava.yaml  # under another launcher
+    llava-bridge train --config llava.yaml                                          # starts its processes itself
+    deepspeed --num_accelerators 2 --module llava_bridge train --config llava.yaml  # under a launcher
 
-:func:`run_train` starts the processes, :func:`llava_bridge.training.train.run_stages` runs in each of them, and
-:func:`llava_bridge.training.trainer.train_stage` trains one stage.
+:func:`run_train` runs in each process, and :func:`llava_bridge.training.trainer.train_stage` trains one stage.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
+import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from clips.commandline.signals import graceful_shutdown
+from clips.commandline.signals import StopRequest, graceful_shutdown
 from clips.core.artifact import atomic_artifact_dir, atomic_write, check_finished, write_manifest
 from clips.core.identity import RUN, difference, read_run, reject_other_run, run_text
 from clips.core.trackers import TENSORBOARD_DIR, Trackers, check_trackers, open_trackers
@@ -25,33 +27,27 @@ from clips.text_files import safe_json_loads
 from clips.typed_data import to_plain, to_yaml
 from llava_bridge.data import read_samples
 from llava_bridge.data.sources import reject_missing
-from llava_bridge.training.launch import (
-    STOP_FILE,
-    DistributedStopRequest,
-    forward_user_errors,
-    is_main_process,
-    is_reporting_process,
-    launch,
-    launcher_world_size,
-    log_rank0,
-)
+from llava_bridge.training.launch import is_main_process, launcher_world_size, log_rank0, report_once, start_ranks
 from llava_bridge.training.run_identity import data_manifest, parent_artifacts, run_identity
 from llava_bridge.training.train_config import LlavaTrainConfig
-from llava_bridge.training.work_dir import check_inputs, has_progress, lock_work_dir, work_dir
+from llava_bridge.training.work_dir import CONFIG_FILE, check_inputs, has_progress, lock_work_dir, work_dir
 
 
-def run_stages(config: LlavaTrainConfig) -> None:
+def run_stages(config: LlavaTrainConfig, stop: StopRequest) -> None:
     """Run the missing stages and write the output directory; called in every process."""
+    from transformers.utils import logging as transformers_logging
+
     from llava_bridge.training import sharded_weights
 
+    if not sys.warnoptions:  # python -W, PYTHONWARNINGS
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+    transformers_logging.disable_progress_bar()
     sharded_weights.init_process_group()
     work = work_dir(config)
-    if is_main_process():
-        _prepare(work, config)
-    sharded_weights.barrier()
     _check_shared(work)
-    with graceful_shutdown() as request, _open_trackers(config, work) as trackers:
-        _run_missing(config, work, DistributedStopRequest(request, work), trackers)
+    with _open_trackers(config, work) as trackers:
+        _run_missing(config, work, stop, trackers)
     if is_main_process():
         _write_output(config, work)
     sharded_weights.barrier()
@@ -79,7 +75,7 @@ def _check_shared(work: Path) -> None:
             )
 
 
-def _run_missing(config: LlavaTrainConfig, work: Path, stop: DistributedStopRequest, trackers: Trackers) -> None:
+def _run_missing(config: LlavaTrainConfig, work: Path, stop: StopRequest, trackers: Trackers) -> None:
     from llava_bridge.training import trainer
 
     for name in config.stages:
@@ -99,8 +95,6 @@ def _prepare(work: Path, config: LlavaTrainConfig) -> None:
         if data.missing_images == "error":
             log_rank0(f"checking all images of {data.path}")
             reject_missing(read_samples(data, config.seed), data.path, log_rank0)
-    if is_reporting_process():  # else the command has deleted it
-        (work / STOP_FILE).unlink(missing_ok=True)
     run, before = run_identity(config), read_run(work / RUN)
     if has_progress(work):
         reject_other_run(work, before or {}, run)
@@ -108,7 +102,7 @@ def _prepare(work: Path, config: LlavaTrainConfig) -> None:
         log_rank0(f"resuming the unfinished run in {work}")
         return
     for entry in work.iterdir():
-        if entry.name not in {"lock", "log.txt", "config.yaml", STOP_FILE}:
+        if entry.name != "lock":
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     atomic_write(work / RUN, run_text(run))
 
@@ -153,7 +147,7 @@ def _write_output(config: LlavaTrainConfig, work: Path) -> None:
 
 
 def run_train(config: LlavaTrainConfig) -> None:
-    """Run the stages: in this process under a launcher, else in processes that DeepSpeed's launcher starts.
+    """Run the stages in the processes of a launcher, else in this one and others that it starts.
 
     After an interruption the same command resumes from the last checkpoint; after the end it does nothing.
 
@@ -161,7 +155,7 @@ def run_train(config: LlavaTrainConfig) -> None:
         UserError: see :class:`LlavaTrainConfig`; missing or incompatible parts and data.
     """
     processes = launcher_world_size()
-    with forward_user_errors():
+    with report_once():
         check_inputs(config)
         check_trackers(config.report_to)
         if check_finished(config.output, "llava", run_identity(config)):
@@ -171,30 +165,31 @@ def run_train(config: LlavaTrainConfig) -> None:
             return
         config = _with_processes(config, processes)
         check_inputs(config)  # also against the number of processes
-        if not is_reporting_process():
-            run_stages(config)
-        else:
-            with lock_work_dir(config) as lock, forward_user_errors():
-                if processes is None:
-                    _start(config, lock)
-                else:
-                    run_stages(config)
-            log_rank0(f"wrote {config.output}")
+        with contextlib.ExitStack() as stack:
+            if is_main_process():
+                stack.enter_context(lock_work_dir(config))
+                _prepare(work_dir(config), config)
+            stop = stack.enter_context(graceful_shutdown())
+            if processes is None:
+                config_file = work_dir(config) / CONFIG_FILE
+                atomic_write(config_file, to_yaml(config))
+                stack.enter_context(start_ranks(config.distributed.num_processes or 1, config_file))
+            run_stages(config, stop)
+        log_rank0(f"wrote {config.output}")
 
 
 def _with_processes(config: LlavaTrainConfig, launched: int | None) -> LlavaTrainConfig:
-    """The config on the processes of a launcher, or with one process for each visible GPU if none states a number."""
+    """The config on the processes of a launcher, or with one process for each visible GPU if none states a number.
+
+    Raises:
+        UserError: the config states another number, or more than there are visible GPUs.
+    """
     if launched is not None:
         return config.with_processes(launched)
-    if config.distributed.num_processes is not None or (gpus := len(visible_gpus())) < 2:
+    gpus, stated = len(visible_gpus()), config.distributed.num_processes
+    if stated is not None and 0 < gpus < stated:
+        raise UserError(f"distributed.num_processes: expected at most {gpus}, one for each visible GPU, got {stated}")
+    if stated is not None or gpus < 2:
         return config
     log_rank0(f"distributed.num_processes: {gpus}, one for each visible GPU")
     return config.with_processes(gpus)
-
-
-def _start(config: LlavaTrainConfig, lock: int) -> None:
-    work = work_dir(config)
-    atomic_write(work / "config.yaml", to_yaml(config))
-    launch(
-        ["train", "--config", str(work / "config.yaml")], config.distributed.num_processes or 1, work / "log.txt", lock
-    )

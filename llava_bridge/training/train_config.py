@@ -24,7 +24,7 @@ class DistributedConfig:
     """The training processes.
 
     Args:
-        num_processes: number of processes: one per GPU, or CPU processes. null uses those of another launcher, else one
+        num_processes: number of processes: one per GPU, or CPU processes. null uses those of a launcher, else one
             for each visible GPU, or one without a GPU.
         deepspeed: the DeepSpeed JSON: zero2, zero2_offload, zero3, zero3_offload (shipped) or a file.
         torch_compile: compile the layers of the LLM and the encoder, and the projector, with torch.compile.

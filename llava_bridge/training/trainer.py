@@ -20,6 +20,7 @@ from transformers import TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_callback import PrinterCallback
 
+from clips.commandline.signals import StopRequest, exit_status_for_signal
 from clips.core import durable
 from clips.core.tensor_shards import TensorShards
 from clips.core.trackers import Trackers
@@ -36,7 +37,7 @@ from llava_bridge.training.checkpoints import (
     load_invalid_samples,
     needs_universal_conversion,
 )
-from llava_bridge.training.launch import DistributedStopRequest, deepspeed_config, exit_after_stop, log_rank0
+from llava_bridge.training.launch import deepspeed_config, log_rank0
 from llava_bridge.training.lora import add_lora, numel_unpacked, quantize
 from llava_bridge.training.loss import LlavaLoss
 from llava_bridge.training.save_model import save_stage_model
@@ -51,9 +52,7 @@ from llava_bridge.training.work_dir import CHECKPOINTS_DIR, MAX_GRAD_NORM
 _BATCHES = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
 
-def train_stage(
-    config: LlavaTrainConfig, name: str, work: Path, stop: DistributedStopRequest, trackers: Trackers
-) -> None:
+def train_stage(config: LlavaTrainConfig, name: str, work: Path, stop: StopRequest, trackers: Trackers) -> None:
     """Run stage ``name`` and write its model to ``work/name/model``; called in every process.
 
     Raises:
@@ -92,7 +91,7 @@ def train_stage(
     if callback.stop_signal:
         flush()
         log_rank0(f"{name}: stopped after step {trainer.state.global_step}; the same command resumes it")
-        exit_after_stop(callback.stop_signal)
+        raise SystemExit(exit_status_for_signal(callback.stop_signal))
     unset_hf_deepspeed_config()  # under ZeRO-3 transformers would shard every model that it loads
     summary = _summary(trainer, stage, progress)
     last = name == config.stages[-1]
@@ -136,7 +135,7 @@ def _add_callback(
     setup: StageSetup,
     validation: ValidationConfig,
     progress: StageProgress,
-    stop: DistributedStopRequest,
+    stop: StopRequest,
     masters: Mapping[str, Tensor],
 ) -> StageCallback:
     """Add the callback of a stage, in place of HF's printed log, and that of its validation."""
@@ -146,7 +145,7 @@ def _add_callback(
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(callback)
     if setup.held_out:
-        trainer.add_callback(StageValidation(validation, setup.held_out, trainer, progress, stop, callback.hung))
+        trainer.add_callback(StageValidation(validation, setup.held_out, trainer, progress, stop))
     return callback
 
 

@@ -15,13 +15,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import TrainerCallback
 
+from clips.commandline.signals import StopRequest
 from clips.data.invalid_samples import Invalid
 from clips.parallel.distributed import all_gather_objects
 from llava_bridge.conversation import IGNORE_INDEX
 from llava_bridge.data.collator import ConversationDataset
 from llava_bridge.data.sources import in_other_case
-from llava_bridge.training.callback import HungWatch, StageProgress
-from llava_bridge.training.launch import DistributedStopRequest, log_rank0
+from llava_bridge.training.callback import StageProgress
+from llava_bridge.training.launch import log_rank0
 from llava_bridge.training.loss import MATCHES
 from llava_bridge.training.stage_config import ValidationConfig
 from llava_bridge.training.stage_trainer import StageTrainer, init_worker
@@ -66,7 +67,6 @@ class StageValidation(TrainerCallback):
             of answers that greedy decoding would generate exactly, given the conversation before them; of a benchmark
             ``val_NAME_exact_match``, for which the first letter may have either case.
         stop: the run's stop request.
-        hung: the stage's; each batch counts as a step.
     """
 
     def __init__(
@@ -75,11 +75,10 @@ class StageValidation(TrainerCallback):
         samples: Mapping[str, ConversationDataset],
         trainer: StageTrainer,
         progress: StageProgress,
-        stop: DistributedStopRequest,
-        hung: HungWatch,
+        stop: StopRequest,
     ) -> None:
         self.eval_steps = config.eval_steps
-        self.trainer, self.progress, self.stop, self.hung = trainer, progress, stop, hung
+        self.trainer, self.progress, self.stop = trainer, progress, stop
         # Greedy decoding generates one answer, so that the matches of both cases are those of different questions.
         self.loaders = {
             name: [self._loader(each) for each in ([own, _in_other_case(own)] if name else [own])]
@@ -134,12 +133,11 @@ class StageValidation(TrainerCallback):
         found, invalid = torch.zeros(len(loaders), 4, dtype=torch.float64), list[Invalid]()
         for own, loader in zip(found, loaders, strict=True):
             for batch in loader:
-                if self.stop.of_any_process():
+                if self.stop.of_any_process(self.trainer.args.device):
                     return None
                 skipped = batch.pop("invalid_samples")
                 invalid += skipped if loader is loaders[0] else []  # the others have the same samples
                 own += self._sums(model, batch)
-                self.hung.step_ended(saves=False)
         gathered = all_gather_objects((found, invalid))
         self._report(name, [sample for _, theirs in gathered for sample in theirs])
         sums: list[list[float]] = torch.stack([theirs for theirs, _ in gathered]).sum(dim=0).tolist()

@@ -21,6 +21,8 @@ from llava_bridge.model.llava_checks import check_llava_dir, check_llm_dir
 from llava_bridge.training.launch import deepspeed_config, launcher_world_size
 from llava_bridge.training.train_config import LlavaTrainConfig
 
+CONFIG_FILE = "config.yaml"
+"""The file in a work directory from which the processes other than rank 0 read their config."""
 CHECKPOINTS_DIR = "checkpoints"
 COMPLETE_MARKER = "complete"
 """The file in a checkpoint that is written last."""
@@ -35,8 +37,8 @@ def work_dir(config: LlavaTrainConfig) -> Path:
 
 
 @contextlib.contextmanager
-def lock_work_dir(config: LlavaTrainConfig) -> Iterator[int]:
-    """Lock the work directory for this run; yields the lock's file descriptor, for child processes to inherit.
+def lock_work_dir(config: LlavaTrainConfig) -> Iterator[None]:
+    """Lock the work directory for this run.
 
     The directory is deleted when the block succeeds, or fails with a UserError before there is progress.
 
@@ -44,9 +46,9 @@ def lock_work_dir(config: LlavaTrainConfig) -> Iterator[int]:
         UserError: another run has locked it, or it cannot be written.
     """
     work = work_dir(config)
-    with lock_output(work / "lock", config.output) as lock:
+    with lock_output(work / "lock", config.output):
         try:
-            yield lock
+            yield
         except UserError:
             if not has_progress(work):
                 shutil.rmtree(work, ignore_errors=True)
