@@ -226,6 +226,7 @@ def test_the_environment_of_the_processes(threads, path, tmp_path, monkeypatch):
         monkeypatch.setenv("OMP_NUM_THREADS", threads)
     started: list[Any] = []
     monkeypatch.setattr(training, "start_ranks", launch.start_ranks)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # else nvidia-smi is started, too
     monkeypatch.setattr(launch.subprocess, "Popen", lambda words, env, **_: started.append((words, dict(env))) or ENDED)
     monkeypatch.setattr(training, "run_stages", lambda *_: started.append(([], dict(os.environ))))
     monkeypatch.setattr(launch.os, "cpu_count", lambda: 12)
