@@ -6,7 +6,6 @@ data: counting them in the step itself would count recomputed activations, and m
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 import statistics
@@ -52,13 +51,12 @@ class MfuMeter:
     ) -> None:
         self.config, self.processes, self.counted = config, processes, counted
         self.peak = peak_flops(device, precision)
-        self._uncountable = config.model.cache_trunk_features
+        self._uncountable = False
 
     def read(self, batch: Mapping[str, Tensor], samples_per_second: float) -> dict[str, float]:
         """Return "flops_per_sample" and, with a known peak, "mfu" and "tflops" of one process.
 
-        With cached features it returns nothing, because it is not known which layers computed. FLOPs depend on the
-        lengths of captions: they are a mean over the first eight calls, which take seconds.
+        FLOPs depend on the lengths of captions: they are a mean over the first eight calls, which take seconds.
 
         Args:
             batch: one of this process.
@@ -127,10 +125,9 @@ _FORMULAS = {
 
 @functools.lru_cache(maxsize=1)
 def fake_model(config: ModelConfig, recipe: RecipeConfig) -> ClipsModel:
-    """Build the model of a config with fake parameters; pretrained weights are not read, outputs are not cached."""
-    config = dataclasses.replace(config.without_initial_weights(), cache_trunk_features=False)
+    """Build the model of a config with fake parameters; pretrained weights are not read."""
     with torch.device("meta"):  # constructors of timm fail with fake tensors
-        model = build_model(config, recipe, seed=0)
+        model = build_model(config.without_initial_weights(), recipe, seed=0)
     with FakeTensorMode(allow_non_fake_inputs=True):
         return model.to_empty(device="cpu")
 
