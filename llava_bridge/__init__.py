@@ -1,28 +1,26 @@
 """Plug any vision encoder into LLaVA and train it with DeepSpeed.
 
-Importing this package registers the bridge's vision tower with transformers, so that unmodified
-``LlavaForConditionalGeneration.from_pretrained`` loads the bridge's checkpoints.
+After ``llava_bridge.register()`` unmodified transformers loads the bridge's checkpoints, too.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from llava_bridge.model.auto_registration import register_on_import
-
 if TYPE_CHECKING:
     from llava_bridge.inference.generate import answer, answer_conversations, iter_answer_batches, load_llava
     from llava_bridge.inference.loglikelihood import loglikelihoods
+    from llava_bridge.model.auto_registration import register
 
-__all__ = ["answer", "answer_conversations", "iter_answer_batches", "load_llava", "loglikelihoods"]
-
-register_on_import()
+__all__ = ["answer", "answer_conversations", "iter_answer_batches", "load_llava", "loglikelihoods", "register"]
 
 
 def __getattr__(name: str) -> Any:
     """Import the public functions at first use: they need torch and transformers."""
     if name in __all__:
         from llava_bridge.inference import generate, loglikelihood
+        from llava_bridge.model import auto_registration
 
-        return getattr(loglikelihood if name == "loglikelihoods" else generate, name)
+        modules = {"loglikelihoods": loglikelihood, "register": auto_registration}
+        return getattr(modules.get(name, generate), name)
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

@@ -141,6 +141,9 @@ for directory in STOCK:
     load(directory)
 assert not any(name.startswith("llava_bridge") for name in sys.modules)
 import llava_bridge
+assert not any(name.startswith("llava_bridge.") for name in sys.modules)
+for _ in range(2):
+    llava_bridge.register()
 for directory in OURS:
     load(directory)
 """

@@ -144,7 +144,9 @@ def test_models_without_an_original_equivalent_are_not_converted(
     rejected(
         own_tower, "has CLIP's towers only; transformers' CLIPVisionModel norms the patches before", format="original"
     )
-    rejected(own_tower, r"already .*, and loads after `import llava_bridge`; .* norms the patches before the first")
+    rejected(
+        own_tower, r"already .*, and loads after `llava_bridge\.register\(\)`; .* norms the patches before the first"
+    )
     perceiver = ProjectorConfig(type="perceiver", num_tokens=4)
     match = "has no projector perceiver"
     rejected(saved("resampled", str(bridge_encoder), projector=perceiver), match)

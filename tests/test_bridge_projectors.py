@@ -128,16 +128,6 @@ def test_a_llava_with_it_is_saved_and_loaded(name: str, bridge_encoder: Path, br
     assert answer(again, processor, [picture], ["What?"], max_new_tokens=5) == expected
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("first", ["AutoModel", "AutoConfig", "LlavaForConditionalGeneration"])
-def test_any_module_of_transformers_may_be_imported_first(first: str) -> None:
-    bridge_world.python(
-        f"import llava_bridge; from transformers import {first}; from transformers import AutoConfig, AutoModel; "
-        "assert AutoConfig.for_model('llava_bridge').model_type == 'llava_bridge'; "
-        "assert type(AutoConfig.for_model('llava_bridge_encoder')) in AutoModel._model_mapping"
-    )
-
-
 def test_several_feature_layers_and_the_class_token(bridge_encoder: Path, bridge_llm: Path, tmp_path: Path) -> None:
     (picture,) = bridge_world.noise((32, 32))
     layers: dict[str, Any] = {"vision_feature_layer": [-2, 1], "vision_feature_select_strategy": "full"}

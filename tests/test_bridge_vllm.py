@@ -20,8 +20,8 @@ POOL = ProjectorConfig(type="pool", downsample_factor=2)
 PROMPT = "<image> What is on the left?"
 PLUGIN = """
 import sys, torch
-from llava_bridge.model.auto_registration import register_weight_names, register_with_transformers
-register_with_transformers()
+from llava_bridge.model.auto_registration import register, register_weight_names
+register()
 register_weight_names()
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModel

@@ -95,7 +95,7 @@ def _to_stock(config: ConvertConfig, given: ConvertConfig) -> None:
     tower = stated.get("vision_config", {})
     if tower.get("model_type") != "llava_bridge_encoder" and stated["model_type"] in ("llava", "llava_next"):
         raise UserError(f"{source}: already in the transformers format; --format original writes the other")
-    needs = f"{source}: already in the transformers format, and loads after `import llava_bridge`"
+    needs = f"{source}: already in the transformers format, and loads after `llava_bridge.register()`"
     if stated["model_type"] not in ("llava", "llava_next"):
         raise UserError(f"{needs}; transformers' LLaVA has no projector {stated.get('projector', {}).get('type')}")
     for field in ("vision_tower", "llm"):
@@ -121,7 +121,9 @@ def _load(source: Path) -> tuple[Any, Any]:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     from clips.model.loading import library_errors_as_user_errors, load_pretrained
+    from llava_bridge.model.auto_registration import register
 
+    register()
     model = load_pretrained(AutoModelForImageTextToText, source, f"{source}: this LLaVA", dtype="auto")
     with library_errors_as_user_errors(f"{source}: the processor of this LLaVA cannot be loaded"):
         return model, AutoProcessor.from_pretrained(source)
@@ -154,7 +156,7 @@ def _to_transformers(config: ConvertConfig, given: ConvertConfig) -> None:
         paths = {"source": config.source, "llm": config.llm, "vision_tower": tower}
         parents = {name: path for name, path in paths.items() if path is not None}
         write_manifest(partial, kind="llava", config=given, parents=parents, dtype=str(dtype))
-    needs = "" if stock else ", needs `import llava_bridge`"
+    needs = "" if stock else ", needs `llava_bridge.register()`"
     tokens = model.config.image_seq_length if original.pinpoints is None else f"up to {max_image_tokens(processor):,}"
     log_info(f"{config.output}: LLaVA in the transformers format, {dtype}, {tokens} tokens per image{needs}")
 

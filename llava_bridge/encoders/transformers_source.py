@@ -75,6 +75,9 @@ def load(reference: str, image_size: int | None) -> VisionEncoder:
     """
     from transformers import AutoConfig
 
+    from llava_bridge.model.auto_registration import register
+
+    register()  # the tower may be that of a LLaVA
     check_encoder_files(f"transformers:{reference}")
     directory = resolve_model_dir(reference, "encoder")
     with library_errors_as_user_errors(f"encoder: {reference}: expected a directory in the transformers format"):

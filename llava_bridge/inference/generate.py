@@ -39,8 +39,10 @@ def load_llava(directory: str | Path, device: str | None = None, *, adapter: boo
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
+    from llava_bridge.model.auto_registration import register
     from llava_bridge.model.build import state_image_tokens
 
+    register()
     path = resolve_llava_dir(directory)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = torch.bfloat16 if chosen.type == "cuda" else torch.float32

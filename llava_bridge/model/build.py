@@ -46,6 +46,7 @@ from llava_bridge.model.anyres import (
     resolve_pinpoints,
 )
 from llava_bridge.model.assembly_config import AssemblyConfig
+from llava_bridge.model.auto_registration import register
 from llava_bridge.model.configuration_llava import BridgeLlavaConfig, BridgeLlavaNextConfig
 from llava_bridge.model.image_processing import make_image_processor
 from llava_bridge.model.llava_checks import check_llm_dir, is_llava
@@ -104,6 +105,7 @@ def build_llava_from_parts(
     Raises:
         UserError: they are incompatible.
     """
+    register()  # transformers' LLaVA builds its tower by AutoModel
     vision = build_vision_model(encoder, parts.vision_feature_layer)
     add_tokens(tokenizer, llm)
     layers = resolve_feature_layer(vision.tower, parts.vision_feature_layer)
@@ -274,6 +276,7 @@ def read_tokenizer(llm: str) -> Any:
     with library_errors_as_user_errors(fault), silence_transformers():
         tokenizer = AutoTokenizer.from_pretrained(directory)
         if is_llava(directory):  # its template may be in chat_template.json, which tokenizers do not read
+            register()
             stated = AutoProcessor.from_pretrained(directory).chat_template
             tokenizer.chat_template = stated or tokenizer.chat_template
     if not tokenizer.is_fast:
@@ -298,6 +301,7 @@ def load_llm(llm: str, *, keep_bf16: bool = False) -> Any:
     if not is_llava(directory):
         dtype = torch.bfloat16 if keep_bf16 and is_stored_in_bf16(directory) else torch.float32
         return load_pretrained(AutoModelForCausalLM, directory, f"llm: {llm}", dtype=dtype)
+    register()
     llava = load_pretrained(AutoModelForImageTextToText, directory, f"llm: {llm}", dtype=torch.float32)
     neutralize_logit_scaling(llava.config.text_config)
     with torch.device("meta"):

@@ -2,23 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from transformers import LlavaConfig, LlavaNextConfig, PretrainedConfig
-
-_callbacks: list[Callable[[], None]] = []
-
-
-def on_first_instantiation(callback: Callable[[], None]) -> None:
-    """Call ``callback`` when the first of these configs is created, after transformers has been imported."""
-    if callback not in _callbacks:
-        _callbacks.append(callback)
-
-
-def _run_callbacks() -> None:
-    while _callbacks:
-        _callbacks.pop()()
 
 
 class EncoderVisionConfig(PretrainedConfig):
@@ -46,10 +32,6 @@ class EncoderVisionConfig(PretrainedConfig):
     patch_size: int = 1
     class_token: bool = True
 
-    def __post_init__(self, **fields: Any) -> None:
-        _run_callbacks()
-        super().__post_init__(**fields)
-
 
 class BridgeLlavaConfig(LlavaConfig):
     """A LLaVA's config with the projector between encoder and LLM.
@@ -64,10 +46,6 @@ class BridgeLlavaConfig(LlavaConfig):
     projector: dict[str, Any] | None = None
     projector_shape: dict[str, Any] | None = None
 
-    def __post_init__(self, **fields: Any) -> None:
-        _run_callbacks()
-        super().__post_init__(**fields)
-
 
 class BridgeLlavaNextConfig(LlavaNextConfig):
     """The same for a LLaVA with tiles.
@@ -81,7 +59,3 @@ class BridgeLlavaNextConfig(LlavaNextConfig):
 
     projector: dict[str, Any] | None = None
     projector_shape: dict[str, Any] | None = None
-
-    def __post_init__(self, **fields: Any) -> None:
-        _run_callbacks()
-        super().__post_init__(**fields)

@@ -14,6 +14,7 @@ from llava_bridge.conversation import resolve_training_template
 from llava_bridge.encoders.encoder import ImagePreprocess, VisionEncoder
 from llava_bridge.encoders.transformers_source import check_model_type, image_size_of
 from llava_bridge.model.anyres import is_anyres_processor
+from llava_bridge.model.auto_registration import register
 from llava_bridge.model.build import build_processor, is_stored_in_bf16, set_generation_config, state_image_tokens
 from llava_bridge.model.llava_checks import check_image_token, check_llava_dir
 from llava_bridge.model.modeling_vision import EncoderVisionModel, build_vision_model, load_with_float32_tower
@@ -33,6 +34,7 @@ def load_for_training(llava: str, chat_template: str, *, keep_bf16: bool = False
     check_llava_dir(llava)
     directory = resolve_model_dir(llava, "llava")
     dtype = torch.bfloat16 if keep_bf16 and is_stored_in_bf16(directory) else torch.float32
+    register()
     model = load_with_float32_tower(
         lambda: load_pretrained(AutoModelForImageTextToText, directory, f"llava: {llava}", dtype=dtype)
     )

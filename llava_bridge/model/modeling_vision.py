@@ -1,6 +1,7 @@
 """The vision tower of a transformers LLaVA: any encoder of this suite, rebuilt from its config.
 
-After ``import llava_bridge`` unmodified ``LlavaForConditionalGeneration.from_pretrained`` loads the bridge's LLaVAs.
+After ``llava_bridge.register()`` unmodified ``LlavaForConditionalGeneration.from_pretrained`` loads the bridge's
+LLaVAs.
 
 Legend: B images, S image size in pixels, N tokens, D width.
 """

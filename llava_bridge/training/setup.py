@@ -23,6 +23,7 @@ from llava_bridge.data import read_conversations, read_samples
 from llava_bridge.data.collator import ConversationCollator, ConversationDataset
 from llava_bridge.data.sources import split_questions
 from llava_bridge.model.anyres import is_anyres_processor, max_image_tokens
+from llava_bridge.model.auto_registration import register
 from llava_bridge.model.build import (
     LlavaParts,
     build_llava,
@@ -82,6 +83,7 @@ def setup_stage(config: LlavaTrainConfig, name: str, work: Path, *, keep_bf16: b
     if before is not None:
         dtype = torch.bfloat16 if keep_bf16 and is_stored_in_bf16(before) else torch.float32
         where = f"{before}: the LLaVA of stage align"
+        register()
         model = load_with_float32_tower(
             lambda: load_pretrained(AutoModelForImageTextToText, before, where, dtype=dtype)
         )
