@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -71,6 +72,32 @@ def test_two_processes_write_one_entry_at_once_and_read_it_whole(tmp_path: Path)
     running = [subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), number]) for number in "12"]
     assert [process.wait() for process in running] == [0, 0]
     assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 1
+
+
+FIRST = """
+import sys
+from pathlib import Path
+from clips.core.cache import json_cache
+cache, number = json_cache(Path(sys.argv[1])), int(sys.argv[2])
+print([cache.put_first(f"{turn:04}", number) for turn in range(300)])
+"""
+
+
+def test_processes_that_compute_an_entry_at_once_get_the_same_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As two differ by rounding; they start together, so that either may be the first."""
+
+    def no_links(*_: object) -> None:
+        raise OSError
+
+    command = [sys.executable, "-c", FIRST, str(tmp_path)]
+    running = [subprocess.Popen([*command, number], stdout=subprocess.PIPE, text=True) for number in "12"]
+    one, other = (json.loads(process.communicate()[0]) for process in running)
+    assert one == other == [json_cache(tmp_path).get(f"{turn:04}") for turn in range(300)]
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 300
+    monkeypatch.setattr(os, "link", no_links)
+    cache = json_cache(tmp_path)
+    cache.path("0000").write_text("{")
+    assert cache.put_first("0000", 3) == cache.get("0000") == 3
 
 
 def test_a_directory_is_made_by_one_while_the_others_wait(tmp_path: Path):

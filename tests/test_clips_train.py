@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import clips_world
 import pytest
@@ -239,9 +240,23 @@ def test_an_unfinished_run_may_change_the_stated_settings(data: Path, tmp_path: 
         train(clips_world.train_config(data, run, allow_changes_on_resume=["optimizer.learning_rate"]))
 
 
-def test_impossible_settings_are_rejected_before_training(tmp_path: Path):
-    with pytest.raises(UserError, match=r"expected fields that begin with optimizer\., precision; got seed"):
-        clips_world.train_config(tmp_path / "data", tmp_path / "run", allow_changes_on_resume=["seed"])
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"allow_changes_on_resume": ["seed"]}, "expected fields that begin with optimizer., precision; got seed"),
+        (
+            {
+                "model": {"architecture": "clips-tiny", "cache_trunk_features": True, "lock_image": True},
+                "data": {"sources": [{"path": "x"}], "augment": {"crop_scale_min": 1.0}},
+                "distributed": {"strategy": "fsdp"},
+            },
+            "model.cache_trunk_features: expected false with sharded parameters",
+        ),
+    ],
+)
+def test_impossible_settings_are_rejected_before_training(tmp_path: Path, fields: dict[str, Any], message: str):
+    with pytest.raises(UserError, match=re.escape(message)):
+        clips_world.train_config(tmp_path / "data", tmp_path / "run", **fields)
 
 
 def test_a_mistake_found_late_leaves_nothing_behind(data: Path, tmp_path: Path):

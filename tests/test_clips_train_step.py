@@ -305,7 +305,10 @@ def test_a_step_reports_and_clips_the_gradient(monkeypatch: pytest.MonkeyPatch):
 
 def test_images_are_normalized_by_the_mean_and_std_of_the_tower():
     mean, std = (torch.tensor(values)[:, None, None] for values in ([0.5, 0.0, 0.0], [0.5, 1.0, 2.0]))
+    model = SimpleNamespace(cache_trunk_features=False)
     run: Any = SimpleNamespace(processes=DistributedContext(), mean=mean, std=std)
-    run.normalize = lambda images: TrainRun.normalize(run, images)
+    run.config, run.normalize = SimpleNamespace(model=model), lambda images: TrainRun.normalize(run, images)
     pixels = torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)
     assert prepare_batch({"image": pixels}, run)["image"][0, :, 0, 0].tolist() == [1.0, 1.0, 0.5]
+    model.cache_trunk_features = True  # the trunk does it
+    assert torch.equal(prepare_batch({"image": pixels}, run)["image"], pixels)

@@ -8,13 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from filelock import FileLock
 
-from clips.core.artifact import atomic_output_path, writable_directory
+from clips.core import durable
+from clips.core.artifact import (
+    atomic_output_path,
+    open_to_umask,
+    temp_path_for,
+    writable_directory,
+    write_errors_as_user_errors,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +62,30 @@ class Cache(Generic[Value]):
         """Write an entry atomically. Raises UserError if the directory is not writable."""
         with atomic_output_path(self.path(key)) as partial:
             self.write(partial, value)
+
+    def put_first(self, key: str, value: Value) -> Value:
+        """Write an entry unless another process has written it by now; return the entry's value.
+
+        All processes that compute an entry at once get the same value, also if theirs differ by rounding. Raises
+        UserError if the directory is not writable.
+        """
+        path = self.path(key)
+        partial = temp_path_for(path)
+        with write_errors_as_user_errors(path):
+            durable.make_directory(path.parent)
+            try:
+                self.write(partial, value)
+                open_to_umask(partial)
+                durable.sync(partial)
+                try:
+                    os.link(partial, path)
+                except OSError:  # the entry exists, or the file system has no links
+                    if (stored := self.get(key)) is not None:
+                        return stored
+                    partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
+        return value
 
 
 def json_cache(directory: Path) -> Cache[Any]:

@@ -7,7 +7,6 @@ time.
 
 from __future__ import annotations
 
-import hashlib
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from clips.core.artifact import atomic_output_path
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 SHARD_BYTES = 2**28
 
@@ -99,23 +98,3 @@ class TensorShards:
             self.shards[path] = None
             self.shards[path] = safe_open(path, framework="pt")
         return self.shards[path]
-
-
-def weights_digest(module: nn.Module) -> str:
-    """Hash of a module's structure and weights."""
-    import torch
-
-    state = module.state_dict()
-    structure = f"{module!r} {list(state)}".encode()
-    return tensor_digest(torch.frombuffer(bytearray(structure), dtype=torch.uint8), *state.values())
-
-
-def tensor_digest(*values: Tensor) -> str:
-    """Hash of tensors: shapes, dtypes and contents."""
-    import torch
-
-    total = hashlib.blake2b(digest_size=16)
-    for value in values:
-        total.update(f"{tuple(value.shape)}{value.dtype}".encode())
-        total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return total.hexdigest()

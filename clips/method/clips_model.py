@@ -186,6 +186,7 @@ def build_model(config: ModelConfig, recipe_config: RecipeConfig, seed: int) -> 
     towers.lock_towers(clip, config)
     if isinstance(clip, towers.ImageTower):
         clip.freeze_unused(preprocess["size"])
+    towers.cache_features(clip, config)
     return ClipsModel(clip, captioner, recipe, cfg, preprocess, build_text_tokenizer(config))
 
 

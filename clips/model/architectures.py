@@ -108,6 +108,8 @@ class ModelConfig:
         patch_dropout: ratio of the image's patches that a ViT drops in training, as FLIP does.
         lock_image: freeze the image tower, as LiT does.
         lock_image_unlocked_groups: number of its last layer groups that stay trainable.
+        cache_trunk_features: cache the outputs of a timm trunk's frozen layers for each image, in memory and on disk,
+            for this and later trainings; for small datasets, without crops and flips.
         lock_text: freeze the text tower.
         lock_text_unlocked_layers: number of its last layers that stay trainable.
     """
@@ -123,6 +125,7 @@ class ModelConfig:
     patch_dropout: float = 0.0
     lock_image: bool = False
     lock_image_unlocked_groups: int = 0
+    cache_trunk_features: bool = False
     lock_text: bool = False
     lock_text_unlocked_layers: int = 0
 
@@ -137,6 +140,8 @@ class ModelConfig:
             unlocked = getattr(self, name)
             if unlocked < 0 or (unlocked and not getattr(self, lock)):
                 raise UserError(f"model.{name}: expected 0, or more with model.{lock}, got {unlocked}")
+        if self.cache_trunk_features and not self.lock_image:
+            raise UserError("model.cache_trunk_features: expected model.lock_image: true")
         if self.context_length is not None and self.context_length < 4:
             raise UserError(f"model.context_length: expected at least 4, got {self.context_length}")
         if self.image_size is not None and self.image_size < 1:

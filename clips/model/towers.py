@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from clips.errors import UserError, error_reason
 from clips.lazy_import import without_wandb
-from clips.model.architectures import ModelConfig, preprocess_cfg
+from clips.model.architectures import ModelConfig, preprocess_cfg, resolve_preprocess_cfg
 from clips.model.attention import pack_attention
+from clips.model.feature_cache import enable_trunk_cache
 from clips.model.length_grouping import group_by_length
 from clips.model.loading import first_mismatch, read_safetensors, require_finite
 
@@ -134,12 +135,25 @@ def lock_towers(towers: Towers, config: ModelConfig) -> None:
         raise UserError(f"model.lock_image_unlocked_groups: this tower cannot be frozen in part ({error})") from None
 
 
+def cache_features(towers: Towers, config: ModelConfig) -> None:
+    """Cache the outputs of the frozen layers that ``config`` names.
+
+    Raises:
+        UserError: these layers cannot be cached.
+    """
+    if config.cache_trunk_features:
+        if not hasattr(towers.visual, "trunk"):
+            raise UserError("model.cache_trunk_features: expected an architecture whose image tower is a timm model")
+        colors = resolve_preprocess_cfg(config)
+        enable_trunk_cache(towers.visual.trunk, towers.visual.image_size, colors["mean"], colors["std"])
+
+
 def encode_image(towers: Towers, image: Tensor) -> tuple[Tensor, Tensor]:
     """Return image features (B, E), not normalized, and the last layer's patch tokens (B, I, width), no class token.
 
     Args:
         towers: an open_clip model.
-        image: (B, 3, H, W), normalized pixels.
+        image: (B, 3, H, W), normalized pixels, for a cached trunk also uint8.
     """
     visual = towers.visual
     if hasattr(visual, "trunk"):

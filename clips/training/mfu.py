@@ -6,6 +6,7 @@ data: counting them in the step itself would count recomputed activations, and m
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import statistics
@@ -51,12 +52,13 @@ class MfuMeter:
     ) -> None:
         self.config, self.processes, self.counted = config, processes, counted
         self.peak = peak_flops(device, precision)
-        self._uncountable = False
+        self._uncountable = config.model.cache_trunk_features
 
     def read(self, batch: Mapping[str, Tensor], samples_per_second: float) -> dict[str, float]:
         """Return "flops_per_sample" and, with a known peak, "mfu" and "tflops" of one process.
 
-        FLOPs depend on the lengths of captions: they are a mean over the first eight calls, which take seconds.
+        With cached features it returns nothing, because it is not known which layers computed. FLOPs depend on the
+        lengths of captions: they are a mean over the first eight calls, which take seconds.
 
         Args:
             batch: one of this process.
@@ -125,9 +127,10 @@ _FORMULAS = {
 
 @functools.lru_cache(maxsize=1)
 def fake_model(config: ModelConfig, recipe: RecipeConfig) -> ClipsModel:
-    """Build the model of a config with fake parameters; pretrained weights are not read."""
+    """Build the model of a config with fake parameters; pretrained weights are not read, outputs are not cached."""
+    config = dataclasses.replace(config.without_initial_weights(), cache_trunk_features=False)
     with torch.device("meta"):  # constructors of timm fail with fake tensors
-        model = build_model(config.without_initial_weights(), recipe, seed=0)
+        model = build_model(config, recipe, seed=0)
     with FakeTensorMode(allow_non_fake_inputs=True):
         return model.to_empty(device="cpu")
 

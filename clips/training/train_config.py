@@ -115,6 +115,13 @@ class EncoderTrainConfig:
         object.__setattr__(self, "optimizer", self.optimizer.resolved())
         if not self.stages and self.num_epochs is None:
             self.steps_for(0)
+        if self.model.cache_trunk_features and self.data.augment.varies:
+            raise UserError(
+                "model.cache_trunk_features: expected images without random augmentation "
+                "(data.augment.crop_scale_min: 1.0, no flips)"
+            )
+        if self.model.cache_trunk_features and self.distributed.strategy == "fsdp":
+            raise UserError("model.cache_trunk_features: expected false with sharded parameters (distributed.strategy)")
         if fixed := next((name for name in self.allow_changes_on_resume if not name.startswith(_MAY_CHANGE)), None):
             raise UserError(
                 f"allow_changes_on_resume: expected fields that begin with {', '.join(_MAY_CHANGE)}; got {fixed}"

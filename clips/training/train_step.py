@@ -68,8 +68,8 @@ class TrainRun:
         return self.parallel.model
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Return uint8 images as the model's input."""
-        return normalize(images, self.mean, self.std)
+        """Return uint8 images as the model's input; a cached trunk normalizes those that it has to compute."""
+        return images if self.config.model.cache_trunk_features else normalize(images, self.mean, self.std)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

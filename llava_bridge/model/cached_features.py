@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import TrainerCallback
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
-from clips.core.tensor_shards import TensorShards, tensor_digest
+from clips.core.tensor_shards import TensorShards
+from clips.model.feature_cache import digest
 
 FEATURES, KEYS = "cached_features", "feature_keys"
 
@@ -37,7 +38,7 @@ class FeatureReader:
         """``feature_keys``, and ``cached_features`` (P, L, N, D) if all images have them; empty without images."""
         if "pixel_values" not in batch:
             return {}
-        keys = [tensor_digest(pixels) for pixels in self._encoded(batch).to(self.dtype)]
+        keys = [digest(pixels) for pixels in self._encoded(batch).to(self.dtype)]
         found = [self.shards.get(key) for key in keys]
         known = [features for features in found if features is not None]
         return {KEYS: keys} | ({FEATURES: torch.stack(known)} if len(known) == len(keys) else {})

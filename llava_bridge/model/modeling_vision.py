@@ -20,8 +20,9 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from clips.core.content import cache_directory
-from clips.core.tensor_shards import TensorShards, weights_digest
+from clips.core.tensor_shards import TensorShards
 from clips.errors import UserError
+from clips.model.feature_cache import weights_digest
 from clips.model.loading import library_errors_as_user_errors
 from llava_bridge.encoders import build_tower
 from llava_bridge.encoders.encoder import (

@@ -1,0 +1,156 @@
+"""Disk cache for the outputs of a frozen module, shared by all trainings with the same inputs.
+
+The key is a hash of the pixels, and of the module's config and weights, so stale entries are never used.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clips.core.cache import tensor_cache
+from clips.core.content import cache_directory
+from clips.data.images import normalize
+from clips.errors import UserError
+
+Forward = Callable[[Tensor], Tensor]
+_CPU_ROWS = 32  # inputs computed at a time: activations of a full batch do not fit a CPU's caches
+
+
+def enable_trunk_cache(trunk: Any, image_size: Sequence[int], mean: Sequence[float], std: Sequence[float]) -> None:
+    """Cache the outputs of the frozen layers at the beginning of a timm trunk; the others are computed in each step.
+
+    The trunk then reads pixels, too: uint8 images, which are normalized if their outputs are missing.
+
+    Args:
+        trunk: a timm model.
+        image_size: height and width of its images.
+        mean: of an image's channels.
+        std: standard deviation of an image's channels.
+
+    Raises:
+        UserError: no layer at its beginning is frozen, or its layers are no chain (a ViT adds positions in between).
+    """
+
+    def read_pixels(compute: Forward, images: Tensor) -> Tensor:
+        if images.dtype == torch.uint8:
+            colors = torch.tensor([mean, std], device=images.device)[..., None, None]
+            images = normalize(images, *colors)
+        return compute(images)
+
+    variant = f"-{digest(torch.tensor([mean, std]))}"  # pixels have the same hash under any normalization
+    if _is_frozen(trunk):
+        compute = functools.partial(read_pixels, trunk.forward_features)
+        trunk.forward_features = FeatureCache(trunk, compute, variant)
+        return
+    layers = [layer for child in trunk.children() for layer in (child if isinstance(child, nn.Sequential) else [child])]
+    frozen = nn.Sequential(*itertools.takewhile(_is_frozen, layers))
+    chain = functools.partial(_compute_chain, [layer.forward for layer in frozen])
+    cache = FeatureCache(frozen, functools.partial(read_pixels, chain), variant)
+    device = next(trunk.parameters()).device
+    images = torch.linspace(-1, 1, 3 * math.prod(image_size), device=device).view(1, 3, *image_size)
+    if not any(True for _ in frozen.parameters()) or not _skip_layers(trunk, frozen, cache.compute, images):
+        raise UserError(
+            "model.cache_trunk_features: expected an image tower whose frozen layers form a chain, as those of "
+            "TinyViT, ConvNeXt, EfficientNet and ResNet do, or no model.lock_image_unlocked_groups"
+        )
+    frozen[-1].forward = cache
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    return not any(value.requires_grad for value in module.parameters())
+
+
+def _compute_chain(forwards: Sequence[Forward], inputs: Tensor) -> Tensor:
+    return functools.reduce(lambda outputs, forward: forward(outputs), forwards, inputs)
+
+
+@torch.no_grad()
+def _skip_layers(trunk: Any, layers: nn.Sequential, compute: Forward, images: Tensor) -> bool:
+    """Pass the images of a trunk through ``layers``, of which the last computes for all; whether its features stay."""
+    was_training, _ = trunk.training, trunk.eval()
+    expected = trunk.forward_features(images)
+    for layer in layers[:-1]:
+        layer.forward = nn.Identity().forward
+    layers[-1].forward = compute
+    try:
+        return torch.equal(expected, trunk.forward_features(images))
+    except (RuntimeError, AssertionError, ValueError):  # a layer between them cannot read images
+        return False
+    finally:
+        trunk.train(was_training)
+
+
+class FeatureCache:
+    """A function of images that reads its output from the cache, or computes it.
+
+    Args:
+        module: its weights determine the outputs; it computes in evaluation mode.
+        compute: inputs (B, …) → outputs (B, …).
+        variant: other settings that determine the outputs, as a part of a file name.
+    """
+
+    def __init__(self, module: nn.Module, compute: Forward, variant: str) -> None:
+        self.module = module
+        self.compute = compute
+        self.variant = variant
+        self.in_memory: dict[tuple[str, str], Tensor] = {}
+
+    @functools.cached_property
+    def weights(self) -> str:
+        """Hash of module and weights, computed at the first access, because weights may be loaded later."""
+        return weights_digest(self.module)
+
+    @torch.no_grad()
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Return the outputs (B, …) of images (B, 3, S, S), on the module's device."""
+        keys = [digest(row) for row in inputs.cpu()]
+        dtype = torch.float32 if inputs.dtype == torch.uint8 else inputs.dtype
+        device = next(self.module.parameters()).device
+        autocast = torch.is_autocast_enabled(device.type)
+        precision = torch.get_autocast_dtype(device.type) if autocast else dtype
+        name = f"{self.weights}{self.variant}-{str(precision).removeprefix('torch.')}"
+        cache = tensor_cache(cache_directory("trunks") / name)
+        outputs: dict[str, Tensor] = {}
+        for key in set(keys):
+            output = self.in_memory.get((name, key))
+            output = cache.get(key) if output is None else output
+            if output is not None:
+                outputs[key] = output
+        missing = {key: index for index, key in enumerate(keys) if key not in outputs}
+        if missing:
+            for key, output in zip(missing, self._compute(inputs[list(missing.values())]).cpu(), strict=True):
+                outputs[key] = cache.put_first(key, output.clone(memory_format=torch.contiguous_format))
+        self.in_memory |= {(name, key): output for key, output in outputs.items()}
+        return torch.stack([outputs[key] for key in keys]).to(device)
+
+    def _compute(self, inputs: Tensor) -> Tensor:
+        was_training, _ = self.module.training, self.module.eval()
+        parts = inputs.split(_CPU_ROWS) if inputs.device.type == "cpu" else [inputs]
+        try:
+            return torch.cat([self.compute(part) for part in parts])
+        finally:
+            self.module.train(was_training)
+
+
+def weights_digest(module: nn.Module) -> str:
+    """Hash of a module's structure and weights."""
+    state = module.state_dict()
+    structure = f"{module!r} {list(state)}".encode()
+    return digest(torch.frombuffer(bytearray(structure), dtype=torch.uint8), *state.values())
+
+
+def digest(*values: Tensor) -> str:
+    """Hash of tensors: shapes, dtypes and contents."""
+    total = hashlib.blake2b(digest_size=16)
+    for value in values:
+        total.update(f"{tuple(value.shape)}{value.dtype}".encode())
+        total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return total.hexdigest()
