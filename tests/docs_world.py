@@ -181,7 +181,7 @@ def _models(root: Path) -> None:
 
 def _demo(output: Path, root: Path) -> None:
     """The demo's directory as a finished run of it looks, with parts of the world in the place of what it trains."""
-    from benchmarks.study import step_state, study_commands
+    from benchmarks.study import state, study_commands
     from benchmarks.study.study_record import write_study_record
 
     study = ROOT / "scripts" / "studies" / "demo.yaml"
@@ -192,10 +192,8 @@ def _demo(output: Path, root: Path) -> None:
             _made(step, path, root)
         key = keyed.keys[step.name]
         words = {"kind": step.kind, "command": " ".join(step.command), "outputs": key.outputs, "started": 1.0}
-        step_state.write_record(
-            output, step_state.StepRecord(name=step.name, key=key.key, status="done", seconds=9.0, **words)
-        )
-        assert step_state.is_done(step, key, output), step.name
+        state.write_record(output, state.StepRecord(name=step.name, key=key.key, status="done", seconds=9.0, **words))
+        assert state.is_done(step, key, output), step.name
     for day in ("monday", "friday"):
         copy_tree(output, output.with_name(day))
     for name, skill in (("mine", 0.4), ("theirs", 0.6)):

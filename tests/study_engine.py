@@ -6,6 +6,7 @@ Snakemake takes seconds to start, so that most tests of a study run its jobs one
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,12 +15,11 @@ import pytest
 import yaml
 from study_material import SMALL
 
-from benchmarks.study import engine, job, study_commands
-from benchmarks.study.engine import Summary, run_steps
-from benchmarks.study.job import PLAN, JobRun, read_plan
+from benchmarks.study import run_step, runner, state, study_commands
 from benchmarks.study.locks import locked
 from benchmarks.study.rerun_clean import RerunConfig, rerun_steps
-from benchmarks.study.step_state import StepKey
+from benchmarks.study.runner import PLAN, Summary, run_steps
+from benchmarks.study.state import StepKey
 from benchmarks.study.steps import Step
 from benchmarks.study.study_commands import StudyConfig
 
@@ -31,11 +31,11 @@ def fake_program(words: Sequence[str]) -> list[str]:
     return [sys.executable, str(FAKE), *words]
 
 
-def in_process(output: Path, flags: Sequence[str], show: Callable[[], None], *, leave: bool) -> int:
-    """``engine.run_engine`` without Snakemake: the jobs in their order, children of failed ones left out."""
+def in_process(output: Path, flags: Sequence[str], show: Callable[[], None]) -> int:
+    """``runner.run_snakemake`` without Snakemake: the jobs in their order, children of failed ones left out."""
     path, failed = output.resolve() / PLAN, set[str]()
-    for name, planned in read_plan(path).jobs.items():
-        if not failed.isdisjoint(planned.parents) or not JobRun(path, name).run():
+    for name, planned in json.loads(path.read_text(encoding="utf-8"))["jobs"].items():
+        if not failed.isdisjoint(planned["parents"]) or not run_step.run_step(path, name):
             failed.add(name)
         show()
     return 1 if failed else 0
@@ -43,11 +43,11 @@ def in_process(output: Path, flags: Sequence[str], show: Callable[[], None], *, 
 
 def use_fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have studies run the fake program in this process, and take any command for known."""
-    monkeypatch.setattr(engine, "resolve_executable", fake_program)
-    monkeypatch.setattr(job, "resolve_executable", fake_program)
-    monkeypatch.setattr(engine, "run_engine", in_process)
+    monkeypatch.setattr(runner, "resolve_executable", fake_program)
+    monkeypatch.setattr(run_step, "resolve_executable", fake_program)
+    monkeypatch.setattr(runner, "run_snakemake", in_process)
     monkeypatch.setattr(study_commands, "check_command", lambda words: None)
-    monkeypatch.setattr(study_commands, "command_version", lambda words: 1)
+    monkeypatch.setattr(state, "command_version", lambda words: 1)
 
 
 def write_study(folder: Path, **fields: object) -> StudyConfig:

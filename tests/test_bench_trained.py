@@ -11,8 +11,8 @@ from report_material import edit, items_table, put_result
 from benchmarks.analysis.diff_command import DiffConfig, run_diff
 from benchmarks.report.notes import table_notes
 from benchmarks.report.report import build_report
+from benchmarks.report.training_settings import TrainingSettings, diff_training, training_of_result
 from benchmarks.results.results import read_result
-from benchmarks.study.training_settings import TrainingSettings, diff_training, training_of_result
 from clips.core.artifact import directory_hash, write_manifest
 
 

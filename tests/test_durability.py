@@ -79,7 +79,7 @@ def test_a_directory_replaces_another_one_when_it_is_on_the_disk(tmp_path: Path)
 
 
 def test_results_and_records_are_on_the_disk(tmp_path: Path):
-    from benchmarks.study.step_state import StepRecord, write_record
+    from benchmarks.study.state import StepRecord, write_record
 
     with Disk(tmp_path).recording() as disk:
         report_material.put_results(tmp_path / "study" / "results", {"clip": 0.4})

@@ -15,12 +15,12 @@ from study_engine import run_study, use_fakes, write_study
 from study_material import SMALL
 
 from benchmarks.analysis.study_with_report import run_study_with_report
-from benchmarks.study import study_commands
+from benchmarks.study import state, study_commands
 from benchmarks.study.build_steps import build_plan
 from benchmarks.study.launchers import check_command
 from benchmarks.study.preflight import check_configs, first_config_error
 from benchmarks.study.schema import parse_study
-from benchmarks.study.status import step_state
+from benchmarks.study.state import step_state
 from benchmarks.study.study_commands import (
     StatusConfig,
     StudyConfig,
@@ -217,7 +217,7 @@ def test_unknown_programs_and_commands_are_rejected():
 def test_the_runner_is_light():
     code = (
         "import sys, time; began = time.monotonic()\n"
-        "from benchmarks.study import engine, job, preflight, status, study_commands\n"
+        "from benchmarks.study import preflight, run_step, runner, status, study_commands\n"
         "study_commands.resolve_study(study_commands.StudyConfig(study='scripts/studies/demo.yaml'))\n"
         "heavy = {'torch', 'transformers', 'pandas', 'open_clip', 'lmms_eval', 'snakemake'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
@@ -242,7 +242,7 @@ def test_a_runner_that_waited_runs_the_study_as_it_is_then(tmp_path, monkeypatch
 
 def test_the_plan_names_parts_of_the_hub_that_may_change(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study_commands, "check_command", lambda words: None)
-    monkeypatch.setattr(study_commands, "command_version", lambda words: 1)
+    monkeypatch.setattr(state, "command_version", lambda words: 1)
     content = {**SMALL, "output": str(tmp_path / "out"), "llms": {"a": "org/a", "b": "org/b@v1"}}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     plan_study(StudyPlanConfig(study=str(tmp_path / "study.yaml"), check=False, include=("net",)))

@@ -15,10 +15,10 @@ import pytest
 from families import quick_of
 from study_engine import FAKE, make, run, visits
 
-from benchmarks.study.executors import GpusConfig
-from benchmarks.study.locks import locked
+from benchmarks.study import runner
+from benchmarks.study.locks import is_locked
 from benchmarks.study.resources import Resources
-from benchmarks.study.step_state import read_record
+from benchmarks.study.state import read_record
 from clips.errors import UserError
 
 pytest.importorskip("snakemake", reason="the engine of studies is not installed")
@@ -62,7 +62,7 @@ def test_steps_see_gpus_of_their_own(tmp_path, monkeypatch):
     names = {"one": 1, "two": 1, "wide": 2, "none": 0}
     steps = [dataclasses.replace(make(tmp_path, name, sleep=0.3), command=("python", str(script))) for name in names]
     given = {name: Resources(gpus=count) for name, count in names.items()}
-    assert run(tmp_path, steps, jobs=1, executor=GpusConfig(), resources=given).complete
+    assert run(tmp_path, steps, jobs=1, resources=given).complete
     saw = {name: (tmp_path / "steps" / name / "log.txt").read_text(encoding="utf-8").split("\n")[0] for name in names}
     assert saw["wide"] == "sees 6,7"
     assert saw["none"] == "sees "
@@ -73,6 +73,24 @@ def test_an_engine_that_cannot_start_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONHOME", "/nowhere")
     with pytest.raises(UserError, match=r"\.snakemake\.log: Snakemake could not run the steps: "):
         run(tmp_path, [make(tmp_path, "data")])
+
+
+def test_the_profile_of_kubernetes_is_one_that_snakemake_reads(tmp_path, monkeypatch):
+    pytest.importorskip("snakemake_executor_plugin_kubernetes", reason="the extra 'kubernetes' is not installed")
+    profile = Path(__file__).parents[1] / "scripts" / "kubernetes" / "profile"
+    run_snakemake = runner.run_snakemake
+
+    def dry(output: Path, flags: list[str], show: object) -> int:
+        return run_snakemake(output, [*flags, "--dry-run", "--cores", "8"], lambda: None)
+
+    monkeypatch.setattr(runner, "run_snakemake", dry)
+    given = {"data": Resources(gpus=2, cpus=4, memory_gb=1)}
+    with pytest.raises(UserError, match="dry-run"):
+        run(tmp_path, [make(tmp_path, "data")], profile=str(profile), resources=given)
+    said = (tmp_path / ".snakemake.log").read_text(encoding="utf-8")
+    assert ".markers/steps/data/.done (send to storage)" in said
+    assert "threads: 4" in said
+    assert "gpu=2, gpu_manufacturer=nvidia, mem_mb=1024" in said
 
 
 def start_runner(place: Path) -> subprocess.Popen[bytes]:
@@ -92,13 +110,9 @@ def start_runner(place: Path) -> subprocess.Popen[bytes]:
 def wait_until_free(place: Path) -> None:
     """Until nothing of a killed runner is at work in the directory any more."""
     deadline = time.monotonic() + 60
-    while True:
-        try:
-            with locked(place):
-                return
-        except UserError:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+    while any(is_locked(path) for path in (place / ".lock", *place.glob("steps/*/.lock"))):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def processes_of(place: Path) -> list[list[str]]:

@@ -11,18 +11,18 @@ from study_material import SMALL
 
 from benchmarks.results.protocol import CODE_VERSION
 from benchmarks.study.build_steps import build_plan
-from benchmarks.study.launchers import command_settings, command_version
+from benchmarks.study.launchers import command_version
 from benchmarks.study.path_refs import split_refs
 from benchmarks.study.preflight import check_input_files
 from benchmarks.study.schema import Study, parse_study
-from benchmarks.study.step_state import external_files_state, step_keys
+from benchmarks.study.state import external_files_state, step_keys
 from benchmarks.study.steps import Step
 from clips.core.identity import VERSIONS
 from clips.errors import UserError
 
 
 def keys(study: Study) -> dict[str, str]:
-    found = step_keys(build_plan(study).steps, study.directory, version=command_version, settings=command_settings)
+    found = step_keys(build_plan(study).steps, study.directory)
     return {name: key.key for name, key in found.items()}
 
 
@@ -117,10 +117,8 @@ def test_an_encoder_of_another_source_may_lie_below_a_path_of_the_study(tmp_path
 
 def test_each_result_file_has_a_key_of_its_own():
     place = parse_study(SMALL).directory
-    plain = step_keys(build_plan(parse_study(SMALL)).steps, place, version=command_version, settings=command_settings)
-    more = step_keys(
-        build_plan(with_change("benchmarks.gqa", {})).steps, place, version=command_version, settings=command_settings
-    )
+    plain = step_keys(build_plan(parse_study(SMALL)).steps, place)
+    more = step_keys(build_plan(with_change("benchmarks.gqa", {})).steps, place)
     name = "evaluate-llava-clip-tiny-s0"
     assert plain[name].key != more[name].key
     assert plain[name].outputs.items() < more[name].outputs.items()

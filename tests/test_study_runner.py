@@ -10,12 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-from study_engine import FAKE, in_process, keys_of, make, run, visits
+from study_engine import FAKE, in_process, make, run, visits
 
-from benchmarks.study import engine, job
-from benchmarks.study.job import JobRun
-from benchmarks.study.locks import acquire, is_at_work
-from benchmarks.study.step_state import StepKey, read_record, write_record
+from benchmarks.study import run_step, runner
+from benchmarks.study.locks import acquire
+from benchmarks.study.state import StepKey, is_at_work, read_record, write_record
 from benchmarks.study.steps import Step, topological_order
 from benchmarks.study.trash import move_outputs
 from clips.errors import UserError
@@ -23,7 +22,7 @@ from clips.errors import UserError
 
 @pytest.fixture(autouse=True)
 def _engine(monkeypatch):
-    monkeypatch.setattr(engine, "run_engine", in_process)
+    monkeypatch.setattr(runner, "run_snakemake", in_process)
 
 
 def test_parents_come_first_and_cycles_are_rejected(tmp_path):
@@ -74,25 +73,25 @@ def test_clearing_a_step_leaves_the_unfinished_work_of_a_step_with_a_longer_name
 
 
 @pytest.mark.parametrize("status", ["running", "interrupted", "failed"])
-def test_what_a_killed_run_took_is_counted_until_its_last_note(tmp_path, monkeypatch, status):
-    monkeypatch.setattr(job, "NOTE_SECONDS", 0.05)
-    steps, noted, write = [make(tmp_path, "data", sleep=0.4)], [], job.write_record
-    monkeypatch.setattr(
-        job, "write_record", lambda output, record: noted.append(record.seconds) or write(output, record)
-    )
+def test_what_an_interrupted_job_took_is_counted_of_a_killed_one_until_its_last_line(tmp_path, status):
+    steps = [make(tmp_path, "data")]
     run(tmp_path, steps)
     record = read_record(tmp_path, "data")
-    assert 0 == noted[0] < noted[1] < noted[-1] == record.seconds < 100
-    killed = dataclasses.replace(record, status=status, seconds=100.0)
-    write_record(tmp_path, killed)
+    assert record is not None
+    assert 0 < record.seconds < 100
+    before = dataclasses.replace(record, status=status, seconds=100.0, started=record.started - 1000)
+    write_record(tmp_path, before)
     run(tmp_path, steps)
-    record = read_record(tmp_path, "data")
-    assert record.status == "done"
-    assert 100 < record.seconds < 200
-    assert all(seconds >= 100 for seconds in noted[-2:])
-    write_record(tmp_path, killed)
+    again = read_record(tmp_path, "data")
+    assert again is not None
+    assert again.status == "done"
+    expected = 1100 if status == "running" else 100  # its log was written a thousand seconds after its start
+    assert expected - 1 < again.seconds < expected + 100
+    write_record(tmp_path, before)
     run(tmp_path, steps, mark=" changed")
-    assert read_record(tmp_path, "data").seconds < 100  # nothing of it is in what was made
+    changed = read_record(tmp_path, "data")
+    assert changed is not None
+    assert changed.seconds < 100  # nothing of it is in what was made
 
 
 def test_a_command_that_ends_well_without_its_output_has_failed(tmp_path):
@@ -144,7 +143,7 @@ def test_a_new_column_leaves_the_other_results_in_place(tmp_path):
 
 @pytest.mark.parametrize(("jobs", "asked", "threads"), [(2, None, "4"), (2, 3, "3")])
 def test_a_step_gets_an_equal_share_of_the_cores_or_what_the_study_says(tmp_path, monkeypatch, jobs, asked, threads):
-    monkeypatch.setattr(engine, "available_cores", lambda: 8)
+    monkeypatch.setattr(runner, "available_cores", lambda: 8)
     script = tmp_path / "threads.py"
     script.write_text(
         f"import os, pathlib; pathlib.Path('{tmp_path}/made').write_text(os.environ['OMP_NUM_THREADS'])",
@@ -155,63 +154,43 @@ def test_a_step_gets_an_equal_share_of_the_cores_or_what_the_study_says(tmp_path
     assert (tmp_path / "made").read_text(encoding="utf-8") == threads
 
 
-def test_a_step_that_a_killed_runner_left_at_work_keeps_the_next_one_out(tmp_path):
-    (tmp_path / "steps" / "data").mkdir(parents=True)
+def plan_of(root: Path, step: Step, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The plan of a run of one step, its job not started."""
+    with monkeypatch.context() as patched:
+        patched.setattr(runner, "run_snakemake", lambda output, flags, show: (output / runner.LOG).touch() or 1)
+        with pytest.raises(UserError, match="Snakemake could not run the steps"):
+            run(root, [step])
+    return root / runner.PLAN
+
+
+def test_a_second_job_of_a_step_waits_for_the_first_and_finds_it_done(tmp_path, monkeypatch):
+    path = plan_of(tmp_path, make(tmp_path, "data"), monkeypatch)
     lock = acquire(tmp_path / "steps" / "data" / ".lock")
     assert lock is not None
     assert is_at_work(tmp_path, "data")
-    with pytest.raises(UserError, match="a step it left behind is at work here"):
-        run(tmp_path, [make(tmp_path, "data")])
-    os.close(lock)
-    assert run(tmp_path, [make(tmp_path, "data")]).complete
-
-
-def plan_of(root: Path, step: Step, mark: str = "") -> Path:
-    """The plan of a run of one step, its job not started."""
-    options = {"run": f"r{mark}", "jobs": 1, "executor": engine.LocalConfig(), "threads": 1}
-    resources = {step.name: engine.Resources()}
-    return engine.write_jobs([step], keys_of([step], mark), root, resources=resources, **options)
-
-
-def test_a_second_job_of_a_step_waits_for_the_first_and_finds_it_done(tmp_path):
-    step = make(tmp_path, "data")
-    path = plan_of(tmp_path, step)
-    lock = acquire(tmp_path / "steps" / "data" / ".lock")
-    second = JobRun(path, "data")
-    second.request_stop()
-    assert not second.run()  # it waits for the lock until it is asked to end
+    assert not run_step.run_step(path, "data", stopped=[15])  # it waits for the lock until it is asked to end
     assert read_record(tmp_path, "data") is None
     os.close(lock)
-    assert JobRun(path, "data").run()
-    assert JobRun(path, "data").run()
+    assert run_step.run_step(path, "data")
+    assert run_step.run_step(path, "data")
     assert visits(tmp_path, "data") == 1
 
 
-def test_a_job_ends_when_the_plan_has_another_key_for_its_step(tmp_path):
-    step = make(tmp_path, "data", until="/nowhere/at/all")
-    running = JobRun(plan_of(tmp_path, step), "data")
-    plan_of(tmp_path, step, mark=" changed")
-    running._plan_checked -= 5
-    assert not running.run()
-    record = read_record(tmp_path, "data")
-    assert (record.status, record.key, record.exit_status) == ("interrupted", "data", None)
-
-
-def test_what_failed_is_not_tried_again_by_the_engine_but_by_the_next_run(tmp_path):
+def test_what_failed_is_not_tried_again_by_the_engine_but_by_the_next_run(tmp_path, monkeypatch):
     step = make(tmp_path, "data", fail="no weights")
-    path = plan_of(tmp_path, step)
-    assert not JobRun(path, "data").run()
-    assert not JobRun(path, "data").run()
+    path = plan_of(tmp_path, step, monkeypatch)
+    assert not run_step.run_step(path, "data")
+    assert not run_step.run_step(path, "data")
     assert visits(tmp_path, "data") == 1
-    write_record(tmp_path, dataclasses.replace(read_record(tmp_path, "data"), run_id="before"))
-    assert not JobRun(path, "data").run()
+    assert run(tmp_path, [step]).failed == ("data",)
     assert visits(tmp_path, "data") == 2
 
 
-def test_a_step_of_a_local_run_inside_a_slurm_job_is_no_job_of_its_own(tmp_path, monkeypatch):
-    """Else a later run would cancel that job."""
-    monkeypatch.setenv("SLURM_JOB_ID", "7")
-    run(tmp_path, [make(tmp_path, "data")])
-    record = read_record(tmp_path, "data")
-    assert record is not None
-    assert record.job == ""
+def test_what_gates_the_most_work_starts_first(tmp_path):
+    steps = [make(tmp_path, "short"), make(tmp_path, "long"), make(tmp_path, "behind", "long")]
+    run(tmp_path, steps)
+    planned = json.loads((tmp_path / runner.PLAN).read_text(encoding="utf-8"))["jobs"]
+    order = sorted(planned, key=lambda name: -planned[name]["priority"])
+    assert order == ["long", "short", "behind"]
+    write_record(tmp_path, dataclasses.replace(read_record(tmp_path, "short"), seconds=900.0))  # type: ignore[type-var]
+    assert runner._chain_seconds(steps, tmp_path)["short"] == 900

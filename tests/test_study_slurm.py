@@ -12,24 +12,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from study_engine import make, run, visits
 
-from benchmarks.study.executors import SlurmConfig
 from benchmarks.study.resources import Resources
-from benchmarks.study.step_state import StepRecord, read_record
+from benchmarks.study.state import StepRecord, read_record
 
 pytest.importorskip("snakemake_executor_plugin_slurm", reason="the extra 'slurm' is not installed")
 
 REAL = bool(shutil.which("sinfo")) and subprocess.run(["sinfo"], capture_output=True).returncode == 0
-CPU = Resources(cpus=1, time_limit_hours=0.1)
+SHIPPED = Path(__file__).parents[1] / "scripts" / "slurm" / "profile" / "config.yaml"
 RUNNER = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path[:0] = [{tests!r}, {root!r}]
 from pathlib import Path
 import test_study_slurm as t
-steps = [t.make(Path({place!r}), "first"), t.make(Path({place!r}), "long", "first", until={until!r})]
-t.submit(Path({place!r}), steps, cancel_on_interrupt={cancel!r})
+t.submit(Path({place!r}), [t.make(Path({place!r}), "first"), t.make(Path({place!r}), "long", "first", until={until!r})])
 """
 
 
@@ -51,9 +50,19 @@ def _slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     subprocess.run(["scancel", *jobs], check=False)
 
 
-def submit(root: Path, steps: list, mark: str = "", **settings: object):  # type: ignore[no-untyped-def, type-arg]
-    given = {step.name: CPU for step in steps}
-    return run(root, steps, mark=mark, executor=SlurmConfig(**settings), resources=given)  # type: ignore[arg-type]
+def submit(root: Path, steps: list, mark: str = ""):  # type: ignore[no-untyped-def, type-arg]
+    """Run steps under the shipped profile, without its partition and account, and without accounting."""
+    profile = yaml.safe_load(SHIPPED.read_text(encoding="utf-8"))
+    defaults = {
+        name: each
+        for name, each in profile["default-resources"].items()
+        if name not in {"slurm_partition", "slurm_account"}
+    }
+    (root / "profile").mkdir(exist_ok=True)
+    written = {**profile, "default-resources": defaults, "slurm-status-command": "squeue"}
+    (root / "profile" / "config.yaml").write_text(yaml.safe_dump(written), encoding="utf-8")
+    given = {step.name: Resources(cpus=1, time_limit_hours=0.1) for step in steps}
+    return run(root, steps, mark=mark, profile=str(root / "profile"), resources=given)
 
 
 def record_of(root: Path, name: str) -> StepRecord:
@@ -62,10 +71,10 @@ def record_of(root: Path, name: str) -> StepRecord:
     return record
 
 
-def start_runner(place: Path, until: str, *, cancel: bool = False) -> subprocess.Popen[bytes]:
+def start_runner(place: Path, until: str) -> subprocess.Popen[bytes]:
     """A runner in a process of its own, its second step at work as a job."""
     tests = Path(__file__).parent
-    code = RUNNER.format(tests=str(tests), root=str(tests.parent), place=str(place), until=until, cancel=cancel)
+    code = RUNNER.format(tests=str(tests), root=str(tests.parent), place=str(place), until=until)
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
     deadline = time.monotonic() + 300
     while not (place / "made" / "long" / "visits.txt").exists():
@@ -75,74 +84,59 @@ def start_runner(place: Path, until: str, *, cancel: bool = False) -> subprocess
     return process
 
 
-def jobs_of(root: Path) -> int:
-    """How many jobs were submitted to the played SLURM."""
-    return len(list((root / "jobs").glob("job.*")))
+def jobs_of(root: Path) -> list[str]:
+    """The numbers of the jobs that were submitted."""
+    if REAL:
+        listed = subprocess.run(["squeue", "--me", "--noheader", "--format=%i"], capture_output=True, text=True).stdout
+        return sorted(listed.split())
+    return sorted(path.name.partition(".")[2] for path in (root / "jobs").glob("job.*"))
 
 
 @pytest.mark.slow
-def test_steps_are_jobs_and_a_failed_one_leaves_its_log(tmp_path):
+def test_steps_are_jobs_and_a_failed_one_is_not_run_again(tmp_path):
     steps = [make(tmp_path, "data"), make(tmp_path, "bad", "data", fail="no such weights"), make(tmp_path, "c", "bad")]
     summary = submit(tmp_path, steps)
     assert (summary.done, summary.failed, summary.blocked) == (("data",), ("bad",), ("c",))
-    bad, data = record_of(tmp_path, "bad"), record_of(tmp_path, "data")
-    assert data.job
-    assert data.job != bad.job
+    bad = record_of(tmp_path, "bad")
     assert (bad.exit_status, bad.log_tail[-1]) == (3, "no such weights")
     assert visits(tmp_path, "bad") == 1  # submitted again, it does not run again
+    assert REAL or len(jobs_of(tmp_path)) >= 2
 
 
 @pytest.mark.slow
-def test_a_job_continues_without_its_runner_and_the_next_runner_waits_for_it(tmp_path):
+def test_a_job_continues_without_its_runner_and_a_later_job_finds_the_step_done(tmp_path):
     gate = tmp_path / "gate"
     process = start_runner(tmp_path, str(gate))
     process.kill()
     process.communicate(timeout=60)
     time.sleep(1)
     assert record_of(tmp_path, "long").status == "running"
-    before = None if REAL else jobs_of(tmp_path)
     gate.touch()
-    steps = [make(tmp_path, "first"), make(tmp_path, "long", "first", until=str(gate))]
-    summary = submit(tmp_path, steps)
+    summary = submit(tmp_path, [make(tmp_path, "first"), make(tmp_path, "long", "first", until=str(gate))])
     assert (summary.present, summary.done) in {(("first",), ("long",)), (("first", "long"), ())}
     assert visits(tmp_path, "long") == 1
-    assert before is None or jobs_of(tmp_path) == before
-
-
-@pytest.mark.slow
-def test_a_job_of_a_changed_step_is_canceled_before_the_step_runs_again(tmp_path):
-    process = start_runner(tmp_path, "/nowhere/at/all")
-    process.kill()
-    process.communicate(timeout=60)
-    before = record_of(tmp_path, "long")
-    summary = submit(tmp_path, [make(tmp_path, "first"), make(tmp_path, "long", "first")], " changed")
-    assert summary.done == ("first", "long")
-    assert record_of(tmp_path, "long").job != before.job
-    assert visits(tmp_path, "long") == 1  # what the cancelled job left is in the trash
 
 
 @pytest.mark.slow
 def test_a_job_that_slurm_interrupts_is_submitted_again_and_resumes(tmp_path):
     gate = tmp_path / "gate"
     process = start_runner(tmp_path, str(gate))
-    before = record_of(tmp_path, "long")
-    subprocess.run(["scancel", before.job], check=True)  # as at the end of its time: SIGTERM
+    before = jobs_of(tmp_path)
+    subprocess.run(["scancel", before[-1]], check=True)  # as at the end of its time: SIGTERM
     deadline = time.monotonic() + 120
-    while record_of(tmp_path, "long").status == "running" and record_of(tmp_path, "long").job == before.job:
+    while jobs_of(tmp_path) == before:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     gate.touch()
     process.communicate(timeout=300)
     assert process.returncode == 0
-    after = record_of(tmp_path, "long")
-    assert after.status == "done"
-    assert after.job != before.job
+    assert record_of(tmp_path, "long").status == "done"
     assert visits(tmp_path, "long") == 2
 
 
 @pytest.mark.slow
-def test_ctrl_c_cancels_where_the_study_says_so(tmp_path):
-    process = start_runner(tmp_path, "/nowhere/at/all", cancel=True)
+def test_ctrl_c_cancels_the_jobs_which_save(tmp_path):
+    process = start_runner(tmp_path, "/nowhere/at/all")
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=120)
     deadline = time.monotonic() + 60
@@ -150,25 +144,3 @@ def test_ctrl_c_cancels_where_the_study_says_so(tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert record_of(tmp_path, "long").status == "interrupted"
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(REAL, reason="needs a queue that can be held")
-def test_what_a_killed_runner_had_in_the_queue_is_submitted_once(tmp_path):
-    (tmp_path / "jobs" / "hold").touch()
-    tests = Path(__file__).parent
-    code = RUNNER.format(tests=str(tests), root=str(tests.parent), place=str(tmp_path), until="/", cancel=False)
-    process = subprocess.Popen([sys.executable, "-c", code])
-    while not list((tmp_path / "jobs").glob("state.*")):
-        time.sleep(0.05)
-    process.kill()
-    process.communicate()
-    time.sleep(1)
-    (tmp_path / "jobs" / "state.101").read_text(encoding="utf-8")
-    second = subprocess.Popen([sys.executable, "-c", code])
-    while not (tmp_path / "jobs" / "cancelled.101").exists():
-        assert second.poll() is None
-        time.sleep(0.05)
-    (tmp_path / "jobs" / "hold").unlink()
-    assert second.wait(timeout=300) == 0
-    assert visits(tmp_path, "first") == visits(tmp_path, "long") == 1

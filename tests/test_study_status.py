@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -17,12 +18,10 @@ from report_study import make_study
 from rich.console import Console
 
 from benchmarks.study import study_commands
-from benchmarks.study.executors import GpusConfig, LocalConfig, SlurmConfig
 from benchmarks.study.locks import acquire
-from benchmarks.study.resources import Resources
+from benchmarks.study.state import LOG_FILE, read_record, step_directory, write_record
 from benchmarks.study.status import StepStatus, StudyMonitor
-from benchmarks.study.step_state import LOG_FILE, read_record, step_directory, write_record
-from benchmarks.study.steps import Step, time_left
+from benchmarks.study.steps import Step
 from benchmarks.study.study_commands import StatusConfig, StudyConfig, follow, study_status
 from clips.errors import UserError
 
@@ -33,7 +32,7 @@ STEP = "llava-net-tiny-s0"
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A study of which one LLaVA is being trained, by this very process as it were."""
     found = make_study(tmp_path, monkeypatch)
-    (found / ".plan.json").write_text('{"run": "this run", "jobs": {"data-llm": {"is_adopted": true}}}')
+    (found / ".plan.json").write_text(json.dumps({"began": time.time() - 100}))
     record = read_record(found, STEP)
     write_record(
         found, dataclasses.replace(record, status="running", started=time.time() - 70, log_tail=(), seconds=0.0)
@@ -76,7 +75,7 @@ def test_a_running_step_tells_its_numbers_and_nothing_is_touched(study: Path) ->
     assert (status.state, status.progress) == ("running", "10/50 20 %")
     assert 69 < status.seconds < 90
     record = read_record(study, STEP)
-    write_record(study, dataclasses.replace(record, seconds=1000.0, previous_seconds=1000.0))
+    write_record(study, dataclasses.replace(record, seconds=1000.0))
     assert 1069 < seen(study).seconds < 1090  # of all its runs
     write_record(study, record)
     assert seen(study, "encoder-clip-s0").state == "done"
@@ -86,13 +85,11 @@ def test_a_running_step_tells_its_numbers_and_nothing_is_touched(study: Path) ->
 
 def test_a_step_that_failed_in_this_run_is_failed_and_one_that_failed_before_waits(study: Path) -> None:
     record = dataclasses.replace(read_record(study, "encoder-clip-s0"), status="failed", log_tail=("boom",))
-    write_record(study, dataclasses.replace(record, run_id="this run"))
+    write_record(study, dataclasses.replace(record, started=time.time()))
     assert (seen(study, "encoder-clip-s0").state, seen(study, "encoder-clip-s0").last) == ("failed", "boom")
     (step_directory(study, "evaluate-encoder-clip-s0") / "step.json").unlink()
     assert seen(study, "evaluate-encoder-clip-s0").state == "cannot run"
-    write_record(study, dataclasses.replace(record, run_id="an earlier run"))
-    write_record(study, dataclasses.replace(read_record(study, "data-llm"), status="failed", run_id="an earlier run"))
-    assert seen(study, "data-llm").state == "failed"  # its job was at work when this run began
+    write_record(study, dataclasses.replace(record, started=time.time() - 1000))
     assert seen(study, "encoder-clip-s0").state == "waiting"
 
 
@@ -159,23 +156,14 @@ def test_without_a_terminal_it_prints_once(study: Path, capsys: pytest.CaptureFi
         StatusConfig(study="x", every=0)
 
 
-def bare(name: str, *parents: str) -> Step:
-    return Step(name=name, kind="encoder", command=("clips", "train"), config={}, outputs=(), parents=parents)
-
-
-def test_time_left_knows_the_room_of_the_executor_and_that_children_wait_for_parents():
-    steps = [bare("one"), bare("two"), bare("wide"), bare("child", "one"), bare("done")]
-    rests = {"one": 10.0, "two": 10.0, "wide": 10.0, "child": 10.0}
-    given = {name: Resources(gpus=1) for name in ("one", "two", "child", "done")} | {"wide": Resources(gpus=4)}
-    four = GpusConfig(devices=("0", "1", "2", "3")).shares(given, 1)
-    quarters = dict.fromkeys(("one", "two", "child", "done"), 0.25)
-    assert {name: share["gpus"] for name, share in four.items()} == quarters | {"wide": 1.0}
-    assert time_left(steps, rests, four) == 20  # the chain; the GPUs are busy for 17.5
-    assert time_left(steps, rests, GpusConfig(devices=("0",)).shares(given, 8)) == 40
-    assert GpusConfig(devices=("0",)).shares({"data": Resources(gpus=0)}, 8) == {"data": {"jobs": 0.125}}
-    beside = given | {"two": Resources(gpus=0)}
-    assert time_left(steps, rests, GpusConfig(devices=("0",)).shares(beside, 1)) == 30  # it waits for no GPU
-    assert time_left(steps, rests, LocalConfig().shares(given, 2)) == 20
-    assert time_left(steps, rests, LocalConfig().shares(given, 1)) == 40
-    assert time_left(steps, rests, SlurmConfig(max_jobs=100).shares(given, 1)) == 20  # no sooner, however wide
-    assert time_left(steps, {}, four) == 0
+def test_time_left_is_the_longest_chain_or_all_work_over_the_concurrent_steps():
+    names = {"one": (), "two": (), "wide": (), "child": ("one",), "done": ()}
+    steps = [
+        Step(name=name, kind="encoder", command=("clips", "train"), config={}, outputs=(), parents=parents)
+        for name, parents in names.items()
+    ]
+    statuses = [StepStatus(name=name, state="waiting", left=10.0) for name in names if name != "done"]
+    left = {jobs: StudyMonitor(steps, {}, Path(), jobs).time_left(statuses) for jobs in (1, 2, 8)}
+    assert left == {1: 40, 2: 20, 8: 20}
+    unknown = dataclasses.replace(statuses[0], left=None)
+    assert StudyMonitor(steps, {}, Path(), 1).time_left([unknown, *statuses[1:]]) is None

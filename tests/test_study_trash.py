@@ -23,7 +23,7 @@ from benchmarks.analysis.study_with_report import rerun_study_with_report, run_s
 from benchmarks.study import study_commands, trash
 from benchmarks.study.locks import acquire, locked
 from benchmarks.study.rerun_clean import AcceptConfig, CleanConfig, RerunConfig, accept_outputs, run_clean
-from benchmarks.study.step_state import read_record, write_record
+from benchmarks.study.state import read_record, write_record
 from benchmarks.study.study_commands import StudyPlanConfig, plan_study
 from clips.core.artifact import write_manifest
 from clips.errors import UserError
@@ -226,7 +226,7 @@ def test_an_accepted_interrupted_training_resumes_from_its_own_work(tmp_path, fi
     accepted = AcceptConfig(study=config.study, steps=("encoder-clips-s0",))
     (output / "encoders/clips-s0").rename(output / "encoders/.clips-s0.work")  # as of a training that is not finished
     record = dataclasses.replace(read_record(output, "encoder-clips-s0"), status="interrupted", seconds=9e4)
-    write_record(output, dataclasses.replace(record, status="running", job="7"))
+    write_record(output, dataclasses.replace(record, status="running"))
     lock = acquire(output / "steps/encoder-clips-s0/.lock")
     with pytest.raises(UserError, match="encoder-clips-s0: cannot be accepted: "):
         accept_outputs(accepted)
@@ -276,10 +276,11 @@ import os, sys
 from pathlib import Path
 sys.path[:0] = [{tests!r}, {root!r}]
 import study_engine as e
-from benchmarks.study import engine, job, study_commands, trash
-engine.resolve_executable = job.resolve_executable = e.fake_program
-engine.run_engine = e.in_process
-study_commands.check_command, study_commands.command_version = (lambda words: None), (lambda words: 1)
+from benchmarks.study import run_step, runner, study_commands, trash
+runner.resolve_executable = run_step.resolve_executable = e.fake_program
+runner.run_snakemake = e.in_process
+from benchmarks.study import state
+study_commands.check_command, state.command_version = (lambda words: None), (lambda words: 1)
 calls = []
 def die(*_args, **_options):
     calls.append(1)
@@ -295,7 +296,7 @@ e.run_study(study_commands.StudyConfig(study={study!r}, check=False, yes=True))
     ("place", "after"),
     [
         ("trash._rename", 2),  # one output of two is in the trash
-        ("job.to_yaml", 1),  # all of them are, and nothing says so
+        ("run_step.to_yaml", 1),  # all of them are, and nothing says so
     ],
 )
 def test_a_kill_between_the_trash_and_the_start_is_harmless(tmp_path, finished_study, place, after):
@@ -310,7 +311,7 @@ def test_a_kill_between_the_trash_and_the_start_is_harmless(tmp_path, finished_s
     code = KILLED.format(tests=str(tests), root=str(tests.parent), place=place, after=after, study=config.study)
     killed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    if place.startswith("job."):  # nothing is left that the limit would keep
+    if place.startswith("run_step."):  # nothing is left that the limit would keep
         run_study(config)
     else:
         run_study(dataclasses.replace(config, yes=True))

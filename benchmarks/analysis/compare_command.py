@@ -24,11 +24,11 @@ from benchmarks.report.load_results import MissingValue, ReportSource
 from benchmarks.report.significance import Evidence, add_significance
 from benchmarks.report.table import Cell, Table
 from benchmarks.report.text_table import print_frame
+from benchmarks.report.training_settings import TrainingDiff, diff_training, training_of_result
 from benchmarks.results.formatting import join_with_and, strip_control_chars
 from benchmarks.results.protocol import INPUT_PREFIX, describe_differences, ranking_key
 from benchmarks.results.results import Result
 from benchmarks.study.rows import RowRecord
-from benchmarks.study.training_settings import TrainingDiff, diff_training, training_of_result
 from clips.core.artifact import atomic_write, log_info
 from clips.errors import UserError, unknown_name_error
 from clips.safe_text import escape_markdown

@@ -14,11 +14,11 @@ from benchmarks.report.cell_text import column_header, decimals
 from benchmarks.report.load_results import MissingValue, ReportSource, read_source, stale_results
 from benchmarks.report.table import Cell, Table
 from benchmarks.report.tidy import tidy
+from benchmarks.report.training_settings import TrainingDiff
 from benchmarks.results.formatting import commit_text, decimals_needed, difference_ci_text, format_number, join_with_and
 from benchmarks.results.results import Result
 from benchmarks.study.rows import EXCLUDED_FROM_BENCHMARK
 from benchmarks.study.study_record import RECORD_FILE
-from benchmarks.study.training_settings import TrainingDiff
 from benchmarks.tasks.sizes import parts
 from clips.errors import UserError
 

@@ -9,10 +9,10 @@ from benchmarks.analysis.find_results import find_result
 from benchmarks.report.cell_text import decimals
 from benchmarks.report.load_results import stale_results
 from benchmarks.report.table import Column
+from benchmarks.report.training_settings import diff_training, training_of_result
 from benchmarks.results.formatting import format_number, strip_control_chars
 from benchmarks.results.protocol import BLIND_PREFIX, INPUT_PREFIX, Protocol, describe_differences, ranking_key
 from benchmarks.results.results import Metric, Result
-from benchmarks.study.training_settings import diff_training, training_of_result
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from benchmarks.results.formatting import join_with_and
 from benchmarks.results.protocol import ranking_key
 from benchmarks.results.results import Result, enclosing_study, has_items, read_result, reject_duplicates, result_files
 from benchmarks.study.rows import RowRecord
-from benchmarks.study.step_state import StepRecord, read_record
+from benchmarks.study.state import StepRecord, read_record
 from benchmarks.study.study_record import RECORD_FILE, StudyRecord, read_study_record
 from benchmarks.study.trash import describe_acceptance
 from benchmarks.tasks.mllm.judge import NO_JUDGE

@@ -10,6 +10,7 @@ from benchmarks.report.cell_text import ELSEWHERE, column_title, decimals, group
 from benchmarks.report.chance_level import chance_notes
 from benchmarks.report.load_results import MissingValue, ReportSource
 from benchmarks.report.table import ALPHA, Table
+from benchmarks.report.training_settings import CONFOUNDED_WARNING, TrainingSettings, diff_training, training_of_result
 from benchmarks.results.formatting import (
     MAX_TEXT_CHARS,
     decimals_needed,
@@ -22,7 +23,6 @@ from benchmarks.results.formatting import (
 from benchmarks.results.protocol import INPUT_PREFIX
 from benchmarks.results.results import MAX_UNREAD, UNREAD, UNREAD_WRONG, Result
 from benchmarks.study.rows import EXCLUDED_FROM_BENCHMARK
-from benchmarks.study.training_settings import CONFOUNDED_WARNING, TrainingSettings, diff_training, training_of_result
 from benchmarks.tasks.encoders.linear_probe import IN_TRAIN, UNSEEN_ACCURACY
 from benchmarks.tasks.sizes import parts
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,6 +36,7 @@ _DISTRIBUTED = {
 """Command that runs in several processes → the module that torchrun runs in each."""
 _TRAININGS = {("clips", "train"), ("llava-bridge", "train")}
 _TORCHRUN = "torchrun"
+_PORTS = range(20_000, 32_000)
 
 
 def commands_of(program: str) -> Mapping[str, Command]:
@@ -90,7 +93,7 @@ def launch_command(words: tuple[str, ...], config: Path, resources: Resources) -
     """A step's command with the launcher of its processes, as a user would type it.
 
     One process needs no launcher. ``llava-bridge train`` starts its own processes on one node. All others use torchrun,
-    which reads its rendezvous between nodes from the environment (PET_NODE_RANK, PET_RDZV_ENDPOINT).
+    on several nodes started by srun on each.
 
     Raises:
         UserError: the command runs in one process only.
@@ -106,9 +109,29 @@ def launch_command(words: tuple[str, ...], config: Path, resources: Resources) -
             f"nodes: {resources.nodes}"
         )
     timeout = ("--shutdown-timeout", "270")  # to save a checkpoint on SIGTERM; torchrun's default is 30 seconds
-    nodes = ("--standalone",) if resources.nodes == 1 else ("--nnodes", str(resources.nodes), "--rdzv-backend", "c10d")
+    nodes: tuple[str, ...] = ("--standalone",)
+    launcher: tuple[str, ...] = (_TORCHRUN,)
+    if resources.nodes > 1:  # of a SLURM job; torchrun numbers the nodes itself
+        nodes = ("--nnodes", str(resources.nodes), "--rdzv-backend", "c10d", *_rendezvous(os.environ))
+        launcher = (
+            "srun",
+            f"--nodes={resources.nodes}",
+            f"--ntasks={resources.nodes}",
+            "--kill-on-bad-exit",
+            *launcher,
+        )
     count = ("--nproc-per-node", str(resources.processes))
-    return (_TORCHRUN, *nodes, *timeout, *count, "-m", _DISTRIBUTED[words], *words[1:], *given)
+    return (*launcher, *nodes, *timeout, *count, "-m", _DISTRIBUTED[words], *words[1:], *given)
+
+
+def _rendezvous(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """Where the nodes of this SLURM job meet; empty outside of one, as when a study is planned."""
+    if "SLURM_JOB_ID" not in environment:
+        return ()
+    listed = ["scontrol", "show", "hostnames", environment["SLURM_JOB_NODELIST"]]
+    hosts = subprocess.run(listed, capture_output=True, text=True, check=True).stdout.split()
+    job = environment["SLURM_JOB_ID"]
+    return ("--rdzv-id", job, "--rdzv-endpoint", f"{hosts[0]}:{_PORTS[int(job) % len(_PORTS)]}")
 
 
 def resolve_executable(words: tuple[str, ...]) -> list[str]:
@@ -117,8 +140,9 @@ def resolve_executable(words: tuple[str, ...]) -> list[str]:
     Raises:
         UserError: the program is not installed.
     """
-    if words[0] == _TORCHRUN:
-        return [sys.executable, "-m", "torch.distributed.run", *words[1:]]
+    if _TORCHRUN in words:
+        at = words.index(_TORCHRUN)
+        return [*words[:at], sys.executable, "-m", "torch.distributed.run", *words[at + 1 :]]
     if words[0] == PYTHON_SCRIPT:
         return [sys.executable, *words[1:]]
     sibling = Path(sys.executable).with_name(words[0])

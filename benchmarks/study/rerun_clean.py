@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.results.formatting import format_duration, strip_control_chars
-from benchmarks.study.locks import is_at_work, locked
-from benchmarks.study.step_state import RECORD, read_record, step_directory, write_record
-from benchmarks.study.steps import Step, topological_order
+from benchmarks.study.locks import locked
+from benchmarks.study.state import RECORD, is_at_work, read_record, step_directory, write_record
+from benchmarks.study.steps import Step
 from benchmarks.study.study_commands import (
     ResolvedStudy,
     StudyConfig,
@@ -94,7 +94,7 @@ def _training_and_evaluation(steps: Sequence[Step]) -> set[str]:
 
 def _with_descendants(names: set[str], steps: Sequence[Step]) -> list[Step]:
     found: dict[str, Step] = {}
-    for step in topological_order(steps):
+    for step in steps:
         if step.name in names or not found.keys().isdisjoint(step.parents):
             found[step.name] = step
     return list(found.values())

@@ -35,9 +35,9 @@ class Resources:
     Args:
         processes: on each node, under the launcher of the step's command.
         nodes: of the step; more than one under SLURM only.
-        gpus: on each node, for executors that assign GPUs; by default one per process, and none for ``data`` steps.
+        gpus: on each node, seen by the step alone; by default one per process, and none for ``data`` steps.
         cpus: cores per process; by default the study's ``threads``.
-        memory_gb: on each node, for executors on a cluster; not enforced by others.
+        memory_gb: on each node, for a cluster; not enforced on this machine.
         time_limit_hours: for SLURM; not enforced by others.
     """
 
@@ -86,6 +86,21 @@ def check_patterns(resources: Mapping[str, Settings], steps: Iterable[Step]) -> 
     for pattern in resources:
         if pattern not in STEP_KINDS and not fnmatch.filter(names, pattern):
             raise unknown_name_error(pattern, [*STEP_KINDS, *names], "kind or step in 'resources'")
+
+
+def snakemake_resources(given: Resources) -> dict[str, typing.Any]:
+    """The ``resources`` of a step's rule, in the terms of Snakemake and of its plugins for SLURM and Kubernetes."""
+    nodes = {"nodes": given.nodes, "tasks": given.nodes, "tasks_per_gpu": 0, "mpi": "srun"} if given.nodes > 1 else {}
+    demands = {
+        "gpu": given.gpus * given.nodes or None,
+        "gpu_manufacturer": "nvidia" if given.gpus else None,  # Kubernetes asks for it
+        "jobs": None if given.gpus else 1,
+        "threads": given.cpus * given.processes if given.cpus else None,
+        "mem_mb": round(given.memory_gb * 1024) if given.memory_gb else None,
+        "runtime": max(1, round(given.time_limit_hours * 60)) if given.time_limit_hours else None,
+        **nodes,
+    }
+    return {name: value for name, value in demands.items() if value is not None}
 
 
 def take_gpus(devices: Sequence[str], count: int) -> tuple[list[str], list[int]] | None:

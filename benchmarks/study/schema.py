@@ -18,7 +18,6 @@
       other:    {lmms: {model: llava_hf, model_args: "pretrained=path/to/it"}}
     benchmarks: {retrieval: {data: $data/test}, pope: {}}
 
-    executor: slurm                               # see ``executors``
     resources: {encoder: {processes: 8}}          # see ``resources``
 
 A value that begins with ``$`` is a path in the study's output, and the step that creates it runs first; or it is a path
@@ -28,7 +27,6 @@ columns are the benchmarks.
 
 from __future__ import annotations
 
-import dataclasses
 import fnmatch
 import itertools
 import re
@@ -39,7 +37,6 @@ from typing import Any
 
 from benchmarks.results.reference_results import select_reference_results
 from benchmarks.study.display import Display
-from benchmarks.study.executors import ExecutorConfig, LocalConfig, executor_config
 from benchmarks.study.resources import Resources
 from benchmarks.study.rows import RowRecord
 from benchmarks.study.sweep import FigureSpec, Settings, SweepPoint, expand_sweeps
@@ -118,7 +115,7 @@ class Study:
         jobs: maximum number of concurrent steps.
         threads: threads of each step; by default the cores divided by ``jobs``.
         confirm_hours: steps that took longer in all are recomputed only with ``--yes``.
-        executor: where steps run, see ``executors``.
+        profile: directory of a Snakemake profile: where steps run, such as a SLURM cluster; by default this machine.
         resources: type of step, or pattern of step names → fields of ``resources.Resources``.
         seeds: every encoder and LLaVA is trained once with each.
         paths: name → directory outside the study, for ``$name/…``.
@@ -149,7 +146,7 @@ class Study:
     jobs: int = 1
     threads: int | None = None
     confirm_hours: float = 1.0
-    executor: ExecutorConfig = field(default_factory=LocalConfig)
+    profile: str | None = None
     resources: Mapping[str, Settings] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0,)
     paths: Mapping[str, str] = field(default_factory=dict)
@@ -347,5 +344,4 @@ def parse_study(content: Any) -> Study:
         if isinstance(fields.get(name), dict):
             fields[name], sweeps = expand_sweeps(fields[name], name)
             fields |= {"sweeps": sweeps} if name == "encoders" else {}
-    executor = executor_config(fields.pop("executor", "local"))
-    return dataclasses.replace(from_plain(Study, fields), executor=executor)
+    return from_plain(Study, fields)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import statistics
@@ -10,13 +9,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from benchmarks.results.formatting import format_duration, strip_control_chars
-from benchmarks.study.job import PLAN
-from benchmarks.study.locks import is_at_work, runner_lives
-from benchmarks.study.step_state import StepKey, StepRecord, is_done, log_tail, read_record
-from benchmarks.study.steps import Share, Step, time_left
+from benchmarks.study.locks import LOCK, is_locked
+from benchmarks.study.runner import PLAN
+from benchmarks.study.state import StepKey, StepRecord, log_tail, read_record, step_state
+from benchmarks.study.steps import Step
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
@@ -33,9 +32,7 @@ class StepStatus:
 
     Args:
         name: of the step.
-        state: ``new``, ``changed: …``, ``missing`` (without its outputs, or with hollow ones), ``failed``,
-            ``interrupted``, ``stopped`` (recorded as running, without a process), ``running`` or ``done``; with a
-            runner at work also ``waiting`` and ``cannot run``.
+        state: see `state.step_state`; with a runner at work also ``waiting`` and ``cannot run``.
         record: of its last job.
         seconds: elapsed time.
         left: estimated remaining seconds; None if unknown.
@@ -52,21 +49,6 @@ class StepStatus:
     last: str = ""
 
 
-def step_state(step: Step, key: StepKey, output: Path) -> str:
-    """The state of a step, see ``StepStatus``."""
-    record = read_record(output, step.name)
-    if is_at_work(output, step.name) and (record is None or record.status == "running"):
-        return "running" if record is not None else "new"
-    if record is None:
-        return "new"
-    if record.key != key.key:
-        changes = ", ".join(key.changes(record))
-        return f"changed: {changes}" if changes else "changed"
-    if record.status == "running":
-        return "stopped"
-    return record.status if record.status != "done" or is_done(step, key, output) else "missing"
-
-
 class StudyMonitor:
     """Reads the progress of a study repeatedly.
 
@@ -74,62 +56,55 @@ class StudyMonitor:
         steps: of the study, parents first.
         keys: step → its current key.
         output: the study's directory.
-        shares: see ``ExecutorConfig.shares``; for the remaining time.
+        jobs: how many steps run side by side; for the remaining time.
     """
 
-    def __init__(
-        self, steps: Sequence[Step], keys: Mapping[str, StepKey], output: Path, shares: Mapping[str, Share]
-    ) -> None:
-        self.steps, self.keys, self.output, self.shares = steps, keys, output, shares
+    def __init__(self, steps: Sequence[Step], keys: Mapping[str, StepKey], output: Path, jobs: int) -> None:
+        self.steps, self.keys, self.output, self.jobs = steps, keys, output, jobs
 
     def statuses(self, *, running: bool | None = None) -> list[StepStatus]:
-        """The current status of every step.
-
-        Args:
-            running: whether a runner is at work; by default it is checked.
-        """
-        running = runner_lives(self.output) if running is None else running
-        run = _current_run(self.output)
-        statuses: dict[str, StepStatus] = {}
-        durations = self._durations()
-        for step in self.steps:
-            state = step_state(step, self.keys[step.name], self.output)
-            record = read_record(self.output, step.name)
-            if running and state not in {"done", "running"} and not _is_of(run, record):
-                parents = {statuses[parent].state for parent in step.parents}
-                state = "cannot run" if parents & {"failed", "cannot run"} else "waiting"
-            statuses[step.name] = self._status(step, state, record, durations)
-        return list(statuses.values())
-
-    def _status(self, step: Step, state: str, record: StepRecord | None, durations: Mapping[str, float]) -> StepStatus:
-        duration = durations.get(step.name, durations.get(step.kind))
-        status = StepStatus(name=step.name, state=state, record=record, left=duration)
-        if record is None or state in {"new", "waiting", "cannot run"}:
-            return status
-        if state != "running":
-            last = record.log_tail[-1] if record.log_tail else ""
-            return dataclasses.replace(status, seconds=record.seconds, last=last)
-        lines = log_tail(self.output, step.name)
-        seconds = record.previous_seconds + time.time() - record.started
-        left = None if duration is None else max(duration - seconds, 0.0)
-        last = lines[-1] if lines else ""
-        return dataclasses.replace(status, seconds=seconds, left=left, progress=_progress(lines), last=last)
-
-    def _durations(self) -> dict[str, float]:
-        """Step → recorded seconds, and type of step → their mean."""
+        """The current status of every step; ``running``, whether a runner is at work, is checked if not given."""
+        running = is_locked(self.output / LOCK) if running is None else running
+        began = _began(self.output)
         records = {step.name: read_record(self.output, step.name) for step in self.steps}
-        own = {name: record.seconds for name, record in records.items() if record and record.status == "done"}
-        kinds: dict[str, list[float]] = {}
+        usual = _usual_seconds(self.steps, records)
+        found: dict[str, StepStatus] = {}
         for step in self.steps:
-            if step.name in own:
-                kinds.setdefault(step.kind, []).append(own[step.name])
-        return own | {kind: statistics.mean(values) for kind, values in kinds.items()}
+            record, state = records[step.name], step_state(step, self.keys[step.name], self.output)
+            if running and state not in {"done", "running"} and not (record and record.started >= began):
+                parents = {found[parent].state for parent in step.parents}
+                state = "cannot run" if parents & {"failed", "cannot run"} else "waiting"
+            seconds, progress, last = record.seconds if record else 0.0, "", ""
+            if record is not None and state == "running":
+                lines = log_tail(self.output, step.name)
+                seconds += time.time() - record.started
+                progress, last = _progress(lines), lines[-1] if lines else ""
+            elif record is not None and record.log_tail and state not in {"new", "waiting", "cannot run", "done"}:
+                last = record.log_tail[-1]
+            whole = usual.get(step.name, usual.get(step.kind))
+            found[step.name] = StepStatus(
+                name=step.name,
+                state=state,
+                record=record,
+                seconds=0.0 if state in {"new", "waiting", "cannot run"} else seconds,
+                left=whole if whole is None or state != "running" else max(whole - seconds, 0.0),
+                progress=progress,
+                last=last,
+            )
+        return list(found.values())
 
     def time_left(self, statuses: Sequence[StepStatus]) -> float | None:
-        """Estimated seconds until all running and waiting steps are done; None if the time of one is unknown."""
+        """Estimated seconds until all running and waiting steps are done; None if the time of one is unknown.
+
+        The longest chain of steps, or all steps' time divided by ``jobs``, whichever is longer.
+        """
         left = {status.name: status.left for status in statuses if status.state in {"waiting", "running"}}
-        known = {name: seconds for name, seconds in left.items() if seconds is not None}
-        return time_left(self.steps, known, self.shares) if len(known) == len(left) else None
+        if None in left.values():
+            return None
+        ends: dict[str, float] = {}
+        for step in self.steps:
+            ends[step.name] = (left.get(step.name) or 0.0) + max((ends[each] for each in step.parents), default=0.0)
+        return max(sum(seconds or 0.0 for seconds in left.values()) / self.jobs, *ends.values())
 
     def changes(self, before: Sequence[StepStatus], now: Sequence[StepStatus]) -> list[str]:
         """Lines such as ``[3/15] encoder-clips-s0: done after 12 s`` for changed states, with the log of failures."""
@@ -152,9 +127,10 @@ class StudyMonitor:
         return lines
 
     def view(self, statuses: Sequence[StepStatus], width: int) -> Group:
-        """A table of the steps, and the last log lines of running and failed ones.
+        """A table of the steps, a summary, and the last log lines of running and failed steps.
 
         Args:
+            statuses: of the steps.
             width: of the terminal; a narrow one gets fewer columns, but whole names of steps.
         """
         from rich.console import Group
@@ -162,46 +138,47 @@ class StudyMonitor:
         from rich.text import Text
 
         rows = [_row(status) for status in statuses]
-        columns = _fitting_columns(rows, width)
+        widths = {name: max([len(name), *(len(row[name]) for row in rows)]) + 2 for name in rows[0]} if rows else {}
+        columns = list(widths)
+        for name in _OPTIONAL_COLUMNS:
+            if sum(widths[column] for column in columns) > width:
+                columns.remove(name)
         table = Table(box=None, pad_edge=False)
         for column in columns:
             table.add_column(column, justify="right" if column in {"time", "left", "memory"} else "left", no_wrap=True)
         for row, status in zip(rows, statuses, strict=True):
             style = _STYLES.get(status.state, "yellow")
             table.add_row(*(Text(row[name], style=style if name in {"step", "state"} else "") for name in columns))
-        parts: list[Table | Text] = [table, Text(self._summary(statuses), style="bold")]
+        states = [status.state for status in statuses]
+        summary = [f"{states.count('done')} of {len(states)} done"]
+        summary += [f"{states.count('failed')} failed"] if "failed" in states else []
+        if {"waiting", "running"} & set(states):
+            summary += [f"about {format_duration(left)} left"] if (left := self.time_left(statuses)) else []
+        elif len(states) > states.count("done"):
+            summary.append("nothing is running")
+        parts: list[Table | Text] = [table, Text(", ".join(summary), style="bold")]
         for status in statuses:
             if status.last and status.state != "done":
                 parts.append(Text(f"{status.name}: {strip_control_chars(status.last, 160)}", style="dim"))
         return Group(*parts)
 
-    def _summary(self, statuses: Sequence[StepStatus]) -> str:
-        """Such as ``3 of 9 done, 1 failed, about 4 min 10 s left``."""
-        states = [status.state for status in statuses]
-        done, failed = states.count("done"), states.count("failed")
-        parts = [f"{done} of {len(states)} done", *([f"{failed} failed"] if failed else [])]
-        if {"waiting", "running"} & set(states):
-            left = self.time_left(statuses)
-            parts += [f"about {format_duration(left)} left"] if left else []
-        elif len(states) > done:
-            parts.append("nothing is running")
-        return ", ".join(parts)
+
+def _usual_seconds(steps: Sequence[Step], records: Mapping[str, StepRecord | None]) -> dict[str, float]:
+    """Step → recorded seconds, and type of step → their mean."""
+    own = {name: record.seconds for name, record in records.items() if record and record.status == "done"}
+    kinds: dict[str, list[float]] = {}
+    for step in steps:
+        if step.name in own:
+            kinds.setdefault(step.kind, []).append(own[step.name])
+    return own | {kind: statistics.mean(values) for kind, values in kinds.items()}
 
 
-def _current_run(output: Path) -> dict[str, Any]:
-    """The plan of the last ``study run`` (`RunPlan` as plain data); empty if there is none."""
+def _began(output: Path) -> float:
+    """When the last ``study run`` began; 0 if there was none."""
     try:
-        plan: dict[str, Any] = json.loads((output / PLAN).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return plan
-
-
-def _is_of(run: Mapping[str, Any], record: StepRecord | None) -> bool:
-    """Whether the last job of a step belongs to a run: started by it, or at work when it began."""
-    if record is None or not run:
-        return False
-    return bool(record.run_id == run.get("run") or run.get("jobs", {}).get(record.name, {}).get("is_adopted"))
+        return float(json.loads((output / PLAN).read_text(encoding="utf-8"))["began"])
+    except (OSError, ValueError, KeyError):
+        return 0.0
 
 
 class ProgressDisplay:
@@ -254,15 +231,6 @@ def _row(status: StepStatus) -> dict[str, str]:
         "left": format_duration(status.left) if status.left and status.state == "running" else "",
         "memory": f"{peak / 1024:.1f} GB" if peak else "",
     }
-
-
-def _fitting_columns(rows: Sequence[Mapping[str, str]], width: int) -> list[str]:
-    widths = {name: max([len(name), *(len(row[name]) for row in rows)]) + 2 for name in rows[0]} if rows else {}
-    columns = list(widths)
-    for name in _OPTIONAL_COLUMNS:
-        if sum(widths[column] for column in columns) > width:
-            columns.remove(name)
-    return columns
 
 
 def _progress(lines: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import graphlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +13,6 @@ from clips.core.artifact import MANIFEST, find_damage, read_manifest
 from clips.errors import UserError
 
 StepKind = Literal["data", "encoder", "llava", "evaluation"]
-Share = Mapping[str, float]
-"""Shared resource of the executor (``gpus``, ``jobs``) → the fraction of it that a step occupies."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,18 +125,3 @@ def topological_order(steps: Iterable[Step]) -> list[Step]:
         if step.name not in have_dependents:
             add(step)
     return list(ordered.values())
-
-
-def time_left(steps: Sequence[Step], remaining: Mapping[str, float], shares: Mapping[str, Share]) -> float:
-    """Lower bound of the seconds until all steps are done, from the executor's capacity and the order of the steps.
-
-    ``remaining`` are the seconds of unfinished steps, and ``shares`` those of ``ExecutorConfig.shares``.
-    """
-    ends: dict[str, float] = {}
-    for step in topological_order(steps):
-        ends[step.name] = remaining.get(step.name, 0.0) + max((ends[parent] for parent in step.parents), default=0.0)
-    busy: dict[str, float] = {}
-    for name, seconds in remaining.items():
-        for resource, fraction in shares[name].items():
-            busy[resource] = busy.get(resource, 0.0) + seconds * fraction
-    return max(0.0, *busy.values(), *ends.values())

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.study.build_steps import StudyPlan, build_plan
-from benchmarks.study.launchers import check_command, command_settings, command_version, launch_command
+from benchmarks.study.launchers import check_command, launch_command
 from benchmarks.study.locks import locked
 from benchmarks.study.resources import Resources, check_patterns, resolve_resources
+from benchmarks.study.runner import LOG, Summary, run_steps
 from benchmarks.study.schema import Study, read_study
-from benchmarks.study.status import ProgressDisplay, StudyMonitor, step_state
-from benchmarks.study.step_state import CONFIG_FILE, LOG_FILE, StepKey, is_done, step_directory, step_keys
+from benchmarks.study.state import CONFIG_FILE, LOG_FILE, StepKey, is_done, step_directory, step_keys, step_state
+from benchmarks.study.status import ProgressDisplay, StudyMonitor
 from benchmarks.study.study_record import RECORD_FILE, StepPlan, StudyRecord, describe_machine, write_study_record
 from benchmarks.study.trash import Replacement, check_costly, describe_trash, replacements, summarize_replacements
 from clips.core.artifact import git_state, library_versions, log_info
@@ -25,9 +26,6 @@ from clips.errors import UserError, unknown_name_error
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
-
-    from benchmarks.study.engine import Summary
-    from benchmarks.study.steps import Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +70,13 @@ class ScheduledStudyConfig(StudySelection):
 
     Args:
         jobs: maximum number of concurrent steps, overriding the study file.
+        profile: of Snakemake, a directory: where and how steps run, as on a SLURM cluster; overriding the study file.
         check: before the first step starts, check every step's config and that all input files exist.
         confirm_hours: overriding that of the study file.
     """
 
     jobs: int | None = None
+    profile: str | None = None
     check: bool = True
     confirm_hours: float | None = None
 
@@ -86,6 +86,7 @@ class ScheduledStudyConfig(StudySelection):
         return dataclasses.replace(
             study,
             jobs=study.jobs if self.jobs is None else self.jobs,
+            profile=self.profile or study.profile,
             confirm_hours=study.confirm_hours if self.confirm_hours is None else self.confirm_hours,
         )
 
@@ -117,11 +118,6 @@ class ResolvedStudy:
         return {step.name: resolve_resources(self.plan.study.resources, step) for step in self.plan.steps}
 
     @property
-    def shares(self) -> dict[str, Share]:
-        """Step → the fraction of the executor that it occupies."""
-        return self.plan.study.executor.shares(self.resources, self.plan.study.jobs)
-
-    @property
     def output(self) -> Path:
         """The study's directory."""
         return self.plan.study.directory
@@ -137,7 +133,7 @@ class ResolvedStudy:
 
     def monitor(self) -> StudyMonitor:
         """A monitor of the study's progress."""
-        return StudyMonitor(self.plan.steps, self.keys, self.output, self.shares)
+        return StudyMonitor(self.plan.steps, self.keys, self.output, self.plan.study.jobs)
 
 
 def resolve_study(config: StudySelection) -> ResolvedStudy:
@@ -152,12 +148,7 @@ def resolve_study(config: StudySelection) -> ResolvedStudy:
     for step in plan.steps:
         check_command(step.command)
         launch_command(step.command, Path(), resolve_resources(plan.study.resources, step))
-    return ResolvedStudy(plan=plan, keys=current_keys(plan), text=text)
-
-
-def current_keys(plan: StudyPlan) -> dict[str, StepKey]:
-    """The keys of a plan's steps, with the current external files."""
-    return step_keys(plan.steps, plan.study.directory, version=command_version, settings=command_settings)
+    return ResolvedStudy(plan=plan, keys=step_keys(plan.steps, plan.study.directory), text=text)
 
 
 def run_study_steps(config: StudyConfig, *, report: Callable[[Path], None]) -> None:
@@ -194,8 +185,6 @@ def run_study_steps(config: StudyConfig, *, report: Callable[[Path], None]) -> N
 
 def log_files(output: Path, failed: Sequence[str]) -> str:
     """The logs that say why steps failed: their own, and Snakemake's for steps that it could not start."""
-    from benchmarks.study.engine import LOG
-
     not_started = [name for name in failed if not (step_directory(output, name) / LOG_FILE).exists()]
     logs = [f"{output}/steps/<step>/{LOG_FILE}"] if len(not_started) < len(failed) else []
     if not_started:
@@ -206,8 +195,6 @@ def log_files(output: Path, failed: Sequence[str]) -> str:
 def _run_locked(resolved: ResolvedStudy, config: StudyConfig) -> Summary:
     """Run the unfinished steps, and write ``study.json`` before (for `study status`) and after them."""
     from rich.console import Console
-
-    from benchmarks.study.engine import run_steps
 
     study, steps, output = resolved.plan.study, resolved.plan.steps, resolved.output
     done = all(is_done(step, resolved.keys[step.name], output) for step in steps)
@@ -220,18 +207,18 @@ def _run_locked(resolved: ResolvedStudy, config: StudyConfig) -> Summary:
             output,
             jobs=study.jobs,
             threads=study.threads,
-            executor=study.executor,
+            profile=study.profile,
             resources=resolved.resources,
             show=display.show,
         )
-    now = dataclasses.replace(resolved, keys=current_keys(resolved.plan))
+    now = dataclasses.replace(resolved, keys=step_keys(steps, output))
     write_study_record(output, study_record(now, config.study))
     return summary
 
 
 def study_record(resolved: ResolvedStudy, file: str) -> StudyRecord:
     """The content of ``study.json``."""
-    study, resources, shares = resolved.plan.study, resolved.resources, resolved.shares
+    study, resources = resolved.plan.study, resolved.resources
     steps = {}
     for step in resolved.plan.steps:
         config_file = step_directory(resolved.output, step.name) / CONFIG_FILE
@@ -240,7 +227,6 @@ def study_record(resolved: ResolvedStudy, file: str) -> StudyRecord:
             command=" ".join(launch_command(step.command, config_file, resources[step.name])),
             key=resolved.keys[step.name].key,
             parents=step.parents,
-            executor_share=shares[step.name],
         )
     return StudyRecord(
         name=study.name,

@@ -13,7 +13,6 @@ from typing import Any
 
 from benchmarks.study.display import Display
 from benchmarks.study.rows import RowRecord
-from benchmarks.study.steps import Share
 from benchmarks.study.sweep import FigureSpec
 from clips.core.artifact import atomic_write
 from clips.errors import UserError
@@ -69,13 +68,12 @@ SCHEMA = 2
 
 @dataclass(frozen=True, kw_only=True)
 class StepPlan:
-    """One planned step: type of its outputs, command, key, parents, and the fraction of the executor it occupies."""
+    """One planned step: type of its outputs, command, key and parents."""
 
     kind: str
     command: str
     key: str
     parents: tuple[str, ...] = ()
-    executor_share: Share = field(default_factory=lambda: {"jobs": 1.0})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,22 +26,21 @@ from typing import Any
 import yaml
 
 from benchmarks.results.formatting import format_duration
-from benchmarks.study.locks import is_at_work
-from benchmarks.study.step_state import (
+from benchmarks.study.state import (
     CONFIG_FILE,
     LOG_FILE,
     RECORD,
     StepKey,
     StepRecord,
+    is_at_work,
     is_done,
     read_record,
     relative_config,
-    stage_directories,
     step_directory,
     write_record,
 )
-from benchmarks.study.steps import Step, topological_order
-from clips.core.artifact import MANIFEST, UUID_PATTERN, write_errors_as_user_errors
+from benchmarks.study.steps import Step
+from clips.core.artifact import MANIFEST, STAGES_DIR, UUID_PATTERN, write_errors_as_user_errors
 from clips.errors import UserError
 from clips.safe_text import redact
 from clips.typed_data import flatten, to_plain
@@ -130,7 +129,11 @@ def replaced_paths(step: Step, key: StepKey, before: StepRecord | None) -> list[
 def paths_of_output(path: Path) -> list[Path]:
     """What exists of an output: itself, a result's items, the stages of a training and unfinished work."""
     items = [path.with_name(f"{path.stem}.items.parquet")] if path.suffix == ".json" else []
-    return [each for each in (path, *items, stage_directories(path), *_unfinished_work(path)) if os.path.lexists(each)]
+    return [
+        each
+        for each in (path, *items, path.with_name(f"{path.name}{STAGES_DIR}"), *_unfinished_work(path))
+        if os.path.lexists(each)
+    ]
 
 
 def _is_current(path: Path, key: StepKey, before: StepRecord | None) -> bool:
@@ -280,7 +283,7 @@ def accept(steps: Sequence[Step], keys: Mapping[str, StepKey], output: Path, *, 
     current: set[str] = set()
     accepted: list[StepRecord] = []
     lines: list[str] = []
-    for step in topological_order(steps):
+    for step in steps:
         key, before = keys[step.name], read_record(output, step.name)
         if before is not None and before.key == key.key:
             current.add(step.name)
@@ -313,7 +316,7 @@ def _not_acceptable(step: Step, before: StepRecord | None, current: Collection[s
     if before is not None and before.status != "done":  # an interrupted training resumes
         if step.parts:
             return "it is unfinished, and would replace its results"
-        work = [[path, stage_directories(path), *_unfinished_work(path)] for path in step.outputs]
+        work = [[path, path.with_name(f"{path.name}{STAGES_DIR}"), *_unfinished_work(path)] for path in step.outputs]
         return None if any(map(os.path.lexists, itertools.chain(*work))) else "it has no unfinished work to resume from"
     return next(iter(step.problems()), None)
 

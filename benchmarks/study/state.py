@@ -1,10 +1,10 @@
-"""The keys and records of a study's steps, and whether a step is done.
+"""The record of each step of a study: what made its outputs, under which key, and whether they are done.
 
 A step's *key* is a hash of its dependencies: command, the command's version number, config, external files, and the
 keys of its parents. Settings of a training that do not change its result (``clips.core.identity.RUN_ONLY``) do not
 count. It does not include source code: a change of a command's results requires a higher version
-(``clips.core.identity.VERSIONS``). A step is done if its last job succeeded under its current key. The outputs of
-another key move to the study's trash before the step is executed again, so old and new results never mix.
+(``clips.core.identity.VERSIONS``). A step is done if its last job succeeded under its current key and its outputs are
+whole. The outputs of another key move to the study's trash before the step runs again, so old and new never mix.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmarks.study.launchers import command_settings, command_version
+from benchmarks.study.locks import LOCK, is_locked
 from benchmarks.study.path_refs import PATH_PREFIX, map_strings, split_refs
-from benchmarks.study.steps import OutputSpec, Step, topological_order
-from clips.core.artifact import STAGES_DIR, atomic_write, lexical_abspath
+from benchmarks.study.steps import OutputSpec, Step
+from clips.core.artifact import atomic_write, lexical_abspath
 from clips.core.content import content_hashes
 from clips.data.remote_files import expand_brace_ranges
 from clips.typed_data import to_plain
@@ -30,7 +32,6 @@ LOG_FILE = "log.txt"
 CONFIG_FILE = "config.yaml"
 LOG_TAIL_LINES = 20
 _HASH_DIGITS = 12  # of a part's hash
-RecordStatus = Literal["running", "done", "failed", "interrupted"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,17 +44,14 @@ class StepRecord:
         command: the command line, as a user would type it.
         key: the step's key when the job started.
         parts: of the key, see ``StepKey``.
-        status: of the job.
+        status: of the job; ``running`` without a process that holds the step's lock means that it was killed.
         started: seconds since the epoch.
-        seconds: wall time of this job and of those that it resumed, lost work included; updated every half minute.
-        previous_seconds: the part of ``seconds`` before ``started``.
+        seconds: wall time of this job and of those that it resumed, lost work included.
         peak_memory_mb: largest resident memory of one process, MiB; None if unknown.
-        exit_status: of the command; None while running or if the runner ended it.
+        exit_status: of the command; None while running or if it was interrupted.
         log_tail: the last lines of the log of a failed job.
         outputs: file name → key, of outputs that have their own dependencies.
         output_paths: its outputs, and those of former jobs that exist, relative to the study's directory.
-        run_id: of the ``study run`` that started the job.
-        job: id of the SLURM job or name of the pod; empty on the runner's machine.
         machine: see `study_record.describe_machine`.
         git: commit of the code and whether it had uncommitted changes.
         versions: of the libraries.
@@ -65,18 +63,15 @@ class StepRecord:
     kind: str
     command: str
     key: str
-    status: RecordStatus
+    status: Literal["running", "done", "failed", "interrupted"]
     started: float
     seconds: float = 0.0
-    previous_seconds: float = 0.0
     peak_memory_mb: float | None = None
     exit_status: int | None = None
     log_tail: tuple[str, ...] = ()
     parts: Mapping[str, str] = dataclasses.field(default_factory=dict)
     outputs: Mapping[str, str] = dataclasses.field(default_factory=dict)
     output_paths: tuple[str, ...] = ()
-    run_id: str = ""
-    job: str = ""
     machine: Mapping[str, str] = dataclasses.field(default_factory=dict)
     git: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -99,6 +94,12 @@ def read_record(output: Path, name: str) -> StepRecord | None:
         return None
 
 
+def write_record(output: Path, record: StepRecord) -> None:
+    """Write a step's record atomically."""
+    text = json.dumps(to_plain(record), indent=2, ensure_ascii=False) + "\n"
+    atomic_write(step_directory(output, record.name) / RECORD, text)
+
+
 def find_producer(output: Path) -> tuple[Path, StepRecord] | None:
     """The study's directory and the record of the step that made a file or directory, or None."""
     output = lexical_abspath(output)
@@ -108,12 +109,6 @@ def find_producer(output: Path) -> tuple[Path, StepRecord] | None:
             if record is not None and output.relative_to(root).as_posix() in record.output_paths:
                 return root, record
     return None
-
-
-def write_record(output: Path, record: StepRecord) -> None:
-    """Write a step's record atomically."""
-    text = json.dumps(to_plain(record), indent=2, ensure_ascii=False) + "\n"
-    atomic_write(step_directory(output, record.name) / RECORD, text)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,7 +122,7 @@ class StepKey:
     """
 
     key: str
-    outputs: Mapping[str, str]
+    outputs: Mapping[str, str] = dataclasses.field(default_factory=dict)
     parts: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def changes(self, record: StepRecord) -> list[str]:
@@ -135,32 +130,21 @@ class StepKey:
         return [name for name, part in self.parts.items() if record.parts.get(name, part) != part]
 
 
-def step_keys(
-    steps: Sequence[Step],
-    directory: Path,
-    *,
-    version: Callable[[tuple[str, ...]], int | str],
-    settings: Callable[[tuple[str, ...], Any], Any],
-) -> dict[str, StepKey]:
-    """Step name → key. The location of the study's directory does not count: it may be moved.
-
-    Args:
-        version: command words → the command's version.
-        settings: command words and config → the settings that the output depends on.
-    """
+def step_keys(steps: Sequence[Step], directory: Path) -> dict[str, StepKey]:
+    """Step name → key, of steps whose parents come first. The study's directory may be moved: its place is no part."""
     keys: dict[str, StepKey] = {}
     files_state = functools.cache(external_files_state)  # many steps read the same data
 
     def depends_on(step: Step, part: Step | OutputSpec) -> dict[str, Any]:
         return {
             "command": step.command,
-            "config": settings(step.command, relative_config(to_plain(part.config), directory)),
-            "version": version(step.command),
+            "config": command_settings(step.command, relative_config(to_plain(part.config), directory)),
+            "version": command_version(step.command),
             "parents": {name: keys[name].key for name in part.parents},
             "files": {str(path): files_state(path) for path in part.needs},
         }
 
-    for step in topological_order(steps):
+    for step in steps:
         whole = depends_on(step, step)
         keys[step.name] = StepKey(
             key=_hash(whole),
@@ -214,15 +198,25 @@ def _files(path: Path) -> Iterator[Path]:
             seen.add(real)
 
 
-def stage_directories(output: Path) -> Path:
-    """The directory of the earlier stages of a training, which may not exist."""
-    return output.with_name(f"{output.name}{STAGES_DIR}")
-
-
 def is_done(step: Step, key: StepKey, output: Path) -> bool:
     """Whether the step's last job succeeded under this key and its outputs are still complete."""
     record = read_record(output, step.name)
     return record is not None and record.status == "done" and record.key == key.key and not step.problems()
+
+
+def step_state(step: Step, key: StepKey, output: Path) -> str:
+    """``new``, ``changed: …``, ``missing`` (outputs gone or hollow), ``stopped`` (killed), or the record's status."""
+    record = read_record(output, step.name)
+    if is_at_work(output, step.name) and (record is None or record.status == "running"):
+        return "running" if record is not None else "new"
+    if record is None:
+        return "new"
+    if record.key != key.key:
+        changes = ", ".join(key.changes(record))
+        return f"changed: {changes}" if changes else "changed"
+    if record.status == "running":
+        return "stopped"
+    return record.status if record.status != "done" or is_done(step, key, output) else "missing"
 
 
 def log_tail(output: Path, name: str) -> tuple[str, ...]:
@@ -235,3 +229,8 @@ def log_tail(output: Path, name: str) -> tuple[str, ...]:
         return ()
     lines = [line.split("\r")[-1].rstrip()[:400] for line in text.splitlines()]
     return tuple([line for line in lines if line][-LOG_TAIL_LINES:])
+
+
+def is_at_work(output: Path, name: str) -> bool:
+    """Whether a process holds the lock of a step, on this machine or on another one with the same file system."""
+    return is_locked(step_directory(output, name) / LOCK)

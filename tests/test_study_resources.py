@@ -1,4 +1,4 @@
-"""Executors on one machine, launchers, resources."""
+"""Resources of steps, their launchers, the locks of GPUs and studies."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import time
 from pathlib import Path
 
 import pytest
+from study_engine import make, run
 from study_material import SMALL
 
 from benchmarks.study import locks, resources
-from benchmarks.study.children import start_child, stop_child
-from benchmarks.study.executors import GpusConfig, KubernetesConfig, LocalConfig, SlurmConfig, executor_config
-from benchmarks.study.job import rendezvous
-from benchmarks.study.launchers import launch_command
+from benchmarks.study.launchers import launch_command, resolve_executable
 from benchmarks.study.locks import locked
 from benchmarks.study.resources import (
     Resources,
     check_patterns,
     gpu_environment,
     resolve_resources,
+    snakemake_resources,
     take_gpus,
 )
+from benchmarks.study.run_step import stop
 from benchmarks.study.schema import parse_study
 from benchmarks.study.steps import Step
 from clips.errors import UserError
@@ -63,52 +63,34 @@ def test_the_visible_gpus_are_those_that_the_environment_shows(monkeypatch, vari
     assert visible_gpus() == expected
 
 
-def test_resources_that_the_machine_lacks_are_rejected_before_anything_starts(monkeypatch):
+def test_resources_that_the_machine_lacks_are_rejected_before_anything_starts(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
-    with pytest.raises(UserError, match="step llava requests 3 GPUs, and 2 are visible"):
-        GpusConfig().check({"llava": Resources(gpus=3)})
-    with pytest.raises(UserError, match=r"executor.devices: expected some of 4, 5, got 0"):
-        GpusConfig(devices=("0",)).check({})
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with pytest.raises(UserError, match="no GPU is visible here"):
-        GpusConfig().check({})
-    with pytest.raises(UserError, match="step llava requests 2 nodes; expected executor: slurm"):
-        LocalConfig().check({"llava": Resources(nodes=2)})
-    monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(UserError, match="executor: slurm"):
-        SlurmConfig().check({"llava": Resources(nodes=2)})
+    for given, message in [
+        (Resources(gpus=3), "step data requests 3 GPUs, and 2 are visible"),
+        (Resources(nodes=2), "step data requests 2 nodes; expected a 'profile' of a cluster"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            run(tmp_path, [make(tmp_path, "data")], resources={"data": given})
+    assert not (tmp_path / ".plan.json").exists()
 
 
-def test_the_resources_of_a_step_are_passed_to_snakemake():
-    slurm = SlurmConfig(
-        partition="gpu", account="vision", qos="high", constraint="h100", additional_parameters={"nice": 100}
-    )
-    asked = slurm.demands(Resources(processes=4, gpus=4, cpus=8, memory_gb=64, time_limit_hours=0.5))
-    assert asked == {
-        **{"jobs": 1, "slurm_partition": "gpu", "slurm_account": "vision", "qos": "high", "constraint": "h100"},
-        **{"runtime": 30, "cpus_per_task": 32, "mem_mb": 65536, "gres": "gpu:4"},
-        "slurm_extra": "--signal=TERM@300 --nice=100",
-    }
-    wide = slurm.demands(Resources(nodes=2, processes=8, gpus=8))
-    assert (wide["nodes"], wide["tasks"], wide["mpi"], wide["runtime"]) == (2, 2, "srun", 1440)
-    short = SlurmConfig(time_limit_hours=0.1)
-    assert short.demands(Resources())["slurm_extra"] == "--signal=TERM@72"
-    assert 0 < short.grace(Resources()) < 72
-    assert short.flags(1)[-2:] == ["--slurm-status-command", "squeue"]  # no accounting here
-    assert GpusConfig(devices=("0", "1")).flags(3) == ["--cores", "5", "--resources", "jobs=3", "gpus=2"]
-    pods = KubernetesConfig(image="suite:1", volumes={"work": "/work"}, max_jobs=4)
-    assert pods.demands(Resources(gpus=2, memory_gb=1))["gpu"] == 2
-    assert pods.demands(Resources(cpus=4, processes=2))["threads"] == 8
-    words = " ".join(pods.flags(1))
-    assert "--executor kubernetes" in words
-    assert "--kubernetes-persistent-volumes work:/work" in words
+def test_the_resources_of_a_step_are_those_of_snakemake_and_its_plugins():
+    given = Resources(processes=4, gpus=4, cpus=8, memory_gb=64, time_limit_hours=0.5)
+    asked = {"gpu": 4, "gpu_manufacturer": "nvidia", "threads": 32, "mem_mb": 65536, "runtime": 30}
+    assert snakemake_resources(given) == asked
+    wide = snakemake_resources(Resources(nodes=2, processes=8, gpus=8))
+    assert (wide["gpu"], wide["nodes"], wide["tasks"], wide["mpi"]) == (16, 2, 2, "srun")
+    assert snakemake_resources(Resources()) == {"jobs": 1}
 
 
 TRAIN, LLAVA, RUN = ("clips", "train"), ("llava-bridge", "train"), ("clips-bench", "run")
 
 
 TORCHRUN = "torchrun --standalone --shutdown-timeout 270 --nproc-per-node"
-NODES = "torchrun --nnodes 2 --rdzv-backend c10d --shutdown-timeout 270 --nproc-per-node 8"
+NODES = (
+    "srun --nodes=2 --ntasks=2 --kill-on-bad-exit "
+    "torchrun --nnodes 2 --rdzv-backend c10d --shutdown-timeout 270 --nproc-per-node 8"
+)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +115,7 @@ def test_resources_of_a_kind_are_overlaid_by_those_of_a_name():
     )
     assert resolve_resources(asked, step("llava-a", "llava")) == Resources(processes=2, gpus=2, time_limit_hours=3.5)
     assert resolve_resources(asked, step("data-train", "data")) == Resources(cpus=2)
-    own = step("llm-tiny", "llm", distributed={"num_processes": 4})
+    own = step("data-llm", "data", distributed={"num_processes": 4})
     assert resolve_resources(asked, own).processes == 4
     with pytest.raises(UserError, match="did you mean 'encoder-clip-s0'"):
         check_patterns({"encoder-clp-s0": {}}, [step("encoder-clip-s0")])
@@ -142,23 +124,14 @@ def test_resources_of_a_kind_are_overlaid_by_those_of_a_name():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"executor": "slrm"}, "unknown executor 'slrm'; did you mean 'slurm'"),
-        ({"executor": {"name": "slurm", "partitoin": "gpu"}}, "executor: .*'partitoin'; did you mean 'partition'"),
-        ({"executor": {"name": "slurm", "time_limit_hours": 0}}, "executor: time_limit_hours: expected more than 0"),
-        ({"executor": ["local"]}, "executor: expected one of local, gpus, slurm, kubernetes, or a mapping"),
+        ({"executor": "slurm"}, "unknown key 'executor'"),
         ({"resources": {"encoder": {"process": 2}}}, "resources.encoder: .*'process'; did you mean 'processes'"),
         ({"resources": {"encoder": {"time_limit_hours": float("nan")}}}, "time_limit_hours: expected more than 0"),
     ],
 )
-def test_a_wrong_executor_or_resource_names_its_field(fields, message):
+def test_a_wrong_resource_names_its_field(fields, message):
     with pytest.raises(UserError, match=message):
         parse_study({**SMALL, **fields})
-
-
-def test_an_executor_is_named_alone_or_with_its_settings():
-    assert executor_config("gpus") == GpusConfig()
-    assert executor_config({"name": "gpus", "devices": ["1"]}) == GpusConfig(devices=("1",))
-    assert parse_study(SMALL).executor == LocalConfig()
 
 
 HOLDER = """
@@ -185,7 +158,7 @@ def test_a_second_runner_waits_where_it_is_asked_to(tmp_path, monkeypatch):
         monkeypatch.setattr(locks, "log_info", lambda line: (said.append(line), first.stdin.close()))  # type: ignore[union-attr]
         with locked(tmp_path, wait=True):
             assert (tmp_path / "released").exists()
-    who = f"another runner (process {first.pid}) or a step it left behind"
+    who = f"another runner (process {first.pid})"
     assert said == [f"{tmp_path}: {who} is at work here; waiting"]
 
 
@@ -195,31 +168,31 @@ def test_torchrun_s_workers_end_with_the_runner_s_patience(tmp_path):
     start = f"p = subprocess.Popen([sys.executable, '-c', {worker!r}], start_new_session=True)"
     launcher = f"{deaf}; {start}; print(p.pid, flush=True); time.sleep(99)"
     with (tmp_path / "log").open("wb") as log:
-        child = start_child([sys.executable, "-c", launcher], log, {})
+        child = subprocess.Popen([sys.executable, "-c", launcher], stdout=log, start_new_session=True)
     while len(told := (tmp_path / "log").read_text(encoding="utf-8").split()) < 2:
         time.sleep(0.02)
     pid = next(int(word) for word in told if word.isdecimal())
-    stop_child(child, 0.2)
+    stop(child, 0.2)
     deadline = time.monotonic() + 10
     while Path(f"/proc/{pid}/stat").exists() and Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z":
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
-def test_torchrun_on_several_nodes_gets_its_rendezvous_from_the_environment(tmp_path, monkeypatch):
+def test_torchrun_on_several_nodes_meets_on_the_first_node_of_its_job(tmp_path, monkeypatch):
     from torch.distributed.run import get_args_parser
 
     names = tmp_path / "scontrol"
     names.write_text("#!/bin/sh\nprintf 'n7\\nn8\\n'\n", encoding="utf-8")
     names.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    for name, value in {"SLURM_JOB_ID": "1234567", "SLURM_JOB_NODELIST": "n[7-8]", "SLURM_PROCID": "1"}.items():
+    for name, value in {"SLURM_JOB_ID": "1234567", "SLURM_JOB_NODELIST": "n[7-8]"}.items():
         monkeypatch.setenv(name, value)
-    words = launch_command(TRAIN, Path("c"), Resources(processes=8, nodes=2))
-    for name, value in rendezvous().items():
-        monkeypatch.setenv(name, value)
-    parsed = get_args_parser().parse_args(list(words[1:]))
-    assert (parsed.nnodes, parsed.nproc_per_node, parsed.node_rank) == ("2", "8", 1)
+    words = resolve_executable(launch_command(TRAIN, Path("c"), Resources(processes=8, nodes=2)))
+    assert words[:4] == ["srun", "--nodes=2", "--ntasks=2", "--kill-on-bad-exit"]
+    assert words[4:7] == [sys.executable, "-m", "torch.distributed.run"]
+    parsed = get_args_parser().parse_args(words[7:])
+    assert (parsed.nnodes, parsed.nproc_per_node) == ("2", "8")
     assert (parsed.rdzv_backend, parsed.rdzv_id) == ("c10d", "1234567")
     host, port = parsed.rdzv_endpoint.split(":")
     assert host == "n7"

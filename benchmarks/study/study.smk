@@ -1,4 +1,5 @@
-# The unfinished steps of a study, which `engine.py` writes to `.plan.json`; the key of a step decides whether it is done.
+# The unfinished steps of a study, which `clips-bench study run` writes to `.plan.json`. Snakemake decides what starts
+# when and where; whether a step is done is decided by its key (`state.py`), so that it keeps no state of its own.
 import json
 import re
 
@@ -23,13 +24,12 @@ for _number, (_name, _job) in enumerate(_plan["jobs"].items()):
         input:
             [_marker(_parent) for _parent in _job["parents"]],
         output:
-            touch(_marker(_name)),
-        localrule: _job["is_adopted"]
-        priority: len(_plan["jobs"]) - _number
+            touch(_marker(_name)),  # no output of the step, which Snakemake would delete before a training resumes
+        priority: _job["priority"]
         params:  # evaluated now, while the text after `shell` is evaluated when the job runs
             command=_job["command_line"],
-        threads: _job["demands"].pop("threads", 1)
+        threads: _job["resources"].pop("threads", 1)
         resources:
-            **_job["demands"],
+            **_job["resources"],
         shell:
-            "{params.command}"
+            "exec {params.command}"

@@ -1,0 +1,242 @@
+"""One step of a study, as Snakemake starts it: ``python -m benchmarks.study.run_step PLAN STEP``.
+
+It locks the step, moves outputs of another key to the trash, starts the command on GPUs of its own and writes the
+step's record. On SIGTERM or SIGINT, or when Snakemake dies, the command is signaled to save and end; its next job
+resumes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.study.launchers import launch_command, resolve_executable
+from benchmarks.study.locks import LOCK, acquire
+from benchmarks.study.resources import Resources, gpu_environment, take_gpus
+from benchmarks.study.state import (
+    CONFIG_FILE,
+    LOG_FILE,
+    StepKey,
+    StepRecord,
+    is_done,
+    log_tail,
+    read_record,
+    step_directory,
+    write_record,
+)
+from benchmarks.study.steps import Step
+from benchmarks.study.study_record import describe_machine
+from benchmarks.study.trash import move_outputs
+from clips.core.artifact import atomic_write, git_state, library_versions
+from clips.core.parent_death import end_with_parent
+from clips.errors import UserError
+from clips.gpus import visible_gpus
+from clips.typed_data import from_plain, to_yaml
+
+GRACE_SECONDS, CLUSTER_GRACE_SECONDS = 20.0, 240.0
+"""What a command has to save and end; SLURM signals a job before its time limit, see the profile in scripts/slurm."""
+_POLL_SECONDS = 0.1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """The job of one step in ``.plan.json``.
+
+    Args:
+        step: the step.
+        key: its current key.
+        resources: its resources.
+        parents: the unfinished steps that it waits for.
+        threads: OMP_NUM_THREADS of each process.
+        priority: of jobs that could start; the highest starts first.
+        command_line: for Snakemake.
+        demands: the ``resources`` of its rule.
+    """
+
+    step: Step
+    key: StepKey
+    given: Resources
+    parents: tuple[str, ...]
+    threads: int
+    priority: int
+    command_line: str
+    resources: dict[str, Any]
+
+
+def run_step(plan_file: Path, name: str, stopped: Sequence[int] = ()) -> bool:
+    """Run a step of a plan unless it is done; returns whether it is done afterwards.
+
+    Args:
+        plan_file: ``.plan.json`` of the study.
+        name: of the step.
+        stopped: gets an item when the step shall save and end.
+
+    Raises:
+        UserError: the trash or the record cannot be written.
+    """
+    plan, parent = json.loads(plan_file.read_text(encoding="utf-8")), os.getppid()
+    job, output = from_plain(Job, plan["jobs"][name]), Path(plan["output"])
+    directory = step_directory(output, name)
+
+    def is_stopping() -> bool:
+        return bool(stopped) or os.getppid() != parent
+
+    with contextlib.ExitStack() as locks:
+        directory.mkdir(parents=True, exist_ok=True)
+        while (lock := acquire(directory / LOCK)) is None:  # a job that outlived its runner
+            if is_stopping():
+                return False
+            time.sleep(_POLL_SECONDS)
+        locks.callback(os.close, lock)
+        before = read_record(output, name)
+        if is_done(job.step, job.key, output):
+            return True
+        if before is not None and before.status == "failed" and before.started >= plan["began"]:
+            return False  # Snakemake's retries are for interrupted jobs
+        environment, held = dict[str, str](), [lock]
+        if devices := visible_gpus():  # a step without GPUs sees none
+            while (taken := take_gpus(devices, job.given.gpus)) is None:
+                if is_stopping():
+                    return False
+                time.sleep(_POLL_SECONDS)
+            environment, held = gpu_environment(taken[0]), [lock, *taken[1]]
+            for gpu in taken[1]:
+                locks.callback(os.close, gpu)
+
+        resumed = before if before and before.key == job.key.key and before.status != "done" else None
+        if resumed is None:
+            move_outputs(output, job.step, job.key, before)
+            (directory / LOG_FILE).unlink(missing_ok=True)
+        atomic_write(directory / CONFIG_FILE, to_yaml(job.step.config))
+        words = launch_command(job.step.command, directory / CONFIG_FILE, job.given)
+        former = [path for path in (before.output_paths if before else ()) if (output / path).exists()]  # for `clean`
+        record = StepRecord(
+            name=name,
+            kind=job.step.kind,
+            command=" ".join(words),
+            key=job.key.key,
+            status="running",
+            started=time.time(),
+            seconds=_seconds_before(resumed, directory / LOG_FILE),
+            parts=job.key.parts,
+            outputs=job.key.outputs,
+            output_paths=tuple(dict.fromkeys([*job.step.output_paths(output), *former])),
+            machine=describe_machine(),
+            git=git_state(),
+            versions=library_versions(),
+            accepted=resumed.accepted if resumed else (),
+        )
+        write_record(output, record)
+        with (directory / LOG_FILE).open("ab") as log:
+            process = subprocess.Popen(
+                resolve_executable(words),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={
+                    **os.environ,
+                    "OMP_NUM_THREADS": str(job.threads),
+                    "TOKENIZERS_PARALLELISM": "false",
+                    "PYTHONUNBUFFERED": "1",
+                    "MPLBACKEND": "Agg",
+                    **environment,
+                },
+                start_new_session=True,
+                pass_fds=held,  # until the command has ended, even if this process is killed
+                preexec_fn=functools.partial(end_with_parent, signal.SIGTERM),
+            )
+            exit_status, peak_mb = _wait(process, is_stopping)
+        problems = job.step.problems() if exit_status == 0 else []
+        status: Any = "done" if exit_status == 0 and not problems else "interrupted" if is_stopping() else "failed"
+        ended = dataclasses.replace(
+            record,
+            status=status,
+            seconds=record.seconds + time.time() - record.started,
+            exit_status=None if status == "interrupted" else exit_status,
+            peak_memory_mb=peak_mb,
+            log_tail=(*log_tail(output, name), *problems) if status == "failed" else (),
+        )
+        write_record(output, ended)
+        return status == "done"
+
+
+def _seconds_before(resumed: StepRecord | None, log: Path) -> float:
+    """The time of the jobs that this one resumes; of a killed one until it last wrote to its log."""
+    if resumed is None:
+        return 0.0
+    if resumed.status != "running" or not log.is_file():
+        return resumed.seconds
+    return resumed.seconds + max(0.0, log.stat().st_mtime - resumed.started)
+
+
+def _wait(process: subprocess.Popen[bytes], is_stopping: Callable[[], bool]) -> tuple[int, float | None]:
+    """The exit status of a command, and the peak memory of its largest process in MiB."""
+    while True:
+        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+        if pid:
+            process.returncode = os.waitstatus_to_exitcode(status)
+            _signal_group(pid, signal.SIGKILL)  # workers that outlived their launcher
+            return process.returncode, round(usage.ru_maxrss / 1024, 1)
+        if is_stopping():
+            is_cluster = {"SLURM_JOB_ID", "KUBERNETES_SERVICE_HOST"} & os.environ.keys()
+            stop(process, CLUSTER_GRACE_SECONDS if is_cluster else GRACE_SECONDS)
+            return process.returncode, None
+        time.sleep(_POLL_SECONDS)
+
+
+def stop(process: subprocess.Popen[bytes], grace: float) -> None:
+    """Send SIGTERM to a command's group, and SIGKILL to all its descendants after ``grace`` seconds or at its end."""
+    started = _descendants(process.pid)
+    _signal_group(process.pid, signal.SIGTERM)
+    try:
+        process.wait(timeout=grace)
+    except subprocess.TimeoutExpired:
+        started += _descendants(process.pid)
+    _signal_group(process.pid, signal.SIGKILL)
+    process.wait()
+    for descendant in started:  # torchrun's workers have their own sessions
+        with contextlib.suppress(psutil.NoSuchProcess):
+            descendant.kill()
+
+
+def _signal_group(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, number)
+
+
+def _descendants(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run a step of a plan; the exit status is 0 if it is done afterwards."""
+    plan, name = Path(arguments[0]), arguments[1]
+    os.chdir(json.loads(plan.read_text(encoding="utf-8"))["folder"])  # of the runner, for relative paths
+    stopped: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda received, _frame: stopped.append(received))
+    try:
+        return 0 if run_step(plan, name, stopped) else 1
+    except UserError as error:
+        with (plan.parent / "steps" / name / LOG_FILE).open("a", encoding="utf-8") as log:
+            log.write(f"{error}\n")
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
