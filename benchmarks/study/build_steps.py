@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import graphlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,6 +56,10 @@ class _PlanBuilder:
     study: Study
     steps: dict[str, Step] = field(default_factory=dict)
     producers: dict[str, str] = field(default_factory=dict)  # "data/train" → name of its step
+    directory: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.directory = os.path.realpath(self.study.directory)
 
     def add(
         self,
@@ -121,9 +126,12 @@ class _PlanBuilder:
 
     def _producer(self, path: Path) -> str | None:
         """The step that writes a path, or None."""
-        directory, path = self.study.directory.resolve(), path.resolve()
-        found = (step for output, step in self.producers.items() if path.is_relative_to(directory / output))
-        return next(found, None)
+        real = os.path.realpath(path)
+        if not real.startswith(f"{self.directory}{os.sep}"):
+            return None
+        below = Path(real[len(self.directory) + 1 :])
+        found = (self.producers.get(each.as_posix()) for each in (below, *below.parents))
+        return next(filter(None, found), None)
 
     def _resolve_path(self, path: str, step: str, parents: list[str], needs: list[Path]) -> str:
         name, _, below = path[len(PATH_PREFIX) :].partition("/")

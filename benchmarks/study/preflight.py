@@ -11,7 +11,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,10 @@ from typing import Any
 from benchmarks.study.launchers import PYTHON_SCRIPT, find_command
 from benchmarks.study.schema import Study
 from benchmarks.study.steps import Step
-from clips.commandline.parsing import parse_config
 from clips.core.artifact import log_info
 from clips.data.remote_files import expand_brace_ranges
 from clips.errors import UserError
-from clips.typed_data import to_plain, to_yaml
+from clips.typed_data import from_plain, to_plain
 
 
 def check_input_files(steps: Iterable[Step], study: Study) -> None:
@@ -74,18 +72,10 @@ def first_config_error(configs: Sequence[tuple[str, list[str], Any]]) -> str | N
     """The step and the error of the first invalid ``(step, command, config)``, or None."""
     for name, words, config in configs:
         try:
-            _parse(tuple(words), config)
+            from_plain(find_command(tuple(words)).config_class(), config, what=" ".join(words))
         except UserError as error:
             return f"step {name}: {error}"
     return None
-
-
-def _parse(words: tuple[str, ...], config: Any) -> None:
-    command = find_command(words)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "config.yaml"
-        file.write_text(to_yaml(config), encoding="utf-8")
-        parse_config(command.config_class(), ["--config", str(file)], prog=" ".join(words))
 
 
 def main() -> int:
