@@ -17,7 +17,6 @@ from clips.errors import UserError, unknown_name_error
 from clips.gpus import GPUS
 from clips.training.stages import stage_configs
 from clips.training.train_config import EncoderTrainConfig
-from clips.training.train_state import KEPT_CHECKPOINTS
 
 _RESERVE, _FRAGMENTATION = 2e9, 0.05  # assumed: context, libraries and NCCL; gaps between tensors
 _FLOAT32, _ADAM = 4, 8  # bytes per parameter: a weight or gradient, AdamW's moments
@@ -25,7 +24,7 @@ _FLOAT32, _ADAM = 4, 8  # bytes per parameter: a weight or gradient, AdamW's mom
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainPlanConfig:
-    """Print, for each stage of a training, the memory of a GPU by part, the FLOPs per sample, hours and storage.
+    """Print, for each stage of a training, the memory of a GPU by part, the FLOPs per sample and hours.
 
     Args:
         train_config: a YAML file of `clips train`.
@@ -56,26 +55,20 @@ class StagePlan:
         parameters: number of them; ``trained``: of those.
         flops: per sample, forward and backward.
         steps: of the stage.
-        at_once: samples of a GPU whose activations are in memory together.
-        fitting: number of them that the GPU's memory holds; 0 for none.
         memory: bytes of a GPU, by part.
         hours: of the stage.
-        storage: bytes on disk: of the encoder, and of the checkpoints while one is written.
     """
 
     parameters: int
     trained: int
     flops: float
     steps: int
-    at_once: int
-    fitting: int
     memory: dict[str, float]
     hours: float
-    storage: tuple[float, float]
 
 
 def run_plan(config: TrainPlanConfig) -> None:
-    """Print memory, time and storage of a training.
+    """Print memory and time of a training.
 
     Raises:
         UserError: the training's file is missing or invalid, or its batch cannot be divided by the GPUs.
@@ -102,9 +95,9 @@ def plan_stage(config: TrainPlanConfig, stage: EncoderTrainConfig) -> StagePlan:
     """
     from clips.model.layers import repeated_layers
     from clips.training import mfu
-    from clips.training.traced_step import full_batch, peak_bytes
+    from clips.training.traced_step import peak_bytes
 
-    count, distributed, gpu = config.num_gpus, stage.distributed, GPUS[config.gpu]
+    count, distributed = config.num_gpus, stage.distributed
     if stage.global_batch_size % count:
         raise UserError(f"num_gpus: expected a divisor of global_batch_size {stage.global_batch_size}, got {count}")
     group = distributed.shard_group_size or count
@@ -115,7 +108,7 @@ def plan_stage(config: TrainPlanConfig, stage: EncoderTrainConfig) -> StagePlan:
     model = mfu.fake_model(stage.model, stage.recipe)
     parameters = sum(value.numel() for value in model.parameters())
     trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
-    flops = mfu.flops_per_sample(stage, full_batch(model, min(local, 8)), 1)
+    flops = mfu.flops_per_sample(stage, mfu.full_batch(model, min(local, 8)), 1)
     flops += mfu.contrastive_flops(model, stage.global_batch_size - min(local, 8))
 
     traced = peak_bytes(model, at_once, bf16=bf16, checkpointing=distributed.activation_checkpointing)
@@ -127,34 +120,12 @@ def plan_stage(config: TrainPlanConfig, stage: EncoderTrainConfig) -> StagePlan:
         held, communication = [size // group for size in held], _FLOAT32 * gathered if count > 1 else 0
     memory: dict[str, float] = dict(zip(("parameters", "optimizer state", "EMA of weights"), held, strict=True))
     memory |= {"communication": communication, "activations and gradients of a step": traced}
-    # A step's and the next one's images of uint8; with micro-batches gradients stay, and features of all samples.
-    memory["batch"] = 2 * 3 * local * model.image_size**2
     if at_once < local:
-        features = (1 + len(model.recipe.encoded)) * 2 * local * int(model.model_cfg["embed_dim"])
-        memory["gradients and features between micro-batches"] = _FLOAT32 * (trained + features)
+        memory["gradients between micro-batches"] = _FLOAT32 * trained
     memory["reserve"] = _RESERVE + _FRAGMENTATION * sum(memory.values())
-
-    fitting, half = at_once, at_once // 2
-    if half:
-        less = peak_bytes(model, half, bf16=bf16, checkpointing=distributed.activation_checkpointing)
-        per_sample = (traced - less) / (at_once - half)
-        left = (gpu.memory - sum(memory.values())) / (1 + _FRAGMENTATION)
-        fitting = max(0, int(at_once + left / per_sample)) if per_sample else at_once
-    elif sum(memory.values()) > gpu.memory:
-        fitting = 0
-    rate = gpu.peak("bf16" if bf16 else "fp32") * config.mfu * count
-    checkpoint = _FLOAT32 * parameters * (1 if stage.ema_decay is None else 2) + _ADAM * trained
-    return StagePlan(
-        parameters=parameters,
-        trained=trained,
-        flops=flops,
-        steps=steps,
-        at_once=at_once,
-        fitting=fitting,
-        memory=memory,
-        hours=steps * stage.global_batch_size * flops / rate / 3600,
-        storage=(_FLOAT32 * parameters, checkpoint * (KEPT_CHECKPOINTS + 1)),
-    )
+    rate = GPUS[config.gpu].peak("bf16" if bf16 else "fp32") * config.mfu * count
+    hours = steps * stage.global_batch_size * flops / rate / 3600
+    return StagePlan(parameters=parameters, trained=trained, flops=flops, steps=steps, memory=memory, hours=hours)
 
 
 def _steps(stage: EncoderTrainConfig) -> int:
@@ -176,19 +147,15 @@ def _table(title: str, config: TrainPlanConfig, stage: EncoderTrainConfig, plan:
     table.add_row("FLOPs per sample", f"{plan.flops / 1e9:,.1f} G, forward and backward")
     table.add_row("length", f"{samples:,} samples, {plan.steps:,} steps of {stage.global_batch_size:,}")
     table.add_row("time", f"{plan.hours:,.1f} h, {plan.hours * config.num_gpus:,.0f} GPU hours")
-    table.add_row("storage", f"encoder {_gb(plan.storage[0])}, checkpoints {_gb(plan.storage[1])}")
     table.add_section()
     for name, size in plan.memory.items():
         if size:
             table.add_row(name, _gb(size))
     total, limit = sum(plan.memory.values()), GPUS[config.gpu].memory
-    local = stage.global_batch_size // config.num_gpus
     table.add_section()
     table.add_row(f"memory under {stage.distributed.strategy}", f"{_gb(total)} of {_gb(limit)}")
-    fit = f"about {plan.fitting:,} fit" if plan.fitting else "[red]not one fits[/red]"
-    table.add_row("samples of a GPU at once", f"{plan.at_once:,} of {local:,}; {fit}")
-    if plan.fitting < plan.at_once:
-        table.add_row("", "[red]set micro_batch_size, or distributed.activation_checkpointing[/red]")
+    if total > limit:
+        table.add_row("", "[red]lower micro_batch_size, or set distributed.activation_checkpointing[/red]")
     return table
 
 

@@ -18,7 +18,7 @@ from clips.method.clips_model import ClipsModel, build_model
 from clips.method.objectives import compute_losses
 from clips.method.recipes import RECIPES, RecipeConfig
 from clips.model.architectures import ModelConfig
-from clips.training.traced_step import full_length_texts
+from clips.training.mfu import full_length_texts
 
 SMALL = str(Path(__file__).with_name("small_towers.json"))
 COUNT = 40  # two groups of similar length

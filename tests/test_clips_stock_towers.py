@@ -20,9 +20,9 @@ from clips.method.recipes import RecipeConfig
 from clips.model import architectures, towers
 from clips.model.architectures import ModelConfig
 from clips.model.tokenizer import EOS, VOCAB_SIZE
+from clips.training.mfu import full_length_texts
 from clips.training.setup import check_stages
 from clips.training.stages import stage_configs
-from clips.training.traced_step import full_length_texts
 
 LENGTH = 24
 

@@ -25,6 +25,8 @@ from clips.gpus import find_gpu
 from clips.method.clips_model import ClipsModel, build_model
 from clips.method.recipes import RecipeConfig
 from clips.model.architectures import CONTRASTIVE_LOSSES, ModelConfig
+from clips.model.tokenizer import EOS
+from clips.model.towers import eot_token_id
 from clips.training.train_config import EncoderTrainConfig
 
 _MAX_COUNTED = 8  # batches
@@ -145,3 +147,25 @@ def fake_images(model: ClipsModel, samples: int) -> Tensor:
     with fake_mode(model):
         size = model.image_size
         return torch.empty(samples, 3, size, size).contiguous(memory_format=torch.channels_last)
+
+
+def full_batch(model: ClipsModel, samples: int) -> dict[str, Tensor]:
+    """Return a batch of fake images and texts without padding for `fake_model`."""
+    batch = {"image": fake_images(model, samples)}
+    batch |= {name: full_length_texts(model, samples) for name in model.recipe.encoded}
+    if model.captioner is not None:
+        length, limit = model.captioner.config.length, model.recipe.config.captioner.max_loss_tokens
+        labels = min(length - 1, limit or length)  # the begin token is no label
+        mask = torch.arange(length).expand(samples, -1) < labels
+        batch |= {"target": torch.full((samples, length), EOS), "target_mask": mask}
+        if model.recipe.visual_token_ratio < 1:
+            batch["visual_seed"] = torch.arange(samples)
+    return batch
+
+
+def full_length_texts(model: ClipsModel, samples: int) -> Tensor:
+    """Return token sequences (samples, context length) without padding."""
+    tokens = torch.full((samples, model.context_length), EOS + 1)
+    if (end := eot_token_id(model.clip)) is not None:
+        tokens[:, -1] = end
+    return tokens
