@@ -255,7 +255,7 @@ def conversations(world: World, data: st.DataObject) -> None:
     if refused is not None:
         check_rejection(refused, "talk.json")
     for sample in samples or ():
-        sample.text.encode()
+        "".join(turn.content for turn in sample.turns).encode()
         for picture in sample.images:
             with contextlib.suppress(UserError):
                 assert picture.open().mode == "RGB"

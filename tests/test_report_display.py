@@ -138,7 +138,7 @@ def test_a_wrong_name_is_one_line_and_status_2(
 STUDY: dict[str, Any] = {
     **SMALL,
     "seeds": [0, 1],
-    "llms": {"tiny": {}, "large": {}},
+    "llms": {"tiny": "org/tiny", "large": "org/large"},
     "include": ["clip", "clips"],
     "display": {
         "models": {"clip": "CLIP", "clips + large": "CLIPS, large", "net": "not included"},

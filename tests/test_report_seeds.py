@@ -164,7 +164,7 @@ def test_a_model_of_which_one_seed_is_left_has_the_training_noise_of_the_others(
 def test_the_rows_of_an_encoder_with_several_llms_are_one_model(tmp_path):
     """Each counted in the pool of training noise and in the family of tests: the same data gave narrower intervals."""
     found = {}
-    for llms in ("{tiny: {}}", "{tiny: {}, small: {}, other: {}}"):
+    for llms in ("{tiny: org/tiny}", "{tiny: org/tiny, small: org/small, other: org/other}"):
         text = STUDY[: STUDY.index("figures:")] + f"llms: {llms}\n"
         found[llms] = build_report(write_study(tmp_path / str(len(llms)), SHARES, text)).table
     one, three = found.values()
@@ -231,7 +231,7 @@ name: small
 seeds: [0, 1]
 encoders:
   part: {sweep: {recipe.caption_tokens: [8, 16]}}
-llms: {tiny: {}}
+llms: {tiny: org/tiny}
 llava_variants: {short: {}, long: {}}
 benchmarks: {pope: {data: d}}
 figures:
