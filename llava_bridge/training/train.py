@@ -44,6 +44,7 @@ def run_stages(config: LlavaTrainConfig, stop: StopRequest) -> None:
         logging.disable(logging.WARNING)
     transformers_logging.disable_progress_bar()
     sharded_weights.init_process_group()
+    sharded_weights.barrier()  # until rank 0 has prepared the directory, also for a second run of these processes
     work = work_dir(config)
     _check_shared(work)
     with _open_trackers(config, work) as trackers:
