@@ -61,7 +61,7 @@ def test_measurements_are_written_as_json_lines(repeat: tuple[str, ...], monkeyp
     if repeat:
         assert [(line["deterministic"], line["unequal"]) for line in lines] == [(False, []), (True, [])]
     else:
-        assert [line["flops"] > 0 and 0 < line["mfu"]["median"] < 2 for line in lines] == [True]
+        assert [line["flops"] > 0 and line["mfu"]["median"] > 0 for line in lines] == [True]
 
 
 def test_every_benchmark_writes_json_lines():
