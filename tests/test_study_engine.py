@@ -44,7 +44,8 @@ def test_steps_run_in_order_side_by_side_and_a_failed_one_stops_its_branch_only(
         make(tmp_path, "opens", "data", sleep=0.1),
         make(tmp_path, "last", "waits", "opens"),
     ]
-    summary = run(tmp_path, steps, jobs=2)
+    given = {step.name: Resources(cpus=8) for step in steps}  # threads, more than the machine has; no fewer steps
+    summary = run(tmp_path, steps, jobs=2, resources=given)
     assert (summary.failed, summary.blocked) == (("bad",), ("after-bad",))
     assert summary.done == ("data", "waits", "opens", "last")
     record = read_record(tmp_path, "bad")

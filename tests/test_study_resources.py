@@ -79,8 +79,9 @@ def test_the_resources_of_a_step_are_those_of_snakemake_and_its_plugins():
     asked = {"gpu": 4, "gpu_manufacturer": "nvidia", "threads": 32, "mem_mb": 65536, "runtime": 30}
     assert snakemake_resources(given) == asked
     wide = snakemake_resources(Resources(nodes=2, processes=8, gpus=8))
-    assert (wide["gpu"], wide["nodes"], wide["tasks"], wide["mpi"]) == (16, 2, 2, "srun")
-    assert snakemake_resources(Resources()) == {"jobs": 1}
+    assert (wide["gres"], wide["nodes"], wide["tasks"], wide["mpi"]) == ("gpu:8", 2, 2, "srun")
+    assert "gpu" not in wide
+    assert snakemake_resources(Resources()) == {}
 
 
 TRAIN, LLAVA, RUN = ("clips", "train"), ("llava-bridge", "train"), ("clips-bench", "run")

@@ -89,12 +89,14 @@ def check_patterns(resources: Mapping[str, Settings], steps: Iterable[Step]) -> 
 
 
 def snakemake_resources(given: Resources) -> dict[str, typing.Any]:
-    """The ``resources`` of a step's rule, in the terms of Snakemake and of its plugins for SLURM and Kubernetes."""
-    nodes = {"nodes": given.nodes, "tasks": given.nodes, "tasks_per_gpu": 0, "mpi": "srun"} if given.nodes > 1 else {}
+    """The ``resources`` of a step's rule on a cluster, in the terms of Snakemake's plugins for SLURM and Kubernetes."""
+    gpus: dict[str, typing.Any] = {"gpu": given.gpus, "gpu_manufacturer": "nvidia"}  # the latter for Kubernetes
+    nodes: dict[str, typing.Any] = {}
+    if given.nodes > 1:  # of SLURM, whose `gpu` is the number of all nodes, in any distribution
+        gpus = {"gres": f"gpu:{given.gpus}"}
+        nodes = {"nodes": given.nodes, "tasks": given.nodes, "tasks_per_gpu": 0, "mpi": "srun"}
     demands = {
-        "gpu": given.gpus * given.nodes or None,
-        "gpu_manufacturer": "nvidia" if given.gpus else None,  # Kubernetes asks for it
-        "jobs": None if given.gpus else 1,
+        **(gpus if given.gpus else {}),
         "threads": given.cpus * given.processes if given.cpus else None,
         "mem_mb": round(given.memory_gb * 1024) if given.memory_gb else None,
         "runtime": max(1, round(given.time_limit_hours * 60)) if given.time_limit_hours else None,

@@ -42,7 +42,6 @@ from benchmarks.study.trash import move_outputs
 from clips.core.artifact import atomic_write, git_state, library_versions
 from clips.core.parent_death import end_with_parent
 from clips.errors import UserError
-from clips.gpus import visible_gpus
 from clips.typed_data import from_plain, to_yaml
 
 GRACE_SECONDS, CLUSTER_GRACE_SECONDS = 20.0, 240.0
@@ -67,12 +66,12 @@ class Job:
 
     step: Step
     key: StepKey
-    given: Resources
+    resources: Resources
     parents: tuple[str, ...]
     threads: int
     priority: int
     command_line: str
-    resources: dict[str, Any]
+    demands: dict[str, Any]
 
 
 def run_step(plan_file: Path, name: str, stopped: Sequence[int] = ()) -> bool:
@@ -106,8 +105,8 @@ def run_step(plan_file: Path, name: str, stopped: Sequence[int] = ()) -> bool:
         if before is not None and before.status == "failed" and before.started >= plan["began"]:
             return False  # Snakemake's retries are for interrupted jobs
         environment, held = dict[str, str](), [lock]
-        if devices := visible_gpus():  # a step without GPUs sees none
-            while (taken := take_gpus(devices, job.given.gpus)) is None:
+        if plan["devices"]:  # of the runner's machine; a step without GPUs sees none, and a cluster assigns its own
+            while (taken := take_gpus(plan["devices"], job.resources.gpus)) is None:
                 if is_stopping():
                     return False
                 time.sleep(_POLL_SECONDS)
@@ -120,7 +119,7 @@ def run_step(plan_file: Path, name: str, stopped: Sequence[int] = ()) -> bool:
             move_outputs(output, job.step, job.key, before)
             (directory / LOG_FILE).unlink(missing_ok=True)
         atomic_write(directory / CONFIG_FILE, to_yaml(job.step.config))
-        words = launch_command(job.step.command, directory / CONFIG_FILE, job.given)
+        words = launch_command(job.step.command, directory / CONFIG_FILE, job.resources)
         former = [path for path in (before.output_paths if before else ()) if (output / path).exists()]  # for `clean`
         record = StepRecord(
             name=name,

@@ -121,18 +121,20 @@ def run_steps(
         directory.mkdir(parents=True, exist_ok=True)
         (directory / ".done").unlink(missing_ok=True)
         each = given[step.name]
+        # Here a step takes GPUs or one of `jobs`: as Snakemake's threads its cores would limit the steps as well.
+        here = {"gpu": each.gpus} if devices and each.gpus else {"jobs": 1}
         share = 1 if profile else max(1, available_cores() // ((len(devices) or jobs) * each.processes))
         planned[step.name] = Job(
             step=step,
             key=keys[step.name],
-            given=each,
+            resources=each,
             parents=tuple(parent for parent in step.parents if parent in waiting),
             threads=each.cpus or threads or share,
             priority=round(priorities[step.name]),
             command_line=shlex.join([sys.executable, "-m", "benchmarks.study.run_step", str(plan_file), step.name]),
-            resources=snakemake_resources(each),
+            demands=snakemake_resources(each) if profile else here,
         )
-    plan = {"began": began, "output": str(output), "folder": str(Path.cwd())}
+    plan = {"began": began, "output": str(output), "folder": str(Path.cwd()), "devices": devices}
     atomic_write(plan_file, json.dumps({**plan, "jobs": to_plain(planned)}))
     if profile:
         flags = ["--profile", profile, "--default-storage-prefix", str(output.resolve() / MARKERS)]

@@ -28,8 +28,8 @@ for _number, (_name, _job) in enumerate(_plan["jobs"].items()):
         priority: _job["priority"]
         params:  # evaluated now, while the text after `shell` is evaluated when the job runs
             command=_job["command_line"],
-        threads: _job["resources"].pop("threads", 1)
+        threads: _job["demands"].pop("threads", 1)
         resources:
-            **_job["resources"],
+            **_job["demands"],
         shell:
             "exec {params.command}"

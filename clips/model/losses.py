@@ -49,15 +49,11 @@ def contrastive_loss(
         if kind == "sigmoid":
             shift = image.new_zeros(()) if bias is None else bias.float()
             sums = [_PairwiseSigmoid.apply(scale * image, gather_features(text), shift, own) for text in texts]
-            return _mean(sums) / len(image)
+            return torch.stack(sums).mean() / len(image)
         images = gather_features(image)
         to_texts = [linear_cross_entropy(scale * image, gather_features(text), own) for text in texts]
         to_images = [linear_cross_entropy(scale * text, images, own) for text in texts]
-        return (_mean(to_texts) + _mean(to_images)) / (2 * len(image))
-
-
-def _mean(values: Sequence[Tensor]) -> Tensor:
-    return torch.stack([1 / len(values) * value for value in values]).sum()
+        return (torch.stack(to_texts).mean() + torch.stack(to_images).mean()) / (2 * len(image))
 
 
 def caption_loss(loss_sum: Tensor, num_tokens: Tensor) -> Tensor:

@@ -15,11 +15,10 @@ import torch.distributed as dist
 
 from clips.core.artifact import log_info
 from clips.errors import UserError, error_reason
+from clips.parallel.distributed_config import TIMEOUT
 
 EXIT_HUNG = 70
 """Exit status of a process that waited in vain for another (EX_SOFTWARE of sysexits.h)."""
-TIMEOUT = 1800.0
-"""Seconds that processes wait for another: more than the main process takes to hash a large model's checkpoint."""
 _TIMED_OUT = ("Timed out waiting", "wait timeout after")  # of gloo, and of the store before the group exists
 
 Result = TypeVar("Result")

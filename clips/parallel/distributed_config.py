@@ -7,6 +7,9 @@ from typing import Literal
 
 from clips.errors import UserError
 
+TIMEOUT = 1800.0
+"""Seconds that processes wait for another: more than the main process takes to hash a large model's checkpoint."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistributedConfig:
@@ -27,7 +30,7 @@ class DistributedConfig:
     shard_group_size: int | None = None
     activation_checkpointing: bool = False
     torch_compile: bool = False
-    hang_timeout: float = 1800
+    hang_timeout: float = TIMEOUT
 
     def __post_init__(self) -> None:
         if self.shard_group_size is not None and (self.strategy != "fsdp" or self.shard_group_size < 1):
