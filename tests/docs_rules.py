@@ -55,7 +55,6 @@ RULES = (
     Rule(has="pip install", skip="needs a network"),
     Rule(has="python scripts/fuzz.py", skip="an hour; a little of it in tests/test_fuzz.py"),
     Rule(has="clips --help", skip="tests/test_packaging.py runs it"),
-    Rule(has="audit_dependencies", skip="tests/test_scripts.py runs it"),
     Rule(has="podman ", skip="needs a container engine"),
     Rule(has="python scripts/bench/", skip=_MEASURES),
     Rule(has="bash scripts/gpu/", skip="packs wheels, or takes minutes; parts of it in tests/test_scripts.py"),

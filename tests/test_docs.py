@@ -11,7 +11,6 @@ import pytest
 from docs_blocks import PROGRAMS, ROOT, Shell, blocks, commands, pages, shell, split, transcript
 from docs_rules import RULES, SWAPS, rule_for
 from docs_world import write_configs
-from script_modules import load_script
 
 from benchmarks.study.schema import parse_study
 from clips.commandline.parsing import parse_config
@@ -156,12 +155,6 @@ def test_a_command_that_is_not_run_is_foreign_or_states_the_reason():
         for block in blocks(page):
             for one in shell(block) if block.language == "sh" else ():
                 assert one.called or rule_for(one).skip or one.words[0] == "export", f"{one}: neither run nor explained"
-
-
-def test_figures_are_as_drawn(tmp_path: Path):
-    load_script("docs/draw_concepts.py").main(tmp_path)
-    drawn = {path.name: path.read_text() for path in tmp_path.iterdir()}
-    assert drawn == {path.name: path.read_text() for path in (ROOT / "docs").glob("concepts_*.svg")}
 
 
 def test_programs_are_those_that_are_installed():

@@ -5,8 +5,6 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -117,10 +115,3 @@ def test_the_training_step_is_three_hops_from_the_command():
     }
     assert "train_step" in called
     assert train.train_step is train_step.train_step
-
-
-def test_the_drawing_of_the_rooms_is_of_the_code():
-    done = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "draw_rooms.py", "--check"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import http.server
 import json
 import subprocess
 import sys
-import threading
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -133,78 +130,19 @@ def test_contrastive_losses_of_one_process_have_equal_gradients(scripts):
     assert found["naive"][0].abs().max() > 0.01
 
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "audit_dependencies.py"
-
-
-@pytest.fixture(scope="module")
-def audit() -> ModuleType:
-    return load_script("audit_dependencies.py")
-
-
-@pytest.mark.parametrize(
-    ("license", "kind"),
-    [
-        ("Apache-2.0", "permissive"),
-        ("MPL-2.0 AND MIT", "weak copyleft"),
-        ("GPL-3.0-only OR MIT", "permissive"),
-        ("GNU Lesser General Public License v2 or later (LGPLv2+)", "weak copyleft"),
-        ("GPL-3.0, for Apache licensed programs", "strong copyleft"),
-        ("LicenseRef-NVIDIA-Proprietary", "proprietary"),
-        ("As you like", "unknown"),
-        ("", "unstated"),
-    ],
-)
-def test_licenses_are_of_a_kind(audit, license, kind):
-    package = audit.Package(name="some", version="1", needed_by="us", license=license)
-    assert package.kind == kind
-    assert package.flagged == (kind not in {"permissive", "weak copyleft"})
-
-
-def test_the_dependencies_of_the_project_have_licenses_that_it_may_use(audit, capsys):
-    assert audit.main(["--only", "licenses"]) == 0
-    printed = capsys.readouterr().out
-    assert "FLAGGED" not in printed
-    assert "transformers" in printed
-
-
-def test_dependencies_of_dependencies_are_followed_and_reviewed_ones_are_not_flagged(audit):
-    packages, missing = audit.needed(["open_clip_torch", "no-such-package-anywhere"], "us")
-    needed_by = {package.name: package.needed_by for package in packages}
-    assert (needed_by["open-clip-torch"], needed_by["timm"]) == ("us", "open-clip-torch")
-    assert "pytest" not in needed_by  # an extra that no requirement names
-    assert missing == ["no-such-package-anywhere"]
-    package = audit.Package(name="nvidia-cublas", version="1", needed_by="torch", license="Proprietary")
-    assert (package.kind, package.flagged) == ("proprietary", False)
-
-
-class Osv(http.server.BaseHTTPRequestHandler):
-    """A small OSV: safetensors has a known vulnerability."""
-
-    def do_POST(self):
-        name = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["package"]["name"]
-        ranges = [{"type": "ECOSYSTEM", "events": [{"introduced": "0"}, {"fixed": "99.1"}]}]
-        affected = [{"package": {"name": name, "ecosystem": "PyPI"}, "ranges": ranges}]
-        known = [{"id": "PYSEC-2026-1", "summary": "s", "details": "d", "affected": affected}]
-        body = json.dumps({"vulns": known} if name == "safetensors" else {}).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
-
-
-def test_known_vulnerabilities_are_flagged(audit, monkeypatch, capsys):
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Osv) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        arguments = ["--only", "vulnerabilities", "--service", f"http://127.0.0.1:{server.server_port}/v1/query"]
-        monkeypatch.setattr(audit, "project_requirements", lambda extras: ["safetensors", "filelock"])
-        assert audit.main(arguments) == 1
-        server.shutdown()
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if "PYSEC-2026-1" in line]
-    assert line.startswith("safetensors ")
-    assert line.endswith(": 99.1")
+def test_the_dependencies_have_licenses_that_the_project_may_use(tmp_path):
+    """The vulnerabilities need a network, so pip-audit is told to print its version only."""
+    bash = ["bash", str(SCRIPTS.parent / "audit.sh"), "--version"]
+    done = subprocess.run(bash, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "transformers" in done.stdout
+    strict = tmp_path / "scripts/audit.sh"
+    strict.parent.mkdir()
+    (strict.parent / "common.sh").write_bytes((SCRIPTS.parent / "common.sh").read_bytes())
+    strict.write_text((SCRIPTS.parent / "audit.sh").read_text().replace('allowed="Apache;', 'allowed="'))
+    (tmp_path / ".venv").symlink_to(Path(sys.prefix))
+    done = subprocess.run(["bash", str(strict), "--version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, "Apache" in done.stderr) == (1, True), done.stderr
 
 
 def test_tables_of_reports_replace_those_of_documents(tmp_path: Path) -> None:
