@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from llava_bridge.data import ConversationSourceConfig
-    from llava_bridge.training.stage_config import AlignConfig, StageConfig
+    from llava_bridge.training.train_config import AlignConfig, StageConfig
 
 COLORS = ("red", "green", "blue", "yellow")
 VIT: dict[str, Any] = {
@@ -263,14 +263,14 @@ class Parts(NamedTuple):
 
 def stage(talk: Path, file: str = "talk.json", **fields: Any) -> StageConfig:
     """Three steps of four samples at a high rate; ``fields`` override it."""
-    from llava_bridge.training.stage_config import StageConfig
+    from llava_bridge.training.train_config import StageConfig
 
     return StageConfig(**stage_fields(talk, file, **fields))
 
 
 def align_stage(talk: Path, file: str = "talk.json", **fields: Any) -> AlignConfig:
     """The same as the stage align."""
-    from llava_bridge.training.stage_config import AlignConfig
+    from llava_bridge.training.train_config import AlignConfig
 
     return AlignConfig(**stage_fields(talk, file, **fields))
 
@@ -289,8 +289,7 @@ def instruct_file(directory: Path, name: str, parts: Parts, settings: Mapping[st
 def config_file(directory: Path, name: str, talk: Path, **fields: Any) -> Path:
     """A tiny run of both stages, on a new LLM; ``fields`` of TrainConfig override it."""
     from clips.typed_data import to_yaml
-    from llava_bridge.training.stage_config import AlignConfig, StageConfig
-    from llava_bridge.training.train_config import LlavaTrainConfig
+    from llava_bridge.training.train_config import AlignConfig, LlavaTrainConfig, StageConfig
 
     data = source(talk)
     settings: dict[str, Any] = {

@@ -12,9 +12,9 @@ from typing import Any
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 
 from clips.commandline.parsing import parse_config
-from llava_bridge.training.stage_trainer import StageTrainer
 from llava_bridge.training.train import run_train
 from llava_bridge.training.train_config import LlavaTrainConfig
+from llava_bridge.training.trainer import StageTrainer
 
 # A step's samples, T of text and P with an image: of two processes the first has the first two, or every other one.
 STEPS = ("TTPP", "PPTT", "TPTT", "PTPP", "TTTT", "TTPP", "PPPT", "PPTT")

@@ -22,10 +22,8 @@ from llava_bridge.model.anyres import num_image_tokens
 from llava_bridge.model.build import LlavaParts, build_llava, load_llm
 from llava_bridge.model.load_llava import load_for_training
 from llava_bridge.model.save_llava import convert_tower_to_transformers
-from llava_bridge.training.setup import setup_stage
-from llava_bridge.training.stage_config import AlignConfig, StageConfig
-from llava_bridge.training.train_config import LlavaTrainConfig
-from llava_bridge.training.trainer import set_trainable_parts
+from llava_bridge.training.setup import set_trainable_parts, setup_stage
+from llava_bridge.training.train_config import AlignConfig, LlavaTrainConfig, StageConfig
 
 SMALL = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}
 SMALL |= {"image_size": 32, "patch_size": 8}

@@ -16,9 +16,8 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from clips.model.layers import compile_modules
-from llava_bridge.training.stage_config import LoraConfig
-from llava_bridge.training.train_config import DistributedConfig
-from llava_bridge.training.trainer import modules_to_compile, recompute_layers
+from llava_bridge.training.setup import modules_to_compile, recompute_layers
+from llava_bridge.training.train_config import DistributedConfig, LoraConfig
 
 assert parts  # a fixture
 STEPS = 16

@@ -22,9 +22,8 @@ from llava_bridge.data.collator import ConversationCollator, ConversationDataset
 from llava_bridge.model.build import LlavaParts, build_llava, make_conversation_encoder
 from llava_bridge.model.modeling_llava import AnyLlava
 from llava_bridge.training.loss import LlavaLoss
-from llava_bridge.training.setup import split_parts
-from llava_bridge.training.stage_config import LoraConfig
-from llava_bridge.training.trainer import recompute_layers, set_trainable_parts
+from llava_bridge.training.setup import recompute_layers, set_trainable_parts, split_parts
+from llava_bridge.training.train_config import LoraConfig
 
 EVERY = ["vision", "projector", "llm"]
 LORA = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0)

@@ -15,8 +15,7 @@ from llava_bridge.data import ConversationSourceConfig
 from llava_bridge.encoders.encoder import ImagePreprocess
 from llava_bridge.model.build import LlavaParts, build_llava
 from llava_bridge.model.image_processing import ASPECT_RATIO_MODES, make_image_processor, with_aspect_ratio
-from llava_bridge.training.stage_config import AlignConfig, InstructConfig
-from llava_bridge.training.train_config import LlavaTrainConfig
+from llava_bridge.training.train_config import AlignConfig, InstructConfig, LlavaTrainConfig
 
 PIXELS = ImagePreprocess(size=8, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 1.0), interpolation="bicubic")
 MEAN = (127, 63, 0)  # integers of a byte, as LLaVA rounds them

@@ -18,14 +18,14 @@ from llava_bridge.data import read_samples
 from llava_bridge.data.collator import ConversationCollator, ConversationDataset
 from llava_bridge.encoders import load_encoder
 from llava_bridge.model.build import LlavaParts, build_llava, make_conversation_encoder
-from llava_bridge.model.cached_features import FeatureReader, FlushCallback
 from llava_bridge.model.modeling_vision import build_vision_model
-from llava_bridge.training import sharded_weights, trainer
+from llava_bridge.training import sharded_weights
+from llava_bridge.training import stage as one_stage
+from llava_bridge.training.cached_features import FeatureReader, FlushCallback, enable_feature_cache
 from llava_bridge.training.loss import LlavaLoss
-from llava_bridge.training.setup import split_parts
+from llava_bridge.training.setup import detached_frozen_encoder, recompute_layers, split_parts
 from llava_bridge.training.sharded_weights import frozen_fits_bf16
-from llava_bridge.training.stage_config import LoraConfig, StageConfig
-from llava_bridge.training.trainer import detached_frozen_encoder, enable_feature_cache, recompute_layers
+from llava_bridge.training.train_config import LoraConfig, StageConfig
 
 
 @pytest.mark.slow
@@ -153,7 +153,7 @@ def test_a_step_with_cached_features_reads_no_file_and_no_pixels(tiles, bridge_p
         with monkeypatch.context() as step:
             if "cached_features" in batches[0]:
                 step.setattr(TensorShards, "get", None)
-            step.setattr("llava_bridge.model.cached_features.digest", None)
+            step.setattr("llava_bridge.training.cached_features.digest", None)
             return [LlavaLoss(model)(**batch)["loss"].item() for batch in batches]
 
     plain = losses()
@@ -237,11 +237,11 @@ def test_adapters_are_initialized_from_the_seed_alone(drawn_before, tmp_path, mo
     def choose_what_learns(*_: Any) -> None:
         raise Begun(torch.rand(1).item())
 
-    monkeypatch.setattr(trainer, "setup_stage", set_up)
-    monkeypatch.setattr(trainer, "set_trainable_parts", choose_what_learns)
+    monkeypatch.setattr(one_stage, "setup_stage", set_up)
+    monkeypatch.setattr(one_stage, "set_trainable_parts", choose_what_learns)
     stage = StageConfig(lora=LoraConfig())
     config: Any = SimpleNamespace(seed=5, precision="fp32", stage=lambda _: stage)
     with pytest.raises(Begun) as begun:
-        trainer.train_stage(config, "instruct", tmp_path, stop=None, trackers=Trackers())  # type: ignore[arg-type]
+        one_stage.train_stage(config, "instruct", tmp_path, stop=None, trackers=Trackers())  # type: ignore[arg-type]
     torch.manual_seed(5)
     assert begun.value.args == (torch.rand(1).item(),)

@@ -23,7 +23,7 @@ from llava_bridge.model.modeling_vision import load_with_float32_tower
 from llava_bridge.training.lora import add_lora
 from llava_bridge.training.loss import LlavaLoss
 from llava_bridge.training.setup import supports_packing
-from llava_bridge.training.stage_config import LoraConfig
+from llava_bridge.training.train_config import LoraConfig
 
 MAMBA = {"mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1}
 KINDS: dict[str, dict[str, Any]] = {

@@ -12,8 +12,7 @@ from bridge_world import Parts, assert_same_training, instruct_file, losses
 from mixed_driver import STEPS
 
 from llava_bridge.training.launch import deepspeed_config
-from llava_bridge.training.stage_config import LoraConfig
-from llava_bridge.training.train_config import DistributedConfig
+from llava_bridge.training.train_config import DistributedConfig, LoraConfig
 
 EVERY = ["vision", "projector", "llm"]
 LORA = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0)

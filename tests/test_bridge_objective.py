@@ -26,9 +26,8 @@ from llava_bridge.data import read_samples
 from llava_bridge.data.collator import ConversationCollator, ConversationDataset, pack_lengths
 from llava_bridge.model.build import LlavaParts, build_llava, make_conversation_encoder
 from llava_bridge.training.loss import LlavaLoss, chunked_cross_entropy
-from llava_bridge.training.setup import _packed_length, _set_attention, supports_packing
-from llava_bridge.training.stage_config import StageConfig
-from llava_bridge.training.trainer import recompute_layers
+from llava_bridge.training.setup import _packed_length, _set_attention, recompute_layers, supports_packing
+from llava_bridge.training.train_config import StageConfig
 
 KINDS: dict[str, dict[str, Any]] = {
     "llama": {},

@@ -11,8 +11,7 @@ import pytest
 import torch
 from bridge_world import losses
 
-from llava_bridge.training.stage_config import LoraConfig
-from llava_bridge.training.train_config import DistributedConfig
+from llava_bridge.training.train_config import DistributedConfig, LoraConfig
 
 WAYS = {
     "zero2": DistributedConfig(deepspeed="zero2"),

@@ -100,7 +100,7 @@ def test_a_crash_ends_a_process_although_its_workers_ignore_signals(tmp_path: Pa
     code = f"""
 import sys
 from llava_bridge.cli import main
-from llava_bridge.training.stage_trainer import StageTrainer
+from llava_bridge.training.trainer import StageTrainer
 StageTrainer.compute_loss = lambda *_, **__: 1 / 0
 sys.argv = ["llava-bridge", "train", "--config", {str(path)!r}]
 sys.exit(main())

@@ -14,8 +14,7 @@ from bridge_world import Parts, launched, losses, weights
 
 from clips.commandline.parsing import parse_config
 from clips.errors import UserError
-from llava_bridge.training.stage_config import LoraConfig, StageConfig
-from llava_bridge.training.train_config import DistributedConfig, LlavaTrainConfig
+from llava_bridge.training.train_config import DistributedConfig, LlavaTrainConfig, LoraConfig, StageConfig
 
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="no bitsandbytes (the extra qlora)"

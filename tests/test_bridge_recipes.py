@@ -15,8 +15,7 @@ import yaml
 from clips.commandline.parsing import parse_config
 from clips.typed_data import to_yaml
 from llava_bridge.data import ConversationSourceConfig
-from llava_bridge.training.stage_config import StageConfig
-from llava_bridge.training.train_config import LlavaTrainConfig
+from llava_bridge.training.train_config import LlavaTrainConfig, StageConfig
 
 FOLDER = Path(__file__).resolve().parents[1] / "scripts" / "configs" / "llava"
 FILES = sorted(FOLDER.glob("*.yaml"))

@@ -13,8 +13,7 @@ from bridge_world import assert_same_training, instruct_file
 
 from clips.errors import UserError
 from llava_bridge.training.checkpoints import convert_to_universal, needs_universal_conversion
-from llava_bridge.training.stage_config import LoraConfig
-from llava_bridge.training.train_config import DistributedConfig
+from llava_bridge.training.train_config import DistributedConfig, LoraConfig
 
 
 def torchrun(driver: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

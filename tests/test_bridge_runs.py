@@ -22,9 +22,8 @@ from clips.errors import UserError
 from llava_bridge.training import launch, work_dir
 from llava_bridge.training import train as training
 from llava_bridge.training.run_identity import run_identity
-from llava_bridge.training.stage_config import STAGE_NAMES
 from llava_bridge.training.train import _check_shared, _prepare
-from llava_bridge.training.train_config import LlavaTrainConfig
+from llava_bridge.training.train_config import STAGE_NAMES, LlavaTrainConfig
 
 
 @pytest.fixture

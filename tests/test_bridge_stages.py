@@ -15,8 +15,7 @@ from bridge_world import Parts, assert_same_training, instruct_file, losses, met
 from safetensors.torch import load_file
 
 from llava_bridge import answer, load_llava
-from llava_bridge.training.stage_config import LoraConfig
-from llava_bridge.training.train_config import DistributedConfig
+from llava_bridge.training.train_config import DistributedConfig, LoraConfig
 
 pytestmark = pytest.mark.slow
 LORA: dict[str, Any] = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0}

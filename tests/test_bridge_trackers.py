@@ -16,8 +16,7 @@ from clips.core.trackers import Trackers
 from clips.errors import UserError
 from llava_bridge.data import ConversationSourceConfig
 from llava_bridge.training.callback import StageProgress
-from llava_bridge.training.stage_config import StageConfig
-from llava_bridge.training.train_config import LlavaTrainConfig
+from llava_bridge.training.train_config import LlavaTrainConfig, StageConfig
 
 
 class Recorder:

@@ -28,8 +28,7 @@ from llava_bridge import answer, load_llava
 from llava_bridge.training import train as training
 from llava_bridge.training.launch import report_once
 from llava_bridge.training.run_identity import run_identity
-from llava_bridge.training.stage_config import StageConfig
-from llava_bridge.training.train_config import DistributedConfig, LlavaTrainConfig
+from llava_bridge.training.train_config import DistributedConfig, LlavaTrainConfig, StageConfig
 from llava_bridge.training.work_dir import check_inputs
 
 LOGGED = ("stage", "step", "loss")
@@ -276,9 +275,8 @@ def test_a_full_disk_is_reported_in_one_line(raised: Exception) -> None:
 
 
 def test_frozen_parts_differ_from_trained_ones_bit_by_bit() -> None:
-    from llava_bridge.training.setup import StageSetup
+    from llava_bridge.training.setup import StageSetup, set_trainable_parts
     from llava_bridge.training.sharded_weights import frozen_tensors, tensors_hash
-    from llava_bridge.training.trainer import set_trainable_parts
 
     model: Any = torch.nn.ModuleDict({name: torch.nn.BatchNorm1d(2) for name in ("vision", "projector", "llm")})
     setup: Any = StageSetup(model, None, dict(model.items()), None, None)  # type: ignore[arg-type]
@@ -301,7 +299,7 @@ def test_frozen_parts_differ_from_trained_ones_bit_by_bit() -> None:
 def stage_trainer(max_invalid_ratio: float = 0.5) -> Any:
     """A StageTrainer of three samples without a model, for its own checks."""
     from clips.data.invalid_samples import InvalidSamples
-    from llava_bridge.training.stage_trainer import StageTrainer
+    from llava_bridge.training.trainer import StageTrainer
 
     trainer = StageTrainer.__new__(StageTrainer)
     trainer.stage_name, trainer.invalid, trainer.max_invalid_ratio = "align", InvalidSamples(), max_invalid_ratio

@@ -16,8 +16,7 @@ from clips.errors import UserError
 from llava_bridge import answer_conversations, load_llava
 from llava_bridge.data import HeldOutSourceConfig
 from llava_bridge.training.loss import count_matching_answers
-from llava_bridge.training.stage_config import LoraConfig, ValidationConfig
-from llava_bridge.training.train_config import DistributedConfig
+from llava_bridge.training.train_config import DistributedConfig, LoraConfig, ValidationConfig
 
 HELD_OUT = 7  # samples, of which two processes have 4 and 3
 BATCH = 2

@@ -149,7 +149,7 @@ def test_a_broken_record_is_named(tmp_path: Path, broken: Any):
 
 def test_a_stage_of_the_bridge_names_the_first_and_counts_all(tmp_path: Path, capsys, monkeypatch):
     from llava_bridge.training.checkpoints import load_invalid_samples, mark_complete
-    from llava_bridge.training.stage_trainer import StageTrainer
+    from llava_bridge.training.trainer import StageTrainer
 
     trainer = StageTrainer.__new__(StageTrainer)
     trainer.stage_name, trainer.invalid, trainer.max_invalid_ratio = "align", InvalidSamples(), 0.5

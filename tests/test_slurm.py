@@ -14,8 +14,7 @@ import pytest
 
 from llava_bridge.data import ConversationSourceConfig
 from llava_bridge.training import launch as launching
-from llava_bridge.training.stage_config import StageConfig
-from llava_bridge.training.train_config import DistributedConfig
+from llava_bridge.training.train_config import DistributedConfig, StageConfig
 
 SCRIPTS = Path(__file__).parents[1] / "scripts" / "slurm"
 SRUN = """#!/bin/bash

@@ -16,8 +16,7 @@ from clips.core.artifact import MANIFEST, read_manifest
 from clips.core.identity import is_below, run_only_fields
 from clips.errors import UserError
 from clips.training.train_config import EncoderTrainConfig
-from llava_bridge.training.stage_config import STAGE_NAMES
-from llava_bridge.training.train_config import LlavaTrainConfig
+from llava_bridge.training.train_config import STAGE_NAMES, LlavaTrainConfig
 
 _RUN_ONLY = run_only_fields(EncoderTrainConfig) | run_only_fields(LlavaTrainConfig)
 _RUN_ONLY_OF_SOURCES = {name.partition("[].")[2] for name in _RUN_ONLY} | {"path"}

@@ -115,7 +115,7 @@ class ConversationCollator:
         self.pad = pad
         self.packed_length = packed_length
         self.read_features: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
-        """Adds cached features to a batch (:class:`llava_bridge.model.cached_features.FeatureReader`)."""
+        """Adds cached features to a batch (:class:`llava_bridge.training.cached_features.FeatureReader`)."""
 
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Collate items into a batch.

@@ -21,7 +21,7 @@ from clips.data.invalid_samples import InvalidSamples
 from llava_bridge.training.checkpoints import mark_complete
 from llava_bridge.training.launch import is_main_process, log_rank0
 from llava_bridge.training.sharded_weights import frozen_tensors, tensors_hash
-from llava_bridge.training.stage_config import Part
+from llava_bridge.training.train_config import Part
 
 LOG_INTERVAL_SECONDS = 5.0
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from clips.errors import UserError
-from llava_bridge.training.stage_config import LoraConfig
+from llava_bridge.training.train_config import LoraConfig
 
 NF4_BLOCK_SIZE = 64
 """Weights per scale. Layers whose rows are no multiple are not quantized: bitsandbytes 0.50 misreads them on CPU."""

@@ -67,7 +67,7 @@ class LlavaLoss(nn.Module):
             supervised: (N,), see :class:`llava_bridge.data.collator.ConversationCollator`; None computes them.
             position_ids: (R, T) for packed rows: they restart with each sample, which separates samples.
             num_items_in_batch: number of supervised tokens to average over; None uses those of this batch.
-            cached_features: see :class:`llava_bridge.model.cached_features.FeatureReader`, as for ``feature_keys``.
+            cached_features: see :class:`llava_bridge.training.cached_features.FeatureReader`, as for ``feature_keys``.
             feature_keys: keys of the images' features in the cache.
             count_matches: whether to count the answers that greedy decoding would generate.
             inputs: ``pixel_values`` (P, 3, S, S) if there are images; for tiles (P, G, 3, S, S), and

@@ -17,7 +17,7 @@ from llava_bridge.training.launch import is_main_process, log_rank0
 from llava_bridge.training.lora import ADAPTER_DIR, add_lora, copy_dequantized, save_adapter
 from llava_bridge.training.setup import StageSetup
 from llava_bridge.training.sharded_weights import barrier, fits_bf16, gather_trained_weights, is_sharded
-from llava_bridge.training.stage_config import LoraConfig
+from llava_bridge.training.train_config import LoraConfig
 from llava_bridge.training.work_dir import CHECKPOINTS_DIR
 
 

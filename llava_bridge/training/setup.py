@@ -1,10 +1,11 @@
-"""Setup of a stage: model, processor, data."""
+"""What a stage trains on: its model, the parts of it that train, and its data."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from transformers.utils.generic import is_flash_attention_requested
 
 from clips.data.formats.dataset_format import Conversation
 from clips.errors import UserError
+from clips.model.layers import repeated_layers
 from clips.model.loading import library_errors_as_user_errors, load_pretrained
 from clips.model.precision import resolve_precision
 from llava_bridge.data import read_conversations, read_samples
@@ -24,20 +26,15 @@ from llava_bridge.data.collator import ConversationCollator, ConversationDataset
 from llava_bridge.data.sources import split_questions
 from llava_bridge.model.anyres import is_anyres_processor, max_image_tokens
 from llava_bridge.model.auto_registration import register
-from llava_bridge.model.build import (
-    LlavaParts,
-    build_llava,
-    is_stored_in_bf16,
-    make_conversation_encoder,
-)
+from llava_bridge.model.build import LlavaParts, build_llava, is_stored_in_bf16, make_conversation_encoder
 from llava_bridge.model.image_processing import with_aspect_ratio
 from llava_bridge.model.lm_head import computing_in_float32
 from llava_bridge.model.load_llava import load_for_training
 from llava_bridge.model.modeling_llava import MultimodalConnector
 from llava_bridge.model.modeling_vision import load_with_float32_tower
 from llava_bridge.training.launch import log_rank0
-from llava_bridge.training.stage_config import Part, StageConfig, ValidationConfig
-from llava_bridge.training.train_config import LlavaTrainConfig
+from llava_bridge.training.lora import add_lora, quantize
+from llava_bridge.training.train_config import LlavaTrainConfig, Part, StageConfig, ValidationConfig
 from llava_bridge.training.work_dir import stage_start_dir
 
 _DEFAULT_MAX_LENGTH = 2048
@@ -76,8 +73,15 @@ def setup_stage(config: LlavaTrainConfig, name: str, work: Path, *, keep_bf16: b
         UserError: parts or data are missing or incompatible.
     """
     stage = config.stage(name)
-    samples, mixture = _read_samples(stage, config.seed)
+    samples: list[Conversation] = []
+    mixture = []
+    for data in stage.data:
+        samples += (own := read_samples(data, config.seed))
+        if len(stage.data) > 1 or data.repeats != 1:
+            mixture.append(f"{len(own):,} samples per epoch from {data.path} (repeats {data.repeats:g})")
     held_out = _read_held_out(config.validation) if name == config.stages[-1] else {}
+
+    # The model: of the stage before, of a LLaVA, or of encoder and LLM.
     before = stage_start_dir(config, name, work)
     model: Any
     if before is not None:
@@ -97,16 +101,21 @@ def setup_stage(config: LlavaTrainConfig, name: str, work: Path, *, keep_bf16: b
         model, processor = build_llava(parts, keep_bf16=keep_bf16)
     log_rank0(f"{name}: {_describe_features(model)}")
     _set_attention(model.model.language_model, config)
-    images, max_length = processor.image_processor, _DEFAULT_MAX_LENGTH
-    template, aspect_ratio = None, None
+
+    # How it reads images and conversations.
+    images, template, aspect_ratio = processor.image_processor, None, None
     if name == "align":
         template, aspect_ratio = config.align.chat_template, config.align.image_aspect_ratio
-    square = is_anyres_processor(images) and aspect_ratio is not None
-    if is_anyres_processor(images):
-        max_length += 0 if square else max_image_tokens(processor)
+    tiles, square = is_anyres_processor(images), is_anyres_processor(images) and aspect_ratio is not None
     if aspect_ratio is not None:
         images = with_aspect_ratio(images, aspect_ratio)
-    length = _max_length(model.config.text_config, name, stage.max_length, max_length)
+    limit = getattr(model.config.text_config, "max_position_embeddings", None)
+    length = stage.max_length
+    if length is None:
+        length = _DEFAULT_MAX_LENGTH + (max_image_tokens(processor) if tiles and not square else 0)
+        length = min(limit or length, length)
+    elif limit is not None and length > limit:
+        raise UserError(f"{name}.max_length: expected at most {limit}, the LLM's context, got {length}")
     chat = make_conversation_encoder(model, processor, template, square_images=square)
     return StageSetup(
         model,
@@ -127,17 +136,6 @@ def _describe_features(model: Any) -> str:
     kept = model.config.vision_feature_select_strategy == "full"
     token = f", {'with' if kept else 'without'} the class token" if tower.class_token else ""
     return f"the LLM sees {model.config.image_seq_length} tokens for each square, of the encoder's {states}{token}"
-
-
-def _read_samples(stage: StageConfig, seed: int) -> tuple[list[Conversation], list[str]]:
-    """The samples of a stage's sources, and for a mixture a line about each source."""
-    samples: list[Conversation] = []
-    lines = []
-    for data in stage.data:
-        samples += (own := read_samples(data, seed))
-        if len(stage.data) > 1 or data.repeats != 1:
-            lines.append(f"{len(own):,} samples per epoch from {data.path} (repeats {data.repeats:g})")
-    return samples, lines
 
 
 def _read_held_out(config: ValidationConfig) -> dict[str, list[Conversation]]:
@@ -212,10 +210,56 @@ def split_parts(model: Any) -> dict[Part, nn.Module]:
     }
 
 
-def _max_length(config: Any, name: str, max_length: int | None, default: int = _DEFAULT_MAX_LENGTH) -> int:
-    limit = getattr(config, "max_position_embeddings", None)
-    if max_length is None:
-        return min(limit or default, default)
-    if limit is not None and max_length > limit:
-        raise UserError(f"{name}.max_length: expected at most {limit}, the LLM's context, got {max_length}")
-    return max_length
+def set_trainable_parts(setup: StageSetup, stage: StageConfig, name: str, compute: torch.dtype = torch.float32) -> None:
+    """Set ``requires_grad`` for the trained parts, or their adapters, and for nothing else.
+
+    Args:
+        setup: of the stage.
+        stage: its settings.
+        name: its name.
+        compute: dtype of matrix products with quantized weights.
+    """
+    setup.model.requires_grad_(False)
+    if stage.lora is not None:
+        if stage.lora.quantization is not None:
+            quantize(setup.model, stage.lora.quantization, compute)
+        add_lora(setup.model, stage.lora)
+    for part in stage.trained_parts(name):
+        if part != "llm" or stage.lora is None:
+            setup.parts[part].requires_grad_(True)
+    if setup.square_images:
+        setup.model.model.image_newline.requires_grad_(False)  # not used
+
+
+def recompute_layers(model: Any) -> None:
+    """Enable activation checkpointing of a transformers model."""
+    new_name = "activation_checkpointing_enable"  # in newer versions of transformers
+    getattr(model, new_name, model.gradient_checkpointing_enable)()
+
+
+def modules_to_compile(model: Any) -> list[nn.Module]:
+    """Return what ``distributed.torch_compile`` compiles: the layers of a transformers LLaVA, and the projector."""
+    return [*repeated_layers(model), model.model.multi_modal_projector]
+
+
+@contextlib.contextmanager
+def detached_frozen_encoder(setup: StageSetup) -> Iterator[None]:
+    """Meanwhile a frozen encoder is an attribute of the model, but no submodule.
+
+    DeepSpeed would round its weights to bf16, and shard them under ZeRO-3. Detached, every process has all of them in
+    the dtype in which they were loaded.
+    """
+    tower = setup.parts["vision"]
+    if any(weight.requires_grad for weight in tower.parameters()):
+        yield
+        return
+    model = setup.model.model
+    before = dict(model._modules)
+    tower.to(torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu")
+    del model.vision_tower
+    model.__dict__["vision_tower"] = tower.eval()
+    try:
+        yield
+    finally:
+        del model.__dict__["vision_tower"]
+        model._modules.update({name: model._modules.pop(name, tower) for name in before})  # in the initial order

@@ -3,7 +3,7 @@
     llava-bridge train --config llava.yaml                                          # starts its processes itself
     deepspeed --num_accelerators 2 --module llava_bridge train --config llava.yaml  # under a launcher
 
-:func:`run_train` runs in each process, and :func:`llava_bridge.training.trainer.train_stage` trains one stage.
+:func:`run_train` runs in each process, and :func:`llava_bridge.training.stage.train_stage` trains one stage.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import logging
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 from clips.commandline.signals import StopRequest, graceful_shutdown
@@ -31,120 +30,6 @@ from llava_bridge.training.launch import is_main_process, launcher_world_size, l
 from llava_bridge.training.run_identity import data_manifest, parent_artifacts, run_identity
 from llava_bridge.training.train_config import LlavaTrainConfig
 from llava_bridge.training.work_dir import CONFIG_FILE, check_inputs, has_progress, lock_work_dir, work_dir
-
-
-def run_stages(config: LlavaTrainConfig, stop: StopRequest) -> None:
-    """Run the missing stages and write the output directory; called in every process."""
-    from transformers.utils import logging as transformers_logging
-
-    from llava_bridge.training import sharded_weights
-
-    if not sys.warnoptions:  # python -W, PYTHONWARNINGS
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
-    transformers_logging.disable_progress_bar()
-    sharded_weights.init_process_group()
-    sharded_weights.barrier()  # until rank 0 has prepared the directory, also for a second run of these processes
-    work = work_dir(config)
-    _check_shared(work)
-    with _open_trackers(config, work) as trackers:
-        _run_missing(config, work, stop, trackers)
-    if is_main_process():
-        _write_output(config, work)
-    sharded_weights.barrier()
-
-
-@contextlib.contextmanager
-def _open_trackers(config: LlavaTrainConfig, work: Path) -> Iterator[Trackers]:
-    is_main = is_main_process()
-    name = Path(config.output).name
-    trackers = open_trackers(config.report_to, work, name, to_plain(config)) if is_main else Trackers()
-    try:
-        yield trackers
-    finally:
-        trackers.finish()
-
-
-def _check_shared(work: Path) -> None:
-    """Raise UserError unless every process can read the work directory of rank 0."""
-    from clips.parallel.distributed import all_gather_objects  # imports torch
-
-    for rank, can_read in enumerate(all_gather_objects((work / RUN).is_file())):
-        if not can_read:
-            raise UserError(
-                f"output: expected a directory shared by all nodes, but the process of rank {rank} does not find {work}"
-            )
-
-
-def _run_missing(config: LlavaTrainConfig, work: Path, stop: StopRequest, trackers: Trackers) -> None:
-    from llava_bridge.training import trainer
-
-    for name in config.stages:
-        if (work / name / "model").is_dir():
-            log_rank0(f"{name}: done before")
-        else:
-            trainer.train_stage(config, name, work, stop, trackers)
-
-
-def _prepare(work: Path, config: LlavaTrainConfig) -> None:
-    """Keep the state of this run if it was interrupted; delete that of another run without progress.
-
-    Raises:
-        UserError: images are missing with ``missing_images: error``, or another run has progress here.
-    """
-    for data in (data for name in config.stages for data in config.stage(name).data):
-        if data.missing_images == "error":
-            log_rank0(f"checking all images of {data.path}")
-            reject_missing(read_samples(data, config.seed), data.path, log_rank0)
-    run, before = run_identity(config), read_run(work / RUN)
-    if has_progress(work):
-        reject_other_run(work, before or {}, run)
-    if before is not None and difference(before, run) is None:
-        log_rank0(f"resuming the unfinished run in {work}")
-        return
-    for entry in work.iterdir():
-        if entry.name != "lock":
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-    atomic_write(work / RUN, run_text(run))
-
-
-def remove_leftover(config: LlavaTrainConfig) -> None:
-    """Delete the work directory of a finished run, unless another run has progress in it."""
-    work = work_dir(config)
-    if has_progress(work) and difference(read_run(work / RUN) or {}, run_identity(config)):
-        log_rank0(f"{work} has an unfinished run with other settings; remove it if it is not needed")
-        return
-    shutil.rmtree(work, ignore_errors=True)
-
-
-def _write_output(config: LlavaTrainConfig, work: Path) -> None:
-    last = config.stages[-1]
-    summaries = {name: safe_json_loads((work / name / "model" / "stage.json").read_text()) for name in config.stages}
-    with atomic_artifact_dir(config.output, kind="llava") as directory:
-        shutil.copytree(work / last / "model", directory, dirs_exist_ok=True)
-        (directory / "stage.json").unlink()
-        shutil.copyfile(work / "metrics.jsonl", directory / "metrics.jsonl")
-        if (work / TENSORBOARD_DIR).is_dir():  # else TensorBoard was not used, or failed
-            shutil.copytree(work / TENSORBOARD_DIR, directory / TENSORBOARD_DIR)
-        write_manifest(
-            directory,
-            kind="llava",
-            config=config,
-            seed=config.seed,
-            data=data_manifest(config),
-            parents=parent_artifacts(config),
-            identity=run_identity(config),
-            stages=summaries,
-            seconds=round(sum(summary["seconds"] for summary in summaries.values()), 1),
-        )
-        parts = {"encoder": config.encoder, "LLM": config.llm, "LLaVA before": config.llava}
-        write_card(directory, "llava", parts=parts, stages=summaries, seed=config.seed)
-    for name, summary in summaries.items():
-        invalid = summary["invalid_samples"]["count"]
-        skipped = f", {invalid} invalid samples skipped" if invalid else ""
-        log_rank0(
-            f"{name}: {summary['steps']} steps, final loss {summary['loss']:.4f}, {summary['seconds']:.0f} s{skipped}"
-        )
 
 
 def run_train(config: LlavaTrainConfig) -> None:
@@ -194,3 +79,107 @@ def _with_processes(config: LlavaTrainConfig, launched: int | None) -> LlavaTrai
         return config
     log_rank0(f"distributed.num_processes: {gpus}, one for each visible GPU")
     return config.with_processes(gpus)
+
+
+def _prepare(work: Path, config: LlavaTrainConfig) -> None:
+    """Keep the state of this run if it was interrupted; delete that of another run without progress.
+
+    Raises:
+        UserError: images are missing with ``missing_images: error``, or another run has progress here.
+    """
+    for data in (data for name in config.stages for data in config.stage(name).data):
+        if data.missing_images == "error":
+            log_rank0(f"checking all images of {data.path}")
+            reject_missing(read_samples(data, config.seed), data.path, log_rank0)
+    run, before = run_identity(config), read_run(work / RUN)
+    if has_progress(work):
+        reject_other_run(work, before or {}, run)
+    if before is not None and difference(before, run) is None:
+        log_rank0(f"resuming the unfinished run in {work}")
+        return
+    for entry in work.iterdir():
+        if entry.name != "lock":
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    atomic_write(work / RUN, run_text(run))
+
+
+def run_stages(config: LlavaTrainConfig, stop: StopRequest) -> None:
+    """Run the missing stages and write the output directory; called in every process."""
+    from transformers.utils import logging as transformers_logging
+
+    from llava_bridge.training.sharded_weights import barrier, init_process_group
+
+    if not sys.warnoptions:  # python -W, PYTHONWARNINGS
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+    transformers_logging.disable_progress_bar()
+    from llava_bridge.training.stage import train_stage  # not before: libraries that it imports print warnings
+
+    init_process_group()
+    barrier()  # until rank 0 has prepared the directory, also for a second run of these processes
+    work = work_dir(config)
+    _check_shared(work)
+    trackers = Trackers()
+    if is_main_process():
+        trackers = open_trackers(config.report_to, work, Path(config.output).name, to_plain(config))
+    try:
+        for name in config.stages:
+            if (work / name / "model").is_dir():
+                log_rank0(f"{name}: done before")
+            else:
+                train_stage(config, name, work, stop, trackers)
+    finally:
+        trackers.finish()
+    if is_main_process():
+        _write_output(config, work)
+    barrier()
+
+
+def _check_shared(work: Path) -> None:
+    """Raise UserError unless every process can read the work directory of rank 0."""
+    from clips.parallel.distributed import all_gather_objects  # imports torch
+
+    for rank, can_read in enumerate(all_gather_objects((work / RUN).is_file())):
+        if not can_read:
+            raise UserError(
+                f"output: expected a directory shared by all nodes, but the process of rank {rank} does not find {work}"
+            )
+
+
+def _write_output(config: LlavaTrainConfig, work: Path) -> None:
+    last = config.stages[-1]
+    summaries = {name: safe_json_loads((work / name / "model" / "stage.json").read_text()) for name in config.stages}
+    with atomic_artifact_dir(config.output, kind="llava") as directory:
+        shutil.copytree(work / last / "model", directory, dirs_exist_ok=True)
+        (directory / "stage.json").unlink()
+        shutil.copyfile(work / "metrics.jsonl", directory / "metrics.jsonl")
+        if (work / TENSORBOARD_DIR).is_dir():  # else TensorBoard was not used, or failed
+            shutil.copytree(work / TENSORBOARD_DIR, directory / TENSORBOARD_DIR)
+        write_manifest(
+            directory,
+            kind="llava",
+            config=config,
+            seed=config.seed,
+            data=data_manifest(config),
+            parents=parent_artifacts(config),
+            identity=run_identity(config),
+            stages=summaries,
+            seconds=round(sum(summary["seconds"] for summary in summaries.values()), 1),
+        )
+        parts = {"encoder": config.encoder, "LLM": config.llm, "LLaVA before": config.llava}
+        write_card(directory, "llava", parts=parts, stages=summaries, seed=config.seed)
+    for name, summary in summaries.items():
+        invalid = summary["invalid_samples"]["count"]
+        skipped = f", {invalid} invalid samples skipped" if invalid else ""
+        log_rank0(
+            f"{name}: {summary['steps']} steps, final loss {summary['loss']:.4f}, {summary['seconds']:.0f} s{skipped}"
+        )
+
+
+def remove_leftover(config: LlavaTrainConfig) -> None:
+    """Delete the work directory of a finished run, unless another run has progress in it."""
+    work = work_dir(config)
+    if has_progress(work) and difference(read_run(work / RUN) or {}, run_identity(config)):
+        log_rank0(f"{work} has an unfinished run with other settings; remove it if it is not needed")
+        return
+    shutil.rmtree(work, ignore_errors=True)

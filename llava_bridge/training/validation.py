@@ -24,8 +24,8 @@ from llava_bridge.data.sources import in_other_case
 from llava_bridge.training.callback import StageProgress
 from llava_bridge.training.launch import log_rank0
 from llava_bridge.training.loss import MATCHES
-from llava_bridge.training.stage_config import ValidationConfig
-from llava_bridge.training.stage_trainer import StageTrainer, init_worker
+from llava_bridge.training.train_config import ValidationConfig
+from llava_bridge.training.trainer import StageTrainer, init_worker
 
 _EMPTY: dict[str, Any] = {"input_ids": [0], "labels": [IGNORE_INDEX], "images": []}
 

@@ -33,9 +33,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clips.typed_data import from_plain
 from llava_bridge.training.loss import LlavaLoss
-from llava_bridge.training.setup import setup_stage
+from llava_bridge.training.setup import set_trainable_parts, setup_stage
 from llava_bridge.training.train_config import LlavaTrainConfig
-from llava_bridge.training.trainer import set_trainable_parts
 
 LLMS: dict[str, dict[str, Any]] = {  # Qwen 2.5's
     "0.5b": {"hidden_size": 896, "num_hidden_layers": 24, "intermediate_size": 4864, "vocab_size": 151_936}

@@ -5,6 +5,7 @@ Legend: P images, or with tiles all tiles of all images; L hidden states, N toke
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,9 +15,35 @@ from transformers import TrainerCallback
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from clips.core.tensor_shards import TensorShards
+from clips.errors import UserError
 from clips.model.feature_cache import digest
+from llava_bridge.model.modeling_vision import EncoderVisionModel
+from llava_bridge.training.launch import log_rank0
+from llava_bridge.training.setup import StageSetup
 
 FEATURES, KEYS = "cached_features", "feature_keys"
+
+
+def enable_feature_cache(setup: StageSetup, dtype: torch.dtype, name: str) -> TensorShards:
+    """Read the frozen encoder's features from the cache in the loader's workers, and add the missing ones.
+
+    Returns the cache. Logs the space that they need, as a disk that is full would end a training of hours.
+
+    Raises:
+        UserError: the tower is transformers' own.
+    """
+    tower = setup.model.model.vision_tower
+    if not isinstance(tower, EncoderVisionModel):
+        raise UserError("cache_vision_features: expected false, as the vision tower of this LLaVA is transformers' own")
+    shards = tower.cache_features(setup.model.config.vision_feature_layer, dtype)
+    setup.collator.read_features = FeatureReader(shards, dtype, setup.model.config)
+    needed = len(setup.dataset) * tower.feature_bytes(dtype)
+    free = shutil.disk_usage(next(path for path in (shards.directory, *shards.directory.parents) if path.is_dir())).free
+    log_rank0(
+        f"{name}: caches features in {shards.directory}, {needed / 1e9:,.2f} GB for one image or tile of each sample; "
+        f"{free / 1e9:,.1f} GB are free"
+    )
+    return shards
 
 
 class FeatureReader:
