@@ -55,7 +55,7 @@ COMMANDS = {
     ),
     "study accept": Command(
         help="mark outputs of a study as current, despite a change",
-        target="benchmarks.study.rerun_clean:accept_outputs",
+        target="benchmarks.study.accept:accept_outputs",
         positional=("study",),
         rest="steps",
     ),

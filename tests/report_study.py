@@ -33,9 +33,9 @@ def record_study(
         keyed = study_commands.resolve_study(study_commands.StudyConfig(study=str(file), output=str(output)))
         record = study_commands.study_record(keyed, str(file))
     write_study_record(output, record)
-    for number, step in enumerate(keyed.plan.steps):
+    for number, step in enumerate(keyed.steps):
         if (changes := change(step)) is not None:
-            fields = {"key": keyed.keys[step.name].key, "command": " ".join(step.command), "status": "done"}
+            fields = {"key": step.key.key, "command": " ".join(step.command), "status": "done"}
             times = {"started": 1000.0 + 10 * number, "seconds": 9.0}
             write_record(output, StepRecord(**{"name": step.name, "kind": step.kind, **fields, **times, **changes}))
     return record

@@ -6,10 +6,12 @@ Snakemake takes seconds to start, so that most tests of a study run its jobs one
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -19,8 +21,7 @@ from benchmarks.study import run_step, runner, state, study_commands
 from benchmarks.study.locks import locked
 from benchmarks.study.rerun_clean import RerunConfig, rerun_steps
 from benchmarks.study.runner import PLAN, Summary, run_steps
-from benchmarks.study.state import StepKey
-from benchmarks.study.steps import Step
+from benchmarks.study.steps import Step, StepKey
 from benchmarks.study.study_commands import StudyConfig
 
 FAKE = Path(__file__).with_name("fake_step.py")
@@ -71,22 +72,22 @@ def make(root: Path, name: str, *parents: str, **config: object) -> Step:
     """A step that runs the fake program by its path."""
     output = root / "made" / name
     settings = {"output": str(output), "count": str(root / "runs.txt"), **config}
-    return Step(
-        name=name, kind="data", command=("python", str(FAKE)), config=settings, outputs=(output,), parents=parents
-    )
+    words = ("python", str(FAKE))
+    return Step(name=name, kind="data", command=words, config=settings, outputs=(output,), parents=parents, study=root)
 
 
-def keys_of(steps: Sequence[Step], mark: str = "") -> dict[str, StepKey]:
-    """Keys that change with ``mark`` alone."""
-    return {step.name: StepKey(key=f"{step.name}{mark}", outputs={}) for step in steps}
-
-
-def run(
-    root: Path, steps: list[Step], *, mark: str = "", keys: dict[str, StepKey] | None = None, **options: object
-) -> Summary:
-    """Run steps as the runner does."""
+def run(root: Path, steps: list[Step], *, mark: str = "", **options: Any) -> Summary:
+    """Run steps as the runner does; a step without a key has one that changes with ``mark`` alone."""
+    keyed = [
+        dataclasses.replace(step, key=StepKey(key=f"{step.name}{mark}")) if not step.key.key else step for step in steps
+    ]
     with locked(root):
-        return run_steps(steps, keys or keys_of(steps, mark), root, **{"jobs": 2, **options})  # type: ignore[arg-type]
+        return run_steps(keyed, root, **{"jobs": 2, **options})
+
+
+def named(steps: Sequence[Step], name: str) -> Step:
+    """The step of this name."""
+    return next(step for step in steps if step.name == name)
 
 
 def visits(root: Path, name: str) -> int:

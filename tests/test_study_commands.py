@@ -41,8 +41,7 @@ def _fakes(monkeypatch):
 
 
 def states(config: StudyConfig) -> dict[str, str]:
-    keyed = study_commands.resolve_study(config)
-    return {step.name: step_state(step, keyed.keys[step.name], keyed.output) for step in keyed.plan.steps}
+    return {step.name: step_state(step) for step in study_commands.resolve_study(config).steps}
 
 
 def test_a_study_runs_ends_with_its_report_and_is_then_done(tmp_path, capsys):
@@ -93,13 +92,13 @@ def test_the_record_has_the_study_that_ran_not_the_file_as_it_was_edited_meanwhi
     config = write_study(tmp_path)
     file = Path(config.study)
     text = file.read_text(encoding="utf-8")
-    run_locked = study_commands._run_locked
+    run_steps = study_commands.run_steps
 
-    def edited(*args: Any) -> Any:
+    def edited(*args: Any, **options: Any) -> Any:
         file.write_text("name: another\n", encoding="utf-8")
-        return run_locked(*args)
+        return run_steps(*args, **options)
 
-    monkeypatch.setattr(study_commands, "_run_locked", edited)
+    monkeypatch.setattr(study_commands, "run_steps", edited)
     run_study(config)
     assert read_study_record(tmp_path / "out").text == text
 

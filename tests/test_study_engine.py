@@ -44,8 +44,8 @@ def test_steps_run_in_order_side_by_side_and_a_failed_one_stops_its_branch_only(
         make(tmp_path, "opens", "data", sleep=0.1),
         make(tmp_path, "last", "waits", "opens"),
     ]
-    given = {step.name: Resources(cpus=8) for step in steps}  # threads, more than the machine has; no fewer steps
-    summary = run(tmp_path, steps, jobs=2, resources=given)
+    wide = Resources(cpus=8)  # threads, more than the machine has; no fewer steps
+    summary = run(tmp_path, [dataclasses.replace(step, resources=wide) for step in steps], jobs=2)
     assert (summary.failed, summary.blocked) == (("bad",), ("after-bad",))
     assert summary.done == ("data", "waits", "opens", "last")
     record = read_record(tmp_path, "bad")
@@ -61,9 +61,13 @@ def test_steps_see_gpus_of_their_own(tmp_path, monkeypatch):
     script.write_text("import os, sys; print('sees', os.environ['CUDA_VISIBLE_DEVICES'], flush=True)\n"
                       f"exec(open({str(FAKE)!r}).read())\n", encoding="utf-8")  # fmt: skip
     names = {"one": 1, "two": 1, "wide": 2, "none": 0}
-    steps = [dataclasses.replace(make(tmp_path, name, sleep=0.3), command=("python", str(script))) for name in names]
-    given = {name: Resources(gpus=count) for name, count in names.items()}
-    assert run(tmp_path, steps, jobs=1, resources=given).complete
+    steps = [
+        dataclasses.replace(
+            make(tmp_path, name, sleep=0.3), command=("python", str(script)), resources=Resources(gpus=count)
+        )
+        for name, count in names.items()
+    ]
+    assert run(tmp_path, steps, jobs=1).complete
     saw = {name: (tmp_path / "steps" / name / "log.txt").read_text(encoding="utf-8").split("\n")[0] for name in names}
     assert saw["wide"] == "sees 6,7"
     assert saw["none"] == "sees "
@@ -85,9 +89,9 @@ def test_the_profile_of_kubernetes_is_one_that_snakemake_reads(tmp_path, monkeyp
         return run_snakemake(output, [*flags, "--dry-run", "--cores", "8"], lambda: None)
 
     monkeypatch.setattr(runner, "run_snakemake", dry)
-    given = {"data": Resources(gpus=2, cpus=4, memory_gb=1)}
+    step = dataclasses.replace(make(tmp_path, "data"), resources=Resources(gpus=2, cpus=4, memory_gb=1))
     with pytest.raises(UserError, match="dry-run"):
-        run(tmp_path, [make(tmp_path, "data")], profile=str(profile), resources=given)
+        run(tmp_path, [step], profile=str(profile))
     said = (tmp_path / ".snakemake.log").read_text(encoding="utf-8")
     assert ".markers/steps/data/.done (send to storage)" in said
     assert "threads: 4" in said

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 import os
 from pathlib import Path
 
 import pytest
+from study_engine import named
 from study_material import SMALL
 
 from benchmarks.results.protocol import CODE_VERSION
@@ -15,32 +16,28 @@ from benchmarks.study.launchers import command_version
 from benchmarks.study.path_refs import split_refs
 from benchmarks.study.preflight import check_input_files
 from benchmarks.study.schema import Study, parse_study
-from benchmarks.study.state import external_files_state, step_keys
-from benchmarks.study.steps import Step
+from benchmarks.study.state import StepRecord, external_files_state, with_keys
+from benchmarks.study.steps import Step, StepKey
 from clips.core.identity import VERSIONS
 from clips.errors import UserError
 
+LLAVA, ENCODER = "llava-net-tiny-s0", "encoder-clip-s0"
+
+
+def study_of(**fields: object) -> Study:
+    return parse_study({**SMALL, "baseline": None, **fields})
+
+
+def step_keys(study: Study) -> dict[str, StepKey]:
+    return {step.name: step.key for step in with_keys(build_plan(study).steps)}
+
 
 def keys(study: Study) -> dict[str, str]:
-    found = step_keys(build_plan(study).steps, study.directory)
-    return {name: key.key for name, key in found.items()}
+    return {name: key.key for name, key in step_keys(study).items()}
 
 
-def with_change(path: str, value: object) -> Study:
-    """The small study with one field, named by its dotted path, changed."""
-    content = {name: dict(entry) if isinstance(entry, dict) else entry for name, entry in SMALL.items()}
-    place = content
-    *above, last = path.split(".")
-    for name in above:
-        place[name] = dict(place[name])
-        place = place[name]
-    place[last] = value
-    return parse_study(content)
-
-
-def changed_steps(study: Study) -> set[str]:
-    before, after = keys(parse_study(SMALL)), keys(study)
-    return {name for name in after if before.get(name) != after[name]}
+def step_of(study: Study, name: str) -> Step:
+    return named(build_plan(study).steps, name)
 
 
 @pytest.mark.parametrize(
@@ -61,9 +58,15 @@ def changed_steps(study: Study) -> set[str]:
     ],
 )  # fmt: skip
 def test_a_changed_line_changes_only_what_depends_on_it(path, value, changed):
-    found = changed_steps(with_change(path, value))
-    for start in changed:
-        assert any(name.startswith(start) for name in found), start
+    content = copy.deepcopy(SMALL)
+    *above, last = path.split(".")
+    place = content
+    for name in above:
+        place = place[name]
+    place[last] = value
+    before, after = keys(parse_study(SMALL)), keys(parse_study(content))
+    found = {name for name in after if before.get(name) != after[name]}
+    assert all(any(name.startswith(start) for name in found) for start in changed)
     assert {name for name in found if not name.startswith(tuple(changed))} == set()
 
 
@@ -72,67 +75,69 @@ def test_a_raised_version_of_a_command_counts_for_its_steps_and_what_depends_on_
     monkeypatch.setitem(VERSIONS, "clips train", 2)
     after = keys(parse_study(SMALL))
     same = {name for name in before if before[name] == after[name]}
-    assert same == {"data-train", "data-test", "data-llm", "llava-net-tiny-s0", "evaluate-llava-net-tiny-s0"}
+    assert same == {"data-train", "data-test", "data-llm", LLAVA, f"evaluate-{LLAVA}"}
+    assert command_version(("clips-bench", "run")) == CODE_VERSION  # of stored results and outputs, too
 
 
-def test_the_text_of_a_users_script_is_its_version(tmp_path):
-    script = tmp_path / "mine.py"
-    script.write_text("print(1)", encoding="utf-8")
-    before = command_version(("python", str(script)))
+def test_a_users_script_counts_by_its_text_and_by_that_of_the_modules_beside_it(tmp_path):
+    script, module, unused = (tmp_path / f"{name}.py" for name in ("mine", "helper", "unused"))
+    (tmp_path / "deeper.py").write_text("A = 1", encoding="utf-8")
+    script.write_text("import os\nfrom helper import A", encoding="utf-8")
+    module.write_text("from deeper import A", encoding="utf-8")
+    made = {"command": f"python {script}"}
+    own = study_of(data={"train": made, "test": made, "llm": {**made, "path": "$data/train"}})
+    before = step_keys(own)
+
+    def record(name: str, **fields: object) -> StepRecord:
+        key = before[name]
+        written = {"key": key.key, "parts": key.parts, "status": "done", "started": 1.0, **fields}
+        return StepRecord(name=name, kind="data", command="", **written)
+
     script.touch()
-    assert command_version(("python", str(script))) == before
-    script.write_text("print(2)", encoding="utf-8")
-    assert command_version(("python", str(script))) != before
+    unused.write_text("A = 1", encoding="utf-8")
+    assert step_keys(own) == before
+    (tmp_path / "deeper.py").write_text("A = 2", encoding="utf-8")
+    after = step_keys(own)
+    changes = {name: after[name].changes(record(name)) for name in ("data-train", "data-llm", ENCODER, LLAVA)}
+    assert changes == {
+        "data-train": ["modules"],
+        "data-llm": ["modules", "modules of parents"],
+        ENCODER: ["modules of parents"],
+        LLAVA: ["modules of parents"],
+    }
+    assert not any(after[name].matches(record(name)) for name in changes)
+    older = {name: part for name, part in before[LLAVA].parts.items() if "modules" not in name}
+    assert after[LLAVA].matches(record(LLAVA, parts=older))  # written before modules counted
+    script.write_text("from helper import A  # changed", encoding="utf-8")
+    assert step_keys(own)["data-train"].key != before["data-train"].key
 
 
-def test_evaluations_have_the_version_of_the_evaluating_code():
-    """It is in the results and in what is kept of models' outputs, too: one number to raise."""
-    assert command_version(("clips-bench", "run")) == CODE_VERSION
-
-
-def test_a_changed_file_outside_counts(tmp_path):
-    weights = tmp_path / "net.safetensors"
-    weights.write_bytes(b"one")
-    study = dataclasses.replace(parse_study(SMALL), encoders={"clip": {}, "net": f"timm:net@{weights}"})
-    before = keys(study)
-    weights.write_bytes(b"three")
-    os.utime(weights, ns=(1, 1))
-    after = keys(study)
-    changed = {name for name in before if before[name] != after[name]}
-    assert changed == {"llava-net-tiny-s0", "evaluate-llava-net-tiny-s0"}
-
-
-@pytest.mark.parametrize("spec", ["timm:net@{}", "transformers:{}"])
-def test_an_encoder_of_another_source_may_lie_below_a_path_of_the_study(tmp_path, spec):
-    study = parse_study(
-        {**SMALL, "baseline": None, "encoders": {"net": spec.format("$shared/net")}, "paths": {"shared": str(tmp_path)}}
-    )
-    llava = next(step for step in build_plan(study).steps if step.name == "llava-net-tiny-s0")
+@pytest.mark.parametrize("spec", ["{}", "timm:net@{}", "transformers:{}"])
+def test_an_encoder_outside_counts_by_its_files(tmp_path, spec):
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net/weights").write_text("one", encoding="utf-8")
+    own = study_of(encoders={"net": spec.format("$shared/net")}, paths={"shared": str(tmp_path)})
+    llava = step_of(own, LLAVA)
     assert llava.config["encoder"] == spec.format(tmp_path / "net")
     assert tmp_path / "net" in llava.needs
-    assert not [step for step in build_plan(study).steps if step.name.startswith("evaluate-encoder")]
-    hub = parse_study({**SMALL, "baseline": None, "encoders": {"net": "transformers:google/siglip-base-patch16-224"}})
-    assert not next(step for step in build_plan(hub).steps if step.name == "llava-net-tiny-s0").needs
+    before = keys(own)
+    (tmp_path / "net/weights").write_text("two", encoding="utf-8")
+    after = keys(own)
+    assert {name for name in before if before[name] != after[name]} >= {LLAVA, f"evaluate-{LLAVA}"}
+    assert before["data-llm"] == after["data-llm"]
+
+
+def test_a_model_called_by_one_word_counts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("enc").mkdir()
+    assert step_of(study_of(encoders={"net": "enc"}), LLAVA).needs == (Path("enc"),)
 
 
 def test_each_result_file_has_a_key_of_its_own():
-    place = parse_study(SMALL).directory
-    plain = step_keys(build_plan(parse_study(SMALL)).steps, place)
-    more = step_keys(build_plan(with_change("benchmarks.gqa", {})).steps, place)
-    name = "evaluate-llava-clip-tiny-s0"
-    assert plain[name].key != more[name].key
-    assert plain[name].outputs.items() < more[name].outputs.items()
-
-
-LLAVA = "llava-net-tiny-s0"
-
-
-def study(**fields: object):  # type: ignore[no-untyped-def]
-    return parse_study({**SMALL, "baseline": None, **fields})
-
-
-def named(study, name: str) -> Step:  # type: ignore[no-untyped-def]
-    return next(step for step in build_plan(study).steps if step.name == name)
+    plain = step_keys(study_of())["evaluate-llava-clip-tiny-s0"]
+    more = step_keys(study_of(benchmarks={**SMALL["benchmarks"], "gqa": {}}))["evaluate-llava-clip-tiny-s0"]
+    assert plain.key != more.key
+    assert plain.outputs.items() < more.outputs.items()
 
 
 @pytest.mark.parametrize(
@@ -150,60 +155,48 @@ def test_a_text_is_cut_into_its_references_and_what_stands_between_them(text, fi
     assert "".join(piece.before + piece.reference for piece in found) == text
 
 
+def reading(source: dict[str, str]) -> dict[str, object]:
+    return {"encoders": {"clip": {"data": {"sources": [source]}}}}
+
+
 @pytest.mark.parametrize(
-    ("fields", "hub"),
+    ("name", "fields", "hub", "needs"),
     [
-        ({"encoders": {"net": "transformers:google/siglip-base-patch16-224"}}, "google/siglip-base-patch16-224"),
-        ({"encoders": {"net": "hf-hub:laion/CLIP-ViT-B-32"}}, "laion/CLIP-ViT-B-32"),
-        ({"encoders": {"net": "timm:a"}, "llms": {"tiny": "org/llama@v1.0"}}, "org/llama@v1.0"),
+        (LLAVA, {"encoders": {"net": "transformers:google/siglip-base"}}, ["google/siglip-base"], []),
+        (LLAVA, {"encoders": {"net": "hf-hub:laion/CLIP-ViT-B-32"}}, ["laion/CLIP-ViT-B-32"], []),
+        (LLAVA, {"encoders": {"net": "timm:a"}, "llms": {"tiny": "org/llama@v1.0"}}, ["org/llama@v1.0"], []),
+        (ENCODER, reading({"format": "datasets", "path": "org/photos"}), ["org/photos"], []),
+        (ENCODER, reading({"path": "s3://bucket/{00..11}.tar"}), [], []),
+        (ENCODER, reading({"path": "org/photos"}), [], ["org/photos"]),
     ],
-)
-def test_a_name_on_the_hub_is_no_missing_file(fields, hub):
-    found = named(study(**fields), LLAVA if "llms" not in fields else "llava-net-tiny-s0")
-    assert (found.hub, found.needs) == ((hub,), ())
-    check_input_files([found], study(**fields))
-
-
-def test_hub_datasets_and_remote_shards_are_no_missing_files():
-    sources = [{"format": "datasets", "path": "org/photos"}, {"path": "s3://bucket/{00..11}.tar"}]
-    found = named(study(encoders={"clip": {"data": {"sources": sources}}}), "encoder-clip-s0")
-    assert (found.hub, found.needs) == (("org/photos",), ())
-    plain = named(study(encoders={"clip": {"data": {"sources": [{"path": "org/photos"}]}}}), "encoder-clip-s0")
-    assert (plain.hub, plain.needs) == ((), (Path("org/photos"),))
+)  # fmt: skip
+def test_a_name_on_the_hub_is_no_missing_file(name, fields, hub, needs):
+    step = step_of(study_of(**fields), name)
+    assert (list(step.hub), list(map(str, step.needs))) == (hub, needs)
+    if not needs:
+        check_input_files([step], study_of(**fields))
 
 
 def test_each_file_of_a_range_counts_and_must_be_there(tmp_path):
     for number in range(3):
         (tmp_path / f"{number:02d}.tar").write_text("one", encoding="utf-8")
-    data = {"path": str(tmp_path / "{00..02}.tar")}
-    ranged = study(encoders={"clip": {"data": data}})
-    before = keys(ranged)["encoder-clip-s0"]
-    check_input_files([named(ranged, "encoder-clip-s0")], ranged)
+    ranged = study_of(encoders={"clip": {"data": {"path": str(tmp_path / "{00..02}.tar")}}})
+    before = keys(ranged)[ENCODER]
+    check_input_files([step_of(ranged, ENCODER)], ranged)
     (tmp_path / "01.tar").write_text("two!", encoding="utf-8")
-    assert keys(ranged)["encoder-clip-s0"] != before
+    assert keys(ranged)[ENCODER] != before
     (tmp_path / "02.tar").unlink()
     with pytest.raises(UserError, match="missing: 1"):
-        check_input_files([named(ranged, "encoder-clip-s0")], ranged)
+        check_input_files([step_of(ranged, ENCODER)], ranged)
 
 
-def test_a_model_called_by_one_word_counts(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("enc").mkdir()
-    Path("enc/weights").write_text("one", encoding="utf-8")
-    one = study(encoders={"net": "enc"})
-    before = keys(one)[LLAVA]
-    Path("enc/weights").write_text("two!", encoding="utf-8")
-    assert keys(one)[LLAVA] != before
-
-
-@pytest.mark.parametrize("spelled", ["runs/small/data/test", "./runs/small/data/test", "runs/../runs/small/data/test"])
+@pytest.mark.parametrize("spelled", ["{}", "./{}", "runs/../{}", "{folder}/{}"])
 def test_what_a_step_makes_is_its_output_however_it_is_called(spelled, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    for place in (spelled, str(tmp_path / "runs/small/data/test")):
-        asked = study(benchmarks={"retrieval": {"data": place}}, llms={})
-        found = named(asked, "evaluate-encoder-clip-s0")
-        assert "data-test" in found.parents
-        assert not found.needs
+    place = spelled.format("runs/small/data/test", folder=tmp_path)
+    found = step_of(study_of(benchmarks={"retrieval": {"data": place}}, llms={}), "evaluate-encoder-clip-s0")
+    assert "data-test" in found.parents
+    assert not found.needs
 
 
 def test_files_count_by_their_contents_next_to_a_manifest_and_behind_links(tmp_path):
@@ -227,9 +220,7 @@ def test_files_count_by_their_contents_next_to_a_manifest_and_behind_links(tmp_p
     (inside / "linked").unlink()
     states.append(external_files_state(inside))
     assert len(set(states)) == 4
-    assert external_files_state(inside) == states[-1]
 
 
 def test_a_study_may_be_moved_and_called_by_another_path():
-    assert keys(study()) == keys(study(output="elsewhere/small"))
-    assert keys(study(seeds=[1])).keys() != keys(study()).keys()
+    assert keys(study_of()) == keys(study_of(output="elsewhere/small"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -17,10 +18,8 @@ from benchmarks.study.launchers import launch_command, resolve_executable
 from benchmarks.study.locks import locked
 from benchmarks.study.resources import (
     Resources,
-    check_patterns,
     gpu_environment,
     resolve_resources,
-    snakemake_resources,
     take_gpus,
 )
 from benchmarks.study.run_step import stop
@@ -31,7 +30,7 @@ from clips.gpus import visible_gpus
 
 
 def step(name: str, kind: str = "encoder", **config: object) -> Step:
-    return Step(name=name, kind=kind, command=("clips", "train"), config=config, outputs=())  # type: ignore[arg-type]
+    return Step(name=name, kind=kind, command=("clips", "train"), config=config, outputs=(), study=Path())  # type: ignore[arg-type]
 
 
 def test_gpus_are_taken_whole_and_are_free_when_their_locks_are_closed(tmp_path, monkeypatch):
@@ -70,18 +69,18 @@ def test_resources_that_the_machine_lacks_are_rejected_before_anything_starts(tm
         (Resources(nodes=2), "step data requests 2 nodes; expected a 'profile' of a cluster"),
     ]:
         with pytest.raises(UserError, match=message):
-            run(tmp_path, [make(tmp_path, "data")], resources={"data": given})
+            run(tmp_path, [dataclasses.replace(make(tmp_path, "data"), resources=given)])
     assert not (tmp_path / ".plan.json").exists()
 
 
 def test_the_resources_of_a_step_are_those_of_snakemake_and_its_plugins():
     given = Resources(processes=4, gpus=4, cpus=8, memory_gb=64, time_limit_hours=0.5)
     asked = {"gpu": 4, "gpu_manufacturer": "nvidia", "threads": 32, "mem_mb": 65536, "runtime": 30}
-    assert snakemake_resources(given) == asked
-    wide = snakemake_resources(Resources(nodes=2, processes=8, gpus=8))
+    assert given.snakemake() == asked
+    wide = Resources(nodes=2, processes=8, gpus=8).snakemake()
     assert (wide["gres"], wide["nodes"], wide["tasks"], wide["mpi"]) == ("gpu:8", 2, 2, "srun")
     assert "gpu" not in wide
-    assert snakemake_resources(Resources()) == {}
+    assert Resources().snakemake() == {}
 
 
 TRAIN, LLAVA, RUN = ("clips", "train"), ("llava-bridge", "train"), ("clips-bench", "run")
@@ -110,16 +109,19 @@ def test_a_step_is_started_under_the_launcher_that_it_needs(words, resources, ex
 
 
 def test_resources_of_a_kind_are_overlaid_by_those_of_a_name():
+    OTHERS = [step("llava-huge-s1", "llava")]
     asked = {"llava-huge*": {"processes": 8}, "llava": {"processes": 2, "time_limit_hours": 3.5}, "data": {"cpus": 2}}
-    assert resolve_resources(asked, step("llava-huge-s0", "llava")) == Resources(
+    assert resolve_resources(asked, [*OTHERS, step("llava-huge-s0", "llava")])[-1] == Resources(
         processes=8, gpus=8, time_limit_hours=3.5
     )
-    assert resolve_resources(asked, step("llava-a", "llava")) == Resources(processes=2, gpus=2, time_limit_hours=3.5)
-    assert resolve_resources(asked, step("data-train", "data")) == Resources(cpus=2)
+    assert resolve_resources(asked, [*OTHERS, step("llava-a", "llava")])[-1] == Resources(
+        processes=2, gpus=2, time_limit_hours=3.5
+    )
+    assert resolve_resources(asked, [*OTHERS, step("data-train", "data")])[-1] == Resources(cpus=2)
     own = step("data-llm", "data", distributed={"num_processes": 4})
-    assert resolve_resources(asked, own).processes == 4
+    assert resolve_resources(asked, [*OTHERS, own])[-1].processes == 4
     with pytest.raises(UserError, match="did you mean 'encoder-clip-s0'"):
-        check_patterns({"encoder-clp-s0": {}}, [step("encoder-clip-s0")])
+        resolve_resources({"encoder-clp-s0": {}}, [step("encoder-clip-s0")])
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,10 @@ import pytest
 from study_engine import FAKE, in_process, make, run, visits
 
 from benchmarks.study import run_step, runner
+from benchmarks.study.build_steps import in_order
 from benchmarks.study.locks import acquire
-from benchmarks.study.state import StepKey, is_at_work, read_record, write_record
-from benchmarks.study.steps import Step, topological_order
+from benchmarks.study.state import is_at_work, read_record, write_record
+from benchmarks.study.steps import Step, StepKey
 from benchmarks.study.trash import move_outputs
 from clips.errors import UserError
 
@@ -27,7 +28,7 @@ def _engine(monkeypatch):
 
 def test_parents_come_first_and_cycles_are_rejected(tmp_path):
     steps = [make(tmp_path, "child", "parent"), make(tmp_path, "parent")]
-    assert [step.name for step in topological_order(steps)] == ["parent", "child"]
+    assert [step.name for step in in_order({step.name: step for step in steps})] == ["parent", "child"]
     names = {
         "encoder-1": [],
         "encoder-2": [],
@@ -37,11 +38,9 @@ def test_parents_come_first_and_cycles_are_rejected(tmp_path):
     }
     steps = [make(tmp_path, name, *parents) for name, parents in names.items()]
     by_model = ["encoder-1", "llm", "llava-1", "encoder-2", "llava-2"]
-    assert [step.name for step in topological_order(steps)] == by_model
-    with pytest.raises(ValueError, match="cycle"):
-        topological_order([make(tmp_path, "a", "b"), make(tmp_path, "b", "a")])
-    with pytest.raises(ValueError, match="no step makes"):
-        topological_order([make(tmp_path, "a", "ghost")])
+    assert [step.name for step in in_order({step.name: step for step in steps})] == by_model
+    with pytest.raises(UserError, match="data: a, b: expected none that needs its own output"):
+        in_order({"a": make(tmp_path, "a", "b"), "b": make(tmp_path, "b", "a")})
 
 
 def test_everything_runs_once_and_then_is_skipped_in_no_time(tmp_path):
@@ -68,7 +67,7 @@ def test_clearing_a_step_leaves_the_unfinished_work_of_a_step_with_a_longer_name
     others = [".a.b.work", ".a.b.partial", f".a.b.{'0' * 32}.partial", ".a.work.work"]
     for name in (*names, *others):
         (tmp_path / "made" / name).mkdir(parents=True)
-    move_outputs(tmp_path, step, StepKey(key="another", outputs={}), None)
+    move_outputs(step, None)
     assert {path.name for path in (tmp_path / "made").iterdir()} == set(others)
 
 
@@ -114,7 +113,9 @@ def evaluation(root: Path, benchmarks: dict[str, dict[str, str]]) -> Step:
     results, count = str(root / "results"), str(root / "runs.txt")
     config = {"model_name": "clip", "output": results, "benchmarks": entries, "count": count}
     outputs = tuple(root / "results" / "clip" / f"{name}.json" for name in benchmarks)
-    return Step(name="evaluate", kind="evaluation", command=("python", str(FAKE)), config=config, outputs=outputs)
+    return Step(
+        name="evaluate", kind="evaluation", command=("python", str(FAKE)), config=config, outputs=outputs, study=root
+    )
 
 
 def test_a_result_that_was_replaced_by_a_failure_is_made_again(tmp_path):
@@ -129,14 +130,14 @@ def test_a_result_that_was_replaced_by_a_failure_is_made_again(tmp_path):
 def test_a_new_column_leaves_the_other_results_in_place(tmp_path):
     step = evaluation(tmp_path, {"pope": {}})
     pope, gqa = step.outputs[0], tmp_path / "results" / "clip" / "gqa.json"
-    run(tmp_path, [step], keys={"evaluate": StepKey(key="1", outputs={pope.name: "pope 1"})})
+    run(tmp_path, [dataclasses.replace(step, key=StepKey(key="1", outputs={pope.name: "pope 1"}))])
     pope.write_text(json.dumps({"status": "ok", "kept": True}), encoding="utf-8")
 
     more = dataclasses.replace(evaluation(tmp_path, {"gqa": {}}), outputs=(pope, gqa))
-    run(tmp_path, [more], keys={"evaluate": StepKey(key="2", outputs={pope.name: "pope 1", gqa.name: "gqa 1"})})
+    run(tmp_path, [dataclasses.replace(more, key=StepKey(key="2", outputs={pope.name: "pope 1", gqa.name: "gqa 1"}))])
     assert "kept" in pope.read_text(encoding="utf-8")
 
-    run(tmp_path, [more], keys={"evaluate": StepKey(key="3", outputs={pope.name: "pope 2", gqa.name: "gqa 1"})})
+    run(tmp_path, [dataclasses.replace(more, key=StepKey(key="3", outputs={pope.name: "pope 2", gqa.name: "gqa 1"}))])
     assert not pope.exists()
     assert gqa.exists()
 
@@ -167,7 +168,7 @@ def test_a_second_job_of_a_step_waits_for_the_first_and_finds_it_done(tmp_path, 
     path = plan_of(tmp_path, make(tmp_path, "data"), monkeypatch)
     lock = acquire(tmp_path / "steps" / "data" / ".lock")
     assert lock is not None
-    assert is_at_work(tmp_path, "data")
+    assert is_at_work(tmp_path / "steps/data")
     assert not run_step.run_step(path, "data", stopped=[15])  # it waits for the lock until it is asked to end
     assert read_record(tmp_path, "data") is None
     os.close(lock)
@@ -193,4 +194,4 @@ def test_what_gates_the_most_work_starts_first(tmp_path):
     order = sorted(planned, key=lambda name: -planned[name]["priority"])
     assert order == ["long", "short", "behind"]
     write_record(tmp_path, dataclasses.replace(read_record(tmp_path, "short"), seconds=900.0))  # type: ignore[type-var]
-    assert runner._chain_seconds(steps, tmp_path)["short"] == 900
+    assert runner.chain_seconds(steps)["short"] == 900

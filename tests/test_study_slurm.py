@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -61,8 +62,8 @@ def submit(root: Path, steps: list, mark: str = ""):  # type: ignore[no-untyped-
     (root / "profile").mkdir(exist_ok=True)
     written = {**profile, "default-resources": defaults, "slurm-status-command": "squeue"}
     (root / "profile" / "config.yaml").write_text(yaml.safe_dump(written), encoding="utf-8")
-    given = {step.name: Resources(cpus=1, time_limit_hours=0.1) for step in steps}
-    return run(root, steps, mark=mark, profile=str(root / "profile"), resources=given)
+    steps = [dataclasses.replace(step, resources=Resources(cpus=1, time_limit_hours=0.1)) for step in steps]
+    return run(root, steps, mark=mark, profile=str(root / "profile"))
 
 
 def record_of(root: Path, name: str) -> StepRecord:

@@ -18,11 +18,12 @@ from report_study import make_study
 from rich.console import Console
 
 from benchmarks.study import study_commands
+from benchmarks.study.build_steps import StudyPlan
 from benchmarks.study.locks import acquire
 from benchmarks.study.state import LOG_FILE, read_record, step_directory, write_record
-from benchmarks.study.status import StepStatus, StudyMonitor
+from benchmarks.study.status import StepStatus, follow_progress, progress_view, read_statuses, time_left
 from benchmarks.study.steps import Step
-from benchmarks.study.study_commands import StatusConfig, StudyConfig, follow, study_status
+from benchmarks.study.study_commands import StatusConfig, StudyConfig, study_status
 from clips.errors import UserError
 
 STEP = "llava-net-tiny-s0"
@@ -55,12 +56,12 @@ def end_runner(study: Path) -> Iterator[Callable[[], None]]:
 pytestmark = pytest.mark.usefixtures("end_runner")
 
 
-def monitor(study: Path) -> StudyMonitor:
-    return study_commands.resolve_study(StudyConfig(study=str(study.parent / "study.yaml"))).monitor()
+def planned(study: Path) -> StudyPlan:
+    return study_commands.resolve_study(StudyConfig(study=str(study.parent / "study.yaml")))
 
 
 def seen(study: Path, name: str = STEP) -> StepStatus:
-    return next(status for status in monitor(study).statuses() if status.name == name)
+    return next(status for status in read_statuses(planned(study)) if status.name == name)
 
 
 def text_of(shown: Any, width: int = 160) -> str:
@@ -94,15 +95,15 @@ def test_a_step_that_failed_in_this_run_is_failed_and_one_that_failed_before_wai
 
 
 def test_the_screen_has_it_all_and_nothing_raw(study: Path) -> None:
-    monitored = monitor(study)
-    text = text_of(monitored.view(monitored.statuses(), 160))
+    plan = planned(study)
+    text = text_of(progress_view(plan, read_statuses(plan), 160))
     line = next(line for line in text.splitlines() if line.startswith(STEP))
     assert "running" in line
     assert "10/50 20 %" in line
     assert f"{STEP}: evil \N{REPLACEMENT CHARACTER}[31m\N{REPLACEMENT CHARACTER} line" in text
     assert "8 of 13 done" in text
     assert not {"\x1b", "\x07"} & set(text)
-    narrow = text_of(monitored.view(monitored.statuses(), 60), 60)
+    narrow = text_of(progress_view(plan, read_statuses(plan), 60), 60)
     assert "memory" not in narrow.splitlines()[0]
     assert STEP in narrow
 
@@ -129,7 +130,7 @@ def test_a_terminal_is_redrawn_until_nothing_runs(study: Path, end_runner: Calla
             record = read_record(study, STEP)
             write_record(study, dataclasses.replace(record, status="failed", log_tail=("no weights",)))
 
-    follow(monitor(study), console, wait=wait)
+    follow_progress(planned(study), console, wait=wait)
     assert len(screens) == 2
     assert "10/50 20 %" in screens[0]
     assert "1/100 1 %" in screens[1]
@@ -159,11 +160,13 @@ def test_without_a_terminal_it_prints_once(study: Path, capsys: pytest.CaptureFi
 def test_time_left_is_the_longest_chain_or_all_work_over_the_concurrent_steps():
     names = {"one": (), "two": (), "wide": (), "child": ("one",), "done": ()}
     steps = [
-        Step(name=name, kind="encoder", command=("clips", "train"), config={}, outputs=(), parents=parents)
+        Step(
+            name=name, kind="encoder", command=("clips", "train"), config={}, outputs=(), parents=parents, study=Path()
+        )
         for name, parents in names.items()
     ]
     statuses = [StepStatus(name=name, state="waiting", left=10.0) for name in names if name != "done"]
-    left = {jobs: StudyMonitor(steps, {}, Path(), jobs).time_left(statuses) for jobs in (1, 2, 8)}
+    left = {jobs: time_left(steps, jobs, statuses) for jobs in (1, 2, 8)}
     assert left == {1: 40, 2: 20, 8: 20}
     unknown = dataclasses.replace(statuses[0], left=None)
-    assert StudyMonitor(steps, {}, Path(), 1).time_left([unknown, *statuses[1:]]) is None
+    assert time_left(steps, 1, [unknown, *statuses[1:]]) is None

@@ -21,8 +21,9 @@ from test_study_commands import _fakes, states  # noqa: F401  (the fixture count
 from benchmarks.analysis.provenance import ProvenanceConfig, run_provenance
 from benchmarks.analysis.study_with_report import rerun_study_with_report, run_study_with_report
 from benchmarks.study import study_commands, trash
+from benchmarks.study.accept import AcceptConfig, accept_outputs
 from benchmarks.study.locks import acquire, locked
-from benchmarks.study.rerun_clean import AcceptConfig, CleanConfig, RerunConfig, accept_outputs, run_clean
+from benchmarks.study.rerun_clean import CleanConfig, RerunConfig, run_clean
 from benchmarks.study.state import read_record, write_record
 from benchmarks.study.study_commands import StudyPlanConfig, plan_study
 from clips.core.artifact import write_manifest
@@ -466,4 +467,4 @@ def test_nothing_is_changed_while_a_runner_works(change, tmp_path, finished_stud
         change(asked[change])
     assert step_records(tmp_path) == before
     assert (tmp_path / "out/encoders/left-over").is_dir()
-    assert study_commands.resolve_study(config).plan.steps
+    assert study_commands.resolve_study(config).steps

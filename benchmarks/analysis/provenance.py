@@ -11,8 +11,7 @@ from benchmarks.analysis.find_results import find_result
 from benchmarks.report.training_settings import mapping, relocate
 from benchmarks.results.formatting import strip_control_chars
 from benchmarks.results.results import Result, enclosing_study
-from benchmarks.study.state import find_producer
-from benchmarks.study.trash import describe_acceptance
+from benchmarks.study.state import describe_acceptance, find_producer
 from clips.core.artifact import MANIFEST, directory_hash, read_manifest
 from clips.errors import UserError
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
 import os
@@ -39,26 +40,18 @@ _TORCHRUN = "torchrun"
 _PORTS = range(20_000, 32_000)
 
 
-def commands_of(program: str) -> Mapping[str, Command]:
-    """The subcommands of a program.
-
-    Raises:
-        UserError: not a program of the suite.
-    """
-    if program not in CLI_ENTRY_POINTS:
-        raise unknown_name_error(program, [*CLI_ENTRY_POINTS, PYTHON_SCRIPT], "program of a command")
-    return importlib.import_module(CLI_ENTRY_POINTS[program]).COMMANDS
-
-
 def find_command(words: tuple[str, ...]) -> Command:
     """The command of words such as ``("clips", "train")``.
 
     Raises:
-        UserError: an unknown command.
+        UserError: not a program of the suite, or an unknown command of it.
     """
-    commands, name = commands_of(words[0]), " ".join(words[1:])
+    program, name = words[0], " ".join(words[1:])
+    if program not in CLI_ENTRY_POINTS:
+        raise unknown_name_error(program, [*CLI_ENTRY_POINTS, PYTHON_SCRIPT], "program of a command")
+    commands: Mapping[str, Command] = importlib.import_module(CLI_ENTRY_POINTS[program]).COMMANDS
     if name not in commands:
-        raise unknown_name_error(f"{words[0]} {name}", [f"{words[0]} {known}" for known in commands], "command")
+        raise unknown_name_error(f"{program} {name}", [f"{program} {known}" for known in commands], "command")
     return commands[name]
 
 
@@ -75,10 +68,29 @@ def check_command(words: tuple[str, ...]) -> None:
 
 
 def command_version(words: tuple[str, ...]) -> int | str:
-    """The command's version number; the SHA-256 of a user's script."""
+    """The version of a command's results; of a script a hash of its text."""
     if words[0] == PYTHON_SCRIPT:
         return hashlib.sha256(Path(words[1]).read_bytes()).hexdigest()
     return version_of(" ".join(words))
+
+
+def script_modules(words: tuple[str, ...]) -> dict[str, str]:
+    """Name → a hash of the text, for the modules beside a script that it imports; empty for other commands."""
+    found: dict[str, str] = {}
+    scripts = [Path(words[1])] if words[0] == PYTHON_SCRIPT else []
+    while scripts:
+        try:
+            nodes = [*ast.walk(ast.parse(scripts.pop().read_bytes()))]
+        except (OSError, SyntaxError, ValueError):  # what the script says about it is in its step's log
+            continue
+        names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
+        for name in sorted(names):
+            module = Path(words[1]).with_name(f"{name}.py")
+            if name not in found and module.is_file():
+                found[name] = hashlib.sha256(module.read_bytes()).hexdigest()
+                scripts.append(module)
+    return found
 
 
 def command_settings(words: tuple[str, ...], config: Any) -> Any:
@@ -109,29 +121,17 @@ def launch_command(words: tuple[str, ...], config: Path, resources: Resources) -
             f"nodes: {resources.nodes}"
         )
     timeout = ("--shutdown-timeout", "270")  # to save a checkpoint on SIGTERM; torchrun's default is 30 seconds
-    nodes: tuple[str, ...] = ("--standalone",)
-    launcher: tuple[str, ...] = (_TORCHRUN,)
-    if resources.nodes > 1:  # of a SLURM job; torchrun numbers the nodes itself
-        nodes = ("--nnodes", str(resources.nodes), "--rdzv-backend", "c10d", *_rendezvous(os.environ))
-        launcher = (
-            "srun",
-            f"--nodes={resources.nodes}",
-            f"--ntasks={resources.nodes}",
-            "--kill-on-bad-exit",
-            *launcher,
-        )
     count = ("--nproc-per-node", str(resources.processes))
-    return (*launcher, *nodes, *timeout, *count, "-m", _DISTRIBUTED[words], *words[1:], *given)
-
-
-def _rendezvous(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """Where the nodes of this SLURM job meet; empty outside of one, as when a study is planned."""
-    if "SLURM_JOB_ID" not in environment:
-        return ()
-    listed = ["scontrol", "show", "hostnames", environment["SLURM_JOB_NODELIST"]]
-    hosts = subprocess.run(listed, capture_output=True, text=True, check=True).stdout.split()
-    job = environment["SLURM_JOB_ID"]
-    return ("--rdzv-id", job, "--rdzv-endpoint", f"{hosts[0]}:{_PORTS[int(job) % len(_PORTS)]}")
+    program = (*timeout, *count, "-m", _DISTRIBUTED[words], *words[1:], *given)
+    if resources.nodes == 1:
+        return (_TORCHRUN, "--standalone", *program)
+    tasks = (f"--nodes={resources.nodes}", f"--ntasks={resources.nodes}", "--kill-on-bad-exit")
+    meeting: tuple[str, ...] = ("--nnodes", str(resources.nodes), "--rdzv-backend", "c10d")
+    if job := os.environ.get("SLURM_JOB_ID"):  # not while a study is planned; torchrun numbers the nodes itself
+        listed = ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]
+        host = subprocess.run(listed, capture_output=True, text=True, check=True).stdout.split()[0]
+        meeting += ("--rdzv-id", job, "--rdzv-endpoint", f"{host}:{_PORTS[int(job) % len(_PORTS)]}")
+    return ("srun", *tasks, _TORCHRUN, *meeting, *program)
 
 
 def resolve_executable(words: tuple[str, ...]) -> list[str]:

@@ -7,48 +7,63 @@ the runner does not import.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.study.launchers import PYTHON_SCRIPT, find_command
 from benchmarks.study.schema import Study
 from benchmarks.study.steps import Step
 from clips.core.artifact import log_info
 from clips.data.remote_files import expand_brace_ranges
-from clips.errors import UserError
+from clips.errors import UserError, unknown_name_error
+from clips.model_refs import TIMM_PREFIX
 from clips.typed_data import from_plain, to_plain
+
+if TYPE_CHECKING:
+    from benchmarks.tasks.run_config import BenchmarkConfig
+    from clips.data.formats.dataset_format import DatasetSpec
+
+_DATA_OF = {
+    "retrieval": "captions",
+    "long_retrieval": "captions",
+    "classification": "classes",
+    "linear_probe": "classes",
+}
+"""Benchmark → kind of its records, for those with splits."""
 
 
 def check_input_files(steps: Iterable[Step], study: Study) -> None:
     """Check that all external input files exist; one line is logged for each missing file.
 
+    In configs of the suite's commands every string with a slash is a path. A user's script may have others, so that
+    only paths below the study's ``paths`` count.
+
     Raises:
         UserError: with the number of missing files.
     """
+    own, roots = study.directory.resolve(), study.paths.values()
     missing: dict[Path, list[str]] = {}
     for step in steps:
         for path in step.needs:
-            if _is_input_file(step, path, study) and not all(map(os.path.exists, expand_brace_ranges(str(path)))):
+            is_file = step.command[0] != PYTHON_SCRIPT or any(path.is_relative_to(root) for root in roots)
+            if path.resolve().is_relative_to(own) or not is_file:
+                continue
+            if not all(map(os.path.exists, expand_brace_ranges(str(path)))):
                 missing.setdefault(path, []).append(step.name)
     for path, (first, *others) in missing.items():
         more = f" and {len(others)} more" if others else ""
         log_info(f"{path}: no such file or directory; needed by {first}{more}")
     if missing:
         raise UserError(f"{study.name}: files that no step makes are missing: {len(missing)}")
-
-
-def _is_input_file(step: Step, path: Path, study: Study) -> bool:
-    """Whether a string that looks like a path certainly is an external file."""
-    if path.resolve().is_relative_to(study.directory.resolve()):
-        return False
-    # In configs of the suite's commands every string with a slash is a path. A user's script may have others, so that
-    # only paths below the study's ``paths`` count.
-    return step.command[0] != PYTHON_SCRIPT or any(path.is_relative_to(root) for root in study.paths.values())
 
 
 def check_configs(steps: Iterable[Step]) -> None:
@@ -70,21 +85,87 @@ def check_configs(steps: Iterable[Step]) -> None:
 
 def first_config_error(configs: Sequence[tuple[str, list[str], Any]]) -> str | None:
     """The step and the error of the first invalid ``(step, command, config)``, or None."""
-    for name, words, config in configs:
+    for name, words, values in configs:
         try:
-            from_plain(find_command(tuple(words)).config_class(), config, what=" ".join(words))
+            config = from_plain(find_command(tuple(words)).config_class(), values, what=" ".join(words))
+            _check_model(config)
+            for benchmark in config.benchmarks if words == ["clips-bench", "run"] else ():
+                _check_splits(benchmark)
         except UserError as error:
             return f"step {name}: {error}"
     return None
 
 
-def main() -> int:
-    """Check the configs on standard input; the first error goes to standard error, and the exit status is 2."""
-    problem = first_config_error(json.load(sys.stdin))
-    if problem is not None:
-        print(problem, file=sys.stderr)
-    return 0 if problem is None else 2
+def _check_model(config: Any) -> None:
+    """Reject an encoder of timm or an architecture that does not exist."""
+    from clips.model.architectures import is_encoder_ref, list_architectures
+    from clips.model_refs import is_config_file
+
+    encoder = getattr(config, "encoder", None)
+    if isinstance(encoder, str) and encoder.startswith(TIMM_PREFIX):
+        _check_known(encoder.partition("@")[0].partition(".")[0], timm_models(), "encoder")
+    architecture = getattr(getattr(config, "model", None), "architecture", None)
+    if isinstance(architecture, str) and not is_encoder_ref(architecture) and not is_config_file(architecture):
+        known = [*list_architectures(), *open_clip_models(), *timm_models()]
+        name = architecture.partition(".")[0] if architecture.startswith(TIMM_PREFIX) else architecture
+        _check_known(name, known, "model.architecture")
+
+
+def _check_known(name: str, known: Collection[str], what: str) -> None:
+    if known and name not in known:
+        raise unknown_name_error(name, known, what)
+
+
+@functools.cache
+def timm_models() -> tuple[str, ...]:
+    """``timm:NAME`` of timm's models, from its files: its import takes seconds. Empty if it is not installed."""
+    found = re.compile(r"^@register_model\s+def (\w+)\(", re.MULTILINE)
+    files = _package("timm").glob("models/*.py")
+    return tuple(f"{TIMM_PREFIX}{name}" for file in files for name in found.findall(file.read_text(encoding="utf-8")))
+
+
+@functools.cache
+def open_clip_models() -> tuple[str, ...]:
+    """The names of open_clip's architectures, from its files."""
+    return tuple(file.stem for file in _package("open_clip").glob("model_configs/*.json"))
+
+
+def _package(name: str) -> Path:
+    spec = importlib.util.find_spec(name)
+    return Path(spec.origin).parent if spec is not None and spec.origin else Path(os.devnull)
+
+
+def _check_splits(benchmark: BenchmarkConfig) -> None:
+    """Reject a split that existing data lacks; data that a step will make are not known yet."""
+    from clips.data.formats.dataset_format import DatasetSpec
+
+    kind = _DATA_OF.get(benchmark.entry)
+    if kind is None or not Path(benchmark.data).exists():
+        return
+    for split in (benchmark.split, *([benchmark.train_split] if benchmark.entry == "linear_probe" else [])):
+        spec = DatasetSpec(path=benchmark.data, split=split)
+        if kind == "captions":
+            spec = dataclasses.replace(
+                spec,
+                format=benchmark.format,
+                image_root=benchmark.image_root,
+                language=benchmark.language,
+                subset=benchmark.subset,
+                image_column=benchmark.image_column,
+                caption_columns=tuple(benchmark.caption_columns),
+            )
+        _read_first(spec, kind)
+
+
+@functools.cache  # many models are evaluated on the same data
+def _read_first(spec: DatasetSpec, kind: Any) -> None:
+    from clips.data.formats import read_dataset
+
+    next(iter(read_dataset(spec, kind).records), None)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    problem = first_config_error(json.load(sys.stdin))
+    if problem is not None:
+        print(problem, file=sys.stderr)
+        sys.exit(2)

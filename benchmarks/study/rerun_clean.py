@@ -1,32 +1,32 @@
-"""``clips-bench study rerun | accept | clean``: run chosen steps again, accept outputs after a change, remove files."""
+"""``clips-bench study rerun | clean``: run chosen steps again, remove what belongs to no step."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fnmatch
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.results.formatting import format_duration, strip_control_chars
+from benchmarks.results.formatting import format_duration
+from benchmarks.study.build_steps import StudyPlan
 from benchmarks.study.locks import locked
-from benchmarks.study.state import RECORD, is_at_work, read_record, step_directory, write_record
-from benchmarks.study.steps import Step
+from benchmarks.study.state import RECORD, is_at_work, read_record, write_record
+from benchmarks.study.steps import Step, step_directory
 from benchmarks.study.study_commands import (
-    ResolvedStudy,
     StudyConfig,
     StudySelection,
+    matching_steps,
+    reject_costly,
     resolve_study,
     run_study_steps,
-    study_record,
 )
-from benchmarks.study.study_record import RECORD_FILE, read_study_record, write_study_record
-from benchmarks.study.trash import accept, move, paths_of_output, size_of, stated_seconds, trash_entries
+from benchmarks.study.study_record import read_study_record
+from benchmarks.study.trash import move, paths_of_output, size_of, stated_seconds, trash_entries
 from benchmarks.tasks.output_cache import CACHE_DIR
 from clips.core.artifact import log_info
-from clips.errors import UserError, unknown_name_error
+from clips.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,86 +52,25 @@ def rerun_steps(config: RerunConfig, *, report: Callable[[Path], None]) -> None:
         UserError: an unknown step, another runner in this directory, or a costly step without ``yes``; then no key has
             been reset.
     """
-    resolved = resolve_study(config)
-    steps, output = resolved.plan.steps, resolved.output
-    named = _matching(steps, config.steps) if config.steps else _training_and_evaluation(steps)
-    chosen = _with_descendants(named, steps)
-    resolved.reject_costly(config, rerun={step.name for step in chosen})
-    existing = [step for step in chosen if step_directory(output, step.name).is_dir()]
+    plan = resolve_study(config)
+    output = plan.study.directory
+    named = matching_steps(plan.steps, config.steps) or {step.name for step in plan.steps if step.kind != "data"}
+    chosen: dict[str, Step] = {}
+    for step in plan.steps:
+        if step.name in named or not chosen.keys().isdisjoint(step.parents):
+            chosen[step.name] = step
+    reject_costly(plan, config, rerun=chosen)
+    existing = [step for step in chosen.values() if step.directory.is_dir()]
     if existing:
         with locked(output, wait=config.wait_for_lock):
             for step in existing:
-                _reset_key(output, step.name)
+                if (record := read_record(output, step.name)) is not None:  # the rest of it stays, for the trash
+                    write_record(output, dataclasses.replace(record, key="", outputs={}))
             cache = output / "results" / CACHE_DIR
             if cache.is_dir() and any(step.kind == "evaluation" for step in existing):
                 move(output, "kept", [cache])  # evaluations would reuse these model outputs
-    log_info(f"{resolved.plan.study.name}: again {', '.join(step.name for step in chosen)}")
+    log_info(f"{plan.study.name}: again {', '.join(chosen)}")
     run_study_steps(config, report=report)
-
-
-def _reset_key(output: Path, name: str) -> None:
-    """Make a step outdated; the rest of its record stays for the trash and for a job at work."""
-    record = read_record(output, name)
-    if record is not None:
-        write_record(output, dataclasses.replace(record, key="", outputs={}))
-
-
-def _matching(steps: Sequence[Step], patterns: Iterable[str]) -> set[str]:
-    names = [step.name for step in steps]
-    found: set[str] = set()
-    for pattern in patterns:
-        matched = fnmatch.filter(names, pattern)
-        if not matched:
-            raise unknown_name_error(pattern, names, "step in 'steps'")
-        found |= set(matched)
-    return found
-
-
-def _training_and_evaluation(steps: Sequence[Step]) -> set[str]:
-    """The steps of single rows, without data, which other rows may share."""
-    return {step.name for step in steps if step.kind != "data"}
-
-
-def _with_descendants(names: set[str], steps: Sequence[Step]) -> list[Step]:
-    found: dict[str, Step] = {}
-    for step in steps:
-        if step.name in names or not found.keys().isdisjoint(step.parents):
-            found[step.name] = step
-    return list(found.values())
-
-
-@dataclass(frozen=True, kw_only=True)
-class AcceptConfig(StudySelection):
-    """Record that outputs are still valid, although settings, files or the command's version have changed.
-
-    Args:
-        steps: names or patterns such as ``encoder-*``; default: all changed steps. Steps that depend on them and have
-            no other change are accepted with them.
-        wait_for_lock: wait for another runner in the study's directory instead of raising an error.
-    """
-
-    steps: tuple[str, ...] = ()
-    wait_for_lock: bool = False
-
-
-def accept_outputs(config: AcceptConfig) -> None:
-    """Accept outputs, and print the differences of each accepted step.
-
-    Raises:
-        UserError: an unknown step, a step that cannot be accepted, or another runner in this directory.
-    """
-    resolved = resolve_study(config)
-    chosen = _matching(resolved.plan.steps, config.steps) if config.steps else set[str]()
-    output = resolved.output
-    if not output.is_dir():
-        raise UserError(f"{output}: no study was run here")
-    with locked(output, wait=config.wait_for_lock):
-        resolved = resolve_study(config)
-        lines = accept(resolved.plan.steps, resolved.keys, output, chosen=chosen)
-        if lines and (output / RECORD_FILE).is_file():  # the report reads the keys there
-            write_study_record(output, study_record(resolved, config.study))
-    for line in lines or [f"{output}: no step has changed"]:
-        print(strip_control_chars(line))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +98,7 @@ class _Outdated:
     """Outputs of a step that the study no longer has.
 
     Args:
-        step: its name; empty for the cache.
+        step: its name; ``kept`` for the cache.
         paths: its outputs.
         seconds: time that they took, 0 if it is not recorded.
         removed: whether the step itself has left the study, not only these outputs of it.
@@ -177,13 +116,13 @@ def run_clean(config: CleanConfig) -> None:
     Raises:
         UserError: no study or another one was run in this directory, or a runner is at work in it.
     """
-    resolved = resolve_study(config)
-    output, name = resolved.output, resolved.plan.study.name
+    plan = resolve_study(config)
+    output, name = plan.study.directory, plan.study.name
     recorded = read_study_record(output).name
     if recorded != name:
         raise UserError(f"output: expected the directory of the study '{name}', {output} is that of '{recorded}'")
     with locked(output, wait=config.wait_for_lock) if config.yes else contextlib.nullcontext():
-        trash, outdated = trash_entries(output), [*_outdated_outputs(resolved)]
+        trash, outdated = trash_entries(output), [*_outdated_outputs(plan)]
         cache = output / "results" / CACHE_DIR
         if config.include_cache and cache.is_dir():
             outdated.append(_Outdated(step="kept", paths=(cache,)))
@@ -216,13 +155,13 @@ def _size_and_time(paths: Sequence[Path], seconds: float) -> str:
     return f"{sum(map(size_of, paths)) / 1e6:,.1f} MB, {took}"
 
 
-def _outdated_outputs(resolved: ResolvedStudy) -> Iterator[_Outdated]:
+def _outdated_outputs(plan: StudyPlan) -> Iterator[_Outdated]:
     """The outputs that records of steps list and no step of the study has; those of a job at work stay."""
-    output, current = resolved.output, {step.name for step in resolved.plan.steps}
-    kept = {path for step in resolved.plan.steps for path in step.outputs}
+    output, current = plan.study.directory, {step.name for step in plan.steps}
+    kept = {path for step in plan.steps for path in step.outputs}
     for file in sorted((output / "steps").glob(f"*/{RECORD}")):
         record = read_record(output, file.parent.name)
-        if record is None or record.name != file.parent.name or is_at_work(output, record.name):
+        if record is None or record.name != file.parent.name or is_at_work(file.parent):
             continue
         listed = [output / path for path in record.output_paths if ".." not in Path(path).parts]
         gone = [path for path in listed if path.is_relative_to(output) and path not in kept]

@@ -14,18 +14,20 @@ from __future__ import annotations
 import fnmatch
 import os
 import tempfile
-import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.study.locks import acquire
-from benchmarks.study.steps import Step, StepKind
 from benchmarks.study.sweep import Settings
 from clips.errors import UserError, unknown_name_error
 from clips.gpus import VISIBLE
 
-STEP_KINDS: tuple[str, ...] = typing.get_args(StepKind)
+if TYPE_CHECKING:
+    from benchmarks.study.steps import Step
+
+STEP_KINDS = ("data", "encoder", "llava", "evaluation")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,51 +60,49 @@ class Resources:
         if self.gpus < 0:
             raise UserError(f"gpus: expected 0 or more, got {self.gpus}")
 
+    def snakemake(self) -> dict[str, Any]:
+        """The ``resources`` of a step's rule on a cluster, for Snakemake's plugins for SLURM and Kubernetes."""
+        demands: dict[str, Any] = {}
+        if self.gpus and self.nodes == 1:
+            demands |= {"gpu": self.gpus, "gpu_manufacturer": "nvidia"}  # the latter for Kubernetes
+        elif self.gpus:  # of SLURM, whose `gpu` is the number of all nodes, in any distribution
+            demands |= {"gres": f"gpu:{self.gpus}"}
+        if self.cpus:
+            demands |= {"threads": self.cpus * self.processes}
+        if self.memory_gb:
+            demands |= {"mem_mb": round(self.memory_gb * 1024)}
+        if self.time_limit_hours:
+            demands |= {"runtime": max(1, round(self.time_limit_hours * 60))}
+        if self.nodes > 1:
+            demands |= {"nodes": self.nodes, "tasks": self.nodes, "tasks_per_gpu": 0, "mpi": "srun"}
+        return demands
 
-def resolve_resources(resources: Mapping[str, Settings], step: Step) -> Resources:
-    """The resources of a step: those of its type, overridden by every matching pattern in order.
 
-    Args:
-        step: its config may set ``distributed.num_processes``, the default of ``processes``.
-    """
-    distributed = step.config.get("distributed")
-    processes = distributed.get("num_processes") if isinstance(distributed, Mapping) else None
-    settings: dict[str, typing.Any] = {"processes": processes} if isinstance(processes, int) else {}
-    settings |= resources.get(step.kind, {})
-    for pattern, override in resources.items():
-        if pattern not in STEP_KINDS and fnmatch.fnmatchcase(step.name, pattern):
-            settings |= override
-    settings = {name: value for name, value in settings.items() if value is not None}
-    return Resources(**{"gpus": 0 if step.kind == "data" else settings.get("processes", 1), **settings})
+def resolve_resources(resources: Mapping[str, Settings], steps: Sequence[Step]) -> list[Resources]:
+    """The resources of each step: those of its type, overridden by every matching pattern in order.
 
-
-def check_patterns(resources: Mapping[str, Settings], steps: Iterable[Step]) -> None:
-    """Check that every pattern matches a step of the study.
+    A step's config may set ``distributed.num_processes``, the default of ``processes``.
 
     Raises:
-        UserError: naming the pattern, with its close match.
+        UserError: a pattern that matches no step, with its close match.
     """
     names = [step.name for step in steps]
     for pattern in resources:
         if pattern not in STEP_KINDS and not fnmatch.filter(names, pattern):
             raise unknown_name_error(pattern, [*STEP_KINDS, *names], "kind or step in 'resources'")
-
-
-def snakemake_resources(given: Resources) -> dict[str, typing.Any]:
-    """The ``resources`` of a step's rule on a cluster, in the terms of Snakemake's plugins for SLURM and Kubernetes."""
-    gpus: dict[str, typing.Any] = {"gpu": given.gpus, "gpu_manufacturer": "nvidia"}  # the latter for Kubernetes
-    nodes: dict[str, typing.Any] = {}
-    if given.nodes > 1:  # of SLURM, whose `gpu` is the number of all nodes, in any distribution
-        gpus = {"gres": f"gpu:{given.gpus}"}
-        nodes = {"nodes": given.nodes, "tasks": given.nodes, "tasks_per_gpu": 0, "mpi": "srun"}
-    demands = {
-        **(gpus if given.gpus else {}),
-        "threads": given.cpus * given.processes if given.cpus else None,
-        "mem_mb": round(given.memory_gb * 1024) if given.memory_gb else None,
-        "runtime": max(1, round(given.time_limit_hours * 60)) if given.time_limit_hours else None,
-        **nodes,
-    }
-    return {name: value for name, value in demands.items() if value is not None}
+    found = []
+    for step in steps:
+        distributed = step.config.get("distributed")
+        processes = distributed.get("num_processes") if isinstance(distributed, Mapping) else None
+        settings: dict[str, Any] = {"processes": processes} if isinstance(processes, int) else {}
+        settings |= resources.get(step.kind, {})
+        for pattern, override in resources.items():
+            if pattern not in STEP_KINDS and fnmatch.fnmatchcase(step.name, pattern):
+                settings |= override
+        settings = {name: value for name, value in settings.items() if value is not None}
+        gpus = 0 if step.kind == "data" else settings.get("processes", 1)
+        found.append(Resources(**{"gpus": gpus, **settings}))
+    return found
 
 
 def take_gpus(devices: Sequence[str], count: int) -> tuple[list[str], list[int]] | None:

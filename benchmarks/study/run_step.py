@@ -18,24 +18,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
 from benchmarks.study.launchers import launch_command, resolve_executable
 from benchmarks.study.locks import LOCK, acquire
-from benchmarks.study.resources import Resources, gpu_environment, take_gpus
-from benchmarks.study.state import (
-    CONFIG_FILE,
-    LOG_FILE,
-    StepKey,
-    StepRecord,
-    is_done,
-    log_tail,
-    read_record,
-    step_directory,
-    write_record,
-)
+from benchmarks.study.resources import gpu_environment, take_gpus
+from benchmarks.study.state import CONFIG_FILE, LOG_FILE, StepRecord, is_done, log_tail, read_record, write_record
 from benchmarks.study.steps import Step
 from benchmarks.study.study_record import describe_machine
 from benchmarks.study.trash import move_outputs
@@ -47,6 +37,7 @@ from clips.typed_data import from_plain, to_yaml
 GRACE_SECONDS, CLUSTER_GRACE_SECONDS = 20.0, 240.0
 """What a command has to save and end; SLURM signals a job before its time limit, see the profile in scripts/slurm."""
 _POLL_SECONDS = 0.1
+Found = TypeVar("Found")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,8 +46,6 @@ class Job:
 
     Args:
         step: the step.
-        key: its current key.
-        resources: its resources.
         parents: the unfinished steps that it waits for.
         threads: OMP_NUM_THREADS of each process.
         priority: of jobs that could start; the highest starts first.
@@ -65,8 +54,6 @@ class Job:
     """
 
     step: Step
-    key: StepKey
-    resources: Resources
     parents: tuple[str, ...]
     threads: int
     priority: int
@@ -86,59 +73,66 @@ def run_step(plan_file: Path, name: str, stopped: Sequence[int] = ()) -> bool:
         UserError: the trash or the record cannot be written.
     """
     plan, parent = json.loads(plan_file.read_text(encoding="utf-8")), os.getppid()
-    job, output = from_plain(Job, plan["jobs"][name]), Path(plan["output"])
-    directory = step_directory(output, name)
+    job = from_plain(Job, plan["jobs"][name])
+    step = job.step
 
     def is_stopping() -> bool:
         return bool(stopped) or os.getppid() != parent
 
-    with contextlib.ExitStack() as locks:
-        directory.mkdir(parents=True, exist_ok=True)
-        while (lock := acquire(directory / LOCK)) is None:  # a job that outlived its runner
-            if is_stopping():
-                return False
+    def wait_for(take: Callable[[], Found | None]) -> Found | None:
+        while (found := take()) is None and not is_stopping():
             time.sleep(_POLL_SECONDS)
+        return found
+
+    with contextlib.ExitStack() as locks:
+        step.directory.mkdir(parents=True, exist_ok=True)
+        lock = wait_for(lambda: acquire(step.directory / LOCK))  # of a job that outlived its runner
+        if lock is None:
+            return False
         locks.callback(os.close, lock)
-        before = read_record(output, name)
-        if is_done(job.step, job.key, output):
+        before = read_record(step.study, name)
+        if is_done(step):
             return True
         if before is not None and before.status == "failed" and before.started >= plan["began"]:
             return False  # Snakemake's retries are for interrupted jobs
         environment, held = dict[str, str](), [lock]
         if plan["devices"]:  # of the runner's machine; a step without GPUs sees none, and a cluster assigns its own
-            while (taken := take_gpus(plan["devices"], job.resources.gpus)) is None:
-                if is_stopping():
-                    return False
-                time.sleep(_POLL_SECONDS)
+            taken = wait_for(lambda: take_gpus(plan["devices"], step.resources.gpus))
+            if taken is None:
+                return False
             environment, held = gpu_environment(taken[0]), [lock, *taken[1]]
             for gpu in taken[1]:
                 locks.callback(os.close, gpu)
 
-        resumed = before if before and before.key == job.key.key and before.status != "done" else None
+        resumed = before if before and step.key.matches(before) and before.status != "done" else None
+        log_file = step.directory / LOG_FILE
+        seconds = resumed.seconds if resumed else 0.0
+        if resumed and resumed.status == "running" and log_file.is_file():  # killed: it took until it last wrote
+            seconds += max(0.0, log_file.stat().st_mtime - resumed.started)
         if resumed is None:
-            move_outputs(output, job.step, job.key, before)
-            (directory / LOG_FILE).unlink(missing_ok=True)
-        atomic_write(directory / CONFIG_FILE, to_yaml(job.step.config))
-        words = launch_command(job.step.command, directory / CONFIG_FILE, job.resources)
-        former = [path for path in (before.output_paths if before else ()) if (output / path).exists()]  # for `clean`
+            move_outputs(step, before)
+            log_file.unlink(missing_ok=True)
+        atomic_write(step.directory / CONFIG_FILE, to_yaml(step.config))
+        words = launch_command(step.command, step.directory / CONFIG_FILE, step.resources)
+        former = [path for path in (before.output_paths if before else ()) if (step.study / path).exists()]
         record = StepRecord(
             name=name,
-            kind=job.step.kind,
+            kind=step.kind,
             command=" ".join(words),
-            key=job.key.key,
+            key=step.key.key,
             status="running",
             started=time.time(),
-            seconds=_seconds_before(resumed, directory / LOG_FILE),
-            parts=job.key.parts,
-            outputs=job.key.outputs,
-            output_paths=tuple(dict.fromkeys([*job.step.output_paths(output), *former])),
+            seconds=seconds,
+            parts=step.key.parts,
+            outputs=step.key.outputs,
+            output_paths=tuple(dict.fromkeys([*step.output_paths(), *former])),  # former ones for `clean`
             machine=describe_machine(),
             git=git_state(),
             versions=library_versions(),
             accepted=resumed.accepted if resumed else (),
         )
-        write_record(output, record)
-        with (directory / LOG_FILE).open("ab") as log:
+        write_record(step.study, record)
+        with log_file.open("ab") as log:
             process = subprocess.Popen(
                 resolve_executable(words),
                 stdin=subprocess.DEVNULL,
@@ -157,7 +151,7 @@ def run_step(plan_file: Path, name: str, stopped: Sequence[int] = ()) -> bool:
                 preexec_fn=functools.partial(end_with_parent, signal.SIGTERM),
             )
             exit_status, peak_mb = _wait(process, is_stopping)
-        problems = job.step.problems() if exit_status == 0 else []
+        problems = step.problems() if exit_status == 0 else []
         status: Any = "done" if exit_status == 0 and not problems else "interrupted" if is_stopping() else "failed"
         ended = dataclasses.replace(
             record,
@@ -165,19 +159,10 @@ def run_step(plan_file: Path, name: str, stopped: Sequence[int] = ()) -> bool:
             seconds=record.seconds + time.time() - record.started,
             exit_status=None if status == "interrupted" else exit_status,
             peak_memory_mb=peak_mb,
-            log_tail=(*log_tail(output, name), *problems) if status == "failed" else (),
+            log_tail=(*log_tail(step.directory), *problems) if status == "failed" else (),
         )
-        write_record(output, ended)
+        write_record(step.study, ended)
         return status == "done"
-
-
-def _seconds_before(resumed: StepRecord | None, log: Path) -> float:
-    """The time of the jobs that this one resumes; of a killed one until it last wrote to its log."""
-    if resumed is None:
-        return 0.0
-    if resumed.status != "running" or not log.is_file():
-        return resumed.seconds
-    return resumed.seconds + max(0.0, log.stat().st_mtime - resumed.started)
 
 
 def _wait(process: subprocess.Popen[bytes], is_stopping: Callable[[], bool]) -> tuple[int, float | None]:

@@ -12,24 +12,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.study.launchers import launch_command, resolve_executable
-from benchmarks.study.locks import LOCK, is_locked
-from benchmarks.study.resources import Resources, snakemake_resources
 from benchmarks.study.run_step import Job
-from benchmarks.study.state import (
-    CONFIG_FILE,
-    StepKey,
-    is_at_work,
-    is_done,
-    log_tail,
-    read_record,
-    step_directory,
-    write_record,
-)
+from benchmarks.study.state import CONFIG_FILE, is_at_work, is_done, log_tail, read_record, write_record
 from benchmarks.study.steps import Step
 from benchmarks.study.study_record import available_cores
 from clips.commandline.signals import sigterm_interrupts
@@ -62,9 +51,9 @@ class Summary:
     """
 
     present: tuple[str, ...]
-    done: tuple[str, ...]
-    failed: tuple[str, ...]
-    blocked: tuple[str, ...]
+    done: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
+    blocked: tuple[str, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -74,24 +63,20 @@ class Summary:
 
 def run_steps(
     steps: Sequence[Step],
-    keys: Mapping[str, StepKey],
     output: Path,
     *,
     jobs: int,
     profile: str | None = None,
-    resources: Mapping[str, Resources] | None = None,
     threads: int | None = None,
     show: Callable[[], None] = lambda: None,
 ) -> Summary:
     """Run every step that is not done. The caller holds the study's lock.
 
     Args:
-        steps: parents before children.
-        keys: step → its current key.
+        steps: with their keys, parents before children.
         output: the study's directory.
         jobs: maximum number of concurrent steps without a GPU, on this machine.
         profile: of Snakemake, for steps that run elsewhere; None for this machine.
-        resources: step → its resources; one process each by default.
         threads: OMP_NUM_THREADS of each process; by default an equal share of the cores.
         show: called about five times a second.
 
@@ -99,42 +84,41 @@ def run_steps(
         UserError: a program is not installed, this machine lacks the resources of a step, or Snakemake cannot start.
         KeyboardInterrupt: after the steps on this machine have ended.
     """
-    given = {step.name: (resources or {}).get(step.name, Resources()) for step in steps}
     devices = [] if profile else visible_gpus()
-    for name, each in given.items():
-        if not profile and each.nodes > 1:
-            raise UserError(f"resources: step {name} requests {each.nodes} nodes; expected a 'profile' of a cluster")
-        if devices and each.gpus > len(devices):
-            raise UserError(f"resources: step {name} requests {each.gpus} GPUs, and {len(devices)} are visible")
-    present = [step.name for step in steps if is_done(step, keys[step.name], output)]
+    for step in steps:
+        nodes, gpus = step.resources.nodes, step.resources.gpus
+        if not profile and nodes > 1:
+            raise UserError(f"resources: step {step.name} requests {nodes} nodes; expected a 'profile' of a cluster")
+        if devices and gpus > len(devices):
+            raise UserError(f"resources: step {step.name} requests {gpus} GPUs, and {len(devices)} are visible")
+    present = tuple(step.name for step in steps if is_done(step))
     missing = [step for step in steps if step.name not in present]
     if not missing:
-        return Summary(present=tuple(present), done=(), failed=(), blocked=())
+        return Summary(present=present)
     for step in missing:
-        resolve_executable(launch_command(step.command, Path(CONFIG_FILE), given[step.name]))
+        resolve_executable(launch_command(step.command, Path(CONFIG_FILE), step.resources))
     began = time.time()
+    plan_file = output.resolve() / PLAN
     shutil.rmtree(output / MARKERS, ignore_errors=True)
-    plan_file, planned, waiting = output.resolve() / PLAN, {}, {step.name for step in missing}
-    priorities = _chain_seconds(missing, output)
+    unfinished = {step.name for step in missing}
+    chains = chain_seconds(missing)
+    planned: dict[str, Job] = {}
     for step in missing:
-        directory = step_directory(output, step.name)
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / ".done").unlink(missing_ok=True)
-        each = given[step.name]
+        step.directory.mkdir(parents=True, exist_ok=True)
+        (step.directory / ".done").unlink(missing_ok=True)
+        given = step.resources
         # Here a step takes GPUs or one of `jobs`: as Snakemake's threads its cores would limit the steps as well.
-        here = {"gpu": each.gpus} if devices and each.gpus else {"jobs": 1}
-        share = 1 if profile else max(1, available_cores() // ((len(devices) or jobs) * each.processes))
+        here = {"gpu": given.gpus} if devices and given.gpus else {"jobs": 1}
+        share = 1 if profile else max(1, available_cores() // ((len(devices) or jobs) * given.processes))
         planned[step.name] = Job(
             step=step,
-            key=keys[step.name],
-            resources=each,
-            parents=tuple(parent for parent in step.parents if parent in waiting),
-            threads=each.cpus or threads or share,
-            priority=round(priorities[step.name]),
+            parents=tuple(parent for parent in step.parents if parent in unfinished),
+            threads=given.cpus or threads or share,
+            priority=round(chains[step.name]),
             command_line=shlex.join([sys.executable, "-m", "benchmarks.study.run_step", str(plan_file), step.name]),
-            demands=snakemake_resources(each) if profile else here,
+            demands=given.snakemake() if profile else here,
         )
-    plan = {"began": began, "output": str(output), "folder": str(Path.cwd()), "devices": devices}
+    plan = {"began": began, "folder": str(Path.cwd()), "devices": devices}
     atomic_write(plan_file, json.dumps({**plan, "jobs": to_plain(planned)}))
     if profile:
         flags = ["--profile", profile, "--default-storage-prefix", str(output.resolve() / MARKERS)]
@@ -142,17 +126,39 @@ def run_steps(
         flags = ["--cores", str(jobs + len(devices)), "--resources", f"jobs={jobs}"]
         flags += [f"gpu={len(devices)}"] if devices else []
     status = run_snakemake(output, flags, show)
-    return _summary(missing, present, output, began=began, status=status)
+
+    done, failed, blocked, started = list[str](), list[str](), list[str](), False
+    for step in missing:
+        record = read_record(output, step.name)
+        is_own = record is not None and record.started >= began
+        if record is not None and is_own and record.status == "running" and not is_at_work(step.directory):
+            tail = (*log_tail(step.directory), "its process was killed")
+            record = dataclasses.replace(record, status="failed", log_tail=tail)
+            write_record(output, record)
+        started |= is_own
+        if record is not None and record.status == "done" and not step.problems():
+            done.append(step.name)
+        elif any(parent in failed or parent in blocked for parent in step.parents):
+            blocked.append(step.name)
+        else:
+            failed.append(step.name)
+    if (failed or status != 0) and not started:
+        lines = (output / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["empty log"]
+        reason = next((line.strip() for line in lines if "message:" in line or "rror:" in line), lines[-1])
+        raise UserError(f"{output / LOG}: Snakemake could not run the steps: {reason:.300}")
+    return Summary(present=present, done=tuple(done), failed=tuple(failed), blocked=tuple(blocked))
 
 
-def _chain_seconds(steps: Sequence[Step], output: Path) -> dict[str, float]:
+def chain_seconds(steps: Sequence[Step]) -> dict[str, float]:
     """Step → the time of the longest chain of steps that begins with it: what starts first ends a study first."""
     chains: dict[str, float] = {}
+    behind: dict[str, float] = {}
     for step in reversed(steps):
-        record = read_record(output, step.name)
+        record = read_record(step.study, step.name)
         own = record.seconds if record and record.status == "done" else _USUAL_SECONDS[step.kind]
-        behind = (chains[child.name] for child in steps if step.name in child.parents)
-        chains[step.name] = own + max(behind, default=0.0)
+        chains[step.name] = own + behind.get(step.name, 0.0)
+        for parent in step.parents:
+            behind[parent] = max(behind.get(parent, 0.0), chains[step.name])
     return chains
 
 
@@ -162,6 +168,7 @@ def run_snakemake(output: Path, flags: Sequence[str], show: Callable[[], None]) 
     words += ["--nolock", "--drop-metadata", "--keep-going", "--rerun-incomplete", "--scheduler", "greedy", "--nocolor"]
     words += [*flags, "--config", f"plan={output.resolve() / PLAN}"]
     path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    is_local = "--profile" not in flags
     with (output / LOG).open("wb") as log, sigterm_interrupts():
         process = subprocess.Popen(
             words,
@@ -177,37 +184,12 @@ def run_snakemake(output: Path, flags: Sequence[str], show: Callable[[], None]) 
                 show()
                 time.sleep(_POLL_SECONDS)
         finally:
-            if process.poll() is None and "--profile" in flags:
-                process.send_signal(signal.SIGINT)  # Snakemake cancels its jobs on the cluster
-            elif process.poll() is None:
+            if process.poll() is None and is_local:
                 process.kill()  # its jobs on this machine notice that and have their steps save
+            elif process.poll() is None:
+                process.send_signal(signal.SIGINT)  # Snakemake cancels its jobs on the cluster
             process.wait()
-            while "--profile" not in flags and any(is_locked(path) for path in output.glob(f"steps/*/{LOCK}")):
+            while is_local and any(map(is_at_work, output.glob("steps/*"))):
                 time.sleep(_POLL_SECONDS)
             show()
     return process.returncode
-
-
-def _summary(missing: Sequence[Step], present: Sequence[str], output: Path, *, began: float, status: int) -> Summary:
-    """The outcome of each step; the record of a killed job is corrected to ``failed``."""
-    done, failed, blocked, started = list[str](), list[str](), list[str](), False
-    for step in missing:
-        record = read_record(output, step.name)
-        is_own = record is not None and record.started >= began
-        if record is not None and is_own and record.status == "running" and not is_at_work(output, step.name):
-            tail = (*log_tail(output, step.name), "its process was killed")
-            record = dataclasses.replace(record, status="failed", log_tail=tail)
-            write_record(output, record)
-        if record is not None and record.status == "done" and not step.problems():
-            done.append(step.name)
-        elif any(parent in failed or parent in blocked for parent in step.parents):
-            blocked.append(step.name)
-            continue
-        else:
-            failed.append(step.name)
-        started |= is_own
-    if (failed or status != 0) and not started:
-        lines = (output / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["empty log"]
-        reason = next((line.strip() for line in lines if "message:" in line or "rror:" in line), lines[-1])
-        raise UserError(f"{output / LOG}: Snakemake could not run the steps: {reason:.300}")
-    return Summary(present=tuple(present), done=tuple(done), failed=tuple(failed), blocked=tuple(blocked))

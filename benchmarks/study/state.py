@@ -2,7 +2,7 @@
 
 A step's *key* is a hash of its dependencies: command, the command's version number, config, external files, and the
 keys of its parents. Settings of a training that do not change its result (``clips.core.identity.RUN_ONLY``) do not
-count. It does not include source code: a change of a command's results requires a higher version
+count. Of source code it includes a user's script only: a change of a command's results requires a higher version
 (``clips.core.identity.VERSIONS``). A step is done if its last job succeeded under its current key and its outputs are
 whole. The outputs of another key move to the study's trash before the step runs again, so old and new never mix.
 """
@@ -14,14 +14,14 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.study.launchers import command_settings, command_version
+from benchmarks.study.launchers import command_settings, command_version, script_modules
 from benchmarks.study.locks import LOCK, is_locked
 from benchmarks.study.path_refs import PATH_PREFIX, map_strings, split_refs
-from benchmarks.study.steps import OutputSpec, Step
+from benchmarks.study.steps import OutputSpec, Step, StepKey, step_directory
 from clips.core.artifact import atomic_write, lexical_abspath
 from clips.core.content import content_hashes
 from clips.data.remote_files import expand_brace_ranges
@@ -31,6 +31,8 @@ RECORD = "step.json"
 LOG_FILE = "log.txt"
 CONFIG_FILE = "config.yaml"
 LOG_TAIL_LINES = 20
+MODULES, PARENT_MODULES = "modules", "modules of parents"
+"""Parts of a key that are compared beside it."""
 _HASH_DIGITS = 12  # of a part's hash
 
 
@@ -78,15 +80,10 @@ class StepRecord:
     accepted: tuple[Mapping[str, Any], ...] = ()
 
 
-def step_directory(output: Path, name: str) -> Path:
-    """The directory of a step's config, log and record."""
-    return output / "steps" / name
-
-
-def read_record(output: Path, name: str) -> StepRecord | None:
+def read_record(study: Path, name: str) -> StepRecord | None:
     """The record of a step; None if it is missing or cannot be read."""
     try:
-        data = json.loads((step_directory(output, name) / RECORD).read_text(encoding="utf-8"))
+        data = json.loads((step_directory(study, name) / RECORD).read_text(encoding="utf-8"))
         lists = {name: tuple(data.get(name, ())) for name in ("log_tail", "output_paths", "accepted")}
         known = {field.name for field in dataclasses.fields(StepRecord)}  # another version may have more
         return StepRecord(**{name: value for name, value in data.items() if name in known} | lists)
@@ -94,10 +91,17 @@ def read_record(output: Path, name: str) -> StepRecord | None:
         return None
 
 
-def write_record(output: Path, record: StepRecord) -> None:
+def write_record(study: Path, record: StepRecord) -> None:
     """Write a step's record atomically."""
     text = json.dumps(to_plain(record), indent=2, ensure_ascii=False) + "\n"
-    atomic_write(step_directory(output, record.name) / RECORD, text)
+    atomic_write(step_directory(study, record.name) / RECORD, text)
+
+
+def describe_acceptance(entry: Mapping[str, Any]) -> str:
+    """An entry of ``StepRecord.accepted`` as one line."""
+    settings = [f"{name} {then!r:.60} → {now!r:.60}" for name, (then, now) in entry["settings"].items()]
+    others = [name for name in entry["changed"] if name != "config" or not settings]
+    return f"accepted {entry['when']}; changed since creation: {', '.join([*settings, *others]) or 'nothing'}"
 
 
 def find_producer(output: Path) -> tuple[Path, StepRecord] | None:
@@ -111,47 +115,36 @@ def find_producer(output: Path) -> tuple[Path, StepRecord] | None:
     return None
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StepKey:
-    """The key of a step and the hashes of its parts.
+def with_keys(steps: Iterable[Step]) -> tuple[Step, ...]:
+    """The steps, parents before children, with their current keys.
 
-    Args:
-        key: a hash of all dependencies of the step.
-        outputs: file name → key, of outputs that have their own dependencies.
-        parts: ``command``, ``version``, ``config``, ``parents`` and ``files`` → a short hash, which shows changes.
+    The study's directory may be moved: its place is no part of a key. Modules that a user's script imports from its
+    directory are compared beside the key, so that records from before they counted stay valid.
     """
-
-    key: str
-    outputs: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    parts: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-    def changes(self, record: StepRecord) -> list[str]:
-        """The parts that differ from a step's record; empty if the record has no parts."""
-        return [name for name, part in self.parts.items() if record.parts.get(name, part) != part]
-
-
-def step_keys(steps: Sequence[Step], directory: Path) -> dict[str, StepKey]:
-    """Step name → key, of steps whose parents come first. The study's directory may be moved: its place is no part."""
     keys: dict[str, StepKey] = {}
     files_state = functools.cache(external_files_state)  # many steps read the same data
 
     def depends_on(step: Step, part: Step | OutputSpec) -> dict[str, Any]:
         return {
             "command": step.command,
-            "config": command_settings(step.command, relative_config(to_plain(part.config), directory)),
+            "config": command_settings(step.command, relative_config(to_plain(part.config), step.study)),
             "version": command_version(step.command),
             "parents": {name: keys[name].key for name in part.parents},
             "files": {str(path): files_state(path) for path in part.needs},
         }
 
+    found = []
     for step in steps:
         whole = depends_on(step, step)
+        inherited = [[keys[name].parts[part] for part in (MODULES, PARENT_MODULES)] for name in step.parents]
+        parts = {**whole, MODULES: script_modules(step.command), PARENT_MODULES: inherited}
         keys[step.name] = StepKey(
             key=_hash(whole),
             outputs={part.output.name: _hash(depends_on(step, part)) for part in step.parts},
-            parts={name: _hash(value)[:_HASH_DIGITS] for name, value in whole.items()},
+            parts={name: _hash(value)[:_HASH_DIGITS] for name, value in parts.items()},
         )
-    return keys
+        found.append(dataclasses.replace(step, key=keys[step.name]))
+    return tuple(found)
 
 
 def _hash(value: Any) -> str:
@@ -198,39 +191,39 @@ def _files(path: Path) -> Iterator[Path]:
             seen.add(real)
 
 
-def is_done(step: Step, key: StepKey, output: Path) -> bool:
+def is_done(step: Step) -> bool:
     """Whether the step's last job succeeded under this key and its outputs are still complete."""
-    record = read_record(output, step.name)
-    return record is not None and record.status == "done" and record.key == key.key and not step.problems()
+    record = read_record(step.study, step.name)
+    return record is not None and record.status == "done" and step.key.matches(record) and not step.problems()
 
 
-def step_state(step: Step, key: StepKey, output: Path) -> str:
+def step_state(step: Step) -> str:
     """``new``, ``changed: …``, ``missing`` (outputs gone or hollow), ``stopped`` (killed), or the record's status."""
-    record = read_record(output, step.name)
-    if is_at_work(output, step.name) and (record is None or record.status == "running"):
+    record = read_record(step.study, step.name)
+    if is_at_work(step.directory) and (record is None or record.status == "running"):
         return "running" if record is not None else "new"
     if record is None:
         return "new"
-    if record.key != key.key:
-        changes = ", ".join(key.changes(record))
+    if not step.key.matches(record):
+        changes = ", ".join(step.key.changes(record))
         return f"changed: {changes}" if changes else "changed"
     if record.status == "running":
         return "stopped"
-    return record.status if record.status != "done" or is_done(step, key, output) else "missing"
+    return "missing" if record.status == "done" and step.problems() else record.status
 
 
-def log_tail(output: Path, name: str) -> tuple[str, ...]:
+def is_at_work(directory: Path) -> bool:
+    """Whether a process holds the lock of a step, on this machine or on another one with the same file system."""
+    return is_locked(directory / LOCK)
+
+
+def log_tail(directory: Path) -> tuple[str, ...]:
     """The last lines of a step's log that are not empty."""
     try:
-        with (step_directory(output, name) / LOG_FILE).open("rb") as stream:
+        with (directory / LOG_FILE).open("rb") as stream:
             stream.seek(max(0, stream.seek(0, os.SEEK_END) - 20_000))
             text = stream.read().decode("utf-8", errors="replace")
     except FileNotFoundError:
         return ()
     lines = [line.split("\r")[-1].rstrip()[:400] for line in text.splitlines()]
     return tuple([line for line in lines if line][-LOG_TAIL_LINES:])
-
-
-def is_at_work(output: Path, name: str) -> bool:
-    """Whether a process holds the lock of a step, on this machine or on another one with the same file system."""
-    return is_locked(step_directory(output, name) / LOCK)

@@ -1,16 +1,19 @@
-"""One step of a study: one command with one config file, and its outputs."""
+"""One step of a study: one command with one config file, its outputs, its key and its resources."""
 
 from __future__ import annotations
 
 import dataclasses
-import graphlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from benchmarks.study.resources import Resources
 from clips.core.artifact import MANIFEST, find_damage, read_manifest
 from clips.errors import UserError
+
+if TYPE_CHECKING:
+    from benchmarks.study.state import StepRecord
 
 StepKind = Literal["data", "encoder", "llava", "evaluation"]
 
@@ -35,6 +38,30 @@ class OutputSpec:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class StepKey:
+    """The key of a step and the hashes of its parts, see ``state.with_keys``.
+
+    Args:
+        key: a hash of all dependencies of the step but modules.
+        outputs: file name → key, of outputs that have their own dependencies.
+        parts: ``command``, ``version``, ``config``, ``parents``, ``files``, ``modules`` and ``modules of parents`` → a
+            short hash, which shows changes.
+    """
+
+    key: str = ""
+    outputs: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    parts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def matches(self, record: StepRecord) -> bool:
+        """Whether a step's record was written under this key."""
+        return record.key == self.key and not self.changes(record)
+
+    def changes(self, record: StepRecord) -> list[str]:
+        """The parts that differ from those of a step's record; a part that the record lacks does not."""
+        return [name for name, part in self.parts.items() if record.parts.get(name, part) != part]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Step:
     """One command that a user could type alone.
 
@@ -44,10 +71,13 @@ class Step:
         command: the words before ``--config``, such as ``("clips", "train")``.
         config: the content of the step's config file.
         outputs: the directories or result files that it writes; no other step writes them.
+        study: the study's directory.
         parents: names of the steps whose outputs the config refers to.
         needs: files outside the study that the config refers to; part of the step's key.
         hub: names on the Hub that the config refers to.
         parts: the dependencies of each output, for a step whose outputs are replaced one by one.
+        key: the current one; empty until ``state.with_keys``.
+        resources: of its job.
     """
 
     name: str
@@ -55,73 +85,50 @@ class Step:
     command: tuple[str, ...]
     config: Mapping[str, Any]
     outputs: tuple[Path, ...]
+    study: Path
     parents: tuple[str, ...] = ()
     needs: tuple[Path, ...] = ()
     hub: tuple[str, ...] = ()
     parts: tuple[OutputSpec, ...] = ()
+    key: StepKey = dataclasses.field(default_factory=StepKey)
+    resources: Resources = dataclasses.field(default_factory=Resources)
 
-    def output_paths(self, directory: Path) -> tuple[str, ...]:
+    @property
+    def directory(self) -> Path:
+        """The directory of its config, log and record."""
+        return step_directory(self.study, self.name)
+
+    def output_paths(self) -> tuple[str, ...]:
         """The outputs inside the study's directory, relative to it."""
-        return tuple(path.relative_to(directory).as_posix() for path in self.outputs if path.is_relative_to(directory))
+        inside = (path for path in self.outputs if path.is_relative_to(self.study))
+        return tuple(path.relative_to(self.study).as_posix() for path in inside)
 
     def problems(self) -> list[str]:
         """A line for each output that is missing or hollow, and each result file that records a failure."""
-        found = []
-        for path in self.outputs:
-            if not path.exists():
-                found.append(f"{path}: not written")
-            elif path.suffix == ".json":
-                found += _failure(path)
-            elif damage := _hollow(path):
-                found.append(damage)
-        return found
+        return list(filter(None, map(_problem, self.outputs)))
 
 
-def _hollow(directory: Path) -> str | None:
-    """Why an output is no complete artifact: a file that its manifest lists is missing or has another size."""
-    if (directory / MANIFEST).is_file():
+def step_directory(study: Path, name: str) -> Path:
+    """The directory of a step's config, log and record."""
+    return study / "steps" / name
+
+
+def _problem(output: Path) -> str | None:
+    if not output.exists():
+        return f"{output}: not written"
+    if output.suffix == ".json":
         try:
-            return find_damage(directory, read_manifest(directory), contents=False)
+            result = json.loads(output.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            return f"{output}: not readable ({error})"
+        if isinstance(result, dict) and result.get("status") == "failed":
+            return f"{result.get('benchmark')} failed: {result.get('failure_reason')}"
+        items = output.with_name(f"{output.stem}.items.parquet")
+        return f"{items}: has no content" if items.is_file() and not items.stat().st_size else None
+    if (output / MANIFEST).is_file():
+        try:
+            return find_damage(output, read_manifest(output), contents=False)
         except UserError as error:
             return str(error)
-    files = (path for path in directory.rglob("*") if path.is_file())
-    return None if any(path.stat().st_size for path in files) else f"{directory}: has no content"
-
-
-def _failure(path: Path) -> list[str]:
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        return [f"{path}: not readable ({error})"]
-    if isinstance(result, dict) and result.get("status") == "failed":
-        return [f"{result.get('benchmark')} failed: {result.get('failure_reason')}"]
-    items = path.with_name(f"{path.stem}.items.parquet")
-    return [f"{items}: has no content"] if items.is_file() and not items.stat().st_size else []
-
-
-def topological_order(steps: Iterable[Step]) -> list[Step]:
-    """The steps, parents before children, each right before its first dependent.
-
-    An interrupted study therefore has complete models, not only encoders.
-
-    Raises:
-        ValueError: an unknown parent, or a cycle.
-    """
-    by_name = {step.name: step for step in steps}
-    for step in by_name.values():
-        if unknown := set(step.parents) - by_name.keys():
-            raise ValueError(f"step {step.name} waits for {sorted(unknown)}, which no step makes")
-    graphlib.TopologicalSorter({step.name: step.parents for step in by_name.values()}).prepare()  # raises for a cycle
-    ordered: dict[str, Step] = {}
-
-    def add(step: Step) -> None:
-        for parent in step.parents:
-            if parent not in ordered:
-                add(by_name[parent])
-        ordered[step.name] = step
-
-    have_dependents = {parent for step in by_name.values() for parent in step.parents}
-    for step in by_name.values():
-        if step.name not in have_dependents:
-            add(step)
-    return list(ordered.values())
+    files = (path for path in output.rglob("*") if path.is_file())
+    return None if any(path.stat().st_size for path in files) else f"{output}: has no content"

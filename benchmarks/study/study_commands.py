@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import sys
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from benchmarks.study.build_steps import StudyPlan, build_plan
 from benchmarks.study.launchers import check_command, launch_command
 from benchmarks.study.locks import locked
-from benchmarks.study.resources import Resources, check_patterns, resolve_resources
-from benchmarks.study.runner import LOG, Summary, run_steps
+from benchmarks.study.resources import resolve_resources
+from benchmarks.study.runner import LOG, run_steps
 from benchmarks.study.schema import Study, read_study
-from benchmarks.study.state import CONFIG_FILE, LOG_FILE, StepKey, is_done, step_directory, step_keys, step_state
-from benchmarks.study.status import ProgressDisplay, StudyMonitor
+from benchmarks.study.state import CONFIG_FILE, LOG_FILE, is_done, step_state, with_keys
+from benchmarks.study.status import ProgressDisplay, follow_progress, progress_view, read_statuses
+from benchmarks.study.steps import Step, step_directory
 from benchmarks.study.study_record import RECORD_FILE, StepPlan, StudyRecord, describe_machine, write_study_record
-from benchmarks.study.trash import Replacement, check_costly, describe_trash, replacements, summarize_replacements
+from benchmarks.study.trash import check_costly, describe_trash, replacements, summarize_replacements
 from clips.core.artifact import git_state, library_versions, log_info
 from clips.errors import UserError, unknown_name_error
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.text import Text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,51 +101,26 @@ class StudyConfig(ScheduledStudyConfig):
     yes: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class ResolvedStudy:
-    """A plan with the key of each step and the text of the study file."""
-
-    plan: StudyPlan
-    keys: dict[str, StepKey]
-    text: str
-
-    @property
-    def resources(self) -> dict[str, Resources]:
-        """Step → its resources."""
-        return {step.name: resolve_resources(self.plan.study.resources, step) for step in self.plan.steps}
-
-    @property
-    def output(self) -> Path:
-        """The study's directory."""
-        return self.plan.study.directory
-
-    def replacements(self, rerun: Collection[str] = ()) -> list[Replacement]:
-        """The finished steps that would be executed again, see ``trash.replacements``."""
-        return replacements(self.plan.steps, self.keys, self.output, rerun=rerun)
-
-    def reject_costly(self, config: StudyConfig, rerun: Collection[str] = ()) -> None:
-        """Raise UserError if a costly step would be executed again without ``yes``, see ``trash.check_costly``."""
-        if not config.yes:
-            check_costly(self.replacements(rerun), hours=self.plan.study.confirm_hours, study=config.study)
-
-    def monitor(self) -> StudyMonitor:
-        """A monitor of the study's progress."""
-        return StudyMonitor(self.plan.steps, self.keys, self.output, self.plan.study.jobs)
-
-
-def resolve_study(config: StudySelection) -> ResolvedStudy:
-    """Read a study and derive its steps and their keys.
+def resolve_study(config: StudySelection) -> StudyPlan:
+    """Read a study and derive its steps with their resources and keys.
 
     Raises:
         UserError: the study file is invalid.
     """
     plan = build_plan(config.read())
     text = Path(config.study).read_text(encoding="utf-8")  # now, because the file may be edited while the study runs
-    check_patterns(plan.study.resources, plan.steps)
-    for step in plan.steps:
+    steps = []
+    for step, resources in zip(plan.steps, resolve_resources(plan.study.resources, plan.steps), strict=True):
         check_command(step.command)
-        launch_command(step.command, Path(), resolve_resources(plan.study.resources, step))
-    return ResolvedStudy(plan=plan, keys=step_keys(plan.steps, plan.study.directory), text=text)
+        launch_command(step.command, Path(), resources)
+        steps.append(dataclasses.replace(step, resources=resources))
+    return dataclasses.replace(plan, steps=with_keys(steps), text=text)
+
+
+def reject_costly(plan: StudyPlan, config: StudyConfig, rerun: Collection[str] = ()) -> None:
+    """Raise UserError if costly steps would be executed again without ``yes``, see ``trash.check_costly``."""
+    if not config.yes:
+        check_costly(replacements(plan.steps, rerun), hours=plan.study.confirm_hours, study=config.study)
 
 
 def run_study_steps(config: StudyConfig, *, report: Callable[[Path], None]) -> None:
@@ -157,23 +129,30 @@ def run_study_steps(config: StudyConfig, *, report: Callable[[Path], None]) -> N
     Raises:
         UserError: the study is invalid, or would recompute costly steps; then no step has started.
     """
-    from benchmarks.results.formatting import format_duration
-    from benchmarks.study.preflight import check_configs, check_input_files
+    from rich.console import Console
 
-    resolved = resolve_study(config)
-    resolved.reject_costly(config)
-    study, steps, output = resolved.plan.study, resolved.plan.steps, resolved.output
-    missing = [step for step in steps if not is_done(step, resolved.keys[step.name], output)]
-    log_info(f"{study.name}: {len(steps)} steps, {len(steps) - len(missing)} done before; output in {output}")
-    if config.check and missing:
-        check_input_files(missing, study)
-        check_configs(missing)
+    from benchmarks.results.formatting import format_duration
+
+    plan = resolve_study(config)
+    reject_costly(plan, config)
+    study, output = plan.study, plan.study.directory
+    missing = [step for step in plan.steps if not is_done(step)]
+    log_info(f"{study.name}: {len(plan.steps)} steps, {len(plan.steps) - len(missing)} done before; output in {output}")
+    _check(config, missing, study)
     begun = time.monotonic()
     with locked(output, wait=config.wait_for_lock):
         if config.wait_for_lock:  # the study may have changed meanwhile
-            resolved = resolve_study(config)
-            resolved.reject_costly(config)
-        summary = _run_locked(resolved, config)
+            plan = resolve_study(config)
+            reject_costly(plan, config)
+            study = plan.study
+        if not all(map(is_done, plan.steps)) or not (output / RECORD_FILE).is_file():
+            write_study_record(output, study_record(plan, config.study))  # for `study status`
+        with ProgressDisplay(plan, Console(file=sys.stderr, highlight=False)) as display:
+            summary = run_steps(
+                plan.steps, output, jobs=study.jobs, threads=study.threads, profile=study.profile, show=display.show
+            )
+        plan = dataclasses.replace(plan, steps=with_keys(plan.steps))
+        write_study_record(output, study_record(plan, config.study))
         report(output)
     if missing:
         log_info(f"{study.name}: {format_duration(time.monotonic() - begun)} in total{describe_trash(output)}")
@@ -181,6 +160,14 @@ def run_study_steps(config: StudyConfig, *, report: Callable[[Path], None]) -> N
         names = ", ".join(summary.failed)
         log_info(f"{study.name}: failed: {names}; see {log_files(output, summary.failed)}. The same command resumes.")
         sys.exit(1)
+
+
+def _check(config: ScheduledStudyConfig, steps: Sequence[Step], study: Study) -> None:
+    from benchmarks.study.preflight import check_configs, check_input_files
+
+    if config.check:
+        check_input_files(steps, study)
+        check_configs(steps)
 
 
 def log_files(output: Path, failed: Sequence[str]) -> str:
@@ -192,42 +179,13 @@ def log_files(output: Path, failed: Sequence[str]) -> str:
     return " and ".join(logs)
 
 
-def _run_locked(resolved: ResolvedStudy, config: StudyConfig) -> Summary:
-    """Run the unfinished steps, and write ``study.json`` before (for `study status`) and after them."""
-    from rich.console import Console
-
-    study, steps, output = resolved.plan.study, resolved.plan.steps, resolved.output
-    done = all(is_done(step, resolved.keys[step.name], output) for step in steps)
-    if not done or not (output / RECORD_FILE).is_file():
-        write_study_record(output, study_record(resolved, config.study))
-    with ProgressDisplay(resolved.monitor(), Console(file=sys.stderr, highlight=False)) as display:
-        summary = run_steps(
-            steps,
-            resolved.keys,
-            output,
-            jobs=study.jobs,
-            threads=study.threads,
-            profile=study.profile,
-            resources=resolved.resources,
-            show=display.show,
-        )
-    now = dataclasses.replace(resolved, keys=step_keys(steps, output))
-    write_study_record(output, study_record(now, config.study))
-    return summary
-
-
-def study_record(resolved: ResolvedStudy, file: str) -> StudyRecord:
+def study_record(plan: StudyPlan, file: str) -> StudyRecord:
     """The content of ``study.json``."""
-    study, resources = resolved.plan.study, resolved.resources
+    study = plan.study
     steps = {}
-    for step in resolved.plan.steps:
-        config_file = step_directory(resolved.output, step.name) / CONFIG_FILE
-        steps[step.name] = StepPlan(
-            kind=step.kind,
-            command=" ".join(launch_command(step.command, config_file, resources[step.name])),
-            key=resolved.keys[step.name].key,
-            parents=step.parents,
-        )
+    for step in plan.steps:
+        words = launch_command(step.command, step.directory / CONFIG_FILE, step.resources)
+        steps[step.name] = StepPlan(kind=step.kind, command=" ".join(words), key=step.key.key, parents=step.parents)
     return StudyRecord(
         name=study.name,
         title=study.title or study.name,
@@ -236,15 +194,31 @@ def study_record(resolved: ResolvedStudy, file: str) -> StudyRecord:
         reference_results=study.reference_results,
         display=study.display,
         file=file,
-        text=resolved.text,
-        rows=resolved.plan.rows,
-        benchmarks=resolved.plan.benchmarks,
+        text=plan.text,
+        rows=plan.rows,
+        benchmarks=plan.benchmarks,
         steps=steps,
         figures=study.figures,
         machine=describe_machine(),
         versions=library_versions(),
         git=git_state(),
     )
+
+
+def matching_steps(steps: Iterable[Step], patterns: Iterable[str]) -> set[str]:
+    """The names of the steps that match any of ``patterns``.
+
+    Raises:
+        UserError: a pattern that matches none, with its close match.
+    """
+    names = [step.name for step in steps]
+    found: set[str] = set()
+    for pattern in patterns:
+        matched = fnmatch.filter(names, pattern)
+        if not matched:
+            raise unknown_name_error(pattern, names, "step in 'steps'")
+        found |= set(matched)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,38 +239,32 @@ def plan_study(config: StudyPlanConfig) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from benchmarks.study.preflight import check_configs, check_input_files
-
-    resolved = resolve_study(config)
-    study, steps, output = resolved.plan.study, resolved.plan.steps, resolved.output
-    states = {step.name: step_state(step, resolved.keys[step.name], output) for step in steps}
-    would_run = [step for step in steps if states[step.name] != "done"]
-    replaced = {each.name: each for each in resolved.replacements()}
+    plan = resolve_study(config)
+    study, output = plan.study, plan.study.directory
+    states = {step.name: step_state(step) for step in plan.steps}
+    would_run = [step for step in plan.steps if states[step.name] != "done"]
+    replaced = {each.name: each for each in replacements(plan.steps)}
     console = Console(highlight=False)
-    width = max(len(step.name) for step in steps)
-    for step in steps:  # no table, whose columns would be too narrow for the names
-        line = Text.assemble(f"{step.name:<{width}}  ", _colored(states[step.name]), "  ")
+    width = max(len(step.name) for step in plan.steps)
+    colors = {"done": "green", "failed": "red", "running": "cyan"}
+    for step in plan.steps:  # no table, whose columns would be too narrow for the names
+        state = Text(states[step.name], style=colors.get(states[step.name], "yellow"))
+        line = Text.assemble(f"{step.name:<{width}}  ", state, "  ")
         console.print(line.append(" ".join(step.command), style="dim"), soft_wrap=True)
         if step.parents:
             console.print(Text(f"    after {', '.join(step.parents)}", style="dim"), soft_wrap=True)
-        if step.hub:
-            console.print(Text(f"    from the Hub {', '.join(map(_pinned, step.hub))}", style="dim"), soft_wrap=True)
+        if step.hub:  # the changes of a branch are detected by no key
+            pinned = (name if "@" in name else f"{name} (not pinned: add @REVISION)" for name in step.hub)
+            console.print(Text(f"    from the Hub {', '.join(pinned)}", style="dim"), soft_wrap=True)
         if step.name in replaced:
             console.print(Text(f"    {replaced[step.name].describe(output)}"), soft_wrap=True)
-    rows = ", ".join(row.name for row in resolved.plan.rows)
-    facts = f"models: {rows}\nbenchmarks: {', '.join(resolved.plan.benchmarks)}\noutput: {output}"
+    rows = ", ".join(row.name for row in plan.rows)
+    facts = f"models: {rows}\nbenchmarks: {', '.join(plan.benchmarks)}\noutput: {output}"
     console.print(Text(facts), soft_wrap=True)
-    console.print(Text(f"{len(would_run)} of {len(steps)} steps would run"))
+    console.print(Text(f"{len(would_run)} of {len(plan.steps)} steps would run"))
     if replaced:
         console.print(Text(summarize_replacements([*replaced.values()], study.confirm_hours)), soft_wrap=True)
-    if config.check:
-        check_input_files(would_run, study)
-        check_configs(would_run)
-
-
-def _pinned(name: str) -> str:
-    """A Hub name, marked if it follows a branch, whose changes no key detects."""
-    return name if "@" in name else f"{name} (not pinned: add @REVISION)"
+    _check(config, would_run, study)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,28 +288,8 @@ def study_status(config: StatusConfig) -> None:
     """Print state, progress, time and memory of each step, and the last log lines of running and failed ones."""
     from rich.console import Console
 
-    console = Console(highlight=False)
-    monitor = resolve_study(config).monitor()
+    console, plan = Console(highlight=False), resolve_study(config)
     if config.follow and console.is_terminal:
-        follow(monitor, console, wait=lambda: time.sleep(config.every))
+        follow_progress(plan, console, wait=lambda: time.sleep(config.every))
     else:
-        console.print(monitor.view(monitor.statuses(), console.width))
-
-
-def follow(monitor: StudyMonitor, console: Console, wait: Callable[[], None]) -> None:
-    """Redraw the progress of a study until no step runs; ``wait`` is called between two updates."""
-    from rich.live import Live
-
-    statuses = monitor.statuses()
-    with Live(monitor.view(statuses, console.width), console=console, auto_refresh=False) as live:
-        while any(status.state in {"waiting", "running"} for status in statuses):
-            wait()
-            statuses = monitor.statuses()
-            live.update(monitor.view(statuses, console.width), refresh=True)
-
-
-def _colored(state: str) -> Text:
-    from rich.text import Text
-
-    colors = {"done": "green", "failed": "red", "running": "cyan"}
-    return Text(state, style=colors.get(state, "yellow"))
+        console.print(progress_view(plan, read_statuses(plan), console.width))

@@ -19,6 +19,9 @@ from clips.errors import UserError
 from clips.safe_text import redact
 from clips.typed_data import from_plain, to_plain
 
+RECORD_FILE = "study.json"
+SCHEMA = 2
+
 
 def available_cores() -> int:
     """The cores that this process may use."""
@@ -27,43 +30,28 @@ def available_cores() -> int:
 
 def describe_machine() -> dict[str, str]:
     """Property → value for this machine, without unknown ones and without the names of host and user."""
-    found = {
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
-        "cores": str(available_cores()),
-        "memory": _memory(),
-        "accelerators": _accelerators(),
-    }
-    return {name: value for name, value in found.items() if value}
-
-
-def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-
-
-def _memory() -> str:
+        processor = platform.processor()
     try:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        memory = f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
     except (ValueError, OSError, AttributeError):
-        return ""
-    return f"{total / 2**30:.0f} GiB"
-
-
-def _accelerators() -> str:
+        memory = ""
     command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
     try:
         listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
     except (OSError, subprocess.SubprocessError):
-        return "none"
-    return "; ".join(line.strip() for line in listed.splitlines() if line.strip()) or "none"
-
-
-RECORD_FILE = "study.json"
-SCHEMA = 2
+        listed = ""
+    found = {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": processor,
+        "cores": str(available_cores()),
+        "memory": memory,
+        "accelerators": "; ".join(line.strip() for line in listed.splitlines() if line.strip()) or "none",
+    }
+    return {name: value for name, value in found.items() if value}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,8 +2,8 @@
 
 Runs of the same identity produce the same result. This module defines and compares identities, and
 `clips.core.artifact.check_finished` decides with them whether an output directory is finished. Other modules decide
-what to reuse in the benchmarks: ``benchmarks.study.step_state`` which steps of a study are out of date (a hash of
-config, command version, parents, and names, sizes and times of external files), ``benchmarks.tasks.run_benchmarks``
+what to reuse in the benchmarks: ``benchmarks.study.state`` which steps of a study are out of date (a hash of config,
+command version, parents, and names and contents of external files), ``benchmarks.tasks.run_benchmarks``
 which results are stored already (a hash of an identity), ``benchmarks.tasks.output_cache`` which model outputs are.
 
 A field that affects the execution but not the result is marked in its declaration: ``logging_steps: int =
