@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,12 @@ import yaml
 from study_material import SMALL
 
 from benchmarks.study import run_step, runner, state, study_commands
-from benchmarks.study.locks import locked
+from benchmarks.study.locks import is_locked, locked
 from benchmarks.study.rerun_clean import RerunConfig, rerun_steps
 from benchmarks.study.runner import PLAN, Summary, run_steps
+from benchmarks.study.state import step_state
 from benchmarks.study.steps import Step, StepKey
-from benchmarks.study.study_commands import StudyConfig
+from benchmarks.study.study_commands import StudyConfig, resolve_study
 
 FAKE = Path(__file__).with_name("fake_step.py")
 
@@ -63,6 +66,11 @@ def run_study(config: StudyConfig) -> None:
     study_commands.run_study_steps(config, report=lambda output: None)
 
 
+def states(config: StudyConfig) -> dict[str, str]:
+    """The state of each step of a study."""
+    return {step.name: step_state(step) for step in resolve_study(config).steps}
+
+
 def rerun_study(config: RerunConfig) -> None:
     """``study rerun`` but for its report."""
     rerun_steps(config, report=lambda output: None)
@@ -83,6 +91,38 @@ def run(root: Path, steps: list[Step], *, mark: str = "", **options: Any) -> Sum
     ]
     with locked(root):
         return run_steps(keyed, root, **{"jobs": 2, **options})
+
+
+RUNNER = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it otherwise
+sys.path[:0] = [{tests!r}, {root!r}]
+from pathlib import Path
+from study_engine import make, run
+place = Path({place!r})
+{code}
+"""
+
+
+def start_runner(place: Path, code: str, until: Path) -> subprocess.Popen[bytes]:
+    """A process that runs ``code`` with ``place``, ``make`` and ``run``, once the file ``until`` exists."""
+    tests = Path(__file__).parent
+    text = RUNNER.format(tests=str(tests), root=str(tests.parent), place=str(place), code=code)
+    process = subprocess.Popen([sys.executable, "-c", text], stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 300
+    while not until.exists():
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return process
+
+
+def wait_until_free(place: Path) -> None:
+    """Until nothing of a killed runner is at work in the directory any more."""
+    deadline = time.monotonic() + 60
+    while any(is_locked(path) for path in (place / ".lock", *place.glob("steps/*/.lock"))):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def named(steps: Sequence[Step], name: str) -> Step:

@@ -5,33 +5,23 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 from families import quick_of
-from study_engine import FAKE, make, run, visits
+from study_engine import FAKE, make, run, start_runner, visits, wait_until_free
 
 from benchmarks.study import runner
-from benchmarks.study.locks import is_locked
 from benchmarks.study.resources import Resources
 from benchmarks.study.state import read_record
 from clips.errors import UserError
 
 pytest.importorskip("snakemake", reason="the engine of studies is not installed")
 
-RUNNER = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it otherwise
-sys.path[:0] = [{tests!r}, {root!r}]
-from pathlib import Path
-from study_engine import make, run
-steps = [make(Path({place!r}), "first"), make(Path({place!r}), "long", "first", until="/nowhere/at/all")]
-run(Path({place!r}), steps)
-"""
+LONG = 'run(place, [make(place, "first"), make(place, "long", "first", until="/nowhere/at/all")])'
+"""A runner whose second step never ends."""
 
 
 def test_steps_run_in_order_side_by_side_and_a_failed_one_stops_its_branch_only(tmp_path):
@@ -98,28 +88,6 @@ def test_the_profile_of_kubernetes_is_one_that_snakemake_reads(tmp_path, monkeyp
     assert "gpu=2, gpu_manufacturer=nvidia, mem_mb=1024" in said
 
 
-def start_runner(place: Path) -> subprocess.Popen[bytes]:
-    """A runner in a process of its own, its second step at work."""
-    tests = Path(__file__).parent
-    code = RUNNER.format(tests=str(tests), root=str(tests.parent), place=str(place))
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
-    started = place / "made" / "long" / "visits.txt"
-    deadline = time.monotonic() + 120
-    while not started.exists():
-        assert process.poll() is None, process.stderr.read() if process.stderr else ""
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return process
-
-
-def wait_until_free(place: Path) -> None:
-    """Until nothing of a killed runner is at work in the directory any more."""
-    deadline = time.monotonic() + 60
-    while any(is_locked(path) for path in (place / ".lock", *place.glob("steps/*/.lock"))):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def processes_of(place: Path) -> list[list[str]]:
     """The command lines that name a directory."""
     found = []
@@ -132,7 +100,7 @@ def processes_of(place: Path) -> list[list[str]]:
 
 @pytest.mark.parametrize("name", quick_of(["SIGINT", "SIGTERM", "SIGKILL"], "SIGKILL"))
 def test_an_interrupted_runner_leaves_no_process_and_resumes(tmp_path, name):
-    process = start_runner(tmp_path)
+    process = start_runner(tmp_path, LONG, tmp_path / "made/long/visits.txt")
     process.send_signal(signal.Signals[name])
     process.communicate(timeout=60)
     wait_until_free(tmp_path)
@@ -150,7 +118,7 @@ def test_an_interrupted_runner_leaves_no_process_and_resumes(tmp_path, name):
 
 
 def test_a_killed_job_fails_its_command_ends_and_the_next_run_resumes(tmp_path):
-    process = start_runner(tmp_path)
+    process = start_runner(tmp_path, LONG, tmp_path / "made/long/visits.txt")
     job = next(each for each in psutil.process_iter(["cmdline"]) if (each.info["cmdline"] or [])[-1:] == ["long"])
     job.kill()
     process.communicate(timeout=60)

@@ -8,29 +8,22 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from study_engine import make, run
 from study_material import SMALL
 
 from benchmarks.study import locks, resources
-from benchmarks.study.launchers import launch_command, resolve_executable
+from benchmarks.study.launchers import check_command, launch_command, resolve_executable
 from benchmarks.study.locks import locked
-from benchmarks.study.resources import (
-    Resources,
-    gpu_environment,
-    resolve_resources,
-    take_gpus,
-)
+from benchmarks.study.resources import Resources, gpu_environment, resolve_resources, take_gpus
 from benchmarks.study.run_step import stop
 from benchmarks.study.schema import parse_study
-from benchmarks.study.steps import Step
 from clips.errors import UserError
 from clips.gpus import visible_gpus
 
-
-def step(name: str, kind: str = "encoder", **config: object) -> Step:
-    return Step(name=name, kind=kind, command=("clips", "train"), config=config, outputs=(), study=Path())  # type: ignore[arg-type]
+TRAIN, LLAVA, RUN = ("clips", "train"), ("llava-bridge", "train"), ("clips-bench", "run")
 
 
 def test_gpus_are_taken_whole_and_are_free_when_their_locks_are_closed(tmp_path, monkeypatch):
@@ -62,14 +55,14 @@ def test_the_visible_gpus_are_those_that_the_environment_shows(monkeypatch, vari
     assert visible_gpus() == expected
 
 
-def test_resources_that_the_machine_lacks_are_rejected_before_anything_starts(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [({"gpus": 3}, "requests 3 GPUs, and 2 are visible"), ({"nodes": 2}, "requests 2 nodes; expected a 'profile'")],
+)
+def test_resources_that_the_machine_lacks_are_rejected_before_anything_starts(tmp_path, monkeypatch, given, message):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
-    for given, message in [
-        (Resources(gpus=3), "step data requests 3 GPUs, and 2 are visible"),
-        (Resources(nodes=2), "step data requests 2 nodes; expected a 'profile' of a cluster"),
-    ]:
-        with pytest.raises(UserError, match=message):
-            run(tmp_path, [dataclasses.replace(make(tmp_path, "data"), resources=given)])
+    with pytest.raises(UserError, match=f"step data {message}"):
+        run(tmp_path, [dataclasses.replace(make(tmp_path, "data"), resources=Resources(**given))])
     assert not (tmp_path / ".plan.json").exists()
 
 
@@ -77,13 +70,9 @@ def test_the_resources_of_a_step_are_those_of_snakemake_and_its_plugins():
     given = Resources(processes=4, gpus=4, cpus=8, memory_gb=64, time_limit_hours=0.5)
     asked = {"gpu": 4, "gpu_manufacturer": "nvidia", "threads": 32, "mem_mb": 65536, "runtime": 30}
     assert given.snakemake() == asked
-    wide = Resources(nodes=2, processes=8, gpus=8).snakemake()
-    assert (wide["gres"], wide["nodes"], wide["tasks"], wide["mpi"]) == ("gpu:8", 2, 2, "srun")
-    assert "gpu" not in wide
+    nodes = {"nodes": 2, "tasks": 2, "tasks_per_gpu": 0, "mpi": "srun"}
+    assert Resources(nodes=2, processes=8, gpus=8).snakemake() == {"gres": "gpu:8", **nodes}
     assert Resources().snakemake() == {}
-
-
-TRAIN, LLAVA, RUN = ("clips", "train"), ("llava-bridge", "train"), ("clips-bench", "run")
 
 
 TORCHRUN = "torchrun --standalone --shutdown-timeout 270 --nproc-per-node"
@@ -104,24 +93,24 @@ NODES = (
         (LLAVA, Resources(processes=8, nodes=2), f"{NODES} -m llava_bridge train --config c"),
     ],
 )
-def test_a_step_is_started_under_the_launcher_that_it_needs(words, resources, expected):
+def test_a_step_is_started_under_the_launcher_that_it_needs(monkeypatch, words, resources, expected):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     assert " ".join(launch_command(words, Path("c"), resources)) == expected
 
 
-def test_resources_of_a_kind_are_overlaid_by_those_of_a_name():
-    OTHERS = [step("llava-huge-s1", "llava")]
+def test_resources_of_a_kind_are_overlaid_by_those_of_a_name(tmp_path):
+    def resolved(name: str, kind: Any, config: dict[str, object]) -> Resources:
+        steps = [dataclasses.replace(make(tmp_path, "llava-huge-s1"), kind="llava")]
+        steps.append(dataclasses.replace(make(tmp_path, name), kind=kind, config=config))
+        return resolve_resources(asked, steps)[-1]
+
     asked = {"llava-huge*": {"processes": 8}, "llava": {"processes": 2, "time_limit_hours": 3.5}, "data": {"cpus": 2}}
-    assert resolve_resources(asked, [*OTHERS, step("llava-huge-s0", "llava")])[-1] == Resources(
-        processes=8, gpus=8, time_limit_hours=3.5
-    )
-    assert resolve_resources(asked, [*OTHERS, step("llava-a", "llava")])[-1] == Resources(
-        processes=2, gpus=2, time_limit_hours=3.5
-    )
-    assert resolve_resources(asked, [*OTHERS, step("data-train", "data")])[-1] == Resources(cpus=2)
-    own = step("data-llm", "data", distributed={"num_processes": 4})
-    assert resolve_resources(asked, [*OTHERS, own])[-1].processes == 4
+    assert resolved("llava-huge-s0", "llava", {}) == Resources(processes=8, gpus=8, time_limit_hours=3.5)
+    assert resolved("llava-a", "llava", {}) == Resources(processes=2, gpus=2, time_limit_hours=3.5)
+    assert resolved("data-train", "data", {}) == Resources(cpus=2)
+    assert resolved("data-llm", "data", {"distributed": {"num_processes": 4}}).processes == 4
     with pytest.raises(UserError, match="did you mean 'encoder-clip-s0'"):
-        resolve_resources({"encoder-clp-s0": {}}, [step("encoder-clip-s0")])
+        resolve_resources({"encoder-clp-s0": {}}, [make(tmp_path, "encoder-clip-s0")])
 
 
 @pytest.mark.parametrize(
@@ -129,12 +118,29 @@ def test_resources_of_a_kind_are_overlaid_by_those_of_a_name():
     [
         ({"executor": "slurm"}, "unknown key 'executor'"),
         ({"resources": {"encoder": {"process": 2}}}, "resources.encoder: .*'process'; did you mean 'processes'"),
-        ({"resources": {"encoder": {"time_limit_hours": float("nan")}}}, "time_limit_hours: expected more than 0"),
+        ({"resources": {"encoder": {"processes": 0}}}, r"resources\.encoder: processes: expected at least 1"),
+        ({"resources": {"encoder": {"gpus": -1}}}, r"resources\.encoder: gpus: expected 0 or more"),
+        ({"resources": {"encoder": {"memory_gb": float("nan")}}}, "memory_gb: expected more than 0"),
     ],
 )
-def test_a_wrong_resource_names_its_field(fields, message):
+def test_wrong_resources_are_rejected_naming_the_field(fields, message):
     with pytest.raises(UserError, match=message):
         parse_study({**SMALL, **fields})
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("clip", "train"), "unknown program of a command 'clip'; did you mean 'clips'"),
+        (("clips", "trian"), "unknown command 'clips trian'; did you mean 'clips train'"),
+        (("python", "no/such/script.py"), "expected 'python FILE' with a file that exists"),
+    ],
+)
+def test_unknown_commands_are_rejected(words, message):
+    with pytest.raises(UserError, match=message):
+        check_command(words)
+    with pytest.raises(UserError, match="'clips export' runs in one process; got processes: 2"):
+        launch_command(("clips", "export"), Path("c"), Resources(processes=2))
 
 
 HOLDER = """
@@ -161,8 +167,7 @@ def test_a_second_runner_waits_where_it_is_asked_to(tmp_path, monkeypatch):
         monkeypatch.setattr(locks, "log_info", lambda line: (said.append(line), first.stdin.close()))  # type: ignore[union-attr]
         with locked(tmp_path, wait=True):
             assert (tmp_path / "released").exists()
-    who = f"another runner (process {first.pid})"
-    assert said == [f"{tmp_path}: {who} is at work here; waiting"]
+    assert said == [f"{tmp_path}: another runner (process {first.pid}) is at work here; waiting"]
 
 
 def test_torchrun_s_workers_end_with_the_runner_s_patience(tmp_path):

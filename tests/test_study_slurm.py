@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from study_engine import make, run, visits
+from study_engine import make, run, start_runner, visits
 
 from benchmarks.study.resources import Resources
 from benchmarks.study.state import StepRecord, read_record
@@ -23,14 +23,6 @@ pytest.importorskip("snakemake_executor_plugin_slurm", reason="the extra 'slurm'
 
 REAL = bool(shutil.which("sinfo")) and subprocess.run(["sinfo"], capture_output=True).returncode == 0
 SHIPPED = Path(__file__).parents[1] / "scripts" / "slurm" / "profile" / "config.yaml"
-RUNNER = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)
-sys.path[:0] = [{tests!r}, {root!r}]
-from pathlib import Path
-import test_study_slurm as t
-t.submit(Path({place!r}), [t.make(Path({place!r}), "first"), t.make(Path({place!r}), "long", "first", until={until!r})])
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -72,17 +64,11 @@ def record_of(root: Path, name: str) -> StepRecord:
     return record
 
 
-def start_runner(place: Path, until: str) -> subprocess.Popen[bytes]:
+def start_job(place: Path, until: str) -> subprocess.Popen[bytes]:
     """A runner in a process of its own, its second step at work as a job."""
-    tests = Path(__file__).parent
-    code = RUNNER.format(tests=str(tests), root=str(tests.parent), place=str(place), until=until)
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 300
-    while not (place / "made" / "long" / "visits.txt").exists():
-        assert process.poll() is None, process.stderr.read() if process.stderr else ""
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return process
+    steps = f'[make(place, "first"), make(place, "long", "first", until={until!r})]'
+    code = f"import test_study_slurm as t\nt.submit(place, {steps})"
+    return start_runner(place, code, place / "made/long/visits.txt")
 
 
 def jobs_of(root: Path) -> list[str]:
@@ -107,7 +93,7 @@ def test_steps_are_jobs_and_a_failed_one_is_not_run_again(tmp_path):
 @pytest.mark.slow
 def test_a_job_continues_without_its_runner_and_a_later_job_finds_the_step_done(tmp_path):
     gate = tmp_path / "gate"
-    process = start_runner(tmp_path, str(gate))
+    process = start_job(tmp_path, str(gate))
     process.kill()
     process.communicate(timeout=60)
     time.sleep(1)
@@ -121,7 +107,7 @@ def test_a_job_continues_without_its_runner_and_a_later_job_finds_the_step_done(
 @pytest.mark.slow
 def test_a_job_that_slurm_interrupts_is_submitted_again_and_resumes(tmp_path):
     gate = tmp_path / "gate"
-    process = start_runner(tmp_path, str(gate))
+    process = start_job(tmp_path, str(gate))
     before = jobs_of(tmp_path)
     subprocess.run(["scancel", before[-1]], check=True)  # as at the end of its time: SIGTERM
     deadline = time.monotonic() + 120
@@ -137,7 +123,7 @@ def test_a_job_that_slurm_interrupts_is_submitted_again_and_resumes(tmp_path):
 
 @pytest.mark.slow
 def test_ctrl_c_cancels_the_jobs_which_save(tmp_path):
-    process = start_runner(tmp_path, "/nowhere/at/all")
+    process = start_job(tmp_path, "/nowhere/at/all")
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=120)
     deadline = time.monotonic() + 60

@@ -16,14 +16,14 @@ import pyte
 import pytest
 from report_study import make_study
 from rich.console import Console
+from study_engine import make
 
-from benchmarks.study import study_commands
 from benchmarks.study.build_steps import StudyPlan
 from benchmarks.study.locks import acquire
-from benchmarks.study.state import LOG_FILE, read_record, step_directory, write_record
+from benchmarks.study.state import LOG_FILE, read_record, write_record
 from benchmarks.study.status import StepStatus, follow_progress, progress_view, read_statuses, time_left
-from benchmarks.study.steps import Step
-from benchmarks.study.study_commands import StatusConfig, StudyConfig, study_status
+from benchmarks.study.steps import step_directory
+from benchmarks.study.study_commands import StatusConfig, StudyConfig, resolve_study, study_status
 from clips.errors import UserError
 
 STEP = "llava-net-tiny-s0"
@@ -34,10 +34,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A study of which one LLaVA is being trained, by this very process as it were."""
     found = make_study(tmp_path, monkeypatch)
     (found / ".plan.json").write_text(json.dumps({"began": time.time() - 100}))
-    record = read_record(found, STEP)
-    write_record(
-        found, dataclasses.replace(record, status="running", started=time.time() - 70, log_tail=(), seconds=0.0)
-    )
+    change(found, STEP, status="running", started=time.time() - 70, log_tail=(), seconds=0.0)
     (step_directory(found, STEP) / LOG_FILE).write_text("align: step 10/50  loss 3.1\nevil \x1b[31m\x07 line\n")
     lock = acquire(step_directory(found, STEP) / ".lock")
     assert lock is not None
@@ -56,66 +53,69 @@ def end_runner(study: Path) -> Iterator[Callable[[], None]]:
 pytestmark = pytest.mark.usefixtures("end_runner")
 
 
+def change(study: Path, name: str, **fields: object) -> None:
+    """Change a step's record."""
+    write_record(study, dataclasses.replace(read_record(study, name), **fields))  # type: ignore[type-var]
+
+
 def planned(study: Path) -> StudyPlan:
-    return study_commands.resolve_study(StudyConfig(study=str(study.parent / "study.yaml")))
+    return resolve_study(StudyConfig(study=str(study.parent / "study.yaml")))
 
 
 def seen(study: Path, name: str = STEP) -> StepStatus:
     return next(status for status in read_statuses(planned(study)) if status.name == name)
 
 
-def text_of(shown: Any, width: int = 160) -> str:
-    console = Console(file=io.StringIO(), width=width, highlight=False)
-    console.print(shown)
-    return console.file.getvalue()  # type: ignore[attr-defined]
-
-
 def test_a_running_step_tells_its_numbers_and_nothing_is_touched(study: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in study.rglob("*") if path.is_file() and path.name != "step.json"}
+    before = {path: path.stat().st_mtime_ns for path in study.rglob("*") if path.is_file()}
     status = seen(study)
     assert (status.state, status.progress) == ("running", "10/50 20 %")
     assert 69 < status.seconds < 90
-    record = read_record(study, STEP)
-    write_record(study, dataclasses.replace(record, seconds=1000.0))
-    assert 1069 < seen(study).seconds < 1090  # of all its runs
-    write_record(study, record)
     assert seen(study, "encoder-clip-s0").state == "done"
     assert seen(study, "evaluate-llava-net-tiny-s0").state == "waiting"
     assert {path: path.stat().st_mtime_ns for path in before} == before
+    change(study, STEP, seconds=1000.0)
+    assert 1069 < seen(study).seconds < 1090  # of all its runs
 
 
 def test_a_step_that_failed_in_this_run_is_failed_and_one_that_failed_before_waits(study: Path) -> None:
-    record = dataclasses.replace(read_record(study, "encoder-clip-s0"), status="failed", log_tail=("boom",))
-    write_record(study, dataclasses.replace(record, started=time.time()))
+    change(study, "encoder-clip-s0", status="failed", log_tail=("boom",), started=time.time())
     assert (seen(study, "encoder-clip-s0").state, seen(study, "encoder-clip-s0").last) == ("failed", "boom")
     (step_directory(study, "evaluate-encoder-clip-s0") / "step.json").unlink()
     assert seen(study, "evaluate-encoder-clip-s0").state == "cannot run"
-    write_record(study, dataclasses.replace(record, started=time.time() - 1000))
+    change(study, "encoder-clip-s0", started=time.time() - 1000)
     assert seen(study, "encoder-clip-s0").state == "waiting"
 
 
-def test_the_screen_has_it_all_and_nothing_raw(study: Path) -> None:
-    plan = planned(study)
-    text = text_of(progress_view(plan, read_statuses(plan), 160))
+def test_the_screen_has_it_all_and_nothing_raw(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def text_of(width: int) -> str:
+        console, plan = Console(file=io.StringIO(), width=width, highlight=False), planned(study)
+        console.print(progress_view(plan, read_statuses(plan), width))
+        return console.file.getvalue()  # type: ignore[attr-defined]
+
+    text, narrow = text_of(160), text_of(60)
     line = next(line for line in text.splitlines() if line.startswith(STEP))
     assert "running" in line
     assert "10/50 20 %" in line
     assert f"{STEP}: evil \N{REPLACEMENT CHARACTER}[31m\N{REPLACEMENT CHARACTER} line" in text
     assert "8 of 13 done" in text
     assert not {"\x1b", "\x07"} & set(text)
-    narrow = text_of(progress_view(plan, read_statuses(plan), 60), 60)
     assert "memory" not in narrow.splitlines()[0]
     assert STEP in narrow
+    study_status(StatusConfig(study=str(study.parent / "study.yaml"), follow=True))  # once, without a terminal
+    assert capsys.readouterr().out.count(f"\n{STEP} ") == 1
+    with pytest.raises(UserError, match="every: expected more than 0"):
+        StatusConfig(study="x", every=0)
 
 
 def test_a_terminal_is_redrawn_until_nothing_runs(study: Path, end_runner: Callable[[], None]) -> None:
-    """The screen after each look, as a terminal shows it."""
     screen = pyte.Screen(160, 40)
     stream, out = pyte.Stream(screen), io.StringIO()
     console = Console(file=out, force_terminal=True, width=160, height=40, highlight=False, legacy_windows=False)
     screens: list[str] = []
 
     def drawn() -> str:
+        """What a terminal shows now."""
         stream.feed(out.getvalue().replace("\n", "\r\n"))
         out.truncate(0)
         out.seek(0)
@@ -127,8 +127,7 @@ def test_a_terminal_is_redrawn_until_nothing_runs(study: Path, end_runner: Calla
             (step_directory(study, STEP) / LOG_FILE).write_text("instruct: step 1/100  loss 1.25\n")
         else:
             end_runner()
-            record = read_record(study, STEP)
-            write_record(study, dataclasses.replace(record, status="failed", log_tail=("no weights",)))
+            change(study, STEP, status="failed", log_tail=("no weights",))
 
     follow_progress(planned(study), console, wait=wait)
     assert len(screens) == 2
@@ -141,32 +140,16 @@ def test_a_terminal_is_redrawn_until_nothing_runs(study: Path, end_runner: Calla
 
 
 def test_what_a_killed_runner_left_is_not_called_running(study: Path, end_runner: Callable[[], None]) -> None:
-    record = read_record(study, "data-llm")
-    write_record(study, dataclasses.replace(record, status="running"))
+    change(study, "data-llm", status="running")
     end_runner()
     assert seen(study, "data-llm").state == "stopped"
     assert seen(study).state == "running"  # its job outlives the runner: it holds its lock
 
 
-def test_without_a_terminal_it_prints_once(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    study_status(StatusConfig(study=str(study.parent / "study.yaml"), follow=True))
-    said = capsys.readouterr().out
-    assert said.count(f"\n{STEP} ") == 1
-    assert "\x1b" not in said
-    with pytest.raises(UserError, match="every: expected more than 0"):
-        StatusConfig(study="x", every=0)
-
-
-def test_time_left_is_the_longest_chain_or_all_work_over_the_concurrent_steps():
-    names = {"one": (), "two": (), "wide": (), "child": ("one",), "done": ()}
-    steps = [
-        Step(
-            name=name, kind="encoder", command=("clips", "train"), config={}, outputs=(), parents=parents, study=Path()
-        )
-        for name, parents in names.items()
-    ]
-    statuses = [StepStatus(name=name, state="waiting", left=10.0) for name in names if name != "done"]
-    left = {jobs: time_left(steps, jobs, statuses) for jobs in (1, 2, 8)}
-    assert left == {1: 40, 2: 20, 8: 20}
+def test_time_left_is_the_longest_chain_or_all_work_over_the_concurrent_steps(tmp_path: Path) -> None:
+    parents: dict[str, Any] = {"one": (), "two": (), "wide": (), "child": ("one",), "done": ()}
+    steps = [make(tmp_path, name, *of) for name, of in parents.items()]
+    statuses = [StepStatus(name=name, state="waiting", left=10.0) for name in parents if name != "done"]
+    assert {jobs: time_left(steps, jobs, statuses) for jobs in (1, 2, 8)} == {1: 40, 2: 20, 8: 20}
     unknown = dataclasses.replace(statuses[0], left=None)
     assert time_left(steps, 1, [unknown, *statuses[1:]]) is None

@@ -14,9 +14,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from study_engine import rerun_study, run_study, write_study
+from study_engine import rerun_study, run_study, states, use_fakes, write_study
 from study_material import SMALL
-from test_study_commands import _fakes, states  # noqa: F401  (the fixture counts)
 
 from benchmarks.analysis.provenance import ProvenanceConfig, run_provenance
 from benchmarks.analysis.study_with_report import rerun_study_with_report, run_study_with_report
@@ -31,6 +30,11 @@ from clips.errors import UserError
 
 OTHER = {**SMALL["encoders"], "clips": {"optimizer": {"lr": 4}}}
 OF_CLIPS = ["encoder-clips-s0", "evaluate-encoder-clips-s0", "llava-clips-tiny-s0", "evaluate-llava-clips-tiny-s0"]
+
+
+@pytest.fixture(autouse=True)
+def _fakes(monkeypatch):
+    use_fakes(monkeypatch)
 
 
 def trashed(folder: Path) -> set[str]:

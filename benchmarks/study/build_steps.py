@@ -19,7 +19,7 @@ from benchmarks.study.rows import (
     CellRecord,
     RowRecord,
 )
-from benchmarks.study.schema import Combination, Study
+from benchmarks.study.schema import Study
 from benchmarks.study.steps import OutputSpec, Step, StepKind
 from benchmarks.study.sweep import Settings, deep_merge
 from benchmarks.tasks.registry import get_benchmark
@@ -67,12 +67,12 @@ def build_plan(study: Study) -> StudyPlan:
         raise UserError(
             f"benchmarks.{of_llavas[0]}: needs a LLaVA, but the study has no 'llms' and no 'existing_llavas'"
         )
-    combinations = study.combinations()
+    of_encoders = study.rows()
     existing = [name for name in study.existing_llavas if study.is_included(name)]
-    if not combinations and not existing:
+    if not of_encoders and not existing:
         raise UserError("overrides: every model is excluded")
-    encoders = {(row.encoder, row.seed): builder.add_encoder(row.encoder, row.seed) for row in combinations}
-    rows = [builder.add_row(row, encoders[row.encoder, row.seed]) for row in combinations]
+    encoders = {(row.encoder, row.seed): builder.add_encoder(row.encoder, row.seed) for row in of_encoders}
+    rows = [builder.add_row(row, encoders[row.encoder, row.seed]) for row in of_encoders]
     rows += [builder.add_existing(name) for name in existing]
     names = {row.name for row in rows}
     rows = [row if row.baseline in names else dataclasses.replace(row, baseline=None) for row in rows]
@@ -155,7 +155,7 @@ class _PlanBuilder:
         output = self.study.directory / "data" / name
         self._add(f"data-{name}", "data", tuple(command.split()), {**config, "output": str(output)}, output)
 
-    def add_encoder(self, name: str, seed: int) -> _Model:
+    def add_encoder(self, name: str, seed: int | None) -> _Model:
         """An encoder, with the step that trains it unless it is pretrained."""
         study, entry = self.study, self.study.encoders[name]
         if isinstance(entry, str):
@@ -176,8 +176,8 @@ class _PlanBuilder:
             has_text = True  # the check of the step's config reports it
         return _Model(name=full_name, spec=f"{PATH_PREFIX}{artifact}", artifact=artifact, has_text=has_text)
 
-    def add_row(self, row: Combination, encoder: _Model) -> RowRecord:
-        """A row of the table, with the steps that train its LLaVA and evaluate it."""
+    def add_row(self, row: RowRecord, encoder: _Model) -> RowRecord:
+        """A row with the sources of its results, whose steps train its LLaVA and evaluate it."""
         study = self.study
         of_encoder, of_llava, not_applicable = list[str](), list[str](), dict[str, str]()
         for name, column in self.columns.items():
@@ -202,26 +202,10 @@ class _PlanBuilder:
             artifacts["llava"] = f"llava/{llava}"
             settings = self._evaluation_settings(row, {"llava": f"{PATH_PREFIX}llava/{llava}"})
             cells |= self._evaluate(of_llava, llava, "llava", settings)
-        baseline = study.baseline_of(row.encoder)
-        if baseline is not None and baseline not in study.existing_llavas:
-            baseline = study.label(dataclasses.replace(row, encoder=baseline))
-        point = study.sweeps.get(row.encoder)
-        return RowRecord(
-            name=study.label(row),
-            encoder=row.encoder,
-            llm=row.llm,
-            llava_variant=row.llava_variant,
-            seed=row.seed,
-            baseline=baseline,
-            spec=encoder.spec.removeprefix(PATH_PREFIX),
-            cells=cells,
-            not_applicable=not_applicable,
-            artifacts=artifacts,
-            sweep_settings=point.settings if point else {},
-            sweep_name=point.entry if point else "",
-        )
+        spec = encoder.spec.removeprefix(PATH_PREFIX)
+        return dataclasses.replace(row, spec=spec, cells=cells, not_applicable=not_applicable, artifacts=artifacts)
 
-    def _add_llava(self, row: Combination, encoder: _Model, llm: str) -> str:
+    def _add_llava(self, row: RowRecord, encoder: _Model, llm: str) -> str:
         """Add the step that trains a row's LLaVA; returns its name on disk."""
         study, variant = self.study, row.llava_variant
         name = "-".join([row.encoder, llm, *([variant] if variant else []), f"s{row.seed}"])  # no part has a hyphen
@@ -234,7 +218,7 @@ class _PlanBuilder:
         self._add(f"llava-{name}", "llava", TRAIN_LLAVA, config, output)
         return name
 
-    def _evaluation_settings(self, row: Combination, model: Settings, varying: Sequence[str] = ()) -> Settings:
+    def _evaluation_settings(self, row: RowRecord, model: Settings, varying: Sequence[str] = ()) -> Settings:
         """The overrides for a row's evaluation, without those of fields in which the rows of its model differ."""
         settings: Settings = {}
         for override in self.study.overrides:
@@ -263,8 +247,8 @@ class _PlanBuilder:
                 evaluated.append(benchmark)
         baseline = study.baseline_of(name)
         if baseline in study.encoders:  # a baseline must be a single row
-            labels = [study.label(row) for row in study.combinations() if row.encoder == baseline]
-            baseline = labels[0] if len(labels) == 1 else None
+            names = [row.name for row in study.rows() if row.encoder == baseline]
+            baseline = names[0] if len(names) == 1 else None
         return RowRecord(
             name=name,
             encoder=name,

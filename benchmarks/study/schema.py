@@ -91,16 +91,6 @@ class Override:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Combination:
-    """The parts of one row; ``llm`` and ``llava_variant`` are None if the study defines none."""
-
-    encoder: str
-    llm: str | None
-    llava_variant: str | None
-    seed: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class Study:
     """A comparison of models.
 
@@ -209,86 +199,43 @@ class Study:
             for each in encoders:
                 self._check_encoder(each, f"benchmarks.{name}.encoders")
         for number, figure in enumerate(self.figures, 1):
-            self._check_figure(figure, f"figures[{number}]")
-        self.display.check(self._display_rows(), self.benchmarks)
+            where = f"figures[{number}]"
+            if figure.benchmark not in self.benchmarks:
+                raise unknown_name_error(figure.benchmark, self.benchmarks, f"benchmark in '{where}.benchmark'")
+            points = {point.entry: point.settings for point in self.sweeps.values()}
+            if figure.encoders not in points:
+                raise unknown_name_error(figure.encoders, points, f"entry with 'sweep' in '{where}.encoders'")
+            if figure.x not in points[figure.encoders]:
+                raise unknown_name_error(figure.x, points[figure.encoders], f"setting in '{where}.x'")
+            if isinstance(points[figure.encoders][figure.x], str):
+                raise UserError(f"{where}.x: expected a setting whose values are numbers, got '{figure.x}'")
+            for name in figure.reference_lines:
+                self._check_encoder(name, f"{where}.reference_lines")
+        shown = [row for row in self._every_row() if row.seed == self.seeds[0]]  # whether or not they are included
+        shown += [RowRecord(name=name, encoder=name) for name in self.existing_llavas]
+        self.display.check(shown, self.benchmarks)
 
     def _check_encoder(self, name: str, where: str, models: Sequence[str] | None = None) -> None:
         """Reject a name that matches none of ``models``, by default all."""
         known = self.models if models is None else models
         if not any(self.matches(name, model) for model in known):
-            raise unknown_name_error(name, [*known, *self.entries], f"encoder in '{where}'")
+            entries = dict.fromkeys(point.entry for point in self.sweeps.values())
+            raise unknown_name_error(name, [*known, *entries], f"encoder in '{where}'")
 
-    def _check_figure(self, figure: FigureSpec, where: str) -> None:
-        if figure.benchmark not in self.benchmarks:
-            raise unknown_name_error(figure.benchmark, self.benchmarks, f"benchmark in '{where}.benchmark'")
-        if figure.encoders not in self.entries:
-            raise unknown_name_error(figure.encoders, self.entries, f"entry with 'sweep' in '{where}.encoders'")
-        settings = next(point.settings for point in self.sweeps.values() if point.entry == figure.encoders)
-        if figure.x not in settings:
-            raise unknown_name_error(figure.x, settings, f"setting in '{where}.x'")
-        if isinstance(settings[figure.x], str):
-            raise UserError(f"{where}.x: expected a setting whose values are numbers, got '{figure.x}'")
-        for name in figure.reference_lines:
-            self._check_encoder(name, f"{where}.reference_lines")
-
-    def _display_rows(self) -> list[RowRecord]:
-        """The rows of the first seed, whether or not they are included; without the sources of their results."""
-        rows = [row for row in self._every_combination() if row.seed == self.seeds[0]]
-        entries = {name: point.entry for name, point in self.sweeps.items()}
-        return [
-            RowRecord(name=self.label(row), encoder=row.encoder, seed=row.seed, sweep_name=entries.get(row.encoder, ""))
-            for row in rows
-        ] + [RowRecord(name=name, encoder=name) for name in self.existing_llavas]
+    @property
+    def directory(self) -> Path:
+        """The directory of all outputs."""
+        return Path(self.output or f"runs/{self.name}")
 
     @property
     def models(self) -> list[str]:
         """Names of the encoders and the existing LLaVAs."""
         return [*self.encoders, *self.existing_llavas]
 
-    @property
-    def entries(self) -> list[str]:
-        """Names of the entries with ``sweep``."""
-        return list(dict.fromkeys(point.entry for point in self.sweeps.values()))
-
     def matches(self, name: str, encoder: str) -> bool:
         """Whether ``name`` is the encoder, its entry with ``sweep``, or a matching pattern such as ``photos.*``."""
         point = self.sweeps.get(encoder)
         return fnmatch.fnmatchcase(encoder, name) or (point is not None and point.entry == name)
-
-    def applies(self, override: Override, row: Combination) -> bool:
-        """Whether an override applies to a row."""
-        return (
-            (override.encoder is None or self.matches(override.encoder, row.encoder))
-            and (override.llm is None or fnmatch.fnmatchcase(row.llm or "", override.llm))
-            and (override.llava_variant is None or fnmatch.fnmatchcase(row.llava_variant or "", override.llava_variant))
-            and override.seed in {None, row.seed}
-        )
-
-    def combinations(self) -> list[Combination]:
-        """Encoders × LLMs × LLaVA variants × seeds without excluded ones, in the order of the table."""
-        every = (row for row in self._every_combination() if self.is_included(row.encoder))
-        exclusions = [override for override in self.overrides if override.exclude]
-        return [row for row in every if not any(self.applies(exclusion, row) for exclusion in exclusions)]
-
-    def _every_combination(self) -> Iterator[Combination]:
-        for llm, variant, seed in itertools.product(self.llms or (None,), self.llava_variants or (None,), self.seeds):
-            for encoder in self.encoders:
-                yield Combination(encoder=encoder, llm=llm, llava_variant=variant, seed=seed)
-
-    def label(self, row: Combination) -> str:
-        """A row's name in the table: the encoder, and those of LLM, variant and seed that vary in the study."""
-        with_llm = f" + {row.llm}" if len(self.llms) > 1 else ""
-        with_variant = f" by {row.llava_variant}" if len(self.llava_variants) > 1 else ""
-        with_seed = f" (seed {row.seed})" if len(self.seeds) > 1 else ""
-        return f"{row.encoder}{with_llm}{with_variant}{with_seed}"
-
-    def baseline_of(self, encoder: str) -> str | None:
-        """The baseline of an encoder or LLaVA; None for a baseline itself."""
-        if isinstance(self.baseline, Mapping):
-            found = next((base for name, base in self.baseline.items() if self.matches(name, encoder)), None)
-        else:
-            found = self.baseline
-        return None if found == encoder else found
 
     def is_included(self, encoder: str) -> bool:
         """Whether ``include`` contains an encoder or LLaVA."""
@@ -299,10 +246,50 @@ class Study:
         encoders = self.benchmarks[benchmark].get("encoders")
         return encoders is None or any(self.matches(name, encoder) for name in encoders)
 
-    @property
-    def directory(self) -> Path:
-        """The directory of all outputs."""
-        return Path(self.output or f"runs/{self.name}")
+    def applies(self, override: Override, row: RowRecord) -> bool:
+        """Whether an override applies to a row."""
+        return (
+            (override.encoder is None or self.matches(override.encoder, row.encoder))
+            and (override.llm is None or fnmatch.fnmatchcase(row.llm or "", override.llm))
+            and (override.llava_variant is None or fnmatch.fnmatchcase(row.llava_variant or "", override.llava_variant))
+            and override.seed in {None, row.seed}
+        )
+
+    def baseline_of(self, encoder: str) -> str | None:
+        """The baseline of an encoder or LLaVA; None for a baseline itself."""
+        if isinstance(self.baseline, Mapping):
+            found = next((base for name, base in self.baseline.items() if self.matches(name, encoder)), None)
+        else:
+            found = self.baseline
+        return None if found == encoder else found
+
+    def rows(self) -> list[RowRecord]:
+        """The rows of encoders, without excluded ones, in the order of the table; their results are not known yet."""
+        exclusions = [override for override in self.overrides if override.exclude]
+        return [
+            row
+            for row in self._every_row()
+            if self.is_included(row.encoder) and not any(self.applies(exclusion, row) for exclusion in exclusions)
+        ]
+
+    def _every_row(self) -> Iterator[RowRecord]:
+        """Encoders × LLMs × LLaVA variants × seeds; the names have those parts that vary in the study."""
+        for llm, variant, seed in itertools.product(self.llms or (None,), self.llava_variants or (None,), self.seeds):
+            suffix = f" + {llm}" if len(self.llms) > 1 else ""
+            suffix += f" by {variant}" if len(self.llava_variants) > 1 else ""
+            suffix += f" (seed {seed})" if len(self.seeds) > 1 else ""
+            for encoder in self.encoders:
+                baseline, point = self.baseline_of(encoder), self.sweeps.get(encoder)
+                yield RowRecord(
+                    name=f"{encoder}{suffix}",
+                    encoder=encoder,
+                    llm=llm,
+                    llava_variant=variant,
+                    seed=seed,
+                    baseline=f"{baseline}{suffix}" if baseline in self.encoders else baseline,
+                    sweep_settings=point.settings if point else {},
+                    sweep_name=point.entry if point else "",
+                )
 
 
 def _check_name(name: str, where: str) -> None:

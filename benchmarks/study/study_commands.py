@@ -24,6 +24,8 @@ from benchmarks.study.trash import check_costly, describe_trash, replacements, s
 from clips.core.artifact import git_state, library_versions, log_info
 from clips.errors import UserError, unknown_name_error
 
+_OVERRIDING = ("output", "seeds", "include", "jobs", "profile", "confirm_hours")  # fields of a study, if given
+
 
 @dataclass(frozen=True, kw_only=True)
 class StudySelection:
@@ -52,13 +54,9 @@ class StudySelection:
         unknown = [name for name in self.include if not any(study.matches(name, model) for model in study.models)]
         if unknown:
             raise unknown_name_error(unknown[0], study.models, "encoder in 'include'")
-        return dataclasses.replace(
-            study,
-            seeds=self.seeds or study.seeds,
-            include=self.include or study.include,
-            output=self.output or study.output,
-            paths={**study.paths, **self.paths},
-        )
+        given = {name: getattr(self, name, None) for name in _OVERRIDING}
+        given = {name: value for name, value in given.items() if value not in (None, (), "")}
+        return dataclasses.replace(study, paths={**study.paths, **self.paths}, **given)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,16 +74,6 @@ class ScheduledStudyConfig(StudySelection):
     profile: str | None = None
     check: bool = True
     confirm_hours: float | None = None
-
-    def read(self) -> Study:
-        """The study with the overrides of the command line."""
-        study = super().read()
-        return dataclasses.replace(
-            study,
-            jobs=study.jobs if self.jobs is None else self.jobs,
-            profile=self.profile or study.profile,
-            confirm_hours=study.confirm_hours if self.confirm_hours is None else self.confirm_hours,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
