@@ -79,7 +79,7 @@ def test_a_raised_version_of_a_command_counts_for_its_steps_and_what_depends_on_
     assert command_version(("clips-bench", "run")) == CODE_VERSION  # of stored results and outputs, too
 
 
-def test_a_users_script_counts_by_its_text_and_by_that_of_the_modules_beside_it(tmp_path):
+def test_a_users_script_counts_by_its_text_and_by_that_of_its_modules(tmp_path):
     script, module, unused = (tmp_path / f"{name}.py" for name in ("mine", "helper", "unused"))
     (tmp_path / "deeper.py").write_text("A = 1", encoding="utf-8")
     script.write_text("import os\nfrom helper import A", encoding="utf-8")

@@ -88,7 +88,7 @@ def test_what_an_interrupted_job_took_is_counted_of_a_killed_one_until_its_last_
     assert other.seconds < 100
 
 
-def test_outputs_of_another_key_are_made_anew_and_those_of_the_same_are_resumed(tmp_path):
+def test_outputs_of_another_key_are_made_from_scratch_and_those_of_the_same_are_resumed(tmp_path):
     step = make(tmp_path, "data", fail="the disk is full")
     assert run(tmp_path, [step]).failed == ("data",)
     repaired = make(tmp_path, "data")

@@ -206,8 +206,8 @@ def test_existing_llavas_are_rows_which_answer_questions():
     assert named(plan.steps, "evaluate-llava-b").hub == ("org/b",)
     chosen = planned(existing_llavas=llavas, paths={"shared": "x"}, include=["theirs"])
     assert [row.name for row in chosen.rows] == ["theirs"]
-    beside = planned(llms={}, existing_llavas={"theirs": "a/b"}, benchmarks=RETRIEVAL, baseline="theirs")
-    assert [row.baseline for row in beside.rows] == ["theirs", "theirs", "theirs", None]
+    together = planned(llms={}, existing_llavas={"theirs": "a/b"}, benchmarks=RETRIEVAL, baseline="theirs")
+    assert [row.baseline for row in together.rows] == ["theirs", "theirs", "theirs", None]
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def first_config_error(configs: Sequence[tuple[str, list[str], Any]]) -> str | N
     """The step and the error of the first invalid ``(step, command, config)``, or None."""
     for name, words, values in configs:
         try:
-            config = from_plain(find_command(tuple(words)).config_class(), values, what=" ".join(words))
+            config: Any = from_plain(find_command(tuple(words)).config_class(), values, what=" ".join(words))
             _check_model(config)
             for benchmark in config.benchmarks if words == ["clips-bench", "run"] else ():
                 _check_splits(benchmark)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.study.build_steps import StudyPlan, build_plan
 from benchmarks.study.launchers import check_command, launch_command
@@ -54,8 +55,8 @@ class StudySelection:
         unknown = [name for name in self.include if not any(study.matches(name, model) for model in study.models)]
         if unknown:
             raise unknown_name_error(unknown[0], study.models, "encoder in 'include'")
-        given = {name: getattr(self, name, None) for name in _OVERRIDING}
-        given = {name: value for name, value in given.items() if value not in (None, (), "")}
+        fields: dict[str, Any] = {name: getattr(self, name, None) for name in _OVERRIDING}
+        given = {name: value for name, value in fields.items() if value not in (None, (), "")}
         return dataclasses.replace(study, paths={**study.paths, **self.paths}, **given)
 
 
