@@ -21,14 +21,6 @@ def error_reason(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def check_at_least(least: int, config: object, *names: str, prefix: str = "") -> None:
-    """Raise UserError unless each of these fields of a config is None, or ``least`` or more."""
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and not value >= least:
-            raise UserError(f"{prefix}{name}: expected {least} or more, got {value}")
-
-
 def unknown_name_error(name: str, choices: Iterable[str], what: str) -> UserError:
     """The error for an unknown ``name`` of a ``what`` (for instance "recipe"), with the choices and close matches."""
     known = sorted(choices)

@@ -15,6 +15,7 @@ from clips.core.artifact import log_info
 from clips.data.remote_files import is_remote
 from clips.errors import UserError, unknown_name_error
 from clips.gpus import GPUS
+from clips.ranges import Positive, PositiveFraction
 from clips.training.stages import stage_configs
 from clips.training.train_config import EncoderTrainConfig
 
@@ -35,16 +36,12 @@ class TrainPlanConfig:
 
     train_config: str
     gpu: str = "h200"
-    num_gpus: int = 8
-    mfu: float = 0.4
+    num_gpus: Positive = 8
+    mfu: PositiveFraction = 0.4
 
     def __post_init__(self) -> None:
         if self.gpu not in GPUS:
             raise unknown_name_error(self.gpu, GPUS, "type of GPU")
-        if not 0 < self.mfu <= 1:
-            raise UserError(f"mfu: expected a ratio above 0, up to 1, got {self.mfu}")
-        if self.num_gpus < 1:
-            raise UserError(f"num_gpus: expected 1 or more, got {self.num_gpus}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

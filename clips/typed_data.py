@@ -10,7 +10,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from clips.errors import UserError, error_reason
 
@@ -48,6 +48,7 @@ def flatten(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 Record = TypeVar("Record")
 _UNKNOWN_KEY = {"extra_forbidden", "unexpected_keyword_argument"}  # pydantic's types of errors
 _NAMES = {int: "an integer", float: "a number", str: "a string", bool: "true or false", type(None): "null", Any: "any"}
+_LIMITS = ("ge", "gt", "le", "lt", "min_length", "allow_inf_nan")  # pydantic's names
 
 
 def from_plain(kind: type[Record], values: Any, *, what: str = "") -> Record:
@@ -154,7 +155,7 @@ def _spot(kind: Any, loc: Sequence[str | int], content: Any) -> tuple[str, Any, 
         (holder,) = options
         inner = typing.get_args(holder)
         if is_config(holder):
-            kind = typing.get_type_hints(holder)[str(part)]
+            kind = typing.get_type_hints(holder, include_extras=True)[str(part)]
         elif isinstance(part, int) and inner:
             kind = inner[part] if typing.get_origin(holder) is tuple and Ellipsis not in inner else inner[0]
         else:
@@ -165,10 +166,15 @@ def _spot(kind: Any, loc: Sequence[str | int], content: Any) -> tuple[str, Any, 
 
 
 def options_of(kind: Any) -> tuple[Any, ...]:
-    """The types in a union, without None."""
+    """The types in a union, without None and without ranges."""
     if typing.get_origin(kind) in {types.UnionType, typing.Union}:
-        return tuple(part for part in typing.get_args(kind) if part is not type(None))
-    return (kind,)
+        return tuple(without_range(part) for part in typing.get_args(kind) if part is not type(None))
+    return (without_range(kind),)
+
+
+def without_range(kind: Any) -> Any:
+    """``int`` of `clips.ranges.Positive`; any other type unchanged."""
+    return typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind
 
 
 def _unknown_key(path: str, key: str, holder: Any, root: Any) -> str:
@@ -182,10 +188,10 @@ def _unknown_key(path: str, key: str, holder: Any, root: Any) -> str:
 
 def field_types(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted names and types of a config's fields and nested fields; those in lists and mappings are ``field[].a``."""
-    hints = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(kind, include_extras=True)
     for field in dataclasses.fields(kind):
-        hint = hints[field.name]
-        yield prefix + field.name, hint
+        yield prefix + field.name, hints[field.name]
+        hint = without_range(hints[field.name])
         for inner in (hint, *typing.get_args(hint)):
             if is_config(inner):
                 mark = "[]" if typing.get_origin(hint) in {list, tuple, dict} else ""
@@ -193,8 +199,10 @@ def field_types(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def describe_type(kind: Any) -> str:
-    """A human-readable type."""
+    """A human-readable type, with its range: "a number from 0 to 1 or null"."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Annotated:
+        return _describe_range(describe_type(inner[0]), inner[1:])
     if kind in _NAMES:
         return _NAMES[kind]
     if origin is Literal:
@@ -210,3 +218,28 @@ def describe_type(kind: Any) -> str:
     if origin is not None and issubclass(origin, Sequence):
         return f"a list, each item {describe_type(inner[0])}"
     return str(kind)
+
+
+def _describe_range(text: str, constraints: Sequence[Any]) -> str:
+    """The type ``text`` within pydantic's constraints, such as ``Field(ge=0, lt=1)``."""
+    limits: dict[str, Any] = {}
+    for each in (each for field in constraints for each in field.metadata):
+        limits |= {name: getattr(each, name) for name in _LIMITS if getattr(each, name, None) is not None}
+    if limits.get("allow_inf_nan") is False:
+        text = text.replace("a number", "a finite number", 1)
+    match limits:
+        case {"min_length": least}:
+            return text.replace("a list", f"a list of {least} or more", 1)
+        case {"ge": least, "le": most}:
+            return f"{text} from {least} to {most}"
+        case {"ge": least, "lt": limit}:
+            return f"{text} from {least} to below {limit}"
+        case {"gt": bound, "le": most}:
+            return f"{text} above {bound} and up to {most}"
+        case {"gt": bound, "lt": limit}:
+            return f"{text} above {bound} and below {limit}"
+        case {"ge": least}:
+            return f"{text} of at least {least}"
+        case {"gt": bound}:
+            return f"{text} above {bound}"
+    return text

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from clips.errors import UserError
+from clips.typed_data import from_plain
 from llava_bridge.data.inspect_command import InspectConversationsConfig, run_inspect
 
 
@@ -52,11 +53,14 @@ def test_unusable_samples_are_counted_and_named(bridge_talk, bridge_llm, tmp_pat
 def test_fields_are_checked(bridge_llm: Path) -> None:
     tiles = "expected a square number whose root divides a tile of 336 pixels, got"
     for count, fit, expected in (
-        (0, "squash", "expected 1 or more, got 0"),
+        (0, "squash", "expected an integer of at least 1, got 0"),
         (15, "anyres", tiles),
         (400, "anyres", tiles),
     ):
         with pytest.raises(UserError, match=f"^image_tokens: {expected}"):
-            InspectConversationsConfig(path="x", llm=str(bridge_llm), image_tokens=count, image_aspect_ratio=fit)  # type: ignore[arg-type]
+            from_plain(
+                InspectConversationsConfig,
+                {"path": "x", "llm": str(bridge_llm), "image_tokens": count, "image_aspect_ratio": fit},
+            )
     with pytest.raises(UserError, match="no such file"):
         run_inspect(InspectConversationsConfig(path="gone.json", llm=str(bridge_llm)))

@@ -11,6 +11,7 @@ import torch
 from families import quick_of
 
 from clips.errors import UserError
+from clips.typed_data import from_plain
 from llava_bridge.inference.generate import answer, load_llava
 from llava_bridge.model.build import LlavaParts, build_llava, make_conversation_encoder
 from llava_bridge.model.modeling_llava import BridgeLlavaForConditionalGeneration
@@ -101,12 +102,12 @@ def test_the_projectors_of_2026_compute_what_their_authors_code_does() -> None:
             r"projector\.type: .* width, 36, is no multiple of 8",
         ),
         ({"type": "pool"}, ProjectorShape(patches=16, width=32, llm=24, extra=1), "select_strategy: expected default"),
-        ({"num_tokens": 0}, SHAPE, r"projector\.num_tokens: expected 1 or more, got 0"),
+        ({"num_tokens": 0}, SHAPE, "^num_tokens: expected an integer of at least 1, got 0"),
     ],
 )
 def test_projectors_that_do_not_fit_are_rejected(fields: dict[str, Any], shape: ProjectorShape, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        build_projector(ProjectorConfig(**fields), shape)
+        build_projector(from_plain(ProjectorConfig, fields), shape)
 
 
 def small_llava(encoder: Path, llm: Path, name: str, **fields: Any) -> tuple[Any, Any]:

@@ -154,9 +154,9 @@ cli.main()
             "align.global_batch_size: expected a mult",
         ),
         (["--stages", "[instruct,align]"], "stages: expected each once and in the order"),
-        (["--align.warmup_ratio", "1.5"], "align.warmup_ratio: expected a ratio"),
+        (["--align.warmup_ratio", "1.5"], "align.warmup_ratio: expected a number from 0 to below 1, got 1.5"),
         (["--align.data", "[{path: none.json}]"], "align.data: none.json: no such file or directory"),
-        (["--align.learning_rate", ".nan"], "align.learning_rate: expected more than 0, got nan"),
+        (["--align.learning_rate", ".nan"], "align.learning_rate: expected a finite number above 0, got nan"),
         (
             ["--distributed.deepspeed", "zero9"],
             "distributed.deepspeed: expected a JSON file or one of zero2, zero2_offload, zero3, zero3_offload, got",

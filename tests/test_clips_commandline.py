@@ -11,11 +11,12 @@ import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import clips_world
 import pytest
 from docs_blocks import PROGRAMS, commands
+from pydantic import Field
 
 import clips
 from clips import cli
@@ -23,6 +24,7 @@ from clips.commandline.commands import Command, config_class_of, dispatch
 from clips.commandline.help_text import field_help
 from clips.commandline.parsing import parse_config
 from clips.errors import UserError
+from clips.ranges import NonNegative, NonNegativeFloat, Positive
 from clips.typed_data import field_types, to_plain, to_yaml
 
 
@@ -49,12 +51,8 @@ class PartConfig:
         kind: which.
     """
 
-    rate: float = 0.1
+    rate: NonNegativeFloat = 0.1
     kind: Literal["soft", "hard"] = "soft"
-
-    def __post_init__(self) -> None:
-        if self.rate < 0:
-            raise UserError(f"part.rate: expected 0 or more, got {self.rate}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,14 +76,14 @@ class JobConfig:
     place: str
     items: tuple[ItemConfig, ...] = ()
     part: PartConfig = dataclasses.field(default_factory=PartConfig)
-    steps: int | None = None
+    steps: Positive | None = None
     pair: tuple[float, float] = (0.0, 1.0)
     names: dict[str, int] = dataclasses.field(default_factory=dict)
     tools: dict[str, ItemConfig] = dataclasses.field(default_factory=dict)
     quiet: bool = False
     log_every: int = 1
     helpers: tuple[str, ...] = ()
-    seeds: tuple[int, ...] | None = None
+    seeds: Annotated[tuple[NonNegative, ...], Field(min_length=1)] | None = None
 
 
 received: list[JobConfig] = []
@@ -221,7 +219,9 @@ def test_help_is_made_from_docstrings(capsys: pytest.CaptureFixture[str]):
     text = " ".join(capsys.readouterr().out.split())
     assert text.startswith("usage: tool job PLACE [--config FILE]")
     assert "Do a job." in text
-    assert "part: the part. --part.rate how quick, in 100 % of the usual. (a number; default: 0.1)" in text
+    assert (
+        "part: the part. --part.rate how quick, in 100 % of the usual. (a number of at least 0; default: 0.1)" in text
+    )
     assert "--items (an item: --items.help) what with. (a list" in text
     assert "--place where to. (a string; required)" in text
     assert run("--help") == 0
@@ -269,9 +269,9 @@ def test_flags_of_configs_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["job"], "tool job: missing place"),
         (["job", "x", "--log-evry", "3"], "tool job: unknown key 'log_evry'; did you mean 'log_every'?"),
         (["job", "x", "--part.rat", "3"], "tool job: unknown key 'part.rat'; did you mean 'part.rate'?"),
-        (["job", "x", "--steps", "many"], "tool job: steps: expected an integer or null, got 'many'"),
-        (["job", "x", "--steps", "1.5"], "tool job: steps: expected an integer or null, got 1.5"),
-        (["job", "x", "--part.rate", "quick"], "tool job: part.rate: expected a number, got 'quick'"),
+        (["job", "x", "--steps", "many"], "tool job: steps: expected an integer of at least 1 or null, got 'many'"),
+        (["job", "x", "--steps", "1.5"], "tool job: steps: expected an integer of at least 1 or null, got 1.5"),
+        (["job", "x", "--part.rate", "quick"], "tool job: part.rate: expected a number of at least 0, got 'quick'"),
         (["job", "x", "--part.kind", "sfot"], "tool job: part.kind: expected one of soft, hard, got 'sfot'"),
         (["job", "x", "--quiet", "perhaps"], "tool job: quiet: expected true or false, got 'perhaps'"),
         (["job", "x", "--pair", "[1]"], "tool job: pair: expected a list of 2: a number, a number, got [1]"),
@@ -282,7 +282,14 @@ def test_flags_of_configs_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[
             "tool job: items[2].weight: expected a number, got 'much'",
         ),
         (["job", "x", "--items", "[a]"], "tool job: items[1]: expected a mapping of path, weight, got 'a'"),
-        (["job", "x", "--part.rate", "-1"], "tool job: part.rate: expected 0 or more, got -1.0"),
+        (["job", "x", "--part.rate", "-1"], "tool job: part.rate: expected a number of at least 0, got -1"),
+        (["job", "x", "--part.rate", ".nan"], "tool job: part.rate: expected a number of at least 0, got nan"),
+        (["job", "x", "--steps", "true"], "tool job: steps: expected an integer of at least 1 or null, got True"),
+        (["job", "x", "--seeds", "3,-1"], "tool job: seeds[2]: expected an integer of at least 0, got -1"),
+        (
+            ["job", "x", "--seeds", "[]"],
+            "tool job: seeds: expected a list of 1 or more, each item an integer of at least 0 or null, got []",
+        ),
         (["job", "x", "--steps", "3", "y"], "tool job: unrecognized argument: y"),
         (["job", "x", "y"], "tool job: unrecognized argument: y"),
         (["job", "--config", "no.yaml"], "tool job: --config: no.yaml: no such file"),
@@ -313,7 +320,7 @@ def test_links_in_a_circle_and_named_pipes_are_one_line(capsys: pytest.CaptureFi
         ("place: x\nstesp: 3\n", "unknown key 'stesp'; did you mean 'steps'?"),
         ("place: x\npart:\n  rats: 3\n", "unknown key 'part.rats'; did you mean 'part.rate'?"),
         ("place: x\npart: hard\n", "part: expected a mapping of rate, kind"),
-        ("place: x\nsteps: [1]\n", "steps: expected an integer or null, got [1]"),
+        ("place: x\nsteps: [1]\n", "steps: expected an integer of at least 1 or null, got [1]"),
         ("place: x\nitems: {path: a}\n", "items: expected a list, each item a mapping of path, weight"),
         ("place: x\nitems: [{path: a, weight: heavy}]\n", "items"),
         ("place: x\nnames: {a: b}\n", "names.a: expected an integer, got 'b'"),
@@ -322,7 +329,7 @@ def test_links_in_a_circle_and_named_pipes_are_one_line(capsys: pytest.CaptureFi
         ("place: 3\n", "place: expected a string, got 3"),
         ("place: null\n", "place: expected a string, got null"),
         ("steps: 1\n", "missing place"),
-        ("place: 2026-01-01\nsteps: '3'\n", "steps: expected an integer or null, got '3'"),
+        ("place: 2026-01-01\nsteps: '3'\n", "steps: expected an integer of at least 1 or null, got '3'"),
         ("? [a]\n: 1\n", "--config: {file}: line 1: expected a name as a key"),
         ("place: !!set {a}\n", "expected plain values"),
         ("place: x\nsteps: 1\nsteps: 2\n", "--config: {file}: line 3: the key 'steps' is given twice"),

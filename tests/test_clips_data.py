@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tarfile
 import threading
 import time
@@ -15,7 +16,7 @@ import torch
 from clips_world import opened, rng
 
 from clips.data import decode_image, open_image
-from clips.data.data_config import AugmentConfig, DataConfig
+from clips.data.data_config import DataConfig
 from clips.data.formats import DatasetSpec, read_dataset
 from clips.data.formats.dataset_format import captions_of
 from clips.data.loader import TrainDataset, iterate_batches, shared_memory
@@ -23,6 +24,7 @@ from clips.data.sources import InvalidSampleError, SourceConfig, open_source
 from clips.data.sources.source import sample_caption
 from clips.data.tar_index import add_member, index_tar
 from clips.errors import UserError
+from clips.typed_data import from_plain
 
 
 @pytest.fixture(scope="module")
@@ -506,17 +508,16 @@ def test_image_references_lead_to_files_and_tar_members(shards: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("fields", "field"),
+    ("fields", "message"),
     [
-        ({"augment": {"crop_scale_min": 0}}, "data.augment.crop_scale_min"),
-        ({"augment": {"gray_scale_prob": 2}}, "data.augment.gray_scale_prob"),
-        ({"sources": ()}, "data.sources"),
-        ({"num_workers": -1}, "data.num_workers"),
-        ({"max_invalid_ratio": 2}, "data.max_invalid_ratio"),
+        ({"augment": {"crop_scale_min": 0}}, "augment.crop_scale_min: expected a number above 0 and up to 1, got 0"),
+        ({"augment": {"gray_scale_prob": 2}}, "augment.gray_scale_prob: expected a number from 0 to 1, got 2"),
+        ({"sources": []}, "sources: expected a list of 1 or more, each item a mapping of format, path, "),
+        ({"sources": [{"path": "x", "weight": math.inf}]}, r"sources\[1\].weight: expected a finite number above 0"),
+        ({"num_workers": -1}, "num_workers: expected an integer of at least 0, got -1"),
+        ({"max_invalid_ratio": math.nan}, "max_invalid_ratio: expected a number from 0 to 1, got nan"),
     ],
 )
-def test_configs_check_themselves(fields: dict[str, Any], field: str):
-    with pytest.raises(UserError, match=field):
-        DataConfig(
-            **{"sources": (SourceConfig(path="x"),), **fields, "augment": AugmentConfig(**fields.get("augment", {}))}
-        )
+def test_values_out_of_range_are_rejected(fields: dict[str, Any], message: str):
+    with pytest.raises(UserError, match=message):
+        from_plain(DataConfig, {"sources": [{"path": "x"}], **fields})

@@ -283,7 +283,7 @@ def test_compiled_layers_train_alike(data: Path, tmp_path: Path, one: dict[str, 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"distributed": {"hang_timeout": 0}}, "distributed.hang_timeout: expected seconds above 0, got 0"),
+        ({"distributed": {"hang_timeout": 0}}, "distributed.hang_timeout: expected a number above 0, got 0"),
     ],
 )
 def test_incompatible_settings_are_rejected(data: Path, tmp_path: Path, more: dict[str, Any], message: str):

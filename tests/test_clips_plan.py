@@ -29,6 +29,7 @@ from clips.training.mfu import MfuMeter, contrastive_flops, fake_model, flops_pe
 from clips.training.stages import stage_configs
 from clips.training.traced_step import peak_bytes
 from clips.training.train_config import EncoderTrainConfig
+from clips.typed_data import from_plain
 
 SMALL = {"architecture": str(Path(__file__).with_name("small_towers.json")), "image_size": 16, "context_length": 12}
 MODEL = ModelConfig(**SMALL)
@@ -255,10 +256,10 @@ def test_what_does_not_fit_is_said(tmp_path: Path, capsys: pytest.CaptureFixture
     ("fields", "options", "message"),
     [
         ({}, {"gpu": "h20"}, "unknown type of GPU 'h20'; did you mean 'h200'"),
-        ({}, {"num_gpus": 0}, "num_gpus: expected 1 or more, got 0"),
+        ({}, {"num_gpus": 0}, "num_gpus: expected an integer of at least 1, got 0"),
         ({}, {"num_gpus": 3}, "num_gpus: expected a divisor of global_batch_size 4096, got 3"),
         ({}, {"num_gpus": 8192}, "num_gpus: expected a divisor of global_batch_size 4096, got 8192"),
-        ({}, {"mfu": 1.5}, "mfu: expected a ratio"),
+        ({}, {"mfu": 1.5}, "mfu: expected a number above 0 and up to 1"),
         ({}, {"train_config": "none.yaml"}, "none.yaml"),
         ({"stages": [], "num_epochs": 2}, {}, "num_epochs: expected max_samples or max_steps"),
     ],
@@ -266,7 +267,7 @@ def test_what_does_not_fit_is_said(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_mistakes_are_one_line(tmp_path: Path, fields: dict[str, Any], options: dict[str, Any], message: str):
     path = write_config(tmp_path, **fields)
     with pytest.raises(UserError, match=message):
-        run_plan(TrainPlanConfig(**{"train_config": str(path), "gpu": "l4", **options}))
+        run_plan(from_plain(TrainPlanConfig, {"train_config": str(path), "gpu": "l4", **options}))
 
 
 def test_gpus():

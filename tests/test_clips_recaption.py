@@ -303,7 +303,6 @@ def test_captions_that_do_not_fit_are_dropped(settings: Settings):
         ({"num_captions": 2}, "temperature: expected above 0 for 2 captions"),
         ({"max_words": 3, "min_words": 5}, r"max_words: expected 5 \(min_words\) or more"),
         ({"caption_column": "web_caption"}, "caption_column: expected a name other than the web caption's"),
-        ({"batch_size": 0}, "batch_size: expected 1 or more"),
         ({"weight": 2.0}, "weight: expected null, since recaption reads one source, got 2.0"),
         ({"import_modules": ("no_such_module",)}, "import_modules: cannot import 'no_such_module'"),
         ({"model": "no/such/model"}, "model: no/such/model cannot be loaded"),

@@ -9,6 +9,7 @@ from clips.method.objectives import compute_losses, cosine_margin
 from clips.method.recipes import Recipe, RecipeConfig
 from clips.model.architectures import CaptionerConfig
 from clips.model.tokenizer import ClipsTokenizer
+from clips.typed_data import from_plain
 
 WEB, SYNTHETIC = "my dog pic", "A dog runs on grass. It is brown! A ball lies near."
 TOKENIZER = ClipsTokenizer(16)
@@ -134,13 +135,13 @@ def test_the_cosine_gap_by_hand():
         ({"name": "cilps"}, "did you mean 'clips'"),
         ({"caption_strategy": "subcaption"}, "did you mean 'sub_caption'"),
         ({"loss": "sigmod"}, "did you mean 'sigmoid'"),
-        ({"positives": ("wed",)}, "did you mean 'web'"),
-        ({"positives": ("web", "web")}, r"^recipe\.positives: "),
-        ({"caption_loss_weight": float("nan")}, r"^recipe\.caption_loss_weight: "),
-        ({"web_caption_prob": 80}, r"^recipe\.web_caption_prob: "),
-        ({"caption_tokens": 0}, r"^recipe\.caption_tokens: "),
+        ({"positives": ["wed"]}, "did you mean 'web'"),
+        ({"positives": ["web", "web"]}, r"^recipe\.positives: "),
+        ({"caption_loss_weight": float("nan")}, "^caption_loss_weight: expected a number of at least 0, got nan"),
+        ({"web_caption_prob": 80}, "^web_caption_prob: expected a number from 0 to 1 or null, got 80"),
+        ({"caption_tokens": 0}, "^caption_tokens: expected an integer of at least 1, got 0"),
     ],
 )
 def test_an_invalid_recipe_names_its_field(fields, told):
     with pytest.raises(UserError, match=told):
-        RecipeConfig(**fields)
+        from_plain(RecipeConfig, fields)

@@ -111,7 +111,7 @@ def test_a_later_stage_with_groups_of_processes_is_checked(data, tmp_path, monke
     [
         ({"model.image_sise": 32}, r"stages\[2\].*image_sise"),
         ({"modle.image_size": 32}, r"stages\[2\]: unknown field 'modle.image_size'"),
-        ({"global_batch_size": 0}, r"stages\[2\]: global_batch_size: expected 1 or more, got 0"),
+        ({"global_batch_size": 0}, r"stages\[2\]: global_batch_size: expected an integer of at least 1, got 0"),
         ({"model.image_size": 24}, r"stages\[2\]: model\.image_size: expected a multiple of the patch size 16, got 24"),
         ({"model.architecture": "clips-s-16"}, r"stages\[2\]: model: expected the towers of the stage before"),
         ({"data.sources": [{"path": "gone.tar"}]}, r"stages\[2\]: gone\.tar: no such file"),

@@ -26,6 +26,7 @@ def test_pydantic_makes_a_schema_of_a_config(words: tuple[str, ...]) -> None:
     required = {field.name for field in dataclasses.fields(kind) if _is_required(field)}
     assert (set(schema["properties"]), set(schema["required"])) == (set(typing.get_type_hints(kind)), required)
     assert "bf16" in schema["properties"]["precision"]["enum"]
+    assert schema["properties"]["logging_steps"].items() >= {"minimum": 1, "type": "integer"}.items()
 
 
 def _is_required(field: dataclasses.Field[Any]) -> bool:
@@ -41,14 +42,16 @@ def test_help_that_a_help_text_points_to_is_there(words: tuple[str, ...]) -> Non
 
 
 @pytest.mark.parametrize(("stage", "rate", "batch"), [("align", 0.001, 256), ("instruct", 2e-05, 128)])
-def test_help_states_the_defaults_of_each_stage(stage: str, rate: float, batch: int) -> None:
+def test_help_and_schema_state_the_defaults_of_each_stage(stage: str, rate: float, batch: int) -> None:
     """Those with which a config that states only the stage's data is built."""
     kind = find_command(("llava-bridge", "train")).config_class()
     data = {"data": [{"path": "a"}]}
     built = from_plain(kind, {"output": "o", "encoder": "e", "llm": "l", "align": data, "instruct": data}, what="train")
     assert (getattr(built, stage).learning_rate, getattr(built, stage).global_batch_size) == (rate, batch)
+    own = TypeAdapter(kind).json_schema()["$defs"][f"{stage.capitalize()}Config"]["properties"]
+    assert (own["learning_rate"]["default"], own["global_batch_size"]["default"]) == (rate, batch)
     text = re.sub(r"\s+", " ", help_text(kind, "llava-bridge train", (), None))
-    assert f"--{stage}.learning_rate peak learning rate. (a number; default: {rate})" in text
+    assert f"--{stage}.learning_rate peak learning rate. (a finite number above 0; default: {rate})" in text
 
 
 @pytest.mark.parametrize("program", CLI_ENTRY_POINTS)

@@ -11,7 +11,7 @@ import typing
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from clips.typed_data import describe_type, field_types, is_config, options_of, to_plain
+from clips.typed_data import describe_type, field_types, is_config, options_of, to_plain, without_range
 
 _SPECIAL = (
     ("--config FILE", "a YAML file of these fields; later files and flags override it."),
@@ -40,7 +40,7 @@ def list_item_help(config_class: type, arguments: Sequence[str]) -> str | None:
 
 def _field_lines(config_class: type, prefix: str) -> Iterator[str]:
     """Each field on a line, followed by its description; nested configs follow under a heading."""
-    texts, hints = dict(field_help(config_class)), typing.get_type_hints(config_class)
+    texts, hints = dict(field_help(config_class)), typing.get_type_hints(config_class, include_extras=True)
     nested = []
     for field in dataclasses.fields(config_class):
         inner = next((option for option in options_of(hints[field.name]) if is_config(option)), None)
@@ -63,7 +63,8 @@ def _default(field: dataclasses.Field[Any]) -> str:
 
 def list_item_classes(config_class: type) -> Iterator[tuple[str, type]]:
     """(dotted name, class of the items) of each field that is a list or a mapping of configs."""
-    for name, kind in field_types(config_class):
+    for name, ranged in field_types(config_class):
+        kind = without_range(ranged)
         if typing.get_origin(kind) in {list, tuple, dict} and "[]" not in name:
             yield from ((name, inner) for inner in typing.get_args(kind) if is_config(inner))
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated
+
+from pydantic import Field
 
 from clips.core.identity import RUN_ONLY
 from clips.data.sources import SourceConfig
 from clips.errors import UserError
+from clips.ranges import Fraction, NonNegative, Positive, PositiveFraction
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,18 +26,10 @@ class AugmentConfig:
         horizontal_flip: mirror half of the images; wrong if captions mention left and right.
     """
 
-    crop_scale_min: float = 0.4
-    color_jitter: float = 0.0
-    gray_scale_prob: float = 0.0
+    crop_scale_min: PositiveFraction = 0.4
+    color_jitter: Fraction = 0.0
+    gray_scale_prob: Fraction = 0.0
     horizontal_flip: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 < self.crop_scale_min <= 1:
-            got = self.crop_scale_min
-            raise UserError(f"data.augment.crop_scale_min: expected a ratio above 0 and at most 1, got {got}")
-        for name in ("color_jitter", "gray_scale_prob"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"data.augment.{name}: expected a ratio from 0 to 1, got {getattr(self, name)}")
 
     @property
     def varies(self) -> bool:
@@ -57,24 +53,16 @@ class DataConfig:
         max_invalid_ratio: stop if more than this ratio of the samples is undecodable or has no caption.
     """
 
-    sources: tuple[SourceConfig, ...]
-    shuffle_buffer_shards: int | None = None
+    sources: Annotated[tuple[SourceConfig, ...], Field(min_length=1)]
+    shuffle_buffer_shards: Positive | None = None
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
-    num_workers: int = dataclasses.field(default=0, metadata=RUN_ONLY)
+    num_workers: NonNegative = dataclasses.field(default=0, metadata=RUN_ONLY)
     cache_images: bool = dataclasses.field(default=False, metadata=RUN_ONLY)
-    max_invalid_ratio: float = dataclasses.field(default=0.01, metadata=RUN_ONLY)
+    max_invalid_ratio: Fraction = dataclasses.field(default=0.01, metadata=RUN_ONLY)
 
     def __post_init__(self) -> None:
-        if not self.sources:
-            raise UserError("data.sources: expected at least one source")
         given = [source.weight is not None for source in self.sources]
         if any(given) and not all(given):
             raise UserError("data.sources: expected a weight for each source or for none")
-        if self.shuffle_buffer_shards is not None and self.shuffle_buffer_shards < 1:
-            raise UserError(f"data.shuffle_buffer_shards: expected 1 or more, got {self.shuffle_buffer_shards}")
         if self.shuffle_buffer_shards is None and any(source.streaming for source in self.sources):
             raise UserError("data.shuffle_buffer_shards: expected a number, such as 100, for a streamed source")
-        if self.num_workers < 0:
-            raise UserError(f"data.num_workers: expected 0 or more, got {self.num_workers}")
-        if not 0 <= self.max_invalid_ratio <= 1:
-            raise UserError(f"data.max_invalid_ratio: expected a ratio from 0 to 1, got {self.max_invalid_ratio}")

@@ -31,6 +31,7 @@ from clips.data.sources.webdataset import SIZES_FILE
 from clips.errors import UserError
 from clips.method.caption_strategies import sentences
 from clips.model.tokenizer import BOS, CONTEXT_LENGTH, EOS, ClipsTokenizer
+from clips.ranges import NonNegative
 
 _MAX_REMOTE_SHARDS = 16  # downloaded for an inspection
 _NUM_THREADS = 8  # that download and count shards
@@ -46,13 +47,7 @@ class InspectDatasetConfig(InspectionConfig, SourceConfig):
         seed: seed for choosing among several captions of a sample.
     """
 
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        SourceConfig.__post_init__(self)
-        super().__post_init__()
-        if self.seed < 0:
-            raise UserError(f"seed: expected 0 or more, got {self.seed}")
+    seed: NonNegative = 0
 
 
 @dataclasses.dataclass

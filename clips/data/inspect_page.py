@@ -14,6 +14,7 @@ from PIL import Image
 from clips.core.artifact import atomic_write, log_info
 from clips.data.invalid_samples import InvalidSamples
 from clips.errors import UserError
+from clips.ranges import NonNegative
 from clips.safe_text import jinja_finalize, strip_control_chars
 
 _THUMBNAIL = 320  # pixels
@@ -31,14 +32,9 @@ class InspectionConfig:
         html_output: an HTML page to write.
     """
 
-    num_samples: int = 2000
-    num_shown: int = 3
+    num_samples: NonNegative = 2000
+    num_shown: NonNegative = 3
     html_output: str | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("num_samples", "num_shown"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")
 
     def shown(self, indices: np.ndarray) -> set[int]:
         """Those of the read samples that are shown."""

@@ -21,6 +21,7 @@ from clips.core.artifact import atomic_artifact_dir, atomic_write, check_overwri
 from clips.errors import UserError, unknown_name_error
 from clips.model_card import write_card
 from clips.model_refs import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
+from clips.ranges import PositiveFloat
 
 if TYPE_CHECKING:
     from clips.interchange.imported_encoder import ImportedEncoder
@@ -77,13 +78,11 @@ class ImportConfig:
     preprocessing: str | Preprocessing | None = None
     format: str | None = None
     license: str | None = None
-    tolerance: float = 1e-5
+    tolerance: PositiveFloat = 1e-5
 
     def __post_init__(self) -> None:
         if self.format is not None and self.format not in IMPORT_FORMATS:
             raise unknown_name_error(self.format, IMPORT_FORMATS, "format")
-        if not self.tolerance > 0:
-            raise UserError(f"tolerance: expected a number above 0, got {self.tolerance}")
 
 
 def run_import(config: ImportConfig) -> None:

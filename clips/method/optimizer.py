@@ -8,6 +8,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from clips.errors import UserError
+from clips.ranges import FractionBelowOne, NonNegative, NonNegativeFloat, PositiveFloat
 
 if TYPE_CHECKING:
     import torch
@@ -34,30 +35,18 @@ class OptimizerConfig:
         max_grad_norm: maximum gradient norm; null does not clip.
     """
 
-    learning_rate: float | None = None
-    base_learning_rate: float | None = None
-    warmup_ratio: float | None = None
-    warmup_samples: int | None = None
-    adam_beta2: float = 0.95
-    weight_decay: float = 0.2
-    max_grad_norm: float | None = None
+    learning_rate: PositiveFloat | None = None
+    base_learning_rate: PositiveFloat | None = None
+    warmup_ratio: FractionBelowOne | None = None
+    warmup_samples: NonNegative | None = None
+    adam_beta2: FractionBelowOne = 0.95
+    weight_decay: NonNegativeFloat = 0.2
+    max_grad_norm: PositiveFloat | None = None
 
     def __post_init__(self) -> None:
         for one, other in EITHER:
             if getattr(self, one) is not None and getattr(self, other) is not None:
                 raise UserError(f"optimizer.{one}, optimizer.{other}: expected one of them, got both")
-        for name in ("learning_rate", "base_learning_rate"):
-            if (rate := getattr(self, name)) is not None and rate <= 0:
-                raise UserError(f"optimizer.{name}: expected a number above 0, got {rate}")
-        for name in ("warmup_ratio", "adam_beta2"):
-            if (ratio := getattr(self, name)) is not None and not 0 <= ratio < 1:
-                raise UserError(f"optimizer.{name}: expected a ratio from 0 to below 1, got {ratio}")
-        if self.warmup_samples is not None and self.warmup_samples < 0:
-            raise UserError(f"optimizer.warmup_samples: expected 0 or more, got {self.warmup_samples}")
-        if self.weight_decay < 0:
-            raise UserError(f"optimizer.weight_decay: expected 0 or more, got {self.weight_decay}")
-        if self.max_grad_norm is not None and self.max_grad_norm <= 0:
-            raise UserError(f"optimizer.max_grad_norm: expected a number above 0 or null, got {self.max_grad_norm}")
 
     def resolved(self) -> OptimizerConfig:
         """Return the config with defaults filled in."""

@@ -19,6 +19,7 @@ from clips.errors import UserError, unknown_name_error
 from clips.method.caption_strategies import STRATEGIES, sentences
 from clips.model.architectures import CONTRASTIVE_LOSSES, CaptionerConfig
 from clips.model.tokenizer import PAD, ClipsTokenizer
+from clips.ranges import Fraction, NonNegativeFloat, Positive
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,20 +49,20 @@ class RecipeConfig:
             (as many sentences as fit), block, random, truncate, full.
         web_caption_strategy: how the web caption is shortened.
         caption_tokens: maximum number of tokens for sub_captions, block, random and truncate.
-        web_caption_prob: probability that mixed is the web caption, 0 to 1.
+        web_caption_prob: probability that mixed is the web caption.
         caption_loss_weight: factor of the caption loss, relative to the contrastive one; 0 trains without a captioner.
         captioner: the captioner's size and type.
     """
 
     name: str = "clips"
     positives: tuple[str, ...] | None = None
-    num_sentences: int | None = None
+    num_sentences: Positive | None = None
     loss: str | None = None
     caption_strategy: str | None = None
     web_caption_strategy: str | None = None
-    caption_tokens: int = 32
-    web_caption_prob: float | None = None
-    caption_loss_weight: float = 2.0
+    caption_tokens: Positive = 32
+    web_caption_prob: Fraction | None = None
+    caption_loss_weight: NonNegativeFloat = 2.0
     captioner: CaptionerConfig = field(default_factory=CaptionerConfig)
 
     def __post_init__(self) -> None:
@@ -77,15 +78,6 @@ class RecipeConfig:
                 raise unknown_name_error(name, known, what)
         if self.positives is not None and len(set(self.positives)) != max(1, len(self.positives)):
             raise UserError(f"recipe.positives: expected one or more different texts, got {list(self.positives)}")
-        for name in ("caption_tokens", "num_sentences"):
-            if (number := getattr(self, name)) is not None and number < 1:
-                raise UserError(f"recipe.{name}: expected at least 1, got {number}")
-        if self.web_caption_prob is not None and not 0 <= self.web_caption_prob <= 1:
-            raise UserError(f"recipe.web_caption_prob: expected a number from 0 to 1, got {self.web_caption_prob}")
-        if not self.caption_loss_weight >= 0:
-            raise UserError(
-                f"recipe.caption_loss_weight: expected a number not below 0, got {self.caption_loss_weight}"
-            )
         if not Recipe(self).loss_weights:
             raise UserError(f"recipe.caption_loss_weight: expected a number above 0: {self.name} has no other loss")
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from clips.errors import UserError, error_reason, unknown_name_error
 from clips.lazy_import import without_wandb
@@ -23,6 +25,7 @@ from clips.model_refs import (
     read_encoder_config,
     resolve_encoder_dir,
 )
+from clips.ranges import FractionBelowOne, NonNegative, Positive
 from clips.text_files import safe_json_loads
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -47,19 +50,11 @@ class CaptionerConfig:
             all, as the authors do. Fewer make the 32,000-way head cheaper and give long captions no larger weight.
     """
 
-    width: int | None = None
-    num_layers: int | None = None
-    max_length: int = 128
+    width: Positive | None = None
+    num_layers: Positive | None = None
+    max_length: Annotated[int, Field(ge=3)] = 128
     teacher_forcing: bool | None = None
-    max_loss_tokens: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("width", "num_layers", "max_loss_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"captioner.{name}: expected at least 1, got {value}")
-        if self.max_length < 3:
-            raise UserError(f"captioner.max_length: expected at least 3 (begin, a token, end), got {self.max_length}")
+    max_loss_tokens: Positive | None = None
 
 
 CONFIG_FIELD = "model.architecture"
@@ -115,37 +110,30 @@ class ModelConfig:
     """
 
     architecture: str = "clips-tiny"
-    context_length: int | None = None
-    image_size: int | None = None
+    context_length: Annotated[int, Field(ge=4)] | None = None
+    image_size: Positive | None = None
     pretrained_trunk: str | None = None
     pretrained: str | None = None
     normalization: Literal["imagenet", "openai", "half", "identity"] | None = None
     text_pos_embed_interpolation: Literal["linear", "long_clip"] = "linear"
     text_attention: Literal["all", "causal"] = "all"
-    patch_dropout: float = 0.0
+    patch_dropout: FractionBelowOne = 0.0
     lock_image: bool = False
-    lock_image_unlocked_groups: int = 0
+    lock_image_unlocked_groups: NonNegative = 0
     cache_trunk_features: bool = False
     lock_text: bool = False
-    lock_text_unlocked_layers: int = 0
+    lock_text_unlocked_layers: NonNegative = 0
 
     def __post_init__(self) -> None:
         if is_encoder_ref(self.architecture) and self.text_attention != "all":
             raise UserError("model.text_attention: expected none with an encoder's own towers")
         if self.pretrained and self.pretrained_trunk:
             raise UserError("model.pretrained_trunk: expected none with model.pretrained, which has its own trunk")
-        if not 0 <= self.patch_dropout < 1:
-            raise UserError(f"model.patch_dropout: expected a ratio from 0 to below 1, got {self.patch_dropout}")
         for lock, name in (("lock_image", "lock_image_unlocked_groups"), ("lock_text", "lock_text_unlocked_layers")):
-            unlocked = getattr(self, name)
-            if unlocked < 0 or (unlocked and not getattr(self, lock)):
-                raise UserError(f"model.{name}: expected 0, or more with model.{lock}, got {unlocked}")
+            if getattr(self, name) and not getattr(self, lock):
+                raise UserError(f"model.{name}: expected 0, or more with model.{lock}, got {getattr(self, name)}")
         if self.cache_trunk_features and not self.lock_image:
             raise UserError("model.cache_trunk_features: expected model.lock_image: true")
-        if self.context_length is not None and self.context_length < 4:
-            raise UserError(f"model.context_length: expected at least 4, got {self.context_length}")
-        if self.image_size is not None and self.image_size < 1:
-            raise UserError(f"model.image_size: expected a number of pixels, got {self.image_size}")
 
     def without_initial_weights(self) -> ModelConfig:
         """Return the config of the same towers with random weights, for weights that are read afterwards, or none."""

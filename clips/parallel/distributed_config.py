@@ -6,6 +6,7 @@ import dataclasses
 from typing import Literal
 
 from clips.errors import UserError
+from clips.ranges import Positive, PositiveFloat
 
 TIMEOUT = 1800.0
 """Seconds that processes wait for another: more than the main process takes to hash a large model's checkpoint."""
@@ -27,19 +28,17 @@ class DistributedConfig:
     """
 
     strategy: Literal["ddp", "fsdp"] = "ddp"
-    shard_group_size: int | None = None
+    shard_group_size: Positive | None = None
     activation_checkpointing: bool = False
     torch_compile: bool = False
-    hang_timeout: float = TIMEOUT
+    hang_timeout: PositiveFloat = TIMEOUT
 
     def __post_init__(self) -> None:
-        if self.shard_group_size is not None and (self.strategy != "fsdp" or self.shard_group_size < 1):
+        if self.shard_group_size is not None and self.strategy != "fsdp":
             raise UserError(
-                "distributed.shard_group_size: expected null, or 1 or more processes with strategy: fsdp; "
+                "distributed.shard_group_size: expected null, or a number of processes with strategy: fsdp; "
                 f"got {self.shard_group_size} with {self.strategy}"
             )
-        if not self.hang_timeout > 0:
-            raise UserError(f"distributed.hang_timeout: expected seconds above 0, got {self.hang_timeout}")
 
 
 def check_shard_group_size(size: int | None, processes: int) -> None:

@@ -10,7 +10,8 @@ from typing import Literal
 from clips.core.chat_client import check_urls
 from clips.core.identity import RUN_ONLY
 from clips.data.sources import SourceConfig
-from clips.errors import UserError, check_at_least
+from clips.errors import UserError
+from clips.ranges import Fraction, NonNegative, NonNegativeFloat, Positive, PositiveFraction
 
 WEB_CAPTION_PLACEHOLDER = "{web}"
 _SHARD = re.compile(r"(\d+)/(\d+)")
@@ -68,46 +69,39 @@ class RecaptionConfig(SourceConfig):
     import_modules: tuple[str, ...] = dataclasses.field(default=(), metadata=RUN_ONLY)
     endpoint: tuple[str, ...] = dataclasses.field(default=(), metadata=RUN_ONLY)
     endpoint_key_env: str = dataclasses.field(default="OPENAI_API_KEY", metadata=RUN_ONLY)
-    requests_in_flight: int = dataclasses.field(default=64, metadata=RUN_ONLY)
-    retry_minutes: float = dataclasses.field(default=30.0, metadata=RUN_ONLY)
-    estimate: int = dataclasses.field(default=0, metadata=RUN_ONLY)
+    requests_in_flight: Positive = dataclasses.field(default=64, metadata=RUN_ONLY)
+    retry_minutes: NonNegativeFloat = dataclasses.field(default=30.0, metadata=RUN_ONLY)
+    estimate: NonNegative = dataclasses.field(default=0, metadata=RUN_ONLY)
     token_prices: tuple[float, float] | None = dataclasses.field(default=None, metadata=RUN_ONLY)
     output: str = dataclasses.field(metadata=RUN_ONLY)
     output_format: Literal["tar", "parquet"] = "tar"
     caption_column: str = "re_caption"
     prompt: str = "Describe this picture in detail."
-    batch_size: int = 32
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
-    num_captions: int = 1
+    batch_size: Positive = 32
+    max_new_tokens: Positive = 256
+    temperature: NonNegativeFloat = 0.0
+    top_p: PositiveFraction = 1.0
+    num_captions: Positive = 1
     drop_incomplete_sentence: bool = True
-    min_words: int = 1
+    min_words: Positive = 1
     max_words: int | None = None
-    max_image_size: int = 1024
-    shard_size: int = 10_000
+    max_image_size: Positive = 1024
+    shard_size: Positive = 10_000
     shard: str | None = dataclasses.field(default=None, metadata=RUN_ONLY)
-    num_workers: int = dataclasses.field(default=8, metadata=RUN_ONLY)
+    num_workers: Positive = dataclasses.field(default=8, metadata=RUN_ONLY)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    max_invalid_ratio: float = 0.2
+    max_invalid_ratio: Fraction = 0.2
     seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.weight is not None:
             raise UserError(f"weight: expected null, since recaption reads one source, got {self.weight}")
-        counts = ("batch_size", "max_new_tokens", "num_captions", "min_words", "max_image_size", "shard_size")
-        check_at_least(1, self, *counts, "num_workers", "requests_in_flight")
-        check_at_least(0, self, "retry_minutes", "estimate", "temperature")
         check_urls("endpoint", self.endpoint)
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p: expected a ratio above 0 and at most 1, got {self.top_p}")
         if self.num_captions > 1 and not self.temperature:
             raise UserError(f"temperature: expected above 0 for {self.num_captions} captions per image, got 0")
         if self.max_words is not None and self.max_words < self.min_words:
             raise UserError(f"max_words: expected {self.min_words} (min_words) or more, got {self.max_words}")
-        if not 0 <= self.max_invalid_ratio <= 1:
-            raise UserError(f"max_invalid_ratio: expected a ratio from 0 to 1, got {self.max_invalid_ratio}")
         if self.caption_column == self.web_caption:
             raise UserError(f"caption_column: expected a name other than the web caption's '{self.web_caption}'")
         self.share()

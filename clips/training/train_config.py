@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from clips.core.identity import RUN_ONLY
 from clips.core.trackers import TrackerName
@@ -15,6 +17,7 @@ from clips.method.optimizer import OptimizerConfig
 from clips.method.recipes import Recipe, RecipeConfig
 from clips.model.architectures import ModelConfig, Precision
 from clips.parallel.distributed_config import DistributedConfig
+from clips.ranges import FractionBelowOne, NonNegative, NonNegativeFloat, Positive
 
 LENGTHS = ("max_steps", "max_samples", "num_epochs")
 """The alternative fields for the length of a training."""
@@ -33,14 +36,9 @@ class ValidationConfig:
     """
 
     source: SourceConfig | None = None
-    eval_steps: int = 1000
-    num_samples: int = 1000
-    batch_size: int = 128
-
-    def __post_init__(self) -> None:
-        for name in ("eval_steps", "num_samples", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"validation.{name}: expected 1 or more, got {getattr(self, name)}")
+    eval_steps: Positive = 1000
+    num_samples: Positive = 1000
+    batch_size: Positive = 128
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,18 +82,18 @@ class EncoderTrainConfig:
     recipe: RecipeConfig = dataclasses.field(default_factory=RecipeConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     validation: ValidationConfig = dataclasses.field(default_factory=ValidationConfig, metadata=RUN_ONLY)
-    max_steps: int | None = None
-    max_samples: int | None = None
-    num_epochs: float | None = None
-    global_batch_size: int = 128
-    micro_batch_size: int | None = dataclasses.field(default=None, metadata=RUN_ONLY)
+    max_steps: NonNegative | None = None
+    max_samples: NonNegative | None = None
+    num_epochs: NonNegativeFloat | None = None
+    global_batch_size: Positive = 128
+    micro_batch_size: Positive | None = dataclasses.field(default=None, metadata=RUN_ONLY)
     distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig, metadata=RUN_ONLY)
-    ema_decay: float | None = None
-    seed: int = 0
+    ema_decay: FractionBelowOne | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     precision: Precision = "auto"
     report_to: tuple[TrackerName, ...] = dataclasses.field(default=(), metadata=RUN_ONLY)
-    logging_steps: int = dataclasses.field(default=10, metadata=RUN_ONLY)
-    save_steps: int = dataclasses.field(default=500, metadata=RUN_ONLY)
+    logging_steps: Positive = dataclasses.field(default=10, metadata=RUN_ONLY)
+    save_steps: Positive = dataclasses.field(default=500, metadata=RUN_ONLY)
     keep_checkpoints_after_training: bool = dataclasses.field(default=False, metadata=RUN_ONLY)
     license: str | None = dataclasses.field(default=None, metadata=RUN_ONLY)
     allow_changes_on_resume: tuple[str, ...] = dataclasses.field(default=(), metadata=RUN_ONLY)
@@ -106,12 +104,6 @@ class EncoderTrainConfig:
         given = {name: value for name, value in given.items() if value is not None}
         if len(given) != 1 and not (self.stages and not given):
             raise UserError(f"{', '.join(LENGTHS)}: expected exactly one of them, got {', '.join(given) or 'none'}")
-        for name, value in given.items():
-            if value < 0:
-                raise UserError(f"{name}: expected 0 or more, got {value}")
-        for name in ("global_batch_size", "logging_steps", "save_steps"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}: expected 1 or more, got {getattr(self, name)}")
         object.__setattr__(self, "optimizer", self.optimizer.resolved())
         if not self.stages and self.num_epochs is None:
             self.steps_for(0)
@@ -126,16 +118,10 @@ class EncoderTrainConfig:
             raise UserError(
                 f"allow_changes_on_resume: expected fields that begin with {', '.join(_MAY_CHANGE)}; got {fixed}"
             )
-        if self.micro_batch_size is not None and self.micro_batch_size < 1:
-            raise UserError(f"micro_batch_size: expected 1 or more, got {self.micro_batch_size}")
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise UserError(f"ema_decay: expected a decay from 0 to below 1, got {self.ema_decay}")
         if self.validation.source is not None and not Recipe(self.recipe).encoded:
             raise UserError(
                 f"validation.source: expected null: it is retrieval, and recipe {self.recipe.name} has no text tower"
             )
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"seed: expected 0 or more, below 2**63, got {self.seed}")
 
     def steps_for(self, samples_in_data: int) -> int:
         """Return the length of the training in steps, the last of which has a full batch.

@@ -18,7 +18,8 @@ from clips.commandline.progress import progress_iter
 from clips.data.formats.dataset_format import Conversation
 from clips.data.inspect_page import Example, InspectionConfig, Span, evenly, report_inspection
 from clips.data.invalid_samples import InvalidSamples
-from clips.errors import UserError, check_at_least
+from clips.errors import UserError
+from clips.ranges import Positive
 from llava_bridge.data.sources import ConversationSourceConfig, read_samples
 from llava_bridge.model.anyres import (
     ImageAspectRatio,
@@ -47,16 +48,14 @@ class InspectConversationsConfig(InspectionConfig, ConversationSourceConfig):
 
     llm: str
     chat_template: str = "auto"
-    image_tokens: int = 576
+    image_tokens: Positive = 576
     image_aspect_ratio: ImageAspectRatio = "squash"
-    image_size: int = 336
+    image_size: Positive = 336
     image_grid_pinpoints: list[list[int]] | None = None
-    max_length: int = 2048
+    max_length: Positive = 2048
 
     def __post_init__(self) -> None:
-        ConversationSourceConfig.__post_init__(self)
         super().__post_init__()
-        check_at_least(1, self, "image_tokens", "image_size", "max_length")
         check_pinpoints(self.image_aspect_ratio, self.image_grid_pinpoints)
         grid = math.isqrt(self.image_tokens)
         if self.image_aspect_ratio == "anyres" and (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +14,8 @@ from clips.core.identity import RUN_ONLY
 from clips.data.formats import FORMATS, DatasetSpec, read_dataset
 from clips.data.formats.dataset_format import IMAGE, Conversation, Turn, captions_of
 from clips.data.images import InvalidSampleError
-from clips.errors import UserError, check_at_least, unknown_name_error
+from clips.errors import UserError, unknown_name_error
+from clips.ranges import FinitePositive, Positive
 
 READ_FORMATS = tuple(name for name, entry in FORMATS.items() if entry.conversations or entry.captions)
 """The formats that LLaVA's training reads; each caption is an answer."""
@@ -60,15 +60,9 @@ class ConversationSourceConfig(HeldOutSourceConfig):
             files of all images before training starts.
     """
 
-    captions_per_image: int | None = 1
-    repeats: float = 1.0
+    captions_per_image: Positive | None = 1
+    repeats: FinitePositive = 1.0
     missing_images: Literal["skip", "error"] = dataclasses.field(default="skip", metadata=RUN_ONLY)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_at_least(1, self, "captions_per_image", prefix="data.")
-        if not 0 < self.repeats < math.inf:
-            raise UserError(f"data.repeats: expected more than 0, got {self.repeats}")
 
 
 CAPTION_PROMPT = "Provide a one-sentence caption for the provided image."

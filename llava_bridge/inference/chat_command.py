@@ -16,7 +16,8 @@ from PIL import Image
 
 from clips.core.artifact import log_info
 from clips.data import open_image
-from clips.errors import UserError, check_at_least
+from clips.errors import UserError
+from clips.ranges import Positive
 from clips.safe_text import strip_control_chars
 from llava_bridge.model.llava_checks import resolve_llava_dir
 
@@ -35,10 +36,7 @@ class ChatConfig:
     model: str
     image: str | None = None
     prompt: str | None = None
-    max_new_tokens: int = 128
-
-    def __post_init__(self) -> None:
-        check_at_least(1, self, "max_new_tokens")
+    max_new_tokens: Positive = 128
 
 
 def run_chat(config: ChatConfig) -> None:

@@ -10,7 +10,9 @@ import dataclasses
 import socket
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from clips.core.artifact import directory_hash, log_info
 from clips.errors import UserError
@@ -30,11 +32,7 @@ class ServeConfig:
     """
 
     model: str
-    port: int = 8000
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.port < 2**16:
-            raise UserError(f"port: expected 0 to {2**16 - 1}, got {self.port}")
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
 
 
 def run_serve(config: ServeConfig) -> None:

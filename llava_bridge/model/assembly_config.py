@@ -6,9 +6,11 @@ This module does not import torch, so that configs are checked quickly.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
-from clips.errors import UserError, check_at_least
+from pydantic import Field
+
+from clips.ranges import Positive
 from llava_bridge.model.anyres import ImageAspectRatio, check_pinpoints
 from llava_bridge.projectors import ProjectorConfig
 
@@ -34,17 +36,14 @@ class AssemblyConfig:
         seed: seed of the projector's weights, and of an encoder without weights.
     """
 
-    image_size: int | None = None
+    image_size: Positive | None = None
     vision_feature_layer: int | list[int] | None = None
     vision_feature_select_strategy: Literal["default", "full"] = "default"
     image_aspect_ratio: ImageAspectRatio = "squash"
     image_grid_pinpoints: list[list[int]] | None = None
     projector: ProjectorConfig = dataclasses.field(default_factory=ProjectorConfig)
     chat_template: str = "auto"
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
     def __post_init__(self) -> None:
-        check_at_least(1, self, "image_size")
         check_pinpoints(self.image_aspect_ratio, self.image_grid_pinpoints)
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"seed: expected 0 to {2**32 - 1}, got {self.seed}")

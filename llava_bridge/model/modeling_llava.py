@@ -19,6 +19,7 @@ from transformers import (
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from transformers.models.llava_next.modeling_llava_next import LlavaNextMultiModalProjector
 
+from clips.typed_data import from_plain
 from llava_bridge.model.configuration_llava import BridgeLlavaConfig, BridgeLlavaNextConfig
 from llava_bridge.projectors import ProjectorConfig, ProjectorShape, build_projector
 
@@ -97,7 +98,7 @@ def new_projector(config: AnyConfig) -> nn.Module:
         shape = ProjectorShape(**(config.projector_shape or {}))
         saved = config.projector or {}  # with fields of older versions
         known = {field.name: saved[field.name] for field in dataclasses.fields(ProjectorConfig) if field.name in saved}
-        return build_projector(ProjectorConfig(**known), shape)
+        return build_projector(from_plain(ProjectorConfig, known, what="projector"), shape)
     if isinstance(config, LlavaNextConfig):
         return LlavaNextMultiModalProjector(config)
     return LlavaMultiModalProjector(config)

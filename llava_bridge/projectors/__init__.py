@@ -12,7 +12,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from clips.errors import UserError, check_at_least, unknown_name_error
+from clips.errors import UserError, unknown_name_error
+from clips.ranges import Positive
 
 DEFAULT_PROJECTOR = "mlp2x_gelu"
 """LLaVA-1.5's, which transformers' own LLaVA supports without a class of this suite."""
@@ -38,12 +39,11 @@ class ProjectorConfig:
     """
 
     type: str = DEFAULT_PROJECTOR
-    downsample_factor: int = 2
-    num_tokens: int = 144
+    downsample_factor: Positive = 2
+    num_tokens: Positive = 144
 
     def __post_init__(self) -> None:
         _entry(self)
-        check_at_least(1, self, "downsample_factor", "num_tokens", prefix="projector.")
 
     @property
     def in_hf_llava(self) -> bool:

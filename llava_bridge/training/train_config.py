@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from clips.core.identity import RUN_ONLY
 from clips.core.trackers import TrackerName
-from clips.errors import UserError, check_at_least, unknown_name_error
+from clips.errors import UserError, unknown_name_error
+from clips.ranges import FinitePositive, Fraction, FractionBelowOne, NonNegative, Positive, PositiveFloat
 from llava_bridge.data.sources import ConversationSourceConfig, HeldOutSourceConfig
 from llava_bridge.model.assembly_config import AssemblyConfig
 from llava_bridge.projectors import ProjectorConfig
@@ -43,18 +45,11 @@ class LoraConfig:
             output has the dequantized values. Needs the extra ``qlora``.
     """
 
-    r: int = 128
-    lora_alpha: float = 256.0
-    lora_dropout: float = 0.05
+    r: Positive = 128
+    lora_alpha: PositiveFloat = 256.0
+    lora_dropout: FractionBelowOne = 0.05
     merge_weights: bool = True
     quantization: Literal["nf4"] | None = None
-
-    def __post_init__(self) -> None:
-        check_at_least(1, self, "r", prefix="lora.")
-        if not self.lora_alpha > 0:
-            raise UserError(f"lora.lora_alpha: expected more than 0, got {self.lora_alpha}")
-        if not 0 <= self.lora_dropout < 1:
-            raise UserError(f"lora.lora_dropout: expected a ratio from 0 to below 1, got {self.lora_dropout}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,10 +67,9 @@ class ValidationConfig:
 
     source: HeldOutSourceConfig | None = None
     benchmarks: dict[str, HeldOutSourceConfig] = dataclasses.field(default_factory=dict)
-    eval_steps: int = 500
+    eval_steps: Positive = 500
 
     def __post_init__(self) -> None:
-        check_at_least(1, self, "eval_steps", prefix="validation.")
         for name in self.benchmarks:
             if not re.fullmatch("[a-z0-9_]+", name):
                 raise UserError(f"validation.benchmarks: expected names of a-z, 0-9 and _, got '{name}'")
@@ -123,22 +117,22 @@ class StageConfig:
     """
 
     data: list[ConversationSourceConfig] = dataclasses.field(default_factory=list)
-    num_epochs: float = 1.0
-    max_steps: int | None = None
-    global_batch_size: int = 32
-    micro_batch_size: int | None = None
-    learning_rate: float = 1e-3
+    num_epochs: FinitePositive = 1.0
+    max_steps: Positive | None = None
+    global_batch_size: Positive = 32
+    micro_batch_size: Positive | None = None
+    learning_rate: FinitePositive = 1e-3
     tunable_parts: list[Part] | None = None
-    vision_tower_lr: float | None = None
-    projector_lr: float | None = None
+    vision_tower_lr: FinitePositive | None = None
+    projector_lr: FinitePositive | None = None
     lora: LoraConfig | None = None
-    warmup_ratio: float = 0.03
-    weight_decay: float = 0.0
-    adam_beta2: float = 0.999
+    warmup_ratio: FractionBelowOne = 0.03
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    adam_beta2: FractionBelowOne = 0.999
     lr_scheduler_type: Literal["cosine", "linear", "constant_with_warmup", "inverse_sqrt"] = "cosine"
     optim: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "adafactor"] | None = None
     deepspeed: str | None = None
-    max_length: int | None = None
+    max_length: Positive | None = None
     group_by_modality_length: bool = False
     packing: bool = False
     cache_vision_features: bool = dataclasses.field(default=False, metadata=RUN_ONLY)
@@ -158,16 +152,6 @@ class StageConfig:
         """Raise UserError, naming the field, if the stage cannot run on this number of processes."""
         if not self.data:
             raise UserError(f"{name}.data: expected at least one source for the stage {name}")
-        numbers = ("num_epochs", "max_steps", "global_batch_size", "micro_batch_size", "max_length")
-        for field in (*numbers, "learning_rate", *RATE_FIELDS.values()):
-            value = getattr(self, field)
-            if value is not None and not 0 < value < math.inf:
-                raise UserError(f"{name}.{field}: expected more than 0, got {value}")
-        for field in ("warmup_ratio", "adam_beta2"):
-            if not 0 <= getattr(self, field) < 1:
-                raise UserError(f"{name}.{field}: expected a ratio from 0 to below 1, got {getattr(self, field)}")
-        if not 0 <= self.weight_decay < math.inf:
-            raise UserError(f"{name}.weight_decay: expected 0 or more, got {self.weight_decay}")
         if self.tunable_parts is not None and not 0 < len(set(self.tunable_parts)) == len(self.tunable_parts):
             raise UserError(
                 f"{name}.tunable_parts: expected some of {', '.join(RATE_FIELDS)}, each once, got {self.tunable_parts}"
@@ -197,8 +181,8 @@ class AlignConfig(StageConfig):
             then reads one square for each image, as LLaVA-NeXT's.
     """
 
-    global_batch_size: int = 256
-    learning_rate: float = 1e-3
+    global_batch_size: Positive = 256
+    learning_rate: FinitePositive = 1e-3
     chat_template: str | None = None
     image_aspect_ratio: Literal["squash", "pad", "crop"] | None = None
 
@@ -207,8 +191,8 @@ class AlignConfig(StageConfig):
 class InstructConfig(StageConfig):
     """The stage ``instruct``, with LLaVA-1.5's batch, rate and order (its ``scripts/v1_5/finetune.sh``)."""
 
-    global_batch_size: int = 128
-    learning_rate: float = 2e-5
+    global_batch_size: Positive = 128
+    learning_rate: FinitePositive = 2e-5
     group_by_modality_length: bool = True
 
 
@@ -223,12 +207,9 @@ class DistributedConfig:
         torch_compile: compile the layers of the LLM and the encoder, and the projector, with torch.compile.
     """
 
-    num_processes: int | None = dataclasses.field(default=None, metadata=RUN_ONLY)
+    num_processes: Positive | None = dataclasses.field(default=None, metadata=RUN_ONLY)
     deepspeed: str = "zero2"
     torch_compile: bool = dataclasses.field(default=False, metadata=RUN_ONLY)
-
-    def __post_init__(self) -> None:
-        check_at_least(1, self, "num_processes", prefix="distributed.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -276,11 +257,11 @@ class LlavaTrainConfig(AssemblyConfig):
     validation: ValidationConfig = dataclasses.field(default_factory=ValidationConfig, metadata=RUN_ONLY)
     distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    save_steps: int = dataclasses.field(default=500, metadata=RUN_ONLY)
-    logging_steps: int = dataclasses.field(default=5, metadata=RUN_ONLY)
+    save_steps: NonNegative = dataclasses.field(default=500, metadata=RUN_ONLY)
+    logging_steps: Positive = dataclasses.field(default=5, metadata=RUN_ONLY)
     report_to: tuple[TrackerName, ...] = dataclasses.field(default=(), metadata=RUN_ONLY)
-    num_workers: int = dataclasses.field(default=4, metadata=RUN_ONLY)
-    max_invalid_ratio: float = dataclasses.field(default=0.02, metadata=RUN_ONLY)
+    num_workers: NonNegative = dataclasses.field(default=4, metadata=RUN_ONLY)
+    max_invalid_ratio: Fraction = dataclasses.field(default=0.02, metadata=RUN_ONLY)
 
     def __post_init__(self) -> None:
         self._check_stages()
@@ -289,10 +270,6 @@ class LlavaTrainConfig(AssemblyConfig):
         for field in ("chat_template", "image_aspect_ratio"):  # the last stage has those of inference
             if self.stages[-1] == "align" and getattr(self.align, field) is not None:
                 raise UserError(f"align.{field}: expected null without the stage instruct")
-        check_at_least(0, self, "save_steps", "num_workers")
-        check_at_least(1, self, "logging_steps")
-        if not 0 <= self.max_invalid_ratio <= 1:
-            raise UserError(f"max_invalid_ratio: expected a ratio from 0 to 1, got {self.max_invalid_ratio}")
 
     def _check_stages(self) -> None:
         if not self.stages:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +14,8 @@ from clips.data.formats import FORMATS
 from clips.data.formats.dataset_format import captions_of
 from clips.data.images import InvalidSampleError
 from clips.data.remote_files import ShardCache
-from clips.errors import UserError, unknown_name_error
+from clips.errors import unknown_name_error
+from clips.ranges import FinitePositive
 
 AUTO = "auto"
 """A config's ``web_caption`` or ``synthetic_caption`` is the format's default (`Format`)."""
@@ -77,7 +77,7 @@ class SourceConfig:
     shard_sizes: str | None = None
     cache_dir: str = dataclasses.field(default="~/.cache/clips/shards", metadata=RUN_ONLY)
     max_cache_gb: float = dataclasses.field(default=100.0, metadata=RUN_ONLY)
-    weight: float | None = None
+    weight: FinitePositive | None = None
 
     def __post_init__(self) -> None:
         if self.format not in TRAINING_FORMATS:
@@ -85,8 +85,6 @@ class SourceConfig:
         for name in ("web_caption", "synthetic_caption"):
             if getattr(self, name) == AUTO:
                 object.__setattr__(self, name, getattr(FORMATS[self.format], name))
-        if self.weight is not None and not 0 < self.weight < math.inf:
-            raise UserError(f"data source's 'weight': expected a number above 0, got {self.weight}")
 
     @property
     def synthetics(self) -> tuple[str, ...]:
