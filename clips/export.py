@@ -12,16 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clips.core.artifact import MANIFEST, atomic_artifact_dir, log_info, write_manifest
-from clips.core.metrics_log import METRICS_FILE, read_entries
+from clips.core.run_log import METRICS_FILE, read_entries
 from clips.errors import UserError, error_reason, unknown_name_error
 from clips.method.recipes import RecipeConfig
 from clips.model.architectures import ModelConfig
 from clips.model_card import license_from_manifest, write_card, write_model_card
 from clips.model_refs import CAPTIONER_WEIGHTS, OPEN_CLIP_CONFIG
-from clips.training.run_dir import read_run_config
-from clips.training.stages import completed_stages
-from clips.training.train_state import CONFIG_FILE as RUN_CONFIG
-from clips.training.train_state import TRAIN_STATE_FILE, list_checkpoints, read_train_state
+from clips.training.run_dir import CONFIG_FILE as RUN_CONFIG
+from clips.training.run_dir import TRAIN_STATE_FILE, list_checkpoints, read_run_config, read_train_state
+from clips.training.train_config import completed_stages
 from clips.typed_data import from_plain
 
 if TYPE_CHECKING:

@@ -16,8 +16,7 @@ from clips.data.remote_files import is_remote
 from clips.errors import UserError, unknown_name_error
 from clips.gpus import GPUS
 from clips.ranges import Positive, PositiveFraction
-from clips.training.stages import stage_configs
-from clips.training.train_config import EncoderTrainConfig
+from clips.training.train_config import EncoderTrainConfig, stage_configs
 
 _RESERVE, _FRAGMENTATION = 2e9, 0.05  # assumed: context, libraries and NCCL; gaps between tensors
 _FLOAT32, _ADAM = 4, 8  # bytes per parameter: a weight or gradient, AdamW's moments
@@ -92,7 +91,6 @@ def plan_stage(config: TrainPlanConfig, stage: EncoderTrainConfig) -> StagePlan:
     """
     from clips.model.layers import repeated_layers
     from clips.training import mfu
-    from clips.training.traced_step import peak_bytes
 
     count, distributed = config.num_gpus, stage.distributed
     if stage.global_batch_size % count:
@@ -108,7 +106,7 @@ def plan_stage(config: TrainPlanConfig, stage: EncoderTrainConfig) -> StagePlan:
     flops = mfu.flops_per_sample(stage, mfu.full_batch(model, min(local, 8)), 1)
     flops += mfu.contrastive_flops(model, stage.global_batch_size - min(local, 8))
 
-    traced = peak_bytes(model, at_once, bf16=bf16, checkpointing=distributed.activation_checkpointing)
+    traced = mfu.peak_bytes(model, at_once, bf16=bf16, checkpointing=distributed.activation_checkpointing)
     held = [_FLOAT32 * parameters, _ADAM * trained, 0 if stage.ema_decay is None else _FLOAT32 * parameters]
     communication = _FLOAT32 * trained if count > 1 else 0  # gradients are sent in buckets
     if distributed.strategy == "fsdp":

@@ -1,58 +1,64 @@
-"""Train an image-text encoder.
+"""Train an image-text encoder: the loop, the training step, and what is written at the end.
 
     clips train --config encoder.yaml --optimizer.learning_rate 2e-3
     torchrun --nproc-per-node 2 -m clips.cli train --config encoder.yaml     (or the deepspeed launcher)
 
-The training step is `clips.training.train_step.train_step`; this module is the loop around it.
+:func:`train` runs :func:`train_stage` for each stage, whose :func:`train_loop` calls :func:`train_step`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
+import math
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from clips.commandline.signals import StopRequest, exit_status_for_signal, graceful_shutdown
 from clips.core.artifact import atomic_update_dir, atomic_write, directory_hash, log_info, write_manifest
 from clips.core.identity import identity as identity_of
 from clips.core.locks import lock_output
-from clips.core.trackers import Trackers, open_trackers
+from clips.core.run_log import RunLog
 from clips.data.device_copies import copy_ahead
-from clips.data.loader import iterate_batches, worker_death_as_user_error
+from clips.data.loader import iterate_batches, worker_errors_as_user_errors
 from clips.encoder import write_encoder
 from clips.errors import UserError
 from clips.method.clips_model import ClipsModel
+from clips.method.objectives import compute_losses, total_loss
+from clips.method.optimizer import cosine_lr
+from clips.model.precision import fast_sdpa_backend
 from clips.model_card import write_model_card
 from clips.parallel.distributed import all_reduce_mean, end_processes, exit_if_others_hang, wait_for_main_process
 from clips.parallel.parallel_model import full_tensor
 from clips.training.checkpoint import Checkpointer
 from clips.training.mfu import MfuMeter
-from clips.training.run_dir import check_trained, create_run_dir, resume_changes
-from clips.training.run_logger import RunLogger, ThroughputTimer
+from clips.training.progress import ProgressLine, ThroughputTimer
+from clips.training.run_dir import check_trained, create_run_dir, remove_checkpoints, resume_changes
 from clips.training.setup import (
-    build_model_without_pretrained,
+    TrainRun,
+    build_untrained,
     check_stages,
     open_train_dataset,
     parent_artifacts,
     setup_run,
 )
-from clips.training.stages import completed_stages, stage_configs
-from clips.training.train_config import EncoderTrainConfig
-from clips.training.train_state import remove_checkpoints
-from clips.training.train_step import StepMetrics, TrainRun, prepare_batch, read_metrics, train_step
+from clips.training.train_config import EncoderTrainConfig, completed_stages, stage_configs
 from clips.training.validation import RetrievalValidation
 from clips.typed_data import to_plain
 
+Batch = dict[str, Tensor]
 SUMMARY_FILE = "summary.json"
 _LAST_VALUES = ("lr", "logit_scale")  # logged as of the last step; other values are logged as means
 _MIN_CHECKED_SAMPLES = 1000  # for the ratio of invalid samples
+_SUMMED = {"caption_loss_sum", "caption_tokens"}  # outputs that are sums over samples
 
 
 def train(config: EncoderTrainConfig) -> None:
@@ -76,34 +82,34 @@ def train_stage(config: EncoderTrainConfig, stop: StopRequest, *, last: bool = T
     Raises:
         SystemExit: the training was stopped by a signal, and is saved.
     """
+    output, is_writing = Path(config.output), os.environ.get("RANK", "0") == "0"
     data = open_train_dataset(config)
     inputs = {name: directory_hash(path) for name, path in parent_artifacts(config, data).items()}
     identity = identity_of("clips train", config, inputs)
     if check_trained(config, identity):
-        log_info(f"{config.output}: already trained with this config; nothing to do")
+        log_info(f"{output}: already trained with this config; nothing to do")
         return
-    output = Path(config.output)
-    is_writing = os.environ.get("RANK", "0") == "0"
     with _lock(output) if is_writing else contextlib.nullcontext():
         if is_writing and check_trained(config, identity):
             raise UserError(f"output: another run has just written {output}")
         run = setup_run(config, data)
-        run.state.identity, run.state.sources = identity, data.describe()
+        state = run.state
+        if state.step:
+            for change in resume_changes(state.identity, identity, config.allow_changes_on_resume):
+                state.changes.append(f"from step {state.step + 1}: {change}")
+                if run.processes.is_main:
+                    log_info(f"{output}: {state.changes[-1]}")
+        state.identity, state.sources = identity, data.describe()
         if run.processes.is_main:
-            log_config_changes(run)
             create_run_dir(config, identity)
-        metrics = train_loop(run, stop)
-        summary = summarize(run, metrics)
+        entry = train_loop(run, stop)
+        summary = summarize(run, entry)
         encoder = export_model(run)
         if encoder is not None:
-            finalize_run(run, encoder, summary)
+            write_output(run, encoder, summary)
     wait_for_main_process()
     if not last and (signal := stop.of_any_process(torch.device("cpu"))):
-        log_stopped(run)
-        raise SystemExit(exit_status_for_signal(signal))
-
-
-# ---------------------------------------------------------------- the loop
+        _exit_stopped(run, signal)
 
 
 def _lock(output: Path) -> contextlib.AbstractContextManager[object]:
@@ -114,64 +120,73 @@ def _lock(output: Path) -> contextlib.AbstractContextManager[object]:
     return lock_output(output.with_name(f".{output.name}.lock"), output)
 
 
-def log_config_changes(run: TrainRun) -> None:
-    """Log the config's changes since the interruption, and record them for the manifest."""
-    for change in resume_changes(run.config, run.state.identity) if run.state.step else ():
-        message = f"from step {run.state.step + 1}: {change}"
-        log_info(f"{run.config.output}: {message}")
-        run.state.changes.append(message)
-
-
 def train_loop(run: TrainRun, stop: StopRequest) -> dict[str, Any]:
     """Train to the end; returns the last log entry, empty if there was no step left."""
     config, state, is_main, device = run.config, run.state, run.processes.is_main, run.processes.device
     validation = RetrievalValidation(config.validation, run) if config.validation.source else None
-    name = Path(config.output).name
-    trackers = open_trackers(config.report_to, config.output, name, to_plain(config)) if is_main else Trackers()
-    log = RunLogger(config.output, step=state.step, steps=run.steps, quiet=not is_main, trackers=trackers)
     meter = MfuMeter(config, device=device, precision=run.precision, processes=run.processes.count, counted=state.flops)
-    run.model.train()
     entry: dict[str, Any] = {}
-    values: dict[str, float] = {}
     unread: list[StepMetrics] = []
+    run.model.train()
     with (
-        worker_death_as_user_error(),
+        worker_errors_as_user_errors(),
         contextlib.closing(read_batches(run)) as stream,
-        log,
+        RunLog.of(config, config.output, writes=is_main) as log,
+        ProgressLine(state.step, run.steps, quiet=not is_main) as progress,
         ThroughputTimer(state) as clock,
         Checkpointer(config.output, run.processes) as checkpointer,
         exit_if_others_hang(),  # before the checkpointer waits for them
     ):
+        log.resume(lambda row: row["step"] <= state.step)
         while state.step < run.steps:
-            batch = next_batch(run, stream, clock)
-            unread.append(train_one_batch(run, batch, clock))
-            log.advance()
+            with clock.waiting():
+                batch = next(stream)
+            state.invalid_samples.add(batch.pop("invalid_samples"))
+            _seed_step(config.seed, state.step, run.processes.rank)
+            unread.append(train_step(run, prepare_batch(batch, run)))
+            state.step += 1
+            state.samples_seen += config.global_batch_size
+            clock.tick()
+            progress.advance()
             checkpointer.poll()
+
             last = state.step == run.steps
             validates = validation and (last or state.step % config.validation.eval_steps == 0)
             logs = last or validates or state.step % config.logging_steps == 0
             signal = 0 if last else stop.of_any_process(torch.device("cpu"))
             saves = not last and (signal or state.step % config.save_steps == 0)
+
+            # once in a while, and on a CPU always: read the losses, which waits for a GPU
             if logs or saves or device.type == "cpu":
-                values = read_losses(run, unread)
+                for values in read_metrics(unread):
+                    state.add(values)
+                unread.clear()
                 clock.tick()
+
+            # once in a while: an entry of the log, with the means since the last one, and a validation
             if logs:
                 check_invalid_samples(run)
-                entry = log_entry(run, values, clock)
+                means = state.take_means() | {name: values[name] for name in _LAST_VALUES if name in values}
+                seen = {"samples_seen": state.samples_seen, "epoch": state.samples_seen / len(run.data)}
+                entry = {"step": state.step, **seen, **all_reduce_mean(means), **clock.read()}
                 with clock.stopped():  # counting FLOPs takes longer than the steps of a small model
                     entry |= meter.read(batch, entry["samples_per_second"]) if is_main else {}
                 if validation and validates:
                     encoder = export_model(run, everywhere=True)
                     assert encoder is not None
                     entry |= validation.measure(encoder)
-                log.write(entry)
+                log.write(entry, state.step)
+                progress.show(entry)
+
+            # once in a while, and before a stop: a checkpoint, written in the background
             if saves:
-                save_checkpoint(run, checkpointer)
+                state.invalid_samples.gather()
+                state.sums = all_reduce_mean(state.sums)  # the main process saves them
+                checkpointer.save(run.parallel.select_own(run.checkpoint_tensors()), state, config)
             if signal:
                 checkpointer.wait()
                 wait_for_main_process()  # which renames the checkpoint
-                log_stopped(run)
-                raise SystemExit(exit_status_for_signal(signal))
+                _exit_stopped(run, signal)
     return entry
 
 
@@ -182,56 +197,19 @@ def read_batches(run: TrainRun) -> Generator[dict[str, Any]]:
     return copy_ahead(iterate_batches(run.data, **steps, rank=rank, world_size=world_size), run.processes.device)
 
 
-def next_batch(run: TrainRun, stream: Iterator[dict[str, Any]], clock: ThroughputTimer) -> dict[str, Any]:
-    """Wait for a batch, and count its invalid samples."""
-    with clock.waiting():
-        batch = next(stream)
-    run.state.invalid_samples.add(batch.pop("invalid_samples"))
-    return batch
+def prepare_batch(batch: Batch, run: TrainRun) -> Batch:
+    """Return the batch, "image" on the model's device as `TrainRun.normalize` returns it, channels last in memory.
 
-
-def train_one_batch(run: TrainRun, batch: dict[str, Any], clock: ThroughputTimer) -> StepMetrics:
-    """Train on a batch; returns the step's metrics."""
-    state = run.state
-    _seed_step(run.config.seed, state.step, run.processes.rank)
-    metrics = train_step(run, prepare_batch(batch, run))
-    state.step += 1
-    state.samples_seen += run.config.global_batch_size
-    clock.tick()
-    return metrics
-
-
-def read_losses(run: TrainRun, unread: list[StepMetrics]) -> dict[str, float]:
-    """Read the metrics of the latest steps, which waits for the device; returns the last step's.
-
-    Raises:
-        UserError: a loss or gradient is not finite.
+    Convolutions are fastest in this format, which they take over from their input. Tokens stay on the CPU: the model
+    groups them by length, which would wait for the device.
     """
-    for values in (found := read_metrics(unread)):
-        run.state.add(values)
-    unread.clear()
-    return found[-1]
-
-
-def log_stopped(run: TrainRun) -> None:
-    """Log that the training is saved and how to resume it."""
-    if run.processes.is_main:
-        log_info(
-            f"{run.config.output}: stopped and saved after step {run.state.step}; the same command resumes from there"
-        )
+    image = run.normalize(batch["image"].to(run.processes.device, non_blocking=True))
+    return {**batch, "image": image}
 
 
 def _seed_step(seed: int, step: int, rank: int) -> None:
     """Seed a step by (seed, step, rank) alone, so that a resumed run has the same random numbers."""
     torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]))
-
-
-def log_entry(run: TrainRun, values: dict[str, float], clock: ThroughputTimer) -> dict[str, Any]:
-    """One line of metrics.jsonl; losses are means over the steps since the previous line, and over the processes."""
-    means = run.state.take_means() | {name: values[name] for name in _LAST_VALUES if name in values}
-    seen = run.state.samples_seen
-    progress = {"step": run.state.step, "samples_seen": seen, "epoch": seen / len(run.data)}
-    return {**progress, **all_reduce_mean(means), **clock.read()}
 
 
 def check_invalid_samples(run: TrainRun) -> None:
@@ -244,18 +222,153 @@ def check_invalid_samples(run: TrainRun) -> None:
     run.state.invalid_samples.check("data", "data.max_invalid_ratio", run.config.data.max_invalid_ratio, seen)
 
 
-# ---------------------------------------------------------------- outputs
+def _exit_stopped(run: TrainRun, signal: int) -> None:
+    if run.processes.is_main:
+        log_info(
+            f"{run.config.output}: stopped and saved after step {run.state.step}; the same command resumes from there"
+        )
+    raise SystemExit(exit_status_for_signal(signal))
 
 
-def save_checkpoint(run: TrainRun, checkpointer: Checkpointer) -> None:
-    """Start saving the state of the run."""
-    parts = {"model": run.encoder.state_dict(), "optimizer": run.parallel.optimizer_state_dict()}
+# ---------------------------------------------------------------- the training step
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepMetrics:
+    """Losses and other metrics of a step, on the device: reading them waits for the step.
+
+    Args:
+        step: index of the step, from 0.
+        names: of the metrics.
+        values: (number of metrics,) float32.
+        learning_rate: of the step.
+    """
+
+    step: int
+    names: tuple[str, ...]
+    values: Tensor
+    learning_rate: float
+
+
+def train_step(run: TrainRun, batch: Batch) -> StepMetrics:
+    """Train on one batch, without reading a value from the device.
+
+    From a loss or gradient on that is not finite, the weights stay unchanged; `read_metrics` raises then.
+    """
+    step, optimizer = run.state.step, run.config.optimizer
+    learning_rate = cosine_lr(step, run.steps, optimizer, run.config.global_batch_size)
+    with fast_sdpa_backend(run.processes.device, run.precision):
+        losses, outputs = compute_gradients(run, batch)
+    scale = {name: outputs[name] for name in ("logit_scale",) if name in outputs}  # a contrast's
+    named = {**losses, **scale, "grad_norm": run.parallel.clip_grad_norm(optimizer.max_grad_norm)}
+    values = torch.stack([value.detach().float().reshape(()) for value in named.values()])
+    run.parallel.optimizer_step(learning_rate, is_finite=values.isfinite().all())
     if run.average is not None:
-        parts["average"] = run.average.state
-    tensors = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
-    run.state.invalid_samples.gather()
-    run.state.sums = all_reduce_mean(run.state.sums)  # the main process saves them
-    checkpointer.save(run.parallel.select_own(tensors), run.state, run.config)
+        run.average.update(run.encoder.state_dict())
+    return StepMetrics(step=step, names=tuple(named), values=values, learning_rate=learning_rate)
+
+
+def compute_gradients(run: TrainRun, batch: Batch) -> tuple[Batch, Batch]:
+    """Add the loss's gradient to the parameters'; returns the losses and the model's outputs for the full batch."""
+    size = run.config.micro_batch_size
+    if size is None or size >= len(batch["image"]):
+        with run.parallel.micro_batch(last=True):
+            outputs = forward(run, batch)
+            losses = compute_losses(run.recipe, outputs)
+            losses["loss"].backward()
+        return losses, outputs
+    pieces = zip(*(value.split(size) for value in batch.values()), strict=True)
+    return _compute_gradients_cached(run, batch, [dict(zip(batch, piece, strict=True)) for piece in pieces])
+
+
+def forward(run: TrainRun, batch: Batch, *, captions: bool = True) -> Batch:
+    """Return the model's outputs in the run's precision; see `ClipsModel.forward`."""
+    return run.model(batch, bf16=run.precision == "bf16", captions=captions)
+
+
+def read_metrics(metrics: list[StepMetrics]) -> list[dict[str, float]]:
+    """Return the metrics of steps in one transfer from the device.
+
+    Raises:
+        UserError: a loss or the gradient of a step is not finite. The weights are as before that step.
+    """
+    found = []
+    for step, row in zip(metrics, torch.stack([step.values for step in metrics]).tolist(), strict=True):
+        values = dict(zip(step.names, row, strict=True))
+        if broken := ", ".join(f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)):
+            raise UserError(
+                f"step {step.step + 1}: {broken}; stopped before the weights changed. A lower optimizer.learning_rate, "
+                "optimizer.max_grad_norm or precision: fp32 may help (see allow_changes_on_resume)"
+            )
+        found.append({**values, "lr": step.learning_rate})
+    return found
+
+
+# ---------------------------------------------------------------- gradients by micro-batches (GradCache)
+
+
+def _compute_gradients_cached(run: TrainRun, batch: Batch, micro_batches: list[Batch]) -> tuple[Batch, Batch]:
+    """Compute all features without activations, the loss's gradients at them, then each micro-batch with activations.
+
+    The captioner is computed in the second pass only: the loss is linear in its sum, so that the gradient at the sum
+    does not depend on it. Without a contrast there is no first pass.
+    """
+    states, found = [], []
+    with torch.no_grad():
+        for micro_batch in micro_batches if run.recipe.encoded else ():
+            states.append(_rng_state(run))
+            found.append(forward(run, micro_batch, captions=False))
+    outputs = {name: _merge_outputs([part[name] for part in found]) for name in (found[0] if found else ())}
+    if run.recipe.captioning is not None:
+        outputs["caption_loss_sum"] = torch.ones((), device=batch["image"].device, requires_grad=True)
+        outputs["caption_tokens"] = batch["target_mask"].sum().to(batch["image"].device, non_blocking=True)
+    losses = compute_losses(run.recipe, outputs)
+    losses["loss"].backward()
+    caption_sums, start = [], 0
+    for number, micro_batch in enumerate(micro_batches):
+        if states:
+            _restore_rng_state(run, states[number])  # the same dropped patches in both passes
+        rows, last = slice(start, start + len(micro_batch["image"])), number == len(micro_batches) - 1
+        with run.parallel.micro_batch(last=last):
+            found_again = forward(run, micro_batch)
+            caption_sums += [value.detach() for name, value in found_again.items() if name == "caption_loss_sum"]
+            _surrogate_loss(found_again, outputs, rows, with_shared=last).backward()
+        start = rows.stop
+    if run.recipe.captioning is not None:
+        outputs["caption_loss_sum"] = torch.stack(caption_sums).sum()
+        losses["caption_loss"] = losses["caption_loss"] * outputs["caption_loss_sum"]  # it was that of a sum of 1
+        losses["loss"] = total_loss(run.recipe, losses)
+    return losses, {name: value.detach() for name, value in outputs.items()}
+
+
+def _merge_outputs(parts: list[Tensor]) -> Tensor:
+    """Return an output of the full batch as a leaf: concatenated rows, or a shared scalar."""
+    value = torch.cat(parts) if parts[0].ndim else parts[0]
+    return value.detach().requires_grad_(value.is_floating_point())
+
+
+def _surrogate_loss(part: Batch, outputs: Batch, rows: slice, *, with_shared: bool) -> Tensor:
+    """Return a scalar whose gradients at the outputs are the loss's; at shared scalars only ``with_shared``."""
+    products = []
+    for name, value in part.items():
+        gradient = outputs[name].grad
+        if gradient is not None and (value.ndim or name in _SUMMED or with_shared):
+            products.append((value * (gradient[rows] if value.ndim else gradient)).sum())
+    return torch.stack(products).sum()
+
+
+def _rng_state(run: TrainRun) -> list[Tensor]:
+    device = run.processes.device
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def _restore_rng_state(run: TrainRun, state: list[Tensor]) -> None:
+    torch.set_rng_state(state[0])
+    for value in state[1:]:
+        torch.cuda.set_rng_state(value, run.processes.device)
+
+
+# ---------------------------------------------------------------- outputs
 
 
 def export_model(run: TrainRun, *, everywhere: bool = False) -> ClipsModel | None:
@@ -274,7 +387,7 @@ def export_model(run: TrainRun, *, everywhere: bool = False) -> ClipsModel | Non
             weights[name] = tensor.cpu()
     if not returns_model:
         return None
-    encoder = build_model_without_pretrained(run.config)
+    encoder = build_untrained(run.config)
     if run.processes.is_main:
         encoder.load_state_dict(weights)
     encoder.to(run.processes.device)
@@ -284,10 +397,11 @@ def export_model(run: TrainRun, *, everywhere: bool = False) -> ClipsModel | Non
     return encoder
 
 
-def summarize(run: TrainRun, metrics: dict[str, Any]) -> dict[str, Any]:
-    """The content of summary.json, on the main process."""
+def summarize(run: TrainRun, last_entry: dict[str, Any]) -> dict[str, Any]:
+    """The content of summary.json. All processes must call it together."""
     check_invalid_samples(run)
     state = run.state
+    sizes = {name: sum(value.numel() for value in part.parameters()) for name, part in run.encoder.named_children()}
     return {
         "steps": state.step,
         "samples_seen": state.samples_seen,
@@ -298,19 +412,15 @@ def summarize(run: TrainRun, metrics: dict[str, Any]) -> dict[str, Any]:
         "processes": run.processes.count,
         "device": run.processes.device.type,
         "precision": run.precision,
-        "parameters": {name: _count(part) for name, part in run.encoder.named_children() if _count(part)},
+        "parameters": {name: size for name, size in sizes.items() if size},
         "invalid_samples": state.invalid_samples.report(),
-        "last": metrics,
+        "last": last_entry,
     }
 
 
-def _count(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def finalize_run(run: TrainRun, encoder: ClipsModel, summary: dict[str, Any]) -> None:
+def write_output(run: TrainRun, encoder: ClipsModel, summary: dict[str, Any]) -> None:
     """Turn the output directory into an encoder directory."""
-    config, output = run.config, Path(run.config.output)
+    config, output, invalid = run.config, Path(run.config.output), run.state.invalid_samples
     with atomic_update_dir(output) as partial:
         write_encoder(encoder, partial)
         atomic_write(partial / SUMMARY_FILE, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
@@ -329,7 +439,6 @@ def finalize_run(run: TrainRun, encoder: ClipsModel, summary: dict[str, Any]) ->
         write_model_card(partial, manifest)
     if not config.keep_checkpoints_after_training:
         remove_checkpoints(output)
-    invalid = run.state.invalid_samples
     skipped = (
         f"{invalid.count} invalid samples skipped ({invalid.reasons()})" if invalid.count else "no invalid samples"
     )

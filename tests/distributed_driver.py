@@ -17,9 +17,8 @@ from clips.commandline.parsing import parse_config
 from clips.commandline.signals import graceful_shutdown
 from clips.core.content import file_hash
 from clips.parallel.distributed import end_processes
-from clips.train import EncoderTrainConfig, read_batches, train_stage
+from clips.train import EncoderTrainConfig, StepMetrics, read_batches, train_stage, train_step
 from clips.training import checkpoint as checkpointing
-from clips.training.train_step import StepMetrics, train_step
 
 
 def run(plan: list[dict[str, Any]]) -> None:

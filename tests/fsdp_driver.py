@@ -19,7 +19,7 @@ from clips.parallel import parallel_model
 from clips.parallel.distributed import end_processes, start_processes
 from clips.parallel.distributed_config import DistributedConfig
 from clips.parallel.parallel_model import ParallelModel, full_tensor
-from clips.training.train_step import compute_gradients
+from clips.train import compute_gradients
 
 MODEL = ModelConfig(architecture="clips-tiny", image_size=16, context_length=12)
 RECIPE = RecipeConfig(name="clips", captioner=CaptionerConfig(max_length=12, num_layers=2, max_loss_tokens=4, width=32))

@@ -18,7 +18,7 @@ from clips.commandline.commands import dispatch
 from clips.core.artifact import MANIFEST
 from clips.export import ExportConfig, run_export
 from clips.train import train
-from clips.training.train_state import list_checkpoints
+from clips.training.run_dir import list_checkpoints
 
 
 def bench(*words: str) -> int:

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Subset
 
+from clips.core.run_log import RunLog
 from clips.core.tensor_shards import TensorShards
-from clips.core.trackers import Trackers
 from llava_bridge.data import read_samples
 from llava_bridge.data.collator import ConversationCollator, ConversationDataset
 from llava_bridge.encoders import load_encoder
@@ -242,6 +242,6 @@ def test_adapters_are_initialized_from_the_seed_alone(drawn_before, tmp_path, mo
     stage = StageConfig(lora=LoraConfig())
     config: Any = SimpleNamespace(seed=5, precision="fp32", stage=lambda _: stage)
     with pytest.raises(Begun) as begun:
-        one_stage.train_stage(config, "instruct", tmp_path, stop=None, trackers=Trackers())  # type: ignore[arg-type]
+        one_stage.train_stage(config, "instruct", tmp_path, stop=None, run_log=RunLog(tmp_path))  # type: ignore[arg-type]
     torch.manual_seed(5)
     assert begun.value.args == (torch.rand(1).item(),)

@@ -85,7 +85,7 @@ def test_the_timeout_of_collectives_ends_a_process_that_hangs(tmp_path: Path, br
 def test_an_error_of_all_processes_is_one_line_and_status_2(tmp_path: Path, bridge_parts: bridge_world.Parts) -> None:
     distributed = DistributedConfig(num_processes=2)
     path = bridge_world.instruct_file(
-        tmp_path, "run", bridge_parts, {"max_length": 3}, distributed=distributed, max_invalid_ratio=0.01, num_workers=0
+        tmp_path, "run", bridge_parts, {"max_length": 3}, distributed=distributed, max_invalid_ratio=0.01, num_workers=2
     )
     with bridge_world.training(path) as process:
         process.wait(timeout=200)

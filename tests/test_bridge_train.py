@@ -308,9 +308,10 @@ def stage_trainer(max_invalid_ratio: float = 0.5) -> Any:
 
 
 def stage_callback(tmp_path: Path) -> Any:
+    from clips.core.run_log import RunLog
     from llava_bridge.training.callback import StageCallback, StageProgress
 
-    progress = StageProgress("align", 4, tmp_path / "metrics.jsonl", 0.0)
+    progress = StageProgress("align", 4, RunLog(tmp_path), 0.0)
     nobody = SimpleNamespace(of_any_process=lambda: 0, is_requested=lambda: False)
     return StageCallback(progress, stage_trainer().gather_invalid, {}, 320, nobody, lambda: None)  # type: ignore[arg-type]
 

@@ -17,13 +17,16 @@ from clips.errors import UserError
 from clips.parallel.distributed import DistributedContext, start_processes
 from clips.training import checkpoint as checkpointing
 from clips.training.checkpoint import Checkpointer, load_tensors, verify_checkpoint
-from clips.training.run_dir import check_trained, create_run_dir, read_run_config, resume_changes
-from clips.training.train_state import (
+from clips.training.run_dir import (
     CHECKPOINTS_DIR,
     TrainState,
+    check_trained,
+    create_run_dir,
     list_checkpoints,
+    read_run_config,
     read_train_state,
     remove_checkpoints,
+    resume_changes,
 )
 from clips.typed_data import to_yaml
 
@@ -82,9 +85,9 @@ def save(output: Path, step: int, run: Identity | None = None) -> Path:
 def restore(checkpoint: Path) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
     verify_checkpoint(checkpoint)
     model, optimizer = trained(1)
-    load_tensors(checkpoint, model.state_dict(), "model.")
+    load_tensors(checkpoint, {f"model.{name}": value for name, value in model.state_dict().items()})
     state = {name: value for name, value in tensors(model, optimizer).items() if name.startswith("optimizer.")}
-    load_tensors(checkpoint, state, "")
+    load_tensors(checkpoint, state)
     return model, optimizer
 
 
@@ -193,7 +196,7 @@ def test_weights_of_another_model_are_rejected(tmp_path: Path):
     checkpoint = save(tmp_path, 1)
     other = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.BatchNorm1d(4))
     with pytest.raises(UserError, match=r"step-00000001: model\.0\.weight is missing or has another shape"):
-        load_tensors(checkpoint, other.state_dict(), "model.")
+        load_tensors(checkpoint, {f"model.{name}": value for name, value in other.state_dict().items()})
 
 
 def known(config: RunConfig, **inputs: str) -> Identity:
@@ -225,7 +228,7 @@ def test_settings_and_inputs_are_fixed_after_the_first_checkpoint(tmp_path: Path
         check_trained(config, known(config, trunk="b"))
     allowed = dataclasses.replace(config, rate=0.2, allow_changes_on_resume=("rate",))
     assert check_trained(allowed, known(allowed)) is False
-    assert resume_changes(allowed, known(allowed)) == ["rate 0.1 → 0.2"]
+    assert resume_changes(known(config), known(allowed), ("rate",)) == ["rate 0.1 → 0.2"]
 
 
 def test_only_outputs_of_training_count_as_a_run(tmp_path: Path):

@@ -22,7 +22,7 @@ from clips.parallel.distributed import DistributedContext
 from clips.parallel.distributed_config import DistributedConfig
 from clips.parallel.parallel_model import ParallelModel
 from clips.train import train
-from clips.training.train_state import list_checkpoints
+from clips.training.run_dir import list_checkpoints
 
 FIELDS: dict[str, Any] = {
     "optimizer": {"max_grad_norm": 5.0},

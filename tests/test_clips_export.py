@@ -21,7 +21,7 @@ from clips.method.clips_model import ModelConfig, build_model
 from clips.method.recipes import RecipeConfig
 from clips.model.captioner import Captioner, CaptionerDims
 from clips.model.generation import caption_images
-from clips.training.train_state import list_checkpoints
+from clips.training.run_dir import list_checkpoints
 from llava_bridge.encoders import load_encoder as load_for_bridge
 
 TEXTS = ["A red square.", "two dogs, running!", ""]

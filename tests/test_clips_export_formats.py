@@ -21,7 +21,7 @@ from clips.export import ExportConfig, run_export
 from clips.interchange.importing import ImportConfig, run_import
 from clips.method.clips_model import ModelConfig, build_model
 from clips.method.recipes import RecipeConfig
-from clips.training.train_state import list_checkpoints
+from clips.training.run_dir import list_checkpoints
 
 NO_WARNING = "ignore:builtin type .* has no __module__:DeprecationWarning"
 pytestmark = pytest.mark.filterwarnings(NO_WARNING)

@@ -15,8 +15,7 @@ from clips.method.clips_model import build_model
 from clips.method.recipes import CaptionerConfig, RecipeConfig
 from clips.model import architectures, feature_cache, towers
 from clips.model.architectures import ModelConfig
-from clips.training.mfu import MfuMeter, fake_model
-from clips.training.traced_step import full_batch
+from clips.training.mfu import MfuMeter, fake_model, full_batch
 from clips.training.train_config import EncoderTrainConfig
 
 CONFIG = ModelConfig(architecture="clips-tinyvit", image_size=64, lock_image=True, cache_trunk_features=True)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import re
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,9 +18,10 @@ from clips_world import train
 from test_clips_distributed import start_drive
 
 from clips import train as training
+from clips.commandline.signals import EXIT_INTERRUPTED
 from clips.errors import UserError
 from clips.parallel.distributed import EXIT_HUNG, exit_if_others_hang
-from clips.training.train_state import list_checkpoints, read_train_state
+from clips.training.run_dir import list_checkpoints, read_train_state
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +75,23 @@ def test_a_reader_that_dies_ends_the_training_with_one_line(data: Path, tmp_path
         ):
             train(config)
     assert read_train_state(list_checkpoints(tmp_path / "run")[-1]).step >= 3
+
+
+def test_a_second_ctrl_c_ends_a_process_that_hangs_in_a_library():
+    code = """
+import ctypes
+from clips.commandline.signals import graceful_shutdown
+with graceful_shutdown():
+    mutex, library = ctypes.create_string_buffer(64), ctypes.CDLL(None)
+    library.pthread_mutex_lock(mutex)
+    print("waiting", flush=True)
+    library.pthread_mutex_lock(mutex)  # forever, as a collective call without the other processes
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"waiting\n"
+        process.send_signal(signal.SIGINT)
+        time.sleep(2.5)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == EXIT_INTERRUPTED

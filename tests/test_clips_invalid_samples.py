@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,14 +22,14 @@ from clips.errors import UserError
 from clips.model.tokenizer import EOS
 from clips.parallel.distributed import DistributedContext, start_processes
 from clips.training.checkpoint import Checkpointer
-from clips.training.setup import open_train_dataset
-from clips.training.train_state import (
+from clips.training.run_dir import (
     TRAIN_STATE_FILE,
     TrainState,
     list_checkpoints,
     read_train_state,
     train_state_text,
 )
+from clips.training.setup import open_train_dataset
 
 REASONS = ("undecodable image", "no caption 'web_caption'", "missing image")
 
@@ -47,22 +45,14 @@ def run_of(samples: int, state: TrainState, max_invalid_ratio: float) -> Any:
     return SimpleNamespace(state=state, data=range(samples), config=config, processes=DistributedContext())
 
 
-def stream(run: Any, batches: list[list[tuple[int, str, str]]]) -> Iterator[dict[str, Any]]:
-    for bad in batches:
-        run.state.samples_seen += 1000
-        yield {"invalid_samples": bad}
-
-
 def test_a_checkpoint_of_a_hundred_thousand_invalid_samples_is_small(tmp_path: Path):
     """Names alone would take 5 MB."""
     start_processes()
-    run = run_of(2_000_000, TrainState(step=7), 1.0)
+    run = run_of(2_000_000, TrainState(step=7, samples_seen=100_000), 1.0)
     indexes = random.Random(0).sample(range(2_000_000), 100_000)
-    batches = stream(run, [met(indexes[start : start + 1000]) for start in range(0, 100_000, 1000)])
-    clock: Any = SimpleNamespace(waiting=contextlib.nullcontext)
-    for _ in range(100):
-        training.next_batch(run, batches, clock)
-    run.state.invalid_samples.gather()
+    for start in range(0, 100_000, 1000):
+        run.state.invalid_samples.add(met(indexes[start : start + 1000]))
+    training.check_invalid_samples(run)
     with Checkpointer(tmp_path, DistributedContext()) as checkpointer:
         checkpointer.save({"model.x": torch.zeros(1)}, run.state, {})
     (kept,) = list_checkpoints(tmp_path)

@@ -15,7 +15,7 @@ from clips.encoder import load_encoder
 from clips.errors import UserError
 from clips.model import architectures, towers
 from clips.model.architectures import ModelConfig
-from clips.training.train_state import list_checkpoints
+from clips.training.run_dir import list_checkpoints
 from clips.typed_data import from_plain
 
 PATCHES = 16

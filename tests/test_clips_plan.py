@@ -24,11 +24,9 @@ from clips.method.recipes import RECIPES, Recipe, RecipeConfig
 from clips.model import losses
 from clips.model.architectures import ModelConfig
 from clips.plan import StagePlan, TrainPlanConfig, plan_stage, run_plan
-from clips.training import mfu, traced_step
-from clips.training.mfu import MfuMeter, contrastive_flops, fake_model, flops_per_sample, full_batch
-from clips.training.stages import stage_configs
-from clips.training.traced_step import peak_bytes
-from clips.training.train_config import EncoderTrainConfig
+from clips.training import mfu
+from clips.training.mfu import MfuMeter, contrastive_flops, fake_model, flops_per_sample, full_batch, peak_bytes
+from clips.training.train_config import EncoderTrainConfig, stage_configs
 from clips.typed_data import from_plain
 
 SMALL = {"architecture": str(Path(__file__).with_name("small_towers.json")), "image_size": 16, "context_length": 12}
@@ -48,7 +46,7 @@ def test_a_traced_step_holds_what_a_real_one_holds(monkeypatch):
     monkeypatch.setattr(losses, "chunk_rows", losses.gpu_chunk_rows)
     model = build_model(MODEL, RECIPE, seed=0)
     weights = [*model.parameters(), *model.buffers()]
-    with traced_step._PeakBytes(weights) as trace:
+    with mfu._PeakBytes(weights) as trace:
         batch = real_batch(model, 32)
         outputs = model(batch)
         loss = compute_losses(model.recipe, outputs)["loss"]
@@ -72,11 +70,11 @@ def test_bf16_and_checkpoints_hold_less():
 
 def test_a_traced_layer_norm_keeps_float32_as_under_autocast_of_a_gpu(monkeypatch):
     x, width = torch.ones(2, 4, dtype=torch.bfloat16), (4,)
-    monkeypatch.setattr(torch.nn.functional, "layer_norm", traced_step._float32_norm)
+    monkeypatch.setattr(torch.nn.functional, "layer_norm", mfu._float32_norm)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.nn.functional.layer_norm(x, width).dtype == torch.float32
         assert torch.nn.LayerNorm(4)(x).dtype == torch.float32
-    assert traced_step._layer_norm(x, width).dtype == torch.bfloat16
+    assert mfu._layer_norm(x, width).dtype == torch.bfloat16
 
 
 def test_flops_are_those_of_a_real_step():

@@ -1,4 +1,4 @@
-"""Resume reads a checkpoint once for all processes of a machine."""
+"""Resume reads a checkpoint once for all processes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from clips_world import stopped_at, tensors_of, train
 from resume_driver import digest
 from test_clips_distributed import torchrun
 
-from clips.training.train_state import list_checkpoints
+from clips.training.run_dir import list_checkpoints
 
 WAYS = ("ddp", "fsdp")
 
@@ -50,19 +50,18 @@ def part_of(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Te
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
-def test_one_process_of_a_machine_reads_the_checkpoint_and_all_hold_it(stopped, resumed, way):
+def test_a_checkpoint_is_read_once_and_all_processes_hold_it(stopped, resumed, way):
     """Weights, moments and average, each put together from both processes where they hold shards."""
-    tensors = stopped["tensors"]
-    first, second = resumed[way]
-    assert first["bytes"]["tensors"] == sum(value.nbytes for value in tensors.values())
-    assert first["opens"]["tensors"] > 0
-    assert (second["opens"], second["bytes"]) == ({}, {})
-    assert first["step"] == second["step"] == 4
+    tensors, found = stopped["tensors"], resumed[way]
+    read = [rank["bytes"].get("tensors", 0) for rank in found]
+    assert sum(read) == sum(value.nbytes for value in tensors.values())
+    assert read[1] == 0 if way == "ddp" else 0.3 < read[1] / sum(read) < 0.5  # rank 0 reads what is not sharded
+    assert [rank["step"] for rank in found] == [4, 4]
     moments = {k: v for k, v in part_of(tensors, "optimizer.").items() if not k.endswith(".step")}
-    for found in resumed[way]:
-        assert found["weights"] == digest(part_of(tensors, "model."))
-        assert found["average"] == digest(part_of(tensors, "average."))
-        assert found["moments"] == digest(moments)
+    for rank in found:
+        assert rank["weights"] == digest(part_of(tensors, "model."))
+        assert rank["average"] == digest(part_of(tensors, "average."))
+        assert rank["moments"] == digest(moments)
 
 
 @pytest.mark.slow

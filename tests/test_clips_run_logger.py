@@ -13,30 +13,31 @@ import pytest
 
 from clips.commandline import progress
 from clips.commandline.progress import Progress, progress_iter
-from clips.core.metrics_log import METRICS_FILE, read_entries
-from clips.training.run_logger import RunLogger, ThroughputTimer
-from clips.training.train_state import TrainState
+from clips.core.run_log import METRICS_FILE, RunLog, read_entries
+from clips.training.progress import ProgressLine, ThroughputTimer
+from clips.training.run_dir import TrainState
 
 
 def entry(step: int) -> dict[str, Any]:
     return {"step": step, "samples_seen": 4 * step, "loss": 1.5, "samples_per_second": 8.0}
 
 
-def test_the_log_speaks_plain_lines_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    with RunLogger(tmp_path, step=0, steps=10) as log:
-        log.write(entry(5))
+def test_progress_is_plain_lines_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with ProgressLine(0, 10) as line:
+        line.show(entry(5))
     assert capsys.readouterr().err == "step 5/10 · loss 1.500 · 8 samples/s · 0:02 left\n"
-    with RunLogger(tmp_path / "nothing", step=0, steps=10, quiet=True) as log:
-        log.write(entry(1))
-        log.advance()
+    with ProgressLine(0, 10, quiet=True) as line:
+        line.show(entry(1))
+        line.advance()
+    RunLog(tmp_path / "nothing", writes=False).write(entry(1), 1)
     assert capsys.readouterr().err == ""
 
 
-def test_the_log_shows_a_bar_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "stderr", screen := Terminal())
-    with RunLogger(tmp_path, step=0, steps=10) as log:
-        log.advance()
-        log.write(entry(1))
+    with ProgressLine(0, 10) as line:
+        line.advance()
+        line.show(entry(1))
     assert "1/10" in screen.getvalue()
     assert "loss 1.500" in screen.getvalue()
 
@@ -117,8 +118,7 @@ def test_a_resume_keeps_all_lines_that_can_be_read(tmp_path: Path):
     lines[13] = b"5"
     lines[15] = b'{"loss": 1.0}'
     (tmp_path / METRICS_FILE).write_bytes(b"\n".join([*lines, b'{"step": 31, "lo']))
-    with RunLogger(tmp_path, step=28, steps=40):
-        pass
+    RunLog(tmp_path).resume(lambda entry: entry["step"] <= 28)
     kept = [json.loads(line)["step"] for line in (tmp_path / METRICS_FILE).read_text().splitlines()]
     assert kept == [step for step in range(1, 29) if step - 1 not in {5, 9, 11, 13, 15}]
     assert [entry["step"] for entry in read_entries(tmp_path / METRICS_FILE)] == kept

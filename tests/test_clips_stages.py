@@ -13,7 +13,7 @@ from clips_world import tensors_of, train
 from clips.encoder import load_encoder
 from clips.errors import UserError
 from clips.training.setup import check_stages
-from clips.training.stages import stage_configs
+from clips.training.train_config import stage_configs
 
 STAGES = (
     {"model.image_size": 16, "max_steps": 2, "optimizer.learning_rate": 1e-3},

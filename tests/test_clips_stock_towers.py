@@ -22,7 +22,7 @@ from clips.model.architectures import ModelConfig
 from clips.model.tokenizer import EOS, VOCAB_SIZE
 from clips.training.mfu import full_length_texts
 from clips.training.setup import check_stages
-from clips.training.stages import stage_configs
+from clips.training.train_config import stage_configs
 
 LENGTH = 24
 

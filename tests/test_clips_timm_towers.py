@@ -19,7 +19,7 @@ from clips.errors import UserError
 from clips.export import ExportConfig, run_export
 from clips.model import architectures, towers
 from clips.model.architectures import ModelConfig
-from clips.training.train_state import list_checkpoints
+from clips.training.run_dir import list_checkpoints
 
 NAME = "test_vit"  # timm's own for tests: 160 pixels, 0.4 M parameters
 

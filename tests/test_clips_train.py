@@ -29,7 +29,7 @@ from clips.method.clips_model import ModelConfig, build_model
 from clips.method.recipes import RecipeConfig
 from clips.train import train as train_counting_flops
 from clips.training import setup as beginning
-from clips.training.train_state import CHECKPOINTS_DIR, list_checkpoints
+from clips.training.run_dir import CHECKPOINTS_DIR, list_checkpoints
 
 WEIGHTS = ("open_clip_model.safetensors", "captioner.safetensors")
 

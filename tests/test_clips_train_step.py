@@ -23,6 +23,7 @@ from clips_world import is_equal, metrics, tensors_of, train, trained
 from clips import train as training
 from clips.commandline.signals import graceful_shutdown
 from clips.core import trackers
+from clips.core.run_log import RunLog
 from clips.core.trackers import Trackers
 from clips.data.loader import iterate_batches
 from clips.errors import UserError
@@ -30,11 +31,9 @@ from clips.method.optimizer import OptimizerConfig, cosine_lr
 from clips.parallel.distributed import DistributedContext
 from clips.parallel.distributed_config import DistributedConfig
 from clips.parallel.parallel_model import ParallelModel
-from clips.train import export_model, prepare_batch
-from clips.training.run_logger import RunLogger
-from clips.training.setup import open_train_dataset, setup_run
-from clips.training.train_state import TrainState, list_checkpoints
-from clips.training.train_step import TrainRun, compute_gradients, read_metrics, train_step
+from clips.train import compute_gradients, export_model, prepare_batch, read_metrics, train_step
+from clips.training.run_dir import TrainState, list_checkpoints
+from clips.training.setup import TrainRun, open_train_dataset, setup_run
 
 
 @pytest.fixture
@@ -86,12 +85,10 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(data: Path, tmp_path: Pa
 
 
 def test_both_passes_draw_the_same_random_numbers(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from clips.training import train_step
-
     seen: list[torch.Tensor] = []
-    real = train_step.forward
+    real = training.forward
     monkeypatch.setattr(
-        train_step, "forward", lambda *args, **options: seen.append(torch.rand(3)) or real(*args, **options)
+        training, "forward", lambda *args, **options: seen.append(torch.rand(3)) or real(*args, **options)
     )
     gradient_of(data, tmp_path / "run", micro_batch_size=3)
     first, second = seen[:3], seen[3:]
@@ -173,10 +170,9 @@ class Broken:
 
 
 def test_a_failing_tracker_is_dropped(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    log = RunLogger(tmp_path, step=0, steps=2, trackers=Trackers([Broken()]))
-    with log:
+    with RunLog(tmp_path, Trackers([Broken()])) as log:
         for step in (1, 2):
-            log.write({"step": step, "loss": 1.0, "samples_per_second": 1.0, "samples_seen": step})
+            log.write({"step": step, "loss": 1.0}, step)
     assert capsys.readouterr().err.count("report_to: Broken failed (gone) and is not used any more") == 1
     assert len(metrics(tmp_path)) == 2
 
@@ -255,7 +251,7 @@ def fake_run(monkeypatch: pytest.MonkeyPatch, factors: list[float], **optim: Any
     def compute_losses(_: Any, outputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {"loss": outputs["value"] * factors.pop(0)}
 
-    monkeypatch.setattr("clips.training.train_step.compute_losses", compute_losses)
+    monkeypatch.setattr("clips.train.compute_losses", compute_losses)
     model = FakeModel()
     config = SimpleNamespace(
         micro_batch_size=None,

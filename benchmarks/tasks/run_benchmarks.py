@@ -36,7 +36,7 @@ from clips.core.content import file_hash
 from clips.core.identity import digest, identity, is_below
 from clips.errors import UserError
 from clips.model_refs import OPEN_CLIP_CONFIG
-from clips.training.train_state import CONFIG_FILE, list_checkpoints, read_train_state
+from clips.training.run_dir import CONFIG_FILE, list_checkpoints, read_train_state
 
 NO_VALUE = "no item has a value"
 _LIBRARIES = ("lmms-eval", "open_clip_torch", "timm", "transformers", "torch", *INPUT_LIBRARIES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 import time
@@ -17,6 +18,7 @@ EXIT_PREEMPTED = 75
 """Exit status after SIGTERM: training was saved, and the same command resumes it (EX_TEMPFAIL of sysexits.h)."""
 EXIT_INTERRUPTED = 130
 _ECHO_SECONDS = 2.0  # in which a second Ctrl-C is the first one, forwarded by a launcher
+_STUCK_SECONDS = 5.0  # in which the second Ctrl-C ends the process, unless it waits in a library's call
 
 
 class StopRequest:
@@ -38,7 +40,7 @@ class StopRequest:
 
 @contextlib.contextmanager
 def graceful_shutdown() -> Iterator[StopRequest]:
-    """Turn Ctrl-C and SIGTERM in this block into a request; a second Ctrl-C ends the process immediately.
+    """Turn Ctrl-C and SIGTERM in this block into a request; a second Ctrl-C ends the process, also a hanging one.
 
     A second SIGTERM has no effect, because schedulers send it to all processes of a job and torchrun forwards it. Use
     SIGKILL to stop without a checkpoint.
@@ -60,11 +62,30 @@ def graceful_shutdown() -> Iterator[StopRequest]:
     for number, handler in previous.items():
         if handler is not signal.SIG_IGN:
             signal.signal(number, handle)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    # Python calls handlers between its own instructions; the numbers of signals are written at once.
+    wakeup, ended = signal.set_wakeup_fd(writer, warn_on_full_buffer=False), threading.Event()
+    threading.Thread(target=_end_if_stuck, args=(reader, ended), daemon=True).start()
     try:
         yield request
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(wakeup)
+        ended.set()
+        os.close(writer)  # ends the thread
+
+
+def _end_if_stuck(reader: int, ended: threading.Event) -> None:
+    first = None
+    with os.fdopen(reader, "rb", buffering=0) as numbers:
+        while number := numbers.read(1):
+            if number[0] != signal.SIGINT:
+                continue
+            first = time.monotonic() if first is None else first
+            if time.monotonic() - first > _ECHO_SECONDS and not ended.wait(_STUCK_SECONDS):
+                os._exit(EXIT_INTERRUPTED)
 
 
 @contextlib.contextmanager

@@ -292,7 +292,7 @@ def _with_images(shared: _SharedBatches, parts: Iterator[dict[str, Any]]) -> Gen
         for index in range(len(shared.plan)):
             yield {"image": shared.slot(index), **_merge([next(parts) for _ in range(shared.parts)])}
     except UserError as error:  # torch puts the worker's traceback into the message
-        raise UserError(str(error).strip().rpartition("UserError: ")[2]) from None
+        raise UserError(str(error).strip().rpartition("\nclips.errors.UserError: ")[2]) from None
 
 
 def _merge(parts: list[dict[str, Any]]) -> dict[str, Any]:
@@ -311,10 +311,14 @@ def _identity(batch: Any) -> Any:
 
 
 @contextlib.contextmanager
-def worker_death_as_user_error() -> Iterator[None]:
-    """Report a dead DataLoader worker in one line; torch raises the error in any line of the process."""
+def worker_errors_as_user_errors() -> Iterator[None]:
+    """Report in one line a DataLoader worker that died or raised a UserError, to which torch adds its traceback."""
     try:
         yield
+    except UserError as error:
+        if not str(error).startswith("Caught UserError in DataLoader worker"):
+            raise
+        raise UserError(str(error).rpartition("\nclips.errors.UserError: ")[2].strip()) from None
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise

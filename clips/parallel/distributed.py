@@ -129,21 +129,6 @@ def from_main(work: Callable[[], Result]) -> Result:
     return values[0]
 
 
-@contextlib.contextmanager
-def node_group() -> Iterator[tuple[Any, int]]:
-    """Create a group of the processes on this node; yields it and its first rank. A collective call."""
-    if not dist.is_initialized():
-        yield None, 0
-        return
-    hosts = all_gather_objects(socket.gethostname())
-    ranks = [rank for rank, host in enumerate(hosts) if host == hosts[dist.get_rank()]]
-    group = dist.new_group(ranks, use_local_synchronization=True)
-    try:
-        yield group, ranks[0]
-    finally:
-        dist.destroy_process_group(group)
-
-
 def wait_for_main_process() -> None:
     """Wait until all processes have made this call."""
     if dist.is_initialized():

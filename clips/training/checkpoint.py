@@ -10,11 +10,10 @@ from __future__ import annotations
 import concurrent.futures
 import copy
 import datetime
-import functools
 import json
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,17 +22,17 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor import DTensor
 
 from clips.core import durable
 from clips.core.artifact import atomic_write, write_errors_as_user_errors
 from clips.core.content import file_hash
-from clips.core.metrics_log import METRICS_FILE
+from clips.core.run_log import METRICS_FILE
 from clips.errors import UserError, error_reason
-from clips.parallel.distributed import DistributedContext, all_or_none, from_main, node_group
+from clips.parallel.distributed import DistributedContext, from_main
 from clips.safe_text import redact
 from clips.text_files import safe_json_loads
-from clips.training.train_state import (
+from clips.training.run_dir import (
     CHECKPOINTS_DIR,
     CONFIG_FILE,
     KEPT_CHECKPOINTS,
@@ -45,7 +44,6 @@ from clips.training.train_state import (
 from clips.typed_data import to_plain, to_yaml
 
 _HASHES = "hashes.json"
-_MAX_READ_BYTES = 1 << 30
 _MAX_WRITE_TIME = datetime.timedelta(hours=2)
 
 
@@ -166,98 +164,37 @@ def verify_checkpoint(checkpoint: Path) -> None:
             raise UserError(f"{checkpoint / name}: damaged, it has another hash than when it was written; {advice}")
 
 
-def tensor_names(checkpoint: Path) -> set[str]:
-    """Return the names of a checkpoint's tensors; a collective call, in which the main process reads."""
-    return from_main(lambda: set(_Reader(checkpoint).read_metadata().state_dict_metadata))
+def load_tensors(checkpoint: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Fill ``tensors`` with those of the same names in a checkpoint; a collective call with the same names everywhere.
 
-
-def load_tensors(checkpoint: Path, tensors: Mapping[str, Tensor], prefix: str) -> None:
-    """Fill ``tensors``, full or shards, from a checkpoint's tensors of the name ``prefix`` + name.
-
-    A collective call with the same names on all processes: the first process of each node reads the files and
-    broadcasts to the others.
+    A checkpoint is read once, however many processes there are: each reads its own shards, and the main process reads
+    the full tensors and broadcasts them.
 
     Raises:
         UserError: a tensor is missing or has another shape.
     """
-    with node_group() as (group, first):
-        reader = _Reader(checkpoint) if not dist.is_initialized() or dist.get_rank() == first else None
-        shapes = {prefix + name: tuple(value.shape) for name, value in tensors.items()}
-        all_or_none(lambda: None if reader is None else reader.check_shapes(shapes))
-        for names in _groups(tensors):
-            full = {prefix + name: _read_buffer(tensors[name]) for name in names}
-            all_or_none(functools.partial(_read, reader, full))
-            for name in names:
-                if group is not None and dist.get_world_size(group) > 1:
-                    dist.broadcast(full[prefix + name], first, group=group)
-                _fill(tensors[name], full.pop(prefix + name))
+    reader = dcp.HuggingFaceStorageReader(str(checkpoint))
+    from_main(lambda: _check_shapes(checkpoint, reader.read_metadata().state_dict_metadata, tensors))
+    full = {name: value for name, value in tensors.items() if not isinstance(value, DTensor)}
+    is_main = not dist.is_initialized() or dist.get_rank() == 0
+    with warnings.catch_warnings():  # of one process, and of processes with different names
+        warnings.filterwarnings("ignore", message="torch.distributed is|Detected mismatched keys")
+        dcp.load({name: value for name, value in tensors.items() if is_main or name not in full}, storage_reader=reader)
+    for value in full.values() if dist.is_initialized() else ():
+        dist.broadcast(value, 0)
 
 
-class _Reader(dcp.HuggingFaceStorageReader):
-    """Reads full tensors of a checkpoint and caches its metadata."""
-
-    def __init__(self, checkpoint: Path) -> None:
-        super().__init__(str(checkpoint))
-        self.checkpoint = checkpoint
-
-    @functools.cached_property
-    def _metadata(self) -> Any:
-        return super().read_metadata()
-
-    def read_metadata(self) -> Any:
-        return self._metadata
-
-    def check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        stored: Mapping[str, Any] = self.read_metadata().state_dict_metadata
-        for name, shape in shapes.items():
-            if name not in stored or tuple(stored[name].size) != shape:
-                raise UserError(
-                    f"{self.checkpoint}: {name} is missing or has another shape; expected a checkpoint of this model"
-                )
-
-
-def _read(reader: _Reader | None, tensors: dict[str, Tensor]) -> None:
-    if reader is None:  # another process of this node reads
-        return
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        dcp.load(tensors, storage_reader=reader, no_dist=True)
-
-
-def _groups(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
-    """Group the names so that the full tensors of a group take at most ``_MAX_READ_BYTES``, or are one."""
-    group: list[str] = []
-    size = 0
+def _check_shapes(checkpoint: Path, stored: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     for name, value in tensors.items():
-        if group and size + value.nbytes > _MAX_READ_BYTES:
-            yield group
-            group, size = [], 0
-        group.append(name)
-        size += value.nbytes
-    if group:
-        yield group
-
-
-def _read_buffer(value: Tensor) -> Tensor:
-    """Return a full contiguous tensor to read into: ``value`` itself if possible."""
-    if isinstance(value, DTensor):
-        return torch.empty(value.shape, dtype=value.dtype, device=value.device)
-    return value if value.is_contiguous() else torch.empty_like(value, memory_format=torch.contiguous_format)
-
-
-@torch.no_grad()
-def _fill(value: Tensor, full: Tensor) -> None:
-    """Copy ``full``, or this process's shard of it, into ``value`` without communication."""
-    if isinstance(value, DTensor):
-        mesh = value.device_mesh
-        replicated = DTensor.from_local(full, mesh, [Replicate()] * mesh.ndim, run_check=False)
-        value.to_local().copy_(replicated.redistribute(placements=value.placements).to_local())
-    elif value is not full:
-        value.copy_(full)
+        if name not in stored or stored[name].size != value.shape:
+            raise UserError(
+                f"{checkpoint}: {name} is missing or has another shape; expected a checkpoint of this model"
+            )
 
 
 def load_export_weights(checkpoint: Path, model: torch.nn.Module) -> None:
     """Load the weights that a checkpoint exports into ``model``: their EMA, if it has one."""
     verify_checkpoint(checkpoint)
-    prefix = "average." if any(name.startswith("average.") for name in tensor_names(checkpoint)) else "model."
-    load_tensors(checkpoint, model.state_dict(), prefix)
+    names = dcp.HuggingFaceStorageReader(str(checkpoint)).read_metadata().state_dict_metadata
+    part = "average" if any(name.startswith("average.") for name in names) else "model"
+    load_tensors(checkpoint, {f"{part}.{name}": value for name, value in model.state_dict().items()})

@@ -1,7 +1,9 @@
-"""Model FLOPs utilization (MFU) of a running training. Source: appendix B of PaLM (arXiv 2204.02311).
+"""FLOPs and memory of a training step, and the model FLOPs utilization (MFU) of a running training.
 
-FLOPs are counted by torch's ``FlopCounterMode`` on a copy of the model with fake tensors, which have shapes and no
-data: counting them in the step itself would count recomputed activations, and miss what torch.compile fuses.
+Both are counted on a copy of the model with fake tensors, which have shapes and no data: a step of the largest model
+takes seconds and no memory. Counting FLOPs, by torch's ``FlopCounterMode``, in the step itself would count recomputed
+activations, and miss what torch.compile fuses. torch's ``MemTracker`` is for models whose modules run once in a step; a
+text tower runs once for each text. Source of the MFU: appendix B of PaLM (arXiv 2204.02311).
 """
 
 from __future__ import annotations
@@ -10,21 +12,30 @@ import dataclasses
 import functools
 import math
 import statistics
+import weakref
 from collections.abc import Mapping
 from typing import Any, Literal
+from unittest import mock
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F  # noqa: N812
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from clips.core.artifact import log_info
 from clips.errors import error_reason
 from clips.gpus import find_gpu
 from clips.method.clips_model import ClipsModel, build_model
+from clips.method.objectives import compute_losses
 from clips.method.recipes import RecipeConfig
+from clips.model import losses
 from clips.model.architectures import CONTRASTIVE_LOSSES, ModelConfig
+from clips.model.layers import checkpoint_layers
 from clips.model.tokenizer import EOS
 from clips.model.towers import eot_token_id
 from clips.training.train_config import EncoderTrainConfig
@@ -143,7 +154,7 @@ def fake_mode(model: ClipsModel) -> FakeTensorMode:
 
 
 def fake_images(model: ClipsModel, samples: int) -> Tensor:
-    """Return fake images of the model's size, as `clips.training.train_step.prepare_batch` does."""
+    """Return fake images of the model's size, as `clips.train.prepare_batch` does."""
     with fake_mode(model):
         size = model.image_size
         return torch.empty(samples, 3, size, size).contiguous(memory_format=torch.channels_last)
@@ -169,3 +180,67 @@ def full_length_texts(model: ClipsModel, samples: int) -> Tensor:
     if (end := eot_token_id(model.clip)) is not None:
         tokens[:, -1] = end
     return tokens
+
+
+# ---------------------------------------------------------------- memory
+
+
+def peak_bytes(model: ClipsModel, samples: int, *, bf16: bool, checkpointing: bool) -> int:
+    """Return the peak bytes of a GPU's step in addition to parameters and optimizer, with the gradients of all samples.
+
+    Args:
+        model: of `fake_model`.
+        samples: of the step; the contrastive loss is that of one process.
+        bf16: activations in bfloat16.
+        checkpointing: whether layers recompute their activations.
+    """
+    model.train()
+    model.zero_grad()
+    checkpoint_layers(model, recompute=checkpointing)
+    with (  # CPU tensors, because fake ones of a GPU have no backward pass on a machine without one
+        mock.patch.object(F, "layer_norm", _float32_norm),
+        mock.patch.object(losses, "chunk_rows", losses.gpu_chunk_rows),
+        _PeakBytes([*model.parameters(), *model.buffers()]) as trace,
+    ):
+        batch = full_batch(model, samples)
+        outputs = model(batch, bf16=bf16)
+        with fake_mode(model):
+            loss = compute_losses(model.recipe, outputs)["loss"]
+            del outputs
+            loss.backward()
+    checkpoint_layers(model, recompute=False)
+    model.zero_grad()
+    return trace.peak
+
+
+class _PeakBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors that are allocated within it, but for ``others``."""
+
+    def __init__(self, others: list[Tensor]) -> None:
+        super().__init__()
+        self.peak = self._now = 0
+        self._storages: Any = WeakIdKeyDictionary({value.untyped_storage(): True for value in others})
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
+            if isinstance(value, Tensor) and (storage := value.untyped_storage()) not in self._storages:
+                self._storages[storage] = True
+                self._add(storage.nbytes())
+                weakref.finalize(storage, self._add, -storage.nbytes())
+        return result
+
+    def _add(self, size: int) -> None:
+        self._now += size
+        self.peak = max(self.peak, self._now)
+
+
+_layer_norm = F.layer_norm
+
+
+def _float32_norm(x: Tensor, *arguments: Any, **named: Any) -> Tensor:
+    """``F.layer_norm`` as under autocast of a GPU; that of a CPU computes in bfloat16."""
+    if not torch.is_autocast_enabled("cpu"):
+        return _layer_norm(x, *arguments, **named)
+    with torch.autocast("cpu", enabled=False):
+        return _layer_norm(x.float(), *arguments, **named)

@@ -2,39 +2,167 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from clips.core.artifact import MANIFEST, log_info
+from clips.data.images import normalize
 from clips.data.loader import TrainDataset
 from clips.data.sources import open_source
 from clips.errors import UserError
-from clips.method import recipes
 from clips.method.clips_model import ClipsModel, build_model
+from clips.method.recipes import Recipe
 from clips.model import architectures
 from clips.model.precision import resolve_precision
 from clips.model.text_tokenizer import build_text_tokenizer
 from clips.model_refs import is_config_file
-from clips.parallel.distributed import from_main, start_processes
+from clips.parallel.distributed import DistributedContext, from_main, start_processes
 from clips.parallel.distributed_config import check_shard_group_size
-from clips.parallel.parallel_model import ParallelModel
+from clips.parallel.parallel_model import ModelEma, ParallelModel
 from clips.training.checkpoint import load_tensors, verify_checkpoint
-from clips.training.ema import ModelEma
+from clips.training.run_dir import TrainState, list_checkpoints, read_train_state
 from clips.training.train_config import EncoderTrainConfig
-from clips.training.train_state import TrainState, list_checkpoints, read_train_state
-from clips.training.train_step import TrainRun
+
+
+@dataclasses.dataclass(kw_only=True)
+class TrainRun:
+    """The objects of one process of a training run.
+
+    Args:
+        config: the run's.
+        data: the training data.
+        recipe: of ``config``.
+        processes: the processes of the training.
+        parallel: the distributed model and its optimizer.
+        average: the EMA of the model's weights, or None.
+        state: the run's progress.
+        steps: number of steps of the whole run.
+        precision: of activations.
+        mean: mean of an image's channels, (3, 1, 1).
+        std: standard deviation of an image's channels, (3, 1, 1).
+    """
+
+    config: EncoderTrainConfig
+    data: TrainDataset
+    recipe: Recipe
+    processes: DistributedContext
+    parallel: ParallelModel
+    average: ModelEma | None
+    state: TrainState
+    steps: int
+    precision: Literal["fp32", "bf16"]
+    mean: Tensor
+    std: Tensor
+
+    @property
+    def encoder(self) -> ClipsModel:
+        """The model, of which this process may hold shards."""
+        return self.parallel.encoder
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The wrapped model, which is called with a batch."""
+        return self.parallel.model
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Return uint8 images as the model's input; a cached trunk normalizes those that it has to compute."""
+        return images if self.config.model.cache_trunk_features else normalize(images, self.mean, self.std)
+
+    def checkpoint_tensors(self) -> dict[str, Tensor]:
+        """Return what a checkpoint holds, by name: the model's tensors, the optimizer's and the average's."""
+        parts = {"model": self.encoder.state_dict(), "optimizer": self.parallel.optimizer_state_dict()}
+        if self.average is not None:
+            parts["average"] = self.average.state
+        return {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
+
+
+def setup_run(config: EncoderTrainConfig, data: TrainDataset) -> TrainRun:
+    """Set up processes, model and optimizer, from the latest checkpoint in the output directory if there is one."""
+    processes = start_processes(timeout=config.distributed.hang_timeout)
+    _check_divisible(config.global_batch_size, processes.count)
+    precision, reason = resolve_precision(config.precision, processes.device)
+    latest, state = from_main(lambda: _latest_checkpoint(config))
+    encoder = build_model(config.model, config.recipe, config.seed) if latest is None else build_untrained(config)
+    encoder.to(processes.device)
+    if config.micro_batch_size is not None and has_trainable_batchnorm(encoder):
+        raise UserError("micro_batch_size: expected null with batch norms, whose statistics cover the full batch")
+    bf16 = precision == "bf16"
+    parallel = ParallelModel(encoder, config.distributed, config.optimizer, processes, bf16=bf16)
+    preprocess, device = encoder.preprocess_cfg, processes.device
+    decay = config.ema_decay
+    run = TrainRun(
+        config=config,
+        data=data,
+        recipe=Recipe(config.recipe),
+        processes=processes,
+        parallel=parallel,
+        average=None if decay is None else ModelEma(decay, encoder.state_dict(), updates=state.step),
+        state=state,
+        steps=config.steps_for(len(data)),
+        precision=precision,
+        mean=torch.tensor(preprocess["mean"], device=device)[:, None, None],
+        std=torch.tensor(preprocess["std"], device=device)[:, None, None],
+    )
+    if latest is not None:
+        load_tensors(latest, run.checkpoint_tensors())
+    if processes.is_main:
+        _log_start(run, reason)
+    return run
+
+
+def _latest_checkpoint(config: EncoderTrainConfig) -> tuple[Path | None, TrainState]:
+    latest = next(reversed(list_checkpoints(config.output)), None)
+    if latest is None:
+        return None, TrainState()
+    verify_checkpoint(latest)
+    return latest, read_train_state(latest)
+
+
+def build_untrained(config: EncoderTrainConfig) -> ClipsModel:
+    """Build a model whose weights are loaded afterwards: the pretrained ones may no longer exist."""
+    return build_model(config.model.without_initial_weights(), config.recipe, config.seed)
+
+
+def has_trainable_batchnorm(model: torch.nn.Module) -> bool:
+    """Whether the model has batch norms in training mode, whose statistics depend on the micro-batch."""
+    norms = (one for one in model.modules() if isinstance(one, torch.nn.modules.batchnorm._BatchNorm))
+    return any(value.requires_grad for norm in norms for value in norm.parameters())
+
+
+def _log_start(run: TrainRun, reason: str) -> None:
+    config, processes = run.config, run.processes
+    under = f" under {config.distributed.strategy}" if config.distributed.strategy != "ddp" else ""
+    count = "1 process" if processes.count == 1 else f"{processes.count} processes"
+    log_info(
+        f"{config.output}: {len(run.data)} samples, {run.steps} steps of {config.global_batch_size}, "
+        f"{count}{under} on {processes.device.type}, {run.precision} ({reason})"
+    )
+    if run.state.step:
+        log_info(f"resuming from step {run.state.step}")
+    if processes.count == 1 and (gpus := torch.cuda.device_count()) > 1:
+        log_info(f"1 of {gpus} visible GPUs is used; torchrun --nproc-per-node {gpus} -m clips.cli train uses all")
+    if run.recipe.needs_synthetic and not any(source.synthetics for source in config.data.sources):
+        log_info(f"data.sources: none has synthetic captions; recipe {config.recipe.name} uses web captions instead")
+    if config.global_batch_size > len(run.data):
+        batch = f"{config.global_batch_size} of {len(run.data)} samples"
+        log_info(f"global_batch_size: {batch}: an image occurs several times in a step")
+
+
+# ---------------------------------------------------------------- before a run: its data, and the stages' errors
 
 
 def open_train_dataset(config: EncoderTrainConfig) -> TrainDataset:
     """Open the training data; before the model is built, so that its errors are reported early."""
     cfg = architectures.model_cfg(config.model)
-    prepare = functools.partial(recipes.Recipe(config.recipe).prepare, tokenizer=build_text_tokenizer(config.model))
+    prepare = functools.partial(Recipe(config.recipe).prepare, tokenizer=build_text_tokenizer(config.model))
     if config.validation.source is not None and os.environ.get("RANK", "0") == "0":
         open_source(config.validation.source)
     return TrainDataset(
@@ -44,6 +172,15 @@ def open_train_dataset(config: EncoderTrainConfig) -> TrainDataset:
         batch_size=config.global_batch_size,
         prepare=prepare,
     )
+
+
+def parent_artifacts(config: EncoderTrainConfig, data: TrainDataset) -> dict[str, str]:
+    """Return the local inputs of the encoder, name → path: artifacts among the data, and initial weights."""
+    initial = {name: getattr(config.model, name) for name in ("pretrained_trunk", "pretrained")}
+    if is_config_file(config.model.architecture):
+        initial["architecture"] = config.model.architecture
+    local = {name: path for name, path in initial.items() if path is not None and Path(path).exists()}
+    return data.parents() | local
 
 
 def check_stages(stages: Sequence[EncoderTrainConfig]) -> None:
@@ -75,96 +212,3 @@ def _tower_cfg(config: EncoderTrainConfig) -> dict[str, Any]:
 def _check_divisible(batch_size: int, processes: int) -> None:
     if batch_size % processes:
         raise UserError(f"global_batch_size: expected a multiple of the {processes} processes, got {batch_size}")
-
-
-def parent_artifacts(config: EncoderTrainConfig, data: TrainDataset) -> dict[str, str]:
-    """Return the local inputs of the encoder, name → path: artifacts among the data, and initial weights."""
-    initial = {name: getattr(config.model, name) for name in ("pretrained_trunk", "pretrained")}
-    if is_config_file(config.model.architecture):
-        initial["architecture"] = config.model.architecture
-    local = {name: path for name, path in initial.items() if path is not None and Path(path).exists()}
-    return data.parents() | local
-
-
-def setup_run(config: EncoderTrainConfig, data: TrainDataset) -> TrainRun:
-    """Set up processes, model and optimizer, from the latest checkpoint in the output directory if there is one."""
-    processes = start_processes(timeout=config.distributed.hang_timeout)
-    _check_divisible(config.global_batch_size, processes.count)
-    precision, reason = resolve_precision(config.precision, processes.device)
-    latest, state = from_main(lambda: _latest_checkpoint(config))
-    encoder = _build_encoder(config, latest).to(processes.device)
-    if config.micro_batch_size is not None and has_trainable_batchnorm(encoder):
-        raise UserError("micro_batch_size: expected null with batch norms, whose statistics cover the full batch")
-    bf16 = precision == "bf16"
-    parallel = ParallelModel(encoder, config.distributed, config.optimizer, processes, bf16=bf16)
-    preprocess, device = encoder.preprocess_cfg, processes.device
-    run = TrainRun(
-        config=config,
-        data=data,
-        recipe=recipes.Recipe(config.recipe),
-        processes=processes,
-        parallel=parallel,
-        average=None if config.ema_decay is None else _build_ema(config.ema_decay, encoder, latest, state),
-        state=state,
-        steps=config.steps_for(len(data)),
-        precision=precision,
-        mean=torch.tensor(preprocess["mean"], device=device)[:, None, None],
-        std=torch.tensor(preprocess["std"], device=device)[:, None, None],
-    )
-    if latest is not None:
-        load_tensors(latest, parallel.optimizer_state_dict(), "optimizer.")
-    if processes.is_main:
-        _log_start(run, reason)
-    return run
-
-
-def _latest_checkpoint(config: EncoderTrainConfig) -> tuple[Path | None, TrainState]:
-    latest = next(reversed(list_checkpoints(config.output)), None)
-    return latest, TrainState() if latest is None else read_train_state(latest)
-
-
-def _log_start(run: TrainRun, reason: str) -> None:
-    config, processes = run.config, run.processes
-    under = f" under {config.distributed.strategy}" if config.distributed.strategy != "ddp" else ""
-    count = "1 process" if processes.count == 1 else f"{processes.count} processes"
-    log_info(
-        f"{config.output}: {len(run.data)} samples, {run.steps} steps of {config.global_batch_size}, "
-        f"{count}{under} on {processes.device.type}, {run.precision} ({reason})"
-    )
-    if run.state.step:
-        log_info(f"resuming from step {run.state.step}")
-    if processes.count == 1 and (gpus := torch.cuda.device_count()) > 1:
-        log_info(f"1 of {gpus} visible GPUs is used; torchrun --nproc-per-node {gpus} -m clips.cli train uses all")
-    if run.recipe.needs_synthetic and not any(source.synthetics for source in config.data.sources):
-        log_info(f"data.sources: none has synthetic captions; recipe {config.recipe.name} uses web captions instead")
-    if config.global_batch_size > len(run.data):
-        batch = f"{config.global_batch_size} of {len(run.data)} samples"
-        log_info(f"global_batch_size: {batch}: an image occurs several times in a step")
-
-
-def _build_encoder(config: EncoderTrainConfig, latest: Path | None) -> ClipsModel:
-    """Build the unsharded model with its initial weights or those of a checkpoint."""
-    if latest is None:
-        return build_model(config.model, config.recipe, config.seed)
-    from_main(lambda: verify_checkpoint(latest))
-    encoder = build_model_without_pretrained(config)
-    load_tensors(latest, encoder.state_dict(), "model.")
-    return encoder
-
-
-def has_trainable_batchnorm(model: torch.nn.Module) -> bool:
-    """Whether the model has batch norms in training mode, whose statistics depend on the micro-batch."""
-    norms = (one for one in model.modules() if isinstance(one, torch.nn.modules.batchnorm._BatchNorm))
-    return any(value.requires_grad for norm in norms for value in norm.parameters())
-
-
-def build_model_without_pretrained(config: EncoderTrainConfig) -> ClipsModel:
-    """Build a model whose weights are loaded afterwards: the pretrained ones may no longer exist."""
-    return build_model(config.model.without_initial_weights(), config.recipe, config.seed)
-
-
-def _build_ema(decay: float, encoder: ClipsModel, latest: Path | None, state: TrainState) -> ModelEma:
-    average = ModelEma(decay, encoder.state_dict(), updates=state.step)
-    if latest is not None:
-        load_tensors(latest, average.state, "average.")
-    return average

@@ -23,8 +23,8 @@ from clips.method.clips_model import ClipsModel
 from clips.method.recipes import CaptionPair, Recipe, RecipeConfig, partial_text
 from clips.model import towers
 from clips.parallel.distributed import all_or_none
+from clips.training.setup import TrainRun
 from clips.training.train_config import ValidationConfig
-from clips.training.train_step import TrainRun
 
 IMAGE, CAPTIONS = "image", ("web", "partial", "whole")
 _CLIPS_RECIPE = Recipe(RecipeConfig(name="clips"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -15,8 +14,7 @@ from transformers import TrainerCallback
 from clips.commandline.signals import StopRequest
 from clips.core import durable
 from clips.core.artifact import write_errors_as_user_errors
-from clips.core.metrics_log import retain_entries
-from clips.core.trackers import Trackers
+from clips.core.run_log import RunLog
 from clips.data.invalid_samples import InvalidSamples
 from llava_bridge.training.checkpoints import mark_complete
 from llava_bridge.training.launch import is_main_process, log_rank0
@@ -32,20 +30,16 @@ class StageProgress:
     Args:
         stage: its name.
         batch_size: samples per step.
-        metrics: the JSON lines file, also of other stages.
+        run_log: the run's, also of other stages; the steps of its trackers continue from stage to stage.
         start_time: of the stage, on the clock ``time.monotonic``, without interruptions and lost work.
-        trackers: those in addition to the file; their steps continue from stage to stage.
     """
 
-    def __init__(
-        self, stage: str, batch_size: int, metrics: Path, start_time: float, trackers: Trackers | None = None
-    ) -> None:
+    def __init__(self, stage: str, batch_size: int, run_log: RunLog, start_time: float) -> None:
         self.stage = stage
         self.batch_size = batch_size
-        self.metrics = metrics
+        self.run_log = run_log
         self.start_time = start_time
         self.last_loss = float("nan")
-        self.trackers = trackers or Trackers()
         self._total = self._first = self._steps_before = 0
         self._resume_time = self._last_line = 0.0
         self._validation: dict[str, float] = {}
@@ -61,7 +55,7 @@ class StageProgress:
         self._resume_time = time.monotonic()
         if not is_main_process():
             return
-        rows = retain_entries(self.metrics, lambda row: row["step"] <= step or row["stage"] != self.stage)
+        rows = self.run_log.resume(lambda row: row["step"] <= step or row["stage"] != self.stage)
         self._steps_before = sum({row["stage"]: row["step"] for row in rows if row["stage"] != self.stage}.values())
         self.last_loss = next(
             (row["loss"] for row in reversed(rows) if row["stage"] == self.stage and "loss" in row), float("nan")
@@ -88,10 +82,8 @@ class StageProgress:
             "time": round(time.time(), 2),
             **validation,
         }
-        with write_errors_as_user_errors(self.metrics), self.metrics.open("a") as file:
-            file.write(json.dumps(row) + "\n")
         numbers = {f"{self.stage}/{name}": value for name, value in row.items() if isinstance(value, int | float)}
-        self.trackers.log(numbers, self._steps_before + step)
+        self.run_log.write(row, self._steps_before + step, tracked=numbers)
         if validation or now - self._last_line >= LOG_INTERVAL_SECONDS or step == self._total:
             self._last_line = now
             left = (self._total - step) * self.batch_size / rate
@@ -162,8 +154,8 @@ class StageCallback(TrainerCallback):
         invalid = self.gather_invalid()  # a collective: all processes have written their shards
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         with write_errors_as_user_errors(checkpoint):
-            if is_main_process() and self.progress.metrics.is_file():
-                durable.sync(self.progress.metrics)
+            if is_main_process() and self.progress.run_log.path.is_file():
+                durable.sync(self.progress.run_log.path)
             mark_complete(checkpoint, invalid, self.progress.seconds)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -19,7 +19,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from clips.commandline.signals import StopRequest, exit_status_for_signal
 from clips.core import durable
-from clips.core.trackers import Trackers
+from clips.core.run_log import RunLog
 from clips.model.layers import compile_modules
 from llava_bridge.training.cached_features import FlushCallback, enable_feature_cache
 from llava_bridge.training.callback import StageCallback, StageProgress
@@ -50,7 +50,7 @@ from llava_bridge.training.validation import StageValidation
 from llava_bridge.training.work_dir import CHECKPOINTS_DIR
 
 
-def train_stage(config: LlavaTrainConfig, name: str, work: Path, stop: StopRequest, trackers: Trackers) -> None:
+def train_stage(config: LlavaTrainConfig, name: str, work: Path, stop: StopRequest, run_log: RunLog) -> None:
     """Run stage ``name`` and write its model to ``work/name/model``; called in every process.
 
     Raises:
@@ -83,9 +83,7 @@ def train_stage(config: LlavaTrainConfig, name: str, work: Path, stop: StopReque
     # The last checkpoint of an interrupted stage, readable by this number of processes.
     durable.make_directory(folder / CHECKPOINTS_DIR)
     checkpoint = last_checkpoint(folder / CHECKPOINTS_DIR)
-    progress = StageProgress(
-        name, stage.global_batch_size, work / "metrics.jsonl", started - load_elapsed_seconds(checkpoint), trackers
-    )
+    progress = StageProgress(name, stage.global_batch_size, run_log, started - load_elapsed_seconds(checkpoint))
     if universal := checkpoint is not None and needs_universal_conversion(checkpoint):
         convert_to_universal(checkpoint)
 

@@ -18,12 +18,13 @@ from pathlib import Path
 from clips.commandline.signals import StopRequest, graceful_shutdown
 from clips.core.artifact import atomic_artifact_dir, atomic_write, check_finished, write_manifest
 from clips.core.identity import RUN, difference, read_run, reject_other_run, run_text
-from clips.core.trackers import TENSORBOARD_DIR, Trackers, check_trackers, open_trackers
+from clips.core.run_log import METRICS_FILE, RunLog
+from clips.core.trackers import TENSORBOARD_DIR, check_trackers
 from clips.errors import UserError
 from clips.gpus import visible_gpus
 from clips.model_card import write_card
 from clips.text_files import safe_json_loads
-from clips.typed_data import to_plain, to_yaml
+from clips.typed_data import to_yaml
 from llava_bridge.data import read_samples
 from llava_bridge.data.sources import reject_missing
 from llava_bridge.training.launch import is_main_process, launcher_world_size, log_rank0, report_once, start_ranks
@@ -113,23 +114,19 @@ def run_stages(config: LlavaTrainConfig, stop: StopRequest) -> None:
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
     transformers_logging.disable_progress_bar()
+    from clips.data.loader import worker_errors_as_user_errors
     from llava_bridge.training.stage import train_stage  # not before: libraries that it imports print warnings
 
     init_process_group()
     barrier()  # until rank 0 has prepared the directory, also for a second run of these processes
     work = work_dir(config)
     _check_shared(work)
-    trackers = Trackers()
-    if is_main_process():
-        trackers = open_trackers(config.report_to, work, Path(config.output).name, to_plain(config))
-    try:
+    with RunLog.of(config, work, writes=is_main_process()) as run_log, worker_errors_as_user_errors():
         for name in config.stages:
             if (work / name / "model").is_dir():
                 log_rank0(f"{name}: done before")
             else:
-                train_stage(config, name, work, stop, trackers)
-    finally:
-        trackers.finish()
+                train_stage(config, name, work, stop, run_log)
     if is_main_process():
         _write_output(config, work)
     barrier()
@@ -152,7 +149,7 @@ def _write_output(config: LlavaTrainConfig, work: Path) -> None:
     with atomic_artifact_dir(config.output, kind="llava") as directory:
         shutil.copytree(work / last / "model", directory, dirs_exist_ok=True)
         (directory / "stage.json").unlink()
-        shutil.copyfile(work / "metrics.jsonl", directory / "metrics.jsonl")
+        shutil.copyfile(work / METRICS_FILE, directory / METRICS_FILE)
         if (work / TENSORBOARD_DIR).is_dir():  # else TensorBoard was not used, or failed
             shutil.copytree(work / TENSORBOARD_DIR, directory / TENSORBOARD_DIR)
         write_manifest(

@@ -48,7 +48,7 @@ from clips.data.sources import SourceConfig
 from clips.data.tar_index import add_member, index_tar
 from clips.method.recipes import Recipe, RecipeConfig
 from clips.model.tokenizer import ClipsTokenizer
-from clips.training.train_step import prepare_batch
+from clips.train import prepare_batch
 
 SIZE = 224
 TICKS = os.sysconf("SC_CLK_TCK")

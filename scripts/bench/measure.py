@@ -30,9 +30,9 @@ from clips.model.tokenizer import ClipsTokenizer
 from clips.parallel.distributed import DistributedContext
 from clips.parallel.distributed_config import DistributedConfig
 from clips.parallel.parallel_model import ParallelModel
+from clips.training.run_dir import TrainState
+from clips.training.setup import TrainRun
 from clips.training.train_config import EncoderTrainConfig
-from clips.training.train_state import TrainState
-from clips.training.train_step import TrainRun
 
 # ---------------------------------------------------------------- time
 
@@ -190,7 +190,7 @@ def start(
     device: str,
     scale: DistributedConfig | None = None,
 ) -> tuple[TrainRun, dict[str, Tensor]]:
-    """The arguments of `clips.training.train_step.train_step`: a new model with its optimizer, and a batch.
+    """The arguments of `clips.train.train_step`: a new model with its optimizer, and a batch.
 
     Args:
         model_config: the towers.

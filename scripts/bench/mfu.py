@@ -30,7 +30,8 @@ from torch import Tensor
 from clips.method.recipes import RECIPES, RecipeConfig
 from clips.model.architectures import CaptionerConfig, ModelConfig
 from clips.parallel.distributed_config import DistributedConfig
-from clips.training.train_step import TrainRun, train_step
+from clips.train import train_step
+from clips.training.setup import TrainRun
 
 SECONDS_OF_PRODUCTS = 1.0
 COUNTED = 8  # samples

@@ -4,7 +4,7 @@
     python scripts/bench/step_vs_open_clip.py --device cuda --architecture clips-l-14 --batch 512 --rounds 30
 
 "theirs" is ``open_clip_train.train.train_one_epoch`` on a loader of one batch, with the default optimizer, loss and
-autocast of open_clip's ``main``; "ours" is ``clips.training.train_step.train_step``. For ``clip`` both train a copy of
+autocast of open_clip's ``main``; "ours" is ``clips.train.train_step``. For ``clip`` both train a copy of
 one open_clip model. For ``coca`` each trains its own decoder on towers of the same shapes, with the same width, depth
 and heads: open_clip's decoder has self- and cross-attention blocks after a causal text tower, this suite's has one
 block per layer over image and text. Parameters and operations of both are printed. Without ``--captions`` every text
@@ -28,7 +28,7 @@ from clips.method.clips_model import ClipsModel
 from clips.method.recipes import RecipeConfig
 from clips.model.architectures import CaptionerConfig, ModelConfig
 from clips.model.tokenizer import PAD
-from clips.training.train_step import read_metrics, train_step
+from clips.train import read_metrics, train_step
 
 Sides = dict[str, Callable[[], dict[str, float]]]
 HEAD = [
