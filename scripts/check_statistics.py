@@ -20,17 +20,19 @@ import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from benchmarks.report.significance import Evidence, PairedTests
+from benchmarks.report.differences import compare_models
+from benchmarks.report.scores import pool_training_noise
 from benchmarks.report.table import Cell, Table
 from benchmarks.report.table import Column as TableColumn
 from benchmarks.results.blind import compare_with_blind, gain_of, is_credited
-from benchmarks.results.item_scores import ItemTable, with_gallery
+from benchmarks.results.item_scores import ItemScores, ItemTable, with_gallery
 from benchmarks.results.noise import (
     Scores,
     TrainingNoise,
@@ -41,7 +43,7 @@ from benchmarks.results.noise import (
     training_noise,
 )
 from benchmarks.results.result_types import BLOCKER, Metric
-from benchmarks.results.statistics import LEVEL, compare, holm_correction, image_scores
+from benchmarks.results.statistics import LEVEL, compare, holm_correction, image_scores, scores_interval
 from benchmarks.study.rows import RowRecord
 
 Generator = np.random.Generator
@@ -215,69 +217,57 @@ class Found:
     alarms: float
 
 
-class SimulatedEvidence(Evidence):
-    """The report's own evidence and training noise, of simulated scores instead of result files."""
+class NoItems(ItemScores):
+    """The simulated scores have no items."""
 
-    def __init__(self, world: World, columns: list[list[Scores]]) -> None:
-        self._scores = {(place, str(number)): scores for number, column in enumerate(columns)
-                        for place, scores in enumerate(column)}  # fmt: skip
-        self._noise, self._spreads, self._intervals = {}, {}, {}
-        rows = [(place, llm) for llm in range(world.llms) for place in range(len(columns[0]))]
-        records = {
-            (place, llm): RowRecord(name=f"{place} {llm}", encoder=str(place), baseline=f"0 {llm}" if place else None)
-            for place, llm in rows
-        }
-        metrics = [
-            TableColumn(benchmark=str(number), metric="x", label="x", scale=1.0, higher_is_better=True)
-            for number in range(len(columns))
-        ]
-        cells = {
-            (records[row].name, column.benchmark, "x"): Cell(
-                row=records[row].name,
-                column=column,
-                value=columns[number][row[0]].value,
-                members=(records[row].name,) if world.seeds > 1 else (),
-            )
-            for row in rows
-            for number, column in enumerate(metrics)
-        }
-        self.pool_training_noise(
-            Table(rows=tuple(records.values()), columns=tuple(metrics), cells=cells, comparisons=0)
-        )
-        tested = tuple(records[row] for row in rows if row[0] < world.models)  # without weak rows
-        self.table = Table(rows=tested, columns=tuple(metrics), cells=cells, comparisons=0)
-
-    def results_key(self, cell: Cell) -> tuple[object, ...]:
-        return int(cell.row.split()[0]), cell.column.benchmark
-
-    def scores(self, cell: Cell) -> Scores | None:
-        return self._scores[self.results_key(cell)]
-
-    def _models(self, cell: Cell) -> tuple[str, ...]:
-        return (cell.row.split()[0],)
-
-    def corrected(self, *, all_pairs: bool) -> Mapping[Any, float]:
-        """Pair → corrected p-value of the tests of a report, with the first model as the baseline."""
-        return PairedTests(
-            [self.table], self, ranked=True, all_pairs=all_pairs, untested=lambda cell, base: False
-        ).corrected
+    def of_model(self, *_: object, **__: object) -> None:
+        return None
 
 
-def simulated_table(world: World, rng: Generator, gain: float = 0.0) -> tuple[SimulatedEvidence, list[Column]]:
-    """A table of models, of which all but the first are better by ``gain``, and the images of its columns."""
+def simulated_table(world: World, rng: Generator, gain: float = 0.0) -> tuple[Table, list[Column]]:
+    """A report's table of models, of which all but the first are better by ``gain``, and the images of its columns.
+
+    The training noise is also that of weak models, which are not in the table. The first model is the baseline.
+    """
     columns = [Column(world, rng) for _ in range(world.tests)]
     scores = [
         [*(column.model(place, gain if place else 0.0) for place in range(world.models)), *column.weak_models()]
         for column in columns
     ]
-    return SimulatedEvidence(world, scores), columns
+    places = [place for _ in range(world.llms) for place in range(len(scores[0]))]
+    names = [f"{place} {llm}" for llm in range(world.llms) for place in range(len(scores[0]))]
+    shown = tuple(
+        TableColumn(benchmark=str(number), metric="x", label="x", scale=1.0, higher_is_better=True)
+        for number in range(len(columns))
+    )
+    for column, models in zip(shown, scores, strict=True):
+        for name, place in zip(names, places, strict=True):
+            result: Any = SimpleNamespace(path=place, model={"hash": str(place)})
+            members = (name,) if world.seeds > 1 else ()
+            cell = Cell(row=name, column=column, value=models[place].value, members=members, results=(result,))
+            cell.evidence = models[place]
+            column.cells.append(cell)
+    pool_training_noise(Table(rows=(), columns=shown, scores=[cell for column in shown for cell in column.cells]), {})
+    for column in shown:
+        column.cells = [cell for cell, place in zip(column.cells, places, strict=True) if place < world.models]
+    rows = tuple(
+        RowRecord(name=name, encoder=str(place), baseline=f"0 {name.split()[1]}" if place else None)
+        for name, place in zip(names, places, strict=True)
+        if place < world.models
+    )
+    return Table(rows=rows, columns=shown, scores=[cell for column in shown for cell in column.cells]), columns
 
 
-def known(evidence: Evidence, cell: Cell) -> Scores:
+def corrected(table: Table, *, all_pairs: bool) -> dict[frozenset[Cell], float]:
+    """Pair → corrected p-value of the tests of a report."""
+    compare_models([table], NoItems(), all_pairs=all_pairs)
+    return {pair: difference.p_adjusted for pair, difference in table.tested.items()}
+
+
+def known(cell: Cell) -> Scores:
     """The scores of a simulated cell, which always has them."""
-    scores = evidence.scores(cell)
-    assert scores is not None
-    return scores
+    assert cell.evidence is not None
+    return cell.evidence
 
 
 def simulate(world: World, trials: int, seed: int = 7, *, all_pairs: bool = False) -> Found:
@@ -285,18 +275,16 @@ def simulate(world: World, trials: int, seed: int = 7, *, all_pairs: bool = Fals
     rng, alarms = np.random.default_rng(seed), 0
     scores, differences = list[bool](), list[bool]()
     for _ in range(trials):
-        evidence, columns = simulated_table(world, rng)
-        table = evidence.table
+        table, columns = simulated_table(world, rng)
         for shown, column in zip(table.columns, columns, strict=True):
             if len(scores) < 20 * trials:
-                first, *_, last = (table.cell(row, shown) for row in table.rows[: world.models])
-                interval, noise = evidence.interval(last), evidence.training_noise(last)
-                assert interval is not None
+                first, *_, last = shown.cells[: world.models]
+                interval = scores_interval(known(last), last.noise)
                 low, high = (math.nan if end is None else end for end in (interval.low, interval.high))
                 scores.append(low <= column.truth <= high)
-                between = compare(known(evidence, first), known(evidence, last), noise)
+                between = compare(known(first), known(last), last.noise)
                 differences.append(not (between.low > 0 or between.high < 0))
-        alarms += min(evidence.corrected(all_pairs=all_pairs).values()) < LEVEL
+        alarms += min(corrected(table, all_pairs=all_pairs).values()) < LEVEL
     return Found(float(np.mean(scores)), float(np.mean(differences)), alarms / trials)
 
 
@@ -360,12 +348,11 @@ def found_differences(world: World, trials: int, gain: float) -> tuple[float, fl
     rng = np.random.default_rng(8)
     default, every, students = list[bool](), list[bool](), list[bool]()
     for _ in range(trials):
-        evidence, _ = simulated_table(world, rng, gain * world.spread)
-        table = evidence.table
+        table, _ = simulated_table(world, rng, gain * world.spread)
         for found, all_pairs in ((default, False), (every, True)):
-            corrected = evidence.corrected(all_pairs=all_pairs)
-            found += [p_value < LEVEL for (_, _, rows), p_value in corrected.items() if "0 0" in rows]
-        scores = [[known(evidence, table.cell(row, column)) for row in table.rows] for column in table.columns]
+            tests = corrected(table, all_pairs=all_pairs)
+            found += [p < LEVEL for pair, p in tests.items() if "0 0" in {cell.row for cell in pair}]
+        scores = [[known(cell) for cell in column.cells] for column in table.columns]
         alone = [float(stats.ttest_1samp(other.values - models[0].values, 0).pvalue)
                  for models in scores for other in models[1:]]  # fmt: skip
         students += [p_value < LEVEL for p_value in holm_correction(alone)]

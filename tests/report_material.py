@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
+from benchmarks.report.formats import REPORT_FORMATS
+from benchmarks.report.report import Report
 from benchmarks.results.protocol import fingerprint
 from benchmarks.results.results import Result, write_result
 from benchmarks.tasks.evaluation import ChanceLevels, MetricSpec, compute_metric
@@ -139,6 +141,11 @@ def put_failure(results: Path, row: str, benchmark: str, reason: str) -> Path:
             model={"path": "", "hash": ""},
         ),
     )
+
+
+def rendered(report: Report, name: str) -> str:
+    """The file of a format that has one."""
+    return str(next(iter(REPORT_FORMATS[name](report).values())))
 
 
 def put_results(results: Path, skills: dict[str, float] | None = None) -> Path:

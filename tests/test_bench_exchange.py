@@ -15,8 +15,6 @@ from report_material import items_table, put_result
 from benchmarks import cli
 from benchmarks.exchange import csv_rows, lmms_eval
 from benchmarks.exchange.import_command import ImportConfig, run_import
-from benchmarks.report.build_table import build_results_table
-from benchmarks.report.load_results import read_source
 from benchmarks.report.report import build_report
 from benchmarks.results.result_types import Result
 from benchmarks.results.results import read_items, read_results, result_path
@@ -213,12 +211,14 @@ def test_the_report_marks_imports_and_tests_them_only_on_equal_items(tmp_path: P
     report = build_report(tmp_path)
     (note,) = [note for note in report.notes if note.startswith("§")]
     assert "by lmms-eval" in note
-    assert {cell.row for cell in report.table.cells.values() if cell.measured_elsewhere} == {"a", "b"}
-    assert {key[2] for key in report.table.p_values} == {frozenset({"a", "b"})}  # never with ours
+    assert {cell.row for cell in report.table.scores if cell.measured_elsewhere} == {"a", "b"}
+    assert {frozenset({each.cell.row, each.other.row}) for each in report.table.differences} == {
+        frozenset({"a", "b"})
+    }  # never with ours
     for table in (tmp_path / "b").glob("*.items.parquet"):
         items = pd.read_parquet(table)
         items.assign(item=["x" + name for name in items["item"]]).to_parquet(table)
-    assert build_results_table(read_source(tmp_path)).p_values == {}
+    assert build_report(tmp_path).table.differences == []
 
 
 OWN = "model,benchmark,metric,value,ci_low,ci_high,n,scale,source\n"

@@ -14,7 +14,7 @@ from report_study import record_study
 from scipy import stats
 
 from benchmarks.cli import main
-from benchmarks.report.another_seed import column_components
+from benchmarks.report.notes import column_components
 from benchmarks.report.report import build_report
 from benchmarks.results.noise import Scores, TrainingNoise, difference_estimate, training_noise
 from benchmarks.results.power import Components, variance_components
@@ -159,7 +159,7 @@ def test_the_command_prints_the_components(study, monkeypatch, capsys):
 def test_the_report_says_what_another_seed_adds(study):
     report = build_report(study)
     (note,) = [note for note in report.notes if note.startswith("Another seed or stop?")]
-    (parts,) = column_components(report.table, report.evidence).values()
+    (parts,) = column_components(report.table).values()
     assert parts.num_seeds == 3
     found = [100 * (1 - parts.min_detectable(seeds) / parts.min_detectable(3)) for seeds in (4, math.inf)]
     assert 5 < found[0] < found[1] <= 100

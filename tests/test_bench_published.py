@@ -6,11 +6,10 @@ import csv
 import io
 
 import pytest
-from report_material import put_results
+from report_material import put_results, rendered
 from rich.console import Console
 
-from benchmarks.report.formats import REPORT_FORMATS
-from benchmarks.report.reference_table import REFERENCE_NOTE
+from benchmarks.report.published import REFERENCE_NOTE
 from benchmarks.report.report import Report, build_report
 from benchmarks.report.text_table import print_report
 from benchmarks.results.reference_results import load_reference_results, select_reference_results
@@ -59,19 +58,19 @@ def test_values_are_those_of_the_sources(shared):
 
 def test_published_rows_are_separate_in_every_format(results):
     plain, built = build_report(results), build_report(results, reference_results=PAIR)
-    assert built.table == plain.table  # no mark, test or cell depends on them
+    assert rendered(built, "csv") == rendered(plain, "csv")  # no mark, test or cell depends on them
     assert plain.reference_results is None
     assert built.reference_results.columns == ("gqa/exact_match", "pope/pope_f1_score")  # of the report's benchmarks
     assert shown(built) == {BASE: ["57.5", "83.8"], "CLIPS ViT-L/14 + Llama-3": ["60.3", "86.7"]}
     for name in ("html", "markdown", "latex"):
-        text = REPORT_FORMATS[name].render(built)
+        text = rendered(built, name)
         assert "CLIPS ViT-L/14 + Llama-3 (published, clips)" in text
         assert REFERENCE_NOTE in text
         assert "arXiv 2411.16828" in text
-        assert "published" not in REPORT_FORMATS[name].render(plain)
-    (first, second) = csv.DictReader(io.StringIO(REPORT_FORMATS["reference_results"].render(built)))
+        assert "published" not in rendered(plain, name)
+    (first, second) = csv.DictReader(io.StringIO(rendered(built, "reference_results")))
     assert (first["model"], float(second["gqa/exact_match"])) == (BASE, 60.3)
-    assert REPORT_FORMATS["reference_results"].render(plain) == ""
+    assert rendered(plain, "reference_results") == ""
 
 
 def test_differences_are_those_of_the_paper(results):
@@ -79,7 +78,7 @@ def test_differences_are_those_of_the_paper(results):
     assert shown(built)["CLIPS ViT-L/14 + Llama-3"] == ["60.3 (+2.8)", "86.7 (+2.9)"]
     assert shown(built)[BASE] == ["57.5", "83.8"]
     assert shown(built)["OpenAI CLIP ViT-L/14 336 + Vicuna-1.5-7B"] == ["62.0", "85.9"]  # of another source
-    assert not any(cell.delta for cell in built.table.cells.values())
+    assert not any(cell.delta for cell in built.table.scores)
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,8 @@ import pytest
 from bench_reader import evaluate
 from bench_world import write_images, write_lines
 from fuzz_world import run
-from report_material import items_table, put_result
+from report_material import items_table, put_result, rendered
 
-from benchmarks.report.formats import REPORT_FORMATS
 from benchmarks.report.report import build_report
 from benchmarks.results.protocol import ranking_key
 from benchmarks.results.results import Result, read_result
@@ -71,11 +70,11 @@ def test_every_format_says_n_and_of_how_many(tmp_path: Path) -> None:
         result(tmp_path, "gqa", row)
     built = build_report(tmp_path)
     for name in ("html", "markdown", "latex"):
-        text = REPORT_FORMATS[name].render(built)
+        text = rendered(built, name)
         assert "120 of 9,000" in text, name
         assert "Measured on a part of the benchmark: pope: 120 of 9,000 questions (clip and clips)." in text, name
-    assert "| n | 120 | 120 of 9,000 |" in re.sub(" +", " ", REPORT_FORMATS["markdown"].render(built))
-    lines = pd.read_csv(io.StringIO(REPORT_FORMATS["csv"].render(built))).fillna({"n_full": 0})
+    assert "| n | 120 | 120 of 9,000 |" in re.sub(" +", " ", rendered(built, "markdown"))
+    lines = pd.read_csv(io.StringIO(rendered(built, "csv"))).fillna({"n_full": 0})
     assert {*zip(lines["benchmark"], lines["n"], lines["n_full"], strict=True)} == {
         ("pope", 120, 9000),
         ("gqa", 120, 0),

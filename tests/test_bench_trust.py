@@ -104,7 +104,7 @@ def test_verdicts_better_worse_and_not_significant(tmp_path):
     delta = line.first.delta
     assert delta.value == pytest.approx(100 * (mine.value - other.value))
     assert delta.ci_low < delta.value < delta.ci_high < 0
-    assert 0 < delta.min_detectable_difference < -delta.value
+    assert 0 < delta.min_detectable < -delta.value
     assert {line.verdict for line in lines_of(tmp_path, "clips", "clips").values()} == {"unchanged: the same model"}
     shutil.copytree(tmp_path / "clips", tmp_path / "twin")
     for path in (tmp_path / "twin").glob("*.json"):

@@ -86,11 +86,11 @@ USES = {
         result = read_result(Path("r/them/vizwiz_vqa_val.json"))
         assert result.metrics["exact_match"].value == 0.75 and result.metrics["exact_match"].ci_low > 0.1, result
     """,
-    "benchmarks/report/sections.py": """
+    "benchmarks/report/page.py": """
         from pathlib import Path
         import report_material
         from benchmarks.report.report import build_report
-        from benchmarks.report.html_page import render_page
+        from benchmarks.report.page import render_page
         page = render_page(build_report(report_material.put_results(Path("results"))))
         assert 'href="#protocols"' in page and "<dt>clips</dt>" in page
     """,

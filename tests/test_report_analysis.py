@@ -10,10 +10,11 @@ import pytest
 from report_material import SKILLS, items_table, put_result, put_results
 
 from benchmarks.report.categories import category_figures, category_tables
-from benchmarks.report.figure import FigureSet
+from benchmarks.report.figures import FigureSet
 from benchmarks.report.forest_plots import forest_plots
 from benchmarks.report.load_results import read_source
 from benchmarks.report.report import Report, build_report
+from benchmarks.results.item_scores import ItemScores
 from benchmarks.study.rows import RowRecord
 from benchmarks.tasks.mllm.items import items_table as answered
 
@@ -32,22 +33,22 @@ def only(found: FigureSet | None, name: str):
 
 
 def test_a_forest_plot_says_what_the_table_says(report):
-    figure = only(forest_plots(report), "forest-pope-accuracy")
+    figure = only(forest_plots(report.table), "forest-pope-accuracy")
     column = next(column for column in report.table.columns if column.metric == "accuracy")
-    deltas = {cell.row: cell.delta for cell in report.table.column_cells(column) if cell.delta}
+    deltas = {cell.row: cell.delta for cell in column.cells if cell.delta}
     assert [row[0] for row in figure.rows] == sorted(deltas, key=lambda row: -deltas[row].value)
     told = {row[0]: (row[1], row[4]) for row in figure.rows}
     assert told["best"] == (f"+{deltas['best'].value:.1f}", "better")
     assert told["untrained"][1] == "worse"
     assert "best" in figure.alt
     assert "untrained" in figure.alt
-    assert forest_plots(build_report(report.source.directory)) is None  # no baseline
+    assert forest_plots(build_report(report.source.directory).table) is None  # no baseline
 
 
 def test_a_difference_that_is_not_significant_is_not_stated(tmp_path):
     for row in ("one", "other"):
         put_result(tmp_path, row, "pope", items_table(0.5 if row == "one" else 0.51, benchmark="pope"))
-    figure = only(forest_plots(build_report(tmp_path, baseline="one")), "forest-pope-accuracy")
+    figure = only(forest_plots(build_report(tmp_path, baseline="one").table), "forest-pope-accuracy")
     assert figure.rows[0][4] == "not significant"
     assert figure.alt.endswith("none of 1 is significant.")
 
@@ -68,14 +69,14 @@ def test_a_benchmark_is_split_by_category_with_tested_differences(tmp_path):
     put_result(tmp_path, "clip", "pope", with_kinds({"random": 0.5, "popular": 0.5}))
     put_result(tmp_path, "clips", "pope", with_kinds({"random": 0.9, "popular": 0.5}))
     report = build_report(tmp_path, baseline="clip")
-    (table,) = category_tables(report.source)
-    cells = {(cell.row, cell.column.metric): cell for cell in table.cells.values()}
+    (table,) = category_tables(report.source, ItemScores())
+    cells = {(cell.row, cell.column.metric): cell for cell in table.scores}
     items = with_kinds({"random": 0.9, "popular": 0.5})
     assert cells["clips", "random"].value == pytest.approx(100 * items[items["category"] == "random"]["hit"].mean())
     assert cells["clips", "random"].ci_low < cells["clips", "random"].value < cells["clips", "random"].ci_high
     assert cells["clips", "random"].delta.significant
     assert not cells["clips", "popular"].delta.significant
-    figure = only(category_figures(report), "kinds-pope")
+    figure = only(category_figures(report.source, report.table, report.items), "kinds-pope")
     assert figure.headers == ("category", "items", "clip", "clips")
     assert [row[:2] for row in figure.rows] == [("popular", "120"), ("random", "120")]
     assert "(▲ +" in figure.rows[1][3]
@@ -87,13 +88,13 @@ def test_p_values_of_all_kinds_are_corrected_together(tmp_path):
     for benchmark in ("pope", "gqa"):
         put_result(tmp_path, "clip", benchmark, with_kinds({"a": 0.5, "b": 0.5}))
         put_result(tmp_path, "clips", benchmark, with_kinds({"a": 0.9, "b": 0.5}))
-    tables = category_tables(build_report(tmp_path, baseline="clip").source)
+    tables = category_tables(build_report(tmp_path, baseline="clip").source, ItemScores())
     assert [table.comparisons for table in tables] == [4, 4]
-    smallest = min(cell.delta.p_adjusted for table in tables for cell in table.cells.values() if cell.delta)
+    smallest = min(cell.delta.p_adjusted for table in tables for cell in table.scores if cell.delta)
     put_result(tmp_path / "one", "clip", "pope", with_kinds({"a": 0.5, "b": 0.5}))
     put_result(tmp_path / "one", "clips", "pope", with_kinds({"a": 0.9, "b": 0.5}))
-    (table,) = category_tables(build_report(tmp_path / "one", baseline="clip").source)
-    half = min(cell.delta.p_adjusted for cell in table.cells.values() if cell.delta)
+    (table,) = category_tables(build_report(tmp_path / "one", baseline="clip").source, ItemScores())
+    half = min(cell.delta.p_adjusted for cell in table.scores if cell.delta)
     assert 0 < smallest == pytest.approx(2 * half)
 
 
@@ -106,9 +107,9 @@ def test_kinds_of_several_seeds_are_means_with_tests_over_seeds(tmp_path):
             baseline = None if encoder == "clip" else f"clip-{seed}"
             rows.append(RowRecord(name=f"{encoder}-{seed}", encoder=encoder, seed=seed, baseline=baseline))
     source = dataclasses.replace(read_source(tmp_path), rows=tuple(rows))
-    (table,) = category_tables(source)
+    (table,) = category_tables(source, ItemScores())
     assert [row.name for row in table.rows] == ["clip-0", "clips-0"]
-    cell = table.cells["clips-0", "pope", "a"]
+    cell = table.cell("clips-0", "pope", "a")
     assert len(cell.by_seed) == 3
     assert cell.value == pytest.approx(np.mean([*cell.by_seed.values()]))
     assert (cell.delta.baseline, table.comparisons) == ("clip-0", 2)

@@ -13,13 +13,10 @@ from report_material import edit, items_table, put_result
 from report_study import record_study
 
 from benchmarks.analysis.compare_command import CompareConfig, build_comparison
-from benchmarks.report.blind_figures import gain_figures
-from benchmarks.report.forest_plots import forest_plots
+from benchmarks.report.forest_plots import forest_plots, gain_figures
 from benchmarks.report.formats import REPORT_FORMATS
 from benchmarks.report.latex_style import LatexStyle
-from benchmarks.report.overall import overall_texts
 from benchmarks.report.report import build_report
-from benchmarks.report.tidy import BLIND_COLUMNS
 from benchmarks.results.blind import add_blind_columns
 
 COUNT = 240
@@ -52,22 +49,22 @@ DOES_NOT = {"blank": 0.6, "shuffled": 0.03}
 
 def test_a_score_above_both_runs_is_credited(tmp_path):
     report = build_report(_write(tmp_path, {"clip": LOOKS, "clips": LOOKS}), baseline="clip")
-    best = report.table.cells["clips", "gqa", "exact_match"]
+    best = report.table.cell("clips", "gqa", "exact_match")
     assert (best.credited, best.mark, best.withheld) == (True, "best", "")
     assert {kind: gain.n for kind, gain in best.gains.items()} == {"blank": 120, "shuffled": 120}
     gain = best.gains["blank"]
     assert gain.value == pytest.approx(gain.sighted - gain.blind)
     assert 0 < gain.ci_low < gain.value < gain.ci_high
-    assert report.table.cells["clips", "mmstar", "exact_match"].credited is None
+    assert report.table.cell("clips", "mmstar", "exact_match").credited is None
     assert "clips beats clip by" in report.answer
     assert not any("‡" in note for note in report.notes)
     (line,) = [
         note for note in report.notes if note.startswith("Gain over blind on gqa exact match (120 items): clip ")
     ]
     assert "over blank and" in line
-    page = str(REPORT_FORMATS["html"].files(report)["index.html"])
+    page = str(REPORT_FORMATS["html"](report)["index.html"])
     assert 'id="gain-over-blind"' in page
-    (figure,) = gain_figures(report).figures
+    (figure,) = gain_figures(report.table).figures
     assert [row[:2] for row in figure.rows] == [
         ("clip", "blank"),
         ("clip", "shuffled"),
@@ -79,9 +76,9 @@ def test_a_score_above_both_runs_is_credited(tmp_path):
 def test_a_score_that_needs_no_image_is_not_credited(tmp_path):
     """It is above a blank image, and not above another item's: no mark, and no better one in any sentence."""
     report = build_report(_write(tmp_path, {"clip": LOOKS, "clips": DOES_NOT}), baseline="clip")
-    top = report.table.cells["clips", "gqa", "exact_match"]
+    top = report.table.cell("clips", "gqa", "exact_match")
     assert (top.credited, top.mark, top.withheld) == (False, "", "best")
-    assert report.table.cells["clips", "mmstar", "exact_match"].mark == "best"
+    assert report.table.cell("clips", "mmstar", "exact_match").mark == "best"
     assert "clips beats clip by" in report.answer
     assert " on mmstar" in report.answer
     assert "on gqa" not in report.answer.partition("not credited")[0]
@@ -93,7 +90,7 @@ def test_a_score_that_needs_no_image_is_not_credited(tmp_path):
     (reason,) = [note for note in report.notes if note.startswith("‡")]
     assert reason.startswith("‡ clips on gqa exact match is not credited to the images and has no mark")
     assert "not significantly better than with shuffled images. These items detect a gain of" in reason
-    texts = {name: REPORT_FORMATS[name].files(report) for name in ("markdown", "latex", "html")}
+    texts = {name: REPORT_FORMATS[name](report) for name in ("markdown", "latex", "html")}
     assert "‡ |" in str(texts["markdown"]["table.md"])
     assert r"\ddag" in str(texts["latex"]["table.tex"]) or "‡" in str(texts["latex"]["table.tex"])
     assert 'aria-label="not credited to the images, see the note">‡</a>' in str(texts["html"]["index.html"])
@@ -110,17 +107,17 @@ def test_no_average_rank_or_pair_credits_it(tmp_path, blind):
     assert "No model differs" not in report.answer
     named = "its score on gqa is" if len(blind) == 1 else "its scores on gqa and mmstar are"
     assert f"clips has the highest average over 2 benchmarks, 63.3, but {named} not credited" in report.answer
-    assert [text for text in overall_texts(report.overall[0], "clips") if "‡" in text] == ["63.3‡", "1.0‡"]
-    assert not any("‡" in text for text in overall_texts(report.overall[0], "clip"))
-    latex = str(REPORT_FORMATS["latex"].files(report)["table.tex"])
+    assert [text for text in report.overall[0].texts("clips") if "‡" in text] == ["63.3‡", "1.0‡"]
+    assert not any("‡" in text for text in report.overall[0].texts("clip"))
+    latex = str(REPORT_FORMATS["latex"](report)["table.tex"])
     line = next(line for line in latex.splitlines() if line.startswith("clips &"))
     assert line.count(r"\textbf") == 2 - len(blind)
     assert r"\underline" not in line
     assert "‡: not credited" in latex or r"\textdaggerdbl}: not credited" in latex
-    table = pd.read_csv(io.StringIO(str(REPORT_FORMATS["pairs"].files(report)["pairs.csv"])))
+    table = pd.read_csv(io.StringIO(str(REPORT_FORMATS["pairs"](report)["pairs.csv"])))
     assert [str(value) for value in table["credited"]] == ["False", "False" if len(blind) == 2 else "nan"]
     above = build_report(results, baseline="clips")  # a baseline that is not credited
-    plots = forest_plots(above)
+    plots = forest_plots(above.table)
     assert plots is not None
     assert next(row[4] for figure in plots.figures for row in figure.rows) == "not credited"
     assert "a diamond" in plots.lead
@@ -143,25 +140,25 @@ def test_a_comparison_does_not_credit_it_either(tmp_path):
 
 def test_the_data_table_has_the_scores_without_the_image(tmp_path):
     report = build_report(_write(tmp_path, {"clip": LOOKS, "clips": DOES_NOT}))
-    table = pd.read_csv(io.StringIO(str(REPORT_FORMATS["csv"].files(report)["table.csv"])))
-    assert set(BLIND_COLUMNS) <= {*table}
+    table = pd.read_csv(io.StringIO(str(REPORT_FORMATS["csv"](report)["table.csv"])))
+    assert {"n_blind", "blank_gain", "shuffled_gain_p_value", "credited"} <= {*table}
     line = table[(table["model"] == "clips") & (table["benchmark"] == "gqa")].iloc[0]
-    gain = report.table.cells["clips", "gqa", "exact_match"].gains["shuffled"]
+    gain = report.table.cell("clips", "gqa", "exact_match").gains["shuffled"]
     assert (line["n_blind"], line["shuffled"], line["shuffled_gain"]) == (120, gain.blind, pytest.approx(gain.value))
     assert line["shuffled_gain_ci_low"] <= line["shuffled_gain"] <= line["shuffled_gain_ci_high"]
     assert str(line["credited"]) == "False"
     assert table[table["benchmark"] == "mmstar"]["blank"].isna().all()
     plain = build_report(put_result(tmp_path / "plain", "a", "gqa", items_table(0.5, benchmark="gqa")).parents[1])
-    assert "credited" not in str(REPORT_FORMATS["csv"].files(plain)["table.csv"])
+    assert "credited" not in str(REPORT_FORMATS["csv"](plain)["table.csv"])
 
 
 def test_published_results_keep_their_gains_without_items(tmp_path):
     results = _write(tmp_path, {"clip": LOOKS, "clips": LOOKS})
-    with_items = build_report(results).table.cells["clips", "gqa", "exact_match"].gains
+    with_items = build_report(results).table.cell("clips", "gqa", "exact_match").gains
     for row in ("clip", "clips"):
         (results / row / "gqa.items.parquet").unlink()
         edit(results / row / "gqa.json", items=None)
-    gains = build_report(results).table.cells["clips", "gqa", "exact_match"].gains
+    gains = build_report(results).table.cell("clips", "gqa", "exact_match").gains
     assert list(gains) == list(with_items) == ["blank", "shuffled"]
     for kind, gain in gains.items():
         known = with_items[kind]
@@ -192,13 +189,13 @@ def test_the_gain_of_several_seeds_is_that_of_their_mean(tmp_path):
                     primary=("t2i_r1",),
                     digest=f"{encoder} {seed}",
                 )
-        gain_of_mean = build_report(output).table.cells["whole", "retrieval", "t2i_r1"].gains["blank"]
+        gain_of_mean = build_report(output).table.cell("whole", "retrieval", "t2i_r1").gains["blank"]
         assert gain_of_mean.value == pytest.approx(100 * np.mean([round(each * COUNT) / COUNT for each in gains]))
         widths.append(gain_of_mean.ci_high - gain_of_mean.ci_low)
     assert widths[0] > 3 * widths[1]
     for seed in (0, 2):  # what is left of a model has the other model's variance over trainings
         (tmp_path / "uneven/results" / f"whole-s{seed}" / "retrieval.json").unlink()
-    alone = build_report(tmp_path / "uneven").table.cells["whole", "retrieval", "t2i_r1"].gains["blank"]
+    alone = build_report(tmp_path / "uneven").table.cell("whole", "retrieval", "t2i_r1").gains["blank"]
     assert alone.ci_high - alone.ci_low > widths[0]
 
 
@@ -212,7 +209,7 @@ def test_seeds_with_different_blind_parts_have_no_gain_and_the_report_says_why(t
             row, digest = f"{encoder}-s{seed}", f"{encoder} {seed}"
             put_result(tmp_path / "results", row, "retrieval", items, primary=("t2i_r1",), digest=digest)
     report = build_report(tmp_path)
-    gains = {name: report.table.cells[name, "retrieval", "t2i_r1"].gains for name in ("whole", "other")}
+    gains = {name: report.table.cell(name, "retrieval", "t2i_r1").gains for name in ("whole", "other")}
     assert [{kind: gain.n for kind, gain in each.items()} for each in gains.values()] == [{}, {"blank": 40}]
     (note,) = [note for note in report.notes if "has no gain over blind" in note]
     assert note.startswith("whole on retrieval")
@@ -224,7 +221,7 @@ def test_items_that_do_not_enter_the_metric_are_not_counted(tmp_path):
     unscored = [name for name in items if name == "hit" or name.endswith(":hit")]
     items.loc[ROWS[:10], unscored] = np.nan
     put_result(tmp_path, "clip", "gqa", items)
-    gains = build_report(tmp_path).table.cells["clip", "gqa", "exact_match"].gains
+    gains = build_report(tmp_path).table.cell("clip", "gqa", "exact_match").gains
     assert {kind: gain.n for kind, gain in gains.items()} == {"blank": len(ROWS) - 10, "shuffled": len(ROWS) - 10}
 
 

@@ -11,7 +11,7 @@ import pytest
 from report_material import SKILLS, items_table, put_failure, put_result, put_results
 from report_study import make_study
 
-from benchmarks.report.html_page import render_page
+from benchmarks.report.page import render_page
 from benchmarks.report.report import build_report
 from benchmarks.study.display import Display
 

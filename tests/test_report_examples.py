@@ -13,8 +13,8 @@ from report_study import Page
 from benchmarks.report import cards
 from benchmarks.report.cards import Card, ImageDeduplicator, take_within_budget
 from benchmarks.report.examples import answer_galleries, select_items
-from benchmarks.report.html_page import render_page
 from benchmarks.report.load_results import limit_rows, read_source
+from benchmarks.report.page import render_page
 from benchmarks.report.report import build_report
 from benchmarks.tasks.evaluation import hash_order
 

@@ -10,12 +10,11 @@ import pytest
 from colors import contrast
 from report_study import make_study
 
-from benchmarks.report import figure, figure_export
-from benchmarks.report.figure import Figure, LegendEntry, light_palette
-from benchmarks.report.figure_export import render_inline_svg, render_pdf, render_svg
+from benchmarks.report import figures
+from benchmarks.report.figures import Figure, LegendEntry, light_palette, render_inline_svg, render_pdf, render_svg
 from benchmarks.report.formats import REPORT_FORMATS
+from benchmarks.report.page import report_figures
 from benchmarks.report.report import build_report
-from benchmarks.report.sections import report_figures
 
 FIGURE = Figure(
     **{"name": "curve", "title": "Loss <b>", "alt": 'falls "fast" & <i>', "x_label": "a <b> & $c$ \u202e"},
@@ -57,7 +56,7 @@ def test_every_figure_of_the_page_can_be_had_by_name(tmp_path, monkeypatch):
     found = report_figures(report)
     assert "forest-pope-accuracy" in found
     for suffix, begin in (("svg", b"<svg"), ("pdf", b"%PDF")):
-        files = REPORT_FORMATS[suffix].files(report)
+        files = REPORT_FORMATS[suffix](report)
         assert [*files] == [f"figures/{name}.{suffix}" for name in found]
         for content in files.values():
             assert (content.encode() if isinstance(content, str) else content).startswith(begin)
@@ -65,11 +64,11 @@ def test_every_figure_of_the_page_can_be_had_by_name(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
 def test_colors_have_the_contrast_of_wcag_aa(scheme):
-    style = (Path(figure_export.__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
+    style = (Path(figures.__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
     pairs = re.findall(r"--([\w-]+): light-dark\((#[0-9a-f]{6}), (#[0-9a-f]{6})\)", style)
     colors = {name: ends[scheme] for name, *ends in pairs}
     for ground in ("paper", "sheet", "tint"):
         for text in ("ink", "ink-soft", "accent", "gain", "loss"):
             assert contrast(colors[text], colors[ground]) >= 4.5, (text, ground)
-    for place in range(figure.SERIES_COLORS):
+    for place in range(figures.SERIES_COLORS):
         assert contrast(colors[f"series-{place}"], colors["paper"]) >= 3

@@ -12,9 +12,9 @@ from report_material import SKILLS, edit, items_table, put_result, put_results
 from scipy import stats
 
 from benchmarks.exchange.import_command import ImportConfig, run_import
-from benchmarks.report.formats.latex import render_latex
+from benchmarks.report.averages import is_ratio, overall_section
+from benchmarks.report.latex import render_latex
 from benchmarks.report.load_results import read_source
-from benchmarks.report.overall import is_ratio, overall_section, overall_texts
 from benchmarks.report.report import build_report
 from benchmarks.report.table import Column
 from benchmarks.results.item_scores import ItemScores
@@ -137,7 +137,7 @@ def test_benchmarks_that_a_model_lacks_do_not_count(tmp_path):
     assert overall.ranked == ("ai2d", "pope")
     assert "clips has the highest average over 2 benchmarks of the LLaVA, 56.2" in overall.sentence
     assert overall.sentence.endswith(", without an interval, because there is none on pope.")
-    assert overall_texts(overall, "clips")[1] == "—"
+    assert overall.texts("clips")[1] == "—"
     assert "nan" not in render_latex(report).lower()
 
 

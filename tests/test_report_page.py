@@ -13,11 +13,10 @@ import pytest
 from report_material import edit, items_table, put_failure, put_result, put_results
 from report_study import Page, make_study
 
-from benchmarks.report.html_page import render_page
 from benchmarks.report.load_results import NO_STEP_RECORDS_NOTE, MissingValue, _acceptances, read_source
+from benchmarks.report.page import SECTIONS, render_page
 from benchmarks.report.report import Report, build_report
 from benchmarks.report.report_command import ReportConfig, run_report
-from benchmarks.report.sections import SECTIONS
 from clips.errors import UserError
 
 
@@ -59,17 +58,15 @@ def test_results_of_another_key_are_not_shown(study):
 
 
 def test_results_without_records_of_their_steps_are_shown_as_they_lie(study):
-    before = {place for place, cell in build_report(study).table.cells.items() if cell.value is not None}
+    before = {(cell.row, cell.column.metric) for cell in build_report(study).table.scores if cell.value is not None}
     shutil.rmtree(study / "steps")
     report = build_report(study)
-    assert {place for place, cell in report.table.cells.items() if cell.value is not None} == before
+    assert {(cell.row, cell.column.metric) for cell in report.table.scores if cell.value is not None} == before
     assert NO_STEP_RECORDS_NOTE in report.notes
     for file in (study / "results").rglob("*.json"):
         file.unlink()
     bare = build_report(study)
-    assert {cell.missing.reason for cell in bare.table.cells.values() if cell.missing.kind == "missing"} == {
-        "not run yet"
-    }
+    assert {cell.missing.reason for cell in bare.table.scores if cell.missing.kind == "missing"} == {"not run yet"}
     assert NO_STEP_RECORDS_NOTE not in bare.notes
 
 

@@ -17,12 +17,11 @@ from rich.console import Console
 from benchmarks.analysis.compare_command import comparison_lines
 from benchmarks.analysis.comparison import Comparison
 from benchmarks.report import report as report_module
-from benchmarks.report.formats.latex import render_latex
-from benchmarks.report.formats.markdown import render_markdown
+from benchmarks.report.latex import render_latex
 from benchmarks.report.load_results import MissingValue
 from benchmarks.report.notes import MARKDOWN
 from benchmarks.report.report import Report, build_report
-from benchmarks.report.text_table import print_report
+from benchmarks.report.text_table import print_report, render_markdown
 from benchmarks.results import item_scores
 from benchmarks.results.results import Result
 
@@ -50,7 +49,11 @@ class Reader:
 
     def __init__(self, world: World, report: Report) -> None:
         self.world, self.truth, self.report, self.table = world, Truth(world), report, report.table
-        self.tested = {(key[0], key[2]) for key in self.table.p_values}
+        self.corrected = {
+            (each.cell.column.benchmark, frozenset({each.cell.row, each.other.row})): each.p_adjusted
+            for each in report.table.differences
+        }
+        self.tested = {*self.corrected}
         raw = {(name, pair): self.truth.difference(name, *sorted(pair))[1] for name, pair in self.tested}
         self.p = holm({key: min(1.0, self.truth.factor(*key) * p_value) for key, p_value in raw.items()})
         self.titles = {self.truth.title(name): name for name in world.benchmarks}
@@ -78,9 +81,9 @@ class Reader:
         assert self.truth.needed() <= self.tested
         for benchmark, pair in self.tested:
             assert self.truth.testable(benchmark, *pair)
-        for key, p_adjusted in self.table.p_values.items():
-            assert p_adjusted == pytest.approx(self.p[key[0], key[2]], rel=1e-6, abs=1e-12)
-        for (model, benchmark, _), cell in self.table.cells.items():
+        assert self.corrected == {key: pytest.approx(p, rel=1e-6, abs=1e-12) for key, p in self.p.items()}
+        for cell in self.table.scores:
+            model, benchmark = cell.row, cell.column.benchmark
             measured = self.truth.measured.get((model, benchmark))
             assert (cell.value is None) == (measured is None)
             if measured is not None:
@@ -107,7 +110,9 @@ class Reader:
                     tied = [models[0], *(other for other, flag in zip(models[1:], flags, strict=True) if flag is False)]
                     expected |= dict.fromkeys(tied, "tied")
             for model, mark in expected.items():
-                cell = next(each for key, each in self.table.cells.items() if key[:2] == (model, benchmark))
+                cell = next(
+                    each for each in self.table.scores if (each.row, each.column.benchmark) == (model, benchmark)
+                )
                 hidden = (model, benchmark) in self.truth.measured and self.truth.credited(model, benchmark) is False
                 assert (cell.mark, cell.withheld) == (("", mark) if hidden else (mark, ""))
 
@@ -204,7 +209,7 @@ class Reader:
 
     def no_baseline(self, text: str, apart: str | None = None, where: str = "") -> None:
         """The sentences of a table without differences from a baseline."""
-        best = {(cell.row, cell.column.benchmark) for cell in self.table.cells.values() if cell.mark == "best"}
+        best = {(cell.row, cell.column.benchmark) for cell in self.table.scores if cell.mark == "best"}
         measured = self.truth.measured
         assert not any(self._kinds(model)[kind] for model in self.world.models for kind in ("better", "worse", "equal")
                        if self.world.baseline)  # fmt: skip
@@ -228,7 +233,7 @@ class Reader:
 
     def _apart(self, said: str | None) -> None:
         """``items and settings``: what not all models of a column with marks share."""
-        marked = {cell.column.benchmark for cell in self.table.cells.values() if cell.mark or cell.withheld}
+        marked = {cell.column.benchmark for cell in self.table.scores if cell.mark or cell.withheld}
         found = set()
         for benchmark in marked:
             own = [each for (_, name), each in self.truth.measured.items() if name == benchmark]
@@ -241,12 +246,12 @@ class Reader:
         assert set(listed(said) if said else []) == found
 
     def legend(self, mark: str, apart: str | None) -> None:
-        assert any(cell.mark == mark.casefold() for cell in self.table.cells.values())
+        assert any(cell.mark == mark.casefold() for cell in self.table.scores)
         self._apart(apart)
 
     def tests(self, subjects: str, sources: str, count: str, others: str) -> None:
-        marks = any(cell.mark for cell in self.table.cells.values())
-        deltas = any(cell.delta for cell in self.table.cells.values())
+        marks = any(cell.mark for cell in self.table.scores)
+        deltas = any(cell.delta for cell in self.table.scores)
         assert subjects.casefold() == " and ".join(["marks"] * marks + ["differences from the baseline"] * deltas)
         assert int(count) == len(self.tested)
         planned = {self.world.baseline in pair for _, pair in self.tested}
@@ -271,7 +276,7 @@ class Reader:
 
     def images_only(self) -> None:
         assert not self._with_noise()
-        assert any(cell.ci_low is not None for cell in self.table.cells.values())
+        assert any(cell.ci_low is not None for cell in self.table.scores)
 
     def pretrained(self) -> None:
         assert self._with_noise()
@@ -306,7 +311,7 @@ class Reader:
             assert self.differs(benchmark, *pair) is None
 
     def no_interval(self, names: str, reason: str) -> None:
-        cells = {f"{cell.row} on {self.truth.title(cell.column.benchmark)}": cell for cell in self.table.cells.values()}
+        cells = {f"{cell.row} on {self.truth.title(cell.column.benchmark)}": cell for cell in self.table.scores}
         for name in [] if re.fullmatch(r"\d+ numbers", names) else listed(names):
             cell = cells[name]
             assert cell.ci_low is None
@@ -421,9 +426,7 @@ class Reader:
 
     def uncredited(self, names: str) -> None:
         expected = {
-            f"{cell.row} on {self.truth.title(cell.column.benchmark)}"
-            for cell in self.table.cells.values()
-            if cell.withheld
+            f"{cell.row} on {self.truth.title(cell.column.benchmark)}" for cell in self.table.scores if cell.withheld
         }
         assert (
             len(expected) == int(names.split(" ")[0])
@@ -436,7 +439,7 @@ class Reader:
 
     def below_chance(self, names: str) -> None:
         for title in self._with_chance() if names.startswith("any metric") else listed(names):
-            cells = [cell for cell in self.table.cells.values() if self.truth.title(cell.column.benchmark) == title]
+            cells = [cell for cell in self.table.scores if self.truth.title(cell.column.benchmark) == title]
             numbers = [cell for cell in cells if cell.value is not None]
             assert numbers
             assert all(cell.ci_low is not None and cell.ci_low <= 50 and not cell.group for cell in numbers)
@@ -448,7 +451,7 @@ class Reader:
         said = {f"{row} on {title}" for part in places.split("; ") for rows, _, titles in [part.partition(" on ")]
                 for row, title in itertools.product(listed(rows), listed(titles))}  # fmt: skip
         expected = {
-            f"{cell.row} on {self.truth.title(cell.column.benchmark)}" for cell in self.table.cells.values()
+            f"{cell.row} on {self.truth.title(cell.column.benchmark)}" for cell in self.table.scores
             if cell.column.chance_levels and not cell.group and cell.ci_low is not None and cell.ci_low <= 50
         }  # fmt: skip
         assert said == expected
@@ -466,7 +469,7 @@ class Reader:
         assert self.report.answer in markdown
         for note in self.report.notes:
             assert f"% {note}" in latex
-        marks = [cell.mark for cell in self.table.cells.values()]
+        marks = [cell.mark for cell in self.table.scores]
         assert latex.count(r"\textbf{") == marks.count("best")
         assert latex.count(r"\underline{") == marks.count("tied")
         caption = re.search(r"\\caption\{(.*)\}", latex)

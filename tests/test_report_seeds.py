@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import re
 import shutil
@@ -13,17 +12,14 @@ import numpy as np
 import pytest
 from bench_reader import evaluate
 from bench_world import write_images, write_lines
-from report_material import items_table, put_result
+from report_material import items_table, put_result, rendered
 from report_study import record_study, section
 from scipy import stats
 
-from benchmarks.report.caption_length_figures import length_curves, length_figures
-from benchmarks.report.formats import REPORT_FORMATS
-from benchmarks.report.html_page import render_page
+from benchmarks.report.curves import length_curves, length_figures, sweep_panels
 from benchmarks.report.load_results import limit_rows
+from benchmarks.report.page import built_sections, render_page, report_figures
 from benchmarks.report.report import build_report
-from benchmarks.report.sections import built_sections, report_figures
-from benchmarks.report.sweep_figures import sweep_panels
 from benchmarks.results.formatting import join_row_names
 from benchmarks.results.noise import Scores, training_noise
 from benchmarks.results.statistics import compare, image_scores, scores_interval
@@ -77,7 +73,7 @@ def test_the_table_shows_means_with_both_kinds_of_noise(study):
     built = build_report(study)
     (column,) = built.table.columns
     assert [row.name for row in built.table.rows] == ["pretrained", "whole", "part.block.8", "part.block.16"]
-    cell = built.table.cell(built.table.rows[3], column)
+    cell = column.cells[3]
     assert cell.value == pytest.approx(36)
     # over seeds 0, 5, 5 and 6 points, pooled: 4.6 with 8 degrees of freedom; nothing but luck makes images less than it
     pooled = ((0 + 25 + 25 + 36) / 4) ** 0.5
@@ -90,7 +86,7 @@ def test_the_table_shows_means_with_both_kinds_of_noise(study):
     assert cell.delta.ci_low < 11 - stats.t.ppf(0.975, 8) * pooled * (2 / 3) ** 0.5
     assert built.table.comparisons == 5  # three with the baseline and three with the best, of which one is both
     assert build_report(study, pairs="all").table.comparisons == 6
-    constant = built.table.cell(built.table.rows[2], column).delta
+    constant = column.cells[2].delta
     assert constant.ci_low < 25 < 30 < 35 < constant.ci_high  # equal differences are no certainty
     assert "part.block.8 beats whole by 30.0 points" in " ".join([built.answer, *built.sentences])
     assert any("and the seed variance" in remark for remark in built.notes)
@@ -103,7 +99,7 @@ def test_another_baseline_is_a_model_and_compared_at_equal_seed(study):
     compared = {row.name: row.baseline for row in built.source.rows if row.seed == 2}
     assert compared.pop("part.block.8 (seed 2)") is None
     assert set(compared.values()) == {"part.block.8 (seed 2)"}
-    deltas = {row.name: built.table.cell(row, built.table.columns[0]).delta for row in built.table.rows}
+    deltas = {cell.row: cell.delta for cell in built.table.scores}
     assert deltas["part.block.8"] is None
     assert (deltas["whole"].baseline, deltas["whole"].value) == ("part.block.8", pytest.approx(-30))
     assert deltas["part.block.16"].value == pytest.approx(-19)
@@ -113,12 +109,12 @@ def test_another_baseline_is_a_model_and_compared_at_equal_seed(study):
 
 def test_both_kinds_of_noise_and_every_seed_are_in_the_csv(study):
     built = build_report(study)
-    lines = {line["model"]: line for line in rows_of(REPORT_FORMATS["seeds"].render(built))}
+    lines = {line["model"]: line for line in rows_of(rendered(built, "seeds"))}
     assert float(lines["whole"]["seed 2"]) == pytest.approx(30)
     assert float(lines["whole"]["value"]) == pytest.approx(25)
     assert lines["whole"]["num_seeds"] == "3"
     assert float(lines["whole"]["image_ci_half_width"]) > 5
-    assert len(rows_of(REPORT_FORMATS["csv"].render(built))) == 4
+    assert len(rows_of(rendered(built, "csv"))) == 4
 
 
 def test_a_model_that_was_evaluated_once_has_one_number(study, tmp_path):
@@ -131,7 +127,7 @@ def test_a_model_that_was_evaluated_once_has_one_number(study, tmp_path):
     for encoder in [*SHARES][1:]:
         (copied / "results" / f"{encoder}-s2" / "retrieval.json").unlink()
     built = build_report(copied)
-    lines = {line["model"]: line for line in rows_of(REPORT_FORMATS["seeds"].render(built))}
+    lines = {line["model"]: line for line in rows_of(rendered(built, "seeds"))}
     assert (lines["pretrained"]["num_seeds"], lines["pretrained"]["seed 1"]) == ("1", "")
     assert lines["whole"]["num_seeds"] == "2"
     assert built.table.seeds == 2  # those that have run
@@ -153,7 +149,7 @@ def test_a_model_of_which_one_seed_is_left_has_the_training_noise_of_the_others(
     models = {name: scores(*shares) for name, shares in {**SHARES, "whole": (0.25,)}.items()}
     noise = training_noise([*models.values()])
     assert noise.of(models["whole"]) > 0
-    cells = {row.name: built.table.cell(row, built.table.columns[0]) for row in built.table.rows}
+    cells = {cell.row: cell for cell in built.table.scores}
     interval = scores_interval(models["whole"], noise)
     assert (cells["whole"].ci_low, cells["whole"].ci_high) == pytest.approx((100 * interval.low, 100 * interval.high))
     expected, delta = compare(models["part.block.16"], models["whole"], noise), cells["part.block.16"].delta
@@ -170,10 +166,10 @@ def test_the_rows_of_an_encoder_with_several_llms_are_one_model(tmp_path):
     one, three = found.values()
     assert (len(one.rows), len(three.rows)) == (4, 12)
     assert three.comparisons == one.comparisons == 5
-    alone = {row.encoder: one.cell(row, one.columns[0]) for row in one.rows}
+    alone = {row.encoder: cell for row, cell in zip(one.rows, one.columns[0].cells, strict=True)}
     assert {cell.mark for cell in alone.values()} == {"", "best"}
-    for row in three.rows:
-        cell, same = three.cell(row, three.columns[0]), alone[row.encoder]
+    for row, cell in zip(three.rows, three.columns[0].cells, strict=True):
+        same = alone[row.encoder]
         assert (cell.ci_low, cell.ci_high, cell.mark) == (same.ci_low, same.ci_high, same.mark)
         assert (cell.delta and cell.delta.p_adjusted) == (same.delta and same.delta.p_adjusted)
 
@@ -187,20 +183,20 @@ def test_the_result_of_another_row_is_no_number_of_a_cell(study, tmp_path):
     built = build_report(copied)
     outcome = built.source.outcomes["whole (seed 0)", "retrieval"]
     assert "expected 'whole-s0' on 'retrieval', got 'part.block.8-s0' on 'retrieval'" in outcome.reason
-    cell = built.table.cell(built.table.rows[1], built.table.columns[0])
+    cell = built.table.columns[0].cells[1]
     assert cell.by_seed == pytest.approx({1: 25, 2: 30})
 
 
 def test_a_figure_has_a_curve_for_each_strategy_and_a_level_for_other_models(study):
     built = build_report(study)
-    lines = rows_of(REPORT_FORMATS["sweep"].render(built))
+    lines = rows_of(rendered(built, "sweep"))
     assert [(line["curve"], line["tokens"], float(line["value"])) for line in lines] == [
         ("block", "8.0", pytest.approx(55)),
         ("block", "16.0", pytest.approx(36)),
         ("whole", "", pytest.approx(25)),
     ]
     # 8 to 16 tokens is one doubling: the slope is the difference of the two points, and as unsure
-    ends = {row.name: built.table.cell(row, built.table.columns[0]) for row in built.table.rows}
+    ends = {cell.row: cell for cell in built.table.scores}
     reach = [ends[f"part.block.{tokens}"].ci_high - ends[f"part.block.{tokens}"].ci_low for tokens in (8, 16)]
     slope, low, high = (float(lines[0][name]) for name in ("slope", "slope_ci_low", "slope_ci_high"))
     assert slope == pytest.approx(-19)
@@ -253,7 +249,8 @@ def recipes_study(tmp_path: Path) -> Path:
 
 
 def test_a_figure_against_a_setting_has_a_curve_for_each_recipe(recipes_study: Path) -> None:
-    (panel,) = sweep_panels(build_report(recipes_study))
+    built = build_report(recipes_study)
+    (panel,) = sweep_panels(built.source, built.table)
     found = {curve.name: {x: cell.value for x, cell in curve.points.items()} for curve in panel.curves}
     assert found == {
         "part, short": {8.0: pytest.approx(22.5), 16.0: pytest.approx(42.5)},
@@ -266,10 +263,8 @@ def test_a_figure_against_a_setting_has_a_curve_for_each_recipe(recipes_study: P
 def test_points_that_were_measured_otherwise_are_on_no_curve(recipes_study: Path) -> None:
     built = build_report(recipes_study)
     place = ("part.16 by long", "pope", "accuracy")
-    cells = dict(built.table.cells)
-    cells[place] = dataclasses.replace(cells[place], group=1, protocol_differences=("prompt: other",))
-    mixed = dataclasses.replace(built, table=dataclasses.replace(built.table, cells=cells))
-    (panel,) = sweep_panels(mixed)
+    built.table.cell(*place).group = 1
+    (panel,) = sweep_panels(built.source, built.table)
     assert [list(curve.points) for curve in panel.curves] == [[8.0, 16.0], [8.0]]
 
 
@@ -291,7 +286,7 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_curve_for_each_row_and_direction(results):
     report = build_report(results)
-    drawn = length_figures(report)
+    drawn = length_figures(report.source, report.details)
     assert [figure.title for figure in drawn.figures] == ["docci: T→I R@1", "docci: I→T R@1"]
     assert drawn.figures[0].headers == ("words", "4", "8", "16", "whole", "truncated")
     labels = ("4", "8", "16", "whole")
@@ -302,7 +297,7 @@ def test_a_curve_for_each_row_and_direction(results):
     assert values["whole"] == pytest.approx(dict(zip(labels, found, strict=True)))
     assert values["short"] == pytest.approx(dict(zip(labels, [*found[:2], found[1], found[1]], strict=True)))
     assert list(values["other"]) == ["8", "whole"]
-    assert (curves["short"].truncated.value, curves["whole"].truncated.value) == (50, 0)
+    assert (curves["short"].truncated, curves["whole"].truncated) == ("50 %", "0 %")
     assert {name for name, curve in curves.items() if curve.protocol_differences} == {"other"}  # two are alike
     shown = section(render_page(report), "recall-vs-caption-length")
     assert shown.count("<svg") == 2

@@ -10,7 +10,7 @@ from report_material import items_table, put_result
 from test_report_seeds import write_study
 
 from benchmarks.analysis.compare_command import CompareConfig, build_comparison
-from benchmarks.report.formats.latex import render_latex
+from benchmarks.report.latex import render_latex
 from benchmarks.report.latex_style import LatexStyle
 from benchmarks.report.notes import MARKDOWN
 from benchmarks.report.report import Report, build_report
@@ -38,7 +38,7 @@ def put(
 
 
 def marks(report: Report, benchmark: str = "gqa") -> dict[str, str]:
-    return {row: cell.mark for (row, name, _), cell in report.table.cells.items() if name == benchmark}
+    return {cell.row: cell.mark for cell in report.table.scores if cell.column.benchmark == benchmark}
 
 
 def text_of(report: Report) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import itertools
 import math
@@ -10,11 +9,9 @@ import re
 
 import pandas as pd
 import pytest
-from report_material import SKILLS, edit, items_table, put_result, put_results
+from report_material import SKILLS, edit, items_table, put_result, put_results, rendered
 from rich.console import Console
 
-from benchmarks.report.cell_text import column_header, decimals, margin
-from benchmarks.report.formats import REPORT_FORMATS
 from benchmarks.report.report import Report, build_report
 from benchmarks.report.table import Cell, Column
 from benchmarks.report.text_table import print_report
@@ -28,17 +25,17 @@ from clips.errors import UserError
 
 def marks(report: Report, benchmark: str = "gqa") -> dict[str, str]:
     column = next(column for column in report.table.columns if column.benchmark == benchmark)
-    return {row.name: report.table.cell(row, column).mark for row in report.table.rows}
+    return {cell.row: cell.mark for cell in column.cells}
 
 
 def cell(report: Report, row: str, benchmark: str = "gqa"):  # type: ignore[no-untyped-def]
-    found = next(cell for key, cell in report.table.cells.items() if key[:2] == (row, benchmark))
+    found = next(cell for cell in report.table.scores if (cell.row, cell.column.benchmark) == (row, benchmark))
     return found
 
 
 def lines_of(report: Report) -> pd.DataFrame:
     """``table.csv``, by model and benchmark; of retrieval the first metric."""
-    lines = pd.read_csv(io.StringIO(REPORT_FORMATS["csv"].render(report)))
+    lines = pd.read_csv(io.StringIO(rendered(report, "csv")))
     return lines.drop_duplicates(["model", "benchmark"]).set_index(["model", "benchmark"]).sort_index()
 
 
@@ -99,7 +96,7 @@ def test_lower_is_better_and_neither_is_better_are_respected(tmp_path):
     put_results(tmp_path)
     report = build_report(tmp_path, baseline="clip")
     assert marks(report) == {"clip": "", "clips": "best", "untrained": ""}
-    assert REPORT_FORMATS["html"].render(report).count('<span class="tag">baseline</span>') == 1
+    assert rendered(report, "html").count('<span class="tag">baseline</span>') == 1
     for path in tmp_path.glob("*/gqa.json"):
         edit(path, "exact_match", higher_is_better=False)
     report = build_report(tmp_path, baseline="clip")
@@ -132,7 +129,7 @@ def test_a_best_mark_and_the_difference_to_the_baseline_never_contradict_each_ot
         put_result(tmp_path, "base", name, base)
         put_result(tmp_path, "better", name, better)
     report = build_report(tmp_path, baseline="base")
-    cells = [cell for cell in report.table.cells.values() if cell.row == "better"]
+    cells = [cell for cell in report.table.scores if cell.row == "better"]
     assert {cell.mark for cell in cells} == {"best", ""}
     assert all((cell.mark == "best") == cell.delta.significant for cell in cells)
 
@@ -141,10 +138,10 @@ def test_the_minimum_detectable_difference_is_reported(tmp_path):
     put_results(tmp_path)
     report = build_report(tmp_path, baseline="clip")
     delta = cell(report, "clips").delta
-    assert 0 < delta.min_detectable_difference < abs(delta.value)  # it was shown
+    assert 0 < delta.min_detectable < abs(delta.value)  # it was shown
     line = lines_of(report).loc["clips", "gqa"]
-    assert (line.baseline, line.min_detectable_difference) == ("clip", pytest.approx(delta.min_detectable_difference))
-    larger = max(delta.min_detectable_difference, cell(report, "untrained").delta.min_detectable_difference)
+    assert (line.baseline, line.min_detectable_difference) == ("clip", pytest.approx(delta.min_detectable))
+    larger = max(delta.min_detectable, cell(report, "untrained").delta.min_detectable)
     said = next(remark for remark in report.notes if remark.startswith("Minimum detectable difference"))
     assert f"{format_number(larger, 1)} on gqa exact match" in said
 
@@ -155,7 +152,7 @@ def test_rows_that_agree_in_every_item_are_no_more_certain_than_their_number(tmp
     report = build_report(tmp_path, baseline="one")
     delta, share = cell(report, "two").delta, 100 * wilson_interval(0, 6)[1]  # of six images
     assert (delta.value, delta.ci_low, delta.ci_high) == pytest.approx((0, -share, share))
-    assert f"{-share:+.1f} to {share:+.1f}".replace("-", "−") in REPORT_FORMATS["html"].render(report)
+    assert f"{-share:+.1f} to {share:+.1f}".replace("-", "−") in rendered(report, "html")
 
 
 def test_where_no_interval_can_be_given_the_page_says_so(tmp_path):
@@ -186,7 +183,7 @@ def test_the_answer_says_what_the_tests_say(tmp_path):
 def test_all_formats_print_the_same_numbers(tmp_path):
     put_results(tmp_path)
     report = build_report(tmp_path, baseline="clip")
-    texts = {name: REPORT_FORMATS[name].render(report) for name in ("html", "markdown", "latex", "wide")}
+    texts = {name: rendered(report, name) for name in ("html", "markdown", "latex", "wide")}
     lines, wide = lines_of(report), pd.read_csv(io.StringIO(texts["wide"])).set_index("model")
     assert [*wide.index] == [row.name for row in report.table.rows]
     for row, benchmark in lines.index:
@@ -211,13 +208,9 @@ def test_all_formats_print_the_same_numbers(tmp_path):
 def test_a_row_named_like_a_formula_is_text_in_a_spreadsheet(tmp_path):
     put_result(tmp_path, "clip", "gqa", items_table(0.5, benchmark="gqa"))
     report = build_report(tmp_path)
-    row = dataclasses.replace(report.table.rows[0], name="=cmd()")
-    cells = {
-        ("=cmd()", *key[1:]): dataclasses.replace(value, row="=cmd()") for key, value in report.table.cells.items()
-    }
-    changed = dataclasses.replace(report, table=dataclasses.replace(report.table, rows=(row,), cells=cells))
-    assert "\n'=cmd()," in REPORT_FORMATS["csv"].render(changed)
-    assert "\n'=cmd()," in REPORT_FORMATS["wide"].render(changed)
+    report.table.scores[0].row = "=cmd()"
+    assert "\n'=cmd()," in rendered(report, "csv")
+    assert "\n'=cmd()," in rendered(report, "wide")
 
 
 @pytest.mark.parametrize(
@@ -245,7 +238,7 @@ def test_numbers_read_well(value, places, sign, text):
 )
 def test_asymmetric_intervals_have_both_sides(value, low, high, text):
     column = Column(benchmark="b", metric="m", label="x", scale=100.0, higher_is_better=True)
-    assert margin(Cell(row="r", column=column, value=value, ci_low=low, ci_high=high)) == text
+    assert Cell(row="r", column=column, value=value, ci_low=low, ci_high=high).margin == text
 
 
 def test_no_results_and_an_unknown_baseline_are_rejected(tmp_path):
@@ -279,7 +272,7 @@ def test_a_table_too_wide_for_the_terminal_is_split_between_its_columns(tmp_path
     assert len(parts) == {24: 6, 40: 6, 60: 4, 80: 2}[width]  # headers wrap between words
     texts = ["".join(re.sub(r"[^\w.]", "", line) for line in part) for part in parts]  # of names that wrap, too
     for column in report.table.columns:  # no number is lost
-        numbers = [format_number(each.value, decimals(column)) for each in report.table.column_cells(column)]
+        numbers = [each.number for each in column.cells]
         assert any(all(number in text for number in numbers if number != "—") for text in texts)
     for part in parts:  # each line with numbers belongs to a name
         body = part[part.index(next(line for line in part if line.startswith("┡"))) + 1 : -1]
@@ -287,6 +280,4 @@ def test_a_table_too_wide_for_the_terminal_is_split_between_its_columns(tmp_path
     if width == 60:
         assert {"only_gqas_kind" in text for text in texts} == {True, False}  # not where it has not run
         assert any("A group: clip" in line for line in parts[0])
-        assert all(
-            word in "".join(part) for part in parts[:1] for word in column_header(report.table.columns[0]).split()
-        )
+        assert all(word in "".join(part) for part in parts[:1] for word in report.table.columns[0].title.split())

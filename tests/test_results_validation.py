@@ -9,10 +9,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from fuzz_world import Ended, run
-from report_material import edit, items_table, put_result, put_results
+from report_material import edit, items_table, put_result, put_results, rendered
 
 from benchmarks.analysis.find_results import find_results_by_row
-from benchmarks.report.formats import REPORT_FORMATS
 from benchmarks.report.report import build_report
 from benchmarks.results.results import read_result, result_path, write_result
 from clips.errors import UserError
@@ -119,32 +118,29 @@ def test_an_invalid_file_is_a_cell_of_the_report(results: Path, fields: dict[str
     (warned,) = [line for line in ended.err.splitlines() if line.startswith("warning: ")]
     assert warned.startswith("warning: clip on pope: clip/pope.json: ")
     built = build_report(results, baseline="clips")
-    cells = {(cell.row, cell.column.benchmark): cell for cell in built.table.cells.values()}
+    cells = {(cell.row, cell.column.benchmark): cell for cell in built.table.scores}
     assert cells["clip", "pope"].missing.kind == "invalid"
     assert all(cell.value is not None for place, cell in cells.items() if place != ("clip", "pope"))
     assert any(remark.startswith("clip on pope: invalid: clip/pope.json: ") for remark in built.notes)
     for name in ("html", "markdown", "latex", "csv", "wide"):
-        assert "invalid: clip/pope.json" in REPORT_FORMATS[name].render(built).replace(r"\_", "_"), name
+        assert "invalid: clip/pope.json" in rendered(built, name).replace(r"\_", "_"), name
 
 
 def test_numbers_of_another_scale_do_not_stand_in_one_column(results: Path) -> None:
     edit(results / "clips/pope.json", "accuracy", scale=1000.0)
     built = build_report(results)
     (column,) = (column for column in built.table.columns if column.benchmark == "pope")
-    gap = built.table.cell(next(row for row in built.table.rows if row.name == "clips"), column).missing
+    gap = next(cell for cell in column.cells if cell.row == "clips").missing
     assert gap is not None
     assert gap.reason == "scale: expected 100.0 as other models have, got 1000.0"
 
 
 def test_an_interval_is_that_of_the_items(results: Path) -> None:
     """A file may say another one, as those of earlier versions do."""
-    before = {row.name: row for row in build_report(results).table.rows}
-    built = build_report(results)
-    (column,) = (column for column in built.table.columns if column.benchmark == "pope")
-    expected = built.table.cell(before["clip"], column)
+    expected = build_report(results).table.cell("clip", "pope", "accuracy")
     value = json.loads((results / "clip/pope.json").read_text())["metrics"]["accuracy"]["value"]
     edit(results / "clip/pope.json", "accuracy", ci_low=value - 1e-4, ci_high=value + 1e-4)
-    found = build_report(results).table.cell(before["clip"], column)
+    found = build_report(results).table.cell("clip", "pope", "accuracy")
     assert (found.ci_low, found.ci_high) == (expected.ci_low, expected.ci_high)
     assert expected.ci_high - expected.ci_low > 5
 
@@ -156,7 +152,7 @@ def test_a_ratio_of_any_scale_has_wilsons_interval(tmp_path: Path) -> None:
         path = put_result(tmp_path / f"{scale:g}", "one", "pope", items_table(0.95, benchmark="pope"))
         edit(path, "accuracy", scale=scale, ci_low=None, ci_high=None)
         table = build_report(path.parents[1]).table
-        cell = table.cell(table.rows[0], next(column for column in table.columns if column.metric == "accuracy"))
+        cell = next(column for column in table.columns if column.metric == "accuracy").cells[0]
         ends[scale] = [cell.ci_low / scale, cell.ci_high / scale]
     assert ends[1.0] == pytest.approx(ends[100.0])
     assert ends[1000.0] == pytest.approx(ends[100.0])
@@ -190,6 +186,6 @@ def test_a_result_whose_items_are_missing_is_shown_and_said_to_be_unchecked(resu
     (results / "clip/pope.items.parquet").unlink()
     value = read_result(result_path(results, "clip", "pope")).metrics["accuracy"].value
     built = build_report(results, baseline="clips")
-    (cell,) = [each for each in built.table.cells.values() if (each.row, each.column.benchmark) == ("clip", "pope")]
+    (cell,) = [each for each in built.table.scores if (each.row, each.column.benchmark) == ("clip", "pope")]
     assert (cell.value, cell.delta) == (value * 100, None)
     assert "Not checked, because their items are missing: clip on pope." in built.notes

@@ -14,18 +14,17 @@ from benchmarks.analysis.comparison import (
     describe_run_differences,
     read_side,
 )
-from benchmarks.report.blind_gain import with_gains
-from benchmarks.report.build_table import build_results_table
-from benchmarks.report.cell_text import unread_differences
-from benchmarks.report.formats.csv_tables import csv_text
-from benchmarks.report.formats.markdown import markdown_frame, markdown_list
-from benchmarks.report.html_page import render_comparison
+from benchmarks.report.csv_tables import csv_text
+from benchmarks.report.differences import compare_models
 from benchmarks.report.load_results import MissingValue, ReportSource
-from benchmarks.report.significance import Evidence, add_significance
+from benchmarks.report.notes import unread_differences
+from benchmarks.report.page import render_comparison
+from benchmarks.report.scores import seed_tables, set_gains, set_intervals
 from benchmarks.report.table import Cell, Table
-from benchmarks.report.text_table import print_frame
+from benchmarks.report.text_table import markdown_frame, markdown_list, print_frame
 from benchmarks.report.training_settings import TrainingDiff, diff_training, training_of_result
 from benchmarks.results.formatting import join_with_and, strip_control_chars
+from benchmarks.results.item_scores import ItemScores
 from benchmarks.results.protocol import INPUT_PREFIX, describe_differences, ranking_key
 from benchmarks.results.results import Result
 from benchmarks.study.rows import RowRecord
@@ -130,10 +129,11 @@ def comparison_lines(
     """
     pairs = [pair for pair in pairs if all(pair)]
     source = _source(pairs)
-    evidence = Evidence(source)
-    table = build_results_table(source, evidence, primary_only=not all_metrics, by_seed=True)
-    table = with_gains(table, source, evidence)
-    (table,) = add_significance([table], evidence, ranked=False, untested=_unchanged(source))
+    items = ItemScores()
+    table = seed_tables(source)[all_metrics]
+    set_intervals(table.scores, items)
+    set_gains(table, items)
+    compare_models([table], items, ranked=False, untested=_unchanged(source))
     return table, [line for index in range(len(pairs)) for line in _lines(source, table, index)]
 
 
@@ -161,7 +161,7 @@ def _lines(source: ReportSource, table: Table, index: int) -> Iterator[Compariso
     rows = table.rows[2 * index : 2 * index + 2]
     trainings: dict[str, TrainingDiff] = {}
     for column in table.columns:
-        cells = [table.cell(row, column) for row in rows]
+        cells = column.cells[2 * index : 2 * index + 2]
         if any(cell.value is None for cell in cells):
             continue
         first, second = (source.results(column.benchmark)[row.name] for row in rows)

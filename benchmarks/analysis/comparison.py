@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.analysis.find_results import find_results_by_row
-from benchmarks.report.cell_text import column_header, decimals
+from benchmarks.report.csv_tables import score_frame
 from benchmarks.report.load_results import MissingValue, ReportSource, read_source, stale_results
 from benchmarks.report.table import Cell, Table
-from benchmarks.report.tidy import tidy
 from benchmarks.report.training_settings import TrainingDiff
-from benchmarks.results.formatting import commit_text, decimals_needed, difference_ci_text, format_number, join_with_and
+from benchmarks.results.formatting import commit_text, join_with_and
 from benchmarks.results.results import Result
 from benchmarks.study.rows import EXCLUDED_FROM_BENCHMARK
 from benchmarks.study.study_record import RECORD_FILE
@@ -198,20 +197,12 @@ class ComparisonLine:
 
     def texts(self) -> list[str]:
         """The line's cells in the order of `HEADERS`."""
-        places, delta = decimals(self.first.column), self.first.delta
-        values = [format_number(cell.value, places) for cell in (self.first, self.second)]
-        difference = format_number((self.first.value or 0.0) - (self.second.value or 0.0), places, sign=True)
+        delta, values = self.first.delta, [self.first.number, self.second.number]
         if delta is None:
-            return [*values, "" if self.protocol_differences else difference, "", "", "", self.verdict]
-        detectable = delta.min_detectable_difference
-        return [
-            *values,
-            difference,
-            difference_ci_text(delta.ci_low, delta.ci_high, places),
-            f"{delta.p_adjusted:.2g}",
-            format_number(detectable, decimals_needed(detectable, places)),
-            self.verdict,
-        ]
+            difference = (self.first.value or 0.0) - (self.second.value or 0.0)
+            text = "" if self.protocol_differences else self.first.column.text(difference, sign=True)
+            return [*values, text, "", "", "", self.verdict]
+        return [*values, delta.number, delta.interval, f"{delta.p_adjusted:.2g}", delta.detectable, self.verdict]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,7 +264,7 @@ class Comparison:
             ]
         )
         return (
-            tidy(self.table)
+            score_frame(self.table)
             .drop(columns=["notes", "resolution", "tokens"])
             .merge(verdicts, how="left", on=["model", "benchmark", "metric"])
         )
@@ -288,7 +279,7 @@ class Comparison:
         return {
             title: pd.DataFrame(
                 [line.texts() for line in lines],
-                index=[column_header(line.first.column) for line in lines],
+                index=[line.first.column.title + line.first.column.arrow for line in lines],
                 columns=[*HEADERS],
             )
             for title, lines in by_pair.items()

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from benchmarks.analysis.find_results import find_result
-from benchmarks.report.cell_text import decimals
 from benchmarks.report.load_results import stale_results
 from benchmarks.report.table import Column
 from benchmarks.report.training_settings import diff_training, training_of_result
@@ -105,7 +104,7 @@ def _numbers(result: Result) -> str:
     if result.status == "failed":
         return f"failed: {result.failure_reason}"
     metrics = [result.metrics[name] for name in result.primary if name in result.metrics]
-    numbers = [format_number(metric.value * metric.scale, decimals(metric_column(metric))) for metric in metrics]
+    numbers = [format_number(metric.value * metric.scale, metric_column(metric).places) for metric in metrics]
     pairs = zip(metrics, numbers, strict=True)
     return ", ".join(f"{metric.label} {number}" for metric, number in pairs) or "no metric"
 

@@ -6,12 +6,10 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.report.another_seed import column_components
-from benchmarks.report.cell_text import column_title, decimals
-from benchmarks.report.formats.markdown import markdown_frame, markdown_list
+from benchmarks.report.notes import column_components
 from benchmarks.report.row_selection import Selection
 from benchmarks.report.table import Column
-from benchmarks.results.formatting import decimals_needed, format_number
+from benchmarks.report.text_table import markdown_frame, markdown_list
 from benchmarks.results.power import MAX_SEEDS, Components
 from clips.errors import UserError
 
@@ -54,10 +52,10 @@ def print_power(config: PowerConfig) -> None:
     if not directory.is_dir():
         directory = read_study(config.study).directory
     report = build_report(directory, selection=Selection(benchmarks=config.benchmarks))
-    found = column_components(report.table, report.evidence)
+    found = column_components(report.table)
     if not found:
         raise UserError(f"{directory}: expected two models with items of one benchmark, and scores not near 0 or 100 %")
-    index = pd.Index([column_title(column) for column in found], name="metric")
+    index = pd.Index([column.title for column in found], name="metric")
     lines = [_line(column, parts, config) for column, parts in found.items()]
     print(markdown_frame(pd.DataFrame(lines, index=index, dtype=object).fillna("—")))
     print(f"\n{markdown_list(_notes(found, config))}")
@@ -70,7 +68,7 @@ def _line(column: Column, parts: Components, config: PowerConfig) -> dict[str, s
         shares |= {"from image × seed": parts.interaction, "from training": parts.training}
     line = {
         "images": str(parts.num_images),
-        "SD": format_number(spread, decimals_needed(spread, decimals(column))),
+        "SD": column.small_text(spread),
         **{name: f"{100 * part / parts.total:.0f} %" if parts.total else "—" for name, part in shares.items()},
     }
     if parts.degrees:

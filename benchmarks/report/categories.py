@@ -9,24 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from typing import Any
 
-import pandas as pd
-
-from benchmarks.report.cell_text import column_title, decimals, score
-from benchmarks.report.figure import SERIES_COLORS, Figure, FigureSet, LegendEntry, Palette, safe_file_name
-from benchmarks.report.forest_plots import effect_direction
+from benchmarks.report.differences import compare_models
+from benchmarks.report.figures import SERIES_COLORS, Figure, FigureSet, LegendEntry, Palette, safe_file_name
 from benchmarks.report.load_results import ReportSource, limit_rows
-from benchmarks.report.report import Report
-from benchmarks.report.seed_aggregation import aggregate_seeds, has_seeds, with_intervals
-from benchmarks.report.significance import Evidence, add_significance
+from benchmarks.report.scores import mean_tables, set_intervals
 from benchmarks.report.table import Cell, Column, Table
 from benchmarks.results import statistics
-from benchmarks.results.formatting import format_number, join_with_and, shorten_name
+from benchmarks.results.formatting import join_with_and, shorten_name
 from benchmarks.results.item_scores import ItemScores
-from benchmarks.results.results import Result, columns_of
-from benchmarks.study.rows import RowRecord
+from benchmarks.results.results import columns_of
 
 MAX_CATEGORIES = 24
 _SIGNS = {"better": "▲", "worse": "▼", "not significant": "≈"}
@@ -39,50 +32,48 @@ _LEAD = (
 )
 
 
-def category_figures(report: Report) -> FigureSet | None:
-    """A figure for each benchmark with several categories; None without any."""
-    colors = {row.name: index % SERIES_COLORS for index, row in enumerate(report.table.rows)}
-    figures = tuple(_figure(table, colors) for table in category_tables(report.source, report.evidence.items))
+def category_figures(source: ReportSource, table: Table, items: ItemScores) -> FigureSet | None:
+    """A figure for each benchmark with several categories, in the colors of the main table; None without any."""
+    colors = {row.name: index % SERIES_COLORS for index, row in enumerate(table.rows)}
+    figures = tuple(_figure(each, colors) for each in category_tables(source, items))
     return FigureSet(lead=_LEAD, figures=figures) if figures else None
 
 
-def category_tables(source: ReportSource, items: ItemScores | None = None) -> list[Table]:
-    """For each benchmark with categories: models × categories, with differences from the baseline.
-
-    Args:
-        source: the results.
-        items: cache of their item tables.
-    """
+def category_tables(source: ReportSource, items: ItemScores) -> list[Table]:
+    """For each benchmark with categories: models × categories, with differences from the baseline."""
     selected = {row.but_for_seed for row in limit_rows(source).rows}
     source = dataclasses.replace(source, rows=tuple(row for row in source.rows if row.but_for_seed in selected))
-    items = items or ItemScores()
-    tables = [table for name in source.benchmarks if (table := _category_table(source, name, items)) is not None]
-    metrics = {table.columns[0].benchmark: _first_metrics(source, table.columns[0].benchmark) for table in tables}
-
-    def item_key(cell: Cell) -> tuple[str, str, str]:
-        metric = metrics[cell.column.benchmark][(cell.members or (cell.row,))[0]]
-        return cell.column.benchmark, metric, cell.column.metric
-
-    evidence = Evidence(source, item_key, items)
-    aggregate = aggregate_seeds if has_seeds(source) else with_intervals
-    return add_significance([aggregate(table, evidence) for table in tables], evidence, ranked=False)
-
-
-def _first_metrics(source: ReportSource, benchmark: str) -> dict[str, str]:
-    """Model → its first primary metric, of the models in the main protocol whose metric has an aggregation of items."""
-    results = {row: result for row, result in source.results(benchmark).items() if _is_aggregated(result)}
-    groups = source.protocol_groups(results)
-    return {row: result.primary[0] for row, result in results.items() if groups[row] == 0}
+    seed_tables = [table for name in source.benchmarks if (table := _category_table(source, name, items)) is not None]
+    tables = []
+    for seed_table in seed_tables:
+        (table,) = mean_tables([seed_table], source, items)
+        if table is seed_table:
+            set_intervals(table.scores, items)
+        tables.append(table)
+    compare_models(tables, items, ranked=False)
+    return tables
 
 
 def _category_table(source: ReportSource, benchmark: str, items: ItemScores) -> Table | None:
-    """The table of a benchmark's categories; None without categories, or with too many."""
-    results, metrics = source.results(benchmark), _first_metrics(source, benchmark)
-    tables = {row: table for row in metrics if (table := items.items(results[row])) is not None}
-    names = sorted({str(name) for table in tables.values() for name in table["category"].dropna().unique()} - {""})
+    """The table of a benchmark's categories, a row for each seed; None without categories, or with too many.
+
+    Its models are those in the main protocol whose first primary metric can be computed on a part of the items.
+    """
+    results = {
+        row: result
+        for row, result in source.results(benchmark).items()
+        if result.items is not None
+        and (first := result.metrics.get(next(iter(result.primary), ""))) is not None
+        and first.aggregation is not None
+    }
+    groups = source.protocol_groups(results)
+    found = {row: table for row, result in results.items()
+             if groups[row] == 0 and (table := items.items(result)) is not None}  # fmt: skip
+    names = sorted({str(name) for table in found.values() for name in table["category"].dropna().unique()} - {""})
     if not 2 <= len(names) <= MAX_CATEGORIES:
         return None
-    first = next(results[row].metrics[metric] for row, metric in metrics.items())
+    main = next(row for row in results if groups[row] == 0)
+    first = results[main].metrics[results[main].primary[0]]
     columns = tuple(
         Column(
             benchmark=benchmark,
@@ -91,67 +82,63 @@ def _category_table(source: ReportSource, benchmark: str, items: ItemScores) -> 
             scale=first.scale,
             higher_is_better=first.higher_is_better,
             largest=abs(first.value * first.scale),
-            benchmark_id=source.benchmark_id(benchmark),
+            key=source.benchmark_id(benchmark),
         )
         for name in names
     )
-    cells = {
-        (row.name, benchmark, column.metric): _cell(row, column, tables.get(row.name), results, metrics)
-        for row in source.rows
-        for column in columns
-    }
-    rows = tuple(row for row in source.rows if row.name in tables)
-    return Table(rows=rows, columns=columns, cells=cells, comparisons=0)
-
-
-def _cell(
-    row: RowRecord,
-    column: Column,
-    items: pd.DataFrame | None,
-    results: Mapping[str, Result],
-    metrics: Mapping[str, str],
-) -> Cell:
-    empty = Cell(row=row.name, column=column, seed=row.seed)
-    if items is None:
-        return empty
-    metric, selected = results[row.name].metrics[metrics[row.name]], items[items["category"] == column.metric]
-    if selected.empty or metric.aggregation is None:
-        return empty
-    value = statistics.aggregate(metric.aggregation, columns_of(selected, metric.columns), metric.columns)
-    return empty if math.isnan(value) else dataclasses.replace(empty, value=value * column.scale, n=len(selected))
-
-
-def _is_aggregated(result: Result) -> bool:
-    """Whether the first primary metric can be computed on a part of the items."""
-    first = result.metrics.get(result.primary[0]) if result.primary else None
-    return result.items is not None and first is not None and first.aggregation is not None
+    rows = tuple(row for row in source.rows if row.name in found)
+    for column in columns:
+        for row in rows:
+            result = results[row.name]
+            metric, own = result.metrics[result.primary[0]], found[row.name]
+            cell = Cell(row=row.name, column=column, seed=row.seed, rows=(row.name,))
+            cell.metric, cell.category, cell.results = result.primary[0], column.metric, (result,)
+            own = own[own["category"] == column.metric]
+            if not own.empty and metric.aggregation is not None:
+                value = statistics.aggregate(metric.aggregation, columns_of(own, metric.columns), metric.columns)
+                cell.value, cell.n = None if math.isnan(value) else value * column.scale, len(own)
+            column.cells.append(cell)
+    return Table(rows=rows, columns=columns, scores=[cell for column in columns for cell in column.cells])
 
 
 def _figure(table: Table, colors: dict[str, int]) -> Figure:
     first = table.columns[0]
-    title = column_title(first)
     significant = [
-        f"{cell.row} {effect_direction(cell, cell.delta)} on {cell.column.metric}"
+        f"{cell.row} {cell.delta.verdict} on {cell.column.metric}"
         for column in table.columns
-        for cell in table.column_cells(column)
+        for cell in column.cells
         if cell.delta and cell.delta.significant
     ]
-    items = {column.metric: max(cell.n for cell in table.column_cells(column)) for column in table.columns}
+    found = f"significantly different from the baseline: {join_with_and(significant)}." if significant else ""
+    size = f"{len(table.rows)} models on {len(table.columns)} categories"
+
+    def plot(axes: Any, palette: Palette) -> None:
+        step = 0.72 / max(1, len(table.rows))
+        for category, column in enumerate(table.columns):
+            for index, cell in enumerate(column.cells):
+                if cell.value is None:
+                    continue
+                y = category + step * (index - (len(table.rows) - 1) / 2)
+                color = palette.series(colors.get(cell.row, 0))
+                if cell.ci_low is not None:
+                    axes.hlines(y, cell.ci_low, cell.ci_high, color=color, linewidth=1.3, alpha=0.7)
+                verdict = cell.delta.verdict if cell.delta else "not significant"
+                axes.plot(cell.value, y, _MARKERS[verdict], color=color, markersize=4.5)
+        names = [shorten_name(column.metric.replace("_", " ")) for column in table.columns]
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.tick_params(axis="y", length=0)
+
     return Figure(
         name=safe_file_name("kinds", first.key),
-        title=title,
-        alt=f"{title} of {len(table.rows)} models on {len(table.columns)} categories, with intervals; "
-        + (
-            f"significantly different from the baseline: {join_with_and(significant)}."
-            if significant
-            else "none differs significantly."
-        ),
-        plot=lambda axes, palette: _plot(table, colors, axes, palette),
+        title=first.title,
+        alt=f"{first.title} of {size}, with intervals; {found or 'none differs significantly.'}",
+        plot=plot,
         x_label=first.label,
         legend=tuple(LegendEntry(color=colors.get(row.name, 0), label=row.name) for row in table.rows),
         headers=("category", "items", *(row.name for row in table.rows)),
         rows=tuple(
-            (column.metric, str(items[column.metric]), *map(_score_and_delta, table.column_cells(column)))
+            (column.metric, str(max(cell.n for cell in column.cells)), *map(_score_and_delta, column.cells))
             for column in table.columns
         ),
         height=0.7 + len(table.columns) * (0.13 + 0.11 * len(table.rows)),
@@ -160,25 +147,4 @@ def _figure(table: Table, colors: dict[str, int]) -> Figure:
 
 
 def _score_and_delta(cell: Cell) -> str:
-    if cell.delta is None:
-        return score(cell)
-    sign = _SIGNS[effect_direction(cell, cell.delta)]
-    return f"{score(cell)} ({sign} {format_number(cell.delta.value, decimals(cell.column), sign=True)})"
-
-
-def _plot(table: Table, colors: dict[str, int], axes: Any, palette: Palette) -> None:
-    step = 0.72 / max(1, len(table.rows))
-    for category, column in enumerate(table.columns):
-        for index, cell in enumerate(table.column_cells(column)):
-            if cell.value is None:
-                continue
-            y = category + step * (index - (len(table.rows) - 1) / 2)
-            color = palette.series(colors.get(cell.row, 0))
-            if cell.ci_low is not None:
-                axes.hlines(y, cell.ci_low, cell.ci_high, color=color, linewidth=1.3, alpha=0.7)
-            direction = effect_direction(cell, cell.delta) if cell.delta else "not significant"
-            axes.plot(cell.value, y, _MARKERS[direction], color=color, markersize=4.5)
-    names = [shorten_name(column.metric.replace("_", " ")) for column in table.columns]
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.tick_params(axis="y", length=0)
+    return f"{cell.score} ({_SIGNS[cell.delta.verdict]} {cell.delta.number})" if cell.delta else cell.score

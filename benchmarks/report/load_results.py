@@ -93,6 +93,12 @@ class ReportSource:
         """Model → result, of the models with a number for one metric of a benchmark."""
         return {name: result for name, result in self.results(benchmark).items() if metric in result.metrics}
 
+    def is_trained(self, row: str, result: Result) -> bool:
+        """Whether the study trained the model of a row's result."""
+        path = str(result.model.get("path", ""))
+        artifacts = next(each.artifacts for each in self.rows if each.name == row)
+        return any(path.endswith(artifact) for artifact in artifacts.values())
+
     def protocol_groups(self, results: Mapping[str, Result]) -> dict[str, int]:
         """Model → protocol group.
 

@@ -1,30 +1,61 @@
-"""The notes below the table: the legend of its marks, reasons of missing values, differences of protocols."""
+"""The notes below the table, as data: what kind of note, its cells, and its text."""
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from benchmarks.report.blind_gain import gain_notes
-from benchmarks.report.cell_text import ELSEWHERE, column_title, decimals, group_sign, unread_differences
-from benchmarks.report.chance_level import chance_notes
 from benchmarks.report.load_results import MissingValue, ReportSource
-from benchmarks.report.table import ALPHA, Table
+from benchmarks.report.table import ALPHA, ELSEWHERE, UNCREDITED, Cell, Column, Table
 from benchmarks.report.training_settings import CONFOUNDED_WARNING, TrainingSettings, diff_training, training_of_result
 from benchmarks.results.formatting import (
     MAX_TEXT_CHARS,
-    decimals_needed,
-    format_number,
+    difference_ci_text,
     join_or_count,
     join_row_names,
     join_with_and,
     strip_control_chars,
 )
+from benchmarks.results.item_scores import comparable
+from benchmarks.results.noise import MIN_VARIANCE_RATIO, Scores
+from benchmarks.results.power import Components, variance_components
 from benchmarks.results.protocol import INPUT_PREFIX
-from benchmarks.results.results import MAX_UNREAD, UNREAD, UNREAD_WRONG, Result
+from benchmarks.results.results import CHANCE, MAX_UNREAD, UNREAD, UNREAD_WRONG, Result
 from benchmarks.study.rows import EXCLUDED_FROM_BENCHMARK
 from benchmarks.tasks.encoders.linear_probe import IN_TRAIN, UNSEEN_ACCURACY
 from benchmarks.tasks.sizes import parts
+
+_MAX_UNREAD = 4  # pairs in a sentence
+
+
+class Note(str):
+    """The text of a note, with its kind and cells.
+
+    Attributes:
+        kind: ``missing``, ``protocol`` or ``uncredited``, to which a cell's sign links; otherwise empty.
+        places: row of the seed table, benchmark and metric of its cells.
+    """
+
+    kind: str = ""
+    places: frozenset[tuple[str, str, str]] = frozenset()
+
+    @staticmethod
+    def of(kind: str, text: str, cells: Iterable[Cell]) -> Note:
+        """A note on some cells."""
+        note = Note(text)
+        note.kind = kind
+        note.places = frozenset(place for cell in cells for place in _places(cell))
+        return note
+
+    def is_about(self, cell: Cell, kind: str) -> bool:
+        """Whether a cell's sign, or why it is missing, is explained here."""
+        return self.kind == kind and not self.places.isdisjoint(_places(cell))
+
+
+def _places(cell: Cell) -> list[tuple[str, str, str]]:
+    return [(row, cell.column.benchmark, cell.column.metric) for row in cell.rows]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,84 +80,101 @@ TERMINAL = MarkStyle(best="bold, green", tied="green")
 PLAIN = MarkStyle(best="", tied="")
 
 
-def table_notes(source: ReportSource, table: Table, seed_table: Table) -> list[str]:
+def table_notes(source: ReportSource, table: Table, seed_table: Table) -> list[Note]:
     """All notes that apply, the study's own first; ``seed_table`` is the table before the aggregation of seeds."""
     results = ((name, row, each) for name in source.benchmarks for row, each in source.results(name).items())
     part_sizes = parts(results)
-    return [
-        *source.notes,
-        *_about_intervals(table),
-        *_about_power(table),
-        *chance_notes(table),
-        *gain_notes(table, source),
-        *_about_unread(table, source),
-        *_about_trivial_baselines(source),
-        *_about_learned_images(source),
-        *_about_training(source),
-        *_about_missing_values(source, seed_table),
-        *_about_missing_items(source),
-        *([f"Measured on a part of the benchmark: {'; '.join(part_sizes)}."] if part_sizes else []),
-        *_about_protocols(seed_table),
-        *_about_imports(source),
-        *_about_inputs(source),
-    ]
+    of_parts = [f"Measured on a part of the benchmark: {'; '.join(part_sizes)}."] if part_sizes else []
+    groups: Sequence[Iterable[str]] = (
+        source.notes,
+        _about_intervals(table),
+        _about_power(table),
+        _about_chance(table),
+        _about_gains(table),
+        _about_unread(table),
+        _about_trivial_baselines(source),
+        _about_learned_images(source),
+        _about_training(source),
+        _about_missing_values(source, seed_table),
+        _about_missing_items(source),
+        of_parts,
+        _about_protocols(seed_table),
+        _about_imports(source),
+        _about_inputs(source),
+        _about_another_seed(table),
+    )
+    return [each if isinstance(each, Note) else Note(each) for group in groups for each in group]
 
 
-def mark_legend(table: Table, style: MarkStyle) -> list[str]:
+def mark_legend(table: Table, style: MarkStyle) -> Iterator[str]:
     """The legend of the marks of ``table``, as a format shows them."""
-    lines = []
-    marks = {cell.mark for cell in table.cells.values()}
-    if "best" in marks and style.best:
-        lines.append(f"Best ({style.best}): significantly better than every other model{_of_column(table)}.")
-    if "tied" in marks and style.tied:
-        lines.append(
-            f"Tied ({style.tied}): the top model{_of_column(table)}, and those tested against it without a significant "
+    marks = {cell.mark for cell in table.scores}
+    apart = marked_apart(table)
+    of_column = f" of its column{f' with the same {join_with_and(apart)}' if apart else ''}"
+    best, tied = "best" in marks and style.best, "tied" in marks and style.tied
+    if best:
+        yield f"Best ({style.best}): significantly better than every other model{of_column}."
+    if tied:
+        yield (
+            f"Tied ({style.tied}): the top model{of_column}, and those tested against it without a significant "
             "difference."
         )
-    if not table.p_values:
-        return lines
-    deltas = [cell.delta for cell in table.cells.values() if cell.delta is not None]
-    subjects = [*(["marks"] if lines else []), *(["differences from the baseline"] if deltas else [])]
-    if subjects:
+    deltas = [cell.delta for cell in table.scores if cell.delta is not None]
+    subjects = [*(["marks"] if best or tied else []), *(["differences from the baseline"] if deltas else [])]
+    if subjects and table.tested:
         shown = {delta.significant for delta in deltas} if style.differences else set()
         meanings = ((True, f"▲ and ▼ are significant (p < {ALPHA})"), (False, "≈ is not significant"))
         signs = ", ".join(text for significant, text in meanings if significant in shown)
         with_baseline = {frozenset({row.name, row.baseline}) for row in table.rows}
-        planned = {models in with_baseline for _, _, models in table.p_values}
+        planned = {frozenset({each.cell.row, each.other.row}) in with_baseline for each in table.differences}
         against = [name for name, found in (("the baseline", True), ("the top model", False)) if found in planned]
         pairs = "every pair of models" if table.all_pairs else f"pairs with {join_with_and(against)}"
-        lines.append(
+        yield (
             f"{' and '.join(subjects).capitalize()} use paired tests over {variance_sources(table)}, the p-values of "
             f"all {table.comparisons} tests ({pairs}) Holm-corrected together{f'; {signs}' if signs else ''}."
         )
-    return lines
-
-
-def _of_column(table: Table) -> str:
-    """The models that a mark compares with."""
-    parts = marked_apart(table)
-    return f" of its column{f' with the same {join_with_and(parts)}' if parts else ''}"
 
 
 def marked_apart(table: Table) -> list[str]:
     """What the models of a column with marks do not share, so that not all of them were tested against each other."""
-    marked = {cell.column for cell in table.cells.values() if cell.mark or cell.withheld}
+    marked = {cell.column for cell in table.scores if cell.mark or cell.withheld}
     apart = {cells[0][0].column for cells in table.other_items}
-    mixed = {cell.column for cell in table.cells.values() if cell.group}
+    mixed = {cell.column for cell in table.scores if cell.group}
     return [name for name, columns in (("settings", mixed), ("items", apart)) if marked & columns]
 
 
 def variance_sources(table: Table) -> str:
     """What the intervals and tests of a table are over."""
-    return "images and seeds" if any(cell.seed_variance == "included" for cell in table.cells.values()) else "images"
+    return "images and seeds" if any(cell.seed_variance == "included" for cell in table.scores) else "images"
 
 
-def _about_intervals(table: Table) -> list[str]:
-    with_interval = [cell for cell in table.cells.values() if cell.ci_low is not None]
+def unread_differences(table: Table, cells: Iterable[Cell], others: Container[str]) -> str:
+    """``"14.0 % of a and 1.2 % of b on mmmu_val"``: where models with a significant difference differ in this, too.
+
+    Args:
+        table: the table.
+        cells: of the better or worse models.
+        others: the models that they are compared with.
+    """
+    found: dict[str, None] = {}
+    apart = [each for each in table.differences if each.unread]
+    for cell in cells:
+        for each in apart:
+            pair = {each.cell: each.other, each.other: each.cell}
+            if cell in pair and pair[cell].row in others:
+                shares = [f"{share:.1f} % of {row}" for row, share in each.unread.items()]
+                found[f"{join_with_and(shares)} on {cell.column.benchmark}"] = None
+    return "; ".join(found) if len(found) <= _MAX_UNREAD else f"{len(found)} pairs of models"
+
+
+def _on(cells: Iterable[Cell], what: str = "numbers") -> str:
+    return join_or_count([*dict.fromkeys(f"{cell.row} on {cell.column.title}" for cell in cells)], what)
+
+
+def _about_intervals(table: Table) -> Iterator[str]:
+    with_interval = [cell for cell in table.scores if cell.ci_low is not None]
     kinds = {cell.seed_variance for cell in with_interval}
-    lines = []
-    if table.seeds > 1:
-        lines.append(f"Numbers are means over up to {table.seeds} seeds.")
+    lines = [f"Numbers are means over up to {table.seeds} seeds."] if table.seeds > 1 else []
     if "included" in kinds:
         lines.append(
             "The 95 % intervals of trained models include the variance over the benchmark's images and the seed "
@@ -136,120 +184,171 @@ def _about_intervals(table: Table) -> list[str]:
             lines.append("A pretrained model is evaluated once, and its interval is over images only.")
     elif with_interval:
         lines.append("Intervals are 95 % intervals over the benchmark's images and do not include seed variance.")
-    return [
-        *([" ".join(lines)] if lines else []),
-        *(_about_unknown_seed_variance(table) if "included" in kinds else []),
-        *_about_untestable_pairs(table),
-        *_about_other_items(table),
-        *_about_missing_intervals(table),
-    ]
-
-
-def _about_unknown_seed_variance(table: Table) -> list[str]:
-    names = []
-    for column in table.columns:
-        numbers = [cell for cell in table.column_cells(column) if cell.ci_low is not None]
-        unknown = [cell.row for cell in numbers if cell.seed_variance == "unknown"]
-        all_of_column = unknown and not any(cell.seed_variance == "included" for cell in numbers)
-        names += [column_title(column)] if all_of_column else [f"{row} on {column_title(column)}" for row in unknown]
-    if not names:
-        return []
-    return [f"No seed variance is known on {join_with_and(names)}: intervals and tests are over images only."]
-
-
-def _about_missing_intervals(table: Table) -> list[str]:
-    by_reason: dict[str, dict[str, None]] = {}
-    for cell in table.cells.values():
-        if cell.value is not None and cell.ci_low is None:
-            by_reason.setdefault(cell.no_interval, {})[f"{cell.row} on {column_title(cell.column)}"] = None
-    return [
-        f"No interval: {join_or_count([*names], 'numbers')}. Reason: {reason}." for reason, names in by_reason.items()
-    ]
-
-
-def _about_other_items(table: Table) -> list[str]:
-    """The columns whose models have scores for different items: pairs are tested only on equal ones."""
-    lines = []
-    for sets in table.other_items:
-        names = "; ".join(join_row_names(cell.row for cell in cells) for cells in sets)
-        lines.append(
-            f"{column_title(sets[0][0].column)}: the models have scores for different items, and only those with the "
-            f"same ones are tested against each other: {names}."
-        )
-    return lines
-
-
-def _about_untestable_pairs(table: Table) -> list[str]:
-    by_column: dict[str, list[str]] = {}
+    if lines:
+        yield " ".join(lines)
+    unknown = []
+    for column in table.columns if "included" in kinds else ():
+        numbers = [cell for cell in column.cells if cell.ci_low is not None]
+        rows = [cell.row for cell in numbers if cell.seed_variance == "unknown"]
+        all_of_column = rows and not any(cell.seed_variance == "included" for cell in numbers)
+        unknown += [column.title] if all_of_column else [f"{row} on {column.title}" for row in rows]
+    if unknown:
+        yield f"No seed variance is known on {join_with_and(unknown)}: intervals and tests are over images only."
+    untestable: dict[str, list[str]] = {}
     for first, second in table.untestable:
-        by_column.setdefault(column_title(first.column), []).append(f"{first.row} and {second.row}")
-    return [
-        f"No test on {column}: the seeds of every model with several seeds have equal scores, so the seed variance is "
-        f"unknown ({join_or_count(pairs, 'pairs')})."
-        for column, pairs in by_column.items()
-    ]
+        untestable.setdefault(first.column.title, []).append(f"{first.row} and {second.row}")
+    for title, pairs in untestable.items():
+        yield (
+            f"No test on {title}: the seeds of every model with several seeds have equal scores, so the seed variance "
+            f"is unknown ({join_or_count(pairs, 'pairs')})."
+        )
+    for sets in table.other_items:
+        yield (
+            f"{sets[0][0].column.title}: the models have scores for different items, and only those with the same ones "
+            f"are tested against each other: {'; '.join(join_row_names(cell.row for cell in cells) for cells in sets)}."
+        )
+    without: dict[str, list[Cell]] = {}
+    for cell in table.scores:
+        if cell.value is not None and cell.ci_low is None:
+            without.setdefault(cell.no_interval, []).append(cell)
+    for reason, cells in without.items():
+        yield f"No interval: {_on(cells)}. Reason: {reason}."
 
 
-def _about_power(table: Table) -> list[str]:
+def _about_power(table: Table) -> Iterator[str]:
     """The minimum detectable differences: a difference that is not significant may still exist."""
-    differences: list[str] = []
+    differences = []
     for column in table.columns:
-        values = [cell.delta.min_detectable_difference for cell in table.column_cells(column) if cell.delta]
+        values = [cell.delta.min_detectable for cell in column.cells if cell.delta]
         largest = max(filter(math.isfinite, values), default=None)
         if largest is not None and column.ranked:
-            number = format_number(largest, decimals_needed(largest, decimals(column)))
-            differences.append(f"{number} on {column_title(column)}")
-    if not differences:
-        return []
-    return [
-        f"Minimum detectable difference from the baseline: {join_with_and(differences)} (a single test at the 5 % "
-        f"level with power 0.8 and the observed variance over {variance_sources(table)}; larger for models that "
-        "differ on more items, and after the correction for many tests)."
-    ]
+            differences.append(f"{column.small_text(largest)} on {column.title}")
+    if differences:
+        yield (
+            f"Minimum detectable difference from the baseline: {join_with_and(differences)} (a single test at the 5 % "
+            f"level with power 0.8 and the observed variance over {variance_sources(table)}; larger for models that "
+            "differ on more items, and after the correction for many tests)."
+        )
 
 
-def _about_unread(table: Table, source: ReportSource) -> list[str]:
+def is_above_chance(cell: Cell) -> bool | None:
+    """Whether a cell's interval is above all trivial baselines; None without an interval or known chance level."""
+    levels, better = cell.column.chance_levels.values(), cell.column.higher_is_better
+    if not levels or cell.group or cell.ci_low is None or cell.ci_high is None or better is None:
+        return None
+    return cell.ci_low > max(levels) if better else cell.ci_high < min(levels)
+
+
+def title_with_baselines(column: Column) -> str:
+    """The metric, with the trivial baselines that score above chance: ``pope F1 (always yes)``."""
+    others = [name for name in column.trivial_baselines() if name != CHANCE]
+    return column.title + (f" ({' or '.join(others)})" if others else "")
+
+
+def _about_chance(table: Table) -> Iterator[str]:
+    """The definition of chance, and the scores not significantly above it."""
+    if not table.has_chance_level:
+        return
+    names = list(dict.fromkeys(name for column in table.columns for name in column.trivial_baselines()))
+    others = join_with_and([name for name in names if name != CHANCE]) if names[1:] else ""
+    yield (
+        "Chance is the score of guessing among the answers, computed from the same items"
+        f"{f', with {others} where that scores higher' if others else ''}."
+    )
+    by_model: dict[str, list[str]] = {}
+    for column in table.columns:
+        for cell in column.cells:
+            if is_above_chance(cell) is False:
+                by_model.setdefault(cell.row, []).append(title_with_baselines(column))
+    by_metrics: dict[tuple[str, ...], list[str]] = {}
+    for row, titles in by_model.items():
+        by_metrics.setdefault(tuple(titles), []).append(row)
+    where = [f"{join_or_count(rows, 'models')} on {join_or_count(on, 'metrics')}" for on, rows in by_metrics.items()]
+    if where:
+        yield f"Not significantly above chance (the interval is not entirely better): {'; '.join(where)}."
+
+
+def _about_gains(table: Table) -> Iterator[str]:
+    """The gains over blind of each column, the scores that they do not credit, and missing gains."""
+    lines = []
+    for column in table.columns:
+        with_gain = [cell for cell in column.cells if cell.gains]
+        counts = sorted({gain.n for cell in with_gain for gain in cell.gains.values()})
+        if counts:
+            items = " to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1])))
+            texts = [f"{cell.row} {_gains_text(cell)}" for cell in with_gain]
+            lines.append(f"Gain over blind on {column.title} ({items} items): {'; '.join(texts)}.")
+    if lines:
+        yield (
+            "Gain over blind: the score minus that of the same LLaVA on the same questions without their image (blank: "
+            "an image of one color; shuffled: another item's image), with its 95 % interval, paired by image. A score "
+            "is credited to the images if the gain over each is significant (two-sided 5 %, not corrected for other "
+            "cells)."
+        )
+        yield from lines
+    for cell in table.scores:
+        if cell.credited is False:
+            column = cell.column
+            weak = [kind for kind, gain in cell.gains.items() if not gain.credits(column.higher_is_better)]
+            smallest = max((cell.gains[kind].min_detectable for kind in weak), default=math.nan)
+            number = column.small_text(smallest)
+            power = f" These items detect a gain of {number} with power 0.8." if math.isfinite(smallest) else ""
+            text = (
+                f"{UNCREDITED} {cell.row} on {column.title} is not credited to the images and has no mark: the score "
+                f"is not significantly better than with {join_with_and(weak)} images.{power}"
+            )
+            yield Note.of("uncredited", text, [cell])
+    for cell in table.scores:
+        stored = [result.metrics[cell.metric].blind for result in cell.results]
+        if cell.members and not cell.gains and all(stored):
+            yield (
+                f"{cell.row} on {cell.column.title} has no gain over blind: the blind runs of its seeds do not cover "
+                "the same items, or the items are missing."
+            )
+
+
+def _gains_text(cell: Cell) -> str:
+    """``+12.3 [8.0 to 16.4] over blank and …``."""
+    return join_with_and(
+        [
+            f"{cell.column.text(gain.value, sign=True)} "
+            f"[{difference_ci_text(gain.ci_low, gain.ci_high, cell.column.places)}] over {kind}"
+            for kind, gain in cell.gains.items()
+        ]
+    )
+
+
+def _about_unread(table: Table) -> Iterator[str]:
     """The models of whose answers more than `MAX_UNREAD` were not read, and their scores with these as wrong ones."""
     found = []
-    for column in table.columns:
-        for cell in table.column_cells(column):
-            outcomes = [source.outcomes.get((name, column.benchmark)) for name in cell.members or (cell.row,)]
-            metrics = [each.metrics for each in outcomes if isinstance(each, Result) and UNREAD in each.metrics]
-            if cell.value is None or not metrics:
-                continue
-            share = sum(each[UNREAD].value for each in metrics) / len(metrics)
+    for cell in itertools.chain.from_iterable(column.cells for column in table.columns):
+        column, wrong_name = cell.column, f"{cell.metric}{UNREAD_WRONG}"
+        metrics = [each.metrics for each in cell.results if UNREAD in each.metrics]
+        share = sum(each[UNREAD].value for each in metrics) / max(len(metrics), 1)
+        if share <= MAX_UNREAD:
+            continue
+        text = f"{100 * share:.1f} % of {cell.row} on {column.title}"
+        if any(wrong_name in each for each in metrics):
             # a seed whose answers were all read has no such metric
-            seeds = [each.get(f"{column.metric}{UNREAD_WRONG}", each.get(column.metric)) for each in metrics]
-            if share <= MAX_UNREAD:
-                continue
-            text = f"{100 * share:.1f} % of {cell.row} on {column_title(column)}"
-            if any(f"{column.metric}{UNREAD_WRONG}" in each for each in metrics):
-                wrong = sum(each.value * column.scale for each in seeds if each) / len(seeds)
-                places = decimals(column)
-                text += (
-                    f" ({format_number(wrong, places)} instead of {format_number(cell.value, places)} as wrong ones)"
-                )
-            found.append(text)
-    lines = []
+            seeds = [each.get(wrong_name, each.get(cell.metric)) for each in metrics]
+            wrong = sum(each.value * column.scale for each in seeds if each) / len(seeds)
+            text += f" ({column.text(wrong)} instead of {cell.number} as wrong ones)"
+        found.append(text)
     if found:
         what = "empty, declined, without an option, yes or no, or in a form that the scorer does not compare"
-        lines.append(f"Answers not read ({what}): {'; '.join(found)}.")
-    if pairs := unread_differences(table, table.cells.values(), {row.name for row in table.rows}):
-        lines.append(f"Models with different scores of whose answers different shares were not read: {pairs}.")
-    return lines
+        yield f"Answers not read ({what}): {'; '.join(found)}."
+    if pairs := unread_differences(table, table.scores, {row.name for row in table.rows}):
+        yield f"Models with different scores of whose answers different shares were not read: {pairs}."
 
 
-def _about_trivial_baselines(source: ReportSource) -> list[str]:
-    return [
-        f"{name}: {strip_control_chars(note, MAX_TEXT_CHARS)}"
-        for name in source.benchmarks
-        for note in sorted({result.trivial_baseline_note for result in source.results(name).values()} - {""})
-    ]
+def _about_trivial_baselines(source: ReportSource) -> Iterator[str]:
+    for name in source.benchmarks:
+        for note in sorted({result.trivial_baseline_note for result in source.results(name).values()} - {""}):
+            yield f"{name}: {strip_control_chars(note, MAX_TEXT_CHARS)}"
 
 
-def _about_learned_images(source: ReportSource) -> list[str]:
+def _about_learned_images(source: ReportSource) -> Iterator[str]:
     """Linear probes that are tested on some of the images that they learn."""
-    lines = []
     for name in source.benchmarks:
         found = {row: each for row, each in source.results(name).items() if IN_TRAIN in each.metrics}
         without: dict[str, list[str]] = {}
@@ -259,17 +358,15 @@ def _about_learned_images(source: ReportSource) -> list[str]:
             without.setdefault(score, []).append(row)
         for metric in [result.metrics[IN_TRAIN] for result in found.values()][:1]:  # the data are the same for all
             scores = "; ".join(f"{score} ({join_row_names(rows)})" for score, rows in without.items())
-            lines.append(
+            yield (
                 f"{name}: {round(metric.value * metric.n)} of {metric.n} test images are byte by byte in the training "
                 f"split of the probe. Without them acc@1 is: {scores}."
             )
-    return lines
 
 
-def _about_training(source: ReportSource) -> list[str]:
+def _about_training(source: ReportSource) -> Iterator[str]:
     """The models with other data, steps, batch sizes, learning rates, … than their baseline; seeds may differ."""
     by_difference: dict[str, tuple[dict[str, None], dict[str, None]]] = {}  # sentence → models, their baselines
-
     trainings: dict[str, TrainingSettings] = {}
 
     def training(result: Result) -> TrainingSettings:
@@ -290,28 +387,32 @@ def _about_training(source: ReportSource) -> list[str]:
     by_models: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = {}
     for difference, (rows, others) in by_difference.items():
         by_models.setdefault((tuple(rows), tuple(others)), []).append(difference)
-    return [
-        f"{join_row_names(rows)} and {join_row_names(others)} were trained with different settings: "
-        f"{'; '.join(each for each in differences if f'encoder.{each}' not in differences)}. " + CONFOUNDED_WARNING
-        for (rows, others), differences in by_models.items()
-    ]
+    for (models, baselines), differences in by_models.items():
+        yield (
+            f"{join_row_names(models)} and {join_row_names(baselines)} were trained with different settings: "
+            f"{'; '.join(each for each in differences if f'encoder.{each}' not in differences)}. {CONFOUNDED_WARNING}"
+        )
 
 
-def _about_missing_values(source: ReportSource, table: Table) -> list[str]:
-    by_reason: dict[tuple[str, str], dict[str, None]] = {}  # model, reason → benchmarks or metrics
-    for column in table.columns:
-        for cell in table.column_cells(column):
+def _about_missing_values(source: ReportSource, seed_table: Table) -> Iterator[Note]:
+    by_reason: dict[tuple[str, str], dict[str, list[Cell]]] = {}  # model, reason → benchmarks or metrics
+    for column in seed_table.columns:
+        for cell in column.cells:
             if cell.missing and cell.missing.reason != EXCLUDED_FROM_BENCHMARK:
                 no_result = isinstance(source.outcomes[cell.row, column.benchmark], MissingValue)
-                name = column.benchmark if no_result else column_title(column)
-                by_reason.setdefault((cell.row, f"{cell.missing.kind}: {cell.missing.reason}"), {})[name] = None
-    models: dict[tuple[str, str], list[str]] = {}
+                name = column.benchmark if no_result else column.title
+                reason = f"{cell.missing.kind}: {cell.missing.reason}"
+                by_reason.setdefault((cell.row, reason), {}).setdefault(name, []).append(cell)
+    models: dict[tuple[str, str], dict[str, list[Cell]]] = {}
     for (row, reason), names in by_reason.items():
-        models.setdefault((join_with_and([*names]), reason), []).append(row)
-    return [f"{join_row_names(rows)} on {on}: {reason.rstrip('.')}." for (on, reason), rows in models.items()]
+        cells = [cell for own in names.values() for cell in own]
+        models.setdefault((join_with_and([*names]), reason), {})[row] = cells
+    for (on, reason), rows in models.items():
+        text = f"{join_row_names(rows)} on {on}: {reason.rstrip('.')}."
+        yield Note.of("missing", text, [cell for cells in rows.values() for cell in cells])
 
 
-def _about_missing_items(source: ReportSource) -> list[str]:
+def _about_missing_items(source: ReportSource) -> Iterator[str]:
     """The results without items: reading a result checks its numbers against its items."""
     by_models: dict[str, list[str]] = {}
     for benchmark in source.benchmarks:
@@ -319,35 +420,36 @@ def _about_missing_items(source: ReportSource) -> list[str]:
         if models:
             by_models.setdefault(join_row_names(models), []).append(benchmark)
     where = "; ".join(f"{models} on {join_or_count(names, 'benchmarks')}" for models, names in by_models.items())
-    return [f"Not checked, because their items are missing: {where}."] if where else []
+    if where:
+        yield f"Not checked, because their items are missing: {where}."
 
 
-def _about_protocols(table: Table) -> list[str]:
-    return [
-        f"{group_sign(cell)} {cell.row} on {column_title(column)} was measured under different settings and is not "
-        f"ranked with the rest of its column ({'; '.join(cell.protocol_differences)})."
-        for column in table.columns
-        for cell in table.column_cells(column)
-        if cell.protocol_differences
-    ]
+def _about_protocols(seed_table: Table) -> Iterator[Note]:
+    for cell in itertools.chain.from_iterable(column.cells for column in seed_table.columns):
+        if cell.protocol_differences:
+            text = (
+                f"{cell.dagger} {cell.row} on {cell.column.title} was measured under different settings and is not "
+                f"ranked with the rest of its column ({'; '.join(cell.protocol_differences)})."
+            )
+            yield Note.of("protocol", text, [cell])
 
 
-def _about_imports(source: ReportSource) -> list[str]:
+def _about_imports(source: ReportSource) -> Iterator[str]:
     """The results that other tools measured, by tool, and what their intervals are from."""
-    by_tool: dict[str, dict[str, None]] = {}
+    by_tool: dict[str, list[str]] = {}
     for benchmark in source.benchmarks:
         for row, result in source.results(benchmark).items():
             if origin := result.measured_elsewhere:
                 tool = strip_control_chars(f"{origin.get('tool')}, version {origin.get('version')}", MAX_TEXT_CHARS)
-                by_tool.setdefault(f"by {tool} (intervals: {origin.get('intervals')})", {})[f"{row} on {benchmark}"] = (
-                    None
-                )
-    parts = [f"{join_or_count([*names], 'numbers')} {tool}" for tool, names in by_tool.items()]
-    sentence = "They are tested only against results of the same protocol with exactly the same items."
-    return [f"{ELSEWHERE} Measured elsewhere: {'; '.join(parts)}. {sentence}"] if parts else []
+                text = f"by {tool} (intervals: {origin.get('intervals')})"
+                by_tool.setdefault(text, []).append(f"{row} on {benchmark}")
+    found = [f"{join_or_count(names, 'numbers')} {tool}" for tool, names in by_tool.items()]
+    if found:
+        sentence = "They are tested only against results of the same protocol with exactly the same items."
+        yield f"{ELSEWHERE} Measured elsewhere: {'; '.join(found)}. {sentence}"
 
 
-def _about_inputs(source: ReportSource) -> list[str]:
+def _about_inputs(source: ReportSource) -> Iterable[str]:
     """The input settings that differ between models: they are part of a model, so the models are ranked together."""
     lines: dict[str, None] = {}
     for benchmark in source.benchmarks:
@@ -361,4 +463,40 @@ def _about_inputs(source: ReportSource) -> list[str]:
                 setting = name.removeprefix(INPUT_PREFIX).replace("_", " ")
                 by_value = "; ".join(f"{value} for {join_row_names(models)}" for value, models in rows.items())
                 lines[f"Input settings differ between the models. {setting}: {by_value}."] = None
-    return [*lines]
+    return lines
+
+
+def _about_another_seed(table: Table) -> Iterator[str]:
+    """Another seed or stop? By how much the minimum detectable difference would shrink with more seeds."""
+    shrinks = []
+    for column, components in column_components(table).items() if table.seeds else ():
+        seeds = components.num_seeds
+        if components.degrees and seeds > 1 and (now := components.min_detectable(seeds)):
+            more = (components.min_detectable(count) / now for count in (seeds + 1, math.inf))
+            another, limit = (f"{100 * max(0.0, 1 - ratio):.0f} %" for ratio in more)
+            shrinks.append(f"by {another} and {limit} on {column.title}")
+    if shrinks:
+        yield (
+            "Another seed or stop? The minimum detectable difference shrinks with another seed of every model, and "
+            f"with any number of seeds, {'; '.join(shrinks)}; the rest is due to the images."
+        )
+
+
+def column_components(table: Table) -> dict[Column, Components]:
+    """Ranked column → its variance components, over the differences from the baselines, else over all pairs of models.
+
+    Models near an end of the scale have no noise to plan with, and are left out.
+    """
+    found = {}
+    for column in table.columns:
+        cells = [cell for cell in column.cells if cell.value is not None and cell.group == 0]
+        scores: dict[str, Scores] = {cell.row: cell.evidence for cell in cells if cell.evidence is not None}
+        enough = MIN_VARIANCE_RATIO * max((each.image_variance for each in scores.values()), default=0.0)
+        inside = {row: each for row, each in scores.items() if each.image_variance >= enough > 0}
+        planned = [(row.name, row.baseline) for row in table.rows if row.name in inside and row.baseline in inside]
+        pairs: Collection[tuple[str, str]] = [(row, other) for row, other in planned if other]
+        pairs = pairs or [*itertools.combinations(inside, 2)]
+        tested = [(inside[one], inside[other]) for one, other in pairs if comparable(inside[one], inside[other])]
+        if tested and column.ranked:
+            found[column] = variance_components(tested, cells[0].noise)
+    return found

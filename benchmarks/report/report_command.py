@@ -82,7 +82,7 @@ def run_report(config: ReportConfig) -> None:
     contents = {
         output / name: content
         for chosen in formats or [name for name in REPORT_FORMATS if name not in ON_REQUEST]
-        for name, content in REPORT_FORMATS[chosen].files(report).items()
+        for name, content in REPORT_FORMATS[chosen](report).items()
         if content
     }
     for path, content in contents.items():

@@ -75,9 +75,9 @@ def select_columns(table: Table, keys: Sequence[_ColumnKey]) -> Table:
     if not keys:
         return table
     columns = {(column.benchmark, column.metric): column for column in table.columns}
-    selected = [columns[key] for key in keys if key in columns]
-    cells = {key: cell for key, cell in table.cells.items() if key[1:] in keys}
-    return dataclasses.replace(table, columns=tuple(selected), cells=cells)
+    selected = tuple(columns[key] for key in keys if key in columns)
+    scores = [cell for cell in table.scores if cell.column in selected]
+    return dataclasses.replace(table, columns=selected, scores=scores)
 
 
 def select_benchmarks(source: ReportSource, keys: Sequence[_ColumnKey]) -> ReportSource:

@@ -1,4 +1,7 @@
-"""The table that every format renders: models × primary metrics, with intervals, differences and marks.
+"""The two tables behind a report: scores, a line per model and metric, and differences, a line per tested pair.
+
+A line of the scores is a `Cell`; a `Column` is what the cells of one metric share. `Table` has both, `scores.py` reads
+them from results, `differences.py` tests and marks them. All formats only arrange these lines and their texts.
 
 Rules of the marks:
 - cells are compared only within a *group* of equal protocol; input settings may differ, since they are part of a model;
@@ -9,40 +12,52 @@ Rules of the marks:
   significantly worse;
 - no mark if no difference from the top cell is significant;
 - no mark for a cell that is not credited to the images (`Cell.credited`).
-All tests of a table (the differences from the baselines and from the top cells, on request of all pairs) are one
-family: their p-values are Holm-corrected together, so that marks and differences never contradict each other. Those
-from a top cell account for its choice by its score, see ``significance.py``.
+All tests of a table are one family: their p-values are Holm-corrected together, so that marks and differences never
+contradict each other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import itertools
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from benchmarks.report.load_results import MissingValue
 from benchmarks.results.blind import is_credited
+from benchmarks.results.formatting import decimals_needed, difference_ci_text, format_number
+from benchmarks.results.noise import Scores, TrainingNoise
+from benchmarks.results.results import CHANCE, Result
+from benchmarks.results.statistics import PairedDifference, compare
 from benchmarks.study.rows import RowRecord
 
 ALPHA = 0.05
 RankMark = Literal["best", "tied", ""]
-SeedVariance = Literal["included", "none", "unknown", ""]
+UNCREDITED = "‡"
+ELSEWHERE = "§"
+NOT_RUN = "not run"
+_MAX_ASYMMETRY = 0.25  # difference of the two sides of an interval that is still shown as ±, relative to its width
+_MAX_REASON_CHARS = 60
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Column:
     """One metric of one benchmark.
 
     Args:
-        benchmark: name of the benchmark.
+        benchmark: name of the benchmark, as displayed.
         metric: name of the metric; empty if no model has a number.
         label: for the header, ``"T→I R@1"``.
         scale: factor from stored to displayed values.
         higher_is_better: None if neither is better; such a column is not ranked.
         largest: the largest absolute value, scaled.
         chance_levels: trivial baseline → its score (see `results.Metric`), scaled.
-        benchmark_id: the benchmark's name in files, if another name is displayed.
+        key: the benchmark's name in files.
         of_llava: whether LLaVAs are scored, not encoders alone.
+        items: number of items as text, ``"30 of 9,000"``; ``"90 to 120"`` if it varies within the main protocol.
+        cells: of all models in the order of the table.
     """
 
     benchmark: str
@@ -51,9 +66,11 @@ class Column:
     scale: float
     higher_is_better: bool | None
     largest: float = 0.0
-    chance_levels: Mapping[str, float] = field(default_factory=dict, hash=False)
-    benchmark_id: str = ""
+    chance_levels: Mapping[str, float] = field(default_factory=dict)
+    key: str = ""
     of_llava: bool = False
+    items: str = ""
+    cells: list[Cell] = field(default_factory=list)
 
     @property
     def ranked(self) -> bool:
@@ -61,40 +78,50 @@ class Column:
         return self.higher_is_better is not None
 
     @property
-    def key(self) -> str:
-        """The benchmark's name in files."""
-        return self.benchmark_id or self.benchmark
-
-
-@dataclass(frozen=True, kw_only=True)
-class BaselineDifference:
-    """Difference from the baseline model, scaled.
-
-    Args:
-        baseline: the baseline model.
-        value: model minus baseline.
-        ci_low: lower end of the 95 % interval; both ends are NaN if the interval is unknown.
-        ci_high: upper end.
-        p_value: of this test alone.
-        p_adjusted: Holm-corrected for all tests of the table.
-        min_detectable_difference: the true difference that a single such test detects with power 0.8; NaN if no item
-            differs, since the variance is then unknown.
-        credited: whether the better one of the two scores is credited to the images; None without blind runs.
-    """
-
-    baseline: str
-    value: float
-    ci_low: float
-    ci_high: float
-    p_value: float
-    p_adjusted: float
-    min_detectable_difference: float
-    credited: bool | None = None
+    def places(self) -> int:
+        """Decimal places: 1 for per cent and values from 10, else 2."""
+        return 1 if self.scale == 100 or self.largest >= 10 else 2
 
     @property
-    def significant(self) -> bool:
-        """Whether the corrected p-value is below `ALPHA`."""
-        return self.p_adjusted < ALPHA
+    def title(self) -> str:
+        """Its name in a sentence: ``"pope F1"``, without the benchmark if the label contains it."""
+        return self.label if self.benchmark.casefold() in self.label.casefold() else f"{self.benchmark} {self.label}"
+
+    @property
+    def arrow(self) -> str:
+        """`` ↓`` if lower is better, else empty."""
+        return " ↓" if self.higher_is_better is False else ""
+
+    def text(self, value: float | None, *, sign: bool = False) -> str:
+        """A number of this column."""
+        return format_number(value, self.places, sign=sign)
+
+    def small_text(self, value: float) -> str:
+        """A number with the decimals that it needs not to be shown as 0."""
+        return format_number(value, decimals_needed(value, self.places))
+
+    def groups(self) -> list[list[Cell]]:
+        """The cells with a number, by protocol."""
+        numbers = [cell for cell in self.cells if cell.value is not None]
+        return [[cell for cell in numbers if cell.group == group] for group in sorted({cell.group for cell in numbers})]
+
+    def trivial_baselines(self) -> dict[str, str]:
+        """Trivial baseline → its score as text: chance, and the baselines that score higher."""
+        chance = self.chance_levels.get(CHANCE)
+        return {
+            name: self.small_text(value)
+            for name, value in self.chance_levels.items()
+            # of C equally frequent classes, the majority class scores as chance does, except for rounding
+            if name == CHANCE or chance is None or (value > chance and not math.isclose(value, chance))
+        }
+
+    @property
+    def chance_text(self) -> str:
+        """``"50.0"``, or ``"50.0 (always yes 66.7)"``; empty if chance is unknown."""
+        baselines = self.trivial_baselines()
+        chance = baselines.pop(CHANCE, "")
+        others = ", ".join(f"{name} {text}" for name, text in baselines.items())
+        return chance + (f" ({others})" if others else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,23 +156,22 @@ class BlindGain:
         return is_credited([(self.value, self.p_value)], higher_is_better=higher_is_better is not False)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Cell:
-    """One number, or why it is missing.
+    """A line of the scores: one number, or why it is missing.
 
     Args:
         row: name of the model.
-        column: its column.
+        column: its metric.
         value: scaled; None if missing.
         ci_low: lower end of the 95 % interval; over images and seeds if the value is a mean over seeds.
         ci_high: upper end.
         n: number of items.
-        delta: difference from the baseline model, if both have the same protocol.
-        mark: see the module's docstring.
         group: 0 for the column's main protocol, 1, 2, … for others, which are not ranked with it.
         protocol_differences: as text, differences from the main protocol.
         missing: why there is no number.
         seed: of the model.
+        rows: names of the rows that it is about, a model's seeds.
         by_seed: seed → value, if the value is a mean over seeds.
         members: names of the single seeds' rows, if the value is a mean over seeds.
         image_ci_half_width: average half width of a single seed's interval over images.
@@ -153,8 +179,17 @@ class Cell:
             pretrained model, ``unknown`` if no trained model of its column and protocol has several seeds that differ.
         no_interval: why the number has no interval.
         gains: kind of blind run → the gain of the image; empty without such runs.
-        withheld: the mark that it would have if it were credited.
         measured_elsewhere: whether it was imported.
+        delta: difference from the baseline model; None without a test.
+        mark: see the module's docstring.
+        withheld: the mark that it would have if it were credited.
+        all_results: of these rows on this benchmark.
+        results: those behind the value.
+        metric: its name in them.
+        category: the items that it is about; None for all.
+        trained: whether a single result is one of a training run, among several models' seeds.
+        evidence: the metric with the influence of each image; None if it cannot be computed from items.
+        noise: the training noise of its column and protocol.
     """
 
     row: str
@@ -163,20 +198,35 @@ class Cell:
     ci_low: float | None = None
     ci_high: float | None = None
     n: int = 0
-    delta: BaselineDifference | None = None
-    mark: RankMark = ""
     group: int = 0
     protocol_differences: tuple[str, ...] = ()
     missing: MissingValue | None = None
     seed: int | None = None
+    rows: tuple[str, ...] = ()
     by_seed: Mapping[int | None, float] = field(default_factory=dict)
     members: tuple[str, ...] = ()
     image_ci_half_width: float | None = None
-    seed_variance: SeedVariance = ""
+    seed_variance: Literal["included", "none", "unknown", ""] = ""
     no_interval: str = ""
-    gains: Mapping[str, BlindGain] = field(default_factory=dict)
-    withheld: RankMark = ""
+    gains: dict[str, BlindGain] = field(default_factory=dict)
     measured_elsewhere: bool = False
+    delta: Difference | None = None
+    mark: RankMark = ""
+    withheld: RankMark = ""
+    all_results: tuple[Result, ...] = ()
+    results: tuple[Result, ...] = ()
+    metric: str = ""
+    category: str | None = None
+    trained: bool = False
+    evidence: Scores | None = None
+    noise: TrainingNoise = field(default_factory=TrainingNoise)
+
+    @functools.cached_property
+    def key(self) -> tuple[object, ...]:
+        """Equal for cells that show the same results, as the rows of an encoder with several LLMs do."""
+        paths = tuple(result.path or result.model_name for result in self.results)
+        # a seed on its own and a model of which only this seed is left have the same results, but other noise
+        return self.column.benchmark, self.metric, self.category, paths, self.trained
 
     @property
     def credited(self) -> bool | None:
@@ -185,59 +235,216 @@ class Cell:
             return None
         return all(gain.credits(self.column.higher_is_better) for gain in self.gains.values())
 
+    @property
+    def number(self) -> str:
+        """The value as text."""
+        return self.column.text(self.value)
 
-PairKey = tuple[str, str, frozenset[str]]  # benchmark, metric, both models
+    @property
+    def margin(self) -> str:
+        """The 95 % interval relative to its value: ``±1.2``, or ``+8.0/−0.0`` if asymmetric; empty without one."""
+        if self.ci_low is None or self.ci_high is None or self.value is None:
+            return ""
+        above, below = self.ci_high - self.value, self.value - self.ci_low
+        if abs(above - below) <= _MAX_ASYMMETRY * (above + below):
+            return f"±{self.column.small_text((above + below) / 2)}"
+        return f"+{self.column.small_text(above)}/\N{MINUS SIGN}{self.column.small_text(below)}"
+
+    @property
+    def score(self) -> str:
+        """The value with its interval."""
+        return f"{self.number} {self.margin}".rstrip()
+
+    @property
+    def interval(self) -> str:
+        """The ends of the 95 % interval, ``51.0 – 57.6``; empty without one."""
+        if self.ci_low is None or self.ci_high is None:
+            return ""
+        places = decimals_needed(self.ci_high - self.ci_low, self.column.places)
+        return f"{format_number(self.ci_low, places)} – {format_number(self.ci_high, places)}"
+
+    @property
+    def dagger(self) -> str:
+        """One dagger for group 1, two for group 2, …; empty for the main protocol."""
+        return "†" * self.group
+
+    @property
+    def signs(self) -> str:
+        """`dagger`, ‡ for a score that is not credited to the images, and § for one that was measured elsewhere."""
+        return self.dagger + UNCREDITED * (self.credited is False) + ELSEWHERE * self.measured_elsewhere
+
+    @property
+    def missing_label(self) -> str:
+        """The short text of a missing value; empty for a number."""
+        if self.missing is None:
+            return ""
+        return {"missing": NOT_RUN, "not applicable": "—"}.get(self.missing.kind, self.missing.kind)
+
+    @property
+    def missing_text(self) -> str:
+        """As `missing_label`, with the shortened reason of a failure or an invalid file; a note has the full reason."""
+        if self.missing is None or self.missing.kind not in {"failed", "invalid"}:
+            return self.missing_label
+        reason = " ".join(self.missing.reason.split())
+        short = reason if len(reason) <= _MAX_REASON_CHARS else reason[: _MAX_REASON_CHARS - 1].rstrip() + "…"
+        return f"{self.missing.kind}: {short}"
 
 
-def pair_key(first: Cell, second: Cell) -> PairKey:
-    """The key of the test of two models on one metric."""
-    return first.column.benchmark, first.column.metric, frozenset({first.row, second.row})
+@dataclass(kw_only=True, eq=False)
+class Difference:
+    """A line of the differences: one model minus another on one metric, scaled.
+
+    Args:
+        cell: of the model.
+        other: of the other model, in the same column.
+        p_adjusted: Holm-corrected for all tests of the table.
+        unread: model → its share of answers not read, in per cent, if the models differ significantly, in this too.
+    """
+
+    cell: Cell
+    other: Cell
+    p_adjusted: float
+    unread: Mapping[str, float] = field(default_factory=dict)
+
+    @functools.cached_property
+    def tested(self) -> PairedDifference:
+        """The paired test, not scaled; computed when it is asked for, as marks need corrected p-values only."""
+        assert self.cell.evidence is not None
+        assert self.other.evidence is not None
+        return compare(self.cell.evidence, self.other.evidence, self.cell.noise)
+
+    @property
+    def baseline(self) -> str:
+        """The other model."""
+        return self.other.row
+
+    @property
+    def value(self) -> float:
+        """Model minus other."""
+        return self.tested.value * self.cell.column.scale
+
+    @property
+    def ci_low(self) -> float:
+        """Lower end of the 95 % interval; both ends are NaN if the interval is unknown."""
+        return self.tested.low * self.cell.column.scale
+
+    @property
+    def ci_high(self) -> float:
+        """Upper end."""
+        return self.tested.high * self.cell.column.scale
+
+    @property
+    def p_value(self) -> float:
+        """Of this test alone."""
+        return self.tested.p_value
+
+    @property
+    def min_detectable(self) -> float:
+        """The true difference that a single such test detects with power 0.8.
+
+        NaN if no item differs, since the variance is then unknown.
+        """
+        return self.tested.min_detectable * self.cell.column.scale
+
+    @property
+    def significant(self) -> bool:
+        """Whether the corrected p-value is below `ALPHA`."""
+        return self.p_adjusted < ALPHA
+
+    @property
+    def credited(self) -> bool | None:
+        """Whether the better one of the two scores is credited to the images; None without blind runs."""
+        better = self.cell if (self.tested.value > 0) == bool(self.cell.column.higher_is_better) else self.other
+        return better.credited
+
+    @property
+    def verdict(self) -> Literal["better", "worse", "not significant", "not credited"]:
+        """What the test says of the model; ``not credited``: the better score is not, to the images."""
+        if not self.significant:
+            return "not significant"
+        if self.credited is False:
+            return "not credited"
+        return "better" if (self.value > 0) == bool(self.cell.column.higher_is_better) else "worse"
+
+    @property
+    def number(self) -> str:
+        """The difference with its sign."""
+        return self.cell.column.text(self.value, sign=True)
+
+    @property
+    def interval(self) -> str:
+        """``−1.2 to +3.4``."""
+        return difference_ci_text(self.ci_low, self.ci_high, self.cell.column.places)
+
+    @property
+    def detectable(self) -> str:
+        """The minimum detectable difference."""
+        return self.cell.column.small_text(self.min_detectable)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Table:
     """Models × metrics.
 
     Args:
         rows: the models.
-        columns: the metrics.
-        cells: (model, benchmark, metric) → cell.
+        columns: the metrics, each with its cells in the order of the models.
+        scores: all cells of these columns.
         comparisons: number of tests behind the marks and differences.
         all_pairs: whether every pair of models of a ranked column was tested.
         seeds: number of seeds that the values are means over; 0 without several seeds.
         untestable: pairs of cells without a test, since the seeds of every trained model have equal scores.
         other_items: for each ranked column and protocol whose models do not have scores for the same items, the sets of
             cells that do; only cells of one set are tested against each other.
-        p_values: benchmark, metric and pair of models → Holm-corrected p-value of "no difference", of all tests.
-        unread: benchmark, metric and pair of significantly different models whose shares of answers not read differ
-            significantly, too → model → its share, in per cent.
+        tested: pair of cells → their difference, of all tests.
     """
 
     rows: tuple[RowRecord, ...]
     columns: tuple[Column, ...]
-    cells: Mapping[tuple[str, str, str], Cell]
-    comparisons: int
+    scores: Sequence[Cell] = ()
+    comparisons: int = 0
     all_pairs: bool = False
     seeds: int = 0
     untestable: tuple[tuple[Cell, Cell], ...] = ()
-    other_items: tuple[tuple[tuple[Cell, ...], ...], ...] = ()
-    p_values: Mapping[PairKey, float] = field(default_factory=dict)
-    unread: Mapping[PairKey, Mapping[str, float]] = field(default_factory=dict)
+    other_items: tuple[Sequence[Sequence[Cell]], ...] = ()
+    tested: Mapping[frozenset[Cell], Difference] = field(default_factory=dict)
+
+    @property
+    def differences(self) -> list[Difference]:
+        """All tested pairs, those of omitted columns included."""
+        return [*self.tested.values()]
+
+    def cell(self, row: str, benchmark: str, metric: str) -> Cell:
+        """The cell of a model and a metric."""
+        place = [each.name for each in self.rows].index(row)
+        column = next(each for each in self.columns if (each.benchmark, each.metric) == (benchmark, metric))
+        return column.cells[place]
 
     def differs(self, first: Cell, second: Cell) -> bool | None:
         """Whether two cells of a column differ significantly; None if they were not tested against each other."""
-        p_adjusted = self.p_values.get(pair_key(first, second))
-        return None if p_adjusted is None else p_adjusted < ALPHA
+        found = self.tested.get(frozenset({first, second}))
+        return None if found is None else found.significant
 
     @property
     def baselines(self) -> frozenset[str | None]:
         """The models that others are compared with."""
         return frozenset(row.baseline for row in self.rows)
 
-    def cell(self, row: RowRecord, column: Column) -> Cell:
-        """The cell of a model and a metric."""
-        return self.cells[row.name, column.benchmark, column.metric]
+    @property
+    def has_chance_level(self) -> bool:
+        """Whether the chance level of any column is known."""
+        return any(column.chance_levels for column in self.columns)
 
-    def column_cells(self, column: Column) -> list[Cell]:
-        """A column from top to bottom."""
-        return [self.cell(row, column) for row in self.rows]
+    @property
+    def benchmarks(self) -> list[tuple[str, list[Column]]]:
+        """Adjacent columns by benchmark, for a header of two lines."""
+        groups = itertools.groupby(self.columns, key=lambda column: column.benchmark)
+        return [(benchmark, [*columns]) for benchmark, columns in groups]
+
+    @property
+    def headings(self) -> dict[int, str]:
+        """Index of a row → the heading above it."""
+        groups = [row.group for row in self.rows]
+        return {
+            index: group for index, group in enumerate(groups) if group and (index == 0 or group != groups[index - 1])
+        }

@@ -1,4 +1,7 @@
-"""Tables for readers: frames of strings, models × metrics, which pandas and rich render."""
+"""The main table as a frame of strings, models × metrics; as Markdown and in the terminal, LaTeX is in ``latex.py``.
+
+Every format escapes names and reasons, since they come from untrusted files.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,12 @@ import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.report.cell_text import NOT_RUN, column_header, decimals, margin, missing_label, signs
-from benchmarks.report.chance_level import chance_text, has_chance_level
-from benchmarks.report.notes import PLAIN, TERMINAL
-from benchmarks.report.reference_table import REFERENCE_NOTE
+from benchmarks.report.notes import MARKDOWN, PLAIN, TERMINAL
+from benchmarks.report.published import REFERENCE_NOTE
 from benchmarks.report.report import Report
-from benchmarks.report.table import Cell, Column, Table
+from benchmarks.report.table import NOT_RUN, Cell, Column
 from benchmarks.results.formatting import format_number, strip_control_chars
+from clips.safe_text import escape_markdown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,50 +38,55 @@ def main_table(
     """
     import pandas as pd
 
-    table, none = report.table, format_number(None, 0)
-    lines = [[cell(table.cell(row, column)) for column in table.columns] for row in table.rows]
-    names = [row.name for row in table.rows]
-    if has_chance_level(table):
+    columns, none = report.table.columns, format_number(None, 0)
+    lines = [[cell(column.cells[place]) for column in columns] for place in range(len(report.table.rows))]
+    names = [row.name for row in report.table.rows]
+    if report.table.has_chance_level:
         names.append("chance")
-        lines.append([chance(column) if chance else text(chance_text(column) or none) for column in table.columns])
+        lines.append([chance(column) if chance else text(column.chance_text or none) for column in columns])
     names.append("n")
-    lines.append([text(report.items_text(column) or none) for column in table.columns])
-    headers = [text(column_header(column)) for column in table.columns]
+    lines.append([text(column.items or none) for column in columns])
+    headers = [text(column.title + column.arrow) for column in columns]
     return pd.DataFrame(lines, index=[text(name) for name in names], columns=headers, dtype=object)
 
 
-def row_headings(table: Table) -> dict[int, str]:
-    """Index of a row of the table → the heading above it."""
-    groups = [row.group for row in table.rows]
-    return {index: group for index, group in enumerate(groups) if group and (index == 0 or group != groups[index - 1])}
+def render_markdown(report: Report) -> str:
+    """Markdown for a README: the answer, the main table and its notes, then published results."""
+    import pandas as pd
+
+    title, question, answer = map(escape_markdown, (report.source.title, report.source.question, report.answer))
+    frame = main_table(report, _markdown_cell, escape_markdown)
+    for index, heading in reversed(report.table.headings.items()):
+        above = pd.DataFrame("", index=[f"**{escape_markdown(heading)}**"], columns=frame.columns)
+        frame = pd.concat([frame.iloc[:index], above, frame.iloc[index:]])
+    parts = [f"# {title}", question, answer and f"**{answer}**"]
+    parts += [_pipe_table(frame), markdown_list(report.all_notes(MARKDOWN))]
+    if reference := report.reference_results:
+        parts += ["## Published numbers", REFERENCE_NOTE]
+        parts += [markdown_frame(reference.text()), markdown_list(reference.sources())]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def markdown_table(frame: pd.DataFrame, *, left: Collection[str] = ()) -> str:
-    """A frame of Markdown strings as a pipe table; the index and the columns ``left`` are left-aligned."""
+def _markdown_cell(cell: Cell) -> str:
+    if cell.value is None:
+        return escape_markdown(cell.missing_text)
+    marked = {"best": "**{}**", "tied": "*{}*", "": "{}"}[cell.mark].format(cell.number)
+    return marked + (f" {cell.margin}" if cell.margin else "") + cell.signs
+
+
+def markdown_frame(frame: pd.DataFrame, *, left: Collection[str] = ()) -> str:
+    """A frame of unescaped strings as a pipe table; the index and the columns ``left`` are left-aligned."""
+    return _pipe_table(frame.map(escape_markdown).rename(escape_markdown).rename(escape_markdown, axis=1), left)
+
+
+def _pipe_table(frame: pd.DataFrame, left: Collection[str] = ()) -> str:
     alignment = ["left", *("left" if name in left else "right" for name in frame.columns)]
     return frame.to_markdown(tablefmt="pipe", disable_numparse=True, colalign=alignment)
 
 
-def latex_table(frame: pd.DataFrame, *, num_footer_lines: int = 0) -> list[str]:
-    """A frame of LaTeX strings as the lines of a booktabs tabular.
-
-    Args:
-        frame: with two column levels, a rule groups the columns with equal upper headers.
-        num_footer_lines: number of last lines below a rule.
-    """
-    column_format = "l" + "r" * frame.shape[1]
-    lines = frame.style.to_latex(column_format=column_format, hrules=True, multicol_align="c").splitlines()
-    if frame.columns.nlevels > 1:
-        lines.insert(lines.index(r"\midrule") - 1, " ".join(_rules([*frame.columns.get_level_values(0)])))
-    if num_footer_lines:
-        lines.insert(lines.index(r"\bottomrule") - num_footer_lines, r"\midrule")
-    return lines
-
-
-def _rules(headers: list[str]) -> list[str]:
-    starts = [index for index, name in enumerate(headers) if index == 0 or name != headers[index - 1]]
-    stops = [*starts[1:], len(headers)]
-    return [rf"\cmidrule(lr){{{start + 2}-{stop + 1}}}" for start, stop in zip(starts, stops, strict=True)]
+def markdown_list(lines: Iterable[str]) -> str:
+    """Unescaped lines as a list."""
+    return "\n".join(f"- {escape_markdown(line)}" for line in lines)
 
 
 _BORDER = 3  # a column's border and its padding
@@ -93,7 +100,10 @@ def print_report(report: Report, console: Console) -> None:
     """
     from rich.text import Text
 
-    frame = main_table(report, _text, lambda text: Text(strip_control_chars(text), style="dim"))
+    def line(text: str, style: str = "") -> None:
+        console.print(Text(strip_control_chars(text), style=style))
+
+    frame = main_table(report, _terminal_cell, lambda text: Text(strip_control_chars(text), style="dim"))
     groups = [row.group for row in report.table.rows]
     if any(groups):
         heads = itertools.zip_longest(groups, frame.index, fillvalue="")
@@ -101,16 +111,16 @@ def print_report(report: Report, console: Console) -> None:
     whole = [frame.T, frame] if frame.shape[1] > len(frame) else [frame, frame.T]
     for number, (part, widths) in enumerate(_split(frame, console.width, whole)):
         print_frame(part, console, title="" if number else report.source.title, widths=widths)
-    console.print(Text(strip_control_chars(report.answer), style="bold"))
+    line(report.answer, "bold")
     for sentence in report.other_sentences:
-        console.print(Text(strip_control_chars(sentence)))
+        line(sentence)
     if report.reference_results:
-        console.print(Text(f"Published. {REFERENCE_NOTE}", style="dim"))
+        line(f"Published. {REFERENCE_NOTE}", "dim")
         published = report.reference_results.text()
         for part, widths in _split(published, console.width, [published.T]):
             print_frame(part, console, widths=widths)
     for note in report.all_notes(TERMINAL if console.color_system else PLAIN):
-        console.print(Text(f"  {strip_control_chars(note)}", style="dim"))
+        line(f"  {note}", "dim")
 
 
 def print_frame(
@@ -132,6 +142,17 @@ def print_frame(
     console.print(table)
 
 
+def _terminal_cell(cell: Cell) -> Text:
+    from rich.text import Text
+
+    if cell.value is None:
+        failed = cell.missing is not None and cell.missing.kind in {"failed", "invalid"}
+        return Text(cell.missing_label, style="red" if failed else "dim")
+    text = Text(cell.number, style={"best": "bold green", "tied": "green", "": ""}[cell.mark])
+    text.append(f" {cell.margin}{cell.signs}", style="dim")
+    return text
+
+
 def _split(
     frame: pd.DataFrame, width: int, whole: Iterable[pd.DataFrame]
 ) -> Iterator[tuple[pd.DataFrame, list[int] | None]]:
@@ -145,7 +166,15 @@ def _split(
             yield each, None
             return
     room = width - min(max(map(len, frame.index), default=0), width // 2) - _BORDER
-    for indices in _column_groups(_min_widths(frame, _LONG), room):
+    groups: list[list[int]] = []
+    used = 0
+    for index, needed in enumerate(_min_widths(frame, _LONG)):
+        if not groups or used + needed > room:
+            groups.append([])
+            used = 0
+        groups[-1].append(index)
+        used += needed
+    for indices in groups:
         part = frame.iloc[:, indices]
         shown = ~part.map(str).isin([format_number(None, 0), NOT_RUN]).all(axis=1)
         yield part[shown], [min(each, max(room, 2 * _BORDER)) - _BORDER for each in _min_widths(part, _LONG)]
@@ -159,25 +188,3 @@ def _min_widths(frame: pd.DataFrame, unbroken: int = 0) -> list[int]:
         for header, each in zip(frame.columns, cells, strict=True)
     )
     return [max(map(len, each), default=0) + _BORDER for each in texts]
-
-
-def _column_groups(widths: Sequence[int], room: int) -> Iterator[list[int]]:
-    group: list[int] = []
-    for index, width in enumerate(widths):
-        if group and sum(widths[each] for each in group) + width > room:
-            yield group
-            group = []
-        group.append(index)
-    yield group
-
-
-def _text(cell: Cell) -> Text:
-    from rich.text import Text
-
-    if cell.value is None:
-        failed = cell.missing is not None and cell.missing.kind in {"failed", "invalid"}
-        return Text(missing_label(cell), style="red" if failed else "dim")
-    style = {"best": "bold green", "tied": "green", "": ""}[cell.mark]
-    text = Text(format_number(cell.value, decimals(cell.column)), style=style)
-    text.append(f" {margin(cell)}{signs(cell)}", style="dim")
-    return text

@@ -22,10 +22,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from benchmarks.report.cell_text import UNCREDITED
-from benchmarks.report.figure import FigureSet
-from benchmarks.report.significance import Evidence
-from benchmarks.report.table import ALPHA, Cell, Column, Table
+from benchmarks.report.figures import FigureSet
+from benchmarks.report.table import ALPHA, UNCREDITED, Cell, Column, Table
 from benchmarks.results.formatting import format_number, join_or_count, join_with_and
 from benchmarks.results.item_scores import comparable
 from benchmarks.results.noise import (
@@ -52,6 +50,11 @@ class Interval:
     value: float
     low: float = math.nan
     high: float = math.nan
+
+    @property
+    def text(self) -> str:
+        """``51.0 – 57.6``; an em dash without an interval."""
+        return "—" if math.isnan(self.low) else f"{format_number(self.low, 1)} – {format_number(self.high, 1)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,96 +98,102 @@ class Overall:
             return ""
         best, *others = sorted(self.averages, key=lambda row: -self.averages[row].value)
         average = self.averages[best]
+        # averages of models without a common seed are those of the table's numbers, as all are then
+        names = join_or_count(self.fewer_seeds, "models") if self.fewer_seeds and not self.no_seed else ""
+        fewer = f" (of {names}: only seeds that were evaluated on all of them)" if names else ""
+        over = f"over {len(self.averaged)} benchmarks{self.of}{fewer}, {format_number(average.value, 1)}"
         equal = [row for row in others if math.isclose(self.averages[row].value, average.value, abs_tol=_ROUNDING)]
         if equal:
-            shared = f"{join_or_count([best, *equal], 'models')} have the same average"
             lower = " and no model a higher one" if len(equal) < len(others) else ""
-            return f"{shared} over {self._benchmarks}, {format_number(average.value, 1)}{lower}."
-        number = f"over {self._benchmarks}, {format_number(average.value, 1)}"
-        blind = self._uncredited(best, self.averaged)
+            return f"{join_or_count([best, *equal], 'models')} have the same average {over}{lower}."
+        blind = [benchmark for benchmark in self.uncredited.get(best, ()) if benchmark in self.averaged]
+        highest = f"{best} has the highest average {over},"
         if blind:
             verb = "its score on {} is" if len(blind) == 1 else "its scores on {} are"
-            reason = verb.format(join_with_and(blind))
-            return f"{best} has the highest average {number}, but {reason} not credited to the images."
+            return f"{highest} but {verb.format(join_with_and(blind))} not credited to the images."
         if self.without_interval:
-            reason = f"because there is none on {join_or_count(self.without_interval, 'benchmarks')}"
-            return f"{best} has the highest average {number}, without an interval, {reason}."
-        if self.no_seed:
-            reason = f"because no seed of {join_or_count(self.no_seed, 'models')} was evaluated on all of them"
-            return f"{best} has the highest average {number}, without an interval, {reason}."
-        if math.isnan(average.low):
-            return f"{best} has the highest average {number}, without an interval, because its seeds do not differ."
+            reason = f"there is none on {join_or_count(self.without_interval, 'benchmarks')}"
+        elif self.no_seed:
+            reason = f"no seed of {join_or_count(self.no_seed, 'models')} was evaluated on all of them"
+        else:
+            reason = "its seeds do not differ" if math.isnan(average.low) else ""
+        if reason:
+            return f"{highest} without an interval, because {reason}."
         tested = {row: p for row in others if (p := self.p_values.get(frozenset({best, row}))) is not None}
         beaten = [row for row, p_value in tested.items() if p_value < ALPHA]
         close = [row for row in tested if row not in beaten]
         untested = [row for row in others if row not in tested]
-        interval = f"[{format_number(average.low, 1)}, {format_number(average.high, 1)}]"
-        text = f"{best} has the best average {number} {interval}"
-        above = "all others" if len(beaten) == len(others) else join_or_count(beaten, "models") if beaten else ""
         parts = [
-            *([f"significantly above {above}"] if above else []),
-            *([f"not significantly above {join_or_count(close, 'others')}"] if close else []),
-            *([f"not tested against {join_or_count(untested, 'others')}"] if untested else []),
+            f"{best} has the best average {over} [{format_number(average.low, 1)}, {format_number(average.high, 1)}]"
         ]
-        return f"{', '.join([text, *parts])}."
+        if beaten:
+            above = "all others" if len(beaten) == len(others) else join_or_count(beaten, "models")
+            parts.append(f"significantly above {above}")
+        parts += [f"not significantly above {join_or_count(close, 'others')}"] if close else []
+        parts += [f"not tested against {join_or_count(untested, 'others')}"] if untested else []
+        return f"{', '.join(parts)}."
 
     @property
-    def _benchmarks(self) -> str:
-        """What the averages are over; models without a common seed have averages of the table's numbers, as all do."""
-        names = join_or_count(self.fewer_seeds, "models") if self.fewer_seeds else ""
-        fewer = f" (of {names}: only seeds that were evaluated on all of them)" if names and not self.no_seed else ""
-        return f"{len(self.averaged)} benchmarks{self.of}{fewer}"
+    def columns(self) -> list[tuple[str, dict[str, Interval], tuple[str, ...]]]:
+        """Title, numbers and benchmarks of the average and of the mean rank, where there are."""
+        both = ("average", self.averages, self.averaged), ("mean rank", self.ranks, self.ranked)
+        return [each for each in both if each[1]]
 
     def sign(self, row: str, benchmarks: Sequence[str]) -> str:
         """‡ if a model's score on one of some benchmarks is not credited to the images, else empty."""
-        return UNCREDITED if self._uncredited(row, benchmarks) else ""
+        return UNCREDITED if {*self.uncredited.get(row, ())} & {*benchmarks} else ""
 
-    def _uncredited(self, row: str, benchmarks: Sequence[str]) -> list[str]:
-        return [benchmark for benchmark in self.uncredited.get(row, ()) if benchmark in benchmarks]
+    def texts(self, row: str) -> list[str]:
+        """Average and mean rank of a model, each with its interval, as text."""
+        found = [(numbers[row], self.sign(row, benchmarks)) for _, numbers, benchmarks in self.columns]
+        return [text for each, sign in found for text in (format_number(each.value, 1) + sign, each.text)]
 
 
-def overall_scores(table: Table, evidence: Evidence) -> tuple[Overall, ...]:
+def overall_scores(table: Table) -> tuple[Overall, ...]:
     """Averages and mean ranks of a tested table, of the benchmarks of encoders and of those of LLaVAs."""
-    columns = [column for column in _first_columns(table) if _is_complete(table, column)]
+    first: dict[str, Column] = {}
+    for column in table.columns:
+        if column.ranked:
+            first.setdefault(column.benchmark, column)
+    columns = [
+        column for column in first.values() if all(each.value is not None and not each.group for each in column.cells)
+    ]
     kinds = {of_llava: [column for column in columns if column.of_llava == of_llava] for of_llava in (False, True)}
     names = {False: " of the encoder", True: " of the LLaVA"} if all(kinds.values()) else {False: "", True: ""}
     if len(table.rows) < 2:
         return ()
     return tuple(
-        _overall(table, ranked, evidence, names[of_llava])
-        for of_llava, ranked in kinds.items()
-        if len(ranked) >= _MIN_BENCHMARKS
+        _overall(table, ranked, names[of_llava]) for of_llava, ranked in kinds.items() if len(ranked) >= _MIN_BENCHMARKS
     )
 
 
-def _overall(table: Table, ranked: Sequence[Column], evidence: Evidence, of: str) -> Overall:
-    rows = [row.name for row in table.rows]
+def _overall(table: Table, ranked: Sequence[Column], of: str) -> Overall:
     averaged = [column for column in ranked if is_ratio(column) and column.higher_is_better]
-    if len(averaged) < _MIN_BENCHMARKS:
-        averaged = []
-    averages, p_values = _averages(table, averaged, evidence) if averaged else ({}, {})
-    without_interval = tuple(
-        column.benchmark
-        for column in averaged
-        if any(evidence.scores(cell) is None for cell in table.column_cells(column))
-    )
+    averaged = averaged if len(averaged) >= _MIN_BENCHMARKS else []
+    cells = {row.name: [column.cells[place] for column in averaged] for place, row in enumerate(table.rows)}
+    without_interval = tuple(each.benchmark for each in averaged if any(cell.evidence is None for cell in each.cells))
     fewer_seeds, no_seed = [], []
-    for row in rows if averages and not without_interval else ():
-        own, common = _common_seeds([table.cells[row, each.benchmark, each.metric] for each in averaged], evidence)
+    for row, own in cells.items() if averaged and not without_interval else ():
+        seeds, common = _common_seeds(own)
         if not common:
             no_seed.append(row)
-        elif any(len(seeds) > len(common) for seeds in own):
+        elif any(len(each) > len(common) for each in seeds):
             fewer_seeds.append(row)
+    averages, p_values = _averages(table, cells) if averaged else ({}, {})
+    uncredited = {
+        row.name: tuple(column.benchmark for column in ranked if column.cells[place].credited is False)
+        for place, row in enumerate(table.rows)
+    }
     return Overall(
         averages=averages,
-        ranks={row: _mean_rank(table, ranked, row) for row in rows},
+        ranks={row.name: _mean_rank(table, ranked, place) for place, row in enumerate(table.rows)},
         averaged=tuple(column.benchmark for column in averaged),
         ranked=tuple(column.benchmark for column in ranked),
         p_values=p_values,
         without_interval=without_interval,
         fewer_seeds=tuple(fewer_seeds),
         no_seed=tuple(no_seed),
-        uncredited={row: found for row in rows if (found := _uncredited(table, ranked, row))},
+        uncredited={row: found for row, found in uncredited.items() if found},
         of=of,
     )
 
@@ -195,39 +204,19 @@ def is_ratio(column: Column) -> bool:
     return stored or (column.scale == _PER_CENT and column.label not in _UNBOUNDED)
 
 
-def _first_columns(table: Table) -> list[Column]:
-    first: dict[str, Column] = {}
-    for column in table.columns:
-        if column.ranked:
-            first.setdefault(column.benchmark, column)
-    return [*first.values()]
-
-
-def _is_complete(table: Table, column: Column) -> bool:
-    return all(cell.value is not None and cell.group == 0 for cell in table.column_cells(column))
-
-
-def _uncredited(table: Table, columns: Sequence[Column], row: str) -> tuple[str, ...]:
-    cells = [table.cells[row, column.benchmark, column.metric] for column in columns]
-    return tuple(cell.column.benchmark for cell in cells if cell.credited is False)
-
-
-def _averages(
-    table: Table, columns: Sequence[Column], evidence: Evidence
-) -> tuple[dict[str, Interval], dict[frozenset[str], float]]:
-    cells = {row.name: [table.cell(row, column) for column in columns] for row in table.rows}
-    scores = {row: _average_scores(found, evidence) for row, found in cells.items()}
+def _averages(table: Table, cells: dict[str, list[Cell]]) -> tuple[dict[str, Interval], dict[frozenset[str], float]]:
+    scores = {row: _average_scores(found) for row, found in cells.items()}
     known = {row: found for row, found in scores.items() if found is not None}
     if len(known) < len(scores):
         return {row: Interval(value=fmean(cell.value or 0.0 for cell in found)) for row, found in cells.items()}, {}
-    keys = {row: tuple(map(evidence.results_key, found)) for row, found in cells.items()}
+    keys = {row: tuple(cell.key for cell in found) for row, found in cells.items()}
     distinct = {key: row for row, key in keys.items()}
     noise = training_noise([known[row] for row in distinct.values()] if table.seeds else [])
     averages = {row: _interval(found, noise) for row, found in known.items()}
     pairs = [
         (first, second)
         for first, second in itertools.combinations(distinct.values(), 2)
-        if all(comparable(*map(evidence.scores, both)) for both in zip(cells[first], cells[second], strict=True))
+        if all(comparable(one.evidence, other.evidence) for one, other in zip(cells[first], cells[second], strict=True))
         and not (noise.without_spread and (known[first].trained or known[second].trained))
     ]
     raw = p_values([difference_estimate(known[first], known[second], noise) for first, second in pairs])
@@ -239,17 +228,20 @@ def _averages(
     }
 
 
-def _common_seeds(cells: Sequence[Cell], evidence: Evidence) -> tuple[list[list[int | None]], list[int | None]]:
+def _common_seeds(cells: Sequence[Cell]) -> tuple[list[list[int | None]], list[int | None]]:
     """The seeds of each cell with items, a single one of a pretrained model, and those that all of them have."""
-    found = [(cell, scores) for cell in cells if (scores := evidence.scores(cell)) is not None]
-    seeds = [[*cell.by_seed] if scores.num_seeds > 1 else [*cell.by_seed][:1] or [None] for cell, scores in found]
+    seeds = [
+        [*cell.by_seed] if cell.evidence.num_seeds > 1 else [*cell.by_seed][:1] or [None]
+        for cell in cells
+        if cell.evidence is not None
+    ]
     return seeds, [seed for seed in seeds[0] if all(seed in others for others in seeds)] if seeds else []
 
 
-def _average_scores(cells: Sequence[Cell], evidence: Evidence) -> Scores | None:
+def _average_scores(cells: Sequence[Cell]) -> Scores | None:
     """The average of a model, of the seeds that were evaluated on all benchmarks; None if a score has no items."""
-    found = [(cell, scores) for cell in cells if (scores := evidence.scores(cell)) is not None]
-    seeds, common = _common_seeds(cells, evidence)
+    found = [cell.evidence for cell in cells if cell.evidence is not None]
+    seeds, common = _common_seeds(cells)
     if len(found) < len(cells) or not common:
         return None
     chosen = [[own.index(seed) for seed in common] for own in seeds]
@@ -261,9 +253,9 @@ def _average_scores(cells: Sequence[Cell], evidence: Evidence) -> Scores | None:
                 influence=scores.influence[places],
                 blockers=scores.blockers[places] if scores.blockers.size else scores.blockers,
             )
-            for (_, scores), places in zip(found, chosen, strict=True)
+            for scores, places in zip(found, chosen, strict=True)
         ],
-        [cell.column.scale for cell, _ in found],
+        [cell.column.scale for cell in cells],
     )
 
 
@@ -277,19 +269,19 @@ def _interval(scores: Scores, noise: TrainingNoise) -> Interval:
     return Interval(value=scores.value, low=low, high=high)
 
 
-def _mean_rank(table: Table, columns: Sequence[Column], row: str) -> Interval:
+def _mean_rank(table: Table, columns: Sequence[Column], place: int) -> Interval:
     """Mean over benchmarks of a model's rank; models of equal score share the mean of their ranks.
 
     Without a test of every pair it has no interval.
     """
     values, lows, highs = [], [], []
     for column in columns:
-        own = table.cells[row, column.benchmark, column.metric]
+        own = column.cells[place]
         sign = 1 if column.higher_is_better else -1
         gaps = [
             (sign * ((other.value or 0.0) - (own.value or 0.0)), table.differs(own, other) is True)
-            for other in table.column_cells(column)
-            if other.row != row
+            for other in column.cells
+            if other is not own
         ]
         values.append(1 + sum(gap > 0 for gap, _ in gaps) + sum(gap == 0 for gap, _ in gaps) / 2)
         lows.append(1 + sum(gap > 0 and differs for gap, differs in gaps))
@@ -305,17 +297,17 @@ def overall_section(found: Sequence[Overall]) -> FigureSet | None:
         return None
     sentences = []
     for overall in found:
-        missing = join_or_count(overall.without_interval, "benchmarks") if overall.without_interval else ""
-        reason = f" It has no interval, because the score on {missing} has none." if missing else ""
         if overall.averages:
-            sentences.append(
-                f"The average{overall.of} is over {join_with_and(overall.averaged)}, all in per cent.{reason}"
-            )
+            sentences.append(f"The average{overall.of} is over {join_with_and(overall.averaged)}, all in per cent.")
+            if missing := overall.without_interval:
+                names = join_or_count(missing, "benchmarks")
+                sentences.append(f"It has no interval, because the score on {names} has none.")
         sentences.append(
             f"The mean rank{overall.of} (1 is best) is over {join_with_and(overall.ranked)}, the first metric of each."
         )
     rows = sorted(found[-1].ranks, key=lambda row: (found[-1].ranks[row].value, row))
     uncredited = f"{UNCREDITED} Includes a score that is not credited to the images."
+    titles = [title + overall.of for overall in found for title, *_ in overall.columns]
     return FigureSet(
         lead=" ".join(sentences),
         figures=(),
@@ -325,28 +317,6 @@ def overall_section(found: Sequence[Overall]) -> FigureSet | None:
             "which `--pairs all` makes: a rank is certain only as far as models differ significantly.",
             *([uncredited] if any(overall.uncredited for overall in found) else []),
         ),
-        headers=(
-            "model",
-            *(
-                head
-                for overall in found
-                for title in ("average", "mean rank")[0 if overall.averages else 1 :]
-                for head in (title + overall.of, "95 % interval")
-            ),
-        ),
-        rows=tuple((row, *(text for overall in found for text in overall_texts(overall, row))) for row in rows),
+        headers=("model", *(head for title in titles for head in (title, "95 % interval"))),
+        rows=tuple((row, *(text for overall in found for text in overall.texts(row))) for row in rows),
     )
-
-
-def overall_texts(overall: Overall, row: str) -> list[str]:
-    """Average and mean rank of a model, each with its interval, as text."""
-    both = (overall.averages, overall.averaged), (overall.ranks, overall.ranked)
-    found = [(numbers[row], overall.sign(row, benchmarks)) for numbers, benchmarks in both if numbers]
-    return [
-        text
-        for each, sign in found
-        for text in (
-            format_number(each.value, 1) + sign,
-            "—" if math.isnan(each.low) else f"{format_number(each.low, 1)} – {format_number(each.high, 1)}",
-        )
-    ]

@@ -8,15 +8,13 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from benchmarks.report.cell_text import UNCREDITED, decimals, interval_text, margin, missing_text, score, signs
-from benchmarks.report.chance_level import trivial_baselines
+from benchmarks.report.averages import Interval, Overall
 from benchmarks.report.latex_style import COLUMN_GAP, FloatFit, fit_float, split_columns
 from benchmarks.report.notes import LATEX, mark_legend, variance_sources
-from benchmarks.report.overall import Interval, Overall
-from benchmarks.report.reference_table import REFERENCE_NOTE
+from benchmarks.report.published import REFERENCE_NOTE
 from benchmarks.report.report import Report
-from benchmarks.report.table import Cell, Column, RankMark, Table
-from benchmarks.report.text_table import latex_table, main_table, row_headings
+from benchmarks.report.table import UNCREDITED, Cell, Column, RankMark, Table
+from benchmarks.report.text_table import main_table
 from benchmarks.results.formatting import format_number, strip_control_chars
 from benchmarks.results.results import CHANCE
 
@@ -51,6 +49,28 @@ def render_latex(report: Report) -> str:
     return "\n".join([_PACKAGES, *parts]) + "\n"
 
 
+def _floats(report: Report, caption: str, label: str, shown: _Shown) -> list[str]:
+    """The main table, in as many floats as its columns need."""
+    frame, texts, table = _frame(report, shown), _texts(report, shown), report.table
+    parts = split_columns(texts)
+    lines: list[str] = []
+    for number, columns in enumerate(parts):
+        title = caption if number == 0 else latex_text(f"Continued: part {number + 1} of {len(parts)}.")
+        tabular = _tabular(frame.iloc[:, columns])
+        tabular.insert(tabular.index(r"\bottomrule") - (len(frame) - len(table.rows)), r"\midrule")
+        start = tabular.index(r"\midrule") + 1
+        for index, row in reversed([*enumerate(table.rows)]):  # headings of groups, a space between LLMs
+            if index in table.headings:
+                text = latex_text(table.headings[index])
+                heading = rf"\multicolumn{{{1 + len(columns)}}}{{l}}{{\textit{{{text}}}}} \\"
+                tabular[start + index : start + index] = [r"\midrule", heading] if index else [heading]
+            elif index and row.llm != table.rows[index - 1].llm:
+                tabular.insert(start + index, r"\addlinespace")
+        fit = fit_float([texts[0], *(texts[1 + index] for index in columns)])
+        lines += _float(title, label + (f"-{number + 1}" if number else ""), tabular, fit)
+    return lines
+
+
 def _frame_floats(frame: pd.DataFrame, caption: str, label: str) -> list[str]:
     """A frame of unescaped strings, in as many floats as its rows and columns need."""
     lines: list[str] = []
@@ -61,52 +81,8 @@ def _frame_floats(frame: pd.DataFrame, caption: str, label: str) -> list[str]:
         for columns in split_columns(texts):
             number = f"-{lines.count(_CENTERING) + 1}" if lines else ""
             fit = fit_float([texts[0], *(texts[1 + index] for index in columns)])
-            lines += _float(latex_text(caption), label + number, latex_table(escaped.iloc[:, columns]), fit)
+            lines += _float(latex_text(caption), label + number, _tabular(escaped.iloc[:, columns]), fit)
     return lines
-
-
-def _floats(report: Report, caption: str, label: str, shown: _Shown) -> list[str]:
-    """The main table, in as many floats as its columns need."""
-    frame, texts = _frame(report, shown), _texts(report, shown)
-    num_lines = len(frame) - len(report.table.rows)
-    parts = split_columns(texts)
-    lines: list[str] = []
-    for number, columns in enumerate(parts):
-        fit = fit_float([texts[0], *(texts[1 + index] for index in columns)])
-        title = caption if number == 0 else latex_text(f"Continued: part {number + 1} of {len(parts)}.")
-        tabular = latex_table(frame.iloc[:, columns], num_footer_lines=num_lines)
-        tabular = _with_groups(tabular, report.table, 1 + len(columns))
-        lines += _float(title, label + (f"-{number + 1}" if number else ""), tabular, fit)
-    return lines
-
-
-def _with_groups(tabular: list[str], table: Table, num_columns: int) -> list[str]:
-    """A heading above each group of models, and a space between models of different LLMs."""
-    start = tabular.index(r"\midrule") + 1
-    headings = row_headings(table)
-    for index, row in reversed([*enumerate(table.rows)]):
-        if index in headings:
-            heading = rf"\multicolumn{{{num_columns}}}{{l}}{{\textit{{{latex_text(headings[index])}}}}} \\"
-            tabular[start + index : start + index] = [r"\midrule", heading] if index else [heading]
-        elif index and row.llm != table.rows[index - 1].llm:
-            tabular.insert(start + index, r"\addlinespace")
-    return tabular
-
-
-def _caption(report: Report, *, inline: bool) -> str:
-    sentences = [report.answer]
-    if report.latex.marks == "ranks":
-        sentences.append(
-            "Bold: best; underlined: second best, both without regard to tests and among models with the same "
-            "settings; equal numbers share a mark. A circle: tested against the best without a significant difference."
-        )
-    else:
-        sentences += [line for line in mark_legend(report.table, LATEX) if line.startswith(("Best", "Tied"))]
-    if any(cell.credited is False for cell in report.table.cells.values()):
-        sentences.append(f"{UNCREDITED}: not credited to the images, and without a mark.")
-    if inline and any(margin(cell) for cell in report.table.cells.values()):
-        sentences.append(f"With 95 % intervals over {variance_sources(report.table)}.")
-    return latex_text(" ".join(sentences))
 
 
 def _float(caption: str, label: str, tabular: Sequence[str], fit: FloatFit | None) -> list[str]:
@@ -116,13 +92,43 @@ def _float(caption: str, label: str, tabular: Sequence[str], fit: FloatFit | Non
     return [*opening, *tabular, rf"\end{{{fit.environment}}}"]
 
 
+def _tabular(frame: pd.DataFrame) -> list[str]:
+    """A frame of LaTeX strings as a booktabs tabular; of two column levels, rules group the columns below a header."""
+    lines = frame.style.to_latex(column_format="l" + "r" * frame.shape[1], hrules=True, multicol_align="c").splitlines()
+    if frame.columns.nlevels > 1:
+        headers = [*frame.columns.get_level_values(0)]
+        starts = [index for index, name in enumerate(headers) if index == 0 or name != headers[index - 1]]
+        stops = [*starts[1:], len(headers)]
+        rules = [rf"\cmidrule(lr){{{start + 2}-{stop + 1}}}" for start, stop in zip(starts, stops, strict=True)]
+        lines.insert(lines.index(r"\midrule") - 1, " ".join(rules))
+    return lines
+
+
+def _caption(report: Report, *, inline: bool) -> str:
+    sentences, cells = [report.answer], report.table.scores
+    if report.latex.marks == "ranks":
+        sentences.append(
+            "Bold: best; underlined: second best, both without regard to tests and among models with the same "
+            "settings; equal numbers share a mark. A circle: tested against the best without a significant difference."
+        )
+    else:
+        sentences += [line for line in mark_legend(report.table, LATEX) if line.startswith(("Best", "Tied"))]
+    if any(cell.credited is False for cell in cells):
+        sentences.append(f"{UNCREDITED}: not credited to the images, and without a mark.")
+    if inline and any(cell.margin for cell in cells):
+        sentences.append(f"With 95 % intervals over {variance_sources(report.table)}.")
+    return latex_text(" ".join(sentences))
+
+
 def _frame(report: Report, shown: _Shown) -> pd.DataFrame:
     """The main table with the benchmarks above their metrics, then the averages and mean ranks."""
     import pandas as pd
 
-    cell = _interval if shown == "intervals" else functools.partial(_cell, report, shown == "inline")
-    frame = main_table(report, cell, latex_text, _chance)
-    headers = [(latex_text(column.benchmark), _metric_header(column)) for column in report.table.columns]
+    frame = main_table(report, functools.partial(_cell, report, shown), latex_text, _chance)
+    headers = []
+    for column in report.table.columns:  # a label that repeats the benchmark above it is left out
+        label = "" if column.label == column.benchmark else column.label
+        headers.append((latex_text(column.benchmark), latex_text(label + column.arrow)))
     for title, numbers, overall, benchmarks in _overall(report):
         of_rows = [
             _overall_text(numbers[row.name], shown) + latex_text(overall.sign(row.name, benchmarks))
@@ -134,18 +140,32 @@ def _frame(report: Report, shown: _Shown) -> pd.DataFrame:
     return frame
 
 
+def _texts(report: Report, shown: _Shown) -> list[list[str]]:
+    """The texts of each column as printed, the models' names first."""
+    columns = [[row.name for row in report.table.rows]]
+    for column in report.table.columns:
+        shorts = {
+            "inline": [cell.score for cell in column.cells],
+            "intervals": [cell.interval for cell in column.cells],
+            "values": [cell.score.split(" ")[0] for cell in column.cells],
+        }[shown]
+        texts = [cell.missing_text or short for cell, short in zip(column.cells, shorts, strict=True)]
+        chance = [text if name == CHANCE else f"{name} {text}" for name, text in column.trivial_baselines().items()]
+        above = column.benchmark[:: sum(each.benchmark == column.benchmark for each in report.table.columns)]
+        columns.append([above, column.label, *texts, *chance, column.items])
+    columns += [[title, "0" * {"inline": 16, "intervals": 13, "values": 4}[shown]] for title, *_ in _overall(report)]
+    return columns
+
+
 def _overall(report: Report) -> list[tuple[str, dict[str, Interval], Overall, tuple[str, ...]]]:
     """Title, numbers and benchmarks of the columns over several benchmarks."""
-    found = [
+    rows = {row.name for row in report.table.rows}
+    return [
         (title + overall.of.replace(" of the", ","), numbers, overall, benchmarks)
         for overall in report.overall
-        for title, numbers, benchmarks in (
-            ("average", overall.averages, overall.averaged),
-            ("mean rank", overall.ranks, overall.ranked),
-        )
+        for title, numbers, benchmarks in overall.columns
+        if numbers.keys() == rows
     ]
-    rows = {row.name for row in report.table.rows}
-    return [each for each in found if each[1].keys() == rows]
 
 
 def _overall_text(found: Interval, shown: _Shown) -> str:
@@ -158,75 +178,40 @@ def _overall_text(found: Interval, shown: _Shown) -> str:
     return value + (rf" {{\scriptsize [{low}, {high}]}}" if shown == "inline" else "")
 
 
-def _texts(report: Report, shown: _Shown) -> list[list[str]]:
-    """The texts of each column as printed, the models' names first."""
-    as_text = {"inline": score, "intervals": interval_text, "values": lambda cell: score(cell).split(" ")[0]}[shown]
-    columns = [[row.name for row in report.table.rows]]
-    for column in report.table.columns:
-        texts = [missing_text(cell) or as_text(cell) for cell in report.table.column_cells(column)]
-        chance = [text if name == CHANCE else f"{name} {text}" for name, text in trivial_baselines(column).items()]
-        above = column.benchmark[:: sum(each.benchmark == column.benchmark for each in report.table.columns)]
-        columns.append([above, column.label, *texts, *chance, report.items_text(column)])
-    columns += [[title, "0" * {"inline": 16, "intervals": 13, "values": 4}[shown]] for title, *_ in _overall(report)]
-    return columns
-
-
 def _chance(column: Column) -> str:
     """Chance, and below it the trivial baselines that score higher."""
-    lines = [text if name == CHANCE else f"{name} {text}" for name, text in trivial_baselines(column).items()]
+    lines = [text if name == CHANCE else f"{name} {text}" for name, text in column.trivial_baselines().items()]
     first, *others = map(latex_text, lines or ["—"])
     small = "".join(rf"\\{{\scriptsize {other}}}" for other in others)
     return rf"\shortstack[r]{{{first}{small}}}" if others else first
 
 
-def _metric_header(column: Column) -> str:
-    """The metric's label; empty if it repeats the benchmark above it."""
-    label = "" if column.label == column.benchmark else column.label
-    return latex_text(label + (" ↓" if column.higher_is_better is False else ""))
-
-
-def _cell(report: Report, inline: bool, cell: Cell) -> str:
+def _cell(report: Report, shown: _Shown, cell: Cell) -> str:
+    if shown == "intervals":
+        return latex_text(cell.interval or cell.missing_text or "—")
     if cell.value is None:
-        return latex_text(missing_text(cell))
-    value = latex_text(format_number(cell.value, decimals(cell.column)))
-    mark = cell.mark if report.latex.marks == "tests" else _rank_mark(report.table, cell)
+        return latex_text(cell.missing_text)
+    mark, circle, value = cell.mark, "", latex_text(cell.number)
+    if report.latex.marks == "ranks":
+        mark, tied = _rank_mark(report.table, cell)
+        circle = r"$^{\circ}$" if tied else ""
     marked = {"best": rf"\textbf{{{value}}}", "tied": rf"\underline{{{value}}}", "": value}[mark]
-    circle = r"$^{\circ}$" if report.latex.marks == "ranks" and _equals_top(report.table, cell) else ""
-    return marked + circle + (_margin(margin(cell)) if inline else "") + latex_text(signs(cell))
+    return marked + circle + (_margin(cell.margin) if shown == "inline" else "") + latex_text(cell.signs)
 
 
-def _ranked(table: Table, cell: Cell) -> list[float]:
-    """The different numbers of a cell's column and protocol as printed, best first; empty without a direction."""
-    if not cell.column.ranked:
-        return []
-    places = decimals(cell.column)
-    values = {round(each.value, places) for each in table.column_cells(cell.column)
-              if each.value is not None and each.group == cell.group}  # fmt: skip
-    return sorted(values, reverse=bool(cell.column.higher_is_better))
+def _rank_mark(table: Table, cell: Cell) -> tuple[RankMark, bool]:
+    """A credited cell's mark by its rank among the printed numbers of its column and protocol: first or second.
 
-
-def _rank_mark(table: Table, cell: Cell) -> RankMark:
-    if cell.credited is False:
-        return ""
-    first_two = _ranked(table, cell)[:2]
-    rank = dict(zip(first_two, ("best", "tied"), strict=False)) if len(first_two) > 1 else {}
-    found = rank.get(round(cell.value or 0.0, decimals(cell.column)), "")
-    return "best" if found == "best" else "tied" if found == "tied" else ""
-
-
-def _equals_top(table: Table, cell: Cell) -> bool:
-    """Whether a credited cell was tested against the top of its column without a significant difference."""
-    if cell.credited is False:
-        return False
-    group = [each for each in table.column_cells(cell.column) if each.value is not None and each.group == cell.group]
-    if not cell.column.ranked or len(group) < 2:
-        return False
-    top = (max if cell.column.higher_is_better else min)(group, key=lambda each: each.value or 0.0)
-    return table.differs(top, cell) is False
-
-
-def _interval(cell: Cell) -> str:
-    return latex_text(interval_text(cell) or missing_text(cell) or "—")
+    And whether it was tested against the top of its column without a significant difference.
+    """
+    column, better = cell.column, bool(cell.column.higher_is_better)
+    group = [each for each in column.cells if each.value is not None and each.group == cell.group]
+    if cell.credited is False or not column.ranked or len(group) < 2:
+        return "", False
+    numbers = sorted({round(each.value or 0.0, column.places) for each in group}, reverse=better)
+    marks: dict[float, RankMark] = {numbers[0]: "best", numbers[1]: "tied"} if len(numbers) > 1 else {}
+    top = (max if better else min)(group, key=lambda each: each.value or 0.0)
+    return marks.get(round(cell.value or 0.0, column.places), ""), table.differs(top, cell) is False
 
 
 def _margin(text: str) -> str:

@@ -1,0 +1,174 @@
+"""The headline and one sentence for each model, generated from the tests."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from benchmarks.report.notes import is_above_chance, marked_apart, title_with_baselines, unread_differences
+from benchmarks.report.table import Cell, Table
+from benchmarks.results.formatting import join_or_count, join_with_and
+
+_MAX_SIZES = 2
+
+
+def headline(table: Table) -> str:
+    """The sentence on the model that differs most from its baseline, and on metrics without a model above chance."""
+    withheld = [f"{cell.row} on {cell.column.title}" for cell in table.scores if cell.withheld]
+    not_credited = (
+        "Not credited, because they are not significantly better than those of the same LLaVA without the image: "
+        f"{join_or_count(withheld, 'scores')}."
+        if withheld
+        else ""
+    )
+    return " ".join(filter(None, (_comparison(table), not_credited, _none_above_chance(table))))
+
+
+def _comparison(table: Table) -> str:
+    tested = {row.name: _Tests(table, row.name) for row in table.rows}
+    compared = [each for each in tested.values() if each.cells]
+    if len(compared) == 1:
+        return compared[0].sentence()
+    if better := [each for each in compared if each.better]:
+        # the largest balance of gains and losses, then the most gains
+        return max(better, key=lambda each: (len(each.better) - len(each.worse), len(each.better))).sentence()
+    if compared:
+        return _none_better([*tested.values()])
+    if not any(cell.value is not None for cell in table.scores):
+        return "There is no number yet; the table states the reasons."
+    if len(table.rows) == 1:
+        return "One model: there is no other to compare it with."
+    if not any(each.cell.column.ranked and each.cell.column in table.columns for each in table.differences):
+        return "No two models could be tested against each other."
+    best = [cell for cell in table.scores if cell.mark == "best"]
+    if not best:
+        # the sentence on scores that are not credited names a withheld mark
+        withheld = any(cell.withheld == "best" for cell in table.scores)
+        return "" if withheld else "No model is significantly better than all others on any metric."
+    by_row: dict[str, list[str]] = {}
+    for cell in best:
+        by_row.setdefault(cell.row, []).append(cell.column.title)
+    where = join_with_and([f"{row} on {join_with_and(titles)}" for row, titles in by_row.items()])
+    apart = marked_apart(table)
+    others = "others" + (f" with the same {join_with_and(apart)}" if apart else "")
+    unread = unread_differences(table, best, {row.name for row in table.rows})
+    shares = f"; different shares of answers were not read: {unread}" if unread else ""
+    return f"Significantly better than all {others} by paired tests: {where}{shares}."
+
+
+def _none_above_chance(table: Table) -> str:
+    """A sentence on the metrics on which no model is significantly above chance; empty if there are none.
+
+    It omits columns with a number that is not known to be above chance or not: one without an interval, or of another
+    protocol than that of the chance level.
+    """
+    above = {
+        column: {is_above_chance(cell) for cell in column.cells if cell.value is not None}
+        for column in table.columns
+        if column.chance_levels and column.ranked
+    }
+    none_above = [title_with_baselines(column) for column, values in above.items() if values == {False}]
+    if not none_above:
+        return ""
+    if len(none_above) == len(above) > 1:
+        return "No model is significantly above chance on any metric with a known chance level."
+    return f"No model is significantly above chance on {join_or_count(none_above, 'metrics')}."
+
+
+def _none_better(models: Sequence[_Tests]) -> str:
+    """The sentence where no model is better than its baseline in any test."""
+    cells = [cell for each in models for cell in each.cells]
+    uncredited = [cell for each in models for cell in each.uncredited]
+    untested = [cell for each in models for cell in each.untested]
+    worse = [each.row for each in models if each.worse]
+    baselines = {each.baseline for each in models if each.cells}
+    name = baselines.pop() if len(baselines) == 1 else "its baseline"
+    verb = "beats" if worse or uncredited else "differs significantly from"
+    parts = [f"No model {verb} {name} in any of {len(cells)} tests"]
+    if worse:
+        parts.append(f"{join_or_count(worse, 'models')} {'loses' if len(worse) == 1 else 'lose'} to it in some")
+    if uncredited:
+        parts.append(f"not credited to the images: the difference of {_names(uncredited)}")
+    if untested:
+        parts.append(f"not tested: {_names(untested)}")
+    return "; ".join(parts) + "."
+
+
+def _names(cells: Sequence[Cell]) -> str:
+    return join_or_count([f"{cell.row} on {cell.column.title}" for cell in cells], "numbers")
+
+
+def row_sentences(table: Table) -> list[str]:
+    """One sentence for each model with a baseline and a number of both, in the order of the table."""
+    tests = [_Tests(table, row.name) for row in table.rows]
+    return [each.sentence() for each in tests if each.cells or each.untested]
+
+
+class _Tests:
+    """The tests of a model against its baseline in ranked columns: its cells by their outcome."""
+
+    def __init__(self, table: Table, row: str) -> None:
+        self.table, self.row = table, row
+        names = [each.name for each in table.rows]
+        self.baseline = table.rows[names.index(row)].baseline or ""
+        columns = [column for column in table.columns if column.ranked]
+        own = [column.cells[names.index(row)] for column in columns]
+        self.cells = [cell for cell in own if cell.delta is not None]
+        verdicts = {cell: cell.delta.verdict for cell in self.cells if cell.delta is not None}
+        kinds = ("better", "worse", "not significant", "not credited")
+        self.better, self.worse, self.equal, self.uncredited = (
+            [cell for cell in self.cells if verdicts[cell] == kind] for kind in kinds
+        )
+        # both have a number, and there is no test
+        self.untested = []
+        if self.baseline in names:
+            bases = [column.cells[names.index(self.baseline)] for column in columns]
+            both = [cell for cell, base in zip(own, bases, strict=True) if None not in (cell.value, base.value)]
+            self.untested = [cell for cell in both if cell.delta is None]
+
+    def sentence(self) -> str:
+        """``clips beats clip by 6.1 points [4.9, 7.3] on T→I R@1; no significant difference on POPE.``"""
+        row, baseline = self.row, self.baseline
+        if not self.cells:
+            return f"{row} was not tested against {baseline} on {_titles(self.untested)}."
+        not_tested = f"; not tested on {_titles(self.untested)}" if self.untested else ""
+        if not self.better and not self.worse and not self.uncredited:
+            where = f"any of {len(self.cells)} metrics" if len(self.cells) > 1 else _titles(self.cells)
+            return f"{row} and {baseline} do not differ significantly on {where}{not_tested}."
+        parts = []
+        if self.better:
+            parts.append(f"{row} beats {baseline} {_sizes(self.better)}")
+        if self.worse:
+            parts.append(f"{'it loses' if self.better else f'{row} loses to {baseline}'} {_sizes(self.worse)}")
+        if self.equal:
+            parts.append(f"no significant difference on {_titles(self.equal)}")
+        if self.uncredited:
+            parts.append(f"not credited to the images: the difference on {_titles(self.uncredited)}")
+        if unread := unread_differences(self.table, [*self.better, *self.worse], {baseline}):
+            parts.append(f"different shares of answers were not read: {unread}")
+        subject = "" if self.better or self.worse else f"{row} and {baseline}: "
+        return f"{subject}{'; '.join(parts)}{not_tested}."
+
+
+def _sizes(cells: Sequence[Cell]) -> str:
+    """The differences on the first metrics, each of another benchmark, and the other metrics or their benchmarks."""
+    first: dict[str, Cell] = {}
+    for cell in cells:
+        if len(first) < _MAX_SIZES:
+            first.setdefault(cell.column.benchmark, cell)
+    others = [cell for cell in cells if cell not in first.values()]
+    sizes = join_with_and([_size(cell) for cell in first.values()])
+    return sizes + (f", and also on {_titles(others)}" if others else "")
+
+
+def _size(cell: Cell) -> str:
+    assert cell.delta is not None
+    sign = 1 if cell.delta.value > 0 else -1
+    low, high = sorted((sign * cell.delta.ci_low, sign * cell.delta.ci_high))
+    span = f" [{cell.column.text(low)}, {cell.column.text(high)}]" if math.isfinite(low) else ""
+    return f"by {cell.column.text(abs(cell.delta.value))} points{span} on {cell.column.title}"
+
+
+def _titles(cells: Sequence[Cell]) -> str:
+    benchmarks = join_or_count([*dict.fromkeys(cell.column.benchmark for cell in cells)], "benchmarks")
+    return join_or_count([cell.column.title for cell in cells], f"metrics of {benchmarks}")

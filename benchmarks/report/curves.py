@@ -1,0 +1,273 @@
+"""Scores as curves: against a setting, in the figures that a study configures, and against the length of captions.
+
+A curve against a setting has a slope: the change of the score per doubling of the setting, by least squares on the
+setting's logarithm. It is a weighted sum of the points, so its interval includes the same variance over images and
+seeds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from benchmarks.report.figures import (
+    SERIES_COLORS,
+    Figure,
+    FigureSet,
+    LegendEntry,
+    Palette,
+    plot_points,
+    safe_file_name,
+)
+from benchmarks.report.load_results import ReportSource
+from benchmarks.report.table import Cell, Column, Table
+from benchmarks.results.formatting import format_number
+from benchmarks.results.item_scores import comparable
+from benchmarks.results.noise import contrast_estimate
+from benchmarks.study.sweep import FigureSpec
+from benchmarks.tasks.encoders.long_retrieval import WORD_LIMITS, metric_suffix
+from benchmarks.tasks.encoders.retrieval import DIRECTION_LABELS
+
+_SWEEP_LEAD = (
+    "Vertical strokes and shaded bands are the 95 % intervals of the table above. Dashed: models without this setting. "
+    "A slope is the change per doubling of the setting, fitted on its logarithm, with its 95 % interval."
+)
+_LENGTH_LEAD = (
+    "Recall with captions cut to their first words, on the same images; the full captions are on the right. "
+    "Vertical strokes are 95 % intervals. A curve that stays flat for longer captions shows a text tower that has "
+    "stopped reading: next to each name is the ratio of captions whose last word it does not see. "
+    "Dotted: measured under different settings than the first model."
+)
+_FULL = "whole"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slope:
+    """Change of the score per doubling of the setting, scaled, and its 95 % interval."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    def text(self, column: Column) -> str:
+        """``+1.2 (+0.4 to +2.0)``."""
+        value, low, high = (column.text(each, sign=True) for each in (self.value, self.low, self.high))
+        return f"{value} ({low} to {high})" if self.low is not None else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepCurve:
+    """One curve: value on the x axis → cell; a horizontal reference line has the cell ``level`` and no points."""
+
+    name: str
+    color: int
+    points: Mapping[float, Cell]
+    level: Cell | None = None
+    slope: Slope | None = None
+
+    @property
+    def cells(self) -> list[tuple[float | None, Cell]]:
+        """The points, or the level."""
+        return [*self.points.items()] if self.level is None else [(None, self.level)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepPanel:
+    """A metric against a setting; ``slope`` is the mean slope of its curves."""
+
+    name: str
+    title: str
+    label: str
+    column: Column
+    values: tuple[float, ...]
+    curves: tuple[SweepCurve, ...]
+    slope: Slope | None
+
+
+def sweep_panels(source: ReportSource, table: Table) -> list[SweepPanel]:
+    """A panel for each configured figure and metric with a number."""
+    return [
+        panel
+        for index, figure in enumerate(source.study.figures if source.study else ())
+        for column in table.columns
+        if column.key == figure.benchmark
+        and (panel := _panel(figure, table, column, name=safe_file_name("setting", str(index), column.metric)))
+    ]
+
+
+def _panel(figure: FigureSpec, table: Table, column: Column, *, name: str) -> SweepPanel | None:
+    measured = [(row, cell) for row, cell in zip(table.rows, column.cells, strict=True) if cell.value is not None]
+    swept = [(row, cell) for row, cell in measured if row.sweep_name == figure.encoders]
+    if not swept:
+        return None
+    group = min(cell.group for _, cell in swept)  # a curve has one protocol
+    varying = [name for name in ("llm", "llava_variant") if len({getattr(row, name) for row, _ in swept}) > 1]
+    points: dict[str, dict[float, Cell]] = {}
+    for row, cell in swept:
+        if cell.group == group:  # a curve has the other settings, and the fields that vary between curves, as its name
+            others = [str(value) for setting, value in row.sweep_settings.items() if setting != figure.x]
+            curve = ", ".join([", ".join(others) or row.sweep_name, *(str(getattr(row, each)) for each in varying)])
+            points.setdefault(curve, {})[float(row.sweep_settings[figure.x])] = cell
+    curves = [
+        SweepCurve(name=curve, color=index, points=cells, slope=mean_slope([cells]))
+        for index, (curve, cells) in enumerate(points.items())
+    ]
+    for row, cell in measured:
+        if cell.group == group and {row.encoder, row.sweep_name} & set(figure.reference_lines):
+            curves.append(SweepCurve(name=row.name, color=len(curves), points={}, level=cell))
+    return SweepPanel(
+        name=name,
+        title=f"{figure.title or figure.encoders}: {column.title}",
+        label=figure.label or figure.x,
+        column=column,
+        values=tuple(sorted({value for cells in points.values() for value in cells})),
+        curves=tuple(curves),
+        slope=mean_slope([*points.values()]),
+    )
+
+
+def mean_slope(curves: Sequence[Mapping[float, Cell]]) -> Slope | None:
+    """The mean slope of curves (value on the x axis → cell); None if one has a single point, or values not above 0."""
+    if any(len(points) < 2 or min(points) <= 0 for points in curves):
+        return None
+    cells, weights = list[Cell](), list[float]()
+    for points in curves:
+        logs = [math.log2(value) for value in points]
+        centered = [log - fmean(logs) for log in logs]
+        squares = sum(each**2 for each in centered)
+        cells += points.values()
+        weights += [each / squares / len(curves) for each in centered]
+    value = sum(weight * (cell.value or 0.0) for weight, cell in zip(weights, cells, strict=True))
+    scores, noise = [cell.evidence for cell in cells if cell.evidence], cells[0].noise
+    if len(scores) < len(cells) or not all(comparable(scores[0], each) for each in scores):
+        return Slope(value=value)
+    if noise.without_spread and any(each.trained for each in scores):
+        return Slope(value=value)
+    low, high = (end * cells[0].column.scale for end in contrast_estimate(scores, weights, noise).interval())
+    return Slope(value=value) if math.isnan(low) else Slope(value=value, low=low, high=high)
+
+
+def sweep_figures(source: ReportSource, table: Table) -> FigureSet | None:
+    """The panels with at least two values as figures; None without any."""
+    figures = tuple(_sweep_figure(panel) for panel in sweep_panels(source, table) if len(panel.values) > 1)
+    return FigureSet(lead=_SWEEP_LEAD, figures=figures) if figures else None
+
+
+def _sweep_figure(panel: SweepPanel) -> Figure:
+    ticks, lines = [f"{value:g}" for value in panel.values], []
+    for curve in panel.curves:
+        if curve.level:
+            lines.append((f"{curve.name}, without this setting", *[curve.level.score] * len(ticks), "—"))
+        else:
+            scores = [curve.points[value].score if value in curve.points else "—" for value in panel.values]
+            lines.append((curve.name, *scores, curve.slope.text(panel.column) if curve.slope else "—"))
+    lines.append(("all curves", *("" for _ in ticks), panel.slope.text(panel.column) if panel.slope else "—"))
+
+    def plot(axes: Any, palette: Palette) -> None:
+        for curve in panel.curves:
+            color = palette.series(curve.color)
+            if curve.level is None:
+                plot_points(axes, sorted(curve.points.items(), key=lambda point: point[0]), color)
+                continue
+            axes.axhline(curve.level.value, color=color, linewidth=1.4, linestyle="--")
+            if curve.level.ci_low is not None:
+                axes.axhspan(curve.level.ci_low, curve.level.ci_high, color=color, alpha=0.08, linewidth=0)
+        axes.set_xticks(panel.values, ticks)
+
+    return Figure(
+        name=panel.name,
+        title=panel.title,
+        alt=f"Line chart of {panel.title} against {panel.label} with 95 % intervals: {len(panel.curves)} lines.",
+        plot=plot,
+        x_label=panel.label,
+        y_label=panel.column.label,
+        legend=tuple(LegendEntry(color=curve.color, label=curve.name) for curve in panel.curves),
+        headers=(panel.label, *ticks, "slope"),
+        rows=tuple(lines),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LengthCurve:
+    """A model's recall against the length of captions.
+
+    Args:
+        name: of the model.
+        color: index of its color.
+        points: number of words, or ``whole`` → cell.
+        truncated: ratio of captions that the text tower truncates, as text; empty if unknown.
+        protocol_differences: as text, differences from the main protocol.
+    """
+
+    name: str
+    color: int
+    points: Mapping[str, Cell]
+    truncated: str
+    protocol_differences: tuple[str, ...]
+
+
+def length_figures(source: ReportSource, details: Table) -> FigureSet | None:
+    """A figure for each direction of the benchmarks with captions of several lengths; None without any."""
+    figures = []
+    for benchmark in source.benchmarks:
+        limits = [str(result.protocol.get(WORD_LIMITS, "")) for result in source.results(benchmark).values()]
+        words = sorted({int(number) for numbers in limits if numbers for number in numbers.split(", ")})
+        for direction, title in DIRECTION_LABELS.items() if words else ():
+            metrics = {str(count): f"{direction}_r1{metric_suffix(count)}" for count in words}
+            metrics[_FULL] = f"{direction}_r1"
+            name = safe_file_name("lengths", source.benchmark_id(benchmark), direction)
+            curves = length_curves(details, benchmark, metrics)
+            figures.append(_length_figure(curves, [*metrics], name, f"{benchmark}: {title} R@1"))
+    return FigureSet(lead=_LENGTH_LEAD, figures=tuple(figures)) if figures else None
+
+
+def length_curves(table: Table, benchmark: str, metrics: Mapping[str, str]) -> list[LengthCurve]:
+    """The models' curves of one direction; ``metrics`` is number of words → metric."""
+    columns = {column.metric: column for column in table.columns if column.benchmark == benchmark}
+    curves = []
+    for index, row in enumerate(table.rows):
+        cells = {label: columns[metric].cells[index] for label, metric in metrics.items() if metric in columns}
+        points = {label: cell for label, cell in cells.items() if cell.value is not None}
+        truncated = columns["captions_truncated"].cells[index].value if "captions_truncated" in columns else None
+        if points:
+            curves.append(
+                LengthCurve(
+                    name=row.name,
+                    color=index % SERIES_COLORS,
+                    points=points,
+                    truncated="" if truncated is None else f"{format_number(truncated, 0)} %",
+                    protocol_differences=cells[_FULL].protocol_differences,
+                )
+            )
+    return curves
+
+
+def _length_figure(curves: Sequence[LengthCurve], labels: Sequence[str], name: str, title: str) -> Figure:
+    def plot(axes: Any, palette: Palette) -> None:
+        for curve in curves:
+            color, style = palette.series(curve.color), ":" if curve.protocol_differences else "-"
+            plot_points(axes, [(labels.index(label), cell) for label, cell in curve.points.items()], color, style)
+        axes.set_xticks(range(len(labels)), labels)
+        axes.set_ylim(bottom=0)
+
+    rows, legend = [], []
+    for curve in curves:
+        apart = f" ({'; '.join(curve.protocol_differences)})" if curve.protocol_differences else ""
+        scores = [curve.points[label].score if label in curve.points else "—" for label in labels]
+        rows.append((f"{curve.name}{apart}", *scores, curve.truncated or "—"))
+        label = f"{curve.name}: {curve.truncated} truncated" if curve.truncated else curve.name
+        legend.append(LegendEntry(color=curve.color, label=label))
+    return Figure(
+        name=name,
+        title=title,
+        alt=f"Line chart of {title} against the words of each caption, a line each for {len(curves)} models.",
+        plot=plot,
+        x_label="words of each caption",
+        y_label="R@1",
+        legend=tuple(legend),
+        headers=("words", *labels, "truncated"),
+        rows=tuple(rows),
+    )

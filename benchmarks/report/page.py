@@ -1,0 +1,178 @@
+"""The page: its sections in order, rendered with the templates next to this file; a new section is an entry here.
+
+Jinja escapes all text from files; only a figure's SVG is markup, which matplotlib has escaped. The page's content
+security policy forbids external resources.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.report.averages import overall_section
+from benchmarks.report.cards import ImageDeduplicator
+from benchmarks.report.categories import category_figures
+from benchmarks.report.curves import length_figures, sweep_figures
+from benchmarks.report.examples import answer_galleries
+from benchmarks.report.figures import SERIES_COLORS, Figure, FigureSet, render_inline_svg
+from benchmarks.report.forest_plots import forest_plots, gain_figures
+from benchmarks.report.load_results import limit_rows
+from benchmarks.report.notes import PAGE
+from benchmarks.report.published import REFERENCE_NOTE
+from benchmarks.report.report import Report
+from benchmarks.report.reproduce import reproduction_info
+from benchmarks.report.table import Cell
+from clips.safe_text import jinja_finalize
+
+if TYPE_CHECKING:
+    import jinja2
+    import pandas as pd
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_UNFOLDED_NOTES = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A section of the page.
+
+    Args:
+        title: the heading, and the entry in the table of contents.
+        build: report → content; the page omits the section if the content is false. The template ``figures`` shows a
+            `FigureSet`, ``sections/<id>.html.jinja`` any other content.
+        about: the summary of a folded section; empty if the section is open.
+    """
+
+    title: str
+    build: Callable[[Report], Any]
+    about: str = ""
+
+    @property
+    def id(self) -> str:
+        """The anchor: ``"Recall vs. caption length"`` → ``"recall-vs-caption-length"``."""
+        return re.sub(r"[^a-z0-9]+", "-", self.title.lower())
+
+
+SECTIONS: tuple[Section, ...] = (
+    Section(title="Results", build=lambda report: report.table),
+    Section(title="Published numbers", build=lambda report: report.reference_results),
+    Section(title="Differences from the baseline", build=lambda report: forest_plots(report.table)),
+    Section(title="Averages and ranks", build=lambda report: overall_section(report.overall)),
+    Section(title="Gain over blind", build=lambda report: gain_figures(report.table)),
+    Section(title="Sweeps", build=lambda report: sweep_figures(report.source, report.table)),
+    Section(title="Recall vs. caption length", build=lambda report: length_figures(report.source, report.details)),
+    Section(title="Examples", build=lambda report: answer_galleries(limit_rows(report.source))),
+    Section(
+        title="By category",
+        build=lambda report: category_figures(report.source, report.table, report.items),
+        about="each benchmark's first metric on the items of one category",
+    ),
+    Section(
+        title="Per-seed results",
+        build=lambda report: report.table.seeds and report.table,
+        about="means, intervals, and every seed's own number",
+    ),
+    Section(
+        title="All metrics",
+        build=lambda report: report.details.columns and report.details,
+        about="with their intervals and numbers of items",
+    ),
+    Section(
+        title="Reproduce",
+        build=lambda report: reproduction_info(report.source),
+        about="commands, protocols, hashes, machine and versions",
+    ),
+)
+
+
+@functools.lru_cache(maxsize=1)  # shared by all formats
+def built_sections(report: Report) -> tuple[tuple[Section, Any], ...]:
+    """The sections that have content, each with its content."""
+    return tuple((section, content) for section in SECTIONS if (content := section.build(report)))
+
+
+def report_figures(report: Report) -> dict[str, Figure]:
+    """Name → figure, of all sections in the order of the page."""
+    sets = [content for _, content in built_sections(report) if isinstance(content, FigureSet)]
+    return {figure.name: figure for each in sets for figure in each.figures}
+
+
+def render_page(report: Report) -> str:
+    """The complete page as HTML."""
+    notes = report.all_notes(PAGE)
+    first = len(notes) - len(report.notes)
+
+    def note(cell: Cell, kind: str) -> int | None:
+        """The place of the note on a cell's sign, or on why it is missing."""
+        return next((first + place for place, each in enumerate(report.notes) if each.is_about(cell, kind)), None)
+
+    return (
+        _environment()
+        .get_template("page.html.jinja")
+        .render(
+            title=report.source.title,
+            command="clips-bench report",
+            report=report,
+            notes=notes,
+            unfolded_notes=_UNFOLDED_NOTES,
+            note=note,
+            sections=[
+                (section, "figures" if isinstance(content, FigureSet) else section.id, content)
+                for section, content in built_sections(report)
+            ],
+        )
+    )
+
+
+def render_comparison(*, title: str, answer: str, tables: Mapping[str, pd.DataFrame], notes: Sequence[str]) -> str:
+    """A page of tables.
+
+    Args:
+        title: of the page.
+        answer: its first sentence.
+        tables: heading → frame of strings.
+        notes: below the tables.
+    """
+    template = _environment().get_template("comparison.html.jinja")
+    return template.render(title=title, command="clips-bench compare", answer=answer, tables=tables, notes=notes)
+
+
+def _environment() -> jinja2.Environment:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=jinja_finalize,
+    )
+    script = (_TEMPLATES / "page.js").read_text(encoding="utf-8")
+    environment.globals.update(
+        error_bar=error_bar,
+        render_inline_svg=render_inline_svg,
+        thumbnail=ImageDeduplicator().tag,
+        series=lambda index: index % SERIES_COLORS,
+        reference_note=REFERENCE_NOTE,
+        style=(_TEMPLATES / "style.css").read_text(encoding="utf-8"),
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+    return environment
+
+
+def error_bar(cell: Cell) -> tuple[float, float, float] | None:
+    """The ends of a cell's interval and its value on the common axis of its column, in per cent; None without one."""
+    if cell.ci_low is None or cell.ci_high is None or cell.value is None:
+        return None
+    low = min(each.ci_low for each in cell.column.cells if each.ci_low is not None)
+    span = max(each.ci_high for each in cell.column.cells if each.ci_high is not None) - low or 1.0
+    start, end, value = (round(100 * (each - low) / span, 2) for each in (cell.ci_low, cell.ci_high, cell.value))
+    return start, end, value
