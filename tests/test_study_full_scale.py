@@ -1,4 +1,4 @@
-"""The paper's LLaVA table at full scale: planned as it is shipped, and really run with tiny models of its classes."""
+"""The paper's LLaVA table at full scale, run with tiny models of its classes."""
 
 from __future__ import annotations
 
@@ -15,21 +15,11 @@ import transformers
 import yaml
 
 from benchmarks.study.build_steps import build_plan
-from benchmarks.study.preflight import first_config_error
 from benchmarks.study.schema import read_study
-from clips.typed_data import to_plain
 
 ROOT = Path(__file__).parents[1]
 STUDY = ROOT / "scripts/studies/paper_llava.yaml"
 EIGHT = {"mme", "mmmu_val", "mmvet", "gqa", "chartqa", "pope", "nocaps_val", "textvqa_val"}  # as the paper prints
-
-
-def test_it_has_the_papers_table_and_every_step_is_one_that_its_command_accepts():
-    plan = build_plan(read_study(STUDY))
-    assert set(plan.benchmarks) == EIGHT
-    assert [row.name for row in plan.rows] == ["clip", "clips"]
-    asked = [(step.name, list(step.command), to_plain(step.config)) for step in plan.steps]
-    assert first_config_error(asked) is None
 
 
 @pytest.mark.slow
@@ -52,8 +42,6 @@ def test_it_runs_in_miniature(tmp_path):
 def miniature(folder: Path) -> Path:
     """Write the study with all rows and settings, but next to nothing to compute."""
     study = yaml.safe_load(STUDY.read_text(encoding="utf-8"))
-    for field in ("executor",):
-        del study[field]
     study |= {"output": str(folder / "out"), "jobs": 2, "threads": 1}
     vit = {**bridge_world.VIT, "text_cfg": {**bridge_world.VIT["text_cfg"], "context_length": 77, "vocab_size": 49408}}
     bridge_world.make_encoder(folder / "clips", vit)
