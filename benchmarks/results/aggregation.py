@@ -19,7 +19,7 @@ import numpy as np
 
 Columns = Mapping[str, np.ndarray]
 """Name → (N,) values."""
-_STEP = 1e-6  # relative, of the central differences
+_STEP = 1e-6  # relative
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,18 +48,15 @@ class Aggregation:
     def influence(self, columns: Columns, names: Sequence[str]) -> np.ndarray:
         """(N,) derivative of the metric with respect to each item's weight; 0 for items that do not enter it."""
         summands = self.summands(columns, names)
-        return np.asarray(summands @ self._gradient(_total(summands)[0])).ravel()
+        sums = _total(summands)[0]
+        steps = _STEP * np.maximum(np.abs(sums), 1.0)  # of central differences
+        below = np.where(sums >= 0, np.minimum(steps, sums), steps)  # sums of counts stay nonnegative
+        rise = self.combine(sums + np.diag(steps)) - self.combine(sums - np.diag(below))
+        return np.asarray(summands @ np.nan_to_num(rise / (steps + below))).ravel()
 
     def enters(self, columns: Columns, names: Sequence[str]) -> np.ndarray:
         """(N,) whether an item enters the metric."""
         return np.asarray(abs(self.summands(columns, names)).sum(axis=1)).ravel() > 0
-
-    def _gradient(self, sums: np.ndarray) -> np.ndarray:
-        """(K,) derivative of ``combine``, by central differences."""
-        steps = _STEP * np.maximum(np.abs(sums), 1.0)
-        below = np.where(sums >= 0, np.minimum(steps, sums), steps)  # sums of counts stay nonnegative
-        rise = self.combine(sums + np.diag(steps)) - self.combine(sums - np.diag(below))
-        return np.nan_to_num(rise / (steps + below))
 
 
 class _Median:
@@ -121,8 +118,7 @@ def _values_and_counts(columns: Columns, names: Sequence[str]) -> np.ndarray:
 
 def _mean_of_ratios(sums: np.ndarray) -> np.ndarray:
     """Mean over columns of each column's mean over its non-missing items."""
-    values, counts = np.hsplit(sums, 2)
-    return _ratio_of(values, counts).mean(axis=1)
+    return _ratio_of(*np.hsplit(sums, 2)).mean(axis=1)
 
 
 def _grouped(columns: Columns, names: Sequence[str]) -> Any:
@@ -138,17 +134,12 @@ def _grouped(columns: Columns, names: Sequence[str]) -> Any:
     return sparse.hstack([sums, sparse.csr_array((np.ones(len(rows)), (rows, column)), shape=shape)], format="csr")
 
 
-def _group_means(sums: np.ndarray) -> np.ndarray:
-    values, counts = np.hsplit(sums, 2)
-    return _ratio_of(values, counts)
-
-
 def _sum_of_group_means(sums: np.ndarray) -> np.ndarray:
-    return _group_means(sums).sum(axis=1)
+    return _ratio_of(*np.hsplit(sums, 2)).sum(axis=1)
 
 
 def _mean_of_group_means(sums: np.ndarray) -> np.ndarray:
-    means = _group_means(sums)
+    means = _ratio_of(*np.hsplit(sums, 2))
     present = ~np.isnan(means)
     return _ratio_of(np.nansum(means, axis=1), present.sum(axis=1))
 
@@ -162,8 +153,7 @@ def _true_positives(columns: Columns, names: Sequence[str]) -> np.ndarray:
 
 
 def _mean_f1(sums: np.ndarray) -> np.ndarray:
-    found, possible = np.hsplit(sums, 2)
-    return _ratio_of(found, possible, empty=0.0).mean(axis=1)
+    return _ratio_of(*np.hsplit(sums, 2), empty=0.0).mean(axis=1)
 
 
 def _complete_columns(columns: Columns, names: Sequence[str]) -> np.ndarray:

@@ -43,11 +43,6 @@ class ItemTable:
     clusters: np.ndarray
     images: np.ndarray
 
-    def of_category(self, category: str) -> ItemTable:
-        """The items of one category."""
-        chosen = (self.frame["category"] == category).to_numpy()
-        return ItemTable(self.frame[chosen], self.keys[chosen], self.clusters[chosen], self.images[chosen])
-
 
 class ItemScores:
     """Reads each table of items once, and computes metrics of models from them."""
@@ -70,18 +65,24 @@ class ItemScores:
             return table
         key = result.path, category
         if key not in self._categories:
-            self._categories[key] = table.of_category(category)
+            chosen = (table.frame["category"] == category).to_numpy()
+            parts = (table.frame[chosen], table.keys[chosen], table.clusters[chosen], table.images[chosen])
+            self._categories[key] = ItemTable(*parts)
         return self._categories[key]
 
     def _read(self, result: Result) -> ItemTable:
         """Read a table; models with the same items share their names, so that these are compared and sorted once."""
         frame = read_items(result, numbers_only=True).sort_values("item")
-        keys, shared = _item_keys(frame), self._latest.get(result.benchmark)
+        keys = (frame["item"].astype(str) + "\n" + frame["image"].astype(str)).to_numpy(dtype=object)
+        shared = self._latest.get(result.benchmark)
         if shared is not None and np.array_equal(keys, shared.keys):
             keys, clusters, images = shared.keys, shared.clusters, shared.images
         else:
             clusters = np.unique(frame["image"].to_numpy(), return_inverse=True)[1]
-            images = _image_names(frame, result.benchmark)
+            named = frame["image"].str.fullmatch(_HASH)
+            known = frame[IMAGE_HASH] if IMAGE_HASH in frame else frame["image"].where(named)
+            own = f"{result.benchmark}\n" + frame["image"]  # a name that only this benchmark has
+            images = np.asarray(known.fillna(own).to_numpy(), dtype=object)
         self._latest[result.benchmark] = table = ItemTable(frame, keys, clusters, images)
         return table
 
@@ -157,13 +158,10 @@ class ItemScores:
 
 
 def _most(spec: Metric, tables: Sequence[ItemTable]) -> float:
-    return 1.0 if spec.scale >= _PER_CENT else _largest([table.frame for table in tables], spec.columns)
-
-
-def _largest(tables: Sequence[pd.DataFrame], names: Sequence[str]) -> float:
-    """1 for items that are right or wrong, 100 for points."""
-    numbers = [table[name].max() for table in tables for name in names if table[name].dtype.kind in "biuf"]
-    return 1.0 if max(numbers, default=0.0) <= 1 else _PER_CENT
+    """The maximum of an item: 1 for items that are right or wrong, 100 for points."""
+    columns = [table.frame[name] for table in tables for name in spec.columns]
+    largest = max((column.max() for column in columns if column.dtype.kind in "biuf"), default=0.0)
+    return 1.0 if spec.scale >= _PER_CENT or largest <= 1 else _PER_CENT
 
 
 def _share_items(spec: Metric, tables: Sequence[ItemTable]) -> bool:
@@ -193,19 +191,8 @@ def with_gallery(scores: Scores, spec: Metric, tables: Sequence[ItemTable]) -> S
     return dataclasses.replace(scores, influence=scores.influence - gallery, blockers=blockers, item_weights=weights)
 
 
-def _image_names(frame: pd.DataFrame, benchmark: str) -> np.ndarray:
-    """(N,) names of images in all benchmarks: hashes, or names that only this benchmark has."""
-    known = frame[IMAGE_HASH] if IMAGE_HASH in frame else frame["image"].where(frame["image"].str.fullmatch(_HASH))
-    return np.asarray(known.fillna(f"{benchmark}\n" + frame["image"]).to_numpy(), dtype=object)
-
-
 def _equal(keys: np.ndarray, others: np.ndarray) -> bool:
     return keys is others or np.array_equal(keys, others)
-
-
-def _item_keys(table: pd.DataFrame) -> np.ndarray:
-    """(N,) each item with its image."""
-    return (table["item"].astype(str) + "\n" + table["image"].astype(str)).to_numpy(dtype=object)
 
 
 def comparable(first: Scores | None, second: Scores | None) -> bool:

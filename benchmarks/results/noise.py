@@ -262,11 +262,12 @@ class Estimate:
             return math.nan
         if not self.training_variance:
             return float(stats.t.isf((1 - probability) / 2, self.image_degrees))
-        target = math.log(1 - probability)
-        return math.exp(optimize.brentq(lambda size: math.log(self._tail(math.exp(size))) - target, -8.0, 40.0))
 
-    def _tail(self, size: float) -> float:
-        return max(float(_tails([self], np.array([size]))[0]), 1e-300)
+        def excess(log_size: float) -> float:
+            tail = float(_tails([self], np.array([math.exp(log_size)]))[0])
+            return math.log(max(tail, 1e-300)) - math.log(1 - probability)
+
+        return math.exp(optimize.brentq(excess, -8.0, 40.0))
 
     def interval(self, level: float = 1 - ALPHA) -> tuple[float, float]:
         """The values that a test at ``1 - level`` does not reject; NaN if the standard error is 0."""
@@ -288,21 +289,22 @@ def average_scores(metrics: Sequence[Scores], scales: Sequence[float]) -> Scores
         metrics: with the same seeds in the same order, and the names of their images.
         scales: factor of each.
     """
+    seeds, count = metrics[0].num_seeds, len(metrics)
     names, places = np.unique(np.concatenate([scores.images for scores in metrics]), return_inverse=True)
     ends = np.cumsum([len(scores.images) for scores in metrics])[:-1]
-    influence, enters = np.zeros((metrics[0].num_seeds, len(names))), np.zeros(len(names), bool)
-    blockers, weights = [np.zeros((metrics[0].num_seeds, 0), int)], [np.zeros(0)]
-    for scores, scale, place in zip(metrics, scales, np.split(places, ends), strict=True):
+    values, largest = [], []
+    influence, enters = np.zeros((seeds, len(names))), np.zeros(len(names), bool)
+    blockers, weights = [np.zeros((seeds, 0), int)], [np.zeros(0)]
+    for scores, scale, place in zip(metrics, scales, np.split(places, ends), strict=True):  # place: of its images
+        values.append(scale * scores.values)
+        largest += [scale * scores.largest] if scores.largest is not None else []
+        influence[:, place] += scale / count * scores.influence
+        enters[place] |= scores.enters
         if scores.blockers.size:
             blockers.append(np.where(scores.blockers >= 0, place[scores.blockers], -1))
-            weights.append(scale / len(metrics) * scores.item_weights)
-        influence[:, place] += scale / len(metrics) * scores.influence
-        enters[place] |= scores.enters
-    largest = [
-        scale * scores.largest for scores, scale in zip(metrics, scales, strict=True) if scores.largest is not None
-    ]
+            weights.append(scale / count * scores.item_weights)
     return Scores(
-        values=np.mean([scale * scores.values for scores, scale in zip(metrics, scales, strict=True)], axis=0),
+        values=np.mean(values, axis=0),
         influence=influence,
         enters=enters,
         items=np.concatenate([scores.items for scores in metrics]),
@@ -310,7 +312,7 @@ def average_scores(metrics: Sequence[Scores], scales: Sequence[float]) -> Scores
         blockers=np.concatenate(blockers, axis=1),
         item_weights=np.concatenate(weights),
         trained=metrics[0].trained,
-        largest=sum(largest) / len(largest) if len(largest) == len(metrics) else None,
+        largest=sum(largest) / count if len(largest) == count else None,
         linear=False,
     )
 

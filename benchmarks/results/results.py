@@ -40,6 +40,10 @@ _GALLERY_COLUMNS = frozenset({"question", "prediction", "target", "thumbnail"})
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
+class NewerResultError(UserError):
+    """A result file of a newer version, which can be neither read nor replaced."""
+
+
 def check_name(name: str, what: str) -> None:
     """Reject names that are not portable file names."""
     if not _NAME.fullmatch(name):
@@ -117,17 +121,8 @@ def read_fields(path: str | Path) -> Result:
         raise UserError(f"{file}: cannot be read ({error.strerror})") from None
     except ValueError as error:
         raise UserError(f"{file}: not a result file ({error})") from None
-    _check_schema(content, file)
-    result = dataclasses.replace(from_plain(Result, content, what=f"{file}: not a result file"), path=file)
-    check_fields(result, file)
-    return result
-
-
-def _check_schema(content: Any, file: Path) -> None:
-    """Reject files of a newer version, and files without the required keys."""
     keys = content if isinstance(content, dict) else {}
-    metrics = keys.get("metrics")
-    schema = keys.get("schema")
+    schema, metrics = keys.get("schema"), keys.get("metrics")
     if isinstance(schema, int | float) and schema > SCHEMA:
         raise NewerResultError(f"{file}: written by a newer version (schema {schema}; this one reads {SCHEMA})")
     for name in ("schema", "metrics"):
@@ -138,10 +133,9 @@ def _check_schema(content: Any, file: Path) -> None:
     for name, metric in metrics.items() if isinstance(metrics, dict) else ():
         if isinstance(metric, dict) and "columns" not in metric:
             raise UserError(f"{file}: not a result file: metrics.{name}: missing columns")
-
-
-class NewerResultError(UserError):
-    """A result file of a newer version, which can be neither read nor replaced."""
+    result = dataclasses.replace(from_plain(Result, content, what=f"{file}: not a result file"), path=file)
+    check_fields(result, file)
+    return result
 
 
 def result_files(results: str | Path) -> list[Path]:
@@ -213,13 +207,13 @@ def read_items(result: Result, *, numbers_only: bool = False) -> pd.DataFrame:
     try:
         names = None
         if numbers_only:
-            names = [name for name in pyarrow.parquet.read_schema(table).names if not _is_gallery_column(name)]
+            names = [
+                name
+                for name in pyarrow.parquet.read_schema(table).names
+                if name not in _GALLERY_COLUMNS and not name.endswith(":prediction")  # of a blind run
+            ]
         return pd.read_parquet(table, columns=names)
     except FileNotFoundError:
         raise UserError(f"{table}: the items of {result.path.name} are missing") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{table}: not a readable parquet file ({error})") from None
-
-
-def _is_gallery_column(name: str) -> bool:
-    return name in _GALLERY_COLUMNS or name.endswith(":prediction")  # of a blind run

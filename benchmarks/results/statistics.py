@@ -98,7 +98,12 @@ def image_scores(
     metric = AGGREGATIONS[formula]
     influence = np.stack([np.bincount(owner, metric.influence(columns, names), count) for columns in tables])
     enters = np.any([np.bincount(owner, metric.enters(columns, names), count) > 0 for columns in tables], axis=0)
-    bounded = metric.bounded and (metric.counts or all(_within(columns, names, most) for columns in tables))
+    bounded = metric.bounded
+    if bounded and not metric.counts:
+        numbers = [
+            columns[name] for columns in tables for name in names if np.issubdtype(columns[name].dtype, np.number)
+        ]
+        bounded = all(np.all(np.isnan(part) | ((part >= 0) & (part <= most))) for part in numbers)
     return Scores(
         values=np.array([metric.value(columns, names) for columns in tables]),
         influence=influence,
@@ -108,11 +113,6 @@ def image_scores(
         largest=most if bounded else None,
         linear=metric.linear,
     )
-
-
-def _within(columns: Columns, names: Sequence[str], most: float) -> bool:
-    numbers = [columns[name].astype(float) for name in names if np.issubdtype(columns[name].dtype, np.number)]
-    return all(bool(np.all(np.isnan(values) | ((values >= 0) & (values <= most)))) for values in numbers)
 
 
 def confidence_interval(
@@ -129,14 +129,18 @@ def scores_interval(scores: Scores, noise: TrainingNoise) -> ConfidenceInterval:
     same variance (Korn and Graubard, Survey Methodology 24, 1998). Other metrics have Student's with Hall's correction.
     If all items are equal there is no interval, except for a proportion of 0 or 1.
     """
+
+    def none(reason: str) -> ConfidenceInterval:
+        return ConfidenceInterval(low=None, high=None, method="none", reason=reason)
+
     if scores.enters.sum() == 0 or math.isnan(scores.value):
-        return _no_interval("no item enters it")
+        return none("no item enters it")
     if noise.without_spread and scores.trained:
-        return _no_interval("the seeds of every model with several seeds have equal scores: their variance is unknown")
+        return none("the seeds of every model with several seeds have equal scores: their variance is unknown")
     found = metric_estimate(scores, noise)
     no_variance = "a single image has no variance" if found.clusters < 2 else "the score does not vary over the images"
     if found.training_variance and found.clusters < 2:
-        return _no_interval(no_variance)
+        return none(no_variance)
     if scores.largest is not None:
         # Wilson's interval accounts for skewness and kurtosis: the degrees of freedom must not do so again
         found = dataclasses.replace(found, image_degrees=max(1.0, found.clusters - 1.0))
@@ -148,16 +152,12 @@ def scores_interval(scores: Scores, noise: TrainingNoise) -> ConfidenceInterval:
         elif ratio * (1 - ratio) <= _ROUNDING:
             low, high = wilson_interval(round(ratio) * found.clusters, found.clusters)
         else:
-            return _no_interval(no_variance)
+            return none(no_variance)
         return ConfidenceInterval(low=low * scores.largest, high=high * scores.largest, method="wilson")
     if not found.standard_error:
-        return _no_interval(no_variance)
+        return none(no_variance)
     low, high = found.interval()
     return ConfidenceInterval(low=low, high=high, method="student")
-
-
-def _no_interval(reason: str) -> ConfidenceInterval:
-    return ConfidenceInterval(low=None, high=None, method="none", reason=reason)
 
 
 def compare(first: Scores, second: Scores, noise: TrainingNoise) -> PairedDifference:
