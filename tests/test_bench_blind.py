@@ -245,7 +245,6 @@ def test_a_result_whose_blind_scores_contradict_its_items_is_rejected(places, tm
     [
         ({"blind": ("black",)}, "benchmarks.blind 'black'; did you mean 'blank'"),
         ({"blind": ("blank", "blank")}, r"benchmarks\.blind: expected different kinds \(benchmark 'pope'\)"),
-        ({"blind_items": 1.5}, r"benchmarks\.blind_items: expected a ratio above 0 and up to 1, got 1\.5"),
     ],
 )
 def test_bad_settings_are_one_line(places, settings, said):

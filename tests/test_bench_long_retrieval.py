@@ -134,9 +134,9 @@ def test_a_text_that_is_short_enough_stays_as_it_is(text, words, cut):
     assert truncate_words(text, words) == cut
 
 
-@pytest.mark.parametrize("words", [(), (8, 4), (4, 4), (0, 4)])
+@pytest.mark.parametrize("words", [(), (8, 4), (4, 4)])
 def test_points_of_the_curve_must_grow(words):
-    with pytest.raises(UserError, match=r"benchmarks\.word_limits: expected increasing numbers above 0"):
+    with pytest.raises(UserError, match=r"benchmarks\.word_limits: expected increasing numbers"):
         BenchmarkConfig(name="long", data=".", word_limits=words)
 
 

@@ -169,8 +169,8 @@ def test_the_report_says_what_another_seed_adds(study):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--difference", "0"], "difference: expected a number above 0, got 0"),
-        (["--num_tests", "0"], "num_tests: expected at least 1, got 0"),
+        (["--difference", "0"], "difference: expected a finite number above 0, got 0"),
+        (["--num_tests", "0"], "num_tests: expected an integer of at least 1, got 0"),
     ],
 )
 def test_a_wrong_setting_is_one_line(study, monkeypatch, capsys, arguments, message):

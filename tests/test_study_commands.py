@@ -141,7 +141,6 @@ def test_the_command_line_overrides_the_study_file(tmp_path):
     for wrong, message in (
         ({"paths": {"sharde": "two"}}, "unknown name in 'paths' 'sharde'; did you mean 'shared'"),
         ({"include": ("clisp",)}, "unknown encoder in 'include' 'clisp'; did you mean 'clip'"),
-        ({"jobs": 0}, "jobs: expected at least 1"),
     ):
         with pytest.raises(UserError, match=message):
             StudyConfig(study=file, **wrong).read()

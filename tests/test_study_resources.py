@@ -118,9 +118,12 @@ def test_resources_of_a_kind_are_overlaid_by_those_of_a_name(tmp_path):
     [
         ({"executor": "slurm"}, "unknown key 'executor'"),
         ({"resources": {"encoder": {"process": 2}}}, "resources.encoder: .*'process'; did you mean 'processes'"),
-        ({"resources": {"encoder": {"processes": 0}}}, r"resources\.encoder: processes: expected at least 1"),
-        ({"resources": {"encoder": {"gpus": -1}}}, r"resources\.encoder: gpus: expected 0 or more"),
-        ({"resources": {"encoder": {"memory_gb": float("nan")}}}, "memory_gb: expected more than 0"),
+        (
+            {"resources": {"encoder": {"processes": 0}}},
+            r"resources\.encoder: processes: expected an integer of at least 1",
+        ),
+        ({"resources": {"encoder": {"gpus": -1}}}, r"resources\.encoder: gpus: expected an integer of at least 0"),
+        ({"resources": {"encoder": {"memory_gb": float("nan")}}}, "memory_gb: expected a number above 0 and below"),
     ],
 )
 def test_wrong_resources_are_rejected_naming_the_field(fields, message):

@@ -25,6 +25,7 @@ from benchmarks.study.status import StepStatus, follow_progress, progress_view, 
 from benchmarks.study.steps import step_directory
 from benchmarks.study.study_commands import StatusConfig, StudyConfig, resolve_study, study_status
 from clips.errors import UserError
+from clips.typed_data import from_plain
 
 STEP = "llava-net-tiny-s0"
 
@@ -104,8 +105,8 @@ def test_the_screen_has_it_all_and_nothing_raw(study: Path, capsys: pytest.Captu
     assert STEP in narrow
     study_status(StatusConfig(study=str(study.parent / "study.yaml"), follow=True))  # once, without a terminal
     assert capsys.readouterr().out.count(f"\n{STEP} ") == 1
-    with pytest.raises(UserError, match="every: expected more than 0"):
-        StatusConfig(study="x", every=0)
+    with pytest.raises(UserError, match="every: expected a number above 0, got 0"):
+        from_plain(StatusConfig, {"study": "x", "every": 0})
 
 
 def test_a_terminal_is_redrawn_until_nothing_runs(study: Path, end_runner: Callable[[], None]) -> None:

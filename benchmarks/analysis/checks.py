@@ -23,6 +23,7 @@ from benchmarks.tasks.mllm.offline_tasks import data_root
 from benchmarks.tasks.run_benchmarks import run_benchmarks
 from benchmarks.tasks.run_config import BenchmarkConfig, RunConfig
 from clips.errors import UserError
+from clips.ranges import Positive
 
 if TYPE_CHECKING:
     import torch
@@ -54,13 +55,11 @@ class VerifyConfig:
     llava: str | None = None
     data: str | None = None
     tasks: tuple[str, ...] = ("pope",)
-    limit: int = 32
+    limit: Positive = 32
     results: str | None = None
     reference_model: str | None = None
 
     def __post_init__(self) -> None:
-        if self.limit < 1:
-            raise UserError(f"limit: expected at least 1, got {self.limit}")
         for one, other in (("llava", "data"), ("results", "reference_model")):
             if (getattr(self, one) is None) != (getattr(self, other) is None):
                 missing = one if getattr(self, one) is None else other

@@ -12,6 +12,7 @@ from benchmarks.report.table import Column
 from benchmarks.report.text_table import markdown_frame, markdown_list
 from benchmarks.results.power import MAX_SEEDS, Components
 from clips.errors import UserError
+from clips.ranges import FinitePositive, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,15 +27,9 @@ class PowerConfig:
     """
 
     study: str
-    difference: float = 1.0
+    difference: FinitePositive = 1.0
     benchmarks: tuple[str, ...] = ()
-    num_tests: int = 1
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.difference) and self.difference > 0):
-            raise UserError(f"difference: expected a number above 0, got {self.difference}")
-        if self.num_tests < 1:
-            raise UserError(f"num_tests: expected at least 1, got {self.num_tests}")
+    num_tests: Positive = 1
 
 
 def print_power(config: PowerConfig) -> None:

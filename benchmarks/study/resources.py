@@ -17,12 +17,15 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from benchmarks.study.locks import acquire
 from benchmarks.study.sweep import Settings
-from clips.errors import UserError, unknown_name_error
+from clips.errors import unknown_name_error
 from clips.gpus import VISIBLE
+from clips.ranges import NonNegative, Positive
 
 if TYPE_CHECKING:
     from benchmarks.study.steps import Step
@@ -43,22 +46,12 @@ class Resources:
         time_limit_hours: for SLURM; not enforced by others.
     """
 
-    processes: int = 1
-    nodes: int = 1
-    gpus: int = 0
-    cpus: int | None = None
-    memory_gb: float | None = None
-    time_limit_hours: float | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("processes", "nodes", "cpus"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise UserError(f"{name}: expected at least 1, got {value}")
-        for name in ("memory_gb", "time_limit_hours"):
-            if (value := getattr(self, name)) is not None and not 0 < value < 1e6:
-                raise UserError(f"{name}: expected more than 0 and less than a million, got {value}")
-        if self.gpus < 0:
-            raise UserError(f"gpus: expected 0 or more, got {self.gpus}")
+    processes: Positive = 1
+    nodes: Positive = 1
+    gpus: NonNegative = 0
+    cpus: Positive | None = None
+    memory_gb: Annotated[float, Field(gt=0, lt=1e6)] | None = None
+    time_limit_hours: Annotated[float, Field(gt=0, lt=1e6)] | None = None
 
     def snakemake(self) -> dict[str, Any]:
         """The ``resources`` of a step's rule on a cluster, for Snakemake's plugins for SLURM and Kubernetes."""

@@ -41,6 +41,7 @@ from benchmarks.study.resources import Resources
 from benchmarks.study.rows import RowRecord
 from benchmarks.study.sweep import FigureSpec, Settings, SweepPoint, expand_sweeps
 from clips.errors import UserError, unknown_name_error
+from clips.ranges import NonNegative, NonNegativeFloat, Positive
 from clips.text_files import read_yaml
 from clips.typed_data import from_plain, to_plain
 
@@ -133,12 +134,12 @@ class Study:
     notes: tuple[str, ...] = ()
     output: str | None = None
     baseline: str | Mapping[str, str] | None = None
-    jobs: int = 1
-    threads: int | None = None
-    confirm_hours: float = 1.0
+    jobs: Positive = 1
+    threads: Positive | None = None
+    confirm_hours: NonNegativeFloat = 1.0
     profile: str | None = None
     resources: Mapping[str, Settings] = field(default_factory=dict)
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[NonNegative, ...] = (0,)
     paths: Mapping[str, str] = field(default_factory=dict)
     data: Mapping[str, Settings] = field(default_factory=dict)
     defaults: Defaults = field(default_factory=Defaults)
@@ -175,16 +176,10 @@ class Study:
                 raise unknown_name_error(name, self.models, "encoder in 'baseline'")
         for name in self.baseline if isinstance(self.baseline, Mapping) else ():
             self._check_encoder(name, "baseline")
-        if self.jobs < 1:
-            raise UserError(f"jobs: expected at least 1, got {self.jobs}")
-        if self.threads is not None and self.threads < 1:
-            raise UserError(f"threads: expected at least 1, got {self.threads}")
-        if not self.confirm_hours >= 0:
-            raise UserError(f"confirm_hours: expected 0 or more, got {self.confirm_hours}")
         for name, settings in self.resources.items():
             from_plain(Resources, settings, what=f"resources.{name}")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise UserError(f"seeds: expected different integers of 0 or more, got {list(self.seeds)}")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise UserError(f"seeds: expected different integers, got {list(self.seeds)}")
         for override in self.overrides:
             if override.encoder is not None:
                 self._check_encoder(override.encoder, "overrides", [*self.encoders])

@@ -23,7 +23,8 @@ from benchmarks.study.steps import Step, step_directory
 from benchmarks.study.study_record import RECORD_FILE, StepPlan, StudyRecord, describe_machine, write_study_record
 from benchmarks.study.trash import check_costly, describe_trash, replacements, summarize_replacements
 from clips.core.artifact import git_state, library_versions, log_info
-from clips.errors import UserError, unknown_name_error
+from clips.errors import unknown_name_error
+from clips.ranges import NonNegative, NonNegativeFloat, Positive, PositiveFloat
 
 _OVERRIDING = ("output", "seeds", "include", "jobs", "profile", "confirm_hours")  # fields of a study, if given
 
@@ -43,7 +44,7 @@ class StudySelection:
     study: str
     output: str | None = None
     paths: dict[str, str] = dataclasses.field(default_factory=dict)
-    seeds: tuple[int, ...] | None = None
+    seeds: tuple[NonNegative, ...] | None = None
     include: tuple[str, ...] = ()
 
     def read(self) -> Study:
@@ -71,10 +72,10 @@ class ScheduledStudyConfig(StudySelection):
         confirm_hours: overriding that of the study file.
     """
 
-    jobs: int | None = None
+    jobs: Positive | None = None
     profile: str | None = None
     check: bool = True
-    confirm_hours: float | None = None
+    confirm_hours: NonNegativeFloat | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,11 +267,7 @@ class StatusConfig(StudySelection):
     """
 
     follow: bool = False
-    every: float = 2.0
-
-    def __post_init__(self) -> None:
-        if not self.every > 0:
-            raise UserError(f"every: expected more than 0 seconds, got {self.every:g}")
+    every: PositiveFloat = 2.0
 
 
 def study_status(config: StatusConfig) -> None:

@@ -36,6 +36,7 @@ from clips.core.content import file_hash
 from clips.core.identity import digest, identity, is_below
 from clips.errors import UserError
 from clips.model_refs import OPEN_CLIP_CONFIG
+from clips.ranges import Positive
 from clips.training.run_dir import CONFIG_FILE, list_checkpoints, read_train_state
 
 NO_VALUE = "no item has a value"
@@ -242,7 +243,7 @@ class RunSingleConfig:
     benchmarks: list[BenchmarkConfig]
     model_name: str | None = None
     output: str = "results"
-    batch_size: int = 64
+    batch_size: Positive = 64
     precision: Precision = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     overwrite: bool = False

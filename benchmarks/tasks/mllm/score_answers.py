@@ -28,6 +28,7 @@ from clips.commandline.signals import sigterm_interrupts
 from clips.core.artifact import library_versions, log_info, writable_directory
 from clips.core.content import file_hash
 from clips.errors import UserError
+from clips.ranges import PositiveFloat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,7 @@ class ScoreConfig:
     name: str | None = None
     questions: str | None = None
     partial: bool = False
-    scale: float | None = None
+    scale: PositiveFloat | None = None
     exclude_metrics: tuple[str, ...] = ()
     judge_model: str | None = None
     judge_url: str | None = None
