@@ -30,13 +30,14 @@ def test_steps_run_in_order_side_by_side_and_a_failed_one_stops_its_branch_only(
         make(tmp_path, "data"),
         make(tmp_path, "bad", "data", fail="the weights are not of this architecture"),
         make(tmp_path, "after-bad", "bad"),
+        make(tmp_path, "after-that", "after-bad"),
         make(tmp_path, "waits", "data", until=str(gate)),  # one at a time would never end
         make(tmp_path, "opens", "data", sleep=0.1),
         make(tmp_path, "last", "waits", "opens"),
     ]
     wide = Resources(cpus=8)  # threads, more than the machine has; no fewer steps
     summary = run(tmp_path, [dataclasses.replace(step, resources=wide) for step in steps], jobs=2)
-    assert (summary.failed, summary.blocked) == (("bad",), ("after-bad",))
+    assert (summary.failed, summary.blocked) == (("bad",), ("after-bad", "after-that"))
     assert summary.done == ("data", "waits", "opens", "last")
     record = read_record(tmp_path, "bad")
     assert record is not None
