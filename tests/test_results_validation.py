@@ -22,49 +22,32 @@ def results(tmp_path: Path) -> Path:
     return put_results(tmp_path / "results")
 
 
-def change_items(path: Path, **columns: object) -> None:
-    table = path.with_name(f"{path.stem}.items.parquet")
-    pd.read_parquet(table).assign(**columns).to_parquet(table, index=False)
-
-
-FIELDS = [
-    ({"value": 0.9}, r"metrics\.accuracy\.value: expected it in its interval, 0\.\d+ to 0\.\d+, got 0\.9$"),
-    ({"value": 5.0, "ci_low": 4.0, "ci_high": 6.0}, r"metrics\.accuracy\.value: expected a ratio from 0 to 1, got 5$"),
-    ({"value": 0.6, "ci_low": 0.5, "ci_high": 0.7}, r"accuracy\.value: expected 0\.\d+, as its items give, got 0\.6$"),
-    ({"n": 1000}, r"metrics\.accuracy\.n: expected 120, as its items have, got 1000$"),
-    ({"clusters": 30}, r"metrics\.accuracy\.clusters: expected 60, as its items have, got 30$"),
-    ({"aggregation": "nonsense"}, r"metrics\.accuracy\.aggregation: expected one of mean, .*, got 'nonsense'$"),
-    ({"columns": ["gone"]}, r"metrics\.accuracy\.columns: expected one of pope\.items\.parquet, got 'gone'$"),
-    ({"columns": ["prediction"]}, r"expected numbers in 'prediction' of pope\.items\.parquet, got (large_)?string$"),
-    ({"scale": 0.0}, r"metrics\.accuracy\.scale: expected a number above 0, got 0$"),
-    ({"aggregation": None, "columns": [], "value": 5.0, "ci_low": None, "ci_high": None},
-     r"metrics\.accuracy\.value: expected a ratio from 0 to 1, got 5$"),
-    ({"chance_levels": {"chance": 50.0}}, r"metrics\.accuracy\.chance: expected a ratio from 0 to 1, got 50$"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("fields", "told"), FIELDS)
-def test_a_number_that_its_items_contradict_is_rejected(results: Path, fields: dict[str, object], told: str) -> None:
+@pytest.mark.parametrize(
+    ("metric", "fields", "told"),
+    [
+        ("accuracy", {"value": 0.9}, r"accuracy\.value: expected it in its interval, 0\.\d+ to 0\.\d+, got 0\.9$"),
+        ("accuracy", {"value": 5.0, "ci_low": 4.0, "ci_high": 6.0}, r"\.value: expected a ratio from 0 to 1, got 5$"),
+        ("accuracy", {"value": 0.6, "ci_low": 0.5, "ci_high": 0.7}, r"expected 0\.\d+, as its items give, got 0\.6$"),
+        ("accuracy", {"n": 1000}, r"metrics\.accuracy\.n: expected 120, as its items have, got 1000$"),
+        ("accuracy", {"clusters": 30}, r"metrics\.accuracy\.clusters: expected 60, as its items have, got 30$"),
+        ("accuracy", {"aggregation": "x"}, r"metrics\.accuracy\.aggregation: expected one of mean, .*, got 'x'$"),
+        ("accuracy", {"columns": ["gone"]}, r"accuracy\.columns: expected one of pope\.items\.parquet, got 'gone'$"),
+        ("accuracy", {"columns": ["prediction"]}, r"expected numbers in 'prediction' of pope\.items\.parquet, got "),
+        ("accuracy", {"scale": 0.0}, r"metrics\.accuracy\.scale: expected a number above 0, got 0$"),
+        ("accuracy", {"aggregation": None, "columns": [], "value": 5.0, "ci_low": None, "ci_high": None},
+         r"metrics\.accuracy\.value: expected a ratio from 0 to 1, got 5$"),
+        ("accuracy", {"chance_levels": {"chance": 50.0}}, r"\.chance: expected a ratio from 0 to 1, got 50$"),
+        (None, {"fingerprint": "0" * 64}, r"fingerprint: expected the protocol's, [0-9a-f]{12}…, got '000000000000'$"),
+        (None, {"protocol": {"prompt": "another"}}, r"fingerprint: expected the protocol's"),
+        (None, {"protocol": {"prompt": ["a"]}}, r'protocol\.prompt: expected a plain value, got \["a"\]$'),
+    ],
+)  # fmt: skip
+def test_a_number_that_its_items_contradict_is_rejected(results, metric, fields, told):
     path = results / "clip/pope.json"
-    edit(path, "accuracy", **fields)
+    edit(path, *([metric] if metric else []), **fields)
     with pytest.raises(UserError, match=told) as caught:
         read_result(path)
     assert str(caught.value).startswith(f"{path}: ")
-
-
-@pytest.mark.parametrize(
-    ("fields", "told"),
-    [
-        ({"fingerprint": "0" * 64}, r"fingerprint: expected the protocol's, [0-9a-f]{12}…, got '000000000000'$"),
-        ({"protocol": {"prompt": "another"}}, r"fingerprint: expected the protocol's"),
-        ({"protocol": {"prompt": ["a"]}}, r'protocol\.prompt: expected a plain value, got \["a"\]$'),
-    ],
-)
-def test_a_fingerprint_of_another_protocol_is_rejected(results: Path, fields: dict[str, object], told: str) -> None:
-    path = results / "clip/pope.json"
-    edit(path, **fields)
-    with pytest.raises(UserError, match=told):
-        read_result(path)
 
 
 @pytest.mark.parametrize(
@@ -77,21 +60,21 @@ def test_a_fingerprint_of_another_protocol_is_rejected(results: Path, fields: di
         ({"thumbnail": 5}, r"pope\.items\.parquet: thumbnail: unexpected type int64$"),
     ],
 )
-def test_an_invalid_table_of_items_is_rejected(results: Path, columns: dict[str, object], told: str) -> None:
-    path = results / "clip/pope.json"
-    change_items(path, **columns)
+def test_an_invalid_table_of_items_is_rejected(results, columns, told):
+    table = results / "clip/pope.items.parquet"
+    pd.read_parquet(table).assign(**columns).to_parquet(table, index=False)
     with pytest.raises(UserError, match=told):
-        read_result(path)
+        read_result(results / "clip/pope.json")
 
 
-def test_a_scorers_rounding_is_no_fault(results: Path) -> None:
+def test_a_scorers_rounding_is_no_fault(results):
     path = results / "clip/pope.json"
     value = json.loads(path.read_text())["metrics"]["accuracy"]["value"]
     edit(path, "accuracy", value=value + 5e-6)
     assert read_result(path).metrics["accuracy"].value == value + 5e-6
 
 
-def test_a_file_is_written_with_the_fingerprint_of_what_is_in_it(tmp_path: Path) -> None:
+def test_a_file_is_written_with_the_fingerprint_of_what_is_in_it(tmp_path: Path):
     path = put_result(
         tmp_path,
         "clip",
@@ -110,7 +93,7 @@ def report(directory: Path) -> Ended:
 
 
 @pytest.mark.parametrize("fields", [{"value": 0.9}, {"columns": ["prediction"]}])
-def test_an_invalid_file_is_a_cell_of_the_report(results: Path, fields: dict[str, object]) -> None:
+def test_an_invalid_file_is_a_cell_of_the_report(results, fields: dict[str, object]):
     """Before: a number in the table, or a traceback where the formula or a column was not what it should be."""
     edit(results / "clip/pope.json", "accuracy", **fields)
     ended = report(results)
@@ -126,7 +109,7 @@ def test_an_invalid_file_is_a_cell_of_the_report(results: Path, fields: dict[str
         assert "invalid: clip/pope.json" in rendered(built, name).replace(r"\_", "_"), name
 
 
-def test_numbers_of_another_scale_do_not_stand_in_one_column(results: Path) -> None:
+def test_numbers_of_another_scale_do_not_stand_in_one_column(results):
     edit(results / "clips/pope.json", "accuracy", scale=1000.0)
     built = build_report(results)
     (column,) = (column for column in built.table.columns if column.benchmark == "pope")
@@ -135,7 +118,7 @@ def test_numbers_of_another_scale_do_not_stand_in_one_column(results: Path) -> N
     assert gap.reason == "scale: expected 100.0 as other models have, got 1000.0"
 
 
-def test_an_interval_is_that_of_the_items(results: Path) -> None:
+def test_an_interval_is_that_of_the_items(results):
     """A file may say another one, as those of earlier versions do."""
     expected = build_report(results).table.cell("clip", "pope", "accuracy")
     value = json.loads((results / "clip/pope.json").read_text())["metrics"]["accuracy"]["value"]
@@ -145,7 +128,7 @@ def test_an_interval_is_that_of_the_items(results: Path) -> None:
     assert expected.ci_high - expected.ci_low > 5
 
 
-def test_a_ratio_of_any_scale_has_wilsons_interval(tmp_path: Path) -> None:
+def test_a_ratio_of_any_scale_has_wilsons_interval(tmp_path: Path):
     """A scale of 1,000, as OCRBench has, or of 1 made it a number without ends."""
     ends = {}
     for scale in (1.0, 100.0, 1000.0):
@@ -158,7 +141,7 @@ def test_a_ratio_of_any_scale_has_wilsons_interval(tmp_path: Path) -> None:
     assert ends[1000.0] == pytest.approx(ends[100.0])
 
 
-def test_compare_and_card_reject_an_invalid_file(results: Path) -> None:
+def test_compare_and_card_reject_an_invalid_file(results):
     edit(results / "clip/pope.json", "accuracy", value=0.99)
     for command in (["compare", str(results / "clip"), str(results / "clips")], ["verify", str(results)]):
         ended = run("clips-bench", command)
@@ -168,7 +151,7 @@ def test_compare_and_card_reject_an_invalid_file(results: Path) -> None:
         find_results_by_row(str(results), "results")
 
 
-def test_duplicate_results_of_a_model_and_benchmark_are_rejected(results: Path) -> None:
+def test_duplicate_results_of_a_model_and_benchmark_are_rejected(results):
     """Before: the report showed the one that was read last, and said nothing."""
     shutil.copytree(results / "clips", results / "clips-again")
     mine, other = results / "clips/gqa.json", results / "clips-again/gqa.json"
@@ -181,7 +164,7 @@ def test_duplicate_results_of_a_model_and_benchmark_are_rejected(results: Path) 
         find_results_by_row(str(results), "results")
 
 
-def test_a_result_whose_items_are_missing_is_shown_and_said_to_be_unchecked(results: Path) -> None:
+def test_a_result_whose_items_are_missing_is_shown_and_said_to_be_unchecked(results):
     """Before: no report of any of the results."""
     (results / "clip/pope.items.parquet").unlink()
     value = read_result(result_path(results, "clip", "pope")).metrics["accuracy"].value

@@ -16,7 +16,6 @@ from benchmarks.results.formatting import strip_control_chars
 from benchmarks.study.locks import locked
 from benchmarks.study.state import (
     CONFIG_FILE,
-    PARENT_MODULES,
     StepRecord,
     describe_acceptance,
     is_at_work,
@@ -24,7 +23,7 @@ from benchmarks.study.state import (
     relative_config,
     write_record,
 )
-from benchmarks.study.steps import Step
+from benchmarks.study.steps import PARENT_MODULES, Step
 from benchmarks.study.study_commands import StudySelection, matching_steps, resolve_study, study_record
 from benchmarks.study.study_record import RECORD_FILE, write_study_record
 from benchmarks.study.trash import stated_seconds, unfinished_work

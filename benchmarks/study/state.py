@@ -21,7 +21,7 @@ from typing import Any, Literal
 from benchmarks.study.launchers import command_settings, command_version, script_modules
 from benchmarks.study.locks import LOCK, is_locked
 from benchmarks.study.path_refs import PATH_PREFIX, map_strings, split_refs
-from benchmarks.study.steps import OutputSpec, Step, StepKey, step_directory
+from benchmarks.study.steps import MODULES, PARENT_MODULES, OutputSpec, Step, StepKey, step_directory
 from clips.core.artifact import atomic_write, lexical_abspath
 from clips.core.content import content_hashes
 from clips.data.remote_files import expand_brace_ranges
@@ -31,8 +31,6 @@ RECORD = "step.json"
 LOG_FILE = "log.txt"
 CONFIG_FILE = "config.yaml"
 LOG_TAIL_LINES = 20
-MODULES, PARENT_MODULES = "modules", "modules of parents"
-"""Parts of a key that are compared beside it."""
 _HASH_DIGITS = 12  # of a part's hash
 
 

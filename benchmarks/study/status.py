@@ -164,12 +164,13 @@ def follow_progress(plan: StudyPlan, console: Console, wait: Callable[[], None])
     """Redraw the progress of a study until no step runs; ``wait`` is called between two updates."""
     from rich.live import Live
 
-    statuses = read_statuses(plan)
-    with Live(progress_view(plan, statuses, console.width), console=console, auto_refresh=False) as live:
-        while any(status.state in {"waiting", "running"} for status in statuses):
-            wait()
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
             statuses = read_statuses(plan)
             live.update(progress_view(plan, statuses, console.width), refresh=True)
+            if not any(status.state in {"waiting", "running"} for status in statuses):
+                return
+            wait()
 
 
 class ProgressDisplay:

@@ -15,6 +15,9 @@ from clips.errors import UserError
 if TYPE_CHECKING:
     from benchmarks.study.state import StepRecord
 
+MODULES, PARENT_MODULES = "modules", "modules of parents"
+MODULE_PARTS = {MODULES, PARENT_MODULES}
+"""Parts of a key that are compared beside it."""
 StepKind = Literal["data", "encoder", "llava", "evaluation"]
 
 
@@ -53,8 +56,8 @@ class StepKey:
     parts: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def matches(self, record: StepRecord) -> bool:
-        """Whether a step's record was written under this key."""
-        return record.key == self.key and not self.changes(record)
+        """Whether a step's record was written under this key, and modules beside it have not changed since."""
+        return record.key == self.key and MODULE_PARTS.isdisjoint(self.changes(record))
 
     def changes(self, record: StepRecord) -> list[str]:
         """The parts that differ from those of a step's record; a part that the record lacks does not."""

@@ -25,13 +25,11 @@ from benchmarks.results.formatting import format_duration
 from benchmarks.study.state import (
     CONFIG_FILE,
     LOG_FILE,
-    MODULES,
-    PARENT_MODULES,
     RECORD,
     StepRecord,
     read_record,
 )
-from benchmarks.study.steps import Step, step_directory
+from benchmarks.study.steps import MODULE_PARTS, Step, step_directory
 from clips.core.artifact import MANIFEST, STAGES_DIR, UUID_PATTERN, write_errors_as_user_errors
 from clips.errors import UserError
 
@@ -124,7 +122,7 @@ def check_costly(found: Sequence[Replacement], *, hours: float, study: str) -> N
 
 def replaced_outputs(step: Step, before: StepRecord | None) -> list[Path]:
     """The outputs that the step's next job replaces: all but those whose own dependencies have not changed."""
-    if before is None or before.accepted or {MODULES, PARENT_MODULES}.intersection(step.key.changes(before)):
+    if before is None or before.accepted or not MODULE_PARTS.isdisjoint(step.key.changes(before)):
         return list(step.outputs)  # an evaluation would replace accepted results, which other code wrote
     current = {name for name, key in step.key.outputs.items() if before.outputs.get(name) == key}
     return [path for path in step.outputs if path.name not in current]
