@@ -269,23 +269,18 @@ def test_clean_empties_the_trash(tmp_path, finished_study, capsys):
 
 KILLED = """
 import os, sys
-from pathlib import Path
-from typing import Any
 sys.path[:0] = [{tests!r}, {root!r}]
-import study_engine as e
-from benchmarks.study import run_step, runner, study_commands, trash
-runner.resolve_executable = run_step.resolve_executable = e.fake_program
-runner.run_snakemake = e.in_process
-from benchmarks.study import state
-study_commands.check_command, state.command_version = (lambda words: None), (lambda words: 1)
+import pytest, study_engine
+from benchmarks.study import run_step, study_commands, trash
+study_engine.use_fakes(pytest.MonkeyPatch())
 calls = []
-def die(*_args, **_options):
+def die(*args, **options):
     calls.append(1)
     if len(calls) == {after}:
         os.kill(os.getpid(), 9)
-    return was(*_args, **_options)
+    return was(*args, **options)
 was, {place} = {place}, die
-e.run_study(study_commands.StudyConfig(study={study!r}, check=False, yes=True))
+study_engine.run_study(study_commands.StudyConfig(study={study!r}, check=False, yes=True))
 """
 
 
