@@ -151,6 +151,9 @@ def test_different_protocols_and_items_are_not_tested(tmp_path, capsys):
         None,
     )
     assert lines["pope", "accuracy"].verdict.startswith("no test: the models do not have scores for the same items")
+    moved = items_table(0.6, benchmark="pope")  # of the same names, about other images
+    put_result(tmp_path, "moved", "pope", moved.assign(image=[f"other {name}" for name in moved["image"]]))
+    assert lines_of(tmp_path, "clip", "moved")["pope", "accuracy"].verdict.startswith("no test: the models do not have")
 
 
 def test_directories_of_rows_are_compared_row_by_row(tmp_path, capsys):
