@@ -44,7 +44,7 @@ from clips.training.progress import ProgressLine, ThroughputTimer
 from clips.training.run_dir import check_trained, create_run_dir, remove_checkpoints, resume_changes
 from clips.training.setup import (
     TrainRun,
-    build_untrained,
+    build_encoder,
     check_stages,
     open_train_dataset,
     parent_artifacts,
@@ -387,7 +387,7 @@ def export_model(run: TrainRun, *, everywhere: bool = False) -> ClipsModel | Non
             weights[name] = tensor.cpu()
     if not returns_model:
         return None
-    encoder = build_untrained(run.config)
+    encoder = build_encoder(run.config, with_initial_weights=False)
     if run.processes.is_main:
         encoder.load_state_dict(weights)
     encoder.to(run.processes.device)

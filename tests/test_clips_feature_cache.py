@@ -23,9 +23,10 @@ CONFIG = ModelConfig(architecture="clips-tinyvit", image_size=64, lock_image=Tru
 
 def built(seed, config=CONFIG):
     torch.manual_seed(seed)
-    model = towers.build_towers(architectures.model_cfg(config))
+    cfg = architectures.model_cfg(config)
+    model = towers.build_towers(cfg)
     towers.lock_towers(model, config)
-    towers.cache_features(model, config)
+    towers.cache_features(model, config, architectures.resolve_preprocess_cfg(config, cfg))
     return model
 
 

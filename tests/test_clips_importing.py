@@ -27,7 +27,7 @@ from clips.interchange.parity import Parity
 from clips.method.clips_model import build_model
 from clips.method.recipes import RecipeConfig
 from clips.model.architectures import ModelConfig
-from clips.model.text_tokenizer import build_text_tokenizer
+from clips.model.text_tokenizer import resolve_architecture
 from clips.model.tokenizer import ClipsTokenizer, tokenizer_text_cfg
 from clips.model_card import write_card
 from clips.model_refs import state_tokenizer
@@ -540,7 +540,7 @@ def test_released_clips_is_read_without_an_import(tmp_path: Path):
     with torch.no_grad():
         assert torch.equal(encoder.model.encode_text(expected), model.encode_text(expected))
     config = ModelConfig(architecture=str(tmp_path / "released"), pretrained=str(tmp_path / "released"))
-    assert torch.equal(build_text_tokenizer(config)(world.TEXTS), expected)
+    assert torch.equal(resolve_architecture(config).tokenizer(world.TEXTS), expected)
     start = build_model(config, RecipeConfig(name="clip"), seed=0).clip.state_dict()
     assert all(torch.equal(value.flatten(), start[name].flatten()) for name, value in model.state_dict().items())
 

@@ -51,7 +51,8 @@ def test_images_are_preprocessed_as_timm_states_by_default():
     assert vision_of("timm:convnext_atto", image_size=96)["image_size"] == 96
     with pytest.raises(UserError, match=r"model\.image_size: expected 160, the fixed size of this trunk"):
         vision_of(f"timm:{NAME}", image_size=96)
-    told = architectures.resolve_preprocess_cfg(ModelConfig(architecture="timm:vit_tiny_patch16_224.augreg_in21k"))
+    own = ModelConfig(architecture="timm:vit_tiny_patch16_224.augreg_in21k")
+    told = architectures.resolve_preprocess_cfg(own, architectures.model_cfg(own))
     assert (told["mean"], told["size"], told["interpolation"]) == ([0.5] * 3, [224, 224], "bicubic")
 
 

@@ -9,6 +9,7 @@ All parameters are used inside ``ClipsModel.forward``, so that DDP or DeepSpeed 
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -23,7 +24,7 @@ from clips.model import architectures, towers
 from clips.model.architectures import ModelConfig
 from clips.model.captioner import Captioner, CaptionerDims, sample_tokens
 from clips.model.initialization import check_pretrained_compatible, initialize_openvision, load_pretrained
-from clips.model.text_tokenizer import TextTokenizer, build_text_tokenizer
+from clips.model.text_tokenizer import Architecture, TextTokenizer, resolve_architecture
 from clips.model.tokenizer import VOCAB_SIZE
 
 _MAX_LOGIT_SCALE = math.log(100.0)
@@ -156,17 +157,27 @@ def _is_matrix(name: str, value: Tensor) -> bool:
     return value.ndim > 1 and ("weight" in last or "proj" in last)
 
 
-def build_model(config: ModelConfig, recipe_config: RecipeConfig, seed: int) -> ClipsModel:
+def build_model(
+    config: ModelConfig, recipe_config: RecipeConfig, seed: int, architecture: Architecture | None = None
+) -> ClipsModel:
     """Build a model; towers depend only on ``config`` and ``seed``, so recipes start from equal weights.
 
     A recipe that encodes no text has no text tower.
+
+    Args:
+        config: the towers and their initial weights.
+        recipe_config: the recipe.
+        seed: of random weights.
+        architecture: that of ``config``, if it is resolved already.
 
     Raises:
         UserError: an unknown architecture, sizes that do not fit together, trunk weights that do not match.
     """
     recipe = Recipe(recipe_config)
     is_pairwise = architectures.CONTRASTIVE_LOSSES[recipe.spec.loss]
-    cfg = architectures.model_cfg(config) | (_SIGMOID_START if is_pairwise else {})
+    resolved = resolve_architecture(config) if architecture is None else architecture
+    cfg, preprocess = copy.deepcopy((resolved.model_cfg, resolved.preprocess_cfg))
+    cfg |= _SIGMOID_START if is_pairwise else {}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         clip = towers.build_towers(cfg)
@@ -178,7 +189,6 @@ def build_model(config: ModelConfig, recipe_config: RecipeConfig, seed: int) -> 
     if not recipe.encoded:
         clip = towers.ImageTower(clip.visual)
         cfg = {name: cfg[name] for name in ("embed_dim", "vision_cfg", "quick_gelu") if name in cfg}
-    preprocess = architectures.resolve_preprocess_cfg(config)
     if config.pretrained is not None:
         check_pretrained_compatible(cfg, preprocess, config)
         for line in load_pretrained(clip, captioner, config, cfg.get("text_cfg")):
@@ -186,8 +196,8 @@ def build_model(config: ModelConfig, recipe_config: RecipeConfig, seed: int) -> 
     towers.lock_towers(clip, config)
     if isinstance(clip, towers.ImageTower):
         clip.freeze_unused(preprocess["size"])
-    towers.cache_features(clip, config)
-    return ClipsModel(clip, captioner, recipe, cfg, preprocess, build_text_tokenizer(config))
+    towers.cache_features(clip, config, preprocess)
+    return ClipsModel(clip, captioner, recipe, cfg, preprocess, resolved.tokenizer)
 
 
 def captioner_dims(clip: towers.Towers, cfg: dict[str, Any], recipe: Recipe) -> CaptionerDims:

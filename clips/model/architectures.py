@@ -253,9 +253,9 @@ def complete_preprocess_cfg(stated: dict[str, Any], image_size: Any) -> dict[str
     return merged | {"size": [image_size] * 2 if isinstance(image_size, int) else list(image_size)}
 
 
-def resolve_preprocess_cfg(config: ModelConfig) -> dict[str, Any]:
-    """Return the ``preprocess_cfg`` of the towers of ``config``; unset fields are those of the encoder, if given."""
-    preprocess = preprocess_cfg(model_cfg(config), config.normalization)
+def resolve_preprocess_cfg(config: ModelConfig, cfg: dict[str, Any]) -> dict[str, Any]:
+    """Return the ``preprocess_cfg`` of a config and its ``model_cfg``; what is unset is the encoder's, if given."""
+    preprocess = preprocess_cfg(cfg, config.normalization)
     if config.normalization is None and is_encoder_ref(config.architecture):
         own = read_encoder_config(resolve_encoder_dir(config.architecture, CONFIG_FIELD)).get("preprocess_cfg") or {}
         own = complete_preprocess_cfg(own, preprocess["size"])

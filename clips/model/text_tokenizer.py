@@ -1,11 +1,12 @@
-"""The text tower's tokenizer: this method's, or that of an encoder trained as it is.
+"""What a model's config resolves to, with the text tower's tokenizer: this method's, or that of another encoder.
 
-tokenize = build_text_tokenizer(ModelConfig(architecture="imported/clip"))
+tokenize = resolve_architecture(ModelConfig(architecture="imported/clip")).tokenizer
 tokenize(["a red car"])  # (1, context length)
 """
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,18 +71,41 @@ class OpenClipTokenizer:
         copy_tokenizer_files(self.directory, directory)
 
 
-def build_text_tokenizer(config: ModelConfig) -> TextTokenizer:
-    """Return the tokenizer of the towers in ``config``.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """What a model's config resolves to: the same with and without initial weights, for every recipe.
+
+    Args:
+        model_cfg: open_clip's, of both towers.
+        preprocess_cfg: open_clip's.
+        tokenizer: of the text tower.
+    """
+
+    model_cfg: dict[str, Any]
+    preprocess_cfg: dict[str, Any]
+    tokenizer: TextTokenizer
+
+    @property
+    def image_size(self) -> int:
+        """In pixels."""
+        return int(self.preprocess_cfg["size"][0])
+
+
+def resolve_architecture(config: ModelConfig) -> Architecture:
+    """Resolve ``config``.
 
     Raises:
-        UserError: the config is wrong, or another encoder's tokenizer cannot be loaded.
+        UserError: the architecture is unknown, sizes do not fit, or another encoder's tokenizer cannot be loaded.
     """
-    text = architectures.model_cfg(config)["text_cfg"]
+    cfg = architectures.model_cfg(config)
+    length = int(cfg["text_cfg"]["context_length"])
+    tokenizer: TextTokenizer = ClipsTokenizer(length)
     if architectures.is_encoder_ref(config.architecture):
         directory = resolve_encoder_dir(config.architecture, CONFIG_FIELD)
         if state_tokenizer(found := require_encoder_config(directory)) is found:
-            return OpenClipTokenizer(directory, int(text["context_length"]))
-    return ClipsTokenizer(int(text["context_length"]))
+            tokenizer = OpenClipTokenizer(directory, length)
+    preprocess = architectures.resolve_preprocess_cfg(config, cfg)
+    return Architecture(model_cfg=cfg, preprocess_cfg=preprocess, tokenizer=tokenizer)
 
 
 def copy_tokenizer_files(source: Path, directory: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from clips.errors import UserError, error_reason
 from clips.lazy_import import without_wandb
-from clips.model.architectures import ModelConfig, preprocess_cfg, resolve_preprocess_cfg
+from clips.model.architectures import ModelConfig, preprocess_cfg
 from clips.model.attention import pack_attention
 from clips.model.feature_cache import enable_trunk_cache
 from clips.model.length_grouping import group_by_length
@@ -135,7 +135,7 @@ def lock_towers(towers: Towers, config: ModelConfig) -> None:
         raise UserError(f"model.lock_image_unlocked_groups: this tower cannot be frozen in part ({error})") from None
 
 
-def cache_features(towers: Towers, config: ModelConfig) -> None:
+def cache_features(towers: Towers, config: ModelConfig, preprocess: dict[str, Any]) -> None:
     """Cache the outputs of the frozen layers that ``config`` names.
 
     Raises:
@@ -144,8 +144,7 @@ def cache_features(towers: Towers, config: ModelConfig) -> None:
     if config.cache_trunk_features:
         if not hasattr(towers.visual, "trunk"):
             raise UserError("model.cache_trunk_features: expected an architecture whose image tower is a timm model")
-        colors = resolve_preprocess_cfg(config)
-        enable_trunk_cache(towers.visual.trunk, towers.visual.image_size, colors["mean"], colors["std"])
+        enable_trunk_cache(towers.visual.trunk, towers.visual.image_size, preprocess["mean"], preprocess["std"])
 
 
 def encode_image(towers: Towers, image: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,9 +20,7 @@ from clips.data.sources import open_source
 from clips.errors import UserError
 from clips.method.clips_model import ClipsModel, build_model
 from clips.method.recipes import Recipe
-from clips.model import architectures
 from clips.model.precision import resolve_precision
-from clips.model.text_tokenizer import build_text_tokenizer
 from clips.model_refs import is_config_file
 from clips.parallel.distributed import DistributedContext, from_main, start_processes
 from clips.parallel.distributed_config import check_shard_group_size
@@ -90,8 +88,7 @@ def setup_run(config: EncoderTrainConfig, data: TrainDataset) -> TrainRun:
     _check_divisible(config.global_batch_size, processes.count)
     precision, reason = resolve_precision(config.precision, processes.device)
     latest, state = from_main(lambda: _latest_checkpoint(config))
-    encoder = build_model(config.model, config.recipe, config.seed) if latest is None else build_untrained(config)
-    encoder.to(processes.device)
+    encoder = build_encoder(config, with_initial_weights=latest is None).to(processes.device)
     if config.micro_batch_size is not None and has_trainable_batchnorm(encoder):
         raise UserError("micro_batch_size: expected null with batch norms, whose statistics cover the full batch")
     bf16 = precision == "bf16"
@@ -126,9 +123,10 @@ def _latest_checkpoint(config: EncoderTrainConfig) -> tuple[Path | None, TrainSt
     return latest, read_train_state(latest)
 
 
-def build_untrained(config: EncoderTrainConfig) -> ClipsModel:
-    """Build a model whose weights are loaded afterwards: the pretrained ones may no longer exist."""
-    return build_model(config.model.without_initial_weights(), config.recipe, config.seed)
+def build_encoder(config: EncoderTrainConfig, *, with_initial_weights: bool) -> ClipsModel:
+    """Build the model; without initial weights, which may no longer exist, for weights that are loaded afterwards."""
+    model = config.model if with_initial_weights else config.model.without_initial_weights()
+    return build_model(model, config.recipe, config.seed, config.architecture)
 
 
 def has_trainable_batchnorm(model: torch.nn.Module) -> bool:
@@ -161,13 +159,12 @@ def _log_start(run: TrainRun, reason: str) -> None:
 
 def open_train_dataset(config: EncoderTrainConfig) -> TrainDataset:
     """Open the training data; before the model is built, so that its errors are reported early."""
-    cfg = architectures.model_cfg(config.model)
-    prepare = functools.partial(Recipe(config.recipe).prepare, tokenizer=build_text_tokenizer(config.model))
+    prepare = functools.partial(Recipe(config.recipe).prepare, tokenizer=config.architecture.tokenizer)
     if config.validation.source is not None and os.environ.get("RANK", "0") == "0":
         open_source(config.validation.source)
     return TrainDataset(
         config.data,
-        size=int(architectures.preprocess_cfg(cfg)["size"][0]),
+        size=config.architecture.image_size,
         seed=config.seed,
         batch_size=config.global_batch_size,
         prepare=prepare,
@@ -201,7 +198,7 @@ def check_stages(stages: Sequence[EncoderTrainConfig]) -> None:
 
 def _tower_cfg(config: EncoderTrainConfig) -> dict[str, Any]:
     """Return the entries of the ``model_cfg`` that stages share; timm's trunk names end with the image size."""
-    cfg = architectures.model_cfg(config.model)
+    cfg = config.architecture.model_cfg
     vision = {name: value for name, value in cfg["vision_cfg"].items() if name not in ("image_size", "patch_dropout")}
     if trunk := vision.get("timm_model_name"):
         vision["timm_model_name"] = trunk.rstrip("0123456789")

@@ -8,10 +8,11 @@ stages:
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
@@ -27,6 +28,9 @@ from clips.model.architectures import ModelConfig, Precision
 from clips.parallel.distributed_config import DistributedConfig
 from clips.ranges import FractionBelowOne, NonNegative, NonNegativeFloat, Positive
 from clips.typed_data import from_plain, to_plain
+
+if TYPE_CHECKING:
+    from clips.model.text_tokenizer import Architecture
 
 LENGTHS = ("max_steps", "max_samples", "num_epochs")
 """The alternative fields for the length of a training."""
@@ -131,6 +135,13 @@ class EncoderTrainConfig:
             raise UserError(
                 f"validation.source: expected null: it is retrieval, and recipe {self.recipe.name} has no text tower"
             )
+
+    @functools.cached_property
+    def architecture(self) -> Architecture:
+        """What ``model`` resolves to; see `resolve_architecture` for the errors."""
+        from clips.model.text_tokenizer import resolve_architecture  # imports torch
+
+        return resolve_architecture(self.model)
 
     def steps_for(self, samples_in_data: int) -> int:
         """Return the length of the training in steps, the last of which has a full batch.
