@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
+import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -156,3 +159,49 @@ def stopped_at(step: int) -> Iterator[None]:
         patch.setattr(training, "train_step", distributed_driver.stop_at(step))
         with pytest.raises(InterruptedError):
             yield
+
+
+# Trainings in several processes.
+
+
+def torchrun(log: Path, *command: str, processes: int = 2) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *command)
+    with log.open("wb") as stream:
+        return subprocess.Popen([sys.executable, "-m", *launcher], env=environment, stderr=stream, stdout=stream)
+
+
+def start_drive(folder: Path, plan: list[dict[str, Any]], *options: str, processes: int = 2) -> subprocess.Popen[bytes]:
+    """Start the trainings of a plan (``distributed_driver``)."""
+    (folder / "plan.json").write_text(json.dumps(plan))
+    command = (*options, str(Path(__file__).parent / "distributed_driver.py"), str(folder / "plan.json"))
+    return torchrun(folder / "log", *command, processes=processes)
+
+
+def drive(folder: Path, plan: list[dict[str, Any]], processes: int = 2) -> None:
+    assert start_drive(folder, plan, processes=processes).wait(900) == 0, (folder / "log").read_text()[-5000:]
+
+
+def without_key_bias(name: str, value: torch.Tensor) -> torch.Tensor:
+    """A bias on attention's keys has no effect and a gradient of pure rounding, which Adam blows up to full steps."""
+    if name.endswith(("in_proj_bias", "qkv.bias")):
+        query, _, values = value.chunk(3)
+        return torch.cat([query, values])
+    return value.chunk(2)[1] if name.endswith("key_value.bias") else value
+
+
+def assert_same_training(output: Path, expected: Path) -> None:
+    """The same metrics, validation and weights, up to the rounding of sums in another order."""
+    for mine, theirs in zip(metrics(output), metrics(expected), strict=True):
+        compared = [name for name in theirs if name in ("grad_norm", "logit_scale") or name.endswith("loss")]
+        assert "loss" in compared
+        for name in compared:
+            assert mine[name] == pytest.approx(theirs[name], rel=1e-4), (output.name, name)
+        found, wanted = ({key: entry[key] for key in entry if key.startswith("val_")} for entry in (mine, theirs))
+        assert found == wanted
+    weights, wanted = tensors_of(output), tensors_of(expected)
+    assert weights.keys() == wanted.keys()
+    for name, value in weights.items():
+        difference = without_key_bias(name, value) - without_key_bias(name, wanted[name])
+        # Adam turns rounding in a gradient near zero into a step: single entries may differ, not the whole.
+        assert difference.abs().mean() < 1e-6, (output.name, name)

@@ -46,67 +46,36 @@ class RunConfig:
     data: DataPart = dataclasses.field(default_factory=DataPart)
 
 
-def trained(steps: int) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
-    for step in range(steps):
-        one_step(model, optimizer, step)
-    return model, optimizer
+def tensors(step: int) -> dict[str, torch.Tensor]:
+    return {"model.0.weight": torch.arange(12.0).reshape(4, 3) + step, "optimizer.step": torch.tensor(float(step))}
 
 
-def one_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-    model(torch.arange(12.0).reshape(4, 3).roll(step, 0) ** 0.5).square().mean().backward()
-    optimizer.step()
-    optimizer.zero_grad()
-
-
-def tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    state = optimizer.state_dict()["state"]
-    moments = {f"optimizer.{i}.{name}": value for i, entry in state.items() for name, value in entry.items()}
-    return {f"model.{name}": value for name, value in model.state_dict().items()} | moments
-
-
-def invalid_samples() -> InvalidSamples:
-    found = InvalidSamples()
-    found.add([(9, "a", "b")])
-    return found
+def state_of(step: int, run: Identity | None = None) -> TrainState:
+    invalid = InvalidSamples()
+    invalid.add([(9, "a", "b")])
+    return TrainState(
+        step=step, samples_seen=4 * step, seconds=1.5, invalid_samples=invalid, identity=run or {}, flops=[0.25]
+    )
 
 
 def save(output: Path, step: int, run: Identity | None = None) -> Path:
     start_processes()
-    state = TrainState(step=step, samples_seen=4 * step, seconds=1.5, invalid_samples=invalid_samples(), flops=[0.25])
-    state.identity = run or {}
     with Checkpointer(output, DistributedContext()) as checkpointer:
-        checkpointer.save(tensors(*trained(step)), state, RunConfig(output=str(output)))
+        checkpointer.save(tensors(step), state_of(step, run), RunConfig(output=str(output)))
     return list_checkpoints(output)[-1]
 
 
-def restore(checkpoint: Path) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+def assert_holds(checkpoint: Path, step: int) -> None:
     verify_checkpoint(checkpoint)
-    model, optimizer = trained(1)
-    load_tensors(checkpoint, {f"model.{name}": value for name, value in model.state_dict().items()})
-    state = {name: value for name, value in tensors(model, optimizer).items() if name.startswith("optimizer.")}
-    load_tensors(checkpoint, state)
-    return model, optimizer
-
-
-def test_a_run_resumes_bit_for_bit(tmp_path: Path):
-    checkpoint = save(tmp_path, 3)
-    assert read_train_state(checkpoint) == TrainState(
-        step=3, samples_seen=12, seconds=1.5, invalid_samples=invalid_samples(), flops=[0.25]
-    )
-    model, optimizer = restore(checkpoint)
-    for step in (3, 4):
-        one_step(model, optimizer, step)
-    expected, _ = trained(5)
-    assert all(torch.equal(value, expected.state_dict()[name]) for name, value in model.state_dict().items())
+    found = {name: torch.full_like(value, torch.nan) for name, value in tensors(step).items()}
+    load_tensors(checkpoint, found)
+    assert all(torch.equal(found[name], value) for name, value in tensors(step).items())
+    assert read_train_state(checkpoint) == state_of(step)
 
 
 def test_a_checkpoint_excludes_steps_made_while_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     start_processes()
-    model, optimizer = trained(3)
-    real, moved = checkpointing._save_tensors, threading.Event()
+    held, state, real, moved = tensors(3), state_of(3), checkpointing._save_tensors, threading.Event()
 
     def slow(*args: Any) -> None:
         assert moved.wait(20)
@@ -114,12 +83,13 @@ def test_a_checkpoint_excludes_steps_made_while_it_is_written(tmp_path: Path, mo
 
     monkeypatch.setattr(checkpointing, "_save_tensors", slow)
     with Checkpointer(tmp_path, DistributedContext()) as checkpointer:
-        checkpointer.save(tensors(model, optimizer), TrainState(step=3), RunConfig(output="x"))
-        one_step(model, optimizer, 3)  # save has returned before anything is written
+        checkpointer.save(held, state, RunConfig(output="x"))
+        for value in held.values():  # save has returned before anything is written
+            value += 1
+        state.step += 1
         assert list_checkpoints(tmp_path) == []
         moved.set()
-    found, _ = restore(list_checkpoints(tmp_path)[0])
-    assert all(torch.equal(value, trained(3)[0].state_dict()[name]) for name, value in found.state_dict().items())
+    assert_holds(list_checkpoints(tmp_path)[0], 3)
 
 
 def test_the_latest_are_kept(tmp_path: Path):
@@ -127,7 +97,8 @@ def test_the_latest_are_kept(tmp_path: Path):
     for step in (2, 9, 5):
         save(tmp_path, step)
     kept = list_checkpoints(tmp_path)
-    assert [read_train_state(path).step for path in kept] == [5, 9]
+    for path, step in zip(kept, (5, 9), strict=True):
+        assert_holds(path, step)
     assert read_run_config(kept[-1])["output"] == str(tmp_path)
     remove_checkpoints(tmp_path)
     assert list_checkpoints(tmp_path) == []
@@ -159,20 +130,18 @@ def test_a_crash_while_saving_leaves_the_checkpoints_before(tmp_path: Path, monk
 @pytest.mark.parametrize("error", [errno.EIO, errno.EFBIG, errno.EMFILE])
 def test_an_error_of_the_disk_is_one_line_and_the_checkpoint_before_stays(tmp_path, monkeypatch, error):
     save(tmp_path, 1)
-    model, optimizer = trained(2)
-    start_processes()
 
     def save_another(checkpointer: Checkpointer) -> None:
-        checkpointer.save(tensors(model, optimizer), TrainState(step=2), RunConfig(output="x"))
+        checkpointer.save(tensors(2), TrainState(step=2), RunConfig(output="x"))
         checkpointer.wait()
 
-    message = rf"cannot write here \({os.strerror(error)}\)$"
     with Checkpointer(tmp_path, DistributedContext()) as checkpointer:
-        with failing_disk(error, monkeypatch), pytest.raises(UserError, match=message) as raised:
+        with failing_disk(error, monkeypatch), pytest.raises(UserError) as raised:
             save_another(checkpointer)
+        assert str(raised.value).endswith(f"cannot write here ({os.strerror(error)})")
         assert "\n" not in str(raised.value)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000001"]
-    restore(list_checkpoints(tmp_path)[0])
+    assert_holds(list_checkpoints(tmp_path)[0], 1)
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "absent"])
@@ -194,9 +163,9 @@ def test_a_damaged_checkpoint_is_rejected_by_name(tmp_path: Path, kind: str, dam
 
 def test_weights_of_another_model_are_rejected(tmp_path: Path):
     checkpoint = save(tmp_path, 1)
-    other = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.BatchNorm1d(4))
-    with pytest.raises(UserError, match=r"step-00000001: model\.0\.weight is missing or has another shape"):
-        load_tensors(checkpoint, {f"model.{name}": value for name, value in other.state_dict().items()})
+    for other in ({"model.0.weight": torch.zeros(4, 2)}, {"model.1.weight": torch.zeros(4, 3)}):
+        with pytest.raises(UserError, match=r"step-00000001: model\.\d\.weight is missing or has another shape"):
+            load_tensors(checkpoint, other)
 
 
 def known(config: RunConfig, **inputs: str) -> Identity:

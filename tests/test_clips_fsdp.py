@@ -10,7 +10,7 @@ import clips_world
 import fsdp_driver
 import pytest
 import torch
-from test_clips_distributed import assert_same_training, drive, fields, torchrun
+from clips_world import assert_same_training, drive, torchrun
 
 from clips.errors import UserError
 from clips.method.clips_model import build_model
@@ -63,14 +63,16 @@ def test_groups_of_shards_give_the_gradients_of_one_process(found: dict[str, dic
 def test_a_run_in_groups_resumes_in_other_strategies(tmp_path: Path) -> None:
     """Four processes, two groups of two: to the end, and stopped and resumed without groups, and the other way."""
     data = clips_world.write_shards(tmp_path / "data")
-    train(clips_world.train_config(data, tmp_path / "one", **fields(data)))
+    validation = {"source": {"path": str(data)}, "eval_steps": 3, "num_samples": 5}
+    fields = {"optimizer": {"max_grad_norm": 5.0}, "validation": validation, "logging_steps": 3}
+    train(clips_world.train_config(data, tmp_path / "one", **fields))
     ways = {"groups": (HSDP, HSDP), "to_ddp": (HSDP, {}), "from_ddp": ({}, HSDP), "average": (HSDP, HSDP)}
     for stop in (4, None):
         for name, way in ways.items():
             more = {"ema_decay": 0.5} if name == "average" else {}
-            clips_world.train_config(data, tmp_path / name, **fields(data, **way[stop is None], **more))
+            clips_world.train_config(data, tmp_path / name, **fields, **way[stop is None], **more)
         drive(tmp_path, [{"config": str(tmp_path / f"{name}.json"), "stop": stop} for name in ways], 4)
-    train(clips_world.train_config(data, tmp_path / "one_average", **fields(data, ema_decay=0.5)))
+    train(clips_world.train_config(data, tmp_path / "one_average", **fields, ema_decay=0.5))
     for name in ways:
         assert_same_training(tmp_path / name, tmp_path / ("one_average" if name == "average" else "one"))
 

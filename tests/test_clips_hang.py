@@ -14,8 +14,7 @@ from typing import Any
 
 import clips_world
 import pytest
-from clips_world import train
-from test_clips_distributed import start_drive
+from clips_world import start_drive, train
 
 from clips import train as training
 from clips.commandline.signals import EXIT_INTERRUPTED

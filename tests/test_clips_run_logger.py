@@ -70,32 +70,24 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def test_a_log_gets_a_line_now_and_then_with_the_time_that_is_left(clock):
+def test_long_work_logs_lines_with_rates_and_the_time_that_is_left(clock):
     log = io.StringIO()
     with Progress("embedding", 400, "pictures", log) as shown:
         for _ in range(4):
             clock[0] += 20
             shown.advance(50)
+    with Progress("captioning", 90, "samples", log) as shown:
+        clock[0] += 60
+        shown.advance(30, tokens=930)
+    with Progress("quick", 3, stream=log) as shown:
+        shown.advance(3)
     # after 40 s (100 done) and after 80 s (200 done); in between less than half a minute has passed
     assert log.getvalue().splitlines() == [
         "embedding: 100 of 400 pictures · 2.5 pictures/s · 2 min left",
         "embedding: 200 of 400 pictures · 2.5 pictures/s · 1 min left",
+        "captioning: 30 of 90 samples · 0.5 samples/s · 15.5 tokens/s · 2 min left",
     ]
-
-
-def test_other_counts_have_their_rates(clock):
-    log = io.StringIO()
-    with Progress("captioning", 90, "samples", log) as shown:
-        clock[0] += 60
-        shown.advance(30, tokens=930)
-    assert log.getvalue() == "captioning: 30 of 90 samples · 0.5 samples/s · 15.5 tokens/s · 2 min left\n"
-
-
-def test_quick_work_logs_nothing():
-    log = io.StringIO()
-    with Progress("embedding", 3, stream=log) as shown:
-        shown.advance(3)
-    assert log.getvalue() == ""
+    assert list(progress_iter(["a", "b"], "reading")) == ["a", "b"]
 
 
 def test_a_terminal_gets_a_bar():
@@ -104,10 +96,6 @@ def test_a_terminal_gets_a_bar():
         shown.advance(10)
     assert "embedding" in screen.getvalue()
     assert "10/10" in screen.getvalue()
-
-
-def test_items_pass_through():
-    assert list(progress_iter(["a", "b"], "reading")) == ["a", "b"]
 
 
 def test_a_resume_keeps_all_lines_that_can_be_read(tmp_path: Path):

@@ -85,8 +85,9 @@ def test_a_stage_may_have_another_name_for_the_same_towers(data: Path, tmp_path:
     check_stages(stage_configs(config))
 
 
-def test_a_finished_stage_may_have_had_other_processes(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    stages = ({"max_steps": 1}, {"max_steps": 1, "global_batch_size": 6}, {"max_steps": 1})
+def test_stages_are_checked_against_the_processes_unless_they_are_finished(data, tmp_path, monkeypatch):
+    groups = {"distributed": {"strategy": "fsdp", "shard_group_size": 4}}
+    stages = ({"max_steps": 1}, {"max_steps": 1, "global_batch_size": 6}, {"max_steps": 1, **groups})
     configs = stage_configs(clips_world.train_config(data, tmp_path / "run", max_steps=None, stages=stages))
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(UserError, match=r"stages\[2\]: global_batch_size: expected a multiple of the 4 processes"):
@@ -94,15 +95,8 @@ def test_a_finished_stage_may_have_had_other_processes(data: Path, tmp_path: Pat
     (tmp_path / "run.stages" / "2").mkdir(parents=True)
     (tmp_path / "run.stages" / "2" / "manifest.json").write_text("{}")
     check_stages(configs)
-
-
-def test_a_later_stage_with_groups_of_processes_is_checked(data, tmp_path, monkeypatch):
-    stages = ({"max_steps": 1}, {"max_steps": 1, "distributed": {"strategy": "fsdp", "shard_group_size": 4}})
-    configs = stage_configs(clips_world.train_config(data, tmp_path / "run", max_steps=None, stages=stages))
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    check_stages(configs)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match=r"stages\[2\]: distributed.shard_group_size: expected a divisor of the 2"):
+    with pytest.raises(UserError, match=r"stages\[3\]: distributed.shard_group_size: expected a divisor of the 2"):
         check_stages(configs)
 
 

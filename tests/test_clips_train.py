@@ -243,6 +243,7 @@ def test_an_unfinished_run_may_change_the_stated_settings(data: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"distributed": {"hang_timeout": 0}}, "distributed.hang_timeout: expected a number above 0, got 0"),
         ({"allow_changes_on_resume": ["seed"]}, "expected fields that begin with optimizer., precision; got seed"),
         (
             {

@@ -10,8 +10,7 @@ from typing import Any
 import clips_world
 import pytest
 import torch
-from clips_world import is_equal, metrics, train, trained
-from test_clips_distributed import torchrun
+from clips_world import is_equal, metrics, torchrun, train, trained
 
 from clips.errors import UserError
 from clips.method.caption_strategies import sentences
