@@ -18,7 +18,11 @@ COMMANDS = {
     "run llava": Command(
         help="evaluate one LLaVA directory", target="benchmarks.tasks.run_benchmarks:run_llava", positional=("model",)
     ),
-    "list": Command(help="list the built-in benchmarks", target="benchmarks.tasks.list_command:run_list"),
+    "list": Command(
+        help="list the built-in benchmarks and their settings",
+        target="benchmarks.tasks.list_command:run_list",
+        positional=("benchmark",),
+    ),
     "download": Command(
         help="download the data of MLLM benchmarks from the Hub, for offline use",
         target="benchmarks.tasks.mllm.download:run_download",

@@ -12,7 +12,7 @@ from bench_world import write_images as write_images
 
 from benchmarks.results.results import Result
 from benchmarks.tasks.encoders import embedding
-from benchmarks.tasks.run_config import BenchmarkConfig
+from benchmarks.tasks.registry import BenchmarkConfig
 
 
 class Reader:

@@ -15,11 +15,10 @@ import clips_world
 import exchange_world
 import original_world
 import pandas as pd
+from bench_layouts import LONG, sugarcrepe, winoground, xm3600, xtd10
 from docs_blocks import ROOT
 from report_material import items_table, put_result
 from script_modules import load_script
-from test_bench_compositional import _sugarcrepe, _winoground
-from test_bench_layouts_known import LONG, _xm3600, _xtd10
 
 from benchmarks.study.steps import Step
 from clips.core.artifact import write_manifest
@@ -69,7 +68,7 @@ def copy_tree(source: Path, target: Path) -> None:
 def make_world(root: Path) -> Path:
     """All of it."""
     write_configs(root)
-    _images(root)
+    images(root)
     _shards(root)
     _benchmarks(root / "data")
     _models(root)
@@ -77,7 +76,7 @@ def make_world(root: Path) -> Path:
     return root
 
 
-def _images(root: Path) -> None:
+def images(root: Path) -> None:
     folder = root / "photos" / "images"
     folder.mkdir(parents=True)
     rows = []
@@ -136,12 +135,12 @@ def _benchmarks(root: Path) -> None:
     LONG["docci"](root)
     LONG["urban1k"](root)
     LONG["dci"](root / "dci")
-    _xm3600(root)
-    _xtd10(root)
+    xm3600(root)
+    xtd10(root)
     bench_classes.write_wds(root / "wds_imagenet1k")
-    pairs = _sugarcrepe(root / "sugar-crepe" / "data")
+    pairs = sugarcrepe(root / "sugar-crepe" / "data")
     shutil.move(pairs / "images", root / "val2017")
-    _winoground(root / "winoground")
+    winoground(root / "winoground")
     bench_world.write_hub(root / "mllm")
     (root / bench_world.HUB).symlink_to(root / "mllm" / bench_world.HUB)
 

@@ -11,8 +11,8 @@ import bench_world as world
 import numpy as np
 import pandas as pd
 import pytest
+from bench_layouts import winoground
 from PIL import Image
-from test_bench_compositional import _winoground
 
 from benchmarks.analysis.diff_command import explain
 from benchmarks.results.blind import BLIND_KINDS, IN_BLIND_RUN, add_blind_columns, is_credited
@@ -21,7 +21,8 @@ from benchmarks.results.results import read_items, read_result, result_path
 from benchmarks.tasks.blind_images import blank_images, draw_sample, mean_color, other_images
 from benchmarks.tasks.evaluation import MetricSpec, compute_metric
 from benchmarks.tasks.mllm.items import image_hash_name
-from benchmarks.tasks.run_config import BenchmarkConfig, LmmsModel
+from benchmarks.tasks.registry import BenchmarkConfig, configure
+from benchmarks.tasks.run_config import LmmsModel
 from clips.errors import UserError
 from llava_bridge import load_llava
 
@@ -34,7 +35,7 @@ pytestmark = world.LMMS_EVAL_WARNS
 def _config(places: Path, name: str, **settings: Any) -> BenchmarkConfig:
     without = {"exclude_metrics": ("nocaps_METEOR",)} if name == "nocaps_val" else {}
     settings = {"blind": BLIND, "blind_items": 0.5, "max_new_tokens": 6, **without, **settings}
-    return BenchmarkConfig(name=name, data=str(places / "hub"), **settings)
+    return configure(name=name, data=str(places / "hub"), **settings)
 
 
 @pytest.fixture
@@ -119,7 +120,7 @@ def test_a_real_model_gets_the_images_of_the_run(places, tmp_path):
     blank = Image.new("RGB", (64, 64), mean_color(processor))
     prompts = [f"{text}\nAnswer the question using a single word or phrase." for text in items["question"]]
     assert answer(model, processor, [blank] * PICTURES, prompts, max_new_tokens=6) == items["blank:prediction"].tolist()
-    again = BenchmarkConfig(**{**dataclasses.asdict(config), "name": "again", "task": "gqa"})
+    again = configure(**{**dataclasses.asdict(config), "name": "again", "task": "gqa"})
     files = {path: path.read_bytes() for path in (tmp_path / ".cache").rglob("*.jsonl")}
     assert read_items(world.measure(tmp_path, again, llava=places / "llava")).equals(items)
     assert files == {path: path.read_bytes() for path in (tmp_path / ".cache").rglob("*.jsonl")}
@@ -128,7 +129,7 @@ def test_a_real_model_gets_the_images_of_the_run(places, tmp_path):
 @pytest.mark.parametrize("task", ["winoground_likelihood", "winoground_mcq", "choice_likelihood", "choice_mcq"])
 def test_pairs_of_captions_without_their_image(places, tmp_path, task):
     if "winoground" in task:
-        data = _winoground(tmp_path / "data")
+        data = winoground(tmp_path / "data")
     else:
         world.write_images(tmp_path / "data", PICTURES)
         rows = [
@@ -136,7 +137,7 @@ def test_pairs_of_captions_without_their_image(places, tmp_path, task):
             for n in range(PICTURES)
         ]
         data = world.write_lines(tmp_path / "data/pairs.jsonl", rows)
-    config = BenchmarkConfig(name="x", task=task, data=str(data), blind=BLIND, blind_items=0.5)
+    config = configure(name="x", task=task, data=str(data), blind=BLIND, blind_items=0.5)
     found = world.measure(tmp_path / "results", config, llava=places / "llava")
     items = read_items(found)
     drawn = items[items[IN_BLIND_RUN]]
@@ -172,8 +173,8 @@ def test_no_question_sees_one_of_its_own_images():
 
 
 def test_a_shuffled_run_needs_an_image_of_another_case(places, tmp_path):
-    data = _winoground(tmp_path / "data")
-    config = BenchmarkConfig(name="winoground_likelihood", data=str(data), blind=("shuffled",), limit=1)
+    data = winoground(tmp_path / "data")
+    config = configure(name="winoground_likelihood", data=str(data), blind=("shuffled",), limit=1)
     with pytest.raises(UserError, match="expected an image that is not one of the question's"):
         world.measure(tmp_path / "results", config, llava=places / "llava")
 
@@ -240,20 +241,6 @@ def test_a_result_whose_blind_scores_contradict_its_items_is_rejected(places, tm
             read_result(path)
 
 
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        ({"blind": ("black",)}, "benchmarks.blind 'black'; did you mean 'blank'"),
-        ({"blind": ("blank", "blank")}, r"benchmarks\.blind: expected different kinds \(benchmark 'pope'\)"),
-    ],
-)
-def test_bad_settings_are_one_line(places, settings, said):
-    with pytest.raises(UserError, match=said):
-        _config(places, "pope", **settings)
-
-
 def test_models_that_have_no_blind_runs(places, tmp_path):
     with pytest.raises(UserError, match=r"benchmarks\.blind: expected 'llava:' instead of lmms \(pope\)"):
         world.measure(tmp_path, _config(places, "pope"), lmms=LmmsModel(model="llava_hf"))
-    with pytest.raises(UserError, match=r"benchmarks\[1\]\.blind: 'retrieval' takes no such setting"):
-        world.measure(tmp_path, _config(places, "retrieval"), encoder=places / "llava")

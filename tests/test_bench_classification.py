@@ -15,9 +15,8 @@ from benchmarks.results.aggregation import AGGREGATIONS
 from benchmarks.results.results import Result
 from benchmarks.tasks.data.classification_sets import load_classification_set
 from benchmarks.tasks.encoders import embedding
-from benchmarks.tasks.encoders.classification import class_ranks
-from benchmarks.tasks.encoders.zero_shot_classifier import class_embeddings, class_prompts
-from benchmarks.tasks.run_config import BenchmarkConfig
+from benchmarks.tasks.encoders.classification import class_embeddings, class_prompts, class_ranks
+from benchmarks.tasks.registry import configure
 from clips.errors import UserError
 
 
@@ -27,7 +26,7 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
     def ask(encoder: classes.Colorist, data: Path, **settings) -> Result:
         directory = world.use_encoder(monkeypatch, tmp_path, encoder.as_encoder())
-        benchmark = BenchmarkConfig(**{"name": "colors", "task": "classification", "data": str(data)} | settings)
+        benchmark = configure(**{"name": "colors", "task": "classification", "data": str(data)} | settings)
         return world.measure(tmp_path / "results", benchmark, encoder=directory)
 
     return ask
@@ -173,7 +172,7 @@ def _numbered(root: Path, directories: list[str]) -> Path:
 def accuracy(tmp_path, monkeypatch):
     def accuracy(data: Path, **settings) -> float:
         directory = world.use_encoder(monkeypatch, tmp_path, _reader())
-        benchmark = BenchmarkConfig(
+        benchmark = configure(
             **{"name": "numbers", "task": "classification", "data": str(data), "templates": ("a {}",)} | settings
         )
         return world.measure(tmp_path / "results", benchmark, encoder=directory).metrics["acc1"].value
@@ -273,19 +272,6 @@ def test_a_fault_in_the_data_is_one_line(tmp_path, ask, breakage, said):
     with pytest.raises(UserError, match=said) as error:
         ask(classes.Colorist(), data)
     assert len(str(error.value).splitlines()) == 1
-
-
-@pytest.mark.parametrize(
-    ("templates", "said"),
-    [
-        ("simpel", r"unknown set of benchmarks\.templates, or a list of strings, 'simpel'; did you mean 'simple'"),
-        (("a photo",), r"benchmarks\.templates: expected \{\} where the class goes, got 'a photo'"),
-        ((), r"benchmarks\.templates: expected at least one string"),
-    ],
-)
-def test_invalid_templates(templates, said):
-    with pytest.raises(UserError, match=said):
-        BenchmarkConfig(name="x", data="y", templates=templates)
 
 
 def test_mean_of_group_means_against_a_loop():

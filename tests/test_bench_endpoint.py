@@ -14,7 +14,7 @@ from test_clips_chat_client import DEAD
 
 from benchmarks.results.results import read_items, read_result, result_path
 from benchmarks.tasks.mllm import served_llava
-from benchmarks.tasks.run_config import BenchmarkConfig
+from benchmarks.tasks.registry import BenchmarkConfig, configure
 from clips.core.chat_client import ChatClient
 from clips.errors import UserError
 
@@ -36,7 +36,7 @@ def address(llava: Path) -> Iterator[str]:
 @pytest.fixture
 def pope(tmp_path: Path) -> BenchmarkConfig:
     world.write_hub(tmp_path / "hub", 2)
-    return BenchmarkConfig(name="pope", data=str(tmp_path / "hub"), max_new_tokens=4)
+    return configure(name="pope", data=str(tmp_path / "hub"), max_new_tokens=4)
 
 
 def test_the_same_answers_and_numbers_as_the_directory(pope, llava, address, tmp_path, monkeypatch) -> None:

@@ -10,9 +10,8 @@ from typing import Any
 
 import bench_world as world
 import pytest
+from bench_tasks import PICTURES, TASKS, mmbench, write_task
 from families import quick_of
-from test_bench_subsets import _mmbench
-from test_bench_tasks import PICTURES, TASKS, write_task
 
 from benchmarks.exchange.import_command import ImportConfig, run_import
 from benchmarks.results.results import read_items, read_result
@@ -32,7 +31,7 @@ def write_by_lmms_eval(name: str, folder: Path, columns: dict[str, list[Any]], s
 
     entry = get_benchmark(name)
     write_task(folder / "hub", name, columns, split)
-    task = load_task(entry.task, entry.folder, folder / "hub")
+    task = load_task(entry.task, entry.folder, folder / "hub", entry.dataset)
     answers = {number: said[min(number, len(said) - 1)] for number in range(PICTURES)}
     command = argparse.Namespace(output_path=str(folder), process_with_media=False)
     with suppress_output():
@@ -70,7 +69,7 @@ def test_every_number_with_its_items(name: str, tmp_path: Path) -> None:
 
 def test_mmbench_has_its_number_of_questions_and_no_interval(tmp_path: Path) -> None:
     """lmms-eval grades it at the end, so that no sample has a score."""
-    file = write_by_lmms_eval("mmbench_en_dev_static", tmp_path, _mmbench(), "dev", ["A"])
+    file = write_by_lmms_eval("mmbench_en_dev_static", tmp_path, mmbench(), "dev", ["A"])
     run_import(ImportConfig(files=(str(file),), output=str(tmp_path / "imported")))
     result = read_result(tmp_path / "imported/theirs/mmbench_en_dev_static.json")
     assert result.metrics.keys() == {"gpt_eval_score", "unread"}

@@ -14,8 +14,8 @@ import bench_world as world
 import pytest
 from hub_server import COMMIT
 
-from benchmarks.tasks.mllm.evaluate_task import data_hash
-from benchmarks.tasks.run_config import BenchmarkConfig
+from benchmarks.tasks.mllm.lmms_benchmarks import data_hash
+from benchmarks.tasks.registry import configure
 from clips.errors import UserError
 
 POPE = f"{world.HUB}/POPE/data/test-00000-of-00001.parquet"
@@ -80,7 +80,7 @@ def test_only_the_data_of_the_tasks_are_downloaded(here):
 
 def test_a_damaged_file_is_named_and_downloaded_again(here):
     assert here.fetch("pope").returncode == 0
-    config = BenchmarkConfig(name="pope", data=str(here.to))
+    config = configure(name="pope", data=str(here.to))
     whole = data_hash(config)
     content = (here.to / POPE).read_bytes()
     (here.to / POPE).write_bytes(content[:-1] + b"x")

@@ -16,7 +16,7 @@ import pytest
 
 from benchmarks.report.report_command import ReportConfig, run_report
 from benchmarks.results.results import Result, read_items
-from benchmarks.tasks.run_config import BenchmarkConfig
+from benchmarks.tasks.registry import configure
 
 QUESTIONS = 4
 
@@ -124,7 +124,7 @@ def no_judge_around(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _run(places: Path, results: Path, name: str = "mmvet", row: str = "row", **settings: Any) -> Result:
-    benchmark = BenchmarkConfig(name=name, data=str(places / "hub"), **settings)
+    benchmark = configure(name=name, data=str(places / "hub"), **settings)
     return world.measure(results, benchmark, row=row, llava=places / "llava")
 
 

@@ -16,8 +16,9 @@ import torch
 
 from benchmarks.tasks import output_cache as module
 from benchmarks.tasks.distributed import run_on_main
-from benchmarks.tasks.encoders import cached_embeddings
+from benchmarks.tasks.encoders import embedding
 from benchmarks.tasks.output_cache import AnswerCache, EmbeddingCache, cache_key
+from clips.core.artifact import library_versions
 from clips.core.cache import tensor_cache
 from clips.errors import UserError
 from clips.parallel.distributed import DistributedContext
@@ -135,13 +136,13 @@ def test_vectors_are_those_of_a_model_on_a_device_with_its_libraries(tmp_path, m
     )
 
     def key(part: str = "tower", *, of=encoder, **content: str) -> str:
-        return cached_embeddings.embedding_cache(row, of, part, **content or {"images": "a"}).key
+        return embedding.embedding_cache(row, of, part, **content or {"images": "a"}).key
 
     keys = [key(), key(part="encoder"), key(images="b"), key(texts="a")]
     keys.append(key(of=dataclasses.replace(encoder, device="cuda")))
     assert key() == keys[0]
     for name in ("timm", "pillow", "tokenizers"):  # the last two decode, resize and tokenize
-        monkeypatch.setattr(cached_embeddings, "library_versions", lambda name=name: {name: "another"})
+        monkeypatch.setattr(embedding, "library_versions", lambda name=name: library_versions() | {name: "another"})
         keys.append(key())
     assert len(set(keys)) == len(keys)
 

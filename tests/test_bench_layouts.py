@@ -16,7 +16,7 @@ from bench_reader import Reader, evaluate, write_images
 
 from benchmarks.results.results import read_items
 from benchmarks.tasks.data.caption_sets import CaptionSet, load_caption_set
-from benchmarks.tasks.run_config import BenchmarkConfig
+from benchmarks.tasks.registry import configure
 from clips.data.formats import DatasetSpec, detect, read_dataset
 from clips.data.lazy_images import FileImage
 from clips.errors import UserError
@@ -196,7 +196,7 @@ def test_captions_of_several_images(tmp_path, monkeypatch):
     assert _load(doubled).hash != found.hash  # equal captions, but two of them
     assert len(_load(file, limit=3).pairs) == 3
 
-    result = evaluate(monkeypatch, tmp_path, BenchmarkConfig(name="x", task="retrieval", data=str(file)), pictures=4)
+    result = evaluate(monkeypatch, tmp_path, configure(name="x", task="retrieval", data=str(file)), pictures=4)
     assert result.metrics["t2i_r1"].value == 1  # image 0 answers "thing0", and 1 would be as right
     assert result.metrics["i2t_r1"].value == pytest.approx((3 + 1 / 3) / 4)  # 1 finds none of the three nearer
     assert (result.protocol["captions"], result.protocol["images_per_caption"]) == (3, "1 to 2")
@@ -226,7 +226,7 @@ def test_fewer_captions_than_asked_for_are_stated(tmp_path, monkeypatch):
     write_images(tmp_path, 2)
     rows = [{"image": "0.png", "captions": ["thing0", "a thing0"]}, {"image": "1.png", "captions": ["thing1"]}]
     file = world.write_lines(tmp_path / "x.jsonl", rows)
-    result = evaluate(monkeypatch, tmp_path, BenchmarkConfig(name="x", task="retrieval", data=str(file)), pictures=2)
+    result = evaluate(monkeypatch, tmp_path, configure(name="x", task="retrieval", data=str(file)), pictures=2)
     assert result.protocol["captions_per_image"] == "1 to 2"
     assert result.metrics["mean_r1"].value == 1
 
@@ -236,7 +236,7 @@ def test_data_are_read_and_hashed_once_until_a_file_changes(tmp_path, monkeypatc
     plain = FileImage.read
     monkeypatch.setattr(FileImage, "read", lambda self: read.append(self.reference) or plain(self))
     file = _json_lines(tmp_path)
-    benchmark = BenchmarkConfig(name="x", task="retrieval", data=str(file))
+    benchmark = configure(name="x", task="retrieval", data=str(file))
     assert _load(file).hash == _load(file).hash
     assert len(read) == COUNT
     assert _load(file) is _load(file)
@@ -265,7 +265,7 @@ def test_equal_captions_and_images_tie_also_where_vectors_depend_on_their_batch(
     names = ["0.png", "copy.png", "1.png"]
     rows = [{"image": name, "caption": text} for name, text in zip(names, ("thing0", "thing0", "thing1"), strict=True)]
     data = world.write_lines(tmp_path / "x.jsonl", rows)
-    benchmark = BenchmarkConfig(name="x", task="retrieval", data=str(data))
+    benchmark = configure(name="x", task="retrieval", data=str(data))
     encoder = Drifting(2).use(monkeypatch, tmp_path)
     result = world.measure(tmp_path / "results", benchmark, encoder=encoder)
     for direction in ("t2i", "i2t"):  # one of two that are alike, and a third that is right

@@ -6,70 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-import bench_world as world
 import pytest
+from bench_layouts import CAPTIONS, COUNT, LONG, TEXTS, docci, flickr30k_200, iiw, sharegpt4v, xm3600, xtd10
 from bench_world import write_images
 
 from benchmarks.tasks.data.caption_sets import CaptionSet, load_caption_set
 from clips.data.formats import DatasetSpec, detect
 from clips.errors import UserError
 
-COUNT = 3
-TEXTS = ["The first picture. It has a square.", "The second picture.", "The third picture, the last of all."]
-
 
 def _load(path: Path, **asked: Any) -> CaptionSet:
     return load_caption_set(DatasetSpec(path=str(path), **asked))
-
-
-def _urban1k(folder: Path) -> Path:
-    write_images(folder / "Urban1k/image", COUNT, ".jpg")
-    (folder / "Urban1k/caption").mkdir()
-    for number, text in enumerate(TEXTS):
-        (folder / f"Urban1k/caption/{number}.txt").write_text(f"{text}\nA line that nobody measures on.\n")
-    return folder / "Urban1k"
-
-
-def _sharegpt4v(folder: Path) -> Path:
-    write_images(folder / "data/sam/images", COUNT, ".jpg")
-    asked = {"from": "human", "value": "Describe it.\n<image>"}
-    rows = []
-    for number, text in enumerate(TEXTS):
-        said = {"from": "gpt", "value": text.replace(". ", ".\n")}
-        rows.append({"id": str(number), "image": f"sam/images/{number}.jpg", "conversations": [asked, said]})
-    return world.write_lines(folder / "share-captioner.json", [rows])
-
-
-def _docci(folder: Path) -> Path:
-    write_images(folder / "docci/images", COUNT + 1, ".jpg")
-    rows = [
-        {"example_id": f"x_{number}", "split": split, "image_file": f"{number}.jpg", "description": text}
-        for number, (text, split) in enumerate([*[(text, "test") for text in TEXTS], ("More.", "train")])
-    ]
-    world.write_lines(folder / "docci/docci_descriptions.jsonlines", rows)
-    return folder / "docci"
-
-
-def _iiw(folder: Path) -> Path:
-    write_images(folder / "IIW-400/images_aar", COUNT, ".jpg")
-    rows = [{"IIW": TEXTS[n], "IIW-P5B": "By a machine.", "image/key": str(n), "objects": []} for n in range(COUNT)]
-    world.write_lines(folder / "IIW-400/data.jsonl", rows)
-    return folder / "IIW-400"
-
-
-def _dci(folder: Path) -> Path:
-    root = folder / "densely_captioned_images"
-    write_images(root / "photos", COUNT + 1, ".jpg")
-    for number in range(COUNT + 1):
-        first, _, rest = [*TEXTS, "More. And more."][number].partition(" ")
-        row = {"image": f"{number}.jpg", "short_caption": first, "extra_caption": rest, "mask_data": {}}
-        world.write_lines(root / f"annotations/{number}.json", [row])
-    splits = {"train": ["3.json"], "test": [f"{number}.json" for number in range(COUNT)]}
-    (root / "splits.json").write_text(json.dumps(splits))
-    return root
-
-
-LONG = {"urban1k": _urban1k, "sharegpt4v": _sharegpt4v, "docci": _docci, "iiw": _iiw, "dci": _dci}
 
 
 @pytest.mark.parametrize("name", LONG)
@@ -87,12 +34,12 @@ def test_long_captions(tmp_path, name):
 
 
 def test_the_file_of_a_layout_stands_for_its_directory(tmp_path):
-    assert _load(_docci(tmp_path) / "docci_descriptions.jsonlines").hash == _load(tmp_path / "docci").hash
-    assert _load(_iiw(tmp_path) / "data.jsonl").hash == _load(tmp_path / "IIW-400").hash
+    assert _load(docci(tmp_path) / "docci_descriptions.jsonlines").hash == _load(tmp_path / "docci").hash
+    assert _load(iiw(tmp_path) / "data.jsonl").hash == _load(tmp_path / "IIW-400").hash
 
 
 def test_the_first_thousand_of_sharegpt4v(tmp_path):
-    path = _sharegpt4v(tmp_path)
+    path = sharegpt4v(tmp_path)
     rows = json.loads(path.read_text())
     path.write_text(json.dumps([{**rows[0], "image": f"{number}.jpg"} for number in range(1200)]))
     assert (len(_load(path).texts), len(_load(path, split="all").texts)) == (1000, 1200)
@@ -100,37 +47,7 @@ def test_the_first_thousand_of_sharegpt4v(tmp_path):
         _load(path, split="val")
 
 
-CAPTIONS = {"de": [["eins", "eine eins"], ["zwei"], ["drei"]], "en": [["one"], ["two"], ["three"]]}
-
-
-def _xm3600(folder: Path) -> Path:
-    write_images(folder / "xm3600/images", COUNT, ".jpg")
-    rows = [
-        {"image/key": str(number), "image/locale": "de"}
-        | {language: {"caption": texts[number], "caption/tokenized": []} for language, texts in CAPTIONS.items()}
-        for number in range(COUNT)
-    ]
-    world.write_lines(folder / "xm3600/captions.jsonl", rows)
-    return folder / "xm3600"
-
-
-def _flickr30k_200(folder: Path) -> Path:
-    return _parallel(folder / "flickr30k-200", "filenames.txt", "{}.txt")
-
-
-def _xtd10(folder: Path) -> Path:
-    return _parallel(folder / "XTD10", "test_image_names.txt", "test_1kcaptions_{}.txt")
-
-
-def _parallel(folder: Path, index: str, name: str) -> Path:
-    write_images(folder / "images", COUNT, ".jpg")
-    (folder / index).write_text("".join(f"{number}.jpg\n" for number in range(COUNT)))
-    for language, texts in CAPTIONS.items():
-        (folder / name.format(language)).write_text("".join(f"{group[0]}\n" for group in texts))
-    return folder
-
-
-@pytest.mark.parametrize(("name", "write"), [("xm3600", _xm3600), ("parallel", _flickr30k_200), ("parallel", _xtd10)])
+@pytest.mark.parametrize(("name", "write"), [("xm3600", xm3600), ("parallel", flickr30k_200), ("parallel", xtd10)])
 def test_languages(tmp_path, name, write):
     path = write(tmp_path)
     assert detect(DatasetSpec(path=str(path)), "captions") == name
@@ -160,7 +77,7 @@ def test_clip_benchmarks_own_file_of_a_language(tmp_path):
 
 
 def test_a_language_that_lacks_a_line(tmp_path):
-    path = _flickr30k_200(tmp_path)
+    path = flickr30k_200(tmp_path)
     (path / "de.txt").write_text("eins\nzwei\n")
     with pytest.raises(UserError, match=r"de\.txt: expected 3 captions, one for each line of filenames\.txt, got 2"):
         _load(path, language="de")

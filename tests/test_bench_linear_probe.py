@@ -15,7 +15,8 @@ from benchmarks.results.results import Result, read_items
 from benchmarks.tasks.encoders import embedding, linear_probe
 from benchmarks.tasks.encoders.linear_probe import C_VALUES, select_c, validation_mask
 from benchmarks.tasks.eval_model import EvalModel
-from benchmarks.tasks.run_config import BenchmarkConfig, RunConfig
+from benchmarks.tasks.registry import configure
+from benchmarks.tasks.run_config import RunConfig
 from clips.errors import UserError
 
 
@@ -25,7 +26,7 @@ def _data(root: Path, *, train: int = 40) -> Path:
 
 
 def _run(tmp_path: Path, encoder: Path | str, data: Path, **settings) -> Result:
-    benchmark = BenchmarkConfig(**{"name": "probe", "task": "linear_probe", "data": str(data)} | settings)
+    benchmark = configure(**{"name": "probe", "task": "linear_probe", "data": str(data)} | settings)
     return world.measure(tmp_path / "results", benchmark, encoder=encoder)
 
 
@@ -182,7 +183,7 @@ def test_the_class_token_is_the_embedding_where_there_is_one(tmp_path):
     import torch
 
     tower = original_world.write_tower(original_world.Parts(), tmp_path / "clip")
-    config = {"output": "unused", "benchmarks": [BenchmarkConfig(name="linear_probe", data="d")]}
+    config = {"output": "unused", "benchmarks": [configure(name="linear_probe", data="d")]}
     row = EvalModel(RunConfig(model_name="row", encoder=f"transformers:{tower}", **config))
     picture = original_world.draw_image()
     pixels = row.tower.preprocess(picture)[None]

@@ -11,8 +11,7 @@ import pytest
 from bench_reader import evaluate, write_images
 
 from benchmarks.tasks.encoders.long_retrieval import truncate_words, truncated_by_tokenizer
-from benchmarks.tasks.run_config import BenchmarkConfig
-from clips.errors import UserError
+from benchmarks.tasks.registry import BenchmarkConfig, configure
 
 PICTURES = 4
 
@@ -32,9 +31,7 @@ def long(tmp_path: Path) -> BenchmarkConfig:
         for number, (place, words) in enumerate(places)
     ]
     world.write_lines(tmp_path / "long.jsonl", rows)
-    return BenchmarkConfig(
-        name="long", task="long_retrieval", data=str(tmp_path / "long.jsonl"), word_limits=(4, 16, 32, 64)
-    )
+    return configure(name="long", task="long_retrieval", data=str(tmp_path / "long.jsonl"), word_limits=(4, 16, 32, 64))
 
 
 def test_the_curve_by_hand(tmp_path, monkeypatch, long):
@@ -134,12 +131,6 @@ def test_a_text_that_is_short_enough_stays_as_it_is(text, words, cut):
     assert truncate_words(text, words) == cut
 
 
-@pytest.mark.parametrize("words", [(), (8, 4), (4, 4)])
-def test_points_of_the_curve_must_grow(words):
-    with pytest.raises(UserError, match=r"benchmarks\.word_limits: expected increasing numbers"):
-        BenchmarkConfig(name="long", data=".", word_limits=words)
-
-
 def _languages(folder: Path, captions: dict[str, list[list[str]]]) -> Path:
     """XM3600's layout."""
     (folder / "images").mkdir(parents=True)
@@ -162,7 +153,7 @@ def languages(tmp_path: Path) -> Path:
 
 
 def test_each_language_and_their_mean(tmp_path, monkeypatch, languages):
-    config = BenchmarkConfig(name="xm", task="multilingual_retrieval", data=str(languages), languages=("de", "fr"))
+    config = configure(name="xm", task="multilingual_retrieval", data=str(languages), languages=("de", "fr"))
     result = evaluate(monkeypatch, tmp_path, config, pictures=PICTURES)
     values = {name: metric.value for name, metric in result.metrics.items()}
     for direction in ("t2i", "i2t"):

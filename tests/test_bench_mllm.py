@@ -23,7 +23,7 @@ from PIL import Image
 from benchmarks.results.results import Result, read_items, read_result, result_path
 from benchmarks.tasks import run_benchmarks
 from benchmarks.tasks.mllm import evaluate_task, offline_tasks
-from benchmarks.tasks.run_config import BenchmarkConfig
+from benchmarks.tasks.registry import BenchmarkConfig, configure
 from clips.commandline.signals import EXIT_INTERRUPTED
 from clips.core.identity import digest
 from clips.errors import UserError
@@ -56,7 +56,7 @@ def _all(places: Path, *tasks: str, **changes) -> list[BenchmarkConfig]:
     found = []
     for task in tasks or TASKS:
         without = {"exclude_metrics": ("nocaps_METEOR",)} if task == "nocaps_val" else {}
-        found.append(BenchmarkConfig(name=task, data=str(places / "hub"), max_new_tokens=6, **without | changes))
+        found.append(configure(name=task, data=str(places / "hub"), max_new_tokens=6, **without | changes))
     return found
 
 
@@ -155,11 +155,11 @@ def test_beams_reach_the_search_and_the_protocol(places, tmp_path, monkeypatch):
 
 def test_a_task_without_generated_answers_has_no_beams():
     task = SimpleNamespace(config=SimpleNamespace(output_type="multiple_choice", generation_kwargs=None))
-    settings = [BenchmarkConfig(name="some", data="data", num_beams=beams) for beams in (None, 2)]
+    settings = [configure(name="some", task="mmmu_val", data="data", num_beams=beams) for beams in (None, 2)]
     entry = SimpleNamespace(max_new_tokens=4)
-    assert evaluate_task._generation_settings(task, entry, settings[0]) == {"max_new_tokens": 4}
+    assert evaluate_task.generation_settings(task, entry, settings[0]) == {"max_new_tokens": 4}
     with pytest.raises(UserError, match=r"^benchmarks\.num_beams: expected a task with generated answers, got 'some'"):
-        evaluate_task._generation_settings(task, entry, settings[1])
+        evaluate_task.generation_settings(task, entry, settings[1])
 
 
 def test_items_protocol_and_intervals(places, tmp_path, monkeypatch):
@@ -191,8 +191,8 @@ def test_the_same_task_over_two_roots_sees_each_root_s_own_data(places, tmp_path
     found = _run(
         places,
         tmp_path / "results",
-        BenchmarkConfig(name="big", task="gqa", data=str(places / "hub")),
-        BenchmarkConfig(name="small", task="gqa", data=str(tmp_path / "smaller")),
+        configure(name="big", task="gqa", data=str(places / "hub")),
+        configure(name="small", task="gqa", data=str(tmp_path / "smaller")),
     )
     assert len(read_items(found["big"])) == PICTURES
     assert len(read_items(found["small"])) == 3
@@ -296,7 +296,7 @@ def test_bad_data_gives_one_line(places, tmp_path, monkeypatch, data, said, caps
     Path("broken", world.HUB, "POPE/data/test-00000-of-00001.parquet").write_bytes(b"PAR1 cut short")
     world.write_parquet(Path("wrong", world.HUB, "POPE/data/test-00000-of-00001.parquet"), {"something": ["else"]})
     with pytest.raises(UserError) as caught:
-        _run(places, tmp_path / "results", BenchmarkConfig(name="pope", data=data))
+        _run(places, tmp_path / "results", configure(name="pope", data=data))
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
     assert read_result(result_path(tmp_path / "results", "row", "pope")).status == "failed"
@@ -324,7 +324,7 @@ def _write_seed(root: Path) -> Path:
 
 def test_the_most_probable_choice_is_the_answer(places, tmp_path):
     llava = places / "llava"
-    task = BenchmarkConfig(name="seedbench_ppl", data=str(_write_seed(tmp_path / "hub")))
+    task = configure(name="seedbench_ppl", data=str(_write_seed(tmp_path / "hub")))
     result = world.measure(tmp_path / "results", task, llava=llava, batch_size=3)
     model, processor = load_llava(llava, "cpu")
     right = []

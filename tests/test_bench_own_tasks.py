@@ -11,9 +11,9 @@ from docs_blocks import blocks
 
 from benchmarks.results.results import Result, read_items, read_result, result_path
 from benchmarks.tasks.mllm.download import DownloadConfig, run_download
-from benchmarks.tasks.mllm.evaluate_task import data_hash
+from benchmarks.tasks.mllm.lmms_benchmarks import data_hash
 from benchmarks.tasks.mllm.score_answers import ScoreConfig, run_score
-from benchmarks.tasks.run_config import BenchmarkConfig
+from benchmarks.tasks.registry import configure
 from clips.errors import UserError
 
 pytestmark = world.LMMS_EVAL_WARNS
@@ -102,7 +102,7 @@ def test_a_file_a_folder_and_a_task_in_a_folder_are_one_task(data, tasks, capsys
 
 
 def test_a_llava_is_evaluated_on_it(places, data, tasks, tmp_path):
-    benchmark = BenchmarkConfig(name="signs", task=str(tasks), data=str(data))
+    benchmark = configure(name="signs", task=str(tasks), data=str(data))
     found = world.measure(tmp_path / "r", benchmark, llava=places / "llava")
     assert (found.status, found.metrics["right"].n) == ("ok", QUESTIONS)
     again = world.measure(tmp_path / "r", benchmark, llava=places / "llava")

@@ -16,7 +16,7 @@ import torch
 import yaml
 from PIL import Image
 
-from benchmarks.tasks.run_config import BenchmarkConfig
+from benchmarks.tasks.registry import configure
 from clips.encoder import write_encoder
 from clips.method.clips_model import ModelConfig, build_model
 from clips.method.recipes import RecipeConfig
@@ -114,7 +114,7 @@ def test_clip_benchmark_reads_a_directory_as_it_is(encoder: str, tmp_path: Path)
     code = "from clip_benchmark.cli import main; main()"
     subprocess.run([sys.executable, "-c", code, *command], check=True, cwd=tmp_path, capture_output=True)
     theirs = json.loads((tmp_path / "theirs.json").read_text(encoding="utf-8"))["metrics"]
-    config = BenchmarkConfig(name="classification", data=str(data))
+    config = configure(name="classification", data=str(data))
     ours = world.measure(tmp_path / "ours", config, encoder=encoder).metrics
     assert ours["acc1"].value == pytest.approx(theirs["acc1"])
     assert ours["mean_per_class_recall"].value == pytest.approx(theirs["mean_per_class_recall"])

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.report.load_results import MissingValue, read_source
 from benchmarks.results.results import Result, read_items
-from benchmarks.tasks.run_config import BenchmarkConfig
+from benchmarks.tasks.registry import configure
 from clips.data import decode_image
 from clips.encoder import load_captioner, load_encoder
 from clips.model import generation
@@ -34,7 +34,7 @@ def places(tmp_path_factory) -> Path:
 
 
 def evaluate(places: Path, results: Path, row: str = "clips", **settings: object) -> Result:
-    benchmark = BenchmarkConfig(name="recaption", data=str(places / "test"), **settings)
+    benchmark = configure(name="recaption", data=str(places / "test"), **settings)
     return bench_world.measure(results, benchmark, row=row, encoder=places / row)
 
 

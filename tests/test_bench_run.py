@@ -18,7 +18,7 @@ from PIL import Image
 
 from benchmarks.results.results import Result, read_items, read_result, result_path
 from benchmarks.tasks.data.caption_sets import load_caption_set
-from benchmarks.tasks.run_config import BenchmarkConfig
+from benchmarks.tasks.registry import configure
 from clips.core.artifact import atomic_write, write_manifest
 from clips.data.formats import DatasetSpec
 from clips.errors import UserError
@@ -47,7 +47,7 @@ def use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
 
 def _run(tmp_path: Path, encoder: Path, data: Path, *, overwrite: bool = False, **settings: Any) -> Result:
-    benchmark = BenchmarkConfig(**{"name": "retrieval", "data": str(data)} | settings)
+    benchmark = configure(**{"name": "retrieval", "data": str(data)} | settings)
     return world.measure(tmp_path / "results", benchmark, encoder=encoder, overwrite=overwrite)
 
 
@@ -119,8 +119,8 @@ def test_a_second_run_skips_until_model_data_or_settings_change(tmp_path, shards
 
 def test_failures_do_not_stop_the_others_and_are_named_at_the_end(tmp_path, shards, use, capsys):
     (tmp_path / "empty").mkdir()
-    empty = [BenchmarkConfig(name=name, task="retrieval", data=str(tmp_path / "empty")) for name in ("one", "two")]
-    good = BenchmarkConfig(name="retrieval", data=str(shards))
+    empty = [configure(name=name, task="retrieval", data=str(tmp_path / "empty")) for name in ("one", "two")]
+    good = configure(name="retrieval", data=str(shards))
     with pytest.raises(UserError, match=r"^failed: one \(.*none fits\), two \(.*none fits\)$"):
         world.measure(tmp_path / "results", empty[0], good, empty[1], encoder=use())
     failed, found = (read_result(result_path(tmp_path / "results", "row", name)) for name in ("two", "retrieval"))
@@ -146,7 +146,7 @@ def test_a_config_error_is_raised_at_once_and_leaves_no_output(tmp_path, monkeyp
     benchmark = {"name": "retrieval", "data": str(shards)}
     benchmark |= {name: changes.pop(name) for name in ("data", "image_root") if name in changes}
     with pytest.raises(UserError, match=said):
-        world.measure(changes.pop("output", "results"), BenchmarkConfig(**benchmark), **{"encoder": use(), **changes})
+        world.measure(changes.pop("output", "results"), configure(**benchmark), **{"encoder": use(), **changes})
     assert not Path("results").exists()
 
 

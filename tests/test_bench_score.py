@@ -11,13 +11,14 @@ from typing import Any
 import bench_world as world
 import published_answers as published
 import pytest
+from bench_tasks import score, write_task
 
 from benchmarks.results.results import Result, read_items, read_result, result_path
 from benchmarks.tasks.evaluation import Evaluation
 from benchmarks.tasks.mllm.evaluate_task import evaluate_task
 from benchmarks.tasks.mllm.matching import Answer, match
 from benchmarks.tasks.mllm.score_answers import ScoreConfig, run_score
-from benchmarks.tasks.run_config import BenchmarkConfig
+from benchmarks.tasks.registry import configure, get_benchmark
 from clips.errors import UserError
 
 PICTURES = 4
@@ -35,13 +36,6 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> str:
     return str(world.write_lines(path, rows))
 
 
-def _score(hub: Path, folder: Path, task: str, rows: list[dict[str, Any]], **more: Any) -> Result:
-    answers = _write(folder / "answers.jsonl", rows)
-    config = ScoreConfig(task=task, answers=answers, data=str(hub), output=str(folder / "r"), model_name="them", **more)
-    run_score(config)
-    return read_result(result_path(folder / "r", "them", more.get("name", task)))
-
-
 def _pope() -> list[tuple[str, str]]:
     """(question, right answer) as ``write_hub`` asks them."""
     pairs = [(number, answer) for number in range(PICTURES) for answer in ("yes", "no")]
@@ -55,7 +49,7 @@ def test_our_own_format_and_the_result_is_like_any_other(hub, tmp_path):
     said = [answer for _, answer in _pope()]
     rows = [{"question_id": str(index), "answer": answer} for index, answer in enumerate(said)]
     rows[1]["answer"] = "Yes, there is."  # wrong, in a sentence: the scorer's affair
-    found = _score(hub, tmp_path, "pope", rows[::-1], name="pope_of_them")
+    found = score(hub, tmp_path, "pope", rows[::-1], name="pope_of_them")
     assert found.metrics["pope_accuracy"].value == 7 / 8
     assert found.metrics["pope_accuracy"].clusters == PICTURES  # images are looked at, though no model is
     assert found.model["path"].endswith("answers.jsonl")
@@ -73,21 +67,21 @@ def test_a_metric_without_a_value_is_missing(hub, tmp_path, monkeypatch):
 
     monkeypatch.setattr("benchmarks.tasks.mllm.score_answers.evaluate_task", evaluate)
     rows = [{"question_id": str(index), "answer": answer} for index, (_, answer) in enumerate(_pope())]
-    found = _score(hub, tmp_path, "pope", rows)
+    found = score(hub, tmp_path, "pope", rows)
     assert found.missing_metrics["pope_recall"] == "no item has a value"
     assert found.metrics["pope_accuracy"].value == 1.0
 
 
 def test_lmms_evals_samples_give_what_the_run_gave(places, hub, tmp_path):
     """The answers of a real model, scored a second time without it."""
-    benchmark = BenchmarkConfig(name="gqa", data=str(hub), max_new_tokens=4)
+    benchmark = configure(name="gqa", data=str(hub), max_new_tokens=4)
     ours = world.measure(tmp_path / "r", benchmark, row="ours", llava=places / "llava")
     items = read_items(ours)
     rows = [
         {"doc_id": int(item), "resps": [[said]], "filtered_resps": [said]}
         for item, said in zip(items["item"], items["prediction"], strict=True)
     ]
-    theirs = _score(hub, tmp_path, "gqa", rows)
+    theirs = score(hub, tmp_path, "gqa", rows)
     assert theirs.metrics == ours.metrics
     assert read_items(theirs)[["item", "image", "score"]].equals(items[["item", "image", "score"]])
     assert theirs.fingerprint != ours.fingerprint  # it is not known how they were made
@@ -100,14 +94,13 @@ def _samples(hub: Path, folder: Path, task_name: str, answers: list[str]) -> lis
     from benchmarks.tasks.mllm.judge import make_judge
     from benchmarks.tasks.mllm.lmms_scoring import RecordedAnswersModel, run_and_score
     from benchmarks.tasks.mllm.offline_tasks import data_root, go_offline, load_task
-    from benchmarks.tasks.registry import get_benchmark
 
     go_offline()
     from lmms_eval.loggers import EvaluationTracker
 
     entry = get_benchmark(task_name)
-    task = load_task(entry.task, entry.folder, data_root(str(hub)))
-    judge = make_judge(BenchmarkConfig(name=task_name, data=str(hub)), entry.task, str(folder))
+    task = load_task(entry.task, entry.folder, data_root(str(hub)), entry.dataset)
+    judge = make_judge(configure(name=task_name, data=str(hub)), entry.task, str(folder))
     scored = run_and_score(RecordedAnswersModel(dict(enumerate(answers))), task, entry, {}, judge=judge)
     tracker = EvaluationTracker(output_path=str(folder))
     tracker.general_config_tracker.model_name_sanitized = "theirs"
@@ -125,13 +118,13 @@ def test_samples_of_reasoning_models_score_as_lmms_eval_scored_them(hub, tmp_pat
     rows = _samples(hub, tmp_path, "pope", [answer for _, answer in _pope()])
     for row, (_, answer) in zip(rows, _pope(), strict=True):
         row["resps"] = [[THOUGHT.format(not_said="No" if answer == "yes" else "Yes", said=answer)]]
-    found = _score(hub, tmp_path, "pope", rows)
+    found = score(hub, tmp_path, "pope", rows)
     assert found.metrics["pope_accuracy"].value == 1.0
     assert read_items(found)["prediction"].tolist() == [answer for _, answer in _pope()]
     assert "another score" not in capsys.readouterr().err
     for row in rows[2:4]:
         row["resps"] = [["I cannot tell."]]
-    found = _score(hub, tmp_path, "pope", rows)
+    found = score(hub, tmp_path, "pope", rows)
     assert "2 of 8 answers have another score in the file" in capsys.readouterr().err
     assert "first question 2: pope_" in found.model["matched"]
     assert "1.0, here 0.0" in found.model["matched"]
@@ -155,10 +148,10 @@ def test_a_reading_that_an_earlier_version_logged_otherwise_is_no_difference(hub
     assert rows[0]["mmmu_acc"]["parsed_pred"] == ["B"]
     for row in rows[::2]:
         row["mmmu_acc"]["parsed_pred"] = "B"
-    _score(hub, tmp_path, "mmmu_val", rows)
+    score(hub, tmp_path, "mmmu_val", rows)
     assert "another score" not in capsys.readouterr().err
     rows[4]["mmmu_acc"]["parsed_pred"] = "C"
-    _score(hub, tmp_path, "mmmu_val", rows)
+    score(hub, tmp_path, "mmmu_val", rows)
     said = capsys.readouterr().err
     assert f"1 of {2 * PICTURES} answers have another score in the file" in said
     assert 'first question 4: mmmu_acc {"parsed_pred": "C"}, here {"parsed_pred": "B"}' in said
@@ -172,12 +165,12 @@ def test_a_json_list_and_other_names_of_the_answer(key, hub, tmp_path):
     run_score(ScoreConfig(answers=str(tmp_path / "answers.json"), **config))
     assert read_result(result_path(tmp_path / "r", "them", "pope")).metrics["pope_accuracy"].value == 1.0
     labeled = [row | {"answer": "yes"} for row in rows] if key in {"prediction", "response"} else rows
-    assert _score(hub, tmp_path, "pope", labeled).metrics["pope_accuracy"].value == 1.0
+    assert score(hub, tmp_path, "pope", labeled).metrics["pope_accuracy"].value == 1.0
 
 
 def test_an_answer_given_twice_is_named(hub, tmp_path, capsys):
     rows = [{"question_id": str(number), "answer": answer} for number, (_, answer) in enumerate(_pope())]
-    found = _score(hub, tmp_path, "pope", [*rows, rows[0]])
+    found = score(hub, tmp_path, "pope", [*rows, rows[0]])
     assert found.metrics["pope_accuracy"].value == 1.0
     assert "8 of 8 questions answered (matched by question_id: 8 unchanged; 1 answers are given twice)" in (
         capsys.readouterr().err
@@ -185,7 +178,7 @@ def test_an_answer_given_twice_is_named(hub, tmp_path, capsys):
     with pytest.raises(
         UserError, match=r"1 of 8 questions have no answer.*1 questions have different answers, first '0'"
     ):
-        _score(hub, tmp_path, "pope", [*rows, rows[0] | {"answer": "no"}])
+        score(hub, tmp_path, "pope", [*rows, rows[0] | {"answer": "no"}])
 
 
 def _permuted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -198,12 +191,12 @@ def test_samples_whose_targets_contradict_the_data(hub, tmp_path):
     assert rows[0].keys() >= {"doc_id", "target", "input", "doc_hash"}
     assert len({row["doc_hash"] for row in rows}) == 1  # of `null`: it tells nothing
     assert "resps" not in rows[0]  # equal to filtered_resps
-    assert _score(hub, tmp_path, "pope", rows).metrics["pope_accuracy"].value == 1.0
+    assert score(hub, tmp_path, "pope", rows).metrics["pope_accuracy"].value == 1.0
     with pytest.raises(UserError, match=r"answers.jsonl: 8 of 8 answers contradict the data.* question 0: target"):
-        _score(hub, tmp_path, "pope", _permuted(rows))
+        score(hub, tmp_path, "pope", _permuted(rows))
     same = [row | {"target": _pope()[(row["doc_id"] + 1) % 8][1]} for row in rows]  # then only the words tell
     with pytest.raises(UserError, match=r"4 of 8 answers .*question 1: input 'Is there a .*, in the data 'is there a"):
-        _score(hub, tmp_path, "pope", _permuted(same), partial=True)
+        score(hub, tmp_path, "pope", _permuted(same), partial=True)
 
 
 def test_samples_whose_rows_contradict_the_data(hub, tmp_path):
@@ -211,14 +204,14 @@ def test_samples_whose_rows_contradict_the_data(hub, tmp_path):
     docs = [{"question_id": str(number), "question": text, "answer": answer, "category": None}
             for number, (text, answer) in enumerate(_pope())]  # fmt: skip
     rows = [{"doc_id": number, "doc": doc, "resps": [[doc["answer"]]]} for number, doc in enumerate(docs)]
-    assert _score(hub, tmp_path, "pope", rows).metrics["pope_accuracy"].value == 1.0
+    assert score(hub, tmp_path, "pope", rows).metrics["pope_accuracy"].value == 1.0
     with pytest.raises(UserError, match=r"8 of 8 answers contradict the data.*: doc.question_id '7', in the data '0'"):
-        _score(hub, tmp_path, "pope", _permuted(rows))
+        score(hub, tmp_path, "pope", _permuted(rows))
     rows[3]["doc"] = docs[3] | {"answer": "yes"}
     with pytest.raises(
         UserError, match=r"1 of 8 answers contradict the data.*question 3: doc.answer 'yes', in the data"
     ):
-        _score(hub, tmp_path, "pope", rows)
+        score(hub, tmp_path, "pope", rows)
 
 
 def test_llava_answers_to_pope_take_images_from_its_questions(tmp_path):
@@ -246,14 +239,14 @@ def test_llava_answers_to_pope_take_images_from_its_questions(tmp_path):
         {"question_id": id, "prompt": prompt, "text": "yes" if image == "COCO_1" else "no"} for id, (image, _) in places
     ]
     with pytest.raises(UserError, match=r"neither ids nor texts match|answers have no question"):
-        _score(tmp_path / "hub", tmp_path, "pope", rows)
-    found = _score(tmp_path / "hub", tmp_path, "pope", rows, questions=questions)
+        score(tmp_path / "hub", tmp_path, "pope", rows)
+    found = score(tmp_path / "hub", tmp_path, "pope", rows, questions=questions)
     assert found.metrics["pope_accuracy"].value == 1.0
     with pytest.raises(UserError, match="neither ids nor texts match its 1 answers and 4 questions"):
-        _score(tmp_path / "hub", tmp_path, "pope", rows[1:2], partial=True)
+        score(tmp_path / "hub", tmp_path, "pope", rows[1:2], partial=True)
     with pytest.raises(UserError, match=r"1 of 4 questions have no answer, 0 of 3 .*--partial true scores"):
-        _score(tmp_path / "hub", tmp_path, "pope", rows[1:], questions=questions)
-    found = _score(tmp_path / "hub", tmp_path, "pope", rows[1:], questions=questions, partial=True)
+        score(tmp_path / "hub", tmp_path, "pope", rows[1:], questions=questions)
+    found = score(tmp_path / "hub", tmp_path, "pope", rows[1:], questions=questions, partial=True)
     assert found.protocol["questions"] == 3
     assert found.metrics["pope_accuracy"].value == 1.0
 
@@ -264,7 +257,7 @@ def test_answers_to_other_questions_are_neither_ranked_nor_paired(hub, tmp_path)
 
     rows = [{"doc_id": number, "answer": answer} for number, (_, answer) in enumerate(_pope())]
     first, last = (
-        _score(hub, tmp_path / name, "pope", some, partial=True)
+        score(hub, tmp_path / name, "pope", some, partial=True)
         for name, some in (("first", rows[:4]), ("last", rows[4:]))
         if (tmp_path / name).mkdir() is None
     )
@@ -273,7 +266,7 @@ def test_answers_to_other_questions_are_neither_ranked_nor_paired(hub, tmp_path)
     assert first.fingerprint != last.fingerprint
     _, (line, *_) = comparison_lines([({"pope": first}, {"pope": last})])
     assert line.verdict == "not comparable"
-    whole = _score(hub, tmp_path, "pope", rows, partial=True)
+    whole = score(hub, tmp_path, "pope", rows, partial=True)
     assert "answered" not in whole.protocol
 
 
@@ -295,7 +288,7 @@ def test_ids_of_mmvet_without_their_beginning(tmp_path, monkeypatch):
     columns |= {"answer": ["1", "2"], "image": [world.draw_image(0), world.draw_image(1)]}
     world.write_parquet(tmp_path / "hub" / world.HUB / "MMVet/data/test-00000-of-00001.parquet", columns)
     rows = [{"question_id": number, "prompt": "What is x?", "text": str(number)} for number in (1, 0)]
-    found = _score(tmp_path / "hub", tmp_path, "mmvet", rows)
+    found = score(tmp_path / "hub", tmp_path, "mmvet", rows)
     assert read_items(found)["prediction"].tolist() == ["0", "1"]
     assert found.missing_metrics["gpt_eval_score"].startswith("no judge: no key")
 
@@ -319,7 +312,7 @@ def test_ids_of_mmvet_without_their_beginning(tmp_path, monkeypatch):
 )
 def test_unmatched_answers_are_reported_in_one_line(rows, said, hub, tmp_path):
     with pytest.raises(UserError) as caught:
-        _score(hub, tmp_path, "pope", rows)
+        score(hub, tmp_path, "pope", rows)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "r").exists()
@@ -343,7 +336,7 @@ def hub_published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _score_lines(hub: Path, folder: Path, task: str, lines: str, **more: Any) -> Result:
-    return _score(hub, folder, task, [json.loads(line) for line in lines.split("\n") if line], **more)
+    return score(hub, folder, task, [json.loads(line) for line in lines.split("\n") if line], **more)
 
 
 def test_mmes_own_file(hub_published, tmp_path, capsys):
@@ -435,7 +428,6 @@ def _naturalbench(groups: int) -> dict[str, list[Any]]:
 def test_a_part_of_naturalbenchs_group_is_no_answer_to_it(tmp_path, capsys):
     """Its scores of whole groups are those of lmms-eval's own aggregation, which takes all 1,900 groups only."""
     from lmms_eval.tasks.naturalbench import utils
-    from test_bench_tasks import write_task
 
     own = {
         "G": utils.naturalbench_aggregate_results_G_ACC,
@@ -446,7 +438,7 @@ def test_a_part_of_naturalbenchs_group_is_no_answer_to_it(tmp_path, capsys):
     write_task(tmp_path / "hub", "naturalbench", data, "test")
     said = ["Yes", "No", "No", "Yes", "Yes", "Yes", "No", "Yes", "Yes.", "No", "Yes", "no", "?", "No", "No", "Yes"]
     rows = [{"doc_id": number, "resps": [[text]]} for number, text in enumerate([*said, "Yes", "No", "No"])]
-    found = _score(tmp_path / "hub", tmp_path, "naturalbench", rows, partial=True)
+    found = score(tmp_path / "hub", tmp_path, "naturalbench", rows, partial=True)
     assert found.protocol["questions"] == 16
     assert "3 answers not used, to questions that lack others' answers" in capsys.readouterr().err
     metrics = {name: found.metrics[f"naturalbench_{name}_ACC"] for name in own}
@@ -465,7 +457,7 @@ def test_a_part_of_naturalbenchs_group_is_no_answer_to_it(tmp_path, capsys):
         key = f"naturalbench_{name}_ACC"
         assert aggregate([{**entry[key], "id": entry["number"]} for entry in whole]) == metrics[name].value
     with pytest.raises(UserError, match="expected a question of 'naturalbench' with answers to all its orders"):
-        _score(tmp_path / "hub", tmp_path / "hub", "naturalbench", rows[16:], partial=True)
+        score(tmp_path / "hub", tmp_path / "hub", "naturalbench", rows[16:], partial=True)
 
 
 def _science(count: int) -> dict[str, list[Any]]:
@@ -482,7 +474,6 @@ def _science(count: int) -> dict[str, list[Any]]:
 
 def test_scienceqas_own_format(tmp_path, capsys):
     """Its ids are not in the data: the whole prompt decides, and the order where that is equal too."""
-    from test_bench_tasks import write_task
 
     data = _science(13)
     write_task(tmp_path / "hub", "scienceqa_img", data, "test")
@@ -497,14 +488,14 @@ def test_scienceqas_own_format(tmp_path, capsys):
     rows[3]["text"] = "A"  # the only wrong answer
     text_only = {"question_id": "5", "prompt": "Who wrote it?\nA. he\nB. she", "text": "A"}
     with pytest.raises(UserError, match=r"0 of 13 questions have no answer, 1 of 14 .* --partial true scores"):
-        _score(tmp_path / "hub", tmp_path, "scienceqa_img", [text_only, *rows])
-    found = _score(tmp_path / "hub", tmp_path, "scienceqa_img", [text_only, *rows], partial=True)
+        score(tmp_path / "hub", tmp_path, "scienceqa_img", [text_only, *rows])
+    found = score(tmp_path / "hub", tmp_path, "scienceqa_img", [text_only, *rows], partial=True)
     assert read_items(found)["score"].tolist() == [1.0] * 3 + [0.0] + [1.0] * 9
     assert "answered" not in found.protocol
     assert "the whole prompt: 10 unchanged, 3 unchanged, by the order of all others" in capsys.readouterr().err
     rows[0], rows[1] = rows[1], rows[0]
     with pytest.raises(UserError, match=r"3 of 13 questions have no answer, 3 of 13 answers have no question"):
-        _score(tmp_path / "hub", tmp_path, "scienceqa_img", rows)
+        score(tmp_path / "hub", tmp_path, "scienceqa_img", rows)
 
 
 def test_older_data_that_say_a_umbrella(hub_published, tmp_path):

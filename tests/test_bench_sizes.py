@@ -19,7 +19,7 @@ from benchmarks.results.protocol import ranking_key
 from benchmarks.results.results import Result, read_result
 from benchmarks.tasks.data.classification_sets import load_classification_set
 from benchmarks.tasks.data.pair_sets import load_pair_set
-from benchmarks.tasks.run_config import BenchmarkConfig
+from benchmarks.tasks.registry import configure
 from benchmarks.tasks.sizes import full_size, item_count_text, subset_text
 
 TASK = "lmms-eval's pope"
@@ -92,7 +92,7 @@ def test_limit_is_stated_with_the_size_of_the_data(tmp_path: Path, monkeypatch, 
     data = str(write_lines(tmp_path / "captions.jsonl", rows))
     kinds: dict[str, Result] = {}
     for limit in (None, 4):
-        benchmark = BenchmarkConfig(name=f"mine{limit}", task="retrieval", data=data, limit=limit)
+        benchmark = configure(name=f"mine{limit}", task="retrieval", data=data, limit=limit)
         kinds[str(limit)] = evaluate(monkeypatch, tmp_path, benchmark, pictures=6)
     assert "full_size" not in kinds["None"].protocol
     assert kinds["4"].protocol["full_size"] == 6

@@ -3,43 +3,25 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import bench_world as world
 import pytest
-from test_bench_tasks import NUMBERS, PICTURES, _images, _run, _six, write_task
-from test_bench_tasks import answers as answers
-from test_bench_tasks import llava as llava
+from bench_tasks import NUMBERS, PICTURES, cv_bench, mmbench, run, write_task
+from bench_tasks import answers as answers
+from bench_tasks import llava as llava
 
 from benchmarks.results.results import read_items
-from benchmarks.tasks.mllm.subset_columns import MMMU_DISCIPLINES, in_whole_groups
-from benchmarks.tasks.run_config import BenchmarkConfig
+from benchmarks.tasks.mllm.question_groups import in_whole_groups
+from benchmarks.tasks.mllm.task_columns import MMMU_DISCIPLINES
+from benchmarks.tasks.registry import configure
 
 pytestmark = world.LMMS_EVAL_WARNS
-
-
-def _cv_bench() -> dict[str, list[Any]]:
-    """Its columns: two questions of each dataset."""
-    sources = ["ADE20K", "COCO", "Omni3D"]
-    return _six(
-        idx=[*range(6)],
-        type=["2D", "2D", "3D"] * 2,
-        task=["Count", "Relation", "Depth", "Relation", "Count", "Distance"],
-        question="How many?",
-        choices=[["1", "2", "3", "4"], ["left", "right"], ["chair", "table"]] * 2,
-        answer="(B)",
-        prompt="How many? Select from the following choices.\n(A) 1\n(B) 2",
-        filename="img/2D/count/ade20k_10.png",
-        source=sources * 2,
-        source_dataset=[f"{source} test set" for source in sources] * 2,
-        image=_images(),
-    )
 
 
 def test_cv_bench_in_2d_and_3d(llava, tmp_path, answers):
     """2D is the mean of its two datasets, as in its paper. The hub has a file for each half, three configurations."""
     folder = tmp_path / "hub/nyu-visionx/CV-Bench"
-    columns = _cv_bench()
+    columns = cv_bench()
     card = {"configs": []}
     for name, kinds in (("default", ("2D", "3D")), ("2D", ("2D",)), ("3D", ("3D",))):
         files = [f"test_{kind.lower()}.parquet" for kind in kinds]
@@ -50,7 +32,7 @@ def test_cv_bench_in_2d_and_3d(llava, tmp_path, answers):
         world.write_parquet(folder / f"test_{kind.lower()}.parquet", part)
     (folder / "README.md").write_text(f"---\n{json.dumps(card)}\n---\n")
     answers += ["B", "(A)", "B) 2", "(A)", "(b)", "C"]  # ADE20K, COCO, ADE20K, COCO, then Omni3D twice
-    found = _run(llava, tmp_path, "cv_bench")
+    found = run(llava, tmp_path, "cv_bench")
     values = {name: metric.value for name, metric in found.metrics.items()}
     expected = {"cv_bench_acc": 3 / 6, "cv_bench_2d": (1.0 + 0.0) / 2, "cv_bench_3d": 1 / 2}
     assert {name: values[name] for name in expected} == pytest.approx(expected)
@@ -60,34 +42,14 @@ def test_cv_bench_in_2d_and_3d(llava, tmp_path, answers):
     assert found.metrics["cv_bench_3d"].chance_levels["chance"] == pytest.approx(1 / 2)
     assert sorted(read_items(found)["category"].unique()) == ["Count", "Depth", "Distance", "Relation"]
     answers[:] = ["B"]
-    assert _run(llava, tmp_path, "cv_bench_3d").metrics["cv_bench_3d"].value == 1.0
-
-
-def _mmbench() -> dict[str, list[Any]]:
-    """Three questions, each with its two options in both orders, as the hub has them: 'nan' for a missing option."""
-    return _six(
-        index=[0, 1, 2, 1_000_000, 1_000_001, 1_000_002],
-        question=["Which is red?", "Which is blue?", "Which is green?"] * 2,
-        hint="nan",
-        answer=["A", "B", "A", "B", "A", "B"],
-        A=["this", "one", "here", "that", "two", "there"],
-        B=["that", "two", "there", "this", "one", "here"],
-        C="nan",
-        D="nan",
-        category=["color", "color", "shape"] * 2,
-        **{"L2-category": "perception"},
-        source="test",
-        comment="nan",
-        split="dev",
-        image=_images(),
-    )
+    assert run(llava, tmp_path, "cv_bench_3d").metrics["cv_bench_3d"].value == 1.0
 
 
 @pytest.mark.parametrize("name", ["mmbench_en_dev", "mmbench_en_dev_static"])
 def test_mmbench_counts_questions_that_are_right_in_every_order(name, llava, tmp_path, answers):
     """By its own scorer, with an interval over the questions; one is right in one order only."""
     answers += ["A", "B", "here", "B", "B", "here"]
-    found = _run(llava, tmp_path, name, _mmbench(), "dev")
+    found = run(llava, tmp_path, name, mmbench(), "dev")
     metric = found.metrics["gpt_eval_score"]
     assert (metric.value, metric.n) == (pytest.approx(200 / 3), 3)
     assert metric.ci_low is not None
@@ -100,8 +62,8 @@ def test_mmbench_counts_questions_that_are_right_in_every_order(name, llava, tmp
 
 def test_a_limit_makes_mmbench_no_accuracy_in_one_pass(llava, tmp_path, answers):
     answers += ["A", "B", "A"]
-    write_task(tmp_path / "hub", "mmbench_en_dev_static", _mmbench(), "dev")
-    config = BenchmarkConfig(name="mmbench_en_dev_static", data=str(tmp_path / "hub"), limit=3)
+    write_task(tmp_path / "hub", "mmbench_en_dev_static", mmbench(), "dev")
+    config = configure(name="mmbench_en_dev_static", data=str(tmp_path / "hub"), limit=3)
     found = world.measure(tmp_path / "results", config, llava=llava)
     assert "gpt_eval_score" not in found.metrics
     assert found.missing_metrics["gpt_eval_score"] == "the first 3 questions lack some of their orders or pairs"
@@ -111,7 +73,7 @@ def test_a_limit_makes_mmbench_no_accuracy_in_one_pass(llava, tmp_path, answers)
 def test_mmmu_scores_options_and_open_answers(llava, tmp_path, answers):
     world.write_mmmu(tmp_path / "hub", PICTURES)
     answers += ["A", "red", "(B)", "Green.", "A", "blue", "D", "the answer is red", "A", "no idea"]
-    found = _run(llava, tmp_path, "mmmu_val")
+    found = run(llava, tmp_path, "mmmu_val")
     metric = found.metrics["mmmu_acc"]
     assert metric.value == pytest.approx(7 / 12, abs=1e-5)  # lmms-eval rounds; the tail repeats 'no idea'
     assert metric.ci_method == "wilson"  # on the effective size

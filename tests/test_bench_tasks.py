@@ -2,146 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import types
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import bench_world as world
 import pytest
+from bench_tasks import NUMBERS, TASKS, images, run, six
+from bench_tasks import answers as answers
+from bench_tasks import llava as llava
 from families import quick_of
 
-from benchmarks.results.results import Result, read_items, read_result, result_path
-from benchmarks.tasks.mllm.offline_tasks import dataset_config_name, dataset_name, task_folders, task_groups
+from benchmarks.results.results import read_items, read_result, result_path
+from benchmarks.tasks.mllm.offline_tasks import dataset_name, task_folders, task_groups
 from benchmarks.tasks.mllm.task_metrics import default_task_metrics
-from benchmarks.tasks.registry import BENCHMARKS, get_benchmark
-from benchmarks.tasks.run_config import BenchmarkConfig, LmmsModel
+from benchmarks.tasks.registry import all_benchmarks, configure, get_benchmark
+from benchmarks.tasks.run_config import LmmsModel
 from clips.errors import UserError
 
-PICTURES = 6
-NUMBERS = range(PICTURES)
-
 pytestmark = world.LMMS_EVAL_WARNS
-
-
-@pytest.fixture
-def llava(places: Path) -> Path:
-    return places / "llava"
-
-
-@pytest.fixture
-def answers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What the model says to the questions, in order; the last answer is repeated."""
-    said: list[str] = []
-
-    def answer_batches(
-        model: Any, processor: Any, images: Any, prompts: list[str], **_: Any
-    ) -> Iterator[dict[int, str]]:
-        for place in range(len(prompts)):
-            yield {place: said.pop(0) if len(said) > 1 else said[0]}
-
-    monkeypatch.setattr("llava_bridge.inference.generate.iter_answer_batches", answer_batches)
-    return said
-
-
-def write_task(hub: Path, name: str, columns: dict[str, list[Any]], split: str) -> None:
-    """A benchmark's data in the layout of the Hub."""
-    entry = get_benchmark(name)
-    folder = dataset_config_name(entry.task) or "data"
-    world.write_parquet(hub / entry.dataset / folder / f"{split}-00000-of-00001.parquet", columns)
-    if folder != "data":
-        card = {"configs": [{"config_name": folder, "data_files": [{"split": split, "path": f"{folder}/*"}]}]}
-        (hub / entry.dataset / "README.md").write_text(f"---\n{json.dumps(card)}\n---\n")
-
-
-def _run(
-    llava: Path, root: Path, name: str, columns: dict[str, list[Any]] | None = None, split: str = "test"
-) -> Result:
-    if columns is not None:
-        write_task(root / "hub", name, columns, split)
-    (root / "hub").mkdir(exist_ok=True)
-    return world.measure(root / "results", BenchmarkConfig(name=name, data=str(root / "hub")), llava=llava)
-
-
-def _images() -> list[Any]:
-    return [world.draw_image(number) for number in NUMBERS]
-
-
-def _six(**columns: Any) -> dict[str, list[Any]]:
-    """Columns of six questions; what is no list is the same for all."""
-    columns = {"question": "Which?", **columns}
-    return {name: each if isinstance(each, list) else [each] * 6 for name, each in columns.items()}
-
-
-TASKS: dict[str, tuple[dict[str, list[Any]], str, list[str], dict[str, float]]] = {
-    # task: columns, split, what is answered, expected values
-    "chartqa": (
-        _six(type=["human_test", "augmented_test"] * 3, answer="100"),
-        "test",
-        ["104", "106", "100", "100", "x", "95"],  # within 5 %: 1, 0, 1, 1, 0, 1
-        {"relaxed_overall": 4 / 6, "relaxed_human_split": 2 / 3, "relaxed_augmented_split": 2 / 3},
-    ),
-    "scienceqa_img": (
-        _six(choices=[["x", "y"]] * 6, answer=[0, 1] * 3, hint=""),
-        "test",
-        ["A", "b", "A. x", "x", "B", "B"],
-        {"exact_match": 4 / 6},
-    ),
-    "ocrbench": (
-        _six(dataset="any", question_type="Regular Text Recognition", answer=[["Stop"]] * 6),
-        "test",
-        ["a stop sign", "stop", "no"],
-        {"ocrbench_points": 2 / 6, "ocrbench_accuracy": 2 / 1000},
-    ),
-    "docvqa_val": (
-        _six(answers=[["1234"]] * 6),
-        "validation",
-        ["1234", "1235", "9"],  # one letter of four is wrong: 0.75
-        {"anls": 1.75 / 6},
-    ),
-    "infovqa_val": (
-        _six(questionId=[*"abcdef"], answers=[["pizza", "a pizza"]] * 6),
-        "validation",
-        ["A pizza", "pizzas", "pie"],  # one letter of six is too many: 5/6; too far from either: 0
-        {"anls": (1 + 5 / 6) / 6},
-    ),
-    "ai2d": (
-        _six(options=[["sun", "moon", "star", "sky"]] * 6, answer="1"),
-        "test",
-        ["B", "B.", "C", "A", "A. moon", "D"],
-        {"exact_match": 2 / 6},
-    ),
-    "mmstar": (
-        _six(index=[*range(6)], answer="A", category="math",
-             l2_category=["geometry"] * 2 + ["statistical reasoning"] * 4),
-        "val",
-        ["A", "B", "A", "A", "A", "A"],
-        {"average": (0.5 + 1.0) / 2, "mmstar_accuracy": 5 / 6},
-    ),
-    "seedbench": (
-        _six(question_id=[*range(6)], data_type=["image"] * 4 + ["video"] * 2, answer="A",
-             **{f"choice_{letter}": [*"pqrstu"] for letter in "abcd"}),
-        "test",
-        ["A", "A. p", "C", "a", "B", "A"],
-        {"seed_image": 0.75, "seed_video": 0.5, "seed_all": 4 / 6},
-    ),
-    "realworldqa": (
-        _six(answer=["A", "B", "3", "left", "C", "A"]),
-        "test",
-        ["A", "A", "3", "Left.", "C", "D"],
-        {"exact_match": 4 / 6},
-    ),
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", quick_of(TASKS, "chartqa", "mmstar", "seedbench"))
 def test_metrics_by_hand(name, llava, tmp_path, answers):
     columns, split, said, expected = TASKS[name]
     answers += said
-    images = [[image] for image in _images()] if name == "seedbench" else _images()
-    found = _run(llava, tmp_path, name, columns | {"image": images}, split)
+    pictures = [[image] for image in images()] if name == "seedbench" else images()
+    found = run(llava, tmp_path, name, columns | {"image": pictures}, split)
     assert {metric: found.metrics[metric].value for metric in expected} == pytest.approx(expected)
     first = found.metrics[found.primary[0]]
     assert first.ci_low < first.value < first.ci_high
@@ -152,20 +38,20 @@ def test_metrics_by_hand(name, llava, tmp_path, answers):
 def test_a_task_that_is_not_listed(llava, tmp_path, answers):
     """Any of lmms-eval's tasks works, and only its own dataset counts; its mean metrics get intervals."""
     answers += ["A", "A", "B"]
-    columns = _six(options=[["x", "y"]] * 6, answer="0", image=_images())
-    found = _run(llava, tmp_path, "ai2d_no_mask", columns)
+    columns = six(options=[["x", "y"]] * 6, answer="0", image=images())
+    found = run(llava, tmp_path, "ai2d_no_mask", columns)
     assert found.metrics["exact_match"].value == pytest.approx(2 / 6)
     assert found.metrics["exact_match"].ci_method == "wilson"
     (tmp_path / "hub/other").mkdir()
     (tmp_path / "hub/other/file").write_text("of another data set")
-    again = _run(llava, tmp_path, "ai2d_no_mask")
+    again = run(llava, tmp_path, "ai2d_no_mask")
     assert again.created == found.created  # done already
 
 
 def test_no_point_in_six_questions_is_not_certainly_none_in_a_thousand(llava, tmp_path, answers):
     columns, split, *_ = TASKS["ocrbench"]
     answers += ["no"]
-    points = _run(llava, tmp_path, "ocrbench", columns | {"image": _images()}, split).metrics["ocrbench_points"]
+    points = run(llava, tmp_path, "ocrbench", columns | {"image": images()}, split).metrics["ocrbench_points"]
     assert (points.value, points.ci_low, points.scale) == (0.0, 0.0, 1000.0)
     assert points.ci_high * points.scale > 300
 
@@ -206,16 +92,16 @@ def test_the_data_are_read_for_their_hash_once_and_again_when_they_change(llava,
     hashed, compute = [], download.directory_hash
     monkeypatch.setattr(download, "directory_hash", lambda *args, **more: hashed.append(1) or compute(*args, **more))
     answers += ["A"]
-    found = [_run(llava, tmp_path, "realworldqa", _six(answer=right, image=_images())) for right in "AB"]
+    found = [run(llava, tmp_path, "realworldqa", six(answer=right, image=images())) for right in "AB"]
     assert len(hashed) == 2
     assert found[0].protocol["data_hash"] != found[1].protocol["data_hash"]
 
 
 def test_cached_answers_have_their_images(llava, tmp_path, answers):
     answers += ["A", "B"]
-    first = _run(llava, tmp_path, "realworldqa", _six(answer="A", image=[world.draw_image(n // 2) for n in NUMBERS]))
+    first = run(llava, tmp_path, "realworldqa", six(answer="A", image=[world.draw_image(n // 2) for n in NUMBERS]))
     answers[:] = ["not asked again"]
-    benchmark = BenchmarkConfig(name="again", task="realworldqa", data=str(tmp_path / "hub"))
+    benchmark = configure(name="again", task="realworldqa", data=str(tmp_path / "hub"))
     again = world.measure(tmp_path / "results", benchmark, llava=llava)
     assert again.metrics == first.metrics
     assert again.metrics["exact_match"].clusters == 3
@@ -233,7 +119,7 @@ def test_groups_name_their_members():
 
 
 def test_the_registry_names_the_datasets_of_the_task_definitions():
-    entries = {name: entry for name, entry in BENCHMARKS.items() if entry.benchmark_type == "mllm"}
+    entries = {name: entry for name, entry in all_benchmarks().items() if entry.benchmark_type == "mllm"}
     assert {name: entry.dataset for name, entry in entries.items()} == {name: dataset_name(name) for name in entries}
     assert {name: entry.folder for name, entry in entries.items()} == {name: task_folders()[name] for name in entries}
 
@@ -244,11 +130,11 @@ def test_the_registry_names_the_datasets_of_the_task_definitions():
         ("realworldqa", {}, "", r"all 6 answers of the model are empty"),
         (
             "realworldqa",
-            {"image": [*_images()[:5], None]},
+            {"image": [*images()[:5], None]},
             "A",
             "image of the question 'Which 5' is missing or broken",
         ),
-        ("realworldqa", {"image": [*_images()[:5], b"no"]}, "A", "'Which 5' is missing or broken .*identify image"),
+        ("realworldqa", {"image": [*images()[:5], b"no"]}, "A", "'Which 5' is missing or broken .*identify image"),
         ("realworldqa", {"answer": [None] * 6}, "A", "scorer of realworldqa rejects the question 'Which 0'"),
         ("vqav2_test", {"question_id": [*NUMBERS]}, "A", "vqav2_test has no score, only a file to submit"),
         # MME wants exactly two questions a picture and category
@@ -262,9 +148,9 @@ def test_the_registry_names_the_datasets_of_the_task_definitions():
 )
 def test_errors_are_one_line(name, columns, said, reason, llava, tmp_path, answers, capsys):
     answers += [said]
-    whole = _six(question=[f"Which {number}" for number in NUMBERS], answer="A", image=_images())
+    whole = six(question=[f"Which {number}" for number in NUMBERS], answer="A", image=images())
     with pytest.raises(UserError, match=reason) as caught:
-        _run(llava, tmp_path, name, whole | columns)
+        run(llava, tmp_path, name, whole | columns)
     assert "\n" not in str(caught.value)
     assert "Traceback" not in capsys.readouterr().err
     assert read_result(result_path(tmp_path / "results", "row", name)).status == "failed"
@@ -277,7 +163,7 @@ def test_a_model_of_lmms_evals_own_is_a_row(name, llava, tmp_path, monkeypatch):
     video.VideoReader = video.cpu = None  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "decord", video)
     world.write_hub(tmp_path / "hub", 2)
-    benchmark = BenchmarkConfig(name="pope", data=str(tmp_path / "hub"), max_new_tokens=4)
+    benchmark = configure(name="pope", data=str(tmp_path / "hub"), max_new_tokens=4)
     device = "device=cpu" if name == "llava_bridge" else "device=cpu,device_map=cpu,dtype=float32"
     other = LmmsModel(model=name, model_args=f"pretrained={llava},{device}")
     ours, theirs = (

@@ -16,9 +16,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from benchmarks.results.results import read_items
 from benchmarks.tasks.encoders import embedding
-from benchmarks.tasks.encoders.transformers_encoder import load_transformers_encoder
+from benchmarks.tasks.encoders.other_encoders import load_transformers_encoder
 from benchmarks.tasks.eval_model import EvalModel
-from benchmarks.tasks.run_config import BenchmarkConfig, RunConfig
+from benchmarks.tasks.registry import configure
+from benchmarks.tasks.run_config import RunConfig
 from clips.errors import UserError
 from llava_bridge.encoders.spec import has_text_tower
 
@@ -125,7 +126,7 @@ def test_images_of_naflex_are_squashed(precision: str, tmp_path: Path) -> None:
 def test_retrieval_compares_the_projected_vectors(tmp_path: Path) -> None:
     directory = write_model(CONFIGS["clip"](), tmp_path / "clip")
     data = world.write_shards(tmp_path / "data")
-    benchmark = BenchmarkConfig(name="retrieval", data=str(data))
+    benchmark = configure(name="retrieval", data=str(data))
     result = world.measure(tmp_path / "results", benchmark, encoder=f"transformers:{directory}")
     assert result.protocol["input_resolution"] == 32
     assert len(read_items(result)) > 0
@@ -141,7 +142,7 @@ def test_the_interpolation_is_that_of_the_directory(tmp_path: Path) -> None:
 def test_models_without_a_text_tower_are_rejected(tmp_path: Path) -> None:
     dino = transformers.Dinov2Config(**VIT)
     write_model(dino, tmp_path / "dino")
-    config = {"output": "unused", "benchmarks": [BenchmarkConfig(name="retrieval", data="d")]}
+    config = {"output": "unused", "benchmarks": [configure(name="retrieval", data="d")]}
     row = EvalModel(RunConfig(model_name="row", encoder=f"transformers:{tmp_path / 'dino'}", **config))
     with pytest.raises(
         UserError, match=r"dino is a dinov2; expected a text tower .* that of a clip, metaclip_2, siglip"

@@ -7,9 +7,7 @@ from typing import Any
 import bench_world as world
 import numpy as np
 import pytest
-from test_bench_score import _score
-from test_bench_subsets import _mmbench
-from test_bench_tasks import write_task
+from bench_tasks import mmbench, score, write_task
 
 from benchmarks.results.results import read_items
 from benchmarks.tasks.mllm.unread import unread_answers
@@ -72,7 +70,7 @@ def test_an_option_that_the_scorer_guesses_is_not_read(tmp_path, capsys):
     assert parse_multi_choice_response("", letters, index_to_answer) in letters
     rows = [{"doc_id": number, "answer": "no idea" if number % 2 else ARTICLE} for number in range(16)]
     rows[2] = {"doc_id": 2, "answer": "B"}
-    found = _score(tmp_path / "hub", tmp_path, "mmmu_val", rows)
+    found = score(tmp_path / "hub", tmp_path, "mmmu_val", rows)
     assert found.metrics["mmmu_acc"].value == pytest.approx(3 / 16, abs=1e-5)  # B, and twice the article
     assert found.metrics["unread"].value == 7 / 16  # of questions with options; "no idea" is an answer to the others
     assert found.metrics["mmmu_acc_unread_wrong"].value == 1 / 16
@@ -89,11 +87,11 @@ def test_a_right_answer_that_scores_nothing_is_named(tmp_path, capsys):
     assert theirs["pope_accuracy"]["score"] == 0.0
     world.write_hub(tmp_path / "hub", 4)
     rows = [{"doc_id": number, "answer": "No." if number % 2 else "Yes."} for number in range(8)]
-    found = _score(tmp_path / "hub", tmp_path, "pope", rows)
+    found = score(tmp_path / "hub", tmp_path, "pope", rows)
     assert (found.metrics["pope_accuracy"].value, found.metrics["unread"].value) == (0.0, 1.0)
     assert "pope: 100.0 % of the answers were not read" in (said := capsys.readouterr().err)
     assert "first item 0: 'Yes.', expected 'yes'" in said
-    found = _score(tmp_path / "hub", tmp_path, "pope", [row | {"answer": row["answer"][:-1]} for row in rows])
+    found = score(tmp_path / "hub", tmp_path, "pope", [row | {"answer": row["answer"][:-1]} for row in rows])
     assert (found.metrics["pope_accuracy"].value, found.metrics["unread"].value) == (1.0, 0.0)
     assert "pope_accuracy_unread_wrong" not in found.metrics
     assert "were not read" not in capsys.readouterr().err
@@ -101,13 +99,13 @@ def test_a_right_answer_that_scores_nothing_is_named(tmp_path, capsys):
 
 def test_an_unread_order_of_mmbench_makes_its_question_wrong(tmp_path):
     task = "mmbench_en_dev_static"
-    write_task(tmp_path / "hub", task, _mmbench(), "dev")
+    write_task(tmp_path / "hub", task, mmbench(), "dev")
     said = ["A", "B", "here", "B", "something else", "here"]
     rows = [{"doc_id": number, "answer": answer} for number, answer in enumerate(said)]
-    found = _score(tmp_path / "hub", tmp_path, task, rows)
+    found = score(tmp_path / "hub", tmp_path, task, rows)
     assert read_items(found)["unread"].tolist() == [0, 0, 0, 0, 1, 0]
     rows[4]["answer"] = "A nice thing"  # lmms-eval takes the article for the option, the right one
-    found = _score(tmp_path / "hub", tmp_path, task, rows)
+    found = score(tmp_path / "hub", tmp_path, task, rows)
     assert found.metrics["gpt_eval_score"].value == 100.0
     assert found.metrics["gpt_eval_score_unread_wrong"].value == pytest.approx(200 / 3)
     world.check_formulas(found)
@@ -117,7 +115,7 @@ def test_points_of_mmes_pairs_with_unread_answers_as_wrong(tmp_path):
     """Its scorer reads the first four letters: "not sure" is a no."""
     world.write_hub(tmp_path / "hub", 4)
     rows = [{"doc_id": number, "answer": "not sure" if number % 2 else "Yes"} for number in range(8)]
-    found = _score(tmp_path / "hub", tmp_path, "mme", rows)
+    found = score(tmp_path / "hub", tmp_path, "mme", rows)
     assert found.metrics["mme_total"].value == 400.0
     assert found.metrics["mme_total_unread_wrong"].value == 100.0
     assert found.metrics["unread"].value == 0.5

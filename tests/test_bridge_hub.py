@@ -15,7 +15,8 @@ from bridge_world import config_file
 from original_world import draw_image, write_original, write_tower
 
 from benchmarks.tasks.eval_model import EvalModel
-from benchmarks.tasks.run_config import BenchmarkConfig, RunConfig
+from benchmarks.tasks.registry import configure
+from benchmarks.tasks.run_config import RunConfig
 from clips.commandline.parsing import parse_config
 from clips.core.artifact import directory_hash, read_manifest
 from clips.errors import UserError
@@ -194,7 +195,7 @@ def test_an_original_llava_of_the_hub_is_converted(hub, original_parts, original
 
 def test_models_of_the_hub_are_evaluated(hub: Path, bridge_encoder: Path, tmp_path: Path) -> None:
     fields: dict[str, Any] = {"model_name": "r", "output": "r", "encoder": "hf-hub:org/eyes", "llava": "org/llava"}
-    row = EvalModel(RunConfig(**fields, benchmarks=[BenchmarkConfig(name="retrieval", data="data")]))
+    row = EvalModel(RunConfig(**fields, benchmarks=[configure(name="retrieval", data="data")]))
     for needs, name, local in (("encoder", "eyes", bridge_encoder), ("llava", "llava", tmp_path / "llava")):
         assert row.path(needs) == str(hub / f"models--org--{name}/snapshots/{COMMIT}")  # type: ignore[arg-type]
         assert row.record(needs)["hash"] == directory_hash(local)  # type: ignore[arg-type]

@@ -64,11 +64,11 @@ USES = {
         from clips.commandline.commands import dispatch
         bench_world.write_shards(Path("shards"), 4)
         words = ["run", "--model_name", "t", "--output", "r", "--encoder", "timm:resnet10t@random", "--device", "cpu"]
-        words += ["--benchmarks", "[{name: mirror, data: shards}]"]
+        words += ["--benchmarks", "[{name: mirror, data: shards, axis: horizontal}]"]
         assert dispatch("clips-bench", "", COMMANDS, words) == 0
         result = read_result(Path("r/t/mirror.json"))
         assert result.status == "ok" and result.metrics["accuracy"].n == 4, result
-        assert result.protocol["images"] == 4
+        assert (result.protocol["images"], result.protocol["axis"]) == (4, "horizontal")
     """,
     "benchmarks/tasks/lmms_tasks.csv": """
         from pathlib import Path

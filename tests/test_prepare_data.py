@@ -119,13 +119,14 @@ def test_every_sixth_training_photo_is_held_out(tmp_path):
 def test_lmms_eval_reads_what_was_written(tmp_path):
     from benchmarks.tasks.mllm.offline_tasks import load_task
 
-    gqa = load_task("gqa", "gqa", _prepare("cocoqa", _cocoqa(tmp_path / "q"), tmp_path / "questions"))
+    gqa = load_task("gqa", "gqa", _prepare("cocoqa", _cocoqa(tmp_path / "q"), tmp_path / "questions"),
+                    "lmms-lab-encoder/GQA")  # fmt: skip
     assert gqa.eval_docs[0]["image"].size == (64, 64)
     assert gqa.eval_docs[0]["type"] == "color"
     photos = _flickr8k(tmp_path / "c")
     for limit in (None, 3):
         data = _prepare("flickr8k", photos, tmp_path / f"c{limit}", limit=limit)
-        captions = load_task("nocaps_val", "nocaps", data).eval_docs
+        captions = load_task("nocaps_val", "nocaps", data, "lmms-lab-encoder/NoCaps").eval_docs
         assert captions["annotations_captions"] == [world.captions(number) for number in range(limit or 4)]
 
 

@@ -49,7 +49,7 @@ MISTAKES = [
     ("benchmarks run encoder encoder --benchmarks [{name: retrievel, data: captions.csv}]", "did you mean 'retrieval'"),
     ("benchmarks run encoder encoder --benchmarks [{name: retrieval, data: none.csv}]", "none.csv: no such file"),
     (f"benchmarks run encoder encoder --batch_size big --benchmarks [{RETRIEVAL}]", "expected an integer"),
-    ("benchmarks run encoder encoder --benchmarks [{name: retrieval, date: x}]", "did you mean 'benchmarks[1].data'?"),
+    ("benchmarks run encoder encoder --benchmarks [{name: retrieval, date: x}]", "did you mean 'data'?"),
     ("benchmarks run llava none --benchmarks [{name: pope, data: .}]", "llava: none: no such directory"),
     (
         "benchmarks score --task pope --answers none.jsonl --data . --output o --model_name x",

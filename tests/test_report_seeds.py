@@ -24,7 +24,7 @@ from benchmarks.results.formatting import join_row_names
 from benchmarks.results.noise import Scores, training_noise
 from benchmarks.results.statistics import compare, image_scores, scores_interval
 from benchmarks.tasks.encoders.long_retrieval import metric_suffix
-from benchmarks.tasks.run_config import BenchmarkConfig
+from benchmarks.tasks.registry import configure
 from clips.errors import UserError
 
 SHARES = {
@@ -279,7 +279,7 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     rows = [{"image": f"images/{number}.png", "caption": text} for number, text in enumerate(captions)]
     data = str(write_lines(tmp_path / "long.jsonl", rows))
     for row, context, words in (("short", 10, (4, 8, 16)), ("whole", 100, (4, 8, 16)), ("other", 100, (8,))):
-        config = BenchmarkConfig(name="docci", task="long_retrieval", data=data, word_limits=words)
+        config = configure(name="docci", task="long_retrieval", data=data, word_limits=words)
         evaluate(monkeypatch, tmp_path, config, pictures=PICTURES, context=context, row=row)
     return tmp_path / "results"
 

@@ -20,8 +20,9 @@ from benchmarks.results.reference_results import ReferenceResult, load_reference
 from benchmarks.results.results import Result, read_items, read_result, result_path
 from benchmarks.tasks.encoders.recall import RECALL_KS, compute_ranks
 from benchmarks.tasks.mllm.offline_tasks import data_root
+from benchmarks.tasks.registry import configure
 from benchmarks.tasks.run_benchmarks import run_benchmarks
-from benchmarks.tasks.run_config import BenchmarkConfig, RunConfig
+from benchmarks.tasks.run_config import RunConfig
 from clips.errors import UserError
 from clips.ranges import Positive
 
@@ -237,7 +238,7 @@ def check_lmms_eval(config: VerifyConfig) -> str:
         directory = Path(name)
         expected = _run_lmms_eval(config, directory)
         benchmarks = [
-            BenchmarkConfig(name=task, data=config.data, limit=config.limit, max_new_tokens=_NEW_TOKENS)
+            configure(name=task, data=config.data, limit=config.limit, max_new_tokens=_NEW_TOKENS)
             for task in config.tasks
         ]
         output = str(directory / "harness")

@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.exchange.imported import Imported, is_bounded, make_imported, measured_metric
 from benchmarks.results.result_types import Metric
 from benchmarks.tasks.evaluation import MetricSpec
-from benchmarks.tasks.registry import BENCHMARKS
+from benchmarks.tasks.registry import all_benchmarks
 from clips.errors import UserError, error_reason
 from clips.typed_data import from_plain
 
@@ -70,13 +70,14 @@ def read(file: Path) -> list[Imported]:
         if first.source != row.source:
             raise UserError(f"{where}: source: expected the same one in all lines of a model and benchmark")
         metrics[row.metric] = _metric(row, where)
+    known = all_benchmarks()
     return [
         make_imported(
             file,
             tool=row.source,
             model=row.model,
             benchmark=row.benchmark,
-            benchmark_type=BENCHMARKS[row.benchmark].benchmark_type if row.benchmark in BENCHMARKS else "mllm",
+            benchmark_type=known[row.benchmark].benchmark_type if row.benchmark in known else "mllm",
             metrics=metrics,
             primary=metrics,
             settings={"source": row.source},

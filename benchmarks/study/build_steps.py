@@ -22,8 +22,8 @@ from benchmarks.study.rows import (
 from benchmarks.study.schema import Study
 from benchmarks.study.steps import OutputSpec, Step, StepKind
 from benchmarks.study.sweep import Settings, deep_merge
-from benchmarks.tasks.registry import get_benchmark
-from benchmarks.tasks.run_config import MODEL_FIELDS, BenchmarkConfig, RequiredModel, RunConfig
+from benchmarks.tasks.registry import MODEL_FIELDS, RequiredModel, configure, get_benchmark
+from benchmarks.tasks.run_config import RunConfig
 from clips.data.remote_files import is_remote
 from clips.errors import UserError, unknown_name_error
 from clips.method.recipes import Recipe, RecipeConfig
@@ -116,10 +116,9 @@ class _Column:
 def _column(study: Study, name: str) -> _Column:
     settings = {"name": name, **deep_merge(study.defaults.benchmark, study.benchmarks[name])}
     settings.pop("encoders", None)  # a setting of the study: the encoders to evaluate
-    where = f"benchmarks.{name}"
-    config = from_plain(BenchmarkConfig, {"data": "", **settings}, what=where)
+    config = configure(**{"data": "", **settings})
     if not config.data:
-        raise UserError(f"{where}.data: missing (or give defaults.benchmark.data)")
+        raise UserError(f"benchmarks.{name}.data: missing (or give defaults.benchmark.data)")
     return _Column(settings=settings, needs=get_benchmark(config.entry).needs)
 
 
@@ -233,7 +232,7 @@ class _PlanBuilder:
         where = f"existing_llavas.{name}"
         if fields := settings.keys() & set(_STUDY_FIELDS):
             raise UserError(f"{where}.{min(fields)}: unexpected key, because the study sets it")
-        required = {"model_name": "a", "output": "a", "encoder": "a", "benchmarks": [{"name": "a", "data": "a"}]}
+        required = {"model_name": "a", "output": "a", "encoder": "a", "benchmarks": [{"name": "pope", "data": "a"}]}
         config = from_plain(RunConfig, {**required, **settings}, what=where)
         if config.llava is None and config.lmms is None:
             raise UserError(f"{where}: expected either 'llava' or 'lmms', a model of lmms-eval's")

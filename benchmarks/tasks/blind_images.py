@@ -12,21 +12,42 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.results.blind import BLIND_KINDS
 from benchmarks.results.protocol import BLIND_PREFIX, Entries
+from benchmarks.tasks.registry import BenchmarkConfig
 from clips.errors import UserError
+from clips.ranges import PositiveFraction
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from benchmarks.tasks.run_config import BenchmarkConfig
+BlindKind = Literal["blank", "shuffled"]
 
 _FIXED_SIZES = ("pad", "squash", "shortest side, center crop")
 """Resize modes after which a blank image is the same for every size; pad fills with the mean color, too."""
 _DEFAULT_SIZE = (336, 336)
 NO_OTHER_IMAGE = "benchmarks.blind: expected an image that is not one of the question's, found none in the data"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlindConfig(BenchmarkConfig):
+    """A benchmark of a LLaVA, with runs without the image.
+
+    Args:
+        blind: additional runs without the image: ``blank`` (an image of one color), ``shuffled`` (another item's
+            image). The report credits a score to the images if it is above both.
+        blind_items: ratio of the items with an image that a blind run covers; 1 for all.
+    """
+
+    blind: tuple[BlindKind, ...] = ()
+    blind_items: PositiveFraction = 0.075
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(set(self.blind)) < len(self.blind):
+            raise UserError("blind: expected different kinds")
 
 
 @dataclass(frozen=True)
@@ -105,7 +126,7 @@ def other_images(own: Sequence[Image], candidates: Iterable[Sequence[Image]]) ->
     raise UserError(NO_OTHER_IMAGE)
 
 
-def blind_settings(config: BenchmarkConfig, processor: Any) -> Entries:
+def blind_settings(config: BlindConfig, processor: Any) -> Entries:
     """Protocol entries about the blind runs; they do not change the score itself (`protocol.ranking_key`)."""
     if not config.blind:
         return {}

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.tasks.run_config import MODEL_FIELDS, LmmsModel, RequiredModel, RunConfig
+from benchmarks.tasks.registry import MODEL_FIELDS, RequiredModel
+from benchmarks.tasks.run_config import LmmsModel, RunConfig
 from clips.core.artifact import directory_hash, library_versions
 from clips.core.identity import digest
 from clips.errors import UserError
@@ -86,7 +87,7 @@ class EvalModel:
             UserError: there is none, or it cannot be loaded.
         """
         if self.is_bare_tower:
-            from benchmarks.tasks.encoders.transformers_encoder import load_transformers_encoder
+            from benchmarks.tasks.encoders.other_encoders import load_transformers_encoder
 
             return load_transformers_encoder(self.path("encoder"), self.device, self.config.dtype)
         return self._load_open_clip("encoder")
@@ -99,7 +100,7 @@ class EvalModel:
             UserError: there is none, or it cannot be loaded.
         """
         if self.is_bare_tower:
-            from benchmarks.tasks.encoders.image_tower import load_image_tower
+            from benchmarks.tasks.encoders.other_encoders import load_image_tower
 
             return load_image_tower(str(self.config.encoder), self.device, self.config.dtype)
         return self.encoder if has_text_tower(self.path("tower")) else self._load_open_clip("tower")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import textwrap
 from dataclasses import dataclass
 
-from benchmarks.tasks.benchmark import Benchmark
-from benchmarks.tasks.registry import BENCHMARKS
+from benchmarks.tasks.registry import Benchmark, BenchmarkConfig, all_benchmarks, get_benchmark, settings_by_kind
+from clips.commandline.help_text import field_lines
+from clips.typed_data import to_plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,9 +17,11 @@ class ListConfig:
     """List the benchmarks.
 
     Args:
+        benchmark: list the settings of this one alone, or of this task of lmms-eval.
         tasks: also list every task of lmms-eval; all of them can be used.
     """
 
+    benchmark: str | None = None
     tasks: bool = False
 
 
@@ -72,8 +78,16 @@ _HEADER = ("benchmark", "needs", "items", "size", "license", "about")
 
 
 def run_list(config: ListConfig) -> None:
-    """Print the built-in benchmarks: required model, number of items, license, description."""
-    lines = [line for name, entry in BENCHMARKS.items() for line in _lines(name, entry)]
+    """Print the built-in benchmarks: required model, items, license, description, settings; or the settings of one.
+
+    Raises:
+        UserError: an unknown benchmark.
+    """
+    if config.benchmark is not None:
+        entry = get_benchmark(config.benchmark)
+        print("\n".join([f"{config.benchmark}: {entry.about} (needs {entry.needs})", "", *field_lines(entry.config)]))
+        return
+    lines = [line for name, entry in all_benchmarks().items() for line in _lines(name, entry)]
     widths = [max(map(len, column)) for column in zip(_HEADER, *lines, strict=True)]
     for line in (_HEADER, *lines):
         name, needs, items, *rest = (f"{field:<{width}}" for field, width in zip(line, widths, strict=True))
@@ -81,14 +95,30 @@ def run_list(config: ListConfig) -> None:
     print(
         "\nItems, size and license are those of the published set (questions, images or pairs of a split);\n"
         "a license covers the questions, rarely the images. Indented: datasets that the benchmark above reads with\n"
-        "`data:` (docs/protocols.md)."
+        "`data:` (docs/protocols.md).\n\nSettings besides name, data, task and limit (`clips-bench list NAME` explains "
+        "those of a benchmark):"
     )
+    for names, kind in settings_by_kind().items():
+        print("\n".join(textwrap.wrap(f"{names}: {_settings(kind)}", 118, subsequent_indent="    ")))
     if config.tasks:
         from benchmarks.tasks.mllm.offline_tasks import task_folders
 
         print("\n".join(["", *sorted(task_folders())]))
     else:
         print("Any other task of lmms-eval works as well (--tasks true lists them).")
+
+
+def _settings(kind: type[BenchmarkConfig]) -> str:
+    """A benchmark's own settings with their defaults."""
+    common = {field.name for field in dataclasses.fields(BenchmarkConfig)}
+    texts = (
+        field.name
+        if field.default is dataclasses.MISSING
+        else f"{field.name}={json.dumps(to_plain(field.default), ensure_ascii=False)}"
+        for field in dataclasses.fields(kind)
+        if field.name not in common
+    )
+    return "; ".join(texts)
 
 
 def _lines(name: str, entry: Benchmark) -> list[tuple[str, ...]]:

@@ -1,162 +1,163 @@
-"""The built-in benchmarks: one entry each. Any other name denotes a task of lmms-eval."""
+"""The benchmarks: each file that defines some registers them, with a config class of their own settings.
+
+    @benchmark("retrieval", config=RetrievalConfig, data_hash=data_hash, benchmark_type="retrieval", needs="encoder", …)
+    def evaluate(model: EvalModel, config: RetrievalConfig) -> Evaluation:
+
+Any other name denotes a task of lmms-eval.
+"""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import difflib
-from pathlib import Path
-from typing import Any
+import importlib
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
-from benchmarks.tasks.benchmark import Benchmark
-from benchmarks.tasks.run_config import BLIND_FIELDS, RequiredModel
+from benchmarks.results.results import check_name
+from clips.core.identity import RUN_ONLY
 from clips.errors import UserError
+from clips.lazy_import import import_from_string
+from clips.ranges import Positive
+from clips.typed_data import from_plain, to_plain
+
+if TYPE_CHECKING:
+    from benchmarks.tasks.eval_model import EvalModel
+    from benchmarks.tasks.evaluation import Evaluation
+
+FILES = (
+    "encoders.retrieval",
+    "encoders.long_retrieval",
+    "encoders.multilingual",
+    "encoders.classification",
+    "encoders.linear_probe",
+    "encoders.recaption",
+    "compositional.caption_scores",
+    "compositional.loglikelihood",
+    "compositional.multiple_choice",
+    "mllm.lmms_benchmarks",
+)
+"""The modules that register benchmarks, below this package. They are imported when one is looked up, and import no
+model library themselves."""
+
+RequiredModel = Literal["encoder", "tower", "llava"]
+MODEL_FIELDS: dict[RequiredModel, str] = {"encoder": "encoder", "tower": "encoder", "llava": "llava"}
+"""Required part of a model → field of ``RunConfig``."""
+_UNLISTED = "benchmarks.tasks.mllm.lmms_tasks:UnlistedTaskConfig"
+Evaluate = Callable[["EvalModel", Any], "Evaluation | None"]
 
 
-def lmms_benchmark(about: str, task: str, folder: str, dataset: str, *, own: str = "") -> Benchmark:
-    """The benchmark of an lmms-eval task."""
-    judge = ("judge_model", "judge_url", "judge_key_env")
-    return Benchmark(
-        benchmark_type="mllm",
-        about=about,
-        needs="llava",
-        evaluate="benchmarks.tasks.mllm.evaluate_task:evaluate",
-        data_hash="benchmarks.tasks.mllm.evaluate_task:data_hash",
-        task=task,
-        folder=folder,
-        dataset=dataset,
-        takes=("max_new_tokens", "num_beams", "exclude_metrics", *BLIND_FIELDS, *judge),
-        own=own,
-    )
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig:
+    """One benchmark and its data: the settings of all; a benchmark's own class adds its own.
 
-
-def _listed_tasks() -> dict[str, Benchmark]:
-    """The benchmarks of ``lmms_tasks.csv``.
-
-    ``size`` is that of the files that the task reads, as stated on the Hub, ``items`` the number in the evaluated
-    split, ``license`` that of the questions, as the sources state it (docs/protocols.md); empty if unknown.
+    Args:
+        name: the column in the table, and the name of the result file.
+        data: the path of its data.
+        task: the benchmark to run (``clips-bench list``), any task name of lmms-eval, or a custom task: its YAML file,
+            its directory, or ``FOLDER/TASK``. By default ``name``.
+        limit: use at most this number of images or questions (in classification evenly spaced); for trials. The
+            protocol states it.
     """
-    found = {}
-    with Path(__file__).with_name("lmms_tasks.csv").open(encoding="utf-8", newline="") as stream:
-        for row in csv.DictReader(stream):
-            entry = lmms_benchmark(row["about"], row["name"], row["folder"], row["dataset"])
-            found[entry.task] = dataclasses.replace(
-                entry,
-                size=row["size"],
-                items=int(row["items"]),
-                license=row["license"],
-                also=(row["also"],) if row["also"] else (),
-                max_new_tokens=int(row["max_new_tokens"]) if row["max_new_tokens"] else None,
-                judged=row["judged"] == "true",
-                trivial_baseline_note=row["trivial_baseline_note"],
-            )
-    return found
+
+    name: str = dataclasses.field(metadata=RUN_ONLY)
+    data: str = dataclasses.field(metadata=RUN_ONLY)  # its hash counts
+    task: str | None = dataclasses.field(default=None, metadata=RUN_ONLY)  # its entry counts
+    limit: Positive | None = None
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "name")
+
+    def local_paths(self) -> dict[str, str]:
+        """Field → path that must exist; a Hub repo id need not."""
+        is_hub = getattr(self, "format", None) == "datasets"
+        paths = {"data": None if is_hub else self.data, "image_root": getattr(self, "image_root", None)}
+        return {field: path for field, path in paths.items() if path is not None}
+
+    @property
+    def entry(self) -> str:
+        """Its name in the registry or in lmms-eval."""
+        return self.task or self.name
+
+    @classmethod
+    def variants(cls) -> Mapping[str, type[BenchmarkConfig]]:
+        """Names of benchmarks → the class of their settings, for ``--help``."""
+        return settings_by_kind()
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        """pydantic's hook: an item of ``benchmarks`` has the class of its benchmark."""
+        if cls is not BenchmarkConfig:
+            return handler(source)
+        from pydantic_core import core_schema
+
+        def read(values: Any) -> BenchmarkConfig:
+            if not isinstance(values, Mapping):
+                raise UserError(f"benchmarks: expected a mapping for each, got {values!r:.80}")
+            config: BenchmarkConfig = configure(**values)
+            return config
+
+        return core_schema.no_info_plain_validator_function(read)
 
 
-_CAPTION_SETS = ("split", "image_root", "captions_per_image", "format", "subset", "image_column", "caption_columns")
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """One benchmark.
+
+    Args:
+        evaluate: (model, config) → its evaluation; None in processes other than rank 0 that do not score.
+        config: the class of its config: its settings.
+        data_hash: config → SHA-256 of the data that it reads.
+        benchmark_type: the type of its results.
+        about: one line: the measured quantity.
+        needs: ``"encoder"`` (with a text tower), ``"tower"`` (an encoder with or without one) or ``"llava"``.
+        trivial_baseline_note: one sentence below the table: the score of a model that ignores the image.
+        items: number of questions or images of the published set; None for the user's data.
+        license: of the published set, as its source states it.
+        size: approximate size of the published set on disk; empty if unknown.
+    """
+
+    evaluate: Evaluate
+    config: type[BenchmarkConfig]
+    data_hash: Callable[[Any], str]
+    benchmark_type: Literal["retrieval", "classification", "captions", "choice", "mllm"]
+    about: str
+    needs: RequiredModel
+    trivial_baseline_note: str = ""
+    items: int | None = None
+    license: str = ""
+    size: str = ""
+
+    def further_inputs(self, config: Any, results: str) -> Mapping[str, str | None]:
+        """What the result depends on besides model, data and settings; ``results`` is the directory of the results."""
+        return {}
 
 
-def compositional_benchmarks(name: str, about: str, *, format: str = "", **more: Any) -> dict[str, Benchmark]:
-    """The entries of a compositional benchmark: by similarity, and for a LLaVA by likelihood and as multiple choice."""
-    note = "A model that ignores the image may prefer one type of caption, and score above or below chance."
-    asked = ("prompt", *BLIND_FIELDS)
-    variants: dict[str, tuple[str, RequiredModel, str, tuple[str, ...]]] = {
-        name: ("caption_scores", "encoder", "by similarity", ()),
-        f"{name}_likelihood": ("loglikelihood", "llava", "by likelihood", (*asked, "likelihood_score")),
-        f"{name}_mcq": ("multiple_choice", "llava", "multiple choice, A or B", asked),
-    }
-    return {
-        entry: Benchmark(
-            benchmark_type="choice",
-            about=f"{about}, {how}",
-            needs=needs,
-            evaluate=f"benchmarks.tasks.compositional.{module}:evaluate",
-            data_hash="benchmarks.tasks.compositional.caption_scores:data_hash",
-            format=format or name,
-            takes=("image_root", *takes),
-            trivial_baseline_note="" if name == "winoground" else note,
-            **more,
-        )
-        for entry, (module, needs, how, takes) in variants.items()
-    }
+_registered: dict[str, Benchmark] = {}
+Function = typing.TypeVar("Function", bound=Evaluate)
 
 
-BENCHMARKS: dict[str, Benchmark] = {
-    "retrieval": Benchmark(
-        benchmark_type="retrieval",
-        about="zero-shot retrieval between images and their captions, both ways (COCO and Flickr30K protocol)",
-        needs="encoder",
-        evaluate="benchmarks.tasks.encoders.retrieval:evaluate",
-        data_hash="benchmarks.tasks.encoders.retrieval:data_hash",
-        takes=(*_CAPTION_SETS, "language"),
-    ),
-    "long_retrieval": Benchmark(
-        benchmark_type="retrieval",
-        about="the same with long captions, full and truncated (DOCCI, DCI, Urban-1k, ShareGPT4V, IIW)",
-        needs="encoder",
-        evaluate="benchmarks.tasks.encoders.long_retrieval:evaluate",
-        data_hash="benchmarks.tasks.encoders.retrieval:data_hash",
-        takes=(*_CAPTION_SETS, "language", "word_limits"),
-    ),
-    "multilingual_retrieval": Benchmark(
-        benchmark_type="retrieval",
-        about="the same in several languages, and their mean (XM3600, Flickr30k-200, XTD10, XTD200)",
-        needs="encoder",
-        evaluate="benchmarks.tasks.encoders.multilingual:evaluate",
-        data_hash="benchmarks.tasks.encoders.multilingual:data_hash",
-        takes=(*_CAPTION_SETS, "languages"),
-    ),
-    "classification": Benchmark(
-        benchmark_type="classification",
-        about="zero-shot classification by prompts: ImageNet, its shifts, any dataset in CLIP_benchmark's format",
-        needs="encoder",
-        evaluate="benchmarks.tasks.encoders.classification:evaluate",
-        data_hash="benchmarks.tasks.encoders.classification:data_hash",
-        takes=("split", "templates"),
-    ),
-    "linear_probe": Benchmark(
-        benchmark_type="classification",
-        about="logistic regression on an image tower's features, trained on a train split",
-        needs="tower",
-        evaluate="benchmarks.tasks.encoders.linear_probe:evaluate",
-        data_hash="benchmarks.tasks.encoders.linear_probe:data_hash",
-        takes=("split", "train_split"),
-    ),
-    "recaption": Benchmark(
-        benchmark_type="captions",
-        about="captions of an encoder's captioner for an image and its web caption, against a synthetic caption",
-        needs="tower",
-        evaluate="benchmarks.tasks.encoders.recaption:evaluate",
-        data_hash="benchmarks.tasks.encoders.recaption:data_hash",
-        takes=("format", "image_root", "split", "subset", "web_caption", "synthetic_caption"),
-        trivial_baseline_note="'CIDEr of another image's caption' is the score of captions that ignore their image.",
-    ),
-    **compositional_benchmarks(
-        "choice", "a caption or one that differs in a detail: JSON lines of pairs", format="jsonl"
-    ),
-    **compositional_benchmarks(
-        "sugarcrepe",
-        "a caption or one with something added, replaced or swapped (SugarCrepe)",
-        items=7511,
-        license="MIT",
-    ),
-    **compositional_benchmarks(
-        "aro_relation", "order of relations: 'A on B' or 'B on A' (ARO, VG-Relation)", items=23937, license="MIT"
-    ),
-    **compositional_benchmarks(  # its authors round the number of items
-        "aro_attribution", "which object has which attribute (ARO, VG-Attribution)", items=28700, license="MIT"
-    ),
-    **compositional_benchmarks(
-        "valse", "a caption or a foil: existence, number, relation, action, reference (VALSE)", license="as its sources"
-    ),
-    **compositional_benchmarks(
-        "winoground",
-        "two images and two captions of the same words (Winoground)",
-        items=400,
-        license="its own terms, for research",
-    ),
-    **_listed_tasks(),
-}
+def register(name: str, entry: Benchmark) -> None:
+    """Add a benchmark to the built-in ones."""
+    _registered[name] = entry
+
+
+def benchmark(name: str, *, kind: type[Benchmark] = Benchmark, **fields: Any) -> Callable[[Function], Function]:
+    """Decorator: register a function as ``evaluate`` of the benchmark ``name``; ``fields`` are those of ``kind``."""
+
+    def decorate(evaluate: Function) -> Function:
+        register(name, kind(evaluate=evaluate, **fields))
+        return evaluate
+
+    return decorate
+
+
+def all_benchmarks() -> Mapping[str, Benchmark]:
+    """Name → built-in benchmark."""
+    for file in FILES:
+        importlib.import_module(f"benchmarks.tasks.{file}")
+    return _registered
 
 
 def get_benchmark(name: str) -> Benchmark:
@@ -165,26 +166,49 @@ def get_benchmark(name: str) -> Benchmark:
     Raises:
         UserError: unknown name (the message lists close matches), or a group of tasks (it lists the members).
     """
-    if name in BENCHMARKS:
-        return BENCHMARKS[name]
-    from benchmarks.tasks.mllm.offline_tasks import dataset_name, own_task, task_folders, task_groups
-
-    tasks = task_folders()
-    if name in tasks:
-        entry = lmms_benchmark(f"lmms-eval's task {name}", name, tasks[name], dataset_name(name))
-        return entry if name == "naturalbench" else _unlisted(entry)  # its metrics are known, as those of listed tasks
-    if members := task_groups().get(name):
-        raise UserError(f"benchmarks: '{name}' is a group of lmms-eval tasks; use its members: {', '.join(members)}")
-    if own := own_task(name):
-        task, path = own
-        folder = str(path.parent.resolve())
-        dataset = dataset_name(task, path)
-        return _unlisted(lmms_benchmark(f"the task {task} of {path}", task, folder, dataset, own=str(path.resolve())))
-    near = difflib.get_close_matches(name, {**BENCHMARKS, **tasks}, n=3, cutoff=0.6)
-    hint = f"; did you mean {' or '.join(repr(each) for each in near)}?" if near else ""
-    raise UserError(f"benchmarks: unknown benchmark '{name}'{hint} (see `clips-bench list`)")
+    for file in FILES:  # no further than the one that defines it
+        importlib.import_module(f"benchmarks.tasks.{file}")
+        if name in _registered:
+            return _registered[name]
+    found: Benchmark = import_from_string("benchmarks.tasks.mllm.lmms_benchmarks:find_task")(name)
+    return found
 
 
-def _unlisted(entry: Benchmark) -> Benchmark:
-    """Add the ``scale`` setting, because the metrics of an unlisted task have no known scale."""
-    return dataclasses.replace(entry, takes=(*entry.takes, "scale"))
+def configure(**values: Any) -> Any:
+    """The config of a benchmark from plain values, of the class that ``task``, or else ``name``, chooses.
+
+    Raises:
+        UserError: an unknown benchmark, or a setting that is unknown, missing, of the wrong type, or none of this
+            benchmark's; the message names the benchmark and the setting, and lists those that the benchmark takes.
+    """
+    name = values.get("task") or values.get("name")
+    if not isinstance(name, str):
+        raise UserError(f"benchmarks: expected 'name', a benchmark or the name of its column, got {values!r:.80}")
+    own = "/" in name or name.endswith((".yaml", ".yml"))  # a task of the user's; the file need not exist yet
+    kind = import_from_string(_UNLISTED) if own else get_benchmark(name).config
+    takes = [field.name for field in dataclasses.fields(kind)]
+    if not values.keys() <= {*takes}:  # a default is accepted anyway: --print_config once wrote those of all benchmarks
+        defaults = {
+            field.name: to_plain(field.default)
+            for each in settings_by_kind().values()
+            for field in dataclasses.fields(each)
+        }
+        values = {
+            key: value
+            for key, value in values.items()
+            if key in takes or key not in defaults or to_plain(value) != defaults[key]
+        }
+    try:
+        return from_plain(kind, values, what=f"benchmarks.{values.get('name', name)}")
+    except UserError as error:
+        unknown = not values.keys() <= {*takes}
+        raise UserError(f"{error} ('{name}' takes {', '.join(takes)})" if unknown else str(error)) from None
+
+
+def settings_by_kind() -> dict[str, type[BenchmarkConfig]]:
+    """Names of benchmarks that share a config class, separated by commas → that class."""
+    names: dict[type[BenchmarkConfig], list[str]] = {}
+    for name, entry in all_benchmarks().items():
+        names.setdefault(entry.config, []).append(name)
+    names[import_from_string(_UNLISTED)] = ["any other task of lmms-eval"]
+    return {", ".join(each): kind for kind, each in names.items()}

@@ -20,14 +20,13 @@ from filelock import FileLock, Timeout
 
 from benchmarks.results.protocol import fingerprint
 from benchmarks.results.results import SCHEMA, Result, check_not_newer, read_result, result_path, write_result
-from benchmarks.tasks.benchmark import Benchmark
 from benchmarks.tasks.distributed import run_on_all, run_on_main
 from benchmarks.tasks.eval_model import EvalModel
 from benchmarks.tasks.evaluation import Evaluation
-from benchmarks.tasks.mllm.judge import NO_JUDGE, make_judge
+from benchmarks.tasks.mllm.judge import NO_JUDGE
 from benchmarks.tasks.output_cache import CACHE_DIR, INPUT_LIBRARIES, cache_key
-from benchmarks.tasks.registry import get_benchmark
-from benchmarks.tasks.run_config import BLIND_FIELDS, COMMON_FIELDS, BenchmarkConfig, Precision, RunConfig
+from benchmarks.tasks.registry import Benchmark, BenchmarkConfig, get_benchmark
+from benchmarks.tasks.run_config import Precision, RunConfig
 from benchmarks.tasks.sizes import subset_text
 from clips.commandline.signals import sigterm_interrupts
 from clips.core.artifact import directory_hash, git_state, library_versions, log_info, writable_directory
@@ -71,10 +70,6 @@ def _check(model: EvalModel, config: BenchmarkConfig, item: str) -> None:
     entry = get_benchmark(config.entry)
     model.record(entry.needs)
     check_not_newer(model.config.output, model.config.model_name, config.name)
-    for field in config.given():
-        if field not in {*entry.takes, *COMMON_FIELDS}:
-            takes = ", ".join(sorted({*entry.takes, *COMMON_FIELDS}))
-            raise UserError(f"{item}.{field}: '{config.entry}' takes no such setting (it takes {takes})")
     for field, path in config.local_paths().items():
         if not Path(path).exists():
             raise UserError(f"{item}.{field}: {path}: no such file or directory (benchmark '{config.name}')")
@@ -114,7 +109,7 @@ def _run_one(model: EvalModel, config: BenchmarkConfig) -> Result:
             return earlier
         model.load(entry.needs)  # before the timer starts
         started = time.perf_counter()
-        outcome = entry.run(model, config)
+        outcome = entry.evaluate(model, config)
     except UserError as error:
         reason = str(error)
     except Exception as error:
@@ -187,14 +182,13 @@ def _key(model: EvalModel, entry: Benchmark, config: BenchmarkConfig, model_hash
         "model": model_hash,
         "entry": config.entry,
         "precision": model.config.precision,
-        "data": entry.hash_of_data(config),
+        "data": entry.data_hash(config),
         "libraries": {name: library_versions().get(name) for name in _LIBRARIES},
+        **entry.further_inputs(config, model.config.output),
     }
-    if entry.judged:
-        inputs["judge_model"] = make_judge(config, entry.task, model.config.output).model
-    unused = [field.name for field in dataclasses.fields(config) if field.name not in {*entry.takes, *COMMON_FIELDS}]
-    unused += [] if config.blind else BLIND_FIELDS
-    unused += [] if config.num_beams else ["num_beams"]  # results from before this setting stay valid
+    # without these settings a result from before they existed stays valid
+    later = {"blind": ("blind", "blind_items"), "num_beams": ("num_beams",)}
+    unused = [name for field, names in later.items() if not getattr(config, field, None) for name in names]
     found = identity("clips-bench run", config, inputs)
     return digest({name: value for name, value in found.items() if not is_below(name, unused)})
 

@@ -9,7 +9,7 @@ from benchmarks.results.formatting import join_row_names
 from benchmarks.results.protocol import FULL_SIZE
 from benchmarks.results.results import Metric, Result
 from benchmarks.tasks.list_command import KNOWN_DATASETS
-from benchmarks.tasks.registry import BENCHMARKS
+from benchmarks.tasks.registry import all_benchmarks
 
 _UNITS = ("questions", "cases", "images")  # entries of protocols
 _TASK = "lmms-eval's "
@@ -73,7 +73,7 @@ def _published(result: Result) -> int:
     name = task.removeprefix(_TASK)
     if task.startswith(_TASK) and _plain(name) != _plain(result.benchmark):
         return 0  # other data with the task's prompt and scorer
-    entry = BENCHMARKS.get(name if task.startswith(_TASK) else format)
+    entry = all_benchmarks().get(name if task.startswith(_TASK) else format)
     if entry is not None:
         return entry.items or 0
     known = {_plain(known.name): known.items for sets in KNOWN_DATASETS.values() for known in sets}

@@ -26,23 +26,44 @@ def help_text(config_class: type, prog: str, positional: Sequence[str], rest: st
     lines = [f"usage: {prog}{arguments} [--config FILE] [--FIELD VALUE ...]", "", docstring_summary(config_class), ""]
     for flag, text in _SPECIAL:
         lines += [f"  {flag}", f"      {text}"]
-    return "\n".join([*lines, *_field_lines(config_class, "--")])
+    return "\n".join([*lines, *field_lines(config_class, "--")])
 
 
 def list_item_help(config_class: type, arguments: Sequence[str]) -> str | None:
     """The output of ``--LIST.help``: the fields of an item of that list; None if it is not requested."""
     for name, kind in list_item_classes(config_class):
         if f"--{name}.help" in arguments:
-            summary = f"Each item of {name} is a mapping. {docstring_summary(kind)}"
-            return "\n".join([summary, "", *_field_lines(kind, "")])
+            lines = [f"Each item of {name} is a mapping. {docstring_summary(kind)}", "", *field_lines(kind)]
+            for heading, variant, parent, inherited in item_variants(kind):
+                heading += f", in addition to those of {inherited}" if inherited else ""
+                lines += ["", *textwrap.wrap(f"of {heading}:", 90), *field_lines(variant, without=parent)]
+            return "\n".join(lines)
     return None
 
 
-def _field_lines(config_class: type, prefix: str) -> Iterator[str]:
-    """Each field on a line, followed by its description; nested configs follow under a heading."""
+def item_variants(kind: type) -> Iterator[tuple[str, type, type, str]]:
+    """The subclasses that a list's items may have, if ``kind`` has a method ``variants``: heading → subclass.
+
+    Each with its heading, and the nearest one before it whose fields it inherits with that one's heading.
+    """
+    earlier = {kind: ""}
+    for heading, variant in getattr(kind, "variants", dict)().items():
+        parent = next(each for each in reversed(earlier) if issubclass(variant, each))
+        yield heading, variant, parent, earlier[parent]
+        earlier[variant] = heading
+
+
+def field_lines(config_class: type, prefix: str = "", without: type | None = None) -> Iterator[str]:
+    """Each field on a line, followed by its description; nested configs follow under a heading.
+
+    The fields of the class ``without`` are omitted.
+    """
     texts, hints = dict(field_help(config_class)), typing.get_type_hints(config_class, include_extras=True)
     nested = []
+    inherited = {field.name for field in dataclasses.fields(without)} if without else set()
     for field in dataclasses.fields(config_class):
+        if field.name in inherited:
+            continue
         inner = next((option for option in options_of(hints[field.name]) if is_config(option)), None)
         if inner is not None:
             nested.append((field, inner))
@@ -53,7 +74,7 @@ def _field_lines(config_class: type, prefix: str) -> Iterator[str]:
             yield from textwrap.wrap(text, 90, initial_indent=" " * 6, subsequent_indent=" " * 6)
     for field, inner in nested:
         yield from ("", f"{prefix}{field.name}: {texts.get(field.name, '')}")
-        yield from _field_lines(inner, f"{prefix}{field.name}.")
+        yield from field_lines(inner, f"{prefix}{field.name}.")
 
 
 def _default(field: dataclasses.Field[Any]) -> str:

@@ -20,7 +20,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 from clips.commandline.commands import Command
-from clips.commandline.help_text import field_help, list_item_classes
+from clips.commandline.help_text import field_help, item_variants, list_item_classes
 from clips.typed_data import describe_type, field_types, to_plain
 
 ROOT = Path(__file__).parents[2]
@@ -135,6 +135,11 @@ def command_lines(program: str, name: str, command: Command) -> Iterator[str]:
         yield f"\n## An item of {', '.join(names)}"
         yield markdown((inspect.getdoc(kind) or "").partition("\nArgs:")[0]) + "\n"
         yield from table([field for field, _ in field_types(kind)], dict(field_types(kind)), texts, defaults)
+        for heading, variant, parent, inherited in item_variants(kind):
+            yield f"\n### {heading}" + (f", in addition to those of {inherited}" if inherited else "")
+            own = [field for field, _ in field_types(variant) if field not in dict(field_types(parent))]
+            texts, defaults = dict(field_help(variant)), dict(default_values(variant))
+            yield from table(own, dict(field_types(variant)), texts, defaults)
 
 
 def table(fields: list[str], kinds: dict[str, Any], texts: dict[str, str], defaults: dict[str, str]) -> Iterator[str]:

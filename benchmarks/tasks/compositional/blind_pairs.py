@@ -5,19 +5,16 @@ from __future__ import annotations
 import dataclasses
 import io
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.tasks.blind_images import NO_OTHER_IMAGE, blank_images, draw_sample, mean_color
+from benchmarks.tasks.blind_images import NO_OTHER_IMAGE, BlindConfig, blank_images, draw_sample, mean_color
 from benchmarks.tasks.data.pair_sets import PairSet
 from benchmarks.tasks.mllm.llava_input import input_settings
 from clips.data.formats.dataset_format import ImageRegion
 from clips.data.lazy_images import LazyImage
 from clips.errors import UserError
-
-if TYPE_CHECKING:
-    from benchmarks.tasks.run_config import BenchmarkConfig
 
 Scores = Sequence[np.ndarray]
 """(P, C) scores of each case."""
@@ -52,7 +49,7 @@ class _BlankImage(LazyImage):
 
 
 def blind_pairs(
-    pairs: PairSet, config: BenchmarkConfig, processor: Any, score: Callable[[PairSet], Scores]
+    pairs: PairSet, config: BlindConfig, processor: Any, score: Callable[[PairSet], Scores]
 ) -> BlindPairs | None:
     """Score the cases of the blind runs; None without any. Images are the same if their files are, whatever the box."""
     if not config.blind:

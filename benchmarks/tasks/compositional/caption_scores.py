@@ -11,9 +11,11 @@ percent for two images.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import permutations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,7 +26,8 @@ from benchmarks.results.results import CHANCE
 from benchmarks.tasks.data.pair_sets import PairSet, load_pair_set
 from benchmarks.tasks.encoders.recall import TIE_TOLERANCE
 from benchmarks.tasks.evaluation import Evaluation, MetricSpec, compute_metric, thumbnails
-from benchmarks.tasks.registry import get_benchmark
+from benchmarks.tasks.registry import Benchmark, BenchmarkConfig, Function, benchmark, get_benchmark
+from clips.core.identity import RUN_ONLY
 from clips.data.formats.dataset_format import ImageRegion, Pair
 from clips.errors import UserError
 
@@ -34,19 +37,88 @@ if TYPE_CHECKING:
 
     from benchmarks.tasks.compositional.blind_pairs import BlindPairs
     from benchmarks.tasks.eval_model import EvalModel
-    from benchmarks.tasks.run_config import BenchmarkConfig
 
 
 _MAX_CATEGORIES = 20  # with a metric each; of ARO's hundreds only the mean is reported
 _GROUPS = {"image_score": "image", "group_score": "group"}
 
 
-def load_pairs(config: BenchmarkConfig) -> PairSet:
+@dataclass(frozen=True, kw_only=True)
+class PairConfig(BenchmarkConfig):
+    """A choice between captions.
+
+    Args:
+        data: the benchmark's own file or directory of files, or JSON lines of {image, caption, negative}.
+        image_root: directory of the images; by default ``images`` next to the file, or the file's directory.
+    """
+
+    image_root: str | None = dataclasses.field(default=None, metadata=RUN_ONLY)
+
+    @property
+    def format(self) -> str:
+        """The format of the data, a name in ``clips.data.formats.FORMATS``."""
+        entry = get_benchmark(self.entry)
+        assert isinstance(entry, PairBenchmark)
+        return entry.format
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairBenchmark(Benchmark):
+    """One benchmark of choices between captions; ``format`` is that of its data."""
+
+    format: str
+
+
+_PAIR_SETS: Mapping[str, Mapping[str, Any]] = {
+    "choice": {"about": "a caption or one that differs in a detail: JSON lines of pairs", "format": "jsonl"},
+    "sugarcrepe": {
+        "about": "a caption or one with something added, replaced or swapped (SugarCrepe)",
+        "items": 7511,
+        "license": "MIT",
+    },
+    "aro_relation": {
+        "about": "order of relations: 'A on B' or 'B on A' (ARO, VG-Relation)",
+        "items": 23937,
+        "license": "MIT",
+    },
+    "aro_attribution": {  # its authors round the number of items
+        "about": "which object has which attribute (ARO, VG-Attribution)",
+        "items": 28700,
+        "license": "MIT",
+    },
+    "valse": {
+        "about": "a caption or a foil: existence, number, relation, action, reference (VALSE)",
+        "license": "as its sources",
+    },
+    "winoground": {
+        "about": "two images and two captions of the same words (Winoground)",
+        "items": 400,
+        "license": "its own terms, for research",
+        "trivial_baseline_note": "",
+    },
+}
+
+
+def pair_benchmarks(suffix: str, *, how: str, **fields: Any) -> Callable[[Function], Function]:
+    """Decorator: register a function for each published set of pairs, under the set's name with ``suffix``."""
+
+    def register(evaluate: Function) -> Function:
+        note = "A model that ignores the image may prefer one type of caption, and score above or below chance."
+        for name, stated in _PAIR_SETS.items():
+            about = {"about": f"{stated['about']}, {how}", "benchmark_type": "choice", "data_hash": data_hash}
+            known = {"format": name, "trivial_baseline_note": note, **stated, **about, **fields}
+            benchmark(name + suffix, kind=PairBenchmark, **known)(evaluate)
+        return evaluate
+
+    return register
+
+
+def load_pairs(config: PairConfig) -> PairSet:
     """The data of a compositional benchmark."""
-    return load_pair_set(config.data, get_benchmark(config.entry).format, images=config.image_root, limit=config.limit)
+    return load_pair_set(config.data, config.format, images=config.image_root, limit=config.limit)
 
 
-def data_hash(config: BenchmarkConfig) -> str:
+def data_hash(config: PairConfig) -> str:
     """SHA-256 of the captions and images."""
     return load_pairs(config).hash
 
@@ -101,12 +173,12 @@ def compute_evaluation(
     )
 
 
-def data_settings(pairs: PairSet, config: BenchmarkConfig) -> Entries:
+def data_settings(pairs: PairSet, config: PairConfig) -> Entries:
     """Protocol entries about the data and the metrics."""
     return {
         "benchmark": config.name,
         "data_hash": pairs.hash,
-        "format": get_benchmark(config.entry).format,
+        "format": config.format,
         "cases": len(pairs.cases),
         "ties": f"expected value over random order of scores within {TIE_TOLERANCE}",
         "scorer": "benchmarks.compositional 1",
@@ -247,9 +319,10 @@ def _margin(scores: np.ndarray) -> float:
     return float((np.diagonal(scores) - wrong).min())
 
 
-def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
+@pair_benchmarks("", how="by similarity", config=PairConfig, needs="encoder")
+def evaluate(model: EvalModel, config: PairConfig) -> Evaluation:
     """Accuracy of a model's encoder that chooses the most similar caption."""
-    from benchmarks.tasks.encoders.cached_embeddings import image_embeddings, text_embeddings
+    from benchmarks.tasks.encoders.embedding import image_embeddings, text_embeddings
 
     pairs = load_pairs(config)
     images = {image: number for number, image in enumerate(pairs.images)}

@@ -5,14 +5,21 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from benchmarks.results.protocol import Entries
-from benchmarks.tasks.blind_images import blind_settings
+from benchmarks.tasks.blind_images import BlindConfig, blind_settings
 from benchmarks.tasks.compositional.blind_pairs import blind_pairs
-from benchmarks.tasks.compositional.caption_scores import compute_evaluation, data_settings, load_pairs
+from benchmarks.tasks.compositional.caption_scores import (
+    PairConfig,
+    compute_evaluation,
+    data_settings,
+    load_pairs,
+    pair_benchmarks,
+)
 from benchmarks.tasks.data.pair_sets import PairSet
 from benchmarks.tasks.distributed import run_on_all
 from benchmarks.tasks.evaluation import Evaluation
@@ -20,11 +27,9 @@ from benchmarks.tasks.output_cache import cache_key
 from clips.commandline.progress import progress_iter
 from clips.core.artifact import library_versions
 from clips.data.formats.dataset_format import ImageRegion
-from clips.parallel.distributed import all_gather_objects
 
 if TYPE_CHECKING:
     from benchmarks.tasks.eval_model import EvalModel
-    from benchmarks.tasks.run_config import BenchmarkConfig
     from llava_bridge.inference.loglikelihood import LogLikelihood
 
 PROMPT = "Provide a one-sentence caption for the provided image."
@@ -36,7 +41,22 @@ _SCORES = {
 }
 
 
-def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
+@dataclass(frozen=True, kw_only=True)
+class LikelihoodConfig(PairConfig, BlindConfig):
+    """A choice between captions by a LLaVA's likelihood.
+
+    Args:
+        prompt: the LLaVA's prompt for captions; by default the benchmark's own.
+        likelihood_score: a caption's score: the ``sum`` of its token log-likelihoods, their ``mean``, or
+            ``mutual_info``, the sum minus that without the image (pointwise mutual information).
+    """
+
+    prompt: str | None = None
+    likelihood_score: Literal["sum", "mean", "mutual_info"] = "sum"
+
+
+@pair_benchmarks("_likelihood", how="by likelihood", config=LikelihoodConfig, needs="llava")
+def evaluate(model: EvalModel, config: LikelihoodConfig) -> Evaluation:
     """Accuracy of a model's LLaVA that chooses the caption with the highest likelihood."""
     pairs = load_pairs(config)
     prompt = config.prompt or PROMPT
@@ -58,7 +78,7 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
     )
 
 
-def _scores(model: EvalModel, pairs: PairSet, prompt: str, config: BenchmarkConfig) -> list[np.ndarray]:
+def _scores(model: EvalModel, pairs: PairSet, prompt: str, config: LikelihoodConfig) -> list[np.ndarray]:
     """(P, C) scores of each case."""
     requests = [(image, prompt, text) for case in pairs.cases for image in case.images for text in case.captions]
     texts = list(dict.fromkeys(text for _, _, text in requests)) if config.likelihood_score == "mutual_info" else []
@@ -88,6 +108,7 @@ def score_texts(
         requests: (image, prompt, text).
         end: include the EOS token of the answer.
     """
+    from clips.parallel.distributed import all_gather_objects
     from llava_bridge.inference.loglikelihood import LogLikelihood
 
     cache = model.answer_cache("likelihood", pairs.hash)

@@ -7,13 +7,20 @@ the wrong letter, averaged over both orders, so that a preference for A or for t
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.tasks.blind_images import blind_settings
+from benchmarks.tasks.blind_images import BlindConfig, blind_settings
 from benchmarks.tasks.compositional.blind_pairs import blind_pairs
-from benchmarks.tasks.compositional.caption_scores import compute_evaluation, data_settings, load_pairs
+from benchmarks.tasks.compositional.caption_scores import (
+    PairConfig,
+    compute_evaluation,
+    data_settings,
+    load_pairs,
+    pair_benchmarks,
+)
 from benchmarks.tasks.compositional.loglikelihood import llava_protocol, score_texts
 from benchmarks.tasks.data.pair_sets import PairSet
 from benchmarks.tasks.evaluation import Evaluation, MetricSpec
@@ -22,7 +29,6 @@ from clips.errors import UserError
 
 if TYPE_CHECKING:
     from benchmarks.tasks.eval_model import EvalModel
-    from benchmarks.tasks.run_config import BenchmarkConfig
 
 PROMPT = (
     "Which caption fits the image?\nA. {a}\nB. {b}\nAnswer with the option's letter from the given choices directly."
@@ -32,12 +38,27 @@ OPTION_LETTERS = ("A", "B")
 _A_RATIO = MetricSpec(label="ratio of A", columns=("said_a",), higher_is_better=None)
 
 
-def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
+@dataclass(frozen=True, kw_only=True)
+class MultipleChoiceConfig(PairConfig, BlindConfig):
+    """A choice between captions as a multiple-choice question.
+
+    Args:
+        prompt: the question, with ``{a}`` and ``{b}`` for the captions; by default the benchmark's own.
+    """
+
+    prompt: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.prompt is not None and not ("{a}" in self.prompt and "{b}" in self.prompt):
+            raise UserError(f"prompt: expected {{a}} and {{b}} where the captions go, got '{self.prompt:.80}'")
+
+
+@pair_benchmarks("_mcq", how="multiple choice, A or B", config=MultipleChoiceConfig, needs="llava")
+def evaluate(model: EvalModel, config: MultipleChoiceConfig) -> Evaluation:
     """Accuracy of a model's LLaVA that names the right caption."""
     pairs = load_pairs(config)
     prompt = config.prompt or PROMPT
-    if "{a}" not in prompt or "{b}" not in prompt:
-        raise UserError(f"benchmarks.prompt: expected {{a}} and {{b}} where the captions go, got '{prompt:.80}'")
     blind = blind_pairs(pairs, config, model.llava[1], lambda each: _scores(model, each, prompt)[0])
     scores, a_ratios = _scores(model, pairs, prompt)
     return compute_evaluation(

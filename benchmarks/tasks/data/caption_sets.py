@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -13,18 +14,46 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from benchmarks.tasks.registry import BenchmarkConfig
 from clips.core.content import FileStamp, file_stamp
+from clips.core.identity import RUN_ONLY
 from clips.data.formats import DatasetSpec, read_dataset
 from clips.data.formats.dataset_format import Captioned, strict_captions
 from clips.data.lazy_images import LazyImage
 from clips.errors import UserError
+from clips.ranges import Positive
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from benchmarks.tasks.run_config import BenchmarkConfig
-
 _CACHED_SETS = 8  # per process: names and captions, no images
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionSetConfig(BenchmarkConfig):
+    """A benchmark on images with captions.
+
+    Args:
+        data: WebDataset shards, a Karpathy JSON, JSON lines of {image, captions}, or another format (see
+            docs/data-formats.md).
+        split: split of the data, if it has any; ``all`` uses every split.
+        image_root: directory of the images; by default ``images`` next to a JSON, or the directory of the file.
+        captions_per_image: use at most this number of captions per image (5 in the COCO protocol).
+        format: of the data, if detection is ambiguous; ``datasets`` for a Hub repo id.
+        subset: a dataset's configuration on the Hub.
+        image_column: of a table (CSV, TSV, JSON lines, parquet) or a Hugging Face dataset; by default the first
+            existing one of image, jpg, png, image_path, file_name, path, url, image_url.
+        caption_columns: likewise; one column of lists, or several. By default the first existing one of captions,
+            caption, sentences, texts, text, raw, or caption_0, caption_1, ….
+    """
+
+    split: str = "test"
+    image_root: str | None = dataclasses.field(default=None, metadata=RUN_ONLY)
+    captions_per_image: Positive = 5
+    format: str | None = None
+    subset: str | None = None
+    image_column: str | None = None
+    caption_columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -110,8 +139,8 @@ def load_caption_set(source: DatasetSpec, *, captions_per_image: int = 5, limit:
     return _load(source, captions_per_image, limit, file_stamps(Path(source.path)))
 
 
-def load_benchmark_captions(config: BenchmarkConfig, *, language: str | None = None) -> CaptionSet:
-    """The dataset of a benchmark, or of one of its languages.
+def load_benchmark_captions(config: CaptionSetConfig, *, language: str | None = None) -> CaptionSet:
+    """The dataset of a benchmark, in one of its languages if it has several.
 
     Raises what `load_caption_set` does.
     """
@@ -120,7 +149,7 @@ def load_benchmark_captions(config: BenchmarkConfig, *, language: str | None = N
         format=config.format,
         split=config.split,
         image_root=config.image_root,
-        language=language or config.language,
+        language=language,
         subset=config.subset,
         image_column=config.image_column,
         caption_columns=tuple(config.caption_columns),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,16 +20,15 @@ from benchmarks.tasks.data.classification_sets import (
     log_skipped,
 )
 from benchmarks.tasks.encoders.recall import TIE_TOLERANCE, RetrievalRanks
-from benchmarks.tasks.encoders.zero_shot_classifier import check_templates, class_embeddings, class_prompts
 from benchmarks.tasks.evaluation import Evaluation, MetricSpec, compute_metric, thumbnails
-from clips.errors import UserError
+from benchmarks.tasks.registry import BenchmarkConfig, benchmark
+from clips.errors import UserError, unknown_name_error
 
 if TYPE_CHECKING:
     import pandas as pd
     import torch
 
     from benchmarks.tasks.eval_model import EvalModel
-    from benchmarks.tasks.run_config import BenchmarkConfig
 
 PRIMARY = ("acc1",)
 CUTS = (1, 5)
@@ -40,11 +40,63 @@ METRICS: dict[str, MetricSpec] = {
     ),
 }
 _MAX_BLOCK_ELEMENTS = 16_000_000
+TEMPLATE_SETS = {"openai_imagenet": "OPENAI_IMAGENET_TEMPLATES", "simple": "SIMPLE_IMAGENET_TEMPLATES"}
+"""Config value → open_clip's list: CLIP's 80 templates for ImageNet, and the seven that its authors found as good."""
+_SLOTS = ("{}", "{c}")
 
 
-def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
+def check_templates(templates: str | Sequence[str], field: str) -> None:
+    """Reject values that are neither a name in :data:`TEMPLATE_SETS` nor strings with a slot for the class.
+
+    Raises:
+        UserError: the message names ``field``.
+    """
+    if isinstance(templates, str) and templates not in TEMPLATE_SETS:
+        raise unknown_name_error(templates, TEMPLATE_SETS, f"set of {field}, or a list of strings,")
+    for template in [] if isinstance(templates, str) else templates:
+        if not any(slot in template for slot in _SLOTS):
+            raise UserError(f"{field}: expected {{}} where the class goes, got '{template:.80}'")
+    if not templates:
+        raise UserError(f"{field}: expected at least one string")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationConfig(BenchmarkConfig):
+    """Zero-shot classification.
+
+    Args:
+        data: a directory of WebDataset shards, class directories or parquet files.
+        split: split of the data, if it has any.
+        templates: prompts: ``openai_imagenet``, ``simple``, or strings with ``{}`` for the class name; by default those
+            in the file next to the data.
+    """
+
+    split: str = "test"
+    templates: str | tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.templates is not None:
+            check_templates(self.templates, "templates")
+
+
+def data_hash(config: ClassificationConfig) -> str:
+    """Return the SHA-256 of the images, their classes and the templates."""
+    found = _load(config)
+    return hashlib.sha256(f"{found.hash} {_templates(found, config)}".encode()).hexdigest()
+
+
+@benchmark(
+    "classification",
+    config=ClassificationConfig,
+    data_hash=data_hash,
+    benchmark_type="classification",
+    about="zero-shot classification by prompts: ImageNet, its shifts, any dataset in CLIP_benchmark's format",
+    needs="encoder",
+)
+def evaluate(model: EvalModel, config: ClassificationConfig) -> Evaluation:
     """Compute accuracy at 1 and 5 and mean per-class recall of a model's encoder."""
-    from benchmarks.tasks.encoders.cached_embeddings import image_embeddings, text_embeddings
+    from benchmarks.tasks.encoders.embedding import image_embeddings, text_embeddings
 
     found = _load(config)
     log_skipped(found)
@@ -72,13 +124,7 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
     )
 
 
-def data_hash(config: BenchmarkConfig) -> str:
-    """Return the SHA-256 of the images, their classes and the templates."""
-    found = _load(config)
-    return hashlib.sha256(f"{found.hash} {_templates(found, config)}".encode()).hexdigest()
-
-
-def _load(config: BenchmarkConfig) -> ClassificationSet:
+def _load(config: ClassificationConfig) -> ClassificationSet:
     return load_classification_set(config.data, split=config.split, limit=config.limit, prompted=True)
 
 
@@ -124,7 +170,7 @@ def undefined_metrics(found: ClassificationSet) -> Mapping[str, str]:
     return {f"acc{CUTS[-1]}": f"there are only {len(found.classes)} classes"} if few else {}
 
 
-def _templates(found: ClassificationSet, config: BenchmarkConfig) -> str | Sequence[str]:
+def _templates(found: ClassificationSet, config: ClassificationConfig) -> str | Sequence[str]:
     templates = config.templates or found.templates
     if not templates:
         raise UserError(
@@ -134,6 +180,32 @@ def _templates(found: ClassificationSet, config: BenchmarkConfig) -> str | Seque
     if not config.templates:
         check_templates(templates, f"{found.source}: {TEMPLATES_FILE}")
     return templates
+
+
+def class_prompts(templates: str | Sequence[str], name: str) -> list[str]:
+    """Return the prompts of the class ``name``."""
+    if isinstance(templates, str):
+        from clips.lazy_import import without_wandb
+
+        with without_wandb():
+            import open_clip
+        return [template(name) for template in getattr(open_clip, TEMPLATE_SETS[templates])]
+    return [template.replace("{c}", name).replace("{}", name) for template in templates]
+
+
+def class_embeddings(
+    vectors_of: Callable[[Sequence[str]], torch.Tensor], templates: str | Sequence[str], classes: Sequence[str]
+) -> torch.Tensor:
+    """(C, D) unit vectors of the classes: the normalized mean of each class's normalized text vectors.
+
+    Source: open_clip's ``build_zero_shot_classifier``. ``vectors_of`` maps texts to their unit vectors.
+    """
+    import torch
+
+    texts = [class_prompts(templates, name) for name in classes]
+    features = vectors_of([text for group in texts for text in group])
+    means = features.reshape(len(classes), len(texts[0]), -1).mean(dim=1)
+    return torch.nn.functional.normalize(means, dim=-1)
 
 
 def iter_similarities(images: torch.Tensor, classes: torch.Tensor) -> Iterator[np.ndarray]:

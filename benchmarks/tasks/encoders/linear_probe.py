@@ -8,7 +8,9 @@ Source: section A.3 of the CLIP paper (arXiv 2103.00020): scikit-learn's L-BFGS 
 
 from __future__ import annotations
 
+import hashlib
 import warnings
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,12 +26,12 @@ from benchmarks.tasks.encoders.classification import (
 )
 from benchmarks.tasks.encoders.recall import TIE_TOLERANCE
 from benchmarks.tasks.evaluation import Evaluation, MetricSpec, compute_metric
+from benchmarks.tasks.registry import BenchmarkConfig, benchmark
 from clips.core.artifact import log_info
 from clips.errors import UserError
 
 if TYPE_CHECKING:
     from benchmarks.tasks.eval_model import EvalModel
-    from benchmarks.tasks.run_config import BenchmarkConfig
 
 C_VALUES = np.logspace(-6, 6, 97)
 """Values of C, the inverse of the regularization strength: eight per decade."""
@@ -45,11 +47,43 @@ _OF_SEEN_IMAGES = {
 _ABSENT = -1e9  # log probability of a class that train does not contain
 
 
-def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
+@dataclass(frozen=True, kw_only=True)
+class LinearProbeConfig(BenchmarkConfig):
+    """A linear probe.
+
+    Args:
+        data: a directory of WebDataset shards, class directories or parquet files, with both splits.
+        split: the test split.
+        train_split: the training split.
+    """
+
+    split: str = "test"
+    train_split: str = "train"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.split == self.train_split:
+            raise UserError(f"train_split: expected a different one than 'split', got '{self.split}' for both")
+
+
+def data_hash(config: LinearProbeConfig) -> str:
+    """Return the SHA-256 of the images of both splits and their classes."""
+    return hashlib.sha256("".join(found.hash for found in _load(config)).encode()).hexdigest()
+
+
+@benchmark(
+    "linear_probe",
+    config=LinearProbeConfig,
+    data_hash=data_hash,
+    benchmark_type="classification",
+    about="logistic regression on an image tower's features, trained on a train split",
+    needs="tower",
+)
+def evaluate(model: EvalModel, config: LinearProbeConfig) -> Evaluation:
     """Compute the test accuracy of a classifier trained on the train split, and the selected C."""
     from importlib.metadata import version
 
-    from benchmarks.tasks.encoders.cached_embeddings import image_embeddings
+    from benchmarks.tasks.encoders.embedding import image_embeddings
 
     train, test = _load(config)
     for found in (train, test):
@@ -94,17 +128,8 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
     )
 
 
-def data_hash(config: BenchmarkConfig) -> str:
-    """Return the SHA-256 of the images of both splits and their classes."""
-    import hashlib
-
-    return hashlib.sha256("".join(found.hash for found in _load(config)).encode()).hexdigest()
-
-
-def _load(config: BenchmarkConfig) -> tuple[ClassificationSet, ClassificationSet]:
+def _load(config: LinearProbeConfig) -> tuple[ClassificationSet, ClassificationSet]:
     """Return train and test; ``limit`` applies only to the test images."""
-    if config.split == config.train_split:
-        raise UserError(f"benchmarks.train_split: expected a different one than 'split', got '{config.split}' for both")
     train = load_classification_set(config.data, split=config.train_split)
     test = load_classification_set(config.data, split=config.split, limit=config.limit)
     # a list of names next to both splits fits both, whatever their directories are

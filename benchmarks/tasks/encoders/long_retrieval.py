@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,20 +22,24 @@ from benchmarks.tasks.encoders.retrieval import (
     DIRECTION_LABELS,
     METRICS,
     PRIMARY,
+    RetrievalConfig,
     chance_ranks,
+    data_hash,
     hit_columns,
     items_of,
     recall_metrics,
     retrieval_protocol,
 )
 from benchmarks.tasks.evaluation import Evaluation, MetricSpec, compute_metric
+from benchmarks.tasks.registry import benchmark
+from clips.errors import UserError
+from clips.ranges import Positive
 
 if TYPE_CHECKING:
     import pandas as pd
     import torch
 
     from benchmarks.tasks.eval_model import EvalModel
-    from benchmarks.tasks.run_config import BenchmarkConfig
 
 WORD_LIMITS = "word_limits"
 """The protocol entry that lists the points of the curve, ``"8, 16, 32"``."""
@@ -43,11 +48,35 @@ WORD_LIMITS = "word_limits"
 _MORE_TOKENS = 4
 
 
-def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
-    """Compute recalls with full captions and with their first words, and R@1 per length bin."""
-    from benchmarks.tasks.encoders.cached_embeddings import image_embeddings, text_embeddings
+@dataclass(frozen=True, kw_only=True)
+class LongRetrievalConfig(RetrievalConfig):
+    """Retrieval with long captions.
 
-    captions = load_benchmark_captions(config)
+    Args:
+        word_limits: also truncate the captions to these numbers of words.
+    """
+
+    word_limits: tuple[Positive, ...] = (8, 16, 32, 64, 128, 256)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.word_limits or list(self.word_limits) != sorted(set(self.word_limits)):
+            raise UserError(f"word_limits: expected increasing numbers, got {list(self.word_limits)}")
+
+
+@benchmark(
+    "long_retrieval",
+    config=LongRetrievalConfig,
+    data_hash=data_hash,
+    benchmark_type="retrieval",
+    about="the same with long captions, full and truncated (DOCCI, DCI, Urban-1k, ShareGPT4V, IIW)",
+    needs="encoder",
+)
+def evaluate(model: EvalModel, config: LongRetrievalConfig) -> Evaluation:
+    """Compute recalls with full captions and with their first words, and R@1 per length bin."""
+    from benchmarks.tasks.encoders.embedding import image_embeddings, text_embeddings
+
+    captions = load_benchmark_captions(config, language=config.language)
     versions = {"": list(captions.texts)} | {
         metric_suffix(words): [truncate_words(text, words) for text in captions.texts] for words in config.word_limits
     }
@@ -73,7 +102,7 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
     return Evaluation(
         metrics={name: compute_metric(items, spec, baselines={CHANCE: chance}) for name, spec in specs.items()},
         primary=PRIMARY,
-        protocol=retrieval_protocol(captions, config)
+        protocol=retrieval_protocol(captions, config.name, config.language)
         | _protocol(captions, config)
         | model.encoder.settings
         | {"input_context_length": int(model.encoder.tokenizer([""]).shape[1])},
@@ -152,7 +181,7 @@ def _specs(words: Sequence[int], items: pd.DataFrame) -> dict[str, MetricSpec]:
     return specs
 
 
-def _protocol(captions: CaptionSet, config: BenchmarkConfig) -> Entries:
+def _protocol(captions: CaptionSet, config: LongRetrievalConfig) -> Entries:
     lengths = [len(text.split()) for text in captions.texts]
     return {
         "task": "zero-shot retrieval by long captions, full and truncated to their first words, both directions",

@@ -7,11 +7,12 @@ regardless of its number of captions.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from benchmarks.results.protocol import Entries
 from benchmarks.results.results import CHANCE
-from benchmarks.tasks.data.caption_sets import CaptionSet, load_benchmark_captions
+from benchmarks.tasks.data.caption_sets import CaptionSet, CaptionSetConfig, load_benchmark_captions
 from benchmarks.tasks.encoders.recall import RECALL_KS, compute_ranks
 from benchmarks.tasks.encoders.retrieval import (
     DIRECTION_LABELS,
@@ -23,18 +24,47 @@ from benchmarks.tasks.encoders.retrieval import (
     retrieval_protocol,
 )
 from benchmarks.tasks.evaluation import Evaluation, MetricSpec, compute_metric
+from benchmarks.tasks.registry import benchmark
 from clips.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from benchmarks.tasks.eval_model import EvalModel
-    from benchmarks.tasks.run_config import BenchmarkConfig
 
 
-def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
+@dataclass(frozen=True, kw_only=True)
+class MultilingualConfig(CaptionSetConfig):
+    """Retrieval in several languages.
+
+    Args:
+        languages: the languages to average over.
+    """
+
+    languages: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.languages or len(set(self.languages)) < len(self.languages):
+            raise UserError(f"languages: expected at least one, and different ones, got {list(self.languages)}")
+
+
+def data_hash(config: MultilingualConfig) -> str:
+    """Return the SHA-256 of the images and of the captions in every language."""
+    return _hash(_sets(config))
+
+
+@benchmark(
+    "multilingual_retrieval",
+    config=MultilingualConfig,
+    data_hash=data_hash,
+    benchmark_type="retrieval",
+    about="the same in several languages, and their mean (XM3600, Flickr30k-200, XTD10, XTD200)",
+    needs="encoder",
+)
+def evaluate(model: EvalModel, config: MultilingualConfig) -> Evaluation:
     """Compute recall at 1, 5 and 10 in each language, and the means over them."""
-    from benchmarks.tasks.encoders.cached_embeddings import image_embeddings, text_embeddings
+    from benchmarks.tasks.encoders.embedding import image_embeddings, text_embeddings
 
     sets = _sets(config)
     first = next(iter(sets.values()))
@@ -54,15 +84,8 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
     )
 
 
-def data_hash(config: BenchmarkConfig) -> str:
-    """Return the SHA-256 of the images and of the captions in every language."""
-    return _hash(_sets(config))
-
-
-def _sets(config: BenchmarkConfig) -> dict[str, CaptionSet]:
+def _sets(config: MultilingualConfig) -> dict[str, CaptionSet]:
     """Map language to its captions, of the same images in the same order."""
-    if not config.languages:
-        raise UserError(f"benchmarks.languages: expected at least one (benchmark '{config.name}')")
     sets = {language: load_benchmark_captions(config, language=language) for language in config.languages}
     first, *others = sets
     for language in others:
@@ -117,9 +140,9 @@ def _specs(languages: list[str]) -> dict[str, MetricSpec]:
     }
 
 
-def _protocol(sets: dict[str, CaptionSet], config: BenchmarkConfig) -> Entries:
+def _protocol(sets: dict[str, CaptionSet], config: MultilingualConfig) -> Entries:
     languages = list(sets)
-    stated = retrieval_protocol(sets[languages[0]], config)
+    stated = retrieval_protocol(sets[languages[0]], config.name)
     return stated | {
         "task": "zero-shot retrieval in several languages, both directions",
         "data_hash": _hash(sets),

@@ -5,6 +5,7 @@ All tokens are decoded in parallel if the captioner was trained so, otherwise gr
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -20,8 +21,11 @@ from benchmarks.results.protocol import full_size_entry
 from benchmarks.tasks.data.caption_sets import file_stamps
 from benchmarks.tasks.evaluation import Evaluation, MetricSpec, compute_metric, thumbnails
 from benchmarks.tasks.mllm.caption_metrics import score_captions, tokenizer_name
-from benchmarks.tasks.mllm.task_metrics import caption_columns, caption_metrics
+from benchmarks.tasks.mllm.task_columns import caption_columns
+from benchmarks.tasks.mllm.task_metrics import caption_metrics
+from benchmarks.tasks.registry import BenchmarkConfig, benchmark
 from clips.commandline.progress import progress_iter
+from clips.core.identity import RUN_ONLY
 from clips.errors import UserError
 from clips.model_refs import CAPTIONER_WEIGHTS
 
@@ -30,7 +34,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from benchmarks.tasks.eval_model import EvalModel
-    from benchmarks.tasks.run_config import BenchmarkConfig
     from clips.data.sources import Source, SourceConfig
 
 METRICS = caption_metrics() | {
@@ -82,7 +85,43 @@ class RecaptionSet:
             raise UserError(f"image {self.names[index]}: {error}") from None
 
 
-def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation | None:
+@dataclass(frozen=True, kw_only=True)
+class RecaptionConfig(BenchmarkConfig):
+    """Captions of an encoder's captioner.
+
+    Args:
+        data: a source as of ``clips train``.
+        split: split of the data, if it has any.
+        image_root: directory of the images; by default ``images`` next to a JSON, or the directory of the file.
+        format: of the source, by default ``webdataset``.
+        subset: a dataset's configuration on the Hub.
+        web_caption: field of the web caption, as ``web_caption`` of a training source.
+        synthetic_caption: field of the synthetic caption, likewise.
+    """
+
+    split: str = "test"
+    image_root: str | None = dataclasses.field(default=None, metadata=RUN_ONLY)
+    format: str | None = None
+    subset: str | None = None
+    web_caption: str = "auto"
+    synthetic_caption: str = "auto"
+
+
+def data_hash(config: RecaptionConfig) -> str:
+    """Return the SHA-256 of the images, web captions and synthetic captions."""
+    return _samples(config).hash
+
+
+@benchmark(
+    "recaption",
+    config=RecaptionConfig,
+    data_hash=data_hash,
+    benchmark_type="captions",
+    about="captions of an encoder's captioner for an image and its web caption, against a synthetic caption",
+    needs="tower",
+    trivial_baseline_note="'CIDEr of another image's caption' is the score of captions that ignore their image.",
+)
+def evaluate(model: EvalModel, config: RecaptionConfig) -> Evaluation | None:
     """Compute CIDEr, BLEU and ROUGE-L of the captioner's captions, on rank 0 only."""
     if not model.processes.is_main:
         return None
@@ -116,12 +155,7 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation | None:
     )
 
 
-def data_hash(config: BenchmarkConfig) -> str:
-    """Return the SHA-256 of the images, web captions and synthetic captions."""
-    return _samples(config).hash
-
-
-def _samples(config: BenchmarkConfig) -> RecaptionSet:
+def _samples(config: RecaptionConfig) -> RecaptionSet:
     from clips.data.sources import SourceConfig
 
     source = SourceConfig(

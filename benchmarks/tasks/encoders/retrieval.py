@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,20 +11,15 @@ import numpy as np
 from benchmarks.results.protocol import Entries, full_size_entry
 from benchmarks.results.result_types import BLOCKER, IMAGE_HASH
 from benchmarks.results.results import CHANCE
-from benchmarks.tasks.data.caption_sets import CaptionSet, load_benchmark_captions
+from benchmarks.tasks.data.caption_sets import CaptionSet, CaptionSetConfig, load_benchmark_captions
 from benchmarks.tasks.encoders.recall import RECALL_KS, TIE_TOLERANCE, RetrievalRanks, compute_ranks
-from benchmarks.tasks.evaluation import (
-    Evaluation,
-    MetricSpec,
-    compute_metric,
-    thumbnails,
-)
+from benchmarks.tasks.evaluation import Evaluation, MetricSpec, compute_metric, thumbnails
+from benchmarks.tasks.registry import benchmark
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from benchmarks.tasks.eval_model import EvalModel
-    from benchmarks.tasks.run_config import BenchmarkConfig
 
 
 DIRECTION_LABELS = {"t2i": "T→I", "i2t": "I→T"}
@@ -58,11 +54,35 @@ METRICS: dict[str, MetricSpec] = {
 }
 
 
-def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
-    """Compute recall at 1, 5 and 10, median rank and means, of a model's encoder."""
-    from benchmarks.tasks.encoders.cached_embeddings import image_embeddings, text_embeddings
+@dataclass(frozen=True, kw_only=True)
+class RetrievalConfig(CaptionSetConfig):
+    """Retrieval between images and captions.
 
-    captions = load_benchmark_captions(config)
+    Args:
+        language: of data in several languages.
+    """
+
+    language: str | None = None
+
+
+def data_hash(config: RetrievalConfig) -> str:
+    """Return the SHA-256 of the images and captions."""
+    return load_benchmark_captions(config, language=config.language).hash
+
+
+@benchmark(
+    "retrieval",
+    config=RetrievalConfig,
+    data_hash=data_hash,
+    benchmark_type="retrieval",
+    about="zero-shot retrieval between images and their captions, both ways (COCO and Flickr30K protocol)",
+    needs="encoder",
+)
+def evaluate(model: EvalModel, config: RetrievalConfig) -> Evaluation:
+    """Compute recall at 1, 5 and 10, median rank and means, of a model's encoder."""
+    from benchmarks.tasks.encoders.embedding import image_embeddings, text_embeddings
+
+    captions = load_benchmark_captions(config, language=config.language)
     images = image_embeddings(model, captions.open, captions.images, captions.image_hashes, "encoder")
     texts = text_embeddings(model, captions.texts)
     items = items_of(captions, compute_ranks(images, texts, captions.pairs, model.processes))
@@ -70,21 +90,16 @@ def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
     return Evaluation(
         metrics={name: compute_metric(items, spec, baselines=baselines) for name, spec in METRICS.items()},
         primary=PRIMARY,
-        protocol=retrieval_protocol(captions, config) | model.encoder.settings,
+        protocol=retrieval_protocol(captions, config.name, config.language) | model.encoder.settings,
         items=items,
     )
 
 
-def data_hash(config: BenchmarkConfig) -> str:
-    """Return the SHA-256 of the images and captions."""
-    return load_benchmark_captions(config).hash
-
-
-def retrieval_protocol(captions: CaptionSet, config: BenchmarkConfig) -> Entries:
+def retrieval_protocol(captions: CaptionSet, benchmark: str, language: str | None = None) -> Entries:
     """Protocol of a retrieval result: every setting, except the model, that affects recall."""
     stated: Entries = {
         "task": "zero-shot retrieval, both directions",
-        "benchmark": config.name,
+        "benchmark": benchmark,
         "data_hash": captions.hash,
         "split": captions.split,
         "images": len(captions.images),
@@ -99,8 +114,8 @@ def retrieval_protocol(captions: CaptionSet, config: BenchmarkConfig) -> Entries
     }
     if captions.shared:
         stated["images_per_caption"] = _span(np.bincount(captions.pairs[:, 1]).tolist())
-    if config.language is not None:
-        stated["language"] = config.language
+    if language is not None:
+        stated["language"] = language
     return stated
 
 

@@ -3,30 +3,77 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from benchmarks.results.blind import SIGHTED, add_blind_columns
-from benchmarks.tasks.benchmark import Benchmark
-from benchmarks.tasks.blind_images import draw_sample
-from benchmarks.tasks.mllm.blind_view import BlindView
+from benchmarks.tasks.blind_images import BlindSample, blank_images, draw_sample, other_images
 from benchmarks.tasks.mllm.items import QuestionImage
 from benchmarks.tasks.mllm.judge import Judge
 from benchmarks.tasks.mllm.llava_input import input_settings
+from benchmarks.tasks.mllm.lmms_tasks import LmmsTask, TaskConfig
 from benchmarks.tasks.mllm.offline_tasks import select_questions
 from benchmarks.tasks.mllm.task_metrics import TASK_METRICS, default_task_metrics
 
 if TYPE_CHECKING:
     import pandas as pd
+    from PIL.Image import Image
 
     from benchmarks.tasks.mllm.llava_model import LlavaBridgeModel
-    from benchmarks.tasks.run_config import BenchmarkConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlindView:
+    """What a model sees while it answers the questions of a blind run.
+
+    Args:
+        kind: of the run, or `SIGHTED` for the own images, whose answers are cached.
+        numbers: index among the selected questions → among all.
+        sample: the images of the questions in their random order.
+        names: index among all evaluated questions → its image.
+        documents: all questions of the data.
+        processor: the LLaVA's; None for that of a server.
+        resize: how its preprocessing resizes images; empty if unknown.
+    """
+
+    kind: str
+    numbers: Sequence[int]
+    sample: BlindSample
+    names: Mapping[int, str]
+    documents: Any
+    processor: Any
+    resize: str
+
+    def condition(self, number: int) -> list[Any]:
+        """The part of an answer's cache key that depends on the image."""
+        shuffled = self.kind == "shuffled"
+        return [] if self.kind == SIGHTED else [self.kind, next(self._donors(number)) if shuffled else None]
+
+    def visuals(self, number: int, own: Sequence[Image], to_visual: Any) -> list[Image]:
+        """The images in place of a question's own."""
+        if self.kind == "blank":
+            return blank_images(self.processor, own, self.resize)
+        if self.kind == "shuffled":
+            others = (to_visual(self.documents[donor]) or [] for donor in self._donors(number))
+            return next(others)[:1] if len(own) == 1 else other_images(own, others)  # one is not compared again
+        return list(own)
+
+    def _donors(self, number: int) -> Iterator[int]:
+        """One question for each image that may replace that of a question, the preferred one first."""
+        return (self._first[image] for image in self.sample.others(self.names[self.numbers[number]]))
+
+    @functools.cached_property
+    def _first(self) -> dict[str, int]:
+        """Image → the first question about it."""
+        return {name: number for number, name in sorted(self.names.items(), reverse=True)}
 
 
 def blind_views(
-    model: LlavaBridgeModel, task: Any, config: BenchmarkConfig, images: Mapping[int, QuestionImage], data_hash: str
+    model: LlavaBridgeModel, task: Any, config: TaskConfig, images: Mapping[int, QuestionImage], data_hash: str
 ) -> Iterator[BlindView]:
     """Restrict a task to the questions of its blind runs; yields the view of the sighted run, then of each blind one.
 
@@ -64,7 +111,7 @@ def add_blind_runs(
     items: pd.DataFrame,
     model: LlavaBridgeModel,
     task: Any,
-    entry: Benchmark,
+    entry: LmmsTask,
     settings: Mapping[str, Any],
     views: Iterator[BlindView],
     judge: Judge,

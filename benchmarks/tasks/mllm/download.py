@@ -21,8 +21,8 @@ from typing import Any
 
 import yaml
 
-from benchmarks.tasks.benchmark import Benchmark
 from benchmarks.tasks.data.caption_sets import file_stamps
+from benchmarks.tasks.mllm.lmms_tasks import LmmsTask
 from benchmarks.tasks.mllm.offline_tasks import dataset_config_name
 from benchmarks.tasks.registry import get_benchmark
 from clips.core.artifact import atomic_write, directory_hash, log_info, write_errors_as_user_errors
@@ -115,10 +115,12 @@ def run_download(config: DownloadConfig) -> None:
         UserError: an unknown task, a task whose definition names no Hub dataset, an unreachable Hub, a full disk, a
             damaged file.
     """
-    datasets: dict[str, list[Benchmark]] = {}
+    datasets: dict[str, list[LmmsTask]] = {}
     for task in [name for each in config.tasks.split(",") if (name := each.strip())]:
         entry = get_benchmark(task)
-        if "/" not in entry.dataset:  # a task of one's own may name a local directory
+        if (
+            not isinstance(entry, LmmsTask) or "/" not in entry.dataset
+        ):  # a task of one's own may name a local directory
             raise UserError(f"tasks: '{task}' names no dataset on the Hub (expected an lmms-eval task that does)")
         datasets.setdefault(entry.dataset, []).append(entry)
     if not datasets:
@@ -130,7 +132,7 @@ def run_download(config: DownloadConfig) -> None:
         _download_dataset(root, name, entries, update=config.update)
 
 
-def _download_dataset(root: Path, name: str, entries: Sequence[Benchmark], *, update: bool) -> None:
+def _download_dataset(root: Path, name: str, entries: Sequence[LmmsTask], *, update: bool) -> None:
     record = read_record(root)
     known = record.get(name, {"revision": None, "files": {}})
     info = _dataset_info(name, None if update else known["revision"])
@@ -155,7 +157,7 @@ def _download_dataset(root: Path, name: str, entries: Sequence[Benchmark], *, up
     )
 
 
-def _configurations(entries: Sequence[Benchmark]) -> set[str | None]:
+def _configurations(entries: Sequence[LmmsTask]) -> set[str | None]:
     return {each for entry in entries for each in (dataset_config_name(entry.task), *entry.also)}
 
 

@@ -1,122 +1,34 @@
-"""One lmms-eval task on a LLaVA: its answers, its scores by lmms-eval itself, and their confidence intervals."""
+"""One lmms-eval task: the answers of a model, their scores by lmms-eval itself, and confidence intervals."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.results.protocol import FULL_SIZE, Entries, full_size_entry
+from benchmarks.results.protocol import Entries, full_size_entry
 from benchmarks.results.results import MAX_UNREAD, UNREAD, Metric
-from benchmarks.tasks.benchmark import Benchmark
-from benchmarks.tasks.blind_images import blind_settings
-from benchmarks.tasks.distributed import as_single_process
 from benchmarks.tasks.evaluation import ChanceLevels, Evaluation, compute_metric
-from benchmarks.tasks.mllm.blind_runs import add_blind_runs, blind_views, seen_by
+from benchmarks.tasks.mllm.blind_runs import add_blind_runs, blind_views
 from benchmarks.tasks.mllm.caption_metrics import JAVA_METRICS, is_java_available, tokenizer_name
-from benchmarks.tasks.mllm.download import dataset_hash
 from benchmarks.tasks.mllm.items import Sample, first_images, items_table
 from benchmarks.tasks.mllm.judge import Judge, make_judge
-from benchmarks.tasks.mllm.llava_input import input_settings
-from benchmarks.tasks.mllm.lmms_models import model_settings
-from benchmarks.tasks.mllm.offline_tasks import data_root, definition_hash, go_offline, load_task, select_questions
-from benchmarks.tasks.mllm.subset_columns import accept_some_groups, in_whole_groups
+from benchmarks.tasks.mllm.lmms_tasks import LmmsTask, TaskConfig, UnlistedTaskConfig
+from benchmarks.tasks.mllm.offline_tasks import data_root, load_task, select_questions
+from benchmarks.tasks.mllm.question_groups import accept_some_groups, in_whole_groups
 from benchmarks.tasks.mllm.task_metrics import TASK_METRICS, TaskMetrics, default_task_metrics
 from benchmarks.tasks.mllm.unread import add_unread
-from benchmarks.tasks.registry import get_benchmark
 from clips.core.artifact import library_versions, log_info
 from clips.errors import UserError, unknown_name_error
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from benchmarks.tasks.eval_model import EvalModel
-    from benchmarks.tasks.run_config import BenchmarkConfig
-
-
-def evaluate(model: EvalModel, config: BenchmarkConfig) -> Evaluation | None:
-    """Answers, metrics and items of a model's LLaVA, or of its lmms-eval model, on one task.
-
-    All processes answer; rank 0 scores, and the others return None.
-    """
-    go_offline()
-    if model.config.lmms is not None:
-        if model.processes.count > 1:
-            raise UserError("lmms: lmms-eval's models run in one process here; their arguments may use several GPUs")
-        return evaluate_task(
-            model.lmms, config, model.config.output, model_settings(model.lmms, model.config.lmms.model)
-        )
-    if model.config.endpoint:
-        return _evaluate_served(model, config)
-    from benchmarks.tasks.mllm.llava_model import LlavaBridgeModel
-
-    llava = LlavaBridgeModel(
-        loaded=model.llava,
-        batch_size=model.config.batch_size,
-        record_images=True,
-        cache=model.answer_cache(get_benchmark(config.entry).task, data_hash(config)),
-        processes=model.processes,
-    )
-    about = {"precision": str(model.llava[0].dtype).removeprefix("torch.")} | input_settings(llava.processor)
-    about |= blind_settings(config, llava.processor)
-    answered_first = model.processes.count > 1 and bool(config.blind or get_benchmark(config.entry).judged)
-    if not model.processes.is_main or answered_first:
-        _answer_without_scoring(llava, config)
-    if not model.processes.is_main:
-        return None
-    with as_single_process() if answered_first else contextlib.nullcontext():
-        return evaluate_task(llava, config, model.config.output, about)
-
-
-def _evaluate_served(model: EvalModel, config: BenchmarkConfig) -> Evaluation:
-    from benchmarks.tasks.mllm.served_llava import ServedLlava, chat_client, served_settings
-
-    if model.processes.count > 1:
-        raise UserError("endpoint: expected one process, which sends its requests concurrently")
-    name, cache = str(model.config.llava), model.answer_cache(get_benchmark(config.entry).task, data_hash(config))
-    cached = bool(cache.known)
-    llava = ServedLlava(
-        chat_client(model.config),
-        name,
-        batch_size=model.config.batch_size,
-        record_images=True,
-        cache=cache,
-    )
-    about = served_settings(name) | blind_settings(config, None)
-    evaluation = evaluate_task(llava, config, model.config.output, about)
-    if config.limit and not cached:
-        part = int(evaluation.protocol["questions"])
-        llava.print_estimate(part, int(evaluation.protocol.get(FULL_SIZE, part)), model.config.token_prices)
-    return evaluation
-
-
-def _answer_without_scoring(llava: Any, config: BenchmarkConfig) -> None:
-    """Answer all questions, those of the blind runs included, together with the other processes.
-
-    If answers are scored several times (after those of a blind run, or again without a judge), rank 0 does so alone,
-    when all are cached.
-    """
-    from benchmarks.tasks.mllm.lmms_scoring import run_without_scoring
-
-    entry, task = get_benchmark(config.entry), _load(llava, config)
-    _exclude_metrics(task, config)  # raises what rank 0 raises, before other processes wait for it
-    settings = _generation_settings(task, entry, config)
-    run_without_scoring(llava, task, entry, settings, limit=config.limit)
-    if config.blind:
-        asked = range(min(config.limit or len(task.eval_docs_no_media), len(task.eval_docs_no_media)))
-        images = _images(llava, task, asked)
-        for view in blind_views(llava, task, config, images, data_hash(config)):
-            with seen_by(llava, view):
-                run_without_scoring(llava, task, entry, settings, limit=None)
-
 
 def evaluate_task(
     model: Any,
-    config: BenchmarkConfig,
+    config: TaskConfig,
     results: str,
     about: Entries,
     only: Sequence[int] = (),
@@ -133,14 +45,14 @@ def evaluate_task(
     """
     from benchmarks.tasks.mllm.lmms_scoring import run_and_score
 
-    entry, task = get_benchmark(config.entry), _load(model, config)
+    entry, task = config.benchmark, load(model, config)
     available = len(task.eval_docs_no_media)
     if only:
         select_questions(task, only)
     if entry.folder == "naturalbench":
         accept_some_groups(task)
-    settings = _generation_settings(task, entry, config)
-    absent = _exclude_metrics(task, config)
+    settings = generation_settings(task, entry, config)
+    absent = exclude_metrics(task, config)
     judge = make_judge(config, entry.task, results)
     names, directions = list(task.aggregation()), task.higher_is_better()
     scored = run_and_score(model, task, entry, settings, judge=judge, limit=config.limit)
@@ -149,15 +61,16 @@ def evaluate_task(
         check(samples)
     listed = None if entry.own else TASK_METRICS.get(entry.task)
     values = dict(scored.values) or dict.fromkeys(names)
-    reader = listed or default_task_metrics(samples, values, directions, config.scale)
-    images = _images(model, task, [sample["doc_id"] for sample in samples])
+    scale = config.scale if isinstance(config, UnlistedTaskConfig) else None
+    reader = listed or default_task_metrics(samples, values, directions, scale)
+    images = question_images(model, task, [sample["doc_id"] for sample in samples])
     absent |= dict.fromkeys(names, scored.no_judge) if scored.no_judge else {}
     columns = {} if scored.no_judge else reader.columns(samples, scored.captions)
     items = items_table(samples, images, columns, reader.score)
     if only:
         items["item"] = [str(only[sample["doc_id"]]) for sample in samples]  # the index among all questions
     if config.blind and not scored.no_judge:
-        views = blind_views(model, task, config, images, data_hash(config))
+        views = blind_views(model, task, config, images, entry.data_hash(config))
         if reason := add_blind_runs(items, model, task, entry, settings, views, judge):
             absent["blind"] = reason
     totals = scored.values
@@ -195,40 +108,25 @@ def _scales(reader: TaskMetrics) -> str:
     return json.dumps({name: spec.scale for name, spec in reader.metrics.items()}, sort_keys=True)
 
 
-def _load(model: Any, config: BenchmarkConfig) -> Any:
-    entry = get_benchmark(config.entry)
-    return load_task(entry.task, entry.folder, data_root(config.data), own=entry.own, simple=model.is_simple)
+def load(model: Any, config: TaskConfig) -> Any:
+    """lmms-eval's task of a benchmark, with its data."""
+    entry = config.benchmark
+    return load_task(entry.task, entry.folder, data_root(config.data), entry.dataset, simple=model.is_simple)
 
 
-def _images(model: Any, task: Any, numbers: Sequence[int]) -> Mapping[int, Any]:
+def question_images(model: Any, task: Any, numbers: Sequence[int]) -> Mapping[int, Any]:
     """Question index → its image, as recorded by this suite's model, or read again if answers were cached."""
     recorded = {number: image for (_, number), image in getattr(model, "images", {}).items()}
     return recorded if recorded.keys() >= set(numbers) else first_images(task, numbers)
 
 
-def _judge_entry(entry: Benchmark, judge: Judge) -> Entries:
+def _judge_entry(entry: LmmsTask, judge: Judge) -> Entries:
     if not entry.judged and not judge.names:
         return {}
     return {"judge": judge.name or judge.model or "no request"}
 
 
-def data_hash(config: BenchmarkConfig) -> str:
-    """SHA-256 of the files of the task's dataset, or of the root directory if its definition names none.
-
-    For a custom task it includes the definition, so that cached answers to other questions are not reused.
-
-    Raises:
-        UserError: there are no such files, or one of them differs from the download record.
-    """
-    root = data_root(config.data)
-    entry = get_benchmark(config.entry)
-    content = dataset_hash(root, entry.dataset, config.entry)
-    if not entry.own:
-        return content
-    return hashlib.sha256(f"{content} {definition_hash(Path(entry.own))}".encode()).hexdigest()
-
-
-def _generation_settings(task: Any, entry: Benchmark, config: BenchmarkConfig) -> dict[str, Any]:
+def generation_settings(task: Any, entry: LmmsTask, config: TaskConfig) -> dict[str, Any]:
     """The task's generation settings, overridden by the config's; if neither caps the length, this suite's cap."""
     if config.num_beams and "generate_until" not in str(task.config.output_type):
         raise UserError(f"benchmarks.num_beams: expected a task with generated answers, got '{config.name}'")
@@ -238,7 +136,7 @@ def _generation_settings(task: Any, entry: Benchmark, config: BenchmarkConfig) -
     return settings | {name: value for name, value in own.items() if value}
 
 
-def _exclude_metrics(task: Any, config: BenchmarkConfig) -> dict[str, str]:
+def exclude_metrics(task: Any, config: TaskConfig) -> dict[str, str]:
     """Remove metrics that are excluded or impossible here from the task; metric → reason."""
     absent = {} if is_java_available() else dict.fromkeys(JAVA_METRICS, "it needs Java, which is not installed")
     absent |= dict.fromkeys(config.exclude_metrics, "excluded by the config")
@@ -275,16 +173,14 @@ def _metrics(
     return metrics
 
 
-def _protocol(
-    task: Any, entry: Benchmark, config: BenchmarkConfig, settings: Mapping[str, Any], questions: int
-) -> Entries:
+def _protocol(task: Any, entry: LmmsTask, config: TaskConfig, settings: Mapping[str, Any], questions: int) -> Entries:
     """The settings that the numbers depend on, besides the model and its input."""
     prompt = getattr(task, "lmms_eval_specific_kwargs", None) or {}
     plain = {name: value for name, value in prompt.items() if isinstance(value, str | int | bool)}
     protocol: Entries = {
         "task": f"custom task {entry.task}" if entry.own else f"lmms-eval's {entry.task}",
         "benchmark": config.name,
-        "data_hash": data_hash(config),
+        "data_hash": entry.data_hash(config),
         "split": str(task.config.test_split or task.config.validation_split),
         "questions": questions,
         "prompt": json.dumps(plain, ensure_ascii=False, sort_keys=True),

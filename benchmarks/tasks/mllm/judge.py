@@ -24,18 +24,13 @@ from clips.core.chat_client import ChatClient, ChatServerError, choices
 from clips.core.identity import digest
 
 if TYPE_CHECKING:
-    from benchmarks.tasks.run_config import BenchmarkConfig
+    from benchmarks.tasks.mllm.lmms_tasks import TaskConfig
 
 OPENAI_URL = "https://api.openai.com/v1"
 NO_JUDGE = "no judge"
 _REPLY_SECONDS = 120.0
 _RETRY_SECONDS = 5.0
-_TEMPERATURE_STEPS = (
-    0.0,
-    0.5,
-    1.0,
-    1.5,
-)  # added to the temperature after a reply without a grade, as in MM-Vet's scorer
+_TEMPERATURE_STEPS = (0.0, 0.5, 1.0, 1.5)  # added after a reply without a grade, as in MM-Vet's scorer
 
 
 class JudgeUnavailable(BaseException):
@@ -110,21 +105,18 @@ class Judge:
         known = self.cache.get(key)
         if isinstance(known, dict) and {"reply", "model"} <= known.keys():
             return str(known["reply"]), str(known["model"])
-        reply, model = self._post(request)
-        new[key] = {"request": request, "reply": reply, "model": model}
-        return reply, model
-
-    def _post(self, request: Mapping[str, Any]) -> tuple[str, str]:
         if not self.key and self.url.rstrip("/") == OPENAI_URL:
             raise JudgeUnavailable("no key: set OPENAI_API_KEY, or judge_url to a server without keys")
         try:
-            reply = self._client.submit(request).result()
-            return choices(reply)[0][0], str(reply.get("model") or "")
+            answer = self._client.submit(request).result()
+            reply, model = choices(answer)[0][0], str(answer.get("model") or "")
         except ChatServerError as error:
             raise JudgeUnavailable(str(error)) from None
+        new[key] = {"request": request, "reply": reply, "model": model}
+        return reply, model
 
 
-def make_judge(config: BenchmarkConfig, task: str, results: str | Path) -> Judge:
+def make_judge(config: TaskConfig, task: str, results: str | Path) -> Judge:
     """The judge of a benchmark's settings, or else of lmms-eval's environment variables.
 
     All models share the cached replies in ``<results>/.judge``.
@@ -144,47 +136,59 @@ def scorer_environment() -> contextlib.AbstractContextManager[Any]:
 
 
 @contextlib.contextmanager
-def patched_judge(judge: Judge) -> Iterator[None]:
-    """Within the block, all requests of scorers go to this judge."""
-    import openai.resources.chat.completions
+def patched_judge(judge: Judge, *, openai_client: bool = True) -> Iterator[None]:
+    """Within the block, all requests of scorers go to this judge.
+
+    Args:
+        openai_client: also those by the openai client, whose import takes a second: for tasks whose scorer may use it.
+    """
     import requests
     from lmms_eval.llm_judge.protocol import Response
-    from lmms_eval.llm_judge.providers.openai import OpenAIProvider, build_sampling_kwargs
+    from lmms_eval.llm_judge.providers.openai import OpenAIProvider
 
     def evaluate(provider: Any, request: Any) -> Any:
-        config = request.config or provider.config
-        messages = provider.prepare_messages(request)
-        if request.images:
-            messages = provider._add_images_to_messages(messages, request.images)
-        payload = {"model": config.model_name, "messages": messages, **build_sampling_kwargs(config)}
-        payload |= {} if config.top_p is None else {"top_p": config.top_p}
-        payload |= {"response_format": {"type": "json_object"}} if config.response_format == "json" else {}
-        reply, model = judge.ask(payload)
+        reply, model = judge.ask(_payload(provider, request))
         return Response(content=reply, model_used=model)
 
     def post(url: str, *, json: Any = None, **_: Any) -> Any:
-        reply, model = judge.ask(json)
-        content = _completion(reply, model)
-        return SimpleNamespace(
-            status_code=200, ok=True, text=reply, json=lambda: content, raise_for_status=lambda: None
-        )
+        answer = _completion(*judge.ask(json))
+        text = answer["choices"][0]["message"]["content"]
+        return SimpleNamespace(status_code=200, ok=True, text=text, json=lambda: answer, raise_for_status=lambda: None)
 
     def create(_: Any, **payload: Any) -> Any:
         from openai.types.chat import ChatCompletion
 
         return ChatCompletion.model_construct(**_completion(*judge.ask(payload)))
 
-    completions = openai.resources.chat.completions.Completions
-    with (
-        scorer_environment(),
-        mock.patch.object(OpenAIProvider, "evaluate", evaluate),
-        mock.patch.object(requests, "post", post),
-        mock.patch.object(completions, "create", create),
-    ):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(scorer_environment())
+        stack.enter_context(mock.patch.object(OpenAIProvider, "evaluate", evaluate))
+        stack.enter_context(mock.patch.object(requests, "post", post))
+        if openai_client:
+            from openai.resources.chat.completions import Completions
+
+            stack.enter_context(mock.patch.object(Completions, "create", create))
         yield
 
 
+def _payload(provider: Any, request: Any) -> dict[str, Any]:
+    """The request that one of lmms-eval's providers sends to the chat API."""
+    from lmms_eval.llm_judge.providers.openai import build_sampling_kwargs
+
+    config = request.config or provider.config
+    messages = provider.prepare_messages(request)
+    if request.images:
+        messages = provider._add_images_to_messages(messages, request.images)
+    payload = {"model": config.model_name, "messages": messages, **build_sampling_kwargs(config)}
+    if config.top_p is not None:
+        payload["top_p"] = config.top_p
+    if config.response_format == "json":
+        payload["response_format"] = {"type": "json_object"}
+    return payload
+
+
 def _completion(reply: str, model: str) -> dict[str, Any]:
+    """A reply as the chat API returns it."""
     message = {"role": "assistant", "content": reply}
     return {"model": model, "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
 

@@ -23,7 +23,7 @@ from clips.errors import UserError
 from clips.parallel.distributed import DistributedContext, all_gather_objects
 
 if TYPE_CHECKING:
-    from benchmarks.tasks.mllm.blind_view import BlindView
+    from benchmarks.tasks.mllm.blind_runs import BlindView
 
 _NAMES = ("imageId", "image_id", "img_id", "image_name", "image_path", "image_source")
 

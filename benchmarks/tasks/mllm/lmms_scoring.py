@@ -13,12 +13,12 @@ from unittest import mock
 
 from lmms_eval.api.model import lmms
 
-from benchmarks.tasks.benchmark import Benchmark
 from benchmarks.tasks.mllm.caption_metrics import ImageCaptionScores, patched_caption_scorers
 from benchmarks.tasks.mllm.judge import NO_JUDGE, Judge, JudgeUnavailable, patched_judge
+from benchmarks.tasks.mllm.lmms_tasks import LmmsTask, UnlistedTaskConfig
 from benchmarks.tasks.mllm.matching import ID_COLUMNS
 from benchmarks.tasks.mllm.offline_tasks import error_reason, manager, suppress_output
-from benchmarks.tasks.mllm.subset_columns import add_circular_hits, circular_hits
+from benchmarks.tasks.mllm.question_groups import add_circular_hits, circular_hits
 from clips.errors import UserError
 
 _OWN_SETTINGS = ("max_new_tokens", "num_beams")  # that a benchmark's config may set
@@ -69,7 +69,7 @@ class RecordedAnswersModel(lmms):
 def run_and_score(
     model: Any,
     task: Any,
-    entry: Benchmark,
+    entry: LmmsTask,
     settings: Mapping[str, Any],
     *,
     judge: Judge,
@@ -109,7 +109,7 @@ def run_and_score(
 
 
 def run_without_scoring(
-    model: Any, task: Any, entry: Benchmark, settings: Mapping[str, Any], *, limit: int | None
+    model: Any, task: Any, entry: LmmsTask, settings: Mapping[str, Any], *, limit: int | None
 ) -> None:
     """Generate the answers as :func:`run_and_score`, for another process to score."""
     _name_failures(task)
@@ -122,17 +122,18 @@ def _unscored(doc: Mapping[str, Any], results: Any, full_docs: Any = None) -> di
 
 
 def _lmms_eval(
-    model: Any, task: Any, entry: Benchmark, settings: Mapping[str, Any], judge: Judge | None, limit: int | None
+    model: Any, task: Any, entry: LmmsTask, settings: Mapping[str, Any], judge: Judge | None, limit: int | None
 ) -> tuple[dict[str, Any], ImageCaptionScores]:
     """lmms-eval's own evaluation of one task, and the per-image values of the caption metrics."""
     from lmms_eval.evaluator import simple_evaluate
 
+    may_ask = entry.judged or entry.config is UnlistedTaskConfig  # of the listed tasks it is known
     with (
         tempfile.TemporaryDirectory() as folder,
         _name_broken_image(task),
         contextlib.chdir(folder),  # some scorers write files into the working directory
         suppress_output(),
-        patched_judge(judge) if judge else contextlib.nullcontext(),
+        patched_judge(judge, openai_client=may_ask) if judge else contextlib.nullcontext(),
         _hide_launcher(),
         patched_caption_scorers() as scores,
         circular_hits(entry.task) as hits,

@@ -235,12 +235,12 @@ def manager(folder: str) -> Any:
         return lmms_eval.tasks.TaskManager(include_path=str(path), include_defaults=False, model_name="llava_bridge")
 
 
-def load_task(name: str, folder: str, root: Path, *, own: str = "", simple: bool = True) -> Any:
+def load_task(name: str, folder: str, root: Path, dataset: str, *, simple: bool = True) -> Any:
     """One of lmms-eval's tasks with its data below ``root``; a temporary copy of them exists as long as the task does.
 
     Args:
         folder: directory of the definition, below lmms-eval's ``tasks`` or any other.
-        own: the user's file that defines it, if it is not lmms-eval's.
+        dataset: the path of its data below ``root``; empty if its definition names other files.
         simple: whether its models take text and images separately, not as a conversation.
 
     Raises:
@@ -250,7 +250,6 @@ def load_task(name: str, folder: str, root: Path, *, own: str = "", simple: bool
     index = manager(folder)
     from lmms_eval.tasks import get_task_dict
 
-    dataset = dataset_name(name, Path(own) if own else None)
     if dataset and not (root / dataset).exists():
         raise UserError(f"{root}: expected the data of {name} in {dataset}/ below it")
     try:

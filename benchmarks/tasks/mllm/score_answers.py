@@ -16,14 +16,14 @@ from typing import Any
 
 from benchmarks.results.protocol import Entries
 from benchmarks.results.results import Result, check_name, check_not_newer, write_result
-from benchmarks.tasks.mllm.evaluate_task import data_hash, evaluate_task
+from benchmarks.tasks.mllm.evaluate_task import evaluate_task
 from benchmarks.tasks.mllm.items import Sample
+from benchmarks.tasks.mllm.lmms_tasks import LmmsTask, UnlistedTaskConfig
 from benchmarks.tasks.mllm.matching import Answer, match, normalize_text, read_answers
 from benchmarks.tasks.mllm.offline_tasks import data_root, go_offline, load_task
-from benchmarks.tasks.mllm.subset_columns import in_whole_groups
-from benchmarks.tasks.registry import get_benchmark
+from benchmarks.tasks.mllm.question_groups import in_whole_groups
+from benchmarks.tasks.registry import configure, get_benchmark
 from benchmarks.tasks.run_benchmarks import with_outcome
-from benchmarks.tasks.run_config import BenchmarkConfig
 from clips.commandline.signals import sigterm_interrupts
 from clips.core.artifact import library_versions, log_info, writable_directory
 from clips.core.content import file_hash
@@ -69,20 +69,6 @@ class ScoreConfig:
     def __post_init__(self) -> None:
         check_name(self.model_name, "model_name")
 
-    @property
-    def benchmark(self) -> BenchmarkConfig:
-        """The benchmark that the answers belong to."""
-        return BenchmarkConfig(
-            name=self.name or Path(self.task).name.removesuffix(".yaml"),
-            task=self.task,
-            data=self.data,
-            scale=self.scale,
-            exclude_metrics=self.exclude_metrics,
-            judge_model=self.judge_model,
-            judge_url=self.judge_url,
-            judge_key_env=self.judge_key_env,
-        )
-
 
 @sigterm_interrupts()
 def run_score(config: ScoreConfig) -> None:
@@ -92,18 +78,22 @@ def run_score(config: ScoreConfig) -> None:
         UserError: an unknown task, a malformed file, questions without an answer, answers without a question, or the
             file's questions contradict the data.
     """
-    benchmark = config.benchmark
     entry = get_benchmark(config.task)
-    if entry.benchmark_type != "mllm":
+    if not isinstance(entry, LmmsTask):
         raise UserError(f"task: '{config.task}' has no questions (expected a benchmark that needs a LLaVA)")
-    if config.scale is not None and "scale" not in entry.takes:
+    if config.scale is not None and entry.config is not UnlistedTaskConfig:
         raise UserError(f"scale: the metrics of '{config.task}' define their own")
+    settings = ("task", "data", "scale", "exclude_metrics", "judge_model", "judge_url", "judge_key_env")
+    benchmark = configure(
+        name=config.name or Path(config.task).name.removesuffix(".yaml"),
+        **{name: getattr(config, name) for name in settings},
+    )
     check_not_newer(config.output, config.model_name, benchmark.name)
     answers = read_answers(Path(config.answers), None if config.questions is None else Path(config.questions))
     go_offline()
     from benchmarks.tasks.mllm.lmms_scoring import RecordedAnswersModel
 
-    task = load_task(entry.task, entry.folder, data_root(config.data), own=entry.own)
+    task = load_task(entry.task, entry.folder, data_root(config.data), entry.dataset)
     docs = list(task.eval_docs_no_media)
     has_prompts = all(answer.prompt is not None for answer in answers)
     prompts = [str(_call(task.doc_to_text, doc) or "") for doc in docs] if has_prompts else []
@@ -148,7 +138,7 @@ def run_score(config: ScoreConfig) -> None:
         benchmark_type=entry.benchmark_type,
         status="ok",
         model={"path": config.answers, "hash": file_hash(config.answers), "matched": counts},
-        key=f"answers {file_hash(config.answers)} {data_hash(benchmark)}",
+        key=f"answers {file_hash(config.answers)} {entry.data_hash(benchmark)}",
     )
     result = with_outcome(result, entry, outcome)
     path = write_result(config.output, result, outcome.items)

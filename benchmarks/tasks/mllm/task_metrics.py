@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.tasks.evaluation import ChanceLevels, MetricSpec
-from benchmarks.tasks.mllm import chance_levels, subset_columns
+from benchmarks.tasks.mllm import task_columns
 from benchmarks.tasks.mllm.caption_metrics import ImageCaptionScores
 from benchmarks.tasks.mllm.items import Sample
-
-_ORDERS = (1, 2, 3, 4)
+from benchmarks.tasks.mllm.question_groups import NATURALBENCH_METRICS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,98 +37,11 @@ class TaskMetrics:
     primary: tuple[str, ...]
     score: str
     extra: Mapping[str, MetricSpec] = field(default_factory=dict)
-    baselines: Callable[[Sequence[Sample]], ChanceLevels] = chance_levels.no_chance_level
-
-
-def _pope(samples: Sequence[Sample], _: ImageCaptionScores) -> Mapping[str, Any]:
-    answers = [sample["pope_accuracy"] for sample in samples]
-    predicted = np.array([answer["prediction"] == "yes" for answer in answers], float)
-    actual = np.array([answer["ground_truth"] == "yes" for answer in answers], float)
-    return {
-        "correct": np.array([answer["score"] for answer in answers], float),
-        "said_yes": predicted,
-        "is_yes": actual,
-        "hit_yes": predicted * actual,
-        **chance_levels.pope_kinds(samples, said_yes=predicted, is_yes=actual),
-    }
-
-
-def _mme(samples: Sequence[Sample], _: ImageCaptionScores) -> Mapping[str, Any]:
-    return chance_levels.mme_columns(
-        samples, np.array([chance_levels.mme_answer(sample)["score"] for sample in samples], float)
-    )
-
-
-def _right(metric: str) -> Callable[[Sequence[Sample], ImageCaptionScores], Mapping[str, Any]]:
-    """The column ``correct`` from the samples' numbers of a metric."""
-    return lambda samples, _: {"correct": np.array([_number(sample[metric]) for sample in samples])}
-
-
-def _numbers(*names: str) -> Callable[[Sequence[Sample], ImageCaptionScores], Mapping[str, Any]]:
-    """Columns of the samples' own numbers; NaN for questions that do not enter a metric."""
-    return lambda samples, _: {name: np.array([_number(sample.get(name)) for sample in samples]) for name in names}
-
-
-def _mmmu(samples: Sequence[Sample], _: ImageCaptionScores) -> Mapping[str, Any]:
-    from lmms_eval.tasks.mmmu.utils import evaluate_mmmu
-
-    right = [evaluate_mmmu([sample["mmmu_acc"]])[1]["acc"] for sample in samples]
-    return subset_columns.mmmu_columns(samples, np.array(right, float))
-
-
-def _cv_bench(samples: Sequence[Sample], _: ImageCaptionScores) -> Mapping[str, Any]:
-    right = np.array([sample["cv_bench_acc"]["is_correct"] for sample in samples], float)
-    return subset_columns.cv_bench_columns(samples, right)
-
-
-def _mmvet(samples: Sequence[Sample], _: ImageCaptionScores) -> Mapping[str, Any]:
-    return {"points": np.array([100.0 * sample["gpt_eval_score"]["score"] for sample in samples])}
-
-
-def _llava_bench(samples: Sequence[Sample], _: ImageCaptionScores) -> Mapping[str, Any]:
-    """The judge's grades from 1 to 10 of the reference answer and, times 100, of the model's; 0 outside a category."""
-    grades = np.array([sample["gpt_eval_llava_all"]["scores"] for sample in samples], float)
-    columns: dict[str, Any] = {}
-    for kind in _LLAVA_BENCH:
-        of_kind = [kind == "all" or sample["doc"]["category"] == kind for sample in samples]
-        columns[f"reference_{kind}"] = np.where(of_kind, grades[:, 0], 0.0)
-        columns[f"points_{kind}"] = np.where(of_kind, 100.0 * grades[:, 1], 0.0)
-    return columns
-
-
-_LLAVA_BENCH = {"all": "relative score", "conv": "conversation", "detail": "description", "complex": "reasoning"}
-
-
-def _seed(samples: Sequence[Sample], _: ImageCaptionScores) -> Mapping[str, Any]:
-    answers = [sample["seed_all"] for sample in samples]
-    right = [answer["pred"].lower().strip() == answer["answer"].lower().strip() for answer in answers]
-    return subset_columns.seed_columns(samples, np.array(right, float))
-
-
-def _mmstar(samples: Sequence[Sample], _: ImageCaptionScores) -> Mapping[str, Any]:
-    return {
-        "correct": np.array([sample["average"]["score"] for sample in samples], float),
-        "ability": np.array([sample["average"]["l2_category"] for sample in samples]),
-    }
-
-
-def _captions(samples: Sequence[Sample], scores: ImageCaptionScores) -> Mapping[str, Any]:
-    return caption_columns([int(sample["doc"]["image_id"]) for sample in samples], scores)
-
-
-def caption_columns(ids: Sequence[int], scores: ImageCaptionScores) -> Mapping[str, Any]:
-    """The item columns of `caption_metrics` for the images ``ids``."""
-    counts = np.array([scores.bleu[index] for index in ids], float)
-    names = [f"bleu_{what}{n}" for what in ("matched", "possible") for n in _ORDERS] + ["length", "reference_length"]
-    return {
-        "cider": np.array([scores.cider[index] for index in ids]),
-        "rouge": np.array([scores.rouge[index] for index in ids]),
-        **dict(zip(names, counts.T, strict=True)),
-    }
+    baselines: Callable[[Sequence[Sample]], ChanceLevels] = task_columns.no_chance_level
 
 
 def _bleu_columns(n: int) -> tuple[str, ...]:
-    orders = _ORDERS[:n]
+    orders = task_columns.BLEU_ORDERS[:n]
     counts = [f"bleu_{what}{order}" for what in ("matched", "possible") for order in orders]
     return (*counts, "length", "reference_length")
 
@@ -140,7 +52,7 @@ def caption_metrics(prefix: str = "") -> dict[str, MetricSpec]:
         f"{prefix}CIDEr": MetricSpec(label="CIDEr", aggregation="mean_of_scores", columns=("cider",)),
         **{
             f"{prefix}Bleu_{n}": MetricSpec(label=f"BLEU-{n}", aggregation="bleu", columns=_bleu_columns(n))
-            for n in _ORDERS
+            for n in task_columns.BLEU_ORDERS
         },
         f"{prefix}ROUGE_L": MetricSpec(label="ROUGE-L", columns=("rouge",)),
     }
@@ -148,7 +60,7 @@ def caption_metrics(prefix: str = "") -> dict[str, MetricSpec]:
 
 TASK_METRICS: dict[str, TaskMetrics] = {
     "pope": TaskMetrics(
-        columns=_pope,
+        columns=task_columns.pope,
         metrics={
             "pope_f1_score": MetricSpec(label="F1", aggregation="f1", columns=("said_yes", "is_yes")),
             "pope_accuracy": MetricSpec(label="accuracy", columns=("correct",)),
@@ -162,7 +74,7 @@ TASK_METRICS: dict[str, TaskMetrics] = {
                 f"pope_f1_{kind}": MetricSpec(
                     label=f"F1, {kind}", aggregation="f1", columns=(f"said_yes_{kind}", f"is_yes_{kind}")
                 )
-                for kind in chance_levels.POPE_KINDS
+                for kind in task_columns.POPE_KINDS
             },
             "pope_f1_kinds": MetricSpec(
                 label="F1, mean of three kinds", aggregation="f1", columns=("said_yes", "is_yes", "kind")
@@ -170,10 +82,10 @@ TASK_METRICS: dict[str, TaskMetrics] = {
         },
         primary=("pope_accuracy", "pope_f1_score"),
         score="correct",
-        baselines=chance_levels.pope_chance,
+        baselines=task_columns.pope_chance,
     ),
     "mme": TaskMetrics(
-        columns=_mme,
+        columns=task_columns.mme,
         metrics={
             f"mme_{part}_score": MetricSpec(
                 label=f"{part} points", aggregation="sum_of_group_means", columns=(part, "category"), scale=1.0
@@ -188,28 +100,28 @@ TASK_METRICS: dict[str, TaskMetrics] = {
         },
         primary=("mme_total",),
         score="correct",
-        baselines=chance_levels.mme_chance,
+        baselines=task_columns.mme_chance,
     ),
     **{
         task: TaskMetrics(
-            columns=_right("exact_match"),
+            columns=task_columns.right_of("exact_match"),
             metrics={"exact_match": MetricSpec(label="exact match", columns=("correct",))},
             primary=("exact_match",),
             score="correct",
-            baselines=chance_levels.chance_over_options(count) if count else chance_levels.no_chance_level,
+            baselines=task_columns.chance_over_options(count) if count else task_columns.no_chance_level,
         )
         for task, count in {
             "gqa": None,
             "textvqa_val": None,
-            "scienceqa_img": chance_levels.count_listed_options("choices"),
-            "ai2d": chance_levels.count_listed_options("options"),
+            "scienceqa_img": task_columns.count_listed_options("choices"),
+            "ai2d": task_columns.count_listed_options("options"),
             "vqav2_val": None,
-            "realworldqa": chance_levels.count_realworldqa_options,
+            "realworldqa": task_columns.count_realworldqa_options,
         }.items()
     },
     **{
         task: TaskMetrics(
-            columns=_numbers("anls"),
+            columns=task_columns.numbers("anls"),
             metrics={"anls": MetricSpec(label="ANLS", columns=("anls",))},
             primary=("anls",),
             score="anls",
@@ -217,21 +129,21 @@ TASK_METRICS: dict[str, TaskMetrics] = {
         for task in ("docvqa_val", "infovqa_val")
     },
     "mmmu_val": TaskMetrics(
-        columns=_mmmu,
+        columns=task_columns.mmmu,
         metrics={"mmmu_acc": MetricSpec(label="accuracy", columns=("correct",), rounded=5e-6)},
         extra={
             f"mmmu_acc_{subject}": MetricSpec(
                 label=f"accuracy, {subject.replace('_', ' ')}", columns=(f"correct_{subject}",)
             )
-            for subject in subset_columns.MMMU_SUBJECTS
+            for subject in task_columns.MMMU_SUBJECTS
         },
         primary=("mmmu_acc",),
         score="correct",
-        baselines=chance_levels.chance_over_options(chance_levels.count_mmmu_options, subset_columns.mmmu_columns),
+        baselines=task_columns.chance_over_options(task_columns.count_mmmu_options, task_columns.mmmu_columns),
     ),
     **{
         task: TaskMetrics(
-            columns=_cv_bench,
+            columns=task_columns.cv_bench,
             metrics={"cv_bench_acc": MetricSpec(label="accuracy", columns=("correct",))},
             extra={
                 "cv_bench_2d": MetricSpec(
@@ -241,8 +153,8 @@ TASK_METRICS: dict[str, TaskMetrics] = {
             },
             primary=primary,
             score="correct",
-            baselines=chance_levels.chance_over_options(
-                chance_levels.count_listed_options("choices"), subset_columns.cv_bench_columns
+            baselines=task_columns.chance_over_options(
+                task_columns.count_listed_options("choices"), task_columns.cv_bench_columns
             ),
         )
         for task, primary in {
@@ -253,28 +165,26 @@ TASK_METRICS: dict[str, TaskMetrics] = {
     },
     **{
         task: TaskMetrics(
-            columns=lambda samples, _: subset_columns.mmbench_columns(samples),
+            columns=task_columns.mmbench,
             metrics={"gpt_eval_score": MetricSpec(label="accuracy", columns=("points",), scale=1.0, most=100.0)},
             primary=("gpt_eval_score",),
             score="points",
-            baselines=subset_columns.mmbench_chance,
+            baselines=task_columns.mmbench_chance,
         )
         for task in ("mmbench_en_dev", "mmbench_en_dev_static")
     },
     "naturalbench": TaskMetrics(
-        columns=lambda samples, _: subset_columns.naturalbench_columns(samples),
+        columns=task_columns.naturalbench,
         metrics={
             name: MetricSpec(label=f"{what} accuracy", columns=(score,))
-            for (score, name), what in zip(
-                subset_columns.NATURALBENCH_METRICS.items(), ("group", "question", "image"), strict=True
-            )
+            for (score, name), what in zip(NATURALBENCH_METRICS.items(), ("group", "question", "image"), strict=True)
         },
         extra={"naturalbench_accuracy": MetricSpec(label="accuracy", columns=("Acc",))},
         primary=("naturalbench_G_ACC",),
         score="G_Acc",
     ),
     "chartqa": TaskMetrics(
-        columns=_numbers("relaxed_overall", "relaxed_human_split", "relaxed_augmented_split"),
+        columns=task_columns.numbers("relaxed_overall", "relaxed_human_split", "relaxed_augmented_split"),
         metrics={
             f"relaxed_{part}": MetricSpec(label=label, columns=(f"relaxed_{part}",))
             for part, label in {
@@ -287,14 +197,14 @@ TASK_METRICS: dict[str, TaskMetrics] = {
         score="relaxed_overall",
     ),
     "mmvet": TaskMetrics(
-        columns=_mmvet,
+        columns=task_columns.mmvet,
         metrics={"gpt_eval_score": MetricSpec(label="score", columns=("points",), scale=1.0, most=100.0)},
         primary=("gpt_eval_score",),
         score="points",
     ),
     **{
         task: TaskMetrics(
-            columns=_llava_bench,
+            columns=task_columns.llava_bench,
             metrics={
                 f"gpt_eval_llava_{kind}": MetricSpec(
                     label=label,
@@ -304,7 +214,7 @@ TASK_METRICS: dict[str, TaskMetrics] = {
                     most=100.0,
                     rounded=0.1,  # lmms-eval rounds the means to 0.001 and their ratio to 0.1
                 )
-                for kind, label in _LLAVA_BENCH.items()
+                for kind, label in task_columns.LLAVA_BENCH.items()
             },
             primary=("gpt_eval_llava_all",),
             score="points_all",
@@ -312,14 +222,14 @@ TASK_METRICS: dict[str, TaskMetrics] = {
         for task in ("llava_in_the_wild", "llava_bench_coco")
     },
     "ocrbench": TaskMetrics(
-        columns=_right("ocrbench_accuracy"),
+        columns=task_columns.right_of("ocrbench_accuracy"),
         metrics={"ocrbench_accuracy": MetricSpec(label="ratio of 1,000 points", columns=("correct",))},
         extra={"ocrbench_points": MetricSpec(label="points", columns=("correct",), scale=1000.0)},
         primary=("ocrbench_points",),
         score="correct",
     ),
     "seedbench": TaskMetrics(
-        columns=_seed,
+        columns=task_columns.seed,
         metrics={
             "seed_all": MetricSpec(label="accuracy", columns=("correct",)),
             "seed_image": MetricSpec(label="accuracy (images)", columns=("on_images",)),
@@ -327,10 +237,10 @@ TASK_METRICS: dict[str, TaskMetrics] = {
         },
         primary=("seed_image", "seed_all"),
         score="correct",
-        baselines=chance_levels.chance_over_options(chance_levels.count_seedbench_options, subset_columns.seed_columns),
+        baselines=task_columns.chance_over_options(task_columns.count_seedbench_options, task_columns.seed_columns),
     ),
     "mmstar": TaskMetrics(
-        columns=_mmstar,
+        columns=task_columns.mmstar,
         metrics={
             "average": MetricSpec(
                 label="mean over abilities", aggregation="mean_of_group_means", columns=("correct", "ability")
@@ -339,10 +249,10 @@ TASK_METRICS: dict[str, TaskMetrics] = {
         extra={"mmstar_accuracy": MetricSpec(label="accuracy", columns=("correct",))},
         primary=("average",),
         score="correct",
-        baselines=chance_levels.chance_over_options(chance_levels.count_mmstar_options),
+        baselines=task_columns.chance_over_options(task_columns.count_mmstar_options),
     ),
     "nocaps_val": TaskMetrics(
-        columns=_captions,
+        columns=task_columns.captions,
         metrics={**caption_metrics("nocaps_"), "nocaps_METEOR": MetricSpec(label="METEOR", aggregation=None)},
         primary=("nocaps_CIDEr",),
         score="cider",
@@ -365,7 +275,7 @@ def default_task_metrics(
             in that range by chance), otherwise 1.
     """
     names = list(values)
-    found = {name: [_number(sample.get(name)) for sample in samples] for name in names}
+    found = {name: [task_columns.number(sample.get(name)) for sample in samples] for name in names}
     usable = {name: np.array(values, float) for name, values in found.items() if not np.isnan(values).all()}
     return TaskMetrics(
         columns=lambda *_: {f"score_{name}": values for name, values in usable.items()},
@@ -387,9 +297,3 @@ def default_task_metrics(
 def _scale(numbers: Sequence[float | None]) -> float:
     known = [number for number in numbers if number is not None and not np.isnan(number)]
     return 100.0 if known and min(known) >= 0 and max(known) <= 1 else 1.0
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, Mapping):
-        value = value.get("score")
-    return float(value) if isinstance(value, bool | int | float) else np.nan

@@ -18,9 +18,9 @@ import numpy as np
 
 from benchmarks.results.results import UNREAD, UNREAD_WRONG
 from benchmarks.tasks.evaluation import MetricSpec
-from benchmarks.tasks.mllm.chance_levels import mme_columns
 from benchmarks.tasks.mllm.items import Sample
-from benchmarks.tasks.mllm.subset_columns import circular_groups
+from benchmarks.tasks.mllm.question_groups import circular_groups
+from benchmarks.tasks.mllm.task_columns import mme_columns
 
 if TYPE_CHECKING:
     import pandas as pd
