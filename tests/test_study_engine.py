@@ -46,23 +46,29 @@ def test_steps_run_in_order_side_by_side_and_a_failed_one_stops_its_branch_only(
     assert not list(tmp_path.glob(".snakemake/locks/*"))
 
 
+SEES = """
+import glob, os
+held = [path for path in map(os.path.realpath, glob.glob("/proc/self/fd/*")) if "clips-gpus-" in path]
+print(os.environ["CUDA_VISIBLE_DEVICES"] or "none", len(held), flush=True)
+"""
+"""What a step sees, and how many locks of GPUs it holds: also if its job is killed, until it has ended itself."""
+
+
 def test_steps_see_gpus_of_their_own(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6,7")
     script = tmp_path / "sees.py"
-    script.write_text("import os, sys; print('sees', os.environ['CUDA_VISIBLE_DEVICES'], flush=True)\n"
-                      f"exec(open({str(FAKE)!r}).read())\n", encoding="utf-8")  # fmt: skip
+    script.write_text(f"{SEES}exec(open({str(FAKE)!r}).read())\n", encoding="utf-8")
     names = {"one": 1, "two": 1, "wide": 2, "none": 0}
-    steps = [
-        dataclasses.replace(
-            make(tmp_path, name, sleep=0.3), command=("python", str(script)), resources=Resources(gpus=count)
-        )
-        for name, count in names.items()
-    ]
+    steps = []
+    for name, count in names.items():
+        step = make(tmp_path, name, sleep=0.3)
+        given = Resources(gpus=count)
+        steps.append(dataclasses.replace(step, command=("python", str(script)), resources=given))
     assert run(tmp_path, steps, jobs=1).complete
     saw = {name: (tmp_path / "steps" / name / "log.txt").read_text(encoding="utf-8").split("\n")[0] for name in names}
-    assert saw["wide"] == "sees 6,7"
-    assert saw["none"] == "sees "
-    assert {saw["one"], saw["two"]} <= {"sees 6", "sees 7"}
+    assert saw["wide"] == "6,7 2"
+    assert saw["none"] == "none 0"
+    assert {saw["one"], saw["two"]} <= {"6 1", "7 1"}
 
 
 def test_an_engine_that_cannot_start_is_one_line(tmp_path, monkeypatch):
