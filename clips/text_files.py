@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ import yaml
 from clips.errors import UserError
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # an escaped part of a surrogate pair
+_CHUNK = 1 << 24  # characters
 
 
 def safe_json_loads(content: str | bytes) -> Any:
@@ -138,6 +140,58 @@ def read_json(path: Path) -> Any:
         return safe_json_loads(_content(path))
     except ValueError as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
+
+
+def read_json_list(path: Path) -> Iterator[Any]:
+    """The values of a JSON list, each parsed when it is reached: in constant memory.
+
+    Raises:
+        UserError: as `read_json`, after the values before the error; or the file has no list.
+    """
+    number = 0
+    reject_named_pipe(path)
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        for value in _stream_list(path):
+            number += 1
+            yield value
+        return
+    values = read_json(path)  # which reports the error
+    if not isinstance(values, list):
+        raise UserError(f"{path}: expected a JSON list of samples, got {type(values).__name__}")
+    yield from values[number:]  # a value was larger than two chunks
+
+
+def _stream_list(path: Path) -> Iterator[Any]:
+    """See `read_json_list`; raises OSError, ValueError or RecursionError for what it cannot read."""
+    decode, blank = json.JSONDecoder().raw_decode, re.compile(r"[ \t\n\r]*")
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        text = stream.read(_CHUNK)
+        start = re.compile(r"[ \t\n\r]*\[[ \t\n\r]*").match(text)
+        if start is None:
+            raise ValueError
+        at, mark = start.end(), text[start.end() : start.end() + 1]
+        has_surrogate = _SURROGATE.search(text) is not None
+        if mark == "]":
+            at += 1
+        while mark != "]":
+            value, end = None, len(text)
+            with contextlib.suppress(json.JSONDecodeError):  # the value may be cut
+                value, end = decode(text, blank.match(text, at).end())
+                end = blank.match(text, end).end()
+            if end == len(text):  # a number may be cut, too
+                more = stream.read(_CHUNK)
+                if not more or end - at > _CHUNK:
+                    raise ValueError
+                text, at = text[at:] + more, 0
+                has_surrogate = _SURROGATE.search(text) is not None
+                continue
+            mark = text[end]
+            if mark not in ",]":
+                raise ValueError
+            yield safe_json_loads(text[at:end]) if has_surrogate else value
+            at = end + 1
+        if (text[at:] + stream.read()).strip(" \t\n\r"):
+            raise ValueError
 
 
 def read_json_lines(

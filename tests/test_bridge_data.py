@@ -26,7 +26,7 @@ from llava_bridge.data.collator import (
     ConversationDataset,
 )
 from llava_bridge.data.sampler import LengthGroupedSampler, RandomOrder
-from llava_bridge.data.sources import reject_missing, repeat_samples
+from llava_bridge.data.sources import Samples, join_samples, reject_missing, repeat_indices
 from llava_bridge.training.train_config import LlavaTrainConfig
 from llava_bridge.training.trainer import make_sampler
 
@@ -232,16 +232,28 @@ def test_each_stage_has_llavas_order_by_default(chat: ConversationEncoder, bridg
 
 
 def test_weights_repeat_and_thin() -> None:
-    items = list(range(100))
-    assert repeat_samples(items, 1, seed=0) == items
-    half = repeat_samples(items, 0.5, seed=0)
-    assert len(half) == 50
-    assert len(set(half)) == 50
-    assert half == repeat_samples(items, 0.5, seed=0)
-    assert half != repeat_samples(items, 0.5, seed=1)
-    counts = Counter(repeat_samples(items, 2.25, seed=3))
-    assert Counter(counts.values()) == {2: 75, 3: 25}
-    assert counts.keys() == set(items)
+    assert repeat_indices(100, 1, seed=0).tolist() == [*range(100)]
+    half = repeat_indices(100, 0.5, seed=0).tolist()
+    assert (len(half), half) == (50, sorted({*half}))
+    assert half == repeat_indices(100, 0.5, seed=0).tolist() != repeat_indices(100, 0.5, seed=1).tolist()
+    counts = Counter(repeat_indices(100, 2.25, seed=3).tolist())
+    assert (Counter(counts.values()), counts.keys()) == ({2: 75, 3: 25}, {*range(100)})
+
+
+def test_samples_of_several_sources_are_joined(bridge_talk: Path) -> None:
+    """In the order of the sources, each with its repeats; sizes and slices follow the order."""
+    path, names = str(bridge_talk / "talk.json"), [f"talk.json {number}" for number in range(16)]
+    half, none = read_samples(ConversationSourceConfig(path=path, repeats=0.5)), Samples([[]])
+    twice = read_samples(ConversationSourceConfig(path=path, repeats=2))
+    drawn = [sample.name for sample in half]
+    joined = join_samples([half, none, join_samples([twice]), Samples([[twice[3]]])])
+    assert [sample.name for sample in joined] == [*drawn, *names, *names, "talk.json 3"]
+    assert joined[-1] == joined[-14] == twice[3]
+    assert [sample.name for sample in joined[7:10]] == [drawn[-1], *names[:2]]
+    expected = [(len(sample.images), sum(len(turn.content) for turn in sample.turns)) for sample in joined]
+    assert [tuple(row) for row in joined.sizes()] == expected
+    with pytest.raises(IndexError):
+        joined[41]
 
 
 def test_a_source_has_a_weight(bridge_talk: Path) -> None:

@@ -21,6 +21,7 @@ from clips.data.formats.dataset_format import Conversation
 from clips.data.invalid_samples import Invalid
 from clips.errors import UserError
 from llava_bridge.conversation import IGNORE_INDEX, IMAGE, ConversationEncoder, InvalidConversationError
+from llava_bridge.data.sources import Samples
 
 _OTHER_MEDIA = re.compile(r"^<(?:video|audio)>\s*$", re.MULTILINE)
 """Placeholders of other data sets; within a line they may be text, such as a question about HTML."""
@@ -66,10 +67,9 @@ class ConversationDataset(Dataset):
     def sizes(self) -> list[tuple[bool, int]]:
         """Whether each sample has images, and its approximate length in characters, four per image token."""
         tokens = self.chat.typical_image_tokens * 4
-        return [
-            (bool(sample.images), sum(len(turn.content) for turn in sample.turns) + tokens * len(sample.images))
-            for sample in self.samples
-        ]
+        samples = self.samples if isinstance(self.samples, Samples) else Samples([self.samples])
+        images, characters = samples.sizes().T
+        return list(zip((images > 0).tolist(), (characters + tokens * images).tolist(), strict=True))
 
     def encode(self, sample: Conversation) -> dict[str, Any]:
         """Tokens, labels and opened images of one sample.

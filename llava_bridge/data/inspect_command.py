@@ -11,7 +11,7 @@ import itertools
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from clips.commandline.progress import progress_iter
@@ -113,7 +113,7 @@ def _anyres_processor(config: InspectConversationsConfig, tokenizer: Any, templa
     return build_processor(images, tokenizer, config.image_size, config.image_tokens, template)
 
 
-def collect_stats(samples: list[Conversation], chat: Any, config: InspectConversationsConfig) -> ConversationStats:
+def collect_stats(samples: Sequence[Conversation], chat: Any, config: InspectConversationsConfig) -> ConversationStats:
     """Read evenly spaced samples, as training would."""
     from llava_bridge.conversation import IGNORE_INDEX
     from llava_bridge.data.collator import ConversationDataset

@@ -8,10 +8,13 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, overload
+
+import numpy as np
 
 from clips.core.identity import RUN_ONLY
 from clips.data.formats import FORMATS, DatasetSpec, read_dataset
+from clips.data.formats.conversation_table import ConversationTable
 from clips.data.formats.dataset_format import IMAGE, Conversation, Turn, captions_of
 from clips.data.images import InvalidSampleError
 from clips.errors import UserError, unknown_name_error
@@ -69,10 +72,54 @@ CAPTION_PROMPT = "Provide a one-sentence caption for the provided image."
 """The question of all captions, as in lmms-eval's captioning tasks."""
 _THREADS = 32
 _SECONDS_BETWEEN_LINES = 20.0
-Item = TypeVar("Item")
 
 
-def read_samples(config: ConversationSourceConfig, seed: int = 0) -> list[Conversation]:
+class Samples(Sequence[Conversation]):
+    """Conversations of some sources, each read on access.
+
+    Args:
+        parts: the conversations of each source.
+        order: index of each sample in the joined parts; None for all in order.
+    """
+
+    def __init__(self, parts: Sequence[ConversationTable | Sequence[Conversation]], order: np.ndarray | None = None):
+        self.parts = parts
+        self.starts = np.cumsum([0, *map(len, parts)])
+        self.order = np.arange(self.starts[-1]) if order is None else order
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    @overload
+    def __getitem__(self, index: int) -> Conversation: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Conversation]: ...
+    def __getitem__(self, index: int | slice) -> Conversation | Sequence[Conversation]:
+        if isinstance(index, slice):
+            return Samples(self.parts, self.order[index])
+        place = int(self.order[index])
+        part = int(np.searchsorted(self.starts, place, side="right")) - 1
+        return self.parts[part][place - int(self.starts[part])]
+
+    def sizes(self) -> np.ndarray:
+        """The number of images and of characters of each sample, (N, 2)."""
+        parts = [
+            part.sizes()
+            if isinstance(part, ConversationTable)
+            else np.array([(len(one.images), sum(len(turn.content) for turn in one.turns)) for one in part], int)
+            for part in self.parts
+        ]
+        return np.concatenate([part.reshape(-1, 2) for part in parts])[self.order]
+
+
+def join_samples(sources: Sequence[Samples]) -> Samples:
+    """The samples of all sources, one source after the other."""
+    starts = itertools.accumulate((int(source.starts[-1]) for source in sources[:-1]), initial=0)
+    order = np.concatenate([start + source.order for start, source in zip(starts, sources, strict=True)])
+    return Samples([part for source in sources for part in source.parts], order)
+
+
+def read_samples(config: ConversationSourceConfig, seed: int = 0) -> Samples:
     """The conversations of one source, repeated by ``repeats``.
 
     Args:
@@ -83,13 +130,13 @@ def read_samples(config: ConversationSourceConfig, seed: int = 0) -> list[Conver
         UserError: a missing or malformed file, or an empty one.
     """
     samples = read_conversations(config, config.captions_per_image)
-    repeated = repeat_samples(samples, config.repeats, seed)
-    if not repeated:
+    order = repeat_indices(len(samples), config.repeats, seed)
+    if not len(order):
         raise UserError(f"data.repeats: {config.repeats} of the {len(samples)} samples of {config.path} is none")
-    return repeated
+    return Samples(samples.parts, order)
 
 
-def read_conversations(config: HeldOutSourceConfig, captions_per_image: int | None = 1) -> list[Conversation]:
+def read_conversations(config: HeldOutSourceConfig, captions_per_image: int | None = 1) -> Samples:
     """Every conversation of one source once.
 
     Args:
@@ -107,8 +154,8 @@ def read_conversations(config: HeldOutSourceConfig, captions_per_image: int | No
         records = read_dataset(spec, "conversations").records
     else:
         records = _captions(spec, captions_per_image)
-    samples = list(records)
-    if not samples:
+    samples = Samples([records if isinstance(records, ConversationTable) else list(records)])
+    if not len(samples):
         raise UserError(f"{config.path}: no samples (format {config.format}, split {config.split})")
     if all(sample.fault for sample in samples):
         raise UserError(
@@ -157,17 +204,17 @@ def in_other_case(questions: Iterable[Conversation]) -> Iterator[Conversation]:
             yield dataclasses.replace(question, turns=[*before, Turn("assistant", other)])
 
 
-def repeat_samples(items: Sequence[Item], repeats: float, seed: int) -> list[Item]:
-    """Repeat ``items`` for one epoch: each ``repeats`` times, rounded down, and a random part once more.
+def repeat_indices(count: int, repeats: float, seed: int) -> np.ndarray:
+    """Indices of ``count`` items for one epoch: each ``repeats`` times, rounded down, and a random part once more.
 
     Args:
-        items: all of them.
-        repeats: 1 returns them unchanged, 0.5 half of them, 1.5 each once and half of them twice.
+        count: number of items.
+        repeats: 1 gives each once, 0.5 half of them, 1.5 each once and half of them twice.
         seed: seed of the sampling of the additional items.
     """
     whole, fraction = divmod(repeats, 1)
-    sampled = random.Random(seed).sample(range(len(items)), round(fraction * len(items)))
-    return [*itertools.chain.from_iterable([items] * int(whole)), *(items[index] for index in sorted(sampled))]
+    sampled = random.Random(seed).sample(range(count), round(fraction * count))
+    return np.array([*range(count)] * int(whole) + sorted(sampled), dtype=np.int64)
 
 
 def reject_missing(samples: Iterable[Conversation], path: str, log: Callable[[str], None]) -> None:

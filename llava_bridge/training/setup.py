@@ -23,7 +23,7 @@ from clips.model.loading import library_errors_as_user_errors, load_pretrained
 from clips.model.precision import resolve_precision
 from llava_bridge.data import read_conversations, read_samples
 from llava_bridge.data.collator import ConversationCollator, ConversationDataset
-from llava_bridge.data.sources import split_questions
+from llava_bridge.data.sources import join_samples, split_questions
 from llava_bridge.model.anyres import is_anyres_processor, max_image_tokens
 from llava_bridge.model.auto_registration import register
 from llava_bridge.model.build import LlavaParts, build_llava, is_stored_in_bf16, make_conversation_encoder
@@ -73,12 +73,12 @@ def setup_stage(config: LlavaTrainConfig, name: str, work: Path, *, keep_bf16: b
         UserError: parts or data are missing or incompatible.
     """
     stage = config.stage(name)
-    samples: list[Conversation] = []
-    mixture = []
-    for data in stage.data:
-        samples += (own := read_samples(data, config.seed))
-        if len(stage.data) > 1 or data.repeats != 1:
-            mixture.append(f"{len(own):,} samples per epoch from {data.path} (repeats {data.repeats:g})")
+    sources = [read_samples(data, config.seed) for data in stage.data]
+    mixture = [
+        f"{len(samples):,} samples per epoch from {data.path} (repeats {data.repeats:g})"
+        for samples, data in zip(sources, stage.data, strict=True)
+        if len(stage.data) > 1 or data.repeats != 1
+    ]
     held_out = _read_held_out(config.validation) if name == config.stages[-1] else {}
 
     # The model: of the stage before, of a LLaVA, or of encoder and LLM.
@@ -121,7 +121,7 @@ def setup_stage(config: LlavaTrainConfig, name: str, work: Path, *, keep_bf16: b
         model,
         processor,
         split_parts(model),
-        ConversationDataset(samples, chat, length),
+        ConversationDataset(join_samples(sources), chat, length),
         ConversationCollator(images, processor.tokenizer.pad_token_id, _packed_length(model, length, name, stage)),
         mixture,
         square,
@@ -143,7 +143,7 @@ def _read_held_out(config: ValidationConfig) -> dict[str, list[Conversation]]:
     held_out = {}
     for field, name, source in config.sources():
         try:
-            samples = read_conversations(source)
+            samples: Sequence[Conversation] = read_conversations(source)
         except UserError as error:
             raise UserError(f"{field}: {error}") from None
         if name and not (samples := [question for sample in samples for question in split_questions(sample)]):

@@ -103,7 +103,7 @@ def train_llm(config: LlmConfig) -> None:
 
 def without_images(sample: Conversation) -> Conversation:
     """The conversation with its text alone."""
-    turns = [dataclasses.replace(turn, content=turn.content.replace(IMAGE, "").strip()) for turn in sample.turns]
+    turns = [turn._replace(content=turn.content.replace(IMAGE, "").strip()) for turn in sample.turns]
     return dataclasses.replace(sample, images=(), turns=turns) if sample.images else sample
 
 

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec
 
+from clips.data.formats.conversation_table import open_converted
 from clips.data.formats.dataset_format import IMAGE, Conversation, Dataset, Location, Turn
 from clips.data.lazy_images import FileImage, LazyImage
 from clips.errors import UserError, unknown_name_error
 from clips.model.loading import library_errors_as_user_errors
-from clips.text_files import read_json, read_json_lines
+from clips.text_files import read_json_lines, read_json_list
 
 CONVERSATION_KEYS = ("messages", "conversations", "texts")
 """The column names that datasets use for a conversation."""
@@ -63,12 +64,13 @@ def _turns(message: Mapping[str, Any]) -> list[Turn]:
     role, content = ("from", "value") if message.get("from") is not None else ("role", "content")
     if message[role] not in _ROLES:
         raise ValueError(f"a message of the role {message[role]!r}")
-    return [Turn(_ROLES[message[role]], _join_parts(message[content]))]
+    said = message[content]
+    return [Turn(_ROLES[message[role]], said if isinstance(said, str) else _join_parts(said))]
 
 
 def _join_parts(parts: Any) -> str:
     """Content as text, as the chat template writes it at inference."""
-    if isinstance(parts, str) or not isinstance(parts, Sequence):
+    if not isinstance(parts, Sequence):
         return text(parts)
     pieces = []
     for part in parts:
@@ -85,7 +87,7 @@ def drop_before_first_user_turn(turns: list[Turn]) -> list[Turn]:
     some of which begin with an answer.
     """
     first = next((index for index, turn in enumerate(turns) if turn.role == "user"), len(turns))
-    return [turn for index, turn in enumerate(turns) if index >= first or turn.role == "system"]
+    return [turn for turn in turns[:first] if turn.role == "system"] + turns[first:]
 
 
 def place_images(turns: list[Turn], count: int) -> list[Turn]:
@@ -104,12 +106,12 @@ def place_image_first(turns: list[Turn]) -> list[Turn]:
 
     LLaVA's data have it before or after the text; its training (``preprocess_multimodal`` in ``train.py``) moves it.
     """
-    return [_image_first(turn) if turn.role == "user" and turn.content.count(IMAGE) == 1 else turn for turn in turns]
-
-
-def _image_first(turn: Turn) -> Turn:
-    content = turn.content.replace(IMAGE, "").strip()
-    return Turn(turn.role, f"{IMAGE}\n{content}" if content else IMAGE)
+    moved = list(turns)
+    for index, turn in enumerate(turns):
+        if IMAGE in turn.content and turn.role == "user" and turn.content.count(IMAGE) == 1:
+            content = turn.content.replace(IMAGE, "").strip()
+            moved[index] = Turn(turn.role, f"{IMAGE}\n{content}" if content else IMAGE)
+    return moved
 
 
 SHORT_ANSWER = "Answer the question using a single word or phrase."
@@ -137,22 +139,20 @@ def read_llava(location: Location) -> Dataset[Conversation]:
     path, root = location.path, location.image_root()
     if path.suffix.lower() in _OTHER_FILES:
         raise UserError(f"{path}: expected LLaVA's JSON list; {_OTHER_FILES[path.suffix.lower()]}")
-    try:
-        rows = read_json(path)
-    except UserError as error:
-        hint = f"; {_JSON_LINES} from a file that ends in .jsonl" if "Extra data" in str(error) else ""
-        raise UserError(f"{error}{hint}") from None
-    if not isinstance(rows, list):
-        raise UserError(f"{path}: expected a JSON list of samples, got {type(rows).__name__}")
-
     expected = "expected conversations with from (human, gpt or system) and value, and image as a reference or a list"
 
-    def records() -> Iterator[Conversation]:
-        for number, row in enumerate(rows):
-            name = f"{path.name} {row.get('id', number) if isinstance(row, dict) else number}"
-            yield read_record(name, expected, _parse_llava, row, root)
+    def read(prefix: str = "", root: Path = Path()) -> Iterator[Conversation]:
+        try:
+            for number, row in enumerate(read_json_list(path)):
+                name = f"{prefix}{row.get('id', number) if isinstance(row, dict) else number}"
+                yield read_record(name, expected, _parse_llava, row, root)
+        except UserError as error:
+            hint = f"; {_JSON_LINES} from a file that ends in .jsonl" if "Extra data" in str(error) else ""
+            raise UserError(f"{error}{hint}") from None
 
-    return Dataset(records=records())
+    if not path.is_file():  # a shell's <(…), which can be read once
+        return Dataset(records=read(f"{path.name} ", root))
+    return Dataset(records=open_converted(path, "llava", root, read))
 
 
 _JSON_LINES = "format conversations reads JSON lines"

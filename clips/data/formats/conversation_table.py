@@ -1,0 +1,163 @@
+"""Conversations of a JSON file as an Arrow file in the user's cache, converted once and memory-mapped by all processes.
+
+Parsed JSON of LLaVA's size takes gigabytes in each process; the pages of a mapped file are shared.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from clips.core.artifact import atomic_output_path, log_info, writable_directory
+from clips.core.cache import made_once
+from clips.core.content import cache_directory, content_hashes
+from clips.core.identity import digest
+from clips.data.formats.dataset_format import Conversation, Turn
+from clips.data.lazy_images import FileImage
+from clips.errors import UserError
+
+_VERSION = 1
+"""Raise it with a change of what the readers make of a row, or of the file's columns."""
+_ROWS = 1024  # of each record batch but the last
+_ROLES: dict[str, Literal["user", "assistant", "system"]] = {"u": "user", "a": "assistant", "s": "system"}
+
+
+class ConversationTable:
+    """Conversations about image files in Arrow's format, each read on access.
+
+    Args:
+        arrow: the file, by which other processes get the table, too; or its content.
+        source: name of the source, with which the conversations' names begin.
+        root: base directory of the images.
+    """
+
+    def __init__(self, arrow: Path | bytes, source: str, root: Path) -> None:
+        self.arrow, self.source, self.root = arrow, source, root
+
+    def __reduce__(self) -> Any:
+        return ConversationTable, (self.arrow, self.source, self.root)
+
+    @functools.cached_property
+    def _batches(self) -> list[Any]:
+        return _record_batches(self.arrow)
+
+    def __len__(self) -> int:
+        return sum(len(batch) for batch in self._batches)
+
+    def __getitem__(self, index: int) -> Conversation:
+        batch, row = self._batches[index // _ROWS], index % _ROWS
+        return self._conversation(*(column[row].as_py() for column in batch.columns[:-1]))
+
+    def __iter__(self) -> Iterator[Conversation]:
+        for batch in self._batches:
+            for row in zip(*(column.to_pylist() for column in batch.columns[:-1]), strict=True):
+                yield self._conversation(*row)
+
+    def _conversation(self, name: str, images: list[str], roles: str, contents: list[str], fault: str) -> Conversation:
+        turns = [Turn(_ROLES[role], content) for role, content in zip(roles, contents, strict=True)]
+        return Conversation(f"{self.source} {name}", [FileImage(self.root, each) for each in images], turns, fault)
+
+    def sizes(self) -> np.ndarray:
+        """The number of images and of characters of each conversation, (N, 2)."""
+        import pyarrow.compute as pc
+
+        columns = [(pc.list_value_length(batch["images"]), batch["characters"]) for batch in self._batches]
+        return np.concatenate([np.zeros((0, 2), int), *(np.stack([*map(np.asarray, pair)], 1) for pair in columns)])
+
+
+def open_converted(
+    file: Path, layout: str, root: Path, read: Callable[[], Iterator[Conversation]]
+) -> ConversationTable:
+    """The table of a file's conversations, which one process of a machine converts while the others wait.
+
+    Args:
+        file: the source.
+        layout: what ``read`` makes of a file, for the cache.
+        root: base directory of the images.
+        read: yields the conversations of ``file``; neither their names nor their images may depend on its place.
+
+    Raises:
+        UserError: by ``read``; or the disk is full.
+    """
+    content = content_hashes([file])[file]
+    path = cache_directory("conversations") / f"{digest([_VERSION, layout, content])}.arrow"
+    if not _is_readable(path):
+        try:
+            writable_directory(path.parent)
+        except UserError as error:
+            import pyarrow as pa
+
+            log_info(f"{error}; each process keeps the text of {file} in its memory")
+            sink = pa.BufferOutputStream()
+            _write(sink, read())
+            return ConversationTable(sink.getvalue().to_pybytes(), file.name, root)
+        made_once(path, _is_readable, functools.partial(_convert, file, content, read))
+    return ConversationTable(path, file.name, root)
+
+
+def _convert(file: Path, content: str, read: Callable[[], Iterator[Conversation]], path: Path) -> None:
+    with atomic_output_path(path) as partial:
+        _write(str(partial), read())
+        if content_hashes([file])[file] != content:
+            raise UserError(f"{file}: another program has written it while it was read")
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        _record_batches(path)
+    except Exception:  # a library's, for a missing or damaged file
+        return False
+    return True
+
+
+def _record_batches(arrow: Path | bytes) -> list[Any]:
+    import pyarrow as pa
+
+    file = pa.ipc.open_file(pa.memory_map(str(arrow)) if isinstance(arrow, Path) else arrow)
+    return [file.get_batch(number) for number in range(file.num_record_batches)]
+
+
+def _write(sink: Any, conversations: Iterable[Conversation]) -> None:
+    import pyarrow as pa
+
+    remaining = iter(conversations)
+    batch = _record_batch(itertools.islice(remaining, _ROWS))
+    with pa.ipc.new_file(sink, batch.schema) as writer:
+        while len(batch):
+            writer.write_batch(batch)
+            batch = _record_batch(itertools.islice(remaining, _ROWS))
+
+
+def _record_batch(conversations: Iterable[Conversation]) -> Any:
+    import pyarrow as pa
+
+    names, roles, faults, characters = list[str](), list[str](), list[str](), list[int]()
+    images, image_ends = list[str](), [0]
+    contents, content_ends = list[str](), [0]
+    for one in conversations:  # of which only the texts are kept, so that the garbage collector has nothing to do
+        texts = [turn.content for turn in one.turns]
+        names.append(one.name)
+        roles.append("".join([turn.role[0] for turn in one.turns]))
+        faults.append(one.fault)
+        characters.append(sum(map(len, texts)))
+        images += [image.name for image in one.images]
+        image_ends.append(len(images))
+        contents += texts
+        content_ends.append(len(contents))
+    return pa.record_batch(
+        {
+            "name": pa.array(names, pa.string()),
+            "images": pa.ListArray.from_arrays(pa.array(image_ends, pa.int32()), pa.array(images, pa.string())),
+            "roles": pa.array(roles, pa.string()),  # the first letter of each
+            "contents": pa.ListArray.from_arrays(
+                pa.array(content_ends, pa.int32()), pa.array(contents, pa.large_string())
+            ),
+            "fault": pa.array(faults, pa.string()),
+            "characters": pa.array(characters, pa.int64()),
+        }
+    )
