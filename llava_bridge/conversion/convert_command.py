@@ -65,7 +65,8 @@ def run_convert(config: ConvertConfig) -> None:
     Raises:
         UserError: the source is missing, incomplete or already in that format, or the format does not support it.
     """
-    local = _with_local_dirs(config)
+    llm = None if config.llm is None else str(resolve_model_dir(config.llm, "llm"))
+    local = dataclasses.replace(config, source=str(resolve_model_dir(config.source, "source")), llm=llm)
     if not Path(local.source).is_dir():
         raise UserError(f"{local.source}: no such directory")
     check_overwritable(local.output, "llava" if local.format == "hf" else _ORIGINAL_KIND)
@@ -76,13 +77,6 @@ def run_convert(config: ConvertConfig) -> None:
         _to_stock(local, config)
     else:
         _to_transformers(local, config)
-
-
-def _with_local_dirs(config: ConvertConfig) -> ConvertConfig:
-    """``config`` with directories instead of names on the Hub."""
-    source = resolve_model_dir(config.source, "source")
-    llm = None if config.llm is None else str(resolve_model_dir(config.llm, "llm"))
-    return dataclasses.replace(config, source=str(source), llm=llm)
 
 
 # ---------------------------------------------------------------- transformers with a tower of this suite

@@ -235,6 +235,17 @@ def original_config(model: Any, processor: Any, tower: str) -> dict[str, Any]:
         raise UserError(f"the original LLaVA reads one feature layer; this one reads {list(layer)}")
     rope = dict(text.rope_parameters or {})
     scaling = {"type": rope.pop("rope_type", "default"), **{k: v for k, v in rope.items() if k != "rope_theta"}}
+    images = processor.image_processor
+    tiles = {
+        "image_aspect_ratio": "pad" if getattr(images, "do_pad", None) else "square",
+        "mm_patch_merge_type": "flat",
+    }
+    if is_anyres_processor(images):
+        tiles = {
+            "image_aspect_ratio": "anyres",
+            "image_grid_pinpoints": _swap_pairs(images.image_grid_pinpoints),
+            "mm_patch_merge_type": "spatial_unpad",
+        }
     select_feature = "patch" if model.config.vision_feature_select_strategy == "default" else "cls_patch"
     return {
         **{key: value for key, value in text.to_dict().items() if key not in _GENERAL},
@@ -251,19 +262,8 @@ def original_config(model: Any, processor: Any, tower: str) -> dict[str, Any]:
         "mm_vision_select_feature": select_feature,
         "mm_use_im_start_end": False,
         "mm_use_im_patch_token": False,
-        **_aspect_ratio_settings(processor.image_processor),
+        **tiles,
     }
-
-
-def _aspect_ratio_settings(image_processor: Any) -> dict[str, Any]:
-    if is_anyres_processor(image_processor):
-        return {
-            "image_aspect_ratio": "anyres",
-            "image_grid_pinpoints": _swap_pairs(image_processor.image_grid_pinpoints),
-            "mm_patch_merge_type": "spatial_unpad",
-        }
-    aspect = "pad" if getattr(image_processor, "do_pad", None) else "square"
-    return {"image_aspect_ratio": aspect, "mm_patch_merge_type": "flat"}
 
 
 def projector_type(model: Any) -> str:

@@ -107,10 +107,19 @@ def load(reference: str, image_size: int | None) -> VisionEncoder:
     architecture = {key: model[key] for key in ("embed_dim", "vision_cfg", "quick_gelu") if key in model}
     if alone and "ln_pre.weight" not in weights:  # the authors' ViTs have none, but one's config may not say so
         architecture["vision_cfg"] = vision = {**vision, "no_ln_pre": True}
-    if pixels != own:
-        _check_image_size(vision, pixels.size, directory)
-        architecture["vision_cfg"] = {**vision, "image_size": pixels.size}
-        _resize_positions(weights, vision, pixels.size)
+    if image_size is not None and image_size != own.size:
+        patch = vision.get("patch_size")
+        if isinstance(vision.get("layers"), list) or not isinstance(patch, int):
+            raise UserError(f"image_size: expected none, as {directory} is no ViT")
+        if image_size % patch:
+            raise UserError(
+                f"image_size: expected a multiple of {patch}, the patch size of {directory}, got {image_size}"
+            )
+        architecture["vision_cfg"] = {**vision, "image_size": image_size}
+        if (table := weights.get(_POSITIONS)) is not None:  # learned positions are interpolated, fixed ones computed
+            patches = (image_size // patch) ** 2
+            fixed = resize_sincos_pos_embed(table, patches) if vision.get("pos_embed_type") == "sin_cos_2d" else None
+            weights[_POSITIONS] = resize_pos_embed(table, patches, prefix=1) if fixed is None else fixed
     return VisionEncoder(
         source="open_clip",
         architecture=architecture,
@@ -118,22 +127,6 @@ def load(reference: str, image_size: int | None) -> VisionEncoder:
         pixels=pixels,
         parent=str(directory),
     )
-
-
-def _check_image_size(vision: Mapping[str, Any], size: int, directory: Path) -> None:
-    patch = vision.get("patch_size")
-    if isinstance(vision.get("layers"), list) or not isinstance(patch, int):
-        raise UserError(f"image_size: expected none, as {directory} is no ViT")
-    if size % patch:
-        raise UserError(f"image_size: expected a multiple of {patch}, the patch size of {directory}, got {size}")
-
-
-def _resize_positions(weights: dict[str, Tensor], vision: Mapping[str, Any], size: int) -> None:
-    """Interpolate learned positions, or compute fixed ones, for another image size."""
-    if (table := weights.get(_POSITIONS)) is not None:
-        patches = (size // vision["patch_size"]) ** 2
-        fixed = resize_sincos_pos_embed(table, patches) if vision.get("pos_embed_type") == "sin_cos_2d" else None
-        weights[_POSITIONS] = resize_pos_embed(table, patches, prefix=1) if fixed is None else fixed
 
 
 def _read_config(directory: Path) -> dict[str, Any]:
@@ -151,8 +144,12 @@ def _pixels(path: Path, vision: Mapping[str, Any], preprocess: Mapping[str, Any]
     with library_errors_as_user_errors(
         f"{path}: expected sizes, mean and std of three channels and an interpolation in preprocess_cfg"
     ):
+        stated = preprocess.get("size") or vision.get("image_size", 224)
+        sides = [stated, stated] if isinstance(stated, int) else list(stated)
+        if sides[0] != sides[-1]:
+            raise UserError(f"{OPEN_CLIP_CONFIG}: expected square images, got image size {sides}")
         pixels = ImagePreprocess(
-            size=_image_size(preprocess.get("size") or vision.get("image_size", 224)),
+            size=int(sides[0]),
             mean=_channels(preprocess.get("mean") or OPENAI_MEAN),
             std=_channels(preprocess.get("std") or OPENAI_STD),
             interpolation=preprocess.get("interpolation") or "bicubic",
@@ -186,10 +183,3 @@ def _visual_weights(directory: Path) -> tuple[dict[str, Tensor], bool]:
         weights = read_weights(path)
     visual = {name.removeprefix("visual."): value for name, value in weights.items() if name.startswith("visual.")}
     return visual or weights, not visual
-
-
-def _image_size(size: Any) -> int:
-    sides = [size, size] if isinstance(size, int) else list(size)
-    if sides[0] != sides[-1]:
-        raise UserError(f"{OPEN_CLIP_CONFIG}: expected square images, got image size {sides}")
-    return int(sides[0])

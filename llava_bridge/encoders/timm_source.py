@@ -21,6 +21,7 @@ from clips.model.loading import library_errors_as_user_errors
 from clips.model.pos_embed import resize_timm_pos_embed
 from llava_bridge.encoders.encoder import ImagePreprocess, VisionEncoder, VisionTower
 
+# Prefixes of classifiers' weights; those of some files differ from the current model's.
 _HEADS = ("classifier.", "head.fc.", "fc.", "head.l.", "head_dist.")
 _POSITIONS = "trunk.pos_embed"
 _DINO = re.compile(r"_dinov[23]")  # DINOv2 and DINOv3 have architectures of their own in timm
@@ -113,8 +114,19 @@ def load(reference: str, image_size: int | None) -> VisionEncoder:
     if origin == "random":
         return make_encoder(name, None, pixels, where=None)
     if origin:
-        return make_encoder(name, _read_weights(Path(origin)), pixels, where=origin)
-    return make_encoder(name, _pretrained(name), pixels, where=None)
+        from safetensors.torch import load_file
+
+        if not Path(origin).is_file():
+            raise UserError(f"{origin}: no such file (expected safetensors weights, or @random)")
+        with library_errors_as_user_errors(f"encoder: {origin} is not a readable safetensors file"):
+            stored = load_file(origin)
+        return make_encoder(name, stored, pixels, where=origin)
+    try:
+        weights = _timm().create_model(name, pretrained=True, num_classes=0).state_dict()
+    except (OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"encoder: no pretrained weights for timm:{name} ({reason}); try timm:{name}@FILE") from None
+    return make_encoder(name, weights, pixels, where=None)
 
 
 def preprocess_of(name: str, stated: Mapping[str, Any], image_size: int | None) -> ImagePreprocess:
@@ -143,24 +155,16 @@ def make_encoder(
     architecture = {"name": name, "image_size": pixels.size, "fixed_size": fixed}
     own = None
     if weights is not None:
-        own = {f"trunk.{key}": value for key, value in weights.items() if not key.startswith(_heads(settings))}
+        classifiers = settings.classifier or ()
+        classifiers = [classifiers] if isinstance(classifiers, str) else classifiers
+        heads = (*_HEADS, *(f"{classifier}." for classifier in classifiers))
+        own = {f"trunk.{key}": value for key, value in weights.items() if not key.startswith(heads)}
         if fixed and _POSITIONS in own:
-            trunk = _empty_trunk(architecture, where or f"timm:{name}")
+            what = f"image_size: {where or f'timm:{name}'} does not support {pixels.size} px"
+            with library_errors_as_user_errors(what), torch.device("meta"):  # of which the number of positions is read
+                trunk = _build_trunk(architecture)
             own[_POSITIONS] = resize_timm_pos_embed(own[_POSITIONS], trunk)
     return VisionEncoder(source="timm", architecture=architecture, weights=own, pixels=pixels, parent=where)
-
-
-def _heads(settings: Any) -> tuple[str, ...]:
-    """Return prefixes of classifier weights; those of some files differ from the current model's."""
-    own = settings.classifier or ()
-    return (*_HEADS, *(f"{name}." for name in ([own] if isinstance(own, str) else own)))
-
-
-def _empty_trunk(architecture: Mapping[str, Any], where: str) -> Any:
-    """Build the trunk without memory for its weights, to read its number of positions."""
-    size = architecture["image_size"]
-    with library_errors_as_user_errors(f"image_size: {where} does not support {size} px"), torch.device("meta"):
-        return _build_trunk(architecture)
 
 
 def _check_name(name: str) -> None:
@@ -169,23 +173,6 @@ def _check_name(name: str) -> None:
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise UserError(f"encoder: timm has no model '{name}'{hint}")
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise UserError(f"{path}: no such file (expected safetensors weights, or @random)")
-    with library_errors_as_user_errors(f"encoder: {path} is not a readable safetensors file"):
-        return load_file(path)
-
-
-def _pretrained(name: str) -> dict[str, Tensor]:
-    try:
-        return _timm().create_model(name, pretrained=True, num_classes=0).state_dict()
-    except (OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"encoder: no pretrained weights for timm:{name} ({reason}); try timm:{name}@FILE") from None
 
 
 def _timm() -> Any:

@@ -17,10 +17,6 @@ _VISUAL, _VISION_TOWER = r"^(model\.)?visual\.", r"^(model\.)?vision_tower\."
 _QWEN_SIZE = 448
 
 
-def _no_prefix(config: Any) -> int:
-    return 0
-
-
 def _class_token(config: Any) -> int:
     return 1
 
@@ -108,7 +104,7 @@ class ModelFamily:
     """
 
     model: str
-    prefix: Callable[[Any], int] = _no_prefix
+    prefix: Callable[[Any], int] = lambda config: 0
     positions: str | None = None
     forward: Callable[[Any, Tensor], Sequence[Tensor]] = _forward_pixels
     in_hf_llava: bool = False

@@ -139,14 +139,6 @@ def vision_config(values: Mapping[str, Any]) -> Any:
     return config
 
 
-def stated_image_size(config: Any) -> int | None:
-    """Return the image size of a vision config, or its family's default; None if neither states one."""
-    size = FAMILIES[config.model_type].image_size or getattr(config, "image_size", None)
-    if size is None and hasattr(config, "num_patches"):  # SigLIP 2 NaFlex
-        return square_side(config.patch_size, "patch_size") * math.isqrt(config.num_patches)
-    return None if size is None else square_side(size, "image_size")
-
-
 def check_model_type(model_type: str, what: str) -> None:
     """Raise UserError, which begins with ``what``, for a type that is not in :data:`FAMILIES`."""
     if model_type not in FAMILIES:
@@ -162,25 +154,25 @@ def _pixels(directory: Path, config: Any) -> ImagePreprocess:
     ):
         processor = AutoImageProcessor.from_pretrained(directory)
         # The processors of models without an image size state numbers of pixels.
-        own = None if FAMILIES[config.model_type].image_size else image_size_of(processor)
-        if (size := own or stated_image_size(config)) is None:
+        size = FAMILIES[config.model_type].image_size or image_size_of(processor)
+        if not size and (stated := getattr(config, "image_size", None)) is not None:
+            size = square_side(stated, "image_size")
+        elif not size and hasattr(config, "num_patches"):  # SigLIP 2 NaFlex
+            size = square_side(config.patch_size, "patch_size") * math.isqrt(config.num_patches)
+        if size is None:
             raise UserError(f"image_size: expected a number of pixels, as {directory} states none")
+        if (resample := int(processor.resample)) not in _RESAMPLE:
+            expected = " or ".join(f"{number} ({name})" for number, name in _RESAMPLE.items())
+            raise UserError(
+                f"encoder: {directory}: preprocessor_config.json: resample: expected {expected}, got {resample}"
+            )
         normalizes = processor.do_normalize is not False  # RADIO and TIPSv2 read pixels from 0 to 1
         return ImagePreprocess(
             size=size,
             mean=tuple(processor.image_mean) if normalizes else (0.0, 0.0, 0.0),
             std=tuple(processor.image_std) if normalizes else (1.0, 1.0, 1.0),
-            interpolation=_interpolation(int(processor.resample), directory),
+            interpolation=_RESAMPLE[resample],
         )
-
-
-def _interpolation(resample: int, directory: Path) -> str:
-    if resample not in _RESAMPLE:
-        raise UserError(
-            f"encoder: {directory}: preprocessor_config.json: resample: expected "
-            f"{' or '.join(f'{number} ({name})' for number, name in _RESAMPLE.items())}, got {resample}"
-        )
-    return _RESAMPLE[resample]
 
 
 def image_size_of(processor: Any) -> int | None:

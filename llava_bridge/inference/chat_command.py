@@ -47,7 +47,11 @@ def run_chat(config: ChatConfig) -> None:
     Raises:
         UserError: no such directory or image; a prompt that cannot be answered.
     """
-    images = [] if config.image is None else [_open_image(config.image)]
+    images = []
+    if config.image is not None:
+        tar, mark, member = config.image.partition(".tar/")
+        file = Path(f"{tar}.tar" if mark else config.image)
+        images = [open_image(file.parent, f"{file.name}/{member}" if mark else file.name)]
     resolve_llava_dir(config.model)  # reported before torch is imported
     from llava_bridge.inference.generate import load_llava
 
@@ -129,17 +133,6 @@ class _Printer:
         new = text[len(self.text) :]
         self.text += new
         print(strip_control_chars(new), end="", flush=True)
-
-
-def _open_image(name: str) -> Image.Image:
-    """The image in a file, or in a shard.
-
-    Raises:
-        UserError: it is missing, or cannot be decoded.
-    """
-    tar, mark, member = name.partition(".tar/")
-    file = Path(f"{tar}.tar" if mark else name)
-    return open_image(file.parent, f"{file.name}/{member}" if mark else file.name)
 
 
 def _read_prompt() -> str:

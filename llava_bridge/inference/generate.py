@@ -182,8 +182,13 @@ class _Generator:
 
     def answer_with_prefixes(self, prefixes: Sequence[Prefix], batch_size: int) -> Iterator[dict[int, str]]:
         """The answers to all prompts with these prefixes; none if this LLM's cache cannot be shared."""
-        cache = self._compute_cache(prefixes) if self.can_share else None
-        if cache is None or not cache.can_be_shared:
+        if not self.can_share:
+            return
+        images = [image for prefix in prefixes for image in prefix.images]
+        ids = [prefix.ids for prefix in prefixes]
+        with torch.inference_mode():
+            cache = PrefixCache(self.model, prepare_generate_inputs(self.model, self.processor, ids, images))
+        if not cache.can_be_shared:
             self.can_share = False
             return
         pairs = [(number, row) for number, prefix in enumerate(prefixes) for row in prefix.rows]
@@ -195,12 +200,6 @@ class _Generator:
                 inputs = cache.inputs_for([number for number, _ in batch], padded)
                 answers = self._generate([row for _, row in batch], inputs)
             yield answers
-
-    @torch.inference_mode()
-    def _compute_cache(self, prefixes: Sequence[Prefix]) -> PrefixCache:
-        images = [image for prefix in prefixes for image in prefix.images]
-        ids = [prefix.ids for prefix in prefixes]
-        return PrefixCache(self.model, prepare_generate_inputs(self.model, self.processor, ids, images))
 
     def _generate(self, rows: Sequence[int], inputs: dict[str, Any]) -> dict[int, str]:
         output = self.model.generate(**inputs, **self.generation)
