@@ -235,6 +235,9 @@ def test_an_interval_leaves_out_zero_just_where_the_test_rejects():
         assert (found.p_value < 0.05) == (found.low > 0 or found.high < 0)
         rejected += found.p_value < 0.05
     assert 1 <= rejected <= 24
+    few = paired_difference("mean", {"x": np.ones(5)}, {"x": np.zeros(5)}, ("x",), np.arange(5))
+    assert few.p_value == pytest.approx(2 / 2**5)
+    assert few.low == 0  # the score interval of five images alone would leave it out
 
 
 def test_holm_by_hand():
