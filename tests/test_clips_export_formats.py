@@ -12,7 +12,6 @@ import torch
 from clips_world import tensors_of, trained
 from PIL import Image
 from safetensors.torch import load_file
-from test_clips_importing import ODD_TEXTS
 
 from clips.core.artifact import directory_hash, read_manifest
 from clips.encoder import load_encoder, write_encoder
@@ -145,7 +144,7 @@ def test_exported_tokenizers_clean_texts_as_the_encoder(encoders: Path, tmp_path
     encoder = exported(encoders, name, form, tmp_path / "hf")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
     length = encoder.tokenizer([""]).shape[1]
-    for text in [*ODD_TEXTS, "Red, squaRE! _dogs_ “two”"]:
+    for text in [*world.ODD_TEXTS, "Red, squaRE! _dogs_ “two”"]:
         theirs = tokenizer(text, truncation=True, max_length=length).input_ids
         ours = encoder.tokenizer([text])[0, : len(theirs)].tolist()
         assert (ours == theirs) is (text != "repaired: cafÃ©" or form == "hf_siglip"), (

@@ -220,21 +220,6 @@ def test_a_wrong_preprocessing_is_noticed_by_its_pixels(tmp_path: Path, monkeypa
         imported(tmp_path / "hf", tmp_path / "encoder")
 
 
-ODD_TEXTS = [
-    "the dog’s toy",
-    "“Curly” quotes – and … ‘dashes’",
-    "résumé, ÎLE, ΟΔΟΣ",
-    "emoji 🙂👍🏽 家",
-    "ﬁne ＡＢＣ, ½",
-    "&lt;b&gt; &amp;amp; co",
-    "  two  spaces,\ta tab\n",
-    "\ufeffbom \x00 null \x85 c1",
-    "repaired: cafÃ©",
-    "",
-    "A word " * 50,
-]
-
-
 def test_texts_have_equal_tokens_with_and_without_an_import(tmp_path: Path):
     """In `transformers:DIR`, the imported encoder and OpenAI's own tokenizer; transformers alone keeps curly quotes."""
     from open_clip.tokenizer import SimpleTokenizer
@@ -245,14 +230,14 @@ def test_texts_have_equal_tokens_with_and_without_an_import(tmp_path: Path):
     alone = world.clip_tokenizer(tmp_path / "hf")
     encoder = imported(tmp_path / "hf", tmp_path / "encoder")
     unimported = load_transformers_encoder(tmp_path / "hf")
-    ours = encoder.tokenizer(ODD_TEXTS)
-    assert torch.equal(ours, unimported.tokenizer(ODD_TEXTS))
-    for own, openai in zip(ours.tolist(), SimpleTokenizer(context_length=10)(ODD_TEXTS).tolist(), strict=True):
+    ours = encoder.tokenizer(world.ODD_TEXTS)
+    assert torch.equal(ours, unimported.tokenizer(world.ODD_TEXTS))
+    for own, openai in zip(ours.tolist(), SimpleTokenizer(context_length=10)(world.ODD_TEXTS).tolist(), strict=True):
         length = own.index(49407) + 1
         assert own[:length] == openai[:length]
     with torch.no_grad():
         assert torch.allclose(encoder.model.encode_text(ours), unimported.model.encode_text(ours), atol=1e-5)
-    assert alone(ODD_TEXTS[0]).input_ids != ours[0, : len(alone(ODD_TEXTS[0]).input_ids)].tolist()
+    assert alone(world.ODD_TEXTS[0]).input_ids != ours[0, : len(alone(world.ODD_TEXTS[0]).input_ids)].tolist()
     named = read_manifest(tmp_path / "encoder")["other_tokens"]
     assert "the dog’s toy" in named
     assert "résumé, São Paulo, ÎLE" not in named
