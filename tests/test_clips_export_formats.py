@@ -50,8 +50,8 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def exported(encoders: Path, name: str, form: Any, output: Path) -> Any:
-    run_export(ExportConfig(checkpoint=str(encoders / name), output=str(output), format=form))
+def exported(encoders: Path, name: str, form: Any, output: Path, **fields: Any) -> Any:
+    run_export(ExportConfig(checkpoint=str(encoders / name), output=str(output), format=form, **fields))
     return load_encoder(encoders / name)
 
 
@@ -92,6 +92,10 @@ def test_hf_clip_and_back(encoders: Path, tmp_path: Path, name: str):
 
     encoder = exported(encoders, name, "hf_clip", tmp_path / "hf")
     assert_same(encoder, CLIPModel.from_pretrained(tmp_path / "hf").eval())
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert card.startswith("---\nlicense: unknown\n")
+    assert "CLIPModel.from_pretrained" in card
+    assert "padding=" not in card
     words = AutoTokenizer.from_pretrained(tmp_path / "hf")
     texts = [*world.TEXTS, "Don't: 12 cafés & naïve snowmen ☃"]
     for text, row in zip(texts, encoder.tokenizer(texts), strict=True):
@@ -110,11 +114,18 @@ def test_hf_clip_and_back(encoders: Path, tmp_path: Path, name: str):
 def test_hf_siglip_and_back(encoders: Path, tmp_path: Path):
     from transformers import SiglipModel
 
-    encoder = exported(encoders, "siglip", "hf_siglip", tmp_path / "hf")
+    encoder = exported(encoders, "siglip", "hf_siglip", tmp_path / "hf", license="apache-2.0")
     assert_same(encoder, SiglipModel.from_pretrained(tmp_path / "hf").eval())
     first, again = (load_file(folder / "model.safetensors") for folder in (encoders / "hf_siglip", tmp_path / "hf"))
     assert first.keys() == again.keys()
     assert all(torch.equal(value, again[key]) for key, value in first.items())
+    manifest = read_manifest(tmp_path / "hf")
+    assert manifest["kind"] == "hf_siglip"
+    assert manifest["largest_difference"] < 1e-5
+    assert manifest["parents"]["encoder"]["hash"] == directory_hash(encoders / "siglip")
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert card.startswith("---\nlicense: apache-2.0\n")
+    assert all(fact in card for fact in ("SiglipModel.from_pretrained", 'padding="max_length"'))
 
 
 @pytest.mark.parametrize(
@@ -212,26 +223,6 @@ def test_a_sigmoid_training_loads_in_stock_open_clip(tmp_path: Path):
         logits = model.eval().get_logits(pixels, tokens)[0]
         cosines = model.encode_image(pixels, normalize=True) @ model.encode_text(tokens, normalize=True).t()
         torch.testing.assert_close(logits, model.logit_scale.exp() * cosines + bias)
-
-
-def test_manifest_and_card(encoders: Path, tmp_path: Path):
-    output = tmp_path / "out"
-    run_export(
-        ExportConfig(checkpoint=str(encoders / "siglip"), output=str(output), format="hf_siglip", license="apache-2.0")
-    )
-    manifest = read_manifest(output)
-    assert manifest["kind"] == "hf_siglip"
-    assert manifest["largest_difference"] < 1e-5
-    assert manifest["parents"]["encoder"]["hash"] == directory_hash(encoders / "siglip")
-    card = (output / "README.md").read_text()
-    assert card.startswith("---\nlicense: apache-2.0\n")
-    for fact in ("SiglipModel.from_pretrained", 'padding="max_length"'):
-        assert fact in card, fact
-    run_export(ExportConfig(checkpoint=str(encoders / "clip"), output=str(tmp_path / "clip"), format="hf_clip"))
-    card = (tmp_path / "clip" / "README.md").read_text()
-    assert card.startswith("---\nlicense: unknown\n")
-    assert "CLIPModel.from_pretrained" in card
-    assert "padding=" not in card
 
 
 def test_a_checkpoint_is_exported_for_transformers(encoders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
