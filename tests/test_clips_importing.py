@@ -627,6 +627,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], small_a
         (["--architecture", small_architecture, "--format", "hf_clip"], "expected none, because"),
         (["--format", "gguf"], "unknown format 'gguf' (known: hf_clip"),
         (["--tolerance", "0"], "tolerance: expected a number above 0"),
+        (["--preprocessing.fill_color", "256"], "preprocessing.fill_color: expected an integer from 0 to 255 or null"),
+        (["--preprocessing.men", "0"], "unknown key 'preprocessing.men'; did you mean 'preprocessing.mean'?"),
+        (["--preprocessing.mean", "[1, 2]"], "preprocessing.mean: expected a list of 3: a number, a number, a number"),
     ):
         assert dispatch("clips", "", COMMANDS, [*run, *extra]) == 2
         told = capsys.readouterr().err.strip().splitlines()[-1]
