@@ -10,9 +10,8 @@ from PIL import Image
 from report_material import draw_image, items_table, put_result, put_results
 from report_study import Page
 
-from benchmarks.report import cards
-from benchmarks.report.cards import Card, ImageDeduplicator, take_within_budget
-from benchmarks.report.examples import answer_galleries, select_items
+from benchmarks.report import examples
+from benchmarks.report.examples import Card, ImageDeduplicator, answer_galleries, select_items, take_within_budget
 from benchmarks.report.load_results import limit_rows, read_source
 from benchmarks.report.page import render_page
 from benchmarks.report.report import build_report
@@ -124,19 +123,19 @@ def test_no_text_of_others_harms_the_page(tmp_path):
 
 
 def test_only_small_jpegs_become_images():
-    assert cards.make_thumbnail(draw_image(1), "a").width == 96
+    assert examples.make_thumbnail(draw_image(1), "a").width == 96
     stream = io.BytesIO()
     Image.new("RGB", (2000, 2)).save(stream, "JPEG")
     jpeg = b"\xff\xd8\xff"
     for content in (b"<svg onload=alert(1)>", jpeg + b"0" * 200_000, jpeg, stream.getvalue(), None):
-        assert cards.make_thumbnail(content, "a") is None
-    shown = cards.make_thumbnail(draw_image(1), '"><script>')
+        assert examples.make_thumbnail(content, "a") is None
+    shown = examples.make_thumbnail(draw_image(1), '"><script>')
     assert '"&gt;&lt;script&gt;"' not in ImageDeduplicator().tag(shown)
     assert 'aria-label="&#34;&gt;&lt;script&gt;"' in ImageDeduplicator().tag(shown)
 
 
 def test_images_stay_within_their_part_of_the_page(tmp_path, monkeypatch):
-    one, two = (Card(thumbnail=cards.make_thumbnail(draw_image(number), "a")) for number in (1, 2))
+    one, two = (Card(thumbnail=examples.make_thumbnail(draw_image(number), "a")) for number in (1, 2))
     sizes = [len(card.thumbnail.content) for card in (one, two)]
     room = sum(sizes) * 4 // 3
     assert take_within_budget([one, one, two, one], room) == ((one, one, two, one), 0)

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.report.averages import overall_section
-from benchmarks.report.cards import ImageDeduplicator
 from benchmarks.report.categories import category_figures
 from benchmarks.report.curves import length_figures, sweep_figures
-from benchmarks.report.examples import answer_galleries
+from benchmarks.report.examples import ImageDeduplicator, answer_galleries
 from benchmarks.report.figures import SERIES_COLORS, Figure, FigureSet, render_inline_svg
 from benchmarks.report.forest_plots import forest_plots, gain_figures
 from benchmarks.report.load_results import limit_rows
