@@ -263,6 +263,11 @@ class Comparison:
         return f"A: {self.sides[0].name}, B: {self.sides[1].name}"
 
     @property
+    def context(self) -> list[str]:
+        """As text, differences of the two sides other than numbers: code, versions, machine, sizes, study file."""
+        return [*_run_differences(*self.sides)]
+
+    @property
     def answer(self) -> str:
         """How many numbers were tested, how many were not, and those that differ significantly."""
         counts = Counter(line.kind for line in self.lines)
@@ -329,7 +334,7 @@ class Comparison:
             *(f"{name} was measured under different settings: {why}." for name, why in incomparable.items()),
             *self._training_notes(),
             *(f"Not compared: {reason}." for reason in self.left_out),
-            *_run_differences(*self.sides),
+            *self.context,
             *([tests] if self.table.comparisons else []),
         ]
 
@@ -348,7 +353,6 @@ class Comparison:
 
 
 def _run_differences(first: ComparisonSide, second: ComparisonSide) -> Iterator[str]:
-    """As text, differences of the two sides other than numbers: code, versions, machine, sizes, study file."""
     for name in dict.fromkeys([*first.facts, *second.facts]):
         if first.facts.get(name) != second.facts.get(name):
             one, other = (side.facts.get(name) or "not stated" for side in (first, second))

@@ -121,6 +121,11 @@ def render_page(report: Report) -> str:
             notes=notes,
             unfolded_notes=_UNFOLDED_NOTES,
             note=note,
+            placed=[
+                (group, place == 0, column)
+                for group, (_, columns) in enumerate(report.table.benchmarks)
+                for place, column in enumerate(columns)
+            ],
             sections=[
                 (section, "figures" if isinstance(content, FigureSet) else section.id, content)
                 for section, content in built_sections(report)
