@@ -263,9 +263,9 @@ class Comparison:
         return f"A: {self.sides[0].name}, B: {self.sides[1].name}"
 
     @property
-    def context(self) -> list[str]:
+    def context(self) -> tuple[str, ...]:
         """As text, differences of the two sides other than numbers: code, versions, machine, sizes, study file."""
-        return [*_run_differences(*self.sides)]
+        return (*_run_differences(*self.sides),)
 
     @property
     def answer(self) -> str:

@@ -12,8 +12,9 @@ from benchmarks.report.averages import Overall, overall_scores
 from benchmarks.report.differences import compare_models
 from benchmarks.report.latex_style import LatexStyle
 from benchmarks.report.load_results import ReportSource, read_source
-from benchmarks.report.notes import MarkStyle, Note, mark_legend, table_notes
+from benchmarks.report.notes import MarkStyle, mark_legend, table_notes
 from benchmarks.report.published import ReferenceTable, build_reference_table, is_reference_row
+from benchmarks.report.result_notes import Note
 from benchmarks.report.scores import read_scores
 from benchmarks.report.selection import (
     Selection,
