@@ -3,55 +3,82 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from benchmarks.report.load_results import ReportSource
 from benchmarks.results.formatting import commit_text
-from benchmarks.study.study_record import StudyRecord
+from benchmarks.results.results import Result
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredCell:
+    """One model on one benchmark: the model's path, and hashes of the model and the protocol."""
+
+    row: str
+    benchmark: str
+    model: str
+    model_hash: str
+    protocol_hash: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reproduction:
-    """What the section shows.
+    """Commands, study file, versions, machine and hashes.
 
     Args:
-        study: its commands, file and machine; None for a directory of results.
+        command: of the study; empty for a directory of results.
+        steps: (name, command) of each step, in order.
+        file: name of the study file.
+        text: its content.
         facts: machine, code and versions, name → value.
         protocols: benchmark → protocol of its first result, name → value.
-        measured: of each result the names of model and benchmark, the model's path, and the beginnings of the hashes of
-            model and protocol.
+        measured: one entry per result.
     """
 
-    study: StudyRecord | None
+    command: str
+    steps: tuple[tuple[str, str], ...]
+    file: str
+    text: str
     facts: Mapping[str, str]
-    protocols: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    measured: tuple[tuple[str, str, str, str, str], ...] = ()
+    protocols: Mapping[str, Mapping[str, str]]
+    measured: tuple[MeasuredCell, ...]
 
 
 def reproduction_info(source: ReportSource) -> Reproduction:
     """Collect the information from the study's record and the results."""
     study = source.study
     results = [(name, row, result) for name in source.benchmarks for row, result in source.results(name).items()]
-    first = {name: result for name, _, result in reversed(results)}
-    facts = dict(study.machine) if study else {}
-    if study and study.git:
-        facts["commit"] = commit_text(study.git)
-    counts = Counter(commit_text(result.git) for *_, result in results if result.git.get("commit"))
-    if counts:  # results of one study may come from several commits
-        commits = [f"{commit} ({count} of {counts.total()} results)" for commit, count in counts.most_common()]
-        facts["evaluated by commit"] = ", ".join(commits)
-    facts |= study.versions if study else results[0][2].versions if results else {}
+    git = {"commit": commit_text(study.git)} if study and study.git else {}
+    git |= _evaluated_by(result for *_, result in results)
+    versions = study.versions if study else results[0][2].versions if results else {}
+    first_results = {name: result for name, _, result in reversed(results)}
     return Reproduction(
-        study=study,
-        facts={name: str(value) for name, value in facts.items()},
+        command=f"clips-bench study run {study.file}" if study else "",
+        steps=tuple((name, step.command) for name, step in study.steps.items()) if study else (),
+        file=study.file if study else "",
+        text=study.text if study else "",
+        facts={name: str(value) for name, value in {**(study.machine if study else {}), **git, **versions}.items()},
         protocols={
-            name: {key.replace("_", " "): str(value) for key, value in first[name].protocol.items()}
+            name: {key.replace("_", " "): str(value) for key, value in first_results[name].protocol.items()}
             for name in source.benchmarks
-            if name in first
+            if name in first_results
         },
         measured=tuple(
-            (row, name, result.model.get("path", ""), result.model.get("hash", "")[:12], result.fingerprint[:12])
-            for name, row, result in results
+            MeasuredCell(
+                row=row,
+                benchmark=benchmark,
+                model=result.model.get("path", ""),
+                model_hash=result.model.get("hash", "")[:12],
+                protocol_hash=result.fingerprint[:12],
+            )
+            for benchmark, row, result in results
         ),
     )
+
+
+def _evaluated_by(results: Iterable[Result]) -> dict[str, str]:
+    """The commits of the results with their counts; results of one study may come from several commits."""
+    counts = Counter(commit_text(result.git) for result in results if result.git.get("commit"))
+    commits = ", ".join(f"{commit} ({count} of {counts.total()} results)" for commit, count in counts.most_common())
+    return {"evaluated by commit": commits} if counts else {}

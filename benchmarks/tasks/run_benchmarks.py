@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -26,7 +26,7 @@ from benchmarks.tasks.evaluation import Evaluation
 from benchmarks.tasks.mllm.judge import NO_JUDGE
 from benchmarks.tasks.output_cache import CACHE_DIR, INPUT_LIBRARIES, cache_key
 from benchmarks.tasks.registry import Benchmark, BenchmarkConfig, get_benchmark
-from benchmarks.tasks.run_config import Precision, RunConfig
+from benchmarks.tasks.run_config import EvaluationConfig, RunConfig
 from benchmarks.tasks.sizes import subset_text
 from clips.commandline.signals import sigterm_interrupts
 from clips.core.artifact import directory_hash, git_state, library_versions, log_info, writable_directory
@@ -35,7 +35,6 @@ from clips.core.content import file_hash
 from clips.core.identity import digest, identity, is_below
 from clips.errors import UserError
 from clips.model_refs import OPEN_CLIP_CONFIG
-from clips.ranges import Positive
 from clips.training.run_dir import CONFIG_FILE, list_checkpoints, read_train_state
 
 NO_VALUE = "no item has a value"
@@ -218,29 +217,19 @@ def _headline(result: Result) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSingleConfig:
+class RunSingleConfig(EvaluationConfig):
     """Evaluate one encoder, or one LLaVA, on a list of benchmarks.
 
     Args:
+        batch_size: images, captions or questions per forward pass.
         model: directory of the encoder or LLaVA, or its Hub repo id. For an encoder that is still training the
             latest checkpoint is used.
-        benchmarks: the benchmarks, each with its data.
         model_name: the model's name in the table; by default the directory's, with the number of steps of a checkpoint.
-        output: directory of the result files, ``<output>/<model_name>/<benchmark>.json``.
-        batch_size: images, captions or questions per forward pass.
-        precision: of the model; ``auto`` is fp32, except for a LLaVA on a GPU, which runs in bf16.
-        device: ``auto`` is a GPU if available.
-        overwrite: evaluate again although a result exists.
     """
 
     model: str
-    benchmarks: list[BenchmarkConfig]
     model_name: str | None = None
     output: str = "results"
-    batch_size: Positive = 64
-    precision: Precision = "auto"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    overwrite: bool = False
 
 
 def run_encoder(config: RunSingleConfig) -> None:
@@ -250,11 +239,21 @@ def run_encoder(config: RunSingleConfig) -> None:
         UserError: as of ``benchmarks.tasks.run_benchmarks.run_benchmarks``.
     """
     directory, name = config.model, _name(config.model)
-    run_directory = Path(directory)
-    if not (run_directory / OPEN_CLIP_CONFIG).is_file() and (found := list_checkpoints(run_directory)):
-        name = f"{name}-step-{read_train_state(found[-1]).step}"
-        directory = _exported(found[-1], Path(config.output) / CACHE_DIR / "encoders", name)
-    run_benchmarks(_run_config(config, name, "encoder", directory))
+    is_exported = (Path(directory) / OPEN_CLIP_CONFIG).is_file()
+    if not is_exported and (checkpoints := list_checkpoints(Path(directory))):
+        from clips.export import ExportConfig, run_export
+
+        last = checkpoints[-1]
+        name = f"{name}-step-{read_train_state(last).step}"
+        # in the name of the directory, because another run may have the same name and number of steps
+        key = cache_key(checkpoint=directory_hash(last), config=file_hash(last / CONFIG_FILE))
+        exported = made_once(
+            Path(config.output) / CACHE_DIR / "encoders" / f"{name}-{key[:12]}",
+            is_made=lambda made: (made / OPEN_CLIP_CONFIG).is_file(),
+            make=lambda made: run_export(ExportConfig(checkpoint=str(last), output=str(made))),
+        )
+        directory = str(exported)
+    run_benchmarks(_run_config(config, name, encoder=directory))
 
 
 def run_llava(config: RunSingleConfig) -> None:
@@ -263,30 +262,14 @@ def run_llava(config: RunSingleConfig) -> None:
     Raises:
         UserError: as of ``benchmarks.tasks.run_benchmarks.run_benchmarks``.
     """
-    run_benchmarks(_run_config(config, _name(config.model), "llava", config.model))
+    run_benchmarks(_run_config(config, _name(config.model), llava=config.model))
 
 
-def _run_config(config: RunSingleConfig, name: str, part: Literal["encoder", "llava"], path: str) -> RunConfig:
+def _run_config(config: RunSingleConfig, name: str, **model: str) -> RunConfig:
     shared = {field: value for field, value in vars(config).items() if field != "model"}
-    return RunConfig(**shared | {"model_name": config.model_name or name, part: path})
+    return RunConfig(**shared | {"model_name": config.model_name or name} | model)
 
 
 def _name(directory: str) -> str:
     """A model name derived from a path or a Hub repo id."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(directory).resolve().name if directory else "").strip("-.") or "model"
-
-
-def _exported(checkpoint: Path, folder: Path, name: str) -> str:
-    """The encoder directory of a checkpoint, written by one process if missing.
-
-    The checkpoint's hash is part of its name, because another run may have the same name and step count.
-    """
-    from clips.export import ExportConfig, run_export
-
-    key = cache_key(checkpoint=directory_hash(checkpoint), config=file_hash(checkpoint / CONFIG_FILE))
-    exported = made_once(
-        folder / f"{name}-{key[:12]}",
-        is_made=lambda directory: (directory / OPEN_CLIP_CONFIG).is_file(),
-        make=lambda directory: run_export(ExportConfig(checkpoint=str(checkpoint), output=str(directory))),
-    )
-    return str(exported)

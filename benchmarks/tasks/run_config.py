@@ -30,13 +30,32 @@ class LmmsModel:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
+class EvaluationConfig:
+    """What to evaluate on, and how.
+
+    Args:
+        benchmarks: the benchmarks, each with its data and its own settings.
+        output: directory of the result files, ``<output>/<model_name>/<benchmark>.json``.
+        batch_size: images, captions or questions per forward pass; with ``endpoint`` concurrent requests.
+        precision: of the model; ``auto`` is fp32, except for a LLaVA on a GPU, which runs in bf16.
+        device: ``auto`` is a GPU if available.
+        overwrite: evaluate again although a result exists.
+    """
+
+    benchmarks: list[BenchmarkConfig]
+    output: str
+    batch_size: Positive = 64
+    precision: Precision = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(EvaluationConfig):
     """Evaluate one model on a list of benchmarks and write one result file for each.
 
     Args:
         model_name: the model's name in the table.
-        output: directory of the result files, ``<output>/<model_name>/<benchmark>.json``.
-        benchmarks: the benchmarks, each with its data.
         encoder: an encoder directory with a text tower (open_clip format), or ``hf-hub:ORG/NAME``, for benchmarks that
             compare images and texts; for a linear probe any encoder that a LLaVA can use.
         llava: a LLaVA directory, or ``ORG/NAME`` on the Hub, for MLLM benchmarks.
@@ -48,15 +67,9 @@ class RunConfig:
         token_prices: prices of a million input and output tokens; with ``endpoint`` a benchmark with a ``limit`` prints
             the time, tokens and cost of all of its questions.
         lmms: one of lmms-eval's own models instead of ``llava``; its arguments set device and precision.
-        batch_size: images, captions or questions per forward pass; with ``endpoint`` concurrent requests.
-        precision: of the model; ``auto`` is fp32, except for a LLaVA on a GPU, which runs in bf16.
-        device: ``auto`` is a GPU if available.
-        overwrite: evaluate again although a result exists.
     """
 
     model_name: str
-    output: str
-    benchmarks: list[BenchmarkConfig]
     encoder: str | None = None
     llava: str | None = None
     endpoint: tuple[str, ...] = ()
@@ -64,10 +77,6 @@ class RunConfig:
     retry_minutes: float = 30.0
     token_prices: tuple[float, float] | None = None
     lmms: LmmsModel | None = None
-    batch_size: Positive = 64
-    precision: Precision = "auto"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    overwrite: bool = False
 
     def __post_init__(self) -> None:
         check_name(self.model_name, "model_name")

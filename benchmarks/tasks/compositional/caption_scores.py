@@ -69,45 +69,40 @@ class PairBenchmark(Benchmark):
     format: str
 
 
-_PAIR_SETS: Mapping[str, Mapping[str, Any]] = {
-    "choice": {"about": "a caption or one that differs in a detail: JSON lines of pairs", "format": "jsonl"},
-    "sugarcrepe": {
-        "about": "a caption or one with something added, replaced or swapped (SugarCrepe)",
-        "items": 7511,
-        "license": "MIT",
-    },
-    "aro_relation": {
-        "about": "order of relations: 'A on B' or 'B on A' (ARO, VG-Relation)",
-        "items": 23937,
-        "license": "MIT",
-    },
-    "aro_attribution": {  # its authors round the number of items
-        "about": "which object has which attribute (ARO, VG-Attribution)",
-        "items": 28700,
-        "license": "MIT",
-    },
-    "valse": {
-        "about": "a caption or a foil: existence, number, relation, action, reference (VALSE)",
-        "license": "as its sources",
-    },
-    "winoground": {
-        "about": "two images and two captions of the same words (Winoground)",
-        "items": 400,
-        "license": "its own terms, for research",
-        "trivial_baseline_note": "",
-    },
-}
+_DATA: Mapping[str, tuple[str, int | None, str]] = {
+    "choice": ("a caption or one that differs in a detail: JSON lines of pairs", None, ""),
+    "sugarcrepe": ("a caption or one with something added, replaced or swapped (SugarCrepe)", 7511, "MIT"),
+    "aro_relation": ("order of relations: 'A on B' or 'B on A' (ARO, VG-Relation)", 23937, "MIT"),
+    # its authors round the number of items
+    "aro_attribution": ("which object has which attribute (ARO, VG-Attribution)", 28700, "MIT"),
+    "valse": (
+        "a caption or a foil: existence, number, relation, action, reference (VALSE)", None, "as its sources"
+    ),
+    "winoground": (
+        "two images and two captions of the same words (Winoground)", 400, "its own terms, for research"
+    ),
+}  # fmt: skip
+"""Benchmark → what it measures, its number of items and license."""
 
 
 def pair_benchmarks(suffix: str, *, how: str, **fields: Any) -> Callable[[Function], Function]:
     """Decorator: register a function for each published set of pairs, under the set's name with ``suffix``."""
+    note = "A model that ignores the image may prefer one type of caption, and score above or below chance."
 
     def register(evaluate: Function) -> Function:
-        note = "A model that ignores the image may prefer one type of caption, and score above or below chance."
-        for name, stated in _PAIR_SETS.items():
-            about = {"about": f"{stated['about']}, {how}", "benchmark_type": "choice", "data_hash": data_hash}
-            known = {"format": name, "trivial_baseline_note": note, **stated, **about, **fields}
-            benchmark(name + suffix, kind=PairBenchmark, **known)(evaluate)
+        for name, (about, items, license) in _DATA.items():
+            benchmark(
+                name + suffix,
+                kind=PairBenchmark,
+                data_hash=data_hash,
+                benchmark_type="choice",
+                about=f"{about}, {how}",
+                trivial_baseline_note="" if name == "winoground" else note,
+                format="jsonl" if name == "choice" else name,
+                items=items,
+                license=license,
+                **fields,
+            )(evaluate)
         return evaluate
 
     return register

@@ -144,14 +144,7 @@ def load_benchmark_captions(config: CaptionSetConfig, *, language: str | None = 
 
     Raises what `load_caption_set` does.
     """
-    return load_caption_set(
-        dataset_of(config, language), captions_per_image=config.captions_per_image, limit=config.limit
-    )
-
-
-def dataset_of(config: CaptionSetConfig, language: str | None = None) -> DatasetSpec:
-    """The specification of a benchmark's dataset."""
-    return DatasetSpec(
+    source = DatasetSpec(
         path=config.data,
         format=config.format,
         split=config.split,
@@ -161,6 +154,7 @@ def dataset_of(config: CaptionSetConfig, language: str | None = None) -> Dataset
         image_column=config.image_column,
         caption_columns=tuple(config.caption_columns),
     )
+    return load_caption_set(source, captions_per_image=config.captions_per_image, limit=config.limit)
 
 
 def file_stamps(path: Path) -> tuple[tuple[str, FileStamp], ...]:

@@ -156,6 +156,9 @@ def items_of(
     owner, hashes = captions.first_image_of_caption, [digest[:16] for digest in captions.image_hashes]
     _, start = np.unique(owner, return_index=True)
     position = np.arange(len(owner)) - np.repeat(start, np.diff([*start, len(owner)]))
+    right: list[list[str]] = [[] for _ in texts]
+    for image, caption in captions.pairs:
+        right[caption].append(images[image])
     by_caption = pd.DataFrame(
         {
             "item": [f"t2i/{images[image]}#{number}" for image, number in zip(owner, position, strict=True)],
@@ -164,7 +167,7 @@ def items_of(
             "category": "",
             "question": texts,
             "prediction": [images[index] for index in to_images.first],
-            "target": _matching_images(captions),
+            "target": [" | ".join(names) for names in right],
             "score": to_images.hit(1),
             "thumbnail": None,
         }
@@ -197,10 +200,3 @@ def chance_ranks(captions: CaptionSet) -> tuple[RetrievalRanks, RetrievalRanks]:
         none = np.zeros_like(right)
         sides.append(RetrievalRanks(above=none, tied=np.full_like(right, answers), right=right, first=none))
     return sides[0], sides[1]
-
-
-def _matching_images(captions: CaptionSet) -> list[str]:
-    names: list[list[str]] = [[] for _ in captions.texts]
-    for image, caption in captions.pairs:
-        names[caption].append(captions.images[image])
-    return [" | ".join(each) for each in names]

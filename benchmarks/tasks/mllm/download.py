@@ -141,7 +141,8 @@ def _download_dataset(root: Path, name: str, entries: Sequence[LmmsTask], *, upd
         for path in changed_files(root, name, known["files"]):
             _forget(root / name, path)
     card = _download(name, info.sha, root / name, ["README.md"]) / "README.md"
-    patterns = _patterns(card, _configurations(entries))
+    names = {each for entry in entries for each in (dataset_config_name(entry.task), *entry.also)}
+    patterns = _patterns(card, names)
     files = {
         each.rfilename: each for each in info.siblings if any(fnmatchcase(each.rfilename, glob) for glob in patterns)
     }
@@ -157,10 +158,6 @@ def _download_dataset(root: Path, name: str, entries: Sequence[LmmsTask], *, upd
     )
 
 
-def _configurations(entries: Sequence[LmmsTask]) -> set[str | None]:
-    return {each for entry in entries for each in (dataset_config_name(entry.task), *entry.also)}
-
-
 def _dataset_info(name: str, revision: str | None) -> Any:
     """The Hub's record of a dataset at a commit: its files with sizes and hashes."""
     from huggingface_hub import HfApi
@@ -174,20 +171,15 @@ def _dataset_info(name: str, revision: str | None) -> Any:
 def _download(name: str, revision: str, folder: Path, files: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
 
+    # globs that match these names alone
+    patterns = ["".join(f"[{each}]" if each in "*?[" else each for each in file) for file in files]
     try:
-        snapshot_download(
-            name, repo_type="dataset", revision=revision, local_dir=folder, allow_patterns=list(map(_literal, files))
-        )
+        snapshot_download(name, repo_type="dataset", revision=revision, local_dir=folder, allow_patterns=patterns)
     except Exception as error:
         raise UserError(
             f"{name}: cannot be downloaded from the Hub ({error_reason(error)}); the same command resumes"
         ) from None
     return folder
-
-
-def _literal(name: str) -> str:
-    """A glob pattern that matches only this name."""
-    return "".join(f"[{character}]" if character in "*?[" else character for character in name)
 
 
 def _patterns(card: Path, names: set[str | None]) -> list[str]:

@@ -13,7 +13,7 @@ from benchmarks.tasks.evaluation import ChanceLevels, Evaluation, compute_metric
 from benchmarks.tasks.mllm.blind_runs import add_blind_runs, blind_views
 from benchmarks.tasks.mllm.caption_metrics import JAVA_METRICS, is_java_available, tokenizer_name
 from benchmarks.tasks.mllm.items import Sample, first_images, items_table
-from benchmarks.tasks.mllm.judge import Judge, make_judge
+from benchmarks.tasks.mllm.judge import make_judge
 from benchmarks.tasks.mllm.lmms_tasks import LmmsTask, TaskConfig, UnlistedTaskConfig
 from benchmarks.tasks.mllm.offline_tasks import data_root, load_task, select_questions
 from benchmarks.tasks.mllm.question_groups import accept_some_groups, in_whole_groups
@@ -95,17 +95,13 @@ def evaluate_task(
         primary=tuple(name for name in reader.primary if name in metrics or name in absent),
         missing_metrics=absent,
         protocol=_protocol(task, entry, config, settings, len(samples))
-        | ({} if listed else {"scales": _scales(reader)})
+        # results with different display factors are not compared
+        | ({} if listed else {"scales": json.dumps({n: s.scale for n, s in reader.metrics.items()}, sort_keys=True)})
         | full_size_entry(len(samples), available)
-        | _judge_entry(entry, judge)
+        | ({"judge": judge.name or judge.model or "no request"} if entry.judged or judge.names else {})
         | about,
         items=items,
     )
-
-
-def _scales(reader: TaskMetrics) -> str:
-    """Display factor of the metrics of an unlisted task; results with different factors are not compared."""
-    return json.dumps({name: spec.scale for name, spec in reader.metrics.items()}, sort_keys=True)
 
 
 def load(model: Any, config: TaskConfig) -> Any:
@@ -118,12 +114,6 @@ def question_images(model: Any, task: Any, numbers: Sequence[int]) -> Mapping[in
     """Question index → its image, as recorded by this suite's model, or read again if answers were cached."""
     recorded = {number: image for (_, number), image in getattr(model, "images", {}).items()}
     return recorded if recorded.keys() >= set(numbers) else first_images(task, numbers)
-
-
-def _judge_entry(entry: LmmsTask, judge: Judge) -> Entries:
-    if not entry.judged and not judge.names:
-        return {}
-    return {"judge": judge.name or judge.model or "no request"}
 
 
 def generation_settings(task: Any, entry: LmmsTask, config: TaskConfig) -> dict[str, Any]:

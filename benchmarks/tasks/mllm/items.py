@@ -58,10 +58,7 @@ def _category(doc: Mapping[str, Any]) -> Any:
     types = doc.get("types")
     if isinstance(types, Mapping) and types.get("structural"):
         return types["structural"]
-    return _first(doc, ("category", "question_type", "type", "capability", "data_type"))
-
-
-def _first(doc: Mapping[str, Any], names: Sequence[str]) -> Any:
+    names = ("category", "question_type", "type", "capability", "data_type")
     return next((doc[name] for name in names if doc.get(name) is not None), "")
 
 

@@ -75,8 +75,9 @@ def read_answers(file: Path, questions: Path | None = None) -> list[Answer]:
     """
     by_id: dict[str, dict[str, Any]] = {}
     if questions is not None:
-        rows = read_json_lines(questions, texts=(), others=("question_id",))
-        by_id = {str(row["question_id"]): _question_fields(row) for _, row in rows}
+        names = {"image": "image", "category": "category", "text": "prompt"}  # its text is the answer's prompt
+        for _, row in read_json_lines(questions, texts=(), others=("question_id",)):
+            by_id[str(row["question_id"])] = {new: row[name] for name, new in names.items() if name in row}
     answers = [_answer(by_id.get(str(row.get("question_id")), {}) | row, where) for where, row in _json_objects(file)]
     if not answers:
         raise UserError(f"{file}: contains no answers")
@@ -97,12 +98,6 @@ def _json_objects(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         if number == 1 and not {*ANSWER_KEYS, *ID_COLUMNS, "doc_id", "prompt"} & row.keys():
             raise UserError(f"{file} line 1: expected an object for each answer, got one with the keys {[*row][:3]}")
         yield f"{file} line {number}", row
-
-
-def _question_fields(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that a question adds to its answer; its ``text`` is the answer's ``prompt``."""
-    names = {"image": "image", "category": "category", "text": "prompt"}
-    return {new: row[name] for name, new in names.items() if name in row}
 
 
 def _answer(row: Mapping[str, Any], where: str) -> Answer:
@@ -432,7 +427,8 @@ def _assign(key: _Candidate, answers: Sequence[Answer], docs: Sequence[Mapping[s
         contradicted = {
             number
             for number, (index, _) in matched.items()
-            if not _contains(answers[index].prompt, docs[number]["question"])
+            # a prompt may have a hint before the question and options after it
+            if normalize_text(str(docs[number]["question"])) not in normalize_text(answers[index].prompt or "")
         }
         matched = {number: each for number, each in matched.items() if number not in contradicted}
     pairs = {number: answers[matched[number][0]] for number in sorted(matched)}
@@ -448,11 +444,6 @@ def _assign(key: _Candidate, answers: Sequence[Answer], docs: Sequence[Mapping[s
         repeated=len(repeated),
         contested={number: answers[index] for number, index in contested.items()},
     )
-
-
-def _contains(prompt: str | None, question: object) -> bool:
-    """Whether a question's text is part of a prompt, which may have a hint before it and options after it."""
-    return normalize_text(str(question)) in normalize_text(prompt or "")
 
 
 def _nearest(unmatched: Sequence[Answer], docs: Sequence[Mapping[str, Any]]) -> str:

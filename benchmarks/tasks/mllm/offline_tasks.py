@@ -317,9 +317,8 @@ def own_task(task: str) -> tuple[str, Path] | None:
     if path.is_dir():
         tasks = _own_tasks(path)
         if len(tasks) != 1:
-            raise UserError(
-                f"task: {task}: expected a directory with one task, or {task}/TASK; TASK is {_listed(tasks)}"
-            )
+            names = f"one of {', '.join(tasks)}" if tasks else "unknown: no .yaml file in it has 'task: NAME'"
+            raise UserError(f"task: {task}: expected a directory with one task, or {task}/TASK; TASK is {names}")
         return next(iter(tasks.items()))
     if path.suffix in {".yaml", ".yml"}:
         if not path.is_file():
@@ -371,7 +370,3 @@ def _own_tasks(folder: Path) -> dict[str, Path]:
             raise UserError(f"task: {folder}: two files define the task {name}: {found[name].name} and {path.name}")
         found |= {} if name is None else {name: path}
     return found
-
-
-def _listed(names: Mapping[str, Path]) -> str:
-    return "one of " + ", ".join(names) if names else "unknown: no .yaml file in it has 'task: NAME'"
