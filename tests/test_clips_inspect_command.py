@@ -174,7 +174,7 @@ def test_interrupted_counting_resumes(tmp_path: Path, monkeypatch: pytest.Monkey
         counted.append(shard.name)
         return index_shard(shard)
 
-    monkeypatch.setattr("clips.data.inspect_command.index_shard", counting)
+    monkeypatch.setattr("clips.data.shard_index.index_shard", counting)
     run_index(config)
     assert sorted(counted) == ["shard-00001.tar", "shard-00002.tar"]
     assert list(json.loads((folder / "sizes.json").read_text()).values()) == [4, 2, 3]

@@ -27,7 +27,7 @@ from clips.data.loader import TrainDataset, iterate_batches
 from clips.data.prefetch import start_prefetching
 from clips.data.remote_files import ShardCache, UnreachableError
 from clips.data.sampler import SampleOrder
-from clips.data.shard_index import index_shard, load_index
+from clips.data.shard_index import index_shard
 from clips.data.sources import InvalidSampleError, SourceConfig, open_source, shard_lengths
 from clips.errors import UserError
 
@@ -354,51 +354,12 @@ def test_readers_share_the_indexes_of_many_shards(tmp_path: Path, monkeypatch: p
         made.append(shard)
         return index_shard(shard)
 
-    monkeypatch.setattr("clips.data.sources.webdataset.index_shard", counting)
+    monkeypatch.setattr("clips.data.shard_index.index_shard", counting)
     for _ in range(2):  # two readers
         source = open_source(many(tmp_path))
         for index in range(36):
             assert source.read(index, rng()).image == clips_world.draw_image(index)
     assert len(made) == len(set(made)) == 18
-
-
-def test_a_broken_cached_index_is_not_needed(tmp_path: Path):
-    assert open_source(many(tmp_path)).read(20, rng()).image == clips_world.draw_image(20)
-    kept = list((tmp_path / "cache").glob("[!.]*.index"))
-    assert len(kept) == 2
-    for path, content in zip(kept, (b"", b"PK half a file"), strict=True):
-        path.write_bytes(content)
-    source = open_source(many(tmp_path))
-    assert [source.read(index, rng()).image for index in (0, 20)] == [
-        clips_world.draw_image(index) for index in (0, 20)
-    ]
-
-
-def test_without_a_cache_directory_every_worker_builds_its_own_index(tmp_path: Path):
-    config = dataclasses.replace(many(tmp_path), path=str(tmp_path / "many"), cache_dir="/proc/nothing")
-    assert open_source(config).read(20, rng()).image == clips_world.draw_image(20)
-
-
-def test_a_shard_of_this_machine_that_changes_is_indexed_again(tmp_path: Path):
-    folder = clips_world.write_sizes(clips_world.write_shards(tmp_path / "here", sizes=(2,)), (2,))
-    config = SourceConfig(path=str(folder), cache_dir=str(tmp_path / "cache"))
-    assert open_source(config).read(1, rng()).image == clips_world.draw_image(1)
-    clips_world.write_shards(tmp_path / "other", sizes=(5, 2))
-    (tmp_path / "other" / "shard-00001.tar").replace(folder / "shard-00000.tar")
-    assert open_source(config).read(1, rng()).image == clips_world.draw_image(6)
-
-
-def test_an_index_is_the_same_after_it_was_written(tmp_path: Path):
-    content = {"ü/1": {"JPG": b"abc", "json": b"{}"}, "2": {"seg.png": b""}, "3": {"": b"z"}}
-    shard = clips_world.write_shard(tmp_path / "a.tar", content)
-    index = index_shard(shard)
-    index.save(tmp_path / "index")
-    again = load_index(tmp_path / "index")
-    assert [again.key(place) for place in range(len(again))] == ["ü/1", "2", "3"]
-    assert [list(again.files(place)) for place in range(3)] == [["jpg", "json"], ["seg.png"], [""]]
-    assert [again.files(place) for place in range(3)] == [index.files(place) for place in range(3)]
-    offset, size = again.files(0)["jpg"]
-    assert shard.read_bytes()[offset : offset + size] == b"abc"
 
 
 def test_a_sample_without_a_synthetic_caption_has_none(tmp_path: Path):

@@ -25,7 +25,7 @@ from clips.data.images import InvalidImageError, decode_image
 from clips.data.inspect_page import Example, InspectionConfig, Span, evenly, report_inspection
 from clips.data.invalid_samples import InvalidSamples
 from clips.data.remote_files import ShardCache, is_remote
-from clips.data.shard_index import index_shard
+from clips.data.shard_index import Shards
 from clips.data.sources import InvalidSampleError, Sample, Source, SourceConfig, open_source, shard_lengths
 from clips.data.sources.webdataset import SIZES_FILE
 from clips.errors import UserError
@@ -218,6 +218,7 @@ def run_index(config: IndexShardsConfig) -> None:
     if config.output is None and is_remote(config.path):
         raise UserError(f"output: expected a file, since {config.path} is remote; then upload it as {SIZES_FILE}")
     cache = ShardCache(Path(config.cache_dir).expanduser(), config.max_cache_gb * 1e9)
+    tars = Shards(shards, cache, max_indexes=_NUM_THREADS)
     output = Path(config.output) if config.output else Path(shards[0]).parent / SIZES_FILE
     partial = output.with_name(f"{output.name}.partial")
     sizes: dict[str, int] = {}
@@ -225,9 +226,11 @@ def run_index(config: IndexShardsConfig) -> None:
         lines = partial.read_text(encoding="utf-8").split("\n")[:-1] if partial.exists() else []
         sizes |= dict(map(json.loads, lines))
         atomic_write(partial, "".join(json.dumps(entry) + "\n" for entry in sizes.items()))  # without a partial line
+        places = {shard: number for number, shard in enumerate(shards)}
         missing = [shard for shard in shards if _name(shard) not in sizes]
         with partial.open("a", encoding="utf-8") as log, concurrent.futures.ThreadPoolExecutor(_NUM_THREADS) as threads:
-            counts = threads.map(lambda shard: len(index_shard(cache.path(shard))), missing)
+            tars.build_indexes()
+            counts = threads.map(lambda shard: len(tars.index(places[shard])), missing)
             for shard, count in zip(progress_iter(missing, "reading"), counts, strict=True):
                 sizes[_name(shard)] = count
                 log.write(json.dumps([_name(shard), count]) + "\n")

@@ -17,16 +17,15 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import IO, cast
 
 from clips.core.artifact import log_info
+from clips.core.parent_death import start_python
 from clips.data.remote_files import unfinished
 from clips.data.sampler import SampleOrder
 from clips.data.sources import RemoteSource, Source, shard_lengths
 
 _NUM_THREADS = 4  # concurrent downloads
 _CLOSE_SECONDS = 5.0
-_COMMAND = "from clips.data.prefetch import main; main()"
 _END = b"end\n"
 
 Shard = tuple[RemoteSource, int]
@@ -53,9 +52,7 @@ def start_prefetching(
         for number in range(len(shard_lengths(source)))
     ]
     share = (rank / world_size, min(1, (rank + local_size) / world_size))
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    process = subprocess.Popen([sys.executable, "-Pc", _COMMAND], stdin=subprocess.PIPE, env=environment)
-    stdin = cast(IO[bytes], process.stdin)
+    process, stdin = start_python("from clips.data.prefetch import main; main()")
 
     def send(content: bytes) -> None:
         with contextlib.suppress(OSError):  # the process was killed: readers download all shards

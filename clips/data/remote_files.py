@@ -7,6 +7,7 @@ import errno
 import functools
 import hashlib
 import itertools
+import math
 import os
 import re
 import subprocess
@@ -88,6 +89,16 @@ class ShardCache:
         self.directory = directory
         self.limit = limit
         self._has_worked = False
+        self._unmeasured = math.inf  # bytes made since this process has last measured the directory
+
+    def target(self, key: str, name: str) -> Path:
+        """Where `made` has the file of this key and name."""
+        return self.directory / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}-{name}"
+
+    def lock(self, name: str) -> FileLock:
+        """A lock for all processes that share the directory."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.directory / f".{name}.lock")
 
     def path(self, url: str) -> Path:
         """The local path of ``url``, downloaded if missing; a local path is returned unchanged. Raises as `made`."""
@@ -108,15 +119,17 @@ class ShardCache:
             UnreachableError: ``make`` failed 3 times; 12 times if this cache has worked before.
             UserError: the file does not exist, or ``make`` raises a UserError.
         """
-        target = self.directory / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}-{name}"
+        target = self.target(key, name)
         try:
             os.utime(target)
         except FileNotFoundError:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.directory / f".{target.name}.lock"):  # one thread or process makes it for all
+            with self.lock(target.name):  # one thread or process makes it for all
                 if not target.exists():
                     _try(make, key, target, _MAX_TRIES if self._has_worked else _NUM_TRIES)
-                    self._make_room(target)
+                    self._unmeasured += target.stat().st_size
+                    if self._unmeasured > self.limit / 1000:  # not after each of thousands of small files
+                        self._make_room(target)
+                        self._unmeasured = 0
         self._has_worked = True
         return target
 

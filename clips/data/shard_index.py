@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
+import json
+import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from clips.core.artifact import log_info
+from clips.core.content import file_stamp
+from clips.core.parent_death import end_with_parent, start_python, usable_cores
 from clips.data.images import IMAGE_SUFFIXES
+from clips.data.remote_files import ShardCache, is_remote
 from clips.data.tar_index import index_tar, is_clutter
 from clips.errors import UserError
 
 Spans = Mapping[str, tuple[int, int]]
 """File extension → (offset, size) of its bytes in the tar."""
+_SMALL = 1e6  # bytes of a local shard, whose index takes no longer to build than to read
+_WORTH_WORKERS = 1e9  # bytes of shards: of small samples about 5 s of one core
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,6 +37,7 @@ class ShardIndex:
         kinds: (files,) index of each file's extension.
         spans: (files, 2) offset and size of each file's bytes.
         extensions: (distinct extensions,) in UTF-8.
+        cut: (), whether the shard is truncated; the samples are the complete ones.
     """
 
     keys: np.ndarray
@@ -35,6 +45,7 @@ class ShardIndex:
     kinds: np.ndarray
     spans: np.ndarray
     extensions: np.ndarray
+    cut: np.ndarray
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -48,6 +59,11 @@ class ShardIndex:
         first, last = self.starts[sample : sample + 2]
         names = (bytes(self.extensions[kind]).decode(errors="backslashreplace") for kind in self.kinds[first:last])
         return dict(zip(names, map(tuple, self.spans[first:last].tolist()), strict=True))
+
+    def warn_if_cut(self, path: Path) -> None:
+        """Say so if the shard is truncated."""
+        if self.cut:
+            log_info(f"{path}: truncated or damaged; its first {len(self)} samples are used")
 
     def save(self, path: Path) -> None:
         """Write it for `load_index`."""
@@ -81,7 +97,7 @@ def image_extension(files: Spans) -> str | None:
 
 
 def index_shard(shard: Path, *, allow_cut: bool = True) -> ShardIndex:
-    """The samples of a local shard; of a truncated shard the complete ones, with a warning.
+    """The samples of a local shard; of a truncated shard the complete ones.
 
     As for the library ``webdataset``, a sample's name ends at the first dot of the file name, and files without a dot
     or with nothing before it are no samples; nor is anything else that `is_clutter`.
@@ -96,9 +112,13 @@ def index_shard(shard: Path, *, allow_cut: bool = True) -> ShardIndex:
     index = index_tar(shard, allow_cut=allow_cut)
     files: dict[str, dict[str, tuple[int, int]]] = {}
     for name, span in index.members.items():
-        if "." not in name.rpartition("/")[2] or is_clutter(name):
+        if is_clutter(name):
             continue
-        key, extension = _split_name(name)
+        folder, slash, file = name.rpartition("/")
+        stem, dot, extension = file.partition(".")  # a/b.c.JPG is the file c.jpg of the sample a/b
+        if not dot:
+            continue
+        key, extension = f"{folder}{slash}{stem}", extension.lower()
         if extension in files.setdefault(key, {}):  # 0.jpg and 0.JPG
             raise UserError(f"{shard}: expected different names, got {key}.{extension} twice")
         files[key][extension] = span
@@ -107,11 +127,6 @@ def index_shard(shard: Path, *, allow_cut: bool = True) -> ShardIndex:
             files.popitem()  # the last sample may be incomplete
         if not files:
             raise UserError(f"{shard}: expected a whole tar; it is truncated in its first sample")
-        log_info(f"{shard}: truncated or damaged; its first {len(files)} samples are used")
-    return _as_arrays(files)
-
-
-def _as_arrays(files: Mapping[str, Spans]) -> ShardIndex:
     names = [extension for spans in files.values() for extension in spans]
     kinds = {extension: kind for kind, extension in enumerate(dict.fromkeys(names))}
     return ShardIndex(
@@ -120,6 +135,7 @@ def _as_arrays(files: Mapping[str, Spans]) -> ShardIndex:
         kinds=np.array([kinds[name] for name in names], dtype=np.int32),
         spans=np.array([span for spans in files.values() for span in spans.values()], dtype=np.int64).reshape(-1, 2),
         extensions=np.array(list(map(_encode, kinds)), dtype=np.bytes_),
+        cut=np.array(index.cut),
     )
 
 
@@ -127,8 +143,77 @@ def _encode(name: str) -> bytes:
     return name.encode(errors="surrogateescape")  # as tarfile decodes names that are not UTF-8
 
 
-def _split_name(name: str) -> tuple[str, str]:
-    """``a/b.c.JPG`` → ("a/b", "c.jpg")."""
-    folder, slash, file = name.rpartition("/")
-    stem, _, extension = file.partition(".")
-    return f"{folder}{slash}{stem}", extension.lower()
+class Shards:
+    """Local or remote tar shards and their indexes, which are built once for all processes of a node.
+
+    An index stays in the cache next to the copies of remote shards. One that is older than its shard is not used.
+
+    Args:
+        shards: paths and URLs.
+        cache: directory of copies and indexes.
+        max_indexes: maximum number of indexes that this process has in memory.
+    """
+
+    def __init__(self, shards: Sequence[str], cache: ShardCache, max_indexes: int) -> None:
+        self.shards, self.cache, self.max_indexes = shards, cache, max_indexes
+        self.index = functools.lru_cache(maxsize=max_indexes)(self._read_index)
+
+    def __reduce__(self) -> tuple[type[Shards], tuple[Sequence[str], ShardCache, int]]:
+        return Shards, (self.shards, self.cache, self.max_indexes)  # without the indexes
+
+    def _read_index(self, shard: int) -> ShardIndex:
+        """The index of a shard, from the cache or built. Raises UserError for a shard that cannot be read."""
+        path = self.cache.path(self.shards[shard])
+        if not is_remote(self.shards[shard]) and path.is_file() and path.stat().st_size < _SMALL:
+            index = index_shard(path)
+        else:
+            try:
+                key, name = self._index_key(shard, path)
+                index = load_index(self.cache.made(key, name, lambda file: index_shard(path).save(file)))
+            except INDEX_READ_ERRORS:  # also without disk space: each process builds its own
+                index = index_shard(path)
+        index.warn_if_cut(path)
+        return index
+
+    def _index_key(self, shard: int, path: Path) -> tuple[str, str]:
+        """What identifies the index in the cache, and the name of its file."""
+        # the local copy of a remote shard may be downloaded again
+        version = f"{path.stat().st_size} bytes" if is_remote(self.shards[shard]) else file_stamp(path)
+        return f"index 3 of {self.shards[shard]}, {version}", f"{path.name}.index"  # 3: of what `index_shard` returns
+
+    def build_indexes(self) -> None:
+        """Build the missing indexes of many large local shards with all cores, while other processes wait for them.
+
+        Errors are left to the reader of each index.
+        """
+        with contextlib.suppress(OSError), self.cache.lock("indexes"):
+            missing = [
+                shard
+                for shard, path in enumerate(map(Path, self.shards))
+                if path.is_file() and not self.cache.target(*self._index_key(shard, path)).exists()
+            ]
+            workers = min(len(missing), usable_cores())
+            if workers < 2 or sum(Path(self.shards[shard]).stat().st_size for shard in missing) < _WORTH_WORKERS:
+                return
+            log_info(f"reading the headers of {len(missing):,} shards in {workers} processes")
+            processes = [start_python("from clips.data.shard_index import main; main()") for _ in range(workers)]
+            try:
+                for number, (_, stdin) in enumerate(processes):
+                    with stdin:
+                        share = [self.shards, str(self.cache.directory), self.cache.limit, missing[number::workers]]
+                        stdin.write(json.dumps(share).encode())
+                for process, _ in processes:
+                    process.wait()
+            finally:
+                for process, _ in processes:
+                    process.kill()
+
+
+def main() -> None:
+    """A process of `Shards.build_indexes`."""
+    end_with_parent()
+    shards, directory, limit, missing = json.load(sys.stdin)
+    found = Shards(shards, ShardCache(Path(directory), limit), max_indexes=1)
+    for shard in missing:
+        with contextlib.suppress(UserError):
+            found.index(shard)

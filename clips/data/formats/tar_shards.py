@@ -151,6 +151,7 @@ def read_conversations(location: Location) -> Dataset[Conversation]:
 
 def _conversations(shard: Path) -> Iterator[Conversation]:
     index = index_shard(shard)
+    index.warn_if_cut(shard)
     for sample in range(len(index)):
         key, files = index.key(sample), index.files(sample)
         expected = f"{key}.json: expected an object with {EXPECTED_FORMAT}"

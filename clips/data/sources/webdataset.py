@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 
 from clips.core.artifact import MANIFEST, directory_hash, log_info
-from clips.core.content import file_stamp
 from clips.data.formats.tar_shards import list_shards
 from clips.data.images import IMAGE_SUFFIXES, InvalidSampleError
 from clips.data.remote_files import ShardCache, UnreachableError, is_remote, read_file
-from clips.data.shard_index import INDEX_READ_ERRORS, ShardIndex, Spans, image_extension, index_shard, load_index
+from clips.data.shard_index import ShardIndex, Shards, Spans, image_extension
 from clips.data.sources.source import Record, Sample, SourceConfig, choose_nonempty, sample_caption
 from clips.data.tar_index import read_byte_range
 from clips.errors import UserError, error_reason, unknown_name_error
@@ -41,20 +40,11 @@ class WebDatasetSource:
         self.cache = ShardCache(Path(config.cache_dir).expanduser(), config.max_cache_gb * 1e9)
         self.shards = list_shards(config.path)
         sizes = _known_sizes(config.shard_sizes, self.shards)
-        self.has_sizes = sizes is not None
-        self.num_cached_indexes = _MAX_CACHED_INDEXES if self.has_sizes else len(self.shards)
-        self._index = functools.lru_cache(maxsize=self.num_cached_indexes)(self._read_index)
+        self.tars = Shards(self.shards, self.cache, _MAX_CACHED_INDEXES if sizes else len(self.shards))
         self.unreadable: dict[int, str] = {}  # shard index → its error
         self.sizes = sizes or self._count_samples()
         self.ends = np.cumsum(self.sizes)
         self._check_keys()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_index"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._index = functools.lru_cache(maxsize=self.num_cached_indexes)(self._read_index)
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -80,10 +70,11 @@ class WebDatasetSource:
 
     def _count_samples(self) -> list[int]:
         """Samples in each shard, 0 for one of the few that may be unreadable."""
+        self.tars.build_indexes()
         sizes = []
         for shard in range(len(self.shards)):
             try:
-                sizes.append(len(self._index(shard)))
+                sizes.append(len(self.tars.index(shard)))
             except UserError as error:
                 self.unreadable[shard] = str(error)
                 if len(self.unreadable) > _MAX_UNREADABLE_RATIO * len(self.shards):
@@ -96,7 +87,7 @@ class WebDatasetSource:
         """The index of a shard. Raises InvalidSampleError (unreadable) or UnreachableError."""
         if shard not in self.unreadable:
             try:
-                return self._index(shard)
+                return self.tars.index(shard)
             except UnreachableError:
                 raise
             except UserError as error:
@@ -107,7 +98,7 @@ class WebDatasetSource:
         """See `Source`."""
         shard, sample = self._locate(index)
         key = str(sample)
-        if shard not in self.unreadable and sample < len(samples := self._index(shard)):
+        if shard not in self.unreadable and sample < len(samples := self.tars.index(shard)):
             key = samples.key(sample)
         return f"{_file_name(self.shards[shard])}/{key}"
 
@@ -146,7 +137,7 @@ class WebDatasetSource:
     def record(self, index: int) -> Record:
         """See `Source`."""
         shard, sample = self._locate(index)
-        samples = self._index(shard)
+        samples = self.tars.index(shard)
         key, spans = samples.key(sample), samples.files(sample)
         read = functools.partial(self._bytes, shard)
         others = {name: span for name, span in spans.items() if f".{name}" not in (*IMAGE_SUFFIXES, ".json")}
@@ -155,20 +146,6 @@ class WebDatasetSource:
     def _locate(self, index: int) -> tuple[int, int]:
         shard = int(np.searchsorted(self.ends, index, side="right"))
         return shard, index - int(self.ends[shard]) + self.sizes[shard]
-
-    def _read_index(self, shard: int) -> ShardIndex:
-        """The index of a shard; with many shards it is cached on disk, for all workers of the node."""
-        if self.has_sizes:
-            with contextlib.suppress(*INDEX_READ_ERRORS):  # also without disk space: each worker builds its own
-                return load_index(self._index_file(shard))
-        return index_shard(self.cache.path(self.shards[shard]))
-
-    def _index_file(self, shard: int) -> Path:
-        path = self.cache.path(self.shards[shard])
-        # the local copy of a remote shard may be downloaded again
-        version = f"{path.stat().st_size} bytes" if is_remote(self.shards[shard]) else file_stamp(path)
-        key = f"index 2 of {self.shards[shard]}, {version}"  # 2: the version of what `index_shard` returns
-        return self.cache.made(key, f"{path.name}.index", lambda file: index_shard(path).save(file))
 
     @staticmethod
     def _caption(name: str, captions: Mapping[str, Any], spans: Spans, read: ReadSpan, rng: np.random.Generator) -> str:

@@ -1,0 +1,195 @@
+"""The index of tar shards: of the same members as by tarfile, read once for all processes, and again after a change."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import clips_world
+import pytest
+from clips_world import opened, rng
+
+from clips.data import shard_index, tar_index
+from clips.data.shard_index import index_shard, load_index
+from clips.data.sources import InvalidSampleError
+from clips.errors import UserError
+
+FORMATS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
+
+
+def by_tarfile(path: Path) -> dict[str, tuple[int, int]]:
+    with tarfile.open(path, "r:", ignore_zeros=True) as tar:
+        return {member.name.removeprefix("./"): (member.offset_data, member.size) for member in tar if member.isreg()}
+
+
+def random_members(draw: random.Random, form: int) -> list[tuple[tarfile.TarInfo, bytes]]:
+    """Regular files of plain names, and now and then one of everything else that a tar of this format can have."""
+    found, rarity = [], draw.choice([0, 1])
+    for number in range(draw.randrange(1, 12)):
+        long = "deep/" * 25 if form == tarfile.USTAR_FORMAT or rarity else ""  # plain in USTAR's header alone
+        name = f"{draw.choice(['', './', 'a/', long])}{number:05d}.{draw.choice(['jpg', 'json', 'seg.png'])}"
+        member = tarfile.TarInfo(name)
+        member.mtime = draw.choice([0, 1_700_000_000])
+        if draw.random() < 0.1 * rarity and form != tarfile.USTAR_FORMAT:
+            member.name = draw.choice(["ü.jpg", "long" * 80 + ".jpg", "x" * 100, f"{'y' * 99}/z.jpg"]) + str(number)
+        if form == tarfile.PAX_FORMAT and draw.random() < 0.5:
+            member.mtime = 1_700_000_000.123456 + number  # as webdataset's writer
+        if draw.random() < 0.05 * rarity:
+            member.uid = 2**21 if form != tarfile.USTAR_FORMAT else 7
+        content = draw.randbytes(draw.choice([0, 1, 511, 512, 513, 3000]))
+        if draw.random() < 0.05 * rarity:
+            member.type, content = draw.choice([tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE]), b""
+        if draw.random() < 0.05 * rarity:
+            member.type = draw.choice([tarfile.AREGTYPE, tarfile.CONTTYPE])
+        member.size = len(content)
+        found.append((member, content))
+    return found
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_random_tars_have_the_members_that_tarfile_finds(tmp_path: Path, form: int):
+    path, draw, num_plain = tmp_path / "a.tar", random.Random(form), 0
+    for _ in range(150):
+        parts = []
+        for part in range(draw.choice([1, 1, 1, 3])):  # concatenated ones, with zero blocks in between
+            stream = io.BytesIO()
+            with tarfile.open(fileobj=stream, mode="w", format=form) as tar:
+                for member, content in random_members(draw, form):
+                    prefix = "./" * member.name.startswith("./")
+                    member.name = f"{prefix}{part}{member.name.removeprefix(prefix)}"
+                    tar.addfile(member, io.BytesIO(content))
+            parts.append(stream.getvalue() + bytes(512 * draw.choice([0, 0, 7])))
+        path.write_bytes(b"".join(parts))
+        assert list(tar_index.index_tar(path).members.items()) == list(by_tarfile(path).items())
+        with path.open("rb") as file:
+            num_plain += tar_index._plain_members(file) is not None
+    assert 50 < num_plain < 130  # both ways were taken
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_damaged_headers_are_left_to_tarfile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int):
+    """Whatever byte is wrong, and wherever the file ends: both ways end in the same members or the same error."""
+    clips_world.write_shards(tmp_path, sizes=(3,))
+    path, draw = tmp_path / "shard-00000.tar", random.Random(seed)
+    whole = path.read_bytes()
+    starts = [offset - 512 for offset, _ in by_tarfile(path).values()] + [len(whole) - 512]
+
+    def outcome() -> object:
+        try:
+            found = tar_index.index_tar(path, allow_cut=True)
+            return list(found.members.items()), found.cut
+        except UserError as error:
+            return str(error)
+
+    for _ in range(150):
+        content = bytearray(whole)
+        place = draw.choice(starts) + draw.choice([draw.randrange(512), draw.randrange(100, 160)])
+        content[place] = draw.choice([content[place] ^ 1, 0, 32, 0x80, 55, 57, 0xFF])
+        if draw.random() < 0.5:  # a right checksum over something wrong
+            first = max(start for start in starts if start <= place)
+            header = content[first : first + 512]
+            header[148:156] = b" " * 8
+            content[first + 148 : first + 156] = b"%06o\0 " % sum(header)
+        path.write_bytes(content[: draw.choice([len(content), place, place + 512])])
+        fast = outcome()
+        with monkeypatch.context() as patch:
+            patch.setattr(tar_index, "_plain_members", lambda stream: None)
+            assert fast == outcome()
+
+
+def test_an_index_is_the_same_after_it_was_written(tmp_path: Path):
+    content = {"ü/1": {"JPG": b"abc", "json": b"{}"}, "2": {"seg.png": b""}, "3": {"": b"z"}}
+    shard = clips_world.write_shard(tmp_path / "a.tar", content)
+    index = index_shard(shard)
+    index.save(tmp_path / "index")
+    again = load_index(tmp_path / "index")
+    assert [again.key(place) for place in range(len(again))] == ["ü/1", "2", "3"]
+    assert [list(again.files(place)) for place in range(3)] == [["jpg", "json"], ["seg.png"], [""]]
+    assert [again.files(place) for place in range(3)] == [index.files(place) for place in range(3)]
+    offset, size = again.files(0)["jpg"]
+    assert shard.read_bytes()[offset : offset + size] == b"abc"
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the shards whose headers this process reads, all of which count as large."""
+    names: list[str] = []
+
+    def reading(shard: Path) -> shard_index.ShardIndex:
+        names.append(shard.name)
+        return index_shard(shard)
+
+    monkeypatch.setattr(shard_index, "index_shard", reading)
+    monkeypatch.setattr(shard_index, "_SMALL", 0)
+    return names
+
+
+@pytest.mark.parametrize("sizes", [True, False])
+def test_headers_are_read_again_only_after_a_change(tmp_path: Path, built: list[str], sizes: bool, capsys):
+    folder, cache = clips_world.write_shards(tmp_path / "here", sizes=(4, 3)), str(tmp_path / "cache")
+    if sizes:
+        clips_world.write_sizes(folder, (4, 3))
+
+    def images() -> list[bytes]:
+        source = opened(folder, cache_dir=cache)
+        return [source.read(index, rng()).image for index in range(len(source))]
+
+    for _ in range(2):
+        assert images() == [clips_world.draw_image(index) for index in range(7)]
+        assert built == ["shard-00000.tar", "shard-00001.tar"]
+    clips_world.write_shards(tmp_path / "other", sizes=(5, 4, 3))
+    status = (folder / "shard-00000.tar").stat()
+    (tmp_path / "other" / "shard-00001.tar").replace(folder / "shard-00000.tar")  # of the same size
+    os.utime(folder / "shard-00000.tar", ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert images() == [clips_world.draw_image(index) for index in (5, 6, 7, 8, 4, 5, 6)]
+    assert built[2:] == ["shard-00000.tar"]
+    content = (folder / "shard-00001.tar").read_bytes()
+    (folder / "shard-00001.tar").write_bytes(content[: len(content) // 2])
+    for _ in range(2):  # also from the cache it is said
+        capsys.readouterr()
+        source = opened(folder, cache_dir=cache)
+        source.read(4, rng())
+        assert "shard-00001.tar: truncated or damaged; its first 1 samples are used" in capsys.readouterr().err
+    assert built[3:] == ["shard-00001.tar"]
+    (folder / "shard-00001.tar").write_bytes(b"no tar")
+    with pytest.raises((UserError, InvalidSampleError), match=r"shard-00001\.tar: expected a whole"):
+        opened(folder, cache_dir=cache).read(4, rng())
+
+
+OPEN = """
+import sys
+from clips.data import shard_index, sources
+shard_index._SMALL = shard_index._WORTH_WORKERS = 0
+print(len(sources.open_source(sources.SourceConfig(path=sys.argv[1], cache_dir=sys.argv[2]))))
+"""
+
+
+def test_processes_of_a_node_index_many_shards_once(tmp_path: Path, built: list[str]):
+    """One starts processes that do it, the others wait; an error is the reader's."""
+    folder, cache = clips_world.write_shards(tmp_path / "many", sizes=(2,) * 60), str(tmp_path / "cache")
+    (folder / "shard-00007.tar").write_bytes(b"no tar")
+    command = [sys.executable, "-c", OPEN, str(folder), cache]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [process.communicate() for process in both]
+    assert [out.strip() for out, _ in told] == ["118", "118"]
+    assert all("shard-00007.tar: expected a whole" in err for _, err in told)
+    assert sum("reading the headers of 60 shards in" in err for _, err in told) == 1
+    assert len(opened(folder, cache_dir=cache)) == 118
+    assert built == ["shard-00007.tar"]
+
+
+def test_a_broken_or_unwritable_cache_is_not_needed(tmp_path: Path, built: list[str]):
+    folder, cache = clips_world.write_shards(tmp_path / "here", sizes=(2, 2)), tmp_path / "cache"
+    opened(folder, cache_dir=str(cache))
+    kept = list(cache.glob("[!.]*.index"))
+    assert len(kept) == 2
+    for path, content in zip(kept, (b"", b"PK half a file"), strict=True):
+        path.write_bytes(content)
+    for place in (cache, "/proc/nothing"):
+        source = opened(folder, cache_dir=str(place))
+        assert [source.read(index, rng()).image for index in (0, 3)] == [clips_world.draw_image(i) for i in (0, 3)]
