@@ -20,8 +20,7 @@ from clips.data.data_config import DataConfig
 from clips.data.formats import DatasetSpec, read_dataset
 from clips.data.formats.dataset_format import captions_of
 from clips.data.loader import TrainDataset, iterate_batches, shared_memory
-from clips.data.sources import InvalidSampleError, SourceConfig, open_source
-from clips.data.sources.source import sample_caption
+from clips.data.sources import InvalidSampleError, SourceConfig, open_source, sample_caption
 from clips.data.tar_index import add_member, index_tar
 from clips.errors import UserError
 from clips.typed_data import from_plain

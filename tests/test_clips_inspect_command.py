@@ -12,8 +12,7 @@ from clips.cli import COMMANDS
 from clips.commandline.commands import dispatch
 from clips.data.inspect_command import IndexShardsConfig, InspectDatasetConfig, collect_stats, run_index, run_inspect
 from clips.data.shard_index import ShardIndex, index_shard
-from clips.data.sources import SourceConfig, open_source
-from clips.data.sources.source import TRAINING_FORMATS
+from clips.data.sources import TRAINING_FORMATS, SourceConfig, open_source
 from clips.errors import UserError
 
 

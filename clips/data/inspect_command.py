@@ -20,14 +20,13 @@ from PIL import Image
 
 from clips.commandline.progress import progress_iter
 from clips.core.artifact import atomic_write, log_info, write_errors_as_user_errors
-from clips.data.formats.tar_shards import list_shards
+from clips.data.formats.webdataset import SIZES_FILE, list_shards
 from clips.data.images import InvalidImageError, decode_image
 from clips.data.inspect_page import Example, InspectionConfig, Span, evenly, report_inspection
 from clips.data.invalid_samples import InvalidSamples
 from clips.data.remote_files import ShardCache, is_remote
 from clips.data.shard_index import Shards
 from clips.data.sources import InvalidSampleError, Sample, Source, SourceConfig, open_source, shard_lengths
-from clips.data.sources.webdataset import SIZES_FILE
 from clips.errors import UserError
 from clips.method.caption_strategies import sentences
 from clips.model.tokenizer import BOS, CONTEXT_LENGTH, EOS, ClipsTokenizer

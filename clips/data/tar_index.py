@@ -109,7 +109,7 @@ def index_tar(path: str | Path, *, allow_cut: bool = False) -> TarIndex:
         raise UserError(f"{path}: expected an uncompressed tar ({error.strerror or error})") from None
     except (tarfile.TarError, EOFError, ValueError) as error:
         problem = f"expected a whole, uncompressed tar; it is broken or truncated ({error})"
-    members = {name: (offset, length) for name, (offset, length) in members.items() if offset + length <= size}
+    members = {name: span for name, span in (members or {}).items() if sum(span) <= size}
     if problem is not None and not (allow_cut and members):
         raise UserError(f"{path}: {problem}")
     return TarIndex(path, members, cut=problem is not None)

@@ -27,9 +27,9 @@ from clips.core.artifact import (
 )
 from clips.core.content import file_hash
 from clips.core.identity import RUN
+from clips.data.formats.webdataset import SIZES_FILE
 from clips.data.invalid_samples import InvalidSamples
 from clips.data.sources import Record, Source
-from clips.data.sources.webdataset import SIZES_FILE
 from clips.data.tar_index import add_member
 from clips.errors import UserError
 from clips.recaption.captioning import Captioner

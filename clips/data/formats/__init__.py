@@ -3,13 +3,12 @@
 Plain text without images is read by `llava_bridge.data.sources` alone.
 
 To add one: a function from `Location` to `Dataset` in a module of this package, and an entry in ``FORMATS``. Training
-of encoders, training of LLaVAs and the benchmarks take their data from here.
+of encoders (`clips.data.sources`), training of LLaVAs and the benchmarks take their data from here.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -31,30 +30,31 @@ __all__ = ["FORMATS", "Dataset", "DatasetSpec", "Format", "Kind", "formats_of", 
 Kind = Literal["captions", "conversations", "classes", "pairs"]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Format:
-    """One format. Functions are given as ``module:function`` of this package, and imported when they are called.
+    """One format. Functions are named as ``module.function`` of this package, and imported when they are called.
 
     Args:
         about: a short description.
+        takes: the fields of `DatasetSpec` that it reads, besides path and format.
         fits: detects the format of a path; empty if it cannot be detected.
         captions: reads images with captions.
         conversations: reads conversations about images.
         classes: reads images with one class each.
         pairs: reads images with matching and near-miss captions.
-        takes: the fields of `DatasetSpec` that it reads, besides path and format.
         source: the class for training, with random access; empty: all captions are listed in memory.
         web_caption: the default location of its short web caption in training.
         synthetic_caption: the default location of its long synthetic caption, or of several.
     """
 
     about: str
+    takes: tuple[str, ...] = ("image_root",)
+    _: dataclasses.KW_ONLY
     fits: str = ""
     captions: str = ""
     conversations: str = ""
     classes: str = ""
     pairs: str = ""
-    takes: tuple[str, ...] = ()
     source: str = ""
     web_caption: str = "random_sentence"
     synthetic_caption: str | tuple[str, ...] = "other_sentences"
@@ -64,162 +64,70 @@ class Format:
         """Whether ``clips train`` reads it."""
         return bool(self.source or self.captions)
 
-    def reader(self, kind: Kind) -> Callable[[Location], Dataset[Any]]:
-        """The reader of a record type."""
-        return _function(getattr(self, kind))
 
-
-_COLUMNS: dict[str, Any] = {"web_caption": "web_caption", "synthetic_caption": "synthetic_caption"}
+_SPLIT, _LANGUAGE, _COLUMNS = ("split", "image_root"), ("image_root", "language"), ("image_column", "caption_columns")
+_WEB, _SYNTHETIC = "web_caption", "synthetic_caption"  # as this suite's own data have them
+# fmt: off
 FORMATS: dict[str, Format] = {
-    "webdataset": Format(
-        about="WebDataset tar shards, also CLIP_benchmark's: in one directory, or in one per split",
-        fits="tar_shards:is_webdataset",
-        captions="tar_shards:read_captions",
-        conversations="tar_shards:read_conversations",
-        classes="tar_shards:read_classes",
-        takes=("split",),
-        source="clips.data.sources.webdataset:WebDatasetSource",
-        **_COLUMNS,
-    ),
-    "docci": Format(
-        about="DOCCI: docci_descriptions.jsonlines and its images",
-        fits="caption_files:is_docci",
-        captions="caption_files:read_docci",
-        takes=("split", "image_root"),
-    ),
-    "dci": Format(
-        about="Densely Captioned Images: splits.json, annotations, photos",
-        fits="caption_files:is_dci",
-        captions="caption_files:read_dci",
-        takes=("split", "image_root"),
-    ),
-    "iiw": Format(
-        about="ImageInWords: data.jsonl and the images of DOCCI or DCI",
-        fits="caption_files:is_iiw",
-        captions="caption_files:read_iiw",
-        takes=("image_root",),
-    ),
-    "urban1k": Format(
-        about="Urban-1k: directories caption and image",
-        fits="caption_files:is_urban1k",
-        captions="caption_files:read_urban1k",
-        takes=("image_root",),
-    ),
-    "xm3600": Format(
-        about="Crossmodal-3600: captions.jsonl with every language, and images",
-        fits="caption_files:is_xm3600",
-        captions="caption_files:read_xm3600",
-        takes=("image_root", "language"),
-    ),
-    "parallel": Format(
-        about="Flickr30k-200, XTD200, XTD10: names of images and a file of captions per language",
-        fits="caption_files:is_parallel",
-        captions="caption_files:read_parallel",
-        takes=("image_root", "language"),
-    ),
-    "datasets": Format(
-        about="Hugging Face datasets: parquet files, save_to_disk, or ORG/NAME on the Hub",
-        fits="rows:is_datasets",
-        captions="rows:read_datasets",
-        classes="classes:read_datasets",
-        takes=("split", "subset", "image_root", "image_column", "caption_columns"),
-        source="clips.data.sources.tables:DatasetsSource",
-        **_COLUMNS,
-    ),
-    "sharegpt4v": Format(
-        about="ShareGPT4V: share-captioner_coco_lcs_sam_1246k_1107.json and its images",
-        fits="conversations:is_llava",
-        captions="caption_files:read_sharegpt4v",
-        takes=("split", "image_root"),
-    ),
-    "llava": Format(
-        about="LLaVA's JSON list, also ShareGPT4V's",
-        fits="conversations:is_llava",
-        conversations="conversations:read_llava",
-        takes=("image_root",),
-    ),
-    "conversations": Format(
-        about="rows with messages, conversations or texts, and images: a directory of datasets, parquet, JSON lines",
-        conversations="conversation_rows:read_rows",
-        takes=("split", "image_root"),
-    ),
-    "vqa": Format(
-        about="rows with a question, an answer and an image: a directory of datasets, parquet, JSON lines",
-        conversations="conversation_rows:read_questions",
-        takes=("split", "image_root"),
-    ),
-    "cocoqa": Format(
-        about="COCO-QA: JSON lines of image, question, answer",
-        conversations="conversations:read_cocoqa",
-        takes=("split", "image_root"),
-    ),
-    "paired": Format(
-        about="CLIP_benchmark's JSON of one language: image_paths and annotations",
-        fits="caption_files:is_paired",
-        captions="caption_files:read_paired",
-        takes=("image_root",),
-    ),
-    "coco": Format(
-        about="COCO's captions_*.json: images and annotations",
-        fits="caption_files:is_coco",
-        captions="caption_files:read_coco",
-        takes=("image_root",),
-    ),
-    "karpathy": Format(
-        about="Karpathy's JSON: dataset_coco.json, dataset_flickr30k.json, dataset_flickr8k.json",
-        fits="caption_files:is_karpathy",
-        captions="caption_files:read_karpathy",
-        takes=("split", "image_root"),
-    ),
-    "list": Format(
-        about="a JSON list of {image, caption}, as ALBEF and BLIP use it",
-        fits="caption_files:is_list",
-        captions="caption_files:read_list",
-        takes=("image_root",),
-    ),
-    "jsonl": Format(
-        about="JSON lines of {image, captions}, {image, caption}, {caption, images} or {image, caption, negative}",
-        fits="caption_files:is_jsonl",
-        captions="caption_files:read_jsonl",
-        pairs="pairs:read_jsonl",
-        takes=("split", "image_root", "language"),
-    ),
-    "table": Format(
-        about="CSV, TSV, JSON lines or parquet, with columns for the image or its file name and for its captions",
-        fits="rows:is_table",
-        captions="rows:read_table",
-        takes=("split", "image_root", "image_column", "caption_columns"),
-        source="clips.data.sources.tables:TableSource",
-        **_COLUMNS,
-    ),
-    "capsfusion": Format(
-        about="a table with the columns of CapsFusion-120M",
-        source="clips.data.sources.tables:TableSource",
-        web_caption="laion_2b",
-        synthetic_caption=("laion_coco", "capsfusion"),
-    ),
-    "flickr": Format(
-        about="lines of image,caption or image#0<tab>caption, as in Flickr30k's and Flickr8k's text files",
-        fits="caption_files:is_flickr",
-        captions="caption_files:read_flickr",
-        takes=("image_root",),
-    ),
-    "folders": Format(
-        about="a directory of images for each class",
-        fits="classes:is_folders",
-        classes="classes:read_folders",
-        takes=("split",),
-    ),
-    "sugarcrepe": Format(about="SugarCrepe's JSON files", pairs="pairs:read_sugarcrepe", takes=("image_root",)),
-    "aro_relation": Format(about="ARO's VG-Relation", pairs="pairs:read_aro", takes=("image_root",)),
-    "aro_attribution": Format(about="ARO's VG-Attribution", pairs="pairs:read_aro", takes=("image_root",)),
-    "valse": Format(about="VALSE's JSON files", pairs="pairs:read_valse", takes=("image_root",)),
-    "winoground": Format(
-        about="Winoground: parquet, or examples.jsonl and its images",
-        pairs="pairs:read_winoground",
-        takes=("image_root",),
-    ),
+    "webdataset": Format("WebDataset tar shards, also CLIP_benchmark's: in one directory, or in one per split",
+        ("split",),
+        fits="webdataset.is_webdataset", captions="webdataset.read_captions", classes="webdataset.read_classes",
+        conversations="webdataset.read_conversations",
+        source="webdataset.WebDatasetSource", web_caption=_WEB, synthetic_caption=_SYNTHETIC),
+    "docci": Format("DOCCI: docci_descriptions.jsonlines and its images", _SPLIT,
+        fits="caption_files.is_docci", captions="caption_files.read_docci"),
+    "dci": Format("Densely Captioned Images: splits.json, annotations, photos", _SPLIT,
+        fits="caption_files.is_dci", captions="caption_files.read_dci"),
+    "iiw": Format("ImageInWords: data.jsonl and the images of DOCCI or DCI",
+        fits="caption_files.is_iiw", captions="caption_files.read_iiw"),
+    "urban1k": Format("Urban-1k: directories caption and image",
+        fits="caption_files.is_urban1k", captions="caption_files.read_urban1k"),
+    "xm3600": Format("Crossmodal-3600: captions.jsonl with every language, and images", _LANGUAGE,
+        fits="caption_files.is_xm3600", captions="caption_files.read_xm3600"),
+    "parallel": Format("Flickr30k-200, XTD200, XTD10: names of images and a file of captions per language", _LANGUAGE,
+        fits="caption_files.is_parallel", captions="caption_files.read_parallel"),
+    "datasets": Format("Hugging Face datasets: parquet files, save_to_disk, or ORG/NAME on the Hub",
+        ("split", "subset", "image_root", *_COLUMNS),
+        fits="rows.is_datasets", captions="tables.read_datasets", classes="classes.read_datasets",
+        source="tables.DatasetsSource", web_caption=_WEB, synthetic_caption=_SYNTHETIC),
+    "sharegpt4v": Format("ShareGPT4V: share-captioner_coco_lcs_sam_1246k_1107.json and its images", _SPLIT,
+        fits="conversations.is_llava", captions="caption_files.read_sharegpt4v"),
+    "llava": Format("LLaVA's JSON list, also ShareGPT4V's",
+        fits="conversations.is_llava", conversations="conversations.read_llava"),
+    "conversations": Format("rows with messages, conversations or texts, and images: a directory of datasets, parquet, "
+        "JSON lines", _SPLIT, conversations="conversation_rows.read_rows"),
+    "vqa": Format("rows with a question, an answer and an image: a directory of datasets, parquet, JSON lines", _SPLIT,
+        conversations="conversation_rows.read_questions"),
+    "cocoqa": Format("COCO-QA: JSON lines of image, question, answer", _SPLIT,
+        conversations="conversations.read_cocoqa"),
+    "paired": Format("CLIP_benchmark's JSON of one language: image_paths and annotations",
+        fits="caption_files.is_paired", captions="caption_files.read_paired"),
+    "coco": Format("COCO's captions_*.json: images and annotations",
+        fits="caption_files.is_coco", captions="caption_files.read_coco"),
+    "karpathy": Format("Karpathy's JSON: dataset_coco.json, dataset_flickr30k.json, dataset_flickr8k.json", _SPLIT,
+        fits="caption_files.is_karpathy", captions="caption_files.read_karpathy"),
+    "list": Format("a JSON list of {image, caption}, as ALBEF and BLIP use it",
+        fits="caption_files.is_list", captions="caption_files.read_list"),
+    "jsonl": Format("JSON lines of {image, captions}, {image, caption}, {caption, images}, {image, caption, negative}",
+        ("split", *_LANGUAGE),
+        fits="caption_files.is_jsonl", captions="caption_files.read_jsonl", pairs="pairs.read_jsonl"),
+    "table": Format("CSV, TSV, JSON lines or parquet, with columns for the image or its file name and for its captions",
+        ("split", "image_root", *_COLUMNS),
+        fits="tables.is_table", captions="tables.read_table",
+        source="tables.TableSource", web_caption=_WEB, synthetic_caption=_SYNTHETIC),
+    "capsfusion": Format("a table with the columns of CapsFusion-120M", (),
+        source="tables.TableSource", web_caption="laion_2b", synthetic_caption=("laion_coco", "capsfusion")),
+    "flickr": Format("lines of image,caption or image#0<tab>caption, as in Flickr30k's and Flickr8k's text files",
+        fits="caption_files.is_flickr", captions="caption_files.read_flickr"),
+    "folders": Format("a directory of images for each class", ("split",),
+        fits="classes.is_folders", classes="classes.read_folders"),
+    "sugarcrepe": Format("SugarCrepe's JSON files", pairs="pairs.read_sugarcrepe"),
+    "aro_relation": Format("ARO's VG-Relation", pairs="pairs.read_aro"),
+    "aro_attribution": Format("ARO's VG-Attribution", pairs="pairs.read_aro"),
+    "valse": Format("VALSE's JSON files", pairs="pairs.read_valse"),
+    "winoground": Format("Winoground: parquet, or examples.jsonl and its images", pairs="pairs.read_winoground"),
 }
+# fmt: on
 """In the order of detection: formats that would also match another's data come later."""
 
 
@@ -254,7 +162,7 @@ def read_dataset(spec: DatasetSpec, kind: Kind) -> Dataset[Any]:
     is_path = name != "datasets" and not is_remote(spec.path) and "{" not in spec.path
     if is_path and not Path(spec.path).exists():
         raise UserError(f"{spec.path}: no such file or directory")
-    return FORMATS[name].reader(kind)(Location(spec))
+    return _function(getattr(FORMATS[name], kind))(Location(spec))
 
 
 def detect(spec: DatasetSpec, kind: Kind) -> str:
@@ -273,4 +181,5 @@ def detect(spec: DatasetSpec, kind: Kind) -> str:
 
 
 def _function(reference: str) -> Any:
-    return import_from_string(f"clips.data.formats.{reference}")
+    module, _, name = reference.partition(".")
+    return import_from_string(f"clips.data.formats.{module}:{name}")

@@ -182,7 +182,7 @@ def _parse_cells(
 def _read_parquet(file: Path, root: Path, layout: RowLayout) -> Iterator[Conversation]:
     import pyarrow.parquet
 
-    from clips.data.sources.parquet import ParquetRows
+    from clips.data.parquet_rows import ParquetRows
 
     with library_errors_as_user_errors(f"{file}: cannot be read as parquet"):
         reader = pyarrow.parquet.ParquetFile(file)

@@ -5,15 +5,12 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import csv
 import functools
-import io
 import itertools
 import json
 import re
-import tokenize
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -21,21 +18,15 @@ from typing import Any, Literal
 from clips.core.artifact import atomic_output_path
 from clips.core.content import cache_directory, file_stamp
 from clips.core.identity import digest
-from clips.data.formats.dataset_format import ALL, WHOLE, WHOLE_REQUESTS, Captioned, Dataset, Location, strict_captions
-from clips.data.images import InvalidSampleError
-from clips.data.lazy_images import FileImage, ImageColumn, LazyImage, TableImage
+from clips.data.formats.dataset_format import ALL, WHOLE, WHOLE_REQUESTS, Location
 from clips.data.remote_files import expand_brace_ranges, is_remote
 from clips.data.tar_index import is_clutter
 from clips.errors import UserError, error_reason, unknown_name_error
 from clips.text_files import read_json_lines
 
 _TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
-_IMAGE_COLUMNS = ("image", "jpg", "png", "image_path", "file_name", "filename", "path", "url", "image_url")
-_CAPTION_COLUMNS = ("captions", "caption", "sentences", "texts", "text", "raw")
-_NUMBERED_COLUMN = re.compile(r"captions?_?\d+")
 SPLIT_COLUMN = "split"
 """The column that says of each row which split it belongs to."""
-_LIST_AS_TEXT = re.compile(r"""\s*\[\s*['"].*\]\s*""", re.DOTALL)
 _CSV_VERSION = 2  # of `_csv_rows`; raise it with a change of the result, because datasets caches it
 _MAX_CELL = 1 << 26  # characters; csv's own limit is 131,072
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -317,40 +308,10 @@ def _csv_cells(name: str, path: str, delimiter: str, *, is_plain: bool) -> Gener
         raise UserError(f"{name} line {line + 1}: cannot be read ({error_reason(error)})") from None
 
 
-def find_image_column(given: str | None, columns: Sequence[str], path: str) -> str:
-    """The ``image_column`` of a config, by default the first column with a usual name. Raises UserError."""
-    if given is not None:
-        check_column(given, columns, "image_column", path)
-        return given
-    found = next((name for name in _IMAGE_COLUMNS if name in columns), None)
-    if found is None:
-        raise UserError(
-            f"{path}: no column of images (columns: {', '.join(columns)}); expected one of "
-            f"{', '.join(_IMAGE_COLUMNS)}, or its name as image_column; captions alone have to be joined with paths of "
-            "their images first"
-        )
-    return found
-
-
 def check_column(name: str, columns: Sequence[str], setting: str, path: str) -> None:
     """Raise UserError for the name of a column that a table does not have."""
     if name not in columns:
         raise unknown_name_error(name, columns, f"column for {setting} in {path}")
-
-
-def is_table(location: Location) -> bool:
-    """``.csv``, ``.tsv``, or one ``.parquet`` file."""
-    return location.path.suffix.lower() in {*_DELIMITERS, ".parquet"} and location.path.is_file()
-
-
-def read_table(location: Location) -> Dataset[Captioned]:
-    """Each row has an image or its name; its captions are in one column, or in several, some of which may be empty.
-
-    Raises:
-        UserError: no such columns, a row without a caption, or an unreadable file.
-    """
-    rows, split = table_rows_of_split(location)
-    return Dataset(records=_records(location, rows, location.image_root("images")), split=split)
 
 
 def table_rows_of_split(location: Location) -> tuple[Any, str]:
@@ -362,13 +323,6 @@ def table_rows_of_split(location: Location) -> tuple[Any, str]:
     if split not in WHOLE_REQUESTS:
         raise UserError(f"split: {path}: expected a column '{SPLIT_COLUMN}' for '{split}', found none")
     return rows, WHOLE
-
-
-def read_datasets(location: Location) -> Dataset[Captioned]:
-    """As `read_table`, for the rows of `open_rows`."""
-    rows, split = rows_of_split(location)
-    root = location.image_root() if location.spec.image_root else location.path
-    return Dataset(records=_records(location, rows, root), split=split)
 
 
 def rows_of_split(location: Location) -> tuple[Any, str]:
@@ -399,22 +353,6 @@ def _rows_of_split(rows: Any, split: str, path: str) -> Any:
     if missing := next((each for each in wanted if each not in splits), None):
         raise unknown_name_error(missing, {*splits, ALL}, f"split in the column of {path}")
     return rows.select([number for number, each in enumerate(splits) if each in wanted])
-
-
-def _records(location: Location, rows: Any, root: Path) -> Iterator[Captioned]:
-    path = location.spec.path
-    image_column = find_image_column(location.spec.image_column, rows.column_names, path)
-    columns = _caption_columns(location, rows.column_names)
-    images = ImageColumn(rows.select_columns([image_column]), image_column, path, root)
-    are_names = getattr(rows.features[image_column], "dtype", "") in {"string", "large_string"}
-    for number, row in enumerate(utf8_rows(path, rows.select_columns([*columns, *([image_column] * are_names)]))):
-        image = _named_image(images, number, row[image_column]) if are_names else TableImage(images, number)
-        where = f"{path} row {number}: {', '.join(columns)}"
-        try:
-            cells = [parse_caption_cell(row[name]) for name in columns]
-        except InvalidSampleError as error:
-            raise UserError(f"{where}: {error}") from None
-        yield Captioned([image], strict_captions(cells, where))
 
 
 def utf8_rows(path: str, rows: Any) -> Iterator[Mapping[str, Any]]:
@@ -450,59 +388,3 @@ def read_column(path: str, rows: Any, name: str) -> list[Any]:
     except UnicodeDecodeError:
         found = [row[name] for row in utf8_rows(path, rows.select_columns([name]))]
     return found
-
-
-def _named_image(images: ImageColumn, row: int, name: str | None) -> LazyImage:
-    """An image by its file name, or by its address; rows of one name have one image."""
-    if not name:
-        raise UserError(f"{images.table} row {row}: {images.name}: expected the name of an image file, got none")
-    if "://" in name or Path(name).is_absolute():
-        return TableImage(images, row, label=name)
-    return FileImage(images.root, name)
-
-
-def parse_caption_cell(cell: Any) -> Any:
-    """A cell of captions, which may be a list written as text: as JSON, or as pandas writes lists to CSV.
-
-    Raises:
-        InvalidSampleError: such a list cannot be read.
-    """
-    if not isinstance(cell, str) or not _LIST_AS_TEXT.fullmatch(cell):
-        return cell
-    try:
-        found = json.loads(cell)
-    except ValueError:
-        found = _python_list(cell)
-    if isinstance(found, list) and all(text is None or isinstance(text, str) for text in found):
-        return found
-    if found is None and cell.rstrip("] \n")[-1:] not in {"'", '"'}:
-        return cell  # a caption in brackets
-    raise InvalidSampleError(f"expected captions, got a list written as text that cannot be read: {cell:.80}")
-
-
-def _python_list(text: str) -> Any:
-    """The value of a list in Python's notation; None for another text, and for NumPy's ``['a' 'b']``.
-
-    Python joins strings without a comma between them.
-    """
-    try:
-        tokens = [token.type for token in tokenize.generate_tokens(io.StringIO(text).readline)]
-        found = ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError, tokenize.TokenError, MemoryError, RecursionError):
-        return None
-    types = [kind for kind in tokens if kind != tokenize.NL]
-    return None if (tokenize.STRING, tokenize.STRING) in itertools.pairwise(types) else found
-
-
-def _caption_columns(location: Location, columns: Sequence[str]) -> list[str]:
-    """The requested columns, else those with usual names of caption columns. Raises UserError if there are none."""
-    spec = location.spec
-    for name in spec.caption_columns:
-        check_column(name, columns, "caption_columns", spec.path)
-    if spec.caption_columns:
-        return list(spec.caption_columns)
-    numbered = [name for name in columns if _NUMBERED_COLUMN.fullmatch(name)]
-    known = next(([name] for name in _CAPTION_COLUMNS if name in columns), numbered)
-    if not known:
-        raise UserError(f"caption_columns: expected columns of captions in {spec.path} (it has: {', '.join(columns)})")
-    return known

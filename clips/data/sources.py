@@ -1,26 +1,35 @@
-"""Sources of images with captions: config, samples, and helpers for all formats."""
+"""Images with captions for training, by index; `clips.data.sampler` determines their order.
+
+A format with random access has a source of its own (shards, tables); of all others the captions are listed in memory.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from clips.core.content import file_hash
 from clips.core.identity import RUN_ONLY
-from clips.data.formats import FORMATS
+from clips.data.formats import FORMATS, DatasetSpec, read_dataset
 from clips.data.formats.dataset_format import captions_of
-from clips.data.images import InvalidSampleError
+from clips.data.images import InvalidSampleError as InvalidSampleError
+from clips.data.lazy_images import FileImage, image_bytes
 from clips.data.remote_files import ShardCache
-from clips.errors import unknown_name_error
+from clips.errors import UserError, unknown_name_error
+from clips.lazy_import import import_from_string
 from clips.ranges import FinitePositive
 
 AUTO = "auto"
 """A config's ``web_caption`` or ``synthetic_caption`` is the format's default (`Format`)."""
 TRAINING_FORMATS = {name: entry for name, entry in FORMATS.items() if entry.trains_encoders}
 """The formats that ``clips train`` reads."""
+_LISTED_WEB = ("random_sentence", "first_sentence")
+_LISTED_SYNTHETIC = ("other_sentences", "all_sentences")
+_TRIED_IMAGES = 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,7 +130,7 @@ class Record:
 
 
 class Source(Protocol):
-    """A sequence of samples by index; `clips.data.sampler` determines their order."""
+    """A sequence of samples by index."""
 
     def __len__(self) -> int:
         """The number of samples, including invalid ones."""
@@ -154,9 +163,38 @@ class RemoteSource(Protocol):
         """The local copy of a shard or row group, created if missing. Raises UserError."""
 
 
+def open_source(config: SourceConfig) -> Source:
+    """The source of ``config``, with its first samples checked.
+
+    Raises:
+        UserError: a file is missing or invalid, or none of the first samples has the fields in ``config``.
+    """
+    module, _, name = FORMATS[config.format].source.partition(".")
+    make = import_from_string(f"clips.data.formats.{module}:{name}") if module else ListedCaptions
+    source: Source = make(config)
+    if not len(source):
+        raise UserError(f"{config.path}: no samples")
+    return source
+
+
 def shard_lengths(source: Source) -> list[int]:
     """Number of samples in each shard; formats without shards have a single one."""
     return list(getattr(source, "blocks", None) or [len(source)])
+
+
+def choose_captions(config: SourceConfig, captions: Callable[[str], Any], rng: np.random.Generator) -> tuple[str, str]:
+    """The web caption and the synthetic caption of a sample, from what its format has under each name.
+
+    Raises:
+        InvalidSampleError: it has neither, or a value is no caption.
+    """
+    web = sample_caption(captions(config.web_caption), config.web_caption, rng)
+    synthetics = [sample_caption(captions(name), name, rng) for name in config.synthetics]
+    synthetics = [caption for caption in synthetics if caption]
+    synthetic = synthetics[rng.integers(len(synthetics))] if len(synthetics) > 1 else "".join(synthetics)
+    if not web and not synthetic:
+        raise InvalidSampleError(f"no caption '{config.web_caption}'")
+    return web, synthetic
 
 
 def sample_caption(value: Any, name: str, rng: np.random.Generator) -> str:
@@ -172,7 +210,75 @@ def sample_caption(value: Any, name: str, rng: np.random.Generator) -> str:
     return captions[rng.integers(len(captions))].strip() if captions else ""
 
 
-def choose_nonempty(captions: Sequence[str], rng: np.random.Generator) -> str:
-    """One of the nonempty captions, with equal probability; "" if there is none."""
-    nonempty = [caption for caption in captions if caption]
-    return nonempty[rng.integers(len(nonempty))] if len(nonempty) > 1 else "".join(nonempty)
+class ListedCaptions:
+    """The paths and sentences of all images of a format that lists captions, in memory."""
+
+    def __init__(self, config: SourceConfig) -> None:
+        self.config = config
+        if config.web_caption not in _LISTED_WEB:
+            raise unknown_name_error(config.web_caption, _LISTED_WEB, f"'web_caption' of a {config.format} data source")
+        for name in config.synthetics:
+            if name not in _LISTED_SYNTHETIC:
+                raise unknown_name_error(
+                    name, _LISTED_SYNTHETIC, f"'synthetic_caption' of a {config.format} data source"
+                )
+        if len(config.synthetics) > 1:
+            raise UserError(
+                f"'synthetic_caption' of a {config.format} data source: expected one of {', '.join(_LISTED_SYNTHETIC)}"
+            )
+        given = {"split": config.split, "image_root": config.image_root}
+        taken: dict[str, Any] = {name: value for name, value in given.items() if name in FORMATS[config.format].takes}
+        found = read_dataset(DatasetSpec(path=config.path, format=config.format, **taken), "captions")
+        self.samples: list[tuple[FileImage, list[str]]] = []
+        self.invalid: dict[int, str] = {}  # sample → why it has no sentences
+        for record in found.records:
+            if not record.captions:  # COCO has images without captions
+                continue
+            sentences, reason = list[str](), "no sentences"
+            try:
+                sentences = [text.strip() for text in captions_of(record.captions)]
+            except InvalidSampleError as error:
+                reason = str(error)
+            for image in record.images:
+                if not sentences:
+                    self.invalid[len(self.samples)] = reason
+                assert isinstance(image, FileImage)
+                self.samples.append((image, sentences))
+        tried = [image for image, _ in self.samples[:_TRIED_IMAGES]]
+        if tried and not any(image.exists() for image in tried):
+            where = f"{tried[0].root}: expected the images there (data source's 'image_root')"
+            raise UserError(f"{where}; none of the first {len(tried)} exists, such as {tried[0].reference}")
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def name(self, index: int) -> str:
+        """See `Source`."""
+        return self.samples[index][0].name
+
+    def read(self, index: int, rng: np.random.Generator) -> Sample:
+        """See `Source`."""
+        image, sentences = self.samples[index]
+        if index in self.invalid:
+            raise InvalidSampleError(self.invalid[index])
+        web = int(rng.integers(len(sentences))) if self.config.web_caption == "random_sentence" else 0
+        others = [
+            f"{sentence.rstrip(' .!')}."  # so that it is a sentence when a caption is cut into sub-captions
+            for number, sentence in enumerate(sentences)
+            if number != web or "all_sentences" in self.config.synthetics
+        ]
+        synthetic = " ".join(others) if self.config.synthetics else ""
+        return Sample(image_bytes(image.reference, image.root), sentences[web], synthetic)
+
+    def record(self, index: int) -> Record:
+        """See `Source`; with random_sentence the web caption is the list of all sentences."""
+        image, sentences = self.samples[index]
+        web = sentences if self.config.web_caption == "random_sentence" else sentences[0]
+        fields = {"file": image.name, "sentences": sentences, self.config.web_caption: web}
+        return Record(f"{index:09d}", fields, reference=image.name)
+
+    def describe(self) -> dict[str, Any]:
+        """See `Source`."""
+        path = Path(self.config.path)
+        described = {"path": str(path), "split": self.config.split, "samples": len(self)}
+        return described | ({"hash": file_hash(path)} if path.is_file() else {})

@@ -1,33 +1,42 @@
-"""Tables with one image per row, read by Hugging Face ``datasets``: files of rows, Hub datasets or saved ones."""
+"""Tables with one image per row, in files or Hugging Face datasets: for training, and their captions for benchmarks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ast
+import io
+import itertools
+import json
+import re
+import tokenize
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from clips.data.formats.dataset_format import ALL, DatasetSpec, Location
+from clips.data.formats.dataset_format import ALL, Captioned, Dataset, DatasetSpec, Location, strict_captions
 from clips.data.formats.rows import (
     SPLIT_COLUMN,
     check_column,
     files_of_splits,
-    find_image_column,
     is_saved,
     one_line_errors,
-    parse_caption_cell,
     rows_of_split,
     table_files,
     table_rows_of_split,
+    utf8_rows,
 )
 from clips.data.images import InvalidSampleError
-from clips.data.lazy_images import image_bytes
+from clips.data.lazy_images import FileImage, ImageColumn, LazyImage, TableImage, image_bytes
+from clips.data.parquet_rows import ParquetRows
 from clips.data.remote_files import ShardCache, is_remote
-from clips.data.sources.parquet import ParquetRows
-from clips.data.sources.source import Record, Sample, SourceConfig, choose_nonempty, sample_caption
+from clips.data.sources import Record, Sample, SourceConfig, choose_captions
 from clips.errors import UserError, unknown_name_error
 
+_IMAGE_COLUMNS = ("image", "jpg", "png", "image_path", "file_name", "filename", "path", "url", "image_url")
+_CAPTION_COLUMNS = ("captions", "caption", "sentences", "texts", "text", "raw")
+_NUMBERED_COLUMN = re.compile(r"captions?_?\d+")
+_LIST_AS_TEXT = re.compile(r"""\s*\[\s*['"].*\]\s*""", re.DOTALL)
 _BLOCK_ROWS = 10_000
 
 
@@ -115,11 +124,7 @@ class DatasetsSource:
     def read(self, index: int, rng: np.random.Generator) -> Sample:
         """See `Source`."""
         row = self._row(self.rows, index)
-        web = sample_caption(parse_caption_cell(row[self.config.web_caption]), self.config.web_caption, rng)
-        synthetics = [sample_caption(parse_caption_cell(row[name]), name, rng) for name in self.config.synthetics]
-        synthetic = choose_nonempty(synthetics, rng)
-        if not web and not synthetic:
-            raise InvalidSampleError(f"no caption '{self.config.web_caption}'")
+        web, synthetic = choose_captions(self.config, lambda name: parse_caption_cell(row[name]), rng)
         return Sample(image_bytes(row[self.image_column], self.image_root), web, synthetic)
 
     @staticmethod
@@ -173,3 +178,112 @@ class TableSource(DatasetsSource):
         """See `DatasetsSource`."""
         path = Path(self.config.path)
         return str(path if path.is_dir() else path.parent)
+
+
+def is_table(location: Location) -> bool:
+    """``.csv``, ``.tsv``, or one ``.parquet`` file."""
+    return location.path.suffix.lower() in {".csv", ".tsv", ".parquet"} and location.path.is_file()
+
+
+def read_table(location: Location) -> Dataset[Captioned]:
+    """Each row has an image or its name; its captions are in one column, or in several, some of which may be empty.
+
+    Raises:
+        UserError: no such columns, a row without a caption, or an unreadable file.
+    """
+    rows, split = table_rows_of_split(location)
+    return Dataset(records=_records(location, rows, location.image_root("images")), split=split)
+
+
+def read_datasets(location: Location) -> Dataset[Captioned]:
+    """As `read_table`, for the rows of `open_rows`."""
+    rows, split = rows_of_split(location)
+    root = location.image_root() if location.spec.image_root else location.path
+    return Dataset(records=_records(location, rows, root), split=split)
+
+
+def _records(location: Location, rows: Any, root: Path) -> Iterator[Captioned]:
+    path = location.spec.path
+    image_column = find_image_column(location.spec.image_column, rows.column_names, path)
+    columns = _caption_columns(location, rows.column_names)
+    images = ImageColumn(rows.select_columns([image_column]), image_column, path, root)
+    are_names = getattr(rows.features[image_column], "dtype", "") in {"string", "large_string"}
+    for number, row in enumerate(utf8_rows(path, rows.select_columns([*columns, *([image_column] * are_names)]))):
+        image = _named_image(images, number, row[image_column]) if are_names else TableImage(images, number)
+        where = f"{path} row {number}: {', '.join(columns)}"
+        try:
+            cells = [parse_caption_cell(row[name]) for name in columns]
+        except InvalidSampleError as error:
+            raise UserError(f"{where}: {error}") from None
+        yield Captioned([image], strict_captions(cells, where))
+
+
+def _caption_columns(location: Location, columns: Sequence[str]) -> list[str]:
+    """The requested columns, else those with usual names of caption columns. Raises UserError if there are none."""
+    spec = location.spec
+    for name in spec.caption_columns:
+        check_column(name, columns, "caption_columns", spec.path)
+    if spec.caption_columns:
+        return list(spec.caption_columns)
+    numbered = [name for name in columns if _NUMBERED_COLUMN.fullmatch(name)]
+    known = next(([name] for name in _CAPTION_COLUMNS if name in columns), numbered)
+    if not known:
+        raise UserError(f"caption_columns: expected columns of captions in {spec.path} (it has: {', '.join(columns)})")
+    return known
+
+
+def find_image_column(given: str | None, columns: Sequence[str], path: str) -> str:
+    """The ``image_column`` of a config, by default the first column with a usual name. Raises UserError."""
+    if given is not None:
+        check_column(given, columns, "image_column", path)
+        return given
+    found = next((name for name in _IMAGE_COLUMNS if name in columns), None)
+    if found is None:
+        raise UserError(
+            f"{path}: no column of images (columns: {', '.join(columns)}); expected one of "
+            f"{', '.join(_IMAGE_COLUMNS)}, or its name as image_column; captions alone have to be joined with paths of "
+            "their images first"
+        )
+    return found
+
+
+def _named_image(images: ImageColumn, row: int, name: str | None) -> LazyImage:
+    """An image by its file name, or by its address; rows of one name have one image."""
+    if not name:
+        raise UserError(f"{images.table} row {row}: {images.name}: expected the name of an image file, got none")
+    if "://" in name or Path(name).is_absolute():
+        return TableImage(images, row, label=name)
+    return FileImage(images.root, name)
+
+
+def parse_caption_cell(cell: Any) -> Any:
+    """A cell of captions, which may be a list written as text: as JSON, or as pandas writes lists to CSV.
+
+    Raises:
+        InvalidSampleError: such a list cannot be read.
+    """
+    if not isinstance(cell, str) or not _LIST_AS_TEXT.fullmatch(cell):
+        return cell
+    try:
+        found = json.loads(cell)
+    except ValueError:
+        found = _python_list(cell)
+    if isinstance(found, list) and all(text is None or isinstance(text, str) for text in found):
+        return found
+    if found is None and cell.rstrip("] \n")[-1:] not in {"'", '"'}:
+        return cell  # a caption in brackets
+    raise InvalidSampleError(f"expected captions, got a list written as text that cannot be read: {cell:.80}")
+
+
+def _python_list(text: str) -> Any:
+    """The value of a list in Python's notation; None for another text, and for NumPy's ``['a' 'b']``.
+
+    Python joins strings without a comma between them.
+    """
+    try:
+        tokens = [token.type for token in tokenize.generate_tokens(io.StringIO(text).readline)]
+        found = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, tokenize.TokenError, MemoryError, RecursionError):
+        return None
+    types = [kind for kind in tokens if kind != tokenize.NL]
+    return None if (tokenize.STRING, tokenize.STRING) in itertools.pairwise(types) else found
