@@ -242,35 +242,39 @@ class _Mixture:
         return self._totals(cycle)[source, rows] + (assigned == source).sum(axis=1)
 
     def _count(self, cycle: int) -> np.ndarray:
-        """Number of each stripe's samples before ``cycle`` from each source, (sources, stripes)."""
-        # Exact arithmetic, for any number of samples: a weight is the decimal fraction that the config states. No
-        # source's count decreases from cycle to cycle: it is a rounded ratio of the remainder after the rarer sources.
-        remaining = [cycle * _CYCLE] * self.stripes
+        """The number of samples from each source in each stripe before ``cycle``, (sources, stripes)."""
+        # The rarest source takes its share of all samples so far, rounded; the next its share of what is left; the most
+        # frequent the rest. So no count shrinks from cycle to cycle, and no error adds up: fractions are exact, and a
+        # weight is the decimal number that the config states.
+        left = [cycle * _CYCLE] * self.stripes
         weights = [Fraction(str(float(weight))) for weight in self.weights]
+        left_weight = sum(weights, Fraction(0))
         counts = np.zeros((len(weights), self.stripes), dtype=np.int64)
         *rarer, last = sorted(range(len(weights)), key=weights.__getitem__)
-        remaining_weight = sum(weights, Fraction(0))
         for number, source in enumerate(rarer, 1):
-            stride = int(0.618 * number % 1 * self.stripes) | 1  # each time other stripes round up, and not neighbors
-            phases = [2 * (stripe * stride % self.stripes) + 1 for stripe in range(self.stripes)]  # of 2 · stripes
-            numerator, denominator = (weights[source] / remaining_weight).as_integer_ratio()
-            taken = [
-                (2 * self.stripes * numerator * count + denominator * phase) // (2 * self.stripes * denominator)
-                for count, phase in zip(remaining, phases, strict=True)
-            ]
-            counts[source] = taken
-            remaining = [count - share for count, share in zip(remaining, taken, strict=True)]
-            remaining_weight -= weights[source]
-        counts[last] = remaining
+            # The stripes round up at evenly spaced thresholds, so that their sum is rounded as well. Which stripe has
+            # which differs from source to source by a stride that a golden ratio spreads: otherwise the same stripe
+            # would round up for every source, and its neighbors together. The stride is odd and the number of stripes
+            # a power of two: it reaches all of them.
+            stride = int(0.618 * number % 1 * self.stripes) | 1
+            share = weights[source] / left_weight
+            for stripe in range(self.stripes):
+                threshold = Fraction(2 * (stripe * stride % self.stripes) + 1, 2 * self.stripes)
+                taken = math.floor(share * left[stripe] + threshold)
+                counts[source, stripe] = taken
+                left[stripe] -= taken
+            left_weight -= weights[source]
+        counts[last] = left
         return counts
 
     def _assign(self, cycle: int) -> np.ndarray:
         """The sources of a cycle's samples, (stripes, samples)."""
-        # Stripes have the same order at different offsets: few positions of all stripes together match the weights.
-        ends = np.cumsum(self._totals(cycle + 1) - self._totals(cycle), axis=0)
+        # A cycle has as many samples from each source as the counts grow, in random order. All stripes have the same
+        # order, each from another offset: then few steps of all stripes together match the weights, too.
+        ends = np.cumsum(self._totals(cycle + 1) - self._totals(cycle), axis=0)  # (sources, stripes)
         slots = np.random.default_rng([_MIXTURE, self.seed, cycle]).permutation(np.arange(_CYCLE))
-        starts = np.arange(self.stripes) * _CYCLE // self.stripes
-        slots = slots[(starts[:, None] + np.arange(_CYCLE)) % _CYCLE]
+        offsets = np.arange(self.stripes) * _CYCLE // self.stripes
+        slots = slots[(offsets[:, None] + np.arange(_CYCLE)) % _CYCLE]
         assigned = np.zeros(slots.shape, dtype=np.int16)
         for end in ends[:-1]:
             assigned += slots >= end[:, None]
