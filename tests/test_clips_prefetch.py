@@ -21,6 +21,7 @@ import torch
 from clips_world import opened, rng
 from serving import Quiet, address, serve
 
+from clips.core.parent_death import default_workers
 from clips.data import remote_files
 from clips.data.data_config import DataConfig
 from clips.data.loader import TrainDataset, iterate_batches
@@ -397,3 +398,11 @@ def test_a_copy_that_another_process_removes_is_made_again(tmp_path: Path, monke
     source.read(7, rng())
     monkeypatch.setattr(ShardCache, "path", path_then_gone)
     assert source.read(7, rng()).image == clips_world.draw_image(7)
+
+
+def test_each_worker_has_a_core_besides_the_trainings_own(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    for cores, processes, workers in ((1, "", 0), (2, "", 1), (2, "2", 0), (16, "2", 4), (64, "8", 4), (24, "8", 2)):
+        monkeypatch.setattr("os.sched_getaffinity", lambda _, cores=cores: range(cores))
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+        assert default_workers() == workers

@@ -19,6 +19,13 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def default_workers() -> int:
+    """DataLoader workers of each training process of this node: those that have a core of their own, at most 4."""
+    # torchrun and the bridge's own launcher; DeepSpeed's on one node
+    processes = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or os.environ.get("WORLD_SIZE")
+    return min(4, max(0, usable_cores() // int(processes or 1) - 1))
+
+
 def end_with_parent(number: int = signal.SIGKILL) -> None:
     """Let the kernel send this process a signal when the thread that started it ends; nothing on other systems.
 

@@ -66,7 +66,7 @@ class SourceConfig:
         shard_sizes: webdataset: a JSON file with the number of samples of each shard; null means sizes.json next to
             the shards. With it, a shard is opened only when it is needed; remote shards require it (``clips data
             index`` writes it).
-        cache_dir: the directory for copies of remote shards and of streamed row groups.
+        cache_dir: the directory for copies of remote shards and of streamed row groups, and for the indexes of shards.
         max_cache_gb: the maximum size of that directory; the least recently used copies are deleted first. While one
             buffer of ``data.shuffle_buffer_shards`` is read, the next one is copied: set it to the size of two.
         weight: ratio of samples from this source, relative to the weights of the others; set it for each source or for

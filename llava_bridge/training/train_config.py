@@ -241,8 +241,8 @@ class LlavaTrainConfig(AssemblyConfig):
         save_steps: steps between checkpoints, from which an interrupted run resumes; 0 saves only finished stages.
         logging_steps: steps between lines of metrics.jsonl.
         report_to: trackers in addition to metrics.jsonl: tensorboard, wandb, trackio; metrics are named STAGE/NAME.
-        num_workers: DataLoader workers of each training process, by default as many as in LLaVA's scripts; 0 decodes
-            images in the training process, between the steps.
+        num_workers: DataLoader workers of each training process; 0 decodes images in the training process, between the
+            steps. null means 4, as in LLaVA's scripts, or fewer, so that each has a core besides the training's own.
         max_invalid_ratio: training stops when more than this ratio of a stage's samples is invalid.
     """
 
@@ -260,7 +260,7 @@ class LlavaTrainConfig(AssemblyConfig):
     save_steps: NonNegative = dataclasses.field(default=500, metadata=RUN_ONLY)
     logging_steps: Positive = dataclasses.field(default=5, metadata=RUN_ONLY)
     report_to: tuple[TrackerName, ...] = dataclasses.field(default=(), metadata=RUN_ONLY)
-    num_workers: NonNegative = dataclasses.field(default=4, metadata=RUN_ONLY)
+    num_workers: NonNegative | None = dataclasses.field(default=None, metadata=RUN_ONLY)
     max_invalid_ratio: Fraction = dataclasses.field(default=0.02, metadata=RUN_ONLY)
 
     def __post_init__(self) -> None:

@@ -18,7 +18,7 @@ from torch.utils.data import Sampler
 from transformers import Trainer, TrainingArguments
 
 from clips.core.artifact import write_errors_as_user_errors
-from clips.core.parent_death import end_stuck_workers, end_with_parent
+from clips.core.parent_death import default_workers, end_stuck_workers, end_with_parent
 from clips.data.invalid_samples import Invalid, InvalidSamples
 from clips.errors import UserError, error_reason
 from llava_bridge.data.sampler import LengthGroupedSampler, RandomOrder
@@ -199,7 +199,7 @@ def training_arguments(
         save_strategy="steps" if config.save_steps else "no",
         save_steps=config.save_steps or 1,
         save_total_limit=2,
-        dataloader_num_workers=config.num_workers,
+        dataloader_num_workers=default_workers() if config.num_workers is None else config.num_workers,
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
         report_to="none",
