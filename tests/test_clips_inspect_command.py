@@ -102,19 +102,6 @@ def test_synthetic_captions_are_named_by_one_column_or_several(synthetic, expect
     assert expected in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("synthetic", "message"),
-    [
-        (("other_sentences", "all_sentences"), "data source: expected one of other_sentences"),
-        (("caption",), "unknown 'synthetic_caption' of a karpathy data source 'caption'"),
-    ],
-)
-def test_sentences_have_one_way_to_be_a_synthetic_caption(tmp_path: Path, synthetic: tuple[str, ...], message: str):
-    (tmp_path / "images").mkdir()
-    with pytest.raises(UserError, match=message):
-        open_source(SourceConfig(format="karpathy", path=str(tmp_path / "x.json"), synthetic_caption=synthetic))
-
-
 def test_where_captions_are_is_resolved_by_the_format():
     configs = {name: SourceConfig(path="x", format=name) for name in TRAINING_FORMATS}
     found = {name: (config.web_caption, config.synthetic_caption) for name, config in configs.items()}

@@ -24,6 +24,7 @@ import torch
 from clips_world import number_of, opened, rng
 from serving import Quiet, address, serve
 
+from clips.data import decode_image
 from clips.data.data_config import DataConfig
 from clips.data.formats import DatasetSpec, read_dataset
 from clips.data.loader import TrainDataset, iterate_batches
@@ -128,18 +129,13 @@ def test_a_quotation_mark_in_a_tsv_swallows_no_rows(tmp_path: Path, captions: li
             assert read_webs(tmp_path / "quoted.tsv", web_caption="caption") == list(frame["caption"])
 
 
-@pytest.mark.parametrize(
-    ("name", "header", "message"),
-    [
-        ("a.csv", "filepath\ttitle", r"by commas, found tabs in the first line; a file with tabs is called \.tsv$"),
-        ("a.csv", "filepath;title", "by commas, found semicolons in the first line$"),
-        ("a.TSV", "filepath,title", "by tabs, found commas in the first line$"),
-    ],
-)
-def test_another_delimiter_is_named(tmp_path: Path, name: str, header: str, message: str):
-    (tmp_path / name).write_text(f"{header}\n0.png")
-    with pytest.raises(UserError, match=rf"{name}: expected cells separated {message}"):
-        read_webs(tmp_path / name, image_column="filepath", web_caption="title")
+def test_dates_in_json_lines_stay_text(tmp_path: Path):
+    table = [{"image": "a.png", "caption": f"2020-01-0{day}", "taken": "2021-02-03T04:05:06Z"} for day in (1, 2)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table))
+    (tmp_path / "a.png").write_bytes(clips_world.draw_image(0))
+    source = opened(tmp_path / "rows.jsonl", format="table", web_caption="caption", synthetic_caption="taken")
+    assert [source.read(index, rng()).web for index in (0, 1)] == ["2020-01-01", "2020-01-02"]
+    assert source.read(0, rng()).synthetic == source.record(1).fields["taken"] == "2021-02-03T04:05:06Z"
 
 
 def test_a_lone_surrogate_in_json_lines_is_a_question_mark(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
@@ -264,55 +260,6 @@ def test_saved_datasets_of_the_hub(tmp_path: Path, image_dir: Path):
         opened(tmp_path / "both", split="tets", **config)
 
 
-def test_cocos_own_layout(tmp_path: Path, image_dir: Path):
-    images = [{"id": 10 + index, "file_name": f"{index}.png"} for index in range(3)]
-    said = [(index, f" caption {number} of {index} ") for index in (0, 2) for number in range(5)]
-    annotations = [{"image_id": 10 + index, "caption": caption} for index, caption in said]
-    path = tmp_path / "captions_train2017.json"
-    path.write_text(json.dumps({"images": images, "annotations": annotations}), encoding="utf-8")
-    fields = {"web_caption": "first_sentence", "synthetic_caption": "other_sentences"}
-    config = SourceConfig(format="coco", path=str(path), image_root=str(image_dir), **fields)
-    source = open_source(config)
-    assert len(source) == 2
-    sample = source.read(1, rng())
-    assert sample.image == clips_world.draw_image(2)
-    assert sample.web == "caption 0 of 2"
-    assert sample.synthetic == " ".join(f"caption {number} of 2." for number in range(1, 5))
-    path.write_text('{"images": []}', encoding="utf-8")
-    with pytest.raises(UserError, match="expected COCO's format"):
-        open_source(config)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"path": "gone.csv"}, "gone.csv: no such file or directory"),
-        ({"path": "rows.xls"}, "expected a file that ends in .csv, .tsv, .jsonl, .parquet"),
-        ({"path": "rows.csv", "web_caption": "org_captoin"}, "did you mean 'org_caption'"),
-        ({"path": "rows.csv", "image_column": "picture"}, "unknown column for image_column in rows.csv 'picture'"),
-        ({"path": "broken.parquet"}, "broken.parquet: not a whole parquet file"),
-        ({"path": "short.csv"}, "short.csv line 3: expected 3 cells, as in the header, got 2"),
-        ({"path": "part{0..1}.csv"}, "part1.csv: expected the columns url, org_caption, re_caption, found url, title"),
-        ({"path": "empty"}, "expected files that end in"),
-        ({"path": "captions.jsonl"}, r"captions alone have to be joined with paths of their images"),
-        ({"path": "captions.jsonl", "format": "webdataset"}, r"captions.jsonl: expected tar shards.* format: table"),
-    ],
-)
-def test_a_wrong_table_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, str], message: str):
-    monkeypatch.chdir(tmp_path)
-    write_table(tmp_path, "csv")
-    (tmp_path / "short.csv").write_text("url,org_caption,re_caption\n0.png,a,b\n1.png,a\n")
-    rows().to_csv(tmp_path / "part0.csv", index=False)
-    (tmp_path / "part1.csv").write_text("url,title\n0.png,a\n")
-    (tmp_path / "rows.xls").touch()
-    rows().drop(columns="url").to_json(tmp_path / "captions.jsonl", orient="records", lines=True)
-    (tmp_path / "broken.parquet").write_bytes(b"PAR1 nothing")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=message) as raised:
-        open_source(SourceConfig(**{**TABLE, **fields}))
-    assert "\n" not in str(raised.value)
-
-
 def streamed_rows(folder: Path) -> Path:
     """23 rows in two parquet files in the hub's layout, five rows a group, with a column that is not used."""
     frame = pd.DataFrame(
@@ -420,29 +367,6 @@ def test_only_the_needed_remote_parts_are_downloaded(parquet_server, tmp_path: P
     assert len(again) == 23
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"split": "tets"}, "unknown split of .*hub 'tets'"),
-        ({"web_caption": "txt"}, "unknown column for web_caption in hub 'txt'; did you mean 'text'"),
-        ({"format": "table", "path": "rows.csv"}, "a data source with 'streaming' expects .parquet files, found rows"),
-        ({"format": "table", "path": "broken.parquet"}, "broken.parquet: cannot be read as a dataset"),
-    ],
-)
-def test_a_wrong_stream_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, str], message: str):
-    monkeypatch.chdir(tmp_path)
-    streamed_rows(tmp_path / "hub")
-    write_table(tmp_path, "csv")
-    (tmp_path / "broken.parquet").write_bytes(b"PAR1 nothing")
-    with pytest.raises(UserError, match=message):
-        open_source(SourceConfig(**{**STREAM, "path": "hub", "cache_dir": str(tmp_path / "cache"), **fields}))
-
-
-def test_a_stream_is_shuffled_within_a_window(tmp_path: Path):
-    with pytest.raises(UserError, match=r"data\.shuffle_buffer_shards: expected a number, such as 100"):
-        DataConfig(sources=(SourceConfig(**STREAM, path="hub"),))
-
-
 def capsfusion_table(folder: Path, image_dir: Path) -> Path:
     """CapsFusion-120M's columns; image 3 has no fused caption, image 5 no synthetic one at all."""
     folder.mkdir()
@@ -515,11 +439,148 @@ def test_sources_are_mixed_by_weight(tmp_path: Path, image_dir: Path):
         DataConfig(sources=(sources[0], dataclasses.replace(table, weight=None)))
 
 
-@pytest.mark.parametrize("text", ["null\n{}\n", "{}\n null \n{}\n"])
-def test_a_line_of_null_is_an_error_instead_of_the_end_of_the_process(tmp_path: Path, text: str):
-    row = '{"image": "a.png", "caption": "a cup"}'
-    path = tmp_path / "rows.jsonl"
-    path.write_text(text.replace("{}", row))
-    line = text.splitlines().index(next(each for each in text.splitlines() if "null" in each)) + 1
-    with pytest.raises(UserError, match=rf"rows\.jsonl line {line}: expected a JSON object, got null"):
-        clips_world.opened(path, format="table", image_column="image", web_caption="caption")
+@pytest.fixture(scope="module")
+def karpathy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photos of the splits train, restval, val, restval, train with three sentences each."""
+    folder = tmp_path_factory.mktemp("karpathy")
+    (folder / "images").mkdir()
+    rows = []
+    for index, split in enumerate(["train", "restval", "val", "restval", "train"]):
+        (folder / "images" / f"{index}.jpg").write_bytes(clips_world.draw_image(index, kind="jpg"))
+        sentences = [{"raw": f"Sentence {letter} of {index} ."} for letter in "abc"]
+        rows.append({"filename": f"{index}.jpg", "split": split, "sentences": sentences})
+    (folder / "dataset_coco.json").write_text(json.dumps({"images": rows}))
+    return folder
+
+
+def test_karpathy_layout_and_its_splits(karpathy: Path, capsys: pytest.CaptureFixture[str]):
+    """Before: train+restval was an unknown split, and train were 82,783 of the usual 113,287 images without a word."""
+    path, chosen = karpathy / "dataset_coco.json", {"format": "karpathy", "web_caption": "first_sentence"}
+    for split, indices in (("train+restval", [0, 1, 3, 4]), ("restval", [1, 3]), ("all", range(5))):
+        source = opened(path, split=split, **chosen)
+        assert [source.name(number) for number in range(len(source))] == [f"{index}.jpg" for index in indices]
+    assert capsys.readouterr().err == ""
+    source = opened(path, **chosen)
+    note = "split train has 2 images; the 2 of restval are usually trained on too: split: train+restval"
+    assert note in capsys.readouterr().err
+    read = source.read(1, rng())
+    assert (len(source), read.web, read.synthetic) == (2, "Sentence a of 4 .", "Sentence b of 4. Sentence c of 4.")
+    assert decode_image(read.image).size == (40, 32)
+    drawn = opened(path, **{**chosen, "web_caption": "random_sentence"})
+    for seed in range(20):
+        read = drawn.read(0, rng(seed))
+        assert read.web.removesuffix(" .") + "." not in read.synthetic
+        assert read.synthetic.count(".") == 2
+    assert opened(path, **chosen, synthetic_caption="all_sentences").read(0, rng()).synthetic.count(".") == 3
+    (karpathy / "images" / "4.jpg").unlink()
+    with pytest.raises(InvalidSampleError, match="missing image"):
+        source.read(1, rng())
+
+
+def test_cocos_own_layout(tmp_path: Path, image_dir: Path):
+    """An image that nobody described is none; a null or a number among the captions is one invalid sample."""
+    said = [(index, f" caption {number} of {index} ") for index in (0, 2) for number in range(5)]
+    said += [(0, None), (3, None), (4, 5)]
+    images = [{"id": 10 + index, "file_name": f"{index}.png"} for index in range(5)]
+    annotations = [{"image_id": 10 + index, "caption": caption} for index, caption in said]
+    path = tmp_path / "captions_train2017.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations}), encoding="utf-8")
+    source = opened(path, format="coco", image_root=str(image_dir), web_caption="first_sentence")
+    assert len(source) == 4
+    sample = source.read(1, rng())
+    assert sample.image == clips_world.draw_image(2)
+    assert sample.web == "caption 0 of 2"
+    assert sample.synthetic == " ".join(f"caption {number} of 2." for number in range(1, 5))
+    for number, reason in ((2, "no sentences"), (3, "expected text as a caption, got a number")):
+        with pytest.raises(InvalidSampleError, match=f"^{reason}$"):
+            source.read(number, rng())
+
+
+def test_real_shard_and_real_photos(shared: Path):
+    web = opened(shared / "data" / "cc12m_32.tar", web_caption=".txt", synthetic_caption="caption")
+    assert len(web) == 32
+    read = web.read(0, rng())
+    assert read.web == read.synthetic
+    path = str(shared / "data" / "flickr8k" / "dataset_flickr8k.json")
+    photos = opened(path, format="karpathy", web_caption="random_sentence", synthetic_caption="other_sentences")
+    assert len(photos) == 6000
+    assert decode_image(photos.read(5, rng()).image).size == (192, 192)
+
+
+@pytest.fixture(scope="module")
+def wrong(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of sources, most of them with a fault."""
+    folder = tmp_path_factory.mktemp("wrong")
+    clips_world.write_shards(folder / "train")
+    streamed_rows(folder / "hub")
+    write_table(folder, "csv")
+    rows().drop(columns="url").to_json(folder / "captions.jsonl", orient="records", lines=True)
+    rows().to_csv(folder / "part0.csv", index=False)
+    (folder / "empty").mkdir()
+    files = {
+        "rows.xls": "",
+        "broken.parquet": "PAR1 nothing",
+        "short.csv": "url,org_caption,re_caption\n0.png,a,b\n1.png,a\n",
+        "part1.csv": "url,title\n0.png,a\n",
+        "tabs.csv": "url\torg_caption\n0.png",
+        "semicolons.csv": "url;org_caption\n0.png",
+        "commas.TSV": "url,org_caption\n0.png",
+        "null.jsonl": 'null\n{"url": "a.png", "org_caption": "a cup"}\n',
+        "later.jsonl": '{"url": "a.png", "org_caption": "a cup"}\n null \n',
+        "dataset.json": '{"images": [{"filename": "0.png", "split": "train", "sentences": []}]}',
+        "coco.json": '{"images": []}',
+    }
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+KARPATHY = {"format": "karpathy", "path": "dataset.json", "image_root": ".", "web_caption": "first_sentence"}
+KARPATHY["synthetic_caption"] = "all_sentences"
+SHARDS = {"format": "webdataset", "web_caption": "web_caption", "synthetic_caption": "synthetic_caption"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({**SHARDS, "path": "nowhere"}, "nowhere: no such file or directory"),
+        ({**SHARDS, "path": "empty"}, r"expected \.tar shards in this directory, found none"),
+        ({**SHARDS, "path": "train", "web_caption": "web_captoin"}, "web_caption 'web_captoin'; did you mean 'web_cap"),
+        ({**SHARDS, "path": "train", "synthetic_caption": ".txt"}, r"expects a \.txt file \(found \.png, \.json\)"),
+        ({**SHARDS, "path": "captions.jsonl"}, r"captions.jsonl: expected tar shards.* format: table"),
+        ({"path": "x", "format": "karpaty"}, "unknown format of a data source 'karpaty'; did you mean 'karpathy'"),
+        ({"path": "gone.csv"}, "gone.csv: no such file or directory"),
+        ({"path": "rows.xls"}, "expected a file that ends in .csv, .tsv, .jsonl, .parquet"),
+        ({"path": "rows.csv", "web_caption": "org_captoin"}, "did you mean 'org_caption'"),
+        ({"path": "rows.csv", "image_column": "picture"}, "unknown column for image_column in rows.csv 'picture'"),
+        ({"path": "broken.parquet"}, "broken.parquet: not a whole parquet file"),
+        ({"path": "short.csv"}, "short.csv line 3: expected 3 cells, as in the header, got 2"),
+        ({"path": "part{0..1}.csv"}, "part1.csv: expected the columns url, org_caption, re_caption, found url, title"),
+        ({"path": "empty"}, "expected files that end in"),
+        ({"path": "captions.jsonl"}, r"captions alone have to be joined with paths of their images"),
+        ({"path": "tabs.csv"}, r"by commas, found tabs in the first line; a file with tabs is called \.tsv$"),
+        ({"path": "semicolons.csv"}, r"semicolons\.csv: .* by commas, found semicolons in the first line$"),
+        ({"path": "commas.TSV"}, r"commas\.TSV: .* by tabs, found commas in the first line$"),
+        ({"path": "null.jsonl"}, r"null\.jsonl line 1: expected a JSON object, got null"),  # would end the process
+        ({"path": "later.jsonl"}, r"later\.jsonl line 2: expected a JSON object, got null"),
+        ({**KARPATHY, "split": "trian"}, "unknown split of .*dataset.json 'trian'; did you mean 'train'"),
+        ({**KARPATHY, "split": "train+restvla"}, "unknown split of .* 'restvla'"),
+        ({**KARPATHY, "web_caption": "caption"}, "unknown 'web_caption' of a karpathy data source 'caption'"),
+        ({**KARPATHY, "synthetic_caption": ("other_sentences", "all_sentences")}, "expected one of other_sentences"),
+        ({**KARPATHY, "synthetic_caption": "caption"}, "unknown 'synthetic_caption' of a karpathy data source"),
+        ({**KARPATHY, "image_root": "nowhere"}, "image_root: nowhere: expected the directory"),
+        ({**KARPATHY, "path": "train/shard-00000.tar"}, "shard-00000.tar: not valid JSON"),
+        ({**KARPATHY, "path": "coco.json", "format": "coco"}, "expected COCO's format"),
+        ({**STREAM, "path": "hub", "split": "tets"}, "unknown split of .*hub 'tets'"),
+        ({**STREAM, "path": "hub", "web_caption": "txt"}, "web_caption in hub 'txt'; did you mean 'text'"),
+        ({**STREAM, "path": "rows.csv", "format": "table"}, "'streaming' expects .parquet files, found rows"),
+        ({**STREAM, "path": "broken.parquet", "format": "table"}, "broken.parquet: cannot be read as a dataset"),
+    ],
+)
+def test_a_wrong_source_is_named_before_training(
+    wrong: Path, tmp_path: Path, monkeypatch, fields: dict[str, Any], message
+):
+    monkeypatch.chdir(wrong)
+    with pytest.raises(UserError, match=message) as raised:
+        open_source(SourceConfig(**{**TABLE, "cache_dir": str(tmp_path), **fields}))
+    assert "\n" not in str(raised.value)
