@@ -167,6 +167,21 @@ def test_captions_come_from_keys_lists_and_text_files(tmp_path: Path):
     assert {drawn.read(0, rng(seed)).web for seed in range(60)} == {f"sentence {number} of 0" for number in range(5)}
 
 
+def test_a_sample_without_a_synthetic_caption_has_none(tmp_path: Path):
+    texts = (b'{"web_caption": "a", "synthetic_caption": "A b. C d."}', b'{"web_caption": "b"}')
+    samples = {str(number): {"png": clips_world.draw_image(number), "json": text} for number, text in enumerate(texts)}
+    source = opened(clips_world.write_shard(tmp_path / "data" / "a.tar", samples).parent)
+    assert [source.read(index, rng()).synthetic for index in range(2)] == ["A b. C d.", ""]
+
+
+def test_names_that_are_not_utf8_are_names(tmp_path: Path):
+    samples = {"caf\udce9": clips_world.sample(0), "tea": clips_world.sample(1)}
+    clips_world.write_shard(tmp_path / "data" / "a.tar", samples)
+    source = opened(tmp_path / "data")
+    assert source.name(0) == "a.tar/caf\\xe9"
+    assert source.read(0, rng()).image == clips_world.draw_image(0)
+
+
 @pytest.mark.parametrize(
     ("value", "captions"),
     [

@@ -67,7 +67,16 @@ def test_a_checkpoint_of_a_hundred_thousand_invalid_samples_is_small(tmp_path: P
 
 
 def test_the_limit_is_exact_beyond_the_names_and_over_a_resume(tmp_path: Path):
-    """300 of 1,000 samples are allowed; the 301st different one stops the run, however often the others come."""
+    """300 of 1,000 samples are allowed; the 301st different one stops the run, however often the others come.
+
+    Of a larger data set the limit is a ratio of the samples seen so far.
+    """
+    run = run_of(10_000, TrainState(samples_seen=4000), 0.01)
+    run.state.invalid_samples.add(met(list(range(24))))
+    training.check_invalid_samples(run)
+    run.state.samples_seen = 2000
+    with pytest.raises(UserError, match="24 of 2000 samples are invalid"):
+        training.check_invalid_samples(run)
     run = run_of(1000, TrainState(samples_seen=1000), 0.3)
     run.state.invalid_samples.add(met(list(range(0, 600, 2))))  # 300
     training.check_invalid_samples(run)
@@ -80,15 +89,6 @@ def test_the_limit_is_exact_beyond_the_names_and_over_a_resume(tmp_path: Path):
     again.state.invalid_samples.add(met([999]))
     with pytest.raises(UserError, match=r"301 of 1000 samples are invalid, more than data.max_invalid_ratio \(0.3\)"):
         training.check_invalid_samples(again)
-
-
-def test_the_ratio_is_of_the_samples_seen_so_far():
-    run = run_of(10_000, TrainState(samples_seen=4000), 0.01)
-    run.state.invalid_samples.add(met(list(range(24))))
-    training.check_invalid_samples(run)
-    run.state.samples_seen = 2000
-    with pytest.raises(UserError, match="24 of 2000 samples are invalid"):
-        training.check_invalid_samples(run)
 
 
 def test_the_record_does_not_depend_on_order_or_process():

@@ -28,7 +28,6 @@ from clips.data.loader import TrainDataset, iterate_batches
 from clips.data.prefetch import start_prefetching
 from clips.data.remote_files import ShardCache, UnreachableError
 from clips.data.sampler import SampleOrder
-from clips.data.shard_index import index_shard
 from clips.data.sources import InvalidSampleError, SourceConfig, open_source, shard_lengths
 from clips.errors import UserError
 
@@ -52,6 +51,7 @@ def test_remote_shards_are_read_once_and_only_when_needed(server, tmp_path: Path
     assert pickle.loads(pickle.dumps(source)).read(20, rng()).image == clips_world.draw_image(20)
     assert len(server.seen) == before
     assert copies(cache) == {0, 2}
+    assert len([*cache.glob("[!.]*.index")]) == 2  # which other readers use
 
 
 def test_a_remote_error_is_one_line(server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -346,37 +346,6 @@ def test_the_cache_leaves_other_files_alone_and_removes_what_kill_left(tmp_path:
         cache.made(key, key, lambda path: path.write_bytes(b"1234"))
     left = {path.name for path in tmp_path.glob("[!.]*")}
     assert {name for name in left if not name.endswith("-two")} == {"mine.tar", "folder", young.name}
-
-
-def test_readers_share_the_indexes_of_many_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    made: list[Path] = []
-
-    def counting(shard: Path) -> object:
-        made.append(shard)
-        return index_shard(shard)
-
-    monkeypatch.setattr("clips.data.shard_index.index_shard", counting)
-    for _ in range(2):  # two readers
-        source = open_source(many(tmp_path))
-        for index in range(36):
-            assert source.read(index, rng()).image == clips_world.draw_image(index)
-    assert len(made) == len(set(made)) == 18
-
-
-def test_a_sample_without_a_synthetic_caption_has_none(tmp_path: Path):
-    texts = (b'{"web_caption": "a", "synthetic_caption": "A b. C d."}', b'{"web_caption": "b"}')
-    samples = {str(number): {"png": clips_world.draw_image(number), "json": text} for number, text in enumerate(texts)}
-    source = opened(clips_world.write_shard(tmp_path / "data" / "a.tar", samples).parent)
-    assert [source.read(index, rng()).synthetic for index in range(2)] == ["A b. C d.", ""]
-
-
-def test_names_that_are_not_utf8_are_names(tmp_path: Path):
-    samples = {"caf\udce9": clips_world.sample(0), "tea": clips_world.sample(1)}
-    clips_world.write_shard(tmp_path / "data" / "a.tar", samples)
-    source = opened(tmp_path / "data")
-    assert source.name(0) == "a.tar/caf\\xe9"
-    source.name(0).encode()
-    assert source.read(0, rng()).image == clips_world.draw_image(0)
 
 
 def test_bytes_that_the_disk_does_not_give_are_a_bad_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

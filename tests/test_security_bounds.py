@@ -41,16 +41,14 @@ def claiming(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
-@pytest.mark.parametrize("size", [(30_000, 30_000), (12_000, 12_000), (2**31 - 1, 1), (60_000, 60_000)])
-def test_an_image_that_states_a_giant_size_is_not_decoded(size: tuple[int, int]) -> None:
-    with pytest.raises(InvalidImageError, match="image too large"):
-        decode_image(claiming(*size))
-
-
-@pytest.mark.parametrize("size", [(1, 100_000), (100_000, 1), (3, 601)])
-def test_an_extremely_long_image_is_rejected(size: tuple[int, int]) -> None:
-    with pytest.raises(InvalidImageError, match="too long and narrow"):
-        decode_image(encoded(Image.new("RGB", size), "PNG"))
+def test_an_image_that_states_a_giant_size_or_is_extremely_long_is_not_decoded() -> None:
+    for size in ((30_000, 30_000), (12_000, 12_000), (2**31 - 1, 1)):
+        with pytest.raises(InvalidImageError, match="image too large"):
+            decode_image(claiming(*size))
+    for size in ((1, 100_000), (100_000, 1), (3, 601)):
+        with pytest.raises(InvalidImageError, match="too long and narrow"):
+            decode_image(encoded(Image.new("RGB", size), "PNG"))
+    assert decode_image(encoded(Image.new("RGB", (3, 600)), "PNG")).size == (3, 600)
 
 
 @pytest.mark.parametrize("kind", ["EPS", "ICO", "PCX", "SGI", "TGA", "DDS"])
