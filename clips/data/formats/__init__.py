@@ -9,6 +9,7 @@ of encoders (`clips.data.sources`), training of LLaVAs and the benchmarks take t
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -32,12 +33,12 @@ Kind = Literal["captions", "conversations", "classes", "pairs"]
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """One format. Functions are named as ``module.function`` of this package, and imported when they are called.
+    """One format. Readers are named as ``module.function`` of this package, and imported when they are called.
 
     Args:
         about: a short description.
         takes: the fields of `DatasetSpec` that it reads, besides path and format.
-        fits: detects the format of a path; empty if it cannot be detected.
+        fits: detects the format of a path, given as a function or its name; empty if it cannot be detected.
         captions: reads images with captions.
         conversations: reads conversations about images.
         classes: reads images with one class each.
@@ -50,7 +51,7 @@ class Format:
     about: str
     takes: tuple[str, ...] = ("image_root",)
     _: dataclasses.KW_ONLY
-    fits: str = ""
+    fits: str | Callable[[Location], bool] = ""
     captions: str = ""
     conversations: str = ""
     classes: str = ""
@@ -75,17 +76,20 @@ FORMATS: dict[str, Format] = {
         conversations="webdataset.read_conversations",
         source="webdataset.WebDatasetSource", web_caption=_WEB, synthetic_caption=_SYNTHETIC),
     "docci": Format("DOCCI: docci_descriptions.jsonlines and its images", _SPLIT,
-        fits="caption_files.is_docci", captions="caption_files.read_docci"),
+        fits=lambda at: at.has_file("docci_descriptions.jsonlines"), captions="caption_files.read_docci"),
     "dci": Format("Densely Captioned Images: splits.json, annotations, photos", _SPLIT,
-        fits="caption_files.is_dci", captions="caption_files.read_dci"),
+        fits=lambda at: {"splits.json", "annotations", "photos"} <= at.names, captions="caption_files.read_dci"),
     "iiw": Format("ImageInWords: data.jsonl and the images of DOCCI or DCI",
-        fits="caption_files.is_iiw", captions="caption_files.read_iiw"),
+        fits=lambda at: "IIW" in at.first_row("data.jsonl"), captions="caption_files.read_iiw"),
     "urban1k": Format("Urban-1k: directories caption and image",
-        fits="caption_files.is_urban1k", captions="caption_files.read_urban1k"),
+        fits=lambda at: "caption" in at.names and bool({"image", "images"} & at.names),
+        captions="caption_files.read_urban1k"),
     "xm3600": Format("Crossmodal-3600: captions.jsonl with every language, and images", _LANGUAGE,
-        fits="caption_files.is_xm3600", captions="caption_files.read_xm3600"),
+        fits=lambda at: "image/key" in (row := at.first_row("captions.jsonl")) and "IIW" not in row,
+        captions="caption_files.read_xm3600"),
     "parallel": Format("Flickr30k-200, XTD200, XTD10: names of images and a file of captions per language", _LANGUAGE,
-        fits="caption_files.is_parallel", captions="caption_files.read_parallel"),
+        fits=lambda at: bool({"filenames.txt", "test_image_names.txt"} & at.names),
+        captions="caption_files.read_parallel"),
     "datasets": Format("Hugging Face datasets: parquet files, save_to_disk, or ORG/NAME on the Hub",
         ("split", "subset", "image_root", *_COLUMNS),
         fits="rows.is_datasets", captions="tables.read_datasets", classes="classes.read_datasets",
@@ -101,26 +105,27 @@ FORMATS: dict[str, Format] = {
     "cocoqa": Format("COCO-QA: JSON lines of image, question, answer", _SPLIT,
         conversations="conversations.read_cocoqa"),
     "paired": Format("CLIP_benchmark's JSON of one language: image_paths and annotations",
-        fits="caption_files.is_paired", captions="caption_files.read_paired"),
+        fits=lambda at: "image_paths" in at.json_object, captions="caption_files.read_paired"),
     "coco": Format("COCO's captions_*.json: images and annotations",
-        fits="caption_files.is_coco", captions="caption_files.read_coco"),
+        fits=lambda at: "annotations" in at.json_object, captions="caption_files.read_coco"),
     "karpathy": Format("Karpathy's JSON: dataset_coco.json, dataset_flickr30k.json, dataset_flickr8k.json", _SPLIT,
-        fits="caption_files.is_karpathy", captions="caption_files.read_karpathy"),
+        fits=lambda at: isinstance(at.json, dict), captions="caption_files.read_karpathy"),
     "list": Format("a JSON list of {image, caption}, as ALBEF and BLIP use it",
-        fits="caption_files.is_list", captions="caption_files.read_list"),
+        fits=lambda at: isinstance(at.json, list), captions="caption_files.read_list"),
     "jsonl": Format("JSON lines of {image, captions}, {image, caption}, {caption, images}, {image, caption, negative}",
         ("split", *_LANGUAGE),
-        fits="caption_files.is_jsonl", captions="caption_files.read_jsonl", pairs="pairs.read_jsonl"),
+        fits=lambda at: at.suffix == ".jsonl", captions="caption_files.read_jsonl", pairs="pairs.read_jsonl"),
     "table": Format("CSV, TSV, JSON lines or parquet, with columns for the image or its file name and for its captions",
         ("split", "image_root", *_COLUMNS),
-        fits="tables.is_table", captions="tables.read_table",
+        fits=lambda at: at.suffix in {".csv", ".tsv", ".parquet"} and at.path.is_file(), captions="tables.read_table",
         source="tables.TableSource", web_caption=_WEB, synthetic_caption=_SYNTHETIC),
     "capsfusion": Format("a table with the columns of CapsFusion-120M", (),
         source="tables.TableSource", web_caption="laion_2b", synthetic_caption=("laion_coco", "capsfusion")),
     "flickr": Format("lines of image,caption or image#0<tab>caption, as in Flickr30k's and Flickr8k's text files",
-        fits="caption_files.is_flickr", captions="caption_files.read_flickr"),
+        fits=lambda at: at.suffix in {".txt", ".token"} and at.path.is_file(), captions="caption_files.read_flickr"),
     "folders": Format("a directory of images for each class", ("split",),
-        fits="classes.is_folders", classes="classes.read_folders"),
+        fits=lambda at: at.path.is_dir() and any(path.is_dir() for path in at.path.iterdir()),
+        classes="classes.read_folders"),
     "sugarcrepe": Format("SugarCrepe's JSON files", pairs="pairs.read_sugarcrepe"),
     "aro_relation": Format("ARO's VG-Relation", pairs="pairs.read_aro"),
     "aro_attribution": Format("ARO's VG-Attribution", pairs="pairs.read_aro"),
@@ -175,7 +180,8 @@ def detect(spec: DatasetSpec, kind: Kind) -> str:
         raise UserError(f"{spec.path}: no such file or directory (a dataset of the Hub needs 'format: datasets')")
     location, choices = Location(spec), formats_of(kind)
     for name, entry in choices.items():
-        if entry.fits and _function(entry.fits)(location):
+        fits = _function(entry.fits) if isinstance(entry.fits, str) and entry.fits else entry.fits
+        if fits and fits(location):
             return name
     raise UserError(f"{spec.path}: expected {kind} in one of the formats {', '.join(choices)}; none fits")
 

@@ -22,11 +22,6 @@ _NUMBERED = re.compile(r"(\D*)([0-9]+)(\D*)")
 _LABELS = ("label", "labels", "cls")
 
 
-def is_folders(location: Location) -> bool:
-    """A directory with directories in it."""
-    return location.path.is_dir() and any(path.is_dir() for path in location.path.iterdir())
-
-
 def read_folders(location: Location) -> Dataset[Classified]:
     """A directory of images for each class, in a directory for each split or, for ``test``, in the directory itself."""
     directory = location.path / location.spec.split

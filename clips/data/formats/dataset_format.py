@@ -9,14 +9,14 @@ import itertools
 import math
 import numbers
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
 from clips.data.images import InvalidSampleError
-from clips.data.lazy_images import FileImage, LazyImage
+from clips.data.lazy_images import LazyImage
 from clips.errors import UserError, unknown_name_error
 from clips.text_files import parse_object, read_json
 
@@ -156,6 +156,11 @@ class Location:
         """The file or directory."""
         return Path(self.spec.path)
 
+    @property
+    def suffix(self) -> str:
+        """The extension of a file or directory, in lower case."""
+        return self.path.suffix.lower()
+
     @functools.cached_property
     def names(self) -> set[str]:
         """The names of the entries of a directory; empty for a file."""
@@ -203,7 +208,12 @@ class Location:
     @functools.cached_property
     def json(self) -> Any:
         """The content of a ``.json`` file; None for anything else. Raises UserError for invalid JSON."""
-        return read_json(self.path) if self.path.suffix.lower() == ".json" and not self.path.is_dir() else None
+        return read_json(self.path) if self.suffix == ".json" and not self.path.is_dir() else None
+
+    @property
+    def json_object(self) -> dict[str, Any]:
+        """`json` if it is an object, else an empty one."""
+        return self.json if isinstance(self.json, dict) else {}
 
     def rows_of_split(self, records: Iterable[tuple[str, Record]]) -> Iterator[Record]:
         """The records of the requested split or splits, from (split, record). Raises UserError if there is none."""
@@ -267,6 +277,21 @@ def strict_captions(value: Any, where: str) -> list[str]:
     return captions
 
 
-def captioned(root: Path, name: str, captions: Any) -> Captioned:
-    """One image file below ``root`` and its captions."""
-    return Captioned([FileImage(root, name)], captions)
+def whole(read: Callable[[Location], Iterator[Record]]) -> Callable[[Location], Dataset[Record]]:
+    """The reader of a format without splits, from a function that yields its records."""
+
+    @functools.wraps(read)
+    def dataset(location: Location) -> Dataset[Record]:
+        return Dataset(records=read(location))
+
+    return dataset
+
+
+def of_split(read: Callable[[Location], Iterator[tuple[str, Record]]]) -> Callable[[Location], Dataset[Record]]:
+    """The reader of a format with splits, from a function that yields each record with its split."""
+
+    @functools.wraps(read)
+    def dataset(location: Location) -> Dataset[Record]:
+        return Dataset(records=location.rows_of_split(read(location)), split=location.spec.split)
+
+    return dataset

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from clips.data.formats.dataset_format import WHOLE, Dataset, ImageRegion, Location, Pair
+from clips.data.formats.dataset_format import WHOLE, Dataset, ImageRegion, Location, Pair, whole
 from clips.data.formats.rows import is_datasets, open_rows, utf8_rows
 from clips.data.images import image_exists
 from clips.data.lazy_images import FileImage, ImageColumn, TableImage
@@ -38,41 +38,36 @@ def read_jsonl(location: Location) -> Dataset[Pair]:
     return Dataset(records=location.rows_of_split(pairs()), split=location.spec.split if has_splits else WHOLE)
 
 
-def read_sugarcrepe(location: Location) -> Dataset[Pair]:
+@whole
+def read_sugarcrepe(location: Location) -> Iterator[Pair]:
     """A JSON file per category: number → {filename, caption, negative_caption}."""
     root = location.image_root("images")
-
-    def pairs() -> Iterator[Pair]:
-        for file, number, row in _objects(location.path):
-            text = functools.partial(_text, f"{file}: {number}", row)
-            captions = (text("caption"), text("negative_caption"))
-            yield _pair(f"{file.stem}/{number}", file.stem, root, text("filename"), captions)
-
-    return Dataset(records=pairs())
+    for file, number, row in _objects(location.path):
+        text = functools.partial(_text, f"{file}: {number}", row)
+        captions = (text("caption"), text("negative_caption"))
+        yield _pair(f"{file.stem}/{number}", file.stem, root, text("filename"), captions)
 
 
-def read_aro(location: Location) -> Dataset[Pair]:
+@whole
+def read_aro(location: Location) -> Iterator[Pair]:
     """A JSON list of {image_path, true_caption, false_caption, bbox_x, bbox_y, bbox_w, bbox_h, …}; crops to the box."""
     path, root = location.path, location.image_root("images")
-
-    def pairs() -> Iterator[Pair]:
-        for number, row in enumerate(_list(path)):
-            where = f"{path}: {number}"
-            text = functools.partial(_text, where, row)
-            box = [row.get(f"bbox_{side}") for side in "xywh"]
-            numbers = [int(side) for side in box if isinstance(side, int | float)]
-            if len(numbers) < 4 or min(numbers[2:]) <= 0:
-                raise UserError(f"{where}: expected numbers bbox_x, bbox_y, bbox_w and bbox_h, got {box}")
-            left, top, width, height = numbers
-            region = ImageRegion(FileImage(root, text("image_path")), (left, top, left + width, top + height))
-            kind = row.get("relation_name") or "_".join(map(str, row.get("attributes") or []))
-            captions = (text("true_caption"), text("false_caption"))
-            yield Pair(f"{number}/{region.reference}", kind, (region,), captions)
-
-    return Dataset(records=pairs())
+    for number, row in enumerate(_list(path)):
+        where = f"{path}: {number}"
+        text = functools.partial(_text, where, row)
+        box = [row.get(f"bbox_{side}") for side in "xywh"]
+        numbers = [int(side) for side in box if isinstance(side, int | float)]
+        if len(numbers) < 4 or min(numbers[2:]) <= 0:
+            raise UserError(f"{where}: expected numbers bbox_x, bbox_y, bbox_w and bbox_h, got {box}")
+        left, top, width, height = numbers
+        region = ImageRegion(FileImage(root, text("image_path")), (left, top, left + width, top + height))
+        kind = row.get("relation_name") or "_".join(map(str, row.get("attributes") or []))
+        captions = (text("true_caption"), text("false_caption"))
+        yield Pair(f"{number}/{region.reference}", kind, (region,), captions)
 
 
-def read_valse(location: Location) -> Dataset[Pair]:
+@whole
+def read_valse(location: Location) -> Iterator[Pair]:
     """A JSON file per instrument: name → {image_file, dataset, caption, foil, mturk}.
 
     Only pairs that are valid by the authors' definition are used: at least two of three annotators chose the caption
@@ -80,37 +75,31 @@ def read_valse(location: Location) -> Dataset[Pair]:
     after their dataset.
     """
     root = location.image_root("images")
-
-    def pairs() -> Iterator[Pair]:
-        for file, name, row in _objects(location.path):
-            text = functools.partial(_text, f"{file}: {name}", row)
-            votes = row.get("mturk")
-            if isinstance(votes, dict):
-                chosen = votes.get("caption", 0)
-                if not isinstance(chosen, int):
-                    raise UserError(f"{file}: {name}: mturk.caption: expected a number, got {chosen!r:.80}")
-                if chosen < 2:
-                    continue
-            image, nested = text("image_file"), f"{row.get('dataset', '')}/{row['image_file']}"
-            image = nested if not image_exists(root, image) and image_exists(root, nested) else image
-            yield _pair(f"{file.stem}/{name}", file.stem, root, image, (text("caption"), text("foil")))
-
-    return Dataset(records=pairs())
+    for file, name, row in _objects(location.path):
+        text = functools.partial(_text, f"{file}: {name}", row)
+        votes = row.get("mturk")
+        if isinstance(votes, dict):
+            chosen = votes.get("caption", 0)
+            if not isinstance(chosen, int):
+                raise UserError(f"{file}: {name}: mturk.caption: expected a number, got {chosen!r:.80}")
+            if chosen < 2:
+                continue
+        image, nested = text("image_file"), f"{row.get('dataset', '')}/{row['image_file']}"
+        image = nested if not image_exists(root, image) and image_exists(root, nested) else image
+        yield _pair(f"{file.stem}/{name}", file.stem, root, image, (text("caption"), text("foil")))
 
 
-def read_winoground(location: Location) -> Dataset[Pair]:
+@whole
+def read_winoground(location: Location) -> Iterator[Pair]:
     """The Hub's dataset: parquet with its images, or ``examples.jsonl`` with a directory of PNGs."""
     if is_datasets(location):
-        return Dataset(records=_winoground_rows(location))
+        yield from _winoground_rows(location)
+        return
     file, root = location.file("examples.jsonl"), location.image_root("images")
-
-    def pairs() -> Iterator[Pair]:
-        for line, row in read_json_lines(file, texts=("image_0", "image_1", *_WINOGROUND)):
-            names = (row["image_0"], row["image_1"])
-            images = [FileImage(root, name if Path(name).suffix else f"{name}.png") for name in names]
-            yield _winoground(line, row, images, row.__getitem__)
-
-    return Dataset(records=pairs())
+    for line, row in read_json_lines(file, texts=("image_0", "image_1", *_WINOGROUND)):
+        names = (row["image_0"], row["image_1"])
+        images = [FileImage(root, name if Path(name).suffix else f"{name}.png") for name in names]
+        yield _winoground(line, row, images, row.__getitem__)
 
 
 def _winoground_rows(location: Location) -> Iterator[Pair]:

@@ -180,11 +180,6 @@ class TableSource(DatasetsSource):
         return str(path if path.is_dir() else path.parent)
 
 
-def is_table(location: Location) -> bool:
-    """``.csv``, ``.tsv``, or one ``.parquet`` file."""
-    return location.path.suffix.lower() in {".csv", ".tsv", ".parquet"} and location.path.is_file()
-
-
 def read_table(location: Location) -> Dataset[Captioned]:
     """Each row has an image or its name; its captions are in one column, or in several, some of which may be empty.
 
