@@ -60,7 +60,7 @@ def test_crops_and_draws_differ_between_epochs_and_samples(shards: Path):
 
 @pytest.mark.parametrize(("part", "workers"), [(2, 1), (3, 2), (7, 2), (10, 2)])
 def test_workers_share_a_batch(shards: Path, monkeypatch: pytest.MonkeyPatch, part: int, workers: int):
-    """They read parts of it (or all), write them into fewer slots than batches, and none over another."""
+    """They read parts of it (or all), in fewer slots than batches, and write none over another."""
     samples = {f"{index:09d}": clips_world.sample(index) for index in range(3)} | {"000000003": {"png": b"no picture"}}
     invalid = clips_world.write_shard(shards.parent / f"{part}-{workers}.tar", samples)
     for path, least_invalid in ((shards, 0), (invalid, 20)):
@@ -68,7 +68,8 @@ def test_workers_share_a_batch(shards: Path, monkeypatch: pytest.MonkeyPatch, pa
         monkeypatch.setattr("clips.data.loader._PART", part)
         data = training_data(path, 10, num_workers=workers)
         together = iterate_batches(data, first_step=0, last_step=9)
-        assert shared_memory(workers, 10, 16) < (3 * workers + 1) * 10 * 3 * 16 * 16
+        slots = shared_memory(workers, 10, 16) / (10 * 3 * 16 * 16)
+        assert slots < 3 * workers + 1 if part < 10 else slots == 3 * workers + 1
         for number, (one, other) in enumerate(zip(alone, together, strict=True)):
             if number % 4 == 0:
                 time.sleep(0.1)  # they write as far ahead as they may
