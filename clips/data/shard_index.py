@@ -164,16 +164,18 @@ class Shards:
     def _read_index(self, shard: int) -> ShardIndex:
         """The index of a shard, from the cache or built. Raises UserError for a shard that cannot be read."""
         path = self.cache.path(self.shards[shard])
-        if not is_remote(self.shards[shard]) and path.is_file() and path.stat().st_size < _SMALL:
-            index = index_shard(path)
-        else:
-            try:
-                key, name = self._index_key(shard, path)
-                index = load_index(self.cache.made(key, name, lambda file: index_shard(path).save(file)))
-            except INDEX_READ_ERRORS:  # also without disk space: each process builds its own
-                index = index_shard(path)
+        is_small = not is_remote(self.shards[shard]) and path.is_file() and path.stat().st_size < _SMALL
+        index = index_shard(path) if is_small else self.cached_index(shard, path)
         index.warn_if_cut(path)
         return index
+
+    def cached_index(self, shard: int, path: Path) -> ShardIndex:
+        """The index of the shard at ``path``; it is in the cache afterwards. Raises as `index_shard`."""
+        try:
+            key, name = self._index_key(shard, path)
+            return load_index(self.cache.made(key, name, lambda file: index_shard(path).save(file)))
+        except INDEX_READ_ERRORS:  # also without disk space: each process builds its own
+            return index_shard(path)
 
     def _index_key(self, shard: int, path: Path) -> tuple[str, str]:
         """What identifies the index in the cache, and the name of its file."""
@@ -187,13 +189,14 @@ class Shards:
         Errors are left to the reader of each index.
         """
         with contextlib.suppress(OSError), self.cache.lock("indexes"):
-            missing = [
-                shard
+            sizes = {
+                shard: path.stat().st_size
                 for shard, path in enumerate(map(Path, self.shards))
                 if path.is_file() and not self.cache.target(*self._index_key(shard, path)).exists()
-            ]
+            }
+            missing = [shard for shard, size in sizes.items() if size >= _SMALL]
             workers = min(len(missing), usable_cores())
-            if workers < 2 or sum(Path(self.shards[shard]).stat().st_size for shard in missing) < _WORTH_WORKERS:
+            if workers < 2 or sum(map(sizes.__getitem__, missing)) < _WORTH_WORKERS:
                 return
             log_info(f"reading the headers of {len(missing):,} shards in {workers} processes")
             processes = [start_python("from clips.data.shard_index import main; main()") for _ in range(workers)]
@@ -216,4 +219,4 @@ def main() -> None:
     found = Shards(shards, ShardCache(Path(directory), limit), max_indexes=1)
     for shard in missing:
         with contextlib.suppress(UserError):
-            found.index(shard)
+            found.cached_index(shard, Path(shards[shard]))

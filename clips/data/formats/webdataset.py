@@ -47,6 +47,7 @@ SIZES_FILE = "sizes.json"
 """A file next to the shards: {shard name: number of samples}, as in webdataset and open_clip."""
 _CHECKED_SHARDS, _CHECKED_SAMPLES = 16, 20  # shards, and samples of each, whose keys are checked before training
 _MAX_CACHED_INDEXES = 128  # more than the usual number of shards in a shuffle window
+_MAX_SHARED_INDEXES = 2048  # of 0.8 MB for 10,000 samples, once for all workers of a process
 _MAX_UNREADABLE_RATIO = 0.02  # of the shards when they are counted; more are a user error
 
 ReadSpan = Callable[[tuple[int, int]], bytes]
@@ -60,7 +61,8 @@ class WebDatasetSource:
         self.cache = ShardCache(Path(config.cache_dir).expanduser(), config.max_cache_gb * 1e9)
         self.shards = list_shards(config.path)
         sizes = _known_sizes(config.shard_sizes, self.shards)
-        self.tars = Shards(self.shards, self.cache, _MAX_CACHED_INDEXES if sizes else len(self.shards))
+        self.has_sizes = sizes is not None
+        self.tars = Shards(self.shards, self.cache, _MAX_CACHED_INDEXES if self.has_sizes else len(self.shards))
         self.unreadable: dict[int, str] = {}  # shard index → its error
         self.sizes = sizes or self._count_samples()
         self.ends = np.cumsum(self.sizes)
@@ -102,6 +104,17 @@ class WebDatasetSource:
                 log_info(f"{error}; none of its samples is used")
                 sizes.append(0)
         return sizes
+
+    def open_all(self) -> None:
+        """Read the indexes of all local shards before workers are forked: for an order whose first batch needs them."""
+        if self.is_remote or not self.has_sizes:  # without sizes they were counted
+            return
+        self.tars.build_indexes()
+        if len(self.shards) <= _MAX_SHARED_INDEXES:
+            self.tars = Shards(self.shards, self.cache, len(self.shards))
+            for shard in range(len(self.shards)):
+                with contextlib.suppress(InvalidSampleError):  # of samples that are replaced when they are read
+                    self._samples_of(shard)
 
     def _samples_of(self, shard: int) -> ShardIndex:
         """The index of a shard. Raises InvalidSampleError (unreadable) or UnreachableError."""
