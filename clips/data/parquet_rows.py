@@ -74,7 +74,9 @@ class ParquetRows:
     @property
     def fingerprint(self) -> str:
         """Hash of the file names and of the row counts of their row groups."""
-        return hashlib.sha256(json.dumps([[*map(_name, self.files)], self.blocks]).encode()).hexdigest()
+        return hashlib.sha256(
+            json.dumps([[file.rpartition("/")[2] for file in self.files], self.blocks]).encode()
+        ).hexdigest()
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         number = int(np.searchsorted(self.ends, index, side="right"))
@@ -142,22 +144,20 @@ def _file_version(file: str) -> str:
 
 def _row_groups(files: Sequence[str], cache: ShardCache) -> list[tuple[int, int, int]]:
     """(file index, row group index, number of rows), read from the footers and cached."""
-    cached = (
-        cache.directory
-        / f"rows-{hashlib.sha256(json.dumps([*map(_file_version, files)]).encode()).hexdigest()[:16]}.json"
-    )
+    versions = json.dumps([*map(_file_version, files)])
+    cached = cache.directory / f"rows-{hashlib.sha256(versions.encode()).hexdigest()[:16]}.json"
+
+    def count(file: str) -> list[int]:
+        footer = ParquetRows._footer(file)
+        return [footer.row_group(number).num_rows for number in range(footer.num_row_groups)]
+
     try:
         counts = json.loads(cached.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         with concurrent.futures.ThreadPoolExecutor(_FOOTER_THREADS) as executor:
-            counts = list(executor.map(_rows_of_groups, files))
+            counts = list(executor.map(count, files))
         atomic_write(cached, json.dumps(counts))
     return [(file, group, rows) for file, found in enumerate(counts) for group, rows in enumerate(found) if rows]
-
-
-def _rows_of_groups(file: str) -> list[int]:
-    footer = ParquetRows._footer(file)
-    return [footer.row_group(number).num_rows for number in range(footer.num_row_groups)]
 
 
 def _open(file: str) -> Any:
@@ -168,7 +168,3 @@ def _open(file: str) -> Any:
 
     system, inside = fsspec.core.url_to_fs(file)
     return system.open(inside, "rb", cache_type="none")
-
-
-def _name(file: str) -> str:
-    return file.rpartition("/")[2]

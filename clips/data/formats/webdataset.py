@@ -189,8 +189,8 @@ class WebDatasetSource:
         """Raise UserError for a caption key that none of the first samples of the first shards has."""
         extensions: dict[str, None] = {}
         keys: dict[str, None] = {}
-        synthetics = [("synthetic_caption", name) for name in self.config.synthetics]
-        wanted = [("web_caption", self.config.web_caption), *synthetics]
+        wanted = [("web_caption", self.config.web_caption)]
+        wanted += [("synthetic_caption", name) for name in self.config.synthetics]
         unreadable = ""
         for shard in itertools.islice(np.flatnonzero(self.sizes).tolist(), _CHECKED_SHARDS):
             try:
@@ -308,20 +308,20 @@ def is_webdataset(location: Location) -> bool:
 def read_captions(location: Location) -> Dataset[Captioned]:
     """The images that have a caption next to them."""
     directory, shards = _shards_of_split(location)
-    records = (record for shard in shards for record in _captions(location.path, shard))
-    return Dataset(records=records, split=WHOLE if directory == location.path else location.spec.split)
 
+    def records() -> Iterator[Captioned]:
+        for shard in shards:
+            for key, files, image in _samples(location.path, shard):
+                if image is None:
+                    continue
+                value: Any = None
+                if "json" in files:
+                    value = parse_object(read_byte_range(shard, *files["json"]), f"{shard}/{key}.json").get("captions")
+                if value is None and "txt" in files:  # img2dataset writes both, the JSON about the image
+                    value = text_lines(read_byte_range(shard, *files["txt"]), f"{shard}/{key}.txt")
+                yield Captioned([image], value)
 
-def _captions(root: Path, shard: Path) -> Iterator[Captioned]:
-    for key, files, image in _samples(root, shard):
-        if image is None:
-            continue
-        value: Any = None
-        if "json" in files:
-            value = parse_object(read_byte_range(shard, *files["json"]), f"{shard}/{key}.json").get("captions")
-        if value is None and "txt" in files:  # img2dataset writes both, the JSON about the image
-            value = text_lines(read_byte_range(shard, *files["txt"]), f"{shard}/{key}.txt")
-        yield Captioned([image], value)
+    return Dataset(records=records(), split=WHOLE if directory == location.path else location.spec.split)
 
 
 def _samples(root: Path, shard: Path) -> Iterator[tuple[str, Spans, TarImage | None]]:
@@ -389,16 +389,17 @@ def read_conversations(location: Location) -> Dataset[Conversation]:
     shards = list_shards(location.spec.path)
     if is_remote(location.spec.path):
         raise UserError(f"{location.spec.path}: expected local files; download them first")
-    return Dataset(records=(record for shard in shards for record in _conversations(Path(shard))))
 
+    def records() -> Iterator[Conversation]:
+        for shard in map(Path, shards):
+            index = index_shard(shard)
+            index.warn_if_cut(shard)
+            for sample in range(len(index)):
+                key, files = index.key(sample), index.files(sample)
+                expected = f"{key}.json: expected an object with {EXPECTED_FORMAT}"
+                yield read_record(f"{shard.name}/{key}", expected, _parse_conversation, shard, key, files)
 
-def _conversations(shard: Path) -> Iterator[Conversation]:
-    index = index_shard(shard)
-    index.warn_if_cut(shard)
-    for sample in range(len(index)):
-        key, files = index.key(sample), index.files(sample)
-        expected = f"{key}.json: expected an object with {EXPECTED_FORMAT}"
-        yield read_record(f"{shard.name}/{key}", expected, _parse_conversation, shard, key, files)
+    return Dataset(records=records())
 
 
 def _parse_conversation(shard: Path, key: str, files: Spans) -> tuple[list[LazyImage], list[Turn]]:
