@@ -68,17 +68,13 @@ def write_table(folder: Path, kind: str) -> Path:
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
 def test_tables_of_every_kind_read_alike(tmp_path: Path, image_dir: Path, kind: str):
-    path = write_table(tmp_path, kind)
-    config = SourceConfig(path=str(path), image_root=str(image_dir), **TABLE)
-    source = open_source(config)
-    assert len(source) == COUNT
-    for index in range(COUNT):
-        sample = source.read(index, rng())
-        assert sample.image == clips_world.draw_image(index)
-        assert (sample.web, sample.synthetic) == (f"photo {index}", f"A photo. Number {index}.")
-    whole = open_source(SourceConfig(**{**vars(config), "path": str(tmp_path)}))  # a directory of tables
-    assert len(whole) == COUNT
-    assert source.describe()["samples"] == COUNT
+    for path in (write_table(tmp_path, kind), tmp_path):  # a file, and a directory of tables
+        source = opened(path, image_root=str(image_dir), **TABLE)
+        samples = [source.read(index, rng()) for index in range(len(source))]
+        assert [sample.image for sample in samples] == [clips_world.draw_image(index) for index in range(COUNT)]
+        assert [sample.web for sample in samples] == [f"photo {index}" for index in range(COUNT)]
+        assert [sample.synthetic for sample in samples] == [f"A photo. Number {index}." for index in range(COUNT)]
+        assert source.describe()["samples"] == COUNT
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv"])
@@ -87,7 +83,7 @@ def test_every_cell_of_a_csv_file_is_text_in_training_and_in_benchmarks(tmp_path
     frame = pd.DataFrame({"": range(5), "image": [f"{n}.png" for n in range(5)], "caption": captions, "year": captions})
     frame.to_csv(tmp_path / f"rows.{kind}", sep="\t" if kind == "tsv" else ",", index=False)
     path = str(tmp_path / f"rows.{kind}")
-    source = open_source(SourceConfig(format="table", path=path, web_caption="caption", synthetic_caption="year"))
+    source = opened(path, format="table", web_caption="caption", synthetic_caption="year")
     for name in captions:
         (tmp_path / f"{captions.index(name)}.png").write_bytes(clips_world.draw_image(0))
     assert [source.read(index, rng()).web for index in range(5)] == captions
@@ -96,12 +92,11 @@ def test_every_cell_of_a_csv_file_is_text_in_training_and_in_benchmarks(tmp_path
         [caption] for caption in captions
     ]
     Path(path).write_text(Path(path).read_text().replace("007", "a dog"))
-    changed = open_source(SourceConfig(format="table", path=path, web_caption="caption", synthetic_caption=None))
-    assert changed.read(3, rng()).web == "a dog"  # no cached copy of the file as it was
+    assert read_webs(path, web_caption="caption")[3] == "a dog"  # no cached copy of the file as it was
 
 
 def read_webs(path: Path | str, **fields: Any) -> list[str]:
-    source = open_source(SourceConfig(format="table", path=str(path), synthetic_caption=None, **fields))
+    source = opened(path, format="table", synthetic_caption=None, **fields)
     return [source.read(index, rng()).web for index in range(len(source))]
 
 
@@ -171,12 +166,8 @@ def test_a_caption_of_parquet_that_is_not_utf8_is_one_invalid_sample(tmp_path: P
     texts = pa.array(values, pa.binary()).view(pa.string())  # as writers that check nothing
     pq.write_table(pa.table({"image": ["0.png"] * 3, "caption": texts}), tmp_path / "x.parquet")
     (tmp_path / "0.png").write_bytes(clips_world.draw_image(0))
-    fields: dict[str, Any] = {"cache_dir": str(tmp_path / "cache"), "streaming": stream}
-    source = open_source(
-        SourceConfig(
-            format="table", path=str(tmp_path / "x.parquet"), web_caption="caption", **fields, synthetic_caption=None
-        )
-    )
+    fields = {"format": "table", "cache_dir": str(tmp_path / "cache"), "web_caption": "caption"}
+    source = opened(tmp_path / "x.parquet", streaming=stream, synthetic_caption=None, **fields)
     assert [source.read(index, rng()).web for index in (0, 2)] == ["a dog", "a cat"]
     with pytest.raises(InvalidSampleError, match=r"^not UTF-8 text \(unexpected end of data\)$"):
         source.read(1, rng())
@@ -185,15 +176,14 @@ def test_a_caption_of_parquet_that_is_not_utf8_is_one_invalid_sample(tmp_path: P
 
 
 def test_tables_of_one_name_size_and_time_are_not_taken_for_each_other(tmp_path: Path, monkeypatch):
-    found = []
     for caption in ("a cat", "a dog"):
         (tmp_path / caption).mkdir()
         (tmp_path / caption / "rows.csv").write_text(f"image,caption\n0.png,{caption}\n")
         os.utime(tmp_path / caption / "rows.csv", (1000, 1000))
         monkeypatch.chdir(tmp_path / caption)
-        (record,) = read_dataset(DatasetSpec(path="rows.csv"), "captions").records
-        found.append(record.captions)
-    assert found == [["a cat"], ["a dog"]]
+        assert [record.captions for record in read_dataset(DatasetSpec(path="rows.csv"), "captions").records] == [
+            [caption]
+        ]
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "directory of parquet", "parquet in training"])
@@ -213,10 +203,7 @@ def test_a_table_replaced_with_the_old_time_is_read_again(tmp_path: Path, kind: 
         os.utime(path, (1000, 1000))
         if kind == "parquet in training":
             (tmp_path / "data/0.png").write_bytes(clips_world.draw_image(0))
-            config = SourceConfig(
-                format="table", path=str(path), web_caption="caption", synthetic_caption=None, cache_dir=str(tmp_path)
-            )
-            read.append(open_source(config).read(0, rng()).web)
+            read += read_webs(path, web_caption="caption", cache_dir=str(tmp_path))
         else:
             where, form = (path.parent, "datasets") if kind.startswith("directory") else (path, "table")
             (record,) = read_dataset(DatasetSpec(path=str(where), format=form), "captions").records
@@ -303,9 +290,8 @@ STREAM = {"format": "datasets", "web_caption": "text", "synthetic_caption": "re_
 
 def test_a_dataset_in_the_hub_layout_is_streamed(tmp_path: Path):
     hub = streamed_rows(tmp_path / "hub")
-    fields = {**STREAM, "path": str(hub), "cache_dir": str(tmp_path / "cache")}
-    copied = open_source(SourceConfig(**{**fields, "streaming": False}))
-    source = open_source(SourceConfig(**fields))
+    fields = {**STREAM, "cache_dir": str(tmp_path / "cache")}
+    copied, source = opened(hub, **{**fields, "streaming": False}), opened(hub, **fields)
     assert len(source) == len(copied) == 23
     assert shard_lengths(source) == [5, 5, 3, 5, 5]
     assert not list((tmp_path / "cache").glob("*.arrow"))  # nothing is copied before it is needed
@@ -315,7 +301,7 @@ def test_a_dataset_in_the_hub_layout_is_streamed(tmp_path: Path):
     assert drawn == {"A photo. Number 7.", "Photo 7."}
     assert len(list((tmp_path / "cache").glob("*.arrow"))) == 5
     assert pickle.loads(pickle.dumps(source)).read(20, rng()) == copied.read(20, rng())
-    assert source.describe() == open_source(SourceConfig(**fields)).describe()
+    assert source.describe() == opened(hub, **fields).describe()
     record = {"jpg": "20.png", "text": "photo 20", "re_caption": ["A photo. Number 20.", "Photo 20."]}
     assert source.record(20) == Record("000000020", record, reference="20.png")
 
@@ -329,7 +315,7 @@ def test_a_broken_row_group_costs_its_rows_only(tmp_path: Path):
         start = group.column(column).dictionary_page_offset or group.column(column).data_page_offset
         content[start : start + 40] = b"\xff" * 40
     file.write_bytes(content)
-    source = open_source(SourceConfig(**{**STREAM, "path": str(hub), "cache_dir": str(tmp_path / "cache")}))
+    source = opened(hub, **STREAM, cache_dir=str(tmp_path / "cache"))
     for index in range(5, 10):
         with pytest.raises(InvalidSampleError, match="row group 1 is broken"):
             source.read(index, rng())
@@ -411,8 +397,7 @@ def test_several_synthetic_captions_of_shards(tmp_path: Path):
     captions = b'{"laion_2b": "raw", "laion_coco": ["a", "b"], "capsfusion": "c"}'
     samples = {str(index): {**clips_world.sample(index), "json": captions} for index in range(2)}
     folder = clips_world.write_shard(tmp_path / "data" / "a.tar", samples).parent
-    config = SourceConfig(path=str(folder), web_caption="laion_2b", synthetic_caption=("laion_coco", "capsfusion"))
-    source = open_source(config)
+    source = opened(folder, web_caption="laion_2b", synthetic_caption=("laion_coco", "capsfusion"))
     assert {source.read(1, rng(seed)).synthetic for seed in range(30)} == {"a", "b", "c"}
     with pytest.raises(UserError, match=r"unknown key for data source field synthetic_caption 'caps'; did you mean"):
         opened(folder, web_caption="laion_2b", synthetic_caption=("laion_coco", "caps"))
