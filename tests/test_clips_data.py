@@ -17,7 +17,7 @@ from clips_world import opened, rng
 from clips.data import decode_image, open_image
 from clips.data.data_config import DataConfig
 from clips.data.formats.dataset_format import captions_of
-from clips.data.loader import TrainDataset, iterate_batches, shared_memory
+from clips.data.loader import TrainDataset, _SharedBatches, iterate_batches
 from clips.data.sources import InvalidSampleError, SourceConfig, sample_caption
 from clips.errors import UserError
 from clips.typed_data import from_plain
@@ -68,7 +68,7 @@ def test_workers_share_a_batch(shards: Path, monkeypatch: pytest.MonkeyPatch, pa
         monkeypatch.setattr("clips.data.loader._PART", part)
         data = training_data(path, 10, num_workers=workers)
         together = iterate_batches(data, first_step=0, last_step=9)
-        slots = shared_memory(workers, 10, 16) / (10 * 3 * 16 * 16)
+        slots = len(_SharedBatches(data, [range(10)]).images)
         assert slots < 3 * workers + 1 if part < 10 else slots == 3 * workers + 1
         for number, (one, other) in enumerate(zip(alone, together, strict=True)):
             if number % 4 == 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import concurrent.futures
 import contextlib
+import itertools
 import math
 import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -197,16 +198,15 @@ def collate(samples: list[dict[str, Any]], images: torch.Tensor | None = None) -
 
     Images are in channels-last memory format. Texts and files are lists.
     """
-    stacked = {name: _stack([sample[name] for sample in samples]) for name in samples[0] if name not in _UNSTACKED}
+    stacked: dict[str, Any] = {}
+    for name in [name for name in samples[0] if name not in _UNSTACKED]:
+        values = [sample[name] for sample in samples]
+        stacked[name] = torch.stack(values) if isinstance(values[0], torch.Tensor) else values
     if "image" in samples[0]:
         rows = [sample["image"].permute(1, 2, 0) for sample in samples]
         out = None if images is None else images.permute(0, 2, 3, 1)
         stacked["image"] = torch.stack(rows, out=out).permute(0, 3, 1, 2)
     return {**stacked, "invalid_samples": [entry for sample in samples for entry in sample["invalid_samples"]]}
-
-
-def _stack(values: list[Any]) -> Any:
-    return torch.stack(values) if isinstance(values[0], torch.Tensor) else values
 
 
 def iterate_batches(
@@ -238,8 +238,9 @@ class _SharedBatches(torch.utils.data.Dataset):
 
     def __init__(self, data: TrainDataset, plan: list[range]) -> None:
         self.data, self.plan = data, plan
-        self.parts = _num_parts(len(plan[0]))
-        shape = _shared_shape(data.config.num_workers, len(plan[0]), data.size)
+        self.parts = math.ceil(len(plan[0]) / _PART)
+        slots = math.ceil(data.config.num_workers * _READ_AHEAD / self.parts) + 1
+        shape = (slots, len(plan[0]), data.size, data.size, 3)
         try:
             self.images = torch.empty(shape, dtype=torch.uint8).share_memory_().permute(0, 1, 4, 2, 3)
         except RuntimeError as error:
@@ -265,20 +266,6 @@ class _SharedBatches(torch.utils.data.Dataset):
         return found
 
 
-def _num_parts(batch_size: int) -> int:
-    return math.ceil(batch_size / _PART)
-
-
-def _shared_shape(num_workers: int, batch_size: int, size: int) -> tuple[int, ...]:
-    slots = math.ceil(num_workers * _READ_AHEAD / _num_parts(batch_size)) + 1
-    return slots, batch_size, size, size, 3
-
-
-def shared_memory(num_workers: int, batch_size: int, size: int) -> int:
-    """Bytes of shared memory for the images of a process with workers, ``batch_size`` of them in its step."""
-    return math.prod(_shared_shape(num_workers, batch_size, size)) if num_workers else 0
-
-
 def _from_workers(shared: _SharedBatches) -> Generator[dict[str, Any]]:
     """The batches in order; starts the workers immediately."""
     loader = torch.utils.data.DataLoader(
@@ -289,26 +276,22 @@ def _from_workers(shared: _SharedBatches) -> Generator[dict[str, Any]]:
         prefetch_factor=_READ_AHEAD,
         worker_init_fn=_begin_worker,
     )
-    return _with_images(shared, iter(loader))
+    parts = iter(loader)
 
+    def batches() -> Generator[dict[str, Any]]:
+        try:
+            for index in range(len(shared.plan)):
+                found = [next(parts) for _ in range(shared.parts)]
+                batch: dict[str, Any] = {"image": shared.slot(index)}
+                for name, value in found[0].items():
+                    values = [part[name] for part in found]
+                    joined = torch.cat(values) if isinstance(value, torch.Tensor) else list(itertools.chain(*values))
+                    batch[name] = value if len(found) == 1 else joined
+                yield batch
+        except UserError as error:  # torch puts the worker's traceback into the message
+            raise UserError(str(error).strip().rpartition("\nclips.errors.UserError: ")[2]) from None
 
-def _with_images(shared: _SharedBatches, parts: Iterator[dict[str, Any]]) -> Generator[dict[str, Any]]:
-    try:
-        for index in range(len(shared.plan)):
-            yield {"image": shared.slot(index), **_merge([next(parts) for _ in range(shared.parts)])}
-    except UserError as error:  # torch puts the worker's traceback into the message
-        raise UserError(str(error).strip().rpartition("\nclips.errors.UserError: ")[2]) from None
-
-
-def _merge(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """A batch from its parts."""
-    if len(parts) == 1:
-        return parts[0]
-    values = {name: [part[name] for part in parts] for name in parts[0]}
-    return {
-        name: torch.cat(found) if isinstance(found[0], torch.Tensor) else [entry for part in found for entry in part]
-        for name, found in values.items()
-    }
+    return batches()
 
 
 def _identity(batch: Any) -> Any:
