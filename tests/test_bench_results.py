@@ -69,42 +69,33 @@ def test_failed_result_replaces_the_items_of_an_old_one(tmp_path):
     [
         ('{"schema": 99}', "newer version"),
         ("{", "not a result file"),
-        ('{"schema": 1}', "not a result file"),
+        ('{"schema": 1}', "not a result file: missing metrics"),
         ("[]", "not a result file"),
+        ({"metrics": []}, r"not a result file: metrics: expected a mapping of names .*, got \[\]"),
+        ({"metrics": {"r1": 5}}, "not a result file: metrics.r1: expected a mapping of .*, got 5"),
+        ({"surprise": 1}, "not a result file: unknown key 'surprise'"),
+        ({"path": "x"}, "not a result file: unknown key 'path'"),
+        ({"model_name": 3}, "not a result file: model_name: expected a string, got 3"),
+        ({"schema": True}, "not a result file: schema: expected an integer, got True"),
+        ("NaN", r"metrics\.r1\.value: expected a finite number"),
+        ("1e101", r"metrics\.r1\.value: expected a finite number"),
+        (f"-1{'0' * 400}", r"metrics\.r1\.value: expected a (finite )?number"),
+        ('"much"', r"metrics\.r1\.value: expected a number"),
     ],
 )
-def test_broken_results(tmp_path, content, said):
-    file = tmp_path / "row" / "x.json"
-    file.parent.mkdir()
-    file.write_text(content)
+def test_a_broken_result_is_rejected_naming_the_field(tmp_path, content, said):
+    """Of a whole file, of changed fields, or of a metric's value."""
+    path = write_result(tmp_path, _result())
+    written = path.read_text()
+    if isinstance(content, dict):
+        path.write_text(json.dumps(json.loads(written) | content))
+    elif content[0] in "{[":
+        path.write_text(content)
+    else:
+        path.write_text(written.replace('"value": 0.5', f'"value": {content}'))
     with pytest.raises(UserError, match=said) as caught:
         read_results(tmp_path)
-    assert str(file) in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"metrics": []}, "metrics: expected a mapping of names .*, got \\[\\]"),
-        ({"surprise": 1}, ""),
-        ({"metrics": {"r1": 5}}, "metrics.r1: expected a mapping of .*, got 5"),
-        ({"model_name": 3}, "model_name: expected a string, got 3"),
-        ({"schema": True}, "schema: expected an integer, got True"),
-    ],
-)
-def test_a_field_of_a_wrong_type_is_named(tmp_path, changes, said):
-    path = write_result(tmp_path, _result())
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    with pytest.raises(UserError, match=f"not a result file: {said}"):
-        read_result(path)
-
-
-@pytest.mark.parametrize("value", ["NaN", "1e101", f"-1{'0' * 400}", '"much"'])
-def test_a_number_that_is_not_finite_is_named(tmp_path, value):
-    path = write_result(tmp_path, _result())
-    path.write_text(path.read_text().replace('"value": 0.5', f'"value": {value}'))
-    with pytest.raises(UserError, match=r"metrics\.r1\.value: expected a (finite )?number"):
-        read_result(path)
+    assert str(path) in str(caught.value)
 
 
 def test_a_result_of_a_newer_version_is_never_replaced(tmp_path):

@@ -75,7 +75,7 @@ def command_version(words: tuple[str, ...]) -> int | str:
 
 
 def script_modules(words: tuple[str, ...]) -> dict[str, str]:
-    """Name → a hash of the text, for the modules beside a script that it imports; empty for other commands."""
+    """Name → a hash of the text, for the modules next to a script that it imports; empty for other commands."""
     found: dict[str, str] = {}
     scripts = [Path(words[1])] if words[0] == PYTHON_SCRIPT else []
     while scripts:

@@ -117,7 +117,7 @@ def with_keys(steps: Iterable[Step]) -> tuple[Step, ...]:
     """The steps, parents before children, with their current keys.
 
     The study's directory may be moved: its place is no part of a key. Modules that a user's script imports from its
-    directory are compared beside the key, so that records from before they counted stay valid.
+    directory are compared in addition to the key, so that records from before they counted stay valid.
     """
     keys: dict[str, StepKey] = {}
     files_state = functools.cache(external_files_state)  # many steps read the same data

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 MODULES, PARENT_MODULES = "modules", "modules of parents"
 MODULE_PARTS = {MODULES, PARENT_MODULES}
-"""Parts of a key that are compared beside it."""
+"""Parts that are compared in addition to the key."""
 StepKind = Literal["data", "encoder", "llava", "evaluation"]
 
 
@@ -56,7 +56,7 @@ class StepKey:
     parts: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def matches(self, record: StepRecord) -> bool:
-        """Whether a step's record was written under this key, and modules beside it have not changed since."""
+        """Whether a step's record was written under this key, and no module has changed since."""
         return record.key == self.key and MODULE_PARTS.isdisjoint(self.changes(record))
 
     def changes(self, record: StepRecord) -> list[str]:
