@@ -16,7 +16,7 @@ import pytest
 from clips import text_files
 from clips.core.content import cache_directory
 from clips.data.formats import conversation_table
-from clips.data.formats.conversation_table import ConversationTable, open_converted
+from clips.data.formats.conversation_table import ConversationTable, convert_or_read
 from clips.data.formats.dataset_format import Conversation, Turn
 from clips.data.lazy_images import FileImage
 from clips.errors import UserError
@@ -121,7 +121,7 @@ def entries() -> list[Path]:
 
 @pytest.mark.parametrize("count", [0, 1, 4, 11])
 def test_a_table_holds_the_conversations(count: int, file: Path) -> None:
-    table = open_converted(file, "x", Path("/photos"), lambda: iter(talk(count)))
+    table = convert_or_read(file, "x", Path("/photos"), lambda *_: iter(talk(count)))
     expected = placed(talk(count), Path("/photos"))
     again: ConversationTable = pickle.loads(pickle.dumps(table))
     assert len(pickle.dumps(table)) < 1000  # its path
@@ -135,29 +135,30 @@ def test_a_table_holds_the_conversations(count: int, file: Path) -> None:
 def test_a_content_is_converted_once(file: Path) -> None:
     made: list[str] = []
 
-    def read(what: str = "one") -> Iterator[Conversation]:
-        made.append(what)
+    def read(prefix: str, root: Path) -> Iterator[Conversation]:
+        assert (prefix, root) == ("", Path())  # the entry serves every place
+        made.append(prefix)
         yield from talk()
 
-    open_converted(file, "x", Path(), read)
+    convert_or_read(file, "x", Path(), read)
     other = file.with_name("b.json")
     other.write_bytes(file.read_bytes())
-    assert list(open_converted(other, "x", Path("/r"), read)) == placed(talk(), Path("/r"), "b.json")
+    assert list(convert_or_read(other, "x", Path("/r"), read)) == placed(talk(), Path("/r"), "b.json")
     assert (len(made), len(entries())) == (1, 1)
-    open_converted(file, "y", Path(), read)
+    convert_or_read(file, "y", Path(), read)
     other.write_text("[ ]")
-    open_converted(other, "x", Path(), read)
+    convert_or_read(other, "x", Path(), read)
     assert (len(made), len(entries())) == (3, 3)
     for damaged in entries():  # as a power cut may leave it
         damaged.write_bytes(damaged.read_bytes()[:-50])
-    assert list(open_converted(file, "x", Path(), read)) == placed(talk())
+    assert list(convert_or_read(file, "x", Path(), read)) == placed(talk())
     assert len(made) == 4
 
 
 def test_one_converts_and_the_others_wait(file: Path) -> None:
     made, together = [], threading.Barrier(4)
 
-    def read() -> Iterator[Conversation]:
+    def read(*_: Any) -> Iterator[Conversation]:
         made.append(1)
         for one in talk():
             time.sleep(0.02)
@@ -165,7 +166,7 @@ def test_one_converts_and_the_others_wait(file: Path) -> None:
 
     def opened(_: int) -> list[Conversation]:
         together.wait()
-        return list(open_converted(file, "x", Path(), read))
+        return list(convert_or_read(file, "x", Path(), read))
 
     with ThreadPoolExecutor(4) as threads:
         assert list(threads.map(opened, range(4))) == [placed(talk())] * 4
@@ -173,18 +174,18 @@ def test_one_converts_and_the_others_wait(file: Path) -> None:
 
 
 def test_a_failed_conversion_leaves_no_entry(file: Path) -> None:
-    def fails() -> Iterator[Conversation]:
+    def fails(*_: Any) -> Iterator[Conversation]:
         yield from talk()
         raise UserError("line 5")
 
-    def changes() -> Iterator[Conversation]:
+    def changes(*_: Any) -> Iterator[Conversation]:
         yield from talk()
         file.write_text(json.dumps("other"))
 
     with pytest.raises(UserError, match="line 5"):
-        open_converted(file, "x", Path(), fails)
+        convert_or_read(file, "x", Path(), fails)
     with pytest.raises(UserError, match="another program has written it while it was read"):
-        open_converted(file, "x", Path(), changes)
+        convert_or_read(file, "x", Path(), changes)
     assert not entries()
 
 
@@ -192,6 +193,6 @@ def test_without_a_writable_cache_the_text_is_in_memory(
     file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null/cache")
-    table = open_converted(file, "x", Path(), lambda: iter(talk()))
+    table = convert_or_read(file, "x", Path(), lambda *_: iter(talk()))
     assert list(pickle.loads(pickle.dumps(table))) == placed(talk())
     assert "keeps the text of" in capsys.readouterr().err

@@ -1,17 +1,19 @@
 """Conversations, or questions with answers, as rows of a directory of ``datasets``, parquet or JSON.
 
-The text is read eagerly; images are read lazily. Those inside a table are read by row: from a directory of ``datasets``
-by memory map, from parquet through cached copies of row groups.
+The text of JSON is memory-mapped (`conversation_table`), that of tables read eagerly. Images are read lazily: those
+inside a table by row, from a directory of ``datasets`` by memory map, from parquet through cached copies of row groups.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from clips.core.content import cache_directory
+from clips.data.formats.conversation_table import convert_or_read
 from clips.data.formats.conversations import (
     CONVERSATION_KEYS,
     EXPECTED_FORMAT,
@@ -29,7 +31,7 @@ from clips.data.lazy_images import FileImage, ImageColumn, LazyImage, TableImage
 from clips.data.remote_files import ShardCache, expand_brace_ranges, is_remote
 from clips.errors import UserError, unknown_name_error
 from clips.model.loading import library_errors_as_user_errors
-from clips.text_files import read_json, read_json_lines
+from clips.text_files import read_json_lines, read_json_list
 
 IMAGE_KEYS = ("images", "image")
 """The column names that datasets use for the images of a row."""
@@ -46,11 +48,13 @@ class RowLayout:
     """How the rows of a table state a conversation.
 
     Args:
+        name: the format.
         columns: those of the text, each by the names that it may have.
         turns: the messages of a row, from the values of these columns.
         expected: these values, for messages about other ones.
     """
 
+    name: str
     columns: Sequence[Sequence[str]]
     turns: Callable[..., list[Turn]]
     expected: str
@@ -80,8 +84,11 @@ def parse_question(question: Any, answers: Any) -> list[Turn]:
     return [Turn("user", f"{text(question).strip()}\n{SHORT_ANSWER}"), Turn("assistant", answer)]
 
 
-_CONVERSATIONS = RowLayout(columns=[CONVERSATION_KEYS], turns=parse_messages, expected=EXPECTED_FORMAT)
+_CONVERSATIONS = RowLayout(
+    name="conversations", columns=[CONVERSATION_KEYS], turns=parse_messages, expected=EXPECTED_FORMAT
+)
 _QUESTIONS = RowLayout(
+    name="vqa",
     columns=[("question",), ANSWER_KEYS],
     turns=parse_question,
     expected="a question, and an answer or answers, which are text",
@@ -109,20 +116,28 @@ def read_questions(location: Location) -> Dataset[Conversation]:
 
 
 def _read_table(location: Location, layout: RowLayout) -> Dataset[Conversation]:
-    read = _read_saved if is_saved(location.path) else _read_files
-    return Dataset(records=read(location, layout), split=location.spec.split)
+    split = location.spec.split
+    if is_saved(location.path):
+        return Dataset(records=_read_saved(location, layout), split=split)
+    files = _files(location)
+    parts = (_read_file(location, file, layout) for file in files)
+    return Dataset(records=next(parts) if len(files) == 1 else itertools.chain.from_iterable(parts), split=split)
 
 
-def _read_files(location: Location, layout: RowLayout) -> Iterator[Conversation]:
-    path = location.path
-    for file in _files(location):
-        root = location.image_root() if location.spec.image_root or path.is_dir() else file.parent
-        if file.suffix == ".parquet":
-            yield from _read_parquet(file, root, layout)
-        elif file.suffix in _SUFFIXES:
-            yield from _read_json(file, root, layout)
-        else:
-            raise UserError(f"{file}: expected a file that ends in {', '.join(_SUFFIXES)}, or a directory of datasets")
+def _read_file(location: Location, file: Path, layout: RowLayout) -> Iterable[Conversation]:
+    root = location.image_root() if location.spec.image_root or location.path.is_dir() else file.parent
+    if file.suffix == ".parquet":
+        return _read_parquet(file, root, layout)
+    if file.suffix not in _SUFFIXES:
+        raise UserError(f"{file}: expected a file that ends in {', '.join(_SUFFIXES)}, or a directory of datasets")
+
+    def read(prefix: str, root: Path) -> Iterator[Conversation]:
+        rows = (row for _, row in read_json_lines(file)) if file.suffix == ".jsonl" else read_json_list(file)
+        for number, row in enumerate(rows):
+            name, expected = f"{prefix}row {number}", f"expected {layout.expected}"
+            yield read_record(name, expected, _parse_row, row, root, layout)
+
+    return convert_or_read(file, layout.name, root, read)
 
 
 def _files(location: Location) -> list[Path]:
@@ -150,14 +165,6 @@ def local_files(path: str) -> list[Path]:
         if not file.exists():
             raise UserError(f"{file}: no such file or directory")
     return files
-
-
-def _read_json(file: Path, root: Path, layout: RowLayout) -> Iterator[Conversation]:
-    rows = (row for _, row in read_json_lines(file)) if file.suffix == ".jsonl" else read_json(file)
-    if isinstance(rows, dict):
-        raise UserError(f"{file}: expected a list of rows, got an object")
-    for number, row in enumerate(rows):
-        yield read_record(f"{file.name} row {number}", f"expected {layout.expected}", _parse_row, row, root, layout)
 
 
 def _parse_row(row: Mapping[str, Any], root: Path, layout: RowLayout) -> tuple[list[LazyImage], list[Turn]]:

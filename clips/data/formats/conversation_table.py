@@ -70,20 +70,22 @@ class ConversationTable:
         return np.concatenate([np.zeros((0, 2), int), *(np.stack([*map(np.asarray, pair)], 1) for pair in columns)])
 
 
-def open_converted(
-    file: Path, layout: str, root: Path, read: Callable[[], Iterator[Conversation]]
-) -> ConversationTable:
+def convert_or_read(
+    file: Path, layout: str, root: Path, read: Callable[[str, Path], Iterator[Conversation]]
+) -> ConversationTable | Iterator[Conversation]:
     """The table of a file's conversations, which one process of a machine converts while the others wait.
 
     Args:
-        file: the source.
+        file: the source. What is no regular file, as a shell's ``<(…)``, can be read only once, and is not converted.
         layout: what ``read`` makes of a file, for the cache.
         root: base directory of the images.
-        read: yields the conversations of ``file``; neither their names nor their images may depend on its place.
+        read: yields the conversations of ``file``, from a prefix of their names and the base directory of the images.
 
     Raises:
         UserError: by ``read``; or the disk is full.
     """
+    if not file.is_file():
+        return read(f"{file.name} ", root)
     content = content_hashes([file])[file]
     path = cache_directory("conversations") / f"{digest([_VERSION, layout, content])}.arrow"
     if not _is_readable(path):
@@ -94,15 +96,15 @@ def open_converted(
 
             log_info(f"{error}; each process keeps the text of {file} in its memory")
             sink = pa.BufferOutputStream()
-            _write(sink, read())
+            _write(sink, read("", Path()))
             return ConversationTable(sink.getvalue().to_pybytes(), file.name, root)
         made_once(path, _is_readable, functools.partial(_convert, file, content, read))
     return ConversationTable(path, file.name, root)
 
 
-def _convert(file: Path, content: str, read: Callable[[], Iterator[Conversation]], path: Path) -> None:
+def _convert(file: Path, content: str, read: Callable[[str, Path], Iterator[Conversation]], path: Path) -> None:
     with atomic_output_path(path) as partial:
-        _write(str(partial), read())
+        _write(str(partial), read("", Path()))
         if content_hashes([file])[file] != content:
             raise UserError(f"{file}: another program has written it while it was read")
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec
 
-from clips.data.formats.conversation_table import open_converted
+from clips.data.formats.conversation_table import convert_or_read
 from clips.data.formats.dataset_format import IMAGE, Conversation, Dataset, Location, Turn
 from clips.data.lazy_images import FileImage, LazyImage
 from clips.errors import UserError, unknown_name_error
@@ -141,7 +141,7 @@ def read_llava(location: Location) -> Dataset[Conversation]:
         raise UserError(f"{path}: expected LLaVA's JSON list; {_OTHER_FILES[path.suffix.lower()]}")
     expected = "expected conversations with from (human, gpt or system) and value, and image as a reference or a list"
 
-    def read(prefix: str = "", root: Path = Path()) -> Iterator[Conversation]:
+    def read(prefix: str, root: Path) -> Iterator[Conversation]:
         try:
             for number, row in enumerate(read_json_list(path)):
                 name = f"{prefix}{row.get('id', number) if isinstance(row, dict) else number}"
@@ -150,9 +150,7 @@ def read_llava(location: Location) -> Dataset[Conversation]:
             hint = f"; {_JSON_LINES} from a file that ends in .jsonl" if "Extra data" in str(error) else ""
             raise UserError(f"{error}{hint}") from None
 
-    if not path.is_file():  # a shell's <(…), which can be read once
-        return Dataset(records=read(f"{path.name} ", root))
-    return Dataset(records=open_converted(path, "llava", root, read))
+    return Dataset(records=convert_or_read(path, "llava", root, read))
 
 
 _JSON_LINES = "format conversations reads JSON lines"
