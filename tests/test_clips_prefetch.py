@@ -27,7 +27,7 @@ from clips.data.loader import TrainDataset, iterate_batches
 from clips.data.prefetch import start_prefetching
 from clips.data.remote_files import ShardCache, UnreachableError
 from clips.data.sampler import SampleOrder
-from clips.data.sources import InvalidSampleError, SourceConfig, open_source, shard_lengths
+from clips.data.sources import InvalidSampleError, SourceConfig, open_source
 from clips.errors import UserError
 
 
@@ -171,7 +171,7 @@ def test_a_machine_copies_only_its_share(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_reading_that_is_quicker_than_copying_does_not_stop_it(tmp_path: Path):
     source = open_source(afar(tmp_path, (8,) * 36, "pipe:sleep 0.05; cat "))
-    order = SampleOrder([shard_lengths(source)], seed=0, buffer_shards=12, batch_size=96)
+    order = SampleOrder([source.blocks], seed=0, buffer_shards=12, batch_size=96)
     with start_prefetching(order, [source], last=3) as reach:
         for buffer in range(3):  # the next one's copies have hardly begun
             reach(buffer)
@@ -212,12 +212,12 @@ STALLED = """
 import sys, time
 from clips.data.prefetch import start_prefetching
 from clips.data.sampler import SampleOrder
-from clips.data.sources import SourceConfig, open_source, shard_lengths
+from clips.data.sources import SourceConfig, open_source
 
 if __name__ == "__main__":
     path, sizes, cache, go = sys.argv[1:]
     source = open_source(SourceConfig(path=path, shard_sizes=sizes, cache_dir=cache))
-    order = SampleOrder([shard_lengths(source)], seed=2, buffer_shards=2, batch_size=4)
+    order = SampleOrder([source.blocks], seed=2, buffer_shards=2, batch_size=4)
     open(go, "w").close()
     with start_prefetching(order, [source], last=8) as reach:
         reach(0)

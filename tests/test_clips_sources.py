@@ -29,7 +29,7 @@ from clips.data.data_config import DataConfig
 from clips.data.formats import DatasetSpec, read_dataset
 from clips.data.loader import TrainDataset, iterate_batches
 from clips.data.remote_files import expand_brace_ranges
-from clips.data.sources import InvalidSampleError, Record, SourceConfig, open_source, shard_lengths
+from clips.data.sources import InvalidSampleError, Record, SourceConfig, open_source
 from clips.errors import UserError
 
 COUNT = 6
@@ -293,7 +293,7 @@ def test_a_dataset_in_the_hub_layout_is_streamed(tmp_path: Path):
     fields = {**STREAM, "cache_dir": str(tmp_path / "cache")}
     copied, source = opened(hub, **{**fields, "streaming": False}), opened(hub, **fields)
     assert len(source) == len(copied) == 23
-    assert shard_lengths(source) == [5, 5, 3, 5, 5]
+    assert source.blocks == [5, 5, 3, 5, 5]
     assert not list((tmp_path / "cache").glob("*.arrow"))  # nothing is copied before it is needed
     for index in range(23):
         assert source.read(index, rng()) == copied.read(index, rng())
