@@ -215,14 +215,16 @@ def test_a_table_may_contain_images_and_lists_of_captions(tmp_path: Path):
     frame = rows().assign(
         image=[clips_world.draw_image(index) for index in range(COUNT)],
         several=[[f"first of {index}", f"second of {index}"] for index in range(COUNT)],
+        written=[f"['first of {index}', 'second of {index}']" for index in range(COUNT)],  # as pandas does to CSV
     )
     frame.loc[2, "image"] = None
     frame.loc[3, "org_caption"] = None
     frame.to_parquet(tmp_path / "rows.parquet")
     fields = {**TABLE, "path": str(tmp_path / "rows.parquet")}
-    source = open_source(SourceConfig(**{**fields, "synthetic_caption": "several"}))
-    drawn = {source.read(1, rng(seed)).synthetic for seed in range(20)}
-    assert drawn == {"first of 1", "second of 1"}
+    for column in ("written", "several"):
+        source = open_source(SourceConfig(**{**fields, "synthetic_caption": column}))
+        drawn = {source.read(1, rng(seed)).synthetic for seed in range(20)}
+        assert drawn == {"first of 1", "second of 1"}
     assert source.read(1, rng()).image == clips_world.draw_image(1)
     alone = source.read(3, rng())
     assert (alone.web, alone.synthetic in {"first of 3", "second of 3"}) == ("", True)
