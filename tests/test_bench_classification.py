@@ -123,22 +123,8 @@ def test_every_layout_has_the_same_images(tmp_path, monkeypatch):
     assert few.open(3).tobytes() == folders.open(11).tobytes()
 
 
-NAMES = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-]
+NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+         "thirteen"]  # fmt: skip
 
 
 def _reader() -> object:

@@ -9,8 +9,7 @@ from typing import Any
 
 import bench_world as world
 import pytest
-from serving import ChatServer, llava_replies, running
-from test_clips_chat_client import DEAD
+from serving import DEAD, ChatServer, llava_replies, running
 
 from benchmarks.results.results import read_items, read_result, result_path
 from benchmarks.tasks.mllm import served_llava

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import bench_world as world
 import pytest
+from serving import ChatServer, running
 
 from benchmarks.report.report_command import ReportConfig, run_report
 from benchmarks.results.results import Result, read_items
+from benchmarks.tasks.mllm.judge import make_judge, patched_judge
 from benchmarks.tasks.registry import configure
 
 QUESTIONS = 4
@@ -23,41 +22,19 @@ QUESTIONS = 4
 pytestmark = world.LMMS_EVAL_WARNS
 
 
-@dataclasses.dataclass
-class Server:
-    """A judge on this machine: ``reply`` makes its answers, ``asked`` keeps the requests."""
-
-    url: str
-    asked: list[dict[str, Any]]
-    reply: Callable[[dict[str, Any]], str | int]
-
-
 @pytest.fixture
-def judge() -> Iterator[Server]:
-    server = Server("", [], lambda request: "0.5")
+def judge() -> Iterator[ChatServer]:
+    """A judge on this machine: ``said`` makes its answers, ``asked`` keeps the requests."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            server.asked.append(request | {"path": self.path, "key": self.headers.get("Authorization")})
-            said = server.reply(request)
-            choice = {"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": "stop"}
-            body = json.dumps({"model": "judge-2026", "choices": [choice]}).encode()
-            self.send_response(said if isinstance(said, int) else 200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+    def reply(request: dict[str, Any]) -> Any:
+        said = server.said(request)  # type: ignore[attr-defined]
+        choice = {"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": "stop"}
+        return said if isinstance(said, int) else {"model": "judge-2026", "choices": [choice]}
 
-        def log_message(self, *_: Any) -> None: ...
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.url = f"http://127.0.0.1:{http.server_address[1]}/v1"
-    thread = threading.Thread(target=http.serve_forever)
-    thread.start()
-    yield server
-    http.shutdown()
-    thread.join()
-    http.server_close()
+    server = ChatServer(reply)
+    server.said = lambda _: "0.5"  # type: ignore[attr-defined]
+    with running(server):
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +113,7 @@ def _marks(request: dict[str, Any]) -> str:
 
 def test_judge_scores_are_counted_and_requested_once(places, tmp_path, judge, monkeypatch):
     monkeypatch.setenv("SECRET", "key-7")
-    judge.reply = _marks
+    judge.said = _marks
     settings = {"judge_url": judge.url, "judge_model": "gpt-test", "judge_key_env": "SECRET"}
     found = _run(places, tmp_path, **settings)
     metric = found.metrics["gpt_eval_score"]
@@ -155,10 +132,22 @@ def test_judge_scores_are_counted_and_requested_once(places, tmp_path, judge, mo
     other = _run(places, tmp_path, row="other", **settings | {"judge_model": "gpt-else"})
     assert len(judge.asked) == 2 * QUESTIONS
     assert other.fingerprint != found.fingerprint
+    assert other.key != found.key
+
+
+def test_requests_of_the_openai_client_go_to_the_judge(tmp_path, judge):
+    from openai import OpenAI
+
+    config = configure(name="mmvet", data="d", judge_url=judge.url, judge_model="gpt-test")
+    with patched_judge(make_judge(config, "mmvet", tmp_path)):
+        client = OpenAI(api_key="unused", base_url="http://127.0.0.1:9/v1")
+        reply = client.chat.completions.create(model="gpt-4", messages=[{"role": "user", "content": "Is it?"}])
+    assert reply.choices[0].message.content == "0.5"
+    assert [each["model"] for each in judge.asked] == ["gpt-test"]
 
 
 def test_environment_variables_of_lmms_eval_name_the_judge(places, tmp_path, judge, monkeypatch):
-    judge.reply = _marks
+    judge.said = _marks
     monkeypatch.setenv("OPENAI_API_URL", f"{judge.url}/chat/completions")
     monkeypatch.setenv("OPENAI_API_KEY", "key-8")
     monkeypatch.setenv("MODEL_VERSION", "by-variable")
@@ -185,7 +174,7 @@ def test_without_a_judge_answers_stay_and_there_is_no_score(places, tmp_path, ca
     table = (tmp_path / "report/table.md").read_text()
     assert "| row | no judge |" in table
     assert "row on mmvet: no judge: " in table
-    judge.reply = _marks  # now there is one: what was not marked is not taken for done
+    judge.said = _marks  # now there is one: what was not marked is not taken for done
     assert _run(places, tmp_path, judge_url=judge.url).metrics["gpt_eval_score"].value == pytest.approx(45)
 
 
@@ -199,16 +188,16 @@ def test_without_a_judge_answers_stay_and_there_is_no_score(places, tmp_path, ca
     ],
 )
 def test_a_judge_without_scores_is_reported_and_retried(places, tmp_path, judge, reply, said, requests):
-    judge.reply = lambda _: reply
+    judge.said = lambda _: reply
     assert said in _run(places, tmp_path, judge_url=judge.url).missing_metrics["gpt_eval_score"]
     assert len(judge.asked) == requests
-    judge.reply = _marks  # fixed: its earlier answer is not remembered
+    judge.said = _marks  # fixed: its earlier answer is not remembered
     assert _run(places, tmp_path, judge_url=judge.url).metrics["gpt_eval_score"].value == pytest.approx(45)
 
 
 def test_llava_bench_compares_two_answers(places, tmp_path, judge):
     marks = iter(("8 4", "10 6", "5 5", "9 8"))
-    judge.reply = lambda _: f"{next(marks)}\nThe first is better."
+    judge.said = lambda _: f"{next(marks)}\nThe first is better."
     found = _run(places, tmp_path, "llava_in_the_wild", judge_url=judge.url)
     assert found.metrics["gpt_eval_llava_all"].value == 71.9  # 23 of 32, as lmms-eval rounds
     assert found.metrics["gpt_eval_llava_conv"].value == 70.6  # 12 of 17
@@ -218,13 +207,13 @@ def test_llava_bench_compares_two_answers(places, tmp_path, judge):
 
 def test_scorers_that_use_requests(places, tmp_path, judge):
     """HallusionBench asks about every answer, MMBench about those without a letter or an option in them."""
-    judge.reply = lambda request: "Incorrect" if "number 3." in request["messages"][0]["content"] else "Correct."
+    judge.said = lambda request: "Incorrect" if "number 3." in request["messages"][0]["content"] else "Correct."
     found = _run(places, tmp_path, "hallusion_bench_image", judge_url=judge.url)
     values = {name: metric.value for name, metric in found.metrics.items()}
     assert values == {"aAcc": 75.0, "qAcc": 50.0, "fAcc": 50.0, "unread": 0.0}
     assert (len(judge.asked), found.protocol["judge"]) == (QUESTIONS, "gpt-4 (judge-2026)")
     judge.asked.clear()
-    judge.reply = lambda _: "D"
+    judge.said = lambda _: "D"
     found = _run(places, tmp_path, "mmbench_en_dev", judge_url=judge.url)
     assert found.metrics["gpt_eval_score"].value == 75.0  # of the answers A, B, and two that the judge takes for D
     assert len(judge.asked) == 2

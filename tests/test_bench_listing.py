@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 
 from benchmarks.tasks.encoders.retrieval import RetrievalConfig
 from benchmarks.tasks.list_command import KNOWN_DATASETS, ListConfig, run_list
@@ -58,6 +59,7 @@ def test_a_benchmark_of_a_run_has_the_class_of_its_settings():
     run = from_plain(RunConfig, {**RUN, "benchmarks": [{"name": "mine", "task": "retrieval", "data": "d", "limit": 3}]})
     assert run.benchmarks == [RetrievalConfig(name="mine", task="retrieval", data="d", limit=3)]
     assert from_plain(RunConfig, to_plain(run)) == run
+    assert "limit" in TypeAdapter(RunConfig).json_schema()["$defs"]["BenchmarkConfig"]["properties"]
 
 
 def test_settings_of_other_benchmarks_are_ignored_at_their_default_only():

@@ -13,6 +13,7 @@ from bench_tasks import llava as llava
 from families import quick_of
 
 from benchmarks.results.results import read_items, read_result, result_path
+from benchmarks.tasks.mllm import lmms_scoring
 from benchmarks.tasks.mllm.offline_tasks import dataset_name, task_folders, task_groups
 from benchmarks.tasks.mllm.task_metrics import default_task_metrics
 from benchmarks.tasks.registry import all_benchmarks, configure, get_benchmark
@@ -35,8 +36,18 @@ def test_metrics_by_hand(name, llava, tmp_path, answers):
     assert read_items(found)["score"].sum() > 0
 
 
-def test_a_task_that_is_not_listed(llava, tmp_path, answers):
-    """Any of lmms-eval's tasks works, and only its own dataset counts; its mean metrics get intervals."""
+def test_a_task_that_is_not_listed(llava, tmp_path, answers, monkeypatch):
+    """Any of lmms-eval's tasks works, and only its own dataset counts; its mean metrics get intervals.
+
+    It is not known whether its scorer asks a judge by the openai client, as it is of the listed tasks.
+    """
+    patched = []
+    original = lmms_scoring.patched_judge
+    monkeypatch.setattr(
+        lmms_scoring,
+        "patched_judge",
+        lambda judge, **how: patched.append(how["openai_client"]) or original(judge, **how),
+    )
     answers += ["A", "A", "B"]
     columns = six(options=[["x", "y"]] * 6, answer="0", image=images())
     found = run(llava, tmp_path, "ai2d_no_mask", columns)
@@ -46,6 +57,8 @@ def test_a_task_that_is_not_listed(llava, tmp_path, answers):
     (tmp_path / "hub/other/file").write_text("of another data set")
     again = run(llava, tmp_path, "ai2d_no_mask")
     assert again.created == found.created  # done already
+    run(llava, tmp_path, "ai2d", columns)
+    assert patched == [True, False]
 
 
 def test_no_point_in_six_questions_is_not_certainly_none_in_a_thousand(llava, tmp_path, answers):

@@ -8,13 +8,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from serving import ChatServer, running
+from serving import DEAD, ChatServer, running
 
 from clips.core import chat_client
 from clips.core.chat_client import ChatClient, ChatServerError, check_urls, choices
 from clips.errors import UserError
-
-DEAD = "http://127.0.0.1:9/v1"  # the discard port, where nothing listens
 
 
 def echo(request: dict[str, Any]) -> dict[str, Any]:

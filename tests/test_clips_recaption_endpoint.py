@@ -15,8 +15,7 @@ import clips_world
 import numpy as np
 import pytest
 import yaml
-from serving import ChatServer, llava_replies, running
-from test_clips_chat_client import DEAD
+from serving import DEAD, ChatServer, llava_replies, running
 
 from clips.core import chat_client
 from clips.core.chat_client import ChatClient, _TemporaryError, choices, image_request

@@ -98,7 +98,7 @@ class BenchmarkConfig:
             config: BenchmarkConfig = configure(**values)
             return config
 
-        return core_schema.no_info_plain_validator_function(read)
+        return core_schema.no_info_plain_validator_function(read, json_schema_input_schema=handler(source))
 
 
 @dataclass(frozen=True, kw_only=True)
