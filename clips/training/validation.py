@@ -17,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 from clips.data.augment import augment
 from clips.data.data_config import AugmentConfig
 from clips.data.images import InvalidImageError, decode_image
-from clips.data.sources import InvalidSampleError, Sample, Source, open_source
+from clips.data.sources import InvalidSampleError, Source, open_source
 from clips.errors import UserError
 from clips.method.clips_model import ClipsModel
 from clips.method.recipes import CaptionPair, Recipe, RecipeConfig, partial_text
@@ -90,7 +90,12 @@ class RetrievalValidation:
                     continue
                 indices.append(index)
                 images.append(image)
-                for kind, text in _captions(sample, rng).items():
+                captions = CaptionPair(sample.web, sample.synthetic)
+                for kind, text in (
+                    ("web", captions.web),
+                    ("partial", partial_text(captions, rng, _CLIPS_RECIPE)),
+                    ("whole", captions.synthetic or captions.web),
+                ):
                     texts[kind].append(text)
             if indices:
                 device, pixels = self.run.processes.device, torch.stack(images)
@@ -107,7 +112,8 @@ class RetrievalValidation:
         """
         was_training, _ = encoder.training, encoder.eval()
         try:
-            features = empty_features(encoder, len(self.valid), self.run.processes.device)
+            width, device = int(encoder.model_cfg["embed_dim"]), self.run.processes.device
+            features = {kind: torch.zeros(len(self.valid), width, device=device) for kind in (IMAGE, *CAPTIONS)}
             for batch in self.batches:
                 for kind, found in self._encode(encoder, batch).items():
                     features[kind][batch.indices] = found
@@ -140,18 +146,6 @@ class RetrievalValidation:
                     correct[rows] = hits(query[rows], candidates, rows)
                 recalls[f"val_{kind}_{direction}_r1"] = float(_all_reduce(correct).double().mean())
         return recalls
-
-
-def _captions(sample: Sample, rng: np.random.Generator) -> dict[str, str]:
-    captions = CaptionPair(sample.web, sample.synthetic)
-    full = captions.synthetic or captions.web
-    return {"web": captions.web, "partial": partial_text(captions, rng, _CLIPS_RECIPE), "whole": full}
-
-
-def empty_features(encoder: ClipsModel, count: int, device: torch.device) -> dict[str, Tensor]:
-    """Return zeros (count, width) for the image features and those of each type of caption."""
-    width = int(encoder.model_cfg["embed_dim"])
-    return {kind: torch.zeros(count, width, device=device) for kind in (IMAGE, *CAPTIONS)}
 
 
 def encode(encoder: ClipsModel, pixels: Tensor, tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
