@@ -29,9 +29,9 @@ from llava_bridge.model.load_llava import load_for_training
 from llava_bridge.model.modeling_vision import EncoderVisionModel
 from llava_bridge.model.save_llava import convert_tower_to_transformers, save_llava
 from llava_bridge.projectors import ProjectorConfig
-from llava_bridge.training.run_identity import parent_artifacts
+from llava_bridge.training.checks import check_inputs
+from llava_bridge.training.run_dir import parent_artifacts
 from llava_bridge.training.train_config import LlavaTrainConfig
-from llava_bridge.training.work_dir import check_inputs
 
 
 @pytest.fixture(scope="module")

@@ -106,25 +106,25 @@ def test_four_bit_weights_are_counted_two_to_a_byte() -> None:
 
 
 def test_unsupported_settings_are_rejected(parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llava_bridge.training import work_dir
+    from llava_bridge.training import checks
 
     path = run_file(tmp_path, "run", parts)
     config: LlavaTrainConfig = parse_config(LlavaTrainConfig, ["--config", str(path)], prog="test")
 
     def check(**distributed: Any) -> None:
-        work_dir.check_inputs(dataclasses.replace(config, distributed=DistributedConfig(**distributed)))
+        checks.check_inputs(dataclasses.replace(config, distributed=DistributedConfig(**distributed)))
 
-    monkeypatch.setattr(work_dir.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"^instruct.lora.quantization: expected bitsandbytes .*clips-suite\[qlora\]"):
         check()
-    monkeypatch.setattr(work_dir.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: object())
     with pytest.raises(UserError, match=r"distributed.deepspeed: expected zero2 with instruct.lora.quantization"):
         check(deepspeed="zero3")
     check()
 
 
 def test_every_stage_is_checked_before_the_first(parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llava_bridge.training import work_dir
+    from llava_bridge.training import checks
 
     path = run_file(tmp_path, "run", parts)
     config: LlavaTrainConfig = parse_config(LlavaTrainConfig, ["--config", str(path)], prog="test")
@@ -136,13 +136,13 @@ def test_every_stage_is_checked_before_the_first(parts: Parts, tmp_path: Path, m
 
     def check(align: StageConfig, instruct: StageConfig, **distributed: Any) -> None:
         settings = DistributedConfig(**distributed)
-        work_dir.check_inputs(
+        checks.check_inputs(
             dataclasses.replace(
                 config, stages=["align", "instruct"], align=align, instruct=instruct, distributed=settings
             )
         )
 
-    monkeypatch.setattr(work_dir.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: object())
     check(four_bit, adam)
     wrong = dataclasses.replace(plain, deepspeed="zer3")
     for place, call in {
@@ -158,6 +158,6 @@ def test_every_stage_is_checked_before_the_first(parts: Parts, tmp_path: Path, m
     }.items():
         with pytest.raises(UserError, match=f"^{place}"):
             call()
-    monkeypatch.setattr(work_dir.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"^instruct.optim: expected bitsandbytes to be installed"):
         check(plain, adam)

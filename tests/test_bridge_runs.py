@@ -19,10 +19,10 @@ from bridge_world import config_file, run_cli
 from clips.commandline.parsing import parse_config
 from clips.core.artifact import write_manifest
 from clips.errors import UserError
-from llava_bridge.training import launch, work_dir
+from llava_bridge.training import launch, run_dir
 from llava_bridge.training import train as training
-from llava_bridge.training.run_identity import run_identity
-from llava_bridge.training.train import _check_shared, _prepare
+from llava_bridge.training.run_dir import prepare_work_dir, run_identity
+from llava_bridge.training.train import _check_shared
 from llava_bridge.training.train_config import STAGE_NAMES, LlavaTrainConfig
 
 
@@ -117,7 +117,7 @@ def test_a_finished_run_removes_its_own_work_directory_and_no_other_runs(finishe
     for seed in (1, finished.seed):
         work.mkdir(exist_ok=True)
         (work / "run.json").unlink(missing_ok=True)
-        _prepare(work, dataclasses.replace(finished, seed=seed))
+        prepare_work_dir(work, dataclasses.replace(finished, seed=seed))
         (work / "instruct/checkpoints/checkpoint-3/complete").mkdir(parents=True)
         status, output = train(path)
         assert status == 0
@@ -130,32 +130,32 @@ def test_a_finished_run_removes_its_own_work_directory_and_no_other_runs(finishe
 def test_an_unfinished_run_with_other_settings_is_rejected_and_stays(progress, config, tmp_path):
     work = tmp_path / "work"
     (work / "align/tokenizer").mkdir(parents=True)
-    _prepare(work, config)
+    prepare_work_dir(work, config)
     assert not (work / "align").exists()  # of no use to anybody
     record = (work / "run.json").read_text()
-    _prepare(work, dataclasses.replace(config, seed=1))  # nor was the first run's
+    prepare_work_dir(work, dataclasses.replace(config, seed=1))  # nor was the first run's
     assert (work / "run.json").read_text() != record
-    _prepare(work, config)
+    prepare_work_dir(work, config)
     (work / progress).mkdir(parents=True)
     with pytest.raises(UserError, match=r"output: .*work holds another run: seed is 0 there and 1 now"):
-        _prepare(work, dataclasses.replace(config, seed=1))
+        prepare_work_dir(work, dataclasses.replace(config, seed=1))
     assert (work / progress).exists()
     assert (work / "run.json").read_text() == record
     (work / "run.json").write_text("{")
     with pytest.raises(UserError, match=r"run.json: not valid JSON .*; remove .*work to start from scratch"):
-        _prepare(work, config)
+        prepare_work_dir(work, config)
 
 
 def test_a_work_directory_belongs_to_one_run_and_goes_unless_it_helps_the_next(config, tmp_path, monkeypatch, capsys):
     work = tmp_path / ".one.work"
-    with work_dir.lock_work_dir(config):
-        with pytest.raises(UserError, match=r"output: another run is writing .*one"), work_dir.lock_work_dir(config):
+    with run_dir.lock_work_dir(config):
+        with pytest.raises(UserError, match=r"output: another run is writing .*one"), run_dir.lock_work_dir(config):
             pass
         assert work.is_dir()
     assert not work.exists()
 
     def fail(leaving: str) -> None:
-        with work_dir.lock_work_dir(config):
+        with run_dir.lock_work_dir(config):
             (work / "align" / leaving).mkdir(parents=True)
             raise UserError("align: wrong")
 
@@ -168,7 +168,7 @@ def test_a_work_directory_belongs_to_one_run_and_goes_unless_it_helps_the_next(c
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("clips.core.locks.fcntl.flock", flock)
-    with work_dir.lock_work_dir(config):
+    with run_dir.lock_work_dir(config):
         assert "no locks here (No locks available); ensure that no other run writes" in capsys.readouterr().err
 
 

@@ -26,10 +26,10 @@ from clips.data.invalid_samples import InvalidSamples
 from clips.errors import UserError
 from llava_bridge import answer, load_llava
 from llava_bridge.training import train as training
+from llava_bridge.training.checks import check_inputs
 from llava_bridge.training.launch import report_once
-from llava_bridge.training.run_identity import run_identity
+from llava_bridge.training.run_dir import run_identity
 from llava_bridge.training.train_config import DistributedConfig, LlavaTrainConfig, StageConfig
-from llava_bridge.training.work_dir import check_inputs
 
 LOGGED = ("stage", "step", "loss")
 

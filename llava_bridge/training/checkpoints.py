@@ -18,8 +18,8 @@ from clips.data.invalid_samples import InvalidSamples, restored
 from clips.errors import UserError, error_reason
 from clips.parallel.distributed import all_gather_objects
 from llava_bridge.training.launch import is_main_process, log_rank0
+from llava_bridge.training.run_dir import COMPLETE_MARKER
 from llava_bridge.training.sharded_weights import barrier
-from llava_bridge.training.work_dir import COMPLETE_MARKER
 
 _UNIVERSAL = "latest_universal"  # DeepSpeed's file name
 

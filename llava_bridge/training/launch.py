@@ -7,7 +7,6 @@ processes that take more than 30 seconds to save.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -17,14 +16,12 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from clips.commandline.commands import EXIT_USER_ERROR
 from clips.commandline.signals import EXIT_INTERRUPTED, EXIT_PREEMPTED
 from clips.core.artifact import log_info
 from clips.core.parent_death import end_with_parent
 from clips.errors import UserError
-from clips.text_files import safe_json_loads
 
 # Error messages of a full disk: of the system, safetensors and torch.save.
 _DISK_FULL = ("No space left on device", "Disk quota exceeded", "unexpected pos", "PytorchStreamWriter failed")
@@ -151,26 +148,3 @@ def report_once() -> Iterator[None]:
             message = f"{where}: the disk is full; free some space and run the same command again"
             raise UserError(message) from None
         raise
-
-
-def deepspeed_config(name: str, field: str = "distributed.deepspeed") -> dict[str, Any]:
-    """The DeepSpeed config ``name``: a shipped one, or a JSON file; ``field`` begins errors.
-
-    Raises:
-        UserError: no such file, or no object in JSON.
-    """
-    shipped = Path(__file__).parent / "deepspeed_configs" / f"{name}.json"
-    path = shipped if shipped.is_file() else Path(name)
-    try:
-        found = safe_json_loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        known = ", ".join(sorted(file.stem for file in shipped.parent.glob("*.json")))
-        raise UserError(f"{field}: expected a JSON file or one of {known}, got '{name}'") from None
-    except ValueError as error:
-        raise UserError(f"{field}: {path} is not valid JSON ({error})") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{field}: {path}: expected a JSON object, got {type(found).__name__}")
-    for part, default in (("zero_optimization", None), ("bf16", {}), ("fp16", {})):
-        if not isinstance(found.get(part, default), dict):
-            raise UserError(f"{field}: {path}: {part}: expected an object, got {json.dumps(found.get(part))}")
-    return found

@@ -15,10 +15,10 @@ from clips.core.artifact import open_to_umask
 from llava_bridge.model.save_llava import convert_tower_to_transformers, save_llava
 from llava_bridge.training.launch import is_main_process, log_rank0
 from llava_bridge.training.lora import ADAPTER_DIR, add_lora, copy_dequantized, save_adapter
+from llava_bridge.training.run_dir import CHECKPOINTS_DIR
 from llava_bridge.training.setup import StageSetup
 from llava_bridge.training.sharded_weights import barrier, fits_bf16, gather_trained_weights, is_sharded
 from llava_bridge.training.train_config import LoraConfig
-from llava_bridge.training.work_dir import CHECKPOINTS_DIR
 
 
 def save_stage_model(

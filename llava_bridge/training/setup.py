@@ -34,8 +34,8 @@ from llava_bridge.model.modeling_llava import MultimodalConnector
 from llava_bridge.model.modeling_vision import load_with_float32_tower
 from llava_bridge.training.launch import log_rank0
 from llava_bridge.training.lora import add_lora, quantize
+from llava_bridge.training.run_dir import stage_start_dir
 from llava_bridge.training.train_config import LlavaTrainConfig, Part, StageConfig, ValidationConfig
-from llava_bridge.training.work_dir import stage_start_dir
 
 _DEFAULT_MAX_LENGTH = 2048
 _HELD_OUT_SAMPLES = 1000

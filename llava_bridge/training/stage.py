@@ -33,6 +33,7 @@ from llava_bridge.training.checkpoints import (
 from llava_bridge.training.launch import log_rank0
 from llava_bridge.training.lora import numel_unpacked
 from llava_bridge.training.loss import LlavaLoss
+from llava_bridge.training.run_dir import CHECKPOINTS_DIR
 from llava_bridge.training.save_model import save_stage_model
 from llava_bridge.training.setup import (
     StageSetup,
@@ -47,7 +48,6 @@ from llava_bridge.training.sharded_weights import finer_than_bf16, frozen_fits_b
 from llava_bridge.training.train_config import LlavaTrainConfig
 from llava_bridge.training.trainer import StageTrainer, make_sampler, training_arguments
 from llava_bridge.training.validation import StageValidation
-from llava_bridge.training.work_dir import CHECKPOINTS_DIR
 
 
 def train_stage(config: LlavaTrainConfig, name: str, work: Path, stop: StopRequest, run_log: RunLog) -> None:

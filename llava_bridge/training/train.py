@@ -17,7 +17,7 @@ from pathlib import Path
 
 from clips.commandline.signals import StopRequest, graceful_shutdown
 from clips.core.artifact import atomic_artifact_dir, atomic_write, check_finished, write_manifest
-from clips.core.identity import RUN, difference, read_run, reject_other_run, run_text
+from clips.core.identity import RUN
 from clips.core.run_log import METRICS_FILE, RunLog
 from clips.core.trackers import TENSORBOARD_DIR, check_trackers
 from clips.errors import UserError
@@ -25,12 +25,19 @@ from clips.gpus import visible_gpus
 from clips.model_card import write_card
 from clips.text_files import safe_json_loads
 from clips.typed_data import to_yaml
-from llava_bridge.data import read_samples
-from llava_bridge.data.sources import reject_missing
+from llava_bridge.training.checks import check_inputs
 from llava_bridge.training.launch import is_main_process, launcher_world_size, log_rank0, report_once, start_ranks
-from llava_bridge.training.run_identity import data_manifest, parent_artifacts, run_identity
+from llava_bridge.training.run_dir import (
+    CONFIG_FILE,
+    data_manifest,
+    lock_work_dir,
+    parent_artifacts,
+    prepare_work_dir,
+    remove_leftover,
+    run_identity,
+    work_dir,
+)
 from llava_bridge.training.train_config import LlavaTrainConfig
-from llava_bridge.training.work_dir import CONFIG_FILE, check_inputs, has_progress, lock_work_dir, work_dir
 
 
 def run_train(config: LlavaTrainConfig) -> None:
@@ -55,7 +62,7 @@ def run_train(config: LlavaTrainConfig) -> None:
         with contextlib.ExitStack() as stack:
             if is_main_process():
                 stack.enter_context(lock_work_dir(config))
-                _prepare(work_dir(config), config)
+                prepare_work_dir(work_dir(config), config)
             stop = stack.enter_context(graceful_shutdown())
             if processes is None:
                 config_file = work_dir(config) / CONFIG_FILE
@@ -80,31 +87,6 @@ def _with_processes(config: LlavaTrainConfig, launched: int | None) -> LlavaTrai
         return config
     log_rank0(f"distributed.num_processes: {gpus}, one for each visible GPU")
     return config.with_processes(gpus)
-
-
-def _prepare(work: Path, config: LlavaTrainConfig) -> None:
-    """Keep the state of this run if it was interrupted; delete that of another run without progress.
-
-    Raises:
-        UserError: images are missing with ``missing_images: error``, or another run has progress here.
-    """
-    for data in (data for name in config.stages for data in config.stage(name).data):
-        if data.missing_images == "error":
-            log_rank0(f"checking all images of {data.path}")
-            reject_missing(read_samples(data, config.seed), data.path, log_rank0)
-        elif Path(data.path).suffix in {".json", ".jsonl"}:
-            # Converted once, and its errors reported, before all processes start.
-            read_samples(data, config.seed)
-    run, before = run_identity(config), read_run(work / RUN)
-    if has_progress(work):
-        reject_other_run(work, before or {}, run)
-    if before is not None and difference(before, run) is None:
-        log_rank0(f"resuming the unfinished run in {work}")
-        return
-    for entry in work.iterdir():
-        if entry.name != "lock":
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-    atomic_write(work / RUN, run_text(run))
 
 
 def run_stages(config: LlavaTrainConfig, stop: StopRequest) -> None:
@@ -174,12 +156,3 @@ def _write_output(config: LlavaTrainConfig, work: Path) -> None:
         log_rank0(
             f"{name}: {summary['steps']} steps, final loss {summary['loss']:.4f}, {summary['seconds']:.0f} s{skipped}"
         )
-
-
-def remove_leftover(config: LlavaTrainConfig) -> None:
-    """Delete the work directory of a finished run, unless another run has progress in it."""
-    work = work_dir(config)
-    if has_progress(work) and difference(read_run(work / RUN) or {}, run_identity(config)):
-        log_rank0(f"{work} has an unfinished run with other settings; remove it if it is not needed")
-        return
-    shutil.rmtree(work, ignore_errors=True)

@@ -22,10 +22,10 @@ from clips.core.parent_death import default_workers, end_stuck_workers, end_with
 from clips.data.invalid_samples import Invalid, InvalidSamples
 from clips.errors import UserError, error_reason
 from llava_bridge.data.sampler import LengthGroupedSampler, RandomOrder
-from llava_bridge.training.launch import deepspeed_config, log_rank0
+from llava_bridge.training.checks import MAX_GRAD_NORM, deepspeed_config
+from llava_bridge.training.launch import log_rank0
 from llava_bridge.training.setup import precision
 from llava_bridge.training.train_config import LlavaTrainConfig, Part, StageConfig
-from llava_bridge.training.work_dir import MAX_GRAD_NORM
 
 _BATCHES = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 

@@ -1,24 +1,114 @@
-"""The identity of a run: its config with the hashes of encoder, LLM and data."""
+"""The directory of an unfinished run: its identity, its lock, and what of it a repeated command continues.
+
+The identity of a run is its config with the hashes of encoder, LLM and data.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from clips.core.artifact import directory_hash
-from clips.core.identity import Identity, digest, identity
+from clips.core.artifact import atomic_write, directory_hash
+from clips.core.identity import RUN, Identity, difference, digest, identity, read_run, reject_other_run, run_text
+from clips.core.locks import lock_output
 from clips.data.formats.conversation_rows import local_files
 from clips.data.tar_index import read_byte_range
+from clips.errors import UserError
 from clips.model_refs import is_on_hub, resolve_model_dir
 from clips.typed_data import to_plain
-from llava_bridge.data.sources import ConversationSourceConfig
+from llava_bridge.data import read_samples
+from llava_bridge.data.sources import ConversationSourceConfig, reject_missing
 from llava_bridge.encoders.spec import encoder_commits, local_paths
-from llava_bridge.training.launch import deepspeed_config
+from llava_bridge.training.checks import deepspeed_config
+from llava_bridge.training.launch import log_rank0
 from llava_bridge.training.train_config import LlavaTrainConfig
 
+CONFIG_FILE = "config.yaml"
+"""The file in a work directory from which the processes other than rank 0 read their config."""
+CHECKPOINTS_DIR = "checkpoints"
+COMPLETE_MARKER = "complete"
+"""The file in a checkpoint that is written last."""
 _IMAGE_CONTAINERS = {".parquet", ".arrow", ".tar"}
 _END_BYTES = 1 << 20  # includes parquet's footer with all row groups
+
+
+def work_dir(config: LlavaTrainConfig) -> Path:
+    """The hidden directory next to the output with the state of an unfinished run."""
+    output = Path(config.output)
+    return output.with_name(f".{output.name}.work")
+
+
+@contextlib.contextmanager
+def lock_work_dir(config: LlavaTrainConfig) -> Iterator[None]:
+    """Lock the work directory for this run.
+
+    The directory is deleted when the block succeeds, or fails with a UserError before there is progress.
+
+    Raises:
+        UserError: another run has locked it, or it cannot be written.
+    """
+    work = work_dir(config)
+    with lock_output(work / "lock", config.output):
+        try:
+            yield
+        except UserError:
+            if not has_progress(work):
+                shutil.rmtree(work, ignore_errors=True)
+            raise
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def has_progress(work: Path) -> bool:
+    """Whether a work directory has a finished stage or a complete checkpoint."""
+    return any(work.glob("*/model")) or any(work.glob(f"*/{CHECKPOINTS_DIR}/*/{COMPLETE_MARKER}"))
+
+
+def stage_start_dir(config: LlavaTrainConfig, name: str, work: Path) -> Path | None:
+    """The model of the stage before ``name``; None if it is the first."""
+    stages: list[str] = list(config.stages)
+    before = stages[: stages.index(name)]
+    return work / before[-1] / "model" if before else None
+
+
+def prepare_work_dir(work: Path, config: LlavaTrainConfig) -> None:
+    """Keep the state of this run if it was interrupted; delete that of another run without progress.
+
+    Raises:
+        UserError: images are missing with ``missing_images: error``, or another run has progress here.
+    """
+    for data in (data for name in config.stages for data in config.stage(name).data):
+        if data.missing_images == "error":
+            log_rank0(f"checking all images of {data.path}")
+            reject_missing(read_samples(data, config.seed), data.path, log_rank0)
+        elif Path(data.path).suffix in {".json", ".jsonl"}:
+            # Converted once, and its errors reported, before all processes start.
+            read_samples(data, config.seed)
+    run, before = run_identity(config), read_run(work / RUN)
+    if has_progress(work):
+        reject_other_run(work, before or {}, run)
+    if before is not None and difference(before, run) is None:
+        log_rank0(f"resuming the unfinished run in {work}")
+        return
+    for entry in work.iterdir():
+        if entry.name != "lock":
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    atomic_write(work / RUN, run_text(run))
+
+
+def remove_leftover(config: LlavaTrainConfig) -> None:
+    """Delete the work directory of a finished run, unless another run has progress in it."""
+    work = work_dir(config)
+    if has_progress(work) and difference(read_run(work / RUN) or {}, run_identity(config)):
+        log_rank0(f"{work} has an unfinished run with other settings; remove it if it is not needed")
+        return
+    shutil.rmtree(work, ignore_errors=True)
+
+
+# ---------------------------------------------------------------- the identity
 
 
 def run_identity(config: LlavaTrainConfig) -> Identity:

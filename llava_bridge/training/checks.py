@@ -1,71 +1,26 @@
-"""The work directory of a run, and checks of its inputs before processes start."""
+"""Checks of a run's parts, data and settings before processes start."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
 import logging
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clips.core.locks import lock_output
 from clips.data.formats.conversation_rows import local_files
 from clips.errors import UserError, unknown_name_error
 from clips.gpus import visible_gpus
+from clips.text_files import safe_json_loads
 from llava_bridge.data.sources import HeldOutSourceConfig
 from llava_bridge.encoders.spec import check_encoder_files
 from llava_bridge.model.llava_checks import check_llava_dir, check_llm_dir
-from llava_bridge.training.launch import deepspeed_config, launcher_world_size
+from llava_bridge.training.launch import launcher_world_size
 from llava_bridge.training.train_config import LlavaTrainConfig
 
-CONFIG_FILE = "config.yaml"
-"""The file in a work directory from which the processes other than rank 0 read their config."""
-CHECKPOINTS_DIR = "checkpoints"
-COMPLETE_MARKER = "complete"
-"""The file in a checkpoint that is written last."""
 MAX_GRAD_NORM = 1.0
 """LLaVA's, and transformers' default."""
-
-
-def work_dir(config: LlavaTrainConfig) -> Path:
-    """The hidden directory next to the output with the state of an unfinished run."""
-    output = Path(config.output)
-    return output.with_name(f".{output.name}.work")
-
-
-@contextlib.contextmanager
-def lock_work_dir(config: LlavaTrainConfig) -> Iterator[None]:
-    """Lock the work directory for this run.
-
-    The directory is deleted when the block succeeds, or fails with a UserError before there is progress.
-
-    Raises:
-        UserError: another run has locked it, or it cannot be written.
-    """
-    work = work_dir(config)
-    with lock_output(work / "lock", config.output):
-        try:
-            yield
-        except UserError:
-            if not has_progress(work):
-                shutil.rmtree(work, ignore_errors=True)
-            raise
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def has_progress(work: Path) -> bool:
-    """Whether a work directory has a finished stage or a complete checkpoint."""
-    return any(work.glob("*/model")) or any(work.glob(f"*/{CHECKPOINTS_DIR}/*/{COMPLETE_MARKER}"))
-
-
-def stage_start_dir(config: LlavaTrainConfig, name: str, work: Path) -> Path | None:
-    """The model of the stage before ``name``; None if it is the first."""
-    stages: list[str] = list(config.stages)
-    before = stages[: stages.index(name)]
-    return work / before[-1] / "model" if before else None
 
 
 def check_inputs(config: LlavaTrainConfig) -> None:
@@ -168,3 +123,26 @@ def _check_zero_settings(stated: Mapping[str, Any], chosen: str, field: str) -> 
 def _is_zero3(config: LlavaTrainConfig, name: str) -> bool:
     stated = deepspeed_config(config.deepspeed(name), config.deepspeed_field(name))
     return stated["zero_optimization"].get("stage") == 3
+
+
+def deepspeed_config(name: str, field: str = "distributed.deepspeed") -> dict[str, Any]:
+    """The DeepSpeed config ``name``: a shipped one, or a JSON file; ``field`` begins errors.
+
+    Raises:
+        UserError: no such file, or no object in JSON.
+    """
+    shipped = Path(__file__).parent / "deepspeed_configs" / f"{name}.json"
+    path = shipped if shipped.is_file() else Path(name)
+    try:
+        found = safe_json_loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        known = ", ".join(sorted(file.stem for file in shipped.parent.glob("*.json")))
+        raise UserError(f"{field}: expected a JSON file or one of {known}, got '{name}'") from None
+    except ValueError as error:
+        raise UserError(f"{field}: {path} is not valid JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{field}: {path}: expected a JSON object, got {type(found).__name__}")
+    for part, default in (("zero_optimization", None), ("bf16", {}), ("fp16", {})):
+        if not isinstance(found.get(part, default), dict):
+            raise UserError(f"{field}: {path}: {part}: expected an object, got {json.dumps(found.get(part))}")
+    return found
