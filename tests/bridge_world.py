@@ -42,6 +42,20 @@ OPENAI_VIT = {
 SMALL_LLM = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 SMALL_LLM |= {"num_key_value_heads": 2, "max_position_embeddings": 256}
 """Of a transformers config, whose other fields depend on the kind."""
+MAMBA = {"mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1}
+LLM_KINDS: dict[str, dict[str, Any]] = {
+    "qwen3": {"head_dim": 8, "tie_word_embeddings": True},
+    "granite": {"logits_scaling": 8.0, "tie_word_embeddings": True},
+    "cohere": {"logit_scale": 0.0625, "tie_word_embeddings": True},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128},
+    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
+    "gpt_neox": {},
+    "falcon_h1": {"lm_head_multiplier": 0.5, "head_dim": 8, "mamba_d_ssm": 32, "mamba_n_heads": 4, **MAMBA},
+    "granitemoehybrid": {"logits_scaling": 8.0, "embedding_multiplier": 12.0, "layer_types": ["mamba", "attention"]}
+    | {"shared_intermediate_size": 64, "num_local_experts": 4, "num_experts_per_tok": 2, "mamba_n_heads": 8, **MAMBA},
+    "gemma4_text": {"head_dim": 8, "global_head_dim": 8, "hidden_size_per_layer_input": 0},  # as that of 31B
+}
+"""``model_type`` → what differs from `SMALL_LLM`."""
 TEXTS = [f"The shape is {color}. USER: What color is it? ASSISTANT: {color}" for color in COLORS] * 8
 
 
@@ -94,6 +108,19 @@ def make_llm(directory: Path, context: int = 128, *, width: int = 32, tied: bool
     )
     torch.manual_seed(0)
     return save(directory, LlamaForCausalLM(config), tokenizer)
+
+
+def make_llm_of(kind: str, tokenizer: Any, folder: Path, **more: Any) -> Any:
+    """An untrained LLM of a kind with this tokenizer; also in ``folder``."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    fields = {**({} if kind == "gpt2" else SMALL_LLM), **LLM_KINDS.get(kind, {}), **more}
+    numbers = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "vocab_size": len(tokenizer)}
+    torch.manual_seed(0)
+    llm = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **fields, **numbers)).eval()
+    save(folder, widen(llm, 0.3), tokenizer)
+    return llm
 
 
 def make_tokenizer(context: int = 128) -> Any:

@@ -168,6 +168,38 @@ def write_original(
     return directory
 
 
+def convert(source: Path, output: Path, **options: Any) -> Path:
+    from llava_bridge.conversion.convert_command import ConvertConfig, run_convert
+
+    run_convert(ConvertConfig(source=str(source), output=str(output), **options))
+    return output
+
+
+def expect_no_conversion(source: Path, match: str, **options: Any) -> None:
+    """The conversion ends in one line and writes nothing."""
+    import pytest
+
+    from clips.errors import UserError
+
+    output = source.parent / "output"
+    with pytest.raises(UserError, match=match) as caught:
+        convert(source, output, **options)
+    assert "\n" not in str(caught.value)
+    assert not output.exists()
+    assert not list(source.parent.glob(".output*"))
+
+
+def restated(source: Path, fields: dict[str, Any], directory: Path) -> Path:
+    """The same checkpoint with other fields in its config."""
+    directory.mkdir()
+    for file in source.iterdir():
+        (directory / file.name).symlink_to(file)
+    config = json.loads((source / "config.json").read_text())
+    (directory / "config.json").unlink()
+    (directory / "config.json").write_text(json.dumps({**config, **fields}))
+    return directory
+
+
 def draw_image() -> Image.Image:
     """A wide image of noise."""
     noise = torch.randint(0, 256, (20, 50, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)

@@ -12,6 +12,7 @@ import exchange_world
 import original_world as world
 import pytest
 import torch
+from original_world import convert
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
@@ -20,7 +21,6 @@ from torch import Tensor
 from clips.errors import UserError
 from clips.interchange.hf_siglip import siglip_vision_model
 from llava_bridge import load_llava
-from llava_bridge.conversion.convert_command import ConvertConfig, run_convert
 from llava_bridge.model import build
 from llava_bridge.model.build import (
     LlavaParts,
@@ -46,11 +46,6 @@ def parts(original_parts: world.Parts) -> world.Parts:
 @pytest.fixture(scope="module")
 def tower(original_tower: Path) -> Path:
     return original_tower
-
-
-def convert(source: Path, output: Path, **options: Any) -> Path:
-    run_convert(ConvertConfig(source=str(source), output=str(output), **options))
-    return output
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +81,7 @@ def assert_as_by_hand(parts: world.Parts, directory: Path, prompt: str, *, patch
 
 CASES: dict[str, dict[str, Any]] = {
     "llava-1.5": {},
-    "safetensors": {"pickled": False},
-    "one file": {"shards": 1},
-    "old model_type": {"model_type": "llava"},
+    "old model_type, in shards of safetensors": {"model_type": "llava", "pickled": False},
     "class token": {"mm_vision_select_feature": "cls_patch"},
 }
 
@@ -288,6 +281,15 @@ print(type(model.model.vision_tower).__name__, "llava_bridge" in sys.modules)
 """
 
 
+def assert_computed_without_this_package(directory: Path, tower: str, inputs: Any, expected: Tensor) -> None:
+    saved, found = directory.with_name("inputs.pt"), directory.with_name("logits.pt")
+    torch.save(dict(inputs), saved)
+    done = bridge_world.run_python("-c", WITHOUT_THIS_PACKAGE, *map(str, (directory, saved, found)))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [tower, "False"]
+    torch.testing.assert_close(torch.load(found), expected, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("aspect", ["squash", "anyres"])
 def test_a_vit_of_open_clip_needs_no_import_of_this_package(aspect, bridge_llm: Path, tmp_path: Path) -> None:
     """One as OpenAI's becomes transformers' own, in a LLaVA and in an original one."""
@@ -303,12 +305,7 @@ def test_a_vit_of_open_clip_needs_no_import_of_this_package(aspect, bridge_llm: 
     inputs = processor(images=world.draw_image(), text="<image> What?", return_tensors="pt")
     with torch.no_grad():
         expected = model.eval()(**inputs).logits
-    torch.save(dict(inputs), tmp_path / "inputs.pt")
-    files = [str(tmp_path / name) for name in ("plain", "inputs.pt", "logits.pt")]
-    done = bridge_world.run_python("-c", WITHOUT_THIS_PACKAGE, *files)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["CLIPVisionModel", "False"]
-    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), expected, atol=1e-5, rtol=1e-5)
+    assert_computed_without_this_package(tmp_path / "plain", "CLIPVisionModel", inputs, expected)
     if aspect == "squash":
         convert(tmp_path / "ours", tmp_path / "original", format="original")
         stated = json.loads((tmp_path / "original" / "vision_tower" / "config.json").read_text())
@@ -327,12 +324,7 @@ def test_a_siglip_of_timm_needs_no_import_of_this_package(aspect, bridge_llm: Pa
     save_llava(model, tmp_path / "plain")
     processor.save_pretrained(tmp_path / "plain")
     assert "vision_tower.vision_model.post_layernorm.weight" in tensors(tmp_path / "plain")  # as on the Hub
-    torch.save(dict(inputs), tmp_path / "inputs.pt")
-    files = [str(tmp_path / name) for name in ("plain", "inputs.pt", "logits.pt")]
-    done = bridge_world.run_python("-c", WITHOUT_THIS_PACKAGE, *files)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["SiglipVisionModel", "False"]
-    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), expected, atol=1e-5, rtol=1e-5)
+    assert_computed_without_this_package(tmp_path / "plain", "SiglipVisionModel", inputs, expected)
 
     last, _ = build_llava(LlavaParts(**parts, vision_feature_layer=-1))
     with pytest.raises(UserError, match="no final norm"):
@@ -355,15 +347,14 @@ def test_a_real_llama_goes_there_and_back_with_its_slow_tokenizer(shared: Path, 
     model, processor = build_llava(LlavaParts(encoder=f"transformers:{tower}", llm=str(llm)))
     convert_tower_to_transformers(model)
     bridge_world.save(tmp_path / "ours", model, processor)
-    source, original, again = (str(tmp_path / name) for name in ("ours", "original", "again"))
-    run_convert(ConvertConfig(source=source, output=original, format="original", llm=str(llm)))
-    run_convert(ConvertConfig(source=original, output=again))
+    original = convert(tmp_path / "ours", tmp_path / "original", format="original", llm=str(llm))
+    again = convert(original, tmp_path / "again")
     for directory in (original, again):
-        assert (Path(directory) / "tokenizer.model").read_bytes() == (llm / "tokenizer.model").read_bytes()
-    stated = json.loads((Path(original) / "tokenizer_config.json").read_text())
+        assert (directory / "tokenizer.model").read_bytes() == (llm / "tokenizer.model").read_bytes()
+    stated = json.loads((original / "tokenizer_config.json").read_text())
     assert (stated["tokenizer_class"], stated["legacy"]) == ("LlamaTokenizer", False)
     assert [stated["added_tokens_decoder"][place]["content"] for place in ("32000", "32001")] == ["<image>", "<pad>"]
-    before, after = converted_logits(Path(source)), converted_logits(Path(again))
+    before, after = converted_logits(tmp_path / "ours"), converted_logits(again)
     assert before[0] == after[0]
     assert torch.equal(before[1], after[1])
 

@@ -12,13 +12,12 @@ import bridge_world
 import original_world as world
 import pytest
 import torch
+from original_world import expect_no_conversion as rejected
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from clips.errors import UserError
 from llava_bridge import load_llava
-from llava_bridge.conversion.convert_command import ConvertConfig, run_convert
 from llava_bridge.model.build import make_conversation_encoder
 from llava_bridge.model.load_llava import load_for_training
 
@@ -56,8 +55,7 @@ def original(parts: world.Parts, original_tower: Path, tmp_path_factory: pytest.
 
 @pytest.fixture(scope="module")
 def converted(original: Path) -> Path:
-    run_convert(ConvertConfig(source=str(original), output=str(original.parent / "hf")))
-    return original.parent / "hf"
+    return world.convert(original, original.parent / "hf")
 
 
 def draw_image(width: int, height: int) -> Image.Image:
@@ -148,13 +146,14 @@ def test_it_is_transformers_own_llava_next(converted: Path) -> None:
 
 def test_pinpoints_may_be_written_as_python_writes_them(original: Path, tmp_path: Path) -> None:
     """So LLaVA's training writes what its command line said."""
-    source = varied(original, {"image_grid_pinpoints": "[(64, 32), (32, 96)]"}, tmp_path / "other")
-    run_convert(ConvertConfig(source=str(source), output=str(tmp_path / "hf")))
+    world.convert(
+        world.restated(original, {"image_grid_pinpoints": "[(64, 32), (32, 96)]"}, tmp_path / "other"), tmp_path / "hf"
+    )
     assert load_llava(tmp_path / "hf", "cpu")[1].image_processor.image_grid_pinpoints == [[32, 64], [96, 32]]
 
 
 def test_conversion_and_back_is_the_identity(original: Path, converted: Path, tmp_path: Path) -> None:
-    run_convert(ConvertConfig(source=str(converted), output=str(tmp_path / "back"), format="original"))
+    world.convert(converted, tmp_path / "back", format="original")
     stated, before = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "back", original))
     for name in ("image_aspect_ratio", "mm_patch_merge_type", "image_grid_pinpoints", "mm_vision_select_layer"):
         assert stated[name] == before[name], name
@@ -166,7 +165,7 @@ def test_conversion_and_back_is_the_identity(original: Path, converted: Path, tm
         assert torch.equal(weights[name][: len(known[name])], known[name]), name
     left_out = {name for name in known if "vision_tower" not in name} - weights.keys()
     assert left_out == {"model.layers.0.self_attn.rotary_emb.inv_freq"}
-    run_convert(ConvertConfig(source=str(tmp_path / "back"), output=str(tmp_path / "again")))
+    world.convert(tmp_path / "back", tmp_path / "again")
     for size in SHAPES[:2]:
         for mine, theirs in zip(
             ask(converted, draw_image(*size)), ask(tmp_path / "again", draw_image(*size)), strict=True
@@ -185,38 +184,18 @@ FIELDS: dict[str, tuple[Any, str]] = {
 @pytest.mark.parametrize("field", FIELDS)
 def test_tiles_that_transformers_does_not_join(field: str, original: Path, tmp_path: Path) -> None:
     value, match = FIELDS[field]
-    expect_error(original, {field: value}, match, tmp_path)
+    rejected(world.restated(original, {field: value}, tmp_path / "other"), match)
 
 
 def test_tiles_and_their_newline_go_together(original: Path, tmp_path: Path) -> None:
     flat = {"image_aspect_ratio": "pad", "mm_patch_merge_type": "flat"}
-    expect_error(original, flat, r"model\.image_newline, but no anyres", tmp_path)
+    rejected(world.restated(original, flat, tmp_path / "flat"), r"model\.image_newline, but no anyres")
     weights = load_file(original / "model.safetensors")
     del weights["model.image_newline"]
     (tmp_path / "none").mkdir()
     save_file(weights, tmp_path / "none" / "model.safetensors")
     (tmp_path / "none" / "config.json").write_text((original / "config.json").read_text())
-    expect_error(tmp_path / "none", {}, r"no model\.image_newline in it, which LLaVA's tiles need", tmp_path)
-
-
-def expect_error(source: Path, fields: dict[str, Any], match: str, folder: Path) -> None:
-    """With these fields in its config the checkpoint is rejected in one line, and nothing is written."""
-    other = varied(source, fields, folder / f"not {match[:20]}")
-    with pytest.raises(UserError, match=match) as caught:
-        run_convert(ConvertConfig(source=str(other), output=str(folder / "output")))
-    assert "\n" not in str(caught.value)
-    assert not (folder / "output").exists()
-
-
-def varied(source: Path, fields: dict[str, Any], directory: Path) -> Path:
-    """The same checkpoint with other fields in its config."""
-    directory.mkdir()
-    for file in source.iterdir():
-        (directory / file.name).symlink_to(file)
-    config = json.loads((source / "config.json").read_text())
-    (directory / "config.json").unlink()
-    (directory / "config.json").write_text(json.dumps({**config, **fields}))
-    return directory
+    rejected(tmp_path / "none", r"no model\.image_newline in it, which LLaVA's tiles need")
 
 
 def test_a_llava_with_tiles_whose_processor_makes_none_has_no_original(converted: Path, tmp_path: Path) -> None:
@@ -229,6 +208,4 @@ def test_a_llava_with_tiles_whose_processor_makes_none_has_no_original(converted
             del images["image_grid_pinpoints"]
             images["image_processor_type"] = "CLIPImageProcessor"
             path.write_text(json.dumps(stated))
-    with pytest.raises(UserError, match="a LLaVA-NeXT whose processor makes no tiles"):
-        run_convert(ConvertConfig(source=str(tmp_path / "hf"), output=str(tmp_path / "original"), format="original"))
-    assert not (tmp_path / "original").exists()
+    rejected(tmp_path / "hf", "a LLaVA-NeXT whose processor makes no tiles", format="original")

@@ -17,7 +17,6 @@ from transformers import AutoModelForImageTextToText
 from clips.errors import UserError
 from clips.model.loading import load_pretrained
 from llava_bridge import answer, load_llava
-from llava_bridge.conversion.convert_command import ConvertConfig, run_convert
 from llava_bridge.conversion.swap_encoder import SwapConfig, run_swap
 from llava_bridge.model.build import (
     LlavaParts,
@@ -48,9 +47,7 @@ def llava(tmp_path_factory: pytest.TempPathFactory, original_tower: Path, bridge
 def converted(tmp_path_factory: pytest.TempPathFactory, original_parts: world.Parts, original_tower: Path) -> Path:
     """An original checkpoint in the transformers format; its images are padded."""
     folder = tmp_path_factory.mktemp("original")
-    world.write_original(original_parts, folder / "original", str(original_tower))
-    run_convert(ConvertConfig(source=str(folder / "original"), output=str(folder / "hf")))
-    return folder / "hf"
+    return world.convert(world.write_original(original_parts, folder / "original", str(original_tower)), folder / "hf")
 
 
 def test_the_llm_of_a_llava(llava: Path, bridge_llm: Path) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 import bridge_world
 import pytest
 import torch
-from bridge_world import SMALL_LLM
+from bridge_world import LLM_KINDS, make_llm_of
 from families import quick_of
 from PIL import Image
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 from clips.errors import UserError
 from llava_bridge import answer, load_llava
@@ -25,29 +25,7 @@ from llava_bridge.training.loss import LlavaLoss
 from llava_bridge.training.setup import supports_packing
 from llava_bridge.training.train_config import LoraConfig
 
-MAMBA = {"mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1}
-KINDS: dict[str, dict[str, Any]] = {
-    "qwen3": {"head_dim": 8, "tie_word_embeddings": True},
-    "granite": {"logits_scaling": 8.0, "tie_word_embeddings": True},
-    "cohere": {"logit_scale": 0.0625, "tie_word_embeddings": True},
-    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128},
-    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
-    "gpt_neox": {},
-    "falcon_h1": {"lm_head_multiplier": 0.5, "head_dim": 8, "mamba_d_ssm": 32, "mamba_n_heads": 4, **MAMBA},
-    "granitemoehybrid": {"logits_scaling": 8.0, "embedding_multiplier": 12.0, "layer_types": ["mamba", "attention"]}
-    | {"shared_intermediate_size": 64, "num_local_experts": 4, "num_experts_per_tok": 2, "mamba_n_heads": 8, **MAMBA},
-    "gemma4_text": {"head_dim": 8, "global_head_dim": 8, "hidden_size_per_layer_input": 0},  # as that of 31B
-}
 TOKENS = torch.arange(10, 30)[None]
-
-
-def make(kind: str, tokenizer: Any, folder: Path, **more: Any) -> Any:
-    fields = {**({} if kind == "gpt2" else SMALL_LLM), **KINDS.get(kind, {}), **more}
-    numbers = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "vocab_size": len(tokenizer)}
-    torch.manual_seed(0)
-    llm = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **fields, **numbers)).eval()
-    bridge_world.save(folder, bridge_world.widen(llm, 0.3), tokenizer)
-    return llm
 
 
 def logits(model: Any, words: int) -> torch.Tensor:
@@ -62,7 +40,7 @@ def tokenizer(bridge_llm: Path) -> Any:
 
 @pytest.mark.parametrize("kind", quick_of(["qwen3", "granite", "cohere"], "granite"))
 def test_an_llm_stored_in_bf16_stays_in_it_with_the_same_values(kind, tokenizer, tmp_path, bridge_encoder):
-    make(kind, tokenizer, tmp_path / "whole")
+    make_llm_of(kind, tokenizer, tmp_path / "whole")
     half = AutoModelForCausalLM.from_pretrained(tmp_path / "whole", dtype=torch.bfloat16)
     parts = LlavaParts(encoder=str(bridge_encoder), llm=str(bridge_world.save(tmp_path / "half", half, tokenizer)))
     wide, _ = build_llava(parts)
@@ -105,9 +83,9 @@ def test_integer_buffers_of_a_tower_keep_their_dtype_next_to_a_bf16_llm(bridge_l
         torch.testing.assert_close(found[name], value, rtol=0, atol=0, msg=name)
 
 
-@pytest.mark.parametrize("kind", quick_of(KINDS, "qwen3", "cohere", "falcon_h1", "gemma4_text"))
+@pytest.mark.parametrize("kind", quick_of(LLM_KINDS, "qwen3", "cohere", "falcon_h1", "gemma4_text"))
 def test_logits_equal_those_of_the_llm_also_after_saving(kind, tokenizer, tmp_path, bridge_encoder):
-    llm = make(kind, tokenizer, tmp_path / "llm")
+    llm = make_llm_of(kind, tokenizer, tmp_path / "llm")
     words = len(tokenizer)
     own = logits(llm, words)
     model, processor = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(tmp_path / "llm")))
@@ -118,7 +96,7 @@ def test_logits_equal_those_of_the_llm_also_after_saving(kind, tokenizer, tmp_pa
 
 
 def test_a_logit_cap_is_dropped_with_a_warning(tokenizer, tmp_path, bridge_encoder, capsys):
-    llm = make("gemma2", tokenizer, tmp_path / "llm", head_dim=8, final_logit_softcapping=5.0)
+    llm = make_llm_of("gemma2", tokenizer, tmp_path / "llm", head_dim=8, final_logit_softcapping=5.0)
     model, _ = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(tmp_path / "llm")))
     assert "llm: gemma2 caps its logits, which LLaVAs do not: greedy answers are the same" in capsys.readouterr().err
     own, ours = logits(llm, len(tokenizer)), logits(model, len(tokenizer))
@@ -133,7 +111,7 @@ def test_a_logit_cap_is_dropped_with_a_warning(tokenizer, tmp_path, bridge_encod
 )
 def test_an_llm_of_another_kind_is_rejected(kind: str, more: Any, tokenizer: Any, tmp_path: Path) -> None:
     """Factors, too, whose names are not known: those would stay in the config, and be taken twice one day."""
-    llm = make(kind, tokenizer, tmp_path / "llm")
+    llm = make_llm_of(kind, tokenizer, tmp_path / "llm")
     forward = llm.forward
 
     def doing_more(**fields: Any) -> Any:
@@ -159,14 +137,14 @@ def test_an_llm_of_another_kind_is_rejected(kind: str, more: Any, tokenizer: Any
     ],
 )
 def test_an_llm_that_fits_no_llava_is_rejected(kind, more, match, tokenizer, tmp_path, bridge_encoder):
-    make(kind, tokenizer, tmp_path / "llm", **more)
+    make_llm_of(kind, tokenizer, tmp_path / "llm", **more)
     with pytest.raises(UserError, match=f"^llm: {match}"):
         build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(tmp_path / "llm")))
 
 
 def test_a_hybrid_of_states_and_attention_trains_and_answers(tokenizer, tmp_path, bridge_encoder):
     """Granite 4's: answers in a batch, and those that share an image, are those given one by one."""
-    make("granitemoehybrid", tokenizer, tmp_path / "llm")
+    make_llm_of("granitemoehybrid", tokenizer, tmp_path / "llm")
     model, processor = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(tmp_path / "llm")))
     red, blue = Image.new("RGB", (40, 24), "red"), Image.new("RGB", (24, 40), "blue")
     shown, asked = [red, blue, red, None], ["What?", "What color is it, please?", "Is it a circle?", "Who?"]
@@ -187,7 +165,7 @@ def test_a_hybrid_of_states_and_attention_trains_and_answers(tokenizer, tmp_path
 
 def test_weights_in_pytorchs_older_files(tokenizer: Any, tmp_path: Path) -> None:
     """As Vicuna's are; read without running what a pickle may hold."""
-    llm = make("qwen3", tokenizer, tmp_path / "llm")
+    llm = make_llm_of("qwen3", tokenizer, tmp_path / "llm")
     (tmp_path / "llm" / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"has no weights \(expected \*.safetensors, or pytorch_model\*.bin\)"):
         load_llm(str(tmp_path / "llm"))

@@ -10,7 +10,6 @@ import pytest
 import torch
 from families import quick_of
 from PIL import Image
-from test_bridge_llms import make
 from transformers import AutoTokenizer
 
 from llava_bridge import answer
@@ -28,7 +27,7 @@ def noise_images(count: int, size: tuple[int, int] = (40, 30)) -> list[Image.Ima
 @pytest.fixture
 def llava(bridge_llm: Path, bridge_encoder: Path, tmp_path: Path) -> Any:
     def build(kind: str, **more: Any) -> tuple[Any, Any]:
-        make(kind, AutoTokenizer.from_pretrained(bridge_llm), tmp_path / "llm")
+        bridge_world.make_llm_of(kind, AutoTokenizer.from_pretrained(bridge_llm), tmp_path / "llm")
         model, processor = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(tmp_path / "llm"), **more))
         for weight in model.model.multi_modal_projector.parameters():
             torch.nn.init.normal_(weight, std=0.5)  # so that the image counts

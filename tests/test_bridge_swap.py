@@ -12,7 +12,6 @@ import clips_world
 import pytest
 import torch
 import transformers
-from test_bridge_llms import make as make_llm
 
 from clips.train import train as train_encoder
 from llava_bridge import answer, load_llava
@@ -26,8 +25,8 @@ PROJECTORS = {"clips": "mlp2x_gelu", "tiny_vit": "linear", "efficientnet": "perc
 @pytest.fixture(scope="module")
 def llms(tmp_path_factory: pytest.TempPathFactory, shared: Path, bridge_llm: Path) -> dict[str, str]:
     folder, tokenizer = tmp_path_factory.mktemp("llms"), transformers.AutoTokenizer.from_pretrained(bridge_llm)
-    make_llm("qwen2", tokenizer, folder / "qwen2", max_position_embeddings=512, tie_word_embeddings=True)
-    make_llm("gemma2", tokenizer, folder / "gemma2", max_position_embeddings=512, head_dim=8)
+    for kind, more in {"qwen2": {"tie_word_embeddings": True}, "gemma2": {"head_dim": 8}}.items():
+        bridge_world.make_llm_of(kind, tokenizer, folder / kind, max_position_embeddings=512, **more)
     return {name: str(folder / name) for name in LLMS[1:]} | {"stories15M": str(shared / "models/stories15M")}
 
 
