@@ -76,78 +76,48 @@ def test_the_real_llama_tokenizer(shared: Path) -> None:
     assert encoded.input_ids.count(tokenizer.bos_token_id) == 1
 
 
-ENDS = {"llama_3": "<|eot_id|>", "llama_3_1": "<|eot_id|>", "chatml": "<|im_end|>", "qwen_1_5": "<|im_end|>"}
-ENDS |= {"gemma": "<end_of_turn>", "phi_3": "<|end|>"}
-MARKS = {
-    "llama_3": ("<|start_header_id|>", "<|end_header_id|>"),
-    "llama_3_1": ("<|start_header_id|>", "<|end_header_id|>"),
-    "chatml": ("<|im_start|>",),
-    "qwen_1_5": ("<|im_start|>",),
-    "gemma": ("<start_of_turn>",),
-    "phi_3": ("<|user|>", "<|assistant|>", "<|system|>"),
-}
 SYSTEM = {"role": "system", "content": "Be brief."}
 PREAMBLE = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions. "
 )
-WRITTEN = {  # the whole of TALK, written by hand; what is learned stands between guillemets
-    "vicuna": "<s>USER: <image>\nWhat color is it? ASSISTANT: «red</s>»USER: Sure? ASSISTANT: «yes</s>»",
-    "vicuna_v1": f"<s>{PREAMBLE}USER: <image>\nWhat color is it? ASSISTANT: «red</s>»USER: Sure? ASSISTANT: «yes</s>»",
-    "turns": "<s><|user|> <image>\nWhat color is it?<|assistant|> «red</s>»<|user|> Sure?<|assistant|> «yes</s>»",
-    "llama_2": "<s>[INST] <image>\nWhat color is it? [/INST] «red </s>»<s>[INST] Sure? [/INST] «yes </s>»",
-    "llama_3": (
-        "<s><|start_header_id|>user<|end_header_id|>\n\n<image>\nWhat color is it?<|eot_id|>"
-        "<|start_header_id|>assistant<|end_header_id|>\n\n«red<|eot_id|>»"
-        "<|start_header_id|>user<|end_header_id|>\n\nSure?<|eot_id|>"
-        "<|start_header_id|>assistant<|end_header_id|>\n\n«yes<|eot_id|>»"
-    ),
+CHATML_TURNS = ("<|im_start|>user\n{}<|im_end|>\n", "<|im_start|>assistant\n«{}<|im_end|>»\n")
+CHATML_SYSTEM = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n"
+LLAMA_3_TURNS = (
+    "<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>",
+    "<|start_header_id|>assistant<|end_header_id|>\n\n«{}<|eot_id|>»",
+)
+LLAMA_3_SYSTEM = "<s><|start_header_id|>system<|end_header_id|>\n\n"
+DATES = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
+# By hand: the beginning, a question, an answer, of which what is learned stands between guillemets, and how a
+# conversation begins when the system says "Be brief."
+WRITTEN = {
+    "vicuna": ("<s>", "USER: {} ", "ASSISTANT: «{}</s>»", "<s>Be brief. USER: "),
+    "vicuna_v1": (f"<s>{PREAMBLE}", "USER: {} ", "ASSISTANT: «{}</s>»", "<s>Be brief. USER: "),
+    "turns": ("<s>", "<|user|> {}", "<|assistant|> «{}</s>»", "<s>Be brief. <|user|> "),
+    "llama_2": ("", "<s>[INST] {} [/INST] ", "«{} </s>»", "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\n<image>"),
+    "llama_3": ("<s>", *LLAMA_3_TURNS, f"{LLAMA_3_SYSTEM}Be brief.<|eot_id|><|start_header_id|>user"),
     "llama_3_1": (
-        "<s><|start_header_id|>system<|end_header_id|>\n\n"
-        "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n<|eot_id|>"
-        "<|start_header_id|>user<|end_header_id|>\n\n<image>\nWhat color is it?<|eot_id|>"
-        "<|start_header_id|>assistant<|end_header_id|>\n\n«red<|eot_id|>»"
-        "<|start_header_id|>user<|end_header_id|>\n\nSure?<|eot_id|>"
-        "<|start_header_id|>assistant<|end_header_id|>\n\n«yes<|eot_id|>»"
+        f"{LLAMA_3_SYSTEM}{DATES}<|eot_id|>",
+        *LLAMA_3_TURNS,
+        f"{LLAMA_3_SYSTEM}{DATES}Be brief.<|eot_id|><|start_header_id|>user",
     ),
-    "chatml": (
-        "<|im_start|>user\n<image>\nWhat color is it?<|im_end|>\n<|im_start|>assistant\n«red<|im_end|>»\n"
-        "<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\n«yes<|im_end|>»\n"
-    ),
-    "qwen_1_5": (
-        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-        "<|im_start|>user\n<image>\nWhat color is it?<|im_end|>\n<|im_start|>assistant\n«red<|im_end|>»\n"
-        "<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\n«yes<|im_end|>»\n"
-    ),
-    "mistral": "<s>[INST] <image>\nWhat color is it? [/INST] «red</s>»[INST] Sure? [/INST] «yes</s>»",
+    "chatml": ("", *CHATML_TURNS, CHATML_SYSTEM),
+    "qwen_1_5": ("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n", *CHATML_TURNS, CHATML_SYSTEM),
+    "mistral": ("<s>", "[INST] {} [/INST] ", "«{}</s>»", "<s>[INST] Be brief.\n\n<image>"),
     "gemma": (
-        "<s><start_of_turn>user\n<image>\nWhat color is it?<end_of_turn>\n<start_of_turn>model\n«red<end_of_turn>»\n"
-        "<start_of_turn>user\nSure?<end_of_turn>\n<start_of_turn>model\n«yes<end_of_turn>»\n"
+        "<s>",
+        "<start_of_turn>user\n{}<end_of_turn>\n",
+        "<start_of_turn>model\n«{}<end_of_turn>»\n",
+        "<s><start_of_turn>user\nBe brief.\n\n<image>",
     ),
     "phi_3": (
-        "<s><|user|>\n<image>\nWhat color is it?<|end|>\n<|assistant|>\n«red<|end|>»\n"
-        "<|user|>\nSure?<|end|>\n<|assistant|>\n«yes<|end|>»\n"
+        "<s>",
+        "<|user|>\n{}<|end|>\n",
+        "<|assistant|>\n«{}<|end|>»\n",
+        "<s><|system|>\nBe brief.<|end|>\n<|user|>\n",
     ),
-    "tulu": (
-        "<s><|user|>\n<image>\nWhat color is it?\n<|assistant|>\n«red</s>»\n<|user|>\nSure?\n<|assistant|>\n«yes</s>»\n"
-    ),
-}
-WITH_SYSTEM = {  # how it begins when the system says "Be brief."
-    "vicuna": "<s>Be brief. USER: ",
-    "vicuna_v1": "<s>Be brief. USER: ",
-    "turns": "<s>Be brief. <|user|> ",
-    "llama_2": "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\n<image>",
-    "llama_3": "<s><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|><|start_header_id|>user",
-    "llama_3_1": (
-        "<s><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\n"
-        "Today Date: 26 Jul 2024\n\nBe brief.<|eot_id|><|start_header_id|>user"
-    ),
-    "chatml": "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n",
-    "qwen_1_5": "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n",
-    "mistral": "<s>[INST] Be brief.\n\n<image>",
-    "gemma": "<s><start_of_turn>user\nBe brief.\n\n<image>",
-    "phi_3": "<s><|system|>\nBe brief.<|end|>\n<|user|>\n",
-    "tulu": "<s><|system|>\nBe brief.\n<|user|>\n",
+    "tulu": ("<s>", "<|user|>\n{}\n", "<|assistant|>\n«{}</s>»\n", "<s><|system|>\nBe brief.\n<|user|>\n"),
 }
 
 
@@ -159,7 +129,12 @@ def families(bridge_llm: Path) -> dict[str, Any]:
     found = {}
     for name in CHAT_TEMPLATES:
         found[name] = AutoTokenizer.from_pretrained(bridge_llm)
-        marks = (*MARKS.get(name, ()), *([ENDS[name]] if name in ENDS else []))
+        marks = (
+            {}
+            if name in ("turns", "tulu")
+            else dict.fromkeys(re.findall(r"<\|?\w{2,}\|?>", "".join(WRITTEN.get(name, ()))))
+        )
+        marks.pop("<image>", None)
         found[name].add_tokens([AddedToken(mark, special=True, normalized=False) for mark in marks])
     return found
 
@@ -167,6 +142,7 @@ def families(bridge_llm: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("name", [name for name in CHAT_TEMPLATES if name != "plain"])
 def test_rendered_and_supervised_text_by_hand(name: str, families: dict[str, Any]) -> None:
     chat = ConversationEncoder(families[name], resolve_chat_template(None, name), 1)
+    chat.check_prompts()
     encoded = chat.encode(TALK, 400)
     text, learned = "", False
     for token, label in zip(encoded.input_ids, encoded.labels, strict=True):
@@ -176,12 +152,15 @@ def test_rendered_and_supervised_text_by_hand(name: str, families: dict[str, Any
             text, piece = text + space + "»«"[not learned], piece[len(space) :]
             learned = not learned
         text += piece
-    assert text + "»" * learned == WRITTEN[name]
-    assert chat.end_token == ENDS.get(name, "</s>")
+    begin, asked, answered, with_system = WRITTEN[name]
+    first = begin + asked.format("<image>\nWhat color is it?")
+    written = first + answered.format("red") + asked.format("Sure?") + answered.format("yes")
+    assert text + "»" * learned == written
+    assert f"yes{chat.end_token}»" in written.replace("yes </s>", "yes</s>")
     prompt = chat.prompt(TALK[:1])
-    assert WRITTEN[name].replace("«", "").replace("»", "").startswith(prompt)
-    assert WRITTEN[name][len(prompt) :].lstrip(" ").startswith("«red")
-    assert chat.prompt([SYSTEM, *TALK[:1]]).startswith(WITH_SYSTEM[name])
+    assert written.replace("«", "").replace("»", "").startswith(prompt)
+    assert written[len(prompt) :].lstrip(" ").startswith("«red")
+    assert chat.prompt([SYSTEM, *TALK[:1]]).startswith(with_system)
 
 
 # Qwen 3's own (tokenizer_config.json of Qwen/Qwen3-0.6B, Apache-2.0), without its branches for tools.
@@ -263,12 +242,6 @@ def test_qwen_3_without_thoughts_prompts_as_it_trains(own: str | None, families:
         assert text.startswith(chat.prompt(TALK[:turns]) + ["red", "yes"][turns // 2])
 
 
-@pytest.mark.parametrize("name", sorted(CHAT_TEMPLATES))
-def test_shipped_templates_prompt_as_they_train(name: str, families: dict[str, Any]) -> None:
-    tokenizer = families.get(name, families["chatml"])
-    ConversationEncoder(tokenizer, resolve_chat_template(None, name), 1).check_prompts()
-
-
 def test_a_template_is_also_checked_with_a_system_message(tokenizer: Any) -> None:
     other = "{% if add_generation_prompt %}{{ '<s>assistant\n' }}{% if messages[0]['role'] == 'system' %}{{ 'Well, ' }}"
     own = CHATML.replace("{% if add_generation_prompt %}{{ '<s>assistant\n' }}", other + "{% endif %}")
@@ -322,6 +295,7 @@ def test_bad_templates_are_rejected(tokenizer: Any) -> None:
 def test_plain_is_an_image_and_its_caption(tokenizer: Any) -> None:
     """LLaVA's first stage: no roles, no question; the caption is learned with the line's end."""
     chat = ConversationEncoder(tokenizer, resolve_chat_template(None, "plain"), 2)
+    chat.check_prompts()
     text, learned = split(chat, TALK[:2])
     assert text == "<s><image><image>red\n"
     assert learned == ["red\n"]

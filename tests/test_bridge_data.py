@@ -14,6 +14,7 @@ import bridge_world
 import numpy as np
 import pytest
 import torch
+from conversation_files import write
 from PIL import Image
 from transformers import AutoTokenizer, CLIPImageProcessor
 
@@ -31,11 +32,6 @@ from llava_bridge.training.train_config import LlavaTrainConfig
 from llava_bridge.training.trainer import make_sampler
 
 TURNS = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "red"}]
-
-
-def write(path: Path, rows: Any) -> str:
-    path.write_text(json.dumps(rows) if path.suffix == ".json" else "".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
 
 
 @pytest.fixture(scope="module")
