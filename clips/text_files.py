@@ -163,7 +163,8 @@ def read_json_list(path: Path) -> Iterator[Any]:
 
 def _stream_list(path: Path) -> Iterator[Any]:
     """See `read_json_list`; raises OSError, ValueError or RecursionError for what it cannot read."""
-    decode, blank = json.JSONDecoder().raw_decode, re.compile(r"[ \t\n\r]*")
+    decode = json.JSONDecoder().raw_decode
+    blanks: Any = re.compile(r"[ \t\n\r]*").match
     with path.open(encoding="utf-8-sig", newline="") as stream:
         text = stream.read(_CHUNK)
         start = re.compile(r"[ \t\n\r]*\[[ \t\n\r]*").match(text)
@@ -176,8 +177,8 @@ def _stream_list(path: Path) -> Iterator[Any]:
         while mark != "]":
             value, end = None, len(text)
             with contextlib.suppress(json.JSONDecodeError):  # the value may be cut
-                value, end = decode(text, blank.match(text, at).end())
-                end = blank.match(text, end).end()
+                value, end = decode(text, blanks(text, at).end())
+                end = blanks(text, end).end()
             if end == len(text):  # a number may be cut, too
                 more = stream.read(_CHUNK)
                 if not more or end - at > _CHUNK:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -85,12 +85,15 @@ def test_a_streamed_list_is_what_the_parser_makes_of_the_whole_file(
         assert outcome(lambda path: list(read_json_list(path))) == outcome(read_json), content[:80]
 
 
+ROLES: tuple[Literal["system", "user", "assistant"], ...] = ("system", "user", "assistant")
+
+
 def talk(count: int = 11) -> list[Conversation]:
     return [
         Conversation(
             f"row {number}",
             [FileImage(Path(), f"é{image}.png") for image in range(number % 3)],
-            [Turn(role, f"{role} 😀" * number) for role in ("system", "user", "assistant")[: number % 4]],
+            [Turn(role, f"{role} 😀" * number) for role in ROLES[: number % 4]],
             "a fault" if number % 5 == 4 else "",
         )
         for number in range(count)
@@ -119,9 +122,15 @@ def entries() -> list[Path]:
     return sorted(cache_directory("conversations").glob("*.arrow"))
 
 
+def converted(file: Path, read: Any, root: Path = Path()) -> ConversationTable:
+    found = convert_or_read(file, "x", root, read)
+    assert isinstance(found, ConversationTable)
+    return found
+
+
 @pytest.mark.parametrize("count", [0, 1, 4, 11])
 def test_a_table_holds_the_conversations(count: int, file: Path) -> None:
-    table = convert_or_read(file, "x", Path("/photos"), lambda *_: iter(talk(count)))
+    table = converted(file, lambda *_: iter(talk(count)), Path("/photos"))
     expected = placed(talk(count), Path("/photos"))
     again: ConversationTable = pickle.loads(pickle.dumps(table))
     assert len(pickle.dumps(table)) < 1000  # its path
@@ -193,6 +202,6 @@ def test_without_a_writable_cache_the_text_is_in_memory(
     file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null/cache")
-    table = convert_or_read(file, "x", Path(), lambda *_: iter(talk()))
+    table = converted(file, lambda *_: iter(talk()))
     assert list(pickle.loads(pickle.dumps(table))) == placed(talk())
     assert "keeps the text of" in capsys.readouterr().err
