@@ -65,7 +65,13 @@ def from_plain(kind: type[Record], values: Any, *, what: str = "") -> Record:
     from pydantic import ValidationError
 
     try:
-        content, text = _as_json(kind, values)
+        if not isinstance(values, Mapping):
+            raise UserError(f"expected a mapping of field names to values, got {values!r:.80}")
+        try:
+            content = to_plain(values)
+            text = json.dumps(content)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise UserError(f"expected plain values ({error_reason(error)})") from None
         # From JSON, pydantic accepts lists as tuples and mappings as dataclasses also in strict mode.
         return adapter(typing.cast(Any, kind)).validate_json(text, strict=True)
     except ValidationError as error:
@@ -73,16 +79,6 @@ def from_plain(kind: type[Record], values: Any, *, what: str = "") -> Record:
     except UserError as error:
         problem = str(error)
     raise UserError(f"{what}: {problem}" if what else problem)
-
-
-def _as_json(kind: type, values: Any) -> tuple[dict[str, Any], str]:
-    if not isinstance(values, Mapping):
-        raise UserError(f"expected a mapping of field names to values, got {values!r:.80}")
-    try:
-        content = to_plain(values)
-        return content, json.dumps(content)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise UserError(f"expected plain values ({error_reason(error)})") from None
 
 
 @functools.cache
@@ -126,7 +122,15 @@ def _texts(content: Any, name: str = "") -> Iterator[tuple[str, str]]:
 
 def _problem(errors: Sequence[Any], kind: Any, content: Any) -> str:
     """One line about one of pydantic's errors: an unknown key first, because it may be a misspelled missing one."""
-    first = min(errors, key=lambda error: (error["type"] not in _UNKNOWN_KEY, error["type"] == "missing"))
+
+    def rank(error: Any) -> tuple[bool, bool, bool]:
+        is_unknown, is_missing = error["type"] in _UNKNOWN_KEY, error["type"] == "missing"
+        _, found, expected = _spot(kind, error["loc"][:-1] if is_unknown or is_missing else error["loc"], content)
+        # What is wrong with a mapping is not that it could have been a string.
+        is_other_option = isinstance(found, Mapping) and len(options_of(expected)) > 1
+        return not is_unknown, is_other_option, is_missing
+
+    first = min(errors, key=rank)
     if first["type"] == "json_invalid":
         for name, text in _texts(content):
             if any("\ud800" <= letter <= "\udfff" for letter in text):
@@ -150,8 +154,12 @@ def _spot(kind: Any, loc: Sequence[str | int], content: Any) -> tuple[str, Any, 
     name = ""
     for part in loc:
         options = options_of(kind)
-        if len(options) > 1:
-            break  # the next part is the name of an option
+        if len(options) > 1:  # the part is the name of an option
+            option = next((each for each in options if is_config(each) and each.__name__ == part), None)
+            if option is None:
+                break
+            kind = option
+            continue
         (holder,) = options
         inner = typing.get_args(holder)
         if is_config(holder):

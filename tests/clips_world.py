@@ -19,6 +19,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from clips import train as training
 from clips.commandline.parsing import parse_config
@@ -205,3 +206,18 @@ def assert_same_training(output: Path, expected: Path) -> None:
         difference = without_key_bias(name, value) - without_key_bias(name, wanted[name])
         # Adam turns rounding in a gradient near zero into a step: single entries may differ, not the whole.
         assert difference.abs().mean() < 1e-6, (output.name, name)
+
+
+class Largest(TorchDispatchMode):
+    """Remembers how many numbers the largest tensor has that is made in the block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for value in made if isinstance(made, tuple | list) else (made,):
+            if isinstance(value, torch.Tensor):
+                self.numbers = max(self.numbers, value.untyped_storage().nbytes() // value.element_size())
+        return made

@@ -10,6 +10,19 @@ import torch
 from safetensors.torch import save_file
 
 TEXTS = ["A red square.", "two dogs, running!", ""]
+ODD_TEXTS = [
+    "the dog’s toy",
+    "“Curly” quotes – and … ‘dashes’",
+    "résumé, ÎLE, ΟΔΟΣ",
+    "emoji 🙂👍🏽 家",
+    "ﬁne ＡＢＣ, ½",
+    "&lt;b&gt; &amp;amp; co",
+    "  two  spaces,\ta tab\n",
+    "\ufeffbom \x00 null \x85 c1",
+    "repaired: cafÃ©",
+    "",
+    "A word " * 50,
+]
 WORDS = ["[PAD]", "[BEGIN]", "[UNK]", "a", "red", "square", "two", "dogs", "running", ".", ",", "!", "[END]"]
 VIT: dict[str, Any] = {
     "embed_dim": 24,

@@ -143,6 +143,27 @@ def put_failure(results: Path, row: str, benchmark: str, reason: str) -> Path:
     )
 
 
+def put_hits(
+    results: Path,
+    row: str,
+    benchmark: str,
+    right: int,
+    *,
+    items: str = "",
+    unread: int | None = None,
+    scored: int = 120,
+    **more: object,
+) -> None:
+    """A result on 120 images, of which the first ``right`` are right, and the first ``unread`` not read."""
+    table = items_table(0.5, benchmark="gqa").assign(image=[f"image {number}" for number in range(120)])
+    table["item"] = items + table["item"]
+    table["hit"] = table["score"] = [float(number < right) if number < scored else np.nan for number in range(120)]
+    if unread is not None:
+        table["unread"] = [float(number < unread) for number in range(120)]
+        table["hit_unread_wrong"] = table["hit"] * (1 - table["unread"])
+    put_result(results, row, benchmark, table, **more)  # type: ignore[arg-type]
+
+
 def rendered(report: Report, name: str) -> str:
     """The file of a format that has one."""
     return str(next(iter(REPORT_FORMATS[name](report).values())))

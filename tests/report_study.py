@@ -68,6 +68,39 @@ def make_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return output
 
 
+SHARES = {
+    "pretrained": (0.1, 0.1, 0.1),
+    "whole": (0.2, 0.25, 0.3),
+    "part.block.8": (0.5, 0.55, 0.6),
+    "part.block.16": (0.3, 0.36, 0.42),
+}
+STUDY = """
+name: small
+baseline: whole
+seeds: [0, 1, 2]
+encoders:
+  pretrained: {}
+  whole: {recipe: {strategy: full}}
+  part: {sweep: {recipe.caption_strategy: [block], recipe.caption_tokens: [8, 16]}}
+benchmarks: {retrieval: {data: d}}
+figures:
+  - {benchmark: retrieval, encoders: part, x: recipe.caption_tokens, reference_lines: [whole], title: <Lengths>,
+     label: tokens}
+"""
+
+
+def write_study(output: Path, scores: dict[str, tuple[float, ...]], text: str = STUDY) -> Path:
+    """A study's output with three seeds of each encoder, by the share of right answers of each."""
+    record_study(text, output)
+    for encoder, shares in scores.items():
+        for seed, share in enumerate(shares):
+            items = items_table(0.0, benchmark="retrieval", count=200)
+            items["hit"] = items["score"] = [float(number < round(200 * share)) for number in range(200)]
+            more = {"primary": ("t2i_r1",), "digest": f"{encoder} {seed}"}
+            put_result(output / "results", f"{encoder}-s{seed}", "retrieval", items, **more)  # type: ignore[arg-type]
+    return output
+
+
 class Page(HTMLParser):
     """A page's elements and words; a tag that is not closed, an id twice or a link to nowhere is an error.
 

@@ -23,6 +23,7 @@ from benchmarks.analysis.compare_command import (
 from benchmarks.analysis.diff_command import DiffConfig, run_diff
 from benchmarks.analysis.find_results import find_results_by_row
 from benchmarks.report.load_results import read_source
+from benchmarks.results.item_scores import ItemScores
 from benchmarks.results.protocol import ranking_key
 from benchmarks.results.results import read_result
 from clips.errors import UserError
@@ -154,6 +155,26 @@ def test_different_protocols_and_items_are_not_tested(tmp_path, capsys):
     moved = items_table(0.6, benchmark="pope")  # of the same names, about other images
     put_result(tmp_path, "moved", "pope", moved.assign(image=[f"other {name}" for name in moved["image"]]))
     assert lines_of(tmp_path, "clip", "moved")["pope", "accuracy"].verdict.startswith("no test: the models do not have")
+
+
+@pytest.mark.parametrize("change", ["names", "images", "missing"])
+def test_seeds_with_different_items_have_no_mean(tmp_path, change):
+    items = items_table(0.5, benchmark="gqa")
+    put_result(tmp_path, "one", "gqa", items, digest="1" * 64)
+    other = items_table(0.5, benchmark="gqa", seed=1)
+    if change == "names":
+        other["item"] = [f"other {name}" for name in other["item"]]
+    elif change == "images":
+        other["image"] = [f"other {name}" for name in other["image"]]
+    put_result(tmp_path, "same", "gqa", items_table(0.5, benchmark="gqa", seed=1), digest="2" * 64)
+    if change == "missing":
+        other.loc[0, "hit"] = None
+    put_result(tmp_path, "other", "gqa", other, digest="3" * 64)
+    one, same, other = (read_result(tmp_path / name / "gqa.json") for name in ("one", "same", "other"))
+    scores = ItemScores()
+    assert scores.of_model([one, same], "exact_match").num_seeds == 2
+    assert scores.of_model([one, other], "exact_match") is None
+    assert scores.why_not([one, other], "exact_match") == "the seeds have scores for different items"
 
 
 def test_directories_of_rows_are_compared_row_by_row(tmp_path, capsys):

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 from bridge_world import SMALL_LLM
+from clips_world import Largest
 from fake_cuda import CUDA, to_fake_cuda
-from test_clips_losses import Largest
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaModel
 
 from clips.errors import UserError

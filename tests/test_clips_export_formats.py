@@ -12,7 +12,6 @@ import torch
 from clips_world import tensors_of, trained
 from PIL import Image
 from safetensors.torch import load_file
-from test_clips_importing import ODD_TEXTS
 
 from clips.core.artifact import directory_hash, read_manifest
 from clips.encoder import load_encoder, write_encoder
@@ -51,8 +50,8 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def exported(encoders: Path, name: str, form: Any, output: Path) -> Any:
-    run_export(ExportConfig(checkpoint=str(encoders / name), output=str(output), format=form))
+def exported(encoders: Path, name: str, form: Any, output: Path, **fields: Any) -> Any:
+    run_export(ExportConfig(checkpoint=str(encoders / name), output=str(output), format=form, **fields))
     return load_encoder(encoders / name)
 
 
@@ -93,6 +92,10 @@ def test_hf_clip_and_back(encoders: Path, tmp_path: Path, name: str):
 
     encoder = exported(encoders, name, "hf_clip", tmp_path / "hf")
     assert_same(encoder, CLIPModel.from_pretrained(tmp_path / "hf").eval())
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert card.startswith("---\nlicense: unknown\n")
+    assert "CLIPModel.from_pretrained" in card
+    assert "padding=" not in card
     words = AutoTokenizer.from_pretrained(tmp_path / "hf")
     texts = [*world.TEXTS, "Don't: 12 cafés & naïve snowmen ☃"]
     for text, row in zip(texts, encoder.tokenizer(texts), strict=True):
@@ -111,11 +114,18 @@ def test_hf_clip_and_back(encoders: Path, tmp_path: Path, name: str):
 def test_hf_siglip_and_back(encoders: Path, tmp_path: Path):
     from transformers import SiglipModel
 
-    encoder = exported(encoders, "siglip", "hf_siglip", tmp_path / "hf")
+    encoder = exported(encoders, "siglip", "hf_siglip", tmp_path / "hf", license="apache-2.0")
     assert_same(encoder, SiglipModel.from_pretrained(tmp_path / "hf").eval())
     first, again = (load_file(folder / "model.safetensors") for folder in (encoders / "hf_siglip", tmp_path / "hf"))
     assert first.keys() == again.keys()
     assert all(torch.equal(value, again[key]) for key, value in first.items())
+    manifest = read_manifest(tmp_path / "hf")
+    assert manifest["kind"] == "hf_siglip"
+    assert manifest["largest_difference"] < 1e-5
+    assert manifest["parents"]["encoder"]["hash"] == directory_hash(encoders / "siglip")
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert card.startswith("---\nlicense: apache-2.0\n")
+    assert all(fact in card for fact in ("SiglipModel.from_pretrained", 'padding="max_length"'))
 
 
 @pytest.mark.parametrize(
@@ -145,7 +155,7 @@ def test_exported_tokenizers_clean_texts_as_the_encoder(encoders: Path, tmp_path
     encoder = exported(encoders, name, form, tmp_path / "hf")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
     length = encoder.tokenizer([""]).shape[1]
-    for text in [*ODD_TEXTS, "Red, squaRE! _dogs_ “two”"]:
+    for text in [*world.ODD_TEXTS, "Red, squaRE! _dogs_ “two”"]:
         theirs = tokenizer(text, truncation=True, max_length=length).input_ids
         ours = encoder.tokenizer([text])[0, : len(theirs)].tolist()
         assert (ours == theirs) is (text != "repaired: cafÃ©" or form == "hf_siglip"), (
@@ -213,26 +223,6 @@ def test_a_sigmoid_training_loads_in_stock_open_clip(tmp_path: Path):
         logits = model.eval().get_logits(pixels, tokens)[0]
         cosines = model.encode_image(pixels, normalize=True) @ model.encode_text(tokens, normalize=True).t()
         torch.testing.assert_close(logits, model.logit_scale.exp() * cosines + bias)
-
-
-def test_manifest_and_card(encoders: Path, tmp_path: Path):
-    output = tmp_path / "out"
-    run_export(
-        ExportConfig(checkpoint=str(encoders / "siglip"), output=str(output), format="hf_siglip", license="apache-2.0")
-    )
-    manifest = read_manifest(output)
-    assert manifest["kind"] == "hf_siglip"
-    assert manifest["largest_difference"] < 1e-5
-    assert manifest["parents"]["encoder"]["hash"] == directory_hash(encoders / "siglip")
-    card = (output / "README.md").read_text()
-    assert card.startswith("---\nlicense: apache-2.0\n")
-    for fact in ("SiglipModel.from_pretrained", 'padding="max_length"'):
-        assert fact in card, fact
-    run_export(ExportConfig(checkpoint=str(encoders / "clip"), output=str(tmp_path / "clip"), format="hf_clip"))
-    card = (tmp_path / "clip" / "README.md").read_text()
-    assert card.startswith("---\nlicense: unknown\n")
-    assert "CLIPModel.from_pretrained" in card
-    assert "padding=" not in card
 
 
 def test_a_checkpoint_is_exported_for_transformers(encoders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

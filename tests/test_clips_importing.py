@@ -35,30 +35,13 @@ from clips.model_refs import state_tokenizer
 pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__:DeprecationWarning")
 CLIPS_CFG = {  # as the released configs state it, at a tiny size
     "embed_dim": 24,
-    "vision_cfg": {
-        "image_size": 32,
-        "layers": 2,
-        "width": 64,
-        "patch_size": 8,
-        "head_width": 16,
-        "no_ln_pre": True,
-        "pool_type": "avg",
-        "final_ln_after_pool": True,
-        "norm_kwargs": {"eps": 1e-6},
-    },
-    "text_cfg": {
-        "context_length": 80,
-        "vocab_size": 32000,
-        "hf_tokenizer_name": "bert-base-uncased",
-        "tokenizer_kwargs": {"strip_sep_token": True},
-        "width": 32,
-        "heads": 4,
-        "layers": 2,
-        "pool_type": "last",
-        "no_causal_mask": True,
-        "act_kwargs": {"approximate": "tanh"},
-        "norm_kwargs": {"eps": 1e-6},
-    },
+    "vision_cfg": world.VIT["vision_cfg"]
+    | {"head_width": 16, "no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True}
+    | {"norm_kwargs": {"eps": 1e-6}},
+    "text_cfg": world.VIT["text_cfg"]
+    | {"context_length": 80, "vocab_size": 32000, "hf_tokenizer_name": "bert-base-uncased"}
+    | {"tokenizer_kwargs": {"strip_sep_token": True}, "pool_type": "last", "no_causal_mask": True}
+    | {"act_kwargs": {"approximate": "tanh"}, "norm_kwargs": {"eps": 1e-6}},
 }
 
 
@@ -166,49 +149,34 @@ def test_each_entry_of_an_image_processor_is_read(tmp_path: Path, kind: str):
         assert levels.max() < 1.5, shape  # the libraries round differently
 
 
-REJECTED: dict[str, tuple[dict[str, Any], str]] = {
-    "do_resize": ({"do_resize": False}, "true, got False"),
-    "size": ({"size": {"shortest_edge": 36}}, r"\{'shortest_edge': 32\}, got .*36"),
-    "crop_size": ({"crop_size": {"height": 28, "width": 28}}, "the size of the model's images, got .*28"),
-    "resample": ({"resample": 1}, r"2 \(bilinear\) and 3 \(bicubic\), got 1"),
-    "do_pad": ({"do_pad": True}, "processors without it, got True"),
-    "crop_pct": ({"image_processor_type": "ConvNextImageProcessor", "do_center_crop": None}, "without it, got 0.875"),
-    "rescale_factor": ({"rescale_factor": 0}, "a positive number, got 0"),
-}
+ONLY = r"hf/preprocessor_config\.json: {}: open_clip computes only .*{}.*; benchmarks read .* as transformers:.*hf$"
+NUMBERS = r"hf: expected numbers as rescale_factor, image_mean and image_std \("
+REJECTED: list[tuple[dict[str, Any], str]] = [
+    ({"do_resize": False}, ONLY.format("do_resize", "true, got False")),
+    ({"size": {"shortest_edge": 36}}, ONLY.format("size", r"\{'shortest_edge': 32\}, got .*36")),
+    ({"crop_size": {"height": 28, "width": 28}}, ONLY.format("crop_size", "the model's images, got .*28")),
+    *(({"resample": kernel}, ONLY.format("resample", f", got {kernel}")) for kernel in (0, 1, 4, 5)),
+    ({"do_pad": True}, ONLY.format("do_pad", "processors without it, got True")),
+    (
+        {"image_processor_type": "ConvNextImageProcessor", "do_center_crop": None},
+        ONLY.format("crop_pct", "without it, got 0.875"),
+    ),
+    ({"rescale_factor": 0}, ONLY.format("rescale_factor", "a positive number, got 0")),
+    ({"image_mean": [0.5, 0.5]}, NUMBERS),
+    ({"rescale_factor": None}, NUMBERS),
+    ({"image_std": None}, NUMBERS),
+]
 
 
-@pytest.mark.parametrize("name", REJECTED)
-def test_an_image_processor_that_open_clip_cannot_compute_is_rejected(tmp_path: Path, name: str):
-    fields, message = REJECTED[name]
+@pytest.mark.parametrize(("fields", "message"), REJECTED)
+def test_an_image_processor_that_open_clip_cannot_compute_is_rejected(tmp_path: Path, fields: Any, message: str):
     world.hf_clip(tmp_path / "hf")
     file = tmp_path / "hf" / "preprocessor_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"size": {"height": 32, "width": 32}} | fields))
-    with pytest.raises(
-        UserError, match=rf"preprocessor_config\.json: {name}: open_clip computes only .*{message}"
-    ) as told:
-        imported(tmp_path / "hf", tmp_path / "encoder")
-    assert f"as transformers:{tmp_path / 'hf'}" in str(told.value)
-    assert not (tmp_path / "encoder").exists()
-
-
-@pytest.mark.parametrize("fields", [{"image_mean": [0.5, 0.5]}, {"rescale_factor": None}, {"image_std": None}])
-def test_numbers_that_an_image_processor_lacks_are_named(tmp_path: Path, fields: dict[str, Any]):
-    world.hf_clip(tmp_path / "hf")
-    file = tmp_path / "hf" / "preprocessor_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
-    with pytest.raises(UserError, match="hf: expected numbers as rescale_factor, image_mean and image_std") as told:
+    with pytest.raises(UserError, match=message) as told:
         imported(tmp_path / "hf", tmp_path / "encoder")
     assert "\n" not in str(told.value)
-
-
-@pytest.mark.parametrize("resample", [0, 1, 4, 5])
-def test_kernels_of_pillow_that_open_clip_lacks_are_named(tmp_path: Path, resample: int):
-    world.hf_siglip(tmp_path / "hf")
-    world.image_processor(tmp_path / "hf", size={"height": 32, "width": 32}, do_center_crop=False)
-    file = tmp_path / "hf" / "preprocessor_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"resample": resample}))
-    with pytest.raises(UserError, match=rf"resample: open_clip computes only .*, got {resample}"):
-        imported(tmp_path / "hf", tmp_path / "encoder")
+    assert not (tmp_path / "encoder").exists()
 
 
 def test_a_wrong_preprocessing_is_noticed_by_its_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -218,21 +186,6 @@ def test_a_wrong_preprocessing_is_noticed_by_its_pixels(tmp_path: Path, monkeypa
     monkeypatch.setitem(hf_files._RESAMPLING, 3, "bilinear")
     with pytest.raises(UserError, match=r"open_clip's pixels would differ from its image processor's by 1\.\d of"):
         imported(tmp_path / "hf", tmp_path / "encoder")
-
-
-ODD_TEXTS = [
-    "the dog’s toy",
-    "“Curly” quotes – and … ‘dashes’",
-    "résumé, ÎLE, ΟΔΟΣ",
-    "emoji 🙂👍🏽 家",
-    "ﬁne ＡＢＣ, ½",
-    "&lt;b&gt; &amp;amp; co",
-    "  two  spaces,\ta tab\n",
-    "\ufeffbom \x00 null \x85 c1",
-    "repaired: cafÃ©",
-    "",
-    "A word " * 50,
-]
 
 
 def test_texts_have_equal_tokens_with_and_without_an_import(tmp_path: Path):
@@ -245,14 +198,14 @@ def test_texts_have_equal_tokens_with_and_without_an_import(tmp_path: Path):
     alone = world.clip_tokenizer(tmp_path / "hf")
     encoder = imported(tmp_path / "hf", tmp_path / "encoder")
     unimported = load_transformers_encoder(tmp_path / "hf")
-    ours = encoder.tokenizer(ODD_TEXTS)
-    assert torch.equal(ours, unimported.tokenizer(ODD_TEXTS))
-    for own, openai in zip(ours.tolist(), SimpleTokenizer(context_length=10)(ODD_TEXTS).tolist(), strict=True):
+    ours = encoder.tokenizer(world.ODD_TEXTS)
+    assert torch.equal(ours, unimported.tokenizer(world.ODD_TEXTS))
+    for own, openai in zip(ours.tolist(), SimpleTokenizer(context_length=10)(world.ODD_TEXTS).tolist(), strict=True):
         length = own.index(49407) + 1
         assert own[:length] == openai[:length]
     with torch.no_grad():
         assert torch.allclose(encoder.model.encode_text(ours), unimported.model.encode_text(ours), atol=1e-5)
-    assert alone(ODD_TEXTS[0]).input_ids != ours[0, : len(alone(ODD_TEXTS[0]).input_ids)].tolist()
+    assert alone(world.ODD_TEXTS[0]).input_ids != ours[0, : len(alone(world.ODD_TEXTS[0]).input_ids)].tolist()
     named = read_manifest(tmp_path / "encoder")["other_tokens"]
     assert "the dog’s toy" in named
     assert "résumé, São Paulo, ÎLE" not in named
@@ -290,15 +243,35 @@ def test_an_activation_that_differs_from_timm_is_reported(tmp_path: Path):
     assert 1e-5 < read_manifest(tmp_path / "encoder")["largest_difference"] < 0.1
 
 
-def as_training_checkpoint(model: torch.nn.Module, path: Path) -> None:
-    state = {f"module._orig_mod.{name}": value for name, value in model.state_dict().items()}
-    torch.save({"epoch": 3, "name": "run", "state_dict": state, "optimizer": {"state": {}, "param_groups": []}}, path)
+def assert_same_weights(encoder: Any, model: torch.nn.Module) -> None:
+    found, expected = encoder.model.state_dict(), model.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(value.float(), found[name]) for name, value in expected.items())
 
 
-SAVERS = {
-    "epoch_3.pt": as_training_checkpoint,
-    "weights.bin": lambda model, path: torch.save(model.state_dict(), path),
-    "weights.safetensors": lambda model, path: save_file(model.state_dict(), path),
+def written(path: Path, rename: Callable[[str], str] = str, **more: Any) -> Any:
+    """Write a model's state dict, or that of a training checkpoint with ``more``; returns the model."""
+    model = world.open_clip_model(world.VIT)
+    state = {rename(name): value for name, value in model.state_dict().items()}
+    if path.suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save({"epoch": 3, "name": "run", "state_dict": state, **more} if more else state, path)
+    return model
+
+
+WRITTEN: dict[str, tuple[str, Callable[[str], str]]] = {
+    "state dict": ("weights.bin", str),
+    "safetensors": ("weights.safetensors", str),
+    "lightning": ("a.pt", lambda name: f"model.{name}"),
+    "compiled lightning": ("a.pt", lambda name: f"model._orig_mod.{name}"),
+    "compiled tower": ("a.pt", lambda name: name.replace("visual.", "visual._orig_mod.", 1)),
+    "fsdp": (
+        "a.pt",
+        lambda name: "_fsdp_wrapped_module." + name.replace(".resblocks.0.", ".resblocks.0._fsdp_wrapped_module."),
+    ),
+    "checkpointed": ("a.pt", lambda name: name.replace(".resblocks.1.", ".resblocks.1._checkpoint_wrapped_module.")),
+    "ddp within lightning": ("a.pt", lambda name: f"module.model.module.{name}"),
 }
 
 
@@ -311,18 +284,23 @@ def small_architecture(monkeypatch: pytest.MonkeyPatch) -> str:
     return "ViT-small0-8"
 
 
-@pytest.mark.parametrize("name", SAVERS)
-def test_a_file_of_weights_with_its_architecture(tmp_path: Path, name: str, small_architecture: str):
-    model = world.open_clip_model(world.VIT)
-    SAVERS[name](model, tmp_path / name)
-    encoder = imported(tmp_path / name, tmp_path / "encoder", architecture=small_architecture)
-    assert encoder.model.state_dict().keys() == model.state_dict().keys()
-    assert all(torch.equal(value, encoder.model.state_dict()[key]) for key, value in model.state_dict().items())
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_a_file_of_weights_with_its_architecture(tmp_path: Path, kind: str, small_architecture: str):
+    name, rename = WRITTEN[kind]
+    model = written(tmp_path / name, rename)
+    assert_same_weights(imported(tmp_path / name, tmp_path / "encoder", architecture=small_architecture), model)
+
+
+def test_a_training_checkpoint_with_its_architecture(tmp_path: Path, small_architecture: str):
+    file = tmp_path / "epoch_3.pt"
+    model = written(file, lambda name: f"module._orig_mod.{name}", optimizer={"state": {}, "param_groups": []})
+    encoder = imported(file, tmp_path / "encoder", architecture=small_architecture)
+    assert_same_weights(encoder, model)
     assert encoder.tokenizer(["a photo"])[0, :4].tolist() == [49406, 320, 1125, 49407]  # OpenAI's words
     assert encoder.config["preprocess_cfg"]["mean"] == [0.48145466, 0.4578275, 0.40821073]
     manifest = read_manifest(tmp_path / "encoder")
     assert manifest["hash"] == directory_hash(tmp_path / "encoder")
-    assert manifest["parents"]["source"]["hash"] == directory_hash(tmp_path / name)
+    assert manifest["parents"]["source"]["hash"] == directory_hash(file)
 
 
 def drawn(width: int = 90, height: int = 50) -> Image.Image:
@@ -435,7 +413,7 @@ def test_weights_do_not_show_their_activation_so_a_line_does(
     from open_clip import factory
 
     monkeypatch.setitem(factory._MODEL_CONFIGS, f"{small_architecture}-quickgelu", world.VIT | {"quick_gelu": True})
-    SAVERS["weights.bin"](world.open_clip_model(world.VIT), tmp_path / "weights.bin")
+    written(tmp_path / "weights.bin")
     imported(tmp_path / "weights.bin", tmp_path / "plain", architecture=small_architecture)
     (line,) = quick_gelu_lines(capsys.readouterr().err)
     assert line.startswith(f"architecture: {small_architecture} computes GELU")
@@ -448,34 +426,13 @@ def test_weights_do_not_show_their_activation_so_a_line_does(
 def test_a_checkpoint_of_open_clips_older_trainer_is_read(tmp_path: Path, module: str, small_architecture: str):
     """Its learning rate is a numpy scalar, under the module's name of before or after numpy 2."""
     model = world.open_clip_model(world.VIT)
-    optimizer = torch.optim.AdamW(model.parameters())
-    optimizer.param_groups[0]["lr"] = 0.5 * (1 + np.cos(np.pi * 3 / 7)) * 5e-4
-    state = {f"module.{name}": value for name, value in model.state_dict().items()}
-    content = {"epoch": 3, "name": "run", "state_dict": state, "optimizer": optimizer.state_dict()}
+    rate = 0.5 * (1 + np.cos(np.pi * 3 / 7)) * 5e-4
+    content = {"state_dict": model.state_dict(), "optimizer": {"state": {}, "param_groups": [{"lr": rate}]}}
     torch.save(content, tmp_path / "epoch_3.pt", _use_new_zipfile_serialization=False)
     stored = (tmp_path / "epoch_3.pt").read_bytes()
     assert b"cnumpy._core.multiarray\nscalar\n" in stored
     (tmp_path / "epoch_3.pt").write_bytes(stored.replace(b"cnumpy._core.", f"c{module}.".encode()))
-    encoder = imported(tmp_path / "epoch_3.pt", tmp_path / "encoder", architecture=small_architecture)
-    assert all(torch.equal(value, encoder.model.state_dict()[key]) for key, value in model.state_dict().items())
-
-
-WRAPPED: dict[str, Callable[[str], str]] = {
-    "lightning": lambda name: f"model.{name}",
-    "compiled lightning": lambda name: f"model._orig_mod.{name}",
-    "compiled tower": lambda name: name.replace("visual.", "visual._orig_mod.", 1),
-    "fsdp": lambda name: "_fsdp_wrapped_module." + name.replace(".resblocks.0.", ".resblocks.0._fsdp_wrapped_module."),
-    "checkpointed": lambda name: name.replace(".resblocks.1.", ".resblocks.1._checkpoint_wrapped_module."),
-    "ddp within lightning": lambda name: f"module.model.module.{name}",
-}
-
-
-@pytest.mark.parametrize("kind", WRAPPED)
-def test_names_of_wrapped_modules_are_unwrapped(tmp_path: Path, kind: str, small_architecture: str):
-    model = world.open_clip_model(world.VIT)
-    torch.save({WRAPPED[kind](name): value for name, value in model.state_dict().items()}, tmp_path / "weights.pt")
-    encoder = imported(tmp_path / "weights.pt", tmp_path / "encoder", architecture=small_architecture)
-    assert all(torch.equal(value, encoder.model.state_dict()[key]) for key, value in model.state_dict().items())
+    assert_same_weights(imported(tmp_path / "epoch_3.pt", tmp_path / "encoder", architecture=small_architecture), model)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
@@ -489,8 +446,7 @@ def test_openais_torchscript_gets_a_hint_that_works(tmp_path: Path, small_archit
     with pytest.raises(UserError, match=r"ViT-B-32\.pt: a TorchScript archive, as OpenAI's; .*torch\.jit\.load"):
         imported(tmp_path / "ViT-B-32.pt", tmp_path / "no", architecture=small_architecture)
     torch.save(model.state_dict() | archive.state_dict(), tmp_path / "OUT.pt")
-    encoder = imported(tmp_path / "OUT.pt", tmp_path / "encoder", architecture=small_architecture)
-    assert all(torch.equal(value.float(), encoder.model.state_dict()[key]) for key, value in model.state_dict().items())
+    assert_same_weights(imported(tmp_path / "OUT.pt", tmp_path / "encoder", architecture=small_architecture), model)
 
 
 @pytest.mark.parametrize("custom", [False, True])
@@ -509,16 +465,6 @@ def test_a_hub_directory_whose_weights_are_a_pickle_of_tensors(tmp_path: Path, c
     assert read_manifest(tmp_path / "encoder")["license"] == "apache-2.0"
 
 
-def test_released_clips_gets_its_tokenizer(tmp_path: Path):
-    model = world.open_clip_directory(tmp_path / "released", CLIPS_CFG)
-    encoder = imported(tmp_path / "released", tmp_path / "encoder")
-    tokens = encoder.tokenizer(world.TEXTS)
-    assert torch.equal(tokens, ClipsTokenizer(80)(world.TEXTS))  # class token last, as the authors' CLIPS_Tokenizer
-    with torch.no_grad():
-        assert torch.equal(encoder.model.encode_text(tokens), model.encode_text(tokens))
-    assert "tokenizer_kwargs" not in encoder.config["model_cfg"]["text_cfg"]
-
-
 def test_a_strangers_license_is_no_markup_in_the_card(tmp_path: Path):
     license = "mit\nbase_model: theirs\n---\n<script>alert(1)</script> [x](javascript:y) \x1b]0;z\x07"
     manifest = {"format": "open_clip", "preprocessing": "", **Parity().record()}
@@ -531,15 +477,17 @@ def test_a_strangers_license_is_no_markup_in_the_card(tmp_path: Path):
     assert not any(sign in text for sign in ("<script", "[x](", "\x1b", "\x07"))
 
 
-def test_released_clips_is_read_without_an_import(tmp_path: Path):
-    model = world.open_clip_directory(tmp_path / "released", CLIPS_CFG)
-    (tmp_path / "released" / "open_clip_model.safetensors").unlink()
-    torch.save(model.state_dict(), tmp_path / "released" / "open_clip_pytorch_model.bin")  # as the authors write it
-    encoder, expected = load_encoder(tmp_path / "released"), ClipsTokenizer(80)(world.TEXTS)
-    assert torch.equal(encoder.tokenizer(world.TEXTS), expected)
-    with torch.no_grad():
-        assert torch.equal(encoder.model.encode_text(expected), model.encode_text(expected))
-    config = ModelConfig(architecture=str(tmp_path / "released"), pretrained=str(tmp_path / "released"))
+def test_released_clips_has_its_tokenizer_with_and_without_an_import(tmp_path: Path):
+    model, released = world.open_clip_directory(tmp_path / "released", CLIPS_CFG), tmp_path / "released"
+    (released / "open_clip_model.safetensors").unlink()
+    torch.save(model.state_dict(), released / "open_clip_pytorch_model.bin")  # as the authors write it
+    expected = ClipsTokenizer(80)(world.TEXTS)  # class token last, as the authors' CLIPS_Tokenizer
+    for encoder in (load_encoder(released), taken := imported(released, tmp_path / "encoder")):
+        assert torch.equal(encoder.tokenizer(world.TEXTS), expected)
+        with torch.no_grad():
+            assert torch.equal(encoder.model.encode_text(expected), model.encode_text(expected))
+    assert "tokenizer_kwargs" not in taken.config["model_cfg"]["text_cfg"]
+    config = ModelConfig(architecture=str(released), pretrained=str(released))
     assert torch.equal(resolve_architecture(config).tokenizer(world.TEXTS), expected)
     start = build_model(config, RecipeConfig(name="clip"), seed=0).clip.state_dict()
     assert all(torch.equal(value.flatten(), start[name].flatten()) for name, value in model.state_dict().items())
@@ -670,7 +618,7 @@ def test_a_directory_without_an_encoder_is_rejected_and_nothing_written(tmp_path
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], small_architecture: str):
     path, output = tmp_path / "weights.pt", tmp_path / "encoder"
-    torch.save(world.open_clip_model(world.VIT).state_dict(), path)
+    written(path)
     run = ["import", str(path), "--output", str(output)]
     for extra, complaint in (
         ([], "does not state its architecture; give --architecture"),
@@ -679,6 +627,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], small_a
         (["--architecture", small_architecture, "--format", "hf_clip"], "expected none, because"),
         (["--format", "gguf"], "unknown format 'gguf' (known: hf_clip"),
         (["--tolerance", "0"], "tolerance: expected a number above 0"),
+        (["--preprocessing.fill_color", "256"], "preprocessing.fill_color: expected an integer from 0 to 255 or null"),
+        (["--preprocessing.men", "0"], "unknown key 'preprocessing.men'; did you mean 'preprocessing.mean'?"),
+        (["--preprocessing.mean", "[1, 2]"], "preprocessing.mean: expected a list of 3: a number, a number, a number"),
     ):
         assert dispatch("clips", "", COMMANDS, [*run, *extra]) == 2
         told = capsys.readouterr().err.strip().splitlines()[-1]

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
+from clips_world import Largest
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from clips.method.clips_model import ModelConfig, build_model
 from clips.method.objectives import compute_losses
@@ -62,6 +62,18 @@ def test_contrastive_losses_against_naive_loops(kind, chunk, monkeypatch):
     for texts in ([web], [web, partial]):
         ours = contrastive_loss(image, texts, scale, bias, kind=kind)
         assert ours.item() == pytest.approx(naive(image, texts, 6.0, -2.0), abs=1e-5)
+
+
+@pytest.mark.parametrize("loss", CONTRASTIVE_LOSSES)
+def test_the_loss_of_several_texts_is_that_of_a_naive_loop(loss: str):
+    recipe = Recipe(RecipeConfig(name="sentences", num_sentences=2, loss=loss))
+    names = ("image", "web", "sentences_1", "sentences_2")
+    outputs = {name: unit(4, 6, seed=seed) for seed, name in enumerate(names)}
+    outputs |= {"logit_scale": torch.tensor(5.0), "logit_bias": torch.tensor(-1.0)}
+    image, *texts = (outputs[name] for name in names)
+    naive = {"softmax": naive_softmax, "sigmoid": naive_sigmoid}[loss]
+    mean = sum(naive(image, [text], 5.0, -1.0) for text in texts) / 3
+    assert compute_losses(recipe, outputs)["loss"].item() == pytest.approx(mean, abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", CONTRASTIVE_LOSSES)
@@ -206,21 +218,6 @@ def test_two_processes_give_the_loss_and_gradients_of_one(kind, gloo):
         if value.requires_grad:
             rounding = 5e-6 * float(value.grad.abs().max())  # sums in another order, by another number of threads
             torch.testing.assert_close(two["gradients"][name], value.grad, atol=rounding, rtol=0, msg=name)
-
-
-class Largest(TorchDispatchMode):
-    """Remembers how many numbers the largest tensor has that is made in the block."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.numbers = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        made = func(*args, **(kwargs or {}))
-        for value in made if isinstance(made, tuple | list) else (made,):
-            if isinstance(value, torch.Tensor):
-                self.numbers = max(self.numbers, value.untyped_storage().nbytes() // value.element_size())
-        return made
 
 
 def test_no_loss_materializes_all_logits(monkeypatch):

@@ -25,14 +25,12 @@ from clips.data import decode_image
 from clips.data.sources import SourceConfig, open_source
 from clips.errors import UserError
 from clips.recaption.caption_model import CaptionModel
-from clips.recaption.captioning import GeneratedCaption
+from clips.recaption.captioning import GeneratedCaption, clean_caption, filter_captions
 from clips.recaption.recaption_config import RecaptionConfig
 from clips.recaption.run import (
     OutputShard,
     _is_finished,
     _run_identity,
-    clean_caption,
-    filter_captions,
     group_shards,
     run_recaption,
     split_into_shards,

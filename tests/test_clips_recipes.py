@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
+from clips.encoder import write_encoder
 from clips.errors import UserError
+from clips.method.clips_model import ModelConfig, build_model
 from clips.method.objectives import compute_losses, cosine_margin
 from clips.method.recipes import Recipe, RecipeConfig
 from clips.model.architectures import CaptionerConfig
@@ -79,6 +83,59 @@ def test_coca_predicts_the_caption_that_it_contrasts():
         assert TOKENIZER.decode(sample["target"][1:]) == TOKENIZER.decode(sample["mixed"][1:])
 
 
+def decoded(config, synthetic, seed=0):
+    sample = prepare(config, synthetic=synthetic, seed=seed)
+    return {name: TOKENIZER.decode(row) for name, row in sample.items()}
+
+
+def test_sentences_are_sampled_without_repetition():
+    drawn = [decoded(RecipeConfig(name="sentences"), f"{SYNTHETIC} The sky is gray.", seed) for seed in range(60)]
+    assert {tuple(texts) for texts in drawn} == {("web", "sentences_1", "sentences_2", "sentences_3")}
+    assert all(texts["web"] == WEB and len(set(texts.values())) == 4 for texts in drawn)
+    first = [texts["sentences_1"] for texts in drawn]
+    assert set(first) == {"a dog runs on grass", "it is brown", "a ball lies near", "the sky is gray"}
+    assert max(first.count(text) for text in first) < 30
+
+
+def test_a_caption_of_fewer_sentences_repeats_them_and_none_is_the_web_caption():
+    config = RecipeConfig(name="sentences", num_sentences=5)
+    repeated = list(decoded(config, "One cup. Two cups.").values())[1:]
+    assert sorted(repeated.count(text) for text in set(repeated)) == [2, 3]
+    assert set(decoded(config, "...").values()) == {WEB}
+
+
+def built(name, pretrained=None):
+    model = ModelConfig(context_length=12, pretrained=pretrained and str(pretrained))
+    captioner = CaptionerConfig(width=16, num_layers=1, max_length=20)
+    return build_model(model, RecipeConfig(name=name, captioner=captioner), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "positives", "captions"), [("siglip", ("web",), False), ("siglip_captions", ("web", "partial"), True)]
+)
+def test_siglip_starts_at_its_papers_scale_and_bias(name, positives, captions):
+    model = built(name)
+    assert model.clip.logit_scale.item() == pytest.approx(math.log(10))
+    assert model.clip.logit_bias.item() == -10
+    assert (model.recipe.spec.positives, model.recipe.spec.loss) == (positives, "sigmoid")
+    assert (model.captioner is not None) == captions
+    assert Recipe(RecipeConfig(name=name, loss="softmax")).spec.loss == "softmax"
+
+
+@pytest.mark.parametrize(("before", "after"), [("clip", "siglip"), ("siglip", "clip")])
+def test_another_type_of_loss_starts_with_its_own_scale_and_bias(tmp_path, capsys, before, after):
+    source = built(before)
+    with torch.no_grad():
+        source.clip.logit_scale.fill_(4.0)
+    write_encoder(source, tmp_path)
+    model, fresh = built(after, tmp_path), built(after)
+    assert model.clip.logit_scale.item() == fresh.clip.logit_scale.item() != 4.0
+    assert (model.clip.logit_bias is None) == (after == "clip")
+    assert torch.equal(model.clip.token_embedding.weight, source.clip.token_embedding.weight)
+    assert "scale and bias of the logits keep their initial values" in capsys.readouterr().err
+    assert built(before, tmp_path).clip.logit_scale.item() == 4.0
+
+
 def test_ablations_are_configs():
     partial_only = RecipeConfig(positives=("partial",), caption_loss_weight=0.0)
     assert list(prepare(partial_only)) == ["partial"]
@@ -139,6 +196,7 @@ def test_the_cosine_gap_by_hand():
         ({"positives": ["web", "web"]}, r"^recipe\.positives: "),
         ({"caption_loss_weight": float("nan")}, "^caption_loss_weight: expected a number of at least 0, got nan"),
         ({"web_caption_prob": 80}, "^web_caption_prob: expected a number from 0 to 1 or null, got 80"),
+        ({"num_sentences": 0}, "^num_sentences: expected an integer of at least 1 or null, got 0"),
         ({"caption_tokens": 0}, "^caption_tokens: expected an integer of at least 1, got 0"),
     ],
 )

@@ -13,12 +13,11 @@ import pytest
 from bench_reader import evaluate
 from bench_world import write_images, write_lines
 from report_material import items_table, put_result, rendered
-from report_study import record_study, section
+from report_study import SHARES, STUDY, record_study, section, write_study
 from scipy import stats
 
 from benchmarks.report.curves import length_curves, length_figures, sweep_panels
-from benchmarks.report.load_results import limit_rows
-from benchmarks.report.page import built_sections, render_page, report_figures
+from benchmarks.report.page import render_page
 from benchmarks.report.report import build_report
 from benchmarks.results.formatting import join_row_names
 from benchmarks.results.noise import Scores, training_noise
@@ -27,42 +26,11 @@ from benchmarks.tasks.encoders.long_retrieval import metric_suffix
 from benchmarks.tasks.registry import configure
 from clips.errors import UserError
 
-SHARES = {
-    "pretrained": (0.1, 0.1, 0.1),
-    "whole": (0.2, 0.25, 0.3),
-    "part.block.8": (0.5, 0.55, 0.6),
-    "part.block.16": (0.3, 0.36, 0.42),
-}
-STUDY = """
-name: small
-baseline: whole
-seeds: [0, 1, 2]
-encoders:
-  pretrained: {}
-  whole: {recipe: {strategy: full}}
-  part: {sweep: {recipe.caption_strategy: [block], recipe.caption_tokens: [8, 16]}}
-benchmarks: {retrieval: {data: d}}
-figures:
-  - {benchmark: retrieval, encoders: part, x: recipe.caption_tokens, reference_lines: [whole], title: <Lengths>,
-     label: tokens}
-"""
-
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory) -> Path:
     """A study's output with three encoders, three seeds each."""
     return write_study(tmp_path_factory.mktemp("seeds") / "out", SHARES)
-
-
-def write_study(output: Path, scores: dict[str, tuple[float, ...]], text: str = STUDY) -> Path:
-    record_study(text, output)
-    for encoder, shares in scores.items():
-        for seed, share in enumerate(shares):
-            items = items_table(0.0, benchmark="retrieval", count=200)
-            items["hit"] = items["score"] = [float(number < round(200 * share)) for number in range(200)]
-            more = {"primary": ("t2i_r1",), "digest": f"{encoder} {seed}"}
-            put_result(output / "results", f"{encoder}-s{seed}", "retrieval", items, **more)  # type: ignore[arg-type]
-    return output
 
 
 def rows_of(text: str) -> list[dict[str, str]]:
@@ -115,22 +83,6 @@ def test_both_kinds_of_noise_and_every_seed_are_in_the_csv(study):
     assert lines["whole"]["num_seeds"] == "3"
     assert float(lines["whole"]["image_ci_half_width"]) > 5
     assert len(rows_of(rendered(built, "csv"))) == 4
-
-
-def test_a_model_that_was_evaluated_once_has_one_number(study, tmp_path):
-    """Its result stands in the row of each seed."""
-    copied = tmp_path / "study"
-    shutil.copytree(study, copied)
-    for seed in (1, 2):
-        file = copied / "results" / f"pretrained-s{seed}" / "retrieval.json"
-        file.write_text(file.read_text().replace(f"pretrained {seed}", "pretrained 0"))
-    for encoder in [*SHARES][1:]:
-        (copied / "results" / f"{encoder}-s2" / "retrieval.json").unlink()
-    built = build_report(copied)
-    lines = {line["model"]: line for line in rows_of(rendered(built, "seeds"))}
-    assert (lines["pretrained"]["num_seeds"], lines["pretrained"]["seed 1"]) == ("1", "")
-    assert lines["whole"]["num_seeds"] == "2"
-    assert built.table.seeds == 2  # those that have run
 
 
 def test_a_model_of_which_one_seed_is_left_has_the_training_noise_of_the_others(study, tmp_path):
@@ -209,19 +161,6 @@ def test_a_figure_has_a_curve_for_each_strategy_and_a_level_for_other_models(stu
     assert section(page, "sweeps").count("<svg") == 1
 
 
-def test_examples_look_at_the_first_seed_and_figures_are_of_the_means(study):
-    rows = limit_rows(build_report(study).source).rows
-    assert [(row.encoder, row.seed) for row in rows] == [(name, 0) for name in SHARES]
-    built = build_report(study)
-    shown = {section.id: content for section, content in built_sections(built)}
-    forest = {figure.name: figure for figure in shown["differences-from-the-baseline"].figures}[
-        "forest-retrieval-t2i-r1"
-    ]
-    assert [row[0] for row in forest.rows] == ["part.block.8", "part.block.16", "pretrained"]
-    assert forest.rows[0][1] == "+30.0"
-    assert "setting-0-t2i-r1" in report_figures(built)
-
-
 RECIPES_STUDY = """
 name: small
 seeds: [0, 1]
@@ -258,12 +197,7 @@ def test_a_figure_against_a_setting_has_a_curve_for_each_recipe(recipes_study: P
     }
     assert panel.slope is not None
     assert panel.slope.value == pytest.approx(25)
-
-
-def test_points_that_were_measured_otherwise_are_on_no_curve(recipes_study: Path) -> None:
-    built = build_report(recipes_study)
-    place = ("part.16 by long", "pope", "accuracy")
-    built.table.cell(*place).group = 1
+    built.table.cell("part.16 by long", "pope", "accuracy").group = 1  # measured otherwise, it is on no curve
     (panel,) = sweep_panels(built.source, built.table)
     assert [list(curve.points) for curve in panel.curves] == [[8.0, 16.0], [8.0]]
 

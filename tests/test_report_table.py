@@ -1,55 +1,47 @@
-"""The table model: marks, differences and comparability, on results written by the harness's own writer."""
+"""The two tables of a report and its sentences: which models are tested and marked, and what is said of them."""
 
 from __future__ import annotations
 
-import io
-import itertools
-import math
-import re
+from pathlib import Path
 
-import pandas as pd
+import numpy as np
 import pytest
-from report_material import SKILLS, edit, items_table, put_result, put_results, rendered
-from rich.console import Console
+from report_material import edit, items_table, put_failure, put_hits, put_result, put_results
 
+from benchmarks.analysis.compare_command import CompareConfig, build_comparison
+from benchmarks.report.forest_plots import forest_plots
+from benchmarks.report.notes import MARKDOWN
 from benchmarks.report.report import Report, build_report
-from benchmarks.report.table import Cell, Column
-from benchmarks.report.text_table import print_report
-from benchmarks.results.formatting import decimals_needed, format_number
+from benchmarks.report.selection import Selection
+from benchmarks.report.table import Cell
 from benchmarks.results.item_scores import ItemScores
 from benchmarks.results.noise import TrainingNoise
 from benchmarks.results.statistics import compare, wilson_interval
-from benchmarks.study.display import Display
 from clips.errors import UserError
+
+COUNT = 120
+
+
+def cell(report: Report, row: str, benchmark: str = "gqa") -> Cell:
+    return next(each for each in report.table.scores if (each.row, each.column.benchmark) == (row, benchmark))
 
 
 def marks(report: Report, benchmark: str = "gqa") -> dict[str, str]:
-    column = next(column for column in report.table.columns if column.benchmark == benchmark)
-    return {cell.row: cell.mark for cell in column.cells}
+    return {each.row: each.mark for each in report.table.scores if each.column.benchmark == benchmark}
 
 
-def cell(report: Report, row: str, benchmark: str = "gqa"):  # type: ignore[no-untyped-def]
-    found = next(cell for cell in report.table.scores if (cell.row, cell.column.benchmark) == (row, benchmark))
-    return found
+def text_of(report: Report) -> str:
+    return "\n".join([report.answer, *report.other_sentences, *report.all_notes(MARKDOWN)])
 
 
-def lines_of(report: Report) -> pd.DataFrame:
-    """``table.csv``, by model and benchmark; of retrieval the first metric."""
-    lines = pd.read_csv(io.StringIO(rendered(report, "csv")))
-    return lines.drop_duplicates(["model", "benchmark"]).set_index(["model", "benchmark"]).sort_index()
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return put_results(tmp_path_factory.mktemp("results"))
 
 
-def test_rows_that_no_test_tells_apart_share_no_winner(tmp_path):
-    for row, seed in (("one", 1), ("two", 2), ("far", 3)):
-        items = items_table(0.6 if row != "far" else 0.1, benchmark="gqa", seed=5)
-        luck = items_table(0.03, benchmark="gqa", seed=seed)["hit"]  # a few answers that differ by chance
-        items["hit"] = items["score"] = (items["hit"] != luck).astype(float)
-        put_result(tmp_path, row, "gqa", items)
-    report = build_report(tmp_path, baseline="one")
-    assert cell(report, "one").value != cell(report, "two").value
-    assert marks(report) == {"one": "tied", "two": "tied", "far": ""}
-    assert not cell(report, "two").delta.significant
-    assert cell(report, "far").delta.significant
+@pytest.fixture(scope="module")
+def report(results: Path) -> Report:
+    return build_report(results, baseline="clip")
 
 
 def test_pairing_is_by_item_and_not_by_place(tmp_path):
@@ -61,223 +53,265 @@ def test_pairing_is_by_item_and_not_by_place(tmp_path):
     assert (delta.value, delta.p_adjusted) == (0, 1)
     assert set(marks(report).values()) == {""}
     assert "do not differ significantly" in report.answer
-    assert not any(
-        remark.startswith("Minimum detectable difference") for remark in report.notes
-    )  # nothing is known of it
-    assert math.isnan(lines_of(report).loc["two", "gqa"].min_detectable_difference)
+    assert "Minimum detectable difference" not in text_of(report)  # nothing is known of it
 
 
-def test_different_protocols_are_not_ranked_together_and_named(tmp_path):
+def test_models_of_other_settings_are_not_ranked_together_but_of_other_inputs_they_are(tmp_path):
     put_results(tmp_path)
+    assert "Input settings differ" not in text_of(build_report(tmp_path))
     put_result(tmp_path, "lucky", "gqa", items_table(0.95, benchmark="gqa", seed=9), protocol={"data_hash": "easier"})
+    large = items_table(0.9, benchmark="gqa", seed=2)
+    put_result(tmp_path, "large", "gqa", large, protocol={"input_size": 224})
     report = build_report(tmp_path, baseline="clip")
-    assert marks(report)["clips"] == "best"
-    assert cell(report, "lucky").group == 1
-    assert cell(report, "lucky").delta is None
-    assert any(
-        "lucky on gqa exact match was measured under different settings" in remark and "easier" in remark
-        for remark in report.notes
-    )
+    assert marks(report) == {"clip": "", "clips": "", "untrained": "", "lucky": "", "large": "best"}
+    assert (cell(report, "lucky").group, cell(report, "lucky").delta) == (1, None)
+    (note,) = [note for note in report.notes if note.is_about(cell(report, "lucky"), "protocol")]
+    assert note.startswith("† lucky on gqa exact match was measured under different settings")
+    assert "easier" in note
+    assert "224 for large" in text_of(report)
+    put_result(tmp_path, "large", "gqa", large, protocol={"input_features": "mean"})
+    features = "features: not stated for clip, clips, lucky and untrained; mean for large."
+    assert features in text_of(build_report(tmp_path))
 
 
-def test_the_models_own_resolution_is_part_of_the_model_and_said(tmp_path):
+@pytest.mark.parametrize(("higher_is_better", "best"), [(False, "untrained"), (None, None)])
+def test_lower_is_better_and_neither_is_better_are_respected(tmp_path, higher_is_better, best):
     put_results(tmp_path)
-    assert not any("Input settings differ" in remark for remark in build_report(tmp_path).notes)
-    put_result(tmp_path, "large", "gqa", items_table(0.9, benchmark="gqa", seed=2), protocol={"input_size": 224})
-    report = build_report(tmp_path, baseline="clip")
-    assert marks(report)["large"] == "best"
-    assert any("size: " in remark and "224 for large" in remark for remark in report.notes)
-    put_result(tmp_path, "large", "gqa", items_table(0.9, benchmark="gqa", seed=2), protocol={"input_features": "mean"})
-    notes = build_report(tmp_path).notes
-    assert any("features: not stated for clip, clips and untrained; mean for large." in remark for remark in notes)
-
-
-def test_lower_is_better_and_neither_is_better_are_respected(tmp_path):
-    put_results(tmp_path)
-    report = build_report(tmp_path, baseline="clip")
-    assert marks(report) == {"clip": "", "clips": "best", "untrained": ""}
-    assert rendered(report, "html").count('<span class="tag">baseline</span>') == 1
     for path in tmp_path.glob("*/gqa.json"):
-        edit(path, "exact_match", higher_is_better=False)
+        edit(path, "exact_match", higher_is_better=higher_is_better)
     report = build_report(tmp_path, baseline="clip")
-    assert marks(report) == {"clip": "", "clips": "", "untrained": "best"}
-    assert "untrained beats" in " ".join(report.sentences)
-
-    for path in tmp_path.glob("*/gqa.json"):
-        edit(path, "exact_match", higher_is_better=None)
-    assert set(marks(build_report(tmp_path, baseline="clip")).values()) == {""}
+    assert {row for row, mark in marks(report).items() if mark} == ({best} if best else set())
+    assert ("untrained beats" in " ".join(report.sentences)) == (best is not None)
 
 
-def test_differences_are_corrected_for_their_number(tmp_path):
-    put_results(tmp_path)
-    report = build_report(tmp_path, baseline="clip")
+def test_differences_are_corrected_for_their_number_and_read_from_the_items(report):
     assert report.table.comparisons == 3 * 4  # each row with the baseline, and the best with the worst
     pair = [ItemScores().of_model([report.source.outcomes[row, "gqa"]], "exact_match") for row in ("clips", "clip")]
-    delta = cell(report, "clips").delta
-    assert compare(*pair, TrainingNoise()).p_value == delta.p_value
+    delta, expected = cell(report, "clips").delta, compare(*pair, TrainingNoise())
+    assert (delta.p_value, delta.value) == (expected.p_value, 100 * expected.value)
+    assert (delta.ci_low, delta.ci_high) == (100 * expected.low, 100 * expected.high)
     assert 0 < delta.p_value <= delta.p_adjusted / 2
-
-
-def test_a_best_mark_and_the_difference_to_the_baseline_never_contradict_each_other(tmp_path):
-    """Differences near the edge of what can be shown, many at once."""
-    for gained in range(4, 28, 2):
-        name = f"bench{gained}"
-        base = items_table(0.5, benchmark=name, seed=1)
-        better = base.copy()
-        better.loc[base.index[base["hit"] == 0][:gained], ["hit", "score"]] = 1.0
-        better.loc[base.index[base["hit"] == 1][:3], ["hit", "score"]] = 0.0
-        put_result(tmp_path, "base", name, base)
-        put_result(tmp_path, "better", name, better)
-    report = build_report(tmp_path, baseline="base")
-    cells = [cell for cell in report.table.scores if cell.row == "better"]
-    assert {cell.mark for cell in cells} == {"best", ""}
-    assert all((cell.mark == "best") == cell.delta.significant for cell in cells)
-
-
-def test_the_minimum_detectable_difference_is_reported(tmp_path):
-    put_results(tmp_path)
-    report = build_report(tmp_path, baseline="clip")
-    delta = cell(report, "clips").delta
     assert 0 < delta.min_detectable < abs(delta.value)  # it was shown
-    line = lines_of(report).loc["clips", "gqa"]
-    assert (line.baseline, line.min_detectable_difference) == ("clip", pytest.approx(delta.min_detectable))
     larger = max(delta.min_detectable, cell(report, "untrained").delta.min_detectable)
-    said = next(remark for remark in report.notes if remark.startswith("Minimum detectable difference"))
-    assert f"{format_number(larger, 1)} on gqa exact match" in said
+    assert f"{larger:.1f} on gqa exact match" in text_of(report)
 
 
 def test_rows_that_agree_in_every_item_are_no_more_certain_than_their_number(tmp_path):
     for row in ("one", "two"):
         put_result(tmp_path, row, "gqa", items_table(0.5, benchmark="gqa", count=12))
-    report = build_report(tmp_path, baseline="one")
-    delta, share = cell(report, "two").delta, 100 * wilson_interval(0, 6)[1]  # of six images
-    assert (delta.value, delta.ci_low, delta.ci_high) == pytest.approx((0, -share, share))
-    assert f"{-share:+.1f} to {share:+.1f}".replace("-", "−") in rendered(report, "html")
+    delta, share = cell(build_report(tmp_path, baseline="one"), "two").delta, 100 * wilson_interval(0, 6)[1]
+    assert (delta.value, delta.ci_low, delta.ci_high) == pytest.approx((0, -share, share))  # of six images
 
 
-def test_where_no_interval_can_be_given_the_page_says_so(tmp_path):
-    items = items_table(0.5, benchmark="gqa").assign(hit=0.5)
-    for row in ("one", "two"):
-        put_result(tmp_path, row, "gqa", items)
-    put_result(tmp_path, "three", "gqa", items_table(0.7, benchmark="gqa"))
-    report = build_report(tmp_path, baseline="one")
-    assert cell(report, "two").ci_low is None
-    assert any(line.startswith("No interval: one on gqa exact match and two on gqa") for line in report.notes)
-    known = lines_of(report)[["ci_low", "ci_high"]].notna().droplevel("benchmark")
-    assert known.T.to_dict("list") == {"one": [False] * 2, "three": [True] * 2, "two": [False] * 2}
-
-
-def test_the_answer_says_what_the_tests_say(tmp_path):
-    put_results(tmp_path)
-    report = build_report(tmp_path, baseline="clip")
+def test_the_answer_says_what_the_tests_say(results, report):
     assert report.answer.startswith("clips beats clip by ")
     assert "on retrieval T→I R@1" in report.answer
     assert report.sentences[-1].startswith("untrained loses to clip by ")
-    bare = build_report(tmp_path)
-    assert bare.answer.startswith(
-        "clips has the best average over 2 benchmarks of the LLaVA, 61.2 [55.1, 67.2], significantly above"
-    )
+    bare = build_report(results)
+    average = "clips has the best average over 2 benchmarks of the LLaVA, 61.2 [55.1, 67.2], significantly above"
+    assert bare.answer.startswith(average)
+    assert average in report.answer
     assert "Significantly better than all others by paired tests: clips on " in bare.answer
+    two = build_report(results, baseline="clip", selection=Selection(models=("clip", "clips")))
+    assert "average" not in two.answer
 
 
-def test_all_formats_print_the_same_numbers(tmp_path):
-    put_results(tmp_path)
-    report = build_report(tmp_path, baseline="clip")
-    texts = {name: rendered(report, name) for name in ("html", "markdown", "latex", "wide")}
-    lines, wide = lines_of(report), pd.read_csv(io.StringIO(texts["wide"])).set_index("model")
-    assert [*wide.index] == [row.name for row in report.table.rows]
-    for row, benchmark in lines.index:
-        found = cell(report, row, benchmark)
-        line, metric = lines.loc[row, benchmark], found.column.metric
-        delta = found.delta
-        numbers = {
-            **{"value": found.value, "ci_low": found.ci_low, "ci_high": found.ci_high, "n": found.n},
-            **({"delta": delta.value, "delta_ci_low": delta.ci_low, "delta_ci_high": delta.ci_high} if delta else {}),
-            **({"p_value": delta.p_value, "p_adjusted": delta.p_adjusted} if delta else {}),
-        }
-        assert {name: line[name] for name in numbers} == numbers
-        assert {name: wide.loc[row, f"{benchmark}/{metric} {name}"] for name in numbers} == numbers
-        assert line.isna()["delta"] == (delta is None)
-        assert line.mark == found.mark or (pd.isna(line.mark) and not found.mark)
-        shown = format_number(found.value, 1)
-        marked = {"html": shown, "markdown": f"**{shown}**", "latex": rf"\textbf{{{shown}}}"}
-        for name, best in marked.items():
-            assert (best if found.mark == "best" else shown) in texts[name]
+def test_a_forest_plot_says_what_the_table_says(results, report):
+    figure = next(each for each in forest_plots(report.table).figures if each.name == "forest-pope-accuracy")
+    deltas = {row: cell(report, row, "pope").delta for row in ("clips", "untrained")}
+    assert [(row[0], row[1], row[4]) for row in figure.rows] == [
+        ("clips", f"+{deltas['clips'].value:.1f}", "better"),
+        ("untrained", f"−{-deltas['untrained'].value:.1f}", "worse"),
+    ]
+    assert figure.alt.endswith("significant: clips and untrained.")
+    assert forest_plots(build_report(results).table) is None  # no baseline
 
 
-def test_a_row_named_like_a_formula_is_text_in_a_spreadsheet(tmp_path):
-    put_result(tmp_path, "clip", "gqa", items_table(0.5, benchmark="gqa"))
-    report = build_report(tmp_path)
-    report.table.scores[0].row = "=cmd()"
-    assert "\n'=cmd()," in rendered(report, "csv")
-    assert "\n'=cmd()," in rendered(report, "wide")
+def test_many_metrics_without_a_difference_are_counted(tmp_path):
+    equal = ["retrieval", "pope", "mme", "docvqa", "infovqa", "chartqa", "ocrbench"]
+    for row, skill in (("clip", 0.3), ("clips", 0.7)):
+        put_result(tmp_path, row, "gqa", items_table(skill, benchmark="gqa"))
+        for name in equal:
+            put_result(tmp_path, row, name, items_table(0.5, benchmark=name))
+    every = build_report(tmp_path, baseline="clip")
+    assert every.answer.startswith("clips beats clip by ")
+    assert "on 8 metrics of 7 benchmarks." in every.answer
+    part = build_report(tmp_path, baseline="clip", selection=Selection(benchmarks=("gqa", *equal[:6]))).answer
+    names = part.partition("no significant difference on 7 metrics of ")[2].partition(".")[0]
+    assert {*names.replace(" and ", ", ").split(", ")} == {*equal[:6]}
+
+
+@pytest.mark.parametrize("more", [{"items": "other "}, {"protocol": {"prompt": "other"}}])
+def test_a_model_that_was_not_tested_with_the_top_one_is_not_tied(tmp_path: Path, more: dict[str, object]) -> None:
+    for row, right in (("one", 90), ("two", 88), ("far", 20)):
+        put_hits(tmp_path, row, "gqa", right)
+    put_hits(tmp_path, "other", "gqa", 85, **more)
+    put_hits(tmp_path, "other too", "gqa", 20, **more)
+    report = build_report(tmp_path, baseline="two")
+    assert marks(report) == {"one": "tied", "two": "tied", "far": "", "other": "best", "other too": ""}
+    same = "items" if "items" in more else "settings"
+    legend = report.all_notes(MARKDOWN)
+    assert f"Best (bold): significantly better than every other model of its column with the same {same}." in legend
+    assert any(line.startswith(f"Tied (italics): the top model of its column with the same {same}") for line in legend)
+    assert "other was not tested against two on gqa exact match." in report.sentences
+    apart = "gqa exact match: the models have scores for different items"
+    assert (apart in text_of(report)) == (same == "items")
+
+
+def test_models_with_other_shares_of_unread_answers_are_not_better_without_that_word(tmp_path: Path) -> None:
+    put_hits(tmp_path, "base", "gqa", 60, unread=1)
+    put_hits(tmp_path, "plain", "gqa", 100, unread=2)
+    put_hits(tmp_path, "guessed", "gqa", 110, unread=30)
+    swapped = "0.8 % of base and 25.0 % of guessed on gqa"
+    report = build_report(tmp_path, baseline="base")
+    texts = [report.answer, *report.other_sentences]
+    plain, guessed = (next(text for text in texts if text.startswith(f"{name} beats")) for name in ("plain", "guessed"))
+    assert "read" not in plain
+    assert f"; different shares of answers were not read: {swapped}." in guessed
+    (line,) = [note for note in report.notes if note.startswith("Answers not read (")]  # not of plain's few
+    assert line.endswith(": 25.0 % of guessed on gqa exact match (66.7 instead of 91.7 as wrong ones).")
+    assert any(note.startswith("Models with different scores") and swapped in note for note in report.notes)
+    ending = f"different shares of answers were not read: 25.0 % of guessed and 1.7 % of plain on gqa; {swapped}."
+    assert build_report(tmp_path).answer.endswith(ending)
+    verdicts = {}
+    for row in ("guessed", "plain"):
+        found = build_comparison(CompareConfig(first=str(tmp_path / row), second=str(tmp_path / "base")))
+        (verdicts[row],) = [each.verdict for each in found.lines]
+    assert verdicts["plain"] == "A is better"
+    shares = "A is better; answers not read: 25.0 % of A guessed and 0.8 % of B base"
+    assert verdicts["guessed"].startswith(shares)
+
+
+def deltas(report: Report) -> dict[tuple[str, str, str], float]:
+    cells = [each for each in report.table.scores if each.delta]
+    return {(each.row, each.column.benchmark, each.column.metric): each.delta.p_adjusted for each in cells}
+
+
+def test_columns_are_chosen_after_the_tests_and_rows_before(results, report) -> None:
+    part = build_report(results, baseline="clip", selection=Selection(benchmarks=("pope:accuracy", "gqa")))
+    assert [column.metric for column in part.table.columns] == ["accuracy", "exact_match"]
+    assert deltas(part) == {key: p for key, p in deltas(report).items() if key[1] != "retrieval"}
+    assert part.table.comparisons == report.table.comparisons
+    assert "Omitted from this table: 2 of 4 columns. Tests are corrected for all columns" in part.notes[0]
+    assert "retrieval" not in part.answer
+    more = build_report(results, selection=Selection(benchmarks=("pope:Share of Yes", "pope:yes")))
+    assert [column.metric for column in more.table.columns] == ["yes"]  # which the main table lacks
+    assert all(each.value is not None for each in more.table.scores)
+    rows = build_report(results, baseline="clip", selection=Selection(models=("untrained", "clip")))
+    assert [row.name for row in rows.table.rows] == ["untrained", "clip"]
+    assert {each.row for each in rows.table.scores if each.mark == "best"} == {"clip"}
+    assert rows.table.comparisons == 4
+    assert rows.notes[0].startswith("Omitted from this table: 1 of 3 models.")
+    alone = build_report(results, baseline="clip", selection=Selection(models=("c*s", "untrained")))
+    assert [row.name for row in alone.table.rows] == ["clips", "untrained"]
+    assert not deltas(alone)  # their baseline is omitted
+
+
+def chance_report(folder: Path, skills: dict[str, float], chance: float, yes: float | None = None) -> Report:
+    """Rows of some skill on pope, and on gqa of which chance is not known."""
+    ways = {"chance": chance} | ({} if yes is None else {"always yes": yes})
+    blind = {way: {"hit": np.full(COUNT, value)} for way, value in ways.items()}
+    for row, skill in skills.items():
+        put_result(folder, row, "pope", items_table(skill, benchmark="pope", count=COUNT), blind=blind)
+        put_result(folder, row, "gqa", items_table(skill, benchmark="gqa", count=COUNT))
+    return build_report(folder)
 
 
 @pytest.mark.parametrize(
-    ("value", "places", "sign", "text"),
+    ("chance", "yes", "answer", "below"),
     [
-        (12.345, 1, False, "12.3"),
-        (-0.04, 1, True, "±0.0"),
-        (-2.5, 1, True, "−2.5"),
-        (1234.5, 1, False, "1\u202f234.5"),
-        (None, 1, False, "—"),
+        (0.05, None, "", None),
+        (0.45, None, "", "entirely better): clip on pope accuracy."),
+        (0.05, 0.45, "", "entirely better): clip on pope accuracy (always yes)."),
+        (0.9, None, "No model is significantly above chance on pope accuracy.", ": clip and clips on pope accuracy."),
     ],
 )
-def test_numbers_read_well(value, places, sign, text):
-    assert format_number(value, places, sign=sign) == text
+def test_models_not_above_chance_are_named(tmp_path, chance, yes, answer, below):
+    built = chance_report(tmp_path, {"clip": 0.45, "clips": 0.7}, chance, yes)
+    assert built.answer.endswith(answer or built.answer)
+    assert ("chance" in built.answer) == bool(answer)
+    said = [line for line in built.notes if line.startswith("Not significantly above chance")]
+    assert bool(said) == (below is not None)
+    assert not below or said[0].endswith(below)
+    if answer:  # it is not said of a row that was measured otherwise
+        items = items_table(0.99, benchmark="pope", count=COUNT)
+        put_result(tmp_path, "other", "pope", items, protocol={"shots": 5})
+        assert "No model is significantly above chance" not in build_report(tmp_path).answer
 
 
 @pytest.mark.parametrize(
-    ("value", "low", "high", "text"),
+    ("chance", "yes", "text"),
     [
-        (50, 48, 52.4, "±2.2"),
-        (0, 0, 8, "+8.0/\N{MINUS SIGN}0.0"),
-        (3.4, 0.5, 11, "+7.6/\N{MINUS SIGN}2.9"),
-        (5, None, None, ""),
+        (0.5, 0.61, "50.0 (always yes 61.0)"),
+        (0.0002, None, "0.02"),
+        (0.1 * 3, 0.2, "30.0"),
+        (0.1 * 3, 0.1 * 3 + 1e-16, "30.0"),
     ],
 )
-def test_asymmetric_intervals_have_both_sides(value, low, high, text):
-    column = Column(benchmark="b", metric="m", label="x", scale=100.0, higher_is_better=True)
-    assert Cell(row="r", column=column, value=value, ci_low=low, ci_high=high).margin == text
+def test_trivial_baselines_that_score_above_chance_are_shown(tmp_path, chance, yes, text):
+    gqa, pope = chance_report(tmp_path, {"clip": 0.4}, chance, yes).table.columns
+    assert (gqa.chance_text, pope.chance_text) == ("", text)
 
 
-def test_no_results_and_an_unknown_baseline_are_rejected(tmp_path):
+def test_chance_is_that_of_the_rows_that_know_it_and_of_no_other_protocol(tmp_path):
+    for row, protocol, chance in (("aged", {}, None), ("clip", {}, 0.4), ("crop", {}, 0.5), ("far", {"shots": 5}, 0.6)):
+        blind = {"chance": {"hit": np.full(COUNT, chance)}} if chance else None
+        items = items_table(0.6, benchmark="pope", count=COUNT)
+        put_result(tmp_path, row, "pope", items, protocol=protocol, blind=blind)
+    assert build_report(tmp_path).table.columns[0].chance_levels == {"chance": 50}
+
+
+def no_numbers(results: Path) -> None:
+    for row in ("one", "two"):
+        put_failure(results, row, "pope", "out of memory")
+
+
+def one_row(results: Path) -> None:
+    put_result(results, "one", "pope", items_table(0.5, benchmark="pope"))
+
+
+def no_items(results: Path) -> None:
+    for row, skill in (("one", 0.3), ("two", 0.8)):
+        edit(put_result(results, row, "pope", items_table(skill, benchmark="pope")), items=None)
+
+
+def holes(results: Path) -> None:
+    put_results(results)
+    put_failure(results, "odd", "pope", "reason with a <tag> & an end.")
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (no_numbers, ["There is no number yet; the table states", "one and two on pope: failed: out of memory."]),
+        (one_row, ["One model: there is no other to compare it with."]),
+        (no_items, ["No two models could be tested against each other.", "their items are missing: one and two on po"]),
+        (holes, ["odd on pope: failed: reason with a <tag> & an end.", "odd on gqa and retrieval: missing: no result"]),
+    ],
+)
+def test_the_report_says_what_is_missing(tmp_path: Path, make, said: list[str]):
+    make(tmp_path)
+    text = text_of(build_report(tmp_path))
+    assert [each for each in said if each not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"baseline": "clap"}, "unknown baseline model 'clap'; did you mean 'clip'"),
+        ({"selection": Selection(models=("clap",))}, r"unknown name in 'models' 'clap'; did you mean 'clip"),
+        ({"selection": Selection(benchmarks=("pop",))}, r"unknown name in 'benchmarks' 'pop'; did you mean 'pope'"),
+        ({"selection": Selection(benchmarks=("pope:accurate",))}, r"of pope in 'benchmarks' 'accurate'; did you mean"),
+        ({"selection": Selection(benchmarks=("pope:beauty",))}, r"\(known: accuracy, share of yes, yes\)"),
+    ],
+)
+def test_an_unknown_name_is_rejected(results, settings, message):
+    with pytest.raises(UserError, match=message):
+        build_report(results, **settings)
+
+
+def test_a_directory_without_results_is_rejected(tmp_path):
     with pytest.raises(UserError, match="no such directory"):
         build_report(tmp_path / "none")
     with pytest.raises(UserError, match=r"expected study\.json or result files"):
         build_report(tmp_path)
-    put_results(tmp_path, {"clip": SKILLS["clip"]})
-    with pytest.raises(UserError, match="unknown baseline model 'clap'; did you mean 'clip'"):
-        build_report(tmp_path, baseline="clap")
-
-
-@pytest.mark.parametrize(("value", "decimals"), [(0.0, 1), (12.3, 1), (0.004, 3), (-3e-9, 9), (4e-14, 1), (None, 1)])
-def test_small_values_get_the_decimals_that_they_need_and_rounding_errors_none(value: float | None, decimals: int):
-    assert decimals_needed(value, 1) == decimals
-
-
-@pytest.mark.parametrize("width", [24, 40, 60, 80])
-def test_a_table_too_wide_for_the_terminal_is_split_between_its_columns(tmp_path, width):
-    put_results(tmp_path)
-    for benchmark in ("pope", "vizwiz", "a_name_as_long_as_this_one_is_for_a_terminal"):
-        put_result(tmp_path, "only_gqas_kind", benchmark, items_table(0.4, benchmark="gqa"))
-    report = build_report(tmp_path, display=Display(groups={"A group": ["clip*"]}))
-    written = io.StringIO()
-    print_report(report, Console(file=written, width=width, highlight=False))
-    lines = written.getvalue().splitlines()
-    assert max(map(len, lines)) <= width
-    starts = [index for index, line in enumerate(lines) if line.startswith("┏")]
-    parts = [lines[first:last] for first, last in itertools.pairwise([*starts, None])]
-    parts = [part[: 1 + next(index for index, line in enumerate(part) if line.startswith("└"))] for part in parts]
-    assert len(parts) == {24: 6, 40: 6, 60: 4, 80: 2}[width]  # headers wrap between words
-    texts = ["".join(re.sub(r"[^\w.]", "", line) for line in part) for part in parts]  # of names that wrap, too
-    for column in report.table.columns:  # no number is lost
-        numbers = [each.number for each in column.cells]
-        assert any(all(number in text for number in numbers if number != "—") for text in texts)
-    for part in parts:  # each line with numbers belongs to a name
-        body = part[part.index(next(line for line in part if line.startswith("┡"))) + 1 : -1]
-        assert body[0].split("│")[1].strip()
-    if width == 60:
-        assert {"only_gqas_kind" in text for text in texts} == {True, False}  # not where it has not run
-        assert any("A group: clip" in line for line in parts[0])
-        assert all(word in "".join(part) for part in parts[:1] for word in report.table.columns[0].title.split())

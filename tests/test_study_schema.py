@@ -283,6 +283,9 @@ def test_a_file_that_is_no_study_is_rejected_in_one_line(tmp_path, text, message
 
 def test_a_typo_in_a_config_is_found_before_anything_runs(tmp_path):
     (tmp_path / "coco.json").write_text('{"images": [{"filename": "a.jpg", "split": "test", "sentences": []}]}')
+    (tmp_path / "sets/test/cat").mkdir(parents=True)
+    (tmp_path / "sets/test/cat/1.jpg").touch()
+    probe = {"name": "linear_probe", "data": str(tmp_path / "sets"), "train_split": "trian"}
     trained = {"output": "a", "data": {"sources": [{"path": "a"}]}, "max_steps": 1}
     split = {"name": "retrieval", "data": str(tmp_path / "coco.json"), "format": "karpathy"}
     evaluated = {"output": "a", "model_name": "a", "encoder": "timm:resnet50.a1_in1k@random", "benchmarks": [split]}
@@ -292,6 +295,7 @@ def test_a_typo_in_a_config_is_found_before_anything_runs(tmp_path):
         (("clips", "train"), {**trained, "model": {"architecture": "ViT-B-33"}}, "did you mean 'ViT-B-32'"),
         (("clips", "train"), {**trained, "model": {"architecture": "timm:resnett50"}}, "did you mean 'timm:resnet50'"),
         (EVALUATE, {**evaluated, "encoder": "timm:resnett50@a"}, "unknown encoder.*did you mean 'timm:resnet50'"),
+        (EVALUATE, {**evaluated, "benchmarks": [probe]}, "sets: has no split 'trian'"),
         (EVALUATE, {**evaluated, "benchmarks": [{**split, "split": "tset"}]}, "unknown split of .*did you mean 'test'"),
     ]
     for words, config, message in wrong:

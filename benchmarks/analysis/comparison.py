@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.analysis.find_results import find_results_by_row
 from benchmarks.report.csv_tables import score_frame
+from benchmarks.report.differences import compare_models
 from benchmarks.report.load_results import MissingValue, ReportSource, read_source, stale_results
+from benchmarks.report.notes import unread_differences
+from benchmarks.report.scores import seed_tables, set_gains, set_intervals
 from benchmarks.report.table import Cell, Table
-from benchmarks.report.training_settings import TrainingDiff
+from benchmarks.report.training_settings import TrainingDiff, diff_training, training_of_result
 from benchmarks.results.formatting import commit_text, join_with_and
+from benchmarks.results.item_scores import ItemScores
+from benchmarks.results.protocol import INPUT_PREFIX, describe_differences, ranking_key
 from benchmarks.results.results import Result
-from benchmarks.study.rows import EXCLUDED_FROM_BENCHMARK
+from benchmarks.study.rows import EXCLUDED_FROM_BENCHMARK, RowRecord
 from benchmarks.study.study_record import RECORD_FILE
 from benchmarks.tasks.sizes import parts
 from clips.errors import UserError
@@ -24,8 +30,12 @@ from clips.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
-
-_MAX_LISTED = 4
+Row = Mapping[str, Result]
+_A, _B = "A", "B"  # both results may have the same model name
+_MAX_LISTED = 4  # changed lines of a study file
+_MAX_NAMES = 8  # models or numbers in a sentence
+_KINDS = TESTED, UNCHANGED, INCOMPARABLE, UNTESTED = "tested", "unchanged", "not comparable", "without a test"
+HEADERS = ("A", "B", "A − B", "95 % interval", "corrected p", "MDD", "verdict")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +51,7 @@ class ComparisonSide:
     """
 
     name: str
-    rows: Mapping[str, Mapping[str, Result]]
+    rows: Mapping[str, Row]
     gaps: tuple[str, ...] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
     study: str = ""
@@ -53,46 +63,33 @@ def read_side(path: str, field: str) -> ComparisonSide:
     Raises:
         UserError: no such directory, no results in it, or one that cannot be read.
     """
+    rows: dict[str, dict[str, Result]] = {}
+    gaps, name, machine, text, what = [], path, dict[str, str](), "", "is up to date"
     if (Path(path) / RECORD_FILE).is_file():
-        return _of_study(read_source(path), path, field)
-    found = find_results_by_row(path, field)
-    old = stale_results(result for row in found.values() for result in row.values())
-    rows: dict[str, dict[str, Result]] = {}
-    gaps = []
-    for name, row in found.items():
-        for benchmark, result in row.items():
-            if result.path in old:
-                gaps.append(f"{result.model_name} on {benchmark}: {old[result.path]}")
-            else:
-                rows.setdefault(name, {})[benchmark] = result
+        source = read_source(path)
+        for (row, benchmark), outcome in source.outcomes.items():
+            if isinstance(outcome, Result):
+                rows.setdefault(row, {})[benchmark] = dataclasses.replace(outcome, model_name=row)
+            elif outcome.kind != "not applicable" and outcome.reason != EXCLUDED_FROM_BENCHMARK:
+                gaps.append(f"{row} on {benchmark}: {outcome.kind}: {outcome.reason}")
+        assert source.study is not None
+        machine = {f"machine's {name}": str(value) for name, value in source.study.machine.items()}
+        name, text, what = f"{source.title} ({path})", source.study.text, "belongs to the current study"
+    else:
+        found = find_results_by_row(path, field)
+        old = stale_results(result for own in found.values() for result in own.values())
+        for row, own in found.items():
+            for benchmark, result in own.items():
+                if result.path in old:
+                    gaps.append(f"{result.model_name} on {benchmark}: {old[result.path]}")
+                else:
+                    rows.setdefault(row, {})[benchmark] = result
     if not rows:
-        raise UserError(f"{field}: {path}: no result is up to date ({'; '.join(gaps[:1])})")
-    return ComparisonSide(name=path, rows=rows, gaps=tuple(gaps), facts=_facts(rows))
+        raise UserError(f"{field}: {path}: no result {what} ({'; '.join(gaps[:1])})")
+    return ComparisonSide(name=name, rows=rows, gaps=tuple(gaps), facts=_facts(rows) | machine, study=text)
 
 
-def _of_study(source: ReportSource, path: str, field: str) -> ComparisonSide:
-    rows: dict[str, dict[str, Result]] = {}
-    gaps = []
-    for (row, benchmark), outcome in source.outcomes.items():
-        if isinstance(outcome, Result):
-            rows.setdefault(row, {})[benchmark] = dataclasses.replace(outcome, model_name=row)
-        elif (
-            isinstance(outcome, MissingValue)
-            and outcome.kind != "not applicable"
-            and outcome.reason != EXCLUDED_FROM_BENCHMARK
-        ):
-            gaps.append(f"{row} on {benchmark}: {outcome.kind}: {outcome.reason}")
-    study = source.study
-    assert study is not None
-    if not rows:
-        raise UserError(f"{field}: {path}: no result belongs to the current study ({'; '.join(gaps[:1])})")
-    machine = {f"machine's {name}": str(value) for name, value in study.machine.items()}
-    return ComparisonSide(
-        name=f"{source.title} ({path})", rows=rows, gaps=tuple(gaps), facts=_facts(rows) | machine, study=study.text
-    )
-
-
-def _facts(rows: Mapping[str, Mapping[str, Result]]) -> dict[str, str]:
+def _facts(rows: Mapping[str, Row]) -> dict[str, str]:
     results = [result for row in rows.values() for result in row.values()]
     versions: dict[str, set[str]] = {}
     for result in results:
@@ -105,35 +102,6 @@ def _facts(rows: Mapping[str, Mapping[str, Result]]) -> dict[str, str]:
         "commit": ", ".join(commits),
         **{name: ", ".join(sorted(found)) for name, found in versions.items()},
     }
-
-
-def describe_run_differences(first: ComparisonSide, second: ComparisonSide) -> Iterator[str]:
-    """As text, differences of the two sides other than numbers."""
-    for name in dict.fromkeys([*first.facts, *second.facts]):
-        if first.facts.get(name) != second.facts.get(name):
-            one, other = (side.facts.get(name) or "not stated" for side in (first, second))
-            yield f"{name[0].upper()}{name[1:]}: A {one}, B {other}."
-    for letter, side in (("A", first), ("B", second)):
-        results = [(each.benchmark, each.model_name, each) for row in side.rows.values() for each in row.values()]
-        for part in parts(results):
-            yield f"{letter} has a part of {part}."
-    if first.study and second.study and first.study != second.study:
-        yield from _study_files(first.study, second.study)
-
-
-def _study_files(first: str, second: str) -> Iterator[str]:
-    import difflib
-
-    lines = [line for line in difflib.ndiff(first.splitlines(), second.splitlines()) if line[:2] in {"- ", "+ "}]
-    changed = [f"{'A' if line[0] == '-' else 'B'} `{line[2:].strip()}`" for line in lines if line[2:].strip()]
-    if changed:
-        more = f" and {len(changed) - _MAX_LISTED} more lines" if len(changed) > _MAX_LISTED else ""
-        yield f"The study files differ: {', '.join(changed[:_MAX_LISTED])}{more}."
-
-
-_MAX_NAMES = 8  # models or numbers in a sentence
-_KINDS = TESTED, UNCHANGED, INCOMPARABLE, UNTESTED = "tested", "unchanged", "not comparable", "without a test"
-HEADERS = ("A", "B", "A − B", "95 % interval", "corrected p", "MDD", "verdict")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,20 +143,17 @@ class ComparisonLine:
     @property
     def verdict(self) -> str:
         """Whether A or B is better, or why there is no test."""
-        if self.kind == INCOMPARABLE:
-            return INCOMPARABLE
+        delta, ranked = self.first.delta, self.first.column.ranked
         if self.kind == UNCHANGED:
             return "unchanged: the same model"
-        delta, higher_is_better = self.first.delta, self.first.column.higher_is_better
-        if delta is None:
-            return "no test: the models do not have scores for the same items, or the metric needs more than them"
-        if not delta.significant:
-            return "not significant"
-        if higher_is_better is None:
-            return "significantly different"
-        name, winner = ("A", self.first) if (delta.value > 0) == higher_is_better else ("B", self.second)
-        credit = ", not credited to the images" if winner.credited is False else ""
-        return f"{name} is better{credit}" + (f"; answers not read: {self.unread}" if self.unread else "")
+        if self.kind == INCOMPARABLE or delta is None:
+            untested = "no test: the models do not have scores for the same items, or the metric needs more than them"
+            return INCOMPARABLE if self.kind == INCOMPARABLE else untested
+        if not delta.significant or not ranked:
+            return "significantly different" if delta.significant else "not significant"
+        winner = _A if (delta.value > 0) == self.first.column.higher_is_better else _B
+        credit = ", not credited to the images" if delta.credited is False else ""
+        return f"{winner} is better{credit}" + (f"; answers not read: {self.unread}" if self.unread else "")
 
     @property
     def pair(self) -> str:
@@ -205,6 +170,77 @@ class ComparisonLine:
         return [*values, delta.number, delta.interval, f"{delta.p_adjusted:.2g}", delta.detectable, self.verdict]
 
 
+def comparison_lines(
+    pairs: Sequence[tuple[Row, Row]], *, all_metrics: bool = False
+) -> tuple[Table, list[ComparisonLine]]:
+    """A report's table of both models of each pair, A compared with B, and a line for each common metric.
+
+    Equal results of the same model are not tested.
+    """
+    rows: list[RowRecord] = []
+    outcomes: dict[tuple[str, str], Result | MissingValue] = {}
+    pairs = [pair for pair in pairs if all(pair)]
+    benchmarks = tuple(dict.fromkeys(name for pair in pairs for name in pair[0] if name in pair[1]))
+    for pair in pairs:
+        names = [f"{letter} {next(iter(row.values())).model_name}" for letter, row in zip((_A, _B), pair, strict=True)]
+        rows += [RowRecord(name=names[0], encoder="", baseline=names[1]), RowRecord(name=names[1], encoder="")]
+        for name, row in zip(names, pair, strict=True):
+            for benchmark in benchmarks:
+                result = row.get(benchmark)
+                missing = MissingValue(kind="missing", reason=missing_reason(result))
+                outcomes[name, benchmark] = result if result and result.metrics else missing
+    source = ReportSource(
+        title="", question="", notes=(), rows=tuple(rows), benchmarks=benchmarks, outcomes=outcomes, steps=(),
+        study=None, directory=Path(),
+    )  # fmt: skip
+    table, items = seed_tables(source)[all_metrics], ItemScores()
+    set_intervals(table.scores, items)
+    set_gains(table, items)
+    unchanged = lambda first, second: first.value == second.value and _same_model(first, second)  # noqa: E731
+    compare_models([table], items, ranked=False, untested=unchanged)
+    return table, [line for place in range(0, len(rows), 2) for line in _lines(table, place)]
+
+
+def _lines(table: Table, place: int) -> Iterator[ComparisonLine]:
+    trainings: dict[str, TrainingDiff] = {}
+    for column in table.columns:
+        cells = column.cells[place : place + 2]
+        if any(cell.value is None for cell in cells):
+            continue
+        first, second = (cell.results[0] for cell in cells)
+        models, same_model = repr((first.model, second.model)), _same_model(*cells)
+        if not same_model and models not in trainings:
+            trainings[models] = diff_training(training_of_result(first), training_of_result(second))
+        protocols = [
+            {name: value for name, value in result.protocol.items() if not name.startswith(INPUT_PREFIX)}
+            for result in (first, second)
+        ]
+        same_protocol = ranking_key(first.protocol) == ranking_key(second.protocol)
+        yield ComparisonLine(
+            rows=(first.model_name, second.model_name),
+            first=cells[0],
+            second=cells[1],
+            protocol_differences=() if same_protocol else tuple(describe_differences(*protocols)),
+            same_model=same_model,
+            training=trainings.get(models),
+            unread=unread_differences(table, cells[:1], {cells[1].row}),
+        )
+
+
+def _same_model(first: Cell, second: Cell) -> bool:
+    one, other = (cell.results[0].model.get("hash") for cell in (first, second))
+    return bool(one) and one == other
+
+
+def missing_reason(result: Result | None) -> str:
+    """Why a result has no numbers."""
+    if result is None:
+        return "no result"
+    if result.failure_reason:
+        return f"failed: {result.failure_reason}"
+    return "; ".join(dict.fromkeys(result.missing_metrics.values()))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
     """Two sides and their comparison.
@@ -214,14 +250,12 @@ class Comparison:
         table: the models of both, A's with their differences from B's.
         lines: the common metrics.
         left_out: as text, the excluded results with the reasons.
-        context: as text, differences of the two sides other than numbers: code, versions, machine, study file.
     """
 
     sides: tuple[ComparisonSide, ComparisonSide]
     table: Table
     lines: tuple[ComparisonLine, ...]
     left_out: tuple[str, ...] = ()
-    context: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -229,22 +263,24 @@ class Comparison:
         return f"A: {self.sides[0].name}, B: {self.sides[1].name}"
 
     @property
+    def context(self) -> tuple[str, ...]:
+        """As text, differences of the two sides other than numbers: code, versions, machine, sizes, study file."""
+        return (*_run_differences(*self.sides),)
+
+    @property
     def answer(self) -> str:
         """How many numbers were tested, how many were not, and those that differ significantly."""
         counts = Counter(line.kind for line in self.lines)
+        text = ", ".join(f"{counts[kind]} {kind}" for kind in _KINDS if counts[kind])
+        text = f"{len(self.lines)} numbers: {text}"
         significant = [line for line in self.lines if line.first.delta and line.first.delta.significant]
         names = [f"{line.pair} on {line.benchmark} {line.first.column.label}" for line in significant]
         if len(names) > _MAX_NAMES:
             names = [*names[: _MAX_NAMES - 1], f"{len(names) - _MAX_NAMES + 1} more"]
-        parts = ", ".join(f"{counts[kind]} {kind}" for kind in _KINDS if counts[kind])
-        text = f"{len(self.lines)} numbers: {parts}"
-        return (
-            f"{text}; significantly different: {join_with_and(names) if names else 'none'}."
-            if counts[TESTED]
-            else (f"{text}.")
-        )
+        different = f"; significantly different: {join_with_and(names) if names else 'none'}"
+        return f"{text}{different if counts[TESTED] else ''}."
 
-    def tidy(self) -> pd.DataFrame:
+    def frame(self) -> pd.DataFrame:
         """The table in the form of a report's ``table.csv``, with the verdicts in the lines of A."""
         import pandas as pd
 
@@ -263,11 +299,8 @@ class Comparison:
                 for line in self.lines
             ]
         )
-        return (
-            score_frame(self.table)
-            .drop(columns=["notes", "resolution", "tokens"])
-            .merge(verdicts, how="left", on=["model", "benchmark", "metric"])
-        )
+        frame = score_frame(self.table).drop(columns=["notes", "resolution", "tokens"])
+        return frame.merge(verdicts, how="left", on=["model", "benchmark", "metric"])
 
     def texts(self) -> dict[str, pd.DataFrame]:
         """``A: …, B: …`` → a readable line for each metric of these two models."""
@@ -305,7 +338,7 @@ class Comparison:
             *([tests] if self.table.comparisons else []),
         ]
 
-    def _training_notes(self) -> list[str]:
+    def _training_notes(self) -> Iterator[str]:
         """The training differences, warnings last; a difference of several pairs is listed once."""
         by_sentence: dict[str, dict[str, list[str]]] = {}  # sentence → models → benchmarks
         lines = {(line.rows, line.benchmark): line for line in self.lines if line.training}.values()
@@ -314,11 +347,29 @@ class Comparison:
         sentences += [(line, warning) for line, training in trained for warning in training.warnings]
         for line, sentence in sentences:
             by_sentence.setdefault(sentence, {}).setdefault(line.pair, []).append(line.benchmark)
-        return [
-            f"{abbreviate_names(f'{pair} on {join_with_and(benchmarks)}' for pair, benchmarks in pairs.items())}: "
-            f"{sentence}"
-            for sentence, pairs in by_sentence.items()
+        for sentence, pairs in by_sentence.items():
+            names = abbreviate_names(f"{pair} on {join_with_and(benchmarks)}" for pair, benchmarks in pairs.items())
+            yield f"{names}: {sentence}"
+
+
+def _run_differences(first: ComparisonSide, second: ComparisonSide) -> Iterator[str]:
+    for name in dict.fromkeys([*first.facts, *second.facts]):
+        if first.facts.get(name) != second.facts.get(name):
+            one, other = (side.facts.get(name) or "not stated" for side in (first, second))
+            yield f"{name[0].upper()}{name[1:]}: A {one}, B {other}."
+    for letter, side in ((_A, first), (_B, second)):
+        results = [(each.benchmark, each.model_name, each) for row in side.rows.values() for each in row.values()]
+        yield from (f"{letter} has a part of {part}." for part in parts(results))
+    if first.study and second.study and first.study != second.study:
+        lines = [
+            line
+            for line in difflib.ndiff(first.study.splitlines(), second.study.splitlines())
+            if line[:2] in {"- ", "+ "}
         ]
+        changed = [f"{_A if line[0] == '-' else _B} `{line[2:].strip()}`" for line in lines if line[2:].strip()]
+        more = f" and {len(changed) - _MAX_LISTED} more lines" if len(changed) > _MAX_LISTED else ""
+        if changed:
+            yield f"The study files differ: {', '.join(changed[:_MAX_LISTED])}{more}."
 
 
 def abbreviate_names(names: Iterable[str]) -> str:

@@ -2,25 +2,132 @@
 
 from __future__ import annotations
 
+import base64
+import functools
+import hashlib
+import io
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
+from markupsafe import Markup
 
-from benchmarks.report.cards import MAX_SECTION_BYTES, Answer, Card, Thumbnail, take_within_budget, thumbnails_of
 from benchmarks.report.load_results import ReportSource
 from benchmarks.results.formatting import strip_control_chars
 from benchmarks.results.protocol import ranking_key
 from benchmarks.results.results import Result, read_items
 from benchmarks.tasks.evaluation import first_per_image, hash_order
 
+MAX_SECTION_BYTES = 2_000_000
+"""Limit for the images of the section, so that the page stays below 15 MB."""
 MAX_PER_BENCHMARK = 6
 MAX_PER_DIRECTION = 3
+_JPEG_MAGIC = b"\xff\xd8\xff"
+_MAX_THUMBNAIL_BYTES = 100_000
+_MAX_SIDE = 1000
+_MAX_ALT_CHARS = 80
 _MAX_TEXT_CHARS = 280
-_LEFT_IMAGE = "the left image"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thumbnail:
+    """A JPEG: its bytes, width and height in pixels, and its alternative text."""
+
+    content: bytes
+    width: int
+    height: int
+    alt: str
+
+    @functools.cached_property
+    def id(self) -> str:
+        """Its anchor on the page, derived from the content."""
+        return "image-" + hashlib.sha256(self.content).hexdigest()[:16]
+
+
+def make_thumbnail(content: object, alt: str) -> Thumbnail | None:
+    """A saved thumbnail; None for anything but a small JPEG."""
+    from PIL import Image, UnidentifiedImageError
+
+    if not isinstance(content, bytes) or not content.startswith(_JPEG_MAGIC) or len(content) > _MAX_THUMBNAIL_BYTES:
+        return None
+    try:
+        width, height = Image.open(io.BytesIO(content), formats=["JPEG"]).size  # reads only the header
+    except (UnidentifiedImageError, OSError, ValueError):
+        return None
+    if max(width, height) > _MAX_SIDE:
+        return None
+    return Thumbnail(content=content, width=width, height=height, alt=strip_control_chars(alt, _MAX_ALT_CHARS))
+
+
+class ImageDeduplicator:
+    """Embeds images into one page; further occurrences of an image refer to the first one."""
+
+    def __init__(self) -> None:
+        self._embedded: set[str] = set()
+
+    def tag(self, image: Thumbnail, prefix: str = "") -> Markup:
+        """The image as SVG, which allows references; ``prefix`` precedes its alternative text."""
+        content = Markup('<use href="#{}"/>').format(image.id)
+        if image.id not in self._embedded:
+            self._embedded.add(image.id)
+            uri = "data:image/jpeg;base64," + base64.b64encode(image.content).decode()
+            tag = Markup('<image id="{}" href="{}" width="{}" height="{}"/>')
+            content = tag.format(image.id, uri, image.width, image.height)
+        return Markup('<svg class="image" role="img" aria-label="{}{}" viewBox="0 0 {} {}">{}</svg>').format(
+            prefix, image.alt, image.width, image.height, content
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A model's answer.
+
+    Args:
+        row: name of the model.
+        text: the answer; empty for an image.
+        thumbnail: the retrieved image.
+        right: whether it is correct; None if unknown.
+        score: its score as text.
+    """
+
+    row: str
+    text: str = ""
+    thumbnail: Thumbnail | None = None
+    right: bool | None = None
+    score: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """One item with the answers of some models.
+
+    Args:
+        thumbnail: the item's image.
+        question: a question or a caption.
+        expected: the expected answer.
+        answers: of the models.
+    """
+
+    thumbnail: Thumbnail | None
+    question: str = ""
+    expected: str = ""
+    answers: tuple[Answer, ...] = ()
+
+
+def take_within_budget(cards: Sequence[Card], max_bytes: int) -> tuple[tuple[Card, ...], int]:
+    """The first cards whose distinct images take at most ``max_bytes`` (in base64), and the number of omitted cards."""
+    size, seen = 0, set[str]()
+    for index, card in enumerate(cards):
+        images = [card.thumbnail, *(answer.thumbnail for answer in card.answers)]
+        new = {image.id: image for image in images if image is not None and image.id not in seen}
+        size += sum(len(image.content) * 4 // 3 for image in new.values())
+        if size > max_bytes:
+            return tuple(cards[:index]), len(cards) - index
+        seen |= new.keys()
+    return tuple(cards), 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,135 +176,124 @@ class Examples:
 
 def answer_galleries(source: ReportSource) -> list[Examples]:
     """A gallery for each benchmark with saved items."""
-    galleries = (_gallery(source, name, MAX_SECTION_BYTES // len(source.benchmarks)) for name in source.benchmarks)
-    return [gallery for gallery in galleries if gallery is not None and gallery.cards]
+    found = []
+    for benchmark in source.benchmarks:
+        items = _Items(source.results(benchmark))
+        budget = MAX_SECTION_BYTES // len(source.benchmarks) // 2  # half for the cards, half for the pairs
+        if items.tables and (cards := items.cards()):
+            shown, left_out = take_within_budget(cards, budget)
+            names = [pair for pair in _pairs(source, benchmark) if set(pair) <= items.tables.keys()]
+            pairs = [items.pair(first, second, budget // len(names)) for first, second in names]
+            gallery = Examples(
+                benchmark=benchmark,
+                cards=shown,
+                items=len(items.scores),
+                left_out=left_out + sum(pair.left_out for pair in pairs),
+                pairs=tuple(pairs),
+                disagreements=int(_disagree(items.scores).sum()) if len(items.tables) > 1 else None,
+                graded=items.graded,
+            )
+            found += [gallery] if shown else []
+    return found
 
 
-@dataclass(frozen=True)
-class _Items:
-    """The items of one benchmark.
-
-    Args:
-        tables: model → items, by name.
-        scores: items × models.
-        images: item → image.
-        thumbnails: image → thumbnail.
-        shown: item → whether it has a thumbnail.
-        graded: whether there are scores other than right and wrong.
-        scale: display factor of the scores, from the benchmark's first metric.
-    """
-
-    tables: Mapping[str, pd.DataFrame]
-    scores: pd.DataFrame
-    images: Mapping[Any, str]
-    thumbnails: Mapping[str, Thumbnail]
-    shown: pd.Series
-    graded: bool
-    scale: float
-
-    @staticmethod
-    def of(results: Mapping[str, Result]) -> _Items | None:
-        tables = _item_tables(results)
-        if not tables:
-            return None
-        scores = pd.DataFrame({row: table["score"] for row, table in tables.items()}).dropna(how="all")
-        image = _first_table(tables)["image"]
-        images = dict(zip(image.index.to_numpy(dtype=object), map(str, image.to_numpy(dtype=object)), strict=True))
-        graded = not scores.isin([0.0, 1.0]).where(scores.notna(), True).all(axis=None)
-        scale = next((each.metrics[each.primary[0]].scale for each in results.values() if each.primary), 1.0)
-        thumbnails = thumbnails_of(tables.values())
-        shown = scores.index.map(images).isin(thumbnails)
-        return _Items(tables, scores, images, thumbnails, pd.Series(shown, scores.index), bool(graded), scale)
-
-    def with_thumbnails(self, chosen: pd.Series) -> list[Any]:
-        """The items that are true and have a saved thumbnail; all that are true if none has one."""
-        return [*chosen.index[chosen & self.shown]] or [*chosen.index[chosen]]
-
-    def example(self, item: Any, rows: Sequence[str]) -> Card:
-        entries = {row: self.tables[row].loc[item] for row in rows if item in self.tables[row].index}
-        first = next(iter(entries.values()))
-        retrieves_images = str(first["direction"]) == "t2i"
-        return Card(
-            thumbnail=self.thumbnails.get(str(first["image"])),
-            question=strip_control_chars(str(first["question"]), _MAX_TEXT_CHARS),
-            expected=_LEFT_IMAGE if retrieves_images else _target(str(first["target"])),
-            answers=tuple(
-                _answer(row, entry, self.thumbnails if retrieves_images else {}, self.scale if self.graded else None)
-                for row, entry in entries.items()
-            ),
-        )
-
-
-def _item_tables(results: Mapping[str, Result]) -> dict[str, pd.DataFrame]:
-    """Model → its items by name, of the models with items.
-
-    The names are one index object where they are equal: pandas then hashes and aligns them once and not for each model.
-    """
-    tables: dict[str, pd.DataFrame] = {}
-    for row, result in results.items():
-        if result.items:
-            tables[row] = table = read_items(result).set_index("item")
-            if table.index.equals(_first_table(tables).index):
-                table.index = _first_table(tables).index
-    return tables
-
-
-def _first_table(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """The items of the first model; the questions are the same for all."""
-    return next(iter(tables.values()))
-
-
-def _gallery(source: ReportSource, benchmark: str, budget: int) -> Examples | None:
-    results = source.results(benchmark)
-    items = _Items.of(results)
-    if items is None:
-        return None
-    selected = select_items(items.scores[items.shown] if items.shown.any() else items.scores, items.images)
-    examples, left_out = take_within_budget([items.example(item, list(items.tables)) for item in selected], budget // 2)
-    names = [pair for pair in _pairs(source, results) if set(pair) <= items.tables.keys()]
-    pairs = [_pair(items, first, second, budget // 2 // len(names)) for first, second in names]
-    return Examples(
-        benchmark=benchmark,
-        cards=examples,
-        pairs=tuple(pairs),
-        disagreements=int(_disagree(items.scores).sum()) if len(items.tables) > 1 else None,
-        items=len(items.scores),
-        graded=items.graded,
-        left_out=left_out + sum(pair.left_out for pair in pairs),
-    )
-
-
-def _pairs(source: ReportSource, results: Mapping[str, Result]) -> Iterator[tuple[str, str]]:
+def _pairs(source: ReportSource, benchmark: str) -> Iterator[tuple[str, str]]:
     """Each model with its baseline, or the first model if the report has no baseline; pairs of equal protocol only."""
-    measured = [row for row in source.rows if row.name in results]
-    default = None if any(row.baseline for row in source.rows) or not measured else measured[0].name
-    for row in measured:
+    results = source.results(benchmark)
+    default = None if any(row.baseline for row in source.rows) else next(iter(results), None)
+    for row in source.rows:
         other = row.baseline or default
-        if other is not None and other in results and other != row.name:
+        if row.name in results and other is not None and other in results and other != row.name:
             first, second = (ranking_key(results[name].protocol) for name in (other, row.name))
             if first == second:
                 yield other, row.name
 
 
-def _pair(items: _Items, first: str, second: str, budget: int) -> RowPair:
-    """Examples in both directions, in hash order; the same number of each unless a direction has none."""
-    difference = items.scores[second] - items.scores[first]
-    better = {second: difference > 1e-9, first: difference < -1e-9}
-    sampled = [
-        first_per_image(hash_order(items.with_thumbnails(chosen)), items.images, MAX_PER_DIRECTION)
-        for chosen in better.values()
-    ]
-    num_each = min(map(len, sampled)) or MAX_PER_DIRECTION
-    selected = [names[index] for index in range(num_each) for names in sampled if index < len(names)]
-    examples, left_out = take_within_budget([items.example(item, (second, first)) for item in selected], budget)
-    return RowPair(
-        first=first,
-        second=second,
-        first_better=int(better[first].sum()),
-        second_better=int(better[second].sum()),
-        examples=examples,
-        left_out=left_out,
-    )
+class _Items:
+    """The items of one benchmark.
+
+    Attributes:
+        tables: model → items, by name.
+        scores: items × models.
+        graded: whether there are scores other than right and wrong.
+    """
+
+    def __init__(self, results: Mapping[str, Result]) -> None:
+        self.tables: dict[str, pd.DataFrame] = {}
+        for row, result in results.items():
+            if result.items:
+                self.tables[row] = table = read_items(result).set_index("item")
+                # where the names are equal, one index object: pandas then hashes and aligns them once
+                first = next(iter(self.tables.values()))
+                table.index = first.index if table.index.equals(first.index) else table.index
+        if not self.tables:
+            return
+        first = next(iter(self.tables.values()))
+        names = zip(first.index.to_numpy(dtype=object), first["image"].to_numpy(dtype=object), strict=True)
+        self._images = {item: str(image) for item, image in names}
+        self._thumbnails: dict[str, Thumbnail] = {}
+        for table in self.tables.values():
+            saved = table[table["thumbnail"].notna()]
+            for image, content in zip(saved["image"].map(str), saved["thumbnail"], strict=True):
+                new = None if image in self._thumbnails else make_thumbnail(content, f"image {image}")
+                self._thumbnails |= {image: new} if new else {}
+        scores = {row: table["score"] for row, table in self.tables.items()}
+        self.scores = pd.DataFrame(scores).dropna(how="all")
+        self._shown = pd.Series(self.scores.index.map(self._images).isin(self._thumbnails), self.scores.index)
+        self.graded = not self.scores.isin([0.0, 1.0]).where(self.scores.notna(), True).all(axis=None)
+        # of the benchmark's first metric, for the display of scores
+        self._scale = next((each.metrics[each.primary[0]].scale for each in results.values() if each.primary), 1.0)
+
+    def cards(self) -> list[Card]:
+        """The selected items with all models' answers, only items with a thumbnail if there are any."""
+        scores = self.scores[self._shown] if self._shown.any() else self.scores
+        return [self._card(item, [*self.tables]) for item in select_items(scores, self._images)]
+
+    def pair(self, first: str, second: str, budget: int) -> RowPair:
+        """Two models: items of different images on which one and the other is better, equally many of both."""
+        gap = self.scores[second] - self.scores[first]
+        better = {second: gap > 1e-9, first: gap < -1e-9}
+        sampled = []
+        for chosen in better.values():
+            items = [*chosen.index[chosen & self._shown]] or [*chosen.index[chosen]]
+            sampled.append(first_per_image(hash_order(items), self._images, MAX_PER_DIRECTION))
+        num_each = min(map(len, sampled)) or MAX_PER_DIRECTION
+        selected = [items[place] for place in range(num_each) for items in sampled if place < len(items)]
+        examples, left_out = take_within_budget([self._card(item, (second, first)) for item in selected], budget)
+        return RowPair(
+            first=first,
+            second=second,
+            first_better=int(better[first].sum()),
+            second_better=int(better[second].sum()),
+            examples=examples,
+            left_out=left_out,
+        )
+
+    def _card(self, item: Any, rows: Sequence[str]) -> Card:
+        entries = {row: self.tables[row].loc[item] for row in rows if item in self.tables[row].index}
+        first = next(iter(entries.values()))
+        retrieves_images = str(first["direction"]) == "t2i"
+        target, *others = dict.fromkeys(str(first["target"]).split(" | "))
+        more = f" (or {len(others)} others)" if len(others) > 1 else f" (or {others[0]})" if others else ""
+        expected = strip_control_chars(target, _MAX_TEXT_CHARS) + strip_control_chars(more, _MAX_TEXT_CHARS)
+        return Card(
+            thumbnail=self._thumbnails.get(str(first["image"])),
+            question=strip_control_chars(str(first["question"]), _MAX_TEXT_CHARS),
+            expected="the left image" if retrieves_images else expected,
+            answers=tuple(self._answer(row, entry, retrieves_images) for row, entry in entries.items()),
+        )
+
+    def _answer(self, row: str, item: pd.Series, retrieves_images: bool) -> Answer:
+        score = float(item["score"]) if item["score"] is not None else math.nan
+        known = not math.isnan(score)
+        image = self._thumbnails.get(str(item["prediction"])) if retrieves_images else None
+        return Answer(
+            row=row,
+            text="" if image else strip_control_chars(str(item["prediction"]), _MAX_TEXT_CHARS),
+            thumbnail=image,
+            right=score > 0 if known and not self.graded else None,
+            score=f"{round(score * self._scale, 1):.3g}" if known and self.graded else "",
+        )
 
 
 def _disagree(scores: pd.DataFrame) -> pd.Series:
@@ -231,7 +327,7 @@ def select_items(scores: pd.DataFrame, images: Mapping[Any, str], max_items: int
     return selected
 
 
-def _alternate_over_best(scores: pd.DataFrame) -> list[Any]:
+def _alternate_over_best(scores: pd.DataFrame) -> Iterable[Any]:
     """The items, alternating over the sets of models with the best score."""
     by_best: dict[tuple[bool, ...], list[Any]] = {}
     best = scores.ge(scores.max(axis=1) - 1e-9, axis=0)
@@ -239,23 +335,3 @@ def _alternate_over_best(scores: pd.DataFrame) -> list[Any]:
         by_best.setdefault(tuple(models), []).append(item)
     rounds = itertools.zip_longest(*(by_best[models] for models in sorted(by_best, reverse=True)))
     return [item for items in rounds for item in items if item is not None]
-
-
-def _target(text: str) -> str:
-    """The first expected answer, and the other one or their number."""
-    first, *others = dict.fromkeys(text.split(" | "))
-    more = f" (or {len(others)} others)" if len(others) > 1 else f" (or {others[0]})" if others else ""
-    return strip_control_chars(first, _MAX_TEXT_CHARS) + strip_control_chars(more, _MAX_TEXT_CHARS)
-
-
-def _answer(row: str, item: pd.Series, thumbnails: Mapping[str, Thumbnail], scale: float | None) -> Answer:
-    score = float(item["score"]) if item["score"] is not None else math.nan
-    known = not math.isnan(score)
-    image = thumbnails.get(str(item["prediction"]))
-    return Answer(
-        row=row,
-        text="" if image else strip_control_chars(str(item["prediction"]), _MAX_TEXT_CHARS),
-        thumbnail=image,
-        right=score > 0 if known and scale is None else None,
-        score=f"{round(score * scale, 1):.3g}" if known and scale is not None else "",
-    )

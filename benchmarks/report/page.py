@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.report.averages import overall_section
-from benchmarks.report.cards import ImageDeduplicator
 from benchmarks.report.categories import category_figures
 from benchmarks.report.curves import length_figures, sweep_figures
-from benchmarks.report.examples import answer_galleries
+from benchmarks.report.examples import ImageDeduplicator, answer_galleries
 from benchmarks.report.figures import SERIES_COLORS, Figure, FigureSet, render_inline_svg
 from benchmarks.report.forest_plots import forest_plots, gain_figures
 from benchmarks.report.load_results import limit_rows
@@ -122,6 +121,11 @@ def render_page(report: Report) -> str:
             notes=notes,
             unfolded_notes=_UNFOLDED_NOTES,
             note=note,
+            placed=[
+                (group, place == 0, column)
+                for group, (_, columns) in enumerate(report.table.benchmarks)
+                for place, column in enumerate(columns)
+            ],
             sections=[
                 (section, "figures" if isinstance(content, FigureSet) else section.id, content)
                 for section, content in built_sections(report)

@@ -10,13 +10,20 @@ from typing import Literal
 from benchmarks.report.answer import headline, row_sentences
 from benchmarks.report.averages import Overall, overall_scores
 from benchmarks.report.differences import compare_models
-from benchmarks.report.display_names import merge_display, show_names
 from benchmarks.report.latex_style import LatexStyle
 from benchmarks.report.load_results import ReportSource, read_source
-from benchmarks.report.notes import MarkStyle, Note, mark_legend, table_notes
+from benchmarks.report.notes import MarkStyle, mark_legend, table_notes
 from benchmarks.report.published import ReferenceTable, build_reference_table, is_reference_row
-from benchmarks.report.row_selection import Selection, omission_notes, select_benchmarks, select_columns
+from benchmarks.report.result_notes import Note
 from benchmarks.report.scores import read_scores
+from benchmarks.report.selection import (
+    Selection,
+    merge_display,
+    omission_notes,
+    select_benchmarks,
+    select_columns,
+    show_names,
+)
 from benchmarks.report.table import Table
 from benchmarks.results.item_scores import ItemScores
 from benchmarks.study.display import Display

@@ -7,7 +7,6 @@ the runner does not import.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import importlib.util
 import json
@@ -29,16 +28,8 @@ from clips.model_refs import TIMM_PREFIX
 from clips.typed_data import from_plain, to_plain
 
 if TYPE_CHECKING:
-    from benchmarks.tasks.run_config import BenchmarkConfig
+    from benchmarks.tasks.registry import BenchmarkConfig
     from clips.data.formats.dataset_format import DatasetSpec
-
-_DATA_OF = {
-    "retrieval": "captions",
-    "long_retrieval": "captions",
-    "classification": "classes",
-    "linear_probe": "classes",
-}
-"""Benchmark → kind of its records, for those with splits."""
 
 
 def check_input_files(steps: Iterable[Step], study: Study) -> None:
@@ -137,24 +128,20 @@ def _package(name: str) -> Path:
 
 def _check_splits(benchmark: BenchmarkConfig) -> None:
     """Reject a split that existing data lacks; data that a step will make are not known yet."""
+    from benchmarks.tasks.data.caption_sets import dataset_of
+    from benchmarks.tasks.encoders.classification import ClassificationConfig
+    from benchmarks.tasks.encoders.linear_probe import LinearProbeConfig
+    from benchmarks.tasks.encoders.retrieval import RetrievalConfig
     from clips.data.formats.dataset_format import DatasetSpec
 
-    kind = _DATA_OF.get(benchmark.entry)
-    if kind is None or not Path(benchmark.data).exists():
+    if not Path(benchmark.data).exists():
         return
-    for split in (benchmark.split, *([benchmark.train_split] if benchmark.entry == "linear_probe" else [])):
-        spec = DatasetSpec(path=benchmark.data, split=split)
-        if kind == "captions":
-            spec = dataclasses.replace(
-                spec,
-                format=benchmark.format,
-                image_root=benchmark.image_root,
-                language=benchmark.language,
-                subset=benchmark.subset,
-                image_column=benchmark.image_column,
-                caption_columns=tuple(benchmark.caption_columns),
-            )
-        _read_first(spec, kind)
+    if isinstance(benchmark, RetrievalConfig):
+        _read_first(dataset_of(benchmark, benchmark.language), "captions")
+    if isinstance(benchmark, ClassificationConfig | LinearProbeConfig):
+        _read_first(DatasetSpec(path=benchmark.data, split=benchmark.split), "classes")
+    if isinstance(benchmark, LinearProbeConfig):
+        _read_first(DatasetSpec(path=benchmark.data, split=benchmark.train_split), "classes")
 
 
 @functools.cache  # many models are evaluated on the same data

@@ -15,7 +15,9 @@ import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
 
 from clips.core.artifact import atomic_artifact_dir, atomic_write, check_overwritable, log_info, write_manifest
 from clips.errors import UserError, unknown_name_error
@@ -44,14 +46,14 @@ class Preprocessing:
         std: their standard deviation.
         interpolation: of the resizing, bicubic or bilinear.
         resize_mode: shortest (the shorter edge, then a center crop), longest (the longer edge, then padding) or squash.
-        fill_color: of the padding, 0 to 255.
+        fill_color: of the padding.
     """
 
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     interpolation: Literal["bicubic", "bilinear"] | None = None
     resize_mode: Literal["shortest", "longest", "squash"] | None = None
-    fill_color: int | None = None
+    fill_color: Annotated[int, Field(ge=0, le=255)] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

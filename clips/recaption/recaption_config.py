@@ -91,7 +91,7 @@ class RecaptionConfig(SourceConfig):
     num_workers: Positive = dataclasses.field(default=8, metadata=RUN_ONLY)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     max_invalid_ratio: Fraction = 0.2
-    seed: int = 0
+    seed: NonNegative = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,18 +11,21 @@ manifest.json and README.md.
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from clips.commandline.progress import Progress
 from clips.core.artifact import atomic_write, check_finished, log_info
 from clips.core.identity import RUN, Identity, identity, read_run, reject_other_run, run_text
 from clips.data.sources import InvalidSampleError, Source, open_source, shard_lengths
-from clips.recaption.captioning import Captioner, CaptionsByIndex, GeneratedCaption, PromptedImage
-from clips.recaption.estimate import print_estimate
-from clips.recaption.reading import read_ahead
+from clips.recaption.captioning import (
+    Captioner,
+    PromptedImage,
+    caption_windows,
+    filter_captions,
+    load_captioner,
+    print_estimate,
+)
 from clips.recaption.recaption_config import RecaptionConfig
 from clips.recaption.shard_writers import (
     WORK_DIR,
@@ -35,6 +38,7 @@ from clips.recaption.shard_writers import (
 
 _MIN_GROUP_BATCHES = 64  # at most one of them is not full
 _WINDOW_BATCHES = 8
+KIND = "captions"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +48,36 @@ class OutputShard:
     number: int
     start: int
     stop: int
+
+
+def run_recaption(config: RecaptionConfig) -> None:
+    """Run `clips recaption`."""
+    source = open_source(config)
+    if config.estimate:
+        print_estimate(config, source, load_captioner(config))
+        return
+    shards = split_into_shards(shard_lengths(source), config.shard_size)
+    run = _run_identity(config, len(source))
+    if _is_finished(config, run):
+        log_info(f"{config.output}: done before")
+        return
+    number, count = config.share()
+    groups = group_shards(shards, config.batch_size)[number::count]
+    missing = [shard for group in groups for shard in group if not _is_done(shard, config)]
+    if missing:
+        captioner = load_captioner(config)  # its errors leave no output behind
+        atomic_write(Path(config.output) / WORK_DIR / RUN, run_text(run))
+        save_model_record(config, captioner)
+        with Progress("captioning", sum(shard.stop - shard.start for shard in missing), "samples") as progress:
+            for group in groups:
+                if any(not _is_done(shard, config) for shard in group):
+                    _caption_group(group, source, captioner, config, progress)
+    num_missing = sum(not _is_done(shard, config) for shard in shards)
+    if num_missing:
+        rest = f"{num_missing} of {len(shards)} shards are missing or other processes write them"
+        log_info(f"{config.output}: this part is done; {rest}")
+    else:
+        finalize_dataset(config, source, [shard_name(shard.number, config) for shard in shards])
 
 
 def split_into_shards(blocks: Sequence[int], size: int) -> list[OutputShard]:
@@ -74,82 +108,6 @@ def split_into_windows(group: Sequence[OutputShard], batch_size: int) -> list[ra
     return [range(first, min(first + size, stop)) for first in range(start, stop, size)]
 
 
-def overlaps(window: range, shard: OutputShard) -> bool:
-    """Whether the window contains samples of the shard."""
-    return window.start < shard.stop and shard.start < window.stop
-
-
-_SENTENCE_END = re.compile(r"[.!?][\"'”’)\]]*(?=\s)(?!.*[.!?][\"'”’)\]]*\s)", re.DOTALL)
-
-
-def filter_captions(generated: Sequence[GeneratedCaption], config: RecaptionConfig) -> tuple[list[str], str]:
-    """The cleaned, distinct captions of allowed length, and the reason if there are none."""
-    captions, reason = list[str](), "no caption written"
-    for output in generated:
-        text = clean_caption(output, drop_incomplete_sentence=config.drop_incomplete_sentence)
-        words = len(text.split())
-        if not words:
-            continue
-        if words < config.min_words:
-            reason = "caption too short"
-        elif config.max_words is not None and words > config.max_words:
-            reason = "caption too long"
-        elif text not in captions:
-            captions.append(text)
-    return captions, reason
-
-
-def clean_caption(generated: GeneratedCaption, *, drop_incomplete_sentence: bool) -> str:
-    """Collapse whitespace; drop the incomplete last sentence of a truncated text if a complete one precedes it."""
-    text = " ".join(generated.text.split())
-    if drop_incomplete_sentence and not generated.ended and (end := _SENTENCE_END.search(f"{text} ")):
-        return text[: end.end()]
-    return text
-
-
-KIND = "captions"
-
-
-def run_recaption(config: RecaptionConfig) -> None:
-    """Run `clips recaption`."""
-    source = open_source(config)
-    if config.estimate:
-        print_estimate(config, source, _load_captioner(config))
-        return
-    shards = split_into_shards(shard_lengths(source), config.shard_size)
-    run = _run_identity(config, len(source))
-    if _is_finished(config, run):
-        log_info(f"{config.output}: done before")
-        return
-    number, count = config.share()
-    groups = group_shards(shards, config.batch_size)[number::count]
-    missing = [shard for group in groups for shard in group if not _is_done(shard, config)]
-    if missing:
-        captioner = _load_captioner(config)  # its errors leave no output behind
-        atomic_write(Path(config.output) / WORK_DIR / RUN, run_text(run))
-        save_model_record(config, captioner)
-        with Progress("captioning", sum(shard.stop - shard.start for shard in missing), "samples") as progress:
-            for group in groups:
-                if any(not _is_done(shard, config) for shard in group):
-                    _caption_group(group, source, captioner, config, progress)
-    num_missing = sum(not _is_done(shard, config) for shard in shards)
-    if num_missing:
-        rest = f"{num_missing} of {len(shards)} shards are missing or other processes write them"
-        log_info(f"{config.output}: this part is done; {rest}")
-    else:
-        finalize_dataset(config, source, [shard_name(shard.number, config) for shard in shards])
-
-
-def _load_captioner(config: RecaptionConfig) -> Captioner:
-    if config.endpoint:
-        from clips.recaption.chat_captioner import ChatCaptioner
-
-        return ChatCaptioner(config)
-    from clips.recaption.caption_model import CaptionModel
-
-    return CaptionModel(config)
-
-
 def _run_identity(config: RecaptionConfig, samples: int) -> Identity:
     captioner = "server" if config.endpoint else "transformers"
     return identity("clips recaption", config, {"samples": samples, "captioner": captioner})
@@ -171,30 +129,38 @@ def _is_done(shard: OutputShard, config: RecaptionConfig) -> bool:
 
 
 def _caption_group(
-    group: Sequence[OutputShard],
-    source: Source,
-    captioner: Captioner,
-    config: RecaptionConfig,
-    progress: Progress,
+    group: Sequence[OutputShard], source: Source, captioner: Captioner, config: RecaptionConfig, progress: Progress
 ) -> None:
     """Write the missing shards of a group; a window shared with finished shards is captioned again."""
     missing = [shard for shard in group if not _is_done(shard, config)]
-    windows = split_into_windows(group, config.batch_size)
-    windows = [window for window in windows if any(overlaps(window, shard) for shard in missing)]
+    windows = [
+        window
+        for window in split_into_windows(group, config.batch_size)
+        if any(window.start < shard.stop and shard.start < window.stop for shard in missing)
+    ]
     writer: ShardWriter | None = None
     try:
         for window, samples, captions in caption_windows(windows, source, captioner, config):
             for index in window:
                 if not missing or index < missing[0].start:
                     continue
-                shard = missing[0]
+                shard, sample, generated = missing[0], samples[index], captions[index]
                 writer = writer or ShardWriter(shard.number, config)
-                generated = captions[index]
-                if reason := _add_sample(writer, samples[index], generated, source, config):
+                if isinstance(sample, str) or isinstance(generated, str):
+                    tokens, reason = 0, str(generated)
+                else:
+                    tokens = sum(caption.tokens for caption in generated)
+                    kept, reason = filter_captions(generated, config)
+                    if kept:
+                        reason = _write(writer, sample, kept, tokens, source)
+                if reason:
                     writer.dropped.add([(index - shard.start, source.name(index), reason)])
-                progress.advance(tokens=0 if isinstance(generated, str) else sum(each.tokens for each in generated))
+                progress.advance(tokens=tokens)
                 if index == shard.stop - 1:
-                    _finish(writer, shard, config)
+                    writer.dropped.check(
+                        str(writer.target), "max_invalid_ratio", config.max_invalid_ratio, shard.stop - shard.start
+                    )
+                    writer.finish()
                     log_info(f"{writer.summary()} · {progress.rates()}")
                     del missing[0]
                     writer = None
@@ -203,48 +169,11 @@ def _caption_group(
             writer.abandon()
 
 
-def caption_windows(
-    windows: Sequence[range], source: Source, captioner: Captioner, config: RecaptionConfig
-) -> Iterator[tuple[range, dict[int, PromptedImage | str], CaptionsByIndex]]:
-    """Each window with its samples and their captions, or the reasons why there are none."""
-    pending: deque[tuple[range, dict[int, PromptedImage | str], Callable[[], CaptionsByIndex]]] = deque()
-
-    def finish_oldest() -> tuple[range, dict[int, PromptedImage | str], CaptionsByIndex]:
-        window, samples, captions = pending.popleft()
-        invalid = {index: sample for index, sample in samples.items() if isinstance(sample, str)}
-        return window, samples, captions() | invalid
-
-    for window, samples in read_ahead(windows, source, config):
-        valid = [sample for sample in samples.values() if isinstance(sample, PromptedImage)]
-        pending.append((window, samples, captioner.submit(window, valid)))
-        if len(pending) > captioner.windows_ahead:
-            yield finish_oldest()
-    while pending:
-        yield finish_oldest()
-
-
-def _add_sample(
-    writer: ShardWriter,
-    loaded: PromptedImage | str,
-    generated: list[GeneratedCaption] | str,
-    source: Source,
-    config: RecaptionConfig,
-) -> str:
-    """Append a sample; returns the reason if it has no caption, else an empty string."""
-    if isinstance(loaded, str) or isinstance(generated, str):
-        return str(generated)
-    captions, reason = filter_captions(generated, config)
-    if captions:
-        try:
-            record = source.record(loaded.index)
-        except InvalidSampleError as error:
-            return str(error)
-        captioned = CaptionedSample(record, loaded.sample.image, loaded.sample.web, captions)
-        writer.add(captioned, sum(caption.tokens for caption in generated))
-    return "" if captions else reason
-
-
-def _finish(writer: ShardWriter, shard: OutputShard, config: RecaptionConfig) -> None:
-    """Complete a shard, unless too many of its samples were dropped."""
-    writer.dropped.check(str(writer.target), "max_invalid_ratio", config.max_invalid_ratio, shard.stop - shard.start)
-    writer.finish()
+def _write(writer: ShardWriter, sample: PromptedImage, captions: list[str], tokens: int, source: Source) -> str:
+    """Append a sample; returns the reason if it is invalid, else an empty string."""
+    try:
+        record = source.record(sample.index)
+    except InvalidSampleError as error:
+        return str(error)
+    writer.add(CaptionedSample(record, sample.sample.image, sample.sample.web, captions), tokens)
+    return ""

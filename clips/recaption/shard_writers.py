@@ -11,7 +11,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from PIL import Image
 
@@ -51,16 +51,6 @@ class CaptionedSample:
     captions: list[str]
 
 
-class Writer(Protocol):
-    """A file of captioned samples."""
-
-    def add(self, sample: CaptionedSample) -> None:
-        """Append a sample."""
-
-    def close(self) -> None:
-        """Complete the file."""
-
-
 class TarWriter:
     """WebDataset's format: image, JSON with the caption, and the other files of the sample."""
 
@@ -69,7 +59,7 @@ class TarWriter:
         self.tar = tarfile.open(path, "w")  # noqa: SIM115
 
     def add(self, sample: CaptionedSample) -> None:
-        """See `Writer`."""
+        """Append a sample."""
         kind, image = _webdataset_image(sample.image)
         fields = sample.record.fields | {self.config.caption_column: _caption_value(sample.captions, self.config)}
         files = {kind: image, **sample.record.files}
@@ -78,7 +68,7 @@ class TarWriter:
             add_member(self.tar, f"{sample.record.key}.{extension}", content)
 
     def close(self) -> None:
-        """See `Writer`."""
+        """Complete the file."""
         self.tar.close()
 
 
@@ -97,7 +87,7 @@ class ParquetWriter:
         self.file = pyarrow.parquet.ParquetWriter(path, self.schema)
 
     def add(self, sample: CaptionedSample) -> None:
-        """See `Writer`."""
+        """Append a sample."""
         caption = _caption_value(sample.captions, self.config)
         record = sample.record
         self.rows.append(
@@ -105,7 +95,7 @@ class ParquetWriter:
         )
 
     def close(self) -> None:
-        """See `Writer`."""
+        """Complete the file."""
         import pyarrow as pa
 
         self.file.write_table(pa.Table.from_pylist(self.rows, schema=self.schema))
@@ -129,7 +119,7 @@ class ShardWriter:
         self.partial = temp_path_for(work / self.target.name)
         self.counts = work / f"{self.target.name}.json"
         with write_errors_as_user_errors(self.target):
-            self.writer: Writer = _WRITERS[config.output_format](self.partial, config)
+            self.writer = _WRITERS[config.output_format](self.partial, config)
         self.written, self.tokens, self.dropped = 0, 0, InvalidSamples()
 
     def add(self, sample: CaptionedSample, tokens: int) -> None:

@@ -144,7 +144,14 @@ def load_benchmark_captions(config: CaptionSetConfig, *, language: str | None = 
 
     Raises what `load_caption_set` does.
     """
-    source = DatasetSpec(
+    return load_caption_set(
+        dataset_of(config, language), captions_per_image=config.captions_per_image, limit=config.limit
+    )
+
+
+def dataset_of(config: CaptionSetConfig, language: str | None = None) -> DatasetSpec:
+    """The specification of a benchmark's dataset."""
+    return DatasetSpec(
         path=config.data,
         format=config.format,
         split=config.split,
@@ -154,7 +161,6 @@ def load_benchmark_captions(config: CaptionSetConfig, *, language: str | None = 
         image_column=config.image_column,
         caption_columns=tuple(config.caption_columns),
     )
-    return load_caption_set(source, captions_per_image=config.captions_per_image, limit=config.limit)
 
 
 def file_stamps(path: Path) -> tuple[tuple[str, FileStamp], ...]:

@@ -1,7 +1,10 @@
-"""A report of selected models and columns, in the given order.
+"""What a report shows: selected models and columns, in the given order, under their display names and in groups.
 
 Models are omitted *before* the tests, so that the marks refer to the shown models. Columns are omitted *after* the
 tests, so that selecting favorable columns does not lower their p-values.
+
+All text of a report comes from its source, so display names replace the names there, once; different names stay
+different, so they identify models and benchmarks as before. Files and columns for programs use `ReportSource.model_id`.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from dataclasses import dataclass
 
 from benchmarks.report.load_results import ReportSource
 from benchmarks.report.table import Table
+from benchmarks.study.display import Display
 from clips.errors import UserError, unknown_name_error
 
 _ColumnKey = tuple[str, str]  # benchmark, metric
@@ -114,3 +118,50 @@ def _column_keys(name: str, source: ReportSource) -> list[_ColumnKey]:
         raise UserError(f"benchmarks: {benchmark} has no number for any model, so no metric '{metric}'")
     known = dict.fromkeys([*labels, *labels.values()])
     raise unknown_name_error(metric, [*known], f"metric of {benchmark} in 'benchmarks'")
+
+
+def merge_display(source: ReportSource, display: Display) -> Display:
+    """The study's names and groups, overridden by ``display``.
+
+    Raises:
+        UserError: ``display`` has an unknown name, or two models or benchmarks would have one name.
+    """
+    display.check(source.rows, source.benchmarks)
+    if source.study is None:
+        return display
+    of_study = source.study.display
+    merged = Display(
+        models={**of_study.models, **display.models},
+        benchmarks={**of_study.benchmarks, **display.benchmarks},
+        groups=display.groups or of_study.groups,
+    )
+    merged.row_names(source.rows)
+    merged.benchmark_names(source.benchmarks)
+    return merged
+
+
+def show_names(source: ReportSource, display: Display) -> ReportSource:
+    """The source with display names in place of names, and in groups."""
+    models, benchmarks = display.row_names(source.rows), display.benchmark_names(source.benchmarks)
+    order = ["", *display.groups]  # models of no group come first
+    grouped = [dataclasses.replace(row, group=display.heading(row)) for row in source.rows]
+    rows = [
+        dataclasses.replace(
+            row, name=models[row.name], baseline=row.baseline and models.get(row.baseline, row.baseline)
+        )
+        for row in sorted(grouped, key=lambda row: order.index(row.group))
+    ]
+    ids = {shown: name for name, shown in models.items()}
+    ids |= {row.model: dataclasses.replace(row, name=ids[row.name]).model for row in rows}
+    return dataclasses.replace(
+        source,
+        rows=tuple(rows),
+        benchmarks=tuple(benchmarks[name] for name in source.benchmarks),
+        outcomes={
+            (models[row], benchmarks[benchmark]): outcome
+            for (row, benchmark), outcome in source.outcomes.items()
+            if row in models
+        },
+        model_ids=ids,
+        benchmark_ids={shown: name for name, shown in benchmarks.items()},
+    )

@@ -1,0 +1,249 @@
+"""Sections of the page: scores by category, examples with their images, and figures."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pandas as pd
+import pytest
+from colors import contrast
+from PIL import Image
+from report_material import draw_image, items_table, put_result, put_results
+from report_study import Page, make_study
+
+from benchmarks.report import examples, figures
+from benchmarks.report.categories import category_figures, category_tables
+from benchmarks.report.examples import Card, ImageDeduplicator, answer_galleries, select_items, take_within_budget
+from benchmarks.report.figures import Figure, LegendEntry, light_palette, render_inline_svg, render_pdf, render_svg
+from benchmarks.report.formats import REPORT_FORMATS
+from benchmarks.report.load_results import limit_rows, read_source
+from benchmarks.report.page import render_page, report_figures
+from benchmarks.report.report import build_report
+from benchmarks.report.table import Table
+from benchmarks.results.item_scores import ItemScores
+from benchmarks.study.rows import RowRecord
+from benchmarks.tasks.evaluation import hash_order
+from benchmarks.tasks.mllm.items import items_table as answered
+
+HOSTILE = (
+    "</p><script>alert(1)</script><img src=x onerror=alert(2)>"
+    '" onload="alert(3)" x="'
+    r"\input{/etc/passwd} $\frac{1}{0}$ & % # _"
+    "\x1b[31mred\x1b]0;title\x07 \x9b2J"
+    "\u202egnp.exe \u2066abc\u2069"
+    "כלב על דשא {{ 7 * 7 }} {% raw %}" + "x" * 10_000 + " word" * 2000
+)
+
+
+def with_kinds(skills: dict[str, float], count: int = 240) -> pd.DataFrame:
+    """Items of which the better row is better on one kind alone."""
+    parts = [items_table(skill, benchmark="pope", count=count) for skill in skills.values()]
+    items = parts[0].copy()
+    kinds = np.array([*skills])[np.arange(count) // 2 % len(skills)]
+    for kind, part in zip(skills, parts, strict=True):
+        for name in ("score", "hit", "hit5"):
+            items.loc[kinds == kind, name] = part.loc[kinds == kind, name]
+    return items.assign(category=kinds)
+
+
+def kinds_of(results: Path, benchmarks: tuple[str, ...]) -> list[Table]:
+    for benchmark in benchmarks:
+        put_result(results, "clip", benchmark, with_kinds({"random": 0.5, "popular": 0.5}))
+        put_result(results, "clips", benchmark, with_kinds({"random": 0.9, "popular": 0.5}))
+    return category_tables(build_report(results, baseline="clip").source, ItemScores())
+
+
+def test_a_benchmark_is_split_by_category_with_tested_differences(tmp_path):
+    (table,) = kinds_of(tmp_path, ("pope",))
+    items, cell = with_kinds({"random": 0.9, "popular": 0.5}), table.cell("clips", "pope", "random")
+    assert cell.value == pytest.approx(100 * items[items["category"] == "random"]["hit"].mean())
+    assert cell.ci_low < cell.value < cell.ci_high
+    assert cell.delta.significant
+    assert not table.cell("clips", "pope", "popular").delta.significant
+    report = build_report(tmp_path, baseline="clip")
+    (figure,) = category_figures(report.source, report.table, report.items).figures
+    assert (figure.name, figure.headers) == ("kinds-pope", ("category", "items", "clip", "clips"))
+    assert [row[:2] for row in figure.rows] == [("popular", "120"), ("random", "120")]
+    assert "(▲ +" in figure.rows[1][3]
+    assert "≈" in figure.rows[0][3]
+    assert figure.alt.endswith("significantly different from the baseline: clips better on random.")
+    tables = kinds_of(tmp_path / "two", ("pope", "gqa"))  # one family
+    assert [each.comparisons for each in (table, *tables)] == [2, 4, 4]
+    smallest = min(each.delta.p_adjusted for both in tables for each in both.scores if each.delta)
+    assert 0 < smallest == pytest.approx(2 * min(each.delta.p_adjusted for each in table.scores if each.delta))
+
+
+def test_kinds_of_several_seeds_are_means_with_tests_over_seeds(tmp_path):
+    rows = []
+    for seed in range(3):
+        for encoder, skill in (("clip", 0.3), ("clips", 0.6 + 0.1 * seed)):
+            items = items_table(skill, benchmark="pope", seed=seed)
+            put_result(tmp_path, f"{encoder}-{seed}", "pope", items.assign(category=["a", "a", "b", "b"] * 30))
+            baseline = None if encoder == "clip" else f"clip-{seed}"
+            rows.append(RowRecord(name=f"{encoder}-{seed}", encoder=encoder, seed=seed, baseline=baseline))
+    (table,) = category_tables(dataclasses.replace(read_source(tmp_path), rows=tuple(rows)), ItemScores())
+    assert [row.name for row in table.rows] == ["clip-0", "clips-0"]
+    cell = table.cell("clips-0", "pope", "a")
+    assert len(cell.by_seed) == 3
+    assert cell.value == pytest.approx(np.mean([*cell.by_seed.values()]))
+    assert (cell.delta.baseline, table.comparisons) == ("clip-0", 2)
+
+
+def test_gqas_kind_is_the_structure_of_the_question_and_others_their_own():
+    def kind(**doc):
+        sample = {"doc_id": 0, "doc": {"question": "q", **doc}, "filtered_resps": ["a"], "target": "a"}
+        return answered([sample], {}, {}, "")["category"].tolist()
+
+    types = {"structural": "verify", "semantic": "attr", "detailed": "verifyColor"}
+    assert kind(types=types) == ["verify"]
+    assert kind(category="random") == ["random"]
+    assert kind(types=None, type="color") == ["color"]
+    assert kind() == [""]
+
+
+def test_examples_are_chosen_by_their_hash_alone():
+    names = [f"item {number}" for number in range(50)]
+    order = hash_order(names)
+    assert order != names
+    assert sorted(order) == sorted(names)
+    assert hash_order(reversed(names)) == order
+    assert hash_order(names[:25]) == [name for name in order if name in names[:25]]
+
+
+def test_examples_are_those_on_which_rows_differ_dealt_over_who_is_right():
+    names = ["a1", "a2", "a3", "b1", "none", "both"]
+    scores = pd.DataFrame({"a": [1, 1, 1, 0, 0, 1.0], "b": [0, 0, 0, 1, 0, 1.0]}, index=names)
+    first, second, third = hash_order(["a1", "a2", "a3"])
+    images = {name: name for name in names}
+    assert select_items(scores, images, max_items=4) == [first, "b1", "none", "both"]
+    assert select_items(scores.iloc[::-1], images, max_items=6) == [first, "b1", second, third, "none", "both"]
+    assert select_items(scores, images | {"b1": first}, max_items=3) == [first, "none", "both"]
+
+
+def test_row_against_row_shows_both_ways_in_equal_numbers(tmp_path):
+    put_results(tmp_path, {"clip": 0.45, "clips": 0.62})
+    for row in ("clip", "clips"):  # as of a judge that cannot be reached
+        put_result(tmp_path, row, "unjudged", items_table(0.5, benchmark="unjudged").assign(score=float("nan")))
+    galleries = answer_galleries(limit_rows(read_source(tmp_path, baseline="clip")))
+    assert {gallery.benchmark for gallery in galleries} == {"gqa", "pope", "retrieval"}
+    for gallery in galleries:
+        tables = [pd.read_parquet(tmp_path / row / f"{gallery.benchmark}.items.parquet") for row in ("clip", "clips")]
+        clip, clips = (table.set_index("item")["score"] for table in tables)
+        (pair,) = gallery.pairs
+        assert (pair.first, pair.second) == ("clip", "clips")
+        assert pair.second_better == ((clips == 1) & (clip == 0)).sum()
+        assert pair.first_better == ((clips == 0) & (clip == 1)).sum()
+        kinds = [tuple(answer.right for answer in example.answers) for example in pair.examples]
+        most = min(3, pair.first_better, pair.second_better)
+        assert kinds == [(True, False), (False, True)] * most
+        assert most
+        assert len({example.thumbnail.id for example in pair.examples if example.thumbnail}) == len(pair.examples)
+
+
+def test_retrieved_images_are_shown_and_every_image_is_on_the_page_once(tmp_path):
+    for row, skill in {"clip": 0.4, "clips": 0.6}.items():
+        put_result(tmp_path, row, "retrieval", items_table(skill, benchmark="retrieval", count=40))
+    (shown,) = answer_galleries(read_source(tmp_path))
+    assert {card.expected for card in shown.cards} == {"the left image"}
+    right = [answer for card in shown.cards for answer in card.answers if answer.right]
+    assert right
+    assert all(answer.thumbnail and not answer.text for answer in right)
+    page = render_page(build_report(tmp_path))
+    written = re.findall('<image id="([^"]+)" href="data:image/jpeg;base64,([^"]+)"', page)
+    assert len(written) == len({name for name, _ in written}) == len({content for _, content in written})
+    repeated = re.findall('<use href="#([^"]+)"', page)
+    assert len(repeated) >= len(right)  # as each is next to its own caption's image
+    assert {*repeated} <= {name for name, _ in written}
+
+
+def test_no_text_of_others_harms_the_page(tmp_path):
+    items = items_table(0.5, benchmark="retrieval", count=40)
+    put_result(tmp_path, "clip", "retrieval", items.assign(target=HOSTILE))
+    put_result(tmp_path, "clips", "retrieval", items.assign(image=HOSTILE, question=HOSTILE))
+    items = items_table(0.5, benchmark="gqa").assign(question=HOSTILE, prediction=HOSTILE, target=HOSTILE)
+    put_result(tmp_path, "clip", "gqa", items)
+    page = render_page(build_report(tmp_path))
+    found = Page(page)
+    assert found.tags.count("script") == 1
+    assert not found.handlers
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", page)
+    assert "{{ 7 * 7 }}" in page
+    assert len(re.sub('base64,[^"]+', "", page)) < 250_000
+
+
+def test_only_small_jpegs_become_images():
+    assert examples.make_thumbnail(draw_image(1), "a").width == 96
+    stream = io.BytesIO()
+    Image.new("RGB", (2000, 2)).save(stream, "JPEG")
+    jpeg = b"\xff\xd8\xff"
+    for content in (b"<svg onload=alert(1)>", jpeg + b"0" * 200_000, jpeg, stream.getvalue(), None):
+        assert examples.make_thumbnail(content, "a") is None
+    shown = examples.make_thumbnail(draw_image(1), '"><script>')
+    assert 'aria-label="&#34;&gt;&lt;script&gt;"' in ImageDeduplicator().tag(shown)
+
+
+def test_images_stay_within_their_part_of_the_page(tmp_path, monkeypatch):
+    one, two = (Card(thumbnail=examples.make_thumbnail(draw_image(number), "a")) for number in (1, 2))
+    room = sum(len(card.thumbnail.content) for card in (one, two)) * 4 // 3
+    assert take_within_budget([one, one, two, one], room) == ((one, one, two, one), 0)
+    assert take_within_budget([one, one, two, one], room - 10) == ((one, one), 2)
+    put_results(tmp_path)
+    monkeypatch.setattr("benchmarks.report.examples.MAX_SECTION_BYTES", 30_000)
+    assert "examples omitted to limit the page size" in render_page(build_report(tmp_path))
+
+
+FIGURE = Figure(
+    **{"name": "curve", "title": "Loss <b>", "alt": 'falls "fast" & <i>', "x_label": "a <b> & $c$ \u202e"},
+    plot=lambda axes, palette: axes.plot([3.0, 2.0, 1.0], color=palette.series(1)),
+    legend=(LegendEntry(color=1, label="row <x>"),),
+    headers=("row", "loss"),
+    rows=(("clip", "1"),),
+)
+
+
+def test_a_figure_of_the_page_takes_its_colors_and_escapes_all_text():
+    svg = render_inline_svg(FIGURE)
+    assert svg.startswith('<svg viewBox="')
+    assert 'aria-label="falls &quot;fast&quot; &amp; &lt;i&gt;"' in svg
+    assert "var(--series-1)" in svg
+    assert "var(--ink-soft)" in svg
+    assert not [color for color in light_palette().colors.values() if color in svg]
+    assert len({*light_palette().colors.values()}) == len(light_palette().colors)  # a color is one variable
+    assert "row" not in svg  # the page has legends of its own
+    assert "a &lt;b&gt; &amp; $c$ \ufffd" in svg
+    assert "http" not in svg
+    assert svg == render_inline_svg(FIGURE)
+    ElementTree.fromstring(svg)
+
+
+def test_a_figure_as_a_file_is_complete_in_itself(tmp_path, monkeypatch):
+    svg = render_svg(FIGURE)
+    root = ElementTree.fromstring(svg)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert [child.text for child in root[:2]] == ["Loss <b>", 'falls "fast" & <i>']
+    assert "var(--" not in svg
+    assert light_palette().series(1) in svg
+    assert "row &lt;x&gt;" in svg  # the legend
+    assert render_pdf(FIGURE).startswith(b"%PDF")
+    report = build_report(make_study(tmp_path, monkeypatch))
+    found = report_figures(report)
+    assert "forest-pope-accuracy" in found
+    for suffix in ("svg", "pdf"):
+        assert [*REPORT_FORMATS[suffix](report)] == [f"figures/{name}.{suffix}" for name in found]
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_colors_have_the_contrast_of_wcag_aa(scheme):
+    style = (Path(figures.__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
+    pairs = re.findall(r"--([\w-]+): light-dark\((#[0-9a-f]{6}), (#[0-9a-f]{6})\)", style)
+    colors = {name: ends[scheme] for name, *ends in pairs}
+    for ground in ("paper", "sheet", "tint"):
+        for text in ("ink", "ink-soft", "accent", "gain", "loss"):
+            assert contrast(colors[text], colors[ground]) >= 4.5, (text, ground)
+    for place in range(figures.SERIES_COLORS):
+        assert contrast(colors[f"series-{place}"], colors["paper"]) >= 3
