@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import math
 import re
 from collections.abc import Callable, Iterable
@@ -19,7 +18,7 @@ from benchmarks.analysis.comparison import Comparison
 from benchmarks.report import report as report_module
 from benchmarks.report.latex import render_latex
 from benchmarks.report.load_results import MissingValue
-from benchmarks.report.notes import MARKDOWN
+from benchmarks.report.notes import is_above_chance
 from benchmarks.report.report import Report, build_report
 from benchmarks.report.text_table import print_report, render_markdown
 from benchmarks.results import item_scores
@@ -66,7 +65,8 @@ class Reader:
         """Check cells and sentences; returns the number of sentences."""
         self._check_numbers()
         self._check_marks()
-        sentences = [self.report.answer, *self.report.other_sentences, *self.report.all_notes(MARKDOWN)]
+        self._check_uncertainty()
+        sentences = [self.report.answer, *self.report.other_sentences]
         found = [each for line in sentences for each in re.split(_BETWEEN_SENTENCES, line) if each]
         for sentence in found:
             self.read(sentence)
@@ -115,6 +115,55 @@ class Reader:
                 )
                 hidden = (model, benchmark) in self.truth.measured and self.truth.credited(model, benchmark) is False
                 assert (cell.mark, cell.withheld) == (("", mark) if hidden else (mark, ""))
+
+    def _check_uncertainty(self) -> None:
+        """What the notes are made of: why there is no interval or test, noise, chance, missing values."""
+        known = self._with_noise()
+        for cell in self.table.scores:
+            benchmark, measured = cell.column.benchmark, self.truth.measured.get((cell.row, cell.column.benchmark))
+            if measured is None:
+                assert cell.missing == MissingValue(kind="missing", reason=NOT_RUN)
+                continue
+            if cell.members and measured.scores is not None:
+                unknown = "included" if (cell.row, benchmark) in known else "unknown"
+                assert cell.seed_variance == (unknown if measured.scores.trained else "none")
+            assert (cell.ci_low is None) == bool(cell.no_interval)
+            assert not cell.no_interval or self._reasons(cell.row, benchmark)[cell.no_interval]
+            if cell.delta is not None:
+                tested = self.truth.difference(benchmark, cell.row, str(self.world.baseline))[0]
+                numbers = [cell.delta.ci_low, cell.delta.ci_high, cell.delta.min_detectable]
+                expected = [100 * each for each in (tested.low, tested.high, tested.min_detectable)]
+                assert numbers == pytest.approx(expected, nan_ok=True)
+            if cell.column.chance_levels and not cell.group and cell.ci_low is not None:
+                assert is_above_chance(cell) == (cell.ci_low > 50)
+        for first, second in self.table.untestable:
+            assert self.truth.unknown_noise(first.column.benchmark, (first.row, second.row))
+            assert self.differs(first.column.benchmark, first.row, second.row) is None
+        apart = {}
+        for benchmark in filter(self.truth.ranked, self.world.benchmarks):
+            for group in (0, 1):
+                sets = [{*each} for each in self.truth.sets(benchmark)
+                        if self.truth.measured[each[0], benchmark].group == group]  # fmt: skip
+                apart |= {(benchmark, group): sets} if len(sets) > 1 else {}
+        found = {(sets[0][0].column.benchmark, sets[0][0].group): [{cell.row for cell in each} for each in sets]
+                 for sets in self.table.other_items}  # fmt: skip
+        assert found.keys() == apart.keys()
+        assert all(sorted(map(sorted, found[key])) == sorted(map(sorted, apart[key])) for key in apart)
+        assert self.table.seeds == (max((each.seeds for each in self.truth.measured.values()), default=1)
+                                    if self.world.num_seeds > 1 else 0)  # fmt: skip
+
+    def _reasons(self, model: str, benchmark: str) -> dict[str, bool]:
+        """Why a cell may have no interval → whether that is so."""
+        scores = self.truth.measured[model, benchmark].scores
+        if scores is None:
+            return {"the seeds have scores for different items": True}
+        constant, num_images = np.ptp(scores.mean_influence[scores.enters]) < 1e-9, scores.enters.sum()
+        unknown = self.truth.unknown_noise(benchmark, (model, model))
+        return {
+            "a single image has no variance": num_images == 1,
+            "the score does not vary over the images": constant and num_images > 1,
+            "the seeds of every model with several seeds have equal scores: their variance is unknown": unknown,
+        }
 
     def read(self, sentence: str) -> None:
         for pattern, method in READERS:
@@ -245,115 +294,11 @@ class Reader:
             )
         assert set(listed(said) if said else []) == found
 
-    def legend(self, mark: str, apart: str | None) -> None:
-        assert any(cell.mark == mark.casefold() for cell in self.table.scores)
-        self._apart(apart)
-
-    def tests(self, subjects: str, sources: str, count: str, others: str) -> None:
-        marks = any(cell.mark for cell in self.table.scores)
-        deltas = any(cell.delta for cell in self.table.scores)
-        assert subjects.casefold() == " and ".join(["marks"] * marks + ["differences from the baseline"] * deltas)
-        assert int(count) == len(self.tested)
-        planned = {self.world.baseline in pair for _, pair in self.tested}
-        against = ["the baseline"] * (True in planned) + ["the top model"] * (False in planned)
-        assert others == " and ".join(against)
-        self._sources(sources)
-
-    def _sources(self, sources: str) -> None:
-        assert (sources == "images and seeds") == bool(self._with_noise())
-
     def _with_noise(self) -> set[tuple[str, str]]:
         return {
             key for key, each in self.truth.measured.items()
             if each.scores is not None and each.scores.trained and self.truth.noise[key[1], each.group].degrees
         }  # fmt: skip
-
-    def seeds(self, count: str) -> None:
-        assert int(count) == max(each.seeds for each in self.truth.measured.values()) > 1
-
-    def with_seed_variance(self) -> None:
-        assert self._with_noise()
-
-    def images_only(self) -> None:
-        assert not self._with_noise()
-        assert any(cell.ci_low is not None for cell in self.table.scores)
-
-    def pretrained(self) -> None:
-        assert self._with_noise()
-        assert any(not self.world.trained[model] for model, _ in self.truth.measured)
-
-    def unknown_seed_variance(self, names: str) -> None:
-        known = self._with_noise()
-        for name in listed(names):
-            model, _, title = name.rpartition(" on ")
-            models = (
-                [model]
-                if model
-                else [each for each, benchmark in self.truth.measured if benchmark == self.titles[title]]
-            )
-            assert not known & {(each, self.titles[title]) for each in models}
-            assert any(self.world.trained[each] for each in models)
-
-    def items_apart(self, title: str, sets: str) -> None:
-        said = [set(listed(each)) for each in sets.split("; ")]
-        benchmark = self.titles[title]
-        (group,) = {self.truth.measured[model, benchmark].group for each in said for model in each}
-        own = [
-            set(each) for each in self.truth.sets(benchmark) if self.truth.measured[each[0], benchmark].group == group
-        ]
-        assert sorted(map(sorted, said)) == sorted(map(sorted, own))
-        assert len(own) > 1
-
-    def untestable(self, title: str, pairs: str) -> None:
-        benchmark = self.titles[title]
-        for pair in [] if re.fullmatch(r"\d+ pairs", pairs) else re.findall(r"(\w+) and (\w+)", pairs):
-            assert self.truth.unknown_noise(benchmark, pair)
-            assert self.differs(benchmark, *pair) is None
-
-    def no_interval(self, names: str, reason: str) -> None:
-        cells = {f"{cell.row} on {self.truth.title(cell.column.benchmark)}": cell for cell in self.table.scores}
-        for name in [] if re.fullmatch(r"\d+ numbers", names) else listed(names):
-            cell = cells[name]
-            assert cell.ci_low is None
-            measured = self.truth.measured[cell.row, cell.column.benchmark]
-            scores = measured.scores
-            assert (scores is None) == (reason == "the seeds have scores for different items")
-            if scores is None:
-                continue
-            constant = np.ptp(scores.mean_influence[scores.enters]) < 1e-9
-            expected = {
-                "a single image has no variance": scores.enters.sum() == 1,
-                "the score does not vary over the images": constant and scores.enters.sum() > 1,
-                "the seeds of every model with several seeds have equal scores: their variance is unknown":
-                    self.truth.unknown_noise(cell.column.benchmark, (cell.row, cell.row)),
-            }  # fmt: skip
-            assert expected[reason]
-
-    def detectable(self, values: str, sources: str) -> None:
-        for value, title in re.findall(r"([\d.]+) on (\S+ \w+)", values):
-            benchmark, base = self.titles[title], str(self.world.baseline)
-            tested = [model for model in self.world.models if self.differs(benchmark, model, base) is not None]
-            found = [self.truth.difference(benchmark, model, base)[0].min_detectable for model in tested]
-            assert close(value, 100 * max(each for each in found if math.isfinite(each)))
-        self._sources(sources)
-
-    def another_seed(self, values: str) -> None:
-        for value in values.split("; "):
-            found = re.fullmatch(r"by (\d+) % and (\d+) % on (\S+ \w+)", value)
-            assert found
-            assert found[3] in self.titles
-            assert 0 <= int(found[1]) <= int(found[2]) <= 100
-
-    def missing(self, rows: str, names: str) -> None:
-        for row, benchmark in itertools.product(re.split(r", (?!\d)| and ", rows), listed(names)):
-            plain = re.sub(r" \(seeds? .*\)", "", row)
-            gone = [isinstance(self.world.outcomes[each, benchmark], MissingValue) for each, name in self.world.outcomes
-                    if each.split(" ")[0] == plain and name == benchmark]  # fmt: skip
-            assert any(gone)
-
-    def protocol(self, model: str, title: str) -> None:
-        row = model.split(" ")[0]
-        assert self.truth.measured[row, self.titles[title]].group == 1
 
     def average(
         self,
@@ -434,9 +379,6 @@ class Reader:
             else set(listed(names)) == expected
         )
 
-    def uncredited_cell(self, model: str, title: str) -> None:
-        assert self.truth.credited(model, self.titles[title]) is False
-
     def below_chance(self, names: str) -> None:
         for title in self._with_chance() if names.startswith("any metric") else listed(names):
             cells = [cell for cell in self.table.scores if self.truth.title(cell.column.benchmark) == title]
@@ -446,18 +388,6 @@ class Reader:
 
     def _with_chance(self) -> list[str]:
         return [self.truth.title(column.benchmark) for column in self.table.columns if column.chance_levels]
-
-    def not_above_chance(self, places: str) -> None:
-        said = {f"{row} on {title}" for part in places.split("; ") for rows, _, titles in [part.partition(" on ")]
-                for row, title in itertools.product(listed(rows), listed(titles))}  # fmt: skip
-        expected = {
-            f"{cell.row} on {self.truth.title(cell.column.benchmark)}" for cell in self.table.scores
-            if cell.column.chance_levels and not cell.group and cell.ci_low is not None and cell.ci_low <= 50
-        }  # fmt: skip
-        assert said == expected
-
-    def said(self, **_: str) -> None:
-        """A definition, which holds for every table."""
 
     def _check_formats(self, sentences: list[str]) -> None:
         """The formats print the same sentences, and their marks."""
@@ -496,30 +426,6 @@ READERS: list[tuple[str, Callable[..., None]]] = [
      r"(?:; not tested: (?P<untested>[^;]+))?\.", Reader.none_better),
     (r"(?P<parts>(?P<model>\w+) (?:beats|loses to|and) (?P<base>\w+?)(?:: | do not | by ).+)\.", Reader.summary),
     (r"(?P<model>\w+) was not tested against (?P<base>\w+) on (?P<names>.+)\.", Reader.not_tested),
-    (r"(?P<mark>Best|Tied) \([a-z]+\): (?:significantly better than every other|the top) model of its column"
-     r"(?: with the same (?P<apart>[a-z]+(?: and [a-z]+)?))?"
-     r"(?:, and those tested against it without a significant difference)?\.", Reader.legend),
-    (r"(?P<subjects>[\w ]+) use paired tests over (?P<sources>[a-z ]+), the p-values of all (?P<count>\d+) tests "
-     r"\(pairs with (?P<others>[a-z ]+)\) Holm-corrected together\.", Reader.tests),
-    (r"Numbers are means over up to (?P<count>\d+) seeds\.", Reader.seeds),
-    (r"The 95 % intervals of trained models include .* the seed variance.*\.", Reader.with_seed_variance),
-    (r"Intervals are 95 % intervals over the benchmark's images and do not include seed variance\.",
-     Reader.images_only),
-    (r"A pretrained model is evaluated once, and its interval is over images only\.", Reader.pretrained),
-    (r"No seed variance is known on (?P<names>.+): intervals and tests are over images only\.",
-     Reader.unknown_seed_variance),
-    (r"(?P<title>\S+ \w+): the models have scores for different items, and only those with the same ones are tested "
-     r"against each other: (?P<sets>.+)\.", Reader.items_apart),
-    (r"No test on (?P<title>\S+ \w+): the seeds of every model with several seeds have equal scores, so the seed "
-     r"variance is unknown \((?P<pairs>.+)\)\.", Reader.untestable),
-    (r"No interval: (?P<names>.+)\. Reason: (?P<reason>.+)\.", Reader.no_interval),
-    (r"Minimum detectable difference from the baseline: (?P<values>.+) \(a single test at the 5 % level with power "
-     r"0\.8 and the observed variance over (?P<sources>[a-z ]+); .*\)\.", Reader.detectable),
-    (r"Another seed or stop\? The minimum detectable difference shrinks with another seed of every model, and with any "
-     r"number of seeds, (?P<values>.+); the rest is due to the images\.", Reader.another_seed),
-    (rf"(?P<rows>.+) on (?P<names>b[^:]*): missing: {NOT_RUN}\.", Reader.missing),
-    (r"† (?P<model>.+) on (?P<title>\S+ \w+) was measured under different settings and is not ranked .*\.",
-     Reader.protocol),
     (rf"(?P<models>\w+) has the best average over {_BENCHMARKS}"
      r" \[(?P<low>\S+), (?P<high>\S+)\]"
      r"(?:, significantly above (?P<above>(?:(?!, not ).)+))?(?:, not significantly above (?P<close>(?:(?!, not ).)+))?"
@@ -531,13 +437,7 @@ READERS: list[tuple[str, Callable[..., None]]] = [
     (rf"(?P<models>\w+) has the highest average over {_BENCHMARKS}, "
      r"without an interval, .*\.", Reader.highest_average),
     (r"Not credited, because they are not significantly better than those .*: (?P<names>.+)\.", Reader.uncredited),
-    (r"‡ (?P<model>\w+) on (?P<title>\S+ \w+) is not credited to the images and has no mark: the score is not "
-     r"significantly better than with blank images\.", Reader.uncredited_cell),
     (r"No model is significantly above chance on (?P<names>.+)\.", Reader.below_chance),
-    (r"Not significantly above chance \(the interval is not entirely better\): (?P<places>.+)\.",
-     Reader.not_above_chance),
-    (r"(Chance is the score of guessing|Gain over blind|A score is credited to ).*",
-     Reader.said),
 ]  # fmt: skip
 
 
@@ -598,9 +498,9 @@ def check_comparison(world: World) -> None:
 
 
 def test_every_sentence_of_random_tables_follows_from_their_items() -> None:
-    assert read_tables([*range(40), 103, 353, 415]) > 200  # the last three found faults
+    assert read_tables([*range(40), 103, 353, 415]) > 100  # the last three found faults
 
 
 @pytest.mark.slow
 def test_every_sentence_of_many_random_tables() -> None:
-    assert read_tables(range(40, 500)) > 2000
+    assert read_tables(range(40, 500)) > 1000

@@ -109,6 +109,17 @@ def test_a_model_of_which_one_seed_is_left_has_the_training_noise_of_the_others(
     assert delta.p_value == pytest.approx(expected.p_value)
 
 
+def test_seeds_that_were_measured_otherwise_are_no_part_of_the_mean(study, tmp_path):
+    copied = tmp_path / "study"
+    shutil.copytree(study, copied)
+    items = items_table(0.9, benchmark="retrieval", count=200)
+    put_result(copied / "results", "whole-s1", "retrieval", items, protocol={"prompt": "other"}, primary=("t2i_r1",))
+    report = build_report(copied)
+    cell = report.table.cell("whole", "retrieval", "t2i_r1")
+    assert (cell.group, cell.by_seed) == (0, pytest.approx({0: 20, 2: 30}))
+    assert any(note.startswith("† whole (seed 1) on retrieval T→I R@1 was measured") for note in report.notes)
+
+
 def test_the_rows_of_an_encoder_with_several_llms_are_one_model(tmp_path):
     """Each counted in the pool of training noise and in the family of tests: the same data gave narrower intervals."""
     found = {}
