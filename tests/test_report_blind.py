@@ -88,6 +88,7 @@ def test_a_score_that_needs_no_image_is_not_credited(blind):
     assert "of the same LLaVA without the image: clips on gqa" in report.answer
     (reason,) = [note for note in report.notes if note.is_about(top, "uncredited")]
     assert reason.startswith("‡ clips on gqa exact match is not credited to the images and has no mark")
+    assert not any(note.is_about(top, "protocol") for note in report.notes)
     assert "not significantly better than with shuffled images. These items detect a gain of" in reason
     assert "‡ |" in rendered(report, "markdown")
     assert r"\ddag" in rendered(report, "latex") or "‡" in rendered(report, "latex")

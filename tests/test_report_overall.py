@@ -12,14 +12,15 @@ from report_material import SKILLS, edit, items_table, put_result, put_results
 from scipy import stats
 
 from benchmarks.exchange.import_command import ImportConfig, run_import
-from benchmarks.report.averages import is_ratio, overall_section
+from benchmarks.report.averages import is_ratio, overall_scores, overall_section
 from benchmarks.report.latex import render_latex
 from benchmarks.report.load_results import read_source
 from benchmarks.report.report import build_report
-from benchmarks.report.table import Column
+from benchmarks.report.table import Cell, Column, Table
 from benchmarks.results.item_scores import ItemScores
 from benchmarks.results.noise import Scores, average_scores, training_noise
 from benchmarks.results.results import read_items
+from benchmarks.study.rows import RowRecord
 
 SHOWN = {"accuracy": 100.0, "R@1": 100.0, "CIDEr": 100.0, "points": 1.0}
 
@@ -90,6 +91,24 @@ def test_the_seed_variance_of_an_average_is_that_of_its_seeds():
     average = average_scores([scores(0.4, 0.5, 0.6), scores(0.7, 0.6, 0.51)], [100.0, 100.0])
     assert average.values == pytest.approx([55, 55, 55.5])
     assert training_noise([average]).variance == pytest.approx(np.var([55, 55, 55.5], ddof=1))
+
+
+def test_an_average_is_of_the_seeds_that_all_benchmarks_have():
+    images = np.array([f"{place}" for place in range(50)], dtype=object)
+    seeds = {"gqa": {0: 10.0, 1: 50.0, 2: 60.0}, "pope": {1: 70.0, 2: 90.0}}
+    columns = []
+    for benchmark, values in seeds.items():
+        column = Column(benchmark=benchmark, metric="m", label="accuracy", scale=100.0, higher_is_better=True)
+        for row in ("a", "b"):
+            numbers = {"values": np.array([*values.values()]) / 100, "enters": np.ones(50, bool), "trained": True}
+            evidence = Scores(**numbers, influence=np.zeros((len(values), 50)), items=images, images=images)
+            value = float(np.mean([*values.values()]))
+            column.cells.append(Cell(row=row, column=column, value=value, by_seed=values, evidence=evidence))
+        columns.append(column)
+    rows = tuple(RowRecord(name=name, encoder=name) for name in ("a", "b"))
+    (overall,) = overall_scores(Table(rows=rows, columns=tuple(columns), seeds=3))
+    assert overall.averages["a"].value == pytest.approx((50 + 60 + 70 + 90) / 4)
+    assert overall.fewer_seeds == ("a", "b")
 
 
 def test_the_interval_of_an_average_stays_on_its_scale(tmp_path):

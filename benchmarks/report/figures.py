@@ -117,13 +117,15 @@ def plot_points(axes: Any, points: Sequence[tuple[float, Cell]], color: str, sty
 
 def render_inline_svg(figure: Figure) -> str:
     """The figure as an ``<svg>`` element of the page without its legend, in the colors of the page's scheme."""
-    drawn, bottom = _drawn(figure)
-    for legend in drawn.legends:
-        legend.set_visible(False)
-    text = _save(figure, "svg").decode()
-    for legend in drawn.legends:
-        legend.set_visible(True)
-    if drawn.legends:
+    text, (drawn, bottom) = _svg(figure), _drawn(figure)
+    if figure.legend:
+        start = text.index('<g id="legend_1">')
+        ends, depth = re.finditer(r"<g\b|</g>", text[start:]), 0
+        for tag in ends:  # to the end of the legend's group
+            depth += 1 if tag[0] == "<g" else -1
+            if not depth:
+                text = text[:start].rstrip() + text[start + tag.end() :]
+                break
         width, height = (72 * side for side in drawn.get_size_inches())
         text = re.sub(r'viewBox="[^"]+"', f'viewBox="0 {height - bottom:g} {width:g} {bottom:g}"', text, count=1)
     variables = {color: f"var(--{name})" for name, color in light_palette().colors.items()}
@@ -134,11 +136,15 @@ def render_inline_svg(figure: Figure) -> str:
 
 def render_svg(figure: Figure) -> str:
     """The figure as an SVG file in light colors, with its legend, title and description."""
-    text = _save(figure, "svg").decode()
     title, alt = html.escape(strip_control_chars(figure.title)), html.escape(strip_control_chars(figure.alt))
-    text = _minimal_svg(text, 'xmlns="http://www.w3.org/2000/svg" role="img" font-family="sans-serif"')
+    attributes = 'xmlns="http://www.w3.org/2000/svg" role="img" font-family="sans-serif"'
     described = f"<title>{title}</title><desc>{alt}</desc>"
-    return re.sub(r"<svg[^>]*>", lambda found: found[0] + described, text, count=1)
+    return re.sub(r"<svg[^>]*>", lambda found: found[0] + described, _minimal_svg(_svg(figure), attributes), count=1)
+
+
+@functools.lru_cache(maxsize=128)  # of the page and of the file
+def _svg(figure: Figure) -> str:
+    return _save(figure, "svg").decode()
 
 
 def render_pdf(figure: Figure) -> bytes:
