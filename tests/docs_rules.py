@@ -47,8 +47,6 @@ RULES = (
     # ------------------------------------------------------------ what is no command of the suite's
     Rule(has="make demo", skip="a quarter of an hour; in miniature in tests/test_packaging.py"),
     Rule(has="study run scripts/demo/mini.yaml", skip="tests/test_packaging.py runs it"),
-    Rule(has="--distributed.num_processes 8", page="README.md", skip=_CLUSTER),
-    Rule(has="torchrun --nproc-per-node 8", page="README.md", skip=_CLUSTER),
     Rule(has="torchrun --nproc-per-node 8", page="docs/training.md", skip=_CLUSTER),
     Rule(has="make ", skip="these tests are part of it, or beside it in .ci/run"),
     Rule(has="source .venv/", skip="the tests run in the environment already"),
@@ -63,6 +61,7 @@ RULES = (
     Rule(has="vllm serve", skip="needs vLLM; with it tests/test_bridge_vllm.py generates"),
     Rule(has="srun ", skip="needs SLURM; tests/test_slurm.py plays it"),
     Rule(has="export MASTER_ADDR", skip="needs SLURM"),
+    Rule(has="--profile ", skip="needs SLURM; tests/test_study_slurm.py plays it"),
     Rule(has="sbatch ", skip="needs SLURM; tests/test_slurm.py plays it"),
     Rule(has="--hostfile", skip="needs several machines"),
     Rule(has="--nnodes", skip="needs several machines"),
@@ -76,8 +75,8 @@ RULES = (
     # ------------------------------------------------------------ what would take long
     Rule(has="scripts/studies/inverse_effect.yaml", swap=(("study run", "study plan"),), shared=True),
     Rule(has="scripts/studies/ablation.yaml", swap=(("study run", "study plan"),), shared=True),
-    Rule(has="clips plan scripts/configs/clips-l-14.yaml", skip="half a minute; tests/test_clips_plan.py plans it"),
-    Rule(has="clips plan mine.yaml", swap=(("--num_gpus 64", "--num_gpus 4"),)),
+    Rule(has="clips import epoch_1.pt --architecture ViT-B-32", swap=(("ViT-B-32", "clips-tiny"),)),
+    Rule(has="clips plan mine.yaml --gpu", swap=(("--num_gpus 64", "--num_gpus 4"),)),
     Rule(has="runs/further", add="--global_batch_size 4", swap=(("1000000", "8"),)),
     Rule(has="torchrun --nproc-per-node 8", swap=(("--nproc-per-node 8", "--nproc-per-node 2"),)),
     Rule(has="--distributed.num_processes 8", swap=(("processes 8", "processes 2"),)),
@@ -102,12 +101,8 @@ RULES = (
 SWAPS = {
     ("README.md", "mine.yaml"): (
         ("clips-b-16", "clips-tiny"),
-        ("s3://bucket/recap/{00000..01023}.tar", "shards"),
-        ("12800000", "8"),
-        ("640000", "4"),
+        ("10000000", "8"),
         ("global_batch_size: 1024", "global_batch_size: 4"),
-        ("shuffle_buffer_shards: 100", "cache_images: false"),
-        ("num_workers: 4", "num_workers: 1"),
     ),
     ("docs/how-to/own-data.md", "own.yaml"): (("clips-b-16", "clips-tiny"), ("10000000", "8"), ("1024", "8")),
     ("docs/tutorial.md", "study.yaml"): (

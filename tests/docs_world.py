@@ -164,6 +164,10 @@ def _models(root: Path) -> None:
     copy_tree(root / "runs" / "mine-llava", root / "mine")
     bridge_world.make_encoder(root / "runs" / "openai-vit", bridge_world.OPENAI_VIT)
     bridge_world.make_llava(root / "runs" / "open-clip-llava", root / "runs" / "openai-vit", root / "models" / "llm")
+    config = json.loads((ROOT / "clips/model/configs/clips-tiny.json").read_text())
+    config["text_cfg"]["vocab_size"] = 32_000
+    weights = bridge_world.open_clip_model(config).state_dict()
+    torch.save({"epoch": 1, "state_dict": {f"module.{key}": weights[key] for key in weights}}, root / "epoch_1.pt")
     exchange_world.hf_clip(root / "openai-clip")
     talk = bridge_world.make_talk(root / "talk")
     rows = [{**row, "image": f"talk/{row['image']}"} for row in json.loads((talk / "talk.json").read_text())]
@@ -201,7 +205,9 @@ def _demo(output: Path, root: Path) -> None:
 
 def _made(step: Step, path: Path, root: Path) -> None:
     """One output of one step of the demo."""
-    if step.kind == "data":
+    if step.name == "data-llm":
+        copy_tree(root / "models/llm", path)
+    elif step.kind == "data":
         scenes = load_script("demo/make_scenes.py")
         config = {"split": step.config["split"], "num_scenes": 8, "num_object_classes": 8}
         scenes.make_scenes(scenes.ScenesConfig(output=str(path), **config))
