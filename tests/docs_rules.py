@@ -102,7 +102,7 @@ SWAPS = {
     ("README.md", "mine.yaml"): (
         ("clips-b-16", "clips-tiny"),
         ("10000000", "8"),
-        ("global_batch_size: 1024", "global_batch_size: 4"),
+        ("global_batch_size: 1024", "global_batch_size: 8"),
     ),
     ("docs/how-to/own-data.md", "own.yaml"): (("clips-b-16", "clips-tiny"), ("10000000", "8"), ("1024", "8")),
     ("docs/tutorial.md", "study.yaml"): (
