@@ -89,8 +89,11 @@ with graceful_shutdown():
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"waiting\n"
-        process.send_signal(signal.SIGINT)
-        time.sleep(2.5)
-        assert process.poll() is None
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == EXIT_INTERRUPTED
+        try:
+            process.send_signal(signal.SIGINT)
+            time.sleep(2.5)
+            assert process.poll() is None
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=60) == EXIT_INTERRUPTED
+        finally:
+            process.kill()

@@ -121,12 +121,11 @@ class Checkpointer:
             raise
 
     def _publish(self, partial: Path, checkpoint: Path, texts: Mapping[str, str]) -> None:
-        """Complete a checkpoint, all of it flushed to the disk, and delete older ones."""
+        """Complete a checkpoint, which `durable.replace` flushes to the disk, and delete older ones."""
         for name, text in texts.items():
             atomic_write(partial / name, text)
         hashes = {path.name: file_hash(path) for path in sorted(partial.iterdir()) if path.name != CONFIG_FILE}
         atomic_write(partial / _HASHES, json.dumps(hashes, indent=2) + "\n")  # users may edit the config
-        durable.sync_tree(partial)
         if (log := self.folder.parent / METRICS_FILE).is_file():  # a resume from here keeps its entries up to this step
             durable.sync(log)
         if checkpoint.exists():
