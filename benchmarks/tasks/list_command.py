@@ -109,7 +109,6 @@ def run_list(config: ListConfig) -> None:
 
 
 def _settings(kind: type[BenchmarkConfig]) -> str:
-    """A benchmark's own settings with their defaults."""
     common = {field.name for field in dataclasses.fields(BenchmarkConfig)}
     texts = (
         field.name

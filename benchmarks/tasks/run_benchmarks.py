@@ -271,5 +271,4 @@ def _run_config(config: RunSingleConfig, name: str, **model: str) -> RunConfig:
 
 
 def _name(directory: str) -> str:
-    """A model name derived from a path or a Hub repo id."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(directory).resolve().name if directory else "").strip("-.") or "model"

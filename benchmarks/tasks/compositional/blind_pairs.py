@@ -29,8 +29,6 @@ class BlindPairs(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _BlankImage(LazyImage):
-    """An image of one color."""
-
     size: tuple[int, int]
     color: tuple[int, ...]
 

@@ -92,7 +92,6 @@ def library_entry(name: str) -> Entries:
 
 
 def _preprocessing(encoder: LoadedEncoder, path: str) -> Entries:
-    """Return resolution, resize and interpolation from open_clip's config."""
     visual, stated = encoder.model.visual, encoder.config.get("preprocess_cfg", {})
     settings = getattr(visual, "preprocess_cfg", None) or stated
     size = settings.get("size") or visual.image_size

@@ -122,7 +122,6 @@ def _columns(languages: list[str], *names: str) -> tuple[str, ...]:
 
 
 def _specs(languages: list[str]) -> dict[str, MetricSpec]:
-    """Return the means over languages, then every language's R@1."""
     means = {
         f"{direction}_r{k}": MetricSpec(label=f"{arrow} R@{k}", columns=_columns(languages, f"{direction}_r{k}"))
         for direction, arrow in DIRECTION_LABELS.items()

@@ -84,8 +84,6 @@ def load_image_tower(spec: str, device: str, precision: str) -> DualEncoder:
 
 
 class _Pooled:
-    """One vector per image."""
-
     def __init__(self, tower: Any) -> None:
         self.tower = tower
 

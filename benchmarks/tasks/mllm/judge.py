@@ -188,7 +188,6 @@ def _payload(provider: Any, request: Any) -> dict[str, Any]:
 
 
 def _completion(reply: str, model: str) -> dict[str, Any]:
-    """A reply as the chat API returns it."""
     message = {"role": "assistant", "content": reply}
     return {"model": model, "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
 

@@ -35,7 +35,6 @@ def _num_tokens(processor: Any, resolution: int) -> int:
 
 
 def _resize(images: Any) -> str:
-    """How an image processor resizes an image."""
     if pinpoints := getattr(images, "image_grid_pinpoints", None):
         return "anyres " + " ".join(f"{height}x{width}" for height, width in pinpoints)
     if getattr(images, "do_center_crop", False):

@@ -135,7 +135,6 @@ def _answer_without_scoring(llava: Any, config: TaskConfig) -> None:
 
 
 def _lmms_task(**fields: Any) -> LmmsTask:
-    """A benchmark of this module's ``evaluate``."""
     common: dict[str, Any] = {"config": TaskConfig, "benchmark_type": "mllm", "needs": "llava"}
     return LmmsTask(evaluate=evaluate, data_hash=data_hash, **common | fields)
 

@@ -218,7 +218,6 @@ def _answer(sample: Mapping[str, Any]) -> str:
 
 
 def _values(results: Mapping[str, Any], task: Any) -> dict[str, float]:
-    """lmms-eval's value of each numeric metric of the task."""
     values: dict[str, float] = {}
     for key, value in results.items():
         name = key.partition(",")[0]

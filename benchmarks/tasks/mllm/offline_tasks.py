@@ -347,7 +347,6 @@ def definition_hash(path: Path) -> str:
 
 
 def _data_files(path: Path) -> Iterator[Path]:
-    """Local data files of the definition, relative to its directory."""
     data_files = (definition(path).get("dataset_kwargs") or {}).get("data_files") or []
     for value in _strings(data_files):
         yield from path.parent.glob(value) if not Path(value).is_absolute() else [Path(value)]
@@ -362,7 +361,6 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _own_tasks(folder: Path) -> dict[str, Path]:
-    """The tasks that a directory defines, at any depth."""
     found: dict[str, Path] = {}
     for path in sorted(folder.rglob("*.yaml")):
         name = task_name(path)
