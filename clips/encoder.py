@@ -87,8 +87,14 @@ def load_encoder(directory: str | Path) -> LoadedEncoder:
 
     if "text_cfg" not in config["model_cfg"]:
         return _checked(_load_image_tower(directory, config), directory)
+    text = config["model_cfg"]["text_cfg"]
+    if isinstance(text, dict) and text.get("hf_pooler_type") == "last_pooler":  # which open_clip does not have
+        raise UserError(
+            f"{directory}: its text tower is a language model of an earlier version of this suite, which is no longer "
+            "read; LLaVAs still read its image tower"
+        )
     try:
-        text, changed = config["model_cfg"]["text_cfg"], {}
+        changed = {}
         if "hf_model_name" in text and (directory / "config.json").is_file():
             # A language model as text tower: its own directory may be gone, and its config is here as well.
             changed = {"text_cfg": text | {"hf_model_name": str(directory.absolute())}}

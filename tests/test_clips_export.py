@@ -143,6 +143,10 @@ WEIGHTS = "open_clip_model.safetensors"
         (lambda folder: save_file({"logit_scale": torch.zeros(3)}, folder / WEIGHTS), "open_clip cannot load this"),
         (lambda folder: _spoil(folder, float("nan")), "expected finite weights, got NaN or infinity in visual"),
         (lambda folder: _spoil(folder, float("-inf")), "expected finite weights, got NaN or infinity in visual"),
+        (
+            lambda folder: _state_pooler(folder),
+            "its text tower is a language model of an earlier version",
+        ),
         (shutil.rmtree, "no such directory; expected an encoder directory"),
     ],
 )
@@ -152,6 +156,11 @@ def test_a_broken_encoder_directory_is_named(run: Path, tmp_path: Path, spoil, m
     spoil(folder)
     with pytest.raises(UserError, match=message):
         load_encoder(folder)
+
+
+def _state_pooler(folder: Path) -> None:
+    file = folder / "open_clip_config.json"
+    file.write_text(file.read_text().replace('"text_cfg": {', '"text_cfg": {"hf_pooler_type": "last_pooler",'))
 
 
 def _spoil(folder: Path, value: float) -> None:

@@ -35,7 +35,7 @@ from llava_bridge.conversation import (
     resolve_training_template,
 )
 from llava_bridge.encoders import load_encoder
-from llava_bridge.encoders.encoder import ImagePreprocess, VisionEncoder
+from llava_bridge.encoders.encoder import VisionEncoder
 from llava_bridge.encoders.transformers_families import FAMILIES
 from llava_bridge.encoders.transformers_source import image_size_of
 from llava_bridge.model.anyres import (
@@ -56,10 +56,9 @@ from llava_bridge.model.modeling_llava import (
     AnyLlava,
     config_class,
     empty_llava,
-    new_image_newline,
     new_projector,
 )
-from llava_bridge.model.modeling_vision import EncoderVisionModel, build_vision_model, resolve_feature_layer
+from llava_bridge.model.modeling_vision import build_vision_model, resolve_feature_layer
 from llava_bridge.projectors import ProjectorShape, num_output_tokens
 
 PAD_TOKEN = "<pad>"
@@ -139,32 +138,23 @@ def build_llava_from_parts(
         tie_word_embeddings=llm.config.tie_word_embeddings,
         **extra_fields,
     )
-    model = _assemble(config, vision, llm, head)
-    processor = make_processor(tokenizer, encoder.pixels, config, parts)
-    set_generation_config(model, processor)
-    return model, processor
-
-
-def _assemble(config: AnyConfig, vision: EncoderVisionModel, llm: Any, head: nn.Module) -> AnyLlava:
-    """Build a LLaVA from existing parts; only the projector and ``image_newline`` are new."""
-    model = empty_llava(config)
+    model = empty_llava(config)  # the parts take the place of its own; only projector and image_newline are new
     model.model.vision_tower = vision
     model.model.multi_modal_projector = new_projector(config)
-    if hasattr(model.model, "image_newline"):
-        model.model.image_newline = new_image_newline(llm.config.hidden_size)
+    if tiles:  # the token that ends a row of tile features, initialized as in the original LLaVA
+        width = llm.config.hidden_size
+        model.model.image_newline = nn.Parameter(torch.randn(width) / width**0.5)
     model.model.language_model = llm.base_model
     model.lm_head = head
-    return model.eval()
-
-
-def make_processor(tokenizer: Any, pixels: ImagePreprocess, config: AnyConfig, parts: LlavaParts) -> AnyProcessor:
-    """Build the processor: image preprocessing, tokenizer, chat template, tokens per image."""
-    if parts.image_aspect_ratio == "anyres":
-        images = make_anyres_processor(pixels, resolve_pinpoints(pixels.size, parts.image_grid_pinpoints))
+    model.eval()
+    if tiles:
+        images = make_anyres_processor(encoder.pixels, config.image_grid_pinpoints)
     else:
-        images = make_image_processor(pixels, parts.image_aspect_ratio)
+        images = make_image_processor(encoder.pixels, parts.image_aspect_ratio)  # type: ignore[arg-type]
     template = resolve_training_template(tokenizer.chat_template, parts.chat_template, tokenizer)
-    return build_processor(images, tokenizer, pixels.size, config.image_seq_length, template)
+    processor = build_processor(images, tokenizer, encoder.pixels.size, config.image_seq_length, template)
+    set_generation_config(model, processor)
+    return model, processor
 
 
 def build_processor(images: Any, tokenizer: Any, size: int, tokens: int, template: str) -> AnyProcessor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import torch
@@ -28,44 +27,37 @@ AnyLlava = LlavaForConditionalGeneration | LlavaNextForConditionalGeneration
 """With a fixed number of tokens per image, or with tiles (see :mod:`llava_bridge.model.anyres`)."""
 
 
-class BridgeLlavaModel(LlavaModel):
+class _OtherProjector:
+    """Replaces the projector of a transformers LLaVA, with or without head."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)  # type: ignore[call-arg]
+        llava: Any = getattr(self, "model", self)
+        llava.multi_modal_projector = new_projector(config)
+
+
+class BridgeLlavaModel(_OtherProjector, LlavaModel):
     """transformers' LLaVA without its head, with another projector; what ``AutoModel`` builds, as vLLM needs it."""
 
     config_class = BridgeLlavaConfig
 
-    def __init__(self, config: BridgeLlavaConfig) -> None:
-        super().__init__(config)
-        replace_projector(self, config)
 
-
-class BridgeLlavaNextModel(LlavaNextModel):
+class BridgeLlavaNextModel(_OtherProjector, LlavaNextModel):
     """The same with tiles."""
 
     config_class = BridgeLlavaNextConfig
 
-    def __init__(self, config: BridgeLlavaNextConfig) -> None:
-        super().__init__(config)
-        replace_projector(self, config)
 
-
-class BridgeLlavaForConditionalGeneration(LlavaForConditionalGeneration):
+class BridgeLlavaForConditionalGeneration(_OtherProjector, LlavaForConditionalGeneration):
     """transformers' LLaVA with another projector."""
 
     config_class = BridgeLlavaConfig
 
-    def __init__(self, config: BridgeLlavaConfig) -> None:
-        super().__init__(config)
-        replace_projector(self.model, config)
 
-
-class BridgeLlavaNextForConditionalGeneration(LlavaNextForConditionalGeneration):
+class BridgeLlavaNextForConditionalGeneration(_OtherProjector, LlavaNextForConditionalGeneration):
     """transformers' LLaVA-NeXT with another projector."""
 
     config_class = BridgeLlavaNextConfig
-
-    def __init__(self, config: BridgeLlavaNextConfig) -> None:
-        super().__init__(config)
-        replace_projector(self.model, config)
 
 
 def config_class(*, tiles: bool, hf_projector: bool) -> Any:
@@ -87,11 +79,6 @@ def empty_llava(config: AnyConfig) -> Any:
         return model_classes[type(config)](config)
 
 
-def replace_projector(llava: Any, config: AnyConfig) -> None:
-    """Replace the projector of transformers' LLaVA without head."""
-    llava.multi_modal_projector = new_projector(config)
-
-
 def new_projector(config: AnyConfig) -> nn.Module:
     """Build the untrained projector of ``config``, initialized as PyTorch does; seed torch before."""
     if isinstance(config, BridgeLlavaConfig | BridgeLlavaNextConfig):
@@ -104,18 +91,13 @@ def new_projector(config: AnyConfig) -> nn.Module:
     return LlavaMultiModalProjector(config)
 
 
-def new_image_newline(width: int) -> nn.Parameter:
-    """Return the untrained token (W,) that ends a row of tile features, initialized as in the original LLaVA."""
-    return nn.Parameter(torch.randn(width) / width**0.5)
-
-
 def use_square_images(llava: Any) -> None:
     """Let a LLaVA with tiles read ``pixel_values`` (P, 3, S, S), one square each, as one without tiles does."""
-    llava.model.get_image_features = functools.partial(_square_image_features, llava.model)
 
+    def square_image_features(pixel_values: Tensor, _: Any = None, **options: Any) -> Any:
+        return LlavaModel.get_image_features(llava.model, pixel_values, **options)
 
-def _square_image_features(model: LlavaNextModel, pixel_values: Tensor, _: Any = None, **options: Any) -> Any:
-    return LlavaModel.get_image_features(model, pixel_values, **options)
+    llava.model.get_image_features = square_image_features
 
 
 class MultimodalConnector(nn.Module):

@@ -45,7 +45,11 @@ class EncoderVisionModel(PreTrainedModel):
     def __init__(self, config: EncoderVisionConfig) -> None:
         super().__init__(config)
         self.tower: VisionTower = build_tower(config.source, config.architecture or {})
-        self.computed_buffers = _save_all_buffers(self.tower)
+        # Computed buffers become persistent: `from_pretrained` builds on the meta device, where their values are lost.
+        saved = set(self.tower.state_dict())
+        for module in self.tower.modules():
+            module._non_persistent_buffers_set.clear()
+        self.computed_buffers = set(self.tower.state_dict()) - saved
         buffers = self.tower.named_buffers()
         self.integer_buffers = {name: value.dtype for name, value in buffers if not value.is_floating_point()}
         self.feature_shards: TensorShards | None = None
@@ -73,32 +77,32 @@ class EncoderVisionModel(PreTrainedModel):
             unused: other arguments that LLaVA passes to its tower.
         """
         layers = self._layer_indices(output_hidden_states)
-        if self.cached_features is not None and sorted(layers) == self.cached_layers:
-            features = self.cached_features.to(pixel_values.device)
-            states = dict(zip(self.cached_layers, features.unbind(1), strict=True))
+        if self.feature_keys and sorted(layers) == self.cached_layers:
+            states = self._cached_states(pixel_values)
         else:
-            states = self._find_states(pixel_values, layers)
+            states = self._compute_states(pixel_values, layers)
         hidden: Any = None
         if output_hidden_states is not None and output_hidden_states is not False:
             hidden = tuple(states.get(index) for index in range(self.tower.depth + 1))
         return BaseModelOutputWithPooling(last_hidden_state=states.get(self.tower.depth), hidden_states=hidden)
 
-    def _find_states(self, pixel_values: Tensor, layers: set[int]) -> dict[int, Tensor]:
-        """Return the hidden states of these indices, each (B, N, D): the cache's, to which those it lacks are added."""
-        if self.feature_shards is None or not self.feature_keys or sorted(layers) != self.cached_layers:
-            return self._compute_states(pixel_values, layers)
-        found = [self.feature_shards.get(key) for key in self.feature_keys]
-        missing = [row for row, features in enumerate(found) if features is None]
-        if missing:
-            computed = self._compute_states(pixel_values[missing], layers)
-            stacked = torch.stack([computed[index] for index in self.cached_layers], dim=1).cpu()
-            for row, features in zip(missing, stacked, strict=True):
-                self.feature_shards.add(self.feature_keys[row], features)
-                found[row] = features
-            if len(missing) == len(found):  # without a copy back to the device
-                return computed
-        features = torch.stack(cast("list[Tensor]", found)).to(pixel_values.device)
-        return dict(zip(self.cached_layers, features.unbind(1), strict=True))
+    def _cached_states(self, pixel_values: Tensor) -> dict[int, Tensor]:
+        """Return the cached hidden states, each (B, N, D); those that the cache lacks are computed and added to it."""
+        features = self.cached_features
+        if features is None:
+            assert self.feature_shards is not None
+            found = [self.feature_shards.get(key) for key in self.feature_keys]
+            missing = [row for row, known in enumerate(found) if known is None]
+            if missing:
+                computed = self._compute_states(pixel_values[missing], set(self.cached_layers))
+                stacked = torch.stack([computed[index] for index in self.cached_layers], dim=1).cpu()
+                for row, added in zip(missing, stacked, strict=True):
+                    self.feature_shards.add(self.feature_keys[row], added)
+                    found[row] = added
+                if len(missing) == len(found):  # without a copy back to the device
+                    return computed
+            features = torch.stack(cast("list[Tensor]", found))
+        return dict(zip(self.cached_layers, features.to(pixel_values.device).unbind(1), strict=True))
 
     def _compute_states(self, pixel_values: Tensor, layers: set[int]) -> dict[int, Tensor]:
         """Return the hidden states of these indices, each (B, N, D)."""
@@ -177,13 +181,6 @@ class EncoderVisionModel(PreTrainedModel):
         """Keep a frozen tower in evaluation mode: no stochastic depth, no new batch statistics."""
         return super().train(mode and any(weight.requires_grad for weight in self.parameters()))
 
-    def restore_integer_buffers(self) -> None:
-        """Undo the cast of indices to float32 that transformers makes in parts which stay in float32."""
-        for name, dtype in self.integer_buffers.items():
-            module, _, buffer = name.rpartition(".")
-            owner = self.tower.get_submodule(module)
-            setattr(owner, buffer, getattr(owner, buffer).to(dtype))
-
     def _init_weights(self, module: nn.Module) -> None:
         """Keep the initialization of the tower's own library."""
 
@@ -195,20 +192,12 @@ def load_with_float32_tower(load: Callable[[], Any]) -> Any:
         model = load()
     finally:
         PreTrainedModel._keep_in_fp32_modules_strict = None
-    if isinstance(model.model.vision_tower, EncoderVisionModel):
-        model.model.vision_tower.restore_integer_buffers()
+    if isinstance(vision := model.model.vision_tower, EncoderVisionModel):
+        for name, dtype in vision.integer_buffers.items():  # transformers casts them to float32, too
+            module, _, buffer = name.rpartition(".")
+            owner = vision.tower.get_submodule(module)
+            setattr(owner, buffer, getattr(owner, buffer).to(dtype))
     return model
-
-
-def _save_all_buffers(tower: nn.Module) -> set[str]:
-    """Make computed buffers of the tower persistent; return their names.
-
-    ``from_pretrained`` builds on the meta device, where computed values are lost.
-    """
-    saved = set(tower.state_dict())
-    for module in tower.modules():
-        module._non_persistent_buffers_set.clear()
-    return set(tower.state_dict()) - saved
 
 
 def build_vision_model(encoder: VisionEncoder, layer: int | Sequence[int] | None = None) -> EncoderVisionModel:

@@ -64,7 +64,8 @@ def _write(setup: StageSetup, model: Any, directory: Path, *, bf16: bool, last: 
         _convert_to_bf16(setup)
     if last and convert_tower_to_transformers(model):
         log_rank0("the model loads in transformers without llava_bridge")
-    _enable_cache(model)
+    for config in (model.config, model.config.get_text_config(), model.generation_config):
+        config.use_cache = True  # transformers' trainer disables it
     save_llava(model, directory)
     # transformers states the dtype of the first weight, which is the encoder's
     model.config.vision_config.dtype = model.model.vision_tower.dtype
@@ -75,18 +76,12 @@ def _write(setup: StageSetup, model: Any, directory: Path, *, bf16: bool, last: 
 
 def _convert_to_bf16(setup: StageSetup) -> None:
     """Convert the encoder, and projector and LLM together, to bf16 if that is lossless."""
-    vision = [weight for part, module in setup.parts.items() if part == "vision" for weight in module.parameters()]
+    vision = list(setup.parts["vision"].parameters())
     others = [weight for part, module in setup.parts.items() if part != "vision" for weight in module.parameters()]
     for weights in (vision, others):
         if all(map(fits_bf16, weights)):
             for weight in weights:
                 weight.data = weight.data.bfloat16() if weight.is_floating_point() else weight.data
-
-
-def _enable_cache(model: Any) -> None:
-    """Reset ``use_cache``, which transformers' trainer disables in the config."""
-    for config in (model.config, model.config.get_text_config(), model.generation_config):
-        config.use_cache = True
 
 
 def _write_trained(
@@ -100,17 +95,18 @@ def _write_trained(
     trained: Any,
 ) -> None:
     """Write the initial (or dequantized) model with the trained weights."""
-    adapted = None if lora is None else add_lora(initial.model, lora)
-    unknown = initial.model.load_state_dict(weights, strict=False).unexpected_keys
+    model = initial.model
+    adapted = None if lora is None else add_lora(model, lora)
+    unknown = model.load_state_dict(weights, strict=False).unexpected_keys
     assert not unknown, unknown
-    if lora is not None and lora.quantization:
-        copy_dequantized(trained, initial.model)
-    if adapted is None or lora is None:
-        _write(initial, initial.model, directory, bf16=bf16, last=last)
-    elif lora.merge_weights or not last:  # the next stage needs merged weights
-        _write(initial, adapted.merge_and_unload(), directory, bf16=bf16, last=last)
-    else:
-        if bf16:
-            _convert_to_bf16(initial)
-        save_adapter(adapted, directory / ADAPTER_DIR)
-        _write(initial, adapted.unload(), directory, bf16=bf16, last=last)
+    if lora is not None and adapted is not None:
+        if lora.quantization:
+            copy_dequantized(trained, model)
+        if lora.merge_weights or not last:  # the next stage needs merged weights
+            model = adapted.merge_and_unload()
+        else:
+            if bf16:
+                _convert_to_bf16(initial)
+            save_adapter(adapted, directory / ADAPTER_DIR)
+            model = adapted.unload()
+    _write(initial, model, directory, bf16=bf16, last=last)

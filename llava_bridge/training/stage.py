@@ -20,6 +20,7 @@ from transformers.trainer_callback import PrinterCallback
 from clips.commandline.signals import StopRequest, exit_status_for_signal
 from clips.core import durable
 from clips.core.run_log import RunLog
+from clips.errors import UserError
 from clips.model.layers import compile_modules
 from llava_bridge.training.cached_features import FlushCallback, enable_feature_cache
 from llava_bridge.training.callback import StageCallback, StageProgress
@@ -71,8 +72,7 @@ def train_stage(config: LlavaTrainConfig, name: str, work: Path, stop: StopReque
         recompute_layers(setup.model)
     if config.distributed.torch_compile:
         compile_modules(modules_to_compile(setup.model))
-    # A step may have samples of two epochs.
-    steps = stage.max_steps or max(1, math.ceil(stage.num_epochs * len(setup.dataset) / stage.global_batch_size))
+    steps = stage.num_steps(len(setup.dataset))
     _log_parts(setup, name, has_adapters=stage.lora is not None)
     log_rank0(
         f"{name}: {len(setup.dataset):,} samples, {steps} steps of {stage.global_batch_size}, {precision(config)}"
@@ -118,7 +118,10 @@ def train_stage(config: LlavaTrainConfig, name: str, work: Path, stop: StopReque
         trainer.add_callback(FlushCallback(shards, math.ceil(len(setup.dataset) / stage.global_batch_size)))
 
     with detached_frozen_encoder(setup):
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        try:
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        except UserError as error:  # a loader's worker sends it with its traceback before the message
+            raise UserError(str(error).rpartition(f"{UserError.__module__}.UserError: ")[2].strip()) from None
     trainer.check_losses()
     if callback.stop_signal:
         if shards is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
@@ -147,6 +148,10 @@ class StageConfig:
         """The peak learning rate of a part."""
         own: float | None = getattr(self, RATE_FIELDS[part]) if part in RATE_FIELDS else None
         return self.learning_rate if own is None else own
+
+    def num_steps(self, samples: int) -> int:
+        """Optimizer steps over this number of samples; a step may have samples of two epochs."""
+        return self.max_steps or max(1, math.ceil(self.num_epochs * samples / self.global_batch_size))
 
     def check(self, name: str, processes: int) -> None:
         """Raise UserError, naming the field, if the stage cannot run on this number of processes."""

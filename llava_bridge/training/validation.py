@@ -30,10 +30,6 @@ from llava_bridge.training.trainer import StageTrainer, init_worker
 _EMPTY: dict[str, Any] = {"input_ids": [0], "labels": [IGNORE_INDEX], "images": []}
 
 
-def _in_other_case(questions: ConversationDataset) -> ConversationDataset:
-    return ConversationDataset(list(in_other_case(questions.samples)), questions.chat, questions.max_length)
-
-
 class HeldOut(Dataset):
     """The samples of one process; invalid ones, and those that complete ``count``, are empty.
 
@@ -79,11 +75,14 @@ class StageValidation(TrainerCallback):
     ) -> None:
         self.eval_steps = config.eval_steps
         self.trainer, self.progress, self.stop = trainer, progress, stop
-        # Greedy decoding generates one answer, so that the matches of both cases are those of different questions.
-        self.loaders = {
-            name: [self._loader(each) for each in ([own, _in_other_case(own)] if name else [own])]
-            for name, own in samples.items()
-        }
+        self.loaders: dict[str, list[DataLoader]] = {}
+        for name, own in samples.items():
+            self.loaders[name] = [self._loader(own)]
+            if (
+                name
+            ):  # greedy decoding generates one answer, so that the matches of both cases are of different questions
+                other = ConversationDataset(list(in_other_case(own.samples)), own.chat, own.max_length)
+                self.loaders[name].append(self._loader(other))
         self._reported = False
 
     def _loader(self, samples: ConversationDataset) -> DataLoader:
