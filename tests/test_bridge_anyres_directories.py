@@ -129,23 +129,6 @@ def test_its_llm_and_swaps(stock: Path, bridge_encoder: Path, llm: str, tmp_path
         assert len(answer(model, processor, [draw_image()], ["What?"], max_new_tokens=2)) == 1
 
 
-def test_incompatible_tile_settings(stock: Path, bridge_talk: Path, tmp_path: Path) -> None:
-    data = bridge_world.source(bridge_talk)
-
-    def config(align: dict[str, Any] | None = None, **fields: Any) -> LlavaTrainConfig:
-        stages = {"align": AlignConfig(data=data, **(align or {})), "instruct": StageConfig(data=data)}
-        return LlavaTrainConfig(output=str(tmp_path / "out"), **stages, **fields)
-
-    new: dict[str, Any] = {"encoder": "timm:x", "llm": "x"}
-    config({"image_aspect_ratio": "crop"}, **new, image_aspect_ratio="anyres", image_grid_pinpoints=[[32, 64]])
-    with pytest.raises(UserError, match=r"^align\.image_aspect_ratio: expected null without the stage instruct"):
-        config({"image_aspect_ratio": "crop"}, **new, image_aspect_ratio="anyres", stages=["align"])
-    with pytest.raises(UserError, match=r"^image_grid_pinpoints: expected none without image_aspect_ratio anyres"):
-        config(**new, image_grid_pinpoints=[[32, 64]])
-    with pytest.raises(UserError, match=r"^image_aspect_ratio: expected none with llava"):
-        config(llava=str(stock), image_aspect_ratio="anyres")
-
-
 def test_align_has_squares_before_tiles(
     stock: Path, bridge_encoder: Path, llm: str, bridge_album: Path, tmp_path: Path
 ):

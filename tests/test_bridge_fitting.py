@@ -10,12 +10,9 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor
 
-from clips.errors import UserError
-from llava_bridge.data import ConversationSourceConfig
 from llava_bridge.encoders.encoder import ImagePreprocess
 from llava_bridge.model.build import LlavaParts, build_llava
 from llava_bridge.model.image_processing import ASPECT_RATIO_MODES, make_image_processor, with_aspect_ratio
-from llava_bridge.training.train_config import AlignConfig, InstructConfig, LlavaTrainConfig
 
 PIXELS = ImagePreprocess(size=8, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 1.0), interpolation="bicubic")
 MEAN = (127, 63, 0)  # integers of a byte, as LLaVA rounds them
@@ -81,17 +78,3 @@ def test_results_state_the_image_aspect_ratio() -> None:
 
     said = {fit: _resize(make_image_processor(PIXELS, fit)) for fit in ASPECT_RATIO_MODES}
     assert said == {"squash": "squash", "pad": "pad", "crop": "shortest side, center crop"}
-
-
-def test_only_align_before_instruct_has_its_own_template_and_aspect_ratio() -> None:
-    data = [ConversationSourceConfig(path="x")]
-
-    def config(stages: list[Any], **own: Any) -> LlavaTrainConfig:
-        made: Any = {"align": AlignConfig(data=data, **own), "instruct": InstructConfig(data=data)}
-        return LlavaTrainConfig(output="x", encoder="x", llm="x", stages=stages, **made)
-
-    own = {"chat_template": "plain", "image_aspect_ratio": "crop"}
-    config(["align", "instruct"], **own)
-    for field, value in own.items():
-        with pytest.raises(UserError, match=rf"^align\.{field}: expected null without the stage instruct"):
-            config(["align"], **{field: value})

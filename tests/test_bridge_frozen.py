@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -16,12 +15,10 @@ from clips.core.run_log import RunLog
 from clips.core.tensor_shards import TensorShards
 from llava_bridge.data import read_samples
 from llava_bridge.data.collator import ConversationCollator, ConversationDataset
-from llava_bridge.encoders import load_encoder
 from llava_bridge.model.build import LlavaParts, build_llava, make_conversation_encoder
-from llava_bridge.model.modeling_vision import build_vision_model
 from llava_bridge.training import sharded_weights
 from llava_bridge.training import stage as one_stage
-from llava_bridge.training.cached_features import FeatureReader, FlushCallback, enable_feature_cache
+from llava_bridge.training.cached_features import FlushCallback, enable_feature_cache
 from llava_bridge.training.loss import LlavaLoss
 from llava_bridge.training.setup import detached_frozen_encoder, recompute_layers, split_parts
 from llava_bridge.training.sharded_weights import frozen_fits_bf16
@@ -100,38 +97,6 @@ def test_a_detached_encoder_is_called_and_reattached(bridge_encoder, bridge_llm,
     model.requires_grad_(True)
     with detached_frozen_encoder(setup):  # it learns
         assert list(model.state_dict()) == names
-
-
-def kept(spec: str, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features that come through the cache, and those without."""
-    tower: Any = build_vision_model(load_encoder(spec, None), None).requires_grad_(False)
-    plain = tower(pixels, output_hidden_states=[-1]).hidden_states[-1]
-    shards = tower.cache_features(-1, torch.float32)
-    assert tower.feature_bytes(torch.float32) == plain[0].nbytes
-    read = FeatureReader(shards, torch.float32, SimpleNamespace(vision_config=tower.config))({"pixel_values": pixels})
-    with tower.with_features(read.get("cached_features"), read["feature_keys"]):
-        found = tower(pixels, output_hidden_states=[-1]).hidden_states[-1]
-    shards.flush()
-    return found, plain
-
-
-def test_the_cache_distinguishes_encoders_of_equal_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    for name in ("one", "quick"):
-        bridge_world.make_encoder(tmp_path / name, bridge_world.VIT)
-    file = tmp_path / "quick" / "open_clip_config.json"
-    settings = json.loads(file.read_text())
-    settings["model_cfg"]["quick_gelu"] = True
-    file.write_text(json.dumps(settings))
-    one, quick = str(tmp_path / "one"), str(tmp_path / "quick")
-    outputs = {}
-    for spec in (one, quick):
-        found, plain = kept(spec, pixels)
-        assert torch.equal(found, plain), spec
-        outputs[spec] = found
-    assert not torch.equal(outputs[one], outputs[quick])
-    assert torch.equal(kept(one, pixels)[0], outputs[one])  # found again
 
 
 @pytest.mark.parametrize("tiles", [False, True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import itertools
 import math
@@ -17,16 +18,24 @@ import torch
 from bridge_world import SMALL_LLM
 from clips_world import Largest
 from fake_cuda import CUDA, to_fake_cuda
+from torch._dynamo.utils import counters
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaModel
 
 from clips.errors import UserError
 from clips.model import losses
+from clips.model.layers import compile_modules
 from clips.model.losses import linear_cross_entropy
 from llava_bridge.data import read_samples
 from llava_bridge.data.collator import ConversationCollator, ConversationDataset, pack_lengths
 from llava_bridge.model.build import LlavaParts, build_llava, make_conversation_encoder
 from llava_bridge.training.loss import LlavaLoss, chunked_cross_entropy
-from llava_bridge.training.setup import _packed_length, _set_attention, recompute_layers, supports_packing
+from llava_bridge.training.setup import (
+    _packed_length,
+    _set_attention,
+    modules_to_compile,
+    recompute_layers,
+    supports_packing,
+)
 from llava_bridge.training.train_config import StageConfig
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -135,34 +144,21 @@ def test_the_trial_of_packing_runs_on_the_device_of_the_llm() -> None:
     assert devices == [{torch.device("meta")}] * 2
 
 
-@pytest.mark.parametrize("room", [60, 128, 10_000])  # a row each, three rows, one
-def test_packed_samples_have_the_losses_of_padded_ones(parts: tuple[Any, Any, Any], room: int) -> None:
-    model, processor, items = parts
-    assert supports_packing(model)
-    padded, packed = batch_of(items, processor), batch_of(items, processor, room)
-    assert len(packed["input_ids"]) == {60: 5, 128: 3, 10_000: 1}[room]
-    one, other = learned(model, padded), learned(model, packed)
-    assert one[0] == pytest.approx(other[0], abs=1e-5)
-    for name, value in one[1].items():
-        torch.testing.assert_close(other[1][name], value, atol=1e-5, rtol=1e-4, msg=name)
-    unlearned = [{**item, "labels": [-100] * len(item["labels"])} for item in items]
-    for index in range(len(items)):  # each sample by itself: as if only it were learned
-        alone = [items[index] if each == index else item for each, item in enumerate(unlearned)]
-        losses = [LlavaLoss(model)(**batch_of(alone, processor, limit))["loss"].item() for limit in (None, room)]
-        assert losses[0] == pytest.approx(losses[1], abs=1e-4)
-
-
-@pytest.mark.parametrize("room", [128, 10_000])  # three rows, one
-def test_packed_samples_learn_what_they_do_alone(parts: tuple[Any, Any, Any], room: int) -> None:
+@pytest.mark.parametrize(("room", "rows"), [(60, 5), (128, 3), (10_000, 1)])
+def test_packed_samples_learn_what_they_do_alone(parts: tuple[Any, Any, Any], room: int, rows: int) -> None:
     """Loss and gradients, which differ for samples that see the ones before them in their row."""
     model, processor, items = parts
+    assert supports_packing(model)
     packed = batch_of(items, processor, room)
+    assert len(packed["input_ids"]) == rows
     share = {"num_items_in_batch": len(packed["supervised"])}
     alone = [learned(model, batch_of([item], processor) | share) for item in items]
     loss, gradients = learned(model, packed)
     assert loss == pytest.approx(sum(each for each, _ in alone), abs=1e-5)
     for name, value in gradients.items():
         torch.testing.assert_close(value, sum(own[name] for _, own in alone), atol=1e-5, rtol=1e-4, msg=name)
+    if rows == len(items):
+        return
     del packed["position_ids"]
     mixed, wrong = learned(model, packed)
     assert mixed != pytest.approx(loss, abs=1e-3)
@@ -377,3 +373,32 @@ def test_the_full_logits_are_never_in_memory(monkeypatch: pytest.MonkeyPatch) ->
     with Largest() as seen:
         chunked_cross_entropy(hidden, head, torch.arange(200)).backward()
     assert seen.numbers <= 10_000 < 200 * 1000
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # the compiler's own
+@pytest.mark.parametrize(("recomputed", "room"), [(False, None), (True, None), (False, 10_000)])
+def test_batches_of_any_length_have_the_graphs_of_the_first_steps(recomputed, room, parts, monkeypatch):
+    eager, processor, items = copy.deepcopy(parts)
+    eager.train()
+    if recomputed:
+        recompute_layers(eager)
+    compiled = copy.deepcopy(eager)
+    compile_layer = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda layer: compile_layer(layer, backend="aot_eager"))
+    compile_modules(modules_to_compile(compiled))
+    assert compiled.state_dict().keys() == eager.state_dict().keys()
+    torch._dynamo.reset()  # else graphs of earlier tests count
+    before, graphs, lengths = counters["stats"]["unique_graphs"], [], set()
+    for step in range(16):
+        texts = [{**TEXT, **{key: TEXT[key] * size for key in ("input_ids", "labels")}} for size in (1, step + 2)]
+        batch = batch_of([*(items[: 1 + step % 2] if step % 4 else []), *texts], processor, room)
+        lengths.add(batch["input_ids"].shape)
+        (loss, gradients), (expected, wanted) = learned(compiled, batch), learned(eager, batch)
+        assert loss == pytest.approx(expected, abs=1e-5)
+        assert gradients.keys() == wanted.keys()
+        for name, value in wanted.items():
+            torch.testing.assert_close(gradients[name], value, atol=1e-5, rtol=1e-4, msg=name)
+        graphs.append(counters["stats"]["unique_graphs"] - before)
+    assert len(lengths) > 8
+    assert 5 <= graphs[5] == graphs[-1] < 30

@@ -105,24 +105,6 @@ def test_four_bit_weights_are_counted_two_to_a_byte() -> None:
         quantize(Llava(32), "nf4", torch.float32)
 
 
-def test_unsupported_settings_are_rejected(parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llava_bridge.training import checks
-
-    path = run_file(tmp_path, "run", parts)
-    config: LlavaTrainConfig = parse_config(LlavaTrainConfig, ["--config", str(path)], prog="test")
-
-    def check(**distributed: Any) -> None:
-        checks.check_inputs(dataclasses.replace(config, distributed=DistributedConfig(**distributed)))
-
-    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"^instruct.lora.quantization: expected bitsandbytes .*clips-suite\[qlora\]"):
-        check()
-    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: object())
-    with pytest.raises(UserError, match=r"distributed.deepspeed: expected zero2 with instruct.lora.quantization"):
-        check(deepspeed="zero3")
-    check()
-
-
 def test_every_stage_is_checked_before_the_first(parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from llava_bridge.training import checks
 
@@ -148,6 +130,7 @@ def test_every_stage_is_checked_before_the_first(parts: Parts, tmp_path: Path, m
     for place, call in {
         "instruct.deepspeed: expected a JSON file or one of": lambda: check(plain, wrong),
         "align.deepspeed: expected a JSON file or one of": lambda: check(wrong, plain),
+        "distributed.deepspeed: expected zero2 with align.lora": lambda: check(four_bit, plain, deepspeed="zero3"),
         "distributed.deepspeed: expected a JSON file or one of": lambda: check(plain, plain, deepspeed="zer3"),
         "instruct.deepspeed: .*torn.json is not valid JSON": lambda: check(
             plain, dataclasses.replace(plain, deepspeed=str(torn))
@@ -159,5 +142,6 @@ def test_every_stage_is_checked_before_the_first(parts: Parts, tmp_path: Path, m
         with pytest.raises(UserError, match=f"^{place}"):
             call()
     monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"^instruct.optim: expected bitsandbytes to be installed"):
-        check(plain, adam)
+    for field, instruct in (("optim", adam), ("lora.quantization", four_bit)):
+        with pytest.raises(UserError, match=rf"^instruct.{field}: expected bitsandbytes .*clips-suite\[qlora\]"):
+            check(plain, instruct)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -234,3 +235,20 @@ def test_sigterm_to_every_process_of_a_job_saves_readers_of_data_included(tmp_pa
     assert "instruct: stopped after step" in printed
     assert "DataLoader worker" not in printed
     assert list((tmp_path / ".job.work").glob("instruct/checkpoints/checkpoint-*/complete"))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_run_saves_what_an_eager_one_does(tmp_path: Path, bridge_parts: Parts) -> None:
+    lora = LoraConfig(**LORA, merge_weights=False)
+    runs = [tmp_path / "eager", tmp_path / "compiled"]
+    for run in runs:
+        distributed = DistributedConfig(torch_compile=run.name == "compiled")
+        path = instruct_file(tmp_path, run.name, bridge_parts, {"lora": lora}, distributed=distributed)
+        graphs = tmp_path / f"{run.name}-graphs"
+        bridge_world.trained_alone(path, TORCHINDUCTOR_CACHE_DIR=str(graphs))
+        assert any(graphs.glob("*")) == distributed.torch_compile
+    assert_same_training(*runs, 1e-5)
+    eager, compiled = (load_file(run / "adapter" / "adapter_model.safetensors") for run in runs)
+    assert eager.keys() == compiled.keys()
+    for name, value in eager.items():
+        torch.testing.assert_close(compiled[name], value, atol=1e-5, rtol=1e-4, msg=name)

@@ -67,6 +67,8 @@ def test_a_stage_has_its_own_optimizer_schedule_and_deepspeed_json(tmp_path: Pat
         "adamw_torch_fused",
         2,
     )
+    found = training_arguments(config({"micro_batch_size": 4, "warmup_ratio": 0.25}), "align", 10, tmp_path)
+    assert (found.per_device_train_batch_size, found.gradient_accumulation_steps, found.warmup_steps) == (4, 8, 3)
     own = config({"optim": "adafactor", "lr_scheduler_type": "linear", "deepspeed": "zero3"})
     found = training_arguments(own, "instruct", 10, tmp_path)
     assert (found.lr_scheduler_type, found.optim, found.deepspeed["zero_optimization"]["stage"]) == (

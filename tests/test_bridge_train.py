@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import json
 import math
@@ -165,6 +166,31 @@ cli.main()
             ["--distributed.deepspeed", "zero3", "--distributed.torch_compile", "true"],
             "distributed.deepspeed: expected zero2 with distributed.torch_compile",
         ),
+        (
+            ["--stages", "[align]", "--align.chat_template", "plain"],
+            "align.chat_template: expected null without the stage instruct",
+        ),
+        (
+            ["--stages", "[align]", "--align.image_aspect_ratio", "crop"],
+            "align.image_aspect_ratio: expected null without the stage instruct",
+        ),
+        (["--image_grid_pinpoints", "[[32,64]]"], "image_grid_pinpoints: expected none without image_aspect_ratio"),
+        (
+            ["--llava", "x", "--encoder", "null", "--llm", "null", "--image_aspect_ratio", "anyres"],
+            "image_aspect_ratio: expected none with llava",
+        ),
+        (["--llava", "x"], "encoder: expected none with llava"),
+        (["--encoder", "null"], "encoder: expected an encoder directory"),
+        (["--instruct.tunable_parts", "[llm,llm]"], "instruct.tunable_parts: expected some of "),
+        (["--instruct.vision_tower_lr", "0.1"], "instruct.vision_tower_lr: expected none, as vision is frozen"),
+        (
+            ["--instruct.tunable_parts", "[vision]", "--instruct.cache_vision_features", "true"],
+            "instruct.cache_vision_features: expected false in a stage without a frozen encoder",
+        ),
+        (["--validation.eval_steps", "0"], "validation.eval_steps: expected an integer of at least 1, got 0"),
+        (["--validation.source.path", "none.json"], "validation.source: none.json: no such file"),
+        (["--validation.benchmarks", "{x: {path: none.json}}"], "validation.benchmarks.x: none.json: no such file"),
+        (["--validation.benchmarks", "{A b: {path: none.json}}"], "validation.benchmarks: expected names of a-z"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(overrides, line, tmp_path, bridge_parts, monkeypatch):
@@ -224,17 +250,16 @@ def test_a_deepspeed_file_that_contradicts_the_run_is_one_line(content, line, tm
     assert not (tmp_path / "bad").exists()
 
 
+def with_deepspeed(file: Path, parts: Any) -> LlavaTrainConfig:
+    stage, distributed = bridge_world.stage(parts.talk), DistributedConfig(deepspeed=str(file))
+    own: dict[str, Any] = {"stages": ["instruct"], "instruct": stage, "distributed": distributed}
+    return LlavaTrainConfig(output=f"{file}.run", encoder=str(parts.encoder), llm=str(parts.llm), **own)
+
+
 def test_sizes_of_a_deepspeed_file_are_those_of_the_launched_processes(tmp_path: Path, bridge_parts: Any, monkeypatch):
     own = tmp_path / "own.json"
     own.write_text(json.dumps({**ZERO2, "train_micro_batch_size_per_gpu": 2}))
-    config = LlavaTrainConfig(
-        output=str(tmp_path / "run"),
-        encoder=str(bridge_parts.encoder),
-        llm=str(bridge_parts.llm),
-        stages=["instruct"],
-        instruct=bridge_world.stage(bridge_parts.talk),
-        distributed=DistributedConfig(deepspeed=str(own)),
-    )
+    config = with_deepspeed(own, bridge_parts)
     assert config.instruct.global_batch_size == 4
     with pytest.raises(UserError, match='expected "auto" or 4'):
         check_inputs(config)
@@ -244,15 +269,8 @@ def test_sizes_of_a_deepspeed_file_are_those_of_the_launched_processes(tmp_path:
 
 
 def test_the_content_of_a_deepspeed_file_belongs_to_the_identity(tmp_path: Path, bridge_parts: Any) -> None:
-    own, stage = tmp_path / "own.json", bridge_world.stage(bridge_parts.talk)
-    config = LlavaTrainConfig(
-        output=str(tmp_path / "run"),
-        encoder=str(bridge_parts.encoder),
-        llm=str(bridge_parts.llm),
-        stages=["instruct"],
-        instruct=stage,
-        distributed=DistributedConfig(deepspeed=str(own)),
-    )
+    own = tmp_path / "own.json"
+    config = with_deepspeed(own, bridge_parts)
     own.write_text(json.dumps(ZERO2))
     before = run_identity(config)
     own.write_text(json.dumps(ZERO2, indent=2))
@@ -305,6 +323,27 @@ def stage_trainer(max_invalid_ratio: float = 0.5) -> Any:
     trainer.stage_name, trainer.invalid, trainer.max_invalid_ratio = "align", InvalidSamples(), max_invalid_ratio
     trainer.train_dataset, trainer.state, trainer.losses = range(3), SimpleNamespace(global_step=6), []
     return trainer
+
+
+def test_a_stage_has_the_steps_of_its_epochs() -> None:
+    stage = StageConfig(num_epochs=1.5, global_batch_size=4)
+    assert [stage.num_steps(samples) for samples in (8, 9, 1)] == [3, 4, 1]
+    assert dataclasses.replace(stage, max_steps=7).num_steps(9) == 7
+
+
+def test_parts_learn_at_rates_of_their_own_and_biases_and_norms_do_not_decay(tmp_path: Path) -> None:
+    from transformers import TrainingArguments
+
+    trainer, model = stage_trainer(), torch.nn.ModuleDict()
+    for part in ("vision", "projector", "llm"):
+        model[part] = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.LayerNorm(2))
+    model["vision"].requires_grad_(False)
+    trainer.optimizer, trainer.model, trainer.parts = None, model, dict(model.items())
+    trainer.stage = StageConfig(learning_rate=1e-3, projector_lr=2e-3, weight_decay=0.1)
+    trainer.args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    groups = trainer.create_optimizer().param_groups
+    found = [(len(group["params"]), group["lr"], group["weight_decay"]) for group in groups]
+    assert found == [(1, 2e-3, 0.1), (3, 2e-3, 0.0), (1, 1e-3, 0.1), (3, 1e-3, 0.0)]
 
 
 def stage_callback(tmp_path: Path) -> Any:

@@ -12,8 +12,6 @@ import torch
 from bridge_world import metrics
 from torch import nn
 
-from clips.errors import UserError
-from clips.typed_data import from_plain
 from llava_bridge import answer_conversations, load_llava
 from llava_bridge.data import HeldOutSourceConfig
 from llava_bridge.training.loss import count_matching_answers
@@ -183,17 +181,3 @@ def test_only_the_last_stage_is_validated_and_invalid_questions_are_left_out(tmp
         "val_exact_match",
         "val_colors_exact_match",
     }
-
-
-def test_settings_are_checked(tmp_path: Path, bridge_parts: Any) -> None:
-    source = HeldOutSourceConfig(path="talk.json")
-    with pytest.raises(UserError, match=r"^eval_steps: expected an integer of at least 1, got 0"):
-        from_plain(ValidationConfig, {"eval_steps": 0})
-    with pytest.raises(UserError, match=r"^validation\.benchmarks: expected names of a-z, 0-9 and _, got 'A b'"):
-        ValidationConfig(benchmarks={"A b": source})
-    for present, field in (("none.json", "source"), ("held_out.json", "benchmarks.colors")):
-        (tmp_path / present).write_text("[]")
-        file = validated(tmp_path, "missing", bridge_parts)
-        done = bridge_world.run_python("-m", "llava_bridge", "train", "--config", str(file))
-        assert done.returncode == 2
-        assert done.stderr.splitlines()[-1].startswith(f"llava-bridge: validation.{field}: ")

@@ -167,8 +167,8 @@ def test_cached_features_are_right_and_specific_to_weights_and_layers(bridge_enc
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     batch, computed, readers = pixels(3, 32), [], []
 
-    def tower(layers: int | list[int], shift: float = 0.0) -> EncoderVisionModel:
-        model = build_vision_model(load_encoder(str(bridge_encoder)))
+    def tower(layers: int | list[int], shift: float = 0.0, directory: Path = bridge_encoder) -> EncoderVisionModel:
+        model = build_vision_model(load_encoder(str(directory)))
         next(model.parameters()).data.add_(shift)
         shards = model.cache_features(layers, torch.float32)
         readers.append(FeatureReader(shards, torch.float32, SimpleNamespace(vision_config=model.config)))
@@ -204,3 +204,14 @@ def test_cached_features_are_right_and_specific_to_weights_and_layers(bridge_enc
     assert computed == [3, 3, 3]
     trained(changed, -1)  # of another layer than the kept ones: computed
     assert computed == [3, 3, 3, 3]
+    quick = tmp_path / "quick"  # of the same weights
+    shutil.copytree(bridge_encoder, quick)
+    file = quick / "open_clip_config.json"
+    stated = json.loads(file.read_text())
+    file.write_text(json.dumps({**stated, "model_cfg": {**stated["model_cfg"], "quick_gelu": True}}))
+    (found,), (wanted,) = (
+        trained(tower(-2, directory=quick), -2),
+        seen(build_vision_model(load_encoder(str(quick))), -2),
+    )
+    assert torch.equal(found, wanted)
+    assert not torch.equal(found, seen(plain, -2)[0])
