@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from benchmarks.cli import COMMANDS
 from benchmarks.results.results import read_result
 from clips.commandline.commands import dispatch
-from clips.data import decode_image
 from clips.encoder import load_captioner, load_encoder
 from clips.errors import UserError
 from clips.export import ExportConfig, run_export
@@ -25,7 +24,6 @@ from clips.method.objectives import compute_losses
 from clips.method.recipes import RecipeConfig
 from clips.model.architectures import CaptionerConfig
 from clips.model.captioner import sample_tokens, shift_labels
-from clips.model.generation import caption_images, generate
 from clips.model.tokenizer import ClipsTokenizer
 from clips.model.towers import encode_image
 from llava_bridge.encoders import build_tower
@@ -144,7 +142,7 @@ def test_settings_that_need_a_text_tower_are_rejected(tmp_path: Path, fields: di
 # The encoder directory, and what reads it ---------------------------------------------------------------------------
 
 
-def test_the_encoder_directory_holds_the_image_tower_alone(encoder: Path):
+def test_the_encoder_directory_holds_the_image_tower_alone(encoder: Path, tmp_path: Path):
     config = json.loads((encoder / "open_clip_config.json").read_text())
     assert "text_cfg" not in config["model_cfg"]
     assert not list(encoder.glob("tokenizer*"))
@@ -158,6 +156,9 @@ def test_the_encoder_directory_holds_the_image_tower_alone(encoder: Path):
     with pytest.raises(UserError, match="has no text tower"):
         loaded.tokenizer(["a dog"])
     assert load_captioner(encoder).text_projection is None
+    with pytest.raises(UserError, match="expected an encoder with a text tower"):
+        run_export(ExportConfig(checkpoint=str(encoder), output=str(tmp_path / "out"), format="hf_clip"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_llava_reads_the_tower_as_it_was_trained(encoder: Path):
@@ -167,21 +168,6 @@ def test_a_llava_reads_the_tower_as_it_was_trained(encoder: Path):
     image = torch.randn(2, 3, 16, 16)
     *_, last = tower.eval().states(image, tower.depth)
     torch.testing.assert_close(last[:, 1:], encode_image(load_encoder(encoder).model, image)[1])
-
-
-def test_it_captions_an_image(encoder: Path):
-    loaded, captioner = load_encoder(encoder), load_captioner(encoder)
-    image = loaded.preprocess(decode_image(clips_world.draw_image(3)))[None]
-    with torch.no_grad():
-        (words,) = generate(captioner, encode_image(loaded.model, image)[1], None)
-    assert len(words) == captioner.config.length - 1  # an untrained one does not end
-    assert caption_images(loaded.model, captioner, image, None) == [ClipsTokenizer().decode(words)]
-
-
-def test_other_formats_are_rejected(encoder: Path, tmp_path: Path):
-    with pytest.raises(UserError, match="expected an encoder with a text tower"):
-        run_export(ExportConfig(checkpoint=str(encoder), output=str(tmp_path / "out"), format="hf_clip"))
-    assert not (tmp_path / "out").exists()
 
 
 def test_clip_can_start_from_its_image_tower(encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -208,17 +194,7 @@ def test_texts_are_rejected_in_one_line_and_a_linear_probe_runs(
 ):
     data = bench_classes.write_wds(tmp_path / "data", 12)
     bench_classes.write_wds(data, 20, split="train", start=100)
-    words = [
-        "run",
-        "encoder",
-        str(encoder),
-        "--output",
-        str(tmp_path / "results"),
-        "--model_name",
-        "m",
-        "--device",
-        "cpu",
-    ]
+    words = f"run encoder {encoder} --output {tmp_path / 'results'} --model_name m --device cpu".split()
     for task, status in (("classification", 2), ("linear_probe", 0)):
         benchmark = f"[{{name: {task}, data: {data}}}]"
         assert dispatch("clips-bench", "", COMMANDS, [*words, "--benchmarks", benchmark]) == status, task

@@ -133,23 +133,18 @@ def test_augmented_images_are_rejected():
 def test_only_outputs_of_a_frozen_timm_trunk_are_cached():
     with pytest.raises(UserError, match=r"expected model\.lock_image: true"):
         ModelConfig(cache_trunk_features=True)
-    with pytest.raises(UserError, match="whose image tower is a timm model"):
-        built(0, ModelConfig(lock_image=True, cache_trunk_features=True))
-
-
-def test_outputs_are_cached_by_the_weights_loaded_last(cache, computed):
-    image = torch.randn(2, 3, 64, 64)
-    first, second = built(1), built(0)
-    towers.encode_image(built(0), image)
-    second.load_state_dict(first.state_dict())  # as a checkpoint's weights are
-    wanted = towers.encode_image(first, image)[1]
-    torch.testing.assert_close(towers.encode_image(second, image)[1], wanted)
+    vit = replace(CONFIG, architecture="timm:vit_tiny_patch16_224", image_size=None, lock_image_unlocked_groups=1)
+    for config, message in (
+        (ModelConfig(lock_image=True, cache_trunk_features=True), "whose image tower is a timm model"),
+        (vit, "expected an image tower whose frozen layers form a chain"),
+    ):
+        with pytest.raises(UserError, match=message):
+            built(0, config)
 
 
 def test_outputs_of_the_frozen_layers_are_cached_where_others_are_trained(cache, computed):
-    locked = {"lock_image": True, "lock_image_unlocked_groups": 3}  # the head, and the last stage
-    config = ModelConfig(architecture="clips-tinyvit", image_size=64, cache_trunk_features=True, **locked)
-    plain = built(0, ModelConfig(architecture="clips-tinyvit", image_size=64, **locked)).eval()
+    config = replace(CONFIG, lock_image_unlocked_groups=3)  # the head, and the last stage
+    plain = built(0, replace(config, cache_trunk_features=False)).eval()
     model, image = built(0, config), torch.randn(3, 3, 64, 64)
     before = {name: value.clone() for name, value in model.visual.trunk.stages[:3].state_dict().items()}
     for tower in (plain, model.eval()):
@@ -192,29 +187,12 @@ def test_a_captioner_alone_reads_outputs_of_the_weights_loaded_last(cache, unloc
 
 @pytest.mark.parametrize("architecture", ["resnet18", "convnext_atto", "efficientnet_lite0"])
 def test_frozen_layers_of_other_families_are_cached(cache, computed, architecture):
-    config = ModelConfig(
-        architecture=f"timm:{architecture}",
-        image_size=64,
-        lock_image=True,
-        lock_image_unlocked_groups=3,
-        cache_trunk_features=True,
-    )
+    config = replace(CONFIG, architecture=f"timm:{architecture}", lock_image_unlocked_groups=3)
     plain, model = (built(0, replace(config, cache_trunk_features=cached)).eval() for cached in (False, True))
     image = torch.randn(2, 3, 64, 64)
     for _ in range(2):
         torch.testing.assert_close(towers.encode_image(model, image)[0], towers.encode_image(plain, image)[0])
     assert computed == [2]
-
-
-def test_layers_that_are_no_chain_are_not_cached(cache):
-    config = ModelConfig(
-        architecture="timm:vit_tiny_patch16_224",
-        lock_image=True,
-        lock_image_unlocked_groups=1,
-        cache_trunk_features=True,
-    )
-    with pytest.raises(UserError, match="expected an image tower whose frozen layers form a chain"):
-        built(0, config)
 
 
 def test_mfu_is_not_known(tmp_path):

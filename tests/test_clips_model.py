@@ -126,22 +126,14 @@ def test_the_captioner_takes_the_size_of_the_text_tower_by_default():
     assert (shape.width, shape.layers, shape.heads, shape.length, shape.vocabulary) == (32, 1, 4, 16, 32_000)
 
 
-def test_logit_scale_is_clamped_at_100(model):
-    with torch.no_grad():
-        model.clip.logit_scale.fill_(9.0)
-    model.clamp_logit_scale()
-    assert model.clip.logit_scale.item() == pytest.approx(math.log(100))
-    with torch.no_grad():
-        model.clip.logit_scale.fill_(math.log(1 / 0.07))
-
-
-def test_siglips_logit_scale_has_no_maximum():
+@pytest.mark.parametrize(("recipe", "maximum"), [("clip", 100.0), ("siglip", 112.3)])
+def test_the_logit_scale_is_clamped_at_100_but_for_siglips(recipe, maximum):
     """Published SigLIPs have 112.3; big_vision, which trained them, clamps nothing."""
-    siglip = build_model(ModelConfig(context_length=12), RecipeConfig(name="siglip"), 0)
+    model = make(recipe)
     with torch.no_grad():
-        siglip.clip.logit_scale.fill_(math.log(112.3))
-    siglip.clamp_logit_scale()
-    assert siglip.clip.logit_scale.exp().item() == pytest.approx(112.3)
+        model.clip.logit_scale.fill_(math.log(112.3))
+    model.clamp_logit_scale()
+    assert model.clip.logit_scale.exp().item() == pytest.approx(maximum)
 
 
 def test_weight_decay_leaves_vectors_embeddings_and_added_tokens_alone(model):
@@ -227,13 +219,3 @@ def test_other_architectures_keep_the_initialization_of_their_library(tmp_path):
     (tmp_path / "mine.json").write_text(json.dumps(read_config_file(CONFIG_DIR / "clips-tiny.json")))
     found = build_model(ModelConfig(architecture=str(tmp_path / "mine.json")), RecipeConfig(name="clip"), 0)
     assert found.clip.visual.transformer.resblocks[0].mlp.c_fc.bias.any()
-
-
-def test_a_trunk_feeds_the_captioner():
-    config = ModelConfig(architecture="clips-tinyvit", image_size=64, context_length=12)
-    model = build_model(config, RecipeConfig(captioner=CAPTIONER), 0)
-    batch = batch_of(model)
-    losses = compute_losses(model.recipe, model(batch))
-    losses["loss"].backward()
-    assert model.captioner.image_projection.weight.grad.abs().max() > 0
-    assert losses["caption_loss"].item() == pytest.approx(math.log(32_000), abs=1.5)
