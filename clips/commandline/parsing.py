@@ -83,7 +83,13 @@ def _read(
         if path == ["config"]:
             values = _merged(values, _read_config_file(text), config_class)
         else:
-            _set(values, path, _typed(text, kind))
+            *outer, last = path
+            holder = values
+            for part in outer:
+                if not isinstance(holder.get(part), dict):
+                    holder[part] = {}
+                holder = holder[part]
+            holder[last] = _typed(text, kind)
     return values, print_only
 
 
@@ -135,15 +141,6 @@ def _typed(text: str, kind: Any) -> Any:
         return parse_yaml(text)
     except UserError:
         return text  # the check of the field's type reports it
-
-
-def _set(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    *outer, last = path
-    for part in outer:
-        if not isinstance(values.get(part), dict):
-            values[part] = {}
-        values = values[part]
-    values[last] = value
 
 
 def _merged(values: Mapping[str, Any], overrides: Mapping[Any, Any], kind: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from clips.interchange.imported_encoder import (
     no_tokenizer,
     tower_shapes,
 )
-from clips.interchange.tower_config import TransformerSpec, reject_unsupported, transformer_spec
+from clips.interchange.tower_config import reject_unsupported, transformer_spec
 from clips.interchange.weight_mapping import (
     OPEN_CLIP,
     TRANSFORMERS,
@@ -167,7 +167,9 @@ def export(encoder: LoadedEncoder, directory: Path) -> Features:
     from transformers import CLIPConfig, CLIPModel
 
     model = encoder.model
-    _check_vision(model.visual)
+    _check_vit(model.visual, _TARGET)
+    pools_otherwise = model.visual.pool_type != "tok"
+    reject_unsupported(_TARGET, [(pools_otherwise, "reads its class token, this tower pools its patches otherwise")])
     _check_text(model)
     config = CLIPConfig(
         projection_dim=model.visual.proj.shape[1],
@@ -204,12 +206,6 @@ def clip_vision_model(visual: Any) -> Any:
     return model
 
 
-def _check_vision(visual: Any) -> None:
-    _check_vit(visual, _TARGET)
-    pools_otherwise = (visual.pool_type != "tok", "reads its class token, this tower pools its patches otherwise")
-    reject_unsupported(_TARGET, [pools_otherwise])
-
-
 def _check_vit(visual: Any, target: str) -> None:
     """Raises UserError unless CLIP's ViT computes the hidden states of this tower."""
     from open_clip.transformer import VisionTransformer
@@ -240,7 +236,8 @@ def _check_text(model: Any) -> None:
 
 def _vision_config(visual: Any) -> dict[str, Any]:
     blocks = transformer_spec(visual, "image", _TARGET)
-    if not (_norm_eps_matches(visual.ln_pre, blocks) and _norm_eps_matches(visual.ln_post, blocks)):
+    norms = (visual.ln_pre, visual.ln_post)
+    if not all(isinstance(norm, torch.nn.LayerNorm) and norm.eps == blocks.eps for norm in norms):
         raise UserError(f"{_TARGET} has one epsilon for all norms, this image tower several")
     return {
         **blocks.hf_config,
@@ -248,10 +245,6 @@ def _vision_config(visual: Any) -> dict[str, Any]:
         "patch_size": visual.patch_size[0],
         "projection_dim": blocks.width if visual.proj is None else visual.proj.shape[1],
     }
-
-
-def _norm_eps_matches(norm: torch.nn.Module, blocks: TransformerSpec) -> bool:
-    return isinstance(norm, torch.nn.LayerNorm) and norm.eps == blocks.eps
 
 
 def _text_config(model: Any) -> dict[str, Any]:

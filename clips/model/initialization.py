@@ -48,17 +48,13 @@ def initialize_openvision(clip: Towers) -> None:
     nn.init.normal_(visual.class_embedding, std=_CLASS_STD)
     nn.init.normal_(visual.proj, std=_STD)
     for block in visual.transformer.resblocks:
-        _initialize_block(block)
-
-
-def _initialize_block(block: Any) -> None:
-    _zero_biases(block)
-    for weight in (block.attn.in_proj_weight, block.attn.out_proj.weight, block.mlp.c_fc.weight):
-        nn.init.normal_(weight, std=_STD)
-    out = block.mlp.c_proj.weight  # (width, hidden)
-    std = (_MLP_OUT_VARIANCE / out.shape[0]) ** 0.5 / _TRUNCATED
-    end = math.erf(2 / math.sqrt(2))  # torch's trunc_normal_ samples until all fit, which meta tensors cannot
-    out.uniform_(-end, end).erfinv_().mul_(math.sqrt(2) * std)
+        _zero_biases(block)
+        for weight in (block.attn.in_proj_weight, block.attn.out_proj.weight, block.mlp.c_fc.weight):
+            nn.init.normal_(weight, std=_STD)
+        out = block.mlp.c_proj.weight  # (width, hidden)
+        std = (_MLP_OUT_VARIANCE / out.shape[0]) ** 0.5 / _TRUNCATED
+        end = math.erf(2 / math.sqrt(2))  # torch's trunc_normal_ samples until all fit, which meta tensors cannot
+        out.uniform_(-end, end).erfinv_().mul_(math.sqrt(2) * std)
 
 
 def _zero_biases(block: Any) -> None:
@@ -168,7 +164,11 @@ def _close(values: list[float], others: list[float]) -> bool:
 def _resize_image_positions(weights: dict[str, Tensor], towers: Towers) -> list[str]:
     visual = towers.visual
     if hasattr(visual, "trunk"):
-        return _resize_trunk_positions(weights, visual.trunk)
+        name = "visual.trunk.pos_embed"
+        if name not in weights or (resized := resize_timm_pos_embed(weights[name], visual.trunk)) is weights[name]:
+            return []
+        before, weights[name] = weights[name].shape[1], resized
+        return [f"image positions interpolated from {before} to {resized.shape[1]}"]
     pool = getattr(visual, "attnpool", None)  # of CLIP's ResNets
     holder, name = (visual, "visual.") if pool is None else (pool, "visual.attnpool.")
     own, name = getattr(holder, "positional_embedding", None), f"{name}positional_embedding"
@@ -180,14 +180,6 @@ def _resize_image_positions(weights: dict[str, Tensor], towers: Towers) -> list[
     before = len(weights[name])
     weights[name] = resize_pos_embed(weights[name], len(own) - 1, prefix=1)
     return [f"image positions interpolated from {before} to {len(own)}"]
-
-
-def _resize_trunk_positions(weights: dict[str, Tensor], trunk: Any) -> list[str]:
-    name = "visual.trunk.pos_embed"
-    if name not in weights or (resized := resize_timm_pos_embed(weights[name], trunk)) is weights[name]:
-        return []
-    before, weights[name] = weights[name].shape[1], resized
-    return [f"image positions interpolated from {before} to {resized.shape[1]}"]
 
 
 def _has_same_tokens(directory: Path, weights: dict[str, Tensor], towers: Towers, text_cfg: dict[str, Any]) -> bool:
