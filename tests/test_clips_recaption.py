@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -62,10 +64,22 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 Settings = Callable[..., RecaptionConfig]
 
 
+def settings_of(llava: Path, shards: Path, output: Path) -> Settings:
+    usual = {"path": str(shards), "model": str(llava), "output": str(output), "prompt": PROMPT}
+    return lambda **fields: RecaptionConfig(**{**usual, "max_new_tokens": 8, "batch_size": 4, **fields})
+
+
 @pytest.fixture
 def settings(llava: Path, shards: Path, tmp_path: Path) -> Settings:
-    usual = {"path": str(shards), "model": str(llava), "output": str(tmp_path / "out"), "prompt": PROMPT}
-    return lambda **fields: RecaptionConfig(**{**usual, "max_new_tokens": 8, "batch_size": 4, **fields})
+    return settings_of(llava, shards, tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def finished(llava: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> RecaptionConfig:
+    """The config of a run that has ended."""
+    config = settings_of(llava, shards, tmp_path_factory.mktemp("finished") / "out")()
+    run_recaption(config)
+    return config
 
 
 def content(directory: Path) -> dict[str, bytes]:
@@ -77,12 +91,10 @@ def captions_of(directory: Path, **fields: Any) -> list[str]:
     return [source.read(index, np.random.default_rng(0)).synthetic for index in range(len(source))]
 
 
-def test_captions_are_those_of_each_image_alone_and_all_else_stays(settings: Settings, llava: Path, shards: Path):
+def test_captions_are_those_of_each_image_alone_and_all_else_stays(finished, llava: Path, shards: Path):
     from llava_bridge import answer, load_llava
 
-    config = settings()
-    run_recaption(config)
-    written = open_source(SourceConfig(path=config.output, synthetic_caption="re_caption"))
+    written = open_source(SourceConfig(path=finished.output, synthetic_caption="re_caption"))
     before = open_source(SourceConfig(path=str(shards)))
     assert written.blocks == before.blocks == [9, 7, 5]  # type: ignore[attr-defined]
     model, processor = load_llava(llava)
@@ -109,10 +121,8 @@ def test_processes_of_one_number_on_two_machines_write_to_two_files(settings: Se
     other.abandon()
 
 
-def test_the_result_is_described_and_clips_trains_on_it(settings: Settings, llava: Path, tmp_path: Path):
-    config = settings()
-    run_recaption(config)
-    output = Path(config.output)
+def test_the_result_is_described_and_clips_trains_on_it(finished, llava: Path, tmp_path: Path):
+    output = Path(finished.output)
     manifest = json.loads((output / "manifest.json").read_text())
     assert manifest["kind"] == "captions"
     assert manifest["captions"]["written"] == 21
@@ -124,7 +134,7 @@ def test_the_result_is_described_and_clips_trains_on_it(settings: Settings, llav
     card = (output / "README.md").read_text()
     assert all(text in card for text in (str(llava), PROMPT, "synthetic_caption: re_caption"))
     assert not (output / ".work").exists()
-    sources = {"sources": [{"path": config.output, "synthetic_caption": "re_caption"}]}
+    sources = {"sources": [{"path": finished.output, "synthetic_caption": "re_caption"}]}
     clips_world.trained(output, tmp_path / "encoder", data=sources, max_steps=1)
     made = json.loads((tmp_path / "encoder" / "manifest.json").read_text())
     assert made["parents"]["out"]["hash"] == manifest["hash"]
@@ -182,24 +192,24 @@ def test_an_interrupted_recaptioning_resumes_and_writes_the_same(settings, tmp_p
     assert len(content(tmp_path / "whole")) == 3
 
 
-def test_a_finished_recaptioning_stays_and_other_settings_are_rejected(settings, monkeypatch, capsys):
-    config = settings(max_new_tokens=2)
-    run_recaption(config)
+def test_a_finished_recaptioning_stays_and_other_settings_are_rejected(finished, settings, monkeypatch, capsys):
+    other = dataclasses.replace(finished, max_new_tokens=3)
     monkeypatch.setattr(CaptionModel, "__init__", lambda *arguments: pytest.fail("the model is loaded again"))
-    run_recaption(config)
+    run_recaption(finished)
     assert "done before" in capsys.readouterr().err
-    with pytest.raises(UserError, match="max_new_tokens is 2 there and 3 now"):
-        run_recaption(settings(max_new_tokens=3))
-    begun = settings(output=f"{config.output}-begun")
+    with pytest.raises(UserError, match="max_new_tokens is 8 there and 3 now"):
+        run_recaption(other)
+    begun = settings()
     Path(begun.output, ".work").mkdir(parents=True)  # as by a process that began at the same time
     run = _run_identity(begun, 21)
     (Path(begun.output) / WORK_DIR / RUN).write_text(run_text(run))
     assert not _is_finished(begun, run)
     with pytest.raises(UserError, match="max_new_tokens is 8 there and 3 now"):
-        run_recaption(settings(output=begun.output, max_new_tokens=3))
-    Path(config.output, "manifest.json").unlink()
+        run_recaption(dataclasses.replace(begun, max_new_tokens=3))
+    shutil.rmtree(begun.output)
+    shutil.copytree(finished.output, begun.output, ignore=shutil.ignore_patterns("manifest.json"))
     with pytest.raises(UserError, match="not empty, and not an artifact"):
-        run_recaption(config)
+        run_recaption(begun)
 
 
 def test_several_drawn_captions_as_a_table(settings: Settings, tmp_path: Path):
