@@ -215,6 +215,16 @@ def test_a_step_has_only_samples_with_images_or_only_without() -> None:
     assert sum(len(kind) == 2 for kind in kinds) <= 6
 
 
+def test_the_sampler_sorts_by_characters_and_image_tokens(tmp_path: Path, chat: ConversationEncoder) -> None:
+    """Four characters to a token, of which an image has four here."""
+    rows: list[Any] = [{"image": ["a.png"] * count, "conversations": TURNS} for count in (1, 3)]
+    rows.insert(0, {"conversations": [{"from": "human", "value": "Hm?"}, TURNS[1]]})
+    data = dataset(write(tmp_path / "talk.json", rows), chat)
+    said = len("<image>\nWhat?") + len("red")
+    assert data.sizes() == [(False, 6), (True, said + 16), (True, said + 48)]
+    assert ConversationDataset([*data.samples], chat, 100).sizes() == data.sizes()
+
+
 def test_each_stage_has_llavas_order_by_default(chat: ConversationEncoder, bridge_talk: Path) -> None:
     source = [{"path": str(bridge_talk / "talk.json")}]
     given = {"output": "o", "encoder": "e", "llm": "l", "align": {"data": source}, "instruct": {"data": source}}

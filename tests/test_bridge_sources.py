@@ -95,33 +95,33 @@ def _unchecked(texts: list[bytes]) -> Any:
     return pa.array(texts, pa.binary()).view(pa.string())
 
 
-def test_one_image_a_row_in_its_own_column(tmp_path: Path) -> None:
-    found = [
+TABLES: dict[str, tuple[list[str], dict[str, Any], dict[str, Any]]] = {  # a first row's turns, and two rows
+    "one image a row": (
+        ["<image>\nColor?", "red"],
         {"conversations": as_values([("user", "<image>\nColor?"), ("assistant", "red")]), "image": png("red")},
         {"conversations": as_values([("user", "1 + 1?"), ("assistant", "2")]), "image": None},
-    ]
-    pq.write_table(pa.Table.from_pylist(found), tmp_path / "talk.parquet")
-    samples = read_samples(ConversationSourceConfig(format="conversations", path=str(tmp_path / "talk.parquet")))
-    assert [[color_of(image) for image in sample.images] for sample in samples] == [["red"], []]
-
-
-def test_finevision_rows_are_questions_with_answers(tmp_path: Path) -> None:
-    """The columns that nanoVLM's ``data/datasets.py`` reads; ratings are not used."""
-    found = [
+    ),
+    "FineVision": (  # the columns that nanoVLM's data/datasets.py reads; ratings are not used
+        ["<image>\nColor?", "red", "Sure?", "yes"],
         {
             "images": [{"bytes": png("red"), "path": None}],
-            "texts": [{"user": "What color is it?", "assistant": "red"}, {"user": "Sure?", "assistant": "yes"}],
-            "source": "allava_laion",
+            "texts": [{"user": "Color?", "assistant": "red"}, {"user": "Sure?", "assistant": "yes"}],
             "relevance_ratings": [5, None],
         },
-        {"images": [], "texts": [{"user": "1 + 1?", "assistant": "2"}], "source": "text", "relevance_ratings": [1]},
-    ]
-    pq.write_table(pa.Table.from_pylist(found), tmp_path / "train.parquet")
-    first, second = read_samples(ConversationSourceConfig(format="conversations", path=str(tmp_path / "train.parquet")))
-    said = [("user", "<image>\nWhat color is it?"), ("assistant", "red"), ("user", "Sure?"), ("assistant", "yes")]
-    assert [(turn.role, turn.content) for turn in first.turns] == said
-    assert [color_of(image) for image in first.images] == ["red"]
+        {"images": [], "texts": [{"user": "1 + 1?", "assistant": "2"}], "relevance_ratings": [1]},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_of_other_columns(name: str, tmp_path: Path) -> None:
+    expected, *rows = TABLES[name]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "talk.parquet")
+    first, second = read_samples(ConversationSourceConfig(format="conversations", path=str(tmp_path / "talk.parquet")))
+    roles = ["user", "assistant"] * (len(expected) // 2)
+    assert [tuple(turn) for turn in first.turns] == [*zip(roles, expected, strict=True)]
     assert [turn.content for turn in second.turns] == ["1 + 1?", "2"]
+    assert [[color_of(image) for image in sample.images] for sample in (first, second)] == [["red"], []]
 
 
 def questions(folder: Path) -> ConversationSourceConfig:
@@ -301,15 +301,22 @@ def test_bad_files_are_rejected_in_one_line(tmp_path: Path, bridge_talk: Path) -
         read_samples(ConversationSourceConfig(format="webdataset", path="s3://bucket/{00..11}.tar"))
 
 
-def test_a_single_image_of_llava_json_precedes_the_text(tmp_path: Path) -> None:
-    """As LLaVA's training has it; what a turn says about several images is left as it is."""
+def test_turns_of_llava_json_are_those_of_its_training(tmp_path: Path) -> None:
+    """A single image precedes the text, several stay where they are; an answer before the first question is dropped, as
+    of ShareGPT's conversations, which are cut in pieces; a system message stays."""
     said = ["What?\n<image>", "<image>", "Look at <image> here.", "Now <image> and <image>?"]
-    talk = [[{"from": "human", "value": value}, {"from": "gpt", "value": "a <image>"}] for value in said]
-    rows = [{"image": ["a.png"] * value.count("<image>"), "conversations": talk[n]} for n, value in enumerate(said)]
+    talks = [[("human", value), ("gpt", "a <image>")] for value in said]
+    talks += [[("system", "Be short."), ("gpt", "so it was"), ("human", "Was it?"), ("gpt", "It was.")]]
+    rows = [
+        {"image": ["a.png"] * talk[0][1].count("<image>"), "conversations": [{"from": a, "value": b} for a, b in talk]}
+        for talk in talks
+    ]
     samples = read_samples(ConversationSourceConfig(path=write(tmp_path / "talk.json", rows)))
     expected = ["<image>\nWhat?", "<image>", "<image>\nLook at  here.", "Now <image> and <image>?"]
-    assert [sample.turns[0].content for sample in samples] == expected
-    assert {sample.turns[1].content for sample in samples} == {"a <image>"}
+    assert [[turn.content for turn in sample.turns] for sample in samples] == [
+        *([first, "a <image>"] for first in expected),
+        ["Be short.", "Was it?", "It was."],
+    ]
 
 
 def test_karpathy_captions(tmp_path: Path) -> None:
@@ -380,14 +387,6 @@ def test_reading_settings_keep_a_run_and_content_changes_it(bridge_talk: Path, t
     assert known(repeats=2.0) != before
     path.write_bytes(path.read_bytes() + b"\n")
     assert str(difference(before, known())).startswith("inputs.instruct.data[0].hash is ")
-
-
-def test_an_answer_before_the_first_question_is_skipped(tmp_path: Path) -> None:
-    """As of ShareGPT's conversations, which are cut in pieces; a system's word stays."""
-    said = [("system", "Be short."), ("gpt", "so it was"), ("human", "Was it?"), ("gpt", "It was.")]
-    path = write(tmp_path / "talk.json", [{"id": 1, "conversations": [{"from": a, "value": b} for a, b in said]}])
-    (sample,) = read_samples(ConversationSourceConfig(path=path))
-    assert [turn.content for turn in sample.turns] == ["Be short.", "Was it?", "It was."]
 
 
 def odd_talk(who: Any, said: Any, **fields: Any) -> dict[str, Any]:
