@@ -280,6 +280,16 @@ def test_the_work_is_shared_by_part_and_rank(settings: Settings, monkeypatch: py
             settings(shard=part)
 
 
+def test_a_part_writes_its_own_groups_alone(settings: Settings, finished, monkeypatch, capsys):
+    monkeypatch.setattr("clips.recaption.run._MIN_GROUP_BATCHES", 1)  # each shard is a group
+    config = settings(shard="1/2")
+    run_recaption(config)
+    assert list(content(Path(config.output))) == ["00000.tar", "00002.tar"]
+    assert "this part is done; 1 of 3 shards are missing" in capsys.readouterr().err
+    run_recaption(settings(shard="2/2"))
+    assert content(Path(config.output)) == content(Path(finished.output))
+
+
 @pytest.mark.parametrize(
     ("text", "ended", "kept"),
     [
