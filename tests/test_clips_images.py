@@ -5,7 +5,6 @@ from __future__ import annotations
 import colorsys
 import io
 import warnings
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -181,9 +180,7 @@ def test_colors_change_only_when_asked():
     same = sum(draw[:, 0, 0].tolist() == [200, 100, 50] for draw in draws)
     assert 8 <= grey <= 35
     assert 5 <= same <= 35
-    assert Counter(augment(image, 8, AugmentConfig(), np.random.default_rng(7))[:, 0, 0].tolist()) == Counter(
-        [200, 100, 50]
-    )
+    assert augment(image, 8, AugmentConfig(), np.random.default_rng(7))[:, 0, 0].tolist() == [200, 100, 50]
 
 
 def authors_jitter(pixels: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
