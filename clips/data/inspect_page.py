@@ -127,7 +127,19 @@ def report_inspection(
     if num_read == invalid.count > 0:
         raise UserError(f"{path}: none of {num_read:,} samples can be used; the reasons are printed above")
     if config.html_output:
-        _write_page(config.html_output, path, lines, examples, invalid, charts or {})
+        import jinja2
+
+        template = Path(__file__).with_name("inspect_page.html.jinja").read_text(encoding="utf-8")
+        environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, finalize=jinja_finalize)
+        page = environment.from_string(template).render(
+            title=path,
+            lines=lines,
+            examples=examples,
+            invalid=list(invalid.summary(_NAMES_ON_PAGE)),
+            charts={name: bars for name, values in (charts or {}).items() if (bars := histogram(values))},
+        )
+        atomic_write(Path(config.html_output), page)
+        log_info(f"page: {config.html_output}")
 
 
 def print_example(example: Example) -> None:
@@ -143,26 +155,3 @@ def print_example(example: Example) -> None:
             text.append(f"«{content}»" if span.supervised else content, "bold green" if span.supervised else "default")
         text.append("\n")
     Console(highlight=False, soft_wrap=True).print(text)
-
-
-def _write_page(
-    output: str,
-    title: str,
-    lines: Sequence[str],
-    examples: Sequence[Example],
-    invalid: InvalidSamples,
-    charts: Mapping[str, Sequence[float]],
-) -> None:
-    import jinja2
-
-    template = Path(__file__).with_name("inspect_page.html.jinja").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, finalize=jinja_finalize)
-    page = environment.from_string(template).render(
-        title=title,
-        lines=lines,
-        examples=examples,
-        invalid=list(invalid.summary(_NAMES_ON_PAGE)),
-        charts={name: bars for name, values in charts.items() if (bars := histogram(values))},
-    )
-    atomic_write(Path(output), page)
-    log_info(f"page: {output}")
