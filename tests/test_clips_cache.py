@@ -194,19 +194,3 @@ def test_without_a_writable_cache_files_are_hashed_each_time(tmp_path: Path, rea
     for _ in range(2):
         assert content_hashes([tmp_path / "cache"]) == {tmp_path / "cache": file_hash(tmp_path / "cache")}
     assert read == ["cache", "cache"]
-
-
-def test_a_long_hashing_is_announced_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("clips.core.content._MANY_BYTES", 3)
-    monkeypatch.setattr("clips.core.content._SETTLED_NS", 0)
-    for name in "ab":
-        (tmp_path / name).write_bytes(b"xx")
-    content_hashes([tmp_path / "a"])
-    assert capsys.readouterr().err == ""
-    (tmp_path / "a").write_bytes(b"yy")
-    time.sleep(0.01)
-    content_hashes([tmp_path / "a", tmp_path / "b"])
-    assert capsys.readouterr().err == "hashing 0 GB in 2 files, once for each content\n"
-    content_hashes([tmp_path / "a", tmp_path / "b"])
-    assert capsys.readouterr().err == ""

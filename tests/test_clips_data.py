@@ -99,6 +99,7 @@ def test_bad_samples_are_replaced_by_good_ones_and_named(tmp_path: Path, first: 
     for index, expected in zip(batch["number"].tolist(), order, strict=True):
         assert index == expected if expected in (3, 6) else index in (3, 6)
     assert torch.equal(first_batch(data)["number"], batch["number"])
+    assert len(batch["invalid_samples"]) == 5  # each once, though most are tried in place of another as well
     assert {name: reason for _, name, reason in batch["invalid_samples"]} == {
         "a.tar/000000000": "no caption 'web_caption'" if first == b"{}" else "broken JSON",
         "a.tar/000000001": "undecodable image",

@@ -170,6 +170,15 @@ def test_crops_keep_to_their_area_and_squash_to_the_square():
     assert torch.equal(whole, augment(ramp, 16, AugmentConfig(crop_scale_min=1), np.random.default_rng(1)))
 
 
+def test_half_of_the_images_are_mirrored_left_to_right():
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    pixels[:4, :4] = 200  # the upper left quarter
+    config = AugmentConfig(crop_scale_min=1, horizontal_flip=True)
+    crops = [augment(Image.fromarray(pixels), 8, config, np.random.default_rng(seed)) for seed in range(60)]
+    assert all((crop[:, 4:] == 0).all() and (crop[:, :4].sum(dim=(0, 1)) > 0).sum() == 4 for crop in crops)
+    assert 15 < sum(int(crop[0, 0, 0] == 0) for crop in crops) < 45
+
+
 def test_colors_change_only_when_asked():
     image = Image.new("RGB", (8, 8), (200, 100, 50))
     draws = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import http.server
 import os
 import pickle
@@ -28,7 +27,7 @@ from clips.data.loader import TrainDataset, iterate_batches
 from clips.data.prefetch import start_prefetching
 from clips.data.remote_files import ShardCache, UnreachableError
 from clips.data.sampler import SampleOrder
-from clips.data.sources import InvalidSampleError, SourceConfig, open_source, shard_lengths
+from clips.data.sources import InvalidSampleError, SourceConfig, open_source
 from clips.errors import UserError
 
 
@@ -87,14 +86,27 @@ def test_processes_copy_a_shard_once(tmp_path: Path):
     assert (tmp_path / "log").read_text().split() == ["copied"]
 
 
-def remote_dataset(folder: Path, cache: Path, workers: int = 0, **fields: object) -> TrainDataset:
-    """Four shards of 20 samples behind addresses, of which a buffer holds one; shard 0 comes late in the order."""
-    if not folder.exists():
-        clips_world.write_sizes(clips_world.write_shards(folder, sizes=(20,) * 4), (20,) * 4)
-    path = f"file://{folder}/shard-{{00000..00003}}.tar"
-    source = SourceConfig(path=path, cache_dir=str(cache), shard_sizes=str(folder / "sizes.json"), **fields)
-    config = DataConfig(sources=(source,), shuffle_buffer_shards=1, num_workers=workers)
-    found = TrainDataset(config, size=8, seed=2, batch_size=2, prepare=clips_world.number_of)
+def afar(folder: Path, sizes: tuple[int, ...], before: str = "file://", **fields: Any) -> SourceConfig:
+    """Shards behind addresses, or behind ``before``, a command that copies them into ``folder``/cache."""
+    if not (folder / "afar").exists():
+        clips_world.write_sizes(clips_world.write_shards(folder / "afar", sizes=sizes), sizes)
+    path = f"{before}{folder}/afar/shard-{{00000..{len(sizes) - 1:05d}}}.tar"
+    places = {"shard_sizes": str(folder / "afar" / "sizes.json"), "cache_dir": str(folder / "cache")}
+    return SourceConfig(path=path, **{**places, **fields})
+
+
+def numbered(source: SourceConfig, shards: int, seed: int = 2, batch_size: int = 2, workers: int = 0) -> TrainDataset:
+    config = DataConfig(sources=(source,), shuffle_buffer_shards=shards, num_workers=workers)
+    return TrainDataset(config, size=8, seed=seed, batch_size=batch_size, prepare=clips_world.number_of)
+
+
+def numbers(batches: list[dict[str, Any]]) -> list[int]:
+    return torch.cat([batch["number"] for batch in batches]).tolist()  # type: ignore[no-any-return]
+
+
+def remote_dataset(folder: Path, cache: str = "cache", workers: int = 0, **fields: object) -> TrainDataset:
+    """Four shards of 20 samples, of which a buffer holds one; shard 0 comes late in the order."""
+    found = numbered(afar(folder, (20,) * 4, cache_dir=str(folder / cache), **fields), 1, workers=workers)
     assert 0 not in found.order.shards_near(0, 40)[0] + found.order.shards_near(0, 40)[1]
     return found
 
@@ -110,20 +122,20 @@ def copied(cache: Path, blocks: set[int], seconds: float) -> bool:
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_the_next_buffers_shards_are_copied_while_this_one_is_read(tmp_path: Path, monkeypatch, workers: int):
-    data = remote_dataset(tmp_path / "afar", tmp_path / "cache", workers)
+    data = remote_dataset(tmp_path, workers=workers)
     now, later = data.order.shards_near(0, 40)
     steps = iterate_batches(data, first_step=0, last_step=40)
     next(steps)
     assert copied(tmp_path / "cache", {0, *now, *later}, seconds=20)
     assert len(list(steps)) == 39
     monkeypatch.setenv("LOCAL_RANK", "1")  # another process of the machine copies for this one
-    steps = iterate_batches(remote_dataset(tmp_path / "afar", tmp_path / "other"), first_step=0, last_step=40)
+    steps = iterate_batches(remote_dataset(tmp_path, "other"), first_step=0, last_step=40)
     next(steps)
     assert not copied(tmp_path / "other", {*later}, seconds=1)
 
 
 def test_no_buffer_is_copied_that_will_not_be_read(tmp_path: Path):
-    data = remote_dataset(tmp_path / "afar", tmp_path / "cache")
+    data = remote_dataset(tmp_path)
     now, _ = data.order.shards_near(0, 5)
     assert data.order.shards_near(0, 10) == (now, [])
     assert data.order.shards_near(0, 11) == (now, [data.order.at(20).index // 20])
@@ -132,9 +144,9 @@ def test_no_buffer_is_copied_that_will_not_be_read(tmp_path: Path):
 
 
 def test_a_folder_with_room_for_one_buffer_does_not_lose_it(tmp_path: Path, capfd):
-    data = remote_dataset(tmp_path / "afar", tmp_path / "cache")
+    data = remote_dataset(tmp_path)
     size = (tmp_path / "afar" / "shard-00000.tar").stat().st_size
-    data = remote_dataset(tmp_path / "afar", tmp_path / "small", max_cache_gb=1.5 * size / 1e9)
+    data = remote_dataset(tmp_path, "small", max_cache_gb=1.5 * size / 1e9)
     now, later = data.order.shards_near(0, 40)
     steps = iterate_batches(data, first_step=0, last_step=40)
     next(steps)
@@ -146,39 +158,20 @@ def test_a_folder_with_room_for_one_buffer_does_not_lose_it(tmp_path: Path, capf
 
 
 def test_a_machine_copies_only_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    folder = clips_world.write_sizes(clips_world.write_shards(tmp_path / "afar", sizes=(4,) * 16), (4,) * 16)
-    seen: list[list[int]] = []
+    seen: list[int] = []
     for rank in range(2):  # two machines of one process
         monkeypatch.setenv("LOCAL_RANK", "0")
         monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
-        path = f"file://{folder}/shard-{{00000..00015}}.tar"
-        source = SourceConfig(path=path, cache_dir=str(tmp_path / f"cache-{rank}"))
-        config = DataConfig(sources=(source,), shuffle_buffer_shards=8)
-        data = TrainDataset(config, size=8, seed=0, batch_size=8, prepare=clips_world.number_of)
-        found = list(iterate_batches(data, first_step=0, last_step=8, rank=rank, world_size=2))
-        seen.append(torch.cat([batch["number"] for batch in found]).tolist())
-        assert len(copies(tmp_path / f"cache-{rank}") - {0}) <= 8  # the first is opened by all
-    assert sorted(seen[0] + seen[1]) == list(range(64))
-
-
-def many(tmp_path: Path, count: int = 18) -> SourceConfig:
-    """Shards of two samples behind addresses."""
-    folder = clips_world.write_sizes(clips_world.write_shards(tmp_path / "many", sizes=(2,) * count), (2,) * count)
-    path = f"file://{folder}/shard-{{00000..{count - 1:05d}}}.tar"
-    return SourceConfig(path=path, cache_dir=str(tmp_path / "cache"), shard_sizes=str(folder / "sizes.json"))
-
-
-def commanded(folder: Path, count: int, command: str) -> SourceConfig:
-    """Shards of eight samples that a command copies."""
-    sizes = (8,) * count
-    clips_world.write_sizes(clips_world.write_shards(folder / "remote", sizes=sizes), sizes)
-    path = f"pipe:{command}; cat {folder}/remote/shard-{{00000..{count - 1:05d}}}.tar"
-    return SourceConfig(path=path, shard_sizes=str(folder / "remote" / "sizes.json"), cache_dir=str(folder / "cache"))
+        cache = tmp_path / f"cache-{rank}"
+        data = numbered(afar(tmp_path, (4,) * 16, cache_dir=str(cache)), 8, seed=0, batch_size=8)
+        seen += numbers(list(iterate_batches(data, first_step=0, last_step=8, rank=rank, world_size=2)))
+        assert len(copies(cache) - {0}) <= 8  # the first is opened by all
+    assert sorted(seen) == list(range(64))
 
 
 def test_reading_that_is_quicker_than_copying_does_not_stop_it(tmp_path: Path):
-    source = open_source(commanded(tmp_path, 36, "sleep 0.05"))
-    order = SampleOrder([shard_lengths(source)], seed=0, buffer_shards=12, batch_size=96)
+    source = open_source(afar(tmp_path, (8,) * 36, "pipe:sleep 0.05; cat "))
+    order = SampleOrder([source.blocks], seed=0, buffer_shards=12, batch_size=96)
     with start_prefetching(order, [source], last=3) as reach:
         for buffer in range(3):  # the next one's copies have hardly begun
             reach(buffer)
@@ -187,14 +180,11 @@ def test_reading_that_is_quicker_than_copying_does_not_stop_it(tmp_path: Path):
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_training_with_workers_downloads_nothing(tmp_path: Path):
-    config = DataConfig(
-        sources=(commanded(tmp_path, 4, f"echo $PPID >> {tmp_path}/log"),), shuffle_buffer_shards=2, num_workers=2
-    )
-    data = TrainDataset(config, size=8, seed=2, batch_size=4, prepare=clips_world.number_of)
     log = tmp_path / "log"
+    source = afar(tmp_path, (8,) * 4, f"pipe:echo $PPID >> {log}; cat ")
+    data = numbered(source, 2, batch_size=4, workers=2)
     log.write_text("")  # opening tried the first shard, before training
-    found = list(iterate_batches(data, first_step=0, last_step=8))
-    assert sorted(torch.cat([batch["number"] for batch in found]).tolist()) == list(range(32))
+    assert sorted(numbers(list(iterate_batches(data, first_step=0, last_step=8)))) == list(range(32))
     assert len(pids(log)) >= 3
     assert os.getpid() not in pids(log)
     assert until(lambda: not any(map(alive, pids(log))))
@@ -222,12 +212,12 @@ STALLED = """
 import sys, time
 from clips.data.prefetch import start_prefetching
 from clips.data.sampler import SampleOrder
-from clips.data.sources import SourceConfig, open_source, shard_lengths
+from clips.data.sources import SourceConfig, open_source
 
 if __name__ == "__main__":
     path, sizes, cache, go = sys.argv[1:]
     source = open_source(SourceConfig(path=path, shard_sizes=sizes, cache_dir=cache))
-    order = SampleOrder([shard_lengths(source)], seed=2, buffer_shards=2, batch_size=4)
+    order = SampleOrder([source.blocks], seed=2, buffer_shards=2, batch_size=4)
     open(go, "w").close()
     with start_prefetching(order, [source], last=8) as reach:
         reach(0)
@@ -238,7 +228,7 @@ if __name__ == "__main__":
 def test_a_kill_of_the_training_ends_its_downloads_and_leaves_no_file(tmp_path: Path):
     log, cache, go = tmp_path / "log", tmp_path / "cache", tmp_path / "go"
     stall = f"[ -e {go} ] && echo $PPID >> {log} && head -c 1000000 /dev/zero && exec sleep 600"
-    config = commanded(tmp_path, 4, stall)
+    config = afar(tmp_path, (8,) * 4, f"pipe:{stall}; cat ")
     arguments = [config.path, str(config.shard_sizes), str(cache), str(go)]
     training = subprocess.Popen([sys.executable, "-c", STALLED, *arguments])
     try:
@@ -269,15 +259,13 @@ def running(command: str) -> list[int]:
 
 def test_a_kill_of_the_downloading_process_costs_no_sample(tmp_path: Path):
     log = tmp_path / "log"
-    config = DataConfig(sources=(commanded(tmp_path, 6, f"echo $PPID >> {log}; sleep 0.1"),), shuffle_buffer_shards=2)
-    data = TrainDataset(config, size=8, seed=2, batch_size=4, prepare=clips_world.number_of)
+    data = numbered(afar(tmp_path, (8,) * 6, f"pipe:echo $PPID >> {log}; sleep 0.1; cat "), 2, batch_size=4)
     log.write_text("")
     steps = iterate_batches(data, first_step=0, last_step=12)
     found = [next(steps)]
     assert until(lambda: any(pid != os.getpid() for pid in pids(log)))
     os.kill(next(pid for pid in pids(log) if pid != os.getpid()), signal.SIGKILL)
-    found += steps
-    assert sorted(torch.cat([batch["number"] for batch in found]).tolist()) == list(range(48))
+    assert sorted(numbers([*found, *steps])) == list(range(48))
 
 
 class Outage:
@@ -297,7 +285,7 @@ class Outage:
 
 def test_an_outage_of_minutes_costs_no_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     outage = Outage(monkeypatch)
-    source = open_source(many(tmp_path))
+    source = open_source(afar(tmp_path, (2,) * 18))
     outage.failures = 8
     assert source.read(20, rng()).image == clips_world.draw_image(20)
     assert 120 < sum(outage.pauses) < 600
@@ -313,8 +301,8 @@ def test_an_outage_of_minutes_costs_no_sample(tmp_path: Path, monkeypatch: pytes
 def test_a_permanent_error_is_reported_without_retries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A shard that is not there, a full disk; and an address that never worked, which is tried a few times."""
     outage = Outage(monkeypatch)
-    source = open_source(many(tmp_path))
-    (tmp_path / "many" / "shard-00010.tar").unlink()
+    source = open_source(afar(tmp_path, (2,) * 18))
+    (tmp_path / "afar" / "shard-00010.tar").unlink()
     with pytest.raises(InvalidSampleError, match="no such file"):
         source.read(20, rng())
     monkeypatch.setattr(outage, "fetch", failing(28, "No space left on device"))
@@ -323,7 +311,7 @@ def test_a_permanent_error_is_reported_without_retries(tmp_path: Path, monkeypat
     assert outage.pauses == []
     outage.failures = float("inf")
     with pytest.raises(UnreachableError, match="503 Slow Down"):
-        open_source(dataclasses.replace(many(tmp_path), cache_dir=str(tmp_path / "other")))
+        open_source(afar(tmp_path, (2,) * 18, cache_dir=str(tmp_path / "other")))
     assert sum(outage.pauses) < 5
 
 
@@ -356,7 +344,7 @@ def test_bytes_that_the_disk_does_not_give_are_a_bad_sample(tmp_path: Path, monk
 
 
 def test_a_copy_that_another_process_removes_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    source, path = open_source(many(tmp_path)), ShardCache.path
+    source, path = open_source(afar(tmp_path, (2,) * 18)), ShardCache.path
 
     def path_then_gone(cache: ShardCache, address: str) -> Path:
         found = path(cache, address)

@@ -29,7 +29,7 @@ from clips.data.data_config import DataConfig
 from clips.data.formats import DatasetSpec, read_dataset
 from clips.data.loader import TrainDataset, iterate_batches
 from clips.data.remote_files import expand_brace_ranges
-from clips.data.sources import InvalidSampleError, Record, SourceConfig, open_source, shard_lengths
+from clips.data.sources import InvalidSampleError, Record, SourceConfig, open_source
 from clips.errors import UserError
 
 COUNT = 6
@@ -215,14 +215,16 @@ def test_a_table_may_contain_images_and_lists_of_captions(tmp_path: Path):
     frame = rows().assign(
         image=[clips_world.draw_image(index) for index in range(COUNT)],
         several=[[f"first of {index}", f"second of {index}"] for index in range(COUNT)],
+        written=[f"['first of {index}', 'second of {index}']" for index in range(COUNT)],  # as pandas does to CSV
     )
     frame.loc[2, "image"] = None
     frame.loc[3, "org_caption"] = None
     frame.to_parquet(tmp_path / "rows.parquet")
     fields = {**TABLE, "path": str(tmp_path / "rows.parquet")}
-    source = open_source(SourceConfig(**{**fields, "synthetic_caption": "several"}))
-    drawn = {source.read(1, rng(seed)).synthetic for seed in range(20)}
-    assert drawn == {"first of 1", "second of 1"}
+    for column in ("written", "several"):
+        source = open_source(SourceConfig(**{**fields, "synthetic_caption": column}))
+        drawn = {source.read(1, rng(seed)).synthetic for seed in range(20)}
+        assert drawn == {"first of 1", "second of 1"}
     assert source.read(1, rng()).image == clips_world.draw_image(1)
     alone = source.read(3, rng())
     assert (alone.web, alone.synthetic in {"first of 3", "second of 3"}) == ("", True)
@@ -293,7 +295,7 @@ def test_a_dataset_in_the_hub_layout_is_streamed(tmp_path: Path):
     fields = {**STREAM, "cache_dir": str(tmp_path / "cache")}
     copied, source = opened(hub, **{**fields, "streaming": False}), opened(hub, **fields)
     assert len(source) == len(copied) == 23
-    assert shard_lengths(source) == [5, 5, 3, 5, 5]
+    assert source.blocks == [5, 5, 3, 5, 5]
     assert not list((tmp_path / "cache").glob("*.arrow"))  # nothing is copied before it is needed
     for index in range(23):
         assert source.read(index, rng()) == copied.read(index, rng())

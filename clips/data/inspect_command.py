@@ -26,7 +26,7 @@ from clips.data.inspect_page import Example, InspectionConfig, Span, evenly, rep
 from clips.data.invalid_samples import InvalidSamples
 from clips.data.remote_files import ShardCache, is_remote
 from clips.data.shard_index import Shards
-from clips.data.sources import InvalidSampleError, Sample, Source, SourceConfig, open_source, shard_lengths
+from clips.data.sources import InvalidSampleError, Sample, Source, SourceConfig, open_source
 from clips.errors import UserError
 from clips.method.caption_strategies import sentences
 from clips.model.tokenizer import BOS, CONTEXT_LENGTH, EOS, ClipsTokenizer
@@ -127,8 +127,8 @@ def collect_stats(source: Source, config: InspectDatasetConfig) -> DatasetStats:
 
 def _choose_indices(source: Source, count: int) -> np.ndarray:
     """Evenly spaced indices of ``count`` samples, 0 for all; of remote data in few shards, which are downloaded."""
-    indices, lengths = np.arange(len(source)), shard_lengths(source)
-    if count and getattr(source, "is_remote", False) and len(lengths) > _MAX_REMOTE_SHARDS:
+    indices, lengths = np.arange(len(source)), source.blocks
+    if count and source.is_remote and len(lengths) > _MAX_REMOTE_SHARDS:
         log_info(f"only {_MAX_REMOTE_SHARDS} of {len(lengths):,} shards are inspected, since each must be downloaded")
         ends = np.cumsum(lengths)
         shards = evenly(len(lengths), _MAX_REMOTE_SHARDS)

@@ -24,7 +24,7 @@ from clips.data.images import InvalidImageError
 from clips.data.invalid_samples import Invalid
 from clips.data.prefetch import start_prefetching
 from clips.data.sampler import SampleOrder, SamplePosition, step_positions
-from clips.data.sources import InvalidSampleError, Sample, Source, open_source, shard_lengths
+from clips.data.sources import InvalidSampleError, Sample, Source, open_source
 from clips.errors import UserError, error_reason
 
 _READ_AHEAD = 3  # parts of a batch for each worker; without workers batches
@@ -90,7 +90,7 @@ class TrainDataset(torch.utils.data.Dataset):
                     part.open_all()
         self.sources = ConcatSource(self.parts)
         weights = [source.weight for source in config.sources if source.weight is not None]
-        blocks = [shard_lengths(part) for part in self.parts]
+        blocks = [part.blocks for part in self.parts]
         self.order = SampleOrder(
             blocks, weights or None, seed=seed, buffer_shards=config.shuffle_buffer_shards, batch_size=batch_size
         )

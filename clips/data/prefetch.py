@@ -22,13 +22,13 @@ from clips.core.artifact import log_info
 from clips.core.parent_death import start_python
 from clips.data.remote_files import unfinished
 from clips.data.sampler import SampleOrder
-from clips.data.sources import RemoteSource, Source, shard_lengths
+from clips.data.sources import Source
 
 _NUM_THREADS = 4  # concurrent downloads
 _CLOSE_SECONDS = 5.0
 _END = b"end\n"
 
-Shard = tuple[RemoteSource, int]
+Shard = tuple[Source, int]
 """A source and the index of one of its shards."""
 
 
@@ -42,14 +42,14 @@ def start_prefetching(
     be forked earlier, because they would keep its input open.
     """
     local_rank, local_size = _local_rank(rank, world_size)
-    is_remote = [bool(getattr(source, "is_remote", False)) for source in sources]
+    is_remote = [source.is_remote for source in sources]
     if order.buffer_shards is None or local_rank or not any(is_remote):
         yield lambda step: None
         return
     shards = [
         (source if remote else None, number)
         for source, remote in zip(sources, is_remote, strict=True)
-        for number in range(len(shard_lengths(source)))
+        for number in range(len(source.blocks))
     ]
     share = (rank / world_size, min(1, (rank + local_size) / world_size))
     process, stdin = start_python("from clips.data.prefetch import main; main()")

@@ -174,7 +174,7 @@ class Shards:
         try:
             key, name = self._index_key(shard, path)
             return load_index(self.cache.made(key, name, lambda file: index_shard(path).save(file)))
-        except INDEX_READ_ERRORS:  # also without disk space: each process builds its own
+        except (*INDEX_READ_ERRORS, NotImplementedError):  # also without disk space or locks: a process builds its own
             return index_shard(path)
 
     def _index_key(self, shard: int, path: Path) -> tuple[str, str]:
@@ -188,7 +188,7 @@ class Shards:
 
         Errors are left to the reader of each index.
         """
-        with contextlib.suppress(OSError), self.cache.lock("indexes"):
+        with contextlib.suppress(OSError, NotImplementedError), self.cache.lock("indexes"):
             sizes = {
                 shard: path.stat().st_size
                 for shard, path in enumerate(map(Path, self.shards))

@@ -5,10 +5,11 @@ A format with random access has a source of its own (shards, tables); of all oth
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -129,38 +130,40 @@ class Record:
     reference: str | None = None
 
 
-class Source(Protocol):
-    """A sequence of samples by index."""
+class Source(abc.ABC):
+    """A sequence of samples by index.
+
+    ``blocks`` are the numbers of samples in its shards or row groups; if ``is_remote``, these are copied into the cache
+    ``copies`` before they are read.
+    """
+
+    blocks: list[int]
+    is_remote: bool = False
+    copies: ShardCache
 
     def __len__(self) -> int:
         """The number of samples, including invalid ones."""
+        return sum(self.blocks)
 
+    @abc.abstractmethod
     def read(self, index: int, rng: np.random.Generator) -> Sample:
         """Sample ``index``; ``rng`` selects captions. Raises InvalidSampleError."""
 
+    @abc.abstractmethod
     def record(self, index: int) -> Record:
         """The other data of sample ``index``, which must be valid."""
 
+    @abc.abstractmethod
     def name(self, index: int) -> str:
         """The location of the sample, for messages."""
 
+    @abc.abstractmethod
     def describe(self) -> dict[str, Any]:
         """The manifest entry of the source: its path, size and hash."""
 
-
-class RemoteSource(Protocol):
-    """A source with shards or row groups that are copied to local disk before they are read."""
-
-    @property
-    def is_remote(self) -> bool:
-        """Whether its shards or row groups are remote."""
-
-    @property
-    def copies(self) -> ShardCache:
-        """The cache of its shards or row groups."""
-
     def fetch(self, block: int) -> Path:
-        """The local copy of a shard or row group, created if missing. Raises UserError."""
+        """The local copy of a shard or row group of a remote source, created if missing. Raises UserError."""
+        raise NotImplementedError
 
 
 def open_source(config: SourceConfig) -> Source:
@@ -175,11 +178,6 @@ def open_source(config: SourceConfig) -> Source:
     if not len(source):
         raise UserError(f"{config.path}: no samples")
     return source
-
-
-def shard_lengths(source: Source) -> list[int]:
-    """Number of samples in each shard; formats without shards have a single one."""
-    return list(getattr(source, "blocks", None) or [len(source)])
 
 
 def choose_captions(config: SourceConfig, captions: Callable[[str], Any], rng: np.random.Generator) -> tuple[str, str]:
@@ -210,7 +208,7 @@ def sample_caption(value: Any, name: str, rng: np.random.Generator) -> str:
     return captions[rng.integers(len(captions))].strip() if captions else ""
 
 
-class ListedCaptions:
+class ListedCaptions(Source):
     """The paths and sentences of all images of a format that lists captions, in memory."""
 
     def __init__(self, config: SourceConfig) -> None:
@@ -244,13 +242,11 @@ class ListedCaptions:
                     self.invalid[len(self.samples)] = reason
                 assert isinstance(image, FileImage)
                 self.samples.append((image, sentences))
+        self.blocks = [len(self.samples)]
         tried = [image for image, _ in self.samples[:_TRIED_IMAGES]]
         if tried and not any(image.exists() for image in tried):
             where = f"{tried[0].root}: expected the images there (data source's 'image_root')"
             raise UserError(f"{where}; none of the first {len(tried)} exists, such as {tried[0].reference}")
-
-    def __len__(self) -> int:
-        return len(self.samples)
 
     def name(self, index: int) -> str:
         """See `Source`."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from clips.commandline.progress import Progress
 from clips.core.artifact import atomic_write, check_finished, log_info
 from clips.core.identity import RUN, Identity, identity, read_run, reject_other_run, run_text
-from clips.data.sources import InvalidSampleError, Source, open_source, shard_lengths
+from clips.data.sources import InvalidSampleError, Source, open_source
 from clips.recaption.captioning import (
     Captioner,
     PromptedImage,
@@ -56,7 +56,7 @@ def run_recaption(config: RecaptionConfig) -> None:
     if config.estimate:
         print_estimate(config, source, load_captioner(config))
         return
-    shards = split_into_shards(shard_lengths(source), config.shard_size)
+    shards = split_into_shards(source.blocks, config.shard_size)
     run = _run_identity(config, len(source))
     if _is_finished(config, run):
         log_info(f"{config.output}: done before")

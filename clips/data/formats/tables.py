@@ -30,7 +30,7 @@ from clips.data.images import InvalidSampleError
 from clips.data.lazy_images import FileImage, ImageColumn, LazyImage, TableImage, image_bytes
 from clips.data.parquet_rows import ParquetRows
 from clips.data.remote_files import ShardCache, is_remote
-from clips.data.sources import Record, Sample, SourceConfig, choose_captions
+from clips.data.sources import Record, Sample, Source, SourceConfig, choose_captions
 from clips.errors import UserError, unknown_name_error
 
 _IMAGE_COLUMNS = ("image", "jpg", "png", "image_path", "file_name", "filename", "path", "url", "image_url")
@@ -40,7 +40,7 @@ _LIST_AS_TEXT = re.compile(r"""\s*\[\s*['"].*\]\s*""", re.DOTALL)
 _BLOCK_ROWS = 10_000
 
 
-class DatasetsSource:
+class DatasetsSource(Source):
     """A dataset of the Hugging Face Hub, or a directory in the Hub's structure or of ``save_to_disk``.
 
     ``datasets`` reads it; with ``streaming`` its parquet files are read directly.
@@ -59,6 +59,12 @@ class DatasetsSource:
         columns = dict.fromkeys([self.image_column, config.web_caption, *config.synthetics])
         self.rows = self.full_rows.select_columns(list(columns))
         self.image_root = config.image_root or self.default_image_root()
+        if isinstance(self.rows, ParquetRows):
+            self.blocks, self.copies = self.rows.blocks, self.rows.cache
+            self.is_remote = any(map(is_remote, self.rows.files))
+        else:  # neighboring rows, which are shuffled like shards
+            full, remainder = divmod(len(self.rows), _BLOCK_ROWS)
+            self.blocks = [_BLOCK_ROWS] * full + [remainder] * bool(remainder)
 
     def read_rows(self) -> Any:
         """The rows, as a ``datasets.Dataset`` or `ParquetRows`."""
@@ -90,32 +96,10 @@ class DatasetsSource:
         """The directory that paths of images are relative to."""
         return self.config.path
 
-    @property
-    def blocks(self) -> list[int]:
-        """Sizes of groups of neighboring rows, which are shuffled like shards: row groups if streamed."""
-        if isinstance(self.rows, ParquetRows):
-            return self.rows.blocks
-        full, remainder = divmod(len(self), _BLOCK_ROWS)
-        return [_BLOCK_ROWS] * full + [remainder] * bool(remainder)
-
-    @property
-    def is_remote(self) -> bool:
-        """See `RemoteSource`."""
-        return isinstance(self.rows, ParquetRows) and any(map(is_remote, self.rows.files))
-
-    @property
-    def copies(self) -> ShardCache:
-        """See `RemoteSource`."""
-        cache: ShardCache = self.rows.cache
-        return cache
-
     def fetch(self, block: int) -> Path:
-        """See `RemoteSource`."""
+        """See `Source`."""
         path: Path = self.rows.fetch(block)
         return path
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
     def name(self, index: int) -> str:
         """See `Source`."""

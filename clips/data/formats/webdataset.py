@@ -35,7 +35,7 @@ from clips.data.images import IMAGE_SUFFIXES, InvalidSampleError
 from clips.data.lazy_images import LazyImage, TarImage
 from clips.data.remote_files import ShardCache, UnreachableError, expand_brace_ranges, is_remote, read_file
 from clips.data.shard_index import ShardIndex, Shards, Spans, image_extension, index_shard
-from clips.data.sources import Record, Sample, SourceConfig, choose_captions
+from clips.data.sources import Record, Sample, Source, SourceConfig, choose_captions
 from clips.data.tar_index import is_clutter, read_byte_range
 from clips.errors import UserError, error_reason, unknown_name_error
 from clips.text_files import decode_lines, parse_object, safe_json_loads, text_lines
@@ -53,42 +53,25 @@ _MAX_UNREADABLE_RATIO = 0.02  # of the shards when they are counted; more are a 
 ReadSpan = Callable[[tuple[int, int]], bytes]
 
 
-class WebDatasetSource:
+class WebDatasetSource(Source):
     """Tar shards; with a file of their sizes (`SIZES_FILE`), a shard is opened only when it is needed."""
 
     def __init__(self, config: SourceConfig) -> None:
         self.config = config
-        self.cache = ShardCache(Path(config.cache_dir).expanduser(), config.max_cache_gb * 1e9)
+        self.copies = ShardCache(Path(config.cache_dir).expanduser(), config.max_cache_gb * 1e9)
         self.shards = list_shards(config.path)
+        self.is_remote = any(map(is_remote, self.shards))
         sizes = _known_sizes(config.shard_sizes, self.shards)
         self.has_sizes = sizes is not None
-        self.tars = Shards(self.shards, self.cache, _MAX_CACHED_INDEXES if self.has_sizes else len(self.shards))
+        self.tars = Shards(self.shards, self.copies, _MAX_CACHED_INDEXES if self.has_sizes else len(self.shards))
         self.unreadable: dict[int, str] = {}  # shard index → its error
-        self.sizes = sizes or self._count_samples()
-        self.ends = np.cumsum(self.sizes)
+        self.blocks = sizes or self._count_samples()
+        self.ends = np.cumsum(self.blocks)
         self._check_keys()
 
-    def __len__(self) -> int:
-        return int(self.ends[-1])
-
-    @property
-    def blocks(self) -> list[int]:
-        """Samples of each shard."""
-        return self.sizes
-
-    @property
-    def is_remote(self) -> bool:
-        """See `RemoteSource`."""
-        return any(map(is_remote, self.shards))
-
-    @property
-    def copies(self) -> ShardCache:
-        """See `RemoteSource`."""
-        return self.cache
-
     def fetch(self, block: int) -> Path:
-        """See `RemoteSource`. The index is built later, by DataLoader workers."""
-        return self.cache.path(self.shards[block])
+        """See `Source`. The index is built later, by DataLoader workers."""
+        return self.copies.path(self.shards[block])
 
     def _count_samples(self) -> list[int]:
         """Samples in each shard, 0 for one of the few that may be unreadable."""
@@ -111,7 +94,7 @@ class WebDatasetSource:
             return
         self.tars.build_indexes()
         if len(self.shards) <= _MAX_SHARED_INDEXES:
-            self.tars = Shards(self.shards, self.cache, len(self.shards))
+            self.tars = Shards(self.shards, self.copies, len(self.shards))
             for shard in range(len(self.shards)):
                 with contextlib.suppress(InvalidSampleError):  # of samples that are replaced when they are read
                     self._samples_of(shard)
@@ -165,7 +148,7 @@ class WebDatasetSource:
     def _bytes(self, shard: int, span: tuple[int, int]) -> bytes:
         for _ in range(2):  # another process may have freed space in between
             try:
-                return read_byte_range(self.cache.path(self.shards[shard]), *span)
+                return read_byte_range(self.copies.path(self.shards[shard]), *span)
             except FileNotFoundError:
                 continue
             except OSError as error:
@@ -183,7 +166,7 @@ class WebDatasetSource:
 
     def _locate(self, index: int) -> tuple[int, int]:
         shard = int(np.searchsorted(self.ends, index, side="right"))
-        return shard, index - int(self.ends[shard]) + self.sizes[shard]
+        return shard, index - int(self.ends[shard]) + self.blocks[shard]
 
     def _check_keys(self) -> None:
         """Raise UserError for a caption key that none of the first samples of the first shards has."""
@@ -192,7 +175,7 @@ class WebDatasetSource:
         wanted = [("web_caption", self.config.web_caption)]
         wanted += [("synthetic_caption", name) for name in self.config.synthetics]
         unreadable = ""
-        for shard in itertools.islice(np.flatnonzero(self.sizes).tolist(), _CHECKED_SHARDS):
+        for shard in itertools.islice(np.flatnonzero(self.blocks).tolist(), _CHECKED_SHARDS):
             try:
                 index = self._samples_of(shard)
             except InvalidSampleError as error:
@@ -225,7 +208,7 @@ class WebDatasetSource:
         if not is_remote(self.config.path) and (root / MANIFEST).is_file():
             return described | {"hash": directory_hash(root)}
         digest = hashlib.sha256()
-        for shard, size in zip(self.shards, self.sizes, strict=True):
+        for shard, size in zip(self.shards, self.blocks, strict=True):
             num_bytes = None if is_remote(shard) else Path(shard).stat().st_size
             digest.update(json.dumps([_file_name(shard), size, num_bytes]).encode())
         return described | {"index_hash": digest.hexdigest()}
