@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import bridge_world
 import pytest
@@ -99,21 +99,24 @@ def test_a_detached_encoder_is_called_and_reattached(bridge_encoder, bridge_llm,
         assert list(model.state_dict()) == names
 
 
+def make_setup(parts: bridge_world.Parts, samples: int | None = None, **fields: Any) -> Any:
+    """Of a stage, with the first ``samples`` of the talk."""
+    model, processor = build_llava(LlavaParts(encoder=str(parts.encoder), llm=str(parts.llm), **fields))
+    talk = read_samples(*bridge_world.source(parts.talk))[:samples]
+    data = ConversationDataset(talk, make_conversation_encoder(model, processor), 2000)
+    collator = ConversationCollator(processor.image_processor, processor.tokenizer.pad_token_id)
+    return SimpleNamespace(model=model, collator=collator, dataset=data)
+
+
 @pytest.mark.parametrize("tiles", [False, True])
 def test_a_step_with_cached_features_reads_no_file_and_no_pixels(tiles, bridge_parts, tmp_path, monkeypatch, capsys):
     """The loader's workers hash the pixels and read; losses are those of computed features, bit for bit."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    fit: dict[str, Any] = {"image_aspect_ratio": "anyres"} if tiles else {}
-    model, processor = build_llava(LlavaParts(encoder=str(bridge_parts.encoder), llm=str(bridge_parts.llm), **fit))
-    data = ConversationDataset(
-        read_samples(*bridge_world.source(bridge_parts.talk)), make_conversation_encoder(model, processor), 2000
-    )
-    collator = ConversationCollator(processor.image_processor, processor.tokenizer.pad_token_id)
-    setup: Any = SimpleNamespace(model=model, collator=collator, dataset=data)
-    tower: Any = model.model.vision_tower
+    setup = make_setup(bridge_parts, **({"image_aspect_ratio": "anyres"} if tiles else {}))
+    model, data, tower = setup.model, setup.dataset, setup.model.model.vision_tower
 
     def losses() -> list[float]:
-        loader = DataLoader(data, batch_size=3, collate_fn=collator, num_workers=2)  # type: ignore[arg-type]
+        loader = DataLoader(data, batch_size=3, collate_fn=setup.collator, num_workers=2)
         batches = [{name: value for name, value in batch.items() if name != "invalid_samples"} for batch in loader]
         with monkeypatch.context() as step:
             if "cached_features" in batches[0]:
@@ -137,21 +140,17 @@ def test_a_step_with_cached_features_reads_no_file_and_no_pixels(tiles, bridge_p
 def test_the_second_pass_over_the_data_does_not_run_the_encoder(workers, bridge_parts, tmp_path, monkeypatch):
     """With a shard that is not full, of which the loader's workers know nothing before it is written."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    model, processor = build_llava(LlavaParts(encoder=str(bridge_parts.encoder), llm=str(bridge_parts.llm)))
-    samples = read_samples(*bridge_world.source(bridge_parts.talk))[: len(bridge_world.COLORS)]
-    data = ConversationDataset(samples, make_conversation_encoder(model, processor), 2000)
-    collator = ConversationCollator(processor.image_processor, processor.tokenizer.pad_token_id)
-    setup = SimpleNamespace(model=model, collator=collator, dataset=data)
-    enable_feature_cache(cast("Any", setup), torch.float32, "align")
-    tower: Any = model.model.vision_tower
+    samples = len(bridge_world.COLORS)
+    setup = make_setup(bridge_parts, samples)
+    enable_feature_cache(setup, torch.float32, "align")
+    tower = setup.model.model.vision_tower
     compute, computed, losses = tower._compute_states, [], []
     monkeypatch.setattr(tower, "_compute_states", lambda *inputs: computed.append(len(inputs[0])) or compute(*inputs))
-    order = [*range(len(samples)), *range(len(samples))]
-    loader = DataLoader(Subset(data, order), batch_size=2, collate_fn=collator, num_workers=workers)
-    for batch in loader:
+    twice = Subset(setup.dataset, [*range(samples), *range(samples)])
+    for batch in DataLoader(twice, batch_size=2, collate_fn=setup.collator, num_workers=workers):
         del batch["invalid_samples"]
-        losses.append(LlavaLoss(model)(**batch)["loss"].item())
-    assert computed == [2] * (len(samples) // 2)
+        losses.append(LlavaLoss(setup.model)(**batch)["loss"].item())
+    assert computed == [2] * (samples // 2)
     assert losses[:2] == losses[2:]
     flush = FlushCallback(tower.feature_shards, steps=2)
     for step, files in ((1, 0), (2, 1)):
