@@ -242,7 +242,7 @@ def simulated_table(world: World, rng: Generator, gain: float = 0.0) -> tuple[Ta
     )
     for column, models in zip(shown, scores, strict=True):
         for name, place in zip(names, places, strict=True):
-            result: Any = SimpleNamespace(path=place, model={"hash": str(place)})
+            result: Any = SimpleNamespace(path=str(place), model={"hash": str(place)})
             members = (name,) if world.seeds > 1 else ()
             cell = Cell(row=name, column=column, value=models[place].value, members=members, results=(result,))
             cell.evidence = models[place]

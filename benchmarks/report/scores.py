@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from statistics import fmean
+from typing import Any
 
 from benchmarks.report.load_results import MissingValue, ReportSource, missing_reason
 from benchmarks.report.table import BlindGain, Cell, Column, Table
@@ -199,7 +200,7 @@ def _mean_cell(row: str, column: Column, cells: Sequence[Cell], source: ReportSo
     all_results = tuple(result for cell in cells for result in cell.all_results)
     group = min((cell.group for cell in cells if cell.value is not None), default=0)
     numbers = [cell for cell in cells if cell.value is not None and cell.group == group]
-    shared = {"row": row, "column": column, "rows": rows, "all_results": all_results, "gains": {}}
+    shared: dict[str, Any] = {"row": row, "column": column, "rows": rows, "all_results": all_results, "gains": {}}
     if not numbers:
         return dataclasses.replace(cells[0], **shared)
     values = {cell.seed: cell.value for cell in numbers if cell.value is not None}
@@ -290,8 +291,8 @@ def set_intervals(cells: Sequence[Cell], items: ItemScores) -> None:
         # a pretrained model has one number for all seeds
         cell.by_seed = dict([*cell.by_seed.items()][: cell.evidence.num_seeds])
         if cell.members:
-            included = "included" if cell.noise.degrees else "unknown"
-            cell.seed_variance = included if cell.evidence.trained else "none"
+            pooled = cell.noise.degrees > 0
+            cell.seed_variance = "none" if not cell.evidence.trained else "included" if pooled else "unknown"
 
 
 def set_gains(table: Table, items: ItemScores) -> None:
