@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from docs_blocks import ROOT, Block, blocks
 
-DIFFS = [block for block in blocks("CONTRIBUTING.md") if block.language == "diff"]
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = sorted((ROOT / "tests/examples").glob("*.diff"))
 USES = {
     "clips/method/recipes.py": """
         import numpy as np
@@ -98,8 +98,8 @@ USES = {
 """A file that an example changes → a little program that uses its additions."""
 
 
-def files(block: Block) -> list[str]:
-    return re.findall(r"^\+\+\+ b/(\S+)", block.text, re.MULTILINE)
+def files(example: Path) -> list[str]:
+    return re.findall(r"^\+\+\+ b/(\S+)", example.read_text(), re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
@@ -108,23 +108,22 @@ def changed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("changed")
     for package in ("clips", "llava_bridge", "benchmarks"):
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
-    for number, block in enumerate(DIFFS):
-        patch = folder / f"{number}.diff"
-        patch.write_text(block.text)
-        command = ["git", "apply", "--recount", "-C1", str(patch)]
+    for example in EXAMPLES:
+        command = ["git", "apply", "--recount", "-C1", str(example)]
         alone = {**os.environ, "GIT_CEILING_DIRECTORIES": str(folder.parent)}  # it is no part of a repository above
         applied = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=alone, check=False)
-        assert applied.returncode == 0, f"{block}: {applied.stderr}"
+        assert applied.returncode == 0, f"{example}: {applied.stderr}"
     return folder
 
 
 def test_each_example_is_of_one_file_or_two_and_applies(changed: Path):
-    used = {name for block in DIFFS for name in USES if name in files(block)}
-    assert len(DIFFS) == len(USES)
-    assert used == USES.keys()
-    for block in DIFFS:
-        assert 1 <= len(files(block)) <= 2, block
-        for file in files(block):
+    assert {name for example in EXAMPLES for name in USES if name in files(example)} == USES.keys()
+    assert len(EXAMPLES) == len(USES)
+    linked = re.findall(r"\(tests/examples/(\w+\.diff)\)", (ROOT / "CONTRIBUTING.md").read_text())
+    assert sorted(linked) == [example.name for example in EXAMPLES]
+    for example in EXAMPLES:
+        assert 1 <= len(files(example)) <= 2, example
+        for file in files(example):
             assert (changed / file).is_file()
 
 
@@ -146,7 +145,7 @@ def test_additions_of_an_example_work(name: str, changed: Path, tmp_path: Path):
 
 @pytest.mark.slow
 def test_the_examples_keep_the_style(changed: Path):
-    touched = [file for block in DIFFS for file in files(block) if file.endswith(".py")]
+    touched = [file for example in EXAMPLES for file in files(example) if file.endswith(".py")]
     shutil.copy(ROOT / "pyproject.toml", changed)
     for words in (["check"], ["format", "--check"]):
         ended = subprocess.run(
