@@ -9,6 +9,7 @@ from typing import Any
 
 import clips_world
 import numpy as np
+import open_clip
 import pytest
 import torch
 from clips_world import tensors_of, trained
@@ -39,8 +40,6 @@ def model(**fields: object) -> ClipsModel:
 @pytest.fixture(scope="module", autouse=True)
 def _small() -> Iterator[None]:
     """A small ViT with learned positions under a public name."""
-    import open_clip
-
     towers = {
         "embed_dim": 16,
         "vision_cfg": {"image_size": 64, "layers": 3, "width": 64, "patch_size": 32},
@@ -71,6 +70,8 @@ def test_positions_follow_the_size_in_both_directions(encoder: Path, size: int, 
     for end in (0, -1):  # begin token and class token stay at their ends
         torch.testing.assert_close(grown.positional_embedding[end], old["positional_embedding"][end])
     assert torch.equal(grown.visual.conv1.weight, old["visual.conv1.weight"])
+    open_clip.model.resize_pos_embed(old, grown)  # in place
+    torch.testing.assert_close(grown.visual.positional_embedding, old["visual.positional_embedding"])
 
 
 def test_fixed_positions_are_those_of_the_new_grid(tmp_path: Path):
@@ -99,8 +100,6 @@ def test_the_authors_positions_by_hand():
 
 def stock_clip(directory: Path, text_cfg: dict | None = None, **options: object) -> None:
     """An encoder as open_clip's users have it: its own tokens, OpenAI's normalization."""
-    import open_clip
-
     torch.manual_seed(5)
     cfg = open_clip.get_model_config("ViT-B-32") | options
     cfg["text_cfg"] = cfg["text_cfg"] | (text_cfg or {})
@@ -184,8 +183,6 @@ def test_weights_that_are_not_finite_are_rejected(tmp_path: Path):
 
 
 def test_positions_of_a_timm_vit_follow_the_size_of_another_architecture(tmp_path: Path, monkeypatch):
-    import open_clip
-
     def named(name: str) -> dict:
         size = int(name[-3:])
         vision = {"timm_model_name": f"vit_tiny_patch16_{size}", "timm_pool": "token", "timm_proj": "linear"}
