@@ -27,7 +27,10 @@ RETRIEVAL = "{name: retrieval, data: captions.csv}"
 MISTAKES = [
     ("clips data inspect none.csv --format table", "none.csv: no such file"),
     ("clips data inspect captions.csv --format tabel", "did you mean 'table'?"),
-    ("clips data inspect captions.csv --num_samples many", "num_samples: expected an integer, got 'many'"),
+    (
+        "clips data inspect captions.csv --num_samples many",
+        "num_samples: expected an integer of at least 0, got 'many'",
+    ),
     ("clips data index none", "none: no such file or directory"),
     ("clips train --config none.yaml", "none.yaml: no such file"),
     ("clips train --config train.yaml --global_batchsize 8", "did you mean 'global_batch_size'?"),

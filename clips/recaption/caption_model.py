@@ -32,9 +32,11 @@ class CaptionModel:
         self.config, self.prompt_tokens = config, 0
         for name in config.import_modules:
             try:
-                importlib.import_module(name)
+                module = importlib.import_module(name)
             except ImportError as error:
                 raise UserError(f"import_modules: cannot import '{name}' ({error_reason(error)})") from None
+            if register := getattr(module, "register", None):  # as llava_bridge's, whose import alone is cheap
+                register()
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"

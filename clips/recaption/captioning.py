@@ -65,17 +65,6 @@ class Captioner(Protocol):
         """The manifest entry of the model."""
 
 
-def load_captioner(config: RecaptionConfig) -> Captioner:
-    """The captioner of ``config``: of servers, or a local model."""
-    if config.endpoint:
-        from clips.recaption.chat_captioner import ChatCaptioner
-
-        return ChatCaptioner(config)
-    from clips.recaption.caption_model import CaptionModel
-
-    return CaptionModel(config)
-
-
 def caption_windows(
     windows: Sequence[range], source: Source, captioner: Captioner, config: RecaptionConfig
 ) -> Iterator[tuple[range, dict[int, PromptedImage | str], CaptionsByIndex]]:

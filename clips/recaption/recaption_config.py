@@ -35,8 +35,8 @@ class RecaptionConfig(SourceConfig):
         estimate: caption this number of images, print the time, tokens and cost of all, and write nothing. The time
             is realistic for several times requests_in_flight, or batch_size, images.
         token_prices: prices of a million input and output tokens, for ``estimate``.
-        import_modules: Python modules to import first, so that transformers knows the model; a LLaVA of the bridge
-            needs ``[llava_bridge]``.
+        import_modules: Python modules to import first, and their ``register()`` to call if they have it, so that
+            transformers knows the model; a LLaVA of the bridge needs ``[llava_bridge]``.
         output: the directory to write.
         output_format: tar: WebDataset shards with the same images and fields, and the caption; parquet: tables of key,
             image (path or URL, if the source has it), web caption and caption.

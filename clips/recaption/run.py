@@ -23,7 +23,6 @@ from clips.recaption.captioning import (
     PromptedImage,
     caption_windows,
     filter_captions,
-    load_captioner,
     print_estimate,
 )
 from clips.recaption.recaption_config import RecaptionConfig
@@ -39,6 +38,17 @@ from clips.recaption.shard_writers import (
 _MIN_GROUP_BATCHES = 64  # at most one of them is not full
 _WINDOW_BATCHES = 8
 KIND = "captions"
+
+
+def load_captioner(config: RecaptionConfig) -> Captioner:
+    """The captioner of ``config``: of servers, or a local model."""
+    if config.endpoint:
+        from clips.recaption.chat_captioner import ChatCaptioner
+
+        return ChatCaptioner(config)
+    from clips.recaption.caption_model import CaptionModel
+
+    return CaptionModel(config)
 
 
 @dataclasses.dataclass(frozen=True)
