@@ -154,8 +154,8 @@ def test_interrupted_counting_resumes(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_inspection_of_remote_data_copies_few_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = clips_world.write_shards(tmp_path / "data", sizes=(1,) * 40)
     run_index(IndexShardsConfig(path=str(folder)))
-    afar = {"path": f"file://{folder}/shard-{{00000..00039}}.tar", "cache_dir": str(tmp_path / "cache")}
-    config = InspectDatasetConfig(**afar, num_samples=30, html_output=str(tmp_path / "page.html"))
+    remote = {"path": f"file://{folder}/shard-{{00000..00039}}.tar", "cache_dir": str(tmp_path / "cache")}
+    config = InspectDatasetConfig(**remote, num_samples=30, html_output=str(tmp_path / "page.html"))
     assert collect_stats(open_source(config), config).scanned == 16
     assert len(list((tmp_path / "cache").glob("*.tar"))) == 16
     assert "only 16 of 40 shards are inspected" in capsys.readouterr().err

@@ -34,7 +34,7 @@ from clips.errors import UserError
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[http.server.ThreadingHTTPServer]:
     """Three shards and their sizes.json."""
-    folder = clips_world.write_shards(tmp_path / "afar", sizes=(9, 7, 5))
+    folder = clips_world.write_shards(tmp_path / "remote", sizes=(9, 7, 5))
     yield from serve(Quiet, clips_world.write_sizes(folder, (9, 7, 5)))
 
 
@@ -61,7 +61,7 @@ def test_a_remote_error_is_one_line(server, tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "sizes.json").write_text('{"gone.tar": 3}', encoding="utf-8")
     with pytest.raises(UserError, match=r"gone\.tar: no such file"):
         opened(address(server, "gone.tar"), shard_sizes=str(tmp_path / "sizes.json"), **cache)
-    (tmp_path / "afar" / "sizes.json").unlink()
+    (tmp_path / "remote" / "sizes.json").unlink()
     missing = r"sizes\.json: no such file; remote shards need this count .* `clips data index"
     with pytest.raises(UserError, match=missing):
         opened(address(server), **cache)
@@ -86,12 +86,12 @@ def test_processes_copy_a_shard_once(tmp_path: Path):
     assert (tmp_path / "log").read_text().split() == ["copied"]
 
 
-def afar(folder: Path, sizes: tuple[int, ...], before: str = "file://", **fields: Any) -> SourceConfig:
+def remote(folder: Path, sizes: tuple[int, ...], before: str = "file://", **fields: Any) -> SourceConfig:
     """Shards behind addresses, or behind ``before``, a command that copies them into ``folder``/cache."""
-    if not (folder / "afar").exists():
-        clips_world.write_sizes(clips_world.write_shards(folder / "afar", sizes=sizes), sizes)
-    path = f"{before}{folder}/afar/shard-{{00000..{len(sizes) - 1:05d}}}.tar"
-    places = {"shard_sizes": str(folder / "afar" / "sizes.json"), "cache_dir": str(folder / "cache")}
+    if not (folder / "remote").exists():
+        clips_world.write_sizes(clips_world.write_shards(folder / "remote", sizes=sizes), sizes)
+    path = f"{before}{folder}/remote/shard-{{00000..{len(sizes) - 1:05d}}}.tar"
+    places = {"shard_sizes": str(folder / "remote" / "sizes.json"), "cache_dir": str(folder / "cache")}
     return SourceConfig(path=path, **{**places, **fields})
 
 
@@ -106,7 +106,7 @@ def numbers(batches: list[dict[str, Any]]) -> list[int]:
 
 def remote_dataset(folder: Path, cache: str = "cache", workers: int = 0, **fields: object) -> TrainDataset:
     """Four shards of 20 samples, of which a buffer holds one; shard 0 comes late in the order."""
-    found = numbered(afar(folder, (20,) * 4, cache_dir=str(folder / cache), **fields), 1, workers=workers)
+    found = numbered(remote(folder, (20,) * 4, cache_dir=str(folder / cache), **fields), 1, workers=workers)
     assert 0 not in found.order.shards_near(0, 40)[0] + found.order.shards_near(0, 40)[1]
     return found
 
@@ -145,7 +145,7 @@ def test_no_buffer_is_copied_that_will_not_be_read(tmp_path: Path):
 
 def test_a_folder_with_room_for_one_buffer_does_not_lose_it(tmp_path: Path, capfd):
     data = remote_dataset(tmp_path)
-    size = (tmp_path / "afar" / "shard-00000.tar").stat().st_size
+    size = (tmp_path / "remote" / "shard-00000.tar").stat().st_size
     data = remote_dataset(tmp_path, "small", max_cache_gb=1.5 * size / 1e9)
     now, later = data.order.shards_near(0, 40)
     steps = iterate_batches(data, first_step=0, last_step=40)
@@ -163,14 +163,14 @@ def test_a_machine_copies_only_its_share(tmp_path: Path, monkeypatch: pytest.Mon
         monkeypatch.setenv("LOCAL_RANK", "0")
         monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
         cache = tmp_path / f"cache-{rank}"
-        data = numbered(afar(tmp_path, (4,) * 16, cache_dir=str(cache)), 8, seed=0, batch_size=8)
+        data = numbered(remote(tmp_path, (4,) * 16, cache_dir=str(cache)), 8, seed=0, batch_size=8)
         seen += numbers(list(iterate_batches(data, first_step=0, last_step=8, rank=rank, world_size=2)))
         assert len(copies(cache) - {0}) <= 8  # the first is opened by all
     assert sorted(seen) == list(range(64))
 
 
 def test_reading_that_is_quicker_than_copying_does_not_stop_it(tmp_path: Path):
-    source = open_source(afar(tmp_path, (8,) * 36, "pipe:sleep 0.05; cat "))
+    source = open_source(remote(tmp_path, (8,) * 36, "pipe:sleep 0.05; cat "))
     order = SampleOrder([source.blocks], seed=0, buffer_shards=12, batch_size=96)
     with start_prefetching(order, [source], last=3) as reach:
         for buffer in range(3):  # the next one's copies have hardly begun
@@ -181,7 +181,7 @@ def test_reading_that_is_quicker_than_copying_does_not_stop_it(tmp_path: Path):
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_training_with_workers_downloads_nothing(tmp_path: Path):
     log = tmp_path / "log"
-    source = afar(tmp_path, (8,) * 4, f"pipe:echo $PPID >> {log}; cat ")
+    source = remote(tmp_path, (8,) * 4, f"pipe:echo $PPID >> {log}; cat ")
     data = numbered(source, 2, batch_size=4, workers=2)
     log.write_text("")  # opening tried the first shard, before training
     assert sorted(numbers(list(iterate_batches(data, first_step=0, last_step=8)))) == list(range(32))
@@ -228,7 +228,7 @@ if __name__ == "__main__":
 def test_a_kill_of_the_training_ends_its_downloads_and_leaves_no_file(tmp_path: Path):
     log, cache, go = tmp_path / "log", tmp_path / "cache", tmp_path / "go"
     stall = f"[ -e {go} ] && echo $PPID >> {log} && head -c 1000000 /dev/zero && exec sleep 600"
-    config = afar(tmp_path, (8,) * 4, f"pipe:{stall}; cat ")
+    config = remote(tmp_path, (8,) * 4, f"pipe:{stall}; cat ")
     arguments = [config.path, str(config.shard_sizes), str(cache), str(go)]
     training = subprocess.Popen([sys.executable, "-c", STALLED, *arguments])
     try:
@@ -259,7 +259,7 @@ def running(command: str) -> list[int]:
 
 def test_a_kill_of_the_downloading_process_costs_no_sample(tmp_path: Path):
     log = tmp_path / "log"
-    data = numbered(afar(tmp_path, (8,) * 6, f"pipe:echo $PPID >> {log}; sleep 0.1; cat "), 2, batch_size=4)
+    data = numbered(remote(tmp_path, (8,) * 6, f"pipe:echo $PPID >> {log}; sleep 0.1; cat "), 2, batch_size=4)
     log.write_text("")
     steps = iterate_batches(data, first_step=0, last_step=12)
     found = [next(steps)]
@@ -285,7 +285,7 @@ class Outage:
 
 def test_an_outage_of_minutes_costs_no_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     outage = Outage(monkeypatch)
-    source = open_source(afar(tmp_path, (2,) * 18))
+    source = open_source(remote(tmp_path, (2,) * 18))
     outage.failures = 8
     assert source.read(20, rng()).image == clips_world.draw_image(20)
     assert 120 < sum(outage.pauses) < 600
@@ -301,8 +301,8 @@ def test_an_outage_of_minutes_costs_no_sample(tmp_path: Path, monkeypatch: pytes
 def test_a_permanent_error_is_reported_without_retries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A shard that is not there, a full disk; and an address that never worked, which is tried a few times."""
     outage = Outage(monkeypatch)
-    source = open_source(afar(tmp_path, (2,) * 18))
-    (tmp_path / "afar" / "shard-00010.tar").unlink()
+    source = open_source(remote(tmp_path, (2,) * 18))
+    (tmp_path / "remote" / "shard-00010.tar").unlink()
     with pytest.raises(InvalidSampleError, match="no such file"):
         source.read(20, rng())
     monkeypatch.setattr(outage, "fetch", failing(28, "No space left on device"))
@@ -311,7 +311,7 @@ def test_a_permanent_error_is_reported_without_retries(tmp_path: Path, monkeypat
     assert outage.pauses == []
     outage.failures = float("inf")
     with pytest.raises(UnreachableError, match="503 Slow Down"):
-        open_source(afar(tmp_path, (2,) * 18, cache_dir=str(tmp_path / "other")))
+        open_source(remote(tmp_path, (2,) * 18, cache_dir=str(tmp_path / "other")))
     assert sum(outage.pauses) < 5
 
 
@@ -344,7 +344,7 @@ def test_bytes_that_the_disk_does_not_give_are_a_bad_sample(tmp_path: Path, monk
 
 
 def test_a_copy_that_another_process_removes_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    source, path = open_source(afar(tmp_path, (2,) * 18)), ShardCache.path
+    source, path = open_source(remote(tmp_path, (2,) * 18)), ShardCache.path
 
     def path_then_gone(cache: ShardCache, address: str) -> Path:
         found = path(cache, address)
