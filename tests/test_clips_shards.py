@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import random
@@ -195,6 +196,28 @@ def test_a_broken_or_unwritable_cache_is_not_needed(tmp_path: Path, built: list[
     for place in (cache, "/proc/nothing"):
         source = opened(folder, cache_dir=str(place))
         assert [source.read(index, rng()).image for index in (0, 3)] == [clips_world.draw_image(i) for i in (0, 3)]
+
+
+@pytest.mark.parametrize("number", [errno.EFBIG, errno.EIO, errno.ESTALE, errno.ENOENT, errno.ENOSPC])
+@pytest.mark.parametrize("place", ["clips.data.shard_index.ShardIndex.save", "clips.core.durable.replace"])
+def test_an_index_that_cannot_be_written_is_used(
+    tmp_path: Path, built: list[str], monkeypatch, place: str, number: int
+):
+    """Before: a readable shard was one that cannot be reached, after up to seven minutes of retries."""
+    folder, cache = clips_world.write_shards(tmp_path / "here", sizes=(2, 2)), tmp_path / "cache"
+    clips_world.write_sizes(folder, (2, 2))
+    source = opened(folder, cache_dir=str(cache))
+    source.read(0, rng())
+
+    def failing(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(place, failing)
+    monkeypatch.setattr("clips.data.remote_files.time.sleep", lambda pause: pytest.fail(f"waited {pause} s"))
+    assert source.read(3, rng()).image == clips_world.draw_image(3)
+    assert len(source.tars.index(1)) == 2
+    assert built == ["shard-00000.tar", "shard-00001.tar"]
+    assert [path.name[17:] for path in cache.glob("[!.]*")] == ["shard-00000.tar.index"]
 
 
 @pytest.fixture(scope="module")

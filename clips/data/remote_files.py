@@ -107,16 +107,17 @@ class ShardCache:
         name = url.rpartition("/")[2] if "://" in url else "shard.tar"
         return self.made(url, name, functools.partial(_download, url))
 
-    def made(self, key: str, name: str, make: Callable[[Path], None]) -> Path:
+    def made(self, key: str, name: str, make: Callable[[Path], None], *, retry: bool = True) -> Path:
         """The local path of the file that ``make`` writes to a given path; called only if the file is missing.
 
         Args:
             key: identifies the content.
             name: suffix of the file's name.
             make: deterministic for a key.
+            retry: whether to call ``make`` again after it failed.
 
         Raises:
-            UnreachableError: ``make`` failed 3 times; 12 times if this cache has worked before.
+            UnreachableError: ``make`` failed 3 times; 12 times if this cache has worked before; once without ``retry``.
             UserError: the file does not exist, or ``make`` raises a UserError.
         """
         target = self.target(key, name)
@@ -125,7 +126,8 @@ class ShardCache:
         except FileNotFoundError:
             with self.lock(target.name):  # one thread or process makes it for all
                 if not target.exists():
-                    _try(make, key, target, _MAX_TRIES if self._has_worked else _NUM_TRIES)
+                    tries = _MAX_TRIES if self._has_worked else _NUM_TRIES
+                    _try(make, key, target, tries if retry else 1)
                     self._unmeasured += target.stat().st_size
                     if self._unmeasured > self.limit / 1000:  # not after each of thousands of small files
                         self._make_room(target)

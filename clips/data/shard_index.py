@@ -170,12 +170,25 @@ class Shards:
         return index
 
     def cached_index(self, shard: int, path: Path) -> ShardIndex:
-        """The index of the shard at ``path``; it is in the cache afterwards. Raises as `index_shard`."""
+        """The index of the shard at ``path``; it is in the cache afterwards if that can be written.
+
+        Raises as `index_shard`.
+        """
+        is_local, built = not is_remote(self.shards[shard]), list[ShardIndex]()
+
+        def build(file: Path) -> None:
+            built.append(index_shard(path))
+            built[-1].save(file)
+
         try:
             key, name = self._index_key(shard, path)
-            return load_index(self.cache.made(key, name, lambda file: index_shard(path).save(file)))
-        except (*INDEX_READ_ERRORS, NotImplementedError):  # also without disk space or locks: a process builds its own
-            return index_shard(path)
+            return load_index(self.cache.made(key, name, build, retry=not is_local))
+        except UserError:
+            if is_local and built:  # the shard was read, and the index not written
+                return built[-1]
+            raise
+        except (*INDEX_READ_ERRORS, NotImplementedError):  # also without disk space or locks
+            return built[-1] if built else index_shard(path)
 
     def _index_key(self, shard: int, path: Path) -> tuple[str, str]:
         """What identifies the index in the cache, and the name of its file."""
