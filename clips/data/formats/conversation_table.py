@@ -5,24 +5,32 @@ Parsed JSON of LLaVA's size takes gigabytes in each process; the pages of a mapp
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
 import itertools
+import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from filelock import FileLock
 
-from clips.core.artifact import atomic_output_path, log_info, writable_directory
-from clips.core.cache import made_once
+from clips.core import durable
+from clips.core.artifact import log_info, temp_path_for
 from clips.core.content import cache_directory, content_hashes
 from clips.core.identity import digest
 from clips.data.formats.dataset_format import Conversation, Turn
 from clips.data.lazy_images import FileImage
-from clips.errors import UserError
+from clips.errors import UserError, error_reason
 
 _VERSION = 1
 """Raise it with a change of what the readers make of a row, or of the file's columns."""
+_CACHE_BYTES = 20e9
+_KEPT_SECONDS = 14 * 86400  # other runs, also those of other machines, may have mapped what was used since
+_STARTED = time.time()
 _ROWS = 1024  # of each record batch but the last
 _ROLES: dict[str, Literal["user", "assistant", "system"]] = {"u": "user", "a": "assistant", "s": "system"}
 
@@ -44,7 +52,13 @@ class ConversationTable:
 
     @functools.cached_property
     def _batches(self) -> list[Any]:
-        return _record_batches(self.arrow)
+        import pyarrow as pa
+
+        try:
+            file = pa.ipc.open_file(pa.memory_map(str(self.arrow)) if isinstance(self.arrow, Path) else self.arrow)
+        except FileNotFoundError:  # in a process that got the table later
+            raise UserError(f"{self.arrow!s}: was deleted during the run; the same command makes it again") from None
+        return [file.get_batch(number) for number in range(file.num_record_batches)]
 
     def __len__(self) -> int:
         return sum(len(batch) for batch in self._batches)
@@ -82,46 +96,78 @@ def convert_or_read(
         read: yields the conversations of ``file``, from a prefix of their names and the base directory of the images.
 
     Raises:
-        UserError: by ``read``; or the disk is full.
+        UserError: by ``read``; or another program writes the file.
     """
     if not file.is_file():
         return read(f"{file.name} ", root)
     content = content_hashes([file])[file]
     path = cache_directory("conversations") / f"{digest([_VERSION, layout, content])}.arrow"
-    if not _is_readable(path):
-        try:
-            writable_directory(path.parent)
-        except UserError as error:
-            import pyarrow as pa
+    with contextlib.suppress(OSError):
+        os.utime(_hash_path(path))  # the time of last use; the Arrow file's own would make it seem changed
+    try:
+        if not _is_whole(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(path.with_name(f".{path.name}.lock")):
+                if not _is_whole(path):
+                    _convert(file, content, read, path)
+    except OSError as error:
+        import pyarrow as pa
 
-            log_info(f"{error}; each process keeps the text of {file} in its memory")
-            sink = pa.BufferOutputStream()
-            _write(sink, read("", Path()))
-            return ConversationTable(sink.getvalue().to_pybytes(), file.name, root)
-        made_once(path, _is_readable, functools.partial(_convert, file, content, read))
+        log_info(
+            f"{path.parent}: cannot write here ({error_reason(error)}); each process keeps the text of {file} in its "
+            "memory; XDG_CACHE_HOME names another cache directory"
+        )
+        sink = pa.BufferOutputStream()
+        _write(sink, read("", Path()))
+        return ConversationTable(sink.getvalue().to_pybytes(), file.name, root)
     return ConversationTable(path, file.name, root)
 
 
 def _convert(file: Path, content: str, read: Callable[[str, Path], Iterator[Conversation]], path: Path) -> None:
-    with atomic_output_path(path) as partial:
+    partial, hash_path = temp_path_for(path), _hash_path(path)
+    try:
         _write(str(partial), read("", Path()))
         if content_hashes([file])[file] != content:
             raise UserError(f"{file}: another program has written it while it was read")
+        with partial.open("rb") as stream:
+            hash_path.write_text(hashlib.file_digest(stream, "sha256").hexdigest())
+        durable.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            hash_path.unlink()
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+    with contextlib.suppress(OSError):
+        _make_room(path.parent)
 
 
-def _is_readable(path: Path) -> bool:
+def _hash_path(path: Path) -> Path:
+    return path.with_suffix(".sha256")
+
+
+def _is_whole(path: Path) -> bool:
     try:
-        _record_batches(path)
-    except Exception:  # a library's, for a missing or damaged file
+        return content_hashes([path])[path] == _hash_path(path).read_text()
+    except (OSError, ValueError, UserError):
         return False
-    return True
 
 
-def _record_batches(arrow: Path | bytes) -> list[Any]:
-    import pyarrow as pa
-
-    file = pa.ipc.open_file(pa.memory_map(str(arrow)) if isinstance(arrow, Path) else arrow)
-    return [file.get_batch(number) for number in range(file.num_record_batches)]
+def _make_room(directory: Path) -> None:
+    """Delete what was used least recently beyond `_CACHE_BYTES`, but nothing of this run or of `_KEPT_SECONDS`."""
+    found = []
+    for path in directory.iterdir():
+        if path.suffix in (".arrow", ".partial"):  # the latter is left by a killed process
+            times = [each.stat().st_mtime for each in (path, _hash_path(path)) if each.exists()]
+            found.append((max(times), path.stat().st_size, path))
+    total, before = sum(size for _, size, _ in found), min(_STARTED, time.time() - _KEPT_SECONDS)
+    for used, size, path in sorted(found):
+        if total <= _CACHE_BYTES or used > before:
+            return
+        path.unlink()
+        _hash_path(path).unlink(missing_ok=True)
+        total -= size
 
 
 def _write(sink: Any, conversations: Iterable[Conversation]) -> None:
