@@ -109,10 +109,19 @@ def _check_known(name: str, known: Collection[str], what: str) -> None:
 
 @functools.cache
 def timm_models() -> tuple[str, ...]:
-    """``timm:NAME`` of timm's models, from its files: its import takes seconds. Empty if it is not installed."""
-    found = re.compile(r"^@register_model\s+def (\w+)\(", re.MULTILINE)
-    files = _package("timm").glob("models/*.py")
-    return tuple(f"{TIMM_PREFIX}{name}" for file in files for name in found.findall(file.read_text(encoding="utf-8")))
+    """``timm:NAME`` of timm's models and their old names, from its files: its import takes seconds.
+
+    Empty if it is not installed.
+    """
+    model = re.compile(r"^@register_model\s+def (\w+)\(", re.MULTILINE)
+    renamed = re.compile(r"^register_model_deprecations\(__name__, \{(.*?)\}\)", re.MULTILINE | re.DOTALL)
+    old_name = re.compile(r"""['"](\w+)['"]\s*:\s*['"]""")  # None instead of a new name: removed
+    names = []
+    for file in _package("timm").glob("models/*.py"):
+        text = file.read_text(encoding="utf-8")
+        names += model.findall(text)
+        names += [name for table in renamed.findall(text) for name in old_name.findall(table)]
+    return tuple(f"{TIMM_PREFIX}{name}" for name in names)
 
 
 @functools.cache
