@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import yaml
 from study_engine import named
@@ -198,7 +199,7 @@ def test_existing_llavas_are_rows_which_answer_questions():
     assert other.config["lmms"]["model_args"] == "pretrained=afar/theirs,device_map=cpu"
     assert other.needs == (Path("afar/theirs"),)
     asked = [(each.name, list(each.command), to_plain(each.config)) for each in (ours, other)]
-    assert first_config_error(asked) is None
+    assert first_config_error(asked, plan.study.directory) is None
 
     alone = {"encoders": {}, "llms": {}, "existing_llavas": {"a": "org/a", "b": "org/b"}, "benchmarks": {"pope": {}}}
     plan = planned(**alone, baseline="a")
@@ -299,16 +300,73 @@ def test_a_typo_in_a_config_is_found_before_anything_runs(tmp_path):
         (EVALUATE, {**evaluated, "benchmarks": [{**split, "split": "tset"}]}, "unknown split of .*did you mean 'test'"),
     ]
     for words, config, message in wrong:
-        assert re.search(message, str(first_config_error([("s", list(words), config)]))), (words, message)
+        assert re.search(message, str(first_config_error([("s", list(words), config)], tmp_path / "out"))), (
+            words,
+            message,
+        )
     right = [
         (("clips", "train"), {**trained, "model": {"architecture": name}})
         for name in ("clips-rn-tiny", "ViT-B-32", "timm:resnet50.a1_in1k", "some/encoder", "my.json")
     ]
     right.append((EVALUATE, evaluated))
-    assert first_config_error([("s", list(words), config) for words, config in right]) is None
+    assert first_config_error([("s", list(words), config) for words, config in right], tmp_path / "out") is None
     typo = {**SMALL["data"], "train": {"command": "clips recaption", "path": "a", "modl": "b"}}
     with pytest.raises(UserError, match=r"^step data-train: .*unknown key 'modl'; did you mean 'model'"):
         check_configs([named(planned(data=typo).steps, "data-train")])
+
+
+SETS = {
+    "shards": ["test/0.tar", "train/0.tar"],
+    "shards_alone": ["0.tar"],
+    "folders": ["train/cat/1.jpg", "train/dog/1.jpg", "val/cat/1.jpg", "val/dog/1.jpg"],
+    "folders_alone": ["cat/1.jpg", "dog/1.jpg"],
+    "parquet": ["data/train-00000-of-00001.parquet", "data/validation-00000-of-00001.parquet"],
+    "saved": ["train/data.arrow", "dataset_dict.json"],
+}
+
+
+@pytest.mark.parametrize(
+    ("data", "split", "message"),
+    [
+        ("shards", "train", None),
+        ("shards", "val", "shards: has no split 'val'"),
+        ("shards_alone", "test", None),
+        ("folders", "val", None),
+        ("folders", "test", "folders/train: expected the images of a class, found none"),
+        ("folders", "trian", "folders: has no split 'trian'"),
+        ("folders_alone", "test", None),
+        ("parquet", "validation", None),
+        ("parquet", "train[:10%]+validation", None),
+        ("parquet", "test", "unknown split of .*parquet 'test'"),
+        ("column", "val", None),
+        ("saved", "train", None),
+        ("saved", "test", "unknown split of .*saved 'test'"),
+    ],
+)
+def test_a_split_of_classes_is_found_by_names_without_reading_data(tmp_path, data, split, message):
+    if data == "column":
+        (tmp_path / data).mkdir()
+        pd.DataFrame({"split": ["val"]}).to_parquet(tmp_path / data / "rows.parquet")
+    for name in SETS.get(data, ()):
+        (tmp_path / data / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / data / name).write_text('{"splits": ["train"]}' if name.endswith(".json") else "cannot be read")
+    benchmark = {"name": "classification", "data": str(tmp_path / data), "split": split}
+    asked = {"output": "a", "model_name": "a", "encoder": "a", "benchmarks": [benchmark]}
+    found = first_config_error([("s", list(EVALUATE), asked)], tmp_path / "out")
+    assert re.search(message, str(found)) if message else found is None
+
+
+def test_data_that_the_study_makes_may_lack_a_split_so_far(tmp_path):
+    (tmp_path / "out/data/test/test/cat").mkdir(parents=True)  # as an earlier run with other settings left them
+    (tmp_path / "out/data/test/test/cat/1.jpg").touch()
+    probe = {"linear_probe": {"data": "$data/test"}}
+    plan = planned(output=str(tmp_path / "out"), benchmarks=probe, llms={})
+    step = named(plan.steps, "evaluate-encoder-clip-s0")
+    asked = [(step.name, list(step.command), to_plain(step.config))]
+    assert "has no split 'train'" in str(first_config_error(asked, tmp_path / "elsewhere"))
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    assert first_config_error(asked, tmp_path / "link") is None
+    check_configs([step])
 
 
 def test_the_models_of_libraries_are_those_that_they_list():
@@ -340,7 +398,10 @@ def test_the_shipped_studies_have_a_plan_that_their_commands_accept(name, seeds,
     assert all(row.cells for row in plan.rows)
     once = {step.name.rsplit("-s", 1)[0]: step for step in plan.steps if step.command[0] != "python"}
     assert (
-        first_config_error([(each.name, list(each.command), to_plain(each.config)) for each in once.values()]) is None
+        first_config_error(
+            [(each.name, list(each.command), to_plain(each.config)) for each in once.values()], plan.study.directory
+        )
+        is None
     )
     if not models:  # every model is compared with another one
         baselines = {row.baseline.partition(" ")[0] for row in plan.rows if row.baseline}

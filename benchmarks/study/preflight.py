@@ -1,8 +1,8 @@
 """Check the configs and input files of a study's steps before the first one starts.
 
-The configs are checked in a separate process, ``python -m benchmarks.study.preflight``, which reads
-``[[step, command, config], …]`` from its standard input: some config classes are in modules that import torch, which
-the runner does not import.
+The configs are checked in a separate process, ``python -m benchmarks.study.preflight DIRECTORY``, which reads
+``[[step, command, config], …]`` of the study in this directory from its standard input: some config classes are in
+modules that import torch, which the runner does not import.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from clips.typed_data import from_plain, to_plain
 
 if TYPE_CHECKING:
     from benchmarks.tasks.registry import BenchmarkConfig
-    from clips.data.formats.dataset_format import DatasetSpec
+    from clips.data.formats.dataset_format import DatasetSpec, Location
 
 
 def check_input_files(steps: Iterable[Step], study: Study) -> None:
@@ -63,10 +63,11 @@ def check_configs(steps: Iterable[Step]) -> None:
     Raises:
         UserError: the step and the error of the first invalid config.
     """
-    configs = [[step.name, step.command, to_plain(step.config)] for step in steps if step.command[0] != PYTHON_SCRIPT]
-    if not configs:
+    checked = [step for step in steps if step.command[0] != PYTHON_SCRIPT]
+    if not checked:
         return
-    command = [sys.executable, "-m", "benchmarks.study.preflight"]
+    configs = [[step.name, step.command, to_plain(step.config)] for step in checked]
+    command = [sys.executable, "-m", "benchmarks.study.preflight", str(checked[0].study)]
     child = subprocess.run(command, input=json.dumps(configs), capture_output=True, text=True)
     if child.returncode == 2:
         raise UserError(child.stderr.strip().splitlines()[-1])
@@ -74,14 +75,19 @@ def check_configs(steps: Iterable[Step]) -> None:
         raise RuntimeError(f"checking the steps' configs failed:\n{child.stderr}")
 
 
-def first_config_error(configs: Sequence[tuple[str, list[str], Any]]) -> str | None:
-    """The step and the error of the first invalid ``(step, command, config)``, or None."""
+def first_config_error(configs: Sequence[tuple[str, list[str], Any]], study: Path) -> str | None:
+    """The step and the error of the first invalid ``(step, command, config)``, or None.
+
+    Data below the directory ``study`` are not looked at: a step may be about to make them again.
+    """
+    own = study.resolve()
     for name, words, values in configs:
         try:
             config: Any = from_plain(find_command(tuple(words)).config_class(), values, what=" ".join(words))
             _check_model(config)
             for benchmark in config.benchmarks if words == ["clips-bench", "run"] else ():
-                _check_splits(benchmark)
+                if not Path(benchmark.data).resolve().is_relative_to(own):
+                    _check_splits(benchmark)
         except UserError as error:
             return f"step {name}: {error}"
     return None
@@ -141,27 +147,75 @@ def _check_splits(benchmark: BenchmarkConfig) -> None:
     from benchmarks.tasks.encoders.classification import ClassificationConfig
     from benchmarks.tasks.encoders.linear_probe import LinearProbeConfig
     from benchmarks.tasks.encoders.retrieval import RetrievalConfig
-    from clips.data.formats.dataset_format import DatasetSpec
 
     if not Path(benchmark.data).exists():
         return
     if isinstance(benchmark, RetrievalConfig):
-        _read_first(dataset_of(benchmark, benchmark.language), "captions")
+        _read_first_captions(dataset_of(benchmark, benchmark.language))
     if isinstance(benchmark, ClassificationConfig | LinearProbeConfig):
-        _read_first(DatasetSpec(path=benchmark.data, split=benchmark.split), "classes")
+        _check_class_split(benchmark.data, benchmark.split)
     if isinstance(benchmark, LinearProbeConfig):
-        _read_first(DatasetSpec(path=benchmark.data, split=benchmark.train_split), "classes")
+        _check_class_split(benchmark.data, benchmark.train_split)
 
 
 @functools.cache  # many models are evaluated on the same data
-def _read_first(spec: DatasetSpec, kind: Any) -> None:
+def _read_first_captions(spec: DatasetSpec) -> None:
     from clips.data.formats import read_dataset
 
-    next(iter(read_dataset(spec, kind).records), None)
+    next(iter(read_dataset(spec, "captions").records), None)
+
+
+@functools.cache
+def _check_class_split(data: str, split: str) -> None:
+    """Look for a split of classified images by the names of files and directories: ImageNet has 1.28 million images."""
+    from clips.data.formats.classes import class_directories
+    from clips.data.formats.dataset_format import DatasetSpec, Location
+    from clips.data.formats.rows import is_datasets
+    from clips.data.formats.webdataset import is_webdataset, shards_of_split
+    from clips.data.images import is_image_name
+
+    location = Location(DatasetSpec(path=data, split=split))
+    if not location.path.is_dir():
+        raise UserError(f"{data}: expected a directory (WebDataset shards, class directories or parquet files)")
+    if is_webdataset(location):
+        shards_of_split(location)
+        return
+    try:
+        directory, names = class_directories(location)
+        if not any(is_image_name(path.name) for path in (directory / names[0]).iterdir()):
+            raise UserError(f"{directory / names[0]}: expected the images of a class, found none")
+    except UserError:
+        if not is_datasets(location):  # asked last: it may list every file
+            raise
+        _check_table_split(location)
+
+
+def _check_table_split(location: Location) -> None:
+    import pyarrow.parquet
+
+    from clips.data.formats.dataset_format import ALL
+    from clips.data.formats.rows import SPLIT_COLUMN, files_of_splits, has_splits, is_saved, one_line_errors
+    from clips.text_files import read_json
+
+    path, split = location.spec.path, location.spec.split
+    if not has_splits(location.path):
+        return
+    with one_line_errors(path):
+        if is_saved(path):
+            splits = read_json(location.path / "dataset_dict.json")["splits"]
+        else:
+            files = files_of_splits(path)
+            splits = [*files, ALL]
+            first = next(iter(files.values()))[0] if len(files) == 1 else ""
+            if first.endswith(".parquet") and SPLIT_COLUMN in pyarrow.parquet.read_schema(first).names:
+                return
+    for name in split.split("+"):
+        if name.partition("[")[0] not in splits:
+            raise unknown_name_error(name, splits, f"split of {path}")
 
 
 if __name__ == "__main__":
-    problem = first_config_error(json.load(sys.stdin))
+    problem = first_config_error(json.load(sys.stdin), Path(sys.argv[1]))
     if problem is not None:
         print(problem, file=sys.stderr)
         sys.exit(2)

@@ -22,8 +22,12 @@ _NUMBERED = re.compile(r"(\D*)([0-9]+)(\D*)")
 _LABELS = ("label", "labels", "cls")
 
 
-def read_folders(location: Location) -> Dataset[Classified]:
-    """A directory of images for each class, in a directory for each split or, for ``test``, in the directory itself."""
+def class_directories(location: Location) -> tuple[Path, list[str]]:
+    """The split's directory, or for ``test`` the dataset's if it has no splits, and its classes' directories in order.
+
+    Raises:
+        UserError: there is no such split, or it has no directories.
+    """
     directory = location.path / location.spec.split
     if not directory.is_dir():
         if location.spec.split != "test":
@@ -34,10 +38,15 @@ def read_folders(location: Location) -> Dataset[Classified]:
     names = [path.name for path in directory.iterdir() if path.is_dir() and not is_clutter(path.name)]
     if not names:
         raise UserError(f"{directory}: expected .tar shards, parquet files or a directory of images for each class")
+    return directory, _in_order(names)
+
+
+def read_folders(location: Location) -> Dataset[Classified]:
+    """A directory of images for each class, in a directory for each split or, for ``test``, in the directory itself."""
+    directory, names = class_directories(location)
     files = [path for path in directory.iterdir() if path.is_file() and not path.name.startswith(".")]
     unexpected = [path for path in files if path.suffix not in _METADATA_SUFFIXES]
     skipped = Counter(f"{_file_type(path)} next to the class directories" for path in unexpected)
-    names = _in_order(names)
     records = []
     for target, name in enumerate(names):
         entries = [path for path in (directory / name).iterdir() if not path.name.startswith(".")]

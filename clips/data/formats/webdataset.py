@@ -290,7 +290,7 @@ def is_webdataset(location: Location) -> bool:
 
 def read_captions(location: Location) -> Dataset[Captioned]:
     """The images that have a caption next to them."""
-    directory, shards = _shards_of_split(location)
+    directory, shards = shards_of_split(location)
 
     def records() -> Iterator[Captioned]:
         for shard in shards:
@@ -321,7 +321,7 @@ def _samples(root: Path, shard: Path) -> Iterator[tuple[str, Spans, TarImage | N
 
 def read_classes(location: Location) -> Dataset[Classified]:
     """Images with their class index in a ``.cls`` file."""
-    directory, shards = _shards_of_split(location)
+    directory, shards = shards_of_split(location)
     records, skipped = [], Counter[str]()
     for shard in shards:
         for key, files, image in _samples(directory, shard):
@@ -337,7 +337,7 @@ def read_classes(location: Location) -> Dataset[Classified]:
     return Dataset(records=records, split=WHOLE if directory == location.path else location.spec.split, skipped=skipped)
 
 
-def _shards_of_split(location: Location) -> tuple[Path, list[Path]]:
+def shards_of_split(location: Location) -> tuple[Path, list[Path]]:
     """The split's directory, or the dataset's if it has no splits, and its shards."""
     directory = location.path / location.spec.split
     if not _shards(directory):
