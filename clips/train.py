@@ -52,7 +52,7 @@ from clips.training.setup import (
 )
 from clips.training.train_config import EncoderTrainConfig, completed_stages, stage_configs
 from clips.training.validation import RetrievalValidation
-from clips.typed_data import to_plain
+from clips.typed_data import checked, to_plain
 
 Batch = dict[str, Tensor]
 SUMMARY_FILE = "summary.json"
@@ -63,6 +63,7 @@ _SUMMED = {"caption_loss_sum", "caption_tokens"}  # outputs that are sums over s
 
 def train(config: EncoderTrainConfig) -> None:
     """Run `clips train`: the output directory becomes an encoder directory."""
+    config = checked(config)
     with graceful_shutdown() as stop, exit_if_others_hang():
         configs = stage_configs(config)
         check_stages(configs)

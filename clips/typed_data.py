@@ -81,6 +81,15 @@ def from_plain(kind: type[Record], values: Any, *, what: str = "") -> Record:
     raise UserError(f"{what}: {problem}" if what else problem)
 
 
+def checked(config: Record) -> Record:
+    """The same config, its types and ranges checked: one made in Python has passed no command.
+
+    Raises:
+        UserError: a value that its field's type excludes.
+    """
+    return from_plain(type(config), to_plain(config))
+
+
 @functools.cache
 def adapter(kind: Any) -> TypeAdapter[Any]:
     """pydantic's validator of a dataclass, which rejects unknown keys."""

@@ -17,6 +17,7 @@ from clips.method.clips_model import build_model
 from clips.method.optimizer import OptimizerConfig, build_optimizer, cosine_lr
 from clips.model.precision import resolve_precision
 from clips.parallel.parallel_model import ParallelModel
+from clips.train import train
 
 
 def test_the_rate_climbs_then_follows_a_cosine_to_zero():
@@ -90,6 +91,13 @@ def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch):
 def test_a_wrong_config_names_its_field(tmp_path: Path, fields: dict[str, Any], message: str):
     with pytest.raises(UserError, match=message):
         clips_world.train_config(tmp_path, tmp_path / "x", **fields)
+
+
+def test_a_config_made_in_python_is_checked_before_it_trains(tmp_path: Path):
+    config = clips_world.train_config(tmp_path, tmp_path / "x")
+    with pytest.raises(UserError, match=r"^max_steps: expected an integer of at least 0 or null, got -5"):
+        train(dataclasses.replace(config, max_steps=-5))
+    assert not (tmp_path / "x").exists()
 
 
 def test_the_length_is_counted_in_steps_samples_or_epochs(tmp_path: Path):

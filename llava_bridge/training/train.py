@@ -24,7 +24,7 @@ from clips.errors import UserError
 from clips.gpus import visible_gpus
 from clips.model_card import write_card
 from clips.text_files import safe_json_loads
-from clips.typed_data import to_yaml
+from clips.typed_data import checked, to_yaml
 from llava_bridge.training.checks import check_inputs
 from llava_bridge.training.launch import is_main_process, launcher_world_size, log_rank0, report_once, start_ranks
 from llava_bridge.training.run_dir import (
@@ -50,6 +50,7 @@ def run_train(config: LlavaTrainConfig) -> None:
     """
     processes = launcher_world_size()
     with report_once():
+        config = checked(config)
         check_inputs(config)
         check_trackers(config.report_to)
         if check_finished(config.output, "llava", run_identity(config)):
