@@ -35,7 +35,7 @@ failed = []
 for benchmark in config.get("benchmarks", []):
     path = Path(config["output"]) / config["model_name"] / f"{benchmark['name']}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    reason = benchmark.get("split") if str(benchmark.get("split", "")).startswith("broken") else None
+    reason = benchmark.get("judge_model") if str(benchmark.get("judge_model", "")).startswith("broken") else None
     score = {"value": 0.5, "ci_low": 0.4, "ci_high": 0.6, "n": 100, "clusters": 100, "higher_is_better": True}
     score |= {"scale": 100, "label": "score", "ci_method": "wilson", "aggregation": None, "columns": []}
     result = {"schema": 1, "model_name": config["model_name"], "benchmark": benchmark["name"]}

@@ -70,6 +70,7 @@ def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch):
         ({"max_steps": None}, "max_steps, max_samples, num_epochs: expected exactly one of them, got none"),
         ({"num_epochs": 1.0}, "expected exactly one of them, got max_steps, num_epochs"),
         ({"max_steps": -1}, "max_steps: expected an integer of at least 0 or null, got -1"),
+        ({"model": {"context_length": 2}}, "model.context_length: expected an integer of at least 4 or null, got 2"),
         ({"global_batch_size": 0}, "global_batch_size: expected an integer of at least 1, got 0"),
         ({"seed": -3}, f"seed: expected an integer from 0 to below {2**63}, got -3"),
         ({"seed": 2**70}, "seed: expected an integer from 0 to below"),

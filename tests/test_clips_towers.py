@@ -305,7 +305,6 @@ def test_an_encoder_with_a_language_model_is_read_without_the_models_directory(t
             {"architecture": "ViTamin-XL-384", "image_size": 256},
             r"model\.image_size: expected 384, the fixed size of this trunk",
         ),
-        ({"context_length": 2}, r"model\.context_length: expected at least 4, got 2"),
         ({"architecture": "clips-rn-tiny", "image_size": 20}, r"20 does not fit this image tower \(.*too small\)"),
         ({"architecture": "RN5"}, r"unknown model\.architecture 'RN5'; did you mean 'RN50'\?"),
     ],

@@ -78,7 +78,7 @@ def test_one_changed_line_runs_only_what_depends_on_it(tmp_path, finished_study,
 def test_failures_are_reported_and_the_exit_status_is_1(tmp_path, capsys):
     encoders = {**SMALL["encoders"], "clips": {"fail": "loss is nan"}}
     config = write_study(
-        tmp_path, encoders=encoders, benchmarks={**SMALL["benchmarks"], "gqa": {"split": "broken file"}}
+        tmp_path, encoders=encoders, benchmarks={**SMALL["benchmarks"], "gqa": {"judge_model": "broken file"}}
     )
     with pytest.raises(SystemExit) as stop:
         run_study_with_report(config)
