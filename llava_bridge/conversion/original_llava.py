@@ -236,7 +236,7 @@ def original_config(model: Any, processor: Any, tower: str) -> dict[str, Any]:
     rope = dict(text.rope_parameters or {})
     scaling = {"type": rope.pop("rope_type", "default"), **{k: v for k, v in rope.items() if k != "rope_theta"}}
     images = processor.image_processor
-    tiles = {
+    tiles: dict[str, Any] = {
         "image_aspect_ratio": "pad" if getattr(images, "do_pad", None) else "square",
         "mm_patch_merge_type": "flat",
     }
