@@ -320,3 +320,12 @@ def test_dots_in_the_name_of_a_sample_are_named(tmp_path: Path):
         opened(tmp_path).read(0, rng())
     with pytest.raises(UserError, match=rf"a\.tar/photo: {reason}"):
         list(read_dataset(DatasetSpec(path=str(tmp_path)), "captions").records)
+
+
+def test_benchmarks_read_shards_in_the_order_of_their_numbers(tmp_path: Path):
+    """A superscript is a digit for Python's `isdigit`, and no number."""
+    for name, text in (("a-9.tar", b"nine"), ("a-10.tar", b"ten"), ("a-\u00b21.tar", b"square")):
+        picture = clips_world.draw_image(1)
+        clips_world.write_shard(tmp_path / name, {"000000000": {"png": picture, "txt": text}})
+    read = read_dataset(DatasetSpec(path=str(tmp_path), format="webdataset"), "captions")
+    assert [caption for record in read.records for caption in record.captions] == ["nine", "ten", "square"]

@@ -315,6 +315,19 @@ def test_bad_architectures_are_rejected(fields, message):
     assert len(str(told.value)) < 200
 
 
+@pytest.mark.parametrize("size", [[64, 64], [64, 48]])
+def test_an_image_size_may_be_stated_twice_but_not_differ(tmp_path: Path, size: list[int]):
+    config = json.loads((architectures.CONFIG_DIR / "clips-tiny.json").read_text())
+    config["vision_cfg"]["image_size"] = size
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    (tmp_path / "open_clip_model.safetensors").touch()
+    if size == [64, 64]:
+        assert architectures.model_cfg(ModelConfig(architecture=str(tmp_path)))["vision_cfg"]["image_size"] == 64
+    else:
+        with pytest.raises(UserError, match=r"model\.architecture: expected a square image size, got \[64, 48\]"):
+            architectures.model_cfg(ModelConfig(architecture=str(tmp_path)))
+
+
 def test_a_trial_image_changes_no_state():
     made = towers.build_towers(architectures.model_cfg(ModelConfig(architecture="clips-rn-tiny")))
     assert all(module.training for module in made.modules())

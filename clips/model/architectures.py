@@ -206,6 +206,10 @@ def _vision_cfg(config: ModelConfig, vision: dict[str, Any]) -> dict[str, Any]:
     trunk = pretrained_cfg(vision["timm_model_name"]) if vision.get("timm_model_name") else None
     fixed_size = trunk.input_size[-1] if trunk is not None and trunk.fixed_input_size else None
     size = config.image_size or fixed_size or vision.get("image_size", 224)  # open_clip's default
+    if isinstance(size, list | tuple):  # as open_clip's own files may state it
+        if len({*size}) != 1:
+            raise UserError(f"model.architecture: expected a square image size, got {list(size)}")
+        size = size[0]
     if fixed_size is not None and size != fixed_size:
         raise UserError(f"model.image_size: expected {fixed_size}, the fixed size of this trunk")
     patch = vision.get("patch_size")

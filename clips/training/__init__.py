@@ -1,1 +1,1 @@
-"""A training run: its config, training step, checkpoints, validation and logs."""
+"""A training run: config, model and data, checkpoints, validation, progress; the loop and the step: `clips.train`."""

@@ -364,7 +364,7 @@ def _shards(directory: Path) -> list[Path]:
 
 
 def _numeric_key(name: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in _DIGITS.split(name)]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in _DIGITS.split(name)]
 
 
 def read_conversations(location: Location) -> Dataset[Conversation]:
