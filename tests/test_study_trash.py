@@ -25,8 +25,9 @@ from benchmarks.study.accept import AcceptConfig, accept_outputs
 from benchmarks.study.locks import acquire, locked
 from benchmarks.study.rerun_clean import CleanConfig, RerunConfig, run_clean
 from benchmarks.study.state import read_record, write_record
-from benchmarks.study.study_commands import StudyPlanConfig, plan_study
+from benchmarks.study.study_commands import StudyPlanConfig, plan_study, resolve_study
 from clips.core.artifact import write_manifest
+from clips.core.locks import lock_output
 from clips.errors import UserError
 
 OTHER = {**SMALL["encoders"], "clips": {"optimizer": {"lr": 4}}}
@@ -59,18 +60,75 @@ def test_outputs_of_another_key_are_in_the_trash_with_what_tells_how_they_were_m
     assert weights.parts[-4].endswith("Z-encoder-clips-s0")
 
 
-def test_outputs_on_another_file_system_are_moved_and_moves_of_one_second_do_not_collide(tmp_path, monkeypatch):
-    def cross_device(path: Path, target: Path) -> None:
-        raise OSError(errno.EXDEV, "Invalid cross-device link")
+@pytest.fixture
+def other_file_system(monkeypatch):
+    """Have the trash be on another file system than the rest of the study."""
+    rename = Path.rename
 
-    monkeypatch.setattr(Path, "rename", cross_device)
-    monkeypatch.setattr(os, "rename", cross_device)
+    def checked(path: Path, target: Path) -> Path:
+        if ("trash" in path.parts) != ("trash" in target.parts):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", checked)
+
+
+@pytest.mark.usefixtures("other_file_system")
+def test_outputs_on_another_file_system_are_moved_and_moves_of_one_second_do_not_collide(tmp_path):
     for number in range(3):
         (tmp_path / "made").mkdir()
         (tmp_path / "made/weights").write_text(f"{number}")
-        trash.move(tmp_path, "step", [tmp_path / "made"])
-    assert not (tmp_path / "made").exists()
-    assert sorted(path.read_text() for path in tmp_path.glob("trash/*/made/weights")) == ["0", "1", "2"]
+        (tmp_path / "made/link").symlink_to("weights")
+        (tmp_path / "pope.json").write_text(f"{number}")
+        trash.move(tmp_path, "step", [tmp_path / "made", tmp_path / "pope.json"])
+    assert [path.name for path in tmp_path.iterdir()] == ["trash"]
+    for name in ("made/weights", "pope.json"):
+        assert sorted(path.read_text() for path in tmp_path.glob(f"trash/*/{name}")) == ["0", "1", "2"]
+    assert len([path for path in tmp_path.glob("trash/*/made/link") if path.is_symlink()]) == 3
+
+
+@pytest.mark.usefixtures("other_file_system")
+@pytest.mark.parametrize("killed", ["copytree", "rmtree"])
+def test_a_kill_leaves_no_part_of_an_output_under_its_name(killed, tmp_path, finished_study, monkeypatch):
+    finished_study(tmp_path)
+    encoder, config = tmp_path / "out/encoders/clips-s0", write_study(tmp_path, encoders=OTHER)
+    (encoder / "weights.safetensors").write_text("forty hours")
+    copytree, rmtree = shutil.copytree, shutil.rmtree
+
+    def half_copied(path: Path, copy: Path, **options: Any) -> None:
+        copytree(path, copy, **options)
+        (copy / "weights.safetensors").unlink()
+        raise KeyboardInterrupt
+
+    def half_removed(path: Path, **options: Any) -> None:
+        if not (path / "weights.safetensors").exists():
+            rmtree(path, **options)
+            return
+        (path / "weights.safetensors").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, killed, half_copied if killed == "copytree" else half_removed)
+        with pytest.raises(KeyboardInterrupt):
+            run_study(config)
+    parts = [encoder, *(tmp_path / "out/trash").glob("*/encoders/clips-s0")]
+    whole = [path for path in parts if path.exists()]
+    assert whole == (parts[:1] if killed == "copytree" else parts[1:])
+    assert [(path / "weights.safetensors").read_text() for path in whole] == ["forty hours"]
+    assert states(write_study(tmp_path))["encoder-clips-s0"] == ("done" if killed == "copytree" else "missing")
+    run_study(write_study(tmp_path, encoders=OTHER))
+    assert set(states(config).values()) == {"done"}
+    [weights] = (tmp_path / "out/trash").glob("*/encoders/clips-s0/weights.safetensors")
+    assert weights.read_text() == "forty hours"
+
+
+def test_the_lock_of_a_training_outside_of_the_study_stays(tmp_path, finished_study):
+    finished_study(tmp_path)
+    lock, encoder = tmp_path / "out/encoders/.clips-s0.lock", tmp_path / "out/encoders/clips-s0"
+    with lock_output(lock, encoder):
+        run_study(write_study(tmp_path, encoders=OTHER))
+        with pytest.raises(UserError, match="another run is writing"), lock_output(lock, encoder):
+            pass
 
 
 def spend(folder: Path, name: str, seconds: float, **fields: Any) -> None:
@@ -150,6 +208,26 @@ def test_plan_says_what_would_be_made_again_and_what_would_go_to_the_trash(tmp_p
     assert "to the trash: results/clips-tiny-s0/pope.json (0.0 MB)\n" in said
     assert "4 recomputed, 5.0 MB to the trash; --yes is needed, since they took 2 h 00 min\n" in said
     assert not (tmp_path / "out/trash").exists()
+
+
+def test_each_replaced_step_has_its_reason(tmp_path, finished_study):
+    finished_study(tmp_path)
+    config, output = write_study(tmp_path, encoders=OTHER), tmp_path / "out"
+    shutil.rmtree(output / "encoders/clip-s0")
+    (output / "steps/data-train/step.json").unlink()
+    spend(tmp_path, "data-test", 1, key="", outputs={})  # by an interrupted rerun
+    spend(tmp_path, "llava-clip-tiny-s0", 1, key="of a version without parts", parts={})
+    reasons = {
+        each.name: each.reason for each in trash.replacements(resolve_study(config).steps, ["llava-clips-tiny-s0"])
+    }
+    assert {name: reason for name, reason in reasons.items() if not name.startswith("evaluate-")} == {
+        "data-train": "no record",
+        "encoder-clip-s0": "outputs missing or incomplete",
+        "encoder-clips-s0": "changed: config",
+        "llava-clips-tiny-s0": "rerun",
+        "llava-clip-tiny-s0": "changed",
+        "data-test": "rerun",
+    }
 
 
 def test_accepted_outputs_stay_and_say_what_differs(tmp_path, capsys):

@@ -42,7 +42,7 @@ class StepRecord:
         name: of the step.
         kind: type of its outputs.
         command: the command line, as a user would type it.
-        key: the step's key when the job started.
+        key: the step's key when the job started; empty, which no key matches, after ``study rerun`` of the step.
         parts: of the key, see ``StepKey``.
         status: of the job; ``running`` without a process that holds the step's lock means that it was killed.
         started: seconds since the epoch.

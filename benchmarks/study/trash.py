@@ -5,7 +5,8 @@ config and log; ``study clean`` empties it, and moves outputs there that the stu
 longer than ``confirm_hours`` in all are replaced only with ``--yes``, or stay after ``study accept``.
 
 Each output moves by one rename, and the new record is written after the last one. A kill in between leaves some outputs
-in the trash and the former record: the next job moves the others and starts.
+in the trash and the former record: the next job moves the others and starts. To another file system an output is copied
+and then removed; what a kill leaves of the copy or of the removed one does not have the output's name.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from benchmarks.study.state import (
     read_record,
 )
 from benchmarks.study.steps import MODULE_PARTS, Step, step_directory
-from clips.core.artifact import MANIFEST, STAGES_DIR, UUID_PATTERN, write_errors_as_user_errors
+from clips.core.artifact import MANIFEST, STAGES_DIR, UUID_PATTERN, temp_path_for, write_errors_as_user_errors
 from clips.errors import UserError
 
 TRASH = "trash"
@@ -72,18 +73,18 @@ def replacements(steps: Iterable[Step], rerun: Collection[str] = ()) -> list[Rep
     for step in steps:
         before = read_record(step.study, step.name)
         is_current = before is not None and step.key.matches(before)
-        problems = step.problems() if before and before.status == "done" and is_current else []
         if step.name in rerun:
             reason = "rerun"
         elif before is None:
             reason = "no record"
-        elif not is_current:
-            changes = ", ".join(step.key.changes(before))
-            reason = f"changed: {changes}" if changes else "changed" if before.key else "rerun"
-        elif problems:
+        elif is_current:
+            if before.status != "done" or not step.problems():
+                continue  # its next job resumes, or it is done
             reason = "outputs missing or incomplete"
+        elif changes := step.key.changes(before):
+            reason = f"changed: {', '.join(changes)}"
         else:
-            continue  # done, or its next job resumes
+            reason = "changed" if before.key else "rerun"  # `study rerun` leaves a record without a key
         replaced = list(step.outputs) if step.name in rerun else replaced_outputs(step, before)
         paths = tuple(path for output in replaced for path in paths_of_output(output))
         if paths or is_current:  # otherwise its outputs were deleted or are in the trash already
@@ -164,8 +165,6 @@ def move_outputs(step: Step, before: StepRecord | None) -> None:
     Raises:
         UserError: the trash cannot be written.
     """
-    for path in step.outputs:
-        path.with_name(f".{path.name}.lock").unlink(missing_ok=True)
     if found := [path for output in replaced_outputs(step, before) for path in paths_of_output(output)]:
         move(step.study, step.name, found)
 
@@ -201,7 +200,18 @@ def _rename(path: Path, target: Path) -> None:
     except OSError as error:
         if error.errno != errno.EXDEV:  # a directory of the study may be a symlink to another file system
             raise
-        shutil.move(path, target)
+        copy, rest = temp_path_for(target), temp_path_for(path)
+        is_tree = path.is_dir() and not path.is_symlink()
+        if is_tree:
+            shutil.copytree(path, copy, symlinks=True)
+        else:
+            shutil.copy2(path, copy, follow_symlinks=False)
+        copy.rename(target)
+        path.rename(rest)  # what a kill leaves of a removal might count as the output
+        if is_tree:
+            shutil.rmtree(rest)
+        else:
+            rest.unlink()
 
 
 def trash_entries(output: Path) -> list[tuple[Path, float]]:
