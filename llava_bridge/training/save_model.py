@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,42 +16,38 @@ from llava_bridge.model.save_llava import convert_tower_to_transformers, save_ll
 from llava_bridge.training.launch import is_main_process, log_rank0
 from llava_bridge.training.lora import ADAPTER_DIR, add_lora, copy_dequantized, save_adapter
 from llava_bridge.training.run_dir import CHECKPOINTS_DIR
-from llava_bridge.training.setup import StageSetup
+from llava_bridge.training.setup import StageSetup, precision, setup_stage
 from llava_bridge.training.sharded_weights import barrier, fits_bf16, gather_trained_weights, is_sharded
-from llava_bridge.training.train_config import LoraConfig
+from llava_bridge.training.train_config import LlavaTrainConfig, LoraConfig
 
 
 def save_stage_model(
-    setup: StageSetup,
-    folder: Path,
-    summary: Mapping[str, Any],
-    *,
-    lora: LoraConfig | None,
-    load_initial: Callable[[], StageSetup],
-    rounded: bool,
-    bf16: bool,
-    last: bool,
+    setup: StageSetup, config: LlavaTrainConfig, name: str, work: Path, summary: Mapping[str, Any], *, rounded: bool
 ) -> None:
     """Write the stage's model atomically, then delete its checkpoints, once it is on the disk; called in every process.
 
+    Weights that bf16 represents exactly are saved in it after a training in bf16, and the last stage's LLaVA loads
+    without this package, if possible.
+
     Args:
         setup: of the stage, trained.
-        folder: of the stage.
+        config: of the run.
+        name: of the stage.
+        work: directory of the run.
         summary: statistics of the training.
-        lora: settings of the adapters, if any.
-        load_initial: loads the setup before training.
         rounded: whether training has rounded frozen weights; they are then saved from the initial setup.
-        bf16: whether the model was trained in bf16; weights that bf16 represents exactly are then saved in it.
-        last: whether a LLaVA should load without this package, if possible.
     """
+    lora, bf16, last = config.stage(name).lora, precision(config) == "bf16", name == config.stages[-1]
     weights = gather_trained_weights(setup.model) if lora is not None or rounded or is_sharded(setup.model) else None
     if is_main_process():
+        folder = work / name
         partial = folder / "partial"
         shutil.rmtree(partial, ignore_errors=True)
         if weights is None:
             _write(setup, setup.model, partial, bf16=bf16, last=last)
         else:
-            _write_trained(load_initial(), weights, partial, lora, bf16=bf16, last=last, trained=setup.model)
+            initial = setup_stage(config, name, work)
+            _write_trained(initial, weights, partial, lora, bf16=bf16, last=last, trained=setup.model)
         (partial / "stage.json").write_text(json.dumps(summary))
         open_to_umask(partial)
         durable.replace(partial, folder / "model")

@@ -106,7 +106,8 @@ def setup_stage(config: LlavaTrainConfig, name: str, work: Path, *, keep_bf16: b
     images, template, aspect_ratio = processor.image_processor, None, None
     if name == "align":
         template, aspect_ratio = config.align.chat_template, config.align.image_aspect_ratio
-    tiles, square = is_anyres_processor(images), is_anyres_processor(images) and aspect_ratio is not None
+    tiles = is_anyres_processor(images)
+    square = tiles and aspect_ratio is not None
     if aspect_ratio is not None:
         images = with_aspect_ratio(images, aspect_ratio)
     limit = getattr(model.config.text_config, "max_position_embeddings", None)

@@ -20,7 +20,6 @@ from transformers.trainer_callback import PrinterCallback
 from clips.commandline.signals import StopRequest, exit_status_for_signal
 from clips.core import durable
 from clips.core.run_log import RunLog
-from clips.errors import UserError
 from clips.model.layers import compile_modules
 from llava_bridge.training.cached_features import FlushCallback, enable_feature_cache
 from llava_bridge.training.callback import StageCallback, StageProgress
@@ -118,10 +117,7 @@ def train_stage(config: LlavaTrainConfig, name: str, work: Path, stop: StopReque
         trainer.add_callback(FlushCallback(shards, math.ceil(len(setup.dataset) / stage.global_batch_size)))
 
     with detached_frozen_encoder(setup):
-        try:
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        except UserError as error:  # a loader's worker sends it with its traceback before the message
-            raise UserError(str(error).rpartition(f"{UserError.__module__}.UserError: ")[2].strip()) from None
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.check_losses()
     if callback.stop_signal:
         if shards is not None:
@@ -138,16 +134,7 @@ def train_stage(config: LlavaTrainConfig, name: str, work: Path, stop: StopReque
         "invalid_samples": trainer.gather_invalid().report(),
         "seconds": round(progress.seconds, 2),
     }
-    save_stage_model(
-        setup,
-        folder,
-        summary,
-        lora=stage.lora,
-        load_initial=functools.partial(setup_stage, config, name, work),
-        rounded=rounded,
-        bf16=bf16,
-        last=name == config.stages[-1],
-    )
+    save_stage_model(setup, config, name, work, summary, rounded=rounded)
     if shards is not None:  # last: the model must not be lost if the cache's disk is full
         shards.flush()
     engine: Any = trainer.deepspeed

@@ -78,9 +78,8 @@ class StageValidation(TrainerCallback):
         self.loaders: dict[str, list[DataLoader]] = {}
         for name, own in samples.items():
             self.loaders[name] = [self._loader(own)]
-            if (
-                name
-            ):  # greedy decoding generates one answer, so that the matches of both cases are of different questions
+            if name:
+                # Greedy decoding generates one answer, so that the matches of both cases are of different questions.
                 other = ConversationDataset(list(in_other_case(own.samples)), own.chat, own.max_length)
                 self.loaders[name].append(self._loader(other))
         self._reported = False
