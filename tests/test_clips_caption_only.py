@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from benchmarks.cli import COMMANDS
 from benchmarks.results.results import read_result
 from clips.commandline.commands import dispatch
+from clips.data import decode_image
 from clips.encoder import load_captioner, load_encoder
 from clips.errors import UserError
 from clips.export import ExportConfig, run_export
@@ -24,6 +25,7 @@ from clips.method.objectives import compute_losses
 from clips.method.recipes import RecipeConfig
 from clips.model.architectures import CaptionerConfig
 from clips.model.captioner import sample_tokens, shift_labels
+from clips.model.generation import caption_images, generate
 from clips.model.tokenizer import ClipsTokenizer
 from clips.model.towers import encode_image
 from llava_bridge.encoders import build_tower
@@ -159,6 +161,15 @@ def test_the_encoder_directory_holds_the_image_tower_alone(encoder: Path, tmp_pa
     with pytest.raises(UserError, match="expected an encoder with a text tower"):
         run_export(ExportConfig(checkpoint=str(encoder), output=str(tmp_path / "out"), format="hf_clip"))
     assert not (tmp_path / "out").exists()
+
+
+def test_it_captions_an_image(encoder: Path):
+    loaded, captioner = load_encoder(encoder), load_captioner(encoder)
+    image = loaded.preprocess(decode_image(clips_world.draw_image(3)))[None]
+    with torch.no_grad():
+        (words,) = generate(captioner, encode_image(loaded.model, image)[1], None)
+    assert len(words) == captioner.config.length - 1  # an untrained one does not end
+    assert caption_images(loaded.model, captioner, image, None) == [ClipsTokenizer().decode(words)]
 
 
 def test_a_llava_reads_the_tower_as_it_was_trained(encoder: Path):

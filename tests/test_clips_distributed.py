@@ -218,6 +218,7 @@ def test_two_processes_go_through_stages(data: Path, tmp_path: Path):
     train(config)
     for stage in ("two.stages/1", "two"):
         assert_same_training(tmp_path / stage, tmp_path / stage.replace("two", "one"))
+    assert json.loads((tmp_path / "two" / "summary.json").read_text())["processes"] == 2
 
 
 @pytest.mark.slow
@@ -233,6 +234,7 @@ def test_the_deepspeed_launcher_starts_the_same_training(data: Path, one: Path, 
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=400)
     assert done.returncode == 0, done.stderr[-5000:]
     assert_same_training(tmp_path / "run", one / "whole")
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["processes"] == 2
 
 
 @pytest.mark.slow

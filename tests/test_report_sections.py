@@ -145,6 +145,19 @@ def test_row_against_row_shows_both_ways_in_equal_numbers(tmp_path):
         assert len({example.thumbnail.id for example in pair.examples if example.thumbnail}) == len(pair.examples)
 
 
+def test_graded_items_show_their_score_and_others_right_or_wrong(tmp_path):
+    items = items_table(0.5, benchmark="gqa").assign(target="yes | indeed | sure")
+    put_result(tmp_path, "clip", "gqa", items)
+    put_result(tmp_path, "clip", "pope", items.assign(score=items["score"] * 0.5))
+    shown = {gallery.benchmark: gallery.cards for gallery in answer_galleries(read_source(tmp_path))}
+    answers = {
+        name: {(each.right, each.score) for card in cards for each in card.answers} for name, cards in shown.items()
+    }
+    assert answers["gqa"] == {(True, ""), (False, "")}
+    assert {score for _, score in answers["pope"]} == {"0", "50"}  # as the column
+    assert shown["gqa"][0].expected == "yes (or 2 others)"
+
+
 def test_retrieved_images_are_shown_and_every_image_is_on_the_page_once(tmp_path):
     for row, skill in {"clip": 0.4, "clips": 0.6}.items():
         put_result(tmp_path, row, "retrieval", items_table(skill, benchmark="retrieval", count=40))

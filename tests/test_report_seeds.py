@@ -17,6 +17,8 @@ from report_study import SHARES, STUDY, record_study, section, write_study
 from scipy import stats
 
 from benchmarks.report.curves import length_curves, length_figures, sweep_panels
+from benchmarks.report.forest_plots import forest_plots
+from benchmarks.report.load_results import limit_rows
 from benchmarks.report.page import render_page
 from benchmarks.report.report import build_report
 from benchmarks.results.formatting import join_row_names
@@ -83,6 +85,46 @@ def test_both_kinds_of_noise_and_every_seed_are_in_the_csv(study):
     assert lines["whole"]["num_seeds"] == "3"
     assert float(lines["whole"]["image_ci_half_width"]) > 5
     assert len(rows_of(rendered(built, "csv"))) == 4
+
+
+def test_a_model_that_was_evaluated_once_has_one_number(study, tmp_path):
+    """Its result stands in the row of each seed."""
+    copied = tmp_path / "study"
+    shutil.copytree(study, copied)
+    for seed in (1, 2):
+        file = copied / "results" / f"pretrained-s{seed}" / "retrieval.json"
+        file.write_text(file.read_text().replace(f"pretrained {seed}", "pretrained 0"))
+    for encoder in [*SHARES][1:]:
+        (copied / "results" / f"{encoder}-s2" / "retrieval.json").unlink()
+    built = build_report(copied)
+    lines = {line["model"]: line for line in rows_of(rendered(built, "seeds"))}
+    assert (lines["pretrained"]["num_seeds"], lines["pretrained"]["seed 1"]) == ("1", "")
+    assert lines["whole"]["num_seeds"] == "2"
+    assert built.table.seeds == 2  # those that have run
+
+
+def test_figures_are_of_the_means_and_examples_of_the_first_seed(study):
+    built = build_report(study)
+    figures = {figure.name: figure for figure in forest_plots(built.table).figures}
+    rows = [row[:2] for row in figures["forest-retrieval-t2i-r1"].rows]
+    assert rows == [("part.block.8", "+30.0"), ("part.block.16", "+11.0"), ("pretrained", "−15.0")]
+    assert [(row.encoder, row.seed) for row in limit_rows(built.source).rows] == [(name, 0) for name in SHARES]
+
+
+def test_equal_seeds_have_an_unknown_variance_and_no_test(tmp_path):
+    shares = {"pretrained": (0.1,) * 3, "whole": (0.2,) * 3, "part.block.8": (0.5,) * 3, "part.block.16": (0.3,) * 3}
+    built = build_report(write_study(tmp_path / "out", shares))
+    assert built.table.comparisons == 0
+    text = " ".join(built.notes)
+    assert not re.search("evaluated once|items have the same score|and the seed variance", text)
+    reason = "the seeds of every model with several seeds have equal scores"
+    assert f"Reason: {reason}: their variance is unknown." in text
+    assert f"No test on retrieval T→I R@1: {reason}, so the seed variance is unknown (" in text
+    for file in (tmp_path / "out").glob("results/*-s[12]/*.json"):
+        file.unlink()
+    text = " ".join(build_report(tmp_path / "out").notes)  # one seed of each
+    assert "means over" not in text
+    assert "do not include seed variance" in text
 
 
 def test_a_model_of_which_one_seed_is_left_has_the_training_noise_of_the_others(study, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +128,30 @@ def test_a_forest_plot_says_what_the_table_says(results, report):
     ]
     assert figure.alt.endswith("significant: clips and untrained.")
     assert forest_plots(build_report(results).table) is None  # no baseline
+
+
+def test_a_difference_that_is_not_significant_is_not_stated_and_the_tests_are_counted(tmp_path, report):
+    for row in ("one", "other"):
+        put_result(tmp_path, row, "pope", items_table(0.5 if row == "one" else 0.51, benchmark="pope"))
+    close = build_report(tmp_path, baseline="one")
+    figure = next(each for each in forest_plots(close.table).figures if each.name == "forest-pope-accuracy")
+    assert figure.rows[0][4] == "not significant"
+    assert figure.alt.endswith("none of 1 is significant.")
+    assert "the p-values of all 1 tests (pairs with the baseline) Holm-corrected together" in text_of(close)
+    every = "the p-values of all 12 tests (pairs with the baseline and the top model) Holm-corrected together"
+    assert every in text_of(report)
+
+
+def test_a_score_without_variance_has_no_interval_and_the_reason_is_said(tmp_path):
+    items = items_table(0.5, benchmark="gqa").assign(hit=0.5)
+    for row in ("one", "two"):
+        put_result(tmp_path, row, "gqa", items)
+    put_result(tmp_path, "three", "gqa", items_table(0.7, benchmark="gqa"))
+    report = build_report(tmp_path, baseline="one")
+    reason = "the score does not vary over the images"
+    assert f"No interval: one on gqa exact match and two on gqa exact match. Reason: {reason}." in report.notes
+    known = pd.read_csv(io.StringIO(rendered(report, "csv"))).set_index("model")[["ci_low", "ci_high"]].notna()
+    assert known.T.to_dict("list") == {"one": [False] * 2, "three": [True] * 2, "two": [False] * 2}
 
 
 def test_many_metrics_without_a_difference_are_counted(tmp_path):
@@ -254,6 +279,22 @@ def test_models_not_above_chance_are_named(tmp_path, chance, yes, answer, below)
 def test_trivial_baselines_that_score_above_chance_are_shown(tmp_path, chance, yes, text):
     gqa, pope = chance_report(tmp_path, {"clip": 0.4}, chance, yes).table.columns
     assert (gqa.chance_text, pope.chance_text) == ("", text)
+
+
+def test_every_format_has_the_chance_level_if_one_is_known(tmp_path):
+    built = chance_report(tmp_path, {"clip": 0.4, "clips": 0.7}, chance=0.5, yes=0.61)
+    page = rendered(built, "html")
+    assert page.count('<th scope="row">chance</th>') == 2  # wide, and narrow
+    assert "always yes 61.0" in page
+    assert "| chance | — | 50.0 (always yes 61.0) |" in re.sub(" +", " ", rendered(built, "markdown"))
+    assert r"chance & {\textemdash} & \shortstack[r]{50.0\\{\scriptsize always yes 61.0}}" in rendered(built, "latex")
+    lines = pd.read_csv(io.StringIO(rendered(built, "csv"))).set_index(["model", "benchmark"])[["chance", "always_yes"]]
+    assert lines.loc["clip", "pope"].to_dict() == {"chance": 50, "always_yes": pytest.approx(61)}
+    assert lines.loc["clip", "gqa"].isna().all()
+    for file in tmp_path.glob("*/pope.json"):
+        file.unlink()
+    alone = build_report(tmp_path)
+    assert not any("chance" in rendered(alone, name) for name in ("html", "markdown", "latex"))
 
 
 def test_chance_is_that_of_the_rows_that_know_it_and_of_no_other_protocol(tmp_path):
