@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import dataclasses
+import errno
 import http.server
 import json
 import os
@@ -28,6 +29,7 @@ from clips.data import decode_image
 from clips.data.data_config import DataConfig
 from clips.data.formats import DatasetSpec, read_dataset
 from clips.data.loader import TrainDataset, iterate_batches
+from clips.data.parquet_rows import ParquetRows
 from clips.data.remote_files import expand_brace_ranges
 from clips.data.sources import InvalidSampleError, Record, SourceConfig, open_source
 from clips.errors import UserError
@@ -322,6 +324,50 @@ def test_a_broken_row_group_costs_its_rows_only(tmp_path: Path):
         with pytest.raises(InvalidSampleError, match="row group 1 is broken"):
             source.read(index, rng())
     assert [source.read(index, rng()).web for index in (4, 10)] == ["photo 4", "photo 10"]
+
+
+@pytest.mark.parametrize("number", [errno.EFBIG, errno.EIO, errno.ESTALE, errno.ENOENT, errno.ENOSPC])
+@pytest.mark.parametrize("place", ["pyarrow.OSFile", "clips.core.durable.replace"])
+def test_rows_of_a_local_file_are_read_without_their_copy(tmp_path: Path, monkeypatch, capsys, place: str, number: int):
+    """Before: the run ended, or its rows counted as invalid, though the file can be read."""
+    hub = streamed_rows(tmp_path / "hub")
+    fields = {**STREAM, "cache_dir": str(tmp_path / "cache")}
+    expected = [opened(hub, **fields).read(index, rng()) for index in (0, 22)]
+    unwritable = {**fields, "cache_dir": str(tmp_path / "other")}
+
+    def failing(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(place, failing)
+    monkeypatch.setattr("clips.data.remote_files.time.sleep", lambda pause: pytest.fail(f"waited {pause} s"))
+    source = opened(hub, **unwritable)
+    assert [source.read(index, rng()) for index in (0, 22)] == expected
+    assert capsys.readouterr().err.count("other: no copy of a row group can be written (") == 1
+    assert not list((tmp_path / "other").glob("[!.]*.arrow*"))
+
+
+def test_a_local_file_is_streamed_with_an_unwritable_cache(tmp_path: Path):
+    hub = streamed_rows(tmp_path / "hub")
+    source = opened(hub, **STREAM, cache_dir="/proc/nothing")
+    assert source.read(22, rng()).web == "photo 22"
+
+
+def test_a_local_file_that_cannot_be_read_for_a_while_is_waited_for(tmp_path: Path, monkeypatch):
+    source = opened(streamed_rows(tmp_path / "hub"), **STREAM, cache_dir=str(tmp_path / "cache"))
+    read, left = ParquetRows._read_batches, [3]
+
+    def failing(self: ParquetRows, file: str, group: int) -> Iterator[Any]:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(self, file, group)
+
+    pauses: list[float] = []
+    monkeypatch.setattr(ParquetRows, "_read_batches", failing)
+    monkeypatch.setattr("clips.data.remote_files.time.sleep", pauses.append)
+    assert source.read(0, rng()).web == "photo 0"
+    assert pauses == [1.0]
+    assert len(list((tmp_path / "cache").glob("*.arrow"))) == 1
 
 
 def test_only_the_needed_remote_parts_are_downloaded(parquet_server, tmp_path: Path):

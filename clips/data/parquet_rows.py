@@ -12,13 +12,13 @@ import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from clips.core.artifact import atomic_write
+from clips.core.artifact import atomic_write, log_info
 from clips.core.content import file_stamp
 from clips.data.images import InvalidSampleError
 from clips.data.remote_files import ShardCache, UnreachableError, is_remote
@@ -43,6 +43,7 @@ class ParquetRows:
         self.groups = _row_groups(self.files, cache)
         self.ends = np.cumsum([rows for _, _, rows in self.groups])
         self.unreadable: dict[int, str] = {}  # row group index → its error
+        self.is_in_memory = False  # whether a row group could not be copied
         self._reset_caches()
         self.column_names = list(self._footer_of(self.files[0]).schema.to_arrow_schema().names)
 
@@ -95,19 +96,49 @@ class ParquetRows:
                 self.unreadable[number] = str(error)
         raise InvalidSampleError(self.unreadable[number])
 
-    def fetch(self, number: int) -> Path:
-        """The local copy of row group ``number``, created if missing. Raises UserError."""
+    def fetch(self, number: int, *, retry: bool = True) -> Path:
+        """The local copy of row group ``number``, created if missing; raises as `ShardCache.made`."""
         file, group, _ = self.groups[number]
         key = f"{_file_version(self.files[file])}#{group}#{','.join(self.column_names)}"
         make = functools.partial(self._copy_group, self.files[file], group)
-        return self.cache.made(key, "group.arrow", make)
+        return self.cache.made(key, "group.arrow", make, retry=retry)
 
     def _open_group(self, number: int) -> Any:
+        """A row group: its copy; of a local file its rows in memory where no copy can be made."""
         import pyarrow as pa
 
-        return pa.ipc.open_file(pa.memory_map(str(self.fetch(number)))).read_all()
+        file, group, _ = self.groups[number]
+        is_local = not is_remote(self.files[file])
+        try:
+            copy = self.fetch(number, retry=not is_local)
+        except (OSError, NotImplementedError, UserError) as error:  # also without disk space or locks
+            if not is_local:
+                raise
+            try:
+                rows = pa.Table.from_batches(self._read_batches(self.files[file], group))
+            except (pa.ArrowException, OSError):  # it is the file that cannot be read now
+                copy = self.fetch(number)
+            else:
+                if not self.is_in_memory:
+                    self.is_in_memory = True
+                    log_info(
+                        f"{self.cache.directory}: no copy of a row group can be written ({error_reason(error)}); each "
+                        "process keeps those that it reads in its memory"
+                    )
+                return rows
+        return pa.ipc.open_file(pa.memory_map(str(copy))).read_all()
 
     def _copy_group(self, file: str, group: int, target: Path) -> None:
+        import pyarrow as pa
+
+        parts = self._read_batches(file, group)
+        first = next(parts)
+        with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, first.schema) as writer:
+            for part in itertools.chain([first], parts):
+                writer.write_batch(part)
+
+    def _read_batches(self, file: str, group: int) -> Iterator[Any]:
+        """The requested columns of a row group. Raises UserError if it is broken, and as pyarrow does."""
         import pyarrow as pa
         import pyarrow.parquet
 
@@ -119,9 +150,8 @@ class ParquetRows:
                 first = next(parts, None)
                 if first is None:
                     raise UserError(f"{file}: row group {group} is broken (it has no rows)")
-                with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, first.schema) as writer:
-                    for part in itertools.chain([first], parts):
-                        writer.write_batch(part)
+                yield first
+                yield from parts
             except (pa.ArrowException, OSError) as error:  # OSError: a network error, or an invalid file
                 if any(sign in str(error).lower() for sign in _CORRUPTION_SIGNS):
                     raise UserError(f"{file}: row group {group} is broken ({error_reason(error)})") from None
@@ -156,7 +186,11 @@ def _row_groups(files: Sequence[str], cache: ShardCache) -> list[tuple[int, int,
     except (OSError, ValueError):
         with concurrent.futures.ThreadPoolExecutor(_FOOTER_THREADS) as executor:
             counts = list(executor.map(count, files))
-        atomic_write(cached, json.dumps(counts))
+        try:
+            atomic_write(cached, json.dumps(counts))
+        except (OSError, UserError):
+            if any(map(is_remote, files)):  # whose rows need the cache, too
+                raise
     return [(file, group, rows) for file, found in enumerate(counts) for group, rows in enumerate(found) if rows]
 
 
