@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from clips.commandline.signals import StopRequest, exit_status_for_signal, graceful_shutdown
-from clips.core.artifact import atomic_update_dir, atomic_write, directory_hash, log_info, write_manifest
+from clips.core.artifact import atomic_update_dir, atomic_write, directory_hash, log_info, read_manifest, write_manifest
 from clips.core.identity import identity as identity_of
 from clips.core.locks import lock_output
 from clips.core.run_log import RunLog
@@ -41,7 +41,13 @@ from clips.parallel.parallel_model import full_tensor
 from clips.training.checkpoint import Checkpointer
 from clips.training.mfu import MfuMeter
 from clips.training.progress import ProgressLine, ThroughputTimer
-from clips.training.run_dir import check_trained, create_run_dir, remove_checkpoints, resume_changes
+from clips.training.run_dir import (
+    CHECKPOINTS_DIR,
+    check_trained,
+    create_run_dir,
+    remove_checkpoints,
+    resume_changes,
+)
 from clips.training.setup import (
     TrainRun,
     build_encoder,
@@ -89,6 +95,8 @@ def train_stage(config: EncoderTrainConfig, stop: StopRequest, *, last: bool = T
     identity = identity_of("clips train", config, inputs)
     if check_trained(config, identity):
         log_info(f"{output}: already trained with this config; nothing to do")
+        if is_writing:
+            _remove_leftover_checkpoints(config)
         return
     with _lock(output) if is_writing else contextlib.nullcontext():
         if is_writing and check_trained(config, identity):
@@ -119,6 +127,16 @@ def _lock(output: Path) -> contextlib.AbstractContextManager[object]:
         log_info(f"{output.parent}: no lock, as it cannot be written; ensure that no other run writes {output}")
         return contextlib.nullcontext()
     return lock_output(output.with_name(f".{output.name}.lock"), output)
+
+
+def _remove_leftover_checkpoints(config: EncoderTrainConfig) -> None:
+    """Remove the checkpoints that a kill between the manifest and their removal left, unless a user wants them."""
+    output = Path(config.output)
+    then = read_manifest(output).get("config", {}).get("keep_checkpoints_after_training", False)
+    if then or config.keep_checkpoints_after_training or not any(output.glob(f"{CHECKPOINTS_DIR}*")):
+        return
+    with contextlib.suppress(UserError, OSError), _lock(output):  # it may be read-only, or that run removes them now
+        remove_checkpoints(output)
 
 
 def train_loop(run: TrainRun, stop: StopRequest) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from clips import train as training_commands
 from clips.cli import COMMANDS
 from clips.commandline.commands import dispatch
 from clips.core.artifact import directory_hash, write_manifest
+from clips.core.locks import lock_output
 from clips.encoder import write_encoder
 from clips.errors import UserError
 from clips.method.clips_model import ModelConfig, build_model
@@ -326,6 +327,26 @@ def test_killed_in_mid_run_and_resumed_is_the_same_run(whole: Path, data: Path, 
         (entry["step"], entry["loss"]) for entry in metrics(whole)
     ]
     assert not (output / CHECKPOINTS_DIR).exists()
+
+
+@pytest.mark.parametrize("then", [False, True])
+@pytest.mark.parametrize("now", [False, True])
+def test_a_run_killed_after_its_manifest_leaves_no_checkpoints(whole: Path, data: Path, tmp_path, then, now):
+    """Before: they stayed forever, as the same command had nothing to do. Those that the user keeps stay."""
+    output, keep = tmp_path / "run", "keep_checkpoints_after_training"
+    shutil.copytree(whole, output)
+    manifest = json.loads((output / "manifest.json").read_text())
+    manifest["config"][keep] = then
+    (output / "manifest.json").write_text(json.dumps(manifest))
+    leftovers = [output / CHECKPOINTS_DIR / "step-00000004", output / f"{CHECKPOINTS_DIR}.partial" / "step-00000002"]
+    for leftover in leftovers:
+        leftover.mkdir(parents=True)
+    config = clips_world.train_config(data, output, **{keep: now})
+    with lock_output(tmp_path / ".run.lock", output):  # as the run that has just written the manifest
+        train(config)
+    assert all(path.is_dir() for path in leftovers)
+    train(config)
+    assert [path.is_dir() for path in leftovers] == [then or now] * 2
 
 
 def test_the_batch_is_divided_evenly_or_not_at_all(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
