@@ -27,7 +27,7 @@ from serving import Quiet, address, serve
 
 from clips.data import decode_image
 from clips.data.data_config import DataConfig
-from clips.data.formats import DatasetSpec, read_dataset
+from clips.data.formats import FORMATS, DatasetSpec, Format, read_dataset
 from clips.data.loader import TrainDataset, iterate_batches
 from clips.data.parquet_rows import ParquetRows
 from clips.data.remote_files import expand_brace_ranges
@@ -368,6 +368,14 @@ def test_a_local_file_that_cannot_be_read_for_a_while_is_waited_for(tmp_path: Pa
     assert source.read(0, rng()).web == "photo 0"
     assert pauses == [1.0]
     assert len(list((tmp_path / "cache").glob("*.arrow"))) == 1
+
+
+def test_images_inside_of_other_files_cannot_be_listed(tmp_path: Path, monkeypatch):
+    """Before: a bare AssertionError."""
+    clips_world.write_shards(tmp_path / "train")
+    monkeypatch.setitem(FORMATS, "list", Format(("split",), captions="webdataset.read_captions"))
+    with pytest.raises(UserError, match=r"0\.tar/000000000\.png: expected a file of the image alone, .* 'format' list"):
+        opened(tmp_path, format="list")
 
 
 def test_only_the_needed_remote_parts_are_downloaded(parquet_server, tmp_path: Path):

@@ -240,7 +240,11 @@ class ListedCaptions(Source):
             for image in record.images:
                 if not sentences:
                     self.invalid[len(self.samples)] = reason
-                assert isinstance(image, FileImage)
+                if not isinstance(image, FileImage):
+                    raise UserError(
+                        f"{image}: expected a file of the image alone, as clips train lists the images of data "
+                        f"source's 'format' {config.format}"
+                    )
                 self.samples.append((image, sentences))
         self.blocks = [len(self.samples)]
         tried = [image for image, _ in self.samples[:_TRIED_IMAGES]]

@@ -36,19 +36,18 @@ class Format:
     """One format. Readers are named as ``module.function`` of this package, and imported when they are called.
 
     Args:
-        about: a short description.
         takes: the fields of `DatasetSpec` that it reads, besides path and format.
         fits: detects the format of a path, given as a function or its name; empty if it cannot be detected.
         captions: reads images with captions.
         conversations: reads conversations about images.
         classes: reads images with one class each.
         pairs: reads images with matching and near-miss captions.
-        source: the class for training, with random access; empty: all captions are listed in memory.
+        source: the class for training, with random access; empty: all captions are listed in memory, and each image
+            is a file.
         web_caption: the default location of its short web caption in training.
         synthetic_caption: the default location of its long synthetic caption, or of several.
     """
 
-    about: str
     takes: tuple[str, ...] = ("image_root",)
     _: dataclasses.KW_ONLY
     fits: str | Callable[[Location], bool] = ""
@@ -70,67 +69,93 @@ _SPLIT, _LANGUAGE, _COLUMNS = ("split", "image_root"), ("image_root", "language"
 _WEB, _SYNTHETIC = "web_caption", "synthetic_caption"  # as this suite's own data have them
 # fmt: off
 FORMATS: dict[str, Format] = {
-    "webdataset": Format("WebDataset tar shards, also CLIP_benchmark's: in one directory, or in one per split",
+    # WebDataset tar shards, also CLIP_benchmark's: in one directory, or in one per split
+    "webdataset": Format(
         ("split",),
         fits="webdataset.is_webdataset", captions="webdataset.read_captions", classes="webdataset.read_classes",
         conversations="webdataset.read_conversations",
         source="webdataset.WebDatasetSource", web_caption=_WEB, synthetic_caption=_SYNTHETIC),
-    "docci": Format("DOCCI: docci_descriptions.jsonlines and its images", _SPLIT,
+    # DOCCI: docci_descriptions.jsonlines and its images
+    "docci": Format(_SPLIT,
         fits=lambda at: at.has_file("docci_descriptions.jsonlines"), captions="caption_files.read_docci"),
-    "dci": Format("Densely Captioned Images: splits.json, annotations, photos", _SPLIT,
+    # Densely Captioned Images: splits.json, annotations, photos
+    "dci": Format(_SPLIT,
         fits=lambda at: {"splits.json", "annotations", "photos"} <= at.names, captions="caption_files.read_dci"),
-    "iiw": Format("ImageInWords: data.jsonl and the images of DOCCI or DCI",
+    # ImageInWords: data.jsonl and the images of DOCCI or DCI
+    "iiw": Format(
         fits=lambda at: "IIW" in at.first_row("data.jsonl"), captions="caption_files.read_iiw"),
-    "urban1k": Format("Urban-1k: directories caption and image",
+    # Urban-1k: directories caption and image
+    "urban1k": Format(
         fits=lambda at: "caption" in at.names and bool({"image", "images"} & at.names),
         captions="caption_files.read_urban1k"),
-    "xm3600": Format("Crossmodal-3600: captions.jsonl with every language, and images", _LANGUAGE,
+    # Crossmodal-3600: captions.jsonl with every language, and images
+    "xm3600": Format(_LANGUAGE,
         fits=lambda at: "image/key" in (row := at.first_row("captions.jsonl")) and "IIW" not in row,
         captions="caption_files.read_xm3600"),
-    "parallel": Format("Flickr30k-200, XTD200, XTD10: names of images and a file of captions per language", _LANGUAGE,
+    # Flickr30k-200, XTD200, XTD10: names of images and a file of captions per language
+    "parallel": Format(_LANGUAGE,
         fits=lambda at: bool({"filenames.txt", "test_image_names.txt"} & at.names),
         captions="caption_files.read_parallel"),
-    "datasets": Format("Hugging Face datasets: parquet files, save_to_disk, or ORG/NAME on the Hub",
+    # Hugging Face datasets: parquet files, save_to_disk, or ORG/NAME on the Hub
+    "datasets": Format(
         ("split", "subset", "image_root", *_COLUMNS),
         fits="rows.is_datasets", captions="tables.read_datasets", classes="classes.read_datasets",
         source="tables.DatasetsSource", web_caption=_WEB, synthetic_caption=_SYNTHETIC),
-    "sharegpt4v": Format("ShareGPT4V: share-captioner_coco_lcs_sam_1246k_1107.json and its images", _SPLIT,
+    # ShareGPT4V: share-captioner_coco_lcs_sam_1246k_1107.json and its images
+    "sharegpt4v": Format(_SPLIT,
         fits="conversations.is_llava", captions="caption_files.read_sharegpt4v"),
-    "llava": Format("LLaVA's JSON list, also ShareGPT4V's",
+    # LLaVA's JSON list, also ShareGPT4V's
+    "llava": Format(
         fits="conversations.is_llava", conversations="conversations.read_llava"),
-    "conversations": Format("rows with messages, conversations or texts, and images: a directory of datasets, parquet, "
-        "JSON lines", _SPLIT, conversations="conversation_rows.read_rows"),
-    "vqa": Format("rows with a question, an answer and an image: a directory of datasets, parquet, JSON lines", _SPLIT,
+    # rows with messages, conversations or texts, and images: a directory of datasets, parquet, JSON lines
+    "conversations": Format(_SPLIT, conversations="conversation_rows.read_rows"),
+    # rows with a question, an answer and an image: a directory of datasets, parquet, JSON lines
+    "vqa": Format(_SPLIT,
         conversations="conversation_rows.read_questions"),
-    "cocoqa": Format("COCO-QA: JSON lines of image, question, answer", _SPLIT,
+    # COCO-QA: JSON lines of image, question, answer
+    "cocoqa": Format(_SPLIT,
         conversations="conversations.read_cocoqa"),
-    "paired": Format("CLIP_benchmark's JSON of one language: image_paths and annotations",
+    # CLIP_benchmark's JSON of one language: image_paths and annotations
+    "paired": Format(
         fits=lambda at: "image_paths" in at.json_object, captions="caption_files.read_paired"),
-    "coco": Format("COCO's captions_*.json: images and annotations",
+    # COCO's captions_*.json: images and annotations
+    "coco": Format(
         fits=lambda at: "annotations" in at.json_object, captions="caption_files.read_coco"),
-    "karpathy": Format("Karpathy's JSON: dataset_coco.json, dataset_flickr30k.json, dataset_flickr8k.json", _SPLIT,
+    # Karpathy's JSON: dataset_coco.json, dataset_flickr30k.json, dataset_flickr8k.json
+    "karpathy": Format(_SPLIT,
         fits=lambda at: isinstance(at.json, dict), captions="caption_files.read_karpathy"),
-    "list": Format("a JSON list of {image, caption}, as ALBEF and BLIP use it",
+    # a JSON list of {image, caption}, as ALBEF and BLIP use it
+    "list": Format(
         fits=lambda at: isinstance(at.json, list), captions="caption_files.read_list"),
-    "jsonl": Format("JSON lines of {image, captions}, {image, caption}, {caption, images}, {image, caption, negative}",
+    # JSON lines of {image, captions}, {image, caption}, {caption, images}, {image, caption, negative}
+    "jsonl": Format(
         ("split", *_LANGUAGE),
         fits=lambda at: at.suffix == ".jsonl", captions="caption_files.read_jsonl", pairs="pairs.read_jsonl"),
-    "table": Format("CSV, TSV, JSON lines or parquet, with columns for the image or its file name and for its captions",
+    # CSV, TSV, JSON lines or parquet, with columns for the image or its file name and for its captions
+    "table": Format(
         ("split", "image_root", *_COLUMNS),
         fits=lambda at: at.suffix in {".csv", ".tsv", ".parquet"} and at.path.is_file(), captions="tables.read_table",
         source="tables.TableSource", web_caption=_WEB, synthetic_caption=_SYNTHETIC),
-    "capsfusion": Format("a table with the columns of CapsFusion-120M", (),
+    # a table with the columns of CapsFusion-120M
+    "capsfusion": Format((),
         source="tables.TableSource", web_caption="laion_2b", synthetic_caption=("laion_coco", "capsfusion")),
-    "flickr": Format("lines of image,caption or image#0<tab>caption, as in Flickr30k's and Flickr8k's text files",
+    # lines of image,caption or image#0<tab>caption, as in Flickr30k's and Flickr8k's text files
+    "flickr": Format(
         fits=lambda at: at.suffix in {".txt", ".token"} and at.path.is_file(), captions="caption_files.read_flickr"),
-    "folders": Format("a directory of images for each class", ("split",),
+    # a directory of images for each class
+    "folders": Format(("split",),
         fits=lambda at: at.path.is_dir() and any(path.is_dir() for path in at.path.iterdir()),
         classes="classes.read_folders"),
-    "sugarcrepe": Format("SugarCrepe's JSON files", pairs="pairs.read_sugarcrepe"),
-    "aro_relation": Format("ARO's VG-Relation", pairs="pairs.read_aro"),
-    "aro_attribution": Format("ARO's VG-Attribution", pairs="pairs.read_aro"),
-    "valse": Format("VALSE's JSON files", pairs="pairs.read_valse"),
-    "winoground": Format("Winoground: parquet, or examples.jsonl and its images", pairs="pairs.read_winoground"),
+    # SugarCrepe's JSON files
+    "sugarcrepe": Format(pairs="pairs.read_sugarcrepe"),
+    # ARO's VG-Relation
+    "aro_relation": Format(pairs="pairs.read_aro"),
+    # ARO's VG-Attribution
+    "aro_attribution": Format(pairs="pairs.read_aro"),
+    # VALSE's JSON files
+    "valse": Format(pairs="pairs.read_valse"),
+    # Winoground: parquet, or examples.jsonl and its images
+    "winoground": Format(pairs="pairs.read_winoground"),
 }
 # fmt: on
 """In the order of detection: formats that would also match another's data come later."""

@@ -230,7 +230,7 @@ def _known_sizes(path: str | None, shards: list[str]) -> list[int] | None:
         raise UserError(
             f"{file}: expected the number of samples in {error.args[0]}; `clips data index` counts them"
         ) from None
-    except ImportError as error:
+    except ImportError as error:  # fsspec's, for a protocol whose library is not installed
         raise UserError(f"{file}: cannot be read ({error_reason(error)})") from None
     except OSError as error:
         if may_count:
@@ -294,6 +294,7 @@ def read_captions(location: Location) -> Dataset[Captioned]:
 
     def records() -> Iterator[Captioned]:
         for shard in shards:
+            # stored results name captioned images from the dataset's directory, classified ones from the split's
             for key, files, image in _samples(location.path, shard):
                 if image is None:
                     continue
