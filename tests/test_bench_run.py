@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -76,6 +77,14 @@ def test_an_oracle_is_right_and_a_blind_spot_costs_what_it_must(tmp_path, shards
     assert all(Image.open(io.BytesIO(content)).size == (64, 64) for content in pictures["thumbnail"])
     (wrong,) = pictures[pictures["i2t_r1"] < 1]["prediction"]
     assert wrong in world.captions(4)
+
+
+def test_a_setting_made_in_python_is_checked_as_that_of_a_command(tmp_path, shards, use):
+    """Before: an error of torch."""
+    benchmark = dataclasses.replace(configure(name="retrieval", data=str(shards)), limit=-1)
+    with pytest.raises(UserError, match=r"^benchmarks\.retrieval: limit: expected an integer of at least 1 .*got -1"):
+        world.measure(tmp_path / "results", benchmark, encoder=use())
+    assert not (tmp_path / "results").exists()
 
 
 def test_protocol_states_data_and_input(tmp_path, shards, use):

@@ -322,6 +322,7 @@ def test_captions_that_do_not_fit_are_dropped(settings: Settings):
         ({"max_words": 3, "min_words": 5}, r"max_words: expected 5 \(min_words\) or more"),
         ({"caption_column": "web_caption"}, "caption_column: expected a name other than the web caption's"),
         ({"weight": 2.0}, "weight: expected null, since recaption reads one source, got 2.0"),
+        ({"max_invalid_ratio": 20}, "max_invalid_ratio: expected a number from 0 to 1, got 20"),  # made in Python
         ({"import_modules": ("no_such_module",)}, "import_modules: cannot import 'no_such_module'"),
         ({"model": "no/such/model"}, "model: no/such/model cannot be loaded"),
     ],

@@ -36,6 +36,7 @@ from clips.core.identity import digest, identity, is_below
 from clips.errors import UserError
 from clips.model_refs import OPEN_CLIP_CONFIG
 from clips.training.run_dir import CONFIG_FILE, list_checkpoints, read_train_state
+from clips.typed_data import checked
 
 NO_VALUE = "no item has a value"
 _LIBRARIES = ("lmms-eval", "open_clip_torch", "timm", "transformers", "torch", *INPUT_LIBRARIES)
@@ -49,6 +50,7 @@ def run_benchmarks(config: RunConfig) -> None:
         UserError: an unknown benchmark, or a missing model or dataset, before anything runs; or failed benchmarks,
             listed after all have run.
     """
+    config = checked(config)
     model = EvalModel(config)
     if config.device == "cuda":
         _ = model.device  # raises if there is none

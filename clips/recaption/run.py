@@ -34,6 +34,7 @@ from clips.recaption.shard_writers import (
     save_model_record,
     shard_name,
 )
+from clips.typed_data import checked
 
 _MIN_GROUP_BATCHES = 64  # at most one of them is not full
 _WINDOW_BATCHES = 8
@@ -62,6 +63,7 @@ class OutputShard:
 
 def run_recaption(config: RecaptionConfig) -> None:
     """Run `clips recaption`."""
+    config = checked(config)
     source = open_source(config)
     if config.estimate:
         print_estimate(config, source, load_captioner(config))
