@@ -134,7 +134,7 @@ def test_a_new_column_leaves_the_other_results_in_place(tmp_path):
 
 @pytest.mark.parametrize(("jobs", "asked", "threads"), [(2, None, "4"), (2, 3, "3")])
 def test_a_step_gets_an_equal_share_of_the_cores_or_what_the_study_says(tmp_path, monkeypatch, jobs, asked, threads):
-    monkeypatch.setattr(runner, "available_cores", lambda: 8)
+    monkeypatch.setattr(runner, "usable_cores", lambda: 8)
     made, script = tmp_path / "made", tmp_path / "threads.py"
     script.write_text(f"import os, pathlib; pathlib.Path('{made}').write_text(os.environ['OMP_NUM_THREADS'])", "utf-8")
     step = dataclasses.replace(make(tmp_path, "data"), command=("python", str(script)))

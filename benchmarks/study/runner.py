@@ -20,10 +20,9 @@ from benchmarks.study.launchers import launch_command, resolve_executable
 from benchmarks.study.run_step import Job
 from benchmarks.study.state import CONFIG_FILE, is_at_work, is_done, log_tail, read_record, write_record
 from benchmarks.study.steps import Step
-from benchmarks.study.study_record import available_cores
 from clips.commandline.signals import sigterm_interrupts
 from clips.core.artifact import atomic_write
-from clips.core.parent_death import end_with_parent
+from clips.core.parent_death import end_with_parent, usable_cores
 from clips.errors import UserError
 from clips.gpus import visible_gpus
 from clips.typed_data import to_plain
@@ -109,7 +108,7 @@ def run_steps(
         given = step.resources
         # Here a step takes GPUs or one of `jobs`: as Snakemake's threads its cores would limit the steps as well.
         here = {"gpu": given.gpus} if devices and given.gpus else {"jobs": 1}
-        share = 1 if profile else max(1, available_cores() // ((len(devices) or jobs) * given.processes))
+        share = 1 if profile else max(1, usable_cores() // ((len(devices) or jobs) * given.processes))
         planned[step.name] = Job(
             step=step,
             parents=tuple(parent for parent in step.parents if parent in unfinished),

@@ -15,17 +15,13 @@ from benchmarks.study.display import Display
 from benchmarks.study.rows import RowRecord
 from benchmarks.study.sweep import FigureSpec
 from clips.core.artifact import atomic_write
+from clips.core.parent_death import usable_cores
 from clips.errors import UserError
 from clips.safe_text import redact
 from clips.typed_data import from_plain, to_plain
 
 RECORD_FILE = "study.json"
 SCHEMA = 2
-
-
-def available_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def describe_machine() -> dict[str, str]:
@@ -47,7 +43,7 @@ def describe_machine() -> dict[str, str]:
     found = {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": processor,
-        "cores": str(available_cores()),
+        "cores": str(usable_cores()),
         "memory": memory,
         "accelerators": "; ".join(line.strip() for line in listed.splitlines() if line.strip()) or "none",
     }
