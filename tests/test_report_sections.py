@@ -78,6 +78,16 @@ def test_a_benchmark_is_split_by_category_with_tested_differences(tmp_path):
     assert 0 < smallest == pytest.approx(2 * min(each.delta.p_adjusted for each in table.scores if each.delta))
 
 
+def test_kinds_of_a_metric_without_a_direction_are_different_and_neither_better_nor_worse(tmp_path):
+    for row, skill in (("clip", 0.5), ("clips", 0.9)):
+        put_result(tmp_path, row, "pope", with_kinds({"random": skill, "popular": 0.5}), primary=("yes",))
+    report = build_report(tmp_path, baseline="clip")
+    (figure,) = category_figures(report.source, report.table, report.items).figures
+    assert figure.alt.endswith("significantly different from the baseline: clips different on random.")
+    assert [re.search(r"\((.) ", row[3])[1] for row in figure.rows] == ["≈", "≠"]
+    assert render_svg(figure)
+
+
 def test_kinds_of_several_seeds_are_means_with_tests_over_seeds(tmp_path):
     rows = []
     for seed in range(3):

@@ -22,8 +22,8 @@ from benchmarks.results.item_scores import ItemScores
 from benchmarks.results.results import columns_of
 
 MAX_CATEGORIES = 24
-_SIGNS = {"better": "▲", "worse": "▼", "not significant": "≈"}
-_MARKERS = {"better": "^", "worse": "v", "not significant": "o"}
+_SIGNS = {"better": "▲", "worse": "▼", "different": "≠", "not significant": "≈"}
+_MARKERS = {"better": "^", "worse": "v", "different": "D", "not significant": "o"}
 _LEAD = (
     "The first metric of each benchmark on the items of one category, with 95 % intervals. Triangles differ "
     "significantly from the baseline (▲ better, ▼ worse), Holm-corrected for all comparisons of this section; "

@@ -48,6 +48,8 @@ def render_wide(report: Report) -> str:
 def render_reference_csv(report: Report) -> str:
     """One line per published model: values as printed, and differences from the baseline if it is one of them."""
     table = report.reference_results
+    if table is None:
+        return ""
     return _csv(
         {
             "model": row.name,
@@ -57,8 +59,7 @@ def render_reference_csv(report: Report) -> str:
             **{column: row.values.get(column) for column in table.columns},
             **({f"{column} delta": table.delta(row, column) for column in table.columns} if table.baseline else {}),
         }
-        for row in (table.rows if table else ())
-        if table
+        for row in table.rows
     )
 
 
@@ -156,9 +157,8 @@ def _by_row(table: Table) -> Iterator[Cell]:
 def _line(cell: Cell, baselines: Iterable[str], *, with_gains: bool) -> dict[str, object]:
     column, delta, missing = cell.column, cell.delta, cell.missing
     levels = {} if cell.group else column.chance_levels
-    inputs = {
-        name: next((each.protocol.get(INPUT_PREFIX + name) for each in cell.all_results), None) for name in _OF_INPUT
-    }
+    protocol = cell.all_results[0].protocol if cell.all_results else {}
+    inputs = {name: protocol.get(INPUT_PREFIX + name) for name in _OF_INPUT}
     return {
         "model": cell.row,
         "benchmark": column.key,
@@ -167,7 +167,9 @@ def _line(cell: Cell, baselines: Iterable[str], *, with_gains: bool) -> dict[str
         "model_name": cell.row,
         "benchmark_name": column.benchmark,
         "group": None,
-        **{name: value for name, value in _value_fields(cell).items() if name in ("value", "ci_low", "ci_high")},
+        "value": cell.value,
+        "ci_low": cell.ci_low,
+        "ci_high": cell.ci_high,
         "n": cell.n or None,
         "n_full": max((size for each in cell.all_results if (size := full_size(each)) is not None), default=None),
         CHANCE: levels.get(CHANCE),

@@ -353,18 +353,27 @@ class Difference:
 
     @property
     def credited(self) -> bool | None:
-        """Whether the better one of the two scores is credited to the images; None without blind runs."""
-        better = self.cell if (self.tested.value > 0) == bool(self.cell.column.higher_is_better) else self.other
-        return better.credited
+        """Whether the better one of the two scores is credited to the images; None as of `Cell.credited`."""
+        return (self.cell if self._is_better else self.other).credited
 
     @property
-    def verdict(self) -> Literal["better", "worse", "not significant", "not credited"]:
-        """What the test says of the model; ``not credited``: the better score is not, to the images."""
+    def verdict(self) -> Literal["better", "worse", "different", "not significant", "not credited"]:
+        """What the test says of the model; ``different`` in a column that is not ranked.
+
+        ``not credited``: the better score is not credited to the images.
+        """
         if not self.significant:
             return "not significant"
+        if not self.cell.column.ranked:
+            return "different"
         if self.credited is False:
             return "not credited"
-        return "better" if (self.value > 0) == bool(self.cell.column.higher_is_better) else "worse"
+        return "better" if self._is_better else "worse"
+
+    @property
+    def _is_better(self) -> bool:
+        """Whether the model has the better score; without a meaning in a column that is not ranked."""
+        return (self.tested.value > 0) == self.cell.column.higher_is_better
 
     @property
     def number(self) -> str:
