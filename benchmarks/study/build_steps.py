@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.study.path_refs import PATH_PREFIX, external_file, hub_name, locate, map_strings, split_refs
+from benchmarks.study.resources import StepKind
 from benchmarks.study.rows import (
     EXCLUDED_FROM_BENCHMARK,
     EXISTING_LLAVA_NO_ENCODER,
@@ -20,7 +21,7 @@ from benchmarks.study.rows import (
     RowRecord,
 )
 from benchmarks.study.schema import Study
-from benchmarks.study.steps import OutputSpec, Step, StepKind
+from benchmarks.study.steps import OutputSpec, Step
 from benchmarks.study.sweep import Settings, deep_merge
 from benchmarks.tasks.registry import MODEL_FIELDS, RequiredModel, configure, get_benchmark
 from benchmarks.tasks.run_config import RunConfig

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
@@ -30,7 +30,8 @@ from clips.ranges import NonNegative, Positive
 if TYPE_CHECKING:
     from benchmarks.study.steps import Step
 
-STEP_KINDS = ("data", "encoder", "llava", "evaluation")
+StepKind = Literal["data", "encoder", "llava", "evaluation"]
+STEP_KINDS = get_args(StepKind)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console, Group
 
 _COUNTED = re.compile(r"(?:step |: )([\d,]+)(?:/| of )([\d,]+)")
-_STYLES = {"done": "green", "failed": "red", "cannot run": "red", "running": "cyan", "waiting": "dim"}
+STATE_STYLES = {"done": "green", "failed": "red", "cannot run": "red", "running": "cyan", "waiting": "dim"}
 _ENDED = {"done", "failed", "cannot run"}
 _OPTIONAL_COLUMNS = ("memory", "time", "progress")  # omitted in a narrow terminal, in this order
 
@@ -143,7 +143,7 @@ def progress_view(plan: StudyPlan, statuses: Sequence[StepStatus], width: int) -
     for column in columns:
         table.add_column(column, justify="right" if column in {"time", "left", "memory"} else "left", no_wrap=True)
     for row, status in zip(rows, statuses, strict=True):
-        style = _STYLES.get(status.state, "yellow")
+        style = STATE_STYLES.get(status.state, "yellow")
         table.add_row(*(Text(row[name], style=style if name in {"step", "state"} else "") for name in columns))
     states = [status.state for status in statuses]
     summary = [f"{states.count('done')} of {len(states)} done"]

@@ -6,9 +6,9 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from benchmarks.study.resources import Resources
+from benchmarks.study.resources import Resources, StepKind
 from clips.core.artifact import MANIFEST, find_damage, read_manifest
 from clips.errors import UserError
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 MODULES, PARENT_MODULES = "modules", "modules of parents"
 MODULE_PARTS = {MODULES, PARENT_MODULES}
 """Parts that are compared in addition to the key."""
-StepKind = Literal["data", "encoder", "llava", "evaluation"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

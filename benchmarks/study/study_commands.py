@@ -18,7 +18,7 @@ from benchmarks.study.resources import resolve_resources
 from benchmarks.study.runner import LOG, run_steps
 from benchmarks.study.schema import Study, read_study
 from benchmarks.study.state import CONFIG_FILE, LOG_FILE, is_done, step_state, with_keys
-from benchmarks.study.status import ProgressDisplay, follow_progress, progress_view, read_statuses
+from benchmarks.study.status import STATE_STYLES, ProgressDisplay, follow_progress, progress_view, read_statuses
 from benchmarks.study.steps import Step, step_directory
 from benchmarks.study.study_record import RECORD_FILE, StepPlan, StudyRecord, describe_machine, write_study_record
 from benchmarks.study.trash import check_costly, describe_trash, replacements, summarize_replacements
@@ -236,9 +236,8 @@ def plan_study(config: StudyPlanConfig) -> None:
     replaced = {each.name: each for each in replacements(plan.steps)}
     console = Console(highlight=False)
     width = max(len(step.name) for step in plan.steps)
-    colors = {"done": "green", "failed": "red", "running": "cyan"}
     for step in plan.steps:  # no table, whose columns would be too narrow for the names
-        state = Text(states[step.name], style=colors.get(states[step.name], "yellow"))
+        state = Text(states[step.name], style=STATE_STYLES.get(states[step.name], "yellow"))
         line = Text.assemble(f"{step.name:<{width}}  ", state, "  ")
         console.print(line.append(" ".join(step.command), style="dim"), soft_wrap=True)
         if step.parents:
