@@ -68,7 +68,7 @@ class CaptionSet:
         texts: (M,) captions, grouped by image; equal captions of two images count as two.
         pairs: (P, 2) indices of an image and a matching caption, ordered by caption.
         source: the file or directory that was read, for messages.
-        split: the split; ``formats.base.WHOLE`` without splits.
+        split: the split; ``dataset_format.WHOLE`` without splits.
         available: number of images without ``limit``.
     """
 
@@ -106,11 +106,6 @@ class CaptionSet:
     def image_hashes(self) -> list[str]:
         """(N,) SHA-256 of each image's content."""
         return [hashlib.sha256(image.read()).hexdigest() for image in self.files]
-
-    @functools.cached_property
-    def images_hash(self) -> str:
-        """SHA-256 over the images' contents, in order."""
-        return hashlib.sha256("".join(self.image_hashes).encode()).hexdigest()
 
     @functools.cached_property
     def hash(self) -> str:

@@ -39,7 +39,7 @@ class ClassificationSet:
         own_classes: (C,) their names in the data itself, of directories or a column; empty if it has none.
         named_by: the source of those names, as text.
         templates: texts with ``{}`` or ``{c}`` for the class, from the file next to the data; empty if there is none.
-        split: the split; ``formats.base.WHOLE`` without splits.
+        split: the split; ``dataset_format.WHOLE`` without splits.
         available: number of images without ``limit``.
         skipped: file type → number of skipped files: other types, or outside the class directories.
     """

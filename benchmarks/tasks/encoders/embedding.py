@@ -207,7 +207,7 @@ def embed_images(
             for batch, images in zip(progress_iter(chosen, "embedding images"), prepared, strict=True):
                 # channels last is faster for convolutions
                 pixels = torch.stack(images).to(encoder.device, dtype, memory_format=torch.channels_last)
-                features = _embeddings(encoder.model.encode_image(pixels), encoder)
+                features = _unit_vectors(encoder.model.encode_image(pixels))
                 yield _check_finite(features, [names[index] for index in batch], "image")
 
     return cache.collect(batches(range(len(names)), batch_size), compute)
@@ -230,7 +230,7 @@ def embed_texts(
             for batch in progress_iter(chosen, "embedding texts"):
                 named = [texts[index] for index in batch]
                 features = _encode_text(encoder.model, encoder.tokenizer(named), encoder.device)
-                yield _check_finite(_embeddings(features, encoder), named, "text")
+                yield _check_finite(_unit_vectors(features), named, "text")
 
     return cache.collect(batches(order, batch_size), compute)
 
@@ -263,7 +263,7 @@ def _prefetch(pool: ThreadPoolExecutor, prepare: Callable[[int], Any], batches: 
         yield [future.result() for future in pending.popleft()]
 
 
-def _embeddings(features: torch.Tensor, encoder: DualEncoder) -> torch.Tensor:
+def _unit_vectors(features: torch.Tensor) -> torch.Tensor:
     import torch
 
     return torch.nn.functional.normalize(features.float(), dim=-1).cpu()

@@ -118,9 +118,8 @@ def run_download(config: DownloadConfig) -> None:
     datasets: dict[str, list[LmmsTask]] = {}
     for task in [name for each in config.tasks.split(",") if (name := each.strip())]:
         entry = get_benchmark(task)
-        if (
-            not isinstance(entry, LmmsTask) or "/" not in entry.dataset
-        ):  # a task of one's own may name a local directory
+        # a task of one's own may name a local directory
+        if not isinstance(entry, LmmsTask) or "/" not in entry.dataset:
             raise UserError(f"tasks: '{task}' names no dataset on the Hub (expected an lmms-eval task that does)")
         datasets.setdefault(entry.dataset, []).append(entry)
     if not datasets:

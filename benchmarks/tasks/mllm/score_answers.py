@@ -1,7 +1,7 @@
 """Scoring of precomputed answers: `clips-bench score`.
 
-`answers` reads the file, `matching` finds each answer's question, and the fields that describe the question are
-compared with the data before scoring.
+`matching` reads the file and finds each answer's question; the fields that describe the question are compared with the
+data before scoring.
 """
 
 from __future__ import annotations
