@@ -8,7 +8,7 @@ import hashlib
 import io
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -182,8 +182,13 @@ def answer_galleries(source: ReportSource) -> list[Examples]:
         budget = MAX_SECTION_BYTES // len(source.benchmarks) // 2  # half for the cards, half for the pairs
         if items.tables and (cards := items.cards()):
             shown, left_out = take_within_budget(cards, budget)
-            names = [pair for pair in _pairs(source, benchmark) if set(pair) <= items.tables.keys()]
-            pairs = [items.pair(first, second, budget // len(names)) for first, second in names]
+            protocols = {row: ranking_key(result.protocol) for row, result in source.results(benchmark).items()}
+            names = [
+                (row, other)
+                for row, other in source.pairs(benchmark)
+                if {row, other} <= items.tables.keys() and protocols[row] == protocols[other]
+            ]
+            pairs = [items.pair(other, row, budget // len(names)) for row, other in names]
             gallery = Examples(
                 benchmark=benchmark,
                 cards=shown,
@@ -195,18 +200,6 @@ def answer_galleries(source: ReportSource) -> list[Examples]:
             )
             found += [gallery] if shown else []
     return found
-
-
-def _pairs(source: ReportSource, benchmark: str) -> Iterator[tuple[str, str]]:
-    """Each model with its baseline, or the first model if the report has no baseline; pairs of equal protocol only."""
-    results = source.results(benchmark)
-    default = None if any(row.baseline for row in source.rows) else next(iter(results), None)
-    for row in source.rows:
-        other = row.baseline or default
-        if row.name in results and other is not None and other in results and other != row.name:
-            first, second = (ranking_key(results[name].protocol) for name in (other, row.name))
-            if first == second:
-                yield other, row.name
 
 
 class _Items:

@@ -34,7 +34,7 @@ _GAIN_LEAD = (
 def forest_plots(table: Table) -> FigureSet | None:
     """A figure for each ranked metric with a difference from a baseline; None without any."""
     figures, note = [], ""
-    for column in table.columns if table.baselines - {None} else ():
+    for column in table.columns if table.baselines else ():
         deltas = [cell.delta for cell in column.cells if cell.delta is not None]
         if not deltas or not column.ranked:
             continue

@@ -150,9 +150,8 @@ def _texts(report: Report, shown: _Shown) -> list[list[str]]:
             "values": [cell.score.split(" ")[0] for cell in column.cells],
         }[shown]
         texts = [cell.missing_text or short for cell, short in zip(column.cells, shorts, strict=True)]
-        chance = [text if name == CHANCE else f"{name} {text}" for name, text in column.trivial_baselines().items()]
         above = column.benchmark[:: sum(each.benchmark == column.benchmark for each in report.table.columns)]
-        columns.append([above, column.label, *texts, *chance, column.items])
+        columns.append([above, column.label, *texts, *_chance_lines(column), column.items])
     columns += [[title, "0" * {"inline": 16, "intervals": 13, "values": 4}[shown]] for title, *_ in _overall(report)]
     return columns
 
@@ -178,10 +177,13 @@ def _overall_text(found: Interval, shown: _Shown) -> str:
     return value + (rf" {{\scriptsize [{low}, {high}]}}" if shown == "inline" else "")
 
 
+def _chance_lines(column: Column) -> list[str]:
+    return [text if name == CHANCE else f"{name} {text}" for name, text in column.trivial_baselines().items()]
+
+
 def _chance(column: Column) -> str:
     """Chance, and below it the trivial baselines that score higher."""
-    lines = [text if name == CHANCE else f"{name} {text}" for name, text in column.trivial_baselines().items()]
-    first, *others = map(latex_text, lines or ["—"])
+    first, *others = map(latex_text, _chance_lines(column) or ["—"])
     small = "".join(rf"\\{{\scriptsize {other}}}" for other in others)
     return rf"\shortstack[r]{{{first}{small}}}" if others else first
 

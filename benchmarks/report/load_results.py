@@ -93,6 +93,15 @@ class ReportSource:
         """Model → result, of the models with a number for one metric of a benchmark."""
         return {name: result for name, result in self.results(benchmark).items() if metric in result.metrics}
 
+    def pairs(self, benchmark: str) -> Iterator[tuple[str, str]]:
+        """Each model with a result and its baseline's, or the first model's if the report has no baseline."""
+        results = self.results(benchmark)
+        first = None if any(row.baseline for row in self.rows) else next(iter(results), None)
+        for row in self.rows:
+            other = row.baseline or first
+            if row.name in results and other in results and other != row.name:
+                yield row.name, other
+
     def is_trained(self, row: str, result: Result) -> bool:
         """Whether the study trained the model of a row's result."""
         path = str(result.model.get("path", ""))

@@ -111,7 +111,7 @@ def build_report(
     overall = overall_scores(scores.table)
     shown = [source.benchmark_id(name) for name in source.benchmarks]
     answer = (" ".join(filter(None, (each.sentence for each in overall))), headline(table))
-    if table.baselines - {None}:  # of two models, the difference is the answer
+    if table.baselines:  # of two models, the difference is the answer
         answer = (answer[1], answer[0] if len(table.rows) > 2 else "")
     omissions = omission_notes(scores.table, table, num_models)
     return Report(

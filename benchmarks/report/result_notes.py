@@ -101,13 +101,10 @@ def _about_training(source: ReportSource) -> Iterator[str]:
 
     for benchmark in source.benchmarks:
         results = source.results(benchmark)
-        first = None if any(row.baseline for row in source.rows) else next(iter(results), None)
-        for row in source.rows:
-            other = row.baseline or first
-            if row.name in results and other in results and row.name != other:
-                for difference in diff_training(training(results[row.name]), training(results[other])).uneven:
-                    rows, others = by_difference.setdefault(difference, ({}, {}))
-                    rows[row.name], others[other] = None, None
+        for row, other in source.pairs(benchmark):
+            for difference in diff_training(training(results[row]), training(results[other])).uneven:
+                rows, others = by_difference.setdefault(difference, ({}, {}))
+                rows[row], others[other] = None, None
     by_models: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = {}
     for difference, (rows, others) in by_difference.items():
         by_models.setdefault((tuple(rows), tuple(others)), []).append(difference)

@@ -435,9 +435,9 @@ class Table:
         return None if found is None else found.significant
 
     @property
-    def baselines(self) -> frozenset[str | None]:
+    def baselines(self) -> frozenset[str]:
         """The models that others are compared with."""
-        return frozenset(row.baseline for row in self.rows)
+        return frozenset(row.baseline for row in self.rows if row.baseline is not None)
 
     @property
     def has_chance_level(self) -> bool:
