@@ -6,6 +6,8 @@ import dataclasses
 import io
 import json
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,15 @@ from bench_reader import Reader
 from PIL import Image
 
 from benchmarks.results.results import Result, read_items, read_result, result_path
+from benchmarks.tasks import run_benchmarks
 from benchmarks.tasks.data.caption_sets import load_caption_set
 from benchmarks.tasks.registry import configure
+from benchmarks.tasks.run_config import RunConfig
 from clips.core.artifact import atomic_write, write_manifest
 from clips.data.formats import DatasetSpec
 from clips.errors import UserError
+from clips.export import ExportConfig
+from clips.training.run_dir import CHECKPOINTS_DIR, CONFIG_FILE, TRAIN_STATE_FILE, TrainState, train_state_text
 
 PICTURES = 12
 
@@ -85,6 +91,33 @@ def test_a_setting_made_in_python_is_checked_as_that_of_a_command(tmp_path, shar
     with pytest.raises(UserError, match=r"^benchmarks\.retrieval: limit: expected an integer of at least 1 .*got -1"):
         world.measure(tmp_path / "results", benchmark, encoder=use())
     assert not (tmp_path / "results").exists()
+
+
+def test_a_checkpoint_is_exported_by_one_process_while_the_others_wait(tmp_path: Path, monkeypatch):
+    checkpoint = tmp_path / "run" / CHECKPOINTS_DIR / "step-00000002"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / TRAIN_STATE_FILE).write_text(train_state_text(TrainState(step=2)))
+    (checkpoint / CONFIG_FILE).touch()
+    made: list[str] = []
+    evaluated: list[RunConfig] = []
+
+    def export(config: ExportConfig) -> None:
+        made.append(config.output)
+        time.sleep(0.2)  # while the others come
+        Path(config.output).mkdir()
+        (Path(config.output) / "open_clip_config.json").touch()
+
+    monkeypatch.setattr("clips.export.run_export", export)
+    monkeypatch.setattr(run_benchmarks, "run_benchmarks", evaluated.append)
+    config = run_benchmarks.RunSingleConfig(
+        model=str(tmp_path / "run"),
+        output=str(tmp_path / "results"),
+        benchmarks=[configure(name="retrieval", data="d")],
+    )
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(run_benchmarks.run_encoder, [config] * 4))
+    assert [each.encoder for each in evaluated] == made * 4
+    assert {each.model_name for each in evaluated} == {"run-step-2"}
 
 
 def test_protocol_states_data_and_input(tmp_path, shards, use):

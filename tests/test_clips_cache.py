@@ -10,14 +10,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
 from clips.core import content
-from clips.core.cache import json_cache, made_once, tensor_cache
+from clips.core.cache import json_cache, tensor_cache
 from clips.core.content import cache_directory, content_hashes, file_hash, file_stamp
 from clips.errors import UserError
 
@@ -98,23 +97,6 @@ def test_processes_that_compute_an_entry_at_once_get_the_same_value(tmp_path: Pa
     cache = json_cache(tmp_path)
     cache.path("0000").write_text("{")
     assert cache.put_first("0000", 3) == cache.get("0000") == 3
-
-
-def test_a_directory_is_made_by_one_while_the_others_wait(tmp_path: Path):
-    made: list[Path] = []
-
-    def make(directory: Path) -> None:
-        made.append(directory)
-        time.sleep(0.2)  # while the others come
-        directory.mkdir()
-        (directory / "whole").touch()
-
-    def one(_: int) -> Path:
-        return made_once(tmp_path / "a" / KEY, lambda directory: (directory / "whole").exists(), make)
-
-    with ThreadPoolExecutor(4) as pool:
-        assert set(pool.map(one, range(4))) == {tmp_path / "a" / KEY}
-    assert made == [tmp_path / "a" / KEY]
 
 
 def test_the_users_cache_is_where_the_system_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

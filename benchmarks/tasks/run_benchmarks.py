@@ -30,7 +30,6 @@ from benchmarks.tasks.run_config import EvaluationConfig, RunConfig
 from benchmarks.tasks.sizes import subset_text
 from clips.commandline.signals import sigterm_interrupts
 from clips.core.artifact import directory_hash, git_state, library_versions, log_info, writable_directory
-from clips.core.cache import made_once
 from clips.core.content import file_hash
 from clips.core.identity import digest, identity, is_below
 from clips.errors import UserError
@@ -249,11 +248,10 @@ def run_encoder(config: RunSingleConfig) -> None:
         name = f"{name}-step-{read_train_state(last).step}"
         # in the name of the directory, because another run may have the same name and number of steps
         key = cache_key(checkpoint=directory_hash(last), config=file_hash(last / CONFIG_FILE))
-        exported = made_once(
-            Path(config.output) / CACHE_DIR / "encoders" / f"{name}-{key[:12]}",
-            is_made=lambda made: (made / OPEN_CLIP_CONFIG).is_file(),
-            make=lambda made: run_export(ExportConfig(checkpoint=str(last), output=str(made))),
-        )
+        exported = Path(config.output) / CACHE_DIR / "encoders" / f"{name}-{key[:12]}"
+        with FileLock(writable_directory(exported.parent) / f".{exported.name}.lock"):  # one process exports for all
+            if not (exported / OPEN_CLIP_CONFIG).is_file():
+                run_export(ExportConfig(checkpoint=str(last), output=str(exported)))
         directory = str(exported)
     run_benchmarks(_run_config(config, name, encoder=directory))
 

@@ -13,14 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from filelock import FileLock
-
 from clips.core import durable
 from clips.core.artifact import (
     atomic_output_path,
     open_to_umask,
     temp_path_for,
-    writable_directory,
     write_errors_as_user_errors,
 )
 
@@ -113,11 +110,3 @@ def tensor_cache(directory: Path) -> Cache[torch.Tensor]:
         save_file({_TENSOR: value.detach().cpu().contiguous(memory_format=torch.contiguous_format)}, path)
 
     return Cache(directory=directory, suffix=".safetensors", read=read, write=write)
-
-
-def made_once(directory: Path, is_made: Callable[[Path], bool], make: Callable[[Path], None]) -> Path:
-    """Create a directory in one process while others wait, unless ``is_made``; ``make`` writes it atomically."""
-    with FileLock(writable_directory(directory.parent) / f".{directory.name}.lock"):
-        if not is_made(directory):
-            make(directory)
-    return directory
