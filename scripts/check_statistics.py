@@ -9,6 +9,10 @@ a little better or worse overall. 95 % intervals of scores and of differences mu
 the Holm-corrected tests of a table may have a false alarm in 5 of 100 tables. Then models differ, and the power is
 compared with that of t tests over seeds (differences at equal seed, Holm-corrected), which know the seed variance only.
 Each figure is followed by twice its standard error.
+
+Part ``ranks``: averages and mean ranks of models with a distance, equal ones with tied true ranks, also by percentile
+intervals of a bootstrap over images. Part ``plans``: a pilot of a few seeds recommends a number of seeds for a
+difference (``clips-bench study power``), and 80 of 100 studies of that size must find it.
 """
 
 from __future__ import annotations
@@ -42,6 +46,7 @@ from benchmarks.results.noise import (
     p_values,
     training_noise,
 )
+from benchmarks.results.power import Components, variance_components
 from benchmarks.results.result_types import BLOCKER, Metric
 from benchmarks.results.statistics import LEVEL, compare, holm_correction, image_scores, scores_interval
 from benchmarks.study.rows import RowRecord
@@ -399,6 +404,91 @@ def smallest_is_found(world: World, trials: int) -> tuple[float, float]:
     return float(np.mean([each.p_value < LEVEL for each in found])), size
 
 
+BENCHMARKS, RESAMPLES = 8, 400
+"""Of a mean rank, and of its bootstrap."""
+
+
+@dataclass(frozen=True)
+class FoundRanks:
+    """What one table says of averages and mean ranks over benchmarks.
+
+    Args:
+        averages: whether the interval of each model's average contains the true one.
+        alarm: whether two equal averages differ significantly.
+        ranks: whether the interval of each model's mean rank contains the true one.
+        bootstrap: the same of percentile intervals of a bootstrap.
+        widths: mean widths of both intervals of ranks.
+    """
+
+    averages: list[bool]
+    alarm: bool
+    ranks: list[bool]
+    bootstrap: list[bool]
+    widths: tuple[float, float]
+
+
+def simulate_ranks(world: World, step: float, rng: Generator) -> FoundRanks:
+    """Simulate a table of models whose true scores have the distance ``step``."""
+    columns = [Column(world, rng) for _ in range(BENCHMARKS)]
+    models = [[column.model(place, step * place) for place in range(world.models)] for column in columns]
+    noise = TrainingNoise()
+    names = [
+        np.array([f"{number} {place}" for place in range(world.images)], dtype=object) for number in range(BENCHMARKS)
+    ]
+    named = [[dataclasses.replace(each, images=own) for each in row] for row, own in zip(models, names, strict=True)]
+    averages = [average_scores(list(found), [1.0] * BENCHMARKS) for found in zip(*named, strict=True)]
+    covered = []
+    for place, average in enumerate(averages):
+        low, high = metric_estimate(average, noise).interval()
+        covered.append(low <= world.right + step * place <= high)
+    pairs = [*itertools.combinations(range(world.models), 2)]
+    alarms = p_values([difference_estimate(averages[one], averages[other], noise) for one, other in pairs]).tolist()
+    truth = np.arange(world.models, 0, -1.0) if step else np.full(world.models, (world.models + 1) / 2)
+    estimates = [difference_estimate(row[one], row[other], noise) for row in models for one, other in pairs]
+    adjusted = np.array(holm_correction(p_values(estimates).tolist())).reshape(BENCHMARKS, -1)
+    low, high = np.ones((2, world.models)) * [[1], [world.models]]
+    for number, (one, other) in enumerate(pairs):
+        for place in range(BENCHMARKS):
+            if adjusted[place, number] < LEVEL:
+                better, worse = (one, other) if estimates[place * len(pairs) + number].value > 0 else (other, one)
+                low[worse] += 1 / BENCHMARKS
+                high[better] -= 1 / BENCHMARKS
+    ends = np.quantile(np.mean([_bootstrapped_ranks(row, rng) for row in models], axis=0), [0.025, 0.975], axis=0)
+    return FoundRanks(
+        averages=covered,
+        alarm=step == 0 and min(holm_correction(alarms)) < LEVEL,
+        ranks=[bool(a - 1e-9 <= t <= b + 1e-9) for a, t, b in zip(low, truth, high, strict=True)],
+        bootstrap=[bool(a <= t <= b) for a, t, b in zip(ends[0], truth, ends[1], strict=True)],
+        widths=(float(np.mean(high - low)), float(np.mean(ends[1] - ends[0]))),
+    )
+
+
+def _bootstrapped_ranks(models: list[Scores], rng: Generator) -> np.ndarray:
+    """(resamples, models) ranks with images drawn with replacement."""
+    influence = np.stack([each.mean_influence for each in models])
+    weights = rng.multinomial(influence.shape[1], np.full(influence.shape[1], 1 / influence.shape[1]), RESAMPLES)
+    values = np.array([each.value for each in models]) + (weights - 1) @ influence.T
+    return stats.rankdata(-values, axis=1)
+
+
+def pilot(world: World, rng: Generator) -> Components:
+    """The components that a study of equal models finds."""
+    column = Column(world, rng)
+    first, *others = models = [column.model(place) for place in range(world.models)]
+    return variance_components([(other, first) for other in others], training_noise(models))
+
+
+def power_of_study(world: World, gain: float, trials: int, rng: Generator) -> float:
+    """The power of the first model's difference from the second, which is better by ``gain``."""
+    found = []
+    for _ in range(trials):
+        column = Column(world, rng)
+        shift = gain / 2 if world.kind == "rare CIDEr" else gain  # see `Column`
+        models = [column.model(place, shift if place == 1 else 0.0) for place in range(world.models)]
+        found.append(difference_estimate(models[1], models[0], training_noise(models)))
+    return float(np.mean(p_values(found) < LEVEL))
+
+
 SINGLE = [
     World(kind=kind, images=images, questions=questions, right=right)
     for kind, questions, rights in (
@@ -500,6 +590,19 @@ POWER = [
     )
 ] + [(World(models=10, tests=13, seeds=3, images=1000, training=0.5), 5.0)]
 
+RANKS = [World(models=6, images=images, questions=questions) for images, questions in ((100, 1), (500, 3))]
+PLANS = [  # a world, and the true difference
+    (World(models=models, seeds=seeds, training=training, images=images, kind=kind), gain)
+    for kind, images, models, seeds, training, gain in (
+        ("share", 300, 3, 3, 1.0, 0.09),
+        ("share", 300, 3, 3, 0.3, 0.09),
+        ("share", 1000, 3, 3, 1.0, 0.07),
+        ("share", 1000, 3, 6, 1.0, 0.07),
+        ("share", 1000, 8, 3, 0.5, 0.05),
+        ("rare CIDEr", 1000, 3, 3, 0.5, 0.2),
+    )
+]
+
 
 def percent(share: float, trials: int) -> str:
     """A ratio and twice its standard error, in percent."""
@@ -565,12 +668,56 @@ def print_power(trials: int) -> None:
         print(f"  {images} images × {questions}: {100 * size:.1f}", percent(share, 2 * trials), flush=True)
 
 
+def print_ranks(trials: int) -> None:
+    """Print the coverage of averages and mean ranks."""
+    print("ranks: % of averages with the truth, % of tables in which equal averages differ, % of mean ranks with the "
+          "truth, the same of a bootstrap, and the mean widths of both")  # fmt: skip
+    rounds = 3 * trials // 4
+    for world, step in itertools.product(RANKS, (0.0, 0.01, 0.05)):
+        rng = np.random.default_rng(11)
+        found = [simulate_ranks(world, step, rng) for _ in range(rounds)]
+        shares = [
+            np.mean([getattr(each, name) for each in found]) for name in ("averages", "alarm", "ranks", "bootstrap")
+        ]
+        widths = np.mean([each.widths for each in found], axis=0)
+        figures = (percent(float(share), rounds) for share in shares)
+        print(f"  {world!s:<60} step {step:g}", *figures, "widths", *(f"{width:.2f}" for width in widths), flush=True)
+
+
+def print_plans(trials: int) -> None:
+    """Print the power that studies of the recommended numbers of seeds have.
+
+    Pilots vary: it is the mean over them, next to the recommendations' 10 to 90 % range; and how often the printed
+    range contains the number that has the power 0.8 in truth.
+    """
+    print("plans: % of studies of the recommended size that find the difference")
+    rng, pilots, studies = np.random.default_rng(11), trials // 4, trials // 2
+    for world, gain in PLANS:
+        found = [pilot(world, rng) for _ in range(pilots)]
+        print(f"  {world}: a difference of {100 * gain:g} points", flush=True)
+        sizes = [parts.seeds_for(gain) for parts in found]
+        known_sizes = [size for size in sizes if size is not None]
+        steps = np.unique(np.quantile(known_sizes, np.linspace(0.05, 0.95, 10)).round().astype(int))
+        curve = [power_of_study(dataclasses.replace(world, seeds=int(size)), gain, studies, rng) for size in steps]
+        mean = float(np.mean(np.interp(known_sizes, steps, curve)))
+        low, high = np.quantile(known_sizes, (0.1, 0.9))
+        print(f"    power {percent(mean, studies * len(steps))}, recommended {low:.0f} to {high:.0f} seeds, "
+              f"none for {len(sizes) - len(known_sizes)} of {len(sizes)} pilots", flush=True)  # fmt: skip
+        enough = next((size for size, reached in zip(steps, curve, strict=True) if reached >= 0.8), None)
+        if enough is not None:
+            ranges = [[end.seeds_for(gain) for end in parts.bounds()] for parts in found]
+            inside = [(low or 1e9) <= enough <= (high or 1e9) for low, high in ranges]
+            print(f"    range contains {enough}: {percent(float(np.mean(inside)), len(inside))}", flush=True)
+
+
 PARTS: Mapping[str, Callable[[int], None]] = {
     **{title: functools.partial(print_coverage, title) for title in WORLDS},
     "pairs": print_pairs,
     "blind": print_blind,
     "retrieval": print_retrieval,
     "power": print_power,
+    "ranks": print_ranks,
+    "plans": print_plans,
 }
 
 

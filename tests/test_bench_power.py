@@ -12,6 +12,7 @@ import pytest
 from report_material import items_table, put_result
 from report_study import record_study
 from scipy import stats
+from script_modules import load_script
 
 from benchmarks.cli import main
 from benchmarks.report.notes import column_components
@@ -95,16 +96,14 @@ def test_a_pretrained_model_has_no_noise_of_training(models):
     assert math.isnan(variance_components([(once, once)], TrainingNoise()).training)
 
 
-def test_the_recommended_number_of_seeds_has_the_stated_power(monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[1] / "scripts")
-    import check_power as simulation
-
+def test_the_recommended_number_of_seeds_has_the_stated_power():
+    simulation = load_script("check_statistics.py")
     world = simulation.World(images=300, models=3, seeds=3, training=1.0)
     generator = np.random.default_rng(4)
     pilots = [simulation.pilot(world, generator) for _ in range(40)]
     seeds = round(float(np.median([parts.seeds_for(0.09) for parts in pilots])))
     planned = simulation.World(images=300, models=3, seeds=seeds, training=1.0)
-    assert 0.68 <= simulation.power(planned, 0.09, 120, generator) <= 0.92
+    assert 0.68 <= simulation.power_of_study(planned, 0.09, 120, generator) <= 0.92
 
 
 @pytest.fixture(scope="module")

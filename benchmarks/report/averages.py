@@ -10,7 +10,7 @@ and its variance over seeds is that of the averages of single seeds.
 If every pair of models is tested, the interval of a rank counts the models that differ significantly: the true rank is
 at least one more than the number of significantly better models, and likewise at most (Mogstad, Romano, Shaikh and
 Wilhelm, Review of Economic Studies 91, 2024). A bootstrap of ranks has no such guarantee if models are
-close. ``scripts/check_averages.py`` simulates both.
+close. ``scripts/check_statistics.py --part ranks`` simulates both.
 """
 
 from __future__ import annotations
