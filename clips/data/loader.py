@@ -279,7 +279,7 @@ def _from_workers(shared: _SharedBatches) -> Generator[dict[str, Any]]:
     parts = iter(loader)
 
     def batches() -> Generator[dict[str, Any]]:
-        try:
+        with worker_errors_as_user_errors():
             for index in range(len(shared.plan)):
                 found = [next(parts) for _ in range(shared.parts)]
                 batch: dict[str, Any] = {"image": shared.slot(index)}
@@ -288,8 +288,6 @@ def _from_workers(shared: _SharedBatches) -> Generator[dict[str, Any]]:
                     joined = torch.cat(values) if isinstance(value, torch.Tensor) else list(itertools.chain(*values))
                     batch[name] = value if len(found) == 1 else joined
                 yield batch
-        except UserError as error:  # torch puts the worker's traceback into the message
-            raise UserError(str(error).strip().rpartition("\nclips.errors.UserError: ")[2]) from None
 
     return batches()
 

@@ -85,7 +85,7 @@ def main() -> None:
     """The process that downloads. It ignores signals, which schedulers send to all: training handles them."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    order, shards, last, share = pickle.load(sys.stdin.buffer)
+    order, shards, last, share = pickle.load(sys.stdin.buffer)  # from `start_prefetching`, never from a file
     executor = ThreadPoolExecutor(_NUM_THREADS)
     wanted: tuple[list[int], list[int]] = [], []
     pending: list[Future[int]] = []
