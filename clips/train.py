@@ -148,7 +148,7 @@ def train_loop(run: TrainRun, stop: StopRequest) -> dict[str, Any]:
     unread: list[StepMetrics] = []
     run.model.train()
     with (
-        worker_errors_as_user_errors(),
+        worker_errors_as_user_errors("data.num_workers"),
         contextlib.closing(read_batches(run)) as stream,
         RunLog.of(config, config.output, writes=is_main) as log,
         ProgressLine(state.step, run.steps, quiet=not is_main) as progress,

@@ -297,8 +297,11 @@ def _identity(batch: Any) -> Any:
 
 
 @contextlib.contextmanager
-def worker_errors_as_user_errors() -> Iterator[None]:
-    """Report in one line a DataLoader worker that died or raised a UserError, to which torch adds its traceback."""
+def worker_errors_as_user_errors(field: str) -> Iterator[None]:
+    """Report in one line a DataLoader worker that died or raised a UserError, to which torch adds its traceback.
+
+    ``field`` is the setting of the number of workers.
+    """
     try:
         yield
     except UserError as error:
@@ -309,7 +312,7 @@ def worker_errors_as_user_errors() -> Iterator[None]:
         if "DataLoader worker" not in str(error):
             raise
         raise UserError(
-            f"data.num_workers: a DataLoader worker died ({error_reason(error)}), probably out of memory; "
+            f"{field}: a DataLoader worker died ({error_reason(error)}), probably out of memory; "
             "the same command resumes from the last checkpoint"
         ) from None
 

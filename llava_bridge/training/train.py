@@ -107,7 +107,7 @@ def run_stages(config: LlavaTrainConfig, stop: StopRequest) -> None:
     barrier()  # until rank 0 has prepared the directory, also for a second run of these processes
     work = work_dir(config)
     _check_shared(work)
-    with RunLog.of(config, work, writes=is_main_process()) as run_log, worker_errors_as_user_errors():
+    with RunLog.of(config, work, writes=is_main_process()) as run_log, worker_errors_as_user_errors("num_workers"):
         for name in config.stages:
             if (work / name / "model").is_dir():
                 log_rank0(f"{name}: done before")
