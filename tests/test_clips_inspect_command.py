@@ -11,8 +11,8 @@ import pytest
 from clips.cli import COMMANDS
 from clips.commandline.commands import dispatch
 from clips.data.inspect_command import IndexShardsConfig, InspectDatasetConfig, collect_stats, run_index, run_inspect
-from clips.data.shard_index import ShardIndex, index_shard
 from clips.data.sources import TRAINING_FORMATS, SourceConfig, open_source
+from clips.data.tar_index import ShardIndex, index_shard
 from clips.errors import UserError
 
 
@@ -145,7 +145,7 @@ def test_interrupted_counting_resumes(tmp_path: Path, monkeypatch: pytest.Monkey
         counted.append(shard.name)
         return index_shard(shard)
 
-    monkeypatch.setattr("clips.data.shard_index.index_shard", counting)
+    monkeypatch.setattr("clips.data.tar_index.index_shard", counting)
     run_index(config)
     assert sorted(counted) == ["shard-00001.tar", "shard-00002.tar"]
     assert list(json.loads((folder / "sizes.json").read_text()).values()) == [4, 2, 3]

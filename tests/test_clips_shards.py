@@ -15,11 +15,10 @@ import clips_world
 import pytest
 from clips_world import opened, rng
 
-from clips.data import shard_index, tar_index
+from clips.data import tar_index
 from clips.data.formats import DatasetSpec, read_dataset
-from clips.data.shard_index import index_shard, load_index
 from clips.data.sources import InvalidSampleError
-from clips.data.tar_index import add_member
+from clips.data.tar_index import add_member, index_shard, load_index
 from clips.errors import UserError
 
 FORMATS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
@@ -123,12 +122,12 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the shards whose headers this process reads, all of which count as large."""
     names: list[str] = []
 
-    def reading(shard: Path) -> shard_index.ShardIndex:
+    def reading(shard: Path) -> tar_index.ShardIndex:
         names.append(shard.name)
         return index_shard(shard)
 
-    monkeypatch.setattr(shard_index, "index_shard", reading)
-    monkeypatch.setattr(shard_index, "_SMALL", 0)
+    monkeypatch.setattr(tar_index, "index_shard", reading)
+    monkeypatch.setattr(tar_index, "_SMALL", 0)
     return names
 
 
@@ -166,8 +165,8 @@ def test_headers_are_read_again_only_after_a_change(tmp_path: Path, built: list[
 
 OPEN = """
 import sys
-from clips.data import shard_index, sources
-shard_index._SMALL = shard_index._WORTH_WORKERS = 0
+from clips.data import sources, tar_index
+tar_index._SMALL = tar_index._WORTH_WORKERS = 0
 print(len(sources.open_source(sources.SourceConfig(path=sys.argv[1], cache_dir=sys.argv[2]))))
 """
 
@@ -199,7 +198,7 @@ def test_a_broken_or_unwritable_cache_is_not_needed(tmp_path: Path, built: list[
 
 
 @pytest.mark.parametrize("number", [errno.EFBIG, errno.EIO, errno.ESTALE, errno.ENOENT, errno.ENOSPC])
-@pytest.mark.parametrize("place", ["clips.data.shard_index.ShardIndex.save", "clips.core.durable.replace"])
+@pytest.mark.parametrize("place", ["clips.data.tar_index.ShardIndex.save", "clips.core.durable.replace"])
 def test_an_index_that_cannot_be_written_is_used(
     tmp_path: Path, built: list[str], monkeypatch, place: str, number: int
 ):

@@ -25,8 +25,8 @@ from clips.data.images import InvalidImageError, decode_image
 from clips.data.inspect_page import Example, InspectionConfig, Span, evenly, report_inspection
 from clips.data.invalid_samples import InvalidSamples
 from clips.data.remote_files import ShardCache, is_remote
-from clips.data.shard_index import Shards
 from clips.data.sources import InvalidSampleError, Sample, Source, SourceConfig, open_source
+from clips.data.tar_index import Shards
 from clips.errors import UserError
 from clips.method.caption_strategies import sentences
 from clips.model.tokenizer import BOS, CONTEXT_LENGTH, EOS, ClipsTokenizer

@@ -19,7 +19,6 @@ from clips.core.artifact import MANIFEST
 from clips.core.parent_death import end_stuck_workers
 from clips.data.augment import read_crop
 from clips.data.data_config import DataConfig
-from clips.data.formats.webdataset import WebDatasetSource
 from clips.data.images import InvalidImageError
 from clips.data.invalid_samples import Invalid
 from clips.data.prefetch import start_prefetching
@@ -86,8 +85,7 @@ class TrainDataset(torch.utils.data.Dataset):
         self.parts = [open_source(source) for source in config.sources]
         if config.shuffle_buffer_shards is None:  # the first batch is from all shards
             for part in self.parts:
-                if isinstance(part, WebDatasetSource):
-                    part.open_all()
+                part.open_all()
         self.sources = ConcatSource(self.parts)
         weights = [source.weight for source in config.sources if source.weight is not None]
         blocks = [part.blocks for part in self.parts]

@@ -165,6 +165,9 @@ class Source(abc.ABC):
         """The local copy of a shard or row group of a remote source, created if missing. Raises UserError."""
         raise NotImplementedError
 
+    def open_all(self) -> None:  # noqa: B027  # most sources have no indexes
+        """Read the indexes of all local shards before workers are forked: for an order whose first batch needs them."""
+
 
 def open_source(config: SourceConfig) -> Source:
     """The source of ``config``, with its first samples checked.

@@ -1,21 +1,18 @@
 """WebDataset's tar shards, local and remote: images next to JSON or text files of the same name.
 
-Training has random access to them by an index of their headers. Captions and classes of benchmarks have the format of
-CLIP_benchmark's reader and writer (``webdataset_builder.py``): ``test/0.tar``, ``test/1.tar``, …, their number in
-``test/nshards.txt``, images next to a ``.txt`` with one caption per line or a ``.cls``; or the format of this suite,
-with ``captions`` in each JSON.
+Training has random access to them by an index of their headers, and leaves out what it cannot read; benchmarks read
+all samples of whole shards, and reject what they cannot read.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,23 +31,168 @@ from clips.data.formats.dataset_format import WHOLE, Captioned, Classified, Conv
 from clips.data.images import IMAGE_SUFFIXES, InvalidSampleError
 from clips.data.lazy_images import LazyImage, TarImage
 from clips.data.remote_files import ShardCache, UnreachableError, expand_brace_ranges, is_remote, read_file
-from clips.data.shard_index import ShardIndex, Shards, Spans, image_extension, index_shard
 from clips.data.sources import Record, Sample, Source, SourceConfig, choose_captions
-from clips.data.tar_index import is_clutter, read_byte_range
+from clips.data.tar_index import ShardIndex, Shards, Spans, index_shard, is_clutter, read_byte_range
 from clips.errors import UserError, error_reason, unknown_name_error
 from clips.text_files import decode_lines, parse_object, safe_json_loads, text_lines
 
-_METADATA_SUFFIXES = {".cls", ".json", ".txt", ".key"}  # that WebDataset's writers add to an image
-_OTHER_FORMATS = {".json": "karpathy or coco"} | dict.fromkeys((".csv", ".tsv", ".jsonl", ".parquet"), "table")
-_DIGITS = re.compile(r"(\d+)")
 SIZES_FILE = "sizes.json"
 """A file next to the shards: {shard name: number of samples}, as in webdataset and open_clip."""
+_METADATA_SUFFIXES = {".cls", ".json", ".txt", ".key"}  # that WebDataset's writers add to an image
+_OTHER_FORMATS = {".json": "karpathy or coco"} | dict.fromkeys((".csv", ".tsv", ".jsonl", ".parquet"), "table")
 _CHECKED_SHARDS, _CHECKED_SAMPLES = 16, 20  # shards, and samples of each, whose keys are checked before training
 _MAX_CACHED_INDEXES = 128  # more than the usual number of shards in a shuffle window
 _MAX_SHARED_INDEXES = 2048  # of 0.8 MB for 10,000 samples, once for all workers of a process
 _MAX_UNREADABLE_RATIO = 0.02  # of the shards when they are counted; more are a user error
 
-ReadSpan = Callable[[tuple[int, int]], bytes]
+
+def list_shards(path: str) -> list[str]:
+    """The shards of ``path``: a directory's .tar files, or a range of local or remote names.
+
+    Raises:
+        UserError: there are none.
+    """
+    location = expand_brace_ranges(path)
+    if is_remote(path):
+        return location
+    if len(location) == 1 and Path(path).is_dir():
+        location = list(map(str, _shards(Path(path))))
+        if not location:
+            raise UserError(f"{path}: expected .tar shards in this directory, found none")
+    for shard in location:
+        if not Path(shard).exists():
+            raise UserError(f"{shard}: no such file or directory")
+        if other := _OTHER_FORMATS.get(Path(shard).suffix.lower()):
+            raise UserError(f"{shard}: expected tar shards, as format webdataset has them; give format: {other}")
+    return location
+
+
+def shards_of_split(location: Location) -> tuple[Path, list[Path]]:
+    """The split's directory, or the dataset's if it has no splits, and its shards: ``test/0.tar``, ``test/1.tar``, …
+
+    CLIP_benchmark's writer (``webdataset_builder.py``) states their number in ``test/nshards.txt``.
+    """
+    directory = location.path / location.spec.split
+    if not _shards(directory):
+        if location.spec.split != "test":
+            raise UserError(
+                f"{location.path}: has no split '{location.spec.split}' (expected .tar shards in {directory})"
+            )
+        directory = location.path
+    shards = _shards(directory)
+    if not shards:
+        raise UserError(f"{location.path}: expected .tar shards, found none")
+    count_file = directory / "nshards.txt"
+    if count_file.is_file():  # detects shards that were not copied
+        expected = count_file.read_text(encoding="utf-8", errors="replace").strip()
+        if expected != str(len(shards)):
+            raise UserError(f"{directory}: expected {expected:.20} shards, as nshards.txt says, found {len(shards)}")
+    return directory, shards
+
+
+def is_webdataset(location: Location) -> bool:
+    """Shards in the directory, or in directories of splits."""
+    folders = [location.path, *(path for path in location.path.glob("*") if path.is_dir())]
+    return location.path.is_dir() and any(map(_shards, folders))
+
+
+def _shards(directory: Path) -> list[Path]:
+    shards = [path for path in directory.glob("*.[tT][aA][rR]") if not is_clutter(path.name)]
+    return sorted(shards, key=lambda path: _numeric_key(path.name))
+
+
+def _numeric_key(name: str) -> list[tuple[int, str]]:
+    """The order of numbered files: 10.tar comes after 9.tar."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _image_extension(files: Spans) -> str | None:
+    """The extension of a sample's image; of several images it is the first in the order of `IMAGE_SUFFIXES`.
+
+    Raises UserError if there is no image, but one of the name ``KEY.anything.jpg``.
+    """
+    for suffix in IMAGE_SUFFIXES:
+        if suffix[1:] in files:
+            return suffix[1:]
+    if longer := next((name for name in files if name.endswith(IMAGE_SUFFIXES)), None):
+        extension = longer.rpartition(".")[2]
+        raise UserError(f"no .{extension}, but .{longer}: a sample's name ends at the first dot")
+    return None
+
+
+def _whole_samples(root: Path, shards: list[Path]) -> Iterator[tuple[Path, str, Spans, TarImage | None]]:
+    """Shard, name, files and image of each sample, for benchmarks."""
+    for shard in shards:
+        for key, files in index_shard(shard, allow_cut=False):
+            try:
+                extension = _image_extension(files)
+            except UserError as error:
+                raise UserError(f"{shard}/{key}: {error}") from None
+            image = TarImage(root, shard, f"{key}.{extension}", *files[extension]) if extension else None
+            yield shard, key, files, image
+
+
+def read_captions(location: Location) -> Dataset[Captioned]:
+    """The images that have a caption next to them: ``captions`` in a JSON, or a ``.txt`` with one per line."""
+    directory, shards = shards_of_split(location)
+
+    def records() -> Iterator[Captioned]:
+        # stored results name captioned images from the dataset's directory, classified ones from the split's
+        for shard, key, files, image in _whole_samples(location.path, shards):
+            if image is None:
+                continue
+            value: Any = None
+            if "json" in files:
+                value = parse_object(read_byte_range(shard, *files["json"]), f"{shard}/{key}.json").get("captions")
+            if value is None and "txt" in files:  # img2dataset writes both, the JSON about the image
+                value = text_lines(read_byte_range(shard, *files["txt"]), f"{shard}/{key}.txt")
+            yield Captioned([image], value)
+
+    return Dataset(records=records(), split=WHOLE if directory == location.path else location.spec.split)
+
+
+def read_classes(location: Location) -> Dataset[Classified]:
+    """Images with their class index in a ``.cls`` file."""
+    directory, shards = shards_of_split(location)
+    records, skipped = [], Counter[str]()
+    for shard, key, files, image in _whole_samples(directory, shards):
+        skipped.update(f".{name}" for name in files if f".{name}" not in {*IMAGE_SUFFIXES, *_METADATA_SUFFIXES})
+        if image is None:
+            continue
+        if "cls" not in files:
+            raise UserError(f"{image}: expected {key}.cls next to it, the index of its class")
+        content = read_byte_range(shard, *files["cls"]).decode("utf-8", "replace").strip()
+        if not content.isdecimal():
+            raise UserError(f"{shard}/{key}.cls: expected the index of one class, got {content!r:.40}")
+        records.append(Classified(image.name, image, int(content)))
+    return Dataset(records=records, split=WHOLE if directory == location.path else location.spec.split, skipped=skipped)
+
+
+def read_conversations(location: Location) -> Dataset[Conversation]:
+    """``key.json`` has the text, ``key.jpg`` or ``key.0.jpg, key.1.jpg …`` the images in order."""
+    shards = list_shards(location.spec.path)
+    if is_remote(location.spec.path):
+        raise UserError(f"{location.spec.path}: expected local files; download them first")
+
+    def parse(shard: Path, key: str, files: Spans) -> tuple[list[LazyImage], list[Turn]]:
+        if "json" not in files:
+            raise UserError(f"expected {key}.json with the conversation, found {', '.join(files)}")
+        row = safe_json_loads(read_byte_range(shard, *files["json"]))
+        reject_video(row)
+        turns = parse_messages(row[next(name for name in CONVERSATION_KEYS if name in row)])
+        names = sorted((name for name in files if f".{name.rpartition('.')[2]}" in IMAGE_SUFFIXES), key=_numeric_key)
+        images: list[LazyImage] = [TarImage(shard.parent, shard, f"{key}.{name}", *files[name]) for name in names]
+        return images, place_images(turns, len(images))
+
+    def records() -> Iterator[Conversation]:
+        for shard in map(Path, shards):
+            index = index_shard(shard)
+            index.warn_if_cut(shard)
+            for key, files in index:
+                expected = f"{key}.json: expected an object with {EXPECTED_FORMAT}"
+                yield read_record(f"{shard.name}/{key}", expected, parse, shard, key, files)
+
+    return Dataset(records=records())
 
 
 class WebDatasetSource(Source):
@@ -69,10 +211,6 @@ class WebDatasetSource(Source):
         self.ends = np.cumsum(self.blocks)
         self._check_keys()
 
-    def fetch(self, block: int) -> Path:
-        """See `Source`. The index is built later, by DataLoader workers."""
-        return self.copies.path(self.shards[block])
-
     def _count_samples(self) -> list[int]:
         """Samples in each shard, 0 for one of the few that may be unreadable."""
         self.tars.build_indexes()
@@ -89,7 +227,7 @@ class WebDatasetSource(Source):
         return sizes
 
     def open_all(self) -> None:
-        """Read the indexes of all local shards before workers are forked: for an order whose first batch needs them."""
+        """See `Source`."""
         if self.is_remote or not self.has_sizes:  # without sizes they were counted
             return
         self.tars.build_indexes()
@@ -97,18 +235,46 @@ class WebDatasetSource(Source):
             self.tars = Shards(self.shards, self.copies, len(self.shards))
             for shard in range(len(self.shards)):
                 with contextlib.suppress(InvalidSampleError):  # of samples that are replaced when they are read
-                    self._samples_of(shard)
+                    self._index(shard)
 
-    def _samples_of(self, shard: int) -> ShardIndex:
-        """The index of a shard. Raises InvalidSampleError (unreadable) or UnreachableError."""
-        if shard not in self.unreadable:
+    def fetch(self, block: int) -> Path:
+        """See `Source`. The index is built later, by DataLoader workers."""
+        return self.copies.path(self.shards[block])
+
+    def read(self, index: int, rng: np.random.Generator) -> Sample:
+        """See `Source`."""
+        shard, sample = self._locate(index)
+        samples = self._index(shard)
+        if sample >= len(samples):
+            raise InvalidSampleError(f"missing, but counted in {SIZES_FILE}")
+        files = samples.files(sample)
+        try:
+            extension = _image_extension(files)
+        except UserError as error:
+            raise InvalidSampleError(str(error)) from None
+        if extension is None:
+            raise InvalidSampleError("no image")
+        fields = self._json(shard, files)
+
+        def captions(name: str) -> Any:
+            if not name.startswith("."):
+                return fields.get(name)
             try:
-                return self.tars.index(shard)
-            except UnreachableError:
-                raise
-            except UserError as error:
-                self.unreadable[shard] = str(error)
-        raise InvalidSampleError(self.unreadable[shard])
+                return decode_lines(self._bytes(shard, files[name[1:]])) if name[1:] in files else None
+            except UnicodeDecodeError as error:
+                raise InvalidSampleError(f"{name} is not UTF-8 text ({error.reason})") from None
+
+        web, synthetic = choose_captions(self.config, captions, rng)
+        return Sample(self._bytes(shard, files[extension]), web, synthetic)
+
+    def record(self, index: int) -> Record:
+        """See `Source`."""
+        shard, sample = self._locate(index)
+        samples = self.tars.index(shard)
+        files = samples.files(sample)
+        others = {name: span for name, span in files.items() if f".{name}" not in (*IMAGE_SUFFIXES, ".json")}
+        contents = {name: self._bytes(shard, span) for name, span in others.items()}
+        return Record(samples.key(sample), self._json(shard, files), files=contents)
 
     def name(self, index: int) -> str:
         """See `Source`."""
@@ -118,32 +284,32 @@ class WebDatasetSource(Source):
             key = samples.key(sample)
         return f"{_file_name(self.shards[shard])}/{key}"
 
-    def read(self, index: int, rng: np.random.Generator) -> Sample:
+    def describe(self) -> dict[str, Any]:
         """See `Source`."""
-        shard, sample = self._locate(index)
-        samples = self._samples_of(shard)
-        if sample >= len(samples):
-            raise InvalidSampleError(f"missing, but counted in {SIZES_FILE}")
-        spans = samples.files(sample)
-        try:
-            extension = image_extension(spans)
-        except UserError as error:
-            raise InvalidSampleError(str(error)) from None
-        if extension is None:
-            raise InvalidSampleError("no image")
-        read = functools.partial(self._bytes, shard)
-        fields = _json_fields(spans, read)
+        described = {"path": self.config.path, "shards": len(self.shards), "samples": len(self)}
+        root = Path(self.config.path)
+        if not is_remote(self.config.path) and (root / MANIFEST).is_file():
+            return described | {"hash": directory_hash(root)}
+        digest = hashlib.sha256()
+        for shard, size in zip(self.shards, self.blocks, strict=True):
+            num_bytes = None if is_remote(shard) else Path(shard).stat().st_size
+            digest.update(json.dumps([_file_name(shard), size, num_bytes]).encode())
+        return described | {"index_hash": digest.hexdigest()}
 
-        def captions(name: str) -> Any:
-            if not name.startswith("."):
-                return fields.get(name)
+    def _locate(self, index: int) -> tuple[int, int]:
+        shard = int(np.searchsorted(self.ends, index, side="right"))
+        return shard, index - int(self.ends[shard]) + self.blocks[shard]
+
+    def _index(self, shard: int) -> ShardIndex:
+        """The samples of a shard. Raises InvalidSampleError (unreadable) or UnreachableError."""
+        if shard not in self.unreadable:
             try:
-                return decode_lines(read(spans[name[1:]])) if name[1:] in spans else None
-            except UnicodeDecodeError as error:
-                raise InvalidSampleError(f"{name} is not UTF-8 text ({error.reason})") from None
-
-        web, synthetic = choose_captions(self.config, captions, rng)
-        return Sample(read(spans[extension]), web, synthetic)
+                return self.tars.index(shard)
+            except UnreachableError:
+                raise
+            except UserError as error:
+                self.unreadable[shard] = str(error)
+        raise InvalidSampleError(self.unreadable[shard])
 
     def _bytes(self, shard: int, span: tuple[int, int]) -> bytes:
         for _ in range(2):  # another process may have freed space in between
@@ -155,18 +321,16 @@ class WebDatasetSource(Source):
                 raise InvalidSampleError(f"unreadable ({error_reason(error)})") from None
         raise InvalidSampleError("deleted while it was read")
 
-    def record(self, index: int) -> Record:
-        """See `Source`."""
-        shard, sample = self._locate(index)
-        samples = self.tars.index(shard)
-        key, spans = samples.key(sample), samples.files(sample)
-        read = functools.partial(self._bytes, shard)
-        others = {name: span for name, span in spans.items() if f".{name}" not in (*IMAGE_SUFFIXES, ".json")}
-        return Record(key, _json_fields(spans, read), files={name: read(span) for name, span in others.items()})
-
-    def _locate(self, index: int) -> tuple[int, int]:
-        shard = int(np.searchsorted(self.ends, index, side="right"))
-        return shard, index - int(self.ends[shard]) + self.blocks[shard]
+    def _json(self, shard: int, files: Spans) -> dict[str, Any]:
+        """The fields of a sample's JSON, if it has one. Raises InvalidSampleError."""
+        if "json" not in files:
+            return {}
+        fields = None
+        with contextlib.suppress(ValueError, RecursionError):
+            fields = safe_json_loads(self._bytes(shard, files["json"]))
+        if not isinstance(fields, dict):
+            raise InvalidSampleError("broken JSON")
+        return fields
 
     def _check_keys(self) -> None:
         """Raise UserError for a caption key that none of the first samples of the first shards has."""
@@ -177,14 +341,14 @@ class WebDatasetSource(Source):
         unreadable = ""
         for shard in itertools.islice(np.flatnonzero(self.blocks).tolist(), _CHECKED_SHARDS):
             try:
-                index = self._samples_of(shard)
+                index = self._index(shard)
             except InvalidSampleError as error:
                 unreadable = unreadable or str(error)
                 continue
-            for spans in map(index.files, range(min(_CHECKED_SAMPLES, len(index)))):
-                extensions |= dict.fromkeys(spans)
+            for files in map(index.files, range(min(_CHECKED_SAMPLES, len(index)))):
+                extensions |= dict.fromkeys(files)
                 with contextlib.suppress(InvalidSampleError):
-                    keys |= dict.fromkeys(_json_fields(spans, functools.partial(self._bytes, shard)))
+                    keys |= dict.fromkeys(self._json(shard, files))
             if all(key in keys or (key.startswith(".") and key[1:] in extensions) for _, key in wanted):
                 return
         if unreadable and not extensions:
@@ -200,18 +364,6 @@ class WebDatasetSource(Source):
             elif keys and key not in keys:
                 wrong = unknown_name_error(key, keys, f"key for data source field {field}")
                 raise UserError(f"{self.config.path}: {wrong}")
-
-    def describe(self) -> dict[str, Any]:
-        """See `Source`."""
-        described = {"path": self.config.path, "shards": len(self.shards), "samples": len(self)}
-        root = Path(self.config.path)
-        if not is_remote(self.config.path) and (root / MANIFEST).is_file():
-            return described | {"hash": directory_hash(root)}
-        digest = hashlib.sha256()
-        for shard, size in zip(self.shards, self.blocks, strict=True):
-            num_bytes = None if is_remote(shard) else Path(shard).stat().st_size
-            digest.update(json.dumps([_file_name(shard), size, num_bytes]).encode())
-        return described | {"index_hash": digest.hexdigest()}
 
 
 def _known_sizes(path: str | None, shards: list[str]) -> list[int] | None:
@@ -245,153 +397,5 @@ def _known_sizes(path: str | None, shards: list[str]) -> list[int] | None:
         raise UserError(f"{file}: expected a JSON object of shard name → number of samples") from None
 
 
-def _json_fields(spans: Spans, read: ReadSpan) -> dict[str, Any]:
-    if "json" not in spans:
-        return {}
-    try:
-        captions = safe_json_loads(read(spans["json"]))
-    except (ValueError, RecursionError):
-        captions = None
-    if not isinstance(captions, dict):
-        raise InvalidSampleError("broken JSON")
-    return captions
-
-
 def _file_name(url: str) -> str:
     return url.rpartition("/")[2].split(" ")[0]  # a command may continue after the name
-
-
-def list_shards(path: str) -> list[str]:
-    """The shards of ``path``: a directory's .tar files, or a range of local or remote names.
-
-    Raises:
-        UserError: there are none.
-    """
-    location = expand_brace_ranges(path)
-    if is_remote(path):
-        return location
-    if len(location) == 1 and Path(path).is_dir():
-        location = list(map(str, _shards(Path(path))))
-        if not location:
-            raise UserError(f"{path}: expected .tar shards in this directory, found none")
-    for shard in location:
-        if not Path(shard).exists():
-            raise UserError(f"{shard}: no such file or directory")
-        if other := _OTHER_FORMATS.get(Path(shard).suffix.lower()):
-            raise UserError(f"{shard}: expected tar shards, as format webdataset has them; give format: {other}")
-    return location
-
-
-def is_webdataset(location: Location) -> bool:
-    """Shards in the directory, or in directories of splits."""
-    folders = [location.path, *(path for path in location.path.glob("*") if path.is_dir())]
-    return location.path.is_dir() and any(map(_shards, folders))
-
-
-def read_captions(location: Location) -> Dataset[Captioned]:
-    """The images that have a caption next to them."""
-    directory, shards = shards_of_split(location)
-
-    def records() -> Iterator[Captioned]:
-        for shard in shards:
-            # stored results name captioned images from the dataset's directory, classified ones from the split's
-            for key, files, image in _samples(location.path, shard):
-                if image is None:
-                    continue
-                value: Any = None
-                if "json" in files:
-                    value = parse_object(read_byte_range(shard, *files["json"]), f"{shard}/{key}.json").get("captions")
-                if value is None and "txt" in files:  # img2dataset writes both, the JSON about the image
-                    value = text_lines(read_byte_range(shard, *files["txt"]), f"{shard}/{key}.txt")
-                yield Captioned([image], value)
-
-    return Dataset(records=records(), split=WHOLE if directory == location.path else location.spec.split)
-
-
-def _samples(root: Path, shard: Path) -> Iterator[tuple[str, Spans, TarImage | None]]:
-    """Name, files and image of each sample."""
-    index = index_shard(shard, allow_cut=False)
-    for sample in range(len(index)):
-        key, files = index.key(sample), index.files(sample)
-        try:
-            extension = image_extension(files)
-        except UserError as error:
-            raise UserError(f"{shard}/{key}: {error}") from None
-        yield key, files, TarImage(root, shard, f"{key}.{extension}", *files[extension]) if extension else None
-
-
-def read_classes(location: Location) -> Dataset[Classified]:
-    """Images with their class index in a ``.cls`` file."""
-    directory, shards = shards_of_split(location)
-    records, skipped = [], Counter[str]()
-    for shard in shards:
-        for key, files, image in _samples(directory, shard):
-            skipped.update(f".{name}" for name in files if f".{name}" not in {*IMAGE_SUFFIXES, *_METADATA_SUFFIXES})
-            if image is None:
-                continue
-            if "cls" not in files:
-                raise UserError(f"{image}: expected {key}.cls next to it, the index of its class")
-            content = read_byte_range(shard, *files["cls"]).decode("utf-8", "replace").strip()
-            if not content.isdecimal():
-                raise UserError(f"{shard}/{key}.cls: expected the index of one class, got {content!r:.40}")
-            records.append(Classified(image.name, image, int(content)))
-    return Dataset(records=records, split=WHOLE if directory == location.path else location.spec.split, skipped=skipped)
-
-
-def shards_of_split(location: Location) -> tuple[Path, list[Path]]:
-    """The split's directory, or the dataset's if it has no splits, and its shards."""
-    directory = location.path / location.spec.split
-    if not _shards(directory):
-        if location.spec.split != "test":
-            raise UserError(
-                f"{location.path}: has no split '{location.spec.split}' (expected .tar shards in {directory})"
-            )
-        directory = location.path
-    shards = _shards(directory)
-    if not shards:
-        raise UserError(f"{location.path}: expected .tar shards, found none")
-    count_file = directory / "nshards.txt"
-    if count_file.is_file():  # detects shards that were not copied
-        expected = count_file.read_text(encoding="utf-8", errors="replace").strip()
-        if expected != str(len(shards)):
-            raise UserError(f"{directory}: expected {expected:.20} shards, as nshards.txt says, found {len(shards)}")
-    return directory, shards
-
-
-def _shards(directory: Path) -> list[Path]:
-    """Numeric order for numbered files: 10.tar comes after 9.tar."""
-    shards = [path for path in directory.glob("*.[tT][aA][rR]") if not is_clutter(path.name)]
-    return sorted(shards, key=lambda path: _numeric_key(path.name))
-
-
-def _numeric_key(name: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in _DIGITS.split(name)]
-
-
-def read_conversations(location: Location) -> Dataset[Conversation]:
-    """``key.json`` has the text, ``key.jpg`` or ``key.0.jpg, key.1.jpg …`` the images in order."""
-    shards = list_shards(location.spec.path)
-    if is_remote(location.spec.path):
-        raise UserError(f"{location.spec.path}: expected local files; download them first")
-
-    def records() -> Iterator[Conversation]:
-        for shard in map(Path, shards):
-            index = index_shard(shard)
-            index.warn_if_cut(shard)
-            for sample in range(len(index)):
-                key, files = index.key(sample), index.files(sample)
-                expected = f"{key}.json: expected an object with {EXPECTED_FORMAT}"
-                yield read_record(f"{shard.name}/{key}", expected, _parse_conversation, shard, key, files)
-
-    return Dataset(records=records())
-
-
-def _parse_conversation(shard: Path, key: str, files: Spans) -> tuple[list[LazyImage], list[Turn]]:
-    if "json" not in files:
-        raise UserError(f"expected {key}.json with the conversation, found {', '.join(files)}")
-    row = safe_json_loads(read_byte_range(shard, *files["json"]))
-    reject_video(row)
-    turns = parse_messages(row[next(name for name in CONVERSATION_KEYS if name in row)])
-    names = sorted((name for name in files if f".{name.rpartition('.')[2]}" in IMAGE_SUFFIXES), key=_numeric_key)
-    images: list[LazyImage] = [TarImage(shard.parent, shard, f"{key}.{name}", *files[name]) for name in names]
-    return images, place_images(turns, len(images))
