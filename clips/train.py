@@ -23,9 +23,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from clips.commandline.signals import StopRequest, exit_status_for_signal, graceful_shutdown
-from clips.core.artifact import atomic_update_dir, atomic_write, directory_hash, log_info, read_manifest, write_manifest
+from clips.core.artifact import (
+    atomic_update_dir,
+    atomic_write,
+    directory_hash,
+    lock_output,
+    log_info,
+    read_manifest,
+    write_manifest,
+)
 from clips.core.identity import identity as identity_of
-from clips.core.locks import lock_output
 from clips.core.run_log import RunLog
 from clips.data.device_copies import copy_ahead
 from clips.data.loader import iterate_batches, worker_errors_as_user_errors

@@ -15,7 +15,7 @@ from typing import Any
 from clips import train as training
 from clips.commandline.parsing import parse_config
 from clips.commandline.signals import graceful_shutdown
-from clips.core.content import file_hash
+from clips.core.identity import file_hash
 from clips.parallel.distributed import end_processes
 from clips.train import EncoderTrainConfig, StepMetrics, read_batches, train_stage, train_step
 from clips.training import checkpoint as checkpointing

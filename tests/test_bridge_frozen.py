@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Subset
 
+from clips.core.cache import TensorShards
 from clips.core.run_log import RunLog
-from clips.core.tensor_shards import TensorShards
 from llava_bridge.data import read_samples
 from llava_bridge.data.collator import ConversationCollator, ConversationDataset
 from llava_bridge.model.build import LlavaParts, build_llava, make_conversation_encoder

@@ -13,7 +13,6 @@ import bridge_world
 import pytest
 
 from clips.core.run_log import RunLog
-from clips.core.trackers import Trackers
 from clips.errors import UserError
 from llava_bridge.data import ConversationSourceConfig
 from llava_bridge.training.callback import StageProgress
@@ -34,7 +33,7 @@ def test_steps_continue_from_stage_to_stage_and_a_lost_attempt_is_logged_again(t
     recorder = Recorder()
 
     def log(stage: str, first: int, steps: range) -> None:
-        progress = StageProgress(stage, 4, RunLog(tmp_path, Trackers([recorder])), 0.0)
+        progress = StageProgress(stage, 4, RunLog(tmp_path, [recorder]), 0.0)
         progress.begin(first, 4)
         for step in steps:
             progress.log(step, {"loss": 1 / step, "learning_rate": 0.1})

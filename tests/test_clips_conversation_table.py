@@ -17,9 +17,9 @@ from typing import Any, Literal
 import pytest
 
 from clips import text_files
-from clips.core import content as hashes
 from clips.core import durable
-from clips.core.content import cache_directory
+from clips.core import identity as hashes
+from clips.core.identity import cache_directory
 from clips.data.formats import conversation_table
 from clips.data.formats.conversation_table import ConversationTable, convert_or_read
 from clips.data.formats.dataset_format import Conversation, Turn

@@ -17,9 +17,9 @@ import pytest
 import yaml
 from serving import DEAD, ChatServer, llava_replies, running
 
+from clips.commandline.progress import log_estimate
 from clips.core import chat_client
 from clips.core.chat_client import ChatClient, _TemporaryError, choices, image_request
-from clips.core.estimate import log_estimate
 from clips.data import decode_image
 from clips.data.sources import SourceConfig, open_source
 from clips.errors import UserError

@@ -22,8 +22,7 @@ from safetensors.torch import save_file
 from clips import train as training_commands
 from clips.cli import COMMANDS
 from clips.commandline.commands import dispatch
-from clips.core.artifact import directory_hash, write_manifest
-from clips.core.locks import lock_output
+from clips.core.artifact import directory_hash, lock_output, write_manifest
 from clips.encoder import write_encoder
 from clips.errors import UserError
 from clips.method.clips_model import ModelConfig, build_model
@@ -190,7 +189,7 @@ def test_a_second_run_in_one_directory_is_rejected_and_a_killed_one_leaves_no_lo
     code = f"""
 import os, time
 from pathlib import Path
-from clips.core.locks import lock_output
+from clips.core.artifact import lock_output
 with lock_output(Path({str(lock)!r}), "run"):
     if os.fork() == 0:  # as a DataLoader's worker, which notices the end of its process after seconds
         time.sleep(30)

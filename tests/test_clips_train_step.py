@@ -22,7 +22,7 @@ from clips_world import is_equal, metrics, tensors_of, train, trained
 
 from clips import train as training
 from clips.commandline.signals import graceful_shutdown
-from clips.core import trackers
+from clips.core import run_log
 from clips.core.run_log import RunLog
 from clips.data.loader import iterate_batches
 from clips.errors import UserError
@@ -173,9 +173,9 @@ def no_key(*_: Any) -> NoReturn:
 
 
 def test_a_tracker_that_fails_or_cannot_be_opened_is_dropped(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(trackers, "check_trackers", lambda names: None)
-    monkeypatch.setitem(trackers.TRACKERS, "wandb", no_key)
-    monkeypatch.setitem(trackers.TRACKERS, "trackio", lambda *_: Broken())
+    monkeypatch.setattr(run_log, "check_trackers", lambda names: None)
+    monkeypatch.setitem(run_log.TRACKERS, "wandb", no_key)
+    monkeypatch.setitem(run_log.TRACKERS, "trackio", lambda *_: Broken())
     config = clips_world.train_config(tmp_path, tmp_path / "run", report_to=("wandb", "trackio"))
     with RunLog.of(config, tmp_path, writes=True) as log:
         for step in (1, 2):

@@ -26,8 +26,7 @@ from benchmarks.study.locks import acquire, locked
 from benchmarks.study.rerun_clean import CleanConfig, RerunConfig, run_clean
 from benchmarks.study.state import read_record, write_record
 from benchmarks.study.study_commands import StudyPlanConfig, plan_study, resolve_study
-from clips.core.artifact import write_manifest
-from clips.core.locks import lock_output
+from clips.core.artifact import lock_output, write_manifest
 from clips.errors import UserError
 
 OTHER = {**SMALL["encoders"], "clips": {"optimizer": {"lr": 4}}}

@@ -13,7 +13,7 @@ from benchmarks.results.protocol import Entries, fingerprint
 from benchmarks.results.result_types import Metric, Result
 from benchmarks.results.statistics import Z95
 from benchmarks.tasks.evaluation import MetricSpec, compute_metric
-from clips.core.content import file_hash
+from clips.core.identity import file_hash
 from clips.errors import UserError
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from benchmarks.study.locks import LOCK, is_locked
 from benchmarks.study.path_refs import PATH_PREFIX, map_strings, split_refs
 from benchmarks.study.steps import MODULES, PARENT_MODULES, OutputSpec, Step, StepKey, step_directory
 from clips.core.artifact import atomic_write, lexical_abspath
-from clips.core.content import content_hashes
+from clips.core.identity import content_hashes
 from clips.data.remote_files import expand_brace_ranges
 from clips.typed_data import to_plain
 

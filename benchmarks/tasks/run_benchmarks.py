@@ -30,8 +30,7 @@ from benchmarks.tasks.run_config import EvaluationConfig, RunConfig
 from benchmarks.tasks.sizes import subset_text
 from clips.commandline.signals import sigterm_interrupts
 from clips.core.artifact import directory_hash, git_state, library_versions, log_info, writable_directory
-from clips.core.content import file_hash
-from clips.core.identity import digest, identity, is_below
+from clips.core.identity import digest, file_hash, identity, is_below
 from clips.errors import UserError
 from clips.model_refs import OPEN_CLIP_CONFIG
 from clips.training.run_dir import CONFIG_FILE, list_checkpoints, read_train_state

@@ -1,7 +1,6 @@
-"""Artifacts: directories that stages pass to each other, written atomically, with a manifest.
+"""What makes an output complete and believed: atomic writes, one run at a time, and the manifest of an artifact.
 
-An artifact is a directory in the format of its ecosystem (open_clip hub layout, transformers layout, WebDataset shards)
-plus ``manifest.json``, which records its type and inputs.
+An artifact is a directory in its ecosystem's format (open_clip, transformers, WebDataset) plus ``manifest.json``.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
+import fcntl
 import functools
 import hashlib
 import importlib.metadata
@@ -26,8 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from clips.core import durable
-from clips.core.content import content_hashes, file_hash
-from clips.core.identity import Identity, reject_other_run
+from clips.core.identity import Identity, content_hashes, file_hash, reject_other_run
 from clips.errors import UserError
 from clips.safe_text import redact, strip_control_chars
 from clips.text_files import safe_json_loads
@@ -40,7 +39,6 @@ STAGES_DIR = ".stages"
 """Suffix of an encoder's name: the directory with the outputs of its earlier training stages."""
 HASH_EXCLUDED_FILES = frozenset({MANIFEST, "README.md", "config.yaml", "metrics.jsonl", "summary.json"})
 """Files about the history of an artifact, which are not part of its content."""
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 _LIBRARIES = (
     *("torch", "torchvision", "pillow", "transformers", "tokenizers", "ftfy", "deepspeed", "open_clip_torch", "timm"),
     *("lmms-eval", "datasets", "peft"),
@@ -94,8 +92,7 @@ def open_to_umask(root: Path) -> None:
 
 @functools.cache
 def _default_mode(directory: Path) -> int:
-    """The permissions of a new file; the umask cannot be read without setting it for all threads."""
-    probe = temp_path_for(directory / "umask")
+    probe = temp_path_for(directory / "umask")  # which cannot be read without setting it for all threads
     os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         return stat.S_IMODE(probe.stat().st_mode)
@@ -104,10 +101,9 @@ def _default_mode(directory: Path) -> int:
 
 
 def _end_replacement(target: Path, replaced: Path) -> None:
-    """Remove the old artifact, or restore it if nothing replaced it."""
     if target.exists():
         shutil.rmtree(replaced, ignore_errors=True)
-    elif replaced.is_dir():
+    elif replaced.is_dir():  # nothing replaced it
         replaced.replace(target)
 
 
@@ -143,12 +139,11 @@ def check_overwritable(path: str | Path, kind: str | None = None, *, trained: bo
 
 
 def _kind(directory: Path) -> str | None:
-    """The type in the manifest of ``directory``; None without a manifest of this suite."""
     try:
         manifest = read_manifest(directory)
     except UserError:
         return None
-    return manifest.get("kind") if "hash" in manifest else None
+    return manifest.get("kind") if "hash" in manifest else None  # of another program
 
 
 def check_finished(
@@ -268,9 +263,58 @@ def write_errors_as_user_errors(path: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _DISK_FULL:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise
         raise UserError(f"{path}: cannot write here ({error.strerror or error})") from None
+
+
+_held_locks: set[int] = set()
+
+
+@contextlib.contextmanager
+def lock_output(path: Path, output: str | Path) -> Iterator[None]:
+    """Hold the lock of ``output``, which the kernel frees when the process dies.
+
+    Args:
+        path: the lock's file, which is deleted at the end.
+        output: what a run writes.
+
+    Raises:
+        UserError: another run holds the lock, or its file cannot be written.
+    """
+    while True:
+        with write_errors_as_user_errors(output):
+            durable.make_directory(path.parent)
+            lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # less the umask
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise UserError(f"output: another run is writing {output}") from None
+        except OSError as error:  # network file systems may be mounted without locks
+            log_info(f"{path}: no locks here ({error.strerror}); ensure that no other run writes {output}")
+            break
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock), path.stat()):
+                break
+        os.close(lock)  # its owner has just ended and deleted it
+    _held_locks.add(lock)
+    try:
+        yield
+    finally:
+        _held_locks.discard(lock)
+        path.unlink(missing_ok=True)
+        os.close(lock)
+
+
+def _close_locks() -> None:
+    for lock in _held_locks:
+        os.close(lock)
+    _held_locks.clear()
+
+
+# Forked workers outlive a killed process for seconds, in which they would hold its lock.
+os.register_at_fork(after_in_child=_close_locks)
 
 
 def write_manifest(
@@ -356,7 +400,6 @@ def _digest(files: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _describe_files(root: Path, *, known: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """File name → size, modification time and hash; a ``known`` hash is used if size and time are equal."""
     described: dict[str, dict[str, Any]] = {}
     unknown: dict[str, Path] = {}
     for path in [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.is_file()):
@@ -365,7 +408,7 @@ def _describe_files(root: Path, *, known: Mapping[str, Any]) -> dict[str, dict[s
             continue
         status, recorded = path.stat(), known.get(name, {})
         described[name] = {"size": status.st_size, "modified_ns": status.st_mtime_ns}
-        if described[name].items() <= recorded.items():
+        if described[name].items() <= recorded.items():  # hashed while it was written
             described[name]["hash"] = recorded["hash"]
         else:
             unknown[name] = path
@@ -378,25 +421,22 @@ def _describe_files(root: Path, *, known: Mapping[str, Any]) -> dict[str, dict[s
 @functools.cache
 def library_versions() -> dict[str, str]:
     """Versions of Python and of the libraries that results depend on."""
-    return {"python": platform.python_version(), **{name: _version(name) for name in ("clips-suite", *_LIBRARIES)}}
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+    versions = {"python": platform.python_version()}
+    for name in ("clips-suite", *_LIBRARIES):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
 
 
 @functools.cache
 def git_state() -> dict[str, Any]:
     """Commit of the source tree and whether it has uncommitted changes; empty outside a git checkout."""
+    here: dict[str, Any] = {"cwd": Path(__file__).parent, "text": True, "stderr": subprocess.PIPE, "timeout": 20}
     try:
-        run = functools.partial(
-            subprocess.run, cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=20
-        )
-        commit = run(["git", "rev-parse", "HEAD"]).stdout.strip()
-        return {"commit": commit, "dirty": bool(run(["git", "status", "--porcelain"]).stdout.strip())}
+        commit = subprocess.check_output(["git", "rev-parse", "HEAD"], **here).strip()
+        return {"commit": commit, "dirty": bool(subprocess.check_output(["git", "status", "--porcelain"], **here))}
     except (OSError, subprocess.SubprocessError):
         return {}
 

@@ -1,7 +1,6 @@
-"""Caches of recomputable results, keyed by a hash of all inputs, so that stale entries are never read.
+"""Caches of recomputable results, keyed by a hash of all inputs: stale entries are never read, all can be deleted.
 
-Entries are written by an atomic rename: processes that write the same entry concurrently leave one complete entry. An
-unreadable entry counts as missing. A cache can be deleted at any time.
+Processes write and read them concurrently, by atomic renames; what cannot be read counts as missing.
 """
 
 from __future__ import annotations
@@ -9,23 +8,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from clips.core import durable
-from clips.core.artifact import (
-    atomic_output_path,
-    open_to_umask,
-    temp_path_for,
-    write_errors_as_user_errors,
-)
+from clips.core.artifact import atomic_output_path, open_to_umask, temp_path_for, write_errors_as_user_errors
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
 
 Value = TypeVar("Value")
-_TENSOR = "value"  # name of the tensor in a safetensors file
+SHARD_BYTES = 2**28
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,18 +90,100 @@ def json_cache(directory: Path) -> Cache[Any]:
     )
 
 
-def tensor_cache(directory: Path) -> Cache[torch.Tensor]:
+def tensor_cache(directory: Path) -> Cache[Tensor]:
     """A cache of tensors, on the CPU."""
 
-    def read(path: Path) -> torch.Tensor:
+    def read(path: Path) -> Tensor:
         from safetensors.torch import load_file
 
-        return load_file(path)[_TENSOR]
+        return load_file(path)["value"]
 
-    def write(path: Path, value: torch.Tensor) -> None:
+    def write(path: Path, value: Tensor) -> None:
         import torch
         from safetensors.torch import save_file
 
-        save_file({_TENSOR: value.detach().cpu().contiguous(memory_format=torch.contiguous_format)}, path)
+        save_file({"value": value.detach().cpu().contiguous(memory_format=torch.contiguous_format)}, path)
 
     return Cache(directory=directory, suffix=".safetensors", read=read, write=write)
+
+
+class TensorShards:
+    """Tensors by key, in safetensors files of about ``shard_bytes``: one each would be half a million for a dataset.
+
+    Tensors that a killed process has collected are lost, and computed again.
+
+    Args:
+        directory: contains the shards.
+        shard_bytes: bytes of tensors that are collected before they are written.
+    """
+
+    def __init__(self, directory: Path, shard_bytes: int = SHARD_BYTES) -> None:
+        self.directory, self.shard_bytes = directory, shard_bytes
+        self.shards: dict[Path, Any] = {}
+        self.shard_of: dict[str, Path] = {}
+        self.collected: dict[str, Tensor] = {}
+        self.collected_bytes = 0
+        self._changed = 0
+        self._find_shards()
+
+    def get(self, key: str) -> Tensor | None:
+        """The tensor, on the CPU; None if it is missing or its shard is unreadable."""
+        if key in self.collected:
+            return self.collected[key]
+        if key not in self.shard_of:
+            self._find_shards()
+        try:
+            return self._open(self.shard_of[key]).get_tensor(key)
+        except Exception:  # libraries raise errors of their own
+            self.shard_of.pop(key, None)  # a lost shard: its tensors may be added again
+            return None
+
+    def add(self, key: str, value: Tensor) -> None:
+        """Collect a tensor, and write a shard if there are enough.
+
+        Raises:
+            UserError: the directory is not writable.
+        """
+        if key in self.collected:
+            return
+        if key not in self.shard_of:
+            self._find_shards()
+        if key in self.shard_of and self.shard_of[key].is_file():
+            return
+        self.collected[key] = value.detach().cpu().clone()  # no view of a batch
+        self.collected_bytes += value.nbytes
+        if self.collected_bytes >= self.shard_bytes:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the collected tensors. Raises UserError if the directory is not writable."""
+        from safetensors.torch import save_file
+
+        if self.collected:
+            path = self.directory / f"{uuid.uuid4().hex}.safetensors"
+            with atomic_output_path(path) as partial:
+                save_file({key: value.contiguous() for key, value in self.collected.items()}, partial)
+            self.shard_of |= dict.fromkeys(self.collected, path)
+            self.collected, self.collected_bytes = {}, 0
+
+    def _find_shards(self) -> None:
+        # The directory's time changes with each shard that a process writes.
+        changed = self.directory.stat().st_mtime_ns if self.directory.is_dir() else 0
+        if changed == self._changed:
+            return
+        self._changed = changed
+        for path in self.directory.glob("*.safetensors"):
+            if path not in self.shards:
+                try:
+                    keys = self._open(path).keys()
+                except Exception:  # a broken file of a full disk
+                    keys = []
+                self.shard_of |= dict.fromkeys(keys, path)
+
+    def _open(self, path: Path) -> Any:
+        from safetensors import safe_open
+
+        if path not in self.shards:
+            self.shards[path] = None  # not opened again if it is broken
+            self.shards[path] = safe_open(path, framework="pt")
+        return self.shards[path]

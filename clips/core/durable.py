@@ -9,9 +9,6 @@ import errno
 import os
 from pathlib import Path
 
-_NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES}
-"""Of directories: file systems that cannot sync them, and directories that may be written, but not read."""
-
 
 def sync(path: Path) -> None:
     """Flush a file, or the names in a directory, to the disk."""
@@ -22,7 +19,8 @@ def sync(path: Path) -> None:
         finally:
             os.close(handle)
     except OSError as error:
-        if not path.is_dir() or error.errno not in _NO_SYNC:
+        # file systems that cannot sync directories, and directories that may be written, but not read
+        if not path.is_dir() or error.errno not in {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES}:
             raise
 
 

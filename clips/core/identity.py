@@ -1,22 +1,21 @@
-"""The identity of a run: the settings that its result depends on, the hashes of its inputs, its command's version.
+"""What the result of a run depends on: its settings, the hashes of its inputs, its command's version.
 
-Runs of the same identity produce the same result. This module defines and compares identities, and
-`clips.core.artifact.check_finished` decides with them whether an output directory is finished. Other modules decide
-what to reuse in the benchmarks: ``benchmarks.study.state`` which steps of a study are out of date (a hash of config,
-command version, parents, and names and contents of external files), ``benchmarks.tasks.run_benchmarks``
-which results are stored already (a hash of an identity), ``benchmarks.tasks.output_cache`` which model outputs are.
-
-A field that affects the execution but not the result is marked in its declaration: ``logging_steps: int =
-field(default=10, metadata=RUN_ONLY)``. An interrupted run may resume with other values of it.
+Runs of the same identity have the same result: by it `clips.core.artifact.check_finished` knows a finished output,
+``benchmarks.study.state`` a step that is out of date, ``benchmarks.tasks`` a stored result.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
+import os
+import sys
+import time
 import typing
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -28,7 +27,8 @@ from clips.text_files import safe_json_loads
 from clips.typed_data import flatten, to_plain
 
 RUN_ONLY: Mapping[str, Any] = MappingProxyType({"run_only": True})
-"""The metadata of a field that the result does not depend on."""
+"""The metadata of a field that affects the execution but not the result, with which an interrupted run may resume:
+``logging_steps: int = field(default=10, metadata=RUN_ONLY)``."""
 VERSIONS = {"clips-bench run": 6, "llava-bridge train": 3}
 """Command → version of its results, 1 for other commands.
 
@@ -67,15 +67,13 @@ def digest(value: Any) -> str:
 
 
 def differing(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """The names in which two identities differ.
-
-    An input missing on one side is not a difference: the initial files of a run may have been removed.
-    """
+    """The names in which two identities differ."""
     recorded, current = redact(recorded), redact(current)  # which makes lists of tuples, too
     return [
         name
         for name in sorted(recorded.keys() | current.keys())
         if recorded.get(name) != current.get(name)
+        # an input missing on one side is no difference: the initial files of a run may have been removed
         if not (name.startswith(_INPUTS) and (name in recorded) != (name in current))
     ]
 
@@ -128,23 +126,21 @@ def is_below(name: str, fields: Iterable[str]) -> bool:
 @functools.cache
 def run_only_fields(config_class: type) -> frozenset[str]:
     """Dotted names of the marked fields; those of list items are like ``data.sources[].cache_dir``."""
+
+    def configs_in(hint: Any, mark: str = "") -> Iterator[tuple[type, str]]:
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            yield hint, mark
+        for part in typing.get_args(hint):
+            yield from configs_in(part, "[]" if typing.get_origin(hint) in {list, tuple} else mark)
+
     hints, names = typing.get_type_hints(config_class), set()
     for field in dataclasses.fields(config_class):
         if field.metadata.get("run_only"):
             names.add(field.name)
             continue
-        for nested, is_item in _configs_in(hints[field.name], is_item=False):
-            names |= {f"{field.name}{'[]' if is_item else ''}.{name}" for name in run_only_fields(nested)}
+        for nested, mark in configs_in(hints[field.name]):
+            names |= {f"{field.name}{mark}.{name}" for name in run_only_fields(nested)}
     return frozenset(names)
-
-
-def _configs_in(hint: Any, *, is_item: bool) -> Iterator[tuple[type, bool]]:
-    """The config classes of a type, and whether they are items of a list."""
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        yield hint, is_item
-    in_list = is_item or typing.get_origin(hint) in {list, tuple}
-    for part in typing.get_args(hint):
-        yield from _configs_in(part, is_item=in_list)
 
 
 def result_settings(values: Mapping[str, Any], config_class: type) -> dict[str, Any]:
@@ -155,14 +151,96 @@ def result_settings(values: Mapping[str, Any], config_class: type) -> dict[str, 
         config_class: class with the marked fields.
     """
     run_only = run_only_fields(config_class)
+
+    def drop_from_items(value: Any, prefix: str) -> Any:
+        if isinstance(value, list | tuple):
+            return [drop_from_items(item, prefix) for item in value]
+        if isinstance(value, Mapping):
+            return {key: item for key, item in value.items() if f"{prefix}{key}" not in run_only}
+        return value
+
     settings = {name: value for name, value in flatten(values) if not is_below(name, run_only)}
-    return {name: _drop_from_items(value, f"{name}[].", run_only) for name, value in settings.items()}
+    return {name: drop_from_items(value, f"{name}[].") for name, value in settings.items()}
 
 
-def _drop_from_items(value: Any, prefix: str, run_only: frozenset[str]) -> Any:
-    """A list without the run-only fields of its items; any other value unchanged."""
-    if isinstance(value, list | tuple):
-        return [_drop_from_items(item, prefix, run_only) for item in value]
-    if isinstance(value, Mapping):
-        return {key: item for key, item in value.items() if f"{prefix}{key}" not in run_only}
-    return value
+# ---------------------------------------------------------------- contents of files
+
+FileStamp = tuple[int, int, int, int]
+"""Size, modification time, inode, change time (ns)."""
+_SETTLED_NS = 2_000_000_000
+"""A file changed more recently is not remembered: with a file system's coarse clock, another change may be unseen."""
+_MANY_BYTES = 10e9  # reading them takes so long that the user is told
+
+
+def cache_directory(kind: str) -> Path:
+    """``clips/KIND`` in the user's cache directory."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clips" / kind
+
+
+def file_stamp(path: str | Path) -> FileStamp:
+    """What changes with a file's content; equal stamps mean equal contents.
+
+    Size and modification time are not enough: ``rsync --times`` and ``cp -p`` set the time of the file that they copy.
+    No program can set the change time.
+    """
+    status = Path(path).stat()
+    return status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of one file's content. Raises UserError if it cannot be read."""
+    try:
+        with Path(path).open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def content_hashes(files: Iterable[str | Path]) -> dict[Path, str]:
+    """SHA-256 of each file's content, in the given order; files with a stamp in the user's cache are not read.
+
+    Raises:
+        UserError: a file is missing or cannot be read.
+    """
+    paths = [Path(file) for file in files]
+    memories: dict[Path, dict[str, list[int | str]]] = {}  # directory → file name → its stamp and hash
+    for parent in {path.parent for path in paths}:
+        memories[parent] = {}
+        with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):  # missing or damaged
+            stored = json.loads(_memory_path(parent).read_bytes())
+            memories[parent] = {name: list(known) for name, known in stored.items()}
+    stamps = dict[Path, FileStamp]()
+    for path in paths:
+        try:
+            stamps[path] = file_stamp(path)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    unread = [path for path in stamps if memories[path.parent].get(path.name, [])[:-1] != [*stamps[path]]]
+    size = sum(stamps[path][0] for path in unread)
+    if size > _MANY_BYTES:
+        print(f"hashing {size / 1e9:,.0f} GB in {len(unread):,} files, once for each content", file=sys.stderr)
+    found, changed = dict[Path, str](), set[Path]()
+    for path, stamp in stamps.items():
+        known = memories[path.parent].get(path.name, [])
+        if known[:-1] == [*stamp]:
+            found[path] = str(known[-1])
+            continue
+        started = time.time_ns()
+        found[path] = file_hash(path)
+        if started - stamp[-1] > _SETTLED_NS:
+            memories[path.parent][path.name] = [*stamp, found[path]]
+            changed.add(path.parent)
+    for parent in changed:
+        with contextlib.suppress(OSError):  # without a writable cache, files are read each time
+            memory = _memory_path(parent)
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            partial = memory.with_name(f".{memory.name}.{uuid.uuid4().hex}.partial")
+            partial.write_text(json.dumps(memories[parent]), encoding="utf-8")
+            partial.replace(memory)
+    return found
+
+
+def _memory_path(directory: Path) -> Path:
+    status = directory.stat()  # its inode, because artifacts are hashed in a temporary directory, which is renamed
+    key = hashlib.sha256(f"{status.st_dev} {status.st_ino}".encode()).hexdigest()
+    return cache_directory("hashes") / key[:2] / f"{key}.json"

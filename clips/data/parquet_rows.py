@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from clips.core.artifact import atomic_write, log_info
-from clips.core.content import file_stamp
+from clips.core.identity import file_stamp
 from clips.data.images import InvalidSampleError
 from clips.data.remote_files import ShardCache, UnreachableError, is_remote
 from clips.errors import UserError, error_reason

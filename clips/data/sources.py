@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from clips.core.content import file_hash
-from clips.core.identity import RUN_ONLY
+from clips.core.identity import RUN_ONLY, file_hash
 from clips.data.formats import FORMATS, DatasetSpec, read_dataset
 from clips.data.formats.dataset_format import captions_of
 from clips.data.images import InvalidSampleError as InvalidSampleError

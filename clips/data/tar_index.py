@@ -22,7 +22,7 @@ from typing import BinaryIO
 import numpy as np
 
 from clips.core.artifact import log_info
-from clips.core.content import file_stamp
+from clips.core.identity import file_stamp
 from clips.core.parent_death import end_with_parent, start_python, usable_cores
 from clips.data.remote_files import ShardCache, is_remote
 from clips.errors import UserError

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from clips.core.cache import tensor_cache
-from clips.core.content import cache_directory
+from clips.core.identity import cache_directory
 from clips.data.images import normalize
 from clips.errors import UserError
 

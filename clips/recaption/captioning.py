@@ -17,8 +17,8 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from clips.commandline.progress import log_estimate
 from clips.core.artifact import log_info
-from clips.core.estimate import log_estimate
 from clips.data.images import InvalidImageError, decode_image
 from clips.data.sources import InvalidSampleError, Sample, Source
 from clips.errors import UserError

@@ -25,8 +25,7 @@ from clips.core.artifact import (
     write_errors_as_user_errors,
     write_manifest,
 )
-from clips.core.content import file_hash
-from clips.core.identity import RUN
+from clips.core.identity import RUN, file_hash
 from clips.data.formats.webdataset import SIZES_FILE
 from clips.data.invalid_samples import InvalidSamples
 from clips.data.sources import Record, Source

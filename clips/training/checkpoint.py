@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor
 
 from clips.core import durable
 from clips.core.artifact import atomic_write, write_errors_as_user_errors
-from clips.core.content import file_hash
+from clips.core.identity import file_hash
 from clips.core.run_log import METRICS_FILE
 from clips.errors import UserError, error_reason
 from clips.parallel.distributed import DistributedContext, from_main

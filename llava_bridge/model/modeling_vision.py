@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from clips.core.content import cache_directory
-from clips.core.tensor_shards import TensorShards
+from clips.core.cache import TensorShards
+from clips.core.identity import cache_directory
 from clips.errors import UserError
 from clips.model.feature_cache import weights_digest
 from clips.model.loading import library_errors_as_user_errors

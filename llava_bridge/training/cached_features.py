@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
-from clips.core.tensor_shards import TensorShards
+from clips.core.cache import TensorShards
 from clips.errors import UserError
 from clips.model.feature_cache import digest
 from llava_bridge.model.modeling_vision import EncoderVisionModel

@@ -13,7 +13,7 @@ from typing import Any
 
 from clips.core import durable
 from clips.core.artifact import atomic_write
-from clips.core.content import file_hash
+from clips.core.identity import file_hash
 from clips.data.invalid_samples import InvalidSamples, restored
 from clips.errors import UserError, error_reason
 from clips.parallel.distributed import all_gather_objects

@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from clips.core.artifact import atomic_write, directory_hash
+from clips.core.artifact import atomic_write, directory_hash, lock_output
 from clips.core.identity import RUN, Identity, difference, digest, identity, read_run, reject_other_run, run_text
-from clips.core.locks import lock_output
 from clips.data.formats.conversation_rows import local_files
 from clips.data.tar_index import read_byte_range
 from clips.errors import UserError

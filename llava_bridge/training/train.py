@@ -18,8 +18,7 @@ from pathlib import Path
 from clips.commandline.signals import StopRequest, graceful_shutdown
 from clips.core.artifact import atomic_artifact_dir, atomic_write, check_finished, write_manifest
 from clips.core.identity import RUN
-from clips.core.run_log import METRICS_FILE, RunLog
-from clips.core.trackers import TENSORBOARD_DIR, check_trackers
+from clips.core.run_log import METRICS_FILE, TENSORBOARD_DIR, RunLog, check_trackers
 from clips.errors import UserError
 from clips.gpus import visible_gpus
 from clips.model_card import write_card

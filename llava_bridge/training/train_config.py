@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from clips.core.identity import RUN_ONLY
-from clips.core.trackers import TrackerName
+from clips.core.run_log import TrackerName
 from clips.errors import UserError, unknown_name_error
 from clips.ranges import FinitePositive, Fraction, FractionBelowOne, NonNegative, Positive, PositiveFloat
 from llava_bridge.data.sources import ConversationSourceConfig, HeldOutSourceConfig

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.tasks.registry import BenchmarkConfig
-from clips.core.content import FileStamp, file_stamp
-from clips.core.identity import RUN_ONLY
+from clips.core.identity import RUN_ONLY, FileStamp, file_stamp
 from clips.data.formats import DatasetSpec, read_dataset
 from clips.data.formats.dataset_format import Captioned, strict_captions
 from clips.data.lazy_images import LazyImage

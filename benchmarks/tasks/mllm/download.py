@@ -26,7 +26,7 @@ from benchmarks.tasks.mllm.lmms_tasks import LmmsTask
 from benchmarks.tasks.mllm.offline_tasks import dataset_config_name
 from benchmarks.tasks.registry import get_benchmark
 from clips.core.artifact import atomic_write, directory_hash, log_info, write_errors_as_user_errors
-from clips.core.content import file_hash
+from clips.core.identity import file_hash
 from clips.errors import UserError, error_reason
 from clips.text_files import safe_json_loads
 

@@ -21,7 +21,7 @@ from unittest import mock
 import yaml
 
 from benchmarks.tasks.mllm.judge import scorer_environment
-from clips.core.content import file_hash
+from clips.core.identity import file_hash
 from clips.errors import UserError, unknown_name_error
 
 _HUB = "lmms-lab-encoder"

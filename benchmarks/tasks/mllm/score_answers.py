@@ -26,7 +26,7 @@ from benchmarks.tasks.registry import configure, get_benchmark
 from benchmarks.tasks.run_benchmarks import with_outcome
 from clips.commandline.signals import sigterm_interrupts
 from clips.core.artifact import library_versions, log_info, writable_directory
-from clips.core.content import file_hash
+from clips.core.identity import file_hash
 from clips.errors import UserError
 from clips.ranges import PositiveFloat
 

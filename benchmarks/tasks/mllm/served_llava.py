@@ -11,8 +11,8 @@ from lmms_eval.api.instance import Instance
 
 from benchmarks.results.protocol import Entries
 from benchmarks.tasks.mllm.llava_model import DEFAULT_NEW_TOKENS, LlavaBridgeModel, truncate_at_stop
+from clips.commandline.progress import log_estimate
 from clips.core.chat_client import ChatClient, ChatServerError, choices, data_url, image_request
-from clips.core.estimate import log_estimate
 from clips.errors import UserError
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from pathlib import Path
 from typing import Any
 
-from clips.core.content import cache_directory
+from clips.core.identity import cache_directory
 from clips.data.formats.conversation_table import convert_or_read
 from clips.data.formats.conversations import (
     CONVERSATION_KEYS,

@@ -20,8 +20,7 @@ from filelock import FileLock
 
 from clips.core import durable
 from clips.core.artifact import log_info, temp_path_for
-from clips.core.content import cache_directory, content_hashes
-from clips.core.identity import digest
+from clips.core.identity import cache_directory, content_hashes, digest
 from clips.data.formats.dataset_format import Conversation, Turn
 from clips.data.lazy_images import FileImage
 from clips.errors import UserError, error_reason

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clips.core.artifact import atomic_output_path
-from clips.core.content import cache_directory, file_stamp
-from clips.core.identity import digest
+from clips.core.identity import cache_directory, digest, file_stamp
 from clips.data.formats.dataset_format import ALL, WHOLE, WHOLE_REQUESTS, Location
 from clips.data.remote_files import expand_brace_ranges, is_remote
 from clips.data.tar_index import is_clutter
