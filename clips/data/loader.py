@@ -277,7 +277,7 @@ def _from_workers(shared: _SharedBatches) -> Generator[dict[str, Any]]:
     parts = iter(loader)
 
     def batches() -> Generator[dict[str, Any]]:
-        with worker_errors_as_user_errors():
+        with worker_errors_as_user_errors("data.num_workers"):
             for index in range(len(shared.plan)):
                 found = [next(parts) for _ in range(shared.parts)]
                 batch: dict[str, Any] = {"image": shared.slot(index)}
