@@ -13,8 +13,7 @@ import pandas as pd
 import pytest
 from serving import Quiet, address, serve
 
-from clips.data import untrusted_files
-from clips.data.images import open_image
+from clips.data import lazy_images, open_image
 from clips.data.lazy_images import ImageColumn, TableImage, image_bytes
 from clips.data.sources import InvalidSampleError, SourceConfig, open_source
 from clips.data.tar_index import index_tar
@@ -116,7 +115,7 @@ def test_a_table_names_images_by_url(server, folder, monkeypatch):
     assert image_bytes(address(server, "moved"), folder) == PICTURE
     with pytest.raises(InvalidSampleError, match="missing image"):
         image_bytes(address(server, "a.png").replace("127.0.0.1", "nowhere.invalid"), folder)
-    monkeypatch.setattr(untrusted_files, "MAX_BYTES", 2**20)
+    monkeypatch.setattr(lazy_images, "MAX_BYTES", 2**20)
     with pytest.raises(InvalidSampleError, match="more than 1 MB"):
         image_bytes(address(server, "endless"), folder)
 

@@ -60,7 +60,7 @@ def _of_call(call: ast.Call, where: str) -> Iterator[str]:
 
 def test_no_source_file_runs_what_it_reads() -> None:
     files = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
-    assert len(files) > 250
+    assert len(files) > 150
     found = [
         fault
         for path in files

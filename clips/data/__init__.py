@@ -1,5 +1,6 @@
 """Images and captions for training: sources, sample order, augmentation, batches."""
 
-from clips.data.images import InvalidImageError, decode_image, image_exists, open_image, read_image_bytes
+from clips.data.images import InvalidImageError, decode_image
+from clips.data.lazy_images import image_exists, open_image, read_image_bytes
 
 __all__ = ["InvalidImageError", "decode_image", "image_exists", "open_image", "read_image_bytes"]

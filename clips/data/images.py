@@ -1,4 +1,4 @@
-"""Safe decoding of untrusted images as RGB."""
+"""Safe decoding of untrusted images as RGB; `clips.data.lazy_images` finds and reads their files."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from PIL import Image, ImageFile, ImageOps
 
-from clips.data.tar_index import TarIndex, index_tar, is_clutter
-from clips.errors import UserError
+from clips.data.tar_index import is_clutter
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,7 +98,15 @@ def load_rgb(image: Image.Image, reduction: float = 1.0) -> Image.Image:
         image.load()
         if image.getexif().get(_ORIENTATION, 1) != 1:
             image = ImageOps.exif_transpose(image)
-        return _on_white(image)
+        if image.mode == "RGB" and "transparency" not in image.info:  # of a PNG: the color of transparent pixels
+            return image
+        if image.mode in {"I", "I;16", "I;16B", "I;16L", "F"}:
+            raise InvalidImageError("not an 8-bit image")
+        if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
+            layer = image.convert("RGBA")
+            white = Image.new("RGBA", layer.size, "white")
+            return Image.alpha_composite(white, layer).convert("RGB")
+        return image.convert("RGB")
 
 
 def load_jpeg(image: Image.Image, content: bytes, reduction: float) -> np.ndarray | None:
@@ -132,7 +139,6 @@ def reduction_factor(reduction: float) -> int:
 
 @contextlib.contextmanager
 def _short_reasons() -> Iterator[None]:
-    """Raise InvalidImageError for any error of a decoder."""
     try:
         with _decoder_settings:
             yield
@@ -176,61 +182,6 @@ class _DecoderSettings:
 
 _decoder_settings = _DecoderSettings()
 os.register_at_fork(after_in_child=_decoder_settings.clear)
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:  # of a PNG: the color of transparent pixels
-        return image
-    if image.mode in {"I", "I;16", "I;16B", "I;16L", "F"}:
-        raise InvalidImageError("not an 8-bit image")
-    if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, "white")
-        return Image.alpha_composite(white, layer).convert("RGB")
-    return image.convert("RGB")
-
-
-def open_image(root: str | Path, reference: str) -> Image.Image:
-    """The RGB image that ``reference`` names below ``root``: a file, or ``shard.tar/member`` inside a tar.
-
-    Raises:
-        UserError: the reference leaves ``root``, there is no such file or member, or it is not an image.
-    """
-    try:
-        return decode_image(read_image_bytes(root, reference))
-    except InvalidImageError as error:
-        raise UserError(f"{Path(root) / reference}: {error}") from None
-
-
-def read_image_bytes(root: str | Path, reference: str) -> bytes:
-    """The bytes behind an image reference (see `open_image`)."""
-    if ".." in Path(reference).parts or Path(reference).is_absolute():
-        raise UserError(f"'{reference}': expected a path inside {root}")
-    tar, mark, member = reference.partition(".tar/")
-    try:
-        if mark:
-            return _tar_members(Path(root) / f"{tar}.tar").read(member)
-        return (Path(root) / reference).read_bytes()
-    except PermissionError:
-        raise UserError(f"{Path(root) / reference}: permission denied") from None
-    except (OSError, ValueError):  # also a file as a parent, a name that is too long or has a null character
-        raise UserError(f"{Path(root) / reference}: no such image") from None
-
-
-def image_exists(root: str | Path, reference: str) -> bool:
-    """Whether the file or member of an image reference (see `open_image`) exists."""
-    if ".." in Path(reference).parts or Path(reference).is_absolute():
-        return False
-    tar, mark, member = reference.partition(".tar/")
-    try:
-        return member in _tar_members(Path(root) / f"{tar}.tar").members if mark else (Path(root) / reference).is_file()
-    except (UserError, OSError, ValueError):
-        return False
-
-
-@functools.lru_cache(maxsize=256)
-def _tar_members(path: Path) -> TarIndex:
-    return index_tar(path)
 
 
 def normalize(images: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:

@@ -1,22 +1,77 @@
-"""References to images: in a file, in a tar, or in a row of a table. Images are read on access."""
+"""References to images: in a file, in a tar, or in a row of a table. Images are read on access.
+
+Data, unlike a user's config, may name only files below an allowed directory, or at an allowed URL.
+"""
 
 from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
+import os
 import re
+import urllib.parse
+import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from clips.data.images import InvalidImageError, InvalidSampleError, decode_image, image_exists, read_image_bytes
-from clips.data.tar_index import read_byte_range
-from clips.data.untrusted_files import ForbiddenReferenceError, read_untrusted
+from clips.data.images import InvalidImageError, InvalidSampleError, decode_image
+from clips.data.tar_index import TarIndex, index_tar, read_byte_range
 from clips.errors import UserError
 
+MAX_BYTES = 64 * 2**20
+"""Maximum size of a downloaded file; photos of 100 megapixels have about 40 MB."""
+TIMEOUT_SECONDS = 60
+"""Maximum duration of a download."""
+_STORES = ("s3", "gs", "gcs", "hf")  # object stores: the user's own credentials decide about access
 _MAX_PATH = 1000  # characters, fewer than the smallest photo has in base64
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]+")
+
+
+def open_image(root: str | Path, reference: str) -> Image.Image:
+    """The RGB image that ``reference`` names below ``root``: a file, or ``shard.tar/member`` inside a tar.
+
+    Raises:
+        UserError: the reference leaves ``root``, there is no such file or member, or it is not an image.
+    """
+    try:
+        return decode_image(read_image_bytes(root, reference))
+    except InvalidImageError as error:
+        raise UserError(f"{Path(root) / reference}: {error}") from None
+
+
+def read_image_bytes(root: str | Path, reference: str) -> bytes:
+    """The bytes behind an image reference (see `open_image`)."""
+    if ".." in Path(reference).parts or Path(reference).is_absolute():
+        raise UserError(f"'{reference}': expected a path inside {root}")
+    tar, mark, member = reference.partition(".tar/")
+    try:
+        if mark:
+            return _tar_members(Path(root) / f"{tar}.tar").read(member)
+        return (Path(root) / reference).read_bytes()
+    except PermissionError:
+        raise UserError(f"{Path(root) / reference}: permission denied") from None
+    except (OSError, ValueError):  # also a file as a parent, a name that is too long or has a null character
+        raise UserError(f"{Path(root) / reference}: no such image") from None
+
+
+def image_exists(root: str | Path, reference: str) -> bool:
+    """Whether the file or member of an image reference (see `open_image`) exists."""
+    if ".." in Path(reference).parts or Path(reference).is_absolute():
+        return False
+    tar, mark, member = reference.partition(".tar/")
+    try:
+        return member in _tar_members(Path(root) / f"{tar}.tar").members if mark else (Path(root) / reference).is_file()
+    except (UserError, OSError, ValueError):
+        return False
+
+
+@functools.lru_cache(maxsize=256)
+def _tar_members(path: Path) -> TarIndex:
+    return index_tar(path)
 
 
 class LazyImage(abc.ABC):
@@ -162,7 +217,7 @@ def image_bytes(value: Any, root: str | Path, *, settings: bool = True) -> bytes
 
     Args:
         value: the value.
-        root: base directory of paths, which they may not leave; see `clips.data.untrusted_files`.
+        root: base directory of paths, which they may not leave; see `_read_untrusted`.
         settings: whether the error names the setting of a data source that would allow it.
 
     Raises:
@@ -174,8 +229,12 @@ def image_bytes(value: Any, root: str | Path, *, settings: bool = True) -> bytes
             raise InvalidSampleError("several images, expected one")
         value = value[0] if value else None
     if isinstance(value, dict):
+        import datasets
+        import huggingface_hub
+
         value = value.get("bytes") or value.get("path")
-        directories += _datasets_caches()
+        # into these ``datasets`` unpacks images, which it then names by absolute paths
+        directories += [Path(datasets.config.HF_DATASETS_CACHE), Path(huggingface_hub.constants.HF_HUB_CACHE)]
     if isinstance(value, bytes | bytearray):
         return bytes(value)
     if not isinstance(value, str) or not value:
@@ -183,8 +242,8 @@ def image_bytes(value: Any, root: str | Path, *, settings: bool = True) -> bytes
     if value.startswith("data:") or (len(value) > _MAX_PATH and _BASE64.fullmatch(value[:_MAX_PATH])):
         raise InvalidSampleError("an image as base64 text, expected its bytes, path or URL")
     try:
-        return read_untrusted(value, directories)
-    except ForbiddenReferenceError as error:
+        return _read_untrusted(value, directories)
+    except _ForbiddenReferenceError as error:
         allowed_by = f" (data source's '{error.setting}')" if settings and error.setting else ""
         raise InvalidSampleError(f"image rejected: {error}{allowed_by}") from None
     except (OSError, ValueError, ImportError):
@@ -192,9 +251,71 @@ def image_bytes(value: Any, root: str | Path, *, settings: bool = True) -> bytes
         raise InvalidSampleError(f"missing image{hint}") from None
 
 
-def _datasets_caches() -> list[Path]:
-    """The directories into which ``datasets`` unpacks images, which it then names by absolute paths."""
-    import datasets
-    import huggingface_hub
+class _ForbiddenReferenceError(Exception):
+    """Data name a file that is not allowed; ``setting`` of a training data source would allow it."""
 
-    return [Path(datasets.config.HF_DATASETS_CACHE), Path(huggingface_hub.constants.HF_HUB_CACHE)]
+    def __init__(self, reason: str, setting: str | None = None) -> None:
+        super().__init__(reason)
+        self.setting = setting
+
+
+def _read_untrusted(name: str, directories: list[Path]) -> bytes:
+    """The content of a file named by data.
+
+    Args:
+        name: a path (relative to the first directory), a ``file://`` URL, or one of http, https, s3, gs, hf.
+        directories: allowed directories of paths; symlinks in them are followed.
+
+    Raises:
+        _ForbiddenReferenceError: a path outside, a command, another URL scheme, or too large a file.
+        OSError: the file does not exist, or cannot be reached.
+        ValueError: not a path.
+    """
+    scheme, mark, rest = name.partition("://")
+    if name.startswith("pipe:"):
+        raise _ForbiddenReferenceError("a command where an image is expected")
+    if not mark:
+        return _resolve_path(name, directories).read_bytes()
+    if scheme == "file":
+        return _resolve_path(urllib.request.url2pathname(urllib.parse.urlsplit(name).path), directories).read_bytes()
+    if scheme in {"http", "https"}:
+        return _download(name)
+    if scheme in _STORES and "::" not in rest:  # which would be a chain of file systems
+        import fsspec
+
+        with fsspec.open(name) as file:
+            return _read_limited(file.read)
+    raise _ForbiddenReferenceError("a URL with a scheme other than http, https, s3, gs, hf or file")
+
+
+def _resolve_path(name: str, directories: list[Path]) -> Path:
+    """The path of ``name``, resolved lexically, so that symlinks inside a directory stay usable."""
+    path = Path(os.path.normpath(name))  # pathlib does not remove ".."
+    if not path.is_absolute():
+        if path.parts[:1] != (os.pardir,):
+            return directories[0] / path
+    # a directory behind a symlink has two names; abspath, unlike pathlib, removes ".."
+    elif any(path.is_relative_to(name(at)) for at in directories for name in (os.path.abspath, os.path.realpath)):
+        return path
+    raise _ForbiddenReferenceError("a path outside the directory of images", "image_root")
+
+
+def _download(url: str) -> bytes:
+    import aiohttp
+    from fsspec.implementations.http import HTTPFileSystem
+
+    system = HTTPFileSystem(client_kwargs={"timeout": aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)})
+    try:
+        with system.open(url, "rb", block_size=0) as file:
+            return _read_limited(file.read)
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise OSError(str(error)) from None
+
+
+def _read_limited(read: Callable[[int], bytes]) -> bytes:
+    content = bytearray()
+    while len(content) <= MAX_BYTES and (piece := read(2**20)):
+        content += piece
+    if len(content) > MAX_BYTES:
+        raise _ForbiddenReferenceError(f"a file of more than {MAX_BYTES // 2**20} MB")
+    return bytes(content)

@@ -25,7 +25,7 @@ from clips.ranges import FinitePositive
 
 AUTO = "auto"
 """A config's ``web_caption`` or ``synthetic_caption`` is the format's default (`Format`)."""
-TRAINING_FORMATS = {name: entry for name, entry in FORMATS.items() if entry.trains_encoders}
+TRAINING_FORMATS = {name: entry for name, entry in FORMATS.items() if entry.source or entry.captions}
 """The formats that ``clips train`` reads."""
 _LISTED_WEB = ("random_sentence", "first_sentence")
 _LISTED_SYNTHETIC = ("other_sentences", "all_sentences")

@@ -9,8 +9,7 @@ from typing import Any
 
 from clips.data.formats.dataset_format import WHOLE, Dataset, ImageRegion, Location, Pair, whole
 from clips.data.formats.rows import is_datasets, open_rows, utf8_rows
-from clips.data.images import image_exists
-from clips.data.lazy_images import FileImage, ImageColumn, TableImage
+from clips.data.lazy_images import FileImage, ImageColumn, TableImage, image_exists
 from clips.errors import UserError
 from clips.text_files import read_json, read_json_lines
 

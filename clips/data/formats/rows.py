@@ -1,7 +1,4 @@
-"""Tables with images or their names, for training and benchmarks: Hugging Face datasets, CSV, TSV, JSON lines, parquet.
-
-``datasets`` gives random access to the rows of each of them.
-"""
+"""The rows of Hugging Face datasets, CSV, TSV, JSON lines and parquet, to which ``datasets`` gives random access."""
 
 from __future__ import annotations
 
@@ -25,7 +22,7 @@ from clips.text_files import read_json_lines
 
 _TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 SPLIT_COLUMN = "split"
-"""The column that says of each row which split it belongs to."""
+"""Name of the column with each row's split."""
 _CSV_VERSION = 2  # of `_csv_rows`; raise it with a change of the result, because datasets caches it
 _MAX_CELL = 1 << 26  # characters; csv's own limit is 131,072
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -69,11 +66,10 @@ def open_rows(path: str, subset: str | None, split: str) -> Any:
             files = list(itertools.chain(*files_of_splits(path, subset).values())) if Path(path).is_dir() else []
             _check_parquet(files)
             rows = datasets.load_dataset(path, subset, split=split, cache_dir=_cache_of(files))
-    return undecoded(rows)
+    return _undecoded(rows)
 
 
-def undecoded(rows: Any) -> Any:
-    """The same ``datasets.Dataset`` with images as bytes or paths."""
+def _undecoded(rows: Any) -> Any:
     import datasets
 
     raw = datasets.Image(decode=False)
@@ -149,7 +145,7 @@ def table_files(path: str) -> list[str]:
     return files
 
 
-def open_table(path: str, files: Sequence[str]) -> Any:
+def _open_table(path: str, files: Sequence[str]) -> Any:
     """The rows of `table_files` as a ``datasets.Dataset``.
 
     Every cell of a CSV file is text: the CSV reader of ``datasets`` replaces captions such as "NA" and "null" by None,
@@ -180,7 +176,7 @@ def open_table(path: str, files: Sequence[str]) -> Any:
         if suffix == ".parquet":
             _check_parquet(files)
             rows = datasets.load_dataset("parquet", data_files=list(files), split="train", cache_dir=_cache_of(files))
-            return undecoded(rows)
+            return _undecoded(rows)
         return _json_rows(files)
 
 
@@ -190,7 +186,10 @@ def _json_rows(files: Sequence[str]) -> Any:
 
     for file in files:
         if not is_remote(file):
-            _reject_null_lines(file)
+            with Path(file).open("rb") as stream:
+                for number, line in enumerate(stream, 1):
+                    if line.lstrip().startswith(b"null"):  # pyarrow's reader would end the process (SIGSEGV)
+                        raise UserError(f"{file} line {number}: expected a JSON object, got null")
     load = functools.partial(
         datasets.load_dataset, "json", data_files=list(files), split="train", cache_dir=_cache_of(files)
     )
@@ -204,24 +203,16 @@ def _json_rows(files: Sequence[str]) -> Any:
         rows = load()
     times = [name for name, kind in rows.features.items() if str(getattr(kind, "dtype", "")).startswith("timestamp")]
     if not times:
-        return undecoded(rows)
+        return _undecoded(rows)
     # Read again as JSON values. Versions of datasets without these can only convert the times back to a text.
     as_text = datasets.Json() if hasattr(datasets, "Json") else datasets.Value("string")
-    return undecoded(load(features=datasets.Features({**rows.features, **dict.fromkeys(times, as_text)})))
-
-
-def _reject_null_lines(file: str) -> None:
-    """Raise UserError at a line of ``null``: pyarrow's reader ends the process (SIGSEGV)."""
-    with Path(file).open("rb") as stream:
-        for number, line in enumerate(stream, 1):
-            if line.lstrip().startswith(b"null"):
-                raise UserError(f"{file} line {number}: expected a JSON object, got null")
+    return _undecoded(load(features=datasets.Features({**rows.features, **dict.fromkeys(times, as_text)})))
 
 
 def _cache_of(files: Iterable[str]) -> str | None:
-    """A directory in the cache of ``datasets`` for this version of local files, which it knows by their time alone."""
     import datasets
 
+    # for this version of local files, which ``datasets`` knows by their time alone
     versions = [[file, *file_stamp(file)] for file in files if not is_remote(file)]
     return str(Path(datasets.config.HF_DATASETS_CACHE, "files", digest(versions)[:32])) if versions else None
 
@@ -237,7 +228,7 @@ def _without_surrogates(name: str, path: str) -> str:
 
 
 def _version(name: str, path: str) -> list[Any]:
-    """What changes when a file does; the local copy of a remote file is named by the hash of its URL and ETag."""
+    # what changes when a file does; the local copy of a remote file is named by the hash of its URL and ETag
     file = Path(path).resolve()
     return [name, file.name] if is_remote(name) else [str(file), *file_stamp(file)]
 
@@ -259,7 +250,6 @@ def _csv_columns(name: str, path: str, delimiter: str) -> tuple[str, ...]:
 def _csv_rows(
     files: Sequence[tuple[str, str]], columns: tuple[str, ...], delimiter: str
 ) -> Iterator[Mapping[str, str]]:
-    """The rows of files, given as (name, local path)."""
     num_rows = 0
     for name, path in files:
         lines = _csv_cells(name, path, delimiter, is_plain=delimiter == "\t" and _is_plain(path))
@@ -276,11 +266,9 @@ def _csv_rows(
 
 
 def _is_plain(path: str) -> bool:
-    """Whether a TSV file has no quoted line breaks: each line has the same number of cells.
-
-    By its standard, TSV has no quoting; pandas and csv quote nevertheless. Read with quoting, a plain file loses the
-    lines between a caption that begins with a quotation mark and one that ends with it.
-    """
+    # A TSV file has no quoted line breaks if each line has the same number of cells. By its standard, TSV has no
+    # quoting; pandas and csv quote nevertheless. Read with quoting, a plain file loses the lines between a caption that
+    # begins with a quotation mark and one that ends with it.
     with Path(path).open(encoding="utf-8-sig", errors="replace", newline="") as stream:
         return len({line.count("\t") for line in stream if line.strip("\r\n")}) == 1
 
@@ -314,9 +302,9 @@ def check_column(name: str, columns: Sequence[str], setting: str, path: str) -> 
 
 
 def table_rows_of_split(location: Location) -> tuple[Any, str]:
-    """The rows of `open_table`, of those with a column ``split`` the requested ones; the split's name in protocols."""
+    """The rows of `_open_table`, of those with a column ``split`` the requested ones; the split's name in protocols."""
     path, split = location.spec.path, location.spec.split
-    rows = open_table(path, table_files(path))
+    rows = _open_table(path, table_files(path))
     if SPLIT_COLUMN in rows.column_names:
         return _rows_of_split(rows, split, path), split
     if split not in WHOLE_REQUESTS:
@@ -345,7 +333,6 @@ def rows_of_split(location: Location) -> tuple[Any, str]:
 
 
 def _rows_of_split(rows: Any, split: str, path: str) -> Any:
-    """The rows whose column ``split`` has this value, or one of ``train+val``. Raises UserError if there are none."""
     if split == ALL:
         return rows
     splits, wanted = [str(each) for each in read_column(path, rows, SPLIT_COLUMN)], split.split("+")
@@ -366,18 +353,15 @@ def utf8_rows(path: str, rows: Any) -> Iterator[Mapping[str, Any]]:
             yield row
             number += 1
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} row {number}: {_broken_column(rows, number)}: expected UTF-8 text ({error_reason(error)})"
-        ) from None
-
-
-def _broken_column(rows: Any, number: int) -> str:
-    for name in rows.column_names:
-        try:
-            rows.select_columns([name])[number]
-        except UnicodeDecodeError:
-            return str(name)
-    return ", ".join(rows.column_names)
+        for name in rows.column_names:
+            try:
+                rows.select_columns([name])[number]
+            except UnicodeDecodeError:
+                where = f"{path} row {number}: {name}"
+                break
+        else:
+            where = f"{path} row {number}: {', '.join(rows.column_names)}"
+        raise UserError(f"{where}: expected UTF-8 text ({error_reason(error)})") from None
 
 
 def read_column(path: str, rows: Any, name: str) -> list[Any]:

@@ -40,25 +40,33 @@ _LIST_AS_TEXT = re.compile(r"""\s*\[\s*['"].*\]\s*""", re.DOTALL)
 _BLOCK_ROWS = 10_000
 
 
-class DatasetsSource(Source):
-    """A dataset of the Hugging Face Hub, or a directory in the Hub's structure or of ``save_to_disk``.
+class TableSource(Source):
+    """Rows of tables (CSV, TSV, JSON lines, parquet), or of Hugging Face datasets.
 
-    ``datasets`` reads it; with ``streaming`` its parquet files are read directly.
+    ``datasets`` reads them; with ``streaming`` parquet files are read directly, by row group. Image URLs are downloaded
+    sample by sample, which suffices for an inspection; for training, download the images first (img2dataset writes
+    webdataset shards with all columns in the JSON).
     """
 
     def __init__(self, config: SourceConfig) -> None:
-        self.config = config
+        self.config, path = config, Path(config.path)
+        is_table = config.format != "datasets"
+        files = table_files(config.path) if is_table else []  # before datasets is imported, which takes seconds
         with one_line_errors(config.path):
-            self.rows = self.read_rows()
-        names = self.rows.column_names
-        self.image_column = find_image_column(config.image_column, names, config.path)
+            if config.streaming and (is_table or not is_saved(path)):
+                rows = self._stream(files)
+            else:
+                spec = DatasetSpec(path=config.path, format=config.format, split=config.split, subset=config.subset)
+                rows, _ = (table_rows_of_split if is_table else rows_of_split)(Location(spec))
+        self.full_rows, names = rows, rows.column_names
+        self.image_column = _find_image_column(config.image_column, names, config.path)
         check_column(config.web_caption, names, "web_caption", config.path)
         for column in config.synthetics:
             check_column(column, names, "synthetic_caption", config.path)
-        self.full_rows = self.rows
-        columns = dict.fromkeys([self.image_column, config.web_caption, *config.synthetics])
-        self.rows = self.full_rows.select_columns(list(columns))
-        self.image_root = config.image_root or self.default_image_root()
+        self.rows = rows.select_columns(
+            list(dict.fromkeys([self.image_column, config.web_caption, *config.synthetics]))
+        )
+        self.image_root = config.image_root or (path.parent if is_table and not path.is_dir() else path)
         if isinstance(self.rows, ParquetRows):
             self.blocks, self.copies = self.rows.blocks, self.rows.cache
             self.is_remote = any(map(is_remote, self.rows.files))
@@ -66,35 +74,23 @@ class DatasetsSource(Source):
             full, remainder = divmod(len(self.rows), _BLOCK_ROWS)
             self.blocks = [_BLOCK_ROWS] * full + [remainder] * bool(remainder)
 
-    def read_rows(self) -> Any:
-        """The rows, as a ``datasets.Dataset`` or `ParquetRows`."""
-        if not self.config.streaming or is_saved(self.config.path):
-            return rows_of_split(self.location())[0]
-        files = files_of_splits(self.config.path, self.config.subset)
-        if self.config.split not in files:
-            raise unknown_name_error(self.config.split, files, f"split of {self.config.path}")
-        return self.stream_rows(files[self.config.split])
-
-    def stream_rows(self, files: Sequence[str]) -> ParquetRows:
-        """Rows of parquet files without a full copy."""
+    def _stream(self, files: Sequence[str]) -> ParquetRows:
+        """Rows of parquet files without a full copy: of ``files``, or of a dataset's split."""
+        config = self.config
+        if not files:
+            splits = files_of_splits(config.path, config.subset)
+            if config.split not in splits:
+                raise unknown_name_error(config.split, splits, f"split of {config.path}")
+            files = splits[config.split]
         if other := next((file for file in files if not file.lower().endswith(".parquet")), None):
-            raise UserError(f"{self.config.path}: a data source with 'streaming' expects .parquet files, found {other}")
-        rows = ParquetRows(files, ShardCache(Path(self.config.cache_dir).expanduser(), self.config.max_cache_gb * 1e9))
-        if SPLIT_COLUMN in rows.column_names and self.config.split != ALL:
+            raise UserError(f"{config.path}: a data source with 'streaming' expects .parquet files, found {other}")
+        rows = ParquetRows(files, ShardCache(Path(config.cache_dir).expanduser(), config.max_cache_gb * 1e9))
+        if SPLIT_COLUMN in rows.column_names and config.split != ALL:
             raise UserError(
-                f"{self.config.path}: a data source with 'streaming' reads every row, but the column '{SPLIT_COLUMN}' "
+                f"{config.path}: a data source with 'streaming' reads every row, but the column '{SPLIT_COLUMN}' "
                 f"divides them; expected 'split: {ALL}', or no streaming"
             )
         return rows
-
-    def location(self) -> Location:
-        """The dataset, for the readers of benchmarks."""
-        config = self.config
-        return Location(DatasetSpec(path=config.path, format=config.format, split=config.split, subset=config.subset))
-
-    def default_image_root(self) -> str:
-        """The directory that paths of images are relative to."""
-        return self.config.path
 
     def fetch(self, block: int) -> Path:
         """See `Source`."""
@@ -108,7 +104,7 @@ class DatasetsSource(Source):
     def read(self, index: int, rng: np.random.Generator) -> Sample:
         """See `Source`."""
         row = self._row(self.rows, index)
-        web, synthetic = choose_captions(self.config, lambda name: parse_caption_cell(row[name]), rng)
+        web, synthetic = choose_captions(self.config, lambda name: _parse_caption_cell(row[name]), rng)
         return Sample(image_bytes(row[self.image_column], self.image_root), web, synthetic)
 
     @staticmethod
@@ -139,31 +135,6 @@ class DatasetsSource(Source):
         }
 
 
-class TableSource(DatasetsSource):
-    """CSV, TSV, JSON lines or parquet files.
-
-    Recap-DataComp-1B has columns url, org_caption, re_caption; CapsFusion-120M has image_url, laion_2b (the web
-    caption), laion_coco (a synthetic caption) and capsfusion (an LLM's fusion of both). Image URLs are downloaded
-    sample by sample, which suffices for an inspection; for training, download the images first (img2dataset writes
-    webdataset shards with all columns in the JSON).
-    """
-
-    def __init__(self, config: SourceConfig) -> None:
-        self.files = table_files(config.path)  # before datasets is imported, which takes seconds
-        super().__init__(config)
-
-    def read_rows(self) -> Any:
-        """See `DatasetsSource`."""
-        if self.config.streaming:
-            return self.stream_rows(self.files)
-        return table_rows_of_split(self.location())[0]
-
-    def default_image_root(self) -> str:
-        """See `DatasetsSource`."""
-        path = Path(self.config.path)
-        return str(path if path.is_dir() else path.parent)
-
-
 def read_table(location: Location) -> Dataset[Captioned]:
     """Each row has an image or its name; its captions are in one column, or in several, some of which may be empty.
 
@@ -175,44 +146,45 @@ def read_table(location: Location) -> Dataset[Captioned]:
 
 
 def read_datasets(location: Location) -> Dataset[Captioned]:
-    """As `read_table`, for the rows of `open_rows`."""
+    """As `read_table`, for Hugging Face datasets."""
     rows, split = rows_of_split(location)
     root = location.image_root() if location.spec.image_root else location.path
     return Dataset(records=_records(location, rows, root), split=split)
 
 
 def _records(location: Location, rows: Any, root: Path) -> Iterator[Captioned]:
-    path = location.spec.path
-    image_column = find_image_column(location.spec.image_column, rows.column_names, path)
-    columns = _caption_columns(location, rows.column_names)
-    images = ImageColumn(rows.select_columns([image_column]), image_column, path, root)
+    spec, names = location.spec, rows.column_names
+    image_column = _find_image_column(spec.image_column, names, spec.path)
+    for name in spec.caption_columns:
+        check_column(name, names, "caption_columns", spec.path)
+    numbered = [name for name in names if _NUMBERED_COLUMN.fullmatch(name)]
+    usual = next(([name] for name in _CAPTION_COLUMNS if name in names), numbered)
+    columns = list(spec.caption_columns) or usual
+    if not columns:
+        raise UserError(f"caption_columns: expected columns of captions in {spec.path} (it has: {', '.join(names)})")
+    images = ImageColumn(rows.select_columns([image_column]), image_column, spec.path, root)
     are_names = getattr(rows.features[image_column], "dtype", "") in {"string", "large_string"}
-    for number, row in enumerate(utf8_rows(path, rows.select_columns([*columns, *([image_column] * are_names)]))):
-        image = _named_image(images, number, row[image_column]) if are_names else TableImage(images, number)
-        where = f"{path} row {number}: {', '.join(columns)}"
+    selected = rows.select_columns([*columns, *([image_column] * are_names)])  # images are read later
+    for number, row in enumerate(utf8_rows(spec.path, selected)):
+        image: LazyImage = TableImage(images, number)
+        if are_names:
+            name = row[image_column]
+            if not name:
+                raise UserError(
+                    f"{spec.path} row {number}: {image_column}: expected the name of an image file, got none"
+                )
+            # rows of one name have one image
+            is_elsewhere = "://" in name or Path(name).is_absolute()
+            image = TableImage(images, number, label=name) if is_elsewhere else FileImage(root, name)
+        where = f"{spec.path} row {number}: {', '.join(columns)}"
         try:
-            cells = [parse_caption_cell(row[name]) for name in columns]
+            cells = [_parse_caption_cell(row[name]) for name in columns]
         except InvalidSampleError as error:
             raise UserError(f"{where}: {error}") from None
         yield Captioned([image], strict_captions(cells, where))
 
 
-def _caption_columns(location: Location, columns: Sequence[str]) -> list[str]:
-    """The requested columns, else those with usual names of caption columns. Raises UserError if there are none."""
-    spec = location.spec
-    for name in spec.caption_columns:
-        check_column(name, columns, "caption_columns", spec.path)
-    if spec.caption_columns:
-        return list(spec.caption_columns)
-    numbered = [name for name in columns if _NUMBERED_COLUMN.fullmatch(name)]
-    known = next(([name] for name in _CAPTION_COLUMNS if name in columns), numbered)
-    if not known:
-        raise UserError(f"caption_columns: expected columns of captions in {spec.path} (it has: {', '.join(columns)})")
-    return known
-
-
-def find_image_column(given: str | None, columns: Sequence[str], path: str) -> str:
-    """The ``image_column`` of a config, by default the first column with a usual name. Raises UserError."""
+def _find_image_column(given: str | None, columns: Sequence[str], path: str) -> str:
     if given is not None:
         check_column(given, columns, "image_column", path)
         return given
@@ -226,16 +198,7 @@ def find_image_column(given: str | None, columns: Sequence[str], path: str) -> s
     return found
 
 
-def _named_image(images: ImageColumn, row: int, name: str | None) -> LazyImage:
-    """An image by its file name, or by its address; rows of one name have one image."""
-    if not name:
-        raise UserError(f"{images.table} row {row}: {images.name}: expected the name of an image file, got none")
-    if "://" in name or Path(name).is_absolute():
-        return TableImage(images, row, label=name)
-    return FileImage(images.root, name)
-
-
-def parse_caption_cell(cell: Any) -> Any:
+def _parse_caption_cell(cell: Any) -> Any:
     """A cell of captions, which may be a list written as text: as JSON, or as pandas writes lists to CSV.
 
     Raises:
