@@ -89,7 +89,7 @@ def plan_stage(config: TrainPlanConfig, stage: EncoderTrainConfig) -> StagePlan:
     Raises:
         UserError: ``num_gpus`` does not fit the stage.
     """
-    from clips.model.layers import repeated_layers
+    from clips.model.compute import repeated_layers
     from clips.training import mfu
 
     count, distributed = config.num_gpus, stage.distributed

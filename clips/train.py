@@ -38,10 +38,9 @@ from clips.data.device_copies import copy_ahead
 from clips.data.loader import iterate_batches, worker_errors_as_user_errors
 from clips.encoder import write_encoder
 from clips.errors import UserError
-from clips.method.clips_model import ClipsModel
-from clips.method.objectives import compute_losses, total_loss
+from clips.method.clips_model import ClipsModel, compute_losses, total_loss
 from clips.method.optimizer import cosine_lr
-from clips.model.precision import fast_sdpa_backend
+from clips.model.compute import fast_sdpa_backend
 from clips.model_card import write_model_card
 from clips.parallel.distributed import all_reduce_mean, end_processes, exit_if_others_hang, wait_for_main_process
 from clips.parallel.parallel_model import full_tensor

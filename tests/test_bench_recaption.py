@@ -14,7 +14,7 @@ from benchmarks.results.results import Result, read_items
 from benchmarks.tasks.registry import configure
 from clips.data import decode_image
 from clips.encoder import load_captioner, load_encoder
-from clips.model import generation
+from clips.model import captioner as captioning
 from clips.model.captioner import Captioner, CaptionerDims
 from clips.model.tokenizer import ClipsTokenizer
 from clips.train import train
@@ -41,7 +41,7 @@ def evaluate(places: Path, results: Path, row: str = "clips", **settings: object
 def _saying(monkeypatch, texts: list[str]) -> None:
     """The captioner says these, one after the other."""
     rest = iter(ClipsTokenizer().encode_target(texts, 40).tolist())
-    monkeypatch.setattr(generation, "generate", lambda _, images, __: [next(rest) for _ in images])
+    monkeypatch.setattr(captioning, "generate", lambda _, images, __: [next(rest) for _ in images])
 
 
 def test_scores_of_a_perfect_and_of_a_constant_captioner(places, tmp_path, monkeypatch):
@@ -75,7 +75,7 @@ def test_captions_equal_those_of_the_encoder_alone(places, tmp_path):
     for row in read_items(result).itertuples():
         image = encoder.preprocess(decode_image(clips_world.draw_image(int(row.Index))))
         texts = encoder.tokenizer([row.given])
-        assert [row.prediction] == generation.caption_images(encoder.model, captioner, image[None], texts)
+        assert [row.prediction] == captioning.caption_images(encoder.model, captioner, image[None], texts)
         assert row.prediction
 
 
@@ -87,8 +87,8 @@ def test_batched_captions_equal_single_ones(forced):
     images, texts = torch.randn(3, 5, 6), torch.randn(3, 3, 4)
     with torch.no_grad():
         captioner.blocks[0].out.weight *= 50  # so that images and words count
-        one_by_one = [generation.generate(captioner, images[n : n + 1], texts[n : n + 1])[0] for n in range(3)]
-        assert generation.generate(captioner, images, texts) == one_by_one
+        one_by_one = [captioning.generate(captioner, images[n : n + 1], texts[n : n + 1])[0] for n in range(3)]
+        assert captioning.generate(captioner, images, texts) == one_by_one
     assert len({tuple(each) for each in one_by_one}) > 1
 
 

@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaMod
 
 from clips.errors import UserError
 from clips.model import losses
-from clips.model.layers import compile_modules
+from clips.model.compute import compile_modules
 from clips.model.losses import linear_cross_entropy
 from llava_bridge.data import read_samples
 from llava_bridge.data.collator import ConversationCollator, ConversationDataset, pack_lengths
@@ -326,16 +326,17 @@ print("equal")
     assert "equal" in bridge_world.python(code, TRITON_INTERPRET="1")
 
 
-def test_a_gpu_computes_the_loss_in_larger_chunks(monkeypatch) -> None:
+def test_a_gpu_computes_the_loss_in_larger_chunks() -> None:
     """Each adds to the weights' gradient once; Qwen 3 has 151,936 tokens."""
     hidden, head = torch.randn(400, 2), torch.nn.Linear(2, 151_936, bias=False)
-    labels, products = torch.zeros(400, dtype=torch.long), []
-    monkeypatch.setattr(losses, "_add_product", lambda *_: products.append(1))
-    linear_cross_entropy(hidden, head.weight, labels)
-    assert len(products) == math.ceil(400 / 110)
+    labels, chunks = torch.zeros(400, dtype=torch.long), losses.ChunkCrossEntropy()
+    rows: list[int] = []
+    chunks.register_forward_pre_hook(lambda _, arguments: rows.append(len(arguments[0])))
+    linear_cross_entropy(hidden, head.weight, labels, cross_entropy=chunks)
+    assert rows == [110, 110, 110, 70]
     with to_fake_cuda(head):
-        linear_cross_entropy(hidden.to(CUDA), head.weight, labels.to(CUDA))
-    assert len(products) == 4 + 1
+        linear_cross_entropy(hidden.to(CUDA), head.weight, labels.to(CUDA), cross_entropy=chunks)
+    assert rows[4:] == [400]
 
 
 def test_ligers_kernel_is_used_on_a_gpu_where_it_is_installed(monkeypatch) -> None:

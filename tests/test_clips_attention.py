@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from clips.model.attention import PackedAttention, pack_attention
+from clips.model.compute import PackedAttention, pack_attention
 
 
 def modules(**options: object) -> tuple[nn.MultiheadAttention, nn.MultiheadAttention]:

@@ -20,12 +20,9 @@ from clips.data import decode_image
 from clips.encoder import load_captioner, load_encoder
 from clips.errors import UserError
 from clips.export import ExportConfig, run_export
-from clips.method.clips_model import ClipsModel, ModelConfig, build_model
-from clips.method.objectives import compute_losses
-from clips.method.recipes import RecipeConfig
-from clips.model.architectures import CaptionerConfig
-from clips.model.captioner import sample_tokens, shift_labels
-from clips.model.generation import caption_images, generate
+from clips.method.clips_model import ClipsModel, ModelConfig, build_model, compute_losses
+from clips.method.recipes import CaptionerConfig, RecipeConfig
+from clips.model.captioner import caption_images, generate, sample_tokens, shift_labels
 from clips.model.tokenizer import ClipsTokenizer
 from clips.model.towers import encode_image
 from llava_bridge.encoders import build_tower

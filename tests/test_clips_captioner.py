@@ -15,8 +15,15 @@ from torch.nn import functional as F
 from clips.data import decode_image
 from clips.encoder import load_captioner, load_encoder
 from clips.errors import UserError
-from clips.model.captioner import Captioner, CaptionerDims, combination_attention, lower_right_mask, shift_labels
-from clips.model.generation import caption_images, generate
+from clips.model.captioner import (
+    Captioner,
+    CaptionerDims,
+    caption_images,
+    combination_attention,
+    generate,
+    lower_right_mask,
+    shift_labels,
+)
 from clips.model.tokenizer import BOS, EOS, PAD, ClipsTokenizer
 from clips.model.towers import encode_image, encode_text
 

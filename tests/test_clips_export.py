@@ -19,8 +19,7 @@ from clips.errors import UserError
 from clips.export import ExportConfig, run_export
 from clips.method.clips_model import ModelConfig, build_model
 from clips.method.recipes import RecipeConfig
-from clips.model.captioner import Captioner, CaptionerDims
-from clips.model.generation import caption_images
+from clips.model.captioner import Captioner, CaptionerDims, caption_images
 from clips.training.run_dir import list_checkpoints
 from llava_bridge.encoders import load_encoder as load_for_bridge
 

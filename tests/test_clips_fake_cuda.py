@@ -14,8 +14,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.tasks.encoders import embedding
-from clips.method.clips_model import ClipsModel, build_model
-from clips.method.objectives import compute_losses
+from clips.method.clips_model import ClipsModel, build_model, compute_losses
 from clips.method.recipes import RECIPES, RecipeConfig
 from clips.model.architectures import ModelConfig
 from clips.training.mfu import full_length_texts

@@ -26,7 +26,7 @@ def built(seed, config=CONFIG):
     cfg = architectures.model_cfg(config)
     model = towers.build_towers(cfg)
     towers.lock_towers(model, config)
-    towers.cache_features(model, config, architectures.resolve_preprocess_cfg(config, cfg))
+    towers.cache_features(model, config, architectures.preprocess_cfg(cfg, config.normalization))
     return model
 
 

@@ -14,7 +14,7 @@ from clips_world import assert_same_training, drive, torchrun
 
 from clips.errors import UserError
 from clips.method.clips_model import build_model
-from clips.model.layers import bf16_weights
+from clips.model.compute import bf16_weights
 from clips.parallel import parallel_model
 from clips.parallel.distributed import DistributedContext
 from clips.parallel.parallel_model import FLOAT32, shard_model

@@ -26,8 +26,7 @@ from clips.interchange.importing import ImportConfig, run_import
 from clips.interchange.parity import Parity
 from clips.method.clips_model import build_model
 from clips.method.recipes import RecipeConfig
-from clips.model.architectures import ModelConfig
-from clips.model.text_tokenizer import resolve_architecture
+from clips.model.architectures import ModelConfig, resolve_architecture
 from clips.model.tokenizer import ClipsTokenizer
 from clips.model_card import write_card
 from clips.model_refs import state_tokenizer

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from clips.method.clips_model import build_model
 from clips.method.recipes import RecipeConfig
 from clips.model.architectures import ModelConfig
-from clips.model.layers import checkpoint_layers, repeated_layers
+from clips.model.compute import checkpoint_layers, repeated_layers
 from clips.training.mfu import fake_model
 
 

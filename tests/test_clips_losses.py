@@ -13,11 +13,9 @@ from clips_world import Largest
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from clips.method.clips_model import ModelConfig, build_model
-from clips.method.objectives import compute_losses
-from clips.method.recipes import Recipe, RecipeConfig
-from clips.model.architectures import CONTRASTIVE_LOSSES, CaptionerConfig
-from clips.model.length_grouping import group_by_length
+from clips.method.clips_model import ModelConfig, build_model, compute_losses
+from clips.method.recipes import CONTRASTIVE_LOSSES, CaptionerConfig, Recipe, RecipeConfig
+from clips.model.compute import group_by_length
 from clips.model.losses import caption_loss, contrastive_loss, linear_cross_entropy
 from clips.model.tokenizer import ClipsTokenizer
 

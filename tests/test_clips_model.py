@@ -10,12 +10,11 @@ from families import quick_of
 from torch import nn
 from torch.utils.data import default_collate
 
-from clips.method.clips_model import ModelConfig, build_model
-from clips.method.objectives import compute_losses
+from clips.method.clips_model import ModelConfig, build_model, compute_losses
 from clips.method.optimizer import OptimizerConfig, build_optimizer
-from clips.method.recipes import RecipeConfig
+from clips.method.recipes import CaptionerConfig, RecipeConfig
 from clips.model import towers
-from clips.model.architectures import CONFIG_DIR, CaptionerConfig, read_config_file
+from clips.model.architectures import CONFIG_DIR, read_config_file
 from clips.model.tokenizer import ClipsTokenizer
 
 CAPTIONER = CaptionerConfig(max_length=16)

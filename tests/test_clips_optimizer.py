@@ -15,7 +15,7 @@ import torch
 from clips.errors import UserError
 from clips.method.clips_model import build_model
 from clips.method.optimizer import OptimizerConfig, build_optimizer, cosine_lr
-from clips.model.precision import resolve_precision
+from clips.model.compute import resolve_precision
 from clips.parallel.parallel_model import ParallelModel
 from clips.train import train
 

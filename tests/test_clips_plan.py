@@ -18,8 +18,7 @@ from clips.commandline.commands import dispatch
 from clips.commandline.parsing import parse_config
 from clips.errors import UserError
 from clips.gpus import GPUS, find_gpu
-from clips.method.clips_model import build_model
-from clips.method.objectives import compute_losses, contrastive_loss
+from clips.method.clips_model import build_model, compute_losses, contrastive_loss
 from clips.method.recipes import RECIPES, Recipe, RecipeConfig
 from clips.model import losses
 from clips.model.architectures import ModelConfig

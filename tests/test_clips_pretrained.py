@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 from clips.encoder import write_encoder
 from clips.errors import UserError
 from clips.method.clips_model import ClipsModel, ModelConfig, build_model
-from clips.method.recipes import RecipeConfig
-from clips.model.architectures import NORMALIZATIONS, CaptionerConfig
-from clips.model.pos_embed import openvision_sincos_pos_embed, resize_text_pos_embed
+from clips.method.recipes import CaptionerConfig, RecipeConfig
+from clips.model.architectures import NORMALIZATIONS
+from clips.model.initialization import openvision_sincos_pos_embed, resize_text_pos_embed
 
 RECIPE = RecipeConfig(captioner=CaptionerConfig(max_length=12, num_layers=1))
 

@@ -8,10 +8,8 @@ import torch
 
 from clips.encoder import write_encoder
 from clips.errors import UserError
-from clips.method.clips_model import ModelConfig, build_model
-from clips.method.objectives import compute_losses, cosine_margin
-from clips.method.recipes import Recipe, RecipeConfig
-from clips.model.architectures import CaptionerConfig
+from clips.method.clips_model import ModelConfig, build_model, compute_losses, cosine_margin
+from clips.method.recipes import CaptionerConfig, Recipe, RecipeConfig
 from clips.model.tokenizer import ClipsTokenizer
 from clips.typed_data import from_plain
 

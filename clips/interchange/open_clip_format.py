@@ -20,8 +20,7 @@ from clips.interchange.imported_encoder import (
 from clips.interchange.weight_mapping import Weights
 from clips.model.architectures import complete_preprocess_cfg
 from clips.model.loading import library_errors_as_user_errors, read_weights
-from clips.model.text_tokenizer import copy_tokenizer_files
-from clips.model.tokenizer import ClipsTokenizer
+from clips.model.tokenizer import ClipsTokenizer, copy_tokenizer_files
 from clips.model_refs import (
     CAPTIONER_WEIGHTS,
     OPEN_CLIP_CONFIG,

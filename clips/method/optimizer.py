@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 EITHER = {("learning_rate", "base_learning_rate"): 1e-3, ("warmup_ratio", "warmup_samples"): 0.05}
 """Fields that exclude each other → the first one's value if neither is set."""
-_ADAM_BETA1 = 0.9  # of CLIP, CLIPA, SigLIP and the authors alike; they differ in the second
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,7 +89,8 @@ def build_optimizer(
     decayed = [parameter for name, parameter in trainable if name not in no_decay]
     undecayed = [parameter for name, parameter in trainable if name in no_decay]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
-    groups, betas = [group for group in groups if group["params"]], (_ADAM_BETA1, config.adam_beta2)
+    groups = [group for group in groups if group["params"]]
+    betas = (0.9, config.adam_beta2)  # CLIP, CLIPA, SigLIP and the authors have the same first and differ in the second
     return torch.optim.AdamW(groups, lr=config.learning_rate or 0.0, betas=betas, fused=True)
 
 

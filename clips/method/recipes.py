@@ -11,20 +11,38 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from clips.errors import UserError, unknown_name_error
 from clips.method.caption_strategies import STRATEGIES, sentences
-from clips.model.architectures import CONTRASTIVE_LOSSES, CaptionerConfig
-from clips.model.tokenizer import PAD, ClipsTokenizer
+from clips.model.tokenizer import PAD, ClipsTokenizer, TextTokenizer
 from clips.ranges import Fraction, NonNegativeFloat, Positive
 
-if TYPE_CHECKING:
-    from torch import Tensor
+CONTRASTIVE_LOSSES = {"softmax": False, "sigmoid": True}
+"""Name → whether it classifies each pair, with a learned bias and SigLIP's initial scale and bias."""
 
-    from clips.model.text_tokenizer import TextTokenizer
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionerConfig:
+    """The decoder's size; unset fields, and the number of attention heads, are taken from the text tower.
+
+    Args:
+        width: channels.
+        num_layers: number of blocks.
+        max_length: number of learnable tokens, the maximum length of a target with begin and end token.
+        teacher_forcing: whether it is fed the previous target tokens; null is the recipe's setting.
+        max_loss_tokens: maximum number of target tokens per sample, sampled at random, in the caption loss; null is
+            all, as the authors do. Fewer make the 32,000-way head cheaper and give long captions no larger weight.
+    """
+
+    width: Positive | None = None
+    num_layers: Positive | None = None
+    max_length: Annotated[int, Field(ge=3)] = 128
+    teacher_forcing: bool | None = None
+    max_loss_tokens: Positive | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +243,7 @@ class Recipe:
 
     @property
     def loss_weights(self) -> dict[str, float]:
-        """The weight of each loss of the recipe, by its name in ``clips.method.objectives.OBJECTIVES``."""
+        """The weight of each loss of the recipe, by its name in ``clips.method.clips_model.OBJECTIVES``."""
         contrast = {"contrastive_loss": 1.0} if self.spec.positives else {}  # Adam ignores a common factor of both
         return contrast | ({"caption_loss": self.config.caption_loss_weight} if self.captioning else {})
 
@@ -265,28 +283,19 @@ class Recipe:
             texts |= zip(self._names(positive), [found] if isinstance(found, str) else found, strict=True)
         sample: dict[str, Any] = dict(zip(texts, tokenizer(list(texts.values())), strict=True))
         if self.captioning is not None:
+            import torch
+
+            from clips.model.captioner import shift_labels
+
             synthetic_target = self.captioning.predicts == "synthetic"
             text = full_synthetic_text(captions) if synthetic_target else texts[self.texts[0]]
             target = _TARGET_TOKENIZER.encode_target(text, self.config.captioner.max_length)[0]
-            mask = _target_mask(target, rng, self.config.captioner.max_loss_tokens)
+            mask = shift_labels(target) != PAD
+            counted, most = mask.nonzero()[:, 0].numpy(), self.config.captioner.max_loss_tokens
+            if most is not None and len(counted) > most:
+                mask = mask.new_zeros(mask.shape)
+                mask[rng.choice(counted, most, replace=False)] = True
             sample |= {"target": target, "target_mask": mask}
             if self.visual_token_ratio < 1:
-                sample["visual_seed"] = _random_seed(rng)
+                sample["visual_seed"] = torch.tensor(rng.integers(1 << 62))
         return sample
-
-
-def _random_seed(rng: np.random.Generator) -> Tensor:
-    import torch
-
-    return torch.tensor(rng.integers(1 << 62))
-
-
-def _target_mask(target: Tensor, rng: np.random.Generator, max_tokens: int | None) -> Tensor:
-    from clips.model.captioner import shift_labels
-
-    mask = shift_labels(target) != PAD
-    positions = mask.nonzero()[:, 0].numpy()
-    if max_tokens is not None and len(positions) > max_tokens:
-        mask = mask.new_zeros(mask.shape)
-        mask[rng.choice(positions, max_tokens, replace=False)] = True
-    return mask

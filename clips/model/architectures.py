@@ -1,12 +1,11 @@
-"""The model's config and architectures: from a name to the open_clip configuration of its towers.
+"""From a model's config to open_clip's configuration of its towers, the preprocessing of its images, its tokenizer.
 
-An architecture is a file of ``configs/`` (open_clip's JSON format) or of the user's, any open_clip name, or a timm
-model with the text tower of clips-b-16. The text side is adapted to the CLIPS tokenization: its vocabulary, attention
-without a causal mask, the feature at the last position, that of the class token ([C] of `clips.method.recipes`).
+tokenize = resolve_architecture(ModelConfig(architecture="imported/clip")).tokenizer
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,56 +14,34 @@ from pydantic import Field
 
 from clips.errors import UserError, error_reason, unknown_name_error
 from clips.lazy_import import without_wandb
-from clips.model.timm_models import pretrained_cfg, timm_vision_cfg
-from clips.model.tokenizer import EOS, tokenizer_text_cfg
+from clips.model.tokenizer import (
+    CONTEXT_LENGTH,
+    EOS,
+    ClipsTokenizer,
+    OpenClipTokenizer,
+    TextTokenizer,
+    tokenizer_text_cfg,
+)
 from clips.model_refs import (
     HF_HUB_PREFIX,
     OPEN_CLIP_CONFIG,
     TIMM_PREFIX,
     is_config_file,
     read_encoder_config,
+    require_encoder_config,
     resolve_encoder_dir,
+    state_tokenizer,
 )
 from clips.ranges import FractionBelowOne, NonNegative, Positive
 from clips.text_files import safe_json_loads
-
-Precision = Literal["auto", "fp32", "bf16"]
-
-CONTRASTIVE_LOSSES = {"softmax": False, "sigmoid": True}
-"""Name → whether it classifies each pair, with a learned bias and SigLIP's initial scale and bias.
-
-``clips.model.losses`` has a function for each.
-"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CaptionerConfig:
-    """The decoder's size; unset fields, and the number of attention heads, are taken from the text tower.
-
-    Args:
-        width: channels.
-        num_layers: number of blocks.
-        max_length: number of learnable tokens, the maximum length of a target with begin and end token.
-        teacher_forcing: whether it is fed the previous target tokens; null is the recipe's setting.
-        max_loss_tokens: maximum number of target tokens per sample, sampled at random, in the caption loss; null is
-            all, as the authors do. Fewer make the 32,000-way head cheaper and give long captions no larger weight.
-    """
-
-    width: Positive | None = None
-    num_layers: Positive | None = None
-    max_length: Annotated[int, Field(ge=3)] = 128
-    teacher_forcing: bool | None = None
-    max_loss_tokens: Positive | None = None
-
 
 CONFIG_FIELD = "model.architecture"
 CONFIG_DIR = Path(__file__).parent / "configs"
 _TEXT_CONVENTIONS = {"proj_bias": False, "act_kwargs": {"approximate": "tanh"}, "norm_kwargs": {"eps": 1e-6}}
 _TEXT_ATTENTION: dict[str, dict[str, Any]] = {
-    "all": {"no_causal_mask": True, "pool_type": "last"},
+    "all": {"no_causal_mask": True, "pool_type": "last"},  # the last position is the class token's
     "causal": {"no_causal_mask": False, "pool_type": "eos", "eos_id": EOS},
 }
-_CLIPS_PREPROCESS = {"mode": "RGB", "interpolation": "bilinear", "resize_mode": "squash", "fill_color": 0}
 NORMALIZATIONS: dict[str, tuple[list[float], list[float]]] = {
     "imagenet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
     "openai": ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]),
@@ -140,36 +117,47 @@ class ModelConfig:
         return replace(self, pretrained=None, pretrained_trunk=None)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """What a model's config resolves to, the same with and without initial weights and for every recipe.
+
+    ``model_cfg``, of both towers, and ``preprocess_cfg`` are open_clip's.
+    """
+
+    model_cfg: dict[str, Any]
+    preprocess_cfg: dict[str, Any]
+    tokenizer: TextTokenizer
+
+    @property
+    def image_size(self) -> int:
+        """In pixels."""
+        return int(self.preprocess_cfg["size"][0])
+
+
+def resolve_architecture(config: ModelConfig) -> Architecture:
+    """Resolve ``config``.
+
+    Raises:
+        UserError: the architecture is unknown, sizes do not fit, or another encoder's tokenizer cannot be loaded.
+    """
+    cfg = model_cfg(config)
+    preprocess = preprocess_cfg(cfg, config.normalization)
+    length = int(cfg["text_cfg"]["context_length"])
+    tokenizer: TextTokenizer = ClipsTokenizer(length)
+    if is_encoder_ref(config.architecture):
+        directory = resolve_encoder_dir(config.architecture, CONFIG_FIELD)
+        found = require_encoder_config(directory)
+        if state_tokenizer(found) is found:
+            tokenizer = OpenClipTokenizer(directory, length)
+        if config.normalization is None:
+            own = complete_preprocess_cfg(found.get("preprocess_cfg") or {}, preprocess["size"])
+            preprocess |= {name: own[name] for name in ("mean", "std")}
+    return Architecture(model_cfg=cfg, preprocess_cfg=preprocess, tokenizer=tokenizer)
+
+
 def list_architectures() -> list[str]:
     """Return the names of the architectures that ship with this package."""
     return sorted(path.stem for path in CONFIG_DIR.glob("*.json"))
-
-
-def model_cfg(config: ModelConfig) -> dict[str, Any]:
-    """Return the open_clip ``model_cfg`` of ``config``: the content of ``open_clip_config.json``.
-
-    Raises:
-        UserError: the architecture is unknown, or its text tower cannot read the CLIPS tokens.
-    """
-    if is_encoder_ref(config.architecture):
-        return _encoder_model_cfg(config)
-    cfg = _base_cfg(config.architecture)
-    text = cfg["text_cfg"]
-    _check_text_tower(text, config.architecture)
-    length = config.context_length
-    if length is None:  # open_clip's architectures have CLIP's length instead of this method's
-        default = tokenizer_text_cfg()["context_length"]
-        length = default if _is_open_clip_name(config.architecture) else text.get("context_length", default)
-    sizes = {key: text[key] for key in ("width", "heads", "layers", "mlp_ratio", "ls_init_value") if key in text}
-    quick_gelu = bool(cfg.get("quick_gelu"))
-    conventions = {key: value for key, value in _TEXT_CONVENTIONS.items() if not (quick_gelu and key == "act_kwargs")}
-    return {
-        "embed_dim": cfg["embed_dim"],
-        "vision_cfg": _vision_cfg(config, cfg["vision_cfg"]),
-        "text_cfg": sizes | tokenizer_text_cfg(length) | conventions | _TEXT_ATTENTION[config.text_attention],
-        **({"quick_gelu": True} if quick_gelu else {}),
-        "nonscalar_logit_scale": True,  # [C]; and DeepSpeed cannot broadcast a 0-dim parameter
-    }
 
 
 def is_encoder_ref(architecture: str) -> bool:
@@ -181,113 +169,50 @@ def is_encoder_ref(architecture: str) -> bool:
     )
 
 
-def _encoder_model_cfg(config: ModelConfig) -> dict[str, Any]:
-    """Return the ``model_cfg`` of an encoder directory, with the sizes of ``config``."""
-    directory = resolve_encoder_dir(config.architecture, CONFIG_FIELD)
-    cfg = read_encoder_config(directory).get("model_cfg")
-    if cfg is None or "text_cfg" not in cfg:
-        raise UserError(f"{CONFIG_FIELD}: {config.architecture}: expected {OPEN_CLIP_CONFIG} with both towers")
-    _check_text_tower(cfg["text_cfg"], config.architecture)
-    length = {} if config.context_length is None else {"context_length": config.context_length}
-    cfg = {name: value for name, value in cfg.items() if not name.startswith("init_logit_")}
-    return cfg | {
-        "vision_cfg": _vision_cfg(config, cfg["vision_cfg"]),
-        "text_cfg": cfg["text_cfg"] | length,
-        "nonscalar_logit_scale": True,
-    }
+def model_cfg(config: ModelConfig) -> dict[str, Any]:
+    """Return the open_clip ``model_cfg`` of ``config``: the content of ``open_clip_config.json``.
 
+    Raises:
+        UserError: the architecture is unknown, or its text tower cannot read the CLIPS tokens.
+    """
+    architecture, is_encoder = config.architecture, is_encoder_ref(config.architecture)
+    if is_encoder:
+        found = read_encoder_config(resolve_encoder_dir(architecture, CONFIG_FIELD)).get("model_cfg")
+        if found is None or "text_cfg" not in found:
+            raise UserError(f"{CONFIG_FIELD}: {architecture}: expected {OPEN_CLIP_CONFIG} with both towers")
+        cfg = {name: value for name, value in found.items() if not name.startswith("init_logit_")}
+    elif architecture in list_architectures():
+        cfg = read_config_file(CONFIG_DIR / f"{architecture}.json")
+    elif architecture.startswith(TIMM_PREFIX):
+        cfg = read_config_file(CONFIG_DIR / "clips-b-16.json")
+        cfg["vision_cfg"] = _timm_vision_cfg(architecture.removeprefix(TIMM_PREFIX))
+    elif is_config_file(architecture):
+        cfg = read_config_file(Path(architecture))
+    else:
+        with without_wandb():
+            import open_clip
 
-def _check_text_tower(text: dict[str, Any], architecture: str) -> None:
+        cfg = open_clip.get_model_config(architecture)
+        if cfg is None:
+            known = [*list_architectures(), *open_clip.list_models()]
+            raise unknown_name_error(architecture, known, CONFIG_FIELD)
+        # It gets this method's length instead of CLIP's.
+        cfg = cfg | {"text_cfg": {key: value for key, value in cfg["text_cfg"].items() if key != "context_length"}}
+
+    text = cfg["text_cfg"]
     if "hf_model_name" in text:
         raise UserError(f"{CONFIG_FIELD}: {architecture}: expected open_clip's own text tower, not one of transformers")
-
-
-def _vision_cfg(config: ModelConfig, vision: dict[str, Any]) -> dict[str, Any]:
-    trunk = pretrained_cfg(vision["timm_model_name"]) if vision.get("timm_model_name") else None
-    fixed_size = trunk.input_size[-1] if trunk is not None and trunk.fixed_input_size else None
-    size = config.image_size or fixed_size or vision.get("image_size", 224)  # open_clip's default
-    if isinstance(size, list | tuple):  # as open_clip's own files may state it
-        if len({*size}) != 1:
-            raise UserError(f"model.architecture: expected a square image size, got {list(size)}")
-        size = size[0]
-    if fixed_size is not None and size != fixed_size:
-        raise UserError(f"model.image_size: expected {fixed_size}, the fixed size of this trunk")
-    patch = vision.get("patch_size")
-    if isinstance(patch, int) and size % patch:
-        raise UserError(f"model.image_size: expected a multiple of the patch size {patch}, got {size}")
-    cfg = {key: value for key, value in vision.items() if key != "output_tokens"} | {"image_size": size}
-    if config.patch_dropout:
-        if isinstance(vision.get("layers"), list):
-            raise UserError("model.patch_dropout: expected a ViT, not a ResNet")
-        cfg["patch_dropout"] = config.patch_dropout
-    return cfg
-
-
-def preprocess_cfg(cfg: dict[str, Any], normalization: str | None = None) -> dict[str, Any]:
-    """Return the open_clip ``preprocess_cfg`` for a ``model_cfg``: squash to the square.
-
-    Args:
-        cfg: the ``model_cfg``.
-        normalization: an entry of ``NORMALIZATIONS``; None for the tower's own.
-    """
-    vision = cfg["vision_cfg"]
-    size = vision.get("image_size", 224)
-    mean, std = NORMALIZATIONS[normalization or "imagenet"]
-    height_width = [size, size] if isinstance(size, int) else list(size)
-    preprocess = {"size": height_width, "mean": mean, "std": std} | _CLIPS_PREPROCESS
-    trunk = pretrained_cfg(vision["timm_model_name"]) if vision.get("timm_model_name") else None
-    if trunk is not None:
-        own = {} if normalization else {"mean": list(trunk.mean), "std": list(trunk.std)}
-        preprocess |= own | {"interpolation": trunk.interpolation}
-    return preprocess
-
-
-def complete_preprocess_cfg(stated: dict[str, Any], image_size: Any) -> dict[str, Any]:
-    """Return a ``preprocess_cfg`` as open_clip completes it: what is not stated is its default, the size the tower's.
-
-    A number as mean or standard deviation is that of all three channels.
-    """
-    with without_wandb():
-        from open_clip.transform import PreprocessCfg, merge_preprocess_dict
-
-    merged = stated | merge_preprocess_dict(PreprocessCfg(), stated)
-    for name in ("mean", "std"):
-        value = merged[name]
-        merged[name] = [float(value)] * 3 if isinstance(value, int | float) else [float(part) for part in value]
-    return merged | {"size": [image_size] * 2 if isinstance(image_size, int) else list(image_size)}
-
-
-def resolve_preprocess_cfg(config: ModelConfig, cfg: dict[str, Any]) -> dict[str, Any]:
-    """Return the ``preprocess_cfg`` of a config and its ``model_cfg``; what is unset is the encoder's, if given."""
-    preprocess = preprocess_cfg(cfg, config.normalization)
-    if config.normalization is None and is_encoder_ref(config.architecture):
-        own = read_encoder_config(resolve_encoder_dir(config.architecture, CONFIG_FIELD)).get("preprocess_cfg") or {}
-        own = complete_preprocess_cfg(own, preprocess["size"])
-        preprocess |= {name: own[name] for name in ("mean", "std")}
-    return preprocess
-
-
-def _is_open_clip_name(architecture: str) -> bool:
-    return not (
-        architecture in list_architectures() or architecture.startswith(TIMM_PREFIX) or is_config_file(architecture)
-    )
-
-
-def _base_cfg(architecture: str) -> dict[str, Any]:
-    if architecture in list_architectures():
-        return read_config_file(CONFIG_DIR / f"{architecture}.json")
-    if architecture.startswith(TIMM_PREFIX):
-        vision = timm_vision_cfg(architecture.removeprefix(TIMM_PREFIX))
-        return read_config_file(CONFIG_DIR / "clips-b-16.json") | {"vision_cfg": vision}
-    if is_config_file(architecture):
-        return read_config_file(Path(architecture))
-    with without_wandb():
-        import open_clip
-
-    cfg = open_clip.get_model_config(architecture)
-    if cfg is None:
-        raise unknown_name_error(architecture, [*list_architectures(), *open_clip.list_models()], "model.architecture")
-    return cfg
+    vision = _vision_cfg(config, cfg["vision_cfg"])
+    scale = {"nonscalar_logit_scale": True}  # [C]; and DeepSpeed cannot broadcast a 0-dim parameter
+    if is_encoder:
+        length = {} if config.context_length is None else {"context_length": config.context_length}
+        return cfg | {"vision_cfg": vision, "text_cfg": text | length} | scale
+    quick_gelu = {"quick_gelu": True} if cfg.get("quick_gelu") else {}
+    sizes = {key: text[key] for key in ("width", "heads", "layers", "mlp_ratio", "ls_init_value") if key in text}
+    tokens = tokenizer_text_cfg(config.context_length or text.get("context_length", CONTEXT_LENGTH))
+    conventions = {key: value for key, value in _TEXT_CONVENTIONS.items() if not (quick_gelu and key == "act_kwargs")}
+    text_cfg = sizes | tokens | conventions | _TEXT_ATTENTION[config.text_attention]
+    return {"embed_dim": cfg["embed_dim"], "vision_cfg": vision, "text_cfg": text_cfg} | quick_gelu | scale
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
@@ -308,3 +233,105 @@ def read_config_file(path: Path) -> dict[str, Any]:
     if not isinstance(cfg["vision_cfg"].get("image_size", 0), int):
         raise UserError(f"{CONFIG_FIELD}: {path}: expected vision_cfg.image_size, pixels of a square's side")
     return dict(cfg)
+
+
+def _vision_cfg(config: ModelConfig, vision: dict[str, Any]) -> dict[str, Any]:
+    trunk = _timm_pretrained_cfg(vision)
+    fixed_size = trunk.input_size[-1] if trunk is not None and trunk.fixed_input_size else None
+    size = config.image_size or fixed_size or vision.get("image_size", 224)  # open_clip's default
+    if isinstance(size, list | tuple):  # as open_clip's own files may state it
+        if len({*size}) != 1:
+            raise UserError(f"model.architecture: expected a square image size, got {list(size)}")
+        size = size[0]
+    if fixed_size is not None and size != fixed_size:
+        raise UserError(f"model.image_size: expected {fixed_size}, the fixed size of this trunk")
+    patch = vision.get("patch_size")
+    if isinstance(patch, int) and size % patch:
+        raise UserError(f"model.image_size: expected a multiple of the patch size {patch}, got {size}")
+    cfg = {key: value for key, value in vision.items() if key != "output_tokens"} | {"image_size": size}
+    if config.patch_dropout:
+        if isinstance(vision.get("layers"), list):
+            raise UserError("model.patch_dropout: expected a ViT, not a ResNet")
+        cfg["patch_dropout"] = config.patch_dropout
+    return cfg
+
+
+@functools.cache
+def _timm_vision_cfg(name: str) -> dict[str, Any]:
+    """The ``vision_cfg`` of a timm model, as open_clip's own architectures have it."""
+    import torch
+
+    with without_wandb():
+        import timm
+
+    what = f"{TIMM_PREFIX}{name}"
+    try:
+        if not timm.is_model(name):
+            raise unknown_name_error(what, [f"{TIMM_PREFIX}{known}" for known in timm.list_models()], CONFIG_FIELD)
+        pretrained = timm.get_pretrained_cfg(name)
+        size = 224 if pretrained is None else int(pretrained.input_size[-1])
+        with torch.device("meta"), torch.no_grad():
+            trunk: Any = timm.create_model(name, num_classes=0)
+            features: Any = trunk.eval().forward_features(torch.zeros(1, 3, size, size))
+    except RuntimeError as error:  # including an unknown weights tag
+        raise UserError(f"{CONFIG_FIELD}: {what}: timm cannot build it ({error_reason(error)})") from None
+    if not isinstance(features, torch.Tensor):
+        raise UserError(f"{CONFIG_FIELD}: {what}: expected a model with one set of features, not several")
+    own_head = getattr(trunk, "head_hidden_size", trunk.num_features) != trunk.num_features
+    # A head with its own layers stays, and its classifier is the projection; otherwise open_clip adds a linear one.
+    pool, projection = ("avg", "") if own_head else ("", "linear")
+    return {
+        "timm_model_name": name,
+        "timm_model_pretrained": False,
+        "timm_pool": pool,
+        "timm_proj": projection,
+        "image_size": size,
+    }
+
+
+def _timm_pretrained_cfg(vision: dict[str, Any]) -> Any | None:
+    """timm's config of a trunk's input; None for another tower, or if it has none."""
+    if not vision.get("timm_model_name"):
+        return None
+    with without_wandb():
+        import timm
+
+    return timm.get_pretrained_cfg(vision["timm_model_name"])
+
+
+def preprocess_cfg(cfg: dict[str, Any], normalization: str | None = None) -> dict[str, Any]:
+    """Return the open_clip ``preprocess_cfg`` for a ``model_cfg``: squash to the square.
+
+    ``normalization`` is an entry of ``NORMALIZATIONS``; None for the tower's own.
+    """
+    vision = cfg["vision_cfg"]
+    size = vision.get("image_size", 224)
+    mean, std = NORMALIZATIONS[normalization or "imagenet"]
+    preprocess = {
+        "size": [size, size] if isinstance(size, int) else list(size),
+        "mean": mean,
+        "std": std,
+        "mode": "RGB",
+        "interpolation": "bilinear",
+        "resize_mode": "squash",
+        "fill_color": 0,
+    }
+    if (trunk := _timm_pretrained_cfg(vision)) is not None:
+        own = {} if normalization else {"mean": list(trunk.mean), "std": list(trunk.std)}
+        preprocess |= own | {"interpolation": trunk.interpolation}
+    return preprocess
+
+
+def complete_preprocess_cfg(stated: dict[str, Any], image_size: Any) -> dict[str, Any]:
+    """Return a ``preprocess_cfg`` as open_clip completes it: what is not stated is its default, the size the tower's.
+
+    A number as mean or standard deviation is that of all three channels.
+    """
+    with without_wandb():
+        from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+
+    merged = stated | merge_preprocess_dict(PreprocessCfg(), stated)
+    for name in ("mean", "std"):
+        value = merged[name]
+        merged[name] = [float(value)] * 3 if isinstance(value, int | float) else [float(part) for part in value]
+    return merged | {"size": [image_size] * 2 if isinstance(image_size, int) else list(image_size)}

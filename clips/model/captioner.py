@@ -1,15 +1,12 @@
 """The captioner: a decoder that reads an image and its web caption and predicts the full synthetic caption.
 
-Learnable token *i* predicts target token *i*. Source: [C] of `clips.method.recipes`. With teacher forcing, which is not
-part of the method, token *i* of the target is added to learnable token *i*, so that previous words are known, as in
-CoCa.
-
 Dimension letters: B samples, I image tokens, W web caption tokens, T learnable tokens, D decoder width, V vocabulary
-rows, N counted target tokens of a batch.
+rows, N counted target tokens of a batch. Source: [C] of `clips.method.recipes`.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import cast
 
@@ -18,13 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from clips.errors import UserError
-from clips.model.length_grouping import group_by_length
+from clips.model.compute import group_by_length
 from clips.model.losses import ChunkCrossEntropy, linear_cross_entropy
-from clips.model.tokenizer import VOCAB_SIZE
+from clips.model.tokenizer import BOS, EOS, PAD, VOCAB_SIZE, ClipsTokenizer
+from clips.model.towers import Towers, encode_image, encode_text
 
 _EPSILON = 1e-6
-_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
-_MIX = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,63 +57,49 @@ def lower_right_mask(rows: int, columns: int, device: torch.device) -> Tensor:
     return torch.ones(rows, columns, dtype=torch.bool, device=device).tril(columns - rows)
 
 
-def causal_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    """Return attention under a `lower_right_mask`, by flash attention where torch has it for these tensors.
-
-    `torch.nn.attention.bias.causal_lower_right` would choose it too, but torch's FLOP counter does not support its
-    tensors.
-    """
-    if query.is_cuda and mask.ndim == 2 and query.shape[-1] % 8 == 0:
-        from torch.backends.cuda import SDPAParams, can_use_flash_attention
-
-        if can_use_flash_attention(SDPAParams(query, key, value, None, 0.0, False, False)):
-            attended = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, is_causal=True)
-            return cast("Tensor", attended[0])  # causal from the lower right in this operator
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-
-
 def combination_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    """Return the decoder's attention, under the combination mask of [C].
+    """Return the decoder's attention (B, heads, Q, C), under the combination mask of [C].
 
     Image and web caption tokens (the prefix) attend to each other, learnable token *i* to the full prefix and to the
-    learnable tokens up to *i*. These are two attentions without a dense mask over all positions, which would exclude
-    flash attention on a GPU.
+    learnable tokens up to *i*.
 
     Args:
         query: (B, heads, Q, C), of all positions or of the learnable tokens only.
         key: (B, heads, prefix + T, C), of all positions.
         value: as ``key``.
         mask: `lower_right_mask` of the learnable tokens, (T, prefix + T).
-
-    Returns:
-        (B, heads, Q, C).
     """
+    # Two attentions without a dense mask over all positions, which would exclude flash attention on a GPU.
     length = mask.shape[-2]
-    prefix = key.shape[2] - length
-    learnable = causal_attention(query[:, :, -length:], key, value, mask)
+    prefix, learnable = key.shape[2] - length, query[:, :, -length:]
+    flash = False
+    if query.is_cuda and mask.ndim == 2 and query.shape[-1] % 8 == 0:
+        from torch.backends.cuda import SDPAParams, can_use_flash_attention
+
+        flash = can_use_flash_attention(SDPAParams(learnable, key, value, None, 0.0, False, False))
+    if flash:
+        # torch.nn.attention.bias.causal_lower_right would choose it too, but torch's FLOP counter rejects its tensors.
+        attended = torch.ops.aten._scaled_dot_product_flash_attention(learnable, key, value, is_causal=True)
+        attended = cast("Tensor", attended[0])  # causal from the lower right in this operator
+    else:
+        attended = F.scaled_dot_product_attention(learnable, key, value, attn_mask=mask)
     if query.shape[2] == length:
-        return learnable
+        return attended
     query, key, value = (each[:, :, :prefix] for each in (query, key, value))
-    first = F.scaled_dot_product_attention(query, key, value)
-    return torch.cat([first, learnable], dim=2)
+    return torch.cat([F.scaled_dot_product_attention(query, key, value), attended], dim=2)
 
 
 def sample_tokens(tokens: Tensor, seeds: Tensor, ratio: float) -> Tensor:
-    """Return a random ``ratio`` of each image's tokens, at least one, rounded down, in their order.
+    """Return a random ``ratio`` of each image's tokens (B, I, D), at least one, rounded down, in their order.
 
-    The sample is a function of the image's seed alone, so that it is the same in any batch, process and micro-batch:
-    the tokens of the largest keys, which are SplitMix64 (Steele et al., 2014) of seed and position.
-
-    Args:
-        tokens: (B, I, D).
-        seeds: (B,) int64, on any device.
-        ratio: above 0, at most 1.
+    The sample is a function of the image's seed (B,) int64 alone, so that it is the same in any batch, process and
+    micro-batch: the tokens of the largest keys, which are SplitMix64 (Steele et al., 2014) of seed and position.
     """
     count = tokens.shape[1]
     places = torch.arange(1, count + 1, device=tokens.device)
-    keys = seeds.to(tokens.device, non_blocking=True)[:, None] + places * _GOLDEN
-    for shift, factor in _MIX:
-        keys = (keys ^ ((keys >> shift) & ((1 << (64 - shift)) - 1))) * factor  # int64 has no logical shift
+    keys = seeds.to(tokens.device, non_blocking=True)[:, None] + places * (0x9E3779B97F4A7C15 - 2**64)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        keys = (keys ^ ((keys >> shift) & ((1 << (64 - shift)) - 1))) * (factor - 2**64)  # int64 has no logical shift
     keys = keys ^ ((keys >> 31) & ((1 << 33) - 1))
     drawn = keys.topk(max(1, int(count * ratio)), dim=1).indices.sort(dim=1).values
     return tokens.gather(1, drawn[..., None].expand(-1, -1, tokens.shape[2]))
@@ -185,7 +167,11 @@ class CaptionHead(nn.Module):
 
 
 class Captioner(nn.Module):
-    """Decoder from image and web caption tokens to the synthetic caption's tokens."""
+    """Decoder from image and web caption tokens to the synthetic caption's tokens.
+
+    Learnable token *i* predicts target token *i*. With teacher forcing, which is not part of the method, token *i* of
+    the target is added to learnable token *i*, so that previous words are known, as in CoCa.
+    """
 
     def __init__(self, shape: CaptionerDims) -> None:
         super().__init__()
@@ -263,3 +249,49 @@ def _projection(inputs: int, width: int) -> nn.Linear:
 def shift_labels(target: Tensor) -> Tensor:
     """Return labels (…, T) of target rows (…, T): without the begin token, with a pad appended."""
     return F.pad(target[..., 1:], (0, 1))
+
+
+@torch.inference_mode()
+def caption_images(towers: Towers, captioner: Captioner, images: Tensor, texts: Tensor | None) -> list[str]:
+    """Return the captions of B images.
+
+    Args:
+        towers: an encoder's open_clip model, in evaluation mode.
+        captioner: of the same encoder, in evaluation mode.
+        images: (B, 3, S, S), normalized pixels.
+        texts: (B, L) token sequences of their web captions; not used, and may be None, if the captioner reads no text.
+    """
+    image_tokens = encode_image(towers, images)[1].float()
+    text_tokens = None
+    if captioner.text_projection is not None and texts is not None:
+        text_tokens = encode_text(towers, texts)[1].float()
+    return [ClipsTokenizer().decode(tokens) for tokens in generate(captioner, image_tokens, text_tokens)]
+
+
+def generate(captioner: Captioner, image_tokens: Tensor, text_tokens: Tensor | None) -> list[list[int]]:
+    """Return the tokens of the captions of B images, without begin and end token.
+
+    A captioner of learnable tokens predicts all words in parallel, a teacher-forced one word after word: the most
+    probable token at each position.
+
+    Args:
+        captioner: in evaluation mode.
+        image_tokens: (B, I, image width).
+        text_tokens: (B, W, text width), or None if it reads no text.
+    """
+    if captioner.embedding is None:
+        hidden = captioner.decode(image_tokens, text_tokens)  # the head runs per sample: it has 32,000 logits per word
+        rows = [captioner.head(row).argmax(dim=-1).tolist() for row in hidden]
+    else:
+        rows = []
+        for n in range(len(image_tokens)):
+            image, text = image_tokens[n : n + 1], None if text_tokens is None else text_tokens[n : n + 1]
+            tokens = [BOS]
+            while len(tokens) < captioner.config.length and tokens[-1] != EOS:
+                fed = torch.tensor([tokens], device=image_tokens.device)
+                logits = captioner.head(captioner.decode(image, text, len(tokens), fed)[0, -1])
+                logits[[PAD, BOS]] = -torch.inf
+                tokens.append(int(logits.argmax()))
+            rows.append(tokens)
+    written = [itertools.takewhile(lambda token: token != EOS, row) for row in rows]
+    return [[token for token in row if token not in {PAD, BOS}] for row in written]

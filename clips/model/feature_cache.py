@@ -21,19 +21,14 @@ from clips.data.images import normalize
 from clips.errors import UserError
 
 Forward = Callable[[Tensor], Tensor]
-_CPU_ROWS = 32  # inputs computed at a time: activations of a full batch do not fit a CPU's caches
+_CPU_ROWS = 32  # computed at a time: activations of a full batch do not fit a CPU's caches
 
 
 def enable_trunk_cache(trunk: Any, image_size: Sequence[int], mean: Sequence[float], std: Sequence[float]) -> None:
     """Cache the outputs of the frozen layers at the beginning of a timm trunk; the others are computed in each step.
 
-    The trunk then reads pixels, too: uint8 images, which are normalized if their outputs are missing.
-
-    Args:
-        trunk: a timm model.
-        image_size: height and width of its images.
-        mean: of an image's channels.
-        std: standard deviation of an image's channels.
+    The trunk then reads pixels, too: uint8 images, which are normalized by ``mean`` and ``std`` of the channels if
+    their outputs are missing. ``image_size`` is their height and width.
 
     Raises:
         UserError: no layer at its beginning is frozen, or its layers are no chain (a ViT adds positions in between).
@@ -52,8 +47,12 @@ def enable_trunk_cache(trunk: Any, image_size: Sequence[int], mean: Sequence[flo
         return
     layers = [layer for child in trunk.children() for layer in (child if isinstance(child, nn.Sequential) else [child])]
     frozen = nn.Sequential(*itertools.takewhile(_is_frozen, layers))
-    chain = functools.partial(_compute_chain, [layer.forward for layer in frozen])
-    cache = FeatureCache(frozen, functools.partial(read_pixels, chain), variant)
+    forwards = [layer.forward for layer in frozen]  # as they are now: the layers' own are replaced below
+
+    def compute_chain(images: Tensor) -> Tensor:
+        return functools.reduce(lambda outputs, forward: forward(outputs), forwards, images)
+
+    cache = FeatureCache(frozen, functools.partial(read_pixels, compute_chain), variant)
     device = next(trunk.parameters()).device
     images = torch.linspace(-1, 1, 3 * math.prod(image_size), device=device).view(1, 3, *image_size)
     if not any(True for _ in frozen.parameters()) or not _skip_layers(trunk, frozen, cache.compute, images):
@@ -66,10 +65,6 @@ def enable_trunk_cache(trunk: Any, image_size: Sequence[int], mean: Sequence[flo
 
 def _is_frozen(module: nn.Module) -> bool:
     return not any(value.requires_grad for value in module.parameters())
-
-
-def _compute_chain(forwards: Sequence[Forward], inputs: Tensor) -> Tensor:
-    return functools.reduce(lambda outputs, forward: forward(outputs), forwards, inputs)
 
 
 @torch.no_grad()
@@ -118,15 +113,13 @@ class FeatureCache:
         precision = torch.get_autocast_dtype(device.type) if autocast else dtype
         name = f"{self.weights}{self.variant}-{str(precision).removeprefix('torch.')}"
         cache = tensor_cache(cache_directory("trunks") / name)
-        outputs: dict[str, Tensor] = {}
-        for key in set(keys):
-            output = self.in_memory.get((name, key))
-            output = cache.get(key) if output is None else output
-            if output is not None:
-                outputs[key] = output
+        known = self.in_memory
+        found = {key: known[name, key] if (name, key) in known else cache.get(key) for key in set(keys)}
+        outputs = {key: output for key, output in found.items() if output is not None}
         missing = {key: index for index, key in enumerate(keys) if key not in outputs}
         if missing:
-            for key, output in zip(missing, self._compute(inputs[list(missing.values())]).cpu(), strict=True):
+            computed = self._compute(inputs[list(missing.values())]).cpu()
+            for key, output in zip(missing, computed, strict=True):
                 outputs[key] = cache.put_first(key, output.clone(memory_format=torch.contiguous_format))
         self.in_memory |= {(name, key): output for key, output in outputs.items()}
         return torch.stack([outputs[key] for key in keys]).to(device)

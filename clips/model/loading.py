@@ -14,10 +14,6 @@ from clips.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-"""Parts of names that DDP, torch.compile, FSDP and activation checkpointing add, also within a name."""
-_NUMBERS = ("float64", "float32", "int64")
-
 
 @contextlib.contextmanager
 def library_errors_as_user_errors(what: str) -> Iterator[None]:
@@ -68,20 +64,12 @@ def load_pretrained(kind: Any, directory: Path | None, what: str, **options: Any
             f"{what} has weights that do not fit its config.json: '{name}' has shape {tuple(stored)}, "
             f"not {tuple(expected)}"
         )
-    _state_untied_output(model)
-    return model
-
-
-def _state_untied_output(model: Any) -> None:
-    """Let the config state that the output layer is not the embedding, if the files have different weights for both.
-
-    transformers then keeps both, but would tie them when rows are added or the model is saved and loaded.
-    """
-    head = model.get_output_embeddings()
-    if head is None or not getattr(model.config, "tie_word_embeddings", False):
-        return
-    if head.weight is not model.get_input_embeddings().weight:
+    head, ties = model.get_output_embeddings(), getattr(model.config, "tie_word_embeddings", False)
+    if head is not None and ties and head.weight is not model.get_input_embeddings().weight:
+        # The files have different weights for both, which transformers keeps, but would tie when rows are added or the
+        # model is saved and loaded.
         model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
+    return model
 
 
 @contextlib.contextmanager
@@ -129,9 +117,11 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     tensors = isinstance(found, Mapping) and all(isinstance(value, torch.Tensor) for value in found.values())
     if not found or not tensors:
         raise UserError(f"{path}: expected names with tensors, or a training checkpoint with 'state_dict'")
+    # Parts of names that DDP, torch.compile, FSDP and activation checkpointing add, also within a name:
+    wrappers = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
     weights = {}
     for name, value in found.items():
-        plain = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+        plain = ".".join(part for part in name.split(".") if part not in wrappers)
         if plain in weights:
             raise UserError(f"{path}: expected one tensor for {plain}, got another as {name}")
         weights[plain] = value
@@ -144,7 +134,12 @@ def _read_torch(path: Path) -> Any:
 
     # open_clip's trainer of before 2024 stored learning rates as numpy scalars, which hold no code.
     scalar: Any = np.float64().__reduce__()[0]
-    numbers = [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, *(type(np.dtype(kind)) for kind in _NUMBERS)]
+    numbers = [
+        scalar,
+        (scalar, "numpy.core.multiarray.scalar"),
+        np.dtype,
+        *map(type, map(np.dtype, ("f8", "f4", "i8"))),
+    ]
     expected = "expected a state dict in safetensors or torch's format"
     with library_errors_as_user_errors(f"{path}: {expected}"):
         try:

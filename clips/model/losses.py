@@ -19,8 +19,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 _CHUNK_ELEMENTS = 2**24  # logits in memory at a time, and log-probabilities: 64 MiB each in float32
-GPU_CHUNK_ROWS = 2048  # products of fewer rows do not fill a GPU, and each chunk adds to all weights' gradients
-_GPU_CHUNK_ELEMENTS = 2**28  # 1 GiB of log-probabilities in float32
 
 
 def contrastive_loss(
@@ -41,7 +39,7 @@ def contrastive_loss(
         texts: for each type of text, (B, E) features of unit length; row *i* belongs to image *i*.
         scale: () or (1,), the factor that multiplies the cosines.
         bias: () or (1,), added to the logits of the sigmoid loss, 0 if not given; a softmax is invariant to it.
-        kind: the loss's name, one of ``clips.model.architectures.CONTRASTIVE_LOSSES``.
+        kind: the loss's name, one of ``clips.method.recipes.CONTRASTIVE_LOSSES``.
     """
     with torch.autocast(image.device.type, enabled=False):
         image, texts, scale = image.float(), [text.float() for text in texts], scale.float()
@@ -137,8 +135,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 continue
             if hidden_grad is not None:
                 hidden_grad[start : start + step] = error @ factors
-            if weight_grad is not None:
-                _add_product(weight_grad, error.t(), part)
+            if weight_grad is not None and error.dtype == wide:
+                weight_grad.addmm_(error.t(), part)
+            elif weight_grad is not None:  # addmm does not mix dtypes
+                weight_grad += error.t() @ part
             del error
         ctx.save_for_backward(hidden_grad, None if weight_grad is None else weight_grad.to(weight.dtype))
         return total
@@ -157,22 +157,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 def chunk_rows(weight: Tensor) -> int:
     """Return the number of rows whose logits with ``weight`` (V, D) are in memory at a time."""
-    if weight.device.type != "cpu":
-        return gpu_chunk_rows(weight)
-    return max(1, _CHUNK_ELEMENTS // len(weight))
+    return max(1, _CHUNK_ELEMENTS // len(weight)) if weight.device.type == "cpu" else gpu_chunk_rows(weight)
 
 
 def gpu_chunk_rows(weight: Tensor) -> int:
     """Return `chunk_rows` of a GPU."""
-    return max(1, min(GPU_CHUNK_ROWS, _GPU_CHUNK_ELEMENTS // len(weight)))
-
-
-def _add_product(total: Tensor, one: Tensor, other: Tensor) -> None:
-    """Add ``one @ other`` to ``total``; the factors may have a smaller dtype."""
-    if one.dtype == total.dtype:
-        total.addmm_(one, other)
-    else:
-        total += one @ other
+    # Products of fewer than 2048 rows do not fill it, and each chunk adds to all weights' gradients; at most 1 GiB of
+    # log-probabilities in float32.
+    return max(1, min(2048, 2**28 // len(weight)))
 
 
 class _PairwiseSigmoid(torch.autograd.Function):

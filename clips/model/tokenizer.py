@@ -11,14 +11,19 @@ from __future__ import annotations
 
 import html
 import json
+import shutil
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from clips.core.artifact import HASH_EXCLUDED_FILES
 from clips.errors import UserError
+from clips.lazy_import import without_wandb
+from clips.model.loading import library_errors_as_user_errors
+from clips.model_refs import CAPTIONER_CONFIG, OPEN_CLIP_CONFIG
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,12 +32,29 @@ PAD, BOS, EOS, CLASS = 0, 1, 2, 101
 VOCAB_SIZE = 32_000  # rows of the embedding table and of the caption head; the vocabulary fills 30,522 of them
 CONTEXT_LENGTH = 80
 VOCAB_FILE = Path(__file__).parent / "vocab" / "vocab.txt"
-_SPECIAL = {"pad": "[PAD]", "bos": "[unused0]", "eos": "[unused1]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]"}
-_SPECIAL["mask"] = "[MASK]"
-_CACHED_WORDS = 1 << 16  # per process; most words of a caption are frequent
-_MAX_CACHED_WORD_CHARS = 100  # limits the memory of the cache for texts without spaces
+_SPECIAL = {
+    "pad": "[PAD]",
+    "bos": "[unused0]",
+    "eos": "[unused1]",
+    "unk": "[UNK]",
+    "cls": "[CLS]",
+    "sep": "[SEP]",
+    "mask": "[MASK]",
+}
 MAX_CHARS_PER_TOKEN = 50
 """Upper bound of the characters of a token, see `truncate_text`."""
+
+
+class TextTokenizer(Protocol):
+    """Maps texts to the token sequences of a text tower."""
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        """Rows (n, context length) int64."""
+        ...
+
+    def save(self, directory: Path) -> None:
+        """Write the files from which open_clip recreates it."""
+        ...
 
 
 class ClipsTokenizer:
@@ -86,24 +108,20 @@ class ClipsTokenizer:
         if last is not None:
             filled[:, -1] = last
         for row, text in zip(filled, texts, strict=True):
-            ids = [BOS, *_first_ids(text, length - 2 - (last is not None)), EOS]
+            ids, count = [BOS], length - 2 - (last is not None)
+            for word in clean_text(truncate_text(text, count)).split(" "):
+                # The cache would keep the words of texts without spaces, which have no bound.
+                ids += _word_ids(word) if len(word) <= 100 else _word_ids.__wrapped__(word)
+                if len(ids) > count:
+                    break
+            ids = [*ids[: count + 1], EOS]
             row[: len(ids)] = ids
         return rows
 
 
-def _first_ids(text: str, count: int) -> list[int]:
-    """Return the first ``count`` tokens of ``text``, without special ones."""
-    ids: list[int] = []
-    for word in clean_text(truncate_text(text, count)).split(" "):
-        ids += _word_ids(word) if len(word) <= _MAX_CACHED_WORD_CHARS else _word_ids.__wrapped__(word)
-        if len(ids) >= count:
-            break
-    return ids[:count]
-
-
-@lru_cache(maxsize=_CACHED_WORDS)
+@lru_cache(maxsize=1 << 16)  # most words of a caption are frequent
 def _word_ids(word: str) -> tuple[int, ...]:
-    """Return the tokens of a string between two spaces, which do not depend on the other strings."""
+    # BERT's tokens of a string between two spaces do not depend on the other strings.
     return tuple(wordpiece().encode(word, add_special_tokens=False).ids)
 
 
@@ -145,3 +163,35 @@ def clean_text(text: str) -> str:
 
         text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return " ".join(text.split())
+
+
+class OpenClipTokenizer:
+    """The tokenizer of another encoder, as open_clip loads it from the encoder's directory.
+
+    Raises:
+        UserError: the directory's tokenizer cannot be loaded.
+    """
+
+    def __init__(self, directory: Path, context_length: int) -> None:
+        self.directory, self.context_length = directory, context_length
+        with without_wandb():
+            import open_clip
+
+        with library_errors_as_user_errors(f"model.architecture: {directory}: its tokenizer cannot be loaded"):
+            self._tokenize: Any = open_clip.get_tokenizer(f"local-dir:{directory}", context_length=context_length)
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Rows (n, context length) int64."""
+        return self._tokenize([truncate_text(text, self.context_length) for text in texts])
+
+    def save(self, directory: Path) -> None:
+        """Copy the tokenizer's files."""
+        copy_tokenizer_files(self.directory, directory)
+
+
+def copy_tokenizer_files(source: Path, directory: Path) -> None:
+    """Copy the small files of ``source`` that may belong to a tokenizer, without config and artifact records."""
+    excluded = {*HASH_EXCLUDED_FILES, OPEN_CLIP_CONFIG, "config.json", CAPTIONER_CONFIG}
+    for path in sorted(source.iterdir()):
+        if path.suffix in (".json", ".txt", ".model") and path.name not in excluded:
+            shutil.copyfile(path, directory / path.name)

@@ -12,13 +12,11 @@ from torch import Tensor, nn
 from clips.errors import UserError, error_reason
 from clips.lazy_import import without_wandb
 from clips.model.architectures import ModelConfig, preprocess_cfg
-from clips.model.attention import pack_attention
+from clips.model.compute import group_by_length, pack_attention
 from clips.model.feature_cache import enable_trunk_cache
-from clips.model.length_grouping import group_by_length
 from clips.model.loading import first_mismatch, read_safetensors, require_finite
 
 Towers = Any  # an open_clip model: CLIP or CustomTextCLIP; or an `ImageTower`
-_CLASSIFIERS = ("head.fc.", "head.", "classifier.", "fc.")
 
 
 class ImageTower(nn.Module):
@@ -78,21 +76,18 @@ def build_towers(cfg: dict[str, Any]) -> Towers:
             towers = kind(**options)
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         raise UserError(f"model.architecture: open_clip cannot build it ({error_reason(error)})") from None
-    set_model_preprocess_cfg(towers, preprocess_cfg(cfg))
+    preprocess = preprocess_cfg(cfg)
+    set_model_preprocess_cfg(towers, preprocess)
     pack_attention(towers)
-    _check_image_size(towers, preprocess_cfg(cfg)["size"])
-    return towers
-
-
-@torch.no_grad()
-def _check_image_size(towers: Towers, size: list[int]) -> None:
-    """Reject an image size that is too small for the strides of the image tower, or not that of its weights."""
+    size = preprocess["size"]  # may be too small for the strides of the image tower, or not that of its weights
     try:
-        encode_image(towers.eval(), torch.zeros(1, 3, *size, device=next(towers.parameters()).device))
+        with torch.no_grad():
+            encode_image(towers.eval(), torch.zeros(1, 3, *size, device=next(towers.parameters()).device))
     except (RuntimeError, ValueError, AssertionError) as error:
         raise UserError(f"model.image_size: {size[0]} does not fit this image tower ({error_reason(error)})") from None
     finally:
         towers.train()
+    return towers
 
 
 def load_trunk(towers: Towers, path: str | Path) -> None:
@@ -108,7 +103,7 @@ def load_trunk(towers: Towers, path: str | Path) -> None:
     weights = {
         name: value
         for name, value in read_safetensors(Path(path), f"model.pretrained_trunk: {path}").items()
-        if name in shapes or not name.startswith(_CLASSIFIERS)
+        if name in shapes or not name.startswith(("head.", "classifier.", "fc."))
     }
     if mismatch := first_mismatch(weights, shapes):
         raise UserError(f"model.pretrained_trunk: {path} {mismatch}; expected weights of this trunk")
@@ -150,14 +145,19 @@ def cache_features(towers: Towers, config: ModelConfig, preprocess: dict[str, An
 def encode_image(towers: Towers, image: Tensor) -> tuple[Tensor, Tensor]:
     """Return image features (B, E), not normalized, and the last layer's patch tokens (B, I, width), no class token.
 
-    Args:
-        towers: an open_clip model.
-        image: (B, 3, H, W), normalized pixels, for a cached trunk also uint8.
+    ``image`` (B, 3, H, W) are normalized pixels, for a cached trunk also uint8.
     """
     visual = towers.visual
     if hasattr(visual, "trunk"):
-        features = visual.trunk.forward_features(image)
-        return visual.head(visual.trunk.forward_head(features)), _patch_tokens(features, visual.trunk)
+        trunk = visual.trunk
+        features = trunk.forward_features(image)
+        if features.ndim == 3:
+            tokens = features[:, getattr(trunk, "num_prefix_tokens", 0) :]
+        elif getattr(trunk, "output_fmt", "NCHW") == "NHWC":
+            tokens = features.flatten(1, 2)
+        else:
+            tokens = features.flatten(2).transpose(1, 2)
+        return visual.head(trunk.forward_head(features)), tokens
     if hasattr(visual, "attnpool"):  # CLIP's ResNet
         outputs = visual.forward_intermediates(image, indices=1)
         return outputs["image_features"], outputs["image_intermediates"][0].flatten(2).transpose(1, 2)
@@ -168,9 +168,7 @@ def encode_image(towers: Towers, image: Tensor) -> tuple[Tensor, Tensor]:
 def encode_text(towers: Towers, text: Tensor) -> tuple[Tensor, Tensor]:
     """Return text features (B, E), not normalized, and the last layer's tokens (B, L - 1, width), without class token.
 
-    Args:
-        towers: an open_clip model.
-        text: (B, L) token sequences whose last token is the class token, on any device.
+    ``text`` (B, L) has the class token last, on any device.
     """
     tower = text_tower(towers)
     text = _to_device_of(tower, text)
@@ -182,11 +180,8 @@ def encode_text_features(towers: Towers, text: Tensor) -> Tensor:
     """Return text features (B, E) as `encode_text`, without the work that only its tokens need.
 
     With a causal mask nothing after a text's end token counts: sequences are truncated there, in groups of similar
-    length. Without one, the last block is computed only at the class token.
-
-    Args:
-        towers: an open_clip model.
-        text: (B, L) token sequences; on the CPU no length has to be read from the device.
+    length. Without one, the last block is computed only at the class token. With ``text`` (B, L) on the CPU no length
+    has to be read from the device.
     """
     tower = text_tower(towers)
     if getattr(tower, "cls_emb", None) is not None or getattr(tower, "use_pad_mask", False):
@@ -250,7 +245,7 @@ def _encode_last_token(tower: Any, text: Tensor) -> Tensor:
 
 
 def _is_unmodified(block: Any) -> bool:
-    """Whether a block is open_clip's default, not a variant or a wrapped one."""
+    # Neither a variant nor a wrapped one, whose parts may not be called on their own.
     from open_clip.transformer import ResidualAttentionBlock
 
     return type(block) is ResidualAttentionBlock
@@ -266,11 +261,3 @@ def token_widths(towers: Towers) -> tuple[int, int]:
     else:
         image = visual.transformer.width
     return image, text_tower(towers).transformer.width
-
-
-def _patch_tokens(features: Tensor, trunk: Any) -> Tensor:
-    if features.ndim == 3:
-        return features[:, getattr(trunk, "num_prefix_tokens", 0) :]
-    if getattr(trunk, "output_fmt", "NCHW") == "NHWC":
-        return features.flatten(1, 2)
-    return features.flatten(2).transpose(1, 2)

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from clips.core.artifact import log_info
 from clips.method.clips_model import ClipsModel
 from clips.method.optimizer import OptimizerConfig, build_optimizer
-from clips.model.layers import bf16_weights, checkpoint_layers, compile_modules, repeated_layers
+from clips.model.compute import bf16_weights, checkpoint_layers, compile_modules, repeated_layers
 from clips.parallel.distributed import DistributedContext
 from clips.parallel.distributed_config import DistributedConfig, check_shard_group_size
 

@@ -30,12 +30,11 @@ from torch.utils.weak import WeakIdKeyDictionary
 from clips.core.artifact import log_info
 from clips.errors import error_reason
 from clips.gpus import find_gpu
-from clips.method.clips_model import ClipsModel, build_model
-from clips.method.objectives import compute_losses
-from clips.method.recipes import RecipeConfig
+from clips.method.clips_model import ClipsModel, build_model, compute_losses
+from clips.method.recipes import CONTRASTIVE_LOSSES, RecipeConfig
 from clips.model import losses
-from clips.model.architectures import CONTRASTIVE_LOSSES, ModelConfig
-from clips.model.layers import checkpoint_layers
+from clips.model.architectures import ModelConfig
+from clips.model.compute import checkpoint_layers
 from clips.model.tokenizer import EOS
 from clips.model.towers import eot_token_id
 from clips.training.train_config import EncoderTrainConfig

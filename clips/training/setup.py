@@ -20,7 +20,7 @@ from clips.data.sources import open_source
 from clips.errors import UserError
 from clips.method.clips_model import ClipsModel, build_model
 from clips.method.recipes import Recipe
-from clips.model.precision import resolve_precision
+from clips.model.compute import resolve_precision
 from clips.model_refs import is_config_file
 from clips.parallel.distributed import DistributedContext, from_main, start_processes
 from clips.parallel.distributed_config import check_shard_group_size

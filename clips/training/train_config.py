@@ -12,7 +12,7 @@ import functools
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -24,13 +24,10 @@ from clips.data.sources import SourceConfig
 from clips.errors import UserError
 from clips.method.optimizer import EITHER, OptimizerConfig
 from clips.method.recipes import Recipe, RecipeConfig
-from clips.model.architectures import ModelConfig, Precision
+from clips.model.architectures import Architecture, ModelConfig, resolve_architecture
 from clips.parallel.distributed_config import DistributedConfig
 from clips.ranges import FractionBelowOne, NonNegative, NonNegativeFloat, Positive
 from clips.typed_data import from_plain, to_plain
-
-if TYPE_CHECKING:
-    from clips.model.text_tokenizer import Architecture
 
 LENGTHS = ("max_steps", "max_samples", "num_epochs")
 """The alternative fields for the length of a training."""
@@ -103,7 +100,7 @@ class EncoderTrainConfig:
     distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig, metadata=RUN_ONLY)
     ema_decay: FractionBelowOne | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    precision: Precision = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     report_to: tuple[TrackerName, ...] = dataclasses.field(default=(), metadata=RUN_ONLY)
     logging_steps: Positive = dataclasses.field(default=10, metadata=RUN_ONLY)
     save_steps: Positive = dataclasses.field(default=500, metadata=RUN_ONLY)
@@ -139,8 +136,6 @@ class EncoderTrainConfig:
     @functools.cached_property
     def architecture(self) -> Architecture:
         """What ``model`` resolves to; see `resolve_architecture` for the errors."""
-        from clips.model.text_tokenizer import resolve_architecture  # imports torch
-
         return resolve_architecture(self.model)
 
     def steps_for(self, samples_in_data: int) -> int:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from clips.errors import UserError
 from clips.lazy_import import without_wandb
-from clips.model.attention import SelfAttention, pack_attention
+from clips.model.compute import SelfAttention, pack_attention
+from clips.model.initialization import resize_pos_embed, resize_sincos_pos_embed
 from clips.model.loading import library_errors_as_user_errors, read_weights
-from clips.model.pos_embed import resize_pos_embed, resize_sincos_pos_embed
 from clips.model_refs import OPEN_CLIP_CONFIG, find_open_clip_weights
 from clips.text_files import safe_json_loads
 from llava_bridge.encoders import timm_source

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from clips.errors import UserError
 from clips.lazy_import import without_wandb
+from clips.model.initialization import resize_timm_pos_embed
 from clips.model.loading import library_errors_as_user_errors
-from clips.model.pos_embed import resize_timm_pos_embed
 from llava_bridge.encoders.encoder import ImagePreprocess, VisionEncoder, VisionTower
 
 # Prefixes of classifiers' weights; those of some files differ from the current model's.

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from clips.errors import UserError
+from clips.model.initialization import resize_pos_embed
 from clips.model.loading import library_errors_as_user_errors, load_pretrained, read_safetensors
-from clips.model.pos_embed import resize_pos_embed
 from clips.model_refs import resolve_model_dir
 from llava_bridge.encoders import timm_source
 from llava_bridge.encoders.encoder import ImagePreprocess, VisionEncoder, VisionTower

@@ -18,9 +18,8 @@ from transformers.utils.generic import is_flash_attention_requested
 
 from clips.data.formats.dataset_format import Conversation
 from clips.errors import UserError
-from clips.model.layers import repeated_layers
+from clips.model.compute import repeated_layers, resolve_precision
 from clips.model.loading import library_errors_as_user_errors, load_pretrained
-from clips.model.precision import resolve_precision
 from llava_bridge.data import read_conversations, read_samples
 from llava_bridge.data.collator import ConversationCollator, ConversationDataset
 from llava_bridge.data.sources import join_samples, split_questions

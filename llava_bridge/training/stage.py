@@ -20,7 +20,7 @@ from transformers.trainer_callback import PrinterCallback
 from clips.commandline.signals import StopRequest, exit_status_for_signal
 from clips.core import durable
 from clips.core.run_log import RunLog
-from clips.model.layers import compile_modules
+from clips.model.compute import compile_modules
 from llava_bridge.training.cached_features import FlushCallback, enable_feature_cache
 from llava_bridge.training.callback import StageCallback, StageProgress
 from llava_bridge.training.checkpoints import (

@@ -27,8 +27,8 @@ import torch
 from measure import begin, common_parser, flops, record, seconds_of, spread, table, take_turns
 from torch import Tensor
 
-from clips.method.recipes import RECIPES, RecipeConfig
-from clips.model.architectures import CaptionerConfig, ModelConfig
+from clips.method.recipes import RECIPES, CaptionerConfig, RecipeConfig
+from clips.model.architectures import ModelConfig
 from clips.parallel.distributed_config import DistributedConfig
 from clips.train import train_step
 from clips.training.setup import TrainRun

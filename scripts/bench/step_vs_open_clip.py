@@ -25,8 +25,8 @@ from measure import begin, common_parser, flops, parameters, record, speed_up, s
 from torch import Tensor
 
 from clips.method.clips_model import ClipsModel
-from clips.method.recipes import RecipeConfig
-from clips.model.architectures import CaptionerConfig, ModelConfig
+from clips.method.recipes import CaptionerConfig, RecipeConfig
+from clips.model.architectures import ModelConfig
 from clips.model.tokenizer import PAD
 from clips.train import read_metrics, train_step
 

@@ -207,7 +207,7 @@ def _generate(model: EvalModel, samples: RecaptionSet) -> list[str] | None:
     """Return the captioner's captions; None if there is no captioner."""
     from benchmarks.tasks.encoders.embedding import batches
     from clips.encoder import load_captioner
-    from clips.model.generation import caption_images
+    from clips.model.captioner import caption_images
 
     if model.is_bare_tower or not (Path(directory := model.path("tower")) / CAPTIONER_WEIGHTS).is_file():
         return None
