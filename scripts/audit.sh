@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Print the licenses of the environment's packages and their known vulnerabilities; ends with status 1 if one is flagged.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-ensure_venv
+ensure_venv dev
 # Weak copyleft (MPL, LGPL) has no obligations for code that only imports the library.
 allowed="Apache;MIT;BSD;ISC;Python Software Foundation;PSF;Mozilla;MPL;LGPL;Academic Free;Unlicense"
 # Also next to an allowed one, as in "BSD License; GNU General Public License (GPL)". LGPL-3.0 as SPDX writes it needs a review.

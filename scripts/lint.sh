@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Check style (ruff), types (mypy) and the direction of imports between the packages (import-linter).
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-ensure_venv
+ensure_venv dev
 "$VENV/bin/ruff" check .
 "$VENV/bin/ruff" format --check .
 "$VENV/bin/mypy"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Run the tests that are not marked slow; arguments go to pytest (`-m slow` runs the others, `-m ""` all).
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-ensure_venv
+ensure_venv dev
 workers=auto
 # Tests wait for child processes a part of their time: use one worker more than cores, if memory has 4 GB for each.
 if [[ -r /proc/meminfo ]]; then
