@@ -24,7 +24,8 @@ def error_reason(error: Exception) -> str:
 def unknown_name_error(name: str, choices: Iterable[str], what: str) -> UserError:
     """The error for an unknown ``name`` of a ``what`` (for instance "recipe"), with the choices and close matches."""
     known = sorted(choices)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    longer = [each for each in known if name and each.startswith(name)]  # a100 for a100-80
+    near = longer or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"; did you mean '{near[0]}'?" if near else ""
     listed = ", ".join(known)
     if len(known) > _MAX_LISTED:

@@ -46,6 +46,29 @@ def flatten(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 Record = TypeVar("Record")
+_NAMES_ELSEWHERE = {  # settings of open_clip, LLaVA and transformers' Trainer → ours
+    "accum_freq": "micro_batch_size",
+    "batch_size": "global_batch_size",
+    "beta2": "adam_beta2",
+    "data_path": "data",
+    "epochs": "num_epochs",
+    "force_image_size": "image_size",
+    "grad_clip_norm": "max_grad_norm",
+    "gradient_accumulation_steps": "micro_batch_size",
+    "image_folder": "image_root",
+    "lr": "learning_rate",
+    "mm_vision_select_layer": "vision_feature_layer",
+    "model_max_length": "max_length",
+    "model_name_or_path": "llm",
+    "num_train_epochs": "num_epochs",
+    "output_dir": "output",
+    "per_device_train_batch_size": "micro_batch_size",
+    "train_data": "sources",
+    "train_num_samples": "max_samples",
+    "vision_tower": "encoder",
+    "wd": "weight_decay",
+    "workers": "num_workers",
+}
 _UNKNOWN_KEY = {"extra_forbidden", "unexpected_keyword_argument"}  # pydantic's types of errors
 _NAMES = {int: "an integer", float: "a number", str: "a string", bool: "true or false", type(None): "null", Any: "any"}
 _LIMITS = ("ge", "gt", "le", "lt", "min_length", "allow_inf_nan")  # pydantic's names
@@ -155,7 +178,13 @@ def _problem(errors: Sequence[Any], kind: Any, content: Any) -> str:
         return f"{name}: missing {missing}" if name else f"missing {missing}"
     if first["type"] != "missing":  # a missing item of a fixed-length list is an error of the list
         name, found, holder = _spot(kind, first["loc"], content)
-    return f"{name}: expected {describe_type(holder)}, got {'null' if found is None else f'{found!r:.80}'}"
+    expected = f"expected {describe_type(holder)}, got {'null' if found is None else f'{found!r:.80}'}"
+    item = (*typing.get_args(without_range(holder)), None)[0]
+    if is_config(item) and isinstance(found, str):  # of --benchmarks pope,gqa
+        required = [each.name for each in dataclasses.fields(item) if each.default is each.default_factory]
+        words = ", ".join(f"{{{(required or ['path'])[0]}: {word.strip()}}}" for word in found[:80].split(","))
+        expected += f"; write '[{words}]'"
+    return f"{name}: {expected}"
 
 
 def _spot(kind: Any, loc: Sequence[str | int], content: Any) -> tuple[str, Any, Any]:
@@ -198,8 +227,11 @@ def _unknown_key(path: str, key: str, holder: Any, root: Any) -> str:
     """The message for a key that is not a field of ``holder``, which is at ``path``."""
     outer = f"{path}." if path else ""
     own = [field.name for option in options_of(holder) if is_config(option) for field in dataclasses.fields(option)]
-    near = [f"{outer}{name}" for name in difflib.get_close_matches(key, own, n=1, cutoff=0.5)]
-    near = near or difflib.get_close_matches(f"{outer}{key}", [name for name, _ in field_types(root)], n=1, cutoff=0.6)
+    known = [name for name, _ in field_types(root)]
+    ours = _NAMES_ELSEWHERE.get(key, key)
+    near = [name for name in known if name.split(".")[-1] == ours]  # the right name at another place
+    near = near or [f"{outer}{name}" for name in difflib.get_close_matches(key, own, n=1, cutoff=0.5)]
+    near = near or difflib.get_close_matches(f"{outer}{key}", known, n=1, cutoff=0.6)
     return f"unknown key '{outer}{key:.200}'" + (f"; did you mean '{near[0]}'?" if near else "")
 
 

@@ -271,6 +271,11 @@ def test_flags_of_configs_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[
             ["job", "x", "--items", "[{path: a}, {path: b, weight: much}]"],
             "tool job: items[2].weight: expected a number, got 'much'",
         ),
+        (
+            ["job", "x", "--items", "a, b"],
+            "tool job: items: expected a list, each item a mapping of path, weight, got 'a, b'; "
+            "write '[{path: a}, {path: b}]'",
+        ),
         (["job", "x", "--items", "[a]"], "tool job: items[1]: expected a mapping of path, weight, got 'a'"),
         (["job", "x", "--part.rate", "-1"], "tool job: part.rate: expected a number of at least 0, got -1"),
         (["job", "x", "--part.rate", ".nan"], "tool job: part.rate: expected a number of at least 0, got nan"),
@@ -282,6 +287,8 @@ def test_flags_of_configs_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[
         ),
         (["job", "x", "--steps", "3", "y"], "tool job: unrecognized argument: y"),
         (["job", "x", "y"], "tool job: unrecognized argument: y"),
+        (["job", "x", "y.yaml"], "tool job: --config: y.yaml: no such file"),
+        (["job", "x", "--rate", "3"], "tool job: unknown key 'rate'; did you mean 'part.rate'?"),
         (["job", "--config", "no.yaml"], "tool job: --config: no.yaml: no such file"),
         (["job", "full"], "tool: out/file: the disk is full; free some space and run the same command again"),
         (["job", "full weights"], "tool: output: the disk is full; free some space and run the same command again"),

@@ -1,6 +1,6 @@
 """Parsing of YAML files and dotted flags into a config dataclass, with one-line errors.
 
-Flags may have hyphens, lists may be separated by commas, and positional fields need no flag.
+Flags may have hyphens, lists may be separated by commas, and positional fields need no flag, nor does a YAML file.
 """
 
 from __future__ import annotations
@@ -70,6 +70,9 @@ def _read(
             values[rest] = [*values.get(rest, ()), word]
             continue
         if not flag.startswith("--") or flag == "--":
+            if word.endswith((".yaml", ".yml")):
+                values = _merged(values, _read_config_file(word), config_class)
+                continue
             raise UserError(f"unrecognized argument: {word}")
         path, kind = _field(config_class, flag.removeprefix("--"))
         if path == ["print_config"]:
