@@ -205,9 +205,7 @@ def _demo(output: Path, root: Path) -> None:
 
 def _made(step: Step, path: Path, root: Path) -> None:
     """One output of one step of the demo."""
-    if step.name == "data-llm":
-        copy_tree(root / "models/llm", path)
-    elif step.kind == "data":
+    if step.kind == "data":
         scenes = load_script("demo/make_scenes.py")
         config = {"split": step.config["split"], "num_scenes": 8, "num_object_classes": 8}
         scenes.make_scenes(scenes.ScenesConfig(output=str(path), **config))

@@ -11,12 +11,16 @@ import pytest
 import torch
 from script_modules import load_script
 
+from clips.commandline.parsing import parse_config
+from clips.core.artifact import file_hash, read_manifest
+from clips.typed_data import to_plain
 from llava_bridge.conversation import IGNORE_INDEX, IMAGE, ConversationEncoder
 from llava_bridge.data import read_samples
 from llava_bridge.data.collator import ConversationDataset
 from llava_bridge.model.build import LlavaParts, build_llava, load_llm, load_tokenizer
 
 train_llm = load_script("demo/train_llm.py")
+DEMO = Path(str(train_llm.__file__)).parent
 
 
 def trained(output: Path, talk: Path, **fields: Any) -> Path:
@@ -36,6 +40,15 @@ def test_a_llava_is_built_of_it(llm: Path, bridge_encoder: Path) -> None:
     own, found = load_llm(str(llm)).state_dict(), model.model.language_model.state_dict()
     assert all(torch.equal(own[f"model.{name}"], value) for name, value in found.items())
     assert processor.tokenizer.convert_tokens_to_ids(IMAGE) == load_tokenizer(str(llm)).convert_tokens_to_ids(IMAGE)
+
+
+def test_the_shipped_llm_is_what_its_config_made() -> None:
+    shipped, manifest = DEMO / "llm", read_manifest(DEMO / "llm")
+    config = parse_config(train_llm.LlmConfig, ["--config", str(DEMO / "llm.yaml")], prog="")
+    for name, value in to_plain(config).items():
+        assert manifest["config"][name] == value or name == "output", name
+    assert {path.name for path in shipped.iterdir()} == {*manifest["files"], "manifest.json"}
+    assert all(file_hash(shipped / name) == told["hash"] for name, told in manifest["files"].items())
 
 
 def test_it_learns_the_answers_of_conversations_without_their_images(llm: Path, bridge_talk: Path) -> None:

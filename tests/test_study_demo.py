@@ -18,15 +18,10 @@ ROWS = ("untrained", "clips")
 def without_sizes(study: dict[str, Any]) -> dict[str, Any]:
     """A study without all in which the miniature may differ from the demo."""
     shared, rows, sizes = study["defaults"], study["encoders"], {"max_steps", "global_batch_size", "logging_steps"}
-    trainings = [
-        shared["encoder"],
-        shared["llava"]["align"],
-        shared["llava"]["instruct"],
-    ]
+    trainings = [shared["encoder"], shared["llava"]["align"], shared["llava"]["instruct"]]
     for settings, names in [
         (study, {"name", "title", "question", "baseline"}),
         *((training, sizes) for training in trainings),
-        (study["data"]["llm"], sizes),
         *((study["data"][split], {"num_scenes", "num_object_classes"}) for split in ("train", "test")),
     ]:
         for name in names:
