@@ -1,9 +1,7 @@
 """Train an image-text encoder: the loop, the training step, and what is written at the end.
 
-    clips train --config encoder.yaml --optimizer.learning_rate 2e-3
-    torchrun --nproc-per-node 2 -m clips.cli train --config encoder.yaml     (or the deepspeed launcher)
-
-:func:`train` runs :func:`train_stage` for each stage, whose :func:`train_loop` calls :func:`train_step`.
+clips train --config encoder.yaml --optimizer.learning_rate 2e-3
+torchrun --nproc-per-node 2 -m clips.cli train --config encoder.yaml     (or the deepspeed launcher)
 """
 
 from __future__ import annotations
@@ -22,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from clips.commandline.progress import ProgressLine
 from clips.commandline.signals import StopRequest, exit_status_for_signal, graceful_shutdown
 from clips.core.artifact import (
     atomic_update_dir,
@@ -32,6 +31,7 @@ from clips.core.artifact import (
     read_manifest,
     write_manifest,
 )
+from clips.core.identity import differing, is_below
 from clips.core.identity import identity as identity_of
 from clips.core.run_log import RunLog
 from clips.data.device_copies import copy_ahead
@@ -46,14 +46,7 @@ from clips.parallel.distributed import all_reduce_mean, end_processes, exit_if_o
 from clips.parallel.parallel_model import full_tensor
 from clips.training.checkpoint import Checkpointer
 from clips.training.mfu import MfuMeter
-from clips.training.progress import ProgressLine, ThroughputTimer
-from clips.training.run_dir import (
-    CHECKPOINTS_DIR,
-    check_trained,
-    create_run_dir,
-    remove_checkpoints,
-    resume_changes,
-)
+from clips.training.run_dir import CHECKPOINTS_DIR, ThroughputTimer, check_trained, create_run_dir, remove_checkpoints
 from clips.training.setup import (
     TrainRun,
     build_encoder,
@@ -68,9 +61,6 @@ from clips.typed_data import checked, to_plain
 
 Batch = dict[str, Tensor]
 SUMMARY_FILE = "summary.json"
-_LAST_VALUES = ("lr", "logit_scale")  # logged as of the last step; other values are logged as means
-_MIN_CHECKED_SAMPLES = 1000  # for the ratio of invalid samples
-_SUMMED = {"caption_loss_sum", "caption_tokens"}  # outputs that are sums over samples
 
 
 def train(config: EncoderTrainConfig) -> None:
@@ -101,48 +91,47 @@ def train_stage(config: EncoderTrainConfig, stop: StopRequest, *, last: bool = T
     identity = identity_of("clips train", config, inputs)
     if check_trained(config, identity):
         log_info(f"{output}: already trained with this config; nothing to do")
-        if is_writing:
-            _remove_leftover_checkpoints(config)
+        # A kill between the manifest and their removal leaves checkpoints.
+        kept = read_manifest(output).get("config", {}).get("keep_checkpoints_after_training", False)
+        kept = kept or config.keep_checkpoints_after_training
+        if is_writing and not kept and any(output.glob(f"{CHECKPOINTS_DIR}*")):
+            with contextlib.suppress(UserError, OSError), _lock(output):  # read-only, or that run removes them now
+                remove_checkpoints(output)
         return
     with _lock(output) if is_writing else contextlib.nullcontext():
         if is_writing and check_trained(config, identity):
             raise UserError(f"output: another run has just written {output}")
         run = setup_run(config, data)
         state = run.state
-        if state.step:
-            for change in resume_changes(state.identity, identity, config.allow_changes_on_resume):
+        for name in differing(state.identity, identity) if state.step else ():
+            if is_below(name, config.allow_changes_on_resume):
+                change = f"{name} {state.identity.get(name)} → {identity.get(name)}"
                 state.changes.append(f"from step {state.step + 1}: {change}")
                 if run.processes.is_main:
                     log_info(f"{output}: {state.changes[-1]}")
         state.identity, state.sources = identity, data.describe()
         if run.processes.is_main:
             create_run_dir(config, identity)
-        entry = train_loop(run, stop)
-        summary = summarize(run, entry)
-        encoder = export_model(run)
-        if encoder is not None:
-            write_output(run, encoder, summary)
+        write_output(run, train_loop(run, stop))
     wait_for_main_process()
     if not last and (signal := stop.of_any_process(torch.device("cpu"))):
         _exit_stopped(run, signal)
 
 
 def _lock(output: Path) -> contextlib.AbstractContextManager[object]:
-    """The lock of an output, which lies next to it; none for a directory that is the only writable one."""
+    # The lock's file lies next to the output, which may be the only directory that can be written.
     if output.is_dir() and not os.access(output.parent, os.W_OK):
         log_info(f"{output.parent}: no lock, as it cannot be written; ensure that no other run writes {output}")
         return contextlib.nullcontext()
     return lock_output(output.with_name(f".{output.name}.lock"), output)
 
 
-def _remove_leftover_checkpoints(config: EncoderTrainConfig) -> None:
-    """Remove the checkpoints that a kill between the manifest and their removal left, unless a user wants them."""
-    output = Path(config.output)
-    then = read_manifest(output).get("config", {}).get("keep_checkpoints_after_training", False)
-    if then or config.keep_checkpoints_after_training or not any(output.glob(f"{CHECKPOINTS_DIR}*")):
-        return
-    with contextlib.suppress(UserError, OSError), _lock(output):  # it may be read-only, or that run removes them now
-        remove_checkpoints(output)
+def _exit_stopped(run: TrainRun, signal: int) -> None:
+    if run.processes.is_main:
+        log_info(
+            f"{run.config.output}: stopped and saved after step {run.state.step}; the same command resumes from there"
+        )
+    raise SystemExit(exit_status_for_signal(signal))
 
 
 def train_loop(run: TrainRun, stop: StopRequest) -> dict[str, Any]:
@@ -191,9 +180,10 @@ def train_loop(run: TrainRun, stop: StopRequest) -> dict[str, Any]:
             # once in a while: an entry of the log, with the means since the last one, and a validation
             if logs:
                 check_invalid_samples(run)
-                means = state.take_means() | {name: values[name] for name in _LAST_VALUES if name in values}
+                newest = {name: values[name] for name in ("lr", "logit_scale") if name in values}  # no means of these
+                means = all_reduce_mean(state.take_means() | newest)
                 seen = {"samples_seen": state.samples_seen, "epoch": state.samples_seen / len(run.data)}
-                entry = {"step": state.step, **seen, **all_reduce_mean(means), **clock.read()}
+                entry = {"step": state.step, **seen, **means, **clock.read()}
                 with clock.stopped():  # counting FLOPs takes longer than the steps of a small model
                     entry |= meter.read(batch, entry["samples_per_second"]) if is_main else {}
                 if validation and validates:
@@ -223,36 +213,21 @@ def read_batches(run: TrainRun) -> Generator[dict[str, Any]]:
 
 
 def prepare_batch(batch: Batch, run: TrainRun) -> Batch:
-    """Return the batch, "image" on the model's device as `TrainRun.normalize` returns it, channels last in memory.
-
-    Convolutions are fastest in this format, which they take over from their input. Tokens stay on the CPU: the model
-    groups them by length, which would wait for the device.
-    """
-    image = run.normalize(batch["image"].to(run.processes.device, non_blocking=True))
-    return {**batch, "image": image}
+    """Return the batch, "image" on the model's device as `TrainRun.normalize` returns it: channels last in memory."""
+    # Tokens stay on the CPU: the model groups them by length, which would wait for the device.
+    return {**batch, "image": run.normalize(batch["image"].to(run.processes.device, non_blocking=True))}
 
 
 def _seed_step(seed: int, step: int, rank: int) -> None:
-    """Seed a step by (seed, step, rank) alone, so that a resumed run has the same random numbers."""
+    # By (seed, step, rank) alone, so that a resumed run has the same random numbers.
     torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]))
 
 
 def check_invalid_samples(run: TrainRun) -> None:
-    """Raise UserError if the data has too many invalid samples, of at least 1,000 samples or the full dataset.
-
-    All processes must call it together.
-    """
+    """Raise UserError if the data has too many invalid samples. A collective call."""
     run.state.invalid_samples.gather()
-    seen = min(max(run.state.samples_seen, _MIN_CHECKED_SAMPLES), len(run.data))
+    seen = min(max(run.state.samples_seen, 1000), len(run.data))  # a ratio of fewer says little
     run.state.invalid_samples.check("data", "data.max_invalid_ratio", run.config.data.max_invalid_ratio, seen)
-
-
-def _exit_stopped(run: TrainRun, signal: int) -> None:
-    if run.processes.is_main:
-        log_info(
-            f"{run.config.output}: stopped and saved after step {run.state.step}; the same command resumes from there"
-        )
-    raise SystemExit(exit_status_for_signal(signal))
 
 
 # ---------------------------------------------------------------- the training step
@@ -311,6 +286,54 @@ def forward(run: TrainRun, batch: Batch, *, captions: bool = True) -> Batch:
     return run.model(batch, bf16=run.precision == "bf16", captions=captions)
 
 
+def _compute_gradients_cached(run: TrainRun, batch: Batch, micro_batches: list[Batch]) -> tuple[Batch, Batch]:
+    # GradCache (arXiv 2101.06983): all features without activations, the loss's gradients at them, then each
+    # micro-batch with activations. The captioner is computed in the second pass only: the loss is linear in its sum, so
+    # that the gradient at the sum does not depend on it. Without a contrast there is no first pass.
+    device = run.processes.device
+    gpus = [device] if device.type == "cuda" else []
+    random_states, found = [], []
+    with torch.no_grad():
+        for micro_batch in micro_batches if run.recipe.encoded else ():
+            random_states.append((torch.get_rng_state(), [torch.cuda.get_rng_state(gpu) for gpu in gpus]))
+            found.append(forward(run, micro_batch, captions=False))
+    outputs = {}  # of the full batch, as leaves: concatenated rows, or a scalar that all micro-batches share
+    for name in found[0] if found else ():
+        value = torch.cat([part[name] for part in found]) if found[0][name].ndim else found[0][name]
+        outputs[name] = value.detach().requires_grad_(value.is_floating_point())
+    if run.recipe.captioning is not None:
+        outputs["caption_loss_sum"] = torch.ones((), device=batch["image"].device, requires_grad=True)
+        outputs["caption_tokens"] = batch["target_mask"].sum().to(batch["image"].device, non_blocking=True)
+    losses = compute_losses(run.recipe, outputs)
+    losses["loss"].backward()
+
+    caption_sums, start = [], 0
+    for number, micro_batch in enumerate(micro_batches):
+        if random_states:  # the same dropped patches in both passes
+            on_cpu, on_gpus = random_states[number]
+            torch.set_rng_state(on_cpu)
+            for gpu, state in zip(gpus, on_gpus, strict=True):
+                torch.cuda.set_rng_state(state, gpu)
+        rows, last = slice(start, start + len(micro_batch["image"])), number == len(micro_batches) - 1
+        with run.parallel.micro_batch(last=last):
+            part = forward(run, micro_batch)
+            products = []  # a scalar whose gradients at the outputs are the loss's
+            for name, value in part.items():
+                if name == "caption_loss_sum":
+                    caption_sums.append(value.detach())
+                gradient = outputs[name].grad
+                is_sum = name in {"caption_loss_sum", "caption_tokens"}  # over samples; other scalars count once
+                if gradient is not None and (value.ndim or is_sum or last):
+                    products.append((value * (gradient[rows] if value.ndim else gradient)).sum())
+            torch.stack(products).sum().backward()
+        start = rows.stop
+    if run.recipe.captioning is not None:
+        outputs["caption_loss_sum"] = torch.stack(caption_sums).sum()
+        losses["caption_loss"] = losses["caption_loss"] * outputs["caption_loss_sum"]  # it was that of a sum of 1
+        losses["loss"] = total_loss(run.recipe, losses)
+    return losses, {name: value.detach() for name, value in outputs.items()}
+
+
 def read_metrics(metrics: list[StepMetrics]) -> list[dict[str, float]]:
     """Return the metrics of steps in one transfer from the device.
 
@@ -327,70 +350,6 @@ def read_metrics(metrics: list[StepMetrics]) -> list[dict[str, float]]:
             )
         found.append({**values, "lr": step.learning_rate})
     return found
-
-
-# ---------------------------------------------------------------- gradients by micro-batches (GradCache)
-
-
-def _compute_gradients_cached(run: TrainRun, batch: Batch, micro_batches: list[Batch]) -> tuple[Batch, Batch]:
-    """Compute all features without activations, the loss's gradients at them, then each micro-batch with activations.
-
-    The captioner is computed in the second pass only: the loss is linear in its sum, so that the gradient at the sum
-    does not depend on it. Without a contrast there is no first pass.
-    """
-    states, found = [], []
-    with torch.no_grad():
-        for micro_batch in micro_batches if run.recipe.encoded else ():
-            states.append(_rng_state(run))
-            found.append(forward(run, micro_batch, captions=False))
-    outputs = {name: _merge_outputs([part[name] for part in found]) for name in (found[0] if found else ())}
-    if run.recipe.captioning is not None:
-        outputs["caption_loss_sum"] = torch.ones((), device=batch["image"].device, requires_grad=True)
-        outputs["caption_tokens"] = batch["target_mask"].sum().to(batch["image"].device, non_blocking=True)
-    losses = compute_losses(run.recipe, outputs)
-    losses["loss"].backward()
-    caption_sums, start = [], 0
-    for number, micro_batch in enumerate(micro_batches):
-        if states:
-            _restore_rng_state(run, states[number])  # the same dropped patches in both passes
-        rows, last = slice(start, start + len(micro_batch["image"])), number == len(micro_batches) - 1
-        with run.parallel.micro_batch(last=last):
-            found_again = forward(run, micro_batch)
-            caption_sums += [value.detach() for name, value in found_again.items() if name == "caption_loss_sum"]
-            _surrogate_loss(found_again, outputs, rows, with_shared=last).backward()
-        start = rows.stop
-    if run.recipe.captioning is not None:
-        outputs["caption_loss_sum"] = torch.stack(caption_sums).sum()
-        losses["caption_loss"] = losses["caption_loss"] * outputs["caption_loss_sum"]  # it was that of a sum of 1
-        losses["loss"] = total_loss(run.recipe, losses)
-    return losses, {name: value.detach() for name, value in outputs.items()}
-
-
-def _merge_outputs(parts: list[Tensor]) -> Tensor:
-    """Return an output of the full batch as a leaf: concatenated rows, or a shared scalar."""
-    value = torch.cat(parts) if parts[0].ndim else parts[0]
-    return value.detach().requires_grad_(value.is_floating_point())
-
-
-def _surrogate_loss(part: Batch, outputs: Batch, rows: slice, *, with_shared: bool) -> Tensor:
-    """Return a scalar whose gradients at the outputs are the loss's; at shared scalars only ``with_shared``."""
-    products = []
-    for name, value in part.items():
-        gradient = outputs[name].grad
-        if gradient is not None and (value.ndim or name in _SUMMED or with_shared):
-            products.append((value * (gradient[rows] if value.ndim else gradient)).sum())
-    return torch.stack(products).sum()
-
-
-def _rng_state(run: TrainRun) -> list[Tensor]:
-    device = run.processes.device
-    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
-
-
-def _restore_rng_state(run: TrainRun, state: list[Tensor]) -> None:
-    torch.set_rng_state(state[0])
-    for value in state[1:]:
-        torch.cuda.set_rng_state(value, run.processes.device)
 
 
 # ---------------------------------------------------------------- outputs
@@ -422,12 +381,15 @@ def export_model(run: TrainRun, *, everywhere: bool = False) -> ClipsModel | Non
     return encoder
 
 
-def summarize(run: TrainRun, last_entry: dict[str, Any]) -> dict[str, Any]:
-    """The content of summary.json. All processes must call it together."""
+def write_output(run: TrainRun, last_entry: dict[str, Any]) -> None:
+    """Turn the output directory into an encoder directory. All processes must call it together."""
     check_invalid_samples(run)
-    state = run.state
+    encoder = export_model(run)
+    if encoder is None:  # not the main process
+        return
+    config, output, state, invalid = run.config, Path(run.config.output), run.state, run.state.invalid_samples
     sizes = {name: sum(value.numel() for value in part.parameters()) for name, part in run.encoder.named_children()}
-    return {
+    summary: dict[str, Any] = {
         "steps": state.step,
         "samples_seen": state.samples_seen,
         "epochs": state.samples_seen / len(run.data),
@@ -438,14 +400,9 @@ def summarize(run: TrainRun, last_entry: dict[str, Any]) -> dict[str, Any]:
         "device": run.processes.device.type,
         "precision": run.precision,
         "parameters": {name: size for name, size in sizes.items() if size},
-        "invalid_samples": state.invalid_samples.report(),
+        "invalid_samples": invalid.report(),
         "last": last_entry,
     }
-
-
-def write_output(run: TrainRun, encoder: ClipsModel, summary: dict[str, Any]) -> None:
-    """Turn the output directory into an encoder directory."""
-    config, output, invalid = run.config, Path(run.config.output), run.state.invalid_samples
     with atomic_update_dir(output) as partial:
         write_encoder(encoder, partial)
         atomic_write(partial / SUMMARY_FILE, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
@@ -454,10 +411,10 @@ def write_output(run: TrainRun, encoder: ClipsModel, summary: dict[str, Any]) ->
             kind="encoder",
             config=config,
             seed=config.seed,
-            data={"sources": run.state.sources},
+            data={"sources": state.sources},
             parents=parent_artifacts(config, run.data),
             license=config.license,
-            identity=run.state.identity,
+            identity=state.identity,
             stages=completed_stages(to_plain(config), summary, encoder.image_size),
             **summary,
         )
@@ -467,4 +424,4 @@ def write_output(run: TrainRun, encoder: ClipsModel, summary: dict[str, Any]) ->
     skipped = (
         f"{invalid.count} invalid samples skipped ({invalid.reasons()})" if invalid.count else "no invalid samples"
     )
-    log_info(f"{output}: trained on {summary['samples_seen']} samples in {summary['seconds']:.0f} s; {skipped}")
+    log_info(f"{output}: trained on {state.samples_seen} samples in {summary['seconds']:.0f} s; {skipped}")

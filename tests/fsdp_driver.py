@@ -17,9 +17,9 @@ from clips.model import towers
 from clips.model.architectures import ModelConfig
 from clips.parallel import parallel_model
 from clips.parallel.distributed import end_processes, start_processes
-from clips.parallel.distributed_config import DistributedConfig
 from clips.parallel.parallel_model import ParallelModel, full_tensor
 from clips.train import compute_gradients
+from clips.training.train_config import DistributedConfig
 
 MODEL = ModelConfig(architecture="clips-tiny", image_size=16, context_length=12)
 RECIPE = RecipeConfig(name="clips", captioner=CaptionerConfig(max_length=12, num_layers=2, max_loss_tokens=4, width=32))

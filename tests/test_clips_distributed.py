@@ -20,10 +20,10 @@ from resume_driver import digest
 from clips.errors import UserError
 from clips.method.clips_model import build_model
 from clips.parallel.distributed import DistributedContext
-from clips.parallel.distributed_config import DistributedConfig
 from clips.parallel.parallel_model import ParallelModel
 from clips.train import train as train_counting_flops
 from clips.training.run_dir import list_checkpoints
+from clips.training.train_config import DistributedConfig
 
 FSDP: dict[str, Any] = {"distributed": {"strategy": "fsdp"}}
 FIELDS: dict[str, Any] = {

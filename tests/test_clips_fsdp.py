@@ -16,8 +16,7 @@ from clips.errors import UserError
 from clips.method.clips_model import build_model
 from clips.model.compute import bf16_weights
 from clips.parallel import parallel_model
-from clips.parallel.distributed import DistributedContext
-from clips.parallel.parallel_model import FLOAT32, shard_model
+from clips.parallel.parallel_model import FLOAT32
 from clips.train import train
 
 HSDP = {"distributed": {"strategy": "fsdp", "shard_group_size": 2}}
@@ -94,7 +93,7 @@ def test_sizes_of_groups_are_checked(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="shard_group_size: expected an integer of at least 1 or null, got 0"):
         clips_world.train_config(tmp_path, tmp_path / "x", distributed={"strategy": "fsdp", "shard_group_size": 0})
     with pytest.raises(UserError, match=r"shard_group_size: expected a divisor of the 3 processes, got 2"):
-        shard_model(torch.nn.Linear(2, 2), DistributedContext(count=3), policy=FLOAT32, group_size=2)
+        clips_world.train_config(tmp_path, tmp_path / "x", global_batch_size=6, **HSDP).check_processes(3)
 
 
 def test_a_torch_with_one_dtype_for_a_layer_gathers_float32(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,10 +12,9 @@ from typing import Any
 import pytest
 
 from clips.commandline import progress
-from clips.commandline.progress import Progress, progress_iter
+from clips.commandline.progress import Progress, ProgressLine, progress_iter
 from clips.core.run_log import METRICS_FILE, RunLog, read_entries
-from clips.training.progress import ProgressLine, ThroughputTimer
-from clips.training.run_dir import TrainState
+from clips.training.run_dir import ThroughputTimer, TrainState
 
 
 def entry(step: int) -> dict[str, Any]:

@@ -28,11 +28,11 @@ from clips.data.loader import iterate_batches
 from clips.errors import UserError
 from clips.method.optimizer import OptimizerConfig, cosine_lr
 from clips.parallel.distributed import DistributedContext
-from clips.parallel.distributed_config import DistributedConfig
 from clips.parallel.parallel_model import ParallelModel
 from clips.train import compute_gradients, export_model, prepare_batch, read_metrics, train_step
 from clips.training.run_dir import TrainState, list_checkpoints
 from clips.training.setup import TrainRun, open_train_dataset, setup_run
+from clips.training.train_config import DistributedConfig
 
 
 @pytest.fixture

@@ -1,11 +1,11 @@
-"""Progress of long work: a bar in a terminal, otherwise a log line at intervals; and what all of it would take."""
+"""Progress of a training and of other long work: a bar in a terminal, else log lines; what all of it would take."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from types import TracebackType
 from typing import Any, TextIO, TypeVar
 
@@ -75,6 +75,60 @@ def progress_iter(items: Collection[Item], what: str) -> Iterator[Item]:
         for item in items:
             yield item
             progress.advance()
+
+
+class ProgressLine:
+    """The progress of a training on standard error: a bar in a terminal, else a line for each entry of its log.
+
+    Args:
+        step: the step from which the run resumes.
+        steps: the last step.
+        quiet: show nothing, as on all processes except the main one.
+    """
+
+    def __init__(self, step: int, steps: int, *, quiet: bool = False) -> None:
+        self.steps, self.quiet = steps, quiet
+        self.bar: Any = None
+        if not quiet and sys.stderr.isatty():
+            from rich import progress
+            from rich.console import Console
+
+            columns = (progress.MofNCompleteColumn(), progress.BarColumn(30), progress.TextColumn("{task.description}"))
+            left = (progress.TimeRemainingColumn(), progress.TextColumn("left"))
+            self.bar = progress.Progress(*columns, *left, console=Console(stderr=True))
+            self.task = self.bar.add_task("", total=steps, completed=step)
+
+    def __enter__(self) -> ProgressLine:
+        if self.bar is not None:
+            self.bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def advance(self) -> None:
+        """Count a completed step."""
+        if self.bar is not None:
+            self.bar.advance(self.task)
+
+    def show(self, entry: Mapping[str, Any]) -> None:
+        """Show the loss, the throughput and, after a validation, the recalls of an entry of the log."""
+        if self.quiet:
+            return
+        recalls = [
+            f"{name.removeprefix('val_').removesuffix('_t2i_r1')} {100 * value:.1f}"
+            for name, value in entry.items()
+            if name.startswith("val_") and name.endswith("_t2i_r1")
+        ]
+        validation = f" · T→I R@1 {', '.join(recalls)}" if recalls else ""
+        summary = f"loss {entry['loss']:.3f} · {entry['samples_per_second']:.0f} samples/s{validation}"
+        if self.bar is not None:
+            self.bar.update(self.task, description=summary)
+            return
+        rate = max(entry["samples_per_second"], 1e-9)
+        left = (self.steps - entry["step"]) * entry["samples_seen"] / max(1, entry["step"]) / rate
+        log_info(f"step {entry['step']}/{self.steps} · {summary} · {int(left) // 60}:{int(left) % 60:02d} left")
 
 
 def log_estimate(

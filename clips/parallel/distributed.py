@@ -15,11 +15,9 @@ import torch.distributed as dist
 
 from clips.core.artifact import log_info
 from clips.errors import UserError, error_reason
-from clips.parallel.distributed_config import TIMEOUT
 
 EXIT_HUNG = 70
 """Exit status of a process that waited in vain for another (EX_SOFTWARE of sysexits.h)."""
-_TIMED_OUT = ("Timed out waiting", "wait timeout after")  # of gloo, and of the store before the group exists
 
 Result = TypeVar("Result")
 
@@ -44,7 +42,7 @@ class DistributedContext:
         return self.rank == 0
 
 
-def start_processes(*, timeout: float = TIMEOUT) -> DistributedContext:
+def start_processes(*, timeout: float = 1800.0) -> DistributedContext:
     """Join the process group of the launcher's environment, or create one of this process; an existing one is reused.
 
     Args:
@@ -74,7 +72,8 @@ def exit_if_others_hang() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not any(text in str(error) for text in _TIMED_OUT):
+        # of gloo, and of the store before the group exists
+        if not any(text in str(error) for text in ("Timed out waiting", "wait timeout after")):
             raise
         log_info(
             f"rank {os.environ.get('RANK', 0)} (host {socket.gethostname()}, process {os.getpid()}) waited in vain for "

@@ -22,10 +22,9 @@ from clips.method.clips_model import ClipsModel
 from clips.method.optimizer import OptimizerConfig, build_optimizer
 from clips.model.compute import bf16_weights, checkpoint_layers, compile_modules, repeated_layers
 from clips.parallel.distributed import DistributedContext
-from clips.parallel.distributed_config import DistributedConfig, check_shard_group_size
+from clips.training.train_config import DistributedConfig
 
-FLOAT32 = MixedPrecisionPolicy()
-"""Weights are gathered as they are."""
+FLOAT32 = MixedPrecisionPolicy()  # weights are gathered as they are
 
 
 class ParallelModel:
@@ -58,8 +57,15 @@ class ParallelModel:
         self.encoder, self.processes, self.shards_weights = encoder, processes, distributed.strategy == "fsdp"
         self.model: Any = encoder
         if self.shards_weights:
+            # Repeated layers are gathered one at a time, all other weights together. Weights stay float32, gradients
+            # are reduced in it. Consecutive processes form a group with a full set of shards; other groups hold copies.
             policy = bf16_gathers(encoder) if bf16 else FLOAT32
-            self.model = shard_model(encoder, processes, policy=policy, group_size=distributed.shard_group_size)
+            size = distributed.shard_group_size or processes.count
+            shape = {"replicate": processes.count // size} if processes.count > size else {}
+            shape["shard"] = size
+            mesh = init_device_mesh(processes.device.type, tuple(shape.values()), mesh_dim_names=tuple(shape))
+            for module in [*repeated_layers(encoder), encoder]:
+                fully_shard(module, mesh=mesh, mp_policy=policy)
         elif processes.count > 1:
             self.model = DistributedDataParallel(encoder)
         # After the sharding, so that its state has the weights' shards.
@@ -144,16 +150,15 @@ class ModelEma:
         """Update with the state after a step; integer tensors are copied."""
         weight = 1 - self.decay if self.updates else 1.0
         averaged = [name for name, value in state.items() if value.is_floating_point()]
-        averages, values = ([_local(tensors[name]) for name in averaged] for tensors in (self.state, state))
+        averages, values = (
+            # this process's shards, which share their memory, or full tensors
+            [value.to_local() if isinstance(value := tensors[name], DTensor) else value.detach() for name in averaged]
+            for tensors in (self.state, state)
+        )
         torch._foreach_lerp_(averages, values, weight)  # one kernel for many tensors
         for name in state.keys() - set(averaged):
             self.state[name].copy_(state[name])
         self.updates += 1
-
-
-def _local(value: Tensor) -> Tensor:
-    """Return this process's shard, which shares its memory, or a full tensor itself."""
-    return value.to_local() if isinstance(value, DTensor) else value.detach()
 
 
 def bf16_gathers(model: nn.Module) -> MixedPrecisionPolicy:
@@ -171,33 +176,6 @@ def bf16_gathers(model: nn.Module) -> MixedPrecisionPolicy:
         cast_forward_inputs=False,
         param_dtype_override_fn=lambda weight: None if weight in cast else weight.dtype,
     )
-
-
-def shard_model(
-    model: nn.Module, processes: DistributedContext, *, policy: MixedPrecisionPolicy, group_size: int | None
-) -> nn.Module:
-    """Shard a model's weights; repeated layers are gathered one at a time, all other weights together.
-
-    Weights stay float32, gradients are reduced in float32.
-
-    Args:
-        model: unsharded; changed in place.
-        processes: the processes of the training.
-        policy: the dtype of gathered weights.
-        group_size: number of consecutive processes that share a full set of shards; other groups hold copies of it, and
-            the gradients are averaged over all (HSDP). None is all processes.
-
-    Raises:
-        UserError: the number of processes is no multiple of ``group_size``.
-    """
-    check_shard_group_size(group_size, processes.count)
-    size = group_size or processes.count
-    shape = {"replicate": processes.count // size, "shard": size}
-    shape = {name: length for name, length in shape.items() if name == "shard" or length > 1}
-    mesh = init_device_mesh(processes.device.type, tuple(shape.values()), mesh_dim_names=tuple(shape))
-    for module in [*repeated_layers(model), model]:
-        fully_shard(module, mesh=mesh, mp_policy=policy)
-    return model
 
 
 def full_tensor(value: Tensor) -> Tensor:

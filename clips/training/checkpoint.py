@@ -1,8 +1,6 @@
-"""Checkpoints for an exact resume: written in the background, atomically, and verified by hashes.
+"""Checkpoints for an exact resume: written in the background, verified by hashes, read by any number of processes.
 
-They hold the weights, the optimizer's state and the number of steps: the sample order and all random numbers are
-functions of (seed, step). torch's distributed checkpointing writes each process's shards as safetensors and reads them
-into any number of processes.
+They need no random state: the sample order and all random numbers are functions of (seed, step).
 """
 
 from __future__ import annotations
@@ -44,7 +42,6 @@ from clips.training.run_dir import (
 from clips.typed_data import to_plain, to_yaml
 
 _HASHES = "hashes.json"
-_MAX_WRITE_TIME = datetime.timedelta(hours=2)
 
 
 class Checkpointer:
@@ -58,7 +55,7 @@ class Checkpointer:
     def __init__(self, output: str | Path, processes: DistributedContext) -> None:
         self.folder, self.processes = Path(output) / CHECKPOINTS_DIR, processes
         # A separate group: the training communicates at the same time.
-        self._group = dist.new_group(backend="gloo", timeout=_MAX_WRITE_TIME)
+        self._group = dist.new_group(backend="gloo", timeout=datetime.timedelta(hours=2))
         self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: concurrent.futures.Future[None] | None = None
 
@@ -76,7 +73,14 @@ class Checkpointer:
         self.wait()
         checkpoint = self.folder / f"step-{state.step:08d}"
         partial = checkpoint.with_name(f".{checkpoint.name}.partial")
-        from_main(lambda: self._create(partial))
+
+        def create() -> None:
+            with write_errors_as_user_errors(partial):
+                for leftover in self.folder.glob(".step-*.partial"):
+                    shutil.rmtree(leftover)
+                partial.mkdir(parents=True)
+
+        from_main(create)
         copied = {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
         config_text = to_yaml(redact(to_plain(config)))
         self._writing = self._thread.submit(self._write, partial, checkpoint, copied, config_text, copy.deepcopy(state))
@@ -100,39 +104,30 @@ class Checkpointer:
         if kind is None:
             self.wait()
 
-    def _create(self, partial: Path) -> None:
-        with write_errors_as_user_errors(partial):
-            for leftover in self.folder.glob(".step-*.partial"):
-                shutil.rmtree(leftover)
-            partial.mkdir(parents=True)
-
     def _write(
         self, partial: Path, checkpoint: Path, tensors: dict[str, Tensor], config_text: str, state: TrainState
     ) -> None:
         try:
             with write_errors_as_user_errors(checkpoint):
                 _save_tensors(partial, tensors, self._group)
-                if self.processes.is_main:
-                    self._publish(
-                        partial, checkpoint, {CONFIG_FILE: config_text, TRAIN_STATE_FILE: train_state_text(state)}
-                    )
+                if not self.processes.is_main:
+                    return
+                atomic_write(partial / CONFIG_FILE, config_text)
+                atomic_write(partial / TRAIN_STATE_FILE, train_state_text(state))
+                files = sorted(path for path in partial.iterdir() if path.name != CONFIG_FILE)  # which users may edit
+                hashes = {path.name: file_hash(path) for path in files}
+                atomic_write(partial / _HASHES, json.dumps(hashes, indent=2) + "\n")
+                # A resume from here keeps the log's entries up to this step.
+                if (log := self.folder.parent / METRICS_FILE).is_file():
+                    durable.sync(log)
+                if checkpoint.exists():
+                    _remove(checkpoint)
+                durable.replace(partial, checkpoint)
+                for old in list_checkpoints(self.folder.parent)[:-KEPT_CHECKPOINTS]:
+                    _remove(old)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-
-    def _publish(self, partial: Path, checkpoint: Path, texts: Mapping[str, str]) -> None:
-        """Complete a checkpoint, which `durable.replace` flushes to the disk, and delete older ones."""
-        for name, text in texts.items():
-            atomic_write(partial / name, text)
-        hashes = {path.name: file_hash(path) for path in sorted(partial.iterdir()) if path.name != CONFIG_FILE}
-        atomic_write(partial / _HASHES, json.dumps(hashes, indent=2) + "\n")  # users may edit the config
-        if (log := self.folder.parent / METRICS_FILE).is_file():  # a resume from here keeps its entries up to this step
-            durable.sync(log)
-        if checkpoint.exists():
-            _remove(checkpoint)
-        durable.replace(partial, checkpoint)
-        for old in list_checkpoints(self.folder.parent)[:-KEPT_CHECKPOINTS]:
-            _remove(old)
 
 
 def _remove(checkpoint: Path) -> None:
@@ -173,7 +168,16 @@ def load_tensors(checkpoint: Path, tensors: Mapping[str, Tensor]) -> None:
         UserError: a tensor is missing or has another shape.
     """
     reader = dcp.HuggingFaceStorageReader(str(checkpoint))
-    from_main(lambda: _check_shapes(checkpoint, reader.read_metadata().state_dict_metadata, tensors))
+
+    def check_shapes() -> None:
+        stored: Mapping[str, Any] = reader.read_metadata().state_dict_metadata
+        for name, value in tensors.items():
+            if name not in stored or stored[name].size != value.shape:
+                raise UserError(
+                    f"{checkpoint}: {name} is missing or has another shape; expected a checkpoint of this model"
+                )
+
+    from_main(check_shapes)
     full = {name: value for name, value in tensors.items() if not isinstance(value, DTensor)}
     is_main = not dist.is_initialized() or dist.get_rank() == 0
     with warnings.catch_warnings():  # of one process, and of processes with different names
@@ -181,14 +185,6 @@ def load_tensors(checkpoint: Path, tensors: Mapping[str, Tensor]) -> None:
         dcp.load({name: value for name, value in tensors.items() if is_main or name not in full}, storage_reader=reader)
     for value in full.values() if dist.is_initialized() else ():
         dist.broadcast(value, 0)
-
-
-def _check_shapes(checkpoint: Path, stored: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    for name, value in tensors.items():
-        if name not in stored or stored[name].size != value.shape:
-            raise UserError(
-                f"{checkpoint}: {name} is missing or has another shape; expected a checkpoint of this model"
-            )
 
 
 def load_export_weights(checkpoint: Path, model: torch.nn.Module) -> None:

@@ -1,9 +1,8 @@
-"""FLOPs and memory of a training step, and the model FLOPs utilization (MFU) of a running training.
+"""FLOPs and memory of a training step, and the model FLOPs utilization (MFU) of a running training: PaLM, appendix B.
 
 Both are counted on a copy of the model with fake tensors, which have shapes and no data: a step of the largest model
-takes seconds and no memory. Counting FLOPs, by torch's ``FlopCounterMode``, in the step itself would count recomputed
-activations, and miss what torch.compile fuses. torch's ``MemTracker`` is for models whose modules run once in a step; a
-text tower runs once for each text. Source of the MFU: appendix B of PaLM (arXiv 2204.02311).
+takes seconds and no memory. In the step itself torch's ``FlopCounterMode`` would count recomputed activations, and miss
+what torch.compile fuses; torch's ``MemTracker`` wants modules that run once in a step, not once for each text.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from clips.model.tokenizer import EOS
 from clips.model.towers import eot_token_id
 from clips.training.train_config import EncoderTrainConfig
 
-_MAX_COUNTED = 8  # batches
+_MAX_COUNTED = 8  # batches, each of which takes seconds
 
 
 class MfuMeter:
@@ -63,14 +62,15 @@ class MfuMeter:
         counted: list[float],
     ) -> None:
         self.config, self.processes, self.counted = config, processes, counted
-        self.peak = peak_flops(device, precision)
+        gpu = find_gpu(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+        self.peak = None if gpu is None else gpu.peak(precision)  # FLOP/s
         self._uncountable = config.model.cache_trunk_features
 
     def read(self, batch: Mapping[str, Tensor], samples_per_second: float) -> dict[str, float]:
         """Return "flops_per_sample" and, with a known peak, "mfu" and "tflops" of one process.
 
         With cached features it returns nothing, because it is not known which layers computed. FLOPs depend on the
-        lengths of captions: they are a mean over the first eight calls, which take seconds.
+        lengths of captions: they are a mean over the first eight calls.
 
         Args:
             batch: one of this process.
@@ -89,12 +89,6 @@ class MfuMeter:
             return {"flops_per_sample": flops}
         rate = flops * samples_per_second / self.processes
         return {"flops_per_sample": flops, "mfu": rate / self.peak, "tflops": rate / 1e12}
-
-
-def peak_flops(device: torch.device, precision: str) -> float | None:
-    """Return the peak FLOP/s of ``device`` in ``precision``; None for a device that is not in the table of GPUs."""
-    gpu = find_gpu(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-    return None if gpu is None else gpu.peak(precision)
 
 
 def flops_per_sample(config: EncoderTrainConfig, batch: Mapping[str, Tensor], processes: int) -> float:
@@ -120,20 +114,15 @@ def contrastive_flops(model: ClipsModel, candidates: int) -> float:
     return 2.0 * products * candidates * len(model.recipe.texts) * int(model.model_cfg["embed_dim"])
 
 
-def _addmm_inplace_flops(total: Any, left: Any, right: Any, **options: Any) -> int:
-    """Return FLOPs from shapes; torch counts only the out-of-place operator."""
-    return int(2 * left[0] * left[1] * right[1])
-
-
 def _convolution_backward_flops(gradient: Any, x: Any, weight: Any, *settings: Any, **options: Any) -> int:
-    """Return FLOPs from shapes; torch's formula ignores groups."""
     num_gradients = sum(settings[-1][:2])  # of the input, of the weight
     return int(num_gradients * 2 * math.prod(weight) * gradient[0] * math.prod(gradient[2:]))
 
 
-_FORMULAS = {
-    torch.ops.aten.addmm_: _addmm_inplace_flops,
-    torch.ops.aten.convolution_backward: _convolution_backward_flops,
+_FORMULAS = {  # FLOPs from shapes
+    # torch counts only the out-of-place operator
+    torch.ops.aten.addmm_: lambda total, left, right, **options: int(2 * left[0] * left[1] * right[1]),
+    torch.ops.aten.convolution_backward: _convolution_backward_flops,  # torch's own formula ignores groups
 }
 
 
@@ -222,7 +211,7 @@ class _PeakBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        for value in tree_leaves(result):
+        for value in tree_leaves(result):  # views share a storage that is known
             if isinstance(value, Tensor) and (storage := value.untyped_storage()) not in self._storages:
                 self._storages[storage] = True
                 self._add(storage.nbytes())

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import yaml
 
 from clips.core.artifact import atomic_write, check_finished
-from clips.core.identity import RUN, Identity, differing, is_below, reject_other_run, run_text
+from clips.core.identity import RUN, Identity, reject_other_run, run_text
 from clips.data.invalid_samples import InvalidSamples, restored
 from clips.errors import UserError, error_reason
 from clips.safe_text import redact
@@ -59,15 +62,6 @@ def read_run_config(directory: str | Path) -> dict[str, Any]:
     return config
 
 
-def resume_changes(before: Identity, run: Identity, may_change: tuple[str, ...]) -> list[str]:
-    """Return the changes since a checkpoint that ``allow_changes_on_resume`` permits, as "NAME OLD → NEW"."""
-    names = (name for name in differing(before, run) if is_below(name, may_change))
-    return [f"{name} {before.get(name)} → {run.get(name)}" for name in names]
-
-
-# ---------------------------------------------------------------- checkpoints
-
-
 @dataclasses.dataclass(kw_only=True)
 class TrainState:
     """The progress of a training run.
@@ -105,6 +99,51 @@ class TrainState:
         means = {name: total / self.summed for name, total in self.sums.items()}
         self.sums, self.summed = {}, 0
         return means
+
+
+class ThroughputTimer:
+    """Measures the total time of a training loop, its throughput, and the time spent waiting for data.
+
+    Args:
+        state: the run's state, whose ``seconds`` it continues.
+    """
+
+    def __init__(self, state: TrainState) -> None:
+        self.state = state
+
+    def __enter__(self) -> ThroughputTimer:
+        self._started = time.perf_counter() - self.state.seconds
+        self._read_at, self._read_samples, self._waited = self.state.seconds, self.state.samples_seen, 0.0
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.tick()
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time of the block as waiting for data."""
+        started = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - started
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Exclude the time of the block from the training time."""
+        started = time.perf_counter()
+        yield
+        self._started += time.perf_counter() - started
+
+    def tick(self) -> None:
+        """Set ``state.seconds`` to the current training time."""
+        self.state.seconds = time.perf_counter() - self._started
+
+    def read(self) -> dict[str, float]:
+        """Return samples per second and the ratio of time spent waiting for data, since the last call."""
+        elapsed = max(self.state.seconds - self._read_at, 1e-9)
+        samples = self.state.samples_seen - self._read_samples
+        reading = {"samples_per_second": samples / elapsed, "data_wait": self._waited / elapsed}
+        self._read_at, self._read_samples, self._waited = self.state.seconds, self.state.samples_seen, 0.0
+        return reading | {"time": self.state.seconds}
 
 
 def list_checkpoints(output: str | Path) -> list[Path]:

@@ -23,7 +23,6 @@ from clips.method.recipes import Recipe
 from clips.model.compute import resolve_precision
 from clips.model_refs import is_config_file
 from clips.parallel.distributed import DistributedContext, from_main, start_processes
-from clips.parallel.distributed_config import check_shard_group_size
 from clips.parallel.parallel_model import ModelEma, ParallelModel
 from clips.training.checkpoint import load_tensors, verify_checkpoint
 from clips.training.run_dir import TrainState, list_checkpoints, read_train_state
@@ -85,16 +84,16 @@ class TrainRun:
 def setup_run(config: EncoderTrainConfig, data: TrainDataset) -> TrainRun:
     """Set up processes, model and optimizer, from the latest checkpoint in the output directory if there is one."""
     processes = start_processes(timeout=config.distributed.hang_timeout)
-    _check_divisible(config.global_batch_size, processes.count)
+    config.check_processes(processes.count)
     precision, reason = resolve_precision(config.precision, processes.device)
     latest, state = from_main(lambda: _latest_checkpoint(config))
     encoder = build_encoder(config, with_initial_weights=latest is None).to(processes.device)
-    if config.micro_batch_size is not None and has_trainable_batchnorm(encoder):
+    norms = [one for one in encoder.modules() if isinstance(one, torch.nn.modules.batchnorm._BatchNorm)]
+    trains_norms = any(value.requires_grad for norm in norms for value in norm.parameters())
+    if config.micro_batch_size is not None and trains_norms:
         raise UserError("micro_batch_size: expected null with batch norms, whose statistics cover the full batch")
-    bf16 = precision == "bf16"
+    bf16, decay, preprocess = precision == "bf16", config.ema_decay, encoder.preprocess_cfg
     parallel = ParallelModel(encoder, config.distributed, config.optimizer, processes, bf16=bf16)
-    preprocess, device = encoder.preprocess_cfg, processes.device
-    decay = config.ema_decay
     run = TrainRun(
         config=config,
         data=data,
@@ -105,13 +104,29 @@ def setup_run(config: EncoderTrainConfig, data: TrainDataset) -> TrainRun:
         state=state,
         steps=config.steps_for(len(data)),
         precision=precision,
-        mean=torch.tensor(preprocess["mean"], device=device)[:, None, None],
-        std=torch.tensor(preprocess["std"], device=device)[:, None, None],
+        mean=torch.tensor(preprocess["mean"], device=processes.device)[:, None, None],
+        std=torch.tensor(preprocess["std"], device=processes.device)[:, None, None],
     )
     if latest is not None:
         load_tensors(latest, run.checkpoint_tensors())
     if processes.is_main:
-        _log_start(run, reason)
+        under = f" under {config.distributed.strategy}" if config.distributed.strategy != "ddp" else ""
+        count = "1 process" if processes.count == 1 else f"{processes.count} processes"
+        log_info(
+            f"{config.output}: {len(run.data)} samples, {run.steps} steps of {config.global_batch_size}, "
+            f"{count}{under} on {processes.device.type}, {run.precision} ({reason})"
+        )
+        if run.state.step:
+            log_info(f"resuming from step {run.state.step}")
+        if processes.count == 1 and (gpus := torch.cuda.device_count()) > 1:
+            log_info(f"1 of {gpus} visible GPUs is used; torchrun --nproc-per-node {gpus} -m clips.cli train uses all")
+        if run.recipe.needs_synthetic and not any(source.synthetics for source in config.data.sources):
+            log_info(
+                f"data.sources: none has synthetic captions; recipe {config.recipe.name} uses web captions instead"
+            )
+        if config.global_batch_size > len(run.data):
+            batch = f"{config.global_batch_size} of {len(run.data)} samples"
+            log_info(f"global_batch_size: {batch}: an image occurs several times in a step")
     return run
 
 
@@ -129,37 +144,11 @@ def build_encoder(config: EncoderTrainConfig, *, with_initial_weights: bool) -> 
     return build_model(model, config.recipe, config.seed, config.architecture)
 
 
-def has_trainable_batchnorm(model: torch.nn.Module) -> bool:
-    """Whether the model has batch norms in training mode, whose statistics depend on the micro-batch."""
-    norms = (one for one in model.modules() if isinstance(one, torch.nn.modules.batchnorm._BatchNorm))
-    return any(value.requires_grad for norm in norms for value in norm.parameters())
-
-
-def _log_start(run: TrainRun, reason: str) -> None:
-    config, processes = run.config, run.processes
-    under = f" under {config.distributed.strategy}" if config.distributed.strategy != "ddp" else ""
-    count = "1 process" if processes.count == 1 else f"{processes.count} processes"
-    log_info(
-        f"{config.output}: {len(run.data)} samples, {run.steps} steps of {config.global_batch_size}, "
-        f"{count}{under} on {processes.device.type}, {run.precision} ({reason})"
-    )
-    if run.state.step:
-        log_info(f"resuming from step {run.state.step}")
-    if processes.count == 1 and (gpus := torch.cuda.device_count()) > 1:
-        log_info(f"1 of {gpus} visible GPUs is used; torchrun --nproc-per-node {gpus} -m clips.cli train uses all")
-    if run.recipe.needs_synthetic and not any(source.synthetics for source in config.data.sources):
-        log_info(f"data.sources: none has synthetic captions; recipe {config.recipe.name} uses web captions instead")
-    if config.global_batch_size > len(run.data):
-        batch = f"{config.global_batch_size} of {len(run.data)} samples"
-        log_info(f"global_batch_size: {batch}: an image occurs several times in a step")
-
-
 # ---------------------------------------------------------------- before a run: its data, and the stages' errors
 
 
 def open_train_dataset(config: EncoderTrainConfig) -> TrainDataset:
     """Open the training data; before the model is built, so that its errors are reported early."""
-    prepare = functools.partial(Recipe(config.recipe).prepare, tokenizer=config.architecture.tokenizer)
     if config.validation.source is not None and os.environ.get("RANK", "0") == "0":
         open_source(config.validation.source)
     return TrainDataset(
@@ -167,7 +156,7 @@ def open_train_dataset(config: EncoderTrainConfig) -> TrainDataset:
         size=config.architecture.image_size,
         seed=config.seed,
         batch_size=config.global_batch_size,
-        prepare=prepare,
+        prepare=functools.partial(Recipe(config.recipe).prepare, tokenizer=config.architecture.tokenizer),
     )
 
 
@@ -188,8 +177,7 @@ def check_stages(stages: Sequence[EncoderTrainConfig]) -> None:
             if _tower_cfg(stage) != _tower_cfg(before):
                 raise UserError(f"model: expected the towers of the stage before, {before.model.architecture}")
             if not (Path(stage.output) / MANIFEST).is_file():
-                _check_divisible(stage.global_batch_size, processes)
-                check_shard_group_size(stage.distributed.shard_group_size, processes)
+                stage.check_processes(processes)
             if stage.data.sources != before.data.sources:
                 open_train_dataset(stage)
         except UserError as error:
@@ -197,15 +185,10 @@ def check_stages(stages: Sequence[EncoderTrainConfig]) -> None:
 
 
 def _tower_cfg(config: EncoderTrainConfig) -> dict[str, Any]:
-    """Return the entries of the ``model_cfg`` that stages share; timm's trunk names end with the image size."""
+    # what stages share
     cfg = config.architecture.model_cfg
     vision = {name: value for name, value in cfg["vision_cfg"].items() if name not in ("image_size", "patch_dropout")}
     if trunk := vision.get("timm_model_name"):
-        vision["timm_model_name"] = trunk.rstrip("0123456789")
+        vision["timm_model_name"] = trunk.rstrip("0123456789")  # names of trunks end with the image size
     text = {name: value for name, value in cfg["text_cfg"].items() if name != "context_length"}
     return {**cfg, "vision_cfg": vision, "text_cfg": text}
-
-
-def _check_divisible(batch_size: int, processes: int) -> None:
-    if batch_size % processes:
-        raise UserError(f"global_batch_size: expected a multiple of the {processes} processes, got {batch_size}")

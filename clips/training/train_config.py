@@ -25,8 +25,7 @@ from clips.errors import UserError
 from clips.method.optimizer import EITHER, OptimizerConfig
 from clips.method.recipes import Recipe, RecipeConfig
 from clips.model.architectures import Architecture, ModelConfig, resolve_architecture
-from clips.parallel.distributed_config import DistributedConfig
-from clips.ranges import FractionBelowOne, NonNegative, NonNegativeFloat, Positive
+from clips.ranges import FractionBelowOne, NonNegative, NonNegativeFloat, Positive, PositiveFloat
 from clips.typed_data import from_plain, to_plain
 
 LENGTHS = ("max_steps", "max_samples", "num_epochs")
@@ -49,6 +48,35 @@ class ValidationConfig:
     eval_steps: Positive = 1000
     num_samples: Positive = 1000
     batch_size: Positive = 128
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DistributedConfig:
+    """Settings of distributed training and memory saving. The result is the same except for rounding.
+
+    Args:
+        strategy: ddp (every process holds the full model) or fsdp (shards of parameters, gradients and optimizer state,
+            torch's FSDP2). A run may resume with another strategy or number of processes.
+        shard_group_size: under fsdp, number of processes that share one set of shards, such as the GPUs of a node; the
+            other groups hold copies (HSDP), so that weights are gathered within a node and only gradients are averaged
+            between nodes. null is all processes, for the least memory.
+        activation_checkpointing: store only each layer's input and recompute its activations in the backward pass.
+        torch_compile: compile the layers with torch.compile; faster on GPUs.
+        hang_timeout: seconds that processes wait for another, which hangs or works alone, before the training ends.
+    """
+
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    shard_group_size: Positive | None = None
+    activation_checkpointing: bool = False
+    torch_compile: bool = False
+    hang_timeout: PositiveFloat = 1800.0  # hashing a large checkpoint takes less
+
+    def __post_init__(self) -> None:
+        if self.shard_group_size is not None and self.strategy != "fsdp":
+            raise UserError(
+                "distributed.shard_group_size: expected null, or a number of processes with strategy: fsdp; "
+                f"got {self.shard_group_size} with {self.strategy}"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,6 +178,15 @@ class EncoderTrainConfig:
             self.optimizer.warmup_steps(steps, self.global_batch_size)
         return steps
 
+    def check_processes(self, count: int) -> None:
+        """Raise UserError unless ``count`` processes can share a batch, and form groups of shards."""
+        if self.global_batch_size % count:
+            raise UserError(
+                f"global_batch_size: expected a multiple of the {count} processes, got {self.global_batch_size}"
+            )
+        if (size := self.distributed.shard_group_size) is not None and count % size:
+            raise UserError(f"distributed.shard_group_size: expected a divisor of the {count} processes, got {size}")
+
 
 # ---------------------------------------------------------------- stages
 
@@ -170,8 +207,11 @@ def stage_configs(config: EncoderTrainConfig) -> list[EncoderTrainConfig]:
         values = to_plain(config) | {"stages": []}
         if any(name in fields for name in LENGTHS):
             values |= dict.fromkeys(LENGTHS)
+        nested = fields.get("optimizer")
+        of_optimizer = {name.removeprefix("optimizer.") for name in fields if name.startswith("optimizer.")}
+        of_optimizer |= set(nested) if isinstance(nested, Mapping) else set()
         for pair in EITHER:
-            if any(name in _optimizer_fields(fields) for name in pair):
+            if of_optimizer.intersection(pair):
                 values["optimizer"] |= dict.fromkeys(pair)
         _override(values, fields, f"stages[{number}]")
         last = number == len(config.stages)
@@ -181,13 +221,6 @@ def stage_configs(config: EncoderTrainConfig) -> list[EncoderTrainConfig]:
             values["model"] |= {"pretrained": found[-1].output, "pretrained_trunk": None}
         found.append(from_plain(EncoderTrainConfig, values, what=f"stages[{number}]"))
     return found
-
-
-def _optimizer_fields(fields: Mapping[str, Any]) -> set[str]:
-    """Return the fields of ``optimizer`` that a stage sets, nested or dotted."""
-    nested = fields.get("optimizer")
-    dotted = {name.removeprefix("optimizer.") for name in fields if name.startswith("optimizer.")}
-    return dotted | (set(nested) if isinstance(nested, Mapping) else set())
 
 
 def completed_stages(config: Mapping[str, Any], state: Mapping[str, Any], image_size: int) -> list[dict[str, Any]]:
@@ -211,8 +244,7 @@ def completed_stages(config: Mapping[str, Any], state: Mapping[str, Any], image_
 
 
 def _override(values: dict[str, Any], fields: Mapping[str, Any], what: str) -> None:
-    """Set ``fields``, whose names may be dotted, in the nested ``values``."""
-    for name, value in fields.items():
+    for name, value in fields.items():  # names may be dotted, ``values`` are nested
         parent, (*sections, field) = values, name.split(".")
         for section in sections:
             if not isinstance(parent.get(section), dict):

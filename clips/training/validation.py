@@ -74,7 +74,6 @@ class RetrievalValidation:
             raise UserError(f"validation.source: {config.source.path}: none of {len(selected)} samples can be used")
 
     def _read(self, source: Source, selected: np.ndarray) -> Iterator[HeldOut]:
-        """Yield this process's batches without their invalid samples."""
         starts = range(0, len(selected), self.config.batch_size)
         for start in starts[self.run.processes.rank :: self.run.processes.count]:
             indices, images = list[int](), list[Tensor]()
@@ -91,12 +90,9 @@ class RetrievalValidation:
                 indices.append(index)
                 images.append(image)
                 captions = CaptionPair(sample.web, sample.synthetic)
-                for kind, text in (
-                    ("web", captions.web),
-                    ("partial", partial_text(captions, rng, _CLIPS_RECIPE)),
-                    ("whole", captions.synthetic or captions.web),
-                ):
-                    texts[kind].append(text)
+                texts["web"].append(captions.web)
+                texts["partial"].append(partial_text(captions, rng, _CLIPS_RECIPE))
+                texts["whole"].append(captions.synthetic or captions.web)
             if indices:
                 device, pixels = self.run.processes.device, torch.stack(images)
                 yield HeldOut(indices=torch.tensor(indices, device=device), images=pixels, texts=texts)
@@ -115,24 +111,15 @@ class RetrievalValidation:
             width, device = int(encoder.model_cfg["embed_dim"]), self.run.processes.device
             features = {kind: torch.zeros(len(self.valid), width, device=device) for kind in (IMAGE, *CAPTIONS)}
             for batch in self.batches:
-                for kind, found in self._encode(encoder, batch).items():
-                    features[kind][batch.indices] = found
-            features = {kind: _all_reduce(value) for kind, value in features.items()}
-            return self._recalls(features)
+                tokens = {kind: self.run.encoder.tokenizer(texts) for kind, texts in batch.texts.items()}
+                pixels = self.run.normalize(batch.images.to(device))
+                with torch.autocast(device.type, torch.bfloat16, enabled=self.run.precision == "bf16"):
+                    found = encode(encoder, pixels, tokens)
+                for kind, value in found.items():
+                    features[kind][batch.indices] = F.normalize(value.float(), dim=-1)
         finally:
             encoder.train(was_training)
-
-    def _encode(self, encoder: ClipsModel, batch: HeldOut) -> dict[str, Tensor]:
-        device = self.run.processes.device
-        tokens = {kind: self.run.encoder.tokenizer(texts) for kind, texts in batch.texts.items()}
-        pixels = self.run.normalize(batch.images.to(device))
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.run.precision == "bf16"):
-            found = encode(encoder, pixels, tokens)
-        return {kind: F.normalize(value.float(), dim=-1) for kind, value in found.items()}
-
-    def _recalls(self, features: Mapping[str, Tensor]) -> dict[str, float]:
-        """Compute R@1 from the features of all samples; each process ranks its own samples."""
-        valid = {kind: value[self.valid] for kind, value in features.items()}
+        valid = {kind: _all_reduce(value)[self.valid] for kind, value in features.items()}
         row_of = self.valid.cumsum(0) - 1
         recalls = {}
         for kind in CAPTIONS:
@@ -141,7 +128,7 @@ class RetrievalValidation:
                 ("t2i", valid[kind], valid[IMAGE]),
             ):
                 correct = torch.zeros(len(query), device=query.device)
-                for batch in self.batches:
+                for batch in self.batches:  # each process ranks its own samples
                     rows = row_of[batch.indices]
                     correct[rows] = hits(query[rows], candidates, rows)
                 recalls[f"val_{kind}_{direction}_r1"] = float(_all_reduce(correct).double().mean())
@@ -170,8 +157,7 @@ def hits(query: Tensor, candidates: Tensor, own: Tensor) -> Tensor:
     return (closer == 0) / at_least_as_close
 
 
-def _all_reduce(value: Tensor) -> Tensor:
-    """Sum ``value``, of which each process has filled other rows, over the processes."""
+def _all_reduce(value: Tensor) -> Tensor:  # of which each process has filled other rows
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(value)
     return value

@@ -28,11 +28,10 @@ from clips.method.recipes import RecipeConfig
 from clips.model.architectures import ModelConfig
 from clips.model.tokenizer import ClipsTokenizer
 from clips.parallel.distributed import DistributedContext
-from clips.parallel.distributed_config import DistributedConfig
 from clips.parallel.parallel_model import ParallelModel
 from clips.training.run_dir import TrainState
 from clips.training.setup import TrainRun
-from clips.training.train_config import EncoderTrainConfig
+from clips.training.train_config import DistributedConfig, EncoderTrainConfig
 
 # ---------------------------------------------------------------- time
 

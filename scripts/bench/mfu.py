@@ -29,9 +29,9 @@ from torch import Tensor
 
 from clips.method.recipes import RECIPES, CaptionerConfig, RecipeConfig
 from clips.model.architectures import ModelConfig
-from clips.parallel.distributed_config import DistributedConfig
 from clips.train import train_step
 from clips.training.setup import TrainRun
+from clips.training.train_config import DistributedConfig
 
 SECONDS_OF_PRODUCTS = 1.0
 COUNTED = 8  # samples
