@@ -58,6 +58,21 @@ def expand_brace_ranges(path: str) -> list[str]:
     ]
 
 
+def local_files(path: str) -> list[Path]:
+    """The files or the directory of a ``path`` with or without ``{000..127}``.
+
+    Raises:
+        UserError: one of them does not exist, or is not local.
+    """
+    if is_remote(path):
+        raise UserError(f"{path}: expected local files; download them first")
+    files = [Path(file) for file in expand_brace_ranges(path)]
+    for file in files:
+        if not file.exists():
+            raise UserError(f"{file}: no such file or directory")
+    return files
+
+
 def read_file(path: str) -> bytes:
     """The content of a local or remote file. Raises OSError (or ValueError for an unknown protocol)."""
     if not is_remote(path):

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clips.data.formats.conversation_rows import local_files
+from clips.data.remote_files import local_files
 from clips.errors import UserError, unknown_name_error
 from clips.gpus import visible_gpus
 from clips.text_files import safe_json_loads

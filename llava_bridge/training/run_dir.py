@@ -14,7 +14,7 @@ from typing import Any
 
 from clips.core.artifact import atomic_write, directory_hash, lock_output
 from clips.core.identity import RUN, Identity, difference, digest, identity, read_run, reject_other_run, run_text
-from clips.data.formats.conversation_rows import local_files
+from clips.data.remote_files import local_files
 from clips.data.tar_index import read_byte_range
 from clips.errors import UserError
 from clips.model_refs import is_on_hub, resolve_model_dir

@@ -329,10 +329,10 @@ FORMATS: dict[str, Format] = {
     "llava": Format(
         fits="conversations.is_llava", conversations="conversations.read_llava"),
     # rows with messages, conversations or texts, and images: a directory of datasets, parquet, JSON lines
-    "conversations": Format(_SPLIT, conversations="conversation_rows.read_rows"),
+    "conversations": Format(_SPLIT, conversations="conversations.read_rows"),
     # rows with a question, an answer and an image: a directory of datasets, parquet, JSON lines
     "vqa": Format(_SPLIT,
-        conversations="conversation_rows.read_questions"),
+        conversations="conversations.read_questions"),
     # COCO-QA: JSON lines of image, question, answer
     "cocoqa": Format(_SPLIT,
         conversations="conversations.read_cocoqa"),

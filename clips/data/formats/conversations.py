@@ -1,19 +1,27 @@
-"""Conversations about images: their messages, LLaVA's JSON, and COCO-QA.
+"""Conversations about images: LLaVA's JSON, COCO-QA, and rows of messages or questions (``datasets``, parquet, JSON).
 
-The text is read eagerly; images are read lazily.
+The text of JSON is memory-mapped (`conversation_table`), that of tables read eagerly. Images are read lazily: those
+inside a table by row, from a directory of ``datasets`` by memory map, from parquet through cached copies of row groups.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec
 
+from clips.core.content import cache_directory
 from clips.data.formats.conversation_table import convert_or_read
 from clips.data.formats.dataset_format import IMAGE, Conversation, Dataset, Location, Turn
-from clips.data.lazy_images import FileImage, LazyImage
+from clips.data.formats.rows import files_of_splits, is_saved, open_rows
+from clips.data.images import InvalidSampleError
+from clips.data.lazy_images import FileImage, ImageColumn, LazyImage, TableImage
+from clips.data.parquet_rows import ParquetRows
+from clips.data.remote_files import ShardCache, local_files
 from clips.errors import UserError, unknown_name_error
 from clips.model.loading import library_errors_as_user_errors
 from clips.text_files import read_json_lines, read_json_list
@@ -24,7 +32,8 @@ EXPECTED_FORMAT = (
     "messages or conversations of from (human, gpt or system) and value, or of role (user, assistant or system) and "
     "content, which is text or a list of parts of type text or image; or texts of user and assistant"
 )
-
+_IMAGE_KEYS = ("images", "image")
+_SHORT_ANSWER = "Answer the question using a single word or phrase."  # the same as in lmms-eval's tasks
 _ROLES: dict[str, Any] = {
     "human": "user",
     "user": "user",
@@ -32,147 +41,12 @@ _ROLES: dict[str, Any] = {
     "assistant": "assistant",
     "system": "system",
 }
-
-
-def text(value: Any) -> str:
-    """``value``, checked to be a string. Raises TypeError."""
-    if not isinstance(value, str):
-        raise TypeError(f"expected text, got {json.dumps(value, default=repr)}")
-    return value
-
-
-def parse_messages(messages: Any) -> list[Turn]:
-    """The messages of a conversation: from and value (LLaVA's), role and content (transformers'), or pairs of user and
-    assistant (FineVision's).
-
-    Args:
-        messages: a list of messages; or, as ``datasets`` stores sequences of objects, an object of lists.
-
-    Raises:
-        Exception: of any type, for none of them; the caller adds the location and `EXPECTED_FORMAT`.
-    """
-    if isinstance(messages, Mapping):
-        messages = [dict(zip(messages, values, strict=True)) for values in zip(*messages.values(), strict=True)]
-    if isinstance(messages, str):
-        raise TypeError(f"expected a list of messages, got the string {messages[:40]!r}")
-    return [turn for message in messages for turn in _turns(message)]
-
-
-def _turns(message: Mapping[str, Any]) -> list[Turn]:
-    if message.get("user") is not None:
-        return [Turn("user", text(message["user"])), Turn("assistant", text(message["assistant"]))]
-    role, content = ("from", "value") if message.get("from") is not None else ("role", "content")
-    if message[role] not in _ROLES:
-        raise ValueError(f"a message of the role {message[role]!r}")
-    said = message[content]
-    return [Turn(_ROLES[message[role]], said if isinstance(said, str) else _join_parts(said))]
-
-
-def _join_parts(parts: Any) -> str:
-    """Content as text, as the chat template writes it at inference."""
-    if not isinstance(parts, Sequence):
-        return text(parts)
-    pieces = []
-    for part in parts:
-        if part["type"] not in ("text", "image"):
-            raise ValueError(f"a part of type {part['type']!r}")
-        pieces.append(f"{IMAGE}\n" if part["type"] == "image" else text(part["text"]))
-    return "".join(pieces)
-
-
-def drop_before_first_user_turn(turns: list[Turn]) -> list[Turn]:
-    """Drop messages before the user's first one, except system messages.
-
-    LLaVA's training drops them too (``preprocess_v1`` in ``train.py``): ShareGPT's conversations are split into pieces,
-    some of which begin with an answer.
-    """
-    first = next((index for index, turn in enumerate(turns) if turn.role == "user"), len(turns))
-    return [turn for turn in turns[:first] if turn.role == "system"] + turns[first:]
-
-
-def place_images(turns: list[Turn], count: int) -> list[Turn]:
-    """Put ``count`` placeholders before the user's first message if the conversation has none."""
-    if not count or any(IMAGE in turn.content for turn in turns):
-        return turns
-    first = next((index for index, turn in enumerate(turns) if turn.role == "user"), None)
-    if first is None:
-        return turns
-    with_images = Turn("user", f"{IMAGE}\n" * count + turns[first].content)
-    return [*turns[:first], with_images, *turns[first + 1 :]]
-
-
-def place_image_first(turns: list[Turn]) -> list[Turn]:
-    """Move the placeholder of a user message with one image to a line before the text.
-
-    LLaVA's data have it before or after the text; its training (``preprocess_multimodal`` in ``train.py``) moves it.
-    """
-    moved = list(turns)
-    for index, turn in enumerate(turns):
-        if IMAGE in turn.content and turn.role == "user" and turn.content.count(IMAGE) == 1:
-            content = turn.content.replace(IMAGE, "").strip()
-            moved[index] = Turn(turn.role, f"{IMAGE}\n{content}" if content else IMAGE)
-    return moved
-
-
-SHORT_ANSWER = "Answer the question using a single word or phrase."
-"""Prompt suffix for questions with a one-word answer, the same as in lmms-eval's tasks."""
-_HELD_OUT_ONE_IN = 5
-
-
-def is_held_out(name: str) -> bool:
-    """Whether the image with this file name belongs to COCO-QA's held-out fifth, which no training uses.
-
-    Training and benchmark share this rule. It depends on the name alone: all questions about one image are in one
-    split, and adding images moves none.
-    """
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % _HELD_OUT_ONE_IN == 0
-
-
-def is_llava(location: Location) -> bool:
-    """``[{"conversations"}]``."""
-    first = location.json[0] if isinstance(location.json, list) and location.json else None
-    return isinstance(first, dict) and "conversations" in first
-
-
-def read_llava(location: Location) -> Dataset[Conversation]:
-    """LLaVA's JSON list: id, image or images (a reference, a list of them, or none), conversations (from, value)."""
-    path, root = location.path, location.image_root()
-    if path.suffix.lower() in _OTHER_FILES:
-        raise UserError(f"{path}: expected LLaVA's JSON list; {_OTHER_FILES[path.suffix.lower()]}")
-    expected = "expected conversations with from (human, gpt or system) and value, and image as a reference or a list"
-
-    def read(prefix: str, root: Path) -> Iterator[Conversation]:
-        try:
-            for number, row in enumerate(read_json_list(path)):
-                name = f"{prefix}{row.get('id', number) if isinstance(row, dict) else number}"
-                yield read_record(name, expected, _parse_llava, row, root)
-        except UserError as error:
-            hint = f"; {_JSON_LINES} from a file that ends in .jsonl" if "Extra data" in str(error) else ""
-            raise UserError(f"{error}{hint}") from None
-
-    return Dataset(records=convert_or_read(path, "llava", root, read))
-
-
+_SUFFIXES = (".parquet", ".jsonl", ".json")
 _JSON_LINES = "format conversations reads JSON lines"
 _SOURCES = "LLaVA-NeXT's YAML lists sources: state each json_path in it as a source of its own"
 _OTHER_FILES = {".jsonl": _JSON_LINES, ".jsonlines": _JSON_LINES, ".yaml": _SOURCES, ".yml": _SOURCES}
-
-
-def _parse_llava(row: Mapping[str, Any], root: Path) -> tuple[list[LazyImage], list[Turn]]:
-    reject_video(row)
-    if "conversations" not in row:
-        raise UserError(f"expected conversations, found {', '.join(row)}; format conversations also reads messages")
-    image = row.get("image") or row.get("images")
-    references = [] if image is None else [image] if isinstance(image, str) else image
-    images: list[LazyImage] = [FileImage(root, text(each)) for each in references if each not in (None, "")]
-    return images, place_image_first(drop_before_first_user_turn(parse_messages(row["conversations"])))
-
-
-def reject_video(row: Mapping[str, Any]) -> None:
-    """Raise UserError for a row with a video, whose frames no reader reads."""
-    if key := next((key for key in ("video", "videos") if row.get(key)), None):
-        raise UserError(f"{key}: expected images, got a video")
-
+_BATCH_ROWS = 256
+_CACHE_BYTES = 100e9  # more than the images of LLaVA's 665K samples; of a larger table the last row groups stay
 
 Parts = ParamSpec("Parts")
 
@@ -192,6 +66,124 @@ def read_record(
         return Conversation(name, [], [], str(error))
 
 
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected text, got {json.dumps(value, default=repr)}")
+    return value
+
+
+def parse_messages(messages: Any) -> list[Turn]:
+    """The messages of a conversation: from and value (LLaVA's), role and content (transformers'), or pairs of user and
+    assistant (FineVision's).
+
+    Args:
+        messages: a list of messages; or, as ``datasets`` stores sequences of objects, an object of lists.
+
+    Raises:
+        Exception: of any type, for none of them; the caller adds the location and `EXPECTED_FORMAT`.
+    """
+    if isinstance(messages, Mapping):
+        messages = [dict(zip(messages, values, strict=True)) for values in zip(*messages.values(), strict=True)]
+    if isinstance(messages, str):
+        raise TypeError(f"expected a list of messages, got the string {messages[:40]!r}")
+    turns = []
+    for message in messages:
+        if message.get("user") is not None:
+            turns += [Turn("user", _text(message["user"])), Turn("assistant", _text(message["assistant"]))]
+            continue
+        role, content = ("from", "value") if message.get("from") is not None else ("role", "content")
+        if message[role] not in _ROLES:
+            raise ValueError(f"a message of the role {message[role]!r}")
+        said = message[content]
+        turns.append(Turn(_ROLES[message[role]], said if isinstance(said, str) else _join_parts(said)))
+    return turns
+
+
+def _join_parts(parts: Any) -> str:
+    """Content as text, as the chat template writes it at inference."""
+    if not isinstance(parts, Sequence):
+        return _text(parts)
+    pieces = []
+    for part in parts:
+        if part["type"] not in ("text", "image"):
+            raise ValueError(f"a part of type {part['type']!r}")
+        pieces.append(f"{IMAGE}\n" if part["type"] == "image" else _text(part["text"]))
+    return "".join(pieces)
+
+
+def reject_video(row: Mapping[str, Any]) -> None:
+    """Raise UserError for a row with a video, whose frames no reader reads."""
+    if key := next((key for key in ("video", "videos") if row.get(key)), None):
+        raise UserError(f"{key}: expected images, got a video")
+
+
+def _first_user_turn(turns: Sequence[Turn]) -> int:
+    return next((index for index, turn in enumerate(turns) if turn.role == "user"), len(turns))
+
+
+def place_images(turns: list[Turn], count: int) -> list[Turn]:
+    """Put ``count`` placeholders before the user's first message if the conversation has none."""
+    first = _first_user_turn(turns)
+    if not count or first == len(turns) or any(IMAGE in turn.content for turn in turns):
+        return turns
+    with_images = Turn("user", f"{IMAGE}\n" * count + turns[first].content)
+    return [*turns[:first], with_images, *turns[first + 1 :]]
+
+
+def is_llava(location: Location) -> bool:
+    """``[{"conversations"}]``."""
+    first = location.json[0] if isinstance(location.json, list) and location.json else None
+    return isinstance(first, dict) and "conversations" in first
+
+
+def read_llava(location: Location) -> Dataset[Conversation]:
+    """LLaVA's JSON list: id, image or images (a reference, a list of them, or none), conversations (from, value)."""
+    path, root = location.path, location.image_root()
+    if path.suffix.lower() in _OTHER_FILES:
+        raise UserError(f"{path}: expected LLaVA's JSON list; {_OTHER_FILES[path.suffix.lower()]}")
+    expected = "expected conversations with from (human, gpt or system) and value, and image as a reference or a list"
+
+    def parse(row: Mapping[str, Any], root: Path) -> tuple[list[LazyImage], list[Turn]]:
+        reject_video(row)
+        if "conversations" not in row:
+            raise UserError(f"expected conversations, found {', '.join(row)}; format conversations also reads messages")
+        image = row.get("image") or row.get("images")
+        references = [] if image is None else [image] if isinstance(image, str) else image
+        images: list[LazyImage] = [FileImage(root, _text(each)) for each in references if each not in (None, "")]
+        turns = parse_messages(row["conversations"])
+        # ShareGPT's conversations are split into pieces, some of which begin with an answer. LLaVA's training drops
+        # what is before the user's first message (``preprocess_v1`` in ``train.py``), except system messages.
+        first = _first_user_turn(turns)
+        turns = [turn for turn in turns[:first] if turn.role == "system"] + turns[first:]
+        # LLaVA's data have the placeholder of a message with one image before or after the text; its training moves it
+        # to a line before the text (``preprocess_multimodal``).
+        for index, turn in enumerate(turns):
+            if turn.role == "user" and turn.content.count(IMAGE) == 1:
+                content = turn.content.replace(IMAGE, "").strip()
+                turns[index] = Turn(turn.role, f"{IMAGE}\n{content}" if content else IMAGE)
+        return images, turns
+
+    def read(prefix: str, root: Path) -> Iterator[Conversation]:
+        try:
+            for number, row in enumerate(read_json_list(path)):
+                name = f"{prefix}{row.get('id', number) if isinstance(row, dict) else number}"
+                yield read_record(name, expected, parse, row, root)
+        except UserError as error:
+            hint = f"; {_JSON_LINES} from a file that ends in .jsonl" if "Extra data" in str(error) else ""
+            raise UserError(f"{error}{hint}") from None
+
+    return Dataset(records=convert_or_read(path, "llava", root, read))
+
+
+def is_held_out(name: str) -> bool:
+    """Whether the image with this file name belongs to COCO-QA's held-out fifth, which no training uses.
+
+    Training and benchmark share this rule. It depends on the name alone: all questions about one image are in one
+    split, and adding images moves none.
+    """
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % 5 == 0
+
+
 def read_cocoqa(location: Location) -> Dataset[Conversation]:
     """Questions with one-word answers (COCO-QA), all questions about an image in one conversation."""
     path, root = location.file("questions.jsonl"), location.image_root("images")
@@ -204,7 +196,202 @@ def read_cocoqa(location: Location) -> Dataset[Conversation]:
         if is_held_out(row["image"]) in held_out[split]:
             turns = conversations.setdefault(row["image"], [])
             placeholder = "" if turns else f"{IMAGE}\n"
-            turns.append(Turn("user", f"{placeholder}{row['question']}\n{SHORT_ANSWER}"))
+            turns.append(Turn("user", f"{placeholder}{row['question']}\n{_SHORT_ANSWER}"))
             turns.append(Turn("assistant", row["answer"]))
     records = [Conversation(name, [FileImage(root, name)], turns) for name, turns in conversations.items()]
     return Dataset(records=records, split=split)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Layout:
+    """How the rows of a table state a conversation.
+
+    Args:
+        name: the format.
+        columns: those of the text, each by the names that it may have.
+        turns: the messages of a row, from the values of these columns.
+        expected: these values, for messages about other ones.
+    """
+
+    name: str
+    columns: Sequence[Sequence[str]]
+    turns: Callable[..., list[Turn]]
+    expected: str
+
+    def choose(self, names: Collection[str], where: str = "") -> tuple[list[str], str]:
+        """The columns of the text, and that of the images, which may be missing."""
+        chosen = []
+        for keys in self.columns:
+            if (column := next((name for name in keys if name in names), None)) is None:
+                expected = ", ".join(keys) if len(keys) == 1 else f"one of {', '.join(keys)}"
+                raise UserError(f"{where}expected {expected}; found {', '.join(map(str, names))}")
+            chosen.append(column)
+        return chosen, next((name for name in _IMAGE_KEYS if name in names), _IMAGE_KEYS[0])
+
+    def parse(self, values: Sequence[Any], images: list[LazyImage]) -> tuple[list[LazyImage], list[Turn]]:
+        for value in values:
+            if isinstance(value, InvalidSampleError):
+                raise value
+        return images, place_images(self.turns(*values), len(images))
+
+
+def read_rows(location: Location) -> Dataset[Conversation]:
+    """Rows with messages, conversations or texts (`parse_messages`), and images or image: bytes, paths, or none.
+
+    Raises:
+        UserError: a file is missing, malformed or of an unknown format, or lacks the columns.
+    """
+    layout = _Layout(name="conversations", columns=[CONVERSATION_KEYS], turns=parse_messages, expected=EXPECTED_FORMAT)
+    return _read_table(location, layout)
+
+
+def read_questions(location: Location) -> Dataset[Conversation]:
+    """Rows with a question and an answer, or answers; the prompt ends as lmms-eval's for short answers.
+
+    Images and errors are as those of `read_rows`.
+    """
+
+    def turns(question: Any, answers: Any) -> list[Turn]:
+        if isinstance(answers, Mapping):  # of lists, as ``datasets`` stores sequences of objects
+            answers = answers["answer"]
+        several = [answers] if isinstance(answers, str) else answers  # VQAv2's are objects of "answer"
+        texts = [_text(each["answer"] if isinstance(each, Mapping) else each).strip() for each in several]
+        most_frequent = max(texts, key=texts.count)
+        return [Turn("user", f"{_text(question).strip()}\n{_SHORT_ANSWER}"), Turn("assistant", most_frequent)]
+
+    expected = "a question, and an answer or answers, which are text"
+    columns = [("question",), ("answer", "answers")]
+    return _read_table(location, _Layout(name="vqa", columns=columns, turns=turns, expected=expected))
+
+
+def _read_table(location: Location, layout: _Layout) -> Dataset[Conversation]:
+    path, split = location.path, location.spec.split
+    if is_saved(path):
+        return Dataset(records=_read_saved(location, layout), split=split)
+    if path.is_dir():  # the files that ``datasets`` would read for the split
+        expected = f"{path}: expected a directory of datasets, or of {', '.join(_SUFFIXES)} files"
+        with library_errors_as_user_errors(expected):
+            splits = files_of_splits(str(path.resolve()))
+        if split not in splits:
+            raise unknown_name_error(split, splits, f"split of {path}")
+        files = [Path(file) for file in splits[split]]
+    else:
+        files = local_files(location.spec.path)
+    parts = (_read_file(location, file, layout) for file in files)
+    return Dataset(records=next(parts) if len(files) == 1 else itertools.chain.from_iterable(parts), split=split)
+
+
+def _read_file(location: Location, file: Path, layout: _Layout) -> Iterable[Conversation]:
+    root = location.image_root() if location.spec.image_root or location.path.is_dir() else file.parent
+    if file.suffix == ".parquet":
+        return _read_parquet(file, root, layout)
+    if file.suffix not in _SUFFIXES:
+        raise UserError(f"{file}: expected a file that ends in {', '.join(_SUFFIXES)}, or a directory of datasets")
+
+    def parse(row: Mapping[str, Any], root: Path) -> tuple[list[LazyImage], list[Turn]]:
+        images: list[LazyImage] = []
+        with library_errors_as_user_errors("expected an object whose images are paths"):
+            columns, image_column = layout.choose(dict(row))
+            reject_video(row)
+            value = row.get(image_column)
+            for each in [] if value is None else value if isinstance(value, list) else [value]:
+                if each not in (None, ""):
+                    path = each.get("path") if isinstance(each, dict) else each
+                    if not isinstance(path, str):
+                        raise TypeError(f"expected a path, got {str(each)[:80]}")
+                    images.append(FileImage(root, path))
+        return layout.parse([row[column] for column in columns], images)
+
+    def read(prefix: str, root: Path) -> Iterator[Conversation]:
+        rows = (row for _, row in read_json_lines(file)) if file.suffix == ".jsonl" else read_json_list(file)
+        for number, row in enumerate(rows):
+            yield read_record(f"{prefix}row {number}", f"expected {layout.expected}", parse, row, root)
+
+    return convert_or_read(file, layout.name, root, read)
+
+
+def _read_parquet(file: Path, root: Path, layout: _Layout) -> Iterator[Conversation]:
+    import pyarrow.parquet
+
+    with library_errors_as_user_errors(f"{file}: cannot be read as parquet"):
+        reader = pyarrow.parquet.ParquetFile(file)
+        names = reader.schema_arrow.names
+    columns, image_column = layout.choose(names, f"{file}: ")
+    read, images = [*columns], None
+    if image_column in names:
+        cache = ShardCache(cache_directory("rows"), _CACHE_BYTES)
+        rows = ParquetRows([str(file.resolve())], cache).select_columns([image_column])
+        images = ImageColumn(rows, image_column, str(file), root)
+        leaves = [leaf.path for leaf in map(reader.schema.column, range(len(reader.schema)))]
+        paths = [leaf for leaf in leaves if leaf.startswith(f"{image_column}.") and leaf.endswith(".path")]
+        read += paths or [image_column]  # paths are enough to count the images, without reading them
+    with library_errors_as_user_errors(f"{file}: cannot be read as parquet"):
+        yield from _read_batches(reader.iter_batches(_BATCH_ROWS, columns=read), layout, columns, images, file.name)
+
+
+def _read_saved(location: Location, layout: _Layout) -> Iterator[Conversation]:
+    path, root = location.path, location.image_root()
+    plain = open_rows(location.spec.path, None, location.spec.split)
+    columns, image_column = layout.choose(plain.column_names, f"{path}: ")
+    images = None
+    if image_column in plain.column_names:
+        images = ImageColumn(plain.select_columns([image_column]), image_column, str(path), root)
+    rows = plain.with_format("arrow")  # slices are views of the files
+    tables = (rows[start : start + _BATCH_ROWS] for start in range(0, len(rows), _BATCH_ROWS))
+    batches = (batch for table in tables for batch in table.to_batches())
+    yield from _read_batches(batches, layout, columns, images, path.name)
+
+
+def _read_batches(
+    batches: Iterable[Any], layout: _Layout, columns: Sequence[str], image_column: ImageColumn | None, name: str
+) -> Iterator[Conversation]:
+    """The rows of Arrow batches: image paths as files, all other images by their row."""
+    row = 0
+    for batch in batches:
+        texts = [_cells(batch.column(column), column) for column in columns]
+        paths = [[]] * len(batch) if image_column is None else _row_paths(batch, image_column.name)
+        for *values, row_paths in zip(*texts, paths, strict=True):
+            images: list[LazyImage] = []
+            for index, path in enumerate(row_paths):
+                assert image_column is not None
+                if path is None:
+                    images.append(TableImage(image_column, row, index))
+                elif isinstance(path, InvalidSampleError):
+                    values.append(path)
+                else:
+                    images.append(FileImage(image_column.root, path))
+            yield read_record(f"{name} row {row}", f"expected {layout.expected}", layout.parse, values, images)
+            row += 1
+
+
+def _row_paths(batch: Any, name: str) -> list[list[Any]]:
+    """The path of each image of each row as in `_cells`, None if the row contains the image; images are not read."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    def paths(values: Any) -> list[Any]:
+        is_text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
+        return _cells(values, name) if is_text else [None] * len(values)
+
+    column = batch.column(name)
+    if pa.types.is_null(column.type):
+        return [[] for _ in range(len(column))]
+    if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
+        valid = column.is_valid().to_pylist()
+        return [[path] if is_valid else [] for is_valid, path in zip(valid, paths(column), strict=True)]
+    flat = iter(paths(column.flatten()))
+    return [[next(flat) for _ in range(length or 0)] for length in pc.list_value_length(column).to_pylist()]
+
+
+def _cells(column: Any, name: str) -> list[Any]:
+    """The values of a column; an InvalidSampleError for text that is not UTF-8, which parquet writers do not check."""
+    try:
+        found: list[Any] = column.to_pylist()
+    except UnicodeDecodeError:
+        found = []
+        for value in column:
+            try:
+                found.append(value.as_py())
+            except UnicodeDecodeError as error:
+                found.append(InvalidSampleError(f"{name}: expected UTF-8 text ({error.reason})"))
+    return found
