@@ -34,8 +34,7 @@ from clips.core.artifact import (
 from clips.core.identity import differing, is_below
 from clips.core.identity import identity as identity_of
 from clips.core.run_log import RunLog
-from clips.data.device_copies import copy_ahead
-from clips.data.loader import iterate_batches, worker_errors_as_user_errors
+from clips.data.loader import copy_ahead, iterate_batches, worker_errors_as_user_errors
 from clips.encoder import write_encoder
 from clips.errors import UserError
 from clips.method.clips_model import ClipsModel, compute_losses, total_loss

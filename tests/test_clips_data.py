@@ -15,10 +15,9 @@ import torch
 from clips_world import opened, rng
 
 from clips.data import decode_image, open_image
-from clips.data.data_config import DataConfig
 from clips.data.formats.dataset_format import captions_of
 from clips.data.loader import TrainDataset, _SharedBatches, iterate_batches
-from clips.data.sources import InvalidSampleError, SourceConfig, sample_caption
+from clips.data.sources import DataConfig, InvalidSampleError, SourceConfig, sample_caption
 from clips.errors import UserError
 from clips.typed_data import from_plain
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from clips.data.device_copies import copy_ahead
+from clips.data.loader import copy_ahead
 from clips.errors import UserError
 
 CUDA = torch.device("cuda", 0)

@@ -8,8 +8,7 @@ import clips_world
 import pytest
 import torch
 
-from clips.data.data_config import AugmentConfig, DataConfig
-from clips.data.sources import SourceConfig
+from clips.data.sources import AugmentConfig, DataConfig, SourceConfig
 from clips.errors import UserError
 from clips.method.clips_model import build_model
 from clips.method.recipes import CaptionerConfig, RecipeConfig

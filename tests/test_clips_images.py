@@ -17,8 +17,8 @@ from PIL import Image, ImageFile
 from clips.data import InvalidImageError, decode_image
 from clips.data import augment as augmenting
 from clips.data.augment import _jitter, augment, read_crop
-from clips.data.data_config import AugmentConfig
 from clips.data.images import read_header, upright_size
+from clips.data.sources import AugmentConfig
 from clips.data.tar_index import index_tar
 
 

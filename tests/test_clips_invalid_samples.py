@@ -14,10 +14,9 @@ import torch
 from clips_world import metrics, stopped_at, train, trained
 
 from clips import train as training
-from clips.data.data_config import DataConfig
 from clips.data.invalid_samples import MAX_NAMES, MAX_REASONS, OTHER_REASONS, InvalidSamples
 from clips.data.loader import TrainDataset
-from clips.data.sources import SourceConfig
+from clips.data.sources import DataConfig, SourceConfig
 from clips.errors import UserError
 from clips.model.tokenizer import EOS
 from clips.parallel.distributed import DistributedContext, start_processes
@@ -118,7 +117,7 @@ def test_equal_names_of_two_sources_are_both_reported(tmp_path: Path):
     sources = tuple(SourceConfig(path=str(tmp_path / source)) for source in "ab")
     data = TrainDataset(DataConfig(sources=sources), size=32, seed=0, batch_size=2, prepare=None)
     found = InvalidSamples()
-    found.add((index, data.sources.name(index), REASONS[index % 3]) for index in (0, 1, 2, 3, 5))
+    found.add((index, data.name(index), REASONS[index % 3]) for index in (0, 1, 2, 3, 5))
     told = found.report()
     assert (told["count"], len(told["samples"]), told["more"]) == (5, 5, 0)
     assert told["samples"] == {

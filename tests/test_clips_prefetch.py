@@ -22,12 +22,11 @@ from serving import Quiet, address, serve
 
 from clips.core.parent_death import default_workers
 from clips.data import remote_files
-from clips.data.data_config import DataConfig
 from clips.data.loader import TrainDataset, iterate_batches
 from clips.data.prefetch import start_prefetching
 from clips.data.remote_files import ShardCache, UnreachableError
 from clips.data.sampler import SampleOrder
-from clips.data.sources import InvalidSampleError, SourceConfig, open_source
+from clips.data.sources import DataConfig, InvalidSampleError, SourceConfig, open_source
 from clips.errors import UserError
 
 
@@ -212,7 +211,6 @@ STALLED = """
 import sys, time
 from clips.data.prefetch import start_prefetching
 from clips.data.sampler import SampleOrder
-from clips.data.sources import SourceConfig, open_source
 
 if __name__ == "__main__":
     path, sizes, cache, go = sys.argv[1:]

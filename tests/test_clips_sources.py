@@ -26,12 +26,11 @@ from clips_world import number_of, opened, rng
 from serving import Quiet, address, serve
 
 from clips.data import decode_image
-from clips.data.data_config import DataConfig
 from clips.data.formats import FORMATS, DatasetSpec, Format, read_dataset
 from clips.data.loader import TrainDataset, iterate_batches
 from clips.data.parquet_rows import ParquetRows
 from clips.data.remote_files import expand_brace_ranges
-from clips.data.sources import InvalidSampleError, Record, SourceConfig, open_source
+from clips.data.sources import DataConfig, InvalidSampleError, Record, SourceConfig, open_source
 from clips.errors import UserError
 
 COUNT = 6

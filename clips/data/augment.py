@@ -10,12 +10,11 @@ import torch
 from PIL import Image, ImageStat
 from torch.nn import functional as F  # noqa: N812
 
-from clips.data.data_config import AugmentConfig
 from clips.data.images import load_jpeg, load_rgb, read_header, reduction_factor, upright_size
+from clips.data.sources import AugmentConfig
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, in pixels."""
-
 _ASPECT = (3 / 4, 4 / 3)
 _JITTER_PROBABILITY = 0.8
 _COLOR_RANGE, _HUE_RANGE = 0.8, 0.2  # times color_jitter: brightness, contrast, saturation; hue
@@ -23,10 +22,7 @@ _UNCHANGED = list(range(256))
 
 
 def augment(image: Image.Image, size: int, config: AugmentConfig, rng: np.random.Generator) -> torch.Tensor:
-    """A random crop of an RGB image, in uint8.
-
-    It is squashed to a square (3, size, size) in channels-last memory format.
-    """
+    """A random crop of an RGB image, squashed to a square: (3, size, size) uint8, channels last in memory."""
     box = _random_box(image.width, image.height, config.crop_scale_min, rng)
     return _finish(_cut(image, box), size, config, rng)
 
@@ -40,15 +36,7 @@ def read_crop(
 ) -> torch.Tensor:
     """`augment` a file's image; a JPEG is decoded at 1/2, 1/4 or 1/8 of its size if the crop keeps enough pixels.
 
-    Args:
-        content: the file's bytes.
-        size: of the result.
-        config: the augmentation.
-        rng: random numbers.
-        decoded: this image's decoded pixels by the factor of reduction, which are used and extended.
-
-    Raises:
-        InvalidImageError: see `clips.data.images.decode_image`.
+    ``decoded``, this image's pixels by the factor of reduction, is used and extended. Raises InvalidImageError.
     """
     image, decoded = read_header(content), {} if decoded is None else decoded
     width, height = upright_size(image)

@@ -47,9 +47,7 @@ class InvalidSampleError(Exception):
 def decode_image(content: bytes, *, at_least: int | None = None) -> Image.Image:
     """Decode an image in one of ``FORMATS`` to RGB: upright, on white, the first frame of an animation.
 
-    Args:
-        content: the file's bytes.
-        at_least: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, with no side below this number of pixels.
+    A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, with no side below ``at_least`` pixels.
 
     Raises:
         InvalidImageError: not an image, truncated, above ``MAX_PIXELS`` or above ``MAX_ASPECT_RATIO``.
@@ -59,11 +57,7 @@ def decode_image(content: bytes, *, at_least: int | None = None) -> Image.Image:
 
 
 def read_header(content: bytes) -> Image.Image:
-    """The image of a file, for `load_rgb`; its pixels are not decoded, but its size is checked.
-
-    Raises:
-        InvalidImageError: see `decode_image`.
-    """
+    """The image of a file, for `load_rgb`: the size is checked, no pixel is decoded. Raises InvalidImageError."""
     with _short_reasons():
         image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
         if image.width * image.height > MAX_PIXELS:
@@ -82,15 +76,7 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def load_rgb(image: Image.Image, reduction: float = 1.0) -> Image.Image:
-    """Decode the result of `read_header` as `decode_image` does.
-
-    Args:
-        image: the result.
-        reduction: from 2, 4 or 8 on a JPEG is decoded at 1/2, 1/4 or 1/8 of its size.
-
-    Raises:
-        InvalidImageError: see `decode_image`.
-    """
+    """Decode the result of `read_header` as `decode_image` does; a JPEG at 1/2, 1/4 or 1/8 from that reduction on."""
     factor = reduction_factor(reduction)
     with _short_reasons():
         if factor > 1:
@@ -152,11 +138,8 @@ def _short_reasons() -> Iterator[None]:
 
 
 class _DecoderSettings:
-    """Settings of the whole process while any thread decodes an image; afterwards they are as before.
-
-    Pillow rejects truncated images, which other libraries, such as lmms-eval, let it accept. Warnings are ignored:
-    oversized images are rejected, and others concern metadata.
-    """
+    # Settings of the whole process while any thread decodes an image. Pillow rejects truncated images, which other
+    # libraries, such as lmms-eval, let it accept. Of warnings, oversized images are rejected, others concern metadata.
 
     def __init__(self) -> None:
         self.clear()

@@ -51,32 +51,18 @@ class InspectDatasetConfig(InspectionConfig, SourceConfig):
 
 @dataclasses.dataclass
 class DatasetStats:
-    """Statistics of a source.
+    """Statistics of a source. Tokens are WordPiece's, without BOS and EOS."""
 
-    Args:
-        samples: number of samples in the source.
-        scanned: number of samples read.
-        invalid: samples that training would skip.
-        tokens: "web" and "synthetic" → number of WordPiece tokens of each caption, without BOS and EOS.
-        sentences: number of sentences of each synthetic caption.
-        sentence_tokens: number of tokens of each sentence.
-        sizes: width and height of each image.
-        formats: image encoding → count.
-        file_sizes: bytes of each encoded image.
-        duplicates: ratio of web captions that an earlier sample has as well.
-        examples: some samples.
-    """
-
-    samples: int
+    samples: int  # in the source
     scanned: int = 0
     invalid: InvalidSamples = dataclasses.field(default_factory=InvalidSamples)
     tokens: dict[str, list[int]] = dataclasses.field(default_factory=lambda: {"web": [], "synthetic": []})
-    sentences: list[int] = dataclasses.field(default_factory=list)
+    sentences: list[int] = dataclasses.field(default_factory=list)  # of each synthetic caption
     sentence_tokens: list[int] = dataclasses.field(default_factory=list)
-    sizes: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+    sizes: list[tuple[int, int]] = dataclasses.field(default_factory=list)  # width and height of each image
     formats: Counter[str] = dataclasses.field(default_factory=Counter)
-    file_sizes: list[int] = dataclasses.field(default_factory=list)
-    duplicates: float = 0.0
+    file_sizes: list[int] = dataclasses.field(default_factory=list)  # bytes
+    duplicates: float = 0.0  # ratio of web captions that an earlier sample has as well
     examples: list[Example] = dataclasses.field(default_factory=list)
 
 
@@ -103,7 +89,12 @@ def run_inspect(config: InspectDatasetConfig) -> None:
 def collect_stats(source: Source, config: InspectDatasetConfig) -> DatasetStats:
     """Read evenly spaced samples of ``source`` and collect their statistics."""
     stats = DatasetStats(samples=len(source))
-    chosen = _choose_indices(source, config.num_samples)
+    indices, count, lengths = np.arange(len(source)), config.num_samples, source.blocks
+    if count and source.is_remote and len(lengths) > _MAX_REMOTE_SHARDS:
+        log_info(f"only {_MAX_REMOTE_SHARDS} of {len(lengths):,} shards are inspected, since each must be downloaded")
+        ends, shards = np.cumsum(lengths), evenly(len(lengths), _MAX_REMOTE_SHARDS)
+        indices = np.concatenate([np.arange(ends[shard] - lengths[shard], ends[shard]) for shard in shards])
+    chosen = indices[evenly(len(indices), count)]
     shown, tokenizer, seen = config.shown(chosen), ClipsTokenizer(), Counter[str]()
     for index in progress_iter(chosen.tolist(), "reading"):
         stats.scanned += 1
@@ -123,17 +114,6 @@ def collect_stats(source: Source, config: InspectDatasetConfig) -> DatasetStats:
             stats.examples.append(Example(name=source.name(index), thumbnails=config.thumbnails([image]), texts=texts))
     stats.duplicates = 1 - len(seen) / max(1, seen.total())
     return stats
-
-
-def _choose_indices(source: Source, count: int) -> np.ndarray:
-    """Evenly spaced indices of ``count`` samples, 0 for all; of remote data in few shards, which are downloaded."""
-    indices, lengths = np.arange(len(source)), source.blocks
-    if count and source.is_remote and len(lengths) > _MAX_REMOTE_SHARDS:
-        log_info(f"only {_MAX_REMOTE_SHARDS} of {len(lengths):,} shards are inspected, since each must be downloaded")
-        ends = np.cumsum(lengths)
-        shards = evenly(len(lengths), _MAX_REMOTE_SHARDS)
-        indices = np.concatenate([np.arange(ends[shard] - lengths[shard], ends[shard]) for shard in shards])
-    return indices[evenly(len(indices), count)]
 
 
 def _count(stats: DatasetStats, sample: Sample, tokenizer: ClipsTokenizer) -> None:

@@ -55,13 +55,7 @@ class Span:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Example:
-    """A sample on the page.
-
-    Args:
-        name: of the sample.
-        thumbnails: its images as base64 JPEGs, see `thumbnail`.
-        texts: label, which may be empty → spans.
-    """
+    """A sample on the page: its images as base64 JPEGs (`thumbnail`), and label, which may be empty → spans."""
 
     name: str
     thumbnails: list[str]
@@ -104,22 +98,23 @@ def report_inspection(
     num_read: int,
     charts: Mapping[str, Sequence[float]] | None = None,
 ) -> None:
-    """Print examples and summary, and write a self-contained HTML page if ``config`` names one.
+    """Print examples and the summary's lines; write a self-contained HTML page if ``config`` names one.
 
-    Args:
-        config: the settings.
-        path: the inspected data.
-        lines: the summary.
-        examples: some samples.
-        invalid: the invalid samples.
-        num_read: number of samples read.
-        charts: title → values of a histogram on the page.
-
-    Raises:
-        UserError: all samples are invalid.
+    ``charts``: title → values of a histogram on the page. Raises UserError if all samples are invalid.
     """
+    from rich.console import Console
+    from rich.text import Text
+
     for example in examples:
-        print_example(example)
+        text = Text(strip_control_chars(f"{example.name}\n"), style="dim")
+        for label, spans in example.texts.items():
+            text.append(f"{label}: " if label else "", style="dim")
+            for span in spans:  # guillemets work without color
+                content = strip_control_chars(span.text)
+                shown = (f"«{content}»", "bold green") if span.supervised else (content, "default")
+                text.append(*shown)
+            text.append("\n")
+        Console(highlight=False, soft_wrap=True).print(text)
     if any(span.supervised for example in examples for spans in example.texts.values() for span in spans):
         print("supervised text is between « and »\n")
     for line in lines:
@@ -140,18 +135,3 @@ def report_inspection(
         )
         atomic_write(Path(config.html_output), page)
         log_info(f"page: {config.html_output}")
-
-
-def print_example(example: Example) -> None:
-    """A sample in the terminal: supervised text in green and between guillemets, which work without color."""
-    from rich.console import Console
-    from rich.text import Text
-
-    text = Text(strip_control_chars(f"{example.name}\n"), style="dim")
-    for label, spans in example.texts.items():
-        text.append(f"{label}: " if label else "", style="dim")
-        for span in spans:
-            content = strip_control_chars(span.text)
-            text.append(f"«{content}»" if span.supervised else content, "bold green" if span.supervised else "default")
-        text.append("\n")
-    Console(highlight=False, soft_wrap=True).print(text)

@@ -27,20 +27,14 @@ Invalid = tuple[int, str, str]
 
 @dataclasses.dataclass(kw_only=True)
 class InvalidSamples:
-    """A set of invalid samples. Its memory is bounded by the size of the dataset, not by names and reasons.
-
-    Args:
-        count: number of distinct samples.
-        by_reason: reason → number of samples; beyond `MAX_REASONS` under `OTHER_REASONS`.
-        named: the `MAX_NAMES` samples that are first in the dataset, regardless of process and time.
-        bits: one per sample of the dataset, up to the last invalid one.
-        unshared: samples that other processes do not know yet, see `gather`; not stored.
-    """
+    """A set of invalid samples. Its memory is bounded by the size of the dataset, not by names and reasons."""
 
     count: int = 0
-    by_reason: dict[str, int] = dataclasses.field(default_factory=dict)
+    by_reason: dict[str, int] = dataclasses.field(default_factory=dict)  # beyond `MAX_REASONS` as `OTHER_REASONS`
+    # the `MAX_NAMES` samples that are first in the dataset, regardless of process and time
     named: list[Invalid] = dataclasses.field(default_factory=list)
-    bits: bytearray = dataclasses.field(default_factory=bytearray)
+    bits: bytearray = dataclasses.field(default_factory=bytearray)  # one per sample, up to the last invalid one
+    # samples that other processes do not know yet, see `gather`; not stored
     unshared: list[Invalid] = dataclasses.field(default_factory=list, compare=False, repr=False)
 
     def add(self, found: Iterable[Invalid]) -> list[Invalid]:
@@ -69,7 +63,6 @@ class InvalidSamples:
         return new
 
     def _mark(self, index: int) -> bool:
-        """Set a sample's bit; returns whether it is new."""
         byte, bit = index >> 3, 1 << (index & 7)
         if byte >= len(self.bits):
             self.bits.extend(bytes(byte + 1 - len(self.bits)))
@@ -78,13 +71,9 @@ class InvalidSamples:
         return not was_set
 
     def check(self, where: str, setting: str, max_ratio: float, samples: int) -> None:
-        """Raise UserError if more than ``max_ratio`` of ``samples`` are invalid.
+        """Raise UserError if more than ``max_ratio`` of ``samples``, valid or not, are invalid.
 
-        Args:
-            where: the source or the stage, for the message.
-            setting: the field that limits the ratio, for the message.
-            max_ratio: the limit.
-            samples: number of samples, valid or not.
+        The message names ``where``, the source or the stage, and the ``setting`` that limits the ratio.
         """
         if self.count > max_ratio * samples:
             _, name, reason = self.named[0]
@@ -121,12 +110,8 @@ class InvalidSamples:
         samples = {
             name if counts[name] == 1 else f"{name} (sample {index})": reason for index, name, reason in self.named
         }
-        return {
-            "count": self.count,
-            "by_reason": dict(self.by_reason),
-            "samples": samples,
-            "more": self.count - len(samples),
-        }
+        more = self.count - len(samples)
+        return {"count": self.count, "by_reason": dict(self.by_reason), "samples": samples, "more": more}
 
     def stored(self) -> dict[str, Any]:
         """As plain data for a checkpoint; `restored` reads it."""

@@ -157,36 +157,22 @@ class TarImage(LazyImage):
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class ImageColumn:
-    """The images of a table.
+    """The images of a table, with the base directory of paths."""
 
-    Args:
-        rows: index → row, a dict with the column: bytes, ``{"bytes", "path"}``, a path, or a list of these.
-        name: name of the column.
-        table: the file or directory, for messages.
-        root: base directory of paths.
-    """
-
-    rows: Any
+    rows: Any  # index → row, a dict with the column: bytes, {"bytes", "path"}, a path, or a list of these
     name: str
-    table: str
+    table: str  # the file or directory, for messages
     root: Path
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TableImage(LazyImage):
-    """An image in a row of a table.
-
-    Args:
-        column: its column.
-        row: index of its row.
-        number: its index within the row if the column contains lists.
-        label: its name; by default the index of its row.
-    """
+    """An image in a row of a table."""
 
     column: ImageColumn
     row: int
-    number: int | None = None
-    label: str = ""
+    number: int | None = None  # within the row if the column contains lists
+    label: str = ""  # by default the index of its row
 
     def __str__(self) -> str:
         index = "" if self.number is None else f"[{self.number}]"
@@ -215,10 +201,7 @@ class TableImage(LazyImage):
 def image_bytes(value: Any, root: str | Path, *, settings: bool = True) -> bytes:
     """The encoded image of a table's value: bytes, ``{"bytes", "path"}``, a path or URL, or a list of one of these.
 
-    Args:
-        value: the value.
-        root: base directory of paths, which they may not leave; see `_read_untrusted`.
-        settings: whether the error names the setting of a data source that would allow it.
+    Paths may not leave ``root``. With ``settings``, an error names the setting of a data source that would allow it.
 
     Raises:
         InvalidSampleError: there is no image, or it is missing or forbidden.
@@ -260,16 +243,10 @@ class _ForbiddenReferenceError(Exception):
 
 
 def _read_untrusted(name: str, directories: list[Path]) -> bytes:
-    """The content of a file named by data.
+    """The content of a path (relative to the first directory), a ``file://`` URL, or one of http, https, s3, gs, hf.
 
-    Args:
-        name: a path (relative to the first directory), a ``file://`` URL, or one of http, https, s3, gs, hf.
-        directories: allowed directories of paths; symlinks in them are followed.
-
-    Raises:
-        _ForbiddenReferenceError: a path outside, a command, another URL scheme, or too large a file.
-        OSError: the file does not exist, or cannot be reached.
-        ValueError: not a path.
+    Paths must be in one of the directories; symlinks in these are followed. Raises OSError or ValueError for a file
+    that cannot be found or reached.
     """
     scheme, mark, rest = name.partition("://")
     if name.startswith("pipe:"):

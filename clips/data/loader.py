@@ -1,4 +1,8 @@
-"""Batches for training: samples in a fixed order, read ahead; invalid samples are replaced and reported."""
+"""Batches for training: samples in a fixed order, read ahead; invalid samples are replaced and reported.
+
+The way of a sample: `SampleOrder` says which is next, its `Source` reads bytes and captions, `read_crop` decodes the
+image, the recipe's ``prepare`` tokenizes the captions, `collate` stacks them, `copy_ahead` brings them to the GPU.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +22,11 @@ import torch
 from clips.core.artifact import MANIFEST
 from clips.core.parent_death import end_stuck_workers
 from clips.data.augment import read_crop
-from clips.data.data_config import DataConfig
 from clips.data.images import InvalidImageError
 from clips.data.invalid_samples import Invalid
 from clips.data.prefetch import start_prefetching
 from clips.data.sampler import SampleOrder, SamplePosition, step_positions
-from clips.data.sources import InvalidSampleError, Sample, Source, open_source
+from clips.data.sources import DataConfig, InvalidSampleError, Sample, Source, open_source
 from clips.errors import UserError, error_reason
 
 _READ_AHEAD = 3  # parts of a batch for each worker; without workers batches
@@ -33,60 +36,24 @@ _NEARBY = 256  # positions that are mostly in the same shards
 _REPLACEMENT = 3  # random number stream, in addition to those of clips.data.sampler
 _CHUNK = 32  # samples; more would only take more memory
 
+Batch = dict[str, Any]
 Prepare = Callable[[str, str, np.random.Generator], dict[str, Any]]
-
-
-class ConcatSource:
-    """Several sources as one sequence."""
-
-    def __init__(self, sources: list[Source]) -> None:
-        self.sources = sources
-        self.ends = np.cumsum([len(source) for source in sources])
-
-    def __len__(self) -> int:
-        return int(self.ends[-1])
-
-    def _locate(self, index: int) -> tuple[Source, int]:
-        source = int(np.searchsorted(self.ends, index, side="right"))
-        return self.sources[source], index - int(self.ends[source] - len(self.sources[source]))
-
-    def read(self, index: int, rng: np.random.Generator) -> Sample:
-        """See `Source`."""
-        source, local_index = self._locate(index)
-        return source.read(local_index, rng)
-
-    def name(self, index: int) -> str:
-        """See `Source`."""
-        source, local_index = self._locate(index)
-        return source.name(local_index)
 
 
 class TrainDataset(torch.utils.data.Dataset):
     """Training samples by their position in the endless stream of `clips.data.sampler`.
 
-    Args:
-        config: of the data.
-        size: of the images.
-        seed: of the order and of each sample's random numbers.
-        batch_size: samples per step, of all processes.
-        prepare: captions → fields of a sample.
+    ``seed`` is that of the order and of each sample's random numbers, ``batch_size`` the number of samples per step of
+    all processes. ``prepare`` makes fields of a sample from its captions.
     """
 
-    def __init__(
-        self,
-        config: DataConfig,
-        *,
-        size: int,
-        seed: int,
-        batch_size: int,
-        prepare: Prepare,
-    ) -> None:
+    def __init__(self, config: DataConfig, *, size: int, seed: int, batch_size: int, prepare: Prepare) -> None:
         self.config, self.size, self.seed, self.prepare = config, size, seed, prepare
         self.parts = [open_source(source) for source in config.sources]
         if config.shuffle_buffer_shards is None:  # the first batch is from all shards
             for part in self.parts:
                 part.open_all()
-        self.sources = ConcatSource(self.parts)
+        self.starts = np.cumsum([0, *map(len, self.parts)])
         weights = [source.weight for source in config.sources if source.weight is not None]
         blocks = [part.blocks for part in self.parts]
         self.order = SampleOrder(
@@ -96,7 +63,20 @@ class TrainDataset(torch.utils.data.Dataset):
 
     def __len__(self) -> int:
         """Samples in one epoch."""
-        return len(self.sources)
+        return int(self.starts[-1])
+
+    def _locate(self, index: int) -> tuple[Source, int]:
+        number = int(np.searchsorted(self.starts, index, side="right")) - 1
+        return self.parts[number], index - int(self.starts[number])
+
+    def _read(self, location: SamplePosition, rng: np.random.Generator) -> Sample:
+        source, index = self._locate(location.index)
+        return source.read(index, rng)
+
+    def name(self, index: int) -> str:
+        """The location of a sample, by its index in all sources, for messages."""
+        source, local_index = self._locate(index)
+        return source.name(local_index)
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         """The fields at ``position``: "image" uint8, see `augment`, and those of the recipe.
@@ -118,10 +98,7 @@ class TrainDataset(torch.utils.data.Dataset):
         # Decoding an image evicts the processor's caches: interleaved with it, tokenization takes three times as long.
         locations = [self.order.at(position) for position in positions]
         rngs = [self.order.generator(location) for location in locations]
-        samples = [
-            _none_if_invalid(self.sources.read, location.index, rng)
-            for location, rng in zip(locations, rngs, strict=True)
-        ]
+        samples = [_none_if_invalid(self._read, location, rng) for location, rng in zip(locations, rngs, strict=True)]
         images = [
             sample and _none_if_invalid(self._image, location, sample, rng)
             for location, sample, rng in zip(locations, samples, rngs, strict=True)
@@ -138,22 +115,32 @@ class TrainDataset(torch.utils.data.Dataset):
     def _first_valid(self, position: int) -> dict[str, Any]:
         """The sample at ``position``, or a replacement; a missing shard is replaced by samples of many others."""
         invalid: list[Invalid] = []
-        for ahead in _replacement_distances(
-            len(self), self.order, np.random.default_rng([_REPLACEMENT, self.seed, position])
-        ):
+        for ahead in self._replacement_distances(position):
             location = self.order.at(position, ahead=ahead)
             rng = self.order.generator(location)
             try:
-                sample = self.sources.read(location.index, rng)
+                sample = self._read(location, rng)
                 image = self._image(location, sample, rng)
                 texts = self.prepare(sample.web, sample.synthetic, rng)
                 # the others are reported at their own positions
                 return {"image": image, **texts, "invalid_samples": invalid[:1]}
             except (InvalidSampleError, InvalidImageError) as error:
-                invalid.append((location.index, self.sources.name(location.index), str(error)))
+                invalid.append((location.index, self.name(location.index), str(error)))
         raise UserError(
             f"data.sources: {len(invalid)} samples in a row cannot be used; {invalid[0][1]}: {invalid[0][2]}"
         )
+
+    def _replacement_distances(self, position: int) -> Iterator[int]:
+        """Distances to try for a replacement: first in the node's own shards, then in the buffer, then anywhere."""
+        count, rng = len(self), np.random.default_rng([_REPLACEMENT, self.seed, position])
+        yield 0
+        if count <= 2 * _NEARBY:
+            yield from rng.permutation(np.arange(1, count)).tolist()
+        else:
+            near = min(_NEARBY, max(2, self.order.part))
+            yield from (self.order.stripes * rng.integers(1, near, size=_NEARBY // 16)).tolist()
+            yield from rng.integers(1, _NEARBY, size=_NEARBY // 4).tolist()
+            yield from rng.integers(1, count, size=4 * _NEARBY).tolist()
 
     def _image(self, location: SamplePosition, sample: Sample, rng: np.random.Generator) -> torch.Tensor:
         decoded = None if self.cache is None else self.cache.setdefault(location.index, {})
@@ -170,18 +157,6 @@ class TrainDataset(torch.utils.data.Dataset):
     def describe(self) -> list[dict[str, Any]]:
         """The manifest entries of the sources."""
         return [source.describe() for source in self.parts]
-
-
-def _replacement_distances(count: int, order: SampleOrder, rng: np.random.Generator) -> Iterator[int]:
-    """Distances to try for a replacement: first in the node's own shards, then in the buffer, then anywhere."""
-    yield 0
-    if count <= 2 * _NEARBY:
-        yield from rng.permutation(np.arange(1, count)).tolist()
-    else:
-        near = min(_NEARBY, max(2, order.part))
-        yield from (order.stripes * rng.integers(1, near, size=_NEARBY // 16)).tolist()
-        yield from rng.integers(1, _NEARBY, size=_NEARBY // 4).tolist()
-        yield from rng.integers(1, count, size=4 * _NEARBY).tolist()
 
 
 def _none_if_invalid(load: Callable[..., Any], *arguments: Any) -> Any:
@@ -340,3 +315,36 @@ def _read_ahead(data: TrainDataset, plan: list[range]) -> Generator[dict[str, An
             yield future.result()
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
+
+
+def copy_ahead(batches: Generator[Batch], device: torch.device) -> Generator[Batch]:
+    """The batches, for a GPU with "image" on it and other tensors in pinned memory; for a CPU ``batches`` itself."""
+    return _copy_ahead(batches, device) if device.type == "cuda" else batches
+
+
+def _copy_ahead(batches: Generator[Batch], device: torch.device) -> Generator[Batch]:
+    """Read, pin and copy the next batch in a thread, on a stream of its own, while the consumer has the current one."""
+    stream = torch.cuda.Stream(device)
+
+    def load() -> tuple[Batch, torch.cuda.Event] | None:
+        batch = next(batches, None)
+        if batch is None:
+            return None
+        pinned = {name: each.pin_memory() if isinstance(each, torch.Tensor) else each for name, each in batch.items()}
+        with torch.cuda.stream(stream):
+            image = pinned["image"].to(device, non_blocking=True)
+            return {**pinned, "image": image}, stream.record_event()  # the batch's own memory can be reused now
+
+    with (
+        contextlib.closing(batches),
+        concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="data") as executor,
+    ):
+        ready = load()  # in this thread, from which workers should be forked
+        while ready is not None:
+            following = executor.submit(load)
+            batch, copied = ready
+            consumer = torch.cuda.current_stream(device)
+            consumer.wait_event(copied)
+            batch["image"].record_stream(consumer)  # its memory is not reused before the consumer's kernels have run
+            yield batch
+            ready = following.result()

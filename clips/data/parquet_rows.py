@@ -31,12 +31,7 @@ _MAX_OPEN = 64  # open footers and row groups per process
 
 
 class ParquetRows:
-    """Rows of many files as one sequence, with the part of `datasets.Dataset`'s interface that the sources use.
-
-    Args:
-        files: paths or URLs that fsspec reads.
-        cache: directory of the row-group copies.
-    """
+    """Rows of many files (paths, or URLs that fsspec reads), with the interface of `datasets.Dataset` that we use."""
 
     def __init__(self, files: Sequence[str], cache: ShardCache) -> None:
         self.files, self.cache = list(files), cache
@@ -81,26 +76,34 @@ class ParquetRows:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         number = int(np.searchsorted(self.ends, index, side="right"))
+        if number in self.unreadable:
+            raise InvalidSampleError(self.unreadable[number])
+        try:
+            table = self._table(number)
+        except UnreachableError:
+            raise
+        except UserError as error:
+            self.unreadable[number] = str(error)
+            raise InvalidSampleError(str(error)) from None
         row_index = index - int(self.ends[number]) + self.groups[number][2]
-        row: dict[str, Any] = self._read_group(number).slice(row_index, 1).to_pylist()[0]
+        row: dict[str, Any] = table.slice(row_index, 1).to_pylist()[0]
         return row
-
-    def _read_group(self, number: int) -> Any:
-        """A row group. Raises InvalidSampleError if it is invalid."""
-        if number not in self.unreadable:
-            try:
-                return self._table(number)
-            except UnreachableError:
-                raise
-            except UserError as error:
-                self.unreadable[number] = str(error)
-        raise InvalidSampleError(self.unreadable[number])
 
     def fetch(self, number: int, *, retry: bool = True) -> Path:
         """The local copy of row group ``number``, created if missing; raises as `ShardCache.made`."""
-        file, group, _ = self.groups[number]
-        key = f"{_file_version(self.files[file])}#{group}#{','.join(self.column_names)}"
-        make = functools.partial(self._copy_group, self.files[file], group)
+        place, group, _ = self.groups[number]
+        file = self.files[place]
+
+        def make(target: Path) -> None:
+            import pyarrow as pa
+
+            parts = self._read_batches(file, group)
+            first = next(parts)
+            with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, first.schema) as writer:
+                for part in itertools.chain([first], parts):
+                    writer.write_batch(part)
+
+        key = f"{_file_version(file)}#{group}#{','.join(self.column_names)}"
         return self.cache.made(key, "group.arrow", make, retry=retry)
 
     def _open_group(self, number: int) -> Any:
@@ -127,15 +130,6 @@ class ParquetRows:
                     )
                 return rows
         return pa.ipc.open_file(pa.memory_map(str(copy))).read_all()
-
-    def _copy_group(self, file: str, group: int, target: Path) -> None:
-        import pyarrow as pa
-
-        parts = self._read_batches(file, group)
-        first = next(parts)
-        with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, first.schema) as writer:
-            for part in itertools.chain([first], parts):
-                writer.write_batch(part)
 
     def _read_batches(self, file: str, group: int) -> Iterator[Any]:
         """The requested columns of a row group. Raises UserError if it is broken, and as pyarrow does."""

@@ -41,7 +41,10 @@ def start_prefetching(
     The process that downloads ends with the block or with this process, also if that is killed. DataLoader workers must
     be forked earlier, because they would keep its input open.
     """
-    local_rank, local_size = _local_rank(rank, world_size)
+    local_rank, local_size = 0, 1  # each process downloads for itself
+    if "LOCAL_RANK" in os.environ:  # on a node, whose processes have consecutive ranks
+        count = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")  # torchrun; deepspeed
+        local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(count or world_size - rank)
     is_remote = [source.is_remote for source in sources]
     if order.buffer_shards is None or local_rank or not any(is_remote):
         yield lambda step: None
@@ -71,14 +74,6 @@ def start_prefetching(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def _local_rank(rank: int, world_size: int) -> tuple[int, int]:
-    """This process's rank on its node, assuming consecutive ranks, and the number of processes on the node."""
-    if "LOCAL_RANK" not in os.environ:  # each process downloads for itself
-        return 0, 1
-    local_size = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")  # torchrun; deepspeed
-    return int(os.environ["LOCAL_RANK"]), int(local_size or world_size - rank)
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
-"""Images with captions for training, by index; `clips.data.sampler` determines their order.
+"""Training data: its settings, and images with captions by index; `clips.data.sampler` determines their order.
 
 A format with random access has a source of its own (shards, tables); of all others the captions are listed in memory.
+torch is not imported here, so that errors of settings are reported fast.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ import abc
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
 from clips.core.identity import RUN_ONLY, file_hash
 from clips.data.formats import FORMATS, DatasetSpec, read_dataset
@@ -21,15 +23,13 @@ from clips.data.lazy_images import FileImage, image_bytes
 from clips.data.remote_files import ShardCache
 from clips.errors import UserError, unknown_name_error
 from clips.lazy_import import import_from_string
-from clips.ranges import FinitePositive
+from clips.ranges import FinitePositive, Fraction, NonNegative, Positive, PositiveFraction
 
-AUTO = "auto"
-"""A config's ``web_caption`` or ``synthetic_caption`` is the format's default (`Format`)."""
+_AUTO = "auto"  # the format's default
 TRAINING_FORMATS = {name: entry for name, entry in FORMATS.items() if entry.source or entry.captions}
 """The formats that ``clips train`` reads."""
 _LISTED_WEB = ("random_sentence", "first_sentence")
 _LISTED_SYNTHETIC = ("other_sentences", "all_sentences")
-_TRIED_IMAGES = 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,8 +77,8 @@ class SourceConfig:
     format: str = "webdataset"
     path: str
     image_column: str | None = None
-    web_caption: str = AUTO
-    synthetic_caption: tuple[str, ...] | str | None = AUTO
+    web_caption: str = _AUTO
+    synthetic_caption: tuple[str, ...] | str | None = _AUTO
     split: str = "train"
     subset: str | None = None
     streaming: bool = False
@@ -92,7 +92,7 @@ class SourceConfig:
         if self.format not in TRAINING_FORMATS:
             raise unknown_name_error(self.format, TRAINING_FORMATS, "format of a data source")
         for name in ("web_caption", "synthetic_caption"):
-            if getattr(self, name) == AUTO:
+            if getattr(self, name) == _AUTO:
                 object.__setattr__(self, name, getattr(FORMATS[self.format], name))
 
     @property
@@ -101,6 +101,61 @@ class SourceConfig:
         if self.synthetic_caption is None or isinstance(self.synthetic_caption, str):
             return (self.synthetic_caption,) if self.synthetic_caption else ()
         return tuple(self.synthetic_caption)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Augmentation of training images; evaluation always uses the full image.
+
+    Args:
+        crop_scale_min: minimum area of a random crop, as a ratio of the image; 1 squashes the full image instead.
+        color_jitter: strength of SimCLR's color jitter, applied to 80 % of the images: brightness, contrast and
+            saturation change by up to 0.8 times the strength, the hue by up to 0.2 times the strength of its circle.
+            The reference uses 0.4: ±0.32 and ±0.08.
+        gray_scale_prob: ratio of images converted to gray; the reference uses 0.2.
+        horizontal_flip: mirror half of the images; wrong if captions mention left and right.
+    """
+
+    crop_scale_min: PositiveFraction = 0.4
+    color_jitter: Fraction = 0.0
+    gray_scale_prob: Fraction = 0.0
+    horizontal_flip: bool = False
+
+    @property
+    def varies(self) -> bool:
+        """Whether the augmentation is random."""
+        return self.crop_scale_min < 1 or self.horizontal_flip or self.color_jitter > 0 or self.gray_scale_prob > 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Training data.
+
+    Args:
+        sources: images with captions, each an entry of format, path, web_caption, synthetic_caption (see
+            `--data.sources.help`); several are read as one, or mixed by their weights.
+        shuffle_buffer_shards: number of shards (or blocks of 10,000 rows, or streamed row groups) that are shuffled
+            together. null shuffles all samples of an epoch, which suits local disks; for remote shards or very many
+            samples, a number such as 100 limits the reading to few shards at a time.
+        augment: augmentation of the images.
+        num_workers: DataLoader workers for each training process; 0 reads ahead in a thread.
+        cache_images: cache decoded images in memory, so that each is decoded once at each size that crops need.
+        max_invalid_ratio: stop if more than this ratio of the samples is undecodable or has no caption.
+    """
+
+    sources: Annotated[tuple[SourceConfig, ...], Field(min_length=1)]
+    shuffle_buffer_shards: Positive | None = None
+    augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
+    num_workers: NonNegative = dataclasses.field(default=0, metadata=RUN_ONLY)
+    cache_images: bool = dataclasses.field(default=False, metadata=RUN_ONLY)
+    max_invalid_ratio: Fraction = dataclasses.field(default=0.01, metadata=RUN_ONLY)
+
+    def __post_init__(self) -> None:
+        given = [source.weight is not None for source in self.sources]
+        if any(given) and not all(given):
+            raise UserError("data.sources: expected a weight for each source or for none")
+        if self.shuffle_buffer_shards is None and any(source.streaming for source in self.sources):
+            raise UserError("data.shuffle_buffer_shards: expected a number, such as 100, for a streamed source")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,17 +272,14 @@ class ListedCaptions(Source):
         self.config = config
         if config.web_caption not in _LISTED_WEB:
             raise unknown_name_error(config.web_caption, _LISTED_WEB, f"'web_caption' of a {config.format} data source")
+        synthetic = f"'synthetic_caption' of a {config.format} data source"
         for name in config.synthetics:
             if name not in _LISTED_SYNTHETIC:
-                raise unknown_name_error(
-                    name, _LISTED_SYNTHETIC, f"'synthetic_caption' of a {config.format} data source"
-                )
+                raise unknown_name_error(name, _LISTED_SYNTHETIC, synthetic)
         if len(config.synthetics) > 1:
-            raise UserError(
-                f"'synthetic_caption' of a {config.format} data source: expected one of {', '.join(_LISTED_SYNTHETIC)}"
-            )
-        given = {"split": config.split, "image_root": config.image_root}
-        taken: dict[str, Any] = {name: value for name, value in given.items() if name in FORMATS[config.format].takes}
+            raise UserError(f"{synthetic}: expected one of {', '.join(_LISTED_SYNTHETIC)}")
+        takes = FORMATS[config.format].takes
+        taken: dict[str, Any] = {name: getattr(config, name) for name in ("split", "image_root") if name in takes}
         found = read_dataset(DatasetSpec(path=config.path, format=config.format, **taken), "captions")
         self.samples: list[tuple[FileImage, list[str]]] = []
         self.invalid: dict[int, str] = {}  # sample → why it has no sentences
@@ -249,7 +301,7 @@ class ListedCaptions(Source):
                     )
                 self.samples.append((image, sentences))
         self.blocks = [len(self.samples)]
-        tried = [image for image, _ in self.samples[:_TRIED_IMAGES]]
+        tried = [image for image, _ in self.samples[:20]]
         if tried and not any(image.exists() for image in tried):
             where = f"{tried[0].root}: expected the images there (data source's 'image_root')"
             raise UserError(f"{where}; none of the first {len(tried)} exists, such as {tried[0].reference}")

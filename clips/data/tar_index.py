@@ -46,17 +46,11 @@ _WORTH_WORKERS = 1e9  # bytes of shards: of small samples about 5 s of one core
 
 @dataclasses.dataclass(frozen=True)
 class TarIndex:
-    """The regular files in one uncompressed tar.
-
-    Args:
-        path: the tar.
-        members: name → (offset, size) in bytes, in the order of the tar.
-        cut: whether the tar is truncated; ``members`` are the complete ones.
-    """
+    """The regular files in one uncompressed tar."""
 
     path: Path
-    members: Spans
-    cut: bool = False
+    members: Spans  # in the order of the tar
+    cut: bool = False  # whether the tar is truncated; the members are the complete ones
 
     def read(self, name: str) -> bytes:
         """The content of member ``name``. Raises FileNotFoundError."""
@@ -94,12 +88,9 @@ def add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 def index_tar(path: str | Path, *, allow_cut: bool = False) -> TarIndex:
     """Read the headers of an uncompressed tar, or of several concatenated ones. A hard link has its file's bytes.
 
-    Args:
-        path: the tar.
-        allow_cut: accept a damaged or truncated tar with at least one complete member.
-
     Raises:
-        UserError: the file is missing, compressed, not a tar, truncated, or two of its members have the same name.
+        UserError: the file is missing, compressed, not a tar, or two of its members have the same name; or it is
+            damaged or truncated, unless ``allow_cut`` and there is a complete member.
     """
     path = Path(path)
     reject_named_pipe(path)
@@ -228,23 +219,14 @@ def _find_next_tar(stream: BinaryIO, end: int) -> int | None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ShardIndex:
-    """The samples of a shard in the order of the tar, as arrays: 10,000 samples of three files take 0.8 MB.
+    """The samples of a shard in the order of the tar, as arrays: 10,000 samples of three files take 0.8 MB."""
 
-    Args:
-        keys: (samples,) names in UTF-8.
-        starts: (samples + 1,) index of each sample's first file.
-        kinds: (files,) index of each file's extension.
-        spans: (files, 2) offset and size of each file's bytes.
-        extensions: (distinct extensions,) in UTF-8.
-        cut: (), whether the shard is truncated; the samples are the complete ones.
-    """
-
-    keys: np.ndarray
-    starts: np.ndarray
-    kinds: np.ndarray
-    spans: np.ndarray
-    extensions: np.ndarray
-    cut: np.ndarray
+    keys: np.ndarray  # (samples,) names in UTF-8
+    starts: np.ndarray  # (samples + 1,) index of each sample's first file
+    kinds: np.ndarray  # (files,) index of each file's extension
+    spans: np.ndarray  # (files, 2) offset and size of each file's bytes
+    extensions: np.ndarray  # (distinct extensions,) in UTF-8
+    cut: np.ndarray  # (), whether the shard is truncated; the samples are the complete ones
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -280,17 +262,10 @@ def load_index(path: Path) -> ShardIndex:
 
 
 def index_shard(shard: Path, *, allow_cut: bool = True) -> ShardIndex:
-    """The samples of a local shard; of a truncated shard the complete ones.
+    """The samples of a local shard; of a truncated shard, if allowed, the complete ones. Raises as `index_tar`.
 
     As for the library ``webdataset``, a sample's name ends at the first dot of the file name, and files without a dot
     or with nothing before it are no samples; nor is anything else that `is_clutter`.
-
-    Args:
-        shard: the tar.
-        allow_cut: whether the shard may be truncated.
-
-    Raises:
-        UserError: the shard is missing, not a tar, truncated, or two of its files have the same name.
     """
     index = index_tar(shard, allow_cut=allow_cut)
     files: dict[str, dict[str, tuple[int, int]]] = {}
@@ -329,12 +304,8 @@ def index_shard(shard: Path, *, allow_cut: bool = True) -> ShardIndex:
 class Shards:
     """Local or remote tar shards and their indexes, which are built once for all processes of a node.
 
-    An index stays in the cache next to the copies of remote shards. One that is older than its shard is not used.
-
-    Args:
-        shards: paths and URLs.
-        cache: directory of copies and indexes.
-        max_indexes: maximum number of indexes that this process has in memory.
+    An index stays in the cache next to the copies of remote shards. One that is older than its shard is not used. This
+    process has up to ``max_indexes`` in memory.
     """
 
     def __init__(self, shards: Sequence[str], cache: ShardCache, max_indexes: int) -> None:

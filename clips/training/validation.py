@@ -15,9 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from clips.data.augment import augment
-from clips.data.data_config import AugmentConfig
 from clips.data.images import InvalidImageError, decode_image
-from clips.data.sources import InvalidSampleError, Source, open_source
+from clips.data.sources import AugmentConfig, InvalidSampleError, Source, open_source
 from clips.errors import UserError
 from clips.method.clips_model import ClipsModel
 from clips.method.recipes import CaptionPair, Recipe, RecipeConfig, partial_text

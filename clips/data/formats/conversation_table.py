@@ -37,10 +37,8 @@ _ROLES: dict[str, Literal["user", "assistant", "system"]] = {"u": "user", "a": "
 class ConversationTable:
     """Conversations about image files in Arrow's format, each read on access.
 
-    Args:
-        arrow: the file, by which other processes get the table, too; or its content.
-        source: name of the source, with which the conversations' names begin.
-        root: base directory of the images.
+    ``arrow`` is the file, by which other processes get the table, too; or its content. The conversations' names begin
+    with ``source``; ``root`` is the base directory of the images.
     """
 
     def __init__(self, arrow: Path | bytes, source: str, root: Path) -> None:

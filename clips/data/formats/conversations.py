@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from pathlib import Path
 from typing import Any, ParamSpec
 
-from clips.core.content import cache_directory
+from clips.core.identity import cache_directory
 from clips.data.formats.conversation_table import convert_or_read
 from clips.data.formats.dataset_format import IMAGE, Conversation, Dataset, Location, Turn
 from clips.data.formats.rows import files_of_splits, is_saved, open_rows

@@ -20,14 +20,10 @@ from clips.data.lazy_images import LazyImage
 from clips.errors import UserError, unknown_name_error
 from clips.text_files import parse_object, read_json
 
-ALL = "all"
-"""As a split: every split of the dataset."""
-WHOLE = "taken whole"
-"""The split's name in protocols of datasets without splits."""
-WHOLE_REQUESTS = {"test", "train", ALL}
-"""The splits that stand for a dataset without splits: the defaults of benchmarks and of training, and all."""
-IMAGE = "<image>"
-"""Placeholder of an image in the text."""
+ALL = "all"  # as a split: every split of the dataset
+WHOLE = "taken whole"  # the split's name in protocols of datasets without splits
+WHOLE_REQUESTS = {"test", "train", ALL}  # stand for such a dataset: the defaults of benchmarks and training, and all
+IMAGE = "<image>"  # placeholder of an image in the text
 _INVISIBLE = {"Cc", "Cf", "Zs", "Zl", "Zp"}  # Unicode's categories of controls, zero-width characters and blanks
 
 Record = TypeVar("Record")
@@ -111,38 +107,23 @@ class ImageRegion:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Pair:
-    """Captions for P images (1 or 2), including near-miss captions.
+    """Captions for P images (1 or 2), including near-miss captions."""
 
-    Args:
-        name: unique within the dataset.
-        kind: category of the wrong captions; empty if not stated.
-        images: P images.
-        captions: caption i < P is of image i, the others match no image.
-    """
-
-    name: str
-    kind: str
-    images: tuple[ImageRegion, ...]
-    captions: tuple[str, ...]
+    name: str  # unique within the dataset
+    kind: str  # category of the wrong captions; empty if not stated
+    images: tuple[ImageRegion, ...]  # P
+    captions: tuple[str, ...]  # caption i < P is of image i, the others match no image
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dataset(Generic[Record]):
-    """A dataset as read by its format.
+    """A dataset as read by its format."""
 
-    Args:
-        records: read while iterated; malformed records raise then.
-        split: the split; `WHOLE` if there are none.
-        classes: the format's own class names, for classification data.
-        named_by: source of the class names, human-readable.
-        skipped: file type → number of skipped files.
-    """
-
-    records: Iterable[Record]
-    split: str = WHOLE
-    classes: Sequence[str] = ()
-    named_by: str = ""
-    skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    records: Iterable[Record]  # read while iterated; malformed records raise then
+    split: str = WHOLE  # as protocols name it
+    classes: Sequence[str] = ()  # the format's own class names
+    named_by: str = ""  # source of the class names, human-readable
+    skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)  # file type → number of skipped files
 
 
 @dataclasses.dataclass(frozen=True)

@@ -51,7 +51,12 @@ def read_sugarcrepe(location: Location) -> Iterator[Pair]:
 def read_aro(location: Location) -> Iterator[Pair]:
     """A JSON list of {image_path, true_caption, false_caption, bbox_x, bbox_y, bbox_w, bbox_h, …}; crops to the box."""
     path, root = location.path, location.image_root("images")
-    for number, row in enumerate(_list(path)):
+    if path.is_dir():
+        raise UserError(f"{path}: expected the .json file, got a directory")
+    rows = read_json(path)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{path}: expected a list of objects, one for each case")
+    for number, row in enumerate(rows):
         where = f"{path}: {number}"
         text = functools.partial(_text, where, row)
         box = [row.get(f"bbox_{side}") for side in "xywh"]
@@ -92,26 +97,23 @@ def read_valse(location: Location) -> Iterator[Pair]:
 def read_winoground(location: Location) -> Iterator[Pair]:
     """The Hub's dataset: parquet with its images, or ``examples.jsonl`` with a directory of PNGs."""
     if is_datasets(location):
-        yield from _winoground_rows(location)
+        rows = open_rows(location.spec.path, location.spec.subset, location.spec.split)
+        for column in ("image_0", "image_1", *_WINOGROUND):
+            if column not in rows.features:
+                raise UserError(f"{location.path}: expected the columns image_0, image_1, caption_0 and caption_1")
+        columns = [ImageColumn(rows, f"image_{side}", location.spec.path, location.path) for side in (0, 1)]
+        other_columns = [name for name in rows.features if not name.startswith("image_")]
+        for number, row in enumerate(utf8_rows(location.spec.path, rows.select_columns(other_columns))):
+            text = functools.partial(_text, f"{location.path}: row {number}", row)
+            yield _winoground(
+                number, row, [TableImage(column, number, label=f"{number}/{column.name}") for column in columns], text
+            )
         return
     file, root = location.file("examples.jsonl"), location.image_root("images")
     for line, row in read_json_lines(file, texts=("image_0", "image_1", *_WINOGROUND)):
         names = (row["image_0"], row["image_1"])
         images = [FileImage(root, name if Path(name).suffix else f"{name}.png") for name in names]
         yield _winoground(line, row, images, row.__getitem__)
-
-
-def _winoground_rows(location: Location) -> Iterator[Pair]:
-    rows = open_rows(location.spec.path, location.spec.subset, location.spec.split)
-    for column in ("image_0", "image_1", *_WINOGROUND):
-        if column not in rows.features:
-            raise UserError(f"{location.path}: expected the columns image_0, image_1, caption_0 and caption_1")
-    columns = [ImageColumn(rows, f"image_{side}", location.spec.path, location.path) for side in (0, 1)]
-    other_columns = [name for name in rows.features if not name.startswith("image_")]
-    for number, row in enumerate(utf8_rows(location.spec.path, rows.select_columns(other_columns))):
-        text = functools.partial(_text, f"{location.path}: row {number}", row)
-        images = [TableImage(column, number, label=f"{number}/{column.name}") for column in columns]
-        yield _winoground(number, row, images, text)
 
 
 def _winoground(number: int, row: Mapping[str, Any], images: list[Any], text: Callable[[str], str]) -> Pair:
@@ -134,15 +136,6 @@ def _objects(path: Path) -> Iterator[tuple[Path, str, dict[str, Any]]]:
         if not isinstance(content, dict) or not all(isinstance(row, dict) for row in content.values()):
             raise UserError(f"{file}: expected an object of objects, one for each case")
         yield from ((file, name, row) for name, row in content.items())
-
-
-def _list(file: Path) -> list[dict[str, Any]]:
-    if file.is_dir():
-        raise UserError(f"{file}: expected the .json file, got a directory")
-    content = read_json(file)
-    if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
-        raise UserError(f"{file}: expected a list of objects, one for each case")
-    return content
 
 
 def _text(where: str, row: Mapping[str, Any], key: str) -> str:
