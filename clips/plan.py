@@ -89,6 +89,7 @@ def plan_stage(config: TrainPlanConfig, stage: EncoderTrainConfig) -> StagePlan:
     Raises:
         UserError: ``num_gpus`` does not fit the stage.
     """
+    from clips.data.sources import open_source
     from clips.model.compute import repeated_layers
     from clips.training import mfu
 
@@ -99,7 +100,13 @@ def plan_stage(config: TrainPlanConfig, stage: EncoderTrainConfig) -> StagePlan:
     if count % group:
         raise UserError(f"num_gpus: expected a multiple of distributed.shard_group_size {group}, got {count}")
     local = stage.global_batch_size // count
-    at_once, steps, bf16 = min(stage.micro_batch_size or local, local), _steps(stage), stage.precision != "fp32"
+    samples = 0
+    if stage.num_epochs is not None:
+        if any(is_remote(source.path) for source in stage.data.sources):
+            raise UserError("num_epochs: expected max_samples or max_steps for a plan, because the data is remote")
+        samples = sum(len(open_source(source)) for source in stage.data.sources)
+    steps = stage.steps_for(samples)
+    at_once, bf16 = min(stage.micro_batch_size or local, local), stage.precision != "fp32"
     model = mfu.fake_model(stage.model, stage.recipe)
     parameters = sum(value.numel() for value in model.parameters())
     trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
@@ -121,16 +128,6 @@ def plan_stage(config: TrainPlanConfig, stage: EncoderTrainConfig) -> StagePlan:
     rate = GPUS[config.gpu].peak("bf16" if bf16 else "fp32") * config.mfu * count
     hours = steps * stage.global_batch_size * flops / rate / 3600
     return StagePlan(parameters=parameters, trained=trained, flops=flops, steps=steps, memory=memory, hours=hours)
-
-
-def _steps(stage: EncoderTrainConfig) -> int:
-    from clips.data.sources import open_source
-
-    if stage.num_epochs is None:
-        return stage.steps_for(0)
-    if any(is_remote(source.path) for source in stage.data.sources):
-        raise UserError("num_epochs: expected max_samples or max_steps for a plan, because the data is remote")
-    return stage.steps_for(sum(len(open_source(source)) for source in stage.data.sources))
 
 
 def _table(title: str, config: TrainPlanConfig, stage: EncoderTrainConfig, plan: StagePlan) -> Table:

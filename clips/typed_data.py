@@ -71,7 +71,6 @@ _NAMES_ELSEWHERE = {  # settings of open_clip, LLaVA and transformers' Trainer â
 }
 _UNKNOWN_KEY = {"extra_forbidden", "unexpected_keyword_argument"}  # pydantic's types of errors
 _NAMES = {int: "an integer", float: "a number", str: "a string", bool: "true or false", type(None): "null", Any: "any"}
-_LIMITS = ("ge", "gt", "le", "lt", "min_length", "allow_inf_nan")  # pydantic's names
 
 
 def from_plain(kind: type[Record], values: Any, *, what: str = "") -> Record:
@@ -124,7 +123,6 @@ def adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def _dataclasses(kind: Any) -> Iterator[type]:
-    """The dataclasses in a type, and recursively in their fields."""
     for each in (kind, *typing.get_args(kind)):
         if is_config(each):
             yield each
@@ -251,7 +249,7 @@ def describe_type(kind: Any) -> str:
     """A human-readable type, with its range: "a number from 0 to 1 or null"."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:
-        return _describe_range(describe_type(inner[0]), inner[1:])
+        return _within_range(describe_type(inner[0]), inner[1:])
     if kind in _NAMES:
         return _NAMES[kind]
     if origin is Literal:
@@ -269,11 +267,11 @@ def describe_type(kind: Any) -> str:
     return str(kind)
 
 
-def _describe_range(text: str, constraints: Sequence[Any]) -> str:
-    """The type ``text`` within pydantic's constraints, such as ``Field(ge=0, lt=1)``."""
+def _within_range(text: str, constraints: Sequence[Any]) -> str:
+    names = ("ge", "gt", "le", "lt", "min_length", "allow_inf_nan")  # pydantic's, as in ``Field(ge=0, lt=1)``
     limits: dict[str, Any] = {}
     for each in (each for field in constraints for each in field.metadata):
-        limits |= {name: getattr(each, name) for name in _LIMITS if getattr(each, name, None) is not None}
+        limits |= {name: getattr(each, name) for name in names if getattr(each, name, None) is not None}
     if limits.get("allow_inf_nan") is False:
         text = text.replace("a number", "a finite number", 1)
     match limits:

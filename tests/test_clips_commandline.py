@@ -21,8 +21,7 @@ from pydantic import Field
 import clips
 from clips import cli
 from clips.commandline.commands import Command, config_class_of, dispatch
-from clips.commandline.help_text import field_help
-from clips.commandline.parsing import parse_config
+from clips.commandline.parsing import field_help, parse_config
 from clips.errors import UserError
 from clips.ranges import NonNegative, NonNegativeFloat, Positive
 from clips.typed_data import field_types, to_plain, to_yaml

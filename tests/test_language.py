@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from docs_blocks import PROGRAMS, ROOT, commands
 
-from clips.commandline.help_text import docstring_summary, help_text, list_item_classes
+from clips.commandline.parsing import docstring_summary, help_text, list_item_classes
 
 WORDS = {
     r"pictures?|pictured": "image (figure or screenshot of a page)",

@@ -12,7 +12,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from benchmarks.study.launchers import CLI_ENTRY_POINTS, find_command
-from clips.commandline.help_text import help_text, list_item_help
+from clips.commandline.parsing import help_text, list_item_help
 from clips.typed_data import from_plain, is_config, options_of
 
 TRAININGS = [("clips", "train"), ("llava-bridge", "train")]

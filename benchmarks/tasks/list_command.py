@@ -8,7 +8,7 @@ import textwrap
 from dataclasses import dataclass
 
 from benchmarks.tasks.registry import Benchmark, BenchmarkConfig, all_benchmarks, get_benchmark, settings_by_kind
-from clips.commandline.help_text import field_lines
+from clips.commandline.parsing import field_lines
 from clips.typed_data import to_plain
 
 

@@ -21,7 +21,7 @@ import signal
 import sys
 import time
 import typing
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,10 @@ class Command:
 def dispatch(program: str, about: str, commands: Mapping[str, Command], argv: Sequence[str] | None = None) -> int:
     """Dispatch ``argv`` to one of ``commands`` and return the exit status (2 for user errors)."""
     arguments = [word for word in (sys.argv[1:] if argv is None else argv) if not _LAUNCHER_FLAG.fullmatch(word)]
-    _set_allocator(os.environ)
+    # torch's allocator grows its segments then: activations differ in size from batch to batch, so that fixed ones
+    # leave gaps.
+    if not any(name in os.environ for name in _ALLOCATOR):
+        os.environ[_ALLOCATOR[0]] = "expandable_segments:True"
     try:
         return _dispatch(program, about, commands, arguments)
     except UserError as error:
@@ -95,28 +98,19 @@ def dispatch(program: str, about: str, commands: Mapping[str, Command], argv: Se
         return EXIT_INTERRUPTED
 
 
-def _set_allocator(environment: MutableMapping[str, str]) -> None:
-    """Let torch's allocator grow its segments in processes with ``environment``, unless the user has set its options.
-
-    The sizes of activations differ from batch to batch, for which fixed segments leave gaps: memory that no tensor has.
-    """
-    if not any(name in environment for name in _ALLOCATOR):
-        environment[_ALLOCATOR[0]] = "expandable_segments:True"
-
-
 def _dispatch(program: str, about: str, commands: Mapping[str, Command], arguments: list[str]) -> int:
     for word in arguments:
         if not word.isascii() and word != (shown := word.encode("utf-8", "replace").decode()):
             raise UserError(f"'{shown:.250}': expected UTF-8 text")
     if not arguments or arguments[0] in _HELP:
-        print(_overview(program, about, commands))
+        _print_overview(program, about, commands)
         return 0 if arguments else EXIT_USER_ERROR
     if arguments[0] == "--version":
         print(f"{program} {importlib.metadata.version('clips-suite')}")
         return 0
     family = _family(commands, arguments[0])
     if family and arguments[0] not in commands and arguments[1:] and arguments[1] in _HELP:
-        print(_overview(program, about, family))
+        _print_overview(program, about, family)
         return 0
     name = _command_name(commands, arguments)
     command = commands[name]
@@ -144,16 +138,14 @@ def _command_name(commands: Mapping[str, Command], arguments: Sequence[str]) -> 
 
 
 def _family(commands: Mapping[str, Command], word: str) -> dict[str, Command]:
-    """The two-word commands that begin with ``word``."""
     return {name: command for name, command in commands.items() if name.split()[0] == word != name}
 
 
-def _overview(program: str, about: str, commands: Mapping[str, Command]) -> str:
+def _print_overview(program: str, about: str, commands: Mapping[str, Command]) -> None:
     width = max(len(name) for name in commands)
-    lines = [f"usage: {program} COMMAND [--config FILE] [--FIELD VALUE ...]", "", about.strip(), "", "commands:"]
-    lines += [f"  {name:<{width}}  {command.help}" for name, command in commands.items()]
-    lines += ["", f"`{program} COMMAND --help` lists a command's fields, `--print_config` prints its config."]
-    return "\n".join(lines)
+    print(f"usage: {program} COMMAND [--config FILE] [--FIELD VALUE ...]", "", about.strip(), "", "commands:", sep="\n")
+    print(*(f"  {name:<{width}}  {command.help}" for name, command in commands.items()), sep="\n")
+    print(f"\n`{program} COMMAND --help` lists a command's fields, `--print_config` prints its config.")
 
 
 def config_class_of(function: Any) -> type:

@@ -59,7 +59,7 @@ class ChatServerError(Exception):
         self.status, self.by_input = status, by_input
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(kw_only=True)
 class ChatClient:
     """Sends requests to replicas of one model, from a thread with an event loop.
 
@@ -77,6 +77,12 @@ class ChatClient:
     requests_in_flight: int = 64
     timeout: float = 600.0
     retry_seconds: float = 0.0
+    usage: Counter[str] = dataclasses.field(init=False, default_factory=Counter)
+    """``prompt_tokens`` and ``completion_tokens`` of all replies so far, as the servers count them."""
+
+    def __post_init__(self) -> None:
+        self._reported = set[tuple[str, int | None]]()  # URLs with the status of a failure that has been logged
+        self._last_answer = -math.inf  # the time of it
 
     def submit(self, request: Mapping[str, Any], replica: int = 0) -> concurrent.futures.Future[dict[str, Any]]:
         """Send a chat completion request; the future's result is the reply's JSON.
@@ -125,11 +131,6 @@ class ChatClient:
         return models
 
     @functools.cached_property
-    def usage(self) -> Counter[str]:
-        """``prompt_tokens`` and ``completion_tokens`` of all replies so far, as the servers count them."""
-        return Counter()
-
-    @functools.cached_property
     def _slots(self) -> asyncio.Semaphore:
         return asyncio.Semaphore(self.requests_in_flight)
 
@@ -143,20 +144,10 @@ class ChatClient:
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),  # nothing to close at the end
         )
 
-    @functools.cached_property
-    def _reported(self) -> set[tuple[str, int | None]]:
-        """URLs with the status of a failure that has been logged."""
-        return set()
-
     def _run(self, work: Coroutine[Any, Any, Value]) -> concurrent.futures.Future[Value]:
         with _START:
             loop = _event_loop()
         return asyncio.run_coroutine_threadsafe(work, loop)
-
-    @functools.cached_property
-    def _answered(self) -> dict[str, float]:
-        """The time of the last answer to a request."""
-        return {"last": -math.inf}
 
     async def _limited(self, work: Coroutine[Any, Any, Value]) -> Value:
         async with self._slots:
@@ -179,12 +170,12 @@ class ChatClient:
                 except _TemporaryError as error:
                     errors.append(error)
                 else:
-                    self._answered["last"] = time.monotonic()
+                    self._last_answer = time.monotonic()
                     self.usage.update(token_counts(reply))
                     return reply
-            reason, status, answered = str(errors[-1]), errors[-1].status, self._answered["last"]
+            reason, status = str(errors[-1]), errors[-1].status
             internal = all(error.status == HTTPStatus.INTERNAL_SERVER_ERROR for error in errors)
-            input_failures += internal and answered > failed
+            input_failures += internal and self._last_answer > failed
             failed = time.monotonic()
             if failed >= deadline or input_failures == _INPUT_FAILURES:
                 raise ChatServerError(reason, status, by_input=internal and input_failures > 1)
@@ -204,12 +195,16 @@ class ChatClient:
         except httpx.InvalidURL as error:
             raise ChatServerError(f"{base} is not a valid URL ({error})") from None
         except (httpx.HTTPError, TimeoutError) as error:
-            raise _TemporaryError(f"{base} cannot be reached ({_short_name(error)})") from None
+            # the error's name in a few words: the libraries' own texts are paragraphs
+            name = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(error).__name__).lower().removesuffix(" error")
+            raise _TemporaryError(f"{base} cannot be reached ({name})") from None
         if reply.status_code != HTTPStatus.OK:
             reason = " ".join(reply.text.split())[:120] or reply.reason_phrase or "no reason"
             message = f"{base} answers {reply.status_code} ({reason})"
             if reply.status_code in _RETRY_STATUS:
-                raise _TemporaryError(message, reply.status_code, _seconds(reply.headers.get("retry-after", "")))
+                wait = reply.headers.get("retry-after", "")
+                wait = min(float(wait), _MAX_DELAY) if re.fullmatch(r"\d+(\.\d+)?", wait) else 0.0  # it may be a date
+                raise _TemporaryError(message, reply.status_code, wait)
             raise ChatServerError(message, reply.status_code, by_input=reply.status_code in _UNUSABLE_INPUT)
         try:
             content = reply.json()
@@ -280,12 +275,3 @@ def check_urls(field: str, urls: Sequence[str]) -> None:
     for url in urls:
         if not re.match(r"https?://[^/\s]+", url):
             raise UserError(f"{field}: expected a URL such as http://127.0.0.1:8000/v1, got '{url}'")
-
-
-def _seconds(text: str) -> float:
-    return min(float(text), _MAX_DELAY) if re.fullmatch(r"\d+(\.\d+)?", text) else 0.0
-
-
-def _short_name(error: Exception) -> str:
-    """A network error in a few words; the libraries' own texts are paragraphs."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(error).__name__).lower().removesuffix(" error")

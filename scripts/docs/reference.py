@@ -20,7 +20,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 from clips.commandline.commands import Command
-from clips.commandline.help_text import field_help, item_variants, list_item_classes
+from clips.commandline.parsing import field_help, item_variants, list_item_classes
 from clips.typed_data import describe_type, field_types, to_plain
 
 ROOT = Path(__file__).parents[2]
