@@ -20,7 +20,7 @@ COMMANDS = {
     ),
     "list": Command(
         help="list the built-in benchmarks and their settings",
-        target="benchmarks.tasks.list_command:run_list",
+        target="benchmarks.tasks.listing:run_list",
         positional=("benchmark",),
     ),
     "download": Command(

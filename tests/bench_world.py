@@ -202,8 +202,7 @@ def use_encoder(monkeypatch: pytest.MonkeyPatch, folder: Path, encoder: Any) -> 
 def measure(results: Path, *benchmarks: Any, row: str = "row", **settings: Any) -> Any:
     """Evaluate ``encoder=``, ``llava=`` or ``lmms=``; the result, or a list of several."""
     from benchmarks.results.results import read_result, result_path
-    from benchmarks.tasks.run_benchmarks import run_benchmarks
-    from benchmarks.tasks.run_config import RunConfig
+    from benchmarks.tasks.run_benchmarks import RunConfig, run_benchmarks
 
     plain = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
     run_benchmarks(RunConfig(model_name=row, output=str(results), benchmarks=list(benchmarks), **plain))

@@ -18,11 +18,11 @@ from benchmarks.analysis.diff_command import explain
 from benchmarks.results.blind import BLIND_KINDS, IN_BLIND_RUN, add_blind_columns, is_credited
 from benchmarks.results.protocol import ranking_key
 from benchmarks.results.results import read_items, read_result, result_path
-from benchmarks.tasks.blind_images import blank_images, draw_sample, mean_color, other_images
+from benchmarks.tasks.blind import blank_images, draw_sample, mean_color, other_images
 from benchmarks.tasks.evaluation import MetricSpec, compute_metric
 from benchmarks.tasks.mllm.items import image_hash_name
 from benchmarks.tasks.registry import BenchmarkConfig, configure
-from benchmarks.tasks.run_config import LmmsModel
+from benchmarks.tasks.run_benchmarks import LmmsModel
 from clips.errors import UserError
 from llava_bridge import load_llava
 

@@ -22,8 +22,7 @@ from benchmarks.tasks.encoders.recall import compute_ranks
 from benchmarks.tasks.encoders.retrieval import METRICS, hit_columns, items_of
 from benchmarks.tasks.encoders.retrieval import chance_ranks as guessed_ranks
 from benchmarks.tasks.evaluation import MetricSpec, compute_metric
-from benchmarks.tasks.mllm.task_columns import ALWAYS_YES
-from benchmarks.tasks.mllm.task_metrics import TASK_METRICS
+from benchmarks.tasks.mllm.task_metrics import ALWAYS_YES, TASK_METRICS
 from clips.data.formats import DatasetSpec
 
 

@@ -16,13 +16,13 @@ from bench_reader import Reader
 from PIL import Image
 
 from benchmarks.results.results import read_items, read_result, result_path
-from benchmarks.tasks.compositional import caption_scores, loglikelihood, multiple_choice
+from benchmarks.tasks.compositional import caption_scores, llava_choice
 from benchmarks.tasks.data.pair_sets import load_pair_set
 from benchmarks.tasks.encoders import embedding
 from benchmarks.tasks.eval_model import EvalModel
 from benchmarks.tasks.output_cache import AnswerCache, NoCache
 from benchmarks.tasks.registry import BenchmarkConfig, configure
-from benchmarks.tasks.run_config import RunConfig
+from benchmarks.tasks.run_benchmarks import RunConfig
 from clips.errors import UserError
 from llava_bridge.inference.loglikelihood import LogLikelihood
 
@@ -145,8 +145,7 @@ def _llava(monkeypatch: pytest.MonkeyPatch, value: Any) -> Any:
                 for each, text in zip(found, texts, strict=True)]  # fmt: skip
 
     monkeypatch.setattr("llava_bridge.inference.loglikelihood.loglikelihoods", likelihoods)
-    monkeypatch.setattr(loglikelihood, "llava_protocol", lambda *_: {})
-    monkeypatch.setattr(multiple_choice, "llava_protocol", lambda *_: {})
+    monkeypatch.setattr(llava_choice, "llava_protocol", lambda *_: {})
     return _row(llava=(SimpleNamespace(), SimpleNamespace()), answer_cache=lambda *_: AnswerCache(None))
 
 
@@ -181,7 +180,7 @@ def test_winoground_by_similarity_and_by_likelihood_agree(tmp_path, monkeypatch)
         lambda image: torch.full((3, 2, 2), _number(image), dtype=torch.float32),
     )
     seen = caption_scores.evaluate(_row(encoder=encoder), _config(data))
-    likely = loglikelihood.evaluate(_llava(monkeypatch, _knows), _config(data, "_likelihood"))
+    likely = llava_choice.evaluate_likelihood(_llava(monkeypatch, _knows), _config(data, "_likelihood"))
     # case 0 is won; in case 1 both images prefer the first caption, and each caption finds both images alike
     for outcome in (seen, likely):
         assert _values(outcome) == pytest.approx(
@@ -214,7 +213,7 @@ def test_the_primary_metric_of_aro_is_the_mean_over_kinds(tmp_path, monkeypatch)
     data.write_text(json.dumps(rows))
     monkeypatch.setattr(f"{__name__}._number", lambda image: 0)
     row = _llava(monkeypatch, lambda number, prompt, text: float(text == "a on b"))
-    outcome = loglikelihood.evaluate(row, configure(name="aro_relation_likelihood", data=str(data)))
+    outcome = llava_choice.evaluate_likelihood(row, configure(name="aro_relation_likelihood", data=str(data)))
     assert outcome.primary == ("accuracy_of_kinds",)
     assert _values(outcome)["accuracy_of_kinds"] == pytest.approx((1 + 0) / 2)
     assert _values(outcome)["accuracy"] == pytest.approx(3 / 5)
@@ -231,7 +230,7 @@ def test_likelihood_by_length_and_without_the_image(tmp_path, monkeypatch):
 
     row, data = _llava(monkeypatch, value), tmp_path / "pairs.jsonl"
     found = {
-        how: loglikelihood.evaluate(
+        how: llava_choice.evaluate_likelihood(
             row, configure(name="choice_likelihood", data=str(data), likelihood_score=how, prompt="Say it.")
         )
         for how in ("sum", "mean", "mutual_info")
@@ -250,7 +249,7 @@ def test_a_preference_for_a_letter_does_not_change_prompted_answers(tmp_path, mo
         knows = 0.0 if number in (2, 3) else 1.0  # of case 1 it knows nothing
         return (knows if (letter == "A") == right_is_a else 0.0) + (5.0 if letter == "A" else 0.0)
 
-    outcome = multiple_choice.evaluate(_llava(monkeypatch, likes_a), _config(data, "_mcq"))
+    outcome = llava_choice.evaluate_choice(_llava(monkeypatch, likes_a), _config(data, "_mcq"))
     assert _values(outcome) == pytest.approx(
         {
             "text_score": (1 + 1 / 4) / 2,
@@ -266,7 +265,7 @@ def test_a_preference_for_a_letter_does_not_change_prompted_answers(tmp_path, mo
 def test_a_score_that_is_no_number_is_rejected(tmp_path, monkeypatch):
     row = _llava(monkeypatch, lambda number, *_: np.nan if number == 3 else 0.0)
     with pytest.raises(UserError, match=r": 1: the model returns a score that is not finite"):
-        loglikelihood.evaluate(row, _config(winoground(tmp_path), "_likelihood"))
+        llava_choice.evaluate_likelihood(row, _config(winoground(tmp_path), "_likelihood"))
 
 
 @world.LMMS_EVAL_WARNS

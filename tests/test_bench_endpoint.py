@@ -12,7 +12,7 @@ import pytest
 from serving import DEAD, ChatServer, llava_replies, running
 
 from benchmarks.results.results import read_items, read_result, result_path
-from benchmarks.tasks.mllm import served_llava
+from benchmarks.tasks.mllm import llava_model
 from benchmarks.tasks.registry import BenchmarkConfig, configure
 from clips.core.chat_client import ChatClient
 from clips.errors import UserError
@@ -41,8 +41,8 @@ def pope(tmp_path: Path) -> BenchmarkConfig:
 def test_the_same_answers_and_numbers_as_the_directory(pope, llava, address, tmp_path, monkeypatch) -> None:
     ours = world.measure(tmp_path / "results", pope, row="ours", llava=llava, device="cpu")
     served = {"llava": "mine", "endpoint": (DEAD, address), "batch_size": 3}
-    encoded, encode = [], served_llava.data_url
-    monkeypatch.setattr(served_llava, "data_url", lambda *given: encoded.append(given) or encode(*given))
+    encoded, encode = [], llava_model.data_url
+    monkeypatch.setattr(llava_model, "data_url", lambda *given: encoded.append(given) or encode(*given))
     theirs = world.measure(tmp_path / "results", pope, row="theirs", **served)
     assert theirs.metrics == ours.metrics
     assert len(encoded) == read_items(theirs)["image"].nunique() < len(read_items(theirs))
@@ -57,7 +57,7 @@ def test_the_same_answers_and_numbers_as_the_directory(pope, llava, address, tmp
 def test_reasoning_is_no_part_of_a_served_answer(pope, address, tmp_path, monkeypatch) -> None:
     """lmms-eval's default stop string is an empty line, which reasoning has, too."""
     said = "<think>\nIs it?\n\nNo. Yes?\n</think>\n\nyes\n\nA second paragraph."
-    monkeypatch.setattr(served_llava, "choices", lambda reply: [(said, None)])
+    monkeypatch.setattr(llava_model, "choices", lambda reply: [(said, None)])
     found = world.measure(tmp_path / "results", pope, llava="mine", endpoint=(address,), batch_size=3)
     assert found.metrics["pope_recall"].value == 1.0
     assert set(read_items(found)["prediction"]) == {"yes"}

@@ -15,7 +15,7 @@ from families import quick_of
 
 from benchmarks.exchange.import_command import ImportConfig, run_import
 from benchmarks.results.results import read_items, read_result
-from benchmarks.tasks.mllm.lmms_scoring import RecordedAnswersModel
+from benchmarks.tasks.mllm.llava_model import RecordedAnswersModel
 from benchmarks.tasks.mllm.offline_tasks import go_offline, load_task, manager, suppress_output
 from benchmarks.tasks.registry import get_benchmark
 

@@ -15,9 +15,8 @@ import pytest
 import torch
 
 from benchmarks.tasks import output_cache as module
-from benchmarks.tasks.distributed import run_on_main
 from benchmarks.tasks.encoders import embedding
-from benchmarks.tasks.output_cache import AnswerCache, EmbeddingCache, cache_key
+from benchmarks.tasks.output_cache import AnswerCache, EmbeddingCache, cache_key, run_on_main
 from clips.core.artifact import library_versions
 from clips.core.cache import tensor_cache
 from clips.errors import UserError

@@ -16,7 +16,7 @@ from benchmarks.tasks.encoders import embedding, linear_probe
 from benchmarks.tasks.encoders.linear_probe import C_VALUES, select_c, validation_mask
 from benchmarks.tasks.eval_model import EvalModel
 from benchmarks.tasks.registry import configure
-from benchmarks.tasks.run_config import RunConfig
+from benchmarks.tasks.run_benchmarks import RunConfig
 from clips.errors import UserError
 
 

@@ -12,9 +12,9 @@ import pytest
 from pydantic import TypeAdapter
 
 from benchmarks.tasks.encoders.retrieval import RetrievalConfig
-from benchmarks.tasks.list_command import KNOWN_DATASETS, ListConfig, run_list
+from benchmarks.tasks.listing import KNOWN_DATASETS, ListConfig, run_list
 from benchmarks.tasks.registry import all_benchmarks, configure, settings_by_kind
-from benchmarks.tasks.run_config import RunConfig
+from benchmarks.tasks.run_benchmarks import RunConfig
 from clips.errors import UserError
 from clips.typed_data import from_plain, to_plain
 

@@ -95,15 +95,15 @@ def test_right_answers_get_full_marks(places, tmp_path, monkeypatch):
 
 def test_reasoning_is_no_part_of_the_answer(places, tmp_path, monkeypatch):
     """As for lmms-eval's command: of this suite's LLaVA and of lmms-eval's own models."""
-    from benchmarks.tasks.mllm.lmms_scoring import RecordedAnswersModel
-    from benchmarks.tasks.run_config import LmmsModel
+    from benchmarks.tasks.mllm.llava_model import RecordedAnswersModel
+    from benchmarks.tasks.run_benchmarks import LmmsModel
 
     _answering(monkeypatch, lambda number, prompt: f"<think>No. Yes?</think>\n{_knows_all(number, prompt)}")
     pope = _all(places, "pope")[0]
     found = _run(places, tmp_path, pope)["pope"]
     assert found.metrics["pope_accuracy"].value == 1.0
     said = dict(enumerate(f"<analysis>no</analysis>{answer}" for answer in read_items(found)["target"]))
-    monkeypatch.setattr("benchmarks.tasks.mllm.lmms_models.load_lmms_model", lambda _: RecordedAnswersModel(said))
+    monkeypatch.setattr("benchmarks.tasks.eval_model.load_lmms_model", lambda _: RecordedAnswersModel(said))
     theirs = world.measure(tmp_path / "lmms", pope, lmms=LmmsModel(model="llava_hf"))
     assert theirs.metrics["pope_accuracy"].value == 1.0
 

@@ -23,7 +23,7 @@ from benchmarks.results.results import Result, read_items, read_result, result_p
 from benchmarks.tasks import run_benchmarks
 from benchmarks.tasks.data.caption_sets import load_caption_set
 from benchmarks.tasks.registry import configure
-from benchmarks.tasks.run_config import RunConfig
+from benchmarks.tasks.run_benchmarks import RunConfig
 from clips.core.artifact import atomic_write, write_manifest
 from clips.data.formats import DatasetSpec
 from clips.errors import UserError

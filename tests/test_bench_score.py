@@ -91,8 +91,9 @@ def _samples(hub: Path, folder: Path, task_name: str, answers: list[str]) -> lis
     """What lmms-eval's own writer makes of answers: the lines of its ``*_samples_*.jsonl``."""
     import datetime
 
+    from benchmarks.tasks.mllm.evaluate_task import run_and_score
     from benchmarks.tasks.mllm.judge import make_judge
-    from benchmarks.tasks.mllm.lmms_scoring import RecordedAnswersModel, run_and_score
+    from benchmarks.tasks.mllm.llava_model import RecordedAnswersModel
     from benchmarks.tasks.mllm.offline_tasks import data_root, go_offline, load_task
 
     go_offline()
@@ -131,7 +132,7 @@ def test_samples_of_reasoning_models_score_as_lmms_eval_scored_them(hub, tmp_pat
 
 
 def test_reasoning_tags_are_lmms_evals_default(monkeypatch):
-    from benchmarks.tasks.mllm.lmms_scoring import REASONING_TAGS
+    from benchmarks.tasks.mllm.evaluate_task import REASONING_TAGS
     from benchmarks.tasks.mllm.offline_tasks import go_offline
 
     go_offline()

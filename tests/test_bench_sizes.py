@@ -19,8 +19,8 @@ from benchmarks.results.protocol import ranking_key
 from benchmarks.results.results import Result, read_result
 from benchmarks.tasks.data.classification_sets import load_classification_set
 from benchmarks.tasks.data.pair_sets import load_pair_set
+from benchmarks.tasks.listing import full_size, item_count_text, subset_text
 from benchmarks.tasks.registry import configure
-from benchmarks.tasks.sizes import full_size, item_count_text, subset_text
 
 TASK = "lmms-eval's pope"
 

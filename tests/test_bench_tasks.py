@@ -14,13 +14,12 @@ from bench_tasks import llava as llava
 from families import quick_of
 
 from benchmarks.results.results import read_items, read_result, result_path
-from benchmarks.tasks.mllm import lmms_scoring
+from benchmarks.tasks.mllm import evaluate_task
+from benchmarks.tasks.mllm.items import in_whole_groups
 from benchmarks.tasks.mllm.offline_tasks import dataset_name, task_folders, task_groups
-from benchmarks.tasks.mllm.question_groups import in_whole_groups
-from benchmarks.tasks.mllm.task_columns import MMMU_DISCIPLINES
-from benchmarks.tasks.mllm.task_metrics import default_task_metrics
+from benchmarks.tasks.mllm.task_metrics import MMMU_DISCIPLINES, default_task_metrics
 from benchmarks.tasks.registry import all_benchmarks, configure, get_benchmark
-from benchmarks.tasks.run_config import LmmsModel
+from benchmarks.tasks.run_benchmarks import LmmsModel
 from clips.errors import UserError
 
 pytestmark = world.LMMS_EVAL_WARNS
@@ -45,9 +44,9 @@ def test_a_task_that_is_not_listed(llava, tmp_path, answers, monkeypatch):
     It is not known whether its scorer asks a judge by the openai client, as it is of the listed tasks.
     """
     patched = []
-    original = lmms_scoring.patched_judge
+    original = evaluate_task.patched_judge
     monkeypatch.setattr(
-        lmms_scoring,
+        evaluate_task,
         "patched_judge",
         lambda judge, **how: patched.append(how["openai_client"]) or original(judge, **how),
     )
@@ -103,10 +102,12 @@ def test_images_of_equal_pixels_in_other_colors_are_two():
 
 
 def test_the_data_are_read_for_their_hash_once_and_again_when_they_change(llava, tmp_path, answers, monkeypatch):
-    from benchmarks.tasks.mllm import download
+    from benchmarks.tasks.mllm import offline_tasks
 
-    hashed, compute = [], download.directory_hash
-    monkeypatch.setattr(download, "directory_hash", lambda *args, **more: hashed.append(1) or compute(*args, **more))
+    hashed, compute = [], offline_tasks.directory_hash
+    monkeypatch.setattr(
+        offline_tasks, "directory_hash", lambda *args, **more: hashed.append(1) or compute(*args, **more)
+    )
     answers += ["A"]
     found = [run(llava, tmp_path, "realworldqa", six(answer=right, image=images())) for right in "AB"]
     assert len(hashed) == 2

@@ -16,10 +16,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from benchmarks.results.results import read_items
 from benchmarks.tasks.encoders import embedding
-from benchmarks.tasks.encoders.other_encoders import load_transformers_encoder
+from benchmarks.tasks.encoders.embedding import load_transformers_encoder
 from benchmarks.tasks.eval_model import EvalModel
 from benchmarks.tasks.registry import configure
-from benchmarks.tasks.run_config import RunConfig
+from benchmarks.tasks.run_benchmarks import RunConfig
 from clips.errors import UserError
 from llava_bridge.encoders.spec import has_text_tower
 

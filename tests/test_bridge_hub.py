@@ -16,7 +16,7 @@ from original_world import draw_image, write_original, write_tower
 
 from benchmarks.tasks.eval_model import EvalModel
 from benchmarks.tasks.registry import configure
-from benchmarks.tasks.run_config import RunConfig
+from benchmarks.tasks.run_benchmarks import RunConfig
 from clips.commandline.parsing import parse_config
 from clips.core.artifact import directory_hash, read_manifest
 from clips.errors import UserError

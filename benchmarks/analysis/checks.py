@@ -21,8 +21,7 @@ from benchmarks.results.results import Result, read_items, read_result, result_p
 from benchmarks.tasks.encoders.recall import RECALL_KS, compute_ranks
 from benchmarks.tasks.mllm.offline_tasks import data_root
 from benchmarks.tasks.registry import configure
-from benchmarks.tasks.run_benchmarks import run_benchmarks
-from benchmarks.tasks.run_config import RunConfig
+from benchmarks.tasks.run_benchmarks import RunConfig, run_benchmarks
 from clips.errors import UserError
 from clips.ranges import Positive
 

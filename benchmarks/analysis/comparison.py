@@ -24,7 +24,7 @@ from benchmarks.results.protocol import INPUT_PREFIX, describe_differences, rank
 from benchmarks.results.results import Result
 from benchmarks.study.rows import EXCLUDED_FROM_BENCHMARK, RowRecord
 from benchmarks.study.study_record import RECORD_FILE
-from benchmarks.tasks.sizes import parts
+from benchmarks.tasks.listing import parts
 from clips.errors import UserError
 
 if TYPE_CHECKING:

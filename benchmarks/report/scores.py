@@ -21,7 +21,7 @@ from benchmarks.results.protocol import describe_differences
 from benchmarks.results.results import Metric
 from benchmarks.results.statistics import ConfidenceInterval, scores_interval
 from benchmarks.study.rows import EXCLUDED_FROM_BENCHMARK, RowRecord
-from benchmarks.tasks.sizes import item_count_text
+from benchmarks.tasks.listing import item_count_text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from benchmarks.study.schema import Study
 from benchmarks.study.steps import OutputSpec, Step
 from benchmarks.study.sweep import Settings, deep_merge
 from benchmarks.tasks.registry import MODEL_FIELDS, RequiredModel, configure, get_benchmark
-from benchmarks.tasks.run_config import RunConfig
+from benchmarks.tasks.run_benchmarks import RunConfig
 from clips.data.remote_files import is_remote
 from clips.errors import UserError, unknown_name_error
 from clips.method.recipes import Recipe, RecipeConfig

@@ -1,17 +1,19 @@
-"""A model under evaluation; its parts are loaded when a benchmark first needs them."""
+"""A model under evaluation: its parts, loaded when a benchmark first needs them, and protocol entries about a LLaVA."""
 
 from __future__ import annotations
 
 import functools
+import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.results.protocol import Entries
 from benchmarks.tasks.registry import MODEL_FIELDS, RequiredModel
-from benchmarks.tasks.run_config import LmmsModel, RunConfig
 from clips.core.artifact import directory_hash, library_versions
 from clips.core.identity import digest
-from clips.errors import UserError
+from clips.errors import UserError, unknown_name_error
 from clips.model_refs import resolve_model_dir
 from llava_bridge.encoders.spec import (
     check_encoder_files,
@@ -21,10 +23,13 @@ from llava_bridge.encoders.spec import (
     parse_spec,
     resolve_open_clip_dir,
 )
+from llava_bridge.model.anyres import is_anyres_processor, max_image_tokens
 
 if TYPE_CHECKING:
     from benchmarks.tasks.encoders.embedding import DualEncoder
     from benchmarks.tasks.output_cache import AnswerCache
+    from benchmarks.tasks.run_benchmarks import LmmsModel, RunConfig
+    from clips.core.chat_client import ChatClient
     from clips.parallel.distributed import DistributedContext
 
 _EXPECTED: dict[RequiredModel, str] = {
@@ -58,7 +63,7 @@ class EvalModel:
     @functools.cached_property
     def processes(self) -> DistributedContext:
         """The processes that share the evaluation."""
-        from benchmarks.tasks.distributed import init_distributed
+        from benchmarks.tasks.output_cache import init_distributed
 
         return init_distributed()
 
@@ -81,34 +86,24 @@ class EvalModel:
 
     @functools.cached_property
     def encoder(self) -> DualEncoder:
-        """The encoder with its text tower.
+        """The encoder with its text tower. Raises UserError if there is none, or it cannot be loaded."""
+        from benchmarks.tasks.encoders import embedding
 
-        Raises:
-            UserError: there is none, or it cannot be loaded.
-        """
         if self.is_bare_tower:
-            from benchmarks.tasks.encoders.other_encoders import load_transformers_encoder
-
-            return load_transformers_encoder(self.path("encoder"), self.device, self.config.dtype)
-        return self._load_open_clip("encoder")
+            return embedding.load_transformers_encoder(self.path("encoder"), self.device, self.config.dtype)
+        return embedding.load_dual_encoder(self.path("encoder"), self.device, self.config.dtype)
 
     @functools.cached_property
     def tower(self) -> DualEncoder:
-        """The encoder's image tower; for an open_clip directory the encoder itself.
+        """The encoder's image tower; for an open_clip directory the encoder itself. Raises as `encoder`."""
+        from benchmarks.tasks.encoders import embedding
 
-        Raises:
-            UserError: there is none, or it cannot be loaded.
-        """
         if self.is_bare_tower:
-            from benchmarks.tasks.encoders.other_encoders import load_image_tower
-
-            return load_image_tower(str(self.config.encoder), self.device, self.config.dtype)
-        return self.encoder if has_text_tower(self.path("tower")) else self._load_open_clip("tower")
-
-    def _load_open_clip(self, needs: RequiredModel) -> DualEncoder:
-        from benchmarks.tasks.encoders.embedding import load_dual_encoder
-
-        return load_dual_encoder(self.path(needs), self.device, self.config.dtype)
+            return embedding.load_image_tower(str(self.config.encoder), self.device, self.config.dtype)
+        path = self.path("tower")
+        if has_text_tower(path):
+            return self.encoder
+        return embedding.load_dual_encoder(path, self.device, self.config.dtype)
 
     @property
     def is_bare_tower(self) -> bool:
@@ -117,11 +112,7 @@ class EvalModel:
 
     @functools.cached_property
     def llava(self) -> tuple[Any, Any]:
-        """(model, processor) of the LLaVA.
-
-        Raises:
-            UserError: there is none, or it cannot be loaded.
-        """
+        """(model, processor) of the LLaVA. Raises UserError if there is none, or it cannot be loaded."""
         from benchmarks.tasks.mllm.offline_tasks import go_offline
 
         if self.config.endpoint:
@@ -134,31 +125,37 @@ class EvalModel:
     @functools.cached_property
     def lmms(self) -> Any:
         """The lmms-eval model that replaces the LLaVA. Raises UserError if it cannot be loaded."""
-        from benchmarks.tasks.mllm.lmms_models import load_lmms_model
-
         if self.config.lmms is None:
             raise UserError("lmms: expected one of lmms-eval's models")
         return load_lmms_model(self.config.lmms)
 
+    def chat_client(self) -> ChatClient:
+        """A client of the servers that have the LLaVA."""
+        from clips.core.chat_client import ChatClient
+
+        return ChatClient(
+            urls=self.config.endpoint,
+            key=os.environ.get(self.config.endpoint_key_env, ""),
+            requests_in_flight=self.config.batch_size,
+            retry_seconds=60 * self.config.retry_minutes,
+        )
+
     @functools.cached_property
     def _served(self) -> str:
         """What servers say of the model. Raises UserError if none answers, or has it."""
-        from benchmarks.tasks.mllm.served_llava import chat_client
-
-        return chat_client(self.config).identify_model(str(self.config.llava))
+        return self.chat_client().identify_model(str(self.config.llava))
 
     def load(self, needs: RequiredModel) -> None:
         """Load the part that a benchmark uses."""
         if needs == "llava" and self.config.endpoint:
             _ = self._served
-            return
-        _ = self.lmms if needs == "llava" and self.config.lmms is not None else getattr(self, needs)
+        else:
+            _ = self.lmms if needs == "llava" and self.config.lmms is not None else getattr(self, needs)
 
     def path(self, needs: RequiredModel) -> str:
         """The path of the part that a benchmark uses: its directory, or the Hub's copy.
 
-        Raises:
-            UserError: the model lacks it, it has no text tower, or there is no such directory.
+        Raises UserError: the model lacks it, it has no text tower, or there is no such directory.
         """
         field = MODEL_FIELDS[needs]
         given = getattr(self.config, field)
@@ -176,24 +173,17 @@ class EvalModel:
 
     def record(self, needs: RequiredModel) -> dict[str, str]:
         """Path or Hub repo id, and hash, of the part that a benchmark uses."""
-        if needs == "llava" and self.config.lmms is not None:
-            return _lmms_record(self.config.lmms)
+        if needs == "llava" and (lmms := self.config.lmms) is not None:
+            check_lmms_model_name(lmms.model)
+            values = [argument.partition("=")[2] for argument in lmms.model_args.split(",")]
+            hashes = [_model_hash(value) for value in values if value and Path(value).is_dir()]
+            name = f"lmms-eval's {lmms.model} ({lmms.model_args})"
+            return {"path": name, "hash": digest([lmms.model, lmms.model_args, *hashes])}
         if needs == "llava" and self.config.endpoint:
             return {"path": f"{self.config.llava} of a server", "hash": digest(self._served)}
         if needs == "tower" and self.is_bare_tower:
             return {"path": str(self.config.encoder), "hash": _tower_hash(str(self.config.encoder))}
         return {"path": getattr(self.config, MODEL_FIELDS[needs]), "hash": _model_hash(self.path(needs))}
-
-
-def _lmms_record(config: LmmsModel) -> dict[str, str]:
-    """Name of an lmms-eval model, and hash of its arguments and of each directory that they name."""
-    from benchmarks.tasks.mllm.lmms_models import check_lmms_model_name
-
-    check_lmms_model_name(config.model)
-    values = [argument.partition("=")[2] for argument in config.model_args.split(",")]
-    hashes = [_model_hash(value) for value in values if value and Path(value).is_dir()]
-    name = f"lmms-eval's {config.model} ({config.model_args})"
-    return {"path": name, "hash": digest([config.model, config.model_args, *hashes])}
 
 
 @functools.cache
@@ -209,3 +199,69 @@ def _tower_hash(spec: str) -> str:
     parts = encoder_commits(spec) | {part: directory_hash(path) for part, path in paths.items()}
     rest = functools.reduce(lambda text, path: text.replace(path, ""), paths.values(), spec)
     return digest([rest, parts])
+
+
+def load_lmms_model(config: LmmsModel) -> Any:
+    """Load one of lmms-eval's models.
+
+    Raises UserError: an unknown name, a missing library, or any other error of its class.
+    """
+    from benchmarks.tasks.mllm.offline_tasks import error_reason, suppress_output
+
+    check_lmms_model_name(config.model)
+    from lmms_eval.models import get_model
+
+    arguments = config.model_args + ("" if "batch_size=" in config.model_args else ",batch_size=1")
+    try:
+        with suppress_output():
+            return get_model(config.model).create_from_arg_string(arguments.removeprefix(","))
+    except Exception as error:
+        # lmms-eval replaces modules that cannot be imported (vllm, sglang) by None
+        is_missing_library = isinstance(error, TypeError) and "'NoneType' object" in str(error)
+        reason = "a library that it needs is not installed" if is_missing_library else error_reason(error)
+        raise UserError(
+            f"lmms: lmms-eval's {config.model} cannot be loaded with '{config.model_args}' ({reason})"
+        ) from None
+
+
+def check_lmms_model_name(name: str) -> None:
+    """Reject a name that lmms-eval does not know. Raises UserError with the close matches."""
+    from benchmarks.tasks.mllm.offline_tasks import go_offline
+
+    go_offline()
+    from lmms_eval.models import AVAILABLE_MODELS, MODEL_REGISTRY_V2
+
+    if name not in {*AVAILABLE_MODELS, *MODEL_REGISTRY_V2.list_model_names()}:
+        raise unknown_name_error(name, AVAILABLE_MODELS, "model of lmms-eval's ('lmms.model')")
+
+
+def input_settings(processor: Any) -> Entries:
+    """Protocol entries: a LLaVA's image preprocessing and chat template, as its directory records them."""
+    from PIL.Image import Resampling
+
+    images = processor.image_processor
+    resolution = int(max(value for value in dict(images.size).values() if value))
+    template = processor.chat_template or processor.tokenizer.chat_template or ""
+    if is_anyres_processor(images):
+        tokens = max_image_tokens(processor)  # of the most tiles
+    else:
+        # as the processor counts them in pixels; its own method for sizes counts a crop, made or not
+        others = processor.num_additional_image_tokens - (processor.vision_feature_select_strategy == "default")
+        tokens = int((resolution // processor.patch_size) ** 2 + others)
+    return {
+        "input_resolution": resolution,
+        "input_resize": _resize(images),
+        "input_interpolation": Resampling(int(images.resample)).name.lower(),
+        "input_tokens": tokens,
+        "input_template": hashlib.sha256(str(template).encode()).hexdigest()[:16],
+    }
+
+
+def _resize(images: Any) -> str:
+    if pinpoints := getattr(images, "image_grid_pinpoints", None):
+        return "anyres " + " ".join(f"{height}x{width}" for height, width in pinpoints)
+    if getattr(images, "do_center_crop", False):
+        return "shortest side, center crop"
+    if getattr(images, "do_pad", False):
+        return "pad"
+    return "squash" if "height" in dict(images.size) else "other"

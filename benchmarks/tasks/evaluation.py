@@ -17,22 +17,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def hash_order(names: Iterable[Any]) -> list[Any]:
-    """Names in the order of their SHA-256: pseudo-random and independent of other names."""
-    return sorted(names, key=lambda name: hashlib.sha256(str(name).encode()).digest())
-
-
-def first_per_image(names: Iterable[Any], images: Mapping[Any, str], most: int) -> list[Any]:
-    """The first ``most`` names, skipping those whose image is already selected; one without image counts as its own."""
-    taken: dict[str, Any] = {}
-    for name in names:
-        if len(taken) == most:
-            break
-        taken.setdefault(images.get(name, str(name)), name)
-    return list(taken.values())
-
-
-_TOLERANCE = 1e-6
 ChanceLevels = Mapping[str, Mapping[str, "np.ndarray"]]
 """Trivial baseline (``results.CHANCE``, ``"always yes"``) → item column → (N,) its values for that baseline."""
 MAX_THUMBNAILS = 1000
@@ -97,18 +81,25 @@ def compute_metric(
     formula = spec.aggregation
     interval = statistics.ConfidenceInterval(low=None, high=None, method="none")
     if formula is not None:
-        columns = columns_of(items, names)
-        computed = statistics.aggregate(formula, columns, names)
+        answered = columns_of(items, names)
+        computed = statistics.aggregate(formula, answered, names)
         if value is None:
             value = computed
-        if math.isclose(computed, value, rel_tol=_TOLERANCE, abs_tol=max(_TOLERANCE, spec.rounded)):
+        if math.isclose(computed, value, rel_tol=1e-6, abs_tol=max(1e-6, spec.rounded)):
             interval = statistics.confidence_interval(
-                formula, columns, names, items["image"].to_numpy(), most=spec.most
+                formula, answered, names, items["image"].to_numpy(), most=spec.most
             )
         else:
             formula = None
     if value is None:
         raise ValueError(f"{spec.label}: a metric without a formula needs a value")
+    chance_levels: dict[str, float] = {}
+    for name, columns in baselines.items():
+        # there is none if no column depends on the answers
+        if formula and spec.higher_is_better is not None and set(names) & set(columns):
+            values = columns_of(items, names) | {each: columns[each] for each in names if each in columns}
+            level = statistics.aggregate(formula, values, names)
+            chance_levels |= {} if math.isnan(level) else {name: level}
     return Metric(
         value=float(value),
         ci_low=None if interval.low is None else min(interval.low, value),  # a skewed metric's may exclude the value
@@ -121,21 +112,9 @@ def compute_metric(
         ci_method=interval.method,
         aggregation=formula,
         columns=names if formula else (),
-        chance_levels=_chance_levels(items, spec, baselines) if formula else {},
+        chance_levels=chance_levels,
         blind=blind.blind_scores(items, formula, names, most=spec.most) if formula else {},
     )
-
-
-def _chance_levels(items: pd.DataFrame, spec: MetricSpec, baselines: ChanceLevels) -> dict[str, float]:
-    """The metric's chance levels; empty if none of its columns depends on the answers."""
-    found: dict[str, float] = {}
-    for name, columns in baselines.items():
-        if spec.aggregation and spec.higher_is_better is not None and set(spec.columns) & set(columns):
-            values = columns_of(items, spec.columns)
-            values |= {column: columns[column] for column in spec.columns if column in columns}
-            value = statistics.aggregate(spec.aggregation, values, spec.columns)
-            found |= {} if math.isnan(value) else {name: value}
-    return found
 
 
 def thumbnail(image: Any, longest: int = 160) -> bytes:
@@ -159,3 +138,18 @@ def thumbnails(names: Sequence[str], opener: Callable[[int], Any], most: int = M
     starts = sorted(first.values())
     chosen = {starts[number * len(starts) // most] for number in range(most)} if len(starts) > most else set(starts)
     return [thumbnail(opener(number)) if number in chosen else None for number in range(len(names))]
+
+
+def hash_order(names: Iterable[Any]) -> list[Any]:
+    """Names in the order of their SHA-256: pseudo-random and independent of other names."""
+    return sorted(names, key=lambda name: hashlib.sha256(str(name).encode()).digest())
+
+
+def first_per_image(names: Iterable[Any], images: Mapping[Any, str], most: int) -> list[Any]:
+    """The first ``most`` names, skipping those whose image is already selected; one without image counts as its own."""
+    taken: dict[str, Any] = {}
+    for name in names:
+        if len(taken) == most:
+            break
+        taken.setdefault(images.get(name, str(name)), name)
+    return list(taken.values())

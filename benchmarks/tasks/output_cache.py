@@ -1,4 +1,5 @@
-"""Model outputs per item, cached next to the results batch by batch, so that interrupted work resumes.
+"""Model outputs per item, computed by all processes, and cached next to the results batch by batch, so that interrupted
+work resumes.
 
     <output>/.cache/vectors/<kk>/<key>.safetensors    embeddings of all images, or all texts, of a dataset
     <output>/.cache/vectors/<key>-<layout>/           the batches of an incomplete one
@@ -7,6 +8,10 @@
 
 The key is a hash of all inputs (`clips.core.cache`): stale entries are never read, and other benchmarks of the same
 data reuse them. The directory can be deleted at any time.
+
+With ``torchrun --nproc-per-node 8 -m benchmarks run --config model.yaml`` (or accelerate) each process computes its
+slice of the items. At the end all have all results; only rank 0 writes files and logs. Several nodes need a shared
+results directory.
 """
 
 from __future__ import annotations
@@ -17,13 +22,13 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from benchmarks.results.protocol import CODE_VERSION
-from benchmarks.tasks.distributed import init_distributed, run_on_all, run_on_main
 from clips.core.artifact import write_errors_as_user_errors
-from clips.core.cache import Cache, tensor_cache
+from clips.core.cache import tensor_cache
 from clips.core.identity import digest
+from clips.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +40,53 @@ INPUT_LIBRARIES = ("pillow", "torchvision", "tokenizers", "ftfy")
 """The libraries between a file and a model's input: versions decode, resize and tokenize differently."""
 Batches = Sequence[Sequence[int]]
 Compute = Callable[[Batches], "Iterator[torch.Tensor]"]
+Found = TypeVar("Found")
+_TIMEOUT = 43_200  # seconds: rank 0 may wait for another run or a judge while the others wait for it
+
+
+def init_distributed() -> DistributedContext:
+    """The launcher's process group, or a single process."""
+    from clips.parallel.distributed import DistributedContext, start_processes
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return start_processes(timeout=_TIMEOUT)
+    return DistributedContext()
+
+
+def run_on_all(processes: DistributedContext, work: Callable[[], Found]) -> Found:
+    """Run this process's slice of the work, and return when all processes have finished.
+
+    Raises:
+        UserError: a process raised it; all of them do.
+        RuntimeError: another process failed.
+    """
+    if processes.count == 1:
+        return work()
+    from clips.parallel.distributed import all_gather_objects
+
+    problem: BaseException | None = None
+    try:
+        found = work()
+    except Exception as error:
+        problem = error
+    problems = all_gather_objects(None if problem is None else (isinstance(problem, UserError), str(problem)))
+    if problem is not None:
+        raise problem
+    for rank, other in enumerate(problems):
+        if other is not None:
+            is_user_error, text = other
+            raise UserError(text) if is_user_error else RuntimeError(f"process {rank} failed: {text}")
+    return found
+
+
+def run_on_main(processes: DistributedContext, work: Callable[[], Found]) -> Found:
+    """Run ``work`` on rank 0 and return its result on all processes. Raises as `run_on_all`."""
+    if processes.count == 1:
+        return work()
+    found = run_on_all(processes, lambda: work() if processes.is_main else None)
+    from clips.parallel.distributed import all_gather_objects
+
+    return all_gather_objects(found)[0]
 
 
 def cache_key(**parts: Any) -> str:
@@ -52,19 +104,12 @@ class NoCache:
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingCache:
-    """Disk cache of the vectors of one dataset's items.
+    """Disk cache of the vectors of one dataset's items."""
 
-    Args:
-        folder: directory of all datasets' vectors.
-        key: hash of the vectors' inputs.
-        processes: the processes that share the work.
-        overwrite: compute vectors again even if they are cached.
-    """
-
-    folder: Path
-    key: str
-    processes: DistributedContext = field(default_factory=init_distributed)
-    overwrite: bool = False
+    folder: Path  # directory of all datasets' vectors
+    key: str  # hash of the vectors' inputs
+    processes: DistributedContext = field(default_factory=init_distributed)  # the processes that share the work
+    overwrite: bool = False  # compute vectors again even if they are cached
 
     def collect(self, batches: Batches, compute: Compute) -> torch.Tensor:
         """(N, D) vectors; missing ones are computed and cached.
@@ -73,59 +118,49 @@ class EmbeddingCache:
             batches: indices of the items of each batch, a partition of the N items.
             compute: yields the (b, D) vectors of each given batch.
 
-        Raises:
-            UserError: raised by ``compute``, in all processes.
+        Raises UserError: raised by ``compute``, in all processes.
         """
         parts = tensor_cache(self.folder / f"{self.key}-{digest([len(batch) for batch in batches])[:8]}")
+        names = [f"{number:06d}" for number in range(len(batches))]
+        complete = tensor_cache(self.folder)
         cached: list[torch.Tensor] = []
+
+        def is_complete() -> bool:
+            if self.overwrite:
+                complete.path(self.key).unlink(missing_ok=True)
+                shutil.rmtree(parts.directory, ignore_errors=True)
+            if (found := complete.get(self.key)) is not None:
+                cached.append(found)
+            return bool(cached)
+
+        def compute_missing() -> None:
+            mine = range(self.processes.rank, len(batches), self.processes.count)
+            missing = [number for number in mine if parts.get(names[number]) is None]
+            for number, found in zip(missing, compute([batches[number] for number in missing]), strict=True):
+                parts.put(names[number], found)
+
+        def merge() -> None:
+            found = [part for name in names if (part := parts.get(name)) is not None]
+            if len(found) == len(names):  # otherwise another run was faster and has removed them
+                complete.put(self.key, _in_order(batches, found))
+                shutil.rmtree(parts.directory, ignore_errors=True)
+
         # rank 0 decides for all, because another run may finish meanwhile
-        if not run_on_main(self.processes, lambda: self._read_complete(parts, cached)):
-            run_on_all(self.processes, lambda: self._compute(batches, compute, parts))
-            run_on_main(self.processes, lambda: self._merge(batches, parts))
-        vectors = cached[0] if cached else self.complete.get(self.key)
+        if not run_on_main(self.processes, is_complete):
+            run_on_all(self.processes, compute_missing)
+            run_on_main(self.processes, merge)
+        vectors = cached[0] if cached else complete.get(self.key)
         if vectors is None:
-            raise RuntimeError(f"{self.complete.path(self.key)}: removed by another process")
+            raise RuntimeError(f"{complete.path(self.key)}: removed by another process")
         return vectors
-
-    @property
-    def complete(self) -> Cache[torch.Tensor]:
-        """Cached vectors of complete datasets."""
-        return tensor_cache(self.folder)
-
-    def _read_complete(self, parts: Cache[torch.Tensor], cached: list[torch.Tensor]) -> bool:
-        """Whether all vectors are cached; they are appended to ``cached``."""
-        if self.overwrite:
-            self.complete.path(self.key).unlink(missing_ok=True)
-            shutil.rmtree(parts.directory, ignore_errors=True)
-        if (found := self.complete.get(self.key)) is not None:
-            cached.append(found)
-        return bool(cached)
-
-    def _compute(self, batches: Batches, compute: Compute, parts: Cache[torch.Tensor]) -> None:
-        mine = range(self.processes.rank, len(batches), self.processes.count)
-        missing = [number for number in mine if parts.get(_part(number)) is None]
-        for number, found in zip(missing, compute([batches[number] for number in missing]), strict=True):
-            parts.put(_part(number), found)
-
-    def _merge(self, batches: Batches, parts: Cache[torch.Tensor]) -> None:
-        found = [parts.get(_part(number)) for number in range(len(batches))]
-        present = [part for part in found if part is not None]
-        if len(present) == len(found):  # otherwise another run was faster and has removed them
-            self.complete.put(self.key, _in_order(batches, present))
-            shutil.rmtree(parts.directory, ignore_errors=True)
-
-
-def _part(number: int) -> str:
-    return f"{number:06d}"
 
 
 def _in_order(batches: Batches, parts: Sequence[torch.Tensor]) -> torch.Tensor:
     import torch
 
-    indices = torch.tensor([index for batch in batches for index in batch])
     vectors = torch.cat(list(parts))
     ordered = torch.empty_like(vectors)
-    ordered[indices] = vectors
+    ordered[torch.tensor([index for batch in batches for index in batch])] = vectors
     return ordered
 
 
@@ -148,7 +183,7 @@ class AnswerCache:
         processes = processes or init_distributed()
         self._file = folder / f"{processes.rank}.jsonl"
         # rank 0 reads for all: all must agree on the missing answers, and another run may be writing
-        self.known = run_on_main(processes, lambda: _read(folder, overwrite=overwrite))
+        self.known = run_on_main(processes, lambda: dict(_read(folder, overwrite=overwrite)))
 
     def add(self, answers: dict[str, str]) -> None:
         """Store the answers of a batch on disk."""
@@ -164,16 +199,13 @@ class AnswerCache:
                 os.fsync(stream.fileno())
 
 
-def _read(folder: Path, *, overwrite: bool) -> dict[str, str]:
+def _read(folder: Path, *, overwrite: bool) -> Iterator[tuple[str, str]]:
     if overwrite:
         shutil.rmtree(folder, ignore_errors=True)
-    return {key: answer for file in sorted(folder.glob("*.jsonl")) for key, answer in _lines(file)}
-
-
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    for line in path.read_bytes().split(b"\n"):  # not splitlines: answers may contain other line breaks
-        try:
-            question, answer = json.loads(line.decode("utf-8"))
-        except (ValueError, TypeError):  # truncated by a crash: the question is answered again
-            continue
-        yield str(question), str(answer)
+    for file in sorted(folder.glob("*.jsonl")):
+        for line in file.read_bytes().split(b"\n"):  # not splitlines: answers may contain other line breaks
+            try:
+                question, answer = json.loads(line.decode("utf-8"))
+            except (ValueError, TypeError):  # truncated by a crash: the question is answered again
+                continue
+            yield str(question), str(answer)

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from benchmarks.results.results import check_name
 from clips.core.identity import RUN_ONLY
@@ -34,8 +33,7 @@ FILES = (
     "encoders.linear_probe",
     "encoders.recaption",
     "compositional.caption_scores",
-    "compositional.loglikelihood",
-    "compositional.multiple_choice",
+    "compositional.llava_choice",
     "mllm.lmms_benchmarks",
 )
 """The modules that register benchmarks, below this package. They are imported when one is looked up, and import no
@@ -44,7 +42,7 @@ model library themselves."""
 RequiredModel = Literal["encoder", "tower", "llava"]
 MODEL_FIELDS: dict[RequiredModel, str] = {"encoder": "encoder", "tower": "encoder", "llava": "llava"}
 """Required part of a model → field of ``RunConfig``."""
-_UNLISTED = "benchmarks.tasks.mllm.lmms_tasks:UnlistedTaskConfig"
+_UNLISTED = "benchmarks.tasks.mllm.lmms_benchmarks:UnlistedTaskConfig"
 Evaluate = Callable[["EvalModel", Any], "Evaluation | None"]
 
 
@@ -135,7 +133,7 @@ class Benchmark:
 
 
 _registered: dict[str, Benchmark] = {}
-Function = typing.TypeVar("Function", bound=Evaluate)
+Function = TypeVar("Function", bound=Evaluate)
 
 
 def register(name: str, entry: Benchmark) -> None:
@@ -186,13 +184,11 @@ def configure(**values: Any) -> Any:
         raise UserError(f"benchmarks: expected 'name', a benchmark or the name of its column, got {values!r:.80}")
     own = "/" in name or name.endswith((".yaml", ".yml"))  # a task of the user's; the file need not exist yet
     kind = import_from_string(_UNLISTED) if own else get_benchmark(name).config
-    takes = [field.name for field in dataclasses.fields(kind)]
-    if not values.keys() <= {*takes}:  # a default is accepted anyway: --print_config once wrote those of all benchmarks
-        defaults = {
-            field.name: to_plain(field.default)
-            for each in settings_by_kind().values()
-            for field in dataclasses.fields(each)
-        }
+    takes = {field.name: field for field in dataclasses.fields(kind)}
+    if not values.keys() <= takes.keys():
+        # a default is accepted anyway: --print_config once wrote those of all benchmarks
+        every = [field for each in settings_by_kind().values() for field in dataclasses.fields(each)]
+        defaults = {field.name: to_plain(field.default) for field in every}
         values = {
             key: value
             for key, value in values.items()
@@ -201,7 +197,7 @@ def configure(**values: Any) -> Any:
     try:
         return from_plain(kind, values, what=f"benchmarks.{values.get('name', name)}")
     except UserError as error:
-        unknown = not values.keys() <= {*takes}
+        unknown = not values.keys() <= takes.keys()
         raise UserError(f"{error} ('{name}' takes {', '.join(takes)})" if unknown else str(error)) from None
 
 

@@ -14,30 +14,124 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
 from benchmarks.results.protocol import fingerprint
-from benchmarks.results.results import SCHEMA, Result, check_not_newer, read_result, result_path, write_result
-from benchmarks.tasks.distributed import run_on_all, run_on_main
+from benchmarks.results.results import (
+    SCHEMA,
+    Result,
+    check_name,
+    check_not_newer,
+    read_result,
+    result_path,
+    write_result,
+)
 from benchmarks.tasks.eval_model import EvalModel
 from benchmarks.tasks.evaluation import Evaluation
+from benchmarks.tasks.listing import subset_text
 from benchmarks.tasks.mllm.judge import NO_JUDGE
-from benchmarks.tasks.output_cache import CACHE_DIR, INPUT_LIBRARIES, cache_key
+from benchmarks.tasks.output_cache import CACHE_DIR, INPUT_LIBRARIES, cache_key, run_on_all, run_on_main
 from benchmarks.tasks.registry import Benchmark, BenchmarkConfig, get_benchmark
-from benchmarks.tasks.run_config import EvaluationConfig, RunConfig
-from benchmarks.tasks.sizes import subset_text
 from clips.commandline.signals import sigterm_interrupts
 from clips.core.artifact import directory_hash, git_state, library_versions, log_info, writable_directory
+from clips.core.chat_client import check_urls
 from clips.core.identity import digest, file_hash, identity, is_below
 from clips.errors import UserError
 from clips.model_refs import OPEN_CLIP_CONFIG
+from clips.ranges import Positive
 from clips.training.run_dir import CONFIG_FILE, list_checkpoints, read_train_state
 from clips.typed_data import checked
 
-NO_VALUE = "no item has a value"
-_LIBRARIES = ("lmms-eval", "open_clip_torch", "timm", "transformers", "torch", *INPUT_LIBRARIES)
+
+@dataclass(frozen=True, kw_only=True)
+class LmmsModel:
+    """One of lmms-eval's own models.
+
+    Args:
+        model: its name, for instance ``llava_hf``.
+        model_args: its arguments, in the format of ``--model_args``: ``pretrained=DIR,device_map=cpu``.
+    """
+
+    model: str
+    model_args: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """What to evaluate on, and how.
+
+    Args:
+        benchmarks: the benchmarks, each with its data and its own settings.
+        output: directory of the result files, ``<output>/<model_name>/<benchmark>.json``.
+        batch_size: images, captions or questions per forward pass; with ``endpoint`` concurrent requests.
+        precision: of the model; ``auto`` is fp32, except for a LLaVA on a GPU, which runs in bf16.
+        device: ``auto`` is a GPU if available.
+        overwrite: evaluate again although a result exists.
+    """
+
+    benchmarks: list[BenchmarkConfig]
+    output: str
+    batch_size: Positive = 64
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(EvaluationConfig):
+    """Evaluate one model on a list of benchmarks and write one result file for each.
+
+    Args:
+        model_name: the model's name in the table.
+        encoder: an encoder directory with a text tower (open_clip format), or ``hf-hub:ORG/NAME``, for benchmarks that
+            compare images and texts; for a linear probe any encoder that a LLaVA can use.
+        llava: a LLaVA directory, or ``ORG/NAME`` on the Hub, for MLLM benchmarks.
+        endpoint: base URLs of servers with OpenAI's chat API (vLLM, SGLang, llava-bridge serve), such as
+            ``[http://host:8000/v1]``, that have loaded the LLaVA; ``llava`` is its name there. Likelihoods need the
+            directory instead.
+        endpoint_key_env: the environment variable with the servers' API key, if they need one.
+        retry_minutes: how long a question is repeated while no server answers it.
+        token_prices: prices of a million input and output tokens; with ``endpoint`` a benchmark with a ``limit`` prints
+            the time, tokens and cost of all of its questions.
+        lmms: one of lmms-eval's own models instead of ``llava``; its arguments set device and precision.
+    """
+
+    model_name: str
+    encoder: str | None = None
+    llava: str | None = None
+    endpoint: tuple[str, ...] = ()
+    endpoint_key_env: str = "OPENAI_API_KEY"
+    retry_minutes: float = 30.0
+    token_prices: tuple[float, float] | None = None
+    lmms: LmmsModel | None = None
+
+    def __post_init__(self) -> None:
+        check_name(self.model_name, "model_name")
+        if self.llava is not None and self.lmms is not None:
+            raise UserError("lmms: expected either it or 'llava', got both")
+        if self.encoder is None and self.llava is None and self.lmms is None:
+            raise UserError("encoder: expected an encoder directory, or 'llava:' a LLaVA directory, got neither")
+        if not self.benchmarks:
+            raise UserError("benchmarks: expected at least one")
+        check_urls("endpoint", self.endpoint)
+        if self.endpoint and self.llava is None:
+            raise UserError("llava: expected the model's name at the endpoint")
+        for each in self.benchmarks:
+            if self.lmms is not None and getattr(each, "blind", None):
+                raise UserError(f"benchmarks.blind: expected 'llava:' instead of lmms ({each.name})")
+            if self.endpoint and (getattr(each, "num_beams", 1) or 1) > 1:
+                raise UserError(f"benchmarks.num_beams: expected 1 with endpoint, whose API has no beams ({each.name})")
+        names = [benchmark.name for benchmark in self.benchmarks]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise UserError(f"benchmarks.name: '{twice[0]}' is used twice; rename one and set its 'task:'")
+
+    @property
+    def dtype(self) -> str:
+        """``precision`` as torch and protocols name it, or ``auto``."""
+        return {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[self.precision]
 
 
 @sigterm_interrupts()
@@ -53,7 +147,13 @@ def run_benchmarks(config: RunConfig) -> None:
     if config.device == "cuda":
         _ = model.device  # raises if there is none
     for number, benchmark in enumerate(config.benchmarks, 1):
-        _check(model, benchmark, f"benchmarks[{number}]")
+        entry = get_benchmark(benchmark.entry)
+        model.record(entry.needs)
+        check_not_newer(config.output, config.model_name, benchmark.name)
+        for field, path in benchmark.local_paths().items():
+            if not Path(path).exists():
+                place = f"benchmarks[{number}].{field}"
+                raise UserError(f"{place}: {path}: no such file or directory (benchmark '{benchmark.name}')")
     run_on_all(model.processes, lambda: writable_directory(Path(config.output) / config.model_name))
     results = []
     for benchmark in config.benchmarks:
@@ -62,16 +162,6 @@ def run_benchmarks(config: RunConfig) -> None:
     failed = [f"{result.benchmark} ({result.failure_reason})" for result in results if result.status == "failed"]
     if failed:
         raise UserError(f"failed: {', '.join(failed)}")
-
-
-def _check(model: EvalModel, config: BenchmarkConfig, item: str) -> None:
-    """Reject invalid values before anything runs; ``item`` is the config's position."""
-    entry = get_benchmark(config.entry)
-    model.record(entry.needs)
-    check_not_newer(model.config.output, model.config.model_name, config.name)
-    for field, path in config.local_paths().items():
-        if not Path(path).exists():
-            raise UserError(f"{item}.{field}: {path}: no such file or directory (benchmark '{config.name}')")
 
 
 @contextlib.contextmanager
@@ -94,17 +184,18 @@ def _locked(model: EvalModel, config: BenchmarkConfig) -> Iterator[None]:
 
 def _run_one(model: EvalModel, config: BenchmarkConfig) -> Result:
     """Evaluate one benchmark and store the result, or reuse a stored one; a failure never replaces numbers."""
-    entry = get_benchmark(config.entry)
+    run, entry = model.config, get_benchmark(config.entry)
     started = time.perf_counter()
-    earlier = run_on_main(model.processes, lambda: _earlier(model.config, config))
+    earlier = run_on_main(model.processes, lambda: _earlier(run, config))
     record = model.record(entry.needs)
     outcome: Evaluation | None = None
     key = ""
     reason = None
     try:
         key = _key(model, entry, config, record["hash"])
-        if earlier is not None and (earlier.key, earlier.schema) == (key, SCHEMA) and not model.config.overwrite:
-            _log(model, f"{model.config.model_name} {config.name}: done already ({_headline(earlier)})")
+        if earlier is not None and (earlier.key, earlier.schema) == (key, SCHEMA) and not run.overwrite:
+            if model.processes.is_main:
+                log_info(f"{run.model_name} {config.name}: done already ({_headline(earlier)})")
             return earlier
         model.load(entry.needs)  # before the timer starts
         started = time.perf_counter()
@@ -122,43 +213,30 @@ def _run_one(model: EvalModel, config: BenchmarkConfig) -> Result:
             traceback.print_exc()  # not a user error
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
     seconds = time.perf_counter() - started
-    result = run_on_main(model.processes, lambda: _result(model, entry, config, record, key, outcome, reason, seconds))
+
+    def as_result() -> Result:
+        result = Result(
+            model_name=run.model_name,
+            benchmark=config.name,
+            benchmark_type=entry.benchmark_type,
+            status="failed" if outcome is None else "ok",
+            failure_reason=reason,
+            model=record,
+            seconds=round(seconds, 3),
+            git=git_state(),
+            command=shlex.join(["clips-bench", *sys.argv[1:]]),
+            key=key,
+        )
+        return result if outcome is None else with_outcome(result, entry, outcome)
+
+    result = run_on_main(model.processes, as_result)  # the others have no outcome
     keep_earlier = result.status == "failed" and earlier is not None
-    if model.processes.is_main and not keep_earlier:
-        write_result(model.config.output, result, None if outcome is None else outcome.items)
-    note = "; the earlier result remains" if keep_earlier else ""
-    _log(model, f"{model.config.model_name} {config.name}: {_headline(result)}{note}")
-    return result
-
-
-def _log(model: EvalModel, message: str) -> None:
     if model.processes.is_main:
-        log_info(message)
-
-
-def _result(
-    model: EvalModel,
-    entry: Benchmark,
-    config: BenchmarkConfig,
-    record: dict[str, str],
-    key: str,
-    outcome: Evaluation | None,
-    reason: str | None,
-    seconds: float,
-) -> Result:
-    result = Result(
-        model_name=model.config.model_name,
-        benchmark=config.name,
-        benchmark_type=entry.benchmark_type,
-        status="failed" if outcome is None else "ok",
-        failure_reason=reason,
-        model=record,
-        seconds=round(seconds, 3),
-        git=git_state(),
-        command=shlex.join(["clips-bench", *sys.argv[1:]]),
-        key=key,
-    )
-    return result if outcome is None else with_outcome(result, entry, outcome)
+        if not keep_earlier:
+            write_result(run.output, result, None if outcome is None else outcome.items)
+        note = "; the earlier result remains" if keep_earlier else ""
+        log_info(f"{run.model_name} {config.name}: {_headline(result)}{note}")
+    return result
 
 
 def with_outcome(result: Result, entry: Benchmark, outcome: Evaluation) -> Result:
@@ -168,7 +246,7 @@ def with_outcome(result: Result, entry: Benchmark, outcome: Evaluation) -> Resul
         result,
         metrics={name: metric for name, metric in outcome.metrics.items() if name not in empty},
         primary=outcome.primary,
-        missing_metrics={**dict.fromkeys(empty, NO_VALUE), **outcome.missing_metrics},
+        missing_metrics={**dict.fromkeys(empty, "no item has a value"), **outcome.missing_metrics},
         trivial_baseline_note=entry.trivial_baseline_note,
         protocol=outcome.protocol,
         fingerprint=fingerprint(outcome.protocol),
@@ -182,7 +260,10 @@ def _key(model: EvalModel, entry: Benchmark, config: BenchmarkConfig, model_hash
         "entry": config.entry,
         "precision": model.config.precision,
         "data": entry.data_hash(config),
-        "libraries": {name: library_versions().get(name) for name in _LIBRARIES},
+        "libraries": {
+            name: library_versions().get(name)
+            for name in ("lmms-eval", "open_clip_torch", "timm", "transformers", "torch", *INPUT_LIBRARIES)
+        },
         **entry.further_inputs(config, model.config.output),
     }
     # without these settings a result from before they existed stays valid

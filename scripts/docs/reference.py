@@ -34,7 +34,7 @@ INTERFACE = {
         "inference.generate", "inference.loglikelihood", "encoders", "encoders.encoder", "projectors", "chat_templates",
     ),
     "benchmarks": (
-        "tasks.run_benchmarks", "tasks.run_config", "tasks.registry", "tasks.evaluation",
+        "tasks.run_benchmarks", "tasks.registry", "tasks.evaluation",
         "results.results", "results.protocol", "results.statistics",
     ),
 }  # fmt: skip

@@ -15,7 +15,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -28,18 +28,17 @@ from benchmarks.tasks.encoders.recall import TIE_TOLERANCE
 from benchmarks.tasks.evaluation import Evaluation, MetricSpec, compute_metric, thumbnails
 from benchmarks.tasks.registry import Benchmark, BenchmarkConfig, Function, benchmark, get_benchmark
 from clips.core.identity import RUN_ONLY
-from clips.data.formats.dataset_format import ImageRegion, Pair
+from clips.data.formats.dataset_format import Pair
 from clips.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
     from PIL.Image import Image
 
-    from benchmarks.tasks.compositional.blind_pairs import BlindPairs
     from benchmarks.tasks.eval_model import EvalModel
 
-
-_MAX_CATEGORIES = 20  # with a metric each; of ARO's hundreds only the mean is reported
+Scores = Sequence[np.ndarray]
+"""(P, C) scores of each case."""
 _GROUPS = {"image_score": "image", "group_score": "group"}
 
 
@@ -69,7 +68,7 @@ class PairBenchmark(Benchmark):
     format: str
 
 
-_DATA: Mapping[str, tuple[str, int | None, str]] = {
+_DATA: Mapping[str, tuple[str, int | None, str]] = {  # benchmark → what it measures, its number of items and license
     "choice": ("a caption or one that differs in a detail: JSON lines of pairs", None, ""),
     "sugarcrepe": ("a caption or one with something added, replaced or swapped (SugarCrepe)", 7511, "MIT"),
     "aro_relation": ("order of relations: 'A on B' or 'B on A' (ARO, VG-Relation)", 23937, "MIT"),
@@ -82,7 +81,6 @@ _DATA: Mapping[str, tuple[str, int | None, str]] = {
         "two images and two captions of the same words (Winoground)", 400, "its own terms, for research"
     ),
 }  # fmt: skip
-"""Benchmark → what it measures, its number of items and license."""
 
 
 def pair_benchmarks(suffix: str, *, how: str, **fields: Any) -> Callable[[Function], Function]:
@@ -118,24 +116,30 @@ def data_hash(config: PairConfig) -> str:
     return load_pairs(config).hash
 
 
+class BlindScores(NamedTuple):
+    """The scores of the blind runs: positions of their cases among all, and kind → scores of these cases."""
+
+    rows: list[int]
+    scores: dict[str, Scores]
+
+
 def compute_evaluation(
     pairs: PairSet,
-    scores: Sequence[np.ndarray],
+    scores: Scores,
     protocol: Entries,
     *,
     uncompared: str = "",
     extra: Mapping[str, tuple[MetricSpec, Sequence[float]]] | None = None,
-    blind: BlindPairs | None = None,
+    blind: BlindScores | None = None,
 ) -> Evaluation:
     """Metrics and items.
 
     Args:
-        scores: (P, C) per item, higher is better; comparable at least within each row.
+        scores: higher is better; comparable at least within each row.
         uncompared: why scores of different images are not comparable; empty if they are.
         extra: name → a metric of one additional column, and the column.
 
-    Raises:
-        UserError: a score is NaN; the message names its item.
+    Raises UserError: a score is NaN; the message names its item.
     """
     for case, each in zip(pairs.cases, scores, strict=True):
         if not np.isfinite(each).all():
@@ -209,7 +213,6 @@ def _wins(scores: np.ndarray, order: np.ndarray) -> tuple[bool, bool]:
 
 
 def _chance_columns(pairs: PairSet) -> dict[str, np.ndarray]:
-    """The item columns for equal scores."""
     shapes = [(len(case.images), len(case.captions)) for case in pairs.cases]
     of_shape = {shape: win_probabilities(np.zeros(shape)) for shape in set(shapes)}
     text, image, both = np.array([of_shape[shape] for shape in shapes]).T
@@ -235,19 +238,24 @@ def _specs(pairs: PairSet) -> dict[str, MetricSpec]:
 
 
 def _kinds(pairs: PairSet) -> list[str]:
-    """The categories with their own metric."""
     kinds = sorted({case.kind for case in pairs.cases if case.kind})
-    return kinds if len(kinds) <= _MAX_CATEGORIES else []
+    return kinds if len(kinds) <= 20 else []  # with a metric each; of ARO's hundreds only the mean is reported
 
 
-def _items(pairs: PairSet, scores: Sequence[np.ndarray], wins: Mapping[str, np.ndarray]) -> pd.DataFrame:
+def _items(pairs: PairSet, scores: Scores, wins: Mapping[str, np.ndarray]) -> pd.DataFrame:
     import pandas as pd
 
     cases = pairs.cases
     first = [case.images[0] for case in cases]
-    small = thumbnails(
-        [" ".join(map(_name, case.images)) for case in cases], lambda index: _side_by_side(pairs, cases[index])
-    )
+    shown = [
+        " ".join(each.reference if each.box is None else f"{each.reference} {each.box}" for each in case.images)
+        for case in cases
+    ]
+    # the caption to which each image gives the highest score; the first of tied ones
+    chosen = [
+        [case.captions[int(np.argmax(row > row.max() - TIE_TOLERANCE))] for row in each]
+        for case, each in zip(cases, scores, strict=True)
+    ]
     items = pd.DataFrame(
         {
             "item": [case.name for case in cases],
@@ -256,10 +264,10 @@ def _items(pairs: PairSet, scores: Sequence[np.ndarray], wins: Mapping[str, np.n
             "direction": "",
             "category": [case.kind for case in cases],
             "question": [" | ".join(case.captions) for case in cases],
-            "prediction": [_prediction(case, each) for case, each in zip(cases, scores, strict=True)],
+            "prediction": [_numbered(texts) for texts in chosen],
             "target": [_numbered(case.captions[: len(case.images)]) for case in cases],
             "score": wins["score"],
-            "thumbnail": small,
+            "thumbnail": thumbnails(shown, lambda index: _side_by_side(pairs, cases[index])),
             "margin": [_margin(each) for each in scores],
             "averaged": [case.kind if case.kind in pairs.averaged else None for case in cases],
         }
@@ -267,9 +275,7 @@ def _items(pairs: PairSet, scores: Sequence[np.ndarray], wins: Mapping[str, np.n
     return items.assign(**{name: values for name, values in wins.items() if name != "score"})
 
 
-def _win_columns(
-    pairs: PairSet, scores: Sequence[np.ndarray], rows: Sequence[int], *, compared: bool
-) -> dict[str, np.ndarray]:
+def _win_columns(pairs: PairSet, scores: Scores, rows: Sequence[int], *, compared: bool) -> dict[str, np.ndarray]:
     """The item columns that depend on the scores, of the cases at ``rows``."""
     wins = np.array([win_probabilities(each) for each in scores])
     columns = {"score": wins[:, 0]} | ({"image_score": wins[:, 1], "group_score": wins[:, 2]} if compared else {})
@@ -277,22 +283,11 @@ def _win_columns(
     return columns | {f"score_{kind}": np.where(kinds == kind, wins[:, 0], np.nan) for kind in _kinds(pairs)}
 
 
-def _name(region: ImageRegion) -> str:
-    return region.reference if region.box is None else f"{region.reference} {region.box}"
-
-
-def _prediction(case: Pair, scores: np.ndarray) -> str:
-    """The caption to which each image gives the highest score; the first of tied ones."""
-    return _numbered([case.captions[int(np.argmax(row > row.max() - TIE_TOLERANCE))] for row in scores])
-
-
 def _numbered(texts: Sequence[str]) -> str:
-    """A single caption unchanged; several with numbers."""
     return texts[0] if len(texts) == 1 else " ".join(f"{number}. {text}" for number, text in enumerate(texts, 1))
 
 
 def _side_by_side(pairs: PairSet, case: Pair) -> Image:
-    """The images of a case next to each other, resized to equal height."""
     from PIL import Image
 
     images = [pairs.open(image) for image in case.images]
@@ -320,18 +315,18 @@ def evaluate(model: EvalModel, config: PairConfig) -> Evaluation:
     from benchmarks.tasks.encoders.embedding import image_embeddings, text_embeddings
 
     pairs = load_pairs(config)
-    images = {image: number for number, image in enumerate(pairs.images)}
-    unique = dict.fromkeys(text for case in pairs.cases for text in case.captions)
-    texts = {text: number for number, text in enumerate(unique)}
-    names = [image.reference for image in images]
+    names = [image.reference for image in pairs.images]
+    texts = list(dict.fromkeys(text for case in pairs.cases for text in case.captions))
     image_vectors = image_embeddings(
         model, lambda index: pairs.open(pairs.images[index]), names, pairs.images_hash, "encoder"
     )
-    text_vectors = text_embeddings(model, list(texts))
+    text_vectors = text_embeddings(model, texts)
+    image_at = {image: number for number, image in enumerate(pairs.images)}
+    text_at = {text: number for number, text in enumerate(texts)}
     scores = []
     for case in pairs.cases:
-        of_images = image_vectors[[images[image] for image in case.images]]
-        of_captions = text_vectors[[texts[text] for text in case.captions]]
+        of_images = image_vectors[[image_at[image] for image in case.images]]
+        of_captions = text_vectors[[text_at[text] for text in case.captions]]
         scores.append((of_images @ of_captions.T).cpu().numpy())
     return compute_evaluation(
         pairs,

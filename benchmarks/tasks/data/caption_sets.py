@@ -7,7 +7,7 @@ import functools
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,15 +17,13 @@ import numpy as np
 from benchmarks.tasks.registry import BenchmarkConfig
 from clips.core.identity import RUN_ONLY, FileStamp, file_stamp
 from clips.data.formats import DatasetSpec, read_dataset
-from clips.data.formats.dataset_format import Captioned, strict_captions
+from clips.data.formats.dataset_format import strict_captions
 from clips.data.lazy_images import LazyImage
 from clips.errors import UserError
 from clips.ranges import Positive
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-_CACHED_SETS = 8  # per process: names and captions, no images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,24 +58,15 @@ class CaptionSet:
     """Images, captions and their matching pairs.
 
     Letters: N images, M captions, P matching pairs.
-
-    Args:
-        files: (N,) the images.
-        images: (N,) their unique names.
-        texts: (M,) captions, grouped by image; equal captions of two images count as two.
-        pairs: (P, 2) indices of an image and a matching caption, ordered by caption.
-        source: the file or directory that was read, for messages.
-        split: the split; ``dataset_format.WHOLE`` without splits.
-        available: number of images without ``limit``.
     """
 
-    files: Sequence[LazyImage]
-    images: Sequence[str]
-    texts: Sequence[str]
-    pairs: np.ndarray
-    source: str
-    split: str
-    available: int
+    files: Sequence[LazyImage]  # (N,) the images
+    images: Sequence[str]  # (N,) their unique names
+    texts: Sequence[str]  # (M,) captions, grouped by image; equal captions of two images count as two
+    pairs: np.ndarray  # (P, 2) indices of an image and a matching caption, ordered by caption
+    source: str  # the file or directory that was read, for messages
+    split: str  # the split; ``dataset_format.WHOLE`` without splits
+    available: int  # number of images without ``limit``
 
     @functools.cached_property
     def captions(self) -> list[list[str]]:
@@ -127,8 +116,7 @@ def load_caption_set(source: DatasetSpec, *, captions_per_image: int = 5, limit:
 
     Repeated images are merged with all their captions, of which the first ``captions_per_image`` are used.
 
-    Raises:
-        UserError: missing or malformed, an empty split, an image without captions.
+    Raises UserError: missing or malformed, an empty split, an image without captions.
     """
     return _load(source, captions_per_image, limit, file_stamps(Path(source.path)))
 
@@ -163,13 +151,30 @@ def file_stamps(path: Path) -> tuple[tuple[str, FileStamp], ...]:
     return tuple(sorted((str(file), file_stamp(file)) for file in files if file.is_file()))
 
 
-@functools.lru_cache(maxsize=_CACHED_SETS)
+@functools.lru_cache(maxsize=8)  # names and captions, no images
 def _load(source: DatasetSpec, per_image: int, limit: int | None, _stamp: object) -> CaptionSet:
     found = read_dataset(source, "captions")
-    images, texts, owners = _gather(found.records, source.path)
+    images: dict[str, LazyImage] = {}
+    numbers: dict[str, int] = {}
+    texts: list[str] = []
+    owners: list[list[int]] = []  # the images of each caption
+    for record in found.records:
+        names = [image.name for image in record.images]
+        captions = strict_captions(record.captions, f"{source.path}: {', '.join(names):.200}")
+        images |= {name: image for name, image in zip(names, record.images, strict=True) if name not in images}
+        texts += captions
+        owners += [sorted({numbers.setdefault(name, len(numbers)) for name in names})] * len(captions)
     if not texts:
         raise UserError(f"{source.path}: contains no image with captions")
-    selected = _select_captions(owners, per_image, limit)
+    # captions in the order of their first image, until each image has enough; a selected one has all of its selected
+    # images: without one, a right answer would count as wrong
+    counts: Counter[int] = Counter()
+    selected: list[tuple[int, list[int]]] = []
+    for caption in sorted(range(len(owners)), key=lambda caption: owners[caption][0]):
+        owned = [image for image in owners[caption] if limit is None or image < limit]
+        if any(counts[image] < per_image for image in owned):
+            counts.update(owned)
+            selected.append((caption, owned))
     pairs = [(image, number) for number, (_, owned) in enumerate(selected) for image in owned]
     return CaptionSet(
         list(images.values())[:limit],
@@ -180,34 +185,3 @@ def _load(source: DatasetSpec, per_image: int, limit: int | None, _stamp: object
         found.split,
         len(images),
     )
-
-
-def _gather(records: Iterable[Captioned], path: str) -> tuple[dict[str, LazyImage], list[str], list[list[int]]]:
-    """(images by name, captions, the images of each caption), in the order of the records."""
-    images: dict[str, LazyImage] = {}
-    numbers: dict[str, int] = {}
-    texts: list[str] = []
-    owners: list[list[int]] = []
-    for record in records:
-        names = [image.name for image in record.images]
-        captions = strict_captions(record.captions, f"{path}: {', '.join(names):.200}")
-        images |= {name: image for name, image in zip(names, record.images, strict=True) if name not in images}
-        owned = sorted({numbers.setdefault(name, len(numbers)) for name in names})
-        texts += captions
-        owners += [owned] * len(captions)
-    return images, texts, owners
-
-
-def _select_captions(owners: Sequence[Sequence[int]], per_image: int, limit: int | None) -> list[tuple[int, list[int]]]:
-    """(caption, its images) of the selected captions, ordered by their first image.
-
-    A selected caption has all of its selected images: without one, a right answer would count as wrong.
-    """
-    counts: Counter[int] = Counter()
-    selected = []
-    for caption in sorted(range(len(owners)), key=lambda caption: owners[caption][0]):
-        owned = [image for image in owners[caption] if limit is None or image < limit]
-        if any(counts[image] < per_image for image in owned):
-            counts.update(owned)
-            selected.append((caption, owned))
-    return selected

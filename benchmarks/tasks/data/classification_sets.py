@@ -28,32 +28,20 @@ TEMPLATES_FILE = "zeroshot_classification_templates.txt"
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationSet:
-    """Images and their classes.
+    """Images and their classes."""
 
-    Args:
-        source: the directory that was read.
-        files: (N,) the images.
-        images: (N,) their unique names.
-        targets: (N,) index of each image's class.
-        classes: (C,) names of the classes.
-        own_classes: (C,) their names in the data itself, of directories or a column; empty if it has none.
-        named_by: the source of those names, as text.
-        templates: texts with ``{}`` or ``{c}`` for the class, from the file next to the data; empty if there is none.
-        split: the split; ``dataset_format.WHOLE`` without splits.
-        available: number of images without ``limit``.
-        skipped: file type → number of skipped files: other types, or outside the class directories.
-    """
-
-    source: str
-    files: Sequence[LazyImage]
-    images: Sequence[str]
-    targets: np.ndarray
-    classes: Sequence[str]
-    own_classes: Sequence[str]
-    named_by: str
+    source: str  # the directory that was read
+    files: Sequence[LazyImage]  # (N,) the images
+    images: Sequence[str]  # (N,) their unique names
+    targets: np.ndarray  # (N,) index of each image's class
+    classes: Sequence[str]  # (C,) names of the classes
+    own_classes: Sequence[str]  # (C,) their names in the data itself, of directories or a column; empty if it has none
+    named_by: str  # the source of those names, as text
+    # texts with ``{}`` or ``{c}`` for the class, from the file next to the data; empty if there is none
     templates: Sequence[str]
-    split: str
-    available: int
+    split: str  # the split; ``dataset_format.WHOLE`` without splits
+    available: int  # number of images without ``limit``
+    # file type → number of skipped files: other types, or outside the class directories
     skipped: Mapping[str, int] = field(default_factory=dict)
 
     def open(self, index: int) -> Image:
@@ -87,8 +75,7 @@ def load_classification_set(
         limit: number of images, evenly spaced.
         prompted: reject class names that no text tower knows: numbers and WordNet ids that no list names.
 
-    Raises:
-        UserError: missing or malformed, a class without a name, or without ``limit`` a class without images.
+    Raises UserError: missing or malformed, a class without a name, or without ``limit`` a class without images.
     """
     root = Path(data)
     if not root.is_dir():
@@ -141,8 +128,8 @@ def _lines(root: Path, folder: Path, name: str) -> list[str]:
 
 def _in_order_of(names: Sequence[str], lines: list[str]) -> list[str]:
     """Lines that are the data's own names in another order, in the order of these; any others unchanged."""
-    by_name = {_comparable(line): line for line in lines}
-    own = list(map(_comparable, names))
+    by_name = {line.replace("_", " ").casefold(): line for line in lines}
+    own = [name.replace("_", " ").casefold() for name in names]
     if len(own) == len(lines) and set(own) == by_name.keys():
         return [by_name[name] for name in own]
     if lines and have_two_orders(names):
@@ -151,10 +138,6 @@ def _in_order_of(names: Sequence[str], lines: list[str]) -> list[str]:
             f"by numbers alone (10) or with leading zeros, got '{names[-1]}'"
         )
     return lines
-
-
-def _comparable(name: str) -> str:
-    return name.replace("_", " ").casefold()
 
 
 def _check(

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,26 +42,15 @@ wrapped in
 SYMMETRIC = frozenset(_NAMES.replace("\n", " ").strip().split(", "))
 
 
-_MIN_COUNT = 25  # rarer pairs of attributes do not enter the mean of ARO's VG-Attribution
-
-
 @dataclass(frozen=True, kw_only=True)
 class PairSet:
-    """Items and their images.
+    """Items and their images."""
 
-    Args:
-        root: the path that was read, for messages.
-        cases: at least one; all have the same number of images.
-        averaged: the categories that enter the mean over categories.
-        by_category: whether its authors report that mean instead of the accuracy over all items.
-        available: number of items without ``limit``.
-    """
-
-    root: Path
-    cases: Sequence[Pair]
-    averaged: frozenset[str]
-    by_category: bool
-    available: int
+    root: Path  # the path that was read, for messages
+    cases: Sequence[Pair]  # at least one; all have the same number of images
+    averaged: frozenset[str]  # the categories that enter the mean over categories
+    by_category: bool  # whether its authors report that mean instead of the accuracy over all items
+    available: int  # number of items without ``limit``
 
     @functools.cached_property
     def images(self) -> list[ImageRegion]:
@@ -104,26 +93,22 @@ def load_pair_set(data: str, format: str, *, images: str | None = None, limit: i
         images: directory of the images; by default ``images`` next to the file, or the file's directory.
         limit: keep the first N items.
 
-    Raises:
-        UserError: missing or malformed, the message names the file.
+    Raises UserError: missing or malformed, the message names the file.
     """
     records = list(read_dataset(DatasetSpec(path=data, format=format, image_root=images), "pairs").records)
     cases = records[:limit]
     if not cases:
         raise UserError(f"{data}: contains no pair of captions")
+    counts = Counter(case.kind for case in cases if case.kind)
+    averaged = frozenset(counts)
+    if format == "aro_relation":
+        averaged -= SYMMETRIC
+    elif format == "aro_attribution":  # without rare pairs of attributes, as its authors do
+        averaged = frozenset(category for category, count in counts.items() if count >= 25)
     return PairSet(
         root=Path(data),
         cases=cases,
-        averaged=_averaged(format, Counter(case.kind for case in cases if case.kind)),
+        averaged=averaged,
         by_category=format in {"aro_relation", "aro_attribution"},
         available=len(records),
     )
-
-
-def _averaged(format: str, counts: Mapping[str, int]) -> frozenset[str]:
-    """The categories that enter the mean over categories: all except those that ARO's authors exclude."""
-    if format == "aro_relation":
-        return frozenset(counts) - SYMMETRIC
-    if format == "aro_attribution":
-        return frozenset(category for category, count in counts.items() if count >= _MIN_COUNT)
-    return frozenset(counts)

@@ -32,29 +32,25 @@ if TYPE_CHECKING:
 
 PRIMARY = ("acc1",)
 CUTS = (1, 5)
-MAJORITY_CLASS = "majority class"
 METRICS: dict[str, MetricSpec] = {
     **{f"acc{k}": MetricSpec(label=f"acc@{k}", columns=(f"acc{k}",)) for k in CUTS},
     "mean_per_class_recall": MetricSpec(
         label="mean per-class recall", aggregation="mean_of_group_means", columns=("acc1", "category")
     ),
 }
-_MAX_BLOCK_ELEMENTS = 16_000_000
 TEMPLATE_SETS = {"openai_imagenet": "OPENAI_IMAGENET_TEMPLATES", "simple": "SIMPLE_IMAGENET_TEMPLATES"}
 """Config value → open_clip's list: CLIP's 80 templates for ImageNet, and the seven that its authors found as good."""
-_SLOTS = ("{}", "{c}")
 
 
 def check_templates(templates: str | Sequence[str], field: str) -> None:
     """Reject values that are neither a name in :data:`TEMPLATE_SETS` nor strings with a slot for the class.
 
-    Raises:
-        UserError: the message names ``field``.
+    Raises UserError: the message names ``field``.
     """
     if isinstance(templates, str) and templates not in TEMPLATE_SETS:
         raise unknown_name_error(templates, TEMPLATE_SETS, f"set of {field}, or a list of strings,")
     for template in [] if isinstance(templates, str) else templates:
-        if not any(slot in template for slot in _SLOTS):
+        if "{}" not in template and "{c}" not in template:
             raise UserError(f"{field}: expected {{}} where the class goes, got '{template:.80}'")
     if not templates:
         raise UserError(f"{field}: expected at least one string")
@@ -103,7 +99,8 @@ def evaluate(model: EvalModel, config: ClassificationConfig) -> Evaluation:
     templates = _templates(found, config)
     classes = class_embeddings(functools.partial(text_embeddings, model), templates, found.classes)
     images = image_embeddings(model, found.open, found.images, found.image_hashes, "encoder")
-    ranks = class_ranks(iter_similarities(images, classes), found.targets)
+    blocks = images.split(max(1, 16_000_000 // len(classes)))
+    ranks = class_ranks(((block @ classes.T).cpu().numpy() for block in blocks), found.targets)
     items = items_table(found, ranks)
     return Evaluation(
         metrics=metrics(items, found),
@@ -142,11 +139,10 @@ def data_settings(found: ClassificationSet, config: BenchmarkConfig) -> Entries:
 
 def metrics(items: pd.DataFrame, found: ClassificationSet) -> dict[str, Metric]:
     """Return the metrics that are meaningful for this number of classes."""
-    baselines = {CHANCE: chance_hits(found), MAJORITY_CLASS: majority_class_hits(found)}
+    baselines = {CHANCE: chance_hits(found), "majority class": majority_class_hits(found)}
+    absent = undefined_metrics(found)
     return {
-        name: compute_metric(items, spec, baselines=baselines)
-        for name, spec in METRICS.items()
-        if name not in undefined_metrics(found)
+        name: compute_metric(items, spec, baselines=baselines) for name, spec in METRICS.items() if name not in absent
     }
 
 
@@ -206,12 +202,6 @@ def class_embeddings(
     features = vectors_of([text for group in texts for text in group])
     means = features.reshape(len(classes), len(texts[0]), -1).mean(dim=1)
     return torch.nn.functional.normalize(means, dim=-1)
-
-
-def iter_similarities(images: torch.Tensor, classes: torch.Tensor) -> Iterator[np.ndarray]:
-    """Yield blocks (n, C) of the similarity of (N, D) images to (C, D) classes."""
-    for block in images.split(max(1, _MAX_BLOCK_ELEMENTS // len(classes))):
-        yield (block @ classes.T).cpu().numpy()
 
 
 def class_ranks(scores: Iterator[np.ndarray], targets: np.ndarray) -> RetrievalRanks:

@@ -1,7 +1,9 @@
-"""Encoders of open_clip, and the unit vectors of images and texts, read from the cache or computed by all processes."""
+"""Encoders of open_clip and of other libraries, and the unit vectors of images and texts, read from the cache or
+computed by all processes."""
 
 from __future__ import annotations
 
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +19,7 @@ from clips.core.artifact import library_versions
 from clips.core.identity import digest
 from clips.errors import UserError
 from clips.model_refs import OPEN_CLIP_CONFIG
-from llava_bridge.encoders.spec import has_text_tower
+from llava_bridge.encoders.spec import has_text_tower, parse_spec
 
 if TYPE_CHECKING:
     import torch
@@ -27,32 +29,20 @@ if TYPE_CHECKING:
     from benchmarks.tasks.registry import RequiredModel
     from clips.encoder import LoadedEncoder
 
-_DECODE_THREADS = min(16, os.cpu_count() or 1)
-_PREFETCH_BATCHES = 2
 VectorCache = EmbeddingCache | NoCache
 NO_CACHE = NoCache()
-_SAMPLED_TEXTS = 1000  # tokenized for the key
 
 
 @dataclass(frozen=True, kw_only=True)
 class DualEncoder:
-    """An encoder ready to embed.
+    """An encoder ready to embed."""
 
-    Args:
-        model: has ``encode_image(pixels (B, 3, H, W))`` and ``encode_text(tokens (B, L))``.
-        preprocess: PIL image → (3, H, W).
-        tokenizer: list of texts, and optionally another context length than its own → (B, L).
-        preprocessing: protocol entries of the image preprocessing that the model's directory records.
-        device: torch device.
-        precision: the dtype of the towers.
-    """
-
-    model: Any
-    preprocess: Callable[[Any], torch.Tensor]
-    tokenizer: Callable[..., torch.Tensor]
-    preprocessing: Entries
-    device: str
-    precision: str
+    model: Any  # has ``encode_image(pixels (B, 3, H, W))`` and ``encode_text(tokens (B, L))``
+    preprocess: Callable[[Any], torch.Tensor]  # PIL image → (3, H, W)
+    tokenizer: Callable[..., torch.Tensor]  # list of texts, and optionally another context length than its own → (B, L)
+    preprocessing: Entries  # protocol entries of the image preprocessing that the model's directory records
+    device: str  # torch device
+    precision: str  # the dtype of the towers
 
     @property
     def settings(self) -> Entries:
@@ -64,8 +54,7 @@ class DualEncoder:
 def load_dual_encoder(path: str, device: str, precision: str) -> DualEncoder:
     """Load an encoder directory in open_clip's Hub format; without a text tower it rejects texts.
 
-    Raises:
-        UserError: not an encoder directory.
+    Raises UserError: not an encoder directory.
     """
     if not (Path(path) / OPEN_CLIP_CONFIG).is_file():
         raise UserError(f"encoder: {path}: expected a directory with {OPEN_CLIP_CONFIG}")
@@ -86,11 +75,6 @@ def load_dual_encoder(path: str, device: str, precision: str) -> DualEncoder:
     )
 
 
-def library_entry(name: str) -> Entries:
-    """Return the library that builds an encoder as a protocol entry, of the model: others are ranked with it."""
-    return {"input_library": f"{name} {library_versions()[name].partition('+')[0]}"}
-
-
 def _preprocessing(encoder: LoadedEncoder, path: str) -> Entries:
     visual, stated = encoder.model.visual, encoder.config.get("preprocess_cfg", {})
     settings = getattr(visual, "preprocess_cfg", None) or stated
@@ -102,6 +86,91 @@ def _preprocessing(encoder: LoadedEncoder, path: str) -> Entries:
         "input_interpolation": str(settings.get("interpolation", "bicubic")),
         **features,
     }
+
+
+def load_transformers_encoder(path: str, device: str, precision: str) -> DualEncoder:
+    """Load a directory in the transformers format, see `clips.transformers_encoder.load_transformers_encoder`."""
+    import torch
+    from PIL.Image import Resampling
+
+    from clips import transformers_encoder
+    from llava_bridge.encoders.transformers_source import image_size_of
+
+    encoder = transformers_encoder.load_transformers_encoder(path)
+    images, precision = encoder.processor, "float32" if precision == "auto" else precision
+    fit = "shortest" if getattr(images, "do_center_crop", False) else "squash"
+    side = image_size_of(images) or images.patch_size * math.isqrt(images.max_num_patches)  # SigLIP 2 NaFlex's square
+    settings: Entries = {
+        "input_resolution": side,
+        "input_resize": fit,
+        "input_interpolation": Resampling(int(images.resample)).name.lower(),
+        **({"input_text_cleaning": f"open_clip's {encoder.cleaning}"} if encoder.cleaning else {}),
+        **_library_entry("transformers"),
+    }
+    return DualEncoder(
+        model=encoder.model.to(device=device, dtype=getattr(torch, precision)),
+        preprocess=encoder.preprocess,
+        tokenizer=encoder.tokenizer,
+        preprocessing=settings,
+        device=device,
+        precision=precision,
+    )
+
+
+def load_image_tower(spec: str, device: str, precision: str) -> DualEncoder:
+    """Load the tower ``spec`` (see :mod:`llava_bridge.encoders`); it rejects texts.
+
+    Its image embedding is the class token of the last hidden state, or the mean over the tokens if there is none.
+    Images are resized by their shorter side and center-cropped.
+
+    Raises UserError: no such encoder, or its weights do not match.
+    """
+    import torch
+
+    from llava_bridge.encoders import build_tower, load_encoder
+    from llava_bridge.model.image_processing import make_image_processor
+
+    torch.manual_seed(0)  # for a tower without pretrained weights
+    encoder = load_encoder(spec)
+    tower = build_tower(encoder.source, encoder.architecture)
+    if encoder.weights is not None:
+        tower.load_state_dict(dict(encoder.weights))
+    precision = "float32" if precision == "auto" else precision
+    processor = make_image_processor(encoder.pixels, "crop")
+    source, _ = parse_spec(spec)
+    pooled = "class token" if tower.class_token else "mean of the tokens"
+    settings: Entries = {
+        "input_resolution": encoder.pixels.size,
+        "input_resize": "shortest",
+        "input_interpolation": encoder.pixels.interpolation,
+        "input_features": f"{pooled} of {tower.describe(-1)}",
+    }
+    return DualEncoder(
+        model=_Pooled(tower.to(device=device, dtype=getattr(torch, precision)).eval()),
+        preprocess=lambda image: processor(image, return_tensors="pt")["pixel_values"][0],
+        tokenizer=_reject_texts,
+        preprocessing=settings | (_library_entry(source) if source in ("timm", "transformers") else {}),
+        device=device,
+        precision=precision,
+    )
+
+
+class _Pooled:
+    def __init__(self, tower: Any) -> None:
+        self.tower = tower
+
+    def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:  # (B, 3, S, S) → (B, D)
+        *_, last = self.tower.states(pixels, self.tower.depth)
+        return last[:, 0] if self.tower.class_token else last.mean(dim=1)
+
+
+def _reject_texts(texts: list[str]) -> torch.Tensor:
+    raise UserError("this encoder has no text tower")
+
+
+def _library_entry(name: str) -> Entries:
+    # the library that builds an encoder is an entry of the model: others are ranked with it
+    return {"input_library": f"{name} {library_versions()[name].partition('+')[0]}"}
 
 
 def image_embeddings(
@@ -120,8 +189,7 @@ def image_embeddings(
             another batch their vectors would differ, in bf16 by more than other images' do.
         part: ``encoder`` for vectors that are compared with those of texts.
 
-    Raises:
-        UserError: an image cannot be opened, or its features are not finite; the message names it.
+    Raises UserError: an image cannot be opened, or its features are not finite; the message names it.
     """
     encoder: DualEncoder = getattr(model, part)
     unique, places = _distinct(names if isinstance(content, str) else content)
@@ -140,14 +208,13 @@ def image_embeddings(
 def text_embeddings(model: EvalModel, texts: Sequence[str]) -> torch.Tensor:
     """Return (M, D) unit vectors of texts, on the model's device; equal texts have equal vectors.
 
-    Raises:
-        UserError: features that are not finite; the message names the text.
+    Raises UserError: features that are not finite; the message names the text.
     """
     encoder = model.encoder
     indices, places = _distinct(texts)
     unique = [texts[index] for index in indices]
-    # the tokenizer may be one that the model's directory only names
-    sample = unique[:: max(1, len(unique) // _SAMPLED_TEXTS)]
+    # the tokenizer may be one that the model's directory only names: tokens of a thousand texts are part of the key
+    sample = unique[:: max(1, len(unique) // 1000)]
     cache = embedding_cache(
         model, encoder, "encoder", texts=unique, tokens=digest([encoder.tokenizer([text]).tolist() for text in sample])
     )
@@ -191,24 +258,28 @@ def embed_images(
         opener: opens image ``index``; called by several threads.
         names: (N,) image names for messages.
 
-    Raises:
-        UserError: an image cannot be opened, or its features are not finite; the message names it.
+    Raises UserError: an image cannot be opened, or its features are not finite; the message names it.
     """
     import torch
 
     dtype = getattr(torch, encoder.precision)
 
-    def prepare(index: int) -> torch.Tensor:
-        return encoder.preprocess(opener(index))
+    def prefetch(pool: ThreadPoolExecutor, chosen: Batches) -> Iterator[list[torch.Tensor]]:
+        pending: deque[list[Future]] = deque()
+        for batch in chosen:
+            pending.append([pool.submit(lambda index: encoder.preprocess(opener(index)), index) for index in batch])
+            if len(pending) > 2:
+                yield [future.result() for future in pending.popleft()]
+        while pending:
+            yield [future.result() for future in pending.popleft()]
 
     def compute(chosen: Batches) -> Iterator[torch.Tensor]:
-        with torch.inference_mode(), ThreadPoolExecutor(_DECODE_THREADS) as pool:
-            prepared = _prefetch(pool, prepare, chosen)
+        with torch.inference_mode(), ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+            prepared = prefetch(pool, chosen)
             for batch, images in zip(progress_iter(chosen, "embedding images"), prepared, strict=True):
                 # channels last is faster for convolutions
                 pixels = torch.stack(images).to(encoder.device, dtype, memory_format=torch.channels_last)
-                features = _unit_vectors(encoder.model.encode_image(pixels))
-                yield _check_finite(features, [names[index] for index in batch], "image")
+                yield _unit_vectors(encoder.model.encode_image(pixels), [names[index] for index in batch], "image")
 
     return cache.collect(batches(range(len(names)), batch_size), compute)
 
@@ -218,8 +289,7 @@ def embed_texts(
 ) -> torch.Tensor:
     """Return (M, D) float32 vectors of the texts, computed in batches of similar length.
 
-    Raises:
-        UserError: features that are not finite; the message names the text.
+    Raises UserError: features that are not finite; the message names the text.
     """
     import torch
 
@@ -230,7 +300,7 @@ def embed_texts(
             for batch in progress_iter(chosen, "embedding texts"):
                 named = [texts[index] for index in batch]
                 features = _encode_text(encoder.model, encoder.tokenizer(named), encoder.device)
-                yield _check_finite(_unit_vectors(features), named, "text")
+                yield _unit_vectors(features, named, "text")
 
     return cache.collect(batches(order, batch_size), compute)
 
@@ -252,24 +322,10 @@ def batches(order: Sequence[int], batch_size: int) -> list[Sequence[int]]:
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
-def _prefetch(pool: ThreadPoolExecutor, prepare: Callable[[int], Any], batches: Batches) -> Iterator[list[Any]]:
-    """Yield batches of prepared items while the pool prepares the next ones."""
-    pending: deque[list[Future]] = deque()
-    for batch in batches:
-        pending.append([pool.submit(prepare, index) for index in batch])
-        if len(pending) > _PREFETCH_BATCHES:
-            yield [future.result() for future in pending.popleft()]
-    while pending:
-        yield [future.result() for future in pending.popleft()]
-
-
-def _unit_vectors(features: torch.Tensor) -> torch.Tensor:
+def _unit_vectors(features: torch.Tensor, names: Sequence[str], what: str) -> torch.Tensor:
     import torch
 
-    return torch.nn.functional.normalize(features.float(), dim=-1).cpu()
-
-
-def _check_finite(features: torch.Tensor, names: Sequence[str], what: str) -> torch.Tensor:
+    features = torch.nn.functional.normalize(features.float(), dim=-1).cpu()
     broken = (~features.isfinite().all(dim=1)).nonzero().flatten().tolist()
     if broken:
         more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""

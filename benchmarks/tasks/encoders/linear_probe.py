@@ -37,14 +37,8 @@ C_VALUES = np.logspace(-6, 6, 97)
 """Values of C, the inverse of the regularization strength: eight per decade."""
 _HELD_OUT = 5  # one in this number of images per class is held out
 _STEPS = 1000
-_SELECTED_C = MetricSpec(label="C", aggregation=None, scale=1.0, higher_is_better=None)
 IN_TRAIN, UNSEEN_ACCURACY = "images_in_train", "acc1_unseen"
 """Metrics of results with test images that are byte by byte in the training split."""
-_OF_SEEN_IMAGES = {
-    IN_TRAIN: MetricSpec(label="test images in train", columns=("in_train",), higher_is_better=None),
-    UNSEEN_ACCURACY: MetricSpec(label="acc@1, images not in train", columns=(UNSEEN_ACCURACY,)),
-}
-_ABSENT = -1e9  # log probability of a class that train does not contain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,14 +86,25 @@ def evaluate(model: EvalModel, config: LinearProbeConfig) -> Evaluation:
     test_features = image_embeddings(model, test.open, test.images, test.image_hashes).cpu().numpy()
     strength = select_c(train_features, train.targets)
     classifier = fit_classifier(train_features, train.targets, strength, config.name)
-    scores = _scores(classifier, test_features, len(test.classes))
+    scores = np.full((len(test_features), len(test.classes)), -1e9)  # of classes that train does not contain
+    found_scores = classifier.predict_log_proba(test_features)
+    # the smallest C, which is selected where all classify equally well, gives log probabilities so close that distinct
+    # ones would count as ties: their multiples have the same order
+    spread = np.ptp(found_scores, axis=1).max()
+    scores[:, classifier.classes_] = found_scores / spread if 1e-9 < spread < 1 else found_scores
     items = items_table(test, class_ranks(iter([scores]), test.targets))
     learned = {*train.image_hashes}
     seen = np.array([content in learned for content in test.image_hashes])
-    found_metrics = metrics(items, test) | {"C": compute_metric(items, _SELECTED_C, strength)}
+    selected_c = MetricSpec(label="C", aggregation=None, scale=1.0, higher_is_better=None)
+    found_metrics = metrics(items, test) | {"C": compute_metric(items, selected_c, strength)}
     if seen.any():
         items = items.assign(in_train=seen.astype(float), acc1_unseen=items["acc1"].where(~seen))
-        found_metrics |= {name: compute_metric(items, spec) for name, spec in _OF_SEEN_IMAGES.items()}
+        in_train = MetricSpec(label="test images in train", columns=("in_train",), higher_is_better=None)
+        unseen = MetricSpec(label="acc@1, images not in train", columns=(UNSEEN_ACCURACY,))
+        found_metrics |= {
+            IN_TRAIN: compute_metric(items, in_train),
+            UNSEEN_ACCURACY: compute_metric(items, unseen),
+        }
         log_info(
             f"{config.name}: {seen.sum()} of {len(seen)} test images are byte by byte in '{config.train_split}', which "
             f"the probe learns; acc@1 {100 * items['acc1'].mean():.1f}, without them "
@@ -148,8 +153,7 @@ def select_c(features: np.ndarray, targets: np.ndarray) -> float:
 
     Of equal ones it is the smallest.
 
-    Raises:
-        UserError: too few images to hold any out, or a single class.
+    Raises UserError: too few images to hold any out, or a single class.
     """
     held_out = validation_mask(targets)
     if not held_out.any() or len(np.unique(targets[~held_out])) < 2:
@@ -192,16 +196,3 @@ def fit_classifier(features: np.ndarray, targets: np.ndarray, strength: float, n
     if name and model.n_iter_.max() >= _STEPS:
         log_info(f"{name}: the classifier stopped after {_STEPS} steps, CLIP's limit, before convergence")
     return model
-
-
-def _scores(model: Any, features: np.ndarray, classes: int) -> np.ndarray:
-    """Return (N, C) log probabilities, of a very weak classifier their multiples.
-
-    The smallest C, which is selected where all classify equally well, gives log probabilities so close that distinct
-    ones would count as ties.
-    """
-    scores = np.full((len(features), classes), _ABSENT)
-    found = model.predict_log_proba(features)
-    spread = np.ptp(found, axis=1).max()
-    scores[:, model.classes_] = found / spread if 1e-9 < spread < 1 else found
-    return scores

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.results.protocol import Entries
 from benchmarks.results.results import CHANCE
 from benchmarks.tasks.data.caption_sets import CaptionSet, load_benchmark_captions
 from benchmarks.tasks.encoders.recall import compute_ranks
@@ -43,9 +42,6 @@ if TYPE_CHECKING:
 
 WORD_LIMITS = "word_limits"
 """The protocol entry that lists the points of the curve, ``"8, 16, 32"``."""
-
-
-_MORE_TOKENS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,19 +87,25 @@ def evaluate(model: EvalModel, config: LongRetrievalConfig) -> Evaluation:
     items = items_of(captions, found[""])
     truncated = truncated_by_tokenizer(captions.texts, model.encoder.tokenizer)
     columns = {"truncated": np.concatenate([np.full(len(captions.images), np.nan), truncated])}
-    for name in versions:
-        columns |= hit_columns(found[name], name) if name else {}
-    items = items.assign(**columns, **_by_length(items, captions, config.word_limits))
     chance: dict[str, np.ndarray] = {}
     for name in versions:
+        columns |= hit_columns(found[name], name) if name else {}
         chance |= hit_columns(chance_ranks(captions), name)
+    items = items.assign(**columns, **_by_length(items, captions, config.word_limits))
     chance |= _by_length(chance, captions, config.word_limits)
     specs = _specs(config.word_limits, items)
+    lengths = [len(text.split()) for text in captions.texts]
     return Evaluation(
         metrics={name: compute_metric(items, spec, baselines={CHANCE: chance}) for name, spec in specs.items()},
         primary=PRIMARY,
         protocol=retrieval_protocol(captions, config.name, config.language)
-        | _protocol(captions, config)
+        | {
+            "task": "zero-shot retrieval by long captions, full and truncated to their first words, both directions",
+            WORD_LIMITS: ", ".join(map(str, config.word_limits)),
+            "words": "separated by whitespace; a truncated caption has single spaces",
+            "mean_words": round(float(np.mean(lengths)), 1),
+            "scorer": "benchmarks.long_retrieval 1",
+        }
         | model.encoder.settings
         | {"input_context_length": int(model.encoder.tokenizer([""]).shape[1])},
         items=items,
@@ -124,7 +126,7 @@ def truncate_words(text: str, words: int) -> str:
 def truncated_by_tokenizer(texts: Sequence[str], tokenizer: Callable[..., torch.Tensor]) -> np.ndarray:
     """Return (M,) 1 for truncated captions, which have other tokens or more of them in a longer context."""
     context = tokenizer([""]).shape[1]
-    longer = context + _MORE_TOKENS
+    longer = context + 4
     *_, padding, last = tokenizer([""], longer)[0]
     end = int(last != padding)  # CLIPS's class token is the last one of a row, behind the padding
     parts = []
@@ -179,14 +181,3 @@ def _specs(words: Sequence[int], items: pd.DataFrame) -> dict[str, MetricSpec]:
         label="captions truncated by the text tower", columns=("truncated",), higher_is_better=None
     )
     return specs
-
-
-def _protocol(captions: CaptionSet, config: LongRetrievalConfig) -> Entries:
-    lengths = [len(text.split()) for text in captions.texts]
-    return {
-        "task": "zero-shot retrieval by long captions, full and truncated to their first words, both directions",
-        WORD_LIMITS: ", ".join(map(str, config.word_limits)),
-        "words": "separated by whitespace; a truncated caption has single spaces",
-        "mean_words": round(float(np.mean(lengths)), 1),
-        "scorer": "benchmarks.long_retrieval 1",
-    }

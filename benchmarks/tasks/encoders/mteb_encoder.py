@@ -33,15 +33,14 @@ class MtebEncoder(AbsEncoder):
 
     def encode(self, inputs: Any, **_: Any) -> torch.Tensor:
         """Return (N, D) vectors of the rows of mteb's ``DataLoader``."""
+        model, found = self.encoder.model, []
         with torch.inference_mode():
-            return torch.cat([self._vectors(batch).float().cpu() for batch in inputs])
-
-    def _vectors(self, batch: dict[str, Any]) -> torch.Tensor:
-        model, vectors = self.encoder.model, []
-        if "text" in batch:
-            vectors.append(model.encode_text(self.encoder.tokenizer(batch["text"]).to(self.device)))
-        if "image" in batch:
-            pixels = torch.stack([self.encoder.preprocess(image.convert("RGB")) for image in batch["image"]])
-            vectors.append(model.encode_image(pixels.to(self.device)))
-        total: torch.Tensor = sum(vectors[1:], vectors[0])
-        return total
+            for batch in inputs:
+                vectors = []
+                if "text" in batch:
+                    vectors.append(model.encode_text(self.encoder.tokenizer(batch["text"]).to(self.device)))
+                if "image" in batch:
+                    pixels = torch.stack([self.encoder.preprocess(image.convert("RGB")) for image in batch["image"]])
+                    vectors.append(model.encode_image(pixels.to(self.device)))
+                found.append(sum(vectors[1:], vectors[0]).float().cpu())
+        return torch.cat(found)

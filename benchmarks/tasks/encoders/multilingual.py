@@ -10,7 +10,6 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from benchmarks.results.protocol import Entries
 from benchmarks.results.results import CHANCE
 from benchmarks.tasks.data.caption_sets import CaptionSet, CaptionSetConfig, load_benchmark_captions
 from benchmarks.tasks.encoders.recall import RECALL_KS, compute_ranks
@@ -31,6 +30,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from benchmarks.tasks.eval_model import EvalModel
+
+_HITS = [f"{direction}_r{k}" for direction in DIRECTION_LABELS for k in RECALL_KS]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +76,23 @@ def evaluate(model: EvalModel, config: MultilingualConfig) -> Evaluation:
         tables[language] = items_of(captions, found, with_thumbnails=captions is first).set_index("item")
     items = _join(tables)
     chance = _join({name: table.assign(**hit_columns(chance_ranks(sets[name]))) for name, table in tables.items()})
-    baselines = {CHANCE: {name: chance[name].to_numpy() for name in _columns(list(sets), *_hit_columns())}}
+    baselines = {CHANCE: {name: chance[name].to_numpy() for name in _columns(list(sets), *_HITS)}}
     return Evaluation(
         metrics={name: compute_metric(items, spec, baselines=baselines) for name, spec in _specs(list(sets)).items()},
         primary=PRIMARY,
-        protocol=_protocol(sets, config) | model.encoder.settings,
+        protocol=retrieval_protocol(first, config.name)
+        | {
+            "task": "zero-shot retrieval in several languages, both directions",
+            "data_hash": _hash(sets),
+            "captions": sum(len(captions.texts) for captions in sets.values()),
+            "captions_per_image": ", ".join(
+                f"{language} {captions_per_image_range(captions)}" for language, captions in sets.items()
+            ),
+            "languages": ", ".join(sets),
+            "mean": "mean of the languages' recalls, equally weighted",
+            "scorer": "benchmarks.multilingual 1",
+        }
+        | model.encoder.settings,
         items=items,
     )
 
@@ -106,15 +119,11 @@ def _join(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     import pandas as pd
 
     shown = pd.concat(tables.values())
-    shown = shown[~shown.index.duplicated()].drop(columns=[*_hit_columns(), "score"])
+    shown = shown[~shown.index.duplicated()].drop(columns=[*_HITS, "score"])
     for language, table in tables.items():
-        shown = shown.join(table[_hit_columns()].add_suffix(f"_{language}"))
+        shown = shown.join(table[_HITS].add_suffix(f"_{language}"))
     of_captions = shown[[f"t2i_r1_{language}" for language in tables]]
     return shown.assign(score=of_captions.mean(axis=1)).reset_index()
-
-
-def _hit_columns() -> list[str]:
-    return [f"{direction}_r{k}" for direction in DIRECTION_LABELS for k in RECALL_KS]
 
 
 def _columns(languages: list[str], *names: str) -> tuple[str, ...]:
@@ -128,7 +137,7 @@ def _specs(languages: list[str]) -> dict[str, MetricSpec]:
         for k in RECALL_KS
     }
     means["mean_r1"] = MetricSpec(label="mean R@1", columns=_columns(languages, "i2t_r1", "t2i_r1"))
-    means["mean_recall"] = MetricSpec(label="mean recall", columns=_columns(languages, *_hit_columns()))
+    means["mean_recall"] = MetricSpec(label="mean recall", columns=_columns(languages, *_HITS))
     return means | {
         f"{direction}_r{k}_{language}": MetricSpec(
             label=f"{arrow} R@{k}, {language}", columns=(f"{direction}_r{k}_{language}",)
@@ -136,20 +145,4 @@ def _specs(languages: list[str]) -> dict[str, MetricSpec]:
         for direction, arrow in DIRECTION_LABELS.items()
         for k in RECALL_KS
         for language in languages
-    }
-
-
-def _protocol(sets: dict[str, CaptionSet], config: MultilingualConfig) -> Entries:
-    languages = list(sets)
-    stated = retrieval_protocol(sets[languages[0]], config.name)
-    return stated | {
-        "task": "zero-shot retrieval in several languages, both directions",
-        "data_hash": _hash(sets),
-        "captions": sum(len(captions.texts) for captions in sets.values()),
-        "captions_per_image": ", ".join(
-            f"{language} {captions_per_image_range(captions)}" for language, captions in sets.items()
-        ),
-        "languages": ", ".join(languages),
-        "mean": "mean of the languages' recalls, equally weighted",
-        "scorer": "benchmarks.multilingual 1",
     }

@@ -12,7 +12,6 @@ the first tile, so that a tile only needs counting: the entries above that value
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -33,19 +32,12 @@ _GPU_TILE = (8192, 32768)
 
 @dataclass(frozen=True)
 class RetrievalRanks:
-    """Ranks of the right answers of each of Q queries.
+    """Ranks of the right answers of each of Q queries."""
 
-    Args:
-        above: (Q,) number of wrong answers more similar than the best right one.
-        tied: (Q,) number of answers as similar as the best right one, including right ones.
-        right: (Q,) number of right answers among the tied.
-        first: (Q,) index of a most similar answer.
-    """
-
-    above: np.ndarray
-    tied: np.ndarray
-    right: np.ndarray
-    first: np.ndarray
+    above: np.ndarray  # (Q,) number of wrong answers more similar than the best right one
+    tied: np.ndarray  # (Q,) number of answers as similar as the best right one, including right ones
+    right: np.ndarray  # (Q,) number of right answers among the tied
+    first: np.ndarray  # (Q,) index of a most similar answer
 
     def hit(self, k: int) -> np.ndarray:
         """(Q,) probability that a right answer is among the first ``k``, ties in random order."""
@@ -73,8 +65,7 @@ def compute_ranks(
         pairs: (P, 2) indices of every matching image and caption. Each image and each caption needs at least one.
         processes: the processes that share the work; all need the same vectors, and all get the ranks.
 
-    Raises:
-        ValueError: an image or a caption without a right answer.
+    Raises ValueError: an image or a caption without a right answer.
     """
     import torch
 
@@ -86,12 +77,15 @@ def compute_ranks(
     ]
     rank, count = (0, 1) if processes is None else (processes.rank, processes.count)
     with Progress("comparing images and captions", len(images) // count, "images") as progress:
-        for rows, columns in _tiles(len(images), len(captions), images.is_cuda, rank, count):
-            similarity = images[rows] @ captions[columns].T
-            queries[0].count(similarity, rows, columns.start)
-            queries[1].count(similarity.T, columns, rows.start)
-            if columns.stop >= len(captions):
-                progress.advance(rows.stop - rows.start)
+        height, width = _GPU_TILE if images.is_cuda else _TILE
+        for top in range(rank * height, len(images), count * height):  # every ``count``-th strip of images
+            rows = slice(top, min(top + height, len(images)))
+            for left in range(0, len(captions), width):
+                columns = slice(left, min(left + width, len(captions)))
+                similarity = images[rows] @ captions[columns].T
+                queries[0].count(similarity, rows, left)
+                queries[1].count(similarity.T, columns, top)
+            progress.advance(rows.stop - top)
     if count > 1:
         for side in queries:
             side.all_reduce()
@@ -114,36 +108,16 @@ def _pair_similarities(images: torch.Tensor, captions: torch.Tensor, pairs: torc
     return found
 
 
-def _tiles(images: int, captions: int, gpu: bool, rank: int, count: int) -> Iterator[tuple[slice, slice]]:
-    """The tiles of one process: every ``count``-th strip of images."""
-    height, width = _GPU_TILE if gpu else _TILE
-    for number, top in enumerate(range(0, images, height)):
-        if number % count != rank:
-            continue
-        rows = slice(top, min(top + height, images))
-        for left in range(0, captions, width):
-            yield rows, slice(left, min(left + width, captions))
-
-
 @dataclass
 class _Queries:
-    """One direction's counts, growing tile by tile.
+    """One direction's counts, growing tile by tile."""
 
-    Args:
-        best: (Q,) similarity of the best right answer.
-        right: (Q,) right answers tied with it, itself included.
-        above: (Q,) answers above it so far.
-        reached: (Q,) answers above it or tied with it so far.
-        highest: (Q,) the highest similarity so far.
-        first: (Q,) the index of that answer.
-    """
-
-    best: torch.Tensor
-    right: torch.Tensor
-    above: torch.Tensor
-    reached: torch.Tensor
-    highest: torch.Tensor
-    first: torch.Tensor
+    best: torch.Tensor  # (Q,) similarity of the best right answer
+    right: torch.Tensor  # (Q,) right answers tied with it, itself included
+    above: torch.Tensor  # (Q,) answers above it so far
+    reached: torch.Tensor  # (Q,) answers above it or tied with it so far
+    highest: torch.Tensor  # (Q,) the highest similarity so far
+    first: torch.Tensor  # (Q,) the index of that answer
 
     @staticmethod
     def of(count: int, queries: torch.Tensor, similarities: torch.Tensor, device: torch.device) -> _Queries:

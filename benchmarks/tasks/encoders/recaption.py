@@ -21,8 +21,7 @@ from benchmarks.results.protocol import full_size_entry
 from benchmarks.tasks.data.caption_sets import file_stamps
 from benchmarks.tasks.evaluation import Evaluation, MetricSpec, compute_metric, thumbnails
 from benchmarks.tasks.mllm.caption_metrics import score_captions, tokenizer_name
-from benchmarks.tasks.mllm.task_columns import caption_columns
-from benchmarks.tasks.mllm.task_metrics import caption_metrics
+from benchmarks.tasks.mllm.task_metrics import caption_columns, caption_metrics
 from benchmarks.tasks.registry import BenchmarkConfig, benchmark
 from clips.commandline.progress import progress_iter
 from clips.core.identity import RUN_ONLY
@@ -49,31 +48,19 @@ METRICS = caption_metrics() | {
         columns=("cider_gain",),
     ),
 }
-PRIMARY = ("CIDEr",)
-NO_CAPTIONER = "this encoder has no captioner (its recipe trains none)"
 
 
 @dataclass(frozen=True)
 class RecaptionSet:
-    """Samples of a training source with an image and a synthetic caption.
+    """Samples of a training source with an image and a synthetic caption."""
 
-    Args:
-        source: their data source.
-        indices: (N,) indices of the samples in the source.
-        names: (N,) readable sample names.
-        web: (N,) web captions, some of which may be empty.
-        synthetic: (N,) synthetic captions.
-        num_excluded: number of the source's samples without one or the other.
-        hash: SHA-256 of images and captions.
-    """
-
-    source: Source
-    indices: Sequence[int]
-    names: Sequence[str]
-    web: Sequence[str]
-    synthetic: Sequence[str]
-    num_excluded: int
-    hash: str
+    source: Source  # their data source
+    indices: Sequence[int]  # (N,) indices of the samples in the source
+    names: Sequence[str]  # (N,) readable sample names
+    web: Sequence[str]  # (N,) web captions, some of which may be empty
+    synthetic: Sequence[str]  # (N,) synthetic captions
+    num_excluded: int  # number of the source's samples without one or the other
+    hash: str  # SHA-256 of images and captions
 
     def open(self, index: int) -> Image:
         """Image ``index`` of the N as RGB. Raises UserError if it is broken."""
@@ -140,16 +127,15 @@ def evaluate(model: EvalModel, config: RecaptionConfig) -> Evaluation | None:
         "caption_tokenizer": tokenizer_name(),
         **model.tower.settings,
     }
-    captions = _generate(model, samples)
-    if captions is None:
-        absent = dict.fromkeys(METRICS, NO_CAPTIONER)
-        return Evaluation(
-            metrics={}, primary=PRIMARY, missing_metrics=absent, protocol=protocol, items=_items(samples, None)
-        )
+    captions = None
+    if not model.is_bare_tower and (Path(directory := model.path("tower")) / CAPTIONER_WEIGHTS).is_file():
+        captions = _generate(model, samples, directory)
     items = _items(samples, captions)
+    absent = "this encoder has no captioner (its recipe trains none)"
     return Evaluation(
-        metrics={name: compute_metric(items, spec) for name, spec in METRICS.items()},
-        primary=PRIMARY,
+        metrics={} if captions is None else {name: compute_metric(items, spec) for name, spec in METRICS.items()},
+        primary=("CIDEr",),
+        missing_metrics=dict.fromkeys(METRICS, absent) if captions is None else {},
         protocol=protocol,
         items=items,
     )
@@ -203,15 +189,12 @@ def _rng(number: int) -> np.random.Generator:
     return np.random.default_rng([0, number])
 
 
-def _generate(model: EvalModel, samples: RecaptionSet) -> list[str] | None:
-    """Return the captioner's captions; None if there is no captioner."""
+def _generate(model: EvalModel, samples: RecaptionSet, directory: str) -> list[str]:
+    import torch
+
     from benchmarks.tasks.encoders.embedding import batches
     from clips.encoder import load_captioner
     from clips.model.captioner import caption_images
-
-    if model.is_bare_tower or not (Path(directory := model.path("tower")) / CAPTIONER_WEIGHTS).is_file():
-        return None
-    import torch
 
     encoder = model.tower
     captioner = load_captioner(directory).to(encoder.device)

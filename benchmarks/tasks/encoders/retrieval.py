@@ -23,12 +23,11 @@ if TYPE_CHECKING:
 
 
 DIRECTION_LABELS = {"t2i": "T→I", "i2t": "I→T"}
-_RECALLS = tuple(f"{direction}_r{k}" for direction in ("i2t", "t2i") for k in RECALL_KS)
 PRIMARY = ("t2i_r1", "i2t_r1", "mean_r1")
 
 
 def recall_metrics(suffix: str = "", label: str = "") -> dict[str, MetricSpec]:
-    """Return recall at 1, 5 and 10 in both directions, and mean R@1, of the item columns with suffix ``suffix``."""
+    """Recall at 1, 5 and 10 in both directions, and mean R@1, of the item columns with suffix ``suffix``."""
     single = {
         f"{direction}_r{k}{suffix}": MetricSpec(label=f"{arrow} R@{k}{label}", columns=(f"{direction}_r{k}{suffix}",))
         for direction, arrow in DIRECTION_LABELS.items()
@@ -40,7 +39,9 @@ def recall_metrics(suffix: str = "", label: str = "") -> dict[str, MetricSpec]:
 
 METRICS: dict[str, MetricSpec] = {
     **recall_metrics(),
-    "mean_recall": MetricSpec(label="mean recall", columns=_RECALLS),
+    "mean_recall": MetricSpec(
+        label="mean recall", columns=tuple(f"{direction}_r{k}" for direction in ("i2t", "t2i") for k in RECALL_KS)
+    ),
     **{
         f"{direction}_median_rank": MetricSpec(
             label=f"{arrow} median rank",

@@ -23,22 +23,15 @@ from typing import Any
 from unittest import mock
 
 JAVA_METRICS = ("nocaps_METEOR",)
-_LINE_BREAKS = re.compile("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
-_BRACKETS = {"(": " -lrb- ", ")": " -rrb- ", "[": " -lsb- ", "]": " -rsb- ", "{": " -lcb- ", "}": " -rcb- "}
 
 
 @dataclass
 class ImageCaptionScores:
-    """Scores of each image, by its id.
+    """Scores of each image, by its id."""
 
-    Args:
-        cider: CIDEr of the image; the corpus has their mean.
-        rouge: ROUGE-L of the image; the corpus has their mean.
-        bleu: n-gram counts of the image: matched 1–4, possible 1–4, length, reference length.
-    """
-
-    cider: dict[int, float] = field(default_factory=dict)
-    rouge: dict[int, float] = field(default_factory=dict)
+    cider: dict[int, float] = field(default_factory=dict)  # CIDEr of the image; the corpus has their mean
+    rouge: dict[int, float] = field(default_factory=dict)  # ROUGE-L of the image; the corpus has their mean
+    # n-gram counts of the image: matched 1–4, possible 1–4, length, reference length
     bleu: dict[int, list[float]] = field(default_factory=dict)
 
 
@@ -64,18 +57,59 @@ def patched_caption_scorers() -> Iterator[ImageCaptionScores]:
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.meteor.meteor import Meteor
     from pycocoevalcap.rouge.rouge import Rouge
-    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+    from pycocoevalcap.tokenizer.ptbtokenizer import PUNCTUATIONS, PTBTokenizer
 
     scores = ImageCaptionScores()
+    known: dict[str, str] = {}  # line → its tokens
+    exposed: list[list[float]] = []  # counts of the last corpus that BLEU scored, in its order
+    original = {owner: owner.compute_score for owner in (Meteor, Cider, Rouge, Bleu, BleuScorer)}
+    start_meteor = Meteor.__init__
+
+    def tokenize(self: Any, captions_for_image: dict[Any, list[dict[str, str]]]) -> dict[Any, list[str]]:
+        lines = {key: [caption["caption"] for caption in captions] for key, captions in captions_for_image.items()}
+        new = list(dict.fromkeys(line for group in lines.values() for line in group if line not in known))
+        for line, tokens in zip(new, ptb_tokenize(new), strict=True):
+            known[line] = " ".join(token for token in tokens.rstrip().split(" ") if token not in PUNCTUATIONS)
+        return {key: [known[line] for line in group] for key, group in lines.items()}
+
+    def init_meteor(self: Any) -> None:  # its own starts the Java program
+        self.lock = threading.Lock()
+        stream = SimpleNamespace(close=lambda: None)
+        self.meteor_p = SimpleNamespace(stdin=stream, kill=lambda: None, wait=lambda: None)
+
+    def meteor(self: Any, gts: Any, res: Any) -> tuple[float, list[float]]:
+        start_meteor(self)
+        return original[Meteor](self, gts, res)
+
+    def collecting(scorer: Any, collected: dict[int, float]) -> Any:
+        def compute_score(self: Any, gts: Any, res: Any) -> Any:
+            score, each = original[scorer](self, gts, res)
+            collected.update(zip(map(int, gts), map(float, each), strict=True))
+            return score, each
+
+        return compute_score
+
+    def bleu(self: Any, gts: Any, res: Any, verbose: int = 0) -> Any:
+        exposed.clear()
+        result = original[Bleu](self, gts, res, verbose)
+        scores.bleu.update(zip(map(int, gts), exposed, strict=True))
+        return result
+
+    def bleu_counts(self: Any, option: Any = None, verbose: int = 0) -> Any:
+        for counts in self.ctest:
+            length = self._single_reflen(counts["reflen"], option, counts["testlen"])
+            exposed.append([*counts["correct"], *counts["guess"], counts["testlen"], length])
+        return original[BleuScorer](self, option, verbose)
+
     with contextlib.ExitStack() as stack:
         for owner, name, replacement in (
-            (PTBTokenizer, "tokenize", _cached_tokenize({})),
-            (Meteor, "__init__", _init_meteor_lazily),
-            (Meteor, "compute_score", _start_before(Meteor.__init__, Meteor.compute_score)),
-            (Cider, "compute_score", _collect_scores(Cider.compute_score, scores.cider)),
-            (Rouge, "compute_score", _collect_scores(Rouge.compute_score, scores.rouge)),
-            (Bleu, "compute_score", _collect_counts(Bleu.compute_score, scores.bleu)),
-            (BleuScorer, "compute_score", _expose_counts(BleuScorer.compute_score)),
+            (PTBTokenizer, "tokenize", tokenize),
+            (Meteor, "__init__", init_meteor),
+            (Meteor, "compute_score", meteor),
+            (Cider, "compute_score", collecting(Cider, scores.cider)),
+            (Rouge, "compute_score", collecting(Rouge, scores.rouge)),
+            (Bleu, "compute_score", bleu),
+            (BleuScorer, "compute_score", bleu_counts),
         ):
             stack.enter_context(mock.patch.object(owner, name, replacement))
         yield scores
@@ -97,95 +131,34 @@ def score_captions(references: Sequence[Sequence[str]], captions: Sequence[str])
     return scores
 
 
-def _cached_tokenize(known: dict[str, str]) -> Any:
-    from pycocoevalcap.tokenizer.ptbtokenizer import PUNCTUATIONS
-
-    def tokenize(self: Any, captions_for_image: dict[Any, list[dict[str, str]]]) -> dict[Any, list[str]]:
-        lines = {key: [caption["caption"] for caption in captions] for key, captions in captions_for_image.items()}
-        new = list(dict.fromkeys(line for group in lines.values() for line in group if line not in known))
-        for line, tokens in zip(new, ptb_tokenize(new), strict=True):
-            known[line] = " ".join(token for token in tokens.rstrip().split(" ") if token not in PUNCTUATIONS)
-        return {key: [known[line] for line in group] for key, group in lines.items()}
-
-    return tokenize
-
-
 def ptb_tokenize(lines: Sequence[str]) -> list[str]:
     """Each line lower-cased and split into Penn Treebank tokens joined by spaces, punctuation included."""
     if not lines:
         return []
-    clean = [_LINE_BREAKS.sub(" ", line) for line in lines]
-    return _java_tokens(clean) if is_java_available() else [_python_tokens(line) for line in clean]
-
-
-def _java_tokens(lines: Sequence[str]) -> list[str]:
+    clean = [re.sub("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]", " ", line) for line in lines]
+    if not is_java_available():
+        return [_python_tokens(line) for line in clean]
     from pycocoevalcap.tokenizer import ptbtokenizer
 
     jar = Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "captions.txt"
-        file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        file.write_text("\n".join(clean) + "\n", encoding="utf-8")
         command = ["java", "-Dfile.encoding=UTF-8", "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer"]
         done = subprocess.run(
             [*command, "-preserveLines", "-lowerCase", str(file)], capture_output=True, check=True, encoding="utf-8"
         )
     found = done.stdout.split("\n")
-    if len(found) < len(lines):
-        raise RuntimeError(f"the caption tokenizer returned {len(found)} lines for {len(lines)} captions")
-    return found[: len(lines)]
+    if len(found) < len(clean):
+        raise RuntimeError(f"the caption tokenizer returned {len(found)} lines for {len(clean)} captions")
+    return found[: len(clean)]
 
 
 def _python_tokens(line: str) -> str:
     """NLTK's Treebank rules with Stanford's for brackets and full stops inside a line."""
     from nltk.tokenize import NLTKWordTokenizer
 
+    brackets = {"(": " -lrb- ", ")": " -rrb- ", "[": " -lsb- ", "]": " -rsb- ", "{": " -lcb- ", "}": " -rcb- "}
     text = re.sub(r"(?<![.A-Z\d])\.(?=\s|$)", " .", re.sub(r"\.{2,}", " ... ", line))
     tokens = " ".join(NLTKWordTokenizer().tokenize(text)).lower()
-    return re.sub(r"[()\[\]{}]", lambda bracket: _BRACKETS[bracket[0]], tokens).replace("  ", " ").strip()
-
-
-def _init_meteor_lazily(self: Any) -> None:
-    """Replacement of METEOR's constructor, which starts the Java program."""
-    stream = SimpleNamespace(close=lambda: None)
-    self.lock = threading.Lock()
-    self.meteor_p = SimpleNamespace(stdin=stream, kill=lambda: None, wait=lambda: None)
-
-
-def _start_before(start: Any, compute: Any) -> Any:
-    def compute_score(self: Any, gts: Any, res: Any) -> tuple[float, list[float]]:
-        start(self)
-        return compute(self, gts, res)
-
-    return compute_score
-
-
-def _collect_scores(compute: Any, collected: dict[int, float]) -> Any:
-    def compute_score(self: Any, gts: Any, res: Any) -> Any:
-        score, scores = compute(self, gts, res)
-        collected.update(zip(map(int, gts), map(float, scores), strict=True))
-        return score, scores
-
-    return compute_score
-
-
-def _collect_counts(compute: Any, collected: dict[int, list[float]]) -> Any:
-    def compute_score(self: Any, gts: Any, res: Any, verbose: int = 0) -> Any:
-        _exposed.clear()
-        result = compute(self, gts, res, verbose)
-        collected.update(zip(map(int, gts), _exposed, strict=True))
-        return result
-
-    return compute_score
-
-
-_exposed: list[list[float]] = []  # counts of the last corpus that BLEU scored, in its order
-
-
-def _expose_counts(compute: Any) -> Any:
-    def compute_score(self: Any, option: Any = None, verbose: int = 0) -> Any:
-        for counts in self.ctest:
-            length = self._single_reflen(counts["reflen"], option, counts["testlen"])
-            _exposed.append([*counts["correct"], *counts["guess"], counts["testlen"], length])
-        return compute(self, option, verbose)
-
-    return compute_score
+    return re.sub(r"[()\[\]{}]", lambda bracket: brackets[bracket[0]], tokens).replace("  ", " ").strip()

@@ -9,11 +9,10 @@ resumes an interrupted download and replaces damaged files.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -21,76 +20,12 @@ from typing import Any
 
 import yaml
 
-from benchmarks.tasks.data.caption_sets import file_stamps
-from benchmarks.tasks.mllm.lmms_tasks import LmmsTask
-from benchmarks.tasks.mllm.offline_tasks import dataset_config_name
+from benchmarks.tasks.mllm.lmms_benchmarks import LmmsTask
+from benchmarks.tasks.mllm.offline_tasks import DOWNLOAD_RECORD, changed_files, dataset_config_name, read_record
 from benchmarks.tasks.registry import get_benchmark
-from clips.core.artifact import atomic_write, directory_hash, log_info, write_errors_as_user_errors
+from clips.core.artifact import atomic_write, log_info, write_errors_as_user_errors
 from clips.core.identity import file_hash
 from clips.errors import UserError, error_reason
-from clips.text_files import safe_json_loads
-
-DOWNLOAD_RECORD = "download_record.json"
-
-
-def read_record(root: Path) -> dict[str, Any]:
-    """Hub name → its downloaded files; empty if nothing was downloaded.
-
-    Raises:
-        UserError: the record cannot be read.
-    """
-    try:
-        found = safe_json_loads((root / DOWNLOAD_RECORD).read_text(encoding="utf-8"))["datasets"]
-        return {str(name): {"revision": str(each["revision"]), "files": dict(each["files"])}
-                for name, each in found.items()}  # fmt: skip
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{root / DOWNLOAD_RECORD}: not a record of `clips-bench download` ({error})") from None
-
-
-def write_record(root: Path, datasets: dict[str, Any]) -> None:
-    """Write the record atomically."""
-    atomic_write(root / DOWNLOAD_RECORD, json.dumps({"datasets": datasets}, indent=1, sort_keys=True) + "\n")
-
-
-def changed_files(root: Path, name: str, files: dict[str, str]) -> Iterator[Path]:
-    """The files of a dataset that are missing or changed since the download."""
-    for file, expected in sorted(files.items()):
-        path = root / name / file
-        if not path.is_file() or file_hash(path) != expected:
-            yield path
-
-
-def check_downloaded(root: Path, dataset: Path) -> None:
-    """Reject a downloaded dataset with a missing or changed file; datasets without a record pass.
-
-    Raises:
-        UserError: the message names the first such file.
-    """
-    for name, entry in read_record(root).items():
-        if root / name == dataset:
-            for path in changed_files(root, name, entry["files"]):
-                problem = "changed since the download (its hash differs)" if path.is_file() else "missing"
-                raise UserError(f"{path}: {problem}; run `clips-bench download` again")
-
-
-def dataset_hash(root: Path, name: str, benchmark: str) -> str:
-    """SHA-256 of a dataset's files, cached per process until one of them changes.
-
-    Raises:
-        UserError: there are no such files, or one of them differs from the download record.
-    """
-    dataset = root / name
-    if not dataset.is_dir():
-        raise UserError(f"{root}: expected the data of {benchmark} in {name}/ below it")
-    return _checked_hash(root, dataset, (*file_stamps(dataset), *file_stamps(root / DOWNLOAD_RECORD)))
-
-
-@functools.lru_cache(maxsize=8)
-def _checked_hash(root: Path, dataset: Path, _stamp: object) -> str:
-    check_downloaded(root, dataset)
-    return directory_hash(dataset)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,9 +46,8 @@ class DownloadConfig:
 def run_download(config: DownloadConfig) -> None:
     """Download the data of the tasks.
 
-    Raises:
-        UserError: an unknown task, a task whose definition names no Hub dataset, an unreachable Hub, a full disk, a
-            damaged file.
+    Raises UserError: an unknown task, a task whose definition names no Hub dataset, an unreachable Hub, a full disk, a
+    damaged file.
     """
     datasets: dict[str, list[LmmsTask]] = {}
     for task in [name for each in config.tasks.split(",") if (name := each.strip())]:
@@ -132,16 +66,20 @@ def run_download(config: DownloadConfig) -> None:
 
 
 def _download_dataset(root: Path, name: str, entries: Sequence[LmmsTask], *, update: bool) -> None:
+    from huggingface_hub import HfApi
+
     record = read_record(root)
     known = record.get(name, {"revision": None, "files": {}})
-    info = _dataset_info(name, None if update else known["revision"])
+    try:  # the files with sizes and hashes, at a commit
+        info: Any = HfApi().dataset_info(name, revision=None if update else known["revision"], files_metadata=True)
+    except Exception as error:
+        raise UserError(f"{name}: cannot be downloaded from the Hub ({error_reason(error)})") from None
     same_revision = info.sha == known["revision"]
-    if same_revision:
-        for path in changed_files(root, name, known["files"]):
-            _forget(root / name, path)
-    card = _download(name, info.sha, root / name, ["README.md"]) / "README.md"
-    names = {each for entry in entries for each in (dataset_config_name(entry.task), *entry.also)}
-    patterns = _patterns(card, names)
+    for path in changed_files(root, name, known["files"]) if same_revision else ():
+        _forget(root / name, path)
+    _download(name, info.sha, root / name, ["README.md"])
+    configurations = {each for entry in entries for each in (dataset_config_name(entry.task), *entry.also)}
+    patterns = _patterns(root / name / "README.md", configurations)
     files = {
         each.rfilename: each for each in info.siblings if any(fnmatchcase(each.rfilename, glob) for glob in patterns)
     }
@@ -152,22 +90,11 @@ def _download_dataset(root: Path, name: str, entries: Sequence[LmmsTask], *, upd
     log_info(f"{name}: {len(files)} files at {info.sha[:12]}, {len(missing)} to download ({size / 1e6:,.0f} MB)")
     _download(name, info.sha, root / name, sorted(files))
     hashes = {file: _file_hash(root / name, file, files[file]) for file in sorted(files)}
-    write_record(
-        root, record | {name: {"revision": info.sha, "files": (known["files"] if same_revision else {}) | hashes}}
-    )
+    datasets = record | {name: {"revision": info.sha, "files": (known["files"] if same_revision else {}) | hashes}}
+    atomic_write(root / DOWNLOAD_RECORD, json.dumps({"datasets": datasets}, indent=1, sort_keys=True) + "\n")
 
 
-def _dataset_info(name: str, revision: str | None) -> Any:
-    """The Hub's record of a dataset at a commit: its files with sizes and hashes."""
-    from huggingface_hub import HfApi
-
-    try:
-        return HfApi().dataset_info(name, revision=revision, files_metadata=True)
-    except Exception as error:
-        raise UserError(f"{name}: cannot be downloaded from the Hub ({error_reason(error)})") from None
-
-
-def _download(name: str, revision: str, folder: Path, files: Sequence[str]) -> Path:
+def _download(name: str, revision: str, folder: Path, files: Sequence[str]) -> None:
     from huggingface_hub import snapshot_download
 
     # globs that match these names alone
@@ -178,7 +105,6 @@ def _download(name: str, revision: str, folder: Path, files: Sequence[str]) -> P
         raise UserError(
             f"{name}: cannot be downloaded from the Hub ({error_reason(error)}); the same command resumes"
         ) from None
-    return folder
 
 
 def _patterns(card: Path, names: set[str | None]) -> list[str]:

@@ -1,22 +1,51 @@
-"""One lmms-eval task: the answers of a model, their scores by lmms-eval itself, and confidence intervals."""
+"""One lmms-eval task: the answers of a model, their scores by lmms-eval itself, and metrics with intervals."""
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
+import numpy as np
+
+from benchmarks.results.blind import add_blind_columns
 from benchmarks.results.protocol import Entries, full_size_entry
 from benchmarks.results.results import MAX_UNREAD, UNREAD, Metric
-from benchmarks.tasks.evaluation import ChanceLevels, Evaluation, compute_metric
-from benchmarks.tasks.mllm.blind_runs import add_blind_runs, blind_views
-from benchmarks.tasks.mllm.caption_metrics import JAVA_METRICS, is_java_available, tokenizer_name
-from benchmarks.tasks.mllm.items import Sample, first_images, items_table
-from benchmarks.tasks.mllm.judge import make_judge
-from benchmarks.tasks.mllm.lmms_tasks import LmmsTask, TaskConfig, UnlistedTaskConfig
-from benchmarks.tasks.mllm.offline_tasks import data_root, load_task, select_questions
-from benchmarks.tasks.mllm.question_groups import accept_some_groups, in_whole_groups
+from benchmarks.tasks.blind import BlindView, blind_views, seen_by
+from benchmarks.tasks.evaluation import Evaluation, compute_metric
+from benchmarks.tasks.mllm.caption_metrics import (
+    JAVA_METRICS,
+    ImageCaptionScores,
+    is_java_available,
+    patched_caption_scorers,
+    tokenizer_name,
+)
+from benchmarks.tasks.mllm.items import (
+    HIT,
+    Sample,
+    accept_some_groups,
+    circular_hits,
+    in_whole_groups,
+    items_table,
+    question_images,
+)
+from benchmarks.tasks.mllm.judge import NO_JUDGE, Judge, JudgeUnavailable, make_judge, patched_judge
+from benchmarks.tasks.mllm.matching import ID_COLUMNS
+from benchmarks.tasks.mllm.offline_tasks import (
+    data_root,
+    error_reason,
+    load_task,
+    manager,
+    select_questions,
+    suppress_output,
+)
 from benchmarks.tasks.mllm.task_metrics import TASK_METRICS, TaskMetrics, default_task_metrics
 from benchmarks.tasks.mllm.unread import add_unread
 from clips.core.artifact import library_versions, log_info
@@ -24,6 +53,11 @@ from clips.errors import UserError, unknown_name_error
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from benchmarks.tasks.mllm.lmms_benchmarks import LmmsTask, TaskConfig
+
+REASONING_TAGS = '[["<think>", "</think>"], ["<analysis>", "</analysis>"]]'
+"""Default of lmms-eval's ``--reasoning_tags``: what these tags enclose is no part of the answer that is scored."""
 
 
 def evaluate_task(
@@ -43,8 +77,6 @@ def evaluate_task(
         only: indices of the questions; by default all.
         check: called with lmms-eval's samples, in the order of the questions.
     """
-    from benchmarks.tasks.mllm.lmms_scoring import run_and_score
-
     entry, task = config.benchmark, load(model, config)
     available = len(task.eval_docs_no_media)
     if only:
@@ -55,31 +87,36 @@ def evaluate_task(
     absent = exclude_metrics(task, config)
     judge = make_judge(config, entry.task, results)
     names, directions = list(task.aggregation()), task.higher_is_better()
+
     scored = run_and_score(model, task, entry, settings, judge=judge, limit=config.limit)
     samples = scored.samples
     if check is not None:
         check(samples)
-    listed = None if entry.own else TASK_METRICS.get(entry.task)
-    values = dict(scored.values) or dict.fromkeys(names)
-    scale = config.scale if isinstance(config, UnlistedTaskConfig) else None
-    reader = listed or default_task_metrics(samples, values, directions, scale)
     images = question_images(model, task, [sample["doc_id"] for sample in samples])
-    absent |= dict.fromkeys(names, scored.no_judge) if scored.no_judge else {}
+    listed = None if entry.own else TASK_METRICS.get(entry.task)
+    reader = listed or default_task_metrics(
+        samples, dict(scored.values) or dict.fromkeys(names), directions, getattr(config, "scale", None)
+    )
     columns = {} if scored.no_judge else reader.columns(samples, scored.captions)
     items = items_table(samples, images, columns, reader.score)
     if only:
         items["item"] = [str(only[sample["doc_id"]]) for sample in samples]  # the index among all questions
-    if config.blind and not scored.no_judge:
-        views = blind_views(model, task, config, images, entry.data_hash(config))
-        if reason := add_blind_runs(items, model, task, entry, settings, views, judge):
-            absent["blind"] = reason
-    totals = scored.values
-    if config.limit and not scored.no_judge:
+
+    metrics: dict[str, Metric] = {}
+    if scored.no_judge:
+        absent |= dict.fromkeys(names, scored.no_judge)
+    else:
+        docs = list(task.eval_docs_no_media) if config.limit else []  # before blind runs restrict them
+        if config.blind:
+            views = blind_views(model, task, config, images, entry.data_hash(config))
+            if reason := _add_blind_runs(items, model, task, entry, settings, views, judge):
+                absent["blind"] = reason
+        totals = scored.values
         asked = range(len(samples))
-        if len(in_whole_groups(dict.fromkeys(asked), list(task.eval_docs_no_media), entry.folder)) < len(asked):
+        if config.limit and len(in_whole_groups(dict.fromkeys(asked), docs, entry.folder)) < len(asked):
             absent |= dict.fromkeys(names, f"the first {len(asked)} questions lack some of their orders or pairs")
             totals = {}
-    metrics = {} if scored.no_judge else _metrics(reader, totals, items, reader.baselines(samples), absent)
+        metrics = _metrics(reader, totals, items, samples, absent)
     if metrics and "generate_until" in str(task.config.output_type):
         found = add_unread(items, samples, {**reader.metrics, **reader.extra}, reader.primary)
         metrics |= {name: compute_metric(items, spec) for name, spec in found.items()}
@@ -110,12 +147,6 @@ def load(model: Any, config: TaskConfig) -> Any:
     return load_task(entry.task, entry.folder, data_root(config.data), entry.dataset, simple=model.is_simple)
 
 
-def question_images(model: Any, task: Any, numbers: Sequence[int]) -> Mapping[int, Any]:
-    """Question index → its image, as recorded by this suite's model, or read again if answers were cached."""
-    recorded = {number: image for (_, number), image in getattr(model, "images", {}).items()}
-    return recorded if recorded.keys() >= set(numbers) else first_images(task, numbers)
-
-
 def generation_settings(task: Any, entry: LmmsTask, config: TaskConfig) -> dict[str, Any]:
     """The task's generation settings, overridden by the config's; if neither caps the length, this suite's cap."""
     if config.num_beams and "generate_until" not in str(task.config.output_type):
@@ -140,14 +171,47 @@ def exclude_metrics(task: Any, config: TaskConfig) -> dict[str, str]:
     return {name: why for name, why in absent.items() if task.aggregation().pop(name, None) is not None}
 
 
+def _add_blind_runs(
+    items: pd.DataFrame,
+    model: Any,
+    task: Any,
+    entry: LmmsTask,
+    settings: Mapping[str, Any],
+    views: Iterator[BlindView],
+    judge: Judge,
+) -> str:
+    """Answer and score the blind runs, and add their columns to the items, unless the judge returns no grades: then its
+    reason is returned.
+    """
+    found: dict[str, Mapping[str, Any]] = {}
+    numbers: Sequence[int] = ()
+    for view in views:
+        with seen_by(model, view):
+            scored = run_and_score(model, task, entry, settings, judge=judge, allow_empty=True)
+        if scored.no_judge:
+            return scored.no_judge
+        reader = None if entry.own else TASK_METRICS.get(entry.task)
+        reader = reader or default_task_metrics(scored.samples, dict(scored.values), task.higher_is_better())
+        answers = [str(sample["filtered_resps"][0]).strip() for sample in scored.samples]
+        found[view.kind] = {
+            **reader.columns(scored.samples, scored.captions),
+            "prediction": np.array(answers, object),
+        }
+        numbers = view.numbers
+    places = {int(item): row for row, item in enumerate(items["item"])}
+    add_blind_columns(items, [places[number] for number in numbers], found)
+    return ""
+
+
 def _metrics(
     reader: TaskMetrics,
     values: Mapping[str, float],
     items: pd.DataFrame,
-    baselines: ChanceLevels,
+    samples: Sequence[Sample],
     absent: dict[str, str],
 ) -> dict[str, Metric]:
     """The metrics that lmms-eval computed; missing ones are added to ``absent`` with the reason."""
+    baselines = reader.baselines(samples)
     unused = "no question of this data enters it"
     metrics: dict[str, Metric] = {}
     for name, spec in reader.metrics.items():
@@ -180,3 +244,170 @@ def _protocol(task: Any, entry: LmmsTask, config: TaskConfig, settings: Mapping[
         "task_version": str(task.VERSION),
     }
     return protocol | ({"caption_tokenizer": tokenizer_name()} if entry.task.startswith("nocaps") else {})
+
+
+# lmms-eval's evaluation, with errors as one-line messages
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskScores:
+    """lmms-eval's output for one model and task."""
+
+    samples: Sequence[Sample]  # its log of each question, in the data's order
+    values: Mapping[str, float]  # metric → its value
+    captions: ImageCaptionScores  # per-image values of the caption metrics
+    no_judge: str = ""  # why the judge returned no grades (then there are no values); empty otherwise
+
+
+def run_and_score(
+    model: Any,
+    task: Any,
+    entry: LmmsTask,
+    settings: Mapping[str, Any],
+    *,
+    judge: Judge,
+    limit: int | None = None,
+    allow_empty: bool = False,
+) -> TaskScores:
+    """Generate the answers and score them.
+
+    If the judge fails, the grades are missing, but all answers are in ``samples``.
+
+    Args:
+        task: lmms-eval's task with its data; its functions are wrapped so that their errors name the question.
+        settings: generation settings that override the task's.
+        judge: replaces the judge that the scorer calls.
+        allow_empty: whether all answers may be empty.
+
+    Raises UserError: an image is missing, all answers are empty, or the scorer fails.
+    """
+    from benchmarks.tasks.mllm.llava_model import RecordedAnswersModel
+
+    _name_failures(task)
+    no_judge = ""
+    try:
+        results, captions = _lmms_eval(model, task, entry, settings, judge, limit)
+    except JudgeUnavailable as error:
+        no_judge = f"{NO_JUDGE}: {error}"
+        answers = {instance.doc_id: instance.resps[0] for instance in task.instances}
+        task.process_results = _unscored
+        results, captions = _lmms_eval(RecordedAnswersModel(answers), task, entry, settings, judge, limit)
+    first: dict[int, Sample] = {}
+    for sample in results["samples"][entry.task]:  # a task may filter answers in several ways: the first one counts
+        first.setdefault(sample["doc_id"], sample)
+    samples = [first[number] for number in sorted(first)]
+    if samples and not allow_empty and not any(map(_answer, samples)):
+        raise UserError(f"all {len(samples)} answers of the model are empty")
+    values: dict[str, float] = {}
+    for key, value in {} if no_judge else results["results"][entry.task].items():
+        name = key.partition(",")[0]
+        if name in task.aggregation() and isinstance(value, int | float):
+            values.setdefault(name, float(value))
+    return TaskScores(samples=samples, values=values, captions=captions, no_judge=no_judge)
+
+
+def run_without_scoring(
+    model: Any, task: Any, entry: LmmsTask, settings: Mapping[str, Any], *, limit: int | None
+) -> None:
+    """Generate the answers as :func:`run_and_score`, for another process to score."""
+    _name_failures(task)
+    task.process_results = _unscored
+    _lmms_eval(model, task, entry, settings, None, limit)
+
+
+def _unscored(doc: Mapping[str, Any], results: Any, full_docs: Any = None) -> dict[str, Any]:
+    return {}
+
+
+def _answer(sample: Sample) -> str:
+    """The raw model output, before any extraction."""
+    response = sample["resps"][0]
+    return str(response if isinstance(response, str) or not response else response[0]).strip()
+
+
+def _lmms_eval(
+    model: Any, task: Any, entry: LmmsTask, settings: Mapping[str, Any], judge: Judge | None, limit: int | None
+) -> tuple[dict[str, Any], ImageCaptionScores]:
+    """lmms-eval's own evaluation of one task, and the per-image values of the caption metrics."""
+    from lmms_eval.evaluator import simple_evaluate
+
+    from benchmarks.tasks.mllm.lmms_benchmarks import UnlistedTaskConfig
+
+    may_ask = entry.judged or entry.config is UnlistedTaskConfig  # of the listed tasks it is known
+    own = ",".join(f"{name}={settings[name]}" for name in ("max_new_tokens", "num_beams") if settings.get(name))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        _name_broken_image(task),
+        contextlib.chdir(folder),  # some scorers write files into the working directory
+        suppress_output(),
+        patched_judge(judge, openai_client=may_ask) if judge else contextlib.nullcontext(),
+        mock.patch.dict(os.environ),
+        patched_caption_scorers() as scores,
+        circular_hits(entry.task) as hits,
+    ):
+        for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):  # this suite's model shards the questions, not lmms-eval
+            os.environ.pop(name, None)
+        results = simple_evaluate(
+            model=model,
+            tasks=[task],
+            task_manager=manager(entry.folder),
+            limit=limit,
+            bootstrap_iters=0,
+            log_samples=True,
+            gen_kwargs=own or None,
+            process_docs_parallel=1,
+            cli_args=argparse.Namespace(output_path=folder, process_with_media=False, reasoning_tags=REASONING_TAGS),
+        )
+    for sample in results["samples"][entry.task] if hits else ():
+        verdict = sample["gpt_eval_score"]
+        verdict[HIT] = hits.get(int(verdict["index"]))  # None but at the question's first order
+    return results, scores
+
+
+@contextlib.contextmanager
+def _name_broken_image(task: Any) -> Iterator[None]:
+    """Raise errors of image files as one-line messages that name the question."""
+    try:
+        yield
+    except OSError:
+        for number, doc in enumerate(task.eval_docs_no_media):
+            with _convert_errors(f"{task.config.task}: the image of {_name(doc)} is missing or broken"):
+                task.eval_docs[number]
+        raise
+
+
+def _name_failures(task: Any) -> None:
+    """Wrap the task's functions so that their errors name the question."""
+    visuals, process = task.doc_to_visual, task.process_results
+
+    def doc_to_visual(doc: Mapping[str, Any], *args: Any) -> Any:
+        with _convert_errors(f"{task.config.task}: the image of {_name(doc)} is missing or broken"):
+            return visuals(doc, *args)
+
+    def process_results(doc: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        with _convert_errors(f"lmms-eval's scorer of {task.config.task} rejects {_name(doc)}"):
+            return process(doc, *args, **kwargs)
+
+    task.doc_to_visual, task.process_results = doc_to_visual, process_results
+    for name, function in list(task.aggregation().items()):
+        wrapper = _convert_errors(f"lmms-eval's scorer of {task.config.task} rejects the data")
+        task.aggregation()[name] = wrapper(function)  # functools.wraps inside: lmms-eval inspects its signature
+
+
+@contextlib.contextmanager
+def _convert_errors(message: str) -> Iterator[None]:
+    """Raise any error as a UserError; also a decorator."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{message} ({error_reason(error)})") from None
+
+
+def _name(doc: Mapping[str, Any]) -> str:
+    """A question's id, or else its text."""
+    for column in ID_COLUMNS:
+        if doc.get(column) not in (None, ""):
+            return f"the question with {column} {doc[column]}"
+    return f"the question {str(doc.get('question'))[:80]!r}"

@@ -24,13 +24,12 @@ from clips.core.chat_client import ChatClient, ChatServerError, choices
 from clips.core.identity import digest
 
 if TYPE_CHECKING:
-    from benchmarks.tasks.mllm.lmms_tasks import TaskConfig
+    from benchmarks.tasks.mllm.lmms_benchmarks import TaskConfig
 
 OPENAI_URL = "https://api.openai.com/v1"
 NO_JUDGE = "no judge"
 _REPLY_SECONDS = 120.0
 _RETRY_SECONDS = 5.0
-_TEMPERATURE_STEPS = (0.0, 0.5, 1.0, 1.5)  # added after a reply without a grade, as in MM-Vet's scorer
 
 
 class JudgeUnavailable(BaseException):
@@ -39,36 +38,22 @@ class JudgeUnavailable(BaseException):
 
 @dataclass(frozen=True, kw_only=True)
 class ReplyFormat:
-    """The grade format that a scorer can read.
+    """The grade format that a scorer can read."""
 
-    Args:
-        expected: as text, for the error message.
-        readable: whether the scorer can read a reply.
-    """
-
-    expected: str
-    readable: Callable[[str], bool]
+    expected: str  # as text, for the error message
+    readable: Callable[[str], bool]  # whether the scorer can read a reply
 
 
 @dataclass(kw_only=True)
 class Judge:
-    """A model behind an OpenAI-compatible URL.
+    """A model behind an OpenAI-compatible URL."""
 
-    Args:
-        url: ``https://host/v1``; ``/chat/completions`` is added if it is missing.
-        model: its name; None for the name that the scorer requests.
-        key: the API key; empty if the server needs none.
-        cache: the replies, keyed by a hash of the request without the URL.
-        reply_format: the grade format that the scorer can read.
-        names: the models that answered, for the protocol.
-    """
-
-    url: str
-    model: str | None
-    key: str
-    cache: Cache[Any]
-    reply_format: ReplyFormat
-    names: set[str] = field(default_factory=set)
+    url: str  # ``https://host/v1``; ``/chat/completions`` is added if it is missing
+    model: str | None  # its name; None for the name that the scorer requests
+    key: str  # the API key; empty if the server needs none
+    cache: Cache[Any]  # the replies, keyed by a hash of the request without the URL
+    reply_format: ReplyFormat  # the grade format that the scorer can read
+    names: set[str] = field(default_factory=set)  # the models that answered, for the protocol
 
     @property
     def name(self) -> str:
@@ -82,38 +67,33 @@ class Judge:
     def ask(self, payload: Mapping[str, Any]) -> tuple[str, str]:
         """(reply with a grade, name of its model) to a request of the chat API.
 
-        Raises:
-            JudgeUnavailable: no API key, an unreachable server, a rejected request, or replies without a grade.
+        Raises JudgeUnavailable: no API key, an unreachable server, a rejected request, or replies without a grade.
         """
         request = dict(payload) | ({"model": self.model} if self.model else {})
         requested = str(request["model"])
         reply = ""
         new: dict[str, Any] = {}
-        for step in _TEMPERATURE_STEPS:
+        for step in (0.0, 0.5, 1.0, 1.5):  # a reply without a grade is asked again so, as by MM-Vet's scorer
             attempt = request | ({"temperature": (request.get("temperature") or 0) + step} if step else {})
-            reply, model = self._cached_post(attempt, new)
+            key = digest(attempt)
+            known = self.cache.get(key)
+            if isinstance(known, dict) and {"reply", "model"} <= known.keys():
+                reply, model = str(known["reply"]), str(known["model"])
+            elif not self.key and self.url.rstrip("/") == OPENAI_URL:
+                raise JudgeUnavailable("no key: set OPENAI_API_KEY, or judge_url to a server without keys")
+            else:
+                try:
+                    answer = self._client.submit(attempt).result()
+                    reply, model = choices(answer)[0][0], str(answer.get("model") or "")
+                except ChatServerError as error:
+                    raise JudgeUnavailable(str(error)) from None
+                new[key] = {"request": attempt, "reply": reply, "model": model}
             if self.reply_format.readable(reply):
-                for key, entry in new.items():  # only now: a judge without a grade may be fixed
-                    self.cache.put(key, entry)
+                for each, entry in new.items():  # only now: a judge without a grade may be fixed
+                    self.cache.put(each, entry)
                 self.names.add(requested if model in {"", requested} else f"{requested} ({model})")
                 return reply, model or requested
         raise JudgeUnavailable(f"'{requested}' answers {reply[:60]!r}, expected {self.reply_format.expected}")
-
-    def _cached_post(self, request: Mapping[str, Any], new: dict[str, Any]) -> tuple[str, str]:
-        """(reply, model); uncached replies go to ``new``, key → entry."""
-        key = digest(request)
-        known = self.cache.get(key)
-        if isinstance(known, dict) and {"reply", "model"} <= known.keys():
-            return str(known["reply"]), str(known["model"])
-        if not self.key and self.url.rstrip("/") == OPENAI_URL:
-            raise JudgeUnavailable("no key: set OPENAI_API_KEY, or judge_url to a server without keys")
-        try:
-            answer = self._client.submit(request).result()
-            reply, model = choices(answer)[0][0], str(answer.get("model") or "")
-        except ChatServerError as error:
-            raise JudgeUnavailable(str(error)) from None
-        new[key] = {"request": request, "reply": reply, "model": model}
-        return reply, model
 
 
 def make_judge(config: TaskConfig, task: str, results: str | Path) -> Judge:
@@ -126,7 +106,7 @@ def make_judge(config: TaskConfig, task: str, results: str | Path) -> Judge:
         model=config.judge_model or os.environ.get("MODEL_VERSION") or None,
         key=os.environ.get(config.judge_key_env, ""),
         cache=json_cache(Path(results).absolute() / ".judge"),
-        reply_format=REPLY_FORMATS.get(task, _ANYTHING),
+        reply_format=_REPLY_FORMATS.get(task) or ReplyFormat(expected="a string", readable=bool),
     )
 
 
@@ -144,16 +124,25 @@ def patched_judge(judge: Judge, *, openai_client: bool = True) -> Iterator[None]
     """
     import requests
     from lmms_eval.llm_judge.protocol import Response
-    from lmms_eval.llm_judge.providers.openai import OpenAIProvider
+    from lmms_eval.llm_judge.providers.openai import OpenAIProvider, build_sampling_kwargs
 
     def evaluate(provider: Any, request: Any) -> Any:
-        reply, model = judge.ask(_payload(provider, request))
+        config = request.config or provider.config
+        messages = provider.prepare_messages(request)
+        if request.images:
+            messages = provider._add_images_to_messages(messages, request.images)
+        payload = {"model": config.model_name, "messages": messages, **build_sampling_kwargs(config)}
+        if config.top_p is not None:
+            payload["top_p"] = config.top_p
+        if config.response_format == "json":
+            payload["response_format"] = {"type": "json_object"}
+        reply, model = judge.ask(payload)
         return Response(content=reply, model_used=model)
 
     def post(url: str, *, json: Any = None, **_: Any) -> Any:
-        answer = _completion(*judge.ask(json))
-        text = answer["choices"][0]["message"]["content"]
-        return SimpleNamespace(status_code=200, ok=True, text=text, json=lambda: answer, raise_for_status=lambda: None)
+        reply, model = judge.ask(json)
+        answer = _completion(reply, model)
+        return SimpleNamespace(status_code=200, ok=True, text=reply, json=lambda: answer, raise_for_status=lambda: None)
 
     def create(_: Any, **payload: Any) -> Any:
         from openai.types.chat import ChatCompletion
@@ -169,22 +158,6 @@ def patched_judge(judge: Judge, *, openai_client: bool = True) -> Iterator[None]
 
             stack.enter_context(mock.patch.object(Completions, "create", create))
         yield
-
-
-def _payload(provider: Any, request: Any) -> dict[str, Any]:
-    """The request that one of lmms-eval's providers sends to the chat API."""
-    from lmms_eval.llm_judge.providers.openai import build_sampling_kwargs
-
-    config = request.config or provider.config
-    messages = provider.prepare_messages(request)
-    if request.images:
-        messages = provider._add_images_to_messages(messages, request.images)
-    payload = {"model": config.model_name, "messages": messages, **build_sampling_kwargs(config)}
-    if config.top_p is not None:
-        payload["top_p"] = config.top_p
-    if config.response_format == "json":
-        payload["response_format"] = {"type": "json_object"}
-    return payload
 
 
 def _completion(reply: str, model: str) -> dict[str, Any]:
@@ -216,8 +189,7 @@ def _at_least_two_numbers(reply: str) -> bool:
     return len(numbers) >= 2 and numbers[0] > 0 and numbers[1] >= 0
 
 
-_ANYTHING = ReplyFormat(expected="a string", readable=bool)
-REPLY_FORMATS: dict[str, ReplyFormat] = {
+_REPLY_FORMATS: dict[str, ReplyFormat] = {
     "mmvet": ReplyFormat(expected="a number from 0 to 1", readable=_ratio),
     "llava_bench_coco": ReplyFormat(expected="two numbers on the first line", readable=_two_numbers),
     "llava_in_the_wild": ReplyFormat(expected="two numbers on the first line", readable=_at_least_two_numbers),

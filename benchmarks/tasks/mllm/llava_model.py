@@ -1,9 +1,11 @@
-"""A LLaVA directory as a model of lmms-eval, which answers in batches of similar length."""
+"""Models of lmms-eval: a LLaVA directory, which answers in batches of similar length, a LLaVA behind servers with
+OpenAI's chat API, and precomputed answers."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -12,76 +14,22 @@ from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
 from PIL.Image import Image
 
-from benchmarks.tasks.distributed import run_on_all
+from benchmarks.tasks.mllm.evaluate_task import REASONING_TAGS
 from benchmarks.tasks.mllm.items import QuestionImage, image_hash_name, record_image
-from benchmarks.tasks.mllm.lmms_scoring import REASONING_TAGS
 from benchmarks.tasks.mllm.offline_tasks import unsuppressed_stderr
-from benchmarks.tasks.output_cache import AnswerCache
-from clips.commandline.progress import Progress
+from benchmarks.tasks.output_cache import AnswerCache, run_on_all
+from clips.commandline.progress import Progress, log_estimate
+from clips.core.chat_client import ChatClient, ChatServerError, choices, data_url, image_request
 from clips.core.identity import digest
 from clips.errors import UserError
 from clips.parallel.distributed import DistributedContext, all_gather_objects
 
 if TYPE_CHECKING:
-    from benchmarks.tasks.mllm.blind_runs import BlindView
+    from benchmarks.tasks.blind import BlindView
 
-_NAMES = ("imageId", "image_id", "img_id", "image_name", "image_path", "image_source")
-
-
-def local_questions(
-    indices: Sequence[int], requests: Sequence[Instance], task_dict: Mapping[str, Any], processes: DistributedContext
-) -> list[int]:
-    """This process's shard of the request indices.
-
-    Questions about one image are recognized by the undecoded data, which is cheaper than decoding every image twice. A
-    wrong guess costs time and changes no answer.
-
-    Args:
-        requests: lmms-eval's, with (prompt, settings, visuals, number, task, split) as arguments.
-        task_dict: task → split → dataset.
-    """
-    key_functions: dict[tuple[str, str], Callable[[int], str]] = {}
-    groups: dict[tuple[str, str], list[int]] = {}
-    for index in indices:
-        number, task, split = requests[index].args[-3:]
-        if (task, split) not in key_functions:
-            key_functions[task, split] = _image_key(task_dict[task][split])
-        groups.setdefault((task, key_functions[task, split](number)), []).append(index)
-    loads = [0] * processes.count
-    mine: list[int] = []
-    for group in groups.values():
-        least = loads.index(min(loads))
-        loads[least] += len(group)
-        if least == processes.rank:
-            mine += group
-    return mine
-
-
-def _image_key(documents: Any) -> Callable[[int], str]:
-    """Question index → a key that is equal for questions about one image."""
-    import datasets
-
-    features = getattr(documents, "features", None) or {}
-    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    names = [name for name in _NAMES if name in features]
-    if images:
-        raw = documents.select_columns(images)
-        for name in images:
-            raw = raw.cast_column(name, datasets.Image(decode=False))
-
-        def content_hash(number: int) -> str:
-            found = [raw[number][name] or {} for name in images]
-            return hashlib.sha256(b"".join(each.get("bytes") or str(each).encode() for each in found)).hexdigest()
-
-        return content_hash
-    if names:
-        named = documents.select_columns(names[:1])
-        return lambda number: str(named[number][names[0]])
-    return str
-
-
-DEFAULT_NEW_TOKENS = 128  # default if neither the task nor the user sets a length
+_NEW_TOKENS = 128  # if neither the task nor the user sets a length
 _WINDOW = 16  # batches with images in memory at the same time
+_READ = 64  # questions to servers whose images are in memory at the same time
 
 
 class LlavaBridgeModel(lmms):
@@ -149,9 +97,14 @@ class LlavaBridgeModel(lmms):
             return [self.cache.known[key] for key in keys]
 
         def work() -> None:
+            groups: dict[str, list[int]] = {}  # by generation settings; likelihood requests have none
+            for index in missing:
+                settings = requests[index].args[1]
+                key = repr(sorted(settings.items(), key=str)) if isinstance(settings, Mapping) else ""
+                groups.setdefault(key, []).append(index)
             total = len(missing) // self.processes.count
             with Progress("answering", total, "questions", unsuppressed_stderr()) as progress:
-                for indices in _group_by_settings(requests, missing):
+                for indices in groups.values():
                     mine = local_questions(indices, requests, self.task_dict, self.processes)
                     size = self.batch_size * _WINDOW
                     for start in range(0, len(mine), size):
@@ -170,15 +123,19 @@ class LlavaBridgeModel(lmms):
         from llava_bridge import iter_answer_batches
 
         settings = requests[0].args[1]
-        batches = iter_answer_batches(
-            self._model,
-            self.processor,
-            self._images_of(requests),
-            [request.args[0] for request in requests],
-            batch_size=self.batch_size,
-            **_generation(settings),
-        )
-        for batch in batches:
+        # lmms-eval's settings as transformers' arguments, without those that cause warnings
+        arguments: dict[str, Any] = {"max_new_tokens": int(settings.get("max_new_tokens", _NEW_TOKENS))}
+        if (settings.get("num_beams") or 1) > 1:
+            arguments["num_beams"] = int(settings["num_beams"])
+        temperature = settings.get("temperature") or 0
+        if settings.get("do_sample", temperature > 0) and temperature > 0:
+            arguments |= {"do_sample": True, "temperature": float(temperature)}
+            if settings.get("top_p") is not None:
+                arguments["top_p"] = float(settings["top_p"])
+        prompts = [request.args[0] for request in requests]
+        for batch in iter_answer_batches(
+            self._model, self.processor, self._images_of(requests), prompts, batch_size=self.batch_size, **arguments
+        ):
             yield {index: truncate_at_stop(text, settings.get("until")) for index, text in batch.items()}
 
     def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
@@ -227,7 +184,12 @@ class LlavaBridgeModel(lmms):
         unique: dict[str, Image] = {}
 
         def read(request: Instance) -> list[str]:
-            visuals = self._visuals(request)
+            _, _, to_visual, doc_id, task, split = request.args
+            visuals = to_visual(self.task_dict[task][split][doc_id]) or []
+            if not all(isinstance(visual, Image) for visual in visuals):
+                raise UserError(f"{task}: question {doc_id} has visuals other than images")
+            if self.view is not None:
+                visuals = self.view.visuals(doc_id, visuals, to_visual)
             names = [image_hash_name(visual) for visual in visuals]
             for name, visual in zip(names, visuals, strict=True):
                 unique.setdefault(name, visual)
@@ -242,13 +204,90 @@ class LlavaBridgeModel(lmms):
                 self.images.setdefault((task, doc_id), record)  # each option of a question is a request
         return [[unique[name] for name in names] for names in found]
 
-    def _visuals(self, request: Instance) -> list[Image]:
-        """The images of a request, or those that replace them in a blind run."""
-        _, _, to_visual, doc_id, task, split = request.args
-        visuals = to_visual(self.task_dict[task][split][doc_id]) or []
-        if not all(isinstance(visual, Image) for visual in visuals):
-            raise UserError(f"{task}: question {doc_id} has visuals other than images")
-        return visuals if self.view is None else self.view.visuals(doc_id, visuals, to_visual)
+
+class ServedLlava(LlavaBridgeModel):
+    """Asks servers, which batch the questions themselves; images are sent without loss, as PNG.
+
+    Args:
+        client: the servers' client.
+        name: the model's name there.
+        options: see `LlavaBridgeModel`.
+    """
+
+    def __init__(self, client: ChatClient, name: str, **options: Any) -> None:
+        super().__init__(loaded=(None, None), **options)
+        self.client, self.name = client, name
+        self.seconds = 0.0  # that servers took for answers
+
+    @property
+    def device(self) -> Any:
+        """Where lmms-eval's own tensors are."""
+        return "cpu"
+
+    def _answers(self, requests: Sequence[Instance]) -> Iterator[dict[int, str]]:
+        started = time.monotonic()
+        windows = (requests[start : start + _READ] for start in range(0, len(requests), _READ))
+        bodies = (body for window in windows for body in self._bodies(window))
+        pending = [self.client.submit(body, replica=number) for number, body in enumerate(bodies)]
+        for number, (request, future) in enumerate(zip(requests, pending, strict=True)):
+            try:
+                text = choices(future.result())[0][0]
+            except ChatServerError as error:  # an empty answer would count as a wrong one
+                raise UserError(f"endpoint: {error} ({request.task_name}, question {request.doc_id})") from None
+            yield {number: truncate_at_stop(text, request.args[1].get("until"))}
+        self.seconds += time.monotonic() - started
+
+    def _bodies(self, requests: Sequence[Instance]) -> Iterator[dict[str, Any]]:
+        urls: dict[int, str] = {}  # of each image object
+        for request, images in zip(requests, self._images_of(requests), strict=True):
+            for image in images:
+                urls[id(image)] = urls.get(id(image)) or data_url(image, "PNG")
+            text, settings = request.args[:2]
+            decoding = {"max_tokens": int(settings.get("max_new_tokens", _NEW_TOKENS)), "temperature": 0.0}
+            if settings.get("do_sample", bool(settings.get("temperature"))):
+                sampling = ("temperature", "top_p")
+                decoding |= {name: settings[name] for name in sampling if settings.get(name) is not None}
+            if (settings.get("num_beams") or 1) > 1:
+                raise UserError(f"endpoint: {request.task_name} searches with beams, which OpenAI's chat API has not")
+            yield image_request(self.name, [urls[id(image)] for image in images], text, **decoding)
+
+    def print_estimate(self, part: int, total: int, prices: tuple[float, float] | None) -> None:
+        """Print what all ``total`` questions would take, from ``part`` of them, none of which was cached."""
+        usage = self.client.usage
+        log_estimate(
+            part=part,
+            total=total,
+            seconds=self.seconds,
+            tokens=(usage["prompt_tokens"], usage["completion_tokens"]),
+            prices=prices,
+            concurrent=("batch_size", self.batch_size),
+        )
+
+    def loglikelihood(self, requests: list[Instance]) -> list[Any]:
+        """Not supported: OpenAI's chat API returns no likelihood of a given answer."""
+        raise UserError(f"endpoint: {requests[0].task_name} compares likelihoods; expected 'llava:' without endpoint")
+
+
+class RecordedAnswersModel(lmms):
+    """A model with recorded answers: question index → answer."""
+
+    is_simple = True
+
+    def __init__(self, answers: Mapping[int, str]) -> None:
+        super().__init__()
+        self.answers = answers
+
+    def generate_until(self, requests: list[Any]) -> list[str]:
+        """The recorded answer to each request."""
+        return [self.answers[request.args[3]] for request in requests]
+
+    def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
+        """Not available."""
+        raise UserError("this task scores likelihoods, which answers do not contain")
+
+    def generate_until_multi_round(self, requests: list[Any]) -> list[str]:
+        """Not available."""
+        raise UserError("this task has several rounds, but the file has one answer per question")
 
 
 def load_for_evaluation(directory: str, device: str, precision: str) -> tuple[Any, Any]:
@@ -265,14 +304,59 @@ def load_for_evaluation(directory: str, device: str, precision: str) -> tuple[An
     return model, processor
 
 
-def _group_by_settings(requests: Sequence[Instance], indices: Sequence[int]) -> list[list[int]]:
-    """The request indices grouped by generation settings; likelihood requests have none."""
-    groups: dict[str, list[int]] = {}
+_NAMES = ("imageId", "image_id", "img_id", "image_name", "image_path", "image_source")
+
+
+def local_questions(
+    indices: Sequence[int], requests: Sequence[Instance], task_dict: Mapping[str, Any], processes: DistributedContext
+) -> list[int]:
+    """This process's shard of the request indices.
+
+    Questions about one image are recognized by the undecoded data, which is cheaper than decoding every image twice. A
+    wrong guess costs time and changes no answer.
+
+    Args:
+        requests: lmms-eval's, with (prompt, settings, visuals, number, task, split) as arguments.
+        task_dict: task → split → dataset.
+    """
+    key_functions: dict[tuple[str, str], Callable[[int], str]] = {}
+    groups: dict[tuple[str, str], list[int]] = {}
     for index in indices:
-        settings = requests[index].args[1]
-        key = repr(sorted(settings.items(), key=str)) if isinstance(settings, Mapping) else ""
-        groups.setdefault(key, []).append(index)
-    return list(groups.values())
+        number, task, split = requests[index].args[-3:]
+        if (task, split) not in key_functions:
+            key_functions[task, split] = _image_key(task_dict[task][split])
+        groups.setdefault((task, key_functions[task, split](number)), []).append(index)
+    loads = [0] * processes.count
+    mine: list[int] = []
+    for group in groups.values():
+        least = loads.index(min(loads))
+        loads[least] += len(group)
+        if least == processes.rank:
+            mine += group
+    return mine
+
+
+def _image_key(documents: Any) -> Callable[[int], str]:
+    """Question index → a key that is equal for questions about one image."""
+    import datasets
+
+    features = getattr(documents, "features", None) or {}
+    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    names = [name for name in _NAMES if name in features]
+    if images:
+        raw = documents.select_columns(images)
+        for name in images:
+            raw = raw.cast_column(name, datasets.Image(decode=False))
+
+        def content_hash(number: int) -> str:
+            found = [raw[number][name] or {} for name in images]
+            return hashlib.sha256(b"".join(each.get("bytes") or str(each).encode() for each in found)).hexdigest()
+
+        return content_hash
+    if names:
+        named = documents.select_columns(names[:1])
+        return lambda number: str(named[number][names[0]])
+    return str
 
 
 def _key(request: Instance, continuation: str | None = None, view: BlindView | None = None) -> str:
@@ -282,19 +366,6 @@ def _key(request: Instance, continuation: str | None = None, view: BlindView | N
     content = [task, split, number, request.idx, prompt, continuation, *condition]
     content += sorted(map(repr, settings.items())) if continuation is None else []
     return digest(content)[:32]
-
-
-def _generation(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """lmms-eval's generation settings as arguments of transformers' ``generate``, without those that cause warnings."""
-    arguments: dict[str, Any] = {"max_new_tokens": int(settings.get("max_new_tokens", DEFAULT_NEW_TOKENS))}
-    if (settings.get("num_beams") or 1) > 1:
-        arguments["num_beams"] = int(settings["num_beams"])
-    temperature = settings.get("temperature") or 0
-    if settings.get("do_sample", temperature > 0) and temperature > 0:
-        arguments |= {"do_sample": True, "temperature": float(temperature)}
-        if settings.get("top_p") is not None:
-            arguments["top_p"] = float(settings["top_p"])
-    return arguments
 
 
 def truncate_at_stop(text: str, stops: str | Sequence[str] | None) -> str:

@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import difflib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
-from benchmarks.results.protocol import FULL_SIZE
-from benchmarks.tasks.blind_images import blind_settings
-from benchmarks.tasks.distributed import as_single_process
+from benchmarks.results.protocol import FULL_SIZE, Entries
+from benchmarks.tasks.blind import BlindConfig, blind_settings, blind_views, seen_by
+from benchmarks.tasks.eval_model import input_settings
 from benchmarks.tasks.evaluation import Evaluation
-from benchmarks.tasks.mllm.blind_runs import blind_views, seen_by
-from benchmarks.tasks.mllm.download import dataset_hash
 from benchmarks.tasks.mllm.evaluate_task import (
     evaluate_task,
     exclude_metrics,
     generation_settings,
     load,
-    question_images,
+    run_without_scoring,
 )
-from benchmarks.tasks.mllm.llava_input import input_settings
-from benchmarks.tasks.mllm.lmms_models import model_settings
-from benchmarks.tasks.mllm.lmms_tasks import LmmsTask, TaskConfig, UnlistedTaskConfig
+from benchmarks.tasks.mllm.items import question_images
+from benchmarks.tasks.mllm.judge import make_judge
 from benchmarks.tasks.mllm.offline_tasks import (
     data_root,
+    dataset_hash,
     dataset_name,
     definition_hash,
     go_offline,
@@ -35,11 +36,72 @@ from benchmarks.tasks.mllm.offline_tasks import (
     task_folders,
     task_groups,
 )
-from benchmarks.tasks.registry import all_benchmarks, register
+from benchmarks.tasks.registry import Benchmark, all_benchmarks, get_benchmark, register
+from clips.core.identity import RUN_ONLY
 from clips.errors import UserError
+from clips.ranges import Positive, PositiveFloat
 
 if TYPE_CHECKING:
     from benchmarks.tasks.eval_model import EvalModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig(BlindConfig):
+    """A task of lmms-eval.
+
+    Args:
+        data: a directory in the Hub's structure (it contains ``lmms-lab-encoder/...``).
+        max_new_tokens: cap of an answer's length; by default the task's own.
+        num_beams: beams of the search for an answer; by default the task's own number, mostly 1 (greedy decoding).
+        exclude_metrics: lmms-eval's metrics to skip (METEOR takes seconds).
+        judge_model: the model that grades answers if the scorer needs one (MM-Vet); by default $MODEL_VERSION, or the
+            task's.
+        judge_url: its OpenAI-compatible URL, ``http://host:port/v1``; by default $OPENAI_API_URL, or OpenAI's.
+        judge_key_env: the environment variable with its API key, if the server needs one.
+    """
+
+    max_new_tokens: Positive | None = None
+    num_beams: Positive | None = None
+    exclude_metrics: tuple[str, ...] = ()
+    judge_model: str | None = dataclasses.field(default=None, metadata=RUN_ONLY)  # the resolved name counts
+    judge_url: str | None = dataclasses.field(default=None, metadata=RUN_ONLY)
+    judge_key_env: str = dataclasses.field(default="OPENAI_API_KEY", metadata=RUN_ONLY)
+
+    @property
+    def benchmark(self) -> LmmsTask:
+        """The benchmark that these are the settings of."""
+        found = get_benchmark(self.entry)
+        assert isinstance(found, LmmsTask)
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnlistedTaskConfig(TaskConfig):
+    """A task of lmms-eval that `clips-bench list` has not, or one of the user's, whose metrics have no known scale.
+
+    Args:
+        scale: display factor of its metrics; by default 100 if all per-question numbers are from 0 to 1 and higher is
+            better, otherwise 1.
+    """
+
+    scale: PositiveFloat | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LmmsTask(Benchmark):
+    """A benchmark that is a task of lmms-eval, or one of the user's in its format."""
+
+    task: str  # its name
+    folder: str  # directory of its definition, below lmms-eval's ``tasks`` or the user's own
+    dataset: str  # the Hub name of its data, a path below the data root
+    own: str = ""  # the YAML file of a user's task
+    also: tuple[str, ...] = ()  # configurations of the dataset that the task's functions read in addition to its own
+    max_new_tokens: int | None = None  # default cap of an answer if the task has none
+    judged: bool = False  # its scorer sends requests to a judge model (``benchmarks.tasks.mllm.judge``)
+
+    def further_inputs(self, config: TaskConfig, results: str) -> Mapping[str, str | None]:
+        """See `Benchmark`: the model that judges, if the scorer asks one."""
+        return {"judge_model": make_judge(config, self.task, results).model} if self.judged else {}
 
 
 def data_hash(config: TaskConfig) -> str:
@@ -47,8 +109,7 @@ def data_hash(config: TaskConfig) -> str:
 
     For a custom task it includes the definition, so that cached answers to other questions are not reused.
 
-    Raises:
-        UserError: there are no such files, or one of them differs from the download record.
+    Raises UserError: there are no such files, or one of them differs from the download record.
     """
     root = data_root(config.data)
     entry = config.benchmark
@@ -67,9 +128,13 @@ def evaluate(model: EvalModel, config: TaskConfig) -> Evaluation | None:
     if model.config.lmms is not None:
         if model.processes.count > 1:
             raise UserError("lmms: lmms-eval's models run in one process here; their arguments may use several GPUs")
-        return evaluate_task(
-            model.lmms, config, model.config.output, model_settings(model.lmms, model.config.lmms.model)
-        )
+        # the model's class determines its preprocessing
+        dtype = getattr(getattr(model.lmms, "_model", None), "dtype", "as its class decides")
+        settings: Entries = {
+            "input_model": f"lmms-eval's {model.config.lmms.model}",
+            "precision": str(dtype).removeprefix("torch."),
+        }
+        return evaluate_task(model.lmms, config, model.config.output, settings)
     if model.config.endpoint:
         return _evaluate_served(model, config)
     from benchmarks.tasks.mllm.llava_model import LlavaBridgeModel
@@ -83,31 +148,32 @@ def evaluate(model: EvalModel, config: TaskConfig) -> Evaluation | None:
     )
     about = {"precision": str(model.llava[0].dtype).removeprefix("torch.")} | input_settings(llava.processor)
     about |= blind_settings(config, llava.processor)
+    # answers that are scored several times (after those of a blind run, or again without a judge) are scored by rank 0
+    # alone, when all are cached
     answered_first = model.processes.count > 1 and bool(config.blind or config.benchmark.judged)
     if not model.processes.is_main or answered_first:
         _answer_without_scoring(llava, config)
     if not model.processes.is_main:
         return None
-    with as_single_process() if answered_first else contextlib.nullcontext():
+    # lmms-eval's evaluator would wait for the other processes
+    alone = mock.patch("torch.distributed.is_initialized", return_value=False)
+    with alone if answered_first else contextlib.nullcontext():
         return evaluate_task(llava, config, model.config.output, about)
 
 
 def _evaluate_served(model: EvalModel, config: TaskConfig) -> Evaluation:
-    from benchmarks.tasks.mllm.served_llava import ServedLlava, chat_client, served_settings
+    from benchmarks.tasks.mllm.llava_model import ServedLlava
 
     if model.processes.count > 1:
         raise UserError("endpoint: expected one process, which sends its requests concurrently")
     name, cache = str(model.config.llava), model.answer_cache(config.benchmark.task, data_hash(config))
     cached = bool(cache.known)
-    llava = ServedLlava(
-        chat_client(model.config),
-        name,
-        batch_size=model.config.batch_size,
-        record_images=True,
-        cache=cache,
-    )
-    about = served_settings(name) | blind_settings(config, None)
-    evaluation = evaluate_task(llava, config, model.config.output, about)
+    llava = ServedLlava(model.chat_client(), name, batch_size=model.config.batch_size, record_images=True, cache=cache)
+    about: Entries = {
+        "input_model": f"{name}, by a server with OpenAI's chat API",
+        "precision": "as the server decides",
+    }
+    evaluation = evaluate_task(llava, config, model.config.output, about | blind_settings(config, None))
     if config.limit and not cached:
         part = int(evaluation.protocol["questions"])
         llava.print_estimate(part, int(evaluation.protocol.get(FULL_SIZE, part)), model.config.token_prices)
@@ -115,20 +181,14 @@ def _evaluate_served(model: EvalModel, config: TaskConfig) -> Evaluation:
 
 
 def _answer_without_scoring(llava: Any, config: TaskConfig) -> None:
-    """Answer all questions, those of the blind runs included, together with the other processes.
-
-    If answers are scored several times (after those of a blind run, or again without a judge), rank 0 does so alone,
-    when all are cached.
-    """
-    from benchmarks.tasks.mllm.lmms_scoring import run_without_scoring
-
+    """Answer all questions, those of the blind runs included, together with the other processes."""
     entry, task = config.benchmark, load(llava, config)
     exclude_metrics(task, config)  # raises what rank 0 raises, before other processes wait for it
     settings = generation_settings(task, entry, config)
     run_without_scoring(llava, task, entry, settings, limit=config.limit)
     if config.blind:
-        asked = range(min(config.limit or len(task.eval_docs_no_media), len(task.eval_docs_no_media)))
-        images = question_images(llava, task, asked)
+        count = len(task.eval_docs_no_media)
+        images = question_images(llava, task, range(min(config.limit or count, count)))
         for view in blind_views(llava, task, config, images, data_hash(config)):
             with seen_by(llava, view):
                 run_without_scoring(llava, task, entry, settings, limit=None)
@@ -139,38 +199,32 @@ def _lmms_task(**fields: Any) -> LmmsTask:
     return LmmsTask(evaluate=evaluate, data_hash=data_hash, **common | fields)
 
 
-def _listed_tasks() -> Iterator[LmmsTask]:
-    """The benchmarks of ``lmms_tasks.csv``.
-
-    ``size`` is that of the files that the task reads, as stated on the Hub, ``items`` the number in the evaluated
-    split, ``license`` that of the questions, as the sources state it (docs/protocols.md); empty if unknown.
-    """
-    with Path(__file__).parents[1].joinpath("lmms_tasks.csv").open(encoding="utf-8", newline="") as stream:
-        for row in csv.DictReader(stream):
-            yield _lmms_task(
-                task=row["name"],
-                about=row["about"],
-                folder=row["folder"],
-                dataset=row["dataset"],
-                size=row["size"],
-                items=int(row["items"]),
-                license=row["license"],
-                also=(row["also"],) if row["also"] else (),
-                max_new_tokens=int(row["max_new_tokens"]) if row["max_new_tokens"] else None,
-                judged=row["judged"] == "true",
-                trivial_baseline_note=row["trivial_baseline_note"],
-            )
-
-
-for _task in _listed_tasks():
-    register(_task.task, _task)
+with Path(__file__).parents[1].joinpath("lmms_tasks.csv").open(encoding="utf-8", newline="") as _stream:
+    # size is that of the files that the task reads, as stated on the Hub, items the number in the evaluated split,
+    # license that of the questions, as the sources state it (docs/protocols.md); empty if unknown
+    for _row in csv.DictReader(_stream):
+        register(
+            _row["name"],
+            _lmms_task(
+                task=_row["name"],
+                about=_row["about"],
+                folder=_row["folder"],
+                dataset=_row["dataset"],
+                size=_row["size"],
+                items=int(_row["items"]),
+                license=_row["license"],
+                also=(_row["also"],) if _row["also"] else (),
+                max_new_tokens=int(_row["max_new_tokens"]) if _row["max_new_tokens"] else None,
+                judged=_row["judged"] == "true",
+                trivial_baseline_note=_row["trivial_baseline_note"],
+            ),
+        )
 
 
 def find_task(name: str) -> LmmsTask:
     """The benchmark of a task that is not listed: any other one of lmms-eval's, or the path of one of the user's.
 
-    Raises:
-        UserError: unknown name (the message lists close matches), or a group of tasks (it lists the members).
+    Raises UserError: unknown name (the message lists close matches), or a group of tasks (it lists the members).
     """
     tasks = task_folders()
     if name in tasks:

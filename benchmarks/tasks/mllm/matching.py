@@ -3,7 +3,7 @@
 A match has a *key* and a *normalization*. The key is the question's index in the data, its image with its text, an id
 that no other question has, if each answer's prompt contains the question's text, its id with its text, its id under the
 data's column name, its text alone, or the task's whole prompt (ScienceQA's questions differ in their options only).
-`NORMALIZATIONS` apply in sequence, on both sides, and an answer uses the first one that yields a question. Questions
+Normalizations apply in sequence, on both sides, and an answer uses the first one that yields a question. Questions
 that become equal are not matched, and of two different answers to one question none is used.
 
 Order is not a key: if many images share the same question, a wrong order looks right. Only questions with the same
@@ -35,32 +35,19 @@ questions is the question."""
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """One line of an answer file.
+    """One line of an answer file."""
 
-    Args:
-        text: the answer.
-        number: index of the question in the data.
-        id: id of the question.
-        id_name: the field that it was read from.
-        prompt: the question's text, with the answer instruction.
-        image: the image's file name without extension.
-        category: the category of the question.
-        target: the right answer in lmms-eval's data.
-        doc: the question's row in lmms-eval's data.
-        input: lmms-eval's full prompt.
-        row: the whole line, in which lmms-eval's samples have their scores.
-    """
-
-    text: str
-    number: int | None = None
-    id: str | None = None
-    id_name: str = "question_id"
-    prompt: str | None = None
-    image: str | None = None
-    category: str | None = None
-    target: str | None = None
-    doc: Mapping[str, Any] | None = None
-    input: str | None = None
+    text: str  # the answer
+    number: int | None = None  # index of the question in the data
+    id: str | None = None  # id of the question
+    id_name: str = "question_id"  # the field that it was read from
+    prompt: str | None = None  # the question's text, with the answer instruction
+    image: str | None = None  # the image's file name without extension
+    category: str | None = None  # the category of the question
+    target: str | None = None  # the right answer in lmms-eval's data
+    doc: Mapping[str, Any] | None = None  # the question's row in lmms-eval's data
+    input: str | None = None  # lmms-eval's full prompt
+    # the whole line, in which lmms-eval's samples have their scores
     row: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -70,8 +57,7 @@ def read_answers(file: Path, questions: Path | None = None) -> list[Answer]:
     Args:
         questions: LLaVA's file of questions, ``{question_id, image, text, category}``, joined to them by the id.
 
-    Raises:
-        UserError: a file is missing, or a line has no answer or no question reference.
+    Raises UserError: a file is missing, or a line has no answer or no question reference.
     """
     by_id: dict[str, dict[str, Any]] = {}
     if questions is not None:
@@ -139,19 +125,17 @@ def _answer(row: Mapping[str, Any], where: str) -> Answer:
     )
 
 
-TAILS = (
+_TAILS = (
     "please answer yes or no.",
     "answer the question with yes or no.",
     "answer the question using a single word or phrase.",
     "answer with the option's letter from the given choices directly.",
 )
 """Answer instructions at the end of questions (MME's) and of prompts, in lower case."""
-TAIL_LINES = re.compile(r"\(?[A-Z]\)?[.):] |Reference OCR tokens?:")
+_TAIL_LINES = re.compile(r"\(?[A-Z]\)?[.):] |Reference OCR tokens?:")
 """Prefixes of the lines that LLaVA's prompts add below a question (options, TextVQA's OCR)."""
-MISSPELLINGS = {"imange": "image"}
+_MISSPELLINGS = {"imange": "image"}
 """Known misspellings in published questions: POPE's until November 2023, which LLaVA's answers contain."""
-
-_MAX_LISTED, _MAX_COMPARED = 3, 10_000
 
 
 def _collapse_spaces(text: str) -> str:
@@ -159,60 +143,42 @@ def _collapse_spaces(text: str) -> str:
 
 
 def _strip_instructions(text: str) -> str:
-    while tail := next((each for each in TAILS if text.lower().endswith(each)), ""):
+    while tail := next((each for each in _TAILS if text.lower().endswith(each)), ""):
         text = text[: -len(tail)].rstrip()
     return text
 
 
-def _strip_lines(text: str) -> list[str]:
-    """The prompt, then without its last line, its last two lines and so on, as far as these are no question text."""
-    texts, lines = [_collapse_spaces(text)], text.strip().splitlines()
-    while len(lines) > 1 and (_collapse_spaces(lines[-1]).lower() in TAILS or TAIL_LINES.match(lines[-1].strip())):
-        lines.pop()
-        texts.append(_collapse_spaces(" ".join(lines)))
-    return texts
-
-
-def _shorten_id(name: str) -> str:
-    """``MME/artwork/images/1.jpg`` → ``artwork/1.jpg``; ``v1_7`` → ``7`` (MM-Vet's, which LLaVA's files omit)."""
-    return "/".join([part for part in name.split("/") if part != "images"][-2:]).removeprefix("v1_")
-
-
-def _fix_misspellings(text: str) -> str:
-    return re.sub(r"\w+", lambda word: MISSPELLINGS.get(word[0], word[0]), text)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Normalization:
-    """One normalization step.
+    """One normalization step."""
 
-    Args:
-        name: printed with the number of answers that it matched.
-        text: of a question's text, whitespace collapsed.
-        id: of a question's id.
-        lines: whether a prompt's last lines may be removed, one by one, if they are in ``TAILS`` or ``TAIL_LINES``.
-    """
-
-    name: str
-    text: Callable[[str], str] = str
-    id: Callable[[str], str] = str
-    lines: bool = False
+    name: str  # printed with the number of answers that it matched
+    text: Callable[[str], str] = str  # of a question's text, whitespace collapsed
+    id: Callable[[str], str] = str  # of a question's id
+    lines: bool = False  # whether a prompt's last lines may be removed, one by one, if they are no question text
 
 
-NORMALIZATIONS = (
+_NORMALIZATIONS = (
     Normalization(name="unchanged"),
     Normalization(name="without the answer instruction", text=_strip_instructions, lines=True),
     Normalization(name="in lower case", text=str.lower),
-    Normalization(name="by the id without inner directories or 'v1_'", id=_shorten_id),
+    Normalization(
+        name="by the id without inner directories or 'v1_'",
+        # MME/artwork/images/1.jpg → artwork/1.jpg; v1_7 → 7 (MM-Vet's, which LLaVA's files omit)
+        id=lambda id: "/".join([part for part in id.split("/") if part != "images"][-2:]).removeprefix("v1_"),
+    ),
     Normalization(name="with 'an' read as 'a'", text=lambda text: re.sub(r"\ban\b", "a", text)),
-    Normalization(name="with known misspellings fixed", text=_fix_misspellings),
+    Normalization(
+        name="with known misspellings fixed",
+        text=lambda text: re.sub(r"\w+", lambda word: _MISSPELLINGS.get(word[0], word[0]), text),
+    ),
 )
 
 
 def normalize_text(text: str) -> str:
     """A text after all normalization steps."""
     text = _collapse_spaces(text)
-    for step in NORMALIZATIONS:
+    for step in _NORMALIZATIONS:
         text = step.text(text)
     return text
 
@@ -227,8 +193,14 @@ class _Key:
 
     def variants(self, level: int) -> list[Hashable]:
         """The keys after the first ``level`` + 1 normalization steps, that of the full prompt first."""
-        steps, name = NORMALIZATIONS[: level + 1], self.id
-        texts = _strip_lines(self.text) if any(step.lines for step in steps) else [_collapse_spaces(self.text)]
+        steps, name = _NORMALIZATIONS[: level + 1], self.id
+        texts, lines = [_collapse_spaces(self.text)], self.text.strip().splitlines()
+        if any(step.lines for step in steps):
+            while len(lines) > 1 and (
+                _collapse_spaces(lines[-1]).lower() in _TAILS or _TAIL_LINES.match(lines[-1].strip())
+            ):
+                lines.pop()
+                texts.append(_collapse_spaces(" ".join(lines)))
         for step in steps:
             name, texts = step.id(name), [step.text(text) for text in texts]
         return [(self.exact, name, text) for text in texts]
@@ -236,26 +208,16 @@ class _Key:
 
 @dataclass(frozen=True, kw_only=True)
 class Match:
-    """Matched answers.
+    """Matched answers."""
 
-    Args:
-        answers: question index → its answer.
-        key: name of the matching key.
-        compares_texts: whether the texts of questions and answers are compared, by the key or in addition to an id.
-        counts: name of a normalization → number of answers that it matched.
-        unmatched: the answers without a question, or to a question with other answers.
-        num_unanswered: number of questions without an answer.
-        repeated: number of answers that are equal to another one to the same question; one of them counts.
-        contested: index of a question with different answers → the first of them.
-    """
-
-    answers: Mapping[int, Answer]
-    key: str
-    compares_texts: bool
-    counts: Mapping[str, int]
-    unmatched: Sequence[Answer]
-    num_unanswered: int
-    repeated: int = 0
+    answers: Mapping[int, Answer]  # question index → its answer
+    key: str  # name of the matching key
+    compares_texts: bool  # whether the texts of questions and answers are compared, by the key or in addition to an id
+    counts: Mapping[str, int]  # name of a normalization → number of answers that it matched
+    unmatched: Sequence[Answer]  # the answers without a question, or to a question with other answers
+    num_unanswered: int  # number of questions without an answer
+    repeated: int = 0  # number of answers that are equal to another one to the same question; one of them counts
+    # index of a question with different answers → the first of them
     contested: Mapping[int, Answer] = field(default_factory=dict)
 
     def summary(self) -> str:
@@ -284,8 +246,7 @@ def match(
             alone, an answer without a question indicates ids of other data).
         prompts: the task's prompt for each question, if it is known.
 
-    Raises:
-        UserError: no key distinguishes the questions, or too few answers match; the message counts both sides.
+    Raises UserError: no key distinguishes the questions, or too few answers match; the message counts both sides.
     """
     found: list[Match] = []
     for key in _candidate_keys(answers, docs, prompts):
@@ -313,20 +274,16 @@ def match(
 
 @dataclass(frozen=True, kw_only=True)
 class _Candidate:
-    """A way to match: the keys of the answers and of the questions.
-
-    Args:
-        texts: whether the keys contain texts.
-        verified: whether the key is an id alone, and the question's text must be part of the answer's prompt.
-        in_order: whether questions of the same key are told apart by the order of the answers, if it is that of the
-            data for all others.
-    """
+    """A way to match: the keys of the answers and of the questions."""
 
     name: str
     answers: Sequence[_Key]
     questions: Sequence[_Key]
-    texts: bool = False
+    texts: bool = False  # whether the keys contain texts
+    # whether the key is an id alone, and the question's text must be part of the answer's prompt
     verified: bool = False
+    # whether questions of the same key are told apart by the order of the answers, if it is that of the data for all
+    # others
     in_order: bool = False
 
 
@@ -386,7 +343,7 @@ def _assign(key: _Candidate, answers: Sequence[Answer], docs: Sequence[Mapping[s
     contested: dict[int, int] = {}
     repeated: list[int] = []
     unmatched = list(range(len(answers)))
-    for level, step in enumerate(NORMALIZATIONS):
+    for level, step in enumerate(_NORMALIZATIONS):
         if not unmatched:
             break
         questions: dict[Hashable, list[int]] = {}
@@ -433,12 +390,15 @@ def _assign(key: _Candidate, answers: Sequence[Answer], docs: Sequence[Mapping[s
         matched = {number: each for number, each in matched.items() if number not in contradicted}
     pairs = {number: answers[matched[number][0]] for number in sorted(matched)}
     used = {index for index, _ in matched.values()} | set(repeated)
-    counts = Counter(name for _, name in matched.values())
+    found = Counter(name for _, name in matched.values())
+    counts = {name: n for step in _NORMALIZATIONS for name, n in found.items() if name.startswith(step.name)}
     return Match(
         answers=pairs,
         key=f"{key.name}, with the question in each prompt" if key.verified else key.name,
         compares_texts=key.texts or (key.verified and len(contradicted) <= _MAX_CONTRADICTED * len(matched)),
-        counts={name: count for step in NORMALIZATIONS for name, count in counts.items() if name.startswith(step.name)},
+        counts={
+            name: count for step in _NORMALIZATIONS for name, count in counts.items() if name.startswith(step.name)
+        },
         unmatched=[answer for index, answer in enumerate(answers) if index not in used],
         num_unanswered=len(key.questions) - len(matched),
         repeated=len(repeated),
@@ -447,12 +407,14 @@ def _assign(key: _Candidate, answers: Sequence[Answer], docs: Sequence[Mapping[s
 
 
 def _nearest(unmatched: Sequence[Answer], docs: Sequence[Mapping[str, Any]]) -> str:
-    """The first few answers without a question, each with the most similar question."""
+    """The first three answers without a question, each with the most similar question."""
     if not unmatched:
         return ""
-    labels = [_label(_id(doc), doc.get("question", "")) for doc in docs[:_MAX_COMPARED]]
+    compared = docs[:10_000]
+    ids = [next((str(doc[column]) for column in ID_COLUMNS if doc.get(column) is not None), "") for doc in compared]
+    labels = [_label(id, doc.get("question", "")) for id, doc in zip(ids, compared, strict=True)]
     shown = []
-    for answer in unmatched[:_MAX_LISTED]:
+    for answer in unmatched[:3]:
         label = _label(answer.number if answer.id is None else answer.id, answer.prompt or "")
         near = difflib.get_close_matches(label, labels, n=1, cutoff=0.0)
         shown.append(f"{label!r} (nearest question: {near[0] if near else ''!r})")
@@ -463,7 +425,3 @@ def _label(name: object, question: object) -> str:
     """An id and the first line of a question, without its answer instruction."""
     line = str(question).strip().partition("\n")[0]
     return f"{name} {_strip_instructions(_collapse_spaces(line))}".strip()[:200]
-
-
-def _id(doc: Mapping[str, Any]) -> str:
-    return next((str(doc[column]) for column in ID_COLUMNS if doc.get(column) is not None), "")

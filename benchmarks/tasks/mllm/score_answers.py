@@ -17,11 +17,10 @@ from typing import Any
 from benchmarks.results.protocol import Entries
 from benchmarks.results.results import Result, check_name, check_not_newer, write_result
 from benchmarks.tasks.mllm.evaluate_task import evaluate_task
-from benchmarks.tasks.mllm.items import Sample
-from benchmarks.tasks.mllm.lmms_tasks import LmmsTask, UnlistedTaskConfig
+from benchmarks.tasks.mllm.items import Sample, in_whole_groups
+from benchmarks.tasks.mllm.lmms_benchmarks import LmmsTask, UnlistedTaskConfig
 from benchmarks.tasks.mllm.matching import Answer, match, normalize_text, read_answers
 from benchmarks.tasks.mllm.offline_tasks import data_root, go_offline, load_task
-from benchmarks.tasks.mllm.question_groups import in_whole_groups
 from benchmarks.tasks.registry import configure, get_benchmark
 from benchmarks.tasks.run_benchmarks import with_outcome
 from clips.commandline.signals import sigterm_interrupts
@@ -74,9 +73,8 @@ class ScoreConfig:
 def run_score(config: ScoreConfig) -> None:
     """Match and score the answers, and store a normal result with the file as its model.
 
-    Raises:
-        UserError: an unknown task, a malformed file, questions without an answer, answers without a question, or the
-            file's questions contradict the data.
+    Raises UserError: an unknown task, a malformed file, questions without an answer, answers without a question, or the
+    file's questions contradict the data.
     """
     entry = get_benchmark(config.task)
     if not isinstance(entry, LmmsTask):
@@ -91,7 +89,7 @@ def run_score(config: ScoreConfig) -> None:
     check_not_newer(config.output, config.model_name, benchmark.name)
     answers = read_answers(Path(config.answers), None if config.questions is None else Path(config.questions))
     go_offline()
-    from benchmarks.tasks.mllm.lmms_scoring import RecordedAnswersModel
+    from benchmarks.tasks.mllm.llava_model import RecordedAnswersModel
 
     task = load_task(entry.task, entry.folder, data_root(config.data), entry.dataset)
     docs = list(task.eval_docs_no_media)
@@ -160,17 +158,9 @@ def _score_differences(answers: Mapping[int, Answer], samples: Sequence[Sample])
                 break
 
 
-_NO_SCORES = {
-    "doc_id",
-    "doc",
-    "target",
-    "arguments",
-    "resps",
-    "filtered_resps",
-    "token_counts",
-    "doc_hash",
-    "input_media",
-}
+_NO_SCORES = frozenset(
+    ("doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "token_counts", "doc_hash", "input_media")
+)
 _READINGS = ("pred", "parsed_pred", "pred_answer", "prediction", "is_correct", "correct", "scores")
 """Keys of what an aggregation is given, instead of a score: what the scorer read in the answer."""
 
@@ -179,13 +169,11 @@ def _score(entry: Any) -> Any:
     """What lmms-eval logs for a metric, as a number or, if it has no score, what the scorer read in the answer."""
     plain = json.loads(json.dumps(entry, default=str))
     if isinstance(plain, dict):
-        plain = plain.get("score", {key: _only(plain[key]) for key in _READINGS if key in plain})
+        readings = {key: plain[key] for key in _READINGS if key in plain}
+        # since 0.5 lmms-eval logs a list, with a reading for each repetition
+        ones = {key: value[0] for key, value in readings.items() if isinstance(value, list) and len(value) == 1}
+        plain = plain.get("score", readings | ones)
     return float(plain) if isinstance(plain, bool | int) else plain
-
-
-def _only(value: Any) -> Any:
-    """The element of a list of one: since 0.5 lmms-eval logs a reading for each repetition."""
-    return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
 def _brief(value: Any) -> str:
@@ -202,11 +190,12 @@ def reject_contradictions(
     one's. Strings are compared after all normalizations, numbers by value. ``doc_hash`` is useless: lmms-eval 0.7
     writes the hash of ``null`` into every sample.
 
-    Raises:
-        UserError: the message counts the contradictions and names the first.
+    Raises UserError: the message counts the contradictions and names the first.
     """
-    has_input = any(answer.input is not None for answer in answers.values())
-    prompts = [_prompt(task, doc) for doc in docs] if has_input else [""] * len(docs)
+    prompts = [""] * len(docs)
+    if any(answer.input is not None for answer in answers.values()):
+        found = [_call(task.doc_to_text, doc) for doc in docs]
+        prompts = [normalize_text(prompt) if isinstance(prompt, str) else "" for prompt in found]
     all_prompts = frozenset(prompts)
     wrong = []
     for number, answer in answers.items():
@@ -255,11 +244,6 @@ def _number(value: object) -> Decimal | None:
     except InvalidOperation:
         return None
     return number if number.is_finite() else None
-
-
-def _prompt(task: Any, doc: Mapping[str, Any]) -> str:
-    prompt = _call(task.doc_to_text, doc)
-    return normalize_text(prompt) if isinstance(prompt, str) else ""
 
 
 def _call(function: Any, doc: Mapping[str, Any]) -> Any:

@@ -18,9 +18,8 @@ import numpy as np
 
 from benchmarks.results.results import UNREAD, UNREAD_WRONG
 from benchmarks.tasks.evaluation import MetricSpec
-from benchmarks.tasks.mllm.items import Sample
-from benchmarks.tasks.mllm.question_groups import circular_groups
-from benchmarks.tasks.mllm.task_columns import mme_columns
+from benchmarks.tasks.mllm.items import Sample, circular_groups
+from benchmarks.tasks.mllm.task_metrics import mme_columns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,8 +33,6 @@ _REFUSAL = re.compile(
 _OPTION = re.compile(r"(?:^|[\s(])\(?([A-J])[.):] ?\S", re.MULTILINE)
 _OPTION_LINE = re.compile(r"^\s*\(?([A-J])[.):]\s*(\S.*?)\s*$", re.MULTILINE)
 _YES_NO = ("yes", "no")
-_CREDITS = ("mean", "mean_of_scores", "mean_of_group_means", "ratio")
-"""Aggregations whose first column is what an item adds to the score; it is 0 for a wrong answer."""
 
 
 def unread_answers(samples: Sequence[Sample], scores: np.ndarray | None = None) -> np.ndarray:
@@ -84,7 +81,8 @@ def add_unread(
         credit = items[first].to_numpy()
         if spec.aggregation == "sum_of_group_means":  # MME's points of a pair
             wrong = mme_columns(samples, np.where(lost, 0.0, items["correct"]))[first]
-        elif spec.aggregation in _CREDITS:
+        elif spec.aggregation in ("mean", "mean_of_scores", "mean_of_group_means", "ratio"):
+            # their first column is what an item adds to the score; it is 0 for a wrong answer
             if np.isnan(credit).any():  # MMBench's points of a question are at its first order
                 groups = circular_groups(samples)
                 lost = np.isin(groups, groups[lost])
@@ -122,19 +120,18 @@ def _possible_names(sample: Sample) -> tuple[str, list[str]]:
 
 
 def _listed(doc: Mapping[str, Any]) -> list[str] | None:
-    """The options in a question's row: a list, a list as text (MMMU), or columns (MMBench, SEED-Bench)."""
     for name in ("options", "choices"):
         value = doc.get(name)
-        if isinstance(value, str) and value.strip().startswith("["):
+        if isinstance(value, str) and value.strip().startswith("["):  # MMMU's
             try:
                 value = ast.literal_eval(value)
             except (ValueError, SyntaxError):
                 continue
         if isinstance(value, list | tuple):
             return [str(each) for each in value]
-    for pattern in ("{}", "choice_{}"):
-        letters = ascii_uppercase[:10] if pattern == "{}" else ascii_uppercase[:10].lower()
-        values = [doc.get(pattern.format(letter)) for letter in letters]
+    # columns: A and so on of MMBench, choice_a and so on of SEED-Bench
+    for names in ([*ascii_uppercase[:10]], [f"choice_{letter}" for letter in ascii_uppercase[:10].lower()]):
+        values = [doc.get(name) for name in names]
         found = [str(value) for value in values if value is not None and str(value) not in {"", "nan"}]
         if len(found) > 1:
             return found
@@ -142,12 +139,10 @@ def _listed(doc: Mapping[str, Any]) -> list[str] | None:
 
 
 def _named(text: str, names: str, options: Sequence[str]) -> set[str]:
-    """The options, or yes and no, that an answer names."""
     if names == "yn":
         words = re.findall(r"[a-z]+", text.lower())
-        return {word for word in words if word in _YES_NO} or {
-            {"y": "yes", "n": "no"}[word] for word in words if len(words) == 1 and word in "yn"
-        }
+        short = {"y": {"yes"}, "n": {"no"}}
+        return {word for word in words if word in _YES_NO} or (short.get(words[0], set()) if len(words) == 1 else set())
     if not names:
         return set()
     alone = re.sub(r"[\W_]+", "", text)

@@ -1,12 +1,20 @@
-"""``clips-bench list``: the built-in benchmarks, their size and license. It imports no model library."""
+"""``clips-bench list``: the built-in benchmarks and published data sets, and the part of them that a result measured.
+
+It imports no model library.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import textwrap
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from benchmarks.results.formatting import join_row_names
+from benchmarks.results.protocol import FULL_SIZE
+from benchmarks.results.results import Metric, Result
 from benchmarks.tasks.registry import Benchmark, BenchmarkConfig, all_benchmarks, get_benchmark, settings_by_kind
 from clips.commandline.parsing import field_lines
 from clips.typed_data import to_plain
@@ -27,21 +35,13 @@ class ListConfig:
 
 @dataclass(frozen=True)
 class KnownDataset:
-    """A published dataset for a benchmark that reads the user's data.
+    """A published dataset for a benchmark that reads the user's data."""
 
-    Args:
-        name: name of the dataset.
-        items: number of images in the split that papers report.
-        size: approximate size on disk with its images; empty if unknown.
-        license: as its source states it.
-        about: further information in one line.
-    """
-
-    name: str
-    items: int
-    size: str
-    license: str
-    about: str
+    name: str  # name of the dataset
+    items: int  # number of images in the split that papers report
+    size: str  # approximate size on disk with its images; empty if unknown
+    license: str  # as its source states it
+    about: str  # further information in one line
 
 
 KNOWN_DATASETS: dict[str, tuple[KnownDataset, ...]] = {
@@ -80,8 +80,7 @@ _HEADER = ("benchmark", "needs", "items", "size", "license", "about")
 def run_list(config: ListConfig) -> None:
     """Print the built-in benchmarks: required model, items, license, description, settings; or the settings of one.
 
-    Raises:
-        UserError: an unknown benchmark.
+    Raises UserError: an unknown benchmark.
     """
     if config.benchmark is not None:
         entry = get_benchmark(config.benchmark)
@@ -98,26 +97,22 @@ def run_list(config: ListConfig) -> None:
         "`data:` (docs/protocols.md).\n\nSettings besides name, data, task and limit (`clips-bench list NAME` explains "
         "those of a benchmark):"
     )
+    common = {field.name for field in dataclasses.fields(BenchmarkConfig)}
     for names, kind in settings_by_kind().items():
-        print("\n".join(textwrap.wrap(f"{names}: {_settings(kind)}", 118, subsequent_indent="    ")))
+        settings = "; ".join(
+            field.name
+            if field.default is dataclasses.MISSING
+            else f"{field.name}={json.dumps(to_plain(field.default), ensure_ascii=False)}"
+            for field in dataclasses.fields(kind)
+            if field.name not in common
+        )
+        print("\n".join(textwrap.wrap(f"{names}: {settings}", 118, subsequent_indent="    ")))
     if config.tasks:
         from benchmarks.tasks.mllm.offline_tasks import task_folders
 
         print("\n".join(["", *sorted(task_folders())]))
     else:
         print("Any other task of lmms-eval works as well (--tasks true lists them).")
-
-
-def _settings(kind: type[BenchmarkConfig]) -> str:
-    common = {field.name for field in dataclasses.fields(BenchmarkConfig)}
-    texts = (
-        field.name
-        if field.default is dataclasses.MISSING
-        else f"{field.name}={json.dumps(to_plain(field.default), ensure_ascii=False)}"
-        for field in dataclasses.fields(kind)
-        if field.name not in common
-    )
-    return "; ".join(texts)
 
 
 def _lines(name: str, entry: Benchmark) -> list[tuple[str, ...]]:
@@ -128,3 +123,70 @@ def _lines(name: str, entry: Benchmark) -> list[tuple[str, ...]]:
         for known in KNOWN_DATASETS.get(name, ())
     ]
     return [(name, entry.needs, items, entry.size, entry.license, entry.about), *datasets]
+
+
+def full_size(result: Result) -> int | None:
+    """Number of items of the full benchmark if the result is known to have fewer; None otherwise.
+
+    The larger of the data's size and the published set's size (`clips-bench list`), looked up by lmms-eval's task if
+    the benchmark has its name, by the format of a compositional benchmark, or by the benchmark's name.
+    """
+    used, _ = _used(result)
+    stated = result.protocol.get(FULL_SIZE)
+    task, format = (str(result.protocol.get(name, "")) for name in ("task", "format"))
+    name = task.removeprefix("lmms-eval's ")
+    published = 0
+    if name == task or _plain(name) == _plain(result.benchmark):  # else other data with the task's prompt and scorer
+        entry = all_benchmarks().get(format if name == task else name)
+        if entry is not None:
+            published = entry.items or 0
+        elif result.benchmark_type in {"retrieval", "classification"}:
+            known = {_plain(known.name): known.items for sets in KNOWN_DATASETS.values() for known in sets}
+            published = known.get(_plain(result.benchmark), 0)
+    full = max(stated if isinstance(stated, int) else 0, published)
+    return full if used and full > used else None
+
+
+def subset_text(result: Result) -> str:
+    """``"30 of 1,000 images"``; empty if the result has all items, or their number is unknown."""
+    used, unit = _used(result)
+    full = full_size(result)
+    return "" if full is None else f"{used:,} of {full:,} {unit}"
+
+
+def item_count_text(result: Result, metric: Metric) -> str:
+    """The items of a metric: ``"9,000"``, ``"30 of 9,000"``, or ``"150 (30 of 1,000 images)"`` of captions."""
+    if not metric.n:
+        return "not stated"
+    part = subset_text(result)
+    used, unit = _used(result)
+    if part and metric.n == used:
+        return part.removesuffix(f" {unit}")
+    return f"{metric.n:,}" + (f" ({part})" if part else "")
+
+
+def parts(results: Iterable[tuple[str, str, Result]]) -> list[str]:
+    """``"pope: 30 of 9,000 questions (clip, clips)"`` for each benchmark that some models ran only in part.
+
+    Args:
+        results: names of benchmark and model, and the result.
+    """
+    models: dict[str, list[str]] = {}
+    for benchmark, model, result in results:
+        if text := subset_text(result):
+            models.setdefault(f"{benchmark}: {text}", []).append(model)
+    return [f"{text} ({join_row_names(names)})" for text, names in models.items()]
+
+
+def _used(result: Result) -> tuple[int, str]:
+    """The number of items in the protocol, and their unit; 0 if it states none."""
+    for unit in ("questions", "cases", "images"):
+        value = result.protocol.get(unit)
+        if isinstance(value, int):
+            return value, unit
+    return 0, ""
+
+
+def _plain(name: str) -> str:
+    # ImageNet-1k → imagenet, Urban-1k → urban
+    return re.sub(r"[^a-z0-9]|-?(?:1k|400)$", "", name.casefold())
