@@ -101,9 +101,10 @@ def test_captions_are_scored_on_the_same_items_alone(places, tmp_path, looking):
 
 
 def test_pairs_and_several_images(places, tmp_path, looking):
-    mme, mmmu = world.measure(
-        tmp_path, _config(places, "mme"), _config(places, "mmmu_val", blind_items=1.0), llava=places / "llava"
-    )
+    of_first = dataclasses.replace(_config(places, "mme"), name="first", task="mme", limit=8)
+    configs = (_config(places, "mme"), _config(places, "mmmu_val", blind_items=1.0), of_first)
+    mme, mmmu, first = world.measure(tmp_path, *configs, llava=places / "llava")
+    assert (first.metrics["mme_total"].n, first.metrics["mme_total"].blind["blank"].n) == (4, 2)
     points = mme.metrics["mme_total"].blind["blank"]
     assert (points.sighted, points.value) == (400.0, 100.0)  # half of each pair is right, never both
     assert mmmu.metrics["mmmu_acc"].blind["shuffled"].n == 12

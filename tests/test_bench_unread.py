@@ -47,7 +47,7 @@ def test_answers_that_can_be_read(answers, more):
             {"doc": {"choices": [f"the {number}th" for number in range(10)]}},
         ),
         (["x?", "A dog"], {"prompt": "Which?\nA. one\nB. two\nAnswer with the letter."}),
-        (["I cannot tell.", "not sure", "maybe"], {"target": "yes"}),
+        (["I cannot tell.", "not sure", "maybe", "yn"], {"target": "yes"}),
         (["", " ", "I'm sorry, but I cannot see it.", "I don’t know"], {"target": "2"}),
     ],
 )
