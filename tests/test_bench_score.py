@@ -132,7 +132,7 @@ def test_samples_of_reasoning_models_score_as_lmms_eval_scored_them(hub, tmp_pat
 
 
 def test_reasoning_tags_are_lmms_evals_default(monkeypatch):
-    from benchmarks.tasks.mllm.evaluate_task import REASONING_TAGS
+    from benchmarks.tasks.mllm.items import REASONING_TAGS
     from benchmarks.tasks.mllm.offline_tasks import go_offline
 
     go_offline()

@@ -174,7 +174,7 @@ class EvalModel:
     def record(self, needs: RequiredModel) -> dict[str, str]:
         """Path or Hub repo id, and hash, of the part that a benchmark uses."""
         if needs == "llava" and (lmms := self.config.lmms) is not None:
-            check_lmms_model_name(lmms.model)
+            _check_lmms_model_name(lmms.model)
             values = [argument.partition("=")[2] for argument in lmms.model_args.split(",")]
             hashes = [_model_hash(value) for value in values if value and Path(value).is_dir()]
             name = f"lmms-eval's {lmms.model} ({lmms.model_args})"
@@ -208,7 +208,7 @@ def load_lmms_model(config: LmmsModel) -> Any:
     """
     from benchmarks.tasks.mllm.offline_tasks import error_reason, suppress_output
 
-    check_lmms_model_name(config.model)
+    _check_lmms_model_name(config.model)
     from lmms_eval.models import get_model
 
     arguments = config.model_args + ("" if "batch_size=" in config.model_args else ",batch_size=1")
@@ -224,8 +224,7 @@ def load_lmms_model(config: LmmsModel) -> Any:
         ) from None
 
 
-def check_lmms_model_name(name: str) -> None:
-    """Reject a name that lmms-eval does not know. Raises UserError with the close matches."""
+def _check_lmms_model_name(name: str) -> None:
     from benchmarks.tasks.mllm.offline_tasks import go_offline
 
     go_offline()

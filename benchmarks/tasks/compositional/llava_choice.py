@@ -19,15 +19,8 @@ import numpy as np
 
 from benchmarks.results.protocol import Entries
 from benchmarks.tasks.blind import NO_OTHER_IMAGE, BlindConfig, blank_images, blind_settings, draw_sample, mean_color
-from benchmarks.tasks.compositional.caption_scores import (
-    BlindScores,
-    PairConfig,
-    Scores,
-    compute_evaluation,
-    data_settings,
-    load_pairs,
-    pair_benchmarks,
-)
+from benchmarks.tasks.compositional import caption_scores
+from benchmarks.tasks.compositional.caption_scores import BlindScores, PairConfig, Scores
 from benchmarks.tasks.data.pair_sets import PairSet
 from benchmarks.tasks.eval_model import input_settings
 from benchmarks.tasks.evaluation import Evaluation, MetricSpec
@@ -70,15 +63,15 @@ class LikelihoodConfig(PairConfig, BlindConfig):
     likelihood_score: Literal["sum", "mean", "mutual_info"] = "sum"
 
 
-@pair_benchmarks("_likelihood", how="by likelihood", config=LikelihoodConfig, needs="llava")
+@caption_scores.pair_benchmarks("_likelihood", how="by likelihood", config=LikelihoodConfig, needs="llava")
 def evaluate_likelihood(model: EvalModel, config: LikelihoodConfig) -> Evaluation:
     """Accuracy of a model's LLaVA that chooses the caption with the highest likelihood."""
-    pairs = load_pairs(config)
+    pairs = caption_scores.load_pairs(config)
     prompt = config.prompt or CAPTION_PROMPT
     llava, processor = model.llava
     blind = _blind_scores(pairs, config, processor, lambda each: _caption_scores(model, each, prompt, config))
     scores = _caption_scores(model, pairs, prompt, config)
-    return compute_evaluation(
+    return caption_scores.compute_evaluation(
         pairs,
         scores,
         {
@@ -86,7 +79,7 @@ def evaluate_likelihood(model: EvalModel, config: LikelihoodConfig) -> Evaluatio
             "prompt": prompt,
             "score": _SCORES[config.likelihood_score],
         }
-        | data_settings(pairs, config)
+        | caption_scores.data_settings(pairs, config)
         | llava_protocol(llava, processor)
         | blind_settings(config, processor),
         blind=blind,
@@ -121,14 +114,14 @@ class MultipleChoiceConfig(PairConfig, BlindConfig):
             raise UserError(f"prompt: expected {{a}} and {{b}} where the captions go, got '{self.prompt:.80}'")
 
 
-@pair_benchmarks("_mcq", how="multiple choice, A or B", config=MultipleChoiceConfig, needs="llava")
+@caption_scores.pair_benchmarks("_mcq", how="multiple choice, A or B", config=MultipleChoiceConfig, needs="llava")
 def evaluate_choice(model: EvalModel, config: MultipleChoiceConfig) -> Evaluation:
     """Accuracy of a model's LLaVA that names the right caption."""
-    pairs = load_pairs(config)
+    pairs = caption_scores.load_pairs(config)
     prompt = config.prompt or CHOICE_PROMPT
     blind = _blind_scores(pairs, config, model.llava[1], lambda each: _letter_scores(model, each, prompt)[0])
     scores, a_ratios = _letter_scores(model, pairs, prompt)
-    return compute_evaluation(
+    return caption_scores.compute_evaluation(
         pairs,
         scores,
         {
@@ -136,7 +129,7 @@ def evaluate_choice(model: EvalModel, config: MultipleChoiceConfig) -> Evaluatio
             "prompt": prompt,
             "score": "log-likelihood of the right caption's letter minus that of the other, mean of both orders",
         }
-        | data_settings(pairs, config)
+        | caption_scores.data_settings(pairs, config)
         | llava_protocol(*model.llava)
         | blind_settings(config, model.llava[1]),
         uncompared="multiple choice compares the captions of one image, not images",

@@ -42,11 +42,7 @@ TEMPLATE_SETS = {"openai_imagenet": "OPENAI_IMAGENET_TEMPLATES", "simple": "SIMP
 """Config value → open_clip's list: CLIP's 80 templates for ImageNet, and the seven that its authors found as good."""
 
 
-def check_templates(templates: str | Sequence[str], field: str) -> None:
-    """Reject values that are neither a name in :data:`TEMPLATE_SETS` nor strings with a slot for the class.
-
-    Raises UserError: the message names ``field``.
-    """
+def _check_templates(templates: str | Sequence[str], field: str) -> None:
     if isinstance(templates, str) and templates not in TEMPLATE_SETS:
         raise unknown_name_error(templates, TEMPLATE_SETS, f"set of {field}, or a list of strings,")
     for template in [] if isinstance(templates, str) else templates:
@@ -73,7 +69,7 @@ class ClassificationConfig(BenchmarkConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.templates is not None:
-            check_templates(self.templates, "templates")
+            _check_templates(self.templates, "templates")
 
 
 def data_hash(config: ClassificationConfig) -> str:
@@ -174,7 +170,7 @@ def _templates(found: ClassificationSet, config: ClassificationConfig) -> str | 
             "list of strings"
         )
     if not config.templates:
-        check_templates(templates, f"{found.source}: {TEMPLATES_FILE}")
+        _check_templates(templates, f"{found.source}: {TEMPLATES_FILE}")
     return templates
 
 

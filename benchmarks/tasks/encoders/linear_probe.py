@@ -16,14 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.tasks.data.classification_sets import ClassificationSet, load_classification_set, log_skipped
-from benchmarks.tasks.encoders.classification import (
-    PRIMARY,
-    class_ranks,
-    data_settings,
-    items_table,
-    metrics,
-    undefined_metrics,
-)
+from benchmarks.tasks.encoders import classification
 from benchmarks.tasks.encoders.recall import TIE_TOLERANCE
 from benchmarks.tasks.evaluation import Evaluation, MetricSpec, compute_metric
 from benchmarks.tasks.registry import BenchmarkConfig, benchmark
@@ -92,11 +85,11 @@ def evaluate(model: EvalModel, config: LinearProbeConfig) -> Evaluation:
     # ones would count as ties: their multiples have the same order
     spread = np.ptp(found_scores, axis=1).max()
     scores[:, classifier.classes_] = found_scores / spread if 1e-9 < spread < 1 else found_scores
-    items = items_table(test, class_ranks(iter([scores]), test.targets))
+    items = classification.items_table(test, classification.class_ranks(iter([scores]), test.targets))
     learned = {*train.image_hashes}
     seen = np.array([content in learned for content in test.image_hashes])
     selected_c = MetricSpec(label="C", aggregation=None, scale=1.0, higher_is_better=None)
-    found_metrics = metrics(items, test) | {"C": compute_metric(items, selected_c, strength)}
+    found_metrics = classification.metrics(items, test) | {"C": compute_metric(items, selected_c, strength)}
     if seen.any():
         items = items.assign(in_train=seen.astype(float), acc1_unseen=items["acc1"].where(~seen))
         in_train = MetricSpec(label="test images in train", columns=("in_train",), higher_is_better=None)
@@ -112,10 +105,10 @@ def evaluate(model: EvalModel, config: LinearProbeConfig) -> Evaluation:
         )
     return Evaluation(
         metrics=found_metrics,
-        primary=PRIMARY,
-        missing_metrics=undefined_metrics(test),
+        primary=classification.PRIMARY,
+        missing_metrics=classification.undefined_metrics(test),
         protocol={"task": "linear probe"}
-        | data_settings(test, config)
+        | classification.data_settings(test, config)
         | {
             "train_hash": train.hash,
             "train_split": config.train_split,

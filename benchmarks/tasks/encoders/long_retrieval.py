@@ -16,19 +16,9 @@ import numpy as np
 
 from benchmarks.results.results import CHANCE
 from benchmarks.tasks.data.caption_sets import CaptionSet, load_benchmark_captions
+from benchmarks.tasks.encoders import retrieval
 from benchmarks.tasks.encoders.recall import compute_ranks
-from benchmarks.tasks.encoders.retrieval import (
-    DIRECTION_LABELS,
-    METRICS,
-    PRIMARY,
-    RetrievalConfig,
-    chance_ranks,
-    data_hash,
-    hit_columns,
-    items_of,
-    recall_metrics,
-    retrieval_protocol,
-)
+from benchmarks.tasks.encoders.retrieval import DIRECTION_LABELS, RetrievalConfig
 from benchmarks.tasks.evaluation import Evaluation, MetricSpec, compute_metric
 from benchmarks.tasks.registry import benchmark
 from clips.errors import UserError
@@ -63,7 +53,7 @@ class LongRetrievalConfig(RetrievalConfig):
 @benchmark(
     "long_retrieval",
     config=LongRetrievalConfig,
-    data_hash=data_hash,
+    data_hash=retrieval.data_hash,
     benchmark_type="retrieval",
     about="the same with long captions, full and truncated (DOCCI, DCI, Urban-1k, ShareGPT4V, IIW)",
     needs="encoder",
@@ -84,21 +74,21 @@ def evaluate(model: EvalModel, config: LongRetrievalConfig) -> Evaluation:
         name: compute_ranks(images, vectors[[index_of[text] for text in texts]], captions.pairs, model.processes)
         for name, texts in versions.items()
     }
-    items = items_of(captions, found[""])
+    items = retrieval.items_of(captions, found[""])
     truncated = truncated_by_tokenizer(captions.texts, model.encoder.tokenizer)
     columns = {"truncated": np.concatenate([np.full(len(captions.images), np.nan), truncated])}
     chance: dict[str, np.ndarray] = {}
     for name in versions:
-        columns |= hit_columns(found[name], name) if name else {}
-        chance |= hit_columns(chance_ranks(captions), name)
+        columns |= retrieval.hit_columns(found[name], name) if name else {}
+        chance |= retrieval.hit_columns(retrieval.chance_ranks(captions), name)
     items = items.assign(**columns, **_by_length(items, captions, config.word_limits))
     chance |= _by_length(chance, captions, config.word_limits)
     specs = _specs(config.word_limits, items)
     lengths = [len(text.split()) for text in captions.texts]
     return Evaluation(
         metrics={name: compute_metric(items, spec, baselines={CHANCE: chance}) for name, spec in specs.items()},
-        primary=PRIMARY,
-        protocol=retrieval_protocol(captions, config.name, config.language)
+        primary=retrieval.PRIMARY,
+        protocol=retrieval.retrieval_protocol(captions, config.name, config.language)
         | {
             "task": "zero-shot retrieval by long captions, full and truncated to their first words, both directions",
             WORD_LIMITS: ", ".join(map(str, config.word_limits)),
@@ -167,9 +157,9 @@ def _by_length(
 
 
 def _specs(words: Sequence[int], items: pd.DataFrame) -> dict[str, MetricSpec]:
-    specs = dict(METRICS)
+    specs = dict(retrieval.METRICS)
     for count in words:
-        specs |= recall_metrics(metric_suffix(count), f", first {count} words")
+        specs |= retrieval.recall_metrics(metric_suffix(count), f", first {count} words")
     for name, (low, high) in _bins(words).items():
         span = f"{low} to {high}" if np.isfinite(high) else f"{low} or more"
         for direction, arrow in DIRECTION_LABELS.items():

@@ -1,7 +1,6 @@
-"""Retrieval in several languages over the same images, and the mean over languages.
+"""Retrieval in several languages over the same images, and the mean over languages, equally weighted.
 
-An item is an image, or an image's n-th caption, with a column per language. Every language has the same weight
-regardless of its number of captions.
+An item is an image, or an image's n-th caption, with a column per language.
 """
 
 from __future__ import annotations
@@ -12,16 +11,9 @@ from typing import TYPE_CHECKING
 
 from benchmarks.results.results import CHANCE
 from benchmarks.tasks.data.caption_sets import CaptionSet, CaptionSetConfig, load_benchmark_captions
+from benchmarks.tasks.encoders import retrieval
 from benchmarks.tasks.encoders.recall import RECALL_KS, compute_ranks
-from benchmarks.tasks.encoders.retrieval import (
-    DIRECTION_LABELS,
-    PRIMARY,
-    captions_per_image_range,
-    chance_ranks,
-    hit_columns,
-    items_of,
-    retrieval_protocol,
-)
+from benchmarks.tasks.encoders.retrieval import DIRECTION_LABELS
 from benchmarks.tasks.evaluation import Evaluation, MetricSpec, compute_metric
 from benchmarks.tasks.registry import benchmark
 from clips.errors import UserError
@@ -73,20 +65,21 @@ def evaluate(model: EvalModel, config: MultilingualConfig) -> Evaluation:
     tables = {}
     for language, captions in sets.items():
         found = compute_ranks(images, text_embeddings(model, captions.texts), captions.pairs, model.processes)
-        tables[language] = items_of(captions, found, with_thumbnails=captions is first).set_index("item")
+        tables[language] = retrieval.items_of(captions, found, with_thumbnails=captions is first).set_index("item")
     items = _join(tables)
-    chance = _join({name: table.assign(**hit_columns(chance_ranks(sets[name]))) for name, table in tables.items()})
+    hits = {name: retrieval.hit_columns(retrieval.chance_ranks(captions)) for name, captions in sets.items()}
+    chance = _join({name: table.assign(**hits[name]) for name, table in tables.items()})
     baselines = {CHANCE: {name: chance[name].to_numpy() for name in _columns(list(sets), *_HITS)}}
     return Evaluation(
         metrics={name: compute_metric(items, spec, baselines=baselines) for name, spec in _specs(list(sets)).items()},
-        primary=PRIMARY,
-        protocol=retrieval_protocol(first, config.name)
+        primary=retrieval.PRIMARY,
+        protocol=retrieval.retrieval_protocol(first, config.name)
         | {
             "task": "zero-shot retrieval in several languages, both directions",
             "data_hash": _hash(sets),
             "captions": sum(len(captions.texts) for captions in sets.values()),
             "captions_per_image": ", ".join(
-                f"{language} {captions_per_image_range(captions)}" for language, captions in sets.items()
+                f"{language} {retrieval.captions_per_image_range(captions)}" for language, captions in sets.items()
             ),
             "languages": ", ".join(sets),
             "mean": "mean of the languages' recalls, equally weighted",

@@ -1,10 +1,4 @@
-"""Faster caption scorers for lmms-eval: the same numbers, also per image, and mostly without Java.
-
-lmms-eval's NoCaps scorer starts two Java programs for each of its seven metrics. Inside ``patched_caption_scorers()``
-the same Java program tokenizes every caption once, METEOR's program starts only for METEOR, and pycocoevalcap's scores
-of each image are collected. Without Java, tokenization is in Python (``_python_tokens``; the protocol states it), and
-METEOR is unavailable.
-"""
+"""Faster caption scorers for lmms-eval: the same numbers, also per image, and mostly without Java."""
 
 from __future__ import annotations
 
@@ -51,7 +45,12 @@ def tokenizer_name() -> str:
 
 @contextlib.contextmanager
 def patched_caption_scorers() -> Iterator[ImageCaptionScores]:
-    """Patch pycocoevalcap as the module docstring describes; yields the scores of each image."""
+    """Patch pycocoevalcap, and yield the scores of each image.
+
+    lmms-eval's NoCaps scorer starts two Java programs for each of its seven metrics. Inside, the same program tokenizes
+    every caption once, and METEOR's starts only for METEOR. Without Java, tokenization is in Python (the protocol
+    states it), and METEOR is unavailable.
+    """
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.bleu.bleu_scorer import BleuScorer
     from pycocoevalcap.cider.cider import Cider

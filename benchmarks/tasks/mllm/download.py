@@ -3,8 +3,8 @@
     clips-bench download pope,gqa --output data            # with network access; then copy the directory
     clips-bench run … --benchmarks '[{name: pope, data: data}]'
 
-It downloads the files of the configuration that the task reads, at one recorded commit. The same command
-resumes an interrupted download and replaces damaged files.
+It downloads the files of the configuration that the task reads, at one recorded commit. The same command resumes an
+interrupted download and replaces damaged files.
 """
 
 from __future__ import annotations

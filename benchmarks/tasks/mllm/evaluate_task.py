@@ -29,6 +29,7 @@ from benchmarks.tasks.mllm.caption_metrics import (
 )
 from benchmarks.tasks.mllm.items import (
     HIT,
+    REASONING_TAGS,
     Sample,
     accept_some_groups,
     circular_hits,
@@ -55,9 +56,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from benchmarks.tasks.mllm.lmms_benchmarks import LmmsTask, TaskConfig
-
-REASONING_TAGS = '[["<think>", "</think>"], ["<analysis>", "</analysis>"]]'
-"""Default of lmms-eval's ``--reasoning_tags``: what these tags enclose is no part of the answer that is scored."""
 
 
 def evaluate_task(
@@ -250,7 +248,7 @@ def _protocol(task: Any, entry: LmmsTask, config: TaskConfig, settings: Mapping[
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskScores:
+class _Scores:
     """lmms-eval's output for one model and task."""
 
     samples: Sequence[Sample]  # its log of each question, in the data's order
@@ -268,7 +266,7 @@ def run_and_score(
     judge: Judge,
     limit: int | None = None,
     allow_empty: bool = False,
-) -> TaskScores:
+) -> _Scores:
     """Generate the answers and score them.
 
     If the judge fails, the grades are missing, but all answers are in ``samples``.
@@ -303,7 +301,7 @@ def run_and_score(
         name = key.partition(",")[0]
         if name in task.aggregation() and isinstance(value, int | float):
             values.setdefault(name, float(value))
-    return TaskScores(samples=samples, values=values, captions=captions, no_judge=no_judge)
+    return _Scores(samples=samples, values=values, captions=captions, no_judge=no_judge)
 
 
 def run_without_scoring(
@@ -331,16 +329,13 @@ def _lmms_eval(
     """lmms-eval's own evaluation of one task, and the per-image values of the caption metrics."""
     from lmms_eval.evaluator import simple_evaluate
 
-    from benchmarks.tasks.mllm.lmms_benchmarks import UnlistedTaskConfig
-
-    may_ask = entry.judged or entry.config is UnlistedTaskConfig  # of the listed tasks it is known
     own = ",".join(f"{name}={settings[name]}" for name in ("max_new_tokens", "num_beams") if settings.get(name))
     with (
         tempfile.TemporaryDirectory() as folder,
         _name_broken_image(task),
         contextlib.chdir(folder),  # some scorers write files into the working directory
         suppress_output(),
-        patched_judge(judge, openai_client=may_ask) if judge else contextlib.nullcontext(),
+        patched_judge(judge, openai_client=entry.may_ask) if judge else contextlib.nullcontext(),
         mock.patch.dict(os.environ),
         patched_caption_scorers() as scores,
         circular_hits(entry.task) as hits,

@@ -1,9 +1,7 @@
 """A judge: a model that grades answers, behind any OpenAI-compatible URL, with cached replies.
 
-lmms-eval's scorers call a judge by their own ``llm_judge`` providers (MM-Vet, LLaVA-Bench), the openai client, or
-``requests.post`` (MMBench, HallusionBench). ``patched_judge(judge)`` redirects all three. Unpatched, they retry for
-minutes and then count an ungraded answer as wrong, so that an unreachable judge looks like a bad model.
-Patched, a failing judge ends the scoring immediately (``JudgeUnavailable``), and the metric is absent.
+lmms-eval's scorers retry for minutes and then count an ungraded answer as wrong: an unreachable judge looks like a bad
+model. Here a failing judge ends the scoring immediately (``JudgeUnavailable``), and the metric is absent.
 """
 
 from __future__ import annotations
@@ -37,7 +35,7 @@ class JudgeUnavailable(BaseException):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReplyFormat:
+class _ReplyFormat:
     """The grade format that a scorer can read."""
 
     expected: str  # as text, for the error message
@@ -52,7 +50,7 @@ class Judge:
     model: str | None  # its name; None for the name that the scorer requests
     key: str  # the API key; empty if the server needs none
     cache: Cache[Any]  # the replies, keyed by a hash of the request without the URL
-    reply_format: ReplyFormat  # the grade format that the scorer can read
+    reply_format: _ReplyFormat  # the grade format that the scorer can read
     names: set[str] = field(default_factory=set)  # the models that answered, for the protocol
 
     @property
@@ -106,7 +104,7 @@ def make_judge(config: TaskConfig, task: str, results: str | Path) -> Judge:
         model=config.judge_model or os.environ.get("MODEL_VERSION") or None,
         key=os.environ.get(config.judge_key_env, ""),
         cache=json_cache(Path(results).absolute() / ".judge"),
-        reply_format=_REPLY_FORMATS.get(task) or ReplyFormat(expected="a string", readable=bool),
+        reply_format=_REPLY_FORMATS.get(task) or _ReplyFormat(expected="a string", readable=bool),
     )
 
 
@@ -119,8 +117,8 @@ def scorer_environment() -> contextlib.AbstractContextManager[Any]:
 def patched_judge(judge: Judge, *, openai_client: bool = True) -> Iterator[None]:
     """Within the block, all requests of scorers go to this judge.
 
-    Args:
-        openai_client: also those by the openai client, whose import takes a second: for tasks whose scorer may use it.
+    They use lmms-eval's ``llm_judge`` providers (MM-Vet, LLaVA-Bench), ``requests.post`` (MMBench, HallusionBench), or
+    the openai client, whose import takes a second: ``openai_client`` is for tasks whose scorer may use it.
     """
     import requests
     from lmms_eval.llm_judge.protocol import Response
@@ -189,11 +187,11 @@ def _at_least_two_numbers(reply: str) -> bool:
     return len(numbers) >= 2 and numbers[0] > 0 and numbers[1] >= 0
 
 
-_REPLY_FORMATS: dict[str, ReplyFormat] = {
-    "mmvet": ReplyFormat(expected="a number from 0 to 1", readable=_ratio),
-    "llava_bench_coco": ReplyFormat(expected="two numbers on the first line", readable=_two_numbers),
-    "llava_in_the_wild": ReplyFormat(expected="two numbers on the first line", readable=_at_least_two_numbers),
-    "hallusion_bench_image": ReplyFormat(
+_REPLY_FORMATS: dict[str, _ReplyFormat] = {
+    "mmvet": _ReplyFormat(expected="a number from 0 to 1", readable=_ratio),
+    "llava_bench_coco": _ReplyFormat(expected="two numbers on the first line", readable=_two_numbers),
+    "llava_in_the_wild": _ReplyFormat(expected="two numbers on the first line", readable=_at_least_two_numbers),
+    "hallusion_bench_image": _ReplyFormat(
         expected="correct, incorrect or unclear",
         readable=lambda reply: any(word in reply.lower() for word in ("correct", "unclear")),
     ),

@@ -14,8 +14,7 @@ from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
 from PIL.Image import Image
 
-from benchmarks.tasks.mllm.evaluate_task import REASONING_TAGS
-from benchmarks.tasks.mllm.items import QuestionImage, image_hash_name, record_image
+from benchmarks.tasks.mllm.items import REASONING_TAGS, QuestionImage, image_hash_name, record_image
 from benchmarks.tasks.mllm.offline_tasks import unsuppressed_stderr
 from benchmarks.tasks.output_cache import AnswerCache, run_on_all
 from clips.commandline.progress import Progress, log_estimate
@@ -87,10 +86,8 @@ class LlavaBridgeModel(lmms):
     def _collect(
         self, requests: Sequence[Instance], keys: Sequence[str], answer: Callable[..., Iterator[dict[int, str]]]
     ) -> list[str]:
-        """The cached entry of each request, after all processes have answered the missing ones.
-
-        Args:
-            answer: yields request index → answer for requests with the same settings, batch by batch.
+        """The cached entry of each request, after all processes have answered the missing ones: ``answer`` yields
+        request index → answer for requests with the same settings, batch by batch.
         """
         missing = [index for index, key in enumerate(keys) if key not in self.cache.known]
         if not missing:  # in all processes: rank 0 alone may ask again, to score
@@ -105,7 +102,7 @@ class LlavaBridgeModel(lmms):
             total = len(missing) // self.processes.count
             with Progress("answering", total, "questions", unsuppressed_stderr()) as progress:
                 for indices in groups.values():
-                    mine = local_questions(indices, requests, self.task_dict, self.processes)
+                    mine = _local_questions(indices, requests, self.task_dict, self.processes)
                     size = self.batch_size * _WINDOW
                     for start in range(0, len(mine), size):
                         window = mine[start : start + size]
@@ -136,7 +133,7 @@ class LlavaBridgeModel(lmms):
         for batch in iter_answer_batches(
             self._model, self.processor, self._images_of(requests), prompts, batch_size=self.batch_size, **arguments
         ):
-            yield {index: truncate_at_stop(text, settings.get("until")) for index, text in batch.items()}
+            yield {index: _truncate_at_stop(text, settings.get("until")) for index, text in batch.items()}
 
     def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
         """(loss, whether greedy decoding generates it) of each request's answer, in order.
@@ -234,7 +231,7 @@ class ServedLlava(LlavaBridgeModel):
                 text = choices(future.result())[0][0]
             except ChatServerError as error:  # an empty answer would count as a wrong one
                 raise UserError(f"endpoint: {error} ({request.task_name}, question {request.doc_id})") from None
-            yield {number: truncate_at_stop(text, request.args[1].get("until"))}
+            yield {number: _truncate_at_stop(text, request.args[1].get("until"))}
         self.seconds += time.monotonic() - started
 
     def _bodies(self, requests: Sequence[Instance]) -> Iterator[dict[str, Any]]:
@@ -307,18 +304,12 @@ def load_for_evaluation(directory: str, device: str, precision: str) -> tuple[An
 _NAMES = ("imageId", "image_id", "img_id", "image_name", "image_path", "image_source")
 
 
-def local_questions(
+def _local_questions(
     indices: Sequence[int], requests: Sequence[Instance], task_dict: Mapping[str, Any], processes: DistributedContext
 ) -> list[int]:
-    """This process's shard of the request indices.
-
-    Questions about one image are recognized by the undecoded data, which is cheaper than decoding every image twice. A
-    wrong guess costs time and changes no answer.
-
-    Args:
-        requests: lmms-eval's, with (prompt, settings, visuals, number, task, split) as arguments.
-        task_dict: task → split → dataset.
-    """
+    """This process's shard of the request indices; ``task_dict`` is task → split → dataset."""
+    # questions about one image are recognized by the undecoded data, which is cheaper than decoding every image twice;
+    # a wrong guess costs time and changes no answer
     key_functions: dict[tuple[str, str], Callable[[int], str]] = {}
     groups: dict[tuple[str, str], list[int]] = {}
     for index in indices:
@@ -337,7 +328,6 @@ def local_questions(
 
 
 def _image_key(documents: Any) -> Callable[[int], str]:
-    """Question index → a key that is equal for questions about one image."""
     import datasets
 
     features = getattr(documents, "features", None) or {}
@@ -368,7 +358,7 @@ def _key(request: Instance, continuation: str | None = None, view: BlindView | N
     return digest(content)[:32]
 
 
-def truncate_at_stop(text: str, stops: str | Sequence[str] | None) -> str:
+def _truncate_at_stop(text: str, stops: str | Sequence[str] | None) -> str:
     """``text`` up to the first stop string after its reasoning, whose paragraphs end with the usual stop string."""
     tags = json.loads(REASONING_TAGS)
     if any(start in text and end not in text for start, end in tags):

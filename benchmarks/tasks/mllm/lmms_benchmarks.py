@@ -17,6 +17,7 @@ from benchmarks.results.protocol import FULL_SIZE, Entries
 from benchmarks.tasks.blind import BlindConfig, blind_settings, blind_views, seen_by
 from benchmarks.tasks.eval_model import input_settings
 from benchmarks.tasks.evaluation import Evaluation
+from benchmarks.tasks.mllm import offline_tasks
 from benchmarks.tasks.mllm.evaluate_task import (
     evaluate_task,
     exclude_metrics,
@@ -26,16 +27,6 @@ from benchmarks.tasks.mllm.evaluate_task import (
 )
 from benchmarks.tasks.mllm.items import question_images
 from benchmarks.tasks.mllm.judge import make_judge
-from benchmarks.tasks.mllm.offline_tasks import (
-    data_root,
-    dataset_hash,
-    dataset_name,
-    definition_hash,
-    go_offline,
-    own_task,
-    task_folders,
-    task_groups,
-)
 from benchmarks.tasks.registry import Benchmark, all_benchmarks, get_benchmark, register
 from clips.core.identity import RUN_ONLY
 from clips.errors import UserError
@@ -99,6 +90,11 @@ class LmmsTask(Benchmark):
     max_new_tokens: int | None = None  # default cap of an answer if the task has none
     judged: bool = False  # its scorer sends requests to a judge model (``benchmarks.tasks.mllm.judge``)
 
+    @property
+    def may_ask(self) -> bool:
+        """Whether its scorer may ask a judge; of the listed tasks it is known."""
+        return self.judged or self.config is UnlistedTaskConfig
+
     def further_inputs(self, config: TaskConfig, results: str) -> Mapping[str, str | None]:
         """See `Benchmark`: the model that judges, if the scorer asks one."""
         return {"judge_model": make_judge(config, self.task, results).model} if self.judged else {}
@@ -111,12 +107,12 @@ def data_hash(config: TaskConfig) -> str:
 
     Raises UserError: there are no such files, or one of them differs from the download record.
     """
-    root = data_root(config.data)
+    root = offline_tasks.data_root(config.data)
     entry = config.benchmark
-    content = dataset_hash(root, entry.dataset, config.entry)
+    content = offline_tasks.dataset_hash(root, entry.dataset, config.entry)
     if not entry.own:
         return content
-    return hashlib.sha256(f"{content} {definition_hash(Path(entry.own))}".encode()).hexdigest()
+    return hashlib.sha256(f"{content} {offline_tasks.definition_hash(Path(entry.own))}".encode()).hexdigest()
 
 
 def evaluate(model: EvalModel, config: TaskConfig) -> Evaluation | None:
@@ -124,7 +120,7 @@ def evaluate(model: EvalModel, config: TaskConfig) -> Evaluation | None:
 
     All processes answer; rank 0 scores, and the others return None.
     """
-    go_offline()
+    offline_tasks.go_offline()
     if model.config.lmms is not None:
         if model.processes.count > 1:
             raise UserError("lmms: lmms-eval's models run in one process here; their arguments may use several GPUs")
@@ -226,21 +222,25 @@ def find_task(name: str) -> LmmsTask:
 
     Raises UserError: unknown name (the message lists close matches), or a group of tasks (it lists the members).
     """
-    tasks = task_folders()
+    tasks = offline_tasks.task_folders()
     if name in tasks:
-        # NaturalBench's metrics are known, as those of listed tasks
-        kind = TaskConfig if name == "naturalbench" else UnlistedTaskConfig
-        about = f"lmms-eval's task {name}"
-        return _lmms_task(task=name, about=about, folder=tasks[name], dataset=dataset_name(name), config=kind)
-    if members := task_groups().get(name):
+        return _lmms_task(
+            task=name,
+            about=f"lmms-eval's task {name}",
+            folder=tasks[name],
+            dataset=offline_tasks.dataset_name(name),
+            # NaturalBench's metrics are known, as those of listed tasks
+            config=TaskConfig if name == "naturalbench" else UnlistedTaskConfig,
+        )
+    if members := offline_tasks.task_groups().get(name):
         raise UserError(f"benchmarks: '{name}' is a group of lmms-eval tasks; use its members: {', '.join(members)}")
-    if own := own_task(name):
+    if own := offline_tasks.own_task(name):
         task, path = own
         return _lmms_task(
             task=task,
             about=f"the task {task} of {path}",
             folder=str(path.parent.resolve()),
-            dataset=dataset_name(task, path),
+            dataset=offline_tasks.dataset_name(task, path),
             own=str(path.resolve()),
             config=UnlistedTaskConfig,
         )

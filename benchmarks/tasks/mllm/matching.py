@@ -149,7 +149,7 @@ def _strip_instructions(text: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Normalization:
+class _Normalization:
     """One normalization step."""
 
     name: str  # printed with the number of answers that it matched
@@ -159,16 +159,16 @@ class Normalization:
 
 
 _NORMALIZATIONS = (
-    Normalization(name="unchanged"),
-    Normalization(name="without the answer instruction", text=_strip_instructions, lines=True),
-    Normalization(name="in lower case", text=str.lower),
-    Normalization(
+    _Normalization(name="unchanged"),
+    _Normalization(name="without the answer instruction", text=_strip_instructions, lines=True),
+    _Normalization(name="in lower case", text=str.lower),
+    _Normalization(
         name="by the id without inner directories or 'v1_'",
         # MME/artwork/images/1.jpg → artwork/1.jpg; v1_7 → 7 (MM-Vet's, which LLaVA's files omit)
         id=lambda id: "/".join([part for part in id.split("/") if part != "images"][-2:]).removeprefix("v1_"),
     ),
-    Normalization(name="with 'an' read as 'a'", text=lambda text: re.sub(r"\ban\b", "a", text)),
-    Normalization(
+    _Normalization(name="with 'an' read as 'a'", text=lambda text: re.sub(r"\ban\b", "a", text)),
+    _Normalization(
         name="with known misspellings fixed",
         text=lambda text: re.sub(r"\w+", lambda word: _MISSPELLINGS.get(word[0], word[0]), text),
     ),

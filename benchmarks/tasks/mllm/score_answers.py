@@ -1,8 +1,4 @@
-"""Scoring of precomputed answers: `clips-bench score`.
-
-`matching` reads the file and finds each answer's question; the fields that describe the question are compared with the
-data before scoring.
-"""
+"""Scoring of precomputed answers, which `matching` reads and matches to their questions: `clips-bench score`."""
 
 from __future__ import annotations
 
