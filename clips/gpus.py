@@ -13,19 +13,12 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """A GPU model, by its data sheet.
+    """A GPU model, by its data sheet."""
 
-    Args:
-        memory: bytes.
-        bf16: FLOP/s of dense bfloat16 matrix products with float32 sums, without sparsity.
-        fp32: FLOP/s of float32 outside of tensor cores.
-        name: a pattern that torch.cuda.get_device_name matches.
-    """
-
-    memory: float
-    bf16: float
-    fp32: float
-    name: str
+    memory: float  # bytes
+    bf16: float  # FLOP/s of dense bfloat16 matrix products with float32 sums, without sparsity
+    fp32: float  # FLOP/s of float32 outside of tensor cores
+    name: str  # a pattern that torch.cuda.get_device_name matches
 
     def peak(self, precision: str) -> float:
         """Return FLOP/s in ``precision``, "bf16" or "fp32"."""

@@ -45,21 +45,13 @@ class TrainPlanConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StagePlan:
-    """Estimates for one stage.
-
-    Args:
-        parameters: number of them; ``trained``: of those.
-        flops: per sample, forward and backward.
-        steps: of the stage.
-        memory: bytes of a GPU, by part.
-        hours: of the stage.
-    """
+    """Estimates for one stage."""
 
     parameters: int
-    trained: int
-    flops: float
+    trained: int  # of the parameters
+    flops: float  # per sample, forward and backward
     steps: int
-    memory: dict[str, float]
+    memory: dict[str, float]  # part → bytes of a GPU
     hours: float
 
 

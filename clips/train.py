@@ -234,18 +234,11 @@ def check_invalid_samples(run: TrainRun) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepMetrics:
-    """Losses and other metrics of a step, on the device: reading them waits for the step.
+    """Losses and other metrics of a step, on the device: reading them waits for the step."""
 
-    Args:
-        step: index of the step, from 0.
-        names: of the metrics.
-        values: (number of metrics,) float32.
-        learning_rate: of the step.
-    """
-
-    step: int
+    step: int  # from 0
     names: tuple[str, ...]
-    values: Tensor
+    values: Tensor  # (len(names),) float32
     learning_rate: float
 
 

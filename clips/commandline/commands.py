@@ -1,9 +1,6 @@
-"""Subcommands whose options are the fields of a frozen dataclass.
+"""Subcommands, each a function of one config dataclass whose fields are its options.
 
-Each command is a function of one config: ``def train(config: EncoderTrainConfig) -> None``. Values come from a YAML
-file (``--config FILE``) and dotted flags (``--optimizer.learning_rate 1e-3``), which override it;
-``--print_config`` prints the config. A command's module is imported when it is called, so that ``clips --help``
-does not import torch.
+A command's module is imported when it is called, so that ``clips --help`` does not import torch.
 """
 
 from __future__ import annotations
@@ -33,13 +30,11 @@ from clips.safe_text import redact, strip_control_chars
 
 EXIT_USER_ERROR = 2
 _LAUNCHER_FLAG = re.compile(r"--local[_-]rank=\d+")  # added by the deepspeed launcher, which also sets LOCAL_RANK
-_LAUNCHER_FILE = "TORCHELASTIC_ERROR_FILE"  # from which torchrun reads a process's error message
 _ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")  # the last two are old names
 _HELP = {"-h", "--help", "help"}
 # Of a path that a user gives, or of the machine, but never of a mistake in the code.
 _SYSTEM_ERRORS = {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EROFS}
 _SYSTEM_ERRORS |= {errno.EIO, errno.EMFILE, errno.ENFILE, errno.EFBIG}
-_DISK_FULL = ("No space left on device", "Disk quota exceeded")  # safetensors raises no OSError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,7 +84,8 @@ def dispatch(program: str, about: str, commands: Mapping[str, Command], argv: Se
             return _report_error(program, f"{error.filename!s:.250}: {os.strerror(error.errno).lower()}")
         if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # of Path.resolve
             return _report_error(program, str(error))
-        if any(message in str(error) for message in _DISK_FULL):
+        # safetensors raises no OSError
+        if any(message in str(error) for message in ("No space left on device", "Disk quota exceeded")):
             where = getattr(error, "filename", None) or "output"
             return _report_error(program, f"{where}: the disk is full; free some space and run the same command again")
         raise
@@ -108,37 +104,27 @@ def _dispatch(program: str, about: str, commands: Mapping[str, Command], argumen
     if arguments[0] == "--version":
         print(f"{program} {importlib.metadata.version('clips-suite')}")
         return 0
-    family = _family(commands, arguments[0])
-    if family and arguments[0] not in commands and arguments[1:] and arguments[1] in _HELP:
+    one, two = arguments[0], " ".join(arguments[:2])
+    family = {name: command for name, command in commands.items() if name.split()[0] == one != name}
+    if family and one not in commands and arguments[1:] and arguments[1] in _HELP:
         _print_overview(program, about, family)
         return 0
-    name = _command_name(commands, arguments)
+    name = two if two in commands else one
+    if name not in commands:
+        near = difflib.get_close_matches(two, [name for name in commands if " " in name], n=1, cutoff=0.8)
+        if near and arguments[1:]:
+            raise UserError(f"unknown command '{two}'; did you mean '{near[0]}'?")
+        if family:
+            raise UserError(f"'{one}' needs one of: {', '.join(name.split()[1] for name in family)}")
+        near = difflib.get_close_matches(one, commands, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise UserError(f"unknown command '{one}'{hint} (known: {', '.join(commands)})")
     command = commands[name]
     words, prog = arguments[len(name.split()) :], f"{program} {name}"
     config = parse_config(command.config_class(), words, prog=prog, positional=command.positional, rest=command.rest)
     if config is not None:
         command.function()(config)
     return 0
-
-
-def _command_name(commands: Mapping[str, Command], arguments: Sequence[str]) -> str:
-    for length in (2, 1):
-        name = " ".join(arguments[:length])
-        if name in commands:
-            return name
-    both = " ".join(arguments[:2])
-    near = difflib.get_close_matches(both, [name for name in commands if " " in name], n=1, cutoff=0.8)
-    if near and arguments[1:]:
-        raise UserError(f"unknown command '{both}'; did you mean '{near[0]}'?")
-    if family := _family(commands, arguments[0]):
-        raise UserError(f"'{arguments[0]}' needs one of: {', '.join(name.split()[1] for name in family)}")
-    near = difflib.get_close_matches(arguments[0], commands, n=1)
-    hint = f"; did you mean '{near[0]}'?" if near else ""
-    raise UserError(f"unknown command '{arguments[0]}'{hint} (known: {', '.join(commands)})")
-
-
-def _family(commands: Mapping[str, Command], word: str) -> dict[str, Command]:
-    return {name: command for name, command in commands.items() if name.split()[0] == word != name}
 
 
 def _print_overview(program: str, about: str, commands: Mapping[str, Command]) -> None:
@@ -158,7 +144,7 @@ def _report_error(program: str, message: str) -> int:
     message = message if message.startswith(program) else f"{program}: {message}"
     line = strip_control_chars(redact(" ".join(message.splitlines())))
     sys.stderr.write(line + "\n")  # in one call: under a launcher other processes write there too
-    if file := os.environ.get(_LAUNCHER_FILE):  # torchrun prints this message after its own traceback
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):  # torchrun prints this message after its own traceback
         with contextlib.suppress(OSError):
             entry = {"message": line, "extraInfo": {"timestamp": str(int(time.time()))}}
             Path(file).write_text(json.dumps({"message": entry}), encoding="utf-8")

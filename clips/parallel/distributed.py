@@ -24,16 +24,10 @@ Result = TypeVar("Result")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistributedContext:
-    """The processes of a training.
-
-    Args:
-        rank: of this process.
-        count: number of processes.
-        device: of this process.
-    """
+    """The processes of a training, as this one sees them."""
 
     rank: int = 0
-    count: int = 1
+    count: int = 1  # of all processes
     device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
 
     @property

@@ -64,30 +64,18 @@ def read_run_config(directory: str | Path) -> dict[str, Any]:
 
 @dataclasses.dataclass(kw_only=True)
 class TrainState:
-    """The progress of a training run.
+    """The progress of a training run."""
 
-    Args:
-        step: number of completed steps.
-        samples_seen: samples trained on, over all processes.
-        seconds: training time without interruptions.
-        invalid_samples: invalid samples found by all processes.
-        identity: of the run (`clips.core.identity`).
-        sources: path, size and hash of each data source.
-        changes: config fields that changed when the run was resumed.
-        sums: sum of each metric over the ``summed`` steps since the last entry of the log.
-        flops: FLOPs per sample of the batches counted so far.
-    """
-
-    step: int = 0
-    samples_seen: int = 0
-    seconds: float = 0.0
-    invalid_samples: InvalidSamples = dataclasses.field(default_factory=InvalidSamples)
+    step: int = 0  # number of completed steps
+    samples_seen: int = 0  # over all processes
+    seconds: float = 0.0  # training time without interruptions
+    invalid_samples: InvalidSamples = dataclasses.field(default_factory=InvalidSamples)  # found by all processes
     identity: Identity = dataclasses.field(default_factory=dict)
-    sources: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    changes: list[str] = dataclasses.field(default_factory=list)
-    sums: dict[str, float] = dataclasses.field(default_factory=dict)
-    summed: int = 0
-    flops: list[float] = dataclasses.field(default_factory=list)
+    sources: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # path, size and hash of each
+    changes: list[str] = dataclasses.field(default_factory=list)  # of settings when the run was resumed
+    sums: dict[str, float] = dataclasses.field(default_factory=dict)  # of metrics since the last entry of the log,
+    summed: int = 0  # over so many steps
+    flops: list[float] = dataclasses.field(default_factory=list)  # per sample, of the batches counted so far
 
     def add(self, values: Mapping[str, float]) -> None:
         """Add the metrics of a step to the sums for the next entry of the log."""

@@ -31,33 +31,19 @@ from clips.training.train_config import EncoderTrainConfig
 
 @dataclasses.dataclass(kw_only=True)
 class TrainRun:
-    """The objects of one process of a training run.
-
-    Args:
-        config: the run's.
-        data: the training data.
-        recipe: of ``config``.
-        processes: the processes of the training.
-        parallel: the distributed model and its optimizer.
-        average: the EMA of the model's weights, or None.
-        state: the run's progress.
-        steps: number of steps of the whole run.
-        precision: of activations.
-        mean: mean of an image's channels, (3, 1, 1).
-        std: standard deviation of an image's channels, (3, 1, 1).
-    """
+    """The objects of one process of a training run."""
 
     config: EncoderTrainConfig
     data: TrainDataset
-    recipe: Recipe
+    recipe: Recipe  # of the config
     processes: DistributedContext
-    parallel: ParallelModel
-    average: ModelEma | None
-    state: TrainState
-    steps: int
-    precision: Literal["fp32", "bf16"]
-    mean: Tensor
-    std: Tensor
+    parallel: ParallelModel  # the distributed model and its optimizer
+    average: ModelEma | None  # of the model's weights
+    state: TrainState  # the progress
+    steps: int  # of the whole run
+    precision: Literal["fp32", "bf16"]  # of activations
+    mean: Tensor  # (3, 1, 1), of an image's channels
+    std: Tensor  # (3, 1, 1), their standard deviation
 
     @property
     def encoder(self) -> ClipsModel:

@@ -33,17 +33,11 @@ _NO_AUGMENTATION = AugmentConfig(crop_scale_min=1.0, color_jitter=0.0, gray_scal
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """A batch of valid samples.
+    """A batch of n valid samples."""
 
-    Args:
-        indices: of the samples among the selected ones, (n,).
-        images: (n, 3, size, size) uint8.
-        texts: type of caption → n captions.
-    """
-
-    indices: Tensor
-    images: Tensor
-    texts: dict[str, list[str]]
+    indices: Tensor  # (n,), of the samples among the selected ones
+    images: Tensor  # (n, 3, size, size) uint8
+    texts: dict[str, list[str]]  # type of caption → n captions
 
 
 class RetrievalValidation:
