@@ -92,7 +92,8 @@ def open_to_umask(root: Path) -> None:
 
 @functools.cache
 def _default_mode(directory: Path) -> int:
-    probe = temp_path_for(directory / "umask")  # which cannot be read without setting it for all threads
+    # Of a file, because the umask cannot be read without setting it for all threads.
+    probe = temp_path_for(directory / "umask")
     os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         return stat.S_IMODE(probe.stat().st_mode)
@@ -143,7 +144,7 @@ def _kind(directory: Path) -> str | None:
         manifest = read_manifest(directory)
     except UserError:
         return None
-    return manifest.get("kind") if "hash" in manifest else None  # of another program
+    return manifest.get("kind") if "hash" in manifest else None  # without one it is another program's
 
 
 def check_finished(

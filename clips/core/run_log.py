@@ -58,8 +58,9 @@ class WandbTracker:
         import wandb
 
         project, run_id = os.environ.get("WANDB_PROJECT", "clips"), _run_id(directory / ".wandb-run")
-        self.run = wandb.init(project=project, name=name, id=run_id, resume="allow", config=dict(config))
-        self.log, self.finish = self.run.log, self.run.finish
+        self.run: Any = wandb.init(project=project, name=name, id=run_id, resume="allow", config=dict(config))
+        self.log: Any = self.run.log
+        self.finish = self.run.finish
 
 
 class TrackioTracker:
