@@ -405,10 +405,10 @@ def trained_alone(*files: Path, driver: str = "swap_driver.py", **environment: s
 
 def launched() -> dict[str, str]:
     """What a launcher tells the only process that it starts."""
-    from llava_bridge.training.launch import _free_port
+    from llava_bridge.training.launch import free_port
 
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    return {**alone, "MASTER_PORT": str(_free_port())}
+    return {**alone, "MASTER_PORT": str(free_port())}
 
 
 def metrics(directory: Path, *names: str) -> list[Any]:

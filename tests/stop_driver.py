@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from clips.commandline.parsing import parse_config
-from llava_bridge.training.callback import StageProgress
 from llava_bridge.training.train import run_train
 from llava_bridge.training.train_config import LlavaTrainConfig
+from llava_bridge.training.trainer import StageProgress
 
 config = parse_config(LlavaTrainConfig, ["--config", sys.argv[1]], prog="driver")
 assert config is not None

@@ -28,8 +28,7 @@ from llava_bridge.model.load_llava import load_for_training
 from llava_bridge.model.modeling_vision import EncoderVisionModel
 from llava_bridge.model.save_llava import convert_tower_to_transformers, save_llava
 from llava_bridge.projectors import ProjectorConfig
-from llava_bridge.training.checks import check_inputs
-from llava_bridge.training.run_dir import parent_artifacts
+from llava_bridge.training.run_dir import check_inputs, parent_artifacts
 from llava_bridge.training.train_config import LlavaTrainConfig
 
 

@@ -16,13 +16,13 @@ from clips.core.run_log import RunLog
 from llava_bridge.data import read_samples
 from llava_bridge.data.collator import ConversationCollator, ConversationDataset
 from llava_bridge.model.build import LlavaParts, build_llava, make_conversation_encoder
-from llava_bridge.training import sharded_weights
+from llava_bridge.training import launch
 from llava_bridge.training import stage as one_stage
-from llava_bridge.training.cached_features import FlushCallback, enable_feature_cache
 from llava_bridge.training.loss import LlavaLoss
-from llava_bridge.training.setup import detached_frozen_encoder, recompute_layers, split_parts
-from llava_bridge.training.sharded_weights import frozen_fits_bf16
+from llava_bridge.training.setup import detached_frozen_encoder, enable_feature_cache, recompute_layers, split_parts
+from llava_bridge.training.stage import fit_bf16
 from llava_bridge.training.train_config import LoraConfig, StageConfig
+from llava_bridge.training.trainer import FlushCallback
 
 
 @pytest.mark.slow
@@ -54,12 +54,12 @@ def test_a_frozen_llm_is_bit_for_bit_as_it_was_after_bf16(stored, tmp_path, brid
 
 def test_parts_that_are_bf16_and_parts_that_are_not() -> None:
     layer = torch.nn.Linear(4, 4).requires_grad_(False)
-    assert not frozen_fits_bf16(layer)
+    assert not fit_bf16(layer.parameters())
     with torch.no_grad():
         for weight in layer.parameters():
             weight.copy_(weight.bfloat16())
-    assert frozen_fits_bf16(layer)
-    assert frozen_fits_bf16(torch.nn.Linear(4, 4))  # it learns
+    assert fit_bf16(layer.parameters())
+    assert not fit_bf16([*layer.parameters(), torch.tensor(1 + 2**-8)])
 
 
 @pytest.mark.parametrize("recomputed", [False, True])
@@ -121,7 +121,7 @@ def test_a_step_with_cached_features_reads_no_file_and_no_pixels(tiles, bridge_p
         with monkeypatch.context() as step:
             if "cached_features" in batches[0]:
                 step.setattr(TensorShards, "get", None)
-            step.setattr("llava_bridge.training.cached_features.digest", None)
+            step.setattr("llava_bridge.training.setup.digest", None)
             return [LlavaLoss(model)(**batch)["loss"].item() for batch in batches]
 
     plain = losses()
@@ -186,7 +186,7 @@ def test_each_process_uses_the_gpu_of_its_local_rank(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_device", asked.append)
     monkeypatch.setattr(deepspeed, "init_distributed", lambda dist_backend, **_: asked.append(dist_backend))
-    sharded_weights.init_process_group()
+    launch.init_process_group()
     assert asked == [3, "nccl"]  # the device first, or all would join with the first GPU
 
 

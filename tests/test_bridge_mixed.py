@@ -11,7 +11,7 @@ import pytest
 from bridge_world import Parts, assert_same_training, instruct_file, losses
 from mixed_driver import STEPS
 
-from llava_bridge.training.checks import deepspeed_config
+from llava_bridge.training.run_dir import deepspeed_config
 from llava_bridge.training.train_config import DistributedConfig, LoraConfig
 
 EVERY = ["vision", "projector", "llm"]

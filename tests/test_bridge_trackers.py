@@ -15,8 +15,8 @@ import pytest
 from clips.core.run_log import RunLog
 from clips.errors import UserError
 from llava_bridge.data import ConversationSourceConfig
-from llava_bridge.training.callback import StageProgress
 from llava_bridge.training.train_config import LlavaTrainConfig, StageConfig
+from llava_bridge.training.trainer import StageProgress
 
 
 class Recorder:

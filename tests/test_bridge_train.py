@@ -27,9 +27,8 @@ from clips.data.invalid_samples import InvalidSamples
 from clips.errors import UserError
 from llava_bridge import answer, load_llava
 from llava_bridge.training import train as training
-from llava_bridge.training.checks import check_inputs
 from llava_bridge.training.launch import report_once
-from llava_bridge.training.run_dir import run_identity
+from llava_bridge.training.run_dir import check_inputs, run_identity
 from llava_bridge.training.train_config import DistributedConfig, LlavaTrainConfig, StageConfig
 
 LOGGED = ("stage", "step", "loss")
@@ -294,7 +293,7 @@ def test_a_full_disk_is_reported_in_one_line(raised: Exception) -> None:
 
 def test_frozen_parts_differ_from_trained_ones_bit_by_bit() -> None:
     from llava_bridge.training.setup import StageSetup, set_trainable_parts
-    from llava_bridge.training.sharded_weights import frozen_tensors, tensors_hash
+    from llava_bridge.training.trainer import frozen_tensors, tensors_hash
 
     model: Any = torch.nn.ModuleDict({name: torch.nn.BatchNorm1d(2) for name in ("vision", "projector", "llm")})
     setup: Any = StageSetup(model, None, dict(model.items()), None, None)  # type: ignore[arg-type]
@@ -348,7 +347,7 @@ def test_parts_learn_at_rates_of_their_own_and_biases_and_norms_do_not_decay(tmp
 
 def stage_callback(tmp_path: Path) -> Any:
     from clips.core.run_log import RunLog
-    from llava_bridge.training.callback import StageCallback, StageProgress
+    from llava_bridge.training.trainer import StageCallback, StageProgress
 
     progress = StageProgress("align", 4, RunLog(tmp_path), 0.0)
     nobody = SimpleNamespace(of_any_process=lambda: 0, is_requested=lambda: False)
@@ -382,6 +381,7 @@ def test_too_many_bad_samples_and_a_loss_that_is_not_finite_stop_the_run(monkeyp
 
 
 def test_bad_samples_are_counted_over_all_processes_and_attempts(tmp_path, monkeypatch):
+    from clips.data.invalid_samples import restored
     from clips.parallel import distributed
     from llava_bridge.training import checkpoints
 
@@ -397,8 +397,10 @@ def test_bad_samples_are_counted_over_all_processes_and_attempts(tmp_path, monke
     (tmp_path / "checkpoint-12").mkdir()  # its writing was interrupted
     start = checkpoints.last_checkpoint(tmp_path)
     assert start == tmp_path / "checkpoint-10"
-    assert (checkpoints.load_elapsed_seconds(start), checkpoints.load_elapsed_seconds(None)) == (15.0, 0.0)
-    trainer.invalid = checkpoints.load_invalid_samples(start)
+    assert start is not None
+    record = checkpoints.read_marker(start)
+    assert record["seconds"] == 15.0
+    trainer.invalid = restored(record["invalid_samples"])
     with pytest.raises(UserError, match="align: 3 of 3 samples are invalid"):
         trainer._check_invalid(trainer.invalid.add([(1, "b", "met before"), (7, "c", "after resuming")]))
     assert not (tmp_path / "checkpoint-12").exists()
@@ -476,7 +478,7 @@ def test_an_error_of_the_disk_is_one_line_and_the_checkpoint_before_stays(error,
 
 
 def test_an_unusual_first_loss_is_reported() -> None:
-    from llava_bridge.training.callback import first_loss_warning
+    from llava_bridge.training.trainer import first_loss_warning
 
     warned = [first_loss_warning(loss, 32_000) for loss in (math.log(32_000) + 0.9, 0.05, 12.0, 0.001)]
     assert warned[:2] == [None, None]

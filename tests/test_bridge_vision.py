@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from clips.errors import UserError
 from llava_bridge.encoders import load_encoder
 from llava_bridge.model.modeling_vision import EncoderVisionModel, build_vision_model
-from llava_bridge.training.cached_features import FeatureReader
+from llava_bridge.training.setup import FeatureReader
 
 
 def pixels(count: int, size: int) -> torch.Tensor:

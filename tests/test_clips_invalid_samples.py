@@ -14,7 +14,7 @@ import torch
 from clips_world import metrics, stopped_at, train, trained
 
 from clips import train as training
-from clips.data.invalid_samples import MAX_NAMES, MAX_REASONS, OTHER_REASONS, InvalidSamples
+from clips.data.invalid_samples import MAX_NAMES, MAX_REASONS, OTHER_REASONS, InvalidSamples, restored
 from clips.data.loader import TrainDataset
 from clips.data.sources import DataConfig, SourceConfig
 from clips.errors import UserError
@@ -137,7 +137,7 @@ def test_a_broken_record_is_named(tmp_path: Path, broken: Any):
 
 
 def test_a_stage_of_the_bridge_names_the_first_and_counts_all(tmp_path: Path, capsys, monkeypatch):
-    from llava_bridge.training.checkpoints import load_invalid_samples, mark_complete
+    from llava_bridge.training.checkpoints import mark_complete, read_marker
     from llava_bridge.training.trainer import StageTrainer
 
     trainer = StageTrainer.__new__(StageTrainer)
@@ -153,7 +153,7 @@ def test_a_stage_of_the_bridge_names_the_first_and_counts_all(tmp_path: Path, ca
     assert len([line for line in lines if "further ones are counted, not named" in line]) == 1
     mark_complete(tmp_path, trainer.invalid, 1.0)
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 50_000
-    trainer.invalid = load_invalid_samples(tmp_path)
+    trainer.invalid = restored(read_marker(tmp_path)["invalid_samples"])
     trainer._check_invalid(trainer.invalid.add(met([17, 49_999])))
     with pytest.raises(UserError, match="align: 50001 of 100000 samples are invalid"):
         trainer._check_invalid(trainer.invalid.add(met([50_000])))

@@ -48,7 +48,7 @@ def sbatch(script: str, directory: Path, *arguments: str, event: str = "", **pro
         (directory / "bin" / name).chmod(0o755)
     slurm = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "1"}
     path = f"{directory / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-    port = str(launching._free_port())
+    port = str(launching.free_port())
     slurm |= {"SLURM_CPUS_PER_TASK": "1", "EVENT": event}
     log = directory / {"llava.sbatch": "llava-7.log", "train.sbatch": "clips-7.log"}[script]
     with log.open("a") as file:

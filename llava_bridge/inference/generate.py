@@ -19,7 +19,7 @@ from clips.model.loading import library_errors_as_user_errors, load_pretrained
 from llava_bridge.conversation import IMAGE, ConversationEncoder, Message
 from llava_bridge.inference.prefix_cache import Prefix, PrefixCache, batch_prefixes, find_shared_prefixes
 from llava_bridge.model.llava_checks import check_image_token, resolve_llava_dir
-from llava_bridge.training.lora import ADAPTER_DIR, load_adapter
+from llava_bridge.training.lora import ADAPTER_DIR
 
 ImageInput = Image.Image | Sequence[Image.Image] | None
 """The images of one prompt."""
@@ -48,8 +48,10 @@ def load_llava(directory: str | Path, device: str | None = None, *, adapter: boo
     dtype = torch.bfloat16 if chosen.type == "cuda" else torch.float32
     model = load_pretrained(AutoModelForImageTextToText, path, f"{path}: this LLaVA", dtype=dtype)
     if adapter and (path / ADAPTER_DIR).is_dir():
+        import peft
+
         with library_errors_as_user_errors(f"{path / ADAPTER_DIR}: these adapters do not fit the model"):
-            model = load_adapter(model, path / ADAPTER_DIR)
+            model = peft.PeftModel.from_pretrained(model, path / ADAPTER_DIR).merge_and_unload()
     with library_errors_as_user_errors(f"{path}: the processor of this LLaVA cannot be loaded"):
         processor = AutoProcessor.from_pretrained(path)
     check_image_token(processor.tokenizer, model.config, str(path))

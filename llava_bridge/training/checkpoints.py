@@ -13,26 +13,18 @@ from typing import Any
 
 from clips.core import durable
 from clips.core.artifact import atomic_write
-from clips.core.identity import file_hash
-from clips.data.invalid_samples import InvalidSamples, restored
+from clips.core.content import file_hash
+from clips.data.invalid_samples import InvalidSamples
 from clips.errors import UserError, error_reason
 from clips.parallel.distributed import all_gather_objects
-from llava_bridge.training.launch import is_main_process, log_rank0
+from llava_bridge.training.launch import barrier, is_main_process, log_rank0
 from llava_bridge.training.run_dir import COMPLETE_MARKER
-from llava_bridge.training.sharded_weights import barrier
-
-_UNIVERSAL = "latest_universal"  # DeepSpeed's file name
 
 
 def mark_complete(checkpoint: Path, invalid_samples: InvalidSamples, seconds: float) -> None:
     """Record that all processes have written their shards, with the files' hashes; called in every process.
 
-    All files are on the disk before the record is.
-
-    Args:
-        checkpoint: the directory.
-        invalid_samples: the invalid samples of all processes.
-        seconds: elapsed time of the stage.
+    All files are on the disk before the record is. ``seconds``: elapsed time of the stage.
     """
     files = (path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file())
     hashes = _hash_files(checkpoint, sorted(name for name in files if name != COMPLETE_MARKER), written=True)
@@ -41,6 +33,11 @@ def mark_complete(checkpoint: Path, invalid_samples: InvalidSamples, seconds: fl
         durable.sync_tree(checkpoint)
         atomic_write(checkpoint / COMPLETE_MARKER, json.dumps(mark | {"hashes": hashes}, ensure_ascii=False))
         durable.sync(checkpoint.parent)
+
+
+def read_marker(checkpoint: Path) -> dict[str, Any]:
+    """The record of a complete checkpoint: ``processes``, ``invalid_samples``, ``seconds``, ``hashes``."""
+    return json.loads((checkpoint / COMPLETE_MARKER).read_text(encoding="utf-8"))
 
 
 def _hash_files(checkpoint: Path, names: Sequence[str], *, written: bool = False) -> dict[str, str | None]:
@@ -61,13 +58,19 @@ def _hash_files(checkpoint: Path, names: Sequence[str], *, written: bool = False
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest complete checkpoint without damage; incomplete ones, and damaged ones after it, are deleted.
 
+    Called in every process.
+
     Raises:
         UserError: all complete ones are damaged.
     """
-    complete = [path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE_MARKER}")]
+    complete = sorted(
+        (path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE_MARKER}")),
+        key=lambda path: int(path.name.rpartition("-")[2]),
+        reverse=True,
+    )
     unusable = set(folder.glob("checkpoint-*")) - set(complete)
     chosen = damage = None
-    for checkpoint in sorted(complete, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
+    for checkpoint in complete:
         if (damage := _find_damage(checkpoint)) is None:
             chosen = checkpoint
             break
@@ -80,15 +83,14 @@ def last_checkpoint(folder: Path) -> Path | None:
         if is_main_process():
             shutil.rmtree(other, ignore_errors=True)
     barrier()
-    if chosen is not None and chosen != max(complete, key=lambda path: int(path.name.rpartition("-")[2])):
+    if chosen is not None and chosen != complete[0]:
         log_rank0(f"resuming from {chosen}, the checkpoint before it")
     return chosen
 
 
 def _find_damage(checkpoint: Path) -> str | None:
-    """What is wrong with a complete checkpoint; called in every process."""
     try:
-        hashes = _read_marker(checkpoint).get("hashes", {})  # which earlier versions did not write
+        hashes = read_marker(checkpoint).get("hashes", {})  # which earlier versions did not write
         names = sorted(hashes)
     except (ValueError, TypeError, AttributeError, OSError) as error:
         return f"{checkpoint / COMPLETE_MARKER}: broken ({error_reason(error)})"
@@ -97,23 +99,29 @@ def _find_damage(checkpoint: Path) -> str | None:
     return None if wrong is None else f"{checkpoint / wrong}: missing or damaged, it has another hash than when written"
 
 
-def needs_universal_conversion(checkpoint: Path) -> bool:
-    """Whether ``checkpoint`` is of another number of processes: DeepSpeed has a shard of the optimizer for each."""
-    return _num_processes(checkpoint) != os.environ["WORLD_SIZE"]
+def convert_if_of_other_processes(checkpoint: Path) -> bool:
+    """Add DeepSpeed's universal form to a checkpoint of another number of processes; returns whether it is of one.
 
-
-def convert_to_universal(checkpoint: Path) -> None:
-    """Add DeepSpeed's universal form, for any number of processes, to a checkpoint; called in every process.
-
-    Source: https://www.deepspeed.ai/tutorials/universal-checkpointing.
+    DeepSpeed writes a shard of the optimizer for each process; its universal form is for any number of them. Called in
+    every process. Source: https://www.deepspeed.ai/tutorials/universal-checkpointing.
 
     Raises:
         UserError: it is ZeRO-3's, whose universal form lacks the optimizer's steps; or it cannot be converted.
     """
+    processes = read_marker(checkpoint)["processes"]
+    if processes == os.environ["WORLD_SIZE"]:
+        return False
+
+    def refusal(reason: str) -> UserError:
+        return UserError(
+            f"distributed.num_processes: expected {processes}, as when {checkpoint} was written, got "
+            f"{os.environ['WORLD_SIZE']}, {reason}; or remove {checkpoint.parent} to restart the stage"
+        )
+
     if any(checkpoint.glob("*/zero_pp_rank_*_model_states.pt")):
-        raise _conversion_error(checkpoint, "since it is ZeRO-3's")
+        raise refusal("since it is ZeRO-3's")
     if is_main_process():
-        log_rank0(f"converting {checkpoint}, written by {_num_processes(checkpoint)}, to any number of processes")
+        log_rank0(f"converting {checkpoint}, written by {processes}, to any number of processes")
         source = (checkpoint / "latest").read_text(encoding="utf-8")
         target = f"{source}_universal"
         shutil.rmtree(checkpoint / target, ignore_errors=True)
@@ -122,32 +130,8 @@ def convert_to_universal(checkpoint: Path) -> None:
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode != 0:
             reason = result.stderr.strip().rpartition("\n")[2]
-            raise _conversion_error(checkpoint, f"as DeepSpeed cannot convert it ({reason})")
+            raise refusal(f"as DeepSpeed cannot convert it ({reason})")
         durable.sync_tree(checkpoint / target)
-        atomic_write(checkpoint / _UNIVERSAL, target)
+        atomic_write(checkpoint / "latest_universal", target)  # DeepSpeed's file name
     barrier()
-
-
-def _conversion_error(checkpoint: Path, reason: str) -> UserError:
-    return UserError(
-        f"distributed.num_processes: expected {_num_processes(checkpoint)}, as when {checkpoint} was written, got "
-        f"{os.environ['WORLD_SIZE']}, {reason}; or remove {checkpoint.parent} to restart the stage"
-    )
-
-
-def _read_marker(checkpoint: Path) -> dict[str, Any]:
-    return json.loads((checkpoint / COMPLETE_MARKER).read_text(encoding="utf-8"))
-
-
-def _num_processes(checkpoint: Path) -> str:
-    return _read_marker(checkpoint)["processes"]
-
-
-def load_invalid_samples(checkpoint: Path | None) -> InvalidSamples:
-    """The invalid samples before ``checkpoint``."""
-    return InvalidSamples() if checkpoint is None else restored(_read_marker(checkpoint)["invalid_samples"])
-
-
-def load_elapsed_seconds(checkpoint: Path | None) -> float:
-    """Elapsed time of the stage before ``checkpoint``."""
-    return 0.0 if checkpoint is None else float(_read_marker(checkpoint)["seconds"])
+    return True

@@ -26,7 +26,6 @@ from clips.errors import UserError
 # Error messages of a full disk: of the system, safetensors and torch.save.
 _DISK_FULL = ("No space left on device", "Disk quota exceeded", "unexpected pos", "PytorchStreamWriter failed")
 _PATIENCE = 3.0  # seconds in which a process that has failed ends
-_STOPPED = {EXIT_PREEMPTED, EXIT_INTERRUPTED}
 
 
 def launcher_world_size() -> int | None:
@@ -46,6 +45,26 @@ def log_rank0(line: str) -> None:
         log_info(line)
 
 
+def init_process_group() -> None:
+    """Join the process group of the launcher, and select this process's GPU."""
+    import deepspeed
+    import torch
+
+    if torch.cuda.is_available():  # before joining, or all processes would join with the first GPU
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    # On CPU DeepSpeed would first compile a shared-memory all-reduce for a minute; gloo needs none.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    import torch
+
+    torch.distributed.barrier()
+
+
 @contextlib.contextmanager
 def start_ranks(count: int, config_file: Path) -> Iterator[None]:
     """Make this process rank 0 of ``count``; the others run ``llava-bridge train`` with a file, and end with the block.
@@ -58,7 +77,7 @@ def start_ranks(count: int, config_file: Path) -> Iterator[None]:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "RANK": "0", "LOCAL_RANK": "0"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     others = [
         subprocess.Popen(
             [sys.executable, "-m", "llava_bridge", "train", "--config", str(config_file)],
@@ -69,7 +88,19 @@ def start_ranks(count: int, config_file: Path) -> Iterator[None]:
         for rank in range(1, count)
     ]
     ended = threading.Event()
-    threading.Thread(target=_end_after_failure, args=(others, ended), daemon=True).start()
+
+    def end_after_failure() -> None:
+        """End this process some time after another one has failed: NCCL waits for that one until its timeout."""
+        while (failed := _failed(others)) is None:
+            if ended.wait(1):
+                return
+        if not ended.wait(3 * _PATIENCE):
+            status = _report(*failed)
+            for process in others:
+                process.kill()
+            os._exit(status)
+
+    threading.Thread(target=end_after_failure, daemon=True).start()
     try:
         yield
         _wait(others)
@@ -97,9 +128,11 @@ def _wait(others: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def _failed(others: Sequence[subprocess.Popen[bytes]]) -> tuple[int, int] | None:
-    """Rank and exit status of a process that has failed."""
-    statuses = enumerate((process.poll() for process in others), start=1)
-    return next(((rank, status) for rank, status in statuses if status and status not in _STOPPED), None)
+    """Rank and exit status of a process that has failed; one that was stopped has not."""
+    for rank, process in enumerate(others, start=1):
+        if (status := process.poll()) and status not in {EXIT_PREEMPTED, EXIT_INTERRUPTED}:
+            return rank, status
+    return None
 
 
 def _report(rank: int, status: int) -> int:
@@ -111,19 +144,8 @@ def _report(rank: int, status: int) -> int:
     return 1
 
 
-def _end_after_failure(others: Sequence[subprocess.Popen[bytes]], ended: threading.Event) -> None:
-    """End this process some time after another one has failed: NCCL waits for that one until its timeout."""
-    while (failed := _failed(others)) is None:
-        if ended.wait(1):
-            return
-    if not ended.wait(3 * _PATIENCE):
-        status = _report(*failed)
-        for process in others:
-            process.kill()
-        os._exit(status)
-
-
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that no process uses now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -5,11 +5,8 @@ Layers are replaced within the model; all other weights keep their names.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import math
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +17,8 @@ from llava_bridge.training.train_config import LoraConfig
 
 NF4_BLOCK_SIZE = 64
 """Weights per scale. Layers whose rows are no multiple are not quantized: bitsandbytes 0.50 misreads them on CPU."""
+ADAPTER_DIR = "adapter"
+"""The directory of unmerged adapters in a LLaVA directory."""
 
 
 def quantize(llava: Any, kind: str, compute: torch.dtype) -> None:
@@ -37,6 +36,11 @@ def quantize(llava: Any, kind: str, compute: torch.dtype) -> None:
         UserError: no layer can be quantized.
     """
     bnb: Any = importlib.import_module("bitsandbytes")
+
+    def skip_scales(module: Any, weights: dict[str, Any], prefix: str, *_: Any) -> None:
+        """Skip a checkpoint's scales: PyTorch cannot load them, and the layer has equal ones of the same weights."""
+        for name in [name for name in weights if name.startswith(f"{prefix}weight.")]:
+            del weights[name]
 
     llm = llava.model.language_model
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
@@ -61,15 +65,9 @@ def quantize(llava: Any, kind: str, compute: torch.dtype) -> None:
             blocksize=NF4_BLOCK_SIZE,
         ).to(device)
         quantized.bias = layer.bias
-        quantized.register_load_state_dict_pre_hook(_skip_scales)
+        quantized.register_load_state_dict_pre_hook(skip_scales)
         llm.set_submodule(name, quantized)
     llava.is_loaded_in_4bit = True  # read by PEFT
-
-
-def _skip_scales(module: Any, weights: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Skip a checkpoint's scales: PyTorch cannot load them, and the layer has equal ones of the same weights."""
-    for name in [name for name in weights if name.startswith(f"{prefix}weight.")]:
-        del weights[name]
 
 
 def numel_unpacked(weight: torch.Tensor) -> int:
@@ -82,7 +80,6 @@ def numel_unpacked(weight: torch.Tensor) -> int:
 def copy_dequantized(trained: nn.Module, fresh: nn.Module) -> None:
     """Copy the dequantized weights of ``trained`` to the layers of ``fresh``, which has the same adapters."""
     bnb: Any = importlib.import_module("bitsandbytes")
-
     for name, layer in trained.named_modules():
         if isinstance(layer, bnb.nn.Linear4bit):
             values = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
@@ -90,19 +87,11 @@ def copy_dequantized(trained: nn.Module, fresh: nn.Module) -> None:
             target.weight.copy_(values)
 
 
-ADAPTER_DIR = "adapter"
-"""The directory of unmerged adapters in a LLaVA directory."""
-
-
 def add_lora(model: nn.Module, config: LoraConfig) -> Any:
     """Add adapters to the linear layers of the LLM in ``model``, in place; only they are trainable afterwards.
 
-    Args:
-        model: a transformers LLaVA.
-        config: the adapters' settings.
-
     Returns:
-        PEFT's wrapper of ``model``, which merges and saves.
+        PEFT's wrapper of ``model``, a transformers LLaVA, which merges and saves.
 
     Raises:
         UserError: the LLM has no linear layers.
@@ -120,31 +109,12 @@ def add_lora(model: nn.Module, config: LoraConfig) -> Any:
         target_modules=targets,
         bias="none",
     )
-    with _as_if_float32(model):
-        return peft.get_peft_model(model, settings)
-
-
-@contextlib.contextmanager
-def _as_if_float32(model: nn.Module) -> Iterator[None]:
-    """Meanwhile bf16 weights have the dtype float32, in no memory: PEFT rounds new adapters to the dtype of a layer."""
+    # PEFT rounds new adapters to the dtype of their layer. Meanwhile bf16 weights are float32, in no memory.
     stored = {weight: weight.data for weight in model.parameters() if weight.dtype == torch.bfloat16}
-    for weight in stored:
-        weight.data = torch.zeros((), device=weight.device).expand_as(weight)
     try:
-        yield
+        for weight in stored:
+            weight.data = torch.zeros((), device=weight.device).expand_as(weight)
+        return peft.get_peft_model(model, settings)
     finally:
         for weight, value in stored.items():
             weight.data = value
-
-
-def load_adapter(model: Any, directory: Path) -> Any:
-    """``model`` with the adapters of ``directory`` merged into its weights."""
-    import peft
-
-    return peft.PeftModel.from_pretrained(model, directory).merge_and_unload()
-
-
-def save_adapter(adapted: Any, directory: Path) -> None:
-    """Write the adapters in PEFT's format, for the model in the parent directory."""
-    adapted.peft_config["default"].base_model_name_or_path = ".."
-    adapted.save_pretrained(directory)

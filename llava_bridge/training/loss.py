@@ -67,7 +67,7 @@ class LlavaLoss(nn.Module):
             supervised: (N,), see :class:`llava_bridge.data.collator.ConversationCollator`; None computes them.
             position_ids: (R, T) for packed rows: they restart with each sample, which separates samples.
             num_items_in_batch: number of supervised tokens to average over; None uses those of this batch.
-            cached_features: see :class:`llava_bridge.training.cached_features.FeatureReader`, as for ``feature_keys``.
+            cached_features: see :class:`llava_bridge.training.setup.FeatureReader`, as for ``feature_keys``.
             feature_keys: keys of the images' features in the cache.
             count_matches: whether to count the answers that greedy decoding would generate.
             inputs: ``pixel_values`` (P, 3, S, S) if there are images; for tiles (P, G, 3, S, S), and
@@ -78,12 +78,8 @@ class LlavaLoss(nn.Module):
         else:
             images = contextlib.nullcontext() if "pixel_values" in inputs else self._blank_image()
         with images:
-            hidden = self.llava.model(
-                input_ids=input_ids,
-                position_ids=position_ids,
-                use_cache=False,
-                **inputs,
-            ).last_hidden_state
+            output = self.llava.model(input_ids=input_ids, position_ids=position_ids, use_cache=False, **inputs)
+        hidden = output.last_hidden_state
         supervised = supervised_indices(labels) if supervised is None else supervised
         targets = labels.flatten()[supervised + 1]
         states = hidden.flatten(0, 1)[supervised]
@@ -104,9 +100,15 @@ class LlavaLoss(nn.Module):
         model = self.llava.model
 
         def add_blank_features(_: Any, __: Any, embedded: Tensor) -> Tensor:
-            blank = blank_image_inputs(self.llava.config, embedded, self.square_images)
-            norms = [module for module in model.vision_tower.modules() if isinstance(module, _BatchNorm)]
-            norms = [norm for norm in norms if norm.training]
+            config = self.llava.config
+            size = config.vision_config.image_size
+            options: dict[str, Any] = {"dtype": embedded.dtype, "device": embedded.device}
+            if self.square_images or not hasattr(config, "image_grid_pinpoints"):
+                blank: dict[str, Any] = {"pixel_values": torch.zeros(1, 3, size, size, **options)}
+            else:
+                tiles = image_size_to_num_patches([size, size], config.image_grid_pinpoints, size)
+                blank = {"pixel_values": torch.zeros(1, tiles, 3, size, size, **options), "image_sizes": [[size, size]]}
+            norms = [one for one in model.vision_tower.modules() if isinstance(one, _BatchNorm) and one.training]
             for norm in norms:
                 norm.eval()
             features = torch.cat(tuple(model.get_image_features(**blank, return_dict=True).pooler_output))
@@ -122,30 +124,14 @@ class LlavaLoss(nn.Module):
 
 
 def image_token_mask(image_token: int, input_ids: Tensor, inputs_embeds: Tensor, image_features: Tensor) -> Tensor:
-    """transformers' mask (R, T, 1) of the image tokens; the host does not wait for the comparison of their number.
+    """transformers' mask (R, T, 1) of the tokens (R, T) that have the id ``image_token``, one for each image feature.
 
-    Args:
-        image_token: its id.
-        input_ids: (R, T).
-        inputs_embeds: (R, T, D).
-        image_features: of all images, D each.
+    The host does not wait for the comparison of their number, as it does in transformers.
     """
     mask = input_ids == image_token
     tokens = image_features.numel() // inputs_embeds.shape[-1]
     torch._assert_async(mask.sum() == tokens, f"expected {tokens} image tokens, one for each of the image features")
     return mask[..., None]
-
-
-def blank_image_inputs(config: Any, like: Tensor, square: bool = False) -> dict[str, Any]:
-    """The image inputs of one image, all zeros, for a LLaVA of this config; dtype and device are those of ``like``."""
-    size = config.vision_config.image_size
-    if square or not hasattr(config, "image_grid_pinpoints"):
-        return {"pixel_values": torch.zeros(1, 3, size, size, dtype=like.dtype, device=like.device)}
-    tiles = image_size_to_num_patches([size, size], config.image_grid_pinpoints, size)
-    return {
-        "pixel_values": torch.zeros(1, tiles, 3, size, size, dtype=like.dtype, device=like.device),
-        "image_sizes": [[size, size]],
-    }
 
 
 def chunked_cross_entropy(hidden: Tensor, head: nn.Module, labels: Tensor) -> Tensor:

@@ -5,20 +5,24 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 from transformers.utils import is_flash_attn_2_available
 from transformers.utils.generic import is_flash_attention_requested
 
+from clips.core.tensor_shards import TensorShards
 from clips.data.formats.dataset_format import Conversation
 from clips.errors import UserError
-from clips.model.compute import repeated_layers, resolve_precision
+from clips.model.feature_cache import digest
+from clips.model.layers import repeated_layers
 from clips.model.loading import library_errors_as_user_errors, load_pretrained
 from llava_bridge.data import read_conversations, read_samples
 from llava_bridge.data.collator import ConversationCollator, ConversationDataset
@@ -30,14 +34,10 @@ from llava_bridge.model.image_processing import with_aspect_ratio
 from llava_bridge.model.lm_head import computing_in_float32
 from llava_bridge.model.load_llava import load_for_training
 from llava_bridge.model.modeling_llava import MultimodalConnector
-from llava_bridge.model.modeling_vision import load_with_float32_tower
+from llava_bridge.model.modeling_vision import EncoderVisionModel, load_with_float32_tower
 from llava_bridge.training.launch import log_rank0
 from llava_bridge.training.lora import add_lora, quantize
-from llava_bridge.training.run_dir import stage_start_dir
 from llava_bridge.training.train_config import LlavaTrainConfig, Part, StageConfig, ValidationConfig
-
-_DEFAULT_MAX_LENGTH = 2048
-_HELD_OUT_SAMPLES = 1000
 
 
 @dataclasses.dataclass
@@ -62,11 +62,7 @@ class StageSetup:
 def setup_stage(config: LlavaTrainConfig, name: str, work: Path, *, keep_bf16: bool = False) -> StageSetup:
     """Load or build model, in float32, and data of stage ``name``; called in every process.
 
-    Args:
-        config: of the run.
-        name: of the stage.
-        work: the run's work directory.
-        keep_bf16: whether an LLM that is stored in bf16 stays in it, in memory that the processes of a machine share.
+    With ``keep_bf16`` an LLM that is stored in bf16 stays in it, in memory that the processes of a machine share.
 
     Raises:
         UserError: parts or data are missing or incompatible.
@@ -81,9 +77,10 @@ def setup_stage(config: LlavaTrainConfig, name: str, work: Path, *, keep_bf16: b
     held_out = _read_held_out(config.validation) if name == config.stages[-1] else {}
 
     # The model: of the stage before, of a LLaVA, or of encoder and LLM.
-    before = stage_start_dir(config, name, work)
     model: Any
-    if before is not None:
+    stages: list[str] = list(config.stages)
+    if position := stages.index(name):
+        before = work / stages[position - 1] / "model"
         dtype = torch.bfloat16 if keep_bf16 and is_stored_in_bf16(before) else torch.float32
         where = f"{before}: the LLaVA of stage align"
         register()
@@ -98,7 +95,13 @@ def setup_stage(config: LlavaTrainConfig, name: str, work: Path, *, keep_bf16: b
         assert config.llm is not None
         parts = LlavaParts.of(config, encoder=config.encoder, llm=config.llm)
         model, processor = build_llava(parts, keep_bf16=keep_bf16)
-    log_rank0(f"{name}: {_describe_features(model)}")
+    tower, layers = model.model.vision_tower.tower, model.config.vision_feature_layer
+    states = " and ".join(tower.describe(layer) for layer in (layers if isinstance(layers, list) else [layers]))
+    token = ""
+    if tower.class_token:
+        token = f", {'with' if model.config.vision_feature_select_strategy == 'full' else 'without'} the class token"
+    seen = f"{model.config.image_seq_length} tokens for each square, of the encoder's {states}{token}"
+    log_rank0(f"{name}: the LLM sees {seen}")
     _set_attention(model.model.language_model, config)
 
     # How it reads images and conversations.
@@ -112,7 +115,7 @@ def setup_stage(config: LlavaTrainConfig, name: str, work: Path, *, keep_bf16: b
     limit = getattr(model.config.text_config, "max_position_embeddings", None)
     length = stage.max_length
     if length is None:
-        length = _DEFAULT_MAX_LENGTH + (max_image_tokens(processor) if tiles and not square else 0)
+        length = 2048 + (max_image_tokens(processor) if tiles and not square else 0)
         length = min(limit or length, length)
     elif limit is not None and length > limit:
         raise UserError(f"{name}.max_length: expected at most {limit}, the LLM's context, got {length}")
@@ -129,15 +132,6 @@ def setup_stage(config: LlavaTrainConfig, name: str, work: Path, *, keep_bf16: b
     )
 
 
-def _describe_features(model: Any) -> str:
-    """What the LLM sees of an image: "the LLM sees 576 tokens of the encoder's hidden state -2 of 24"."""
-    tower, layers = model.model.vision_tower.tower, model.config.vision_feature_layer
-    states = " and ".join(tower.describe(layer) for layer in (layers if isinstance(layers, list) else [layers]))
-    kept = model.config.vision_feature_select_strategy == "full"
-    token = f", {'with' if kept else 'without'} the class token" if tower.class_token else ""
-    return f"the LLM sees {model.config.image_seq_length} tokens for each square, of the encoder's {states}{token}"
-
-
 def _read_held_out(config: ValidationConfig) -> dict[str, list[Conversation]]:
     """The selected samples of the source, by the name "", and the questions of each benchmark."""
     held_out = {}
@@ -149,7 +143,7 @@ def _read_held_out(config: ValidationConfig) -> dict[str, list[Conversation]]:
         if name and not (samples := [question for sample in samples for question in split_questions(sample)]):
             raise UserError(f"{field}: {source.path}: no question with an answer")
         # A thousand answers tell an exact match to 3 points (95 %), in the time of some steps.
-        selected = np.linspace(0, len(samples) - 1, min(_HELD_OUT_SAMPLES, len(samples))).round().astype(int)
+        selected = np.linspace(0, len(samples) - 1, min(1000, len(samples))).round().astype(int)
         held_out[name] = [samples[index] for index in selected]
     return held_out
 
@@ -213,11 +207,7 @@ def split_parts(model: Any) -> dict[Part, nn.Module]:
 def set_trainable_parts(setup: StageSetup, stage: StageConfig, name: str, compute: torch.dtype = torch.float32) -> None:
     """Set ``requires_grad`` for the trained parts, or their adapters, and for nothing else.
 
-    Args:
-        setup: of the stage.
-        stage: its settings.
-        name: its name.
-        compute: dtype of matrix products with quantized weights.
+    Quantized weights are multiplied in the dtype ``compute``.
     """
     setup.model.requires_grad_(False)
     if stage.lora is not None:
@@ -263,3 +253,54 @@ def detached_frozen_encoder(setup: StageSetup) -> Iterator[None]:
     finally:
         del model.__dict__["vision_tower"]
         model._modules.update({name: model._modules.pop(name, tower) for name in before})  # in the initial order
+
+
+def enable_feature_cache(setup: StageSetup, dtype: torch.dtype, name: str) -> TensorShards:
+    """Read the frozen encoder's features from the cache in the loader's workers, and add the missing ones.
+
+    Returns the cache. Logs the space that they need, as a disk that is full would end a training of hours.
+
+    Raises:
+        UserError: the tower is transformers' own.
+    """
+    tower = setup.model.model.vision_tower
+    if not isinstance(tower, EncoderVisionModel):
+        raise UserError("cache_vision_features: expected false, as the vision tower of this LLaVA is transformers' own")
+    shards = tower.cache_features(setup.model.config.vision_feature_layer, dtype)
+    setup.collator.read_features = FeatureReader(shards, dtype, setup.model.config)
+    needed = len(setup.dataset) * tower.feature_bytes(dtype)
+    free = shutil.disk_usage(next(path for path in (shards.directory, *shards.directory.parents) if path.is_dir())).free
+    log_rank0(
+        f"{name}: caches features in {shards.directory}, {needed / 1e9:,.2f} GB for one image or tile of each sample; "
+        f"{free / 1e9:,.1f} GB are free"
+    )
+    return shards
+
+
+class FeatureReader:
+    """Finds the features of a batch's images in the loader's workers, so that no step waits for a file or a hash.
+
+    Args:
+        shards: the features by the hash of the pixels: of L hidden states, N tokens of width D.
+        dtype: of the training's pixels, which are hashed in it.
+        config: the LLaVA's.
+    """
+
+    def __init__(self, shards: TensorShards, dtype: torch.dtype, config: Any) -> None:
+        self.shards, self.dtype = shards, dtype
+        self.pinpoints = getattr(config, "image_grid_pinpoints", None)
+        self.size = config.vision_config.image_size
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """``feature_keys``, and ``cached_features`` (P, L, N, D) if all P images or tiles have some; empty without."""
+        if "pixel_values" not in batch:
+            return {}
+        images: Tensor = batch["pixel_values"]
+        if images.ndim == 5:  # with tiles: transformers' LLaVA-NeXT drops the empty ones before the encoder
+            counts = [image_size_to_num_patches(size, self.pinpoints, self.size) for size in batch["image_sizes"]]
+            images = torch.cat([tiles[:count] for tiles, count in zip(images, counts, strict=True)])
+        keys = [digest(pixels) for pixels in images.to(self.dtype)]
+        found = [self.shards.get(key) for key in keys]
+        known = [features for features in found if features is not None]
+        cached = {"cached_features": torch.stack(known)} if len(known) == len(keys) else {}
+        return {"feature_keys": keys, **cached}

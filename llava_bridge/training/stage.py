@@ -6,47 +6,53 @@ A step: HF's Trainer → :class:`llava_bridge.training.trainer.StageTrainer` →
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
+import json
 import math
+import shutil
 import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_callback import PrinterCallback
 
 from clips.commandline.signals import StopRequest, exit_status_for_signal
 from clips.core import durable
+from clips.core.artifact import open_to_umask
 from clips.core.run_log import RunLog
-from clips.model.compute import compile_modules
-from llava_bridge.training.cached_features import FlushCallback, enable_feature_cache
-from llava_bridge.training.callback import StageCallback, StageProgress
-from llava_bridge.training.checkpoints import (
-    convert_to_universal,
-    last_checkpoint,
-    load_elapsed_seconds,
-    load_invalid_samples,
-    needs_universal_conversion,
-)
-from llava_bridge.training.launch import log_rank0
-from llava_bridge.training.lora import numel_unpacked
+from clips.data.invalid_samples import InvalidSamples, restored
+from clips.model.layers import compile_modules
+from llava_bridge.model.save_llava import convert_tower_to_transformers, save_llava
+from llava_bridge.training.checkpoints import convert_if_of_other_processes, last_checkpoint, read_marker
+from llava_bridge.training.launch import barrier, is_main_process, log_rank0
+from llava_bridge.training.lora import ADAPTER_DIR, add_lora, copy_dequantized, numel_unpacked
 from llava_bridge.training.loss import LlavaLoss
 from llava_bridge.training.run_dir import CHECKPOINTS_DIR
-from llava_bridge.training.save_model import save_stage_model
 from llava_bridge.training.setup import (
     StageSetup,
     detached_frozen_encoder,
+    enable_feature_cache,
     modules_to_compile,
     precision,
     recompute_layers,
     set_trainable_parts,
     setup_stage,
 )
-from llava_bridge.training.sharded_weights import finer_than_bf16, frozen_fits_bf16, set_masters
 from llava_bridge.training.train_config import LlavaTrainConfig
-from llava_bridge.training.trainer import StageTrainer, make_sampler, training_arguments
+from llava_bridge.training.trainer import (
+    FlushCallback,
+    StageCallback,
+    StageProgress,
+    StageTrainer,
+    make_sampler,
+    training_arguments,
+)
 from llava_bridge.training.validation import StageValidation
 
 
@@ -58,7 +64,7 @@ def train_stage(config: LlavaTrainConfig, name: str, work: Path, stop: StopReque
         SystemExit: the run was stopped; its state is saved.
     """
     started = time.monotonic()
-    stage, folder = config.stage(name), work / name
+    stage, checkpoints = config.stage(name), work / name / CHECKPOINTS_DIR
     bf16 = precision(config) == "bf16"
     dtype = torch.bfloat16 if bf16 else torch.float32
 
@@ -76,24 +82,27 @@ def train_stage(config: LlavaTrainConfig, name: str, work: Path, stop: StopReque
     log_rank0(
         f"{name}: {len(setup.dataset):,} samples, {steps} steps of {stage.global_batch_size}, {precision(config)}"
     )
-    parts = [module for part, module in setup.parts.items() if part != "vision"]  # the encoder keeps its own dtype
-    rounded = bf16 and not all(frozen_fits_bf16(module) for module in parts)
+    # Frozen weights that DeepSpeed rounds are later saved as they were; the encoder keeps its own dtype.
+    trained_with = (module for part, module in setup.parts.items() if part != "vision")
+    rounded = bf16 and not fit_bf16(
+        weight for module in trained_with for weight in module.parameters() if not weight.requires_grad
+    )
 
     # The last checkpoint of an interrupted stage, readable by this number of processes.
-    durable.make_directory(folder / CHECKPOINTS_DIR)
-    checkpoint = last_checkpoint(folder / CHECKPOINTS_DIR)
-    progress = StageProgress(name, stage.global_batch_size, run_log, started - load_elapsed_seconds(checkpoint))
-    if universal := checkpoint is not None and needs_universal_conversion(checkpoint):
-        convert_to_universal(checkpoint)
+    durable.make_directory(checkpoints)
+    checkpoint = last_checkpoint(checkpoints)
+    before = {} if checkpoint is None else read_marker(checkpoint)
+    progress = StageProgress(name, stage.global_batch_size, run_log, started - (before["seconds"] if before else 0.0))
+    is_universal = checkpoint is not None and convert_if_of_other_processes(checkpoint)
 
     # HF's Trainer under DeepSpeed, and what is called between its steps.
-    args = training_arguments(config, name, steps, folder / CHECKPOINTS_DIR, universal=universal)
+    args = training_arguments(config, name, steps, checkpoints, universal=is_universal)
     trainer = StageTrainer(
         stage=stage,
         stage_name=name,
         parts=setup.parts,
         sampler=make_sampler(setup.dataset, stage, steps, config.seed, args.per_device_train_batch_size),
-        invalid=load_invalid_samples(checkpoint),
+        invalid=restored(before["invalid_samples"]) if before else InvalidSamples(),
         max_invalid_ratio=config.max_invalid_ratio,
         model=LlavaLoss(setup.model, setup.square_images),
         args=args,
@@ -159,3 +168,109 @@ def _log_parts(setup: StageSetup, name: str, *, has_adapters: bool) -> None:
         else:
             kind = "adapter parameters" if has_adapters and part == "llm" else "parameters"
             log_rank0(f"{name}: {part} has {trainable:,} trainable {kind}, {count - trainable:,} frozen")
+
+
+# ---------------------------------------------------------------- weights under DeepSpeed
+
+
+def fit_bf16(weights: Iterable[Tensor]) -> bool:
+    """Whether bf16 represents all of these weights exactly; true for 4 bits."""
+    return all(not one.is_floating_point() or torch.equal(one, one.bfloat16().to(one.dtype)) for one in weights)
+
+
+def finer_than_bf16(model: nn.Module) -> dict[str, Tensor]:
+    """The trainable weights, by name, that bf16 does not represent exactly; DeepSpeed rounds them."""
+    trainable = ((name, weight.data) for name, weight in model.named_parameters() if weight.requires_grad)
+    return {name: value for name, value in trainable if not fit_bf16([value])}
+
+
+def set_masters(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Set DeepSpeed's float32 master weights to ``values``.
+
+    DeepSpeed initializes them from the weights rounded to bf16. Small updates from rounded values change the bf16
+    weights only after they have accumulated; from exact values some change them immediately.
+    """
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
+
+    weights: dict[str, Any] = dict(model.named_parameters())
+    for name, value in values.items():
+        weight = weights[name]
+        if not hasattr(weight, "ds_tensor"):
+            safe_set_full_fp32_param(weight, value)
+            continue
+        size, rank = weight.ds_tensor.numel(), torch.distributed.get_rank()  # ZeRO-3: this process's shard, padded
+        shard = value.flatten()[size * rank : size * (rank + 1)]
+        safe_set_local_fp32_param(weight, nn.functional.pad(shard, (0, size - shard.numel())))
+
+
+def gather_trained_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The trainable weights and the persistent buffers, by name, unsharded, on the CPU.
+
+    Called in every process; only the main process returns them.
+    """
+    from deepspeed import zero
+
+    gathered: dict[str, Tensor] = {}
+    persistent = model.state_dict().keys()
+    values: list[tuple[str, Tensor]] = [item for item in model.named_parameters() if item[1].requires_grad]
+    values += [(name, value) for name, value in model.named_buffers() if name in persistent]
+    for name, value in values:  # one is unsharded at a time
+        with zero.GatheredParameters([value]) if hasattr(value, "ds_tensor") else contextlib.nullcontext():
+            if is_main_process():
+                gathered[name] = value.detach().cpu().clone()
+    return gathered
+
+
+def save_stage_model(
+    setup: StageSetup, config: LlavaTrainConfig, name: str, work: Path, summary: Mapping[str, Any], *, rounded: bool
+) -> None:
+    """Write the stage's model atomically, then delete its checkpoints, once it is on the disk; called in every process.
+
+    Weights that bf16 represents exactly are saved in it after a training in bf16, and the last stage's LLaVA loads
+    without this package, if possible. ``rounded``: training has rounded frozen weights; they are then saved from the
+    initial setup.
+    """
+    lora, is_last = config.stage(name).lora, name == config.stages[-1]
+    is_sharded = any(hasattr(weight, "ds_tensor") for weight in setup.model.parameters())
+    weights = gather_trained_weights(setup.model) if lora is not None or rounded or is_sharded else None
+    if is_main_process():
+        partial = work / name / "partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        saved, adapted = setup, None
+        if weights is not None:
+            saved = setup_stage(config, name, work)
+            adapted = None if lora is None else add_lora(saved.model, lora)
+            unknown = saved.model.load_state_dict(weights, strict=False).unexpected_keys
+            assert not unknown, unknown
+        model = saved.model
+        if lora is not None and adapted is not None:
+            if lora.quantization:
+                copy_dequantized(setup.model, model)
+            if lora.merge_weights or not is_last:  # the next stage needs merged weights
+                model, adapted = adapted.merge_and_unload(), None
+        if precision(config) == "bf16":  # the encoder, and projector and LLM together, if that is lossless
+            vision = list(saved.parts["vision"].parameters())
+            others = [one for part, module in saved.parts.items() if part != "vision" for one in module.parameters()]
+            for own in (vision, others):
+                if fit_bf16(own):
+                    for weight in own:
+                        weight.data = weight.data.bfloat16() if weight.is_floating_point() else weight.data
+        if adapted is not None:
+            adapted.peft_config["default"].base_model_name_or_path = ".."  # relative to the adapters' directory
+            adapted.save_pretrained(partial / ADAPTER_DIR)
+            model = adapted.unload()
+        if is_last and convert_tower_to_transformers(model):
+            log_rank0("the model loads in transformers without llava_bridge")
+        for part in (model.config, model.config.get_text_config(), model.generation_config):
+            part.use_cache = True  # transformers' trainer disables it
+        save_llava(model, partial)
+        # transformers states the dtype of the first weight, which is the encoder's
+        model.config.vision_config.dtype = model.model.vision_tower.dtype
+        model.config.dtype = model.config.text_config.dtype = model.model.language_model.dtype
+        model.config.save_pretrained(partial)
+        saved.processor.save_pretrained(partial)
+        (partial / "stage.json").write_text(json.dumps(summary))
+        open_to_umask(partial)
+        durable.replace(partial, work / name / "model")
+        shutil.rmtree(work / name / CHECKPOINTS_DIR, ignore_errors=True)
+    barrier()

@@ -24,10 +24,10 @@ from clips.gpus import visible_gpus
 from clips.model_card import write_card
 from clips.text_files import safe_json_loads
 from clips.typed_data import checked, to_yaml
-from llava_bridge.training.checks import check_inputs
-from llava_bridge.training.launch import is_main_process, launcher_world_size, log_rank0, report_once, start_ranks
+from llava_bridge.training import launch
+from llava_bridge.training.launch import is_main_process, log_rank0, start_ranks
 from llava_bridge.training.run_dir import (
-    CONFIG_FILE,
+    check_inputs,
     data_manifest,
     lock_work_dir,
     parent_artifacts,
@@ -47,8 +47,8 @@ def run_train(config: LlavaTrainConfig) -> None:
     Raises:
         UserError: see :class:`LlavaTrainConfig`; missing or incompatible parts and data.
     """
-    processes = launcher_world_size()
-    with report_once():
+    launched = launch.launcher_world_size()
+    with launch.report_once():
         config = checked(config)
         check_inputs(config)
         check_trackers(config.report_to)
@@ -57,43 +57,34 @@ def run_train(config: LlavaTrainConfig) -> None:
             if is_main_process():
                 remove_leftover(config)
             return
-        config = _with_processes(config, processes)
-        check_inputs(config)  # also against the number of processes
+        if launched is not None:
+            config = config.with_processes(launched)
+        else:
+            gpus, stated = len(visible_gpus()), config.distributed.num_processes
+            if stated is not None and 0 < gpus < stated:
+                raise UserError(
+                    f"distributed.num_processes: expected at most {gpus}, one for each visible GPU, got {stated}"
+                )
+            if stated is None and gpus > 1:
+                log_rank0(f"distributed.num_processes: {gpus}, one for each visible GPU")
+                config = config.with_processes(gpus)
+        check_inputs(config)  # again, now against the number of processes
         with contextlib.ExitStack() as stack:
             if is_main_process():
                 stack.enter_context(lock_work_dir(config))
                 prepare_work_dir(work_dir(config), config)
             stop = stack.enter_context(graceful_shutdown())
-            if processes is None:
-                config_file = work_dir(config) / CONFIG_FILE
+            if launched is None:  # the other processes read their config from a file
+                config_file = work_dir(config) / "config.yaml"
                 atomic_write(config_file, to_yaml(config))
                 stack.enter_context(start_ranks(config.distributed.num_processes or 1, config_file))
             run_stages(config, stop)
         log_rank0(f"wrote {config.output}")
 
 
-def _with_processes(config: LlavaTrainConfig, launched: int | None) -> LlavaTrainConfig:
-    """The config on the processes of a launcher, or with one process for each visible GPU if none states a number.
-
-    Raises:
-        UserError: the config states another number, or more than there are visible GPUs.
-    """
-    if launched is not None:
-        return config.with_processes(launched)
-    gpus, stated = len(visible_gpus()), config.distributed.num_processes
-    if stated is not None and 0 < gpus < stated:
-        raise UserError(f"distributed.num_processes: expected at most {gpus}, one for each visible GPU, got {stated}")
-    if stated is not None or gpus < 2:
-        return config
-    log_rank0(f"distributed.num_processes: {gpus}, one for each visible GPU")
-    return config.with_processes(gpus)
-
-
 def run_stages(config: LlavaTrainConfig, stop: StopRequest) -> None:
     """Run the missing stages and write the output directory; called in every process."""
     from transformers.utils import logging as transformers_logging
-
-    from llava_bridge.training.sharded_weights import barrier, init_process_group
 
     if not sys.warnoptions:  # python -W, PYTHONWARNINGS
         warnings.simplefilter("ignore")
@@ -102,8 +93,8 @@ def run_stages(config: LlavaTrainConfig, stop: StopRequest) -> None:
     from clips.data.loader import worker_errors_as_user_errors
     from llava_bridge.training.stage import train_stage  # not before: libraries that it imports print warnings
 
-    init_process_group()
-    barrier()  # until rank 0 has prepared the directory, also for a second run of these processes
+    launch.init_process_group()
+    launch.barrier()  # until rank 0 has prepared the directory, also for a second run of these processes
     work = work_dir(config)
     _check_shared(work)
     with RunLog.of(config, work, writes=is_main_process()) as run_log, worker_errors_as_user_errors("num_workers"):
@@ -114,11 +105,10 @@ def run_stages(config: LlavaTrainConfig, stop: StopRequest) -> None:
                 train_stage(config, name, work, stop, run_log)
     if is_main_process():
         _write_output(config, work)
-    barrier()
+    launch.barrier()
 
 
 def _check_shared(work: Path) -> None:
-    """Raise UserError unless every process can read the work directory of rank 0."""
     from clips.parallel.distributed import all_gather_objects  # imports torch
 
     for rank, can_read in enumerate(all_gather_objects((work / RUN).is_file())):
@@ -129,10 +119,9 @@ def _check_shared(work: Path) -> None:
 
 
 def _write_output(config: LlavaTrainConfig, work: Path) -> None:
-    last = config.stages[-1]
     summaries = {name: safe_json_loads((work / name / "model" / "stage.json").read_text()) for name in config.stages}
     with atomic_artifact_dir(config.output, kind="llava") as directory:
-        shutil.copytree(work / last / "model", directory, dirs_exist_ok=True)
+        shutil.copytree(work / config.stages[-1] / "model", directory, dirs_exist_ok=True)
         (directory / "stage.json").unlink()
         shutil.copyfile(work / METRICS_FILE, directory / METRICS_FILE)
         if (work / TENSORBOARD_DIR).is_dir():  # else TensorBoard was not used, or failed

@@ -269,14 +269,6 @@ class LlavaTrainConfig(AssemblyConfig):
     max_invalid_ratio: Fraction = dataclasses.field(default=0.02, metadata=RUN_ONLY)
 
     def __post_init__(self) -> None:
-        self._check_stages()
-        self._check_model()
-        super().__post_init__()
-        for field in ("chat_template", "image_aspect_ratio"):  # the last stage has those of inference
-            if self.stages[-1] == "align" and getattr(self.align, field) is not None:
-                raise UserError(f"align.{field}: expected null without the stage instruct")
-
-    def _check_stages(self) -> None:
         if not self.stages:
             raise UserError(f"stages: expected some of {', '.join(STAGE_NAMES)}")
         for name in self.stages:
@@ -289,21 +281,22 @@ class LlavaTrainConfig(AssemblyConfig):
             )
         for name in self.stages:
             self.stage(name).check(name, self.distributed.num_processes or 1)
-
-    def _check_model(self) -> None:
-        """Check for encoder and LLM, or a LLaVA that has both."""
         if self.llava is None:
             if not self.encoder:
                 raise UserError("encoder: expected an encoder directory or timm:NAME")
             if not self.llm:
                 raise UserError("llm: expected an LLM directory")
-            return
-        unset: dict[str, Any] = dict.fromkeys(("encoder", "llm", "image_size", "vision_feature_layer"))
-        unset |= {"vision_feature_select_strategy": "default", "projector": ProjectorConfig()}
-        unset |= {"image_aspect_ratio": "squash", "image_grid_pinpoints": None}
-        for name, default in unset.items():
-            if getattr(self, name) != default:
-                raise UserError(f"{name}: expected none with llava, which has its own; see `llava-bridge swap`")
+        else:  # a LLaVA has all of these
+            unset: dict[str, Any] = dict.fromkeys(("encoder", "llm", "image_size", "vision_feature_layer"))
+            unset |= {"vision_feature_select_strategy": "default", "projector": ProjectorConfig()}
+            unset |= {"image_aspect_ratio": "squash", "image_grid_pinpoints": None}
+            for field, default in unset.items():
+                if getattr(self, field) != default:
+                    raise UserError(f"{field}: expected none with llava, which has its own; see `llava-bridge swap`")
+        super().__post_init__()
+        for field in ("chat_template", "image_aspect_ratio"):  # the last stage has those of inference
+            if self.stages[-1] == "align" and getattr(self.align, field) is not None:
+                raise UserError(f"align.{field}: expected null without the stage instruct")
 
     def with_processes(self, processes: int) -> LlavaTrainConfig:
         """The same run on the processes of a launcher.

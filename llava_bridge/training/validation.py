@@ -21,11 +21,10 @@ from clips.parallel.distributed import all_gather_objects
 from llava_bridge.conversation import IGNORE_INDEX
 from llava_bridge.data.collator import ConversationDataset
 from llava_bridge.data.sources import in_other_case
-from llava_bridge.training.callback import StageProgress
 from llava_bridge.training.launch import log_rank0
 from llava_bridge.training.loss import MATCHES
 from llava_bridge.training.train_config import ValidationConfig
-from llava_bridge.training.trainer import StageTrainer, init_worker
+from llava_bridge.training.trainer import StageProgress, StageTrainer, init_worker
 
 _EMPTY: dict[str, Any] = {"input_ids": [0], "labels": [IGNORE_INDEX], "images": []}
 
@@ -113,7 +112,7 @@ class StageValidation(TrainerCallback):
         metrics: dict[str, float] = {}
         try:
             for name, loaders in self.loaders.items():
-                if (sums := self._sums_of_all(model, name, loaders)) is None:
+                if (sums := self._sums(model, name, loaders)) is None:
                     return None
                 (loss, tokens, matches, answers), *others = sums
                 if not name and tokens:
@@ -126,8 +125,12 @@ class StageValidation(TrainerCallback):
         self._reported = True
         return metrics
 
-    def _sums_of_all(self, model: Any, name: str, loaders: Sequence[DataLoader]) -> list[list[float]] | None:
-        """For each of the loaders `_sums` over the samples of all processes; None if a stop is requested."""
+    @torch.no_grad()
+    def _sums(self, model: Any, name: str, loaders: Sequence[DataLoader]) -> list[list[float]] | None:
+        """For each of the loaders summed loss, supervised tokens, matches and answers, over all processes.
+
+        None if a stop is requested. Invalid samples are reported in the first validation.
+        """
         found, invalid = torch.zeros(len(loaders), 4, dtype=torch.float64), list[Invalid]()
         for own, loader in zip(found, loaders, strict=True):
             for batch in loader:
@@ -135,26 +138,18 @@ class StageValidation(TrainerCallback):
                     return None
                 skipped = batch.pop("invalid_samples")
                 invalid += skipped if loader is loaders[0] else []  # the others have the same samples
-                own += self._sums(model, batch)
+                prepared = self.trainer._prepare_inputs(dict(batch))
+                with self.trainer.compute_loss_context_manager():
+                    output = model(**prepared, num_items_in_batch=1, count_matches=True)
+                loss: Tensor = output["loss"].double().cpu()
+                own += torch.cat([loss[None], torch.tensor([len(batch["supervised"])]), output[MATCHES].cpu()])
         gathered = all_gather_objects((found, invalid))
-        self._report(name, [sample for _, theirs in gathered for sample in theirs])
-        sums: list[list[float]] = torch.stack([theirs for theirs, _ in gathered]).sum(dim=0).tolist()
-        return sums
-
-    @torch.no_grad()
-    def _sums(self, model: Any, batch: Mapping[str, Any]) -> Tensor:
-        """Summed loss, supervised tokens, matches and answers of a batch, (4,)."""
-        prepared = self.trainer._prepare_inputs(dict(batch))
-        with self.trainer.compute_loss_context_manager():
-            output = model(**prepared, num_items_in_batch=1, count_matches=True)
-        loss: Tensor = output["loss"].double().cpu()
-        return torch.cat([loss[None], torch.tensor([len(batch["supervised"])]), output[MATCHES].cpu()])
-
-    def _report(self, name: str, invalid: Sequence[Invalid]) -> None:
-        """Log the invalid samples, in the first validation."""
+        invalid = [sample for _, theirs in gathered for sample in theirs]
         if invalid and not self._reported:
             _, sample, reason = min(invalid)
             of = f" of {name}" if name else ""
             log_rank0(
                 f"{self.progress.stage}: validation{of} without {len(invalid)} invalid samples, as {sample}: {reason}"
             )
+        sums: list[list[float]] = torch.stack([theirs for theirs, _ in gathered]).sum(dim=0).tolist()
+        return sums
