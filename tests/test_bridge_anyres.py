@@ -17,15 +17,15 @@ from llava_bridge import answer
 from llava_bridge.conversation import InvalidConversationError
 from llava_bridge.data import read_samples
 from llava_bridge.data.collator import ConversationCollator, ConversationDataset
-from llava_bridge.model.anyres import (
+from llava_bridge.model.build import LlavaParts, build_llava, make_conversation_encoder
+from llava_bridge.model.image_processing import (
     check_pinpoints,
     effective_patch_size,
     max_image_tokens,
     num_image_tokens,
     resolve_pinpoints,
+    with_aspect_ratio,
 )
-from llava_bridge.model.build import LlavaParts, build_llava, make_conversation_encoder
-from llava_bridge.model.image_processing import with_aspect_ratio
 from llava_bridge.projectors import PROJECTORS, ProjectorConfig, ProjectorShape
 from llava_bridge.training.loss import LlavaLoss
 from llava_bridge.training.setup import split_parts

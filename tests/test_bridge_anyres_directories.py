@@ -18,10 +18,9 @@ from clips.errors import UserError
 from llava_bridge import answer, load_llava
 from llava_bridge.conversion.swap_encoder import SwapConfig, run_swap
 from llava_bridge.data.inspect_command import InspectConversationsConfig, run_inspect
-from llava_bridge.model.anyres import num_image_tokens
 from llava_bridge.model.build import LlavaParts, build_llava, load_llm
-from llava_bridge.model.load_llava import load_for_training
-from llava_bridge.model.save_llava import convert_tower_to_transformers
+from llava_bridge.model.image_processing import num_image_tokens
+from llava_bridge.model.llava_files import convert_tower_to_transformers, load_for_training
 from llava_bridge.training.setup import set_trainable_parts, setup_stage
 from llava_bridge.training.train_config import AlignConfig, LlavaTrainConfig, StageConfig
 

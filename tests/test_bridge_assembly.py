@@ -21,7 +21,7 @@ from llava_bridge import answer, load_llava
 from llava_bridge.conversion.convert_command import ConvertConfig, run_convert
 from llava_bridge.inference.generate import encode_prompt
 from llava_bridge.model.build import LlavaParts, build_llava, load_llm, load_tokenizer, make_conversation_encoder
-from llava_bridge.model.save_llava import convert_tower_to_transformers
+from llava_bridge.model.llava_files import convert_tower_to_transformers
 from llava_bridge.projectors import ProjectorConfig
 
 

@@ -27,8 +27,12 @@ from llava_bridge.model.build import (
     build_llava,
     make_conversation_encoder,
 )
-from llava_bridge.model.load_llava import load_for_training
-from llava_bridge.model.save_llava import convert_open_clip_tower, convert_tower_to_transformers, save_llava
+from llava_bridge.model.llava_files import (
+    convert_open_clip_tower,
+    convert_tower_to_transformers,
+    load_for_training,
+    save_llava,
+)
 
 QUESTION = "What's AB?"
 V1 = (

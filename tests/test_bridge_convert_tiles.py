@@ -19,7 +19,7 @@ from torch import Tensor
 
 from llava_bridge import load_llava
 from llava_bridge.model.build import make_conversation_encoder
-from llava_bridge.model.load_llava import load_for_training
+from llava_bridge.model.llava_files import load_for_training
 
 QUESTION = "What's AB?"
 SIDE, GRID = world.SIZE, world.SIZE // world.PATCH

@@ -27,8 +27,8 @@ from llava_bridge.encoders.timm_source import TimmVit
 from llava_bridge.encoders.transformers_families import FAMILIES
 from llava_bridge.inference.generate import answer, load_llava
 from llava_bridge.model.build import LlavaParts, build_llava
+from llava_bridge.model.llava_files import convert_tower_to_transformers
 from llava_bridge.model.modeling_vision import build_vision_model
-from llava_bridge.model.save_llava import convert_tower_to_transformers
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
 SMALL |= {"patch_size": 8, "image_size": 32}

@@ -24,9 +24,8 @@ from llava_bridge.model.build import (
     load_llm,
     make_conversation_encoder,
 )
-from llava_bridge.model.load_llava import load_for_training
+from llava_bridge.model.llava_files import convert_tower_to_transformers, load_for_training, save_llava
 from llava_bridge.model.modeling_vision import EncoderVisionModel
-from llava_bridge.model.save_llava import convert_tower_to_transformers, save_llava
 from llava_bridge.projectors import ProjectorConfig
 from llava_bridge.training.run_dir import check_inputs, parent_artifacts
 from llava_bridge.training.train_config import LlavaTrainConfig

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from transformers import AutoProcessor
 
 from llava_bridge.encoders.encoder import ImagePreprocess
 from llava_bridge.model.build import LlavaParts, build_llava
-from llava_bridge.model.image_processing import ASPECT_RATIO_MODES, make_image_processor, with_aspect_ratio
+from llava_bridge.model.image_processing import Fit, make_image_processor, with_aspect_ratio
 
 PIXELS = ImagePreprocess(size=8, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 1.0), interpolation="bicubic")
 MEAN = (127, 63, 0)  # integers of a byte, as LLaVA rounds them
@@ -56,7 +56,7 @@ def test_squash_fills_the_square_and_crop_cuts_the_sides_off() -> None:
     assert not torch.allclose(shown(make_image_processor(PIXELS, "squash"), marked), squashed, atol=0.1)
 
 
-@pytest.mark.parametrize("fit", list(ASPECT_RATIO_MODES))
+@pytest.mark.parametrize("fit", get_args(Fit))
 def test_a_saved_llava_prepares_images_as_in_training(fit, bridge_encoder, bridge_llm, tmp_path):
     model, processor = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(bridge_llm), image_aspect_ratio=fit))
     processor.save_pretrained(tmp_path)
@@ -68,7 +68,7 @@ def test_a_saved_llava_prepares_images_as_in_training(fit, bridge_encoder, bridg
     whole = again(images=[picture], text="<image>\nWhat?", return_tensors="pt")  # transformers' own way to ask
     assert torch.equal(whole["pixel_values"], wanted)
     assert int((whole["input_ids"] == model.config.image_token_index).sum()) == model.config.image_seq_length
-    for other in ASPECT_RATIO_MODES:
+    for other in get_args(Fit):
         made = with_aspect_ratio(again.image_processor, other)([picture], return_tensors="pt")["pixel_values"]
         assert torch.equal(made, wanted) == (other == fit)
 
@@ -76,5 +76,5 @@ def test_a_saved_llava_prepares_images_as_in_training(fit, bridge_encoder, bridg
 def test_results_state_the_image_aspect_ratio() -> None:
     from benchmarks.tasks.eval_model import _resize
 
-    said = {fit: _resize(make_image_processor(PIXELS, fit)) for fit in ASPECT_RATIO_MODES}
+    said = {fit: _resize(make_image_processor(PIXELS, fit)) for fit in get_args(Fit)}
     assert said == {"squash": "squash", "pad": "pad", "crop": "shortest side, center crop"}

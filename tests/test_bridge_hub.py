@@ -31,7 +31,7 @@ from llava_bridge.inference.generate import load_llava
 from llava_bridge.inference.serve_command import ServeConfig, run_serve
 from llava_bridge.model.build import load_llm, load_tokenizer
 from llava_bridge.model.llava_checks import check_llava_dir, check_llm_dir
-from llava_bridge.model.load_llava import load_for_training
+from llava_bridge.model.llava_files import load_for_training
 from llava_bridge.training.run_dir import check_inputs, run_identity
 from llava_bridge.training.train_config import LlavaTrainConfig
 

@@ -22,7 +22,7 @@ from llava_bridge import load_llava, loglikelihoods
 from llava_bridge.conversation import IGNORE_INDEX
 from llava_bridge.inference.generate import encode_prompt
 from llava_bridge.model.build import load_llm, make_conversation_encoder
-from llava_bridge.model.load_llava import load_for_training
+from llava_bridge.model.llava_files import load_for_training
 from llava_bridge.training.setup import setup_stage
 from llava_bridge.training.train_config import LlavaTrainConfig
 

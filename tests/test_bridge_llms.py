@@ -16,9 +16,8 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Auto
 
 from clips.errors import UserError
 from llava_bridge import answer, load_llava
-from llava_bridge.model.build import LlavaParts, build_llava, is_stored_in_bf16, load_llm
-from llava_bridge.model.lm_head import extract_lm_head
-from llava_bridge.model.load_llava import load_for_training
+from llava_bridge.model.build import LlavaParts, build_llava, extract_lm_head, is_stored_in_bf16, load_llm
+from llava_bridge.model.llava_files import load_for_training
 from llava_bridge.model.modeling_vision import load_with_float32_tower
 from llava_bridge.training.lora import add_lora
 from llava_bridge.training.loss import LlavaLoss

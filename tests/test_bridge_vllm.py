@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from llava_bridge.model.build import LlavaParts, build_llava
-from llava_bridge.model.save_llava import convert_open_clip_tower, save_llava
+from llava_bridge.model.llava_files import convert_open_clip_tower, save_llava
 from llava_bridge.projectors import ProjectorConfig
 
 POOL = ProjectorConfig(type="pool", downsample_factor=2)
 PROMPT = "<image> What is on the left?"
 PLUGIN = """
 import sys, torch
-from llava_bridge.model.auto_registration import register, register_weight_names
+from llava_bridge.model.modeling_llava import register, register_weight_names
 register()
 register_weight_names()
 from safetensors import safe_open

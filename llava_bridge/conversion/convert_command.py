@@ -95,7 +95,7 @@ def _to_stock(config: ConvertConfig, given: ConvertConfig) -> None:
     for field in ("vision_tower", "llm"):
         if getattr(config, field) is not None:
             raise UserError(f"{field}: expected none for a LLaVA in the transformers format")
-    from llava_bridge.model.save_llava import convert_open_clip_tower, save_llava
+    from llava_bridge.model.llava_files import convert_open_clip_tower, save_llava
 
     model, processor = _load(source)
     try:
@@ -115,7 +115,7 @@ def _load(source: Path) -> tuple[Any, Any]:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     from clips.model.loading import library_errors_as_user_errors, load_pretrained
-    from llava_bridge.model.auto_registration import register
+    from llava_bridge.model.modeling_llava import register
 
     register()
     model = load_pretrained(AutoModelForImageTextToText, source, f"{source}: this LLaVA", dtype="auto")
@@ -128,9 +128,9 @@ def _load(source: Path) -> tuple[Any, Any]:
 
 def _to_transformers(config: ConvertConfig, given: ConvertConfig) -> None:
     from llava_bridge.conversion.original_llava import read_original
-    from llava_bridge.model.anyres import max_image_tokens
     from llava_bridge.model.build import set_generation_config
-    from llava_bridge.model.save_llava import convert_tower_to_transformers, save_llava
+    from llava_bridge.model.image_processing import max_image_tokens
+    from llava_bridge.model.llava_files import convert_tower_to_transformers, save_llava
 
     original = read_original(Path(config.source), config.llm)
     tower = _tower_dir(config, original.config)
@@ -274,10 +274,14 @@ def _to_original(config: ConvertConfig, given: ConvertConfig) -> None:
     from huggingface_hub import save_torch_state_dict
 
     from llava_bridge.conversion.original_llava import original_config, original_weights
-    from llava_bridge.model.anyres import is_anyres_processor
-    from llava_bridge.model.load_llava import check_anyres_consistency
+    from llava_bridge.model.image_processing import is_anyres_processor
+    from llava_bridge.model.llava_files import (
+        MAX_SHARD_SIZE,
+        check_anyres_consistency,
+        convert_open_clip_tower,
+        convert_tower_to_transformers,
+    )
     from llava_bridge.model.modeling_vision import EncoderVisionModel
-    from llava_bridge.model.save_llava import MAX_SHARD_SIZE, convert_open_clip_tower, convert_tower_to_transformers
 
     source = Path(config.source)
     model, processor = _load(source)
@@ -339,7 +343,7 @@ def _write_tower(tower: Any, image_processor: Any, directory: Path) -> None:
     from transformers import CLIPImageProcessor
 
     from llava_bridge.encoders.transformers_source import image_size_of
-    from llava_bridge.model.anyres import is_anyres_processor
+    from llava_bridge.model.image_processing import is_anyres_processor
 
     directory.mkdir()
     weights = {f"vision_model.{name}": value.contiguous() for name, value in tower.state_dict().items()}

@@ -23,7 +23,7 @@ from clips.core.artifact import log_info
 from clips.errors import UserError
 from clips.model.loading import read_weights
 from clips.text_files import safe_json_loads
-from llava_bridge.model.anyres import is_anyres_processor
+from llava_bridge.model.image_processing import is_anyres_processor
 from llava_bridge.model.llava_checks import is_original_llava, read_config
 
 LLM_TYPES = {

@@ -44,7 +44,7 @@ def run_swap(config: SwapConfig) -> None:
     from transformers import AutoConfig
 
     from llava_bridge.model.build import LlavaParts, build_llava
-    from llava_bridge.model.save_llava import convert_tower_to_transformers, save_llava
+    from llava_bridge.model.llava_files import convert_tower_to_transformers, save_llava
 
     model, processor = build_llava(LlavaParts.of(config, encoder=config.encoder, llm=config.llava))
     directory = resolve_model_dir(config.llava, "llava")

@@ -21,7 +21,7 @@ from clips.data.invalid_samples import InvalidSamples
 from clips.errors import UserError
 from clips.ranges import Positive
 from llava_bridge.data.sources import ConversationSourceConfig, read_samples
-from llava_bridge.model.anyres import (
+from llava_bridge.model.image_processing import (
     ImageAspectRatio,
     check_pinpoints,
     is_unpad_compatible,

@@ -122,13 +122,6 @@ class VisionEncoder:
     parent: str | None
 
 
-def check_feature_layer(tower: VisionTower, layer: int, name: str = "this encoder") -> None:
-    """Raise UserError, with the valid range, if ``tower`` has no hidden state ``layer``."""
-    if not -tower.depth - 1 <= layer <= tower.depth:
-        valid = f"{-tower.depth - 1} to {tower.depth}" if tower.depth else "only -1, the last feature map"
-        raise UserError(f"vision_feature_layer: {name} has {valid}, got {layer}")
-
-
 def load_weights(tower: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
     """Copy ``weights`` into ``tower``; names and shapes must match.
 

@@ -75,7 +75,7 @@ def load(reference: str, image_size: int | None) -> VisionEncoder:
     """
     from transformers import AutoConfig
 
-    from llava_bridge.model.auto_registration import register
+    from llava_bridge.model.modeling_llava import register
 
     register()  # the tower may be that of a LLaVA
     check_encoder_files(f"transformers:{reference}")

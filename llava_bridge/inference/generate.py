@@ -39,8 +39,8 @@ def load_llava(directory: str | Path, device: str | None = None, *, adapter: boo
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from llava_bridge.model.auto_registration import register
     from llava_bridge.model.build import state_image_tokens
+    from llava_bridge.model.modeling_llava import register
 
     register()
     path = resolve_llava_dir(directory)

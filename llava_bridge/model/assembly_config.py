@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from clips.ranges import Positive
-from llava_bridge.model.anyres import ImageAspectRatio, check_pinpoints
+from llava_bridge.model.image_processing import ImageAspectRatio, check_pinpoints
 from llava_bridge.projectors import ProjectorConfig
 
 

@@ -6,15 +6,19 @@ initializes linear layers, like the original LLaVA.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
 import functools
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import nn
+from tokenizers import AddedToken
+from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -24,6 +28,7 @@ from transformers import (
     LlavaProcessor,
 )
 
+from clips.core.artifact import log_info
 from clips.errors import UserError
 from clips.model.loading import library_errors_as_user_errors, load_pretrained, silence_transformers
 from clips.model_refs import resolve_model_dir
@@ -38,25 +43,25 @@ from llava_bridge.encoders import load_encoder
 from llava_bridge.encoders.encoder import VisionEncoder
 from llava_bridge.encoders.transformers_families import FAMILIES
 from llava_bridge.encoders.transformers_source import image_size_of
-from llava_bridge.model.anyres import (
+from llava_bridge.model.assembly_config import AssemblyConfig
+from llava_bridge.model.image_processing import (
     effective_patch_size,
     is_anyres_processor,
     make_anyres_processor,
+    make_image_processor,
     num_image_tokens,
     resolve_pinpoints,
 )
-from llava_bridge.model.assembly_config import AssemblyConfig
-from llava_bridge.model.auto_registration import register
-from llava_bridge.model.configuration_llava import BridgeLlavaConfig, BridgeLlavaNextConfig
-from llava_bridge.model.image_processing import make_image_processor
 from llava_bridge.model.llava_checks import check_llm_dir, is_llava
-from llava_bridge.model.lm_head import extract_lm_head, neutralize_logit_scaling
 from llava_bridge.model.modeling_llava import (
     AnyConfig,
     AnyLlava,
+    BridgeLlavaConfig,
+    BridgeLlavaNextConfig,
     config_class,
     empty_llava,
     new_projector,
+    register,
 )
 from llava_bridge.model.modeling_vision import build_vision_model, resolve_feature_layer
 from llava_bridge.projectors import ProjectorShape, num_output_tokens
@@ -86,7 +91,7 @@ class LlavaParts(AssemblyConfig):
 
 
 def build_llava(parts: LlavaParts, *, keep_bf16: bool = False) -> tuple[AnyLlava, AnyProcessor]:
-    """Build the untrained LLaVA in float32, its encoder frozen; ``keep_bf16`` as for :func:`load_llm`.
+    """Build the untrained LLaVA in float32, its encoder frozen; with ``keep_bf16`` an LLM stored in bf16 stays in it.
 
     Raises:
         UserError: an encoder or LLM is missing, incomplete or incompatible.
@@ -279,9 +284,7 @@ def read_tokenizer(llm: str) -> Any:
 def load_llm(llm: str, *, keep_bf16: bool = False) -> Any:
     """Load the causal LM of a directory, or that of a LLaVA, in float32.
 
-    Args:
-        llm: the directory.
-        keep_bf16: whether a causal LM stored in bf16 stays in it.
+    With ``keep_bf16`` a causal LM stored in bf16 stays in it.
 
     Raises:
         UserError: transformers cannot load it, or weights are missing.
@@ -293,7 +296,7 @@ def load_llm(llm: str, *, keep_bf16: bool = False) -> Any:
         return load_pretrained(AutoModelForCausalLM, directory, f"llm: {llm}", dtype=dtype)
     register()
     llava = load_pretrained(AutoModelForImageTextToText, directory, f"llm: {llm}", dtype=torch.float32)
-    neutralize_logit_scaling(llava.config.text_config)
+    _neutralize(llava.config.text_config, _FACTORS | _CAPS)  # the LLaVA's head has the factor in its weights
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(llava.config.text_config)
     setattr(model, model.base_model_prefix, llava.model.language_model)
@@ -333,8 +336,112 @@ def name_tokens(tokenizer: Any) -> None:
 
 def add_image_token(tokenizer: Any) -> None:
     """Ensure an image token, also where the vocabulary has its text as an ordinary piece, which is split."""
-    from tokenizers import AddedToken
-
     token = AddedToken(IMAGE, special=True, normalized=False)
     if token not in tokenizer.added_tokens_decoder.values():
         tokenizer.add_tokens([token], special_tokens=True)
+
+
+# ---------------------------------------------------------------- the output layer
+# transformers' LLaVA uses the layer's output as the logits. Some LLMs process it further: Granite divides it by
+# `logits_scaling`, Cohere and Falcon-H1 multiply it (`logit_scale`, `lm_head_multiplier`), Gemma 2 caps it with
+# `final_logit_softcapping`.
+
+# Config fields of the operations on the output, and their values without effect.
+_FACTORS: dict[str, Any] = {"logits_scaling": 1.0, "logit_scale": 1.0, "lm_head_multiplier": 1.0}
+_CAPS: dict[str, Any] = {"final_logit_softcapping": None}
+
+
+def extract_lm_head(llm: Any) -> nn.Module:
+    """Return an output layer with which a LLaVA has the logits of ``llm``.
+
+    A factor is merged into the layer's weights. A tied layer is copied if it has a factor, or if the embedding is not
+    called ``embed_tokens``, where transformers' LLaVA expects it. A cap is dropped, with a message: the LLM in the
+    LLaVA has none. ``llm.config`` is updated.
+
+    Raises:
+        UserError: it has no output layer, processes its output in another way, has no key-value cache (as state space
+            models), or needs more than embeddings: transformers' LLaVA does not support these.
+    """
+    layer, config = llm.get_output_embeddings(), llm.config
+    if layer is None:
+        raise UserError(f"llm: {config.model_type} has no output layer; expected a causal LM")
+    with computing_in_float32(llm):
+        outputs, logits = _outputs_and_logits(llm, layer)
+    factor, scaled = float((logits * outputs).sum() / outputs.square().sum()), False
+    if _neutralize(config, _CAPS):
+        log_info(
+            f"llm: {config.model_type} caps its logits, which LLaVAs do not: greedy answers are the same, but "
+            "probabilities and losses differ from those of the LLM alone"
+        )
+    elif not torch.allclose(logits, outputs, rtol=1e-4, atol=1e-5, equal_nan=True):  # float16 may overflow
+        scaled = torch.allclose(logits, factor * outputs, rtol=1e-4, atol=1e-5) and _neutralize(config, _FACTORS)
+        if not scaled:
+            raise UserError(
+                f"llm: {config.model_type} processes the output layer's result further, which no LLaVA supports"
+            )
+    if scaled or (config.tie_word_embeddings and not hasattr(llm.base_model, "embed_tokens")):
+        layer, config.tie_word_embeddings = copy.deepcopy(layer).float(), False
+    if scaled:
+        with torch.no_grad():
+            for weight in layer.parameters():
+                weight.mul_(factor)
+    return layer
+
+
+@contextlib.contextmanager
+def computing_in_float32(model: nn.Module) -> Iterator[None]:
+    """Meanwhile each module converts its bf16 weights to float32 for the time of its call."""
+    stored: dict[nn.Parameter, Tensor] = {}
+
+    def convert(module: nn.Module, _: Any) -> None:
+        for weight in module.parameters(recurse=False):
+            if weight.dtype == torch.bfloat16:
+                stored[weight] = weight.data
+                weight.data = weight.data.float()
+
+    def restore(module: nn.Module, _: Any, __: Any) -> None:
+        for weight in module.parameters(recurse=False):
+            if weight in stored:
+                weight.data = stored.pop(weight)
+
+    modules = list(model.modules())
+    hooks = [module.register_forward_pre_hook(convert) for module in modules]
+    hooks += [module.register_forward_hook(restore, always_call=True) for module in modules]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _neutralize(config: Any, neutral: dict[str, Any]) -> bool:
+    """Set these fields; return whether any had another value."""
+    changed = [name for name, value in neutral.items() if getattr(config, name, value) != value]
+    for name in changed:
+        setattr(config, name, neutral[name])
+    return bool(changed)
+
+
+@torch.no_grad()
+def _outputs_and_logits(llm: Any, layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """For a few tokens the output of ``layer`` on the last hidden states, and the LLM's logits."""
+    tokens = torch.arange(1, 5, device=llm.device)[None]
+    was_training, _ = llm.training, llm.eval()
+    base = llm.base_model(input_ids=tokens, use_cache=False)
+    if not hasattr(base, "past_key_values"):
+        raise UserError(f"llm: {llm.config.model_type} has no key-value cache, which transformers' LLaVA requires")
+    logits = llm(input_ids=tokens, use_cache=False).logits
+    embedded = llm.get_input_embeddings()(tokens)  # must be all that the LLM needs: an image is no token
+    try:
+        from_embeddings = llm.base_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
+        llm.base_model(inputs_embeds=embedded + 1, use_cache=False)  # Gemma 4 looks up the tokens of its embeddings
+        equal = torch.allclose(from_embeddings, base.last_hidden_state, rtol=1e-3, atol=1e-4, equal_nan=True)
+    except (RuntimeError, TypeError, ValueError):
+        equal = False
+    if not equal:
+        raise UserError(
+            f"llm: {llm.config.model_type} needs tokens in addition to their embeddings, but images in a LLaVA have "
+            "only embeddings; expected another LLM, such as Gemma 2 or Qwen 3"
+        )
+    llm.train(was_training)
+    return layer(base.last_hidden_state), logits

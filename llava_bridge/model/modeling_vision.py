@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from clips.core.cache import TensorShards
@@ -25,14 +25,33 @@ from clips.errors import UserError
 from clips.model.feature_cache import weights_digest
 from clips.model.loading import library_errors_as_user_errors
 from llava_bridge.encoders import build_tower
-from llava_bridge.encoders.encoder import (
-    VisionEncoder,
-    VisionTower,
-    check_feature_layer,
-    load_weights,
-    probe_output_shape,
-)
-from llava_bridge.model.configuration_llava import EncoderVisionConfig
+from llava_bridge.encoders.encoder import VisionEncoder, VisionTower, load_weights, probe_output_shape
+
+
+class EncoderVisionConfig(PretrainedConfig):
+    """Everything needed to build the tower again.
+
+    Args:
+        source: the entry of :data:`llava_bridge.encoders.ENCODER_SOURCES` that builds the tower.
+        architecture: the arguments of that entry.
+        hidden_size: D.
+        num_hidden_layers: index of the last hidden state.
+        image_size: S.
+        patch_size: S divided by the size of the token grid; in a LLaVA with tiles, of the projector's output grid, by
+            which transformers joins tiles.
+        class_token: whether token 0 of each hidden state is a class token.
+    """
+
+    model_type = "llava_bridge_encoder"
+    base_config_key = "vision_config"
+
+    source: str = "open_clip"
+    architecture: dict[str, Any] | None = None
+    hidden_size: int = 0
+    num_hidden_layers: int = 0
+    image_size: int = 0
+    patch_size: int = 1
+    class_token: bool = True
 
 
 class EncoderVisionModel(PreTrainedModel):
@@ -78,7 +97,7 @@ class EncoderVisionModel(PreTrainedModel):
         """
         layers = self._layer_indices(output_hidden_states)
         if self.feature_keys and sorted(layers) == self.cached_layers:
-            states = self._cached_states(pixel_values)
+            states = self._cached_states(pixel_values)  # each (B, N, D)
         else:
             states = self._compute_states(pixel_values, layers)
         hidden: Any = None
@@ -87,7 +106,7 @@ class EncoderVisionModel(PreTrainedModel):
         return BaseModelOutputWithPooling(last_hidden_state=states.get(self.tower.depth), hidden_states=hidden)
 
     def _cached_states(self, pixel_values: Tensor) -> dict[int, Tensor]:
-        """Return the cached hidden states, each (B, N, D); those that the cache lacks are computed and added to it."""
+        """The cached hidden states; those that the cache lacks are computed and added to it."""
         features = self.cached_features
         if features is None:
             assert self.feature_shards is not None
@@ -105,7 +124,6 @@ class EncoderVisionModel(PreTrainedModel):
         return dict(zip(self.cached_layers, features.to(pixel_values.device).unbind(1), strict=True))
 
     def _compute_states(self, pixel_values: Tensor, layers: set[int]) -> dict[int, Tensor]:
-        """Return the hidden states of these indices, each (B, N, D)."""
         states: dict[int, Tensor] = {}
         self.tower.recompute = self.gradient_checkpointing and self.training
         needs_grad = torch.is_grad_enabled() and any(weight.requires_grad for weight in self.parameters())
@@ -140,7 +158,7 @@ class EncoderVisionModel(PreTrainedModel):
         return self.feature_shards
 
     def feature_bytes(self, dtype: torch.dtype) -> int:
-        """Return the bytes of an image's cached states."""
+        """The bytes of an image's cached states."""
         tokens = (self.config.image_size // self.config.patch_size) ** 2 + int(self.config.class_token)
         return len(self.cached_layers) * tokens * self.config.hidden_size * dtype.itemsize
 
@@ -212,7 +230,11 @@ def build_vision_model(encoder: VisionEncoder, layer: int | Sequence[int] | None
         UserError: no such architecture, the weights do not match, there is no such state, or it is not a square grid.
     """
     where = encoder.parent or f"{encoder.source} {dict(encoder.architecture)}"
-    config = EncoderVisionConfig(source=encoder.source, architecture=_plain(encoder.architecture))
+
+    def plain(value: Any) -> Any:  # JSON writes no other mappings than dicts
+        return {key: plain(item) for key, item in value.items()} if isinstance(value, Mapping) else value
+
+    config = EncoderVisionConfig(source=encoder.source, architecture=plain(encoder.architecture))
     with library_errors_as_user_errors(f"encoder: the architecture of {where} cannot be built"):
         model = EncoderVisionModel(config).float()
     if encoder.weights is not None:
@@ -239,18 +261,16 @@ def build_vision_model(encoder: VisionEncoder, layer: int | Sequence[int] | None
 
 
 def resolve_feature_layer(tower: VisionTower, layer: int | Sequence[int] | None) -> int | list[int]:
-    """Return the hidden state that the LLM sees, or the concatenated ones; None is replaced by the tower's default.
+    """The hidden state that the LLM sees, or the concatenated ones, None replaced by the tower's default.
 
     Raises:
-        UserError: there is no such state.
+        UserError: there is no such state; the message has the valid range.
     """
     if layer is None:
         return tower.default_layer
     layers = [layer] if isinstance(layer, int) else list(layer)
     for index in layers:
-        check_feature_layer(tower, index)
+        if not -tower.depth - 1 <= index <= tower.depth:
+            valid = f"{-tower.depth - 1} to {tower.depth}" if tower.depth else "only -1, the last feature map"
+            raise UserError(f"vision_feature_layer: this encoder has {valid}, got {index}")
     return layers[0] if len(layers) == 1 else layers
-
-
-def _plain(value: Any) -> Any:
-    return {key: _plain(item) for key, item in value.items()} if isinstance(value, Mapping) else value

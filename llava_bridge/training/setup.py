@@ -27,13 +27,16 @@ from clips.model.loading import library_errors_as_user_errors, load_pretrained
 from llava_bridge.data import read_conversations, read_samples
 from llava_bridge.data.collator import ConversationCollator, ConversationDataset
 from llava_bridge.data.sources import join_samples, split_questions
-from llava_bridge.model.anyres import is_anyres_processor, max_image_tokens
-from llava_bridge.model.auto_registration import register
-from llava_bridge.model.build import LlavaParts, build_llava, is_stored_in_bf16, make_conversation_encoder
-from llava_bridge.model.image_processing import with_aspect_ratio
-from llava_bridge.model.lm_head import computing_in_float32
-from llava_bridge.model.load_llava import load_for_training
-from llava_bridge.model.modeling_llava import MultimodalConnector
+from llava_bridge.model.build import (
+    LlavaParts,
+    build_llava,
+    computing_in_float32,
+    is_stored_in_bf16,
+    make_conversation_encoder,
+)
+from llava_bridge.model.image_processing import is_anyres_processor, max_image_tokens, with_aspect_ratio
+from llava_bridge.model.llava_files import load_for_training
+from llava_bridge.model.modeling_llava import MultimodalConnector, register
 from llava_bridge.model.modeling_vision import EncoderVisionModel, load_with_float32_tower
 from llava_bridge.training.launch import log_rank0
 from llava_bridge.training.lora import add_lora, quantize

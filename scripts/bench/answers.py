@@ -154,7 +154,7 @@ def small_llava(args: argparse.Namespace, directory: Path) -> Path:
     from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
     from llava_bridge.model.build import LlavaParts, build_llava
-    from llava_bridge.model.save_llava import convert_tower_to_transformers
+    from llava_bridge.model.llava_files import convert_tower_to_transformers
 
     layers, width, size = args.tower
     torch.manual_seed(0)
