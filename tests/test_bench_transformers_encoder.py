@@ -21,7 +21,7 @@ from benchmarks.tasks.eval_model import EvalModel
 from benchmarks.tasks.registry import configure
 from benchmarks.tasks.run_benchmarks import RunConfig
 from clips.errors import UserError
-from llava_bridge.encoders.spec import has_text_tower
+from llava_bridge.encoders import has_text_tower
 
 VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 8, "image_size": 32}
 SMALL = {**VIT, "intermediate_size": 48}

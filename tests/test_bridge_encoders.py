@@ -21,10 +21,9 @@ from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionCon
 from transformers.vision_utils import get_vision_window_index
 
 from clips.errors import UserError
-from llava_bridge.encoders import ENCODER_SOURCES, load_encoder
-from llava_bridge.encoders.spec import parse_spec
+from llava_bridge.encoders import ENCODER_SOURCES, load_encoder, parse_spec
 from llava_bridge.encoders.timm_source import TimmVit
-from llava_bridge.encoders.transformers_families import FAMILIES
+from llava_bridge.encoders.transformers_source import FAMILIES
 from llava_bridge.inference.generate import answer, load_llava
 from llava_bridge.model.build import LlavaParts, build_llava
 from llava_bridge.model.llava_files import convert_tower_to_transformers

@@ -24,8 +24,7 @@ from clips.model_refs import download_from_hub
 from llava_bridge.conversion.convert_command import ConvertConfig, run_convert
 from llava_bridge.conversion.swap_encoder import SwapConfig, run_swap
 from llava_bridge.data.inspect_command import InspectConversationsConfig, run_inspect
-from llava_bridge.encoders import load_encoder
-from llava_bridge.encoders.spec import check_encoder_files
+from llava_bridge.encoders import check_encoder_files, load_encoder
 from llava_bridge.inference.chat_command import ChatConfig, run_chat
 from llava_bridge.inference.generate import load_llava
 from llava_bridge.inference.serve_command import ServeConfig, run_serve

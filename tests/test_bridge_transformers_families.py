@@ -14,7 +14,7 @@ import transformers
 from clips.errors import UserError
 from llava_bridge.encoders import build_tower, load_encoder
 from llava_bridge.encoders.encoder import VisionEncoder, load_weights
-from llava_bridge.encoders.transformers_families import FAMILIES
+from llava_bridge.encoders.transformers_source import FAMILIES
 from llava_bridge.model.modeling_vision import build_vision_model
 
 VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 8, "image_size": 32}

@@ -24,7 +24,7 @@ USES = {
         assert set(texts) == {"web", "partial"}, texts
         assert all(2 < int((row != 0).sum()) < 8 for row in texts.values()), texts
     """,
-    "llava_bridge/encoders/spec.py": """
+    "llava_bridge/encoders/__init__.py": """
         import torch
         from llava_bridge.encoders import build_tower, load_encoder
         encoder = load_encoder("torchvision:resnet18", 64)
@@ -33,7 +33,7 @@ USES = {
         (state,) = tower.eval().states(torch.zeros(2, 3, 64, 64), 0)
         assert state.shape == (2, 4, 512), state.shape
     """,
-    "llava_bridge/encoders/transformers_families.py": """
+    "llava_bridge/encoders/transformers_source.py": """
         import torch, transformers
         from llava_bridge.encoders import build_tower, load_encoder
         sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}

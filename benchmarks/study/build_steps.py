@@ -29,7 +29,7 @@ from clips.data.remote_files import is_remote
 from clips.errors import UserError, unknown_name_error
 from clips.method.recipes import Recipe, RecipeConfig
 from clips.typed_data import from_plain
-from llava_bridge.encoders.spec import has_text_tower
+from llava_bridge.encoders import has_text_tower
 
 TRAIN_ENCODER = ("clips", "train")
 TRAIN_LLAVA = ("llava-bridge", "train")

@@ -15,7 +15,7 @@ from clips.core.artifact import directory_hash, library_versions
 from clips.core.identity import digest
 from clips.errors import UserError, unknown_name_error
 from clips.model_refs import resolve_model_dir
-from llava_bridge.encoders.spec import (
+from llava_bridge.encoders import (
     check_encoder_files,
     encoder_commits,
     has_text_tower,

@@ -10,7 +10,7 @@ import dataclasses
 
 from clips.core.artifact import atomic_artifact_dir, check_overwritable, log_info, write_manifest
 from clips.model_refs import resolve_model_dir
-from llava_bridge.encoders.spec import check_encoder_files, encoder_commits, local_paths
+from llava_bridge.encoders import check_encoder_files, encoder_commits, local_paths
 from llava_bridge.model.assembly_config import AssemblyConfig
 from llava_bridge.model.llava_checks import check_llava_dir
 

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -60,30 +58,24 @@ class VisionTower(nn.Module, ABC):
     def run_block(self, block: nn.Module, tokens: Tensor) -> Tensor:
         """Run one block, under activation checkpointing if ``recompute`` is set."""
         if self.recompute and torch.is_grad_enabled():
-            contexts = functools.partial(_checkpoint_contexts, self)
+            first_modes = {module: module.training for module in self.modules()}
+
+            @contextlib.contextmanager
+            def as_in_first_pass() -> Iterator[None]:  # the batch norms' mode may have changed until the second one
+                current_modes = {module: module.training for module in first_modes}
+                try:
+                    for module, mode in first_modes.items():
+                        module.training = mode
+                    yield
+                finally:
+                    for module, mode in current_modes.items():
+                        module.training = mode
+
+            def contexts() -> tuple[Any, Any]:
+                return contextlib.nullcontext(), as_in_first_pass()
+
             return checkpoint(block, tokens, use_reentrant=False, context_fn=contexts)
         return block(tokens)
-
-
-def _checkpoint_contexts(tower: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Contexts of a block's two forward passes: the second has the training mode of the first."""
-    first_modes = {module: module.training for module in tower.modules()}
-
-    @contextlib.contextmanager
-    def first_mode() -> Iterator[None]:
-        current_modes = {module: module.training for module in first_modes}
-        _set_modes(first_modes)
-        try:
-            yield
-        finally:
-            _set_modes(current_modes)
-
-    return contextlib.nullcontext(), first_mode()
-
-
-def _set_modes(modes: Mapping[nn.Module, bool]) -> None:
-    for module, training in modes.items():
-        module.training = training
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -142,12 +134,6 @@ def load_weights(tower: nn.Module, weights: Mapping[str, Tensor], where: str) ->
     tower.load_state_dict(dict(weights))
 
 
-def hidden_state(tower: VisionTower, pixels: Tensor, layer: int) -> Tensor:
-    """Return hidden state ``layer`` (B, N, D) of ``tower``, counted from the end if negative."""
-    index = layer % (tower.depth + 1)
-    return next(itertools.islice(tower.states(pixels, index), index, None))
-
-
 @torch.no_grad()
 def probe_output_shape(tower: VisionTower, size: int, layer: int, where: str) -> tuple[int, int]:
     """Run a dummy image; return (grid size G, width D) of hidden state ``layer``, counted from the end if negative.
@@ -155,8 +141,8 @@ def probe_output_shape(tower: VisionTower, size: int, layer: int, where: str) ->
     Raises:
         UserError: the tokens do not form a square grid, or one whose size LLaVA's processor cannot compute.
     """
-    was_training = tower.training
-    state = hidden_state(tower.eval(), torch.zeros(1, 3, size, size), layer)
+    was_training, index = tower.training, layer % (tower.depth + 1)
+    state = next(itertools.islice(tower.eval().states(torch.zeros(1, 3, size, size), index), index, None))
     tower.train(was_training)
     patches = state.shape[1] - int(tower.class_token)
     grid = math.isqrt(patches)

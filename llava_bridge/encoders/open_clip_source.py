@@ -16,9 +16,8 @@ from clips.model.initialization import resize_pos_embed, resize_sincos_pos_embed
 from clips.model.loading import library_errors_as_user_errors, read_weights
 from clips.model_refs import OPEN_CLIP_CONFIG, find_open_clip_weights
 from clips.text_files import safe_json_loads
-from llava_bridge.encoders import timm_source
+from llava_bridge.encoders import check_encoder_files, resolve_open_clip_dir, timm_source
 from llava_bridge.encoders.encoder import ImagePreprocess, VisionEncoder, VisionTower
-from llava_bridge.encoders.spec import check_encoder_files, resolve_open_clip_dir
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -140,7 +139,11 @@ def _read_config(directory: Path) -> dict[str, Any]:
 
 
 def _pixels(path: Path, vision: Mapping[str, Any], preprocess: Mapping[str, Any]) -> ImagePreprocess:
-    """Return the tower's own preprocessing, from the config in ``path``."""
+
+    def channels(values: Any) -> tuple[float, float, float]:
+        red, green, blue = values
+        return float(red), float(green), float(blue)
+
     with library_errors_as_user_errors(
         f"{path}: expected sizes, mean and std of three channels and an interpolation in preprocess_cfg"
     ):
@@ -150,8 +153,8 @@ def _pixels(path: Path, vision: Mapping[str, Any], preprocess: Mapping[str, Any]
             raise UserError(f"{OPEN_CLIP_CONFIG}: expected square images, got image size {sides}")
         pixels = ImagePreprocess(
             size=int(sides[0]),
-            mean=_channels(preprocess.get("mean") or OPENAI_MEAN),
-            std=_channels(preprocess.get("std") or OPENAI_STD),
+            mean=channels(preprocess.get("mean") or OPENAI_MEAN),
+            std=channels(preprocess.get("std") or OPENAI_STD),
             interpolation=preprocess.get("interpolation") or "bicubic",
         )
     if pixels.interpolation not in {"bilinear", "bicubic"}:
@@ -161,13 +164,8 @@ def _pixels(path: Path, vision: Mapping[str, Any], preprocess: Mapping[str, Any]
     return pixels
 
 
-def _channels(values: Any) -> tuple[float, float, float]:
-    red, green, blue = values
-    return float(red), float(green), float(blue)
-
-
 def _visual_weights(directory: Path) -> tuple[dict[str, Tensor], bool]:
-    """Return the image tower's weights, and whether the file has a tower alone, without prefix."""
+    """The image tower's weights, and whether the file has a tower alone, without prefix."""
     from safetensors import safe_open
 
     path = find_open_clip_weights(directory)

@@ -64,7 +64,7 @@ class TimmVit(VisionTower):
         self.trunk = trunk
         self.depth = len(trunk.blocks)
         if _DINO.search(getattr(trunk, "default_cfg", {}).get("architecture", "")):
-            self.default_layer = -1  # see transformers_families._normalized
+            self.default_layer = -1  # see transformers_source._normalized
 
     def states(self, pixels: Tensor, deepest: int) -> Iterator[Tensor]:
         """Yield the embedded patches, then each block's output."""
@@ -96,7 +96,6 @@ def build(architecture: Mapping[str, Any]) -> VisionTower:
 
 
 def _build_trunk(architecture: Mapping[str, Any]) -> Any:
-    """Return timm's own model, without classifier."""
     name = architecture["name"]
     _check_name(name)
     options = {"img_size": architecture["image_size"]} if architecture.get("fixed_size") else {}
@@ -130,7 +129,7 @@ def load(reference: str, image_size: int | None) -> VisionEncoder:
 
 
 def preprocess_of(name: str, stated: Mapping[str, Any], image_size: int | None) -> ImagePreprocess:
-    """Return the preprocessing of timm model ``name``; ``stated`` replaces entries of timm's config.
+    """The preprocessing of timm model ``name``; ``stated`` replaces entries of timm's config.
 
     Raises:
         UserError: timm has no such model.
@@ -148,7 +147,7 @@ def preprocess_of(name: str, stated: Mapping[str, Any], image_size: int | None) 
 def make_encoder(
     name: str, weights: Mapping[str, Tensor] | None, pixels: ImagePreprocess, *, where: str | None
 ) -> VisionEncoder:
-    """Return the encoder for timm model ``name``; classifier weights among ``weights`` are dropped."""
+    """The encoder for timm model ``name``; classifier weights among ``weights`` are dropped."""
     _check_name(name)
     settings = _timm().get_pretrained_cfg(name)
     fixed = bool(settings.fixed_input_size)

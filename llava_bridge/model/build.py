@@ -41,8 +41,7 @@ from llava_bridge.conversation import (
 )
 from llava_bridge.encoders import load_encoder
 from llava_bridge.encoders.encoder import VisionEncoder
-from llava_bridge.encoders.transformers_families import FAMILIES
-from llava_bridge.encoders.transformers_source import image_size_of
+from llava_bridge.encoders.transformers_source import FAMILIES, image_size_of
 from llava_bridge.model.assembly_config import AssemblyConfig
 from llava_bridge.model.image_processing import (
     effective_patch_size,

@@ -26,7 +26,7 @@ from clips.text_files import safe_json_loads
 from clips.typed_data import to_plain
 from llava_bridge.data import read_samples
 from llava_bridge.data.sources import ConversationSourceConfig, HeldOutSourceConfig, reject_missing
-from llava_bridge.encoders.spec import check_encoder_files, encoder_commits, local_paths
+from llava_bridge.encoders import check_encoder_files, encoder_commits, local_paths
 from llava_bridge.model.llava_checks import check_llava_dir, check_llm_dir
 from llava_bridge.training.launch import launcher_world_size, log_rank0
 from llava_bridge.training.train_config import LlavaTrainConfig
