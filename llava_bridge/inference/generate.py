@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,6 @@ from torch import Tensor
 from clips.errors import UserError
 from clips.model.loading import library_errors_as_user_errors, load_pretrained
 from llava_bridge.conversation import IMAGE, ConversationEncoder, Message
-from llava_bridge.inference.prefix_cache import Prefix, PrefixCache, batch_prefixes, find_shared_prefixes
 from llava_bridge.model.llava_checks import check_image_token, resolve_llava_dir
 from llava_bridge.training.lora import ADAPTER_DIR
 
@@ -139,75 +140,126 @@ def _answer_batches(
     chat = make_conversation_encoder(model, processor)
     image_lists = [to_image_list(image) for image in images]
     ids = [encode_prompt(chat, messages, own) for messages, own in zip(conversations, image_lists, strict=True)]
-    generator = _Generator(model, processor, ids, image_lists, generation)
-    remaining = set(range(len(ids)))
-    for prefixes in batch_prefixes(find_shared_prefixes(ids, image_lists, chat.image_id), batch_size):
-        for batch in generator.answer_with_prefixes(prefixes, batch_size):
-            remaining -= set(batch)
-            yield batch
-    order = sorted(remaining, key=lambda row: len(ids[row]))
-    for start in range(0, len(order), batch_size):
-        yield generator.answer_separately(order[start : start + batch_size])
+    settings = {"use_cache": True, **generation}  # overrides a trainer's setting in the config
 
+    def generate(rows: Sequence[int], inputs: dict[str, Any]) -> dict[int, str]:
+        new_tokens = model.generate(**inputs, **settings)[:, inputs["input_ids"].shape[1] :]
+        texts = processor.tokenizer.batch_decode(new_tokens, skip_special_tokens=True)
+        return {row: text.strip() for row, text in zip(rows, texts, strict=True)}
 
-class _Generator:
-    """Answers prompts by row.
-
-    Args:
-        model: the LLaVA.
-        processor: its processor.
-        ids: each prompt's tokens.
-        images: each prompt's images.
-        generation: settings of ``generate``.
-    """
-
-    def __init__(
-        self,
-        model: Any,
-        processor: Any,
-        ids: Sequence[Sequence[int]],
-        images: Sequence[Sequence[Image.Image]],
-        generation: dict[str, Any],
-    ) -> None:
-        self.model, self.processor = model, processor
-        self.ids, self.images = ids, images
-        self.generation = {"use_cache": True, **generation}  # overrides a trainer's setting in the config
-        # Beams would have to be copied with the cache, which is a dynamic one.
-        self.can_share = generation.get("num_beams", 1) == 1 and generation.get("cache_implementation") is None
-
-    @torch.inference_mode()
-    def answer_separately(self, rows: Sequence[int]) -> dict[int, str]:
-        """The answers to a batch of prompts, each with its own images."""
-        images = [image for row in rows for image in self.images[row]]
-        ids = [self.ids[row] for row in rows]
-        return self._generate(rows, prepare_generate_inputs(self.model, self.processor, ids, images))
-
-    def answer_with_prefixes(self, prefixes: Sequence[Prefix], batch_size: int) -> Iterator[dict[int, str]]:
-        """The answers to all prompts with these prefixes; none if this LLM's cache cannot be shared."""
-        if not self.can_share:
-            return
-        images = [image for prefix in prefixes for image in prefix.images]
-        ids = [prefix.ids for prefix in prefixes]
+    # First the prompts that share their beginning. Beams would have to be copied with the cache, a dynamic one.
+    remaining, prefixes = set(range(len(ids))), list[Prefix]()
+    if generation.get("num_beams", 1) == 1 and generation.get("cache_implementation") is None:
+        prefixes = find_shared_prefixes(ids, image_lists, chat.image_id)
+    for group in batch_prefixes(prefixes, batch_size):
+        group_images = [image for prefix in group for image in prefix.images]
         with torch.inference_mode():
-            cache = PrefixCache(self.model, prepare_generate_inputs(self.model, self.processor, ids, images))
-        if not cache.can_be_shared:
-            self.can_share = False
-            return
-        pairs = [(number, row) for number, prefix in enumerate(prefixes) for row in prefix.rows]
+            inputs = prepare_generate_inputs(model, processor, [prefix.ids for prefix in group], group_images)
+            cache = PrefixCache(model, inputs)
+        if not cache.can_be_shared:  # nor can that of any other group
+            break
+        pairs = [(number, row) for number, prefix in enumerate(group) for row in prefix.rows]
         for start in range(0, len(pairs), batch_size):
             batch = pairs[start : start + batch_size]
-            suffixes = [self.ids[row][len(prefixes[number].ids) :] for number, row in batch]
-            padded = _left_padded(suffixes, self.processor.tokenizer.pad_token_id, self.model.device)
+            suffixes = [ids[row][len(group[number].ids) :] for number, row in batch]
+            padded = _left_padded(suffixes, processor.tokenizer.pad_token_id, model.device)
             with torch.inference_mode():
-                inputs = cache.inputs_for([number for number, _ in batch], padded)
-                answers = self._generate([row for _, row in batch], inputs)
+                answers = generate([row for _, row in batch], cache.inputs_for([number for number, _ in batch], padded))
+            remaining -= set(answers)
             yield answers
 
-    def _generate(self, rows: Sequence[int], inputs: dict[str, Any]) -> dict[int, str]:
-        output = self.model.generate(**inputs, **self.generation)
-        new_tokens = output[:, inputs["input_ids"].shape[1] :]
-        texts = self.processor.tokenizer.batch_decode(new_tokens, skip_special_tokens=True)
-        return {row: text.strip() for row, text in zip(rows, texts, strict=True)}
+    # Then the others, each with its own images.
+    order = sorted(remaining, key=lambda row: len(ids[row]))
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        own = [image for row in rows for image in image_lists[row]]
+        with torch.inference_mode():
+            answers = generate(rows, prepare_generate_inputs(model, processor, [ids[row] for row in rows], own))
+        yield answers
+
+
+# ---------------------------------------------------------------- shared prefixes
+# Prompts about the same image compute the image and the text before it once: the keys and values of a prefix are copied
+# to each of its prompts. A row is then [padding, prefix, padding, question]; the attention mask excludes the padding,
+# and positions are counted without it, so that every token's result equals that of a single prompt.
+
+
+@dataclasses.dataclass(frozen=True)
+class Prefix:
+    """A common prefix of the prompts ``rows``: its tokens, up to the last one of the last image, and its images."""
+
+    ids: list[int]
+    images: Sequence[Image.Image]
+    rows: list[int]
+
+
+def find_shared_prefixes(
+    ids: Sequence[Sequence[int]], images: Sequence[Sequence[Image.Image]], image_id: int
+) -> list[Prefix]:
+    """The prefixes that at least two of the prompts share, by their tokens and images (by identity)."""
+    prefixes: dict[Any, Prefix] = {}
+    for row, (tokens, own) in enumerate(zip(ids, images, strict=True)):
+        end = max((position + 1 for position, token in enumerate(tokens) if token == image_id), default=0)
+        if 0 < end < len(tokens):
+            key = (tuple(map(id, own)), tuple(tokens[:end]))
+            prefixes.setdefault(key, Prefix(list(tokens[:end]), own, [])).rows.append(row)
+    return [prefix for prefix in prefixes.values() if len(prefix.rows) > 1]
+
+
+def batch_prefixes(prefixes: Sequence[Prefix], batch_size: int) -> Iterator[list[Prefix]]:
+    """Batches of at most ``batch_size`` prefixes of similar length, each for at least one batch of prompts."""
+    batch: list[Prefix] = []
+    for prefix in sorted(prefixes, key=lambda each: len(each.ids)):
+        batch.append(prefix)
+        # batches with shared prefixes need less memory: a quarter of it is used for more prefixes
+        enough = sum(len(each.rows) for each in batch) >= batch_size and len(batch) >= batch_size // 4
+        if enough or len(batch) == batch_size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+class PrefixCache:
+    """The keys and values of some prefixes.
+
+    Args:
+        model: a LLaVA.
+        inputs: the prefixes, padded on the left: ``input_ids`` and ``attention_mask`` (P, L), pixels.
+    """
+
+    def __init__(self, model: Any, inputs: dict[str, Tensor]) -> None:
+        self.ids, self.mask = inputs["input_ids"], inputs["attention_mask"]
+        positions = (self.mask.cumsum(dim=1) - 1).clamp(min=0)
+        self.cache = model(**inputs, position_ids=positions, use_cache=True, logits_to_keep=1).past_key_values
+
+    @property
+    def can_be_shared(self) -> bool:
+        """Whether the cache has only keys and values of every token, no states and no sliding windows."""
+        from transformers import DynamicCache
+        from transformers.cache_utils import DynamicLayer
+
+        return type(self.cache) is DynamicCache and all(type(layer) is DynamicLayer for layer in self.cache.layers)
+
+    def inputs_for(self, prefixes: Sequence[int], suffixes: dict[str, Tensor]) -> dict[str, Any]:
+        """The inputs of ``model.generate``.
+
+        Args:
+            prefixes: (B,) index of each prompt's prefix.
+            suffixes: ``input_ids`` and ``attention_mask`` (B, R) of the remaining tokens, padded on the left.
+        """
+        indices = torch.tensor(prefixes, device=self.ids.device)
+        cache = copy.copy(self.cache)
+        cache.layers = [copy.copy(layer) for layer in self.cache.layers]  # selecting replaces tensors, not contents
+        cache.batch_select_indices(indices)
+        return {
+            "input_ids": torch.cat([self.ids[indices], suffixes["input_ids"]], dim=1),
+            "attention_mask": torch.cat([self.mask[indices], suffixes["attention_mask"]], dim=1),
+            "past_key_values": cache,
+        }
+
+
+# ---------------------------------------------------------------- prompts and their images
 
 
 def encode_prompt(chat: ConversationEncoder, messages: Sequence[Message], images: Sequence[Image.Image]) -> list[int]:

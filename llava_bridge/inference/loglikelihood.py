@@ -135,22 +135,20 @@ def _score(model: Any, rows: Sequence[EncodedConversation], pixels: dict[str, Te
     ).last_hidden_state
     next_labels = labels[:, 1:].to(device)
     owners, positions = (next_labels != IGNORE_INDEX).nonzero(as_tuple=True)
-    log_probs, greedy = _score_tokens(hidden[owners, positions], model.lm_head, next_labels[owners, positions])
+    scored = (
+        hidden[owners, positions].split(_CHUNK_ROWS),
+        next_labels[owners, positions].split(_CHUNK_ROWS),
+    )  # (N, D), (N,)
+    log_probs, greedy = [], []
+    for states, targets in zip(*scored, strict=True):
+        logits = model.lm_head(states).float()
+        log_probs.append(logits.gather(1, targets[:, None])[:, 0].double() - logits.logsumexp(dim=1).double())
+        greedy.append(logits.argmax(dim=1) == targets)
     owners = owners.cpu()
-    totals = torch.zeros(len(rows), dtype=torch.float64).index_add_(0, owners, log_probs)
-    misses = torch.zeros(len(rows)).index_add_(0, owners, (~greedy).float())
+    totals = torch.zeros(len(rows), dtype=torch.float64).index_add_(0, owners, torch.cat(log_probs).cpu())
+    misses = torch.zeros(len(rows)).index_add_(0, owners, (~torch.cat(greedy).cpu()).float())
     tokens = torch.bincount(owners, minlength=len(rows))
     return [
         LogLikelihood(total=total, tokens=count, greedy=missed == 0)
         for total, count, missed in zip(totals.tolist(), tokens.tolist(), misses.tolist(), strict=True)
     ]
-
-
-def _score_tokens(hidden: Tensor, head: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """(N,) log-likelihoods of ``labels``, and whether each is the most probable token, from hidden states (N, D)."""
-    log_probs, greedy = [], []
-    for states, targets in zip(hidden.split(_CHUNK_ROWS), labels.split(_CHUNK_ROWS), strict=True):
-        logits = head(states).float()
-        log_probs.append(logits.gather(1, targets[:, None])[:, 0].double() - logits.logsumexp(dim=1).double())
-        greedy.append(logits.argmax(dim=1) == targets)
-    return torch.cat(log_probs).cpu(), torch.cat(greedy).cpu()

@@ -43,7 +43,12 @@ def run_serve(config: ServeConfig) -> None:
     """
     if not is_on_hub(config.model):  # a download starts after all checks
         resolve_llava_dir(config.model)  # reported before torch is imported
-    with _listen(config.port) as listener:
+    try:  # before a large model is loaded
+        listener = socket.create_server((_HOST, config.port), backlog=128)
+    except OSError as error:
+        reason = (error.strerror or str(error)).partition(" (")[0]
+        raise UserError(f"port: cannot listen at {_HOST}:{config.port} ({reason}); expected a free port") from None
+    with listener:
         from transformers.utils.import_utils import is_serve_available
 
         if not is_serve_available():
@@ -114,12 +119,3 @@ def make_app(directory: str) -> Any:
 
 def _name(model: str) -> str:
     return Path(model).resolve().name
-
-
-def _listen(port: int) -> socket.socket:
-    """Open the socket; this fails before a large model is loaded."""
-    try:
-        return socket.create_server((_HOST, port), backlog=128)
-    except OSError as error:
-        reason = (error.strerror or str(error)).partition(" (")[0]
-        raise UserError(f"port: cannot listen at {_HOST}:{port} ({reason}); expected a free port") from None
