@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -127,16 +126,34 @@ def _load(source: Path) -> tuple[Any, Any]:
 
 
 def _to_transformers(config: ConvertConfig, given: ConvertConfig) -> None:
+    from transformers import AutoImageProcessor, LlavaImageProcessor
+
     from llava_bridge.conversion.original_llava import read_original
+    from llava_bridge.encoders.transformers_source import image_size_of
     from llava_bridge.model.build import set_generation_config
     from llava_bridge.model.image_processing import max_image_tokens
     from llava_bridge.model.llava_files import convert_tower_to_transformers, save_llava
 
     original = read_original(Path(config.source), config.llm)
-    tower = _tower_dir(config, original.config)
+    name = config.vision_tower or original.config.get("mm_vision_tower")
+    if name is None:
+        raise UserError(f"vision_tower: {config.source} names none; expected a directory or a name on the Hub")
+    inside = Path(config.source) / Path(name).name
+    is_inside = config.vision_tower is None and inside.is_dir()
+    tower = str(inside if is_inside else resolve_model_dir(name, "vision_tower"))
     model, processor = _build(config, original, tower)
-    if original.pinpoints is None:
-        processor.image_processor = _image_processor(tower, original.config.get("image_aspect_ratio"))
+    if original.pinpoints is None:  # the tower's own preprocessing, with LLaVA-1.5's square of the mean color
+        own = AutoImageProcessor.from_pretrained(tower)
+        preprocessing, side = own.to_dict(), image_size_of(own)
+        if side is None:
+            raise UserError(f"vision_tower: {tower}: expected a preprocessing that states the image size")
+        same = ("size", "resample", "image_mean", "image_std", "rescale_factor")
+        processor.image_processor = LlavaImageProcessor(
+            **{field: preprocessing[field] for field in same},
+            do_center_crop=bool(preprocessing.get("do_center_crop")),  # SigLIP's does not
+            crop_size={"height": side, "width": side},
+            do_pad=original.config.get("image_aspect_ratio") == "pad",
+        )
     set_generation_config(model, processor)
     stock = convert_tower_to_transformers(model) and original.projector_name == "mlp2x_gelu"
     dtype = next(iter(original.llm.values())).dtype
@@ -155,24 +172,16 @@ def _to_transformers(config: ConvertConfig, given: ConvertConfig) -> None:
     log_info(f"{config.output}: LLaVA in the transformers format, {dtype}, {tokens} tokens per image{needs}")
 
 
-def _tower_dir(config: ConvertConfig, stated: Mapping[str, Any]) -> str:
-    name = config.vision_tower or stated.get("mm_vision_tower")
-    if name is None:
-        raise UserError(f"vision_tower: {config.source} names none; expected a directory or a name on the Hub")
-    inside = Path(config.source) / Path(name).name
-    if config.vision_tower is None and inside.is_dir():
-        return str(inside)
-    return str(resolve_model_dir(name, "vision_tower"))
-
-
 def _build(config: ConvertConfig, original: Any, tower: str) -> tuple[Any, Any]:
     import torch
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
+    from clips.model.loading import load_pretrained, silence_transformers
     from llava_bridge.conversation import add_sentencepiece_spaces, is_wrapped_template
-    from llava_bridge.conversion.original_llava import LLM_TYPES, rename_hf_projector
+    from llava_bridge.conversion.original_llava import LLM_TYPES, llm_config, rename_hf_projector
     from llava_bridge.encoders import load_encoder
     from llava_bridge.encoders.encoder import load_weights
-    from llava_bridge.model.build import LlavaParts, build_llava_from_parts, read_tokenizer
+    from llava_bridge.model.build import LlavaParts, build_llava_from_parts, name_tokens, read_tokenizer
     from llava_bridge.projectors import ProjectorConfig
 
     tokenizer = read_tokenizer(config.llm or config.source)
@@ -199,8 +208,25 @@ def _build(config: ConvertConfig, original: Any, tower: str) -> tuple[Any, Any]:
         image_grid_pinpoints=original.pinpoints,
         chat_template=template,
     )
-    llm = _build_llm(config, original)
-    _add_mean_embeddings(tokenizer, llm)
+
+    # The LLM in its precision. Rows for missing special tokens are the mean of all others, so that no such token is the
+    # most probable one.
+    where = f"{config.llm or config.source}: its LLM"
+    settings = AutoConfig.from_pretrained(config.llm) if config.llm else llm_config(original.config)
+    model_class, state = MODEL_FOR_CAUSAL_LM_MAPPING[type(settings)], dict(original.llm)
+    dtype = next(iter(state.values())).dtype
+    llm = load_pretrained(model_class, None, where, config=settings, state_dict=state, dtype=dtype)
+    if unknown := sorted(state.keys() - llm.state_dict().keys()):
+        raise UserError(f"{where} has weights that its config.json does not describe: '{unknown[0]}'")
+    llm.config.name_or_path = ""
+    name_tokens(tokenizer)
+    known = llm.get_input_embeddings().num_embeddings
+    if len(tokenizer) > known:
+        with silence_transformers(), torch.no_grad():
+            llm.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+            for rows in (llm.get_input_embeddings().weight, llm.get_output_embeddings().weight):
+                rows[known:] = rows[:known].mean(0, dtype=torch.float32)
+
     model, processor = build_llava_from_parts(parts, encoder, tokenizer, llm)
     projector = model.model.multi_modal_projector
     names = dict(zip(rename_hf_projector(projector.state_dict()), projector.state_dict(), strict=True))
@@ -214,66 +240,16 @@ def _build(config: ConvertConfig, original: Any, tower: str) -> tuple[Any, Any]:
     return model, processor
 
 
-def _build_llm(config: ConvertConfig, original: Any) -> Any:
-    """The causal LM of the checkpoint, in its precision."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
-
-    from clips.model.loading import load_pretrained
-    from llava_bridge.conversion.original_llava import llm_config
-
-    where = f"{config.llm or config.source}: its LLM"
-    settings = AutoConfig.from_pretrained(config.llm) if config.llm else llm_config(original.config)
-    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(settings)]
-    weights = dict(original.llm)
-    dtype = next(iter(weights.values())).dtype
-    llm = load_pretrained(model_class, None, where, config=settings, state_dict=weights, dtype=dtype)
-    if unknown := sorted(weights.keys() - llm.state_dict().keys()):
-        raise UserError(f"{where} has weights that its config.json does not describe: '{unknown[0]}'")
-    llm.config.name_or_path = ""
-    return llm
-
-
-def _add_mean_embeddings(tokenizer: Any, llm: Any) -> None:
-    """Add rows for missing special tokens: the mean of all others, so that no such token is the most probable."""
-    import torch
-
-    from clips.model.loading import silence_transformers
-    from llava_bridge.model.build import name_tokens
-
-    name_tokens(tokenizer)
-    known = llm.get_input_embeddings().num_embeddings
-    if len(tokenizer) > known:
-        with silence_transformers(), torch.no_grad():
-            llm.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-            for rows in (llm.get_input_embeddings().weight, llm.get_output_embeddings().weight):
-                rows[known:] = rows[:known].mean(0, dtype=torch.float32)
-
-
-def _image_processor(tower: str, aspect: str | None) -> Any:
-    """The tower's preprocessing; ``pad`` first centers an image in a square of the mean color."""
-    from transformers import AutoImageProcessor, LlavaImageProcessor
-
-    from llava_bridge.encoders.transformers_source import image_size_of
-
-    own = AutoImageProcessor.from_pretrained(tower)
-    stated = own.to_dict()
-    settings = {name: stated[name] for name in ("size", "resample", "image_mean", "image_std", "rescale_factor")}
-    side = image_size_of(own)
-    if side is None:
-        raise UserError(f"vision_tower: {tower}: expected a preprocessing that states the image size")
-    crops = bool(stated.get("do_center_crop"))  # SigLIP's does not
-    return LlavaImageProcessor(
-        **settings, do_center_crop=crops, crop_size={"height": side, "width": side}, do_pad=aspect == "pad"
-    )
-
-
 # ---------------------------------------------------------------- transformers to original
 
 
 def _to_original(config: ConvertConfig, given: ConvertConfig) -> None:
     from huggingface_hub import save_torch_state_dict
+    from safetensors.torch import save_file
+    from transformers import CLIPImageProcessor
 
     from llava_bridge.conversion.original_llava import original_config, original_weights
+    from llava_bridge.encoders.transformers_source import image_size_of
     from llava_bridge.model.image_processing import is_anyres_processor
     from llava_bridge.model.llava_files import (
         MAX_SHARD_SIZE,
@@ -306,7 +282,18 @@ def _to_original(config: ConvertConfig, given: ConvertConfig) -> None:
         save_torch_state_dict(weights, partial, max_shard_size=MAX_SHARD_SIZE, metadata={"format": "pt"})
         model.generation_config.save_pretrained(partial)
         _write_tokenizer(processor.tokenizer, config, partial)
-        _write_tower(model.model.vision_tower, processor.image_processor, partial / VISION_TOWER_DIR)
+        folder, tower, images = partial / VISION_TOWER_DIR, model.model.vision_tower, processor.image_processor
+        folder.mkdir()
+        # names that every version of transformers reads
+        weights = {f"vision_model.{name}": value.contiguous() for name, value in tower.state_dict().items()}
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        tower.config.architectures = ["CLIPVisionModel"]
+        tower.config.save_pretrained(folder)
+        names = CLIPImageProcessor().to_dict().keys()
+        stated = {name: value for name, value in images.to_dict().items() if name in names}
+        if is_anyres_processor(images):  # the original resizes the base image to a square itself
+            stated |= {"size": {"shortest_edge": image_size_of(images)}, "do_center_crop": True}
+        CLIPImageProcessor(**{**stated, "do_pad": None}).save_pretrained(folder)
         write_manifest(partial, kind=_ORIGINAL_KIND, config=given, parents={"source": source})
     log_info(f"{config.output}: LLaVA in the original format; its tower is in {config.output}/{VISION_TOWER_DIR}")
 
@@ -335,23 +322,3 @@ def _write_tokenizer(tokenizer: Any, config: ConvertConfig, directory: Path) -> 
     first = getattr(tokenizer.backend_tokenizer.pre_tokenizer, "prepend_scheme", None) == "first"
     stated |= {"tokenizer_class": "LlamaTokenizer", "legacy": not first}
     atomic_write(path, json.dumps(stated, indent=2) + "\n")
-
-
-def _write_tower(tower: Any, image_processor: Any, directory: Path) -> None:
-    """Write the tower with names that every version of transformers reads, and its preprocessing."""
-    from safetensors.torch import save_file
-    from transformers import CLIPImageProcessor
-
-    from llava_bridge.encoders.transformers_source import image_size_of
-    from llava_bridge.model.image_processing import is_anyres_processor
-
-    directory.mkdir()
-    weights = {f"vision_model.{name}": value.contiguous() for name, value in tower.state_dict().items()}
-    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
-    tower.config.architectures = ["CLIPVisionModel"]
-    tower.config.save_pretrained(directory)
-    names = CLIPImageProcessor().to_dict().keys()
-    stated = {name: value for name, value in image_processor.to_dict().items() if name in names}
-    if is_anyres_processor(image_processor):  # the original resizes the base image to a square itself
-        stated |= {"size": {"shortest_edge": image_size_of(image_processor)}, "do_center_crop": True}
-    CLIPImageProcessor(**{**stated, "do_pad": None}).save_pretrained(directory)

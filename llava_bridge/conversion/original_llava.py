@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from transformers import AutoConfig
 
 from clips.core.artifact import log_info
 from clips.errors import UserError
-from clips.model.loading import read_weights
+from clips.model.loading import library_errors_as_user_errors, read_weights
 from clips.text_files import safe_json_loads
 from llava_bridge.model.image_processing import is_anyres_processor
 from llava_bridge.model.llava_checks import is_original_llava, read_config
@@ -127,7 +128,6 @@ def read_original(source: Path, llm: str | None) -> OriginalCheckpoint:
 
 
 def _check_supported(config: Mapping[str, Any], source: Path) -> None:
-    """Reject settings that transformers' LLaVA does not support."""
     if (source / "adapter_config.json").is_file():
         raise UserError(f"{source}: a LoRA adapter; expected a whole model (from LLaVA's merge_lora_weights.py)")
     model_type = config.get("model_type")
@@ -181,7 +181,6 @@ def _read_weights_dir(directory: Path) -> dict[str, Tensor]:
 
 
 def _projector_name(weights: Mapping[str, Tensor], source: Path, stated: str | None) -> str:
-    """The registered projector whose weights have these names."""
     if weights.keys() == {"weight", "bias"}:
         return "linear"
     layers = len(weights) // 2
@@ -198,10 +197,6 @@ def llm_config(config: Mapping[str, Any]) -> Any:
     Raises:
         UserError: they are not a valid config.
     """
-    from transformers import AutoConfig
-
-    from clips.model.loading import library_errors_as_user_errors
-
     model_type = LLM_TYPES[config["model_type"]]
     excluded = {"model_type", "architectures", "transformers_version", "dtype"}
     known = AutoConfig.for_model(model_type).to_dict().keys() - excluded
@@ -215,12 +210,9 @@ def llm_config(config: Mapping[str, Any]) -> Any:
 
 
 def original_config(model: Any, processor: Any, tower: str) -> dict[str, Any]:
-    """The original ``config.json`` of a LLaVA, with the field names of the original code's version of transformers.
+    """The original ``config.json`` of a LLaVA in transformers, with the field names of the original code's version.
 
-    Args:
-        model: a LLaVA in transformers.
-        processor: its processor.
-        tower: path of the tower's directory.
+    ``tower``: path of the tower's directory.
 
     Raises:
         UserError: the original format does not support this LLaVA.
