@@ -16,7 +16,7 @@ import functools
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from jinja2 import TemplateError
@@ -86,8 +86,6 @@ _END_ANSWERS = (
     "{%- set messages = ended.messages -%}"
 )
 
-_TYPICAL_IMAGE_SIZE = (640, 480)
-_CONTEXT = 22  # characters that messages show before the first difference of two texts: <|im_start|>assistant
 _MARK = "\ue000{}\ue001"
 _MARKS = re.compile("\ue000(\\d+)\ue001")
 Message = Mapping[str, Any]
@@ -237,9 +235,21 @@ class ConversationEncoder:
 
     @functools.cached_property
     def _borders(self) -> tuple[str | None, str]:
-        """See `_find_borders`; prompts need none, and some of the Hub's templates differ there."""
+        """The end token after an answer, if any, and the whitespace between the generation prompt and an answer.
+
+        Prompts need none of it, and some of the Hub's templates fail here.
+        """
+        question = {"role": "user", "content": "?"}
         with library_errors_as_user_errors("chat_template: it cannot render a question and its answer"):
-            return self._find_borders()
+            prompt = self._render([question], add_generation_prompt=True)
+            before, _, after = _MARKS.split(self._render([question, {"role": "assistant", "content": _MARK.format(0)}]))
+            end = self._end.match(after)
+            if end is None:
+                self._end = re.compile(re.escape(after))
+            lead = before.removeprefix(prompt)
+            if not before.startswith(prompt) or lead.strip():
+                raise UserError("chat_template: its generation prompt is not the text that it writes before an answer")
+            return None if end is None else end[1], lead
 
     def num_image_tokens(self, images: Sequence[Image.Image]) -> list[int]:
         """The number of tokens of each image."""
@@ -250,7 +260,7 @@ class ConversationEncoder:
     @functools.cached_property
     def typical_image_tokens(self) -> int:
         """The number of tokens of an image: exact if all have the same number, else that of a photo."""
-        return self.num_image_tokens([Image.new("1", _TYPICAL_IMAGE_SIZE)])[0]
+        return self.num_image_tokens([Image.new("1", (640, 480))])[0]
 
     def prompt(self, messages: Sequence[Message], images: Sequence[Image.Image] = ()) -> str:
         """The text before the next answer, each ``<image>`` repeated for all of its tokens.
@@ -284,9 +294,32 @@ class ConversationEncoder:
         Raises:
             InvalidConversationError: no answer, or truncation inside an image or before the first answer token.
         """
-        text, spans = self._text_and_answers(messages, self._counts(images))
+        # The rendered text, and the character span of each answer with its end token.
+        counts, number = self._counts(images), itertools.count()
+        answers = [str(message["content"]).strip() for message in messages if message["role"] == "assistant"]
+        marked = [
+            {**message, "content": _MARK.format(next(number))} if message["role"] == "assistant" else message
+            for message in messages
+        ]
+        pieces = _MARKS.split(self._render(marked))
+        if pieces[1::2] != [str(index) for index in range(len(answers))]:
+            raise UserError("chat_template: it does not write every answer once and in order")
+        text, spans, lead = _expand(pieces[0], counts), [], self._borders[1]
+        for answer, after in zip(answers, pieces[2::2], strict=True):
+            end = self._end.match(after)
+            spans.append((len(text) - len(lead), len(text) + len(answer) + (end.end() if end else 0)))
+            text += answer + _expand(after, counts)
+
+        # Supervised are the tokens that overlap one of the spans.
         ids, offsets = self.tokenize(text)
-        labels = _labels(ids, _with_space_starts(text, offsets), spans)
+        labels, remaining = [], spans[::-1]
+        for token, (start, stop) in zip(ids, offsets, strict=True):
+            if start == stop and text[stop - 1 : stop].isspace():
+                start = stop - 1  # tokenizers with trim_offsets exclude spaces, also from a token of spaces
+            while remaining and remaining[-1][1] <= start:
+                remaining.pop()
+            is_inside = bool(remaining) and stop > remaining[-1][0] and stop > start
+            labels.append(token if is_inside else IGNORE_INDEX)
         if len(ids) > max_length:
             if self.image_id in ids[max_length:]:
                 raise InvalidConversationError(f"its images do not fit into {max_length} tokens")
@@ -312,61 +345,25 @@ class ConversationEncoder:
         for system in ([], [{"role": "system", "content": "!"}]):
             # A template may support no system message, or only one answer: training reports each such sample.
             with contextlib.suppress(TemplateError):
-                self._check_prompts_of([*system, *turns])
-
-    def _check_prompts_of(self, messages: Sequence[Message]) -> None:
-        answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-        marked = [{**message, "content": message["content"] or _MARK.format(0)} for message in messages]
-        pieces = _MARKS.split(self._render(marked))[::2]
-        for number, index in enumerate(answers):
-            training = _MARK.format(0).join(pieces[: number + 1])
-            generation = self._render(marked[:index], add_generation_prompt=True) + self._borders[1]
-            if training != generation:
-                common = os.path.commonprefix([training, generation])  # noqa: RUF071  characters are meant
-                start = max(0, len(common) - _CONTEXT)
-                raise UserError(
-                    f"chat_template: it trains an answer after {training[start:]!r}, but generates one after "
-                    f"{generation[start:]!r}; expected a template with equal prompts, such as chatml for Qwen 3"
-                )
+                messages = [*system, *turns]
+                marked = [{**message, "content": message["content"] or _MARK.format(0)} for message in messages]
+                pieces = _MARKS.split(self._render(marked))[::2]
+                answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+                for number, index in enumerate(answers):
+                    training = _MARK.format(0).join(pieces[: number + 1])
+                    generation = self._render(marked[:index], add_generation_prompt=True) + self._borders[1]
+                    if training != generation:
+                        common = os.path.commonprefix([training, generation])  # noqa: RUF071  characters are meant
+                        start = max(0, len(common) - 22)  # shows "<|im_start|>assistant" before the first difference
+                        raise UserError(
+                            f"chat_template: it trains an answer after {training[start:]!r}, but generates one after "
+                            f"{generation[start:]!r}; expected a template with equal prompts, such as chatml for Qwen 3"
+                        )
 
     def _counts(self, images: Sequence[Image.Image]) -> Iterator[int]:
-        """The number of tokens of each ``<image>``, in order."""
         if isinstance(self.image_tokens, int):
             return itertools.repeat(self.image_tokens)
         return iter(self.num_image_tokens(images))
-
-    def _text_and_answers(
-        self, messages: Sequence[Message], counts: Iterator[int]
-    ) -> tuple[str, list[tuple[int, int]]]:
-        """The rendered text and the character span of each answer with its end token."""
-        answers = [str(message["content"]).strip() for message in messages if message["role"] == "assistant"]
-        number = iter(range(len(answers)))
-        marked = [
-            {**message, "content": _MARK.format(next(number))} if message["role"] == "assistant" else message
-            for message in messages
-        ]
-        pieces = _MARKS.split(self._render(marked))
-        if pieces[1::2] != [str(index) for index in range(len(answers))]:
-            raise UserError("chat_template: it does not write every answer once and in order")
-        text, spans, lead = _expand(pieces[0], counts), [], self._borders[1]
-        for answer, after in zip(answers, pieces[2::2], strict=True):
-            end = self._end.match(after)
-            spans.append((len(text) - len(lead), len(text) + len(answer) + (end.end() if end else 0)))
-            text += answer + _expand(after, counts)
-        return text, spans
-
-    def _find_borders(self) -> tuple[str | None, str]:
-        """The end token after an answer, if any, and the whitespace between the generation prompt and an answer."""
-        question = {"role": "user", "content": "?"}
-        prompt = self._render([question], add_generation_prompt=True)
-        before, _, after = _MARKS.split(self._render([question, {"role": "assistant", "content": _MARK.format(0)}]))
-        end = self._end.match(after)
-        if end is None:
-            self._end = re.compile(re.escape(after))
-        lead = before.removeprefix(prompt)
-        if not before.startswith(prompt) or lead.strip():
-            raise UserError("chat_template: its generation prompt is not the text that it writes before an answer")
-        return None if end is None else end[1], lead
 
     def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
         return self.tokenizer.apply_chat_template(
@@ -377,20 +374,3 @@ class ConversationEncoder:
 def _expand(text: str, counts: Iterator[int]) -> str:
     """Repeat each ``<image>`` by its count."""
     return re.sub(IMAGE, lambda mark: mark[0] * next(counts, 1), text)
-
-
-def _labels(ids: Sequence[int], offsets: Iterable[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[int]:
-    """The ids of tokens that overlap one of the ``spans`` (in order of position), ``IGNORE_INDEX`` for others."""
-    labels, remaining = [], list(reversed(spans))
-    for token, (start, end) in zip(ids, offsets, strict=True):
-        while remaining and remaining[-1][1] <= start:
-            remaining.pop()
-        inside = bool(remaining) and end > remaining[-1][0] and end > start
-        labels.append(token if inside else IGNORE_INDEX)
-    return labels
-
-
-def _with_space_starts(text: str, offsets: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Tokenizers that exclude spaces from their offsets (``trim_offsets``) state only the end of a token of spaces."""
-    for start, end in offsets:
-        yield (end - 1 if start == end and text[end - 1 : end].isspace() else start), end

@@ -16,7 +16,7 @@ from clips.errors import UserError
 from llava_bridge import answer
 from llava_bridge.conversation import InvalidConversationError
 from llava_bridge.data import read_samples
-from llava_bridge.data.collator import ConversationCollator, ConversationDataset
+from llava_bridge.data.batches import ConversationCollator, ConversationDataset
 from llava_bridge.model.build import LlavaParts, build_llava, make_conversation_encoder
 from llava_bridge.model.image_processing import (
     check_pinpoints,

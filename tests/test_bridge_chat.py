@@ -18,7 +18,7 @@ from llava_bridge.conversation import (
     resolve_chat_template,
     resolve_training_template,
 )
-from llava_bridge.data.collator import ConversationDataset
+from llava_bridge.data.batches import ConversationDataset
 
 CHATML = (
     "{% for message in messages %}{{ '<s>' + message['role'] + '\n' + message['content'] | trim + '</s>\n' }}"

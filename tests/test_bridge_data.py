@@ -22,11 +22,12 @@ from clips.errors import UserError
 from clips.typed_data import from_plain
 from llava_bridge.conversation import IGNORE_INDEX, ConversationEncoder, resolve_chat_template
 from llava_bridge.data import ConversationSourceConfig, read_samples
-from llava_bridge.data.collator import (
+from llava_bridge.data.batches import (
     ConversationCollator,
     ConversationDataset,
+    LengthGroupedSampler,
+    RandomOrder,
 )
-from llava_bridge.data.sampler import LengthGroupedSampler, RandomOrder
 from llava_bridge.data.sources import Samples, join_samples, reject_missing, repeat_indices
 from llava_bridge.training.train_config import LlavaTrainConfig
 from llava_bridge.training.trainer import make_sampler

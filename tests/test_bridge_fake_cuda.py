@@ -18,7 +18,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from llava_bridge.data import read_samples
-from llava_bridge.data.collator import ConversationCollator, ConversationDataset
+from llava_bridge.data.batches import ConversationCollator, ConversationDataset
 from llava_bridge.model.build import LlavaParts, build_llava, make_conversation_encoder
 from llava_bridge.model.modeling_llava import AnyLlava
 from llava_bridge.training.loss import LlavaLoss

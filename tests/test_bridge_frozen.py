@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Subset
 from clips.core.cache import TensorShards
 from clips.core.run_log import RunLog
 from llava_bridge.data import read_samples
-from llava_bridge.data.collator import ConversationCollator, ConversationDataset
+from llava_bridge.data.batches import ConversationCollator, ConversationDataset
 from llava_bridge.model.build import LlavaParts, build_llava, make_conversation_encoder
 from llava_bridge.training import launch
 from llava_bridge.training import stage as one_stage

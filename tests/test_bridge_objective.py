@@ -26,7 +26,7 @@ from clips.model import losses
 from clips.model.compute import compile_modules
 from clips.model.losses import linear_cross_entropy
 from llava_bridge.data import read_samples
-from llava_bridge.data.collator import ConversationCollator, ConversationDataset, pack_lengths
+from llava_bridge.data.batches import ConversationCollator, ConversationDataset, pack_lengths
 from llava_bridge.model.build import LlavaParts, build_llava, make_conversation_encoder
 from llava_bridge.training.loss import LlavaLoss, chunked_cross_entropy
 from llava_bridge.training.setup import (

@@ -42,7 +42,7 @@ from clips.errors import UserError
 from clips.typed_data import from_plain
 from llava_bridge.conversation import ConversationEncoder, resolve_chat_template
 from llava_bridge.data import ConversationSourceConfig, read_samples
-from llava_bridge.data.collator import ConversationDataset
+from llava_bridge.data.batches import ConversationDataset
 from llava_bridge.data.sources import in_other_case, split_questions
 from llava_bridge.training.run_dir import describe_data, run_identity
 from llava_bridge.training.train_config import LlavaTrainConfig, StageConfig

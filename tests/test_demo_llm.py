@@ -16,7 +16,7 @@ from clips.core.artifact import file_hash, read_manifest
 from clips.typed_data import to_plain
 from llava_bridge.conversation import IGNORE_INDEX, IMAGE, ConversationEncoder
 from llava_bridge.data import read_samples
-from llava_bridge.data.collator import ConversationDataset
+from llava_bridge.data.batches import ConversationDataset
 from llava_bridge.model.build import LlavaParts, build_llava, load_llm, load_tokenizer
 
 train_llm = load_script("demo/train_llm.py")

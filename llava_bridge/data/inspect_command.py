@@ -81,42 +81,31 @@ class ConversationStats:
 
 def run_inspect(config: InspectConversationsConfig) -> None:
     """Print samples and a summary, and write the page if requested."""
-    samples = read_samples(config)
-    stats = collect_stats(samples, _conversation_encoder(config), config)
+    from llava_bridge.conversation import ConversationEncoder, resolve_training_template
+    from llava_bridge.encoders.encoder import ImagePreprocess
+    from llava_bridge.model.build import add_image_token, build_processor, load_tokenizer
+
+    samples, tokenizer = read_samples(config), load_tokenizer(config.llm)
+    add_image_token(tokenizer)
+    template = resolve_training_template(tokenizer.chat_template, config.chat_template, tokenizer)
+    tokens: Any = config.image_tokens
+    if config.image_aspect_ratio == "anyres":  # the processor of a LLaVA with these tiles, for their number only
+        unused = (0.0, 0.0, 0.0)
+        pixels = ImagePreprocess(size=config.image_size, mean=unused, std=unused, interpolation="bicubic")
+        images = make_anyres_processor(pixels, resolve_pinpoints(config.image_size, config.image_grid_pinpoints))
+        processor = build_processor(images, tokenizer, config.image_size, config.image_tokens, template)
+        tokens = functools.partial(num_image_tokens, processor)
+    stats = collect_stats(samples, ConversationEncoder(tokenizer, template, tokens), config)
     lines, num_read = list(format_stats(len(samples), stats)), len(stats.tokens) + stats.invalid.count
     report_inspection(
         config, config.path, lines=lines, examples=stats.examples, invalid=stats.invalid, num_read=num_read
     )
 
 
-def _conversation_encoder(config: InspectConversationsConfig) -> Any:
-    from llava_bridge.conversation import ConversationEncoder, resolve_training_template
-    from llava_bridge.model.build import add_image_token, load_tokenizer
-
-    tokenizer = load_tokenizer(config.llm)
-    add_image_token(tokenizer)
-    template = resolve_training_template(tokenizer.chat_template, config.chat_template, tokenizer)
-    tokens: Any = config.image_tokens
-    if config.image_aspect_ratio == "anyres":
-        tokens = functools.partial(num_image_tokens, _anyres_processor(config, tokenizer, template))
-    return ConversationEncoder(tokenizer, template, tokens)
-
-
-def _anyres_processor(config: InspectConversationsConfig, tokenizer: Any, template: str) -> Any:
-    """The processor of a LLaVA with these tiles, for their number only."""
-    from llava_bridge.encoders.encoder import ImagePreprocess
-    from llava_bridge.model.build import build_processor
-
-    unused = (0.0, 0.0, 0.0)
-    pixels = ImagePreprocess(size=config.image_size, mean=unused, std=unused, interpolation="bicubic")
-    images = make_anyres_processor(pixels, resolve_pinpoints(config.image_size, config.image_grid_pinpoints))
-    return build_processor(images, tokenizer, config.image_size, config.image_tokens, template)
-
-
 def collect_stats(samples: Sequence[Conversation], chat: Any, config: InspectConversationsConfig) -> ConversationStats:
     """Read evenly spaced samples, as training would."""
     from llava_bridge.conversation import IGNORE_INDEX
-    from llava_bridge.data.collator import ConversationDataset
+    from llava_bridge.data.batches import ConversationDataset
 
     dataset, stats = ConversationDataset(samples, chat, config.max_length), ConversationStats()
     untruncated = ConversationDataset(samples, chat, sys.maxsize)

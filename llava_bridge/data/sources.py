@@ -70,8 +70,6 @@ class ConversationSourceConfig(HeldOutSourceConfig):
 
 CAPTION_PROMPT = "Provide a one-sentence caption for the provided image."
 """The question of all captions, as in lmms-eval's captioning tasks."""
-_THREADS = 32
-_SECONDS_BETWEEN_LINES = 20.0
 
 
 class Samples(Sequence[Conversation]):
@@ -125,11 +123,7 @@ def join_samples(sources: Sequence[Samples]) -> Samples:
 
 
 def read_samples(config: ConversationSourceConfig, seed: int = 0) -> Samples:
-    """The conversations of one source, repeated by ``repeats``.
-
-    Args:
-        config: the source.
-        seed: seed of the sampling if ``repeats`` is no integer.
+    """The conversations of one source, repeated by ``repeats``; ``seed`` samples them if it is no integer.
 
     Raises:
         UserError: a missing or malformed file, or an empty one.
@@ -142,11 +136,7 @@ def read_samples(config: ConversationSourceConfig, seed: int = 0) -> Samples:
 
 
 def read_conversations(config: HeldOutSourceConfig, captions_per_image: int | None = 1) -> Samples:
-    """Every conversation of one source once.
-
-    Args:
-        config: the source.
-        captions_per_image: maximum number of captions of each image; None uses all.
+    """Every conversation of one source once, and at most ``captions_per_image`` captions of each image (None: all).
 
     Raises:
         UserError: a missing or malformed file, or an empty one.
@@ -210,37 +200,25 @@ def in_other_case(questions: Iterable[Conversation]) -> Iterator[Conversation]:
 
 
 def repeat_indices(count: int, repeats: float, seed: int) -> np.ndarray:
-    """Indices of ``count`` items for one epoch: each ``repeats`` times, rounded down, and a random part once more.
-
-    Args:
-        count: number of items.
-        repeats: 1 gives each once, 0.5 half of them, 1.5 each once and half of them twice.
-        seed: seed of the sampling of the additional items.
-    """
+    """Indices of ``count`` items for one epoch: each ``repeats`` times, rounded down, and a random part once more."""
     whole, fraction = divmod(repeats, 1)
     sampled = random.Random(seed).sample(range(count), round(fraction * count))
     return np.array([*range(count)] * int(whole) + sorted(sampled), dtype=np.int64)
 
 
 def reject_missing(samples: Iterable[Conversation], path: str, log: Callable[[str], None]) -> None:
-    """Check that the file of every image exists.
+    """Raise UserError, with the first missing file and their number, unless all images of the source ``path`` exist.
 
-    Args:
-        samples: samples of a source.
-        path: the source's path, for messages.
-        log: receives progress messages.
-
-    Raises:
-        UserError: the message names the first missing file and counts them.
+    ``log`` receives progress messages.
     """
     images = list({str(image): image for sample in samples for image in sample.images}.values())
     missing, last_line = [], time.monotonic()
-    with ThreadPoolExecutor(_THREADS) as threads:
+    with ThreadPoolExecutor(32) as threads:
         found = threads.map(lambda image: image.exists(), images)
         for done, (image, exists) in enumerate(zip(images, found, strict=True), 1):
             if not exists:
                 missing.append(image)
-            if time.monotonic() - last_line > _SECONDS_BETWEEN_LINES:
+            if time.monotonic() - last_line > 20:
                 last_line = time.monotonic()
                 log(f"{path}: checked {done:,} of {len(images):,} images")
     if missing:

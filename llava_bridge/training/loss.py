@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from clips.model.losses import chunk_rows, linear_cross_entropy
-from llava_bridge.data.collator import supervised_indices
+from llava_bridge.data.batches import supervised_indices
 from llava_bridge.model.modeling_llava import use_square_images
 
 MATCHES = "matches"
@@ -64,7 +64,7 @@ class LlavaLoss(nn.Module):
         Args:
             input_ids: (R, T), padded on the right, so that no token of a sample sees padding.
             labels: (R, T), ``IGNORE_INDEX`` for unsupervised tokens and for the first token of each packed sample.
-            supervised: (N,), see :class:`llava_bridge.data.collator.ConversationCollator`; None computes them.
+            supervised: (N,), see :class:`llava_bridge.data.batches.ConversationCollator`; None computes them.
             position_ids: (R, T) for packed rows: they restart with each sample, which separates samples.
             num_items_in_batch: number of supervised tokens to average over; None uses those of this batch.
             cached_features: see :class:`llava_bridge.training.setup.FeatureReader`, as for ``feature_keys``.

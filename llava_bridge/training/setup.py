@@ -25,7 +25,7 @@ from clips.model.feature_cache import digest
 from clips.model.layers import repeated_layers
 from clips.model.loading import library_errors_as_user_errors, load_pretrained
 from llava_bridge.data import read_conversations, read_samples
-from llava_bridge.data.collator import ConversationCollator, ConversationDataset
+from llava_bridge.data.batches import ConversationCollator, ConversationDataset
 from llava_bridge.data.sources import join_samples, split_questions
 from llava_bridge.model.build import (
     LlavaParts,

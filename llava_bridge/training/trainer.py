@@ -27,7 +27,7 @@ from clips.core.run_log import RunLog
 from clips.core.tensor_shards import TensorShards
 from clips.data.invalid_samples import Invalid, InvalidSamples
 from clips.errors import UserError, error_reason
-from llava_bridge.data.sampler import LengthGroupedSampler, RandomOrder
+from llava_bridge.data.batches import LengthGroupedSampler, RandomOrder
 from llava_bridge.training.checkpoints import mark_complete
 from llava_bridge.training.launch import is_main_process, log_rank0
 from llava_bridge.training.run_dir import MAX_GRAD_NORM, deepspeed_config

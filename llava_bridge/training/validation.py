@@ -19,7 +19,7 @@ from clips.commandline.signals import StopRequest
 from clips.data.invalid_samples import Invalid
 from clips.parallel.distributed import all_gather_objects
 from llava_bridge.conversation import IGNORE_INDEX
-from llava_bridge.data.collator import ConversationDataset
+from llava_bridge.data.batches import ConversationDataset
 from llava_bridge.data.sources import in_other_case
 from llava_bridge.training.launch import log_rank0
 from llava_bridge.training.loss import MATCHES

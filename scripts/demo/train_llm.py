@@ -26,8 +26,7 @@ from clips.data.formats.dataset_format import IMAGE, Conversation
 from clips.errors import UserError
 from llava_bridge.conversation import IGNORE_INDEX, ConversationEncoder, resolve_chat_template
 from llava_bridge.data import ConversationSourceConfig, read_samples
-from llava_bridge.data.collator import ConversationCollator, ConversationDataset
-from llava_bridge.data.sampler import RandomOrder
+from llava_bridge.data.batches import ConversationCollator, ConversationDataset, RandomOrder
 
 BEGIN, END, PAD = "<s>", "</s>", "<pad>"
 TURN_TOKENS = ("<|user|>", "<|assistant|>")  # as the chat template "turns" writes them

@@ -1,4 +1,4 @@
-"""Collation of samples into batches: tokens padded on the right or packed, labels, pixels.
+"""From samples to batches: their order, tokens and labels, rows padded on the right or packed, pixels.
 
 Legend: B samples, R rows, T tokens of a row, P images in the batch, N tiles of an image (including the base image), S
 image size in pixels, K positions whose logits are needed.
@@ -9,13 +9,13 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
 from clips.data.formats.dataset_format import Conversation
 from clips.data.invalid_samples import Invalid
@@ -38,9 +38,7 @@ class ConversationDataset(Dataset):
 
     def __init__(self, samples: Sequence[Conversation], chat: ConversationEncoder, max_length: int) -> None:
         chat.check_prompts()
-        self.samples = samples
-        self.chat = chat
-        self.max_length = max_length
+        self.samples, self.chat, self.max_length = samples, chat, max_length
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -111,11 +109,9 @@ class ConversationCollator:
     """
 
     def __init__(self, image_processor: Any, pad: int, packed_length: float | None = None) -> None:
-        self.image_processor = image_processor
-        self.pad = pad
-        self.packed_length = packed_length
+        self.image_processor, self.pad, self.packed_length = image_processor, pad, packed_length
         self.read_features: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
-        """Adds cached features to a batch (:class:`llava_bridge.training.cached_features.FeatureReader`)."""
+        """Adds cached features to a batch (:class:`llava_bridge.training.setup.FeatureReader`)."""
 
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Collate items into a batch.
@@ -136,13 +132,13 @@ class ConversationCollator:
         # The token before a sample's first one may belong to another sample, so the first label is not supervised.
         labels = [[IGNORE_INDEX, *item["labels"][1:]] for item in items]
         batch: dict[str, Any] = {
-            "input_ids": _right_padded(_joined([item["input_ids"] for item in items], rows), self.pad),
-            "labels": _right_padded(_joined(labels, rows), IGNORE_INDEX),
+            "input_ids": _padded_rows([item["input_ids"] for item in items], rows, self.pad),
+            "labels": _padded_rows(labels, rows, IGNORE_INDEX),
             "invalid_samples": [skip for item in items for skip in item["invalid_samples"]],
         }
         batch["supervised"] = supervised_indices(batch["labels"])
         if self.packed_length is not None:
-            batch["position_ids"] = _right_padded(_joined([range(length) for length in lengths], rows), 0)
+            batch["position_ids"] = _padded_rows([range(length) for length in lengths], rows, 0)
         if self.packed_length == math.inf:
             ends = torch.tensor([0, *itertools.accumulate(lengths[index] for index in rows[0])], dtype=torch.int32)
             batch |= {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends}
@@ -176,9 +172,10 @@ def pack_lengths(lengths: Sequence[int], max_tokens: float) -> list[list[int]]:
     return [[index] for index in longest_first]
 
 
-def _joined(sequences: Sequence[Sequence[int]], rows: Sequence[Sequence[int]]) -> list[list[int]]:
-    """The concatenated sequences of each row of indices."""
-    return [[value for index in row for value in sequences[index]] for row in rows]
+def _padded_rows(sequences: Sequence[Sequence[int]], rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    """The concatenated sequences of each row of indices, padded on the right."""
+    joined = [torch.tensor([token for index in row for token in sequences[index]]) for row in rows]
+    return pad_sequence(joined, batch_first=True, padding_value=value)
 
 
 def supervised_indices(labels: Tensor) -> Tensor:
@@ -187,5 +184,101 @@ def supervised_indices(labels: Tensor) -> Tensor:
     return (following != IGNORE_INDEX).flatten().nonzero()[:, 0]
 
 
-def _right_padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
-    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)
+# ---------------------------------------------------------------- the order
+# The order of samples over all epochs of a stage is a pure function of the seed: a run that resumes from a checkpoint
+# needs only the number of samples seen. Source: `llava/train/llava_trainer.py` in haotian-liu/LLaVA
+# (`LengthGroupedSampler`).
+
+
+class RandomOrder(Sampler[int]):
+    """``total`` sample indices: concatenated shuffled epochs, LLaVA's order in its first stage.
+
+    The last step of an epoch is filled with the next one's first samples; LLaVA leaves it smaller.
+
+    Args:
+        samples: number of samples.
+        total: number of indices to return.
+        seed: seed of the shuffling.
+    """
+
+    def __init__(self, samples: int, total: int, seed: int) -> None:
+        self.samples, self.total, self.seed = samples, total, seed
+
+    def __len__(self) -> int:
+        return self.total
+
+    def __iter__(self) -> Iterator[int]:
+        rng = torch.Generator().manual_seed(self.seed)
+        for start in range(0, self.total, self.samples):
+            yield from torch.randperm(self.samples, generator=rng).tolist()[: self.total - start]
+
+
+class LengthGroupedSampler(Sampler[int]):
+    """``total`` sample indices: in each optimizer step samples with images or samples without, else at random.
+
+    The first epoch equals LLaVA's ``group_by_modality_length``, index for index; its last one or two steps are mixed.
+    Lengths determine only a sample's micro-batch within its step: all micro-batches of a step have about the same
+    length, so that no process waits for another. Sorting more samples than those of one step would pad less, but steps
+    of short answers would weigh as much as steps of long ones (docs/bridge.md). The last step of an
+    epoch, even of a single one, is filled with random samples of the next epoch, which continues with the others;
+    LLaVA leaves that step smaller.
+
+    Args:
+        sizes: whether each sample has images, and its length in any unit that grows with its tokens.
+        batch_size: samples per optimizer step, over all processes.
+        total: number of indices to return.
+        seed: seed of all shuffling.
+        micro_batches: per step, over all processes. The samples of a step do not depend on it.
+    """
+
+    def __init__(
+        self, sizes: Sequence[tuple[bool, int]], batch_size: int, total: int, seed: int, micro_batches: int = 1
+    ) -> None:
+        self.sizes, self.batch_size, self.total = sizes, batch_size, total
+        self.seed, self.micro_batches = seed, micro_batches
+
+    def __len__(self) -> int:
+        return self.total
+
+    def __iter__(self) -> Iterator[int]:
+        rng = torch.Generator().manual_seed(self.seed)
+        num_yielded = 0
+        while num_yielded < self.total:
+            first, remaining = [], list(range(len(self.sizes)))
+            if missing := -num_yielded % self.batch_size:
+                shuffled = torch.randperm(len(remaining), generator=rng).tolist()
+                first, remaining = shuffled[:missing], sorted(shuffled[missing:])
+            epoch = [*first, *self._grouped(remaining, rng)][: self.total - num_yielded]
+            yield from epoch
+            num_yielded += len(epoch)
+
+    def _grouped(self, chosen: list[int], rng: torch.Generator) -> list[int]:
+        """LLaVA's ``get_modality_length_grouped_indices``."""
+        modalities = [[index for index in chosen if self.sizes[index][0] == has_images] for has_images in (True, False)]
+        steps = [self._length_grouped(modality, rng) for modality in modalities if modality]
+        if len(steps) == 1:
+            return [index for step in steps[0] for index in step]
+        full = [step for modality in steps for step in modality[:-1]]
+        shuffled = [full[number] for number in torch.randperm(len(full), generator=rng).tolist()]
+        last = sorted(index for modality in steps for index in modality[-1])
+        return [index for step in [*shuffled, last] for index in step]
+
+    def _length_grouped(self, chosen: list[int], rng: torch.Generator) -> list[list[int]]:
+        """LLaVA's ``get_length_grouped_indices``, step by step: at random, then by length within each."""
+        shuffled = [chosen[number] for number in torch.randperm(len(chosen), generator=rng).tolist()]
+        steps = [shuffled[start : start + self.batch_size] for start in range(0, len(shuffled), self.batch_size)]
+        return [self._in_even_chunks(sorted(step, key=lambda index: -self.sizes[index][1])) for step in steps]
+
+    def _in_even_chunks(self, step: list[int]) -> list[int]:
+        """LLaVA's ``split_to_even_chunks``: the longest sample first, each into the shortest micro-batch."""
+        count = self.micro_batches
+        if len(step) % count:
+            return [index for chunk in range(count) for index in step[chunk::count]]
+        chunks: list[list[int]] = [[] for _ in range(count)]
+        lengths: list[float] = [0] * count
+        for index in step:
+            shortest = lengths.index(min(lengths))
+            chunks[shortest].append(index)
+            full = len(chunks[shortest]) == len(step) // count
+            lengths[shortest] = math.inf if full else lengths[shortest] + self.sizes[index][1]
+        return [index for chunk in chunks for index in chunk]
