@@ -79,8 +79,7 @@ _CHATML = (
 CHAT_TEMPLATES: dict[str, str] = {
     "vicuna": _template(*_VICUNA),
     "vicuna_v1": _template(
-        *_VICUNA,
-        before=BOS + "{%- if messages[0]['role'] != 'system' -%}{{ " + f'"{_PREAMBLE} "' + " }}{%- endif -%}",
+        *_VICUNA, before=BOS + "{%- if messages[0]['role'] != 'system' -%}{{ " + f'"{_PREAMBLE} "' + " }}{%- endif -%}"
     ),
     # One token begins each message: for small LLMs with short contexts, as the demo's.
     "turns": _template("text + ' '", "'<|user|> ' + text", "'<|assistant|> ' + text + eos_token", "'<|assistant|>'"),

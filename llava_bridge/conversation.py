@@ -98,12 +98,8 @@ class InvalidConversationError(Exception):
 def resolve_chat_template(own: str | Mapping[str, str] | None, choice: str) -> str:
     """The chat template of a LLaVA, which accepts content as text and as a list of parts.
 
-    Args:
-        own: the tokenizer's own template, None if it has none; of several by name the default.
-        choice: ``auto`` (the LLM's own if it has one, else ``vicuna``) or a name in :data:`CHAT_TEMPLATES`.
-
-    Raises:
-        UserError: an unknown name.
+    ``own`` is the tokenizer's (of several by name the default is used); ``choice`` is ``auto`` (its own if there is
+    one, else ``vicuna``) or a name in :data:`CHAT_TEMPLATES`.
     """
     own = own.get("default") if isinstance(own, Mapping) else own
     if choice == "auto":
@@ -166,13 +162,8 @@ def add_sentencepiece_spaces(template: str, tokenizer: Any) -> str:
 
     The original tokenizes the text before and after an image separately, so that SentencePiece prefixes each with a
     space (▁). transformers' Llama tokenizer prefixes only the whole text, not the text after the BOS token or an image:
-    the template therefore writes that space. Templates of other tokenizers do not change.
-
-    Source: ``tokenizer_image_token`` in haotian-liu/LLaVA's ``mm_utils.py``.
-
-    Args:
-        template: from :func:`resolve_chat_template`.
-        tokenizer: knows ``<image>``.
+    the template therefore writes that space. Templates of other tokenizers do not change. Source:
+    ``tokenizer_image_token`` in haotian-liu/LLaVA's ``mm_utils.py``.
     """
 
     def tokens(text: str) -> list[int]:
@@ -196,15 +187,9 @@ class EncodedConversation:
 
 
 class ConversationEncoder:
-    """Tokenizes conversations with one tokenizer and template.
+    """Tokenizes conversations with one fast tokenizer, which knows ``<image>`` as one token, and one template.
 
-    Args:
-        tokenizer: a fast transformers tokenizer that knows ``<image>`` as one token.
-        template: from :func:`resolve_chat_template`.
-        image_tokens: number of tokens of an image; a function of the image if it depends on the image.
-
-    Raises:
-        UserError: the template fails.
+    ``image_tokens`` is the number of tokens of an image; a function of the image if it depends on the image.
     """
 
     def __init__(self, tokenizer: Any, template: str, image_tokens: int | Callable[[Image.Image], int]) -> None:
@@ -224,13 +209,7 @@ class ConversationEncoder:
 
     @property
     def end_token(self) -> str | None:
-        """The special token that the template writes after an answer.
-
-        If it writes none, this is None, and the text that it writes there is supervised instead.
-
-        Raises:
-            UserError: the template fails, or its prompt is not the text before an answer.
-        """
+        """The special token that the template writes after an answer; None if the text that it writes is supervised."""
         return self._borders[0]
 
     @functools.cached_property
@@ -265,9 +244,7 @@ class ConversationEncoder:
     def prompt(self, messages: Sequence[Message], images: Sequence[Image.Image] = ()) -> str:
         """The text before the next answer, each ``<image>`` repeated for all of its tokens.
 
-        Args:
-            messages: the last one is the user's.
-            images: of the messages, in order; not needed if all have the same number of tokens.
+        ``images``, in order, are not needed if all have the same number of tokens.
         """
         return _expand(self._render(messages, add_generation_prompt=True), self._counts(images))
 
@@ -284,15 +261,9 @@ class ConversationEncoder:
     def encode(
         self, messages: Sequence[Message], max_length: int, images: Sequence[Image.Image] = ()
     ) -> EncodedConversation:
-        """The tokens of a conversation, truncated on the right to ``max_length``, and their labels.
+        """The tokens of a conversation with its images, truncated on the right to ``max_length``, and their labels.
 
-        Args:
-            messages: the conversation.
-            max_length: in tokens, those of images included.
-            images: see :meth:`prompt`.
-
-        Raises:
-            InvalidConversationError: no answer, or truncation inside an image or before the first answer token.
+        InvalidConversationError: no answer, or truncation inside an image or before the first answer token.
         """
         # The rendered text, and the character span of each answer with its end token.
         counts, number = self._counts(images), itertools.count()
@@ -334,12 +305,9 @@ class ConversationEncoder:
             raise UserError("chat_template: no special token follows an answer; expected one, such as </s>")
 
     def check_prompts(self) -> None:
-        """Check that each answer is trained after exactly the prompt that generation uses.
+        """Raise UserError unless each answer is trained after exactly the prompt that generation uses.
 
         A thinking LLM's template may write additional text before the last answer only, as Qwen 3's does.
-
-        Raises:
-            UserError: the prompts of an answer differ, with a system message or without.
         """
         turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": ""}] * 3
         for system in ([], [{"role": "system", "content": "!"}]):

@@ -61,8 +61,7 @@ class ConvertConfig:
 def run_convert(config: ConvertConfig) -> None:
     """Convert the LLaVA.
 
-    Raises:
-        UserError: the source is missing, incomplete or already in that format, or the format does not support it.
+    UserError: the source is missing, incomplete or already in that format, or the format does not support it.
     """
     llm = None if config.llm is None else str(resolve_model_dir(config.llm, "llm"))
     local = dataclasses.replace(config, source=str(resolve_model_dir(config.source, "source")), llm=llm)

@@ -55,16 +55,7 @@ _SUPPORTED: dict[str, tuple[Any, ...]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OriginalCheckpoint:
-    """An original checkpoint.
-
-    Args:
-        config: its ``config.json``.
-        llm: the LLM's weights with transformers' names.
-        projector: the projector's weights, without prefix.
-        projector_name: its name in the projector registry.
-        tower: the tower's weights with transformers' names; empty if the checkpoint refers to ``mm_vision_tower``.
-        newline: (D,), the token at the end of a row of tiles; None for a LLaVA without tiles.
-    """
+    """An original checkpoint."""
 
     config: Mapping[str, Any]
     llm: Mapping[str, Tensor]
@@ -91,8 +82,7 @@ def _swap_pairs(pinpoints: Sequence[Sequence[int]]) -> list[list[int]]:
 def read_original(source: Path, llm: str | None) -> OriginalCheckpoint:
     """Read a checkpoint: a directory with all weights, or with only a projector, for which ``llm`` is given.
 
-    Raises:
-        UserError: files are missing or would run code; the checkpoint is another LLaVA variant.
+    UserError: files are missing or would run code; the checkpoint is another LLaVA variant.
     """
     config = read_config(source)
     if not is_original_llava(source):
@@ -194,8 +184,7 @@ def _projector_name(weights: Mapping[str, Tensor], source: Path, stated: str | N
 def llm_config(config: Mapping[str, Any]) -> Any:
     """The LLM's config in transformers, from the known entries of an original ``config.json``.
 
-    Raises:
-        UserError: they are not a valid config.
+    UserError: they are not a valid config.
     """
     model_type = LLM_TYPES[config["model_type"]]
     excluded = {"model_type", "architectures", "transformers_version", "dtype"}
@@ -212,10 +201,7 @@ def llm_config(config: Mapping[str, Any]) -> Any:
 def original_config(model: Any, processor: Any, tower: str) -> dict[str, Any]:
     """The original ``config.json`` of a LLaVA in transformers, with the field names of the original code's version.
 
-    ``tower``: path of the tower's directory.
-
-    Raises:
-        UserError: the original format does not support this LLaVA.
+    UserError: the original format does not support this LLaVA.
     """
     text, vision = model.config.text_config, model.config.vision_config
     if text.model_type not in MODEL_TYPES:
@@ -259,11 +245,7 @@ def original_config(model: Any, processor: Any, tower: str) -> dict[str, Any]:
 
 
 def projector_type(model: Any) -> str:
-    """``mm_projector_type`` of a LLaVA.
-
-    Raises:
-        UserError: the original LLaVA has no equal projector.
-    """
+    """``mm_projector_type`` of a LLaVA. UserError: the original LLaVA has no equal projector."""
     own = getattr(model.config, "projector", None)
     name = own["type"] if own else "mlp2x_gelu"
     if name != "linear" and not re.fullmatch(r"mlp\d+x_gelu", name):

@@ -33,11 +33,7 @@ class SwapConfig(AssemblyConfig):
 
 
 def run_swap(config: SwapConfig) -> None:
-    """Write the LLaVA with the new encoder.
-
-    Raises:
-        UserError: LLaVA or encoder are missing, incomplete or incompatible.
-    """
+    """Write the LLaVA with the new encoder. UserError: LLaVA or encoder are missing, incomplete or incompatible."""
     check_llava_dir(config.llava)
     check_encoder_files(config.encoder)
     check_overwritable(config.output, "llava")

@@ -31,9 +31,6 @@ class ConversationDataset(Dataset):
     """Samples as tokens and images, computed on access.
 
     An invalid sample is replaced by the next usable one; the item lists it under ``invalid_samples``.
-
-    Raises:
-        UserError: the chat template's training prompts differ from its generation prompts.
     """
 
     def __init__(self, samples: Sequence[Conversation], chat: ConversationEncoder, max_length: int) -> None:
@@ -72,9 +69,8 @@ class ConversationDataset(Dataset):
     def encode(self, sample: Conversation) -> dict[str, Any]:
         """Tokens, labels and opened images of one sample.
 
-        Raises:
-            InvalidConversationError: the images do not match the text, the sample is too long, or an answer is empty.
-            UserError: an image is missing or undecodable.
+        InvalidConversationError: the images do not match the text, the sample is too long, or an answer is empty.
+        UserError: an image is missing or undecodable.
         """
         if sample.fault:
             raise InvalidConversationError(sample.fault)
@@ -101,11 +97,9 @@ class ConversationDataset(Dataset):
 class ConversationCollator:
     """Items of :class:`ConversationDataset` to a batch for :class:`llava_bridge.training.loss.LlavaLoss`.
 
-    Args:
-        image_processor: the LLaVA's image processor; None for an LLM without images.
-        pad: id of the padding token.
-        packed_length: tokens per row for packing several samples; None pads each sample to a row of its own.
-            ``math.inf`` packs all samples into one row, for FlashAttention, which gets their bounds.
+    Without ``packed_length`` each sample is padded to a row of its own. Otherwise several are packed into rows of so
+    many tokens; ``math.inf`` packs all samples into one row, for FlashAttention, which gets their bounds.
+    ``image_processor`` is None for an LLM without images.
     """
 
     def __init__(self, image_processor: Any, pad: int, packed_length: float | None = None) -> None:
@@ -116,14 +110,12 @@ class ConversationCollator:
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Collate items into a batch.
 
-        Returns:
-            ``input_ids`` and ``labels`` (R, T); ``supervised`` (K,), the positions, row after row, whose next token is
-            supervised; for packed rows ``position_ids`` (R, T), and for a single row of all samples
-            transformers' arguments for FlashAttention, ``cu_seq_lens_q`` (B + 1,) …;
-            ``pixel_values`` (P, 3, S, S) in the order of their tokens; ``invalid_samples``, a list of `Invalid`. For a
-            LLaVA with tiles ``pixel_values`` (P, N, 3, S, S), padded with zero tiles, and ``image_sizes``, P pairs of
-            height and width. What the host needs to know of a batch is not in tensors, for which it would have to
-            wait on a GPU.
+        ``input_ids`` and ``labels`` (R, T); ``supervised`` (K,), the positions, row after row, whose next token is
+        supervised; for packed rows ``position_ids`` (R, T), and for a single row of all samples transformers' arguments
+        for FlashAttention, ``cu_seq_lens_q`` (B + 1,) …; ``pixel_values`` (P, 3, S, S) in the order of their tokens;
+        ``invalid_samples``, a list of `Invalid`. For a LLaVA with tiles ``pixel_values`` (P, N, 3, S, S), padded with
+        zero tiles, and ``image_sizes``, P pairs of height and width. What the host needs to know of a batch is not in
+        tensors, for which it would have to wait on a GPU.
         """
         lengths = [len(item["input_ids"]) for item in items]
         rows = [[index] for index in range(len(items))]
@@ -194,11 +186,6 @@ class RandomOrder(Sampler[int]):
     """``total`` sample indices: concatenated shuffled epochs, LLaVA's order in its first stage.
 
     The last step of an epoch is filled with the next one's first samples; LLaVA leaves it smaller.
-
-    Args:
-        samples: number of samples.
-        total: number of indices to return.
-        seed: seed of the shuffling.
     """
 
     def __init__(self, samples: int, total: int, seed: int) -> None:
@@ -219,9 +206,9 @@ class LengthGroupedSampler(Sampler[int]):
     The first epoch equals LLaVA's ``group_by_modality_length``, index for index; its last one or two steps are mixed.
     Lengths determine only a sample's micro-batch within its step: all micro-batches of a step have about the same
     length, so that no process waits for another. Sorting more samples than those of one step would pad less, but steps
-    of short answers would weigh as much as steps of long ones (docs/bridge.md). The last step of an
-    epoch, even of a single one, is filled with random samples of the next epoch, which continues with the others;
-    LLaVA leaves that step smaller.
+    of short answers would weigh as much as steps of long ones (docs/bridge.md). The last step of an epoch, even of a
+    single one, is filled with random samples of the next epoch, which continues with the others; LLaVA leaves that step
+    smaller.
 
     Args:
         sizes: whether each sample has images, and its length in any unit that grows with its tokens.

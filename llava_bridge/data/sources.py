@@ -73,12 +73,7 @@ CAPTION_PROMPT = "Provide a one-sentence caption for the provided image."
 
 
 class Samples(Sequence[Conversation]):
-    """Conversations of some sources, each read on access.
-
-    Args:
-        parts: the conversations of each source.
-        order: index of each sample in the joined parts; None for all in order.
-    """
+    """Conversations of some sources, each read on access; ``order`` has the index of each in the joined parts."""
 
     def __init__(self, parts: Sequence[ConversationTable | Sequence[Conversation]], order: np.ndarray | None = None):
         self.parts = parts
@@ -125,8 +120,7 @@ def join_samples(sources: Sequence[Samples]) -> Samples:
 def read_samples(config: ConversationSourceConfig, seed: int = 0) -> Samples:
     """The conversations of one source, repeated by ``repeats``; ``seed`` samples them if it is no integer.
 
-    Raises:
-        UserError: a missing or malformed file, or an empty one.
+    UserError: a missing or malformed file, or an empty one.
     """
     samples = read_conversations(config, config.captions_per_image)
     order = repeat_indices(len(samples), config.repeats, seed)
@@ -138,8 +132,7 @@ def read_samples(config: ConversationSourceConfig, seed: int = 0) -> Samples:
 def read_conversations(config: HeldOutSourceConfig, captions_per_image: int | None = 1) -> Samples:
     """Every conversation of one source once, and at most ``captions_per_image`` captions of each image (None: all).
 
-    Raises:
-        UserError: a missing or malformed file, or an empty one.
+    UserError: a missing or malformed file, or an empty one.
     """
     settings = {"split": config.split, "image_root": config.image_root}
     used: dict[str, Any] = {name: value for name, value in settings.items() if name in FORMATS[config.format].takes}

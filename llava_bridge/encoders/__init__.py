@@ -46,14 +46,9 @@ ENCODER_SOURCES: dict[str, str] = {
 
 
 def load_encoder(spec: str, image_size: int | None = None) -> VisionEncoder:
-    """Load the encoder ``spec``.
+    """Load the encoder ``spec``, see the module's table; without ``image_size`` (pixels) at its own.
 
-    Args:
-        spec: see the module's table.
-        image_size: image size in pixels; None uses the encoder's own.
-
-    Raises:
-        UserError: an unknown source or name, missing or non-matching weights.
+    UserError: an unknown source or name, missing or non-matching weights.
     """
     if image_size is not None and image_size < 1:
         raise UserError(f"image_size: expected at least 1, got {image_size}")
@@ -77,8 +72,7 @@ def build_tower(source: str, architecture: Mapping[str, Any]) -> VisionTower:
 def parse_spec(spec: str) -> tuple[str, str]:
     """Split an encoder spec into (source, reference); without a source it is an open_clip directory or Hub repo id.
 
-    Raises:
-        UserError: an unknown source.
+    UserError: an unknown source.
     """
     source, colon, reference = spec.partition(":")
     if not colon or "/" in source or spec.startswith(HF_HUB_PREFIX):
@@ -98,8 +92,7 @@ def local_paths(spec: str) -> dict[str, str]:
 def resolve_open_clip_dir(reference: str) -> Path:
     """The directory of an open_clip encoder: ``reference`` itself, or the Hub's copy of ``hf-hub:NAME``.
 
-    Raises:
-        UserError: it cannot be downloaded.
+    UserError: it cannot be downloaded.
     """
     if reference.startswith(HF_HUB_PREFIX):
         return download_from_hub(reference.removeprefix(HF_HUB_PREFIX), "encoder")

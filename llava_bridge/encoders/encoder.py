@@ -80,14 +80,7 @@ class VisionTower(nn.Module, ABC):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImagePreprocess:
-    """Image preprocessing: resized to a square, then normalized.
-
-    Args:
-        size: image size S.
-        mean: per channel, of values in 0…1.
-        std: per channel, of values in 0…1.
-        interpolation: ``bilinear`` or ``bicubic``.
-    """
+    """Image preprocessing: resized to a square of ``size`` pixels, then normalized by channel, of values in 0…1."""
 
     size: int
     mean: tuple[float, float, float]
@@ -117,8 +110,7 @@ class VisionEncoder:
 def load_weights(tower: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
     """Copy ``weights`` into ``tower``; names and shapes must match.
 
-    Raises:
-        UserError: naming the first tensor that is missing, unexpected or of another shape.
+    UserError: naming the first tensor that is missing, unexpected or of another shape.
     """
     own = tower.state_dict()
     fault = None
@@ -138,8 +130,7 @@ def load_weights(tower: nn.Module, weights: Mapping[str, Tensor], where: str) ->
 def probe_output_shape(tower: VisionTower, size: int, layer: int, where: str) -> tuple[int, int]:
     """Run a dummy image; return (grid size G, width D) of hidden state ``layer``, counted from the end if negative.
 
-    Raises:
-        UserError: the tokens do not form a square grid, or one whose size LLaVA's processor cannot compute.
+    UserError: the tokens do not form a square grid, or one whose size LLaVA's processor cannot compute.
     """
     was_training, index = tower.training, layer % (tower.depth + 1)
     state = next(itertools.islice(tower.eval().states(torch.zeros(1, 3, size, size), index), index, None))

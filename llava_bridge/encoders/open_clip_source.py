@@ -90,8 +90,7 @@ def build(architecture: Mapping[str, Any]) -> VisionTower:
 def load(reference: str, image_size: int | None) -> VisionEncoder:
     """Read the image tower of an encoder directory.
 
-    Raises:
-        UserError: config or weights are missing or do not match; ``image_size`` differs from the tower's own.
+    UserError: config or weights are missing or do not match; ``image_size`` differs from the tower's own.
     """
     check_encoder_files(reference)
     directory = resolve_open_clip_dir(reference)

@@ -105,8 +105,7 @@ def _build_trunk(architecture: Mapping[str, Any]) -> Any:
 def load(reference: str, image_size: int | None) -> VisionEncoder:
     """Read ``NAME``, ``NAME@weights.safetensors`` or ``NAME@random``.
 
-    Raises:
-        UserError: timm has no such model; the file is missing or of another architecture.
+    UserError: timm has no such model; the file is missing or of another architecture.
     """
     name, _, origin = reference.partition("@")
     pixels = preprocess_of(name, {}, image_size)
@@ -131,8 +130,7 @@ def load(reference: str, image_size: int | None) -> VisionEncoder:
 def preprocess_of(name: str, stated: Mapping[str, Any], image_size: int | None) -> ImagePreprocess:
     """The preprocessing of timm model ``name``; ``stated`` replaces entries of timm's config.
 
-    Raises:
-        UserError: timm has no such model.
+    UserError: timm has no such model.
     """
     _check_name(name)
     settings = {**_timm().get_pretrained_cfg(name).to_dict(), **stated}

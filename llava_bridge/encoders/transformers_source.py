@@ -186,11 +186,7 @@ FAMILIES: dict[str, ModelFamily] = {
 
 
 def square_side(value: Any, what: str) -> int:
-    """The side of a square that a config states as a number or as two equal ones.
-
-    Raises:
-        UserError: two different numbers.
-    """
+    """The side of a square that a config states as a number or as two equal ones. UserError: two different numbers."""
     sides = set(value) if isinstance(value, list | tuple) else {value}
     if len(sides) != 1:
         raise UserError(f"encoder: expected a square {what}, got {value}")
@@ -200,10 +196,9 @@ def square_side(value: Any, what: str) -> int:
 class TransformersTower(VisionTower):
     """A transformers vision model with its own hidden states; of several class and register tokens the first is kept.
 
-    Args:
-        architecture: ``config``, a vision config or that of a model with one; ``final_norm``, whether the last hidden
-            state passes through the family's final norm. LLaVAs of transformers lack the latter: they read the last
-            layer's output.
+    ``architecture`` has ``config``, a vision config or that of a model with one, and ``final_norm``, whether the last
+    hidden state passes through the family's final norm. LLaVAs of transformers lack the latter: they read the last
+    layer's output.
     """
 
     def __init__(self, architecture: Mapping[str, Any]) -> None:
@@ -240,8 +235,7 @@ def build(architecture: Mapping[str, Any]) -> VisionTower:
 def load(reference: str, image_size: int | None) -> VisionEncoder:
     """Read a directory in the transformers format, or a model of the Hub by its repo id.
 
-    Raises:
-        UserError: it is missing, incomplete, or its type is not in :data:`FAMILIES`.
+    UserError: it is missing, incomplete, or its type is not in :data:`FAMILIES`.
     """
     from transformers import AutoConfig
 
@@ -288,8 +282,7 @@ def load(reference: str, image_size: int | None) -> VisionEncoder:
 def vision_config(values: Mapping[str, Any]) -> Any:
     """transformers' config of a vision model from its values, or from those of a model with one.
 
-    Raises:
-        UserError: its type is not in :data:`FAMILIES`, or its values do not fit the type.
+    UserError: its type is not in :data:`FAMILIES`, or its values do not fit the type.
     """
     from transformers import CONFIG_MAPPING, AutoConfig
 
@@ -343,8 +336,7 @@ def _pixels(directory: Path, config: Any) -> ImagePreprocess:
 def image_size_of(processor: Any) -> int | None:
     """The size of the square that an image processor produces; None if it does not state one.
 
-    Raises:
-        UserError: it is not square.
+    UserError: it is not square.
     """
     crops = getattr(processor, "do_center_crop", True) is not False
     size = (getattr(processor, "crop_size", None) if crops else None) or getattr(processor, "size", None)

@@ -42,10 +42,8 @@ class ChatConfig:
 def run_chat(config: ChatConfig) -> None:
     """Answer the prompt, or each line of input, with the conversation so far.
 
-    Ctrl-C ends an answer; at the prompt it ends the chat, as do an empty line and the end of input.
-
-    Raises:
-        UserError: no such directory or image; a prompt that cannot be answered.
+    Ctrl-C ends an answer; at the prompt it ends the chat, as do an empty line and the end of input. UserError: no such
+    directory or image; a prompt that cannot be answered.
     """
     images = []
     if config.image is not None:
@@ -138,8 +136,7 @@ class _Printer:
 def _read_prompt() -> str:
     """The next line, edited with the arrow keys in a terminal; empty at the end of input.
 
-    Raises:
-        UserError: it is not UTF-8.
+    UserError: it is not UTF-8.
     """
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return _decode(sys.stdin.buffer.readline())

@@ -221,12 +221,7 @@ def batch_prefixes(prefixes: Sequence[Prefix], batch_size: int) -> Iterator[list
 
 
 class PrefixCache:
-    """The keys and values of some prefixes.
-
-    Args:
-        model: a LLaVA.
-        inputs: the prefixes, padded on the left: ``input_ids`` and ``attention_mask`` (P, L), pixels.
-    """
+    """The keys and values of some prefixes (P, L), padded on the left, and their pixels."""
 
     def __init__(self, model: Any, inputs: dict[str, Tensor]) -> None:
         self.ids, self.mask = inputs["input_ids"], inputs["attention_mask"]
@@ -242,12 +237,7 @@ class PrefixCache:
         return type(self.cache) is DynamicCache and all(type(layer) is DynamicLayer for layer in self.cache.layers)
 
     def inputs_for(self, prefixes: Sequence[int], suffixes: dict[str, Tensor]) -> dict[str, Any]:
-        """The inputs of ``model.generate``.
-
-        Args:
-            prefixes: (B,) index of each prompt's prefix.
-            suffixes: ``input_ids`` and ``attention_mask`` (B, R) of the remaining tokens, padded on the left.
-        """
+        """The inputs of ``model.generate`` for prompts of these prefixes (B,) and other tokens (B, R), padded left."""
         indices = torch.tensor(prefixes, device=self.ids.device)
         cache = copy.copy(self.cache)
         cache.layers = [copy.copy(layer) for layer in self.cache.layers]  # selecting replaces tensors, not contents
@@ -265,8 +255,7 @@ class PrefixCache:
 def encode_prompt(chat: ConversationEncoder, messages: Sequence[Message], images: Sequence[Image.Image]) -> list[int]:
     """The tokens of a conversation before the next answer.
 
-    Raises:
-        UserError: the numbers of images and ``<image>`` tokens differ, or the chat template rejects the messages.
+    UserError: the numbers of images and ``<image>`` tokens differ, or the chat template rejects the messages.
     """
     with library_errors_as_user_errors("the LLM's chat template does not support this conversation"):
         text = chat.prompt(messages, images)

@@ -96,13 +96,7 @@ def loglikelihoods(
 
 
 def _encode(
-    chat: ConversationEncoder,
-    prompt: str,
-    images: Sequence[Image.Image],
-    continuation: str,
-    context: int,
-    *,
-    end: bool,
+    chat: ConversationEncoder, prompt: str, images: Sequence[Image.Image], continuation: str, context: int, *, end: bool
 ) -> EncodedConversation:
     """The tokens of prompt and continuation, with labels of the tokens to score."""
     if not continuation.strip():

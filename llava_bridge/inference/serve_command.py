@@ -38,8 +38,7 @@ class ServeConfig:
 def run_serve(config: ServeConfig) -> None:
     """Answer requests until interrupted.
 
-    Raises:
-        UserError: no such LLaVA; the port is in use; the extra ``serve`` is not installed.
+    UserError: no such LLaVA; the port is in use; the extra ``serve`` is not installed.
     """
     if not is_on_hub(config.model):  # a download starts after all checks
         resolve_llava_dir(config.model)  # reported before torch is imported

@@ -71,13 +71,7 @@ AnyProcessor = LlavaProcessor | LlavaNextProcessor
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LlavaParts(AssemblyConfig):
-    """The parts of a LLaVA.
-
-    Args:
-        encoder: see :mod:`llava_bridge.encoders`.
-        llm: a directory with a transformers causal LM and its tokenizer, or a LLaVA directory, whose LLM is used; or
-            the Hub repo id of either.
-    """
+    """The parts of a LLaVA, by name as for :class:`llava_bridge.training.train_config.LlavaTrainConfig`."""
 
     encoder: str
     llm: str
@@ -92,8 +86,7 @@ class LlavaParts(AssemblyConfig):
 def build_llava(parts: LlavaParts, *, keep_bf16: bool = False) -> tuple[AnyLlava, AnyProcessor]:
     """Build the untrained LLaVA in float32, its encoder frozen; with ``keep_bf16`` an LLM stored in bf16 stays in it.
 
-    Raises:
-        UserError: an encoder or LLM is missing, incomplete or incompatible.
+    UserError: an encoder or LLM is missing, incomplete or incompatible.
     """
     torch.manual_seed(parts.seed)
     encoder, tokenizer = load_encoder(parts.encoder, parts.image_size), load_tokenizer(parts.llm)
@@ -105,8 +98,7 @@ def build_llava_from_parts(
 ) -> tuple[AnyLlava, AnyProcessor]:
     """Build the LLaVA of loaded parts; missing special tokens are added to tokenizer and LLM.
 
-    Raises:
-        UserError: they are incompatible.
+    UserError: they are incompatible.
     """
     register()  # transformers' LLaVA builds its tower by AutoModel
     vision = build_vision_model(encoder, parts.vision_feature_layer)
@@ -192,14 +184,10 @@ def make_conversation_encoder(
     square_images: bool = False,
     ends_answers: bool = False,
 ) -> ConversationEncoder:
-    """Return the :class:`ConversationEncoder` of a LLaVA.
+    """The :class:`ConversationEncoder` of a LLaVA, with its own template or another one by name.
 
-    Args:
-        model: the LLaVA.
-        processor: its processor.
-        template: name of a chat template; None uses its own.
-        square_images: an image has the tokens of one square, also in a LLaVA with tiles.
-        ends_answers: the tokenizer's EOS token follows an answer that the template does not end.
+    With ``square_images`` an image has the tokens of one square, also in a LLaVA with tiles; with ``ends_answers`` the
+    tokenizer's EOS token follows an answer that the template does not end.
     """
     own, tokenizer = processor.chat_template or processor.tokenizer.chat_template, processor.tokenizer
     if template is None:
@@ -236,8 +224,7 @@ def state_image_tokens(config: AnyConfig, processor: AnyProcessor) -> None:
 def set_generation_config(model: AnyLlava, processor: AnyProcessor) -> None:
     """Set greedy decoding that stops at the template's EOS token.
 
-    Raises:
-        UserError: see :meth:`ConversationEncoder.check_end` and :meth:`ConversationEncoder.check_prompts`.
+    UserError: see :meth:`ConversationEncoder.check_end` and :meth:`ConversationEncoder.check_prompts`.
     """
     tokenizer, chat = processor.tokenizer, make_conversation_encoder(model, processor)
     chat.check_end()
@@ -254,8 +241,7 @@ def set_generation_config(model: AnyLlava, processor: AnyProcessor) -> None:
 def load_tokenizer(llm: str) -> Any:
     """Load the tokenizer of an LLM directory.
 
-    Raises:
-        UserError: no directory, no tokenizer in it, or a slow one (only fast ones map characters to tokens).
+    UserError: no directory, no tokenizer in it, or a slow one (only fast ones map characters to tokens).
     """
     check_llm_dir(llm)
     return read_tokenizer(llm)
@@ -283,10 +269,8 @@ def read_tokenizer(llm: str) -> Any:
 def load_llm(llm: str, *, keep_bf16: bool = False) -> Any:
     """Load the causal LM of a directory, or that of a LLaVA, in float32.
 
-    With ``keep_bf16`` a causal LM stored in bf16 stays in it.
-
-    Raises:
-        UserError: transformers cannot load it, or weights are missing.
+    With ``keep_bf16`` a causal LM stored in bf16 stays in it. UserError: transformers cannot load it, or weights are
+    missing.
     """
     check_llm_dir(llm)
     directory = resolve_model_dir(llm, "llm")
@@ -355,11 +339,9 @@ def extract_lm_head(llm: Any) -> nn.Module:
 
     A factor is merged into the layer's weights. A tied layer is copied if it has a factor, or if the embedding is not
     called ``embed_tokens``, where transformers' LLaVA expects it. A cap is dropped, with a message: the LLM in the
-    LLaVA has none. ``llm.config`` is updated.
-
-    Raises:
-        UserError: it has no output layer, processes its output in another way, has no key-value cache (as state space
-            models), or needs more than embeddings: transformers' LLaVA does not support these.
+    LLaVA has none. ``llm.config`` is updated. UserError: it has no output layer, processes its output in another way,
+    has no key-value cache (as state space models), or needs more than embeddings: transformers' LLaVA does not support
+    these.
     """
     layer, config = llm.get_output_embeddings(), llm.config
     if layer is None:

@@ -80,8 +80,7 @@ def check_pinpoints(aspect: str, pinpoints: Sequence[Sequence[int]] | None) -> N
 def resolve_pinpoints(side: int, pinpoints: Sequence[Sequence[int]] | None) -> list[list[int]]:
     """The pinpoints (height, width) in pixels; LLaVA-NeXT's if None.
 
-    Raises:
-        UserError: they are not multiples of tiles of ``side`` pixels.
+    UserError: they are not multiples of tiles of ``side`` pixels.
     """
     if pinpoints is None:
         return [[rows * side, columns * side] for rows, columns in DEFAULT_TILE_GRIDS]
@@ -94,8 +93,7 @@ def resolve_pinpoints(side: int, pinpoints: Sequence[Sequence[int]] | None) -> l
 def effective_patch_size(projector: ProjectorConfig, shape: ProjectorShape, side: int) -> int:
     """The size in pixels of one token in a tile of ``side`` pixels; an incomplete remainder is ignored.
 
-    Raises:
-        UserError: a tile's tokens do not form a square grid, so tiles cannot be joined.
+    UserError: a tile's tokens do not form a square grid, so tiles cannot be joined.
     """
     if shape.extra:
         raise UserError("vision_feature_select_strategy: expected default with image_aspect_ratio anyres, got full")

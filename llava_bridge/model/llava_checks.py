@@ -14,8 +14,7 @@ from clips.text_files import safe_json_loads
 def resolve_llava_dir(reference: str | Path) -> Path:
     """The directory of a LLaVA, or of the Hub's copy, as :func:`clips.model_refs.resolve_model_dir`.
 
-    Raises:
-        UserError: it is no directory of a LLaVA in the transformers format, or has no weights.
+    UserError: it is no directory of a LLaVA in the transformers format, or has no weights.
     """
     path = resolve_model_dir(str(reference), "llava")
     if not (path / "config.json").is_file() and not is_original_llava(path):
@@ -44,11 +43,7 @@ def is_original_llava(directory: str | Path) -> bool:
 
 
 def read_config(directory: str | Path) -> dict[str, Any]:
-    """Read the ``config.json`` of a model's directory; empty if there is none.
-
-    Raises:
-        UserError: it is not JSON.
-    """
+    """Read the ``config.json`` of a model's directory; empty if there is none. UserError: it is not JSON."""
     path = Path(directory) / "config.json"
     if not path.is_file():
         return {}
@@ -60,11 +55,7 @@ def read_config(directory: str | Path) -> dict[str, Any]:
 
 
 def check_llava_dir(llava: str) -> None:
-    """Raise UserError unless ``llava`` is a LLaVA in the transformers format, with tokenizer and weights.
-
-    Args:
-        llava: as in :func:`resolve_model_dir`.
-    """
+    """Raise UserError unless ``llava`` is a LLaVA in the transformers format, with tokenizer and weights."""
     directory = resolve_model_dir(llava, "llava")
     if not directory.is_dir():
         raise UserError(f"llava: {llava} is not a directory")
@@ -91,11 +82,7 @@ def check_image_token(tokenizer: Any, config: Any, what: str) -> None:
 
 
 def check_llm_dir(llm: str) -> None:
-    """Raise UserError unless ``llm`` has config, tokenizer and weights.
-
-    Args:
-        llm: as in :func:`resolve_model_dir`. It may be a LLaVA in the transformers format, whose LLM is used.
-    """
+    """Raise UserError unless ``llm`` has config, tokenizer and weights. It may be a LLaVA, whose LLM is used."""
     directory = resolve_model_dir(llm, "llm")
     if "mm_vision_tower" in read_config(directory):
         raise UserError(f"llm: {llm} is a LLaVA in the original format; convert it by `llava-bridge convert`")

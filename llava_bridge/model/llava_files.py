@@ -26,13 +26,9 @@ MAX_SHARD_SIZE = "5GB"
 def load_for_training(llava: str, chat_template: str, *, keep_bf16: bool = False) -> tuple[Any, Any]:
     """Load (model, processor) from a LLaVA directory for training, in float32, its encoder frozen.
 
-    Args:
-        llava: written by this suite, or any LLaVA in the transformers format; a directory, or a Hub repo id.
-        chat_template: ``auto`` (its own) or a template's name.
-        keep_bf16: whether projector and LLM stay in bf16 if they are stored in it.
-
-    Raises:
-        UserError: parts are missing or of an unsupported type; its template cannot be trained on.
+    The LLaVA is this suite's, or any in the transformers format; its template is its own (``auto``) or one by name.
+    With ``keep_bf16`` projector and LLM stay in bf16 if they are stored in it. UserError: parts are missing or of an
+    unsupported type, or the template cannot be trained on.
     """
     check_llava_dir(llava)
     directory = resolve_model_dir(llava, "llava")
@@ -122,10 +118,8 @@ def convert_tower_to_transformers(model: AnyLlava) -> bool:
 def convert_open_clip_tower(model: AnyLlava, *, clip_only: bool = False) -> None:
     """Replace a ViT of open_clip or timm by the ``CLIPVisionModel`` or ``SiglipVisionModel`` with its hidden states.
 
-    ``clip_only``: only a ``CLIPVisionModel`` is accepted.
-
-    Raises:
-        UserError: the tower is another one, or transformers' model does not compute the hidden states that are read.
+    UserError: the tower is another one (with ``clip_only`` any but a ``CLIPVisionModel``), or transformers' model does
+    not compute the hidden states that are read.
     """
     from clips.interchange.hf_clip import clip_vision_model
     from clips.interchange.hf_siglip import siglip_vision_model

@@ -132,11 +132,7 @@ def use_square_images(llava: Any) -> None:
 
 
 class MultimodalConnector(nn.Module):
-    """The trainable modules between encoder and LLM: projector, and with tiles ``image_newline``; no forward.
-
-    Args:
-        llava: a transformers LLaVA.
-    """
+    """The trainable modules between encoder and LLM: projector, and with tiles ``image_newline``; no forward."""
 
     def __init__(self, llava: Any) -> None:
         super().__init__()

@@ -87,13 +87,9 @@ class EncoderVisionModel(PreTrainedModel):
     ) -> BaseModelOutputWithPooling:
         """Run the tower up to the deepest requested state.
 
-        Args:
-            pixel_values: (B, 3, S, S), normalized; the states have their precision, or that of a tower
-                that is not float32.
-            output_hidden_states: None or False for the last state only, True for all, or the requested indices (as
-                transformers passes them); the others are None in the tuple.
-            return_dict: ignored, the output is always a dict.
-            unused: other arguments that LLaVA passes to its tower.
+        ``pixel_values`` (B, 3, S, S) are normalized; the states have their precision, or that of a tower that is not
+        float32. ``output_hidden_states``: None or False for the last state only, True for all, or the requested
+        indices, as transformers passes them; the others are None in the tuple.
         """
         layers = self._layer_indices(output_hidden_states)
         if self.feature_keys and sorted(layers) == self.cached_layers:
@@ -142,13 +138,9 @@ class EncoderVisionModel(PreTrainedModel):
         return states
 
     def cache_features(self, layers: int | list[int], dtype: torch.dtype) -> TensorShards:
-        """Store these hidden states in the user's cache from now on, and return it.
+        """Store these hidden states, of pixels of this dtype, in the user's cache from now on, and return it.
 
         For a frozen tower. Call it while the weights are unsharded: their hash is part of the cache's name.
-
-        Args:
-            layers: the hidden states, as :meth:`forward` is asked for them.
-            dtype: of the pixels, and so of the states.
         """
         self.cached_layers = sorted(self._layer_indices(layers))
         architecture = json.dumps([self.config.source, self.config.architecture], sort_keys=True, default=str)
@@ -219,15 +211,9 @@ def load_with_float32_tower(load: Callable[[], Any]) -> Any:
 
 
 def build_vision_model(encoder: VisionEncoder, layer: int | Sequence[int] | None = None) -> EncoderVisionModel:
-    """Return the tower of ``encoder`` with its weights, frozen, in float32.
+    """The tower of ``encoder`` with its weights, frozen, in float32; its config states grid and width of ``layer``.
 
-    Args:
-        encoder: as read from its source.
-        layer: the hidden state whose grid and width the config states, or several that share them; None uses the
-            tower's default.
-
-    Raises:
-        UserError: no such architecture, the weights do not match, there is no such state, or it is not a square grid.
+    UserError: no such architecture, the weights do not match, there is no such state, or it is not a square grid.
     """
     where = encoder.parent or f"{encoder.source} {dict(encoder.architecture)}"
 
@@ -263,8 +249,7 @@ def build_vision_model(encoder: VisionEncoder, layer: int | Sequence[int] | None
 def resolve_feature_layer(tower: VisionTower, layer: int | Sequence[int] | None) -> int | list[int]:
     """The hidden state that the LLM sees, or the concatenated ones, None replaced by the tower's default.
 
-    Raises:
-        UserError: there is no such state; the message has the valid range.
+    UserError: there is no such state; the message has the valid range.
     """
     if layer is None:
         return tower.default_layer

@@ -155,10 +155,7 @@ def free_port() -> int:
 def report_once() -> Iterator[None]:
     """Raise the errors of this block, a full disk as a user error, in other processes than rank 0 after a pause.
 
-    Rank 0 reports an error of all processes, and ends the others, or their launcher does.
-
-    Raises:
-        UserError: the error.
+    Rank 0 reports an error of all processes, and ends the others, or their launcher does. UserError: the error.
     """
     try:
         yield

@@ -22,18 +22,10 @@ ADAPTER_DIR = "adapter"
 
 
 def quantize(llava: Any, kind: str, compute: torch.dtype) -> None:
-    """Quantize the LLM's linear layers to 4 bits, in place and on the training device.
+    """Quantize the LLM's linear layers to 4 bits (``kind`` of bitsandbytes), in place and on the training device.
 
-    The output layer, embeddings and norms are not quantized, as in the paper. The model must be frozen; PEFT's
-    ``prepare_model_for_kbit_training`` is then not needed.
-
-    Args:
-        llava: a transformers LLaVA.
-        kind: bitsandbytes' name of the data type.
-        compute: dtype of matrix products.
-
-    Raises:
-        UserError: no layer can be quantized.
+    Their matrix products are in ``compute``. The output layer, embeddings and norms are not quantized, as in the paper.
+    The model must be frozen; PEFT's ``prepare_model_for_kbit_training`` is then not needed.
     """
     bnb: Any = importlib.import_module("bitsandbytes")
 
@@ -88,13 +80,9 @@ def copy_dequantized(trained: nn.Module, fresh: nn.Module) -> None:
 
 
 def add_lora(model: nn.Module, config: LoraConfig) -> Any:
-    """Add adapters to the linear layers of the LLM in ``model``, in place; only they are trainable afterwards.
+    """Add adapters to the linear layers of the LLM in a LLaVA, in place; only they are trainable afterwards.
 
-    Returns:
-        PEFT's wrapper of ``model``, a transformers LLaVA, which merges and saves.
-
-    Raises:
-        UserError: the LLM has no linear layers.
+    Returns PEFT's wrapper of ``model``, which merges and saves. UserError: the LLM has no linear layers.
     """
     import peft
 

@@ -28,11 +28,8 @@ MATCHES = "matches"
 class LlavaLoss(nn.Module):
     """Mean cross-entropy over the supervised tokens of a batch, without materializing their logits (N, V).
 
-    DeepSpeed wraps this module as one, since the output layer's weights are used outside the layer's forward.
-
-    Args:
-        llava: a transformers LLaVA.
-        square_images: whether a LLaVA with tiles reads one square for each image.
+    DeepSpeed wraps this module as one, since the output layer's weights are used outside the layer's forward. With
+    ``square_images`` a LLaVA with tiles reads one square for each image.
     """
 
     accepts_loss_kwargs = True  # HF's Trainer then passes num_items_in_batch
@@ -135,14 +132,10 @@ def image_token_mask(image_token: int, input_ids: Tensor, inputs_embeds: Tensor,
 
 
 def chunked_cross_entropy(hidden: Tensor, head: nn.Module, labels: Tensor) -> Tensor:
-    """Summed cross-entropy () of an output layer, as `clips.model.losses.linear_cross_entropy` computes it.
+    """Summed cross-entropy () of a linear layer to V logits on states (N, D), for labels (N,).
 
-    On a GPU Liger's kernel computes it if it is installed: the same values in fewer passes over the logits.
-
-    Args:
-        hidden: (N, D).
-        head: a linear layer to V logits.
-        labels: (N,).
+    As `clips.model.losses.linear_cross_entropy` computes it; on a GPU by Liger's kernel if that is installed: the same
+    values in fewer passes over the logits.
     """
     weight: Any = head.weight
     if (bias := getattr(head, "bias", None)) is not None:  # the weights of one more input, which is always 1
@@ -158,12 +151,8 @@ def count_matching_answers(hidden: Tensor, head: nn.Module, labels: Tensor, posi
     """The number of answers whose tokens are all the most probable ones, and that of all answers, (2,).
 
     Greedy decoding would generate exactly these answers, with their end: each token is predicted from the ones before.
-
-    Args:
-        hidden: (N, D).
-        head: a linear layer to V logits.
-        labels: (N,).
-        positions: (N,), ascending, in which an answer's tokens follow each other without a gap.
+    ``hidden`` is (N, D), ``labels`` (N,); in the ascending ``positions`` (N,) an answer's tokens follow each other
+    without a gap.
     """
     weight: Any = head.weight
     best = [head(rows.to(weight.dtype)).argmax(dim=-1) for rows in hidden.split(chunk_rows(weight))]

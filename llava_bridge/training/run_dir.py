@@ -46,8 +46,7 @@ _END_BYTES = 1 << 20  # includes parquet's footer with all row groups
 def check_inputs(config: LlavaTrainConfig) -> None:
     """Check parts and data before processes are started.
 
-    Raises:
-        UserError: a file or directory is missing, or a setting is not supported with these processes.
+    UserError: a file or directory is missing, or a setting is not supported with these processes.
     """
     if config.llava:
         check_llava_dir(config.llava)
@@ -138,8 +137,7 @@ def _check_zero_settings(stated: dict[str, Any], where: str) -> None:
 def deepspeed_config(name: str, field: str = "distributed.deepspeed") -> dict[str, Any]:
     """The DeepSpeed config ``name``: a shipped one, or a JSON file; ``field`` begins errors.
 
-    Raises:
-        UserError: no such file, or no object in JSON.
+    UserError: no such file, or no object in JSON.
     """
     shipped = _DEEPSPEED_CONFIGS / f"{name}.json"
     path = shipped if shipped.is_file() else Path(name)
@@ -237,10 +235,8 @@ def work_dir(config: LlavaTrainConfig) -> Path:
 def lock_work_dir(config: LlavaTrainConfig) -> Iterator[None]:
     """Lock the work directory for this run.
 
-    The directory is deleted when the block succeeds, or fails with a UserError before there is progress.
-
-    Raises:
-        UserError: another run has locked it, or it cannot be written.
+    The directory is deleted when the block succeeds, or fails with a UserError before there is progress. UserError:
+    another run has locked it, or it cannot be written.
     """
     work = work_dir(config)
     with lock_output(work / "lock", config.output):
@@ -261,8 +257,7 @@ def has_progress(work: Path) -> bool:
 def prepare_work_dir(work: Path, config: LlavaTrainConfig) -> None:
     """Keep the state of this run if it was interrupted; delete that of another run without progress.
 
-    Raises:
-        UserError: images are missing with ``missing_images: error``, or another run has progress here.
+    UserError: images are missing with ``missing_images: error``, or another run has progress here.
     """
     for data in (data for name in config.stages for data in config.stage(name).data):
         if data.missing_images == "error":

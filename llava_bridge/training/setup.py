@@ -18,11 +18,11 @@ from transformers.models.llava_next.modeling_llava_next import image_size_to_num
 from transformers.utils import is_flash_attn_2_available
 from transformers.utils.generic import is_flash_attention_requested
 
-from clips.core.tensor_shards import TensorShards
+from clips.core.cache import TensorShards
 from clips.data.formats.dataset_format import Conversation
 from clips.errors import UserError
+from clips.model.compute import repeated_layers, resolve_precision
 from clips.model.feature_cache import digest
-from clips.model.layers import repeated_layers
 from clips.model.loading import library_errors_as_user_errors, load_pretrained
 from llava_bridge.data import read_conversations, read_samples
 from llava_bridge.data.batches import ConversationCollator, ConversationDataset
@@ -66,9 +66,7 @@ def setup_stage(config: LlavaTrainConfig, name: str, work: Path, *, keep_bf16: b
     """Load or build model, in float32, and data of stage ``name``; called in every process.
 
     With ``keep_bf16`` an LLM that is stored in bf16 stays in it, in memory that the processes of a machine share.
-
-    Raises:
-        UserError: parts or data are missing or incompatible.
+    UserError: parts or data are missing or incompatible.
     """
     stage = config.stage(name)
     sources = [read_samples(data, config.seed) for data in stage.data]
@@ -261,10 +259,8 @@ def detached_frozen_encoder(setup: StageSetup) -> Iterator[None]:
 def enable_feature_cache(setup: StageSetup, dtype: torch.dtype, name: str) -> TensorShards:
     """Read the frozen encoder's features from the cache in the loader's workers, and add the missing ones.
 
-    Returns the cache. Logs the space that they need, as a disk that is full would end a training of hours.
-
-    Raises:
-        UserError: the tower is transformers' own.
+    Returns the cache. Logs the space that they need, as a disk that is full would end a training of hours. UserError:
+    the tower is transformers' own.
     """
     tower = setup.model.model.vision_tower
     if not isinstance(tower, EncoderVisionModel):
@@ -283,10 +279,8 @@ def enable_feature_cache(setup: StageSetup, dtype: torch.dtype, name: str) -> Te
 class FeatureReader:
     """Finds the features of a batch's images in the loader's workers, so that no step waits for a file or a hash.
 
-    Args:
-        shards: the features by the hash of the pixels: of L hidden states, N tokens of width D.
-        dtype: of the training's pixels, which are hashed in it.
-        config: the LLaVA's.
+    The keys of ``shards`` are hashes of the pixels in the training's ``dtype``; the values are L hidden states of N
+    tokens of width D.
     """
 
     def __init__(self, shards: TensorShards, dtype: torch.dtype, config: Any) -> None:

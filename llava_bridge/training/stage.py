@@ -27,7 +27,7 @@ from clips.core import durable
 from clips.core.artifact import open_to_umask
 from clips.core.run_log import RunLog
 from clips.data.invalid_samples import InvalidSamples, restored
-from clips.model.layers import compile_modules
+from clips.model.compute import compile_modules
 from llava_bridge.model.llava_files import convert_tower_to_transformers, save_llava
 from llava_bridge.training.checkpoints import convert_if_of_other_processes, last_checkpoint, read_marker
 from llava_bridge.training.launch import barrier, is_main_process, log_rank0
@@ -59,9 +59,8 @@ from llava_bridge.training.validation import StageValidation
 def train_stage(config: LlavaTrainConfig, name: str, work: Path, stop: StopRequest, run_log: RunLog) -> None:
     """Run stage ``name`` and write its model to ``work/name/model``; called in every process.
 
-    Raises:
-        UserError: parts or data are incompatible, too many samples are invalid, or the loss is not finite.
-        SystemExit: the run was stopped; its state is saved.
+    UserError: parts or data are incompatible, too many samples are invalid, or the loss is not finite. SystemExit: the
+    run was stopped; its state is saved.
     """
     started = time.monotonic()
     stage, checkpoints = config.stage(name), work / name / CHECKPOINTS_DIR

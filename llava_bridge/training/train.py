@@ -42,10 +42,8 @@ from llava_bridge.training.train_config import LlavaTrainConfig
 def run_train(config: LlavaTrainConfig) -> None:
     """Run the stages in the processes of a launcher, else in this one and others that it starts.
 
-    After an interruption the same command resumes from the last checkpoint; after the end it does nothing.
-
-    Raises:
-        UserError: see :class:`LlavaTrainConfig`; missing or incompatible parts and data.
+    After an interruption the same command resumes from the last checkpoint; after the end it does nothing. UserError:
+    see :class:`LlavaTrainConfig`; missing or incompatible parts and data.
     """
     launched = launch.launcher_world_size()
     with launch.report_once():

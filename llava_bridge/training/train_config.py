@@ -21,10 +21,7 @@ from llava_bridge.projectors import ProjectorConfig
 STAGE_NAMES = ("align", "instruct")
 """In the order in which they can follow each other."""
 Part = Literal["vision", "projector", "llm"]
-DEFAULT_TUNABLE_PARTS: dict[str, tuple[Part, ...]] = {
-    "align": ("projector",),
-    "instruct": ("projector", "llm"),
-}
+DEFAULT_TUNABLE_PARTS: dict[str, tuple[Part, ...]] = {"align": ("projector",), "instruct": ("projector", "llm")}
 """The parts that each stage trains by default; all others are frozen."""
 RATE_FIELDS: dict[Part, str] = {"vision": "vision_tower_lr", "projector": "projector_lr"}
 """The fields of peak learning rates other than the LLM's, ``learning_rate``."""
@@ -301,8 +298,7 @@ class LlavaTrainConfig(AssemblyConfig):
     def with_processes(self, processes: int) -> LlavaTrainConfig:
         """The same run on the processes of a launcher.
 
-        Raises:
-            UserError: ``distributed.num_processes`` is another number, or does not divide the batches.
+        UserError: ``distributed.num_processes`` is another number, or does not divide the batches.
         """
         if self.distributed.num_processes not in {None, processes}:
             raise UserError(

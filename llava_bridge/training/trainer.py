@@ -22,9 +22,9 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from clips.commandline.signals import StopRequest
 from clips.core import durable
 from clips.core.artifact import write_errors_as_user_errors
+from clips.core.cache import TensorShards
 from clips.core.parent_death import default_workers, end_stuck_workers, end_with_parent
 from clips.core.run_log import RunLog
-from clips.core.tensor_shards import TensorShards
 from clips.data.invalid_samples import Invalid, InvalidSamples
 from clips.errors import UserError, error_reason
 from llava_bridge.data.batches import LengthGroupedSampler, RandomOrder
@@ -130,11 +130,7 @@ class StageTrainer(Trainer):
         self.losses.clear()
 
     def gather_invalid(self) -> InvalidSamples:
-        """The invalid samples of all processes, which call this together.
-
-        Raises:
-            UserError: too many.
-        """
+        """The invalid samples of all processes, which call this together. UserError: too many."""
         self._check_invalid(self.invalid.gather())
         return self.invalid
 
@@ -224,13 +220,10 @@ def training_arguments(
 
 
 class StageProgress:
-    """Logs the steps of one stage.
+    """Logs the steps of one stage of ``batch_size`` samples each.
 
-    Args:
-        stage: its name.
-        batch_size: samples per step.
-        run_log: the run's, also of other stages; the steps of its trackers continue from stage to stage.
-        start_time: of the stage, on the clock ``time.monotonic``, without interruptions and lost work.
+    The steps of the run's trackers continue from stage to stage. ``start_time`` of the stage is on the clock
+    ``time.monotonic``, without interruptions and lost work.
     """
 
     def __init__(self, stage: str, batch_size: int, run_log: RunLog, start_time: float) -> None:
@@ -296,13 +289,8 @@ class StageProgress:
 class StageCallback(TrainerCallback):
     """HF Trainer's callback of a stage.
 
-    Args:
-        progress: logs the steps.
-        gather_invalid: returns the invalid samples of all processes.
-        parts: the model's parts by name.
-        vocab_size: the LLM's.
-        stop: the run's stop request.
-        begin: called before the first step of a stage that does not resume from a checkpoint.
+    ``gather_invalid`` returns the invalid samples of all processes; ``begin`` is called before the first step of a
+    stage that does not resume from a checkpoint.
     """
 
     def __init__(

@@ -30,13 +30,7 @@ _EMPTY: dict[str, Any] = {"input_ids": [0], "labels": [IGNORE_INDEX], "images": 
 
 
 class HeldOut(Dataset):
-    """The samples of one process; invalid ones, and those that complete ``count``, are empty.
-
-    Args:
-        samples: of all processes.
-        indices: the samples of this process.
-        count: of the samples, the same in all processes.
-    """
+    """The samples of one process; invalid ones, and those that complete the ``count`` of all processes, are empty."""
 
     def __init__(self, samples: ConversationDataset, indices: Sequence[int], count: int) -> None:
         self.samples, self.indices, self.count = samples, indices, count
@@ -54,14 +48,10 @@ class HeldOut(Dataset):
 class StageValidation(TrainerCallback):
     """Measures the model every ``eval_steps`` steps and after the last one, unless a stop was requested.
 
-    Args:
-        config: with a source or benchmarks.
-        samples: the selected ones of the source by the name "", and of each benchmark by its own.
-        trainer: of the stage.
-        progress: logs the metrics ``val_loss``, the mean over the supervised tokens, and ``val_exact_match``, the ratio
-            of answers that greedy decoding would generate exactly, given the conversation before them; of a benchmark
-            ``val_NAME_exact_match``, for which the first letter may have either case.
-        stop: the run's stop request.
+    Logs ``val_loss``, the mean over the supervised tokens, and ``val_exact_match``, the ratio of answers that greedy
+    decoding would generate exactly, given the conversation before them; of a benchmark ``val_NAME_exact_match``, for
+    which the first letter may have either case. ``samples`` are the source's by the name "", and each benchmark's by
+    its own.
     """
 
     def __init__(
