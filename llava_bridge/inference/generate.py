@@ -153,10 +153,11 @@ def _answer_batches(
         prefixes = find_shared_prefixes(ids, image_lists, chat.image_id)
     for group in batch_prefixes(prefixes, batch_size):
         group_images = [image for prefix in group for image in prefix.images]
+        group_ids = [prefix.ids for prefix in group]
         with torch.inference_mode():
-            inputs = prepare_generate_inputs(model, processor, [prefix.ids for prefix in group], group_images)
-            cache = PrefixCache(model, inputs)
+            cache = PrefixCache(model, prepare_generate_inputs(model, processor, group_ids, group_images))
         if not cache.can_be_shared:  # nor can that of any other group
+            del cache
             break
         pairs = [(number, row) for number, prefix in enumerate(group) for row in prefix.rows]
         for start in range(0, len(pairs), batch_size):
@@ -167,6 +168,7 @@ def _answer_batches(
                 answers = generate([row for _, row in batch], cache.inputs_for([number for number, _ in batch], padded))
             remaining -= set(answers)
             yield answers
+        del cache  # before the next group needs its memory
 
     # Then the others, each with its own images.
     order = sorted(remaining, key=lambda row: len(ids[row]))

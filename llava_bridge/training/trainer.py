@@ -227,10 +227,7 @@ class StageProgress:
     """
 
     def __init__(self, stage: str, batch_size: int, run_log: RunLog, start_time: float) -> None:
-        self.stage = stage
-        self.batch_size = batch_size
-        self.run_log = run_log
-        self.start_time = start_time
+        self.stage, self.batch_size, self.run_log, self.start_time = stage, batch_size, run_log, start_time
         self.last_loss = float("nan")
         self._total = self._first = self._steps_before = 0
         self._resume_time = self._last_line = 0.0
@@ -302,12 +299,9 @@ class StageCallback(TrainerCallback):
         stop: StopRequest,
         begin: Callable[[], None],
     ) -> None:
-        self.progress = progress
-        self.gather_invalid = gather_invalid
-        self.parts = parts
-        self.vocab_size = vocab_size
-        self.stop = stop
-        self.stop_signal = 0
+        self.progress, self.gather_invalid = progress, gather_invalid
+        self.parts, self.vocab_size = parts, vocab_size
+        self.stop, self.stop_signal = stop, 0
         self.begin: Callable[[], None] | None = begin
         self.initial_hashes: dict[str, str] = {}
 
