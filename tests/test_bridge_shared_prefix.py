@@ -107,13 +107,13 @@ def test_tiles(llava: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = [*noise_images(1, (40, 30)) * 2, *noise_images(1, (90, 30)) * 3]  # of different numbers of tokens
     asked = QUESTIONS + QUESTIONS[:1]
     prefixes = []
-    original = generate.PrefixCache
+    original = generate._PrefixCache
 
     def computed(*args: Any) -> Any:
         prefixes.append(original(*args))
         return prefixes[-1]
 
-    monkeypatch.setattr(generate, "PrefixCache", computed)
+    monkeypatch.setattr(generate, "_PrefixCache", computed)
     together = ask(built, shown, asked)
     monkeypatch.undo()
     assert [len(each.ids) for each in prefixes] == [2]

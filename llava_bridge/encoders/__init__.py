@@ -37,6 +37,8 @@ from clips.text_files import safe_json_loads
 if TYPE_CHECKING:
     from llava_bridge.encoders.encoder import VisionEncoder, VisionTower
 
+__all__ = ["ENCODER_SOURCES", "build_tower", "load_encoder", "parse_spec"]  # for users; the rest checks specs early
+
 ENCODER_SOURCES: dict[str, str] = {
     "open_clip": "llava_bridge.encoders.open_clip_source",
     "timm": "llava_bridge.encoders.timm_source",

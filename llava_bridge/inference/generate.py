@@ -148,14 +148,14 @@ def _answer_batches(
         return {row: text.strip() for row, text in zip(rows, texts, strict=True)}
 
     # First the prompts that share their beginning. Beams would have to be copied with the cache, a dynamic one.
-    remaining, prefixes = set(range(len(ids))), list[Prefix]()
+    remaining, prefixes = set(range(len(ids))), list[_Prefix]()
     if generation.get("num_beams", 1) == 1 and generation.get("cache_implementation") is None:
-        prefixes = find_shared_prefixes(ids, image_lists, chat.image_id)
-    for group in batch_prefixes(prefixes, batch_size):
+        prefixes = _find_shared_prefixes(ids, image_lists, chat.image_id)
+    for group in _batch_prefixes(prefixes, batch_size):
         group_images = [image for prefix in group for image in prefix.images]
         group_ids = [prefix.ids for prefix in group]
         with torch.inference_mode():
-            cache = PrefixCache(model, prepare_generate_inputs(model, processor, group_ids, group_images))
+            cache = _PrefixCache(model, prepare_generate_inputs(model, processor, group_ids, group_images))
         if not cache.can_be_shared:  # nor can that of any other group
             del cache
             break
@@ -187,7 +187,7 @@ def _answer_batches(
 
 
 @dataclasses.dataclass(frozen=True)
-class Prefix:
+class _Prefix:
     """A common prefix of the prompts ``rows``: its tokens, up to the last one of the last image, and its images."""
 
     ids: list[int]
@@ -195,22 +195,22 @@ class Prefix:
     rows: list[int]
 
 
-def find_shared_prefixes(
+def _find_shared_prefixes(
     ids: Sequence[Sequence[int]], images: Sequence[Sequence[Image.Image]], image_id: int
-) -> list[Prefix]:
+) -> list[_Prefix]:
     """The prefixes that at least two of the prompts share, by their tokens and images (by identity)."""
-    prefixes: dict[Any, Prefix] = {}
+    prefixes: dict[Any, _Prefix] = {}
     for row, (tokens, own) in enumerate(zip(ids, images, strict=True)):
         end = max((position + 1 for position, token in enumerate(tokens) if token == image_id), default=0)
         if 0 < end < len(tokens):
             key = (tuple(map(id, own)), tuple(tokens[:end]))
-            prefixes.setdefault(key, Prefix(list(tokens[:end]), own, [])).rows.append(row)
+            prefixes.setdefault(key, _Prefix(list(tokens[:end]), own, [])).rows.append(row)
     return [prefix for prefix in prefixes.values() if len(prefix.rows) > 1]
 
 
-def batch_prefixes(prefixes: Sequence[Prefix], batch_size: int) -> Iterator[list[Prefix]]:
+def _batch_prefixes(prefixes: Sequence[_Prefix], batch_size: int) -> Iterator[list[_Prefix]]:
     """Batches of at most ``batch_size`` prefixes of similar length, each for at least one batch of prompts."""
-    batch: list[Prefix] = []
+    batch: list[_Prefix] = []
     for prefix in sorted(prefixes, key=lambda each: len(each.ids)):
         batch.append(prefix)
         # batches with shared prefixes need less memory: a quarter of it is used for more prefixes
@@ -222,7 +222,7 @@ def batch_prefixes(prefixes: Sequence[Prefix], batch_size: int) -> Iterator[list
         yield batch
 
 
-class PrefixCache:
+class _PrefixCache:
     """The keys and values of some prefixes (P, L), padded on the left, and their pixels."""
 
     def __init__(self, model: Any, inputs: dict[str, Tensor]) -> None:
