@@ -23,7 +23,7 @@ from llava_bridge.encoders import (
     parse_spec,
     resolve_open_clip_dir,
 )
-from llava_bridge.model.anyres import is_anyres_processor, max_image_tokens
+from llava_bridge.model.image_processing import is_anyres_processor, max_image_tokens
 
 if TYPE_CHECKING:
     from benchmarks.tasks.encoders.embedding import DualEncoder

@@ -19,7 +19,7 @@ from clips.core.artifact import library_versions
 from clips.core.identity import digest
 from clips.errors import UserError
 from clips.model_refs import OPEN_CLIP_CONFIG
-from llava_bridge.encoders.spec import has_text_tower, parse_spec
+from llava_bridge.encoders import has_text_tower, parse_spec
 
 if TYPE_CHECKING:
     import torch
