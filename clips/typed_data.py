@@ -169,7 +169,15 @@ def _problem(errors: Sequence[Any], kind: Any, content: Any) -> str:
     *outer, last = first["loc"] or ("",)
     name, found, holder = _spot(kind, outer, content)
     if first["type"] in _UNKNOWN_KEY:
-        return _unknown_key(name, str(last), holder, kind)
+        key, outer = str(last), f"{name}." if name else ""
+        options = [option for option in options_of(holder) if is_config(option)]
+        own = [field.name for option in options for field in dataclasses.fields(option)]
+        known = [field for field, _ in field_types(kind)]
+        ours = _NAMES_ELSEWHERE.get(key, key)
+        near = [field for field in known if field.split(".")[-1] == ours]  # the right name at another place
+        near = near or [f"{outer}{field}" for field in difflib.get_close_matches(key, own, n=1, cutoff=0.5)]
+        near = near or difflib.get_close_matches(f"{outer}{key}", known, n=1, cutoff=0.6)
+        return f"unknown key '{outer}{key:.200}'" + (f"; did you mean '{near[0]}'?" if near else "")
     if first["type"] == "missing" and isinstance(last, str):
         locations = (error["loc"] for error in errors if error["type"] == "missing")
         missing = ", ".join(loc[-1] for loc in locations if loc[:-1] == (*outer,))
@@ -219,18 +227,6 @@ def options_of(kind: Any) -> tuple[Any, ...]:
 def without_range(kind: Any) -> Any:
     """``int`` of `clips.ranges.Positive`; any other type unchanged."""
     return typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind
-
-
-def _unknown_key(path: str, key: str, holder: Any, root: Any) -> str:
-    """The message for a key that is not a field of ``holder``, which is at ``path``."""
-    outer = f"{path}." if path else ""
-    own = [field.name for option in options_of(holder) if is_config(option) for field in dataclasses.fields(option)]
-    known = [name for name, _ in field_types(root)]
-    ours = _NAMES_ELSEWHERE.get(key, key)
-    near = [name for name in known if name.split(".")[-1] == ours]  # the right name at another place
-    near = near or [f"{outer}{name}" for name in difflib.get_close_matches(key, own, n=1, cutoff=0.5)]
-    near = near or difflib.get_close_matches(f"{outer}{key}", known, n=1, cutoff=0.6)
-    return f"unknown key '{outer}{key:.200}'" + (f"; did you mean '{near[0]}'?" if near else "")
 
 
 def field_types(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:

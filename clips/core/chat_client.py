@@ -93,7 +93,12 @@ class ChatClient:
 
         The future raises ChatServerError if the server rejects the request or no server answers it.
         """
-        return self._run(self._limited(self._request("POST", "chat/completions", request, replica)))
+
+        async def limited() -> dict[str, Any]:
+            async with self._slots:
+                return await self._request("POST", "chat/completions", request, replica)
+
+        return self._run(limited())
 
     def find_model(self, name: str) -> dict[str, Any]:
         """What the server says of a model.
@@ -148,10 +153,6 @@ class ChatClient:
         with _START:
             loop = _event_loop()
         return asyncio.run_coroutine_threadsafe(work, loop)
-
-    async def _limited(self, work: Coroutine[Any, Any, Value]) -> Value:
-        async with self._slots:
-            return await work
 
     async def _request(self, method: str, path: str, body: Mapping[str, Any] | None, replica: int) -> dict[str, Any]:
         """The reply of the first replica that answers; each is tried, then all again after a growing delay.
