@@ -26,13 +26,14 @@ from clips.core.identity import RUN, run_text
 from clips.data import decode_image
 from clips.data.sources import SourceConfig, open_source
 from clips.errors import UserError
-from clips.recaption.caption_model import CaptionModel
-from clips.recaption.captioning import GeneratedCaption, clean_caption, filter_captions
+from clips.recaption.captioners import CaptionModel, GeneratedCaption
 from clips.recaption.recaption_config import RecaptionConfig
 from clips.recaption.run import (
     OutputShard,
     _is_finished,
     _run_identity,
+    clean_caption,
+    filter_captions,
     group_shards,
     run_recaption,
     split_into_shards,

@@ -23,7 +23,7 @@ from clips.core.chat_client import ChatClient, _TemporaryError, choices, image_r
 from clips.data import decode_image
 from clips.data.sources import SourceConfig, open_source
 from clips.errors import UserError
-from clips.recaption.chat_captioner import ChatCaptioner
+from clips.recaption.captioners import ChatCaptioner
 from clips.recaption.recaption_config import RecaptionConfig
 from clips.recaption.run import run_recaption
 

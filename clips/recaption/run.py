@@ -10,46 +10,39 @@ manifest.json and README.md.
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
-from collections.abc import Sequence
+import itertools
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from clips.commandline.progress import Progress
+import numpy as np
+
+from clips.commandline.progress import Progress, log_estimate
 from clips.core.artifact import atomic_write, check_finished, log_info
 from clips.core.identity import RUN, Identity, identity, read_run, reject_other_run, run_text
+from clips.data.images import InvalidImageError, decode_image
 from clips.data.sources import InvalidSampleError, Source, open_source
-from clips.recaption.captioning import (
+from clips.errors import UserError
+from clips.recaption.captioners import (
     Captioner,
+    CaptionModel,
+    CaptionsByIndex,
+    ChatCaptioner,
+    GeneratedCaption,
     PromptedImage,
-    caption_windows,
-    filter_captions,
-    print_estimate,
 )
-from clips.recaption.recaption_config import RecaptionConfig
-from clips.recaption.shard_writers import (
-    WORK_DIR,
-    CaptionedSample,
-    ShardWriter,
-    finalize_dataset,
-    save_model_record,
-    shard_name,
-)
+from clips.recaption.recaption_config import WEB_CAPTION_PLACEHOLDER, RecaptionConfig
+from clips.recaption.shard_writers import WORK_DIR, ShardWriter, finalize_dataset, save_model_record, shard_name
 from clips.typed_data import checked
 
 _MIN_GROUP_BATCHES = 64  # at most one of them is not full
 _WINDOW_BATCHES = 8
+_SENTENCE_END = re.compile(r"[.!?][\"'”’)\]]*(?=\s)(?!.*[.!?][\"'”’)\]]*\s)", re.DOTALL)
 KIND = "captions"
-
-
-def load_captioner(config: RecaptionConfig) -> Captioner:
-    """The captioner of ``config``: of servers, or a local model."""
-    if config.endpoint:
-        from clips.recaption.chat_captioner import ChatCaptioner
-
-        return ChatCaptioner(config)
-    from clips.recaption.caption_model import CaptionModel
-
-    return CaptionModel(config)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,9 +57,9 @@ class OutputShard:
 def run_recaption(config: RecaptionConfig) -> None:
     """Run `clips recaption`."""
     config = checked(config)
-    source = open_source(config)
+    source, captioner_class = open_source(config), ChatCaptioner if config.endpoint else CaptionModel
     if config.estimate:
-        print_estimate(config, source, load_captioner(config))
+        print_estimate(config, source, captioner_class(config))
         return
     shards = split_into_shards(source.blocks, config.shard_size)
     run = _run_identity(config, len(source))
@@ -77,7 +70,7 @@ def run_recaption(config: RecaptionConfig) -> None:
     groups = group_shards(shards, config.batch_size)[number::count]
     missing = [shard for group in groups for shard in group if not _is_done(shard, config)]
     if missing:
-        captioner = load_captioner(config)  # its errors leave no output behind
+        captioner = captioner_class(config)  # its errors leave no output behind
         atomic_write(Path(config.output) / WORK_DIR / RUN, run_text(run))
         save_model_record(config, captioner)
         with Progress("captioning", sum(shard.stop - shard.start for shard in missing), "samples") as progress:
@@ -143,9 +136,8 @@ def _is_done(shard: OutputShard, config: RecaptionConfig) -> bool:
 def _caption_group(
     group: Sequence[OutputShard], source: Source, captioner: Captioner, config: RecaptionConfig, progress: Progress
 ) -> None:
-    """Write the missing shards of a group; a window shared with finished shards is captioned again."""
     missing = [shard for shard in group if not _is_done(shard, config)]
-    windows = [
+    windows = [  # one that has samples of finished shards is captioned again
         window
         for window in split_into_windows(group, config.batch_size)
         if any(window.start < shard.stop and shard.start < window.stop for shard in missing)
@@ -164,7 +156,13 @@ def _caption_group(
                     tokens = sum(caption.tokens for caption in generated)
                     kept, reason = filter_captions(generated, config)
                     if kept:
-                        reason = _write(writer, sample, kept, tokens, source)
+                        try:
+                            record = source.record(index)
+                        except InvalidSampleError as error:
+                            reason = str(error)
+                        else:
+                            writer.add(record, sample.sample, kept, tokens)
+                            reason = ""
                 if reason:
                     writer.dropped.add([(index - shard.start, source.name(index), reason)])
                 progress.advance(tokens=tokens)
@@ -181,11 +179,109 @@ def _caption_group(
             writer.abandon()
 
 
-def _write(writer: ShardWriter, sample: PromptedImage, captions: list[str], tokens: int, source: Source) -> str:
-    """Append a sample; returns the reason if it is invalid, else an empty string."""
+def caption_windows(
+    windows: Sequence[range], source: Source, captioner: Captioner, config: RecaptionConfig
+) -> Iterator[tuple[range, dict[int, PromptedImage | str], CaptionsByIndex]]:
+    """Each window with its samples and their captions, or the reasons why there are none.
+
+    A window is read while the one before is captioned.
+    """
+    pending: deque[tuple[range, dict[int, PromptedImage | str], Callable[[], CaptionsByIndex]]] = deque()
+
+    def finish_oldest() -> tuple[range, dict[int, PromptedImage | str], CaptionsByIndex]:
+        window, samples, captions = pending.popleft()
+        invalid = {index: sample for index, sample in samples.items() if isinstance(sample, str)}
+        return window, samples, captions() | invalid
+
+    for window, samples in _read_ahead(windows, source, config):
+        valid = [sample for sample in samples.values() if isinstance(sample, PromptedImage)]
+        pending.append((window, samples, captioner.submit(window, valid)))
+        if len(pending) > captioner.windows_ahead:
+            yield finish_oldest()
+    while pending:
+        yield finish_oldest()
+
+
+def _read_ahead(
+    windows: Sequence[range], source: Source, config: RecaptionConfig
+) -> Iterator[tuple[range, dict[int, PromptedImage | str]]]:
+    with concurrent.futures.ThreadPoolExecutor(config.num_workers, thread_name_prefix="reader") as executor:
+
+        def submit(window: range) -> list[concurrent.futures.Future[PromptedImage | str]]:
+            return [executor.submit(_read_image, source, index, config) for index in window]
+
+        try:
+            pending = submit(windows[0])
+            for window, following in itertools.zip_longest(windows, windows[1:], fillvalue=range(0)):
+                submitted = submit(following)
+                yield window, {index: future.result() for index, future in zip(window, pending, strict=True)}
+                pending = submitted
+        finally:
+            executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _read_image(source: Source, index: int, config: RecaptionConfig) -> PromptedImage | str:
     try:
-        record = source.record(sample.index)
-    except InvalidSampleError as error:
+        sample = source.read(index, np.random.default_rng([config.seed, index]))
+        image = decode_image(sample.image, at_least=config.max_image_size)
+    except (InvalidSampleError, InvalidImageError) as error:
         return str(error)
-    writer.add(CaptionedSample(record, sample.sample.image, sample.sample.web, captions), tokens)
-    return ""
+    image.thumbnail((config.max_image_size, config.max_image_size))
+    return PromptedImage(index, sample, image, config.prompt.replace(WEB_CAPTION_PLACEHOLDER, sample.web))
+
+
+def filter_captions(generated: Sequence[GeneratedCaption], config: RecaptionConfig) -> tuple[list[str], str]:
+    """The cleaned, distinct captions of allowed length, and the reason if there are none."""
+    captions, reason = list[str](), "no caption written"
+    for output in generated:
+        text = clean_caption(output, drop_incomplete_sentence=config.drop_incomplete_sentence)
+        words = len(text.split())
+        if not words:
+            continue
+        if words < config.min_words:
+            reason = "caption too short"
+        elif config.max_words is not None and words > config.max_words:
+            reason = "caption too long"
+        elif text not in captions:
+            captions.append(text)
+    return captions, reason
+
+
+def clean_caption(generated: GeneratedCaption, *, drop_incomplete_sentence: bool) -> str:
+    """Collapse whitespace; drop the incomplete last sentence of a truncated text if a complete one precedes it."""
+    text = " ".join(generated.text.split())
+    if drop_incomplete_sentence and not generated.ended and (end := _SENTENCE_END.search(f"{text} ")):
+        return text[: end.end()]
+    return text
+
+
+def print_estimate(config: RecaptionConfig, source: Source, captioner: Captioner) -> None:
+    """Caption ``config.estimate`` images, evenly spaced in the source, and print time, tokens and cost of all of them.
+
+    Raises:
+        UserError: none of the images can be captioned.
+    """
+    total = len(source)
+    indices = sorted({number * total // config.estimate for number in range(min(config.estimate, total))})
+    with concurrent.futures.ThreadPoolExecutor(config.num_workers) as executor:
+        samples = list(executor.map(lambda index: _read_image(source, index, config), indices))
+    images = [sample for sample in samples if isinstance(sample, PromptedImage)]
+    started = time.monotonic()
+    captions = captioner.submit(range(total), images)()
+    seconds = time.monotonic() - started
+    found = [generated for generated in captions.values() if not isinstance(generated, str)]
+    if not found:
+        reason = next(str(each) for each in (*samples, *captions.values()) if isinstance(each, str))
+        raise UserError(f"estimate: none of {len(indices):,} images could be captioned: {reason}")
+    written = sum(caption.tokens for generated in found for caption in generated)
+    log_info(f"{len(found):,} of {len(indices):,} images captioned in {seconds:.1f} s")
+    field = "requests_in_flight" if config.endpoint else "batch_size"
+    log_estimate(
+        part=len(indices),
+        total=total,
+        seconds=seconds,
+        tokens=(captioner.prompt_tokens, written),
+        prices=config.token_prices,
+        concurrent=(field, getattr(config, field)),
+        processes=config.share()[1],
+    )

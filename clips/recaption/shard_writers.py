@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import json
 import shutil
@@ -28,26 +27,16 @@ from clips.core.artifact import (
 from clips.core.identity import RUN, file_hash
 from clips.data.formats.webdataset import SIZES_FILE
 from clips.data.invalid_samples import InvalidSamples
-from clips.data.sources import Record, Source
+from clips.data.sources import Record, Sample, Source
 from clips.data.tar_index import add_member
 from clips.errors import UserError
-from clips.recaption.captioning import Captioner
+from clips.recaption.captioners import Captioner
 from clips.recaption.recaption_config import RecaptionConfig
 from clips.text_files import safe_json_loads
 
 WORK_DIR = ".work"
 """A directory in the output, until that is complete: counts of finished shards, and unfinished shards."""
-_EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
-
-
-@dataclasses.dataclass(frozen=True)
-class CaptionedSample:
-    """A sample with its new captions; ``image`` is still encoded."""
-
-    record: Record
-    image: bytes
-    web: str
-    captions: list[str]
+_MODEL = "model.json"
 
 
 class TarWriter:
@@ -57,14 +46,20 @@ class TarWriter:
         self.config = config
         self.tar = tarfile.open(path, "w")  # noqa: SIM115
 
-    def add(self, sample: CaptionedSample) -> None:
+    def add(self, record: Record, sample: Sample, caption: str | list[str]) -> None:
         """Append a sample."""
-        kind, image = _webdataset_image(sample.image)
-        fields = sample.record.fields | {self.config.caption_column: _caption_value(sample.captions, self.config)}
-        files = {kind: image, **sample.record.files}
+        content = sample.image
+        with Image.open(io.BytesIO(content)) as image:
+            kind = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}.get(str(image.format))
+            if kind is None:  # readers of WebDataset do not support the other formats
+                stream, kind = io.BytesIO(), "png"
+                image.convert("RGBA" if "transparency" in image.info else "RGB").save(stream, "PNG")
+                content = stream.getvalue()
+        fields = record.fields | {self.config.caption_column: caption}
+        files = {kind: content, **record.files}
         files["json"] = json.dumps(fields, ensure_ascii=False, default=str).encode()
-        for extension, content in files.items():
-            add_member(self.tar, f"{sample.record.key}.{extension}", content)
+        for extension, data in files.items():
+            add_member(self.tar, f"{record.key}.{extension}", data)
 
     def close(self) -> None:
         """Complete the file."""
@@ -85,10 +80,8 @@ class ParquetWriter:
         self.schema = pa.schema(list(kinds.items()))
         self.file = pyarrow.parquet.ParquetWriter(path, self.schema)
 
-    def add(self, sample: CaptionedSample) -> None:
+    def add(self, record: Record, sample: Sample, caption: str | list[str]) -> None:
         """Append a sample."""
-        caption = _caption_value(sample.captions, self.config)
-        record = sample.record
         self.rows.append(
             {"key": record.key, "image": record.reference, self.web: sample.web, self.config.caption_column: caption}
         )
@@ -101,9 +94,6 @@ class ParquetWriter:
         self.file.close()
 
 
-_WRITERS: dict[str, type[TarWriter] | type[ParquetWriter]] = {"tar": TarWriter, "parquet": ParquetWriter}
-
-
 def shard_name(number: int, config: RecaptionConfig) -> str:
     """The name of a finished shard's file."""
     return f"{number:05d}.{config.output_format}"
@@ -114,17 +104,17 @@ class ShardWriter:
 
     def __init__(self, number: int, config: RecaptionConfig) -> None:
         self.target = Path(config.output) / shard_name(number, config)
-        work = Path(config.output) / WORK_DIR
+        self.config, work = config, Path(config.output) / WORK_DIR
         self.partial = temp_path_for(work / self.target.name)
         self.counts = work / f"{self.target.name}.json"
         with write_errors_as_user_errors(self.target):
-            self.writer = _WRITERS[config.output_format](self.partial, config)
+            self.writer = (TarWriter if config.output_format == "tar" else ParquetWriter)(self.partial, config)
         self.written, self.tokens, self.dropped = 0, 0, InvalidSamples()
 
-    def add(self, sample: CaptionedSample, tokens: int) -> None:
+    def add(self, record: Record, sample: Sample, captions: list[str], tokens: int) -> None:
         """Append a sample for which the model generated ``tokens`` tokens."""
         with write_errors_as_user_errors(self.target):
-            self.writer.add(sample)
+            self.writer.add(record, sample, captions if self.config.num_captions > 1 else captions[0])
         self.written, self.tokens = self.written + 1, self.tokens + tokens
 
     def finish(self) -> None:
@@ -148,23 +138,6 @@ class ShardWriter:
         with contextlib.suppress(Exception):  # earlier errors have been reported
             self.writer.close()
         self.partial.unlink(missing_ok=True)
-
-
-def _caption_value(captions: list[str], config: RecaptionConfig) -> str | list[str]:
-    return captions if config.num_captions > 1 else captions[0]
-
-
-def _webdataset_image(content: bytes) -> tuple[str, bytes]:
-    """File extension and bytes; formats that WebDataset readers do not support become PNG."""
-    with Image.open(io.BytesIO(content)) as image:
-        if image.format in _EXTENSIONS:
-            return _EXTENSIONS[image.format], content
-        stream = io.BytesIO()
-        image.convert("RGBA" if "transparency" in image.info else "RGB").save(stream, "PNG")
-        return "png", stream.getvalue()
-
-
-_MODEL = "model.json"
 
 
 def save_model_record(config: RecaptionConfig, captioner: Captioner) -> None:
