@@ -109,15 +109,15 @@ def _export_to_transformers(config: ExportConfig) -> None:
     with atomic_artifact_dir(config.output, kind=config.format) as partial:
         with silence_transformers():
             parity = compare(encoder, export(encoder, partial), partial)
-        if parity.features is None or not parity.features <= _TOLERANCE:
-            raise UserError(f"{config.format}: features would differ by {parity.features:.1e}")
+        if parity.largest_difference is None or not parity.largest_difference <= _TOLERANCE:
+            raise UserError(f"{config.format}: features would differ by {parity.largest_difference:.1e}")
         manifest = write_manifest(
             partial,
             kind=config.format,
             config={"encoder": str(source), "output": config.output, "format": config.format},
             parents={"encoder": source},
             license=license,
-            **parity.record(),
+            **vars(parity),
         )
         write_card(partial, "exported", manifest=manifest, license=license)
     if (source / CAPTIONER_WEIGHTS).is_file():

@@ -323,8 +323,9 @@ class Shell(torch.nn.Module):
 def test_preprocessing_is_open_clips_own_for_all_its_architectures_and_tags(monkeypatch: pytest.MonkeyPatch):
     from open_clip import factory
 
-    from clips.interchange.imported_encoder import ImportedEncoder, configs_for_architecture
+    from clips.interchange.conversion import ImportedEncoder
     from clips.interchange.importing import _with_preprocessing
+    from clips.interchange.open_clip_format import configs_for_architecture
 
     def assert_equal(mine: dict[str, Any], theirs: Any) -> None:
         stock = {key: list(value) if isinstance(value, tuple) else value for key, value in theirs.items()}
@@ -466,7 +467,7 @@ def test_a_hub_directory_whose_weights_are_a_pickle_of_tensors(tmp_path: Path, c
 
 def test_a_strangers_license_is_no_markup_in_the_card(tmp_path: Path):
     license = "mit\nbase_model: theirs\n---\n<script>alert(1)</script> [x](javascript:y) \x1b]0;z\x07"
-    manifest = {"format": "open_clip", "preprocessing": "", **Parity().record()}
+    manifest = {"format": "open_clip", "preprocessing": "", **vars(Parity())}
     config = ImportConfig(path="theirs", output="mine")
     write_card(tmp_path, "imported", manifest=manifest, license=license, config=config, cfg=CLIPS_CFG)
     head, text = (tmp_path / "README.md").read_text().split("\n---\n")

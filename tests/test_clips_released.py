@@ -7,7 +7,7 @@ import torch
 from families import quick_of
 
 from clips.errors import UserError
-from clips.interchange.imported_encoder import configs_for_architecture, parse_released_name
+from clips.interchange.open_clip_format import configs_for_architecture, parse_released_name
 from clips.model import architectures, towers
 from clips.model.architectures import ModelConfig
 

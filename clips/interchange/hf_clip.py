@@ -6,34 +6,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from clips.encoder import LoadedEncoder
 from clips.errors import UserError
 from clips.interchange import hf_files as files
-from clips.interchange.imported_encoder import (
-    OPENAI_PREPROCESS,
-    Features,
-    ImportedEncoder,
-    license_from_card,
-    no_tokenizer,
-    tower_shapes,
-)
-from clips.interchange.tower_config import reject_unsupported, transformer_spec
-from clips.interchange.weight_mapping import (
+from clips.interchange.conversion import (
     OPEN_CLIP,
     TRANSFORMERS,
+    Features,
+    ImportedEncoder,
     WeightLink,
     block_links,
     from_open_clip,
+    license_from_card,
+    no_tokenizer,
     shapes_of,
     to_open_clip,
+    tower_shapes,
     weight_bias_links,
     weight_link,
 )
 from clips.model.towers import eot_token_id, text_pool_type, text_tower
 
 _OPENAI_VOCAB_SIZE = 49408  # of the vocabulary that ships with open_clip
-_HUB_TOKENIZER = "openai/clip-vit-large-patch14"  # with a copy of the vocabulary for open_clip
 _ARGMAX_EOS = 2  # with this eos_token_id transformers reads the largest token, as open_clip's "argmax"
 _TARGET = "hf_clip: transformers' CLIPModel"
 
@@ -75,9 +71,6 @@ def text_weight_links(layers: int, text: str) -> list[WeightLink]:
     ]
 
 
-# ---------------------------------------------------------------- read
-
-
 def is_supported(path: Path) -> bool:
     """Whether this is a directory of a ``CLIPModel``."""
     return path.is_dir() and files.model_type(path) == "clip"
@@ -90,35 +83,13 @@ def load(path: Path, architecture: str | None) -> ImportedEncoder:
     if architecture is not None:
         raise UserError(f"architecture: expected none, because {path} states its own")
     model = files.from_pretrained(CLIPModel, path)
-    cfg = _model_cfg(model.config, path)
-    has_tokenizer = files.has_tokenizer(path)
-    if has_tokenizer:
-        cfg["text_cfg"]["hf_tokenizer_name"] = _HUB_TOKENIZER
-    elif cfg["text_cfg"]["vocab_size"] != _OPENAI_VOCAB_SIZE:
-        raise UserError(f"{path}: expected a tokenizer (tokenizer.json), because its vocabulary is not OpenAI's")
-    size = cfg["vision_cfg"]["image_size"]
-    links = weight_links(cfg["vision_cfg"]["layers"], cfg["text_cfg"]["layers"])
-    return ImportedEncoder(
-        model_cfg=cfg,
-        preprocess_cfg=files.read_preprocessing(path, size, OPENAI_PREPROCESS),
-        preprocess_source=files.preprocessing_source(path, "CLIP"),
-        weights=to_open_clip(model.state_dict(), links, tower_shapes(cfg, path)),
-        write_tokenizer=(lambda directory: files.save_tokenizer(path, directory)) if has_tokenizer else no_tokenizer,
-        features=feature_functions(model),
-        license=license_from_card(path),
-        where=path,
-    )
-
-
-def _model_cfg(config: Any, where: Path) -> dict[str, Any]:
-    vision, text = config.vision_config, config.text_config
-    quick_gelu, vision_options, text_options = files.activation_options(vision.hidden_act, text.hidden_act, where)
+    vision, text = model.config.vision_config, model.config.text_config
+    quick_gelu, vision_options, text_options = files.activation_options(vision.hidden_act, text.hidden_act, path)
     if not isinstance(text.eos_token_id, int):
-        raise UserError(f"{where}: config.json: text_config.eos_token_id: expected a token, got {text.eos_token_id}")
+        raise UserError(f"{path}: config.json: text_config.eos_token_id: expected a token, got {text.eos_token_id}")
     is_argmax = text.eos_token_id in (_ARGMAX_EOS, text.vocab_size - 1)
-    pooling = {"pool_type": "argmax"} if is_argmax else {"pool_type": "eos", "eos_id": text.eos_token_id}
-    return {
-        "embed_dim": config.projection_dim,
+    cfg = {
+        "embed_dim": model.config.projection_dim,
         "quick_gelu": quick_gelu,
         "vision_cfg": {
             "image_size": vision.image_size,
@@ -138,10 +109,27 @@ def _model_cfg(config: Any, where: Path) -> dict[str, Any]:
             "layers": text.num_hidden_layers,
             "mlp_ratio": files.mlp_ratio(text.intermediate_size, text.hidden_size),
             "norm_kwargs": {"eps": text.layer_norm_eps},
-            **pooling,
+            **({"pool_type": "argmax"} if is_argmax else {"pool_type": "eos", "eos_id": text.eos_token_id}),
             **text_options,
         },
     }
+    has_tokenizer = files.has_tokenizer(path)
+    if has_tokenizer:  # named by a repository with a copy of the vocabulary for open_clip
+        cfg["text_cfg"]["hf_tokenizer_name"] = "openai/clip-vit-large-patch14"
+    elif text.vocab_size != _OPENAI_VOCAB_SIZE:
+        raise UserError(f"{path}: expected a tokenizer (tokenizer.json), because its vocabulary is not OpenAI's")
+    preprocess, source = files.read_preprocessing(path, vision.image_size, "CLIP", "openai", "shortest")
+    links = weight_links(vision.num_hidden_layers, text.num_hidden_layers)
+    return ImportedEncoder(
+        model_cfg=cfg,
+        preprocess_cfg=preprocess,
+        preprocess_source=source,
+        weights=to_open_clip(model.state_dict(), links, tower_shapes(cfg, path)),
+        write_tokenizer=(lambda directory: files.save_tokenizer(path, directory)) if has_tokenizer else no_tokenizer,
+        features=feature_functions(model),
+        license=license_from_card(path),
+        where=path,
+    )
 
 
 def feature_functions(model: Any) -> Features:
@@ -155,9 +143,6 @@ def feature_functions(model: Any) -> Features:
     return features
 
 
-# ---------------------------------------------------------------- write
-
-
 def export(encoder: LoadedEncoder, directory: Path) -> Features:
     """See `clips.export`.
 
@@ -166,20 +151,51 @@ def export(encoder: LoadedEncoder, directory: Path) -> Features:
     """
     from transformers import CLIPConfig, CLIPModel
 
-    model = encoder.model
+    model, text = encoder.model, text_tower(encoder.model)
     _check_vit(model.visual, _TARGET)
     pools_otherwise = model.visual.pool_type != "tok"
-    reject_unsupported(_TARGET, [(pools_otherwise, "reads its class token, this tower pools its patches otherwise")])
-    _check_text(model)
+    files.reject_unsupported(
+        _TARGET,
+        [
+            (pools_otherwise, "reads its class token, this tower pools its patches otherwise"),
+            (not hasattr(text, "token_embedding"), "has a text tower of its own, not this one"),
+        ],
+    )
+    pool = text_pool_type(model)
+    files.reject_unsupported(
+        _TARGET,
+        [
+            (getattr(text, "attn_mask", None) is None, "masks later words, this text tower does not"),
+            (pool not in ("argmax", "eos"), "reads the end token, this text tower another position"),
+            (getattr(text, "cls_emb", None) is not None, "has no class token for texts"),
+            (not isinstance(text.text_projection, nn.Parameter), "projects texts without a bias"),
+            (model.logit_bias is not None, "has no logit bias, which this encoder's sigmoid loss has trained"),
+        ],
+    )
+    vision_config, text_config = _vision_config(model.visual), files.transformer_config(text, "text", _TARGET)
+    vocab_size = text.token_embedding.num_embeddings
+    is_openai = vocab_size == _OPENAI_VOCAB_SIZE
+    if pool == "argmax":
+        eos = vocab_size - 1 if is_openai else _ARGMAX_EOS
+    elif (eos := eot_token_id(model)) == _ARGMAX_EOS:
+        raise UserError(f"{_TARGET} reads the largest token if the end token is {_ARGMAX_EOS}")
     config = CLIPConfig(
         projection_dim=model.visual.proj.shape[1],
-        vision_config=_vision_config(model.visual),
-        text_config=_text_config(model),
+        vision_config=vision_config,
+        text_config={
+            "vocab_size": vocab_size,
+            **text_config,
+            "max_position_embeddings": text.positional_embedding.shape[0],
+            "projection_dim": text.text_projection.shape[1],
+            "bos_token_id": vocab_size - 2 if is_openai else 0,
+            "eos_token_id": eos,
+            "pad_token_id": vocab_size - 1 if is_openai else 0,
+        },
         logit_scale_init_value=model.logit_scale.item(),
     )
     theirs = CLIPModel(config).eval()
-    text_layers, prefix = len(text_tower(model).transformer.resblocks), "text." if hasattr(model, "text") else ""
-    links = weight_links(len(model.visual.transformer.resblocks), text_layers, prefix)
+    prefix = "text." if hasattr(model, "text") else ""
+    links = weight_links(len(model.visual.transformer.resblocks), len(text.transformer.resblocks), prefix)
     theirs.load_state_dict(from_open_clip(model.state_dict(), links, shapes_of(theirs)))
     theirs.save_pretrained(directory)
     files.write_preprocessing(encoder.config["preprocess_cfg"], directory)
@@ -207,9 +223,7 @@ def clip_vision_model(visual: Any) -> Any:
 
 
 def _check_vit(visual: Any, target: str) -> None:
-    """Raises UserError unless CLIP's ViT computes the hidden states of this tower."""
     from open_clip.transformer import VisionTransformer
-    from torch import nn
 
     if not isinstance(visual, VisionTransformer):
         raise UserError(f"{target} has a ViT, this image tower is a {type(visual).__name__}")
@@ -217,51 +231,17 @@ def _check_vit(visual: Any, target: str) -> None:
         (isinstance(visual.ln_pre, nn.Identity), "norms the patches before the first block, this tower does not"),
         (visual.attn_pool is not None, "has no attention pooling"),
     )
-    reject_unsupported(target, problems)
-
-
-def _check_text(model: Any) -> None:
-    text = text_tower(model)
-    if not hasattr(text, "token_embedding"):
-        raise UserError(f"{_TARGET} has a text tower of its own, not this one")
-    problems = (
-        (getattr(text, "attn_mask", None) is None, "masks later words, this text tower does not"),
-        (text_pool_type(model) not in ("argmax", "eos"), "reads the end token, this text tower another position"),
-        (getattr(text, "cls_emb", None) is not None, "has no class token for texts"),
-        (not isinstance(text.text_projection, torch.nn.Parameter), "projects texts without a bias"),
-        (model.logit_bias is not None, "has no logit bias, which this encoder's sigmoid loss has trained"),
-    )
-    reject_unsupported(_TARGET, problems)
+    files.reject_unsupported(target, problems)
 
 
 def _vision_config(visual: Any) -> dict[str, Any]:
-    blocks = transformer_spec(visual, "image", _TARGET)
+    config = files.transformer_config(visual, "image", _TARGET)
     norms = (visual.ln_pre, visual.ln_post)
-    if not all(isinstance(norm, torch.nn.LayerNorm) and norm.eps == blocks.eps for norm in norms):
+    if not all(isinstance(norm, nn.LayerNorm) and norm.eps == config["layer_norm_eps"] for norm in norms):
         raise UserError(f"{_TARGET} has one epsilon for all norms, this image tower several")
     return {
-        **blocks.hf_config,
+        **config,
         "image_size": visual.image_size[0],
         "patch_size": visual.patch_size[0],
-        "projection_dim": blocks.width if visual.proj is None else visual.proj.shape[1],
-    }
-
-
-def _text_config(model: Any) -> dict[str, Any]:
-    text = text_tower(model)
-    blocks = transformer_spec(text, "text", _TARGET)
-    vocab_size, length = text.token_embedding.num_embeddings, text.positional_embedding.shape[0]
-    is_openai = vocab_size == _OPENAI_VOCAB_SIZE
-    if text_pool_type(model) == "argmax":
-        eos = vocab_size - 1 if is_openai else _ARGMAX_EOS
-    elif (eos := eot_token_id(model)) == _ARGMAX_EOS:
-        raise UserError(f"{_TARGET} reads the largest token if the end token is {_ARGMAX_EOS}")
-    return {
-        "vocab_size": vocab_size,
-        **blocks.hf_config,
-        "max_position_embeddings": length,
-        "projection_dim": text.text_projection.shape[1],
-        "bos_token_id": vocab_size - 2 if is_openai else 0,
-        "eos_token_id": eos,
-        "pad_token_id": vocab_size - 1 if is_openai else 0,
+        "projection_dim": config["hidden_size"] if visual.proj is None else visual.proj.shape[1],
     }

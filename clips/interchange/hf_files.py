@@ -1,4 +1,4 @@
-"""Functions shared by the formats of transformers: configs, preprocessing, tokenizers, activations."""
+"""What the formats of transformers share: configs, preprocessing, tokenizers, activations, blocks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from clips.errors import UserError
-from clips.model.architectures import complete_preprocess_cfg
+from clips.model.architectures import NORMALIZATIONS, complete_preprocess_cfg
 from clips.model.loading import library_errors_as_user_errors
 from clips.text_files import safe_json_loads
 
@@ -88,6 +88,42 @@ def activation_name(act: Any) -> str | None:
     return "gelu" if isinstance(act, nn.GELU) else None
 
 
+def transformer_config(tower: Any, modality: str, target: str) -> dict[str, Any]:
+    """Return the entries of transformers' config for a tower's ``transformer``.
+
+    ``modality`` (image or text) and ``target``, the class to export to, are for the message.
+
+    Raises:
+        UserError: blocks, activation or norms that only open_clip has.
+    """
+    from open_clip.transformer import ResidualAttentionBlock
+    from torch import nn
+
+    blocks = list(tower.transformer.resblocks)
+    first = blocks[0]
+    norms = {module.eps for module in tower.transformer.modules() if isinstance(module, nn.LayerNorm)}
+    if not isinstance(first, ResidualAttentionBlock) or not isinstance(first.ls_1, nn.Identity):
+        raise UserError(f"{target} does not support the blocks of this {modality} tower ({type(first).__name__})")
+    activation = activation_name(first.mlp.gelu)
+    if activation is None or len(norms) != 1:
+        raise UserError(f"{target} does not support the blocks of this {modality} tower (activation or norms)")
+    return {
+        "hidden_size": tower.transformer.width,
+        "intermediate_size": first.mlp.c_fc.out_features,
+        "num_hidden_layers": len(blocks),
+        "num_attention_heads": first.attn.num_heads,
+        "hidden_act": activation,
+        "layer_norm_eps": norms.pop(),
+    }
+
+
+def reject_unsupported(target: str, problems: Iterable[tuple[bool, str]]) -> None:
+    """Raise a UserError with the first of ``problems`` whose condition holds."""
+    for unsupported, reason in problems:
+        if unsupported:
+            raise UserError(f"{target} {reason}")
+
+
 def mlp_ratio(inner: int, width: int) -> float:
     """Return the ratio from which open_clip and timm, which truncate decimals, compute a hidden layer of ``inner``."""
     ratio = inner / width
@@ -99,11 +135,6 @@ def has_image_processor(path: Path) -> bool:
     return any((path / name).is_file() for name in _PROCESSOR_NAMES)
 
 
-def preprocessing_source(path: Path, family: str) -> str:
-    """Return where the preprocessing of a directory is stated, as text."""
-    return "its image processor's" if has_image_processor(path) else f"{family}'s, because it has no image processor"
-
-
 def load_image_processor(path: Path) -> Any:
     """Load a directory's image processor. Raises UserError if transformers cannot read it."""
     from transformers import AutoImageProcessor
@@ -112,19 +143,21 @@ def load_image_processor(path: Path) -> Any:
         return AutoImageProcessor.from_pretrained(path)
 
 
-def read_preprocessing(path: Path, size: int, default: Mapping[str, Any]) -> dict[str, Any]:
-    """Return open_clip's preprocess_cfg that equals a directory's image processor; ``default`` if it has none.
+def read_preprocessing(
+    path: Path, size: int, family: str, normalization: str, resize_mode: str
+) -> tuple[dict[str, Any], str]:
+    """Return open_clip's preprocess_cfg that equals a directory's image processor, and where that is stated.
 
-    Args:
-        path: the directory.
-        size: side of the model's images.
-        default: a ``preprocess_cfg`` without size.
+    Without an image processor it is that of the model's ``family``, for images of ``size`` pixels.
 
     Raises:
         UserError: open_clip has no preprocessing with the effect of one of its entries.
     """
+    mean, std = NORMALIZATIONS[normalization]
+    cfg: dict[str, Any] = {"size": [size, size], "mode": "RGB", "mean": mean, "std": std, "interpolation": "bicubic"}
+    cfg |= {"resize_mode": resize_mode, "fill_color": 0}
     if not has_image_processor(path):
-        return {"size": [size, size]} | dict(default)
+        return cfg, f"{family}'s, because it has no image processor"
     entries = load_image_processor(path).to_dict()
 
     def reject(name: str, expected: str) -> UserError:
@@ -158,15 +191,8 @@ def read_preprocessing(path: Path, size: int, default: Mapping[str, Any]) -> dic
             [float(value) / top for value in np.broadcast_to(entries[name] if normalizes else without, 3)]
             for name, without in (("image_mean", 0.0), ("image_std", 1.0))
         )
-    return {
-        "size": [size, size],
-        "mode": "RGB",
-        "mean": mean,
-        "std": std,
-        "interpolation": _RESAMPLING[int(entries["resample"])],
-        "resize_mode": "squash" if sides == square else "shortest",
-        "fill_color": 0,
-    }
+    cfg |= {"mean": mean, "std": std, "interpolation": _RESAMPLING[int(entries["resample"])]}
+    return cfg | {"resize_mode": "squash" if sides == square else "shortest"}, "its image processor's"
 
 
 def write_preprocessing(preprocess: Mapping[str, Any], directory: Path) -> None:
@@ -272,6 +298,9 @@ def _cleaning(name: str) -> list[Any]:
     from ftfy import chardata
     from tokenizers import Regex, normalizers
 
+    def any_of(signs: Iterable[str]) -> Any:
+        return Regex("[" + "".join(f"\\x{{{ord(sign):04x}}}" for sign in signs) + "]")
+
     replace = normalizers.Replace
     entities = {"&lt;": "<", "&gt;": ">", "&quot;": '"', "&#39;": "'", "&apos;": "'", "&nbsp;": " "}
     undefined = (0x81, 0x8D, 0x8F, 0x90, 0x9D)  # of Windows' code page, as which ftfy reads C1 controls
@@ -281,15 +310,9 @@ def _cleaning(name: str) -> list[Any]:
     steps += [replace(entity, sign) for entity, sign in entities.items()]
     steps += [replace(chr(code), text) for code, text in signs.items()]
     steps += [replace(Regex("[ʼ‘-‛]"), "'"), replace(Regex("[“-‟]"), '"')]
-    steps += [replace(_any_of(map(chr, chardata.CONTROL_CHARS)), ""), normalizers.NFC()]
+    steps += [replace(any_of(map(chr, chardata.CONTROL_CHARS)), ""), normalizers.NFC()]
     if name == "canonicalize":
-        steps += [replace("_", " "), replace(_any_of(string.punctuation), "")]
+        steps += [replace("_", " "), replace(any_of(string.punctuation), "")]
     if name in ("canonicalize", "lower"):
         steps += [replace(Regex(r"(?<=\p{L})Σ(?!\p{L})"), "ς"), normalizers.Lowercase()]  # Python's final sigma
     return [*steps, replace(Regex(r"\s+"), " "), normalizers.Strip()]
-
-
-def _any_of(signs: Iterable[str]) -> Any:
-    from tokenizers import Regex
-
-    return Regex("[" + "".join(f"\\x{{{ord(sign):04x}}}" for sign in signs) + "]")

@@ -14,33 +14,25 @@ from torch import nn
 from clips.encoder import LoadedEncoder
 from clips.errors import UserError
 from clips.interchange import hf_files as files
-from clips.interchange.hf_clip import feature_functions, text_weight_links
-from clips.interchange.imported_encoder import Features, ImportedEncoder, license_from_card, tower_shapes
-from clips.interchange.tower_config import reject_unsupported, transformer_spec
-from clips.interchange.weight_mapping import (
+from clips.interchange.conversion import (
     TIMM,
     TRANSFORMERS,
+    Features,
+    ImportedEncoder,
     WeightLink,
     block_links,
     from_open_clip,
+    license_from_card,
     shapes_of,
     to_open_clip,
+    tower_shapes,
     weight_bias_links,
     weight_link,
 )
+from clips.interchange.hf_clip import feature_functions, text_weight_links
 from clips.model.loading import first_mismatch
 from clips.model.towers import text_pool_type
 
-_PREPROCESS = {
-    "mode": "RGB",
-    "mean": [0.5, 0.5, 0.5],
-    "std": [0.5, 0.5, 0.5],
-    "interpolation": "bicubic",
-    "resize_mode": "squash",
-    "fill_color": 0,
-}
-_HUB_TOKENIZER, _HUB_GEMMA_TOKENIZER = "timm/ViT-B-16-SigLIP", "timm/ViT-B-16-SigLIP2-256"
-_GEMMA_VOCAB_SIZE = 256_000
 _TARGET = "hf_siglip: transformers' SiglipModel"
 
 
@@ -76,9 +68,6 @@ def _trunk_links(ours: str, theirs: str, layers: int) -> list[WeightLink]:
     ]
 
 
-# ---------------------------------------------------------------- read
-
-
 def is_supported(path: Path) -> bool:
     """Whether this is a directory of a ``SiglipModel``."""
     return path.is_dir() and files.model_type(path) == "siglip"
@@ -89,36 +78,19 @@ def load(path: Path, architecture: str | None) -> ImportedEncoder:
     from transformers import SiglipModel
 
     model = files.from_pretrained(SiglipModel, path)
-    cfg = _model_cfg(model.config, architecture, path)
-    size = cfg["vision_cfg"]["image_size"]
-    links = weight_links(model.config.vision_config.num_hidden_layers, cfg["text_cfg"]["layers"])
-    if not files.has_tokenizer(path):
-        raise UserError(f"{path}: expected a tokenizer (tokenizer.json or spiece.model) next to the weights")
-    return ImportedEncoder(
-        model_cfg=cfg,
-        preprocess_cfg=files.read_preprocessing(path, size, _PREPROCESS),
-        preprocess_source=files.preprocessing_source(path, "SigLIP"),
-        weights=to_open_clip(model.state_dict(), links, tower_shapes(cfg, path)),
-        write_tokenizer=lambda directory: files.save_tokenizer(path, directory),
-        features=feature_functions(model),
-        approximation=_approximation(cfg["vision_cfg"]["timm_model_name"], model.config.vision_config.hidden_act),
-        license=license_from_card(path),
-        where=path,
-    )
-
-
-def _model_cfg(config: Any, tower: str | None, where: Path) -> dict[str, Any]:
-    vision, text = config.vision_config, config.text_config
+    vision, text = model.config.vision_config, model.config.text_config
     if text.projection_size != vision.hidden_size:
-        raise UserError(f"{where}: expected texts projected to the width of the image tower")
-    _, _, text_options = files.activation_options(vision.hidden_act, text.hidden_act, where)
-    return {
+        raise UserError(f"{path}: expected texts projected to the width of the image tower")
+    _, _, text_options = files.activation_options(vision.hidden_act, text.hidden_act, path)
+    name = architecture or _timm_name(vision, path)
+    is_gemma = text.vocab_size == 256_000
+    cfg = {
         "embed_dim": vision.hidden_size,
         "init_logit_bias": -10,
         "custom_text": True,
         "vision_cfg": {
             "image_size": vision.image_size,
-            "timm_model_name": tower or _timm_name(vision, where),
+            "timm_model_name": name,
             "timm_model_pretrained": False,
             "timm_pool": "map",
             "timm_proj": "none",
@@ -126,7 +98,7 @@ def _model_cfg(config: Any, tower: str | None, where: Path) -> dict[str, Any]:
         "text_cfg": {
             "context_length": text.max_position_embeddings,
             "vocab_size": text.vocab_size,
-            "hf_tokenizer_name": _HUB_GEMMA_TOKENIZER if text.vocab_size == _GEMMA_VOCAB_SIZE else _HUB_TOKENIZER,
+            "hf_tokenizer_name": "timm/ViT-B-16-SigLIP2-256" if is_gemma else "timm/ViT-B-16-SigLIP",
             "tokenizer_kwargs": {"clean": "canonicalize"},
             "width": text.hidden_size,
             "heads": text.num_attention_heads,
@@ -139,10 +111,27 @@ def _model_cfg(config: Any, tower: str | None, where: Path) -> dict[str, Any]:
             **text_options,
         },
     }
+    if not files.has_tokenizer(path):
+        raise UserError(f"{path}: expected a tokenizer (tokenizer.json or spiece.model) next to the weights")
+    preprocess, source = files.read_preprocessing(path, vision.image_size, "SigLIP", "half", "squash")
+    links = weight_links(vision.num_hidden_layers, text.num_hidden_layers)
+    weights = to_open_clip(model.state_dict(), links, tower_shapes(cfg, path))
+    own, theirs = files.activation_name(_meta_trunk(name).blocks[0].mlp.act), vision.hidden_act
+    return ImportedEncoder(
+        model_cfg=cfg,
+        preprocess_cfg=preprocess,
+        preprocess_source=source,
+        weights=weights,
+        write_tokenizer=lambda directory: files.save_tokenizer(path, directory),
+        features=feature_functions(model),
+        approximation=None if own == theirs else f"timm's {name} computes {own}, the source {theirs}",
+        license=license_from_card(path),
+        where=path,
+    )
 
 
 def _timm_name(vision: Any, where: Path) -> str:
-    """Return timm's name of an image tower of the same sizes and, if there is one, the same activation."""
+    # Of the same sizes and, if there is one, the same activation.
     import timm
 
     width, layers = vision.hidden_size, vision.num_hidden_layers
@@ -161,19 +150,11 @@ def _timm_name(vision: Any, where: Path) -> str:
     return min(candidates)[1]
 
 
-def _approximation(name: str, activation: str) -> str | None:
-    own = files.activation_name(_meta_trunk(name).blocks[0].mlp.act)
-    return None if own == activation else f"timm's {name} computes {own}, the source {activation}"
-
-
 def _meta_trunk(name: str) -> Any:
     import timm
 
     with torch.device("meta"):
         return timm.create_model(name, num_classes=0)
-
-
-# ---------------------------------------------------------------- write
 
 
 def export(encoder: LoadedEncoder, directory: Path) -> Features:
@@ -185,14 +166,29 @@ def export(encoder: LoadedEncoder, directory: Path) -> Features:
     from transformers import SiglipConfig, SiglipModel
 
     model = encoder.model
-    _check(model)
-    trunk, text = model.visual.trunk, model.text
-    blocks = transformer_spec(text, "text", _TARGET)
+    trunk: Any = getattr(model.visual, "trunk", None)
+    text: Any = getattr(model, "text", None)
+    map_pooled = trunk is not None and getattr(trunk, "global_pool", "") == "map" and trunk.cls_token is None
+    projection, last = getattr(text, "text_projection", None), text is not None and text_pool_type(model) == "last"
+    files.reject_unsupported(
+        _TARGET,
+        [
+            (
+                not map_pooled or len(model.visual.head) > 0,
+                "has a ViT with attention pooling, this image tower does not",
+            ),
+            (not last, "reads texts at the last position, this text tower does not"),
+            (getattr(text, "attn_mask", None) is not None, "does not mask later words, this text tower does"),
+            (not isinstance(projection, nn.Linear), "projects texts with a bias"),
+            (model.logit_bias is None, "has a logit bias, this encoder has none"),
+        ],
+    )
+    text_config = files.transformer_config(text, "text", _TARGET)
     config = SiglipConfig(
         vision_config=_vision_config(trunk),
         text_config={
             "vocab_size": text.token_embedding.num_embeddings,
-            **blocks.hf_config,
+            **text_config,
             "max_position_embeddings": text.positional_embedding.shape[0],
             "projection_size": text.text_projection.out_features,
             "bos_token_id": 1,
@@ -201,7 +197,7 @@ def export(encoder: LoadedEncoder, directory: Path) -> Features:
         },
     )
     theirs = SiglipModel(config).eval()
-    links = weight_links(len(trunk.blocks), blocks.layers)
+    links = weight_links(len(trunk.blocks), text_config["num_hidden_layers"])
     theirs.load_state_dict(from_open_clip(model.state_dict(), links, shapes_of(theirs)))
     theirs.save_pretrained(directory)
     files.write_preprocessing(encoder.config["preprocess_cfg"], directory)
@@ -221,14 +217,14 @@ def siglip_vision_model(trunk: Any) -> Any:
     from transformers import SiglipVisionConfig, SiglipVisionModel
 
     target = "transformers' SiglipVisionModel"
-    reject_unsupported(
+    files.reject_unsupported(
         target,
         [
             (type(trunk) is not VisionTransformer, f"is a ViT of timm, this tower a {type(trunk).__name__}"),
             (getattr(trunk, "num_prefix_tokens", 0) > 0, "has patches only, this tower a class token or registers"),
         ],
     )
-    reject_unsupported(target, [(files.activation_name(trunk.blocks[0].mlp.act) is None, "has a GELU")])
+    files.reject_unsupported(target, [(files.activation_name(trunk.blocks[0].mlp.act) is None, "has a GELU")])
     weights = {name: value for name, value in trunk.state_dict().items() if not name.startswith("attn_pool.")}
     config = SiglipVisionConfig(**_vision_config(trunk), vision_use_head=False)
     model = SiglipVisionModel(config).to(trunk.patch_embed.proj.weight.dtype).eval()
@@ -242,7 +238,6 @@ def siglip_vision_model(trunk: Any) -> Any:
 
 
 def _vision_config(trunk: Any) -> dict[str, Any]:
-    """Return the entries of a ``SiglipVisionConfig`` equivalent to timm's ViT."""
     return {
         "hidden_size": trunk.embed_dim,
         "intermediate_size": trunk.blocks[0].mlp.fc1.out_features,
@@ -253,16 +248,3 @@ def _vision_config(trunk: Any) -> dict[str, Any]:
         "hidden_act": files.activation_name(trunk.blocks[0].mlp.act),
         "layer_norm_eps": trunk.norm.eps,
     }
-
-
-def _check(model: Any) -> None:
-    trunk, text = getattr(model.visual, "trunk", None), getattr(model, "text", None)
-    map_pooled = trunk is not None and getattr(trunk, "global_pool", "") == "map" and trunk.cls_token is None
-    problems = (
-        (not map_pooled or len(model.visual.head) > 0, "has a ViT with attention pooling, this image tower does not"),
-        (text is None or text_pool_type(model) != "last", "reads texts at the last position, this text tower does not"),
-        (getattr(text, "attn_mask", None) is not None, "does not mask later words, this text tower does"),
-        (not isinstance(getattr(text, "text_projection", None), nn.Linear), "projects texts with a bias"),
-        (model.logit_bias is None, "has a logit bias, this encoder has none"),
-    )
-    reject_unsupported(_TARGET, problems)

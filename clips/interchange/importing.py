@@ -26,8 +26,7 @@ from clips.model_refs import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
 from clips.ranges import PositiveFloat
 
 if TYPE_CHECKING:
-    from clips.interchange.imported_encoder import ImportedEncoder
-    from clips.interchange.parity import Parity
+    from clips.interchange.conversion import ImportedEncoder
 
 IMPORT_FORMATS: dict[str, str] = {  # modules with is_supported(path) and load(path, architecture)
     "hf_clip": "clips.interchange.hf_clip",
@@ -89,42 +88,66 @@ class ImportConfig:
 
 def run_import(config: ImportConfig) -> None:
     """Run ``clips import``."""
-    path = Path(config.path)
+    path, output = Path(config.path), config.output
     if not path.exists():
         raise UserError(f"{path}: no such file or directory")
-    check_overwritable(config.output, "encoder")
-    if Path(config.output).resolve() == path.resolve():
+    check_overwritable(output, "encoder")
+    if Path(output).resolve() == path.resolve():
         raise UserError(f"output: expected another directory than {path}, which is read")
-    from clips.interchange.imported_encoder import tower_shapes
-    from clips.interchange.weight_mapping import conform
+    from safetensors.torch import save_file
 
-    name = config.format or _detect_format(path)
-    imported: ImportedEncoder = importlib.import_module(IMPORT_FORMATS[name]).load(path, config.architecture)
+    from clips.encoder import load_encoder
+    from clips.interchange.conversion import conform, tower_shapes
+    from clips.interchange.hf_files import model_type
+    from clips.interchange.parity import Parity, compare
+
+    modules = {name: importlib.import_module(module) for name, module in IMPORT_FORMATS.items()}
+    format = config.format or next((name for name, module in modules.items() if module.is_supported(path)), None)
+    if format is None and path.is_dir():
+        kind = model_type(path)
+        found = f"its config.json is of a '{kind}'" if kind else f"no {OPEN_CLIP_CONFIG}, no config.json"
+        raise UserError(f"{path}: {found}; expected open_clip's Hub format, or transformers' CLIPModel or SiglipModel")
+    if format is None:
+        raise UserError(f"{path}: expected a checkpoint that ends in .safetensors, .bin, .pt, .pth or .ckpt")
+    imported: ImportedEncoder = modules[format].load(path, config.architecture)
     if config.preprocessing is not None:
-        imported = _with_preprocessing(imported, config, name)
+        imported = _with_preprocessing(imported, config, format)
     weights = conform(imported.weights, tower_shapes(imported.model_cfg, path), imported.where)
+
     license = config.license or imported.license or "unknown"
-    with atomic_artifact_dir(config.output, kind="encoder") as partial:
-        _write(imported, weights, partial)
-        parity = _verify(partial, imported, config)
+    with atomic_artifact_dir(output, kind="encoder") as partial:
+        written = {"model_cfg": imported.model_cfg, "preprocess_cfg": imported.preprocess_cfg}
+        atomic_write(partial / OPEN_CLIP_CONFIG, json.dumps(written, indent=2) + "\n")
+        save_file(weights, partial / OPEN_CLIP_WEIGHTS)
+        imported.write_tokenizer(partial)
+        encoder = load_encoder(partial)  # by unmodified open_clip
+        parity = Parity()
+        if imported.features is not None:  # the source's own library is installed
+            parity = compare(encoder, imported.features, path)
+            difference = parity.largest_difference
+            if difference is None or not difference <= config.tolerance:
+                why = f" ({imported.approximation})" if imported.approximation else ""
+                raise UserError(
+                    f"{config.path}: open_clip's features would differ from the source's by {difference:.1e}{why}, "
+                    f"and tolerance is {config.tolerance:.0e}"
+                )
         manifest = write_manifest(
             partial,
             kind="encoder",
             config=config,
             parents={"source": path},
-            format=name,
+            format=format,
             architecture=config.architecture,
             license=license,
             preprocessing=_describe(imported.preprocess_cfg),
-            **parity.record(),
+            **vars(parity),
         )
         write_card(partial, "imported", manifest=manifest, license=license, config=config, cfg=imported.model_cfg)
     _report_preprocessing(imported, config)
-    log_info(f"{config.output}: encoder imported from {name}; {parity}")
+    log_info(f"{output}: encoder imported from {format}; {parity}")
 
 
 def _with_preprocessing(imported: ImportedEncoder, config: ImportConfig, format: str) -> ImportedEncoder:
-    """Return the encoder with the preprocessing that the config states instead of its source's."""
     from open_clip import list_pretrained_tags_by_model
     from open_clip.pretrained import get_pretrained_cfg
 
@@ -149,11 +172,10 @@ def _with_preprocessing(imported: ImportedEncoder, config: ImportConfig, format:
 
 
 def _report_preprocessing(imported: ImportedEncoder, config: ImportConfig) -> None:
-    """Print how images are preprocessed, and what the name of the architecture and the weights do not show."""
     import open_clip
     from open_clip.pretrained import get_pretrained_cfg
 
-    from clips.interchange.imported_encoder import PREPROCESSING_OF_FILES
+    from clips.interchange.open_clip_format import PREPROCESSING_OF_FILES
     from clips.model.architectures import complete_preprocess_cfg
 
     preprocess, name = imported.preprocess_cfg, config.architecture or ""
@@ -174,49 +196,8 @@ def _report_preprocessing(imported: ImportedEncoder, config: ImportConfig) -> No
 
 
 def _describe(preprocess: Mapping[str, Any]) -> str:
-    """Return what a ``preprocess_cfg`` does to an image, in words."""
     modes = {"shortest": "shorter edge resized, center crop", "longest": "longer edge resized, padded"}
     mean, std = ([round(value, 4) for value in preprocess[name]] for name in ("mean", "std"))
     height, width = preprocess["size"]
     mode = modes.get(preprocess["resize_mode"], "squashed")
     return f"{mode}, {height}x{width}, {preprocess['interpolation']}, mean {mean}, std {std}"
-
-
-def _detect_format(path: Path) -> str:
-    for name, module in IMPORT_FORMATS.items():
-        if importlib.import_module(module).is_supported(path):
-            return name
-    if path.is_dir():
-        from clips.interchange.hf_files import model_type
-
-        kind = model_type(path)
-        found = f"its config.json is of a '{kind}'" if kind else f"no {OPEN_CLIP_CONFIG}, no config.json"
-        raise UserError(f"{path}: {found}; expected open_clip's Hub format, or transformers' CLIPModel or SiglipModel")
-    raise UserError(f"{path}: expected a checkpoint that ends in .safetensors, .bin, .pt, .pth or .ckpt")
-
-
-def _write(imported: ImportedEncoder, weights: dict[str, Any], directory: Path) -> None:
-    from safetensors.torch import save_file
-
-    config = {"model_cfg": imported.model_cfg, "preprocess_cfg": imported.preprocess_cfg}
-    atomic_write(directory / OPEN_CLIP_CONFIG, json.dumps(config, indent=2) + "\n")
-    save_file(weights, directory / OPEN_CLIP_WEIGHTS)
-    imported.write_tokenizer(directory)
-
-
-def _verify(partial: Path, imported: ImportedEncoder, config: ImportConfig) -> Parity:
-    """Return the differences between the new encoder and the source, if its own library is installed."""
-    from clips.encoder import load_encoder
-    from clips.interchange.parity import Parity, compare
-
-    encoder = load_encoder(partial)
-    if imported.features is None:
-        return Parity()
-    parity = compare(encoder, imported.features, Path(config.path))
-    if parity.features is None or not parity.features <= config.tolerance:
-        why = f" ({imported.approximation})" if imported.approximation else ""
-        raise UserError(
-            f"{config.path}: open_clip's features would differ from the source's by {parity.features:.1e}{why}, "
-            f"and tolerance is {config.tolerance:.0e}"
-        )
-    return parity

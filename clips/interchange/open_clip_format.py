@@ -6,19 +6,16 @@ open_clip, which derived the tokenizer from the model's name; here the config st
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from clips.errors import UserError, error_reason
-from clips.interchange.imported_encoder import (
-    ImportedEncoder,
-    configs_for_architecture,
-    license_from_card,
-    no_tokenizer,
-)
-from clips.interchange.weight_mapping import Weights
-from clips.model.architectures import complete_preprocess_cfg
+from torch import Tensor
+
+from clips.errors import UserError, error_reason, unknown_name_error
+from clips.interchange.conversion import ImportedEncoder, license_from_card, no_tokenizer
+from clips.model import architectures
 from clips.model.loading import library_errors_as_user_errors, read_weights
 from clips.model.tokenizer import ClipsTokenizer, copy_tokenizer_files
 from clips.model_refs import (
@@ -30,11 +27,8 @@ from clips.model_refs import (
 )
 from clips.text_files import safe_json_loads
 
-_WEIGHTS = (OPEN_CLIP_WEIGHTS, "open_clip_pytorch_model.safetensors", OPEN_CLIP_PICKLE)
+PREPROCESSING_OF_FILES = "open_clip's for a file of weights"
 _ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
-_TOKENIZER = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
-_NUMBERS = ("input_resolution", "context_length", "vocab_size")  # beside the weights of OpenAI's TorchScript archives
-_TEXT_PARTS = ("text_projection", "positional_embedding", "token_embedding", "transformer.", "ln_final", "cls_emb")
 
 
 def is_supported(path: Path) -> bool:
@@ -44,73 +38,118 @@ def is_supported(path: Path) -> bool:
 
 def load(path: Path, architecture: str | None) -> ImportedEncoder:
     """See `clips.interchange.importing`."""
-    where = _find_weights(path) if path.is_dir() else path
-    recorded = _read_config(path / OPEN_CLIP_CONFIG) if path.is_dir() else None
+    where, recorded = path, None
+    if path.is_dir():
+        usual = (OPEN_CLIP_WEIGHTS, "open_clip_pytorch_model.safetensors", OPEN_CLIP_PICKLE)
+        others = sorted(file for file in path.iterdir() if file.suffix in _ENDINGS and file.name != CAPTIONER_WEIGHTS)
+        files = [file for file in (*(path / name for name in usual), *others) if file.is_file()]
+        if not files:
+            raise UserError(f"{path}: no weights in it; expected {OPEN_CLIP_WEIGHTS} or {OPEN_CLIP_PICKLE}")
+        where, config = files[0], path / OPEN_CLIP_CONFIG
+        try:
+            recorded = safe_json_loads(config.read_text(encoding="utf-8"))
+            recorded["model_cfg"]["vision_cfg"].keys()
+            recorded["model_cfg"]["text_cfg"].keys()
+            recorded = state_tokenizer(recorded)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{config}: expected open_clip's model_cfg with both towers ({error_reason(error)})"
+            ) from None
     weights = read_weights(where)
     while all(name.startswith("model.") for name in weights):  # Lightning's
         weights = {name.removeprefix("model."): value for name, value in weights.items()}
-    weights = {name: value for name, value in weights.items() if name not in _NUMBERS}
+    numbers = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's TorchScript archives
+    weights = {name: value for name, value in weights.items() if name not in numbers}
+
     if architecture is not None:
         cfg, preprocess, source = configs_for_architecture(architecture, weights)
     elif recorded is not None:
-        cfg = recorded["model_cfg"]
-        preprocess, source = (
-            complete_preprocess_cfg({}, cfg["vision_cfg"].get("image_size", 224)),
-            "open_clip's default",
-        )
+        cfg, source = recorded["model_cfg"], "open_clip's default"
+        preprocess = architectures.complete_preprocess_cfg({}, cfg["vision_cfg"].get("image_size", 224))
     else:
         raise UserError(f"{path}: a weights file does not state its architecture; give --architecture")
     if recorded is not None and recorded.get("preprocess_cfg"):
-        preprocess = complete_preprocess_cfg(recorded["preprocess_cfg"], preprocess["size"])
+        preprocess = architectures.complete_preprocess_cfg(recorded["preprocess_cfg"], preprocess["size"])
         source = f"that of {OPEN_CLIP_CONFIG}"
+    # The text tower's prefix in this architecture is "text." or none.
+    parts = ("text_projection", "positional_embedding", "token_embedding", "transformer.", "ln_final", "cls_emb")
+    if cfg.get("custom_text"):
+        weights = {f"text.{name}" if name.startswith(parts) else name: value for name, value in weights.items()}
+    else:
+        weights = {name.removeprefix("text."): value for name, value in weights.items()}
     return ImportedEncoder(
         model_cfg=cfg,
         preprocess_cfg=preprocess,
         preprocess_source=source,
-        weights=_rename_text_tower(weights, bool(cfg.get("custom_text"))),
+        weights=weights,
         write_tokenizer=_tokenizer_writer(path, cfg["text_cfg"]),
         license=license_from_card(path),
         where=where,
     )
 
 
-def _find_weights(directory: Path) -> Path:
-    others = sorted(path for path in directory.iterdir() if path.suffix in _ENDINGS)
-    for path in [*(directory / name for name in _WEIGHTS), *others]:
-        if path.is_file() and path.name != CAPTIONER_WEIGHTS:
-            return path
-    raise UserError(f"{directory}: no weights in it; expected {_WEIGHTS[0]} or {_WEIGHTS[-1]}")
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = safe_json_loads(path.read_text(encoding="utf-8"))
-        config["model_cfg"]["vision_cfg"].keys()
-        config["model_cfg"]["text_cfg"].keys()
-        return state_tokenizer(config)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: expected open_clip's model_cfg with both towers ({error_reason(error)})") from None
-
-
 def _tokenizer_writer(path: Path, text: dict[str, Any]) -> Callable[[Path], None]:
     if text.get("tokenizer_mode") == "clips":
         return ClipsTokenizer(text["context_length"]).save
-    if not text.get("hf_tokenizer_name"):
+    if not (name := text.get("hf_tokenizer_name")):
         return no_tokenizer
-    if path.is_dir() and any((path / name).is_file() for name in _TOKENIZER):
+    files = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
+    if path.is_dir() and any((path / file).is_file() for file in files):
         return lambda directory: copy_tokenizer_files(path, directory)
-    return lambda directory: _download_tokenizer(str(text["hf_tokenizer_name"]), directory)
+
+    def download(directory: Path) -> None:
+        from transformers import AutoTokenizer
+
+        with library_errors_as_user_errors(f"tokenizer {name}: cannot be downloaded from the Hub"):
+            AutoTokenizer.from_pretrained(str(name)).save_pretrained(directory)
+
+    return download
 
 
-def _download_tokenizer(name: str, directory: Path) -> None:
-    from transformers import AutoTokenizer
+def parse_released_name(name: str) -> tuple[str, int | None]:
+    """Map a published name to architecture and image size (openvision-vit-large-patch14-224, ViT-L-14-CLIPS-224).
 
-    with library_errors_as_user_errors(f"tokenizer {name}: cannot be downloaded from the Hub"):
-        AutoTokenizer.from_pretrained(name).save_pretrained(directory)
+    Any other name is returned unchanged, without a size.
+    """
+    published = (
+        r"openvision-vit-(?P<family>[a-z0-9]+)-patch(?P<patch>\d+)-(?P<size>\d+)",
+        r"vit-(?P<family>[a-z])-(?P<patch>\d+)-clips-(?P<size>\d+)",
+    )
+    families = {"tiny": "ti", "small": "s", "base": "b", "large": "l", "huge": "h"}
+    for pattern in published:
+        if match := re.fullmatch(pattern, name.lower()):
+            architecture = f"clips-{families.get(match['family'], match['family'])}-{match['patch']}"
+            if architecture in architectures.list_architectures():
+                return architecture, int(match["size"])
+    return name, None
 
 
-def _rename_text_tower(weights: Weights, custom_text: bool) -> Weights:
-    """Return ``weights`` with the text tower's prefix of this architecture, ``text.`` or none."""
-    if custom_text:
-        return {f"text.{name}" if name.startswith(_TEXT_PARTS) else name: value for name, value in weights.items()}
-    return {name.removeprefix("text."): value for name, value in weights.items()}
+def configs_for_architecture(name: str, weights: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """Return ``model_cfg`` and ``preprocess_cfg`` of an architecture, and where the latter is stated.
+
+    The weights determine the sizes of a CLIPS architecture. An architecture of open_clip has the preprocessing that
+    open_clip gives to its weights in a file (``pretrained=FILE``), whatever its published weights have.
+
+    Raises:
+        UserError: an unknown architecture.
+    """
+    architecture, size = parse_released_name(name)
+    if architecture in architectures.list_architectures():
+        table = weights.get("positional_embedding", weights.get("text.positional_embedding"))
+        length = len(table) if table is not None and len(table) >= 4 else None
+        cfg = architectures.model_cfg(architectures.ModelConfig(architecture=architecture, context_length=length))
+        patch = cfg["vision_cfg"].get("patch_size")
+        if size is None and patch and "visual.positional_embedding" in weights:
+            size = int(patch) * round((len(weights["visual.positional_embedding"]) - 1) ** 0.5)
+        if size is not None:  # not always a multiple of the patch size: SO400M/14 was published at 384 px
+            cfg["vision_cfg"]["image_size"] = size
+        if "logit_bias" in weights:
+            cfg["init_logit_bias"] = 0.0
+        return cfg, architectures.preprocess_cfg(cfg), f"that of {architecture}"
+    import open_clip
+
+    open_clip_cfg = open_clip.get_model_config(architecture)
+    if open_clip_cfg is None:
+        raise unknown_name_error(name, [*architectures.list_architectures(), *open_clip.list_models()], "architecture")
+    image_size = open_clip_cfg["vision_cfg"].get("image_size", 224)
+    return open_clip_cfg, architectures.complete_preprocess_cfg({}, image_size), PREPROCESSING_OF_FILES

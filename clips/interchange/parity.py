@@ -12,8 +12,8 @@ from PIL import Image
 from torch.nn import functional as F  # noqa: N812
 
 from clips.errors import UserError
+from clips.interchange.conversion import Features
 from clips.interchange.hf_files import cleaning_name, has_image_processor, has_tokenizer, load_image_processor
-from clips.interchange.imported_encoder import Features
 from clips.model.architectures import complete_preprocess_cfg
 from clips.model.loading import library_errors_as_user_errors
 from clips.model.towers import text_pool_type
@@ -37,38 +37,29 @@ _LEVELS = 0.3  # of 255: rounding differs by less, lanczos from bicubic by 0.45,
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Parity:
-    """Differences between an encoder and the same model in another library.
+    """Differences between an encoder and the same model in another library; None if not compared.
 
     Args:
-        features: largest difference of unit features, of the same pixels and tokens; None if not compared.
-        levels: mean difference of an image's pixels through both preprocessings, of 255 levels; None if not compared.
-        image_features: largest difference of the image's unit features through both preprocessings.
-        other_tokens: texts whose tokens differ; None if not compared.
+        largest_difference: of unit features, of the same pixels and tokens.
+        pixel_levels: mean difference of an image's pixels through both preprocessings, of 255 levels.
+        image_difference: largest difference of the image's unit features through both preprocessings.
+        other_tokens: texts whose tokens differ.
     """
 
-    features: float | None = None
-    levels: float | None = None
-    image_features: float | None = None
+    largest_difference: float | None = None
+    pixel_levels: float | None = None
+    image_difference: float | None = None
     other_tokens: list[str] | None = None
-
-    def record(self) -> dict[str, Any]:
-        """Return the differences as entries of a manifest."""
-        return {
-            "largest_difference": self.features,
-            "pixel_levels": self.levels,
-            "image_difference": self.image_features,
-            "other_tokens": self.other_tokens,
-        }
 
     def __str__(self) -> str:
         """In one line."""
-        if self.features is None:
+        if self.largest_difference is None:
             return "weights taken over by name"
-        said = f"features differ by {self.features:.1e} at most for the same pixels and tokens"
-        if self.levels is not None:
+        said = f"features differ by {self.largest_difference:.1e} at most for the same pixels and tokens"
+        if self.pixel_levels is not None:
             said += (
-                f", by {self.image_features:.1e} for an image through both preprocessings "
-                f"(pixels by {self.levels:.2f} of 255 levels on average)"
+                f", by {self.image_difference:.1e} for an image through both preprocessings "
+                f"(pixels by {self.pixel_levels:.2f} of 255 levels on average)"
             )
         if self.other_tokens:
             said += f"; other tokens: {', '.join(map(repr, self.other_tokens))}"
@@ -89,12 +80,18 @@ def compare(encoder: Any, features: Features, directory: Path) -> Parity:
     """
     preprocess, noise = encoder.config["preprocess_cfg"], torch.Generator().manual_seed(0)
     preprocess = complete_preprocess_cfg(preprocess, preprocess["size"])
-    pixels = torch.randn(2, 3, *preprocess["size"], generator=noise)
+    height, width = preprocess["size"]
+    pixels = torch.randn(2, 3, height, width, generator=noise)
     tokens = encoder.tokenizer(list(_PLAIN_TEXTS))
     ours = encoder.model.encode_image(pixels), encoder.model.encode_text(tokens)
-    found = Parity(features=max(map(_difference, ours, features(pixels, tokens))))
+    levels, through = None, None
     if has_image_processor(directory):
-        image = _test_image(*preprocess["size"])
+        # Shading, edges and noise; twice as wide as high, and larger than the encoder's images.
+        rows, columns = np.mgrid[0 : height * 3 // 2, 0 : width * 3]
+        shading = np.stack([columns * 200 / columns.max(), rows * 200 / rows.max(), (rows + columns) % 97 * 2], axis=-1)
+        shading[(rows // 9 + columns // 13) % 5 == 0] += 50
+        grain = np.random.default_rng(0).integers(0, 6, shading.shape)
+        image = Image.fromarray((shading + grain).astype(np.uint8))
         with library_errors_as_user_errors(f"{directory}: transformers cannot preprocess an image"):
             other = load_image_processor(directory)(image, return_tensors="pt").pixel_values[0].float()
         own = encoder.preprocess(image)
@@ -109,31 +106,20 @@ def compare(encoder: Any, features: Features, directory: Path) -> Parity:
                 "levels on average"
             )
         through = _difference(encoder.model.encode_image(own[None]), features(other[None], tokens[:1])[0])
-        found = dataclasses.replace(found, levels=levels, image_features=through)
-    if has_tokenizer(directory):
-        found = dataclasses.replace(found, other_tokens=_other_tokens(encoder, directory))
-    return found
+    return Parity(
+        largest_difference=max(map(_difference, ours, features(pixels, tokens))),
+        pixel_levels=levels,
+        image_difference=through,
+        other_tokens=_other_tokens(encoder, directory) if has_tokenizer(directory) else None,
+    )
 
 
 def _difference(own: torch.Tensor, other: torch.Tensor) -> float:
     return float((F.normalize(own, dim=-1) - F.normalize(other, dim=-1)).abs().max())
 
 
-def _test_image(height: int, width: int) -> Image.Image:
-    """Return an image twice as wide as high, larger than the encoder's images: shading, edges, noise."""
-    rows, columns = np.mgrid[0 : height * 3 // 2, 0 : width * 3]
-    shading = np.stack([columns * 200 / columns.max(), rows * 200 / rows.max(), (rows + columns) % 97 * 2], axis=-1)
-    shading[(rows // 9 + columns // 13) % 5 == 0] += 50
-    noise = np.random.default_rng(0).integers(0, 6, shading.shape)
-    return Image.fromarray((shading + noise).astype(np.uint8))
-
-
 def _other_tokens(encoder: Any, directory: Path) -> list[str]:
-    """Return the texts whose tokens differ between the encoder and a tokenizer of transformers.
-
-    Raises:
-        UserError: they differ for reasons other than the cleaning of texts, which transformers does not do.
-    """
+    # Only the cleaning of texts may differ, which transformers does not do.
     from open_clip.tokenizer import get_clean_fn
     from transformers import AutoTokenizer
 
@@ -150,18 +136,16 @@ def _other_tokens(encoder: Any, directory: Path) -> list[str]:
     # Padding after an end token has no effect in towers whose later tokens are masked.
     ends = tokenizer.eos_token_id if text_pool_type(encoder.model) in ("argmax", "eos") else None
 
+    def up_to_end(row: list[int]) -> list[int]:
+        return row[: row.index(ends) + 1] if ends in row else row
+
     def equal(own: list[int], other: list[int]) -> bool:
-        return _up_to(ends, own) == _up_to(ends, other)
+        return up_to_end(own) == up_to_end(other)
 
     for text, own, other in zip(texts, ours.tolist(), rows([clean(text) for text in texts]), strict=True):
         if text not in _SPECIAL_TEXTS and not equal(own, other):
             raise UserError(
                 f"{directory}: transformers gives {text[:40]!r} other tokens than open_clip: {other}, {own}"
             )
-    return [
-        text[:40] for text, own, other in zip(texts, ours.tolist(), rows(texts), strict=True) if not equal(own, other)
-    ]
-
-
-def _up_to(end: int | None, tokens: list[int]) -> list[int]:
-    return tokens[: tokens.index(end) + 1] if end in tokens else tokens
+    as_they_are = zip(texts, ours.tolist(), rows(texts), strict=True)
+    return [text[:40] for text, own, other in as_they_are if not equal(own, other)]
