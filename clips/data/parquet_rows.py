@@ -35,7 +35,26 @@ class ParquetRows:
 
     def __init__(self, files: Sequence[str], cache: ShardCache) -> None:
         self.files, self.cache = list(files), cache
-        self.groups = _row_groups(self.files, cache)
+        versions = json.dumps([*map(_file_version, files)])
+        counted = cache.directory / f"rows-{hashlib.sha256(versions.encode()).hexdigest()[:16]}.json"
+
+        def count(file: str) -> list[int]:
+            footer = self._footer(file)
+            return [footer.row_group(number).num_rows for number in range(footer.num_row_groups)]
+
+        try:
+            counts = json.loads(counted.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            with concurrent.futures.ThreadPoolExecutor(_FOOTER_THREADS) as executor:
+                counts = list(executor.map(count, files))
+            try:
+                atomic_write(counted, json.dumps(counts))
+            except (OSError, UserError):
+                if any(map(is_remote, files)):  # whose rows need the cache, too
+                    raise
+        self.groups = [  # (file index, row group index, number of rows)
+            (file, group, rows) for file, found in enumerate(counts) for group, rows in enumerate(found) if rows
+        ]
         self.ends = np.cumsum([rows for _, _, rows in self.groups])
         self.unreadable: dict[int, str] = {}  # row group index → its error
         self.is_in_memory = False  # whether a row group could not be copied
@@ -164,28 +183,6 @@ def _file_version(file: str) -> str:
     if is_remote(file):
         return file
     return f"{file} {file_stamp(file)}"
-
-
-def _row_groups(files: Sequence[str], cache: ShardCache) -> list[tuple[int, int, int]]:
-    """(file index, row group index, number of rows), read from the footers and cached."""
-    versions = json.dumps([*map(_file_version, files)])
-    cached = cache.directory / f"rows-{hashlib.sha256(versions.encode()).hexdigest()[:16]}.json"
-
-    def count(file: str) -> list[int]:
-        footer = ParquetRows._footer(file)
-        return [footer.row_group(number).num_rows for number in range(footer.num_row_groups)]
-
-    try:
-        counts = json.loads(cached.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        with concurrent.futures.ThreadPoolExecutor(_FOOTER_THREADS) as executor:
-            counts = list(executor.map(count, files))
-        try:
-            atomic_write(cached, json.dumps(counts))
-        except (OSError, UserError):
-            if any(map(is_remote, files)):  # whose rows need the cache, too
-                raise
-    return [(file, group, rows) for file, found in enumerate(counts) for group, rows in enumerate(found) if rows]
 
 
 def _open(file: str) -> Any:

@@ -252,7 +252,14 @@ def _csv_rows(
 ) -> Iterator[Mapping[str, str]]:
     num_rows = 0
     for name, path in files:
-        lines = _csv_cells(name, path, delimiter, is_plain=delimiter == "\t" and _is_plain(path))
+        # A TSV file has no quoted line breaks if each line has the same number of cells. By its standard, TSV has no
+        # quoting; pandas and csv quote nevertheless. Read with quoting, a plain file loses the lines between a caption
+        # that begins with a quotation mark and one that ends with it.
+        is_plain = delimiter == "\t"
+        if is_plain:
+            with Path(path).open(encoding="utf-8-sig", errors="replace", newline="") as stream:
+                is_plain = len({line.count("\t") for line in stream if line.strip("\r\n")}) == 1
+        lines = _csv_cells(name, path, delimiter, is_plain=is_plain)
         if (found := tuple(next(lines, (0, []))[1])) != columns:
             raise UserError(f"{name}: expected the columns {', '.join(columns)}, found {', '.join(found)}")
         for line, cells in lines:
@@ -265,18 +272,10 @@ def _csv_rows(
         raise UserError(f"{files[0][0]}: no rows")
 
 
-def _is_plain(path: str) -> bool:
-    # A TSV file has no quoted line breaks if each line has the same number of cells. By its standard, TSV has no
-    # quoting; pandas and csv quote nevertheless. Read with quoting, a plain file loses the lines between a caption that
-    # begins with a quotation mark and one that ends with it.
-    with Path(path).open(encoding="utf-8-sig", errors="replace", newline="") as stream:
-        return len({line.count("\t") for line in stream if line.strip("\r\n")}) == 1
-
-
 def _csv_cells(name: str, path: str, delimiter: str, *, is_plain: bool) -> Generator[tuple[int, list[str]]]:
     """(line number, cells) of the lines of a file, beginning with the header; without blank lines.
 
-    In a plain file (`_is_plain`), quotation marks are part of the text, but around a cell that csv would have quoted.
+    In a plain file, quotation marks are part of the text, but around a cell that csv would have quoted.
     """
     csv.field_size_limit(_MAX_CELL)
     quoting: Literal[0, 3] = csv.QUOTE_NONE if is_plain else csv.QUOTE_MINIMAL
