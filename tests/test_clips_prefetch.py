@@ -211,6 +211,7 @@ STALLED = """
 import sys, time
 from clips.data.prefetch import start_prefetching
 from clips.data.sampler import SampleOrder
+from clips.data.sources import SourceConfig, open_source
 
 if __name__ == "__main__":
     path, sizes, cache, go = sys.argv[1:]

@@ -328,3 +328,16 @@ def test_benchmarks_read_shards_in_the_order_of_their_numbers(tmp_path: Path):
         clips_world.write_shard(tmp_path / name, {"000000000": {"png": picture, "txt": text}})
     read = read_dataset(DatasetSpec(path=str(tmp_path), format="webdataset"), "captions")
     assert [caption for record in read.records for caption in record.captions] == ["nine", "ten", "square"]
+
+
+def test_benchmarks_read_whole_shards_and_name_images_as_stored_results_do(tmp_path: Path):
+    files = {"png": clips_world.draw_image(1), "txt": b"a dog", "cls": b"3"}
+    shard = clips_world.write_shard(tmp_path / "test" / "0.tar", {"a": files, "b": files})
+    spec = DatasetSpec(path=str(tmp_path), format="webdataset")
+    captioned = read_dataset(spec, "captions").records
+    assert [record.images[0].name for record in captioned] == ["test/0.tar/a.png", "test/0.tar/b.png"]
+    assert [record.name for record in read_dataset(spec, "classes").records] == ["0.tar/a.png", "0.tar/b.png"]
+    shard.write_bytes(shard.read_bytes()[:-10_000])  # the end mark and a part of the last file
+    for kind in ("captions", "classes"):
+        with pytest.raises(UserError, match=r"test/0\.tar: expected a whole, uncompressed tar"):
+            list(read_dataset(spec, kind).records)  # type: ignore[call-overload]
