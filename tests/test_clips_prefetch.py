@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import clips_world
@@ -362,3 +363,30 @@ def test_each_worker_has_a_core_besides_the_trainings_own(monkeypatch: pytest.Mo
         monkeypatch.setattr("os.sched_getaffinity", lambda _, cores=cores: range(cores))
         monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
         assert default_workers() == workers
+
+
+@pytest.mark.parametrize(
+    ("environment", "share"),
+    [
+        ({}, (0.5, 0.625)),  # each process downloads its own part of the batches
+        ({"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}, (0.5, 0.75)),
+        ({"LOCAL_RANK": "0", "LOCAL_SIZE": "3"}, (0.5, 0.875)),
+        ({"LOCAL_RANK": "0"}, (0.5, 1)),
+        ({"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, None),
+    ],
+)
+def test_the_first_process_of_a_node_downloads_for_all_of_them(monkeypatch, environment, share):
+    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    told: list[bytes] = []
+    stdin = SimpleNamespace(write=told.append, flush=lambda: None, close=lambda: None)
+    process = SimpleNamespace(wait=lambda seconds: None)
+    monkeypatch.setattr("clips.data.prefetch.start_python", lambda code: (process, stdin))
+    source: Any = SimpleNamespace(is_remote=True, blocks=[4] * 4)
+    order = SampleOrder([source.blocks], seed=0, buffer_shards=2, batch_size=8)
+    with start_prefetching(order, [source], last=2, rank=4, world_size=8) as reach:
+        reach(1)
+    assert (pickle.loads(told[0])[-1] if told else None) == share
+    assert told[1:] == ([b"1\n", b"end\n"] if share else [])
