@@ -14,6 +14,23 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = sorted((ROOT / "tests/examples").glob("*.diff"))
 USES = {
+    "clips/data/formats/__init__.py": """
+        import json
+        from pathlib import Path
+        import clips_world
+        from clips.data.formats import DatasetSpec, detect, read_dataset
+        from clips.data.sources import SourceConfig, open_source
+        rows = [{"image_id": str(number), "caption_str": f"the word {number}"} for number in (0, 1)]
+        Path("TextCaps_0.1_val.json").write_text(json.dumps({"data": rows}))
+        Path("train_images").mkdir()
+        for number in (0, 1):
+            Path(f"train_images/{number}.jpg").write_bytes(clips_world.draw_image(number, kind="jpg"))
+        spec = DatasetSpec(path="TextCaps_0.1_val.json")
+        assert detect(spec, "captions") == "textcaps"
+        assert [record.captions[0][-1] for record in read_dataset(spec, "captions").records] == ["0", "1"]
+        sample = open_source(SourceConfig(path=spec.path, format="textcaps")).read(1, clips_world.rng())
+        assert (sample.web, sample.image) == ("the word 1", clips_world.draw_image(1, kind="jpg")), sample
+    """,
     "clips/method/recipes.py": """
         import numpy as np
         from clips.method.recipes import Recipe, RecipeConfig
