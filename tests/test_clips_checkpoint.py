@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from power_cut import failing_disk
+from power_cut import Disk, contents, failing_disk
 
 from clips.core.identity import RUN_ONLY, Identity, identity
 from clips.data.invalid_samples import InvalidSamples
@@ -124,6 +124,19 @@ def test_a_crash_while_saving_leaves_the_checkpoints_before(tmp_path: Path, monk
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000001"]
     save(tmp_path, 3)
     assert sorted(path.name for path in (tmp_path / CHECKPOINTS_DIR).iterdir()) == ["step-00000001", "step-00000003"]
+
+
+def test_a_checkpoint_is_on_the_disk_with_the_log_up_to_it(tmp_path: Path):
+    save(tmp_path, 1)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    with Disk(tmp_path).recording() as disk:
+        save(tmp_path, 2)
+    left, written = disk.contents(), contents(tmp_path)
+    names = [name for name in written if "step-00000002" in name]
+    assert len(names) >= 4
+    assert {name: left.get(name) for name in (*names, "metrics.jsonl")} == {
+        name: written[name] for name in (*names, "metrics.jsonl")
+    }
 
 
 @pytest.mark.parametrize("error", [errno.EIO, errno.EFBIG, errno.EMFILE])

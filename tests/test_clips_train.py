@@ -132,8 +132,12 @@ def test_flops_are_the_mean_of_batches_also_after_a_resume(tmp_path: Path):
 
 def test_a_finished_run_stays_and_another_config_is_rejected(whole, data, capsys):
     before = {path: path.stat().st_mtime_ns for path in whole.iterdir()}
+    left = whole / ".checkpoints" / "step-00000001"  # by a kill between the manifest and their removal
+    left.mkdir(parents=True)
     train(clips_world.train_config(data, whole, logging_steps=1, save_steps=1))
     assert "already trained" in capsys.readouterr().err
+    assert not left.parent.exists()
+    left.mkdir(parents=True)
     sources = [{"path": str(data), "cache_dir": "/elsewhere", "max_cache_gb": 7}]
     free = {
         "data": {"sources": sources, "max_invalid_ratio": 0.3},
@@ -142,6 +146,8 @@ def test_a_finished_run_stays_and_another_config_is_rejected(whole, data, capsys
     }
     train(clips_world.train_config(data, whole, **free))
     assert "already trained" in capsys.readouterr().err
+    assert left.exists()  # as it is wanted
+    shutil.rmtree(left.parent)
     sources[0]["web_caption"] = "captions"
     with pytest.raises(UserError, match=r"whole holds another run: data\.sources is"):
         train(clips_world.train_config(data, whole, **free))
