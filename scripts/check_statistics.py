@@ -32,7 +32,7 @@ import pandas as pd
 from scipy import stats
 
 from benchmarks.report.differences import compare_models
-from benchmarks.report.scores import pool_training_noise
+from benchmarks.report.scores import pool_training_noise, with_spreads
 from benchmarks.report.table import Cell, Table
 from benchmarks.report.table import Column as TableColumn
 from benchmarks.results.blind import compare_with_blind, gain_of, is_credited
@@ -248,13 +248,16 @@ def simulated_table(world: World, rng: Generator, gain: float = 0.0) -> tuple[Ta
     for column, models in zip(shown, scores, strict=True):
         for name, place in zip(names, places, strict=True):
             result: Any = SimpleNamespace(path=str(place), model={"hash": str(place)})
-            members = (name,) if world.seeds > 1 else ()
-            cell = Cell(row=name, column=column, value=models[place].value, members=members, results=(result,))
-            cell.evidence = models[place]
-            column.cells.append(cell)
-    pool_training_noise(Table(rows=(), columns=shown, scores=[cell for column in shown for cell in column.cells]), {})
+            model = models[place]
+            by_seed = dict[int | None, float](enumerate(model.values.tolist())) if world.seeds > 1 else {}
+            column.cells.append(
+                Cell(row=name, column=column, value=model.value, by_seed=by_seed, results=(result,), evidence=model)
+            )
+    spreads: dict[tuple[str, ...], float] = {}
+    pool_training_noise(shown, spreads)
     for column in shown:
-        column.cells = [cell for cell, place in zip(column.cells, places, strict=True) if place < world.models]
+        cells = with_spreads(column.cells, spreads)
+        column.cells = [cell for cell, place in zip(cells, places, strict=True) if place < world.models]
     rows = tuple(
         RowRecord(name=name, encoder=str(place), baseline=f"0 {name.split()[1]}" if place else None)
         for name, place in zip(names, places, strict=True)

@@ -103,6 +103,16 @@ USES = {
         result = read_result(Path("r/them/vizwiz_vqa_val.json"))
         assert result.metrics["exact_match"].value == 0.75 and result.metrics["exact_match"].ci_low > 0.1, result
     """,
+    "benchmarks/report/measures.py": """
+        from pathlib import Path
+        import report_material
+        from benchmarks.report.measures import score_frame
+        from benchmarks.report.report import build_report
+        report = build_report(report_material.put_results(Path("results")))
+        assert {*score_frame(report.table)["images"]} == {60}
+        for name in ("html", "markdown", "latex"):
+            assert "(60 images)" in report_material.rendered(report, name), name
+    """,
     "benchmarks/report/page.py": """
         from pathlib import Path
         import report_material

@@ -21,9 +21,11 @@ from rich.console import Console
 from study_material import SMALL
 
 from benchmarks.cli import main
+from benchmarks.report import measures
 from benchmarks.report.formats import REPORT_FORMATS
 from benchmarks.report.latex import latex_text, render_latex
 from benchmarks.report.latex_style import LatexStyle
+from benchmarks.report.measures import Measure
 from benchmarks.report.report import Report, build_report
 from benchmarks.report.selection import Selection
 from benchmarks.report.table import Cell, Column
@@ -81,6 +83,26 @@ def test_all_formats_print_the_same_numbers(results):
         for name, best in {"html": shown, "markdown": f"**{shown}**", "latex": rf"\textbf{{{shown}}}"}.items():
             assert (best if cell.mark == "best" else shown) in texts[name]
     assert texts["html"].count('<span class="tag">baseline</span>') == 1
+
+
+def test_an_entry_of_measures_is_in_all_formats(results, monkeypatch) -> None:
+    images = Measure(
+        name="images",
+        value=lambda cell: cell.results[0].metrics[cell.metric].clusters if cell.results else None,
+        text=lambda cell: f"({cell.results[0].metrics[cell.metric].clusters} images)" if cell.results else "",
+        heading="images of {cell.column.benchmark}",
+    )
+    monkeypatch.setattr(measures, "MEASURES", (*measures.MEASURES, images))
+    report = build_report(results, baseline="clip", latex=LatexStyle(intervals="inline"))
+    assert {*frame_of(report)["images"]} == {60}
+    assert {*frame_of(report, "wide")["pope/accuracy images"]} == {60}
+    cell = report.table.cell("clips", "pope", "accuracy")
+    assert 'title="images of pope">(60 images)</span>' in rendered(report, "html")
+    assert f"**{cell.number}** {cell.margin} (60 images)" in rendered(report, "markdown")
+    assert r" {\scriptsize (60 images)}" in rendered(report, "latex")
+    stream = io.StringIO()
+    print_report(report, Console(file=stream, width=300))
+    assert f"{cell.number} {cell.margin} (60 images)" in stream.getvalue()
 
 
 def test_data_keep_the_names_of_the_results(results, named) -> None:

@@ -124,7 +124,7 @@ class Reader:
             if measured is None:
                 assert cell.missing == MissingValue(kind="missing", reason=NOT_RUN)
                 continue
-            if cell.members and measured.scores is not None:
+            if cell.by_seed and measured.scores is not None:
                 unknown = "included" if (cell.row, benchmark) in known else "unknown"
                 assert cell.seed_variance == (unknown if measured.scores.trained else "none")
             assert (cell.ci_low is None) == bool(cell.no_interval)

@@ -15,7 +15,7 @@ from benchmarks.analysis.comparison import (
     missing_reason,
     read_side,
 )
-from benchmarks.report.csv_tables import csv_text
+from benchmarks.report.measures import csv_text
 from benchmarks.report.page import render_comparison
 from benchmarks.report.text_table import markdown_frame, markdown_list, print_frame
 from benchmarks.results.formatting import join_with_and, strip_control_chars

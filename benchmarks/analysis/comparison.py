@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.analysis.find_results import find_results_by_row
-from benchmarks.report.csv_tables import score_frame
 from benchmarks.report.differences import compare_models
 from benchmarks.report.load_results import MissingValue, ReportSource, read_source, stale_results
+from benchmarks.report.measures import score_frame
 from benchmarks.report.notes import unread_differences
-from benchmarks.report.scores import seed_tables, set_gains, set_intervals
+from benchmarks.report.scores import seed_tables, set_gains
 from benchmarks.report.table import Cell, Table
 from benchmarks.report.training_settings import TrainingDiff, diff_training, training_of_result
 from benchmarks.results.formatting import commit_text, join_with_and
@@ -193,8 +193,8 @@ def comparison_lines(
         title="", question="", notes=(), rows=tuple(rows), benchmarks=benchmarks, outcomes=outcomes, steps=(),
         study=None, directory=Path(),
     )  # fmt: skip
-    table, items = seed_tables(source)[all_metrics], ItemScores()
-    set_intervals(table.scores, items)
+    items = ItemScores()
+    table = seed_tables(source, items)[all_metrics]
     set_gains(table, items)
     unchanged = lambda first, second: first.value == second.value and _same_model(first, second)  # noqa: E731
     compare_models([table], items, ranked=False, untested=unchanged)

@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.report.differences import compare_models
 from benchmarks.report.figures import SERIES_COLORS, Figure, FigureSet, LegendEntry, Palette, safe_file_name
 from benchmarks.report.load_results import ReportSource, limit_rows
-from benchmarks.report.scores import mean_tables, set_intervals
+from benchmarks.report.scores import completed, mean_tables
 from benchmarks.report.table import Cell, Column, Table
 from benchmarks.results import statistics
 from benchmarks.results.formatting import join_with_and, shorten_name
@@ -44,12 +44,7 @@ def category_tables(source: ReportSource, items: ItemScores) -> list[Table]:
     selected = {row.but_for_seed for row in limit_rows(source).rows}
     source = dataclasses.replace(source, rows=tuple(row for row in source.rows if row.but_for_seed in selected))
     seed_tables = [table for name in source.benchmarks if (table := _category_table(source, name, items)) is not None]
-    tables = []
-    for seed_table in seed_tables:
-        (table,) = mean_tables([seed_table], source, items)
-        if table is seed_table:
-            set_intervals(table.scores, items)
-        tables.append(table)
+    tables = [mean_tables([table], source, items)[0] for table in seed_tables]
     compare_models(tables, items, ranked=False)
     return tables
 
@@ -83,21 +78,24 @@ def _category_table(source: ReportSource, benchmark: str, items: ItemScores) -> 
             higher_is_better=first.higher_is_better,
             largest=abs(first.value * first.scale),
             key=source.benchmark_id(benchmark),
+            is_category=True,
         )
         for name in names
     )
     rows = tuple(row for row in source.rows if row.name in found)
     for column in columns:
+        cells = []
         for row in rows:
-            result = results[row.name]
-            metric, own = result.metrics[result.primary[0]], found[row.name]
-            cell = Cell(row=row.name, column=column, seed=row.seed, rows=(row.name,))
-            cell.metric, cell.category, cell.results = result.primary[0], column.metric, (result,)
-            own = own[own["category"] == column.metric]
+            result, own = results[row.name], found[row.name]
+            metric, own = result.metrics[result.primary[0]], own[own["category"] == column.metric]
+            value = math.nan
             if not own.empty and metric.aggregation is not None:
                 value = statistics.aggregate(metric.aggregation, columns_of(own, metric.columns), metric.columns)
-                cell.value, cell.n = None if math.isnan(value) else value * column.scale, len(own)
-            column.cells.append(cell)
+            known = None if math.isnan(value) else value * column.scale
+            cells.append(
+                Cell(row=row.name, column=column, rows=(row.name,), value=known, n=len(own), results=(result,))
+            )
+        column.cells = completed(cells, items)
     return Table(rows=rows, columns=columns, scores=[cell for column in columns for cell in column.cells])
 
 

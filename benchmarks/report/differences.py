@@ -8,6 +8,7 @@ section, are corrected together (Holm); marks and differences use the corrected 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -76,19 +77,17 @@ def compare_models(
         [min(1.0, factors[test] * p_value) for test, p_value in zip(estimates, raw, strict=True)]
     )
     by_test = dict(zip(estimates, corrected, strict=True))
-    tested = {
-        pair: Difference(cell=cell, other=other, p_adjusted=by_test[test])
-        for pair, (test, cell, other) in tests.items()
-        if test in by_test
-    }
+    tested: dict[Pair, Difference] = {}
     shares: dict[tuple[object, ...], Scores | None] = {}
-    for difference in tested.values():
-        if difference.significant:
-            difference.unread = _unread(difference, items, shares)
+    for pair, (test, cell, other) in tests.items():
+        if test in by_test:
+            unread = _unread(cell, other, items, shares) if by_test[test] < ALPHA else {}
+            tested[pair] = Difference(cell=cell, other=other, p_adjusted=by_test[test], unread=unread)
     for cell, base in planned:
-        cell.delta = tested.get(frozenset({cell, base}))
-        if cell.delta and cell.delta.cell is not cell:
-            cell.delta = Difference(cell=cell, other=base, p_adjusted=cell.delta.p_adjusted, unread=cell.delta.unread)
+        if found := tested.get(frozenset({cell, base})):
+            cell.column.deltas[cell] = (
+                found if found.cell is cell else dataclasses.replace(found, cell=cell, other=base)
+            )
     for table in tables:
         for group in itertools.chain.from_iterable(groups[table]):
             _mark(group, tested)
@@ -136,23 +135,19 @@ def _mark(group: Group, tested: dict[Pair, Difference]) -> None:
         return
     tied = [cell for cell, difference in found.items() if difference and not difference.significant]
     mark: RankMark = "tied" if tied else "best" if all(found.values()) else ""
-    for cell in [*equal, *tied] if mark else ():
-        if cell.credited is False:
-            cell.withheld = mark
-        else:
-            cell.mark = mark
+    top.column.marks.update(dict.fromkeys([*equal, *tied], mark))
 
 
 def _unread(
-    difference: Difference, items: ItemScores, known: dict[tuple[object, ...], Scores | None]
+    cell: Cell, other: Cell, items: ItemScores, known: dict[tuple[object, ...], Scores | None]
 ) -> dict[str, float]:
     """Model → share of answers not read, in per cent, if those of two models differ (uncorrected test at 5 %)."""
-    cells = sorted((difference.cell, difference.other), key=lambda cell: cell.row)
+    cells = sorted((cell, other), key=lambda each: each.row)
     for cell in cells:
         if cell.key not in known:
             known[cell.key] = items.of_model(cell.results, UNREAD, single_training=cell.trained, category=cell.category)
-    one, other = (known[cell.key] for cell in cells)
-    if one is None or other is None or one.value == other.value or not comparable(one, other):
+    one, two = (known[cell.key] for cell in cells)
+    if one is None or two is None or one.value == two.value or not comparable(one, two):
         return {}
-    p_value = p_values([difference_estimate(one, other, training_noise([one, other]))])[0]
-    return {cells[0].row: 100 * one.value, cells[1].row: 100 * other.value} if p_value < ALPHA else {}
+    p_value = p_values([difference_estimate(one, two, training_noise([one, two]))])[0]
+    return {cells[0].row: 100 * one.value, cells[1].row: 100 * two.value} if p_value < ALPHA else {}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.report.averages import Interval, Overall
 from benchmarks.report.latex_style import COLUMN_GAP, FloatFit, fit_float, split_columns
+from benchmarks.report.measures import cell_texts
 from benchmarks.report.notes import LATEX, mark_legend, variance_sources
 from benchmarks.report.published import REFERENCE_NOTE
 from benchmarks.report.report import Report
@@ -145,9 +146,9 @@ def _texts(report: Report, shown: _Shown) -> list[list[str]]:
     columns = [[row.name for row in report.table.rows]]
     for column in report.table.columns:
         shorts = {
-            "inline": [cell.score for cell in column.cells],
+            "inline": [" ".join([cell.number, *_cell_texts(cell)]) for cell in column.cells],
             "intervals": [cell.interval for cell in column.cells],
-            "values": [cell.score.split(" ")[0] for cell in column.cells],
+            "values": [cell.number for cell in column.cells],
         }[shown]
         texts = [cell.missing_text or short for cell, short in zip(column.cells, shorts, strict=True)]
         above = column.benchmark[:: sum(each.benchmark == column.benchmark for each in report.table.columns)]
@@ -198,7 +199,8 @@ def _cell(report: Report, shown: _Shown, cell: Cell) -> str:
         mark, tied = _rank_mark(report.table, cell)
         circle = r"$^{\circ}$" if tied else ""
     marked = {"best": rf"\textbf{{{value}}}", "tied": rf"\underline{{{value}}}", "": value}[mark]
-    return marked + circle + (_margin(cell.margin) if shown == "inline" else "") + latex_text(cell.signs)
+    beside = "".join(map(_small, _cell_texts(cell))) if shown == "inline" else ""
+    return marked + circle + beside + latex_text(cell.signs)
 
 
 def _rank_mark(table: Table, cell: Cell) -> tuple[RankMark, bool]:
@@ -216,10 +218,14 @@ def _rank_mark(table: Table, cell: Cell) -> tuple[RankMark, bool]:
     return marks.get(round(cell.value or 0.0, column.places), ""), table.differs(top, cell) is False
 
 
-def _margin(text: str) -> str:
-    """An interval at 7 pt; without superscripts, whose digits would be smaller."""
-    if not text:
-        return ""
+def _cell_texts(cell: Cell) -> list[str]:
+    return [text for _, text in cell_texts(cell, "latex")]
+
+
+def _small(text: str) -> str:
+    """A text of a cell at 7 pt; an interval without superscripts, whose digits would be smaller."""
+    if not re.match(r"±|\+.*/−", text):
+        return rf" {{\scriptsize {latex_text(text)}}}"
     above, asymmetric, below = text[1:].replace("\N{NARROW NO-BREAK SPACE}", r"\,").partition("/")
     inner = rf"$+${above}/$-${below[1:]}" if asymmetric else rf"$\pm${above}"
     return rf" {{\scriptsize {inner}}}"

@@ -255,7 +255,7 @@ def _about_gains(table: Table) -> Iterator[str]:
             yield Note.of("uncredited", text, [cell])
     for cell in table.scores:
         stored = [result.metrics[cell.metric].blind for result in cell.results]
-        if cell.members and not cell.gains and all(stored):
+        if cell.by_seed and not cell.gains and all(stored):
             yield (
                 f"{cell.row} on {cell.column.title} has no gain over blind: the blind runs of its seeds do not cover "
                 "the same items, or the items are missing."

@@ -22,6 +22,7 @@ from benchmarks.report.examples import ImageDeduplicator, answer_galleries
 from benchmarks.report.figures import SERIES_COLORS, Figure, FigureSet, render_inline_svg
 from benchmarks.report.forest_plots import forest_plots, gain_figures
 from benchmarks.report.load_results import limit_rows
+from benchmarks.report.measures import cell_texts
 from benchmarks.report.notes import PAGE
 from benchmarks.report.published import REFERENCE_NOTE
 from benchmarks.report.report import Report
@@ -161,6 +162,7 @@ def _environment() -> jinja2.Environment:
     script = (_TEMPLATES / "page.js").read_text(encoding="utf-8")
     environment.globals.update(
         error_bar=error_bar,
+        cell_texts=cell_texts,
         render_inline_svg=render_inline_svg,
         thumbnail=ImageDeduplicator().tag,
         series=lambda index: index % SERIES_COLORS,

@@ -15,7 +15,7 @@ from benchmarks.report.load_results import ReportSource, read_source
 from benchmarks.report.notes import MarkStyle, mark_legend, table_notes
 from benchmarks.report.published import ReferenceTable, build_reference_table, is_reference_row
 from benchmarks.report.result_notes import Note
-from benchmarks.report.scores import read_scores
+from benchmarks.report.scores import mean_tables, seed_tables, set_gains
 from benchmarks.report.selection import (
     Selection,
     merge_display,
@@ -102,22 +102,24 @@ def build_report(
     keys = tuple((names[benchmark], metric) for benchmark, metric in selection.column_keys(source))
     source = show_names(source, display)
     items = ItemScores()
-    scores = read_scores(source, items, also=keys)
-    compare_models([scores.table], items, all_pairs=pairs == "all")
+    of_seeds = seed_tables(source, items, also=keys)
+    complete_table, details = mean_tables(of_seeds, source, items)
+    set_gains(complete_table, items)
+    compare_models([complete_table], items, all_pairs=pairs == "all")
     source = select_benchmarks(source, keys)
-    table, seed_table = select_columns(scores.table, keys), select_columns(scores.seed_table, keys)
+    table, seed_table = select_columns(complete_table, keys), select_columns(of_seeds[0], keys)
     references = reference_results or (source.study.reference_results if source.study else ())
     num_models = len({row.but_for_seed if table.seeds else row.name for row in complete.rows})
-    overall = overall_scores(scores.table)
+    overall = overall_scores(complete_table)
     shown = [source.benchmark_id(name) for name in source.benchmarks]
     answer = (" ".join(filter(None, (each.sentence for each in overall))), headline(table))
     if table.baselines:  # of two models, the difference is the answer
         answer = (answer[1], answer[0] if len(table.rows) > 2 else "")
-    omissions = omission_notes(scores.table, table, num_models)
+    omissions = omission_notes(complete_table, table, num_models)
     return Report(
         source=source,
         table=table,
-        details=scores.details,
+        details=details,
         items=items,
         overall=overall,
         answer=" ".join(filter(None, answer)),

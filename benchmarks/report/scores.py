@@ -10,7 +10,6 @@ import dataclasses
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from statistics import fmean
-from typing import Any
 
 from benchmarks.report.load_results import MissingValue, ReportSource, missing_reason
 from benchmarks.report.table import BlindGain, Cell, Column, Table
@@ -24,32 +23,11 @@ from benchmarks.study.rows import EXCLUDED_FROM_BENCHMARK, RowRecord
 from benchmarks.tasks.listing import item_count_text
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ScoreTables:
-    """The scores of a source.
+def seed_tables(source: ReportSource, items: ItemScores, also: Collection[tuple[str, str]] = ()) -> list[Table]:
+    """The tables of the primary and of all metrics, a row for each seed; they share columns.
 
-    Args:
-        table: the primary metrics, and others on request.
-        details: all metrics; cells of metrics in both are the same.
-        seed_table: as ``table``, each seed in a row of its own.
+    ``also`` are (benchmark, metric) of other metrics of the first table.
     """
-
-    table: Table
-    details: Table
-    seed_table: Table
-
-
-def read_scores(source: ReportSource, items: ItemScores, also: Collection[tuple[str, str]] = ()) -> ScoreTables:
-    """The scores of a source; ``also`` are (benchmark, metric) of other metrics of the main table."""
-    table, details = seed_tables(source, also)
-    set_intervals(details.scores, items)
-    means = mean_tables([table, details], source, items)
-    set_gains(means[0], items)
-    return ScoreTables(table=means[0], details=means[1], seed_table=table)
-
-
-def seed_tables(source: ReportSource, also: Collection[tuple[str, str]] = ()) -> list[Table]:
-    """The tables of the primary and of all metrics, a row for each seed, without intervals; see `read_scores`."""
     primary, every = list[Column](), list[Column]()
     for benchmark in source.benchmarks:
         outcomes = [source.outcomes[row.name, benchmark] for row in source.rows]
@@ -71,7 +49,7 @@ def seed_tables(source: ReportSource, also: Collection[tuple[str, str]] = ()) ->
                 benchmark=benchmark, metric="", label=benchmark, scale=1.0, higher_is_better=None, key=key
             )
         for column in found.values():
-            column.cells = _seed_cells(source, column)
+            column.cells = completed(_seed_cells(source, column), items)
         primary += [found[name] for name in main or [""]]
         every += [found[name] for name in rest]
     return [
@@ -81,8 +59,7 @@ def seed_tables(source: ReportSource, also: Collection[tuple[str, str]] = ()) ->
 
 
 def _column(source: ReportSource, benchmark: str, name: str, metrics: Sequence[Metric]) -> Column:
-    first, results = metrics[0], source.results(benchmark)
-    measured = source.results_with_metric(benchmark, name)
+    first, measured = metrics[0], source.results_with_metric(benchmark, name)
     groups = source.protocol_groups(measured)
     of_main = {row: result.metrics[name] for row, result in measured.items() if groups[row] == 0}
     counts = [(metric.n, item_count_text(measured[row], metric)) for row, metric in of_main.items()]
@@ -104,7 +81,7 @@ def _column(source: ReportSource, benchmark: str, name: str, metrics: Sequence[M
         key=source.benchmark_id(benchmark),
         of_llava=any(
             result.benchmark_type == "mllm" or (result.benchmark_type == "choice" and "prompt" in result.protocol)
-            for result in results.values()
+            for result in source.results(benchmark).values()
         ),
         items=largest[1] if smallest == largest else f"{smallest[1]} to {largest[1]}",
     )
@@ -117,31 +94,74 @@ def _seed_cells(source: ReportSource, column: Column) -> list[Cell]:
     cells = []
     for row in source.rows:
         outcome = source.outcomes[row.name, column.benchmark]
-        cell = Cell(row=row.name, column=column, seed=row.seed, rows=(row.name,), metric=column.metric)
-        cells.append(cell)
+        cell = Cell(row=row.name, column=column, rows=(row.name,))
         if isinstance(outcome, MissingValue):
-            cell.missing = outcome
+            cells.append(dataclasses.replace(cell, missing=outcome))
             continue
-        cell.all_results = (outcome,)
-        if main is None or row.name not in measured:
+        cell, metric = dataclasses.replace(cell, all_results=(outcome,)), outcome.metrics.get(column.metric)
+        if main is None or metric is None:
             reason = outcome.missing_metrics.get(column.metric, "this metric was not computed for this model")
-            cell.missing = missing_reason(reason)
+            cells.append(dataclasses.replace(cell, missing=missing_reason(reason)))
             continue
-        metric = outcome.metrics[column.metric]
-        for name in ("scale", "higher_is_better"):
-            if getattr(metric, name) != getattr(column, name) and not cell.missing:
-                expected = f"expected {getattr(column, name)} as other models have, got {getattr(metric, name)}"
-                cell.missing = MissingValue(kind="failed", reason=f"{name}: {expected}")
-        if cell.missing:
+        differing = [
+            f"{name}: expected {getattr(column, name)} as other models have, got {getattr(metric, name)}"
+            for name in ("scale", "higher_is_better")
+            if getattr(metric, name) != getattr(column, name)
+        ]
+        if differing:
+            cells.append(dataclasses.replace(cell, missing=MissingValue(kind="failed", reason=differing[0])))
             continue
-        cell.value, cell.n, cell.group = metric.value * metric.scale, metric.n, groups[row.name]
-        cell.ci_low = None if metric.ci_low is None else metric.ci_low * metric.scale
-        cell.ci_high = None if metric.ci_high is None else metric.ci_high * metric.scale
-        cell.results = (outcome,)
-        cell.measured_elsewhere = bool(outcome.measured_elsewhere)
-        if cell.group:
-            cell.protocol_differences = tuple(describe_differences(main.protocol, outcome.protocol))
+        group = groups[row.name]
+        cells.append(
+            dataclasses.replace(
+                cell,
+                value=metric.value * metric.scale,
+                ci_low=None if metric.ci_low is None else metric.ci_low * metric.scale,
+                ci_high=None if metric.ci_high is None else metric.ci_high * metric.scale,
+                n=metric.n,
+                group=group,
+                results=(outcome,),
+                protocol_differences=tuple(describe_differences(main.protocol, outcome.protocol)) if group else (),
+            )
+        )
     return cells
+
+
+def completed(cells: Sequence[Cell], items: ItemScores) -> list[Cell]:
+    """The cells of a column of single results with their evidence and 95 % intervals over images."""
+    return _with_intervals(_with_evidence(cells, items), items)
+
+
+def _with_evidence(cells: Sequence[Cell], items: ItemScores) -> list[Cell]:
+    """Read the metric with the influence of each image, once for cells with the same results."""
+    known: dict[tuple[object, ...], Scores | None] = {}
+    for cell in cells:
+        if cell.value is not None and cell.key not in known:
+            known[cell.key] = items.of_model(
+                cell.results, cell.metric, single_training=cell.trained, category=cell.category
+            )
+    return [cell if cell.value is None else dataclasses.replace(cell, evidence=known[cell.key]) for cell in cells]
+
+
+def _with_intervals(cells: Sequence[Cell], items: ItemScores) -> list[Cell]:
+    """Compute 95 % intervals from items, over images and, if known, seeds."""
+    known: dict[tuple[Scores, TrainingNoise], ConfidenceInterval] = {}
+    found = []
+    for cell in cells:
+        if cell.value is None or (cell.evidence is None and cell.ci_low is not None):  # an imported interval
+            found.append(cell)
+        elif cell.evidence is None:
+            found.append(dataclasses.replace(cell, no_interval=items.why_not(cell.results, cell.metric)))
+        else:
+            key = cell.evidence, cell.noise
+            if key not in known:
+                known[key] = scores_interval(*key)
+            low, high = (None if end is None else end * cell.column.scale for end in (known[key].low, known[key].high))
+            # a pretrained model has one number for all seeds
+            by_seed = dict([*cell.by_seed.items()][: cell.evidence.num_seeds])
+            reason = known[key].reason
+            found.append(dataclasses.replace(cell, ci_low=low, ci_high=high, no_interval=reason, by_seed=by_seed))
+    return found
 
 
 def mean_tables(tables: Sequence[Table], source: ReportSource, items: ItemScores) -> list[Table]:
@@ -154,29 +174,32 @@ def mean_tables(tables: Sequence[Table], source: ReportSource, items: ItemScores
     """
     if len(_by_model(source.rows)) == len(source.rows):
         return [*tables]
-    models = _by_model(tables[0].rows)
+    groups = [*_by_model(tables[0].rows).values()]
     by_name = {row.name: row for row in tables[0].rows}
-    rows = tuple(_mean_row(group, by_name) for group in models.values())
     places = {row.name: place for place, row in enumerate(tables[0].rows)}
-    columns: dict[Column, Column] = {}
-    for column in dict.fromkeys(each for table in tables for each in table.columns):
-        columns[column] = mean = dataclasses.replace(column, cells=[])
-        for row, group in zip(rows, models.values(), strict=True):
-            mean.cells.append(_mean_cell(row.name, mean, [column.cells[places[each.name]] for each in group], source))
-    means = []
-    for table in tables:
-        own = tuple(columns[each] for each in table.columns)
-        cells = [cell for place in range(len(rows)) for cell in (column.cells[place] for column in own)]
-        means.append(Table(rows=rows, columns=own, scores=cells))
+    rows = []
+    for group in groups:
+        compared = next((row for row in group if row.baseline), group[0])
+        base = by_name.get(compared.baseline or "", compared)
+        baseline = compared.baseline and compared.baseline.removesuffix(f" (seed {base.seed})")
+        rows.append(dataclasses.replace(group[0], name=group[0].model, seed=None, baseline=baseline))
     spreads: dict[tuple[str, ...], float] = {}
-    done: set[Cell] = set()
-    for table in means:  # the spreads of the first table stay, so that its numbers do
-        cells = [cell for cell in table.scores if cell not in done]
-        set_evidence(cells, items)
-        pool_training_noise(table, spreads, done)
-        set_intervals(cells, items)
-        done |= {*cells}
-        table.seeds = max((len(cell.by_seed) for cell in table.scores), default=0) or 1
+    columns: dict[Column, Column] = {}
+    means = []
+    for table in tables:  # the spreads of the first table stay, so that its numbers do
+        new = [column for column in table.columns if column not in columns]
+        for column in new:
+            columns[column] = mean = dataclasses.replace(column, cells=[])
+            of_rows = [{each.seed: column.cells[places[each.name]] for each in group} for group in groups]
+            cells = [_mean_cell(row.name, mean, own, source) for row, own in zip(rows, of_rows, strict=True)]
+            mean.cells = _with_evidence(cells, items)
+        own = tuple(columns[column] for column in table.columns)
+        pool_training_noise(own, spreads)
+        for column in new:
+            columns[column].cells = _with_intervals(with_spreads(columns[column].cells, spreads), items)
+        scores = [column.cells[place] for place in range(len(rows)) for column in own]
+        seeds = max((len(cell.by_seed) for cell in scores), default=0) or 1
+        means.append(Table(rows=tuple(rows), columns=own, scores=scores, seeds=seeds))
     return means
 
 
@@ -188,111 +211,68 @@ def _by_model(rows: Sequence[RowRecord]) -> dict[tuple[str | None, ...] | str, l
     return models
 
 
-def _mean_row(group: Sequence[RowRecord], by_name: Mapping[str, RowRecord]) -> RowRecord:
-    first, compared = group[0], next((row for row in group if row.baseline), group[0])
-    base = by_name.get(compared.baseline or "", compared)
-    baseline = compared.baseline and compared.baseline.removesuffix(f" (seed {base.seed})")
-    return dataclasses.replace(first, name=first.model, seed=None, baseline=baseline)
-
-
-def _mean_cell(row: str, column: Column, cells: Sequence[Cell], source: ReportSource) -> Cell:
-    rows = tuple(cell.row for cell in cells)
-    all_results = tuple(result for cell in cells for result in cell.all_results)
-    group = min((cell.group for cell in cells if cell.value is not None), default=0)
-    numbers = [cell for cell in cells if cell.value is not None and cell.group == group]
-    shared: dict[str, Any] = {"row": row, "column": column, "rows": rows, "all_results": all_results, "gains": {}}
+def _mean_cell(row: str, column: Column, cells: Mapping[int | None, Cell], source: ReportSource) -> Cell:
+    """The mean over seeds, without evidence and interval; ``cells`` are by seed."""
+    rows = tuple(cell.row for cell in cells.values())
+    all_results = tuple(result for cell in cells.values() for result in cell.all_results)
+    group = min((cell.group for cell in cells.values() if cell.value is not None), default=0)
+    numbers = {seed: cell for seed, cell in cells.items() if cell.value is not None and cell.group == group}
     if not numbers:
-        return dataclasses.replace(cells[0], **shared)
-    values = {cell.seed: cell.value for cell in numbers if cell.value is not None}
+        first = next(iter(cells.values()))
+        return dataclasses.replace(first, row=row, column=column, rows=rows, all_results=all_results)
+    by_seed = {seed: cell.value for seed, cell in numbers.items() if cell.value is not None}
     half_widths = [
-        (cell.ci_high - cell.ci_low) / 2 for cell in numbers if cell.ci_low is not None and cell.ci_high is not None
+        (cell.ci_high - cell.ci_low) / 2
+        for cell in numbers.values()
+        if cell.ci_low is not None and cell.ci_high is not None
     ]
-    return dataclasses.replace(
-        numbers[0],
-        **shared,
-        value=fmean(values.values()),
-        ci_low=None,
-        ci_high=None,
-        by_seed=values,
-        members=tuple(cell.row for cell in numbers),
-        results=tuple(cell.results[0] for cell in numbers),
-        trained=any(source.is_trained(cell.row, cell.results[0]) for cell in numbers),
+    own = [*numbers.values()]
+    return Cell(
+        row=row,
+        column=column,
+        value=fmean(by_seed.values()),
+        n=own[0].n,
+        group=group,
+        protocol_differences=own[0].protocol_differences,
+        rows=rows,
+        by_seed=by_seed,
         image_ci_half_width=fmean(half_widths) if half_widths else None,
-        no_interval="",
-        evidence=None,
+        all_results=all_results,
+        results=tuple(cell.results[0] for cell in own),
+        trained=any(source.is_trained(cell.row, cell.results[0]) for cell in own),
     )
 
 
-def set_evidence(cells: Iterable[Cell], items: ItemScores) -> None:
-    """Read the metric of each cell with the influence of each image, once for cells with the same results."""
-    known: dict[tuple[object, ...], Cell] = {}
-    for cell in cells:
-        if cell.value is None:
-            continue
-        first = known.setdefault(cell.key, cell)
-        if first is not cell:
-            cell.evidence = first.evidence
-        elif cell.evidence is None:
-            cell.evidence = items.of_model(
-                cell.results, cell.metric, single_training=cell.trained, category=cell.category
-            )
-
-
-def pool_training_noise(table: Table, spreads: dict[tuple[str, ...], float], done: Collection[Cell] = ()) -> None:
+def pool_training_noise(columns: Iterable[Column], spreads: dict[tuple[str, ...], float]) -> None:
     """Estimate the training noise of each column and protocol of means over seeds, from distinct results.
 
     Args:
-        table: its cells get it, and as a part of their evidence how much the model's seeds differ in all columns.
-        spreads: model → that spread; those of new models are added.
-        done: cells that keep what they have.
+        columns: they get it.
+        spreads: model → how much its seeds differ, averaged over all columns; those of new models are added.
     """
     found: dict[tuple[str, ...], list[float]] = {}
-    for column in table.columns:
+    for column in columns:
         for group in column.groups():
-            distinct = {cell.key: cell for cell in group if cell.members and cell.evidence is not None}
-            noise = training_noise([cell.evidence for cell in distinct.values() if cell.evidence])
-            for cell in group:
-                cell.noise = noise
-            for cell in distinct.values() if column.ranked else ():
-                spread = None if cell.evidence is None else noise.relative_spread(cell.evidence)
+            distinct = {cell.key: (cell, cell.evidence) for cell in group if cell.by_seed and cell.evidence is not None}
+            noise = training_noise([evidence for _, evidence in distinct.values() if evidence is not None])
+            column.noise[group[0].group] = noise
+            for cell, evidence in distinct.values() if column.ranked else ():
+                spread = None if evidence is None else noise.relative_spread(evidence)
                 if spread is not None:
                     found.setdefault(_model(cell), []).append(spread)
     for model, own in found.items():
         spreads.setdefault(model, fmean(own))
-    replaced: dict[tuple[object, ...], Scores] = {}
-    for cell in table.scores:
-        if cell.evidence is not None and cell not in done:
-            if cell.key not in replaced:
-                replaced[cell.key] = dataclasses.replace(cell.evidence, spread=spreads.get(_model(cell)))
-            cell.evidence = replaced[cell.key]
+
+
+def with_spreads(cells: Sequence[Cell], spreads: Mapping[tuple[str, ...], float]) -> list[Cell]:
+    """The cells of a column with the spreads of `pool_training_noise` as a part of their evidence."""
+    known = {cell.key: cell.evidence and dataclasses.replace(cell.evidence, spread=spreads.get(_model(cell)))
+             for cell in cells}  # fmt: skip
+    return [dataclasses.replace(cell, evidence=known[cell.key]) for cell in cells]
 
 
 def _model(cell: Cell) -> tuple[str, ...]:
     return tuple(str(result.model.get("hash") or result.path) for result in cell.results)
-
-
-def set_intervals(cells: Sequence[Cell], items: ItemScores) -> None:
-    """Compute 95 % intervals from items, over images and, if known, seeds."""
-    set_evidence(cells, items)
-    known: dict[tuple[tuple[object, ...], TrainingNoise], ConfidenceInterval] = {}
-    for cell in cells:
-        if cell.value is None:
-            continue
-        if cell.evidence is None:
-            if cell.ci_low is None:
-                cell.no_interval = items.why_not(cell.results, cell.metric)
-            continue
-        key = cell.key, cell.noise
-        if key not in known:
-            known[key] = scores_interval(cell.evidence, cell.noise)
-        low, high = known[key].low, known[key].high
-        cell.ci_low, cell.ci_high = (None if end is None else end * cell.column.scale for end in (low, high))
-        cell.no_interval = known[key].reason
-        # a pretrained model has one number for all seeds
-        cell.by_seed = dict([*cell.by_seed.items()][: cell.evidence.num_seeds])
-        if cell.members:
-            pooled = cell.noise.degrees > 0
-            cell.seed_variance = "none" if not cell.evidence.trained else "included" if pooled else "unknown"
 
 
 def set_gains(table: Table, items: ItemScores) -> None:
@@ -307,17 +287,16 @@ def set_gains(table: Table, items: ItemScores) -> None:
             noise = training_noise([gains[cell] for cell in gains if pairs[cell][kind].sighted.trained])
             for cell in measured:
                 if cell in gains:
-                    tested, pair = compare_with_blind(gains[cell], noise), pairs[cell][kind]
-                    numbers = (pair.sighted.value, pair.blind.value, tested.low, tested.high, tested.min_detectable)
-                    cell.gains[kind] = _blind_gain(column, numbers, tested.p_value, pair.n)
-                elif not cell.members and (stored := cell.results[0].metrics[cell.metric].blind.get(kind)):
+                    pair, found = pairs[cell][kind], compare_with_blind(gains[cell], noise)
+                    numbers = (pair.sighted.value, pair.blind.value, found.low, found.high, found.min_detectable)
+                    p_value, n = found.p_value, pair.n
+                elif not cell.by_seed and (stored := cell.results[0].metrics[cell.metric].blind.get(kind)):
                     low, high = (math.nan if end is None else end for end in (stored.gain_low, stored.gain_high))
                     numbers = (stored.sighted, stored.value, low, high, math.nan)
-                    cell.gains[kind] = _blind_gain(column, numbers, stored.p_value, stored.n)
-
-
-def _blind_gain(column: Column, numbers: Sequence[float], p_value: float, n: int) -> BlindGain:
-    sighted, blind, low, high, smallest = (number * column.scale for number in numbers)
-    return BlindGain(
-        sighted=sighted, blind=blind, ci_low=low, ci_high=high, p_value=p_value, n=n, min_detectable=smallest
-    )
+                    p_value, n = stored.p_value, stored.n
+                else:
+                    continue
+                scaled = [number * column.scale for number in numbers]
+                names = ("sighted", "blind", "ci_low", "ci_high", "min_detectable")
+                gain = BlindGain(**dict(zip(names, scaled, strict=True)), p_value=p_value, n=n)
+                column.gains.setdefault(cell, {})[kind] = gain

@@ -1,7 +1,6 @@
-"""The two tables behind a report: scores, a line per model and metric, and differences, a line per tested pair.
+"""The tables behind a report: scores, a line (`Cell`) per model and metric, and differences, one per tested pair.
 
-A line of the scores is a `Cell`; a `Column` is what the cells of one metric share. `Table` has both, `scores.py` reads
-them from results, `differences.py` tests and marks them. All formats only arrange these lines and their texts.
+`scores.py` makes the lines from results, `differences.py` tests them, `measures.py` lists what formats show of them.
 
 Rules of the marks:
 - cells are compared only within a *group* of equal protocol; input settings may differ, since they are part of a model;
@@ -44,11 +43,11 @@ _MAX_REASON_CHARS = 60
 
 @dataclass(kw_only=True, eq=False)
 class Column:
-    """One metric of one benchmark.
+    """One metric of one benchmark, its cells, and what follows only from all of them: noise, gains and tests.
 
     Args:
         benchmark: name of the benchmark, as displayed.
-        metric: name of the metric; empty if no model has a number.
+        metric: name of the metric, or of the category; empty if no model has a number.
         label: for the header, ``"T→I R@1"``.
         scale: factor from stored to displayed values.
         higher_is_better: None if neither is better; such a column is not ranked.
@@ -57,7 +56,12 @@ class Column:
         key: the benchmark's name in files.
         of_llava: whether LLaVAs are scored, not encoders alone.
         items: number of items as text, ``"30 of 9,000"``; ``"90 to 120"`` if it varies within the main protocol.
+        is_category: whether it is about the items of one category, in the first primary metric.
         cells: of all models in the order of the table.
+        noise: protocol group → training noise, where models have several seeds.
+        gains: cell → kind of blind run → the gain of the image.
+        deltas: cell → its difference from the baseline model.
+        marks: cell → its mark; one that is not credited to the images does not show it.
     """
 
     benchmark: str
@@ -70,7 +74,12 @@ class Column:
     key: str = ""
     of_llava: bool = False
     items: str = ""
+    is_category: bool = False
     cells: list[Cell] = field(default_factory=list)
+    noise: dict[int, TrainingNoise] = field(default_factory=dict, init=False)
+    gains: dict[Cell, dict[str, BlindGain]] = field(default_factory=dict, init=False)
+    deltas: dict[Cell, Difference] = field(default_factory=dict, init=False)
+    marks: dict[Cell, RankMark] = field(default_factory=dict, init=False)
 
     @property
     def ranked(self) -> bool:
@@ -156,7 +165,7 @@ class BlindGain:
         return is_credited([(self.value, self.p_value)], higher_is_better=higher_is_better is not False)
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Cell:
     """A line of the scores: one number, or why it is missing.
 
@@ -170,26 +179,14 @@ class Cell:
         group: 0 for the column's main protocol, 1, 2, … for others, which are not ranked with it.
         protocol_differences: as text, differences from the main protocol.
         missing: why there is no number.
-        seed: of the model.
         rows: names of the rows that it is about, a model's seeds.
-        by_seed: seed → value, if the value is a mean over seeds.
-        members: names of the single seeds' rows, if the value is a mean over seeds.
+        by_seed: seed → value, if the value is a mean over seeds; a single one of a pretrained model.
         image_ci_half_width: average half width of a single seed's interval over images.
-        seed_variance: of a mean over seeds, whether its interval and tests include the seed variance; ``none`` for a
-            pretrained model, ``unknown`` if no trained model of its column and protocol has several seeds that differ.
         no_interval: why the number has no interval.
-        gains: kind of blind run → the gain of the image; empty without such runs.
-        measured_elsewhere: whether it was imported.
-        delta: difference from the baseline model; None without a test.
-        mark: see the module's docstring.
-        withheld: the mark that it would have if it were credited.
         all_results: of these rows on this benchmark.
         results: those behind the value.
-        metric: its name in them.
-        category: the items that it is about; None for all.
         trained: whether a single result is one of a training run, among several models' seeds.
         evidence: the metric with the influence of each image; None if it cannot be computed from items.
-        noise: the training noise of its column and protocol.
     """
 
     row: str
@@ -201,32 +198,72 @@ class Cell:
     group: int = 0
     protocol_differences: tuple[str, ...] = ()
     missing: MissingValue | None = None
-    seed: int | None = None
     rows: tuple[str, ...] = ()
     by_seed: Mapping[int | None, float] = field(default_factory=dict)
-    members: tuple[str, ...] = ()
     image_ci_half_width: float | None = None
-    seed_variance: Literal["included", "none", "unknown", ""] = ""
     no_interval: str = ""
-    gains: dict[str, BlindGain] = field(default_factory=dict)
-    measured_elsewhere: bool = False
-    delta: Difference | None = None
-    mark: RankMark = ""
-    withheld: RankMark = ""
     all_results: tuple[Result, ...] = ()
     results: tuple[Result, ...] = ()
-    metric: str = ""
-    category: str | None = None
     trained: bool = False
     evidence: Scores | None = None
-    noise: TrainingNoise = field(default_factory=TrainingNoise)
 
     @functools.cached_property
     def key(self) -> tuple[object, ...]:
         """Equal for cells that show the same results, as the rows of an encoder with several LLMs do."""
         paths = tuple(result.path or result.model_name for result in self.results)
         # a seed on its own and a model of which only this seed is left have the same results, but other noise
-        return self.column.benchmark, self.metric, self.category, paths, self.trained
+        return self.column.benchmark, self.column.metric, paths, self.trained
+
+    @property
+    def metric(self) -> str:
+        """Its name in the results; models may differ in the first metric, of which a category is a part."""
+        return self.results[0].primary[0] if self.column.is_category else self.column.metric
+
+    @property
+    def category(self) -> str | None:
+        """The items that it is about; None for all."""
+        return self.column.metric if self.column.is_category else None
+
+    @property
+    def noise(self) -> TrainingNoise:
+        """The training noise of its column and protocol."""
+        return self.column.noise.get(self.group, TrainingNoise())
+
+    @property
+    def seed_variance(self) -> Literal["included", "none", "unknown", ""]:
+        """Of a mean over seeds, whether its interval and tests include the seed variance.
+
+        ``none`` for a pretrained model, ``unknown`` if no trained model of its column and protocol has several seeds
+        that differ.
+        """
+        if not self.by_seed or self.evidence is None:
+            return ""
+        return "none" if not self.evidence.trained else "included" if self.noise.degrees > 0 else "unknown"
+
+    @property
+    def measured_elsewhere(self) -> bool:
+        """Whether it was imported."""
+        return bool(self.results and self.results[0].measured_elsewhere)
+
+    @property
+    def gains(self) -> Mapping[str, BlindGain]:
+        """Kind of blind run → the gain of the image; empty without such runs."""
+        return self.column.gains.get(self, {})
+
+    @property
+    def delta(self) -> Difference | None:
+        """The difference from the baseline model; None without a test."""
+        return self.column.deltas.get(self)
+
+    @property
+    def mark(self) -> RankMark:
+        """See the module's docstring."""
+        return "" if self.credited is False else self.column.marks.get(self, "")
+
+    @property
+    def withheld(self) -> RankMark:
+        """The mark that it would have if it were credited."""
+        return self.column.marks.get(self, "") if self.credited is False else ""
 
     @property
     def credited(self) -> bool | None:
@@ -290,7 +327,7 @@ class Cell:
         return f"{self.missing.kind}: {short}"
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Difference:
     """A line of the differences: one model minus another on one metric, scaled.
 

@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.report.measures import cell_texts
 from benchmarks.report.notes import MARKDOWN, PLAIN, TERMINAL
 from benchmarks.report.published import REFERENCE_NOTE
 from benchmarks.report.report import Report
@@ -71,7 +72,7 @@ def _markdown_cell(cell: Cell) -> str:
     if cell.value is None:
         return escape_markdown(cell.missing_text)
     marked = {"best": "**{}**", "tied": "*{}*", "": "{}"}[cell.mark].format(cell.number)
-    return marked + (f" {cell.margin}" if cell.margin else "") + cell.signs
+    return " ".join([marked, *(text for _, text in cell_texts(cell, "markdown"))]) + cell.signs
 
 
 def markdown_frame(frame: pd.DataFrame, *, left: Collection[str] = ()) -> str:
@@ -149,7 +150,7 @@ def _terminal_cell(cell: Cell) -> Text:
         failed = cell.missing is not None and cell.missing.kind in {"failed", "invalid"}
         return Text(cell.missing_label, style="red" if failed else "dim")
     text = Text(cell.number, style={"best": "bold green", "tied": "green", "": ""}[cell.mark])
-    text.append(f" {cell.margin}{cell.signs}", style="dim")
+    text.append(f" {' '.join(text for _, text in cell_texts(cell, 'terminal'))}{cell.signs}", style="dim")
     return text
 
 
