@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from report_material import items_table
 
-from benchmarks.analysis import check_scorers, checks
+from benchmarks.analysis import checks
 from benchmarks.analysis.checks import VerifyConfig
 from benchmarks.analysis.verify import run_check, run_verify
 from benchmarks.results import statistics
@@ -48,8 +48,8 @@ def wrong(*_args, **_more):
         ("ties", RetrievalRanks, "hit", lambda self, k: (self.above < k).astype(float)),  # ties count for the model
         ("mme", statistics, "AGGREGATIONS", dict.fromkeys(statistics.AGGREGATIONS, wrong)),
         ("captions", statistics, "AGGREGATIONS", dict.fromkeys(statistics.AGGREGATIONS, wrong)),
-        ("tests", check_scorers, "holm_correction", lambda values: values),
-        ("tests", check_scorers, "wilson_interval", lambda successes, n: (successes / n, successes / n)),
+        ("tests", checks, "holm_correction", lambda values: values),
+        ("tests", checks, "wilson_interval", lambda successes, n: (successes / n, successes / n)),
     ],
 )
 def test_a_broken_harness_is_found(name, owner, attribute, broken, monkeypatch, capsys):

@@ -451,7 +451,7 @@ def read_tables(numbers: Iterable[int]) -> int:
             patch.setattr(report_module, "read_source", lambda *_args, source=source, **_more: source)
             patch.setattr(item_scores, "has_items", lambda result: result.items is not None)
             patch.setattr(item_scores, "read_items", lambda result, frames=world.frames, **_: frames[result.path])
-            patch.setattr("benchmarks.report.result_notes._about_training", lambda source: [])
+            patch.setattr("benchmarks.report.notes._about_training", lambda source: [])
             try:
                 count += Reader(world, build_report(Path("/none"))).check()
                 check_comparison(world)

@@ -17,10 +17,9 @@ from report_material import items_table, put_result, rendered
 from report_study import SHARES, STUDY, record_study, section, write_study
 from scipy import stats
 
-from benchmarks.report.curves import length_curves, length_figures, sweep_panels
-from benchmarks.report.forest_plots import forest_plots
 from benchmarks.report.load_results import limit_rows
 from benchmarks.report.page import render_page
+from benchmarks.report.plots import forest_plots, length_curves, length_figures, sweep_panels
 from benchmarks.report.report import build_report
 from benchmarks.results.formatting import join_row_names
 from benchmarks.results.noise import Scores, training_noise

@@ -12,8 +12,8 @@ import pytest
 from report_material import edit, items_table, put_failure, put_hits, put_result, put_results, rendered
 
 from benchmarks.analysis.compare_command import CompareConfig, build_comparison
-from benchmarks.report.forest_plots import forest_plots
 from benchmarks.report.notes import MARKDOWN
+from benchmarks.report.plots import forest_plots
 from benchmarks.report.report import Report, build_report
 from benchmarks.report.selection import Selection
 from benchmarks.report.table import Cell

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from benchmarks.analysis import check_scorers, checks
+from benchmarks.analysis import checks
 from benchmarks.analysis.checks import Check, CheckFailedError, CheckSkippedError, VerifyConfig
 from benchmarks.analysis.find_results import find_results_by_row
 from benchmarks.results.formatting import strip_control_chars
@@ -20,12 +20,12 @@ CHECKS: dict[str, Check] = {
     "recall": Check(about="recall by its definition", run=checks.check_recall_by_definition),
     "ties": Check(about="recall of a constant model", run=checks.check_constant_model),
     "clip_benchmark": Check(about="recall by CLIP_benchmark's function", run=checks.check_clip_benchmark),
-    "pope": Check(about="POPE on a known case", run=check_scorers.check_pope),
-    "mme": Check(about="MME on a known case", run=check_scorers.check_mme),
-    "vqa": Check(about="VQA accuracy on a known case", run=check_scorers.check_vqa),
-    "exact_match": Check(about="exact match on a known case", run=check_scorers.check_exact_match),
-    "captions": Check(about="CIDEr and BLEU on a known case", run=check_scorers.check_captions),
-    "tests": Check(about="statistics on known cases", run=check_scorers.check_statistics),
+    "pope": Check(about="POPE on a known case", run=checks.check_pope),
+    "mme": Check(about="MME on a known case", run=checks.check_mme),
+    "vqa": Check(about="VQA accuracy on a known case", run=checks.check_vqa),
+    "exact_match": Check(about="exact match on a known case", run=checks.check_exact_match),
+    "captions": Check(about="CIDEr and BLEU on a known case", run=checks.check_captions),
+    "tests": Check(about="statistics on known cases", run=checks.check_statistics),
     "averages": Check(about="averages of open_clip's table", run=checks.check_averages),
     "recalls": Check(about="consistency of published recalls", run=checks.check_recalls),
     "lmms_eval": Check(about="lmms-eval's own command", run=checks.check_lmms_eval),

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from benchmarks.report.curves import sweep_panels
+from benchmarks.report.plots import sweep_panels
 from benchmarks.report.report import Report
 from benchmarks.report.table import BlindGain, Cell, Difference, Table
 from benchmarks.results.blind import BLIND_KINDS

@@ -1,4 +1,4 @@
-"""The notes below the table on its marks, intervals and tests, as data: a note's text, its kind and its cells."""
+"""The notes below the table, as data: on marks, intervals and tests, and on what is missing, confounded or apart."""
 
 from __future__ import annotations
 
@@ -7,21 +7,55 @@ import math
 from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from benchmarks.report.load_results import ReportSource
-from benchmarks.report.result_notes import Note, result_notes
-from benchmarks.report.table import ALPHA, UNCREDITED, Cell, Column, Table
+from benchmarks.report.load_results import MissingValue, ReportSource
+from benchmarks.report.table import ALPHA, ELSEWHERE, UNCREDITED, Cell, Column, Table
+from benchmarks.report.training_settings import CONFOUNDED_WARNING, TrainingSettings, diff_training, training_of_result
 from benchmarks.results.formatting import (
+    MAX_TEXT_CHARS,
     difference_ci_text,
     join_or_count,
     join_row_names,
     join_with_and,
+    strip_control_chars,
 )
 from benchmarks.results.item_scores import comparable
 from benchmarks.results.noise import MIN_VARIANCE_RATIO, Scores
 from benchmarks.results.power import Components, variance_components
-from benchmarks.results.results import CHANCE, MAX_UNREAD, UNREAD, UNREAD_WRONG
+from benchmarks.results.protocol import INPUT_PREFIX
+from benchmarks.results.results import CHANCE, MAX_UNREAD, UNREAD, UNREAD_WRONG, Result
+from benchmarks.study.rows import EXCLUDED_FROM_BENCHMARK
+from benchmarks.tasks.encoders.linear_probe import IN_TRAIN, UNSEEN_ACCURACY
+from benchmarks.tasks.sizes import parts
 
 _MAX_UNREAD = 4  # pairs in a sentence
+
+
+class Note(str):
+    """The text of a note, with its kind and cells.
+
+    Attributes:
+        kind: ``missing``, ``protocol`` or ``uncredited``, to which a cell's sign links; otherwise empty.
+        places: row of the seed table, benchmark and metric of its cells.
+    """
+
+    kind: str = ""
+    places: frozenset[tuple[str, str, str]] = frozenset()
+
+    @staticmethod
+    def of(kind: str, text: str, cells: Iterable[Cell]) -> Note:
+        """A note on some cells."""
+        note = Note(text)
+        note.kind = kind
+        note.places = frozenset(place for cell in cells for place in _places(cell))
+        return note
+
+    def is_about(self, cell: Cell, kind: str) -> bool:
+        """Whether a cell's sign, or why it is missing, is explained here."""
+        return self.kind == kind and not self.places.isdisjoint(_places(cell))
+
+
+def _places(cell: Cell) -> list[tuple[str, str, str]]:
+    return [(row, cell.column.benchmark, cell.column.metric) for row in cell.rows]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +89,14 @@ def table_notes(source: ReportSource, table: Table, seed_table: Table) -> list[N
         _about_chance(table),
         _about_gains(table),
         _about_unread(table),
-        result_notes(source, seed_table),
+        _about_data(source),
+        _about_training(source),
+        _about_missing_values(source, seed_table),
+        _about_missing_items(source),
+        _about_parts(source),
+        _about_protocols(seed_table),
+        _about_imports(source),
+        _about_inputs(source),
         _about_another_seed(table),
     )
     return [each if isinstance(each, Note) else Note(each) for group in groups for each in group]
@@ -122,10 +163,6 @@ def unread_differences(table: Table, cells: Iterable[Cell], others: Container[st
     return "; ".join(found) if len(found) <= _MAX_UNREAD else f"{len(found)} pairs of models"
 
 
-def _on(cells: Iterable[Cell], what: str = "numbers") -> str:
-    return join_or_count([*dict.fromkeys(f"{cell.row} on {cell.column.title}" for cell in cells)], what)
-
-
 def _about_intervals(table: Table) -> Iterator[str]:
     with_interval = [cell for cell in table.scores if cell.ci_low is not None]
     kinds = {cell.seed_variance for cell in with_interval}
@@ -167,7 +204,8 @@ def _about_intervals(table: Table) -> Iterator[str]:
         if cell.value is not None and cell.ci_low is None:
             without.setdefault(cell.no_interval, []).append(cell)
     for reason, cells in without.items():
-        yield f"No interval: {_on(cells)}. Reason: {reason}."
+        where = join_or_count([*dict.fromkeys(f"{cell.row} on {cell.column.title}" for cell in cells)], "numbers")
+        yield f"No interval: {where}. Reason: {reason}."
 
 
 def _about_power(table: Table) -> Iterator[str]:
@@ -201,7 +239,6 @@ def title_with_baselines(column: Column) -> str:
 
 
 def _about_chance(table: Table) -> Iterator[str]:
-    """The definition of chance, and the scores not significantly above it."""
     if not table.has_chance_level:
         return
     names = list(dict.fromkeys(name for column in table.columns for name in column.trivial_baselines()))
@@ -224,14 +261,20 @@ def _about_chance(table: Table) -> Iterator[str]:
 
 
 def _about_gains(table: Table) -> Iterator[str]:
-    """The gains over blind of each column, the scores that they do not credit, and missing gains."""
     lines = []
     for column in table.columns:
         with_gain = [cell for cell in column.cells if cell.gains]
         counts = sorted({gain.n for cell in with_gain for gain in cell.gains.values()})
         if counts:
             items = " to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1])))
-            texts = [f"{cell.row} {_gains_text(cell)}" for cell in with_gain]
+            texts = []
+            for cell in with_gain:
+                gains = [
+                    f"{column.text(gain.value, sign=True)} "
+                    f"[{difference_ci_text(gain.ci_low, gain.ci_high, column.places)}] over {kind}"
+                    for kind, gain in cell.gains.items()
+                ]
+                texts.append(f"{cell.row} {join_with_and(gains)}")
             lines.append(f"Gain over blind on {column.title} ({items} items): {'; '.join(texts)}.")
     if lines:
         yield (
@@ -260,17 +303,6 @@ def _about_gains(table: Table) -> Iterator[str]:
                 f"{cell.row} on {cell.column.title} has no gain over blind: the blind runs of its seeds do not cover "
                 "the same items, or the items are missing."
             )
-
-
-def _gains_text(cell: Cell) -> str:
-    """``+12.3 [8.0 to 16.4] over blank and …``."""
-    return join_with_and(
-        [
-            f"{cell.column.text(gain.value, sign=True)} "
-            f"[{difference_ci_text(gain.ci_low, gain.ci_high, cell.column.places)}] over {kind}"
-            for kind, gain in cell.gains.items()
-        ]
-    )
 
 
 def _about_unread(table: Table) -> Iterator[str]:
@@ -330,3 +362,128 @@ def column_components(table: Table) -> dict[Column, Components]:
         if tested and column.ranked:
             found[column] = variance_components(tested, cells[0].noise)
     return found
+
+
+def _about_data(source: ReportSource) -> Iterator[str]:
+    """The trivial baselines, and linear probes that are tested on some of the images that they learn."""
+    for name in source.benchmarks:
+        for note in sorted({result.trivial_baseline_note for result in source.results(name).values()} - {""}):
+            yield f"{name}: {strip_control_chars(note, MAX_TEXT_CHARS)}"
+    for name in source.benchmarks:
+        found = {row: each for row, each in source.results(name).items() if IN_TRAIN in each.metrics}
+        without: dict[str, list[str]] = {}
+        for row, result in found.items():
+            unseen = result.metrics.get(UNSEEN_ACCURACY)
+            score = "undefined" if unseen is None else f"{unseen.value * unseen.scale:.1f}"
+            without.setdefault(score, []).append(row)
+        for metric in [result.metrics[IN_TRAIN] for result in found.values()][:1]:  # the data are the same for all
+            scores = "; ".join(f"{score} ({join_row_names(rows)})" for score, rows in without.items())
+            yield (
+                f"{name}: {round(metric.value * metric.n)} of {metric.n} test images are byte by byte in the training "
+                f"split of the probe. Without them acc@1 is: {scores}."
+            )
+
+
+def _about_training(source: ReportSource) -> Iterator[str]:
+    """The models with other data, steps, batch sizes, learning rates, … than their baseline; seeds may differ."""
+    by_difference: dict[str, tuple[dict[str, None], dict[str, None]]] = {}  # sentence → models, their baselines
+    trainings: dict[str, TrainingSettings] = {}
+
+    def training(result: Result) -> TrainingSettings:
+        model = repr(result.model)
+        if model not in trainings:
+            trainings[model] = training_of_result(result)
+        return trainings[model]
+
+    for benchmark in source.benchmarks:
+        results = source.results(benchmark)
+        for row, other in source.pairs(benchmark):
+            for difference in diff_training(training(results[row]), training(results[other])).uneven:
+                rows, others = by_difference.setdefault(difference, ({}, {}))
+                rows[row], others[other] = None, None
+    by_models: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = {}
+    for difference, (rows, others) in by_difference.items():
+        by_models.setdefault((tuple(rows), tuple(others)), []).append(difference)
+    for (models, baselines), differences in by_models.items():
+        yield (
+            f"{join_row_names(models)} and {join_row_names(baselines)} were trained with different settings: "
+            f"{'; '.join(each for each in differences if f'encoder.{each}' not in differences)}. {CONFOUNDED_WARNING}"
+        )
+
+
+def _about_missing_values(source: ReportSource, seed_table: Table) -> Iterator[Note]:
+    by_reason: dict[tuple[str, str], dict[str, list[Cell]]] = {}  # model, reason → benchmarks or metrics
+    for column in seed_table.columns:
+        for cell in column.cells:
+            if cell.missing and cell.missing.reason != EXCLUDED_FROM_BENCHMARK:
+                no_result = isinstance(source.outcomes[cell.row, column.benchmark], MissingValue)
+                name = column.benchmark if no_result else column.title
+                reason = f"{cell.missing.kind}: {cell.missing.reason}"
+                by_reason.setdefault((cell.row, reason), {}).setdefault(name, []).append(cell)
+    models: dict[tuple[str, str], dict[str, list[Cell]]] = {}
+    for (row, reason), names in by_reason.items():
+        cells = [cell for own in names.values() for cell in own]
+        models.setdefault((join_with_and([*names]), reason), {})[row] = cells
+    for (on, reason), rows in models.items():
+        text = f"{join_row_names(rows)} on {on}: {reason.rstrip('.')}."
+        yield Note.of("missing", text, [cell for cells in rows.values() for cell in cells])
+
+
+def _about_missing_items(source: ReportSource) -> Iterator[str]:
+    """The results without items: reading a result checks its numbers against its items."""
+    by_models: dict[str, list[str]] = {}
+    for benchmark in source.benchmarks:
+        models = [row for row, result in source.results(benchmark).items() if result.items is None]
+        if models:
+            by_models.setdefault(join_row_names(models), []).append(benchmark)
+    where = "; ".join(f"{models} on {join_or_count(names, 'benchmarks')}" for models, names in by_models.items())
+    if where:
+        yield f"Not checked, because their items are missing: {where}."
+
+
+def _about_parts(source: ReportSource) -> Iterator[str]:
+    results = ((name, row, each) for name in source.benchmarks for row, each in source.results(name).items())
+    if part_sizes := parts(results):
+        yield f"Measured on a part of the benchmark: {'; '.join(part_sizes)}."
+
+
+def _about_protocols(seed_table: Table) -> Iterator[Note]:
+    for cell in itertools.chain.from_iterable(column.cells for column in seed_table.columns):
+        if cell.protocol_differences:
+            text = (
+                f"{cell.dagger} {cell.row} on {cell.column.title} was measured under different settings and is not "
+                f"ranked with the rest of its column ({'; '.join(cell.protocol_differences)})."
+            )
+            yield Note.of("protocol", text, [cell])
+
+
+def _about_imports(source: ReportSource) -> Iterator[str]:
+    """The results that other tools measured, by tool, and what their intervals are from."""
+    by_tool: dict[str, list[str]] = {}
+    for benchmark in source.benchmarks:
+        for row, result in source.results(benchmark).items():
+            if origin := result.measured_elsewhere:
+                tool = strip_control_chars(f"{origin.get('tool')}, version {origin.get('version')}", MAX_TEXT_CHARS)
+                text = f"by {tool} (intervals: {origin.get('intervals')})"
+                by_tool.setdefault(text, []).append(f"{row} on {benchmark}")
+    found = [f"{join_or_count(names, 'numbers')} {tool}" for tool, names in by_tool.items()]
+    if found:
+        sentence = "They are tested only against results of the same protocol with exactly the same items."
+        yield f"{ELSEWHERE} Measured elsewhere: {'; '.join(found)}. {sentence}"
+
+
+def _about_inputs(source: ReportSource) -> Iterable[str]:
+    """The input settings that differ between models: they are part of a model, so the models are ranked together."""
+    lines: dict[str, None] = {}
+    for benchmark in source.benchmarks:
+        results = source.results(benchmark)
+        names = {name for result in results.values() for name in result.protocol if name.startswith(INPUT_PREFIX)}
+        for name in sorted(names):
+            rows: dict[str, list[str]] = {}
+            for row, result in results.items():
+                rows.setdefault(str(result.protocol.get(name, "not stated")), []).append(row)
+            if len(rows) > 1:
+                setting = name.removeprefix(INPUT_PREFIX).replace("_", " ")
+                by_value = "; ".join(f"{value} for {join_row_names(models)}" for value, models in rows.items())
+                lines[f"Input settings differ between the models. {setting}: {by_value}."] = None
+    return lines

@@ -10,29 +10,31 @@ import base64
 import functools
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.report.averages import overall_section
 from benchmarks.report.categories import category_figures
-from benchmarks.report.curves import length_figures, sweep_figures
 from benchmarks.report.examples import ImageDeduplicator, answer_galleries
 from benchmarks.report.figures import SERIES_COLORS, Figure, FigureSet, render_inline_svg
-from benchmarks.report.forest_plots import forest_plots, gain_figures
-from benchmarks.report.load_results import limit_rows
+from benchmarks.report.load_results import ReportSource, limit_rows
 from benchmarks.report.measures import cell_texts
 from benchmarks.report.notes import PAGE
+from benchmarks.report.plots import forest_plots, gain_figures, length_figures, sweep_figures
 from benchmarks.report.published import REFERENCE_NOTE
 from benchmarks.report.report import Report
-from benchmarks.report.reproduce import reproduction_info
 from benchmarks.report.table import Cell
+from benchmarks.results.formatting import commit_text
+from benchmarks.study.study_record import StudyRecord
 from clips.safe_text import jinja_finalize
 
 if TYPE_CHECKING:
     import jinja2
     import pandas as pd
+
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _UNFOLDED_NOTES = 6
@@ -57,6 +59,52 @@ class Section:
     def id(self) -> str:
         """The anchor: ``"Recall vs. caption length"`` → ``"recall-vs-caption-length"``."""
         return re.sub(r"[^a-z0-9]+", "-", self.title.lower())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reproduction:
+    """What the section shows.
+
+    Args:
+        study: its commands, file and machine; None for a directory of results.
+        facts: machine, code and versions, name → value.
+        protocols: benchmark → protocol of its first result, name → value.
+        measured: of each result the names of model and benchmark, the model's path, and the beginnings of the hashes of
+            model and protocol.
+    """
+
+    study: StudyRecord | None
+    facts: Mapping[str, str]
+    protocols: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    measured: tuple[tuple[str, str, str, str, str], ...] = ()
+
+
+def reproduction_info(source: ReportSource) -> Reproduction:
+    """Collect the information from the study's record and the results."""
+    study = source.study
+    results = [(name, row, result) for name in source.benchmarks for row, result in source.results(name).items()]
+    first = {name: result for name, _, result in reversed(results)}
+    facts = dict(study.machine) if study else {}
+    if study and study.git:
+        facts["commit"] = commit_text(study.git)
+    counts = Counter(commit_text(result.git) for *_, result in results if result.git.get("commit"))
+    if counts:  # results of one study may come from several commits
+        commits = [f"{commit} ({count} of {counts.total()} results)" for commit, count in counts.most_common()]
+        facts["evaluated by commit"] = ", ".join(commits)
+    facts |= study.versions if study else results[0][2].versions if results else {}
+    return Reproduction(
+        study=study,
+        facts={name: str(value) for name, value in facts.items()},
+        protocols={
+            name: {key.replace("_", " "): str(value) for key, value in first[name].protocol.items()}
+            for name in source.benchmarks
+            if name in first
+        },
+        measured=tuple(
+            (row, name, result.model.get("path", ""), result.model.get("hash", "")[:12], result.fingerprint[:12])
+            for name, row, result in results
+        ),
+    )
 
 
 SECTIONS: tuple[Section, ...] = (
