@@ -25,9 +25,8 @@ from benchmarks.report import measures
 from benchmarks.report.formats import REPORT_FORMATS
 from benchmarks.report.latex import latex_text, render_latex
 from benchmarks.report.measures import Measure
-from benchmarks.report.report import Report, build_report
+from benchmarks.report.report import Report, Selection, build_report
 from benchmarks.report.report_command import LatexStyle
-from benchmarks.report.selection import Selection
 from benchmarks.report.table import Cell, Column
 from benchmarks.report.text_table import print_report
 from benchmarks.results.formatting import decimals_needed, format_number

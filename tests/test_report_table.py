@@ -14,8 +14,7 @@ from report_material import edit, items_table, put_failure, put_hits, put_result
 from benchmarks.analysis.compare_command import CompareConfig, build_comparison
 from benchmarks.report.notes import MARKDOWN
 from benchmarks.report.plots import forest_plots
-from benchmarks.report.report import Report, build_report
-from benchmarks.report.selection import Selection
+from benchmarks.report.report import Report, Selection, build_report
 from benchmarks.report.table import Cell
 from benchmarks.results.item_scores import ItemScores
 from benchmarks.results.noise import TrainingNoise

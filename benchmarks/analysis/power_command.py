@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.report.notes import column_components
-from benchmarks.report.selection import Selection
+from benchmarks.report.report import Selection
 from benchmarks.report.table import Column
 from benchmarks.report.text_table import markdown_frame, markdown_list
 from benchmarks.results.power import MAX_SEEDS, Components

@@ -1,7 +1,14 @@
-"""A report: the source and everything that is computed from it once, for all formats."""
+"""A report: the selected results and everything that is computed from them once, for all formats.
+
+Models are omitted *before* the tests, so that the marks refer to the shown models. Columns are omitted *after* the
+tests, so that selecting favorable columns does not lower their p-values. All text of a report comes from its source, so
+display names replace the names there, once; files and columns for programs use `ReportSource.model_id`.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,17 +22,123 @@ from benchmarks.report.notes import MarkStyle, Note, mark_legend, table_notes
 from benchmarks.report.published import ReferenceTable, build_reference_table, is_reference_row
 from benchmarks.report.report_command import LatexStyle
 from benchmarks.report.scores import mean_tables, seed_tables, set_gains
-from benchmarks.report.selection import (
-    Selection,
-    merge_display,
-    omission_notes,
-    select_benchmarks,
-    select_columns,
-    show_names,
-)
 from benchmarks.report.table import Table
 from benchmarks.results.item_scores import ItemScores
 from benchmarks.study.display import Display
+from clips.errors import UserError, unknown_name_error
+
+_ColumnKey = tuple[str, str]  # benchmark, metric
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """The shown models and columns of a report.
+
+    Args:
+        models: names or patterns; all if empty.
+        benchmarks: ``BENCHMARK`` (its primary metrics) or ``BENCHMARK:METRIC``, by the metric's name or label; all
+            primary metrics if empty.
+    """
+
+    models: tuple[str, ...] = ()
+    benchmarks: tuple[str, ...] = ()
+
+    def select_models(self, source: ReportSource) -> ReportSource:
+        """The source with the selected models; a model whose baseline is omitted has no baseline.
+
+        Raises:
+            UserError: an unknown model.
+        """
+        if not self.models:
+            return source
+        names = dict[str, None]()
+        for pattern in self.models:  # a name without its seed matches all seeds
+            found = [
+                row.name
+                for row in source.rows
+                if pattern in (row.name, row.model) or fnmatch.fnmatchcase(row.name, pattern)
+            ]
+            if not found:
+                raise unknown_name_error(pattern, [row.name for row in source.rows], "name in 'models'")
+            names |= dict.fromkeys(found)
+        by_name = {row.name: row for row in source.rows}
+        rows = [by_name[name] for name in names]
+        rows = [row if row.baseline in names else dataclasses.replace(row, baseline=None) for row in rows]
+        return dataclasses.replace(source, rows=tuple(rows))
+
+    def column_keys(self, source: ReportSource) -> tuple[_ColumnKey, ...]:
+        """The selected columns in order; empty for all.
+
+        Raises:
+            UserError: an unknown benchmark or metric.
+        """
+        return tuple(dict.fromkeys(key for name in self.benchmarks for key in _column_keys(name, source)))
+
+
+def _column_keys(name: str, source: ReportSource) -> list[_ColumnKey]:
+    benchmark, colon, metric = name.partition(":")
+    if benchmark not in source.benchmarks:
+        raise unknown_name_error(benchmark, source.benchmarks, "name in 'benchmarks'")
+    results = source.results(benchmark).values()
+    if not colon:
+        keys = [(benchmark, primary) for result in results for primary in result.primary if primary in result.metrics]
+        return list(dict.fromkeys(keys)) or [(benchmark, "")]
+    labels = {key: entry.label for result in results for key, entry in result.metrics.items()}
+    for key, label in labels.items():
+        if metric == key or metric.casefold() == label.casefold():
+            return [(benchmark, key)]
+    if not labels:
+        raise UserError(f"benchmarks: {benchmark} has no number for any model, so no metric '{metric}'")
+    known = dict.fromkeys([*labels, *labels.values()])
+    raise unknown_name_error(metric, [*known], f"metric of {benchmark} in 'benchmarks'")
+
+
+def merge_display(source: ReportSource, display: Display) -> Display:
+    """The study's names and groups, overridden by ``display``.
+
+    Raises:
+        UserError: ``display`` has an unknown name, or two models or benchmarks would have one name.
+    """
+    display.check(source.rows, source.benchmarks)
+    if source.study is None:
+        return display
+    of_study = source.study.display
+    merged = Display(
+        models={**of_study.models, **display.models},
+        benchmarks={**of_study.benchmarks, **display.benchmarks},
+        groups=display.groups or of_study.groups,
+    )
+    merged.row_names(source.rows)
+    merged.benchmark_names(source.benchmarks)
+    return merged
+
+
+def show_names(source: ReportSource, display: Display) -> ReportSource:
+    """The source with display names in place of names, and in groups."""
+    models, benchmarks = display.row_names(source.rows), display.benchmark_names(source.benchmarks)
+    order = ["", *display.groups]  # models of no group come first
+    grouped = [dataclasses.replace(row, group=display.heading(row)) for row in source.rows]
+    rows = [
+        dataclasses.replace(
+            row, name=models[row.name], baseline=row.baseline and models.get(row.baseline, row.baseline)
+        )
+        for row in sorted(grouped, key=lambda row: order.index(row.group))
+    ]
+    ids = {shown: name for name, shown in models.items()}
+    ids |= {row.model: dataclasses.replace(row, name=ids[row.name]).model for row in rows}
+    return dataclasses.replace(
+        source,
+        rows=tuple(rows),
+        benchmarks=tuple(benchmarks[name] for name in source.benchmarks),
+        outcomes={
+            (models[row], benchmarks[benchmark]): outcome
+            for (row, benchmark), outcome in source.outcomes.items()
+            if row in models
+        },
+        model_ids=ids,
+        benchmark_ids={shown: name for name, shown in benchmarks.items()},
+    )
+
 
 Pairs = Literal["baseline", "all"]
 
@@ -73,7 +186,7 @@ def build_report(
     *,
     baseline: str | None = None,
     reference_results: Sequence[str] = (),
-    selection: Selection = Selection(),  # noqa: B008 - it is frozen
+    selection: Selection = Selection(),
     latex: LatexStyle = LatexStyle(),  # noqa: B008
     display: Display = Display(),  # noqa: B008
     pairs: Pairs = "baseline",
@@ -105,16 +218,23 @@ def build_report(
     complete_table, details = mean_tables(of_seeds, source, items)
     set_gains(complete_table, items)
     compare_models([complete_table], items, all_pairs=pairs == "all")
-    source = select_benchmarks(source, keys)
-    table, seed_table = select_columns(complete_table, keys), select_columns(of_seeds[0], keys)
+    if keys:
+        source = dataclasses.replace(source, benchmarks=tuple(dict.fromkeys(benchmark for benchmark, _ in keys)))
+    table, seed_table = (_with_columns(each, keys) for each in (complete_table, of_seeds[0]))
     references = reference_results or (source.study.reference_results if source.study else ())
     num_models = len({row.but_for_seed if table.seeds else row.name for row in complete.rows})
+    totals = (
+        (num_models, len(table.rows), "models"),
+        (len(complete_table.columns), len(table.columns), "columns"),
+    )
+    omitted = [f"{total - left} of {total} {name}" for total, left, name in totals if left < total]
+    tests = " Tests are corrected for all columns, omitted ones included." if complete_table.comparisons else ""
+    omissions = [f"Omitted from this table: {' and '.join(omitted)}.{tests}"] if omitted else []
     overall = overall_scores(complete_table)
     shown = [source.benchmark_id(name) for name in source.benchmarks]
     answer = (" ".join(filter(None, (each.sentence for each in overall))), headline(table))
     if table.baselines:  # of two models, the difference is the answer
         answer = (answer[1], answer[0] if len(table.rows) > 2 else "")
-    omissions = omission_notes(complete_table, table, num_models)
     return Report(
         source=source,
         table=table,
@@ -127,3 +247,11 @@ def build_report(
         reference_results=build_reference_table(references, shown, baseline if of_reference else None),
         latex=latex,
     )
+
+
+def _with_columns(table: Table, keys: Sequence[_ColumnKey]) -> Table:
+    """The table with some columns; all if ``keys`` is empty."""
+    columns = {(column.benchmark, column.metric): column for column in table.columns}
+    selected = tuple(columns[key] for key in keys if key in columns) if keys else table.columns
+    scores = [cell for cell in table.scores if cell.column in selected]
+    return dataclasses.replace(table, columns=selected, scores=scores)

@@ -74,8 +74,7 @@ def run_report(config: ReportConfig) -> None:
 
     from benchmarks.report.formats import ON_REQUEST, REPORT_FORMATS
     from benchmarks.report.load_results import MissingValue
-    from benchmarks.report.report import build_report
-    from benchmarks.report.selection import Selection
+    from benchmarks.report.report import Selection, build_report
     from benchmarks.report.text_table import print_report
 
     formats = _names(config.formats)
