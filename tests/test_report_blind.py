@@ -13,9 +13,9 @@ from report_material import edit, items_table, put_result, rendered
 from report_study import record_study
 
 from benchmarks.analysis.compare_command import CompareConfig, build_comparison
+from benchmarks.report.latex_style import LatexStyle
 from benchmarks.report.plots import forest_plots, gain_figures
 from benchmarks.report.report import build_report
-from benchmarks.report.report_command import LatexStyle
 from benchmarks.results.blind import add_blind_columns
 
 COUNT = 240

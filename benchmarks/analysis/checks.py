@@ -251,7 +251,6 @@ def check_lmms_eval(config: VerifyConfig) -> str:
 
 
 def _run_lmms_eval(config: VerifyConfig, directory: Path) -> dict[str, Any]:
-    """The results of lmms-eval's own command."""
     assert config.data is not None
     command = [sys.executable, "-m", "lmms_eval", "--model", "llava_bridge", "--batch_size", "1", "--log_samples"]
     command += ["--model_args", f"pretrained={Path(str(config.llava)).resolve()},device=cpu"]
@@ -389,7 +388,6 @@ def check_statistics(_: VerifyConfig) -> str:
 
 
 def _scorers(task: str) -> Any:
-    """The module with the scorers of an lmms-eval task."""
     import importlib
 
     go_offline()

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from benchmarks.analysis.comparison import (
     Comparison,
-    ComparisonSide,
     Row,
     abbreviate_names,
     comparison_lines,
@@ -89,7 +88,9 @@ def build_comparison(config: CompareConfig) -> Comparison:
         reasons = f" ({'; '.join(left_out)})" if left_out else ""
         raise UserError(f"{config.second}: has no metric in common with {config.first}{reasons}")
     if not len(first.rows) == len(second.rows) == 1:
-        left_out += _new_and_removed(first, second)
+        for letter, side, other in (("A", first, second), ("B", second, first)):
+            if names := [name for name in side.rows if name not in other.rows]:
+                left_out.append(f"only {letter} has the model{'s' if len(names) > 1 else ''} {join_with_and(names)}")
     left_out += [f"{letter}: {gap}" for letter, side in (("A", first), ("B", second)) for gap in side.gaps]
     return Comparison(sides=(first, second), table=table, lines=tuple(lines), left_out=tuple(dict.fromkeys(left_out)))
 
@@ -114,12 +115,6 @@ def _without_numbers(first: Row, second: Row) -> Iterator[str]:
         reasons = [f"{letter}: {missing_reason(result)}" for letter, result in pair.items() if not result.metrics]
         if reasons:
             yield f"{name} ({'; '.join(reasons)})"
-
-
-def _new_and_removed(first: ComparisonSide, second: ComparisonSide) -> Iterator[str]:
-    for letter, side, other in (("A", first, second), ("B", second, first)):
-        if names := [name for name in side.rows if name not in other.rows]:
-            yield f"only {letter} has the model{'s' if len(names) > 1 else ''} {join_with_and(names)}"
 
 
 def _markdown(found: Comparison) -> str:

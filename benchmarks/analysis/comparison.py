@@ -86,22 +86,16 @@ def read_side(path: str, field: str) -> ComparisonSide:
                     rows.setdefault(row, {})[benchmark] = result
     if not rows:
         raise UserError(f"{field}: {path}: no result {what} ({'; '.join(gaps[:1])})")
-    return ComparisonSide(name=name, rows=rows, gaps=tuple(gaps), facts=_facts(rows) | machine, study=text)
-
-
-def _facts(rows: Mapping[str, Row]) -> dict[str, str]:
-    results = [result for row in rows.values() for result in row.values()]
+    results = [result for own in rows.values() for result in own.values()]
     versions: dict[str, set[str]] = {}
     for result in results:
-        for name, version in result.versions.items():
-            versions.setdefault(name, set()).add(version)
+        for library, version in result.versions.items():
+            versions.setdefault(library, set()).add(version)
     days = sorted(result.created[:10] for result in results)
     commits = sorted({commit_text(result.git) or "not known" for result in results})
-    return {
-        "measured on": " to ".join(dict.fromkeys([days[0], days[-1]])) if days else "",
-        "commit": ", ".join(commits),
-        **{name: ", ".join(sorted(found)) for name, found in versions.items()},
-    }
+    facts = {"measured on": " to ".join(dict.fromkeys([days[0], days[-1]])), "commit": ", ".join(commits)}
+    facts |= {library: ", ".join(sorted(known)) for library, known in versions.items()}
+    return ComparisonSide(name=name, rows=rows, gaps=tuple(gaps), facts=facts | machine, study=text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,11 +257,6 @@ class Comparison:
         return f"A: {self.sides[0].name}, B: {self.sides[1].name}"
 
     @property
-    def context(self) -> tuple[str, ...]:
-        """As text, differences of the two sides other than numbers: code, versions, machine, sizes, study file."""
-        return (*_run_differences(*self.sides),)
-
-    @property
     def answer(self) -> str:
         """How many numbers were tested, how many were not, and those that differ significantly."""
         counts = Counter(line.kind for line in self.lines)
@@ -334,7 +323,7 @@ class Comparison:
             *(f"{name} was measured under different settings: {why}." for name, why in incomparable.items()),
             *self._training_notes(),
             *(f"Not compared: {reason}." for reason in self.left_out),
-            *self.context,
+            *self.context(),
             *([tests] if self.table.comparisons else []),
         ]
 
@@ -351,25 +340,26 @@ class Comparison:
             names = abbreviate_names(f"{pair} on {join_with_and(benchmarks)}" for pair, benchmarks in pairs.items())
             yield f"{names}: {sentence}"
 
-
-def _run_differences(first: ComparisonSide, second: ComparisonSide) -> Iterator[str]:
-    for name in dict.fromkeys([*first.facts, *second.facts]):
-        if first.facts.get(name) != second.facts.get(name):
-            one, other = (side.facts.get(name) or "not stated" for side in (first, second))
-            yield f"{name[0].upper()}{name[1:]}: A {one}, B {other}."
-    for letter, side in ((_A, first), (_B, second)):
-        results = [(each.benchmark, each.model_name, each) for row in side.rows.values() for each in row.values()]
-        yield from (f"{letter} has a part of {part}." for part in parts(results))
-    if first.study and second.study and first.study != second.study:
-        lines = [
-            line
-            for line in difflib.ndiff(first.study.splitlines(), second.study.splitlines())
-            if line[:2] in {"- ", "+ "}
-        ]
-        changed = [f"{_A if line[0] == '-' else _B} `{line[2:].strip()}`" for line in lines if line[2:].strip()]
-        more = f" and {len(changed) - _MAX_LISTED} more lines" if len(changed) > _MAX_LISTED else ""
-        if changed:
-            yield f"The study files differ: {', '.join(changed[:_MAX_LISTED])}{more}."
+    def context(self) -> Iterator[str]:
+        """Differences of the two sides other than numbers: code, versions, machine, sizes, study file."""
+        first, second = self.sides
+        for name in dict.fromkeys([*first.facts, *second.facts]):
+            if first.facts.get(name) != second.facts.get(name):
+                one, other = (side.facts.get(name) or "not stated" for side in (first, second))
+                yield f"{name[0].upper()}{name[1:]}: A {one}, B {other}."
+        for letter, side in ((_A, first), (_B, second)):
+            results = [(each.benchmark, each.model_name, each) for row in side.rows.values() for each in row.values()]
+            yield from (f"{letter} has a part of {part}." for part in parts(results))
+        if first.study and second.study and first.study != second.study:
+            lines = [
+                line
+                for line in difflib.ndiff(first.study.splitlines(), second.study.splitlines())
+                if line[:2] in {"- ", "+ "}
+            ]
+            changed = [f"{_A if line[0] == '-' else _B} `{line[2:].strip()}`" for line in lines if line[2:].strip()]
+            more = f" and {len(changed) - _MAX_LISTED} more lines" if len(changed) > _MAX_LISTED else ""
+            if changed:
+                yield f"The study files differ: {', '.join(changed[:_MAX_LISTED])}{more}."
 
 
 def abbreviate_names(names: Iterable[str]) -> str:

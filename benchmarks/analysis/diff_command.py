@@ -9,7 +9,7 @@ from benchmarks.analysis.find_results import find_result
 from benchmarks.report.load_results import stale_results
 from benchmarks.report.table import Column
 from benchmarks.report.training_settings import diff_training, training_of_result
-from benchmarks.results.formatting import format_number, strip_control_chars
+from benchmarks.results.formatting import strip_control_chars
 from benchmarks.results.protocol import BLIND_PREFIX, INPUT_PREFIX, Protocol, describe_differences, ranking_key
 from benchmarks.results.results import Metric, Result
 
@@ -43,7 +43,9 @@ def run_diff(config: DiffConfig) -> None:
 def explain(first: Result, second: Result) -> Iterator[str]:
     """The differences in lines of text, with a verdict at the end."""
     for letter, result in (("A", first), ("B", second)):
-        yield f"{letter}: {result.model_name} on {result.benchmark}, {_numbers(result)}  ({result.path})"
+        numbers = ", ".join(_number(result.metrics[name]) for name in result.primary if name in result.metrics)
+        found = f"failed: {result.failure_reason}" if result.status == "failed" else numbers or "no metric"
+        yield f"{letter}: {result.model_name} on {result.benchmark}, {found}  ({result.path})"
     old = stale_results((first, second))
     for letter, result in (("A", first), ("B", second)):
         if result.path in old:
@@ -100,22 +102,14 @@ def _split(result: Result) -> tuple[Protocol, Protocol, Protocol]:
     return inputs, blind, {name: value for name, value in result.protocol.items() if name not in inputs | blind}
 
 
-def _numbers(result: Result) -> str:
-    if result.status == "failed":
-        return f"failed: {result.failure_reason}"
-    metrics = [result.metrics[name] for name in result.primary if name in result.metrics]
-    numbers = [format_number(metric.value * metric.scale, metric_column(metric).places) for metric in metrics]
-    pairs = zip(metrics, numbers, strict=True)
-    return ", ".join(f"{metric.label} {number}" for metric, number in pairs) or "no metric"
-
-
-def metric_column(metric: Metric) -> Column:
-    """The report's column for a metric, without names."""
-    return Column(
+def _number(metric: Metric) -> str:
+    value = metric.value * metric.scale
+    column = Column(
         benchmark="",
         metric="",
         label=metric.label,
         scale=metric.scale,
         higher_is_better=metric.higher_is_better,
-        largest=abs(metric.value * metric.scale),
+        largest=abs(value),
     )
+    return f"{metric.label} {column.text(value)}"

@@ -75,7 +75,6 @@ def _line(column: Column, parts: Components, config: PowerConfig) -> dict[str, s
 
 
 def _notes(found: dict[Column, Components], config: PowerConfig) -> list[str]:
-    """What the columns mean and assume."""
     level = f"5 % / {config.num_tests} tests" if config.num_tests > 1 else "5 %, a single test"
     notes = [
         "SD: standard deviation of the difference of two models, each trained once, over images and training runs, "

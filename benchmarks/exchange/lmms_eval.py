@@ -121,6 +121,10 @@ def _read_task(file: Path, run: Run, task: str) -> Imported | None:
             listed.extra["mme_total"], sum(each.value for each in parts if each), n=count
         )
     primary = [name for name in reader.primary if name in metrics]
+    try:
+        created = datetime.datetime.strptime(run.date or "", "%Y%m%d_%H%M%S").isoformat()
+    except ValueError:
+        created = ""
     return make_imported(
         file,
         tool=TOOL,
@@ -133,7 +137,7 @@ def _read_task(file: Path, run: Run, task: str) -> Imported | None:
         primary=primary or [name for name in reader.metrics if name in metrics],
         settings=_settings(run, task),
         items=items,
-        created=_time(run.date),
+        created=created,
     )
 
 
@@ -242,10 +246,3 @@ def _plain_settings(settings: Any) -> str:
     found = settings.items() if isinstance(settings, Mapping) else ()
     plain = {name: value for name, value in found if isinstance(value, str | int | float | bool | list)}
     return json.dumps(plain, ensure_ascii=False, sort_keys=True)
-
-
-def _time(text: str | None) -> str:
-    try:
-        return datetime.datetime.strptime(text or "", "%Y%m%d_%H%M%S").isoformat()
-    except ValueError:
-        return ""

@@ -76,7 +76,6 @@ def _none_above_chance(table: Table) -> str:
 
 
 def _none_better(models: Sequence[_Tests]) -> str:
-    """The sentence where no model is better than its baseline in any test."""
     cells = [cell for each in models for cell in each.cells]
     uncredited = [cell for each in models for cell in each.uncredited]
     untested = [cell for each in models for cell in each.untested]

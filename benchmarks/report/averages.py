@@ -28,7 +28,6 @@ from benchmarks.results.formatting import format_number, join_or_count, join_wit
 from benchmarks.results.item_scores import comparable
 from benchmarks.results.noise import (
     Scores,
-    TrainingNoise,
     average_scores,
     difference_estimate,
     metric_estimate,
@@ -205,14 +204,20 @@ def is_ratio(column: Column) -> bool:
 
 
 def _averages(table: Table, cells: dict[str, list[Cell]]) -> tuple[dict[str, Interval], dict[frozenset[str], float]]:
-    scores = {row: _average_scores(found) for row, found in cells.items()}
-    known = {row: found for row, found in scores.items() if found is not None}
-    if len(known) < len(scores):
-        return {row: Interval(value=fmean(cell.value or 0.0 for cell in found)) for row, found in cells.items()}, {}
-    keys = {row: tuple(cell.key for cell in found) for row, found in cells.items()}
+    known = {row: found for row, own in cells.items() if (found := _average_scores(own)) is not None}
+    if len(known) < len(cells):
+        return {row: Interval(value=fmean(cell.value or 0.0 for cell in own)) for row, own in cells.items()}, {}
+    keys = {row: tuple(cell.key for cell in own) for row, own in cells.items()}
     distinct = {key: row for row, key in keys.items()}
     noise = training_noise([known[row] for row in distinct.values()] if table.seeds else [])
-    averages = {row: _interval(found, noise) for row, found in known.items()}
+    averages = {}
+    for row, found in known.items():
+        low, high = math.nan, math.nan
+        if not (noise.without_spread and found.trained):
+            low, high = metric_estimate(found, noise).interval()
+        if found.largest is not None and not math.isnan(low):  # the mean of the bounds of all scores
+            low, high = max(0.0, low), min(found.largest, high)
+        averages[row] = Interval(value=found.value, low=low, high=high)
     pairs = [
         (first, second)
         for first, second in itertools.combinations(distinct.values(), 2)
@@ -257,16 +262,6 @@ def _average_scores(cells: Sequence[Cell]) -> Scores | None:
         ],
         [cell.column.scale for cell in cells],
     )
-
-
-def _interval(scores: Scores, noise: TrainingNoise) -> Interval:
-    """The interval of an average; one of bounded scores cannot be outside the mean of their bounds."""
-    if noise.without_spread and scores.trained:
-        return Interval(value=scores.value)
-    low, high = metric_estimate(scores, noise).interval()
-    if scores.largest is not None and not math.isnan(low):
-        low, high = max(0.0, low), min(scores.largest, high)
-    return Interval(value=scores.value, low=low, high=high)
 
 
 def _mean_rank(table: Table, columns: Sequence[Column], place: int) -> Interval:

@@ -136,13 +136,16 @@ def _figure(table: Table, colors: dict[str, int]) -> Figure:
         legend=tuple(LegendEntry(color=colors.get(row.name, 0), label=row.name) for row in table.rows),
         headers=("category", "items", *(row.name for row in table.rows)),
         rows=tuple(
-            (column.metric, str(max(cell.n for cell in column.cells)), *map(_score_and_delta, column.cells))
+            (
+                column.metric,
+                str(max(cell.n for cell in column.cells)),
+                *(
+                    cell.score + (f" ({_SIGNS[cell.delta.verdict]} {cell.delta.number})" if cell.delta else "")
+                    for cell in column.cells
+                ),
+            )
             for column in table.columns
         ),
         height=0.7 + len(table.columns) * (0.13 + 0.11 * len(table.rows)),
         vertical_grid=True,
     )
-
-
-def _score_and_delta(cell: Cell) -> str:
-    return f"{cell.score} ({_SIGNS[cell.delta.verdict]} {cell.delta.number})" if cell.delta else cell.score

@@ -46,7 +46,7 @@ def compare_models(
         for cell in itertools.chain.from_iterable(column.cells for column in table.columns):
             first.setdefault(cell.key, cell)
     planned = [pair for table in tables for pair in _baseline_pairs(table)]
-    groups = {table: [_comparable_sets(each) for each in _ranked_groups(table)] if ranked else [] for table in tables}
+    groups = {table: [*_ranked_sets(table)] if ranked else [] for table in tables}
     families = [(2, [pair for pair in planned if not untested(*pair)])]
     for group in itertools.chain.from_iterable(itertools.chain.from_iterable(groups.values())):
         if all_pairs:
@@ -108,23 +108,17 @@ def _baseline_pairs(table: Table) -> Iterator[tuple[Cell, Cell]]:
                 yield cell, base
 
 
-def _ranked_groups(table: Table) -> Iterator[Group]:
-    """The cells of each ranked column and protocol, best first."""
+def _ranked_sets(table: Table) -> Iterator[list[Group]]:
+    """For each ranked column and protocol the sets of cells with scores for the same items, best first."""
     for column in table.columns:
-        if column.ranked:
-            sign = -1 if column.higher_is_better else 1
-            for group in column.groups():
-                # a mean over equal seeds has a rounding error, which must not decide between equal models
-                yield sorted(group, key=lambda cell: sign * round(cell.value or 0.0, 9))
-
-
-def _comparable_sets(group: Group) -> list[Group]:
-    """A column's cells of one protocol, in sets with scores for the same items; their order stays."""
-    sets: list[Group] = []
-    for cell in group:
-        own = next((each for each in sets if comparable(cell.evidence, each[0].evidence)), None)
-        sets.append([cell]) if own is None else own.append(cell)
-    return sets
+        sign = -1 if column.higher_is_better else 1
+        for group in column.groups() if column.ranked else ():
+            sets: list[Group] = []
+            # a mean over equal seeds has a rounding error, which must not decide between equal models
+            for cell in sorted(group, key=lambda cell: sign * round(cell.value or 0.0, 9)):
+                own = next((each for each in sets if comparable(cell.evidence, each[0].evidence)), None)
+                sets.append([cell]) if own is None else own.append(cell)
+            yield sets
 
 
 def _mark(group: Group, tested: dict[Pair, Difference]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.report.averages import Interval, Overall
+from benchmarks.report.latex_style import COLUMN_GAP, fit_float, split_columns
 from benchmarks.report.measures import cell_texts
 from benchmarks.report.notes import LATEX, mark_legend, variance_sources
 from benchmarks.report.published import REFERENCE_NOTE
@@ -20,43 +21,6 @@ from benchmarks.results.results import CHANCE
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-_COLUMN, _PAGE = 236.0, 490.0  # pt: a column, and both columns, of the usual two-column classes
-_SIZES = {r"\small": 9.0, r"\footnotesize": 8.0, r"\scriptsize": 7.0}  # of a document of 10 pt; nothing is smaller
-_COLUMN_GAP = 3.0  # \tabcolsep, in pt
-_EM_PER_CHARACTER = 0.58  # digits of Computer Modern at 7 pt have 0.57
-
-
-def _fit_float(texts: Sequence[Sequence[str]]) -> tuple[str, str] | None:
-    """The narrowest float and largest size for a table; None if it is too wide at 7 pt.
-
-    Args:
-        texts: of each column, header included, as printed.
-    """
-    for environment, room in (("table", _COLUMN), ("table*", _PAGE)):
-        for size, points in _SIZES.items():
-            if sum(_width(column, points) for column in texts) <= room:
-                return environment, size
-    return None
-
-
-def _width(texts: Sequence[str], points: float) -> float:
-    return max(map(len, texts)) * _EM_PER_CHARACTER * points + 2 * _COLUMN_GAP
-
-
-def _split_columns(texts: Sequence[Sequence[str]]) -> list[list[int]]:
-    """Groups of consecutive columns that each fit a page at 7 pt together with the first column; without the first."""
-    first, *others = (_width(column, min(_SIZES.values())) for column in texts)
-    parts: list[list[int]] = [[]]
-    used = first
-    for index, width in enumerate(others):
-        if parts[-1] and used + width > _PAGE:
-            parts.append([])
-            used = first
-        parts[-1].append(index)
-        used += width
-    return parts
 
 
 _PACKAGES = r"% \usepackage{booktabs}; names with accents: \usepackage[T1]{fontenc}"
@@ -74,7 +38,7 @@ def render_latex(report: Report) -> str:
     name = re.sub(r"[^a-z0-9]+", "-", report.source.title.casefold()).strip("-") or "results"
     intervals = report.latex.intervals
     if intervals == "auto":
-        intervals = "inline" if _fit_float(_texts(report, "inline")) else "separate"
+        intervals = "inline" if fit_float(_texts(report, "inline")) else "separate"
     shown: _Shown = "inline" if intervals == "inline" else "values"
     parts = _floats(report, _caption(report, inline=shown == "inline"), f"tab:{name}", shown)
     if intervals == "separate":
@@ -88,9 +52,8 @@ def render_latex(report: Report) -> str:
 
 
 def _floats(report: Report, caption: str, label: str, shown: _Shown) -> list[str]:
-    """The main table, in as many floats as its columns need."""
     frame, texts, table = _frame(report, shown), _texts(report, shown), report.table
-    parts = _split_columns(texts)
+    parts = split_columns(texts)
     lines: list[str] = []
     for number, columns in enumerate(parts):
         title = caption if number == 0 else latex_text(f"Continued: part {number + 1} of {len(parts)}.")
@@ -104,7 +67,7 @@ def _floats(report: Report, caption: str, label: str, shown: _Shown) -> list[str
                 tabular[start + index : start + index] = [r"\midrule", heading] if index else [heading]
             elif index and row.llm != table.rows[index - 1].llm:
                 tabular.insert(start + index, r"\addlinespace")
-        fit = _fit_float([texts[0], *(texts[1 + index] for index in columns)])
+        fit = fit_float([texts[0], *(texts[1 + index] for index in columns)])
         lines += _float(title, label + (f"-{number + 1}" if number else ""), tabular, fit)
     return lines
 
@@ -116,9 +79,9 @@ def _frame_floats(frame: pd.DataFrame, caption: str, label: str) -> list[str]:
         part = frame.iloc[start : start + _ROWS_PER_FLOAT]
         texts = [[*map(str, part.index)], *([name, *part[name]] for name in part.columns)]
         escaped = part.map(latex_text).rename(latex_text).rename(latex_text, axis=1)
-        for columns in _split_columns(texts):
+        for columns in split_columns(texts):
             number = f"-{lines.count(_CENTERING) + 1}" if lines else ""
-            fit = _fit_float([texts[0], *(texts[1 + index] for index in columns)])
+            fit = fit_float([texts[0], *(texts[1 + index] for index in columns)])
             lines += _float(latex_text(caption), label + number, _tabular(escaped.iloc[:, columns]), fit)
     return lines
 
@@ -126,7 +89,7 @@ def _frame_floats(frame: pd.DataFrame, caption: str, label: str) -> list[str]:
 def _float(caption: str, label: str, tabular: Sequence[str], fit: tuple[str, str] | None) -> list[str]:
     environment, size = fit or ("table*", r"\scriptsize")
     opening = [rf"\begin{{{environment}}}[t]", _CENTERING, size]
-    opening += [rf"\setlength{{\tabcolsep}}{{{_COLUMN_GAP:g}pt}}", rf"\caption{{{caption}}}", rf"\label{{{label}}}"]
+    opening += [rf"\setlength{{\tabcolsep}}{{{COLUMN_GAP:g}pt}}", rf"\caption{{{caption}}}", rf"\label{{{label}}}"]
     return [*opening, *tabular, rf"\end{{{environment}}}"]
 
 
@@ -159,7 +122,6 @@ def _caption(report: Report, *, inline: bool) -> str:
 
 
 def _frame(report: Report, shown: _Shown) -> pd.DataFrame:
-    """The main table with the benchmarks above their metrics, then the averages and mean ranks."""
     import pandas as pd
 
     frame = main_table(report, functools.partial(_cell, report, shown), latex_text, _chance)
@@ -236,8 +198,8 @@ def _cell(report: Report, shown: _Shown, cell: Cell) -> str:
         mark, tied = _rank_mark(report.table, cell)
         circle = r"$^{\circ}$" if tied else ""
     marked = {"best": rf"\textbf{{{value}}}", "tied": rf"\underline{{{value}}}", "": value}[mark]
-    beside = "".join(map(_small, _cell_texts(cell))) if shown == "inline" else ""
-    return marked + circle + beside + latex_text(cell.signs)
+    small = "".join(map(_small, _cell_texts(cell))) if shown == "inline" else ""
+    return marked + circle + small + latex_text(cell.signs)
 
 
 def _rank_mark(table: Table, cell: Cell) -> tuple[RankMark, bool]:

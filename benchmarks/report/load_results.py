@@ -137,9 +137,18 @@ def read_source(directory: str | Path, *, baseline: str | None = None) -> Report
     root = Path(directory)
     if not root.is_dir():
         raise UserError(f"{directory}: no such directory")
-    is_study = (root / RECORD_FILE).is_file()
-    source = _study_source(root, read_study_record(root)) if is_study else _plain_source(root)
-    return _with_baseline(source, baseline) if baseline else source
+    source = _study_source(root) if (root / RECORD_FILE).is_file() else _plain_source(root)
+    if not baseline:
+        return source
+    by_seed = {row.seed: row.name for row in source.rows if baseline in (row.name, row.model)}
+    if not by_seed:
+        raise unknown_name_error(baseline, dict.fromkeys(row.model for row in source.rows), "baseline model")
+    first = next(iter(by_seed.values()))  # of rows whose seed the baseline lacks
+    rows = tuple(
+        dataclasses.replace(row, baseline=None if row.name in by_seed.values() else by_seed.get(row.seed, first))
+        for row in source.rows
+    )
+    return dataclasses.replace(source, rows=rows)
 
 
 def stale_results(results: Iterable[Result]) -> dict[Path, str]:
@@ -148,29 +157,26 @@ def stale_results(results: Iterable[Result]) -> dict[Path, str]:
     for result in results:
         if result.path is not None:
             by_study.setdefault(enclosing_study(result.path), []).append(result)
-    return {
-        path: reason
-        for root, own in by_study.items()
-        if (root / RECORD_FILE).is_file()
-        for path, reason in _stale_in_study(read_source(root), own)
-    }
-
-
-def _stale_in_study(source: ReportSource, results: Iterable[Result]) -> Iterator[tuple[Path, str]]:
-    outcomes = {
-        source.directory / cell.result: source.outcomes[row.name, benchmark]
-        for row in source.rows
-        for benchmark, cell in row.cells.items()
-    }
-    for result in results:
-        assert result.path is not None
-        outcome = outcomes.get(lexical_abspath(result.path))
-        if outcome is None:
-            yield result.path, "the study no longer contains its model"
-        elif isinstance(outcome, MissingValue) and (
-            outcome.kind == "missing" or (outcome.kind == "failed" and result.status == "ok")
-        ):
-            yield result.path, outcome.reason
+    stale: dict[Path, str] = {}
+    for root, own in by_study.items():
+        if not (root / RECORD_FILE).is_file():
+            continue
+        source = read_source(root)
+        outcomes = {
+            source.directory / cell.result: source.outcomes[row.name, benchmark]
+            for row in source.rows
+            for benchmark, cell in row.cells.items()
+        }
+        for result in own:
+            assert result.path is not None
+            outcome = outcomes.get(lexical_abspath(result.path))
+            if outcome is None:
+                stale[result.path] = "the study no longer contains its model"
+            elif isinstance(outcome, MissingValue) and (
+                outcome.kind == "missing" or (outcome.kind == "failed" and result.status == "ok")
+            ):
+                stale[result.path] = outcome.reason
+    return stale
 
 
 def limit_rows(source: ReportSource) -> ReportSource:
@@ -180,20 +186,8 @@ def limit_rows(source: ReportSource) -> ReportSource:
     return dataclasses.replace(source, rows=tuple(rows[:_MAX_MODELS]))
 
 
-def _with_baseline(source: ReportSource, baseline: str) -> ReportSource:
-    """The source with another baseline: one row, or a model, with which each row is compared at equal seed."""
-    by_seed = {row.seed: row.name for row in source.rows if baseline in (row.name, row.model)}
-    if not by_seed:
-        raise unknown_name_error(baseline, dict.fromkeys(row.model for row in source.rows), "baseline model")
-    first = next(iter(by_seed.values()))
-    rows = tuple(
-        dataclasses.replace(row, baseline=None if row.name in by_seed.values() else by_seed.get(row.seed, first))
-        for row in source.rows
-    )
-    return dataclasses.replace(source, rows=rows)
-
-
-def _study_source(root: Path, study: StudyRecord) -> ReportSource:
+def _study_source(root: Path) -> ReportSource:
+    study = read_study_record(root)
     records = {name: read_record(root, name) for name in study.steps}
     outcomes = {
         (row.name, benchmark): _outcome(root, study, row, benchmark, records)
@@ -243,24 +237,20 @@ def _outcome(
     if record is not None and record.key != study.steps[cell.step].key:
         return MissingValue(kind="missing", reason="not run since the study or the version of its command changed")
     if path.is_file():
-        return _read_cell(path)
+        try:
+            result = read_result(path)
+            expected, found = (path.parent.name, path.stem), (result.model_name, result.benchmark)
+            if found != expected:  # a copied file
+                one, other = (f"'{model}' on '{name}'" for model, name in (expected, found))
+                raise UserError(f"{path}: model_name, benchmark: expected {one}, got {other}")
+        except UserError as error:
+            return _invalid(path, error)
+        return _complete_or_missing(result)
     if record is None:
         return MissingValue(kind="missing", reason="not run yet")
     if record.status == "failed":
         return _failed_step(record)
     return MissingValue(kind="missing", reason=f"its step is {record.status} and has not written it yet")
-
-
-def _read_cell(path: Path) -> Result | MissingValue:
-    """The result ``<model>/<benchmark>.json`` of a study; a copied file with another model or benchmark is invalid."""
-    try:
-        result = read_result(path)
-        if (result.model_name, result.benchmark) != (path.parent.name, path.stem):
-            expected, found = f"'{path.parent.name}' on '{path.stem}'", f"'{result.model_name}' on '{result.benchmark}'"
-            raise UserError(f"{path}: model_name, benchmark: expected {expected}, got {found}")
-        return _complete_or_missing(result)
-    except UserError as error:
-        return _invalid(path, error)
 
 
 def _failed_ancestor(study: StudyRecord, step: str, records: Mapping[str, StepRecord | None]) -> StepRecord | None:
@@ -298,7 +288,13 @@ def missing_reason(reason: str) -> MissingValue:
 
 def _plain_source(root: Path) -> ReportSource:
     files = result_files(root / "results" if (root / "results").is_dir() else root)
-    loaded = [_read(file) for file in files]
+    loaded: list[tuple[str, str, Result | MissingValue]] = []
+    for file in files:
+        try:
+            result = read_result(file)
+            loaded.append((result.model_name, result.benchmark, result))
+        except UserError as error:
+            loaded.append((file.parent.name, file.stem, _invalid(file, error)))
     reject_duplicates((row, benchmark, file) for (row, benchmark, _), file in zip(loaded, files, strict=True))
     if not any(isinstance(outcome, Result) for _, _, outcome in loaded):
         invalid = next((f"; {outcome.reason}" for _, _, outcome in loaded if isinstance(outcome, MissingValue)), "")
@@ -323,15 +319,6 @@ def _plain_source(root: Path) -> ReportSource:
         study=None,
         directory=root,
     )
-
-
-def _read(file: Path) -> tuple[str, str, Result | MissingValue]:
-    """Model, benchmark and result of a file; of an unreadable file its names and the reason."""
-    try:
-        result = read_result(file)
-    except UserError as error:
-        return file.parent.name, file.stem, _invalid(file, error)
-    return result.model_name, result.benchmark, result
 
 
 def _invalid(file: Path, error: UserError) -> MissingValue:

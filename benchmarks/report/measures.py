@@ -18,7 +18,7 @@ from benchmarks.results.blind import BLIND_KINDS
 from benchmarks.results.formatting import finite_or_none, strip_control_chars
 from benchmarks.results.protocol import INPUT_PREFIX
 from benchmarks.results.results import CHANCE
-from benchmarks.tasks.sizes import full_size
+from benchmarks.tasks.listing import full_size
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -25,7 +25,7 @@ from benchmarks.results.protocol import INPUT_PREFIX
 from benchmarks.results.results import CHANCE, MAX_UNREAD, UNREAD, UNREAD_WRONG, Result
 from benchmarks.study.rows import EXCLUDED_FROM_BENCHMARK
 from benchmarks.tasks.encoders.linear_probe import IN_TRAIN, UNSEEN_ACCURACY
-from benchmarks.tasks.sizes import parts
+from benchmarks.tasks.listing import parts
 
 _MAX_UNREAD = 4  # pairs in a sentence
 

@@ -138,8 +138,6 @@ def gain_figures(table: Table) -> FigureSet | None:
 
 
 def _plotter(names: Sequence[str], lines: Iterable[tuple[float, float, float, str]]) -> Any:
-    """Draw a named line for each value with its interval and verdict."""
-
     def plot(axes: Any, palette: Palette) -> None:
         axes.axvline(0, color=palette["ink-soft"], linewidth=1)
         for y, (value, low, high, verdict) in enumerate(lines):

@@ -78,7 +78,10 @@ class ReferenceTable:
         return pd.DataFrame(
             [[self._text(row, column) for column in self.columns] for row in self.rows],
             index=[f"{row.name} (published, {row.set})" for row in self.rows],
-            columns=[column_label(column) for column in self.columns],
+            columns=[
+                f"{dataset} {_METRICS.get(metric, metric.replace('_', ' '))}".strip()
+                for dataset, _, metric in (column.partition("/") for column in self.columns)
+            ],
         )
 
     def sources(self) -> list[str]:
@@ -89,12 +92,6 @@ class ReferenceTable:
         delta = self.delta(row, column)
         difference = "" if delta is None else f" ({format_number(delta, 1, sign=True)})"
         return format_number(row.values.get(column), 1) + difference
-
-
-def column_label(column: str) -> str:
-    """``coco/t2i_r1`` as ``coco T→I R@1``."""
-    dataset, _, metric = column.partition("/")
-    return f"{dataset} {_METRICS.get(metric, metric.replace('_', ' '))}".strip()
 
 
 def is_reference_row(name: str) -> bool:
@@ -125,14 +122,13 @@ def build_reference_table(
         return None
     rows = select_reference_results(wanted)
     columns = list(dict.fromkeys(column for row in rows for column in row.values))
-    shared = [column for column in columns if any(_is_on_dataset(benchmark, column) for benchmark in benchmarks)]
+    shared = []
+    for column in columns:
+        dataset = column.partition("/")[0]
+        begins = (f"{dataset}_", f"{dataset}-", f"{dataset}.")  # ``coco_karpathy`` is on coco
+        if any(benchmark == dataset or benchmark.startswith(begins) for benchmark in benchmarks):
+            shared.append(column)
     base = next((row for row in rows if baseline in _names(row)), None)
     if baseline is not None and base is None:
         raise unknown_name_error(baseline, [row.name for row in rows], "baseline among the published models")
     return ReferenceTable(columns=tuple(shared or columns), rows=rows, baseline=base)
-
-
-def _is_on_dataset(benchmark: str, column: str) -> bool:
-    """Whether a benchmark's name is a column's dataset or begins with it (``coco_karpathy``)."""
-    dataset = column.partition("/")[0]
-    return benchmark == dataset or benchmark.startswith((f"{dataset}_", f"{dataset}-", f"{dataset}."))

@@ -17,10 +17,10 @@ from typing import Literal
 from benchmarks.report.answer import headline, row_sentences
 from benchmarks.report.averages import Overall, overall_scores
 from benchmarks.report.differences import compare_models
+from benchmarks.report.latex_style import LatexStyle
 from benchmarks.report.load_results import ReportSource, read_source
 from benchmarks.report.notes import MarkStyle, Note, mark_legend, table_notes
 from benchmarks.report.published import ReferenceTable, build_reference_table, is_reference_row
-from benchmarks.report.report_command import LatexStyle
 from benchmarks.report.scores import mean_tables, seed_tables, set_gains
 from benchmarks.report.table import Table
 from benchmarks.results.item_scores import ItemScores

@@ -7,25 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from benchmarks.report.latex_style import LatexStyle
 from benchmarks.study.display import Display
 from clips.core.artifact import atomic_write, log_info, writable_directory
 from clips.errors import unknown_name_error
-
-
-@dataclass(frozen=True, kw_only=True)
-class LatexStyle:
-    """The style of the LaTeX table.
-
-    Args:
-        intervals: the 95 % intervals: ``inline`` next to the values, ``separate`` in a second table, ``none``, or
-            ``auto``: inline if the table then fits a page at 7 pt, else separate.
-        marks: ``tests``: bold is significantly different from all others, underlined is tied at the top; ``ranks``:
-            bold is the highest number and underlined the second highest, as printed (equal numbers share a mark), and
-            a circle is not significantly different from the highest.
-    """
-
-    intervals: Literal["auto", "inline", "separate", "none"] = "auto"
-    marks: Literal["tests", "ranks"] = "tests"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -144,7 +144,11 @@ def diff_training(first: TrainingSettings, second: TrainingSettings) -> Training
     both = [name for name in one if name in two]
     different = [name for name in both if not one[name].equals(two[name])]
     alone = [name for name in dict.fromkeys([*one, *two]) if (name in one) != (name in two)]
-    printed = [name for name in alone if is_headline_setting(name) and _is_known_of_both(name, one, two)]
+    printed = []
+    for name in alone:  # if both have settings of the model that it belongs to: the model itself, its encoder, …
+        prefix = _PARENT_PREFIX.match(name)
+        known = prefix is None or all(any(each.startswith(prefix[0]) for each in side) for side in (one, two))
+        printed += [name] if known and is_headline_setting(name) else []
     values = {name: " against ".join(each[name].describe() if name in each else "not stated" for each in (one, two))
               for name in [*different, *printed]}  # fmt: skip
     confounders = [name for name in different if one[name].is_confounder or two[name].is_confounder]
@@ -155,12 +159,6 @@ def diff_training(first: TrainingSettings, second: TrainingSettings) -> Training
         uneven=tuple(f"{name} {values[name]}" for name in confounders),
         unknown=tuple(unknown),
     )
-
-
-def _is_known_of_both(name: str, *sides: Mapping[str, TrainingSetting]) -> bool:
-    """Whether both sides have settings of the model that the setting belongs to: the model itself, its encoder, …"""
-    prefix = _PARENT_PREFIX.match(name)
-    return prefix is None or all(any(each.startswith(prefix[0]) for each in side) for side in sides)
 
 
 def training_of_result(result: Result) -> TrainingSettings:
@@ -175,21 +173,17 @@ def relocate(path: str, study: Path, digest: str = "") -> Path:
     Of several locations, one with the hash ``digest`` is preferred.
     """
     existing = [candidate for candidate in _candidates(path, study) if candidate.exists()]
-    matching = (candidate for candidate in existing if digest and _hash_of(candidate) == digest)
-    return next(matching, existing[0] if existing else Path(path))
+    for candidate in existing if digest else ():
+        with contextlib.suppress(UserError):
+            if read_manifest(candidate).get("hash") == digest:
+                return candidate
+    return existing[0] if existing else Path(path)
 
 
 def _candidates(path: str, study: Path) -> Iterator[Path]:
     recorded = Path(path)
     yield recorded
     yield from (study.joinpath(*recorded.parts[start:]) for start in range(1, len(recorded.parts) - 1))
-
-
-def _hash_of(directory: Path) -> str:
-    try:
-        return str(read_manifest(directory).get("hash", ""))
-    except UserError:
-        return ""
 
 
 def _training(path: str, digest: str, study: Path, seen: frozenset[str]) -> TrainingSettings:
@@ -230,8 +224,15 @@ def _manifest_of_step(path: str, study: Path) -> dict[str, Any] | None:
 
 def _read(manifest: Mapping[str, Any], study: Path, seen: frozenset[str]) -> TrainingSettings:
     config = mapping(manifest.get("config"))
-    values = dict(_flat(_without_unused_stages(config), ""))
-    settings = {_manifest_name(name): TrainingSetting(text=_format_value(value)) for name, value in values.items()}
+    stages, used = config.get("stages"), dict(config)
+    if isinstance(stages, list) and set(map(str, stages)) <= set(STAGE_NAMES):  # settings of others have no effect
+        used = {name: value for name, value in config.items() if name not in set(STAGE_NAMES) - set(stages)}
+    settings = {}
+    for name, value in _flat(used, ""):
+        if not _DATA_FIELD.match(name):  # the length of a training has the manifest's name
+            parent, dot, field = name.rpartition(".")
+            name = f"{parent}{dot}{_AMOUNTS.get(field, field)}"
+        settings[name] = TrainingSetting(text=_format_value(value))
     amounts = {name: TrainingSetting(text=f"{value:,}") for name, value in _amounts(manifest.get("stages"))}
     if amounts:
         settings = {name: each for name, each in settings.items() if name.rpartition(".")[2] not in _AMOUNTS.values()}
@@ -247,7 +248,10 @@ def _read(manifest: Mapping[str, Any], study: Path, seen: frozenset[str]) -> Tra
     settings = {name: dataclasses.replace(each, is_confounder=is_confounder(name)) for name, each in settings.items()}
     data = {str(source.get("path")) for each in sources.values() for source in each}
     encoders: dict[str, TrainingSettings] = {}
-    for name, parent in _parents(manifest, data):
+    for kind, parent in mapping(manifest.get("parents")).items():
+        if not isinstance(parent, Mapping) or str(parent.get("path")) in data:
+            continue
+        name = f"model.{kind}" if kind in _INITIAL_WEIGHTS else kind
         path, digest = str(parent.get("path", "")), str(parent.get("hash") or "")
         training = _training(path, digest, study, seen) if path not in seen else TrainingSettings()
         # If an encoder's training is known, its own settings are the confounders: another seed alone is fair.
@@ -255,34 +259,16 @@ def _read(manifest: Mapping[str, Any], study: Path, seen: frozenset[str]) -> Tra
         settings[name] = dataclasses.replace(_named([parent]), is_confounder=confounds)
         settings |= {f"{name}.{each}": setting for each, setting in training.settings.items()}
         encoders |= {name: training} if name.startswith("encoder") else {}
-    return TrainingSettings(settings=settings, unknown=tuple(_unknown_encoders(manifest, settings, encoders)))
-
-
-def _unknown_encoders(
-    manifest: Mapping[str, Any], settings: Mapping[str, TrainingSetting], encoders: Mapping[str, TrainingSettings]
-) -> Iterator[str]:
-    for name, training in encoders.items():
-        yield from (f"how its {name} was trained ({reason.partition('(')[2]}" for reason in training.unknown)
+    unknown = [
+        f"how its {name} was trained ({reason.partition('(')[2]}"
+        for name, training in encoders.items()
+        for reason in training.unknown
+    ]
     if manifest.get("kind") == "llava" and not encoders and "encoder" in settings:
         encoder = settings["encoder"].text
         if encoder != _format_value(None):
-            yield f"how its encoder was trained ({encoder} {_NOT_FOUND})"
-
-
-def _parents(manifest: Mapping[str, Any], data: set[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Setting → parent for the models that this one was initialized from; data are not among them."""
-    for name, parent in mapping(manifest.get("parents")).items():
-        if isinstance(parent, Mapping) and str(parent.get("path")) not in data:
-            yield (f"model.{name}" if name in _INITIAL_WEIGHTS else name), parent
-
-
-def _without_unused_stages(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config of ``llava-bridge train`` without the settings of stages that did not run."""
-    stages = config.get("stages")
-    if not isinstance(stages, list) or not set(map(str, stages)) <= set(STAGE_NAMES):
-        return dict(config)
-    unused = set(STAGE_NAMES) - set(stages)
-    return {name: value for name, value in config.items() if name not in unused}
+            unknown.append(f"how its encoder was trained ({encoder} {_NOT_FOUND})")
+    return TrainingSettings(settings=settings, unknown=tuple(unknown))
 
 
 def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
@@ -299,12 +285,6 @@ def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
             yield from _flat({key: each for key, each in item.items() if key not in _RUN_ONLY_OF_SOURCES}, where)
     else:
         yield name, value
-
-
-def _manifest_name(name: str) -> str:
-    """A setting's name, with the manifest's name for the length of a training."""
-    parent, dot, field = name.rpartition(".")
-    return name if _DATA_FIELD.match(name) else f"{parent}{dot}{_AMOUNTS.get(field, field)}"
 
 
 def _amounts(stages: Any) -> Iterator[tuple[str, int]]:

@@ -198,21 +198,20 @@ def read_items(result: Result, *, numbers_only: bool = False) -> pd.DataFrame:
 
     ``numbers_only`` omits the columns of galleries, which are most of the file.
     """
-    import pandas as pd
     import pyarrow.parquet
 
     if result.path is None or result.items is None:
         raise UserError(f"{result.model_name}/{result.benchmark}: has no items")
     table = _items_path(result.path, result.items)
     try:
-        names = None
-        if numbers_only:
+        with pyarrow.parquet.ParquetFile(table) as file:  # a third of the time of pandas.read_parquet
             names = [
                 name
-                for name in pyarrow.parquet.read_schema(table).names
-                if name not in _GALLERY_COLUMNS and not name.endswith(":prediction")  # of a blind run
+                for name in file.schema_arrow.names
+                # predictions of a blind run are its, too
+                if not numbers_only or (name not in _GALLERY_COLUMNS and not name.endswith(":prediction"))
             ]
-        return pd.read_parquet(table, columns=names)
+            return file.read(columns=names, use_threads=False).to_pandas(use_threads=False)
     except FileNotFoundError:
         raise UserError(f"{table}: the items of {result.path.name} are missing") from None
     except (OSError, ValueError) as error:

@@ -109,11 +109,12 @@ def _wrong_items(result: Result, table: Path) -> Iterator[str]:
     import pyarrow.parquet
 
     try:
-        schema = pyarrow.parquet.read_schema(table)
-        yield from _wrong_schema(result, schema, table.name)
-        columns = {"item", "image", *(name for metric in result.metrics.values() for name in metric.columns)}
-        columns |= {name for name in schema.names if is_blind_column(name) and not name.endswith(":prediction")}
-        items = pd.read_parquet(table, columns=sorted(columns))
+        with pyarrow.parquet.ParquetFile(table) as file:
+            names = file.schema_arrow.names
+            yield from _wrong_schema(result, file.schema_arrow, table.name)
+            columns = {"item", "image", *(name for metric in result.metrics.values() for name in metric.columns)}
+            columns |= {name for name in names if is_blind_column(name) and not name.endswith(":prediction")}
+            items = file.read(columns=sorted(columns), use_threads=False).to_pandas(use_threads=False)
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise UserError(f"{table}: not a readable parquet file ({error_reason(error)})") from None
     for name in ("item", "image"):
@@ -183,7 +184,6 @@ def _wrong_value(metric: Metric, items: pd.DataFrame, images: np.ndarray) -> Ite
 
 
 def _wrong_blind_values(metric: Metric, items: pd.DataFrame) -> Iterator[str]:
-    """Scores without the image that the items do not give."""
     from benchmarks.results.aggregation import AGGREGATIONS
 
     for kind, score in metric.blind.items() if metric.aggregation else ():
