@@ -124,6 +124,11 @@ def test_index_writes_what_training_reads(tmp_path: Path):
     assert sizes == {"shard-00000.tar": 4, "shard-00001.tar": 2}
     assert len(open_source(SourceConfig(path=str(folder)))) == 6
     assert [path.name for path in folder.iterdir() if path.suffix not in {".tar", ".json"}] == []
+    # a command goes on after the name: before, its shards were counted under names that training did not look for
+    remote = {"path": f"pipe:cat {folder}/shard-{{00000..00001}}.tar -", "cache_dir": str(tmp_path / "cache")}
+    run_index(IndexShardsConfig(output=str(tmp_path / "sizes.json"), **remote))
+    assert json.loads((tmp_path / "sizes.json").read_text()) == sizes
+    assert len(open_source(SourceConfig(shard_sizes=str(tmp_path / "sizes.json"), **remote))) == 6
     with pytest.raises(UserError, match="output: expected a file, since"):
         run_index(IndexShardsConfig(path="s3://bucket/{0..3}.tar"))
 

@@ -20,12 +20,12 @@ from PIL import Image
 
 from clips.commandline.progress import progress_iter
 from clips.core.artifact import atomic_write, log_info, write_errors_as_user_errors
-from clips.data.formats.webdataset import SIZES_FILE, list_shards
+from clips.data.formats.webdataset import SIZES_FILE, list_shards, shard_name
 from clips.data.images import InvalidImageError, decode_image
 from clips.data.inspect_page import Example, InspectionConfig, Span, evenly, report_inspection
 from clips.data.invalid_samples import InvalidSamples
 from clips.data.remote_files import ShardCache, is_remote
-from clips.data.sources import InvalidSampleError, Sample, Source, SourceConfig, open_source
+from clips.data.sources import InvalidSampleError, Source, SourceConfig, open_source
 from clips.data.tar_index import Shards
 from clips.errors import UserError
 from clips.method.caption_strategies import sentences
@@ -104,26 +104,23 @@ def collect_stats(source: Source, config: InspectDatasetConfig) -> DatasetStats:
         except (InvalidSampleError, InvalidImageError) as error:
             stats.invalid.add([(index, source.name(index), str(error))])
             continue
-        _count(stats, sample, tokenizer)
+        captions = {"web": sample.web, "synthetic": sample.synthetic}
+        for kind, text in captions.items():
+            if text:
+                stats.tokens[kind] += _lengths([text], tokenizer)
+        if pieces := sentences(sample.synthetic):
+            stats.sentences.append(len(pieces))
+            stats.sentence_tokens += _lengths(pieces, tokenizer)
+        stats.file_sizes.append(len(sample.image))
         stats.sizes.append(image.size)
         stats.formats[Image.open(io.BytesIO(sample.image)).format or "?"] += 1
         if sample.web:
             seen[sample.web] += 1
         if index in shown:
-            texts = {label: [Span(text=text)] for label, text in _texts(sample).items() if text}
+            texts = {label: [Span(text=text)] for label, text in captions.items() if text}
             stats.examples.append(Example(name=source.name(index), thumbnails=config.thumbnails([image]), texts=texts))
     stats.duplicates = 1 - len(seen) / max(1, seen.total())
     return stats
-
-
-def _count(stats: DatasetStats, sample: Sample, tokenizer: ClipsTokenizer) -> None:
-    stats.file_sizes.append(len(sample.image))
-    for kind, text in _texts(sample).items():
-        if text:
-            stats.tokens[kind] += _lengths([text], tokenizer)
-    if pieces := sentences(sample.synthetic):
-        stats.sentences.append(len(pieces))
-        stats.sentence_tokens += _lengths(pieces, tokenizer)
 
 
 def _lengths(texts: list[str], tokenizer: ClipsTokenizer) -> list[int]:
@@ -133,10 +130,6 @@ def _lengths(texts: list[str], tokenizer: ClipsTokenizer) -> list[int]:
         rows = tokenizer.encode_target(texts[start : start + 256], 2048)
         lengths += ((rows != 0) & (rows != BOS) & (rows != EOS)).sum(dim=1).tolist()
     return lengths
-
-
-def _texts(sample: Sample) -> dict[str, str]:
-    return {"web": sample.web, "synthetic": sample.synthetic}
 
 
 def format_stats(stats: DatasetStats) -> Iterator[str]:
@@ -206,18 +199,14 @@ def run_index(config: IndexShardsConfig) -> None:
         sizes |= dict(map(json.loads, lines))
         atomic_write(partial, "".join(json.dumps(entry) + "\n" for entry in sizes.items()))  # without a partial line
         places = {shard: number for number, shard in enumerate(shards)}
-        missing = [shard for shard in shards if _name(shard) not in sizes]
+        missing = [shard for shard in shards if shard_name(shard) not in sizes]
         with partial.open("a", encoding="utf-8") as log, concurrent.futures.ThreadPoolExecutor(_NUM_THREADS) as threads:
             tars.build_indexes()
             counts = threads.map(lambda shard: len(tars.index(places[shard])), missing)
             for shard, count in zip(progress_iter(missing, "reading"), counts, strict=True):
-                sizes[_name(shard)] = count
-                log.write(json.dumps([_name(shard), count]) + "\n")
+                sizes[shard_name(shard)] = count
+                log.write(json.dumps([shard_name(shard), count]) + "\n")
                 log.flush()
-    atomic_write(output, json.dumps({_name(shard): sizes[_name(shard)] for shard in shards}, indent=1) + "\n")
+    atomic_write(output, json.dumps({shard_name(shard): sizes[shard_name(shard)] for shard in shards}, indent=1) + "\n")
     partial.unlink()
     log_info(f"{output}: {sum(sizes.values()):,} samples in {len(sizes):,} shards")
-
-
-def _name(shard: str) -> str:
-    return shard.rpartition("/")[2]

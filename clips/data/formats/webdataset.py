@@ -67,6 +67,11 @@ def list_shards(path: str) -> list[str]:
     return location
 
 
+def shard_name(url: str) -> str:
+    """The file name of a shard's path, URL or command, by which `SIZES_FILE` knows it."""
+    return url.rpartition("/")[2].split(" ")[0]  # a command may continue after the name
+
+
 def shards_of_split(location: Location) -> tuple[Path, list[Path]]:
     """The split's directory, or the dataset's if it has no splits, and its shards: ``test/0.tar``, ``test/1.tar``, …
 
@@ -282,7 +287,7 @@ class WebDatasetSource(Source):
         key = str(sample)
         if shard not in self.unreadable and sample < len(samples := self.tars.index(shard)):
             key = samples.key(sample)
-        return f"{_file_name(self.shards[shard])}/{key}"
+        return f"{shard_name(self.shards[shard])}/{key}"
 
     def describe(self) -> dict[str, Any]:
         """See `Source`."""
@@ -293,7 +298,7 @@ class WebDatasetSource(Source):
         digest = hashlib.sha256()
         for shard, size in zip(self.shards, self.blocks, strict=True):
             num_bytes = None if is_remote(shard) else Path(shard).stat().st_size
-            digest.update(json.dumps([_file_name(shard), size, num_bytes]).encode())
+            digest.update(json.dumps([shard_name(shard), size, num_bytes]).encode())
         return described | {"index_hash": digest.hexdigest()}
 
     def _locate(self, index: int) -> tuple[int, int]:
@@ -375,7 +380,7 @@ def _known_sizes(path: str | None, shards: list[str]) -> list[int] | None:
     may_count = path is None and not is_remote(shards[0])
     try:
         sizes = safe_json_loads(read_file(file))
-        return [int(sizes[_file_name(shard)]) for shard in shards]
+        return [int(sizes[shard_name(shard)]) for shard in shards]
     except KeyError as error:
         if may_count:
             return None
@@ -395,7 +400,3 @@ def _known_sizes(path: str | None, shards: list[str]) -> list[int] | None:
         ) from None
     except (ValueError, TypeError, AttributeError):
         raise UserError(f"{file}: expected a JSON object of shard name → number of samples") from None
-
-
-def _file_name(url: str) -> str:
-    return url.rpartition("/")[2].split(" ")[0]  # a command may continue after the name
