@@ -131,11 +131,7 @@ def read_yaml(path: str | Path) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        UserError: it is missing, or not JSON.
-    """
+    """The content of a JSON file. Raises UserError if it is missing, or not JSON."""
     try:
         return safe_json_loads(_content(path))
     except ValueError as error:

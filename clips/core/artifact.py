@@ -109,15 +109,9 @@ def _end_replacement(target: Path, replaced: Path) -> None:
 
 
 def check_overwritable(path: str | Path, kind: str | None = None, *, trained: bool = False) -> None:
-    """Reject a path where an artifact would overwrite anything except an earlier one.
+    """Raise UserError for a path where an artifact would overwrite anything except an earlier one of this ``kind``.
 
-    Args:
-        path: path of the artifact.
-        kind: required type of an earlier artifact; any type if not given.
-        trained: whether it may contain trained weights, which may have taken weeks.
-
-    Raises:
-        UserError: the current directory or a parent of it, a file, or a directory with other content.
+    ``trained`` says whether that one may contain trained weights, which may have taken weeks.
     """
     target = Path(path).resolve()
     if target in {Path.cwd(), *Path.cwd().parents} or target.is_mount():
@@ -154,14 +148,13 @@ def check_finished(
 
     Args:
         output: the run's directory, which may not exist.
-        kind: type of the run's artifact.
-        run: the identity of the run.
+        kind: type of its artifact.
+        run: its identity.
         work: a path in ``output`` that exists while it contains unfinished work of this command.
         contents: whether the files of a finished run are read, and not only their sizes compared.
 
     Raises:
-        UserError: the directory contains something else, or the work of another run; the message has the difference.
-            Or a file of a finished run is missing or damaged; the message names it.
+        UserError: with the difference to another run there, or the file of a finished run that is missing or damaged.
     """
     finished = (Path(output) / MANIFEST).is_file()
     with write_errors_as_user_errors(output):
@@ -182,10 +175,7 @@ def check_finished(
 def find_damage(directory: str | Path, manifest: Mapping[str, Any], *, contents: bool = True) -> str | None:
     """The first file of an artifact that is missing or not as the manifest describes it, and how; None if all are.
 
-    Args:
-        directory: the artifact.
-        manifest: its manifest.
-        contents: compare hashes, too, instead of sizes only.
+    Without ``contents`` only sizes are compared.
     """
     files = manifest.get("files")
     for name, recorded in files.items() if isinstance(files, Mapping) else ():
@@ -274,11 +264,7 @@ _held_locks: set[int] = set()
 
 @contextlib.contextmanager
 def lock_output(path: Path, output: str | Path) -> Iterator[None]:
-    """Hold the lock of ``output``, which the kernel frees when the process dies.
-
-    Args:
-        path: the lock's file, which is deleted at the end.
-        output: what a run writes.
+    """Hold the lock of ``output``, which the kernel frees when the process dies; ``path`` is deleted at the end.
 
     Raises:
         UserError: another run holds the lock, or its file cannot be written.
@@ -330,10 +316,10 @@ def write_manifest(
     identity: Identity | None = None,
     **details: Any,
 ) -> dict[str, Any]:
-    """Describe the artifact in ``directory`` and return the manifest.
+    """Describe the artifact in ``directory``, whose other files are written, and return the manifest.
 
     Args:
-        directory: the artifact, all its other files already written.
+        directory: the artifact.
         kind: ``"scenes"``, ``"captions"``, ``"encoder"``, ``"llm"``, ``"llava"``, or the format of an encoder for
             another library.
         config: the resolved config of the run.
@@ -366,11 +352,7 @@ def write_manifest(
 
 
 def read_manifest(directory: str | Path) -> dict[str, Any]:
-    """The manifest of an artifact.
-
-    Raises:
-        UserError: the directory or its manifest is missing or unreadable.
-    """
+    """The manifest of an artifact. Raises UserError if the directory or its manifest is missing or unreadable."""
     path = Path(directory) / MANIFEST
     if not Path(directory).is_dir():
         raise UserError(f"{directory}: no such directory")

@@ -25,18 +25,11 @@ SHARD_BYTES = 2**28
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cache(Generic[Value]):
-    """Files named by the hash of their inputs (`clips.core.identity.digest`).
+    """Files named by the hash of their inputs (`clips.core.identity.digest`)."""
 
-    Args:
-        directory: contains the files, in subdirectories named by the first two digits.
-        suffix: file suffix.
-        read: reads the value of a file; any error means that the file is invalid.
-        write: writes a value to a path.
-    """
-
-    directory: Path
+    directory: Path  # the files are in subdirectories named by the first two digits
     suffix: str
-    read: Callable[[Path], Value]
+    read: Callable[[Path], Value]  # any error means that the file is invalid
     write: Callable[[Path, Value], Any]
 
     def path(self, key: str) -> Path:
@@ -139,11 +132,7 @@ class TensorShards:
             return None
 
     def add(self, key: str, value: Tensor) -> None:
-        """Collect a tensor, and write a shard if there are enough.
-
-        Raises:
-            UserError: the directory is not writable.
-        """
+        """Collect a tensor, and write a shard if there are enough; errors as `flush`."""
         if key in self.collected:
             return
         if key not in self.shard_of:

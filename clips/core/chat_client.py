@@ -46,17 +46,12 @@ def _event_loop() -> asyncio.AbstractEventLoop:
 
 
 class ChatServerError(Exception):
-    """A request without an answer, after all retries; one line.
-
-    Args:
-        message: what happened, with the URL.
-        status: the HTTP status; None without a valid reply.
-        by_input: whether the server answers other requests, and not this image or prompt.
-    """
+    """A request without an answer, after all retries; one line with the URL."""
 
     def __init__(self, message: str, status: int | None = None, *, by_input: bool = False) -> None:
         super().__init__(message)
-        self.status, self.by_input = status, by_input
+        self.status = status  # of HTTP; None without a valid reply
+        self.by_input = by_input  # the server answers other requests, and not this image or prompt
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -87,11 +82,8 @@ class ChatClient:
     def submit(self, request: Mapping[str, Any], replica: int = 0) -> concurrent.futures.Future[dict[str, Any]]:
         """Send a chat completion request; the future's result is the reply's JSON.
 
-        Args:
-            request: the request's JSON.
-            replica: the replica that is tried first, modulo their number.
-
-        The future raises ChatServerError if the server rejects the request or no server answers it.
+        The ``replica`` is tried first, modulo their number. The future raises ChatServerError if the server rejects the
+        request or no server answers it.
         """
 
         async def limited() -> dict[str, Any]:
@@ -101,11 +93,7 @@ class ChatClient:
         return self._run(limited())
 
     def find_model(self, name: str) -> dict[str, Any]:
-        """What the server says of a model.
-
-        Raises:
-            UserError: no server answers, or it has no such model.
-        """
+        """What the server says of a model. Raises UserError if no server answers, or it has no such model."""
         try:
             models = {str(model["id"]): model for model in self.models()}
         except ChatServerError as error:
@@ -115,11 +103,7 @@ class ChatClient:
         return models[name]
 
     def identify_model(self, name: str) -> str:
-        """A model's name and its ``root`` there, if any: vLLM states a path, ``llava-bridge serve`` a hash.
-
-        Raises:
-            UserError: as `find_model`.
-        """
+        """A model's name and its ``root`` there, if any: vLLM states a path, ``llava-bridge serve`` a hash."""
         root = str(self.find_model(name).get("root") or "")
         return f"{name} of a server" + (f" ({root})" if root and root != name else "")
 
@@ -248,11 +232,7 @@ def data_url(image: Image.Image, kind: str = "JPEG") -> str:
 
 
 def choices(reply: Mapping[str, Any]) -> list[tuple[str, str | None]]:
-    """(text, finish reason) of each choice of a reply.
-
-    Raises:
-        ChatServerError: it has none.
-    """
+    """(text, finish reason) of each choice of a reply. Raises ChatServerError if it has none."""
     try:
         found = [
             (str(each["message"]["content"] or "").strip(), each.get("finish_reason")) for each in reply["choices"]

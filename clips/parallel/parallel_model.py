@@ -32,8 +32,7 @@ class ParallelModel:
 
     Args:
         encoder: the model, on the device; changed in place.
-        distributed: the settings.
-        optim: the optimizer's settings.
+        distributed, optim: settings.
         processes: the processes of the training.
         bf16: the model will be called with activations in bf16.
     """

@@ -44,12 +44,7 @@ _MAX_COUNTED = 8  # batches, each of which takes seconds
 class MfuMeter:
     """Counts a run's FLOPs per sample, and computes its FLOP/s as a ratio of its devices' peak, if known.
 
-    Args:
-        config: of the run.
-        device: of this process.
-        precision: of the computation.
-        processes: number of processes that share the batch.
-        counted: FLOPs per sample of the batches counted so far, which a resumed run continues; more are appended.
+    ``counted`` has the FLOPs per sample of the batches counted so far, to which more are appended: a resume continues.
     """
 
     def __init__(
