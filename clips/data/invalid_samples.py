@@ -15,10 +15,7 @@ from typing import Any
 
 from clips.errors import UserError
 
-MAX_NAMES = 100
-"""Maximum number of invalid samples that are named."""
-MAX_REASONS = 50
-"""Maximum number of distinct reasons."""
+MAX_NAMES, MAX_REASONS = 100, 50  # samples that are named; distinct reasons
 OTHER_REASONS = "other reasons"
 
 Invalid = tuple[int, str, str]

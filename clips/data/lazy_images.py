@@ -22,10 +22,8 @@ from clips.data.images import InvalidImageError, InvalidSampleError, decode_imag
 from clips.data.tar_index import TarIndex, index_tar, read_byte_range
 from clips.errors import UserError
 
-MAX_BYTES = 64 * 2**20
-"""Maximum size of a downloaded file; photos of 100 megapixels have about 40 MB."""
-TIMEOUT_SECONDS = 60
-"""Maximum duration of a download."""
+MAX_BYTES = 64 * 2**20  # of a download; photos of 100 megapixels have about 40 MB
+TIMEOUT_SECONDS = 60  # of a download
 _STORES = ("s3", "gs", "gcs", "hf")  # object stores: the user's own credentials decide about access
 _MAX_PATH = 1000  # characters, fewer than the smallest photo has in base64
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]+")

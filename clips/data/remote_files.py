@@ -95,14 +95,11 @@ def _run_command(url: str, stdout: Any) -> bytes:
 class ShardCache:
     """An LRU cache of shards on the local disk. Processes may share its directory: files appear atomically.
 
-    Args:
-        directory: the directory.
-        limit: maximum size in bytes; the newest file always stays.
+    ``limit`` is the maximum size in bytes; the newest file always stays.
     """
 
     def __init__(self, directory: Path, limit: float) -> None:
-        self.directory = directory
-        self.limit = limit
+        self.directory, self.limit = directory, limit
         self._has_worked = False
         self._unmeasured = math.inf  # bytes made since this process has last measured the directory
 
@@ -125,11 +122,7 @@ class ShardCache:
     def made(self, key: str, name: str, make: Callable[[Path], None], *, retry: bool = True) -> Path:
         """The local path of the file that ``make`` writes to a given path; called only if the file is missing.
 
-        Args:
-            key: identifies the content.
-            name: suffix of the file's name.
-            make: deterministic for a key.
-            retry: whether to call ``make`` again after it failed.
+        ``key`` identifies the content, ``name`` is the suffix of the file's name.
 
         Raises:
             UnreachableError: ``make`` failed 3 times; 12 times if this cache has worked before; once without ``retry``.

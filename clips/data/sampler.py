@@ -33,20 +33,15 @@ class SamplePosition:
 
 
 class SampleOrder:
-    """The order of one source or several.
+    """The order of one source or several, from the sample counts of the shards of each (``blocks``).
 
     Without weights the sources are one sequence; each sample occurs once per epoch, in a new order. With weights, each
     source is a separate stream. After every 1,000 samples of a stripe (without stripes: every 1,000 positions) its
     count is proportional to its weight, rounded to integers; rarer sources are rounded first, and the most frequent one
     gets the remainder. Stripes round at different positions, so that their sum matches the weights as well.
 
-    Args:
-        blocks: for each source, the sample counts of its shards.
-        weights: for each source, its relative frequency; None for one sequence.
-        seed: seed of the order.
-        buffer_shards: number of shards that are shuffled together; None shuffles all samples of an epoch, which takes
-            8 bytes each.
-        batch_size: positions of one step over all processes; the order depends on it only with a buffer.
+    ``buffer_shards`` are shuffled together; None shuffles all samples of an epoch, which takes 8 bytes each. The order
+    depends on ``batch_size``, the positions of one step over all processes, only with a buffer.
     """
 
     def __init__(
@@ -79,7 +74,6 @@ class SampleOrder:
         return int(self.samples * min(1, (self.buffer_shards or count) / count)) // self.stripes
 
     def __len__(self) -> int:
-        """The number of samples of all sources."""
         return self.samples
 
     def at(self, position: int, *, ahead: int = 0) -> SamplePosition:
@@ -92,14 +86,9 @@ class SampleOrder:
         return SamplePosition(found.index + int(self._starts[source]), found.epoch)
 
     def shards_near(self, step: int, last: int, share: tuple[float, float] = (0, 1)) -> tuple[list[int], list[int]]:
-        """The shards (indices over all sources) of the buffers read at ``step``, and of the next ones.
+        """The shards (indices over all sources) of the buffers read at ``step``, and of the next ones before ``last``.
 
-        Only for an order with ``buffer_shards``.
-
-        Args:
-            step: the current step.
-            last: the last step: buffers that begin there or later are omitted.
-            share: the slice of each batch: start and end as ratios, 0 … 1.
+        Only for an order with ``buffer_shards``. ``share`` is the slice of each batch: start and end as ratios, 0 … 1.
         """
         now: list[int] = []
         later: list[int] = []

@@ -30,8 +30,7 @@ from clips.text_files import reject_named_pipe
 
 Spans = Mapping[str, tuple[int, int]]
 """Name of a member, or extension of a sample's file → (offset, size) of its bytes in the tar."""
-MAX_MEMBER_BYTES = 256 * 2**20
-"""Maximum size of a member that is read into memory; images and texts are smaller."""
+MAX_MEMBER_BYTES = 256 * 2**20  # of a member that is read into memory; images and texts are smaller
 _BLOCK, _ZEROS = 512, bytes(512)
 _CLUTTER = {"readme", "readme.md", "readme.txt", "thumbs.db"}
 # the octal fields of a header: mode, user, group, size, time, checksum, device (2)

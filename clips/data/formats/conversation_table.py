@@ -25,8 +25,7 @@ from clips.data.formats.dataset_format import Conversation, Turn
 from clips.data.lazy_images import FileImage
 from clips.errors import UserError, error_reason
 
-_VERSION = 1
-"""Raise it with a change of what the readers make of a row, or of the file's columns."""
+_VERSION = 1  # raise it with a change of what the readers make of a row, or of the file's columns
 _CACHE_BYTES = 20e9
 _KEPT_SECONDS = 14 * 86400  # other runs, also those of other machines, may have mapped what was used since
 _STARTED = time.time()
@@ -86,16 +85,10 @@ def convert_or_read(
 ) -> ConversationTable | Iterator[Conversation]:
     """The table of a file's conversations, which one process of a machine converts while the others wait.
 
-    Args:
-        file: the source. What is no regular file, as a shell's ``<(…)``, can be read only once, and is not converted.
-        layout: what ``read`` makes of a file, for the cache.
-        root: base directory of the images.
-        read: yields the conversations of ``file``, from a prefix of their names and the base directory of the images.
-
-    Raises:
-        UserError: by ``read``; or another program writes the file.
+    ``read`` yields the conversations, from a prefix of their names and the base directory of the images; ``layout``
+    names what it makes of a file, for the cache. Raises UserError by ``read``, or if another program writes the file.
     """
-    if not file.is_file():
+    if not file.is_file():  # as a shell's ``<(…)``, which can be read only once
         return read(f"{file.name} ", root)
     content = content_hashes([file])[file]
     path = cache_directory("conversations") / f"{digest([_VERSION, layout, content])}.arrow"
