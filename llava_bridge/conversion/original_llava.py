@@ -55,14 +55,14 @@ _SUPPORTED: dict[str, tuple[Any, ...]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OriginalCheckpoint:
-    """An original checkpoint."""
+    """An original checkpoint; the weights of its LLM and tower have transformers' names."""
 
     config: Mapping[str, Any]
     llm: Mapping[str, Tensor]
-    projector: Mapping[str, Tensor]
+    projector: Mapping[str, Tensor]  # without prefix
     projector_name: str
-    tower: Mapping[str, Tensor]
-    newline: Tensor | None
+    tower: Mapping[str, Tensor]  # empty if the config only names the tower
+    newline: Tensor | None  # (D,), the token at the end of a row of tiles; None without tiles
 
     @property
     def pinpoints(self) -> list[list[int]] | None:
@@ -211,6 +211,14 @@ def original_config(model: Any, processor: Any, tower: str) -> dict[str, Any]:
     layer = model.config.vision_feature_layer
     if not isinstance(layer, int):
         raise UserError(f"the original LLaVA reads one feature layer; this one reads {list(layer)}")
+    own_projector = getattr(model.config, "projector", None)
+    projector = own_projector["type"] if own_projector else "mlp2x_gelu"
+    if projector != "linear" and not re.fullmatch(r"mlp\d+x_gelu", projector):
+        raise UserError(f"the original LLaVA has no projector {projector}; expected linear or mlpNx_gelu")
+    if not own_projector and (
+        model.config.projector_hidden_act != "gelu" or not model.config.multimodal_projector_bias
+    ):
+        raise UserError("the original LLaVA's projector has GELU and biases; this one does not")
     rope = dict(text.rope_parameters or {})
     scaling = {"type": rope.pop("rope_type", "default"), **{k: v for k, v in rope.items() if k != "rope_theta"}}
     images = processor.image_processor
@@ -234,7 +242,7 @@ def original_config(model: Any, processor: Any, tower: str) -> dict[str, Any]:
         "rope_scaling": None if scaling["type"] == "default" else scaling,
         "use_mm_proj": True,
         "mm_vision_tower": tower,
-        "mm_projector_type": projector_type(model),
+        "mm_projector_type": projector,
         "mm_hidden_size": vision.hidden_size,
         "mm_vision_select_layer": layer,
         "mm_vision_select_feature": select_feature,
@@ -242,17 +250,6 @@ def original_config(model: Any, processor: Any, tower: str) -> dict[str, Any]:
         "mm_use_im_patch_token": False,
         **tiles,
     }
-
-
-def projector_type(model: Any) -> str:
-    """``mm_projector_type`` of a LLaVA. UserError: the original LLaVA has no equal projector."""
-    own = getattr(model.config, "projector", None)
-    name = own["type"] if own else "mlp2x_gelu"
-    if name != "linear" and not re.fullmatch(r"mlp\d+x_gelu", name):
-        raise UserError(f"the original LLaVA has no projector {name}; expected linear or mlpNx_gelu")
-    if not own and (model.config.projector_hidden_act != "gelu" or not model.config.multimodal_projector_bias):
-        raise UserError("the original LLaVA's projector has GELU and biases; this one does not")
-    return name
 
 
 def original_weights(model: Any) -> dict[str, Tensor]:

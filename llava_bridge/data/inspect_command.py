@@ -11,11 +11,9 @@ import itertools
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 from clips.commandline.progress import progress_iter
-from clips.data.formats.dataset_format import Conversation
 from clips.data.inspect_page import Example, InspectionConfig, Span, evenly, report_inspection
 from clips.data.invalid_samples import InvalidSamples
 from clips.errors import UserError
@@ -67,48 +65,31 @@ class InspectConversationsConfig(InspectionConfig, ConversationSourceConfig):
             )
 
 
-@dataclasses.dataclass
-class ConversationStats:
-    """Per valid sample tokens and supervised tokens; counts of images, truncated and invalid samples; examples."""
-
-    tokens: list[int] = dataclasses.field(default_factory=list)
-    supervised: list[int] = dataclasses.field(default_factory=list)
-    images: Counter[int] = dataclasses.field(default_factory=Counter)
-    truncated: int = 0
-    invalid: InvalidSamples = dataclasses.field(default_factory=InvalidSamples)
-    examples: list[Example] = dataclasses.field(default_factory=list)
-
-
 def run_inspect(config: InspectConversationsConfig) -> None:
     """Print samples and a summary, and write the page if requested."""
-    from llava_bridge.conversation import ConversationEncoder, resolve_training_template
+    from llava_bridge.conversation import IGNORE_INDEX, IMAGE, ConversationEncoder, resolve_training_template
+    from llava_bridge.data.batches import ConversationDataset
     from llava_bridge.encoders.encoder import ImagePreprocess
     from llava_bridge.model.build import add_image_token, build_processor, load_tokenizer
 
     samples, tokenizer = read_samples(config), load_tokenizer(config.llm)
     add_image_token(tokenizer)
     template = resolve_training_template(tokenizer.chat_template, config.chat_template, tokenizer)
-    tokens: Any = config.image_tokens
+    image_tokens: Any = config.image_tokens
     if config.image_aspect_ratio == "anyres":  # the processor of a LLaVA with these tiles, for their number only
         unused = (0.0, 0.0, 0.0)
         pixels = ImagePreprocess(size=config.image_size, mean=unused, std=unused, interpolation="bicubic")
         images = make_anyres_processor(pixels, resolve_pinpoints(config.image_size, config.image_grid_pinpoints))
         processor = build_processor(images, tokenizer, config.image_size, config.image_tokens, template)
-        tokens = functools.partial(num_image_tokens, processor)
-    stats = collect_stats(samples, ConversationEncoder(tokenizer, template, tokens), config)
-    lines, num_read = list(format_stats(len(samples), stats)), len(stats.tokens) + stats.invalid.count
-    report_inspection(
-        config, config.path, lines=lines, examples=stats.examples, invalid=stats.invalid, num_read=num_read
-    )
+        image_tokens = functools.partial(num_image_tokens, processor)
+    chat = ConversationEncoder(tokenizer, template, image_tokens)
 
-
-def collect_stats(samples: Sequence[Conversation], chat: Any, config: InspectConversationsConfig) -> ConversationStats:
-    """Read evenly spaced samples, as training would."""
-    from llava_bridge.conversation import IGNORE_INDEX
-    from llava_bridge.data.batches import ConversationDataset
-
-    dataset, stats = ConversationDataset(samples, chat, config.max_length), ConversationStats()
+    # Evenly spaced samples, read as training would.
+    dataset = ConversationDataset(samples, chat, config.max_length)
     untruncated = ConversationDataset(samples, chat, sys.maxsize)
+    lengths: list[int] = []  # in tokens, of each valid sample
+    num_supervised = num_truncated = 0
+    num_images, invalid, examples = Counter[int](), InvalidSamples(), list[Example]()
     chosen = evenly(len(samples), config.num_samples)
     shown = config.shown(chosen)
     for index in progress_iter(chosen.tolist(), "reading"):
@@ -119,42 +100,33 @@ def collect_stats(samples: Sequence[Conversation], chat: Any, config: InspectCon
             reason = str(error) or type(error).__name__
             for image in sample.images:  # so that samples with the same fault are counted together
                 reason = reason.replace(f"{image}: ", "")
-            stats.invalid.add([(index, sample.name, reason)])
+            invalid.add([(index, sample.name, reason)])
             continue
         ids, labels = encoded["input_ids"], encoded["labels"]
-        stats.tokens.append(len(ids))
-        stats.supervised.append(sum(label != IGNORE_INDEX for label in labels))
-        stats.images[len(sample.images)] += 1
+        lengths.append(len(ids))
+        num_supervised += sum(label != IGNORE_INDEX for label in labels)
+        num_images[len(sample.images)] += 1
         if len(ids) == config.max_length:
-            stats.truncated += len(untruncated.encode(sample)["input_ids"]) > config.max_length
-        if index in shown:
+            num_truncated += len(untruncated.encode(sample)["input_ids"]) > config.max_length
+        if index in shown:  # its text in runs of supervised and other tokens, an image's tokens as one marker
+            spans = []
+            for (supervised, is_image), run in itertools.groupby(
+                zip(ids, labels, strict=True), key=lambda pair: (pair[1] != IGNORE_INDEX, pair[0] == chat.image_id)
+            ):
+                tokens = [token for token, _ in run]
+                text = f"{IMAGE} × {len(tokens)}" if is_image else tokenizer.decode(tokens)
+                spans.append(Span(text=text, supervised=supervised))
             name = f"{sample.name}  {', '.join(map(str, sample.images))}"
-            images, spans = config.thumbnails(encoded["images"]), spans_of(chat, ids, labels)
-            stats.examples.append(Example(name=name, thumbnails=images, texts={"": spans}))
-    return stats
+            examples.append(Example(name=name, thumbnails=config.thumbnails(encoded["images"]), texts={"": spans}))
 
-
-def spans_of(chat: Any, ids: list[int], labels: list[int]) -> list[Span]:
-    """The text of a conversation in runs of supervised and other tokens, an image's tokens as one marker."""
-    from llava_bridge.conversation import IGNORE_INDEX, IMAGE
-
-    spans = []
-    for (supervised, image), run in itertools.groupby(
-        zip(ids, labels, strict=True), key=lambda pair: (pair[1] != IGNORE_INDEX, pair[0] == chat.image_id)
-    ):
-        tokens = [token for token, _ in run]
-        text = f"{IMAGE} × {len(tokens)}" if image else chat.tokenizer.decode(tokens)
-        spans.append(Span(text=text, supervised=supervised))
-    return spans
-
-
-def format_stats(count: int, stats: ConversationStats) -> Iterator[str]:
-    """The statistics in lines of text."""
-    read = len(stats.tokens) + stats.invalid.count
-    yield f"samples     {count:,} in the source, {read:,} read, {stats.invalid.count:,} invalid"
-    yield from stats.invalid.summary()
-    if stats.tokens:
-        mean, longest = sum(stats.tokens) / len(stats.tokens), max(stats.tokens)
-        yield f"images      {', '.join(f'{number:,} with {images}' for images, number in sorted(stats.images.items()))}"
-        yield f"tokens      {mean:.0f} on average, {longest} at most; {stats.truncated:,} truncated at max_length"
-        yield f"supervised  {sum(stats.supervised) / sum(stats.tokens):.1%} of them"
+    num_read = len(lengths) + invalid.count
+    lines = [f"samples     {len(samples):,} in the source, {num_read:,} read, {invalid.count:,} invalid"]
+    lines += invalid.summary()
+    if lengths:
+        mean, longest = sum(lengths) / len(lengths), max(lengths)
+        lines += [
+            f"images      {', '.join(f'{number:,} with {images}' for images, number in sorted(num_images.items()))}",
+            f"tokens      {mean:.0f} on average, {longest} at most; {num_truncated:,} truncated at max_length",
+            f"supervised  {num_supervised / sum(lengths):.1%} of them",
+        ]
+    report_inspection(config, config.path, lines=lines, examples=examples, invalid=invalid, num_read=num_read)

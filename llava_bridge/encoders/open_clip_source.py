@@ -138,7 +138,6 @@ def _read_config(directory: Path) -> dict[str, Any]:
 
 
 def _pixels(path: Path, vision: Mapping[str, Any], preprocess: Mapping[str, Any]) -> ImagePreprocess:
-
     def channels(values: Any) -> tuple[float, float, float]:
         red, green, blue = values
         return float(red), float(green), float(blue)

@@ -97,9 +97,8 @@ def build(architecture: Mapping[str, Any]) -> VisionTower:
 
 def _build_trunk(architecture: Mapping[str, Any]) -> Any:
     name = architecture["name"]
-    _check_name(name)
     options = {"img_size": architecture["image_size"]} if architecture.get("fixed_size") else {}
-    return _timm().create_model(name, pretrained=False, num_classes=0, **options)
+    return _timm(name).create_model(name, pretrained=False, num_classes=0, **options)
 
 
 def load(reference: str, image_size: int | None) -> VisionEncoder:
@@ -120,7 +119,7 @@ def load(reference: str, image_size: int | None) -> VisionEncoder:
             stored = load_file(origin)
         return make_encoder(name, stored, pixels, where=origin)
     try:
-        weights = _timm().create_model(name, pretrained=True, num_classes=0).state_dict()
+        weights = _timm(name).create_model(name, pretrained=True, num_classes=0).state_dict()
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"encoder: no pretrained weights for timm:{name} ({reason}); try timm:{name}@FILE") from None
@@ -132,8 +131,7 @@ def preprocess_of(name: str, stated: Mapping[str, Any], image_size: int | None) 
 
     UserError: timm has no such model.
     """
-    _check_name(name)
-    settings = {**_timm().get_pretrained_cfg(name).to_dict(), **stated}
+    settings = {**_timm(name).get_pretrained_cfg(name).to_dict(), **stated}
     return ImagePreprocess(
         size=settings["input_size"][-1] if image_size is None else image_size,
         mean=tuple(settings["mean"]),
@@ -146,8 +144,7 @@ def make_encoder(
     name: str, weights: Mapping[str, Tensor] | None, pixels: ImagePreprocess, *, where: str | None
 ) -> VisionEncoder:
     """The encoder for timm model ``name``; classifier weights among ``weights`` are dropped."""
-    _check_name(name)
-    settings = _timm().get_pretrained_cfg(name)
+    settings = _timm(name).get_pretrained_cfg(name)
     fixed = bool(settings.fixed_input_size)
     architecture = {"name": name, "image_size": pixels.size, "fixed_size": fixed}
     own = None
@@ -164,15 +161,12 @@ def make_encoder(
     return VisionEncoder(source="timm", architecture=architecture, weights=own, pixels=pixels, parent=where)
 
 
-def _check_name(name: str) -> None:
-    timm = _timm()
+def _timm(name: str) -> Any:
+    """The library. UserError: it has no model ``name``."""
+    with without_wandb():
+        import timm
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise UserError(f"encoder: timm has no model '{name}'{hint}")
-
-
-def _timm() -> Any:
-    with without_wandb():
-        import timm
     return timm

@@ -53,12 +53,11 @@ from llava_bridge.model.image_processing import (
 )
 from llava_bridge.model.llava_checks import check_llm_dir, is_llava
 from llava_bridge.model.modeling_llava import (
+    LLAVAS,
     AnyConfig,
     AnyLlava,
     BridgeLlavaConfig,
     BridgeLlavaNextConfig,
-    config_class,
-    empty_llava,
     new_projector,
     register,
 )
@@ -123,7 +122,8 @@ def build_llava_from_parts(
         vision.config.patch_size = effective_patch_size(parts.projector, shape, encoder.pixels.size)
         extra_fields["image_grid_pinpoints"] = resolve_pinpoints(encoder.pixels.size, parts.image_grid_pinpoints)
     head = extract_lm_head(llm)
-    config = config_class(tiles=tiles, hf_projector=parts.projector.in_hf_llava)(
+    config_class, model_class = LLAVAS[tiles, parts.projector.in_hf_llava]
+    config = config_class(
         vision_config=vision.config,
         text_config=llm.config,
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
@@ -134,7 +134,8 @@ def build_llava_from_parts(
         tie_word_embeddings=llm.config.tie_word_embeddings,
         **extra_fields,
     )
-    model = empty_llava(config)  # the parts take the place of its own; only projector and image_newline are new
+    with torch.device("meta"):  # the parts take the place of its own; only projector and image_newline are new
+        model = model_class(config)
     model.model.vision_tower = vision
     model.model.multi_modal_projector = new_projector(config)
     if tiles:  # the token that ends a row of tile features, initialized as in the original LLaVA

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -45,12 +44,7 @@ class BridgeLlavaConfig(LlavaConfig):
 
 
 class BridgeLlavaNextConfig(LlavaNextConfig):
-    """The same for a LLaVA with tiles.
-
-    Args:
-        projector: see :class:`BridgeLlavaConfig`.
-        projector_shape: see :class:`BridgeLlavaConfig`.
-    """
+    """The same for a LLaVA with tiles."""
 
     model_type = "llava_next_bridge"
 
@@ -91,23 +85,13 @@ class BridgeLlavaNextForConditionalGeneration(_OtherProjector, LlavaNextForCondi
     config_class = BridgeLlavaNextConfig
 
 
-def config_class(*, tiles: bool, hf_projector: bool) -> Any:
-    """Return the class of a LLaVA's config: with or without tiles, with transformers' projector or another one."""
-    if tiles:
-        return LlavaNextConfig if hf_projector else BridgeLlavaNextConfig
-    return LlavaConfig if hf_projector else BridgeLlavaConfig
-
-
-def empty_llava(config: AnyConfig) -> Any:
-    """Build the LLaVA of ``config``, with its weights on the meta device."""
-    model_classes: dict[type, Any] = {
-        LlavaConfig: LlavaForConditionalGeneration,
-        LlavaNextConfig: LlavaNextForConditionalGeneration,
-        BridgeLlavaConfig: BridgeLlavaForConditionalGeneration,
-        BridgeLlavaNextConfig: BridgeLlavaNextForConditionalGeneration,
-    }
-    with torch.device("meta"):
-        return model_classes[type(config)](config)
+LLAVAS: dict[tuple[bool, bool], tuple[Any, Any]] = {
+    (False, True): (LlavaConfig, LlavaForConditionalGeneration),
+    (True, True): (LlavaNextConfig, LlavaNextForConditionalGeneration),
+    (False, False): (BridgeLlavaConfig, BridgeLlavaForConditionalGeneration),
+    (True, False): (BridgeLlavaNextConfig, BridgeLlavaNextForConditionalGeneration),
+}
+"""Whether with tiles, and whether with transformers' projector → classes of config and model."""
 
 
 def new_projector(config: AnyConfig) -> nn.Module:

@@ -141,11 +141,6 @@ class StageConfig:
         parts = DEFAULT_TUNABLE_PARTS[name] if self.tunable_parts is None else tuple(self.tunable_parts)
         return parts if self.lora is None or "llm" in parts else (*parts, "llm")
 
-    def peak_lr(self, part: Part) -> float:
-        """The peak learning rate of a part."""
-        own: float | None = getattr(self, RATE_FIELDS[part]) if part in RATE_FIELDS else None
-        return self.learning_rate if own is None else own
-
     def num_steps(self, samples: int) -> int:
         """Optimizer steps over this number of samples; a step may have samples of two epochs."""
         return self.max_steps or max(1, math.ceil(self.num_epochs * samples / self.global_batch_size))

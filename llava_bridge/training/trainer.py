@@ -32,7 +32,7 @@ from llava_bridge.training.checkpoints import mark_complete
 from llava_bridge.training.launch import is_main_process, log_rank0
 from llava_bridge.training.run_dir import MAX_GRAD_NORM, deepspeed_config
 from llava_bridge.training.setup import precision
-from llava_bridge.training.train_config import LlavaTrainConfig, Part, StageConfig
+from llava_bridge.training.train_config import RATE_FIELDS, LlavaTrainConfig, Part, StageConfig
 
 LOG_INTERVAL_SECONDS = 5.0
 
@@ -75,10 +75,11 @@ class StageTrainer(Trainer):
             names = {id(weight): name for name, weight in optimized.named_parameters() if weight.requires_grad}
             groups = []
             for part, module in self.parts.items():
+                rate = getattr(self.stage, RATE_FIELDS.get(part, "learning_rate")) or self.stage.learning_rate
                 own = {names.pop(id(weight)): weight for weight in module.parameters() if id(weight) in names}
                 for is_decayed, decay in ((True, self.stage.weight_decay), (False, 0.0)):
                     if weights := [weight for name, weight in own.items() if (name in decayed) == is_decayed]:
-                        groups.append({"params": weights, "lr": self.stage.peak_lr(part), "weight_decay": decay})
+                        groups.append({"params": weights, "lr": rate, "weight_decay": decay})
             assert not names, names  # each weight is of a part
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, optimized)
             self.optimizer = optimizer_class(groups, **options)
