@@ -39,12 +39,12 @@ COMMANDS = {
     ),
     "study plan": Command(
         help="list the steps of a study and those that would run",
-        target="benchmarks.study.study_commands:plan_study",
+        target="benchmarks.study.commands:plan_study",
         positional=("study",),
     ),
     "study status": Command(
         help="print the progress of a study; --follow updates it",
-        target="benchmarks.study.study_commands:study_status",
+        target="benchmarks.study.commands:study_status",
         positional=("study",),
     ),
     "study power": Command(
@@ -59,13 +59,13 @@ COMMANDS = {
     ),
     "study accept": Command(
         help="mark outputs of a study as current, despite a change",
-        target="benchmarks.study.accept:accept_outputs",
+        target="benchmarks.study.upkeep:accept_outputs",
         positional=("study",),
         rest="steps",
     ),
     "study clean": Command(
         help="remove a study's trash and files that belong to no step",
-        target="benchmarks.study.rerun_clean:run_clean",
+        target="benchmarks.study.upkeep:run_clean",
         positional=("study",),
     ),
     "report": Command(

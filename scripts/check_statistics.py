@@ -49,7 +49,7 @@ from benchmarks.results.noise import (
 from benchmarks.results.power import Components, variance_components
 from benchmarks.results.result_types import BLOCKER, Metric
 from benchmarks.results.statistics import LEVEL, compare, holm_correction, image_scores, scores_interval
-from benchmarks.study.rows import RowRecord
+from benchmarks.study.study_record import RowRecord
 
 Generator = np.random.Generator
 COLUMNS: Mapping[str, tuple[str, tuple[str, ...]]] = {

@@ -20,7 +20,7 @@ from docs_blocks import ROOT
 from report_material import items_table, put_result
 from script_modules import load_script
 
-from benchmarks.study.steps import Step
+from benchmarks.study.state import Step
 from clips.core.artifact import write_manifest
 
 PICTURES = 20
@@ -184,19 +184,19 @@ def _models(root: Path) -> None:
 
 def _demo(output: Path, root: Path) -> None:
     """The demo's directory as a finished run of it looks, with parts of the world in the place of what it trains."""
-    from benchmarks.study import state, study_commands
+    from benchmarks.study import commands, state
     from benchmarks.study.study_record import write_study_record
 
     study = ROOT / "scripts" / "studies" / "demo.yaml"
-    keyed = study_commands.resolve_study(study_commands.StudyConfig(study=str(study), output=str(output), check=False))
-    write_study_record(output, study_commands.study_record(keyed, str(study)))
+    keyed = commands.resolve_study(commands.StudyConfig(study=str(study), output=str(output), check=False))
+    write_study_record(output, commands.study_record(keyed, str(study)))
     for step in keyed.steps:
         for path in step.outputs:
             _made(step, path, root)
         key = step.key
         words = {"kind": step.kind, "command": " ".join(step.command), "outputs": key.outputs, "started": 1.0}
         state.write_record(output, state.StepRecord(name=step.name, key=key.key, status="done", seconds=9.0, **words))
-        assert state.is_done(step), step.name
+        assert state.state_of(step).is_done, step.name
     for day in ("monday", "friday"):
         copy_tree(output, output.with_name(day))
     for name, skill in (("mine", 0.4), ("theirs", 0.6)):

@@ -15,7 +15,7 @@ from benchmarks.results.protocol import fingerprint
 from benchmarks.results.result_types import BlindScore
 from benchmarks.results.results import Result
 from benchmarks.results.statistics import PairedDifference, compare
-from benchmarks.study.rows import RowRecord
+from benchmarks.study.study_record import RowRecord
 from benchmarks.tasks.evaluation import MetricSpec, compute_metric
 
 MODELS = ("ant", "bee", "cat", "dog", "elk")

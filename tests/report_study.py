@@ -13,9 +13,8 @@ import yaml
 from report_material import METRICS, items_table, put_result
 from study_material import SMALL
 
-from benchmarks.study import state, study_commands
-from benchmarks.study.state import StepRecord, write_record
-from benchmarks.study.steps import Step
+from benchmarks.study import commands, steps
+from benchmarks.study.state import Step, StepRecord, write_record
 from benchmarks.study.study_record import StudyRecord, write_study_record
 
 _VOID = {"meta", "link", "br", "img", "input", "col", "path", "use", "rect", "circle", "line"}
@@ -28,10 +27,10 @@ def record_study(
     file = output.with_name("study.yaml")
     file.write_text(text, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study_commands, "check_command", lambda words: None)
-        patch.setattr(state, "command_version", lambda words: 1)
-        keyed = study_commands.resolve_study(study_commands.StudyConfig(study=str(file), output=str(output)))
-        record = study_commands.study_record(keyed, str(file))
+        patch.setattr(commands, "check_command", lambda words: None)
+        patch.setattr(steps, "command_version", lambda words: 1)
+        keyed = commands.resolve_study(commands.StudyConfig(study=str(file), output=str(output)))
+        record = commands.study_record(keyed, str(file))
     write_study_record(output, record)
     for number, step in enumerate(keyed.steps):
         if (changes := change(step)) is not None:
@@ -43,8 +42,8 @@ def record_study(
 
 def make_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A study's output in which one branch failed, as the runner would have left it."""
-    monkeypatch.setattr(study_commands, "check_command", lambda words: None)
-    monkeypatch.setattr(state, "command_version", lambda words: 1)
+    monkeypatch.setattr(commands, "check_command", lambda words: None)
+    monkeypatch.setattr(steps, "command_version", lambda words: 1)
     output = tmp_path / "out"
     content = {**SMALL, "output": str(output), "question": "Which is better?", "notes": ["A note for the reader."]}
     content["benchmarks"] = {name: {"data": "$data/test"} for name in METRICS}

@@ -19,13 +19,12 @@ import pytest
 import yaml
 from study_material import SMALL
 
-from benchmarks.study import run_step, runner, state, study_commands
+from benchmarks.study import commands, steps
+from benchmarks.study import run as runner
+from benchmarks.study.commands import RerunConfig, StudyConfig, rerun_steps, resolve_study
 from benchmarks.study.locks import is_locked, locked
-from benchmarks.study.rerun_clean import RerunConfig, rerun_steps
-from benchmarks.study.runner import PLAN, Summary, run_steps
-from benchmarks.study.state import step_state
-from benchmarks.study.steps import Step, StepKey
-from benchmarks.study.study_commands import StudyConfig, resolve_study
+from benchmarks.study.run import PLAN, Summary, run_steps
+from benchmarks.study.state import Step, StepKey, state_of
 
 FAKE = Path(__file__).with_name("fake_step.py")
 
@@ -39,7 +38,7 @@ def in_process(output: Path, flags: Sequence[str], show: Callable[[], None]) -> 
     """``runner.run_snakemake`` without Snakemake: the jobs in their order, children of failed ones left out."""
     path, failed = output.resolve() / PLAN, set[str]()
     for name, planned in json.loads(path.read_text(encoding="utf-8"))["jobs"].items():
-        if not failed.isdisjoint(planned["parents"]) or not run_step.run_step(path, name):
+        if not failed.isdisjoint(planned["parents"]) or not runner.run_step(path, name):
             failed.add(name)
         show()
     return 1 if failed else 0
@@ -48,10 +47,9 @@ def in_process(output: Path, flags: Sequence[str], show: Callable[[], None]) -> 
 def use_fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have studies run the fake program in this process, and take any command for known."""
     monkeypatch.setattr(runner, "resolve_executable", fake_program)
-    monkeypatch.setattr(run_step, "resolve_executable", fake_program)
     monkeypatch.setattr(runner, "run_snakemake", in_process)
-    monkeypatch.setattr(study_commands, "check_command", lambda words: None)
-    monkeypatch.setattr(state, "command_version", lambda words: 1)
+    monkeypatch.setattr(commands, "check_command", lambda words: None)
+    monkeypatch.setattr(steps, "command_version", lambda words: 1)
 
 
 def write_study(folder: Path, **fields: object) -> StudyConfig:
@@ -63,12 +61,12 @@ def write_study(folder: Path, **fields: object) -> StudyConfig:
 
 def run_study(config: StudyConfig) -> None:
     """``study run`` but for its report."""
-    study_commands.run_study_steps(config, report=lambda output: None)
+    commands.run_study_steps(config, report=lambda output: None)
 
 
 def states(config: StudyConfig) -> dict[str, str]:
     """The state of each step of a study."""
-    return {step.name: step_state(step) for step in resolve_study(config).steps}
+    return {step.name: state_of(step).name for step in resolve_study(config).steps}
 
 
 def rerun_study(config: RerunConfig) -> None:

@@ -13,7 +13,7 @@ from report_study import make_study
 
 from benchmarks.report.page import render_page
 from benchmarks.report.report import build_report
-from benchmarks.study.display import Display
+from benchmarks.study.study_record import Display
 
 CHROMIUM = Path("/usr/bin/chromium")
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")

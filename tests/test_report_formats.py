@@ -31,8 +31,8 @@ from benchmarks.report.table import Cell, Column
 from benchmarks.report.text_table import print_report
 from benchmarks.results.formatting import decimals_needed, format_number
 from benchmarks.results.statistics import holm_correction
-from benchmarks.study.display import Display
 from benchmarks.study.schema import parse_study
+from benchmarks.study.study_record import Display
 from clips.errors import UserError
 
 NASTY = r"a&b % $c$ #d _e_ {f} ~g ^h \input{/etc/passwd} <i> |j| ünïß Łódź α→β −3 Привет 中文 😀" + "\x1b[31m\u202e\x07"

@@ -20,7 +20,7 @@ from benchmarks.report.table import Cell, Column, Table
 from benchmarks.results.item_scores import ItemScores
 from benchmarks.results.noise import Scores, average_scores, training_noise
 from benchmarks.results.results import read_items
-from benchmarks.study.rows import RowRecord
+from benchmarks.study.study_record import RowRecord
 
 SHOWN = {"accuracy": 100.0, "R@1": 100.0, "CIDEr": 100.0, "points": 1.0}
 

@@ -26,7 +26,7 @@ from benchmarks.report.page import render_page, report_figures
 from benchmarks.report.report import build_report
 from benchmarks.report.table import Table
 from benchmarks.results.item_scores import ItemScores
-from benchmarks.study.rows import RowRecord
+from benchmarks.study.study_record import RowRecord
 from benchmarks.tasks.evaluation import hash_order
 from benchmarks.tasks.mllm.items import items_table as answered
 

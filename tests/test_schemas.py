@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from benchmarks.study.launchers import CLI_ENTRY_POINTS, find_command
+from benchmarks.study.launch import CLI_ENTRY_POINTS, find_command
 from clips.commandline.parsing import help_text, list_item_help
 from clips.typed_data import from_plain, is_config, options_of
 

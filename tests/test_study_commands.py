@@ -14,9 +14,9 @@ from study_engine import run_study, states, use_fakes, write_study
 from study_material import SMALL
 
 from benchmarks.analysis.study_with_report import run_study_with_report
-from benchmarks.study import study_commands
-from benchmarks.study.build_steps import build_plan
-from benchmarks.study.study_commands import StudyConfig, StudyPlanConfig, log_files, plan_study
+from benchmarks.study import commands
+from benchmarks.study.commands import StudyConfig, StudyPlanConfig, log_files, plan_study
+from benchmarks.study.steps import build_plan
 from benchmarks.study.study_record import read_study_record
 from clips.errors import UserError
 
@@ -149,8 +149,8 @@ def test_the_command_line_overrides_the_study_file(tmp_path):
 def test_the_runner_is_light():
     code = (
         "import sys\n"
-        "from benchmarks.study import preflight, run_step, runner, status, study_commands\n"
-        "study_commands.resolve_study(study_commands.StudyConfig(study='scripts/studies/demo.yaml'))\n"
+        "from benchmarks.study import commands, preflight, run, status, upkeep\n"
+        "commands.resolve_study(commands.StudyConfig(study='scripts/studies/demo.yaml'))\n"
         "heavy = {'torch', 'transformers', 'pandas', 'open_clip', 'lmms_eval', 'snakemake'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
@@ -161,7 +161,7 @@ def test_the_runner_is_light():
 
 def test_a_runner_that_waited_runs_the_study_as_it_is_then_and_records_the_file_as_it_ran(tmp_path, monkeypatch):
     config = dataclasses.replace(write_study(tmp_path), wait_for_lock=True)
-    held, run_steps, text = study_commands.locked, study_commands.run_steps, ""
+    held, run_steps, text = commands.locked, commands.run_steps, ""
 
     def edited_meanwhile(*args: Any, **options: Any) -> Any:
         nonlocal text
@@ -173,8 +173,8 @@ def test_a_runner_that_waited_runs_the_study_as_it_is_then_and_records_the_file_
         Path(config.study).write_text("name: another\n", encoding="utf-8")
         return run_steps(*args, **options)
 
-    monkeypatch.setattr(study_commands, "locked", edited_meanwhile)
-    monkeypatch.setattr(study_commands, "run_steps", edited_again)
+    monkeypatch.setattr(commands, "locked", edited_meanwhile)
+    monkeypatch.setattr(commands, "run_steps", edited_again)
     run_study(config)
     assert read_study_record(tmp_path / "out").text == text
     Path(config.study).write_text(text, encoding="utf-8")

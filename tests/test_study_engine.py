@@ -13,8 +13,8 @@ import pytest
 from families import quick_of
 from study_engine import FAKE, make, run, start_runner, visits, wait_until_free
 
-from benchmarks.study import runner
-from benchmarks.study.resources import Resources
+from benchmarks.study import run as runner
+from benchmarks.study.launch import Resources
 from benchmarks.study.state import read_record
 from clips.errors import UserError
 

@@ -14,8 +14,8 @@ import pytest
 import transformers
 import yaml
 
-from benchmarks.study.build_steps import build_plan
 from benchmarks.study.schema import read_study
+from benchmarks.study.steps import build_plan
 
 ROOT = Path(__file__).parents[1]
 STUDY = ROOT / "scripts/studies/paper_llava.yaml"

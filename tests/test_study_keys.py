@@ -11,13 +11,11 @@ from study_engine import named
 from study_material import SMALL
 
 from benchmarks.results.protocol import CODE_VERSION
-from benchmarks.study.build_steps import build_plan
-from benchmarks.study.launchers import command_version
-from benchmarks.study.path_refs import split_refs
+from benchmarks.study.launch import command_version
 from benchmarks.study.preflight import check_input_files
 from benchmarks.study.schema import Study, parse_study
-from benchmarks.study.state import StepRecord, external_files_state, with_keys
-from benchmarks.study.steps import Step, StepKey
+from benchmarks.study.state import Step, StepKey, StepRecord
+from benchmarks.study.steps import build_plan, external_files_state, split_refs, with_keys
 from clips.core.identity import VERSIONS
 from clips.errors import UserError
 
@@ -151,8 +149,8 @@ def test_each_result_file_has_a_key_of_its_own():
 )
 def test_a_text_is_cut_into_its_references_and_what_stands_between_them(text, field, references):
     found = split_refs(text, field)
-    assert [piece.reference for piece in found] == references
-    assert "".join(piece.before + piece.reference for piece in found) == text
+    assert [reference for _, reference in found] == references
+    assert "".join(before + reference for before, reference in found) == text
 
 
 def reading(source: dict[str, str]) -> dict[str, object]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from study_engine import make, run, start_runner, visits, wait_until_free
 
-from benchmarks.study.steps import Step
+from benchmarks.study.state import Step
 
 NAMES = ("first", "a", "b", "c", "last")
 

@@ -14,11 +14,10 @@ import pytest
 from study_engine import make, run
 from study_material import SMALL
 
-from benchmarks.study import locks, resources
-from benchmarks.study.launchers import check_command, launch_command, resolve_executable
-from benchmarks.study.locks import locked
-from benchmarks.study.resources import Resources, gpu_environment, resolve_resources, take_gpus
-from benchmarks.study.run_step import stop
+from benchmarks.study import locks
+from benchmarks.study.launch import Resources, check_command, launch_command, resolve_executable, resolve_resources
+from benchmarks.study.locks import locked, take_gpus
+from benchmarks.study.run import stop
 from benchmarks.study.schema import parse_study
 from clips.errors import UserError
 from clips.gpus import visible_gpus
@@ -27,23 +26,24 @@ TRAIN, LLAVA, RUN = ("clips", "train"), ("llava-bridge", "train"), ("clips-bench
 
 
 def test_gpus_are_taken_whole_and_are_free_when_their_locks_are_closed(tmp_path, monkeypatch):
-    monkeypatch.setattr(resources.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(locks.tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     first, wide = take_gpus(["0", "1", "2"], 2), take_gpus(["0", "1", "2"], 2)
     assert first is not None
-    assert first[0] == ["0", "1"]
+    assert first[0] == {"CUDA_VISIBLE_DEVICES": "0,1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     assert wide is None  # and it keeps nothing of what is free
     other = take_gpus(["0", "GPU-a/b", "2"], 1)
     assert other is not None
-    assert other[0] == ["GPU-a/b"]
+    assert other[0]["CUDA_VISIBLE_DEVICES"] == "GPU-a/b"
     for lock in first[1]:
         os.close(lock)
     again = take_gpus(["0", "1", "2"], 3)
     assert again is not None
     for lock in (*other[1], *again[1]):
         os.close(lock)
-    assert gpu_environment(["0", "1"]) == {"CUDA_VISIBLE_DEVICES": "0,1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-    assert take_gpus(["0"], 0) == ([], [])
+    none = take_gpus(["0"], 0)
+    assert none is not None
+    assert (none[0]["CUDA_VISIBLE_DEVICES"], none[1]) == ("", [])
 
 
 @pytest.mark.parametrize(

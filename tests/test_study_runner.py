@@ -15,12 +15,11 @@ from pathlib import Path
 import pytest
 from study_engine import FAKE, in_process, make, run, visits
 
-from benchmarks.study import run_step, runner
-from benchmarks.study.build_steps import in_order
+from benchmarks.study import run as runner
 from benchmarks.study.locks import acquire
-from benchmarks.study.state import is_at_work, read_record, write_record
-from benchmarks.study.steps import Step, StepKey
-from benchmarks.study.trash import move_outputs
+from benchmarks.study.state import Step, StepKey, is_at_work, read_record, write_record
+from benchmarks.study.steps import in_order
+from benchmarks.study.trash import paths_of_output
 from clips.errors import UserError
 
 
@@ -64,8 +63,7 @@ def test_clearing_a_step_leaves_the_unfinished_work_of_a_step_with_a_longer_name
     others = [".a.b.work", ".a.b.partial", f".a.b.{'0' * 32}.partial", ".a.work.work"]
     for name in (*names, *others):
         (tmp_path / "made" / name).mkdir(parents=True)
-    move_outputs(make(tmp_path, "a"), None)
-    assert {path.name for path in (tmp_path / "made").iterdir()} == set(others)
+    assert {path.name for path in paths_of_output(tmp_path / "made/a")} == set(names)
 
 
 @pytest.mark.parametrize("status", ["running", "interrupted", "failed"])
@@ -156,19 +154,19 @@ def test_a_second_job_of_a_step_waits_for_the_first_and_finds_it_done(tmp_path, 
     lock = acquire(tmp_path / "steps" / "data" / ".lock")
     assert lock is not None
     assert is_at_work(tmp_path / "steps/data")
-    assert not run_step.run_step(path, "data", stopped=[15])  # it waits for the lock until it is asked to end
+    assert not runner.run_step(path, "data", stopped=[15])  # it waits for the lock until it is asked to end
     assert read_record(tmp_path, "data") is None
     os.close(lock)
-    assert run_step.run_step(path, "data")
-    assert run_step.run_step(path, "data")
+    assert runner.run_step(path, "data")
+    assert runner.run_step(path, "data")
     assert visits(tmp_path, "data") == 1
 
 
 def test_what_failed_is_not_tried_again_by_the_engine_but_by_the_next_run(tmp_path, monkeypatch):
     step = make(tmp_path, "data", fail="no weights")
     path = plan_of(tmp_path, step, monkeypatch)
-    assert not run_step.run_step(path, "data")
-    assert not run_step.run_step(path, "data")
+    assert not runner.run_step(path, "data")
+    assert not runner.run_step(path, "data")
     assert visits(tmp_path, "data") == 1
     assert run(tmp_path, [step]).failed == ("data",)
     assert visits(tmp_path, "data") == 2

@@ -13,10 +13,10 @@ import yaml
 from study_engine import named
 from study_material import SMALL
 
-from benchmarks.study.build_steps import StudyPlan, build_plan
 from benchmarks.study.preflight import check_configs, first_config_error, open_clip_models, timm_models
-from benchmarks.study.rows import EXCLUDED_FROM_BENCHMARK, EXISTING_LLAVA_NO_ENCODER, NO_LLAVA
 from benchmarks.study.schema import parse_study, read_study
+from benchmarks.study.steps import StudyPlan, build_plan
+from benchmarks.study.study_record import EXCLUDED_FROM_BENCHMARK, EXISTING_LLAVA_NO_ENCODER, NO_LLAVA
 from clips.errors import UserError
 from clips.typed_data import to_plain
 

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from study_engine import make, run, start_runner, visits
 
-from benchmarks.study.resources import Resources
+from benchmarks.study.launch import Resources
 from benchmarks.study.state import StepRecord, read_record
 
 pytest.importorskip("snakemake_executor_plugin_slurm", reason="the extra 'slurm' is not installed")

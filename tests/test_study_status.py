@@ -18,12 +18,11 @@ from report_study import make_study
 from rich.console import Console
 from study_engine import make
 
-from benchmarks.study.build_steps import StudyPlan
+from benchmarks.study.commands import StatusConfig, StudyConfig, resolve_study, study_status
 from benchmarks.study.locks import acquire
-from benchmarks.study.state import LOG_FILE, read_record, write_record
+from benchmarks.study.state import LOG_FILE, read_record, step_directory, write_record
 from benchmarks.study.status import StepStatus, follow_progress, progress_view, read_statuses, time_left
-from benchmarks.study.steps import step_directory
-from benchmarks.study.study_commands import StatusConfig, StudyConfig, resolve_study, study_status
+from benchmarks.study.steps import StudyPlan
 from clips.errors import UserError
 from clips.typed_data import from_plain
 

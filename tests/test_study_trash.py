@@ -21,11 +21,10 @@ from study_material import SMALL
 from benchmarks.analysis.provenance import ProvenanceConfig, run_provenance
 from benchmarks.analysis.study_with_report import rerun_study_with_report, run_study_with_report
 from benchmarks.study import trash
-from benchmarks.study.accept import AcceptConfig, accept_outputs
+from benchmarks.study.commands import RerunConfig, StudyPlanConfig, plan_study, resolve_study
 from benchmarks.study.locks import acquire, locked
-from benchmarks.study.rerun_clean import CleanConfig, RerunConfig, run_clean
 from benchmarks.study.state import read_record, write_record
-from benchmarks.study.study_commands import StudyPlanConfig, plan_study, resolve_study
+from benchmarks.study.upkeep import AcceptConfig, CleanConfig, accept_outputs, run_clean
 from clips.core.artifact import lock_output, write_manifest
 from clips.errors import UserError
 
@@ -348,7 +347,7 @@ KILLED = """
 import os, sys
 sys.path[:0] = [{tests!r}, {root!r}]
 import pytest, study_engine
-from benchmarks.study import run_step, study_commands, trash
+from benchmarks.study import commands, run, trash
 study_engine.use_fakes(pytest.MonkeyPatch())
 calls = []
 def die(*args, **options):
@@ -357,7 +356,7 @@ def die(*args, **options):
         os.kill(os.getpid(), 9)
     return was(*args, **options)
 was, {place} = {place}, die
-study_engine.run_study(study_commands.StudyConfig(study={study!r}, check=False, yes=True))
+study_engine.run_study(commands.StudyConfig(study={study!r}, check=False, yes=True))
 """
 
 
@@ -365,7 +364,7 @@ study_engine.run_study(study_commands.StudyConfig(study={study!r}, check=False, 
     ("place", "after"),
     [
         ("trash._rename", 2),  # one output of two is in the trash
-        ("run_step.to_yaml", 1),  # all of them are, and nothing says so
+        ("run.to_yaml", 1),  # all of them are, and nothing says so
     ],
 )
 def test_a_kill_between_the_trash_and_the_start_is_harmless(tmp_path, finished_study, place, after):
@@ -380,7 +379,7 @@ def test_a_kill_between_the_trash_and_the_start_is_harmless(tmp_path, finished_s
     code = KILLED.format(tests=str(tests), root=str(tests.parent), place=place, after=after, study=config.study)
     killed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    if place.startswith("run_step."):  # nothing is left that the limit would keep
+    if place.startswith("run."):  # nothing is left that the limit would keep
         run_study(config)
     else:
         run_study(dataclasses.replace(config, yes=True))

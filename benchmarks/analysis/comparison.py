@@ -22,8 +22,7 @@ from benchmarks.results.formatting import commit_text, join_with_and
 from benchmarks.results.item_scores import ItemScores
 from benchmarks.results.protocol import INPUT_PREFIX, describe_differences, ranking_key
 from benchmarks.results.results import Result
-from benchmarks.study.rows import EXCLUDED_FROM_BENCHMARK, RowRecord
-from benchmarks.study.study_record import RECORD_FILE
+from benchmarks.study.study_record import EXCLUDED_FROM_BENCHMARK, RECORD_FILE, RowRecord
 from benchmarks.tasks.listing import parts
 from clips.errors import UserError
 

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.study import rerun_clean, study_commands
+from benchmarks.study import commands
 
 
-def run_study_with_report(config: study_commands.StudyConfig) -> None:
+def run_study_with_report(config: commands.StudyConfig) -> None:
     """Run the pending steps, then write the report and print its table. Exit status 1 if a step failed."""
-    study_commands.run_study_steps(config, report=_report)
+    commands.run_study_steps(config, report=_report)
 
 
-def rerun_study_with_report(config: rerun_clean.RerunConfig) -> None:
+def rerun_study_with_report(config: commands.RerunConfig) -> None:
     """Forget that the steps were done, then run the study and report it.
 
     Raises:
         UserError: a name that no step has, or another runner works in this directory.
     """
-    rerun_clean.rerun_steps(config, report=_report)
+    commands.rerun_steps(config, report=_report)
 
 
 def _report(output: Path) -> None:

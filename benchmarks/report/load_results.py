@@ -15,9 +15,8 @@ from typing import Literal
 from benchmarks.results.formatting import join_with_and
 from benchmarks.results.protocol import ranking_key
 from benchmarks.results.results import Result, enclosing_study, has_items, read_result, reject_duplicates, result_files
-from benchmarks.study.rows import RowRecord
 from benchmarks.study.state import StepRecord, describe_acceptance, read_record
-from benchmarks.study.study_record import RECORD_FILE, StudyRecord, read_study_record
+from benchmarks.study.study_record import RECORD_FILE, RowRecord, StudyRecord, read_study_record
 from benchmarks.tasks.mllm.judge import NO_JUDGE
 from clips.core.artifact import lexical_abspath
 from clips.errors import UserError, unknown_name_error

@@ -23,7 +23,7 @@ from benchmarks.results.noise import MIN_VARIANCE_RATIO, Scores
 from benchmarks.results.power import Components, variance_components
 from benchmarks.results.protocol import INPUT_PREFIX
 from benchmarks.results.results import CHANCE, MAX_UNREAD, UNREAD, UNREAD_WRONG, Result
-from benchmarks.study.rows import EXCLUDED_FROM_BENCHMARK
+from benchmarks.study.study_record import EXCLUDED_FROM_BENCHMARK
 from benchmarks.tasks.encoders.linear_probe import IN_TRAIN, UNSEEN_ACCURACY
 from benchmarks.tasks.listing import parts
 

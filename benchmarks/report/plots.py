@@ -27,7 +27,7 @@ from benchmarks.report.table import ALPHA, UNCREDITED, Cell, Column, Table
 from benchmarks.results.formatting import difference_ci_text, format_number, join_or_count, join_with_and, shorten_name
 from benchmarks.results.item_scores import comparable
 from benchmarks.results.noise import contrast_estimate
-from benchmarks.study.sweep import FigureSpec
+from benchmarks.study.study_record import FigureSpec
 from benchmarks.tasks.encoders.long_retrieval import WORD_LIMITS, metric_suffix
 from benchmarks.tasks.encoders.retrieval import DIRECTION_LABELS
 

@@ -24,7 +24,7 @@ from benchmarks.report.published import ReferenceTable, build_reference_table, i
 from benchmarks.report.scores import mean_tables, seed_tables, set_gains
 from benchmarks.report.table import Table
 from benchmarks.results.item_scores import ItemScores
-from benchmarks.study.display import Display
+from benchmarks.study.study_record import Display
 from clips.errors import UserError, unknown_name_error
 
 _ColumnKey = tuple[str, str]  # benchmark, metric

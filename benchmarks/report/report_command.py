@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from benchmarks.report.latex_style import LatexStyle
-from benchmarks.study.display import Display
+from benchmarks.study.study_record import Display
 from clips.core.artifact import atomic_write, log_info, writable_directory
 from clips.errors import unknown_name_error
 

@@ -19,7 +19,7 @@ from benchmarks.results.noise import Scores, TrainingNoise, training_noise
 from benchmarks.results.protocol import describe_differences
 from benchmarks.results.results import Metric
 from benchmarks.results.statistics import ConfidenceInterval, scores_interval
-from benchmarks.study.rows import EXCLUDED_FROM_BENCHMARK, RowRecord
+from benchmarks.study.study_record import EXCLUDED_FROM_BENCHMARK, RowRecord
 from benchmarks.tasks.listing import item_count_text
 
 

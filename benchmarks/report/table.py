@@ -30,7 +30,7 @@ from benchmarks.results.formatting import decimals_needed, difference_ci_text, f
 from benchmarks.results.noise import Scores, TrainingNoise
 from benchmarks.results.results import CHANCE, Result
 from benchmarks.results.statistics import PairedDifference, compare
-from benchmarks.study.rows import RowRecord
+from benchmarks.study.study_record import RowRecord
 
 ALPHA = 0.05
 RankMark = Literal["best", "tied", ""]

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.results.results import Result, enclosing_study
-from benchmarks.study.state import CONFIG_FILE, find_producer
-from benchmarks.study.steps import step_directory
+from benchmarks.study.state import CONFIG_FILE, find_producer, step_directory
 from clips.core.artifact import MANIFEST, read_manifest
 from clips.core.identity import is_below, run_only_fields
 from clips.errors import UserError

@@ -1,16 +1,21 @@
-"""File locks: one runner in a study's directory, one job on each step. The kernel frees the locks of dead processes."""
+"""File locks: one runner in a study's directory, one job on each step, one step on each GPU of this machine.
+
+The kernel frees the locks of dead processes.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import os
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from clips.core.artifact import log_info, writable_directory
 from clips.errors import UserError
+from clips.gpus import VISIBLE
 
 LOCK = ".lock"
 _POLL_SECONDS = 0.2
@@ -30,7 +35,7 @@ def acquire(path: Path, *, wait: bool = False) -> int | None:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process holds the lock of a file."""
+    """Whether a process holds the lock of a file, on this machine or on another one with the same file system."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError:
@@ -71,3 +76,29 @@ def locked(output: Path, *, wait: bool = False) -> Iterator[None]:
     finally:
         os.ftruncate(descriptor, 0)
         os.close(descriptor)
+
+
+def take_gpus(devices: Sequence[str], count: int) -> tuple[dict[str, str], list[int]] | None:
+    """Lock ``count`` of ``devices``; None if fewer are free.
+
+    Returns:
+        the environment variables that make only these visible, and the descriptors of their locks; closing a
+        descriptor frees its device.
+    """
+    folder = Path(tempfile.gettempdir()) / f"clips-gpus-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    mutex = acquire(folder / "all.lock", wait=True)  # else two processes might each lock a part of their devices
+    assert mutex is not None
+    taken: dict[str, int] = {}
+    try:
+        for device in devices:
+            if len(taken) < count and (lock := acquire(folder / f"{device.replace('/', '_')}.lock")) is not None:
+                taken[device] = lock
+    finally:
+        os.close(mutex)
+    if len(taken) < count:
+        for lock in taken.values():
+            os.close(lock)
+        return None
+    order = {} if VISIBLE in os.environ else {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # the order of nvidia-smi's indices
+    return {VISIBLE: ",".join(taken), **order}, list(taken.values())

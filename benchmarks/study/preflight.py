@@ -14,13 +14,13 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.study.launchers import PYTHON_SCRIPT, find_command
+from benchmarks.study.launch import EVALUATE, PYTHON_SCRIPT, find_command
 from benchmarks.study.schema import Study
-from benchmarks.study.steps import Step
+from benchmarks.study.state import Step
 from clips.core.artifact import log_info
 from clips.data.remote_files import expand_brace_ranges
 from clips.errors import UserError, unknown_name_error
@@ -29,7 +29,7 @@ from clips.typed_data import from_plain, to_plain
 
 if TYPE_CHECKING:
     from benchmarks.tasks.registry import BenchmarkConfig
-    from clips.data.formats.dataset_format import DatasetSpec, Location
+    from clips.data.formats.dataset_format import DatasetSpec
 
 
 def check_input_files(steps: Iterable[Step], study: Study) -> None:
@@ -58,11 +58,7 @@ def check_input_files(steps: Iterable[Step], study: Study) -> None:
 
 
 def check_configs(steps: Iterable[Step]) -> None:
-    """Check every step's config against its command's config class.
-
-    Raises:
-        UserError: the step and the error of the first invalid config.
-    """
+    """Check every step's config against its command's config class; a UserError has the first step with an error."""
     checked = [step for step in steps if step.command[0] != PYTHON_SCRIPT]
     if not checked:
         return
@@ -85,8 +81,9 @@ def first_config_error(configs: Sequence[tuple[str, list[str], Any]], study: Pat
         try:
             config: Any = from_plain(find_command(tuple(words)).config_class(), values, what=" ".join(words))
             _check_model(config)
-            for benchmark in config.benchmarks if words == ["clips-bench", "run"] else ():
-                if not Path(benchmark.data).resolve().is_relative_to(own):
+            for benchmark in config.benchmarks if tuple(words) == EVALUATE else ():
+                data = Path(benchmark.data)
+                if data.exists() and not data.resolve().is_relative_to(own):
                     _check_splits(benchmark)
         except UserError as error:
             return f"step {name}: {error}"
@@ -100,17 +97,15 @@ def _check_model(config: Any) -> None:
 
     encoder = getattr(config, "encoder", None)
     if isinstance(encoder, str) and encoder.startswith(TIMM_PREFIX):
-        _check_known(encoder.partition("@")[0].partition(".")[0], timm_models(), "encoder")
+        name, known = encoder.partition("@")[0].partition(".")[0], timm_models()
+        if known and name not in known:
+            raise unknown_name_error(name, known, "encoder")
     architecture = getattr(getattr(config, "model", None), "architecture", None)
     if isinstance(architecture, str) and not is_encoder_ref(architecture) and not is_config_file(architecture):
-        known = [*list_architectures(), *open_clip_models(), *timm_models()]
+        known = (*list_architectures(), *open_clip_models(), *timm_models())
         name = architecture.partition(".")[0] if architecture.startswith(TIMM_PREFIX) else architecture
-        _check_known(name, known, "model.architecture")
-
-
-def _check_known(name: str, known: Collection[str], what: str) -> None:
-    if known and name not in known:
-        raise unknown_name_error(name, known, what)
+        if name not in known:
+            raise unknown_name_error(name, known, "model.architecture")
 
 
 @functools.cache
@@ -142,14 +137,12 @@ def _package(name: str) -> Path:
 
 
 def _check_splits(benchmark: BenchmarkConfig) -> None:
-    """Reject a split that existing data lacks; data that a step will make are not known yet."""
+    """Reject a split that a benchmark's data lack."""
     from benchmarks.tasks.data.caption_sets import dataset_of
     from benchmarks.tasks.encoders.classification import ClassificationConfig
     from benchmarks.tasks.encoders.linear_probe import LinearProbeConfig
     from benchmarks.tasks.encoders.retrieval import RetrievalConfig
 
-    if not Path(benchmark.data).exists():
-        return
     if isinstance(benchmark, RetrievalConfig):
         _read_first_captions(dataset_of(benchmark, benchmark.language))
     if isinstance(benchmark, ClassificationConfig | LinearProbeConfig):
@@ -168,11 +161,21 @@ def _read_first_captions(spec: DatasetSpec) -> None:
 @functools.cache
 def _check_class_split(data: str, split: str) -> None:
     """Look for a split of classified images by the names of files and directories: ImageNet has 1.28 million images."""
+    import pyarrow.parquet
+
     from clips.data.formats.classes import class_directories
-    from clips.data.formats.dataset_format import DatasetSpec, Location
-    from clips.data.formats.rows import is_datasets
+    from clips.data.formats.dataset_format import ALL, DatasetSpec, Location
+    from clips.data.formats.rows import (
+        SPLIT_COLUMN,
+        files_of_splits,
+        has_splits,
+        is_datasets,
+        is_saved,
+        one_line_errors,
+    )
     from clips.data.formats.webdataset import is_webdataset, shards_of_split
     from clips.data.images import is_image_name
+    from clips.text_files import read_json
 
     location = Location(DatasetSpec(path=data, split=split))
     if not location.path.is_dir():
@@ -184,34 +187,24 @@ def _check_class_split(data: str, split: str) -> None:
         directory, names = class_directories(location)
         if not any(is_image_name(path.name) for path in (directory / names[0]).iterdir()):
             raise UserError(f"{directory / names[0]}: expected the images of a class, found none")
+        return
     except UserError:
         if not is_datasets(location):  # asked last: it may list every file
             raise
-        _check_table_split(location)
-
-
-def _check_table_split(location: Location) -> None:
-    import pyarrow.parquet
-
-    from clips.data.formats.dataset_format import ALL
-    from clips.data.formats.rows import SPLIT_COLUMN, files_of_splits, has_splits, is_saved, one_line_errors
-    from clips.text_files import read_json
-
-    path, split = location.spec.path, location.spec.split
     if not has_splits(location.path):
         return
-    with one_line_errors(path):
-        if is_saved(path):
+    with one_line_errors(data):
+        if is_saved(data):
             splits = read_json(location.path / "dataset_dict.json")["splits"]
         else:
-            files = files_of_splits(path)
+            files = files_of_splits(data)
             splits = [*files, ALL]
             first = next(iter(files.values()))[0] if len(files) == 1 else ""
             if first.endswith(".parquet") and SPLIT_COLUMN in pyarrow.parquet.read_schema(first).names:
                 return
     for name in split.split("+"):
         if name.partition("[")[0] not in splits:
-            raise unknown_name_error(name, splits, f"split of {path}")
+            raise unknown_name_error(name, splits, f"split of {data}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@
     encoders:
       clip:         {recipe: {name: clip}}          # a mapping: trained here, overrides defaults.encoder
       efficientnet: "timm:efficientnet_lite0"       # a string: pretrained
-      sized: {sweep: {global_batch_size: [64, 128]}}        # sized.64 and sized.128, see ``sweep``
+      sized: {sweep: {global_batch_size: [64, 128]}}        # sized.64 and sized.128
     llms:
       stories:  path/to/any/transformers/llm        # or ORG/NAME on the Hub
     llava_variants:                                 # ways to train a LLaVA, override defaults.llava; optional
@@ -18,7 +18,7 @@
       other:    {lmms: {model: llava_hf, model_args: "pretrained=path/to/it"}}
     benchmarks: {retrieval: {data: $data/test}, pope: {}}
 
-    resources: {encoder: {processes: 8}}          # see ``resources``
+    resources: {encoder: {processes: 8}}          # see ``launch``
 
 A value that begins with ``$`` is a path in the study's output, and the step that creates it runs first; or it is a path
 below an entry of ``paths``. The rows are encoders × LLMs × LLaVA variants × seeds, followed by the existing LLaVAs; the
@@ -29,24 +29,28 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from benchmarks.results.reference_results import select_reference_results
-from benchmarks.study.display import Display
-from benchmarks.study.resources import Resources
-from benchmarks.study.rows import RowRecord
-from benchmarks.study.sweep import FigureSpec, Settings, SweepPoint, expand_sweeps
+from benchmarks.study.launch import Resources
+from benchmarks.study.study_record import Display, FigureSpec, RowRecord
 from clips.errors import UserError, unknown_name_error
 from clips.ranges import NonNegative, NonNegativeFloat, Positive
 from clips.text_files import read_yaml
 from clips.typed_data import from_plain, to_plain
 
+Settings = Mapping[str, Any]  # fields of a command's config; the command checks them
+SWEEP = "sweep"
 _OWN_FOLDERS = {"data", "encoders", "llava", "results", "steps", "report", "trash"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]{0,59}")
+_NAME_PART = re.compile(r"[A-Za-z0-9_.]+")
+_ENTRIES = ("data", "encoders", "llms", "llava_variants", "existing_llavas", "benchmarks", "resources")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +96,14 @@ class Override:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SweepPoint:
+    """One combination of a sweep: the entry with ``sweep``, and dotted field → value."""
+
+    entry: str
+    settings: Settings
+
+
+@dataclass(frozen=True, kw_only=True)
 class Study:
     """A comparison of models.
 
@@ -107,7 +119,7 @@ class Study:
         threads: threads of each step; by default the cores divided by ``jobs``.
         confirm_hours: steps that took longer in all are recomputed only with ``--yes``.
         profile: directory of a Snakemake profile: where steps run, such as a SLURM cluster; by default this machine.
-        resources: type of step, or pattern of step names → fields of ``resources.Resources``.
+        resources: type of step, or pattern of step names → fields of ``launch.Resources``.
         seeds: every encoder and LLaVA is trained once with each.
         paths: name → directory outside the study, for ``$name/…``.
         data: name → ``command``, one of the suite's or ``python SCRIPT``, and settings, its ``--config``.
@@ -156,10 +168,14 @@ class Study:
     sweeps: Mapping[str, SweepPoint] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for what in ("paths", "data", "encoders", "llms", "llava_variants", "existing_llavas"):
-            for name in getattr(self, what):
-                _check_name(name, f"{what}.{name}")
-        _check_name(self.name, "name")
+        named = {
+            f"{what}.{name}": name
+            for what in ("paths", "data", "encoders", "llms", "llava_variants", "existing_llavas")
+            for name in getattr(self, what)
+        }
+        for where, name in {**named, "name": self.name}.items():
+            if not _NAME.fullmatch(name):
+                raise UserError(f"{where}: expected a name of up to 60 letters, digits, '_' and '.', got '{name:.250}'")
         for name in _OWN_FOLDERS.intersection(self.paths):
             raise UserError(f"paths.{name}: the study has a directory of this name; choose another")
         if not self.models:
@@ -287,20 +303,8 @@ class Study:
                 )
 
 
-def _check_name(name: str, where: str) -> None:
-    if not _NAME.fullmatch(name):
-        raise UserError(f"{where}: expected a name of up to 60 letters, digits, '_' and '.', got '{name:.250}'")
-
-
-_ENTRIES = ("data", "encoders", "llms", "llava_variants", "existing_llavas", "benchmarks", "resources")
-
-
 def read_study(path: str | Path) -> Study:
-    """Read and check a study file.
-
-    Raises:
-        UserError: naming file and field, with the close match of an unknown key.
-    """
+    """Read and check a study file; a UserError names file and field, with the close match of an unknown key."""
     content = read_yaml(path)
     try:
         return parse_study(content)
@@ -309,11 +313,7 @@ def read_study(path: str | Path) -> Study:
 
 
 def parse_study(content: Any) -> Study:
-    """Build a study from the content of its file.
-
-    Raises:
-        UserError: naming the field.
-    """
+    """Build a study from the content of its file; a UserError names the field."""
     if not isinstance(content, dict):
         raise UserError(f"expected a mapping with name, encoders, benchmarks, …, got {content!r:.80}")
     fields = {name: value for name, value in to_plain(content).items() if value is not None}
@@ -324,6 +324,67 @@ def parse_study(content: Any) -> Study:
             fields[name] = {key: {} if entry is None else entry for key, entry in fields[name].items()}
     for name in ("encoders", "llava_variants"):
         if isinstance(fields.get(name), dict):
-            fields[name], sweeps = expand_sweeps(fields[name], name)
+            fields[name], sweeps = _expand_sweeps(fields[name], name)
             fields |= {"sweeps": sweeps} if name == "encoders" else {}
     return from_plain(Study, fields)
+
+
+def _expand_sweeps(entries: Settings, where: str) -> tuple[dict[str, Any], dict[str, SweepPoint]]:
+    """The entries with every sweep replaced by its combinations, and name → sweep point of these.
+
+    partial: {sweep: {recipe.caption_strategy: [truncate, block], recipe.caption_tokens: [8, 16]}, recipe: {…}}
+    becomes partial.truncate.8, partial.truncate.16, partial.block.8 and partial.block.16.
+    """
+    expanded: dict[str, Any] = {}
+    points: dict[str, SweepPoint] = {}
+    for name, entry in entries.items():
+        created = {name: entry}
+        if isinstance(entry, dict) and SWEEP in entry:
+            created = {}
+            for point in _combinations(entry[SWEEP], f"{where}.{name}.{SWEEP}"):
+                settings = {key: value for key, value in entry.items() if key != SWEEP}
+                for dotted, value in point.items():
+                    nested: Any = value
+                    for part in reversed(dotted.split(".")):
+                        nested = {part: nested}
+                    settings = deep_merge(settings, nested)
+                full_name = ".".join([name, *map(_word, point.values())])
+                created[full_name], points[full_name] = settings, SweepPoint(entry=name, settings=point)
+        if duplicates := created.keys() & expanded.keys():
+            raise UserError(f"{where}.{name}: its '{SWEEP}' makes {min(duplicates)}, which already exists")
+        expanded |= created
+    return expanded, points
+
+
+def _combinations(axes: Any, where: str) -> list[dict[str, Any]]:
+    """Dotted field → value for every combination of a ``sweep``."""
+    if not isinstance(axes, Mapping) or not axes:
+        raise UserError(
+            f"{where}: expected a mapping from settings (such as recipe.caption_strategy) to lists of values"
+        )
+    for setting, values in axes.items():
+        is_list = isinstance(values, list) and values and len(set(map(str, values))) == len(values)
+        if not isinstance(setting, str) or not is_list:
+            raise UserError(f"{where}.{setting}: expected a list of different values")
+        for value in values:
+            if not isinstance(value, str | int | float) or not _NAME_PART.fullmatch(_word(value)):
+                raise UserError(f"{where}.{setting}: expected names or numbers, got {value!r:.80}")
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def _word(value: str | int | float) -> str:
+    """A value as part of a name. Hyphens separate the parts of names, so that 2e-5 is written 0.00002."""
+    if isinstance(value, str | bool):
+        return str(value).lower() if isinstance(value, bool) else value
+    if not math.isfinite(value):
+        return "?"  # an invalid name
+    return f"{Decimal(str(value)):f}".replace("-", "minus")
+
+
+def deep_merge(defaults: Settings, overrides: Settings) -> dict[str, Any]:
+    """``defaults`` updated with ``overrides``: mappings are merged recursively, all other values are replaced."""
+    result = dict(defaults)
+    for key, value in overrides.items():
+        are_mappings = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = deep_merge(result[key], value) if are_mappings else value
+    return result

@@ -1,80 +1,142 @@
-"""The record of each step of a study: what made its outputs, under which key, and whether they are done.
+"""A step, the record of its last job, and the one decision what is to be done about it: ``state_of``.
 
-A step's *key* is a hash of its dependencies: command, the command's version number, config, external files, and the
-keys of its parents. Settings of a training that do not change its result (``clips.core.identity.RUN_ONLY``) do not
-count. Of source code it includes a user's script only: a change of a command's results requires a higher version
-(``clips.core.identity.VERSIONS``). A step is done if its last job succeeded under its current key and its outputs are
-whole. The outputs of another key move to the study's trash before the step runs again, so old and new never mix.
+A step is done if its last job succeeded under its current key (a hash of its dependencies, see ``steps.with_keys``) and
+its outputs are whole. Otherwise its next job resumes, or makes its outputs from scratch.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.study.launchers import command_settings, command_version, script_modules
+from benchmarks.study.launch import Resources, StepKind
 from benchmarks.study.locks import LOCK, is_locked
-from benchmarks.study.path_refs import PATH_PREFIX, map_strings, split_refs
-from benchmarks.study.steps import MODULES, PARENT_MODULES, OutputSpec, Step, StepKey, step_directory
-from clips.core.artifact import atomic_write, lexical_abspath
-from clips.core.identity import content_hashes
-from clips.data.remote_files import expand_brace_ranges
+from clips.core.artifact import MANIFEST, atomic_write, find_damage, lexical_abspath, read_manifest
+from clips.core.parent_death import usable_cores
+from clips.errors import UserError
 from clips.typed_data import to_plain
 
-RECORD = "step.json"
-LOG_FILE = "log.txt"
-CONFIG_FILE = "config.yaml"
+RECORD, LOG_FILE, CONFIG_FILE = "step.json", "log.txt", "config.yaml"
 LOG_TAIL_LINES = 20
-_HASH_DIGITS = 12  # of a part's hash
+MODULES, PARENT_MODULES = "modules", "modules of parents"
+# Parts that are compared in addition to the key, so that records from before they counted stay valid.
+MODULE_PARTS = {MODULES, PARENT_MODULES}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
+class OutputSpec:
+    """The dependencies of one output of a step; an output whose dependencies did not change stays in place."""
+
+    output: Path
+    config: Mapping[str, Any]  # the part of the step's that it depends on
+    parents: tuple[str, ...] = ()
+    needs: tuple[Path, ...] = ()
+    hub: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepKey:
+    """The key of a step and the hashes of its parts, see ``steps.with_keys``."""
+
+    key: str = ""  # of all dependencies but modules
+    outputs: Mapping[str, str] = field(default_factory=dict)  # file name → key, of outputs with own dependencies
+    parts: Mapping[str, str] = field(default_factory=dict)  # such as config, files → a short hash, to name changes
+
+    def matches(self, record: StepRecord) -> bool:
+        """Whether a step's record was written under this key, and no module has changed since."""
+        return record.key == self.key and MODULE_PARTS.isdisjoint(self.changes(record))
+
+    def changes(self, record: StepRecord) -> list[str]:
+        """The parts that differ from those of a step's record; a part that the record lacks does not."""
+        return [name for name, part in self.parts.items() if record.parts.get(name, part) != part]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One command that a user could type alone."""
+
+    name: str  # unique in the study, such as ``encoder-clips``; also the directory under ``steps/``
+    kind: StepKind
+    command: tuple[str, ...]  # the words before ``--config``, such as ``("clips", "train")``
+    config: Mapping[str, Any]
+    outputs: tuple[Path, ...]  # directories or result files that no other step writes
+    study: Path  # directory of the study
+    parents: tuple[str, ...] = ()  # the steps whose outputs the config refers to
+    needs: tuple[Path, ...] = ()  # the files outside the study that it refers to
+    hub: tuple[str, ...] = ()  # the names on the Hub that it refers to
+    parts: tuple[OutputSpec, ...] = ()  # of a step whose outputs are replaced one by one
+    key: StepKey = field(default_factory=StepKey)
+    resources: Resources = field(default_factory=Resources)
+
+    @property
+    def directory(self) -> Path:
+        """The directory of its config, log and record."""
+        return step_directory(self.study, self.name)
+
+    def output_paths(self) -> tuple[str, ...]:
+        """The outputs inside the study's directory, relative to it."""
+        inside = (path for path in self.outputs if path.is_relative_to(self.study))
+        return tuple(path.relative_to(self.study).as_posix() for path in inside)
+
+    def problems(self) -> list[str]:
+        """A line for each output that is missing or hollow, and each result file that records a failure."""
+        return list(filter(None, map(_problem, self.outputs)))
+
+
+def step_directory(study: Path, name: str) -> Path:
+    """The directory of a step's config, log and record."""
+    return study / "steps" / name
+
+
+def _problem(output: Path) -> str | None:
+    if not output.exists():
+        return f"{output}: not written"
+    if output.suffix == ".json":
+        try:
+            result = json.loads(output.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            return f"{output}: not readable ({error})"
+        if isinstance(result, dict) and result.get("status") == "failed":
+            return f"{result.get('benchmark')} failed: {result.get('failure_reason')}"
+        items = output.with_name(f"{output.stem}.items.parquet")
+        return f"{items}: has no content" if items.is_file() and not items.stat().st_size else None
+    if (output / MANIFEST).is_file():
+        try:
+            return find_damage(output, read_manifest(output), contents=False)
+        except UserError as error:
+            return str(error)
+    files = (path for path in output.rglob("*") if path.is_file())
+    return None if any(path.stat().st_size for path in files) else f"{output}: has no content"
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepRecord:
-    """``steps/<step>/step.json``: the last job of one step.
-
-    Args:
-        name: of the step.
-        kind: type of its outputs.
-        command: the command line, as a user would type it.
-        key: the step's key when the job started; empty, which no key matches, after ``study rerun`` of the step.
-        parts: of the key, see ``StepKey``.
-        status: of the job; ``running`` without a process that holds the step's lock means that it was killed.
-        started: seconds since the epoch.
-        seconds: wall time of this job and of those that it resumed, lost work included.
-        peak_memory_mb: largest resident memory of one process, MiB; None if unknown.
-        exit_status: of the command; None while running or if it was interrupted.
-        log_tail: the last lines of the log of a failed job.
-        outputs: file name → key, of outputs that have their own dependencies.
-        output_paths: its outputs, and those of former jobs that exist, relative to the study's directory.
-        machine: see `study_record.describe_machine`.
-        git: commit of the code and whether it had uncommitted changes.
-        versions: of the libraries.
-        accepted: for each ``study accept`` of the outputs: time, former key, changed parts of the key, and the settings
-            that differ from those that made the outputs.
-    """
+    """``steps/<step>/step.json``: the last job of one step."""
 
     name: str
     kind: str
-    command: str
-    key: str
+    command: str  # the command line, as a user would type it
+    key: str  # the step's when the job started; empty after ``study rerun``, so that it matches no key
     status: Literal["running", "done", "failed", "interrupted"]
-    started: float
-    seconds: float = 0.0
-    peak_memory_mb: float | None = None
-    exit_status: int | None = None
-    log_tail: tuple[str, ...] = ()
-    parts: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    outputs: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    output_paths: tuple[str, ...] = ()
-    machine: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    git: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    started: float  # seconds since the epoch
+    seconds: float = 0.0  # wall time of this job and of those that it resumed, lost work included
+    peak_memory_mb: float | None = None  # largest resident memory of one process, MiB
+    exit_status: int | None = None  # None while running or if it was interrupted
+    log_tail: tuple[str, ...] = ()  # of a failed job
+    parts: Mapping[str, str] = field(default_factory=dict)  # of the key, as in ``StepKey``
+    outputs: Mapping[str, str] = field(default_factory=dict)
+    output_paths: tuple[str, ...] = ()  # and those of former jobs that exist, relative to the study's directory
+    machine: Mapping[str, str] = field(default_factory=dict)
+    git: Mapping[str, Any] = field(default_factory=dict)  # commit and whether it had uncommitted changes
+    versions: Mapping[str, str] = field(default_factory=dict)  # of the libraries
+    # For each ``study accept``: time, former key, changed parts of the key, and the settings that differ from those
+    # that made the outputs.
     accepted: tuple[Mapping[str, Any], ...] = ()
 
 
@@ -83,7 +145,7 @@ def read_record(study: Path, name: str) -> StepRecord | None:
     try:
         data = json.loads((step_directory(study, name) / RECORD).read_text(encoding="utf-8"))
         lists = {name: tuple(data.get(name, ())) for name in ("log_tail", "output_paths", "accepted")}
-        known = {field.name for field in dataclasses.fields(StepRecord)}  # another version may have more
+        known = {each.name for each in fields(StepRecord)}  # another version may have more
         return StepRecord(**{name: value for name, value in data.items() if name in known} | lists)
     except (OSError, ValueError, TypeError, AttributeError):
         return None
@@ -93,6 +155,59 @@ def write_record(study: Path, record: StepRecord) -> None:
     """Write a step's record atomically."""
     text = json.dumps(to_plain(record), indent=2, ensure_ascii=False) + "\n"
     atomic_write(step_directory(study, record.name) / RECORD, text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepState:
+    """Where a step stands: what its next job would do, and why."""
+
+    name: str  # new, changed: …, missing (outputs gone or hollow), stopped (killed), or the status of its record
+    record: StepRecord | None = None
+    is_current: bool = False  # the record was written under the step's key
+    rerun_reason: str = ""  # why its outputs would be made again; empty if it is done, or its next job resumes
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.name == "done"
+
+
+def state_of(step: Step) -> StepState:
+    """Where a step with its current key stands, by its record, its lock and its outputs."""
+    record = read_record(step.study, step.name)
+    if record is None:
+        return StepState(name="new", rerun_reason="no record")
+    is_current, reason = step.key.matches(record), ""
+    if not is_current:
+        changes = step.key.changes(record)
+        name = f"changed: {', '.join(changes)}" if changes else "changed"
+        reason = name if changes or record.key else "rerun"
+    elif record.status == "running":  # without a process that holds its lock it was killed
+        name = "stopped"
+    elif record.status == "done" and step.problems():
+        name, reason = "missing", "outputs missing or incomplete"
+    else:
+        name = record.status
+    if record.status == "running" and is_at_work(step.directory):
+        name = "running"
+    return StepState(name=name, record=record, is_current=is_current, rerun_reason=reason)
+
+
+def is_at_work(directory: Path) -> bool:
+    """Whether a job is at work on the step of this directory."""
+    return is_locked(directory / LOCK)
+
+
+def log_tail(directory: Path) -> tuple[str, ...]:
+    """The last lines of a step's log that are not empty."""
+    try:
+        with (directory / LOG_FILE).open("rb") as stream:
+            stream.seek(max(0, stream.seek(0, os.SEEK_END) - 20_000))
+            text = stream.read().decode("utf-8", errors="replace")
+    except FileNotFoundError:
+        return ()
+    lines = [line.split("\r")[-1].rstrip()[:400] for line in text.splitlines()]
+    return tuple([line for line in lines if line][-LOG_TAIL_LINES:])
 
 
 def describe_acceptance(entry: Mapping[str, Any]) -> str:
@@ -113,115 +228,27 @@ def find_producer(output: Path) -> tuple[Path, StepRecord] | None:
     return None
 
 
-def with_keys(steps: Iterable[Step]) -> tuple[Step, ...]:
-    """The steps, parents before children, with their current keys.
-
-    The study's directory may be moved: its place is no part of a key. Modules that a user's script imports from its
-    directory are compared in addition to the key, so that records from before they counted stay valid.
-    """
-    keys: dict[str, StepKey] = {}
-    files_state = functools.cache(external_files_state)  # many steps read the same data
-
-    def depends_on(step: Step, part: Step | OutputSpec) -> dict[str, Any]:
-        return {
-            "command": step.command,
-            "config": command_settings(step.command, relative_config(to_plain(part.config), step.study)),
-            "version": command_version(step.command),
-            "parents": {name: keys[name].key for name in part.parents},
-            "files": {str(path): files_state(path) for path in part.needs},
-        }
-
-    found = []
-    for step in steps:
-        whole = depends_on(step, step)
-        inherited = [[keys[name].parts[part] for part in (MODULES, PARENT_MODULES)] for name in step.parents]
-        parts = {**whole, MODULES: script_modules(step.command), PARENT_MODULES: inherited}
-        keys[step.name] = StepKey(
-            key=_hash(whole),
-            outputs={part.output.name: _hash(depends_on(step, part)) for part in step.parts},
-            parts={name: _hash(value)[:_HASH_DIGITS] for name, value in parts.items()},
-        )
-        found.append(dataclasses.replace(step, key=keys[step.name]))
-    return tuple(found)
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def relative_config(config: Any, directory: Path) -> Any:
-    """A config with the paths inside a study's directory written as ``$PATH``, so that moving it changes none."""
-
-    def relative(reference: str) -> str:
-        path = Path(reference)
-        return f"{PATH_PREFIX}{path.relative_to(directory).as_posix()}" if path.is_relative_to(directory) else reference
-
-    def replace(field: str, text: str) -> str:
-        return "".join(piece.before + relative(piece.reference) for piece in split_refs(text, field))
-
-    return map_strings(config, replace)
-
-
-def external_files_state(path: Path) -> str:
-    """A fingerprint of external files: names and contents, which are read once (`content_hashes`).
-
-    A file that was touched or copied with the same content is no change; the hashes in a manifest do not count, since a
-    file may be replaced without an update of its manifest.
-
-    Args:
-        path: a file, a directory, or files with ranges in their name (``{00..11}.tar``).
-    """
-    files = [*_files(path)]
-    hashes = content_hashes(file for file in files if file.is_file())
-    return hashlib.sha256("\n".join(f"{file} {hashes.get(file, 'missing')}" for file in files).encode()).hexdigest()
-
-
-def _files(path: Path) -> Iterator[Path]:
-    """All files of ``path`` in order; symlinks are followed."""
-    seen: set[str] = set()
-    for root in map(Path, expand_brace_ranges(str(path))):
-        if not root.is_dir():
-            yield root
-        for folder, below, names in os.walk(root, followlinks=True):
-            real = os.path.realpath(folder)
-            below[:] = sorted(below) if real not in seen else []
-            yield from (Path(folder, name) for name in sorted(names) if real not in seen)
-            seen.add(real)
-
-
-def is_done(step: Step) -> bool:
-    """Whether the step's last job succeeded under this key and its outputs are still complete."""
-    record = read_record(step.study, step.name)
-    return record is not None and record.status == "done" and step.key.matches(record) and not step.problems()
-
-
-def step_state(step: Step) -> str:
-    """``new``, ``changed: …``, ``missing`` (outputs gone or hollow), ``stopped`` (killed), or the record's status."""
-    record = read_record(step.study, step.name)
-    if is_at_work(step.directory) and (record is None or record.status == "running"):
-        return "running" if record is not None else "new"
-    if record is None:
-        return "new"
-    if not step.key.matches(record):
-        changes = ", ".join(step.key.changes(record))
-        return f"changed: {changes}" if changes else "changed"
-    if record.status == "running":
-        return "stopped"
-    return "missing" if record.status == "done" and step.problems() else record.status
-
-
-def is_at_work(directory: Path) -> bool:
-    """Whether a process holds the lock of a step, on this machine or on another one with the same file system."""
-    return is_locked(directory / LOCK)
-
-
-def log_tail(directory: Path) -> tuple[str, ...]:
-    """The last lines of a step's log that are not empty."""
+def describe_machine() -> dict[str, str]:
+    """Property → value for this machine, without unknown ones and without the names of host and user."""
     try:
-        with (directory / LOG_FILE).open("rb") as stream:
-            stream.seek(max(0, stream.seek(0, os.SEEK_END) - 20_000))
-            text = stream.read().decode("utf-8", errors="replace")
-    except FileNotFoundError:
-        return ()
-    lines = [line.split("\r")[-1].rstrip()[:400] for line in text.splitlines()]
-    return tuple([line for line in lines if line][-LOG_TAIL_LINES:])
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    except OSError:
+        processor = platform.processor()
+    try:
+        memory = f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
+    except (ValueError, OSError, AttributeError):
+        memory = ""
+    command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
+    except (OSError, subprocess.SubprocessError):
+        listed = ""
+    found = {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": processor,
+        "cores": str(usable_cores()),
+        "memory": memory,
+        "accelerators": "; ".join(line.strip() for line in listed.splitlines() if line.strip()) or "none",
+    }
+    return {name: value for name, value in found.items() if value}

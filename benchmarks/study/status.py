@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from benchmarks.results.formatting import format_duration, strip_control_chars
-from benchmarks.study.build_steps import StudyPlan
+from benchmarks.results.formatting import format_duration
 from benchmarks.study.locks import LOCK, is_locked
-from benchmarks.study.runner import PLAN
-from benchmarks.study.state import StepRecord, log_tail, read_record, step_state
-from benchmarks.study.steps import Step
+from benchmarks.study.run import PLAN
+from benchmarks.study.state import Step, StepRecord, log_tail, state_of
+from benchmarks.study.steps import StudyPlan
+from clips.safe_text import strip_control_chars
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
 
-_COUNTED = re.compile(r"(?:step |: )([\d,]+)(?:/| of )([\d,]+)")
+_COUNTED = re.compile(r"(?:step |: )([\d,]+)(?:/| of )([\d,]+)")  # ``step 40/150`` or ``: 1,000 of 9,000`` in a log
 STATE_STYLES = {"done": "green", "failed": "red", "cannot run": "red", "running": "cyan", "waiting": "dim"}
 _ENDED = {"done", "failed", "cannot run"}
 _OPTIONAL_COLUMNS = ("memory", "time", "progress")  # omitted in a narrow terminal, in this order
@@ -28,25 +29,15 @@ _OPTIONAL_COLUMNS = ("memory", "time", "progress")  # omitted in a narrow termin
 
 @dataclass(frozen=True, kw_only=True)
 class StepStatus:
-    """The progress of one step.
-
-    Args:
-        name: of the step.
-        state: see `state.step_state`; with a runner at work also ``waiting`` and ``cannot run``.
-        record: of its last job.
-        seconds: elapsed time.
-        left: estimated remaining seconds; None if unknown.
-        progress: such as ``40/150 27 %``, from its log; empty if unknown.
-        last: the last line of its log while it runs or after a failure.
-    """
+    """The progress of one step."""
 
     name: str
-    state: str
+    state: str  # as in `state.state_of`; with a runner at work also ``waiting`` and ``cannot run``
     record: StepRecord | None = None
-    seconds: float = 0.0
-    left: float | None = None
-    progress: str = ""
-    last: str = ""
+    seconds: float = 0.0  # elapsed
+    left: float | None = None  # estimated remaining seconds; None if unknown
+    progress: str = ""  # such as ``40/150 27 %``, from its log; empty if unknown
+    last: str = ""  # the last line of its log while it runs or after a failure
 
 
 def read_statuses(plan: StudyPlan, *, running: bool | None = None) -> list[StepStatus]:
@@ -57,42 +48,36 @@ def read_statuses(plan: StudyPlan, *, running: bool | None = None) -> list[StepS
         began = float(json.loads((output / PLAN).read_text(encoding="utf-8"))["began"])  # the last `study run`
     except (OSError, ValueError, KeyError):
         began = 0.0
-    records = {step.name: read_record(output, step.name) for step in plan.steps}
-    taken = {name: record.seconds for name, record in records.items() if record and record.status == "done"}
+    states = {step.name: state_of(step) for step in plan.steps}
+    taken = {name: each.record.seconds for name, each in states.items() if each.record and each.record.status == "done"}
     of_kind: dict[str, list[float]] = {}
     for step in plan.steps:
         if step.name in taken:
             of_kind.setdefault(step.kind, []).append(taken[step.name])
     found: dict[str, StepStatus] = {}
     for step in plan.steps:
-        record, state = records[step.name], step_state(step)
+        record, state = states[step.name].record, states[step.name].name
         if running and state not in {"done", "running"} and not (record and record.started >= began):
             parents = {found[parent].state for parent in step.parents}
             state = "cannot run" if parents & {"failed", "cannot run"} else "waiting"
         has_begun = state not in {"new", "waiting", "cannot run"}
         seconds = record.seconds if record and has_begun else 0.0
-        left = statistics.mean(of_kind[step.kind]) if step.kind in of_kind else None
-        left, progress, last = taken.get(step.name, left), "", ""
+        left = taken.get(step.name, statistics.mean(of_kind[step.kind]) if step.kind in of_kind else None)
+        progress = last = ""
         if record is not None and state == "running":
             lines = log_tail(step.directory)
+            last = lines[-1] if lines else ""
             seconds += time.time() - record.started
             left = left if left is None else max(left - seconds, 0.0)
-            progress, last = _progress(lines), lines[-1] if lines else ""
+            if counts := next(filter(None, map(_COUNTED.search, reversed(lines))), None):
+                done, total = (int(text.replace(",", "")) for text in counts.groups())
+                progress = f"{done:,}/{total:,} {100 * done // max(total, 1)} %"
         elif record is not None and record.log_tail and has_begun and state != "done":
             last = record.log_tail[-1]
         found[step.name] = StepStatus(
             name=step.name, state=state, record=record, seconds=seconds, left=left, progress=progress, last=last
         )
     return list(found.values())
-
-
-def _progress(lines: Sequence[str]) -> str:
-    """``40/150 27 %`` from the last line with ``step 40/150`` or ``1,000 of 9,000``; else empty."""
-    for line in reversed(lines):
-        if found := _COUNTED.search(line):
-            done, total = (int(text.replace(",", "")) for text in found.groups())
-            return f"{done:,}/{total:,} {100 * done // max(total, 1)} %"
-    return ""
 
 
 def time_left(steps: Sequence[Step], jobs: int, statuses: Sequence[StepStatus]) -> float | None:
@@ -112,10 +97,7 @@ def time_left(steps: Sequence[Step], jobs: int, statuses: Sequence[StepStatus]) 
 def progress_view(plan: StudyPlan, statuses: Sequence[StepStatus], width: int) -> Group:
     """A table of the steps, a summary, and the last log lines of running and failed steps.
 
-    Args:
-        plan: the study.
-        statuses: of its steps.
-        width: of the terminal; a narrow one gets fewer columns, but whole names of steps.
+    A terminal of a small ``width`` gets fewer columns, but whole names of steps.
     """
     from rich.console import Group
     from rich.table import Table
@@ -153,11 +135,12 @@ def progress_view(plan: StudyPlan, statuses: Sequence[StepStatus], width: int) -
         summary += [f"about {format_duration(left)} left"] if left else []
     elif len(states) > states.count("done"):
         summary.append("nothing is running")
-    parts: list[Table | Text] = [table, Text(", ".join(summary), style="bold")]
-    for status in statuses:
-        if status.last and status.state != "done":
-            parts.append(Text(f"{status.name}: {strip_control_chars(status.last, 160)}", style="dim"))
-    return Group(*parts)
+    lasts = [
+        Text(f"{status.name}: {strip_control_chars(status.last, 160)}", style="dim")
+        for status in statuses
+        if status.last and status.state != "done"
+    ]
+    return Group(table, Text(", ".join(summary), style="bold"), *lasts)
 
 
 def follow_progress(plan: StudyPlan, console: Console, wait: Callable[[], None]) -> None:
@@ -173,50 +156,41 @@ def follow_progress(plan: StudyPlan, console: Console, wait: Callable[[], None])
             wait()
 
 
-class ProgressDisplay:
+@contextlib.contextmanager
+def progress_display(plan: StudyPlan, console: Console) -> Iterator[Callable[[], None]]:
     """The runner's display: in a terminal a table that is redrawn, elsewhere a line for each change.
 
-    Args:
-        plan: the study.
-        console: for the output.
+    Its value is called often, and updates the display at most twice a second.
     """
+    from rich.live import Live
 
-    def __init__(self, plan: StudyPlan, console: Console) -> None:
-        from rich.live import Live
+    statuses, shown = read_statuses(plan, running=True), 0.0
+    live = Live(console=console, auto_refresh=False) if console.is_terminal else None
 
-        self.plan, self.console = plan, console
-        self.statuses = read_statuses(plan, running=True)
-        self.live = Live(console=console, auto_refresh=False) if console.is_terminal else None
-        self._shown = 0.0
-
-    def __enter__(self) -> ProgressDisplay:
-        if self.live:
-            self.live.start()
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._shown = 0.0
-        self.show()
-        if self.live:
-            self.live.stop()
-
-    def show(self) -> None:
-        """Update the display, at most twice a second."""
-        if time.monotonic() - self._shown < 0.5:
+    def show() -> None:
+        nonlocal statuses, shown
+        if time.monotonic() - shown < 0.5:
             return
-        self._shown = time.monotonic()
-        before, self.statuses = self.statuses, read_statuses(self.plan, running=True)
-        if self.live:
-            self.live.update(progress_view(self.plan, self.statuses, self.console.width), refresh=True)
+        shown = time.monotonic()
+        before, statuses = statuses, read_statuses(plan, running=True)
+        if live:
+            live.update(progress_view(plan, statuses, console.width), refresh=True)
         else:
-            for line in _changes(before, self.statuses):
-                self.console.print(line, markup=False, soft_wrap=True)
+            for line in _changes(before, statuses):
+                console.print(line, markup=False, soft_wrap=True)
+
+    with live or contextlib.nullcontext():
+        try:
+            yield show
+        finally:
+            shown = 0.0
+            show()
 
 
 def _changes(before: Sequence[StepStatus], now: Sequence[StepStatus]) -> list[str]:
     """Lines such as ``[3/15] encoder-clips-s0: done after 12 s`` for changed states, with the log of failures."""
     states = {status.name: status.state for status in before}
-    ended = sum(status.state in _ENDED for status in before)
+    ended = sum(state in _ENDED for state in states.values())
     lines = []
     for status in now:
         if status.state == states.get(status.name) or status.state == "waiting":

@@ -1,12 +1,7 @@
 """The trash of a study: outputs of a step that runs again move there, costly ones only with ``--yes``.
 
 ``trash/<time>-<step>/`` has the structure of the study's directory and contains the outputs with the step's record,
-config and log; ``study clean`` empties it, and moves outputs there that the study no longer has. Outputs that took
-longer than ``confirm_hours`` in all are replaced only with ``--yes``, or stay after ``study accept``.
-
-Each output moves by one rename, and the new record is written after the last one. A kill in between leaves some outputs
-in the trash and the former record: the next job moves the others and starts. To another file system an output is copied
-and then removed; what a kill leaves of the copy or of the removed one does not have the output's name.
+config and log; ``study clean`` empties it, and moves outputs there that the study no longer has.
 """
 
 from __future__ import annotations
@@ -26,11 +21,14 @@ from benchmarks.results.formatting import format_duration
 from benchmarks.study.state import (
     CONFIG_FILE,
     LOG_FILE,
+    MODULE_PARTS,
     RECORD,
+    Step,
     StepRecord,
     read_record,
+    state_of,
+    step_directory,
 )
-from benchmarks.study.steps import MODULE_PARTS, Step, step_directory
 from clips.core.artifact import MANIFEST, STAGES_DIR, UUID_PATTERN, temp_path_for, write_errors_as_user_errors
 from clips.errors import UserError
 
@@ -41,18 +39,11 @@ _NAMED = 3  # of the costly steps, in messages
 
 @dataclass(frozen=True, kw_only=True)
 class Replacement:
-    """A finished step that would be executed again.
-
-    Args:
-        name: of the step.
-        paths: that would go to the trash.
-        seconds: time that they took, including the jobs that were resumed.
-        reason: why the step would be executed again.
-    """
+    """A finished step that would be executed again."""
 
     name: str
-    paths: tuple[Path, ...]
-    seconds: float
+    paths: tuple[Path, ...]  # that would go to the trash
+    seconds: float  # that they took, including the jobs that were resumed
     reason: str
 
     @property
@@ -71,35 +62,18 @@ def replacements(steps: Iterable[Step], rerun: Collection[str] = ()) -> list[Rep
     """The finished steps that would be executed again, in the given order; those in ``rerun`` also without a change."""
     found = []
     for step in steps:
-        before = read_record(step.study, step.name)
-        is_current = before is not None and step.key.matches(before)
-        if step.name in rerun:
-            reason = "rerun"
-        elif before is None:
-            reason = "no record"
-        elif is_current:
-            if before.status != "done" or not step.problems():
-                continue  # its next job resumes, or it is done
-            reason = "outputs missing or incomplete"
-        elif changes := step.key.changes(before):
-            reason = f"changed: {', '.join(changes)}"
-        else:
-            reason = "changed" if before.key else "rerun"  # `study rerun` leaves a record without a key
-        replaced = list(step.outputs) if step.name in rerun else replaced_outputs(step, before)
+        state = state_of(step)
+        reason = "rerun" if step.name in rerun else state.rerun_reason
+        if not reason:
+            continue
+        replaced = list(step.outputs) if step.name in rerun else replaced_outputs(step, state.record)
         paths = tuple(path for output in replaced for path in paths_of_output(output))
-        if paths or is_current:  # otherwise its outputs were deleted or are in the trash already
+        if paths or state.is_current:  # otherwise its outputs were deleted or are in the trash already
             # The step's last job, whose time the record has, may have written a new column only.
-            recorded = before.seconds if before is not None and len(replaced) == len(step.outputs) else 0.0
+            recorded = state.record.seconds if state.record and len(replaced) == len(step.outputs) else 0.0
             seconds = max(recorded, sum(map(stated_seconds, replaced)))
             found.append(Replacement(name=step.name, paths=paths, seconds=seconds, reason=reason))
     return found
-
-
-def summarize_replacements(found: Sequence[Replacement], hours: float) -> str:
-    """The number and size of all replacements, and whether they need ``--yes``, as one line."""
-    total = sum(each.seconds for each in found)
-    confirm = f"; --yes is needed, since they took {format_duration(total)}" if total > 3600 * hours else ""
-    return f"{len(found)} recomputed, {sum(each.size for each in found) / 1e6:,.1f} MB to the trash{confirm}"
 
 
 def check_costly(found: Sequence[Replacement], *, hours: float, study: str) -> None:
@@ -159,24 +133,18 @@ def size_of(path: Path) -> int:
     return sum(file.lstat().st_size for file in files if file.is_symlink() or file.is_file())
 
 
-def move_outputs(step: Step, before: StepRecord | None) -> None:
-    """Move the outputs of another key to the trash, so that old and new outputs never mix.
-
-    Raises:
-        UserError: the trash cannot be written.
-    """
-    if found := [path for output in replaced_outputs(step, before) for path in paths_of_output(output)]:
-        move(step.study, step.name, found)
-
-
 def move(output: Path, name: str, paths: Sequence[Path]) -> None:
-    """Move paths of a study into a new directory of its trash, with the record, config and log of the step ``name``."""
+    """Move paths of a study into a new directory of its trash, with the record, config and log of the step ``name``.
+
+    Each path moves by one rename, and a new record is written after the last one. A kill in between leaves some paths
+    in the trash and the former record: the next job moves the others and starts.
+    """
     now, trash = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ"), output / TRASH
 
-    def place_in(target: Path, path: Path) -> Path:
-        moved = target / (path.relative_to(output) if path.is_relative_to(output) else path.name)
-        moved.parent.mkdir(parents=True, exist_ok=True)
-        return moved
+    def place_of(path: Path) -> Path:
+        place = target / (path.relative_to(output) if path.is_relative_to(output) else path.name)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        return place
 
     with write_errors_as_user_errors(trash):
         trash.mkdir(parents=True, exist_ok=True)
@@ -189,9 +157,9 @@ def move(output: Path, name: str, paths: Sequence[Path]) -> None:
             raise UserError(f"{trash}: too many directories of {name}; `clips-bench study clean` empties it")
         for file in (step_directory(output, name) / each for each in (RECORD, CONFIG_FILE, LOG_FILE)):
             if file.is_file():
-                place_in(target, file).write_bytes(file.read_bytes())
+                place_of(file).write_bytes(file.read_bytes())
         for path in paths:
-            _rename(path, place_in(target, path))
+            _rename(path, place_of(path))
 
 
 def _rename(path: Path, target: Path) -> None:
@@ -200,18 +168,17 @@ def _rename(path: Path, target: Path) -> None:
     except OSError as error:
         if error.errno != errno.EXDEV:  # a directory of the study may be a symlink to another file system
             raise
+        # What a kill leaves of the copy, or of the removed original, must not have the output's name.
         copy, rest = temp_path_for(target), temp_path_for(path)
-        is_tree = path.is_dir() and not path.is_symlink()
-        if is_tree:
+        if path.is_dir() and not path.is_symlink():
             shutil.copytree(path, copy, symlinks=True)
-        else:
-            shutil.copy2(path, copy, follow_symlinks=False)
-        copy.rename(target)
-        path.rename(rest)  # what a kill leaves of a removal might count as the output
-        if is_tree:
+            copy.rename(target)
+            path.rename(rest)
             shutil.rmtree(rest)
         else:
-            rest.unlink()
+            shutil.copy2(path, copy, follow_symlinks=False)
+            copy.rename(target)
+            path.unlink()
 
 
 def trash_entries(output: Path) -> list[tuple[Path, float]]:
@@ -222,11 +189,3 @@ def trash_entries(output: Path) -> list[tuple[Path, float]]:
             record = read_record(path, named["step"]) or read_record(path, path.name.partition("Z-")[2])
             found.append((path, record.seconds if record else 0.0))
     return found
-
-
-def describe_trash(output: Path) -> str:
-    """The size of a study's trash, as the end of a sentence; empty if the trash is."""
-    trash = output / TRASH
-    if not trash.is_dir() or not any(trash.iterdir()):
-        return ""
-    return f"; {trash} holds {size_of(trash) / 1e6:,.1f} MB, which `clips-bench study clean` removes"

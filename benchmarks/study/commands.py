@@ -1,29 +1,37 @@
-"""``clips-bench study run | plan | status STUDY.yaml``: execute a study, preview it, print its progress."""
+"""``clips-bench study run | plan | status | rerun STUDY.yaml``: execute a study, preview it, print its progress."""
 
 from __future__ import annotations
 
-import dataclasses
 import fnmatch
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study.build_steps import StudyPlan, build_plan
-from benchmarks.study.launchers import check_command, launch_command
+from benchmarks.results.formatting import format_duration
+from benchmarks.study.launch import check_command, launch_command, resolve_resources
 from benchmarks.study.locks import locked
-from benchmarks.study.resources import resolve_resources
-from benchmarks.study.runner import LOG, run_steps
+from benchmarks.study.run import LOG, run_steps
 from benchmarks.study.schema import Study, read_study
-from benchmarks.study.state import CONFIG_FILE, LOG_FILE, is_done, step_state, with_keys
-from benchmarks.study.status import STATE_STYLES, ProgressDisplay, follow_progress, progress_view, read_statuses
-from benchmarks.study.steps import Step, step_directory
-from benchmarks.study.study_record import RECORD_FILE, StepPlan, StudyRecord, describe_machine, write_study_record
-from benchmarks.study.trash import check_costly, describe_trash, replacements, summarize_replacements
+from benchmarks.study.state import (
+    CONFIG_FILE,
+    LOG_FILE,
+    Step,
+    describe_machine,
+    read_record,
+    state_of,
+    step_directory,
+    write_record,
+)
+from benchmarks.study.status import STATE_STYLES, follow_progress, progress_display, progress_view, read_statuses
+from benchmarks.study.steps import StudyPlan, build_plan, with_keys
+from benchmarks.study.study_record import RECORD_FILE, StepPlan, StudyRecord, write_study_record
+from benchmarks.study.trash import TRASH, check_costly, move, replacements, size_of
+from benchmarks.tasks.output_cache import CACHE_DIR
 from clips.core.artifact import git_state, library_versions, log_info
-from clips.errors import unknown_name_error
+from clips.errors import UserError, unknown_name_error
 from clips.ranges import NonNegative, NonNegativeFloat, Positive, PositiveFloat
 
 _OVERRIDING = ("output", "seeds", "include", "jobs", "profile", "confirm_hours")  # fields of a study, if given
@@ -43,7 +51,7 @@ class StudySelection:
 
     study: str
     output: str | None = None
-    paths: dict[str, str] = dataclasses.field(default_factory=dict)
+    paths: dict[str, str] = field(default_factory=dict)
     seeds: tuple[NonNegative, ...] | None = None
     include: tuple[str, ...] = ()
 
@@ -58,7 +66,7 @@ class StudySelection:
             raise unknown_name_error(unknown[0], study.models, "encoder in 'include'")
         fields: dict[str, Any] = {name: getattr(self, name, None) for name in _OVERRIDING}
         given = {name: value for name, value in fields.items() if value not in (None, (), "")}
-        return dataclasses.replace(study, paths={**study.paths, **self.paths}, **given)
+        return replace(study, paths={**study.paths, **self.paths}, **given)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,25 +100,15 @@ class StudyConfig(ScheduledStudyConfig):
 
 
 def resolve_study(config: StudySelection) -> StudyPlan:
-    """Read a study and derive its steps with their resources and keys.
-
-    Raises:
-        UserError: the study file is invalid.
-    """
+    """Read a study and derive its steps with their resources and keys; UserError if the study file is invalid."""
     plan = build_plan(config.read())
     text = Path(config.study).read_text(encoding="utf-8")  # now, because the file may be edited while the study runs
     steps = []
     for step, resources in zip(plan.steps, resolve_resources(plan.study.resources, plan.steps), strict=True):
         check_command(step.command)
         launch_command(step.command, Path(), resources)
-        steps.append(dataclasses.replace(step, resources=resources))
-    return dataclasses.replace(plan, steps=with_keys(steps), text=text)
-
-
-def reject_costly(plan: StudyPlan, config: StudyConfig, rerun: Collection[str] = ()) -> None:
-    """Raise UserError if costly steps would be executed again without ``yes``, see ``trash.check_costly``."""
-    if not config.yes:
-        check_costly(replacements(plan.steps, rerun), hours=plan.study.confirm_hours, study=config.study)
+        steps.append(replace(step, resources=resources))
+    return replace(plan, steps=with_keys(steps), text=text)
 
 
 def run_study_steps(config: StudyConfig, *, report: Callable[[Path], None]) -> None:
@@ -121,35 +119,41 @@ def run_study_steps(config: StudyConfig, *, report: Callable[[Path], None]) -> N
     """
     from rich.console import Console
 
-    from benchmarks.results.formatting import format_duration
-
     plan = resolve_study(config)
-    reject_costly(plan, config)
+    _reject_costly(plan, config)
     study, output = plan.study, plan.study.directory
-    missing = [step for step in plan.steps if not is_done(step)]
+    missing = [step for step in plan.steps if not state_of(step).is_done]
     log_info(f"{study.name}: {len(plan.steps)} steps, {len(plan.steps) - len(missing)} done before; output in {output}")
     _check(config, missing, study)
     begun = time.monotonic()
     with locked(output, wait=config.wait_for_lock):
         if config.wait_for_lock:  # the study may have changed meanwhile
             plan = resolve_study(config)
-            reject_costly(plan, config)
+            _reject_costly(plan, config)
             study = plan.study
-        if not all(map(is_done, plan.steps)) or not (output / RECORD_FILE).is_file():
+        if not all(state_of(step).is_done for step in plan.steps) or not (output / RECORD_FILE).is_file():
             write_study_record(output, study_record(plan, config.study))  # for `study status`
-        with ProgressDisplay(plan, Console(file=sys.stderr, highlight=False)) as display:
+        with progress_display(plan, Console(file=sys.stderr, highlight=False)) as show:
             summary = run_steps(
-                plan.steps, output, jobs=study.jobs, threads=study.threads, profile=study.profile, show=display.show
+                plan.steps, output, jobs=study.jobs, threads=study.threads, profile=study.profile, show=show
             )
-        plan = dataclasses.replace(plan, steps=with_keys(plan.steps))
+        plan = replace(plan, steps=with_keys(plan.steps))
         write_study_record(output, study_record(plan, config.study))
         report(output)
     if missing:
-        log_info(f"{study.name}: {format_duration(time.monotonic() - begun)} in total{describe_trash(output)}")
+        total, trash = f"{study.name}: {format_duration(time.monotonic() - begun)} in total", output / TRASH
+        if trash.is_dir() and any(trash.iterdir()):
+            total += f"; {trash} holds {size_of(trash) / 1e6:,.1f} MB, which `clips-bench study clean` removes"
+        log_info(total)
     if not summary.complete:
         names = ", ".join(summary.failed)
         log_info(f"{study.name}: failed: {names}; see {log_files(output, summary.failed)}. The same command resumes.")
         sys.exit(1)
+
+
+def _reject_costly(plan: StudyPlan, config: StudyConfig, rerun: Collection[str] = ()) -> None:
+    if not config.yes:
+        check_costly(replacements(plan.steps, rerun), hours=plan.study.confirm_hours, study=config.study)
 
 
 def _check(config: ScheduledStudyConfig, steps: Sequence[Step], study: Study) -> None:
@@ -195,22 +199,6 @@ def study_record(plan: StudyPlan, file: str) -> StudyRecord:
     )
 
 
-def matching_steps(steps: Iterable[Step], patterns: Iterable[str]) -> set[str]:
-    """The names of the steps that match any of ``patterns``.
-
-    Raises:
-        UserError: a pattern that matches none, with its close match.
-    """
-    names = [step.name for step in steps]
-    found: set[str] = set()
-    for pattern in patterns:
-        matched = fnmatch.filter(names, pattern)
-        if not matched:
-            raise unknown_name_error(pattern, names, "step in 'steps'")
-        found |= set(matched)
-    return found
-
-
 @dataclass(frozen=True, kw_only=True)
 class StudyPlanConfig(ScheduledStudyConfig):
     """Print the steps of a study, their states, and those that would run.
@@ -231,7 +219,7 @@ def plan_study(config: StudyPlanConfig) -> None:
 
     plan = resolve_study(config)
     study, output = plan.study, plan.study.directory
-    states = {step.name: step_state(step) for step in plan.steps}
+    states = {step.name: state_of(step).name for step in plan.steps}
     would_run = [step for step in plan.steps if states[step.name] != "done"]
     replaced = {each.name: each for each in replacements(plan.steps)}
     console = Console(highlight=False)
@@ -252,7 +240,11 @@ def plan_study(config: StudyPlanConfig) -> None:
     console.print(Text(facts), soft_wrap=True)
     console.print(Text(f"{len(would_run)} of {len(plan.steps)} steps would run"))
     if replaced:
-        console.print(Text(summarize_replacements([*replaced.values()], study.confirm_hours)), soft_wrap=True)
+        total = sum(each.seconds for each in replaced.values())
+        confirm = f"; --yes is needed, since they took {format_duration(total)}"
+        size = sum(each.size for each in replaced.values()) / 1e6
+        needed = confirm if total > 3600 * study.confirm_hours else ""
+        console.print(Text(f"{len(replaced)} recomputed, {size:,.1f} MB to the trash{needed}"), soft_wrap=True)
     _check(config, would_run, study)
 
 
@@ -278,3 +270,59 @@ def study_status(config: StatusConfig) -> None:
         follow_progress(plan, console, wait=lambda: time.sleep(config.every))
     else:
         console.print(progress_view(plan, read_statuses(plan), console.width))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RerunConfig(StudyConfig):
+    """Run chosen steps of a study again, and all steps that depend on them.
+
+    Args:
+        steps: names or patterns such as ``evaluate-*`` (``study plan`` lists the names); default: all steps that train
+            and evaluate the models of ``include``, without data and LLMs.
+    """
+
+    steps: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.steps and not self.include:
+            raise UserError("steps: expected names of steps, or 'include' with those of models")
+
+
+def rerun_steps(config: RerunConfig, *, report: Callable[[Path], None]) -> None:
+    """Reset the keys of the chosen steps, run the study, and call ``report`` with its directory.
+
+    Raises:
+        UserError: an unknown step, another runner in this directory, or a costly step without ``yes``; then no key has
+            been reset.
+    """
+    plan = resolve_study(config)
+    output = plan.study.directory
+    named = matching_steps(plan.steps, config.steps) or {step.name for step in plan.steps if step.kind != "data"}
+    chosen: dict[str, Step] = {}
+    for step in plan.steps:
+        if step.name in named or not chosen.keys().isdisjoint(step.parents):
+            chosen[step.name] = step
+    _reject_costly(plan, config, rerun=chosen)
+    existing = [step for step in chosen.values() if step.directory.is_dir()]
+    if existing:
+        with locked(output, wait=config.wait_for_lock):
+            for step in existing:
+                if (record := read_record(output, step.name)) is not None:  # the rest of it stays, for the trash
+                    write_record(output, replace(record, key="", outputs={}))
+            cache = output / "results" / CACHE_DIR
+            if cache.is_dir() and any(step.kind == "evaluation" for step in existing):
+                move(output, "kept", [cache])  # evaluations would reuse these model outputs
+    log_info(f"{plan.study.name}: again {', '.join(chosen)}")
+    run_study_steps(config, report=report)
+
+
+def matching_steps(steps: Iterable[Step], patterns: Iterable[str]) -> set[str]:
+    """The names of the steps that match any of ``patterns``; UserError for a pattern that matches none."""
+    names = [step.name for step in steps]
+    found: set[str] = set()
+    for pattern in patterns:
+        matched = fnmatch.filter(names, pattern)
+        if not matched:
+            raise unknown_name_error(pattern, names, "step in 'steps'")
+        found |= set(matched)
+    return found

@@ -1,43 +1,121 @@
-"""The programs that steps may start, their commands, and the version of each command."""
+"""How a step is started: the programs that it may run, and the processes, nodes, GPUs and hours of its job.
+
+    resources:
+      encoder: {processes: 8, time_limit_hours: 12}    # a type of step: data, encoder, llava, evaluation
+      llava: {processes: 8, nodes: 2, time_limit_hours: 24}
+      "encoder-huge*": {nodes: 4}                      # steps by name, which override their type's
+
+Resources are not part of a step's key: the global batch of a training is the same for any number of processes, and so
+are the scores of an evaluation. The order of summation differs, so that last digits may differ.
+"""
 
 from __future__ import annotations
 
 import ast
+import fnmatch
 import hashlib
 import importlib
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from benchmarks.study.resources import Resources
+from pydantic import Field
+
 from clips.commandline.commands import Command
 from clips.core.identity import result_settings, version_of
 from clips.errors import UserError, unknown_name_error
+from clips.ranges import NonNegative, Positive
 
-CLI_ENTRY_POINTS: dict[str, str] = {
+if TYPE_CHECKING:
+    from benchmarks.study.state import Step
+
+StepKind = Literal["data", "encoder", "llava", "evaluation"]
+STEP_KINDS = get_args(StepKind)
+CLI_ENTRY_POINTS: dict[str, str] = {  # program → the module whose ``COMMANDS`` lists its subcommands
     "clips": "clips.cli",
     "llava-bridge": "llava_bridge.cli",
     "clips-bench": "benchmarks.cli",
 }
-"""Program → the module whose ``COMMANDS`` lists its subcommands."""
-PYTHON_SCRIPT = "python"
-"""The first word of a command that is a script of the user's: ``python path/to/script.py``."""
-
-_SELF_LAUNCHING = ("llava-bridge", "train")
-_DISTRIBUTED = {
-    ("clips", "train"): "clips.cli",
+PYTHON_SCRIPT = "python"  # first word of a script of the user's: ``python path/to/script.py``
+TRAIN_ENCODER, TRAIN_LLAVA, EVALUATE = ("clips", "train"), ("llava-bridge", "train"), ("clips-bench", "run")
+_DISTRIBUTED = {  # command that may run in several processes → the module that torchrun runs in each
+    TRAIN_ENCODER: "clips.cli",
     ("clips", "recaption"): "clips.cli",
-    ("clips-bench", "run"): "benchmarks",
-    _SELF_LAUNCHING: "llava_bridge",
+    EVALUATE: "benchmarks",
+    TRAIN_LLAVA: "llava_bridge",
 }
-"""Command that runs in several processes → the module that torchrun runs in each."""
-_TRAININGS = {("clips", "train"), ("llava-bridge", "train")}
 _TORCHRUN = "torchrun"
 _PORTS = range(20_000, 32_000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """The resources of one step.
+
+    Args:
+        processes: on each node, under the launcher of the step's command.
+        nodes: of the step; more than one under SLURM only.
+        gpus: on each node, seen by the step alone; by default one per process, and none for ``data`` steps.
+        cpus: cores per process; by default the study's ``threads``.
+        memory_gb: on each node, for a cluster; not enforced on this machine.
+        time_limit_hours: for SLURM; not enforced by others.
+    """
+
+    processes: Positive = 1
+    nodes: Positive = 1
+    gpus: NonNegative = 0
+    cpus: Positive | None = None
+    memory_gb: Annotated[float, Field(gt=0, lt=1e6)] | None = None
+    time_limit_hours: Annotated[float, Field(gt=0, lt=1e6)] | None = None
+
+    def snakemake(self) -> dict[str, Any]:
+        """The ``resources`` of a step's rule on a cluster, for Snakemake's plugins for SLURM and Kubernetes."""
+        demands: dict[str, Any] = {}
+        if self.gpus and self.nodes == 1:
+            demands |= {"gpu": self.gpus, "gpu_manufacturer": "nvidia"}  # the latter for Kubernetes
+        elif self.gpus:  # of SLURM, whose `gpu` is the number of all nodes, in any distribution
+            demands |= {"gres": f"gpu:{self.gpus}"}
+        if self.cpus:
+            demands |= {"threads": self.cpus * self.processes}
+        if self.memory_gb:
+            demands |= {"mem_mb": round(self.memory_gb * 1024)}
+        if self.time_limit_hours:
+            demands |= {"runtime": max(1, round(self.time_limit_hours * 60))}
+        if self.nodes > 1:
+            demands |= {"nodes": self.nodes, "tasks": self.nodes, "tasks_per_gpu": 0, "mpi": "srun"}
+        return demands
+
+
+def resolve_resources(resources: Mapping[str, Mapping[str, Any]], steps: Sequence[Step]) -> list[Resources]:
+    """The resources of each step: those of its type, overridden by every matching pattern in order.
+
+    A step's config may set ``distributed.num_processes``, the default of ``processes``.
+
+    Raises:
+        UserError: a pattern that matches no step, with its close match.
+    """
+    names = [step.name for step in steps]
+    patterns = {name: settings for name, settings in resources.items() if name not in STEP_KINDS}
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise unknown_name_error(pattern, [*STEP_KINDS, *names], "kind or step in 'resources'")
+    found = []
+    for step in steps:
+        distributed = step.config.get("distributed")
+        processes = distributed.get("num_processes") if isinstance(distributed, Mapping) else None
+        settings = {"processes": processes} if isinstance(processes, int) else {}
+        settings |= resources.get(step.kind, {})
+        for pattern, override in patterns.items():
+            settings |= override if fnmatch.fnmatchcase(step.name, pattern) else {}
+        settings = {name: value for name, value in settings.items() if value is not None}
+        gpus = 0 if step.kind == "data" else settings.get("processes", 1)
+        found.append(Resources(**{"gpus": gpus, **settings}))
+    return found
 
 
 def find_command(words: tuple[str, ...]) -> Command:
@@ -56,11 +134,7 @@ def find_command(words: tuple[str, ...]) -> Command:
 
 
 def check_command(words: tuple[str, ...]) -> None:
-    """Check that a command exists.
-
-    Raises:
-        UserError: an unknown command, or a script that is missing.
-    """
+    """Raise UserError for an unknown command, or a script that is missing."""
     if words[0] != PYTHON_SCRIPT:
         find_command(words)
     elif len(words) != 2 or not Path(words[1]).is_file():
@@ -85,20 +159,19 @@ def script_modules(words: tuple[str, ...]) -> dict[str, str]:
             continue
         names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
         names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
-        for name in sorted(names):
+        for name in sorted(names - found.keys()):
             module = Path(words[1]).with_name(f"{name}.py")
-            if name not in found and module.is_file():
+            if module.is_file():
                 found[name] = hashlib.sha256(module.read_bytes()).hexdigest()
                 scripts.append(module)
     return found
 
 
 def command_settings(words: tuple[str, ...], config: Any) -> Any:
-    """The settings that a command's output depends on: of a training those that are not marked ``RUN_ONLY``.
-
-    Of an evaluation all: its identity has some of those marked (task, data, judge) in another form.
-    """
-    return result_settings(config, find_command(words).config_class()) if words in _TRAININGS else config
+    """The settings that a command's output depends on: of a training those that are not marked ``RUN_ONLY``."""
+    if words in {TRAIN_ENCODER, TRAIN_LLAVA}:
+        return result_settings(config, find_command(words).config_class())
+    return config  # of an evaluation all: its identity has some of those marked (task, data, judge) in another form
 
 
 def launch_command(words: tuple[str, ...], config: Path, resources: Resources) -> tuple[str, ...]:
@@ -111,7 +184,7 @@ def launch_command(words: tuple[str, ...], config: Path, resources: Resources) -
         UserError: the command runs in one process only.
     """
     given = ("--config", str(config))
-    if words == _SELF_LAUNCHING and resources.nodes == 1:  # 1 as well: it would use all visible GPUs
+    if words == TRAIN_LLAVA and resources.nodes == 1:  # 1 as well: it would use all visible GPUs
         return (*words, *given, "--distributed.num_processes", str(resources.processes))
     if resources.processes == resources.nodes == 1:
         return (*words, *given)
