@@ -268,7 +268,7 @@ def embed_images(
         pending: deque[list[Future]] = deque()
         for batch in chosen:
             pending.append([pool.submit(lambda index: encoder.preprocess(opener(index)), index) for index in batch])
-            if len(pending) > 2:
+            if len(pending) > 2:  # batches ahead
                 yield [future.result() for future in pending.popleft()]
         while pending:
             yield [future.result() for future in pending.popleft()]
@@ -292,29 +292,27 @@ def embed_texts(
     Raises UserError: features that are not finite; the message names the text.
     """
     import torch
+    from open_clip import CLIP, CustomTextCLIP
+    from open_clip.transformer import TextTransformer
 
+    from clips.model.towers import encode_text_features
+
+    model = encoder.model
+    without_padding = type(model) is CLIP or (type(model) is CustomTextCLIP and type(model.text) is TextTransformer)
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))  # characters, before tokenization
 
     def compute(chosen: Batches) -> Iterator[torch.Tensor]:
         with torch.inference_mode():
             for batch in progress_iter(chosen, "embedding texts"):
                 named = [texts[index] for index in batch]
-                features = _encode_text(encoder.model, encoder.tokenizer(named), encoder.device)
+                tokens = encoder.tokenizer(named)
+                if without_padding:  # on the CPU, which knows the lengths
+                    features = encode_text_features(model, tokens)
+                else:
+                    features = model.encode_text(tokens.to(encoder.device))
                 yield _unit_vectors(features, named, "text")
 
     return cache.collect(batches(order, batch_size), compute)
-
-
-def _encode_text(model: Any, tokens: torch.Tensor, device: str) -> torch.Tensor:
-    """Encode tokens on the CPU without padding if the tower allows it, otherwise by the model's own function."""
-    from open_clip import CLIP, CustomTextCLIP
-    from open_clip.transformer import TextTransformer
-
-    from clips.model.towers import encode_text_features
-
-    if type(model) is CLIP or (type(model) is CustomTextCLIP and type(model.text) is TextTransformer):
-        return encode_text_features(model, tokens)
-    return model.encode_text(tokens.to(device))
 
 
 def batches(order: Sequence[int], batch_size: int) -> list[Sequence[int]]:

@@ -61,37 +61,37 @@ def run_download(config: DownloadConfig) -> None:
     root = Path(config.output)
     with write_errors_as_user_errors(root):
         root.mkdir(parents=True, exist_ok=True)
-    for name, entries in datasets.items():
-        _download_dataset(root, name, entries, update=config.update)
-
-
-def _download_dataset(root: Path, name: str, entries: Sequence[LmmsTask], *, update: bool) -> None:
     from huggingface_hub import HfApi
 
-    record = read_record(root)
-    known = record.get(name, {"revision": None, "files": {}})
-    try:  # the files with sizes and hashes, at a commit
-        info: Any = HfApi().dataset_info(name, revision=None if update else known["revision"], files_metadata=True)
-    except Exception as error:
-        raise UserError(f"{name}: cannot be downloaded from the Hub ({error_reason(error)})") from None
-    same_revision = info.sha == known["revision"]
-    for path in changed_files(root, name, known["files"]) if same_revision else ():
-        _forget(root / name, path)
-    _download(name, info.sha, root / name, ["README.md"])
-    configurations = {each for entry in entries for each in (dataset_config_name(entry.task), *entry.also)}
-    patterns = _patterns(root / name / "README.md", configurations)
-    files = {
-        each.rfilename: each for each in info.siblings if any(fnmatchcase(each.rfilename, glob) for glob in patterns)
-    }
-    missing = [file for file in files if not (root / name / file).is_file()]
-    size = sum(files[file].size or 0 for file in missing)
-    if size > (free := shutil.disk_usage(root).free):
-        raise UserError(f"{root}: {name} needs {size / 1e9:.1f} GB more, {free / 1e9:.1f} GB are free")
-    log_info(f"{name}: {len(files)} files at {info.sha[:12]}, {len(missing)} to download ({size / 1e6:,.0f} MB)")
-    _download(name, info.sha, root / name, sorted(files))
-    hashes = {file: _file_hash(root / name, file, files[file]) for file in sorted(files)}
-    datasets = record | {name: {"revision": info.sha, "files": (known["files"] if same_revision else {}) | hashes}}
-    atomic_write(root / DOWNLOAD_RECORD, json.dumps({"datasets": datasets}, indent=1, sort_keys=True) + "\n")
+    for name, entries in datasets.items():
+        record = read_record(root)
+        known = record.get(name, {"revision": None, "files": {}})
+        try:  # the files with sizes and hashes, at a commit
+            info: Any = HfApi().dataset_info(
+                name, revision=None if config.update else known["revision"], files_metadata=True
+            )
+        except Exception as error:
+            raise UserError(f"{name}: cannot be downloaded from the Hub ({error_reason(error)})") from None
+        same_revision = info.sha == known["revision"]
+        for path in changed_files(root, name, known["files"]) if same_revision else ():
+            _forget(root / name, path)
+        _download(name, info.sha, root / name, ["README.md"])
+        configurations = {each for entry in entries for each in (dataset_config_name(entry.task), *entry.also)}
+        patterns = _patterns(root / name / "README.md", configurations)
+        files = {
+            each.rfilename: each
+            for each in info.siblings
+            if any(fnmatchcase(each.rfilename, glob) for glob in patterns)
+        }
+        missing = [file for file in files if not (root / name / file).is_file()]
+        size = sum(files[file].size or 0 for file in missing)
+        if size > (free := shutil.disk_usage(root).free):
+            raise UserError(f"{root}: {name} needs {size / 1e9:.1f} GB more, {free / 1e9:.1f} GB are free")
+        log_info(f"{name}: {len(files)} files at {info.sha[:12]}, {len(missing)} to download ({size / 1e6:,.0f} MB)")
+        _download(name, info.sha, root / name, sorted(files))
+        hashes = {file: _file_hash(root / name, file, files[file]) for file in sorted(files)}
+        record[name] = {"revision": info.sha, "files": (known["files"] if same_revision else {}) | hashes}
+        atomic_write(root / DOWNLOAD_RECORD, json.dumps({"datasets": record}, indent=1, sort_keys=True) + "\n")
 
 
 def _download(name: str, revision: str, folder: Path, files: Sequence[str]) -> None:
