@@ -37,8 +37,7 @@ if TYPE_CHECKING:
 
     from benchmarks.tasks.eval_model import EvalModel
 
-Scores = Sequence[np.ndarray]
-"""(P, C) scores of each case."""
+Scores = Sequence[np.ndarray]  # (P, C) scores of each case
 _GROUPS = {"image_score": "image", "group_score": "group"}
 
 

@@ -35,8 +35,7 @@ if TYPE_CHECKING:
     from benchmarks.tasks.eval_model import EvalModel
     from llava_bridge.inference.loglikelihood import LogLikelihood
 
-CAPTION_PROMPT = "Provide a one-sentence caption for the provided image."
-"""lmms-eval's prompt for NoCaps."""
+CAPTION_PROMPT = "Provide a one-sentence caption for the provided image."  # lmms-eval's prompt for NoCaps
 CHOICE_PROMPT = (
     "Which caption fits the image?\nA. {a}\nB. {b}\nAnswer with the option's letter from the given choices directly."
 )

@@ -252,14 +252,7 @@ def embed_images(
     batch_size: int,
     cache: VectorCache = NO_CACHE,
 ) -> torch.Tensor:
-    """Return (N, D) float32 vectors of the images ``opener(0) … opener(N - 1)``.
-
-    Args:
-        opener: opens image ``index``; called by several threads.
-        names: (N,) image names for messages.
-
-    Raises UserError: an image cannot be opened, or its features are not finite; the message names it.
-    """
+    """Return (N, D) float32 vectors of the images ``opener(0) … opener(N - 1)``; raises as `image_embeddings`."""
     import torch
 
     dtype = getattr(torch, encoder.precision)
@@ -287,10 +280,7 @@ def embed_images(
 def embed_texts(
     encoder: DualEncoder, texts: Sequence[str], batch_size: int, cache: VectorCache = NO_CACHE
 ) -> torch.Tensor:
-    """Return (M, D) float32 vectors of the texts, computed in batches of similar length.
-
-    Raises UserError: features that are not finite; the message names the text.
-    """
+    """Return (M, D) float32 vectors of the texts, in batches of similar length; raises as `text_embeddings`."""
     import torch
     from open_clip import CLIP, CustomTextCLIP
     from open_clip.transformer import TextTransformer

@@ -26,8 +26,7 @@ from clips.errors import UserError
 if TYPE_CHECKING:
     from benchmarks.tasks.eval_model import EvalModel
 
-C_VALUES = np.logspace(-6, 6, 97)
-"""Values of C, the inverse of the regularization strength: eight per decade."""
+C_VALUES = np.logspace(-6, 6, 97)  # values of C, the inverse of the regularization strength: eight per decade
 _HELD_OUT = 5  # one in this number of images per class is held out
 _STEPS = 1000
 IN_TRAIN, UNSEEN_ACCURACY = "images_in_train", "acc1_unseen"

@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 
     from benchmarks.tasks.eval_model import EvalModel
 
-WORD_LIMITS = "word_limits"
-"""The protocol entry that lists the points of the curve, ``"8, 16, 32"``."""
+WORD_LIMITS = "word_limits"  # the protocol entry that lists the points of the curve, "8, 16, 32"
 
 
 @dataclass(frozen=True, kw_only=True)

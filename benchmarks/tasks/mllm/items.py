@@ -108,8 +108,7 @@ def question_images(model: Any, task: Any, numbers: Sequence[int]) -> Mapping[in
 
 # Groups of questions
 
-CIRCULAR = 1_000_000
-"""MMBench's index of a question with its options in another order is larger by a multiple of it."""
+CIRCULAR = 1_000_000  # MMBench's index of a question with its options in another order is larger by a multiple of it
 HIT = "hit"
 NATURALBENCH_ENTRY = "naturalbench_G_ACC"
 NATURALBENCH_METRICS = {"G_Acc": "naturalbench_G_ACC", "Q_Acc": "naturalbench_Q_ACC", "I_Acc": "naturalbench_I_ACC"}
