@@ -64,6 +64,16 @@ def test_an_interrupted_evaluation_resumes_after_the_last_batch(tmp_path, proble
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [whole(tmp_path)]
 
 
+def test_a_faster_run_that_has_merged_the_batches(tmp_path):
+    def overtaken(batches: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
+        first, *others = Tower()(batches)
+        yield first
+        kept(tmp_path).collect(BATCHES, Tower())  # which removes the first batch
+        yield from others
+
+    torch.testing.assert_close(kept(tmp_path).collect(BATCHES, overtaken), EXPECTED)
+
+
 def test_batches_of_another_size_are_not_mixed_with_cached_ones(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         kept(tmp_path).collect(BATCHES, Tower(until=1))
