@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import io
 import os
 import random
@@ -126,6 +127,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(shard.name)
         return index_shard(shard)
 
+    importlib.import_module("clips.data.formats.webdataset")  # which would keep the replacement otherwise
     monkeypatch.setattr(tar_index, "index_shard", reading)
     monkeypatch.setattr(tar_index, "_SMALL", 0)
     return names

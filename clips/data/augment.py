@@ -16,8 +16,6 @@ from clips.data.sources import AugmentConfig
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, in pixels."""
 _ASPECT = (3 / 4, 4 / 3)
-_JITTER_PROBABILITY = 0.8
-_COLOR_RANGE, _HUE_RANGE = 0.8, 0.2  # times color_jitter: brightness, contrast, saturation; hue
 _UNCHANGED = list(range(256))
 
 
@@ -71,7 +69,7 @@ def _finish(pixels: np.ndarray, size: int, config: AugmentConfig, rng: np.random
     crop = F.interpolate(rows, size=(size, size), mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
     if config.horizontal_flip and rng.random() < 0.5:
         crop = crop[:, ::-1]
-    if config.color_jitter and rng.random() < _JITTER_PROBABILITY:
+    if config.color_jitter and rng.random() < 0.8:
         crop = np.array(_jitter(Image.fromarray(crop), config.color_jitter, rng))
     if config.gray_scale_prob and rng.random() < config.gray_scale_prob:
         crop = np.array(Image.fromarray(crop).convert("L").convert("RGB"))
@@ -97,7 +95,7 @@ def _jitter(image: Image.Image, strength: float, rng: np.random.Generator) -> Im
     """
     for operation in rng.permutation(4):
         shift = rng.uniform(-1, 1)
-        factor = 1 + _COLOR_RANGE * strength * shift
+        factor = 1 + 0.8 * strength * shift
         if operation == 0:
             image = image.point(_scaled_values(factor) * 3)
         elif operation == 1:
@@ -106,7 +104,7 @@ def _jitter(image: Image.Image, strength: float, rng: np.random.Generator) -> Im
         elif operation == 2:
             image = _map_hsv(image, saturation=_scaled_values(factor))
         else:
-            hue_shift = 255 * _HUE_RANGE * strength * shift
+            hue_shift = 255 * 0.2 * strength * shift
             image = _map_hsv(image, hue=[round(value + hue_shift) % 255 for value in range(256)])
     return image
 

@@ -18,8 +18,6 @@ from clips.ranges import NonNegative
 from clips.safe_text import jinja_finalize, strip_control_chars
 
 _THUMBNAIL = 320  # pixels
-_BARS = 24
-_NAMES_ON_PAGE = 20  # of invalid samples, for each reason
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,7 +79,7 @@ def histogram(values: Sequence[float]) -> list[dict[str, float]]:
     if not values:
         return []
     last = float(np.quantile(values, 0.99)) + 1
-    counts, edges = np.histogram(np.clip(values, 0, last), bins=min(_BARS, max(1, int(last))), range=(0, last))
+    counts, edges = np.histogram(np.clip(values, 0, last), bins=min(24, max(1, int(last))), range=(0, last))
     return [
         {"start": start, "end": end, "count": int(count), "height": count / counts.max()}
         for count, start, end in zip(counts, edges[:-1], edges[1:], strict=True)
@@ -130,7 +128,7 @@ def report_inspection(
             title=path,
             lines=lines,
             examples=examples,
-            invalid=list(invalid.summary(_NAMES_ON_PAGE)),
+            invalid=list(invalid.summary(20)),  # names for each reason
             charts={name: bars for name, values in (charts or {}).items() if (bars := histogram(values))},
         )
         atomic_write(Path(config.html_output), page)

@@ -24,7 +24,6 @@ from clips.errors import UserError
 
 MAX_BYTES = 64 * 2**20  # of a download; photos of 100 megapixels have about 40 MB
 TIMEOUT_SECONDS = 60  # of a download
-_STORES = ("s3", "gs", "gcs", "hf")  # object stores: the user's own credentials decide about access
 _MAX_PATH = 1000  # characters, fewer than the smallest photo has in base64
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]+")
 
@@ -255,7 +254,8 @@ def _read_untrusted(name: str, directories: list[Path]) -> bytes:
         return _resolve_path(urllib.request.url2pathname(urllib.parse.urlsplit(name).path), directories).read_bytes()
     if scheme in {"http", "https"}:
         return _download(name)
-    if scheme in _STORES and "::" not in rest:  # which would be a chain of file systems
+    # object stores, where the user's own credentials decide about access; "::" would be a chain of file systems
+    if scheme in {"s3", "gs", "gcs", "hf"} and "::" not in rest:
         import fsspec
 
         with fsspec.open(name) as file:

@@ -31,7 +31,6 @@ from clips.errors import UserError, error_reason
 
 _READ_AHEAD = 3  # parts of a batch for each worker; without workers batches
 _PART = 64  # samples of a batch that one worker reads: few, so that a batch comes soon and takes little shared memory
-_UNSTACKED = ("invalid_samples", "image")  # fields of a sample that need more than torch.stack
 _NEARBY = 256  # positions that are mostly in the same shards
 _REPLACEMENT = 3  # random number stream, in addition to those of clips.data.sampler
 _CHUNK = 32  # samples; more would only take more memory
@@ -172,7 +171,7 @@ def collate(samples: list[dict[str, Any]], images: torch.Tensor | None = None) -
     Images are in channels-last memory format. Texts and files are lists.
     """
     stacked: dict[str, Any] = {}
-    for name in [name for name in samples[0] if name not in _UNSTACKED]:
+    for name in [name for name in samples[0] if name not in ("invalid_samples", "image")]:
         values = [sample[name] for sample in samples]
         stacked[name] = torch.stack(values) if isinstance(values[0], torch.Tensor) else values
     if "image" in samples[0]:

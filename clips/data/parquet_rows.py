@@ -24,9 +24,7 @@ from clips.data.images import InvalidSampleError
 from clips.data.remote_files import ShardCache, UnreachableError, is_remote
 from clips.errors import UserError, error_reason
 
-_FOOTER_THREADS = 16
 _CORRUPTION_SIGNS = ("deserializ", "thrift", "corrupt", "decompress", "malformed", "magic bytes")  # in Arrow's messages
-_BATCH_ROWS = 64  # of images, which are in memory while a row group is copied
 _MAX_OPEN = 64  # open footers and row groups per process
 
 
@@ -45,7 +43,7 @@ class ParquetRows:
         try:
             counts = json.loads(counted.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            with concurrent.futures.ThreadPoolExecutor(_FOOTER_THREADS) as executor:
+            with concurrent.futures.ThreadPoolExecutor(16) as executor:
                 counts = list(executor.map(count, files))
             try:
                 atomic_write(counted, json.dumps(counts))
@@ -159,7 +157,8 @@ class ParquetRows:
         with _open(file) as stream:
             try:
                 reader = pyarrow.parquet.ParquetFile(stream, metadata=footer, pre_buffer=True)
-                parts = reader.iter_batches(_BATCH_ROWS, row_groups=[group], columns=self.column_names)
+                # few rows of images are in memory while a row group is copied
+                parts = reader.iter_batches(64, row_groups=[group], columns=self.column_names)
                 first = next(parts, None)
                 if first is None:
                     raise UserError(f"{file}: row group {group} is broken (it has no rows)")

@@ -24,8 +24,6 @@ from clips.data.remote_files import unfinished
 from clips.data.sampler import SampleOrder
 from clips.data.sources import Source
 
-_NUM_THREADS = 4  # concurrent downloads
-_CLOSE_SECONDS = 5.0
 _END = b"end\n"
 
 Shard = tuple[Source, int]
@@ -70,7 +68,7 @@ def start_prefetching(
         with contextlib.suppress(OSError):
             stdin.close()
         try:
-            process.wait(_CLOSE_SECONDS)
+            process.wait(5.0)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -81,7 +79,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     order, shards, last, share = pickle.load(sys.stdin.buffer)  # from `start_prefetching`, never from a file
-    executor = ThreadPoolExecutor(_NUM_THREADS)
+    executor = ThreadPoolExecutor(4)
     wanted: tuple[list[int], list[int]] = [], []
     pending: list[Future[int]] = []
     for line in sys.stdin.buffer:

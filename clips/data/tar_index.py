@@ -37,8 +37,6 @@ _CLUTTER = {"readme", "readme.md", "readme.txt", "thumbs.db"}
 _NUMBERS = ((100, 108), (108, 116), (116, 124), (124, 136), (136, 148), (148, 156), (329, 337), (337, 345))
 _CHECKSUM = slice(148, 156)
 _PAX_TIMES = re.compile(rb"(?:\d+ [acm]time=[-+.\de]*\n)+")  # all that webdataset's writer states in pax headers
-_MAX_PAX = 4096  # bytes
-_CHECKED_AT_ONCE = 4096  # headers
 _SMALL = 1e6  # bytes of a local shard, whose index takes no longer to build than to read
 _WORTH_WORKERS = 1e9  # bytes of shards: of small samples about 5 s of one core
 
@@ -133,7 +131,7 @@ def _plain_members(stream: BinaryIO) -> dict[str, tuple[int, int]] | None:
         stream.seek(offset)
         header = stream.read(_BLOCK)
         at_end = header == _ZEROS
-        if at_end or len(headers) == _CHECKED_AT_ONCE:
+        if at_end or len(headers) == 4096:
             if not _are_plain(headers):
                 return None
             headers.clear()
@@ -149,7 +147,7 @@ def _plain_members(stream: BinaryIO) -> dict[str, tuple[int, int]] | None:
         headers.append(header)
         start, size = offset + _BLOCK, int(digits, 8)
         offset = start + -(-size // _BLOCK) * _BLOCK
-        if kind == b"x" and not is_extended and size <= _MAX_PAX:
+        if kind == b"x" and not is_extended and size <= 4096:
             records = stream.read(size)
             lines = records.splitlines(keepends=True)
             if not _PAX_TIMES.fullmatch(records) or any(int(line.split()[0]) != len(line) for line in lines):

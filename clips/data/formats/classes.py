@@ -19,7 +19,6 @@ CLASS_NAMES = "classnames.txt"
 _METADATA_SUFFIXES = {"", ".txt", ".md", ".json", ".csv"}  # of files next to the class directories
 _WORDNET = re.compile(r"n\d{8}")
 _NUMBERED = re.compile(r"(\D*)([0-9]+)(\D*)")
-_LABELS = ("label", "labels", "cls")
 
 
 def class_directories(location: Location) -> tuple[Path, list[str]]:
@@ -120,7 +119,7 @@ def read_datasets(location: Location) -> Dataset[Classified]:
         raise UserError(f"{path}: has no split '{location.spec.split}' (it has: test)")
     images = [name for name, feature in rows.features.items() if isinstance(feature, datasets.Image)]
     labels = [name for name, feature in rows.features.items() if isinstance(feature, datasets.ClassLabel)]
-    labels = labels or [name for name in _LABELS if name in rows.features]
+    labels = labels or [name for name in ("label", "labels", "cls") if name in rows.features]
     for columns, what in ((images, "images"), (labels, "classes (ClassLabel, or named label)")):
         if len(columns) != 1:
             known = ", ".join(columns or rows.features)

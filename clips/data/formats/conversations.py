@@ -46,7 +46,6 @@ _JSON_LINES = "format conversations reads JSON lines"
 _SOURCES = "LLaVA-NeXT's YAML lists sources: state each json_path in it as a source of its own"
 _OTHER_FILES = {".jsonl": _JSON_LINES, ".jsonlines": _JSON_LINES, ".yaml": _SOURCES, ".yml": _SOURCES}
 _BATCH_ROWS = 256
-_CACHE_BYTES = 100e9  # more than the images of LLaVA's 665K samples; of a larger table the last row groups stay
 
 Parts = ParamSpec("Parts")
 
@@ -319,7 +318,8 @@ def _read_parquet(file: Path, root: Path, layout: _Layout) -> Iterator[Conversat
     columns, image_column = layout.choose(names, f"{file}: ")
     read, images = [*columns], None
     if image_column in names:
-        cache = ShardCache(cache_directory("rows"), _CACHE_BYTES)
+        # more than the images of LLaVA's 665K samples; of a larger table the row groups that were read last stay
+        cache = ShardCache(cache_directory("rows"), 100e9)
         rows = ParquetRows([str(file.resolve())], cache).select_columns([image_column])
         images = ImageColumn(rows, image_column, str(file), root)
         leaves = [leaf.path for leaf in map(reader.schema.column, range(len(reader.schema)))]

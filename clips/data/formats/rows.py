@@ -24,7 +24,6 @@ _TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 SPLIT_COLUMN = "split"
 """Name of the column with each row's split."""
 _CSV_VERSION = 2  # of `_csv_rows`; raise it with a change of the result, because datasets caches it
-_MAX_CELL = 1 << 26  # characters; csv's own limit is 131,072
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _DELIMITER_NAMES = {",": "commas", "\t": "tabs", ";": "semicolons"}
 _QUOTED_CELL = re.compile(r'"((?:[^"]|"")*)"')
@@ -277,7 +276,7 @@ def _csv_cells(name: str, path: str, delimiter: str, *, is_plain: bool) -> Gener
 
     In a plain file, quotation marks are part of the text, but around a cell that csv would have quoted.
     """
-    csv.field_size_limit(_MAX_CELL)
+    csv.field_size_limit(1 << 26)  # characters; its own limit is 131,072
     quoting: Literal[0, 3] = csv.QUOTE_NONE if is_plain else csv.QUOTE_MINIMAL
     line = 0
     try:

@@ -35,7 +35,6 @@ from clips.errors import UserError, unknown_name_error
 
 _IMAGE_COLUMNS = ("image", "jpg", "png", "image_path", "file_name", "filename", "path", "url", "image_url")
 _CAPTION_COLUMNS = ("captions", "caption", "sentences", "texts", "text", "raw")
-_NUMBERED_COLUMN = re.compile(r"captions?_?\d+")
 _LIST_AS_TEXT = re.compile(r"""\s*\[\s*['"].*\]\s*""", re.DOTALL)
 _BLOCK_ROWS = 10_000
 
@@ -157,7 +156,7 @@ def _records(location: Location, rows: Any, root: Path) -> Iterator[Captioned]:
     image_column = _find_image_column(spec.image_column, names, spec.path)
     for name in spec.caption_columns:
         check_column(name, names, "caption_columns", spec.path)
-    numbered = [name for name in names if _NUMBERED_COLUMN.fullmatch(name)]
+    numbered = [name for name in names if re.fullmatch(r"captions?_?\d+", name)]
     usual = next(([name] for name in _CAPTION_COLUMNS if name in names), numbered)
     columns = list(spec.caption_columns) or usual
     if not columns:

@@ -40,10 +40,6 @@ SIZES_FILE = "sizes.json"
 """A file next to the shards: {shard name: number of samples}, as in webdataset and open_clip."""
 _METADATA_SUFFIXES = {".cls", ".json", ".txt", ".key"}  # that WebDataset's writers add to an image
 _OTHER_FORMATS = {".json": "karpathy or coco"} | dict.fromkeys((".csv", ".tsv", ".jsonl", ".parquet"), "table")
-_CHECKED_SHARDS, _CHECKED_SAMPLES = 16, 20  # shards, and samples of each, whose keys are checked before training
-_MAX_CACHED_INDEXES = 128  # more than the usual number of shards in a shuffle window
-_MAX_SHARED_INDEXES = 2048  # of 0.8 MB for 10,000 samples, once for all workers of a process
-_MAX_UNREADABLE_RATIO = 0.02  # of the shards when they are counted; more are a user error
 
 
 def list_shards(path: str) -> list[str]:
@@ -210,7 +206,8 @@ class WebDatasetSource(Source):
         self.is_remote = any(map(is_remote, self.shards))
         sizes = _known_sizes(config.shard_sizes, self.shards)
         self.has_sizes = sizes is not None
-        self.tars = Shards(self.shards, self.copies, _MAX_CACHED_INDEXES if self.has_sizes else len(self.shards))
+        # 128 are more than the usual number of shards in a shuffle window
+        self.tars = Shards(self.shards, self.copies, 128 if self.has_sizes else len(self.shards))
         self.unreadable: dict[int, str] = {}  # shard index → its error
         self.blocks = sizes or self._count_samples()
         self.ends = np.cumsum(self.blocks)
@@ -225,7 +222,7 @@ class WebDatasetSource(Source):
                 sizes.append(len(self.tars.index(shard)))
             except UserError as error:
                 self.unreadable[shard] = str(error)
-                if len(self.unreadable) > _MAX_UNREADABLE_RATIO * len(self.shards):
+                if len(self.unreadable) > 0.02 * len(self.shards):
                     raise
                 log_info(f"{error}; none of its samples is used")
                 sizes.append(0)
@@ -236,7 +233,7 @@ class WebDatasetSource(Source):
         if self.is_remote or not self.has_sizes:  # without sizes they were counted
             return
         self.tars.build_indexes()
-        if len(self.shards) <= _MAX_SHARED_INDEXES:
+        if len(self.shards) <= 2048:  # of 0.8 MB for 10,000 samples, once for all workers of a process
             self.tars = Shards(self.shards, self.copies, len(self.shards))
             for shard in range(len(self.shards)):
                 with contextlib.suppress(InvalidSampleError):  # of samples that are replaced when they are read
@@ -338,19 +335,19 @@ class WebDatasetSource(Source):
         return fields
 
     def _check_keys(self) -> None:
-        """Raise UserError for a caption key that none of the first samples of the first shards has."""
+        """Raise UserError for a caption key that none of the first 20 samples of the first 16 shards has."""
         extensions: dict[str, None] = {}
         keys: dict[str, None] = {}
         wanted = [("web_caption", self.config.web_caption)]
         wanted += [("synthetic_caption", name) for name in self.config.synthetics]
         unreadable = ""
-        for shard in itertools.islice(np.flatnonzero(self.blocks).tolist(), _CHECKED_SHARDS):
+        for shard in itertools.islice(np.flatnonzero(self.blocks).tolist(), 16):
             try:
                 index = self._index(shard)
             except InvalidSampleError as error:
                 unreadable = unreadable or str(error)
                 continue
-            for files in map(index.files, range(min(_CHECKED_SAMPLES, len(index)))):
+            for files in map(index.files, range(min(20, len(index)))):
                 extensions |= dict.fromkeys(files)
                 with contextlib.suppress(InvalidSampleError):
                     keys |= dict.fromkeys(self._json(shard, files))
