@@ -20,6 +20,7 @@ from benchmarks.results.statistics import image_scores
 from benchmarks.tasks.encoders import recall
 from benchmarks.tasks.encoders.recall import RetrievalRanks, compute_ranks
 from benchmarks.tasks.encoders.retrieval import items_of
+from clips.parallel.distributed import DistributedContext
 
 
 def _from_similarity(similarity: np.ndarray, owner: list[int]) -> tuple[RetrievalRanks, RetrievalRanks]:
@@ -102,6 +103,18 @@ def test_agrees_with_clip_benchmark_and_with_a_naive_loop(seed, monkeypatch):
     for caption, image in enumerate(owner):
         order = similarity[:, caption].argsort(descending=True).tolist()
         assert to_images.expected()[caption] == 1 + order.index(image)
+
+
+def test_each_strip_of_images_is_counted_by_one_process(monkeypatch):
+    monkeypatch.setattr(recall, "_TILE", (4, 9))  # eight strips for three processes
+    vectors = torch.nn.functional.normalize(torch.randn(60, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    images, captions, pairs = vectors[:30], vectors[30:], _pairs(np.arange(30))
+    alone, counted = compute_ranks(images, captions, pairs), list[recall._Queries]()
+    monkeypatch.setattr(recall._Queries, "all_reduce", lambda self: counted.append(self))
+    for rank in range(3):
+        compute_ranks(images, captions, pairs, DistributedContext(rank=rank, count=3))
+    for side, ranks in enumerate(alone):
+        assert sum(part.above for part in counted[side::2]).tolist() == ranks.above.tolist()
 
 
 def test_any_image_of_a_caption_is_correct():
