@@ -124,13 +124,11 @@ def _markdown(found: Comparison) -> str:
     return "\n\n".join([*parts, markdown_list(found.notes())]) + "\n"
 
 
-def _html(found: Comparison) -> str:
-    return render_comparison(title=found.title, answer=found.answer, tables=found.texts(), notes=found.notes())
-
-
 WRITERS: dict[str, Callable[[Comparison], str]] = {
     ".json": lambda found: found.frame().to_json(orient="records", indent=1, force_ascii=False) + "\n",
     ".csv": lambda found: csv_text(found.frame()),
     ".md": _markdown,
-    ".html": _html,
+    ".html": lambda found: render_comparison(
+        title=found.title, answer=found.answer, tables=found.texts(), notes=found.notes()
+    ),
 }

@@ -66,6 +66,10 @@ def make_imported(
     """
     if not metrics:
         raise UserError(f"{file}: {benchmark}: expected at least one number, got none")
+    clustered = items is not None and items["image"].nunique() < len(items)
+    own = "its items" if clustered else "its items, each counted as a different image"
+    origins = {"printed": "the printed standard error", "stated": "the file", "none": ""}
+    intervals = filter(None, dict.fromkeys(origins.get(each.ci_method, own) for each in metrics.values()))
     protocol = {"task": benchmark} | settings | {"benchmark": benchmark, "measured_elsewhere": f"{tool} {version}"}
     result = Result(
         model_name=safe_name(model),
@@ -84,17 +88,10 @@ def make_imported(
             "version": version,
             "file": file.name,
             "sha256": file_hash(file),
-            "intervals": _interval_origin(metrics.values(), items),
+            "intervals": ", ".join(intervals) or "none",
         },
     )
     return Imported(result, items)
-
-
-def _interval_origin(metrics: Iterable[Metric], items: pd.DataFrame | None) -> str:
-    named = items is not None and items["image"].nunique() < len(items)
-    own = "its items" if named else "its items, each counted as a different image"
-    names = {"printed": "the printed standard error", "stated": "the file", "none": ""}
-    return ", ".join(filter(None, dict.fromkeys(names.get(each.ci_method, own) for each in metrics))) or "none"
 
 
 def measured_metric(

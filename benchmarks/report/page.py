@@ -12,7 +12,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,6 @@ from benchmarks.report.published import REFERENCE_NOTE
 from benchmarks.report.report import Report
 from benchmarks.report.table import Cell
 from benchmarks.results.formatting import commit_text
-from benchmarks.study.study_record import StudyRecord
 from clips.safe_text import jinja_finalize
 
 if TYPE_CHECKING:
@@ -61,30 +60,12 @@ class Section:
         return re.sub(r"[^a-z0-9]+", "-", self.title.lower())
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reproduction:
-    """What the section shows.
-
-    Args:
-        study: its commands, file and machine; None for a directory of results.
-        facts: machine, code and versions, name → value.
-        protocols: benchmark → protocol of its first result, name → value.
-        measured: of each result the names of model and benchmark, the model's path, and the beginnings of the hashes of
-            model and protocol.
-    """
-
-    study: StudyRecord | None
-    facts: Mapping[str, str]
-    protocols: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    measured: tuple[tuple[str, str, str, str, str], ...] = ()
-
-
-def reproduction_info(source: ReportSource) -> Reproduction:
-    """Collect the information from the study's record and the results."""
+def _reproduction(source: ReportSource) -> dict[str, Any]:
+    """Commands, versions and hashes to reproduce the numbers, from the study's record and the results."""
     study = source.study
     results = [(name, row, result) for name in source.benchmarks for row, result in source.results(name).items()]
     first = {name: result for name, _, result in reversed(results)}
-    facts = dict(study.machine) if study else {}
+    facts: dict[str, object] = dict(study.machine) if study else {}
     if study and study.git:
         facts["commit"] = commit_text(study.git)
     counts = Counter(commit_text(result.git) for *_, result in results if result.git.get("commit"))
@@ -92,19 +73,19 @@ def reproduction_info(source: ReportSource) -> Reproduction:
         commits = [f"{commit} ({count} of {counts.total()} results)" for commit, count in counts.most_common()]
         facts["evaluated by commit"] = ", ".join(commits)
     facts |= study.versions if study else results[0][2].versions if results else {}
-    return Reproduction(
-        study=study,
-        facts={name: str(value) for name, value in facts.items()},
-        protocols={
-            name: {key.replace("_", " "): str(value) for key, value in first[name].protocol.items()}
-            for name in source.benchmarks
-            if name in first
+    protocols = {name: first[name].protocol for name in source.benchmarks if name in first}
+    return {
+        "study": study,
+        "facts": {name: str(value) for name, value in facts.items()},
+        "protocols": {
+            name: {key.replace("_", " "): str(value) for key, value in protocol.items()}
+            for name, protocol in protocols.items()
         },
-        measured=tuple(
+        "measured": [
             (row, name, result.model.get("path", ""), result.model.get("hash", "")[:12], result.fingerprint[:12])
             for name, row, result in results
-        ),
-    )
+        ],
+    }
 
 
 SECTIONS: tuple[Section, ...] = (
@@ -133,7 +114,7 @@ SECTIONS: tuple[Section, ...] = (
     ),
     Section(
         title="Reproduce",
-        build=lambda report: reproduction_info(report.source),
+        build=lambda report: _reproduction(report.source),
         about="commands, protocols, hashes, machine and versions",
     ),
 )

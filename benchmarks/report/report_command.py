@@ -77,7 +77,9 @@ def run_report(config: ReportConfig) -> None:
         display=config.display,
         pairs=config.pairs,
     )
-    output = writable_directory(config.output or Path(config.directory) / _default_output(config))
+    versus = "" if config.baseline is None else "-vs-" + re.sub(r"[^\w.-]+", "_", config.baseline)
+    name = "report" + versus + ("-subset" if config.models or config.benchmarks else "")
+    output = writable_directory(config.output or Path(config.directory) / name)
     contents = {
         output / name: content
         for chosen in formats or [name for name in REPORT_FORMATS if name not in ON_REQUEST]
@@ -98,8 +100,3 @@ def _names(value: tuple[str, ...] | str) -> tuple[str, ...]:
     """The names of a list or of a string with commas."""
     names = value.split(",") if isinstance(value, str) else value
     return tuple(name.strip() for name in names if name.strip())
-
-
-def _default_output(config: ReportConfig) -> str:
-    baseline = "" if config.baseline is None else "-vs-" + re.sub(r"[^\w.-]+", "_", config.baseline)
-    return "report" + baseline + ("-subset" if config.models or config.benchmarks else "")
