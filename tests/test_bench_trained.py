@@ -48,11 +48,13 @@ def put_encoder(
     return directory
 
 
-def put_llava(directory: Path, encoder: Path | str, *, steps: int = 6, seed: int = 0, lr: float = 1e-3) -> Path:
+def put_llava(
+    directory: Path, encoder: Path | str, *, steps: int = 6, seed: int = 0, lr: float = 1e-3, limit: int | None = None
+) -> Path:
     directory.mkdir(parents=True)
     (directory / "model.safetensors").write_bytes(str(directory).encode())
     stage = {
-        "data": [{"path": "talk.json", "max_samples": None}],
+        "data": [{"path": "talk.json", "max_samples": limit}],
         "steps": steps,
         "num_epochs": 1.0,
         "global_batch_size": 4,
@@ -104,6 +106,12 @@ def test_differences_are_listed_and_equal_settings_counted(tmp_path, capsys):
         "  the other 9 settings are the same",
     ]  # output, workers, cache and the data's path are none of them
     assert not any("Different training settings" in line for line in said)
+
+
+def test_a_limit_of_the_data_is_not_the_length_of_the_training(tmp_path):
+    settings = read_training(put_llava(tmp_path / "llava", "org/encoder", limit=5)).settings
+    assert (settings["align.data.max_samples"].text, settings["align.samples"].text) == ("5", "24")
+    assert settings["align.data.max_samples"].is_confounder
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ USES = {
         from benchmarks.report.report import build_report
         report = build_report(report_material.put_results(Path("results")))
         assert {*score_frame(report.table)["images"]} == {60}
-        for name in ("html", "markdown", "latex"):
+        for name in ("html", "markdown"):
             assert "(60 images)" in report_material.rendered(report, name), name
     """,
     "benchmarks/report/page.py": """

@@ -37,7 +37,7 @@ class Measure:
         of_score: whether ``seeds.csv`` and ``sweep.csv`` have the column, too.
         text: cell → what stands next to its number; empty to omit it.
         heading: of the text, for the page; ``{cell}`` is the cell.
-        formats: that show the text.
+        formats: that show the text; LaTeX next to inline intervals only.
     """
 
     name: str = ""

@@ -72,25 +72,25 @@ class Selection:
         Raises:
             UserError: an unknown benchmark or metric.
         """
-        return tuple(dict.fromkeys(key for name in self.benchmarks for key in _column_keys(name, source)))
-
-
-def _column_keys(name: str, source: ReportSource) -> list[_ColumnKey]:
-    benchmark, colon, metric = name.partition(":")
-    if benchmark not in source.benchmarks:
-        raise unknown_name_error(benchmark, source.benchmarks, "name in 'benchmarks'")
-    results = source.results(benchmark).values()
-    if not colon:
-        keys = [(benchmark, primary) for result in results for primary in result.primary if primary in result.metrics]
-        return list(dict.fromkeys(keys)) or [(benchmark, "")]
-    labels = {key: entry.label for result in results for key, entry in result.metrics.items()}
-    for key, label in labels.items():
-        if metric == key or metric.casefold() == label.casefold():
-            return [(benchmark, key)]
-    if not labels:
-        raise UserError(f"benchmarks: {benchmark} has no number for any model, so no metric '{metric}'")
-    known = dict.fromkeys([*labels, *labels.values()])
-    raise unknown_name_error(metric, [*known], f"metric of {benchmark} in 'benchmarks'")
+        found = dict[_ColumnKey, None]()
+        for name in self.benchmarks:
+            benchmark, colon, metric = name.partition(":")
+            if benchmark not in source.benchmarks:
+                raise unknown_name_error(benchmark, source.benchmarks, "name in 'benchmarks'")
+            results = source.results(benchmark).values()
+            labels = {key: entry.label for result in results for key, entry in result.metrics.items()}
+            if not colon:
+                primary = [key for result in results for key in result.primary if key in result.metrics]
+                found |= dict.fromkeys((benchmark, key) for key in primary or [""])
+                continue
+            chosen = [key for key, label in labels.items() if metric == key or metric.casefold() == label.casefold()]
+            if not labels:
+                raise UserError(f"benchmarks: {benchmark} has no number for any model, so no metric '{metric}'")
+            if not chosen:
+                known = dict.fromkeys([*labels, *labels.values()])
+                raise unknown_name_error(metric, [*known], f"metric of {benchmark} in 'benchmarks'")
+            found[benchmark, chosen[0]] = None
+        return tuple(found)
 
 
 def merge_display(source: ReportSource, display: Display) -> Display:

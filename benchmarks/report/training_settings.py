@@ -25,6 +25,7 @@ _AMOUNTS = {"max_steps": "steps", "max_samples": "samples", "num_epochs": "epoch
 _DATA_FIELD = re.compile(r"(?:\w+\.)*data\.")  # its max_samples is not the length of a training
 _MODELS = ("encoder", "llava")  # types of trained artifacts
 _STAGE = rf"(?:{'|'.join(STAGE_NAMES)})\."
+# the most informative settings, which are printed although only one side states them
 _HEADLINE = re.compile(rf"(?:\w+\.)?(?:recipe\.name|model\.architecture|projector\.type|encoder\w*|seed|{_STAGE}loss)")
 # Settings that must be equal for a difference of scores to be an effect of the method: data, amount, batch size,
 # learning rates, precision, initial weights and trainable parts.
@@ -82,11 +83,6 @@ class TrainingSettings:
 def is_confounder(name: str) -> bool:
     """Whether models that differ in this setting cannot be compared fairly."""
     return bool(_CONFOUNDER.fullmatch(name))
-
-
-def is_headline_setting(name: str) -> bool:
-    """Whether a setting is among the most informative ones."""
-    return bool(_HEADLINE.fullmatch(name)) or is_confounder(name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +143,7 @@ def diff_training(first: TrainingSettings, second: TrainingSettings) -> Training
     for name in alone:  # if both have settings of the model that it belongs to: the model itself, its encoder, …
         prefix = _PARENT_PREFIX.match(name)
         known = prefix is None or all(any(each.startswith(prefix[0]) for each in side) for side in (one, two))
-        printed += [name] if known and is_headline_setting(name) else []
+        printed += [name] if known and (_HEADLINE.fullmatch(name) or is_confounder(name)) else []
     values = {name: " against ".join(each[name].describe() if name in each else "not stated" for each in (one, two))
               for name in [*different, *printed]}  # fmt: skip
     confounders = [name for name in different if one[name].is_confounder or two[name].is_confounder]

@@ -91,17 +91,6 @@ class _Median:
         return ~np.isnan(columns[names[0]].astype(float))
 
 
-def missing_values(formula: str, columns: Columns, names: Sequence[str]) -> np.ndarray:
-    """(N, K) whether an item has no value in a column, so that a metric leaves it out; empty if all items have values.
-
-    F1 counts an item without a value as 0, and leaves out none.
-    """
-    import pandas as pd
-
-    found = np.stack([pd.isna(columns[name]) for name in names], axis=1)
-    return found if found.any() and formula != "f1" else np.zeros(0, bool)
-
-
 def _total(summands: Any) -> np.ndarray:
     return np.asarray(summands.sum(axis=0), dtype=float).reshape(1, -1)
 

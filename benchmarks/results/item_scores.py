@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.results.aggregation import missing_values
 from benchmarks.results.blind import BLIND_KINDS, BlindPair, gain_scores
 from benchmarks.results.noise import Scores
 from benchmarks.results.result_types import BLOCKER, IMAGE_HASH
@@ -176,7 +175,12 @@ def _share_items(spec: Metric, tables: Sequence[ItemTable]) -> bool:
 
 
 def _missing(spec: Metric, table: ItemTable) -> np.ndarray:
-    return missing_values(str(spec.aggregation), columns_of(table.frame, spec.columns), spec.columns)
+    """(N, K) whether an item has no value in a column, so that a metric leaves it out; empty if all items have values.
+
+    F1 counts an item without a value as 0, and leaves out none.
+    """
+    found = table.frame[[*spec.columns]].isna().to_numpy()
+    return found if found.any() and spec.aggregation != "f1" else np.zeros(0, bool)
 
 
 def with_gallery(scores: Scores, spec: Metric, tables: Sequence[ItemTable]) -> Scores:

@@ -45,7 +45,10 @@ def fingerprint(protocol: Protocol, *, exclude: Sequence[str] = ()) -> str:
         protocol: name → value.
         exclude: names to omit, or prefixes that end in ``_`` (``"input_"`` ignores each model's resolution).
     """
-    return digest({name: value for name, value in protocol.items() if not _is_excluded(name, exclude)})
+    prefixes = tuple(name for name in exclude if name.endswith("_"))
+    return digest(
+        {name: value for name, value in protocol.items() if name not in exclude and not name.startswith(prefixes)}
+    )
 
 
 def ranking_key(protocol: Protocol) -> str:
@@ -55,10 +58,6 @@ def ranking_key(protocol: Protocol) -> str:
     """
     redundant = ("split", FULL_SIZE) if protocol.get("data_hash") else ()
     return fingerprint(protocol, exclude=(INPUT_PREFIX, BLIND_PREFIX, *redundant))
-
-
-def _is_excluded(name: str, exclude: Sequence[str]) -> bool:
-    return any(name == other or (other.endswith("_") and name.startswith(other)) for other in exclude)
 
 
 def describe_differences(first: Protocol, second: Protocol) -> list[str]:
