@@ -30,14 +30,13 @@ MODULE_PARTS = {MODULES, PARENT_MODULES}
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutputSpec:
-    """The dependencies of one output of a step; an output whose dependencies did not change stays in place."""
+class Inputs:
+    """A config with what its strings refer to: the dependencies of a step, or of one of its outputs."""
 
-    output: Path
-    config: Mapping[str, Any]  # the part of the step's that it depends on
-    parents: tuple[str, ...] = ()
-    needs: tuple[Path, ...] = ()
-    hub: tuple[str, ...] = ()
+    config: Mapping[str, Any]
+    parents: tuple[str, ...] = ()  # the steps whose outputs it refers to
+    needs: tuple[Path, ...] = ()  # the files outside the study that it refers to
+    hub: tuple[str, ...] = ()  # the names on the Hub that it refers to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,19 +57,16 @@ class StepKey:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class Step(Inputs):
     """One command that a user could type alone."""
 
     name: str  # unique in the study, such as ``encoder-clips``; also the directory under ``steps/``
     kind: StepKind
     command: tuple[str, ...]  # the words before ``--config``, such as ``("clips", "train")``
-    config: Mapping[str, Any]
     outputs: tuple[Path, ...]  # directories or result files that no other step writes
     study: Path  # directory of the study
-    parents: tuple[str, ...] = ()  # the steps whose outputs the config refers to
-    needs: tuple[Path, ...] = ()  # the files outside the study that it refers to
-    hub: tuple[str, ...] = ()  # the names on the Hub that it refers to
-    parts: tuple[OutputSpec, ...] = ()  # of a step whose outputs are replaced one by one
+    # File name → dependencies, of outputs that are replaced one by one: one that did not change stays in place.
+    parts: Mapping[str, Inputs] = field(default_factory=dict)
     key: StepKey = field(default_factory=StepKey)
     resources: Resources = field(default_factory=Resources)
 

@@ -22,7 +22,7 @@ from benchmarks.study.launch import (
     script_modules,
 )
 from benchmarks.study.schema import Settings, Study, deep_merge
-from benchmarks.study.state import MODULES, PARENT_MODULES, OutputSpec, Step, StepKey
+from benchmarks.study.state import MODULES, PARENT_MODULES, Inputs, Step, StepKey
 from benchmarks.study.study_record import (
     EXCLUDED_FROM_BENCHMARK,
     EXISTING_LLAVA_NO_ENCODER,
@@ -259,24 +259,20 @@ class _PlanBuilder:
 
         By default it writes the directory ``config["output"]``.
         """
-        outputs = {Path(config["output"]): config} if parts is None else parts
-        whole = self._resolve(name, next(iter(outputs)), config)
+        outputs = tuple(parts or [Path(config["output"])])
         self.steps[name] = Step(
+            **vars(self._resolve(name, config)),
             name=name,
             kind=kind,
             command=command,
-            config=whole.config,
-            outputs=tuple(outputs),
+            outputs=outputs,
             study=self.study.directory,
-            parents=whole.parents,
-            needs=whole.needs,
-            hub=whole.hub,
-            parts=tuple(self._resolve(name, *part) for part in (parts or {}).items()),
+            parts={path.name: self._resolve(name, part) for path, part in (parts or {}).items()},
         )
         for path in outputs:
             self._producers[path.relative_to(self.study.directory).as_posix()] = name
 
-    def _resolve(self, step: str, output: Path, config: Settings) -> OutputSpec:
+    def _resolve(self, step: str, config: Settings) -> Inputs:
         """A config with its ``$`` paths replaced, and what its strings refer to."""
         parents, needs, hub = dict[str, None](), dict[Path, None](), dict[str, None]()
 
@@ -310,7 +306,7 @@ class _PlanBuilder:
             return whole
 
         resolved = map_strings(config, resolve_string)
-        return OutputSpec(output=output, config=resolved, parents=tuple(parents), needs=tuple(needs), hub=tuple(hub))
+        return Inputs(config=resolved, parents=tuple(parents), needs=tuple(needs), hub=tuple(hub))
 
     def _producer(self, path: Path) -> str | None:
         """The step that writes a path, or None."""
@@ -333,7 +329,7 @@ def with_keys(steps: Iterable[Step]) -> tuple[Step, ...]:
     keys: dict[str, StepKey] = {}
     files_state = functools.cache(external_files_state)  # many steps read the same data
 
-    def depends_on(step: Step, part: Step | OutputSpec) -> dict[str, Any]:
+    def depends_on(step: Step, part: Inputs) -> dict[str, Any]:
         return {
             "command": step.command,
             "config": command_settings(step.command, relative_config(to_plain(part.config), step.study)),
@@ -352,7 +348,7 @@ def with_keys(steps: Iterable[Step]) -> tuple[Step, ...]:
         parts = {**whole, MODULES: script_modules(step.command), PARENT_MODULES: inherited}
         keys[step.name] = StepKey(
             key=digest(whole),
-            outputs={part.output.name: digest(depends_on(step, part)) for part in step.parts},
+            outputs={name: digest(depends_on(step, part)) for name, part in step.parts.items()},
             parts={name: digest(value)[:_HASH_DIGITS] for name, value in parts.items()},
         )
         found.append(replace(step, key=keys[step.name]))
