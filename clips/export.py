@@ -9,22 +9,19 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from clips.core.artifact import MANIFEST, atomic_artifact_dir, log_info, write_manifest
+from clips.core.artifact import MANIFEST, atomic_artifact_dir, log_info, read_manifest, write_manifest
 from clips.core.run_log import METRICS_FILE, read_entries
 from clips.errors import UserError, error_reason, unknown_name_error
 from clips.method.recipes import RecipeConfig
 from clips.model.architectures import ModelConfig
-from clips.model_card import license_from_manifest, write_card, write_model_card
+from clips.model_card import write_card, write_model_card
 from clips.model_refs import CAPTIONER_WEIGHTS, OPEN_CLIP_CONFIG
 from clips.training.run_dir import CONFIG_FILE as RUN_CONFIG
 from clips.training.run_dir import TRAIN_STATE_FILE, list_checkpoints, read_run_config, read_train_state
 from clips.training.train_config import completed_stages
 from clips.typed_data import from_plain
-
-if TYPE_CHECKING:
-    from clips.method.clips_model import ClipsModel
 
 FORMATS = ("open_clip", "hf_clip", "hf_siglip")
 _TOLERANCE = 1e-5  # of unit features; a larger difference means that the conversion is wrong
@@ -67,13 +64,38 @@ def run_export(config: ExportConfig) -> None:
 
 
 def _export_checkpoint(config: ExportConfig) -> None:
-    checkpoint = _find_checkpoint(Path(config.checkpoint))
+    path = Path(config.checkpoint)
+    if not path.is_dir():
+        raise UserError(f"{path}: no such directory")
+    checkpoints = [path] if (path / TRAIN_STATE_FILE).is_file() else list_checkpoints(path)
+    if not checkpoints and (path / MANIFEST).is_file():
+        raise UserError(f"{path}: the training is finished and this is already the encoder directory")
+    if not checkpoints:
+        raise UserError(f"{path}: no checkpoints in it; expected the output of `clips train`, or a checkpoint")
+    checkpoint = checkpoints[-1]
     recorded, state = read_run_config(checkpoint), read_train_state(checkpoint)
     if Path(config.output).exists():
         raise UserError(f"{config.output}: exists already; choose another output or remove it")
+    where = checkpoint / RUN_CONFIG
+    try:
+        seed = int(recorded["seed"])
+        model_config = from_plain(ModelConfig, recorded["model"], what=f"{where}: model")
+        recipe = from_plain(RecipeConfig, recorded["recipe"], what=f"{where}: recipe")
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{where}: expected the config of a training run ({error_reason(error)})") from None
     from clips.encoder import write_encoder
+    from clips.method.clips_model import build_model
+    from clips.training.checkpoint import load_export_weights
 
-    model = _rebuild(recorded, checkpoint)
+    # The checkpoint has every weight; the initial weights may be gone.
+    model = build_model(model_config.without_initial_weights(), recipe, seed)
+    load_export_weights(checkpoint, model)
+
+    validated: dict[str, Any] = {}  # the last entry with validation metrics up to the checkpoint's step
+    log = next((one / METRICS_FILE for one in checkpoint.resolve().parents[:2] if (one / METRICS_FILE).is_file()), None)
+    for entry in read_entries(log) if log else ():
+        if entry.get("step", state.step) <= state.step and any("val_" in name for name in entry):
+            validated = entry
     done: dict[str, Any] = {"steps": state.step, "samples_seen": state.samples_seen, "seconds": state.seconds}
     with atomic_artifact_dir(config.output, kind="encoder") as partial:
         write_encoder(model, partial)
@@ -86,7 +108,7 @@ def _export_checkpoint(config: ExportConfig) -> None:
             parents={"checkpoint": checkpoint},
             stages=completed_stages(recorded, done, model.image_size),
             **done,
-            last=_last_validation(checkpoint, state.step),
+            last=validated,
             license=config.license or recorded.get("license"),
         )
         write_model_card(partial, manifest)
@@ -105,7 +127,8 @@ def _export_to_transformers(config: ExportConfig) -> None:
     if "text_cfg" not in encoder.config["model_cfg"]:
         raise UserError(f"{source}: expected an encoder with a text tower; llava-bridge reads this directory as it is")
     export = {"hf_clip": hf_clip.export, "hf_siglip": hf_siglip.export}[config.format]
-    license = config.license or license_from_manifest(source)
+    recorded = read_manifest(source) if (source / MANIFEST).is_file() else {}
+    license = config.license or str(recorded.get("license") or "unknown")
     with atomic_artifact_dir(config.output, kind=config.format) as partial:
         with silence_transformers():
             parity = compare(encoder, export(encoder, partial), partial)
@@ -123,41 +146,3 @@ def _export_to_transformers(config: ExportConfig) -> None:
     if (source / CAPTIONER_WEIGHTS).is_file():
         log_info(f"{config.output}: without the captioner, which {config.format} does not support")
     log_info(f"{config.output}: {config.format}; {parity}")
-
-
-def _find_checkpoint(path: Path) -> Path:
-    if not path.is_dir():
-        raise UserError(f"{path}: no such directory")
-    if (path / TRAIN_STATE_FILE).is_file():
-        return path
-    if found := list_checkpoints(path):
-        return found[-1]
-    if (path / MANIFEST).is_file():
-        raise UserError(f"{path}: the training is finished and this is already the encoder directory")
-    raise UserError(f"{path}: no checkpoints in it; expected the output of `clips train`, or a checkpoint")
-
-
-def _last_validation(checkpoint: Path, step: int) -> dict[str, Any]:
-    """The last entry with validation metrics in the run's metrics.jsonl up to ``step``; empty if there is none."""
-    for directory in checkpoint.resolve().parents[:2]:
-        if (directory / METRICS_FILE).is_file():
-            entries = [entry for entry in read_entries(directory / METRICS_FILE) if entry.get("step", step) <= step]
-            return next((entry for entry in reversed(entries) if any("val_" in name for name in entry)), {})
-    return {}
-
-
-def _rebuild(recorded: dict[str, Any], checkpoint: Path) -> ClipsModel:
-    where = checkpoint / RUN_CONFIG
-    try:
-        seed = int(recorded["seed"])
-        model_config = from_plain(ModelConfig, recorded["model"], what=f"{where}: model")
-        recipe = from_plain(RecipeConfig, recorded["recipe"], what=f"{where}: recipe")
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{where}: expected the config of a training run ({error_reason(error)})") from None
-    from clips.method.clips_model import build_model
-    from clips.training.checkpoint import load_export_weights
-
-    # The checkpoint has every weight; the initial weights may be gone.
-    model = build_model(model_config.without_initial_weights(), recipe, seed)
-    load_export_weights(checkpoint, model)
-    return model

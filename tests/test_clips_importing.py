@@ -191,7 +191,7 @@ def test_texts_have_equal_tokens_with_and_without_an_import(tmp_path: Path):
     """In `transformers:DIR`, the imported encoder and OpenAI's own tokenizer; transformers alone keeps curly quotes."""
     from open_clip.tokenizer import SimpleTokenizer
 
-    from clips.transformers_encoder import load_transformers_encoder
+    from clips.encoder import load_transformers_encoder
 
     world.hf_clip(tmp_path / "hf", text={"vocab_size": 49408, "eos_token_id": 49407, "bos_token_id": 49406})
     alone = world.clip_tokenizer(tmp_path / "hf")

@@ -89,14 +89,14 @@ def _preprocessing(encoder: LoadedEncoder, path: str) -> Entries:
 
 
 def load_transformers_encoder(path: str, device: str, precision: str) -> DualEncoder:
-    """Load a directory in the transformers format, see `clips.transformers_encoder.load_transformers_encoder`."""
+    """Load a directory in the transformers format, see `clips.encoder.load_transformers_encoder`."""
     import torch
     from PIL.Image import Resampling
 
-    from clips import transformers_encoder
+    from clips import encoder as encoders
     from llava_bridge.encoders.transformers_source import image_size_of
 
-    encoder = transformers_encoder.load_transformers_encoder(path)
+    encoder = encoders.load_transformers_encoder(path)
     images, precision = encoder.processor, "float32" if precision == "auto" else precision
     fit = "shortest" if getattr(images, "do_center_crop", False) else "squash"
     side = image_size_of(images) or images.patch_size * math.isqrt(images.max_num_patches)  # SigLIP 2 NaFlex's square
