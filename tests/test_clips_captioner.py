@@ -200,6 +200,14 @@ def test_learnable_tokens_give_the_most_probable_word_each(captioner, tokens):
 
 
 @torch.no_grad()
+def test_words_after_the_end_token_are_not_said(captioner, tokens, monkeypatch):
+    model, (image, text) = captioner.eval(), (part[:1] for part in tokens)
+    row = torch.tensor([BOS, 7, PAD, 8, EOS, 9] + [5] * SHAPE.length)[: SHAPE.length]
+    monkeypatch.setattr(model.head, "forward", lambda hidden: torch.eye(50)[row])
+    assert generate(model, image, text) == [[7, 8]]
+
+
+@torch.no_grad()
 def test_teacher_forcing_feeds_its_own_words(tokens):
     model, (image, text) = captioner_of(1, teacher_forced=True).eval(), (part[:1] for part in tokens)
     (said,) = generate(model, image, text)
