@@ -259,6 +259,17 @@ def test_a_result_that_is_not_of_the_study_any_more_is_not_compared(studies: tup
     assert "B: clips on pope: missing: not run since the study or the version of its command changed" in found.left_out
 
 
+def test_a_result_of_an_older_study_is_out_of_date(studies: tuple[Path, Path], capsys: pytest.CaptureFixture) -> None:
+    edit(studies[1] / "steps/evaluate-llava-clips-tiny-s0/step.json", key="of an older study")
+    first, second = (next((study / "results").glob("*clips*/pope.json")) for study in studies)
+    run_diff(DiffConfig(first=str(first), second=str(second)))
+    said = capsys.readouterr().out
+    assert "B is out of date: not run since the study or the version of its command changed." in said
+    assert "A is out of date" not in said
+    left_out = both(*(study / "results" for study in studies)).left_out
+    assert f"B: {second.parent.name} on pope: not run since the study or the version of its command changed" in left_out
+
+
 def test_a_study_without_results_is_rejected(studies: tuple[Path, Path]) -> None:
     shutil.rmtree(studies[1] / "results")
     with pytest.raises(
