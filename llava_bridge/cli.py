@@ -7,7 +7,7 @@ from clips.commandline.commands import Command, dispatch
 ABOUT = "Plug a vision encoder into an LLM, train the LLaVA under DeepSpeed, and chat with it."
 
 COMMANDS = {
-    "train": Command(help="train a LLaVA (or first its LLM) by stages", target="llava_bridge.training.train:run_train"),
+    "train": Command(help="train a LLaVA by stages", target="llava_bridge.training.train:run_train"),
     "convert": Command(
         help="convert LLaVAs between the original format and that of transformers",
         target="llava_bridge.conversion.convert_command:run_convert",

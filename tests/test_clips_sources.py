@@ -577,6 +577,8 @@ SHARDS = {"format": "webdataset", "web_caption": "web_caption", "synthetic_capti
         ({**SHARDS, "path": "train", "synthetic_caption": ".txt"}, r"expects a \.txt file \(found \.png, \.json\)"),
         ({**SHARDS, "path": "captions.jsonl"}, r"captions.jsonl: expected tar shards.* format: table"),
         ({"path": "x", "format": "karpaty"}, "unknown format of a data source 'karpaty'; did you mean 'karpathy'"),
+        ({"path": "rows.csv", "format": "csv"}, "^format: csv files are read by format: table$"),
+        ({"path": "rows.csv", "synthetic_caption": "long"}, "'long'.*; synthetic_caption: null if there is none$"),
         ({"path": "gone.csv"}, "gone.csv: no such file or directory"),
         ({"path": "rows.xls"}, "expected a file that ends in .csv, .tsv, .jsonl, .parquet"),
         ({"path": "rows.csv", "web_caption": "org_captoin"}, "did you mean 'org_caption'"),

@@ -90,6 +90,8 @@ class SourceConfig:
 
     def __post_init__(self) -> None:
         if self.format not in TRAINING_FORMATS:
+            if self.format in {"csv", "tsv", "parquet"}:
+                raise UserError(f"format: {self.format} files are read by format: table")
             raise unknown_name_error(self.format, TRAINING_FORMATS, "format of a data source")
         for name in ("web_caption", "synthetic_caption"):
             if getattr(self, name) == _AUTO:

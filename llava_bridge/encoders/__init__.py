@@ -94,10 +94,15 @@ def local_paths(spec: str) -> dict[str, str]:
 def resolve_open_clip_dir(reference: str) -> Path:
     """The directory of an open_clip encoder: ``reference`` itself, or the Hub's copy of ``hf-hub:NAME``.
 
-    UserError: it cannot be downloaded.
+    UserError: it cannot be downloaded, or is a file.
     """
     if reference.startswith(HF_HUB_PREFIX):
         return download_from_hub(reference.removeprefix(HF_HUB_PREFIX), "encoder")
+    if Path(reference).is_file():  # epoch_1.pt
+        raise UserError(
+            f"encoder: {reference} is a file, expected an encoder directory; "
+            f"`clips import {reference} --architecture NAME --output DIR` makes one of a checkpoint"
+        )
     return Path(reference)
 
 

@@ -58,7 +58,7 @@ def check_llava_dir(llava: str) -> None:
     """Raise UserError unless ``llava`` is a LLaVA in the transformers format, with tokenizer and weights."""
     directory = resolve_model_dir(llava, "llava")
     if not directory.is_dir():
-        raise UserError(f"llava: {llava} is not a directory")
+        raise UserError(f"llava: {llava} is not a directory (expected one, or ORG/NAME on the Hub)")
     _check_type(directory, f"llava: {llava}")
     _check_model(llava, directory, "llava", "LLaVA")
 

@@ -233,7 +233,10 @@ def find_task(name: str) -> LmmsTask:
             config=TaskConfig if name == "naturalbench" else UnlistedTaskConfig,
         )
     if members := offline_tasks.task_groups().get(name):
-        raise UserError(f"benchmarks: '{name}' is a group of lmms-eval tasks; use its members: {', '.join(members)}")
+        raise UserError(
+            f"benchmarks: '{name}' is a group of lmms-eval tasks; use its members: {', '.join(members)}; "
+            f"for an encoder's benchmark under this name, write {{name: {name}, task: retrieval, data: DATA}}"
+        )
     if own := offline_tasks.own_task(name):
         task, path = own
         return _lmms_task(

@@ -296,7 +296,8 @@ def _csv_cells(name: str, path: str, delimiter: str, *, is_plain: bool) -> Gener
 def check_column(name: str, columns: Sequence[str], setting: str, path: str) -> None:
     """Raise UserError for the name of a column that a table does not have."""
     if name not in columns:
-        raise unknown_name_error(name, columns, f"column for {setting} in {path}")
+        error = unknown_name_error(name, columns, f"column for {setting} in {path}")
+        raise UserError(f"{error}; synthetic_caption: null if there is none") if "synthetic" in setting else error
 
 
 def table_rows_of_split(location: Location) -> tuple[Any, str]:
