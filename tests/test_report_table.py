@@ -136,7 +136,7 @@ def test_a_difference_that_is_not_significant_is_not_stated_and_the_tests_are_co
     figure = next(each for each in forest_plots(close.table).figures if each.name == "forest-pope-accuracy")
     assert figure.rows[0][4] == "not significant"
     assert figure.alt.endswith("none of 1 is significant.")
-    assert "the p-values of all 1 tests (pairs with the baseline) Holm-corrected together" in text_of(close)
+    assert "of which there is one, so that its p-value needs no correction" in text_of(close)
     every = "the p-values of all 12 tests (pairs with the baseline and the top model) Holm-corrected together"
     assert every in text_of(report)
 
@@ -359,3 +359,18 @@ def test_a_directory_without_results_is_rejected(tmp_path):
         build_report(tmp_path / "none")
     with pytest.raises(UserError, match=r"expected study\.json or result files"):
         build_report(tmp_path)
+
+
+def test_an_encoder_and_a_llava_in_one_directory_lack_no_benchmark_of_each_other(tmp_path):
+    put_result(tmp_path, "mine", "retrieval", items_table(0.5, benchmark="retrieval"), primary=("t2i_r1",))
+    for name in ("gqa", "pope"):
+        put_result(tmp_path, "mine-llava", name, items_table(0.5, benchmark=name))
+    put_result(tmp_path, "other-llava", "gqa", items_table(0.4, benchmark="gqa"))
+    table = build_report(tmp_path).table
+    kinds = {(cell.row, cell.column.benchmark): cell.missing and cell.missing.kind for cell in table.scores}
+    assert kinds["mine", "gqa"] == kinds["mine-llava", "retrieval"] == "not applicable"
+    assert kinds["other-llava", "pope"] == "missing"
+    assert not kinds["mine", "retrieval"]
+    text = rendered(build_report(tmp_path), "markdown")
+    assert "other-llava on pope: missing: no result file" in text
+    assert "not applicable" not in text

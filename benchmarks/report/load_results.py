@@ -27,6 +27,7 @@ NO_STEP_RECORDS_NOTE = (
     "The study's directory has results but no records of its steps: the results are shown as found, and it "
     "is unknown whether they belong to the current study file."
 )
+OTHER_KIND = "a benchmark of LLaVAs for an encoder, or of encoders for a LLaVA"
 MissingReason = Literal["failed", "invalid", "not applicable", "no judge", "missing"]
 
 
@@ -285,6 +286,11 @@ def missing_reason(reason: str) -> MissingValue:
     return MissingValue(kind="not applicable", reason=reason)
 
 
+def measures_llava(result: Result) -> bool:
+    """Whether a benchmark of LLaVAs was run, not one of encoders."""
+    return result.benchmark_type == "mllm" or (result.benchmark_type == "choice" and "prompt" in result.protocol)
+
+
 def _plain_source(root: Path) -> ReportSource:
     files = result_files(root / "results" if (root / "results").is_dir() else root)
     loaded: list[tuple[str, str, Result | MissingValue]] = []
@@ -302,9 +308,22 @@ def _plain_source(root: Path) -> ReportSource:
         )
     names = list(dict.fromkeys(row for row, _, _ in loaded))
     benchmarks = tuple(dict.fromkeys(benchmark for _, benchmark, _ in loaded))
-    outcomes: dict[tuple[str, str], Result | MissingValue] = dict.fromkeys(
-        itertools.product(names, benchmarks), MissingValue(kind="missing", reason="no result file")
-    )
+    kinds: dict[tuple[str, str], set[bool]] = {}  # whether a row's, and a benchmark's, results are of LLaVAs
+    for row, benchmark, outcome in loaded:
+        if isinstance(outcome, Result):
+            kinds.setdefault(("row", row), set()).add(measures_llava(outcome))
+            kinds.setdefault(("benchmark", benchmark), set()).add(measures_llava(outcome))
+    outcomes: dict[tuple[str, str], Result | MissingValue] = {}
+    rows_are_both = any(len(found) > 1 for (what, _), found in kinds.items() if what == "row")
+    for row, benchmark in itertools.product(names, benchmarks):
+        measured, needed = kinds.get(("row", row), set()), kinds.get(("benchmark", benchmark), set())
+        # Of an encoder and a LLaVA in one directory, each lacks the other's benchmarks by nature, unless rows are both.
+        by_nature = len(measured) == len(needed) == 1 and measured != needed and not rows_are_both
+        outcomes[row, benchmark] = (
+            MissingValue(kind="not applicable", reason=OTHER_KIND)
+            if by_nature
+            else MissingValue(kind="missing", reason="no result file")
+        )
     for row, benchmark, outcome in loaded:
         outcomes[row, benchmark] = _complete_or_missing(outcome) if isinstance(outcome, Result) else outcome
     return ReportSource(

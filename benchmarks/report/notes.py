@@ -7,7 +7,7 @@ import math
 from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from benchmarks.report.load_results import MissingValue, ReportSource
+from benchmarks.report.load_results import OTHER_KIND, MissingValue, ReportSource
 from benchmarks.report.table import ALPHA, ELSEWHERE, UNCREDITED, Cell, Column, Table
 from benchmarks.report.training_settings import CONFOUNDED_WARNING, TrainingSettings, diff_training, training_of_result
 from benchmarks.results.formatting import (
@@ -125,9 +125,12 @@ def mark_legend(table: Table, style: MarkStyle) -> Iterator[str]:
         planned = {frozenset({each.cell.row, each.other.row}) in with_baseline for each in table.differences}
         against = [name for name, found in (("the baseline", True), ("the top model", False)) if found in planned]
         pairs = "every pair of models" if table.all_pairs else f"pairs with {join_with_and(against)}"
+        corrected = f"the p-values of all {table.comparisons} tests ({pairs}) Holm-corrected together"
+        if table.comparisons == 1:
+            corrected = "of which there is one, so that its p-value needs no correction"
         yield (
-            f"{' and '.join(subjects).capitalize()} use paired tests over {variance_sources(table)}, the p-values of "
-            f"all {table.comparisons} tests ({pairs}) Holm-corrected together{f'; {signs}' if signs else ''}."
+            f"{' and '.join(subjects).capitalize()} use paired tests over {variance_sources(table)}, {corrected}"
+            f"{f'; {signs}' if signs else ''}."
         )
 
 
@@ -415,7 +418,7 @@ def _about_missing_values(source: ReportSource, seed_table: Table) -> Iterator[N
     by_reason: dict[tuple[str, str], dict[str, list[Cell]]] = {}  # model, reason → benchmarks or metrics
     for column in seed_table.columns:
         for cell in column.cells:
-            if cell.missing and cell.missing.reason != EXCLUDED_FROM_BENCHMARK:
+            if cell.missing and cell.missing.reason not in {EXCLUDED_FROM_BENCHMARK, OTHER_KIND}:
                 no_result = isinstance(source.outcomes[cell.row, column.benchmark], MissingValue)
                 name = column.benchmark if no_result else column.title
                 reason = f"{cell.missing.kind}: {cell.missing.reason}"

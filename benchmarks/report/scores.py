@@ -11,7 +11,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from statistics import fmean
 
-from benchmarks.report.load_results import MissingValue, ReportSource, missing_reason
+from benchmarks.report.load_results import MissingValue, ReportSource, measures_llava, missing_reason
 from benchmarks.report.table import BlindGain, Cell, Column, Table
 from benchmarks.results.blind import BLIND_KINDS, compare_with_blind, gain_of
 from benchmarks.results.item_scores import ItemScores
@@ -79,10 +79,7 @@ def _column(source: ReportSource, benchmark: str, name: str, metrics: Sequence[M
         largest=max(abs(metric.value * metric.scale) for metric in metrics),
         chance_levels={baseline: best(values) for baseline, values in levels.items()},
         key=source.benchmark_id(benchmark),
-        of_llava=any(
-            result.benchmark_type == "mllm" or (result.benchmark_type == "choice" and "prompt" in result.protocol)
-            for result in source.results(benchmark).values()
-        ),
+        of_llava=any(map(measures_llava, source.results(benchmark).values())),
         items=largest[1] if smallest == largest else f"{smallest[1]} to {largest[1]}",
     )
 
