@@ -71,6 +71,7 @@ def test_a_running_step_tells_its_numbers_and_nothing_is_touched(study: Path) ->
     status = seen(study)
     assert (status.state, status.progress) == ("running", "10/50 20 %")
     assert 69 < status.seconds < 90
+    assert status.left == pytest.approx(4 * status.seconds)  # by its own pace: an earlier step of its kind took less
     assert seen(study, "encoder-clip-s0").state == "done"
     assert seen(study, "evaluate-llava-net-tiny-s0").state == "waiting"
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -150,6 +151,8 @@ def test_time_left_is_the_longest_chain_or_all_work_over_the_concurrent_steps(tm
     parents: dict[str, Any] = {"one": (), "two": (), "wide": (), "child": ("one",), "done": ()}
     steps = [make(tmp_path, name, *of) for name, of in parents.items()]
     statuses = [StepStatus(name=name, state="waiting", left=10.0) for name in parents if name != "done"]
-    assert {jobs: time_left(steps, jobs, statuses) for jobs in (1, 2, 8)} == {1: 40, 2: 20, 8: 20}
-    unknown = dataclasses.replace(statuses[0], left=None)
-    assert time_left(steps, 1, [unknown, *statuses[1:]]) is None
+    found = {jobs: time_left(steps, jobs, statuses) for jobs in (1, 2, 8)}
+    assert found == {1: "about 40 s left", 2: "about 20 s left", 8: "about 20 s left"}
+    unknown = [dataclasses.replace(status, left=None) for status in statuses]
+    assert time_left(steps, 1, [unknown[0], *statuses[1:]]) == "more than 30 s left"
+    assert time_left(steps, 1, unknown) == ""

@@ -72,6 +72,8 @@ def read_statuses(plan: StudyPlan, *, running: bool | None = None) -> list[StepS
             if counts := next(filter(None, map(_COUNTED.search, reversed(lines))), None):
                 done, total = (int(text.replace(",", "")) for text in counts.groups())
                 progress = f"{done:,}/{total:,} {100 * done // max(total, 1)} %"
+                # Of a step that takes longer than others of its kind, as CLIPS than CLIP, that would stand at 0.
+                left = max(left or 0.0, seconds * (total - done) / done) if done else left
         elif record is not None and record.log_tail and has_begun and state != "done":
             last = record.log_tail[-1]
         found[step.name] = StepStatus(
@@ -80,18 +82,18 @@ def read_statuses(plan: StudyPlan, *, running: bool | None = None) -> list[StepS
     return list(found.values())
 
 
-def time_left(steps: Sequence[Step], jobs: int, statuses: Sequence[StepStatus]) -> float | None:
-    """Estimated seconds until all running and waiting steps are done; None if the time of one is unknown.
+def time_left(steps: Sequence[Step], jobs: int, statuses: Sequence[StepStatus]) -> str:
+    """Estimated time until all running and waiting steps are done: "about 3 min 20 s left".
 
-    The longest chain of steps, or all steps' time divided by ``jobs``, whichever is longer.
+    The longest chain of steps, or all steps' time divided by ``jobs``, whichever is longer; "more than …" if no step of
+    a kind has run yet, empty if nothing is known.
     """
     left = {status.name: status.left for status in statuses if status.state in {"waiting", "running"}}
-    if None in left.values():
-        return None
     ends: dict[str, float] = {}
     for step in steps:
         ends[step.name] = (left.get(step.name) or 0.0) + max((ends[each] for each in step.parents), default=0.0)
-    return max(sum(seconds or 0.0 for seconds in left.values()) / jobs, *ends.values())
+    seconds = max(sum(each or 0.0 for each in left.values()) / jobs, *ends.values())
+    return f"{'more than' if None in left.values() else 'about'} {format_duration(seconds)} left" if seconds else ""
 
 
 def progress_view(plan: StudyPlan, statuses: Sequence[StepStatus], width: int) -> Group:
@@ -132,7 +134,7 @@ def progress_view(plan: StudyPlan, statuses: Sequence[StepStatus], width: int) -
     summary += [f"{states.count('failed')} failed"] if "failed" in states else []
     if {"waiting", "running"} & set(states):
         left = time_left(plan.steps, plan.study.jobs, statuses)
-        summary += [f"about {format_duration(left)} left"] if left else []
+        summary += [left] if left else []
     elif len(states) > states.count("done"):
         summary.append("nothing is running")
     lasts = [
@@ -176,7 +178,7 @@ def progress_display(plan: StudyPlan, console: Console) -> Iterator[Callable[[],
         if live:
             live.update(progress_view(plan, statuses, console.width), refresh=True)
         else:
-            for line in _changes(before, statuses):
+            for line in _changes(before, statuses, time_left(plan.steps, plan.study.jobs, statuses)):
                 console.print(line, markup=False, soft_wrap=True)
 
     with live or contextlib.nullcontext():
@@ -187,7 +189,7 @@ def progress_display(plan: StudyPlan, console: Console) -> Iterator[Callable[[],
             show()
 
 
-def _changes(before: Sequence[StepStatus], now: Sequence[StepStatus]) -> list[str]:
+def _changes(before: Sequence[StepStatus], now: Sequence[StepStatus], left: str) -> list[str]:
     """Lines such as ``[3/15] encoder-clips-s0: done after 12 s`` for changed states, with the log of failures."""
     states = {status.name: status.state for status in before}
     ended = sum(state in _ENDED for state in states.values())
@@ -200,7 +202,7 @@ def _changes(before: Sequence[StepStatus], now: Sequence[StepStatus]) -> list[st
         if status.record is not None and status.state == "running":
             line += f" ({status.record.command})"
         elif status.record is not None and status.state != "cannot run":
-            line += f" after {format_duration(status.seconds)}"
+            line += f" after {format_duration(status.seconds)}{f'; {left}' if left else ''}"
         lines.append(line)
         if status.record is not None and status.state == "failed":
             lines.append(f"{status.name} failed: {status.record.command}")
