@@ -67,12 +67,13 @@ class InspectConversationsConfig(InspectionConfig, ConversationSourceConfig):
 
 def run_inspect(config: InspectConversationsConfig) -> None:
     """Print samples and a summary, and write the page if requested."""
+    samples = read_samples(config)  # before torch is imported, which takes seconds: the path may be wrong
     from llava_bridge.conversation import IGNORE_INDEX, IMAGE, ConversationEncoder, resolve_training_template
     from llava_bridge.data.batches import ConversationDataset
     from llava_bridge.encoders.encoder import ImagePreprocess
     from llava_bridge.model.build import add_image_token, build_processor, load_tokenizer
 
-    samples, tokenizer = read_samples(config), load_tokenizer(config.llm)
+    tokenizer = load_tokenizer(config.llm)
     add_image_token(tokenizer)
     template = resolve_training_template(tokenizer.chat_template, config.chat_template, tokenizer)
     image_tokens: Any = config.image_tokens
