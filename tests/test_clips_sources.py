@@ -577,6 +577,7 @@ SHARDS = {"format": "webdataset", "web_caption": "web_caption", "synthetic_capti
         ({**SHARDS, "path": "train", "synthetic_caption": ".txt"}, r"expects a \.txt file \(found \.png, \.json\)"),
         ({**SHARDS, "path": "captions.jsonl"}, r"captions.jsonl: expected tar shards.* format: table"),
         ({"path": "x", "format": "karpaty"}, "unknown format of a data source 'karpaty'; did you mean 'karpathy'"),
+        ({"path": "x", "format": "xm3600"}, "unknown format of a data source 'xm3600'"),
         ({"path": "rows.csv", "format": "csv"}, "^format: csv files are read by format: table$"),
         ({"path": "rows.csv", "synthetic_caption": "long"}, "'long'.*; synthetic_caption: null if there is none$"),
         ({"path": "gone.csv"}, "gone.csv: no such file or directory"),

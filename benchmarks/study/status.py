@@ -72,8 +72,8 @@ def read_statuses(plan: StudyPlan, *, running: bool | None = None) -> list[StepS
             if counts := next(filter(None, map(_COUNTED.search, reversed(lines))), None):
                 done, total = (int(text.replace(",", "")) for text in counts.groups())
                 progress = f"{done:,}/{total:,} {100 * done // max(total, 1)} %"
-                # Of a step that takes longer than others of its kind, as CLIPS than CLIP, that would stand at 0.
-                left = max(left or 0.0, seconds * (total - done) / done) if done else left
+                # A step may take longer than others of its kind, as CLIPS than CLIP. At first its start-up dominates.
+                left = max(left or 0.0, seconds * (total - done) / done) if done > total / 10 else left
         elif record is not None and record.log_tail and has_begun and state != "done":
             last = record.log_tail[-1]
         found[step.name] = StepStatus(

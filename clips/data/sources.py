@@ -26,8 +26,10 @@ from clips.lazy_import import import_from_string
 from clips.ranges import FinitePositive, Fraction, NonNegative, Positive, PositiveFraction
 
 _AUTO = "auto"  # the format's default
-TRAINING_FORMATS = {name: entry for name, entry in FORMATS.items() if entry.source or entry.captions}
-"""The formats that ``clips train`` reads."""
+TRAINING_FORMATS = {
+    name: entry for name, entry in FORMATS.items() if entry.source or (entry.captions and "language" not in entry.takes)
+}
+"""The formats that ``clips train`` reads; it has no setting of a language, which XM3600's captions need."""
 _LISTED_WEB = ("random_sentence", "first_sentence")
 _LISTED_SYNTHETIC = ("other_sentences", "all_sentences")
 
