@@ -174,7 +174,8 @@ def _problem(errors: Sequence[Any], kind: Any, content: Any) -> str:
         own = [field.name for option in options for field in dataclasses.fields(option)]
         known = [field for field, _ in field_types(kind)]
         ours = _NAMES_ELSEWHERE.get(key, key)
-        near = [field for field in known if field.split(".")[-1] == ours]  # the right name at another place
+        near = [f"{outer}{ours}"] if ours in own else []
+        near = near or [field for field in known if field.split(".")[-1] == ours]  # the right name at another place
         near = near or [f"{outer}{field}" for field in difflib.get_close_matches(key, own, n=1, cutoff=0.5)]
         near = near or difflib.get_close_matches(f"{outer}{key}", known, n=1, cutoff=0.6)
         return f"unknown key '{outer}{key:.200}'" + (f"; did you mean '{near[0]}'?" if near else "")
@@ -185,7 +186,8 @@ def _problem(errors: Sequence[Any], kind: Any, content: Any) -> str:
     if first["type"] != "missing":  # a missing item of a fixed-length list is an error of the list
         name, found, holder = _spot(kind, first["loc"], content)
     expected = f"expected {describe_type(holder)}, got {'null' if found is None else f'{found!r:.80}'}"
-    item = (*typing.get_args(without_range(holder)), None)[0]
+    lists = [option for option in options_of(holder) if typing.get_origin(option) in {list, tuple}]
+    item = typing.get_args(lists[0])[0] if lists else None
     if is_config(item) and isinstance(found, str):  # of --benchmarks pope,gqa
         required = [each.name for each in dataclasses.fields(item) if each.default is each.default_factory]
         words = ", ".join(f"{{{(required or ['path'])[0]}: {word.strip()}}}" for word in found[:80].split(","))

@@ -12,7 +12,7 @@ ensure_venv() {
     if grep -qsx "$wanted ${1:-.*}" "$installed"; then return; fi
     # What was installed for the developers stays theirs when the suite changes.
     if [ "${1:-}" = dev ] || grep -qs " dev$" "$installed"; then what=".[dev]"; fi
-    "$VENV/bin/python" -m pip --version >/dev/null 2>&1 || make_venv
+    "$VENV/bin/python" -m pip --version >/dev/null 2>&1 || "$VENV/bin/python" -m ensurepip >/dev/null 2>&1 || make_venv
     echo "installing into $VENV (several GB the first time, nearly all of it PyTorch with CUDA) ..." >&2
     if ! install_with_uv "$what"; then
         echo "installing with pip instead, which takes some minutes ..." >&2

@@ -124,6 +124,18 @@ def test_tables_of_other_columns(name: str, tmp_path: Path) -> None:
     assert [[color_of(image) for image in sample.images] for sample in (first, second)] == [["red"], []]
 
 
+@pytest.mark.parametrize("form", [None, "numpy", "arrow"])
+def test_a_saved_dataset_is_read_in_whatever_format_it_was_saved(form: str | None, tmp_path: Path) -> None:
+    import datasets
+
+    rows = TABLES["FineVision"][1]
+    saved = datasets.Dataset.from_list([rows]).cast_column("images", datasets.List(datasets.Image()))
+    datasets.DatasetDict({"train": saved.with_format(form)}).save_to_disk(str(tmp_path / "set"))
+    (sample,) = read_samples(ConversationSourceConfig(format="conversations", path=str(tmp_path / "set")))
+    assert not sample.fault
+    assert [color_of(image) for image in sample.images] == ["red"]
+
+
 def questions(folder: Path) -> ConversationSourceConfig:
     """POPE in lmms-eval's layout."""
     (folder / "POPE" / "data").mkdir(parents=True)

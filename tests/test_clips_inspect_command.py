@@ -133,6 +133,20 @@ def test_index_writes_what_training_reads(tmp_path: Path):
         run_index(IndexShardsConfig(path="s3://bucket/{0..3}.tar"))
 
 
+def test_shards_are_told_apart_by_their_whole_names(tmp_path: Path):
+    """Cut at the space, as commands are, all shards would have the number of samples of the last."""
+    folder = clips_world.write_shards(tmp_path / "data", sizes=(5, 2))
+    for number in range(2):
+        (folder / f"shard-{number:05d}.tar").rename(folder / f"train {number}.tar")
+    run_index(IndexShardsConfig(path=str(folder)))
+    assert json.loads((folder / "sizes.json").read_text(encoding="utf-8")) == {"train 0.tar": 5, "train 1.tar": 2}
+    assert len(open_source(SourceConfig(path=str(folder)))) == 7
+    for name in "01":
+        clips_world.write_shards(tmp_path / name, sizes=(1,))
+    with pytest.raises(UserError, match="expected shards of different file names, got 2 of 1"):
+        run_index(IndexShardsConfig(path=f"{tmp_path}/{{0..1}}/shard-00000.tar", output=str(tmp_path / "out.json")))
+
+
 def test_interrupted_counting_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = clips_world.write_shards(tmp_path / "data", sizes=(4, 2, 3))
     config = IndexShardsConfig(path=str(folder))

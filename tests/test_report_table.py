@@ -374,3 +374,9 @@ def test_an_encoder_and_a_llava_in_one_directory_lack_no_benchmark_of_each_other
     text = rendered(build_report(tmp_path), "markdown")
     assert "other-llava on pope: missing: no result file" in text
     assert "not applicable" not in text
+    # A failed result lacks the protocol by which the kinds are told apart.
+    path = put_failure(tmp_path, "failed-llava", "sugarcrepe_mcq", "out of memory")
+    edit(path, benchmark_type="choice")
+    table = build_report(tmp_path).table
+    kinds = {(cell.row, cell.column.benchmark): cell.missing and cell.missing.kind for cell in table.scores}
+    assert kinds["failed-llava", "pope"] == kinds["other-llava", "sugarcrepe_mcq"] == "missing"

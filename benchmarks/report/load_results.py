@@ -310,7 +310,8 @@ def _plain_source(root: Path) -> ReportSource:
     benchmarks = tuple(dict.fromkeys(benchmark for _, benchmark, _ in loaded))
     kinds: dict[tuple[str, str], set[bool]] = {}  # whether a row's, and a benchmark's, results are of LLaVAs
     for row, benchmark, outcome in loaded:
-        if isinstance(outcome, Result):
+        # A failed result and a published one do not tell it: they lack a protocol.
+        if isinstance(outcome, Result) and outcome.status == "ok" and not outcome.measured_elsewhere:
             kinds.setdefault(("row", row), set()).add(measures_llava(outcome))
             kinds.setdefault(("benchmark", benchmark), set()).add(measures_llava(outcome))
     outcomes: dict[tuple[str, str], Result | MissingValue] = {}

@@ -187,6 +187,8 @@ class IndexShardsConfig:
 def run_index(config: IndexShardsConfig) -> None:
     """Run `clips data index`; shards that an interrupted call has counted are not counted again."""
     shards = list_shards(config.path)
+    if len(names := {shard_name(shard) for shard in shards}) < len(shards):
+        raise UserError(f"{config.path}: expected shards of different file names, got {len(shards)} of {len(names)}")
     if config.output is None and is_remote(config.path):
         raise UserError(f"output: expected a file, since {config.path} is remote; then upload it as {SIZES_FILE}")
     cache = ShardCache(Path(config.cache_dir).expanduser(), config.max_cache_gb * 1e9)

@@ -333,13 +333,24 @@ def _read_saved(location: Location, layout: _Layout) -> Iterator[Conversation]:
     path, root = location.path, location.image_root()
     plain = open_rows(location.spec.path, None, location.spec.split)
     columns, image_column = layout.choose(plain.column_names, f"{path}: ")
+    rows = plain.with_format("arrow")  # slices are views of the files; a format that was saved would show in `plain`
     images = None
-    if image_column in plain.column_names:
-        images = ImageColumn(plain.select_columns([image_column]), image_column, str(path), root)
-    rows = plain.with_format("arrow")  # slices are views of the files
+    if image_column in rows.column_names:
+        images = ImageColumn(_PlainRows(rows.select_columns([image_column])), image_column, str(path), root)
     tables = (rows[start : start + _BATCH_ROWS] for start in range(0, len(rows), _BATCH_ROWS))
     batches = (batch for table in tables for batch in table.to_batches())
     yield from _read_batches(batches, layout, columns, images, path.name)
+
+
+class _PlainRows:
+    """The rows of a dataset in Arrow's format as plain objects."""
+
+    def __init__(self, rows: Any) -> None:
+        self.rows = rows
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row: dict[str, Any] = self.rows[index : index + 1].to_pylist()[0]
+        return row
 
 
 def _read_batches(

@@ -65,7 +65,8 @@ def list_shards(path: str) -> list[str]:
 
 def shard_name(url: str) -> str:
     """The file name of a shard's path, URL or command, by which `SIZES_FILE` knows it."""
-    return url.rpartition("/")[2].split(" ")[0]  # a command may continue after the name
+    name = url.rpartition("/")[2]
+    return name.split(" ")[0] if url.startswith("pipe:") else name  # a command may continue after the name
 
 
 def shards_of_split(location: Location) -> tuple[Path, list[Path]]:
