@@ -13,7 +13,7 @@ _MAX_SIZES = 2
 
 
 def headline(table: Table) -> str:
-    """The sentence on the model that differs most from its baseline, and on metrics without a model above chance."""
+    """The sentence on the model with most gains over its baseline, and on metrics without a model above chance."""
     withheld = [f"{cell.row} on {cell.column.title}" for cell in table.scores if cell.withheld]
     not_credited = (
         "Not credited, because they are not significantly better than those of the same LLaVA without the image: "
@@ -25,15 +25,15 @@ def headline(table: Table) -> str:
 
 
 def _comparison(table: Table) -> str:
-    tested = {row.name: _Tests(table, row.name) for row in table.rows}
-    compared = [each for each in tested.values() if each.cells]
+    tested = [_Tests(table, row.name) for row in table.rows]
+    compared = [each for each in tested if each.cells]
     if len(compared) == 1:
         return compared[0].sentence()
     if better := [each for each in compared if each.better]:
         # the largest balance of gains and losses, then the most gains
         return max(better, key=lambda each: (len(each.better) - len(each.worse), len(each.better))).sentence()
     if compared:
-        return _none_better([*tested.values()])
+        return _none_better(tested)
     if not any(cell.value is not None for cell in table.scores):
         return "There is no number yet; the table states the reasons."
     if len(table.rows) == 1:
