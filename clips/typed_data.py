@@ -187,7 +187,7 @@ def _problem(errors: Sequence[Any], kind: Any, content: Any) -> str:
         name, found, holder = _spot(kind, first["loc"], content)
     expected = f"expected {describe_type(holder)}, got {'null' if found is None else f'{found!r:.80}'}"
     lists = [option for option in options_of(holder) if typing.get_origin(option) in {list, tuple}]
-    item = typing.get_args(lists[0])[0] if lists else None
+    item: Any = typing.get_args(lists[0])[0] if lists else None
     if is_config(item) and isinstance(found, str):  # of --benchmarks pope,gqa
         required = [each.name for each in dataclasses.fields(item) if each.default is each.default_factory]
         words = ", ".join(f"{{{(required or ['path'])[0]}: {word.strip()}}}" for word in found[:80].split(","))
