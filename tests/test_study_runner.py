@@ -16,6 +16,7 @@ import pytest
 from study_engine import FAKE, in_process, make, run, visits
 
 from benchmarks.study import run as runner
+from benchmarks.study.commands import StudyConfig, resolve_study
 from benchmarks.study.locks import acquire
 from benchmarks.study.state import Step, StepKey, is_at_work, read_record, write_record
 from benchmarks.study.steps import in_order
@@ -179,3 +180,11 @@ def test_what_gates_the_most_work_starts_first(tmp_path):
     assert sorted(planned, key=lambda name: -planned[name]["priority"]) == ["long", "short", "behind"]
     write_record(tmp_path, dataclasses.replace(read_record(tmp_path, "short"), seconds=900.0))  # type: ignore[type-var]
     assert runner.chain_seconds(steps)["short"] == 900
+
+
+def test_the_demo_starts_with_the_encoder_that_takes_longest():
+    """With two jobs, CLIPS after the others would end last."""
+    steps = resolve_study(StudyConfig(study=str(FAKE.parents[1] / "scripts/studies/demo.yaml"))).steps
+    chains = runner.chain_seconds([dataclasses.replace(step, study=Path("nowhere")) for step in steps])
+    encoders = [name for name in sorted(chains, key=lambda name: -chains[name]) if name.startswith("encoder-")]
+    assert encoders == ["encoder-clips-s0", "encoder-clip-s0", "encoder-untrained-s0"]

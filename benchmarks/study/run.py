@@ -43,6 +43,7 @@ from clips.core.artifact import atomic_write, git_state, library_versions
 from clips.core.parent_death import end_with_parent, usable_cores
 from clips.errors import UserError
 from clips.gpus import visible_gpus
+from clips.method.recipes import RECIPES
 from clips.typed_data import from_plain, to_plain, to_yaml
 
 WORKFLOW = Path(__file__).with_name("study.smk")
@@ -176,7 +177,13 @@ def chain_seconds(steps: Sequence[Step]) -> dict[str, float]:
     behind: dict[str, float] = {}
     for step in reversed(steps):
         record = read_record(step.study, step.name)
-        own = record.seconds if record and record.status == "done" else _USUAL_SECONDS[step.kind]
+        own = _USUAL_SECONDS[step.kind]
+        if record and record.status == "done":
+            own = record.seconds
+        elif step.kind == "encoder" and isinstance(recipe := step.config.get("recipe", {}), dict):
+            spec = RECIPES.get(recipe.get("name", "clips"))
+            # With a captioner a sample takes about twice as long; an untrained encoder takes none.
+            own *= 0 if step.config.get("max_steps") == 0 else 2 if spec and spec.captioning else 1
         chains[step.name] = own + behind.get(step.name, 0.0)
         for parent in step.parents:
             behind[parent] = max(behind.get(parent, 0.0), chains[step.name])
