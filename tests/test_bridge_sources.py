@@ -125,7 +125,7 @@ def test_tables_of_other_columns(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", [None, "numpy", "arrow"])
-def test_a_saved_dataset_is_read_in_whatever_format_it_was_saved(form: str | None, tmp_path: Path) -> None:
+def test_a_dataset_is_read_in_any_format_in_which_it_was_saved(form: str | None, tmp_path: Path) -> None:
     import datasets
 
     rows = TABLES["FineVision"][1]

@@ -133,7 +133,7 @@ def test_index_writes_what_training_reads(tmp_path: Path):
         run_index(IndexShardsConfig(path="s3://bucket/{0..3}.tar"))
 
 
-def test_shards_are_told_apart_by_their_whole_names(tmp_path: Path):
+def test_shards_are_distinguished_by_their_full_names(tmp_path: Path):
     """Cut at the space, as commands are, all shards would have the number of samples of the last."""
     folder = clips_world.write_shards(tmp_path / "data", sizes=(5, 2))
     for number in range(2):
