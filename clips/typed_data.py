@@ -51,6 +51,7 @@ _NAMES_ELSEWHERE = {  # settings of open_clip, LLaVA and transformers' Trainer â
     "batch_size": "global_batch_size",
     "beta2": "adam_beta2",
     "data_path": "data",
+    "dtype": "precision",
     "epochs": "num_epochs",
     "force_image_size": "image_size",
     "grad_clip_norm": "max_grad_norm",
@@ -68,6 +69,11 @@ _NAMES_ELSEWHERE = {  # settings of open_clip, LLaVA and transformers' Trainer â
     "vision_tower": "encoder",
     "wd": "weight_decay",
     "workers": "num_workers",
+}
+_NO_SETTING = {  # of other trainers, and what there is instead
+    "device": "a GPU is used if torch finds one",
+    "num_gpus": "torchrun or deepspeed starts several processes",
+    "num_processes": "torchrun starts several processes",
 }
 _UNKNOWN_KEY = {"extra_forbidden", "unexpected_keyword_argument"}  # pydantic's types of errors
 _NAMES = {int: "an integer", float: "a number", str: "a string", bool: "true or false", type(None): "null", Any: "any"}
@@ -176,6 +182,8 @@ def _problem(errors: Sequence[Any], kind: Any, content: Any) -> str:
         ours = _NAMES_ELSEWHERE.get(key, key)
         near = [f"{outer}{ours}"] if ours in own else []
         near = near or [field for field in known if field.split(".")[-1] == ours]  # the right name at another place
+        if not near and key in _NO_SETTING:
+            return f"unknown key '{outer}{key}'; {_NO_SETTING[key]}"
         near = near or [f"{outer}{field}" for field in difflib.get_close_matches(key, own, n=1, cutoff=0.5)]
         near = near or difflib.get_close_matches(f"{outer}{key}", known, n=1, cutoff=0.6)
         return f"unknown key '{outer}{key:.200}'" + (f"; did you mean '{near[0]}'?" if near else "")
@@ -189,8 +197,10 @@ def _problem(errors: Sequence[Any], kind: Any, content: Any) -> str:
     lists = [option for option in options_of(holder) if typing.get_origin(option) in {list, tuple}]
     item: Any = typing.get_args(lists[0])[0] if lists else None
     if is_config(item) and isinstance(found, str):  # of --benchmarks pope,gqa
-        required = [each.name for each in dataclasses.fields(item) if each.default is each.default_factory]
-        words = ", ".join(f"{{{(required or ['path'])[0]}: {word.strip()}}}" for word in found[:80].split(","))
+        fields = dataclasses.fields(item)
+        required = [each.name for each in fields if each.default is each.default_factory] or ["path"]
+        data = ", data: PATH" if "data" in {each.name for each in fields} else ""
+        words = ", ".join(f"{{{required[0]}: {word.strip()}{data}}}" for word in found[:80].split(","))
         expected += f"; write '[{words}]'"
     return f"{name}: {expected}"
 

@@ -275,6 +275,10 @@ def test_flags_of_configs_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[
             "tool job: items: expected a list, each item a mapping of path, weight, got 'a, b'; "
             "write '[{path: a}, {path: b}]'",
         ),
+        (
+            ["job", "x", "--num-gpus", "8"],
+            "tool job: unknown key 'num_gpus'; torchrun or deepspeed starts several processes",
+        ),
         (["job", "x", "--part", "soft"], "tool job: part: expected a mapping of rate, kind, got 'soft'"),
         (["job", "x", "--items", "[a]"], "tool job: items[1]: expected a mapping of path, weight, got 'a'"),
         (["job", "x", "--part.rate", "-1"], "tool job: part.rate: expected a number of at least 0, got -1"),

@@ -17,6 +17,7 @@ from study_engine import FAKE, in_process, make, run, visits
 
 from benchmarks.study import run as runner
 from benchmarks.study.commands import StudyConfig, resolve_study
+from benchmarks.study.launch import Resources
 from benchmarks.study.locks import acquire
 from benchmarks.study.state import Step, StepKey, is_at_work, read_record, write_record
 from benchmarks.study.steps import in_order
@@ -188,3 +189,9 @@ def test_the_demo_starts_with_the_encoder_that_takes_longest():
     chains = runner.chain_seconds([dataclasses.replace(step, study=Path("nowhere")) for step in steps])
     encoders = [name for name in sorted(chains, key=lambda name: -chains[name]) if name.startswith("encoder-")]
     assert encoders == ["encoder-clips-s0", "encoder-clip-s0", "encoder-untrained-s0"]
+
+
+def test_a_missing_gpu_is_reported(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runner, "visible_gpus", list)
+    run(tmp_path, [dataclasses.replace(make(tmp_path, "data"), resources=Resources(gpus=1))])
+    assert "resources: no GPU is visible here; data will run on the CPU" in capsys.readouterr().err

@@ -23,6 +23,7 @@ from typing import Any, Literal, TypeVar
 
 import psutil
 
+from benchmarks.results.formatting import join_or_count
 from benchmarks.study.launch import launch_command, resolve_executable
 from benchmarks.study.locks import LOCK, acquire, take_gpus
 from benchmarks.study.state import (
@@ -39,7 +40,7 @@ from benchmarks.study.state import (
 )
 from benchmarks.study.trash import move, paths_of_output, replaced_outputs
 from clips.commandline.signals import sigterm_interrupts
-from clips.core.artifact import atomic_write, git_state, library_versions
+from clips.core.artifact import atomic_write, git_state, library_versions, log_info
 from clips.core.parent_death import end_with_parent, usable_cores
 from clips.errors import UserError
 from clips.gpus import visible_gpus
@@ -114,6 +115,8 @@ def run_steps(
             raise UserError(f"resources: step {step.name} requests {nodes} nodes; expected a 'profile' of a cluster")
         if devices and gpus > len(devices):
             raise UserError(f"resources: step {step.name} requests {gpus} GPUs, and {len(devices)} are visible")
+    if not profile and not devices and (wanting := [step.name for step in steps if step.resources.gpus]):
+        log_info(f"resources: no GPU is visible here; {join_or_count(wanting, 'steps')} will run on the CPU")
     present = tuple(step.name for step in steps if state_of(step).is_done)
     missing = [step for step in steps if step.name not in present]
     if not missing:

@@ -227,7 +227,9 @@ def image_bytes(value: Any, root: str | Path, *, settings: bool = True) -> bytes
         allowed_by = f" (data source's '{error.setting}')" if settings and error.setting else ""
         raise InvalidSampleError(f"image rejected: {error}{allowed_by}") from None
     except (OSError, ValueError, ImportError):
-        hint = " (a Windows path, expected / instead of \\)" if "\\" in value else ""
+        # without the path, so that samples with this fault are counted together
+        hint = "" if "://" in value or not settings else " (image_root is the directory that its path starts from)"
+        hint = " (a Windows path, expected / instead of \\)" if "\\" in value else hint
         raise InvalidSampleError(f"missing image{hint}") from None
 
 
