@@ -27,9 +27,11 @@ from clips.ranges import FinitePositive, Fraction, NonNegative, Positive, Positi
 
 _AUTO = "auto"  # the format's default
 TRAINING_FORMATS = {
-    name: entry for name, entry in FORMATS.items() if entry.source or (entry.captions and "language" not in entry.takes)
+    name: entry
+    for name, entry in FORMATS.items()
+    if entry.source or (entry.captions and name not in {"xm3600", "parallel"})  # these need the setting of a language
 }
-"""The formats that ``clips train`` reads; it has no setting of a language, which XM3600's captions need."""
+"""The formats that ``clips train`` reads."""
 _LISTED_WEB = ("random_sentence", "first_sentence")
 _LISTED_SYNTHETIC = ("other_sentences", "all_sentences")
 
