@@ -194,4 +194,4 @@ def test_the_demo_starts_with_the_encoder_that_takes_longest():
 def test_a_missing_gpu_is_reported(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(runner, "visible_gpus", list)
     run(tmp_path, [dataclasses.replace(make(tmp_path, "data"), resources=Resources(gpus=1))])
-    assert "resources: no GPU is visible here; data will run on the CPU" in capsys.readouterr().err
+    assert "no GPU is visible: the steps run on the CPU" in capsys.readouterr().err

@@ -23,7 +23,6 @@ from typing import Any, Literal, TypeVar
 
 import psutil
 
-from benchmarks.results.formatting import join_or_count
 from benchmarks.study.launch import launch_command, resolve_executable
 from benchmarks.study.locks import LOCK, acquire, take_gpus
 from benchmarks.study.state import (
@@ -115,12 +114,12 @@ def run_steps(
             raise UserError(f"resources: step {step.name} requests {nodes} nodes; expected a 'profile' of a cluster")
         if devices and gpus > len(devices):
             raise UserError(f"resources: step {step.name} requests {gpus} GPUs, and {len(devices)} are visible")
-    if not profile and not devices and (wanting := [step.name for step in steps if step.resources.gpus]):
-        log_info(f"resources: no GPU is visible here; {join_or_count(wanting, 'steps')} will run on the CPU")
     present = tuple(step.name for step in steps if state_of(step).is_done)
     missing = [step for step in steps if step.name not in present]
     if not missing:
         return Summary(present=present)
+    if not profile and not devices and any(step.resources.gpus for step in missing):
+        log_info("no GPU is visible: the steps run on the CPU")
     for step in missing:
         resolve_executable(launch_command(step.command, Path(CONFIG_FILE), step.resources))
     began = time.time()
