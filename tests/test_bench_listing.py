@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import TypeAdapter
 
 from benchmarks.tasks.encoders.retrieval import RetrievalConfig
-from benchmarks.tasks.listing import KNOWN_DATASETS, ListConfig, run_list
+from benchmarks.tasks.listing import ListConfig, run_list
 from benchmarks.tasks.registry import all_benchmarks, configure, settings_by_kind
 from benchmarks.tasks.run_benchmarks import RunConfig
 from clips.errors import UserError
@@ -48,11 +47,16 @@ def test_the_list_and_the_help_import_no_model_library(words, shown):
     assert shown in done.stdout
 
 
-def test_the_protocols_page_has_the_same_numbers_of_items():
-    told = (Path(__file__).parents[1] / "docs" / "protocols.md").read_text(encoding="utf-8")
-    items = {name: entry.items for name, entry in all_benchmarks().items() if entry.items}
-    items |= {known.name: known.items for sets in KNOWN_DATASETS.values() for known in sets}
-    assert {name: count for name, count in items.items() if f"{count:,}" not in told} == {}
+def test_each_mllm_benchmark_states_prompt_scorer_and_source(capsys):
+    listed = {name: entry.details for name, entry in all_benchmarks().items() if entry.benchmark_type == "mllm"}
+    assert len(listed) > 20
+    assert [name for name, details in listed.items() if not {"prompt", "scorer", "source"} <= details.keys()] == []
+    run_list(ListConfig(benchmark="pope"))
+    shown = capsys.readouterr().out
+    assert "  scorer: the full answer in lower case is yes or no; accuracy and F1 over all questions\n" in shown
+    assert 'prompt: question and "Answer the question using a single word or phrase."\n' in shown
+    run_list(ListConfig(benchmark="long_retrieval"))
+    assert "  DOCCI: 136 words each, by people; arXiv 2404.19753\n" in capsys.readouterr().out
 
 
 def test_a_benchmark_of_a_run_has_the_class_of_its_settings():

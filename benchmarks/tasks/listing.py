@@ -5,12 +5,14 @@ It imports no model library.
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import re
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from benchmarks.results.formatting import join_row_names
 from benchmarks.results.protocol import FULL_SIZE
@@ -25,7 +27,8 @@ class ListConfig:
     """List the benchmarks.
 
     Args:
-        benchmark: list the settings of this one alone, or of this task of lmms-eval.
+        benchmark: list the settings of this one alone, or of this task of lmms-eval; also prompt, scorer, source and
+            pitfalls, if the benchmark states them.
         tasks: also list every task of lmms-eval; all of them can be used.
     """
 
@@ -37,54 +40,40 @@ class ListConfig:
 class KnownDataset:
     """A published dataset for a benchmark that reads the user's data."""
 
-    name: str  # name of the dataset
+    name: str
     items: int  # number of images in the split that papers report
     size: str  # approximate size on disk with its images; empty if unknown
     license: str  # as its source states it
     about: str  # further information in one line
+    source: str  # its paper, and what to know of its files; may be empty
 
 
-KNOWN_DATASETS: dict[str, tuple[KnownDataset, ...]] = {
-    "retrieval": (
-        KnownDataset("COCO", 5000, "6.6 GB", "CC BY 4.0 (captions)", "25,010 captions (Karpathy's test split)"),
-        KnownDataset("Flickr30k", 1000, "4.4 GB", "for research", "5,000 captions (Karpathy's test split)"),
-        KnownDataset("Flickr8k", 1000, "1.1 GB", "for research", "5,000 captions (Karpathy's test split)"),
-    ),
-    "long_retrieval": (
-        KnownDataset("DOCCI", 5000, "", "CC BY 4.0", "136 words each, by people"),
-        KnownDataset("DCI", 7805, "", "CC BY-NC 4.0", "by people; all splits (images of SA-1B)"),
-        KnownDataset("Urban-1k", 1000, "81 MB", "CC BY-NC 4.0", "107 words each, by GPT-4V"),
-        KnownDataset("ShareGPT4V", 1000, "", "CC BY-NC 4.0", "the first 1,000 rows, as Long-CLIP"),
-        KnownDataset("IIW-400", 400, "", "CC BY 4.0", "by people (images of DOCCI)"),
-    ),
-    "multilingual_retrieval": (
-        KnownDataset("XM3600", 3600, "", "CC BY 4.0", "261,375 captions in 36 languages, by people"),
-        KnownDataset("Flickr30k-200", 1000, "", "not stated", "200 languages, by a machine"),
-        KnownDataset("XTD200", 1000, "", "not stated", "200 languages, by a machine"),
-        KnownDataset("XTD10", 1000, "", "for research", "11 languages (images of COCO)"),
-    ),
-    "classification": (
-        KnownDataset("ImageNet-1k", 50000, "", "for research", "1,000 classes (validation split)"),
-        KnownDataset("ImageNet-V2", 10000, "", "see its source", "1,000 classes"),
-        KnownDataset("ImageNet-Sketch", 50889, "", "see its source", "1,000 classes"),
-        KnownDataset("ImageNet-A", 7500, "", "see its source", "200 classes"),
-        KnownDataset("ImageNet-R", 30000, "", "see its source", "200 classes"),
-        KnownDataset("ObjectNet", 18574, "", "see its source", "113 classes that ImageNet has too"),
-    ),
-}
-"""Benchmark → datasets; docs/protocols.md describes their formats and sources."""
+KNOWN_DATASETS: dict[str, list[KnownDataset]] = {}
+"""Benchmark → datasets."""
+with Path(__file__).with_name("known_datasets.csv").open(encoding="utf-8", newline="") as _stream:
+    for _row in csv.DictReader(_stream):
+        _texts = {heading: text for heading, text in _row.items() if heading not in {"benchmark", "items"}}
+        KNOWN_DATASETS.setdefault(_row["benchmark"], []).append(KnownDataset(items=int(_row["items"]), **_texts))
 
 _HEADER = ("benchmark", "needs", "items", "size", "license", "about")
 
 
 def run_list(config: ListConfig) -> None:
-    """Print the built-in benchmarks: required model, items, license, description, settings; or the settings of one.
+    """Print the built-in benchmarks: required model, items, license, description, settings; or one with its details.
 
     Raises UserError: an unknown benchmark.
     """
     if config.benchmark is not None:
         entry = get_benchmark(config.benchmark)
-        print("\n".join([f"{config.benchmark}: {entry.about} (needs {entry.needs})", "", *field_lines(entry.config)]))
+        described = [
+            line
+            for heading, text in details(config.benchmark, entry).items()
+            for line in textwrap.wrap(
+                f"{heading}: {text}", 96, initial_indent="  ", subsequent_indent=" " * 6, break_on_hyphens=False
+            )
+        ]
+        title = f"{config.benchmark}: {entry.about} (needs {entry.needs})"
+        print("\n".join([title, *described, "", *field_lines(entry.config)]))
         return
     lines = [line for name, entry in all_benchmarks().items() for line in _lines(name, entry)]
     widths = [max(map(len, column)) for column in zip(_HEADER, *lines, strict=True)]
@@ -94,8 +83,8 @@ def run_list(config: ListConfig) -> None:
     print(
         "\nItems, size and license are those of the published set (questions, images or pairs of a split);\n"
         "a license covers the questions, rarely the images. Indented: datasets that the benchmark above reads with\n"
-        "`data:` (docs/protocols.md).\n\nSettings besides name, data, task and limit (`clips-bench list NAME` explains "
-        "those of a benchmark):"
+        "`data:`.\n\nSettings besides name, data, task and limit (`clips-bench list NAME` explains "
+        "those of a benchmark,\nand prints prompt, scorer, source and pitfalls):"
     )
     common = {field.name for field in dataclasses.fields(BenchmarkConfig)}
     for names, kind in settings_by_kind().items():
@@ -113,6 +102,14 @@ def run_list(config: ListConfig) -> None:
         print("\n".join(["", *sorted(task_folders())]))
     else:
         print("Any other task of lmms-eval works as well (--tasks true lists them).")
+
+
+def details(name: str, entry: Benchmark) -> dict[str, str]:
+    """Heading → text: prompt, scorer, source and pitfalls of a benchmark, or the datasets that it reads."""
+    datasets = {
+        known.name: "; ".join(filter(None, (known.about, known.source))) for known in KNOWN_DATASETS.get(name, ())
+    }
+    return {**entry.details, **datasets}
 
 
 def _lines(name: str, entry: Benchmark) -> list[tuple[str, ...]]:

@@ -114,6 +114,7 @@ class Benchmark:
         items: number of questions or images of the published set; None for the user's data.
         license: of the published set, as its source states it.
         size: approximate size of the published set on disk; empty if unknown.
+        details: heading → text, printed by ``clips-bench list NAME``: prompt, scorer, source, pitfalls.
     """
 
     evaluate: Evaluate
@@ -126,6 +127,7 @@ class Benchmark:
     items: int | None = None
     license: str = ""
     size: str = ""
+    details: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def further_inputs(self, config: Any, results: str) -> Mapping[str, str | None]:
         """What the result depends on besides model, data and settings; ``results`` is the directory of the results."""

@@ -1,7 +1,7 @@
 """Generated pages of the documentation: a hook of mkdocs (see mkdocs.yml).
 
-A page for each command, from the dataclass that is its config; pages of the Python interface, from docstrings; and
-CONTRIBUTING.md and CHANGELOG.md, which are outside docs/.
+A page for each command, from the dataclass that is its config; the benchmarks, from their entries; pages of the
+Python interface, from docstrings; and CONTRIBUTING.md and CHANGELOG.md, which are outside docs/.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from typing import Any
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
+from benchmarks.tasks.listing import details
+from benchmarks.tasks.registry import all_benchmarks
 from clips.commandline.commands import Command
 from clips.commandline.parsing import field_help, item_variants, list_item_classes
 from clips.typed_data import describe_type, field_types, to_plain
@@ -48,7 +50,14 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     interface = [{package: f"reference/{package}.md"} for package in INTERFACE]
     config.nav = [
         *(config.nav or []),
-        {"Reference": ["reference/index.md", *commands, {"Python": interface}]},
+        {
+            "Reference": [
+                "reference/index.md",
+                {"Benchmarks": "reference/benchmarks.md"},
+                *commands,
+                {"Python": interface},
+            ]
+        },
         {
             "The project": [
                 {"Contributing": "contributing.md"},
@@ -80,6 +89,7 @@ def pages() -> Iterator[tuple[str, str]]:
     for program in PROGRAMS:
         for name, command in known(program).items():
             yield command_page(program, name), "\n".join(command_lines(program, name, command)) + "\n"
+    yield "reference/benchmarks.md", "\n".join(benchmark_lines()) + "\n"
     for package, modules in INTERFACE.items():
         listed = "\n\n".join(f"::: {package}.{module}" for module in modules)
         yield f"reference/{package}.md", f"# Package `{package}`\n{imported(package)}\n\n{listed}\n"
@@ -114,6 +124,15 @@ def overview() -> str:
             lines.append(f"| [`{program} {name}`]({Path(command_page(program, name)).name}) | {command.help} |")
         lines.append("")
     return "\n".join(lines)
+
+
+def benchmark_lines() -> Iterator[str]:
+    """The page of the benchmarks: what `clips-bench list NAME` prints of each besides its settings."""
+    yield "# Benchmarks"
+    for name, entry in all_benchmarks().items():
+        if described := details(name, entry):
+            yield f"## {name}\n{markdown(entry.about)}\n"
+            yield from (f"- *{heading}*: {markdown(text)}" for heading, text in described.items())
 
 
 def command_lines(program: str, name: str, command: Command) -> Iterator[str]:

@@ -67,17 +67,45 @@ class PairBenchmark(Benchmark):
     format: str
 
 
-_DATA: Mapping[str, tuple[str, int | None, str]] = {  # benchmark → what it measures, its number of items and license
-    "choice": ("a caption or one that differs in a detail: JSON lines of pairs", None, ""),
-    "sugarcrepe": ("a caption or one with something added, replaced or swapped (SugarCrepe)", 7511, "MIT"),
-    "aro_relation": ("order of relations: 'A on B' or 'B on A' (ARO, VG-Relation)", 23937, "MIT"),
-    # its authors round the number of items
-    "aro_attribution": ("which object has which attribute (ARO, VG-Attribution)", 28700, "MIT"),
+_ARO = "arXiv 2210.01936, mertyg/vision-language-models-are-bows"
+_TEXT_ALONE = "Without the image, a text model solves much of it, because it recognizes the human caption."
+_DATA: Mapping[str, tuple[str, int | None, str, dict[str, str]]] = {
+    # benchmark → what it measures, its number of items, its license, what `clips-bench list NAME` prints of it
+    "choice": (
+        "a caption or one that differs in a detail: JSON lines of pairs", None, "",
+        {"data": "lines of {image, caption, negative, kind}; negative is a string, or several"},
+    ),
+    "sugarcrepe": (
+        "a caption or one with something added, replaced or swapped (SugarCrepe)", 7511, "MIT",
+        {"data": "its data/, with add_att.json …; images of COCO val2017",
+         "source": "arXiv 2306.14610, RAIVNLab/sugar-crepe"},
+    ),
+    "aro_relation": (
+        "order of relations: 'A on B' or 'B on A' (ARO, VG-Relation)", 23937, "MIT",
+        {"data": "visual_genome_relation.json; boxes are cropped",
+         "scorer": "mean over relations that have a direction", "source": _ARO,
+         "pitfalls": f"{_TEXT_ALONE} The mean excludes symmetric relations ('near'), by a list in its authors' "
+         "notebook (benchmarks/tasks/data/pair_sets.py). Their argmax counts ties as wrong."},
+    ),
+    "aro_attribution": (  # its authors round the number of items
+        "which object has which attribute (ARO, VG-Attribution)", 28700, "MIT",
+        {"data": "visual_genome_attribution.json; boxes are cropped",
+         "scorer": "mean over pairs of attributes with 25 cases or more", "source": _ARO,
+         "pitfalls": f"{_TEXT_ALONE} Its authors' argmax counts ties as wrong."},
+    ),
     "valse": (
-        "a caption or a foil: existence, number, relation, action, reference (VALSE)", None, "as its sources"
+        "a caption or a foil: existence, number, relation, action, reference (VALSE)", None, "as its sources",
+        {"data": "its data/, with existence.json …; images of five datasets",
+         "source": "arXiv 2112.07566, Heidelberg-NLP/VALSE (MIT)",
+         "pitfalls": f"{_TEXT_ALONE} The files contain all 8,782 generated items. Only the 7,702 count for which at "
+         "least two of three people chose the caption and not the foil, as in its authors' code."},
     ),
     "winoground": (
-        "two images and two captions of the same words (Winoground)", 400, "its own terms, for research"
+        "two images and two captions of the same words (Winoground)", 400, "its own terms, for research",
+        {"data": "the Hub's parquet, or examples.jsonl and images/",
+         "scorer": "text: each of two images prefers its own caption; image: each caption prefers its own image; "
+         "group: both",
+         "source": "arXiv 2204.03162, facebook/winoground (gated)", "pitfalls": "Its authors count ties as wrong."},
     ),
 }  # fmt: skip
 
@@ -87,7 +115,7 @@ def pair_benchmarks(suffix: str, *, how: str, **fields: Any) -> Callable[[Functi
     note = "A model that ignores the image may prefer one type of caption, and score above or below chance."
 
     def register(evaluate: Function) -> Function:
-        for name, (about, items, license) in _DATA.items():
+        for name, (about, items, license, details) in _DATA.items():
             benchmark(
                 name + suffix,
                 kind=PairBenchmark,
@@ -98,6 +126,7 @@ def pair_benchmarks(suffix: str, *, how: str, **fields: Any) -> Callable[[Functi
                 format="jsonl" if name == "choice" else name,
                 items=items,
                 license=license,
+                details=details,
                 **fields,
             )(evaluate)
         return evaluate

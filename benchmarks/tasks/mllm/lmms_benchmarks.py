@@ -197,7 +197,7 @@ def _lmms_task(**fields: Any) -> LmmsTask:
 
 with Path(__file__).parents[1].joinpath("lmms_tasks.csv").open(encoding="utf-8", newline="") as _stream:
     # size is that of the files that the task reads, as stated on the Hub, items the number in the evaluated split,
-    # license that of the questions, as the sources state it (docs/protocols.md); empty if unknown
+    # license that of the questions, as the sources state it; empty if unknown
     for _row in csv.DictReader(_stream):
         register(
             _row["name"],
@@ -213,6 +213,11 @@ with Path(__file__).parents[1].joinpath("lmms_tasks.csv").open(encoding="utf-8",
                 max_new_tokens=int(_row["max_new_tokens"]) if _row["max_new_tokens"] else None,
                 judged=_row["judged"] == "true",
                 trivial_baseline_note=_row["trivial_baseline_note"],
+                details={
+                    heading: _row[heading]
+                    for heading in ("questions", "prompt", "scorer", "source", "pitfalls")
+                    if _row[heading]
+                },
             ),
         )
 
