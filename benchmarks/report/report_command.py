@@ -23,7 +23,8 @@ class ReportConfig:
             ``report-subset`` with ``models`` or ``benchmarks``, so that the study's own report stays.
         baseline: the model that the others are compared with; by default the study's.
         reference_results: results from papers, in a table of their own: SET or SET:MODEL, ``clips`` or
-            ``openclip:ViT-B-32/openai`` (sets: clips, openvision, siglip2, pe, llava, llava_more, openclip). If
+            ``openclip:ViT-B-32/openai`` (sets: clips, openvision, openvision2, siglip2, pe, llava,
+            llava_more, openclip, mlcd, rice, onevision_1.5, onevision_2_reruns, onevision_encoder, pe_lang, genlip). If
             ``baseline`` is one of them, the table has the differences from it.
         models: only these, in this order: names or patterns, ``clip,clips`` or ``clips*``.
         benchmarks: only these, in this order: ``BENCHMARK`` or ``BENCHMARK:METRIC``, ``retrieval,pope:accuracy``;
