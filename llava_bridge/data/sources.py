@@ -57,8 +57,8 @@ class ConversationSourceConfig(HeldOutSourceConfig):
 
     Args:
         captions_per_image: maximum number of captions of each image; null uses all.
-        repeats: repetitions of each sample per epoch: 0.5 uses a random half, 2 each twice, 1.5 each once and a random
-            half twice.
+        repeats: repetitions of each sample per epoch: 0.5 uses a random half, the same in each epoch, 2 each twice, 1.5
+            each once and a random half twice.
         missing_images: ``skip`` skips samples whose image is missing (see ``max_invalid_ratio``); ``error`` checks the
             files of all images before training starts.
     """
