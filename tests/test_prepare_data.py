@@ -12,6 +12,7 @@ import pytest
 from script_modules import load_script
 
 from benchmarks.tasks.data.caption_sets import load_caption_set
+from benchmarks.tasks.data.classification_sets import load_classification_set
 from clips.core.artifact import read_manifest
 from clips.data.formats import DatasetSpec
 from clips.data.formats.conversations import is_held_out
@@ -113,6 +114,93 @@ def test_every_sixth_training_photo_is_held_out(tmp_path):
     (source / "dataset_mine.json").write_text("[]")
     with pytest.raises(UserError, match="expected Karpathy's format"):
         _prepare("held_out", source, tmp_path / "other")
+
+
+def _lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_long_caption_has_every_form_and_photos_of_tests_are_not_trained_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "_NUM_TEST", 3)
+    monkeypatch.setattr(script, "_NUM_TUNE", 2)
+    fits = "A dog. On a road! Two cars"
+    rows = [
+        {
+            "image": f"images/{n}.png",
+            "coco_id": n,
+            "human_captions": [f"human {n}"] if n < 8 else [],
+            "long_captions": [{"caption": "word " * 158}, *([{"caption": f"{n}. {fits}"}] if n else [])],
+        }
+        for n in range(12)
+    ]
+    (tmp_path / "coco_long").mkdir()
+    world.write_lines(tmp_path / "coco_long/captions.jsonl", rows)
+    out = _prepare("caption_lengths", tmp_path, tmp_path / "out")
+    tables = {path.stem: _lines(path) for path in out.glob("*.jsonl")}
+    names = {name: [row["image"] for row in found] for name, found in tables.items()}
+    assert names["test_short"] == names["test_long"]
+    assert names["tune_short"] == names["tune_long"]
+    assert [len(names[name]) for name in ("test_long", "tune_long", "train")] == [3, 2, 6]  # photo 0 has none that fits
+    together = [*names["test_long"], *names["tune_long"], *names["train"]]
+    assert sorted(together) == sorted(f"coco_long/images/{n}.png" for n in range(1, 12))
+    for row in tables["train"]:
+        pieces = row["whole"].split(". ")
+        assert pieces == [pieces[0], "A dog", "On a road", "Two cars"]
+        assert row["sentence"] in pieces
+        assert len({*row["shuffled"]}) > 5
+        assert all(sorted(text.split(". ")) == sorted(pieces) for text in row["shuffled"])
+    assert len({row["sentence"].isdigit() for row in tables["train"]}) == 2
+    assert tables["test_short"][0]["captions"][0].startswith("human")
+    assert all(caption.endswith(fits) for row in tables["test_long"] for caption in row["captions"])
+    monkeypatch.setattr(script, "_NUM_TUNE", 4)
+    with pytest.raises(UserError, match="more than 7 photos with short and long captions, got 7"):
+        _prepare("caption_lengths", tmp_path, tmp_path / "few")
+
+
+def test_web_captions_of_other_photos(tmp_path):
+    rows = [
+        {"filename": f"{n}.png", "split": "train", "sentences": [{"raw": f"{n} text {k} ."} for k in range(5)]}
+        for n in range(240)
+    ]
+    world.write_images(tmp_path / "in/images", 1)
+    (tmp_path / "in/dataset_mine.json").write_text(json.dumps({"images": rows}))
+    out = _prepare("noisy_web", tmp_path / "in", tmp_path / "out")
+    train = _lines(out / "train.jsonl")
+    held = [row["filename"] for row in json.loads((out / "dataset_held_out.json").read_text())["images"]
+            if row["split"] == "held_out"]  # fmt: skip
+    assert (len(train), len(held)) == (200, 40)
+    assert not {row["image"] for row in train} & {*held}
+    own = [row["image"].removesuffix(".png") for row in train]
+
+    def strangers(column: str) -> list[tuple[int, int]]:
+        texts = [[row[column]] if isinstance(row[column], str) else row[column] for row in train]
+        return [(n, k) for n, found in enumerate(texts) for k, text in enumerate(found) if text.split()[0] != own[n]]
+
+    assert [len(strangers(f"web_{noise}")) for noise in (0, 25, 50)] == [0, 50, 100]
+    assert {*strangers("web_25")} < {*strangers("web_50")}
+    assert strangers("others_0") == []
+    assert 150 < len(strangers("others_25")) < 250  # of 800
+    assert 340 < len(strangers("others_50")) < 460
+    assert not {name for row in train for text in [row["web_50"], *row["others_50"]] for name in [text.split()[0]]
+                if f"{name}.png" in held}  # fmt: skip
+    for row, name in zip(train, own, strict=True):
+        assert sorted([row["web_0"], *row["others_0"]]) == [f"{name} text {k}" for k in range(5)]
+        assert row["synthetic"] == ". ".join(row["others_0"])
+
+
+def test_photos_of_one_object_become_the_splits_of_a_probe(tmp_path, shared):
+    source = shared / "data/cocoqa"
+    out = _prepare("cocoqa_classes", source, tmp_path / "out")
+    train, test = (load_classification_set(str(out), split=split) for split in ("train", "test"))
+    assert list(train.classes) == list(test.classes)
+    assert {"bus", "elephant", "giraffe"} <= {*train.classes}
+    assert not {"bu", "elephants", "giraffes"} & {*train.classes}
+    counts = np.bincount(train.targets), np.bincount(test.targets)
+    assert (counts[1] == (counts[0] + counts[1] + 1) // 2).all()
+    assert (counts[0] + counts[1]).min() >= 12
+    assert not {*test.images} & {*train.images}
+    with pytest.raises(UserError, match="expected 12 photos with questions of type object and one answer"):
+        _prepare("cocoqa_classes", _cocoqa(tmp_path / "colors"), tmp_path / "few")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::SyntaxWarning")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import posixpath
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from benchmarks.tasks.data.caption_sets import load_caption_set
 from clips.commandline.parsing import parse_config
@@ -17,6 +19,8 @@ from clips.data.formats import DatasetSpec
 from clips.data.formats.conversations import is_held_out
 from clips.data.lazy_images import FileImage, LazyImage
 from clips.errors import UserError
+from clips.method.caption_strategies import sentences
+from clips.model.tokenizer import clean_text, wordpiece
 from clips.text_files import read_json, read_json_lines
 
 _HUB = "lmms-lab-encoder"
@@ -29,23 +33,34 @@ class PrepareConfig:
     Args:
         dataset: ``cocoqa`` (the questions about photos that training excludes, as GQA), ``flickr8k`` (a split of a
             Karpathy JSON, as NoCaps), ``coco_long`` (photos with long captions by MLLMs: a training table, and a
-            retrieval set of other photos) or ``held_out`` (a Karpathy JSON with one sixth of the training photos in a
-            split ``held_out``, to test on photos not used to choose settings).
+            retrieval set of other photos), ``held_out`` (a Karpathy JSON with one sixth of the training photos in a
+            split ``held_out``, to test on photos not used to choose settings), ``caption_lengths`` (one long caption of
+            each photo of coco_long in several forms, and photos to test and to tune with short and with long captions),
+            ``noisy_web`` (held_out, and its training photos with web captions of which some are another photo's) or
+            ``cocoqa_classes`` (photos by the object that COCO-QA asks for, for a linear probe).
         source: the directory of the data: ``questions.jsonl`` or one ``dataset_*.json``, next to ``images``; for
-            coco_long the directory of both ``coco_long`` and ``coco_mini``.
+            coco_long and caption_lengths the directory of both ``coco_long`` and ``coco_mini``.
         output: the directory to write.
         split: of flickr8k.
+        image_root: of flickr8k, if the images are not next to the JSON.
         limit: use at most this number of images; for trials.
     """
 
-    dataset: Literal["cocoqa", "flickr8k", "coco_long", "held_out"]
+    dataset: Literal["cocoqa", "flickr8k", "coco_long", "held_out", "caption_lengths", "noisy_web", "cocoqa_classes"]
     source: str
     output: str
     split: str = "val"
+    image_root: str | None = None
     limit: int | None = None
 
 
 _HELD_OUT_EVERY = 6  # of Flickr8k's 6,000 photos 1,000, as many as in its other splits
+_LONGEST = 157  # tokens of a long caption: with begin, end and class token the context length of the study, 160
+_NUM_TEST, _NUM_TUNE = 180, 60  # of the 369 photos with short and long captions
+_SPLITS = {"test": "test_short", "tuning": "tune_short", "training": "train"}
+_ORDERS = 24  # of a caption's sentences
+_NOISE = (0, 25, 50)  # per cent of the web captions
+_MIN_PHOTOS = 12  # of a class
 
 
 def run_prepare(config: PrepareConfig) -> None:
@@ -54,7 +69,15 @@ def run_prepare(config: PrepareConfig) -> None:
     Raises:
         UserError: the source is missing or malformed, or no sample remains.
     """
-    converters = {"cocoqa": _cocoqa, "flickr8k": _flickr8k, "coco_long": _coco_long, "held_out": _held_out}
+    converters = {
+        "cocoqa": _cocoqa,
+        "flickr8k": _flickr8k,
+        "coco_long": _coco_long,
+        "held_out": _held_out,
+        "caption_lengths": _caption_lengths,
+        "noisy_web": _noisy_web,
+        "cocoqa_classes": _cocoqa_classes,
+    }
     with atomic_artifact_dir(config.output, kind="hub") as folder:
         details = converters[config.dataset](config, folder)
         write_manifest(folder, kind="hub", config=config, counts=details)
@@ -107,7 +130,7 @@ configs:
 
 def _flickr8k(config: PrepareConfig, folder: Path) -> dict[str, int]:
     """A split's images with all captions, in the format of NoCaps' validation set."""
-    spec = DatasetSpec(path=config.source, format="karpathy", split=config.split)
+    spec = DatasetSpec(path=config.source, format="karpathy", split=config.split, image_root=config.image_root)
     captions = load_caption_set(spec, captions_per_image=100, limit=config.limit)
     rows = (
         {"image": _bytes(image), "image_id": number, "annotations_captions": list(texts)}
@@ -156,12 +179,122 @@ def _coco_long(config: PrepareConfig, folder: Path) -> dict[str, int]:
     ]
     tables = {"train": train[: config.limit], "both": both[: config.limit], "test": test[: config.limit]}
     for name, rows in tables.items():
-        atomic_write(folder / f"{name}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        _write_lines(folder / f"{name}.jsonl", rows)
     return {
         "training images": len(tables["train"]),
         "of these with human captions": len(tables["both"]),
         "test images": len(tables["test"]),
     }
+
+
+def _caption_lengths(config: PrepareConfig, folder: Path) -> dict[str, int]:
+    """``train.jsonl``: one long caption of each photo, of those that fit the context, in every form of the study.
+
+    ``whole``, its sentences joined; ``sentence``, one of them; ``shuffled``, the sentences in several random orders.
+    ``test_short.jsonl`` and ``test_long.jsonl`` have human and MLLM captions of the same photos, none of them in train;
+    ``tune_short.jsonl`` and ``tune_long.jsonl`` those of others.
+    """
+    rng = np.random.default_rng(0)
+    train: list[tuple[str, list[str], list[str]]] = []
+    both = list(train)
+    for _, row in read_json_lines(
+        Path(config.source) / "coco_long/captions.jsonl",
+        texts=("image",),
+        others=("human_captions", "long_captions"),
+    ):
+        fitting = [entry["caption"] for entry in row["long_captions"] if _num_tokens(entry["caption"]) <= _LONGEST]
+        if fitting:
+            image = posixpath.normpath(f"coco_long/{row['image']}")
+            (both if row["human_captions"] else train).append((image, row["human_captions"], fitting))
+    if len(both) <= _NUM_TEST + _NUM_TUNE:
+        expected = f"more than {_NUM_TEST + _NUM_TUNE} photos with short and long captions"
+        raise UserError(f"{config.source}: expected {expected}, got {len(both)}")
+    both = [both[index] for index in rng.permutation(len(both))]
+    tables: dict[str, list[dict[str, Any]]] = {}
+    for name, photos in (("test", both[:_NUM_TEST]), ("tune", both[_NUM_TEST : _NUM_TEST + _NUM_TUNE])):
+        tables[f"{name}_short"] = [{"image": image, "captions": short} for image, short, _ in photos]
+        tables[f"{name}_long"] = [{"image": image, "captions": long} for image, _, long in photos]
+    tables["train"] = []
+    for image, _, fitting in [*train, *both[_NUM_TEST + _NUM_TUNE :]][: config.limit]:
+        pieces = sentences(fitting[rng.integers(len(fitting))])
+        orders = [rng.permutation(len(pieces)) for _ in range(_ORDERS)]
+        forms = {
+            "whole": ". ".join(pieces),
+            "sentence": pieces[rng.integers(len(pieces))],
+            "shuffled": [". ".join(pieces[index] for index in order) for order in orders],
+        }
+        tables["train"].append({"image": image, **forms})
+    for name, rows in tables.items():
+        _write_lines(folder / f"{name}.jsonl", rows)
+    return {f"{name} photos": len(tables[table]) for name, table in _SPLITS.items()}
+
+
+def _num_tokens(text: str) -> int:
+    return len(wordpiece().encode(clean_text(text), add_special_tokens=False).ids)
+
+
+def _noisy_web(config: PrepareConfig, folder: Path) -> dict[str, int]:
+    """``train.jsonl``: of each photo one human caption as the ``web`` caption, and the other four.
+
+    ``web_P`` is another photo's in P % of the photos; of the list ``others_P`` each caption is with this probability.
+    The photos of 25 % are among those of 50 %. ``synthetic`` are the own four, joined.
+    """
+    counts = _held_out(config, folder)
+    content = read_json(folder / "dataset_held_out.json")
+    photos = [row for row in content["images"] if row["split"] == "train"]
+    rng = np.random.default_rng(0)
+    texts = []
+    for row in photos:
+        own = [each["raw"].strip().removesuffix(".").strip() for each in row["sentences"]]
+        texts.append([own[index] for index in rng.permutation(len(own))])
+    levels = rng.permutation(len(photos)) / len(photos)  # of the web captions exactly P %
+    rows = []
+    for number, (row, own) in enumerate(zip(photos, texts, strict=True)):
+        places = [levels[number], *rng.random(len(own) - 1)]
+        donors = [texts[donor] for donor in (number + rng.integers(1, len(photos), len(own))) % len(photos)]
+        line = {"image": row["filename"], "synthetic": ". ".join(own[1:])}
+        for noise in _NOISE:
+            found = [
+                own[index] if places[index] >= noise / 100 else donors[index][index % len(donors[index])]
+                for index in range(len(own))
+            ]
+            line |= {f"web_{noise}": found[0], f"others_{noise}": found[1:]}
+        rows.append(line)
+    _write_lines(folder / "train.jsonl", rows)
+    return counts
+
+
+def _cocoqa_classes(config: PrepareConfig, folder: Path) -> dict[str, int]:
+    """Photos whose questions of type ``object`` have one answer, the class; half of each class is ``test``.
+
+    A plural counts as its singular. Photos with several answers are left out: they show objects of several classes.
+    """
+    source = Path(config.source)
+    answers: dict[str, set[str]] = {}
+    for _, row in read_json_lines(source / "questions.jsonl", texts=("image", "answer", "type")):
+        if row["type"] == "object":
+            answers.setdefault(row["image"], set()).add(row["answer"])
+    words = {word for found in answers.values() for word in found}
+    photos: dict[str, list[str]] = {}
+    for image, found in answers.items():
+        kinds = {word.removesuffix("s") if word.removesuffix("s") in words else word for word in found}
+        if len(kinds) == 1:
+            photos.setdefault(kinds.pop(), []).append(image)
+    counts = {"test": 0, "train": 0}
+    for kind, images in photos.items():
+        if len(images) < _MIN_PHOTOS:
+            continue
+        for number, image in enumerate(images[: config.limit]):
+            split = "train" if number % 2 else "test"
+            atomic_write(folder / split / kind / image, FileImage(source / "images", image).read())
+            counts[split] += 1
+    if not counts["test"]:
+        raise UserError(f"{source}: expected {_MIN_PHOTOS} photos with questions of type object and one answer")
+    return {f"{split} photos": count for split, count in counts.items()}
+
+
+def _write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    atomic_write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _bytes(image: LazyImage) -> dict[str, Any]:
