@@ -1,0 +1,351 @@
+"""Every table, interval and verdict of docs/evidence.md, from the scores of its studies and their hits on each image.
+
+    python scripts/judge_claims.py docs/scores
+    python scripts/judge_claims.py docs/scores --export runs/lengths    # add the scores of a finished study
+
+``STUDY.csv`` has a line for each encoder, seed and metric; ``STUDY.parquet`` the value of each item, from which the
+others are computed, by the noise model of docs/trust.md. A claim is a weighted sum of the means over seeds of several
+encoders. It is tested together with the others of its experiment (Holm), at 5 %. The claims, the number of seeds and
+what counts as reproduced were fixed before the studies ran.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.report.load_results import read_source
+from benchmarks.report.text_table import markdown_frame
+from benchmarks.results.formatting import commit_text
+from benchmarks.results.item_scores import ItemScores, ItemTable, with_gallery
+from benchmarks.results.noise import ALPHA, Scores, TrainingNoise, contrast_estimate, p_values, training_noise
+from benchmarks.results.result_types import BLOCKER
+from benchmarks.results.results import Metric, Result
+from benchmarks.results.statistics import holm_correction, image_scores, scores_interval
+from benchmarks.study.state import find_producer, read_record
+from clips.errors import UserError
+
+_SCALE = 100.0  # hits to per cent, and CIDEr as in papers
+_MEANS = ("mean", "mean_of_scores")
+_ALSO = ("CIDEr_gain",)  # exported, though no primary metric
+_GAIN = "gain over another image"
+_KEY = ["encoder", "seed", "benchmark", "metric"]
+_RANK_ONE = {"i2t_r1", "t2i_r1"}  # whose misses have an image that blocks them
+_ROUNDING = 1e-3  # of a value in the CSV, in points
+T2I = "t2i_r1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A statement and the contrast that decides it.
+
+    Args:
+        name: a letter for the experiment, and a number.
+        text: in the words of the paper, where it is one of the paper's.
+        study: name of the study.
+        benchmark: name of the column.
+        metric: of the column.
+        weights: encoder → weight of its mean over seeds.
+        seeds: planned number; there is no verdict with fewer.
+        above: the verdict if the contrast is significantly above 0.
+        below: the verdict if it is significantly below 0.
+        tested: whether it is one of the claims that are decided; the others have an estimate and an interval.
+        requires: (benchmark, metric) that is above 0 for each of the encoders and seeds, or nothing is decided.
+    """
+
+    name: str
+    text: str
+    study: str
+    benchmark: str
+    metric: str = T2I
+    weights: Mapping[str, float]
+    seeds: int
+    above: str = "reproduced"
+    below: str = "contradicted"
+    tested: bool = True
+    requires: tuple[str, str] | None = None
+
+
+def _between(encoder: str, short: int, long: int, steps: float) -> dict[str, float]:
+    """Weights that interpolate an encoder's score between two lengths of training, linearly in their logarithm."""
+    share = math.log(steps / short) / math.log(long / short)
+    return {f"{encoder}.{short}": share - 1, f"{encoder}.{long}": -share}
+
+
+_A = functools.partial(Claim, study="lengths", seeds=6)
+_B = functools.partial(Claim, study="positives", benchmark="held_out", seeds=3)
+_C = functools.partial(Claim, study="captioner", seeds=5)
+_NOISES = (0, 25, 50)
+_COST = {"224 px": 1.54, "the whole schedule": 2.29}  # of a step of CLIPS, in steps of CLIP, at L/14 (docs/evidence.md)
+_LOOKS = ("captions", _GAIN)
+CLAIMS: tuple[Claim, ...] = (
+    # A, the inverse effect
+    _A(name="A1", text="shorter synthetic captions train better, short queries", benchmark="short",
+       weights={"sentence": 1, "whole": -1}),
+    _A(name="A2", text="shorter synthetic captions train better, long queries", benchmark="long",
+       weights={"sentence": 1, "whole": -1}, below="contradicted: the length of the query decides"),
+    _A(name="A3", text="the length makes most of the gain, not the sampling", benchmark="short",
+       weights={"fixed_sentence": 1, "sentence": -0.5, "whole": -0.5},
+       above="the length", below="the sampling"),
+    *(_A(name=f"A{number}", text=f"{first} − {second}, {benchmark} queries", benchmark=benchmark,
+         weights={first: 1, second: -1}, tested=False)
+      for number, (first, second, benchmark) in enumerate(
+          [(first, second, benchmark)
+           for first, second in (("random_32", "whole"), ("fixed_sentence", "whole"), ("sentence", "fixed_sentence"),
+                                 ("shuffled", "whole"))
+           for benchmark in ("short", "long")], 4)),
+    # B, several positives under noise
+    _B(name="B1", text="CLIPS is above CLIP at equal samples",
+       weights={f"{name}.{noise}": sign / 3 for noise in _NOISES for name, sign in (("clips", 1), ("clip", -1))}),
+    _B(name="B2", text="two positives are above one",
+       weights={f"{name}.{noise}": sign / 3 for noise in _NOISES
+                for name, sign in (("multi_positive", 1), ("clip", -1))}),
+    _B(name="B3", text="a synthetic second positive is above a second web caption, under noise",
+       weights={f"{name}.{noise}": sign / 2 for noise in _NOISES[1:]
+                for name, sign in (("multi_positive", 1), ("two_web", -1))}),
+    _B(name="B4", text="the gain of the second positive grows with the noise of web captions",
+       weights={"multi_positive.50": 1, "clip.50": -1, "multi_positive.0": -1, "clip.0": 1}),
+    *(_B(name=f"B{number}", text=f"{first} − {second}, {noise} % noise", tested=False,
+         weights={f"{first}.{noise}": 1, f"{second}.{noise}": -1})
+      for number, (first, second, noise) in enumerate(
+          [(first, second, noise)
+           for first, second in (("clips", "clip"), ("multi_positive", "clip"), ("two_web", "clip"),
+                                 ("multi_positive", "two_web"), ("clips", "multi_positive"))
+           for noise in _NOISES], 5)),
+    # C, the captioner
+    _C(name="C1", text="the captioner helps retrieval, equal samples", benchmark="held_out",
+       weights={"clips": 1, "multi_positive": -1}, requires=("recaption", "CIDEr_gain")),
+    _C(name="C2", text="the same, 1.5 times the samples without it", benchmark="held_out",
+       weights={"clips": 1, "multi_positive_long": -1}, requires=("recaption", "CIDEr_gain")),
+    _C(name="C3", text="the captioner helps a linear probe, equal samples", benchmark="objects", metric="acc1",
+       weights={"clips": 1, "multi_positive": -1}, requires=("recaption", "CIDEr_gain")),
+    _C(name="C4", text="the captioner helps inside a LLaVA, equal samples", benchmark="captions",
+       metric="nocaps_CIDEr", weights={"clips": 1, "multi_positive": -1}, requires=_LOOKS),
+    # D, equal compute
+    *(_B(name=f"D{number}", text=f"CLIPS is above CLIP at equal compute, by the cost at L/14 and {what}",
+         weights={"clips.25.200": 1} | _between("clip.25", 200 if cost < 2 else 400, 400 if cost < 2 else 800,
+                                                200 * cost))
+      for number, (what, cost) in enumerate(_COST.items(), 1)),
+)  # fmt: skip
+
+
+# ---------------------------------------------------------------- export: a study's results → docs/scores
+
+
+def export(directory: Path, scores: Path) -> None:
+    """Write ``STUDY.csv`` and ``STUDY.parquet`` of a study's results; those of a metric that is no mean are left out.
+
+    Raises:
+        UserError: no study, or no such result.
+    """
+    source, tables = read_source(directory), ItemScores()
+    if source.study is None:
+        raise UserError(f"{directory}: expected the output of a study")
+    trainings = {path: find_producer(directory / path) for row in source.rows for path in row.artifacts.values()}
+    lines, items = [], []
+    for row in source.rows:
+        for benchmark in source.benchmarks:
+            result = source.outcomes[row.name, benchmark]
+            if not isinstance(result, Result):
+                continue
+            frame, step = tables.items(result), read_record(directory, row.cells[benchmark].step)
+            if frame is None:
+                continue
+            made = trainings.get(row.artifacts.get("llava" if result.benchmark_type == "mllm" else "encoder", ""))
+            for name, metric, values in _means(result, frame):
+                key = {"encoder": row.model, "seed": row.seed, "benchmark": benchmark, "metric": name}
+                kept = pd.DataFrame({"item": frame["item"], "image": frame["image"], "value": values, **key})
+                if BLOCKER in frame and name in _RANK_ONE:
+                    kept[BLOCKER] = frame[BLOCKER]
+                items.append(kept[kept["value"].notna()])
+                lines.append({
+                    "study": source.study.name,
+                    "commit": commit_text(step.git) if step else "",
+                    **key,
+                    "value": round(metric, 6),
+                    "n": len(items[-1]),
+                    "minutes": round(made[1].seconds / 60, 1) if made else None,
+                })  # fmt: skip
+    if not lines:
+        raise UserError(f"{directory}: expected results with items")
+    scores.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(lines).to_csv(scores / f"{source.study.name}.csv", index=False, lineterminator="\n")
+    table = pd.concat(items, ignore_index=True).astype({"value": "float32", "seed": "Int64"})
+    table.to_parquet(scores / f"{source.study.name}.parquet", index=False, compression="zstd")
+
+
+def _means(result: Result, frame: pd.DataFrame) -> Iterator[tuple[str, float, pd.Series]]:
+    """Name, value in points and items of the metrics that are a mean over items, and the gain over another image."""
+    for name in (*result.primary, *_ALSO):
+        metric = result.metrics.get(name)
+        if metric is None or metric.aggregation not in _MEANS or len(metric.columns) > 1:
+            continue
+        if metric.scale != _SCALE:
+            raise UserError(f"{result.path}: {name}: expected a metric in per cent")
+        column = metric.columns[0]
+        yield name, metric.value * _SCALE, frame[column]
+        if f"shuffled:{column}" in frame:
+            gain = frame[f"sighted:{column}"] - frame[f"shuffled:{column}"]
+            yield _GAIN, float(gain.mean()) * _SCALE, gain
+
+
+# ---------------------------------------------------------------- the noise model on these items
+
+
+@dataclass(frozen=True)
+class Column:
+    """One metric of one benchmark: encoder → its scores, the same → its seeds, and the noise of all."""
+
+    scores: dict[str, Scores]
+    seeds: dict[str, tuple[int, ...]]
+    noise: TrainingNoise
+
+
+def read_study(folder: Path, study: str) -> dict[tuple[str, str], Column]:
+    """(benchmark, metric) → its column, as a report has it.
+
+    Raises:
+        UserError: a file is missing, or the CSV contradicts the items.
+    """
+    try:
+        lines = pd.read_csv(folder / f"{study}.csv")
+        items = pd.read_parquet(folder / f"{study}.parquet")
+    except FileNotFoundError as error:
+        raise UserError(f"{folder}: expected {study}.csv and {study}.parquet ({error})") from None
+    means = _SCALE * items.groupby(_KEY)["value"].mean()
+    stated = lines.set_index(_KEY)["value"]
+    if sorted(means.index) != sorted(stated.index) or (means - stated).abs().max() > _ROUNDING:
+        raise UserError(f"{folder / study}.csv: expected the means of the items in {study}.parquet")
+    columns: dict[tuple[str, str], Column] = {}
+    spreads: dict[str, list[float]] = {}
+    for (benchmark, metric), part in items.groupby(["benchmark", "metric"]):
+        of_encoder = {str(name): of_items(rows, str(metric)) for name, rows in part.groupby("encoder")}
+        seeds = {str(name): tuple(sorted(set(rows["seed"]))) for name, rows in part.groupby("encoder")}
+        noise = training_noise([*of_encoder.values()])
+        columns[str(benchmark), str(metric)] = Column(of_encoder, seeds, noise)
+        for name, found in of_encoder.items():
+            if (spread := noise.relative_spread(found)) is not None:
+                spreads.setdefault(name, []).append(spread)
+    for column in columns.values():  # a model's own half of the variance is the mean over the table, as in a report
+        for name, found in column.scores.items():
+            spread = fmean(spreads[name]) if name in spreads else None
+            column.scores[name] = dataclasses.replace(found, spread=spread)
+    return columns
+
+
+def of_items(rows: pd.DataFrame, metric: str) -> Scores:
+    """One encoder's metric, from its items of all seeds."""
+    tables = []
+    for _, frame in rows.rename(columns={"value": metric}).sort_values("item").groupby("seed"):
+        keys = (frame["item"] + "\n" + frame["image"]).to_numpy(dtype=object)
+        names, clusters = np.unique(frame["image"].to_numpy(), return_inverse=True)
+        tables.append(ItemTable(frame, keys, clusters, names))
+    first = tables[0]
+    if any(not np.array_equal(table.keys, first.keys) for table in tables):
+        raise UserError(f"{rows['encoder'].iloc[0]}: expected the same items of {metric} for every seed")
+    bounded = bool(rows["value"].between(0, 1).all())
+    values = [{metric: table.frame[metric].to_numpy(float)} for table in tables]
+    formula = _MEANS[0] if bounded else _MEANS[1]
+    found = image_scores(formula, values, [metric], first.clusters, items=first.keys, trained=True)
+    found = dataclasses.replace(found, images=first.images)
+    if BLOCKER not in rows or rows[BLOCKER].isna().all():
+        return found
+    spec = Metric(value=found.value, ci_low=None, ci_high=None, n=len(first.keys), clusters=len(first.images),
+                  higher_is_better=True, scale=_SCALE, label=metric, ci_method="none", columns=(metric,))  # fmt: skip
+    return with_gallery(found, spec, tables)
+
+
+# ---------------------------------------------------------------- tables and verdicts
+
+
+def score_table(columns: Mapping[tuple[str, str], Column]) -> pd.DataFrame:
+    """Encoder × metric: the mean over seeds with its 95 % interval over images and seeds, and the number of seeds."""
+    cells: dict[str, dict[str, str]] = {}
+    for (benchmark, metric), column in columns.items():
+        for name, scores in column.scores.items():
+            found = scores_interval(scores, column.noise)
+            ends = (found.low, found.high)
+            text = "–" if None in ends else " to ".join(f"{_SCALE * float(end or 0):.1f}" for end in ends)
+            cells.setdefault(name, {})[f"{benchmark} {metric}"] = (
+                f"{_SCALE * scores.value:.1f} ({text}; {len(column.seeds[name])} seeds)"
+            )
+    return pd.DataFrame.from_dict(cells, orient="index").fillna("—").sort_index().rename_axis("encoder")
+
+
+def judge(claims: Sequence[Claim], columns: Mapping[str, Mapping[tuple[str, str], Column]]) -> pd.DataFrame:
+    """A line for each claim: estimate, interval, corrected p-value, minimum detectable difference and verdict."""
+    lines, raw = [], {}
+    for claim in claims:
+        column = columns.get(claim.study, {}).get((claim.benchmark, claim.metric))
+        known = column.scores if column else {}
+        line = {"claim": claim.name, "": claim.text, "estimate": "—", "p": "", "MDD": "", "verdict": "not run"}
+        lines.append(line)
+        if column is None or not known.keys() >= claim.weights.keys():
+            continue
+        estimate = contrast_estimate([known[name] for name in claim.weights], [*claim.weights.values()], column.noise)
+        estimate = estimate.scaled(_SCALE)
+        low, high = estimate.interval()
+        line["estimate"] = f"{estimate.value:+.1f} [{low:+.1f}, {high:+.1f}]"
+        line["MDD"] = f"{estimate.min_detectable:.1f}"
+        line["verdict"] = "" if not claim.tested else "inconclusive"
+        missing = [name for name in claim.weights if len(column.seeds[name]) < claim.seeds]
+        if claim.tested and missing:
+            line["verdict"] = f"incomplete: fewer than {claim.seeds} seeds of {', '.join(missing)}"
+        elif claim.tested and math.isfinite(low) and not _lacks(claim, columns[claim.study], line):
+            raw[len(lines) - 1] = (claim, estimate.value, float(p_values([estimate])[0]))
+    for experiment in dict.fromkeys(claim.name[0] for claim in claims):
+        # claims that are not tested yet count as tests: a verdict does not change when they are
+        own = {place: found for place, found in raw.items() if found[0].name[0] == experiment}
+        absent = sum(claim.tested and claim.name[0] == experiment for claim in claims) - len(own)
+        corrected = holm_correction([found[2] for found in own.values()] + [1.0] * absent)
+        for (place, (claim, value, _)), p_value in zip(own.items(), corrected[: len(own)], strict=True):
+            lines[place]["p"] = f"{p_value:.2g}"
+            if p_value < ALPHA:
+                lines[place]["verdict"] = claim.above if value > 0 else claim.below
+    return pd.DataFrame(lines).set_index("claim")
+
+
+def _lacks(claim: Claim, columns: Mapping[tuple[str, str], Column], line: dict[str, str]) -> bool:
+    """Whether a score that the claim requires is not above 0 for every seed; the line then says so."""
+    if claim.requires is None:
+        return False
+    found = columns[claim.requires].scores if claim.requires in columns else {}
+    measured = [found[name].values for name in claim.weights if name in found]
+    if measured and all((values > 0).all() for values in measured):
+        return False
+    line["verdict"] = f"not tested: {' '.join(claim.requires)} is not above 0"
+    return True
+
+
+def main() -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("scores", type=Path)
+    parser.add_argument("--export", type=Path, metavar="STUDY", help="output of a finished study")
+    args = parser.parse_args()
+    try:
+        if args.export:
+            export(args.export, args.scores)
+        names = dict.fromkeys(claim.study for claim in CLAIMS)
+        studies = {name: read_study(args.scores, name) for name in names if (args.scores / f"{name}.parquet").is_file()}
+        for name, columns in studies.items():
+            print(f"## {name}\n\n{markdown_frame(score_table(columns))}\n")
+        print(f"## Claims\n\n{markdown_frame(judge(CLAIMS, studies))}")
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
