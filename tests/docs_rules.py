@@ -72,6 +72,8 @@ RULES = (
     # ------------------------------------------------------------ what would take long
     Rule(has="scripts/studies/inverse_effect.yaml", swap=(("study run", "study plan"),), shared=True),
     Rule(has="scripts/studies/ablation.yaml", swap=(("study run", "study plan"),), shared=True),
+    Rule(has="scripts/studies/tuning.yaml", swap=(("study run", "study plan"),), shared=True),
+    Rule(has="python scripts/judge_claims.py", skip="needs scores; tests/test_judge_claims.py makes some"),
     Rule(has="clips import epoch_1.pt --architecture ViT-B-32", swap=(("ViT-B-32", "clips-tiny"),)),
     Rule(has="torchrun --nproc-per-node 8", swap=(("--nproc-per-node 8", "--nproc-per-node 2"),)),
     Rule(has="--distributed.num_processes 8", swap=(("processes 8", "processes 2"),)),

@@ -208,6 +208,7 @@ def test_claims_are_about_what_the_studies_train(study):
     assert of_study
     for claim in of_study:
         assert claim.benchmark in read.benchmarks
+        assert {*claim.weights} <= {*read.encoders}
         assert all(read.evaluates(claim.benchmark, name) for name in claim.weights)
         assert len(read.seeds) == claim.seeds
         assert sum(claim.weights.values()) == pytest.approx(0)

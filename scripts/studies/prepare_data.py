@@ -36,7 +36,7 @@ class PrepareConfig:
             retrieval set of other photos), ``held_out`` (a Karpathy JSON with one sixth of the training photos in a
             split ``held_out``, to test on photos not used to choose settings), ``caption_lengths`` (one long caption of
             each photo of coco_long in several forms, and photos to test and to tune with short and with long captions),
-            ``noisy_web`` (held_out, and its training photos with web captions of which some are another photo's) or
+            ``noisy_web`` (held_out, and its training photos with web captions, some of them another photo's) or
             ``cocoqa_classes`` (photos by the object that COCO-QA asks for, for a linear probe).
         source: the directory of the data: ``questions.jsonl`` or one ``dataset_*.json``, next to ``images``; for
             coco_long and caption_lengths the directory of both ``coco_long`` and ``coco_mini``.
@@ -234,31 +234,26 @@ def _num_tokens(text: str) -> int:
 
 
 def _noisy_web(config: PrepareConfig, folder: Path) -> dict[str, int]:
-    """``train.jsonl``: of each photo one human caption as the ``web`` caption, and the other four.
+    """``train.jsonl``: the human captions of each photo as ``web_P``, of which P % are another photo's.
 
-    ``web_P`` is another photo's in P % of the photos; of the list ``others_P`` each caption is with this probability.
-    The photos of 25 % are among those of 50 %. ``synthetic`` are the own four, joined.
+    The foreign captions of 25 % are among those of 50 %. ``second_P`` are all but the first, and ``synthetic`` the own
+    ones of these, joined: both have as many texts for a second positive, with noise and without.
     """
     counts = _held_out(config, folder)
     content = read_json(folder / "dataset_held_out.json")
     photos = [row for row in content["images"] if row["split"] == "train"]
+    texts = [[each["raw"].strip().removesuffix(".").strip() for each in row["sentences"]] for row in photos]
     rng = np.random.default_rng(0)
-    texts = []
-    for row in photos:
-        own = [each["raw"].strip().removesuffix(".").strip() for each in row["sentences"]]
-        texts.append([own[index] for index in rng.permutation(len(own))])
-    levels = rng.permutation(len(photos)) / len(photos)  # of the web captions exactly P %
     rows = []
     for number, (row, own) in enumerate(zip(photos, texts, strict=True)):
-        places = [levels[number], *rng.random(len(own) - 1)]
+        own = [own[index] for index in rng.permutation(len(own))]
         donors = [texts[donor] for donor in (number + rng.integers(1, len(photos), len(own))) % len(photos)]
-        line = {"image": row["filename"], "synthetic": ". ".join(own[1:])}
+        foreign = [str(rng.choice(captions)) for captions in donors]
+        levels = 100 * rng.random(len(own))
+        line: dict[str, Any] = {"image": row["filename"], "synthetic": ". ".join(own[1:])}
         for noise in _NOISE:
-            found = [
-                own[index] if places[index] >= noise / 100 else donors[index][index % len(donors[index])]
-                for index in range(len(own))
-            ]
-            line |= {f"web_{noise}": found[0], f"others_{noise}": found[1:]}
+            web = [foreign[index] if levels[index] < noise else own[index] for index in range(len(own))]
+            line |= {f"web_{noise}": web, f"second_{noise}": web[1:]}
         rows.append(line)
     _write_lines(folder / "train.jsonl", rows)
     return counts
