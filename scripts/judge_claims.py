@@ -78,8 +78,8 @@ class Claim:
 
 def _clip_after(steps: float) -> dict[str, float]:
     """Weights of minus the score of CLIP after so many steps, linear in their logarithm between those that are run."""
-    names = {200: "clip.25", 400: "clip.25.400", 800: "clip.25.800"}
-    short = 200 if steps < 400 else 400
+    names = {300: "clip.25", 600: "clip.25.600", 1200: "clip.25.1200"}
+    short = 300 if steps < 600 else 600
     share = math.log(steps / short) / math.log(2)
     return {names[short]: share - 1, names[2 * short]: -share}
 
@@ -135,7 +135,7 @@ CLAIMS: tuple[Claim, ...] = (
        metric="nocaps_CIDEr", weights={"clips": 1, "multi_positive": -1}, requires=_LOOKS),
     # D, equal compute
     *(_B(name=f"D{number}", text=f"CLIPS is above CLIP at equal compute, by the cost at L/14 and {what}",
-         weights={"clips.25": 1} | _clip_after(200 * cost))
+         weights={"clips.25": 1} | _clip_after(300 * cost))
       for number, (what, cost) in enumerate(_COST.items(), 1)),
 )  # fmt: skip
 
