@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 
 import pytest
 from report_material import put_results, rendered
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from benchmarks.report.published import REFERENCE_NOTE
 from benchmarks.report.report import Report, build_report
+from benchmarks.report.report_command import ReportConfig
 from benchmarks.report.text_table import print_report
 from benchmarks.results.reference_results import load_reference_results, select_reference_results
 from benchmarks.study.schema import Study
@@ -36,6 +38,7 @@ def test_every_row_has_a_source_and_a_unique_name():
     sets = {"clips", "openvision", "openvision2", "siglip2", "pe", "llava", "llava_more", "openclip"}
     sets |= {"mlcd", "rice", "onevision_1.5", "onevision_2_reruns", "onevision_encoder", "pe_lang", "genlip"}
     assert {row.set for row in rows} == sets
+    assert {*re.findall(r"[\w.]+", (ReportConfig.__doc__ or "").partition("(sets: ")[2].partition(")")[0])} == sets
     assert all(row.source and row.values for row in rows)
     assert sum(row.set == "openclip" for row in rows) == 121
 
