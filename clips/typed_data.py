@@ -54,6 +54,7 @@ _NAMES_ELSEWHERE = {  # settings of open_clip, LLaVA and transformers' Trainer â
     "dtype": "precision",
     "epochs": "num_epochs",
     "force_image_size": "image_size",
+    "gpus": "num_gpus",
     "grad_clip_norm": "max_grad_norm",
     "gradient_accumulation_steps": "micro_batch_size",
     "image_folder": "image_root",
@@ -61,6 +62,10 @@ _NAMES_ELSEWHERE = {  # settings of open_clip, LLaVA and transformers' Trainer â
     "mm_vision_select_layer": "vision_feature_layer",
     "model_max_length": "max_length",
     "model_name_or_path": "llm",
+    "nproc": "processes",
+    "nproc_per_node": "processes",
+    "num_gpus": "gpus",
+    "num_nodes": "nodes",
     "num_train_epochs": "num_epochs",
     "output_dir": "output",
     "per_device_train_batch_size": "micro_batch_size",
@@ -72,8 +77,11 @@ _NAMES_ELSEWHERE = {  # settings of open_clip, LLaVA and transformers' Trainer â
 }
 _NO_SETTING = {  # of other trainers, and what there is instead
     "device": "a GPU is used if torch finds one",
-    "num_gpus": "torchrun or deepspeed starts several processes",
-    "num_processes": "torchrun starts several processes",
+    "resources": "it is a key of study files",
+    **dict.fromkeys(
+        ["gpus", "nnodes", "nodes", "nproc", "nproc_per_node", "num_gpus", "num_nodes", "num_processes", "processes"],
+        "torchrun or deepspeed starts several processes; for a study, set 'resources' in its file",
+    ),
 }
 _UNKNOWN_KEY = {"extra_forbidden", "unexpected_keyword_argument"}  # pydantic's types of errors
 _NAMES = {int: "an integer", float: "a number", str: "a string", bool: "true or false", type(None): "null", Any: "any"}
@@ -182,9 +190,10 @@ def _problem(errors: Sequence[Any], kind: Any, content: Any) -> str:
         ours = _NAMES_ELSEWHERE.get(key, key)
         near = [f"{outer}{ours}"] if ours in own else []
         near = near or [field for field in known if field.split(".")[-1] == ours]  # the right name at another place
+        likeness = 0.81 if key in _NO_SETTING else 0.5  # num_processes â†’ processes, but not nodes â†’ notes
+        near = near or [f"{outer}{field}" for field in difflib.get_close_matches(key, own, n=1, cutoff=likeness)]
         if not near and key in _NO_SETTING:
             return f"unknown key '{outer}{key}'; {_NO_SETTING[key]}"
-        near = near or [f"{outer}{field}" for field in difflib.get_close_matches(key, own, n=1, cutoff=0.5)]
         near = near or difflib.get_close_matches(f"{outer}{key}", known, n=1, cutoff=0.6)
         return f"unknown key '{outer}{key:.200}'" + (f"; did you mean '{near[0]}'?" if near else "")
     if first["type"] == "missing" and isinstance(last, str):

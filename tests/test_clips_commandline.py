@@ -277,7 +277,8 @@ def test_flags_of_configs_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[
         ),
         (
             ["job", "x", "--num-gpus", "8"],
-            "tool job: unknown key 'num_gpus'; torchrun or deepspeed starts several processes",
+            "tool job: unknown key 'num_gpus'; torchrun or deepspeed starts several processes; for a study, set "
+            "'resources' in its file",
         ),
         (["job", "x", "--part", "soft"], "tool job: part: expected a mapping of rate, kind, got 'soft'"),
         (["job", "x", "--items", "[a]"], "tool job: items[1]: expected a mapping of path, weight, got 'a'"),

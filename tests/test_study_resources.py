@@ -117,6 +117,12 @@ def test_resources_of_a_kind_are_overlaid_by_those_of_a_name(tmp_path):
     ("fields", "message"),
     [
         ({"executor": "slurm"}, "unknown key 'executor'"),
+        ({"gpus": 8}, "unknown key 'gpus'; .*for a study, set 'resources' in its file"),
+        ({"nodes": 2}, "unknown key 'nodes'; .*for a study, set 'resources' in its file"),
+        ({"resources": {"encoder": {"num_gpus": 8}}}, "unknown key 'num_gpus'; did you mean 'gpus'"),
+        ({"resources": {"encoder": {"num_processes": 8}}}, "unknown key 'num_processes'; did you mean 'processes'"),
+        ({"resources": {"encoder": {"nproc_per_node": 8}}}, "unknown key 'nproc_per_node'; did you mean 'processes'"),
+        ({"resources": {"encoder": {"nnodes": 8}}}, "unknown key 'nnodes'; did you mean 'nodes'"),
         ({"resources": {"encoder": {"process": 2}}}, "resources.encoder: .*'process'; did you mean 'processes'"),
         (
             {"resources": {"encoder": {"processes": 0}}},
