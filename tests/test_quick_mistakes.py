@@ -24,6 +24,8 @@ for package, *words in json.load(sys.stdin):
 """
 """Command lines of standard input, one after the other in one process: status, stderr, imports."""
 RETRIEVAL = "{name: retrieval, data: captions.csv}"
+STUDY = "{name: s, encoders: {e: 'timm:net'}, benchmarks: {linear_probe: {data: photos}}}"
+OPENAI = "--include recalls --reference_model ViT-B-32/openai"
 MISTAKES = [
     ("clips data inspect none.csv --format table", "none.csv: no such file"),
     ("clips data inspect captions.csv --format tabel", "did you mean 'table'?"),
@@ -59,10 +61,39 @@ MISTAKES = [
         "none.jsonl: no such file",
     ),
     ("benchmarks study run none.yaml", "none.yaml: no such file"),
+    ("benchmarks study run study.yaml --gpus 8", "for a study, set 'resources' in its file"),
+    ("benchmarks study run study.yaml --num-gpus 8", "for a study, set 'resources' in its file"),
+    ("benchmarks study run study.yaml --nproc 8", "for a study, set 'resources' in its file"),
+    ("clips plan train.yaml --gpus 64", "did you mean 'num_gpus'?"),
     ("benchmarks study rerun none.yaml --steps x", "none.yaml: no such file"),
     ("benchmarks study clean none.yaml", "none.yaml: no such file"),
     ("benchmarks study accept none.yaml step", "none.yaml: no such file"),
     ("benchmarks report none", "none: no such directory"),
+    *(
+        (f"benchmarks study {command}", "encoder: expected a study file (YAML), got a directory")
+        for command in ("run encoder", "plan encoder", "status encoder", "clean encoder", "accept encoder")
+    ),
+    ("benchmarks study rerun encoder --steps x", "encoder: expected a study file (YAML), got a directory"),
+    ("benchmarks study status captions.csv", "captions.csv: expected a mapping with name, encoders, benchmarks"),
+    ("benchmarks study accept study.yaml --output encoder", "encoder/study.json: no study was run here"),
+    ("benchmarks study accept study.yaml --output broken", "broken/study.json: not valid JSON"),
+    ("benchmarks study accept study.yaml --output captions.csv", "captions.csv: no study was run here"),
+    ("benchmarks study clean study.yaml --output encoder", "encoder/study.json: no study was run here"),
+    ("benchmarks study clean study.yaml --output broken", "broken/study.json: not valid JSON"),
+    ("benchmarks study clean study.yaml --output odd", "odd/study.json: no study was run here"),
+    ("benchmarks study clean study.yaml --output listed", "listed/study.json: not a study record: expected a mapping"),
+    ("benchmarks study power broken", "broken/study.json: not valid JSON"),
+    ("benchmarks report broken", "broken/study.json: not valid JSON"),
+    ("benchmarks compare broken encoder", "broken/study.json: not valid JSON"),
+    ("benchmarks compare captions.csv encoder", "first: captions.csv: no such directory"),
+    *(
+        (
+            f"benchmarks {command}",
+            "broken: expected result files (<benchmark>.json, <model>/<benchmark>.json), found none",
+        )
+        for command in ("diff broken broken", "provenance broken", f"verify {OPENAI} --results broken")
+    ),
+    ("benchmarks provenance captions.csv", "captions.csv: not a result file"),
     ("benchmarks verify --include recal", "did you mean 'recall'?"),
 ]
 
@@ -73,6 +104,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "captions.csv").write_text("picture,caption\n1.jpg,a dog\n")
     (folder / "train.yaml").write_text(config_text(Path("shards"), Path("out"), max_steps=1))
     draw_image(0).save(folder / "photo.png")
+    (folder / "study.yaml").write_text(STUDY)
+    for name, content in (("broken", '{"schema": 2, "name"'), ("listed", "[]")):
+        (folder / name).mkdir()
+        (folder / name / "study.json").write_text(content)
+    (folder / "odd/study.json").mkdir(parents=True)
     (folder / "encoder").mkdir()
     (folder / "encoder" / OPEN_CLIP_CONFIG).write_text("{}")
     (folder / "encoder" / OPEN_CLIP_WEIGHTS).write_bytes(b"")

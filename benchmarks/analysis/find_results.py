@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.results.results import Result, read_result, read_results, reject_duplicates
+from benchmarks.study.study_record import RECORD_FILE
 from clips.errors import UserError, unknown_name_error
 
 
@@ -46,7 +47,8 @@ def find_results_by_row(path: str, field: str) -> dict[str, dict[str, Result]]:
     if (root / "results").is_dir():
         results = read_results(root / "results")
     else:  # a model's own files if no subdirectory has any
-        results = read_results(root) or [read_result(file) for file in sorted(root.glob("*.json"))]
+        own = [file for file in sorted(root.glob("*.json")) if file.name != RECORD_FILE]
+        results = read_results(root) or [read_result(file) for file in own]
         reject_duplicates((result.model_name, result.benchmark, result.path) for result in results)
     if not results:
         raise UserError(

@@ -305,6 +305,8 @@ class Study:
 
 def read_study(path: str | Path) -> Study:
     """Read and check a study file; a UserError names file and field, with the close match of an unknown key."""
+    if Path(path).is_dir():
+        raise UserError(f"{path}: expected a study file (YAML), got a directory")
     content = read_yaml(path)
     try:
         return parse_study(content)

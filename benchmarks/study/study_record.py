@@ -12,6 +12,7 @@ from typing import Any
 from clips.core.artifact import atomic_write
 from clips.errors import UserError, unknown_name_error
 from clips.safe_text import redact, strip_control_chars
+from clips.text_files import read_json
 from clips.typed_data import from_plain, to_plain
 
 RECORD_FILE = "study.json"
@@ -204,12 +205,10 @@ def write_study_record(output: Path, record: StudyRecord) -> None:
 def read_study_record(output: Path) -> StudyRecord:
     """Read ``study.json``; UserError if it is missing, invalid, or written by a newer version."""
     path = output / RECORD_FILE
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["schema"] > SCHEMA:
-            raise UserError(f"{path}: written by a newer version (schema {content['schema']}; this one reads {SCHEMA})")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no study was run here") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a study record ({type(error).__name__}: {error})") from None
+    if not path.is_file():
+        raise UserError(f"{path}: no study was run here")
+    content = read_json(path)
+    schema = content.get("schema") if isinstance(content, dict) else None
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise UserError(f"{path}: written by a newer version (schema {schema}; this one reads {SCHEMA})")
     return from_plain(StudyRecord, content, what=f"{path}: not a study record")

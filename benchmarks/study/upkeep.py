@@ -68,6 +68,8 @@ def accept_outputs(config: AcceptConfig) -> None:
     with locked(output, wait=config.wait_for_lock):
         plan = resolve_study(config)
         lines = _accept(plan.steps, chosen)
+        if not lines:
+            read_study_record(output)  # which rejects a directory of no study
         if lines and (output / RECORD_FILE).is_file():  # the report reads the keys there
             write_study_record(output, study_record(plan, config.study))
     for line in lines or [f"{output}: no step has changed"]:
