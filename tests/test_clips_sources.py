@@ -29,7 +29,7 @@ from clips.data import decode_image
 from clips.data.formats import FORMATS, DatasetSpec, Format, read_dataset
 from clips.data.loader import TrainDataset, iterate_batches
 from clips.data.parquet_rows import ParquetRows
-from clips.data.remote_files import expand_brace_ranges
+from clips.data.remote_files import ShardCache, expand_brace_ranges
 from clips.data.sources import DataConfig, InvalidSampleError, Record, SourceConfig, open_source
 from clips.errors import UserError
 
@@ -367,6 +367,16 @@ def test_a_local_file_that_cannot_be_read_for_a_while_is_waited_for(tmp_path: Pa
     assert source.read(0, rng()).web == "photo 0"
     assert pauses == [1.0]
     assert len(list((tmp_path / "cache").glob("*.arrow"))) == 1
+
+
+def test_row_groups_without_rows_are_no_blocks_to_read(tmp_path: Path):
+    schema = pa.schema([("text", pa.string())])
+    with pq.ParquetWriter(tmp_path / "a.parquet", schema) as writer:
+        for texts in (["a", "b"], [], ["c"]):
+            writer.write_table(pa.table({"text": texts}, schema=schema))
+    rows = ParquetRows([str(tmp_path / "a.parquet")], ShardCache(tmp_path / "cache", 1e9))
+    assert (rows.blocks, rows.groups) == ([2, 1], [(0, 0, 2), (0, 2, 1)])
+    assert [rows[index]["text"] for index in range(len(rows))] == ["a", "b", "c"]
 
 
 def test_images_inside_of_other_files_cannot_be_listed(tmp_path: Path, monkeypatch):

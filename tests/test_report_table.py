@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import re
 from pathlib import Path
@@ -12,9 +13,12 @@ import pytest
 from report_material import edit, items_table, put_failure, put_hits, put_result, put_results, rendered
 
 from benchmarks.analysis.compare_command import CompareConfig, build_comparison
+from benchmarks.report.differences import compare_models
+from benchmarks.report.load_results import read_source
 from benchmarks.report.notes import MARKDOWN
 from benchmarks.report.plots import forest_plots
 from benchmarks.report.report import Report, Selection, build_report
+from benchmarks.report.scores import seed_tables
 from benchmarks.report.table import Cell
 from benchmarks.results.item_scores import ItemScores
 from benchmarks.results.noise import TrainingNoise
@@ -74,6 +78,22 @@ def test_models_of_other_settings_are_not_ranked_together_but_of_other_inputs_th
     put_result(tmp_path, "large", "gqa", large, protocol={"input_features": "mean"})
     features = "features: not stated for clip, clips, lucky and untrained; mean for large."
     assert features in text_of(build_report(tmp_path))
+
+
+def test_the_differences_of_two_models_that_are_each_others_baseline_are_opposite(results):
+    source, items = read_source(results), ItemScores()
+    baselines = {"clip": "clips", "clips": "clip"}
+    rows = tuple(dataclasses.replace(row, baseline=baselines.get(row.name)) for row in source.rows)
+    table = seed_tables(dataclasses.replace(source, rows=rows), items)[0]
+    compare_models([table], items)
+    deltas = {each.row: each.delta for each in table.scores if each.column.benchmark == "gqa" and each.delta}
+    assert {*deltas} == {*baselines}
+    one, other = deltas["clip"], deltas["clips"]
+    assert (one.cell.row, one.other.row, other.cell.row, other.other.row) == ("clip", "clips", "clips", "clip")
+    values = {each.row: each.value for each in table.scores if each.column.benchmark == "gqa"}
+    assert one.value == pytest.approx(values["clip"] - values["clips"])
+    assert (other.value, other.ci_low, other.ci_high) == pytest.approx((-one.value, -one.ci_high, -one.ci_low))
+    assert other.p_adjusted == one.p_adjusted
 
 
 @pytest.mark.parametrize(("higher_is_better", "best"), [(False, "untrained"), (None, None)])
