@@ -88,6 +88,31 @@ def test_results_and_records_are_on_the_disk(tmp_path: Path):
     assert "study/steps/a/step.json" in disk.contents()
 
 
+def test_answers_are_on_the_disk_batch_by_batch(tmp_path: Path):
+    from benchmarks.tasks.output_cache import AnswerCache
+
+    with Disk(tmp_path).recording() as disk:
+        answers = AnswerCache(tmp_path / "results" / ".cache" / "answers" / "key")
+        for batch in ({"1": "a dog"}, {"2": "a cat", "3": "a bird"}):
+            answers.add(batch)
+            assert disk.contents() == power_cut.contents(tmp_path) != {}
+
+
+def test_the_metrics_of_a_step_are_on_the_disk_before_its_checkpoint(tmp_path: Path, data: Path):
+    with Disk(tmp_path).recording() as disk:
+        flush, seen = disk._flush, []
+
+        def check(path: Path) -> None:
+            flush(path)
+            left = disk.contents()
+            seen.extend(["encoder/metrics.jsonl" in left] * any("/step-" in name for name in left))
+
+        disk._flush = check  # type: ignore[method-assign]
+        clips_world.train(clips_world.train_config(data, tmp_path / "encoder", save_steps=1, logging_steps=1))
+    assert seen
+    assert all(seen)
+
+
 def test_a_llava_is_on_the_disk_before_its_checkpoints_and_stages_are_deleted(tmp_path: Path, bridge_parts):
     (tmp_path / "disk").mkdir()
     path = bridge_world.instruct_file(

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from benchmarks.results.protocol import CODE_VERSION
+from clips.core import durable
 from clips.core.artifact import write_errors_as_user_errors
 from clips.core.cache import tensor_cache
 from clips.core.identity import digest
@@ -192,11 +193,13 @@ class AnswerCache:
             return
         lines = [json.dumps([question, answer], ensure_ascii=False) + "\n" for question, answer in answers.items()]
         with write_errors_as_user_errors(self._file):
-            self._file.parent.mkdir(parents=True, exist_ok=True)
+            durable.make_directory(self._file.parent)
+            is_new = not self._file.exists()
             with self._file.open("a", encoding="utf-8") as stream:
                 stream.write("".join(["\n", *lines]))  # the line break ends a truncated line
-                stream.flush()
-                os.fsync(stream.fileno())
+            durable.sync(self._file)
+            if is_new:
+                durable.sync(self._file.parent)  # its name
 
 
 def _read(folder: Path, *, overwrite: bool) -> Iterator[tuple[str, str]]:

@@ -120,6 +120,7 @@ class Checkpointer:
                 # A resume from here keeps the log's entries up to this step.
                 if (log := self.folder.parent / METRICS_FILE).is_file():
                     durable.sync(log)
+                    durable.sync(log.parent)  # its name
                 if checkpoint.exists():
                     _remove(checkpoint)
                 durable.replace(partial, checkpoint)

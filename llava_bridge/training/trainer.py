@@ -335,6 +335,7 @@ class StageCallback(TrainerCallback):
         with write_errors_as_user_errors(checkpoint):
             if is_main_process() and self.progress.run_log.path.is_file():
                 durable.sync(self.progress.run_log.path)
+                durable.sync(self.progress.run_log.path.parent)  # its name
             mark_complete(checkpoint, invalid, self.progress.seconds)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
