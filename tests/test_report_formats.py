@@ -232,12 +232,12 @@ def test_text_is_what_latex_prints(text: str, latex: str) -> None:
     assert latex_text(text) == latex
 
 
-def compiled(table: str, folder: Path, options: str = "") -> str:
+def compiled(table: str, folder: Path, options: str = "", geometry: str = "margin=0.75in") -> str:
     """What pdflatex says of an article with ``table`` in it."""
     if not subprocess.run(["kpsewhich", "booktabs.sty"], capture_output=True).stdout:
         pytest.skip("needs booktabs")
     (folder / "table.tex").write_text(table, encoding="utf-8")
-    begin = rf"\documentclass[{options}]{{article}}\usepackage[margin=0.75in]{{geometry}}\usepackage{{booktabs}}"
+    begin = rf"\documentclass[{options}]{{article}}\usepackage[{geometry}]{{geometry}}\usepackage{{booktabs}}"
     document = begin + r"\begin{document}\input{table}\end{document}"
     (folder / "paper.tex").write_text(document, encoding="utf-8")
     command = ["pdflatex", "-draftmode", "-halt-on-error", "-interaction=nonstopmode", "paper.tex"]
@@ -265,6 +265,8 @@ def test_a_latex_table_compiles_and_is_not_wider_than_its_float(count: int, nast
     report = many_columns(tmp_path, count)
     for intervals in ("auto", "inline", "separate", "none"):
         assert "Overfull" not in compiled(styled(report, intervals=intervals), tmp_path, "twocolumn")
+        narrow = styled(report, intervals=intervals, text_width=345)  # as of an article without the package geometry
+        assert "Overfull" not in compiled(narrow, tmp_path, geometry="textwidth=345pt")
     assert "undefined" not in compiled(rendered(nasty, "latex"), tmp_path).casefold()
 
 
@@ -279,6 +281,18 @@ def test_a_wide_table_spans_both_columns_then_drops_its_intervals_then_is_divide
     assert "part 2 of 3" in texts[14]
     assert not any(command in text for text in texts.values() for command in (r"\resizebox", r"\tiny", "^{+"))
     assert r"\label{tab:4-intervals}" in styled(reports[4], intervals="separate")
+
+
+def test_a_latex_table_has_no_average_over_columns_that_it_omits(tmp_path: Path) -> None:
+    names = [column.benchmark for column in many_columns(tmp_path, 3).table.columns]
+    some, every = (
+        render_latex(build_report(tmp_path, selection=Selection(benchmarks=tuple(shown))))
+        for shown in (names[:2], names)
+    )
+    assert "average" in every
+    assert "mean rank" in every
+    assert "& average" not in some
+    assert "mean rank" not in some
 
 
 def test_marks_by_rank_are_those_of_the_field(tmp_path: Path) -> None:

@@ -32,13 +32,13 @@ _Shown = Literal["values", "inline", "intervals"]  # inline: values with interva
 def render_latex(report: Report) -> str:
     """The main table as floats with captions, published results as another one, and notes as comments.
 
-    A table is set in one column or across both, at 9 to 7 pt; one that is wider is divided by its columns. Characters
+    A table is set in one column or across the page, at 9 to 7 pt; one that is wider is divided by its columns. Characters
     that pdflatex lacks (Chinese, emoji) become their code points.
     """
     name = re.sub(r"[^a-z0-9]+", "-", report.source.title.casefold()).strip("-") or "results"
     intervals = report.latex.intervals
     if intervals == "auto":
-        intervals = "inline" if fit_float(_texts(report, "inline")) else "separate"
+        intervals = "inline" if fit_float(_texts(report, "inline"), report.latex.text_width) else "separate"
     shown: _Shown = "inline" if intervals == "inline" else "values"
     parts = _floats(report, _caption(report, inline=shown == "inline"), f"tab:{name}", shown)
     if intervals == "separate":
@@ -46,14 +46,15 @@ def render_latex(report: Report) -> str:
         parts += _floats(report, caption, f"tab:{name}-intervals", "intervals")
     parts += map(_comment, report.all_notes(LATEX))
     if report.reference_results:
-        parts += _frame_floats(report.reference_results.text(), REFERENCE_NOTE, f"tab:{name}-published")
+        frame, label = report.reference_results.text(), f"tab:{name}-published"
+        parts += _frame_floats(frame, REFERENCE_NOTE, label, report.latex.text_width)
         parts += map(_comment, report.reference_results.sources())
     return "\n".join([_PACKAGES, *parts]) + "\n"
 
 
 def _floats(report: Report, caption: str, label: str, shown: _Shown) -> list[str]:
     frame, texts, table = _frame(report, shown), _texts(report, shown), report.table
-    parts = split_columns(texts)
+    parts = split_columns(texts, report.latex.text_width)
     lines: list[str] = []
     for number, columns in enumerate(parts):
         title = caption if number == 0 else latex_text(f"Continued: part {number + 1} of {len(parts)}.")
@@ -67,21 +68,21 @@ def _floats(report: Report, caption: str, label: str, shown: _Shown) -> list[str
                 tabular[start + index : start + index] = [r"\midrule", heading] if index else [heading]
             elif index and row.llm != table.rows[index - 1].llm:
                 tabular.insert(start + index, r"\addlinespace")
-        fit = fit_float([texts[0], *(texts[1 + index] for index in columns)])
+        fit = fit_float([texts[0], *(texts[1 + index] for index in columns)], report.latex.text_width)
         lines += _float(title, label + (f"-{number + 1}" if number else ""), tabular, fit)
     return lines
 
 
-def _frame_floats(frame: pd.DataFrame, caption: str, label: str) -> list[str]:
+def _frame_floats(frame: pd.DataFrame, caption: str, label: str, text_width: float) -> list[str]:
     """A frame of unescaped strings, in as many floats as its rows and columns need."""
     lines: list[str] = []
     for start in range(0, len(frame), _ROWS_PER_FLOAT):
         part = frame.iloc[start : start + _ROWS_PER_FLOAT]
         texts = [[*map(str, part.index)], *([name, *part[name]] for name in part.columns)]
         escaped = part.map(latex_text).rename(latex_text).rename(latex_text, axis=1)
-        for columns in split_columns(texts):
+        for columns in split_columns(texts, text_width):
             number = f"-{lines.count(_CENTERING) + 1}" if lines else ""
-            fit = fit_float([texts[0], *(texts[1 + index] for index in columns)])
+            fit = fit_float([texts[0], *(texts[1 + index] for index in columns)], text_width)
             lines += _float(latex_text(caption), label + number, _tabular(escaped.iloc[:, columns]), fit)
     return lines
 
@@ -157,13 +158,14 @@ def _texts(report: Report, shown: _Shown) -> list[list[str]]:
 
 
 def _overall(report: Report) -> list[tuple[str, dict[str, Interval], Overall, tuple[str, ...]]]:
-    """Title, numbers and benchmarks of the columns over several benchmarks."""
+    """Title, numbers and benchmarks of the columns over several benchmarks, all of which are columns of the table."""
     rows = {row.name for row in report.table.rows}
+    shown = {column.benchmark for column in report.table.columns}
     return [
         (title + overall.of.replace(" of the", ","), numbers, overall, benchmarks)
         for overall in report.overall
         for title, numbers, benchmarks in overall.columns
-        if numbers.keys() == rows
+        if numbers.keys() == rows and shown.issuperset(benchmarks)
     ]
 
 

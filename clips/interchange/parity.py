@@ -54,7 +54,7 @@ class Parity:
     def __str__(self) -> str:
         """In one line."""
         if self.largest_difference is None:
-            return "weights taken over by name"
+            return "all weights taken over by name"
         said = f"features differ by {self.largest_difference:.1e} at most for the same pixels and tokens"
         if self.pixel_levels is not None:
             said += (

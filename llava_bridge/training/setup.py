@@ -101,7 +101,7 @@ def setup_stage(config: LlavaTrainConfig, name: str, work: Path, *, keep_bf16: b
     token = ""
     if tower.class_token:
         token = f", {'with' if model.config.vision_feature_select_strategy == 'full' else 'without'} the class token"
-    seen = f"{model.config.image_seq_length} tokens for each square, of the encoder's {states}{token}"
+    seen = f"{model.config.image_seq_length} tokens for each square, of the encoder: {states}{token}"
     log_rank0(f"{name}: the LLM sees {seen}")
     _set_attention(model.model.language_model, config)
 
