@@ -655,6 +655,29 @@ def print_retrieval(trials: int) -> None:
         print(f"  300 images, hubs {hubs:g}", *(percent(share, 4 * trials) for share in shares), flush=True)
 
 
+def print_few_hits(trials: int) -> None:
+    """Print how often the difference of two shares near 0 or 1 has an interval, and how often that has the truth."""
+    print("few: share of either model, % of pairs with an interval, % of these with the truth, median width in points")
+    rng, rounds = np.random.default_rng(12), 4 * trials
+    for images, one, two in ((1000, 0.001, 0.001), (1000, 0.003, 0.001), (1000, 0.01, 0.003), (100, 0.01, 0.05),
+                             (100, 0.98, 0.99)):  # fmt: skip
+        found = []
+        for _ in range(rounds):
+            ease = rng.random(images)  # half of the images are as easy for both
+            other = np.where(rng.random(images) < 0.5, ease, rng.random(images))
+            pair = [
+                image_scores("mean", [{"x": (own < share).astype(float)}], ("x",), np.arange(images))
+                for own, share in ((ease, one), (other, two))
+            ]
+            found.append(compare(pair[0], pair[1], TrainingNoise()))
+        known = [each for each in found if not math.isnan(each.low)]
+        inside = float(np.mean([each.low <= one - two <= each.high for each in known]))
+        width = 100 * float(np.median([each.high - each.low for each in known]))
+        share = 100 * len(known) / rounds
+        print(f"  {images} images, {100 * one:g} % and {100 * two:g} %: {share:.0f},", percent(inside, len(known)),
+              f"{width:.2f}", flush=True)  # fmt: skip
+
+
 def print_power(trials: int) -> None:
     """Print the ratio of true differences that tests of a report find, and the power of the stated minimum.
 
@@ -718,6 +741,7 @@ PARTS: Mapping[str, Callable[[int], None]] = {
     "pairs": print_pairs,
     "blind": print_blind,
     "retrieval": print_retrieval,
+    "few": print_few_hits,
     "power": print_power,
     "ranks": print_ranks,
     "plans": print_plans,

@@ -180,6 +180,21 @@ def test_paired_difference_sees_what_separate_intervals_hide():
     assert back.value == pytest.approx(-found.value)
 
 
+@pytest.mark.parametrize("hits", [1, 2, 999])
+@pytest.mark.parametrize("formula", ["mean", "f1"])
+def test_a_difference_of_few_hits_is_within_what_the_two_scores_allow(hits, formula):
+    """Of one hit in 1,000 against none, Student's t of one degree of freedom would give -1.4 to 1.2 points."""
+    some = np.zeros(1000)
+    some[:hits] = 1
+    rows = [{"x": some}, {"x": np.roll(some, 7) if hits > 1 else np.zeros(1000)}]
+    rows, names = ([{"said": row["x"], "is": np.ones(1000)} for row in rows], ("said", "is")) if formula == "f1" else (
+        rows, ("x",))  # fmt: skip
+    found = paired_difference(formula, *rows, names, np.arange(1000))
+    one, two = (confidence_interval(formula, row, names, np.arange(1000)) for row in rows)
+    assert one.low - two.high <= found.low <= found.value <= found.high <= one.high - two.low
+    assert found.low < 0 < found.high
+
+
 def test_paired_difference_of_a_row_with_itself_is_nothing():
     columns = {"x": np.random.default_rng(4).normal(size=30)}
     found = paired_difference("mean", columns, columns, ("x",), np.arange(30))

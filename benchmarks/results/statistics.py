@@ -22,6 +22,7 @@ from benchmarks.results.noise import Scores, TrainingNoise, difference_estimate,
 Z95 = 1.959963984540054
 _LARGEST_QUANTILE = 30.0  # of the normal distribution, in double precision
 _ROUNDING = 1e-9
+_FEW_DEGREES, _SKEWED = 30, 0.1  # the limit on a difference is not computed where it is never reached
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,8 @@ def compare(first: Scores, second: Scores, noise: TrainingNoise) -> PairedDiffer
     """The metric of one model minus that of another on the same items, in the metric's unit.
 
     If all images have the same difference, two proportions have Tango's score interval (Statistics in Medicine 17,
-    1998) with the number of images as sample size; other metrics have none.
+    1998) with the number of images as sample size; other metrics have none. The interval of a bounded metric lies within
+    the differences of the scores' own intervals.
     """
     estimate = difference_estimate(first, second, noise)
     low, high = estimate.interval()
@@ -172,6 +174,12 @@ def compare(first: Scores, second: Scores, noise: TrainingNoise) -> PairedDiffer
     if not estimate.standard_error and largest is not None and estimate.signs:
         low, high = (largest * end for end in _tango(estimate.value / largest, estimate.clusters))
     p_value = float(p_values([estimate])[0])
+    if largest is not None and (estimate.image_degrees < _FEW_DEGREES or abs(estimate.skewness) > _SKEWED):
+        # With one or two hits, Student's quantile and the correction for skewness are huge. In large samples the limit
+        # is never reached: the standard error of a difference is at most the sum of the two scores'.
+        one, two = (scores_interval(each, noise) for each in (first, second))
+        low = max(low, -largest if one.low is None or two.high is None else one.low - two.high)
+        high = min(high, largest if one.high is None or two.low is None else one.high - two.low)
     if p_value >= LEVEL:
         low, high = min(low, 0.0), max(high, 0.0)  # Tango's with fewer than six images
     if largest is not None:
