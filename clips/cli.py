@@ -26,6 +26,7 @@ COMMANDS = {
         help="train an encoder on images with captions",
         target="clips.train:train",
         config="clips.training.train_config:EncoderTrainConfig",
+        check="clips.training.run_dir:check_files",
     ),
     "plan": Command(
         help="estimate the memory, time and storage of a training",

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from clips.core.artifact import MANIFEST, atomic_artifact_dir, log_info, read_manifest, write_manifest
+from clips.core.artifact import MANIFEST, atomic_artifact_dir, check_free, log_info, read_manifest, write_manifest
 from clips.core.run_log import METRICS_FILE, read_entries
 from clips.errors import UserError, error_reason, unknown_name_error
 from clips.method.recipes import RecipeConfig
@@ -52,6 +52,7 @@ class ExportConfig:
 
 def run_export(config: ExportConfig) -> None:
     """Run `clips export`."""
+    check_free(config.output)
     if config.format == "open_clip":
         _export_checkpoint(config)
     elif (Path(config.checkpoint) / OPEN_CLIP_CONFIG).is_file():
@@ -74,8 +75,6 @@ def _export_checkpoint(config: ExportConfig) -> None:
         raise UserError(f"{path}: no checkpoints in it; expected the output of `clips train`, or a checkpoint")
     checkpoint = checkpoints[-1]
     recorded, state = read_run_config(checkpoint), read_train_state(checkpoint)
-    if Path(config.output).exists():
-        raise UserError(f"{config.output}: exists already; choose another output or remove it")
     where = checkpoint / RUN_CONFIG
     try:
         seed = int(recorded["seed"])

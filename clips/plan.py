@@ -13,6 +13,7 @@ from rich.table import Table
 from clips.commandline.parsing import parse_config
 from clips.core.artifact import log_info
 from clips.data.remote_files import is_remote
+from clips.data.sources import open_source
 from clips.errors import UserError, unknown_name_error
 from clips.gpus import GPUS
 from clips.ranges import Positive, PositiveFraction
@@ -81,10 +82,6 @@ def plan_stage(config: TrainPlanConfig, stage: EncoderTrainConfig) -> StagePlan:
     Raises:
         UserError: ``num_gpus`` does not fit the stage.
     """
-    from clips.data.sources import open_source
-    from clips.model.compute import repeated_layers
-    from clips.training import mfu
-
     count, distributed = config.num_gpus, stage.distributed
     if stage.global_batch_size % count:
         raise UserError(f"num_gpus: expected a divisor of global_batch_size {stage.global_batch_size}, got {count}")
@@ -98,6 +95,9 @@ def plan_stage(config: TrainPlanConfig, stage: EncoderTrainConfig) -> StagePlan:
             raise UserError("num_epochs: expected max_samples or max_steps for a plan, because the data is remote")
         samples = sum(len(open_source(source)) for source in stage.data.sources)
     steps = stage.steps_for(samples)
+    from clips.model.compute import repeated_layers
+    from clips.training import mfu
+
     at_once, bf16 = min(stage.micro_batch_size or local, local), stage.precision != "fp32"
     model = mfu.fake_model(stage.model, stage.recipe)
     parameters = sum(value.numel() for value in model.parameters())

@@ -262,5 +262,7 @@ def _content(path: Path) -> bytes:
     reject_named_pipe(path)
     try:
         return path.read_bytes()
-    except (FileNotFoundError, IsADirectoryError):
+    except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a directory; expected a file") from None

@@ -118,6 +118,8 @@ def test_a_swap_keeps_all_but_encoder_and_projector(llava: Path, bridge_encoder:
     assert (manifest["kind"], manifest["projector"]) == ("llava", "untrained")
     assert manifest["parents"].keys() == {"llava", "encoder"}
     assert len(answer(after, new, [world.draw_image()], ["What?"], max_new_tokens=2)) == 1
+    status, _, told = bridge_world.run_cli("swap", *words)
+    assert (status, told) == (2, f"llava-bridge: {output}: exists already; choose another output or remove it\n")
 
 
 def test_training_starts_from_a_swap(llava: Path, bridge_encoder: Path, tmp_path: Path) -> None:

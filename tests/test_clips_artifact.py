@@ -17,6 +17,7 @@ from clips.core.artifact import (
     atomic_write,
     check_finished,
     directory_hash,
+    lock_output,
     read_manifest,
     write_manifest,
 )
@@ -118,14 +119,22 @@ def test_an_earlier_artifact_is_there_until_the_new_one_is(tmp_path: Path, monke
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["manifest.json", "old", "thing"]
 
 
-@pytest.mark.parametrize("name", ["n" * 300, "file/below", "/proc/nothing"])
-def test_an_unwritable_path_is_reported_with_the_reason(tmp_path: Path, name: str):
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("n" * 300, r"n: cannot write here \(.+\)"),
+        ("/proc/nothing", r"nothing: cannot write here \(.+\)"),
+        ("file", "/file: is a file; expected a directory"),
+        ("file/below/that", "/file: is a file; expected a directory"),
+    ],
+)
+def test_an_unwritable_path_is_reported_with_the_reason(tmp_path: Path, name: str, told: str):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match=r"cannot write here \(.+\)"), atomic_artifact_dir(tmp_path / name):
+    with pytest.raises(UserError, match=told), atomic_artifact_dir(tmp_path / name):
         pass
-    with pytest.raises(UserError, match=r"cannot write here \(.+\)"):
+    with pytest.raises(UserError, match=told.replace(": cannot", "/a.txt: cannot")):
         atomic_write(tmp_path / name / "a.txt", "x")
-    with pytest.raises(UserError, match="file: is a file"), atomic_artifact_dir(tmp_path / "file"):
+    with pytest.raises(UserError, match=told), lock_output(tmp_path / name / ".lock", tmp_path / name):
         pass
     assert (tmp_path / "file").read_text() == "x"
 

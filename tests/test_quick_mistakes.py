@@ -39,11 +39,27 @@ MISTAKES = [
     ("clips train --config train.yaml --recipe.name clup", "unknown recipe 'clup'"),
     ("clips train --config train.yaml --recipe.loss softmix", "did you mean 'softmax'?"),
     ("clips train --config train.yaml --max_steps few", "max_steps: expected an integer"),
+    ("clips train --config train.yaml", "shards: no such file or directory"),
+    ("clips train --config train.yaml --output captions.csv/out", "captions.csv: is a file; expected a directory"),
+    ("clips train --config train.yaml --output encoder", "encoder: not empty, and not an artifact of kind 'encoder'"),
+    ("clips train --config train.yaml --data.sources [{path: encoder}]", "encoder: expected .tar shards"),
+    (
+        "clips train --config train.yaml --data.sources [{path: none.csv, format: table}]",
+        "none.csv: no such file or directory",
+    ),
+    (
+        "clips train --config train.yaml --data.sources [{path: none.json, format: coco}]",
+        "none.json: no such file or directory",
+    ),
     ("clips plan none.yaml", "none.yaml: no such file"),
     ("clips plan train.yaml --recipe clip", "unknown key 'recipe'"),
     ("clips export none --output out", "none: no such directory"),
     ("clips export none --output out --format hf_clap", "did you mean 'hf_clip'?"),
     ("clips import none --output out", "none: no such file or directory"),
+    ("clips import captions.csv --output encoder", "encoder: not empty"),
+    ("clips import captions.csv --output made", "made: exists already; choose another output or remove it"),
+    ("clips export none --output made", "made: exists already; choose another output or remove it"),
+    ("llava_bridge convert encoder --output made", "made: exists already; choose another output or remove it"),
     ("clips recaption none --model none --output out", "none: no such file or directory"),
     ("llava_bridge train --config none.yaml", "none.yaml: no such file"),
     ("llava_bridge chat none --image photo.png", "none: no such directory"),
@@ -109,6 +125,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).mkdir()
         (folder / name / "study.json").write_text(content)
     (folder / "odd/study.json").mkdir(parents=True)
+    (folder / "made").mkdir()
+    (folder / "made" / "manifest.json").write_text('{"kind": "encoder", "hash": "0"}')
     (folder / "encoder").mkdir()
     (folder / "encoder" / OPEN_CLIP_CONFIG).write_text("{}")
     (folder / "encoder" / OPEN_CLIP_WEIGHTS).write_bytes(b"")

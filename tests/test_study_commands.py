@@ -119,12 +119,15 @@ def test_each_missing_file_is_named_before_anything_starts(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("place", ["a-file/below", "/proc/nowhere"])
-def test_an_output_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, place):
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [("a-file/below", "a-file: is a file; expected a directory"), ("/proc/nowhere", "/proc/nowhere: cannot write")],
+)
+def test_an_output_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, place, told):
     monkeypatch.chdir(tmp_path)
     Path("a-file").write_text("mine", encoding="utf-8")
     config = write_study(tmp_path)
-    with pytest.raises(UserError, match=f"^{place}: cannot write here"):
+    with pytest.raises(UserError, match=f"^{told}"):
         run_study(dataclasses.replace(config, output=place))
     assert Path("a-file").read_text(encoding="utf-8") == "mine"
 

@@ -46,6 +46,8 @@ class Command:
         target: ``module:function``; the function's parameter is annotated with a config dataclass.
         config: ``module:Class`` of that dataclass if its module, other than the function's, does not import torch, so
             that errors in a config are reported fast.
+        check: ``module:function`` that is called with the config before the function's module is imported, to report
+            missing files fast.
         positional: fields of the config that may be given without a flag, in this order.
         rest: a list field that takes all further arguments without a flag.
     """
@@ -53,6 +55,7 @@ class Command:
     help: str
     target: str
     config: str | None = None
+    check: str | None = None
     positional: tuple[str, ...] = ()
     rest: str | None = None
 
@@ -123,6 +126,8 @@ def _dispatch(program: str, about: str, commands: Mapping[str, Command], argumen
     words, prog = arguments[len(name.split()) :], f"{program} {name}"
     config = parse_config(command.config_class(), words, prog=prog, positional=command.positional, rest=command.rest)
     if config is not None:
+        if command.check is not None:
+            import_from_string(command.check)(config)
         command.function()(config)
     return 0
 

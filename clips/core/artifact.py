@@ -118,8 +118,7 @@ def check_overwritable(path: str | Path, kind: str | None = None, *, trained: bo
         raise UserError(
             f"'{path}': expected a directory to write, not the current one, a parent of it or a mount point"
         )
-    if target.exists() and not target.is_dir():
-        raise UserError(f"{path}: is a file; expected a directory to write")
+    _reject_files(path)
     if target.is_dir() and any(target.iterdir()) and (_kind(target) is None or kind not in (None, _kind(target))):
         what = f"of kind '{kind}'" if kind else "with a manifest of this suite"
         reason = ""
@@ -131,6 +130,19 @@ def check_overwritable(path: str | Path, kind: str | None = None, *, trained: bo
         raise UserError(f"{path}: not empty, and not an artifact {what}{reason}; choose another directory")
     if not trained and (target / MANIFEST).is_file() and read_manifest(target).get("stages"):
         raise UserError(f"{path}: holds trained weights; choose another directory or remove it")
+
+
+def check_free(path: str | Path) -> None:
+    """Raise UserError for a path that exists, other than an empty directory: a command that resumes nothing."""
+    check_overwritable(path, trained=True)
+    if Path(path).is_dir() and any(Path(path).iterdir()):
+        raise UserError(f"{path}: exists already; choose another output or remove it")
+
+
+def _reject_files(path: str | Path) -> None:
+    for place in (Path(path), *Path(path).parents):
+        if place.is_file():
+            raise UserError(f"{place}: is a file; expected a directory to write")
 
 
 def _kind(directory: Path) -> str | None:
@@ -256,6 +268,8 @@ def write_errors_as_user_errors(path: str | Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise
+        if error.errno in {errno.EEXIST, errno.ENOTDIR}:
+            _reject_files(path)
         raise UserError(f"{path}: cannot write here ({error.strerror or error})") from None
 
 

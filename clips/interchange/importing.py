@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from clips.core.artifact import atomic_artifact_dir, atomic_write, check_overwritable, log_info, write_manifest
+from clips.core.artifact import atomic_artifact_dir, atomic_write, check_free, log_info, write_manifest
 from clips.errors import UserError, unknown_name_error
 from clips.model_card import write_card
 from clips.model_refs import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
@@ -91,9 +91,9 @@ def run_import(config: ImportConfig) -> None:
     path, output = Path(config.path), config.output
     if not path.exists():
         raise UserError(f"{path}: no such file or directory")
-    check_overwritable(output, "encoder")
     if Path(output).resolve() == path.resolve():
         raise UserError(f"output: expected another directory than {path}, which is read")
+    check_free(output)
     from safetensors.torch import save_file
 
     from clips.encoder import load_encoder

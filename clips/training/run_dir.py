@@ -14,18 +14,40 @@ from typing import Any
 
 import yaml
 
-from clips.core.artifact import atomic_write, check_finished
+from clips.core.artifact import atomic_write, check_finished, check_overwritable
 from clips.core.identity import RUN, Identity, reject_other_run, run_text
+from clips.data.formats.rows import table_files
+from clips.data.formats.webdataset import list_shards
 from clips.data.invalid_samples import InvalidSamples, restored
+from clips.data.remote_files import local_files
 from clips.errors import UserError, error_reason
 from clips.safe_text import redact
 from clips.text_files import safe_json_loads
+from clips.training.train_config import EncoderTrainConfig, stage_configs
 from clips.typed_data import to_plain, to_yaml
 
 CONFIG_FILE = "config.yaml"
 CHECKPOINTS_DIR = ".checkpoints"
 TRAIN_STATE_FILE = "train_state.json"
 KEPT_CHECKPOINTS = 2  # the one before the latest in case that a disk damages the latest
+
+
+def check_files(config: EncoderTrainConfig) -> None:
+    """Check output and data of all stages without reading them, as the import of torch takes many seconds.
+
+    Raises:
+        UserError: the output would overwrite something else, or data do not exist.
+    """
+    for stage in stage_configs(config):
+        if not (Path(stage.output) / CHECKPOINTS_DIR).exists():
+            check_overwritable(stage.output, "encoder", trained=True)
+        for source in (*stage.data.sources, *filter(None, [stage.validation.source])):
+            if source.format == "webdataset":
+                list_shards(source.path)
+            elif source.format in {"table", "capsfusion"}:
+                table_files(source.path)
+            elif source.format != "datasets":  # which may be on the Hub
+                local_files(source.path)
 
 
 def check_trained(config: Any, run: Identity) -> bool:

@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 from typing import Any, Literal
 
-from clips.core.artifact import atomic_artifact_dir, atomic_write, check_overwritable, log_info, write_manifest
+from clips.core.artifact import atomic_artifact_dir, atomic_write, check_free, log_info, write_manifest
 from clips.errors import UserError
 from clips.model_refs import resolve_model_dir
 from clips.text_files import safe_json_loads
@@ -67,7 +67,7 @@ def run_convert(config: ConvertConfig) -> None:
     local = dataclasses.replace(config, source=str(resolve_model_dir(config.source, "source")), llm=llm)
     if not Path(local.source).is_dir():
         raise UserError(f"{local.source}: no such directory")
-    check_overwritable(local.output, "llava" if local.format == "hf" else _ORIGINAL_KIND)
+    check_free(local.output)
     if local.format == "original":
         check_llava_dir(local.source)
         _to_original(local, config)

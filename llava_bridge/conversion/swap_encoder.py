@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from clips.core.artifact import atomic_artifact_dir, check_overwritable, log_info, write_manifest
+from clips.core.artifact import atomic_artifact_dir, check_free, log_info, write_manifest
 from clips.model_refs import resolve_model_dir
 from llava_bridge.encoders import check_encoder_files, encoder_commits, local_paths
 from llava_bridge.model.assembly_config import AssemblyConfig
@@ -36,7 +36,7 @@ def run_swap(config: SwapConfig) -> None:
     """Write the LLaVA with the new encoder. UserError: LLaVA or encoder are missing, incomplete or incompatible."""
     check_llava_dir(config.llava)
     check_encoder_files(config.encoder)
-    check_overwritable(config.output, "llava")
+    check_free(config.output)
     from transformers import AutoConfig
 
     from llava_bridge.model.build import LlavaParts, build_llava

@@ -57,8 +57,7 @@ def read_config(directory: str | Path) -> dict[str, Any]:
 def check_llava_dir(llava: str) -> None:
     """Raise UserError unless ``llava`` is a LLaVA in the transformers format, with tokenizer and weights."""
     directory = resolve_model_dir(llava, "llava")
-    if not directory.is_dir():
-        raise UserError(f"llava: {llava} is not a directory (expected one, or ORG/NAME on the Hub)")
+    _require_dir(directory, "llava", llava)
     _check_type(directory, f"llava: {llava}")
     _check_model(llava, directory, "llava", "LLaVA")
 
@@ -84,9 +83,15 @@ def check_image_token(tokenizer: Any, config: Any, what: str) -> None:
 def check_llm_dir(llm: str) -> None:
     """Raise UserError unless ``llm`` has config, tokenizer and weights. It may be a LLaVA, whose LLM is used."""
     directory = resolve_model_dir(llm, "llm")
+    _require_dir(directory, "llm", llm)
     if "mm_vision_tower" in read_config(directory):
         raise UserError(f"llm: {llm} is a LLaVA in the original format; convert it by `llava-bridge convert`")
     _check_model(llm, directory, "llm", "causal LM")
+
+
+def _require_dir(directory: Path, field: str, name: str) -> None:
+    if not directory.is_dir():
+        raise UserError(f"{field}: {name} is not a directory (expected one, or ORG/NAME on the Hub)")
 
 
 def _check_model(name: str, directory: Path, field: str, model: str) -> None:

@@ -263,7 +263,7 @@ def prepare_work_dir(work: Path, config: LlavaTrainConfig) -> None:
         if data.missing_images == "error":
             log_rank0(f"checking all images of {data.path}")
             reject_missing(read_samples(data, config.seed), data.path, log_rank0)
-        elif Path(data.path).suffix in {".json", ".jsonl"}:
+        elif data.format == "llava" or Path(data.path).suffix in {".json", ".jsonl"}:
             # Converted once, and its errors reported, before all processes start.
             read_samples(data, config.seed)
     run, before = run_identity(config), read_run(work / RUN)
