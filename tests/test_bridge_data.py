@@ -55,8 +55,8 @@ def test_unusable_samples_are_replaced_and_named(bridge_talk: Path, tmp_path: Pa
     item = data[1]
     assert item["input_ids"] == data[3]["input_ids"]
     (_, first, why_first), (_, second, why_second) = item["invalid_samples"]
-    assert (first, second) == ("talk.json 1", "talk.json 2")
-    assert "missing.png" in why_first
+    assert (first, second) == (f"talk.json 1 ({bridge_talk}/missing.png)", "talk.json 2")
+    assert why_first == "no such image (set image_root to the directory of the images)"
     assert "0 images but 1 <image>" in why_second
     assert data[4]["invalid_samples"] == [(row, f"talk.json {row}", "an answer is empty") for row in (4, 5)]
     assert data[4]["input_ids"] == data[0]["input_ids"]

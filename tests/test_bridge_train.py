@@ -148,7 +148,7 @@ cli.main()
     ("overrides", "line"),
     [
         (["--encoder", "none"], "encoder: none is not a directory"),
-        (["--llm", "none"], "llm: none has no config.json"),
+        (["--llm", "none"], "llm: none is not a directory (expected one, or ORG/NAME on the Hub)"),
         (
             ["--align.global_batch_size", "5", "--distributed.num_processes", "2"],
             "align.global_batch_size: expected a mult",
@@ -156,6 +156,7 @@ cli.main()
         (["--stages", "[instruct,align]"], "stages: expected each once and in the order"),
         (["--align.warmup_ratio", "1.5"], "align.warmup_ratio: expected a number from 0 to below 1, got 1.5"),
         (["--align.data", "[{path: none.json}]"], "align.data: none.json: no such file or directory"),
+        (["--align.data", "[{path: .}]"], ".: is a directory; expected a file"),
         (["--align.learning_rate", ".nan"], "align.learning_rate: expected a finite number above 0, got nan"),
         (
             ["--distributed.deepspeed", "zero9"],
@@ -361,9 +362,10 @@ def test_too_many_bad_samples_and_a_loss_that_is_not_finite_stop_the_run(monkeyp
     trainer, model = stage_trainer(), torch.nn.Linear(1, 1)
     trainer.compute_loss(model, {"invalid_samples": [(0, "a", "no such image")]})
     trainer.compute_loss(model, {"invalid_samples": [(0, "a", "no such image")]})  # the same one again
-    with pytest.raises(UserError, match=r"align: 2 of 3 samples are invalid.*the first: a: no such image"):
+    two = r"align: 2 of 3 .* allows: 1 × no such image, 1 × not an image; the first: a: no such image$"
+    with pytest.raises(UserError, match=two):
         trainer.compute_loss(model, {"invalid_samples": [(1, "b", "not an image")]})
-    with pytest.raises(UserError, match="align: 1 of 3 samples are invalid"):
+    with pytest.raises(UserError, match=r"align: 1 of 3 samples .* allows: 1 × no such image; the first: a$"):
         stage_trainer(0.0).compute_loss(model, {"invalid_samples": [(0, "a", "no such image")]})
     monkeypatch.setattr(Trainer, "compute_loss", lambda *_: torch.tensor(float("nan")))
     monkeypatch.setattr(Trainer, "_maybe_log_save_evaluate", lambda *_: None)

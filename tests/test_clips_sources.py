@@ -27,6 +27,7 @@ from serving import Quiet, address, serve
 
 from clips.data import decode_image
 from clips.data.formats import FORMATS, DatasetSpec, Format, read_dataset
+from clips.data.lazy_images import ImageColumn, TableImage
 from clips.data.loader import TrainDataset, iterate_batches
 from clips.data.parquet_rows import ParquetRows
 from clips.data.remote_files import ShardCache, expand_brace_ranges
@@ -158,6 +159,20 @@ def test_images_that_cannot_be_read_say_what_they_are(tmp_path: Path, image: str
     pd.DataFrame({"image": [image, image], "caption": "a dog"}).to_parquet(tmp_path / "x.parquet")
     with pytest.raises(InvalidSampleError, match=f"^{reason}"):
         read_webs(tmp_path / "x.parquet", web_caption="caption")
+
+
+def test_an_invalid_image_of_a_table_is_named_by_row_and_file(tmp_path: Path):
+    (tmp_path / "torn.png").write_bytes(clips_world.draw_image(0)[:60])
+    rows = [{"image": name, "caption": "a dog"} for name in ("torn.png", "data:image/png;base64,iVBORw0KGgo=")]
+    pd.DataFrame(rows).to_csv(tmp_path / "x.csv", index=False)
+    source = opened(tmp_path / "x.csv", format="table", web_caption="caption", synthetic_caption=None)
+    assert [source.name(index) for index in (0, 1)] == [f"{tmp_path}/x.csv row 0 (torn.png)", f"{tmp_path}/x.csv row 1"]
+    image = TableImage(ImageColumn(rows, "image", "x.csv", tmp_path), 0)
+    with pytest.raises(UserError, match=r"^x\.csv row 0 image \(torn\.png\): truncated image$"):
+        image.open()
+    (tmp_path / "torn.png").unlink()
+    with pytest.raises(UserError, match=r"^x\.csv row 0 image \(torn\.png\): missing image; paths in the table are "):
+        image.open()
 
 
 @pytest.mark.parametrize("stream", [False, True])

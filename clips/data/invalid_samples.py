@@ -74,9 +74,10 @@ class InvalidSamples:
         """
         if self.count > max_ratio * samples:
             _, name, reason = self.named[0]
+            first = name if len(self.by_reason) == 1 else f"{name}: {reason}"
             raise UserError(
                 f"{where}: {self.count} of {samples} samples are invalid, more than {setting} ({max_ratio:g}) allows: "
-                f"{self.reasons()}; the first: {name}: {reason}"
+                f"{self.reasons()}; the first: {first}"
             )
 
     def reasons(self) -> str:

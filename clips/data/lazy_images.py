@@ -6,6 +6,7 @@ Data, unlike a user's config, may name only files below an allowed directory, or
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
 import functools
 import os
@@ -89,12 +90,16 @@ class LazyImage(abc.ABC):
         """Whether its file exists; always true for an image at a known position within a file."""
         return True
 
+    def where(self) -> str:
+        """Its location with all names that help to find it, with which errors about it begin."""
+        return str(self)
+
     def open(self) -> Image.Image:
         """The image in RGB. Raises UserError if it is missing or invalid."""
         try:
             return decode_image(self.read())
         except InvalidImageError as error:
-            raise UserError(f"{self}: {error}") from None
+            raise UserError(f"{self.where()}: {error}") from None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -180,19 +185,37 @@ class TableImage(LazyImage):
         """See `LazyImage`."""
         return self.label or str(self.row)
 
+    def where(self) -> str:
+        """See `LazyImage`."""
+        with contextlib.suppress(UserError):
+            return f"{self}{named_path(self._cell())}"
+        return str(self)
+
     def read(self) -> bytes:
         """See `LazyImage`."""
-        cell: Any = None
+        cell = self._cell()
         try:
-            cell = self.column.rows[self.row][self.column.name]
-            cell = cell[self.number] if isinstance(cell, list) and self.number is not None else cell
             return image_bytes(cell, self.column.root, settings=False)
         except InvalidSampleError as error:
-            path = cell.get("path") if isinstance(cell, dict) else cell if isinstance(cell, str) else None
+            path = named_path(cell)
             hint = f"; paths in the table are relative to {self.column.root}" if path else ""
-            raise UserError(f"{self}: {f'{path}: ' if path else ''}{error}{hint}") from None
+            raise UserError(f"{self}{path}: {error}{hint}") from None
+
+    def _cell(self) -> Any:
+        try:
+            cell = self.column.rows[self.row][self.column.name]
+        except InvalidSampleError as error:
+            raise UserError(f"{self}: {error}") from None
         except UnicodeDecodeError as error:  # parquet writers do not check text
             raise UserError(f"{self}: expected UTF-8 text ({error.reason})") from None
+        return cell[self.number] if isinstance(cell, list) and self.number is not None else cell
+
+
+def named_path(cell: Any) -> str:
+    """The path or URL in a table's value, in brackets for messages; empty without one."""
+    path = cell.get("path") if isinstance(cell, dict) else cell
+    is_path = isinstance(path, str) and 0 < len(path) <= _MAX_PATH and not path.startswith("data:")
+    return f" ({path})" if is_path else ""
 
 
 def image_bytes(value: Any, root: str | Path, *, settings: bool = True) -> bytes:

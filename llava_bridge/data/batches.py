@@ -54,7 +54,13 @@ class ConversationDataset(Dataset):
         sample = self.samples[index]
         try:
             return self.encode(sample)
-        except (InvalidConversationError, UserError) as error:
+        except UserError as error:
+            # without the image's name, so that samples with the same fault are counted together
+            for where in (image.where() for image in sample.images):
+                if str(error).startswith(f"{where}: "):
+                    return index, f"{sample.name} ({where})", str(error).removeprefix(f"{where}: ")
+            return index, sample.name, str(error)
+        except InvalidConversationError as error:
             return index, sample.name, str(error)
         except Exception as error:  # of any template or image library; max_invalid_ratio limits their number
             return index, sample.name, f"{type(error).__name__}: {error}"

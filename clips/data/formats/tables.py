@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import io
 import itertools
 import json
@@ -27,7 +28,7 @@ from clips.data.formats.rows import (
     utf8_rows,
 )
 from clips.data.images import InvalidSampleError
-from clips.data.lazy_images import FileImage, ImageColumn, LazyImage, TableImage, image_bytes
+from clips.data.lazy_images import FileImage, ImageColumn, LazyImage, TableImage, image_bytes, named_path
 from clips.data.parquet_rows import ParquetRows
 from clips.data.remote_files import ShardCache, is_remote
 from clips.data.sources import Record, Sample, Source, SourceConfig, choose_captions
@@ -98,6 +99,8 @@ class TableSource(Source):
 
     def name(self, index: int) -> str:
         """See `Source`."""
+        with contextlib.suppress(InvalidSampleError):
+            return f"{self.config.path} row {index}{named_path(self._row(self.rows, index)[self.image_column])}"
         return f"{self.config.path} row {index}"
 
     def read(self, index: int, rng: np.random.Generator) -> Sample:
