@@ -292,7 +292,7 @@ def test_faults_of_a_line(tmp_path, content, said):
 
 def test_faults_of_files(tmp_path):
     karpathy, shards, hub = _karpathy(tmp_path), _clip_benchmark_shards(tmp_path), _parquet(tmp_path)
-    with pytest.raises(UserError, match=r"expected captions in one of the formats webdataset, docci, .*none fits"):
+    with pytest.raises(UserError, match=r"images: expected captions in tar .*, found none; docs/data-formats\.md "):
         _load(tmp_path / "images")
     (tmp_path / "y.txt").write_text("image,caption\nnothing\n")
     with pytest.raises(UserError, match=r"y\.txt line 2: expected an image and a caption, got 'nothing'"):

@@ -163,13 +163,13 @@ def test_failures_do_not_stop_the_others_and_are_named_at_the_end(tmp_path, shar
     (tmp_path / "empty").mkdir()
     empty = [configure(name=name, task="retrieval", data=str(tmp_path / "empty")) for name in ("one", "two")]
     good = configure(name="retrieval", data=str(shards))
-    with pytest.raises(UserError, match=r"^failed: one \(.*none fits\), two \(.*none fits\)$"):
+    with pytest.raises(UserError, match=r"^failed: one \(.*an empty directory; .*\), two \(.*formats\)$"):
         world.measure(tmp_path / "results", empty[0], good, empty[1], encoder=use())
     failed, found = (read_result(result_path(tmp_path / "results", "row", name)) for name in ("two", "retrieval"))
     assert (failed.status, failed.metrics, failed.items) == ("failed", {}, None)
-    assert "expected captions in one of the formats" in failed.failure_reason
+    assert "expected captions in tar shards, parquet, JSON, CSV or dir" in failed.failure_reason
     assert found.status == "ok"
-    assert "one: failed" in capsys.readouterr().err
+    assert "row one: failed\n" in capsys.readouterr().err  # the reason is in the error
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_failures_do_not_stop_the_others_and_are_named_at_the_end(tmp_path, shar
         ({"encoder": "timm:resnet18"}, "^encoder: 'timm:resnet18' has no text tower"),
         ({"data": "nowhere"}, r"^benchmarks\[1\]\.data: nowhere: no such file or directory \(benchmark 'retrieval'\)"),
         ({"image_root": "nowhere"}, r"^benchmarks\[1\]\.image_root: nowhere: no such file"),
-        ({"output": "a-file"}, "^a-file/row: cannot write here"),
+        ({"output": "a-file"}, "^a-file: is a file; expected a directory"),
     ],
 )
 def test_a_config_error_is_raised_at_once_and_leaves_no_output(tmp_path, monkeypatch, shards, use, changes, said):

@@ -289,7 +289,7 @@ def _earlier(run_config: RunConfig, config: BenchmarkConfig) -> Result | None:
 
 def _headline(result: Result) -> str:
     if result.status == "failed":
-        return f"failed: {result.failure_reason}"
+        return "failed"  # the reasons are in the error at the end
     shown = [result.metrics[name] for name in result.primary if name in result.metrics]
     numbers = ", ".join(f"{metric.label} {metric.value * metric.scale:.1f}" for metric in shown)
     if numbers and (part := subset_text(result)):

@@ -430,8 +430,12 @@ def detect(spec: DatasetSpec, kind: Kind) -> str:
     """
     if not Path(spec.path).exists():
         raise UserError(f"{spec.path}: no such file or directory (a dataset of the Hub needs 'format: datasets')")
-    location, choices = Location(spec), _formats_of(kind)
-    for name, entry in choices.items():
+    location = Location(spec)
+    for name, entry in _formats_of(kind).items():
         if entry.fits and _function(entry.fits)(location):
             return name
-    raise UserError(f"{spec.path}: expected {kind} in one of the formats {', '.join(choices)}; none fits")
+    is_empty = location.path.is_dir() and not location.names
+    raise UserError(
+        f"{spec.path}: expected {kind} in tar shards, parquet, JSON, CSV or directories of images, found "
+        f"{'an empty directory' if is_empty else 'none'}; docs/data-formats.md lists the formats"
+    )
