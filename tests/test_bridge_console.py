@@ -7,6 +7,7 @@ import io
 import itertools
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,6 +33,9 @@ from llava_bridge.model.build import make_conversation_encoder
 def image_path(tmp_path: Path) -> str:
     Image.new("RGB", (40, 24), "red").save(tmp_path / "red.png")
     return str(tmp_path / "red.png")
+
+
+UNTRAINED = "the projector is untrained, so that answers do not describe the image"
 
 
 def typed(monkeypatch: pytest.MonkeyPatch, text: bytes) -> None:
@@ -82,6 +86,14 @@ def test_an_answer_is_printed_while_it_is_written(bridge_llava, monkeypatch):
     assert len(pieces) > 9
     assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
     assert not any(piece.endswith(" ") for piece in pieces)  # it might be the last
+
+
+def test_an_empty_answer_and_an_untrained_projector_are_stated(bridge_llava, tmp_path, capsys, monkeypatch):
+    swapped = shutil.copytree(bridge_llava, tmp_path / "swapped")
+    (swapped / "manifest.json").write_text('{"projector": "untrained"}')
+    force(monkeypatch, bridge_llava, "")
+    run_chat(ChatConfig(model=str(swapped), prompt="What?"))
+    assert capsys.readouterr() == ("\n", f"{swapped}: {UNTRAINED}\n(the model answered nothing)\n")
 
 
 def test_ctrl_c_ends_an_answer_and_at_the_prompt_the_conversation(bridge_llava, capsys, monkeypatch):

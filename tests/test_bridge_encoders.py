@@ -313,6 +313,15 @@ def test_images_do_not_mix_gradients_reach_trained_parts_and_saving_changes_noth
     assert len(unreached) < 0.45 * len(list(model.parameters()))
 
 
+def test_pretrained_weights_without_a_network_fail_before_timm_asks(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("timm.create_model", lambda *_, **__: pytest.fail("timm asked, which takes a minute"))
+    told = r"encoder: no pretrained weights for timm:resnet18 \(.+\); try timm:resnet18@FILE, or timm:resnet18@random"
+    with pytest.raises(UserError, match=told):
+        load_encoder("timm:resnet18")
+
+
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
 def test_weights_that_a_diverged_training_left_are_rejected(broken: float, tmp_path: Path) -> None:
     """From every source, as by import: with them, answers and scores are those of noise."""

@@ -389,7 +389,10 @@ def test_unusual_data_is_reported_and_validation_checked_first(data, tmp_path, c
     validation = {"eval_steps": 1, "num_samples": 5, "source": {"path": str(data)}}
     trained(data, tmp_path / "run", validation=validation, **fields)
     said = capsys.readouterr().err
-    assert "none has synthetic captions; recipe clips uses web captions instead" in said
+    assert (
+        "data.sources: none has synthetic captions; recipe clips uses web captions instead: its contrast is that of "
+        "recipe clip, its captioner predicts the caption that it reads; use recipe clip\n" in said
+    )
     assert "global_batch_size: 30 of 21 samples: an image occurs several times in a step" in said
     assert re.search(r"T→I R@1 web \d+\.\d, partial \d+\.\d, whole \d+\.\d", said)
     trained(data, tmp_path / "web", recipe={"name": "clip"}, **fields)

@@ -19,7 +19,7 @@ from clips.data.loader import TrainDataset
 from clips.data.sources import open_source
 from clips.errors import UserError
 from clips.method.clips_model import ClipsModel, build_model
-from clips.method.recipes import Recipe
+from clips.method.recipes import CONTRASTIVE_LOSSES, Recipe
 from clips.model.compute import resolve_precision
 from clips.model_refs import is_config_file
 from clips.parallel.distributed import DistributedContext, from_main, start_processes
@@ -107,9 +107,13 @@ def setup_run(config: EncoderTrainConfig, data: TrainDataset) -> TrainRun:
         if processes.count == 1 and (gpus := torch.cuda.device_count()) > 1:
             log_info(f"1 of {gpus} visible GPUs is used; torchrun --nproc-per-node {gpus} -m clips.cli train uses all")
         if run.recipe.needs_synthetic and not any(source.synthetics for source in config.data.sources):
-            log_info(
-                f"data.sources: none has synthetic captions; recipe {config.recipe.name} uses web captions instead"
-            )
+            plain = "siglip" if CONTRASTIVE_LOSSES[run.recipe.spec.loss] else "clip"
+            told = f"data.sources: none has synthetic captions; recipe {config.recipe.name} uses web captions instead"
+            if run.recipe.texts:
+                told += f": its contrast is that of recipe {plain}"
+            if run.recipe.reads:
+                told += f", its captioner predicts the caption that it reads; use recipe {plain}"
+            log_info(told)
         if config.global_batch_size > len(run.data):
             batch = f"{config.global_batch_size} of {len(run.data)} samples"
             log_info(f"global_batch_size: {batch}: an image occurs several times in a step")

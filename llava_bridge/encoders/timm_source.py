@@ -118,11 +118,19 @@ def load(reference: str, image_size: int | None) -> VisionEncoder:
         with library_errors_as_user_errors(f"encoder: {origin} is not a readable safetensors file"):
             stored = load_file(origin)
         return make_encoder(name, stored, pixels, where=origin)
+    from huggingface_hub import snapshot_download
+
+    repo, _, revision = (_timm(name).get_pretrained_cfg(name).hf_hub_id or "").partition("@")
     try:
+        if repo:  # fails at once without a network or a copy; timm's own request is repeated for a minute
+            snapshot_download(repo, revision=revision or None, allow_patterns=["config.json"])
         weights = _timm(name).create_model(name, pretrained=True, num_classes=0).state_dict()
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"encoder: no pretrained weights for timm:{name} ({reason}); try timm:{name}@FILE") from None
+        raise UserError(
+            f"encoder: no pretrained weights for timm:{name} ({reason}); "
+            f"try timm:{name}@FILE, or timm:{name}@random for an untrained encoder"
+        ) from None
     return make_encoder(name, weights, pixels, where=None)
 
 
