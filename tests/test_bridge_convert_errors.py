@@ -146,19 +146,19 @@ def test_models_without_an_original_equivalent_are_not_converted(
     rejected(saved("layers", clip, vision_feature_layer=[-2, -1]), match, format="original")
 
 
-def test_a_conversion_replaces_only_its_own_output(original: Path, tmp_path: Path) -> None:
+def test_a_conversion_replaces_nothing(original: Path, tmp_path: Path) -> None:
     def run(*words: str) -> tuple[int, str]:
         status, _, told = bridge_world.run_cli("convert", *words)
         return status, told
 
     hf = str(tmp_path / "hf")
     assert run(str(original), "--output", hf)[0] == 0
-    assert run(str(original), "--output", hf)[0] == 0  # its own output is replaced
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.txt").write_text("years of work")
     for words, told in (
+        ((str(original), "--output", hf), "hf: exists already; choose another output or remove it"),
         ((hf, "--output", "again"), "already in the transformers format; --format original writes the other"),
-        ((str(original), "--output", str(tmp_path / "thesis")), "not empty, and not an artifact of kind 'llava'"),
+        ((str(original), "--output", str(tmp_path / "thesis")), "not empty, and not an artifact with a manifest"),
         ((hf, "--output", "x", "--format", "original", "--vision_tower", "y"), "vision_tower: expected none with"),
         ((str(original), "--output", "none", "--chat_template", "vicuna_v"), "'vicuna_v'; did you mean 'vicuna_v1'?"),
     ):
