@@ -28,7 +28,7 @@ from benchmarks.report.latex_style import LatexStyle
 from benchmarks.report.measures import Measure
 from benchmarks.report.report import Report, Selection, build_report
 from benchmarks.report.table import Cell, Column
-from benchmarks.report.text_table import print_report
+from benchmarks.report.text_table import print_frame, print_report
 from benchmarks.results.formatting import decimals_needed, format_number
 from benchmarks.results.statistics import holm_correction
 from benchmarks.study.schema import parse_study
@@ -346,6 +346,34 @@ def test_a_table_too_wide_for_the_terminal_is_split_between_its_columns(tmp_path
     if width == 60:
         assert {"only_gqas_kind" in text for text in texts} == {True, False}  # not where it has not run
         assert any("A group: clip" in line for line in parts[0])
+
+
+@pytest.mark.parametrize("width", [80, 81, 100, 119, 120])
+@pytest.mark.parametrize("benchmarks", [3, 4, 7, 10])
+def test_each_model_and_each_number_is_on_one_line_of_the_terminal(width, benchmarks):
+    names = ("scienceqa", "mme", "textvqa", "ai2d", "pope", "a_long_name", "gqa", "vizwiz", "b", "seedbench")
+    models = ("untrained", "clip_long", "clips", "efficientnet")
+    frame = pd.DataFrame(
+        [[f"{model}{place} ±10.2" for place in range(benchmarks)] for model in range(10, 14)],
+        index=models,
+        columns=[f"{name} exact match" for name in names[:benchmarks]],
+    )
+    for whole in ([frame, frame.T], [frame.T, frame], [frame]):
+        written = io.StringIO()
+        print_frame(frame, Console(file=written, width=width), whole=whole)
+        lines = written.getvalue().splitlines()
+        assert max(map(len, lines)) <= width
+        assert all(line.split("│")[1].strip() for line in lines if line.startswith("│"))  # with its name
+        assert all(sum(str(cell) in line for line in lines) == 1 for cell in frame.to_numpy().ravel())
+
+
+def test_a_remark_has_the_room_that_numbers_leave():
+    remark = "no test: the models do not have scores for the same items"
+    frame = pd.DataFrame([["65.0", remark]], index=["gqa exact match"], columns=["A", "verdict"])
+    for width, lines in ((100, 1), (60, 2)):
+        written = io.StringIO()
+        print_frame(frame, Console(file=written, width=width))
+        assert sum(line.startswith("│") for line in written.getvalue().splitlines()) == lines
 
 
 def test_numbers_and_intervals_read_well():

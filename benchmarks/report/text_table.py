@@ -110,24 +110,34 @@ def print_report(report: Report, console: Console) -> None:
         heads = itertools.zip_longest(groups, frame.index, fillvalue="")
         frame.index = [f"{group}: {name}" if group else name for group, name in heads]
     whole = [frame.T, frame] if frame.shape[1] > len(frame) else [frame, frame.T]
-    for number, (part, widths) in enumerate(_split(frame, console.width, whole)):
-        print_frame(part, console, title="" if number else report.source.title, widths=widths)
+    print_frame(frame, console, title=report.source.title, whole=whole)
     line(report.answer, "bold")
     for sentence in report.other_sentences:
         line(sentence)
     if report.reference_results:
         line(f"Published. {REFERENCE_NOTE}", "dim")
         published = report.reference_results.text()
-        for part, widths in _split(published, console.width, [published.T]):
-            print_frame(part, console, widths=widths)
+        print_frame(published, console, whole=[published.T])
     for note in report.all_notes(TERMINAL if console.color_system else PLAIN):
         line(f"  {note}", "dim")
 
 
 def print_frame(
-    frame: pd.DataFrame, console: Console, *, title: str = "", widths: Sequence[int | None] | None = None
+    frame: pd.DataFrame, console: Console, *, title: str = "", whole: Sequence[pd.DataFrame] | None = None
 ) -> None:
-    """Print a frame of strings as a table; long names wrap and are never cut."""
+    """Print a frame of strings as a table, or several if it is too wide; long names wrap and are never cut.
+
+    Args:
+        frame: the frame.
+        console: of the terminal.
+        title: above the first table.
+        whole: the first of these that fits is printed instead; by default the frame.
+    """
+    for number, (part, widths) in enumerate(_split(frame, console.width, [frame] if whole is None else whole)):
+        _print_table(part, console, "" if number else title, widths)
+
+
+def _print_table(frame: pd.DataFrame, console: Console, title: str, widths: Sequence[int]) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -136,7 +146,7 @@ def print_frame(
 
     table = Table(title=plain(title) if title else None, title_style="bold", title_justify="left", pad_edge=False)
     table.add_column("", overflow="fold")
-    for header, width in zip(frame.columns, widths or [None] * frame.shape[1], strict=True):
+    for header, width in zip(frame.columns, widths, strict=True):
         table.add_column(plain(header), justify="right" if header else "left", overflow="fold", width=width)
     for name, line in zip(frame.index, frame.to_numpy(), strict=True):
         table.add_row(plain(name, "bold"), *(each if isinstance(each, Text) else plain(each) for each in line))
@@ -154,22 +164,22 @@ def _terminal_cell(cell: Cell) -> Text:
     return text
 
 
-def _split(
-    frame: pd.DataFrame, width: int, whole: Iterable[pd.DataFrame]
-) -> Iterator[tuple[pd.DataFrame, list[int] | None]]:
-    """Parts of a frame no wider than the terminal, with their column widths.
+def _split(frame: pd.DataFrame, width: int, whole: Sequence[pd.DataFrame]) -> Iterator[tuple[pd.DataFrame, list[int]]]:
+    """Parts of a frame no wider than the terminal, with the widths of their columns.
 
     That is the first frame of ``whole`` that fits, else groups of columns of ``frame``, each without the rows that have
-    neither a number nor a failure in it.
+    neither a number nor a failure in it. Headers and long cells wrap between words only if they have to.
     """
-    for each in whole:
-        if max(map(len, each.index), default=0) + sum(_min_widths(each)) < width:
-            yield each, None
+    for each, wraps in itertools.product(whole, (False, True)):
+        room = width - 2 - max(map(len, each.index), default=0)  # a border on each side
+        widths = _widths(each, room, wraps=wraps)
+        if sum(widths) <= room:
+            yield each, [needed - _BORDER for needed in widths]
             return
     room = width - min(max(map(len, frame.index), default=0), width // 2) - _BORDER
     groups: list[list[int]] = []
     used = 0
-    for index, needed in enumerate(_min_widths(frame, _LONG)):
+    for index, needed in enumerate(_widths(frame, 0)):
         if not groups or used + needed > room:
             groups.append([])
             used = 0
@@ -178,14 +188,21 @@ def _split(
     for indices in groups:
         part = frame.iloc[:, indices]
         shown = ~part.map(str).isin([format_number(None, 0), NOT_RUN]).all(axis=1)
-        yield part[shown], [min(each, max(room, 2 * _BORDER)) - _BORDER for each in _min_widths(part, _LONG)]
+        yield part[shown], [min(each, max(room, 2 * _BORDER)) - _BORDER for each in _widths(part, room)]
 
 
-def _min_widths(frame: pd.DataFrame, unbroken: int = 0) -> list[int]:
-    """The minimum width of each column; headers wrap between words, and cells of more than ``unbroken`` characters."""
-    cells = ([str(cell) for cell in frame.iloc[:, index]] for index in range(frame.shape[1]))
-    texts = (
-        [*str(header).split(), *(word for cell in each for word in (cell.split() if len(cell) > unbroken else [cell]))]
-        for header, each in zip(frame.columns, cells, strict=True)
-    )
-    return [max(map(len, each), default=0) + _BORDER for each in texts]
+def _widths(frame: pd.DataFrame, room: int, *, wraps: bool = True) -> list[int]:
+    """The width of each column with its border if nothing wraps, or if headers and long cells wrap between words.
+
+    The last column, that of remarks in a comparison, takes what is left of ``room``.
+    """
+    texts = [[str(header), *map(str, frame.iloc[:, index])] for index, header in enumerate(frame.columns)]
+    whole = [max(map(len, each)) + _BORDER for each in texts]
+    if not wraps or not texts:
+        return whole
+    parts = [
+        [*header.split(), *(part for cell in cells for part in (cell.split() if len(cell) > _LONG else [cell]))]
+        for header, *cells in texts
+    ]
+    *others, last = [max(map(len, each), default=0) + _BORDER for each in parts]
+    return [*others, max(last, min(whole[-1], room - sum(others)))]
