@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import tarfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import yaml
 from study_engine import named
 from study_material import SMALL
 
-from benchmarks.study.preflight import check_configs, first_config_error, open_clip_models, timm_models
+from benchmarks.study.preflight import check_configs, first_config_error, open_clip_models, plan_warnings, timm_models
 from benchmarks.study.schema import parse_study, read_study
 from benchmarks.study.steps import StudyPlan, build_plan
 from benchmarks.study.study_record import EXCLUDED_FROM_BENCHMARK, EXISTING_LLAVA_NO_ENCODER, NO_LLAVA
@@ -211,6 +213,75 @@ def test_existing_llavas_are_rows_which_answer_questions():
     assert [row.baseline for row in together.rows] == ["theirs", "theirs", "theirs", None]
 
 
+NO_LLMS = "llms: there are none, so benchmarks of LLaVAs evaluate 'existing_llavas' only"
+
+
+@pytest.mark.parametrize(
+    ("fields", "warnings"),
+    [
+        ({}, []),
+        ({"benchmarks": RETRIEVAL, "encoders": {"clip": {}}},
+         ["llms: no LLaVA is trained, because no benchmark evaluates one"]),
+        ({"benchmarks": RETRIEVAL}, ["llms: no LLaVA is trained, because no benchmark evaluates one",
+                                     "benchmarks: none evaluates net"]),
+        ({"benchmarks": {"pope": {"encoders": ["theirs"]}}, "existing_llavas": {"theirs": "a/b"}},
+         ["llms: no LLaVA is trained, because no benchmark evaluates one",
+          "benchmarks: none evaluates clip, clips and net"]),
+        ({"llms": {}, "existing_llavas": {"theirs": "a/b"}, "encoders": {"clip": {}}}, [NO_LLMS]),
+        ({"llms": {}, "benchmarks": RETRIEVAL, "existing_llavas": {"theirs": "a/b"}, "encoders": {"clip": {}}},
+         ["benchmarks: none evaluates theirs"]),
+    ],
+)  # fmt: skip
+def test_a_plan_says_what_no_benchmark_evaluates(fields, warnings):
+    assert [*plan_warnings(planned(**fields))] == warnings
+
+
+ROWS = [{"image": "1.jpg", "captions": ["a dog"], "split": split} for split in ("train", "test")]
+WITHOUT = [{name: row[name] for name in ("image", "captions")} for row in ROWS]
+
+
+@pytest.mark.parametrize(
+    ("trained", "train_split", "tested", "test_split", "is_told"),
+    [
+        ("whole.jsonl", "train", "whole.jsonl", "test", True),  # both mean all rows
+        ("./whole.jsonl", "train", "link.jsonl", "test", True),
+        ("whole.csv", "train", "whole.csv", "test", True),
+        ("split.jsonl", "train", "split.jsonl", "test", False),
+        ("split.csv", "train", "split.csv", "test", False),
+        ("split.jsonl", "train", "split.jsonl", "train", True),
+        ("split.jsonl", "train", "split.jsonl", "all", True),
+        ("split.jsonl", "all", "split.jsonl", "test", True),
+        ("karpathy.json", "train+restval", "karpathy.json", "test", False),
+        ("karpathy.json", "train+restval", "karpathy.json", "val+restval", True),
+        ("shards/{0..1}.tar", "train", "shards", "test", True),
+        ("parts/train/0.tar", "train", "parts", "test", False),
+        ("whole.jsonl", "train", "whole.csv", "test", False),
+        ("none.jsonl", "train", "none.jsonl", "test", False),
+    ],
+)
+def test_a_plan_says_that_a_benchmark_tests_on_training_data(
+    tmp_path, monkeypatch, trained, train_split, tested, test_split, is_told
+):
+    monkeypatch.chdir(tmp_path)
+    for name, rows in (("whole", WITHOUT), ("split", ROWS)):
+        Path(f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+        pd.DataFrame(rows).assign(captions="a dog").to_csv(f"{name}.csv", index=False)
+    Path("link.jsonl").symlink_to("whole.jsonl")
+    images = [{"filename": "1.jpg", "split": each, "sentences": [{"raw": "a dog"}]} for each in ("restval", "test")]
+    Path("karpathy.json").write_text(json.dumps({"images": images}), encoding="utf-8")
+    for name in ("shards/0.tar", "shards/1.tar", "parts/train/0.tar", "parts/test/0.tar"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        tarfile.open(name, "w").close()
+    held_out = {"source": {"path": tested, "split": test_split}}
+    encoder = {"data": {"sources": [{"path": trained, "split": train_split}]}, "validation": held_out}
+    plan = planned(
+        encoders={"clip": {}, "clips": {}}, llms={}, defaults={"encoder": encoder},
+        benchmarks={"retrieval": {"data": tested, "split": test_split}},
+    )  # fmt: skip
+    told = f"benchmarks.retrieval: tests on {tested}, training data of encoder-clip-s0 and encoder-clips-s0"
+    assert [*plan_warnings(plan)] == ([told] if is_told else [])
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -396,6 +467,7 @@ def test_the_shipped_studies_have_a_plan_that_their_commands_accept(name, seeds,
     assert set(names.values()) == {seeds}
     assert set(models) <= names.keys()
     assert all(row.cells for row in plan.rows)
+    assert [*plan_warnings(plan)] == []
     once = {step.name.rsplit("-s", 1)[0]: step for step in plan.steps if step.command[0] != "python"}
     assert (
         first_config_error(

@@ -13,6 +13,7 @@ from typing import Any
 from benchmarks.results.formatting import format_duration
 from benchmarks.study.launch import check_command, launch_command, resolve_resources
 from benchmarks.study.locks import locked
+from benchmarks.study.preflight import check_configs, check_input_files, plan_warnings
 from benchmarks.study.run import LOG, run_steps
 from benchmarks.study.schema import Study, read_study
 from benchmarks.study.state import (
@@ -124,7 +125,7 @@ def run_study_steps(config: StudyConfig, *, report: Callable[[Path], None]) -> N
     study, output = plan.study, plan.study.directory
     missing = [step for step in plan.steps if not state_of(step).is_done]
     log_info(f"{study.name}: {len(plan.steps)} steps, {len(plan.steps) - len(missing)} done before; output in {output}")
-    _check(config, missing, study)
+    _check(config, missing, plan)
     begun = time.monotonic()
     with locked(output, wait=config.wait_for_lock):
         if config.wait_for_lock:  # the study may have changed meanwhile
@@ -156,11 +157,11 @@ def _reject_costly(plan: StudyPlan, config: StudyConfig, rerun: Collection[str] 
         check_costly(replacements(plan.steps, rerun), hours=plan.study.confirm_hours, study=config.study)
 
 
-def _check(config: ScheduledStudyConfig, steps: Sequence[Step], study: Study) -> None:
-    from benchmarks.study.preflight import check_configs, check_input_files
-
+def _check(config: ScheduledStudyConfig, steps: Sequence[Step], plan: StudyPlan) -> None:
+    for line in plan_warnings(plan):
+        log_info(f"warning: {line}")
     if config.check:
-        check_input_files(steps, study)
+        check_input_files(steps, plan.study)
         check_configs(steps)
 
 
@@ -184,7 +185,7 @@ def study_record(plan: StudyPlan, file: str) -> StudyRecord:
         name=study.name,
         title=study.title or study.name,
         question=study.question,
-        notes=study.notes,
+        notes=(*study.notes, *plan_warnings(plan)),
         reference_results=study.reference_results,
         display=study.display,
         file=file,
@@ -245,7 +246,7 @@ def plan_study(config: StudyPlanConfig) -> None:
         size = sum(each.size for each in replaced.values()) / 1e6
         needed = confirm if total > 3600 * study.confirm_hours else ""
         console.print(Text(f"{len(replaced)} recomputed, {size:,.1f} MB to the trash{needed}"), soft_wrap=True)
-    _check(config, would_run, study)
+    _check(config, would_run, plan)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,14 +14,18 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.results.formatting import join_or_count
 from benchmarks.study.launch import EVALUATE, PYTHON_SCRIPT, find_command
 from benchmarks.study.schema import Study
 from benchmarks.study.state import Step
+from benchmarks.study.steps import StudyPlan
+from benchmarks.study.study_record import NO_LLAVA
 from clips.core.artifact import log_info
+from clips.data.formats.dataset_format import ALL, WHOLE
 from clips.data.remote_files import expand_brace_ranges
 from clips.errors import UserError, unknown_name_error
 from clips.model_refs import TIMM_PREFIX
@@ -30,6 +34,66 @@ from clips.typed_data import from_plain, to_plain
 if TYPE_CHECKING:
     from benchmarks.tasks.registry import BenchmarkConfig
     from clips.data.formats.dataset_format import DatasetSpec
+
+
+def plan_warnings(plan: StudyPlan) -> Iterator[str]:
+    """What a study does not do, or should not, although it can run: a line each."""
+    if plan.study.llms and not any(step.kind == "llava" for step in plan.steps):
+        yield "llms: no LLaVA is trained, because no benchmark evaluates one"
+    if any(NO_LLAVA in row.not_applicable.values() for row in plan.rows):
+        yield "llms: there are none, so benchmarks of LLaVAs evaluate 'existing_llavas' only"
+    if idle := [row.name for row in plan.rows if not row.cells]:
+        yield f"benchmarks: none evaluates {join_or_count(idle, 'models')}"
+    sources = [
+        (step.name, os.path.realpath(source["path"]), str(source.get("split", "train")))
+        for step in plan.steps
+        if step.kind in {"encoder", "llava"}
+        for source in _data_sources(step.config)
+    ]
+    tested = {
+        benchmark["name"]: benchmark
+        for step in plan.steps
+        if step.kind == "evaluation"
+        for benchmark in step.config["benchmarks"]
+    }
+    for name, benchmark in tested.items():
+        data, splits = os.path.realpath(benchmark["data"]), {*str(benchmark.get("split", "test")).split("+")}
+        inside = [source for source in sources if Path(source[1]).is_relative_to(data)]
+        trained = [
+            step
+            for step, path, split in inside
+            if path == data and (splits & {*split.split("+")} or ALL in {*splits, *split.split("+")})
+        ]
+        if not trained and inside and _has_no_splits(benchmark):
+            trained = [step for step, _, _ in inside]
+        if trained:
+            steps = join_or_count([*dict.fromkeys(trained)], "steps")
+            yield f"benchmarks.{name}: tests on {benchmark['data']}, training data of {steps}"
+
+
+def _data_sources(config: Any) -> Iterator[Mapping[str, Any]]:
+    """The data of a training: each mapping with a path, except what it validates on."""
+    if isinstance(config, Mapping):
+        if isinstance(config.get("path"), str):
+            yield config
+        for key, value in config.items():
+            yield from _data_sources(value) if key != "validation" else ()
+    elif isinstance(config, list | tuple):
+        for value in config:
+            yield from _data_sources(value)
+
+
+def _has_no_splits(benchmark: Mapping[str, Any]) -> bool:
+    """Whether images with captions are read whole, whatever the split; False if they are missing or something else."""
+    from clips.data.formats import DatasetSpec, read_dataset
+
+    given = {name: benchmark[name] for name in ("format", "split", "subset") if name in benchmark}
+    try:
+        return (
+            read_dataset(DatasetSpec(path=benchmark["data"], **{"split": "test", **given}), "captions").split == WHOLE
+        )
+    except UserError:
+        return False
 
 
 def check_input_files(steps: Iterable[Step], study: Study) -> None:
