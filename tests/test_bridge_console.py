@@ -91,7 +91,7 @@ def test_an_answer_is_printed_while_it_is_written(bridge_llava, monkeypatch):
 def test_an_empty_answer_and_an_untrained_projector_are_stated(bridge_llava, tmp_path, capsys, monkeypatch):
     swapped = shutil.copytree(bridge_llava, tmp_path / "swapped")
     (swapped / "manifest.json").write_text('{"projector": "untrained"}')
-    force(monkeypatch, bridge_llava, "")
+    force(monkeypatch, swapped, "")
     run_chat(ChatConfig(model=str(swapped), prompt="What?"))
     assert capsys.readouterr() == ("\n", f"{swapped}: {UNTRAINED}\n(the model answered nothing)\n")
 

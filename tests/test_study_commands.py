@@ -108,9 +108,10 @@ def test_each_missing_file_is_named_before_anything_starts(tmp_path, capsys):
     config = write_study(tmp_path, encoders=encoders, paths={"shared": str(tmp_path / "gone")})
     checked = dataclasses.replace(config, check=True)
     for command in (run_study, lambda config: plan_study(StudyPlanConfig(study=config.study))):
-        with pytest.raises(UserError, match=r"^small: files that no step makes are missing: 2$"):
+        with pytest.raises(UserError) as last:
             command(checked)
         named = [line for line in capsys.readouterr().err.splitlines() if "no such file" in line]
+        named.append(str(last.value))
         assert [line.partition(";")[0] for line in named] == [
             f"{tmp_path}/gone/clips: no such file or directory",
             f"{tmp_path}/none.safetensors: no such file or directory",

@@ -32,8 +32,8 @@ _Shown = Literal["values", "inline", "intervals"]  # inline: values with interva
 def render_latex(report: Report) -> str:
     """The main table as floats with captions, published results as another one, and notes as comments.
 
-    A table is set in one column or across the page, at 9 to 7 pt; one that is wider is divided by its columns. Characters
-    that pdflatex lacks (Chinese, emoji) become their code points.
+    A table is set in one column or across the page, at 9 to 7 pt; one that is wider is divided by its columns.
+    Characters that pdflatex lacks (Chinese, emoji) become their code points.
     """
     name = re.sub(r"[^a-z0-9]+", "-", report.source.title.casefold()).strip("-") or "results"
     intervals = report.latex.intervals

@@ -165,8 +165,8 @@ def compare(first: Scores, second: Scores, noise: TrainingNoise) -> PairedDiffer
     """The metric of one model minus that of another on the same items, in the metric's unit.
 
     If all images have the same difference, two proportions have Tango's score interval (Statistics in Medicine 17,
-    1998) with the number of images as sample size; other metrics have none. The interval of a bounded metric lies within
-    the differences of the scores' own intervals.
+    1998) with the number of images as sample size; other metrics have none. The interval of a bounded metric lies
+    within the differences of the scores' own intervals.
     """
     estimate = difference_estimate(first, second, noise)
     low, high = estimate.interval()

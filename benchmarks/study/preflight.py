@@ -103,7 +103,7 @@ def check_input_files(steps: Iterable[Step], study: Study) -> None:
     only paths below the study's ``paths`` count.
 
     Raises:
-        UserError: with the number of missing files.
+        UserError: a file is missing; others that are missing, too, have been logged.
     """
     own, roots = study.directory.resolve(), study.paths.values()
     missing: dict[Path, list[str]] = {}
@@ -114,11 +114,14 @@ def check_input_files(steps: Iterable[Step], study: Study) -> None:
                 continue
             if not all(map(os.path.exists, expand_brace_ranges(str(path)))):
                 missing.setdefault(path, []).append(step.name)
+    lines = []
     for path, (first, *others) in missing.items():
         more = f" and {len(others)} more" if others else ""
-        log_info(f"{path}: no such file or directory; needed by {first}{more}")
-    if missing:
-        raise UserError(f"{study.name}: files that no step makes are missing: {len(missing)}")
+        lines.append(f"{path}: no such file or directory; needed by {first}{more}")
+    for line in lines[:-1]:
+        log_info(line)
+    if lines:
+        raise UserError(lines[-1])
 
 
 def check_configs(steps: Iterable[Step]) -> None:

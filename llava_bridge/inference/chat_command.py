@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from clips.core.artifact import MANIFEST, log_info, read_manifest
+from clips.core.artifact import log_info
 from clips.data import open_image
 from clips.errors import UserError
 from clips.ranges import Positive
@@ -50,12 +50,10 @@ def run_chat(config: ChatConfig) -> None:
         tar, mark, member = config.image.partition(".tar/")
         file = Path(f"{tar}.tar" if mark else config.image)
         images = [open_image(file.parent, f"{file.name}/{member}" if mark else file.name)]
-    directory = resolve_llava_dir(config.model)  # reported before torch is imported
+    resolve_llava_dir(config.model)  # an error is reported before torch is imported
     from llava_bridge.inference.generate import load_llava
 
     chat = _Chat(*load_llava(config.model), images, config.max_new_tokens)
-    if (directory / MANIFEST).is_file() and read_manifest(directory).get("projector") == "untrained":
-        log_info(f"{config.model}: the projector is untrained, so that answers do not describe the image")
     if config.prompt is not None:
         chat.answer(config.prompt)
         return

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from clips.core.artifact import MANIFEST, log_info, read_manifest
 from clips.errors import UserError
 from clips.model.loading import library_errors_as_user_errors, load_pretrained
 from llava_bridge.conversation import IMAGE, ConversationEncoder, Message
@@ -57,6 +58,8 @@ def load_llava(directory: str | Path, device: str | None = None, *, adapter: boo
         processor = AutoProcessor.from_pretrained(path)
     check_image_token(processor.tokenizer, model.config, str(path))
     state_image_tokens(model.config, processor)
+    if (path / MANIFEST).is_file() and read_manifest(path).get("projector") == "untrained":
+        log_info(f"{path}: the projector is untrained, so that answers do not describe the image")
     return model.to(chosen).eval(), processor
 
 
