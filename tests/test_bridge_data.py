@@ -107,7 +107,7 @@ def test_images_of_every_kind(tmp_path: Path, chat: ConversationEncoder) -> None
     items = [data[index] for index in range(8)]
     assert [len(item["invalid_samples"]) for item in items] == [0] * 6 + [2, 1]
     (_, deep, why_deep), (_, torn, _) = items[6]["invalid_samples"]
-    assert (deep, torn) == ("talk.json deep.png", "talk.json torn.png")
+    assert (deep, torn) == (f"talk.json deep.png ({tmp_path}/deep.png)", f"talk.json torn.png ({tmp_path}/torn.png)")
     assert "not an 8-bit image" in why_deep
     processor = CLIPImageProcessor(
         size={"height": 16, "width": 16}, do_center_crop=False, image_mean=[0, 0, 0], image_std=[1, 1, 1]
