@@ -131,7 +131,7 @@ def test_a_benchmarks_table_names_only_its_own_files(folder: Path) -> None:
         UserError, match=r"beside\.png\): image rejected: a path outside the directory of images; .* are relative to "
     ):
         in_table(folder, {"bytes": None, "path": str(folder.parent / "beside.png")})
-    with pytest.raises(UserError, match=r"gone\.png: missing image"):
+    with pytest.raises(UserError, match=r"gone\.png\): missing image"):
         in_table(folder, {"bytes": None, "path": "gone.png"})
 
 
