@@ -295,7 +295,7 @@ def test_each_format_of_a_comparison_escapes_names_and_a_narrow_terminal_shows_t
     texts = {suffix: write(found) for suffix, write in WRITERS.items()}
     assert texts[".html"] == (tmp_path / "x.html").read_text(encoding="utf-8")
     assert all("A is better" in text for text in texts.values())
-    assert "A is│" in printed
+    assert "A is better│" in printed
     assert not [text for text in (printed, *texts.values()) if "\x1b" in text]
     assert all("unchanged: the same model" in text for text in texts.values())
     for text in (texts[".md"], texts[".html"]):

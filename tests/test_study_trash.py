@@ -337,7 +337,7 @@ def test_clean_empties_the_trash(tmp_path, finished_study, capsys):
     assert f"; {tmp_path}/out/trash holds 3.0 MB, which `clips-bench study clean` removes\n" in said
     run_clean(CleanConfig(study=config.study))
     said = capsys.readouterr().out
-    assert re.search(r"^trash/\d{8}T\d{6}Z-encoder-clips-s0  3\.0 MB, took (under )?1 s$", said, re.MULTILINE)
+    assert re.search(r"^trash/\d{8}T\d{6}Z-encoder-clips-s0  3\.0 MB, took (under )?\d+ s$", said, re.MULTILINE)
     assert trashed(tmp_path)
     (tmp_path / "out/trash/mine").mkdir()
     run_clean(CleanConfig(study=config.study, yes=True))
