@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import html
+import importlib
 import io
 import re
 import warnings
@@ -153,13 +154,12 @@ def render_pdf(figure: Figure) -> bytes:
 
 
 def _save(figure: Figure, file_format: Literal["svg", "pdf"]) -> bytes:
-    from matplotlib.backends import backend_pdf, backend_svg
-
-    canvas = {"svg": backend_svg.FigureCanvasSVG, "pdf": backend_pdf.FigureCanvasPdf}[file_format]
+    # only that format's: PDF's imports fontTools, which takes as long as several figures
+    backend = importlib.import_module(f"matplotlib.backends.backend_{file_format}")
     no_date: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     stream, drawn = io.BytesIO(), _drawn(figure)[0]
     with _matplotlib(figure):  # savefig would draw the figure twice
-        getattr(canvas(drawn), f"print_{file_format}")(stream, metadata=no_date[file_format])
+        getattr(backend.FigureCanvas(drawn), f"print_{file_format}")(stream, metadata=no_date[file_format])
     return stream.getvalue()
 
 
