@@ -154,7 +154,7 @@ def render_pdf(figure: Figure) -> bytes:
 
 
 def _save(figure: Figure, file_format: Literal["svg", "pdf"]) -> bytes:
-    # only that format's: PDF's imports fontTools, which takes as long as several figures
+    # only that format's: PDF's imports the subsetting of fonts, in 0.3 s
     backend = importlib.import_module(f"matplotlib.backends.backend_{file_format}")
     no_date: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     stream, drawn = io.BytesIO(), _drawn(figure)[0]
