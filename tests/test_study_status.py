@@ -17,10 +17,12 @@ import pytest
 from report_study import make_study
 from rich.console import Console
 from study_engine import make
+from study_material import SMALL
 
 from benchmarks.study.commands import StatusConfig, StudyConfig, resolve_study, study_status
 from benchmarks.study.locks import acquire
-from benchmarks.study.state import LOG_FILE, read_record, step_directory, write_record
+from benchmarks.study.schema import parse_study
+from benchmarks.study.state import LOG_FILE, StepRecord, read_record, step_directory, write_record
 from benchmarks.study.status import StepStatus, follow_progress, progress_view, read_statuses, time_left
 from benchmarks.study.steps import StudyPlan
 from clips.errors import UserError
@@ -32,10 +34,12 @@ STEP = "llava-net-tiny-s0"
 @pytest.fixture
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A study of which one LLaVA is being trained, by this very process as it were."""
+    stages = {name: {"max_steps": steps, "global_batch_size": 8} for name, steps in (("align", 50), ("instruct", 150))}
+    monkeypatch.setitem(SMALL["defaults"], "llava", stages)
     found = make_study(tmp_path, monkeypatch)
     (found / ".plan.json").write_text(json.dumps({"began": time.time() - 100}))
     change(found, STEP, status="running", started=time.time() - 70, log_tail=(), seconds=0.0)
-    (step_directory(found, STEP) / LOG_FILE).write_text("align: step 10/50  loss 3.1\nevil \x1b[31m\x07 line\n")
+    (step_directory(found, STEP) / LOG_FILE).write_text("align: step 30/50  loss 3.1\nevil \x1b[31m\x07 line\n")
     lock = acquire(step_directory(found, STEP) / ".lock")
     assert lock is not None
     yield found
@@ -69,9 +73,9 @@ def seen(study: Path, name: str = STEP) -> StepStatus:
 def test_a_running_step_tells_its_numbers_and_nothing_is_touched(study: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in study.rglob("*") if path.is_file()}
     status = seen(study)
-    assert (status.state, status.progress) == ("running", "10/50 20 %")
+    assert (status.state, status.progress) == ("running", "30/50 60 %")
     assert 69 < status.seconds < 90
-    assert status.left == pytest.approx(4 * status.seconds)  # by its own pace: an earlier step of its kind took less
+    assert status.left == pytest.approx(170 / 30 * status.seconds)  # the second stage included, by its own pace
     assert seen(study, "encoder-clip-s0").state == "done"
     assert seen(study, "evaluate-llava-net-tiny-s0").state == "waiting"
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -97,7 +101,7 @@ def test_the_screen_has_it_all_and_nothing_raw(study: Path, capsys: pytest.Captu
     text, narrow = text_of(160), text_of(60)
     line = next(line for line in text.splitlines() if line.startswith(STEP))
     assert "running" in line
-    assert "10/50 20 %" in line
+    assert "30/50 60 %" in line
     assert f"{STEP}: evil \N{REPLACEMENT CHARACTER}[31m\N{REPLACEMENT CHARACTER} line" in text
     assert "8 of 13 done" in text
     assert not {"\x1b", "\x07"} & set(text)
@@ -132,9 +136,9 @@ def test_a_terminal_is_redrawn_until_nothing_runs(study: Path, end_runner: Calla
 
     follow_progress(planned(study), console, wait=wait)
     assert len(screens) == 2
-    assert "10/50 20 %" in screens[0]
+    assert "30/50 60 %" in screens[0]
     assert "1/100 1 %" in screens[1]
-    assert "10/50" not in screens[1]
+    assert "30/50" not in screens[1]
     assert screens[1].count("\n" + STEP + " ") == 1  # drawn over, not below
     assert f"{STEP}: no weights" in (last := drawn())
     assert "nothing is running" in last
@@ -154,5 +158,34 @@ def test_time_left_is_the_longest_chain_or_all_work_over_the_concurrent_steps(tm
     found = {jobs: time_left(steps, jobs, statuses) for jobs in (1, 2, 8)}
     assert found == {1: "about 40 s left", 2: "about 20 s left", 8: "about 20 s left"}
     unknown = [dataclasses.replace(status, left=None) for status in statuses]
-    assert time_left(steps, 1, [unknown[0], *statuses[1:]]) == "more than 30 s left"
-    assert time_left(steps, 1, unknown) == ""
+    assert time_left(steps, 1, [unknown[0], *statuses[1:]]) == "about 30 s left for 3 steps, 1 more not timed yet"
+    assert time_left(steps, 1, unknown) == "4 steps not timed yet"
+    assert time_left(steps, 1, []) == ""
+
+
+def test_steps_that_have_run_tell_the_time_of_longer_ones_and_of_the_same_benchmarks(tmp_path: Path) -> None:
+    settings: dict[str, tuple[str, dict[str, Any]]] = {
+        "short": ("encoder", {"recipe": {"name": "clip"}, "max_steps": 10}),
+        "long": ("encoder", {"recipe": {"name": "clip"}, "max_steps": 30, "global_batch_size": 256}),
+        "captioner": ("encoder", {"recipe": {"name": "clips"}, "max_steps": 10}),
+        "untrained": ("encoder", {"max_steps": 0}),
+        "by-epochs": ("encoder", {"num_epochs": 2}),
+        "llava": ("llava", {"align": {"max_steps": 10}, "instruct": {"max_steps": 30}}),
+        "evaluated": ("evaluation", {}),
+        "alike": ("evaluation", {}),
+        "other": ("evaluation", {}),
+    }
+    steps = []
+    for name, (kind, config) in settings.items():
+        outputs = [tmp_path / name / f"{each}.json" for each in (["pope"] if name == "other" else ["pope", "mme"])]
+        fields: dict[str, Any] = {"kind": kind, "command": ("do", kind), "config": config}
+        fields |= {"outputs": tuple(outputs)} if kind == "evaluation" else {}
+        steps.append(dataclasses.replace(make(tmp_path, name), **fields))
+    plan = StudyPlan(study=parse_study(SMALL | {"output": str(tmp_path)}), steps=tuple(steps), rows=(), benchmarks=())
+    for name in ("short", "evaluated"):
+        kind = settings[name][0]
+        record = StepRecord(name=name, kind=kind, command="", key="", status="done", started=0.0, seconds=9.0)
+        write_record(tmp_path, record)
+    left = {status.name: status.left for status in read_statuses(plan, running=True)}
+    unknown = dict.fromkeys(("untrained", "by-epochs", "llava", "other"))
+    assert left == {"short": 9.0, "long": 54.0, "captioner": 18.0, "evaluated": 9.0, "alike": 9.0, **unknown}

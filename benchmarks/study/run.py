@@ -182,14 +182,19 @@ def chain_seconds(steps: Sequence[Step]) -> dict[str, float]:
         own = _USUAL_SECONDS[step.kind]
         if record and record.status == "done":
             own = record.seconds
-        elif step.kind == "encoder" and isinstance(recipe := step.config.get("recipe", {}), dict):
-            spec = RECIPES.get(recipe.get("name", "clips"))
-            # With a captioner a sample takes about twice as long; an untrained encoder takes none.
-            own *= 0 if step.config.get("max_steps") == 0 else 2 if spec and spec.captioning else 1
+        elif step.kind == "encoder":
+            own *= 0 if step.config.get("max_steps") == 0 else cost_of_sample(step)  # an untrained encoder takes none
         chains[step.name] = own + behind.get(step.name, 0.0)
         for parent in step.parents:
             behind[parent] = max(behind.get(parent, 0.0), chains[step.name])
     return chains
+
+
+def cost_of_sample(step: Step) -> float:
+    """The time of a training sample, relative to others of this kind of step: with a captioner about twice as long."""
+    recipe = step.config.get("recipe", {}) if step.kind == "encoder" else None
+    spec = RECIPES.get(recipe.get("name", "clips")) if isinstance(recipe, dict) else None
+    return 2.0 if spec and spec.captioning else 1.0
 
 
 def run_snakemake(output: Path, flags: Sequence[str], show: Callable[[], None]) -> int:

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import math
 import re
-import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.results.formatting import format_duration
 from benchmarks.study.locks import LOCK, is_locked
-from benchmarks.study.run import PLAN
+from benchmarks.study.run import PLAN, cost_of_sample
 from benchmarks.study.state import Step, StepRecord, log_tail, state_of
 from benchmarks.study.steps import StudyPlan
+from benchmarks.study.trash import stated_seconds
 from clips.safe_text import strip_control_chars
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
 
-_COUNTED = re.compile(r"(?:step |: )([\d,]+)(?:/| of )([\d,]+)")  # ``step 40/150`` or ``: 1,000 of 9,000`` in a log
+# ``step 40/150``, ``align: step 40/150`` or ``: 1,000 of 9,000`` in a log
+_COUNTED = re.compile(r"(?:^(\w+): )?(?:step |: )([\d,]+)(?:/| of )([\d,]+)")
 STATE_STYLES = {"done": "green", "failed": "red", "cannot run": "red", "running": "cyan", "waiting": "dim"}
 _ENDED = {"done", "failed", "cannot run"}
 _OPTIONAL_COLUMNS = ("memory", "time", "progress")  # omitted in a narrow terminal, in this order
@@ -49,12 +52,9 @@ def read_statuses(plan: StudyPlan, *, running: bool | None = None) -> list[StepS
     except (OSError, ValueError, KeyError):
         began = 0.0
     states = {step.name: state_of(step) for step in plan.steps}
-    taken = {name: each.record.seconds for name, each in states.items() if each.record and each.record.status == "done"}
-    of_kind: dict[str, list[float]] = {}
-    for step in plan.steps:
-        if step.name in taken:
-            of_kind.setdefault(step.kind, []).append(taken[step.name])
+    works = {step.name: _work_of(step) for step in plan.steps}
     found: dict[str, StepStatus] = {}
+    taken, projected = dict[str, float](), dict[str, float]()  # step → its time, or what its progress so far makes it
     for step in plan.steps:
         record, state = states[step.name].record, states[step.name].name
         if running and state not in {"done", "running"} and not (record and record.started >= began):
@@ -62,38 +62,92 @@ def read_statuses(plan: StudyPlan, *, running: bool | None = None) -> list[StepS
             state = "cannot run" if parents & {"failed", "cannot run"} else "waiting"
         has_begun = state not in {"new", "waiting", "cannot run"}
         seconds = record.seconds if record and has_begun else 0.0
-        left = taken.get(step.name, statistics.mean(of_kind[step.kind]) if step.kind in of_kind else None)
+        if record and record.status == "done" and "config" not in step.key.changes(record):
+            taken[step.name] = max(record.seconds, sum(map(stated_seconds, step.outputs)))  # not of its last job only
         progress = last = ""
         if record is not None and state == "running":
             lines = log_tail(step.directory)
             last = lines[-1] if lines else ""
             seconds += time.time() - record.started
-            left = left if left is None else max(left - seconds, 0.0)
             if counts := next(filter(None, map(_COUNTED.search, reversed(lines))), None):
-                done, total = (int(text.replace(",", "")) for text in counts.groups())
+                done, total = (int(text.replace(",", "")) for text in counts.groups()[1:])
                 progress = f"{done:,}/{total:,} {100 * done // max(total, 1)} %"
-                # A step may take longer than others of its kind, as CLIPS than CLIP. At first its start-up dominates.
-                left = max(left or 0.0, seconds * (total - done) / done) if done > total / 10 else left
+                ratio = works[step.name].ratio_done(counts[1], done / max(total, 1))
+                if ratio > 0.1:  # at first its start-up dominates
+                    projected[step.name] = seconds / ratio
         elif record is not None and record.log_tail and has_begun and state != "done":
             last = record.log_tail[-1]
         found[step.name] = StepStatus(
-            name=step.name, state=state, record=record, seconds=seconds, left=left, progress=progress, last=last
+            name=step.name, state=state, record=record, seconds=seconds, progress=progress, last=last
         )
+    rates: dict[tuple[str, ...], float] = {}  # kind of work → seconds for size 1
+    for times in (projected, taken):  # the latter include the end
+        for kind in {works[name].kind for name in times}:
+            of_kind = [name for name in times if works[name].kind == kind]
+            rates[kind] = sum(times[name] for name in of_kind) / sum(works[name].size for name in of_kind)
+    for name, status in found.items():
+        work = works[name]
+        whole = taken.get(name, work.size * rates[work.kind] if work.kind in rates else None)
+        if name in projected:  # a step may take longer than others of its kind, as with a larger encoder
+            whole = max(whole or 0.0, projected[name])
+        passed = status.seconds if status.state == "running" else 0.0
+        found[name] = replace(status, left=None if whole is None else max(whole - passed, 0.0))
     return list(found.values())
+
+
+class _Work(NamedTuple):
+    """What a step has to do: steps of one kind take a time in proportion to their sizes."""
+
+    kind: tuple[str, ...]
+    sizes: Mapping[str | None, float]  # stage, as in the log's lines (None: they name none) → its size, above 0
+
+    @property
+    def size(self) -> float:
+        return sum(self.sizes.values())
+
+    def ratio_done(self, stage: str | None, ratio: float) -> float:
+        """How much of it is done when ``ratio`` of a stage is; 0 if that is unknown."""
+        if stage not in self.sizes:
+            return 0.0
+        before = [*self.sizes.values()][: [*self.sizes].index(stage)]
+        return (sum(before) + ratio * self.sizes[stage]) / self.size
+
+
+def _work_of(step: Step) -> _Work:
+    """Trainings of different numbers of steps are of one kind, and evaluations on the same benchmarks."""
+    cost = cost_of_sample(step)
+    parts: dict[str | None, Any] = {None: step.config}
+    if step.kind == "llava":
+        chosen = step.config.get("stages")
+        names = [name for name in ("align", "instruct") if not isinstance(chosen, list) or name in chosen]
+        parts = {name: step.config.get(name) for name in names}
+    elif "stages" in step.config or len(step.outputs) > 1:
+        parts = {"": {}}  # the log counts within one of its stages or benchmarks
+    known = [part if isinstance(part, Mapping) else {} for part in parts.values()]
+    factors = [[cost, part.get("max_steps"), part.get("global_batch_size", 128)] for part in known]
+    if all(isinstance(each, int | float) and each > 0 for each in itertools.chain(*factors)):
+        return _Work(step.command, dict(zip(parts, map(math.prod, factors), strict=True)))
+    lengths = [f"{name} {part.get(name)}" for part in known for name in ("max_steps", "max_samples", "num_epochs")]
+    results = [path.name for path in step.outputs if step.kind == "evaluation"]
+    return _Work((*step.command, *lengths, *results), {None if None in parts else "": cost})
 
 
 def time_left(steps: Sequence[Step], jobs: int, statuses: Sequence[StepStatus]) -> str:
     """Estimated time until all running and waiting steps are done: "about 3 min 20 s left".
 
-    The longest chain of steps, or all steps' time divided by ``jobs``, whichever is longer; "more than …" if no step of
-    a kind has run yet, empty if nothing is known.
+    The longest chain of steps, or all steps' time divided by ``jobs``, whichever is longer. Steps of a kind that has
+    not run yet are counted instead: "about 2 min 05 s left for 5 steps, 6 more not timed yet". Empty if none is left.
     """
     left = {status.name: status.left for status in statuses if status.state in {"waiting", "running"}}
     ends: dict[str, float] = {}
     for step in steps:
         ends[step.name] = (left.get(step.name) or 0.0) + max((ends[each] for each in step.parents), default=0.0)
-    seconds = max(sum(each or 0.0 for each in left.values()) / jobs, *ends.values())
-    return f"{'more than' if None in left.values() else 'about'} {format_duration(seconds)} left" if seconds else ""
+    known = [each for each in left.values() if each is not None]
+    unknown, seconds = len(left) - len(known), max(sum(known) / jobs, *ends.values())
+    if not seconds:
+        return f"{unknown} step{'s' * (unknown > 1)} not timed yet" if unknown else ""
+    part = f" for {len(known)} step{'s' * (len(known) > 1)}, {unknown} more not timed yet" if unknown else ""
+    return f"about {format_duration(max(seconds, 1.0))} left{part}"
 
 
 def progress_view(plan: StudyPlan, statuses: Sequence[StepStatus], width: int) -> Group:
