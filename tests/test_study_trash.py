@@ -24,6 +24,7 @@ from benchmarks.study import trash
 from benchmarks.study.commands import RerunConfig, StudyPlanConfig, plan_study, resolve_study
 from benchmarks.study.locks import acquire, locked
 from benchmarks.study.state import read_record, write_record
+from benchmarks.study.status import read_statuses
 from benchmarks.study.upkeep import AcceptConfig, CleanConfig, accept_outputs, run_clean
 from clips.core.artifact import lock_output, write_manifest
 from clips.errors import UserError
@@ -228,6 +229,30 @@ def test_each_replaced_step_has_its_reason(tmp_path, finished_study):
         "llava-clip-tiny-s0": "changed",
         "data-test": "rerun",
     }
+
+
+def test_a_damaged_study_says_which_file_is_damaged_and_what_follows(tmp_path, finished_study, capsys):
+    config, output = finished_study(tmp_path), tmp_path / "out"
+    (output / "steps/data-train/step.json").unlink()
+    cut = output / "steps/encoder-clip-s0/step.json"
+    cut.write_bytes(cut.read_bytes()[:100])
+    shutil.rmtree(output / "encoders/clips-s0")
+    kept = "; the step runs again unless `clips-bench study accept` keeps its outputs"
+    lines = {
+        f"{output}/steps/data-train/step.json: missing, but {output}/data/train exists{kept}",
+        f"{cut}: not readable{kept}",
+        f"{output}/encoders/clips-s0: not written; the step runs again",
+    }
+    last = {status.last for status in read_statuses(resolve_study(config)) if status.last}
+    assert last == lines
+    capsys.readouterr()
+    for command in (lambda: plan_study(StudyPlanConfig(study=config.study, check=False)), lambda: run_study(config)):
+        command()
+        said = capsys.readouterr().err.splitlines()
+        assert {line.removeprefix("warning: ") for line in said if line.startswith("warning: ")} == lines
+    assert set(states(config).values()) == {"done"}
+    shutil.rmtree(output)
+    assert set(states(config).values()) == {"new"}
 
 
 def test_accepted_outputs_stay_and_say_what_differs(tmp_path, capsys):

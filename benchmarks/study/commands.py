@@ -158,7 +158,7 @@ def _reject_costly(plan: StudyPlan, config: StudyConfig, rerun: Collection[str] 
 
 
 def _check(config: ScheduledStudyConfig, steps: Sequence[Step], plan: StudyPlan) -> None:
-    for line in plan_warnings(plan):
+    for line in [*plan_warnings(plan), *filter(None, (state_of(step).damage for step in steps))]:
         log_info(f"warning: {line}")
     if config.check:
         check_input_files(steps, plan.study)

@@ -157,10 +157,12 @@ def write_record(study: Path, record: StepRecord) -> None:
 class StepState:
     """Where a step stands: what its next job would do, and why."""
 
-    name: str  # new, changed: …, missing (outputs gone or hollow), stopped (killed), or the status of its record
+    # new, no record (but outputs), changed: …, missing (outputs gone or hollow), stopped (killed), or its status
+    name: str
     record: StepRecord | None = None
     is_current: bool = False  # the record was written under the step's key
     rerun_reason: str = ""  # why its outputs would be made again; empty if it is done, or its next job resumes
+    damage: str = ""  # the file that is missing or not readable, and what follows
 
     @property
     def is_done(self) -> bool:
@@ -172,21 +174,26 @@ def state_of(step: Step) -> StepState:
     """Where a step with its current key stands, by its record, its lock and its outputs."""
     record = read_record(step.study, step.name)
     if record is None:
-        return StepState(name="new", rerun_reason="no record")
-    is_current, reason = step.key.matches(record), ""
+        file, written = step.directory / RECORD, [path for path in step.outputs if path.exists()]
+        if not file.exists() and not written:
+            return StepState(name="new", rerun_reason="no record")
+        problem = f"{file}: {'not readable' if file.exists() else f'missing, but {written[0]} exists'}"
+        damage = f"{problem}; the step runs again unless `clips-bench study accept` keeps its outputs"
+        return StepState(name="no record", rerun_reason="no record", damage=damage)
+    is_current, reason, damage = step.key.matches(record), "", ""
     if not is_current:
         changes = step.key.changes(record)
         name = f"changed: {', '.join(changes)}" if changes else "changed"
         reason = name if changes or record.key else "rerun"
     elif record.status == "running":  # without a process that holds its lock it was killed
         name = "stopped"
-    elif record.status == "done" and step.problems():
-        name, reason = "missing", "outputs missing or incomplete"
+    elif record.status == "done" and (problems := step.problems()):
+        name, reason, damage = "missing", "outputs missing or incomplete", f"{problems[0]}; the step runs again"
     else:
         name = record.status
     if record.status == "running" and is_at_work(step.directory):
         name = "running"
-    return StepState(name=name, record=record, is_current=is_current, rerun_reason=reason)
+    return StepState(name=name, record=record, is_current=is_current, rerun_reason=reason, damage=damage)
 
 
 def is_at_work(directory: Path) -> bool:

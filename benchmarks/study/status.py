@@ -40,7 +40,7 @@ class StepStatus:
     seconds: float = 0.0  # elapsed
     left: float | None = None  # estimated remaining seconds; None if unknown
     progress: str = ""  # such as ``40/150 27 %``, from its log; empty if unknown
-    last: str = ""  # the last line of its log while it runs or after a failure
+    last: str = ""  # the last line of its log while it runs or after a failure, or what is damaged
 
 
 def read_statuses(plan: StudyPlan, *, running: bool | None = None) -> list[StepStatus]:
@@ -75,8 +75,8 @@ def read_statuses(plan: StudyPlan, *, running: bool | None = None) -> list[StepS
                 ratio = works[step.name].ratio_done(counts[1], done / max(total, 1))
                 if ratio > 0.1:  # at first its start-up dominates
                     projected[step.name] = seconds / ratio
-        elif record is not None and record.log_tail and has_begun and state != "done":
-            last = record.log_tail[-1]
+        elif has_begun and state != "done":
+            last = states[step.name].damage or (record.log_tail[-1] if record and record.log_tail else "")
         found[step.name] = StepStatus(
             name=step.name, state=state, record=record, seconds=seconds, progress=progress, last=last
         )
@@ -192,7 +192,7 @@ def progress_view(plan: StudyPlan, statuses: Sequence[StepStatus], width: int) -
     elif len(states) > states.count("done"):
         summary.append("nothing is running")
     lasts = [
-        Text(f"{status.name}: {strip_control_chars(status.last, 160)}", style="dim")
+        Text(f"{status.name}: {strip_control_chars(status.last, 240)}", style="dim")
         for status in statuses
         if status.last and status.state != "done"
     ]
