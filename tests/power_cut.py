@@ -8,7 +8,7 @@ import hashlib
 import os
 import resource
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,16 @@ class Disk:
     def recording(self) -> Iterator[Disk]:
         """Record what this process flushes and deletes."""
         fsync, rmtree, unlink = os.fsync, shutil.rmtree, os.unlink
+        held: list[int] = []
+
+        def keeping_its_number(remove: Callable[..., None], target: int) -> Callable[..., None]:
+            # an inode that is open is not given to a new file, which would count as flushed with its old contents
+            def keep(*paths: Any, **options: Any) -> None:
+                with contextlib.suppress(FileNotFoundError):
+                    held.append(os.open(paths[target], os.O_PATH | os.O_NOFOLLOW, dir_fd=options.get("dir_fd")))
+                remove(*paths, **options)
+
+            return keep
 
         def flush(handle: int) -> None:
             fsync(handle)
@@ -77,13 +87,20 @@ class Disk:
         def remove(path: Any, **options: Any) -> None:
             if not options:
                 note(path)
-            unlink(path, **options)
+            keeping_its_number(unlink, 0)(path, **options)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(os, "fsync", flush)
             patch.setattr(shutil, "rmtree", remove_tree)
             patch.setattr(os, "unlink", remove)
-            yield self
+            patch.setattr(os, "rmdir", keeping_its_number(os.rmdir, 0))
+            for name in ("rename", "replace"):
+                patch.setattr(os, name, keeping_its_number(getattr(os, name), 1))
+            try:
+                yield self
+            finally:
+                for handle in held:
+                    os.close(handle)
 
 
 @contextlib.contextmanager
