@@ -18,6 +18,7 @@ from benchmarks.study import commands
 from benchmarks.study.commands import StudyConfig, StudyPlanConfig, log_files, plan_study
 from benchmarks.study.steps import build_plan
 from benchmarks.study.study_record import read_study_record
+from clips.core.parent_death import usable_cores
 from clips.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -73,6 +74,20 @@ def test_one_changed_line_runs_only_what_depends_on_it(tmp_path, finished_study,
     plan_study(StudyPlanConfig(study=config.study, check=False))
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
     assert "changed: config " in lines["encoder-clips-s0"]
+
+
+def test_a_plan_warns_of_models_without_a_baseline_and_of_more_steps_at_a_time_than_cores(tmp_path, capsys):
+    def warnings(**fields: Any) -> list[str]:
+        plan_study(StudyPlanConfig(study=write_study(tmp_path, **fields).study, check=False))
+        said = capsys.readouterr().err.splitlines()
+        return [line.removeprefix("warning: ") for line in said if line.startswith("warning: ")]
+
+    without = "baseline: not set, so the report compares models with the best of each column only"
+    assert warnings(jobs=1) == []
+    assert warnings(jobs=1, baseline=None) == [without]
+    assert warnings(jobs=1, baseline=None, encoders={"clip": {}}) == []
+    assert warnings(jobs=999) == [f"jobs: up to 999 steps at a time share {usable_cores()} cores"]
+    assert warnings(jobs=999, profile="cluster") == []
 
 
 def test_failures_are_reported_and_the_exit_status_is_1(tmp_path, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -280,6 +281,8 @@ def test_a_plan_says_that_a_benchmark_tests_on_training_data(
     )  # fmt: skip
     told = f"benchmarks.retrieval: tests on {tested}, training data of encoder-clip-s0 and encoder-clips-s0"
     assert [*plan_warnings(plan)] == ([told] if is_told else [])
+    shutil.rmtree(tmp_path)  # of one plan the data are read once
+    assert [*plan_warnings(plan)] == ([told] if is_told else [])
 
 
 @pytest.mark.parametrize(
@@ -438,6 +441,18 @@ def test_data_that_the_study_makes_may_lack_a_split_so_far(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "out")
     assert first_config_error(asked, tmp_path / "link") is None
     check_configs([step])
+
+
+def test_a_misspelled_column_of_training_data_is_found_before_anything_starts(tmp_path):
+    pd.DataFrame({"image": ["1.jpg"], "caption": ["a dog"]}).to_csv(tmp_path / "a.csv", index=False)
+    words = ["clips", "train"]
+    source = {"format": "table", "path": str(tmp_path / "a.csv"), "web_caption": "captoin", "synthetic_caption": None}
+    asked = {"output": "a", "max_steps": 1, "recipe": {"name": "clip"}, "data": {"sources": [source]}}
+    found = str(first_config_error([("encoder-clip-s0", words, asked)], tmp_path / "out"))
+    assert found.startswith("step encoder-clip-s0: unknown column for web_caption in ")
+    assert "'captoin'; did you mean 'caption'?" in found
+    source["web_caption"] = "caption"
+    assert first_config_error([("encoder-clip-s0", words, asked)], tmp_path / "out") is None
 
 
 def test_the_models_of_libraries_are_those_that_they_list():

@@ -32,6 +32,7 @@ from benchmarks.study.study_record import RECORD_FILE, StepPlan, StudyRecord, wr
 from benchmarks.study.trash import TRASH, check_costly, move, replacements, size_of
 from benchmarks.tasks.output_cache import CACHE_DIR
 from clips.core.artifact import git_state, library_versions, log_info
+from clips.core.parent_death import usable_cores
 from clips.errors import UserError, unknown_name_error
 from clips.ranges import NonNegative, NonNegativeFloat, Positive, PositiveFloat
 
@@ -158,7 +159,12 @@ def _reject_costly(plan: StudyPlan, config: StudyConfig, rerun: Collection[str] 
 
 
 def _check(config: ScheduledStudyConfig, steps: Sequence[Step], plan: StudyPlan) -> None:
-    for line in [*plan_warnings(plan), *filter(None, (state_of(step).damage for step in steps))]:
+    study, lines = plan.study, [*plan_warnings(plan), *filter(None, (state_of(step).damage for step in steps))]
+    if study.baseline is None and len({row.model for row in plan.rows}) > 1:
+        lines.append("baseline: not set, so the report compares models with the best of each column only")
+    if not study.profile and study.jobs > usable_cores():
+        lines.append(f"jobs: up to {study.jobs} steps at a time share {usable_cores()} cores")
+    for line in lines:
         log_info(f"warning: {line}")
     if config.check:
         check_input_files(steps, plan.study)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.results.formatting import join_or_count
-from benchmarks.study.launch import EVALUATE, PYTHON_SCRIPT, find_command
+from benchmarks.study.launch import EVALUATE, PYTHON_SCRIPT, TRAIN_ENCODER, find_command
 from benchmarks.study.schema import Study
 from benchmarks.study.state import Step
 from benchmarks.study.steps import StudyPlan
@@ -34,16 +34,19 @@ from clips.typed_data import from_plain, to_plain
 if TYPE_CHECKING:
     from benchmarks.tasks.registry import BenchmarkConfig
     from clips.data.formats.dataset_format import DatasetSpec
+    from clips.data.sources import Source, SourceConfig
 
 
-def plan_warnings(plan: StudyPlan) -> Iterator[str]:
+@functools.cache  # it may read a data set
+def plan_warnings(plan: StudyPlan) -> tuple[str, ...]:
     """What a study does not do, or should not, although it can run: a line each."""
+    lines = []
     if plan.study.llms and not any(step.kind == "llava" for step in plan.steps):
-        yield "llms: no LLaVA is trained, because no benchmark evaluates one"
+        lines.append("llms: no LLaVA is trained, because no benchmark evaluates one")
     if any(NO_LLAVA in row.not_applicable.values() for row in plan.rows):
-        yield "llms: there are none, so benchmarks of LLaVAs evaluate 'existing_llavas' only"
+        lines.append("llms: there are none, so benchmarks of LLaVAs evaluate 'existing_llavas' only")
     if idle := [row.name for row in plan.rows if not row.cells]:
-        yield f"benchmarks: none evaluates {join_or_count(idle, 'models')}"
+        lines.append(f"benchmarks: none evaluates {join_or_count(idle, 'models')}")
     sources = [
         (step.name, os.path.realpath(source["path"]), str(source.get("split", "train")))
         for step in plan.steps
@@ -68,7 +71,8 @@ def plan_warnings(plan: StudyPlan) -> Iterator[str]:
             trained = [step for step, _, _ in inside]
         if trained:
             steps = join_or_count([*dict.fromkeys(trained)], "steps")
-            yield f"benchmarks.{name}: tests on {benchmark['data']}, training data of {steps}"
+            lines.append(f"benchmarks.{name}: tests on {benchmark['data']}, training data of {steps}")
+    return tuple(lines)
 
 
 def _data_sources(config: Any) -> Iterator[Mapping[str, Any]]:
@@ -144,14 +148,20 @@ def first_config_error(configs: Sequence[tuple[str, list[str], Any]], study: Pat
     Data below the directory ``study`` are not looked at: a step may be about to make them again.
     """
     own = study.resolve()
+
+    def is_outside(path: str) -> bool:
+        return Path(path).exists() and not Path(path).resolve().is_relative_to(own)
+
     for name, words, values in configs:
         try:
             config: Any = from_plain(find_command(tuple(words)).config_class(), values, what=" ".join(words))
             _check_model(config)
             for benchmark in config.benchmarks if tuple(words) == EVALUATE else ():
-                data = Path(benchmark.data)
-                if data.exists() and not data.resolve().is_relative_to(own):
+                if is_outside(benchmark.data):
                     _check_splits(benchmark)
+            for source in config.data.sources if tuple(words) == TRAIN_ENCODER else ():
+                if source.format == "table" and is_outside(source.path):
+                    _open_source(source)  # checks its columns
         except UserError as error:
             return f"step {name}: {error}"
     return None
@@ -216,6 +226,13 @@ def _check_splits(benchmark: BenchmarkConfig) -> None:
         _check_class_split(benchmark.data, benchmark.split)
     if isinstance(benchmark, LinearProbeConfig):
         _check_class_split(benchmark.data, benchmark.train_split)
+
+
+@functools.cache
+def _open_source(source: SourceConfig) -> Source:
+    from clips.data.sources import open_source
+
+    return open_source(source)
 
 
 @functools.cache  # many models are evaluated on the same data

@@ -48,7 +48,7 @@ _STUDY_FIELDS = {"model_name", "output", "benchmarks", "encoder"}  # fields of `
 _HASH_DIGITS = 12  # of a part's hash
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)  # hashable, so that functions of a plan can be cached
 class StudyPlan:
     """A resolved study: its steps in the order in which they run, its rows and columns, and the text of its file."""
 
