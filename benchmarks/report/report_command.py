@@ -20,7 +20,8 @@ class ReportConfig:
     Args:
         directory: a study's output, or a directory with ``<model>/<benchmark>.json``.
         output: directory of the report; by default ``report`` in the directory, ``report-vs-MODEL`` with a baseline,
-            ``report-subset`` with ``models`` or ``benchmarks``, so that the study's own report stays.
+            ``report-subset`` with ``models`` or ``benchmarks``, ``report-vs-MODEL-subset`` with both, so that the
+            study's own report stays.
         baseline: the model that the others are compared with; by default the study's.
         reference_results: results from papers, in a table of their own: SET or SET:MODEL, ``clips`` or
             ``openclip:ViT-B-32/openai`` (sets: clips, openvision, openvision2, siglip2, pe, llava,
