@@ -83,8 +83,8 @@ def run_list(config: ListConfig) -> None:
     print(
         "\nItems, size and license are those of the published set (questions, images or pairs of a split);\n"
         "a license covers the questions, rarely the images. Indented: datasets that the benchmark above reads with\n"
-        "`data:`.\n\nSettings besides name, data, task and limit (`clips-bench list NAME` explains "
-        "those of a benchmark,\nand prints prompt, scorer, source and pitfalls):"
+        "`data:`. For a first try add `limit: 200`.\n\nSettings besides name, data, task and limit "
+        "(`clips-bench list NAME` explains those of a benchmark,\nand prints prompt, scorer, source and pitfalls):"
     )
     common = {field.name for field in dataclasses.fields(BenchmarkConfig)}
     for names, kind in settings_by_kind().items():
