@@ -70,8 +70,6 @@ RULES = (
     Rule(has="transformers:openai/", skip="needs the hub"),
     Rule(has="hf-hub:", skip="needs the hub"),
     # ------------------------------------------------------------ what would take long
-    Rule(has="scripts/studies/inverse_effect.yaml", swap=(("study run", "study plan"),), shared=True),
-    Rule(has="scripts/studies/ablation.yaml", swap=(("study run", "study plan"),), shared=True),
     Rule(has="scripts/studies/tuning.yaml", swap=(("study run", "study plan"),), shared=True),
     Rule(has="python scripts/judge_claims.py", skip="needs scores; tests/test_judge_claims.py makes some"),
     Rule(has="clips import epoch_1.pt --architecture ViT-B-32", swap=(("ViT-B-32", "clips-tiny"),)),

@@ -16,7 +16,6 @@ from benchmarks.tasks.data.classification_sets import load_classification_set
 from clips.core.artifact import read_manifest
 from clips.data.formats import DatasetSpec
 from clips.data.formats.conversations import is_held_out
-from clips.data.sources import SourceConfig, open_source
 from clips.errors import UserError
 
 GQA = Path(world.HUB) / "GQA"
@@ -72,29 +71,6 @@ def test_cocoqa_has_exactly_the_held_out_photos(tmp_path):
     assert (manifest["kind"], manifest["counts"]) == ("hub", {"images": len(held), "questions": len(questions)})
 
 
-def test_coco_long_is_a_training_table_without_test_images(tmp_path):
-    world.write_images(tmp_path / "coco_mini/images", 4)
-    caption = {"long_captions": [{"caption": "One. Two."}]}
-    long = [
-        {"image": f"../coco_mini/images/{n}.png", "coco_id": n, "human_captions": [f"picture {n}"] if n else []}
-        | caption
-        for n in range(3)
-    ]
-    mini = [{"image": f"images/{n}.png", "image_id": str(n), "captions": [f"number {n}"]} for n in (2, 3)]
-    world.write_lines(tmp_path / "coco_long/captions.jsonl", long)
-    world.write_lines(tmp_path / "coco_mini/captions.jsonl", mini)
-    out = _prepare("coco_long", tmp_path, tmp_path / "out")
-    table = {"format": "table", "path": str(out / "train.jsonl"), "web_caption": "long", "synthetic_caption": "long"}
-    source = open_source(SourceConfig(image_root=str(tmp_path), **table))
-    assert len(source) == 3
-    assert source.read(0, np.random.default_rng(0)).synthetic == "One. Two."
-    both = [json.loads(line) for line in (out / "both.jsonl").read_text().splitlines()]
-    assert [row["human"] for row in both] == [["picture 1"], ["picture 2"]]
-    tested = load_caption_set(DatasetSpec(path=str(out / "test.jsonl"), image_root=str(tmp_path / "coco_mini")))
-    assert list(tested.images) == ["images/3.png"]
-    assert tested.open(0).size == (64, 64)
-
-
 def test_every_sixth_training_photo_is_held_out(tmp_path):
     source = tmp_path / "in"
     world.write_images(source / "images", 16)
@@ -103,7 +79,7 @@ def test_every_sixth_training_photo_is_held_out(tmp_path):
         for n in range(16)
     ]
     (source / "dataset_mine.json").write_text(json.dumps({"images": rows}))
-    out = _prepare("held_out", source, tmp_path / "out") / "dataset_held_out.json"
+    out = _prepare("noisy_web", source, tmp_path / "out") / "dataset_held_out.json"
     found = {}
     for split in ("train", "held_out", "val"):
         spec = DatasetSpec(path=str(out), format="karpathy", split=split, image_root=str(source / "images"))
@@ -113,7 +89,7 @@ def test_every_sixth_training_photo_is_held_out(tmp_path):
     assert found["val"] == ["14", "15"]
     (source / "dataset_mine.json").write_text("[]")
     with pytest.raises(UserError, match="expected Karpathy's format"):
-        _prepare("held_out", source, tmp_path / "other")
+        _prepare("noisy_web", source, tmp_path / "other")
 
 
 def _lines(path: Path) -> list[dict]:

@@ -32,21 +32,19 @@ class PrepareConfig:
 
     Args:
         dataset: ``cocoqa`` (the questions about photos that training excludes, as GQA), ``flickr8k`` (a split of a
-            Karpathy JSON, as NoCaps), ``coco_long`` (photos with long captions by MLLMs: a training table, and a
-            retrieval set of other photos), ``held_out`` (a Karpathy JSON with one sixth of the training photos in a
-            split ``held_out``, to test on photos not used to choose settings), ``caption_lengths`` (one long caption of
-            each photo of coco_long in several forms, and photos to test and to tune with short and with long captions),
-            ``noisy_web`` (held_out, and its training photos with web captions, some of them another photo's) or
-            ``cocoqa_classes`` (photos by the object that COCO-QA asks for, for a linear probe).
+            Karpathy JSON, as NoCaps), ``caption_lengths`` (one long caption by an MLLM of each photo in several forms,
+            and photos to test and to tune with short and with long captions), ``noisy_web`` (a Karpathy JSON with one
+            sixth of the training photos in a split ``held_out``, and the others with web captions, some of them another
+            photo's) or ``cocoqa_classes`` (photos by the object that COCO-QA asks for, for a linear probe).
         source: the directory of the data: ``questions.jsonl`` or one ``dataset_*.json``, next to ``images``; for
-            coco_long and caption_lengths the directory of both ``coco_long`` and ``coco_mini``.
+            caption_lengths the directory of both ``coco_long`` and ``coco_mini``.
         output: the directory to write.
         split: of flickr8k.
         image_root: of flickr8k, if the images are not next to the JSON.
         limit: use at most this number of images; for trials.
     """
 
-    dataset: Literal["cocoqa", "flickr8k", "coco_long", "held_out", "caption_lengths", "noisy_web", "cocoqa_classes"]
+    dataset: Literal["cocoqa", "flickr8k", "caption_lengths", "noisy_web", "cocoqa_classes"]
     source: str
     output: str
     split: str = "val"
@@ -72,8 +70,6 @@ def run_prepare(config: PrepareConfig) -> None:
     converters = {
         "cocoqa": _cocoqa,
         "flickr8k": _flickr8k,
-        "coco_long": _coco_long,
-        "held_out": _held_out,
         "caption_lengths": _caption_lengths,
         "noisy_web": _noisy_web,
         "cocoqa_classes": _cocoqa_classes,
@@ -141,52 +137,6 @@ def _flickr8k(config: PrepareConfig, folder: Path) -> dict[str, int]:
     return {"images": len(captions.images), "captions": sum(map(len, captions.captions))}
 
 
-def _held_out(config: PrepareConfig, folder: Path) -> dict[str, int]:
-    """``dataset_held_out.json``: every sixth training photo of a Karpathy JSON is of the split ``held_out``."""
-    load_caption_set(DatasetSpec(path=config.source, format="karpathy", split="train"), limit=1)  # raises unless it is
-    path = Path(config.source)
-    path = next(path.glob("dataset_*.json")) if path.is_dir() else path
-    content = read_json(path)
-    rows = [row for row in content["images"] if row["split"] == "train"][: config.limit]
-    for row in rows[_HELD_OUT_EVERY - 1 :: _HELD_OUT_EVERY]:
-        row["split"] = "held_out"
-    atomic_write(folder / "dataset_held_out.json", json.dumps(content, ensure_ascii=False) + "\n")
-    held = sum(row["split"] == "held_out" for row in rows)
-    return {"training images": len(rows) - held, "held-out images": held}
-
-
-def _coco_long(config: PrepareConfig, folder: Path) -> dict[str, int]:
-    """``train.jsonl``: images with all ``long`` captions; ``both.jsonl``: those that also have ``human`` captions.
-
-    ``test.jsonl`` has the other images of coco_mini. Image paths are relative to ``source``, in the test to coco_mini.
-    """
-    train, both, seen = [], [], set()
-    source = Path(config.source)
-    for _, row in read_json_lines(
-        source / "coco_long/captions.jsonl", texts=("image",), others=("coco_id", "human_captions", "long_captions")
-    ):
-        image = posixpath.normpath(f"coco_long/{row['image']}")  # most are in coco_mini
-        train.append({"image": image, "long": [entry["caption"] for entry in row["long_captions"]]})
-        if row["human_captions"]:
-            both.append({**train[-1], "human": row["human_captions"]})
-        seen.add(int(row["coco_id"]))
-    test = [
-        {"image": row["image"], "captions": row["captions"]}
-        for _, row in read_json_lines(
-            source / "coco_mini/captions.jsonl", texts=("image",), others=("image_id", "captions")
-        )
-        if int(row["image_id"]) not in seen
-    ]
-    tables = {"train": train[: config.limit], "both": both[: config.limit], "test": test[: config.limit]}
-    for name, rows in tables.items():
-        _write_lines(folder / f"{name}.jsonl", rows)
-    return {
-        "training images": len(tables["train"]),
-        "of these with human captions": len(tables["both"]),
-        "test images": len(tables["test"]),
-    }
-
-
 def _caption_lengths(config: PrepareConfig, folder: Path) -> dict[str, int]:
     """``train.jsonl``: one long caption of each photo, of those that fit the context, in every form of the study.
 
@@ -234,17 +184,23 @@ def _num_tokens(text: str) -> int:
 
 
 def _noisy_web(config: PrepareConfig, folder: Path) -> dict[str, int]:
-    """``train.jsonl``: the human captions of each photo as ``web_P``, of which P % are another photo's.
+    """``dataset_held_out.json``: every sixth training photo is of the split ``held_out``; ``train.jsonl``: the others.
 
+    ``web_P`` are the human captions of a photo, of which P % are another photo's.
     The foreign captions of 25 % are among those of 50 %. ``second_P`` are all but the first, and ``synthetic`` the own
     ones of these, joined: both have as many texts for a second positive, with noise and without.
     """
-    counts = _held_out(config, folder)
-    content = read_json(folder / "dataset_held_out.json")
+    load_caption_set(DatasetSpec(path=config.source, format="karpathy", split="train"), limit=1)  # raises unless it is
+    path = Path(config.source)
+    content = read_json(next(path.glob("dataset_*.json")) if path.is_dir() else path)
+    rows = [row for row in content["images"] if row["split"] == "train"][: config.limit]
+    for row in rows[_HELD_OUT_EVERY - 1 :: _HELD_OUT_EVERY]:
+        row["split"] = "held_out"
+    atomic_write(folder / "dataset_held_out.json", json.dumps(content, ensure_ascii=False) + "\n")
     photos = [row for row in content["images"] if row["split"] == "train"]
     texts = [[each["raw"].strip().removesuffix(".").strip() for each in row["sentences"]] for row in photos]
     rng = np.random.default_rng(0)
-    rows = []
+    table = []
     for number, (row, own) in enumerate(zip(photos, texts, strict=True)):
         own = [own[index] for index in rng.permutation(len(own))]
         donors = [texts[donor] for donor in (number + rng.integers(1, len(photos), len(own))) % len(photos)]
@@ -254,9 +210,9 @@ def _noisy_web(config: PrepareConfig, folder: Path) -> dict[str, int]:
         for noise in _NOISE:
             web = [foreign[index] if levels[index] < noise else own[index] for index in range(len(own))]
             line |= {f"web_{noise}": web, f"second_{noise}": web[1:]}
-        rows.append(line)
-    _write_lines(folder / "train.jsonl", rows)
-    return counts
+        table.append(line)
+    _write_lines(folder / "train.jsonl", table)
+    return {"training images": len(photos), "held-out images": sum(row["split"] == "held_out" for row in rows)}
 
 
 def _cocoqa_classes(config: PrepareConfig, folder: Path) -> dict[str, int]:
