@@ -171,6 +171,7 @@ def test_steps_that_have_run_tell_the_time_of_longer_ones_and_of_the_same_benchm
         "untrained": ("encoder", {"max_steps": 0}),
         "by-epochs": ("encoder", {"num_epochs": 2}),
         "llava": ("llava", {"align": {"max_steps": 10}, "instruct": {"max_steps": 30}}),
+        "wrong": ("llava", {"stages": []}),
         "evaluated": ("evaluation", {}),
         "alike": ("evaluation", {}),
         "other": ("evaluation", {}),
@@ -187,5 +188,5 @@ def test_steps_that_have_run_tell_the_time_of_longer_ones_and_of_the_same_benchm
         record = StepRecord(name=name, kind=kind, command="", key="", status="done", started=0.0, seconds=9.0)
         write_record(tmp_path, record)
     left = {status.name: status.left for status in read_statuses(plan, running=True)}
-    unknown = dict.fromkeys(("untrained", "by-epochs", "llava", "other"))
+    unknown = dict.fromkeys(("untrained", "by-epochs", "llava", "wrong", "other"))
     assert left == {"short": 9.0, "long": 54.0, "captioner": 18.0, "evaluated": 9.0, "alike": 9.0, **unknown}

@@ -124,9 +124,9 @@ def _work_of(step: Step) -> _Work:
     elif "stages" in step.config or len(step.outputs) > 1:
         parts = {"": {}}  # the log counts within one of its stages or benchmarks
     known = [part if isinstance(part, Mapping) else {} for part in parts.values()]
-    factors = [[cost, part.get("max_steps"), part.get("global_batch_size", 128)] for part in known]
-    if all(isinstance(each, int | float) and each > 0 for each in itertools.chain(*factors)):
-        return _Work(step.command, dict(zip(parts, map(math.prod, factors), strict=True)))
+    factors = [(part.get("max_steps"), part.get("global_batch_size", 128)) for part in known]
+    if factors and all(isinstance(each, int) and each > 0 for each in itertools.chain(*factors)):
+        return _Work(step.command, {name: cost * math.prod(each) for name, each in zip(parts, factors, strict=True)})
     lengths = [f"{name} {part.get(name)}" for part in known for name in ("max_steps", "max_samples", "num_epochs")]
     results = [path.name for path in step.outputs if step.kind == "evaluation"]
     return _Work((*step.command, *lengths, *results), {None if None in parts else "": cost})
@@ -190,7 +190,7 @@ def progress_view(plan: StudyPlan, statuses: Sequence[StepStatus], width: int) -
         left = time_left(plan.steps, plan.study.jobs, statuses)
         summary += [left] if left else []
     elif len(states) > states.count("done"):
-        summary.append("nothing is running")
+        summary.append("nothing is running" if {*states} != {"new"} else f"no step was run in {plan.study.directory}")
     lasts = [
         Text(f"{status.name}: {strip_control_chars(status.last, 240)}", style="dim")
         for status in statuses
