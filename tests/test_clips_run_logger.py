@@ -24,7 +24,7 @@ def entry(step: int) -> dict[str, Any]:
 def test_progress_is_plain_lines_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     with ProgressLine(0, 10) as line:
         line.show(entry(5))
-    assert capsys.readouterr().err == "step 5/10 · loss 1.500 · 8 samples/s · 0:02 left\n"
+    assert capsys.readouterr().err == "step 5/10 · loss 1.500 · 8.0 samples/s · 0:02 left\n"
     with ProgressLine(0, 10, quiet=True) as line:
         line.show(entry(1))
         line.advance()
@@ -78,20 +78,24 @@ def test_long_work_logs_lines_with_rates_and_the_time_that_is_left(clock):
     with Progress("captioning", 90, "samples", log) as shown:
         clock[0] += 60
         shown.advance(30, tokens=930)
-    with Progress("quick", 3, stream=log) as shown:
+    with Progress("scoring", 90, "batches", log) as shown:
+        clock[0] += 60
+        shown.advance(2, tokens=0)  # tokens that nobody counts
+    with Progress("quick", 3, "batches", log) as shown:
         shown.advance(3)
     # after 40 s (100 done) and after 80 s (200 done); in between less than half a minute has passed
     assert log.getvalue().splitlines() == [
         "embedding: 100 of 400 pictures · 2.5 pictures/s · 2 min left",
         "embedding: 200 of 400 pictures · 2.5 pictures/s · 1 min left",
         "captioning: 30 of 90 samples · 0.5 samples/s · 15.5 tokens/s · 2 min left",
+        "scoring: 2 of 90 batches · 0.033 batches/s · 44 min left",
     ]
-    assert list(progress_iter(["a", "b"], "reading")) == ["a", "b"]
+    assert list(progress_iter(["a", "b"], "reading", "words")) == ["a", "b"]
 
 
 def test_a_terminal_gets_a_bar():
     screen = Terminal()
-    with Progress("embedding", 10, stream=screen) as shown:
+    with Progress("embedding", 10, "batches", screen) as shown:
         shown.advance(10)
     assert "embedding" in screen.getvalue()
     assert "10/10" in screen.getvalue()

@@ -25,7 +25,7 @@ class Progress:
         stream: output stream; by default standard error.
     """
 
-    def __init__(self, what: str, total: int, unit: str = "", stream: TextIO | None = None) -> None:
+    def __init__(self, what: str, total: int, unit: str, stream: TextIO | None = None) -> None:
         self.what, self.total, self.unit = what, total, unit
         self.stream = stream or sys.stderr
         self.done = 0
@@ -58,20 +58,25 @@ class Progress:
         elif time.monotonic() - self._last_line > _LOG_SECONDS:
             self._last_line = time.monotonic()
             left = (self.total - self.done) * (self._last_line - self._start) / max(1, self.done)
-            unit = f" {self.unit}" if self.unit else ""
-            line = f"{self.what}: {self.done:,} of {self.total:,}{unit} · {self.rates()} · {left / 60:.0f} min left"
+            done = f"{self.done:,} of {self.total:,} {self.unit}"
+            line = f"{self.what}: {done} · {self.rates()} · {left / 60:.0f} min left"
             print(line, file=self.stream, flush=True)
 
     def rates(self) -> str:
         """``"3.1 samples/s · 912.0 tokens/s"`` since the start."""
         seconds = max(time.monotonic() - self._start, 1e-9)
         counts = {self.unit: self.done, **self.others}
-        return " · ".join(f"{count / seconds:,.1f}{f' {name}' if name else ''}/s" for name, count in counts.items())
+        return " · ".join(rate_text(count / seconds, name) for name, count in counts.items() if count)
 
 
-def progress_iter(items: Collection[Item], what: str) -> Iterator[Item]:
-    """Iterate over ``items`` and show the progress."""
-    with Progress(what, len(items)) as progress:
+def rate_text(rate: float, unit: str) -> str:
+    """``"912.0 tokens/s"``; a rate below 1 has two digits that are not 0."""
+    return f"{rate:,.1f} {unit}/s" if rate >= 1 else f"{rate:.2g} {unit}/s"
+
+
+def progress_iter(items: Collection[Item], what: str, unit: str) -> Iterator[Item]:
+    """Iterate over ``items``, named ``unit``, and show the progress."""
+    with Progress(what, len(items), unit) as progress:
         for item in items:
             yield item
             progress.advance()
@@ -122,7 +127,7 @@ class ProgressLine:
             if name.startswith("val_") and name.endswith("_t2i_r1")
         ]
         validation = f" · T→I R@1 {', '.join(recalls)}" if recalls else ""
-        summary = f"loss {entry['loss']:.3f} · {entry['samples_per_second']:.0f} samples/s{validation}"
+        summary = f"loss {entry['loss']:.3f} · {rate_text(entry['samples_per_second'], 'samples')}{validation}"
         if self.bar is not None:
             self.bar.update(self.task, description=summary)
             return

@@ -96,7 +96,7 @@ def collect_stats(source: Source, config: InspectDatasetConfig) -> DatasetStats:
         indices = np.concatenate([np.arange(ends[shard] - lengths[shard], ends[shard]) for shard in shards])
     chosen = indices[evenly(len(indices), count)]
     shown, tokenizer, seen = config.shown(chosen), ClipsTokenizer(), Counter[str]()
-    for index in progress_iter(chosen.tolist(), "reading"):
+    for index in progress_iter(chosen.tolist(), "reading", "samples"):
         stats.scanned += 1
         try:
             sample = source.read(index, np.random.default_rng([config.seed, index]))
@@ -205,7 +205,7 @@ def run_index(config: IndexShardsConfig) -> None:
         with partial.open("a", encoding="utf-8") as log, concurrent.futures.ThreadPoolExecutor(_NUM_THREADS) as threads:
             tars.build_indexes()
             counts = threads.map(lambda shard: len(tars.index(places[shard])), missing)
-            for shard, count in zip(progress_iter(missing, "reading"), counts, strict=True):
+            for shard, count in zip(progress_iter(missing, "reading", "shards"), counts, strict=True):
                 sizes[shard_name(shard)] = count
                 log.write(json.dumps([shard_name(shard), count]) + "\n")
                 log.flush()

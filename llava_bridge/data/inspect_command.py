@@ -93,7 +93,7 @@ def run_inspect(config: InspectConversationsConfig) -> None:
     num_images, invalid, examples = Counter[int](), InvalidSamples(), list[Example]()
     chosen = evenly(len(samples), config.num_samples)
     shown = config.shown(chosen)
-    for index in progress_iter(chosen.tolist(), "reading"):
+    for index in progress_iter(chosen.tolist(), "reading", "samples"):
         sample = samples[index]
         try:
             encoded = dataset.encode(sample)

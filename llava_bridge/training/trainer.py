@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from clips.commandline.progress import rate_text
 from clips.commandline.signals import StopRequest
 from clips.core import durable
 from clips.core.artifact import write_errors_as_user_errors
@@ -31,7 +32,6 @@ from llava_bridge.data.batches import LengthGroupedSampler, RandomOrder
 from llava_bridge.training.checkpoints import mark_complete
 from llava_bridge.training.launch import is_main_process, log_rank0
 from llava_bridge.training.run_dir import MAX_GRAD_NORM, deepspeed_config
-from llava_bridge.training.setup import precision
 from llava_bridge.training.train_config import RATE_FIELDS, LlavaTrainConfig, Part, StageConfig
 
 LOG_INTERVAL_SECONDS = 5.0
@@ -194,7 +194,7 @@ def training_arguments(
         weight_decay=stage.weight_decay,
         adam_beta2=stage.adam_beta2,
         max_grad_norm=MAX_GRAD_NORM,
-        bf16=precision(config) == "bf16",
+        bf16=config.precision == "bf16",
         use_cpu=not torch.cuda.is_available(),
         seed=config.seed,
         logging_steps=min(config.logging_steps, steps),
@@ -278,7 +278,7 @@ class StageProgress:
             self._last_line = now
             left = (self._total - step) * self.batch_size / rate
             log_rank0(
-                f"{self.stage}: step {step}/{self._total}  loss {self.last_loss:.4f}  {rate:.0f} samples/s  "
+                f"{self.stage}: step {step}/{self._total}  loss {self.last_loss:.4f}  {rate_text(rate, 'samples')}  "
                 f"{int(left) // 60}:{int(left) % 60:02d} left"
                 + "".join(f"  {name} {value:.4f}" for name, value in validation.items())
             )

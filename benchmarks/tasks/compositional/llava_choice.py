@@ -199,7 +199,7 @@ def _score_texts(
 
     def score() -> None:
         size = model.config.batch_size
-        for start in progress_iter(range(0, len(mine), size), "scoring captions"):
+        for start in progress_iter(range(0, len(mine), size), "scoring captions", "batches"):
             batch = mine[start : start + size]
             regions, prompts, texts = zip(*(requests[number] for number in batch), strict=True)
             opened = {region: pairs.open(region) for region in regions if region is not None}

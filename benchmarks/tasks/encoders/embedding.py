@@ -269,7 +269,7 @@ def embed_images(
     def compute(chosen: Batches) -> Iterator[torch.Tensor]:
         with torch.inference_mode(), ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
             prepared = prefetch(pool, chosen)
-            for batch, images in zip(progress_iter(chosen, "embedding images"), prepared, strict=True):
+            for batch, images in zip(progress_iter(chosen, "embedding images", "batches"), prepared, strict=True):
                 # channels last is faster for convolutions
                 pixels = torch.stack(images).to(encoder.device, dtype, memory_format=torch.channels_last)
                 yield _unit_vectors(encoder.model.encode_image(pixels), [names[index] for index in batch], "image")
@@ -293,7 +293,7 @@ def embed_texts(
 
     def compute(chosen: Batches) -> Iterator[torch.Tensor]:
         with torch.inference_mode():
-            for batch in progress_iter(chosen, "embedding texts"):
+            for batch in progress_iter(chosen, "embedding texts", "batches"):
                 named = [texts[index] for index in batch]
                 tokens = encoder.tokenizer(named)
                 if without_padding:  # on the CPU, which knows the lengths

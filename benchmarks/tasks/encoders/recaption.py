@@ -199,8 +199,8 @@ def _generate(model: EvalModel, samples: RecaptionSet, directory: str) -> list[s
     encoder = model.tower
     captioner = load_captioner(directory).to(encoder.device)
     dtype = getattr(torch, encoder.precision)
-    found = []
-    for batch in progress_iter(batches(range(len(samples.indices)), model.config.batch_size), "writing captions"):
+    chosen, found = batches(range(len(samples.indices)), model.config.batch_size), []
+    for batch in progress_iter(chosen, "writing captions", "batches"):
         pixels = torch.stack([encoder.preprocess(samples.open(index)) for index in batch])
         reads_text = captioner.text_projection is not None
         texts = encoder.tokenizer([samples.web[index] for index in batch]) if reads_text else None
