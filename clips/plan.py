@@ -80,14 +80,18 @@ def plan_stage(config: TrainPlanConfig, stage: EncoderTrainConfig) -> StagePlan:
     """Estimate one stage.
 
     Raises:
-        UserError: ``num_gpus`` does not fit the stage.
+        UserError: the stage cannot be divided among ``num_gpus``.
     """
     count, distributed = config.num_gpus, stage.distributed
     if stage.global_batch_size % count:
-        raise UserError(f"num_gpus: expected a divisor of global_batch_size {stage.global_batch_size}, got {count}")
+        raise UserError(
+            f"global_batch_size: {stage.global_batch_size:,} samples cannot be divided among {count} GPUs (--num_gpus)"
+        )
     group = distributed.shard_group_size or count
     if count % group:
-        raise UserError(f"num_gpus: expected a multiple of distributed.shard_group_size {group}, got {count}")
+        raise UserError(
+            f"distributed.shard_group_size: expected a divisor of {count:,} GPUs (--num_gpus), got {group:,}"
+        )
     local = stage.global_batch_size // count
     samples = 0
     if stage.num_epochs is not None:
