@@ -288,6 +288,8 @@ def test_a_file_of_weights_with_its_architecture(tmp_path: Path, kind: str, smal
     name, rename = WRITTEN[kind]
     model = written(tmp_path / name, rename)
     assert_same_weights(imported(tmp_path / name, tmp_path / "encoder", architecture=small_architecture), model)
+    difference = read_manifest(tmp_path / "encoder")["largest_difference"]
+    assert difference == (0 if rename is str else None)  # open_clip's own loader reads no other names
 
 
 def test_a_training_checkpoint_with_its_architecture(tmp_path: Path, small_architecture: str):

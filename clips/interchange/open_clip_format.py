@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from clips.errors import UserError, error_reason, unknown_name_error
-from clips.interchange.conversion import ImportedEncoder, license_from_card, no_tokenizer
+from clips.interchange.conversion import Features, ImportedEncoder, license_from_card, no_tokenizer
 from clips.model import architectures
 from clips.model.loading import library_errors_as_user_errors, read_weights
 from clips.model.tokenizer import ClipsTokenizer, copy_tokenizer_files
@@ -83,9 +83,21 @@ def load(path: Path, architecture: str | None) -> ImportedEncoder:
         preprocess_source=source,
         weights=weights,
         write_tokenizer=_tokenizer_writer(path, cfg["text_cfg"]),
+        features=_own_features(architecture, where) if source == PREPROCESSING_OF_FILES else None,
         license=license_from_card(path),
         where=where,
     )
+
+
+def _own_features(architecture: str | None, weights: Path) -> Features | None:
+    """The features of open_clip's own model of a weights file; None if open_clip does not read the file."""
+    import open_clip
+
+    try:
+        model = open_clip.create_model(str(architecture), pretrained=str(weights), pretrained_text=False).eval()
+    except Exception:  # of torch.load, for example, for what `read_weights` reads; or errors that the import names
+        return None
+    return lambda pixels, tokens: (model.encode_image(pixels), model.encode_text(tokens))
 
 
 def _tokenizer_writer(path: Path, text: dict[str, Any]) -> Callable[[Path], None]:

@@ -55,7 +55,9 @@ class Parity:
         """In one line."""
         if self.largest_difference is None:
             return "all weights taken over by name"
-        said = f"features differ by {self.largest_difference:.1e} at most for the same pixels and tokens"
+        said = (
+            f"features differ from the source's by {self.largest_difference:.1e} at most for the same pixels and tokens"
+        )
         if self.pixel_levels is not None:
             said += (
                 f", by {self.image_difference:.1e} for an image through both preprocessings "
