@@ -322,6 +322,30 @@ def test_pretrained_weights_without_a_network_fail_before_timm_asks(tmp_path, mo
         load_encoder("timm:resnet18")
 
 
+@pytest.mark.parametrize("listed", [False, True])
+def test_without_a_network_the_weights_that_timm_has_cached_are_enough(
+    listed: bool, tmp_path: Path, monkeypatch
+) -> None:
+    """The Hub's cache as timm fills it, and as ``snapshot_download`` of one file does, with a list of all files."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    name, commit = "test_vit", "0123456789abcdef0123456789abcdef01234567"
+    repo = tmp_path / f"models--{timm.get_pretrained_cfg(name).hf_hub_id.replace('/', '--')}"
+    stored = timm.create_model(name).state_dict()
+    for folder in ("blobs", "refs", f"snapshots/{commit}"):
+        (repo / folder).mkdir(parents=True)
+    save_file(stored, repo / "blobs" / "weights")
+    (repo / "snapshots" / commit / "model.safetensors").symlink_to("../../blobs/weights")
+    (repo / "refs" / "main").write_text(commit)
+    if listed:
+        files = {name: {"size": 1, "blob_id": "a"} for name in ("config.json", "model.safetensors")}
+        (repo / "trees").mkdir()
+        (repo / "trees" / f"{commit}.json").write_text(json.dumps({"format_version": 1, "files": files}))
+    weights = load_encoder(f"timm:{name}").weights
+    assert weights is not None
+    assert all(torch.equal(value, stored[key.removeprefix("trunk.")]) for key, value in weights.items())
+
+
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
 def test_weights_that_a_diverged_training_left_are_rejected(broken: float, tmp_path: Path) -> None:
     """From every source, as by import: with them, answers and scores are those of noise."""

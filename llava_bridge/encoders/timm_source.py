@@ -123,7 +123,7 @@ def load(reference: str, image_size: int | None) -> VisionEncoder:
     repo, _, revision = (_timm(name).get_pretrained_cfg(name).hf_hub_id or "").partition("@")
     try:
         if repo:  # fails at once without a network or a copy; timm's own request is repeated for a minute
-            snapshot_download(repo, revision=revision or None, allow_patterns=["config.json"])
+            snapshot_download(repo, revision=revision or None, allow_patterns=[])  # no files: timm loads what it needs
         weights = _timm(name).create_model(name, pretrained=True, num_classes=0).state_dict()
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
