@@ -96,6 +96,15 @@ def test_an_empty_answer_and_an_untrained_projector_are_stated(bridge_llava, tmp
     assert capsys.readouterr() == ("\n", f"{swapped}: {UNTRAINED}\n(the model answered nothing)\n")
 
 
+def test_one_process_of_a_launcher_says_that_the_projector_is_untrained(bridge_llava, tmp_path, capsys, monkeypatch):
+    swapped = shutil.copytree(bridge_llava, tmp_path / "swapped")
+    (swapped / "manifest.json").write_text('{"projector": "untrained"}')
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        load_llava(swapped, device="cpu")
+    assert capsys.readouterr().err.count(UNTRAINED) == 1
+
+
 def test_ctrl_c_ends_an_answer_and_at_the_prompt_the_conversation(bridge_llava, capsys, monkeypatch):
     force(monkeypatch, bridge_llava, "It is a", interrupted=True)
     seen: list[list[Any]] = []

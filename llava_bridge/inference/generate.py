@@ -16,11 +16,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clips.core.artifact import MANIFEST, log_info, read_manifest
+from clips.core.artifact import MANIFEST, read_manifest
 from clips.errors import UserError
 from clips.model.loading import library_errors_as_user_errors, load_pretrained
 from llava_bridge.conversation import IMAGE, ConversationEncoder, Message
 from llava_bridge.model.llava_checks import check_image_token, resolve_llava_dir
+from llava_bridge.training.launch import log_rank0
 from llava_bridge.training.lora import ADAPTER_DIR
 
 ImageInput = Image.Image | Sequence[Image.Image] | None
@@ -59,7 +60,7 @@ def load_llava(directory: str | Path, device: str | None = None, *, adapter: boo
     check_image_token(processor.tokenizer, model.config, str(path))
     state_image_tokens(model.config, processor)
     if (path / MANIFEST).is_file() and read_manifest(path).get("projector") == "untrained":
-        log_info(f"{path}: the projector is untrained, so that answers do not describe the image")
+        log_rank0(f"{path}: the projector is untrained, so that answers do not describe the image")
     return model.to(chosen).eval(), processor
 
 
