@@ -17,6 +17,8 @@ CAPTIONER_CONFIG = "captioner_config.json"
 CAPTIONER_WEIGHTS = "captioner.safetensors"
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?")
 HF_HUB_PREFIX = "hf-hub:"
+TRAIN_CONFIG = "config.yaml"
+"""The config of an unfinished LLaVA, in its `work_dir`."""
 TIMM_PREFIX = "timm:"
 DUAL_MODELS = ("clip", "metaclip_2", "siglip", "siglip2", "aimv2", "tipsv2")
 """``model_type`` of transformers' models with a text tower whose features are compared with those of images."""
@@ -137,6 +139,11 @@ def is_on_hub(reference: str) -> bool:
     return reference.startswith(HF_HUB_PREFIX) or is_repo_id
 
 
+def work_dir(output: str | Path) -> Path:
+    """The hidden directory next to the LLaVA ``output`` with the state of its unfinished training."""
+    return Path(output).with_name(f".{Path(output).name}.work")
+
+
 def resolve_model_dir(reference: str, field: str) -> Path:
     """The directory of a model in transformers' format, or of a LLaVA in another; downloaded if it is on the Hub.
 
@@ -145,8 +152,12 @@ def resolve_model_dir(reference: str, field: str) -> Path:
         field: config field, for the error.
 
     Raises:
-        UserError: neither exists.
+        UserError: neither exists, or it is a LLaVA whose training is not finished.
     """
+    unfinished = work_dir(reference) / TRAIN_CONFIG
+    if not Path(reference).exists() and unfinished.is_file():
+        command = f"llava-bridge train --config {unfinished}"
+        raise UserError(f"{field}: the training of {reference} is not finished; `{command}` continues it")
     if not is_on_hub(reference):
         return Path(reference)
     try:

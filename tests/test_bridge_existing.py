@@ -106,6 +106,7 @@ def test_a_swap_keeps_all_but_encoder_and_projector(llava: Path, bridge_encoder:
     assert status == 0
     assert "the projector is untrained; train it by" in told
     assert f"llava-bridge train --llava {output} --output" in told
+    assert told.endswith("a first try with --align.max_steps 20 --instruct.max_steps 20\n")
     (before, old), (after, new) = load_llava(llava, device="cpu"), load_llava(output, device="cpu")
     for part in ("model.language_model", "lm_head"):
         kept = after.get_submodule(part).state_dict()
@@ -162,8 +163,14 @@ def test_settings_next_to_a_llava_are_checked(llava, original_parts, bridge_talk
         with pytest.raises(UserError, match=rf"^{name}: expected none with llava"):
             config(llava, **{name: value})
     original = world.write_original(original_parts, tmp_path / "original", "clip")
+    (tmp_path / ".began.work").mkdir()
+    (tmp_path / ".began.work" / "config.yaml").touch()
     for wrong, match in (
         (tmp_path / "no", "is not a directory"),
+        (
+            tmp_path / "began",
+            "began is not finished; `llava-bridge train --config .*/.began.work/config.yaml`",
+        ),
         (bridge_talk, "no LLaVA in the transformers format"),
         (original, "`llava-bridge convert`"),
     ):

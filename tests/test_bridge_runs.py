@@ -22,7 +22,7 @@ from clips.errors import UserError
 from llava_bridge.training import launch, run_dir
 from llava_bridge.training import train as training
 from llava_bridge.training.run_dir import prepare_work_dir, run_identity
-from llava_bridge.training.train import _check_shared
+from llava_bridge.training.train import _check_shared, _with_precision
 from llava_bridge.training.train_config import STAGE_NAMES, LlavaTrainConfig
 
 
@@ -180,6 +180,18 @@ def test_an_output_that_only_one_machine_sees_is_rejected(tmp_path: Path, monkey
     monkeypatch.setattr(distributed, "all_gather_objects", lambda sees: [sees, False])
     with pytest.raises(UserError, match=r"output: expected a directory shared by all nodes, but the process of rank 1"):
         _check_shared(tmp_path)
+
+
+def test_a_run_keeps_its_precision_on_other_hardware(config, tmp_path, monkeypatch, capsys) -> None:
+    from clips.model import compute
+
+    found, auto = [], dataclasses.replace(config, precision="auto")
+    for precision in ("bf16", "fp32"):
+        monkeypatch.setattr(compute, "resolve_precision", lambda *_, kind=precision: (kind, "as it is"))
+        found.append(_with_precision(auto, tmp_path).precision)
+    assert found == ["bf16", "bf16"]
+    assert capsys.readouterr().err == "precision: bf16 (as it is)\n"
+    assert _with_precision(config, tmp_path).precision == config.precision == "fp32"
 
 
 @pytest.mark.parametrize(("visible", "count"), [("", "null"), ("5", "null"), ("4,7", "2"), ("0,1,2", "3")])

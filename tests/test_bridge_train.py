@@ -60,7 +60,8 @@ def test_both_stages_in_one_command(trained: Path, bridge_encoder: Path) -> None
     printed = (trained.parent / "printed.txt").read_text()
     assert "align: vision frozen" in printed
     assert "align: projector trainable" in printed
-    assert re.fullmatch(r"((align|instruct): .*\n)+wrote .*\n", printed)  # nothing of the libraries
+    told = r"((align|instruct): .*\n)+wrote (\S+); next: `llava-bridge chat \3 --image FILE`\n"
+    assert re.fullmatch(told, printed)  # nothing of the libraries
     assert not list(trained.parent.glob(".*"))
     usual = (trained.parent / "printed.txt").stat().st_mode
     assert {path.stat().st_mode for path in trained.iterdir()} == {usual}

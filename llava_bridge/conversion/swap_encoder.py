@@ -65,5 +65,5 @@ def run_swap(config: SwapConfig) -> None:
         )
     log_info(
         f"{config.output}: the projector is untrained; train it by `llava-bridge train --llava {config.output} "
-        "--output … --align.data … --instruct.data …`"
+        "--output … --align.data … --instruct.data …`, a first try with --align.max_steps 20 --instruct.max_steps 20"
     )

@@ -21,7 +21,7 @@ from clips.data.remote_files import local_files
 from clips.data.tar_index import read_byte_range
 from clips.errors import UserError, unknown_name_error
 from clips.gpus import visible_gpus
-from clips.model_refs import is_on_hub, resolve_model_dir
+from clips.model_refs import is_on_hub, resolve_model_dir, work_dir
 from clips.text_files import safe_json_loads
 from clips.typed_data import to_plain
 from llava_bridge.data import read_samples
@@ -225,12 +225,6 @@ def _file_hash(path: Path) -> str:
 # ---------------------------------------------------------------- the directory of an unfinished run
 
 
-def work_dir(config: LlavaTrainConfig) -> Path:
-    """The hidden directory next to the output with the state of an unfinished run."""
-    output = Path(config.output)
-    return output.with_name(f".{output.name}.work")
-
-
 @contextlib.contextmanager
 def lock_work_dir(config: LlavaTrainConfig) -> Iterator[None]:
     """Lock the work directory for this run.
@@ -238,7 +232,7 @@ def lock_work_dir(config: LlavaTrainConfig) -> Iterator[None]:
     The directory is deleted when the block succeeds, or fails with a UserError before there is progress. UserError:
     another run has locked it, or it cannot be written.
     """
-    work = work_dir(config)
+    work = work_dir(config.output)
     with lock_output(work / "lock", config.output):
         try:
             yield
@@ -280,7 +274,7 @@ def prepare_work_dir(work: Path, config: LlavaTrainConfig) -> None:
 
 def remove_leftover(config: LlavaTrainConfig) -> None:
     """Delete the work directory of a finished run, unless another run has progress in it."""
-    work = work_dir(config)
+    work = work_dir(config.output)
     if has_progress(work) and difference(read_run(work / RUN) or {}, run_identity(config)):
         log_rank0(f"{work} has an unfinished run with other settings; remove it if it is not needed")
         return

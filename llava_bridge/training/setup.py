@@ -8,7 +8,7 @@ import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from transformers.utils.generic import is_flash_attention_requested
 from clips.core.cache import TensorShards
 from clips.data.formats.dataset_format import Conversation
 from clips.errors import UserError
-from clips.model.compute import repeated_layers, resolve_precision
+from clips.model.compute import repeated_layers
 from clips.model.feature_cache import digest
 from clips.model.loading import library_errors_as_user_errors, load_pretrained
 from llava_bridge.data import read_conversations, read_samples
@@ -153,7 +153,7 @@ def _set_attention(llm: Any, config: LlavaTrainConfig) -> None:
     """Let the LLM attend as configured; else by FlashAttention instead of SDPA, in bf16 on a GPU with the package."""
     wanted = config.attn_implementation
     uses_sdpa = llm.config._attn_implementation == "sdpa" and llm._supports_flash_attn
-    if wanted is None and uses_sdpa and precision(config) == "bf16" and is_flash_attn_2_available():
+    if wanted is None and uses_sdpa and config.precision == "bf16" and is_flash_attn_2_available():
         wanted = "flash_attention_2"
     if wanted is not None:
         with library_errors_as_user_errors(f"attn_implementation: this LLM does not support {wanted} here"):
@@ -189,11 +189,6 @@ def supports_packing(model: Any) -> bool:
         llm.train(was_training)
         llm.config._attn_implementation = attention
     return torch.allclose(packed[:, count:], alone, atol=1e-4, rtol=1e-3)
-
-
-def precision(config: LlavaTrainConfig) -> Literal["fp32", "bf16"]:
-    """The precision of computation on this machine."""
-    return resolve_precision(config.precision, torch.device("cuda" if torch.cuda.is_available() else "cpu"))[0]
 
 
 def split_parts(model: Any) -> dict[Part, nn.Module]:

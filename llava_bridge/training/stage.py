@@ -39,7 +39,6 @@ from llava_bridge.training.setup import (
     detached_frozen_encoder,
     enable_feature_cache,
     modules_to_compile,
-    precision,
     recompute_layers,
     set_trainable_parts,
     setup_stage,
@@ -64,7 +63,7 @@ def train_stage(config: LlavaTrainConfig, name: str, work: Path, stop: StopReque
     """
     started = time.monotonic()
     stage, checkpoints = config.stage(name), work / name / CHECKPOINTS_DIR
-    bf16 = precision(config) == "bf16"
+    bf16 = config.precision == "bf16"
     dtype = torch.bfloat16 if bf16 else torch.float32
 
     # The model and what of it trains, the data, the number of steps.
@@ -78,9 +77,7 @@ def train_stage(config: LlavaTrainConfig, name: str, work: Path, stop: StopReque
         compile_modules(modules_to_compile(setup.model))
     steps = stage.num_steps(len(setup.dataset))
     _log_parts(setup, name, has_adapters=stage.lora is not None)
-    log_rank0(
-        f"{name}: {len(setup.dataset):,} samples, {steps} steps of {stage.global_batch_size}, {precision(config)}"
-    )
+    log_rank0(f"{name}: {len(setup.dataset):,} samples, {steps} steps of {stage.global_batch_size}, {config.precision}")
     # Frozen weights that DeepSpeed rounds are later saved as they were; the encoder keeps its own dtype.
     trained_with = (module for part, module in setup.parts.items() if part != "vision")
     rounded = bf16 and not fit_bf16(
@@ -247,7 +244,7 @@ def save_stage_model(
                 copy_dequantized(setup.model, model)
             if lora.merge_weights or not is_last:  # the next stage needs merged weights
                 model, adapted = adapted.merge_and_unload(), None
-        if precision(config) == "bf16":  # the encoder, and projector and LLM together, if that is lossless
+        if config.precision == "bf16":  # the encoder, and projector and LLM together, if that is lossless
             vision = list(saved.parts["vision"].parameters())
             others = [one for part, module in saved.parts.items() if part != "vision" for one in module.parameters()]
             for own in (vision, others):

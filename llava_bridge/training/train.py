@@ -9,19 +9,22 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import shutil
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 from clips.commandline.signals import StopRequest, graceful_shutdown
 from clips.core.artifact import atomic_artifact_dir, atomic_write, check_finished, write_manifest
-from clips.core.identity import RUN
+from clips.core.identity import RUN, Identity
 from clips.core.run_log import METRICS_FILE, TENSORBOARD_DIR, RunLog, check_trackers
 from clips.errors import UserError
 from clips.gpus import visible_gpus
 from clips.model_card import write_card
+from clips.model_refs import TRAIN_CONFIG, work_dir
 from clips.text_files import safe_json_loads
 from clips.typed_data import checked, to_yaml
 from llava_bridge.training import launch
@@ -34,7 +37,6 @@ from llava_bridge.training.run_dir import (
     prepare_work_dir,
     remove_leftover,
     run_identity,
-    work_dir,
 )
 from llava_bridge.training.train_config import LlavaTrainConfig
 
@@ -67,17 +69,17 @@ def run_train(config: LlavaTrainConfig) -> None:
                 log_rank0(f"distributed.num_processes: {gpus}, one for each visible GPU")
                 config = config.with_processes(gpus)
         check_inputs(config)  # again, now against the number of processes
+        config_file = work_dir(config.output) / TRAIN_CONFIG
         with contextlib.ExitStack() as stack:
             if is_main_process():
                 stack.enter_context(lock_work_dir(config))
-                prepare_work_dir(work_dir(config), config)
-            stop = stack.enter_context(graceful_shutdown())
-            if launched is None:  # the other processes read their config from a file
-                config_file = work_dir(config) / "config.yaml"
+                prepare_work_dir(work_dir(config.output), config)
                 atomic_write(config_file, to_yaml(config))
+            stop = stack.enter_context(graceful_shutdown())
+            if launched is None:  # the other processes read their config from the file
                 stack.enter_context(start_ranks(config.distributed.num_processes or 1, config_file))
             run_stages(config, stop)
-        log_rank0(f"wrote {config.output}")
+        log_rank0(f"wrote {config.output}; next: `llava-bridge chat {config.output} --image FILE`")
 
 
 def run_stages(config: LlavaTrainConfig, stop: StopRequest) -> None:
@@ -93,8 +95,9 @@ def run_stages(config: LlavaTrainConfig, stop: StopRequest) -> None:
 
     launch.init_process_group()
     launch.barrier()  # until rank 0 has prepared the directory, also for a second run of these processes
-    work = work_dir(config)
+    work = work_dir(config.output)
     _check_shared(work)
+    given, config = config, _with_precision(config, work)
     with RunLog.of(config, work, writes=is_main_process()) as run_log, worker_errors_as_user_errors("num_workers"):
         for name in config.stages:
             if (work / name / "model").is_dir():
@@ -102,7 +105,7 @@ def run_stages(config: LlavaTrainConfig, stop: StopRequest) -> None:
             else:
                 train_stage(config, name, work, stop, run_log)
     if is_main_process():
-        _write_output(config, work)
+        _write_output(config, run_identity(given), work)
     launch.barrier()
 
 
@@ -116,7 +119,27 @@ def _check_shared(work: Path) -> None:
             )
 
 
-def _write_output(config: LlavaTrainConfig, work: Path) -> None:
+def _with_precision(config: LlavaTrainConfig, work: Path) -> LlavaTrainConfig:
+    """The config with ``auto`` resolved: once, so that a run that resumes on other hardware keeps its precision."""
+    import torch
+
+    from clips.model.compute import resolve_precision
+    from clips.parallel.distributed import from_main
+
+    def resolved() -> Any:
+        file = work / "precision"
+        if file.is_file():
+            return file.read_text(encoding="utf-8")
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        found, reason = resolve_precision(config.precision, device)
+        log_rank0(f"precision: {found} ({reason})")
+        atomic_write(file, found)
+        return found
+
+    return dataclasses.replace(config, precision=from_main(resolved)) if config.precision == "auto" else config
+
+
+def _write_output(config: LlavaTrainConfig, identity: Identity, work: Path) -> None:
     summaries = {name: safe_json_loads((work / name / "model" / "stage.json").read_text()) for name in config.stages}
     with atomic_artifact_dir(config.output, kind="llava") as directory:
         shutil.copytree(work / config.stages[-1] / "model", directory, dirs_exist_ok=True)
@@ -131,7 +154,7 @@ def _write_output(config: LlavaTrainConfig, work: Path) -> None:
             seed=config.seed,
             data=data_manifest(config),
             parents=parent_artifacts(config),
-            identity=run_identity(config),
+            identity=identity,
             stages=summaries,
             seconds=round(sum(summary["seconds"] for summary in summaries.values()), 1),
         )

@@ -232,8 +232,8 @@ class LlavaTrainConfig(AssemblyConfig):
         instruct: trains projector and LLM; LLaVA calls this stage finetuning.
         validation: loss and exact match on held-out samples and benchmarks during the last stage.
         distributed: processes and DeepSpeed settings.
-        precision: ``auto`` uses bf16 if the hardware computes it faster than fp32. A frozen encoder is bit-identical in
-            the output either way.
+        precision: ``auto`` uses bf16 if the hardware computes it faster than fp32; a run keeps it when it resumes on
+            other hardware. A frozen encoder is bit-identical in the output either way.
         seed: seed of initial weights and of the order of samples.
         save_steps: steps between checkpoints, from which an interrupted run resumes; 0 saves only finished stages.
         logging_steps: steps between lines of metrics.jsonl.
