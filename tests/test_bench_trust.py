@@ -145,7 +145,7 @@ def test_different_protocols_and_items_are_not_tested(tmp_path, capsys):
         CompareConfig(first=str(tmp_path / "clip"), second=str(tmp_path / "other"), output=str(tmp_path / "x.json"))
     )
     said = " ".join(capsys.readouterr().out.split())
-    assert 'gqa was measured under different settings: prompt: not stated against "Say it.".' in said
+    assert "gqa was measured under different settings: stated of one alone: prompt." in said
     written = {line["benchmark"]: line for line in json.loads((tmp_path / "x.json").read_text()) if line["verdict"]}
     assert (written["gqa"]["protocol_differences"], written["gqa"]["delta"]) == (
         'prompt: not stated against "Say it."',
@@ -241,14 +241,14 @@ def test_moved_and_incomparable_results_are_reported(studies: tuple[Path, Path])
 
 def test_differences_of_the_two_runs_are_reported(studies: tuple[Path, Path]) -> None:
     for path in (studies[1] / "results").glob("*/*.json"):
-        versions = json.loads(path.read_text(encoding="utf-8"))["versions"] | {"torch": "9.9"}
+        versions = json.loads(path.read_text(encoding="utf-8"))["versions"] | {"torch": "9.9", "one": "1", "two": "1"}
         edit(path, created="2031-01-02T03:04:05+00:00", git={"commit": "e" * 40, "dirty": True}, versions=versions)
     text = json.loads((studies[1] / "study.json").read_text(encoding="utf-8"))["text"]
     edit(studies[1] / "study.json", text=text.replace("name: small", "name: smaller"))
     said = "\n".join(both(*studies).context())
-    assert "Commit: A not known, B eeeeeeeeeeee (changed)." in said
-    assert "B 2031-01-02." in said
-    assert ", B 9.9." in said
+    assert 'commit: "not known" against "eeeeeeeeeeee (changed)"; ' in said
+    assert ' against "2031-01-02"; ' in said
+    assert ' against "9.9"; stated of one alone: one, two.' in said
     assert "The study files differ: A `name: small`, B `name: smaller`." in said
 
 

@@ -20,7 +20,7 @@ from benchmarks.report.table import Cell, Table
 from benchmarks.report.training_settings import TrainingDiff, diff_training, training_of_result
 from benchmarks.results.formatting import commit_text, join_with_and
 from benchmarks.results.item_scores import ItemScores
-from benchmarks.results.protocol import INPUT_PREFIX, describe_differences, ranking_key
+from benchmarks.results.protocol import INPUT_PREFIX, describe_differences, name_one_sided, ranking_key
 from benchmarks.results.results import Result
 from benchmarks.study.study_record import EXCLUDED_FROM_BENCHMARK, RECORD_FILE, RowRecord
 from benchmarks.tasks.listing import parts
@@ -309,7 +309,7 @@ class Comparison:
     def notes(self) -> list[str]:
         """The notes below the table: incomparable results, training differences, omissions, context, and tests."""
         incomparable = {
-            f"{line.pair} on {line.benchmark}": "; ".join(line.protocol_differences)
+            f"{line.pair} on {line.benchmark}": "; ".join(name_one_sided(line.protocol_differences))
             for line in self.lines
             if line.protocol_differences
         }
@@ -342,10 +342,8 @@ class Comparison:
     def context(self) -> Iterator[str]:
         """Differences of the two sides other than numbers: code, versions, machine, sizes, study file."""
         first, second = self.sides
-        for name in dict.fromkeys([*first.facts, *second.facts]):
-            if first.facts.get(name) != second.facts.get(name):
-                one, other = (side.facts.get(name) or "not stated" for side in (first, second))
-                yield f"{name[0].upper()}{name[1:]}: A {one}, B {other}."
+        if changed := name_one_sided(describe_differences(first.facts, second.facts)):
+            yield f"The runs (A against B): {'; '.join(changed)}."
         for letter, side in ((_A, first), (_B, second)):
             results = [(each.benchmark, each.model_name, each) for row in side.rows.values() for each in row.values()]
             yield from (f"{letter} has a part of {part}." for part in parts(results))

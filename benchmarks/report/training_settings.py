@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.results.protocol import name_one_sided
 from benchmarks.results.results import Result, enclosing_study
 from benchmarks.study.state import CONFIG_FILE, find_producer, step_directory
 from clips.core.artifact import MANIFEST, read_manifest
@@ -114,7 +115,8 @@ class TrainingDiff:
     @property
     def in_short(self) -> str:
         """The differences and the number of the other settings; empty if none is known."""
-        return "; ".join(filter(None, [*(each.replace(": ", " ", 1) for each in self.differing), self.rest]))
+        differing = (each.replace(": ", " ", 1) for each in name_one_sided(self.differing))
+        return "; ".join(filter(None, [*differing, self.rest]))
 
     @property
     def sentences(self) -> list[str]:

@@ -76,6 +76,13 @@ def describe_differences(first: Protocol, second: Protocol) -> list[str]:
     return lines
 
 
+def name_one_sided(lines: Sequence[str]) -> list[str]:
+    """Lines of `describe_differences`, with the settings that only one side states by name, in one last line."""
+    alone = [line for line in lines if re.search(r': "?not stated"? against | against "?not stated"?$', line)]
+    names = ", ".join(line.partition(": ")[0] for line in alone)
+    return [*(line for line in lines if line not in alone), *([f"stated of one alone: {names}"] if names else [])]
+
+
 def _nested_settings(value: Any) -> dict[str, Any]:
     """The settings of an entry that is a JSON object (prompt, decoding); empty for any other."""
     try:
