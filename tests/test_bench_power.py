@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 import sys
@@ -15,6 +16,7 @@ from scipy import stats
 from script_modules import load_script
 
 from benchmarks.cli import main
+from benchmarks.report import notes
 from benchmarks.report.notes import column_components
 from benchmarks.report.report import build_report
 from benchmarks.results.noise import Scores, TrainingNoise, difference_estimate, training_noise
@@ -155,14 +157,18 @@ def test_the_command_prints_the_components(study, monkeypatch, capsys):
     assert power_cells(study, monkeypatch, capsys) == cells
 
 
-def test_the_report_says_what_another_seed_adds(study):
-    report = build_report(study)
-    (note,) = [note for note in report.notes if note.startswith("Another seed or stop?")]
-    (parts,) = column_components(report.table).values()
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_the_report_says_what_another_seed_adds(study, monkeypatch, share):
+    """Without a variance over images no number of seeds is the last: a reduction by 100 % was printed."""
+    (column, parts), *_ = column_components(build_report(study).table).items()
+    parts = dataclasses.replace(parts, images=share * parts.training)
+    monkeypatch.setattr(notes, "column_components", lambda table: {table.columns[0]: parts})
+    (note,) = [note for note in build_report(study).notes if note.startswith("Another seed or stop?")]
     assert parts.num_seeds == 3
     found = [100 * (1 - parts.min_detectable(seeds) / parts.min_detectable(3)) for seeds in (4, math.inf)]
     assert 5 < found[0] < found[1] <= 100
-    assert f", by {found[0]:.0f} % and {found[1]:.0f} % on retrieval T→I R@1; the rest" in note
+    limit = f" (at most {found[1]:.0f} %)" if share else ""
+    assert note.endswith(f" difference by {found[0]:.0f} %{limit} on {column.title}.")
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,8 @@ def test_a_failed_step_explains_the_cells_behind_it(study):
     assert isinstance(gap, MissingValue)
     assert gap.kind == "failed"
     assert gap.reason == "step llava-net-tiny-s0 failed: these weights are not of this architecture"
+    assert gap.file == "steps/llava-net-tiny-s0/log.txt"
+    assert (study / "steps/llava-net-tiny-s0").is_dir()
     assert outcomes["net", "retrieval"] == MissingValue(kind="not applicable", reason="no text tower")
 
 
@@ -124,7 +126,8 @@ def test_a_page_has_no_number_that_is_none(tmp_path: Path, kind: str):
         put_result(tmp_path, "one", "gqa", items_table(0.5, benchmark="gqa", seed=2), protocol={"prompt": "other"})
     text = Page(render_page(build_report(tmp_path))).text
     assert not re.search(r"\b(nan|None|inf|Undefined)\b", text), re.findall(r".{40}\b(?:nan|None|inf)\b.{20}", text)
-    assert ("one and two on pope: failed: out of memory <tag>." in text) == (kind != "results")
+    assert ("one on pope: failed, see one/pope.json." in text) == (kind != "results")
+    assert ("out of memory <tag>" in text) == (kind != "results")
 
 
 def test_a_sign_links_to_its_note_which_may_be_folded(tmp_path):
@@ -135,7 +138,7 @@ def test_a_sign_links_to_its_note_which_may_be_folded(tmp_path):
     notes = dict(re.findall(r'<li id="(note-\d+)">(.*?)</li>', page))
     (failed,) = {*re.findall(r'class="gap failed" href="#([\w-]+)"', page)}
     (dagger,) = {*re.findall(r'href="#([\w-]+)" title="not ranked', page)}
-    assert notes[failed] == "odd on pope: failed: out of memory."
+    assert notes[failed] == "odd on pope: failed, see odd/pope.json."
     assert notes[dagger].startswith("† odd on gqa exact match was measured under different settings")
     unfolded = page[page.index('<div class="notes">') :].partition("<details>")[0]
     assert unfolded.count("<li") == 6 < len(notes)

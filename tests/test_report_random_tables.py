@@ -16,9 +16,8 @@ from rich.console import Console
 from benchmarks.analysis.compare_command import comparison_lines
 from benchmarks.analysis.comparison import Comparison
 from benchmarks.report import report as report_module
-from benchmarks.report.latex import render_latex
+from benchmarks.report.latex import latex_text, render_latex
 from benchmarks.report.load_results import MissingValue
-from benchmarks.report.notes import is_above_chance
 from benchmarks.report.report import Report, build_report
 from benchmarks.report.text_table import print_report, render_markdown
 from benchmarks.results import item_scores
@@ -104,6 +103,8 @@ class Reader:
             expected = dict.fromkeys(self.world.models, "")
             for models in self.truth.sets(benchmark) if self.truth.ranked(benchmark) else ():
                 flags = [self.differs(benchmark, models[0], other) for other in models[1:]]
+                if self.table.cell(models[0], benchmark, "m").above_chance is False:
+                    continue
                 if all(flags) and flags:
                     expected[models[0]] = "best"
                 elif any(flags) and False in flags:
@@ -135,7 +136,7 @@ class Reader:
                 expected = [100 * each for each in (tested.low, tested.high, tested.min_detectable)]
                 assert numbers == pytest.approx(expected, nan_ok=True)
             if cell.column.chance_levels and not cell.group and cell.ci_low is not None:
-                assert is_above_chance(cell) == (cell.ci_low > 50)
+                assert cell.above_chance == (cell.ci_low > 50)
         for first, second in self.table.untestable:
             assert self.truth.unknown_noise(first.column.benchmark, (first.row, second.row))
             assert self.differs(first.column.benchmark, first.row, second.row) is None
@@ -175,10 +176,15 @@ class Reader:
                 return
         raise AssertionError(f"unknown sentence: {sentence}")
 
+    def _base(self, model: str) -> str | None:
+        """The baseline, or the other one of two models."""
+        others = [each for each in self.world.models if each != model]
+        return self.world.baseline or (others[0] if len(others) == 1 else None)
+
     def _kinds(self, model: str) -> dict[str, set[str]]:
         """What the tests say of a model and its baseline: kind → benchmarks."""
         found: dict[str, set[str]] = {kind: set() for kind in ("better", "worse", "equal", "uncredited", "untested")}
-        base = str(self.world.baseline)
+        base = str(self._base(model))
         for benchmark in self._with_baseline(model):
             differs = self.differs(benchmark, model, base)
             gain = self.truth.sign(benchmark) * (self._value(benchmark, model) - self._value(benchmark, base))
@@ -191,7 +197,7 @@ class Reader:
 
     def _with_baseline(self, model: str) -> list[str]:
         """The ranked benchmarks with a number of a model and its baseline."""
-        measured, base = self.truth.measured, str(self.world.baseline)
+        measured, base = self.truth.measured, str(self._base(model))
         both = [name for name in self.world.benchmarks if (model, name) in measured and (base, name) in measured]
         return [name for name in both if self.truth.ranked(name)] if model != base else []
 
@@ -200,7 +206,7 @@ class Reader:
 
     def summary(self, model: str, parts: str, base: str) -> None:
         """``a beats b by 3.0 points [1.0, 5.0] on …; it loses …; no significant difference on …``."""
-        assert base == self.world.baseline
+        assert base == self._base(model)
         said: dict[str, set[str]] = {}
         for part in parts.split("; "):
             starts = {
@@ -398,7 +404,8 @@ class Reader:
             assert line in re.sub(r"\s+", " ", stream.getvalue())
         assert self.report.answer in markdown
         for note in self.report.notes:
-            assert f"% {note}" in latex
+            assert (f"% {note}" in latex) == (note.kind not in {"missing", "caveat"})
+            assert note.kind != "caveat" or latex_text(note) in latex
         marks = [cell.mark for cell in self.table.scores]
         assert latex.count(r"\textbf{") == marks.count("best")
         assert latex.count(r"\underline{") == marks.count("tied")
@@ -415,7 +422,10 @@ READERS: list[tuple[str, Callable[..., None]]] = [
     (r"There is no number yet; the table states the reasons\.()", lambda self: self.no_baseline("There is")),
     (r"One model: there is no other to compare it with\.", lambda self: self.no_baseline("One model")),
     (r"No two models could be tested against each other\.", lambda self: self.no_baseline("No two")),
-    (r"No model is significantly better than all others on any metric\.", lambda self: self.no_baseline("No model")),
+    (
+        r"No model is significantly better than all others(?: and above chance)? on any metric\.",
+        lambda self: self.no_baseline("No model"),
+    ),
     (
         r"Significantly better than all others(?: with the same (?P<apart>[a-z ]+))? by paired tests: (?P<where>.+)\.",
         lambda self, **found: self.no_baseline("Significantly", **found),

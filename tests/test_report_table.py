@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from report_material import edit, items_table, put_failure, put_hits, put_result, put_results, rendered
+from report_material import METRICS, edit, items_table, put_failure, put_hits, put_result, put_results, rendered
 
 from benchmarks.analysis.compare_command import CompareConfig, build_comparison
 from benchmarks.report.differences import compare_models
@@ -23,6 +23,7 @@ from benchmarks.report.table import Cell
 from benchmarks.results.item_scores import ItemScores
 from benchmarks.results.noise import TrainingNoise
 from benchmarks.results.statistics import compare, wilson_interval
+from benchmarks.tasks.evaluation import MetricSpec
 from clips.errors import UserError
 
 COUNT = 120
@@ -116,6 +117,7 @@ def test_differences_are_corrected_for_their_number_and_read_from_the_items(repo
     assert 0 < delta.min_detectable < abs(delta.value)  # it was shown
     larger = max(delta.min_detectable, cell(report, "untrained").delta.min_detectable)
     assert f"{larger:.1f} on gqa exact match" in text_of(report)
+    assert "a smaller difference can be significant)" in text_of(report)
 
 
 def test_rows_that_agree_in_every_item_are_no_more_certain_than_their_number(tmp_path):
@@ -136,6 +138,11 @@ def test_the_answer_says_what_the_tests_say(results, report):
     assert "Significantly better than all others by paired tests: clips on " in bare.answer
     two = build_report(results, baseline="clip", selection=Selection(models=("clip", "clips")))
     assert "average" not in two.answer
+    alone = build_report(results, selection=Selection(models=("clip", "clips")))  # without a baseline
+    assert re.search(r"[^.]+ by [\d.]+ points \[[^]]+\][^.]+", two.answer)
+    assert alone.answer.endswith(f" {two.answer}")
+    assert alone.other_sentences == []
+    assert not deltas(alone)
 
 
 def test_a_forest_plot_says_what_the_table_says(results, report):
@@ -280,6 +287,8 @@ def test_models_not_above_chance_are_named(tmp_path, chance, yes, answer, below)
     said = [line for line in built.notes if line.startswith("Not significantly above chance")]
     assert bool(said) == (below is not None)
     assert not below or said[0].endswith(below)
+    assert marks(built, "pope") == {"clip": "", "clips": "" if answer else "best"}
+    assert marks(built) == {"clip": "", "clips": "best"}
     if answer:  # it is not said of a row that was measured otherwise
         items = items_table(0.99, benchmark="pope", count=COUNT)
         put_result(tmp_path, "other", "pope", items, protocol={"shots": 5})
@@ -305,8 +314,10 @@ def test_every_format_has_the_chance_level_if_one_is_known(tmp_path):
     page = rendered(built, "html")
     assert page.count('<th scope="row">chance</th>') == 2  # wide, and narrow
     assert "always yes 61.0" in page
-    assert "| chance | — | 50.0 (always yes 61.0) |" in re.sub(" +", " ", rendered(built, "markdown"))
-    assert r"chance & {\textemdash} & \shortstack[r]{50.0\\{\scriptsize always yes 61.0}}" in rendered(built, "latex")
+    assert "| chance | | 50.0 (always yes 61.0) |" in re.sub(" +", " ", rendered(built, "markdown"))
+    assert r"chance & & \shortstack[r]{50.0\\{\scriptsize always yes 61.0}}" in re.sub(
+        " +", " ", rendered(built, "latex")
+    )
     lines = pd.read_csv(io.StringIO(rendered(built, "csv"))).set_index(["model", "benchmark"])[["chance", "always_yes"]]
     assert lines.loc["clip", "pope"].to_dict() == {"chance": 50, "always_yes": pytest.approx(61)}
     assert lines.loc["clip", "gqa"].isna().all()
@@ -323,6 +334,34 @@ def test_chance_is_that_of_the_rows_that_know_it_and_of_no_other_protocol(tmp_pa
         put_result(tmp_path, row, "pope", items, protocol=protocol, blind=blind)
     frame = pd.read_csv(io.StringIO(rendered(build_report(tmp_path), "csv")))
     assert frame["chance"].fillna(-1).tolist() == [50, 50, 50, -1]
+
+
+@pytest.mark.parametrize(("own", "others", "above"), [("hit", "hit5", False), ("hit5", "hit", True)])
+def test_captions_that_fit_another_image_as_well_are_not_above_chance(tmp_path, monkeypatch, own, others, above):
+    names = {"CIDEr": (own, True), "CIDEr_of_others": (others, None)}
+    specs = {name: MetricSpec(label=name, columns=(item,), higher_is_better=up) for name, (item, up) in names.items()}
+    monkeypatch.setitem(METRICS, "recaption", specs)
+    items = items_table(0.5, benchmark="recaption", count=COUNT)
+    put_result(tmp_path, "clips", "recaption", items, primary=("CIDEr",))
+    report = build_report(tmp_path)
+    share = f"another image {100 * items[others].mean():.1f}"
+    assert re.search(rf"\| chance +\| +{share} \|", rendered(report, "markdown"))
+    assert share in rendered(report, "html")
+    below = "Not significantly above chance (interval not entirely better): clips on recaption CIDEr (another image)"
+    assert (below in text_of(report)) == ("No model is significantly above chance" in report.answer) == (not above)
+
+
+def test_a_failure_is_a_word_in_the_table_and_its_file_in_a_note(tmp_path):
+    put_results(tmp_path / "results")
+    put_failure(tmp_path / "results", "odd", "pope", "/home/me/data/pope.tar: broken")
+    report = build_report(tmp_path)
+    markdown, latex, page = (rendered(report, name) for name in ("markdown", "latex", "html"))
+    assert re.search(r"\| odd +\| +not run \| +failed \|", markdown)
+    assert "- odd on pope: failed, see results/odd/pope.json.\n" in markdown
+    assert "home" not in markdown + latex
+    assert latex.count("odd ") == 1
+    assert "odd & not run & failed & " in latex
+    assert 'title="failed: /home/me/data/pope.tar: broken">failed<' in page
 
 
 def no_numbers(results: Path) -> None:
@@ -347,10 +386,10 @@ def holes(results: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (no_numbers, ["There is no number yet; the table states", "one and two on pope: failed: out of memory."]),
+        (no_numbers, ["There is no number yet; the table states", "two on pope: failed, see two/pope.json."]),
         (one_row, ["One model: there is no other to compare it with."]),
         (no_items, ["No two models could be tested against each other.", "their items are missing: one and two on po"]),
-        (holes, ["odd on pope: failed: reason with a <tag> & an end.", "odd on gqa and retrieval: missing: no result"]),
+        (holes, ["odd on pope: failed, see odd/pope.json.", "odd on gqa and retrieval: missing: no result"]),
     ],
 )
 def test_the_report_says_what_is_missing(tmp_path: Path, make, said: list[str]):
@@ -394,6 +433,9 @@ def test_an_encoder_and_a_llava_in_one_directory_lack_no_benchmark_of_each_other
     text = rendered(build_report(tmp_path), "markdown")
     assert "other-llava on pope: missing: no result file" in text
     assert "not applicable" not in text
+    assert "—" not in text  # an empty cell is one that cannot have a number
+    assert "textemdash" not in rendered(build_report(tmp_path), "latex")
+    assert 'title="not applicable: a benchmark of LLaVAs' in rendered(build_report(tmp_path), "html")
     # A failed result lacks the protocol by which the kinds are told apart.
     path = put_failure(tmp_path, "failed-llava", "sugarcrepe_mcq", "out of memory")
     edit(path, benchmark_type="choice")

@@ -105,7 +105,8 @@ def test_an_invalid_file_is_a_cell_of_the_report(results, fields: dict[str, obje
     assert cells["clip", "pope"].missing.kind == "invalid"
     assert all(cell.value is not None for place, cell in cells.items() if place != ("clip", "pope"))
     assert any(remark.startswith("clip on pope: invalid: clip/pope.json: ") for remark in built.notes)
-    for name in ("html", "markdown", "latex", "csv", "wide"):
+    assert "& invalid &" in rendered(built, "latex")
+    for name in ("html", "markdown", "csv", "wide"):
         assert "invalid: clip/pope.json" in rendered(built, name).replace(r"\_", "_"), name
 
 

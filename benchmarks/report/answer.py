@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from benchmarks.report.notes import is_above_chance, marked_apart, title_with_baselines, unread_differences
-from benchmarks.report.table import Cell, Table
+from benchmarks.report.notes import marked_apart, title_with_baselines, unread_differences
+from benchmarks.report.table import Cell, Difference, Table
 from benchmarks.results.formatting import join_or_count, join_with_and
 
 _MAX_SIZES = 2
@@ -27,8 +27,8 @@ def headline(table: Table) -> str:
 def _comparison(table: Table) -> str:
     tested = [_Tests(table, row.name) for row in table.rows]
     compared = [each for each in tested if each.cells]
-    if len(compared) == 1:
-        return compared[0].sentence()
+    if compared and (len(compared) == 1 or len(table.rows) == 2):  # two models without a baseline are each other's
+        return max(compared, key=lambda each: len(each.better) - len(each.worse)).sentence()
     if better := [each for each in compared if each.better]:
         # the largest balance of gains and losses, then the most gains
         return max(better, key=lambda each: (len(each.better) - len(each.worse), len(each.better))).sentence()
@@ -43,8 +43,10 @@ def _comparison(table: Table) -> str:
     best = [cell for cell in table.scores if cell.mark == "best"]
     if not best:
         # the sentence on scores that are not credited names a withheld mark
-        withheld = any(cell.withheld == "best" for cell in table.scores)
-        return "" if withheld else "No model is significantly better than all others on any metric."
+        if any(cell.withheld == "best" for cell in table.scores):
+            return ""
+        chance = " and above chance" if any(cell.above_chance is False for cell in table.scores) else ""
+        return f"No model is significantly better than all others{chance} on any metric."
     by_row: dict[str, list[str]] = {}
     for cell in best:
         by_row.setdefault(cell.row, []).append(cell.column.title)
@@ -63,7 +65,7 @@ def _none_above_chance(table: Table) -> str:
     protocol than that of the chance level.
     """
     above = {
-        column: {is_above_chance(cell) for cell in column.cells if cell.value is not None}
+        column: {cell.above_chance for cell in column.cells if cell.value is not None}
         for column in table.columns
         if column.chance_levels and column.ranked
     }
@@ -99,31 +101,32 @@ def _names(cells: Sequence[Cell]) -> str:
 
 def row_sentences(table: Table) -> list[str]:
     """One sentence for each model with a baseline and a number of both, in the order of the table."""
-    tests = [_Tests(table, row.name) for row in table.rows]
+    tests = [_Tests(table, row.name) for row in table.rows if row.baseline]
     return [each.sentence() for each in tests if each.cells or each.untested]
 
 
 class _Tests:
-    """The tests of a model against its baseline in ranked columns: its cells by their outcome."""
+    """The tests of a model against its baseline, or the other one of two, in ranked columns: its cells by outcome."""
 
     def __init__(self, table: Table, row: str) -> None:
         self.table, self.row = table, row
         names = [each.name for each in table.rows]
         self.baseline = table.rows[names.index(row)].baseline or ""
-        columns = [column for column in table.columns if column.ranked]
-        own = [column.cells[names.index(row)] for column in columns]
-        self.cells = [cell for cell in own if cell.delta is not None]
-        verdicts = {cell: cell.delta.verdict for cell in self.cells if cell.delta is not None}
+        if len(names) == 2 and not table.baselines:
+            self.baseline = names[1 - names.index(row)]
+        self.deltas: dict[Cell, Difference] = {}
+        self.untested = []  # both have a number, and there is no test
+        for column in table.columns if self.baseline in names else ():
+            cell, base = (column.cells[names.index(name)] for name in (row, self.baseline))
+            if found := table.difference(cell, base) if column.ranked else None:
+                self.deltas[cell] = found
+            elif column.ranked and None not in (cell.value, base.value):
+                self.untested.append(cell)
+        self.cells = [*self.deltas]
         kinds = ("better", "worse", "not significant", "not credited")
         self.better, self.worse, self.equal, self.uncredited = (
-            [cell for cell in self.cells if verdicts[cell] == kind] for kind in kinds
+            [cell for cell, delta in self.deltas.items() if delta.verdict == kind] for kind in kinds
         )
-        # both have a number, and there is no test
-        self.untested = []
-        if self.baseline in names:
-            bases = [column.cells[names.index(self.baseline)] for column in columns]
-            both = [cell for cell, base in zip(own, bases, strict=True) if None not in (cell.value, base.value)]
-            self.untested = [cell for cell in both if cell.delta is None]
 
     def sentence(self) -> str:
         """``clips beats clip by 6.1 points [4.9, 7.3] on T→I R@1; no significant difference on POPE.``"""
@@ -136,9 +139,9 @@ class _Tests:
             return f"{row} and {baseline} do not differ significantly on {where}{not_tested}."
         parts = []
         if self.better:
-            parts.append(f"{row} beats {baseline} {_sizes(self.better)}")
+            parts.append(f"{row} beats {baseline} {self._sizes(self.better)}")
         if self.worse:
-            parts.append(f"{'it loses' if self.better else f'{row} loses to {baseline}'} {_sizes(self.worse)}")
+            parts.append(f"{'it loses' if self.better else f'{row} loses to {baseline}'} {self._sizes(self.worse)}")
         if self.equal:
             parts.append(f"no significant difference on {_titles(self.equal)}")
         if self.uncredited:
@@ -148,24 +151,22 @@ class _Tests:
         subject = "" if self.better or self.worse else f"{row} and {baseline}: "
         return f"{subject}{'; '.join(parts)}{not_tested}."
 
+    def _sizes(self, cells: Sequence[Cell]) -> str:
+        """The differences on the first metrics, each of another benchmark, and the names of the others."""
+        first: dict[str, Cell] = {}
+        for cell in cells:
+            if len(first) < _MAX_SIZES:
+                first.setdefault(cell.column.benchmark, cell)
+        others = [cell for cell in cells if cell not in first.values()]
+        sizes = join_with_and([_size(self.deltas[cell]) for cell in first.values()])
+        return sizes + (f", and also on {_titles(others)}" if others else "")
 
-def _sizes(cells: Sequence[Cell]) -> str:
-    """The differences on the first metrics, each of another benchmark, and the other metrics or their benchmarks."""
-    first: dict[str, Cell] = {}
-    for cell in cells:
-        if len(first) < _MAX_SIZES:
-            first.setdefault(cell.column.benchmark, cell)
-    others = [cell for cell in cells if cell not in first.values()]
-    sizes = join_with_and([_size(cell) for cell in first.values()])
-    return sizes + (f", and also on {_titles(others)}" if others else "")
 
-
-def _size(cell: Cell) -> str:
-    assert cell.delta is not None
-    sign = 1 if cell.delta.value > 0 else -1
-    low, high = sorted((sign * cell.delta.ci_low, sign * cell.delta.ci_high))
-    span = f" [{cell.column.text(low)}, {cell.column.text(high)}]" if math.isfinite(low) else ""
-    return f"by {cell.column.text(abs(cell.delta.value))} points{span} on {cell.column.title}"
+def _size(delta: Difference) -> str:
+    column, sign = delta.cell.column, 1 if delta.value > 0 else -1
+    low, high = sorted((sign * delta.ci_low, sign * delta.ci_high))
+    span = f" [{column.text(low)}, {column.text(high)}]" if math.isfinite(low) else ""
+    return f"by {column.small_text(abs(delta.value))} points{span} on {column.title}"
 
 
 def _titles(cells: Sequence[Cell]) -> str:

@@ -52,8 +52,8 @@ class Interval:
 
     @property
     def text(self) -> str:
-        """``51.0 – 57.6``; an em dash without an interval."""
-        return "—" if math.isnan(self.low) else f"{format_number(self.low, 1)} – {format_number(self.high, 1)}"
+        """``51.0 – 57.6``; empty without an interval."""
+        return "" if math.isnan(self.low) else f"{format_number(self.low, 1)} – {format_number(self.high, 1)}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,6 @@ section, are corrected together (Holm); marks and differences use the corrected 
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -83,17 +82,15 @@ def compare_models(
         if test in by_test:
             unread = _unread(cell, other, items, shares) if by_test[test] < ALPHA else {}
             tested[pair] = Difference(cell=cell, other=other, p_adjusted=by_test[test], unread=unread)
-    for cell, base in planned:
-        if found := tested.get(frozenset({cell, base})):
-            cell.column.deltas[cell] = (
-                found if found.cell is cell else dataclasses.replace(found, cell=cell, other=base)
-            )
     for table in tables:
         for group in itertools.chain.from_iterable(groups[table]):
             _mark(group, tested)
         table.comparisons = len(estimates)
         table.all_pairs = ranked and all_pairs
         table.tested = tested
+        for cell, base in _baseline_pairs(table):
+            if found := table.difference(cell, base):
+                cell.column.deltas[cell] = found
         table.untestable = tuple(pair for pair in untestable.values() if pair[0].column in table.columns)
         table.other_items = tuple(sets for sets in groups[table] if len(sets) > 1)
 
@@ -125,7 +122,7 @@ def _mark(group: Group, tested: dict[Pair, Difference]) -> None:
     top = group[0]
     equal = [cell for cell in group if cell.key == top.key]
     found = {cell: tested.get(frozenset({top, cell})) for cell in group if cell.key != top.key}
-    if not any(difference and difference.significant for difference in found.values()):
+    if top.above_chance is False or not any(difference and difference.significant for difference in found.values()):
         return
     tied = [cell for cell, difference in found.items() if difference and not difference.significant]
     mark: RankMark = "tied" if tied else "best" if all(found.values()) else ""

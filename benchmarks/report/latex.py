@@ -6,7 +6,7 @@ import functools
 import math
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.report.averages import Interval, Overall
 from benchmarks.report.latex_style import COLUMN_GAP, fit_float, split_columns
@@ -17,7 +17,6 @@ from benchmarks.report.report import Report
 from benchmarks.report.table import UNCREDITED, Cell, Column, RankMark, Table
 from benchmarks.report.text_table import main_table
 from benchmarks.results.formatting import format_number, strip_control_chars
-from benchmarks.results.results import CHANCE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,25 +25,18 @@ if TYPE_CHECKING:
 _PACKAGES = r"% \usepackage{booktabs}; names with accents: \usepackage[T1]{fontenc}"
 _CENTERING = r"\centering"  # once in each float
 _ROWS_PER_FLOAT = 45
-_Shown = Literal["values", "inline", "intervals"]  # inline: values with intervals
 
 
 def render_latex(report: Report) -> str:
     """The main table as floats with captions, published results as another one, and notes as comments.
 
-    A table is set in one column or across the page, at 9 to 7 pt; one that is wider is divided by its columns.
-    Characters that pdflatex lacks (Chinese, emoji) become their code points.
+    A table is set in one column or across the page, at 9 to 7 pt; one that is wider is divided by its columns, with the
+    caveats below the last part. Characters that pdflatex lacks (Chinese, emoji) become their code points.
     """
     name = re.sub(r"[^a-z0-9]+", "-", report.source.title.casefold()).strip("-") or "results"
-    intervals = report.latex.intervals
-    if intervals == "auto":
-        intervals = "inline" if fit_float(_texts(report, "inline"), report.latex.text_width) else "separate"
-    shown: _Shown = "inline" if intervals == "inline" else "values"
-    parts = _floats(report, _caption(report, inline=shown == "inline"), f"tab:{name}", shown)
-    if intervals == "separate":
-        caption = latex_text(f"95 % intervals over {variance_sources(report.table)}.")
-        parts += _floats(report, caption, f"tab:{name}-intervals", "intervals")
-    parts += map(_comment, report.all_notes(LATEX))
+    parts = _floats(report, f"tab:{name}")
+    parts += map(_comment, mark_legend(report.table, LATEX))
+    parts += [_comment(note) for note in report.notes if note.kind not in {"caveat", "missing"}]
     if report.reference_results:
         frame, label = report.reference_results.text(), f"tab:{name}-published"
         parts += _frame_floats(frame, REFERENCE_NOTE, label, report.latex.text_width)
@@ -52,12 +44,13 @@ def render_latex(report: Report) -> str:
     return "\n".join([_PACKAGES, *parts]) + "\n"
 
 
-def _floats(report: Report, caption: str, label: str, shown: _Shown) -> list[str]:
-    frame, texts, table = _frame(report, shown), _texts(report, shown), report.table
+def _floats(report: Report, label: str) -> list[str]:
+    frame, texts, table = _frame(report), _texts(report), report.table
+    caveats = latex_text(" ".join(note for note in report.notes if note.kind == "caveat"))
     parts = split_columns(texts, report.latex.text_width)
     lines: list[str] = []
     for number, columns in enumerate(parts):
-        title = caption if number == 0 else latex_text(f"Continued: part {number + 1} of {len(parts)}.")
+        title = _caption(report) if number == 0 else latex_text(f"Continued: part {number + 1} of {len(parts)}.")
         tabular = _tabular(frame.iloc[:, columns])
         tabular.insert(tabular.index(r"\bottomrule") - (len(frame) - len(table.rows)), r"\midrule")
         start = tabular.index(r"\midrule") + 1
@@ -68,6 +61,8 @@ def _floats(report: Report, caption: str, label: str, shown: _Shown) -> list[str
                 tabular[start + index : start + index] = [r"\midrule", heading] if index else [heading]
             elif index and row.llm != table.rows[index - 1].llm:
                 tabular.insert(start + index, r"\addlinespace")
+        if caveats and number == len(parts) - 1:
+            tabular += ["", rf"\smallskip\parbox{{\linewidth}}{{\footnotesize {caveats}}}"]
         fit = fit_float([texts[0], *(texts[1 + index] for index in columns)], report.latex.text_width)
         lines += _float(title, label + (f"-{number + 1}" if number else ""), tabular, fit)
     return lines
@@ -106,7 +101,7 @@ def _tabular(frame: pd.DataFrame) -> list[str]:
     return lines
 
 
-def _caption(report: Report, *, inline: bool) -> str:
+def _caption(report: Report) -> str:
     sentences, cells = [report.answer], report.table.scores
     if report.latex.marks == "ranks":
         sentences.append(
@@ -117,90 +112,83 @@ def _caption(report: Report, *, inline: bool) -> str:
         sentences += [line for line in mark_legend(report.table, LATEX) if line.startswith(("Best", "Tied"))]
     if any(cell.credited is False for cell in cells):
         sentences.append(f"{UNCREDITED}: not credited to the images, and without a mark.")
-    if inline and any(cell.margin for cell in cells):
+    if report.latex.intervals == "inline" and any(cell.margin for cell in cells):
         sentences.append(f"With 95 % intervals over {variance_sources(report.table)}.")
     return latex_text(" ".join(sentences))
 
 
-def _frame(report: Report, shown: _Shown) -> pd.DataFrame:
+def _frame(report: Report) -> pd.DataFrame:
     import pandas as pd
 
-    frame = main_table(report, functools.partial(_cell, report, shown), latex_text, _chance)
+    frame = main_table(report, functools.partial(_cell, report), latex_text, _chance)
+    frame.iloc[-1] = [latex_text(_short_count(column)) for column in report.table.columns]
     headers = []
     for column in report.table.columns:  # a label that repeats the benchmark above it is left out
         label = "" if column.label == column.benchmark else column.label
         headers.append((latex_text(column.benchmark), latex_text(label + column.arrow)))
-    for title, numbers, overall, benchmarks in _overall(report):
+    for above, title, numbers, overall, benchmarks in _overall(report):
         of_rows = [
-            _overall_text(numbers[row.name], shown) + latex_text(overall.sign(row.name, benchmarks))
+            _overall_text(report, numbers[row.name]) + latex_text(overall.sign(row.name, benchmarks))
             for row in report.table.rows
         ]
-        frame[title] = of_rows + [""] * (len(frame) - len(of_rows))
-        headers.append(("all", title))
+        frame[above, title] = of_rows + [""] * (len(frame) - len(of_rows))
+        headers.append((above, title))
     frame.columns = pd.MultiIndex.from_tuples(headers)
     return frame
 
 
-def _texts(report: Report, shown: _Shown) -> list[list[str]]:
+def _texts(report: Report) -> list[list[str]]:
     """The texts of each column as printed, the models' names first."""
     columns = [[row.name for row in report.table.rows]]
     for column in report.table.columns:
-        shorts = {
-            "inline": [" ".join([cell.number, *_cell_texts(cell)]) for cell in column.cells],
-            "intervals": [cell.interval for cell in column.cells],
-            "values": [cell.number for cell in column.cells],
-        }[shown]
-        texts = [cell.missing_text or short for cell, short in zip(column.cells, shorts, strict=True)]
+        texts = [cell.missing_label or " ".join([cell.number, *_cell_texts(report, cell)]) for cell in column.cells]
         above = column.benchmark[:: sum(each.benchmark == column.benchmark for each in report.table.columns)]
-        columns.append([above, column.label, *texts, *_chance_lines(column), column.items])
-    columns += [[title, "0" * {"inline": 16, "intervals": 13, "values": 4}[shown]] for title, *_ in _overall(report)]
+        columns.append([above, column.label, *texts, *column.chance_lines, _short_count(column)])
+    inline = report.latex.intervals == "inline"
+    for above, title, numbers, *_ in _overall(report):
+        columns.append([above[::2], title, *("0" * (5 + inline * len(each.text)) for each in numbers.values())])
     return columns
 
 
-def _overall(report: Report) -> list[tuple[str, dict[str, Interval], Overall, tuple[str, ...]]]:
-    """Title, numbers and benchmarks of the columns over several benchmarks, all of which are columns of the table."""
+def _short_count(column: Column) -> str:
+    """``900/9,000``; the part of a benchmark that is counted in another unit is a caveat."""
+    return column.items.partition(" (")[0].replace(" of ", "/")
+
+
+def _overall(report: Report) -> list[tuple[str, str, dict[str, Interval], Overall, tuple[str, ...]]]:
+    """Heading, title, numbers and benchmarks of the columns over several benchmarks, all of which the table has."""
     rows = {row.name for row in report.table.rows}
     shown = {column.benchmark for column in report.table.columns}
     return [
-        (title + overall.of.replace(" of the", ","), numbers, overall, benchmarks)
+        ("all" + overall.of.replace(" of the", ","), title, numbers, overall, benchmarks)
         for overall in report.overall
         for title, numbers, benchmarks in overall.columns
         if numbers.keys() == rows and shown.issuperset(benchmarks)
     ]
 
 
-def _overall_text(found: Interval, shown: _Shown) -> str:
-    value = latex_text(format_number(found.value, 1))
-    if math.isnan(found.low):
-        return latex_text("—") if shown == "intervals" else value
-    low, high = (latex_text(format_number(each, 1)) for each in (found.low, found.high))
-    if shown == "intervals":
-        return f"{low} -- {high}"
-    return value + (rf" {{\scriptsize [{low}, {high}]}}" if shown == "inline" else "")
-
-
-def _chance_lines(column: Column) -> list[str]:
-    return [text if name == CHANCE else f"{name} {text}" for name, text in column.trivial_baselines().items()]
+def _overall_text(report: Report, found: Interval) -> str:
+    value, low, high = (latex_text(format_number(each, 1)) for each in (found.value, found.low, found.high))
+    inline = report.latex.intervals == "inline" and not math.isnan(found.low)
+    return value + (rf" {{\scriptsize [{low}, {high}]}}" if inline else "")
 
 
 def _chance(column: Column) -> str:
     """Chance, and below it the trivial baselines that score higher."""
-    first, *others = map(latex_text, _chance_lines(column) or ["—"])
+    first, *others = map(latex_text, column.chance_lines or [""])
     small = "".join(rf"\\{{\scriptsize {other}}}" for other in others)
     return rf"\shortstack[r]{{{first}{small}}}" if others else first
 
 
-def _cell(report: Report, shown: _Shown, cell: Cell) -> str:
-    if shown == "intervals":
-        return latex_text(cell.interval or cell.missing_text or "—")
+def _cell(report: Report, cell: Cell) -> str:
     if cell.value is None:
-        return latex_text(cell.missing_text)
+        return cell.missing_label
     mark, circle, value = cell.mark, "", latex_text(cell.number)
     if report.latex.marks == "ranks":
         mark, tied = _rank_mark(report.table, cell)
         circle = r"$^{\circ}$" if tied else ""
     marked = {"best": rf"\textbf{{{value}}}", "tied": rf"\underline{{{value}}}", "": value}[mark]
-    small = "".join(map(_small, _cell_texts(cell))) if shown == "inline" else ""
+    small = "".join(map(_small, _cell_texts(report, cell)))
     return marked + circle + small + latex_text(cell.signs)
 
 
@@ -219,8 +207,8 @@ def _rank_mark(table: Table, cell: Cell) -> tuple[RankMark, bool]:
     return marks.get(round(cell.value or 0.0, column.places), ""), table.differs(top, cell) is False
 
 
-def _cell_texts(cell: Cell) -> list[str]:
-    return [text for _, text in cell_texts(cell, "latex")]
+def _cell_texts(report: Report, cell: Cell) -> list[str]:
+    return [text for _, text in cell_texts(cell, "latex")] if report.latex.intervals == "inline" else []
 
 
 def _small(text: str) -> str:

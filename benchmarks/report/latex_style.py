@@ -19,15 +19,14 @@ class LatexStyle:
     """The style of the LaTeX table.
 
     Args:
-        intervals: the 95 % intervals: ``inline`` next to the values, ``separate`` in a second table, ``none``, or
-            ``auto``: inline if the table then fits a page at 7 pt, else separate.
+        intervals: the 95 % intervals: ``inline`` next to the values, or ``none``, for a narrower table.
         marks: ``tests``: bold is significantly different from all others, underlined is tied at the top; ``ranks``:
             bold is the highest number and underlined the second highest, as printed (equal numbers share a mark), and
             a circle is not significantly different from the highest.
         text_width: of a page, in pt: 490 with two columns, 345 in the one column of ``article``.
     """
 
-    intervals: Literal["auto", "inline", "separate", "none"] = "auto"
+    intervals: Literal["inline", "none"] = "inline"
     marks: Literal["tests", "ranks"] = "tests"
     text_width: FinitePositive = 490.0
 

@@ -15,7 +15,7 @@ from typing import Literal
 from benchmarks.results.formatting import join_with_and
 from benchmarks.results.protocol import ranking_key
 from benchmarks.results.results import Result, enclosing_study, has_items, read_result, reject_duplicates, result_files
-from benchmarks.study.state import StepRecord, describe_acceptance, read_record
+from benchmarks.study.state import LOG_FILE, StepRecord, describe_acceptance, read_record, step_directory
 from benchmarks.study.study_record import RECORD_FILE, RowRecord, StudyRecord, read_study_record
 from benchmarks.tasks.mllm.judge import NO_JUDGE
 from clips.core.artifact import lexical_abspath
@@ -39,10 +39,12 @@ class MissingValue:
         kind: the evaluation failed, its result file is invalid, the benchmark is not applicable to the model, the
             answers need a judge, or the evaluation is missing (not run, or not since a change).
         reason: one line for the reader.
+        file: with the reason of a failure, relative to the directory of the report.
     """
 
     kind: MissingReason
     reason: str
+    file: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -245,7 +247,7 @@ def _outcome(
                 raise UserError(f"{path}: model_name, benchmark: expected {one}, got {other}")
         except UserError as error:
             return _invalid(path, error)
-        return _complete_or_missing(result)
+        return _complete_or_missing(result, root)
     if record is None:
         return MissingValue(kind="missing", reason="not run yet")
     if record.status == "failed":
@@ -266,16 +268,18 @@ def _failed_ancestor(study: StudyRecord, step: str, records: Mapping[str, StepRe
 
 def _failed_step(record: StepRecord) -> MissingValue:
     last_line = record.log_tail[-1] if record.log_tail else f"exit status {record.exit_status}"
-    return MissingValue(kind="failed", reason=f"step {record.name} failed: {last_line}")
+    log = str(step_directory(Path(), record.name) / LOG_FILE)
+    return MissingValue(kind="failed", reason=f"step {record.name} failed: {last_line}", file=log)
 
 
-def _complete_or_missing(result: Result) -> Result | MissingValue:
+def _complete_or_missing(result: Result, root: Path) -> Result | MissingValue:
     if result.status == "ok" and result.metrics:
         return result if has_items(result) else dataclasses.replace(result, items=None)
     names = [name for name in (*result.primary, *result.missing_metrics) if name in result.missing_metrics]
     if result.status == "ok" and names:
         return missing_reason(result.missing_metrics[names[0]])
-    return MissingValue(kind="failed", reason=result.failure_reason or "no reason was recorded")
+    file = str(result.path.relative_to(root)) if result.path else ""
+    return MissingValue(kind="failed", reason=result.failure_reason or "no reason was recorded", file=file)
 
 
 def missing_reason(reason: str) -> MissingValue:
@@ -326,7 +330,7 @@ def _plain_source(root: Path) -> ReportSource:
             else MissingValue(kind="missing", reason="no result file")
         )
     for row, benchmark, outcome in loaded:
-        outcomes[row, benchmark] = _complete_or_missing(outcome) if isinstance(outcome, Result) else outcome
+        outcomes[row, benchmark] = _complete_or_missing(outcome, root) if isinstance(outcome, Result) else outcome
     return ReportSource(
         title=root.resolve().name,
         question="",

@@ -239,8 +239,7 @@ def render_pairs(report: Report) -> str:
         numbers = [cell for cell in column.cells if column.ranked and cell.value is not None]
         numbers.sort(key=lambda cell: cell.value or 0.0, reverse=bool(column.higher_is_better))
         for cell, other in itertools.combinations(numbers, 2):
-            if found := table.tested.get(frozenset({cell, other})):
-                pair = Difference(cell=cell, other=other, p_adjusted=found.p_adjusted)
+            if pair := table.difference(cell, other):
                 line = {
                     "model": report.source.model_id(cell.row),
                     "other": report.source.model_id(other.row),

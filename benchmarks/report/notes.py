@@ -34,7 +34,8 @@ class Note(str):
     """The text of a note, with its kind and cells.
 
     Attributes:
-        kind: ``missing``, ``protocol`` or ``uncredited``, to which a cell's sign links; otherwise empty.
+        kind: ``missing``, ``protocol`` or ``uncredited``, to which a cell's sign links; ``caveat`` of a reservation
+            that a paper should print; otherwise empty.
         places: row of the seed table, benchmark and metric of its cells.
     """
 
@@ -42,7 +43,7 @@ class Note(str):
     places: frozenset[tuple[str, str, str]] = frozenset()
 
     @staticmethod
-    def of(kind: str, text: str, cells: Iterable[Cell]) -> Note:
+    def of(kind: str, text: str, cells: Iterable[Cell] = ()) -> Note:
         """A note on some cells."""
         note = Note(text)
         note.kind = kind
@@ -83,7 +84,7 @@ PLAIN = MarkStyle(best="", tied="")
 def table_notes(source: ReportSource, table: Table, seed_table: Table) -> list[Note]:
     """All notes that apply, the study's own first; ``seed_table`` is the table before the aggregation of seeds."""
     groups: Sequence[Iterable[str]] = (
-        source.notes,
+        (Note.of("caveat", each) for each in source.notes),
         _about_intervals(table),
         _about_power(table),
         _about_chance(table),
@@ -223,16 +224,8 @@ def _about_power(table: Table) -> Iterator[str]:
         yield (
             f"Minimum detectable difference from the baseline: {join_with_and(differences)} (a single test at the 5 % "
             f"level with power 0.8 and the observed variance over {variance_sources(table)}; larger for models that "
-            "differ on more items, and after the correction for many tests)."
+            "differ on more items, and after the correction for many tests; a smaller difference can be significant)."
         )
-
-
-def is_above_chance(cell: Cell) -> bool | None:
-    """Whether a cell's interval is above all trivial baselines; None without an interval or known chance level."""
-    levels, better = cell.column.chance_levels.values(), cell.column.higher_is_better
-    if not levels or cell.group or cell.ci_low is None or cell.ci_high is None or better is None:
-        return None
-    return cell.ci_low > max(levels) if better else cell.ci_high < min(levels)
 
 
 def title_with_baselines(column: Column) -> str:
@@ -253,14 +246,14 @@ def _about_chance(table: Table) -> Iterator[str]:
     by_model: dict[str, list[str]] = {}
     for column in table.columns:
         for cell in column.cells:
-            if is_above_chance(cell) is False:
+            if cell.above_chance is False:
                 by_model.setdefault(cell.row, []).append(title_with_baselines(column))
     by_metrics: dict[tuple[str, ...], list[str]] = {}
     for row, titles in by_model.items():
         by_metrics.setdefault(tuple(titles), []).append(row)
     where = [f"{join_or_count(rows, 'models')} on {join_or_count(on, 'metrics')}" for on, rows in by_metrics.items()]
     if where:
-        yield f"Not significantly above chance (the interval is not entirely better): {'; '.join(where)}."
+        yield Note.of("caveat", f"Not significantly above chance (interval not entirely better): {'; '.join(where)}.")
 
 
 def _about_gains(table: Table) -> Iterator[str]:
@@ -333,17 +326,19 @@ def _about_unread(table: Table) -> Iterator[str]:
 
 def _about_another_seed(table: Table) -> Iterator[str]:
     """Another seed or stop? By how much the minimum detectable difference would shrink with more seeds."""
-    shrinks = []
+    shrinks: dict[str, str] = {}  # of the first metric of each benchmark
     for column, components in column_components(table).items() if table.seeds else ():
         seeds = components.num_seeds
         if components.degrees and seeds > 1 and (now := components.min_detectable(seeds)):
             more = (components.min_detectable(count) / now for count in (seeds + 1, math.inf))
             another, limit = (f"{100 * max(0.0, 1 - ratio):.0f} %" for ratio in more)
-            shrinks.append(f"by {another} and {limit} on {column.title}")
+            # a variance over images that is estimated as zero gives no limit
+            at_most = f" (at most {limit})" if limit != "100 %" else ""
+            shrinks.setdefault(column.benchmark, f"{another}{at_most} on {column.title}")
     if shrinks:
         yield (
-            "Another seed or stop? The minimum detectable difference shrinks with another seed of every model, and "
-            f"with any number of seeds, {'; '.join(shrinks)}; the rest is due to the images."
+            "Another seed or stop? Another seed of every model (at most: any number of seeds) reduces the minimum "
+            f"detectable difference by {join_with_and([*shrinks.values()])}."
         )
 
 
@@ -408,10 +403,9 @@ def _about_training(source: ReportSource) -> Iterator[str]:
     for difference, (rows, others) in by_difference.items():
         by_models.setdefault((tuple(rows), tuple(others)), []).append(difference)
     for (models, baselines), differences in by_models.items():
-        yield (
-            f"{join_row_names(models)} and {join_row_names(baselines)} were trained with different settings: "
-            f"{'; '.join(each for each in differences if f'encoder.{each}' not in differences)}. {CONFOUNDED_WARNING}"
-        )
+        shown = "; ".join(each for each in differences if f"encoder.{each}" not in differences)
+        who = f"{join_row_names(models)} and {join_row_names(baselines)}"
+        yield Note.of("caveat", f"{who} were trained with different settings: {shown}. {CONFOUNDED_WARNING}")
 
 
 def _about_missing_values(source: ReportSource, seed_table: Table) -> Iterator[Note]:
@@ -421,14 +415,15 @@ def _about_missing_values(source: ReportSource, seed_table: Table) -> Iterator[N
             if cell.missing and cell.missing.reason not in {EXCLUDED_FROM_BENCHMARK, OTHER_KIND}:
                 no_result = isinstance(source.outcomes[cell.row, column.benchmark], MissingValue)
                 name = column.benchmark if no_result else column.title
-                reason = f"{cell.missing.kind}: {cell.missing.reason}"
-                by_reason.setdefault((cell.row, reason), {}).setdefault(name, []).append(cell)
+                # a failure's reason may be long and name directories
+                why = f", see {cell.missing.file}" if cell.missing.file else f": {cell.missing.reason.rstrip('.')}"
+                by_reason.setdefault((cell.row, cell.missing.kind + why), {}).setdefault(name, []).append(cell)
     models: dict[tuple[str, str], dict[str, list[Cell]]] = {}
     for (row, reason), names in by_reason.items():
         cells = [cell for own in names.values() for cell in own]
         models.setdefault((join_with_and([*names]), reason), {})[row] = cells
     for (on, reason), rows in models.items():
-        text = f"{join_row_names(rows)} on {on}: {reason.rstrip('.')}."
+        text = f"{join_row_names(rows)} on {on}: {reason}."
         yield Note.of("missing", text, [cell for cells in rows.values() for cell in cells])
 
 
@@ -447,7 +442,7 @@ def _about_missing_items(source: ReportSource) -> Iterator[str]:
 def _about_parts(source: ReportSource) -> Iterator[str]:
     results = ((name, row, each) for name in source.benchmarks for row, each in source.results(name).items())
     if part_sizes := parts(results):
-        yield f"Measured on a part of the benchmark: {'; '.join(part_sizes)}."
+        yield Note.of("caveat", f"Measured on a part of the benchmark: {'; '.join(part_sizes)}.")
 
 
 def _about_protocols(seed_table: Table) -> Iterator[Note]:

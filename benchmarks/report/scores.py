@@ -65,8 +65,10 @@ def _column(source: ReportSource, benchmark: str, name: str, metrics: Sequence[M
     counts = [(metric.n, item_count_text(measured[row], metric)) for row, metric in of_main.items()]
     smallest, largest = min(counts), max(counts)
     levels: dict[str, list[float]] = {}
-    for metric in of_main.values():
-        for baseline, value in metric.chance_levels.items():
+    for row, metric in of_main.items():
+        of_others = measured[row].metrics.get(f"{name}_of_others")  # captions of other images, of recaption
+        own = {"another image": of_others.value} if of_others else {}
+        for baseline, value in [*metric.chance_levels.items(), *own.items()]:
             levels.setdefault(baseline, []).append(value * metric.scale)
     # the best one if it depends on the model, as a random patch
     best = min if next(iter(of_main.values())).higher_is_better is False else max

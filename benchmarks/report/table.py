@@ -9,7 +9,7 @@ Rules of the marks:
 - ``best``: the top cell of such models, significantly better than every other one;
 - ``tied``: the top cell and those that were tested against it without a significant difference, if another one is
   significantly worse;
-- no mark if no difference from the top cell is significant;
+- no mark if no difference from the top cell is significant, or if the top cell is not significantly above chance;
 - no mark for a cell that is not credited to the images (`Cell.credited`).
 All tests of a table are one family: their p-values are Holm-corrected together, so that marks and differences never
 contradict each other.
@@ -17,6 +17,7 @@ contradict each other.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -38,7 +39,6 @@ UNCREDITED = "‡"
 ELSEWHERE = "§"
 NOT_RUN = "not run"
 _MAX_ASYMMETRY = 0.25  # difference of the two sides of an interval that is still shown as ±, relative to its width
-_MAX_REASON_CHARS = 60
 
 
 @dataclass(kw_only=True, eq=False)
@@ -88,8 +88,8 @@ class Column:
 
     @property
     def places(self) -> int:
-        """Decimal places: 1 for per cent and values from 10, else 2."""
-        return 1 if self.scale == 100 or self.largest >= 10 else 2
+        """Decimal places: 2 in a column of values below 1 per cent, or below 10 on another scale, else 1."""
+        return 1 if self.largest >= (1 if self.scale == 100 else 10) else 2
 
     @property
     def title(self) -> str:
@@ -125,12 +125,15 @@ class Column:
         }
 
     @property
+    def chance_lines(self) -> list[str]:
+        """``["50.0", "always yes 66.7"]``; empty if no trivial baseline is known."""
+        return [text if name == CHANCE else f"{name} {text}" for name, text in self.trivial_baselines().items()]
+
+    @property
     def chance_text(self) -> str:
-        """``"50.0"``, or ``"50.0 (always yes 66.7)"``; empty if chance is unknown."""
-        baselines = self.trivial_baselines()
-        chance = baselines.pop(CHANCE, "")
-        others = ", ".join(f"{name} {text}" for name, text in baselines.items())
-        return chance + (f" ({others})" if others else "")
+        """``"50.0"``, or ``"50.0 (always yes 66.7)"``; empty if no trivial baseline is known."""
+        first, *others = self.chance_lines or [""]
+        return first + (f" ({', '.join(others)})" if others else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,6 +276,14 @@ class Cell:
         return all(gain.credits(self.column.higher_is_better) for gain in self.gains.values())
 
     @property
+    def above_chance(self) -> bool | None:
+        """Whether its interval is above all trivial baselines; None without an interval or known chance level."""
+        levels, better = self.column.chance_levels.values(), self.column.higher_is_better
+        if not levels or self.group or self.ci_low is None or self.ci_high is None or better is None:
+            return None
+        return self.ci_low > max(levels) if better else self.ci_high < min(levels)
+
+    @property
     def number(self) -> str:
         """The value as text."""
         return self.column.text(self.value)
@@ -312,19 +323,10 @@ class Cell:
 
     @property
     def missing_label(self) -> str:
-        """The short text of a missing value; empty for a number."""
+        """The short text of a missing value; empty for a number, and where there cannot be one."""
         if self.missing is None:
             return ""
-        return {"missing": NOT_RUN, "not applicable": "—"}.get(self.missing.kind, self.missing.kind)
-
-    @property
-    def missing_text(self) -> str:
-        """As `missing_label`, with the shortened reason of a failure or an invalid file; a note has the full reason."""
-        if self.missing is None or self.missing.kind not in {"failed", "invalid"}:
-            return self.missing_label
-        reason = " ".join(self.missing.reason.split())
-        short = reason if len(reason) <= _MAX_REASON_CHARS else reason[: _MAX_REASON_CHARS - 1].rstrip() + "…"
-        return f"{self.missing.kind}: {short}"
+        return {"missing": NOT_RUN, "not applicable": ""}.get(self.missing.kind, self.missing.kind)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -414,8 +416,8 @@ class Difference:
 
     @property
     def number(self) -> str:
-        """The difference with its sign."""
-        return self.cell.column.text(self.value, sign=True)
+        """The difference with its sign, and with the decimals that it needs not to be shown as 0."""
+        return format_number(self.value, decimals_needed(self.value, self.cell.column.places), sign=True)
 
     @property
     def interval(self) -> str:
@@ -465,6 +467,11 @@ class Table:
         place = [each.name for each in self.rows].index(row)
         column = next(each for each in self.columns if (each.benchmark, each.metric) == (benchmark, metric))
         return column.cells[place]
+
+    def difference(self, cell: Cell, other: Cell) -> Difference | None:
+        """The first cell minus the second of its column; None if they were not tested against each other."""
+        found = self.tested.get(frozenset({cell, other}))
+        return found if found is None or found.cell is cell else dataclasses.replace(found, cell=cell, other=other)
 
     def differs(self, first: Cell, second: Cell) -> bool | None:
         """Whether two cells of a column differ significantly; None if they were not tested against each other."""

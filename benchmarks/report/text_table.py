@@ -14,7 +14,7 @@ from benchmarks.report.notes import MARKDOWN, PLAIN, TERMINAL
 from benchmarks.report.published import REFERENCE_NOTE
 from benchmarks.report.report import Report
 from benchmarks.report.table import NOT_RUN, Cell, Column
-from benchmarks.results.formatting import format_number, strip_control_chars
+from benchmarks.results.formatting import strip_control_chars
 from clips.safe_text import escape_markdown
 
 if TYPE_CHECKING:
@@ -39,14 +39,14 @@ def main_table(
     """
     import pandas as pd
 
-    columns, none = report.table.columns, format_number(None, 0)
+    columns = report.table.columns
     lines = [[cell(column.cells[place]) for column in columns] for place in range(len(report.table.rows))]
     names = [row.name for row in report.table.rows]
     if report.table.has_chance_level:
         names.append("chance")
-        lines.append([chance(column) if chance else text(column.chance_text or none) for column in columns])
+        lines.append([chance(column) if chance else text(column.chance_text) for column in columns])
     names.append("n")
-    lines.append([text(column.items or none) for column in columns])
+    lines.append([text(column.items) for column in columns])
     headers = [text(column.title + column.arrow) for column in columns]
     return pd.DataFrame(lines, index=[text(name) for name in names], columns=headers, dtype=object)
 
@@ -70,7 +70,7 @@ def render_markdown(report: Report) -> str:
 
 def _markdown_cell(cell: Cell) -> str:
     if cell.value is None:
-        return escape_markdown(cell.missing_text)
+        return cell.missing_label
     marked = {"best": "**{}**", "tied": "*{}*", "": "{}"}[cell.mark].format(cell.number)
     return " ".join([marked, *(text for _, text in cell_texts(cell, "markdown"))]) + cell.signs
 
@@ -187,7 +187,7 @@ def _split(frame: pd.DataFrame, width: int, whole: Sequence[pd.DataFrame]) -> It
         used += needed
     for indices in groups:
         part = frame.iloc[:, indices]
-        shown = ~part.map(str).isin([format_number(None, 0), NOT_RUN]).all(axis=1)
+        shown = ~part.map(str).isin(["", NOT_RUN]).all(axis=1)
         yield part[shown], [min(each, max(room, 2 * _BORDER)) - _BORDER for each in _widths(part, room)]
 
 

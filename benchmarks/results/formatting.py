@@ -44,7 +44,7 @@ def difference_ci_text(low: float, high: float, decimals: int) -> str:
     """The 95 % interval of a difference, ``−1.2 to +3.4``; an em dash without one."""
     if not (math.isfinite(low) and math.isfinite(high)):
         return format_number(None, decimals)
-    decimals = decimals_needed(high - low, decimals)
+    decimals = decimals_needed((high - low) / 2, decimals)  # so that not both ends are shown as 0
     return f"{format_number(low, decimals, sign=True)} to {format_number(high, decimals, sign=True)}"
 
 

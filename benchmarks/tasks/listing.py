@@ -163,16 +163,20 @@ def item_count_text(result: Result, metric: Metric) -> str:
 
 
 def parts(results: Iterable[tuple[str, str, Result]]) -> list[str]:
-    """``"pope: 30 of 9,000 questions (clip, clips)"`` for each benchmark that some models ran only in part.
+    """``"pope: 30 of 9,000 questions"`` for each benchmark that was run only in part, with models if they differ in it.
 
     Args:
         results: names of benchmark and model, and the result.
     """
-    models: dict[str, list[str]] = {}
+    models: dict[str, dict[str, list[str]]] = {}  # benchmark → part, empty if it is all → models
     for benchmark, model, result in results:
-        if text := subset_text(result):
-            models.setdefault(f"{benchmark}: {text}", []).append(model)
-    return [f"{text} ({join_row_names(names)})" for text, names in models.items()]
+        models.setdefault(benchmark, {}).setdefault(subset_text(result), []).append(model)
+    return [
+        f"{benchmark}: {text}" + (f" ({join_row_names(names)})" if len(by_part) > 1 else "")
+        for benchmark, by_part in models.items()
+        for text, names in by_part.items()
+        if text
+    ]
 
 
 def _used(result: Result) -> tuple[int, str]:
