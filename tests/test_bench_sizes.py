@@ -73,7 +73,13 @@ def test_every_format_says_n_and_of_how_many(tmp_path: Path) -> None:
         text = rendered(built, name)
         assert "120 of 9,000" in text, name
         assert "Measured on a part of the benchmark: pope: 120 of 9,000 questions." in text, name
-    assert "n & 120 & 120/9,000" in rendered(built, "latex")
+    latex = rendered(built, "latex")
+    assert "n & 120 & 120/9,000" in latex
+    assert latex.index(r"\end{tabular}") < latex.index("Measured on a part") < latex.index(r"\end{table}")
+    result(tmp_path, "pope", "other", task=TASK, questions=9000)  # of all of it
+    assert any(
+        note.endswith(": pope: 120 of 9,000 questions (clip and clips).") for note in build_report(tmp_path).notes
+    )
     assert "| n | 120 | 120 of 9,000 |" in re.sub(" +", " ", rendered(built, "markdown"))
     lines = pd.read_csv(io.StringIO(rendered(built, "csv"))).fillna({"n_full": 0})
     assert {*zip(lines["benchmark"], lines["n"], lines["n_full"], strict=True)} == {
