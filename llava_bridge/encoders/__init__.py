@@ -150,6 +150,11 @@ def check_encoder_files(spec: str) -> None:
         if not (directory / OPEN_CLIP_CONFIG).is_file() and (directory / "config.json").is_file():
             suggestion = f"transformers:{reference.removeprefix(HF_HUB_PREFIX)}"
             raise UserError(f"encoder: {reference} is no directory of open_clip's; try {suggestion}")
+        if not (directory / OPEN_CLIP_CONFIG).is_file() and (directory / ".checkpoints").is_dir():
+            raise UserError(
+                f"encoder: the training of {reference} is not finished; `clips train {directory}/config.yaml` "
+                f"continues it, `clips export {directory} --output DIR` writes the encoder of its last checkpoint"
+            )
         for path, content in ((directory / OPEN_CLIP_CONFIG, "config"), (find_open_clip_weights(directory), "weights")):
             if not path.is_file():
                 raise UserError(f"encoder: {reference} has no {content} (expected {path.name})")
