@@ -127,7 +127,7 @@ def test_rows_that_agree_in_every_item_are_no_more_certain_than_their_number(tmp
     assert (delta.value, delta.ci_low, delta.ci_high) == pytest.approx((0, -share, share))  # of six images
 
 
-def test_the_answer_says_what_the_tests_say(results, report):
+def test_the_answer_says_what_the_tests_say(results, report, tmp_path):
     assert report.answer.startswith("clips beats clip by ")
     assert "on retrieval T→I R@1" in report.answer
     assert report.sentences[-1].startswith("untrained loses to clip by ")
@@ -142,6 +142,10 @@ def test_the_answer_says_what_the_tests_say(results, report):
     assert re.search(r"[^.]+ by [\d.]+ points \[[^]]+\][^.]+", two.answer)
     assert alone.answer.endswith(f" {two.answer}")
     assert alone.other_sentences == []
+    for row, right in (("one", 60), ("two", 62)):
+        put_hits(tmp_path, row, "gqa", right)
+    close = r"one and two do not differ significantly on gqa exact match \(−1\.7 \[\S+ to \S+\] on gqa exact match\)\."
+    assert re.search(close, build_report(tmp_path).answer)
     assert not deltas(alone)
 
 

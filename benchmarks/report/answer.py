@@ -114,8 +114,7 @@ class _Tests:
         self.baseline = table.rows[names.index(row)].baseline or ""
         if len(names) == 2 and not table.baselines:
             self.baseline = names[1 - names.index(row)]
-        self.deltas: dict[Cell, Difference] = {}
-        self.untested = []  # both have a number, and there is no test
+        self.deltas, self.untested = dict[Cell, Difference](), list[Cell]()  # untested: both have a number
         for column in table.columns if self.baseline in names else ():
             cell, base = (column.cells[names.index(name)] for name in (row, self.baseline))
             if found := table.difference(cell, base) if column.ranked else None:
@@ -136,7 +135,9 @@ class _Tests:
         not_tested = f"; not tested on {_titles(self.untested)}" if self.untested else ""
         if not self.better and not self.worse and not self.uncredited:
             where = f"any of {len(self.cells)} metrics" if len(self.cells) > 1 else _titles(self.cells)
-            return f"{row} and {baseline} do not differ significantly on {where}{not_tested}."
+            first = next(iter(self.deltas.values()))  # which no cell shows without a baseline
+            size = "" if first.cell.delta else f" ({first.number} [{first.interval}] on {first.cell.column.title})"
+            return f"{row} and {baseline} do not differ significantly on {where}{size}{not_tested}."
         parts = []
         if self.better:
             parts.append(f"{row} beats {baseline} {self._sizes(self.better)}")

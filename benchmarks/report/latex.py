@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -169,8 +168,8 @@ def _overall(report: Report) -> list[tuple[str, str, dict[str, Interval], Overal
 
 def _overall_text(report: Report, found: Interval) -> str:
     value, low, high = (latex_text(format_number(each, 1)) for each in (found.value, found.low, found.high))
-    inline = report.latex.intervals == "inline" and not math.isnan(found.low)
-    return value + (rf" {{\scriptsize [{low}, {high}]}}" if inline else "")
+    shown = found.text and report.latex.intervals == "inline"
+    return value + (rf" {{\scriptsize [{low}, {high}]}}" if shown else "")
 
 
 def _chance(column: Column) -> str:
