@@ -29,6 +29,22 @@ def to_plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def changed_settings(config: Any) -> Any:
+    """A config dataclass as plain data, without the fields that have their default."""
+    if isinstance(config, list | tuple):
+        return [changed_settings(item) for item in config]
+    if not dataclasses.is_dataclass(config):
+        return to_plain(config)
+    found = {}
+    for field in dataclasses.fields(config):
+        value, default = getattr(config, field.name), field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        if value != default:
+            found[field.name] = changed_settings(value)
+    return found
+
+
 def to_yaml(config: Any) -> str:
     """A config dataclass as the YAML text that ``--config`` reads back."""
     import yaml

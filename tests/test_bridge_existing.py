@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,10 @@ import transformers
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
+from clips.commandline.parsing import parse_config
 from clips.errors import UserError
 from clips.model.loading import load_pretrained
+from clips.typed_data import from_plain, to_plain
 from llava_bridge import answer, load_llava
 from llava_bridge.conversion.swap_encoder import SwapConfig, run_swap
 from llava_bridge.model.build import (
@@ -104,9 +108,8 @@ def test_a_swap_keeps_all_but_encoder_and_projector(llava: Path, bridge_encoder:
     words = [str(llava), "--encoder", str(bridge_encoder), "--output", output, "--projector.type", "mlp3x_gelu"]
     status, _, told = bridge_world.run_cli("swap", *words)
     assert status == 0
-    assert "the projector is untrained; train it by" in told
-    assert f"llava-bridge train --llava {output} --output" in told
-    assert told.endswith("a first try with --align.max_steps 20 --instruct.max_steps 20\n")
+    command = f"llava-bridge train --llava {output} --output {output}-trained"
+    assert told.endswith(f"the projector is untrained; train it by `{command} --align.data … --instruct.data …`\n")
     (before, old), (after, new) = load_llava(llava, device="cpu"), load_llava(output, device="cpu")
     for part in ("model.language_model", "lm_head"):
         kept = after.get_submodule(part).state_dict()
@@ -121,6 +124,30 @@ def test_a_swap_keeps_all_but_encoder_and_projector(llava: Path, bridge_encoder:
     assert len(answer(after, new, [world.draw_image()], ["What?"], max_new_tokens=2)) == 1
     status, _, told = bridge_world.run_cli("swap", *words)
     assert (status, told) == (2, f"llava-bridge: {output}: exists already; choose another output or remove it\n")
+
+
+@pytest.mark.parametrize("stages", [["align", "instruct"], ["instruct"]])
+def test_a_swap_says_how_to_train_as_the_original_was_trained(
+    llava: Path, bridge_encoder: Path, bridge_talk: Path, stages: list[str], tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {
+        "stages": stages,
+        "align": {"data": [{"path": str(bridge_talk), "repeats": 2.0}], "learning_rate": 0.003},
+        "instruct": {"data": [{"path": str(bridge_talk)}], "max_steps": 3, "lora": {"r": 4}},
+    }
+    trained = from_plain(LlavaTrainConfig, {**settings, "output": "a", "encoder": "b c", "llm": "d"})
+    original = Path(shutil.copytree(llava, tmp_path / "an original"))
+    (original / "manifest.json").write_text(json.dumps({"kind": "llava", "config": to_plain(trained)}))
+    output = str(tmp_path / "swapped")
+    status, _, told = bridge_world.run_cli("swap", str(original), "--encoder", str(bridge_encoder), "--output", output)
+    assert status == 0
+    *_, told, command = told.splitlines()
+    assert told == f"{output}: the projector is untrained; as {original} was trained:"
+    _, _, *words = shlex.split(command)
+    assert not any("group_by_modality_length" in word for word in words)  # a default
+    found = parse_config(LlavaTrainConfig, words, prog="llava-bridge train")
+    assert (found.llava, found.output, found.stages) == (output, f"{output}-trained", stages)
+    assert [found.stage(name) for name in stages] == [trained.stage(name) for name in stages]
 
 
 def test_training_starts_from_a_swap(llava: Path, bridge_encoder: Path, tmp_path: Path) -> None:

@@ -6,13 +6,20 @@ llava-bridge train --llava runs/swapped --output runs/swapped-trained --align.da
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
+import shlex
+from pathlib import Path
 
-from clips.core.artifact import atomic_artifact_dir, check_free, log_info, write_manifest
+from clips.core.artifact import atomic_artifact_dir, check_free, log_info, read_manifest, write_manifest
+from clips.errors import UserError
 from clips.model_refs import resolve_model_dir
+from clips.typed_data import changed_settings, from_plain
 from llava_bridge.encoders import check_encoder_files, encoder_commits, local_paths
 from llava_bridge.model.assembly_config import AssemblyConfig
 from llava_bridge.model.llava_checks import check_llava_dir
+from llava_bridge.training.train_config import STAGE_NAMES, LlavaTrainConfig, StageConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,7 +70,22 @@ def run_swap(config: SwapConfig) -> None:
             parents=parents,
             projector="untrained",
         )
-    log_info(
-        f"{config.output}: the projector is untrained; train it by `llava-bridge train --llava {config.output} "
-        "--output … --align.data … --instruct.data …`, a first try with --align.max_steps 20 --instruct.max_steps 20"
-    )
+    words = ["llava-bridge", "train", "--llava", config.output, "--output", f"{config.output}-trained"]
+    if stages := _training_stages(directory):
+        words += [] if (*stages,) == STAGE_NAMES else ["--stages", json.dumps([*stages])]
+        for name, stage in stages.items():
+            words += [f"--{name}", json.dumps(changed_settings(stage), ensure_ascii=False)]
+        log_info(f"{config.output}: the projector is untrained; as {config.llava} was trained:\n{shlex.join(words)}")
+    else:
+        log_info(
+            f"{config.output}: the projector is untrained; train it by `{shlex.join(words)} --align.data … "
+            "--instruct.data …`"
+        )
+
+
+def _training_stages(directory: Path) -> dict[str, StageConfig]:
+    """The settings of each stage of this suite's training of a LLaVA; none if it was trained elsewhere."""
+    with contextlib.suppress(UserError, KeyError):
+        trained = from_plain(LlavaTrainConfig, read_manifest(directory)["config"])
+        return {name: trained.stage(name) for name in trained.stages}
+    return {}
