@@ -126,7 +126,7 @@ def test_a_page_has_no_number_that_is_none(tmp_path: Path, kind: str):
         put_result(tmp_path, "one", "gqa", items_table(0.5, benchmark="gqa", seed=2), protocol={"prompt": "other"})
     text = Page(render_page(build_report(tmp_path))).text
     assert not re.search(r"\b(nan|None|inf|Undefined)\b", text), re.findall(r".{40}\b(?:nan|None|inf)\b.{20}", text)
-    assert ("one on pope: failed, see one/pope.json." in text) == (kind != "results")
+    assert ("one and two on pope: failed for the same reason, see one/pope.json." in text) == (kind != "results")
     assert ("out of memory <tag>" in text) == (kind != "results")
 
 

@@ -390,7 +390,7 @@ def holes(results: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (no_numbers, ["There is no number yet; the table states", "two on pope: failed, see two/pope.json."]),
+        (no_numbers, ["There is no number yet; the table states", "one and two on pope: failed for the same reason"]),
         (one_row, ["One model: there is no other to compare it with."]),
         (no_items, ["No two models could be tested against each other.", "their items are missing: one and two on po"]),
         (holes, ["odd on pope: failed, see odd/pope.json.", "odd on gqa and retrieval: missing: no result"]),

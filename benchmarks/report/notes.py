@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Collection, Container, Iterable, Iterator, Sequence
@@ -409,22 +410,25 @@ def _about_training(source: ReportSource) -> Iterator[str]:
 
 
 def _about_missing_values(source: ReportSource, seed_table: Table) -> Iterator[Note]:
-    by_reason: dict[tuple[str, str], dict[str, list[Cell]]] = {}  # model, reason → benchmarks or metrics
+    by_fault: dict[tuple[str, MissingValue], dict[str, list[Cell]]] = {}  # model, fault → benchmarks or metrics
     for column in seed_table.columns:
         for cell in column.cells:
             if cell.missing and cell.missing.reason not in {EXCLUDED_FROM_BENCHMARK, OTHER_KIND}:
                 no_result = isinstance(source.outcomes[cell.row, column.benchmark], MissingValue)
                 name = column.benchmark if no_result else column.title
-                # a failure's reason may be long and name directories
-                why = f", see {cell.missing.file}" if cell.missing.file else f": {cell.missing.reason.rstrip('.')}"
-                by_reason.setdefault((cell.row, cell.missing.kind + why), {}).setdefault(name, []).append(cell)
-    models: dict[tuple[str, str], dict[str, list[Cell]]] = {}
-    for (row, reason), names in by_reason.items():
+                key = cell.row, dataclasses.replace(cell.missing, file="")
+                by_fault.setdefault(key, {}).setdefault(name, []).append(cell)
+    models: dict[tuple[str, MissingValue], dict[str, list[Cell]]] = {}
+    for (row, fault), names in by_fault.items():
         cells = [cell for own in names.values() for cell in own]
-        models.setdefault((join_with_and([*names]), reason), {})[row] = cells
-    for (on, reason), rows in models.items():
-        text = f"{join_row_names(rows)} on {on}: {reason}."
-        yield Note.of("missing", text, [cell for cells in rows.values() for cell in cells])
+        models.setdefault((join_with_and([*names]), fault), {})[row] = cells
+    for (on, fault), rows in models.items():
+        cells = [cell for own in rows.values() for cell in own]
+        files = [*dict.fromkeys(cell.missing.file for cell in cells if cell.missing and cell.missing.file)]
+        why = f": {fault.reason.rstrip('.')}"
+        if files:  # a failure's reason may be long and name directories; each of the files has it
+            why = f"{' for the same reason' if len(files) > 1 else ''}, see {files[0]}"
+        yield Note.of("missing", f"{join_row_names(rows)} on {on}: {fault.kind}{why}.", cells)
 
 
 def _about_missing_items(source: ReportSource) -> Iterator[str]:
