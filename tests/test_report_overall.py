@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +137,22 @@ def test_a_rank_is_as_certain_as_the_tests(tmp_path):
     overall = build_report(tmp_path, pairs="all").overall[0]
     found = {row: (rank.low, rank.value, rank.high) for row, rank in overall.ranks.items()}
     assert found == {"low": (4, 4, 4), "same": (2, 2.5, 3), "same too": (2, 2.5, 3), "top": (1, 1, 1)}
+
+
+def test_an_average_is_best_only_if_it_is_significantly_above_every_other(tmp_path):
+    put_results(tmp_path, {"low": 0.1, "one": 0.5, "two": 0.52})
+    (overall,) = build_report(tmp_path).overall
+    said = r"The averages of two and one over 2 .* do not differ significantly \(higher: two, \d.*\]\); both are "
+    assert re.fullmatch(said + r"significantly above low\.", overall.sentence)
+    close = {**overall.p_values, frozenset({"one", "low"}): 0.5}
+    alone = dataclasses.replace(overall, p_values=close).sentence
+    assert alone.endswith("; that of two is significantly above low.")
+    close[frozenset({"two", "low"})] = 0.5
+    assert "do not differ significantly from the highest (" in dataclasses.replace(overall, p_values=close).sentence
+    del close[frozenset({"two", "low"})], close[frozenset({"two", "one"})]
+    untested = dataclasses.replace(overall, p_values=close).sentence
+    assert untested.startswith("two has the highest average ")
+    assert untested.endswith("; two was not tested against one and low.")
 
 
 def test_benchmarks_that_a_model_lacks_do_not_count(tmp_path):

@@ -330,7 +330,7 @@ class Reader:
             return
         assert number(low) - 0.06 <= largest <= number(high) + 0.06
         (p_values,) = [each.p_values for each in self.report.overall if each.of == of]
-        found: dict[str, set[str]] = {kind: set() for kind in said}
+        found: dict[str, set[str]] = {kind: set() for kind in ("above", "close", "untested")}
         for other in set(self.world.models) - leaders:
             same = all(
                 self.truth.measured[other, name].items == self.truth.measured[models, name].items for name in names
@@ -338,11 +338,23 @@ class Reader:
             p_value = p_values.get(frozenset({models, other}))
             assert (p_value is not None) <= same
             found["untested" if p_value is None else "above" if p_value < 0.05 else "close"].add(other)
-        for kind, text in said.items():
+        for kind, others in found.items():
+            text = said.get(kind)
             expected = (
                 set(self.world.models) - leaders if text == "all others" else set(listed(text)) if text else set()
             )
-            assert expected == found[kind]
+            assert expected == others
+
+    def close_averages(
+        self, models: str, close: str, who: str | None, of: str, above: str | None, **said: str | None
+    ) -> None:
+        others = set(listed(close)) - {models}
+        assert others
+        self.average(models=models, close=", ".join(others), of=of, above=above, **said)
+        (p_values,) = [each.p_values for each in self.report.overall if each.of == of]
+        pairs = [frozenset({one, two}) for one in others for two in (listed(above) if above else [])]
+        if who:
+            assert (who in ("both", "all of them")) == all(p_values.get(pair, 1.0) < 0.05 for pair in pairs)
 
     def _average(self, names: list[str], model: str, fewer: str | None) -> float:
         """The mean over benchmarks; of models that the sentence names, of the seeds that all benchmarks have."""
@@ -371,6 +383,8 @@ class Reader:
         ]  # fmt: skip
 
     def highest_average(self, **said: str) -> None:
+        assert said.pop("low", None) is None
+        assert said.pop("high", None) is None
         self.average(**said, low=None, high=None)
 
     def blind_average(self, models: str, names: str, of: str, **said: str) -> None:
@@ -418,8 +432,9 @@ class Reader:
 
 _BENCHMARKS = (
     r"(?P<count>\d+) benchmarks(?P<of>| of the \w+)"
-    r"(?: \(of (?P<fewer>[\w, ]+): only seeds that were evaluated on all of them\))?, (?P<value>[\d.]+)"
+    r"(?: \(of (?P<fewer>[\w, ]+): only seeds that were evaluated on all of them\))?"
 )
+_VALUE = r"(?P<value>[\d.]+)(?: \[(?P<low>\S+), (?P<high>\S+)\])?"
 READERS: list[tuple[str, Callable[..., None]]] = [
     (r"There is no number yet; the table states the reasons\.()", lambda self: self.no_baseline("There is")),
     (r"One model: there is no other to compare it with\.", lambda self: self.no_baseline("One model")),
@@ -438,15 +453,20 @@ READERS: list[tuple[str, Callable[..., None]]] = [
      r"(?:; not tested: (?P<untested>[^;]+))?\.", Reader.none_better),
     (r"(?P<parts>(?P<model>\w+) (?:beats|loses to|and) (?P<base>\w+?)(?:: | do not | by ).+)\.", Reader.summary),
     (r"(?P<model>\w+) was not tested against (?P<base>\w+) on (?P<names>.+)\.", Reader.not_tested),
-    (rf"(?P<models>\w+) has the best average over {_BENCHMARKS}"
-     r" \[(?P<low>\S+), (?P<high>\S+)\]"
-     r"(?:, significantly above (?P<above>(?:(?!, not ).)+))?(?:, not significantly above (?P<close>(?:(?!, not ).)+))?"
-     r"(?:, not tested against (?P<untested>.+))?\.", Reader.average),
-    (rf"(?P<models>.+) have the same average over {_BENCHMARKS}"
+    (rf"(?P<models>\w+) has the best average over {_BENCHMARKS}, {_VALUE}"
+     r", significantly above (?P<above>all others)\.", Reader.average),
+    (rf"(?P<models>\w+) has the highest average over {_BENCHMARKS}, {_VALUE}"
+     r"(?:; it is significantly above (?P<above>[^;]+))?"
+     r"; \w+ was not tested against (?P<untested>.+)\.", Reader.average),
+    (rf"The averages of (?P<close>.+) over {_BENCHMARKS} do not differ significantly"
+     rf" (?:from the highest \(|\(higher: )(?P<models>\w+), {_VALUE}\)"
+     r"(?:; (?P<who>both|all of them|that of \w+) (?:is|are) significantly above (?P<above>[^;]+))?"
+     r"(?:; \w+ was not tested against (?P<untested>.+))?\.", Reader.close_averages),
+    (rf"(?P<models>.+) have the same average over {_BENCHMARKS}, {_VALUE}"
      r"(?: and no model a higher one)?\.", Reader.highest_average),
-    (rf"(?P<models>\w+) has the highest average over {_BENCHMARKS}, "
+    (rf"(?P<models>\w+) has the highest average over {_BENCHMARKS}, {_VALUE}, "
      r"but its scores? on (?P<names>.+) (?:is|are) not credited to the images\.", Reader.blind_average),
-    (rf"(?P<models>\w+) has the highest average over {_BENCHMARKS}, "
+    (rf"(?P<models>\w+) has the highest average over {_BENCHMARKS}, {_VALUE}, "
      r"without an interval, .*\.", Reader.highest_average),
     (r"Not credited, because they are not significantly better than those .*: (?P<names>.+)\.", Reader.uncredited),
     (r"No model is significantly above chance on (?P<names>.+)\.", Reader.below_chance),

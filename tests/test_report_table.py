@@ -115,8 +115,9 @@ def test_differences_are_corrected_for_their_number_and_read_from_the_items(repo
     assert (delta.ci_low, delta.ci_high) == (100 * expected.low, 100 * expected.high)
     assert 0 < delta.p_value <= delta.p_adjusted / 2
     assert 0 < delta.min_detectable < abs(delta.value)  # it was shown
-    larger = max(delta.min_detectable, cell(report, "untrained").delta.min_detectable)
-    assert f"{larger:.1f} on gqa exact match" in text_of(report)
+    smaller, larger = sorted([delta.min_detectable, cell(report, "untrained").delta.min_detectable])
+    assert f"{smaller:.1f} to {larger:.1f} on gqa exact match" in text_of(report)
+    assert "; ranges are over the models; " in text_of(report)
     assert "a smaller difference can be significant)" in text_of(report)
 
 
@@ -279,8 +280,8 @@ def chance_report(folder: Path, skills: dict[str, float], chance: float, yes: fl
     ("chance", "yes", "answer", "below"),
     [
         (0.05, None, "", None),
-        (0.45, None, "", "entirely better): clip on pope accuracy."),
-        (0.05, 0.45, "", "entirely better): clip on pope accuracy (always yes)."),
+        (0.45, None, "", "or is worse): clip on pope accuracy."),
+        (0.05, 0.45, "", "or is worse): clip on pope accuracy (always yes)."),
         (0.9, None, "No model is significantly above chance on pope accuracy.", ": clip and clips on pope accuracy."),
     ],
 )
@@ -351,7 +352,7 @@ def test_captions_that_fit_another_image_as_well_are_not_above_chance(tmp_path, 
     share = f"another image {100 * items[others].mean():.1f}"
     assert re.search(rf"\| chance +\| +{share} \|", rendered(report, "markdown"))
     assert share in rendered(report, "html")
-    below = "Not significantly above chance (interval not entirely better): clips on recaption CIDEr (another image)"
+    below = "Not significantly above chance (the 95 % interval contains chance or is worse): clips on recaption"
     assert (below in text_of(report)) == ("No model is significantly above chance" in report.answer) == (not above)
 
 

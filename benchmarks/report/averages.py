@@ -88,7 +88,7 @@ class Overall:
 
     @property
     def sentence(self) -> str:
-        """The model with the best average, and the models that it is significantly above; empty without averages.
+        """The model whose average is significantly above all others, or those with the highest; empty without averages.
 
         Models that were not tested against it are named, too. An average with a score that is not credited to the
         images is never called best, nor is one of several equal ones.
@@ -100,16 +100,17 @@ class Overall:
         # averages of models without a common seed are those of the table's numbers, as all are then
         names = join_or_count(self.fewer_seeds, "models") if self.fewer_seeds and not self.no_seed else ""
         fewer = f" (of {names}: only seeds that were evaluated on all of them)" if names else ""
-        over = f"over {len(self.averaged)} benchmarks{self.of}{fewer}, {format_number(average.value, 1)}"
+        over = f"over {len(self.averaged)} benchmarks{self.of}{fewer}"
+        value = format_number(average.value, 1)
         equal = [row for row in others if math.isclose(self.averages[row].value, average.value, abs_tol=_ROUNDING)]
         if equal:
             lower = " and no model a higher one" if len(equal) < len(others) else ""
-            return f"{join_or_count([best, *equal], 'models')} have the same average {over}{lower}."
+            return f"{join_or_count([best, *equal], 'models')} have the same average {over}, {value}{lower}."
         blind = [benchmark for benchmark in self.uncredited.get(best, ()) if benchmark in self.averaged]
-        highest = f"{best} has the highest average {over},"
+        highest = f"{best} has the highest average {over}, {value}"
         if blind:
             verb = "its score on {} is" if len(blind) == 1 else "its scores on {} are"
-            return f"{highest} but {verb.format(join_with_and(blind))} not credited to the images."
+            return f"{highest}, but {verb.format(join_with_and(blind))} not credited to the images."
         if self.without_interval:
             reason = f"there is none on {join_or_count(self.without_interval, 'benchmarks')}"
         elif self.no_seed:
@@ -117,20 +118,26 @@ class Overall:
         else:
             reason = "its seeds do not differ" if math.isnan(average.low) else ""
         if reason:
-            return f"{highest} without an interval, because {reason}."
-        tested = {row: p for row in others if (p := self.p_values.get(frozenset({best, row}))) is not None}
-        beaten = [row for row, p_value in tested.items() if p_value < ALPHA]
-        close = [row for row in tested if row not in beaten]
-        untested = [row for row in others if row not in tested]
-        parts = [
-            f"{best} has the best average {over} [{format_number(average.low, 1)}, {format_number(average.high, 1)}]"
-        ]
-        if beaten:
-            above = "all others" if len(beaten) == len(others) else join_or_count(beaten, "models")
-            parts.append(f"significantly above {above}")
-        parts += [f"not significantly above {join_or_count(close, 'others')}"] if close else []
-        parts += [f"not tested against {join_or_count(untested, 'others')}"] if untested else []
-        return f"{', '.join(parts)}."
+            return f"{highest}, without an interval, because {reason}."
+        interval = f"[{format_number(average.low, 1)}, {format_number(average.high, 1)}]"
+        untested = [row for row in others if frozenset({best, row}) not in self.p_values]
+        beaten = [row for row in others if self._is_significant(best, row)]
+        close = [row for row in others if row not in beaten and row not in untested]
+        if len(beaten) == len(others):
+            return f"{best} has the best average {over}, {value} {interval}, significantly above all others."
+        parts, subject = [f"{highest} {interval}"], "it is"
+        if close:
+            what = "from the highest (" if close[1:] else "(higher: "
+            names = join_or_count([best, *close], "models")
+            parts = [f"The averages of {names} {over} do not differ significantly {what}{best}, {value} {interval})"]
+            apart = all(self._is_significant(row, other) for row in close for other in beaten)
+            subject = f"that of {best} is" if not apart else "all of them are" if close[1:] else "both are"
+        parts += [f"{subject} significantly above {join_or_count(beaten, 'models')}"] if beaten else []
+        parts += [f"{best} was not tested against {join_or_count(untested, 'others')}"] if untested else []
+        return f"{'; '.join(parts)}."
+
+    def _is_significant(self, row: str, other: str) -> bool:
+        return self.p_values.get(frozenset({row, other}), 1.0) < ALPHA
 
     @property
     def columns(self) -> list[tuple[str, dict[str, Interval], tuple[str, ...]]]:

@@ -218,14 +218,17 @@ def _about_power(table: Table) -> Iterator[str]:
     differences = []
     for column in table.columns:
         values = [cell.delta.min_detectable for cell in column.cells if cell.delta]
-        largest = max(filter(math.isfinite, values), default=None)
-        if largest is not None and column.ranked:
-            differences.append(f"{column.small_text(largest)} on {column.title}")
+        known = sorted(filter(math.isfinite, values))
+        if known and column.ranked:
+            ends = " to ".join(dict.fromkeys(map(column.small_text, (known[0], known[-1]))))
+            differences.append(f"{ends} on {column.title}")
     if differences:
+        ranges = "; ranges are over the models" if any(" to " in each for each in differences) else ""
         yield (
             f"Minimum detectable difference from the baseline: {join_with_and(differences)} (a single test at the 5 % "
-            f"level with power 0.8 and the observed variance over {variance_sources(table)}; larger for models that "
-            "differ on more items, and after the correction for many tests; a smaller difference can be significant)."
+            f"level with power 0.8 and the observed variance over {variance_sources(table)}{ranges}; larger for models "
+            "that differ on more items, and after the correction for many tests; a smaller difference can be "
+            "significant)."
         )
 
 
@@ -254,7 +257,10 @@ def _about_chance(table: Table) -> Iterator[str]:
         by_metrics.setdefault(tuple(titles), []).append(row)
     where = [f"{join_or_count(rows, 'models')} on {join_or_count(on, 'metrics')}" for on, rows in by_metrics.items()]
     if where:
-        yield Note.of("caveat", f"Not significantly above chance (interval not entirely better): {'; '.join(where)}.")
+        yield Note.of(
+            "caveat",
+            f"Not significantly above chance (the 95 % interval contains chance or is worse): {'; '.join(where)}.",
+        )
 
 
 def _about_gains(table: Table) -> Iterator[str]:
