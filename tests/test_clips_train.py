@@ -193,17 +193,17 @@ def test_a_second_run_in_one_directory_is_rejected_and_a_killed_one_leaves_no_lo
     config = clips_world.train_config(data, tmp_path / "run", save_steps=100)
     lock = tmp_path / ".run.lock"
     code = f"""
-import os, time
+import os, sys
 from pathlib import Path
 from clips.core.artifact import lock_output
 with lock_output(Path({str(lock)!r}), "run"):
     if os.fork() == 0:  # as a DataLoader's worker, which notices the end of its process after seconds
-        time.sleep(30)
+        print("locked", flush=True)  # here, since a fork has closed its copy of the lock only when it runs
+        sys.stdin.read()
         os._exit(0)
-    print("locked", flush=True)
-    time.sleep(60)
+    sys.stdin.read()  # both wait for the end of the test, however long that takes
 """
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True) as owner:
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as owner:
         assert owner.stdout is not None
         assert owner.stdout.readline() == b"locked\n"
         with pytest.raises(UserError, match=r"^output: another run is writing .*run$"):
@@ -212,7 +212,6 @@ with lock_output(Path({str(lock)!r}), "run"):
         owner.kill()
         owner.wait()
         train(config)
-        os.killpg(owner.pid, signal.SIGKILL)
     assert not lock.exists()
 
 
