@@ -6,6 +6,7 @@ clips plan scripts/configs/clips-l-14.yaml --gpu h200 --num_gpus 64
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -60,16 +61,22 @@ def run_plan(config: TrainPlanConfig) -> None:
     """Print memory and time of a training.
 
     Raises:
-        UserError: the training's file is missing or invalid, or its batch cannot be divided by the GPUs.
+        UserError: the training's file is missing or invalid, a table lacks a column, or its batch cannot be divided by
+            the GPUs.
     """
     training = parse_config(EncoderTrainConfig, ["--config", config.train_config], prog=config.train_config)
     assert training is not None
+    for source in training.data.sources:  # those of other formats may list all their files
+        if source.format == "table" and Path(source.path).exists():
+            open_source(source)  # checks its columns
+    defaults = [f"--{name}" for name in ("num_gpus", "gpu") if getattr(config, name) == getattr(TrainPlanConfig, name)]
+    gpus = f"{config.num_gpus} × {config.gpu}" + (f", the default of {' and '.join(defaults)}" if defaults else "")
     stages, console, total = stage_configs(training), Console(), 0.0
     for number, stage in enumerate(stages, 1):
         log_info(f"{config.train_config}: stage {number} of {len(stages)} in a dry run …")
         plan = plan_stage(config, stage)
         total += plan.hours
-        console.print(_table(f"Stage {number} of {len(stages)}: {config.num_gpus} × {config.gpu}", config, stage, plan))
+        console.print(_table(f"Stage {number} of {len(stages)}: {gpus}", config, stage, plan))
     console.print(
         f"All: {total:,.1f} h, {total * config.num_gpus:,.0f} GPU hours at an MFU of {config.mfu:.0%} (--mfu). "
         "Waiting for data, validation and failures are not included."

@@ -228,7 +228,7 @@ def test_the_command_prints_every_stage(tmp_path: Path, capsys: pytest.CaptureFi
     path = write_config(tmp_path, ema_decay=0.999)
     assert dispatch("clips", "", COMMANDS, ["plan", str(path), "--gpu", "l4", "--mfu", "0.3"]) == 0
     shown = capsys.readouterr().out
-    assert "Stage 1 of 2: 8 × l4" in shown
+    assert "Stage 1 of 2: 8 × l4, the default of --num_gpus  " in shown
     assert "Stage 2 of 2: 8 × l4" in shown
     assert max(map(len, shown.splitlines())) <= 80
     rows = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in shown.splitlines() if "│" in line}
@@ -266,9 +266,14 @@ def test_what_does_not_fit_is_said(tmp_path: Path, capsys: pytest.CaptureFixture
         ({}, {"mfu": 1.5}, "mfu: expected a number above 0 and up to 1"),
         ({}, {"train_config": "none.yaml"}, "none.yaml"),
         ({"stages": [], "num_epochs": 2}, {}, "num_epochs: expected max_samples or max_steps"),
+        ({"data": {"sources": [{"format": "table", "path": "photos.csv"}]}}, {}, "in photos.csv 'web_caption'"),
     ],
 )
-def test_mistakes_are_one_line(tmp_path: Path, fields: dict[str, Any], options: dict[str, Any], message: str):
+def test_mistakes_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], options: dict[str, Any], message: str
+):
+    monkeypatch.chdir(tmp_path)
+    Path("photos.csv").write_text("file_name,caption\na.jpg,a red cube\n")
     path = write_config(tmp_path, **fields)
     with pytest.raises(UserError, match=message):
         run_plan(from_plain(TrainPlanConfig, {"train_config": str(path), "gpu": "l4", **options}))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from study_engine import named
-from study_material import SMALL
+from study_material import MAKE_SCENES, SMALL
 
 from benchmarks.results.protocol import CODE_VERSION
 from benchmarks.study.launch import command_version
@@ -166,6 +166,14 @@ def reading(source: dict[str, str]) -> dict[str, object]:
         (ENCODER, reading({"format": "datasets", "path": "org/photos"}), ["org/photos"], []),
         (ENCODER, reading({"path": "s3://bucket/{00..11}.tar"}), [], []),
         (ENCODER, reading({"path": "org/photos"}), [], ["org/photos"]),
+        (ENCODER, reading({"format": "datasets", "path": "photos", "split": "train"}), [], []),
+        (ENCODER, reading({"path": "captionz.csv", "image_root": "nowhere"}), [], ["captionz.csv", "nowhere"]),
+        (ENCODER, {"encoders": {"clip": {"model": {"architecture": "mine.json"}}}}, [], ["mine.json"]),
+        (ENCODER, {"encoders": {"clip": {"model": {"architecture": "ViT-B-32", "pretrained": "own"}}}}, [], ["own"]),
+        (LLAVA, {"encoders": {"net": "timm:a@random"}}, [], []),
+        (LLAVA, {"encoders": {"net": "timm:a@net.pt"}, "llms": {"tiny": "word"}}, [], ["net.pt", "word"]),
+        (LLAVA, {"encoders": {"net": "transformers:siglip"}}, [], ["siglip"]),
+        ("data-train", {"data": {**SMALL["data"], "train": {"command": MAKE_SCENES, "path": "photos"}}}, [], []),
     ],
 )  # fmt: skip
 def test_a_name_on_the_hub_is_no_missing_file(name, fields, hub, needs):

@@ -103,8 +103,8 @@ def _has_no_splits(benchmark: Mapping[str, Any]) -> bool:
 def check_input_files(steps: Iterable[Step], study: Study) -> None:
     """Check that all external input files exist; one line is logged for each missing file.
 
-    In configs of the suite's commands every string with a slash is a path. A user's script may have others, so that
-    only paths below the study's ``paths`` count.
+    In configs of the suite's commands every string with a slash is a path, and every word in a field of paths. A user's
+    script may have others, so that only paths below the study's ``paths`` count.
 
     Raises:
         UserError: a file is missing; others that are missing, too, have been logged.

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.study.launch import (
     EVALUATE,
+    PYTHON_SCRIPT,
     TRAIN_ENCODER,
     TRAIN_LLAVA,
     StepKind,
@@ -38,7 +39,7 @@ from clips.core.identity import content_hashes
 from clips.data.remote_files import expand_brace_ranges, is_remote
 from clips.errors import UserError, unknown_name_error
 from clips.method.recipes import Recipe, RecipeConfig
-from clips.model_refs import HF_HUB_PREFIX, is_on_hub
+from clips.model_refs import HF_HUB_PREFIX, TIMM_PREFIX, is_on_hub
 from clips.typed_data import from_plain, to_plain
 from llava_bridge.encoders import has_text_tower
 
@@ -261,20 +262,21 @@ class _PlanBuilder:
         """
         outputs = tuple(parts or [Path(config["output"])])
         self.steps[name] = Step(
-            **vars(self._resolve(name, config)),
+            **vars(self._resolve(name, command, config)),
             name=name,
             kind=kind,
             command=command,
             outputs=outputs,
             study=self.study.directory,
-            parts={path.name: self._resolve(name, part) for path, part in (parts or {}).items()},
+            parts={path.name: self._resolve(name, command, part) for path, part in (parts or {}).items()},
         )
         for path in outputs:
             self._producers[path.relative_to(self.study.directory).as_posix()] = name
 
-    def _resolve(self, step: str, config: Settings) -> Inputs:
+    def _resolve(self, step: str, command: tuple[str, ...], config: Settings) -> Inputs:
         """A config with its ``$`` paths replaced, and what its strings refer to."""
         parents, needs, hub = dict[str, None](), dict[Path, None](), dict[str, None]()
+        of_suite = command[0] != PYTHON_SCRIPT
 
         def resolve_string(field: str, text: str) -> str:
             whole = ""
@@ -296,7 +298,7 @@ class _PlanBuilder:
                     whole += f"{before}{path}"
                     continue
                 whole += before + reference
-                if field != "output" and (file := _external_file(before, reference, field)) is not None:
+                if field != "output" and (file := _external_file(before, reference, field, of_suite)) is not None:
                     if (producer := self._producer(file)) is not None:
                         parents[producer] = None
                     else:
@@ -393,9 +395,11 @@ def external_files_state(path: Path) -> str:
 # References in the strings of a step's config: local files, outputs of other steps, names on the Hub.
 _HUB_DATASET = "hub dataset"  # stands for ``path`` or ``data`` next to ``format: datasets``: a dataset on the Hub
 _HUB_FIELDS = {"llm", "llava", _HUB_DATASET, "model_args"}  # fields whose ``ORG/NAME`` may be on the Hub
-# Fields in which a single word may be a file or directory; in other fields it is a setting's value.
-_PATH_FIELDS = {"encoder", "llm", "llava", "path", "data", "image_root", "source", "pretrained", "pretrained_trunk",
-                "model_args"}  # fmt: skip
+# Fields in which a single word is a file or directory; in other fields it is a setting's value.
+_PATH_FIELDS = {"encoder", "llm", "llava", "path", "data", "image_root", "pretrained", "pretrained_trunk",
+                "shard_sizes"}  # fmt: skip
+_PATH_OR_NAME_FIELDS = {"source", "model_args"}  # here it is one if it exists
+_JSON_OR_NAME_FIELDS = {"architecture", "deepspeed"}  # here if it ends with .json
 _TEXT_FIELDS = {"prompt", "templates", "judge_model", "chat_template"}  # no paths, even if their text has a slash
 _MAX_FILE_NAME = 255  # on most systems; a longer string is no path
 _ARGUMENT = re.compile(r"((?:^|,)\w+=)")  # of lmms-eval's models: pretrained=DIRECTORY,device_map=cpu
@@ -433,8 +437,11 @@ def _hub_name(before: str, reference: str, field: str) -> str | None:
     return reference.removeprefix(HF_HUB_PREFIX) if may_be and is_on_hub(reference) else None
 
 
-def _external_file(before: str, reference: str, field: str) -> Path | None:
-    """The file, directory or range of files (``{00..11}.tar``) that a reference may be, or None."""
+def _external_file(before: str, reference: str, field: str, of_suite: bool) -> Path | None:
+    """The file, directory or range of files (``{00..11}.tar``) that a reference may be, or None.
+
+    In a user's script a single word may be a name also in the suite's fields of paths, so that it must exist.
+    """
     if field in _TEXT_FIELDS or not reference or "\n" in reference:
         return None
     if max(map(len, reference.split("/"))) > _MAX_FILE_NAME or is_remote(reference):
@@ -442,7 +449,12 @@ def _external_file(before: str, reference: str, field: str) -> Path | None:
     if _hub_name(before, reference, field) is not None:
         return None
     path = Path(reference)
-    return path if path.is_absolute() or len(path.parts) > 1 or (field in _PATH_FIELDS and path.exists()) else None
+    if path.is_absolute() or len(path.parts) > 1 or (field in _PATH_FIELDS | _PATH_OR_NAME_FIELDS and path.exists()):
+        return path
+    if reference.startswith(TIMM_PREFIX) or (before.startswith(TIMM_PREFIX) and reference == "random"):
+        return None
+    is_path = field in _PATH_FIELDS or (field in _JSON_OR_NAME_FIELDS and reference.endswith(".json"))
+    return path if is_path and of_suite else None
 
 
 def map_strings(value: Any, change: Callable[[str, str], str], field: str = "") -> Any:
