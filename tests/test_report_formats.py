@@ -279,6 +279,8 @@ def test_a_wide_table_spans_both_columns_then_is_divided(tmp_path: Path) -> None
     assert texts[14].count(r"\begin{table") == 3
     assert texts[14].count(r"\pm") == 3 * 14
     assert "part 2 of 3" in texts[14]
+    assert {*re.findall(r"\\begin\{(table\*?)\}", texts[14])} == {"table*"}  # the narrow last part, too
+    assert len({*re.findall(r"^\\(?:small|footnotesize|scriptsize)$", texts[14], re.MULTILINE)}) == 1
     assert not any(command in text for text in texts.values() for command in (r"\resizebox", r"\tiny", "^{+"))
 
 
@@ -294,10 +296,29 @@ def test_a_latex_table_has_no_average_over_columns_that_it_omits(tmp_path: Path)
     assert "mean rank" not in some
 
 
+def test_a_caption_names_the_table_and_a_comment_its_result(results: Path) -> None:
+    report = build_report(results)
+    text = rendered(report, "latex")
+    (caption,) = re.findall(r"\\caption\{(.*)\}", text)
+    assert caption.startswith(f"{report.source.title}. Best (bold): ")
+    assert caption.endswith(". With 95 \\% intervals over images.")
+    assert "average" not in caption
+    assert f"\n% {report.answer}\n" in text
+    assert text.partition("\n")[0].endswith(" For a one-column article, make it with clips-bench report DIR "
+                                            "--latex.text_width 345")  # fmt: skip
+
+
+def test_a_part_with_averages_alone_has_no_empty_lines_for_chance_and_n(results: Path) -> None:
+    _, *parts = styled(build_report(results), text_width=120).split(r"\begin{table}")
+    below = [[line for line in part.splitlines() if re.match("(?:chance|n) &", line)] for part in parts]
+    assert [len(lines) for lines in below] == [part.count(r"\midrule") - 1 for part in parts] == [1, 1, 1, 1, 0, 0]
+    assert all(re.search(r"\d", line) for lines in below for line in lines)
+
+
 def test_marks_by_rank_are_those_of_the_field(tmp_path: Path) -> None:
     report = many_columns(tmp_path, 2)
     text = styled(report, marks="ranks", intervals="none")
-    marks = {1: r"\textbf{%s}", 2: r"\underline{%s}$^{\circ}$", 3: "%s"}
+    marks = {1: r"\textbf{%s}", 2: r"\underline{%s}$^{\approx}$", 3: "%s"}
     for place, row in enumerate(("low", "same", "top")):
         (line,) = (line for line in text.splitlines() if line.startswith(f"{row} & "))
         expected = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-_PACKAGES = r"% \usepackage{booktabs}; names with accents: \usepackage[T1]{fontenc}"
+_HEAD = (
+    r"% Needs \usepackage{booktabs}, names with accents \usepackage[T1]{fontenc}. "
+    "For a one-column article, make it with clips-bench report DIR --latex.text_width 345"
+)
 _CENTERING = r"\centering"  # once in each float
 _ROWS_PER_FLOAT = 45
 
@@ -33,25 +37,31 @@ def render_latex(report: Report) -> str:
     caveats below the last part. Characters that pdflatex lacks (Chinese, emoji) become their code points.
     """
     name = re.sub(r"[^a-z0-9]+", "-", report.source.title.casefold()).strip("-") or "results"
-    parts = _floats(report, f"tab:{name}")
+    parts = [_HEAD, *_floats(report, f"tab:{name}"), _comment(report.answer)]
     parts += map(_comment, mark_legend(report.table, LATEX))
     parts += [_comment(note) for note in report.notes if note.kind not in {"caveat", "missing"}]
     if report.reference_results:
         frame, label = report.reference_results.text(), f"tab:{name}-published"
         parts += _frame_floats(frame, REFERENCE_NOTE, label, report.latex.text_width)
         parts += map(_comment, report.reference_results.sources())
-    return "\n".join([_PACKAGES, *parts]) + "\n"
+    return "\n".join(parts) + "\n"
 
 
 def _floats(report: Report, label: str) -> list[str]:
+    import pandas as pd
+
     frame, texts, table = _frame(report), _texts(report), report.table
     caveats = latex_text(" ".join(note for note in report.notes if note.kind == "caveat"))
     parts = split_columns(texts, report.latex.text_width)
+    fit = fit_float(texts, parts, report.latex.text_width)
     lines: list[str] = []
     for number, columns in enumerate(parts):
         title = _caption(report) if number == 0 else latex_text(f"Continued: part {number + 1} of {len(parts)}.")
-        tabular = _tabular(frame.iloc[:, columns])
-        tabular.insert(tabular.index(r"\bottomrule") - (len(frame) - len(table.rows)), r"\midrule")
+        part, last = frame.iloc[:, columns], frame.iloc[len(table.rows) :, columns]
+        below = last[(last != "").any(axis=1)]  # a part with averages alone has neither chance nor n
+        tabular = _tabular(pd.concat([part.iloc[: len(table.rows)], below]))
+        if len(below):
+            tabular.insert(tabular.index(r"\bottomrule") - len(below), r"\midrule")
         start = tabular.index(r"\midrule") + 1
         for index, row in reversed([*enumerate(table.rows)]):  # headings of groups, a space between LLMs
             if index in table.headings:
@@ -62,27 +72,26 @@ def _floats(report: Report, label: str) -> list[str]:
                 tabular.insert(start + index, r"\addlinespace")
         if caveats and number == len(parts) - 1:
             tabular += ["", rf"\smallskip\parbox{{\linewidth}}{{\footnotesize {caveats}}}"]
-        fit = fit_float([texts[0], *(texts[1 + index] for index in columns)], report.latex.text_width)
         lines += _float(title, label + (f"-{number + 1}" if number else ""), tabular, fit)
     return lines
 
 
 def _frame_floats(frame: pd.DataFrame, caption: str, label: str, text_width: float) -> list[str]:
     """A frame of unescaped strings, in as many floats as its rows and columns need."""
+    texts = [[*map(str, frame.index)], *([name, *frame[name]] for name in frame.columns)]
+    parts = split_columns(texts, text_width)
+    fit = fit_float(texts, parts, text_width)
+    escaped = frame.map(latex_text).rename(latex_text).rename(latex_text, axis=1)
     lines: list[str] = []
-    for start in range(0, len(frame), _ROWS_PER_FLOAT):
-        part = frame.iloc[start : start + _ROWS_PER_FLOAT]
-        texts = [[*map(str, part.index)], *([name, *part[name]] for name in part.columns)]
-        escaped = part.map(latex_text).rename(latex_text).rename(latex_text, axis=1)
-        for columns in split_columns(texts, text_width):
-            number = f"-{lines.count(_CENTERING) + 1}" if lines else ""
-            fit = fit_float([texts[0], *(texts[1 + index] for index in columns)], text_width)
-            lines += _float(latex_text(caption), label + number, _tabular(escaped.iloc[:, columns]), fit)
+    for start, columns in itertools.product(range(0, len(frame), _ROWS_PER_FLOAT), parts):
+        number = f"-{lines.count(_CENTERING) + 1}" if lines else ""
+        part = escaped.iloc[start : start + _ROWS_PER_FLOAT, columns]
+        lines += _float(latex_text(caption), label + number, _tabular(part), fit)
     return lines
 
 
-def _float(caption: str, label: str, tabular: Sequence[str], fit: tuple[str, str] | None) -> list[str]:
-    environment, size = fit or ("table*", r"\scriptsize")
+def _float(caption: str, label: str, tabular: Sequence[str], fit: tuple[str, str]) -> list[str]:
+    environment, size = fit
     opening = [rf"\begin{{{environment}}}[t]", _CENTERING, size]
     opening += [rf"\setlength{{\tabcolsep}}{{{COLUMN_GAP:g}pt}}", rf"\caption{{{caption}}}", rf"\label{{{label}}}"]
     return [*opening, *tabular, rf"\end{{{environment}}}"]
@@ -101,11 +110,11 @@ def _tabular(frame: pd.DataFrame) -> list[str]:
 
 
 def _caption(report: Report) -> str:
-    sentences, cells = [report.answer], report.table.scores
+    sentences, cells = [report.source.title.rstrip(".") + "."], report.table.scores
     if report.latex.marks == "ranks":
         sentences.append(
             "Bold: best; underlined: second best, both without regard to tests and among models with the same "
-            "settings; equal numbers share a mark. A circle: tested against the best without a significant difference."
+            "settings; equal numbers share a mark. ≈: tested against the best without a significant difference."
         )
     else:
         sentences += [line for line in mark_legend(report.table, LATEX) if line.startswith(("Best", "Tied"))]
@@ -182,13 +191,13 @@ def _chance(column: Column) -> str:
 def _cell(report: Report, cell: Cell) -> str:
     if cell.value is None:
         return cell.missing_label
-    mark, circle, value = cell.mark, "", latex_text(cell.number)
+    mark, close, value = cell.mark, "", latex_text(cell.number)
     if report.latex.marks == "ranks":
         mark, tied = _rank_mark(report.table, cell)
-        circle = r"$^{\circ}$" if tied else ""
+        close = r"$^{\approx}$" if tied else ""
     marked = {"best": rf"\textbf{{{value}}}", "tied": rf"\underline{{{value}}}", "": value}[mark]
     small = "".join(map(_small, _cell_texts(report, cell)))
-    return marked + circle + small + latex_text(cell.signs)
+    return marked + close + small + latex_text(cell.signs)
 
 
 def _rank_mark(table: Table, cell: Cell) -> tuple[RankMark, bool]:

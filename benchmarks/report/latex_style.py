@@ -22,7 +22,7 @@ class LatexStyle:
         intervals: the 95 % intervals: ``inline`` next to the values, or ``none``, for a narrower table.
         marks: ``tests``: bold is significantly different from all others, underlined is tied at the top; ``ranks``:
             bold is the highest number and underlined the second highest, as printed (equal numbers share a mark), and
-            a circle is not significantly different from the highest.
+            ≈ is not significantly different from the highest.
         text_width: of a page, in pt: 490 with two columns, 345 in the one column of ``article``.
     """
 
@@ -31,18 +31,20 @@ class LatexStyle:
     text_width: FinitePositive = 490.0
 
 
-def fit_float(texts: Sequence[Sequence[str]], text_width: float) -> tuple[str, str] | None:
-    """The narrowest float and largest size for a table; None if it is too wide at 7 pt.
+def fit_float(texts: Sequence[Sequence[str]], parts: Sequence[Sequence[int]], text_width: float) -> tuple[str, str]:
+    """The narrowest float and largest size that all parts of a table fit; 7 pt if one is too wide.
 
     Args:
         texts: of each column, header included, as printed.
+        parts: see `split_columns`.
         text_width: see `LatexStyle`.
     """
     for environment, room in (("table", _COLUMN), ("table*", text_width)):
         for size, points in _SIZES.items():
-            if sum(_width(column, points) for column in texts) <= room:
+            first, *others = (_width(column, points) for column in texts)
+            if all(first + sum(others[index] for index in columns) <= room for columns in parts):
                 return environment, size
-    return None
+    return environment, size
 
 
 def _width(texts: Sequence[str], points: float) -> float:
