@@ -204,7 +204,7 @@ def _problem(errors: Sequence[Any], kind: Any, content: Any) -> str:
         own = [field.name for option in options for field in dataclasses.fields(option)]
         known = [field for field, _ in field_types(kind)]
         ours = _NAMES_ELSEWHERE.get(key, key)
-        near = [f"{outer}{ours}"] if ours in own else []
+        near = [f"{outer}{field}" for field in difflib.get_close_matches(ours, own, n=1, cutoff=0.9)]
         near = near or [field for field in known if field.split(".")[-1] == ours]  # the right name at another place
         likeness = 0.81 if key in _NO_SETTING else 0.5  # num_processes → processes, but not nodes → notes
         near = near or [f"{outer}{field}" for field in difflib.get_close_matches(key, own, n=1, cutoff=likeness)]

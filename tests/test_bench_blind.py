@@ -243,5 +243,5 @@ def test_a_result_whose_blind_scores_contradict_its_items_is_rejected(places, tm
 
 
 def test_models_that_have_no_blind_runs(places, tmp_path):
-    with pytest.raises(UserError, match=r"benchmarks\.blind: expected 'llava:' instead of lmms \(pope\)"):
+    with pytest.raises(UserError, match=r"benchmarks\.pope\.blind: expected 'llava:' instead of lmms"):
         world.measure(tmp_path, _config(places, "pope"), lmms=LmmsModel(model="llava_hf"))

@@ -124,7 +124,7 @@ def test_a_limit_prints_the_time_tokens_and_cost_of_all_questions(pope, address,
 def test_beams_are_rejected_before_a_server_is_asked(pope, tmp_path) -> None:
     beams = dataclasses.replace(pope, num_beams=2)
     with pytest.raises(
-        UserError, match=r"^benchmarks.num_beams: expected 1 with endpoint, whose API has no beams \(pope"
+        UserError, match=r"^benchmarks.pope.num_beams: expected 1 with endpoint, whose API has no beams"
     ):
         world.measure(tmp_path / "results", beams, llava="mine", endpoint=("http://127.0.0.1:9",))
 

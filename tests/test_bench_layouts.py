@@ -357,6 +357,7 @@ def test_columns_of_a_dataset(tmp_path):
     for asked, said in (
         ({}, r"hub: no column of images \(columns: de, en, photo\)"),
         ({"image_column": "picture"}, "unknown column for image_column in .*hub 'picture'"),
+        ({"image_column": "photo"}, r"hub, such as \[de\] \(it has: de, en, photo\)"),
         ({"image_column": "photo", "caption_columns": ("fr",)}, "unknown column for caption_columns in .* 'fr'"),
         ({"split": "val"}, r"hub: cannot be read as a dataset \(Unknown split \"val\""),
     ):

@@ -158,7 +158,7 @@ def test_a_task_without_generated_answers_has_no_beams():
     settings = [configure(name="some", task="mmmu_val", data="data", num_beams=beams) for beams in (None, 2)]
     entry = SimpleNamespace(max_new_tokens=4)
     assert evaluate_task.generation_settings(task, entry, settings[0]) == {"max_new_tokens": 4}
-    with pytest.raises(UserError, match=r"^benchmarks\.num_beams: expected a task with generated answers, got 'some'"):
+    with pytest.raises(UserError, match=r"^benchmarks\.some\.num_beams: expected a task with generated answers"):
         evaluate_task.generation_settings(task, entry, settings[1])
 
 

@@ -178,8 +178,8 @@ def test_failures_do_not_stop_the_others_and_are_named_at_the_end(tmp_path, shar
         ({"encoder": "misspelt"}, "^encoder: misspelt: no such directory; expected an encoder directory"),
         ({"encoder": __file__}, "is a file, expected an encoder directory; `clips import .* --output DIR` makes one"),
         ({"encoder": "timm:resnet18"}, "^encoder: 'timm:resnet18' has no text tower"),
-        ({"data": "nowhere"}, r"^benchmarks\[1\]\.data: nowhere: no such file or directory \(benchmark 'retrieval'\)"),
-        ({"image_root": "nowhere"}, r"^benchmarks\[1\]\.image_root: nowhere: no such file"),
+        ({"data": "nowhere"}, r"^benchmarks\.retrieval\.data: nowhere: no such file or directory"),
+        ({"image_root": "nowhere"}, r"^benchmarks\.retrieval\.image_root: nowhere: no such file"),
         ({"output": "a-file"}, "^a-file: is a file; expected a directory"),
     ],
 )

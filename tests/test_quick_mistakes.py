@@ -71,6 +71,8 @@ MISTAKES = [
     ("benchmarks run encoder encoder --benchmarks [{name: retrieval, data: none.csv}]", "none.csv: no such file"),
     (f"benchmarks run encoder encoder --batch_size big --benchmarks [{RETRIEVAL}]", "expected an integer"),
     ("benchmarks run encoder encoder --benchmarks [{name: retrieval, date: x}]", "did you mean 'data'?"),
+    (f"benchmarks run encoder llava --benchmarks [{RETRIEVAL}]", "llava is a LLaVA; `clips-bench run llava llava`"),
+    (f"benchmarks run llava encoder --benchmarks [{RETRIEVAL}]", "encoder is an encoder; `clips-bench run encoder"),
     ("benchmarks run llava none --benchmarks [{name: pope, data: .}]", "llava: none: no such directory"),
     (
         "benchmarks score --task pope --answers none.jsonl --data . --output o --model_name x",
@@ -127,6 +129,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "odd/study.json").mkdir(parents=True)
     (folder / "made").mkdir()
     (folder / "made" / "manifest.json").write_text('{"kind": "encoder", "hash": "0"}')
+    (folder / "llava").mkdir()
+    (folder / "llava" / "config.json").write_text('{"model_type": "llava", "text_config": {}}')
     (folder / "encoder").mkdir()
     (folder / "encoder" / OPEN_CLIP_CONFIG).write_text("{}")
     (folder / "encoder" / OPEN_CLIP_WEIGHTS).write_bytes(b"")

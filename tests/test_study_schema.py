@@ -289,6 +289,7 @@ def test_a_plan_says_that_a_benchmark_tests_on_training_data(
     ("fields", "message"),
     [
         ({"encodrs": {}}, "unknown key 'encodrs'; did you mean 'encoders'"),
+        ({"benchmark": {}}, "unknown key 'benchmark'; did you mean 'benchmarks'"),
         ({"benchmarks": {"pope": {"limt": 3}}}, r"benchmarks\.pope: unknown key 'limt'; did you mean 'limit'"),
         ({"benchmarks": {"pop": {}}}, "unknown benchmark 'pop'; did you mean 'pope'"),
         ({"benchmarks": {"retrieval": {"captions_per_image": 0}}}, "benchmarks.retrieval: .*at least 1"),

@@ -43,6 +43,7 @@ from clips.model_refs import OPEN_CLIP_CONFIG
 from clips.ranges import Positive
 from clips.training.run_dir import CONFIG_FILE, list_checkpoints, read_train_state
 from clips.typed_data import checked
+from llava_bridge.model.llava_checks import is_llava
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,9 +121,9 @@ class RunConfig(EvaluationConfig):
             raise UserError("llava: expected the model's name at the endpoint")
         for each in self.benchmarks:
             if self.lmms is not None and getattr(each, "blind", None):
-                raise UserError(f"benchmarks.blind: expected 'llava:' instead of lmms ({each.name})")
+                raise UserError(f"benchmarks.{each.name}.blind: expected 'llava:' instead of lmms")
             if self.endpoint and (getattr(each, "num_beams", 1) or 1) > 1:
-                raise UserError(f"benchmarks.num_beams: expected 1 with endpoint, whose API has no beams ({each.name})")
+                raise UserError(f"benchmarks.{each.name}.num_beams: expected 1 with endpoint, whose API has no beams")
         names = [benchmark.name for benchmark in self.benchmarks]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -146,14 +147,13 @@ def run_benchmarks(config: RunConfig) -> None:
     model = EvalModel(config)
     if config.device == "cuda":
         _ = model.device  # raises if there is none
-    for number, benchmark in enumerate(config.benchmarks, 1):
+    for benchmark in config.benchmarks:
         entry = get_benchmark(benchmark.entry)
         model.record(entry.needs)
         check_not_newer(config.output, config.model_name, benchmark.name)
         for field, path in benchmark.local_paths().items():
             if not Path(path).exists():
-                place = f"benchmarks[{number}].{field}"
-                raise UserError(f"{place}: {path}: no such file or directory (benchmark '{benchmark.name}')")
+                raise UserError(f"benchmarks.{benchmark.name}.{field}: {path}: no such file or directory")
     run_on_all(model.processes, lambda: writable_directory(Path(config.output) / config.model_name))
     results = []
     for benchmark in config.benchmarks:
@@ -320,6 +320,8 @@ def run_encoder(config: RunSingleConfig) -> None:
         UserError: as of ``benchmarks.tasks.run_benchmarks.run_benchmarks``.
     """
     directory, name = config.model, _name(config.model)
+    if is_llava(directory):
+        raise UserError(f"{directory} is a LLaVA; `clips-bench run llava {directory}` evaluates it")
     is_exported = (Path(directory) / OPEN_CLIP_CONFIG).is_file()
     if not is_exported and (checkpoints := list_checkpoints(Path(directory))):
         from clips.export import ExportConfig, run_export
@@ -342,6 +344,8 @@ def run_llava(config: RunSingleConfig) -> None:
     Raises:
         UserError: as of ``benchmarks.tasks.run_benchmarks.run_benchmarks``.
     """
+    if (Path(config.model) / OPEN_CLIP_CONFIG).is_file():
+        raise UserError(f"{config.model} is an encoder; `clips-bench run encoder {config.model}` evaluates it")
     run_benchmarks(_run_config(config, _name(config.model), llava=config.model))
 
 

@@ -148,7 +148,7 @@ def load(model: Any, config: TaskConfig) -> Any:
 def generation_settings(task: Any, entry: LmmsTask, config: TaskConfig) -> dict[str, Any]:
     """The task's generation settings, overridden by the config's; if neither caps the length, this suite's cap."""
     if config.num_beams and "generate_until" not in str(task.config.output_type):
-        raise UserError(f"benchmarks.num_beams: expected a task with generated answers, got '{config.name}'")
+        raise UserError(f"benchmarks.{config.name}.num_beams: expected a task with generated answers")
     settings = dict(task.config.generation_kwargs or {})
     cap = config.max_new_tokens or settings.get("max_new_tokens") or entry.max_new_tokens
     own = {"max_new_tokens": cap, "num_beams": config.num_beams}

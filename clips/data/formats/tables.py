@@ -163,7 +163,10 @@ def _records(location: Location, rows: Any, root: Path) -> Iterator[Captioned]:
     usual = next(([name] for name in _CAPTION_COLUMNS if name in names), numbered)
     columns = list(spec.caption_columns) or usual
     if not columns:
-        raise UserError(f"caption_columns: expected columns of captions in {spec.path} (it has: {', '.join(names)})")
+        others = [name for name in names if name != image_column]
+        hint = f", such as [{others[0]}]" if others else ""
+        listed = ", ".join(names)
+        raise UserError(f"caption_columns: expected the columns of captions in {spec.path}{hint} (it has: {listed})")
     images = ImageColumn(rows.select_columns([image_column]), image_column, spec.path, root)
     are_names = getattr(rows.features[image_column], "dtype", "") in {"string", "large_string"}
     selected = rows.select_columns([*columns, *([image_column] * are_names)])  # images are read later
