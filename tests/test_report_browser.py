@@ -136,6 +136,17 @@ def test_nothing_sticks_out_to_the_side(page, file, study_file, width, which):
     assert page.locator(".wide").is_visible() == (width != 360)
 
 
+def test_tables_behind_figures_and_of_all_metrics_are_seen_whole(page, study_file):
+    page.goto(study_file.as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+    tables = page.locator("figure .scroll")
+    assert tables.count() > 3
+    assert tables.evaluate_all("all => all.every(each => each.scrollWidth <= each.clientWidth)")
+    rights = """row => [...row.cells].map(cell => cell.getBoundingClientRect().right)"""
+    lines = page.locator("#all-metrics tr:not(.group)")
+    assert len({tuple(lines.nth(place).evaluate(rights)) for place in range(lines.count())}) == 1
+
+
 def test_the_keyboard_reaches_everything_and_focus_is_seen(page):
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to the results"

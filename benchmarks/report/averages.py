@@ -309,16 +309,20 @@ def overall_section(found: Sequence[Overall]) -> FigureSet | None:
         )
     rows = sorted(found[-1].ranks, key=lambda row: (found[-1].ranks[row].value, row))
     uncredited = f"{UNCREDITED} Includes a score that is not credited to the images."
-    titles = [title + overall.of for overall in found for title, *_ in overall.columns]
+    heads = [
+        head for overall in found for title, *_ in overall.columns for head in (title + overall.of, "95 % interval")
+    ]
+    texts = [[text for overall in found for text in overall.texts(row)] for row in rows]
+    shown = [place for place in range(len(heads)) if any(own[place] for own in texts)]  # ranks may have no interval
     return FigureSet(
         lead=" ".join(sentences),
         figures=(),
         notes=(
             "Only benchmarks on which every model has a number under the main protocol count, and seeds that were "
             "evaluated on all of them. The interval of a mean rank follows from the tests of all pairs of models, "
-            "which `--pairs all` makes: a rank is certain only as far as models differ significantly.",
+            "which the option --pairs all makes: a rank is certain only as far as models differ significantly.",
             *([uncredited] if any(overall.uncredited for overall in found) else []),
         ),
-        headers=("model", *(head for title in titles for head in (title, "95 % interval"))),
-        rows=tuple((row, *(text for overall in found for text in overall.texts(row))) for row in rows),
+        headers=("model", *(heads[place] for place in shown)),
+        rows=tuple((row, *(own[place] for place in shown)) for row, own in zip(rows, texts, strict=True)),
     )
