@@ -121,6 +121,17 @@ def test_differences_are_corrected_for_their_number_and_read_from_the_items(repo
     assert "a smaller difference can be significant)" in text_of(report)
 
 
+@pytest.mark.parametrize(("few", "many"), [("one", "two"), ("two", "one")])
+def test_in_a_tie_of_protocols_the_one_with_more_items_is_the_main_one(tmp_path, few, many):
+    for row, count in ((few, 20), (many, 120)):
+        items = items_table(0.5, benchmark="gqa", count=count)
+        put_result(tmp_path, row, "gqa", items, protocol={"questions": count, "limit": count})
+    report = build_report(tmp_path)
+    assert (cell(report, many).group, cell(report, few).group) == (0, 1)
+    assert report.table.columns[0].items == "120"
+    assert cell(build_report(tmp_path, baseline=few), few).group == 0
+
+
 def test_rows_that_agree_in_every_item_are_no_more_certain_than_their_number(tmp_path):
     for row in ("one", "two"):
         put_result(tmp_path, row, "gqa", items_table(0.5, benchmark="gqa", count=12))

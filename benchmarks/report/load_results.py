@@ -113,15 +113,20 @@ class ReportSource:
     def protocol_groups(self, results: Mapping[str, Result]) -> dict[str, int]:
         """Model → protocol group.
 
-        Group 0 is the most frequent protocol; of equally frequent ones that of a baseline, else the first. The other
-        protocols are 1, 2, … in order of occurrence.
+        Group 0 is the most frequent protocol; of equally frequent ones that of a baseline, else the one with most
+        items, else the first. The other protocols are 1, 2, … in order of occurrence.
         """
         by_protocol: dict[str, list[str]] = {}
         for name, result in results.items():
             by_protocol.setdefault(ranking_key(result.protocol), []).append(name)
         baselines = {row.baseline for row in self.rows}
         groups = list(by_protocol.values())
-        main = min(groups, key=lambda names: (-len(names), baselines.isdisjoint(names)), default=[])
+
+        def order(names: list[str]) -> tuple[int, bool, int]:
+            items = max(metric.n for name in names for metric in results[name].metrics.values())
+            return -len(names), baselines.isdisjoint(names), -items
+
+        main = min(groups, key=order, default=[])
         ordered = sorted(groups, key=lambda names: names is not main)
         return {name: group for group, names in enumerate(ordered) for name in names}
 
