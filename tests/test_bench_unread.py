@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from bench_tasks import mmbench, score, write_task
 
+from benchmarks.report.report import build_report
 from benchmarks.results.results import read_items
 from benchmarks.tasks.mllm.unread import unread_answers
 
@@ -95,6 +96,19 @@ def test_a_right_answer_that_scores_nothing_is_named(tmp_path, capsys):
     assert (found.metrics["pope_accuracy"].value, found.metrics["unread"].value) == (1.0, 0.0)
     assert "pope_accuracy_unread_wrong" not in found.metrics
     assert "were not read" not in capsys.readouterr().err
+
+
+def test_f1_of_pope_leaves_out_what_it_does_not_read(tmp_path):
+    """And the accuracy of 50 % was stated to be 50 % if these answers counted as wrong."""
+    world.write_hub(tmp_path / "hub", 4)
+    said = ["yes", "no", "yes", "no", "maybe", "maybe", "maybe", "Yes, there is."]  # the last is read, and left out
+    rows = [{"doc_id": number, "answer": answer} for number, answer in enumerate(said)]
+    found = score(tmp_path / "hub", tmp_path, "pope", rows)
+    assert (found.metrics["pope_accuracy"].value, found.metrics["pope_f1_score"].value) == (0.5, 1.0)
+    assert found.metrics["pope_f1_score_unread_wrong"].value == pytest.approx(2 * 2 / (4 + 4))
+    (note,) = [note for note in build_report(found.path.parents[1]).notes if note.startswith("Answers not read")]
+    share = f"37.5 % of {found.model_name} on pope"
+    assert note.endswith(f": {share} (as wrong answers: F1, which leaves them out, 50.0 instead of 100.0).")
 
 
 def test_an_unread_order_of_mmbench_makes_its_question_wrong(tmp_path):

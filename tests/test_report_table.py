@@ -238,7 +238,7 @@ def test_models_with_other_shares_of_unread_answers_are_not_better_without_that_
     assert "read" not in plain
     assert f"; different shares of answers were not read: {swapped}." in guessed
     (line,) = [note for note in report.notes if note.startswith("Answers not read (")]  # not of plain's few
-    assert line.endswith(": 25.0 % of guessed on gqa exact match (66.7 instead of 91.7 as wrong ones).")
+    assert line.endswith(": 25.0 % of guessed on gqa (as wrong answers: exact match 66.7 instead of 91.7).")
     assert any(note.startswith("Models with different scores") and swapped in note for note in report.notes)
     ending = f"different shares of answers were not read: 25.0 % of guessed and 1.7 % of plain on gqa; {swapped}."
     assert build_report(tmp_path).answer.endswith(ending)

@@ -310,23 +310,25 @@ def _about_gains(table: Table) -> Iterator[str]:
 
 def _about_unread(table: Table) -> Iterator[str]:
     """The models of whose answers more than `MAX_UNREAD` were not read, and their scores with these as wrong ones."""
-    found = []
+    found: dict[str, list[str]] = {}  # share of a model's answers on a benchmark → scores that would differ
     for cell in itertools.chain.from_iterable(column.cells for column in table.columns):
         column, wrong_name = cell.column, f"{cell.metric}{UNREAD_WRONG}"
         metrics = [each.metrics for each in cell.results if UNREAD in each.metrics]
         share = sum(each[UNREAD].value for each in metrics) / max(len(metrics), 1)
         if share <= MAX_UNREAD:
             continue
-        text = f"{100 * share:.1f} % of {cell.row} on {column.title}"
-        if any(wrong_name in each for each in metrics):
-            # a seed whose answers were all read has no such metric
-            seeds = [each.get(wrong_name, each.get(cell.metric)) for each in metrics]
-            wrong = sum(each.value * column.scale for each in seeds if each) / len(seeds)
-            text += f" ({column.text(wrong)} instead of {cell.number} as wrong ones)"
-        found.append(text)
+        scores = found.setdefault(f"{100 * share:.1f} % of {cell.row} on {column.benchmark}", [])
+        as_wrong = [each[wrong_name] for each in metrics if wrong_name in each]
+        # a seed whose answers were all read has no such metric
+        seeds = [each.get(wrong_name, each.get(cell.metric)) for each in metrics]
+        wrong = column.text(sum(each.value * column.scale for each in seeds if each) / len(seeds))
+        if as_wrong and wrong != cell.number:
+            omits = ", which leaves them out," if as_wrong[0].aggregation == "f1" else ""  # POPE's scorer does
+            scores.append(f"{column.label}{omits} {wrong} instead of {cell.number}")
     if found:
         what = "empty, declined, without an option, yes or no, or in a form that the scorer does not compare"
-        yield f"Answers not read ({what}): {'; '.join(found)}."
+        texts = [name + (f" (as wrong answers: {join_with_and(own)})" if own else "") for name, own in found.items()]
+        yield f"Answers not read ({what}): {'; '.join(texts)}."
     if pairs := unread_differences(table, table.scores, {row.name for row in table.rows}):
         yield f"Models with different scores of whose answers different shares were not read: {pairs}."
 

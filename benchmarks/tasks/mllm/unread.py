@@ -87,6 +87,9 @@ def add_unread(
                 groups = circular_groups(samples)
                 lost = np.isin(groups, groups[lost])
             wrong = np.where(np.isnan(credit), np.nan, np.where(lost, 0.0, credit))
+        elif spec.aggregation == "f1":  # POPE's own scorer leaves answers other than yes and no out
+            actual = items[others[0]].to_numpy()
+            wrong = np.where((scores > 0) & ~lost, actual, 1.0 - actual)
         else:
             continue
         items[f"{first}{UNREAD_WRONG}"] = wrong
