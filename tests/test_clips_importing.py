@@ -603,6 +603,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], small_a
         ([], "does not state its architecture; give --architecture"),
         (["--architecture", "ViT-small0-9"], "did you mean 'ViT-small0-8'?"),
         (["--architecture", "coca_ViT-B-32"], "has CoCa's decoder"),
+        (["--architecture", "ViT-S-32"], f"expected (77, 384); did you mean --architecture {small_architecture}?"),
         (["--architecture", small_architecture, "--format", "hf_clip"], "expected none, because"),
         (["--format", "gguf"], "unknown format 'gguf' (known: hf_clip"),
         (["--tolerance", "0"], "tolerance: expected a number above 0"),

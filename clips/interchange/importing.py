@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -26,6 +27,8 @@ from clips.model_refs import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
 from clips.ranges import PositiveFloat
 
 if TYPE_CHECKING:
+    import torch
+
     from clips.interchange.conversion import ImportedEncoder
 
 IMPORT_FORMATS: dict[str, str] = {  # modules with is_supported(path) and load(path, architecture)
@@ -112,7 +115,13 @@ def run_import(config: ImportConfig) -> None:
     imported: ImportedEncoder = modules[format].load(path, config.architecture)
     if config.preprocessing is not None:
         imported = _with_preprocessing(imported, config, format)
-    weights = conform(imported.weights, tower_shapes(imported.model_cfg, path), imported.where)
+    try:
+        weights = conform(imported.weights, tower_shapes(imported.model_cfg, path), imported.where)
+    except UserError as error:
+        near = _architectures_of_size(imported.weights) if config.architecture else []
+        if not near or config.architecture in near:
+            raise
+        raise UserError(f"{error}; did you mean --architecture {' or '.join(near)}?") from None
 
     license = config.license or imported.license or "unknown"
     with atomic_artifact_dir(output, kind="encoder") as partial:
@@ -145,6 +154,31 @@ def run_import(config: ImportConfig) -> None:
         write_card(partial, "imported", manifest=manifest, license=license, config=config, cfg=imported.model_cfg)
     _report_preprocessing(imported, config)
     log_info(f"{output}: encoder imported from {format}; {parity}")
+
+
+def _architectures_of_size(weights: Mapping[str, torch.Tensor]) -> list[str]:
+    """open_clip's ViTs whose config has the sizes of these weights; those with QuickGELU have the same as without."""
+    import open_clip
+    from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+
+    shapes = {name.removeprefix("text."): tuple(value.shape) for name, value in weights.items()}
+    layers = Counter(name.partition("transformer.")[0] for name in shapes if name.endswith(".attn.in_proj_bias"))
+    near = []
+    for name in open_clip.list_models():
+        cfg = open_clip.get_model_config(name)
+        image, text = CLIPVisionCfg(**cfg["vision_cfg"]), CLIPTextCfg(**cfg["text_cfg"])
+        if image.timm_model_name or text.hf_model_name or not isinstance(image.layers, int) or "quickgelu" in name:
+            continue  # the sizes in the config are not the model's, or it is a ResNet
+        expected = {
+            "visual.conv1.weight": (image.width, 3, image.patch_size, image.patch_size),
+            "visual.positional_embedding": ((image.image_size // image.patch_size) ** 2 + 1, image.width),
+            "positional_embedding": (text.context_length, text.width),
+            "token_embedding.weight": (text.vocab_size, text.width),
+            "text_projection": (text.width, cfg["embed_dim"]),
+        }
+        if expected.items() <= shapes.items() and [layers["visual."], layers[""]] == [image.layers, text.layers]:
+            near.append(name)
+    return near
 
 
 def _with_preprocessing(imported: ImportedEncoder, config: ImportConfig, format: str) -> ImportedEncoder:
