@@ -115,22 +115,25 @@ def test_a_limit_of_the_data_is_not_the_length_of_the_training(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "warned"),
+    ("changes", "named", "warned"),
     [
-        ({"steps": 60}, "steps 6 against 60; samples 48 against 480"),
-        ({"global_batch_size": 16}, "global_batch_size 8 against 16"),
-        ({"optimizer": {"learning_rate": 2e-3, "adam_beta2": 0.95}}, "optimizer.learning_rate 0.001 against 0.002"),
-        ({"data": "f" * 64}, "data {0}/data (dddddddddddd) against {0}/data (ffffffffffff)"),
-        ({"precision": "fp32"}, "precision bf16 against fp32"),
+        ({"steps": 60}, "steps: 6 against 60", "steps, samples"),
+        ({"global_batch_size": 16}, "global_batch_size: 8 against 16", "global_batch_size"),
+        (
+            {"optimizer": {"learning_rate": 2e-3, "adam_beta2": 0.95}},
+            "optimizer.learning_rate: 0.001 against 0.002",
+            "optimizer.learning_rate",
+        ),
+        ({"data": "f" * 64}, "data: {0}/data (dddddddddddd) against {0}/data (ffffffffffff)", "data"),
+        ({"precision": "fp32"}, "precision: bf16 against fp32", "precision"),
     ],
 )
-def test_an_unfair_comparison_is_warned_of(changes, warned, tmp_path, capsys):
+def test_an_unfair_comparison_is_warned_of(changes, named, warned, tmp_path, capsys):
     first = put_row(tmp_path / "results", put_encoder(tmp_path / "one"))
     second = put_row(tmp_path / "results", put_encoder(tmp_path / "two", **changes))
-    sentence = (
-        f"Different training settings: {warned.format(tmp_path)}. This may explain a difference between the numbers."
-    )
-    assert sentence in diff_lines(first, second, capsys)
+    said = diff_lines(first, second, capsys)
+    assert f"  {named.format(tmp_path)}" in said
+    assert f"Different training settings ({warned}) may explain a difference between the numbers." in said
 
 
 def test_the_same_data_elsewhere_are_the_same(tmp_path):
@@ -152,6 +155,27 @@ def test_a_llava_reports_its_encoder_and_only_stages_that_ran(tmp_path):
         "align.learning_rate 0.001 against 0.002", "encoder.steps 6 against 60", "encoder.samples 48 against 480",
     )  # fmt: skip
     assert read_training(first).settings["llm"].describe() == "org/llm (cccccccccccc)"
+
+
+def test_a_llava_that_was_trained_further_has_the_encoder_and_llm_of_its_start(tmp_path):
+    eyes = [put_encoder(tmp_path / name) for name in ("eyes", "other")]
+    start, other = put_llava(tmp_path / "start", eyes[0]), put_llava(tmp_path / "direct", eyes[1])
+    further = tmp_path / "further"
+    further.mkdir()
+    config = {"llava": str(start), "encoder": None, "llm": None, "seed": 1}
+    write_manifest(further, kind="llava", config=config, seed=1, parents={"llava": start})
+    found = diff_training(read_training(further), read_training(other))
+    named = dict(line.split(": ", 1) for line in found.differing)
+    assert named["encoder"].startswith(f"{eyes[0]} (")
+    assert "llm" not in named  # the same
+    assert found.unknown == ()
+    alone = diff_training(
+        TrainingSettings(settings={"seed": read_training(further).settings["seed"]}), read_training(other)
+    )
+    assert alone.rest.startswith(f"{alone.one_sided} more")  # none is the same
+    (start / "manifest.json").unlink()
+    assert "encoder" not in read_training(further).settings
+    assert read_training(further).unknown == (f"how its llava was trained ({start} has no manifest of this suite)",)
 
 
 def test_pretrained_weights_are_compared_by_their_own_training(tmp_path):

@@ -86,9 +86,9 @@ def _about_model(first: Result, second: Result) -> Iterator[str]:
     yield "The models differ (A against B):"
     yield "  " + " against ".join(f"{path} ({digest})" for path, digest in zip(paths, hashes, strict=True))
     differences = diff_training(training_of_result(first), training_of_result(second))
-    if differences.rest:
+    if differences.in_short:
         yield "Training settings (A against B):"
-        yield from (f"  {line}" for line in (*differences.differing, differences.rest))
+        yield from (f"  {line}" for line in filter(None, (*differences.differing, differences.rest)))
     yield from differences.unknown
     yield from differences.warnings
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from benchmarks.report.load_results import OTHER_KIND, MissingValue, ReportSource
 from benchmarks.report.table import ALPHA, ELSEWHERE, UNCREDITED, Cell, Column, Table
-from benchmarks.report.training_settings import CONFOUNDED_WARNING, TrainingSettings, diff_training, training_of_result
+from benchmarks.report.training_settings import TrainingSettings, diff_training, training_of_result
 from benchmarks.results.formatting import (
     MAX_TEXT_CHARS,
     difference_ci_text,
@@ -414,7 +414,8 @@ def _about_training(source: ReportSource) -> Iterator[str]:
     for (models, baselines), differences in by_models.items():
         shown = "; ".join(each for each in differences if f"encoder.{each}" not in differences)
         who = f"{join_row_names(models)} and {join_row_names(baselines)}"
-        yield Note.of("caveat", f"{who} were trained with different settings: {shown}. {CONFOUNDED_WARNING}")
+        explained = "This may explain a difference between the numbers."
+        yield Note.of("caveat", f"{who} were trained with different settings: {shown}. {explained}")
 
 
 def _about_missing_values(source: ReportSource, seed_table: Table) -> Iterator[Note]:

@@ -35,8 +35,7 @@ _CONFOUNDER = re.compile(
     r"(?:data|data(?:\.sources)?(?:\.\d+)?\.(?:split|subset|max_samples|captions_per_image|weight)|steps|samples|global_batch_size|optimizer\.(?:base_)?learning_rate|(?:\w+_)?lr|learning_rate|precision|stages|tunable_parts|lora|llm|llava"
     r"|model\.pretrained|model\.pretrained_trunk)"
 )
-_PARENT_PREFIX = re.compile(r"(?:encoder\w*|llm|llava|model\.\w+)\.")
-CONFOUNDED_WARNING = "This may explain a difference between the numbers."
+_PARENT_PREFIX = re.compile(r"(?:(?:encoder\w*|llm|llava|model\.\w+)\.)+")
 _INITIAL_WEIGHTS = ("pretrained", "pretrained_trunk", "architecture")
 _HASH_DIGITS = 12
 _NOT_FOUND = "is no directory on this machine"
@@ -109,8 +108,8 @@ class TrainingDiff:
         """The number of settings that are not in ``differing``; empty if none is known."""
         if not self.differing and not self.same:
             return ""
-        alone = f", {self.one_sided} more stated of one alone" if self.one_sided else ""
-        return f"{'the other' if self.differing else 'all'} {self.same} settings are the same{alone}"
+        same = f"{'the other' if self.differing else 'all'} {self.same} settings are the same" if self.same else ""
+        return ", ".join(filter(None, [same, f"{self.one_sided} more stated of one alone" if self.one_sided else ""]))
 
     @property
     def in_short(self) -> str:
@@ -128,7 +127,8 @@ class TrainingDiff:
         """A sentence about the confounders, if there are any."""
         if not self.uneven:
             return []
-        return [f"Different training settings: {'; '.join(self.uneven)}. {CONFOUNDED_WARNING}"]
+        names = ", ".join(each.partition(" ")[0] for each in self.uneven)
+        return [f"Different training settings ({names}) may explain a difference between the numbers."]
 
 
 def diff_training(first: TrainingSettings, second: TrainingSettings) -> TrainingDiff:
@@ -254,10 +254,14 @@ def _read(manifest: Mapping[str, Any], study: Path, seen: frozenset[str]) -> Tra
         # If an encoder's training is known, its own settings are the confounders: another seed alone is fair.
         confounds = is_confounder(name) and (name == "llm" or not training.settings)
         settings[name] = dataclasses.replace(_named([parent]), is_confounder=confounds)
-        settings |= {f"{name}.{each}": setting for each, setting in training.settings.items()}
-        encoders |= {name: training} if name.startswith("encoder") else {}
+        # A training or swap that begins with a LLaVA has those of its parts that it does not replace.
+        parts = tuple(part for part in ("encoder", "llm") if name == "llava" and config.get(part) is None)
+        settings = {each: setting for each, setting in settings.items() if each not in parts}
+        for each, setting in training.settings.items():
+            settings[each if each.startswith(parts) else f"{name}.{each}"] = setting
+        encoders |= {name: training} if name.startswith("encoder") or "encoder" in parts else {}
     unknown = [
-        f"how its {name} was trained ({reason.partition('(')[2]}"
+        reason if name == "llava" and training.settings else f"how its {name} was trained ({reason.partition('(')[2]}"
         for name, training in encoders.items()
         for reason in training.unknown
     ]
