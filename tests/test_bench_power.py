@@ -157,6 +157,14 @@ def test_the_command_prints_the_components(study, monkeypatch, capsys):
     assert power_cells(study, monkeypatch, capsys) == cells
 
 
+def test_one_seed_states_no_ratios_and_no_number_of_seeds(tmp_path, monkeypatch, capsys):
+    for encoder in ("clip", "clips"):
+        put_encoder(tmp_path, encoder, (0.4 + 0.1 * len(encoder) / 5,))
+    cells = power_cells(tmp_path / "results", monkeypatch, capsys)
+    assert [*cells.values()][3:] == ["—"] * 4
+    assert float(cells["SD"]) > 0
+
+
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_the_report_says_what_another_seed_adds(study, monkeypatch, share):
     """Without a variance over images no number of seeds is the last: a reduction by 100 % was printed."""

@@ -12,6 +12,7 @@ import pytest
 import torch
 from report_material import edit
 
+from benchmarks.analysis.provenance import ProvenanceNode, lines
 from benchmarks.cli import COMMANDS
 from benchmarks.results.results import read_result
 from clips.commandline.commands import dispatch
@@ -105,6 +106,17 @@ def test_provenance_from_a_number_to_the_shards(made, capsys):
     assert source.index("sources") > model.index("model") > 0  # what something rests on stands below it, indented
     device = "cuda" if torch.cuda.is_available() else "cpu"
     assert any("3 steps" in line and device in line for line in said)
+
+
+def test_what_two_inputs_have_in_common_is_printed_once():
+    data = ProvenanceNode("train: data (0123)", ["created"], [ProvenanceNode("photos: images (4567)", ["5 files"])])
+    parts = [ProvenanceNode(f"{part}: {part}.json (89)", [], [data]) for part in ("align", "instruct")]
+    counted = ProvenanceNode("sources: data (0123)", ["9 shards", *data.facts], data.made_from)
+    assert [line.strip() for line in lines(ProvenanceNode("model: llava (ab)", [], [*parts, counted]))] == [
+        *("model: llava (ab)", "align: align.json (89)", "train: data (0123)", "· created"),
+        *("photos: images (4567)", "· 5 files", "instruct: instruct.json (89)", "train: data (0123) (as above)"),
+        *("sources: data (0123) (as above)", "· 9 shards"),
+    ]
 
 
 def test_provenance_of_an_artifact_without_a_result(made, capsys):

@@ -52,19 +52,19 @@ def print_power(config: PowerConfig) -> None:
         raise UserError(f"{directory}: expected two models with items of one benchmark, and scores not near 0 or 100 %")
     index = pd.Index([column.title for column in found], name="metric")
     lines = [_line(column, parts, config) for column, parts in found.items()]
-    print(markdown_frame(pd.DataFrame(lines, index=index, dtype=object).fillna("—")))
+    print(markdown_frame(pd.DataFrame(lines, index=index, dtype=object)))
     print(f"\n{markdown_list(_notes(found, config))}")
 
 
 def _line(column: Column, parts: Components, config: PowerConfig) -> dict[str, str]:
     spread = math.sqrt(parts.total) * column.scale
-    shares = {"from images": parts.images}
-    if parts.degrees:
-        shares |= {"from image × seed": parts.interaction, "from training": parts.training}
+    shares = {"from images": parts.images, "from image × seed": parts.interaction, "from training": parts.training}
+    is_known = parts.degrees and parts.total  # else the images have all of what is known
     line = {
         "images": str(parts.num_images),
         "SD": column.small_text(spread),
-        **{name: f"{100 * part / parts.total:.0f} %" if parts.total else "—" for name, part in shares.items()},
+        **{name: f"{100 * part / parts.total:.0f} %" if is_known else "—" for name, part in shares.items()},
+        f"seeds for {config.difference:g}": "—",
     }
     if parts.degrees:
         size = config.difference / column.scale
@@ -89,5 +89,8 @@ def _notes(found: dict[Column, Components], config: PowerConfig) -> list[str]:
             "those at the ends of its 80 % interval."
         )
     if any(not parts.degrees for parts in found.values()):
-        notes.append("Without several seeds whose scores differ, the variance due to training is unknown, not zero.")
+        notes.append(
+            "Without several seeds whose scores differ, the variance due to training is unknown, not zero, and with it "
+            "the ratios and the number of seeds."
+        )
     return notes

@@ -182,14 +182,18 @@ def _source(name: str, described: Mapping[str, Any], study: Path, *, check: bool
     return ProvenanceNode(title, facts)
 
 
-def lines(node: ProvenanceNode, depth: int = 0) -> Iterator[str]:
-    """The tree as text, inputs indented below their outputs."""
-    indent = "    " * depth
-    yield f"{indent}{node.title}"
+def lines(node: ProvenanceNode, depth: int = 0, printed: dict[str, set[str]] | None = None) -> Iterator[str]:
+    """The tree as text, inputs indented below their outputs; of a path that is in it again, only further facts."""
+    printed = {} if printed is None else printed
+    indent, place = "    " * depth, node.title.partition(": ")[2]
+    known = printed.get(place)
+    yield f"{indent}{node.title}" + (" (as above)" if known else "")
     for fact in node.facts:
-        yield f"{indent}  · {fact}"
-    for each in node.made_from:
-        yield from lines(each, depth + 1)
+        if fact not in (known or ()):
+            yield f"{indent}  · {fact}"
+    printed[place] = {*(known or ()), *node.facts}
+    for each in () if known else node.made_from:
+        yield from lines(each, depth + 1, printed)
 
 
 def _code(git: Mapping[str, Any]) -> str:
