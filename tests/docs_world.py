@@ -207,7 +207,7 @@ def _made(step: Step, path: Path, root: Path) -> None:
     """One output of one step of the demo."""
     if step.kind == "data":
         scenes = load_script("demo/make_scenes.py")
-        config = {"split": step.config["split"], "num_scenes": 8, "num_object_classes": 8}
+        config = {"split": step.config["split"], "num_scenes": 9, "num_object_classes": 8}
         scenes.make_scenes(scenes.ScenesConfig(output=str(path), **config))
     elif step.kind == "evaluation":
         skill = {"untrained": 0.1, "clip": 0.4, "clips": 0.7}[path.parent.name.split("-")[0]]
