@@ -288,7 +288,8 @@ def describe_type(kind: Any) -> str:
     if origin is Literal:
         return "one of " + ", ".join(map(str, inner))
     if origin in {types.UnionType, typing.Union}:
-        return " or ".join(describe_type(part) for part in inner)
+        texts = [describe_type(part) for part in inner]
+        return (", or " if "each item" in texts[0] else " or ").join(texts)
     if origin is tuple and Ellipsis not in inner:
         return f"a list of {len(inner)}: " + ", ".join(describe_type(part) for part in inner)
     if is_config(kind):

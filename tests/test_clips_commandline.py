@@ -288,7 +288,7 @@ def test_flags_of_configs_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["job", "x", "--seeds", "3,-1"], "tool job: seeds[2]: expected an integer of at least 0, got -1"),
         (
             ["job", "x", "--seeds", "[]"],
-            "tool job: seeds: expected a list of 1 or more, each item an integer of at least 0 or null, got []",
+            "tool job: seeds: expected a list of 1 or more, each item an integer of at least 0, or null, got []",
         ),
         (["job", "x", "--steps", "3", "y"], "tool job: unrecognized argument: y"),
         (["job", "x", "y"], "tool job: unrecognized argument: y"),
