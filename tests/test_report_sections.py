@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from colors import contrast
 from PIL import Image
-from report_material import draw_image, items_table, put_result, put_results
+from report_material import draw_image, edit, items_table, put_result, put_results
 from report_study import Page, make_study
 
 from benchmarks.report import examples, figures
@@ -125,20 +125,26 @@ def test_examples_are_chosen_by_their_hash_alone():
     assert hash_order(names[:25]) == [name for name in order if name in names[:25]]
 
 
-def test_examples_are_those_on_which_rows_differ_dealt_over_who_is_right():
+def test_examples_are_items_on_which_rows_differ_as_often_as_they_do():
+    """Alternating over the model that is right showed one that is right on 4 of 658 items in a third of the cards."""
     names = ["a1", "a2", "a3", "b1", "none", "both"]
     scores = pd.DataFrame({"a": [1, 1, 1, 0, 0, 1.0], "b": [0, 0, 0, 1, 0, 1.0]}, index=names)
-    first, second, third = hash_order(["a1", "a2", "a3"])
+    disputed = hash_order(names[:4])
     images = {name: name for name in names}
-    assert select_items(scores, images, max_items=4) == [first, "b1", "none", "both"]
-    assert select_items(scores.iloc[::-1], images, max_items=6) == [first, "b1", second, third, "none", "both"]
-    assert select_items(scores, images | {"b1": first}, max_items=3) == [first, "none", "both"]
+    assert select_items(scores, images, max_items=4) == [*disputed[:2], "none", "both"]
+    assert select_items(scores.iloc[::-1], images, max_items=6) == [*disputed, "none", "both"]
+    same = images | {disputed[1]: disputed[0]}
+    assert select_items(scores, same, max_items=4) == [disputed[0], disputed[2], "none", "both"]
+    without = scores.drop("both")  # no item that all models get right: two that they get wrong instead
+    assert select_items(without, images, max_items=4) == [*disputed[:3], "none"]
 
 
-def test_row_against_row_shows_both_ways_in_equal_numbers(tmp_path):
-    put_results(tmp_path, {"clip": 0.45, "clips": 0.62})
+@pytest.mark.parametrize("skill", [0.62, 0.2])
+def test_row_against_row_shows_both_ways_in_equal_numbers_the_frequent_one_first(tmp_path, skill):
+    put_results(tmp_path, {"clip": 0.45, "clips": skill})
     for row in ("clip", "clips"):  # as of a judge that cannot be reached
         put_result(tmp_path, row, "unjudged", items_table(0.5, benchmark="unjudged").assign(score=float("nan")))
+    page = render_page(build_report(tmp_path, baseline="clip"))
     galleries = answer_galleries(limit_rows(read_source(tmp_path, baseline="clip")))
     assert {gallery.benchmark for gallery in galleries} == {"gqa", "pope", "retrieval"}
     for gallery in galleries:
@@ -150,21 +156,29 @@ def test_row_against_row_shows_both_ways_in_equal_numbers(tmp_path):
         assert pair.first_better == ((clips == 0) & (clip == 1)).sum()
         kinds = [tuple(answer.right for answer in example.answers) for example in pair.examples]
         most = min(3, pair.first_better, pair.second_better)
-        assert kinds == [(True, False), (False, True)] * most
+        frequent, rare = ((True, False), (False, True))[:: 1 if skill > 0.45 else -1]
+        assert kinds == [frequent, rare] * most
         assert most
         assert len({example.thumbnail.id for example in pair.examples if example.thumbnail}) == len(pair.examples)
+        text = [f"clips right, clip wrong: {pair.second_better}", f"clip right, clips wrong: {pair.first_better}"]
+        summary = " items; ".join(text[:: 1 if skill > 0.45 else -1]) + " items<"
+        assert summary in page
 
 
 def test_graded_items_show_their_score_and_others_right_or_wrong(tmp_path):
     items = items_table(0.5, benchmark="gqa").assign(target="yes | indeed | sure")
     put_result(tmp_path, "clip", "gqa", items)
     put_result(tmp_path, "clip", "pope", items.assign(score=items["score"] * 0.5))
+    put_result(tmp_path, "clip", "retrieval", items.assign(score=[0.5, *items["score"][1:]]))  # as of a tie
+    edit(put_result(tmp_path, "clip", "points", items.assign(score=items["score"] * 0.5)), "exact_match", scale=1.0)
     shown = {gallery.benchmark: gallery.cards for gallery in answer_galleries(read_source(tmp_path))}
     answers = {
         name: {(each.right, each.score) for card in cards for each in card.answers} for name, cards in shown.items()
     }
     assert answers["gqa"] == {(True, ""), (False, "")}
-    assert {score for _, score in answers["pope"]} == {"0", "50"}  # as the column
+    assert answers["pope"] == {(False, ""), (None, "50 %")}  # as the column
+    assert answers["points"] == {(None, "0"), (None, "0.5")}
+    assert answers["retrieval"] >= {(True, ""), (False, "")}
     assert shown["gqa"][0].expected == "yes (or 2 others)"
 
 

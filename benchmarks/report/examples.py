@@ -6,9 +6,8 @@ import base64
 import functools
 import hashlib
 import io
-import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,7 +138,7 @@ class RowPair:
         second: the other model.
         first_better: number of items on which the first model has the higher score.
         second_better: number of items on which the second model has the higher score.
-        examples: alternating between items on which the second and the first model is better.
+        examples: alternating between items on which one and the other is better, the more frequent case first.
         left_out: number of examples that are omitted to limit the page size.
     """
 
@@ -235,7 +234,11 @@ class _Items:
         self._shown = pd.Series(self.scores.index.map(self._images).isin(self._thumbnails), self.scores.index)
         self.graded = not self.scores.isin([0.0, 1.0]).where(self.scores.notna(), True).all(axis=None)
         # of the benchmark's first metric, for the display of scores
-        self._scale = next((each.metrics[each.primary[0]].scale for each in results.values() if each.primary), 1.0)
+        first_metrics = (each.metrics[each.primary[0]] for each in results.values() if each.primary)
+        metric = next(first_metrics, None)
+        self._scale = metric.scale if metric else 1.0
+        # an item's share of 100 %, unlike its CIDEr
+        self._unit = " %" if metric and metric.scale == 100 and metric.aggregation != "mean_of_scores" else ""
 
     def cards(self) -> list[Card]:
         """The selected items with all models' answers, only items with a thumbnail if there are any."""
@@ -243,11 +246,14 @@ class _Items:
         return [self._card(item, [*self.tables]) for item in select_items(scores, self._images)]
 
     def pair(self, first: str, second: str, budget: int) -> RowPair:
-        """Two models: items of different images on which one and the other is better, equally many of both."""
+        """Two models: items of different images on which one and the other is better, equally many of both.
+
+        Those of the more frequent case come first.
+        """
         gap = self.scores[second] - self.scores[first]
         better = {second: gap > 1e-9, first: gap < -1e-9}
         sampled = []
-        for chosen in better.values():
+        for chosen in sorted(better.values(), key=lambda items: -items.sum()):
             items = [*chosen.index[chosen & self._shown]] or [*chosen.index[chosen]]
             sampled.append(first_per_image(hash_order(items), self._images, MAX_PER_DIRECTION))
         num_each = min(map(len, sampled)) or MAX_PER_DIRECTION
@@ -280,12 +286,13 @@ class _Items:
         score = float(item["score"]) if item["score"] is not None else math.nan
         known = not math.isnan(score)
         image = self._thumbnails.get(str(item["prediction"])) if retrieves_images else None
+        right = bool(score) if score in (0.0, 1.0) and (self._unit or not self.graded) else None
         return Answer(
             row=row,
             text="" if image else strip_control_chars(str(item["prediction"]), _MAX_TEXT_CHARS),
             thumbnail=image,
-            right=score > 0 if known and not self.graded else None,
-            score=f"{round(score * self._scale, 1):.3g}" if known and self.graded else "",
+            right=right,
+            score=f"{round(score * self._scale, 1):.3g}{self._unit}" if known and right is None else "",
         )
 
 
@@ -296,8 +303,8 @@ def _disagree(scores: pd.DataFrame) -> pd.Series:
 def select_items(scores: pd.DataFrame, images: Mapping[Any, str], max_items: int = MAX_PER_BENCHMARK) -> list[Any]:
     """Select items of different images; the result is deterministic.
 
-    Disagreements come first, alternating over the set of best models; then one item on which all models are at their
-    worst and one on which all are at their best. Otherwise the order is that of the hashes.
+    Disagreements come first; then, if there are any, one item of the lowest and one of the highest score that all
+    models share. Otherwise the order is that of the hashes, so that frequent cases are shown often.
 
     Args:
         scores: items × models.
@@ -308,7 +315,8 @@ def select_items(scores: pd.DataFrame, images: Mapping[Any, str], max_items: int
     disagree = _disagree(scores)
     agreed = scores[~disagree].mean(axis=1)
     worst, best = (list(agreed[agreed == extreme].index) for extreme in (agreed.min(), agreed.max()))
-    disputed = _alternate_over_best(scores[disagree])
+    best = best if agreed.max() > agreed.min() else []
+    disputed = list(scores.index[disagree])
     selected: list[Any] = []
     num_agreed = min(max_items, bool(worst) + bool(best))
     steps = (
@@ -318,13 +326,3 @@ def select_items(scores: pd.DataFrame, images: Mapping[Any, str], max_items: int
     for candidates, room in steps:
         selected = first_per_image([*selected, *candidates], images, min(max_items, len(selected) + room))
     return selected
-
-
-def _alternate_over_best(scores: pd.DataFrame) -> Iterable[Any]:
-    """The items, alternating over the sets of models with the best score."""
-    by_best: dict[tuple[bool, ...], list[Any]] = {}
-    best = scores.ge(scores.max(axis=1) - 1e-9, axis=0)
-    for item, models in zip(scores.index, best.to_numpy().tolist(), strict=True):
-        by_best.setdefault(tuple(models), []).append(item)
-    rounds = itertools.zip_longest(*(by_best[models] for models in sorted(by_best, reverse=True)))
-    return [item for items in rounds for item in items if item is not None]
