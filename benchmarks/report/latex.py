@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 _HEAD = (
-    r"% Needs \usepackage{booktabs}, names with accents \usepackage[T1]{fontenc}. "
-    "For a one-column article, make it with clips-bench report DIR --latex.text_width 345"
+    r"% Needs \usepackage{booktabs,graphicx}, names with accents \usepackage[T1]{fontenc}. It shrinks where it is too "
+    "wide; for larger letters in a one-column article: clips-bench report DIR --latex.text_width 345"
 )
 _CENTERING = r"\centering"  # once in each float
 _ROWS_PER_FLOAT = 45
@@ -94,7 +94,10 @@ def _float(caption: str, label: str, tabular: Sequence[str], fit: tuple[str, str
     environment, size = fit
     opening = [rf"\begin{{{environment}}}[t]", _CENTERING, size]
     opening += [rf"\setlength{{\tabcolsep}}{{{COLUMN_GAP:g}pt}}", rf"\caption{{{caption}}}", rf"\label{{{label}}}"]
-    return [*opening, *tabular, rf"\end{{{environment}}}"]
+    begin = next(index for index, line in enumerate(tabular) if line.startswith(r"\begin{tabular}"))
+    end = tabular.index(r"\end{tabular}") + 1
+    shrunk = [r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%", *tabular[begin:end], "}"]
+    return [*opening, *tabular[:begin], *shrunk, *tabular[end:], rf"\end{{{environment}}}"]
 
 
 def _tabular(frame: pd.DataFrame) -> list[str]:
