@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPVisionModel, SiglipVisionModel
 
 from clips.errors import UserError
-from clips.model.loading import library_errors_as_user_errors, load_pretrained
+from clips.model.loading import library_errors_as_user_errors, load_pretrained, silence_transformers
 from clips.model_refs import resolve_model_dir
 from llava_bridge.conversation import resolve_training_template
 from llava_bridge.encoders.encoder import ImagePreprocess, VisionEncoder, VisionTower
@@ -85,6 +86,10 @@ def check_anyres_consistency(config: Any, image_processor: Any, where: str) -> N
         )
 
 
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
+
+
 def save_llava(model: AnyLlava, directory: Path) -> None:
     """Save a LLaVA by ``save_pretrained``; a tower of CLIP or SigLIP with the names that it has in files on the Hub.
 
@@ -95,7 +100,13 @@ def save_llava(model: AnyLlava, directory: Path) -> None:
     if type(model.model.vision_tower) in (CLIPVisionModel, SiglipVisionModel):
         tower = "model.vision_tower."
         weights = {name.replace(tower, f"{tower}vision_model.", 1): value for name, value in weights.items()}
-    model.save_pretrained(directory, state_dict=weights, max_shard_size=MAX_SHARD_SIZE)
+    logger = logging.getLogger("DeepSpeed")
+    logger.addFilter(_is_error)  # it warns on a machine without a GPU, although it only looks whether it is in use
+    try:
+        with silence_transformers():
+            model.save_pretrained(directory, state_dict=weights, max_shard_size=MAX_SHARD_SIZE)
+    finally:
+        logger.removeFilter(_is_error)
 
 
 def convert_tower_to_transformers(model: AnyLlava) -> bool:
