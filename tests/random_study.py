@@ -214,7 +214,11 @@ class Truth:
             of_base = {
                 str(each.protocol["prompt"]) for row, each in results.items() if row.split(" ")[0] == world.baseline
             }
-            main = next(iter(of_base), prompts[0])
+            sizes = dict.fromkeys(prompts, 0)
+            for each in results.values():
+                prompt = str(each.protocol["prompt"])
+                sizes[prompt] = max(sizes[prompt], each.metrics["m"].n)
+            main = next(iter(of_base), max(sizes, key=lambda prompt: sizes[prompt]))
         for model in world.models:
             own = [results[row] for seed in range(world.num_seeds) if (row := world.row_name(model, seed)) in results]
             if own:
