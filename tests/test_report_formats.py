@@ -306,6 +306,7 @@ def test_a_caption_names_the_table_and_a_comment_its_result(results: Path) -> No
     assert caption.endswith(". With 95 \\% intervals over images.")
     assert "average" not in caption
     assert f"\n% {report.answer}\n" in text
+    assert "% Best (bold)" not in text  # which is not what bold means with marks of ranks
     assert text.startswith(r"% Needs \usepackage{booktabs,graphicx},")
 
 

@@ -28,6 +28,7 @@ _HEAD = (
 )
 _CENTERING = r"\centering"  # once in each float
 _ROWS_PER_FLOAT = 45
+_OF_MARKS = ("Best", "Tied")  # lines of the legend for the caption; ranks have marks of other meanings
 
 
 def render_latex(report: Report) -> str:
@@ -38,7 +39,7 @@ def render_latex(report: Report) -> str:
     """
     name = re.sub(r"[^a-z0-9]+", "-", report.source.title.casefold()).strip("-") or "results"
     parts = [_HEAD, *_floats(report, f"tab:{name}"), _comment(report.answer)]
-    parts += map(_comment, mark_legend(report.table, LATEX))
+    parts += [_comment(line) for line in mark_legend(report.table, LATEX) if not line.startswith(_OF_MARKS)]
     parts += [_comment(note) for note in report.notes if note.kind not in {"caveat", "missing"}]
     if report.reference_results:
         frame, label = report.reference_results.text(), f"tab:{name}-published"
@@ -48,8 +49,6 @@ def render_latex(report: Report) -> str:
 
 
 def _floats(report: Report, label: str) -> list[str]:
-    import pandas as pd
-
     frame, texts, table = _frame(report), _texts(report), report.table
     caveats = latex_text(" ".join(note for note in report.notes if note.kind == "caveat"))
     parts = split_columns(texts, report.latex.text_width)
@@ -57,11 +56,12 @@ def _floats(report: Report, label: str) -> list[str]:
     lines: list[str] = []
     for number, columns in enumerate(parts):
         title = _caption(report) if number == 0 else latex_text(f"Continued: part {number + 1} of {len(parts)}.")
-        part, last = frame.iloc[:, columns], frame.iloc[len(table.rows) :, columns]
-        below = last[(last != "").any(axis=1)]  # a part with averages alone has neither chance nor n
-        tabular = _tabular(pd.concat([part.iloc[: len(table.rows)], below]))
-        if len(below):
-            tabular.insert(tabular.index(r"\bottomrule") - len(below), r"\midrule")
+        part = frame.iloc[:, columns]
+        # a part with averages alone has neither chance nor n
+        shown = [place < len(table.rows) or any(line) for place, line in enumerate(part.to_numpy())]
+        tabular = _tabular(part[shown])
+        if num_below := sum(shown[len(table.rows) :]):
+            tabular.insert(tabular.index(r"\bottomrule") - num_below, r"\midrule")
         start = tabular.index(r"\midrule") + 1
         for index, row in reversed([*enumerate(table.rows)]):  # headings of groups, a space between LLMs
             if index in table.headings:
@@ -120,7 +120,7 @@ def _caption(report: Report) -> str:
             "settings; equal numbers share a mark. ≈: tested against the best without a significant difference."
         )
     else:
-        sentences += [line for line in mark_legend(report.table, LATEX) if line.startswith(("Best", "Tied"))]
+        sentences += [line for line in mark_legend(report.table, LATEX) if line.startswith(_OF_MARKS)]
     if any(cell.credited is False for cell in cells):
         sentences.append(f"{UNCREDITED}: not credited to the images, and without a mark.")
     if report.latex.intervals == "inline" and any(cell.margin for cell in cells):

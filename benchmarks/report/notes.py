@@ -318,12 +318,12 @@ def _about_unread(table: Table) -> Iterator[str]:
         if share <= MAX_UNREAD:
             continue
         scores = found.setdefault(f"{100 * share:.1f} % of {cell.row} on {column.benchmark}", [])
-        as_wrong = [each[wrong_name] for each in metrics if wrong_name in each]
         # a seed whose answers were all read has no such metric
         seeds = [each.get(wrong_name, each.get(cell.metric)) for each in metrics]
         wrong = column.text(sum(each.value * column.scale for each in seeds if each) / len(seeds))
-        if as_wrong and wrong != cell.number:
-            omits = ", which leaves them out," if as_wrong[0].aggregation == "f1" else ""  # POPE's scorer does
+        formulas = {each[wrong_name].aggregation for each in metrics if wrong_name in each}
+        if formulas and wrong != cell.number:
+            omits = ", which leaves them out," if "f1" in formulas else ""  # POPE's scorer does
             scores.append(f"{column.label}{omits} {wrong} instead of {cell.number}")
     if found:
         what = "empty, declined, without an option, yes or no, or in a form that the scorer does not compare"
