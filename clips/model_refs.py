@@ -154,8 +154,8 @@ def resolve_model_dir(reference: str, field: str) -> Path:
     Raises:
         UserError: neither exists, or it is a LLaVA whose training is not finished.
     """
-    unfinished = work_dir(reference) / TRAIN_CONFIG
-    if not Path(reference).exists() and unfinished.is_file():
+    is_missing = bool(Path(reference).name) and not Path(reference).exists()  # "." has no name
+    if is_missing and (unfinished := work_dir(reference) / TRAIN_CONFIG).is_file():
         command = f"llava-bridge train --config {unfinished}"
         raise UserError(f"{field}: the training of {reference} is not finished; `{command}` continues it")
     if not is_on_hub(reference):

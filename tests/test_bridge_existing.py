@@ -19,6 +19,7 @@ from transformers import AutoModelForImageTextToText
 from clips.commandline.parsing import parse_config
 from clips.errors import UserError
 from clips.model.loading import load_pretrained
+from clips.model_refs import resolve_model_dir
 from clips.typed_data import from_plain, to_plain
 from llava_bridge import answer, load_llava
 from llava_bridge.conversion.swap_encoder import SwapConfig, run_swap
@@ -50,6 +51,11 @@ def converted(tmp_path_factory: pytest.TempPathFactory, original_parts: world.Pa
     """An original checkpoint in the transformers format; its images are padded."""
     folder = tmp_path_factory.mktemp("original")
     return world.convert(world.write_original(original_parts, folder / "original", str(original_tower)), folder / "hf")
+
+
+def test_the_directory_here_is_a_llava(llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(llava)
+    assert resolve_model_dir(".", "llava") == Path()
 
 
 def test_the_llm_of_a_llava(llava: Path, bridge_llm: Path) -> None:
@@ -126,7 +132,7 @@ def test_a_swap_keeps_all_but_encoder_and_projector(llava: Path, bridge_encoder:
     assert (status, told) == (2, f"llava-bridge: {output}: exists already; choose another output or remove it\n")
 
 
-@pytest.mark.parametrize("stages", [["align", "instruct"], ["instruct"]])
+@pytest.mark.parametrize("stages", [["align", "instruct"], ["align"], ["instruct"]])
 def test_a_swap_says_how_to_train_as_the_original_was_trained(
     llava: Path, bridge_encoder: Path, bridge_talk: Path, stages: list[str], tmp_path: Path
 ) -> None:
@@ -142,7 +148,10 @@ def test_a_swap_says_how_to_train_as_the_original_was_trained(
     status, _, told = bridge_world.run_cli("swap", str(original), "--encoder", str(bridge_encoder), "--output", output)
     assert status == 0
     *_, told, command = told.splitlines()
-    assert told == f"{output}: the projector is untrained; as {original} was trained:"
+    if "align" not in stages:  # its projector was trained before
+        assert command.endswith(" --align.data … --instruct.data …`")
+        return
+    assert told == f"{output}: the projector is untrained; with data, steps and rates of {original}:"
     _, _, *words = shlex.split(command)
     assert not any("group_by_modality_length" in word for word in words)  # a default
     found = parse_config(LlavaTrainConfig, words, prog="llava-bridge train")

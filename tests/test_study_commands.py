@@ -88,6 +88,13 @@ def test_a_plan_warns_of_models_without_a_baseline_and_of_more_steps_at_a_time_t
     assert warnings(jobs=1, baseline=None, encoders={"clip": {}}) == []
     assert warnings(jobs=999) == [f"jobs: up to 999 steps at a time share {usable_cores()} cores"]
     assert warnings(jobs=999, profile="cluster") == []
+    idle = {
+        "baseline": None,
+        "encoders": {"net": "timm:vit_tiny_patch16_224@random"},
+        "benchmarks": {"retrieval": {}},
+        "llms": {},
+    }
+    assert warnings(jobs=1, **idle) == ["benchmarks: none evaluates net"]
 
 
 def test_failures_are_reported_and_the_exit_status_is_1(tmp_path, capsys):

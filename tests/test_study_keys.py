@@ -173,6 +173,7 @@ def reading(source: dict[str, str]) -> dict[str, object]:
         (LLAVA, {"encoders": {"net": "timm:a@random"}}, [], []),
         (LLAVA, {"encoders": {"net": "timm:a@net.pt"}, "llms": {"tiny": "word"}}, [], ["net.pt", "word"]),
         (LLAVA, {"encoders": {"net": "transformers:siglip"}}, [], ["siglip"]),
+        ("evaluate-llava-served", {"existing_llavas": {"served": {"llava": "a", "endpoint": ["http://b"]}}}, [], []),
         ("data-train", {"data": {**SMALL["data"], "train": {"command": MAKE_SCENES, "path": "photos"}}}, [], []),
     ],
 )  # fmt: skip

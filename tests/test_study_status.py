@@ -160,7 +160,7 @@ def test_time_left_is_the_longest_chain_or_all_work_over_the_concurrent_steps(tm
     unknown = [dataclasses.replace(status, left=None) for status in statuses]
     assert time_left(steps, 1, [unknown[0], *statuses[1:]]) == "about 30 s left for 3 steps, 1 more not timed yet"
     assert time_left(steps, 1, unknown) == "4 steps not timed yet"
-    assert time_left(steps, 1, []) == ""
+    assert time_left(steps, 1, []) == time_left([], 1, []) == ""
 
 
 def test_steps_that_have_run_tell_the_time_of_longer_ones_and_of_the_same_benchmarks(tmp_path: Path) -> None:

@@ -230,7 +230,7 @@ def plan_study(config: StudyPlanConfig) -> None:
     would_run = [step for step in plan.steps if states[step.name] != "done"]
     replaced = {each.name: each for each in replacements(plan.steps)}
     console = Console(highlight=False)
-    width = max(len(step.name) for step in plan.steps)
+    width = max((len(step.name) for step in plan.steps), default=0)
     for step in plan.steps:  # no table, whose columns would be too narrow for the names
         state = Text(states[step.name], style=STATE_STYLES.get(states[step.name], "yellow"))
         line = Text.assemble(f"{step.name:<{width}}  ", state, "  ")

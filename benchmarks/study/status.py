@@ -121,8 +121,8 @@ def _work_of(step: Step) -> _Work:
         chosen = step.config.get("stages")
         names = [name for name in ("align", "instruct") if not isinstance(chosen, list) or name in chosen]
         parts = {name: step.config.get(name) for name in names}
-    elif "stages" in step.config or len(step.outputs) > 1:
-        parts = {"": {}}  # the log counts within one of its stages or benchmarks
+    elif "stages" in step.config or step.kind == "evaluation":
+        parts = {"": {}}  # the log counts within one of its stages, or of a benchmark's phases
     known = [part if isinstance(part, Mapping) else {} for part in parts.values()]
     factors = [(part.get("max_steps"), part.get("global_batch_size", 128)) for part in known]
     if factors and all(isinstance(each, int) and each > 0 for each in itertools.chain(*factors)):
@@ -143,7 +143,7 @@ def time_left(steps: Sequence[Step], jobs: int, statuses: Sequence[StepStatus]) 
     for step in steps:
         ends[step.name] = (left.get(step.name) or 0.0) + max((ends[each] for each in step.parents), default=0.0)
     known = [each for each in left.values() if each is not None]
-    unknown, seconds = len(left) - len(known), max(sum(known) / jobs, *ends.values())
+    unknown, seconds = len(left) - len(known), max([sum(known) / jobs, *ends.values()])
     if not seconds:
         return f"{unknown} step{'s' * (unknown > 1)} not timed yet" if unknown else ""
     part = f" for {len(known)} step{'s' * (len(known) > 1)}, {unknown} more not timed yet" if unknown else ""

@@ -400,7 +400,9 @@ _PATH_FIELDS = {"encoder", "llm", "llava", "path", "data", "image_root", "pretra
                 "shard_sizes"}  # fmt: skip
 _PATH_OR_NAME_FIELDS = {"source", "model_args"}  # here it is one if it exists
 _JSON_OR_NAME_FIELDS = {"architecture", "deepspeed"}  # here if it ends with .json
-_TEXT_FIELDS = {"prompt", "templates", "judge_model", "chat_template"}  # no paths, even if their text has a slash
+_SERVED_NAME = "name of a served model"  # stands for the field
+# no paths, even if their text has a slash
+_TEXT_FIELDS = {"prompt", "templates", "judge_model", "chat_template", _SERVED_NAME}
 _MAX_FILE_NAME = 255  # on most systems; a longer string is no path
 _ARGUMENT = re.compile(r"((?:^|,)\w+=)")  # of lmms-eval's models: pretrained=DIRECTORY,device_map=cpu
 
@@ -462,8 +464,9 @@ def map_strings(value: Any, change: Callable[[str, str], str], field: str = "") 
     if isinstance(value, str):
         return change(field, value)
     if isinstance(value, Mapping):
-        hub_keys = {"path", "data"} if value.get("format") == "datasets" else set[str]()
-        return {key: map_strings(item, change, _HUB_DATASET if key in hub_keys else key) for key, item in value.items()}
+        renamed: dict[str, str] = {"llava": _SERVED_NAME} if value.get("endpoint") else {}
+        renamed |= {"path": _HUB_DATASET, "data": _HUB_DATASET} if value.get("format") == "datasets" else {}
+        return {key: map_strings(item, change, renamed.get(key) or key) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [map_strings(item, change, field) for item in value]
     return value

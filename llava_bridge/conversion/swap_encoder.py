@@ -71,11 +71,13 @@ def run_swap(config: SwapConfig) -> None:
             projector="untrained",
         )
     words = ["llava-bridge", "train", "--llava", config.output, "--output", f"{config.output}-trained"]
-    if stages := _training_stages(directory):
+    stages = _training_stages(directory)
+    if "align" in stages:  # else nothing would train the projector before the LLM
         words += [] if (*stages,) == STAGE_NAMES else ["--stages", json.dumps([*stages])]
         for name, stage in stages.items():
             words += [f"--{name}", json.dumps(changed_settings(stage), ensure_ascii=False)]
-        log_info(f"{config.output}: the projector is untrained; as {config.llava} was trained:\n{shlex.join(words)}")
+        told = f"the projector is untrained; with data, steps and rates of {config.llava}"
+        log_info(f"{config.output}: {told}:\n{shlex.join(words)}")
     else:
         log_info(
             f"{config.output}: the projector is untrained; train it by `{shlex.join(words)} --align.data … "

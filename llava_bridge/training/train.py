@@ -32,6 +32,7 @@ from llava_bridge.training.launch import is_main_process, log_rank0, start_ranks
 from llava_bridge.training.run_dir import (
     check_inputs,
     data_manifest,
+    has_progress,
     lock_work_dir,
     parent_artifacts,
     prepare_work_dir,
@@ -128,8 +129,10 @@ def _with_precision(config: LlavaTrainConfig, work: Path) -> LlavaTrainConfig:
 
     def resolved() -> Any:
         file = work / "precision"
-        if file.is_file():
-            return file.read_text(encoding="utf-8")
+        if file.is_file() and has_progress(work):
+            found = file.read_text(encoding="utf-8")
+            log_rank0(f"precision: {found} (as before)")
+            return found
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         found, reason = resolve_precision(config.precision, device)
         log_rank0(f"precision: {found} ({reason})")
