@@ -161,6 +161,18 @@ def test_the_answer_says_what_the_tests_say(results, report, tmp_path):
     assert not deltas(alone)
 
 
+def test_an_interval_of_a_small_difference_has_its_decimals(tmp_path):
+    items = items_table(0.5, benchmark="gqa", count=40_000).assign(thumbnail=None, score=0.0, hit=np.arange(40_000) % 2)
+    for row, more in (("one", 0), ("two", 16)):
+        put_result(
+            tmp_path, row, "gqa", items.assign(hit=items["hit"] + (items.index % 2 == 0) * (items.index < 2 * more))
+        )
+    answer = build_report(tmp_path, baseline="one").answer
+    low = re.fullmatch(r"two beats one by 0\.04 points \[(0\.\d\d+), 0\.\d\d+\] on gqa exact match\.", answer)
+    assert low is not None
+    assert float(low[1]) > 0
+
+
 def test_a_forest_plot_says_what_the_table_says(results, report):
     figure = next(each for each in forest_plots(report.table).figures if each.name == "forest-pope-accuracy")
     deltas = {row: cell(report, row, "pope").delta for row in ("clips", "untrained")}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from benchmarks.report.notes import marked_apart, title_with_baselines, unread_differences
 from benchmarks.report.table import Cell, Difference, Table
-from benchmarks.results.formatting import join_or_count, join_with_and
+from benchmarks.results.formatting import decimals_needed, format_number, join_or_count, join_with_and
 
 _MAX_SIZES = 2
 
@@ -166,7 +166,9 @@ class _Tests:
 def _size(delta: Difference) -> str:
     column, sign = delta.cell.column, 1 if delta.value > 0 else -1
     low, high = sorted((sign * delta.ci_low, sign * delta.ci_high))
-    span = f" [{column.text(low)}, {column.text(high)}]" if math.isfinite(low) else ""
+    places = max(decimals_needed(number, column.places) for number in (delta.value, low, high))  # no end is shown as 0
+    ends = [format_number(end, places) for end in (low, high)]
+    span = f" [{', '.join(ends)}]" if math.isfinite(low) else ""
     return f"by {column.small_text(abs(delta.value))} points{span} on {column.title}"
 
 
