@@ -182,6 +182,26 @@ def test_graded_items_show_their_score_and_others_right_or_wrong(tmp_path):
     assert shown["gqa"][0].expected == "yes (or 2 others)"
 
 
+def test_of_an_error_metric_the_item_with_the_lower_score_is_right(tmp_path):
+    for row, errors in (("careful", 0.2), ("sloppy", 0.6)):
+        path = put_result(tmp_path, row, "gqa", items_table(errors, benchmark="gqa"))
+        edit(path, "exact_match", higher_is_better=False)
+    (gallery,) = answer_galleries(limit_rows(read_source(tmp_path, baseline="careful")))
+    (pair,) = gallery.pairs
+    careful, sloppy = (pd.read_parquet(tmp_path / row / "gqa.items.parquet")["score"] for row in ("careful", "sloppy"))
+    assert pair.first_better == ((careful == 0) & (sloppy == 1)).sum() > pair.second_better
+    by_answer = {(each.text, each.right) for card in gallery.cards for each in card.answers}
+    assert by_answer == {("yes", False), ("no", True)}  # the answer is yes where an error is counted
+
+
+@pytest.mark.parametrize(("score", "text"), [(10.0, "1000"), (9.996, "1000"), (12.344, "1234"), (0.0436, "4.4")])
+def test_scores_of_an_item_above_1000_have_no_exponent(tmp_path, score, text):
+    items = items_table(0.5, benchmark="gqa").assign(score=score)
+    edit(put_result(tmp_path, "clip", "gqa", items), "exact_match", aggregation="mean_of_scores")
+    (gallery,) = answer_galleries(read_source(tmp_path))
+    assert {each.score for card in gallery.cards for each in card.answers} == {text}
+
+
 def test_retrieved_images_are_shown_and_every_image_is_on_the_page_once(tmp_path):
     for row, skill in {"clip": 0.4, "clips": 0.6}.items():
         put_result(tmp_path, row, "retrieval", items_table(skill, benchmark="retrieval", count=40))

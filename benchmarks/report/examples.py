@@ -136,8 +136,8 @@ class RowPair:
     Args:
         first: the baseline, or the first model of the table.
         second: the other model.
-        first_better: number of items on which the first model has the higher score.
-        second_better: number of items on which the second model has the higher score.
+        first_better: number of items on which the first model has the better score.
+        second_better: number of items on which the second model has the better score.
         examples: alternating between items on which one and the other is better, the more frequent case first.
         left_out: number of examples that are omitted to limit the page size.
     """
@@ -236,6 +236,7 @@ class _Items:
         # of the benchmark's first metric, for the display of scores
         first_metrics = (each.metrics[each.primary[0]] for each in results.values() if each.primary)
         metric = next(first_metrics, None)
+        self._lower_is_better = metric is not None and metric.higher_is_better is False
         self._scale = metric.scale if metric else 1.0
         # an item's share of 100 %, unlike its CIDEr
         self._unit = " %" if metric and metric.scale == 100 and metric.aggregation != "mean_of_scores" else ""
@@ -246,11 +247,11 @@ class _Items:
         return [self._card(item, [*self.tables]) for item in select_items(scores, self._images)]
 
     def pair(self, first: str, second: str, budget: int) -> RowPair:
-        """Two models: items of different images on which one and the other is better, equally many of both.
+        """Two models: items of different images on which one and the other is better.
 
-        Those of the more frequent case come first.
+        They are equally many of both unless one kind is empty. Those of the more frequent case come first.
         """
-        gap = self.scores[second] - self.scores[first]
+        gap = (self.scores[second] - self.scores[first]) * (-1 if self._lower_is_better else 1)
         better = {second: gap > 1e-9, first: gap < -1e-9}
         sampled = []
         for chosen in sorted(better.values(), key=lambda items: -items.sum()):
@@ -286,13 +287,16 @@ class _Items:
         score = float(item["score"]) if item["score"] is not None else math.nan
         known = not math.isnan(score)
         image = self._thumbnails.get(str(item["prediction"])) if retrieves_images else None
-        right = bool(score) if score in (0.0, 1.0) and (self._unit or not self.graded) else None
+        right = (
+            bool(score) != self._lower_is_better if score in (0.0, 1.0) and (self._unit or not self.graded) else None
+        )
+        shown = round(score * self._scale, 1)
         return Answer(
             row=row,
             text="" if image else strip_control_chars(str(item["prediction"]), _MAX_TEXT_CHARS),
             thumbnail=image,
             right=right,
-            score=f"{round(score * self._scale, 1):.3g}{self._unit}" if known and right is None else "",
+            score=f"{shown:{'.3g' if abs(shown) < 999.5 else '.0f'}}{self._unit}" if known and right is None else "",
         )
 
 
