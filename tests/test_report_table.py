@@ -18,7 +18,7 @@ from benchmarks.report.load_results import read_source
 from benchmarks.report.notes import MARKDOWN
 from benchmarks.report.plots import forest_plots
 from benchmarks.report.report import Report, Selection, build_report
-from benchmarks.report.scores import seed_tables
+from benchmarks.report.scores import mean_tables, seed_tables
 from benchmarks.report.table import Cell
 from benchmarks.results.item_scores import ItemScores
 from benchmarks.results.noise import TrainingNoise
@@ -364,19 +364,44 @@ def test_chance_is_that_of_the_rows_that_know_it_and_of_no_other_protocol(tmp_pa
     assert frame["chance"].fillna(-1).tolist() == [50, 50, 50, -1]
 
 
-@pytest.mark.parametrize(("own", "others", "above"), [("hit", "hit5", False), ("hit5", "hit", True)])
-def test_captions_that_fit_another_image_as_well_are_not_above_chance(tmp_path, monkeypatch, own, others, above):
-    names = {"CIDEr": (own, True), "CIDEr_of_others": (others, None)}
-    specs = {name: MetricSpec(label=name, columns=(item,), higher_is_better=up) for name, (item, up) in names.items()}
+def test_the_chance_level_of_captions_is_the_own_one_of_each_model(tmp_path, monkeypatch):
+    columns = {"CIDEr": ("own", True), "CIDEr_of_others": ("others", None), "CIDEr_gain": ("gain", True)}
+    specs = {
+        name: MetricSpec(label=name, columns=(column,), aggregation="mean_of_scores", higher_is_better=up)
+        for name, (column, up) in columns.items()
+    }
     monkeypatch.setitem(METRICS, "recaption", specs)
-    items = items_table(0.5, benchmark="recaption", count=COUNT)
-    put_result(tmp_path, "clips", "recaption", items, primary=("CIDEr",))
-    report = build_report(tmp_path)
-    share = f"another image {100 * items[others].mean():.1f}"
-    assert re.search(rf"\| chance +\| +{share} \|", rendered(report, "markdown"))
-    assert share in rendered(report, "html")
-    below = "Not significantly above chance (the 95 % interval contains chance or is worse): clips on recaption"
-    assert (below in text_of(report)) == ("No model is significantly above chance" in report.answer) == (not above)
+    rng = np.random.default_rng(0)
+
+    def put(row: str, own: float, others: float) -> Report:
+        items = items_table(0.5, benchmark="recaption", count=COUNT)
+        scores = {"own": own + rng.normal(0, 0.3, COUNT), "others": others + rng.normal(0, 0.3, COUNT)}
+        items = items.assign(thumbnail=None, **scores, score=scores["own"], gain=scores["own"] - scores["others"])
+        put_result(tmp_path, row, "recaption", items, primary=("CIDEr",))
+        return build_report(tmp_path)
+
+    put("generic (seed 0)", 0.9, 1.0)
+    alone = put("generic (seed 1)", 0.9, 1.0)
+    assert "No model is significantly above chance on recaption CIDEr." in alone.answer
+    put("specific (seed 0)", 1.2, 0.1)
+    report = put("specific (seed 1)", 1.05, 0.1)
+    assert "or is worse): generic (seed 0) and generic (seed 1) on recaption CIDEr." in text_of(report)
+    assert "chance" not in report.answer
+    assert marks(report, "recaption")["specific (seed 0)"] == "best"
+    difference = (
+        r"Chance on recaption CIDEr is each model's own .*: generic \(seed 0\) −\d+\.\d \[−.*; specific .* \+1\d\d"
+    )
+    assert re.search(difference, text_of(report))
+    assert "guessing" not in text_of(report)
+
+    source, items = read_source(tmp_path), ItemScores()
+    rows = tuple(dataclasses.replace(row, encoder=row.name[:-9], seed=int(row.name[-2])) for row in source.rows)
+    source = dataclasses.replace(source, rows=rows)
+    table, _ = mean_tables(seed_tables(source, items), source, items)
+    assert {cell.row: (len(cell.by_seed), cell.above_chance) for cell in table.scores} == {
+        "generic": (2, False),
+        "specific": (2, True),
+    }
 
 
 def test_a_failure_is_a_word_in_the_table_and_its_file_in_a_note(tmp_path):

@@ -67,7 +67,7 @@ def _none_above_chance(table: Table) -> str:
     above = {
         column: {cell.above_chance for cell in column.cells if cell.value is not None}
         for column in table.columns
-        if column.chance_levels and column.ranked
+        if (column.chance_levels or column.over_another_image) and column.ranked
     }
     none_above = [title_with_baselines(column) for column, values in above.items() if values == {False}]
     if not none_above:

@@ -239,14 +239,27 @@ def title_with_baselines(column: Column) -> str:
 
 
 def _about_chance(table: Table) -> Iterator[str]:
-    if not table.has_chance_level:
-        return
     names = list(dict.fromkeys(name for column in table.columns for name in column.trivial_baselines()))
     others = join_with_and([name for name in names if name != CHANCE]) if names[1:] else ""
-    yield (
-        "Chance is the score of guessing among the answers, computed from the same items"
-        f"{f', with {others} where that scores higher' if others else ''}."
-    )
+    if table.has_chance_level:
+        yield (
+            "Chance is the score of guessing among the answers, computed from the same items"
+            f"{f', with {others} where that scores higher' if others else ''}."
+        )
+    for column in table.columns:
+        if gains := column.over_another_image:
+            texts = [
+                f"{cell.row} {gains.text(cell.value, sign=True)} "
+                f"[{difference_ci_text(cell.ci_low, cell.ci_high, gains.places)}]"
+                for cell in gains.cells
+                if cell.value is not None and cell.ci_low is not None and cell.ci_high is not None
+            ]
+            if texts:
+                yield (
+                    f"Chance on {column.title} is each model's own score with the reference of another image. The "
+                    "score minus that, with its 95 % interval, which is above 0 if the model is above chance: "
+                    f"{'; '.join(texts)}."
+                )
     by_model: dict[str, list[str]] = {}
     for column in table.columns:
         for cell in column.cells:

@@ -50,6 +50,8 @@ def seed_tables(source: ReportSource, items: ItemScores, also: Collection[tuple[
             )
         for column in found.values():
             column.cells = completed(_seed_cells(source, column), items)
+        if {"CIDEr", "CIDEr_gain"} <= found.keys():  # of recaption
+            found["CIDEr"].over_another_image = found["CIDEr_gain"]
         primary += [found[name] for name in main or [""]]
         every += [found[name] for name in rest]
     return [
@@ -65,10 +67,8 @@ def _column(source: ReportSource, benchmark: str, name: str, metrics: Sequence[M
     counts = [(metric.n, item_count_text(measured[row], metric)) for row, metric in of_main.items()]
     smallest, largest = min(counts), max(counts)
     levels: dict[str, list[float]] = {}
-    for row, metric in of_main.items():
-        of_others = measured[row].metrics.get(f"{name}_of_others")  # captions of other images, of recaption
-        own = {"another image": of_others.value} if of_others else {}
-        for baseline, value in [*metric.chance_levels.items(), *own.items()]:
+    for metric in of_main.values():
+        for baseline, value in metric.chance_levels.items():
             levels.setdefault(baseline, []).append(value * metric.scale)
     # the best one if it depends on the model, as a random patch
     best = min if next(iter(of_main.values())).higher_is_better is False else max
@@ -199,6 +199,8 @@ def mean_tables(tables: Sequence[Table], source: ReportSource, items: ItemScores
         scores = [column.cells[place] for place in range(len(rows)) for column in own]
         seeds = max((len(cell.by_seed) for cell in scores), default=0) or 1
         means.append(Table(rows=tuple(rows), columns=own, scores=scores, seeds=seeds))
+    for column, mean in columns.items():
+        mean.over_another_image = column.over_another_image and columns[column.over_another_image]
     return means
 
 

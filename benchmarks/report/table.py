@@ -53,6 +53,7 @@ class Column:
         higher_is_better: None if neither is better; such a column is not ranked.
         largest: the largest absolute value, scaled.
         chance_levels: trivial baseline → its score (see `results.Metric`), scaled.
+        over_another_image: how much higher it is than for another image, where that is each model's own chance level.
         key: the benchmark's name in files.
         of_llava: whether LLaVAs are scored, not encoders alone.
         items: number of items as text, ``"30 of 9,000"``; ``"90 to 120"`` if it varies within the main protocol.
@@ -71,6 +72,7 @@ class Column:
     higher_is_better: bool | None
     largest: float = 0.0
     chance_levels: Mapping[str, float] = field(default_factory=dict)
+    over_another_image: Column | None = None
     key: str = ""
     of_llava: bool = False
     items: str = ""
@@ -278,6 +280,9 @@ class Cell:
     @property
     def above_chance(self) -> bool | None:
         """Whether its interval is above all trivial baselines; None without an interval or known chance level."""
+        if gains := self.column.over_another_image:
+            (gain,) = (cell for cell in gains.cells if cell.row == self.row)
+            return None if self.group or gain.ci_low is None else gain.ci_low > 0
         levels, better = self.column.chance_levels.values(), self.column.higher_is_better
         if not levels or self.group or self.ci_low is None or self.ci_high is None or better is None:
             return None
