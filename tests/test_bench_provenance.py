@@ -111,10 +111,12 @@ def test_provenance_from_a_number_to_the_shards(made, capsys):
 def test_what_two_inputs_have_in_common_is_printed_once():
     data = ProvenanceNode("train: data (0123)", ["created"], [ProvenanceNode("photos: images (4567)", ["5 files"])])
     parts = [ProvenanceNode(f"{part}: {part}.json (89)", [], [data]) for part in ("align", "instruct")]
+    parts += [ProvenanceNode("again: align.json (89)", [], [data])]
     counted = ProvenanceNode("sources: data (0123)", ["9 shards", *data.facts], data.made_from)
     assert [line.strip() for line in lines(ProvenanceNode("model: llava (ab)", [], [*parts, counted]))] == [
         *("model: llava (ab)", "align: align.json (89)", "train: data (0123)", "· created"),
         *("photos: images (4567)", "· 5 files", "instruct: instruct.json (89)", "train: data (0123) (as above)"),
+        "again: align.json (89) (as above)",
         *("sources: data (0123) (as above)", "· 9 shards"),
     ]
 

@@ -148,6 +148,8 @@ def test_an_average_is_best_only_if_it_is_significantly_above_every_other(tmp_pa
     (overall,) = build_report(tmp_path).overall
     said = r"The averages of two and one over 2 .* do not differ significantly \(higher: two, \d.*\]\); both are "
     assert re.fullmatch(said + r"significantly above low\.", overall.sentence)
+    below = {**overall.averages, "one": dataclasses.replace(overall.averages["low"], value=0.0)}  # two's tie is noisy
+    assert "that of two is significantly above low" in dataclasses.replace(overall, averages=below).sentence
     close = {**overall.p_values, frozenset({"one", "low"}): 0.5}
     alone = dataclasses.replace(overall, p_values=close).sentence
     assert alone.endswith("; that of two is significantly above low.")

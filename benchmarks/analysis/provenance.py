@@ -187,12 +187,12 @@ def lines(node: ProvenanceNode, depth: int = 0, printed: dict[str, set[str]] | N
     printed = {} if printed is None else printed
     indent, place = "    " * depth, node.title.partition(": ")[2]
     known = printed.get(place)
-    yield f"{indent}{node.title}" + (" (as above)" if known else "")
+    yield f"{indent}{node.title}" + ("" if known is None else " (as above)")
     for fact in node.facts:
         if fact not in (known or ()):
             yield f"{indent}  · {fact}"
     printed[place] = {*(known or ()), *node.facts}
-    for each in () if known else node.made_from:
+    for each in node.made_from if known is None else ():
         yield from lines(each, depth + 1, printed)
 
 

@@ -121,7 +121,7 @@ class Overall:
             return f"{highest}, without an interval, because {reason}."
         interval = f"[{format_number(average.low, 1)}, {format_number(average.high, 1)}]"
         untested = [row for row in others if frozenset({best, row}) not in self.p_values]
-        beaten = [row for row in others if self._is_significant(best, row)]
+        beaten = [row for row in others if self._is_above(best, row)]
         close = [row for row in others if row not in beaten and row not in untested]
         if len(beaten) == len(others):
             return f"{best} has the best average {over}, {value} {interval}, significantly above all others."
@@ -130,14 +130,15 @@ class Overall:
             what = "from the highest (" if close[1:] else "(higher: "
             names = join_or_count([best, *close], "models")
             parts = [f"The averages of {names} {over} do not differ significantly {what}{best}, {value} {interval})"]
-            apart = all(self._is_significant(row, other) for row in close for other in beaten)
+            apart = all(self._is_above(row, other) for row in close for other in beaten)
             subject = f"that of {best} is" if not apart else "all of them are" if close[1:] else "both are"
         parts += [f"{subject} significantly above {join_or_count(beaten, 'models')}"] if beaten else []
         parts += [f"{best} was not tested against {join_or_count(untested, 'others')}"] if untested else []
         return f"{'; '.join(parts)}."
 
-    def _is_significant(self, row: str, other: str) -> bool:
-        return self.p_values.get(frozenset({row, other}), 1.0) < ALPHA
+    def _is_above(self, row: str, other: str) -> bool:
+        is_higher = self.averages[row].value > self.averages[other].value
+        return is_higher and self.p_values.get(frozenset({row, other}), 1.0) < ALPHA
 
     @property
     def columns(self) -> list[tuple[str, dict[str, Interval], tuple[str, ...]]]:
