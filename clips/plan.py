@@ -139,7 +139,8 @@ def _table(title: str, config: TrainPlanConfig, stage: EncoderTrainConfig, plan:
     table.add_column(justify="right")
     samples = plan.steps * stage.global_batch_size
     table.add_row("parameters", f"{plan.parameters / 1e6:,.1f} million, {plan.trained / 1e6:,.1f} trained")
-    table.add_row("FLOPs per sample", f"{plan.flops / 1e9:,.1f} G, forward and backward")
+    without = ", without cached layers" if stage.model.cache_trunk_features else ""
+    table.add_row("FLOPs per sample", f"{plan.flops / 1e9:,.1f} G, forward and backward{without}")
     table.add_row("length", f"{samples:,} samples, {plan.steps:,} steps of {stage.global_batch_size:,}")
     table.add_row("time", f"{plan.hours:,.1f} h, {plan.hours * config.num_gpus:,.0f} GPU hours")
     table.add_section()

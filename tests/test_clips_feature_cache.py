@@ -7,6 +7,7 @@ from dataclasses import replace
 import clips_world
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from clips.data.sources import AugmentConfig, DataConfig, SourceConfig
 from clips.errors import UserError
@@ -194,17 +195,23 @@ def test_frozen_layers_of_other_families_are_cached(cache, computed, architectur
     assert computed == [2]
 
 
-def test_mfu_is_not_known(tmp_path):
-    plain = ModelConfig(architecture="clips-efficientnet", image_size=64, lock_image=True, lock_image_unlocked_groups=1)
-    cached = replace(plain, cache_trunk_features=True)
+@pytest.mark.parametrize("unlocked", [0, 1])
+def test_flops_of_a_training_are_those_of_the_layers_that_compute_in_each_step(cache, tmp_path, unlocked):
+    cached = replace(CONFIG, architecture="clips-efficientnet", image_size=64, lock_image_unlocked_groups=unlocked)
     recipe = RecipeConfig(name="clip")
     data = DataConfig(sources=(SourceConfig(path="/nowhere"),), augment=AugmentConfig(crop_scale_min=1.0))
-    read = []
-    for model in (plain, cached):
+    flops = []
+    for model in (cached, replace(cached, cache_trunk_features=False)):
         config = EncoderTrainConfig(
             output=tmp_path, data=data, model=model, recipe=recipe, global_batch_size=2, max_steps=1
         )
         meter = MfuMeter(config, device=torch.device("cpu"), precision="fp32", processes=1, counted=[])
-        read.append(meter.read(full_batch(fake_model(plain, recipe), 2), 1.0))
-    assert read[0]["flops_per_sample"] > 0
-    assert read[1] == {}
+        flops.append(meter.read(full_batch(fake_model(model, recipe), 2), 1.0)["flops_per_sample"])
+    model, image = built(0, cached), torch.randn(2, 3, 64, 64)
+    counted = []
+    for _ in range(2):  # the first time all layers of the trunk compute
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            towers.encode_image(model, image)
+        counted.append(counter.get_total_flops() / 2)
+    assert 0 < counted[1] < counted[0]
+    assert flops[1] - flops[0] == pytest.approx(counted[0] - counted[1])

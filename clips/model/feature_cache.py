@@ -45,8 +45,7 @@ def enable_trunk_cache(trunk: Any, image_size: Sequence[int], mean: Sequence[flo
         compute = functools.partial(read_pixels, trunk.forward_features)
         trunk.forward_features = FeatureCache(trunk, compute, variant)
         return
-    layers = [layer for child in trunk.children() for layer in (child if isinstance(child, nn.Sequential) else [child])]
-    frozen = nn.Sequential(*itertools.takewhile(_is_frozen, layers))
+    frozen = _frozen_layers(trunk)
     forwards = [layer.forward for layer in frozen]  # as they are now: the layers' own are replaced below
 
     def compute_chain(images: Tensor) -> Tensor:
@@ -61,6 +60,16 @@ def enable_trunk_cache(trunk: Any, image_size: Sequence[int], mean: Sequence[flo
             "TinyViT, ConvNeXt, EfficientNet and ResNet do, or no model.lock_image_unlocked_groups"
         )
     frozen[-1].forward = cache
+
+
+def compute_cached_layers(trunk: Any, images: Tensor) -> Tensor:
+    """Return the outputs of a plain trunk's layers that `enable_trunk_cache` would cache; ``images`` are normalized."""
+    return trunk.forward_features(images) if _is_frozen(trunk) else _frozen_layers(trunk)(images)
+
+
+def _frozen_layers(trunk: nn.Module) -> nn.Sequential:
+    layers = [layer for child in trunk.children() for layer in (child if isinstance(child, nn.Sequential) else [child])]
+    return nn.Sequential(*itertools.takewhile(_is_frozen, layers))
 
 
 def _is_frozen(module: nn.Module) -> bool:

@@ -34,6 +34,7 @@ from clips.method.recipes import CONTRASTIVE_LOSSES, RecipeConfig
 from clips.model import losses
 from clips.model.architectures import ModelConfig
 from clips.model.compute import checkpoint_layers
+from clips.model.feature_cache import compute_cached_layers
 from clips.model.tokenizer import EOS
 from clips.model.towers import eot_token_id
 from clips.training.train_config import EncoderTrainConfig
@@ -59,13 +60,12 @@ class MfuMeter:
         self.config, self.processes, self.counted = config, processes, counted
         gpu = find_gpu(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
         self.peak = None if gpu is None else gpu.peak(precision)  # FLOP/s
-        self._uncountable = config.model.cache_trunk_features
+        self._uncountable = False
 
     def read(self, batch: Mapping[str, Tensor], samples_per_second: float) -> dict[str, float]:
         """Return "flops_per_sample" and, with a known peak, "mfu" and "tflops" of one process.
 
-        With cached features it returns nothing, because it is not known which layers computed. FLOPs depend on the
-        lengths of captions: they are a mean over the first eight calls.
+        FLOPs depend on the lengths of captions: they are a mean over the first eight calls.
 
         Args:
             batch: one of this process.
@@ -89,7 +89,8 @@ class MfuMeter:
 def flops_per_sample(config: EncoderTrainConfig, batch: Mapping[str, Tensor], processes: int) -> float:
     """Count FLOPs of a sample's forward and backward pass, including its part of the global contrastive loss.
 
-    Recomputation to save memory is not counted; products with padding count if the model computes them.
+    Recomputation to save memory is not counted, nor are layers whose outputs are cached, which compute once for each
+    image; products with padding count if the model computes them.
     """
     model, samples = fake_model(config.model, config.recipe), len(batch["image"])
     tensors = {name: value.cpu() for name, value in batch.items() if isinstance(value, Tensor) and name != "image"}
@@ -100,7 +101,11 @@ def flops_per_sample(config: EncoderTrainConfig, batch: Mapping[str, Tensor], pr
         with fake_mode(model):
             torch.stack([value.float().sum() for value in outputs.values() if value.requires_grad]).sum().backward()
     model.zero_grad()
-    return counter.get_total_flops() / samples + contrastive_flops(model, samples * processes)
+    with FlopCounterMode(display=False) as cached, fake_mode(model), torch.no_grad():
+        if config.model.cache_trunk_features:
+            compute_cached_layers(model.clip.visual.trunk, tensors["image"])
+    flops = counter.get_total_flops() - cached.get_total_flops()
+    return flops / samples + contrastive_flops(model, samples * processes)
 
 
 def contrastive_flops(model: ClipsModel, candidates: int) -> float:
