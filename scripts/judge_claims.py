@@ -2,9 +2,11 @@
 
     python scripts/judge_claims.py docs/scores
     python scripts/judge_claims.py docs/scores --export runs/lengths    # add the scores of a finished study
+    python scripts/judge_claims.py docs/scores --figure docs/equal_compute.svg
 
-``STUDY.csv`` has a line for each encoder, seed and metric; ``STUDY.parquet`` the value of each item, from which the
-others are computed, by the noise model of docs/trust.md. A claim is a weighted sum of the means over seeds of several
+``STUDY.csv`` has a line for each encoder, seed and metric, with the minutes and, of an encoder, the steps and MFLOPs
+per sample of its training; ``STUDY.parquet`` the value of each item, from which the others are computed, by the noise
+model of docs/trust.md. A claim is a weighted sum of the means over seeds of several
 encoders. It is tested together with the others of its experiment (Holm), at 5 %. The claims, the number of seeds and
 what counts as reproduced were fixed before the studies ran.
 """
@@ -20,10 +22,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from benchmarks.report.figures import Figure, LegendEntry, Palette, render_svg
 from benchmarks.report.load_results import read_source
 from benchmarks.report.text_table import markdown_frame
 from benchmarks.results.formatting import commit_text
@@ -33,6 +37,7 @@ from benchmarks.results.result_types import BLOCKER
 from benchmarks.results.results import Metric, Result
 from benchmarks.results.statistics import holm_correction, image_scores, scores_interval
 from benchmarks.study.state import find_producer, read_record
+from clips.core.artifact import MANIFEST, atomic_write, read_manifest
 from clips.errors import UserError
 
 _SCALE = 100.0  # hits to per cent, and CIDEr as in papers
@@ -76,6 +81,16 @@ class Claim:
     requires: tuple[str, str] | None = None
 
 
+# FLOPs of a sample in those of CLIP at L/14 (scripts/configs/clips-l-14.yaml): at 224 pixels, and over its three stages
+COSTS = {
+    "clip": (1.0, 1.0),
+    "veclip": (1.0, 1.0),
+    "multi_positive": (1.07, 1.29),
+    "sentences": (1.22, 1.88),
+    "clips": (1.58, 2.45),
+}
+
+
 def _clip_after(steps: float) -> dict[str, float]:
     """Weights of minus the score of CLIP after so many steps, linear in their logarithm between those that are run."""
     names = {300: "clip.25", 600: "clip.25.600", 1200: "clip.25.1200"}
@@ -88,7 +103,6 @@ _A = functools.partial(Claim, study="lengths", seeds=6)
 _B = functools.partial(Claim, study="positives", benchmark="held_out", seeds=3)
 _C = functools.partial(Claim, study="captioner", seeds=5)
 _NOISES = (0, 25, 50)
-_COST = {"224 px": 1.54, "the whole schedule": 2.30}  # of a step of CLIPS, in steps of CLIP, at L/14 (docs/evidence.md)
 _LOOKS = ("captions", _GAIN)
 CLAIMS: tuple[Claim, ...] = (
     # A, the inverse effect
@@ -136,7 +150,11 @@ CLAIMS: tuple[Claim, ...] = (
     # D, equal compute
     *(_B(name=f"D{number}", text=f"CLIPS is above CLIP at equal compute, by the cost at L/14 and {what}",
          weights={"clips.25": 1} | _clip_after(300 * cost))
-      for number, (what, cost) in enumerate(_COST.items(), 1)),
+      for number, (what, cost) in enumerate(zip(("224 px", "the whole schedule"), COSTS["clips"], strict=True), 1)),
+    *(_B(name=f"D{number}", text=f"{name} − clip at equal compute, by the cost at L/14 and the whole schedule",
+         weights={f"{name}.25{end}": 1} | _clip_after(300 * COSTS[name][1]), tested=False)
+      for number, (name, end) in enumerate((("multi_positive", ""), ("sentences", ".300")), 3)),
+    _B(name="D5", text="veclip − clip at equal compute", weights={"veclip.25.300": 1, "clip.25": -1}, tested=False),
 )  # fmt: skip
 
 
@@ -155,6 +173,9 @@ def export(directory: Path, scores: Path) -> None:
     trainings = {path: find_producer(directory / path) for row in source.rows for path in row.artifacts.values()}
     lines, items = [], []
     for row in source.rows:
+        encoder = directory / row.artifacts.get("encoder", ".") / MANIFEST
+        training = read_manifest(encoder.parent) if encoder.is_file() else {}
+        flops = (training.get("last") or {}).get("flops_per_sample")
         for benchmark in source.benchmarks:
             result = source.outcomes[row.name, benchmark]
             if not isinstance(result, Result):
@@ -176,11 +197,15 @@ def export(directory: Path, scores: Path) -> None:
                     "value": round(metric, 6),
                     "n": len(items[-1]),
                     "minutes": round(made[1].seconds / 60, 1) if made else None,
+                    "steps": training.get("steps"),
+                    "mflop": round(flops / 1e6, 1) if flops else None,
                 })  # fmt: skip
     if not lines:
         raise UserError(f"{directory}: expected results with items")
     scores.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(lines).to_csv(scores / f"{source.study.name}.csv", index=False, lineterminator="\n")
+    pd.DataFrame(lines).astype({"steps": "Int64"}).to_csv(
+        scores / f"{source.study.name}.csv", index=False, lineterminator="\n"
+    )
     table = pd.concat(items, ignore_index=True).astype({"value": "float32", "seed": "Int64"})
     table.to_parquet(scores / f"{source.study.name}.parquet", index=False, compression="zstd")
 
@@ -283,6 +308,58 @@ def score_table(columns: Mapping[tuple[str, str], Column]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(cells, orient="index").fillna("—").sort_index().rename_axis("encoder")
 
 
+def curves(folder: Path, column: Column) -> pd.DataFrame:
+    """T→I R@1 of the encoders of `COSTS` by the FLOPs of their training, in those of 300 steps of clip.
+
+    Columns: recipe, steps, value, low and high (a 95 % interval), cost (as it was here) and cost_l14 (if a sample had
+    the cost at L/14, over the whole schedule).
+    """
+    lines = pd.read_csv(folder / "positives.csv").query("metric == @T2I").groupby("encoder")
+    flops, steps = lines["mflop"].mean(), lines["steps"].first()
+    rows = []
+    for name, (_, cost) in COSTS.items():
+        for encoder in (f"{name}.25{end}" for end in ("", ".150", ".300", ".600", ".1200")):
+            if encoder in column.scores:
+                found = scores_interval(column.scores[encoder], column.noise)
+                share = steps[encoder] / steps["clip.25"]
+                rows.append({
+                    "recipe": name, "steps": steps[encoder], "value": _SCALE * column.scores[encoder].value,
+                    "low": _SCALE * (found.low or 0.0), "high": _SCALE * (found.high or 0.0),
+                    "cost": share * flops[encoder] / flops["clip.25"], "cost_l14": share * cost,
+                })  # fmt: skip
+    return pd.DataFrame(rows).sort_values(["recipe", "steps"], ignore_index=True)
+
+
+def draw_curves(table: pd.DataFrame) -> str:
+    """SVG of `curves`; dashed lines are where clip has the FLOPs of 300 steps of clips at L/14."""
+
+    def plot(axes: Any, palette: Palette) -> None:
+        for place, (_, part) in enumerate(table.groupby("recipe")):
+            color = palette.series(place)
+            axes.plot(part["cost"], part["value"], color=color, linewidth=1.8, marker="o", markersize=3.5)
+            axes.vlines(part["cost"], part["low"], part["high"], color=color, linewidth=1.2, alpha=0.6)
+        for cost in COSTS["clips"]:
+            axes.axvline(cost, linestyle="--", linewidth=0.8, color=palette["ink-soft"])
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:g}")
+
+    names = [str(name) for name in table["recipe"].unique()]
+    columns = ("recipe", "steps", "cost", "value", "low", "high")
+    return render_svg(
+        Figure(
+            name="equal_compute",
+            title="T→I R@1 by the FLOPs of the training",
+            alt="T→I R@1 of five recipes after 150 to 1,200 steps, by the FLOPs of the training",
+            plot=plot,
+            x_label="FLOPs of the training, in those of 300 steps of clip",
+            y_label="T→I R@1 (%)",
+            legend=tuple(LegendEntry(color=place, label=name) for place, name in enumerate(names)),
+            headers=columns,
+            rows=tuple(tuple(str(value) for value in row) for row in table[[*columns]].to_numpy()),
+        )
+    )
+
+
 def judge(claims: Sequence[Claim], columns: Mapping[str, Mapping[tuple[str, str], Column]]) -> pd.DataFrame:
     """A line for each claim: estimate, interval, corrected p-value, minimum detectable difference and verdict."""
     lines, raw = [], {}
@@ -333,6 +410,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scores", type=Path)
     parser.add_argument("--export", type=Path, metavar="STUDY", help="output of a finished study")
+    parser.add_argument("--figure", type=Path, metavar="SVG", help="the curves of equal compute")
     args = parser.parse_args()
     try:
         if args.export:
@@ -341,6 +419,11 @@ def main() -> int:
         studies = {name: read_study(args.scores, name) for name in names if (args.scores / f"{name}.parquet").is_file()}
         for name, columns in studies.items():
             print(f"## {name}\n\n{markdown_frame(score_table(columns))}\n")
+            if name == "positives":
+                table = curves(args.scores, columns["held_out", T2I])
+                print(f"## Equal compute\n\n{markdown_frame(table.round(2).set_index('recipe'))}\n")
+                if args.figure:
+                    atomic_write(args.figure, draw_curves(table))
         print(f"## Claims\n\n{markdown_frame(judge(CLAIMS, studies))}")
     except UserError as error:
         print(error, file=sys.stderr)

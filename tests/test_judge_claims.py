@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ from benchmarks.results.noise import training_noise
 from benchmarks.study.schema import read_study
 from benchmarks.study.state import Step
 from benchmarks.tasks.evaluation import MetricSpec
+from clips.commandline.parsing import parse_config
 from clips.errors import UserError
+from clips.training import mfu
+from clips.training.train_config import EncoderTrainConfig, stage_configs
 
 judge_claims = load_script("judge_claims.py")
 STUDIES = Path(__file__).parents[1] / "scripts/studies"
@@ -157,9 +161,17 @@ def test_an_exported_study_has_the_intervals_of_its_report(tmp_path, monkeypatch
         items["blocker"] = [f"picture-{rng.integers(100)}" if hit == 0 else None for hit in hits]
         digest = f"{name} {seed}"
         put_result(study / "results", f"{name}-s{seed}", "retrieval", items, primary=("t2i_r1",), digest=digest)
+        if name != "b":
+            trained = study / "encoders" / f"{name}-s{seed}"
+            trained.mkdir(parents=True, exist_ok=True)
+            (trained / "manifest.json").write_text(json.dumps({"steps": 30, "last": {"flops_per_sample": 2.5e6}}))
     judge_claims.export(study, tmp_path / "scores")
     lines = pd.read_csv(tmp_path / "scores/made.csv")
-    assert list(lines) == ["study", "commit", "encoder", "seed", "benchmark", "metric", "value", "n", "minutes"]
+    described = ["study", "commit", "encoder", "seed", "benchmark", "metric"]
+    assert list(lines) == [*described, "value", "n", "minutes", "steps", "mflop"]
+    assert {*lines.loc[lines["encoder"] != "b", "steps"]} == {30}
+    assert {*lines.loc[lines["encoder"] != "b", "mflop"]} == {2.5}
+    assert lines.loc[lines["encoder"] == "b", ["steps", "mflop"]].isna().all(axis=None)  # no training of ours
     assert len(lines) == 8
     assert {*lines["commit"]} == {"0123456789ab"}
     assert {*lines["minutes"]} == {0.1} or {*lines["minutes"]} == {0.2}
@@ -199,6 +211,50 @@ def test_error_rate_and_power_of_verdicts():
     assert np.mean(estimates) == pytest.approx(np.mean(detectable), rel=0.25)
     assert 0.65 < names.count("reproduced") / len(names) < 0.95
     assert "contradicted" not in names
+
+
+def test_curves_of_equal_compute_have_the_cost_here_and_at_l_14(tmp_path):
+    names = {"clip.25": 300, "clip.25.600": 600, "clips.25": 300, "clips.25.150": 150, "veclip.25.300": 300}
+    items = made_hits(np.random.default_rng(0), dict.fromkeys([*names, "clip.0", "two_web.25"], 0.0))
+    column = judge_claims.read_study(write_scores(tmp_path, items), "made")["test", "t2i_r1"]
+    lines = pd.read_csv(tmp_path / "made.csv")
+    lines["steps"] = lines["encoder"].map(names).fillna(300)
+    lines["mflop"] = np.where(lines["encoder"].str.startswith("clips"), 520, 200)
+    lines.to_csv(tmp_path / "positives.csv", index=False)
+    table = judge_claims.curves(tmp_path, column)
+    found = [(row.recipe, row.steps, round(row.cost, 2), round(row.cost_l14, 3)) for row in table.itertuples()]
+    assert found == [
+        ("clip", 300, 1.0, 1.0),
+        ("clip", 600, 2.0, 2.0),
+        ("clips", 150, 1.3, 1.225),
+        ("clips", 300, 2.6, 2.45),
+        ("veclip", 300, 1.0, 1.0),
+    ]
+    assert (table["low"] < table["value"]).all()
+    assert (table["value"] < table["high"]).all()
+    svg = judge_claims.draw_curves(table)
+    assert svg.startswith("<svg")
+    assert all(name in svg for name in ("clips", "veclip", "FLOPs of the training"))
+
+
+@pytest.mark.slow
+def test_costs_are_those_of_the_schedule_of_l_14():
+    schedule = str(STUDIES.parent / "configs/clips-l-14.yaml")
+    flops = {}
+    for name in judge_claims.COSTS:
+        recipe = ["clips", "--recipe.caption_loss_weight", "0"] if name == "multi_positive" else [name]
+        config = parse_config(EncoderTrainConfig, ["--config", schedule, "--recipe.name", *recipe], prog="test")
+        assert config is not None
+        of_stages = []
+        for stage in stage_configs(config):
+            model = mfu.fake_model(stage.model, stage.recipe)
+            a_sample = mfu.flops_per_sample(stage, mfu.full_batch(model, 4), 1)
+            a_sample += mfu.contrastive_flops(model, stage.global_batch_size - 4)
+            of_stages.append((stage.steps_for(0) * stage.global_batch_size, a_sample))
+        flops[name] = of_stages[1][1], sum(samples * each for samples, each in of_stages)
+    for name, costs in judge_claims.COSTS.items():
+        expected = [own / clip for own, clip in zip(flops[name], flops["clip"], strict=True)]
+        assert costs == pytest.approx(expected, abs=0.006)
 
 
 @pytest.mark.parametrize("study", ["lengths", "positives", "captioner"])
