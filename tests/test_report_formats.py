@@ -310,6 +310,18 @@ def test_a_caption_names_the_table_and_a_comment_its_result(results: Path) -> No
     assert text.startswith(r"% Needs \usepackage{booktabs,graphicx},")
 
 
+def test_a_caption_explains_the_signs_of_its_table(results: Path, tmp_path: Path) -> None:
+    assert "ranked apart" not in rendered(build_report(results), "latex")
+    put_results(tmp_path)
+    put_result(tmp_path, "odd", "gqa", items_table(0.5, benchmark="gqa", seed=2), protocol={"prompt": "other"})
+    text = rendered(build_report(tmp_path), "latex")
+    (caption,) = re.findall(r"\\caption\{(.*)\}", text)
+    sign = caption[: caption.index(": under other settings than the column's, and ranked apart.")].rsplit(" ", 1)[1]
+    (row,) = (line for line in text.splitlines() if line.startswith("odd & "))
+    assert sign
+    assert sign in row
+
+
 def test_a_part_with_averages_alone_has_no_empty_lines_for_chance_and_n(results: Path) -> None:
     _, *parts = styled(build_report(results), text_width=120).split(r"\begin{table}")
     below = [[line for line in part.splitlines() if re.match("(?:chance|n) &", line)] for part in parts]

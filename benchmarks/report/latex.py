@@ -14,7 +14,7 @@ from benchmarks.report.measures import cell_texts
 from benchmarks.report.notes import LATEX, mark_legend, variance_sources
 from benchmarks.report.published import REFERENCE_NOTE
 from benchmarks.report.report import Report
-from benchmarks.report.table import UNCREDITED, Cell, Column, RankMark, Table
+from benchmarks.report.table import ELSEWHERE, UNCREDITED, Cell, Column, RankMark, Table
 from benchmarks.report.text_table import main_table
 from benchmarks.results.formatting import format_number, strip_control_chars
 
@@ -123,6 +123,10 @@ def _caption(report: Report) -> str:
         sentences += [line for line in mark_legend(report.table, LATEX) if line.startswith(_OF_MARKS)]
     if any(cell.credited is False for cell in cells):
         sentences.append(f"{UNCREDITED}: not credited to the images, and without a mark.")
+    if daggers := sorted({cell.dagger for cell in cells if cell.dagger}):
+        sentences.append(f"{', '.join(daggers)}: under other settings than the column's, and ranked apart.")
+    if any(cell.measured_elsewhere for cell in cells):
+        sentences.append(f"{ELSEWHERE}: measured by another tool.")
     if report.latex.intervals == "inline" and any(cell.margin for cell in cells):
         sentences.append(f"With 95 % intervals over {variance_sources(report.table)}.")
     return latex_text(" ".join(sentences))
