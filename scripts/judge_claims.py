@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from benchmarks.report.figures import Figure, LegendEntry, Palette, render_svg
 from benchmarks.report.load_results import read_source
@@ -48,6 +49,7 @@ _KEY = ["encoder", "seed", "benchmark", "metric"]
 _RANK_ONE = {"i2t_r1", "t2i_r1"}  # whose misses have an image that blocks them
 _ROUNDING = 1e-3  # of a value in the CSV, in points
 T2I = "t2i_r1"
+_CIDER = "nocaps_CIDEr"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +148,7 @@ CLAIMS: tuple[Claim, ...] = (
     _C(name="C3", text="the captioner helps a linear probe, equal samples", benchmark="objects", metric="acc1",
        weights={"clips": 1, "multi_positive": -1}, requires=("recaption", "CIDEr_gain")),
     _C(name="C4", text="the captioner helps inside a LLaVA, equal samples", benchmark="captions",
-       metric="nocaps_CIDEr", weights={"clips": 1, "multi_positive": -1}, requires=_LOOKS),
+       metric=_CIDER, weights={"clips": 1, "multi_positive": -1}, requires=_LOOKS),
     # D, equal compute
     *(_B(name=f"D{number}", text=f"CLIPS is above CLIP at equal compute, by the cost at L/14 and {what}",
          weights={"clips.25": 1} | _clip_after(300 * cost))
@@ -405,6 +407,44 @@ def _lacks(claim: Claim, columns: Mapping[tuple[str, str], Column], line: dict[s
     return True
 
 
+def judge_race(lines: pd.DataFrame) -> pd.DataFrame:
+    """Claims E about ``race_photos``, whose hits were not kept: Student's intervals over pairs of equal seeds.
+
+    Args:
+        lines: of its CSV.
+    """
+    score = lines.set_index(["encoder", "metric", "seed"])["value"].unstack()  # seeds in columns
+    retrieval = score.xs(T2I, level="metric")
+    inside = score.drop(T2I, level="metric").groupby("encoder").mean()  # of a LLaVA: mean of CIDEr and exact match
+    raced = retrieval.index
+    orders = retrieval.corrwith(inside.loc[raced], method="spearman")
+    pairs = [("E1", "retrieval", name, "clip") for name in ("veclip", "sentences", "clips")]
+    pairs += [("E2", "retrieval", "sentences", "veclip")]
+    pairs += [("E3", "retrieval", "clips", name) for name in raced if name != "clips"]
+    pairs += [("E4", "LLaVA", "clips", "clip"), ("E5", "LLaVA", "caption_only", "clip")]
+    found = []
+    for claim, what, first, second in pairs:
+        scores = retrieval if what == "retrieval" else inside
+        found.append((claim, f"{first} − {second}, {what}", scores.loc[first] - scores.loc[second]))
+    cider = score.xs(_CIDER, level="metric")
+    found.append(("", "caption_only − clip, CIDEr alone", cider.loc["caption_only"] - cider.loc["clip"]))
+    found.append(("E6", "Spearman's correlation of the orders", orders))
+    rows = []
+    for claim, text, values in found:
+        half = float(stats.sem(values) * stats.t.ppf(1 - ALPHA / 2, len(values) - 1))
+        mean, digits = float(values.mean()), 2 if claim == "E6" else 1
+        low, high = mean - half, mean + half
+        if claim == "E6":
+            verdict = "reproduced" if mean < 0.5 and high < 1 else "contradicted" if mean > 0.9 else "inconclusive"
+        else:
+            verdict = "" if not claim else "reproduced" if low > 0 else "contradicted" if high < 0 else "inconclusive"
+        rows.append({
+            "claim": claim, "": text, "seeds": str(len(values)), "verdict": verdict,
+            "estimate": f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]",
+        })  # fmt: skip
+    return pd.DataFrame(rows).set_index("claim")[["", "estimate", "seeds", "verdict"]]
+
+
 def main() -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -415,8 +455,7 @@ def main() -> int:
     try:
         if args.export:
             export(args.export, args.scores)
-        names = dict.fromkeys(claim.study for claim in CLAIMS)
-        studies = {name: read_study(args.scores, name) for name in names if (args.scores / f"{name}.parquet").is_file()}
+        studies = {path.stem: read_study(args.scores, path.stem) for path in sorted(args.scores.glob("*.parquet"))}
         for name, columns in studies.items():
             print(f"## {name}\n\n{markdown_frame(score_table(columns))}\n")
             if name == "positives":
@@ -424,7 +463,17 @@ def main() -> int:
                 print(f"## Equal compute\n\n{markdown_frame(table.round(2).set_index('recipe'))}\n")
                 if args.figure:
                     atomic_write(args.figure, draw_curves(table))
-        print(f"## Claims\n\n{markdown_frame(judge(CLAIMS, studies))}")
+        print(f"## Claims\n\n{markdown_frame(judge(CLAIMS, studies))}\n")
+        if (race := args.scores / "race_photos.csv").is_file():
+            lines = pd.read_csv(race)
+            means = (
+                lines.groupby(["encoder", "metric"])["value"]
+                .mean()
+                .unstack()
+                .map("{:.1f}".format, na_action="ignore")
+                .fillna("")
+            )
+            print(f"## race_photos\n\n{markdown_frame(means)}\n\n{markdown_frame(judge_race(lines))}")
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 from report_material import METRICS, items_table, put_result
 from report_study import record_study
 from script_modules import load_script
@@ -268,3 +269,34 @@ def test_claims_are_about_what_the_studies_train(study):
         assert all(read.evaluates(claim.benchmark, name) for name in claim.weights)
         assert len(read.seeds) == claim.seeds
         assert sum(claim.weights.values()) == pytest.approx(0)
+
+
+def race_lines(rng: np.random.Generator, retrieval: dict[str, float], inside: dict[str, float]) -> pd.DataFrame:
+    """Scores of five seeds around the means of encoders."""
+    lines = [
+        {"encoder": name, "seed": seed, "metric": metric, "value": mean + 0.1 * rng.normal()}
+        for metric, means in (("t2i_r1", retrieval), ("nocaps_CIDEr", inside), ("exact_match", inside))
+        for name, mean in means.items()
+        for seed in range(5)
+    ]
+    return pd.DataFrame(lines)
+
+
+def test_the_race_is_judged_by_pairs_of_seeds():
+    rng = np.random.default_rng(0)
+    retrieval = {"clip": 10.0, "siglip": 9.0, "veclip": 10.0, "sentences": 11.0, "clips": 12.0}
+    found = judge_claims.judge_race(race_lines(rng, retrieval, retrieval | {"caption_only": 8.0}))
+    verdicts = {row[""]: (row["verdict"], float(row["estimate"].split()[0])) for _, row in found.iterrows()}
+    assert verdicts["clips − clip, retrieval"] == ("reproduced", pytest.approx(2.0, abs=0.2))
+    assert verdicts["sentences − veclip, retrieval"][0] == "reproduced"
+    assert verdicts["veclip − clip, retrieval"][0] == "inconclusive"
+    assert verdicts["caption_only − clip, LLaVA"] == ("contradicted", pytest.approx(-2.0, abs=0.2))
+    assert verdicts["Spearman's correlation of the orders"][0] == "contradicted"
+    opposed = {name: 20 - value for name, value in retrieval.items()} | {"caption_only": 8.0}
+    found = judge_claims.judge_race(race_lines(rng, retrieval, opposed)).iloc[-1]
+    assert (found["verdict"], float(found["estimate"].split()[0]) < -0.8) == ("reproduced", True)
+    lines = race_lines(np.random.default_rng(1), retrieval, opposed)
+    pairs = lines.query("metric == 't2i_r1'").pivot_table("value", "encoder", "seed")
+    interval = scipy.stats.ttest_rel(pairs.loc["clips"], pairs.loc["clip"]).confidence_interval(0.95)
+    estimate = judge_claims.judge_race(lines).query("claim == 'E3'")["estimate"].iloc[0]
+    assert estimate.endswith(f"[{interval.low:+.1f}, {interval.high:+.1f}]")
