@@ -120,7 +120,8 @@ CLAIMS: tuple[Claim, ...] = (
       for number, (first, second, benchmark) in enumerate(
           [(first, second, benchmark)
            for first, second in (("random_32", "whole"), ("fixed_sentence", "whole"), ("sentence", "fixed_sentence"),
-                                 ("shuffled", "whole"))
+                                 ("shuffled", "whole"), ("truncate_32", "whole"), ("sentence", "truncate_32"),
+                                 ("sentence", "whole.50"), ("sentence", "whole.100"))
            for benchmark in ("short", "long")], 4)),
     # B, several positives under noise
     _B(name="B1", text="CLIPS is above CLIP at equal samples",
@@ -463,7 +464,9 @@ def main() -> int:
                 print(f"## Equal compute\n\n{markdown_frame(table.round(2).set_index('recipe'))}\n")
                 if args.figure:
                     atomic_write(args.figure, draw_curves(table))
-        print(f"## Claims\n\n{markdown_frame(judge(CLAIMS, studies))}\n")
+        judged = judge(CLAIMS, studies)
+        for letter in dict.fromkeys(claim.name[0] for claim in CLAIMS):
+            print(f"## Claims {letter}\n\n{markdown_frame(judged[judged.index.str.startswith(letter)])}\n")
         if (race := args.scores / "race_photos.csv").is_file():
             lines = pd.read_csv(race)
             means = (
@@ -473,7 +476,7 @@ def main() -> int:
                 .map("{:.1f}".format, na_action="ignore")
                 .fillna("")
             )
-            print(f"## race_photos\n\n{markdown_frame(means)}\n\n{markdown_frame(judge_race(lines))}")
+            print(f"## race_photos\n\n{markdown_frame(means)}\n\n## Claims E\n\n{markdown_frame(judge_race(lines))}")
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
