@@ -348,6 +348,18 @@ def test_karpathy_captions(tmp_path: Path) -> None:
         read_samples(ConversationSourceConfig(**fields, split="trian"))
 
 
+def test_an_image_in_several_rows_has_the_captions_of_all(tmp_path: Path) -> None:
+    """Before: each row was an image of its own, so that the default of one caption per image used all of them."""
+    (tmp_path / "images").mkdir()
+    lines = [f"{image}.jpg#{number}\ta dog {number} ." for number in range(3) for image in "ab"]
+    (tmp_path / "results.token").write_text("\n".join(lines))
+    fields: dict[str, Any] = {"format": "flickr", "path": str(tmp_path / "results.token")}
+    for most, expected in ((1, ["a dog 0 ."]), (None, ["a dog 0 .", "a dog 1 .", "a dog 2 ."])):
+        found = read_samples(ConversationSourceConfig(**fields, captions_per_image=most))
+        said = [(sample.name, sample.turns[1].content) for sample in found]
+        assert said == [(f"{image}.jpg", caption) for image in "ab" for caption in expected]
+
+
 def test_cocoqa_holds_out_whole_photos(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     rows = [{"image": f"{n % 50}.jpg", "question": f"what {n}", "answer": "cat"} for n in range(100)]

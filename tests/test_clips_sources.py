@@ -549,6 +549,29 @@ def test_cocos_own_layout(tmp_path: Path, image_dir: Path):
             source.read(number, rng())
 
 
+@pytest.mark.parametrize("kind", ["flickr", "list", "jsonl"])
+def test_rows_of_one_caption_are_read_as_karpathys_json_of_the_same_captions(tmp_path: Path, image_dir: Path, kind):
+    """Before: each row was a sample with its own caption alone, so that recipe clips had no synthetic captions."""
+    said = {f"{index}.png": [f"Caption {number} of {index}." for number in range(3)] for index in range(4)}
+    rows = [(name, caption) for number in range(3) for name, caption in ((name, said[name][number]) for name in said)]
+    objects = [{"image": name, "caption": caption} for name, caption in rows]
+    content = {
+        "flickr": "".join(f"{name}#{number // 4}\t{caption}\n" for number, (name, caption) in enumerate(rows)),
+        "list": json.dumps(objects),
+        "jsonl": "".join(json.dumps(row) + "\n" for row in objects),
+    }
+    path = tmp_path / {"flickr": "results.token", "list": "rows.json", "jsonl": "rows.jsonl"}[kind]
+    path.write_text(content[kind], encoding="utf-8")
+    sentences = {name: [{"raw": caption} for caption in captions] for name, captions in said.items()}
+    images = [{"filename": name, "split": "train", "sentences": each} for name, each in sentences.items()]
+    (tmp_path / "dataset_x.json").write_text(json.dumps({"images": images}), encoding="utf-8")
+    expected = opened(tmp_path / "dataset_x.json", format="karpathy", image_root=str(image_dir), web_caption="auto")
+    found = opened(path, format=kind, image_root=str(image_dir), web_caption="auto")
+    assert [found.read(number, rng(number)) for number in range(len(found))] == [
+        expected.read(number, rng(number)) for number in range(4)
+    ]
+
+
 def test_real_shard_and_real_photos(shared: Path):
     web = opened(shared / "data" / "cc12m_32.tar", web_caption=".txt", synthetic_caption="caption")
     assert len(web) == 32

@@ -388,11 +388,19 @@ def test_unusual_data_is_reported_and_validation_checked_first(data, tmp_path, c
     validation = {"eval_steps": 1, "num_samples": 5, "source": {"path": str(data)}}
     trained(data, tmp_path / "run", validation=validation, **fields)
     said = capsys.readouterr().err
-    assert (
+    told = (
         "data.sources: none has synthetic captions; recipe clips uses web captions instead: its contrast is that of "
-        "recipe clip, its captioner predicts the caption that it reads; use recipe clip\n" in said
+        "recipe clip, its captioner predicts the caption that it reads; use recipe clip\n"
     )
+    assert told in said
     assert "global_batch_size: 30 of 21 samples: an image occurs several times in a step" in said
     assert re.search(r"T→I R@1 web \d+\.\d, partial \d+\.\d, whole \d+\.\d", said)
     trained(data, tmp_path / "web", recipe={"name": "clip"}, **fields)
     assert "none has synthetic" not in capsys.readouterr().err
+    # one caption for each image, as in BLIP's list of CC3M
+    for name in ("0.png", "1.png"):
+        (tmp_path / name).write_bytes(clips_world.draw_image(int(name[0])))
+    (tmp_path / "rows.json").write_text(json.dumps([{"image": f"{n}.png", "caption": f"photo {n}"} for n in (0, 1)]))
+    sources = [{"path": str(tmp_path / "rows.json"), "format": "list"}]
+    trained(data, tmp_path / "single", data={"sources": sources}, max_steps=1, global_batch_size=2)
+    assert told in capsys.readouterr().err

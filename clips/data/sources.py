@@ -17,7 +17,7 @@ from pydantic import Field
 
 from clips.core.identity import RUN_ONLY, file_hash
 from clips.data.formats import FORMATS, DatasetSpec, read_dataset
-from clips.data.formats.dataset_format import captions_of
+from clips.data.formats.dataset_format import captions_by_image, captions_of
 from clips.data.images import InvalidSampleError as InvalidSampleError
 from clips.data.lazy_images import FileImage, image_bytes
 from clips.data.remote_files import ShardCache
@@ -193,10 +193,11 @@ class Record:
 class Source(abc.ABC):
     """A sequence of samples by index.
 
-    ``blocks`` are the numbers of samples in its shards or row groups; if ``is_remote``, these are copied into the cache
-    ``copies`` before they are read.
+    ``config`` has no ``synthetic_caption`` if no sample can have one. ``blocks`` are the numbers of samples in its
+    shards or row groups; if ``is_remote``, these are copied into the cache ``copies`` before they are read.
     """
 
+    config: SourceConfig
     blocks: list[int]
     is_remote: bool = False
     copies: ShardCache
@@ -289,23 +290,25 @@ class ListedCaptions(Source):
         found = read_dataset(DatasetSpec(path=config.path, format=config.format, **taken), "captions")
         self.samples: list[tuple[FileImage, list[str]]] = []
         self.invalid: dict[int, str] = {}  # sample → why it has no sentences
-        for record in found.records:
-            if not record.captions:  # COCO has images without captions
+        for image, captions in captions_by_image(found.records):
+            if not any(captions):  # COCO has images without captions
                 continue
+            if not isinstance(image, FileImage):
+                raise UserError(
+                    f"{image}: expected a file of the image alone, as clips train lists the images of data "
+                    f"source's 'format' {config.format}"
+                )
             sentences, reason = list[str](), "no sentences"
             try:
-                sentences = [text.strip() for text in captions_of(record.captions)]
+                sentences = [text.strip() for text in captions_of(captions)]
             except InvalidSampleError as error:
                 reason = str(error)
-            for image in record.images:
-                if not sentences:
-                    self.invalid[len(self.samples)] = reason
-                if not isinstance(image, FileImage):
-                    raise UserError(
-                        f"{image}: expected a file of the image alone, as clips train lists the images of data "
-                        f"source's 'format' {config.format}"
-                    )
-                self.samples.append((image, sentences))
+            if not sentences:
+                self.invalid[len(self.samples)] = reason
+            self.samples.append((image, sentences))
+        # one sentence is the web caption, and training says that there are no others
+        if "other_sentences" in config.synthetics and all(len(sentences) < 2 for _, sentences in self.samples):
+            self.config = dataclasses.replace(config, synthetic_caption=None)
         self.blocks = [len(self.samples)]
         tried = [image for image, _ in self.samples[:20]]
         if tried and not any(image.exists() for image in tried):

@@ -106,7 +106,7 @@ def setup_run(config: EncoderTrainConfig, data: TrainDataset) -> TrainRun:
             log_info(f"resuming from step {run.state.step}")
         if processes.count == 1 and (gpus := torch.cuda.device_count()) > 1:
             log_info(f"1 of {gpus} visible GPUs is used; torchrun --nproc-per-node {gpus} -m clips.cli train uses all")
-        if run.recipe.needs_synthetic and not any(source.synthetics for source in config.data.sources):
+        if run.recipe.needs_synthetic and not any(source.config.synthetics for source in run.data.parts):
             plain = "siglip" if CONTRASTIVE_LOSSES[run.recipe.spec.loss] else "clip"
             told = f"data.sources: none has synthetic captions; recipe {config.recipe.name} uses web captions instead"
             if run.recipe.texts:

@@ -15,7 +15,7 @@ import numpy as np
 from clips.core.identity import RUN_ONLY
 from clips.data.formats import FORMATS, DatasetSpec, read_dataset
 from clips.data.formats.conversation_table import ConversationTable
-from clips.data.formats.dataset_format import IMAGE, Conversation, Turn, captions_of
+from clips.data.formats.dataset_format import IMAGE, Conversation, Turn, captions_by_image, captions_of
 from clips.data.images import InvalidSampleError
 from clips.errors import UserError, unknown_name_error
 from clips.ranges import FinitePositive, Positive
@@ -154,15 +154,14 @@ def read_conversations(config: HeldOutSourceConfig, captions_per_image: int | No
 
 def _captions(spec: DatasetSpec, captions_per_image: int | None) -> Iterator[Conversation]:
     """A sample for each caption."""
-    for record in read_dataset(spec, "captions").records:
-        name = " ".join(image.name for image in record.images)
+    for image, values in captions_by_image(read_dataset(spec, "captions").records):
         try:
-            captions = captions_of(record.captions)[:captions_per_image]  # none for some images of COCO
+            captions = captions_of(values)[:captions_per_image]  # none for some images of COCO
         except InvalidSampleError as error:
-            raise UserError(f"{spec.path}: {name:.200}: {error}") from None
-        for image, caption in itertools.product(record.images, captions):
+            raise UserError(f"{spec.path}: {image.name:.200}: {error}") from None
+        for caption in captions:
             answer = Turn("assistant", caption.strip())
-            yield Conversation(name, [image], [Turn("user", f"{IMAGE}\n{CAPTION_PROMPT}"), answer])
+            yield Conversation(image.name, [image], [Turn("user", f"{IMAGE}\n{CAPTION_PROMPT}"), answer])
 
 
 def split_questions(sample: Conversation) -> Iterator[Conversation]:

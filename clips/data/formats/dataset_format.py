@@ -247,6 +247,15 @@ def captions_of(value: Any) -> list[str]:
     raise InvalidSampleError(f"expected text as a caption, got {found}")
 
 
+def captions_by_image(records: Iterable[Captioned]) -> Iterable[tuple[LazyImage, list[Any]]]:
+    """Each image once, with the captions of all its records: some files have a row for each caption."""
+    images: dict[str, tuple[LazyImage, list[Any]]] = {}
+    for record in records:
+        for image in record.images:
+            images.setdefault(image.name, (image, []))[1].append(record.captions)
+    return images.values()
+
+
 def strict_captions(value: Any, where: str) -> list[str]:
     """`captions_of`, at least one. Raises UserError."""
     try:
