@@ -52,7 +52,7 @@ class SourceConfig:
         image_column: tables, datasets: the column with the image's bytes, path or URL. null means the first existing
             one of image, jpg, png, image_path, file_name, path, url, image_url.
         web_caption: location of the short web caption. webdataset: a key of the sample's JSON, or ".txt" for the text
-            file, with a caption per line. tables, datasets: a column. From several captions, one is sampled each time.
+            of that file. tables, datasets: a column. From several captions, one is sampled each time.
             karpathy, coco: "random_sentence" (another human sentence each epoch) or "first_sentence". auto means
             random_sentence for these two, laion_2b for capsfusion, and web_caption for the others.
         synthetic_caption: location of the long synthetic caption, as for ``web_caption``; from a list of locations, one

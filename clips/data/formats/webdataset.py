@@ -27,23 +27,14 @@ from clips.data.formats.conversations import (
     read_record,
     reject_video,
 )
-from clips.data.formats.dataset_format import (
-    WHOLE,
-    Captioned,
-    Classified,
-    Conversation,
-    Dataset,
-    Location,
-    Turn,
-    captions_of,
-)
+from clips.data.formats.dataset_format import WHOLE, Captioned, Classified, Conversation, Dataset, Location, Turn
 from clips.data.images import IMAGE_SUFFIXES, InvalidSampleError
 from clips.data.lazy_images import LazyImage, TarImage
 from clips.data.remote_files import ShardCache, UnreachableError, expand_brace_ranges, is_remote, read_file
 from clips.data.sources import Record, Sample, Source, SourceConfig, choose_captions
 from clips.data.tar_index import ShardIndex, Shards, Spans, index_shard, is_clutter, read_byte_range
 from clips.errors import UserError, error_reason, unknown_name_error
-from clips.text_files import decode_lines, parse_object, safe_json_loads, text_lines
+from clips.text_files import parse_object, safe_json_loads, text_lines
 
 SIZES_FILE = "sizes.json"
 """A file next to the shards: {shard name: number of samples}, as in webdataset and open_clip."""
@@ -222,7 +213,6 @@ class WebDatasetSource(Source):
         self.blocks = sizes or self._count_samples()
         self.ends = np.cumsum(self.blocks)
         self._check_keys()
-        self._report_lines()
 
     def _count_samples(self) -> list[int]:
         """Samples in each shard, 0 for one of the few that may be unreadable."""
@@ -273,7 +263,8 @@ class WebDatasetSource(Source):
             if not name.startswith("."):
                 return fields.get(name)
             try:
-                return decode_lines(self._bytes(shard, files[name[1:]])) if name[1:] in files else None
+                # the whole text is one caption, as open_clip reads it: alt texts have line breaks
+                return self._bytes(shard, files[name[1:]]).decode("utf-8-sig") if name[1:] in files else None
             except UnicodeDecodeError as error:
                 raise InvalidSampleError(f"{name} is not UTF-8 text ({error.reason})") from None
 
@@ -377,21 +368,6 @@ class WebDatasetSource(Source):
             elif keys and key not in keys:
                 wrong = unknown_name_error(key, keys, f"key for data source field {field}")
                 raise UserError(f"{self.config.path}: {wrong}")
-
-    def _report_lines(self) -> None:
-        """Log it if one of the first 20 samples has several captions in a text file, which open_clip joins to one."""
-        names = [name for name in (self.config.web_caption, *self.config.synthetics) if name.startswith(".")]
-        with contextlib.suppress(InvalidSampleError, UnicodeDecodeError, StopIteration):
-            shard = next(shard for shard, size in enumerate(self.blocks) if size)
-            index = self._index(shard) if names else None
-            for files in map(index.files, range(min(20, len(index)))) if index else ():
-                for name in names:
-                    if name[1:] in files and len(captions_of(decode_lines(self._bytes(shard, files[name[1:]])))) > 1:
-                        log_info(
-                            f"{self.config.path}: {name} files have several lines; each is a caption, of which one is "
-                            "sampled each time (open_clip reads them as one)"
-                        )
-                        return
 
 
 def _known_sizes(path: str | None, shards: list[str]) -> list[int] | None:
