@@ -222,6 +222,20 @@ def test_a_repeated_image_is_one_with_all_its_captions(tmp_path):
     assert cut.captions == [world.captions(n)[:2] for n in range(2)]
 
 
+def test_rows_that_store_the_same_image_are_one(tmp_path, monkeypatch):
+    """A data set with a row for each caption stores its image as often; each copy had a single right caption."""
+    rows = [(n, text) for n in range(4) for text in (f"thing{n}", f"a thing{n}", f"see thing{n}")]
+    columns = {"image": [world.draw_image(n) for n, _ in rows], "caption": [text for _, text in rows]}
+    world.write_parquet(tmp_path / "hub/data/test-00000-of-00001.parquet", columns)
+    benchmark = configure(name="x", task="retrieval", data=str(tmp_path / "hub"))
+    result = evaluate(monkeypatch, tmp_path, benchmark, pictures=4)
+    assert {name: result.metrics[name].value for name in ("t2i_r1", "i2t_r1")} == {"t2i_r1": 1, "i2t_r1": 1}
+    assert [result.protocol[name] for name in ("images", "captions", "captions_per_image")] == [4, 12, "3"]
+    raw = {"image": [world.png(image) for image in columns["image"]], "caption": columns["caption"]}
+    pd.DataFrame(raw).to_parquet(tmp_path / "raw.parquet")
+    assert _load(tmp_path / "raw.parquet").hash == _load(tmp_path / "hub").hash
+
+
 def test_fewer_captions_than_asked_for_are_stated(tmp_path, monkeypatch):
     write_images(tmp_path, 2)
     rows = [{"image": "0.png", "captions": ["thing0", "a thing0"]}, {"image": "1.png", "captions": ["thing1"]}]

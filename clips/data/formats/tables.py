@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import hashlib
 import io
 import itertools
 import json
@@ -169,18 +170,21 @@ def _records(location: Location, rows: Any, root: Path) -> Iterator[Captioned]:
         raise UserError(f"caption_columns: expected the columns of captions in {spec.path}{hint} (it has: {listed})")
     images = ImageColumn(rows.select_columns([image_column]), image_column, spec.path, root)
     are_names = getattr(rows.features[image_column], "dtype", "") in {"string", "large_string"}
-    selected = rows.select_columns([*columns, *([image_column] * are_names)])  # images are read later
-    for number, row in enumerate(utf8_rows(spec.path, selected)):
-        image: LazyImage = TableImage(images, number)
+    first_row: dict[Any, int] = {}  # name or content of an image → its first row: each row may be one of its captions
+    cells_of_rows = (utf8_rows(spec.path, part) for part in (rows.select_columns(columns), images.rows))
+    for number, (row, shown) in enumerate(zip(*cells_of_rows, strict=True)):
+        name = shown[image_column]
+        key = (name.get("bytes") or name.get("path")) if isinstance(name, dict) else name
+        key = hashlib.sha256(key).digest() if isinstance(key, bytes) else key
+        same = first_row.setdefault(key, number) if isinstance(key, bytes | str) else number
+        image: LazyImage = TableImage(images, same)
         if are_names:
-            name = row[image_column]
             if not name:
                 raise UserError(
                     f"{spec.path} row {number}: {image_column}: expected the name of an image file, got none"
                 )
-            # rows of one name have one image
             is_elsewhere = "://" in name or Path(name).is_absolute()
-            image = TableImage(images, number, label=name) if is_elsewhere else FileImage(root, name)
+            image = TableImage(images, same, label=name) if is_elsewhere else FileImage(root, name)
         where = f"{spec.path} row {number}: {', '.join(columns)}"
         try:
             cells = [_parse_caption_cell(row[name]) for name in columns]
