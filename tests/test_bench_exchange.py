@@ -152,6 +152,25 @@ def test_the_interval_of_an_unlisted_tasks_ratio_ends_at_1(tmp_path: Path) -> No
     assert metric.metrics["exact_match"].ci_high == 1.0
 
 
+def test_cider_of_an_unlisted_task_is_not_scaled_nor_averaged(tmp_path: Path) -> None:
+    """Of two models with CIDEr below and above 1 one was rejected for its scale; of two below 1 CIDEr was averaged."""
+    numbers = {"textcaps_val": "textcaps_CIDEr", "gqa": "exact_match", "mmstar": "average"}
+    for model, cider in (("weak", 0.3), ("good", 0.97), ("best", 1.08)):
+        values = {"textcaps_CIDEr": cider, "exact_match": 0.6, "average": 0.5}
+        content = {
+            "results": {task: {f"{metric},none": values[metric]} for task, metric in numbers.items()},
+            "configs": {task: {"metric_list": [{"metric": metric}]} for task, metric in numbers.items()},
+            "model_name": model,
+        }
+        (tmp_path / f"{model}.json").write_text(json.dumps(content))
+    run(*sorted(tmp_path.glob("*.json")), output=tmp_path / "r")
+    report = build_report(tmp_path / "r")
+    (column,) = (each for each in report.table.columns if "caps" in each.benchmark)
+    assert {cell.row: cell.value for cell in column.cells} == {"weak": 0.3, "good": 0.97, "best": 1.08}
+    (overall,) = report.overall
+    assert overall.averaged == ("gqa", "mmstar")
+
+
 def test_samples_of_another_run_are_an_error(tmp_path: Path) -> None:
     shutil.copy(LMMS, tmp_path)
     samples = LMMS.with_name("20261123_225014_samples_gqa.jsonl").read_text(encoding="utf-8").splitlines()

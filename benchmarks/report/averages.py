@@ -39,7 +39,6 @@ from benchmarks.results.statistics import holm_correction
 _MIN_BENCHMARKS = 2
 _PER_CENT = 100.0
 _ROUNDING = 1e-9
-_UNBOUNDED = {"CIDEr"}  # labels of metrics that are displayed times 100, and no ratios
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +207,7 @@ def _overall(table: Table, ranked: Sequence[Column], of: str) -> Overall:
 def is_ratio(column: Column) -> bool:
     """Whether an average over benchmarks may include a metric: a ratio in per cent, as MMBench's is also stored."""
     stored = (column.metric, column.label, column.scale) == ("gpt_eval_score", "accuracy", 1)
-    return stored or (column.scale == _PER_CENT and column.label not in _UNBOUNDED)
+    return stored or (column.scale == _PER_CENT and not column.label.endswith("CIDEr"))
 
 
 def _averages(table: Table, cells: dict[str, list[Cell]]) -> tuple[dict[str, Interval], dict[frozenset[str], float]]:

@@ -489,14 +489,16 @@ def default_task_metrics(
     Args:
         values: metric → lmms-eval's number or None.
         directions: metric → whether higher is better.
-        scale: display factor; by default 100 if all numbers are from 0 to 1 and higher is better (error counts may be
-            in that range by chance), otherwise 1.
+        scale: display factor; by default 100 if all numbers are from 0 to 1 and higher is better, otherwise 1. Error
+            counts and CIDEr may be in that range by chance, and another model's above.
     """
     names = list(values)
     found = {name: [_number(sample.get(name)) for sample in samples] for name in names}
     usable = {name: np.array(values, float) for name, values in found.items() if not np.isnan(values).all()}
 
     def scale_of(name: str) -> float:
+        if name.endswith("CIDEr"):
+            return 1.0
         known = [each for each in (*found[name], values[name]) if each is not None and not np.isnan(each)]
         return 100.0 if known and min(known) >= 0 and max(known) <= 1 and directions.get(name) is not False else 1.0
 
