@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -103,6 +104,21 @@ def test_image_scores_add_up_to_the_corpus_score(monkeypatch):
     for n in range(1, 5):
         assert aggregate("bleu", columns, _bleu_columns(n)) == pytest.approx(bleu[n - 1])
     assert bleu[3] > 0.3
+
+
+@needs_java
+def test_images_of_textcaps_have_ids_of_letters(tmp_path):
+    from lmms_eval.tasks.textcaps.utils import textcaps_cider
+
+    said = ["a red ball", "two dogs on grass", "a cat"]
+    right = [["a red ball", "the ball"], ["a dog on grass"], ["a cat sits", "cat"]]
+    ids = ["4be9b549bc8081b1", "0011223344556677", "e8b3a2ffd2e8aa10"]
+    rows = [{"image_id": id, "pred": text, "answer": texts} for id, text, texts in zip(ids, said, right, strict=True)]
+    upstream = textcaps_cider(rows, SimpleNamespace(output_path=str(tmp_path)))
+    with patched_caption_scorers() as scores:
+        assert textcaps_cider(rows, SimpleNamespace(output_path=str(tmp_path))) == upstream
+    assert sorted(scores.cider) == sorted(ids)
+    assert np.mean([*scores.cider.values()]) == pytest.approx(upstream)
 
 
 def test_cider_is_no_share_of_which_nought_would_have_an_interval():

@@ -21,12 +21,12 @@ JAVA_METRICS = ("nocaps_METEOR",)
 
 @dataclass
 class ImageCaptionScores:
-    """Scores of each image, by its id."""
+    """Scores of each image, by its id, which is a text in TextCaps."""
 
-    cider: dict[int, float] = field(default_factory=dict)  # CIDEr of the image; the corpus has their mean
-    rouge: dict[int, float] = field(default_factory=dict)  # ROUGE-L of the image; the corpus has their mean
+    cider: dict[int | str, float] = field(default_factory=dict)  # CIDEr of the image; the corpus has their mean
+    rouge: dict[int | str, float] = field(default_factory=dict)  # ROUGE-L of the image; the corpus has their mean
     # n-gram counts of the image: matched 1–4, possible 1–4, length, reference length
-    bleu: dict[int, list[float]] = field(default_factory=dict)
+    bleu: dict[int | str, list[float]] = field(default_factory=dict)
 
 
 @functools.cache
@@ -80,10 +80,10 @@ def patched_caption_scorers() -> Iterator[ImageCaptionScores]:
         start_meteor(self)
         return original[Meteor](self, gts, res)
 
-    def collecting(scorer: Any, collected: dict[int, float]) -> Any:
+    def collecting(scorer: Any, collected: dict[int | str, float]) -> Any:
         def compute_score(self: Any, gts: Any, res: Any) -> Any:
             score, each = original[scorer](self, gts, res)
-            collected.update(zip(map(int, gts), map(float, each), strict=True))
+            collected.update(zip(gts, map(float, each), strict=True))
             return score, each
 
         return compute_score
@@ -91,7 +91,7 @@ def patched_caption_scorers() -> Iterator[ImageCaptionScores]:
     def bleu(self: Any, gts: Any, res: Any, verbose: int = 0) -> Any:
         exposed.clear()
         result = original[Bleu](self, gts, res, verbose)
-        scores.bleu.update(zip(map(int, gts), exposed, strict=True))
+        scores.bleu.update(zip(gts, exposed, strict=True))
         return result
 
     def bleu_counts(self: Any, option: Any = None, verbose: int = 0) -> Any:
