@@ -276,6 +276,7 @@ def test_own_rows(tmp_path: Path) -> None:
         ("m,pope,pope_accuracy,50,,,,,", "line 2: missing source"),
         ("m,pope,cleverness,50,,,,,s", "'cleverness' is no metric of this suite"),
         ("m,pope,pope_accuracy,0.867,,,,,s", "0.867 may be a ratio or per cent: state the scale"),
+        ("m,nocaps_val,nocaps_CIDEr,1.05,,,,,s", "1.05 may be a ratio or per cent: state the scale"),  # lmms-eval's 105
         ("m,pope,pope_accuracy,867,,,,,s", "expected 0 to 100 at scale 100"),
         ("m,pope,pope_accuracy,86.7,,,,1,s", "expected 0 to 1 at scale 1"),
         ("m,pope,pope_accuracy,50,60,70,,,s", "expected it in its interval"),

@@ -101,7 +101,8 @@ def _metric(row: Row, where: str) -> Metric:
     scale = row.scale or spec.scale
     if scale <= 0:
         raise UserError(f"{where}: scale: expected a number above 0, got {scale:g}")
-    if row.scale is None and scale == 100 and 0 < abs(row.value) <= 1:
+    unscaled = 1 if is_bounded(spec) else 10  # CIDEr's largest value
+    if row.scale is None and scale == 100 and 0 < abs(row.value) <= unscaled:
         raise UserError(f"{where}: value: {row.value:g} may be a ratio or per cent: state the scale, 1 or 100")
     value, most = row.value / scale, spec.most * scale
     if is_bounded(spec) and not -1e-9 <= value <= spec.most * (1 + 1e-9):
