@@ -55,8 +55,7 @@ def test_the_same_answers_and_numbers_as_the_directory(pope, llava, address, tmp
 
 
 def test_reasoning_is_no_part_of_a_served_answer(pope, address, tmp_path, monkeypatch) -> None:
-    """lmms-eval's default stop string is an empty line, which reasoning has, too."""
-    said = "<think>\nIs it?\n\nNo. Yes?\n</think>\n\nyes\n\nA second paragraph."
+    said = "<think>\nIs it?\n\nNo. Yes?\n</think>\n\nyes"
     monkeypatch.setattr(llava_model, "choices", lambda reply: [(said, None)])
     found = world.measure(tmp_path / "results", pope, llava="mine", endpoint=(address,), batch_size=3)
     assert found.metrics["pope_recall"].value == 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import types
 
@@ -194,6 +195,26 @@ def test_a_model_of_lmms_evals_own_is_a_row(name, llava, tmp_path, monkeypatch):
     assert theirs.model["hash"] != ours.model["hash"]
     with pytest.raises(UserError, match=r"unknown model of lmms-eval's .*'llava_hff'; did you mean 'llava_hf'"):
         world.measure(tmp_path / "x", benchmark, lmms=LmmsModel(model="llava_hff"))
+
+
+def test_an_answer_is_as_long_as_that_of_lmms_evals_own_model(llava, tmp_path, monkeypatch):
+    """Its own LLaVAs do not stop at the default stop string, an empty line, and generate up to 1,024 tokens."""
+    from transformers import AutoTokenizer
+
+    monkeypatch.setitem(sys.modules, "decord", types.SimpleNamespace(VideoReader=None, cpu=None))
+    directory = tmp_path / "llava"
+    shutil.copytree(llava, directory)
+    b, line, a, end = AutoTokenizer.from_pretrained(directory).convert_tokens_to_ids(["b", "\u010a", "a", "</s>"])
+    said = [[b], [b] * 149 + [line], [line, line], [line, line, a], [line, a, end]]  # each outweighs those before it
+    settings = {"sequence_bias": [[ids, 100.0 * (1 + place)] for place, ids in enumerate(said)], "eos_token_id": end}
+    (directory / "generation_config.json").write_text(json.dumps(settings))
+    columns, split, *_ = TASKS["mmstar"]
+    ours = run(directory, tmp_path, "mmstar", columns | {"image": images()}, split)
+    other = LmmsModel(model="llava_hf", model_args=f"pretrained={directory},device=cpu,device_map=cpu,dtype=float32")
+    benchmark = configure(name="mmstar", data=str(tmp_path / "hub"))
+    theirs = world.measure(tmp_path / "results", benchmark, row="theirs", device="cpu", lmms=other)
+    assert set(read_items(theirs)["prediction"]) == {149 * "b" + "\n\na"}
+    assert read_items(ours)["prediction"].equals(read_items(theirs)["prediction"])
 
 
 def test_cv_bench_in_2d_and_3d(llava, tmp_path, answers):

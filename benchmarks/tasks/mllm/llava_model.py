@@ -26,7 +26,6 @@ from clips.parallel.distributed import DistributedContext, all_gather_objects
 if TYPE_CHECKING:
     from benchmarks.tasks.blind import BlindView
 
-_NEW_TOKENS = 128  # if neither the task nor the user sets a length
 _WINDOW = 16  # batches with images in memory at the same time
 _READ = 64  # questions to servers whose images are in memory at the same time
 
@@ -119,9 +118,9 @@ class LlavaBridgeModel(lmms):
     def _answers(self, requests: Sequence[Instance]) -> Iterator[dict[int, str]]:
         from llava_bridge import iter_answer_batches
 
-        settings = requests[0].args[1]
+        settings = _decoding(requests[0])
         # lmms-eval's settings as transformers' arguments, without those that cause warnings
-        arguments: dict[str, Any] = {"max_new_tokens": int(settings.get("max_new_tokens", _NEW_TOKENS))}
+        arguments: dict[str, Any] = {"max_new_tokens": int(settings["max_new_tokens"])}
         if (settings.get("num_beams") or 1) > 1:
             arguments["num_beams"] = int(settings["num_beams"])
         temperature = settings.get("temperature") or 0
@@ -133,7 +132,7 @@ class LlavaBridgeModel(lmms):
         for batch in iter_answer_batches(
             self._model, self.processor, self._images_of(requests), prompts, batch_size=self.batch_size, **arguments
         ):
-            yield {index: _truncate_at_stop(text, settings.get("until")) for index, text in batch.items()}
+            yield {index: _truncate_at_stop(text, settings["until"]) for index, text in batch.items()}
 
     def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
         """(loss, whether greedy decoding generates it) of each request's answer, in order.
@@ -231,7 +230,7 @@ class ServedLlava(LlavaBridgeModel):
                 text = choices(future.result())[0][0]
             except ChatServerError as error:  # an empty answer would count as a wrong one
                 raise UserError(f"endpoint: {error} ({request.task_name}, question {request.doc_id})") from None
-            yield {number: _truncate_at_stop(text, request.args[1].get("until"))}
+            yield {number: _truncate_at_stop(text, _decoding(request)["until"])}
         self.seconds += time.monotonic() - started
 
     def _bodies(self, requests: Sequence[Instance]) -> Iterator[dict[str, Any]]:
@@ -239,8 +238,8 @@ class ServedLlava(LlavaBridgeModel):
         for request, images in zip(requests, self._images_of(requests), strict=True):
             for image in images:
                 urls[id(image)] = urls.get(id(image)) or data_url(image, "PNG")
-            text, settings = request.args[:2]
-            decoding = {"max_tokens": int(settings.get("max_new_tokens", _NEW_TOKENS)), "temperature": 0.0}
+            text, settings = request.args[0], _decoding(request)
+            decoding = {"max_tokens": int(settings["max_new_tokens"]), "temperature": 0.0}
             if settings.get("do_sample", bool(settings.get("temperature"))):
                 sampling = ("temperature", "top_p")
                 decoding |= {name: settings[name] for name in sampling if settings.get(name) is not None}
@@ -351,15 +350,25 @@ def _image_key(documents: Any) -> Callable[[int], str]:
 
 def _key(request: Instance, continuation: str | None = None, view: BlindView | None = None) -> str:
     """Hash of a request without the data and the model, which the cache's own key covers."""
-    prompt, settings, _, number, task, split = request.args
+    prompt, _, _, number, task, split = request.args
     number, condition = (number, []) if view is None else (view.numbers[number], view.condition(number))
     content = [task, split, number, request.idx, prompt, continuation, *condition]
-    content += sorted(map(repr, settings.items())) if continuation is None else []
+    content += sorted(map(repr, _decoding(request).items())) if continuation is None else []
     return digest(content)[:32]
 
 
-def _truncate_at_stop(text: str, stops: str | Sequence[str] | None) -> str:
-    """``text`` up to the first stop string after its reasoning, whose paragraphs end with the usual stop string."""
+def _decoding(request: Instance) -> dict[str, Any]:
+    """The request's generation settings as lmms-eval's own LLaVAs use them: with their default length, and without the
+    default stop string, an empty line, which would end an answer after its first paragraph.
+    """
+    settings = request.args[1]
+    stops = settings.get("until") or []
+    stops = [stop for stop in ([stops] if isinstance(stops, str) else stops) if stop not in ("", "\n\n")]
+    return {"max_new_tokens": 1024, **settings, "until": stops}
+
+
+def _truncate_at_stop(text: str, stops: Sequence[str]) -> str:
+    """``text`` up to the first stop string after its reasoning."""
     tags = json.loads(REASONING_TAGS)
     if any(start in text and end not in text for start, end in tags):
         return text.strip()
@@ -367,7 +376,6 @@ def _truncate_at_stop(text: str, stops: str | Sequence[str] | None) -> str:
     for _, end in tags:
         answer = answer.rpartition(end)[2]
     thought, text = text[: len(text) - len(answer)], answer.lstrip()
-    for stop in [stops] if isinstance(stops, str) else stops or []:
-        if stop:
-            text = text.split(stop, 1)[0]
+    for stop in stops:
+        text = text.split(stop, 1)[0]
     return (thought + text).strip()
