@@ -6,10 +6,13 @@ import dataclasses
 import math
 import re
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import pytest
-from report_material import SKILLS, edit, items_table, put_result, put_results
+import yaml
+from report_material import SKILLS, edit, items_table, put_hits, put_result, put_results
+from report_study import record_study
 from scipy import stats
 
 from benchmarks.exchange.import_command import ImportConfig, run_import
@@ -161,6 +164,40 @@ def test_an_average_is_best_only_if_it_is_significantly_above_every_other(tmp_pa
     assert untested.endswith("; two was not tested against one and low.")
 
 
+def test_an_average_without_an_interval_has_its_own_reason(tmp_path):
+    """Perfect scores of single models and a model with one seed left had "seeds that do not differ"."""
+    for benchmark in ("gqa", "vqa"):
+        put_hits(tmp_path / "perfect", "all right", benchmark, 120)
+        put_hits(tmp_path / "perfect", "other", benchmark, 100)
+    (overall,) = build_report(tmp_path / "perfect").overall
+    assert overall.sentence.endswith(", 100.0, without an interval, because its scores do not vary over the images.")
+    benchmarks = {"retrieval": {"data": "d"}, "long_retrieval": {"data": "d"}}
+    encoders = {"one": {"recipe": {"name": "clip"}}, "equal": {}}
+    content = {"name": "small", "seeds": [0, 1], "encoders": encoders, "benchmarks": benchmarks}
+    record_study(yaml.safe_dump(content), tmp_path / "out")
+    for row, right in (("one-s0", 90), ("equal-s0", 60), ("equal-s1", 60)):
+        for benchmark in benchmarks:
+            put_hits(tmp_path / "out/results", row, benchmark, right, digest=row)
+            edit(tmp_path / "out/results" / row / f"{benchmark}.json", benchmark_type="retrieval")
+    (overall,) = build_report(tmp_path / "out").overall
+    reason = "because the seeds of every model with several seeds have equal averages."
+    assert overall.sentence == f"one has the highest average over 2 benchmarks, 75.0, without an interval, {reason}"
+
+
+def test_models_of_equal_means_share_their_rank():
+    columns = []
+    for benchmark in ("gqa", "pope"):
+        column = Column(benchmark=benchmark, metric="m", label="accuracy", scale=100.0, higher_is_better=True)
+        for row, right in (("a", (89, 119, 119)), ("b", (109, 109, 109)), ("c", (80, 80, 80))):
+            value = fmean(100 * (each / 200) for each in right)
+            column.cells.append(Cell(row=row, column=column, value=value))
+        assert column.cells[0].value != column.cells[1].value  # by a rounding error
+        columns.append(column)
+    rows = tuple(RowRecord(name=name, encoder=name) for name in ("a", "b", "c"))
+    (overall,) = overall_scores(Table(rows=rows, columns=tuple(columns), seeds=3))
+    assert {row: rank.value for row, rank in overall.ranks.items()} == {"a": 1.5, "b": 1.5, "c": 3.0}
+
+
 def test_benchmarks_that_a_model_lacks_do_not_count(tmp_path):
     put_results(tmp_path)
     for row, skill in SKILLS.items():
@@ -178,7 +215,7 @@ def test_benchmarks_that_a_model_lacks_do_not_count(tmp_path):
         assert np.isnan(average.low)
     assert overall.ranked == ("ai2d", "pope")
     assert "clips has the highest average over 2 benchmarks of the LLaVA, 56.2" in overall.sentence
-    assert overall.sentence.endswith(", without an interval, because there is none on pope.")
+    assert overall.sentence.endswith(", because the items on pope do not determine every model's score.")
     assert overall.texts("clips")[1] == ""
     assert "nan" not in render_latex(report).lower()
 

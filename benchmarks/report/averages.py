@@ -43,11 +43,12 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A number and its 95 % interval; NaN without one."""
+    """A number and its 95 % interval; NaN without one, with the reason if that is about this number alone."""
 
     value: float
     low: float = math.nan
     high: float = math.nan
+    no_interval: str = ""
 
     @property
     def text(self) -> str:
@@ -66,7 +67,7 @@ class Overall:
         averaged: the benchmarks of the averages.
         ranked: the benchmarks of the ranks.
         p_values: pair of models → Holm-corrected p-value of "their averages are equal", of the tested pairs.
-        without_interval: the averaged benchmarks whose scores have no interval.
+        without_interval: the averaged benchmarks on which the items do not determine every score.
         uncredited: model → the ranked benchmarks on which its score is not credited to the images; only if there are.
         fewer_seeds: models of which not all seeds were evaluated on all averaged benchmarks; their averages are over
             fewer seeds than the numbers of the table.
@@ -111,11 +112,12 @@ class Overall:
             verb = "its score on {} is" if len(blind) == 1 else "its scores on {} are"
             return f"{highest}, but {verb.format(join_with_and(blind))} not credited to the images."
         if self.without_interval:
-            reason = f"there is none on {join_or_count(self.without_interval, 'benchmarks')}"
+            on = join_or_count(self.without_interval, "benchmarks")
+            reason = f"the items on {on} do not determine every model's score"
         elif self.no_seed:
             reason = f"no seed of {join_or_count(self.no_seed, 'models')} was evaluated on all of them"
         else:
-            reason = "its seeds do not differ" if math.isnan(average.low) else ""
+            reason = average.no_interval
         if reason:
             return f"{highest}, without an interval, because {reason}."
         interval = f"[{format_number(average.low, 1)}, {format_number(average.high, 1)}]"
@@ -219,12 +221,13 @@ def _averages(table: Table, cells: dict[str, list[Cell]]) -> tuple[dict[str, Int
     noise = training_noise([known[row] for row in distinct.values()] if table.seeds else [])
     averages = {}
     for row, found in known.items():
-        low, high = math.nan, math.nan
+        low, high, reason = math.nan, math.nan, "the seeds of every model with several seeds have equal averages"
         if not (noise.without_spread and found.trained):
             low, high = metric_estimate(found, noise).interval()
+            reason = "its scores do not vary over the images" if math.isnan(low) else ""
         if found.largest is not None and not math.isnan(low):  # the mean of the bounds of all scores
             low, high = max(0.0, low), min(found.largest, high)
-        averages[row] = Interval(value=found.value, low=low, high=high)
+        averages[row] = Interval(value=found.value, low=low, high=high, no_interval=reason)
     pairs = [
         (first, second)
         for first, second in itertools.combinations(distinct.values(), 2)
@@ -281,7 +284,8 @@ def _mean_rank(table: Table, columns: Sequence[Column], place: int) -> Interval:
         own = column.cells[place]
         sign = 1 if column.higher_is_better else -1
         gaps = [
-            (sign * ((other.value or 0.0) - (own.value or 0.0)), table.differs(own, other) is True)
+            # a mean over seeds has a rounding error, which must not decide between equal models
+            (sign * round((other.value or 0.0) - (own.value or 0.0), 9), table.differs(own, other) is True)
             for other in column.cells
             if other is not own
         ]
@@ -303,7 +307,9 @@ def overall_section(found: Sequence[Overall]) -> FigureSet | None:
             sentences.append(f"The average{overall.of} is over {join_with_and(overall.averaged)}, all in per cent.")
             if missing := overall.without_interval:
                 names = join_or_count(missing, "benchmarks")
-                sentences.append(f"It has no interval, because the score on {names} has none.")
+                sentences.append(
+                    f"It has no interval, because the items on {names} do not determine every model's score."
+                )
         sentences.append(
             f"The mean rank{overall.of} (1 is best) is over {join_with_and(overall.ranked)}, the first metric of each."
         )
