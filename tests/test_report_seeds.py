@@ -101,6 +101,11 @@ def test_a_model_that_was_evaluated_once_has_one_number(study, tmp_path):
     assert (lines["pretrained"]["num_seeds"], lines["pretrained"]["seed 1"]) == ("1", "")
     assert lines["whole"]["num_seeds"] == "2"
     assert built.table.seeds == 2  # those that have run
+    (copied / "results/pretrained-s0/retrieval.items.parquet").unlink()
+    without = build_report(copied)
+    assert {line["model"]: line for line in rows_of(rendered(without, "seeds"))}["pretrained"]["num_seeds"] == "1"
+    assert "retrieval T→I R@1: not tested, because the items do not determine the score: pretrained." in without.notes
+    assert not any("scores for different items" in note for note in without.notes)
 
 
 def test_figures_are_of_the_means_and_examples_of_the_first_seed(study):

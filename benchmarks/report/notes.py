@@ -200,10 +200,15 @@ def _about_intervals(table: Table) -> Iterator[str]:
             f"is unknown ({join_or_count(pairs, 'pairs')})."
         )
     for sets in table.other_items:
-        yield (
-            f"{sets[0][0].column.title}: the models have scores for different items, and only those with the same ones "
-            f"are tested against each other: {'; '.join(join_row_names(cell.row for cell in cells) for cells in sets)}."
-        )
+        title, known = sets[0][0].column.title, [cells for cells in sets if cells[0].evidence is not None]
+        if len(known) > 1:
+            names = "; ".join(join_row_names(cell.row for cell in cells) for cells in known)
+            yield (
+                f"{title}: the models have scores for different items, and only those with the same ones are tested "
+                f"against each other: {names}."
+            )
+        if unknown := [cell.row for cells in sets for cell in cells if cell.evidence is None]:
+            yield f"{title}: not tested, because the items do not determine the score: {join_row_names(unknown)}."
     without: dict[str, list[Cell]] = {}
     for cell in table.scores:
         if cell.value is not None and cell.ci_low is None:

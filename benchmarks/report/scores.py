@@ -156,10 +156,7 @@ def _with_intervals(cells: Sequence[Cell], items: ItemScores) -> list[Cell]:
             if key not in known:
                 known[key] = scores_interval(*key)
             low, high = (None if end is None else end * cell.column.scale for end in (known[key].low, known[key].high))
-            # a pretrained model has one number for all seeds
-            by_seed = dict([*cell.by_seed.items()][: cell.evidence.num_seeds])
-            reason = known[key].reason
-            found.append(dataclasses.replace(cell, ci_low=low, ci_high=high, no_interval=reason, by_seed=by_seed))
+            found.append(dataclasses.replace(cell, ci_low=low, ci_high=high, no_interval=known[key].reason))
     return found
 
 
@@ -222,6 +219,9 @@ def _mean_cell(row: str, column: Column, cells: Mapping[int | None, Cell], sourc
         first = next(iter(cells.values()))
         return dataclasses.replace(first, row=row, column=column, rows=rows, all_results=all_results)
     by_seed = {seed: cell.value for seed, cell in numbers.items() if cell.value is not None}
+    models = {cell.results[0].model.get("hash") or str(cell.results[0].path) for cell in numbers.values()}
+    if len(models) == 1 and len({*by_seed.values()}) == 1:  # a pretrained model has one number for all seeds
+        by_seed = dict([*by_seed.items()][:1])
     half_widths = [
         (cell.ci_high - cell.ci_low) / 2
         for cell in numbers.values()
