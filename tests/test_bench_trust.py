@@ -188,6 +188,9 @@ def test_directories_of_rows_are_compared_row_by_row(tmp_path, capsys):
     assert "A: one, B: one" in shown
     assert "A: three" not in shown
     assert "only B has the model three" in shown
+    (tmp_path / "before/two/pope.json").unlink()
+    said = build_comparison(CompareConfig(first=first, second=second)).left_out
+    assert said[0] == "two: only B has pope"  # A has it of another model
     table = pd.read_csv(target).set_index("model")
     assert list(table.index) == ["A one", "B one", "A two", "B two"]
     assert table.loc["A one", "baseline"] == "B one"

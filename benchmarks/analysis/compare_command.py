@@ -83,7 +83,10 @@ def build_comparison(config: CompareConfig) -> Comparison:
         for one, other in pairs
     ]
     table, lines = comparison_lines(pairs, all_metrics=config.include_all_metrics)
-    left_out = [reason for pair in pairs for reason in _without_numbers(*pair)]
+    left_out = []
+    for pair in pairs:
+        name = next((f"{each.model_name}: " for row in pair for each in row.values()), "") if pairs[1:] else ""
+        left_out += [f"{name}{reason}" for reason in _without_numbers(*pair)]
     if not lines:
         reasons = f" ({'; '.join(left_out)})" if left_out else ""
         raise UserError(f"{config.second}: has no metric in common with {config.first}{reasons}")
