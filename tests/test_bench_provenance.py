@@ -16,10 +16,12 @@ from benchmarks.analysis.provenance import ProvenanceNode, lines
 from benchmarks.cli import COMMANDS
 from benchmarks.results.results import read_result
 from clips.commandline.commands import dispatch
-from clips.core.artifact import MANIFEST
+from clips.core.artifact import MANIFEST, directory_hash, write_manifest
 from clips.export import ExportConfig, run_export
 from clips.train import train
 from clips.training.run_dir import list_checkpoints
+from llava_bridge.data.sources import ConversationSourceConfig
+from llava_bridge.training.run_dir import describe_data
 
 
 def bench(*words: str) -> int:
@@ -140,6 +142,33 @@ def test_changed_and_missing_inputs_are_reported(copied, capsys):
     assert bench("provenance", str(copied / "results/small/retrieval.json")) == 0
     assert "small (" in (last := capsys.readouterr().out.strip().splitlines()[-1])
     assert last.endswith("not on this machine")
+
+
+def test_changed_training_data_are_reported(tmp_path, capsys):
+    """Only the model and the directory of a conversation file were compared with their hashes."""
+    for name in ("shards", "model"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.tar").write_bytes(b"before")
+    write_manifest(tmp_path / "shards", kind="data", config={})
+    shards = {"path": str(tmp_path / "shards"), "shards": 1, "hash": directory_hash(tmp_path / "shards")}
+    (tmp_path / "chat.json").write_text("[]")
+    (tmp_path / "1.tar").write_bytes(b"after")
+    configs = [ConversationSourceConfig(path=str(tmp_path / "chat.json")),
+               ConversationSourceConfig(path=str(tmp_path / "{1..1}.tar"), format="webdataset")]  # fmt: skip
+    data = {"sources": [shards], "instruct": [*map(describe_data, configs)]}
+    write_manifest(tmp_path / "model", kind="llava", config={}, data=data)
+
+    def said(*more: str) -> list[str]:
+        assert bench("provenance", str(tmp_path / "model"), *more) == 0
+        return [line.strip() for line in capsys.readouterr().out.splitlines() if not line.strip().startswith("·")]
+
+    unchanged = said()
+    assert [line.partition(":")[0] for line in unchanged] == ["directory", "sources", "instruct", "instruct"]
+    assert not any("CHANGED" in line or "not on" in line for line in unchanged)
+    for file in ("shards/0.tar", "chat.json", "1.tar"):
+        (tmp_path / file).write_text("[ ]")
+    assert ["CHANGED since: now" in line for line in said()] == [False, True, True, True]
+    assert said("--check", "false") == unchanged
 
 
 def test_paths_are_found_from_any_folder_and_where_a_study_was_moved_to(copied, tmp_path, monkeypatch, capsys):

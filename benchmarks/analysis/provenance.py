@@ -13,7 +13,9 @@ from benchmarks.results.formatting import strip_control_chars
 from benchmarks.results.results import Result, enclosing_study
 from benchmarks.study.state import describe_acceptance, find_producer
 from clips.core.artifact import MANIFEST, directory_hash, read_manifest
+from clips.data.remote_files import expand_brace_ranges
 from clips.errors import UserError
+from clips.typed_data import from_plain
 
 _HASH_DIGITS = 12
 
@@ -166,13 +168,15 @@ def _sources(data: Mapping[str, Any], study: Path, *, check: bool) -> Iterator[P
 
 
 def _source(name: str, described: Mapping[str, Any], study: Path, *, check: bool) -> ProvenanceNode:
-    path = relocate(str(described["path"]), study)
+    path, digest = relocate(str(described["path"]), study), str(described.get("hash") or "")
     hidden = {"path", "hash", "directory_hash"}
     others = {key: value for key, value in described.items() if key not in hidden and isinstance(value, int | str)}
     facts = [", ".join(f"{key} {value}" for key, value in others.items())] if others else []
-    title = f"{name}: {path}" + (f" ({_short(str(described['hash']))})" if described.get("hash") else "")
-    if not path.exists():
+    title = f"{name}: {path}" + (f" ({_short(digest)})" if digest else "")
+    if not all(Path(each).exists() for each in expand_brace_ranges(str(path))):
         return ProvenanceNode(f"{title}, not on this machine", facts)
+    if check and digest and (now := _hash_now(path, described)) not in {"", digest}:
+        return ProvenanceNode(f"{title}, CHANGED since: now {_short(now)}", facts)
     if path.is_file() and (path.parent / MANIFEST).is_file():
         directory = {"path": str(path.parent), "hash": str(described.get("directory_hash", ""))}
         return ProvenanceNode(title, facts, [_artifact("part of", directory, study, check=check)])
@@ -180,6 +184,23 @@ def _source(name: str, described: Mapping[str, Any], study: Path, *, check: bool
         node = _artifact(name, {"path": str(path)}, study, check=check)
         return ProvenanceNode(title, [*facts, *node.facts], node.made_from)
     return ProvenanceNode(title, facts)
+
+
+def _hash_now(path: Path, described: Mapping[str, Any]) -> str:
+    """The hash of a source as its training computes it; empty of a source that had to be read whole for it."""
+    if "shards" in described and (path / MANIFEST).is_file():  # of an encoder
+        return directory_hash(path)
+    if "format" not in described:
+        return ""
+    from llava_bridge.data.sources import ConversationSourceConfig
+    from llava_bridge.training.run_dir import describe_data
+
+    settings = {key: value for key, value in described.items() if key not in {"hash", "directory_hash"}}
+    try:
+        config = from_plain(ConversationSourceConfig, {**settings, "path": str(path)})
+    except UserError:  # settings of another version
+        return ""
+    return str(describe_data(config)["hash"])
 
 
 def lines(node: ProvenanceNode, depth: int = 0, printed: dict[str, set[str]] | None = None) -> Iterator[str]:
