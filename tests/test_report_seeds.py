@@ -24,6 +24,7 @@ from benchmarks.report.report import build_report
 from benchmarks.results.formatting import join_row_names
 from benchmarks.results.noise import Scores, training_noise
 from benchmarks.results.statistics import compare, image_scores, scores_interval
+from benchmarks.study.state import PARENT_MODULES
 from benchmarks.tasks.encoders.long_retrieval import metric_suffix
 from benchmarks.tasks.registry import configure
 from clips.errors import UserError
@@ -165,6 +166,16 @@ def test_seeds_that_were_measured_otherwise_are_no_part_of_the_mean(study, tmp_p
     cell = report.table.cell("whole", "retrieval", "t2i_r1")
     assert (cell.group, cell.by_seed) == (0, pytest.approx({0: 20, 2: 30}))
     assert any(note.startswith("† whole (seed 1) on retrieval T→I R@1 was measured") for note in report.notes)
+
+
+def test_a_result_from_before_a_change_of_a_scripts_module_is_no_number(tmp_path):
+    """Only the key was compared, which modules are no part of; the report showed numbers of the former data."""
+    write_study(tmp_path / "out", {"whole": SHARES["whole"], "pretrained": SHARES["pretrained"]})
+    former = {PARENT_MODULES: "former"}
+    record_study(STUDY, tmp_path / "out", lambda step: {"parts": former} if "whole-s1" in step.name else {})
+    cells = {cell.row: cell for cell in build_report(tmp_path / "out").table.scores}
+    assert cells["whole"].by_seed == pytest.approx({0: 20, 2: 30})
+    assert cells["pretrained"].value is not None
 
 
 def test_the_rows_of_an_encoder_with_several_llms_are_one_model(tmp_path):

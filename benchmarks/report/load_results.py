@@ -15,8 +15,8 @@ from typing import Literal
 from benchmarks.results.formatting import join_with_and
 from benchmarks.results.protocol import ranking_key
 from benchmarks.results.results import Result, enclosing_study, has_items, read_result, reject_duplicates, result_files
-from benchmarks.study.state import LOG_FILE, StepRecord, describe_acceptance, read_record, step_directory
-from benchmarks.study.study_record import RECORD_FILE, RowRecord, StudyRecord, read_study_record
+from benchmarks.study.state import LOG_FILE, StepKey, StepRecord, describe_acceptance, read_record, step_directory
+from benchmarks.study.study_record import RECORD_FILE, RowRecord, StepPlan, StudyRecord, read_study_record
 from benchmarks.tasks.mllm.judge import NO_JUDGE
 from clips.core.artifact import lexical_abspath
 from clips.errors import UserError, unknown_name_error
@@ -241,7 +241,7 @@ def _outcome(
     if record is None and any(records.values()):
         reason = "there is a result, but no record of its step" if path.is_file() else "not run yet"
         return MissingValue(kind="missing", reason=reason)
-    if record is not None and record.key != study.steps[cell.step].key:
+    if record is not None and not _is_current(study.steps[cell.step], record):
         return MissingValue(kind="missing", reason="not run since the study or the version of its command changed")
     if path.is_file():
         try:
@@ -264,11 +264,16 @@ def _failed_ancestor(study: StudyRecord, step: str, records: Mapping[str, StepRe
     """The first failed step, under its current key, among the ancestors of ``step``."""
     for parent in study.steps[step].parents:
         record = records.get(parent)
-        if record and record.status == "failed" and record.key == study.steps[parent].key:
+        if record and record.status == "failed" and _is_current(study.steps[parent], record):
             return record
         if found := _failed_ancestor(study, parent, records):
             return found
     return None
+
+
+def _is_current(plan: StepPlan, record: StepRecord) -> bool:
+    """Whether a step's record was written under its current key, and no module of a user's script has changed since."""
+    return StepKey(key=plan.key, parts=plan.parts).matches(record)
 
 
 def _failed_step(record: StepRecord) -> MissingValue:

@@ -186,7 +186,9 @@ def study_record(plan: StudyPlan, file: str) -> StudyRecord:
     steps = {}
     for step in plan.steps:
         words = launch_command(step.command, step.directory / CONFIG_FILE, step.resources)
-        steps[step.name] = StepPlan(kind=step.kind, command=" ".join(words), key=step.key.key, parents=step.parents)
+        steps[step.name] = StepPlan(
+            kind=step.kind, command=" ".join(words), key=step.key.key, parents=step.parents, parts=step.key.parts
+        )
     return StudyRecord(
         name=study.name,
         title=study.title or study.name,

@@ -164,12 +164,13 @@ def _without_duplicates(names: dict[str, str], what: str) -> dict[str, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class StepPlan:
-    """One planned step: type of its outputs, command, key and parents."""
+    """One planned step: type of its outputs, command, key with the hashes of its parts, and parents."""
 
     kind: str
     command: str
     key: str
     parents: tuple[str, ...] = ()
+    parts: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
