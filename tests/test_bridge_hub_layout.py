@@ -18,7 +18,7 @@ from PIL import Image
 from benchmarks.cli import COMMANDS
 from clips.commandline.commands import dispatch
 from clips.errors import UserError
-from llava_bridge import load_llava, loglikelihoods
+from llava_bridge import answer, load_llava, loglikelihoods
 from llava_bridge.conversation import IGNORE_INDEX
 from llava_bridge.inference.generate import encode_prompt
 from llava_bridge.model.build import load_llm, make_conversation_encoder
@@ -114,6 +114,19 @@ def test_chat_answers_as_transformers_does(hub: Path, tmp_path: Path) -> None:
     new = model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     tokenizer = transformers.AutoTokenizer.from_pretrained(hub)
     assert printed.strip() == tokenizer.decode(new, skip_special_tokens=True).strip()
+
+
+def test_answers_are_greedy_if_the_generation_config_states_sampling(hub: Path, tmp_path: Path) -> None:
+    """lmms-eval's ``llava_hf`` decodes greedily, too."""
+    sampling = shutil.copytree(hub, tmp_path / "sampling")
+    stated = json.loads((sampling / "generation_config.json").read_text())
+    stated |= {"do_sample": True, "temperature": 0.9, "top_p": 0.9}
+    (sampling / "generation_config.json").write_text(json.dumps(stated))
+    model = transformers.AutoModelForImageTextToText.from_pretrained(hub, dtype=torch.float32)
+    inputs = stock_inputs(hub, TALKS["question"])
+    new = model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    expected = transformers.AutoTokenizer.from_pretrained(hub).decode(new, skip_special_tokens=True).strip()
+    assert answer(*load_llava(sampling, "cpu"), [PICTURE], ["What color is it?"], 8) == [expected]
 
 
 def test_older_processors_state_no_number_of_tokens(hub: Path, tmp_path: Path) -> None:

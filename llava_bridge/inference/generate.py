@@ -29,7 +29,7 @@ ImageInput = Image.Image | Sequence[Image.Image] | None
 
 
 def load_llava(directory: str | Path, device: str | None = None, *, adapter: bool = True) -> tuple[Any, Any]:
-    """Load (model, processor) from a LLaVA directory, ready to generate.
+    """Load (model, processor) from a LLaVA directory, ready to generate; its decoding is greedy by default.
 
     Args:
         directory: written by ``llava-bridge train``, or any LLaVA in the transformers format; or its Hub repo id, as
@@ -59,6 +59,8 @@ def load_llava(directory: str | Path, device: str | None = None, *, adapter: boo
         processor = AutoProcessor.from_pretrained(path)
     check_image_token(processor.tokenizer, model.config, str(path))
     state_image_tokens(model.config, processor)
+    decoding = model.generation_config  # which may state sampling; lmms-eval's llava_hf switches it off, too
+    decoding.do_sample, decoding.temperature, decoding.top_p, decoding.top_k = False, None, None, None
     if (path / MANIFEST).is_file() and read_manifest(path).get("projector") == "untrained":
         log_rank0(f"{path}: the projector is untrained, so that answers do not describe the image")
     return model.to(chosen).eval(), processor
