@@ -42,6 +42,7 @@ from clips.recaption.run import (
 from clips.recaption.shard_writers import WORK_DIR, ShardWriter
 
 PROMPT = "{web}. What color is it?"
+_BART_LAYER = {"layers": 1, "attention_heads": 2, "ffn_dim": 16}
 
 
 @pytest.fixture(scope="module")
@@ -243,6 +244,7 @@ def test_several_drawn_captions_as_a_table(settings: Settings, tmp_path: Path):
 
 
 def test_a_model_of_another_family_without_a_chat_template(settings: Settings, tmp_path: Path):
+    import torch
     from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
 
     from clips.model.tokenizer import VOCAB_FILE
@@ -250,6 +252,7 @@ def test_a_model_of_another_family_without_a_chat_template(settings: Settings, t
     small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     text = {"encoder_hidden_size": 32, "vocab_size": 30522, "bos_token_id": 101, "sep_token_id": 102, "pad_token_id": 0}
     config = BlipConfig(text_config=small | text, vision_config=small | {"image_size": 32, "patch_size": 8})
+    torch.manual_seed(0)  # its first token begins a word
     BlipForConditionalGeneration(config).save_pretrained(tmp_path / "blip")
     pictures = BlipImageProcessor(size={"height": 32, "width": 32})
     BlipProcessor(pictures, BertTokenizer(str(VOCAB_FILE))).save_pretrained(tmp_path / "blip")
@@ -257,6 +260,46 @@ def test_a_model_of_another_family_without_a_chat_template(settings: Settings, t
     found = captions_of(tmp_path / "out")
     assert len(found) == 21
     assert all(text.startswith("a picture of ") and len(text.split()) <= 6 for text in found)  # BLIP continues it
+
+
+def test_an_encoder_decoder_writes_as_alone(settings: Settings, tmp_path: Path):
+    """Florence-2: the decoder's start token is the EOS token, and BART's encoder counts positions from the left."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import BartConfig, Florence2Config, Florence2ForConditionalGeneration, Florence2Processor
+    from transformers import CLIPImageProcessor as Pictures
+    from transformers import PreTrainedTokenizerFast as Fast
+    from transformers.models.florence2.configuration_florence2 import Florence2VisionConfig
+
+    words = ["<s>", "<pad>", "</s>", "<unk>", *"abcdefghijklmnopqrstuvwxyz0123456789", "thing", "<image>"]
+    words_alone = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    words_alone.pre_tokenizer = pre_tokenizers.Whitespace()
+    names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    tokenizer = Fast(tokenizer_object=words_alone, extra_special_tokens={"image_token": "<image>"}, **names)
+    one, width = [1] * 4, {"projection_dim": 16, "max_position_embeddings": 8}
+    tower = Florence2VisionConfig(depths=one, embed_dim=[8] * 4, num_heads=one, num_groups=one, window_size=2, **width)
+    layers = {f"{part}_{name}": size for part in ("encoder", "decoder") for name, size in _BART_LAYER.items()}
+    text = BartConfig(vocab_size=len(words), d_model=16, max_position_embeddings=64, init_std=1.0, **layers)
+    torch.manual_seed(1)
+    config = Florence2Config(text_config=text, vision_config=tower, image_token_id=tokenizer.image_token_id)
+    model = Florence2ForConditionalGeneration(config).eval()
+    square = {"height": 64, "width": 64}
+    pictures = Pictures(size=square, crop_size=square, do_center_crop=False, image_seq_length=5)
+    processor = Florence2Processor(pictures, tokenizer)
+    model.save_pretrained(tmp_path / "florence")
+    processor.save_pretrained(tmp_path / "florence")
+
+    captioner = CaptionModel(settings(model=str(tmp_path / "florence"), precision="fp32"))
+    prompts = ["thing a", "thing a b c 4"]
+    images = [decode_image(clips_world.draw_image(number)) for number in range(2)]
+    written = captioner.describe(images, prompts, seed=0)
+    expected = []
+    for image, prompt in zip(images, prompts, strict=True):
+        inputs = processor(text=prompt, images=image, return_tensors="pt")
+        output = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+        expected.append(processor.batch_decode(output, skip_special_tokens=True))
+    assert [[caption.text for caption in captions] for captions in written] == expected
+    assert all(len(text.split()) > 1 for (text,) in expected)
 
 
 def test_shards_keep_to_the_sources_own_and_groups_to_whole_batches():

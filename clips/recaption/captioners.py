@@ -152,7 +152,8 @@ class CaptionModel:
         with library_errors_as_user_errors(f"{what}: its processor cannot be loaded"):
             self.processor = AutoProcessor.from_pretrained(config.model)
             self.tokenizer = self.processor.tokenizer
-            self.tokenizer.padding_side = "left"  # so that all prompts end at the position where the output begins
+            if not self.model.config.is_encoder_decoder:
+                self.tokenizer.padding_side = "left"  # so that all prompts end at the position where the output begins
             if self.tokenizer.pad_token_id is None:
                 self.tokenizer.pad_token = self.tokenizer.eos_token
         self.model.generation_config.pad_token_id = self.tokenizer.pad_token_id
@@ -214,8 +215,10 @@ class CaptionModel:
             )
         count, length = config.num_captions, inputs["input_ids"].shape[1]
         prompt_ids = inputs["input_ids"].repeat_interleave(count, dim=0)
-        if output.shape[1] >= length and torch.equal(output[:, :length], prompt_ids):
-            output = output[:, length:]  # decoders repeat the prompt, encoder-decoders do not
+        if self.model.config.is_encoder_decoder:
+            output = output[:, 1:]  # without the decoder's start token, which is the EOS token in Florence-2
+        elif output.shape[1] >= length and torch.equal(output[:, :length], prompt_ids):
+            output = output[:, length:]
         captions = []
         for ids in output.tolist():
             end = next((index for index, token in enumerate(ids) if token in self.end_tokens), len(ids))
