@@ -138,6 +138,8 @@ def resolve_training_template(own: str | Mapping[str, str] | None, choice: str, 
     """
     from llava_bridge.training.launch import log_rank0
 
+    if own is None and choice == "auto":
+        log_rank0("chat_template: vicuna, since there is none of its own; another name sets another")
     template = resolve_chat_template(own, choice)
     if own is not None and _SPACES in own:
         template = add_sentencepiece_spaces(template, tokenizer)

@@ -129,6 +129,21 @@ def test_answers_are_greedy_if_the_generation_config_states_sampling(hub: Path, 
     assert answer(*load_llava(sampling, "cpu"), [PICTURE], ["What color is it?"], 8) == [expected]
 
 
+def test_a_llava_without_a_template_is_prompted_as_vicuna_with_a_line(hub: Path, tmp_path: Path, capsys: Any) -> None:
+    """transformers' processor fails for it; lmms-eval's ``llava_hf`` prompts it as Vicuna."""
+    bare = shutil.copytree(hub, tmp_path / "bare")
+    (bare / "chat_template.json").unlink()
+    with pytest.raises(ValueError, match="chat template"):
+        stock_inputs(bare, TALKS["question"])
+    loaded = load_llava(bare, "cpu")
+    assert "it has no chat template, so that prompts have that of Vicuna" in capsys.readouterr().err
+    assert make_conversation_encoder(*loaded).prompt(TALKS["text"]) == "<s>USER:  What?  ASSISTANT:"
+    load_for_training(str(bare), "auto")
+    assert "chat_template: vicuna, since there is none of its own" in capsys.readouterr().err
+    load_llava(hub, "cpu")
+    assert "template" not in capsys.readouterr().err
+
+
 def test_older_processors_state_no_number_of_tokens(hub: Path, tmp_path: Path) -> None:
     """Before version 4.46 of transformers, directories had no processor_config.json; then none with a class token."""
     expected = our_ids(load_llava(hub, "cpu"), [QUESTION])
