@@ -13,6 +13,8 @@ import pytest
 from report_material import items_table, put_result
 
 from benchmarks import cli
+from benchmarks.analysis.diff_command import explain
+from benchmarks.analysis.provenance import trace
 from benchmarks.exchange import csv_rows, lmms_eval
 from benchmarks.exchange.import_command import ImportConfig, run_import
 from benchmarks.report.report import build_report
@@ -238,6 +240,20 @@ def test_the_report_marks_imports_and_tests_them_only_on_equal_items(tmp_path: P
         items = pd.read_parquet(table)
         items.assign(item=["x" + name for name in items["item"]]).to_parquet(table)
     assert build_report(tmp_path).table.differences == []
+
+
+def test_an_import_without_a_hash_is_no_known_model_and_was_not_evaluated_here(tmp_path: Path) -> None:
+    """Two papers' models were "the same ()", and their numbers "evaluated in 0 s"."""
+    file = tmp_path / "mine.csv"
+    file.write_text(OWN + "one,pope,pope_accuracy,86.7,,,,,our paper\ntwo,pope,pope_accuracy,80,,,,,our paper\n")
+    run_import(ImportConfig(files=(str(file),), output=str(tmp_path / "r")))
+    one, two = read_results(tmp_path / "r")
+    said = [*explain(one, two)]
+    assert "It is unknown whether the model is the same (A against B):" in said
+    assert "  one (no hash) against two (no hash)" in said
+    facts = trace(one).facts
+    assert facts[0].startswith("measured by our paper, version not stated; imported from mine.csv (")
+    assert not any("evaluated" in fact for fact in facts)
 
 
 OWN = "model,benchmark,metric,value,ci_low,ci_high,n,scale,source\n"

@@ -78,12 +78,13 @@ def explain(first: Result, second: Result) -> Iterator[str]:
 def _about_model(first: Result, second: Result) -> Iterator[str]:
     models = (first.model, second.model)
     paths = [model.get("path") for model in models]
-    hashes = [model.get("hash", "")[:12] for model in models]
-    if first.model.get("hash") == second.model.get("hash"):
+    hashes = [model.get("hash", "")[:12] or "no hash" for model in models]
+    if first.model.get("hash") and first.model.get("hash") == second.model.get("hash"):
         where = "" if paths[0] == paths[1] else f", once as {paths[0]}, once as {paths[1]}"
         yield f"The model is the same ({hashes[0]}{where})."
         return
-    yield "The models differ (A against B):"
+    known = all(model.get("hash") for model in models)
+    yield f"{'The models differ' if known else 'It is unknown whether the model is the same'} (A against B):"
     yield "  " + " against ".join(f"{path} ({digest})" for path, digest in zip(paths, hashes, strict=True))
     differences = diff_training(training_of_result(first), training_of_result(second))
     if differences.in_short:

@@ -79,8 +79,13 @@ def trace_directory(directory: Path, *, check: bool = True) -> ProvenanceNode:
 def trace(result: Result, *, check: bool = True) -> ProvenanceNode:
     """The tree below a result."""
     protocol = result.protocol
+    evaluated = f"evaluated {result.created} in {result.seconds:.0f} s{_code(result.git)}"
+    if origin := result.measured_elsewhere:
+        source = f"{origin.get('file')} ({_short(str(origin.get('sha256') or ''))})"
+        when = f" {result.created}" if result.created else ""
+        evaluated = f"measured{when} by {origin.get('tool')}, version {origin.get('version')}; imported from {source}"
     facts = [
-        f"evaluated {result.created} in {result.seconds:.0f} s{_code(result.git)}",
+        evaluated,
         *([f"by: {result.command}"] if result.command else []),
         *(_step(Path(result.path)) if result.path else []),
         f"data: {_short(str(protocol.get('data_hash', '')))}, split {protocol.get('split', 'not stated')}",
