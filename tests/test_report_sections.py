@@ -78,6 +78,19 @@ def test_a_benchmark_is_split_by_category_with_tested_differences(tmp_path):
     assert 0 < smallest == pytest.approx(2 * min(each.delta.p_adjusted for each in table.scores if each.delta))
 
 
+def test_a_category_counts_the_items_with_a_score_and_without_tests_says_nothing_of_them(tmp_path):
+    """It counted all items, in the main table those with a score; and "none differs" of models that nobody compared."""
+    for row in ("clip", "clips"):
+        items = with_kinds({"random": 0.5, "popular": 0.5})
+        items.loc[:99, ["hit", "score"]] = np.nan
+        put_result(tmp_path, row, "gqa", items)
+    report = build_report(tmp_path)
+    (figure,) = category_figures(report.source, report.table, report.items).figures
+    assert report.table.columns[0].items == "140"
+    assert [row[:2] for row in figure.rows] == [("popular", "70"), ("random", "70")]
+    assert figure.alt.endswith(" 2 categories, with intervals.")
+
+
 def test_kinds_of_a_metric_without_a_direction_are_different_and_neither_better_nor_worse(tmp_path):
     for row, skill in (("clip", 0.5), ("clips", 0.9)):
         put_result(tmp_path, row, "pope", with_kinds({"random": skill, "popular": 0.5}), primary=("yes",))

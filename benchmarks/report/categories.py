@@ -88,13 +88,12 @@ def _category_table(source: ReportSource, benchmark: str, items: ItemScores) -> 
         for row in rows:
             result, own = results[row.name], found[row.name]
             metric, own = result.metrics[result.primary[0]], own[own["category"] == column.metric]
-            value = math.nan
+            value, n = math.nan, 0
             if not own.empty and metric.aggregation is not None:
                 value = statistics.aggregate(metric.aggregation, columns_of(own, metric.columns), metric.columns)
+                n = int(own[metric.columns[0]].notna().sum())  # as in the main table
             known = None if math.isnan(value) else value * column.scale
-            cells.append(
-                Cell(row=row.name, column=column, rows=(row.name,), value=known, n=len(own), results=(result,))
-            )
+            cells.append(Cell(row=row.name, column=column, rows=(row.name,), value=known, n=n, results=(result,)))
         column.cells = completed(cells, items)
     return Table(rows=rows, columns=columns, scores=[cell for column in columns for cell in column.cells])
 
@@ -107,7 +106,9 @@ def _figure(table: Table, colors: dict[str, int]) -> Figure:
         for cell in column.cells
         if cell.delta and cell.delta.significant
     ]
-    found = f"significantly different from the baseline: {join_with_and(significant)}." if significant else ""
+    found = ""
+    if any(cell.delta for cell in table.scores):
+        found = f"; significantly different from the baseline: {join_with_and(significant) if significant else 'none'}"
     size = f"{len(table.rows)} models on {len(table.columns)} categories"
 
     def plot(axes: Any, palette: Palette) -> None:
@@ -130,7 +131,7 @@ def _figure(table: Table, colors: dict[str, int]) -> Figure:
     return Figure(
         name=safe_file_name("kinds", first.key),
         title=first.title,
-        alt=f"{first.title} of {size}, with intervals; {found or 'none differs significantly.'}",
+        alt=f"{first.title} of {size}, with intervals{found}.",
         plot=plot,
         x_label=first.label,
         legend=tuple(LegendEntry(color=colors.get(row.name, 0), label=row.name) for row in table.rows),
