@@ -14,17 +14,21 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from safetensors.torch import load_file
 
 from benchmarks.cli import COMMANDS
 from clips.commandline.commands import dispatch
 from clips.errors import UserError
+from clips.recaption.captioners import CaptionModel
+from clips.recaption.recaption_config import RecaptionConfig
 from llava_bridge import answer, load_llava, loglikelihoods
 from llava_bridge.conversation import IGNORE_INDEX
 from llava_bridge.inference.generate import encode_prompt
 from llava_bridge.model.build import load_llm, make_conversation_encoder
 from llava_bridge.model.llava_files import load_for_training
+from llava_bridge.training.lora import add_lora
 from llava_bridge.training.setup import setup_stage
-from llava_bridge.training.train_config import LlavaTrainConfig
+from llava_bridge.training.train_config import LlavaTrainConfig, LoraConfig
 
 PICTURE = Image.new("RGB", (40, 24), "red")
 QUESTION: dict[str, Any] = {"role": "user", "content": "<image>\nWhat color is it?"}
@@ -193,6 +197,39 @@ def test_likelihoods_include_the_end_of_an_answer(hub: Path) -> None:
     expected = sum(log_probs[-2 - back, ids[0, -1 - back]].item() for back in range(len(answer) + 1))
     assert found.total == pytest.approx(expected, rel=1e-4)
     assert found.tokens == len(answer) + 1
+
+
+def test_unmerged_adapters_are_merged_by_all_that_load_a_llava(hub: Path, bridge_encoder: Path, tmp_path: Path) -> None:
+    """As ``merge_weights: false`` leaves them; the stored precision is float16, in which the sums would be rounded."""
+    directory = shutil.copytree(hub, tmp_path / "beside")
+    adapted = add_lora(load_llava(hub, "cpu")[0], LoraConfig(r=2, lora_alpha=4))
+    torch.manual_seed(0)
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            weight.data.normal_()
+    adapted.save_pretrained(directory / "adapter")
+    expected = {name: value for name, value in adapted.merge_and_unload().state_dict().items() if "layers" in name}
+    expected = {name: value for name, value in expected.items() if "language_model" in name}
+    assert len(expected) == 18
+
+    encoder = ("--encoder", str(bridge_encoder), "--output", str(tmp_path / "swapped"))
+    original = ("--output", str(tmp_path / "original"))
+    for words in (("swap", str(directory), *encoder), ("convert", str(directory), "--format", "original", *original)):
+        status, _, told = bridge_world.run_cli(*words)
+        assert status == 0, told
+    fields = {"path": str(tmp_path), "output": str(tmp_path / "captions"), "precision": "fp32"}
+    loaded = {
+        "train": load_for_training(str(directory), "auto")[0],
+        "llm": load_llm(str(directory)),
+        "swap": load_llava(tmp_path / "swapped", "cpu")[0],
+        "recaption": CaptionModel(RecaptionConfig(model=str(directory), **fields)).model,
+    }
+    found = {name: model.state_dict() for name, model in loaded.items()}
+    found["convert"] = load_file(tmp_path / "original" / "model.safetensors")
+    for kind, weights in found.items():
+        for name, value in expected.items():
+            own = name if name in weights else name.replace(".language_model", "")
+            torch.testing.assert_close(weights[own], value, msg=f"{kind}: {name}", rtol=0, atol=0)
 
 
 def test_a_swap_keeps_the_template_in_chat_template_json(hub: Path, bridge_encoder: Path, tmp_path: Path) -> None:

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from clips.errors import UserError
 
+ADAPTER_DIR = "adapter"
+"""The directory of unmerged adapters in a LLaVA's directory."""
+
 if TYPE_CHECKING:
     import torch
 
@@ -70,6 +73,21 @@ def load_pretrained(kind: Any, directory: Path | None, what: str, **options: Any
         # model is saved and loaded.
         model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
     return model
+
+
+def has_adapters(directory: Path) -> bool:
+    """Whether a LLaVA's directory has PEFT's adapters next to its initial weights, which transformers alone ignores."""
+    return (directory / ADAPTER_DIR).is_dir()
+
+
+def merge_adapters(model: Any, directory: Path) -> Any:
+    """Merge the adapters of a LLaVA's directory, if any, into its loaded weights. UserError: they do not fit."""
+    if not has_adapters(directory):
+        return model
+    import peft
+
+    with library_errors_as_user_errors(f"{directory / ADAPTER_DIR}: these adapters do not fit the model"):
+        return peft.PeftModel.from_pretrained(model, directory / ADAPTER_DIR).merge_and_unload()
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from clips.core.artifact import directory_hash
 from clips.core.chat_client import ChatClient, ChatServerError, choices, image_request, token_counts
 from clips.data.sources import Sample
 from clips.errors import UserError, error_reason
-from clips.model.loading import library_errors_as_user_errors, load_pretrained
+from clips.model.loading import library_errors_as_user_errors, load_pretrained, merge_adapters
 from clips.recaption.recaption_config import RecaptionConfig
 
 CaptionsByIndex = dict[int, "list[GeneratedCaption] | str"]
@@ -148,7 +148,7 @@ class CaptionModel:
         dtype = torch.bfloat16 if uses_bf16 else torch.float32
         what = f"model: {config.model}"
         loaded = load_pretrained(AutoModelForImageTextToText, Path(config.model), what, dtype=dtype)
-        self.model = loaded.to(device).eval()
+        self.model = merge_adapters(loaded, Path(config.model)).to(device).eval()
         with library_errors_as_user_errors(f"{what}: its processor cannot be loaded"):
             self.processor = AutoProcessor.from_pretrained(config.model)
             self.tokenizer = self.processor.tokenizer

@@ -109,14 +109,16 @@ def _to_stock(config: ConvertConfig, given: ConvertConfig) -> None:
 
 
 def _load(source: Path) -> tuple[Any, Any]:
-    """(model, processor) of a LLaVA in the transformers format, in its precision."""
+    """(model, processor) of a LLaVA in the transformers format, in its precision; in float32 with unmerged adapters."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from clips.model.loading import library_errors_as_user_errors, load_pretrained
+    from clips.model.loading import has_adapters, library_errors_as_user_errors, load_pretrained, merge_adapters
     from llava_bridge.model.modeling_llava import register
 
     register()
-    model = load_pretrained(AutoModelForImageTextToText, source, f"{source}: this LLaVA", dtype="auto")
+    dtype = "float32" if has_adapters(source) else "auto"
+    model = load_pretrained(AutoModelForImageTextToText, source, f"{source}: this LLaVA", dtype=dtype)
+    model = merge_adapters(model, source)
     with library_errors_as_user_errors(f"{source}: the processor of this LLaVA cannot be loaded"):
         return model, AutoProcessor.from_pretrained(source)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from clips.core.artifact import atomic_artifact_dir, check_free, log_info, read_manifest, write_manifest
 from clips.errors import UserError
+from clips.model.loading import has_adapters
 from clips.model_refs import resolve_model_dir
 from clips.typed_data import changed_settings, from_plain
 from llava_bridge.encoders import check_encoder_files, encoder_commits, local_paths
@@ -52,7 +53,9 @@ def run_swap(config: SwapConfig) -> None:
     model, processor = build_llava(LlavaParts.of(config, encoder=config.encoder, llm=config.llava))
     directory = resolve_model_dir(config.llava, "llava")
     stored = AutoConfig.from_pretrained(directory).dtype
-    if stored is not None:  # encoder and projector stay in float32, as at the start of training
+    if stored is not None and not has_adapters(
+        directory
+    ):  # encoder and projector stay in float32, as at the start of training
         model.model.language_model.to(stored)
         model.lm_head.to(stored)
     convert_tower_to_transformers(model)

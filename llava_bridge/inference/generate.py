@@ -18,11 +18,10 @@ from torch import Tensor
 
 from clips.core.artifact import MANIFEST, read_manifest
 from clips.errors import UserError
-from clips.model.loading import library_errors_as_user_errors, load_pretrained
+from clips.model.loading import library_errors_as_user_errors, load_pretrained, merge_adapters
 from llava_bridge.conversation import IMAGE, ConversationEncoder, Message
 from llava_bridge.model.llava_checks import check_image_token, resolve_llava_dir
 from llava_bridge.training.launch import log_rank0
-from llava_bridge.training.lora import ADAPTER_DIR
 
 ImageInput = Image.Image | Sequence[Image.Image] | None
 """The images of one prompt."""
@@ -50,11 +49,8 @@ def load_llava(directory: str | Path, device: str | None = None, *, adapter: boo
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = torch.bfloat16 if chosen.type == "cuda" else torch.float32
     model = load_pretrained(AutoModelForImageTextToText, path, f"{path}: this LLaVA", dtype=dtype)
-    if adapter and (path / ADAPTER_DIR).is_dir():
-        import peft
-
-        with library_errors_as_user_errors(f"{path / ADAPTER_DIR}: these adapters do not fit the model"):
-            model = peft.PeftModel.from_pretrained(model, path / ADAPTER_DIR).merge_and_unload()
+    if adapter:
+        model = merge_adapters(model, path)
     with library_errors_as_user_errors(f"{path}: the processor of this LLaVA cannot be loaded"):
         processor = AutoProcessor.from_pretrained(path)
     check_image_token(processor.tokenizer, model.config, str(path))

@@ -30,7 +30,13 @@ from transformers import (
 
 from clips.core.artifact import log_info
 from clips.errors import UserError
-from clips.model.loading import library_errors_as_user_errors, load_pretrained, silence_transformers
+from clips.model.loading import (
+    has_adapters,
+    library_errors_as_user_errors,
+    load_pretrained,
+    merge_adapters,
+    silence_transformers,
+)
 from clips.model_refs import resolve_model_dir
 from llava_bridge.conversation import (
     IMAGE,
@@ -280,6 +286,7 @@ def load_llm(llm: str, *, keep_bf16: bool = False) -> Any:
         return load_pretrained(AutoModelForCausalLM, directory, f"llm: {llm}", dtype=dtype)
     register()
     llava = load_pretrained(AutoModelForImageTextToText, directory, f"llm: {llm}", dtype=torch.float32)
+    llava = merge_adapters(llava, directory)
     _neutralize(llava.config.text_config, _FACTORS | _CAPS)  # the LLaVA's head has the factor in its weights
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(llava.config.text_config)
@@ -289,11 +296,11 @@ def load_llm(llm: str, *, keep_bf16: bool = False) -> Any:
 
 
 def is_stored_in_bf16(directory: Path) -> bool:
-    """Whether all weights of a directory except those of a vision tower are stored in bf16.
+    """Whether all weights of a directory except those of a vision tower are stored in bf16, without unmerged adapters.
 
     If they are loaded in it, they stay in the file's pages, which all processes of a machine share.
     """
-    dtypes = set()
+    dtypes = {"F32"} if has_adapters(directory) else set()  # which are merged in float32
     for path in directory.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
             dtypes |= {file.get_slice(name).get_dtype() for name in file.keys() if "vision_tower" not in name}  # noqa: SIM118

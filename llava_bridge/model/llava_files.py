@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPVisionModel, SiglipVisionModel
 
 from clips.errors import UserError
-from clips.model.loading import library_errors_as_user_errors, load_pretrained, silence_transformers
+from clips.model.loading import library_errors_as_user_errors, load_pretrained, merge_adapters, silence_transformers
 from clips.model_refs import resolve_model_dir
 from llava_bridge.conversation import resolve_training_template
 from llava_bridge.encoders.encoder import ImagePreprocess, VisionEncoder, VisionTower
@@ -38,6 +38,7 @@ def load_for_training(llava: str, chat_template: str, *, keep_bf16: bool = False
     model = load_with_float32_tower(
         lambda: load_pretrained(AutoModelForImageTextToText, directory, f"llava: {llava}", dtype=dtype)
     )
+    model = merge_adapters(model, directory)
     with library_errors_as_user_errors(f"llava: the processor of {llava} cannot be loaded"):
         stored = AutoProcessor.from_pretrained(directory)
         images = stored.image_processor

@@ -17,8 +17,6 @@ from llava_bridge.training.train_config import LoraConfig
 
 NF4_BLOCK_SIZE = 64
 """Weights per scale. Layers whose rows are no multiple are not quantized: bitsandbytes 0.50 misreads them on CPU."""
-ADAPTER_DIR = "adapter"
-"""The directory of unmerged adapters in a LLaVA directory."""
 
 
 def quantize(llava: Any, kind: str, compute: torch.dtype) -> None:

@@ -28,10 +28,11 @@ from clips.core.artifact import open_to_umask
 from clips.core.run_log import RunLog
 from clips.data.invalid_samples import InvalidSamples, restored
 from clips.model.compute import compile_modules
+from clips.model.loading import ADAPTER_DIR
 from llava_bridge.model.llava_files import convert_tower_to_transformers, save_llava
 from llava_bridge.training.checkpoints import convert_if_of_other_processes, last_checkpoint, read_marker
 from llava_bridge.training.launch import barrier, is_main_process, log_rank0
-from llava_bridge.training.lora import ADAPTER_DIR, add_lora, copy_dequantized, numel_unpacked
+from llava_bridge.training.lora import add_lora, copy_dequantized, numel_unpacked
 from llava_bridge.training.loss import LlavaLoss
 from llava_bridge.training.run_dir import CHECKPOINTS_DIR
 from llava_bridge.training.setup import (
