@@ -129,6 +129,9 @@ def test_a_model_called_by_one_word_counts(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("enc").mkdir()
     assert step_of(study_of(encoders={"net": "enc"}), LLAVA).needs == (Path("enc"),)
+    assert step_of(study_of(**recaptioning(model="enc")), "data-train").needs == (Path("enc"),)
+    exported = {"data": {**SMALL["data"], "train": {"command": "clips export", "checkpoint": "enc"}}}
+    assert step_of(study_of(**exported), "data-train").needs == (Path("enc"),)
 
 
 def test_each_result_file_has_a_key_of_its_own():
@@ -157,6 +160,10 @@ def reading(source: dict[str, str]) -> dict[str, object]:
     return {"encoders": {"clip": {"data": {"sources": [source]}}}}
 
 
+def recaptioning(**config: object) -> dict[str, object]:
+    return {"data": {**SMALL["data"], "train": {"command": "clips recaption", **config}}}
+
+
 @pytest.mark.parametrize(
     ("name", "fields", "hub", "needs"),
     [
@@ -175,6 +182,8 @@ def reading(source: dict[str, str]) -> dict[str, object]:
         (LLAVA, {"encoders": {"net": "transformers:siglip"}}, [], ["siglip"]),
         ("evaluate-llava-served", {"existing_llavas": {"served": {"llava": "a", "endpoint": ["http://b"]}}}, [], []),
         ("data-train", {"data": {**SMALL["data"], "train": {"command": MAKE_SCENES, "path": "photos"}}}, [], []),
+        ("data-train", recaptioning(model="org/captioner"), ["org/captioner"], []),
+        ("data-train", recaptioning(model="org/captioner", endpoint=["http://b"]), [], []),
     ],
 )  # fmt: skip
 def test_a_name_on_the_hub_is_no_missing_file(name, fields, hub, needs):

@@ -240,7 +240,8 @@ def plan_study(config: StudyPlanConfig) -> None:
         if step.parents:
             console.print(Text(f"    after {', '.join(step.parents)}", style="dim"), soft_wrap=True)
         if step.hub:  # the changes of a branch are detected by no key
-            pinned = (name if "@" in name else f"{name} (not pinned: add @REVISION)" for name in step.hub)
+            how = "" if step.command == ("clips", "recaption") else ": add @REVISION"  # it takes no revision
+            pinned = (name if "@" in name else f"{name} (not pinned{how})" for name in step.hub)
             console.print(Text(f"    from the Hub {', '.join(pinned)}", style="dim"), soft_wrap=True)
         if step.name in replaced:
             console.print(Text(f"    {replaced[step.name].describe(output)}"), soft_wrap=True)

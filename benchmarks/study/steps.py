@@ -394,11 +394,11 @@ def external_files_state(path: Path) -> str:
 
 # References in the strings of a step's config: local files, outputs of other steps, names on the Hub.
 _HUB_DATASET = "hub dataset"  # stands for ``path`` or ``data`` next to ``format: datasets``: a dataset on the Hub
-_HUB_FIELDS = {"llm", "llava", _HUB_DATASET, "model_args"}  # fields whose ``ORG/NAME`` may be on the Hub
+_HUB_FIELDS = {"llm", "llava", "model", _HUB_DATASET, "model_args"}  # fields whose ``ORG/NAME`` may be on the Hub
 # Fields in which a single word is a file or directory; in other fields it is a setting's value.
 _PATH_FIELDS = {"encoder", "llm", "llava", "path", "data", "image_root", "pretrained", "pretrained_trunk",
                 "shard_sizes"}  # fmt: skip
-_PATH_OR_NAME_FIELDS = {"source", "model_args"}  # here it is one if it exists
+_PATH_OR_NAME_FIELDS = {"source", "model", "checkpoint", "model_args"}  # here it is one if it exists
 _JSON_OR_NAME_FIELDS = {"architecture", "deepspeed"}  # here if it ends with .json
 _SERVED_NAME = "name of a served model"  # stands for the field
 # no paths, even if their text has a slash
@@ -464,7 +464,7 @@ def map_strings(value: Any, change: Callable[[str, str], str], field: str = "") 
     if isinstance(value, str):
         return change(field, value)
     if isinstance(value, Mapping):
-        renamed: dict[str, str] = {"llava": _SERVED_NAME} if value.get("endpoint") else {}
+        renamed = dict.fromkeys(("llava", "model") if value.get("endpoint") else (), _SERVED_NAME)
         renamed |= {"path": _HUB_DATASET, "data": _HUB_DATASET} if value.get("format") == "datasets" else {}
         return {key: map_strings(item, change, renamed.get(key) or key) for key, item in value.items()}
     if isinstance(value, list | tuple):
