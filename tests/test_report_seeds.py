@@ -176,6 +176,9 @@ def test_a_result_from_before_a_change_of_a_scripts_module_is_no_number(tmp_path
     cells = {cell.row: cell for cell in build_report(tmp_path / "out").table.scores}
     assert cells["whole"].by_seed == pytest.approx({0: 20, 2: 30})
     assert cells["pretrained"].value is not None
+    notes = build_report(tmp_path / "out/results").notes  # without the study's own rows
+    why = "not run since the study or the version of its command changed"
+    assert f"Out of date: whole-s1 on retrieval: {why}." in notes
 
 
 def test_the_rows_of_an_encoder_with_several_llms_are_one_model(tmp_path):

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from benchmarks.results.formatting import join_with_and
+from benchmarks.results.formatting import join_or_count, join_with_and
 from benchmarks.results.protocol import ranking_key
 from benchmarks.results.results import Result, enclosing_study, has_items, read_result, reject_duplicates, result_files
 from benchmarks.study.state import LOG_FILE, StepKey, StepRecord, describe_acceptance, read_record, step_directory
@@ -341,10 +341,15 @@ def _plain_source(root: Path) -> ReportSource:
         )
     for row, benchmark, outcome in loaded:
         outcomes[row, benchmark] = _complete_or_missing(outcome, root) if isinstance(outcome, Result) else outcome
+    results = [outcome for *_, outcome in loaded if isinstance(outcome, Result)]
+    stale, by_reason = stale_results(results), dict[str, list[str]]()  # the directory may be that of a study
+    for result in results:
+        if result.path in stale:
+            by_reason.setdefault(stale[result.path], []).append(f"{result.model_name} on {result.benchmark}")
     return ReportSource(
         title=root.resolve().name,
         question="",
-        notes=(),
+        notes=tuple(f"Out of date: {join_or_count(each, 'results')}: {why}." for why, each in by_reason.items()),
         rows=tuple(RowRecord(name=name, encoder=name) for name in names),
         benchmarks=benchmarks,
         outcomes=outcomes,
