@@ -25,7 +25,7 @@ from PIL import Image
 from clips.data.formats.dataset_format import IMAGE as IMAGE
 from clips.errors import UserError, unknown_name_error
 from clips.model.loading import library_errors_as_user_errors
-from llava_bridge.chat_templates import BOS, CHAT_TEMPLATES, FIXED_DATE, PLAIN_WITH_SPACE
+from llava_bridge.chat_templates import CHAT_TEMPLATES, FIXED_DATE, PLAIN_WITH_SPACE
 
 IGNORE_INDEX = -100
 """The label of a token that is not supervised (PyTorch's and transformers' convention)."""
@@ -84,6 +84,14 @@ _END_ANSWERS = (
     "{%- set ended.messages = ended.messages + [{'role': message['role'], 'content': content}] -%}"
     "{%- endfor -%}"
     "{%- set messages = ended.messages -%}"
+)
+
+# Writes ``rendered`` with a space between its BOS token and a text.
+_SPACE_AFTER_BOS = (
+    "{%- set bos = bos_token if bos_token else '' -%}"
+    "{%- set after = rendered[bos|length:] -%}"
+    "{%- set spaced = bos and rendered.startswith(bos) and not after.startswith((' ', '<image>')) -%}"
+    "{{- bos + ' ' + after if spaced else rendered -}}"
 )
 
 _MARK = "\ue000{}\ue001"
@@ -176,8 +184,8 @@ def add_sentencepiece_spaces(template: str, tokenizer: Any) -> str:
         return template
     if template == _FLATTEN + CHAT_TEMPLATES["plain"]:  # nothing precedes the image, not even a space
         return _FLATTEN + PLAIN_WITH_SPACE
-    begin = BOS.replace("bos_token if", "bos_token + ' ' if")
-    return template.replace(_FLATTEN, _FLATTEN + _SPACES, 1).replace(BOS, begin, 1)
+    rest = template.removeprefix(_FLATTEN).removesuffix("\n")  # which Jinja omits at the end alone
+    return f"{_FLATTEN}{_SPACES}{{%- set rendered -%}}{rest}{{% endset %}}{_SPACE_AFTER_BOS}"
 
 
 @dataclasses.dataclass(frozen=True)

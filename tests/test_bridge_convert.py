@@ -115,6 +115,30 @@ def test_other_llms_and_projectors(kind: str, projector: str, tmp_path: Path) ->
         assert torch.equal(tensors(tmp_path / "back")[name], value)
 
 
+def test_the_template_of_the_checkpoints_tokenizer_writes_the_originals_spaces(tmp_path: Path) -> None:
+    """Mistral's own, as LLaVA-1.6 of Mistral may have it: SentencePiece puts a blank between <s> and [INST]."""
+    parts = world.Parts("mistral")
+    parts.tokenizer.chat_template = (
+        "{{ bos_token }}{% for message in messages %}"
+        "{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
+        "{% else %}{{ message['content'] + eos_token }}{% endif %}{% endfor %}\n"
+    )
+    tower = world.write_tower(parts, tmp_path / "clip")
+    converted = convert(world.write_original(parts, tmp_path / "original", str(tower)), tmp_path / "hf")
+    assert_as_by_hand(parts, converted, f"[INST] <image>\n{QUESTION} [/INST]")
+    model, processor = load_for_training(str(converted), "auto")
+    chat = make_conversation_encoder(model, processor)
+    talk = [
+        {"role": "user", "content": "A?"},
+        {"role": "assistant", "content": "AB"},
+        {"role": "user", "content": "W?"},
+    ]
+    assert chat.prompt(talk) == "<s> [INST] A? [/INST]AB</s>[INST] W? [/INST]"
+    encoded = chat.encode(talk[:2], 99)
+    trained = [label for label in encoded.labels if label >= 0]
+    assert parts.tokenizer.convert_ids_to_tokens(trained) == ["A", "B", "</s>"]
+
+
 def test_images_are_padded_or_cropped_as_in_the_original(parts, tower, converted, tmp_path):
     _, _, pixels = converted_logits(converted)
     torch.testing.assert_close(pixels, parts.pixels(world.draw_image()), atol=0.02, rtol=0)
