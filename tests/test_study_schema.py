@@ -204,6 +204,11 @@ def test_existing_llavas_are_rows_which_answer_questions():
     asked = [(each.name, list(each.command), to_plain(each.config)) for each in (ours, other)]
     assert first_config_error(asked, plan.study.directory) is None
 
+    several = planned(existing_llavas={"theirs": "a/b"}, seeds=[0, 1])
+    assert several.rows[-1].baseline == "clip (seed 0)"  # with two seeds it had none, and no difference in the report
+    of_two = planned(existing_llavas={"theirs": "a/b"}, llms={"tiny": "org/a", "large": "org/b"})
+    assert of_two.rows[-1].baseline is None
+
     alone = {"encoders": {}, "llms": {}, "existing_llavas": {"a": "org/a", "b": "org/b"}, "benchmarks": {"pope": {}}}
     plan = planned(**alone, baseline="a")
     assert {row.name: row.baseline for row in plan.rows} == {"a": None, "b": "a"}

@@ -224,9 +224,9 @@ class _PlanBuilder:
         }
         evaluated = [benchmark for benchmark in self.columns if benchmark not in not_applicable]
         baseline = study.baseline_of(name)
-        if baseline in study.encoders:  # a baseline must be a single row
-            names = [row.name for row in study.rows() if row.encoder == baseline]
-            baseline = names[0] if len(names) == 1 else None
+        if baseline in study.encoders:  # a baseline must be a single model; its first seed stands for all
+            found = [row for row in study.rows() if row.encoder == baseline]
+            baseline = found[0].name if len({row.but_for_seed for row in found}) == 1 else None
         return RowRecord(
             name=name,
             encoder=name,
