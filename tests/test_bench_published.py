@@ -10,7 +10,7 @@ import pytest
 from report_material import put_results, rendered
 from rich.console import Console
 
-from benchmarks.report.published import REFERENCE_NOTE
+from benchmarks.report.published import REFERENCE_NOTE, is_reference_row
 from benchmarks.report.report import Report, build_report
 from benchmarks.report.report_command import ReportConfig
 from benchmarks.report.text_table import print_report
@@ -82,6 +82,16 @@ def test_differences_are_those_of_the_paper(results):
     assert shown(built)[BASE] == ["57.5", "83.8"]
     assert shown(built)["OpenAI CLIP ViT-L/14 336 + Vicuna-1.5-7B"] == ["62.0", "85.9"]  # of another source
     assert not any(cell.delta for cell in built.table.scores)
+
+
+def test_a_measured_baseline_comes_before_a_published_one_of_its_name(tmp_path):
+    """A model that was evaluated under its published name could be no baseline."""
+    name = "LLaVA-OneVision-1.5-8B"
+    assert is_reference_row(name)
+    put_results(tmp_path, {name: 0.3, "mine": 0.7})
+    built = build_report(tmp_path, reference_results=["onevision_1.5"], baseline=name)
+    assert {cell.delta.baseline for cell in built.table.scores if cell.delta} == {name}
+    assert built.reference_results.baseline is None
 
 
 @pytest.mark.parametrize(

@@ -145,8 +145,11 @@ def read_source(directory: str | Path, *, baseline: str | None = None) -> Report
     if not root.is_dir():
         raise UserError(f"{directory}: no such directory")
     source = _study_source(root) if (root / RECORD_FILE).is_file() else _plain_source(root)
-    if not baseline:
-        return source
+    return with_baseline(source, baseline) if baseline else source
+
+
+def with_baseline(source: ReportSource, baseline: str) -> ReportSource:
+    """The source whose models are compared with a model or row; UserError if it is unknown."""
     by_seed = {row.seed: row.name for row in source.rows if baseline in (row.name, row.model)}
     if not by_seed:
         raise unknown_name_error(baseline, dict.fromkeys(row.model for row in source.rows), "baseline model")

@@ -18,7 +18,7 @@ from benchmarks.report.answer import headline, row_sentences
 from benchmarks.report.averages import Overall, overall_scores
 from benchmarks.report.differences import compare_models
 from benchmarks.report.latex_style import LatexStyle
-from benchmarks.report.load_results import ReportSource, read_source
+from benchmarks.report.load_results import ReportSource, read_source, with_baseline
 from benchmarks.report.notes import MarkStyle, Note, mark_legend, table_notes
 from benchmarks.report.published import ReferenceTable, build_reference_table, is_reference_row
 from benchmarks.report.scores import mean_tables, seed_tables, set_gains
@@ -195,7 +195,8 @@ def build_report(
 
     Args:
         directory: of the study or the results.
-        baseline: the model that the others are compared with; the name of a published model compares published ones.
+        baseline: the model that the others are compared with; the name of a published model, unless a measured one has
+            it, compares published ones.
         reference_results: published models, see `select_reference_results`; those that the study names if empty.
         selection: the models and columns to show.
         latex: the style of the LaTeX table.
@@ -206,8 +207,11 @@ def build_report(
         UserError: no results, an unreadable file, an unknown baseline, model, column or published model, or a display
             name that is not unique.
     """
-    of_reference = baseline is not None and is_reference_row(baseline)
-    complete = read_source(directory, baseline=None if of_reference else baseline)
+    complete = read_source(directory)
+    measured = {name for row in complete.rows for name in (row.name, row.model)}
+    of_reference = baseline is not None and baseline not in measured and is_reference_row(baseline)
+    if baseline and not of_reference:
+        complete = with_baseline(complete, baseline)
     display = merge_display(complete, display)
     source = selection.select_models(complete)
     names = display.benchmark_names(source.benchmarks)
