@@ -279,6 +279,8 @@ def test_own_rows(tmp_path: Path) -> None:
     assert metrics["nocaps_CIDEr"].value == 1.063
     assert metrics["mme_perception_score"].value == 1510.2
     assert found["mme"].model_name == "Mine-L-14"
+    kinds = {name: result.benchmark_type for name, result in found.items()}
+    assert kinds == {"coco": "retrieval"} | dict.fromkeys(("mme", "nocaps_val", "pope"), "mllm")  # an average each
     origin = found["pope"].measured_elsewhere
     assert (origin["tool"], origin["file"], origin["intervals"]) == ("our paper", "mine.csv", "the file")
 

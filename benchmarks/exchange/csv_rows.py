@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -70,20 +71,29 @@ def read(file: Path) -> list[Imported]:
         if first.source != row.source:
             raise UserError(f"{where}: source: expected the same one in all lines of a model and benchmark")
         metrics[row.metric] = _metric(row, where)
-    known = all_benchmarks()
     return [
         make_imported(
             file,
             tool=row.source,
             model=row.model,
             benchmark=row.benchmark,
-            benchmark_type=known[row.benchmark].benchmark_type if row.benchmark in known else "mllm",
+            benchmark_type=_benchmark_type(row.benchmark, metrics),
             metrics=metrics,
             primary=metrics,
             settings={"source": row.source},
         )
         for row, metrics in groups.values()
     ]
+
+
+def _benchmark_type(benchmark: str, metrics: Collection[str]) -> str:
+    """The type of a benchmark; by its metrics of a dataset, which is no benchmark's name (coco)."""
+    from benchmarks.tasks.encoders import classification, retrieval
+
+    if (known := all_benchmarks().get(benchmark)) is not None:
+        return known.benchmark_type
+    of_encoders = {"retrieval": retrieval.METRICS, "classification": classification.METRICS}
+    return next((kind for kind, names in of_encoders.items() if names.keys() >= {*metrics}), "mllm")
 
 
 def _plain(name: str, text: str) -> Any:
