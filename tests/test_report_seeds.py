@@ -105,7 +105,8 @@ def test_a_model_that_was_evaluated_once_has_one_number(study, tmp_path):
     (copied / "results/pretrained-s0/retrieval.items.parquet").unlink()
     without = build_report(copied)
     assert {line["model"]: line for line in rows_of(rendered(without, "seeds"))}["pretrained"]["num_seeds"] == "1"
-    assert "retrieval T→I R@1: not tested, because the items do not determine the score: pretrained." in without.notes
+    not_tested = "Not tested, because the items do not determine the score: pretrained on retrieval T→I R@1."
+    assert not_tested in without.notes
     assert not any("scores for different items" in note for note in without.notes)
 
 

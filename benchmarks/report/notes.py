@@ -199,6 +199,8 @@ def _about_intervals(table: Table) -> Iterator[str]:
             f"No test on {title}: the seeds of every model with several seeds have equal scores, so the seed variance "
             f"is unknown ({join_or_count(pairs, 'pairs')})."
         )
+    unknown_on: dict[str, list[str]] = {}  # models → metrics
+    order = [row.name for row in table.rows]
     for sets in table.other_items:
         title, known = sets[0][0].column.title, [cells for cells in sets if cells[0].evidence is not None]
         if len(known) > 1:
@@ -208,7 +210,9 @@ def _about_intervals(table: Table) -> Iterator[str]:
                 f"against each other: {names}."
             )
         if unknown := [cell.row for cells in sets for cell in cells if cell.evidence is None]:
-            yield f"{title}: not tested, because the items do not determine the score: {join_row_names(unknown)}."
+            unknown_on.setdefault(join_row_names(sorted(unknown, key=order.index)), []).append(title)
+    if where := "; ".join(f"{names} on {join_or_count(titles, 'metrics')}" for names, titles in unknown_on.items()):
+        yield f"Not tested, because the items do not determine the score: {where}."
     without: dict[str, list[Cell]] = {}
     for cell in table.scores:
         if cell.value is not None and cell.ci_low is None:
