@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import shutil
 from pathlib import Path
@@ -10,11 +11,12 @@ import bench_world as world
 import clips_world
 import pytest
 import torch
-from report_material import edit
+from report_material import edit, items_table, put_result
 
-from benchmarks.analysis.provenance import ProvenanceNode, lines
+from benchmarks.analysis.provenance import ProvenanceNode, lines, trace
 from benchmarks.cli import COMMANDS
 from benchmarks.results.results import read_result
+from benchmarks.study.state import StepRecord, write_record
 from clips.commandline.commands import dispatch
 from clips.core.artifact import MANIFEST, directory_hash, write_manifest
 from clips.export import ExportConfig, run_export
@@ -169,6 +171,23 @@ def test_changed_training_data_are_reported(tmp_path, capsys):
         (tmp_path / file).write_text("[ ]")
     assert ["CHANGED since: now" in line for line in said()] == [False, True, True, True]
     assert said("--check", "false") == unchanged
+
+
+@pytest.mark.parametrize("later", [True, False])
+def test_a_later_job_of_a_step_is_not_that_of_an_earlier_result(later, tmp_path):
+    """A step runs again for a new benchmark; the commit and command of that job stood below the other results."""
+    path = put_result(tmp_path / "results", "small", "retrieval", items_table(0.5, benchmark="retrieval"))
+    started = datetime.datetime.fromisoformat(read_result(path).created).timestamp() + (60 if later else -60)
+    write_record(
+        tmp_path,
+        StepRecord(
+            name="evaluate-small", kind="evaluation", command="clips-bench run", key="", status="done", started=started,
+            output_paths=("results/small/retrieval.json",),
+        ),
+    )  # fmt: skip
+    facts = trace(read_result(path)).facts
+    assert ("step evaluate-small: not this result's job but a later one is recorded" in facts) == later
+    assert ("step's command: clips-bench run" in facts) != later
 
 
 def test_paths_are_found_from_any_folder_and_where_a_study_was_moved_to(copied, tmp_path, monkeypatch, capsys):

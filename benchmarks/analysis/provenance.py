@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +89,7 @@ def trace(result: Result, *, check: bool = True) -> ProvenanceNode:
     facts = [
         evaluated,
         *([f"by: {result.command}"] if result.command else []),
-        *(_step(Path(result.path)) if result.path else []),
+        *(_step(Path(result.path), result.created) if result.path else []),
         f"data: {_short(str(protocol.get('data_hash', '')))}, split {protocol.get('split', 'not stated')}",
         f"protocol: {_short(result.fingerprint)}; `clips-bench diff` compares it with another's",
     ]
@@ -148,12 +150,17 @@ def _about(manifest: Mapping[str, Any]) -> Iterator[str]:
         yield ", ".join(f"{name} {versions[name]}" for name in libraries)
 
 
-def _step(output: Path) -> Iterator[str]:
+def _step(output: Path, created: str = "") -> Iterator[str]:
     """The study runner's record of the step that produced an output: command, time, memory and machine."""
     found = find_producer(output)
     if found is None:
         return
     record = found[1]
+    with contextlib.suppress(ValueError):
+        if datetime.datetime.fromisoformat(created).timestamp() + 1 < record.started:  # it is in whole seconds
+            yield f"step {record.name}: not this result's job but a later one is recorded"
+            yield from (f"step {record.name} {describe_acceptance(entry)}" for entry in record.accepted)
+            return
     usage = [f"{record.seconds:,.0f} s"]
     if record.peak_memory_mb:
         usage.append(f"at most {record.peak_memory_mb / 1024:.1f} GiB in one process")
