@@ -167,6 +167,10 @@ def test_seeds_that_were_measured_otherwise_are_no_part_of_the_mean(study, tmp_p
     cell = report.table.cell("whole", "retrieval", "t2i_r1")
     assert (cell.group, cell.by_seed) == (0, pytest.approx({0: 20, 2: 30}))
     assert any(note.startswith("† whole (seed 1) on retrieval T→I R@1 was measured") for note in report.notes)
+    items.loc[50:, ["hit", "score"]] = np.nan
+    put_result(copied / "results", "whole-s1", "retrieval", items, primary=("t2i_r1",), digest="whole 1")
+    lines = {line["model"]: line for line in rows_of(rendered(build_report(copied), "csv"))}
+    assert (lines["whole"]["n"], lines["pretrained"]["n"]) == ("", "200")  # it was that of the first seed
 
 
 def test_a_result_from_before_a_change_of_a_scripts_module_is_no_number(tmp_path):

@@ -232,7 +232,7 @@ def _mean_cell(row: str, column: Column, cells: Mapping[int | None, Cell], sourc
         row=row,
         column=column,
         value=fmean(by_seed.values()),
-        n=own[0].n,
+        n=own[0].n if len({cell.n for cell in own}) == 1 else 0,  # unknown, of seeds with scores for different items
         group=group,
         protocol_differences=own[0].protocol_differences,
         rows=rows,
