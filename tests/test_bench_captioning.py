@@ -107,6 +107,9 @@ def test_image_scores_add_up_to_the_corpus_score(monkeypatch):
 
 
 @needs_java
+@pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # PTBTokenizer
 def test_images_of_textcaps_have_ids_of_letters(tmp_path):
     from lmms_eval.tasks.textcaps.utils import textcaps_cider
 

@@ -177,9 +177,17 @@ def _raw_table(folder: Path) -> tuple[Path, str]:
     return _table(folder, image=["0.png"], captions=[[{"raw": "a dog"}, {"raw": None}, {"raw": "a cat"}]])
 
 
-@pytest.mark.parametrize("write", [_tar_text, _tar_json, _lines, _table, _raw_table])
+def test_lines_of_a_text_file_are_captions_for_benchmarks_and_one_caption_for_training(tmp_path: Path) -> None:
+    """As CLIP_benchmark and open_clip's training read them."""
+    path, location = _tar_text(tmp_path)
+    assert load(path) == [["a dog", "a cat"]]
+    source = open_source(SourceConfig(path=str(path), web_caption=location, synthetic_caption=None))
+    assert source.read(0, np.random.default_rng(0)).web == "a dog\r\n\r\n&nbsp;\r\na cat"
+
+
+@pytest.mark.parametrize("write", [_tar_json, _lines, _table, _raw_table])
 def test_training_and_benchmarks_read_the_same_captions_and_images(tmp_path: Path, write) -> None:
-    """Before: training took the lines of a .txt as one caption, and objects with 'raw' as none."""
+    """Before: training took objects with 'raw' as no captions."""
     path, location = write(tmp_path)
     (captions,) = load(path)
     assert captions == ["a dog", "a cat"]
@@ -194,8 +202,11 @@ def test_training_and_benchmarks_read_the_same_captions_and_images(tmp_path: Pat
 @pytest.mark.parametrize("name", ["x.csv", "x.jsonl", "data/test.parquet"])
 def test_training_and_benchmarks_read_the_same_split(tmp_path: Path, name: str) -> None:
     """Before: training read the rows of all splits of a table, and no JSON lines without splits."""
-    frame = pd.DataFrame({"split": ["train", "val", "test", "train"], "image": "0.png", "caption": [*"abcd"]})
-    path = save(tmp_path / "0.png").parent / name
+    images = [f"{number}.png" for number in range(4)]
+    frame = pd.DataFrame({"split": ["train", "val", "test", "train"], "image": images, "caption": [*"abcd"]})
+    for image in images:
+        save(tmp_path / image)
+    path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
     writers = {".csv": "to_csv", ".jsonl": "to_json", ".parquet": "to_parquet"}
     options: dict[str, Any] = {".csv": {"index": False}, ".jsonl": {"orient": "records", "lines": True}}
@@ -210,15 +221,15 @@ def test_training_and_benchmarks_read_the_same_split(tmp_path: Path, name: str) 
         return [source.read(index, np.random.default_rng(0)).web for index in range(len(source))], found
 
     getattr(frame, writers[path.suffix])(path, **options.get(path.suffix, {}))
-    assert read("train") == (["a", "d"], [["a", "d"]])
+    assert read("train") == (["a", "d"], [["a"], ["d"]])
     assert read("test") == (["c"], [["c"]])
     if path.parent == tmp_path:
-        assert read("train+val") == ([*"abd"], [[*"abd"]])
+        assert read("train+val") == ([*"abd"], [["a"], ["b"], ["d"]])
     with pytest.raises(UserError, match="'dev'"):
         read("dev")
     if path.parent == tmp_path:
         getattr(frame.drop(columns="split"), writers[path.suffix])(path, **options.get(path.suffix, {}))
-        assert read("train") == ([*"abcd"], [[*"abcd"]])
+        assert read("train") == ([*"abcd"], [["a"], ["b"], ["c"], ["d"]])
 
 
 def test_images_outside_the_class_folders_are_counted(tmp_path: Path, capsys) -> None:
