@@ -461,7 +461,8 @@ def main() -> int:
             print(f"## {name}\n\n{markdown_frame(score_table(columns))}\n")
             if name == "positives":
                 table = curves(args.scores, columns["held_out", T2I])
-                print(f"## Equal compute\n\n{markdown_frame(table.round(2).set_index('recipe'))}\n")
+                shown = table.map(lambda value: f"{value:.2f}" if isinstance(value, float) else str(value))
+                print(f"## Equal compute\n\n{markdown_frame(shown.set_index('recipe'))}\n")
                 if args.figure:
                     atomic_write(args.figure, draw_curves(table))
         judged = judge(CLAIMS, studies)
