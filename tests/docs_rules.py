@@ -70,8 +70,9 @@ RULES = (
     Rule(has="transformers:openai/", skip="needs the hub"),
     Rule(has="hf-hub:", skip="needs the hub"),
     # ------------------------------------------------------------ what would take long
-    Rule(has="scripts/studies/tuning.yaml", swap=(("study run", "study plan"),), shared=True),
-    Rule(has="python scripts/judge_claims.py", skip="needs scores; tests/test_judge_claims.py makes some"),
+    Rule(has="scripts/studies/lengths.yaml", swap=(("study run", "study plan"),), shared=True),
+    Rule(has="python scripts/judge_claims.py", skip="tests/test_judge_claims.py runs it on these scores"),
+    Rule(has="python scripts/insert_tables.py docs/evidence.md", skip="changes the page"),
     Rule(has="clips import epoch_1.pt --architecture ViT-B-32", swap=(("ViT-B-32", "clips-tiny"),)),
     Rule(has="torchrun --nproc-per-node 8", swap=(("--nproc-per-node 8", "--nproc-per-node 2"),)),
     Rule(has="--distributed.num_processes 8", swap=(("processes 8", "processes 2"),)),

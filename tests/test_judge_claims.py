@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +272,43 @@ def test_claims_are_about_what_the_studies_train(study):
         assert sum(claim.weights.values()) == pytest.approx(0)
 
 
+def test_the_page_states_what_the_script_computes(capsys, monkeypatch):
+    docs = STUDIES.parents[1] / "docs"
+    monkeypatch.setattr("sys.argv", ["judge_claims.py", str(docs / "scores")])
+    assert judge_claims.main() == 0
+    computed = capsys.readouterr().out.replace("\\", "")
+    page = (docs / "evidence.md").read_text(encoding="utf-8").replace("−", "-").replace("\\", "")
+    readme = (docs.parent / "README.md").read_text(encoding="utf-8").replace("−", "-")
+    pattern = re.compile(r"([+-]?\d+\.\d+) \[([+-]?\d+\.\d+), ([+-]?\d+\.\d+)\]")
+    known, stated, short = (
+        {tuple(map(float, found)) for found in pattern.findall(each)} for each in (computed, page, readme)
+    )
+    assert len(stated) > 20
+    assert len(short) > 6
+    assert (stated | short) - known == set()
+    rows = re.findall(r"^\| ([A-E]\d+) \|.*?\| ([+-][^|]+\]) \| ([^|]+) \|", page[: page.index("## Set-up")], re.M)
+    assert len(rows) > 4
+    lines = [[cell.strip() for cell in line.split("|")] for line in computed.splitlines()]
+    for name, estimate, verdict in rows:
+        assert any({name, estimate, verdict.strip("* ")} <= {*line} for line in lines), name
+
+
+def test_the_table_of_the_readme_has_the_scores_of_the_demo():
+    root = STUDIES.parents[1]
+    columns = judge_claims.read_study(root / "docs/scores", "demo")
+    metrics = [("retrieval", "t2i_r1"), ("retrieval", "i2t_r1"), ("pope", "pope_accuracy"), ("gqa", "exact_match"),
+               ("nocaps_val", "nocaps_CIDEr")]  # fmt: skip
+    for name in ("untrained", "clip", "clips"):
+        (row,) = re.findall(rf"^\| {name} \| (.*) \|$", (root / "README.md").read_text(encoding="utf-8"), re.M)
+        for metric, cell in zip(metrics, row.replace("*", "").split(" | "), strict=True):
+            scores = columns[metric].scores[name]
+            value, margin = cell.split(" ")
+            assert float(value) == round(100 * scores.value, 1)
+            found = judge_claims.scores_interval(scores, columns[metric].noise)
+            if margin.startswith("±"):  # a report pools the variance of seeds over its omitted columns, too
+                assert float(margin[1:]) == pytest.approx(50 * (found.high - found.low), rel=0.04)
+
+
 def race_lines(rng: np.random.Generator, retrieval: dict[str, float], inside: dict[str, float]) -> pd.DataFrame:
     """Scores of five seeds around the means of encoders."""
     lines = [
@@ -295,6 +333,8 @@ def test_the_race_is_judged_by_pairs_of_seeds():
     opposed = {name: 20 - value for name, value in retrieval.items()} | {"caption_only": 8.0}
     found = judge_claims.judge_race(race_lines(rng, retrieval, opposed)).iloc[-1]
     assert (found["verdict"], float(found["estimate"].split()[0]) < -0.8) == ("reproduced", True)
+    noise = dict.fromkeys([*retrieval, "caption_only"], 8.0)
+    assert judge_claims.judge_race(race_lines(rng, retrieval, noise)).iloc[-1]["verdict"].startswith("not tested")
     lines = race_lines(np.random.default_rng(1), retrieval, opposed)
     pairs = lines.query("metric == 't2i_r1'").pivot_table("value", "encoder", "seed")
     interval = scipy.stats.ttest_rel(pairs.loc["clips"], pairs.loc["clip"]).confidence_interval(0.95)
