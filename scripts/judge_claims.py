@@ -128,7 +128,7 @@ CLAIMS: tuple[Claim, ...] = (
     # B, several positives under noise
     _B(name="B1", text="CLIPS is above CLIP at equal samples",
        weights={f"{name}.{noise}": sign / 3 for noise in _NOISES for name, sign in (("clips", 1), ("clip", -1))}),
-    _B(name="B2", text="two positives are above one",
+    _B(name="B2", text="a clean second positive is above none",
        weights={f"{name}.{noise}": sign / 3 for noise in _NOISES
                 for name, sign in (("multi_positive", 1), ("clip", -1))}),
     _B(name="B3", text="a synthetic second positive is above a second web caption, under noise",
@@ -448,7 +448,7 @@ def judge_race(lines: pd.DataFrame) -> pd.DataFrame:
             if repeated < 0.5:  # an order that is noise correlates with no other one
                 verdict = f"not tested: the order inside a LLaVA correlates by {repeated:.1f} between seeds"
         else:
-            verdict = "" if not claim else "reproduced" if low > 0 else "contradicted" if high < 0 else "inconclusive"
+            verdict = "" if not claim else "above" if low > 0 else "below" if high < 0 else "inconclusive"
         rows.append({
             "claim": claim, "": text, "seeds": str(len(values)), "verdict": verdict,
             "estimate": f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]",
