@@ -480,13 +480,7 @@ def main() -> int:
             print(f"## Claims {letter}\n\n{markdown_frame(judged[judged.index.str.startswith(letter)])}\n")
         if (race := args.scores / "race_photos.csv").is_file():
             lines = pd.read_csv(race)
-            means = (
-                lines.groupby(["encoder", "metric"])["value"]
-                .mean()
-                .unstack()
-                .map("{:.1f}".format, na_action="ignore")
-                .fillna("")
-            )
+            means = lines.pivot_table("value", "encoder", "metric").map("{:.1f}".format, na_action="ignore").fillna("")
             print(f"## race_photos\n\n{markdown_frame(means)}\n\n## Claims E\n\n{markdown_frame(judge_race(lines))}")
     except UserError as error:
         print(error, file=sys.stderr)

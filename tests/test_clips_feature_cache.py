@@ -195,9 +195,10 @@ def test_frozen_layers_of_other_families_are_cached(cache, computed, architectur
     assert computed == [2]
 
 
+@pytest.mark.parametrize("architecture", ["clips-efficientnet", "clips-tinyvit"])
 @pytest.mark.parametrize("unlocked", [0, 1])
-def test_flops_of_a_training_are_those_of_the_layers_that_compute_in_each_step(cache, tmp_path, unlocked):
-    cached = replace(CONFIG, architecture="clips-efficientnet", image_size=64, lock_image_unlocked_groups=unlocked)
+def test_flops_of_a_training_are_those_of_the_layers_that_compute_in_each_step(cache, tmp_path, unlocked, architecture):
+    cached = replace(CONFIG, architecture=architecture, image_size=64, lock_image_unlocked_groups=unlocked)
     recipe = RecipeConfig(name="clip")
     data = DataConfig(sources=(SourceConfig(path="/nowhere"),), augment=AugmentConfig(crop_scale_min=1.0))
     flops = []

@@ -53,9 +53,8 @@ def run_swap(config: SwapConfig) -> None:
     model, processor = build_llava(LlavaParts.of(config, encoder=config.encoder, llm=config.llava))
     directory = resolve_model_dir(config.llava, "llava")
     stored = AutoConfig.from_pretrained(directory).dtype
-    if stored is not None and not has_adapters(
-        directory
-    ):  # encoder and projector stay in float32, as at the start of training
+    # encoder and projector stay in float32, as at the start of training, and so does what adapters were merged into
+    if stored is not None and not has_adapters(directory):
         model.model.language_model.to(stored)
         model.lm_head.to(stored)
     convert_tower_to_transformers(model)
