@@ -57,7 +57,7 @@ class Claim:
     """A statement and the contrast that decides it.
 
     Args:
-        name: a letter for the experiment, and a number.
+        name: a letter for the experiment, and a number unless it is a contrast.
         text: in the words of the paper, where it is one of the paper's.
         study: name of the study.
         benchmark: name of the column.
@@ -66,7 +66,7 @@ class Claim:
         seeds: planned number; there is no verdict with fewer.
         above: the verdict if the contrast is significantly above 0.
         below: the verdict if it is significantly below 0.
-        tested: whether it is one of the claims that are decided; the others have an estimate and an interval.
+        condition: its column in the table of contrasts; a contrast has an interval and no verdict. Empty for a claim.
         requires: (benchmark, metric) that is above 0 for each of the encoders and seeds, or nothing is decided.
     """
 
@@ -79,7 +79,7 @@ class Claim:
     seeds: int
     above: str = "reproduced"
     below: str = "contradicted"
-    tested: bool = True
+    condition: str = ""
     requires: tuple[str, str] | None = None
 
 
@@ -115,16 +115,14 @@ CLAIMS: tuple[Claim, ...] = (
     _A(name="A3", text="a fixed sentence has more than half of the gain of a sampled one", benchmark="short",
        weights={"fixed_sentence": 1, "sentence": -0.5, "whole": -0.5},
        above="it has more", below="it has less"),
-    *(_A(name=f"A{number}", text=f"{first} − {second}, {benchmark} queries", benchmark=benchmark,
-         weights={first: 1, second: -1}, tested=False)
-      for number, (first, second, benchmark) in enumerate(
-          [(first, second, benchmark)
-           for first, second in (("random_32", "whole"), ("fixed_sentence", "whole"), ("sentence", "fixed_sentence"),
-                                 ("shuffled", "whole"), ("truncate_32", "whole"), ("sentence", "truncate_32"),
-                                 ("sentence", "whole.50"), ("sentence", "whole.100"), ("sentence", "shuffled"))
-           for benchmark in ("short", "long")], 4)),
-    _A(name="A22", text="another order of sentences has more than half of the gain, short queries", benchmark="short",
-       weights={"shuffled": 1, "sentence": -0.5, "whole": -0.5}, tested=False),
+    *(_A(name="A", text=f"{first} − {second}", benchmark=benchmark, weights={first: 1, second: -1},
+         condition=f"{benchmark} queries")
+      for first, second in (("random_32", "whole"), ("fixed_sentence", "whole"), ("sentence", "fixed_sentence"),
+                            ("shuffled", "whole"), ("sentence", "shuffled"), ("truncate_32", "whole"),
+                            ("sentence", "truncate_32"), ("sentence", "whole.50"), ("sentence", "whole.100"))
+      for benchmark in ("short", "long")),
+    _A(name="A", text="shuffled − mean of sentence and whole", benchmark="short",
+       weights={"shuffled": 1, "sentence": -0.5, "whole": -0.5}, condition="short queries"),
     # B, several positives under noise
     _B(name="B1", text="CLIPS is above CLIP at equal samples",
        weights={f"{name}.{noise}": sign / 3 for noise in _NOISES for name, sign in (("clips", 1), ("clip", -1))}),
@@ -136,18 +134,16 @@ CLAIMS: tuple[Claim, ...] = (
                 for name, sign in (("multi_positive", 1), ("two_web", -1))}),
     _B(name="B4", text="the gain of the second positive is larger with 50 % noise than without",
        weights={"multi_positive.50": 1, "clip.50": -1, "multi_positive.0": -1, "clip.0": 1}),
-    *(_B(name=f"B{number}", text=f"{first} − {second}, {noise} % noise", tested=False,
+    *(_B(name="B", text=f"{first} − {second}", condition=f"{noise} % noise",
          weights={f"{first}.{noise}": 1, f"{second}.{noise}": -1})
-      for number, (first, second, noise) in enumerate(
-          [(first, second, noise)
-           for first, second in (("clips", "clip"), ("multi_positive", "clip"), ("two_web", "clip"),
-                                 ("multi_positive", "two_web"), ("clips", "multi_positive"))
-           for noise in _NOISES], 5)),
-    *(_B(name=f"B{number}", text=f"the gain of the second positive grows from {low} to {high} % noise", tested=False,
-         weights={f"multi_positive.{high}": 1, f"clip.{high}": -1, f"multi_positive.{low}": -1, f"clip.{low}": 1})
-      for number, (low, high) in enumerate(((0, 25), (25, 50)), 20)),
-    _B(name="B22", text="a second web caption is above none, mean over noise", tested=False,
+      for first, second in (("clips", "clip"), ("multi_positive", "clip"), ("two_web", "clip"),
+                            ("multi_positive", "two_web"), ("clips", "multi_positive"))
+      for noise in _NOISES),
+    _B(name="B", text="two_web − clip", condition="mean",
        weights={f"{name}.{noise}": sign / 3 for noise in _NOISES for name, sign in (("two_web", 1), ("clip", -1))}),
+    *(_B(name="B", text="multi_positive − clip", condition=f"from {low} to {high} %",
+         weights={f"multi_positive.{high}": 1, f"clip.{high}": -1, f"multi_positive.{low}": -1, f"clip.{low}": 1})
+      for low, high in ((0, 25), (25, 50))),
     # C, the captioner
     _C(name="C1", text="the captioner helps retrieval, equal samples", benchmark="held_out",
        weights={"clips": 1, "multi_positive": -1}, requires=("recaption", "CIDEr_gain")),
@@ -161,10 +157,9 @@ CLAIMS: tuple[Claim, ...] = (
     *(_B(name=f"D{number}", text=f"CLIPS is above CLIP at equal compute, by the cost at L/14 and {what}",
          weights={"clips.25": 1} | _clip_after(300 * cost))
       for number, (what, cost) in enumerate(zip(("224 px", "the whole schedule"), COSTS["clips"], strict=True), 1)),
-    *(_B(name=f"D{number}", text=f"{name} − clip at equal compute, by the cost at L/14 and the whole schedule",
-         weights={f"{name}.25{end}": 1} | _clip_after(300 * COSTS[name][1]), tested=False)
-      for number, (name, end) in enumerate((("multi_positive", ""), ("sentences", ".300")), 3)),
-    _B(name="D5", text="veclip − clip at equal compute", weights={"veclip.25.300": 1, "clip.25": -1}, tested=False),
+    *(_B(name="D", text=f"{name} − clip", condition="equal compute, by the cost at L/14 and the whole schedule",
+         weights={f"{name}.25{end}": 1} | _clip_after(300 * COSTS[name][1]))
+      for name, end in (("multi_positive", ""), ("sentences", ".300"), ("veclip", ".300"))),
 )  # fmt: skip
 
 
@@ -305,16 +300,17 @@ def of_items(rows: pd.DataFrame, metric: str) -> Scores:
 
 
 def score_table(columns: Mapping[tuple[str, str], Column]) -> pd.DataFrame:
-    """Encoder × metric: the mean over seeds with its 95 % interval over images and seeds, and the number of seeds."""
+    """Encoder × metric: the mean over seeds with its 95 % interval over images and seeds; and the number of seeds."""
     cells: dict[str, dict[str, str]] = {}
     for (benchmark, metric), column in columns.items():
         for name, scores in column.scores.items():
             found = scores_interval(scores, column.noise)
             ends = (found.low, found.high)
-            text = "–" if None in ends else " to ".join(f"{_SCALE * float(end or 0):.1f}" for end in ends)
-            cells.setdefault(name, {})[f"{benchmark} {metric}"] = (
-                f"{_SCALE * scores.value:.1f} ({text}; {len(column.seeds[name])} seeds)"
-            )
+            text = "" if None in ends else " [" + ", ".join(f"{_SCALE * float(end or 0):.1f}" for end in ends) + "]"
+            row = cells.setdefault(name, {"seeds": ""})
+            seeds = str(len(column.seeds[name]))
+            row["seeds"] = seeds if row["seeds"] in ("", seeds) else "not the same"
+            row[f"{benchmark} {metric}"] = f"{_SCALE * scores.value:.1f}{text}"
     return pd.DataFrame.from_dict(cells, orient="index").fillna("—").sort_index().rename_axis("encoder")
 
 
@@ -371,12 +367,13 @@ def draw_curves(table: pd.DataFrame) -> str:
 
 
 def judge(claims: Sequence[Claim], columns: Mapping[str, Mapping[tuple[str, str], Column]]) -> pd.DataFrame:
-    """A line for each claim: estimate, interval, corrected p-value, minimum detectable difference and verdict."""
+    """A line for each claim: estimate, interval, corrected p-value, MDD, verdict and condition."""
     lines, raw = [], {}
     for claim in claims:
         column = columns.get(claim.study, {}).get((claim.benchmark, claim.metric))
         known = column.scores if column else {}
-        line = {"claim": claim.name, "": claim.text, "estimate": "—", "p": "", "MDD": "", "verdict": "not run"}
+        line = {"claim": claim.name, "": claim.text, "estimate": "—", "p": "", "MDD": "", "verdict": "not run",
+                "condition": claim.condition}  # fmt: skip
         lines.append(line)
         if column is None or not known.keys() >= claim.weights.keys():
             continue
@@ -385,22 +382,30 @@ def judge(claims: Sequence[Claim], columns: Mapping[str, Mapping[tuple[str, str]
         low, high = estimate.interval()
         line["estimate"] = f"{estimate.value:+.1f} [{low:+.1f}, {high:+.1f}]"
         line["MDD"] = f"{estimate.min_detectable:.1f}"
-        line["verdict"] = "" if not claim.tested else "inconclusive"
+        line["verdict"] = "inconclusive"
         missing = [name for name in claim.weights if len(column.seeds[name]) < claim.seeds]
-        if claim.tested and missing:
+        if missing:
             line["verdict"] = f"incomplete: fewer than {claim.seeds} seeds of {', '.join(missing)}"
-        elif claim.tested and math.isfinite(low) and not _lacks(claim, columns[claim.study], line):
+        elif not claim.condition and math.isfinite(low) and not _lacks(claim, columns[claim.study], line):
             raw[len(lines) - 1] = (claim, estimate.value, float(p_values([estimate])[0]))
     for experiment in dict.fromkeys(claim.name[0] for claim in claims):
         # claims that are not tested yet count as tests: a verdict does not change when they are
         own = {place: found for place, found in raw.items() if found[0].name[0] == experiment}
-        absent = sum(claim.tested and claim.name[0] == experiment for claim in claims) - len(own)
+        absent = sum(not claim.condition and claim.name[0] == experiment for claim in claims) - len(own)
         corrected = holm_correction([found[2] for found in own.values()] + [1.0] * absent)
         for (place, (claim, value, _)), p_value in zip(own.items(), corrected[: len(own)], strict=True):
             lines[place]["p"] = f"{p_value:.2g}"
             if p_value < ALPHA:
                 lines[place]["verdict"] = claim.above if value > 0 else claim.below
     return pd.DataFrame(lines).set_index("claim")
+
+
+def contrast_table(judged: pd.DataFrame) -> pd.DataFrame:
+    """Estimate and interval of the lines of `judge` that have a condition: contrast × condition."""
+    lines = judged[judged["condition"] != ""]
+    shown = lines["estimate"].where(~lines["verdict"].str.startswith("incomplete"), lines["estimate"] + " (incomplete)")
+    indexed = shown.set_axis(pd.MultiIndex.from_frame(lines[["", "condition"]]))
+    return indexed.unstack(sort=False).fillna("").rename_axis(index="contrast", columns=None)
 
 
 def _lacks(claim: Claim, columns: Mapping[tuple[str, str], Column], line: dict[str, str]) -> bool:
@@ -477,7 +482,11 @@ def main() -> int:
                     atomic_write(args.figure, draw_curves(table))
         judged = judge(CLAIMS, studies)
         for letter in dict.fromkeys(claim.name[0] for claim in CLAIMS):
-            print(f"## Claims {letter}\n\n{markdown_frame(judged[judged.index.str.startswith(letter)])}\n")
+            found = judged[judged.index.str.startswith(letter)]
+            claims = found[found["condition"] == ""].drop(columns="condition")
+            print(f"## Claims {letter}\n\n{markdown_frame(claims)}\n")
+            if len(claims) < len(found):
+                print(f"## Contrasts {letter}\n\n{markdown_frame(contrast_table(found))}\n")
         if (race := args.scores / "race_photos.csv").is_file():
             lines = pd.read_csv(race)
             means = lines.pivot_table("value", "encoder", "metric").map("{:.1f}".format, na_action="ignore").fillna("")

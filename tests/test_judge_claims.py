@@ -117,9 +117,26 @@ def test_claims_of_an_experiment_are_corrected_together_though_some_are_not_run(
     alone = float(verdict(folder)["p"])
     others = [dataclasses.replace(CLAIM, name=f"A{number}", study="later") for number in (2, 3, 4)]
     assert float(verdict(folder, CLAIM, *others)["p"]) == pytest.approx(4 * alone, rel=0.1)
-    untested = dataclasses.replace(others[0], tested=False)
+    untested = dataclasses.replace(others[0], condition="short queries")
     elsewhere = dataclasses.replace(others[1], name="B1")
     assert float(verdict(folder, CLAIM, untested, elsewhere)["p"]) == pytest.approx(alone, rel=0.1)
+
+
+def test_contrasts_have_a_table_by_condition_and_no_verdict(tmp_path):
+    items = made_hits(np.random.default_rng(0), {"a": 2.0, "b": 0.0, "c": 0.0})
+    columns = {"made": judge_claims.read_study(write_scores(tmp_path, items), "made")}
+    of_c, of_a = (
+        [dataclasses.replace(CLAIM, text=f"{name} − b", weights={name: 1, "b": -1}, seeds=seeds, condition=condition)
+         for seeds, condition in conditions]
+        for name, conditions in (("c", [(3, "z"), (4, "a")]), ("a", [(3, "z")]))
+    )  # fmt: skip
+    judged = judge_claims.judge([CLAIM, *of_c, *of_a], columns)
+    assert [*judged["verdict"]][:2] == ["reproduced", "inconclusive"]
+    table = judge_claims.contrast_table(judged)
+    assert ([*table.index], [*table.columns]) == (["c − b", "a − b"], ["z", "a"])
+    assert table.loc["a − b", "z"] == judged["estimate"].iloc[0]
+    assert table.loc["c − b", "a"] == table.loc["c − b", "z"] + " (incomplete)"
+    assert table.loc["a − b", "a"] == ""
 
 
 def test_a_claim_is_not_decided_where_what_it_requires_is_absent(tmp_path):
