@@ -135,6 +135,15 @@ def test_judge_scores_are_counted_and_requested_once(places, tmp_path, judge, mo
     assert other.key != found.key
 
 
+def test_numbers_in_a_judges_reasoning_are_no_grades(tmp_path, judge):
+    config = configure(name="llava_in_the_wild", data="d", judge_url=judge.url, judge_model="gpt-test")
+    judge.said = lambda _: "Assistant 1 names it, Assistant 2 does not.\n</think>\n\n8 3\nThe first one is right."
+    for _ in range(2):  # the second one from the cache
+        reply, _model = make_judge(config, "llava_in_the_wild", tmp_path).ask({"model": "gpt-4", "messages": []})
+        assert reply == "8 3\nThe first one is right."
+    assert len(judge.asked) == 1
+
+
 def test_requests_of_the_openai_client_go_to_the_judge(tmp_path, judge):
     from openai import OpenAI
 

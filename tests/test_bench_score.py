@@ -19,6 +19,7 @@ from benchmarks.tasks.mllm.evaluate_task import evaluate_task
 from benchmarks.tasks.mllm.matching import Answer, match
 from benchmarks.tasks.mllm.score_answers import ScoreConfig, run_score
 from benchmarks.tasks.registry import configure, get_benchmark
+from clips.core.chat_client import REASONING_TAGS
 from clips.errors import UserError
 
 PICTURES = 4
@@ -132,7 +133,6 @@ def test_samples_of_reasoning_models_score_as_lmms_eval_scored_them(hub, tmp_pat
 
 
 def test_reasoning_tags_are_lmms_evals_default(monkeypatch):
-    from benchmarks.tasks.mllm.items import REASONING_TAGS
     from benchmarks.tasks.mllm.offline_tasks import go_offline
 
     go_offline()
@@ -140,7 +140,7 @@ def test_reasoning_tags_are_lmms_evals_default(monkeypatch):
 
     monkeypatch.setattr("sys.argv", ["lmms_eval"])
     _, theirs = parse_eval_args()
-    assert theirs.reasoning_tags == REASONING_TAGS
+    assert theirs.reasoning_tags == json.dumps(REASONING_TAGS)
 
 
 def test_a_reading_that_an_earlier_version_logged_otherwise_is_no_difference(hub, tmp_path, capsys):

@@ -146,6 +146,15 @@ def test_an_input_at_which_the_server_fails_is_given_up_while_others_are_answere
         assert not raised.value.by_input
 
 
+def test_a_choice_without_text_is_an_error() -> None:
+    assert choices({"choices": [{"message": {"content": None}, "finish_reason": "length"}]}) == [("", "length")]
+    parts = [{"type": "text", "text": "A dog."}]
+    with pytest.raises(
+        ChatServerError, match=r"as OpenAI's chat API does: \[\{'type': 'text', 'text': 'A dog\.'\}\] is no text"
+    ):
+        choices({"choices": [{"message": {"content": parts}, "finish_reason": "stop"}]})
+
+
 def test_urls_are_checked() -> None:
     check_urls("endpoint", ["http://127.0.0.1:8000/v1", "https://host/v1"])
     with pytest.raises(UserError, match=r"^endpoint: expected a URL such as http://.*, got 'localhost:8000'$"):

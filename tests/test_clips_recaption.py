@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import json
 import os
 import shutil
@@ -19,13 +20,15 @@ import bridge_world
 import clips_world
 import numpy as np
 import pytest
+from PIL import Image
 
 from clips.cli import COMMANDS
 from clips.commandline.commands import dispatch
 from clips.core.identity import RUN, run_text
 from clips.data import decode_image
-from clips.data.sources import SourceConfig, open_source
+from clips.data.sources import Record, Sample, SourceConfig, open_source
 from clips.errors import UserError
+from clips.recaption import run
 from clips.recaption.captioners import CaptionModel, GeneratedCaption
 from clips.recaption.recaption_config import RecaptionConfig
 from clips.recaption.run import (
@@ -39,7 +42,7 @@ from clips.recaption.run import (
     split_into_shards,
     split_into_windows,
 )
-from clips.recaption.shard_writers import WORK_DIR, ShardWriter
+from clips.recaption.shard_writers import WORK_DIR, ShardWriter, TarWriter
 
 PROMPT = "{web}. What color is it?"
 _BART_LAYER = {"layers": 1, "attention_heads": 2, "ffn_dim": 16}
@@ -201,11 +204,15 @@ def test_a_finished_recaptioning_stays_and_other_settings_are_rejected(finished,
     assert "done before" in capsys.readouterr().err
     with pytest.raises(UserError, match="max_new_tokens is 8 there and 3 now"):
         run_recaption(other)
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "directory_hash", lambda path: "another model's")
+        with pytest.raises(UserError, match=r"inputs\.model is '\w{64}' there and \"another model's\" now"):
+            run_recaption(finished)
     begun = settings()
     Path(begun.output, ".work").mkdir(parents=True)  # as by a process that began at the same time
-    run = _run_identity(begun, 21)
-    (Path(begun.output) / WORK_DIR / RUN).write_text(run_text(run))
-    assert not _is_finished(begun, run)
+    own = _run_identity(begun, 21)
+    (Path(begun.output) / WORK_DIR / RUN).write_text(run_text(own))
+    assert not _is_finished(begun, own)
     with pytest.raises(UserError, match="max_new_tokens is 8 there and 3 now"):
         run_recaption(dataclasses.replace(begun, max_new_tokens=3))
     shutil.rmtree(begun.output)
@@ -350,6 +357,38 @@ def test_an_unfinished_last_sentence_is_dropped(text: str, ended: bool, kept: st
     assert clean_caption(GeneratedCaption(text, 9, ended), drop_incomplete_sentence=False) == " ".join(text.split())
 
 
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("<think>Is it a dog?\n\nYes.</think>\n\nA dog runs.", "A dog runs."),
+        ("Is it a dog? Yes.\n</think>\nA dog runs.", "A dog runs."),  # the template has the first tag
+        ("<think>Is it a dog? Yes. The", ""),
+    ],
+)
+def test_reasoning_is_no_caption(text: str, kept: str):
+    assert clean_caption(GeneratedCaption(text, 9, ended=bool(kept)), drop_incomplete_sentence=True) == kept
+
+
+@pytest.mark.parametrize("kind", ["MPO", "AVIF", "TIFF"])
+def test_an_image_is_stored_as_the_model_sees_it(kind: str, settings: Settings, tmp_path: Path):
+    picture, stream, turned = Image.effect_noise((40, 24), 90).convert("RGB"), io.BytesIO(), Image.Exif()
+    if kind == "TIFF":
+        picture.putalpha(Image.linear_gradient("L").resize(picture.size))
+        picture.save(stream, kind)
+    else:
+        turned[0x0112] = 6
+        picture.save(
+            stream, kind, exif=turned, **({"save_all": True, "append_images": [picture]} if kind == "MPO" else {})
+        )
+    writer = TarWriter(tmp_path / "0.tar", settings())
+    writer.add(Record("a", {"web": "b"}), Sample(stream.getvalue(), "b", ""), "c")
+    writer.close()
+    stored = open_source(SourceConfig(path=str(tmp_path / "0.tar"), web_caption="web", synthetic_caption=None))
+    image = decode_image(stored.read(0, np.random.default_rng(0)).image)
+    assert image.tobytes() == decode_image(stream.getvalue()).tobytes()
+    assert image.size == (picture.size if kind == "TIFF" else picture.size[::-1])
+
+
 def test_captions_that_do_not_fit_are_dropped(settings: Settings):
     config = settings(min_words=2, max_words=4)
     said = [GeneratedCaption(text, 1, ended=True) for text in ("one", "one two", "one two", "a b c d", "a b c d e", "")]
@@ -365,6 +404,7 @@ def test_captions_that_do_not_fit_are_dropped(settings: Settings):
         ({"num_captions": 2}, "temperature: expected above 0 for 2 captions"),
         ({"max_words": 3, "min_words": 5}, r"max_words: expected 5 \(min_words\) or more"),
         ({"caption_column": "web_caption"}, "caption_column: expected a name other than the web caption's"),
+        ({"caption_column": "image", "output_format": "parquet"}, "caption_column: expected a name other than 'image'"),
         ({"weight": 2.0}, "weight: expected null, since recaption reads one source, got 2.0"),
         ({"max_invalid_ratio": 20}, "max_invalid_ratio: expected a number from 0 to 1, got 20"),  # made in Python
         ({"import_modules": ("no_such_module",)}, "import_modules: cannot import 'no_such_module'"),

@@ -34,6 +34,8 @@ _RETRY_STATUS = {408, 409, 429, 500, 502, 503, 504, 529}  # those that OpenAI's 
 _FIRST_DELAY, _MAX_DELAY = 1.0, 30.0  # seconds
 _INPUT_FAILURES = 5
 """After so many failures of a request, others answered between them, its input is at fault and not the server."""
+REASONING_TAGS = (("<think>", "</think>"), ("<analysis>", "</analysis>"))
+"""What models write around their reasoning, unless the server takes it out of the answer."""
 _START = threading.Lock()  # several threads of a caller may send the first requests
 
 
@@ -232,16 +234,23 @@ def data_url(image: Image.Image, kind: str = "JPEG") -> str:
 
 
 def choices(reply: Mapping[str, Any]) -> list[tuple[str, str | None]]:
-    """(text, finish reason) of each choice of a reply. Raises ChatServerError if it has none."""
+    """(text, finish reason) of each choice of a reply. Raises ChatServerError if it has none, or one is no text."""
     try:
-        found = [
-            (str(each["message"]["content"] or "").strip(), each.get("finish_reason")) for each in reply["choices"]
-        ]
+        found = [(each["message"]["content"] or "", each.get("finish_reason")) for each in reply["choices"]]
     except (KeyError, TypeError, AttributeError):
         found = []
     if not found:
         raise ChatServerError("the server does not answer as OpenAI's chat API does: a reply without choices")
-    return found
+    if other := next((text for text, _ in found if not isinstance(text, str)), None):  # some send a list of parts
+        raise ChatServerError(f"the server does not answer as OpenAI's chat API does: {other!r:.60} is no text")
+    return [(text.strip(), finish) for text, finish in found]
+
+
+def without_reasoning(text: str) -> str:
+    """What a model says after its reasoning, whose first tag its prompt may have; "" if the reasoning does not end."""
+    for start, end in REASONING_TAGS:
+        text = "" if start in text and end not in text else text.rpartition(end)[2]
+    return text.strip()
 
 
 def token_counts(reply: Mapping[str, Any]) -> dict[str, int]:

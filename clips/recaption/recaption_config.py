@@ -104,6 +104,8 @@ class RecaptionConfig(SourceConfig):
             raise UserError(f"max_words: expected {self.min_words} (min_words) or more, got {self.max_words}")
         if self.caption_column == self.web_caption:
             raise UserError(f"caption_column: expected a name other than the web caption's '{self.web_caption}'")
+        if self.output_format == "parquet" and self.caption_column in {"key", "image", self.web_caption.lstrip(".")}:
+            raise UserError(f"caption_column: expected a name other than '{self.caption_column}', another column's")
         self.share()
 
     def share(self) -> tuple[int, int]:

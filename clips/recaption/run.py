@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 
 from clips.commandline.progress import Progress, log_estimate
-from clips.core.artifact import atomic_write, check_finished, log_info
+from clips.core.artifact import atomic_write, check_finished, directory_hash, log_info
+from clips.core.chat_client import without_reasoning
 from clips.core.identity import RUN, Identity, identity, read_run, reject_other_run, run_text
 from clips.data.images import InvalidImageError, decode_image
 from clips.data.sources import InvalidSampleError, Source, open_source
@@ -114,8 +115,10 @@ def split_into_windows(group: Sequence[OutputShard], batch_size: int) -> list[ra
 
 
 def _run_identity(config: RecaptionConfig, samples: int) -> Identity:
-    captioner = "server" if config.endpoint else "transformers"
-    return identity("clips recaption", config, {"samples": samples, "captioner": captioner})
+    inputs = {"samples": samples, "captioner": "server" if config.endpoint else "transformers"}
+    if not config.endpoint and Path(config.model).is_dir():  # another model may be in its place
+        inputs["model"] = directory_hash(config.model)
+    return identity("clips recaption", config, inputs)
 
 
 def _is_finished(config: RecaptionConfig, run: Identity) -> bool:
@@ -248,8 +251,8 @@ def filter_captions(generated: Sequence[GeneratedCaption], config: RecaptionConf
 
 
 def clean_caption(generated: GeneratedCaption, *, drop_incomplete_sentence: bool) -> str:
-    """Collapse whitespace; drop the incomplete last sentence of a truncated text if a complete one precedes it."""
-    text = " ".join(generated.text.split())
+    """Without reasoning and line breaks; without a truncated text's last sentence if a complete one precedes it."""
+    text = " ".join(without_reasoning(generated.text).split())
     if drop_incomplete_sentence and not generated.ended and (end := _SENTENCE_END.search(f"{text} ")):
         return text[: end.end()]
     return text

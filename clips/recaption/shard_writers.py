@@ -26,6 +26,7 @@ from clips.core.artifact import (
 )
 from clips.core.identity import RUN, file_hash
 from clips.data.formats.webdataset import SIZES_FILE
+from clips.data.images import decode_image
 from clips.data.invalid_samples import InvalidSamples
 from clips.data.sources import Record, Sample, Source
 from clips.data.tar_index import add_member
@@ -50,11 +51,12 @@ class TarWriter:
         """Append a sample."""
         content = sample.image
         with Image.open(io.BytesIO(content)) as image:
-            kind = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}.get(str(image.format))
-            if kind is None:  # readers of WebDataset do not support the other formats
-                stream, kind = io.BytesIO(), "png"
-                image.convert("RGBA" if "transparency" in image.info else "RGB").save(stream, "PNG")
-                content = stream.getvalue()
+            # an MPO, of phones, is a JPEG with further images
+            kind = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}.get(str(image.format))
+        if kind is None:  # readers of WebDataset do not support the other formats
+            stream, kind = io.BytesIO(), "png"
+            decode_image(content).save(stream, "PNG")  # upright and on white, as the model saw it
+            content = stream.getvalue()
         fields = record.fields | {self.config.caption_column: caption}
         files = {kind: content, **record.files}
         files["json"] = json.dumps(fields, ensure_ascii=False, default=str).encode()
@@ -144,16 +146,18 @@ def save_model_record(config: RecaptionConfig, captioner: Captioner) -> None:
     """Record the model for `finalize_dataset`, which may run in another process.
 
     Raises:
-        UserError: the output has captions of another model, by the hash that a server states.
+        UserError: the output has captions of another model, by the hash that a server states or its commit on the Hub.
     """
     path, model = Path(config.output) / WORK_DIR / _MODEL, dict(captioner.identity())
     if not path.is_file():
         atomic_write(path, json.dumps(model))
         return
-    before, now = json.loads(path.read_text(encoding="utf-8")).get("root"), model.get("root")
+    name = "root" if config.endpoint else "commit"
+    before, now = json.loads(path.read_text(encoding="utf-8")).get(name), model.get(name)
     if None in (before, now) or before == now:
         return
-    text = f"model: {config.output} has captions of {before}, the server has {now} as '{config.model}'"
+    where = "the server has" if config.endpoint else "the Hub's cache has"
+    text = f"model: {config.output} has captions of {before}, {where} {now} as '{config.model}'"
     if "/" not in f"{before}{now}":
         raise UserError(f"{text}; choose another output")
     log_info(f"{text}; both must be the same model")  # vLLM states a path, which may be another one on each machine

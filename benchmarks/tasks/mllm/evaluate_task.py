@@ -29,7 +29,6 @@ from benchmarks.tasks.mllm.caption_metrics import (
 )
 from benchmarks.tasks.mllm.items import (
     HIT,
-    REASONING_TAGS,
     Sample,
     accept_some_groups,
     circular_hits,
@@ -50,6 +49,7 @@ from benchmarks.tasks.mllm.offline_tasks import (
 from benchmarks.tasks.mllm.task_metrics import TASK_METRICS, TaskMetrics, default_task_metrics
 from benchmarks.tasks.mllm.unread import add_unread
 from clips.core.artifact import library_versions, log_info
+from clips.core.chat_client import REASONING_TAGS
 from clips.errors import UserError, unknown_name_error
 
 if TYPE_CHECKING:
@@ -329,6 +329,7 @@ def _lmms_eval(
     """lmms-eval's own evaluation of one task, and the per-image values of the caption metrics."""
     from lmms_eval.evaluator import simple_evaluate
 
+    reasoning_tags = json.dumps(REASONING_TAGS)  # its own command's default
     own = ",".join(f"{name}={settings[name]}" for name in ("max_new_tokens", "num_beams") if settings.get(name))
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -351,7 +352,7 @@ def _lmms_eval(
             log_samples=True,
             gen_kwargs=own or None,
             process_docs_parallel=1,
-            cli_args=argparse.Namespace(output_path=folder, process_with_media=False, reasoning_tags=REASONING_TAGS),
+            cli_args=argparse.Namespace(output_path=folder, process_with_media=False, reasoning_tags=reasoning_tags),
         )
     for sample in results["samples"][entry.task] if hits else ():
         verdict = sample["gpt_eval_score"]

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 Sample = Mapping[str, Any]
 """lmms-eval's log of a question: its row, the prompt and answer, and the entries of each metric."""
-REASONING_TAGS = '[["<think>", "</think>"], ["<analysis>", "</analysis>"]]'
-"""Default of lmms-eval's ``--reasoning_tags``: what these tags enclose is no part of the answer that is scored."""
 Item = TypeVar("Item")
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from clips.core.cache import Cache, json_cache
-from clips.core.chat_client import ChatClient, ChatServerError, choices
+from clips.core.chat_client import ChatClient, ChatServerError, choices, without_reasoning
 from clips.core.identity import digest
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ class Judge:
                 except ChatServerError as error:
                     raise JudgeUnavailable(str(error)) from None
                 new[key] = {"request": attempt, "reply": reply, "model": model}
+            reply = without_reasoning(reply)  # whose numbers are no grades
             if self.reply_format.readable(reply):
                 for each, entry in new.items():  # only now: a judge without a grade may be fixed
                     self.cache.put(each, entry)

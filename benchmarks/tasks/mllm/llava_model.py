@@ -14,11 +14,11 @@ from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
 from PIL.Image import Image
 
-from benchmarks.tasks.mllm.items import REASONING_TAGS, QuestionImage, image_hash_name, record_image
+from benchmarks.tasks.mllm.items import QuestionImage, image_hash_name, record_image
 from benchmarks.tasks.mllm.offline_tasks import unsuppressed_stderr
 from benchmarks.tasks.output_cache import AnswerCache, run_on_all
 from clips.commandline.progress import Progress, log_estimate
-from clips.core.chat_client import ChatClient, ChatServerError, choices, data_url, image_request
+from clips.core.chat_client import REASONING_TAGS, ChatClient, ChatServerError, choices, data_url, image_request
 from clips.core.identity import digest
 from clips.errors import UserError
 from clips.parallel.distributed import DistributedContext, all_gather_objects
@@ -369,11 +369,10 @@ def _decoding(request: Instance) -> dict[str, Any]:
 
 def _truncate_at_stop(text: str, stops: Sequence[str]) -> str:
     """``text`` up to the first stop string after its reasoning."""
-    tags = json.loads(REASONING_TAGS)
-    if any(start in text and end not in text for start, end in tags):
+    if any(start in text and end not in text for start, end in REASONING_TAGS):
         return text.strip()
     answer = text
-    for _, end in tags:
+    for _, end in REASONING_TAGS:
         answer = answer.rpartition(end)[2]
     thought, text = text[: len(text) - len(answer)], answer.lstrip()
     for stop in stops:
