@@ -127,6 +127,26 @@ def test_files_of_an_earlier_version_without_samples(tmp_path: Path) -> None:
     assert gqa.metrics["unread"].value == pytest.approx(1 / 3)
 
 
+@pytest.mark.parametrize(
+    ("setting", "stated"),
+    [
+        ({"config": {"offset": 4}}, {"offset": "4", "questions": 8, "full_size": 12}),
+        ({"system_instruction": "Be brief."}, {"system_instruction": "Be brief."}),
+        ({"config": {"resolved_cli_args": {"reasoning_tags": "none"}}}, {"reasoning_tags": "none"}),
+    ],
+)
+def test_a_run_under_other_settings_is_another_protocol(setting: Any, stated: dict[str, Any], tmp_path: Path) -> None:
+    content = json.loads(LMMS.read_text(encoding="utf-8"))
+    file = tmp_path / LMMS.name
+    config = content["config"] | setting.get("config", {})
+    file.write_text(json.dumps(content | setting | {"config": config}), encoding="utf-8")
+    whole, part = (run(each, output=tmp_path / name)["pope"] for each, name in ((LMMS, "whole"), (file, "part")))
+    changed = {name: value for name, value in part.protocol.items() if whole.protocol.get(name) != value}
+    assert changed == stated
+    assert part.fingerprint != whole.fingerprint
+    assert part.metrics["pope_accuracy"].n == stated.get("questions", 12)
+
+
 def test_without_samples_the_printed_standard_error_counts(tmp_path: Path) -> None:
     written = run(shutil.copy(LMMS, tmp_path), output=tmp_path / "r")
     numbers = json.loads(LMMS.read_text(encoding="utf-8"))["results"]["gqa"]

@@ -32,6 +32,7 @@ from benchmarks.tasks.mllm.items import QuestionImage, items_table
 from benchmarks.tasks.mllm.task_metrics import TASK_METRICS, TaskMetrics, default_task_metrics
 from benchmarks.tasks.mllm.unread import add_unread
 from clips.core.artifact import log_info
+from clips.core.chat_client import REASONING_TAGS
 from clips.errors import UserError, error_reason
 from clips.text_files import check_keys, read_json, read_json_lines
 from clips.typed_data import from_plain
@@ -47,7 +48,7 @@ _NAME_ARGUMENTS = ("peft", "delta", "pretrained", "model", "model_version", "mod
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """The fields of ``results.json`` that are read; all but the last five by task."""
+    """The fields of ``results.json`` that are read; all but the last six by task."""
 
     results: Mapping[str, Mapping[str, Any]]
     configs: Mapping[str, Mapping[str, Any]]
@@ -57,6 +58,7 @@ class Run:
     model_name: str | None = None
     model_source: str | None = None
     lmms_eval_version: str | None = None
+    system_instruction: str | None = None
     date: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
 
@@ -95,8 +97,9 @@ def _read_task(file: Path, run: Run, task: str) -> Imported | None:
         values = {name: value for name, value in values.items() if name in known}
     if not values:
         return None
-    samples = _samples(file, task, run.n_samples.get(task, {}).get("effective", 0))
-    count = run.n_samples.get(task, {}).get("effective", len(samples))
+    stated = _num_questions(run, task)
+    samples = _samples(file, task, stated)
+    count = stated or len(samples)
     directions = {name: up for name, up in defined.items() if isinstance(up, bool)}
     unlisted = {name: value for name, value in values.items() if listed is None or name not in listed.metrics}
     reader = default_task_metrics(samples, unlisted, directions)
@@ -224,9 +227,23 @@ def _items(file: Path, task: str, samples: list[dict[str, Any]], reader: TaskMet
         raise UserError(f"{file}: the samples of {task} are not lmms-eval's ({error_reason(error)})") from None
 
 
-def _settings(run: Run, task: str) -> Entries:
-    config, counts = run.configs[task], run.n_samples.get(task, {})
+def _num_questions(run: Run, task: str) -> int:
+    """The number of questions as stated, 0 if it is not: lmms-eval counts those before its ``--offset``, too."""
+    counts = run.n_samples.get(task, {})
+    rest = counts.get("original", 0) - int(run.config.get("offset") or 0)
     used = counts.get("effective", 0)
+    return min(used, rest) if rest > 0 else used
+
+
+def _settings(run: Run, task: str) -> Entries:
+    config, counts, used = run.configs[task], run.n_samples.get(task, {}), _num_questions(run, task)
+    arguments = run.config.get("resolved_cli_args")
+    tags = arguments.get("reasoning_tags") if isinstance(arguments, Mapping) else None
+    others = {
+        "offset": run.config.get("offset"),
+        "system_instruction": run.system_instruction,
+        "reasoning_tags": "" if tags == json.dumps(REASONING_TAGS) else tags,
+    }
     splits = (config.get(f"{name}_split") for name in ("test", "validation"))
     return {
         "task": f"lmms-eval's {task}",
@@ -238,6 +255,7 @@ def _settings(run: Run, task: str) -> Entries:
         "shots": str(config.get("num_fewshot") or 0),
         "task_version": str(run.versions.get(task, NOT_STATED)),
         **full_size_entry(used, counts.get("original", 0)),
+        **{name: str(value) for name, value in others.items() if value},  # by default there are none
     }
 
 
