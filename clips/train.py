@@ -86,7 +86,7 @@ def train_stage(config: EncoderTrainConfig, stop: StopRequest, *, last: bool = T
     """
     output, is_writing = Path(config.output), os.environ.get("RANK", "0") == "0"
     data = open_train_dataset(config)
-    inputs = {name: directory_hash(path) for name, path in parent_artifacts(config, data).items()}
+    inputs = {name: directory_hash(path) for name, path in parent_artifacts(config, data).items()} | data.hashes()
     identity = identity_of("clips train", config, inputs)
     if check_trained(config, identity):
         log_info(f"{output}: already trained with this config; nothing to do")

@@ -10,6 +10,7 @@ import http.server
 import json
 import os
 import pickle
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -304,6 +305,31 @@ def parquet_server(tmp_path: Path) -> Iterator[http.server.ThreadingHTTPServer]:
 
 
 STREAM = {"format": "datasets", "web_caption": "text", "synthetic_caption": "re_caption", "streaming": True}
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "directory", "saved"])
+def test_the_hash_of_a_table_is_that_of_its_content(tmp_path: Path, image_dir: Path, kind: str):
+    """A copy has another time and inode."""
+
+    def written(name: str, captions: str) -> str:
+        path, table = tmp_path / name / "rows", rows().assign(org_caption=[f"{captions} {n}" for n in range(COUNT)])
+        path.mkdir(parents=True)
+        if kind == "saved":
+            datasets.Dataset.from_pandas(table).save_to_disk(path)
+        elif kind == "csv":
+            table.to_csv(path / "train.csv", index=False)
+        elif kind == "jsonl":
+            table.to_json(path / "train.jsonl", orient="records", lines=True)
+        else:
+            table.to_parquet(path / "train.parquet")
+        form = "datasets" if kind in {"directory", "saved"} else "table"
+        return str(opened(path, image_root=str(image_dir), **{**TABLE, "format": form}).describe()["hash"])
+
+    first = written("first", "photo")
+    shutil.copytree(tmp_path / "first", tmp_path / "copy", copy_function=shutil.copyfile)
+    form = "datasets" if kind in {"directory", "saved"} else "table"
+    copied = opened(tmp_path / "copy" / "rows", image_root=str(image_dir), **{**TABLE, "format": form})
+    assert copied.describe()["hash"] == first != written("other", "image")
 
 
 def test_a_dataset_in_the_hub_layout_is_streamed(tmp_path: Path):

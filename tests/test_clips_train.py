@@ -293,6 +293,25 @@ def test_the_trunk_is_a_parent_and_must_stay_the_same(data: Path, tmp_path: Path
             train(config)
 
 
+def test_a_run_resumes_on_the_same_data_only(tmp_path: Path):
+    """On more samples the order would be another one, and the record would state the new data for all steps."""
+    data, more = clips_world.write_shards(tmp_path / "data"), clips_world.write_shards(tmp_path / "more", (9, 7, 5, 30))
+    started, finished = (clips_world.train_config(data, tmp_path / name) for name in ("started", "finished"))
+    with stopped_at(4):
+        train(started)
+    train(finished)
+    shutil.copytree(data, tmp_path / "copy")
+    shutil.rmtree(data)
+    more.rename(data)
+    for config in (started, finished):
+        with pytest.raises(UserError, match=r"holds another run: inputs\.data\.sources\[0\] is"):
+            train(config)
+    shutil.rmtree(data)
+    (tmp_path / "copy").rename(data)
+    train(started)
+    assert is_equal(tmp_path / "started", tmp_path / "finished")
+
+
 def test_no_steps_write_the_untrained_encoder(data: Path, tmp_path: Path):
     config = clips_world.train_config(data, tmp_path / "untrained", max_steps=0, seed=4)
     train(config)

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from clips.core.artifact import MANIFEST
+from clips.core.identity import digest
 from clips.core.parent_death import end_stuck_workers
 from clips.data.augment import read_crop
 from clips.data.images import InvalidImageError
@@ -156,6 +157,13 @@ class TrainDataset(torch.utils.data.Dataset):
     def describe(self) -> list[dict[str, Any]]:
         """The manifest entries of the sources."""
         return [source.describe() for source in self.parts]
+
+    def hashes(self) -> dict[str, str]:
+        """Hashes of the sources' contents, wherever they lie: order and samples of a run depend on them."""
+        return {
+            f"data.sources[{number}]": digest({name: each for name, each in found.items() if name != "path"})
+            for number, found in enumerate(self.describe())
+        }
 
 
 def _none_if_invalid(load: Callable[..., Any], *arguments: Any) -> Any:

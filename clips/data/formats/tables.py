@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from clips.core.identity import content_hashes, digest
 from clips.data.formats.dataset_format import ALL, Captioned, Dataset, DatasetSpec, Location, strict_captions
 from clips.data.formats.rows import (
     SPLIT_COLUMN,
@@ -134,8 +135,23 @@ class TableSource(Source):
             "path": self.config.path,
             "split": self.config.split,
             "samples": len(self),
-            "hash": self.rows.fingerprint if isinstance(self.rows, ParquetRows) else self.rows._fingerprint,
+            "hash": self.rows.fingerprint if isinstance(self.rows, ParquetRows) else digest(self._content(self.rows)),
         }
+
+    def _content(self, rows: Any) -> list[str]:
+        # What changes with the rows. The fingerprint of ``datasets`` also changes with the time of a file.
+        config, path = self.config, Path(self.config.path)
+        files: list[Path] = []
+        if config.format != "datasets":
+            files = [Path(file) for file in table_files(config.path) if not is_remote(file)]
+        elif is_saved(path):
+            files = sorted(path.rglob("state.json"))
+        elif path.is_dir():
+            files = [Path(file) for names in files_of_splits(config.path, config.subset).values() for file in names]
+        if files:
+            return list(content_hashes(files).values())
+        # The copies' directories are called CONFIG/0.0.0/HASH, with the Hub's commit or a hash of URLs and ETags.
+        return sorted({"/".join(Path(copy["filename"]).parts[-4:-1]) for copy in rows.cache_files})
 
 
 def read_table(location: Location) -> Dataset[Captioned]:
