@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,24 @@ def test_an_outage_is_no_score_and_the_same_command_resumes(pope, address, tmp_p
     questions, asked = asked, 100
     assert world.measure(tmp_path / "results", pope, **served).status == "ok"
     assert asked - 100 < questions  # those before the outage were cached
+
+
+def test_answers_next_to_a_rejected_question_are_not_asked_again(pope, address, tmp_path, monkeypatch) -> None:
+    submit, asked = ChatClient.submit, []
+
+    def rejects_the_first(self: ChatClient, request: Any, replica: int = 0) -> Any:
+        asked.append(request)
+        future = submit(self, {**request, "messages": []} if len(asked) == 1 else request, replica)
+        futures.wait([future], 60)
+        return future
+
+    served: dict[str, Any] = {"llava": "mine", "endpoint": (address,), "batch_size": 4, "retry_minutes": 0.0}
+    monkeypatch.setattr(ChatClient, "submit", rejects_the_first)
+    with pytest.raises(UserError, match=r"endpoint: .* \(pope, question \d\)"):
+        world.measure(tmp_path / "results", pope, **served)
+    questions = len(asked)
+    assert world.measure(tmp_path / "results", pope, **served).status == "ok"
+    assert len(asked) == questions + 1
 
 
 def test_a_limit_prints_the_time_tokens_and_cost_of_all_questions(pope, address, tmp_path, capfd) -> None:

@@ -225,12 +225,19 @@ class ServedLlava(LlavaBridgeModel):
         windows = (requests[start : start + _READ] for start in range(0, len(requests), _READ))
         bodies = (body for window in windows for body in self._bodies(window))
         pending = [self.client.submit(body, replica=number) for number, body in enumerate(bodies)]
+        failure = ""
         for number, (request, future) in enumerate(zip(requests, pending, strict=True)):
+            if failure and not future.done():
+                future.cancel()
+                continue
             try:
                 text = choices(future.result())[0][0]
             except ChatServerError as error:  # an empty answer would count as a wrong one
-                raise UserError(f"endpoint: {error} ({request.task_name}, question {request.doc_id})") from None
+                failure = failure or f"endpoint: {error} ({request.task_name}, question {request.doc_id})"
+                continue
             yield {number: _truncate_at_stop(text, _decoding(request)["until"])}
+        if failure:  # after the answers that have come, which may have cost money, are cached
+            raise UserError(failure)
         self.seconds += time.monotonic() - started
 
     def _bodies(self, requests: Sequence[Instance]) -> Iterator[dict[str, Any]]:
