@@ -48,8 +48,11 @@ def test_requests_are_concurrent_up_to_the_limit(server: ChatServer) -> None:
     assert {(each["path"], each["key"]) for each in server.asked} == {("/v1/chat/completions", "Bearer secret")}
 
 
-@pytest.mark.parametrize("failure", [429, 503, None])
-def test_a_failed_request_is_repeated_until_it_is_answered(server: ChatServer, failure: int | None, capsys) -> None:
+_BROKEN_OFF = {"choices": [{"message": {"content": "A dog. It"}, "finish_reason": "abort"}]}
+
+
+@pytest.mark.parametrize("failure", [429, 503, None, _BROKEN_OFF])
+def test_a_failed_request_is_repeated_until_it_is_answered(server: ChatServer, failure: Any, capsys) -> None:
     answers = iter([failure, failure, failure])
     server.reply = lambda request: next(answers, echo(request))
     client = ChatClient(urls=[server.url], retry_seconds=30)

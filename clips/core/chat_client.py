@@ -199,9 +199,15 @@ class ChatClient:
             content = None
         if not isinstance(content, dict):
             raise ChatServerError(f"{base} does not answer as OpenAI's chat API does")
+        found = content.get("choices")
+        for choice in found if isinstance(found, list) else ():
+            if isinstance(choice, dict) and str(choice.get("finish_reason")) in _BROKEN_OFF:
+                raise _TemporaryError(f"{base} breaks off an answer ({choice['finish_reason']})")
         return content
 
 
+_BROKEN_OFF = {"abort", "error"}
+"""Finish reasons, with status 200, of a part of an answer: of vLLM when it shuts down, and of routers."""
 _UNUSABLE_INPUT = {HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY}
 """The statuses by which a server rejects an image or its prompt, not every request."""
 
