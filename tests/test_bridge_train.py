@@ -380,7 +380,12 @@ def test_too_many_bad_samples_and_a_loss_that_is_not_finite_stop_the_run(monkeyp
             pytest.raises(UserError, match="align: the loss is nan in step 7;") if saves else contextlib.nullcontext()
         )
         with expected:  # before the checkpoint
-            trainer._maybe_log_save_evaluate()
+            trainer._maybe_log_save_evaluate(None, 1.0)
+    trainer.losses, trainer.control.should_save = [], False
+    trainer._maybe_log_save_evaluate(None, 0.0)
+    for norm in (float("inf"), float("nan"), -1.0):  # DeepSpeed has skipped the step
+        with pytest.raises(UserError, match=f"align: the gradient's norm is {norm} in step 7;"):
+            trainer._maybe_log_save_evaluate(None, norm)
 
 
 def test_bad_samples_are_counted_over_all_processes_and_attempts(tmp_path, monkeypatch):

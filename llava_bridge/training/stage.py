@@ -59,8 +59,8 @@ from llava_bridge.training.validation import StageValidation
 def train_stage(config: LlavaTrainConfig, name: str, work: Path, stop: StopRequest, run_log: RunLog) -> None:
     """Run stage ``name`` and write its model to ``work/name/model``; called in every process.
 
-    UserError: parts or data are incompatible, too many samples are invalid, or the loss is not finite. SystemExit: the
-    run was stopped; its state is saved.
+    UserError: parts or data are incompatible, too many samples are invalid, or a loss or gradient is not finite.
+    SystemExit: the run was stopped; its state is saved.
     """
     started = time.monotonic()
     stage, checkpoints = config.stage(name), work / name / CHECKPOINTS_DIR

@@ -38,7 +38,7 @@ LOG_INTERVAL_SECONDS = 5.0
 
 
 class StageTrainer(Trainer):
-    """HF's Trainer with learning rates by part, counted invalid samples, and an error at a non-finite loss."""
+    """HF's Trainer with learning rates by part, counted invalid samples, and an error at a non-finite loss or gradient."""
 
     def __init__(
         self,
@@ -110,25 +110,32 @@ class StageTrainer(Trainer):
         self.losses.append((self.state.global_step + 1, loss.detach()))
         return result
 
-    def _maybe_log_save_evaluate(self, *arguments: Any, **options: Any) -> None:
-        """HF's; first the losses since the last call are checked, so that no checkpoint has weights of a wrong one.
+    def _maybe_log_save_evaluate(self, tr_loss: Tensor, grad_norm: Any, *arguments: Any, **options: Any) -> None:
+        """HF's; first the gradient is checked, and the losses since the last call before a checkpoint or a log line.
 
-        Reading each loss in its step would keep the host from queueing the work that follows.
+        DeepSpeed skips a step whose gradient is not finite without a word; its norm is then inf, or -1. Reading each
+        loss in its step would keep the host from queueing the work that follows.
         """
-        if self.control.should_log or self.control.should_save:
+        is_finite = grad_norm is None or 0 <= grad_norm < math.inf
+        if not is_finite or self.control.should_log or self.control.should_save:
             self.check_losses()
-        super()._maybe_log_save_evaluate(*arguments, **options)
+        if not is_finite:
+            raise self._not_finite("gradient's norm", grad_norm, self.state.global_step)
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *arguments, **options)
 
     def check_losses(self) -> None:
         """Raise UserError if a loss since the last call is not finite."""
         values = torch.stack([loss for _, loss in self.losses]).tolist() if self.losses else []
         for (step, _), loss in zip(self.losses, values, strict=True):
             if not math.isfinite(loss):
-                raise UserError(
-                    f"{self.stage_name}: the loss is {loss} in step {step}; earlier checkpoints are not affected; "
-                    f"a lower {self.stage_name}.learning_rate may help"
-                )
+                raise self._not_finite("loss", loss, step)
         self.losses.clear()
+
+    def _not_finite(self, name: str, value: float, step: int) -> UserError:
+        return UserError(
+            f"{self.stage_name}: the {name} is {value} in step {step}; earlier checkpoints are not affected; "
+            f"a lower {self.stage_name}.learning_rate may help"
+        )
 
     def gather_invalid(self) -> InvalidSamples:
         """The invalid samples of all processes, which call this together. UserError: too many."""
