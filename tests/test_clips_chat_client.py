@@ -82,6 +82,20 @@ def test_an_answer_must_be_complete_within_the_timeout(server: ChatServer) -> No
         ended.set()
 
 
+def test_replicas_of_different_models_are_rejected(server: ChatServer, capsys: pytest.CaptureFixture[str]) -> None:
+    server.models = [{"id": "llava", "root": "0123"}, {"id": "other", "root": "/models/a"}]
+    with running(ChatServer(echo, [{"id": "llava", "root": "4567"}, {"id": "other", "root": "/mnt/a"}])) as second:
+        client = ChatClient(urls=[DEAD, server.url, second.url])
+        with pytest.raises(
+            UserError, match=r"^endpoint: the replicas have 0123 and 4567 as 'llava'; expected the same"
+        ):
+            client.find_model("llava")
+        assert client.find_model("other")["root"] == "/models/a"
+        assert "have /models/a and /mnt/a as 'other'; both must be the same model" in capsys.readouterr().err
+        second.models = server.models
+        assert client.identify_model("llava") == "llava of a server (0123)"
+
+
 def test_a_dead_replica_costs_no_delay_and_the_others_share_the_requests(server: ChatServer) -> None:
     client = ChatClient(urls=[DEAD, server.url, f"{server.url}/chat/completions"])
     for replica in range(3):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import io
@@ -95,14 +96,25 @@ class ChatClient:
         return self._run(limited())
 
     def find_model(self, name: str) -> dict[str, Any]:
-        """What the server says of a model. Raises UserError if no server answers, or it has no such model."""
+        """What the server says of a model.
+
+        Raises:
+            UserError: no server answers, it has no such model, or another replica has another one of this name.
+        """
         try:
             models = {str(model["id"]): model for model in self.models()}
         except ChatServerError as error:
             raise UserError(f"endpoint: {error}") from None
         if name not in models:
             raise UserError(f"model: {self.urls[0]} has no '{name}'; expected {' or '.join(models) or 'none'}")
-        return models[name]
+        found = models[name]
+        for url in self.urls if len(self.urls) > 1 else ():
+            with contextlib.suppress(ChatServerError):  # one that is down is left out
+                for each in dataclasses.replace(self, urls=[url], retry_seconds=0.0).models():
+                    text = f"endpoint: the replicas have {found.get('root')} and {each.get('root')} as '{name}'"
+                    if str(each["id"]) == name and is_other_model(found.get("root"), each.get("root"), text):
+                        raise UserError(f"{text}; expected the same model")
+        return found
 
     def identify_model(self, name: str) -> str:
         """A model's name and its ``root`` there, if any: vLLM states a path, ``llava-bridge serve`` a hash."""
@@ -216,6 +228,16 @@ class _TemporaryError(ChatServerError):
     def __init__(self, message: str, status: int | None = None, retry_after: float = 0.0) -> None:
         super().__init__(message, status)
         self.retry_after = retry_after
+
+
+def is_other_model(root: Any, other: Any, text: str) -> bool:
+    """Whether two hashes that servers state of a model differ; of paths, as vLLM states them, ``text`` is logged."""
+    if None in (root, other) or root == other:
+        return False
+    if "/" not in f"{root}{other}":
+        return True
+    log_info(f"{text}; both must be the same model")  # a path may be another one on each machine
+    return False
 
 
 def image_request(model: str, images: Sequence[Image.Image | str], text: str, **settings: Any) -> dict[str, Any]:

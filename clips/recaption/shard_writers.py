@@ -24,6 +24,7 @@ from clips.core.artifact import (
     write_errors_as_user_errors,
     write_manifest,
 )
+from clips.core.chat_client import is_other_model
 from clips.core.identity import RUN, file_hash
 from clips.data.formats.webdataset import SIZES_FILE
 from clips.data.images import decode_image
@@ -154,13 +155,10 @@ def save_model_record(config: RecaptionConfig, captioner: Captioner) -> None:
         return
     name = "root" if config.endpoint else "commit"
     before, now = json.loads(path.read_text(encoding="utf-8")).get(name), model.get(name)
-    if None in (before, now) or before == now:
-        return
     where = "the server has" if config.endpoint else "the Hub's cache has"
     text = f"model: {config.output} has captions of {before}, {where} {now} as '{config.model}'"
-    if "/" not in f"{before}{now}":
+    if is_other_model(before, now, text):
         raise UserError(f"{text}; choose another output")
-    log_info(f"{text}; both must be the same model")  # vLLM states a path, which may be another one on each machine
 
 
 def finalize_dataset(config: RecaptionConfig, source: Source, shards: Sequence[str]) -> None:
