@@ -140,6 +140,26 @@ def test_an_image_at_which_the_server_fails_is_dropped_and_a_server_that_fails_a
         run_recaption(settings(output=f"{settings().output}-down", retry_minutes=0.001))
 
 
+def test_a_run_that_lost_too_many_samples_resumes_under_a_higher_limit(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captions, asked = ChatCaptioner._captions, []
+
+    def empty_after_nine(self: ChatCaptioner, pending: Any) -> Any:
+        asked.append(pending)
+        return captions(self, pending) if len(asked) <= 9 else "refused"
+
+    monkeypatch.setattr(ChatCaptioner, "_captions", empty_after_nine)
+    with pytest.raises(
+        UserError, match=r"00001\.tar: 7 of 7 samples are invalid, more than max_invalid_ratio \(0\.2\)"
+    ):
+        run_recaption(settings())
+    first = content(settings().output)
+    run_recaption(settings(max_invalid_ratio=1.0))
+    assert list(content(settings().output)) == ["00000.tar", "00001.tar", "00002.tar"]
+    assert first == {"00000.tar": content(settings().output)["00000.tar"]}
+
+
 def test_an_estimate_writes_nothing(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
     config = settings(estimate=7, token_prices=(1e6, 2e6), shard="1/2")
     run_recaption(config)

@@ -90,7 +90,7 @@ class RecaptionConfig(SourceConfig):
     shard: str | None = dataclasses.field(default=None, metadata=RUN_ONLY)
     num_workers: Positive = dataclasses.field(default=8, metadata=RUN_ONLY)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    max_invalid_ratio: Fraction = 0.2
+    max_invalid_ratio: Fraction = dataclasses.field(default=0.2, metadata=RUN_ONLY)
     seed: NonNegative = 0
 
     def __post_init__(self) -> None:
