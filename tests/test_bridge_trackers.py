@@ -68,11 +68,11 @@ def test_a_stage_has_its_own_optimizer_schedule_and_deepspeed_json(tmp_path: Pat
     )
     found = training_arguments(config({"micro_batch_size": 4, "warmup_ratio": 0.25}), "align", 10, tmp_path)
     assert (found.per_device_train_batch_size, found.gradient_accumulation_steps, found.warmup_steps) == (4, 8, 3)
-    own = config({"optim": "adafactor", "lr_scheduler_type": "linear", "deepspeed": "zero3"})
+    own = config({"optim": "adamw_torch", "lr_scheduler_type": "linear", "deepspeed": "zero3"})
     found = training_arguments(own, "instruct", 10, tmp_path)
     assert (found.lr_scheduler_type, found.optim, found.deepspeed["zero_optimization"]["stage"]) == (
         "linear",
-        "adafactor",
+        "adamw_torch",
         3,
     )
     theirs = tmp_path / "zero3_offload.json"
@@ -123,7 +123,7 @@ def test_both_stages_in_one_run_of_each_tracker(trackers, tmp_path, bridge_encod
         stages=["align", "instruct"],
         encoder=str(bridge_encoder),
         llm=str(bridge_llm),
-        align=StageConfig(**stage, optim="adafactor", lr_scheduler_type="constant_with_warmup", warmup_ratio=0.0),
+        align=StageConfig(**stage, optim="adamw_torch", lr_scheduler_type="constant_with_warmup", warmup_ratio=0.0),
         instruct=StageConfig(**stage, deepspeed="zero3"),
         report_to=trackers,
     )

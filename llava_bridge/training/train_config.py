@@ -99,7 +99,8 @@ class StageConfig:
         weight_decay: of AdamW.
         adam_beta2: of AdamW.
         lr_scheduler_type: the learning rate after the warmup, as in transformers: cosine and linear end at 0.
-        optim: the optimizer, as in transformers; adamw_8bit needs bitsandbytes. null uses transformers' default, AdamW.
+        optim: the optimizer, by transformers' name; adamw_8bit needs bitsandbytes and rounds its moments, for another
+            number of processes otherwise. null uses transformers' default, AdamW.
         deepspeed: the DeepSpeed JSON of this stage, if it is not ``distributed.deepspeed``: LLaVA's scripts align under
             ZeRO-2 and instruct under ZeRO-3.
         max_length: maximum sequence length in tokens, images included; text beyond it is truncated, images never. null
@@ -128,7 +129,7 @@ class StageConfig:
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     adam_beta2: FractionBelowOne = 0.999
     lr_scheduler_type: Literal["cosine", "linear", "constant_with_warmup", "inverse_sqrt"] = "cosine"
-    optim: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "adafactor"] | None = None
+    optim: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit"] | None = None
     deepspeed: str | None = None
     max_length: Positive | None = None
     group_by_modality_length: bool = False

@@ -38,7 +38,7 @@ LOG_INTERVAL_SECONDS = 5.0
 
 
 class StageTrainer(Trainer):
-    """HF's Trainer with learning rates by part, counted invalid samples, and an error at a non-finite loss or gradient."""
+    """HF's Trainer with learning rates by part and counted invalid samples; loss and gradient must be finite."""
 
     def __init__(
         self,
