@@ -26,6 +26,7 @@ from clips.cli import COMMANDS
 from clips.commandline.commands import dispatch
 from clips.core.identity import RUN, run_text
 from clips.data import decode_image
+from clips.data.formats.webdataset import WebDatasetSource
 from clips.data.sources import Record, Sample, SourceConfig, open_source
 from clips.errors import UserError
 from clips.recaption import run
@@ -208,9 +209,13 @@ def test_a_finished_recaptioning_stays_and_other_settings_are_rejected(finished,
         patch.setattr(run, "directory_hash", lambda path: "another model's")
         with pytest.raises(UserError, match=r"inputs\.model is '\w{64}' there and \"another model's\" now"):
             run_recaption(finished)
+    with monkeypatch.context() as patch:
+        patch.setattr(WebDatasetSource, "describe", lambda self: {"index_hash": "other"})
+        with pytest.raises(UserError, match=r"inputs\.source is '\w{64}' there and 'other' now"):
+            run_recaption(finished)
     begun = settings()
     Path(begun.output, ".work").mkdir(parents=True)  # as by a process that began at the same time
-    own = _run_identity(begun, 21)
+    own = _run_identity(begun, open_source(begun))
     (Path(begun.output) / WORK_DIR / RUN).write_text(run_text(own))
     assert not _is_finished(begun, own)
     with pytest.raises(UserError, match="max_new_tokens is 8 there and 3 now"):

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from clips.commandline.progress import Progress, log_estimate
-from clips.core.artifact import atomic_write, check_finished, directory_hash, log_info
+from clips.core.artifact import MANIFEST, atomic_write, check_finished, directory_hash, log_info, read_manifest
 from clips.core.chat_client import without_reasoning
 from clips.core.identity import RUN, Identity, identity, read_run, reject_other_run, run_text
 from clips.data.images import InvalidImageError, decode_image
@@ -63,7 +63,7 @@ def run_recaption(config: RecaptionConfig) -> None:
         print_estimate(config, source, captioner_class(config))
         return
     shards = split_into_shards(source.blocks, config.shard_size)
-    run = _run_identity(config, len(source))
+    run = _run_identity(config, source)
     if _is_finished(config, run):
         log_info(f"{config.output}: done before")
         return
@@ -114,10 +114,15 @@ def split_into_windows(group: Sequence[OutputShard], batch_size: int) -> list[ra
     return [range(first, min(first + size, stop)) for first in range(start, stop, size)]
 
 
-def _run_identity(config: RecaptionConfig, samples: int) -> Identity:
-    inputs = {"samples": samples, "captioner": "server" if config.endpoint else "transformers"}
-    if not config.endpoint and Path(config.model).is_dir():  # another model may be in its place
+def _run_identity(config: RecaptionConfig, source: Source) -> Identity:
+    inputs = {"samples": len(source), "captioner": "server" if config.endpoint else "transformers"}
+    # another model, or other data, may be in their place
+    if not config.endpoint and Path(config.model).is_dir():
         inputs["model"] = directory_hash(config.model)
+    is_artifact = (Path(config.path) / MANIFEST).is_file()  # whose shards, maybe terabytes, are not hashed again
+    described = read_manifest(config.path) if is_artifact else source.describe()
+    if found := described.get("hash" if is_artifact else "index_hash"):
+        inputs["source"] = found
     return identity("clips recaption", config, inputs)
 
 
