@@ -232,6 +232,15 @@ def test_other_files_are_one_line_errors(tmp_path: Path, content: str, capsys: p
     assert not (tmp_path / "r").exists()
 
 
+def test_an_import_in_the_place_of_another_files_is_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        run(LMMS, output=tmp_path / "r")
+    assert "replaces" not in capsys.readouterr().err
+    other = changed(LMMS, tmp_path / "in", "main@d3ef69ff", "main@00000000")
+    run(other, output=tmp_path / "r")
+    assert f"r/places0-llava/pope.json: replaces the import of {LMMS.name}" in capsys.readouterr().err
+
+
 def test_an_own_result_is_not_replaced(tmp_path: Path) -> None:
     put_result(tmp_path, "mine", "pope", items_table(0.5, benchmark="pope"))
     before = result_path(tmp_path, "mine", "pope").read_bytes()

@@ -65,7 +65,11 @@ def run_import(config: ImportConfig) -> None:
         raise UserError(f"{', '.join(config.files)}: expected at least one result, got none")
     writable_directory(config.output)
     for result, items in found.values():
-        path, origin = write_result(config.output, result, items), result.measured_elsewhere
+        origin, target = result.measured_elsewhere, result_path(config.output, result.model_name, result.benchmark)
+        earlier = read_fields(target).measured_elsewhere if target.exists() else origin
+        if earlier.get("sha256") != origin["sha256"]:
+            log_info(f"{target}: replaces the import of {earlier.get('file')}")
+        path = write_result(config.output, result, items)
         count = "without items" if items is None else f"{len(items)} items"
         log_info(f"{path}: {origin['tool']}, version {origin['version']}, {count}, intervals: {origin['intervals']}")
 
