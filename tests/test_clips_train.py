@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -243,6 +244,16 @@ def test_an_unfinished_run_may_change_the_stated_settings(data: Path, tmp_path: 
     assert manifest["changes"] == ["from step 5: optimizer.learning_rate 0.001 → 0.0005"]
     with pytest.raises(UserError, match="another run"):  # it is finished
         train(clips_world.train_config(data, run, allow_changes_on_resume=["optimizer.learning_rate"]))
+
+
+def test_a_run_keeps_its_precision_on_other_hardware(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for fast in (True, False):  # the hardware of the first two steps, and of the others
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda fast=fast: fast)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        config = clips_world.train_config(data, tmp_path / "run", precision="auto", max_steps=3)
+        with stopped_at(2) if fast else contextlib.nullcontext():
+            train(config)
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["precision"] == "bf16"
 
 
 @pytest.mark.parametrize(

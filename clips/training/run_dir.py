@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -93,6 +93,7 @@ class TrainState:
     seconds: float = 0.0  # training time without interruptions
     invalid_samples: InvalidSamples = dataclasses.field(default_factory=InvalidSamples)  # found by all processes
     identity: Identity = dataclasses.field(default_factory=dict)
+    precision: Literal["fp32", "bf16"] | None = None  # of activations; a run keeps it on other hardware
     sources: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # path, size and hash of each
     changes: list[str] = dataclasses.field(default_factory=list)  # of settings when the run was resumed
     sums: dict[str, float] = dataclasses.field(default_factory=dict)  # of metrics since the last entry of the log,

@@ -71,8 +71,11 @@ def setup_run(config: EncoderTrainConfig, data: TrainDataset) -> TrainRun:
     """Set up processes, model and optimizer, from the latest checkpoint in the output directory if there is one."""
     processes = start_processes(timeout=config.distributed.hang_timeout)
     config.check_processes(processes.count)
-    precision, reason = resolve_precision(config.precision, processes.device)
     latest, state = from_main(lambda: _latest_checkpoint(config))
+    precision, reason = resolve_precision(config.precision, processes.device)
+    if state.precision is not None and config.precision == state.identity.get("precision") == "auto":
+        precision, reason = state.precision, "as before"
+    state.precision = precision
     encoder = build_encoder(config, with_initial_weights=latest is None).to(processes.device)
     norms = [one for one in encoder.modules() if isinstance(one, torch.nn.modules.batchnorm._BatchNorm)]
     trains_norms = any(value.requires_grad for norm in norms for value in norm.parameters())

@@ -101,7 +101,8 @@ class EncoderTrainConfig:
         ema_decay: decay of the exponential moving average (EMA) of the weights, such as 0.9999, which is exported
             then; null exports the weights themselves.
         seed: of the initial weights, the sample order, crops and sampled captions.
-        precision: of activations; auto is bf16 if the hardware multiplies it faster.
+        precision: of activations; auto is bf16 if the hardware multiplies it faster, and stays when a run resumes on
+            other hardware.
         report_to: trackers in addition to metrics.jsonl: tensorboard, wandb, trackio.
         logging_steps: steps between entries of metrics.jsonl, whose losses and gradient norms are means over them.
         save_steps: steps between checkpoints, of which the latest two are kept.
