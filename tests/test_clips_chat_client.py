@@ -163,6 +163,11 @@ def test_an_input_at_which_the_server_fails_is_given_up_while_others_are_answere
         assert not raised.value.by_input
 
 
+def test_half_an_emoji_becomes_a_question_mark(server: ChatServer) -> None:
+    server.reply = lambda request: {"choices": [{"message": {"content": "A \ud83d dog \U0001f600"}}]}
+    assert choices(ChatClient(urls=[server.url]).submit({"n": 1}).result(60)) == [("A ? dog \U0001f600", None)]
+
+
 def test_a_choice_without_text_is_an_error() -> None:
     assert choices({"choices": [{"message": {"content": None}, "finish_reason": "length"}]}) == [("", "length")]
     parts = [{"type": "text", "text": "A dog."}]

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from clips.core.artifact import log_info
 from clips.errors import UserError
+from clips.text_files import safe_json_loads
 
 if TYPE_CHECKING:
     import httpx
@@ -206,7 +207,7 @@ class ChatClient:
                 raise _TemporaryError(message, reply.status_code, wait)
             raise ChatServerError(message, reply.status_code, by_input=reply.status_code in _UNUSABLE_INPUT)
         try:
-            content = reply.json()
+            content = safe_json_loads(reply.content)  # half an emoji could not be written to a file
         except ValueError:
             content = None
         if not isinstance(content, dict):
