@@ -352,7 +352,7 @@ def stage_callback(tmp_path: Path) -> Any:
     from llava_bridge.training.trainer import StageCallback, StageProgress
 
     progress = StageProgress("align", 4, RunLog(tmp_path), 0.0)
-    nobody = SimpleNamespace(of_any_process=lambda: 0, is_requested=lambda: False)
+    nobody = SimpleNamespace(of_any_process=lambda *_: 0, is_requested=lambda: False)
     return StageCallback(progress, stage_trainer().gather_invalid, {}, 320, nobody, lambda: None)  # type: ignore[arg-type]
 
 
@@ -506,3 +506,15 @@ def test_a_resumed_stage_logs_as_the_config_of_now_says_and_looks_at_its_first_l
         state = TrainerState(global_step=step, max_steps=9)
         callback.on_log(SimpleNamespace(), state, None, logs={"loss": 9.0, "learning_rate": 0.1, "grad_norm": 1.0})
         assert ("above 5.8, that of guessing among 320 tokens" in capsys.readouterr().err) is told
+
+
+def test_the_last_step_is_logged(tmp_path: Path) -> None:
+    """Before, the final loss of eight steps that logged each fifth one was that of steps 2 to 5."""
+    from transformers import TrainerControl, TrainerState
+
+    callback, told = stage_callback(tmp_path), []
+    for step in range(1, 9):
+        control = TrainerControl(should_log=step == 5)
+        callback.on_step_end(SimpleNamespace(device=None), TrainerState(global_step=step, max_steps=8), control)
+        told += [step] * control.should_log
+    assert told == [5, 8]

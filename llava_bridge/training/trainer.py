@@ -323,7 +323,8 @@ class StageCallback(TrainerCallback):
         self.progress.begin(state.global_step, state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Save and stop at a stop request."""
+        """Log the last step, whose loss is the stage's final one; save and stop at a stop request."""
+        control.should_log |= state.global_step == state.max_steps
         if self.stop_signal == 0 and (number := self.stop.of_any_process(args.device)):
             self.stop_signal = number
             control.should_save = control.should_training_stop = True
