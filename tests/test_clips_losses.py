@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from clips.method.clips_model import ModelConfig, build_model, compute_losses
 from clips.method.recipes import CONTRASTIVE_LOSSES, CaptionerConfig, Recipe, RecipeConfig
 from clips.model.compute import group_by_length
-from clips.model.losses import caption_loss, contrastive_loss, linear_cross_entropy
+from clips.model.losses import caption_loss, chunk_rows, contrastive_loss, linear_cross_entropy
 from clips.model.tokenizer import ClipsTokenizer
 
 
@@ -224,6 +224,11 @@ def test_no_loss_materializes_all_logits(monkeypatch):
         with Largest() as largest:
             contrastive_loss(image, [text], torch.tensor(10.0), torch.tensor(0.0), kind=kind).backward()
         assert largest.numbers <= 5000 < 400 * 400, kind
+
+
+@pytest.mark.parametrize(("words", "width", "rows"), [(32_000, 128, 131), (49_408, 512, 339), (128_256, 4096, 130)])
+def test_a_chunk_on_a_cpu_has_as_many_rows_as_columns_if_memory_allows(words, width, rows):
+    assert chunk_rows(torch.empty(1).expand(words, width)) == rows
 
 
 # Logits and log-probabilities; on a CPU bfloat16 logits also in float32.

@@ -6,13 +6,13 @@ The key is a hash of the pixels, and of the module's config and weights, so stal
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import xxhash
 from torch import Tensor, nn
 
 from clips.core.cache import tensor_cache
@@ -151,7 +151,7 @@ def weights_digest(module: nn.Module) -> str:
 
 def digest(*values: Tensor) -> str:
     """Hash of tensors: shapes, dtypes and contents."""
-    total = hashlib.blake2b(digest_size=16)
+    total = xxhash.xxh3_128()  # 30 times as fast as a cryptographic hash, which took a tenth of a step on a CPU
     for value in values:
         total.update(f"{tuple(value.shape)}{value.dtype}".encode())
         total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-_CHUNK_ELEMENTS = 2**24  # logits in memory at a time, and log-probabilities: 64 MiB each in float32
+_CHUNK_ELEMENTS = 2**22  # logits at a time, 16 MiB in float32; malloc maps new pages for each tensor of over 32
 
 
 def contrastive_loss(
@@ -81,14 +81,19 @@ class ChunkCrossEntropy(nn.Module):
             labels: (N,) int64.
             gradient: whether to compute it.
         """
-        logits, label = hidden @ weight.t(), labels[:, None]
+        logits = hidden @ weight.t()
         wide = torch.promote_types(hidden.dtype, torch.float32)
-        log_probabilities = logits.log_softmax(dim=1, dtype=wide)
-        own = log_probabilities.gather(1, label)
+        # On a CPU log_softmax converts element by element, in three times the time.
+        converted = logits.to(wide) if logits.device.type == "cpu" else logits
+        log_probabilities = converted.log_softmax(dim=1, dtype=wide)
+        del converted
+        own = log_probabilities.gather(1, labels[:, None]).squeeze(1)
         if not gradient:
             return -own.sum(), None
         error = torch.exp(log_probabilities, out=logits)  # rounded as it is written, into memory that is free
-        return -own.sum(), error.scatter_(1, label, (own.exp() - 1).to(error.dtype))
+        rows = torch.arange(len(labels), device=labels.device)
+        error[rows, labels] = (own.exp() - 1).to(error.dtype)  # scatter_ visits every element in bfloat16 on a CPU
+        return -own.sum(), error
 
 
 _chunk_cross_entropy = ChunkCrossEntropy()
@@ -157,7 +162,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 def chunk_rows(weight: Tensor) -> int:
     """Return the number of rows whose logits with ``weight`` (V, D) are in memory at a time."""
-    return max(1, _CHUNK_ELEMENTS // len(weight)) if weight.device.type == "cpu" else gpu_chunk_rows(weight)
+    if weight.device.type != "cpu":
+        return gpu_chunk_rows(weight)
+    # With fewer rows than columns, to add a chunk's part to all weights' gradients takes longer than its logits.
+    return max(1, _CHUNK_ELEMENTS // len(weight), min(weight.shape[1], 4 * _CHUNK_ELEMENTS // len(weight)))
 
 
 def gpu_chunk_rows(weight: Tensor) -> int:
