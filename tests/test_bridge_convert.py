@@ -387,16 +387,19 @@ def test_a_real_llama_goes_there_and_back_with_its_slow_tokenizer(shared: Path, 
     assert torch.equal(before[1], after[1])
 
 
-def test_a_slow_tokenizer_alone_suffices(shared: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("model_type", ["llava", "llava_llama", "llava_mistral", "llama", "mistral"])
+def test_a_slow_tokenizer_alone_suffices(model_type: str, shared: Path, tmp_path: Path) -> None:
     """Most original checkpoints have no other."""
     try:
         import sentencepiece.sentencepiece_model_pb2  # noqa: F401
     except Exception as error:  # protobuf raises an error of its own
         pytest.skip(f"this sentencepiece does not go with this protobuf: {error}")
     llm = shared / "models" / "stories15M"
-    shutil.copytree(llm, tmp_path / "llm")
-    (tmp_path / "llm" / "tokenizer.json").unlink()
-    fast, slow = (build.read_tokenizer(str(directory)) for directory in (llm, tmp_path / "llm"))
+    for name in ("tokenizer.model", "tokenizer_config.json"):
+        shutil.copyfile(llm / name, tmp_path / name)
+    config = json.loads((llm / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": model_type}))
+    fast, slow = (build.read_tokenizer(str(directory)) for directory in (llm, tmp_path))
     assert fast(V1)["input_ids"] == slow(V1)["input_ids"]
 
 

@@ -24,6 +24,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
+    LlamaTokenizer,
     LlavaNextProcessor,
     LlavaProcessor,
 )
@@ -38,6 +39,7 @@ from clips.model.loading import (
     silence_transformers,
 )
 from clips.model_refs import resolve_model_dir
+from clips.text_files import safe_json_loads
 from llava_bridge.conversation import (
     IMAGE,
     ConversationEncoder,
@@ -261,7 +263,7 @@ def read_tokenizer(llm: str) -> Any:
     if not (directory / "tokenizer.json").is_file() and (directory / "tokenizer.model").is_file():
         fault += "; tokenizer.model needs a protobuf compatible with the installed sentencepiece (0.2.1 works with any)"
     with library_errors_as_user_errors(fault), silence_transformers():
-        tokenizer = AutoTokenizer.from_pretrained(directory)
+        tokenizer = _tokenizer_class(directory).from_pretrained(directory)
         if is_llava(directory):  # its template may be in chat_template.json, which tokenizers do not read
             register()
             stated = AutoProcessor.from_pretrained(directory).chat_template
@@ -271,6 +273,19 @@ def read_tokenizer(llm: str) -> Any:
     if tokenizer.eos_token is None:
         raise UserError(f"llm: the tokenizer of {llm} has no end-of-text token (eos_token)")
     return tokenizer
+
+
+def _tokenizer_class(directory: Path) -> Any:
+    """The class that reads a directory's tokenizer; LLaMA's for its ``tokenizer.model`` without a ``tokenizer.json``.
+
+    By the ``model_type`` of original LLaVAs and of Mistral ``AutoTokenizer`` would ignore the class that the directory
+    states, and its tokenizer would not put SentencePiece's space before a text.
+    """
+    path = directory / "tokenizer_config.json"
+    stated = safe_json_loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    is_llama = str(stated.get("tokenizer_class")).removesuffix("Fast") == "LlamaTokenizer"
+    slow = (directory / "tokenizer.model").is_file() and not (directory / "tokenizer.json").is_file()
+    return LlamaTokenizer if is_llama and slow else AutoTokenizer
 
 
 def load_llm(llm: str, *, keep_bf16: bool = False) -> Any:
