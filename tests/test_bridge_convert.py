@@ -417,3 +417,14 @@ def test_a_siglip_tower_has_neither_class_token_nor_crop(parts: world.Parts, tmp
         pixels = converted_logits(directory)[2]
         assert torch.allclose(pixels, squashed, atol=0.02) == (aspect == "square")
         assert pixels.shape == (1, 3, 32, 32)
+
+
+def test_a_tower_that_normalizes_pixels_itself_gets_them_from_0_to_1(parts: world.Parts, tmp_path: Path) -> None:
+    from transformers import AutoImageProcessor
+
+    tower = world.write_tower(parts, tmp_path / "tower")
+    file = tower / "preprocessor_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "do_normalize": False}))
+    original = world.write_original(parts, tmp_path / "original", str(tower), image_aspect_ratio="square")
+    expected = AutoImageProcessor.from_pretrained(tower)(world.draw_image(), return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(converted_logits(convert(original, tmp_path / "hf"))[2], expected)

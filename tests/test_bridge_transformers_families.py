@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import bridge_world
 import pytest
 import torch
 import transformers
@@ -15,6 +16,7 @@ from clips.errors import UserError
 from llava_bridge.encoders import build_tower, load_encoder
 from llava_bridge.encoders.encoder import VisionEncoder, load_weights
 from llava_bridge.encoders.transformers_source import FAMILIES
+from llava_bridge.model.image_processing import make_image_processor
 from llava_bridge.model.modeling_vision import build_vision_model
 
 VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 8, "image_size": 32}
@@ -109,6 +111,23 @@ def test_models_that_normalize_pixels_themselves_get_them_from_0_to_1(tmp_path: 
     radio = transformers.RadioModel(transformers.RadioConfig(**VIT, mlp_ratio=2.0, max_img_size=64))
     pixels = load_encoder(save(radio, tmp_path, do_normalize=False)).pixels
     assert (pixels.size, pixels.mean, pixels.std) == (32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+NORMALIZED: dict[str, dict[str, Any]] = {
+    "from 0 to 255": {"do_rescale": False, "image_mean": [127.0, 120.0, 110.0], "image_std": [60.0, 70.0, 80.0]},
+    "from 0 to 2": {"rescale_factor": 1 / 127.5, "image_mean": [1.0, 0.9, 0.8], "image_std": [0.5, 0.4, 0.6]},
+    "not at all": {"do_normalize": False, "rescale_factor": 1 / 127.5},
+}
+
+
+@pytest.mark.parametrize("name", NORMALIZED)
+def test_pixels_are_those_of_the_models_processor(name: str, tmp_path: Path) -> None:
+    model = transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**VISION))
+    square = {"size": {"height": 32, "width": 32}, "do_center_crop": False}
+    ours = make_image_processor(load_encoder(save(model, tmp_path, **square, **NORMALIZED[name])).pixels, "squash")
+    theirs, (image,) = transformers.AutoImageProcessor.from_pretrained(tmp_path), bridge_world.noise((50, 20))
+    ours, theirs = (read(image, return_tensors="pt")["pixel_values"] for read in (ours, theirs))
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
 def test_a_timm_model_in_transformers_format_is_read_as_timms(tmp_path: Path) -> None:

@@ -180,19 +180,24 @@ def read_preprocessing(
     for name, value in entries.items():
         if name not in _PROCESSOR_ENTRIES and value:
             raise reject(name, "processors without it")
-    normalizes = bool(entries.get("do_normalize"))
     with library_errors_as_user_errors(f"{path}: expected numbers as rescale_factor, image_mean and image_std"):
-        # open_clip's pixels are from 0 to 1 before it subtracts the mean, here they are from 0 to this:
-        top = 255 * float(entries["rescale_factor"]) if entries.get("do_rescale") else 255.0
-        if not top > 0:
+        if entries.get("do_rescale") and not float(entries["rescale_factor"]) > 0:
             raise reject("rescale_factor", "a positive number")
-        top = 1.0 if abs(top - 1) < 1e-6 else top
-        mean, std = (
-            [float(value) / top for value in np.broadcast_to(entries[name] if normalizes else without, 3)]
-            for name, without in (("image_mean", 0.0), ("image_std", 1.0))
-        )
-    cfg |= {"mean": mean, "std": std, "interpolation": _RESAMPLING[int(entries["resample"])]}
+        cfg |= read_normalization(entries)
+    cfg |= {"interpolation": _RESAMPLING[int(entries["resample"])]}
     return cfg | {"resize_mode": "squash" if sides == square else "shortest"}, "its image processor's"
+
+
+def read_normalization(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``mean`` and ``std`` of pixels from 0 to 1 that equal an image processor's entries."""
+    # Its own pixels are from 0 to this:
+    top = 255 * float(entries["rescale_factor"]) if entries.get("do_rescale") else 255.0
+    top = 1.0 if abs(top - 1) < 1e-6 else top
+    mean, std = (entries["image_mean"], entries["image_std"]) if entries.get("do_normalize") else (0.0, 1.0)
+    return {
+        name: [float(value) / top for value in np.broadcast_to(values, 3)]
+        for name, values in (("mean", mean), ("std", std))
+    }
 
 
 def write_preprocessing(preprocess: Mapping[str, Any], directory: Path) -> None:

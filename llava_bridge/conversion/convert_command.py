@@ -148,7 +148,7 @@ def _to_transformers(config: ConvertConfig, given: ConvertConfig) -> None:
         preprocessing, side = own.to_dict(), image_size_of(own)
         if side is None:
             raise UserError(f"vision_tower: {tower}: expected a preprocessing that states the image size")
-        same = ("size", "resample", "image_mean", "image_std", "rescale_factor")
+        same = ("size", "resample", "image_mean", "image_std", "rescale_factor", "do_rescale", "do_normalize")
         processor.image_processor = LlavaImageProcessor(
             **{field: preprocessing[field] for field in same},
             do_center_crop=bool(preprocessing.get("do_center_crop")),  # SigLIP's does not

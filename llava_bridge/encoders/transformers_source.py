@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from clips.errors import UserError
+from clips.interchange.hf_files import read_normalization
 from clips.model.initialization import resize_pos_embed
 from clips.model.loading import library_errors_as_user_errors, load_pretrained, read_safetensors
 from clips.model_refs import resolve_model_dir
@@ -324,11 +325,11 @@ def _pixels(directory: Path, config: Any) -> ImagePreprocess:
             raise UserError(
                 f"encoder: {directory}: preprocessor_config.json: resample: expected {expected}, got {resample}"
             )
-        normalizes = processor.do_normalize is not False  # RADIO and TIPSv2 read pixels from 0 to 1
+        channels = read_normalization(processor.to_dict())
         return ImagePreprocess(
             size=size,
-            mean=tuple(processor.image_mean) if normalizes else (0.0, 0.0, 0.0),
-            std=tuple(processor.image_std) if normalizes else (1.0, 1.0, 1.0),
+            mean=tuple(channels["mean"]),
+            std=tuple(channels["std"]),
             interpolation=_RESAMPLE[resample],
         )
 
