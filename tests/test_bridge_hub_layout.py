@@ -246,10 +246,16 @@ def test_a_swap_keeps_the_template_in_chat_template_json(hub: Path, bridge_encod
     assert our_ids(loaded, [QUESTION]) == stock_inputs(tmp_path / "swapped", [QUESTION])["input_ids"][0].tolist()
 
 
+@pytest.mark.parametrize("stated", ["text_config", "config"])
 @pytest.mark.parametrize("tiles", [False, True])
-def test_a_tied_llm_of_transformers_4_has_its_output_layer(tiles: bool, tmp_path: Path) -> None:
-    """It states the tie in the LLM's config alone; transformers 5 then leaves LLaVA-NeXT's output layer random."""
+def test_a_tied_llm_has_its_output_layer(tiles: bool, stated: str, bridge_encoder: Path, tmp_path: Path) -> None:
+    """transformers 4 states it in the LLM's config alone; 5 then leaves LLaVA-NeXT's output layer random."""
     expected = hub_llava.write_hub_llava(tmp_path / "tied", tiles=tiles, tied=True)
+    if stated == "config":
+        path = tmp_path / "tied" / "config.json"
+        config = json.loads(path.read_text())
+        config["tie_word_embeddings"] = config["text_config"].pop("tie_word_embeddings")
+        path.write_text(json.dumps(config))
     inputs = stock_inputs(tmp_path / "tied", [QUESTION])
     with torch.no_grad():
         logits = expected(**inputs).logits
@@ -259,6 +265,11 @@ def test_a_tied_llm_of_transformers_4_has_its_output_layer(tiles: bool, tmp_path
         tokens = torch.arange(5, 11)[None]
         text = expected(input_ids=tokens).logits
         torch.testing.assert_close(load_llm(str(tmp_path / "tied"))(tokens).logits, text, atol=1e-4, rtol=1e-4)
+        words = ("--encoder", str(bridge_encoder), "--output", str(tmp_path / "swapped"))
+        status, _, told = bridge_world.run_cli("swap", str(tmp_path / "tied"), *words)
+        assert status == 0, told
+        swapped = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "swapped", dtype=torch.float32)
+        torch.testing.assert_close(swapped(input_ids=tokens).logits, text, atol=1e-4, rtol=1e-4)
 
 
 OTHERS = {"llava_onevision": "LlavaOnevisionConfig", "paligemma": "PaliGemmaConfig", "qwen2_vl": "Qwen2VLConfig"}

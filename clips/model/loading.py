@@ -67,11 +67,14 @@ def load_pretrained(kind: Any, directory: Path | None, what: str, **options: Any
             f"{what} has weights that do not fit its config.json: '{name}' has shape {tuple(stored)}, "
             f"not {tuple(expected)}"
         )
-    head, ties = model.get_output_embeddings(), getattr(model.config, "tie_word_embeddings", False)
-    if head is not None and ties and head.weight is not model.get_input_embeddings().weight:
-        # The files have different weights for both, which transformers keeps, but would tie when rows are added or the
-        # model is saved and loaded.
-        model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
+    head = model.get_output_embeddings()
+    configs = [] if head is None else [model.config, model.config.get_text_config()]
+    if any(getattr(config, "tie_word_embeddings", False) for config in configs):
+        # The files may have different weights for both, which transformers keeps, but would tie when rows are added or
+        # the model is saved and loaded. And the LLaVA's config alone may state the tie of its LLM.
+        tied = head.weight is model.get_input_embeddings().weight
+        for config in configs:
+            config.tie_word_embeddings = tied
     return model
 
 
