@@ -149,6 +149,11 @@ def test_a_timm_model_in_transformers_format_is_read_as_timms(tmp_path: Path) ->
     inner = own.hidden_states[-2].flatten(2).transpose(1, 2)
     torch.testing.assert_close(states[-2], inner, atol=1e-5, rtol=1e-5)
 
+    changed = {**stated, "model_args": {"img_size": 64, "act_layer": "relu"}}
+    (tmp_path / "config.json").write_text(json.dumps(changed))
+    with pytest.raises(UserError, match=r"config\.json: model_args: expected img_size alone, got act_layer$"):
+        load_encoder(f"transformers:{tmp_path}")
+
 
 def test_a_class_that_transformers_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(transformers.models.qwen2_vl.modeling_qwen2_vl, "Qwen2VisionTransformerPretrainedModel")

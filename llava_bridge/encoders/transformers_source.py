@@ -248,6 +248,8 @@ def load(reference: str, image_size: int | None) -> VisionEncoder:
     with library_errors_as_user_errors(f"encoder: {reference}: expected a directory in the transformers format"):
         config = AutoConfig.from_pretrained(directory)
     if config.model_type == "timm_wrapper":  # its config has timm's preprocessing
+        if others := sorted((config.model_args or {}).keys() - {"img_size"}):  # maybe without effect on weights' shapes
+            raise UserError(f"encoder: {reference}: config.json: model_args: expected img_size alone, got {others[0]}")
         path = directory / "model.safetensors"
         stored = read_safetensors(path, f"encoder: {path}")
         pixels = timm_source.preprocess_of(config.architecture, getattr(config, "pretrained_cfg", {}), image_size)
