@@ -107,6 +107,15 @@ def test_a_qwen_tower_has_a_default_image_size(tmp_path: Path) -> None:
     assert load_encoder(spec).pixels.size == 448  # its processor states numbers of pixels
 
 
+def test_a_crop_size_is_that_of_the_images_only_if_they_are_cropped(tmp_path: Path) -> None:
+    model = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**VISION))
+    sizes = {name: {"height": side, "width": side} for name, side in (("size", 32), ("crop_size", 16))}
+    spec = save(model, tmp_path, image_processor_type="SiglipImageProcessor", **sizes)
+    shown = transformers.AutoImageProcessor.from_pretrained(tmp_path)(bridge_world.noise((50, 20)), return_tensors="pt")
+    assert shown["pixel_values"].shape[2:] == (32, 32)
+    assert load_encoder(spec).pixels.size == 32
+
+
 def test_models_that_normalize_pixels_themselves_get_them_from_0_to_1(tmp_path: Path) -> None:
     radio = transformers.RadioModel(transformers.RadioConfig(**VIT, mlp_ratio=2.0, max_img_size=64))
     pixels = load_encoder(save(radio, tmp_path, do_normalize=False)).pixels

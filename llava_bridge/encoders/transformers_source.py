@@ -341,7 +341,7 @@ def image_size_of(processor: Any) -> int | None:
 
     UserError: it is not square.
     """
-    crops = getattr(processor, "do_center_crop", True) is not False
+    crops = getattr(processor, "do_center_crop", True)  # None, as SigLIP's, does not
     size = (getattr(processor, "crop_size", None) if crops else None) or getattr(processor, "size", None)
     if size is None:
         return None
