@@ -131,6 +131,25 @@ def test_the_same_pixels_and_logits_as_by_hand(size: tuple[int, int], parts: wor
     torch.testing.assert_close(logits[:, : expected.shape[1]], expected, atol=1e-5, rtol=1e-5)
 
 
+def test_tiles_are_resized_bicubically_whatever_the_tower_states(
+    parts: world.Parts, original: Path, tmp_path: Path
+) -> None:
+    tower = world.write_tower(parts, tmp_path / "tower")
+    set_resample(tower / "preprocessor_config.json", 2)
+    source = world.restated(original, {"mm_vision_tower": str(tower)}, tmp_path / "other")
+    hf = world.convert(source, tmp_path / "hf")
+    pixels = ask(hf, draw_image(*SHAPES[0]))[2]
+    torch.testing.assert_close(pixels, tiles(draw_image(*SHAPES[0])), atol=0.03, rtol=0)
+    set_resample(hf / "processor_config.json", 2)
+    rejected(hf, r"hf: resample: the original LLaVA resizes tiles by 3 \(bicubic\), got 2", format="original")
+
+
+def set_resample(file: Path, number: int) -> None:
+    stated = json.loads(file.read_text())
+    stated.get("image_processor", stated)["resample"] = number
+    file.write_text(json.dumps(stated))
+
+
 def test_it_is_transformers_own_llava_next(converted: Path) -> None:
     stated = json.loads((converted / "config.json").read_text())
     assert stated["architectures"] == ["LlavaNextForConditionalGeneration"]

@@ -24,6 +24,7 @@ VISION_TOWER_DIR = "vision_tower"
 _TEMPLATES = {"llama": "vicuna_v1", "mistral": "mistral"}
 _SLOW_TOKENIZER = "tokenizer.model"
 _ORIGINAL_KIND = "llava_original"
+_TILES_RESAMPLE = 3  # bicubic, PIL's default: the original resizes images for tiles by it, whatever its tower states
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -155,6 +156,8 @@ def _to_transformers(config: ConvertConfig, given: ConvertConfig) -> None:
             crop_size={"height": side, "width": side},
             do_pad=original.config.get("image_aspect_ratio") == "pad",
         )
+    else:
+        processor.image_processor.resample = _TILES_RESAMPLE
     set_generation_config(model, processor)
     stock = convert_tower_to_transformers(model) and original.projector_name == "mlp2x_gelu"
     dtype = next(iter(original.llm.values())).dtype
@@ -271,6 +274,11 @@ def _to_original(config: ConvertConfig, given: ConvertConfig) -> None:
     if hasattr(model.model, "image_newline") and not is_anyres_processor(processor.image_processor):
         raise UserError(
             f"{source}: a LLaVA-NeXT whose processor makes no tiles, which the original format does not support"
+        )
+    if is_anyres_processor(processor.image_processor) and processor.image_processor.resample != _TILES_RESAMPLE:
+        raise UserError(
+            f"{source}: resample: the original LLaVA resizes tiles by {_TILES_RESAMPLE} (bicubic), "
+            f"got {int(processor.image_processor.resample)}"
         )
     try:
         stated = original_config(model, processor, str(Path(config.output) / VISION_TOWER_DIR))
