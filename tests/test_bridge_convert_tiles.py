@@ -131,9 +131,7 @@ def test_the_same_pixels_and_logits_as_by_hand(size: tuple[int, int], parts: wor
     torch.testing.assert_close(logits[:, : expected.shape[1]], expected, atol=1e-5, rtol=1e-5)
 
 
-def test_tiles_are_resized_bicubically_whatever_the_tower_states(
-    parts: world.Parts, original: Path, tmp_path: Path
-) -> None:
+def test_tiles_are_resized_bicubically_with_any_tower(parts: world.Parts, original: Path, tmp_path: Path) -> None:
     tower = world.write_tower(parts, tmp_path / "tower")
     set_resample(tower / "preprocessor_config.json", 2)
     source = world.restated(original, {"mm_vision_tower": str(tower)}, tmp_path / "other")

@@ -328,7 +328,7 @@ print("equal")
 
 def test_a_gpu_computes_the_loss_in_larger_chunks() -> None:
     """Each adds to the weights' gradient once; Qwen 3 has 151,936 tokens."""
-    hidden, head = torch.randn(400, 2), torch.nn.Linear(2, 151_936, bias=False)
+    hidden, head = torch.randn(400, 128), torch.nn.Linear(128, 151_936, bias=False)
     labels, chunks = torch.zeros(400, dtype=torch.long), losses.ChunkCrossEntropy()
     rows: list[int] = []
     chunks.register_forward_pre_hook(lambda _, arguments: rows.append(len(arguments[0])))
