@@ -494,9 +494,8 @@ def main() -> int:
                 print(f"## Contrasts {letter}\n\n{markdown_frame(contrast_table(found))}\n")
         if (race := args.scores / "race_photos.csv").is_file():
             lines = pd.read_csv(race)
-            race_means = lines.pivot_table("value", "encoder", "metric")
-            shown = race_means.map("{:.1f}".format, na_action="ignore").fillna("")
-            print(f"## race_photos\n\n{markdown_frame(shown)}\n\n## Claims E\n\n{markdown_frame(judge_race(lines))}")
+            means = lines.pivot_table("value", "encoder", "metric").map("{:.1f}".format, na_action="ignore").fillna("")
+            print(f"## race_photos\n\n{markdown_frame(means)}\n\n## Claims E\n\n{markdown_frame(judge_race(lines))}")
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

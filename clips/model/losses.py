@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-_CHUNK_ELEMENTS = 2**22  # logits at a time, 16 MiB in float32; malloc maps new pages for each tensor of over 32
+_CHUNK_ELEMENTS = 2**22  # logits at a time, 16 MiB in float32: malloc maps new pages for each tensor of over 32
 
 
 def contrastive_loss(
@@ -83,10 +83,10 @@ class ChunkCrossEntropy(nn.Module):
         """
         logits = hidden @ weight.t()
         wide = torch.promote_types(hidden.dtype, torch.float32)
-        # On a CPU log_softmax converts element by element, in three times the time.
+        # On a CPU log_softmax with a dtype converts element by element, in three times the time.
         converted = logits.to(wide) if logits.device.type == "cpu" else logits
         log_probabilities = converted.log_softmax(dim=1, dtype=wide)
-        del converted
+        del converted  # exp makes another tensor of its size below
         own = log_probabilities.gather(1, labels[:, None]).squeeze(1)
         if not gradient:
             return -own.sum(), None

@@ -260,32 +260,25 @@ def read_tokenizer(llm: str) -> Any:
     """As :func:`load_tokenizer`, regardless of the directory's other files."""
     directory = resolve_model_dir(llm, "llm")
     fault = f"llm: the tokenizer of {llm} cannot be read"
-    if not (directory / "tokenizer.json").is_file() and (directory / "tokenizer.model").is_file():
+    slow = not (directory / "tokenizer.json").is_file() and (directory / "tokenizer.model").is_file()
+    if slow:
         fault += "; tokenizer.model needs a protobuf compatible with the installed sentencepiece (0.2.1 works with any)"
     with library_errors_as_user_errors(fault), silence_transformers():
-        tokenizer = _tokenizer_class(directory).from_pretrained(directory)
+        path = directory / "tokenizer_config.json"
+        stated = safe_json_loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        is_llama = str(stated.get("tokenizer_class")).removesuffix("Fast") == "LlamaTokenizer"
+        # By the model_type of original LLaVAs and of Mistral AutoTokenizer ignores this class for a tokenizer.model,
+        # and its tokenizer does not put SentencePiece's space before a text.
+        tokenizer = (LlamaTokenizer if is_llama and slow else AutoTokenizer).from_pretrained(directory)
         if is_llava(directory):  # its template may be in chat_template.json, which tokenizers do not read
             register()
-            stated = AutoProcessor.from_pretrained(directory).chat_template
-            tokenizer.chat_template = stated or tokenizer.chat_template
+            template = AutoProcessor.from_pretrained(directory).chat_template
+            tokenizer.chat_template = template or tokenizer.chat_template
     if not tokenizer.is_fast:
         raise UserError(f"llm: {llm} has a slow tokenizer; expected tokenizer.json (the fast form)")
     if tokenizer.eos_token is None:
         raise UserError(f"llm: the tokenizer of {llm} has no end-of-text token (eos_token)")
     return tokenizer
-
-
-def _tokenizer_class(directory: Path) -> Any:
-    """The class that reads a directory's tokenizer; LLaMA's for its ``tokenizer.model`` without a ``tokenizer.json``.
-
-    By the ``model_type`` of original LLaVAs and of Mistral ``AutoTokenizer`` would ignore the class that the directory
-    states, and its tokenizer would not put SentencePiece's space before a text.
-    """
-    path = directory / "tokenizer_config.json"
-    stated = safe_json_loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    is_llama = str(stated.get("tokenizer_class")).removesuffix("Fast") == "LlamaTokenizer"
-    slow = (directory / "tokenizer.model").is_file() and not (directory / "tokenizer.json").is_file()
-    return LlamaTokenizer if is_llama and slow else AutoTokenizer
 
 
 def load_llm(llm: str, *, keep_bf16: bool = False) -> Any:
