@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import bench_world
@@ -11,6 +12,7 @@ import torch
 
 from benchmarks.report.load_results import MissingValue, read_source
 from benchmarks.results.results import Result, read_items
+from benchmarks.tasks.mllm.caption_metrics import score_captions
 from benchmarks.tasks.registry import configure
 from clips.data import decode_image
 from clips.encoder import load_captioner, load_encoder
@@ -34,38 +36,66 @@ def places(tmp_path_factory) -> Path:
 
 
 def evaluate(places: Path, results: Path, row: str = "clips", **settings: object) -> Result:
-    benchmark = configure(name="recaption", data=str(places / "test"), **settings)
+    benchmark = configure(**{"name": "recaption", "data": str(places / "test"), **settings})
     return bench_world.measure(results, benchmark, row=row, encoder=places / row)
 
 
-def _saying(monkeypatch, texts: list[str]) -> None:
+def _saying(monkeypatch, texts: list[str], of_other_images: list[str]) -> None:
     """The captioner says these, one after the other."""
-    rest = iter(ClipsTokenizer().encode_target(texts, 40).tolist())
+    rest = iter(ClipsTokenizer().encode_target([*texts, *of_other_images], 40).tolist())
     monkeypatch.setattr(captioning, "generate", lambda _, images, __: [next(rest) for _ in images])
 
 
-def test_scores_of_a_perfect_and_of_a_constant_captioner(places, tmp_path, monkeypatch):
+def test_scores_of_captioners_that_look_and_that_do_not(places, tmp_path, monkeypatch):
     expected = [clips_world.captions(number)["synthetic_caption"] for number in range(8)]
-    _saying(monkeypatch, expected)
+    given = [clips_world.captions(number)["web_caption"] for number in range(8)]
+    of_next = [*expected[1:], expected[0]]
+    _saying(monkeypatch, expected, of_next)
     perfect = evaluate(places, tmp_path / "perfect")
     assert perfect.metrics["CIDEr"].value == pytest.approx(10.0)
     assert perfect.metrics["Bleu_4"].value == pytest.approx(1.0)
     assert perfect.metrics["ROUGE_L"].value == pytest.approx(1.0)
-    assert perfect.metrics["CIDEr_of_others"].value < 5
-    gain = perfect.metrics["CIDEr_gain"]
-    assert gain.value == pytest.approx(10.0 - perfect.metrics["CIDEr_of_others"].value)
+    assert perfect.metrics["CIDEr_other_image"].value < 5
+    gain = perfect.metrics["CIDEr_over_other_image"]
+    assert gain.value == pytest.approx(10.0 - perfect.metrics["CIDEr_other_image"].value)
     assert 0 < gain.ci_low < gain.value < gain.ci_high
     assert (perfect.protocol["images"], perfect.protocol["excluded"]) == (8, 2)
     items = read_items(perfect)
-    assert items["given"].tolist() == [clips_world.captions(number)["web_caption"] for number in range(8)]
+    assert items["given"].tolist() == given
     assert items["target"].tolist() == expected
 
-    _saying(monkeypatch, [expected[0]] * 8)
-    same = evaluate(places, tmp_path / "same")
-    assert same.metrics["CIDEr"].value == pytest.approx(same.metrics["CIDEr_of_others"].value)
-    assert same.metrics["CIDEr"].value < 5
-    gain = same.metrics["CIDEr_gain"]  # a caption for all images is no better for its own
-    assert gain.ci_low <= 0 <= gain.ci_high
+    _saying(monkeypatch, given, given)
+    blind = evaluate(places, tmp_path / "blind")  # it repeats its web caption, which is about its own image
+    assert blind.metrics["CIDEr"].value > 0
+    assert blind.metrics["CIDEr_other_image"].value == blind.metrics["CIDEr"].value
+    gain = blind.metrics["CIDEr_over_other_image"]
+    assert (gain.value, gain.ci_low) == (0, None)  # no two images differ
+
+
+def test_the_other_image_is_the_next_one_with_other_pixels(places, tmp_path):
+    twice = places / "twice.jsonl"
+    samples = [
+        {"split": "test", "image": f"{number}.png", "web_caption": f"web {row}", "synthetic_caption": f"A dog {row}."}
+        for row, number in enumerate((0, 0, 1, 0))
+    ]
+    for number in (0, 1):
+        (places / f"{number}.png").write_bytes(clips_world.draw_image(number))
+    twice.write_text("".join(json.dumps(sample) + "\n" for sample in samples), encoding="utf-8")
+    settings = {"data": str(twice), "format": "table", "image_root": str(places)}
+    result = evaluate(places, tmp_path / "results", **settings)
+    encoder, captioner = load_encoder(places / "clips"), load_captioner(places / "clips")
+
+    def caption(number: int, row: int) -> str:
+        pixels = encoder.preprocess(decode_image(clips_world.draw_image(number)))[None]
+        return captioning.caption_images(encoder.model, captioner, pixels, encoder.tokenizer([f"web {row}"]))[0]
+
+    expected = [caption(number, row) for row, number in enumerate((1, 1, 0, 1))]
+    scores = score_captions([[sample["synthetic_caption"]] for sample in samples], expected).cider
+    assert read_items(result)["cider_other_image"].tolist() == pytest.approx([scores[row] for row in range(4)])
+
+    alone = evaluate(places, tmp_path / "alone", limit=2, **settings)
+    assert alone.missing_metrics["CIDEr_over_other_image"] == "all samples have the same image"
+    assert "CIDEr" in alone.metrics
 
 
 def test_captions_equal_those_of_the_encoder_alone(places, tmp_path):

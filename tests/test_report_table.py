@@ -365,7 +365,7 @@ def test_chance_is_that_of_the_rows_that_know_it_and_of_no_other_protocol(tmp_pa
 
 
 def test_the_chance_level_of_captions_is_the_own_one_of_each_model(tmp_path, monkeypatch):
-    columns = {"CIDEr": ("own", True), "CIDEr_of_others": ("others", None), "CIDEr_gain": ("gain", True)}
+    columns = {"CIDEr": ("own", True), "CIDEr_other_image": ("others", None), "CIDEr_over_other_image": ("gain", True)}
     specs = {
         name: MetricSpec(label=name, columns=(column,), aggregation="mean_of_scores", higher_is_better=up)
         for name, (column, up) in columns.items()
@@ -376,6 +376,8 @@ def test_the_chance_level_of_captions_is_the_own_one_of_each_model(tmp_path, mon
     def put(row: str, own: float, others: float) -> Report:
         items = items_table(0.5, benchmark="recaption", count=COUNT)
         scores = {"own": own + rng.normal(0, 0.3, COUNT), "others": others + rng.normal(0, 0.3, COUNT)}
+        if own == others:  # a captioner that repeats the web caption, for any image
+            scores["others"] = scores["own"]
         items = items.assign(thumbnail=None, **scores, score=scores["own"], gain=scores["own"] - scores["others"])
         put_result(tmp_path, row, "recaption", items, primary=("CIDEr",))
         return build_report(tmp_path)
@@ -402,6 +404,8 @@ def test_the_chance_level_of_captions_is_the_own_one_of_each_model(tmp_path, mon
         "generic": (2, False),
         "specific": (2, True),
     }
+    report = put("repeats", 0.9, 0.9)
+    assert "generic (seed 1) and repeats on recaption CIDEr." in text_of(report)
 
 
 def test_a_failure_is_a_word_in_the_table_and_its_file_in_a_note(tmp_path):

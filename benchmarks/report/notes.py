@@ -265,8 +265,8 @@ def _about_chance(table: Table) -> Iterator[str]:
             ]
             if texts:
                 yield (
-                    f"Chance on {column.title} is each model's own score with the reference of another image. The "
-                    "score minus that, with its 95 % interval, which is above 0 if the model is above chance: "
+                    f"Chance on {column.title} is each model's own score with another image and the same web caption. "
+                    "The score minus that, with its 95 % interval, which is above 0 if the model is above chance: "
                     f"{'; '.join(texts)}."
                 )
     by_model: dict[str, list[str]] = {}

@@ -50,8 +50,8 @@ def seed_tables(source: ReportSource, items: ItemScores, also: Collection[tuple[
             )
         for column in found.values():
             column.cells = completed(_seed_cells(source, column), items)
-        if {"CIDEr", "CIDEr_gain"} <= found.keys():  # of recaption
-            found["CIDEr"].over_another_image = found["CIDEr_gain"]
+        if {"CIDEr", "CIDEr_over_other_image"} <= found.keys():  # of recaption
+            found["CIDEr"].over_another_image = found["CIDEr_over_other_image"]
         primary += [found[name] for name in main or [""]]
         every += [found[name] for name in rest]
     return [

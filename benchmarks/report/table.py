@@ -282,7 +282,11 @@ class Cell:
         """Whether its interval is above all trivial baselines; None without an interval or known chance level."""
         if gains := self.column.over_another_image:
             (gain,) = (cell for cell in gains.cells if cell.row == self.row)
-            return None if self.group or gain.ci_low is None else gain.ci_low > 0
+            if self.group or gain.value is None:
+                return None
+            if gain.ci_low is None:  # equal in all images, or there is one
+                return None if gain.value > 0 else False
+            return gain.ci_low > 0
         levels, better = self.column.chance_levels.values(), self.column.higher_is_better
         if not levels or self.group or self.ci_low is None or self.ci_high is None or better is None:
             return None

@@ -1,6 +1,8 @@
 """Captions of an encoder's captioner for held-out images and their web captions, against the synthetic captions.
 
-All tokens are decoded in parallel if the captioner was trained so, otherwise greedily.
+All tokens are decoded in parallel if the captioner was trained so, otherwise greedily. Because the web caption alone
+tells much of the synthetic one, each sample is captioned again with its web caption and another image: the difference
+is what the captioner gains from looking.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,16 +39,16 @@ if TYPE_CHECKING:
     from clips.data.sources import Source, SourceConfig
 
 METRICS = caption_metrics() | {
-    "CIDEr_of_others": MetricSpec(
-        label="CIDEr of another image's caption",
+    "CIDEr_other_image": MetricSpec(
+        label="CIDEr with another image",
         aggregation="mean_of_scores",
-        columns=("cider_of_others",),
+        columns=("cider_other_image",),
         higher_is_better=None,
     ),
-    "CIDEr_gain": MetricSpec(
-        label="CIDEr above that of another image's caption",
+    "CIDEr_over_other_image": MetricSpec(
+        label="CIDEr above that with another image",
         aggregation="mean_of_scores",
-        columns=("cider_gain",),
+        columns=("cider_over_other_image",),
     ),
 }
 
@@ -59,6 +62,7 @@ class RecaptionSet:
     names: Sequence[str]  # (N,) readable sample names
     web: Sequence[str]  # (N,) web captions, some of which may be empty
     synthetic: Sequence[str]  # (N,) synthetic captions
+    others: Sequence[int] | None  # (N,) the next sample with another image; None if all have the same one
     num_excluded: int  # number of the source's samples without one or the other
     hash: str  # SHA-256 of images and captions
 
@@ -106,7 +110,10 @@ def data_hash(config: RecaptionConfig) -> str:
     benchmark_type="captions",
     about="captions of an encoder's captioner for an image and its web caption, against a synthetic caption",
     needs="tower",
-    trivial_baseline_note="'CIDEr of another image's caption' is the score of captions that ignore their image.",
+    trivial_baseline_note=(
+        "'CIDEr with another image' is the score for the next image's pixels and the same web caption: that of a "
+        "captioner that does not look."
+    ),
 )
 def evaluate(model: EvalModel, config: RecaptionConfig) -> Evaluation | None:
     """Compute CIDEr, BLEU and ROUGE-L of the captioner's captions, on rank 0 only."""
@@ -123,19 +130,22 @@ def evaluate(model: EvalModel, config: RecaptionConfig) -> Evaluation | None:
         **full_size_entry(len(samples.indices) + samples.num_excluded, len(samples.source)),
         "reference": "one, the full synthetic caption",
         "decoding": "most probable token at each position",
+        "other_image": "the next one with other pixels, with the same web caption",
         "scorer": f"pycocoevalcap {version('pycocoevalcap')}",
         "caption_tokenizer": tokenizer_name(),
         **model.tower.settings,
     }
-    captions = None
+    captions = of_other_images = None
+    missing = dict.fromkeys(METRICS, "this encoder has no captioner (its recipe trains none)")
     if not model.is_bare_tower and (Path(directory := model.path("tower")) / CAPTIONER_WEIGHTS).is_file():
-        captions = _generate(model, samples, directory)
-    items = _items(samples, captions)
-    absent = "this encoder has no captioner (its recipe trains none)"
+        captions, of_other_images = _generate(model, samples, directory)
+        compared = ("CIDEr_other_image", "CIDEr_over_other_image") if of_other_images is None else ()
+        missing = dict.fromkeys(compared, "all samples have the same image")
+    items = _items(samples, captions, of_other_images)
     return Evaluation(
-        metrics={} if captions is None else {name: compute_metric(items, spec) for name, spec in METRICS.items()},
+        metrics={name: compute_metric(items, spec) for name, spec in METRICS.items() if name not in missing},
         primary=("CIDEr",),
-        missing_metrics=dict.fromkeys(METRICS, absent) if captions is None else {},
+        missing_metrics=missing,
         protocol=protocol,
         items=items,
     )
@@ -162,7 +172,7 @@ def _read(config: SourceConfig, limit: int | None, _stamp: object) -> RecaptionS
 
     source = open_source(config)
     digest = hashlib.sha256()
-    indices, web, synthetic, num_excluded = list[int](), list[str](), list[str](), 0
+    indices, images, web, synthetic, num_excluded = list[int](), list[str](), list[str](), list[str](), 0
     for number in range(len(source)):
         if limit is not None and len(indices) == limit:
             break
@@ -177,19 +187,27 @@ def _read(config: SourceConfig, limit: int | None, _stamp: object) -> RecaptionS
         image = hashlib.sha256(sample.image).hexdigest()
         digest.update(json.dumps([image, sample.web, sample.synthetic], ensure_ascii=False).encode())
         indices.append(number)
+        images.append(image)
         web.append(sample.web)
         synthetic.append(sample.synthetic)
     if not indices:
         raise UserError(f"{config.path}: expected samples with a synthetic caption under '{config.synthetic_caption}'")
     names = [source.name(number) for number in indices]
-    return RecaptionSet(source, indices, names, web, synthetic, num_excluded, digest.hexdigest())
+    others = None
+    if len(set(images)) > 1:
+        following = [itertools.chain(range(row + 1, len(images)), range(row)) for row in range(len(images))]
+        others = [
+            next(other for other in rows if images[other] != own) for rows, own in zip(following, images, strict=True)
+        ]
+    return RecaptionSet(source, indices, names, web, synthetic, others, num_excluded, digest.hexdigest())
 
 
 def _rng(number: int) -> np.random.Generator:
     return np.random.default_rng([0, number])
 
 
-def _generate(model: EvalModel, samples: RecaptionSet, directory: str) -> list[str]:
+def _generate(model: EvalModel, samples: RecaptionSet, directory: str) -> tuple[list[str], list[str] | None]:
+    """The captions of the samples, and those of their web captions and the images of others."""
     import torch
 
     from benchmarks.tasks.encoders.embedding import batches
@@ -199,26 +217,37 @@ def _generate(model: EvalModel, samples: RecaptionSet, directory: str) -> list[s
     encoder = model.tower
     captioner = load_captioner(directory).to(encoder.device)
     dtype = getattr(torch, encoder.precision)
-    chosen, found = batches(range(len(samples.indices)), model.config.batch_size), []
-    for batch in progress_iter(chosen, "writing captions", "batches"):
-        pixels = torch.stack([encoder.preprocess(samples.open(index)) for index in batch])
-        reads_text = captioner.text_projection is not None
-        texts = encoder.tokenizer([samples.web[index] for index in batch]) if reads_text else None
-        found += caption_images(encoder.model, captioner, pixels.to(encoder.device, dtype), texts)
-    return found
+    reads_text = captioner.text_projection is not None
+    own = [(row, row if reads_text else None) for row in range(len(samples.indices))]  # rows of image and web caption
+    swapped = None
+    if samples.others is not None:
+        swapped = [(other, row if reads_text else None) for row, other in enumerate(samples.others)]
+    # without a web caption the others' captions are written already
+    pairs = list(dict.fromkeys([*own, *(swapped or [])]))
+    written = list[str]()
+    for rows in progress_iter(batches(range(len(pairs)), model.config.batch_size), "writing captions", "batches"):
+        batch = [pairs[row] for row in rows]
+        pixels = torch.stack([encoder.preprocess(samples.open(image)) for image, _ in batch])
+        texts = encoder.tokenizer([samples.web[text] for _, text in batch if text is not None]) if reads_text else None
+        written += caption_images(encoder.model, captioner, pixels.to(encoder.device, dtype), texts)
+    caption = dict(zip(pairs, written, strict=True))
+    return [caption[pair] for pair in own], None if swapped is None else [caption[pair] for pair in swapped]
 
 
-def _items(samples: RecaptionSet, captions: Sequence[str] | None) -> pd.DataFrame:
+def _items(
+    samples: RecaptionSet, captions: Sequence[str] | None, of_other_images: Sequence[str] | None
+) -> pd.DataFrame:
     import pandas as pd
 
     names, count = list(samples.names), len(samples.names)
     columns = {}
     if captions is not None:
-        own = score_captions([[text] for text in samples.synthetic], captions)
-        others = score_captions([[text] for text in np.roll(samples.synthetic, -1)], captions)
-        columns = dict(caption_columns(range(count), own))
-        columns["cider_of_others"] = np.array([others.cider[number] for number in range(count)])
-        columns["cider_gain"] = columns["cider"] - columns["cider_of_others"]
+        references = [[text] for text in samples.synthetic]
+        columns = dict(caption_columns(range(count), score_captions(references, captions)))
+        if of_other_images is not None:
+            others = score_captions(references, of_other_images)
+            columns["cider_other_image"] = np.array([others.cider[number] for number in range(count)])
+            columns["cider_over_other_image"] = columns["cider"] - columns["cider_other_image"]
     return pd.DataFrame(
         {
             "item": names,
