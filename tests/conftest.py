@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import gc
+import multiprocessing
+import os
 import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_threa
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Forked DataLoader workers inherit the handler; see `pytest_pyfunc_call`.
+faulthandler.register(signal.SIGUSR2, file=2)
+
+
 LONGEST = ("docs_run", "clips_distributed", "bridge_stages", "study_kills", "bridge_mixed", "study_slurm", "packaging")
 """Files whose slow tests take minutes; a file runs in one worker, and a long one at the end would run alone."""
 
@@ -29,6 +37,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start with the longest files, in ``make test-long`` (xdist sorts by number of tests unless told not to)."""
     first = {f"test_{name}": number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: first.get(item.path.stem, len(first)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call() -> Generator[None, Any, Any]:
+    """Print what the workers of a test do that ran out of time: pytest-timeout shows this process alone."""
+    try:
+        return (yield)
+    except pytest.fail.Exception as error:
+        if str(error).startswith("Timeout"):
+            for child in multiprocessing.active_children():
+                if child.pid is not None:
+                    os.kill(child.pid, signal.SIGUSR2)
+            time.sleep(1.0)
+        raise
 
 
 def pytest_unconfigure() -> None:
