@@ -283,15 +283,15 @@ def generate(captioner: Captioner, image_tokens: Tensor, text_tokens: Tensor | N
         hidden = captioner.decode(image_tokens, text_tokens)  # the head runs per sample: it has 32,000 logits per word
         rows = [captioner.head(row).argmax(dim=-1).tolist() for row in hidden]
     else:
-        rows = []
-        for n in range(len(image_tokens)):
-            image, text = image_tokens[n : n + 1], None if text_tokens is None else text_tokens[n : n + 1]
-            tokens = [BOS]
-            while len(tokens) < captioner.config.length and tokens[-1] != EOS:
-                fed = torch.tensor([tokens], device=image_tokens.device)
-                logits = captioner.head(captioner.decode(image, text, len(tokens), fed)[0, -1])
-                logits[[PAD, BOS]] = -torch.inf
-                tokens.append(int(logits.argmax()))
-            rows.append(tokens)
+        tokens = torch.full((len(image_tokens), 1), BOS, device=image_tokens.device)
+        ended = torch.zeros_like(tokens[:, 0], dtype=torch.bool)
+        while tokens.shape[1] < captioner.config.length and not ended.all():
+            hidden = captioner.decode(image_tokens, text_tokens, tokens.shape[1], tokens)
+            logits = captioner.head(hidden[:, -1])
+            logits[:, [PAD, BOS]] = -torch.inf
+            following = logits.argmax(dim=-1)
+            ended |= following == EOS
+            tokens = torch.cat([tokens, following[:, None]], dim=1)
+        rows = tokens.tolist()
     written = [itertools.takewhile(lambda token: token != EOS, row) for row in rows]
     return [[token for token in row if token not in {PAD, BOS}] for row in written]
