@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ from families import quick_of
 from PIL import Image
 from transformers import AutoTokenizer
 
-from llava_bridge import answer
+from llava_bridge import answer, load_llava
 from llava_bridge.inference import generate
 from llava_bridge.model.build import LlavaParts, build_llava
+from llava_bridge.model.llava_files import load_for_training
 
 QUESTIONS = ["What is it?", "Is there a red thing in the picture? Answer yes or no.", "Where?", "Tell a long story."]
 SHARED = ["qwen3", "llama", "granite", "cohere", "gpt2", "opt", "gpt_neox"]
@@ -54,6 +57,25 @@ def test_answers_are_those_of_questions_asked_alone(kind: str, llava: Any) -> No
         assert ask(built, shown, asked, batch_size=batch_size) == alone
         if kind in SHARED:
             assert sum(passes) == 3 + 2  # each once, and the pair that two questions show
+
+
+def test_a_llava_without_a_padding_token_answers_as_with_one(bridge_llava: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "llava"
+    shutil.copytree(bridge_llava, copy)
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "config.json", "generation_config.json"):
+        if (copy / name).is_file():
+            fields = json.loads((copy / name).read_text())
+            for part in (fields, fields.get("text_config", {})):
+                part.pop("pad_token", None)
+                part.pop("pad_token_id", None)
+            (copy / name).write_text(json.dumps(fields))
+    assert AutoTokenizer.from_pretrained(copy).pad_token is None
+    shown, asked = noise_images(4), QUESTIONS[:4]
+    assert len({len(question.split()) for question in asked}) > 1
+    expected = ask(load_llava(bridge_llava), shown, asked, batch_size=4)
+    assert ask(load_llava(copy), shown, asked, batch_size=4) == expected
+    _, processor = load_for_training(str(copy), "auto")
+    assert isinstance(processor.tokenizer.pad_token_id, int)
 
 
 def test_a_config_that_a_trainer_left_without_cache(llava: Any) -> None:

@@ -55,6 +55,8 @@ def load_llava(directory: str | Path, device: str | None = None, *, adapter: boo
         processor = AutoProcessor.from_pretrained(path)
     check_image_token(processor.tokenizer, model.config, str(path))
     state_image_tokens(model.config, processor)
+    if processor.tokenizer.pad_token is None:  # any token serves, because the mask excludes it
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token
     if processor.chat_template is None and processor.tokenizer.chat_template is None:
         log_rank0(f"{path}: it has no chat template, so that prompts have that of Vicuna, which may not be its own")
     decoding = model.generation_config  # which may state sampling; lmms-eval's llava_hf switches it off, too

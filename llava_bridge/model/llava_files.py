@@ -47,6 +47,8 @@ def load_for_training(llava: str, chat_template: str, *, keep_bf16: bool = False
     if size is None:
         raise UserError(f"llava: {llava}: expected square images")
     check_image_token(tokenizer, model.config, f"llava: {llava}")
+    if tokenizer.pad_token is None:  # any token serves: those behind a row are not supervised
+        tokenizer.pad_token = tokenizer.eos_token
     check_anyres_consistency(model.config, stored.image_processor, llava)
     state_image_tokens(model.config, stored)
     if not isinstance(model.model.vision_tower, EncoderVisionModel):
