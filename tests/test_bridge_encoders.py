@@ -244,6 +244,18 @@ def test_hidden_states_equal_transformers_own(name: str, specs: dict[str, str]) 
     assert ours[0].shape[1] == 16 + int(model.config.class_token)
 
 
+def test_a_classifier_without_a_pooler_is_read(tmp_path: Path) -> None:
+    """As google/vit-base-patch16-224, whose head reads the class token itself."""
+    torch.manual_seed(0)
+    save(transformers.ViTForImageClassification(transformers.ViTConfig(**SMALL)), tmp_path / "vit")
+    ours = states(build_vision_model(load_encoder(f"transformers:{tmp_path / 'vit'}")), pixels("vit"))
+    whole = transformers.ViTForImageClassification.from_pretrained(tmp_path / "vit").eval()
+    expected = states(whole, pixels("vit"))
+    expected[-1] = whole.vit.layernorm(expected[-1]).detach()
+    for one, other in zip(ours, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+
+
 LAST_NORMALIZED = {"vit", "ijepa", "dinov2", "dinov2_with_registers", "dinov3", "pixio", "tipsv2"}
 LAST_NORMALIZED |= {"aimv2", "aimv2_native"}
 

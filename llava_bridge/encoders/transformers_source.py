@@ -107,6 +107,7 @@ class ModelFamily:
         size_step: the image size must be a multiple of it, by its config.
         image_size: the default image size of a model that has none of its own.
         prefix_in_vlm: prefix of its weights in a vision-language model, as a pattern, if transformers does not know it.
+        arguments: of the class, besides the config.
     """
 
     model: str
@@ -119,6 +120,7 @@ class ModelFamily:
     size_step: Callable[[Any], int] = _patch_side
     image_size: int | None = None
     prefix_in_vlm: str | None = None
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def model_class(self) -> Any:
         """The class. Raises UserError if the installed transformers lacks it."""
@@ -164,7 +166,12 @@ FAMILIES: dict[str, ModelFamily] = {
     "siglip_vision_model": ModelFamily(model="SiglipVisionModel", positions=_TABLE, in_hf_llava=True),
     "siglip2_vision_model": ModelFamily(model="Siglip2VisionModel", forward=_forward_patches),
     "aimv2_vision_model": _normalized("Aimv2VisionModel", "rms_norm", positions=_TABLE, in_hf_llava=True),
-    "vit": _normalized("ViTModel", prefix=_class_token, positions="embeddings.position_embeddings"),
+    "vit": _normalized(
+        "ViTModel",
+        prefix=_class_token,
+        positions="embeddings.position_embeddings",
+        arguments={"add_pooling_layer": False},  # classifiers are saved without, and it is not read
+    ),
     "ijepa": _normalized("IJepaModel", positions="embeddings.position_embeddings"),
     "dinov2": _normalized("Dinov2Model", prefix=_class_token, in_hf_llava=True),
     "dinov2_with_registers": _normalized("Dinov2WithRegistersModel", prefix=_registers),
@@ -211,7 +218,7 @@ class TransformersTower(VisionTower):
         self.default_layer = self.family.default_layer
         self.final_norm = architecture.get("final_norm", False)
         self.depth = getattr(config, "num_hidden_layers", None) or config.depth  # Qwen's in transformers 5.17
-        self.model = self.family.model_class()(config)
+        self.model = self.family.model_class()(config, **self.family.arguments)
 
     def states(self, pixels: Tensor, deepest: int) -> Iterator[Tensor]:
         """Yield the embedded tokens, then each layer's output, (B, G² + 1, D); without class token (B, G², D).
@@ -258,7 +265,7 @@ def load(reference: str, image_size: int | None) -> VisionEncoder:
     config = getattr(config, "vision_config", config)
     check_model_type(config.model_type, f"encoder: {reference}")
     family = FAMILIES[config.model_type]
-    options: dict[str, Any] = {"dtype": torch.float32}
+    options: dict[str, Any] = {"dtype": torch.float32, **family.arguments}
     if family.prefix_in_vlm is not None:
         options |= {"config": config, "key_mapping": {family.prefix_in_vlm: ""}}
     model = load_pretrained(family.model_class(), directory, f"encoder: {reference}", **options)
