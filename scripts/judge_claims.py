@@ -96,8 +96,8 @@ COSTS = {
 
 def _clip_after(steps: float) -> dict[str, float]:
     """Weights of minus the score of CLIP after so many steps, linear in their logarithm between those that are run."""
-    names = {300: "clip.25", 600: "clip.25.600", 1200: "clip.25.1200"}
-    short = 300 if steps < 600 else 600
+    names = {150: "clip.25.150", 300: "clip.25", 600: "clip.25.600", 1200: "clip.25.1200"}
+    short = max(run for run in (150, 300, 600) if run <= steps or run == 150)
     share = math.log(steps / short) / math.log(2)
     return {names[short]: share - 1, names[2 * short]: -share}
 
@@ -168,9 +168,12 @@ CLAIMS: tuple[Claim, ...] = (
     *(_B(name=f"D{number}", text=f"CLIPS is above CLIP at equal compute, by the cost at L/14 and {what}",
          weights={"clips.25": 1} | _clip_after(300 * cost))
       for number, (what, cost) in enumerate(zip(("224 px", "the whole schedule"), COSTS["clips"], strict=True), 1)),
-    *(_B(name="D", text=f"{name} − clip", condition="equal compute, by the cost at L/14 and the whole schedule",
-         weights={f"{name}.25{end}": 1} | _clip_after(300 * COSTS[name][1]))
-      for name, end in (("multi_positive", ""), ("sentences", ".300"), ("veclip", ".300"))),
+    *(_B(name="D", text=f"{name} − clip", condition=f"{steps} steps",
+         weights={f"{name}.25" if steps == 300 and name in ("clips", "multi_positive") else f"{name}.25.{steps}": 1}
+                 | _clip_after(steps * COSTS[name][1]))
+      for name in ("clips", "multi_positive", "sentences", "veclip")
+      for steps in (150, 300, 600)
+      if 150 <= steps * COSTS[name][1] <= 1200),
 )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -254,6 +255,17 @@ def test_curves_of_equal_compute_have_the_cost_here_and_at_l_14(tmp_path):
     svg = judge_claims.draw_curves(table)
     assert svg.startswith("<svg")
     assert all(name in svg for name in ("clips", "veclip", "FLOPs of the training"))
+
+
+def test_clip_of_equal_cost_is_between_the_two_runs_next_to_it():
+    for steps, expected in (
+        (150, {"clip.25.150": 1.0, "clip.25": 0.0}),
+        (150 * 2**0.25, {"clip.25.150": 0.75, "clip.25": 0.25}),
+        (735, {"clip.25.600": 1 - math.log2(735 / 600), "clip.25.1200": math.log2(735 / 600)}),
+        (1200, {"clip.25.600": 0.0, "clip.25.1200": 1.0}),
+    ):
+        found = judge_claims._clip_after(steps)
+        assert {name: -weight for name, weight in found.items()} == pytest.approx(expected)
 
 
 @pytest.mark.slow
