@@ -83,6 +83,22 @@ def test_a_llava_computes_the_same_with_our_tower(which: str, request: pytest.Fi
     assert model.state_dict().keys() == stock.state_dict().keys()
 
 
+def test_a_llava_with_a_vit_is_read_without_its_pooler(llava: Path, tmp_path: Path) -> None:
+    stock, _ = load_llava(llava, device="cpu")
+    own = stock.config.vision_config
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patch_size", "image_size")
+    stock.config.vision_config = transformers.ViTConfig(**{name: getattr(own, name) for name in names})
+    stock.model.vision_tower = transformers.ViTModel(stock.config.vision_config)
+    stock._weight_conversions = None  # those of its CLIP
+    shutil.copytree(llava, tmp_path / "vit")
+    stock.save_pretrained(tmp_path / "vit")
+    stock, processor = load_llava(tmp_path / "vit", device="cpu")
+    assert stock.model.vision_tower.pooler is not None
+    model, _ = load_for_training(str(tmp_path / "vit"), "auto")
+    mine, theirs = (bridge_world.logits(each, processor, world.draw_image()) for each in (model, stock))
+    torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-6)
+
+
 def test_a_llava_of_the_hub_is_saved_whole_between_stages(llava: Path, tmp_path: Path) -> None:
     """Its tower is this suite's then, which is saved under its own names, not as CLIP's."""
     model, _ = load_for_training(str(llava), "auto")

@@ -14,7 +14,7 @@ from clips.model.loading import library_errors_as_user_errors, load_pretrained, 
 from clips.model_refs import resolve_model_dir
 from llava_bridge.conversation import resolve_training_template
 from llava_bridge.encoders.encoder import ImagePreprocess, VisionEncoder, VisionTower
-from llava_bridge.encoders.transformers_source import check_model_type, image_size_of
+from llava_bridge.encoders.transformers_source import FAMILIES, check_model_type, image_size_of
 from llava_bridge.model.build import build_processor, is_stored_in_bf16, set_generation_config, state_image_tokens
 from llava_bridge.model.image_processing import is_anyres_processor
 from llava_bridge.model.llava_checks import check_image_token, check_llava_dir
@@ -55,10 +55,13 @@ def load_for_training(llava: str, chat_template: str, *, keep_bf16: bool = False
         # transformers' own tower becomes one of this suite, which can cache features; saving undoes this
         config = model.config
         check_model_type(config.vision_config.model_type, f"llava: the tower of {llava}")
+        weights = model.model.vision_tower.state_dict()
+        if "add_pooling_layer" in FAMILIES[config.vision_config.model_type].arguments:  # its tower here has none
+            weights = {name: value for name, value in weights.items() if not name.startswith("pooler.")}
         encoder = VisionEncoder(
             source="transformers",
             architecture={"config": config.vision_config.to_dict()},
-            weights={f"model.{name}": value for name, value in model.model.vision_tower.state_dict().items()},
+            weights={f"model.{name}": value for name, value in weights.items()},
             # not used: the processor normalizes images
             pixels=ImagePreprocess(size=size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), interpolation="bicubic"),
             parent=llava,
