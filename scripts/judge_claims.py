@@ -168,14 +168,13 @@ CLAIMS: tuple[Claim, ...] = (
     *(_B(name=f"D{number}", text=f"CLIPS is above CLIP at equal compute, by the cost at L/14 and {what}",
          weights={"clips.25": 1} | _clip_after(300 * cost))
       for number, (what, cost) in enumerate(zip(("224 px", "the whole schedule"), COSTS["clips"], strict=True), 1)),
-    *(_B(name="D", text=f"{name} − clip{', 224 px' if cost == COSTS[name][0] != COSTS[name][1] else ''}",
-         condition=f"{steps} steps",
+    *(_B(name="D", text=f"{name} − clip{label}", condition=f"{steps} steps",
          weights={f"{name}.25" if steps == 300 and name in ("clips", "multi_positive") else f"{name}.25.{steps}": 1}
-                 | _clip_after(steps * cost))
-      for name in ("clips", "multi_positive", "sentences", "veclip")
-      for cost in dict.fromkeys(COSTS[name] if name == "clips" else COSTS[name][1:])
+                 | _clip_after(steps * COSTS[name][cost]))
+      for name, cost, label in (("clips", 0, ", 224 px"), ("clips", 1, ""), ("multi_positive", 1, ""),
+                                ("sentences", 1, ""), ("veclip", 1, ""))
       for steps in (150, 300, 600)
-      if 150 <= steps * cost <= 1200),
+      if 150 <= steps * COSTS[name][cost] <= 1200),
 )  # fmt: skip
 
 
