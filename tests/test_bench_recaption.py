@@ -12,7 +12,6 @@ import torch
 
 from benchmarks.report.load_results import MissingValue, read_source
 from benchmarks.results.results import Result, read_items
-from benchmarks.tasks.mllm.caption_metrics import score_captions
 from benchmarks.tasks.registry import configure
 from clips.data import decode_image
 from clips.encoder import load_captioner, load_encoder
@@ -72,27 +71,34 @@ def test_scores_of_captioners_that_look_and_that_do_not(places, tmp_path, monkey
     assert (gain.value, gain.ci_low) == (0, None)  # no two images differ
 
 
-def test_the_other_image_is_the_next_one_with_other_pixels(places, tmp_path):
-    twice = places / "twice.jsonl"
+def test_the_other_image_is_the_next_one_with_other_pixels(places, tmp_path, monkeypatch):
+    images = (0, 0, 1, 0)
     samples = [
         {"split": "test", "image": f"{number}.png", "web_caption": f"web {row}", "synthetic_caption": f"A dog {row}."}
-        for row, number in enumerate((0, 0, 1, 0))
+        for row, number in enumerate(images)
     ]
-    for number in (0, 1):
+    for number in set(images):
         (places / f"{number}.png").write_bytes(clips_world.draw_image(number))
-    twice.write_text("".join(json.dumps(sample) + "\n" for sample in samples), encoding="utf-8")
-    settings = {"data": str(twice), "format": "table", "image_root": str(places)}
-    result = evaluate(places, tmp_path / "results", **settings)
-    encoder, captioner = load_encoder(places / "clips"), load_captioner(places / "clips")
+    table = places / "twice.jsonl"
+    table.write_text("".join(json.dumps(sample) + "\n" for sample in samples), encoding="utf-8")
+    encoder = load_encoder(places / "clips")
+    pixels = [encoder.preprocess(decode_image(clips_world.draw_image(number))) for number in (0, 1)]
+    tokens = encoder.tokenizer([sample["web_caption"] for sample in samples])
+    asked: list[tuple[int, int]] = []
 
-    def caption(number: int, row: int) -> str:
-        pixels = encoder.preprocess(decode_image(clips_world.draw_image(number)))[None]
-        return captioning.caption_images(encoder.model, captioner, pixels, encoder.tokenizer([f"web {row}"]))[0]
+    def write(_: object, __: object, shown: torch.Tensor, texts: torch.Tensor) -> list[str]:
+        for image, text in zip(shown, texts, strict=True):
+            (number,) = (k for k in (0, 1) if torch.equal(pixels[k], image))
+            (row,) = (k for k in range(4) if torch.equal(tokens[k], text))
+            asked.append((number, row))
+        return [f"A dog {row}." if images[row] == number else "cats" for number, row in asked[-len(shown) :]]
 
-    expected = [caption(number, row) for row, number in enumerate((1, 1, 0, 1))]
-    scores = score_captions([[sample["synthetic_caption"]] for sample in samples], expected).cider
-    assert read_items(result)["cider_other_image"].tolist() == pytest.approx([scores[row] for row in range(4)])
-
+    monkeypatch.setattr(captioning, "caption_images", write)
+    settings = {"data": str(table), "format": "table", "image_root": str(places)}
+    found = evaluate(places, tmp_path / "results", **settings).metrics
+    assert asked == [(0, 0), (0, 1), (1, 2), (0, 3), (1, 0), (1, 1), (0, 2), (1, 3)]
+    assert found["CIDEr"].value > 1
+    assert found["CIDEr_other_image"].value < 0.5
     alone = evaluate(places, tmp_path / "alone", limit=2, **settings)
     assert alone.missing_metrics["CIDEr_over_other_image"] == "all samples have the same image"
     assert "CIDEr" in alone.metrics
