@@ -160,6 +160,8 @@ CLAIMS: tuple[Claim, ...] = (
        weights={"teacher_forced": 1, "multi_positive": -1}, requires=_SEES),
     _C(name="C6", text="a captioner with teacher forcing helps a linear probe, equal samples", benchmark="objects",
        metric="acc1", weights={"teacher_forced": 1, "multi_positive": -1}, requires=_SEES),
+    _C(name="C7", text="a captioner with teacher forcing helps inside a LLaVA, equal samples", benchmark="captions",
+       metric=_CIDER, weights={"teacher_forced": 1, "multi_positive": -1}, requires=_LOOKS),
     *(_C(name="C", text=f"{first} − {second}", condition=metric, benchmark=benchmark, metric=metric,
          weights={first: 1, second: -1})
       for first, second in (("multi_positive_long", "multi_positive"), ("teacher_forced", "clips"))
