@@ -20,6 +20,7 @@ from clips.errors import UserError
 
 GQA = Path(world.HUB) / "GQA"
 script = load_script("studies/prepare_data.py")
+describe_data = load_script("studies/describe_data.py")
 
 
 def _cocoqa(folder: Path, photos: int = 20) -> Path:
@@ -179,6 +180,44 @@ def test_photos_of_one_object_become_the_splits_of_a_probe(tmp_path, shared):
     assert not {*test.images} & {*train.images}
     with pytest.raises(UserError, match="expected 12 photos with questions of type object and one answer"):
         _prepare("cocoqa_classes", _cocoqa(tmp_path / "colors"), tmp_path / "few")
+
+
+def test_the_facts_of_the_page_are_counted_in_the_prepared_data(tmp_path, capsys, monkeypatch):
+    lengths = tmp_path / "lengths"
+    lengths.mkdir()
+    rows = [
+        {"image": "0.png", "whole": "a dog. two cars pass by", "sentence": "a dog"},  # 7 tokens with the full stop
+        {"image": "1.png", "whole": "a. b. c", "sentence": "c"},
+    ]
+    world.write_lines(lengths / "train.jsonl", rows)
+    for split in ("test", "tune"):
+        for length, text in (("short", "a dog"), ("long", "a dog on a road")):
+            queries = [{"image": "2.png", "captions": [text] * 3}, {"image": "3.png", "captions": [text]}]
+            world.write_lines(lengths / f"{split}_{length}.jsonl", queries[: 1 if split == "tune" else 2])
+    found = dict(describe_data.describe(lengths))
+    assert (found["fewest sentences of a caption"], found["most sentences of a caption"]) == (2, 3)
+    assert (found["fewest tokens"], found["median tokens"], found["most tokens"]) == (5, 6, 7)
+    share = found["mean share of the fixed sentence in a caption's tokens, per cent"]
+    assert share == pytest.approx(100 * (2 / 7 + 1 / 5) / 2)
+    assert (found["test photos with short queries"], found["tune photos with short queries"]) == (2, 1)
+    assert (found["most long queries of a test photo"], found["median tokens of long test queries"]) == (3, 5)
+    web = tmp_path / "web"
+    web.mkdir()
+    captions = ["a dog", "word " * 29, "word " * 30, "a cat"]  # a context of 32 has room for 29 tokens
+    world.write_lines(web / "train.jsonl", [{"web_0": captions, "web_25": [*captions[:3], "other"],
+                                             "web_50": ["other", *captions[1:3], "other"]}])  # fmt: skip
+    images = [{"split": split} for split in ("train", "held_out", "held_out", "val")]
+    (web / "dataset_held_out.json").write_text(json.dumps({"images": images}))
+    found = dict(describe_data.describe(web))
+    assert (found["training photos"], found["test photos"], found["web captions of a photo"]) == (1, 2, 4)
+    assert found["web captions that the context cuts, per cent"] == 25
+    assert [found[f"web captions of another photo at {noise} % noise, per cent"] for noise in (25, 50)] == [25, 50]
+    monkeypatch.setattr("sys.argv", ["describe_data.py", str(web)])
+    assert describe_data.main() == 0
+    assert capsys.readouterr().out.splitlines()[:2] == ["data,fact,value", f"{web},training photos,1"]
+    monkeypatch.setattr("sys.argv", ["describe_data.py", str(tmp_path)])
+    assert describe_data.main() == 2
+    assert "expected the output of prepare_data.py" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::SyntaxWarning")

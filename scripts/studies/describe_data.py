@@ -1,0 +1,95 @@
+"""What docs/evidence.md says of its captions and photos, counted in the data that the studies prepared:
+
+    python scripts/studies/describe_data.py runs/lengths/data/captions runs/positives/data/photos \\
+        runs/captioner/data/objects > docs/scores/data.csv
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from clips.errors import UserError
+from clips.method.caption_strategies import sentences
+from clips.model.tokenizer import clean_text, wordpiece
+from clips.text_files import read_json, read_json_lines
+
+_CONTEXT = 32 - 3  # tokens of a web caption: the context of positives.yaml without begin, end and class token
+
+
+def describe(folder: Path) -> Iterator[tuple[str, float]]:
+    """Fact and number of a dataset that ``prepare_data.py`` made: caption_lengths, noisy_web or cocoqa_classes.
+
+    Raises:
+        UserError: another directory.
+    """
+    if (folder / "test_long.jsonl").is_file():
+        yield from _describe_lengths(folder)
+    elif (folder / "dataset_held_out.json").is_file():
+        yield from _describe_noisy_web(folder)
+    elif (folder / "test").is_dir():
+        yield "test photos", float(sum(1 for _ in (folder / "test").glob("*/*")))
+        yield "classes", float(sum(1 for _ in (folder / "test").iterdir()))
+    else:
+        kinds = "caption_lengths, noisy_web or cocoqa_classes"
+        raise UserError(f"{folder}: expected the output of prepare_data.py for {kinds}")
+
+
+def _describe_lengths(folder: Path) -> Iterator[tuple[str, float]]:
+    rows = _rows(folder / "train.jsonl")
+    tokens = [_num_tokens(row["whole"]) for row in rows]
+    counts = [len(sentences(row["whole"])) for row in rows]
+    yield "training photos", len(rows)
+    yield from {"fewest sentences of a caption": min(counts), "most sentences of a caption": max(counts)}.items()
+    yield from {"fewest tokens": min(tokens), "median tokens": median(tokens), "most tokens": max(tokens)}.items()
+    shares = [_num_tokens(row["sentence"]) / count for row, count in zip(rows, tokens, strict=True)]
+    yield "mean share of the fixed sentence in a caption's tokens, per cent", 100 * fmean(shares)
+    for split in ("test", "tune"):
+        for length in ("short", "long"):
+            queries = [row["captions"] for row in _rows(folder / f"{split}_{length}.jsonl")]
+            yield f"{split} photos with {length} queries", len(queries)
+            yield f"most {length} queries of a {split} photo", max(map(len, queries))
+            found = [_num_tokens(text) for texts in queries for text in texts]
+            yield f"median tokens of {length} {split} queries", median(found)
+
+
+def _describe_noisy_web(folder: Path) -> Iterator[tuple[str, float]]:
+    rows = _rows(folder / "train.jsonl")
+    yield "training photos", len(rows)
+    held_out = [row for row in read_json(folder / "dataset_held_out.json")["images"] if row["split"] == "held_out"]
+    yield "test photos", len(held_out)
+    web = [text for row in rows for text in row["web_0"]]
+    yield "web captions of a photo", len(web) / len(rows)
+    yield "web captions that the context cuts, per cent", 100 * fmean(_num_tokens(text) > _CONTEXT for text in web)
+    for noise in (25, 50):
+        foreign = [a != b for row in rows for a, b in zip(row["web_0"], row[f"web_{noise}"], strict=True)]
+        yield f"web captions of another photo at {noise} % noise, per cent", 100 * fmean(foreign)
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [row for _, row in read_json_lines(path)]
+
+
+def _num_tokens(text: str) -> int:
+    return len(wordpiece().encode(clean_text(text), add_special_tokens=False).ids)
+
+
+def main() -> int:
+    """Run the command line."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    try:
+        lines = [(folder, *found) for folder in sys.argv[1:] for found in describe(Path(folder))]
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    writer.writerow(("data", "fact", "value"))
+    writer.writerows((folder, fact, f"{value:.4g}") for folder, fact, value in lines)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
