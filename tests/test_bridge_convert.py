@@ -366,6 +366,9 @@ def test_a_siglip_of_timm_needs_no_import_of_this_package(aspect, bridge_llm: Pa
     scaled = VisionTransformer(**small, class_token=False, global_pool="map", init_values=0.1)
     with pytest.raises(UserError, match=r"other weights than this tower: it has the unexpected blocks\.0\.ls1\.gamma"):
         siglip_vision_model(scaled)
+    averaged = VisionTransformer(**small, class_token=False, global_pool="avg")  # normed after the average
+    with pytest.raises(UserError, match="has a final norm, this tower has none"):
+        siglip_vision_model(averaged)
 
 
 @pytest.mark.slow

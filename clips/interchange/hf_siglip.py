@@ -222,6 +222,7 @@ def siglip_vision_model(trunk: Any) -> Any:
         [
             (type(trunk) is not VisionTransformer, f"is a ViT of timm, this tower a {type(trunk).__name__}"),
             (getattr(trunk, "num_prefix_tokens", 0) > 0, "has patches only, this tower a class token or registers"),
+            (isinstance(getattr(trunk, "norm", None), nn.Identity), "has a final norm, this tower has none"),
         ],
     )
     files.reject_unsupported(target, [(files.activation_name(trunk.blocks[0].mlp.act) is None, "has a GELU")])
