@@ -18,6 +18,7 @@ import dataclasses
 import functools
 import math
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ from benchmarks.results.formatting import commit_text
 from benchmarks.results.item_scores import ItemScores, ItemTable, with_gallery
 from benchmarks.results.noise import ALPHA, Scores, TrainingNoise, contrast_estimate, p_values, training_noise
 from benchmarks.results.result_types import BLOCKER
-from benchmarks.results.results import Metric, Result
+from benchmarks.results.results import Metric, Result, read_items
 from benchmarks.results.statistics import holm_correction, image_scores, scores_interval
 from benchmarks.study.state import find_producer, read_record
 from clips.core.artifact import MANIFEST, atomic_write, read_manifest
@@ -51,6 +52,7 @@ _RANK_ONE = {"i2t_r1", "t2i_r1"}  # whose misses have an image that blocks them
 _ROUNDING = 1e-3  # of a value in the CSV, in points
 T2I = "t2i_r1"
 _CIDER = "nocaps_CIDEr"
+_CAPTIONED = "CIDEr"  # of recaption, whose captions are kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,18 +96,23 @@ COSTS = {
 }
 
 
-def _clip_after(steps: float) -> dict[str, float]:
-    """Weights of minus the score of CLIP after so many steps, linear in their logarithm between those that are run."""
-    names = {150: "clip.25.150", 300: "clip.25", 600: "clip.25.600", 1200: "clip.25.1200"}
+def _run(name: str, steps: int) -> str:
+    """The name of a recipe's encoder after so many steps with 25 % noise; those of B have no number of steps."""
+    return f"{name}.25" if steps == 300 and name in ("clip", "clips", "multi_positive") else f"{name}.25.{steps}"
+
+
+def _without(name: str, steps: float) -> dict[str, float]:
+    """Weights of minus a recipe's score after so many steps, linear in their logarithm between those that are run."""
     short = max(run for run in (150, 300, 600) if run <= steps or run == 150)
     share = math.log(steps / short) / math.log(2)
-    return {names[short]: share - 1, names[2 * short]: -share}
+    return {_run(name, short): share - 1, _run(name, 2 * short): -share}
 
 
 _A = functools.partial(Claim, study="lengths", seeds=6)
 _B = functools.partial(Claim, study="positives", benchmark="held_out", seeds=3)
 _C = functools.partial(Claim, study="captioner", seeds=5)
 _NOISES = (0, 25, 50)
+_OURS = {"above": "holds", "below": "does not hold"}  # of claims that are not the paper's
 _LOOKS = ("captions", _GAIN)
 _SEES = ("recaption", "CIDEr_over_other_image")
 CLAIMS: tuple[Claim, ...] = (
@@ -113,7 +120,7 @@ CLAIMS: tuple[Claim, ...] = (
     _A(name="A1", text="shorter synthetic captions train better, short queries", benchmark="short",
        weights={"sentence": 1, "whole": -1}),
     _A(name="A2", text="shorter synthetic captions train better, long queries", benchmark="long",
-       weights={"sentence": 1, "whole": -1}, below="contradicted: the length of the query decides"),
+       weights={"sentence": 1, "whole": -1}, **_OURS),
     _A(name="A3", text="a fixed sentence has more than half of the gain of a sampled one", benchmark="short",
        weights={"fixed_sentence": 1, "sentence": -0.5, "whole": -0.5},
        above="it has more", below="it has less"),
@@ -123,8 +130,9 @@ CLAIMS: tuple[Claim, ...] = (
                             ("shuffled", "whole"), ("sentence", "shuffled"), ("truncate_32", "whole"),
                             ("sentence", "truncate_32"), ("sentence", "whole.50"), ("sentence", "whole.100"))
       for benchmark in ("short", "long")),
-    _A(name="A", text="shuffled − mean of sentence and whole", benchmark="short",
-       weights={"shuffled": 1, "sentence": -0.5, "whole": -0.5}, condition="short queries"),
+    *(_A(name="A", text=f"{first} − mean of sentence and whole", benchmark=benchmark,
+         weights={first: 1, "sentence": -0.5, "whole": -0.5}, condition=f"{benchmark} queries")
+      for first in ("fixed_sentence", "shuffled") for benchmark in ("short", "long")),
     # B, several positives under noise
     _B(name="B1", text="CLIPS is above CLIP at equal samples",
        weights={f"{name}.{noise}": sign / 3 for noise in _NOISES for name, sign in (("clips", 1), ("clip", -1))}),
@@ -133,19 +141,21 @@ CLAIMS: tuple[Claim, ...] = (
                 for name, sign in (("multi_positive", 1), ("clip", -1))}),
     _B(name="B3", text="a synthetic second positive is above a second web caption, under noise",
        weights={f"{name}.{noise}": sign / 2 for noise in _NOISES[1:]
-                for name, sign in (("multi_positive", 1), ("two_web", -1))}),
+                for name, sign in (("multi_positive", 1), ("two_web", -1))}, **_OURS),
     _B(name="B4", text="the gain of the second positive is larger with 50 % noise than without",
-       weights={"multi_positive.50": 1, "clip.50": -1, "multi_positive.0": -1, "clip.0": 1}),
+       weights={"multi_positive.50": 1, "clip.50": -1, "multi_positive.0": -1, "clip.0": 1}, **_OURS),
     *(_B(name="B", text=f"{first} − {second}", condition=f"{noise} % noise",
          weights={f"{first}.{noise}": 1, f"{second}.{noise}": -1})
       for first, second in (("clips", "clip"), ("multi_positive", "clip"), ("two_web", "clip"),
                             ("multi_positive", "two_web"), ("clips", "multi_positive"))
       for noise in _NOISES),
-    _B(name="B", text="two_web − clip", condition="mean",
-       weights={f"{name}.{noise}": sign / 3 for noise in _NOISES for name, sign in (("two_web", 1), ("clip", -1))}),
-    *(_B(name="B", text="multi_positive − clip", condition=f"from {low} to {high} %",
-         weights={f"multi_positive.{high}": 1, f"clip.{high}": -1, f"multi_positive.{low}": -1, f"clip.{low}": 1})
-      for low, high in ((0, 25), (25, 50))),
+    *(_B(name="B", text=f"{first} − {second}", condition="mean",
+         weights={f"{name}.{noise}": sign / 3 for noise in _NOISES for name, sign in ((first, 1), (second, -1))})
+      for first, second in (("two_web", "clip"), ("clips", "multi_positive"))),
+    *(_B(name="B", text=f"multi_positive − {second}", condition=f"from {low} to {high} %",
+         weights={f"multi_positive.{high}": 1, f"{second}.{high}": -1,
+                  f"multi_positive.{low}": -1, f"{second}.{low}": 1})
+      for second, low, high in (("clip", 0, 25), ("clip", 25, 50), ("two_web", 0, 50))),
     # C, the captioner
     _C(name="C1", text="the captioner helps retrieval, equal samples", benchmark="held_out",
        weights={"clips": 1, "multi_positive": -1}, requires=("recaption", "CIDEr_gain")),
@@ -157,26 +167,30 @@ CLAIMS: tuple[Claim, ...] = (
        metric=_CIDER, weights={"clips": 1, "multi_positive": -1}, requires=_LOOKS),
     # added after the results of C1 to C4
     _C(name="C5", text="a captioner with teacher forcing helps retrieval, equal samples", benchmark="held_out",
-       weights={"teacher_forced": 1, "multi_positive": -1}, requires=_SEES),
+       weights={"teacher_forced": 1, "multi_positive": -1}, requires=_SEES, **_OURS),
     _C(name="C6", text="a captioner with teacher forcing helps a linear probe, equal samples", benchmark="objects",
-       metric="acc1", weights={"teacher_forced": 1, "multi_positive": -1}, requires=_SEES),
+       metric="acc1", weights={"teacher_forced": 1, "multi_positive": -1}, requires=_SEES, **_OURS),
     _C(name="C7", text="a captioner with teacher forcing helps inside a LLaVA, equal samples", benchmark="captions",
-       metric=_CIDER, weights={"teacher_forced": 1, "multi_positive": -1}, requires=_LOOKS),
+       metric=_CIDER, weights={"teacher_forced": 1, "multi_positive": -1}, requires=_LOOKS, **_OURS),
     *(_C(name="C", text=f"{first} − {second}", condition=metric, benchmark=benchmark, metric=metric,
          weights={first: 1, second: -1})
       for first, second in (("multi_positive_long", "multi_positive"), ("teacher_forced", "clips"))
       for benchmark, metric in (("held_out", T2I), ("objects", "acc1"))),
     # D, equal compute
     *(_B(name=f"D{number}", text=f"CLIPS is above CLIP at equal compute, by the cost at L/14 and {what}",
-         weights={"clips.25": 1} | _clip_after(300 * cost))
+         weights={"clips.25": 1} | _without("clip", 300 * cost), **_OURS)
       for number, (what, cost) in enumerate(zip(("224 px", "the whole schedule"), COSTS["clips"], strict=True), 1)),
-    *(_B(name="D", text=f"{name} − clip{label}", condition=f"{steps} steps",
-         weights={f"{name}.25" if steps == 300 and name in ("clips", "multi_positive") else f"{name}.25.{steps}": 1}
-                 | _clip_after(steps * COSTS[name][cost]))
-      for name, cost, label in (("clips", 0, ", 224 px"), ("clips", 1, ""), ("multi_positive", 1, ""),
-                                ("sentences", 1, ""), ("veclip", 1, ""))
+    *(_B(name="D", text=f"{name} − {other}{label}", condition=f"{steps} steps",
+         weights={_run(name, steps): 1} | _without(other, steps * COSTS[name][cost] / COSTS[other][cost]))
+      for name, other, cost, label in (
+          ("clips", "clip", 0, ", 224 px"), ("clips", "clip", 1, ""), ("multi_positive", "clip", 1, ""),
+          ("sentences", "clip", 1, ""), ("veclip", "clip", 1, ""), ("clips", "veclip", 0, ", 224 px"),
+          ("clips", "veclip", 1, ""), ("multi_positive", "veclip", 1, ""), ("clips", "sentences", 1, ""))
       for steps in (150, 300, 600)
-      if 150 <= steps * COSTS[name][cost] <= 1200),
+      if 150 <= steps * COSTS[name][cost] / COSTS[other][cost] <= (1200 if other == "clip" else 600)),
+    *(_B(name="D", text="clips − multi_positive, equal samples", condition=f"{steps} steps",
+         weights={_run("clips", steps): 1, _run("multi_positive", steps): -1})
+      for steps in (150, 300, 600)),
 )  # fmt: skip
 
 
@@ -211,6 +225,8 @@ def export(directory: Path, scores: Path) -> None:
                 kept = pd.DataFrame({"item": frame["item"], "image": frame["image"], "value": values, **key})
                 if BLOCKER in frame and name in _RANK_ONE:
                     kept[BLOCKER] = frame[BLOCKER]
+                if name == _CAPTIONED:
+                    kept["caption"] = frame["item"].map(read_items(result).set_index("item")["prediction"])
                 items.append(kept[kept["value"].notna()])
                 lines.append({
                     "study": source.study.name,
@@ -329,6 +345,28 @@ def score_table(columns: Mapping[tuple[str, str], Column]) -> pd.DataFrame:
             row["seeds"] = seeds if row["seeds"] in ("", seeds) else "not the same"
             row[f"{benchmark} {metric}"] = f"{_SCALE * scores.value:.1f}{text}"
     return pd.DataFrame.from_dict(cells, orient="index").fillna("—").sort_index().rename_axis("encoder")
+
+
+def caption_table(items: pd.DataFrame) -> pd.DataFrame:
+    """What the captioners of a study write, by encoder.
+
+    Columns: seeds; captions; distinct, the per cent of them that no other image has in the same seed; words, the mean
+    number in a caption, and how many of these are distinct; the most frequent word with its share of all words; and the
+    beginning of the caption of the first image with the first seed.
+    """
+    rows = {}
+    for name, part in items.dropna(subset="caption").sort_values(["seed", "item"]).groupby("encoder"):
+        words = part["caption"].str.lower().str.findall(r"[a-z']+")
+        counts = words.explode().value_counts()
+        rows[name] = {
+            "seeds": part["seed"].nunique(),
+            "captions": len(part),
+            "distinct": f"{100 * (1 - part.duplicated(['seed', 'caption'], keep=False).mean()):.0f} %",
+            "words": f"{words.str.len().mean():.0f}, {words.map(set).str.len().mean():.0f} distinct",
+            "most frequent": f"{counts.index[0]} ({100 * counts.iloc[0] / counts.sum():.0f} %)",
+            "first caption": textwrap.shorten(part["caption"].iloc[0], 80, placeholder=" …"),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("encoder")
 
 
 def curves(folder: Path, column: Column) -> pd.DataFrame:
@@ -470,7 +508,7 @@ def judge_race(lines: pd.DataFrame) -> pd.DataFrame:
             if repeated < 0.5:  # an order that is noise correlates with no other one
                 verdict = f"not tested: the order inside a LLaVA correlates by {repeated:.1f} between seeds"
         else:
-            verdict = "" if not claim else "above" if low > 0 else "below" if high < 0 else "inconclusive"
+            verdict = "" if not claim else "reproduced" if low > 0 else "contradicted" if high < 0 else "inconclusive"
         rows.append({
             "claim": claim, "": text, "seeds": str(len(values)), "verdict": verdict,
             "estimate": f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]",
@@ -493,6 +531,9 @@ def main() -> int:
             means = score_table(columns)
             wide = len(means.columns) > len(means)
             print(f"## {name}\n\n{markdown_frame(means.T.rename_axis('') if wide else means)}\n")
+            items = pd.read_parquet(args.scores / f"{name}.parquet")
+            if "caption" in items:
+                print(f"## Captions\n\n{markdown_frame(caption_table(items).astype(str))}\n")
             if name == "positives":
                 table = curves(args.scores, columns["held_out", T2I])
                 shown = table.map(lambda value: f"{value:.2f}" if isinstance(value, float) else str(value))

@@ -208,6 +208,32 @@ def test_an_exported_study_has_the_intervals_of_its_report(tmp_path, monkeypatch
     assert found["verdict"] == "reproduced"
 
 
+def test_captions_are_kept_and_described(tmp_path, monkeypatch):
+    spec = MetricSpec(label="CIDEr", columns=("cider",), aggregation="mean_of_scores")
+    monkeypatch.setitem(METRICS, "recaption", {"CIDEr": spec})
+    texts = {
+        0: ["a dog runs", "a a a a", "a a a a", "two dogs"],
+        1: ["a dog runs", "a cat", "two dogs", "the sea"],  # the same caption as with the other seed is another image's
+    }
+    study = tmp_path / "runs"
+    record_study(MADE.replace("retrieval: {", "recaption: {"), study)
+    for seed, captions in texts.items():
+        items = items_table(0.0, benchmark="recaption", count=4)
+        items["cider"] = items["score"] = 0.1
+        items["prediction"] = captions
+        put_result(study / "results", f"a-s{seed}", "recaption", items, primary=("CIDEr",), digest=f"{seed}")
+    judge_claims.export(study, tmp_path)
+    found = judge_claims.caption_table(pd.read_parquet(tmp_path / "made.parquet"))
+    assert {**found.loc["a"]} == {
+        "seeds": 2,
+        "captions": 8,
+        "distinct": "75 %",
+        "words": "3, 2 distinct",
+        "most frequent": "a (50 %)",
+        "first caption": "a dog runs",
+    }
+
+
 @pytest.mark.slow
 def test_error_rate_and_power_of_verdicts():
     """Of 400 studies without an effect about 5 % have a verdict; of 200 with the detectable effect about 80 %."""
@@ -257,15 +283,16 @@ def test_curves_of_equal_compute_have_the_cost_here_and_at_l_14(tmp_path):
     assert all(name in svg for name in ("clips", "veclip", "FLOPs of the training"))
 
 
-def test_clip_of_equal_cost_is_between_the_two_runs_next_to_it():
-    for steps, expected in (
-        (150, {"clip.25.150": 1.0, "clip.25": 0.0}),
-        (150 * 2**0.25, {"clip.25.150": 0.75, "clip.25": 0.25}),
-        (735, {"clip.25.600": 1 - math.log2(735 / 600), "clip.25.1200": math.log2(735 / 600)}),
-        (1200, {"clip.25.600": 0.0, "clip.25.1200": 1.0}),
+def test_a_recipe_of_equal_cost_is_between_the_two_runs_next_to_it():
+    for name, steps, expected in (
+        ("clip", 150, {"clip.25.150": 1.0, "clip.25": 0.0}),
+        ("clip", 150 * 2**0.25, {"clip.25.150": 0.75, "clip.25": 0.25}),
+        ("clip", 735, {"clip.25.600": 1 - math.log2(735 / 600), "clip.25.1200": math.log2(735 / 600)}),
+        ("clip", 1200, {"clip.25.600": 0.0, "clip.25.1200": 1.0}),
+        ("veclip", 300 * 2**0.5, {"veclip.25.300": 0.5, "veclip.25.600": 0.5}),
     ):
-        found = judge_claims._clip_after(steps)
-        assert {name: -weight for name, weight in found.items()} == pytest.approx(expected)
+        found = judge_claims._without(name, steps)
+        assert {run: -weight for run, weight in found.items()} == pytest.approx(expected)
 
 
 @pytest.mark.slow
@@ -320,6 +347,11 @@ def test_the_page_states_what_the_script_computes(capsys, monkeypatch):
     lines = [[cell.strip() for cell in line.split("|")] for line in computed.splitlines()]
     for name, estimate, verdict in rows:
         assert any({name, estimate, verdict.strip("* ")} <= {*line} for line in lines), name
+    power = [[cell.strip() for cell in line.split("|")[2:-1]] for line in page[page.index("## Power") :].splitlines()
+             if line.startswith(("| |", "| after"))]  # fmt: skip
+    assert len(power[0]) > 10
+    for name, detectable in zip(*power, strict=True):
+        assert any(name == line[1] and detectable in line for line in lines if len(line) > 5), name
 
 
 def test_the_table_of_the_readme_has_the_scores_of_the_demo():
@@ -354,10 +386,10 @@ def test_the_race_is_judged_by_pairs_of_seeds():
     retrieval = {"clip": 10.0, "siglip": 9.0, "veclip": 10.0, "sentences": 11.0, "clips": 12.0}
     found = judge_claims.judge_race(race_lines(rng, retrieval, retrieval | {"caption_only": 8.0}))
     verdicts = {row[""]: (row["verdict"], float(row["estimate"].split()[0])) for _, row in found.iterrows()}
-    assert verdicts["clips − clip, retrieval"] == ("above", pytest.approx(2.0, abs=0.2))
-    assert verdicts["sentences − veclip, retrieval"][0] == "above"
+    assert verdicts["clips − clip, retrieval"] == ("reproduced", pytest.approx(2.0, abs=0.2))
+    assert verdicts["sentences − veclip, retrieval"][0] == "reproduced"
     assert verdicts["veclip − clip, retrieval"][0] == "inconclusive"
-    assert verdicts["caption_only − clip, LLaVA"] == ("below", pytest.approx(-2.0, abs=0.2))
+    assert verdicts["caption_only − clip, LLaVA"] == ("contradicted", pytest.approx(-2.0, abs=0.2))
     assert verdicts["Spearman's correlation of the orders"][0] == "contradicted"
     opposed = {name: 20 - value for name, value in retrieval.items()} | {"caption_only": 8.0}
     found = judge_claims.judge_race(race_lines(rng, retrieval, opposed)).iloc[-1]
