@@ -191,10 +191,14 @@ def test_an_interrupted_recaptioning_resumes_and_writes_the_same(settings, tmp_p
         done = {path: path.stat().st_mtime_ns for path in Path(config.output).glob("*.tar")}
         assert len(done) == shards
         assert not list(Path(config.output, ".work").glob("*.partial"))
-        monkeypatch.setattr(CaptionModel, "describe", describe)
+        assert len([*Path(config.output, ".work").glob("captions-*.json")]) == after
+        calls[0] = -6  # of the six batches those are left that were not captioned before
         run_recaption(config)
+        assert calls[0] == -after
         assert content(Path(config.output)) == content(tmp_path / "whole")
         assert {path: path.stat().st_mtime_ns for path in done} == done
+        assert not Path(config.output, ".work").exists()
+        monkeypatch.setattr(CaptionModel, "describe", describe)
     assert len(content(tmp_path / "whole")) == 3
 
 

@@ -4,8 +4,8 @@
     torchrun --nproc-per-node 8 -m clips.cli recaption --config recaption.yaml
     clips recaption --config recaption.yaml --shard $SLURM_ARRAY_TASK_ID/64       (a SLURM array 1-64)
 
-After an interruption the same command resumes with the missing shards. The last process to finish writes sizes.json,
-manifest.json and README.md.
+After an interruption the same command resumes with the next window of batches. The last process to finish writes
+sizes.json, manifest.json and README.md.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import itertools
+import json
 import re
 import time
 from collections import deque
@@ -38,6 +39,7 @@ from clips.recaption.captioners import (
 )
 from clips.recaption.recaption_config import WEB_CAPTION_PLACEHOLDER, RecaptionConfig
 from clips.recaption.shard_writers import WORK_DIR, ShardWriter, finalize_dataset, save_model_record, shard_name
+from clips.text_files import safe_json_loads
 from clips.typed_data import checked
 
 _MIN_GROUP_BATCHES = 64  # at most one of them is not full
@@ -145,7 +147,7 @@ def _caption_group(
     group: Sequence[OutputShard], source: Source, captioner: Captioner, config: RecaptionConfig, progress: Progress
 ) -> None:
     missing = [shard for shard in group if not _is_done(shard, config)]
-    windows = [  # one that has samples of finished shards is captioned again
+    windows = [
         window
         for window in split_into_windows(group, config.batch_size)
         if any(window.start < shard.stop and shard.start < window.stop for shard in missing)
@@ -185,6 +187,8 @@ def _caption_group(
     finally:
         if writer is not None:
             writer.abandon()
+    for window in windows:
+        _window_file(window, config).unlink(missing_ok=True)
 
 
 def caption_windows(
@@ -203,11 +207,41 @@ def caption_windows(
 
     for window, samples in _read_ahead(windows, source, config):
         valid = [sample for sample in samples.values() if isinstance(sample, PromptedImage)]
-        pending.append((window, samples, captioner.submit(window, valid)))
+        pending.append((window, samples, _submit_missing(window, valid, captioner, config)))
         if len(pending) > captioner.windows_ahead:
             yield finish_oldest()
     while pending:
         yield finish_oldest()
+
+
+def _submit_missing(
+    window: range, images: Sequence[PromptedImage], captioner: Captioner, config: RecaptionConfig
+) -> Callable[[], CaptionsByIndex]:
+    """Begin the captions that no earlier run has stored; the function that is returned stores them: a shard may take
+    hours. Images without a caption are tried again.
+    """
+    file = _window_file(window, config)
+    stored: CaptionsByIndex = {}
+    if file.is_file():
+        content = safe_json_loads(file.read_text(encoding="utf-8"))
+        stored = {int(index): [GeneratedCaption(*each) for each in texts] for index, texts in content.items()}
+    pending = captioner.submit(window, [image for image in images if image.index not in stored])
+
+    def captions() -> CaptionsByIndex:
+        if new := pending():
+            found = {
+                index: [dataclasses.astuple(each) for each in texts]
+                for index, texts in (stored | new).items()
+                if not isinstance(texts, str)
+            }
+            atomic_write(file, json.dumps(found, ensure_ascii=False))
+        return stored | new
+
+    return captions
+
+
+def _window_file(window: range, config: RecaptionConfig) -> Path:
+    return Path(config.output) / WORK_DIR / f"captions-{window.start}.json"
 
 
 def _read_ahead(

@@ -37,7 +37,7 @@ from clips.recaption.recaption_config import RecaptionConfig
 from clips.text_files import safe_json_loads
 
 WORK_DIR = ".work"
-"""A directory in the output, until that is complete: counts of finished shards, and unfinished shards."""
+"""A directory in the output, until that is complete: counts of finished shards, unfinished ones and their captions."""
 _MODEL = "model.json"
 
 
