@@ -112,7 +112,7 @@ _A = functools.partial(Claim, study="lengths", seeds=6)
 _B = functools.partial(Claim, study="positives", benchmark="held_out", seeds=3)
 _C = functools.partial(Claim, study="captioner", seeds=5)
 _NOISES = (0, 25, 50)
-_OURS = {"above": "holds", "below": "does not hold"}  # of claims that are not the paper's
+_OURS: dict[str, Any] = {"above": "holds", "below": "does not hold"}  # of claims that are not the paper's
 _LOOKS = ("captions", _GAIN)
 _SEES = ("recaption", "CIDEr_over_other_image")
 CLAIMS: tuple[Claim, ...] = (
@@ -531,15 +531,17 @@ def main() -> int:
             means = score_table(columns)
             wide = len(means.columns) > len(means)
             print(f"## {name}\n\n{markdown_frame(means.T.rename_axis('') if wide else means)}\n")
-            items = pd.read_parquet(args.scores / f"{name}.parquet")
-            if "caption" in items:
-                print(f"## Captions\n\n{markdown_frame(caption_table(items).astype(str))}\n")
             if name == "positives":
                 table = curves(args.scores, columns["held_out", T2I])
                 shown = table.map(lambda value: f"{value:.2f}" if isinstance(value, float) else str(value))
                 print(f"## Equal compute\n\n{markdown_frame(shown.set_index('recipe'))}\n")
                 if args.figure:
                     atomic_write(args.figure, draw_curves(table))
+        written = [
+            items for name in studies if "caption" in (items := pd.read_parquet(args.scores / f"{name}.parquet"))
+        ]
+        if written:
+            print(f"## Captions\n\n{markdown_frame(caption_table(pd.concat(written)).astype(str))}\n")
         judged = judge(CLAIMS, studies)
         for letter in dict.fromkeys(claim.name[0] for claim in CLAIMS):
             found = judged[judged.index.str.startswith(letter)]
