@@ -192,7 +192,7 @@ def test_the_facts_of_the_page_are_counted_in_the_prepared_data(tmp_path, capsys
     world.write_lines(lengths / "train.jsonl", rows)
     for split in ("test", "tune"):
         for length, text in (("short", "a dog"), ("long", "a dog on a road")):
-            queries = [{"image": "2.png", "captions": [text] * 3}, {"image": "3.png", "captions": [text]}]
+            queries = [{"image": "2.png", "captions": [text] * 7}, {"image": "3.png", "captions": [text]}]
             world.write_lines(lengths / f"{split}_{length}.jsonl", queries[: 1 if split == "tune" else 2])
     found = dict(describe_data.describe(lengths))
     assert (found["fewest sentences of a caption"], found["most sentences of a caption"]) == (2, 3)
@@ -200,7 +200,7 @@ def test_the_facts_of_the_page_are_counted_in_the_prepared_data(tmp_path, capsys
     share = found["mean share of the fixed sentence in a caption's tokens, per cent"]
     assert share == pytest.approx(100 * (2 / 7 + 1 / 5) / 2)
     assert (found["test photos with short queries"], found["tune photos with short queries"]) == (2, 1)
-    assert (found["most long queries of a test photo"], found["median tokens of long test queries"]) == (3, 5)
+    assert (found["long test queries"], found["median tokens of long test queries"]) == (6, 5)
     web = tmp_path / "web"
     web.mkdir()
     captions = ["a dog", "word " * 29, "word " * 30, "a cat"]  # a context of 32 has room for 29 tokens

@@ -19,6 +19,7 @@ from clips.model.tokenizer import clean_text, wordpiece
 from clips.text_files import read_json, read_json_lines
 
 _CONTEXT = 32 - 3  # tokens of a web caption: the context of positives.yaml without begin, end and class token
+_QUERIES = 5  # of a photo, of those that it has, are tested
 
 
 def describe(folder: Path) -> Iterator[tuple[str, float]]:
@@ -52,8 +53,8 @@ def _describe_lengths(folder: Path) -> Iterator[tuple[str, float]]:
         for length in ("short", "long"):
             queries = [row["captions"] for row in _rows(folder / f"{split}_{length}.jsonl")]
             yield f"{split} photos with {length} queries", len(queries)
-            yield f"most {length} queries of a {split} photo", max(map(len, queries))
-            found = [_num_tokens(text) for texts in queries for text in texts]
+            found = [_num_tokens(text) for texts in queries for text in texts[:_QUERIES]]
+            yield f"{length} {split} queries", len(found)
             yield f"median tokens of {length} {split} queries", median(found)
 
 
