@@ -6,9 +6,8 @@
 
 ``STUDY.csv`` has a line for each encoder, seed and metric, with the minutes and, of an encoder, the steps and MFLOPs
 per sample of its training; ``STUDY.parquet`` the value of each item, from which the others are computed, by the noise
-model of docs/trust.md. A claim is a weighted sum of the means over seeds of several
-encoders. It is tested together with the others of its experiment (Holm), at 5 %. The claims A1 to D2 and their numbers
-of seeds were fixed before the studies ran; docs/evidence.md lists what was reworded or added later.
+model of docs/trust.md. A claim is a weighted sum of the means over seeds of several encoders. It is tested together
+with the others of its experiment (Holm), at 5 %. docs/evidence.md lists what was reworded or added after the studies.
 """
 
 from __future__ import annotations
@@ -52,7 +51,6 @@ _RANK_ONE = {"i2t_r1", "t2i_r1"}  # whose misses have an image that blocks them
 _ROUNDING = 1e-3  # of a value in the CSV, in points
 T2I = "t2i_r1"
 _CIDER = "nocaps_CIDEr"
-_CAPTIONED = "CIDEr"  # of recaption, whose captions are kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +100,7 @@ def _run(name: str, steps: int) -> str:
     return f"{name}.25" if steps == 300 and name in ("clip", "clips", "multi_positive") else f"{name}.25.{steps}"
 
 
-def _without(name: str, steps: float) -> dict[str, float]:
+def _minus_after(name: str, steps: float) -> dict[str, float]:
     """Weights of minus a recipe's score after so many steps, linear in their logarithm between those that are run."""
     short = max(run for run in (150, 300, 600) if run <= steps or run == 150)
     share = math.log(steps / short) / math.log(2)
@@ -180,10 +178,10 @@ CLAIMS: tuple[Claim, ...] = (
       for benchmark, metric in (("held_out", T2I), ("objects", "acc1"))),
     # D, equal compute
     *(_B(name=f"D{number}", text=f"CLIPS is above CLIP at equal compute, by the cost at L/14 and {what}",
-         weights={"clips.25": 1} | _without("clip", 300 * cost), **_OURS)
+         weights={"clips.25": 1} | _minus_after("clip", 300 * cost), **_OURS)
       for number, (what, cost) in enumerate(zip(("224 px", "the whole schedule"), COSTS["clips"], strict=True), 1)),
     *(_B(name="D", text=f"{name} − {other}{label}", condition=f"{steps} steps",
-         weights={_run(name, steps): 1} | _without(other, steps * COSTS[name][cost] / COSTS[other][cost]))
+         weights={_run(name, steps): 1} | _minus_after(other, steps * COSTS[name][cost] / COSTS[other][cost]))
       for name, other, cost, label in (
           ("clips", "clip", 0, ", 224 px"), ("clips", "clip", 1, ""), ("multi_positive", "clip", 1, ""),
           ("sentences", "clip", 1, ""), ("veclip", "clip", 1, ""), ("clips", "veclip", 0, ", 224 px"),
@@ -231,7 +229,7 @@ def export(directory: Path, scores: Path) -> None:
                 kept = pd.DataFrame({"item": frame["item"], "image": frame["image"], "value": values, **key})
                 if BLOCKER in frame and name in _RANK_ONE:
                     kept[BLOCKER] = frame[BLOCKER]
-                if name == _CAPTIONED:
+                if name == "CIDEr":  # of recaption
                     kept["caption"] = frame["item"].map(read_items(result).set_index("item")["prediction"])
                 items.append(kept[kept["value"].notna()])
                 lines.append({

@@ -47,6 +47,9 @@ _WINDOW_BATCHES = 8
 _SENTENCE_END = re.compile(r"[.!?][\"'”’)\]]*(?=\s)(?!.*[.!?][\"'”’)\]]*\s)", re.DOTALL)
 KIND = "captions"
 
+SamplesByIndex = dict[int, PromptedImage | str]
+"""Index of a sample → the sample, or the reason why it is invalid."""
+
 
 @dataclasses.dataclass(frozen=True)
 class OutputShard:
@@ -193,51 +196,36 @@ def _caption_group(
 
 def caption_windows(
     windows: Sequence[range], source: Source, captioner: Captioner, config: RecaptionConfig
-) -> Iterator[tuple[range, dict[int, PromptedImage | str], CaptionsByIndex]]:
+) -> Iterator[tuple[range, SamplesByIndex, CaptionsByIndex]]:
     """Each window with its samples and their captions, or the reasons why there are none.
 
-    A window is read while the one before is captioned.
+    A window is read while the one before is captioned. Its captions are stored until those of its group are written.
     """
-    pending: deque[tuple[range, dict[int, PromptedImage | str], Callable[[], CaptionsByIndex]]] = deque()
+    pending: deque[tuple[range, SamplesByIndex, CaptionsByIndex, Callable[[], CaptionsByIndex]]] = deque()
 
-    def finish_oldest() -> tuple[range, dict[int, PromptedImage | str], CaptionsByIndex]:
-        window, samples, captions = pending.popleft()
+    def finish_oldest() -> tuple[range, SamplesByIndex, CaptionsByIndex]:
+        window, samples, stored, captions = pending.popleft()
+        if new := captions():
+            written = {
+                index: [dataclasses.astuple(each) for each in texts]
+                for index, texts in (stored | new).items()
+                if not isinstance(texts, str)  # tried again after an interruption
+            }
+            atomic_write(_window_file(window, config), json.dumps(written, ensure_ascii=False))
         invalid = {index: sample for index, sample in samples.items() if isinstance(sample, str)}
-        return window, samples, captions() | invalid
+        return window, samples, stored | new | invalid
 
     for window, samples in _read_ahead(windows, source, config):
-        valid = [sample for sample in samples.values() if isinstance(sample, PromptedImage)]
-        pending.append((window, samples, _submit_missing(window, valid, captioner, config)))
+        file, stored = _window_file(window, config), CaptionsByIndex()
+        if file.is_file():  # of an interrupted run: a shard may take hours
+            content = safe_json_loads(file.read_text(encoding="utf-8"))
+            stored = {int(index): [GeneratedCaption(*each) for each in texts] for index, texts in content.items()}
+        valid = [each for each in samples.values() if isinstance(each, PromptedImage) and each.index not in stored]
+        pending.append((window, samples, stored, captioner.submit(window, valid)))
         if len(pending) > captioner.windows_ahead:
             yield finish_oldest()
     while pending:
         yield finish_oldest()
-
-
-def _submit_missing(
-    window: range, images: Sequence[PromptedImage], captioner: Captioner, config: RecaptionConfig
-) -> Callable[[], CaptionsByIndex]:
-    """Begin the captions that no earlier run has stored; the function that is returned stores them: a shard may take
-    hours. Images without a caption are tried again.
-    """
-    file = _window_file(window, config)
-    stored: CaptionsByIndex = {}
-    if file.is_file():
-        content = safe_json_loads(file.read_text(encoding="utf-8"))
-        stored = {int(index): [GeneratedCaption(*each) for each in texts] for index, texts in content.items()}
-    pending = captioner.submit(window, [image for image in images if image.index not in stored])
-
-    def captions() -> CaptionsByIndex:
-        if new := pending():
-            found = {
-                index: [dataclasses.astuple(each) for each in texts]
-                for index, texts in (stored | new).items()
-                if not isinstance(texts, str)
-            }
-            atomic_write(file, json.dumps(found, ensure_ascii=False))
-        return stored | new
-
-    return captions
 
 
 def _window_file(window: range, config: RecaptionConfig) -> Path:
@@ -246,7 +234,7 @@ def _window_file(window: range, config: RecaptionConfig) -> Path:
 
 def _read_ahead(
     windows: Sequence[range], source: Source, config: RecaptionConfig
-) -> Iterator[tuple[range, dict[int, PromptedImage | str]]]:
+) -> Iterator[tuple[range, SamplesByIndex]]:
     with concurrent.futures.ThreadPoolExecutor(config.num_workers, thread_name_prefix="reader") as executor:
 
         def submit(window: range) -> list[concurrent.futures.Future[PromptedImage | str]]:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,46 +30,42 @@ def describe(folder: Path) -> Iterator[tuple[str, float]]:
         UserError: another directory.
     """
     if (folder / "test_long.jsonl").is_file():
-        yield from _describe_lengths(folder)
+        rows = _rows(folder / "train.jsonl")
+        yield "training photos", len(rows)
+        counts = [len(sentences(row["whole"])) for row in rows]
+        yield "fewest sentences of a caption", min(counts)
+        yield "most sentences of a caption", max(counts)
+        tokens = [_num_tokens(row["whole"]) for row in rows]
+        yield "fewest tokens", min(tokens)
+        yield "median tokens", median(tokens)
+        yield "most tokens", max(tokens)
+        shares = [_num_tokens(row["sentence"]) / count for row, count in zip(rows, tokens, strict=True)]
+        yield "mean share of the fixed sentence in a caption's tokens, per cent", 100 * fmean(shares)
+        for split, length in itertools.product(("test", "tune"), ("short", "long")):
+            queries = [row["captions"][:_QUERIES] for row in _rows(folder / f"{split}_{length}.jsonl")]
+            found = [_num_tokens(text) for texts in queries for text in texts]
+            yield f"{split} photos with {length} queries", len(queries)
+            yield f"{length} {split} queries", len(found)
+            yield f"median tokens of {length} {split} queries", median(found)
     elif (folder / "dataset_held_out.json").is_file():
-        yield from _describe_noisy_web(folder)
+        rows = _rows(folder / "train.jsonl")
+        yield "training photos", len(rows)
+        images = read_json(folder / "dataset_held_out.json")["images"]
+        yield "test photos", sum(image["split"] == "held_out" for image in images)
+        yield "photos that tune", sum(image["split"] == "val" for image in images)
+        web = [text for row in rows for text in row["web_0"]]
+        yield "web captions of a photo", len(web) / len(rows)
+        yield "web captions that the context cuts, per cent", 100 * fmean(_num_tokens(text) > _CONTEXT for text in web)
+        for noise in (25, 50):
+            noisy = [text for row in rows for text in row[f"web_{noise}"]]
+            foreign = [text != own for text, own in zip(noisy, web, strict=True)]
+            yield f"web captions of another photo at {noise} % noise, per cent", 100 * fmean(foreign)
     elif (folder / "test").is_dir():
-        yield "test photos", float(sum(1 for _ in (folder / "test").glob("*/*")))
-        yield "classes", float(sum(1 for _ in (folder / "test").iterdir()))
+        yield "test photos", sum(1 for _ in (folder / "test").glob("*/*"))
+        yield "classes", sum(1 for _ in (folder / "test").iterdir())
     else:
         kinds = "caption_lengths, noisy_web or cocoqa_classes"
         raise UserError(f"{folder}: expected the output of prepare_data.py for {kinds}")
-
-
-def _describe_lengths(folder: Path) -> Iterator[tuple[str, float]]:
-    rows = _rows(folder / "train.jsonl")
-    tokens = [_num_tokens(row["whole"]) for row in rows]
-    counts = [len(sentences(row["whole"])) for row in rows]
-    yield "training photos", len(rows)
-    yield from {"fewest sentences of a caption": min(counts), "most sentences of a caption": max(counts)}.items()
-    yield from {"fewest tokens": min(tokens), "median tokens": median(tokens), "most tokens": max(tokens)}.items()
-    shares = [_num_tokens(row["sentence"]) / count for row, count in zip(rows, tokens, strict=True)]
-    yield "mean share of the fixed sentence in a caption's tokens, per cent", 100 * fmean(shares)
-    for split in ("test", "tune"):
-        for length in ("short", "long"):
-            queries = [row["captions"] for row in _rows(folder / f"{split}_{length}.jsonl")]
-            yield f"{split} photos with {length} queries", len(queries)
-            found = [_num_tokens(text) for texts in queries for text in texts[:_QUERIES]]
-            yield f"{length} {split} queries", len(found)
-            yield f"median tokens of {length} {split} queries", median(found)
-
-
-def _describe_noisy_web(folder: Path) -> Iterator[tuple[str, float]]:
-    rows = _rows(folder / "train.jsonl")
-    yield "training photos", len(rows)
-    held_out = [row for row in read_json(folder / "dataset_held_out.json")["images"] if row["split"] == "held_out"]
-    yield "test photos", len(held_out)
-    web = [text for row in rows for text in row["web_0"]]
-    yield "web captions of a photo", len(web) / len(rows)
-    yield "web captions that the context cuts, per cent", 100 * fmean(_num_tokens(text) > _CONTEXT for text in web)
-    for noise in (25, 50):
-        foreign = [a != b for row in rows for a, b in zip(row["web_0"], row[f"web_{noise}"], strict=True)]
-        yield f"web captions of another photo at {noise} % noise, per cent", 100 * fmean(foreign)
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -76,6 +73,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _num_tokens(text: str) -> int:
+    # as the text tower reads them; those of caption_strategies are words
     return len(wordpiece().encode(clean_text(text), add_special_tokens=False).ids)
 
 
