@@ -87,7 +87,7 @@ def _export_checkpoint(config: ExportConfig) -> None:
     from clips.training.checkpoint import load_export_weights
 
     # The checkpoint has every weight; the initial weights may be gone.
-    model = build_model(model_config.without_initial_weights(), recipe, seed)
+    model = build_model(model_config.without_initial_weights(), recipe, seed, preprocess=state.preprocess)
     load_export_weights(checkpoint, model)
 
     validated: dict[str, Any] = {}  # the last entry with validation metrics up to the checkpoint's step

@@ -37,7 +37,7 @@ from clips.core.run_log import RunLog
 from clips.data.loader import copy_ahead, iterate_batches, worker_errors_as_user_errors
 from clips.encoder import write_encoder
 from clips.errors import UserError
-from clips.method.clips_model import ClipsModel, compute_losses, total_loss
+from clips.method.clips_model import ClipsModel, build_model, compute_losses, total_loss
 from clips.method.optimizer import cosine_lr
 from clips.model.compute import fast_sdpa_backend
 from clips.model_card import write_model_card
@@ -48,7 +48,6 @@ from clips.training.mfu import MfuMeter
 from clips.training.run_dir import CHECKPOINTS_DIR, ThroughputTimer, check_trained, create_run_dir, remove_checkpoints
 from clips.training.setup import (
     TrainRun,
-    build_encoder,
     check_stages,
     open_train_dataset,
     parent_artifacts,
@@ -363,7 +362,10 @@ def export_model(run: TrainRun, *, everywhere: bool = False) -> ClipsModel | Non
             weights[name] = tensor.cpu()
     if not returns_model:
         return None
-    encoder = build_encoder(run.config, with_initial_weights=False)
+    of = run.config
+    encoder = build_model(
+        of.model.without_initial_weights(), of.recipe, of.seed, of.architecture, run.encoder.preprocess_cfg
+    )
     if run.processes.is_main:
         encoder.load_state_dict(weights)
     encoder.to(run.processes.device)

@@ -125,7 +125,7 @@ def test_of_an_encoder_with_other_tokens_the_image_tower_is_taken(tmp_path: Path
     assert "image positions interpolated from 5 to 10" in said
     assert f"the text tower is randomly initialized: {tmp_path} has none of these tokens" in said
     with pytest.raises(UserError, match=r"^model\.normalization: expected openai, with which .* was trained$"):
-        model(pretrained=str(tmp_path))
+        model(pretrained=str(tmp_path), normalization="half")
     with pytest.raises(UserError, match=r"^model\.lock_text: expected false, or model.architecture: .* has other"):
         model(pretrained=str(tmp_path), normalization="openai", lock_text=True)
 
@@ -136,26 +136,34 @@ STATED: dict[str, tuple[dict[str, Any] | None, str | None]] = {  # preprocess_cf
     "numbers": ({"mean": 0.5, "std": 0.5}, "half"),
     "MobileCLIP": ({"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}, "identity"),
     "another": ({"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}, None),
-    "no config": (None, "openai"),
 }
 
 
 @pytest.mark.parametrize("kind", STATED)
-def test_the_normalization_of_initial_weights_is_never_guessed(tmp_path: Path, kind: str):
+def test_the_preprocessing_of_initial_weights_is_kept(tmp_path: Path, kind: str):
     stock_clip(tmp_path)
     file, (stated, name) = tmp_path / "open_clip_config.json", STATED[kind]
-    config = json.loads(file.read_text()) | {"preprocess_cfg": stated}
-    file.write_text(json.dumps(config)) if stated is not None else file.unlink()
-    message = r"model\.normalization: expected " + (f"{name}, with" if stated is not None else "the one with which")
-    if name is None:
-        message = r"model\.pretrained: .* mean \[0\.5, 0\.5, 0\.5\] and .* deviation \[0\.25, .*identity\), or it as"
-    with pytest.raises(UserError, match=f"^{message}"):
+    resizing = {"interpolation": "bilinear", "resize_mode": "longest", "fill_color": 7, "size": 64}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"preprocess_cfg": stated | resizing}))
+    transform = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")[0].visual.preprocess_cfg
+    expected = {key: list(value) if isinstance(value, tuple) else value for key, value in transform.items()}
+    both = {"pretrained": str(tmp_path), "architecture": str(tmp_path), "image_size": None, "context_length": None}
+    for fields in ({"pretrained": str(tmp_path)}, both):
+        found = model(**fields).preprocess_cfg
+        mean, std = ([float(x)] * 3 if isinstance(x, float) else x for x in (expected["mean"], expected["std"]))
+        assert found == expected | {"mean": mean, "std": std, "size": [64, 64]}
+        with pytest.raises(UserError, match=rf"^model\.normalization: expected {name or 'null .mean .0.5, '}"):
+            model(**fields, normalization="imagenet")
+        if name is not None:
+            assert model(**fields, normalization=name).preprocess_cfg["resize_mode"] == "longest"
+
+
+def test_a_normalization_that_nothing_states_is_not_guessed(tmp_path: Path):
+    stock_clip(tmp_path)
+    (tmp_path / "open_clip_config.json").unlink()
+    with pytest.raises(UserError, match=r"^model\.normalization: expected the one with which .* was trained, because"):
         model(pretrained=str(tmp_path))
-    if name is not None:
-        assert model(pretrained=str(tmp_path), normalization=name).preprocess_cfg["mean"] == NORMALIZATIONS[name][0]
-    else:
-        own = model(architecture=str(tmp_path), pretrained=str(tmp_path), image_size=None, context_length=None)
-        assert (own.preprocess_cfg["mean"], own.preprocess_cfg["std"]) == ([0.5] * 3, [0.25] * 3)
+    assert model(pretrained=str(tmp_path), normalization="openai").preprocess_cfg["mean"] == NORMALIZATIONS["openai"][0]
 
 
 @pytest.mark.parametrize("rows", [49408, 32000])

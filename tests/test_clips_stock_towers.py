@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +14,13 @@ import exchange_world as world
 import pytest
 import torch
 from clips_world import train
+from PIL import Image
+from torch.nn import functional as F
 
+from clips.core.artifact import read_manifest
 from clips.encoder import load_encoder
 from clips.errors import UserError
+from clips.export import ExportConfig, run_export
 from clips.interchange.importing import ImportConfig, run_import
 from clips.method.clips_model import build_model
 from clips.method.recipes import RecipeConfig
@@ -84,6 +91,41 @@ def test_a_stock_encoder_is_trained_in_stages_resumed_and_keeps_its_words(stock:
     last = stage_configs(config)[-1]
     train(dataclasses.replace(last, output=str(tmp_path / "again"), max_steps=1))  # not at all where it ended
     assert load_encoder(tmp_path / "again").config == trained.config
+
+
+def test_zero_steps_leave_an_encoders_features_as_they_are(stock: Path, tmp_path: Path, capsys):
+    """Its preprocessing is kept: the shorter edge resized, bicubic, and a center crop; clips' own towers squash."""
+    data = clips_world.write_shards(tmp_path / "data")
+    images = [Image.open(io.BytesIO(clips_world.draw_image(n, size))) for n, size in enumerate(((90, 40), (40, 70)))]
+    before = load_encoder(stock)
+    config = clips_world.train_config(
+        data, tmp_path / "run", model={"architecture": str(stock), "pretrained": str(stock)}, max_steps=0
+    )
+    train(config)
+    after = load_encoder(tmp_path / "run")
+    assert after.config["preprocess_cfg"] == before.config["preprocess_cfg"]
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("model: images as those of")]
+    assert said == [f"model: images as those of {stock}: {read_manifest(stock)['preprocessing']}"]
+    with torch.no_grad():
+        features = [
+            F.normalize(one.model.encode_image(torch.stack([one.preprocess(image) for image in images])), dim=-1)
+            for one in (before, after)
+        ]
+    torch.testing.assert_close(*features)
+
+
+def test_a_checkpoint_keeps_the_preprocessing_of_initial_weights_that_are_gone(stock: Path, tmp_path: Path):
+    data, cfg = clips_world.write_shards(tmp_path / "data"), load_encoder(stock).config["model_cfg"]
+    (tmp_path / "mine.json").write_text(json.dumps(cfg))
+    shutil.copytree(stock, tmp_path / "weights")
+    fields = {"max_steps": 3, "save_steps": 1, "ema_decay": 0.5, "recipe": {"name": "clip"}}
+    model = {"architecture": str(tmp_path / "mine.json"), "pretrained": str(tmp_path / "weights")}
+    config = clips_world.train_config(data, tmp_path / "run", model=model, **fields)
+    with clips_world.stopped_at(2):
+        train(config)
+    shutil.rmtree(tmp_path / "weights")
+    run_export(ExportConfig(checkpoint=str(tmp_path / "run"), output=str(tmp_path / "exported")))
+    assert load_encoder(tmp_path / "exported").config["preprocess_cfg"] == load_encoder(stock).config["preprocess_cfg"]
 
 
 def test_a_plan_fills_the_texts_of_stock_towers(stock: Path):

@@ -16,7 +16,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -103,6 +103,7 @@ def run_import(config: ImportConfig) -> None:
     from clips.interchange.conversion import conform, tower_shapes
     from clips.interchange.hf_files import model_type
     from clips.interchange.parity import Parity, compare
+    from clips.model.architectures import describe_preprocessing
 
     modules = {name: importlib.import_module(module) for name, module in IMPORT_FORMATS.items()}
     format = config.format or next((name for name, module in modules.items() if module.is_supported(path)), None)
@@ -148,7 +149,7 @@ def run_import(config: ImportConfig) -> None:
             format=format,
             architecture=config.architecture,
             license=license,
-            preprocessing=_describe(imported.preprocess_cfg),
+            preprocessing=describe_preprocessing(imported.preprocess_cfg),
             **vars(parity),
         )
         write_card(partial, "imported", manifest=manifest, license=license, config=config, cfg=imported.model_cfg)
@@ -210,28 +211,20 @@ def _report_preprocessing(imported: ImportedEncoder, config: ImportConfig) -> No
     from open_clip.pretrained import get_pretrained_cfg
 
     from clips.interchange.open_clip_format import PREPROCESSING_OF_FILES
-    from clips.model.architectures import complete_preprocess_cfg
+    from clips.model.architectures import complete_preprocess_cfg, describe_preprocessing
 
     preprocess, name = imported.preprocess_cfg, config.architecture or ""
-    log_info(f"{config.output}: images: {_describe(preprocess)} ({imported.preprocess_source})")
+    log_info(f"{config.output}: images: {describe_preprocessing(preprocess)} ({imported.preprocess_source})")
     by_name = imported.preprocess_source == PREPROCESSING_OF_FILES
     for tag in open_clip.list_pretrained_tags_by_model(name) if by_name else ():
         published = complete_preprocess_cfg(get_pretrained_cfg(name, tag), preprocess["size"])
         if any(published[key] != preprocess[key] for key in _TAG_ENTRIES):
             log_info(
-                f"preprocessing: open_clip's published weights {tag} of {name} have another: {_describe(published)}; "
-                f"for weights trained so, give --preprocessing {tag}"
+                f"preprocessing: open_clip's published weights {tag} of {name} have another: "
+                f"{describe_preprocessing(published)}; for weights trained so, give --preprocessing {tag}"
             )
     if f"{name}-quickgelu" in open_clip.list_models():
         log_info(
             f"architecture: {name} computes GELU; for weights trained with QuickGELU, as OpenAI's, MetaCLIP's and "
             f"DFN's, which look the same, give --architecture {name}-quickgelu"
         )
-
-
-def _describe(preprocess: Mapping[str, Any]) -> str:
-    modes = {"shortest": "shorter edge resized, center crop", "longest": "longer edge resized, padded"}
-    mean, std = ([round(value, 4) for value in preprocess[name]] for name in ("mean", "std"))
-    height, width = preprocess["size"]
-    mode = modes.get(preprocess["resize_mode"], "squashed")
-    return f"{mode}, {height}x{width}, {preprocess['interpolation']}, mean {mean}, std {std}"

@@ -21,7 +21,13 @@ from torch.nn import functional as F  # noqa: N812
 from clips.core.artifact import log_info
 from clips.method.recipes import CONTRASTIVE_LOSSES, Recipe, RecipeConfig
 from clips.model import losses, towers
-from clips.model.architectures import Architecture, ModelConfig, list_architectures, resolve_architecture
+from clips.model.architectures import (
+    Architecture,
+    ModelConfig,
+    list_architectures,
+    resolve_architecture,
+    resolve_preprocessing,
+)
 from clips.model.captioner import Captioner, CaptionerDims, sample_tokens
 from clips.model.initialization import initialize_openvision, load_pretrained
 from clips.model.tokenizer import VOCAB_SIZE, TextTokenizer
@@ -143,7 +149,11 @@ class ClipsModel(nn.Module):
 
 
 def build_model(
-    config: ModelConfig, recipe_config: RecipeConfig, seed: int, architecture: Architecture | None = None
+    config: ModelConfig,
+    recipe_config: RecipeConfig,
+    seed: int,
+    architecture: Architecture | None = None,
+    preprocess: dict[str, Any] | None = None,
 ) -> ClipsModel:
     """Build a model; towers depend only on ``config`` and ``seed``, so recipes start from equal weights.
 
@@ -154,13 +164,17 @@ def build_model(
         recipe_config: the recipe.
         seed: of random weights.
         architecture: that of ``config``, if it is resolved already.
+        preprocess: the ``preprocess_cfg``, if it is resolved already: of a run that is resumed, or of a checkpoint,
+            whose initial weights may be gone.
 
     Raises:
         UserError: an unknown architecture, sizes that do not fit together, trunk weights that do not match.
     """
     recipe = Recipe(recipe_config)
     resolved = resolve_architecture(config) if architecture is None else architecture
-    cfg, preprocess = copy.deepcopy((resolved.model_cfg, resolved.preprocess_cfg))
+    cfg = copy.deepcopy(resolved.model_cfg)
+    if preprocess is None:
+        preprocess, _ = resolve_preprocessing(config, cfg)
     if CONTRASTIVE_LOSSES[recipe.spec.loss]:
         cfg |= {"init_logit_scale": math.log(10.0), "init_logit_bias": -10.0}  # as SigLIP
     captioner = None
@@ -189,7 +203,7 @@ def build_model(
         clip = towers.ImageTower(clip.visual)
         cfg = {name: cfg[name] for name in ("embed_dim", "vision_cfg", "quick_gelu") if name in cfg}
     if config.pretrained is not None:
-        for line in load_pretrained(clip, captioner, config, cfg, preprocess):
+        for line in load_pretrained(clip, captioner, config, cfg):
             log_info(f"model.pretrained: {line}")
     towers.lock_towers(clip, config)
     if isinstance(clip, towers.ImageTower):

@@ -6,6 +6,7 @@ tokenize = resolve_architecture(ModelConfig(architecture="imported/clip")).token
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -71,7 +72,8 @@ class ModelConfig:
             encoder with other tokens, such as OpenAI's (`clips import`), only the image tower is loaded, unless it is
             also the ``architecture``.
         normalization: of pixels: imagenet, openai (as CLIP), half (as SigLIP) or identity (as MobileCLIP); null is that
-            of the encoder given as ``architecture``, or a timm trunk's own, else imagenet.
+            of the encoder given as ``pretrained`` or ``architecture``, whose resizing is kept as well, or a timm
+            trunk's own, else imagenet.
         text_pos_embed_interpolation: interpolation of its text positions: linear, or long_clip, which keeps the first
             20 and interpolates the rest, as Long-CLIP does for full long captions.
         text_attention: all (every token of a text attends to all others, padding included, and the feature is at the
@@ -121,17 +123,16 @@ class ModelConfig:
 class Architecture:
     """What a model's config resolves to, the same with and without initial weights and for every recipe.
 
-    ``model_cfg``, of both towers, and ``preprocess_cfg`` are open_clip's.
+    ``model_cfg``, of both towers, is open_clip's.
     """
 
     model_cfg: dict[str, Any]
-    preprocess_cfg: dict[str, Any]
     tokenizer: TextTokenizer
 
     @property
     def image_size(self) -> int:
         """In pixels."""
-        return int(self.preprocess_cfg["size"][0])
+        return int(self.model_cfg["vision_cfg"]["image_size"])
 
 
 def resolve_architecture(config: ModelConfig) -> Architecture:
@@ -141,7 +142,6 @@ def resolve_architecture(config: ModelConfig) -> Architecture:
         UserError: the architecture is unknown, sizes do not fit, or another encoder's tokenizer cannot be loaded.
     """
     cfg = model_cfg(config)
-    preprocess = preprocess_cfg(cfg, config.normalization)
     length = int(cfg["text_cfg"]["context_length"])
     tokenizer: TextTokenizer = ClipsTokenizer(length)
     if is_encoder_ref(config.architecture):
@@ -149,10 +149,7 @@ def resolve_architecture(config: ModelConfig) -> Architecture:
         found = require_encoder_config(directory)
         if state_tokenizer(found) is found:
             tokenizer = OpenClipTokenizer(directory, length)
-        if config.normalization is None:
-            own = complete_preprocess_cfg(found.get("preprocess_cfg") or {}, preprocess["size"])
-            preprocess |= {name: own[name] for name in ("mean", "std")}
-    return Architecture(model_cfg=cfg, preprocess_cfg=preprocess, tokenizer=tokenizer)
+    return Architecture(model_cfg=cfg, tokenizer=tokenizer)
 
 
 def list_architectures() -> list[str]:
@@ -300,7 +297,7 @@ def _timm_pretrained_cfg(vision: dict[str, Any]) -> Any | None:
 
 
 def preprocess_cfg(cfg: dict[str, Any], normalization: str | None = None) -> dict[str, Any]:
-    """Return the open_clip ``preprocess_cfg`` for a ``model_cfg``: squash to the square.
+    """Return the open_clip ``preprocess_cfg`` of towers that no encoder's are: squash to the square.
 
     ``normalization`` is an entry of ``NORMALIZATIONS``; None for the tower's own.
     """
@@ -320,6 +317,57 @@ def preprocess_cfg(cfg: dict[str, Any], normalization: str | None = None) -> dic
         own = {} if normalization else {"mean": list(trunk.mean), "std": list(trunk.std)}
         preprocess |= own | {"interpolation": trunk.interpolation}
     return preprocess
+
+
+def resolve_preprocessing(config: ModelConfig, cfg: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """Return the open_clip ``preprocess_cfg`` of a new model, and the encoder that states it, if one does.
+
+    An encoder whose weights or towers are taken over keeps its preprocessing, at the new image size.
+
+    Args:
+        config: of the model.
+        cfg: its ``model_cfg``.
+
+    Raises:
+        UserError: the config's normalization is not the one with which the initial weights were trained, or neither
+            states one.
+    """
+    preprocess = preprocess_cfg(cfg, config.normalization)
+    for reference, field in ((config.pretrained, "model.pretrained"), (config.architecture, CONFIG_FIELD)):
+        if reference is None or (reference != config.pretrained and not is_encoder_ref(reference)):
+            continue
+        if not (source := read_encoder_config(resolve_encoder_dir(reference, field))):
+            continue
+        theirs = complete_preprocess_cfg(source.get("preprocess_cfg") or {}, preprocess["size"])
+        if config.normalization is not None:
+            mean, std = theirs["mean"], theirs["std"]
+            if reference == config.pretrained and not _are_close(mean + std, preprocess["mean"] + preprocess["std"]):
+                known = (
+                    name for name, values in NORMALIZATIONS.items() if _are_close(mean + std, values[0] + values[1])
+                )
+                expected = next(known, f"null (mean {mean} and standard deviation {std} of pixels)")
+                raise UserError(f"model.normalization: expected {expected}, with which {reference} was trained")
+            theirs |= {name: preprocess[name] for name in ("mean", "std")}
+        return theirs, reference
+    if config.pretrained is not None and config.normalization is None:
+        raise UserError(
+            f"model.normalization: expected the one with which {config.pretrained} was trained, because it has no "
+            f"{OPEN_CLIP_CONFIG}: {', '.join(NORMALIZATIONS)}"
+        )
+    return preprocess, None
+
+
+def _are_close(values: list[float], others: list[float]) -> bool:
+    return all(abs(value - other) < 1e-3 for value, other in zip(values, others, strict=True))  # ¼ gray level
+
+
+def describe_preprocessing(preprocess: Mapping[str, Any]) -> str:
+    """Return a complete ``preprocess_cfg`` in words."""
+    modes = {"shortest": "shorter edge resized, center crop", "longest": "longer edge resized, padded"}
+    mean, std = ([round(value, 4) for value in preprocess[name]] for name in ("mean", "std"))
+    height, width = preprocess["size"]
+    mode = modes.get(preprocess["resize_mode"], "squashed")
+    return f"{mode}, {height}x{width}, {preprocess['interpolation']}, mean {mean}, std {std}"
 
 
 def complete_preprocess_cfg(stated: dict[str, Any], image_size: Any) -> dict[str, Any]:

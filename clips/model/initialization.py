@@ -11,14 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from clips.errors import UserError
-from clips.model.architectures import NORMALIZATIONS, ModelConfig, complete_preprocess_cfg, is_encoder_ref
+from clips.model.architectures import ModelConfig
 from clips.model.captioner import Captioner
 from clips.model.loading import first_mismatch, read_safetensors, read_weights, require_finite
 from clips.model.towers import Towers, text_tower
 from clips.model_refs import (
     CAPTIONER_CONFIG,
     CAPTIONER_WEIGHTS,
-    OPEN_CLIP_CONFIG,
     find_open_clip_weights,
     read_encoder_config,
     resolve_encoder_dir,
@@ -55,9 +54,7 @@ def _zero_biases(block: Any) -> None:
         nn.init.zeros_(bias)
 
 
-def load_pretrained(
-    towers: Towers, captioner: Captioner | None, config: ModelConfig, cfg: dict[str, Any], preprocess: dict[str, Any]
-) -> list[str]:
+def load_pretrained(towers: Towers, captioner: Captioner | None, config: ModelConfig, cfg: dict[str, Any]) -> list[str]:
     """Load the weights of ``config.pretrained`` into ``towers`` and, if it has one, into ``captioner``.
 
     Position embeddings of another image size or text length are interpolated; fixed ones stay unchanged. From an
@@ -68,18 +65,21 @@ def load_pretrained(
         captioner: or None.
         config: of the model.
         cfg: the ``model_cfg`` of the new towers.
-        preprocess: their ``preprocess_cfg``.
 
     Returns:
         The adapted and the randomly initialized parts, as text.
 
     Raises:
-        UserError: no such directory, weights of another architecture, or no weights for a frozen text tower; pixels
-            were normalized differently or nothing states how, or the activation was another one.
+        UserError: no such directory, weights of another architecture or activation, or no weights for a frozen text
+            tower.
     """
     assert config.pretrained is not None
-    _check_compatible(cfg, preprocess, config)
     directory = resolve_encoder_dir(config.pretrained, _FIELD)
+    source = read_encoder_config(directory)
+    quick = bool(source.get("model_cfg", {}).get("quick_gelu"))  # which the weights do not show
+    if source and quick != bool(cfg.get("quick_gelu")):
+        kind = "with" if quick else "without"
+        raise UserError(f"model.architecture: expected one {kind} -quickgelu, as {config.pretrained} was trained")
     path = find_open_clip_weights(directory)
     weights = read_weights(path)
     lines = _resize_image_positions(weights, towers)
@@ -120,36 +120,6 @@ def load_pretrained(
         return [*lines, f"the captioner of {directory} has another shape; it is randomly initialized"]
     _load(captioner, read_safetensors(path, f"{_FIELD}: {path}"), path)
     return lines
-
-
-def _check_compatible(cfg: dict[str, Any], preprocess: dict[str, Any], config: ModelConfig) -> None:
-    # The weights do not show how pixels were normalized, nor the activation.
-
-    def close(values: list[float], others: list[float]) -> bool:
-        return all(abs(value - other) < 1e-3 for value, other in zip(values, others, strict=True))  # ¼ gray level
-
-    reference = str(config.pretrained)
-    source = read_encoder_config(resolve_encoder_dir(reference, _FIELD))
-    if source:
-        theirs = complete_preprocess_cfg(source.get("preprocess_cfg") or {}, preprocess["size"])
-        mean, std = theirs["mean"], theirs["std"]
-        if not close(mean + std, preprocess["mean"] + preprocess["std"]):
-            known = (name for name, values in NORMALIZATIONS.items() if close(mean + std, values[0] + values[1]))
-            if name := next(known, None):
-                raise UserError(f"model.normalization: expected {name}, with which {reference} was trained")
-            raise UserError(
-                f"{_FIELD}: {reference} was trained with mean {mean} and standard deviation {std} of pixels, expected "
-                f"those of a model.normalization ({', '.join(NORMALIZATIONS)}), or it as model.architecture as well"
-            )
-    elif config.normalization is None and not is_encoder_ref(config.architecture):
-        raise UserError(
-            f"model.normalization: expected the one with which {reference} was trained, because it has no "
-            f"{OPEN_CLIP_CONFIG}: {', '.join(NORMALIZATIONS)}"
-        )
-    quick = bool(source.get("model_cfg", {}).get("quick_gelu"))
-    if source and quick != bool(cfg.get("quick_gelu")):
-        kind = "with" if quick else "without"
-        raise UserError(f"model.architecture: expected one {kind} -quickgelu, as {reference} was trained")
 
 
 def _has_same_tokens(directory: Path, weights: dict[str, Tensor], towers: Towers, text_cfg: dict[str, Any]) -> bool:

@@ -65,7 +65,7 @@ def build_towers(cfg: dict[str, Any]) -> Towers:
     """
     with without_wandb():
         import open_clip
-        from open_clip.model import _build_vision_tower, set_model_preprocess_cfg
+        from open_clip.model import _build_vision_tower
 
     options = {key: value for key, value in cfg.items() if key != "custom_text"}
     kind = open_clip.CustomTextCLIP if cfg.get("custom_text") else open_clip.CLIP
@@ -76,10 +76,10 @@ def build_towers(cfg: dict[str, Any]) -> Towers:
             towers = kind(**options)
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         raise UserError(f"model.architecture: open_clip cannot build it ({error_reason(error)})") from None
-    preprocess = preprocess_cfg(cfg)
-    set_model_preprocess_cfg(towers, preprocess)
     pack_attention(towers)
-    size = preprocess["size"]  # may be too small for the strides of the image tower, or not that of its weights
+    size = preprocess_cfg(cfg)[
+        "size"
+    ]  # may be too small for the strides of the image tower, or not that of its weights
     try:
         with torch.no_grad():
             encode_image(towers.eval(), torch.zeros(1, 3, *size, device=next(towers.parameters()).device))

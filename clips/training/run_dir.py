@@ -94,6 +94,7 @@ class TrainState:
     invalid_samples: InvalidSamples = dataclasses.field(default_factory=InvalidSamples)  # found by all processes
     identity: Identity = dataclasses.field(default_factory=dict)
     precision: Literal["fp32", "bf16"] | None = None  # of activations; a run keeps it on other hardware
+    preprocess: dict[str, Any] | None = None  # the encoder's preprocess_cfg; its initial weights' may be gone
     sources: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # path, size and hash of each
     changes: list[str] = dataclasses.field(default_factory=list)  # of settings when the run was resumed
     sums: dict[str, float] = dataclasses.field(default_factory=dict)  # of metrics since the last entry of the log,

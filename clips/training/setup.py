@@ -20,6 +20,7 @@ from clips.data.sources import open_source
 from clips.errors import UserError
 from clips.method.clips_model import ClipsModel, build_model
 from clips.method.recipes import CONTRASTIVE_LOSSES, Recipe
+from clips.model.architectures import describe_preprocessing, resolve_preprocessing
 from clips.model.compute import resolve_precision
 from clips.model_refs import is_config_file
 from clips.parallel.distributed import DistributedContext, from_main, start_processes
@@ -76,7 +77,11 @@ def setup_run(config: EncoderTrainConfig, data: TrainDataset) -> TrainRun:
     if state.precision is not None and config.precision == state.identity.get("precision") == "auto":
         precision, reason = state.precision, "as before"
     state.precision = precision
-    encoder = build_encoder(config, with_initial_weights=latest is None).to(processes.device)
+    initial, stated_by = config.model if latest is None else config.model.without_initial_weights(), None
+    if state.preprocess is None:
+        state.preprocess, stated_by = resolve_preprocessing(initial, config.architecture.model_cfg)
+    encoder = build_model(initial, config.recipe, config.seed, config.architecture, state.preprocess)
+    encoder = encoder.to(processes.device)
     norms = [one for one in encoder.modules() if isinstance(one, torch.nn.modules.batchnorm._BatchNorm)]
     trains_norms = any(value.requires_grad for norm in norms for value in norm.parameters())
     if config.micro_batch_size is not None and trains_norms:
@@ -105,6 +110,8 @@ def setup_run(config: EncoderTrainConfig, data: TrainDataset) -> TrainRun:
             f"{config.output}: {len(run.data)} samples, {run.steps} steps of {config.global_batch_size}, "
             f"{count}{under} on {processes.device.type}, {run.precision} ({reason})"
         )
+        if stated_by is not None:
+            log_info(f"model: images as those of {stated_by}: {describe_preprocessing(encoder.preprocess_cfg)}")
         if run.state.step:
             log_info(f"resuming from step {run.state.step}")
         if processes.count == 1 and (gpus := torch.cuda.device_count()) > 1:
@@ -129,12 +136,6 @@ def _latest_checkpoint(config: EncoderTrainConfig) -> tuple[Path | None, TrainSt
         return None, TrainState()
     verify_checkpoint(latest)
     return latest, read_train_state(latest)
-
-
-def build_encoder(config: EncoderTrainConfig, *, with_initial_weights: bool) -> ClipsModel:
-    """Build the model; without initial weights, which may no longer exist, for weights that are loaded afterwards."""
-    model = config.model if with_initial_weights else config.model.without_initial_weights()
-    return build_model(model, config.recipe, config.seed, config.architecture)
 
 
 # ---------------------------------------------------------------- before a run: its data, and the stages' errors

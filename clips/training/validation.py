@@ -14,9 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from clips.data.augment import augment
 from clips.data.images import InvalidImageError, decode_image
-from clips.data.sources import AugmentConfig, InvalidSampleError, Source, open_source
+from clips.data.sources import InvalidSampleError, Source, open_source
 from clips.errors import UserError
 from clips.method.clips_model import ClipsModel
 from clips.method.recipes import CaptionPair, Recipe, RecipeConfig, partial_text
@@ -28,7 +27,6 @@ from clips.training.train_config import ValidationConfig
 IMAGE, CAPTIONS = "image", ("web", "partial", "whole")
 _CLIPS_RECIPE = Recipe(RecipeConfig(name="clips"))
 _ROUNDING = 1e-6  # of a cosine in float32
-_NO_AUGMENTATION = AugmentConfig(crop_scale_min=1.0, color_jitter=0.0, gray_scale_prob=0.0, horizontal_flip=False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,6 +65,11 @@ class RetrievalValidation:
             raise UserError(f"validation.source: {config.source.path}: none of {len(selected)} samples can be used")
 
     def _read(self, source: Source, selected: np.ndarray) -> Iterator[HeldOut]:
+        from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
+
+        # The exported encoder's own preprocessing; the run normalizes the pixels.
+        own = self.run.encoder.preprocess_cfg | {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+        resize = image_transform_v2(PreprocessCfg(**merge_preprocess_dict(PreprocessCfg(), own)), is_train=False)
         starts = range(0, len(selected), self.config.batch_size)
         for start in starts[self.run.processes.rank :: self.run.processes.count]:
             indices, images = list[int](), list[Tensor]()
@@ -77,7 +80,7 @@ class RetrievalValidation:
                     sample = source.read(source_index, rng)
                     if not sample.web:
                         continue  # an empty text is no query
-                    image = augment(decode_image(sample.image), self.run.data.size, _NO_AUGMENTATION, rng)
+                    image = (resize(decode_image(sample.image)) * 255).round().byte()
                 except (InvalidSampleError, InvalidImageError):
                     continue
                 indices.append(index)
