@@ -47,7 +47,7 @@ from benchmarks.results.noise import (
     training_noise,
 )
 from benchmarks.results.power import Components, variance_components
-from benchmarks.results.result_types import BLOCKER, Metric
+from benchmarks.results.result_types import BLOCKER
 from benchmarks.results.statistics import LEVEL, compare, holm_correction, image_scores, scores_interval
 from benchmarks.study.study_record import RowRecord
 
@@ -325,8 +325,6 @@ def simulate_retrieval(images: int, hubs: float, trials: int, *, gallery: bool =
     """
     rng, found = np.random.default_rng(12), []
     names = np.array([f"{place:04d}" for place in range(images)], dtype=object)
-    spec = Metric(value=0, ci_low=None, ci_high=None, n=0, clusters=0, higher_is_better=True, scale=100, label="",
-                  ci_method="none", aggregation="mean", columns=("t2i_r1",))  # fmt: skip
     for _ in range(trials):
         content = rng.normal(size=(images, 12))
         texts, models = content + 0.9 * rng.normal(size=content.shape), []
@@ -341,7 +339,7 @@ def simulate_retrieval(images: int, hubs: float, trials: int, *, gallery: bool =
             frame = pd.DataFrame({"image": names, "t2i_r1": (above == 0).astype(float), BLOCKER: blockers})
             table = ItemTable(frame, names, np.arange(images), names)
             scores = image_scores("mean", [{"x": frame["t2i_r1"].to_numpy()}], ("x",), names, items=names)
-            models.append(with_gallery(scores, spec, [table]) if gallery else scores)
+            models.append(with_gallery(scores, ("t2i_r1",), [table]) if gallery else scores)
         between = compare(models[0], models[1], TrainingNoise())
         found.append((between.value, between.low, between.high))
     values, lows, highs = np.array(found).T

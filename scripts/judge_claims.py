@@ -35,7 +35,7 @@ from benchmarks.results.formatting import commit_text
 from benchmarks.results.item_scores import ItemScores, ItemTable, with_gallery
 from benchmarks.results.noise import ALPHA, Scores, TrainingNoise, contrast_estimate, p_values, training_noise
 from benchmarks.results.result_types import BLOCKER
-from benchmarks.results.results import Metric, Result, read_items
+from benchmarks.results.results import Result, read_items
 from benchmarks.results.statistics import holm_correction, image_scores, scores_interval
 from benchmarks.study.state import find_producer, read_record
 from clips.core.artifact import MANIFEST, atomic_write, read_manifest
@@ -328,9 +328,7 @@ def of_items(rows: pd.DataFrame, metric: str) -> Scores:
     found = dataclasses.replace(found, images=first.images)
     if BLOCKER not in rows or rows[BLOCKER].isna().all():
         return found
-    spec = Metric(value=found.value, ci_low=None, ci_high=None, n=len(first.keys), clusters=len(first.images),
-                  higher_is_better=True, scale=_SCALE, label=metric, ci_method="none", columns=(metric,))  # fmt: skip
-    return with_gallery(found, spec, tables)
+    return with_gallery(found, (metric,), tables)
 
 
 # ---------------------------------------------------------------- tables and verdicts

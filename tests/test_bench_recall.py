@@ -15,11 +15,12 @@ import torch
 
 from benchmarks.results.item_scores import ItemTable, with_gallery
 from benchmarks.results.noise import TrainingNoise, difference_estimate, metric_estimate
-from benchmarks.results.result_types import BLOCKER, Metric
-from benchmarks.results.statistics import image_scores
+from benchmarks.results.result_types import BLOCKER
+from benchmarks.results.statistics import image_scores, scores_interval
 from benchmarks.tasks.encoders import recall
 from benchmarks.tasks.encoders.recall import RetrievalRanks, compute_ranks
 from benchmarks.tasks.encoders.retrieval import items_of
+from benchmarks.tasks.evaluation import MetricSpec, compute_metric
 from clips.parallel.distributed import DistributedContext
 
 
@@ -162,8 +163,7 @@ def test_without_the_image_that_blocks_it_a_query_is_a_hit():
             assert (others["i2t_r1"].fillna(others["t2i_r1"]))[query] == 1
 
 
-T2I_R1 = Metric(value=0, ci_low=None, ci_high=None, n=0, clusters=0, higher_is_better=True, scale=100, label="",
-                ci_method="none", aggregation="mean", columns=("t2i_r1",))  # fmt: skip
+T2I_R1 = ("t2i_r1",)
 
 
 def test_a_query_that_an_image_blocks_counts_in_both_clusters():
@@ -187,6 +187,20 @@ def test_a_query_that_an_image_blocks_counts_in_both_clusters():
     assert difference_estimate(*models, TrainingNoise()).image_variance == pytest.approx(
         expected / count**2 * count / (count - 1)
     )
+
+
+def test_the_interval_in_a_file_counts_images_as_answers():
+    """A report's did, so that of one result there were two intervals."""
+    generator, count = np.random.default_rng(1), 60
+    names, hit = np.array([f"{place:02d}" for place in range(count)], dtype=object), generator.random(count) < 0.5
+    frame = pd.DataFrame({"item": names, "image": names, "t2i_r1": hit.astype(float)})
+    frame[BLOCKER] = np.where(hit, None, names[generator.integers(0, 5, count)])
+    stored = compute_metric(frame.sample(frac=1, random_state=0), MetricSpec(label="R@1", columns=T2I_R1))
+    alone = image_scores("mean", [{"t2i_r1": frame["t2i_r1"].to_numpy()}], T2I_R1, names, items=names)
+    both = with_gallery(alone, T2I_R1, [ItemTable(frame, names, np.arange(count), names)])
+    narrow, wide = (scores_interval(each, TrainingNoise()) for each in (alone, both))
+    assert (stored.ci_low, stored.ci_high) == pytest.approx((wide.low, wide.high))
+    assert wide.high - wide.low > 1.2 * (narrow.high - narrow.low)
 
 
 def test_a_single_hit_whose_image_blocks_another_query_has_a_variance():

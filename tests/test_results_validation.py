@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -12,8 +13,16 @@ from fuzz_world import Ended, run
 from report_material import edit, items_table, put_result, put_results, rendered
 
 from benchmarks.analysis.find_results import find_results_by_row
+from benchmarks.analysis.provenance import ProvenanceConfig, run_provenance
 from benchmarks.report.report import build_report
-from benchmarks.results.results import read_result, result_path, write_result
+from benchmarks.report.table import Cell
+from benchmarks.results.aggregation import AGGREGATIONS
+from benchmarks.results.item_scores import most_of
+from benchmarks.results.protocol import fingerprint
+from benchmarks.results.results import Metric, Result, read_result, result_path, write_result
+from benchmarks.results.statistics import wilson_interval
+from benchmarks.tasks.evaluation import MetricSpec, compute_metric
+from benchmarks.tasks.mllm.task_metrics import TASK_METRICS
 from clips.errors import UserError
 
 
@@ -63,8 +72,70 @@ def test_a_number_that_its_items_contradict_is_rejected(results, metric, fields,
 def test_an_invalid_table_of_items_is_rejected(results, columns, told):
     table = results / "clip/pope.items.parquet"
     pd.read_parquet(table).assign(**columns).to_parquet(table, index=False)
+    edit(results / "clip/pope.json", items_hash="")  # as files of earlier versions
     with pytest.raises(UserError, match=told):
         read_result(results / "clip/pope.json")
+
+
+def test_items_of_another_evaluation_are_rejected(results):
+    """Scores that are permuted among the items have the same mean; intervals, ranks and tests are others."""
+    path, table = results / "clip/pope.json", results / "clip/pope.items.parquet"
+    before = build_report(results).table.cell("clip", "pope", "accuracy")
+    items = pd.read_parquet(table)
+    items["hit"] = items["score"] = items["hit"].to_numpy()[::-1]
+    items.to_parquet(table, index=False)
+    told = r"clip/pope\.json: items_hash: expected that of pope\.items\.parquet, [0-9a-f]{12}…, got '[0-9a-f]{12}…'$"
+    for reader in (read_result, lambda path: run_provenance(ProvenanceConfig(result=str(path), check=False))):
+        with pytest.raises(UserError, match=told):
+            reader(path)
+    missing = build_report(results).table.cell("clip", "pope", "accuracy").missing
+    assert missing is not None
+    assert missing.kind == "invalid"
+    edit(path, items_hash="")
+    assert build_report(results).table.cell("clip", "pope", "accuracy").value == before.value  # of an earlier version
+
+
+def judged(folder: Path, name: str, points: list[float], spec: MetricSpec, **changes: object) -> Cell:
+    """The cell of a result on one image an item, with changes of its file's metric."""
+    items = items_table(0.5, benchmark="pope", count=len(points)).assign(points=points)
+    items["image"] = [f"image {place}" for place in range(len(points))]
+    path = result_path(folder, "one", "mmvet")
+    protocol = {"questions": len(points)}
+    result = Result(model_name="one", benchmark="mmvet", benchmark_type="mllm", status="ok", model={"hash": "0"},
+                    metrics={name: compute_metric(items, spec)}, primary=(name,), protocol=protocol,
+                    fingerprint=fingerprint(protocol))  # fmt: skip
+    write_result(folder, result, items)
+    edit(path, name, **changes)
+    return build_report(folder).table.columns[0].cells[0]
+
+
+@pytest.mark.parametrize("best", [0.0, 1.0, 1.5, 10.0])
+def test_the_maximum_of_an_item_is_that_of_the_metric(tmp_path: Path, best: float):
+    """Points of 100 that were all at most 1 were taken for ratios: a report had 0 [0, 0.06], the file 0 [0, 6.0]."""
+    spec = TASK_METRICS["mmvet"].metrics["gpt_eval_score"]
+    points = [0.0] * 59 + [best]
+    expected = wilson_interval(60 * best / 60 / 100, 60) if not best else None
+    for changes in ({}, {"most": None}):  # most: of an earlier version
+        cell = judged(tmp_path / str(len(changes)), "gpt_eval_score", points, spec, **changes)
+        stored = read_result(tmp_path / str(len(changes)) / "one/mmvet.json").metrics["gpt_eval_score"]
+        assert (cell.ci_low, cell.ci_high) == pytest.approx((stored.ci_low, stored.ci_high))
+        assert 5 * best / 60 < cell.ci_high < 10
+        assert expected is None or cell.ci_high == pytest.approx(100 * expected[1])
+
+
+def test_a_metric_whose_maximum_is_not_known_has_no_interval_at_an_end(tmp_path: Path):
+    spec = MetricSpec(label="grade", columns=("points",), scale=1.0, most=math.inf)
+    cell = judged(tmp_path, "grade", [0.0] * 60, spec)
+    assert (cell.ci_low, cell.no_interval) == (None, "the score does not vary over the images")
+
+
+def test_the_maximum_in_files_of_earlier_versions_is_that_of_the_metrics():
+    for task in TASK_METRICS.values():
+        for name, spec in {**task.metrics, **task.extra}.items():
+            if spec.aggregation and AGGREGATIONS[spec.aggregation].bounded:
+                old = Metric(value=0, ci_low=None, ci_high=None, n=1, clusters=1, higher_is_better=True,
+                             scale=spec.scale, label="", ci_method="none")  # fmt: skip
+                assert most_of(name, old) == spec.most, name
 
 
 def test_a_scorers_rounding_is_no_fault(results):

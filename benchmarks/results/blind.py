@@ -92,7 +92,7 @@ def gain_scores(
     names: Sequence[str],
     kind: str,
     *,
-    most: float = 1.0,
+    most: float | None = 1.0,
     trained: bool = False,
 ) -> BlindPair | None:
     """A metric with and without the image, on the items of the blind runs; the arguments are those of `image_scores`.
@@ -141,7 +141,9 @@ def compare_with_blind(gain: Scores, noise: TrainingNoise) -> PairedDifference:
     return compare(gain, zero, noise)
 
 
-def blind_scores(items: pd.DataFrame, aggregation: str, names: Sequence[str], *, most: float) -> dict[str, BlindScore]:
+def blind_scores(
+    items: pd.DataFrame, aggregation: str, names: Sequence[str], *, most: float | None
+) -> dict[str, BlindScore]:
     """Kind of blind run → a metric's score without the image; empty if the items have no blind runs."""
     found: dict[str, BlindScore] = {}
     for kind in BLIND_KINDS if IN_BLIND_RUN in items else ():

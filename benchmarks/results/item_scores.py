@@ -1,4 +1,8 @@
-"""From result files to the input of the noise model: a model's metric and the influence of every image on it."""
+"""From items to the input of the noise model: a model's metric and the influence of every image on it.
+
+`measure` is the way from the items of an evaluation, `ItemScores` that from result files. They share their code, so
+that an interval in a file is that of its report.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +11,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from benchmarks.results.blind import BLIND_KINDS, BlindPair, gain_scores
-from benchmarks.results.noise import Scores
+from benchmarks.results.noise import Scores, TrainingNoise
 from benchmarks.results.result_types import BLOCKER, IMAGE_HASH
 from benchmarks.results.results import Metric, Result, columns_of, has_items, read_items
-from benchmarks.results.statistics import image_scores
+from benchmarks.results.statistics import ConfidenceInterval, image_scores, scores_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +27,7 @@ if TYPE_CHECKING:
 
 _HASH = "[0-9a-f]{16}"  # the name of an image of an MLLM task
 _RANK_ONE = {"i2t_r1", "t2i_r1"}
-_PER_CENT = 100.0  # scale of a ratio; points of 100 have a smaller one, and OCRBench a larger
+_PER_CENT = 100.0  # the smallest scale of a ratio (OCRBench's is 1,000)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +45,42 @@ class ItemTable:
     keys: np.ndarray
     clusters: np.ndarray
     images: np.ndarray
+
+    @staticmethod
+    def of(frame: pd.DataFrame, benchmark: str = "", shared: ItemTable | None = None) -> ItemTable:
+        """The table of a benchmark's items; those of models with the same items share the names of ``shared``."""
+        frame = frame.sort_values("item")
+        image = frame["image"].astype(str)
+        keys = (frame["item"].astype(str) + "\n" + image).to_numpy(dtype=object)
+        if shared is not None and np.array_equal(keys, shared.keys):
+            return ItemTable(frame, shared.keys, shared.clusters, shared.images)
+        known = frame[IMAGE_HASH] if IMAGE_HASH in frame else image.where(image.str.fullmatch(_HASH))
+        images = np.asarray(known.fillna(f"{benchmark}\n" + image).to_numpy(), dtype=object)  # or a name of its own
+        return ItemTable(frame, keys, np.unique(image.to_numpy(dtype=object), return_inverse=True)[1], images)
+
+
+class Measured(NamedTuple):
+    """A metric of one model with the influence of each image, and its interval over images."""
+
+    scores: Scores
+    interval: ConfidenceInterval
+
+
+def measure(items: pd.DataFrame, formula: str, columns: Sequence[str], *, most: float | None) -> Measured:
+    """A metric of one table of items; the arguments are those of `image_scores`."""
+    found = _scores([ItemTable.of(items)], formula, columns, most=most, trained=False)
+    return Measured(found, scores_interval(found, TrainingNoise()))
+
+
+def most_of(name: str, metric: Metric) -> float | None:
+    """The maximum of an item of a metric; None if it is not known.
+
+    Files of earlier versions do not state it. Their ratios of per cent or more end at 1; of their metrics in points,
+    those that lmms-eval calls ``gpt_eval_…`` end at 100, and others have no known end.
+    """
+    if metric.most is not None:
+        return metric.most
+    return 1.0 if metric.scale >= _PER_CENT else _PER_CENT if name.startswith("gpt_eval_") else None
 
 
 class ItemScores:
@@ -71,18 +111,8 @@ class ItemScores:
 
     def _read(self, result: Result) -> ItemTable:
         """Read a table; models with the same items share their names, so that these are compared and sorted once."""
-        frame = read_items(result, numbers_only=True).sort_values("item")
-        keys = (frame["item"].astype(str) + "\n" + frame["image"].astype(str)).to_numpy(dtype=object)
-        shared = self._latest.get(result.benchmark)
-        if shared is not None and np.array_equal(keys, shared.keys):
-            keys, clusters, images = shared.keys, shared.clusters, shared.images
-        else:
-            clusters = np.unique(frame["image"].to_numpy(), return_inverse=True)[1]
-            named = frame["image"].str.fullmatch(_HASH)
-            known = frame[IMAGE_HASH] if IMAGE_HASH in frame else frame["image"].where(named)
-            own = f"{result.benchmark}\n" + frame["image"]  # a name that only this benchmark has
-            images = np.asarray(known.fillna(own).to_numpy(), dtype=object)
-        self._latest[result.benchmark] = table = ItemTable(frame, keys, clusters, images)
+        frame, shared = read_items(result, numbers_only=True), self._latest.get(result.benchmark)
+        self._latest[result.benchmark] = table = ItemTable.of(frame, result.benchmark, shared)
         return table
 
     def of_model(
@@ -99,21 +129,9 @@ class ItemScores:
         if found_items is None:
             return None
         spec, tables = found_items
-        found = image_scores(
-            str(spec.aggregation),
-            [columns_of(table.frame, spec.columns) for table in tables],
-            spec.columns,
-            tables[0].clusters,
-            items=tables[0].keys,
-            most=_most(spec, tables),
-            trained=len(tables) > 1 or single_training,
-        )
-        if math.isnan(found.value):
-            return None
-        first = np.unique(tables[0].clusters, return_index=True)[1]
-        found = dataclasses.replace(found, missing=_missing(spec, tables[0]), images=tables[0].images[first])
-        shares_gallery = set(spec.columns) <= _RANK_ONE and all(BLOCKER in table.frame for table in tables)
-        return with_gallery(found, spec, tables) if shares_gallery else found
+        trained = len(tables) > 1 or single_training
+        found = _scores(tables, str(spec.aggregation), spec.columns, most=most_of(metric, spec), trained=trained)
+        return None if math.isnan(found.value) else found
 
     def why_not(self, results: Sequence[Result], metric: str) -> str:
         """Why `of_model` returns None."""
@@ -131,7 +149,7 @@ class ItemScores:
             return {}
         spec, tables = found
         frames = [table.frame for table in tables]
-        most, formula = _most(spec, tables), str(spec.aggregation)
+        most, formula = most_of(metric, spec), str(spec.aggregation)
         trained = len(tables) > 1 or single_training
         pairs = {
             kind: gain_scores(frames, formula, spec.columns, kind, most=most, trained=trained) for kind in BLIND_KINDS
@@ -156,38 +174,55 @@ class ItemScores:
         return spec, tables
 
 
-def _most(spec: Metric, tables: Sequence[ItemTable]) -> float:
-    """The maximum of an item: 1 for items that are right or wrong, 100 for points."""
-    columns = [table.frame[name] for table in tables for name in spec.columns]
-    largest = max((column.max() for column in columns if column.dtype.kind in "biuf"), default=0.0)
-    return 1.0 if spec.scale >= _PER_CENT or largest <= 1 else _PER_CENT
+def _scores(
+    tables: Sequence[ItemTable], formula: str, columns: Sequence[str], *, most: float | None, trained: bool
+) -> Scores:
+    """A metric of one model, of one table of the same items for each seed."""
+    first = tables[0]
+    found = image_scores(
+        formula,
+        [columns_of(table.frame, columns) for table in tables],
+        columns,
+        first.clusters,
+        items=first.keys,
+        most=most,
+        trained=trained,
+    )
+    missing, places = _missing(formula, columns, first), np.unique(first.clusters, return_index=True)[1]
+    found = dataclasses.replace(found, missing=missing, images=first.images[places])
+    shares_gallery = set(columns) <= _RANK_ONE and all(BLOCKER in table.frame for table in tables)
+    return with_gallery(found, columns, tables) if shares_gallery and not math.isnan(found.value) else found
 
 
 def _share_items(spec: Metric, tables: Sequence[ItemTable]) -> bool:
     """Whether tables have the columns of a metric and the same items."""
     names, first = set(spec.columns), tables[0]
+
+    def missing(table: ItemTable) -> np.ndarray:
+        return _missing(str(spec.aggregation), spec.columns, table)
+
     return len(first.keys) > 0 and all(
         names.issubset(table.frame)
         and _equal(table.keys, first.keys)
-        and (table is first or np.array_equal(_missing(spec, table), _missing(spec, first)))
+        and (table is first or np.array_equal(missing(table), missing(first)))
         for table in tables
     )
 
 
-def _missing(spec: Metric, table: ItemTable) -> np.ndarray:
+def _missing(formula: str, columns: Sequence[str], table: ItemTable) -> np.ndarray:
     """(N, K) whether an item has no value in a column, so that a metric leaves it out; empty if all items have values.
 
     F1 counts an item without a value as 0, and leaves out none.
     """
-    found = table.frame[[*spec.columns]].isna().to_numpy()
-    return found if found.any() and spec.aggregation != "f1" else np.zeros(0, bool)
+    found = table.frame[[*columns]].isna().to_numpy()
+    return found if found.any() and formula != "f1" else np.zeros(0, bool)
 
 
-def with_gallery(scores: Scores, spec: Metric, tables: Sequence[ItemTable]) -> Scores:
+def with_gallery(scores: Scores, columns: Sequence[str], tables: Sequence[ItemTable]) -> Scores:
     """The influence of each image as an answer, too: without it, the queries that it blocks would be hits."""
     names = np.unique(tables[0].frame["image"].to_numpy())
-    present = tables[0].frame[[*spec.columns]].notna().to_numpy()
-    weights = (present / present.sum(axis=0)).sum(axis=1) / len(spec.columns)
+    present = tables[0].frame[[*columns]].notna().to_numpy()
+    weights = (present / present.sum(axis=0)).sum(axis=1) / len(columns)
     found = [table.frame[BLOCKER] for table in tables]
     blockers = np.stack([np.where(each.notna(), np.searchsorted(names, each.fillna("")), -1) for each in found])
     blockers[:, weights == 0] = -1

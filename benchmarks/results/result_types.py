@@ -75,6 +75,8 @@ class Metric:
             ``"printed"``, from the standard error that its tool prints, or ``"stated"``.
         aggregation: a name in ``aggregation.AGGREGATIONS``; None if the items do not determine the value.
         columns: the item columns that the aggregation takes.
+        most: the maximum of an item, where a bounded aggregation ends; None if it is not known, and in files of earlier
+            versions (`item_scores.most_of` has theirs).
         chance_levels: values of the trivial baselines, in the unit of ``value``: ``"chance"`` (uniform over the
             options), ``"always yes"``, ``"majority class"``; empty for free-form answers.
         blind: kind of blind run (``blind.BLIND_KINDS``) → the score without the image; empty without such runs.
@@ -91,6 +93,7 @@ class Metric:
     ci_method: str
     aggregation: str | None = None
     columns: tuple[str, ...] = ()
+    most: float | None = None
     chance_levels: Mapping[str, float] = field(default_factory=dict)
     blind: Mapping[str, BlindScore] = field(default_factory=dict)
 
@@ -113,6 +116,7 @@ class Result:
         protocol: all settings that the numbers depend on besides the model, name → value.
         fingerprint: SHA-256 of ``protocol``.
         items: file name of the items table next to the JSON; None without one.
+        items_hash: SHA-256 of that file; empty without one, and in files of earlier versions.
         seconds: wall time of this benchmark without model loading.
         versions: of the libraries.
         created: ISO time.
@@ -138,6 +142,7 @@ class Result:
     protocol: Mapping[str, Any] = field(default_factory=dict)
     fingerprint: str = ""
     items: str | None = None
+    items_hash: str = ""
     seconds: float = 0.0
     versions: Mapping[str, str] = field(default_factory=library_versions)
     created: str = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))

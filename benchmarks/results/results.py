@@ -28,6 +28,7 @@ from benchmarks.results.result_types import Metric as Metric
 from benchmarks.results.result_types import columns_of as columns_of
 from benchmarks.results.validation import check_fields, check_items
 from clips.core.artifact import atomic_output_path, atomic_write, lexical_abspath
+from clips.core.identity import file_hash
 from clips.errors import UserError
 from clips.safe_text import redact
 from clips.text_files import reject_named_pipe, safe_json_loads
@@ -71,13 +72,13 @@ def check_not_newer(results: str | Path, model: str, benchmark: str) -> None:
 
 
 def write_result(results: str | Path, result: Result, items: pd.DataFrame | None = None) -> Path:
-    """Store a result and its items; after a crash either the old pair or the new one is readable."""
+    """Store a result and its items, each at once; reading rejects a pair that a crash between the two has mixed."""
     path = result_path(results, result.model_name, result.benchmark)
     table = path.with_name(f"{result.benchmark}.items.parquet")
     if items is not None:
         with atomic_output_path(table) as partial:
             items.to_parquet(partial, index=False)
-        result = dataclasses.replace(result, items=table.name)
+        result = dataclasses.replace(result, items=table.name, items_hash=file_hash(table))
     content = {name: value for name, value in _finite(redact(to_plain(result))).items() if name != "path"}
     if result.status == "ok":
         content["fingerprint"] = fingerprint(content["protocol"])  # of the redacted protocol, as it is written

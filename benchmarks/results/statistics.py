@@ -80,7 +80,7 @@ def image_scores(
     clusters: Sequence[Any] | np.ndarray,
     *,
     items: Sequence[Any] | np.ndarray = (),
-    most: float = 1.0,
+    most: float | None = 1.0,
     trained: bool = False,
 ) -> Scores:
     """A metric of one model and the influence of each image on it.
@@ -91,7 +91,7 @@ def image_scores(
         names: the columns that the formula takes.
         clusters: (N,) image of each item.
         items: (N,) names of the items.
-        most: maximum value of an item, for bounded metrics.
+        most: maximum value of an item, for bounded metrics; None if it is not known, so that they have no known end.
         trained: whether each table comes from its own training run.
     """
     _, owner = np.unique(np.asarray(clusters), return_inverse=True)
@@ -99,8 +99,8 @@ def image_scores(
     metric = AGGREGATIONS[formula]
     influence = np.stack([np.bincount(owner, metric.influence(columns, names), count) for columns in tables])
     enters = np.any([np.bincount(owner, metric.enters(columns, names), count) > 0 for columns in tables], axis=0)
-    bounded = metric.bounded
-    if bounded and not metric.counts:
+    bounded = metric.bounded and most is not None
+    if most is not None and bounded and not metric.counts:
         numbers = [
             columns[name] for columns in tables for name in names if np.issubdtype(columns[name].dtype, np.number)
         ]
@@ -117,7 +117,7 @@ def image_scores(
 
 
 def confidence_interval(
-    formula: str, columns: Columns, names: Sequence[str], clusters: Sequence[Any], *, most: float = 1.0
+    formula: str, columns: Columns, names: Sequence[str], clusters: Sequence[Any], *, most: float | None = 1.0
 ) -> ConfidenceInterval:
     """95 % interval of a metric over images, the clusters of its items, without training noise; see `image_scores`."""
     return scores_interval(image_scores(formula, [columns], names, clusters, most=most), TrainingNoise())
@@ -127,8 +127,9 @@ def scores_interval(scores: Scores, noise: TrainingNoise) -> ConfidenceInterval:
     """95 % interval of a metric's mean over the model's seeds.
 
     A bounded metric has Wilson's interval with the *effective* sample size, the number of independent items with the
-    same variance (Korn and Graubard, Survey Methodology 24, 1998). Other metrics have Student's with Hall's correction.
-    If all items are equal there is no interval, except for a proportion of 0 or 1.
+    same variance (Korn and Graubard, Survey Methodology 24, 1998). Other metrics have Student's with Hall's correction;
+    the value is always inside, which a skewed metric's may exclude. If all items are equal there is no interval, except
+    for a proportion of 0 or 1.
     """
 
     def none(reason: str) -> ConfidenceInterval:
@@ -154,11 +155,12 @@ def scores_interval(scores: Scores, noise: TrainingNoise) -> ConfidenceInterval:
             low, high = wilson_interval(round(ratio) * found.clusters, found.clusters)
         else:
             return none(no_variance)
-        return ConfidenceInterval(low=low * scores.largest, high=high * scores.largest, method="wilson")
-    if not found.standard_error:
+        low, high, method = low * scores.largest, high * scores.largest, "wilson"
+    elif not found.standard_error:
         return none(no_variance)
-    low, high = found.interval()
-    return ConfidenceInterval(low=low, high=high, method="student")
+    else:
+        (low, high), method = found.interval(), "student"
+    return ConfidenceInterval(low=min(low, scores.value), high=max(high, scores.value), method=method)
 
 
 def compare(first: Scores, second: Scores, noise: TrainingNoise) -> PairedDifference:

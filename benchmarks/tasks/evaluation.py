@@ -10,6 +10,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.results import blind, statistics
+from benchmarks.results.aggregation import AGGREGATIONS
+from benchmarks.results.item_scores import measure
 from benchmarks.results.results import Metric, columns_of
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ class MetricSpec:
         columns: item columns that the aggregation takes.
         scale: factor for display.
         higher_is_better: None if neither direction is better.
-        most: maximum value of an item, for metrics that are ratios.
+        most: the maximum of an item, for metrics that end there; infinite if it is not known.
         rounded: maximum rounding error of the benchmark's own scorer.
     """
 
@@ -80,15 +82,13 @@ def compute_metric(
     present = items[names[0]].notna() if names else items["item"].notna()
     formula = spec.aggregation
     interval = statistics.ConfidenceInterval(low=None, high=None, method="none")
+    most = spec.most if formula and AGGREGATIONS[formula].bounded and math.isfinite(spec.most) else None
     if formula is not None:
-        answered = columns_of(items, names)
-        computed = statistics.aggregate(formula, answered, names)
+        computed = statistics.aggregate(formula, columns_of(items, names), names)
         if value is None:
             value = computed
         if math.isclose(computed, value, rel_tol=1e-6, abs_tol=max(1e-6, spec.rounded)):
-            interval = statistics.confidence_interval(
-                formula, answered, names, items["image"].to_numpy(), most=spec.most
-            )
+            interval = measure(items, formula, names, most=most).interval
         else:
             formula = None
     if value is None:
@@ -102,8 +102,8 @@ def compute_metric(
             chance_levels |= {} if math.isnan(level) else {name: level}
     return Metric(
         value=float(value),
-        ci_low=None if interval.low is None else min(interval.low, value),  # a skewed metric's may exclude the value
-        ci_high=None if interval.high is None else max(interval.high, value),
+        ci_low=interval.low,
+        ci_high=interval.high,
         n=int(present.sum()),
         clusters=int(items.loc[present, "image"].nunique()),
         higher_is_better=spec.higher_is_better,
@@ -112,8 +112,9 @@ def compute_metric(
         ci_method=interval.method,
         aggregation=formula,
         columns=names if formula else (),
+        most=most if formula else None,
         chance_levels=chance_levels,
-        blind=blind.blind_scores(items, formula, names, most=spec.most) if formula else {},
+        blind=blind.blind_scores(items, formula, names, most=most) if formula else {},
     )
 
 

@@ -7,6 +7,7 @@ that equals lmms-eval's value. (N,) ``right`` are right answers, or for `CHANCE`
 from __future__ import annotations
 
 import ast
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -502,6 +503,7 @@ def default_task_metrics(
         known = [each for each in (*found[name], values[name]) if each is not None and not np.isnan(each)]
         return 100.0 if known and min(known) >= 0 and max(known) <= 1 and directions.get(name) is not False else 1.0
 
+    factors = {name: scale or scale_of(name) for name in names}
     return TaskMetrics(
         columns=lambda *_: {f"score_{name}": values for name, values in usable.items()},
         metrics={
@@ -509,7 +511,8 @@ def default_task_metrics(
                 label=name.replace("_", " "),
                 aggregation="mean" if name in usable else None,
                 columns=(f"score_{name}",) if name in usable else (),
-                scale=scale or scale_of(name),
+                scale=factors[name],
+                most=1.0 if factors[name] >= 100 else math.inf,  # points may be those of any scale
                 higher_is_better=directions.get(name) is not False,  # None: unstated
             )
             for name in names
