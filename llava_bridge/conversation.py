@@ -1,8 +1,8 @@
 """Chat templates, and the supervised tokens of a rendered conversation.
 
-The supervised tokens are derived from the template itself: a conversation is rendered once with a marker in place of
-every answer, which locates the text that the template writes around an answer. Supervised are the answer's tokens and
-the end token that follows it: exactly the tokens that the model must generate after the prompt.
+The supervised tokens are those that the model must generate: all tokens behind the prompt that chat builds for an
+answer, up to the end token that follows the answer. A conversation is rendered once with a marker in place of every
+answer, which locates that end in the text; prompts and ends are then compared as tokens.
 
 A message is ``{"role": "user" | "assistant" | "system", "content": text}``; ``<image>`` in the text is the position of
 an image.
@@ -16,8 +16,8 @@ import functools
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
 from PIL import Image
@@ -199,7 +199,8 @@ class EncodedConversation:
 class ConversationEncoder:
     """Tokenizes conversations with one fast tokenizer, which knows ``<image>`` as one token, and one template.
 
-    ``image_tokens`` is the number of tokens of an image; a function of the image if it depends on the image.
+    Training, chat, likelihoods and benchmarks get the tokens of prompts and answers here. ``image_tokens`` is the
+    number of tokens of an image; a function of the image if it depends on the image.
     """
 
     def __init__(self, tokenizer: Any, template: str, image_tokens: int | Callable[[Image.Image], int]) -> None:
@@ -207,10 +208,6 @@ class ConversationEncoder:
         self.template = template
         self.image_tokens = image_tokens
         self.image_id: int = tokenizer.convert_tokens_to_ids(IMAGE)
-        # Added ones are, for instance, Phi's <|end|>.
-        added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-        special = sorted((added | set(tokenizer.all_special_tokens)) - {IMAGE}, key=len, reverse=True)
-        self._end = re.compile(r"\s*(" + "|".join(map(re.escape, special)) + ")") if special else re.compile("$^")
         with library_errors_as_user_errors("chat_template: it cannot render a question"):
             self._render([{"role": "user", "content": "?"}], add_generation_prompt=True)
         # Where a template writes no BOS token, transformers' processors let the tokenizer add its own.
@@ -220,11 +217,11 @@ class ConversationEncoder:
     @property
     def end_token(self) -> str | None:
         """The special token that the template writes after an answer; None if the text that it writes is supervised."""
-        return self._borders[0]
+        return self._end[0]
 
     @functools.cached_property
-    def _borders(self) -> tuple[str | None, str]:
-        """The end token after an answer, if any, and the whitespace between the generation prompt and an answer.
+    def _end(self) -> tuple[str | None, re.Pattern[str]]:
+        """The end token after an answer, if any, and what of the text after an answer the model must generate.
 
         Prompts need none of it, and some of the Hub's templates fail here.
         """
@@ -232,13 +229,15 @@ class ConversationEncoder:
         with library_errors_as_user_errors("chat_template: it cannot render a question and its answer"):
             prompt = self._render([question], add_generation_prompt=True)
             before, _, after = _MARKS.split(self._render([question, {"role": "assistant", "content": _MARK.format(0)}]))
-            end = self._end.match(after)
-            if end is None:
-                self._end = re.compile(re.escape(after))
-            lead = before.removeprefix(prompt)
-            if not before.startswith(prompt) or lead.strip():
+            if not before.startswith(prompt) or before.removeprefix(prompt).strip():
                 raise UserError("chat_template: its generation prompt is not the text that it writes before an answer")
-            return None if end is None else end[1], lead
+        # Added ones are, for instance, Phi's <|end|>.
+        added = {str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special}
+        special = sorted((added | set(self.tokenizer.all_special_tokens)) - {IMAGE}, key=len, reverse=True)
+        pattern = re.compile(r"\s*(" + "|".join(map(re.escape, special)) + ")") if special else re.compile("$^")
+        if end := pattern.match(after):
+            return end[1], pattern
+        return None, re.compile(re.escape(after))
 
     def num_image_tokens(self, images: Sequence[Image.Image]) -> list[int]:
         """The number of tokens of each image."""
@@ -251,56 +250,58 @@ class ConversationEncoder:
         """The number of tokens of an image: exact if all have the same number, else that of a photo."""
         return self.num_image_tokens([Image.new("1", (640, 480))])[0]
 
-    def prompt(self, messages: Sequence[Message], images: Sequence[Image.Image] = ()) -> str:
-        """The text before the next answer, each ``<image>`` repeated for all of its tokens.
+    def prompt(self, messages: Sequence[Message]) -> str:
+        """The text before the next answer, with one ``<image>`` for each image."""
+        return self._render(_as_chat_shows(messages), add_generation_prompt=True)
+
+    def prompt_ids(self, messages: Sequence[Message], images: Sequence[Image.Image] = ()) -> list[int]:
+        """The tokens before the next answer.
 
         ``images``, in order, are not needed if all have the same number of tokens.
         """
-        return _expand(self._render(messages, add_generation_prompt=True), self._counts(images))
-
-    def tokenize(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """The tokens of a text that the template has written, and their offsets.
-
-        As in ``apply_chat_template`` of transformers' processors: the tokenizer's BOS token precedes a text that does
-        not begin with it.
-        """
-        tokens = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        begin = [] if self._bos and text.startswith(self.tokenizer.bos_token) else self._bos
-        return begin + tokens["input_ids"], [(0, 0)] * len(begin) + tokens["offset_mapping"]
+        (ids,) = self._tokenize([self.prompt(messages)])
+        return _repeated(ids, self._repeats(ids, images))
 
     def encode(
         self, messages: Sequence[Message], max_length: int, images: Sequence[Image.Image] = ()
     ) -> EncodedConversation:
         """The tokens of a conversation with its images, truncated on the right to ``max_length``, and their labels.
 
-        InvalidConversationError: no answer, or truncation inside an image or before the first answer token.
-        """
-        # The rendered text, and the character span of each answer with its end token.
-        counts, number = self._counts(images), itertools.count()
-        answers = [str(message["content"]).strip() for message in messages if message["role"] == "assistant"]
-        marked = [
-            {**message, "content": _MARK.format(next(number))} if message["role"] == "assistant" else message
-            for message in messages
-        ]
-        pieces = _MARKS.split(self._render(marked))
-        if pieces[1::2] != [str(index) for index in range(len(answers))]:
-            raise UserError("chat_template: it does not write every answer once and in order")
-        text, spans, lead = _expand(pieces[0], counts), [], self._borders[1]
-        for answer, after in zip(answers, pieces[2::2], strict=True):
-            end = self._end.match(after)
-            spans.append((len(text) - len(lead), len(text) + len(answer) + (end.end() if end else 0)))
-            text += answer + _expand(after, counts)
+        The tokens before an answer are exactly those of `prompt_ids`; all after them, up to the end of the turn, are
+        supervised. An answer with ``"train": False`` is not.
 
-        # Supervised are the tokens that overlap one of the spans.
-        ids, offsets = self.tokenize(text)
-        labels, remaining = [], spans[::-1]
-        for token, (start, stop) in zip(ids, offsets, strict=True):
-            if start == stop and text[stop - 1 : stop].isspace():
-                start = stop - 1  # tokenizers with trim_offsets exclude spaces, also from a token of spaces
-            while remaining and remaining[-1][1] <= start:
-                remaining.pop()
-            is_inside = bool(remaining) and stop > remaining[-1][0] and stop > start
-            labels.append(token if is_inside else IGNORE_INDEX)
+        InvalidConversationError: the template writes other tokens before an answer than in its prompt, there is no
+        answer, or truncation is inside an image or before the first answer token.
+        """
+        text, answers = self._write(messages)
+        (ids,) = self._tokenize([text])
+        # An end token separates what is before it from what is behind it: a turn is tokenized from the last one on.
+        pieces = [piece for answer in answers for piece in answer.pieces(text)]
+        tokens = iter(self.tokenizer(pieces, add_special_tokens=False)["input_ids"] if pieces else [])
+        spans, known = list[tuple[list[int], list[int]]](), 0
+        for answer in answers:
+            before = ids[:known] if answer.start else ids[: len(self._bos_before(text))]
+            spans.append((before + next(tokens), before + next(tokens)))
+            known = len(spans[-1][1]) - 1  # without the end token
+        # An answer may change the last tokens of its prompt, as a prompt's last space belongs to a word's token. Behind
+        # the last prompt the answer then has tokens of its own.
+        begin, end = spans[-1] if spans else (ids, ids)
+        if ids[: len(begin)] != begin and ids[: len(end)] == end:
+            own = begin + self._tokens_behind(begin, text[len(answers[-1].prompt) : answers[-1].stop], end)
+            ids, spans[-1] = own + ids[len(end) :], (begin, own)
+        labels = [IGNORE_INDEX] * len(ids)
+        for answer, (begin, end) in zip(answers, spans, strict=True):
+            if not answer.is_trained:
+                continue
+            if ids[: len(begin)] != begin or ids[: len(end)] != end:
+                raise InvalidConversationError(
+                    "chat_template: with this tokenizer an answer changes the tokens of its prompt, "
+                    f"{answer.prompt[-22:]!r}"
+                )
+            labels[len(begin) : len(end)] = ids[len(begin) : len(end)]
+
+        repeats = self._repeats(ids, images)
+        ids, labels = _repeated(ids, repeats), _repeated(labels, repeats)
         if len(ids) > max_length:
             if self.image_id in ids[max_length:]:
                 raise InvalidConversationError(f"its images do not fit into {max_length} tokens")
@@ -315,33 +316,91 @@ class ConversationEncoder:
             raise UserError("chat_template: no special token follows an answer; expected one, such as </s>")
 
     def check_prompts(self) -> None:
-        """Raise UserError unless each answer is trained after exactly the prompt that generation uses.
+        """Raise UserError unless the template writes the same text before an answer as in the prompt for it.
 
         A thinking LLM's template may write additional text before the last answer only, as Qwen 3's does.
         """
-        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": ""}] * 3
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "yes"}] * 3
         for system in ([], [{"role": "system", "content": "!"}]):
             # A template may support no system message, or only one answer: training reports each such sample.
             with contextlib.suppress(TemplateError):
-                messages = [*system, *turns]
-                marked = [{**message, "content": message["content"] or _MARK.format(0)} for message in messages]
-                pieces = _MARKS.split(self._render(marked))[::2]
-                answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-                for number, index in enumerate(answers):
-                    training = _MARK.format(0).join(pieces[: number + 1])
-                    generation = self._render(marked[:index], add_generation_prompt=True) + self._borders[1]
-                    if training != generation:
-                        common = os.path.commonprefix([training, generation])  # noqa: RUF071  characters are meant
-                        start = max(0, len(common) - 22)  # shows "<|im_start|>assistant" before the first difference
-                        raise UserError(
-                            f"chat_template: it trains an answer after {training[start:]!r}, but generates one after "
-                            f"{generation[start:]!r}; expected a template with equal prompts, such as chatml for Qwen 3"
-                        )
+                try:
+                    self._write([*system, *turns])
+                except InvalidConversationError as error:
+                    raise UserError(str(error)) from None
 
-    def _counts(self, images: Sequence[Image.Image]) -> Iterator[int]:
-        if isinstance(self.image_tokens, int):
-            return itertools.repeat(self.image_tokens)
-        return iter(self.num_image_tokens(images))
+    def _write(self, messages: Sequence[Message]) -> tuple[str, list[_Answer]]:
+        """The text of a conversation, and its supervised answers.
+
+        InvalidConversationError: the template changes an answer, or writes another text before one than its prompt.
+        """
+        shown = _as_chat_shows(messages)
+        places = [index for index, message in enumerate(shown) if message["role"] == "assistant"]
+        marked = list(shown)
+        for number, index in enumerate(places):
+            marked[index] = {**shown[index], "content": _MARK.format(number)}
+        pieces = _MARKS.split(self._render(marked))
+        if pieces[1::2] != [str(number) for number in range(len(places))]:
+            raise UserError("chat_template: it does not write every answer once and in order")
+        text, answers, start = pieces[0], list[_Answer](), 0
+        for index, after in zip(places, pieces[2::2], strict=True):
+            before, text = text, text + shown[index]["content"]
+            prompt, is_trained = before, messages[index].get("train", True)
+            if is_trained:
+                prompt = self.prompt(messages[:index])
+                if not before.startswith(prompt) or before.removeprefix(prompt).strip():
+                    equal = _first_difference(before, prompt)
+                    raise InvalidConversationError(
+                        f"chat_template: it trains an answer after {before[equal:]!r}, but generates one after "
+                        f"{prompt[equal:]!r}; expected a template with equal prompts, such as chatml for Qwen 3"
+                    )
+            end = self._end[1].match(after)
+            stop = len(text) + (end.end() if end else 0)
+            answers.append(_Answer(prompt, start, stop, is_trained))
+            start = stop - len(self.end_token) if end and self.end_token else 0
+            text += after
+        if (rendered := self._render(shown)) != text:
+            written, said = (each[_first_difference(rendered, text) :][:60] for each in (rendered, text))
+            raise InvalidConversationError(
+                f"chat_template: it writes {written!r} for {said!r}; expected a template that keeps answers, such as "
+                "chatml for thinking LLMs"
+            )
+        return text, answers
+
+    def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of texts that the template has written, one for each image.
+
+        As in ``apply_chat_template`` of transformers' processors: the tokenizer's BOS token precedes a text that does
+        not begin with it.
+        """
+        ids = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        return [[*self._bos_before(text), *own] for text, own in zip(texts, ids, strict=True)]
+
+    def _bos_before(self, text: str) -> list[int]:
+        return [] if self._bos and text.startswith(self.tokenizer.bos_token) else self._bos
+
+    def _tokens_behind(self, begin: Sequence[int], text: str, whole: Sequence[int]) -> list[int]:
+        """The tokens of ``text`` that with ``begin`` before them are decoded like ``whole``.
+
+        InvalidConversationError: there are none.
+        """
+        for anchor in ("", IMAGE, "\n", ":", "."):  # some tokenizers write a space before a text, or after a token
+            ahead, both = self.tokenizer([anchor, anchor + text], add_special_tokens=False)["input_ids"]
+            tokens = both[len(ahead) :]
+            if both[: len(ahead)] == ahead and self._decode([*begin, *tokens]) == self._decode(whole):
+                return tokens
+        raise InvalidConversationError(
+            f"chat_template: this tokenizer has no tokens for {text[:40]!r} behind those of its prompt"
+        )
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+
+    def _repeats(self, ids: Sequence[int], images: Sequence[Image.Image]) -> list[int]:
+        """How often each of the tokens, of which an image has one, stands in the LLM's input."""
+        every = isinstance(self.image_tokens, int)
+        counts = itertools.repeat(self.image_tokens) if every else iter(self.num_image_tokens(images))
+        return [next(counts, 1) if token == self.image_id else 1 for token in ids]
 
     def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
         return self.tokenizer.apply_chat_template(
@@ -349,6 +408,37 @@ class ConversationEncoder:
         )
 
 
-def _expand(text: str, counts: Iterator[int]) -> str:
-    """Repeat each ``<image>`` by its count."""
-    return re.sub(IMAGE, lambda mark: mark[0] * next(counts, 1), text)
+class _Answer(NamedTuple):
+    """An answer in the text of a conversation.
+
+    ``prompt`` is the text before it, ``stop`` the end of its end token; ``start`` is the place of the end token before
+    it, 0 without one.
+    """
+
+    prompt: str
+    start: int
+    stop: int
+    is_trained: bool
+
+    def pieces(self, text: str) -> tuple[str, str]:
+        """From `start` on, the prompt, and the prompt with the answer."""
+        return self.prompt[self.start :], text[self.start : self.stop]
+
+
+def _as_chat_shows(messages: Sequence[Message]) -> list[Message]:
+    """The messages with answers as they are shown to a user, who sees no whitespace around them."""
+    return [
+        {**message, "content": message["content"].strip()}
+        if message["role"] == "assistant" and isinstance(message["content"], str)
+        else message
+        for message in messages
+    ]
+
+
+def _first_difference(one: str, other: str) -> int:
+    """The place where two texts begin to differ, or a little before: it shows "<|im_start|>assistant"."""
+    return max(0, len(os.path.commonprefix([one, other])) - 22)  # noqa: RUF071  characters are meant
+
+
+def _repeated(values: Sequence[int], repeats: Sequence[int]) -> list[int]:
+    return [value for value, count in zip(values, repeats, strict=True) for _ in range(count)]

@@ -190,8 +190,7 @@ def logits(model: Any, processor: Any, picture: Image.Image, prompt: str = "What
     from llava_bridge.model.build import make_conversation_encoder
 
     chat = make_conversation_encoder(model, processor)
-    text = chat.prompt([{"role": "user", "content": f"<image>\n{prompt}"}], [picture])
-    ids = processor.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    ids = torch.tensor([chat.prompt_ids([{"role": "user", "content": f"<image>\n{prompt}"}], [picture])])
     with torch.no_grad():
         return model(input_ids=ids, **processor.image_processor(picture, return_tensors="pt")).logits
 

@@ -217,10 +217,6 @@ QWEN3 = r"""
 def test_a_template_whose_prompt_differs_from_training_is_rejected(families: dict[str, Any]) -> None:
     """Qwen 3's: of several answers the last alone stands behind an empty thought, as each does that is asked for."""
     chat = ConversationEncoder(families["chatml"], resolve_chat_template(QWEN3, "auto"), 1)
-    assert split(chat, TALK)[0] == (
-        "<|im_start|>user\n<image>\nWhat color is it?<|im_end|>\n<|im_start|>assistant\nred<|im_end|>\n"
-        "<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\nyes<|im_end|>\n"
-    )
     assert chat.prompt(TALK[:1]).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
     message = (
         r"chat_template: it trains an answer after '<|im_start|>assistant\n', but generates one after "
@@ -229,6 +225,8 @@ def test_a_template_whose_prompt_differs_from_training_is_rejected(families: dic
     )
     with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
         ConversationDataset([], chat, 200)
+    with pytest.raises(InvalidConversationError, match=f"^{re.escape(message)}$"):
+        chat.encode(TALK, 200)
 
 
 @pytest.mark.parametrize("own", [QWEN3, None])
@@ -252,8 +250,8 @@ def test_a_template_is_also_checked_with_a_system_message(tokenizer: Any) -> Non
 def test_content_as_text_and_as_parts_render_alike(tokenizer: Any) -> None:
     parts = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What color is it?"}]}]
     for own, shown in (
-        (None, "<s>USER: <image><image>\nWhat color is it? ASSISTANT:"),
-        (CHATML, "<image><image>\nWhat"),
+        (None, "<s>USER: <image>\nWhat color is it? ASSISTANT:"),
+        (CHATML, "<image>\nWhat"),
     ):
         chat = ConversationEncoder(tokenizer, resolve_chat_template(own, "auto"), 2)
         assert chat.prompt(parts) == chat.prompt(TALK[:1])

@@ -114,7 +114,7 @@ def ask(directory: Path, shown: Image.Image) -> tuple[str, Tensor, Tensor]:
     """The prompt, the logits at each of its tokens, and the pixels."""
     model, processor = load_llava(directory, device="cpu")
     talk = [{"role": "user", "content": f"<image>\n{QUESTION}"}]
-    text = make_conversation_encoder(model, processor).prompt(talk, [shown])
+    text = make_conversation_encoder(model, processor).prompt(talk)
     pixels = processor.image_processor(shown, return_tensors="pt")["pixel_values"][0]
     return text, bridge_world.logits(model, processor, shown, QUESTION)[0], pixels
 

@@ -122,7 +122,7 @@ def test_a_template_that_cannot_be_learned_from_needs_another(llava: Path, tmp_p
         load_for_training(str(tmp_path / "other"), "auto")
     model, own = load_for_training(str(tmp_path / "other"), "vicuna_v1")
     text = make_conversation_encoder(model, own).prompt([{"role": "user", "content": "<image>\nWhat?"}])
-    assert text.endswith(f"USER: {'<image>' * 16}\nWhat? ASSISTANT:")
+    assert text.endswith("USER: <image>\nWhat? ASSISTANT:")
 
 
 def test_a_swap_keeps_all_but_encoder_and_projector(llava: Path, bridge_encoder: Path, tmp_path: Path) -> None:

@@ -266,8 +266,7 @@ def encode_prompt(chat: ConversationEncoder, messages: Sequence[Message], images
     UserError: the numbers of images and ``<image>`` tokens differ, or the chat template rejects the messages.
     """
     with library_errors_as_user_errors("the LLM's chat template does not support this conversation"):
-        text = chat.prompt(messages, images)
-    ids, _ = chat.tokenize(text)
+        ids = chat.prompt_ids(messages, images)
     check_image_tokens(chat, ids, images)
     return ids
 

@@ -59,8 +59,8 @@ def loglikelihoods(
 ) -> list[LogLikelihood]:
     """The log-likelihood of each continuation as the answer to its prompt, in batches of similar length.
 
-    Prompt and continuation are rendered by the chat template and tokenized as one text, as in training; the tokens of
-    the continuation are scored. Whitespace around it is stripped, because the template writes its own.
+    The tokens are those of training: the prompt as chat asks it, then the continuation, whose tokens are scored.
+    Whitespace around it is stripped, because the template writes its own.
 
     Args:
         model: from :func:`~llava_bridge.inference.generate.load_llava`.
