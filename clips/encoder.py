@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from clips.core.artifact import atomic_write
+from clips.data.images import to_rgb
 from clips.errors import UserError, error_reason
 from clips.lazy_import import without_wandb
 from clips.method.clips_model import ClipsModel
@@ -60,7 +61,7 @@ class LoadedEncoder:
 
     Args:
         model: the open_clip model, or an `clips.model.towers.ImageTower`, in evaluation mode, on CPU, float32.
-        preprocess: image → (3, size, size) float tensor.
+        preprocess: image of any mode, made RGB by `clips.data.images.to_rgb` → (3, size, size) float tensor.
         tokenizer: list of n strings, and optionally another context length → (n, context length) int64 tokens; raises
             UserError without a text tower.
         config: the directory's open_clip_config.json.
@@ -99,7 +100,7 @@ def load_encoder(directory: str | Path) -> LoadedEncoder:
             known = merge_preprocess_dict(config["preprocess_cfg"], {})
             preprocess = image_transform_v2(PreprocessCfg(**known), is_train=False)
         require_finite(tower.state_dict(), str(directory))
-        return LoadedEncoder(tower.eval(), preprocess, reject_texts, config)
+        return LoadedEncoder(tower.eval(), _of_any_mode(preprocess), reject_texts, config)
     text = config["model_cfg"]["text_cfg"]
     if isinstance(text, dict) and text.get("hf_pooler_type") == "last_pooler":  # which open_clip does not have
         raise UserError(
@@ -116,7 +117,14 @@ def load_encoder(directory: str | Path) -> LoadedEncoder:
     except Exception as error:  # open_clip raises the exceptions of its dependencies: torch, safetensors, transformers
         raise UserError(f"{directory}: open_clip cannot load this encoder ({error_reason(error)})") from None
     require_finite(model.state_dict(), str(directory))
-    return LoadedEncoder(model.eval(), preprocess, _TruncatingTokenizer(tokenizer), stated)
+    return LoadedEncoder(model.eval(), _of_any_mode(preprocess), _TruncatingTokenizer(tokenizer), stated)
+
+
+def _of_any_mode(preprocess: Any) -> Any:
+    """open_clip's preprocessing after `to_rgb`: its own shows what is below transparent pixels, often black."""
+    from torchvision.transforms import Compose
+
+    return Compose([to_rgb, *preprocess.transforms])
 
 
 class _TruncatingTokenizer:
@@ -162,7 +170,7 @@ class TransformersEncoder:
 
     Args:
         model: both towers, in evaluation mode, on CPU, float32.
-        preprocess: image → (3, size, size) float tensor.
+        preprocess: image of any mode, made RGB by `clips.data.images.to_rgb` → (3, size, size) float tensor.
         tokenizer: list of n strings, and optionally another length → (n, length) int64 tokens.
         processor: transformers' image processor.
         cleaning: open_clip's name of the function that cleans texts, if there is one.
@@ -213,9 +221,10 @@ def load_transformers_encoder(path: str | Path) -> TransformersEncoder:
     padding = tokenizer.pad_token_id if config.model_type == "tipsv2" else None
 
     def preprocess(image: Any) -> torch.Tensor:
+        image = to_rgb(image)
         if config.model_type == "siglip2":  # NaFlex, whose processor would keep the aspect ratio
             side = math.isqrt(images.max_num_patches)
-            square = image.convert("RGB").resize([side * images.patch_size] * 2, images.resample)
+            square = image.resize([side * images.patch_size] * 2, images.resample)
             return images(square, return_tensors="pt").pixel_values[:, : side**2]
         return images(image, return_tensors="pt").pixel_values[0]
 

@@ -177,7 +177,7 @@ def _texts(content: Any, name: str = "") -> Iterator[tuple[str, str]]:
             yield from _texts(value, f"{name}.{key}".lstrip("."))
     elif isinstance(content, list):
         for place, value in enumerate(content):
-            yield from _texts(value, f"{name}.{place}".lstrip("."))
+            yield from _texts(value, f"{name}[{place + 1}]")  # as `_spot` names it
 
 
 def _problem(errors: Sequence[Any], kind: Any, content: Any) -> str:
@@ -221,7 +221,7 @@ def _problem(errors: Sequence[Any], kind: Any, content: Any) -> str:
     expected = f"expected {describe_type(holder)}, got {'null' if found is None else f'{found!r:.80}'}"
     lists = [option for option in options_of(holder) if typing.get_origin(option) in {list, tuple}]
     item: Any = typing.get_args(lists[0])[0] if lists else None
-    if is_config(item) and isinstance(found, str):  # of --benchmarks pope,gqa
+    if is_config(item) and isinstance(found, str) and found.isprintable():  # of --benchmarks pope,gqa
         fields = dataclasses.fields(item)
         required = [each.name for each in fields if each.default is each.default_factory] or ["path"]
         data = ", data: PATH" if "data" in {each.name for each in fields} else ""

@@ -152,7 +152,7 @@ def test_the_registry_names_the_datasets_of_the_task_definitions():
             "A",
             "image of the question 'Which 5' is missing or broken",
         ),
-        ("realworldqa", {"image": [*images()[:5], b"no"]}, "A", "'Which 5' is missing or broken .*identify image"),
+        ("realworldqa", {"image": [*images()[:5], b"no"]}, "A", "'Which 5' is missing or broken .*undecodable image"),
         ("realworldqa", {"answer": [None] * 6}, "A", "scorer of realworldqa rejects the question 'Which 0'"),
         ("vqav2_test", {"question_id": [*NUMBERS]}, "A", "vqav2_test has no score, only a file to submit"),
         # MME wants exactly two questions a picture and category

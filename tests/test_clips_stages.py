@@ -40,7 +40,7 @@ def test_stages_run_in_order_and_resume(data: Path, tmp_path: Path, capsys: pyte
     stamp = (first / "manifest.json").stat().st_mtime_ns
     train(config)
     assert (first / "manifest.json").stat().st_mtime_ns == stamp
-    assert load_encoder(last).preprocess.transforms[0].size == (32, 32)
+    assert load_encoder(last).preprocess.transforms[1].size == (32, 32)
     manifest = json.loads((last / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["parents"]["pretrained"]["path"] == str(first)
     assert manifest["samples_seen"] == 3

@@ -32,6 +32,9 @@ CODE_VERSION = version_of("clips-bench run")
 Entries = dict[str, str | int | float | bool | None]
 Protocol = Mapping[str, str | int | float | bool | None]
 
+PIXELS: Entries = {"input_transparency": "on white"}
+"""How `clips.data.images.to_rgb` reads images otherwise than open_clip's and lmms-eval's own code."""
+
 
 def full_size_entry(used: int, available: int) -> Entries:
     """The entry for data that is used in part (``limit``, ``partial``); empty otherwise."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.results.protocol import Entries
+from benchmarks.results.protocol import PIXELS, Entries
 from benchmarks.tasks.registry import MODEL_FIELDS, RequiredModel
 from clips.core.artifact import directory_hash, library_versions
 from clips.core.identity import digest
@@ -253,6 +253,7 @@ def input_settings(processor: Any) -> Entries:
         "input_interpolation": Resampling(int(images.resample)).name.lower(),
         "input_tokens": tokens,
         "input_template": hashlib.sha256(str(template).encode()).hexdigest()[:16],
+        **PIXELS,
     }
 
 

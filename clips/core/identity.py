@@ -29,7 +29,7 @@ from clips.typed_data import flatten, to_plain
 RUN_ONLY: Mapping[str, Any] = MappingProxyType({"run_only": True})
 """The metadata of a field that affects the execution but not the result, with which an interrupted run may resume:
 ``logging_steps: int = field(default=10, metadata=RUN_ONLY)``."""
-VERSIONS = {"clips-bench run": 6, "llava-bridge train": 3}
+VERSIONS = {"clips-bench run": 7, "llava-bridge train": 3}
 """Command → version of its results, 1 for other commands.
 
 Raise it in the commit that changes the command's result for the same config: study steps, results and cached answers

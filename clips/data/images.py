@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin
 
 from clips.data.tar_index import is_clutter
 
@@ -70,6 +70,8 @@ def read_header(content: bytes) -> Image.Image:
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Width and height of the result of `read_header` once it is upright."""
     with _short_reasons():
+        if image.format == "PNG":  # whose EXIF block may follow the pixels
+            _load(image)
         # Pillow's TIFF plugin swaps width and height itself.
         turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
         return (image.height, image.width) if turned else image.size
@@ -78,21 +80,44 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 def load_rgb(image: Image.Image, reduction: float = 1.0) -> Image.Image:
     """Decode the result of `read_header` as `decode_image` does; a JPEG at 1/2, 1/4 or 1/8 from that reduction on."""
     factor = reduction_factor(reduction)
-    with _short_reasons():
-        if factor > 1:
+    if factor > 1:
+        with _short_reasons():
             image.draft("RGB", (image.width // factor, image.height // factor))
-        image.load()
+    return to_rgb(image)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An opened image as everything here sees it: upright, RGB, on white; itself if it is that already.
+
+    Raises:
+        InvalidImageError: truncated; 16 bits or more in a channel of its only color, or of its transparent color.
+    """
+    with _short_reasons():
+        _load(image)
         if image.getexif().get(_ORIENTATION, 1) != 1:
             image = ImageOps.exif_transpose(image)
-        if image.mode == "RGB" and "transparency" not in image.info:  # of a PNG: the color of transparent pixels
-            return image
-        if image.mode in {"I", "I;16", "I;16B", "I;16L", "F"}:
+        if image.mode == "F" or image.mode.startswith("I"):
             raise InvalidImageError("not an 8-bit image")
-        if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
+        if image.has_transparency_data:  # also RGB with one transparent color, of a PNG
             layer = image.convert("RGBA")
             white = Image.new("RGBA", layer.size, "white")
             return Image.alpha_composite(white, layer).convert("RGB")
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _load(image: Image.Image) -> None:
+    """Decode the pixels of an opened image, and the transparent color of a PNG as its pixels.
+
+    Pillow scales the pixels of PNGs with 2, 4 or 16 bits to 8 bits, but not their transparent color.
+    """
+    is_open_png = isinstance(image, PngImagePlugin.PngImageFile) and bool(image.tile)
+    stored = str(image.tile[0].args) if is_open_png else ""
+    image.load()
+    color = image.info.get("transparency")
+    if stored in {"L;2", "L;4"} and color is not None:
+        image.info["transparency"] = color * {"L;2": 85, "L;4": 17}[stored]
+    elif stored == "RGB;16B" and color is not None:  # it may be that of other pixels, too, once these have 8 bits
+        raise InvalidImageError("not an 8-bit image")
 
 
 def load_jpeg(image: Image.Image, content: bytes, reduction: float) -> np.ndarray | None:

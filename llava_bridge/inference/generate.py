@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from clips.core.artifact import MANIFEST, read_manifest
+from clips.data.images import InvalidImageError, to_rgb
 from clips.errors import UserError
 from clips.model.loading import library_errors_as_user_errors, load_pretrained, merge_adapters
 from llava_bridge.conversation import IMAGE, ConversationEncoder, Message
@@ -24,7 +25,7 @@ from llava_bridge.model.llava_checks import check_image_token, resolve_llava_dir
 from llava_bridge.training.launch import log_rank0
 
 ImageInput = Image.Image | Sequence[Image.Image] | None
-"""The images of one prompt."""
+"""The images of one prompt, of any mode."""
 
 
 def load_llava(directory: str | Path, device: str | None = None, *, adapter: bool = True) -> tuple[Any, Any]:
@@ -80,8 +81,8 @@ def answer(
     Args:
         model: from :func:`load_llava`.
         processor: from :func:`load_llava`.
-        images: for each prompt one image, several, or None. Prompts with the same image objects share their
-            computation.
+        images: for each prompt one image, several, or None, upright and on white as `clips.data.images.to_rgb` makes
+            them. Prompts with the same image objects share their computation.
         prompts: the user's messages. Images precede the text unless it contains ``<image>``.
         max_new_tokens: maximum length of an answer.
         batch_size: prompts per batch.
@@ -106,11 +107,11 @@ def iter_answer_batches(
     **generation: Any,
 ) -> Iterator[dict[int, str]]:
     """Like :func:`answer`, but yields each batch: prompt indices → answers."""
-    conversations = []
-    for prompt, image in zip(prompts, images, strict=True):
-        conversations.append([{"role": "user", "content": prepend_image_tokens(prompt, to_image_list(image))}])
+    conversations, image_lists = [], rgb_images(images)
+    for prompt, own in zip(prompts, image_lists, strict=True):
+        conversations.append([{"role": "user", "content": prepend_image_tokens(prompt, own)}])
     generation["max_new_tokens"] = max_new_tokens
-    yield from _answer_batches(model, processor, images, conversations, batch_size, generation)
+    yield from _answer_batches(model, processor, image_lists, conversations, batch_size, generation)
 
 
 def answer_conversations(
@@ -144,7 +145,7 @@ def _answer_batches(
     from llava_bridge.model.build import make_conversation_encoder
 
     chat = make_conversation_encoder(model, processor)
-    image_lists = [to_image_list(image) for image in images]
+    image_lists = rgb_images(images)
     ids = [encode_prompt(chat, messages, own) for messages, own in zip(conversations, image_lists, strict=True)]
     settings = {"use_cache": True, **generation}  # overrides a trainer's setting in the config
 
@@ -298,11 +299,23 @@ def context_length(model: Any) -> int:
     return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31)
 
 
-def to_image_list(images: ImageInput) -> list[Image.Image]:
-    """The images of one prompt as a list."""
-    if images is None:
-        return []
-    return [images] if isinstance(images, Image.Image) else list(images)
+def rgb_images(images: Sequence[ImageInput]) -> list[list[Image.Image]]:
+    """The images of each prompt as `clips.data.images.to_rgb` makes them, the same object once.
+
+    UserError: one is invalid.
+    """
+    read: dict[int, Image.Image] = {}
+
+    def rgb(image: Image.Image, prompt: int) -> Image.Image:
+        if id(image) not in read:
+            try:
+                read[id(image)] = to_rgb(image)
+            except InvalidImageError as error:
+                raise UserError(f"images[{prompt}]: {error}") from None
+        return read[id(image)]
+
+    lists = [[] if each is None else [each] if isinstance(each, Image.Image) else each for each in images]
+    return [[rgb(image, prompt) for image in own] for prompt, own in enumerate(lists)]
 
 
 def _left_padded(ids: Sequence[Sequence[int]], pad: int, device: torch.device) -> dict[str, Tensor]:
@@ -313,8 +326,8 @@ def _left_padded(ids: Sequence[Sequence[int]], pad: int, device: torch.device) -
 
 
 def preprocess_images(images: Sequence[Image.Image], processor: Any, model: Any) -> dict[str, Tensor]:
-    """The image inputs of :func:`prepare_generate_inputs`; empty without images."""
+    """The image inputs of :func:`prepare_generate_inputs`, of RGB images; empty without images."""
     if not images:
         return {}
-    inputs = processor.image_processor([image.convert("RGB") for image in images], return_tensors="pt")
+    inputs = processor.image_processor(list(images), return_tensors="pt")
     return {**inputs, "pixel_values": inputs["pixel_values"].to(model.device, model.dtype)}

@@ -25,7 +25,7 @@ from llava_bridge.inference.generate import (
     context_length,
     prepend_image_tokens,
     preprocess_images,
-    to_image_list,
+    rgb_images,
 )
 
 _CHUNK_ROWS = 512  # of logits, which are V wide and in float32
@@ -80,7 +80,7 @@ def loglikelihoods(
     from llava_bridge.model.build import make_conversation_encoder
 
     chat = make_conversation_encoder(model, processor, ends_answers=True)
-    image_lists = [to_image_list(image) for image in images]
+    image_lists = rgb_images(images)
     rows = [
         _encode(chat, prompt, own, continuation, context_length(model), end=end)
         for prompt, own, continuation in zip(prompts, image_lists, continuations, strict=True)

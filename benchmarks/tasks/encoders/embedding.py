@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from benchmarks.results.protocol import Entries
+from benchmarks.results.protocol import PIXELS, Entries
 from benchmarks.tasks.output_cache import CACHE_DIR, INPUT_LIBRARIES, Batches, EmbeddingCache, NoCache, cache_key
 from clips.commandline.progress import progress_iter
 from clips.core.artifact import library_versions
@@ -48,7 +48,7 @@ class DualEncoder:
     def settings(self) -> Entries:
         """Protocol entries: preprocessing, precision, library versions without build tags (``+cpu``)."""
         found = {name: library_versions()[name].partition("+")[0] for name in ("torch", "open_clip_torch")}
-        return {**self.preprocessing, "precision": self.precision, **found}
+        return {**self.preprocessing, **PIXELS, "precision": self.precision, **found}
 
 
 def load_dual_encoder(path: str, device: str, precision: str) -> DualEncoder:

@@ -40,7 +40,7 @@ class MtebEncoder(AbsEncoder):
                 if "text" in batch:
                     vectors.append(model.encode_text(self.encoder.tokenizer(batch["text"]).to(self.device)))
                 if "image" in batch:
-                    pixels = torch.stack([self.encoder.preprocess(image.convert("RGB")) for image in batch["image"]])
+                    pixels = torch.stack([self.encoder.preprocess(image) for image in batch["image"]])
                     vectors.append(model.encode_image(pixels.to(self.device)))
                 found.append(sum(vectors[1:], vectors[0]).float().cpu())
         return torch.cat(found)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import numpy as np
+from PIL.Image import Image
 
 from benchmarks.results.blind import add_blind_columns
 from benchmarks.results.protocol import Entries, full_size_entry
@@ -50,6 +51,7 @@ from benchmarks.tasks.mllm.task_metrics import TASK_METRICS, TaskMetrics, defaul
 from benchmarks.tasks.mllm.unread import add_unread
 from clips.core.artifact import library_versions, log_info
 from clips.core.chat_client import REASONING_TAGS
+from clips.data.images import InvalidImageError, to_rgb
 from clips.errors import UserError, unknown_name_error
 
 if TYPE_CHECKING:
@@ -365,7 +367,7 @@ def _name_broken_image(task: Any) -> Iterator[None]:
     """Raise errors of image files as one-line messages that name the question."""
     try:
         yield
-    except OSError:
+    except (OSError, InvalidImageError):
         for number, doc in enumerate(task.eval_docs_no_media):
             with _convert_errors(f"{task.config.task}: the image of {_name(doc)} is missing or broken"):
                 task.eval_docs[number]
@@ -373,12 +375,13 @@ def _name_broken_image(task: Any) -> Iterator[None]:
 
 
 def _name_failures(task: Any) -> None:
-    """Wrap the task's functions so that their errors name the question."""
+    """Wrap the task's functions: their errors name the question, and all images are RGB."""
     visuals, process = task.doc_to_visual, task.process_results
 
     def doc_to_visual(doc: Mapping[str, Any], *args: Any) -> Any:
         with _convert_errors(f"{task.config.task}: the image of {_name(doc)} is missing or broken"):
-            return visuals(doc, *args)
+            # tasks that decode text or open a file themselves
+            return [to_rgb(each) if isinstance(each, Image) else each for each in visuals(doc, *args) or []]
 
     def process_results(doc: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         with _convert_errors(f"lmms-eval's scorer of {task.config.task} rejects {_name(doc)}"):

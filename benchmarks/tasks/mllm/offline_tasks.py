@@ -338,6 +338,9 @@ def load_task(name: str, folder: str, root: Path, dataset: str, *, simple: bool 
         path = _broken_parquet(root / dataset) or root / dataset
         raise UserError(f"{path}: cannot be read as the data of {name} ({error_reason(error)})") from None
     weakref.finalize(task, cache.cleanup)
+    from benchmarks.tasks.mllm.task_images import decode_as_in_training
+
+    decode_as_in_training(task)
     return task
 
 
