@@ -55,13 +55,16 @@ class Tally:
         self.failures: collections.Counter[str] = collections.Counter()
         self.first: dict[str, list[str]] = {}
 
-    def counting(self, name: str, check: Callable[..., None], world: object) -> Callable[..., None]:
+    def counting(
+        self, name: str, check: Callable[..., None], world: object, count: Callable[[], None]
+    ) -> Callable[..., None]:
         """A wrapper of ``check`` for hypothesis that counts failures instead of raising them."""
         import fuzz_world
         import hypothesis
 
         def checked(data: object) -> None:
             self.inputs[name] += 1
+            count()
             try:
                 check(world, data)
             except hypothesis.errors.HypothesisException:
@@ -83,22 +86,26 @@ def fuzz(folder: Path, inputs: int, seed: int, only: list[str]) -> dict[str, Any
     import hypothesis
     from hypothesis import strategies as st
 
+    from clips.commandline.progress import Progress
+
     warnings.simplefilter("ignore")
+    print(f"{inputs} inputs, made from small files that are written first", file=sys.stderr, flush=True)
     (folder / "world").mkdir()
     world, tally = fuzzing.World(folder / "world"), Tally()
     targets = {name: target for name, target in fuzzing.TARGETS.items() if not only or name in only}
     whole = sum(target.share for target in targets.values())
     for name, target in targets.items():
-        began = time.monotonic()
+        began, count = time.monotonic(), max(1, round(inputs * target.share / whole))
         settings = hypothesis.settings(
-            max_examples=max(1, round(inputs * target.share / whole)),
+            max_examples=count,
             deadline=None,
             database=None,
             phases=[hypothesis.Phase.generate],
             suppress_health_check=list(hypothesis.HealthCheck),
         )
-        checked = hypothesis.given(data=st.data())(tally.counting(name, target.check, world))
-        hypothesis.seed(seed)(settings(checked))()
+        with Progress(name, count, "inputs") as progress:
+            check = tally.counting(name, target.check, world, progress.advance)
+            hypothesis.seed(seed)(settings(hypothesis.given(data=st.data())(check)))()
         print(f"{name}: {tally.inputs[name]} inputs, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     found = {"by_target": tally.inputs, "failures": tally.failures, "first": tally.first}
     return {"seed": seed, "inputs": sum(tally.inputs.values()), **found}

@@ -103,3 +103,4 @@ def test_the_long_run_counts_failures_and_continues(tmp_path: Path) -> None:
     found = json.loads(report.read_text())
     assert found["inputs"] >= 40
     assert set(found["by_target"]) == {"pictures", "captions"}
+    assert done.stderr.startswith("40 inputs, made from small files")  # within seconds, before the first input
