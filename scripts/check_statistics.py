@@ -42,13 +42,19 @@ from benchmarks.results.noise import (
     TrainingNoise,
     average_scores,
     difference_estimate,
-    metric_estimate,
     p_values,
     training_noise,
 )
 from benchmarks.results.power import Components, variance_components
 from benchmarks.results.result_types import BLOCKER
-from benchmarks.results.statistics import LEVEL, compare, holm_correction, image_scores, scores_interval
+from benchmarks.results.statistics import (
+    LEVEL,
+    average_difference,
+    compare,
+    holm_correction,
+    image_scores,
+    scores_interval,
+)
 from benchmarks.study.study_record import RowRecord
 
 Generator = np.random.Generator
@@ -69,7 +75,8 @@ class World:
     Args:
         kind: of the metric, a key of `COLUMNS`.
         images: of each benchmark.
-        questions: about each image.
+        questions: about each image; the mean number if ``by_rank``.
+        by_rank: whether the numbers of questions fall as 1 / rank of the image, and are not equal.
         models: rows of the table.
         pretrained: number of models that are evaluated once.
         seeds: of each other model.
@@ -78,6 +85,7 @@ class World:
         per_training: ratio of answers that vary between trainings.
         training: standard deviation of a training's ability, in standard deviations of a score over 300 images.
         unequal: factor of that deviation for the first model, or the last one if it is negative.
+        few: seeds of this model, if they are not as many as those of others.
         lost: number of models of which one seed is left.
         llms: rows of each model, as those of an encoder in several LLaVAs, with the same results.
         weak: number of additional rows with 1 % right answers, as of controls, that are not tested.
@@ -87,6 +95,7 @@ class World:
     kind: str = "share"
     images: int = 300
     questions: int = 1
+    by_rank: bool = False
     models: int = 2
     pretrained: int = 0
     seeds: int = 1
@@ -95,6 +104,7 @@ class World:
     per_training: float = 0.15
     training: float = 0.0
     unequal: float = 1.0
+    few: int = 0
     lost: int = 0
     llms: int = 1
     weak: int = 0
@@ -114,12 +124,14 @@ class World:
         rows = f"{self.models} models" + (f", {self.pretrained} of them pretrained" if self.pretrained else "")
         varied = f", training ±{self.training:g}" if self.seeds > 1 and self.training else ""
         varied += f", {'last' if self.unequal < 0 else 'first'} one ×{abs(self.unequal):g}" if self.unequal != 1 else ""
+        varied += f", this one with {self.few} seed{'s' if self.few > 1 else ''}" if self.few else ""
         varied += f", {self.lost} with one seed left" if self.lost else ""
         varied += f", each with {self.llms} LLMs" if self.llms > 1 else ""
         varied += f", {self.weak} weak rows" if self.weak else ""
         about = f"{self.kind} {self.right:.0%}" if self.kind == "share" else self.kind
         seeds = f"{self.seeds} seed{'s' if self.seeds > 1 else ''}"
-        return f"{about}, {self.images} images × {self.questions}, {rows}, {seeds}, {self.tests} tests{varied}"
+        questions = f"{self.questions} as 1/rank" if self.by_rank else f"{self.questions}"
+        return f"{about}, {self.images} images × {questions}, {rows}, {seeds}, {self.tests} tests{varied}"
 
 
 class Column:
@@ -127,7 +139,11 @@ class Column:
 
     def __init__(self, world: World, rng: Generator) -> None:
         self.world, self.rng = world, rng
-        self.owner: Any = np.repeat(np.arange(world.images), world.questions)
+        counts = np.full(world.images, world.questions)
+        if world.by_rank:
+            shares = 1 / np.arange(1, world.images + 1)
+            counts = np.maximum(1, np.round(world.images * world.questions * shares / shares.sum())).astype(int)
+        self.owner: Any = np.repeat(np.arange(world.images), counts)
         self.ease = self._ease()
         self.yes = rng.integers(0, 2, len(self.owner)).astype(float)
         self.groups = np.array([f"category {place % 10}" for place in self.owner], dtype=object)
@@ -167,8 +183,12 @@ class Column:
         luck = np.where(own[self.owner], rng.random(len(ease)), self.luck)
         trained = place >= world.pretrained
         spread = world.spread * (abs(world.unequal) if place == world.place_of_unequal else 1.0)
-        tables = []
-        for _ in range(world.seeds if trained and place < world.models - world.lost else 1):
+        tables, seeds = [], world.seeds
+        if not trained or place >= world.models - world.lost:
+            seeds = 1
+        elif world.few and place == world.place_of_unequal:
+            seeds = world.few
+        for _ in range(seeds):
             shift = gain + (rng.normal() * spread if trained else 0.0)
             varies = rng.random(len(luck)) < world.per_training if trained else None
             draws = luck if varies is None else np.where(varies, rng.random(len(luck)), luck)
@@ -251,8 +271,9 @@ def simulated_table(world: World, rng: Generator, gain: float = 0.0) -> tuple[Ta
             model = models[place]
             by_seed = dict[int | None, float](enumerate(model.values.tolist())) if world.seeds > 1 else {}
             column.cells.append(
-                Cell(row=name, column=column, value=model.value, by_seed=by_seed, results=(result,), evidence=model)
-            )
+                Cell(row=name, column=column, value=model.value, by_seed=by_seed, results=(result,), evidence=model,
+                     ci_low=model.value, ci_high=model.value)  # scores without an interval are not tested
+            )  # fmt: skip
     spreads: dict[tuple[str, ...], float] = {}
     pool_training_noise(shown, spreads)
     for column in shown:
@@ -305,12 +326,41 @@ def simulate_averages(world: World, trials: int, seed: int = 7) -> Found:
         averages = [average_scores(found, [1.0] * len(found))
                     for found in (column.benchmarks(place) for place in range(world.models))]  # fmt: skip
         noise = training_noise(averages if world.seeds > 1 else [])
-        low, high = metric_estimate(averages[-1], noise).interval()
-        scores.append(low <= column.truth <= high)
-        pairs = [difference_estimate(*pair, noise) for pair in itertools.combinations(averages, 2)]
-        low, high = pairs[0].interval()
-        differences.append(low <= 0 <= high)
+        scores.append(covers(averages[-1], noise, column.truth))
+        pairs = [average_difference(*pair, noise) for pair in itertools.combinations(averages, 2)]
+        differences.append(abs(pairs[0].value) <= pairs[0].quantile(1 - LEVEL) * pairs[0].standard_error)
         alarms += min(holm_correction([*p_values(pairs)])) < LEVEL
+    return Found(float(np.mean(scores)), float(np.mean(differences)), alarms / trials)
+
+
+def covers(scores: Scores, noise: TrainingNoise, truth: float) -> bool:
+    """Whether the interval of a score has the truth."""
+    found = scores_interval(scores, noise)
+    return found.low is not None and found.high is not None and found.low <= truth <= found.high
+
+
+def simulate_few(items: int, right: float, trials: int, seed: int = 7) -> Found:
+    """Simulate averages over a benchmark of few items and one of 300 items, 50 % right, of two equal models.
+
+    The models answer half of the items alike.
+    """
+    rng, alarms = np.random.default_rng(seed), 0
+    scores, differences = list[bool](), list[bool]()
+    for _ in range(trials):
+        parts: list[list[Scores]] = [[], []]
+        for number, (count, share) in enumerate(((items, right), (300, 0.5))):
+            ease = rng.random(count)
+            names = np.array([f"{number} {place}" for place in range(count)], dtype=object)
+            for found in parts:
+                own = np.where(rng.random(count) < 0.5, ease, rng.random(count))
+                hits = {"x": (own < share).astype(float)}
+                of_images = image_scores("mean", [hits], ("x",), np.arange(count), items=names)
+                found.append(dataclasses.replace(of_images, images=names))
+        averages = [average_scores(found, [1.0, 1.0]) for found in parts]
+        scores.append(covers(averages[0], TrainingNoise(), (right + 0.5) / 2))
+        between = average_difference(averages[0], averages[1], TrainingNoise())
+        differences.append(abs(between.value) <= between.quantile(1 - LEVEL) * between.standard_error)
+        alarms += p_values([between])[0] < LEVEL
     return Found(float(np.mean(scores)), float(np.mean(differences)), alarms / trials)
 
 
@@ -438,12 +488,9 @@ def simulate_ranks(world: World, step: float, rng: Generator) -> FoundRanks:
     ]
     named = [[dataclasses.replace(each, images=own) for each in row] for row, own in zip(models, names, strict=True)]
     averages = [average_scores(list(found), [1.0] * BENCHMARKS) for found in zip(*named, strict=True)]
-    covered = []
-    for place, average in enumerate(averages):
-        low, high = metric_estimate(average, noise).interval()
-        covered.append(low <= world.right + step * place <= high)
+    covered = [covers(average, noise, world.right + step * place) for place, average in enumerate(averages)]
     pairs = [*itertools.combinations(range(world.models), 2)]
-    alarms = p_values([difference_estimate(averages[one], averages[other], noise) for one, other in pairs]).tolist()
+    alarms = p_values([average_difference(averages[one], averages[other], noise) for one, other in pairs]).tolist()
     truth = np.arange(world.models, 0, -1.0) if step else np.full(world.models, (world.models + 1) / 2)
     estimates = [difference_estimate(row[one], row[other], noise) for row in models for one, other in pairs]
     adjusted = np.array(holm_correction(p_values(estimates).tolist())).reshape(BENCHMARKS, -1)
@@ -531,6 +578,17 @@ UNEQUAL = [
     for models, unequal in ((2, 1.0), (2, 5.0), (6, 1.0), (6, 5.0), (6, -5.0))
     for seeds in (3, 5)
 ]
+FEW_SEEDS = [  # the standard deviation over trainings is 0.9 points, and as many times as large in one model
+    World(models=models, seeds=seeds, few=few, images=1000, training=0.31, unequal=unequal)
+    for models, seeds, few in ((2, 6, 2), (2, 6, 3), (6, 6, 2), (6, 2, 0), (6, 3, 0), (6, 5, 0), (6, 3, 1))
+    for unequal in (-1.0, -3.0, -5.0)
+]
+CLUSTERS = [
+    World(images=images, questions=3, by_rank=by_rank, right=right)
+    for images in (50, 200)
+    for right in (0.5, 0.9)
+    for by_rank in (False, True)
+]
 TABLES = [
     World(models=models, tests=tests, images=images, kind=kind)
     for kind, images, models, tests in (
@@ -579,6 +637,8 @@ WORLDS: Mapping[str, list[World]] = {
     "unequal": UNEQUAL,
     "tables": TABLES,
     "averages": AVERAGES,
+    "seeds": FEW_SEEDS,
+    "clusters": CLUSTERS,
 }
 # (a world, the true difference in standard deviations of its trainings): 1.5 of them, and 2 points
 POWER = [
@@ -676,6 +736,15 @@ def print_few_hits(trials: int) -> None:
               f"{width:.2f}", flush=True)  # fmt: skip
 
 
+def print_few_averages(trials: int) -> None:
+    """Print the coverage and false alarms of averages over a benchmark of few items and one of many."""
+    print("few averages: % of intervals with the truth (averages, differences), % of tables with a false alarm")
+    for items, right in ((5, 0.8), (5, 0.5), (10, 0.9), (20, 0.95), (50, 0.98), (200, 0.5)):
+        found = simulate_few(items, right, 4 * trials)
+        figures = (percent(share, 4 * trials) for share in (found.scores, found.differences, found.alarms))
+        print(f"  {items} items, {right:.0%} right", *figures, flush=True)
+
+
 def print_power(trials: int) -> None:
     """Print the ratio of true differences that tests of a report find, and the power of the stated minimum.
 
@@ -740,6 +809,7 @@ PARTS: Mapping[str, Callable[[int], None]] = {
     "blind": print_blind,
     "retrieval": print_retrieval,
     "few": print_few_hits,
+    "few averages": print_few_averages,
     "power": print_power,
     "ranks": print_ranks,
     "plans": print_plans,

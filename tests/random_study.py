@@ -14,12 +14,12 @@ from benchmarks.results.noise import Scores, difference_estimate, p_values, trai
 from benchmarks.results.protocol import fingerprint
 from benchmarks.results.result_types import BlindScore
 from benchmarks.results.results import Result
-from benchmarks.results.statistics import PairedDifference, compare
+from benchmarks.results.statistics import PairedDifference, compare, scores_interval
 from benchmarks.study.study_record import RowRecord
 from benchmarks.tasks.evaluation import MetricSpec, compute_metric
 
 MODELS = ("ant", "bee", "cat", "dog", "elk")
-LABELS = {"accuracy": True, "CIDEr": True, "error": False, "yes": None}
+LABELS = {"accuracy": True, "CIDEr": True, "error": False, "yes": None, "points": True}
 KINDS = {
     "usual": 0.56, "missing": 0.06, "protocol": 0.08, "items": 0.07, "part": 0.05, "one seed's part": 0.02,
     "single": 0.03, "copy": 0.05, "all equal": 0.04, "one seed left": 0.04,
@@ -28,6 +28,8 @@ KINDS = {
 SHAPES = {"any": 0.55, "complete": 0.15, "twins": 0.15, "mixed": 0.15}
 """Of a study: any results; a number in each cell; that and two identical models; and one model that is better than its
 baseline on one benchmark and worse on the others, while the rest equal it."""
+ODD = {"usual": 0.45, "all equal": 0.25, "some seeds": 0.1, "missing": 0.05, "part": 0.05, "single": 0.05, "copy": 0.05}
+"""The same of an odd study."""
 NOT_RUN = "not run yet"
 Pair = frozenset[str]
 
@@ -56,17 +58,23 @@ class Measured:
 
 
 class World:
-    """A random study: models with seeds, benchmarks, and results of all kinds that real ones have."""
+    """A random study: models with seeds, benchmarks, and results of all kinds that real ones have.
 
-    def __init__(self, number: int) -> None:
+    An ``odd`` one has few images, constant scores, missing seeds, seeds that vary more for one model than for another,
+    and scores in points of 100.
+    """
+
+    def __init__(self, number: int, *, odd: bool = False) -> None:
         self.rng = rng = np.random.default_rng(number)
+        self.odd = odd
         self.shape = str(rng.choice([*SHAPES], p=[*SHAPES.values()]))
         count = rng.choice([1, 2, 3, 4, 5], p=[0.04, 0.2, 0.26, 0.26, 0.24]) if self.shape == "any" else 3
-        self.models = [str(name) for name in rng.permutation(MODELS)[:count]]
+        self.models = [str(name) for name in rng.permutation(MODELS)[: min(count, 3) if odd else count]]
         self.num_seeds = int(rng.choice([1, 2, 3], p=[0.5, 0.2, 0.3]))
         self.trained = {model: bool(rng.random() < 0.8) for model in self.models}
         self.baseline = str(rng.choice(self.models)) if rng.random() < 0.6 else None
-        labels = [str(rng.choice([*LABELS], p=[0.55, 0.2, 0.15, 0.1])) for _ in range(rng.integers(1, 5))]
+        shares = [0.6, 0.1, 0.05, 0.05, 0.2] if odd else [0.55, 0.2, 0.15, 0.1, 0.0]
+        labels = [str(rng.choice([*LABELS], p=shares)) for _ in range(rng.integers(1, 4 if odd else 5))]
         if self.shape != "any":
             labels, self.baseline = ["accuracy"] * 3, self.models[0] if self.shape == "mixed" else self.baseline
         self.benchmarks = {f"b{place}": label for place, label in enumerate(labels)}
@@ -80,12 +88,14 @@ class World:
 
     def _measure(self, benchmark: str) -> None:
         rng, label = self.rng, self.benchmarks[benchmark]
-        images, per_image = int(rng.choice([6, 30, 90])), int(rng.choice([1, 2]))
+        images, per_image = int(rng.choice([1, 2, 5, 30] if self.odd else [6, 30, 90])), int(rng.choice([1, 2]))
         difficulty = rng.random(images * per_image)
         equal_seeds, chance, mllm = rng.random() < 0.2, rng.random() < 0.4, rng.random() < 0.5
         first: list[np.ndarray] = []
         for model in self.models:
-            kind = str(rng.choice([*KINDS], p=[*KINDS.values()])) if self.shape == "any" else "usual"
+            kinds = ODD if self.odd else KINDS
+            kind = str(rng.choice([*kinds], p=[*kinds.values()])) if self.shape == "any" else "usual"
+            spread = float(rng.choice([0.01, 0.04, 0.3])) if self.odd else 0.04
             skill, gain = float(rng.choice([0.2, 0.45, 0.5, 0.55, 0.85])), float(rng.choice([0.0, 0.3], p=[0.3, 0.7]))
             if self.shape == "mixed":
                 kind, skill = "copy", 0.5
@@ -95,27 +105,29 @@ class World:
                 kind = "copy"
             own: list[np.ndarray] = []
             for seed in range(self.num_seeds):
-                scores = (difficulty < skill + rng.normal(0, 0.04)) ^ (rng.random(len(difficulty)) < 0.1)
+                scores = (difficulty < skill + rng.normal(0, spread)) ^ (rng.random(len(difficulty)) < 0.1)
                 scores = scores.astype(float) * (1.0 if label != "CIDEr" else rng.random(len(difficulty)) * 2)
                 if kind == "copy" and first:
                     scores = first[min(seed, len(first) - 1)]
                 if kind == "all equal":
-                    scores = np.full(len(difficulty), 0.5 if skill < 0.5 else 1.0)
+                    ends = (0.0, 1.0) if self.odd else (0.5, 1.0)
+                    scores = np.full(len(difficulty), ends[0] if skill < 0.5 else ends[1])
                 if kind in {"part", "single"} or (kind == "one seed's part" and seed):
-                    end = 1 if kind == "single" else len(scores) // 2
+                    end = 1 if kind == "single" else max(1, len(scores) // 2)
                     scores = np.where(np.arange(len(scores)) < end, scores, np.nan)
                 if own and (equal_seeds or not self.trained[model]):
                     scores = own[0]
                 own.append(scores)
                 row = self.row_name(model, seed)
-                if kind == "missing" or (kind == "one seed left" and seed):
+                lacks = kind == "some seeds" and rng.random() < 0.5
+                if kind == "missing" or (kind == "one seed left" and seed) or lacks:
                     self.outcomes[row, benchmark] = MissingValue(kind="missing", reason=NOT_RUN)
                     continue
                 frame = pd.DataFrame(
                     {"item": [f"{'other ' * (kind == 'items')}{place}" for place in range(len(scores))]}
                 )
                 frame["image"] = [f"image {place // per_image}" for place in range(len(scores))]
-                frame["category"], frame["hit"] = "", scores
+                frame["category"], frame["hit"] = "", scores * (100 if label == "points" else 1)
                 how = "other" if kind == "protocol" else "main"
                 result = self._result(row, benchmark, frame, how, chance, gain if mllm else None)
                 self.outcomes[row, benchmark] = result
@@ -130,6 +142,7 @@ class World:
             columns=("hit",),
             higher_is_better=LABELS[label],
             aggregation="mean_of_scores" if label == "CIDEr" else "mean",
+            **({"scale": 1.0, "most": 100.0} if label == "points" else {}),
         )
         levels = {"chance": {"hit": np.full(len(frame), 0.5)}} if chance and label == "accuracy" else {}
         metric = compute_metric(frame, spec, baselines=levels)
@@ -157,7 +170,7 @@ class World:
                 encoder=model,
                 seed=seed if self.num_seeds > 1 else None,
                 baseline=self.row_name(self.baseline, seed) if self.baseline and model != self.baseline else None,
-                artifacts={"encoder": f"encoders/{self.row_name(model, seed)}"} if self.trained[model] else {},
+                artifacts={"encoder": "e", "llava": "l"} if self.trained[model] else {},
             )
             for model in self.models
             for seed in range(self.num_seeds)
@@ -200,6 +213,15 @@ class Truth:
     def ranked(self, benchmark: str) -> bool:
         return LABELS[self.world.benchmarks[benchmark]] is not None
 
+    def scale(self, benchmark: str) -> float:
+        return 1.0 if self.world.benchmarks[benchmark] == "points" else 100.0
+
+    def has_interval(self, model: str, benchmark: str) -> bool:
+        each = self.measured[model, benchmark]
+        if each.scores is None:
+            return False
+        return scores_interval(each.scores, self.noise[benchmark, each.group]).low is not None
+
     def sign(self, benchmark: str) -> int:
         return -1 if LABELS[self.world.benchmarks[benchmark]] is False else 1
 
@@ -222,15 +244,16 @@ class Truth:
         for model in world.models:
             own = [results[row] for seed in range(world.num_seeds) if (row := world.row_name(model, seed)) in results]
             if own:
-                yield model, self._measured(model, own, int(own[0].protocol["prompt"] != main))
+                group = int(own[0].protocol["prompt"] != main)
+                yield model, self._measured(model, own, group, self.scale(benchmark))
 
-    def _measured(self, model: str, results: list[Result], group: int) -> Measured:
+    def _measured(self, model: str, results: list[Result], group: int, scale: float) -> Measured:
         rows = tuple(each.model_name for each in results)
         frames = [self.world.frames[each.path].sort_values("item") for each in results if each.path]
-        value = 100 * float(np.mean([np.nanmean(frame["hit"]) for frame in frames]))
+        value = scale * float(np.mean([np.nanmean(frame["hit"]) for frame in frames]))
         if not self.world.trained[model]:
             frames = frames[:1]
-        by_row = {row: 100 * float(np.nanmean(frame["hit"])) for row, frame in zip(rows, frames, strict=False)}
+        by_row = {row: scale * float(np.nanmean(frame["hit"])) for row, frame in zip(rows, frames, strict=False)}
         missing = frames[0]["hit"].isna().to_numpy()
         if any((frame["hit"].isna() != missing).any() for frame in frames):
             return Measured(
@@ -244,12 +267,13 @@ class Truth:
             values.append(np.nanmean(hit))
             each = np.where(missing, 0.0, hit - values[-1]) / (~missing).sum()
             influence.append(np.bincount(owner, each, len(images)))
-        inside = all(np.nanmax(frame["hit"]) <= 1 for frame in frames)
+        most = 100.0 / scale
+        inside = all(np.nanmax(frame["hit"]) <= most for frame in frames)
         bounded = inside and results[0].metrics["m"].aggregation == "mean"
         scores = Scores(
             values=np.array(values), influence=np.array(influence), enters=np.bincount(owner, ~missing) > 0,
             items=np.array(items[0], dtype=object), trained=self.world.trained[model] and self.world.num_seeds > 1,
-            largest=1.0 if bounded else None,
+            largest=most if bounded else None,
         )  # fmt: skip
         return Measured(
             group=group, value=value, scores=scores, items=items, seeds=len(frames), rows=rows, by_row=by_row
@@ -265,7 +289,7 @@ class Truth:
         one, other = (self.measured.get((model, benchmark)) for model in (first, second))
         if one is None or other is None or one.group != other.group or one.items != other.items:
             return False
-        return not self.unknown_noise(benchmark, (first, second))
+        return self.has_interval(first, benchmark) and self.has_interval(second, benchmark)
 
     def factor(self, benchmark: str, pair: Pair) -> float:
         """Of a p-value: half the number of models of which the top one was chosen, unless the pair was planned."""

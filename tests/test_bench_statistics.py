@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from benchmarks.results.aggregation import AGGREGATIONS
 from benchmarks.results.noise import TrainingNoise
@@ -259,6 +260,9 @@ def test_holm_by_hand():
     assert holm_correction([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm_correction([0.5, 0.9]) == pytest.approx([1.0, 1.0])
     assert holm_correction([]) == []
+    for seed in range(20):
+        raw = np.random.default_rng(seed).choice([0.001, 0.004, 0.01, 0.02, 0.3, 1.0], 1 + seed)
+        assert holm_correction(raw.tolist()) == pytest.approx(multipletests(raw, method="holm")[1].tolist())
 
 
 def test_thumbnails_are_of_few_evenly_spaced_images_once_each():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import json
 import re
 import shutil
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from bench_reader import evaluate
 from bench_world import write_images, write_lines
-from report_material import items_table, put_result, rendered
+from report_material import edit, items_table, put_result, rendered
 from report_study import SHARES, STUDY, record_study, section, write_study
 from scipy import stats
 
@@ -126,7 +127,7 @@ def test_equal_seeds_have_an_unknown_variance_and_no_test(tmp_path):
     assert not re.search("evaluated once|items have the same score|and the seed variance", text)
     reason = "the seeds of every model with several seeds have equal scores"
     assert f"Reason: {reason}: their variance is unknown." in text
-    assert f"No test on retrieval T→I R@1: {reason}, so the seed variance is unknown (" in text
+    assert f"No test on retrieval T→I R@1, because {reason}: their variance is unknown (" in text
     for file in (tmp_path / "out").glob("results/*-s[12]/*.json"):
         file.unlink()
     text = " ".join(build_report(tmp_path / "out").notes)  # one seed of each
@@ -134,12 +135,17 @@ def test_equal_seeds_have_an_unknown_variance_and_no_test(tmp_path):
     assert "do not include seed variance" in text
 
 
-def test_a_model_of_which_one_seed_is_left_has_the_training_noise_of_the_others(study, tmp_path):
-    """Its only seed stood in a cache as a pretrained model, and its interval was over images only."""
+@pytest.mark.parametrize("path", ["encoders/whole-s1", "elsewhere/renamed", ""])
+def test_a_model_of_which_one_seed_is_left_has_the_training_noise_of_the_others(study, tmp_path, path):
+    """Its only seed stood in a cache as a pretrained model, and its interval was over images only; so did one whose
+    directory has another name since the study.
+    """
     copied = tmp_path / "study"
     shutil.copytree(study, copied)
     for seed in (0, 2):
         (copied / "results" / f"whole-s{seed}" / "retrieval.json").unlink()
+    left = copied / "results/whole-s1/retrieval.json"
+    edit(left, model={**json.loads(left.read_text())["model"], "path": path})
     built = build_report(copied)
 
     def scores(*shares: float) -> Scores:
@@ -150,6 +156,8 @@ def test_a_model_of_which_one_seed_is_left_has_the_training_noise_of_the_others(
     models = {name: scores(*shares) for name, shares in {**SHARES, "whole": (0.25,)}.items()}
     noise = training_noise([*models.values()])
     assert noise.of(models["whole"]) > 0
+    assert [cell.row for cell in built.table.scores if "1 seed: most of" in cell.caution] == ["whole"]
+    assert re.search(r"Few seeds: .* in about \d+ % with 1 seed \(whole\)", " ".join(built.notes))
     cells = {cell.row: cell for cell in built.table.scores}
     interval = scores_interval(models["whole"], noise)
     assert (cells["whole"].ci_low, cells["whole"].ci_high) == pytest.approx((100 * interval.low, 100 * interval.high))

@@ -140,7 +140,7 @@ class ComparisonLine:
         if self.kind == UNCHANGED:
             return "unchanged: the same model"
         if self.kind == INCOMPARABLE or delta is None:
-            untested = "no test: the models do not have scores for the same items, or the metric needs more than them"
+            untested = "no test: the models do not have scores for the same items, or one has no interval"
             return INCOMPARABLE if self.kind == INCOMPARABLE else untested
         if not delta.significant or not ranked:
             return "significantly different" if delta.significant else "not significant"

@@ -26,15 +26,8 @@ from benchmarks.report.figures import FigureSet
 from benchmarks.report.table import ALPHA, UNCREDITED, Cell, Column, Table
 from benchmarks.results.formatting import format_number, join_or_count, join_with_and
 from benchmarks.results.item_scores import comparable
-from benchmarks.results.noise import (
-    Scores,
-    average_scores,
-    difference_estimate,
-    metric_estimate,
-    p_values,
-    training_noise,
-)
-from benchmarks.results.statistics import holm_correction
+from benchmarks.results.noise import Scores, average_scores, p_values, training_noise
+from benchmarks.results.statistics import average_difference, holm_correction, scores_interval
 
 _MIN_BENCHMARKS = 2
 _PER_CENT = 100.0
@@ -221,21 +214,20 @@ def _averages(table: Table, cells: dict[str, list[Cell]]) -> tuple[dict[str, Int
     noise = training_noise([known[row] for row in distinct.values()] if table.seeds else [])
     averages = {}
     for row, found in known.items():
-        low, high, reason = math.nan, math.nan, "the seeds of every model with several seeds have equal averages"
-        if not (noise.without_spread and found.trained):
-            low, high = metric_estimate(found, noise).interval()
-            reason = "its scores do not vary over the images" if math.isnan(low) else ""
-        if found.largest is not None and not math.isnan(low):  # the mean of the bounds of all scores
-            low, high = max(0.0, low), min(found.largest, high)
+        without = [cell.column.benchmark for cell in cells[row] if cell.ci_low is None]
+        interval = scores_interval(found, noise)
+        reason = f"its score on {without[0]} has none" if without else interval.reason
+        ends = (math.nan, math.nan) if reason else (interval.low, interval.high)
+        low, high = (math.nan if end is None else end for end in ends)
         averages[row] = Interval(value=found.value, low=low, high=high, no_interval=reason)
-    pairs = [
-        (first, second)
+    estimates = {
+        frozenset({first, second}): estimate
         for first, second in itertools.combinations(distinct.values(), 2)
-        if all(comparable(one.evidence, other.evidence) for one, other in zip(cells[first], cells[second], strict=True))
-        and not (noise.without_spread and (known[first].trained or known[second].trained))
-    ]
-    raw = p_values([difference_estimate(known[first], known[second], noise) for first, second in pairs])
-    corrected = dict(zip(map(frozenset, pairs), holm_correction(raw.tolist()), strict=True))
+        if not (averages[first].no_interval or averages[second].no_interval)
+        and all(comparable(one.evidence, two.evidence) for one, two in zip(cells[first], cells[second], strict=True))
+        and (estimate := average_difference(known[first], known[second], noise)) is not None
+    }
+    corrected = dict(zip(estimates, holm_correction(p_values([*estimates.values()]).tolist()), strict=True))
     return averages, {
         frozenset({first, second}): corrected[pair]
         for first, second in itertools.combinations(known, 2)
@@ -277,9 +269,10 @@ def _average_scores(cells: Sequence[Cell]) -> Scores | None:
 def _mean_rank(table: Table, columns: Sequence[Column], place: int) -> Interval:
     """Mean over benchmarks of a model's rank; models of equal score share the mean of their ranks.
 
-    Without a test of every pair it has no interval.
+    Without a test of every pair, or an interval of every score, it has no interval.
     """
     values, lows, highs = [], [], []
+    known = all(cell.ci_low is not None for column in columns for cell in column.cells)
     for column in columns:
         own = column.cells[place]
         sign = 1 if column.higher_is_better else -1
@@ -292,7 +285,7 @@ def _mean_rank(table: Table, columns: Sequence[Column], place: int) -> Interval:
         values.append(1 + sum(gap > 0 for gap, _ in gaps) + sum(gap == 0 for gap, _ in gaps) / 2)
         lows.append(1 + sum(gap > 0 and differs for gap, differs in gaps))
         highs.append(1 + len(gaps) - sum(gap < 0 and differs for gap, differs in gaps))
-    if not table.all_pairs:
+    if not table.all_pairs or not known:
         return Interval(value=fmean(values))
     return Interval(value=fmean(values), low=fmean(lows), high=fmean(highs))
 

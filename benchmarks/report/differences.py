@@ -66,7 +66,7 @@ def compare_models(
             if one is two or test in untestable:
                 continue
             if test not in estimates and one.evidence and two.evidence and comparable(one.evidence, two.evidence):
-                if one.noise.without_spread and (one.evidence.trained or two.evidence.trained):
+                if one.ci_low is None or two.ci_low is None:
                     untestable[test] = one, two
                 else:
                     estimates[test] = difference_estimate(one.evidence, two.evidence, one.noise)

@@ -105,10 +105,9 @@ class ReportSource:
                 yield row.name, other
 
     def is_trained(self, row: str, result: Result) -> bool:
-        """Whether the study trained the model of a row's result."""
-        path = str(result.model.get("path", ""))
+        """Whether the study trained the model of a row's result, whose directory may have another name since."""
         artifacts = next(each.artifacts for each in self.rows if each.name == row)
-        return any(path.endswith(artifact) for artifact in artifacts.values())
+        return ("llava" if measures_llava(result) else "encoder") in artifacts
 
     def protocol_groups(self, results: Mapping[str, Result]) -> dict[str, int]:
         """Model → protocol group.

@@ -106,7 +106,9 @@ MEASURES: tuple[Measure | Callable[[Table], Iterator[Measure]], ...] = (
     Measure(name="ci_low", value=lambda cell: cell.ci_low, of_score=True),
     Measure(name="ci_high", value=lambda cell: cell.ci_high, of_score=True),
     Measure(text=lambda cell: cell.margin, formats=("markdown", "latex", "terminal")),
-    Measure(text=lambda cell: cell.interval, heading="95 % interval, {cell.n} items", formats=("page",)),
+    Measure(
+        text=lambda cell: cell.interval, heading="95 % interval, {cell.n} items; {cell.caution}", formats=("page",)
+    ),
     Measure(name="n", value=lambda cell: cell.n or None, dtype="Int64"),
     Measure(
         name="n_full", dtype="Int64",
@@ -132,7 +134,11 @@ MEASURES: tuple[Measure | Callable[[Table], Iterator[Measure]], ...] = (
     Measure(
         name="notes",
         value=lambda cell: "; ".join(
-            [*cell.protocol_differences, *(["measured elsewhere"] * cell.measured_elsewhere)]
+            [
+                *cell.protocol_differences,
+                *(["measured elsewhere"] * cell.measured_elsewhere),
+                *filter(None, [cell.caution]),
+            ]
         ) or None,
     ),
     Measure(name="resolution", value=_of_input("resolution"), dtype="Int64"),
@@ -144,7 +150,7 @@ MEASURES: tuple[Measure | Callable[[Table], Iterator[Measure]], ...] = (
 def cell_texts(cell: Cell, shown_in: TextFormat) -> list[tuple[str, str]]:
     """Heading and text of what a format shows next to a cell's number."""
     own = [each for each in MEASURES if isinstance(each, Measure) and shown_in in each.formats]
-    return [(each.heading.format(cell=cell), text) for each in own if (text := each.text(cell))]
+    return [(each.heading.format(cell=cell).removesuffix("; "), text) for each in own if (text := each.text(cell))]
 
 
 def score_frame(table: Table, model_ids: Mapping[str, str] | None = None) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from benchmarks.report.load_results import OTHER_KIND, MissingValue, ReportSource
-from benchmarks.report.table import ALPHA, ELSEWHERE, UNCREDITED, Cell, Column, Table
+from benchmarks.report.table import ALPHA, ELSEWHERE, IF_SEEDS_VARY_MORE, UNCREDITED, Cell, Column, Table
 from benchmarks.report.training_settings import TrainingSettings, diff_training, training_of_result
 from benchmarks.results.formatting import (
     MAX_TEXT_CHARS,
@@ -175,8 +175,22 @@ def _about_intervals(table: Table) -> Iterator[str]:
     if "included" in kinds:
         lines.append(
             "The 95 % intervals of trained models include the variance over the benchmark's images and the seed "
-            "variance, half a model's own and half that of all trained models of a column."
+            "variance, half a model's own and half that of all trained models of a column, or only its own if that is "
+            "larger by an F test at 10 %."
         )
+        few: dict[int, dict[str, None]] = {}  # seeds → models
+        for cell in with_interval:
+            if cell.caution and cell.evidence is not None:
+                few.setdefault(cell.evidence.num_seeds, {})[cell.row] = None
+        if few:
+            shares = [
+                f"{IF_SEEDS_VARY_MORE[seeds]} % with {seeds} seed{'s' if seeds > 1 else ''} ({join_row_names(rows)})"
+                for seeds, rows in sorted(few.items())
+            ]
+            lines.append(
+                "Few seeds: if the trainings of a model vary three times as much as those of the others, its intervals "
+                f"cover the truth in about {join_with_and(shares)}."
+            )
         if "none" in kinds:
             lines.append("A pretrained model is evaluated once, and its interval is over images only.")
     elif with_interval:
@@ -191,14 +205,12 @@ def _about_intervals(table: Table) -> Iterator[str]:
         unknown += [column.title] if all_of_column else [f"{row} on {column.title}" for row in rows]
     if unknown:
         yield f"No seed variance is known on {join_with_and(unknown)}: intervals and tests are over images only."
-    untestable: dict[str, list[str]] = {}
+    untestable: dict[tuple[str, str], list[str]] = {}
     for first, second in table.untestable:
-        untestable.setdefault(first.column.title, []).append(f"{first.row} and {second.row}")
-    for title, pairs in untestable.items():
-        yield (
-            f"No test on {title}: the seeds of every model with several seeds have equal scores, so the seed variance "
-            f"is unknown ({join_or_count(pairs, 'pairs')})."
-        )
+        reason = next(cell.no_interval for cell in (first, second) if cell.ci_low is None)
+        untestable.setdefault((first.column.title, reason), []).append(f"{first.row} and {second.row}")
+    for (title, reason), pairs in untestable.items():
+        yield f"No test on {title}, because {reason} ({join_or_count(pairs, 'pairs')})."
     unknown_on: dict[str, list[str]] = {}  # models → metrics
     order = [row.name for row in table.rows]
     for sets in table.other_items:
@@ -326,7 +338,7 @@ def _about_gains(table: Table) -> Iterator[str]:
         if cell.by_seed and not cell.gains and all(stored):
             yield (
                 f"{cell.row} on {cell.column.title} has no gain over blind: the blind runs of its seeds do not cover "
-                "the same items, or the items are missing."
+                "the same items, the items are missing, or the variance over the seeds is unknown."
             )
 
 
@@ -380,7 +392,7 @@ def column_components(table: Table) -> dict[Column, Components]:
     """
     found = {}
     for column in table.columns:
-        cells = [cell for cell in column.cells if cell.value is not None and cell.group == 0]
+        cells = [cell for cell in column.cells if cell.ci_low is not None and cell.group == 0]
         scores: dict[str, Scores] = {cell.row: cell.evidence for cell in cells if cell.evidence is not None}
         enough = MIN_VARIANCE_RATIO * max((each.image_variance for each in scores.values()), default=0.0)
         inside = {row: each for row, each in scores.items() if each.image_variance >= enough > 0}

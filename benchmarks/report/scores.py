@@ -279,13 +279,18 @@ def _model(cell: Cell) -> tuple[str, ...]:
 def set_gains(table: Table, items: ItemScores) -> None:
     """Compute the gain over each kind of blind run, over images and, with several seeds, training runs."""
     for column in table.columns:
-        measured = [cell for cell in column.cells if cell.value is not None]
+        # the gains of trainings have a variance of their own, others are as unsure as their score
+        trained = {cell for cell in column.cells if cell.evidence is not None and cell.evidence.trained}
+        measured = [cell for cell in column.cells if cell.ci_low is not None or cell in trained]
         pairs = {cell: items.gains(cell.results, cell.metric, single_training=cell.trained) for cell in measured}
+        unknown = set[Cell]()  # the variance over its seeds
         for kind in BLIND_KINDS:
             gains = {
                 cell: gain_of(each[kind].sighted, each[kind].blind) for cell, each in pairs.items() if kind in each
             }
             noise = training_noise([gains[cell] for cell in gains if pairs[cell][kind].sighted.trained])
+            few = {cell for cell in gains if gains[cell].enters.sum() < 2}
+            unknown |= {cell for cell in trained & {*gains} if noise.without_spread or cell in few}
             for cell in measured:
                 if cell in gains:
                     pair, found = pairs[cell][kind], compare_with_blind(gains[cell], noise)
@@ -301,3 +306,5 @@ def set_gains(table: Table, items: ItemScores) -> None:
                 names = ("sighted", "blind", "ci_low", "ci_high", "min_detectable")
                 gain = BlindGain(**dict(zip(names, scaled, strict=True)), p_value=p_value, n=n)
                 column.gains.setdefault(cell, {})[kind] = gain
+        for cell in unknown:
+            column.gains.pop(cell, None)

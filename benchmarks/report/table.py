@@ -38,6 +38,9 @@ RankMark = Literal["best", "tied", ""]
 UNCREDITED = "‡"
 ELSEWHERE = "§"
 NOT_RUN = "not run"
+IF_SEEDS_VARY_MORE = {1: 45, 2: 80, 3: 90}
+"""Seeds of a model whose standard deviation over trainings is three times that of five others → % of its intervals that
+cover the truth, where images add nothing (``scripts/check_statistics.py --part seeds``)."""
 _MAX_ASYMMETRY = 0.25  # difference of the two sides of an interval that is still shown as ±, relative to its width
 
 
@@ -246,6 +249,18 @@ class Cell:
         return "none" if not self.evidence.trained else "included" if self.noise.degrees > 0 else "unknown"
 
     @property
+    def caution(self) -> str:
+        """How the interval fails if the model's trainings vary more than those of others; empty if it has own noise."""
+        if self.seed_variance != "included" or self.evidence is None or not self.noise.borrows(self.evidence):
+            return ""
+        seeds = self.evidence.num_seeds
+        many = f"{seeds} seeds" if seeds > 1 else "1 seed"
+        return (
+            f"{many}: most of the seed variance is that of other models; if its standard deviation is three times "
+            f"theirs, such intervals cover the truth in about {IF_SEEDS_VARY_MORE[seeds]} % of cases, not 95"
+        )
+
+    @property
     def measured_elsewhere(self) -> bool:
         """Whether it was imported."""
         return bool(self.results and self.results[0].measured_elsewhere)
@@ -282,11 +297,7 @@ class Cell:
         """Whether its interval is above all trivial baselines; None without an interval or known chance level."""
         if gains := self.column.over_another_image:
             (gain,) = (cell for cell in gains.cells if cell.row == self.row)
-            if self.group or gain.value is None:
-                return None
-            if gain.ci_low is None:  # equal in all images, or there is one
-                return None if gain.value > 0 else False
-            return gain.ci_low > 0
+            return None if self.group or gain.ci_low is None else gain.ci_low > 0
         levels, better = self.column.chance_levels.values(), self.column.higher_is_better
         if not levels or self.group or self.ci_low is None or self.ci_high is None or better is None:
             return None
@@ -450,7 +461,7 @@ class Table:
         comparisons: number of tests behind the marks and differences.
         all_pairs: whether every pair of models of a ranked column was tested.
         seeds: number of seeds that the values are means over; 0 without several seeds.
-        untestable: pairs of cells without a test, since the seeds of every trained model have equal scores.
+        untestable: pairs of cells with the same items and without a test, since one of them has no interval.
         other_items: for each ranked column and protocol whose models do not have scores for the same items, the sets of
             cells that do; only cells of one set are tested against each other.
         tested: pair of cells → their difference, of all tests.

@@ -47,7 +47,7 @@ class ItemTable:
     images: np.ndarray
 
     @staticmethod
-    def of(frame: pd.DataFrame, benchmark: str = "", shared: ItemTable | None = None) -> ItemTable:
+    def of(frame: pd.DataFrame, benchmark: str, shared: ItemTable | None) -> ItemTable:
         """The table of a benchmark's items; those of models with the same items share the names of ``shared``."""
         frame = frame.sort_values("item")
         image = frame["image"].astype(str)
@@ -68,7 +68,10 @@ class Measured(NamedTuple):
 
 def measure(items: pd.DataFrame, formula: str, columns: Sequence[str], *, most: float | None) -> Measured:
     """A metric of one table of items; the arguments are those of `image_scores`."""
-    found = _scores([ItemTable.of(items)], formula, columns, most=most, trained=False)
+    image = items["image"].astype(str).to_numpy(dtype=object)
+    clusters = np.unique(image, return_inverse=True)[1]
+    table = ItemTable(items, items["item"].to_numpy(dtype=object), clusters, image)  # neither sorted nor shared
+    found = _scores([table], formula, columns, most=most, trained=False)
     return Measured(found, scores_interval(found, TrainingNoise()))
 
 

@@ -7,7 +7,8 @@ The estimate of a metric, or of the difference of two models, has an error of tw
   from the kurtosis (Satterthwaite). The tail probability is the larger one of Student's t before and after Hall's
   transformation, which removes skewness (Journal of the Royal Statistical Society B 54, 1992);
 - training: the variance over seeds, half the model's own and half that of all trained models of the metric, relative to
-  their variances due to images. Its few degrees of freedom follow from how unequal the models' variances are.
+  their variances due to images; the model's own alone if it is significantly larger than that of the others. Its few
+  degrees of freedom follow from how unequal the models' variances are.
 
 Their sum has the Behrens–Fisher distribution: many degrees of freedom for the images, few for training.
 
@@ -28,6 +29,8 @@ ALPHA = 0.05
 POWER = 0.8
 _NODES = 301  # of the integral over the training variance
 _ROUNDING = 1e-9
+_FEW = 2  # degrees of freedom of a variance over seeds
+_STANDS_ALONE = 0.1  # level of the F test by which a model's variance over seeds is larger than that of the others
 MIN_VARIANCE_RATIO = 0.25  # to the largest image variance of a metric; models with less are near an end of the scale
 
 
@@ -50,6 +53,7 @@ class Scores:
         spread: the variance over the model's seeds, relative to that of all models, averaged over a table's metrics
             (`TrainingNoise.relative_spread`); None with a single one.
         largest: the maximum of a bounded metric, whose minimum is 0; None for an unbounded one.
+        parts: of an average, the weight and the scores of each metric in it.
         linear: whether the metric is a mean over items.
     """
 
@@ -65,6 +69,7 @@ class Scores:
     spread: float | None = None
     largest: float | None = None
     linear: bool = True
+    parts: tuple[tuple[float, Scores], ...] = ()
 
     @property
     def num_seeds(self) -> int:
@@ -137,7 +142,9 @@ class TrainingNoise:
     """Variance over training runs, from the trained models of a metric.
 
     With three seeds a model's own variance is a poor estimate, and the mean of all models is wrong for one whose
-    trainings differ more than those of others. Half of each holds the error rates in both cases.
+    trainings differ more than those of others. Half of each holds the error rates in both cases, up to three times as
+    large standard deviations. A model whose variance is significantly larger (an F test at 10 %) stands alone, with its
+    own variance and degrees of freedom, unless it has most of all degrees of freedom.
 
     Args:
         variance: of one run's value without seed–image interaction, for a model with image variance
@@ -164,7 +171,10 @@ class TrainingNoise:
     def of(self, scores: Scores) -> float:
         """Variance of a model's mean over seeds due to training, with the model's seed–image interaction."""
         variance = scores.interaction + self.variance * self._scale(scores)
-        if (own := self._own_spread(scores)) is not None:
+        own = self._own_spread(scores)
+        if own is not None and self._stands_alone(scores, own):
+            variance = max(scores.interaction, own * self._scale(scores))
+        elif own is not None:
             variance = max(scores.interaction, (variance + own * self._scale(scores)) / 2)
         return variance / scores.num_seeds
 
@@ -175,19 +185,25 @@ class TrainingNoise:
         """
         if not self._is_pooled(scores) or not self._mean_spread:
             return None
-        return float(scores.values.var(ddof=1)) / self._scale(scores) / self._mean_spread
+        return self._raw_spread(scores) / self._mean_spread
 
     def degrees_of(self, weights: Sequence[float], models: Sequence[Scores]) -> float:
         """Degrees of freedom of the variance of a weighted sum of models, by Satterthwaite's formula.
 
         The formula's own correction for few degrees of freedom (Welch, Biometrika 34, 1947) is left out for two models,
-        where it is too liberal, and approached with their number.
+        where it is too liberal, and approached with their number. A model that stands alone limits them to its own by
+        its share, since the formula is too liberal where a part with few has most of the variance.
         """
         trained = [(weight, scores) for weight, scores in zip(weights, models, strict=True) if scores.trained]
         few = max(0.0, 2 - 4 / len(self.spreads))
-        shared, own = 0.0, []
+        shared, own, alone = 0.0, [], []
         for weight, scores in trained:
             share, spread = weight**2 / scores.num_seeds * self._scale(scores), self._own_spread(scores)
+            if spread is not None and self._stands_alone(scores, spread):
+                few = 0.0
+                own.append((share, spread, scores))
+                alone.append((share * spread, scores.num_seeds - 1))
+                continue
             shared += share if spread is None else share / 2
             own += [] if spread is None else [(share / 2, spread, scores)]
         total = shared * self._mean_spread + sum(share * spread for share, spread, _ in own)
@@ -199,7 +215,8 @@ class TrainingNoise:
             degrees, part = scores.num_seeds - 1, shared * (scores.num_seeds - 1) / self.degrees
             squares += (share**2 + 2 * share * part) * spread**2 / (degrees + few)
         found = total**2 / squares - few if squares else self.degrees
-        return round(min(max(found, min(self.seed_degrees)), self.degrees), 1)
+        limits = [degrees * total / part for part, degrees in alone]
+        return round(min([max(found, min(self.seed_degrees)), self.degrees, *limits]), 1)
 
     @property
     def _mean_spread(self) -> float:
@@ -212,11 +229,31 @@ class TrainingNoise:
         several = scores.trained and scores.num_seeds > 1 and _differ(scores)
         return several and scores.image_variance >= self.smallest
 
+    def borrows(self, scores: Scores) -> bool:
+        """Whether most of a model's variance over seeds is that of others, since its few seeds hardly show its own."""
+        own = scores.num_seeds - 1
+        if not scores.trained or own > _FEW or self.degrees - own <= own:
+            return False
+        spread = self._own_spread(scores)
+        return spread is None or not self._stands_alone(scores, spread)
+
+    def _stands_alone(self, scores: Scores, spread: float) -> bool:
+        """Whether a model's variance over seeds, in the unit of ``spreads``, is that of this model alone."""
+        own = scores.num_seeds - 1
+        others = self.degrees - own
+        if others <= own:  # of two models with equally many seeds Welch's test holds the error rates
+            return False
+        mean = (self.degrees * self._mean_spread - own * self._raw_spread(scores)) / others
+        return spread > _largest_ratio(own, others) * mean
+
+    def _raw_spread(self, scores: Scores) -> float:
+        return float(scores.values.var(ddof=1)) / self._scale(scores)
+
     def _own_spread(self, scores: Scores) -> float | None:
         """The variance over a model's seeds in the unit of ``spreads``, half of it from all metrics of a table."""
         if not self._is_pooled(scores):
             return None
-        own = float(scores.values.var(ddof=1)) / self._scale(scores)
+        own = self._raw_spread(scores)
         return own if scores.spread is None else (own + scores.spread * self._mean_spread) / 2
 
 
@@ -314,6 +351,7 @@ def average_scores(metrics: Sequence[Scores], scales: Sequence[float]) -> Scores
         trained=metrics[0].trained,
         largest=sum(largest) / count if len(largest) == count else None,
         linear=False,
+        parts=tuple((scale / count, scores) for scale, scores in zip(scales, metrics, strict=True)),
     )
 
 
@@ -433,6 +471,14 @@ def _tails(estimates: Sequence[Estimate], sizes: np.ndarray) -> np.ndarray:
         spread = np.sqrt((images + training / ratios) / (images + training))
         found[chosen] = 2 * stats.t.sf(sizes[chosen, None] / spread, image_degrees[chosen, None]) @ weights
     return found
+
+
+@functools.lru_cache(maxsize=1000)
+def _largest_ratio(own: int, others: int) -> float:
+    """Of two equal variances with these degrees of freedom, up to which an F test does not say that one is larger."""
+    from scipy import stats
+
+    return float(stats.f.isf(_STANDS_ALONE, own, others))
 
 
 @functools.lru_cache(maxsize=1000)

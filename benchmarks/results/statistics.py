@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.results.aggregation import AGGREGATIONS, Columns
 from benchmarks.results.noise import ALPHA as LEVEL
-from benchmarks.results.noise import Scores, TrainingNoise, difference_estimate, metric_estimate, p_values
+from benchmarks.results.noise import Estimate, Scores, TrainingNoise, difference_estimate, metric_estimate, p_values
 
 Z95 = 1.959963984540054
 _LARGEST_QUANTILE = 30.0  # of the normal distribution, in double precision
@@ -129,7 +129,7 @@ def scores_interval(scores: Scores, noise: TrainingNoise) -> ConfidenceInterval:
     A bounded metric has Wilson's interval with the *effective* sample size, the number of independent items with the
     same variance (Korn and Graubard, Survey Methodology 24, 1998). Other metrics have Student's with Hall's correction;
     the value is always inside, which a skewed metric's may exclude. If all items are equal there is no interval, except
-    for a proportion of 0 or 1.
+    for a proportion of 0 or 1. An average has that of its parts (`_average_interval`), and none if one has none.
     """
 
     def none(reason: str) -> ConfidenceInterval:
@@ -139,16 +139,20 @@ def scores_interval(scores: Scores, noise: TrainingNoise) -> ConfidenceInterval:
         return none("no item enters it")
     if noise.without_spread and scores.trained:
         return none("the seeds of every model with several seeds have equal scores: their variance is unknown")
+    if scores.parts:
+        return _average_interval(scores, noise)
     found = metric_estimate(scores, noise)
     no_variance = "a single image has no variance" if found.clusters < 2 else "the score does not vary over the images"
     if found.training_variance and found.clusters < 2:
         return none(no_variance)
     if scores.largest is not None:
-        # Wilson's interval accounts for skewness and kurtosis: the degrees of freedom must not do so again
-        found = dataclasses.replace(found, image_degrees=max(1.0, found.clusters - 1.0))
         ratio = min(1.0, max(0.0, scores.value / scores.largest))
         error = found.standard_error / scores.largest
         if error and ratio * (1 - ratio) > _ROUNDING:
+            # Wilson's interval accounts for the kurtosis of few hits, (1 - 3pq) / pq, not for that of uneven clusters
+            of_hits = (1 / (ratio * (1 - ratio)) - 4) / max(len(scores.items), found.clusters)
+            excess = max(2 / found.image_degrees - of_hits, 2 / max(1.0, found.clusters - 1.0))
+            found = dataclasses.replace(found, image_degrees=2 / excess)
             size, quantile = ratio * (1 - ratio) / error**2, min(_LARGEST_QUANTILE, found.quantile(1 - LEVEL))
             low, high = wilson_interval(ratio * size, size, quantile)
         elif ratio * (1 - ratio) <= _ROUNDING:
@@ -161,6 +165,81 @@ def scores_interval(scores: Scores, noise: TrainingNoise) -> ConfidenceInterval:
     else:
         (low, high), method = found.interval(), "student"
     return ConfidenceInterval(low=min(low, scores.value), high=max(high, scores.value), method=method)
+
+
+def _average_interval(scores: Scores, noise: TrainingNoise) -> ConfidenceInterval:
+    """95 % interval of an average over benchmarks.
+
+    The influences know no uncertainty of a benchmark that is all right or all wrong, and not that of one with few
+    items. Such a part has the margins of its own interval instead, and the squares of margins are added (MOVER: Zou
+    and Donner, Statistics in Medicine 27, 2008).
+    """
+    found = metric_estimate(scores, noise)
+    below, above = list[tuple[float, Estimate, float]](), list[tuple[float, Estimate, float]]()
+    for weight, part in scores.parts:
+        alone = metric_estimate(_over_images(part), TrainingNoise())
+        if _is_small(alone):
+            interval = scores_interval(_over_images(part), TrainingNoise())
+            if interval.low is None or interval.high is None:
+                return interval
+            below.append((weight, alone, part.value - interval.low))
+            above.append((weight, alone, interval.high - part.value))
+    sides = [_with_margins(found, parts) for parts in (below, above)]
+    low, high = (side.interval()[end] if side.standard_error else side.value for end, side in enumerate(sides))
+    if scores.largest is not None:
+        low, high = max(0.0, low), min(scores.largest, high)
+    return ConfidenceInterval(low=min(low, scores.value), high=max(high, scores.value), method="student")
+
+
+def average_difference(first: Scores, second: Scores, noise: TrainingNoise) -> Estimate | None:
+    """The average of one model minus that of another on the same items; None if a part has no interval.
+
+    The parts of `_average_interval` have the margins of their own differences, on the side of 0.
+    """
+    found = difference_estimate(first, second, noise)
+    parts = list[tuple[float, Estimate, float]]()
+    for (weight, one), (_, other) in zip(first.parts, second.parts, strict=True):
+        pair = _over_images(one), _over_images(other)
+        alone = difference_estimate(*pair, TrainingNoise())
+        if _is_small(alone):
+            between = compare(*pair, TrainingNoise())
+            if math.isnan(between.low):
+                return None
+            margin = between.value - between.low if found.value > 0 else between.high - between.value
+            parts.append((weight, alone, margin))
+    return _with_margins(found, parts)
+
+
+def _over_images(scores: Scores) -> Scores:
+    """The scores for the population of images alone: an average has a training noise of its own."""
+    return dataclasses.replace(scores, trained=False)
+
+
+def _is_small(found: Estimate) -> bool:
+    """Whether an interval may differ from what the standard error says, as of few images or at an end of the scale."""
+    return not found.standard_error or found.image_degrees < _FEW_DEGREES or abs(found.skewness) > _SKEWED
+
+
+def _with_margins(found: Estimate, parts: Sequence[tuple[float, Estimate, float]]) -> Estimate:
+    """An average's error with the margins of parts in place of their variances.
+
+    Args:
+        found: by the influences.
+        parts: weight, error by the influences, and margin of each.
+    """
+    if not parts:
+        return found
+    more = 0.0
+    for weight, alone, margin in parts:
+        of_few = _bessel(found.clusters) / _bessel(alone.clusters)  # the variance is here that among all images
+        more += weight**2 * ((margin / Z95) ** 2 - of_few * alone.image_variance)
+    # the margins account for skewness and few degrees of freedom
+    variance, degrees = max(0.0, found.image_variance + more), max(1.0, found.clusters - 1.0)
+    return dataclasses.replace(found, image_variance=variance, image_degrees=degrees, skewness=0.0)
+
+
+def _bessel(clusters: int) -> float:
+    return clusters / max(1, clusters - 1)
 
 
 def compare(first: Scores, second: Scores, noise: TrainingNoise) -> PairedDifference:
@@ -209,6 +288,9 @@ def _tango(difference: float, n: int) -> tuple[float, float]:
 
 def holm_correction(p_values: Sequence[float]) -> list[float]:
     """p-values corrected for multiple comparisons (Holm's step-down), in the given order."""
-    from statsmodels.stats.multitest import multipletests
-
-    return [float(value) for value in multipletests(p_values, method="holm")[1]] if len(p_values) else []
+    values = np.array(p_values, dtype=float)  # not statsmodels' function, which collects garbage in each call
+    order = np.argsort(values, kind="stable")
+    steps = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
+    corrected = np.empty(len(values))
+    corrected[order] = np.minimum(1.0, steps)
+    return [float(value) for value in corrected]
