@@ -212,8 +212,8 @@ def test_nothing_in_a_table_is_a_command_or_formula_of_others(nasty: Report, tmp
     assert (frame["significant"].dropna() == (frame["p_adjusted"].dropna() < 0.05)).all()
     put_result(tmp_path, "=cmd()", "gqa", items_table(0.5, benchmark="gqa"))
     formula = build_report(tmp_path)
-    assert "\n'=cmd()," in rendered(formula, "csv")
-    assert "\n'=cmd()," in rendered(formula, "wide")
+    assert '\n"\'=cmd()",' in rendered(formula, "csv")
+    assert '\n"\'=cmd()",' in rendered(formula, "wide")
 
 
 @pytest.mark.parametrize(

@@ -240,8 +240,14 @@ def _comment(text: str) -> str:
 
 
 def latex_text(text: str) -> str:
-    """Text escaped for pdflatex, on one line."""
-    return _encoder().unicode_to_latex(strip_control_chars(_one_line(text)))
+    r"""Text escaped for pdflatex, on one line, for any place of a table.
+
+    After ``\\`` or a rule of booktabs, LaTeX reads ``[`` and ``*`` as the start of an option, and pairs such as ``--``
+    as another character (a dash).
+    """
+    encoded: str = _encoder().unicode_to_latex(strip_control_chars(_one_line(text)))
+    encoded = _LIGATURE.sub("{}", encoded)
+    return f"{{{encoded[0]}}}{encoded[1:]}" if encoded[:1] in {"[", "*"} else encoded
 
 
 def _one_line(text: str) -> str:
@@ -250,19 +256,28 @@ def _one_line(text: str) -> str:
 
 @functools.cache
 def _encoder() -> Any:
-    from pylatexenc.latexencode import RULE_DICT, UnicodeToLatexConversionRule, UnicodeToLatexEncoder
+    from pylatexenc.latexencode import (
+        RULE_DICT,
+        UnicodeToLatexConversionRule,
+        UnicodeToLatexEncoder,
+        get_builtin_uni2latex_dict,
+    )
 
     special = {ord(character): latex for character, latex in _SPECIAL.items()}
-    cyrillic = {code: _code_point(chr(code)) for code in range(0x400, 0x530)}  # pdflatex's default font has none
-    rule = UnicodeToLatexConversionRule(RULE_DICT, special | cyrillic)
+    others = {code: _code_point(chr(code)) for code in get_builtin_uni2latex_dict() if not _PRINTED.match(chr(code))}
+    rule = UnicodeToLatexConversionRule(RULE_DICT, others | special)
     return UnicodeToLatexEncoder(
         conversion_rules=[rule, "defaults"], unknown_char_policy=_code_point, unknown_char_warning=False
     )
 
 
+_LIGATURE = re.compile(r"(?<=[-',`])(?=[-',`])|(?<=[?!])(?=`)")
 _SPECIAL = {
+    '"': r"\textquotedblright{}",  # pylatexenc's '' would be two apostrophes
     "\N{NARROW NO-BREAK SPACE}": r"\,",
     "\N{REPLACEMENT CHARACTER}": "?",
+    "‐": "-",
+    "‑": "-",
     "|": r"\textbar{}",
     "−": "$-$",
     "→": r"$\rightarrow$",  # text arrows need a font that is rarely installed as outlines
@@ -272,6 +287,8 @@ _SPECIAL = {
     "▲": r"$\bigtriangleup$",  # filled ones need amssymb
     "▼": r"$\bigtriangledown$",
 }
+_PRINTED = re.compile(r"[ -~\u00a0-\u0137\u0139-\u0148\u014a-\u017f\u0391-\u03c9–—‘’‚“”„†‡•…‰‹›€™←→↑↓↔≈≠≡≤≥∞∈∑√∂]")
+"""The characters that LaTeX prints without a package of symbols; others are printed as code points."""
 
 
 def _code_point(character: str) -> str:

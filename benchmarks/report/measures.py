@@ -6,6 +6,7 @@ as in papers: most are per cent.
 
 from __future__ import annotations
 
+import csv
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -291,7 +292,7 @@ def _csv(lines: Iterable[Mapping[str, object]]) -> str:
 
 
 def csv_text(frame: pd.DataFrame) -> str:
-    """A frame as CSV, safe to open in a spreadsheet; empty without lines."""
+    """A frame as CSV, texts in quotation marks, safe to open in a spreadsheet; empty without lines."""
 
     def safe(value: object) -> object:
         if not isinstance(value, str):
@@ -300,4 +301,4 @@ def csv_text(frame: pd.DataFrame) -> str:
         # a spreadsheet would run it as a formula
         return f"'{clean}" if value[:1] in {"=", "+", "-", "@", "\t", "\r"} else clean
 
-    return frame.map(safe).to_csv(index=False, lineterminator="\n") if len(frame) else ""
+    return frame.map(safe).to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC) if len(frame) else ""
