@@ -16,7 +16,7 @@ from PIL import Image
 
 from benchmarks.analysis.diff_command import explain
 from benchmarks.results.blind import BLIND_KINDS, IN_BLIND_RUN, add_blind_columns, is_credited
-from benchmarks.results.protocol import ranking_key
+from benchmarks.results.protocol import ranked_together
 from benchmarks.results.results import read_items, read_result, result_path
 from benchmarks.tasks.blind import blank_images, draw_sample, mean_color, other_images
 from benchmarks.tasks.evaluation import MetricSpec, compute_metric
@@ -80,7 +80,7 @@ def test_answers_without_the_image_are_stored_with_their_items(places, tmp_path,
     assert len(set(zip(own, shuffled, strict=True))) == 3  # one other image for all questions about an image
     plain = world.measure(tmp_path / "plain", dataclasses.replace(config, blind=()), llava=places / "llava")
     assert {name: dataclasses.replace(each, blind={}) for name, each in found.metrics.items()} == plain.metrics
-    assert ranking_key(plain.protocol) == ranking_key(found.protocol)
+    assert ranked_together(plain.protocol, found.protocol)
     assert plain.key != found.key
     lines = list(explain(plain, found))
     assert "Runs without the image, which do not change the score (A against B):" in lines

@@ -15,7 +15,7 @@ from fuzz_world import run
 from report_material import items_table, put_result, rendered
 
 from benchmarks.report.report import build_report
-from benchmarks.results.protocol import ranking_key
+from benchmarks.results.protocol import ranked_together
 from benchmarks.results.results import Result, read_result
 from benchmarks.tasks.data.classification_sets import load_classification_set
 from benchmarks.tasks.data.pair_sets import load_pair_set
@@ -109,7 +109,7 @@ def test_limit_is_stated_with_the_size_of_the_data(tmp_path: Path, monkeypatch, 
     assert "T→I R@1 100.0, I→T R@1 100.0, mean R@1 100.0 (4 of 6 images)" in said
     assert said.count(" images)") == 1
     older = {name: value for name, value in kinds["4"].protocol.items() if name != "full_size"}
-    assert ranking_key(kinds["4"].protocol) == ranking_key(older)
+    assert ranked_together(kinds["4"].protocol, older)
 
 
 def test_every_kind_of_data_knows_its_full_size(tmp_path: Path) -> None:

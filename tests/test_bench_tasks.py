@@ -64,6 +64,19 @@ def test_a_task_that_is_not_listed(llava, tmp_path, answers, monkeypatch):
     assert patched == [True, False]
 
 
+def test_mmvps_main_number_is_that_of_pairs(llava, tmp_path, answers):
+    """Both questions of a pair must be right, which guesses are in a quarter of the pairs."""
+    answers += ["A", "B", "A", "A", "B", "A"]
+    columns = {"Index": [*range(1, 7)], "Question": ["Which?"] * 6, "Options": ["(a) x (b) y"] * 6}
+    columns |= {"Correct Answer": ["(a)", "(b)"] * 3, "image": images()}
+    found = run(llava, tmp_path, "mmvp", columns, "train")
+    assert found.primary == ["mmvp_pair_accuracy"]
+    pairs, each = found.metrics["mmvp_pair_accuracy"], found.metrics["mmvp_accuracy"]
+    assert (pairs.value, pairs.n, each.value) == (1 / 3, 3, 0.5)
+    assert pairs.ci_low < 1 / 3 < pairs.ci_high
+    assert (pairs.chance_levels, each.chance_levels) == ({"chance": 0.25}, {"chance": 0.5})
+
+
 def test_no_point_in_six_questions_is_not_certainly_none_in_a_thousand(llava, tmp_path, answers):
     columns, split, *_ = TASKS["ocrbench"]
     answers += ["no"]

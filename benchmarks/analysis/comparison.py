@@ -18,9 +18,10 @@ from benchmarks.report.notes import unread_differences
 from benchmarks.report.scores import seed_tables, set_gains
 from benchmarks.report.table import Cell, Table
 from benchmarks.report.training_settings import TrainingDiff, diff_training, training_of_result
+from benchmarks.results.contradictions import contradictions
 from benchmarks.results.formatting import commit_text, join_with_and
 from benchmarks.results.item_scores import ItemScores
-from benchmarks.results.protocol import INPUT_PREFIX, describe_differences, name_one_sided, ranking_key
+from benchmarks.results.protocol import INPUT_PREFIX, describe_differences, name_one_sided, ranked_together
 from benchmarks.results.results import Result
 from benchmarks.study.study_record import EXCLUDED_FROM_BENCHMARK, RECORD_FILE, RowRecord
 from benchmarks.tasks.listing import parts
@@ -208,7 +209,7 @@ def _lines(table: Table, place: int) -> Iterator[ComparisonLine]:
             {name: value for name, value in result.protocol.items() if not name.startswith(INPUT_PREFIX)}
             for result in (first, second)
         ]
-        same_protocol = ranking_key(first.protocol) == ranking_key(second.protocol)
+        same_protocol = ranked_together(first.protocol, second.protocol)
         yield ComparisonLine(
             rows=(first.model_name, second.model_name),
             first=cells[0],
@@ -306,6 +307,12 @@ class Comparison:
             for title, lines in by_pair.items()
         }
 
+    def contradictions(self) -> Iterator[str]:
+        """A sentence for each number that differs although the model, the protocol and the answers do not."""
+        for line in {(line.rows, line.benchmark): line for line in self.lines if line.same_model}.values():
+            names = ("A", "B") if line.rows[0] == line.rows[1] else line.rows
+            yield from contradictions(dict(zip(names, (line.first.results[0], line.second.results[0]), strict=True)))
+
     def notes(self) -> list[str]:
         """The notes below the table: incomparable results, training differences, omissions, context, and tests."""
         incomparable = {
@@ -320,6 +327,7 @@ class Comparison:
         )
         return [
             *(f"{name} was measured under different settings: {why}." for name, why in incomparable.items()),
+            *self.contradictions(),
             *self._training_notes(),
             *(f"Not compared: {reason}." for reason in self.left_out),
             *self.context(),

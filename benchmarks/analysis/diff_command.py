@@ -9,8 +9,16 @@ from benchmarks.analysis.find_results import find_result
 from benchmarks.report.load_results import stale_results
 from benchmarks.report.table import Column
 from benchmarks.report.training_settings import diff_training, training_of_result
+from benchmarks.results.contradictions import contradictions
 from benchmarks.results.formatting import strip_control_chars
-from benchmarks.results.protocol import BLIND_PREFIX, INPUT_PREFIX, Protocol, describe_differences, ranking_key
+from benchmarks.results.protocol import (
+    BLIND_PREFIX,
+    INPUT_PREFIX,
+    Protocol,
+    describe_differences,
+    has_known_scorer,
+    ranked_together,
+)
 from benchmarks.results.results import Metric, Result
 
 
@@ -67,12 +75,16 @@ def explain(first: Result, second: Result) -> Iterator[str]:
     if harness:
         yield "Evaluation settings (A against B):"
         yield from (f"  {line}" for line in harness)
-    if ranking_key(first.protocol) != ranking_key(second.protocol):
+    for letter, result in (("A", first), ("B", second)):
+        if not has_known_scorer(result.protocol):
+            yield f"The scorer of {letter} is known by its version only ({result.protocol['scorer']}), not by its code."
+    if not ranked_together(first.protocol, second.protocol):
         yield "They are not ranked together: numbers of different protocols are shown, never compared."
     elif harness:
         yield "They are ranked together: the data are the same under different names of the split."
     else:
         yield "The evaluation settings are equal: they are ranked together."
+    yield from contradictions({"A": first, "B": second})
 
 
 def _about_model(first: Result, second: Result) -> Iterator[str]:

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from benchmarks.report.load_results import ReportSource
 from benchmarks.results.formatting import strip_control_chars
-from benchmarks.results.protocol import ranking_key
+from benchmarks.results.protocol import ranking_keys
 from benchmarks.results.results import Result, read_items
 from benchmarks.tasks.evaluation import first_per_image, hash_order
 
@@ -181,7 +181,9 @@ def answer_galleries(source: ReportSource) -> list[Examples]:
         budget = MAX_SECTION_BYTES // len(source.benchmarks) // 2  # half for the cards, half for the pairs
         if items.tables and (cards := items.cards()):
             shown, left_out = take_within_budget(cards, budget)
-            protocols = {row: ranking_key(result.protocol) for row, result in source.results(benchmark).items()}
+            results = source.results(benchmark)
+            keys = ranking_keys([result.protocol for result in results.values()])
+            protocols = dict(zip(results, keys, strict=True))
             names = [
                 (row, other)
                 for row, other in source.pairs(benchmark)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from benchmarks.results.formatting import join_or_count, join_with_and
-from benchmarks.results.protocol import ranking_key
+from benchmarks.results.protocol import ranking_keys
 from benchmarks.results.results import Result, enclosing_study, has_items, read_result, reject_duplicates, result_files
 from benchmarks.study.state import LOG_FILE, StepKey, StepRecord, describe_acceptance, read_record, step_directory
 from benchmarks.study.study_record import RECORD_FILE, RowRecord, StepPlan, StudyRecord, read_study_record
@@ -116,8 +116,9 @@ class ReportSource:
         items, else the first. The other protocols are 1, 2, … in order of occurrence.
         """
         by_protocol: dict[str, list[str]] = {}
-        for name, result in results.items():
-            by_protocol.setdefault(ranking_key(result.protocol), []).append(name)
+        keys = ranking_keys([result.protocol for result in results.values()])
+        for name, key in zip(results, keys, strict=True):
+            by_protocol.setdefault(key, []).append(name)
         baselines = {row.baseline for row in self.rows}
         groups = list(by_protocol.values())
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from benchmarks.report.load_results import OTHER_KIND, MissingValue, ReportSource
 from benchmarks.report.table import ALPHA, ELSEWHERE, IF_SEEDS_VARY_MORE, UNCREDITED, Cell, Column, Table
 from benchmarks.report.training_settings import TrainingSettings, diff_training, training_of_result
+from benchmarks.results.contradictions import contradictions
 from benchmarks.results.formatting import (
     MAX_TEXT_CHARS,
     difference_ci_text,
@@ -22,7 +23,7 @@ from benchmarks.results.formatting import (
 from benchmarks.results.item_scores import comparable
 from benchmarks.results.noise import MIN_VARIANCE_RATIO, Scores
 from benchmarks.results.power import Components, variance_components
-from benchmarks.results.protocol import INPUT_PREFIX
+from benchmarks.results.protocol import INPUT_PREFIX, has_known_scorer
 from benchmarks.results.results import CHANCE, MAX_UNREAD, UNREAD, UNREAD_WRONG, Result
 from benchmarks.study.study_record import EXCLUDED_FROM_BENCHMARK
 from benchmarks.tasks.encoders.linear_probe import IN_TRAIN, UNSEEN_ACCURACY
@@ -97,6 +98,7 @@ def table_notes(source: ReportSource, table: Table, seed_table: Table) -> list[N
         _about_missing_items(source),
         _about_parts(source),
         _about_protocols(seed_table),
+        _about_scorers(source),
         _about_imports(source),
         _about_inputs(source),
         _about_another_seed(table),
@@ -500,6 +502,20 @@ def _about_protocols(seed_table: Table) -> Iterator[Note]:
                 f"ranked with the rest of its column ({'; '.join(cell.protocol_differences)})."
             )
             yield Note.of("protocol", text, [cell])
+
+
+def _about_scorers(source: ReportSource) -> Iterator[str]:
+    """Numbers that contradict each other, and those of which the version of the scorer is all that is known."""
+    by_version: dict[str, list[str]] = {}
+    for benchmark in source.benchmarks:
+        results = source.results(benchmark)
+        yield from contradictions(results)
+        for row, result in results.items():
+            if not has_known_scorer(result.protocol):
+                by_version.setdefault(str(result.protocol["scorer"]), []).append(f"{row} on {benchmark}")
+    if by_version:
+        found = [f"{join_or_count(names, 'numbers')} ({version})" for version, names in by_version.items()]
+        yield f"Scored by code of which the version is known, not the content: {'; '.join(found)}."
 
 
 def _about_imports(source: ReportSource) -> Iterator[str]:

@@ -7,7 +7,7 @@ A protocol is a flat dict of plain values, ``{"data_hash": "…", "prompt": "…
   report adds a note.
 - the harness: data, prompt, decoding, precision, scorer and library versions. Models that differ in any of these are
   never ranked together. Patch releases count: they can change numbers, and a re-evaluation costs less than a wrong
-  comparison.
+  comparison. So does the code of the scorer: ``scorer_hash`` stands next to its version.
 
 Entries that begin with ``blind_`` describe additional runs without the image, which do not change the score itself:
 models that differ in them are ranked together.
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from clips.core.identity import digest, version_of
@@ -26,6 +26,8 @@ INPUT_PREFIX = "input_"
 BLIND_PREFIX = "blind_"
 FULL_SIZE = "full_size"
 """Number of items in the data if only some were used; another entry states the number of used items."""
+SCORER_HASH = "scorer_hash"
+"""SHA-256 of the code that scores; earlier results state the version of the scorer alone."""
 CODE_VERSION = version_of("clips-bench run")
 """Version of the evaluation code; another version recomputes results and cached model outputs."""
 
@@ -54,22 +56,45 @@ def fingerprint(protocol: Protocol, *, exclude: Sequence[str] = ()) -> str:
     )
 
 
-def ranking_key(protocol: Protocol) -> str:
-    """The fingerprint without the model's own entries; results with equal keys are ranked together.
+def ranking_keys(protocols: Collection[Protocol]) -> list[str]:
+    """For each protocol its fingerprint without the model's own entries; results with equal keys are ranked together.
 
-    A data hash identifies the data, so it supersedes the split's name and the full size.
+    A data hash identifies the data, so it supersedes the split's name and the full size. A protocol without the hash of
+    its scorer is taken for one of the same scorer as the others, unless these have several.
     """
-    redundant = ("split", FULL_SIZE) if protocol.get("data_hash") else ()
-    return fingerprint(protocol, exclude=(INPUT_PREFIX, BLIND_PREFIX, *redundant))
+    settings = []
+    scorers: dict[str, set[Any]] = {}
+    for protocol in protocols:
+        redundant = ("split", FULL_SIZE) if protocol.get("data_hash") else ()
+        settings.append(fingerprint(protocol, exclude=(INPUT_PREFIX, BLIND_PREFIX, SCORER_HASH, *redundant)))
+        scorers.setdefault(settings[-1], set()).update(filter(None, [protocol.get(SCORER_HASH)]))
+    return [
+        f"{key} {protocol.get(SCORER_HASH) or (next(iter(scorers[key])) if len(scorers[key]) == 1 else '')}"
+        for key, protocol in zip(settings, protocols, strict=True)
+    ]
+
+
+def ranked_together(first: Protocol, second: Protocol) -> bool:
+    """Whether two results are ranked together (`ranking_keys`)."""
+    one, other = ranking_keys((first, second))
+    return one == other
+
+
+def has_known_scorer(protocol: Protocol) -> bool:
+    """Whether the code of the scorer is known, not just a library's version."""
+    return SCORER_HASH in protocol or not str(protocol.get("scorer", "")).startswith(("lmms-eval ", "pycocoevalcap "))
 
 
 def describe_differences(first: Protocol, second: Protocol) -> list[str]:
-    """One line for each entry that differs; empty if the protocols are equal."""
+    """One line for each entry that differs; empty if the protocols are equal.
+
+    The hash of a scorer that only one of them states is no difference: it is unknown of the other.
+    """
     lines = []
     for name in dict.fromkeys([*first, *second]):
         mine, other = first.get(name, _MISSING), second.get(name, _MISSING)
         title = name.replace("_", " ")
-        if mine == other:
+        if mine == other or (name == SCORER_HASH and _MISSING in (mine, other)):
             continue
         settings = _nested_settings(mine), _nested_settings(other)
         if all(settings):

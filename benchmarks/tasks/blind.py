@@ -51,7 +51,7 @@ class BlindConfig(BenchmarkConfig):
 
 
 def blind_settings(config: BlindConfig, processor: Any) -> Entries:
-    """Protocol entries about the blind runs; they do not change the score itself (`protocol.ranking_key`)."""
+    """Protocol entries about the blind runs; they do not change the score itself (`protocol.ranking_keys`)."""
     if not config.blind:
         return {}
     stated: Entries = {f"{BLIND_PREFIX}{kind}": BLIND_KINDS[kind] for kind in config.blind}

@@ -133,6 +133,10 @@ class Benchmark:
         """What the result depends on besides model, data and settings; ``results`` is the directory of the results."""
         return {}
 
+    def scorer_hash(self) -> str:
+        """SHA-256 of a library's code that scores; empty if this suite's does."""
+        return ""
+
 
 _registered: dict[str, Benchmark] = {}
 Function = TypeVar("Function", bound=Evaluate)

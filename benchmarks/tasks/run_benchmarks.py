@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from benchmarks.results.protocol import fingerprint
+from benchmarks.results.protocol import SCORER_HASH, fingerprint
 from benchmarks.results.results import (
     SCHEMA,
     Result,
@@ -193,7 +193,14 @@ def _run_one(model: EvalModel, config: BenchmarkConfig) -> Result:
     reason = None
     try:
         key = _key(model, entry, config, record["hash"])
-        if earlier is not None and (earlier.key, earlier.schema) == (key, SCHEMA) and not run.overwrite:
+        scorer = entry.scorer_hash()
+        if (
+            earlier is not None
+            and (earlier.key, earlier.schema) == (key, SCHEMA)
+            # no part of the key: results from before it was recorded stay valid
+            and earlier.protocol.get(SCORER_HASH, scorer) == scorer
+            and not run.overwrite
+        ):
             if model.processes.is_main:
                 log_info(f"{run.model_name} {config.name}: done already ({_headline(earlier)})")
             return earlier

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.results.protocol import full_size_entry
+from benchmarks.results.protocol import SCORER_HASH, full_size_entry
 from benchmarks.tasks.data.caption_sets import file_stamps
 from benchmarks.tasks.evaluation import Evaluation, MetricSpec, compute_metric, thumbnails
-from benchmarks.tasks.mllm.caption_metrics import score_captions, tokenizer_name
+from benchmarks.tasks.mllm.caption_metrics import ONE_IMAGE, caption_scorer_hash, score_captions, tokenizer_name
 from benchmarks.tasks.mllm.task_metrics import caption_columns, caption_metrics
 from benchmarks.tasks.registry import BenchmarkConfig, benchmark
 from clips.commandline.progress import progress_iter
@@ -132,6 +132,7 @@ def evaluate(model: EvalModel, config: RecaptionConfig) -> Evaluation | None:
         "decoding": "most probable token at each position",
         "other_image": "the next one with other pixels, with the same web caption",
         "scorer": f"pycocoevalcap {version('pycocoevalcap')}",
+        SCORER_HASH: caption_scorer_hash(),
         "caption_tokenizer": tokenizer_name(),
         **model.tower.settings,
     }
@@ -141,6 +142,8 @@ def evaluate(model: EvalModel, config: RecaptionConfig) -> Evaluation | None:
         captions, of_other_images = _generate(model, samples, directory)
         compared = ("CIDEr_other_image", "CIDEr_over_other_image") if of_other_images is None else ()
         missing = dict.fromkeys(compared, "all samples have the same image")
+    if len(samples.indices) == 1:
+        missing |= {name: ONE_IMAGE for name in METRICS if name.startswith("CIDEr") and name not in missing}
     items = _items(samples, captions, of_other_images)
     return Evaluation(
         metrics={name: compute_metric(items, spec) for name, spec in METRICS.items() if name not in missing},

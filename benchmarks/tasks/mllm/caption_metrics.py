@@ -16,6 +16,9 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+from clips.core.identity import digest, file_hash
+
+ONE_IMAGE = "CIDEr weighs words by the images that have them: of one image it is 0 for any caption"
 JAVA_METRICS = ("nocaps_METEOR",)
 
 
@@ -41,6 +44,18 @@ def is_java_available() -> bool:
 def tokenizer_name() -> str:
     """Name of the caption tokenizer, for the protocol."""
     return "PTBTokenizer (Stanford, Java)" if is_java_available() else "PTBTokenizer imitated in Python (no Java)"
+
+
+@functools.cache
+def caption_scorer_hash() -> str:
+    """SHA-256 of pycocoevalcap, its Java programs included, and of which tokenizer is used, for the protocol."""
+    from pycocoevalcap.tokenizer import ptbtokenizer
+
+    folder = Path(ptbtokenizer.__file__).parents[1]
+    files = sorted(
+        file for file in folder.rglob("*") if file.is_file() and not {"spice", "__pycache__"} & {*file.parts}
+    )
+    return digest([tokenizer_name(), [(str(file.relative_to(folder)), file_hash(file)) for file in files]])
 
 
 @contextlib.contextmanager

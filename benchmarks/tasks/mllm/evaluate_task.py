@@ -17,12 +17,13 @@ import numpy as np
 from PIL.Image import Image
 
 from benchmarks.results.blind import add_blind_columns
-from benchmarks.results.protocol import Entries, full_size_entry
+from benchmarks.results.protocol import SCORER_HASH, Entries, full_size_entry
 from benchmarks.results.results import MAX_UNREAD, UNREAD, Metric
 from benchmarks.tasks.blind import BlindView, blind_views, seen_by
 from benchmarks.tasks.evaluation import Evaluation, compute_metric
 from benchmarks.tasks.mllm.caption_metrics import (
     JAVA_METRICS,
+    ONE_IMAGE,
     ImageCaptionScores,
     is_java_available,
     patched_caption_scorers,
@@ -215,7 +216,9 @@ def _metrics(
     unused = "no question of this data enters it"
     metrics: dict[str, Metric] = {}
     for name, spec in reader.metrics.items():
-        if name in values and math.isfinite(values[name]):
+        if name.endswith("CIDEr") and len(items) == 1:
+            absent.setdefault(name, ONE_IMAGE)
+        elif name in values and math.isfinite(values[name]):
             metrics[name] = compute_metric(items, spec, values[name], baselines)
         else:
             absent.setdefault(name, "lmms-eval returns no number" if name in values else unused)
@@ -241,6 +244,7 @@ def _protocol(task: Any, entry: LmmsTask, config: TaskConfig, settings: Mapping[
         "decoding": json.dumps(settings, ensure_ascii=False, sort_keys=True, default=str),
         "shots": int(task.config.num_fewshot or 0),
         "scorer": f"lmms-eval {library_versions()['lmms-eval']}",
+        SCORER_HASH: entry.scorer_hash(),
         "task_version": str(task.VERSION),
     }
     return protocol | ({"caption_tokenizer": tokenizer_name()} if entry.task.startswith("nocaps") else {})

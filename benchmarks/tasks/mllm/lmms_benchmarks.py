@@ -27,6 +27,8 @@ from benchmarks.tasks.mllm.evaluate_task import (
 )
 from benchmarks.tasks.mllm.items import question_images
 from benchmarks.tasks.mllm.judge import make_judge
+from benchmarks.tasks.mllm.scorer_code import scorer_hash
+from benchmarks.tasks.mllm.task_metrics import TASK_METRICS
 from benchmarks.tasks.registry import Benchmark, all_benchmarks, get_benchmark, register
 from clips.core.identity import RUN_ONLY
 from clips.errors import UserError
@@ -94,6 +96,10 @@ class LmmsTask(Benchmark):
     def may_ask(self) -> bool:
         """Whether its scorer may ask a judge; of the listed tasks it is known."""
         return self.judged or self.config is UnlistedTaskConfig
+
+    def scorer_hash(self) -> str:
+        """See `Benchmark`: of lmms-eval's code, or of the user's."""
+        return scorer_hash(self.task, self.own)
 
     def further_inputs(self, config: TaskConfig, results: str) -> Mapping[str, str | None]:
         """See `Benchmark`: the model that judges, if the scorer asks one."""
@@ -234,8 +240,8 @@ def find_task(name: str) -> LmmsTask:
             about=f"lmms-eval's task {name}",
             folder=tasks[name],
             dataset=offline_tasks.dataset_name(name),
-            # NaturalBench's metrics are known, as those of listed tasks
-            config=TaskConfig if name == "naturalbench" else UnlistedTaskConfig,
+            # the metrics of some are known, as those of listed tasks
+            config=TaskConfig if name in TASK_METRICS else UnlistedTaskConfig,
         )
     if members := offline_tasks.task_groups().get(name):
         raise UserError(

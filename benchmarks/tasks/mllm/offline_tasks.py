@@ -108,7 +108,7 @@ def _definitions() -> tuple[Path, dict[str, Path], dict[str, list[str]]]:
     spec = importlib.util.find_spec("lmms_eval")
     if spec is None or not spec.submodule_search_locations:
         raise UserError("lmms-eval is not installed")
-    folder = Path(spec.submodule_search_locations[0]) / "tasks"
+    folder = Path(spec.submodule_search_locations[0]).resolve() / "tasks"
     tasks: dict[str, Path] = {}
     groups: dict[str, list[str]] = {}
     for path in sorted(folder.rglob("*.yaml")):
@@ -153,7 +153,7 @@ def dataset_name(task: str, own: Path | None = None) -> str:
     """
     from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
-    name = _definition(own or _definitions()[1][task]).get("dataset_path")
+    name = definition(own or _definitions()[1][task]).get("dataset_path")
     if not isinstance(name, str) or name in _PACKAGED_DATASETS_MODULES or Path(name).is_absolute():
         return ""
     return name if own or re.fullmatch(r"[\w.-]+/[\w.-]+", name) else ""
@@ -161,10 +161,10 @@ def dataset_name(task: str, own: Path | None = None) -> str:
 
 def dataset_config_name(task: str) -> str | None:
     """The dataset configuration that a task reads; None for the default."""
-    return _definition(_definitions()[1][task]).get("dataset_name")
+    return definition(_definitions()[1][task]).get("dataset_name")
 
 
-def _definition(path: Path) -> dict[str, Any]:
+def definition(path: Path) -> dict[str, Any]:
     """A task's definition merged with the included ones, functions unresolved.
 
     Raises UserError: one of the files is missing or not YAML.
@@ -172,7 +172,7 @@ def _definition(path: Path) -> dict[str, Any]:
     own, files = _read_definition(path)
     merged: dict[str, Any] = {}
     for file in reversed(files):
-        merged |= _definition(file)
+        merged |= definition(file)
     return merged | own
 
 
@@ -188,6 +188,21 @@ def _read_definition(path: Path) -> tuple[dict[str, Any], list[Path]]:
         raise UserError(f"{path}: expected the definition of a task, 'task: NAME' and so on")
     names = found.get("include") or []
     return found, [path.parent / name for name in ([names] if isinstance(names, str) else names)]
+
+
+def definition_files(path: Path) -> list[Path]:
+    """A task's YAML file and those that it includes, directly or not."""
+    return [path, *(each for file in _read_definition(path)[1] for each in definition_files(file))]
+
+
+def task_directory() -> Path:
+    """lmms-eval's directory of tasks."""
+    return _definitions()[0]
+
+
+def definition_of(task: str) -> Path:
+    """The YAML file that defines one of lmms-eval's tasks."""
+    return _definitions()[1][task]
 
 
 def own_task(task: str) -> tuple[str, Path] | None:
@@ -238,9 +253,6 @@ def _task_name(path: Path) -> str | None:
 def definition_hash(path: Path) -> str:
     """SHA-256 of a task's definition, its includes, the Python files next to them, and its local data files."""
 
-    def included(path: Path) -> list[Path]:
-        return [each for file in _read_definition(path)[1] for each in (file, *included(file))]
-
     def strings(value: Any) -> Iterator[str]:
         if isinstance(value, str):
             yield value
@@ -248,9 +260,9 @@ def definition_hash(path: Path) -> str:
             for each in value.values() if isinstance(value, Mapping) else value:
                 yield from strings(each)
 
-    definitions = {path, *included(path)}
+    definitions = {*definition_files(path)}
     files = definitions | {each for file in definitions for each in file.parent.glob("*.py")}
-    for name in strings((_definition(path).get("dataset_kwargs") or {}).get("data_files") or []):
+    for name in strings((definition(path).get("dataset_kwargs") or {}).get("data_files") or []):
         files |= {Path(name)} if Path(name).is_absolute() else {*path.parent.glob(name)}
     hashes = sorted((file.name, file_hash(file)) for file in files if file.is_file())
     return hashlib.sha256(repr(hashes).encode()).hexdigest()

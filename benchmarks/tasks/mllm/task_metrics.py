@@ -266,6 +266,18 @@ def caption_metrics(prefix: str = "") -> dict[str, MetricSpec]:
     }
 
 
+def _mmvp_columns(samples: Sequence[Sample], right: np.ndarray) -> dict[str, np.ndarray]:
+    """Whether an answer is right, and at the first question of a pair of images whether both are (probabilities)."""
+    pairs: dict[int, list[int]] = {}
+    for place, sample in enumerate(samples):
+        pairs.setdefault(int(sample["mmvp_pair_accuracy"]["pair_index"]), []).append(place)
+    both = np.full(len(samples), np.nan)
+    for places in pairs.values():
+        if len(places) == 2:
+            both[places[0]] = right[places].prod()
+    return {"correct": right, "both": both}
+
+
 _EXACT_MATCH: dict[str, Callable[[Mapping[str, Any]], int] | None] = {
     "gqa": None,
     "textvqa_val": None,
@@ -435,10 +447,21 @@ TASK_METRICS: dict[str, TaskMetrics] = {
         )
         for task in ("llava_in_the_wild", "llava_bench_coco")
     },
+    "mmvp": TaskMetrics(
+        columns=_graded(lambda sample: sample["mmvp_accuracy"]["is_correct"], _mmvp_columns),
+        metrics={
+            "mmvp_accuracy": MetricSpec(label="accuracy", columns=("correct",)),
+            "mmvp_pair_accuracy": MetricSpec(label="pair accuracy", columns=("both",)),
+        },
+        primary=("mmvp_pair_accuracy",),
+        score="correct",
+        baselines=_chance_over_options(lambda doc: 2, _mmvp_columns),
+    ),
     "ocrbench": TaskMetrics(
         columns=_graded(lambda sample: _number(sample["ocrbench_accuracy"])),
         metrics={"ocrbench_accuracy": MetricSpec(label="ratio of 1,000 points", columns=("correct",))},
-        extra={"ocrbench_points": MetricSpec(label="points", columns=("correct",), scale=1000.0)},
+        # of a part of the 1,000 questions, as many as its ratio would give
+        extra={"ocrbench_points": MetricSpec(label="points per 1,000", columns=("correct",), scale=1000.0)},
         primary=("ocrbench_points",),
         score="correct",
     ),
@@ -482,14 +505,14 @@ TASK_METRICS: dict[str, TaskMetrics] = {
 def default_task_metrics(
     samples: Sequence[Sample],
     values: Mapping[str, float | None],
-    directions: Mapping[str, bool],
+    directions: Mapping[str, bool | None],
     scale: float | None = None,
 ) -> TaskMetrics:
     """Metrics of an unlisted task, each the mean of its per-sample numbers if it has any.
 
     Args:
         values: metric → lmms-eval's number or None.
-        directions: metric → whether higher is better.
+        directions: metric → whether higher is better, None if neither; it is of those that are not listed.
         scale: display factor; by default 100 if all numbers are from 0 to 1 and higher is better, otherwise 1. Error
             counts and CIDEr may be in that range by chance, and another model's above.
     """
@@ -513,7 +536,7 @@ def default_task_metrics(
                 columns=(f"score_{name}",) if name in usable else (),
                 scale=factors[name],
                 most=1.0 if factors[name] >= 100 else math.inf,  # points may be those of any scale
-                higher_is_better=directions.get(name) is not False,  # None: unstated
+                higher_is_better=directions.get(name, True),
             )
             for name in names
         },

@@ -1,0 +1,171 @@
+"""Which code made a number: a hash of the scorer, next to its version."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import bench_world as world
+import pytest
+from bench_tasks import score
+from report_material import items_table, put_result
+
+from benchmarks.analysis.comparison import comparison_lines, read_side
+from benchmarks.analysis.diff_command import explain
+from benchmarks.report.report import build_report
+from benchmarks.results.protocol import SCORER_HASH, describe_differences, ranked_together, ranking_keys
+from benchmarks.results.results import read_result
+from benchmarks.tasks.mllm import caption_metrics, offline_tasks, scorer_code
+from benchmarks.tasks.registry import configure, get_benchmark
+
+pytestmark = world.LMMS_EVAL_WARNS
+
+
+@pytest.fixture
+def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of what lmms-eval has of three tasks, in its place."""
+    installed, copy = offline_tasks.task_directory().parent, tmp_path / "lmms_eval"
+    for folder in ("api", "filters", "llm_judge", "tasks/_task_utils", "tasks/pope", "tasks/textvqa", "tasks/nocaps"):
+        shutil.copytree(installed / folder, copy / folder)
+    defined = {name: copy / offline_tasks.definition_of(name).relative_to(installed) for name in TASKS}
+    monkeypatch.setattr(scorer_code, "task_directory", lambda: copy / "tasks")
+    monkeypatch.setattr(scorer_code, "definition_of", defined.__getitem__)
+    return copy
+
+
+TASKS = ("pope", "textvqa_val", "nocaps_val")
+
+
+def hashes() -> dict[str, str]:
+    scorer_code.scorer_hash.cache_clear()
+    return {task: scorer_code.scorer_hash(task) for task in TASKS}
+
+
+def change(file: Path, old: str, new: str) -> None:
+    text = file.read_text(encoding="utf-8")
+    assert old in text
+    file.write_text(text.replace(old, new), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "affected"),
+    [
+        ("tasks/pope/utils.py", "lower().strip()", 'lower().strip().rstrip(".")', {"pope"}),
+        ("tasks/pope/pope.yaml", "single word or phrase", "single word", {"pope"}),
+        ("tasks/pope/pope.yaml", "dataset_path:", "# a comment\ndataset_path:", set()),
+        ("tasks/pope/pope_adv.yaml", "max_new_tokens: 128", "max_new_tokens: 12", set()),
+        ("tasks/textvqa/_default_template_textvqa_yaml", "pre_prompt", "prompt", {"textvqa_val"}),
+        ("tasks/_task_utils/vqa_eval_metric.py", "class ", "# other\nclass ", {"textvqa_val"}),
+        ("tasks/nocaps/utils.py", "CIDEr", "CIDER", {"nocaps_val"}),
+        ("filters/extraction.py", "class ", "# other\nclass ", set(TASKS)),
+        ("api/metrics.py", "def mean", "def other():\n    pass\n\n\ndef mean", set(TASKS)),
+    ],
+)
+def test_the_hash_changes_with_all_code_that_scores(
+    file: str, old: str, new: str, affected: set[str], library: Path
+) -> None:
+    before = hashes()
+    change(library / file, old, new)
+    after = hashes()
+    assert {task for task in TASKS if before[task] != after[task]} == affected
+
+
+def test_captions_are_scored_by_pycocoevalcap_and_a_tokenizer(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = hashes()
+    caption_metrics.caption_scorer_hash.cache_clear()
+    other = "without Java" if caption_metrics.is_java_available() else "with Java"
+    monkeypatch.setattr(caption_metrics, "tokenizer_name", lambda: other)
+    after = hashes()
+    caption_metrics.caption_scorer_hash.cache_clear()
+    assert {task for task in TASKS if before[task] != after[task]} == {"nocaps_val"}
+
+
+def test_every_listed_task_has_a_hash() -> None:
+    scorer_code.scorer_hash.cache_clear()
+    found = {
+        name: scorer_code.scorer_hash(name)
+        for name in ("pope", "mme", "gqa", "mmmu_val", "nocaps_val", "mmbench_en_dev")
+    }
+    assert len(set(found.values())) == len(found)
+
+
+def test_results_without_a_hash_are_ranked_with_those_of_one_scorer() -> None:
+    old = {"task": "pope", "data_hash": "d", "scorer": "lmms-eval 0.7.3"}
+    one, other = old | {SCORER_HASH: "1" * 64}, old | {SCORER_HASH: "2" * 64}
+    assert ranked_together(old, old)
+    assert ranked_together(old, one)
+    assert not ranked_together(one, other)
+    assert describe_differences(old, one) == []
+    assert describe_differences(one, other) == [f'scorer hash: "{"1" * 12}…" against "{"2" * 12}…"']
+    assert len({*ranking_keys([old, one, other])}) == 3  # it may be of either
+    elsewhere = old | {"data_hash": "e", SCORER_HASH: "2" * 64}
+    assert len({*ranking_keys([old, one, elsewhere])}) == 2
+
+
+def test_a_result_has_the_hash_and_is_made_again_with_another_scorer(
+    places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = world.write_hub(tmp_path / "hub", 3)
+    benchmark = configure(name="gqa", data=str(hub), max_new_tokens=4)
+
+    def run() -> tuple[str, str]:
+        found = world.measure(tmp_path / "r", benchmark, llava=places / "llava")
+        return found.protocol[SCORER_HASH], (tmp_path / "r/row/gqa.json").read_text()
+
+    first, again = run(), run()
+    assert first == again
+    assert first[0] == get_benchmark("gqa").scorer_hash()
+    monkeypatch.setattr("benchmarks.tasks.mllm.lmms_benchmarks.scorer_hash", lambda *_: "0" * 64)
+    assert run()[0] == "0" * 64
+
+
+def put(results: Path, row: str, hits: int, answers: str = "yes", **protocol: str) -> Path:
+    """A result with given answers; the scorer counts ``hits`` of them."""
+    items = items_table(0.5, benchmark="gqa", count=20).assign(prediction=answers)
+    items["hit"] = items["score"] = [float(number < hits) for number in range(20)]
+    return put_result(results, row, "gqa", items, protocol={"scorer": "lmms-eval 0.7.3", **protocol})
+
+
+def test_other_numbers_for_the_same_answers_are_a_contradiction(tmp_path: Path) -> None:
+    said = "contradict each other on gqa: the same answers have other numbers under the same protocol (exact match "
+    for name, protocol in (("old", {}), ("new", {SCORER_HASH: "1" * 64})):
+        folder = tmp_path / name
+        one, other = (read_result(put(folder, row, hits, **protocol)) for row, hits in (("a", 9), ("b", 14)))
+        assert f"A and B {said}45.0 and 70.0), so they were not scored by the same code." in [*explain(one, other)]
+        (note,) = (note for note in build_report(folder).notes if "contradict" in note)
+        assert note.startswith(f"a and b {said}45.0 and 70.0)")
+        version_only = [note for note in build_report(folder).notes if "version is known" in note]
+        assert len(version_only) == (name == "old")
+    for settings in ({"answers": "no"}, {SCORER_HASH: "2" * 64}):  # other answers, another protocol
+        one = read_result(put(tmp_path / "c", "a", 9, **{SCORER_HASH: "1" * 64}))
+        other = read_result(put(tmp_path / "c", "b", 14, **{SCORER_HASH: "1" * 64, **settings}))
+        assert not any("contradict" in line for line in explain(one, other))
+        assert not any("contradict" in note for note in build_report(tmp_path / "c").notes)
+
+
+def test_two_scorers_of_one_version_are_two_protocols(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same answers to POPE, scored twice: the second scorer drops a final full stop."""
+    hub = world.write_hub(tmp_path / "hub", 4)
+    rows = [{"doc_id": number, "answer": ("yes", "No.")[number % 2]} for number in range(8)]
+    first = score(hub, tmp_path / "stock", "pope", rows)
+    from benchmarks.tasks.mllm import evaluate_task
+
+    load = evaluate_task.load_task
+
+    def patched(*arguments: object, **settings: object) -> object:
+        task = load(*arguments, **settings)
+        process = task.process_results
+        task.process_results = lambda doc, results, **more: process(doc, [results[0].rstrip(".")], **more)
+        return task
+
+    monkeypatch.setattr(evaluate_task, "load_task", patched)
+    monkeypatch.setattr("benchmarks.tasks.mllm.lmms_benchmarks.scorer_hash", lambda *_: "0" * 64)
+    second = score(hub, tmp_path / "patched", "pope", rows)
+    assert (first.metrics["pope_accuracy"].value, second.metrics["pope_accuracy"].value) == (0.5, 1.0)
+    assert first.fingerprint != second.fingerprint
+    lines = [*explain(first, second)]
+    assert "The model is the same" in "\n".join(lines)
+    assert lines[-1].startswith("They are not ranked together")
+    sides = [read_side(str(tmp_path / name / "r"), "first").rows["them"] for name in ("stock", "patched")]
+    _, compared = comparison_lines([(sides[0], sides[1])])
+    assert {line.kind for line in compared} == {"not comparable"}
