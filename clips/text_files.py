@@ -17,23 +17,31 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # an escaped part of a surrogate 
 _CHUNK = 1 << 24  # characters
 
 
-def safe_json_loads(content: str | bytes) -> Any:
-    """The parsed value of ``content``.
+def safe_json_loads(content: str | bytes, *, unique: bool = False) -> Any:
+    """The parsed value of ``content``; with ``unique`` a key that is given twice with different values is an error.
 
     A lone surrogate, left by programs that truncate strings within an emoji, becomes a question mark: it cannot be
     encoded, and tokenizers reject it.
 
     Raises:
-        ValueError: invalid JSON, not UTF-8, or nested too deeply.
+        ValueError: invalid JSON, not UTF-8, nested too deeply, or two values of one key.
     """
     try:
         text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_unique_keys if unique else None)
         if _SURROGATE.search(text):
             value = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
         return value
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    for key, value in pairs if len(found) < len(pairs) else ():
+        if found[key] != value:
+            raise ValueError(f"the key '{key:.80}' has two values")
+    return found
 
 
 MAX_VALUES = 100_000
@@ -217,7 +225,7 @@ def read_json_lines(
 def parse_object(content: bytes, where: str) -> dict[str, Any]:
     """The JSON object in ``content``; UserError with ``where`` for anything else."""
     try:
-        value = safe_json_loads(content)
+        value = safe_json_loads(content, unique=True)
     except ValueError as error:
         raise UserError(f"{where}: not valid JSON ({error})") from None
     if not isinstance(value, dict):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import bench_world as world
 import pandas as pd
 import pytest
-from report_material import items_table, put_result
+from report_material import items_table, put_result, rendered
 
 from benchmarks import cli
 from benchmarks.analysis.diff_command import explain
@@ -168,6 +170,88 @@ def test_a_standard_error_of_another_answer_filter_is_not_used(tmp_path: Path) -
     assert gqa.ci_low is None
 
 
+def results_of(folder: Path, numbers: dict[str, Any], *, task: str = "t", **more: Any) -> Path:
+    """A run of a task with these numbers, as lmms-eval writes it."""
+    names = dict.fromkeys(key.partition(",")[0] for key in numbers if "_stderr" not in key)
+    listed = [{"metric": name, "aggregation": "mean", **more} for name in names]
+    content = {"results": {task: numbers}, "configs": {task: {"metric_list": listed}}, "model_name": "m"}
+    folder.mkdir(exist_ok=True)
+    (folder / "1_results.json").write_text(json.dumps(content), encoding="utf-8")
+    return folder / "1_results.json"
+
+
+def test_of_several_answer_filters_the_first_is_imported_as_its_own_protocol(tmp_path: Path, capsys) -> None:
+    plain, strict = {"acc,none": 0.4}, {"acc,strict": 0.5, "acc,flexible": 0.7, "acc_stderr,flexible": 0.1}
+    one = run(results_of(tmp_path / "a", plain), output=tmp_path / "r")["t"]
+    assert capsys.readouterr().err.count("not imported") == 0
+    other = run(results_of(tmp_path / "b", strict), output=tmp_path / "s")["t"]
+    assert "not imported: acc,flexible (as acc has several answer filters, that of 'strict'" in capsys.readouterr().err
+    assert (one.metrics["acc"].value, other.metrics["acc"].value) == (0.4, 0.5)
+    assert "answer_filter" not in one.protocol
+    assert json.loads(other.protocol["answer_filter"]) == {"acc": "strict"}
+    samples = [{"doc_id": n, "filter": name, "acc": float(name == "flexible"), "filtered_resps": ["x"], "target": "x"}
+               for name in ("flexible", "strict") for n in range(4)]  # fmt: skip
+    (tmp_path / "b/1_samples_t.jsonl").write_text("".join(json.dumps(each) + "\n" for each in samples))
+    other = run(tmp_path / "b/1_results.json", output=tmp_path / "s")["t"]
+    said = capsys.readouterr().err
+    assert "4 samples of the answer filter 'flexible' are not used" in said
+    assert "t: 1 of 1 numbers differ from their samples', and have no interval: acc 0.5, of its samples 0" in said
+    assert read_items(other)["score"].tolist() == [0.0] * 4
+
+
+def test_what_is_no_number_is_named(tmp_path: Path, capsys) -> None:
+    numbers = {"alias": "t", "acc,none": 0.4, "by_kind,none": {"a": 1}, "bad,none": float("nan"), "file,none": None}
+    found = run(results_of(tmp_path / "a", numbers), output=tmp_path / "r")["t"]
+    assert found.metrics.keys() == {"acc"}
+    said = capsys.readouterr().err
+    assert 'by_kind,none (no number: {"a": 1}), bad,none (no number: NaN)\n' in said
+
+
+def test_neither_direction_is_better_if_the_file_says_so(tmp_path: Path) -> None:
+    known = {up: run(results_of(tmp_path / str(up), {"acc,none": 0.4}, higher_is_better=up), output=tmp_path / f"r{up}")
+             for up in (True, False, None)}  # fmt: skip
+    assert {up: found["t"].metrics["acc"].higher_is_better for up, found in known.items()} == {
+        True: True, False: False, None: None
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "value", "said"),
+    [
+        ("mmvet", "gpt_eval_score", 0.31, "mmvet: gpt_eval_score: 0.31 may be a ratio or per cent"),
+        ("mmvet", "gpt_eval_score", 310.0, "mmvet: gpt_eval_score: expected 0 to 100 at scale 1, got 310"),
+        ("llava_in_the_wild", "gpt_eval_llava_all", 0.6, "0.6 may be a ratio"),
+        ("mme", "mme_perception_score", 0.72, "0.72 may be a ratio"),
+        ("nocaps_val", "nocaps_CIDEr", 105.0, "nocaps_CIDEr: expected 0 to 10 at scale 1, got 105"),
+        ("pope", "pope_accuracy", 86.7, "pope_accuracy: expected 0 to 1 at scale 1, got 86.7"),
+    ],
+)
+def test_every_known_range_is_checked(task: str, metric: str, value: float, said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        run(results_of(tmp_path / "a", {f"{metric},none": value}, task=task), output=tmp_path / "r")
+
+
+@pytest.mark.parametrize("name", ["NA", "007", "1.10", "模型一", "हिन्दी", "_x", "on", "1e5"])
+def test_names_of_models_keep_what_they_are(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.csv"
+    file.write_text(f"{OWN}{name},pope,pope_accuracy,86.7,,,,,our paper\n", encoding="utf-8")
+    run_import(ImportConfig(files=(str(file),), output=str(tmp_path / "r")))
+    (result,) = read_results(tmp_path / "r")
+    assert result.model_name == name
+    csv = rendered(build_report(tmp_path / "r"), "csv")
+    assert f'\n"{name}",' in csv
+    assert pd.read_csv(io.StringIO(csv), dtype={"model": str}, keep_default_na=False)["model"].tolist() == [name]
+
+
+def test_a_name_without_a_letter_is_asked_for(tmp_path: Path) -> None:
+    file = tmp_path / "mine.csv"
+    file.write_text(f"{OWN}../…,pope,pope_accuracy,86.7,,,,,our paper\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"mine.csv: expected --model_name, as '\.\./…' has no letter or digit"):
+        run_import(ImportConfig(files=(str(file),), output=str(tmp_path / "r")))
+    run_import(ImportConfig(files=(str(file),), output=str(tmp_path / "r"), model_name="m"))
+    assert [result.model_name for result in read_results(tmp_path / "r")] == ["m"]
+
+
 def test_the_interval_of_an_unlisted_tasks_ratio_ends_at_1(tmp_path: Path) -> None:
     """A result with a ratio above 1 could not be read back."""
     metric = run(changed(LMMS, tmp_path / "in", '"gqa"', '"gqa_of_mine"'), output=tmp_path / "r")["gqa_of_mine"]
@@ -208,7 +292,7 @@ def test_samples_of_another_run_are_an_error(tmp_path: Path) -> None:
         ('"results": {', '"results": {"gqa": 3}, "other": {', "results.gqa: expected a mapping"),
         ('"metric_list": [', '"metric_list": 1.5, "other": [', "expected a list in configs."),
         ('"effective": 6', '"effective": "6"', "n_samples.nocaps_val.effective: expected an integer"),
-        ('"pope_accuracy,none": 0.', '"pope_accuracy,none": 50.', "pope_accuracy.value: expected a ratio from 0 to 1"),
+        ('"pope_accuracy,none": 0.', '"pope_accuracy,none": 50.', "pope: pope_accuracy: expected 0 to 1"),
     ],
 )
 def test_bad_files_are_one_line_errors(
@@ -216,7 +300,8 @@ def test_bad_files_are_one_line_errors(
 ) -> None:
     broken = changed(LMMS, tmp_path / "in", old, new)
     assert command("import", broken, "--output", tmp_path / "r") == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
+    *others, line = capsys.readouterr().err.strip().splitlines()
+    assert all("mmmu_val: not imported: mmmu_acc_pass_at_k,none (no number: [])" in each for each in others)
     assert str(broken) in line
     assert message in line
     assert not (tmp_path / "r").exists()
@@ -314,11 +399,22 @@ def test_own_rows(tmp_path: Path) -> None:
     assert (origin["tool"], origin["file"], origin["intervals"]) == ("our paper", "mine.csv", "the file")
 
 
+def test_per_cent_of_points(tmp_path: Path) -> None:
+    """31 % of MM-Vet's 100 points were 0.31 points."""
+    for scale, value in (("100", 31.0), ("1", 31.0), ("", 31.0)):
+        (tmp_path / "mine.csv").write_text(f"{OWN}m,mmvet,gpt_eval_score,31,,,,{scale},s\n")
+        ((result, _),) = csv_rows.read(tmp_path / "mine.csv")
+        assert result.metrics["gpt_eval_score"].value * result.metrics["gpt_eval_score"].scale == value
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ("m,pope,pope_accuracy,high,,,,,s", "line 2: value: expected a number, got 'high'"),
-        ("m,pope,pope_accuracy,nan,,,,,s", "line 2: value: expected 0 to 100"),
+        ("m,pope,pope_accuracy,nan,,,,,s", "line 2: value: expected a number, got 'nan'"),
+        ("m,pope,pope_accuracy,8_5.9,,,,,s", "line 2: value: expected a number, got '8_5.9'"),
+        ("m,mmvet,gpt_eval_score,0.31,,,,,s", "0.31 may be a ratio or per cent: state the scale"),
+        ("m,mme,mme_total,0.7,,,,,s", "0.7 may be a ratio or per cent: state the scale"),
         ("m,pope,pope_accuracy,,,,,,s", "line 2: missing value"),
         ("m,pope,pope_accuracy,50,,,,,", "line 2: missing source"),
         ("m,pope,cleverness,50,,,,,s", "'cleverness' is no metric of this suite"),

@@ -34,6 +34,32 @@ def test_ids_alone_match_no_column_of_another_name(tmp_path):
         match(told, docs, "f", partial=True)
 
 
+def test_gqas_own_form_matches_by_its_unique_ids(tmp_path):
+    """``questionId`` of the file is ``id`` of the data; of 9 digits none is there by chance."""
+    ids = [str(201_307_251 + 37_911 * number) for number in range(8)]
+    docs = [{"id": each, "imageId": f"n{number // 2}", "question": "Is it red?"} for number, each in enumerate(ids)]
+    lines = [f'{{"questionId": "{each}", "prediction": "{number}"}}' for number, each in enumerate(ids)]
+    found = match(_answers(tmp_path, *lines[::-1]), docs, "f")
+    assert {place: answer.text for place, answer in found.answers.items()} == {n: str(n) for n in range(8)}
+    part = match(_answers(tmp_path, *lines[:3]), docs, "f", partial=True)
+    assert (part.key, [*part.answers]) == ("id", [0, 1, 2])
+    other = _answers(tmp_path, *lines, '{"questionId": "7", "prediction": "no"}')
+    with pytest.raises(UserError, match="1 of 9 answers have no question"):
+        match(other, docs, "f", partial=True)
+
+
+@pytest.mark.parametrize("key", ["doc_id", "question_id"])
+def test_a_question_with_two_answers_is_left_out_of_a_part(key, tmp_path):
+    docs = [{"question_id": number, "question": f"Q{number}?"} for number in range(4)]
+    answers = [(0, "a"), (1, "b"), (1, "c"), (1, "d"), (2, "e")]
+    told = _answers(tmp_path, *(f'{{"{key}": {number}, "answer": "{text}"}}' for number, text in answers))
+    with pytest.raises(UserError, match=r"2 of 4 questions have no answer, 0 of 5 .* 1 questions have different answ"):
+        match(told, docs, "f")
+    found = match(told, docs, "f", partial=True)
+    assert {place: answer.text for place, answer in found.answers.items()} == {0: "a", 2: "e"}
+    assert (found.num_unanswered, [*found.contested]) == (2, [1])
+
+
 def test_ids_with_words_may_stand_in_another_column(tmp_path):
     """LLaVA's `question_id` is TextVQA's `image_id`; the words tell that it is meant."""
     docs: list[dict[str, Any]] = [
@@ -52,13 +78,14 @@ def test_two_answers_to_one_question_match_none():
         Answer(text="no", id="1", prompt="is it a apple?"),
         Answer(text="no", id="2", prompt="Is it red?"),
     ]
-    with pytest.raises(UserError, match=r"1 of 2 questions have no answer, 2 of 3 answers have no question"):
+    with pytest.raises(UserError, match=r"1 of 2 questions have no answer, 0 of 3 answers have no question"):
         match(told, docs, "f")
     for order in (told, told[::-1]):
         found = match(order, docs, "f", partial=True)
         assert found.answers == {1: told[2]}
         assert found.counts == {"unchanged": 1}
-        assert [answer.text for answer in found.unmatched] == [each.text for each in order if each.id == "1"]
+        assert found.unmatched == []
+        assert [*found.contested] == [0]
 
 
 @pytest.mark.parametrize(

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from benchmarks.exchange.imported import Imported, is_bounded, make_imported, measured_metric
+from benchmarks.exchange.imported import Imported, check_scale, make_imported, measured_metric
 from benchmarks.results.result_types import Metric
 from benchmarks.tasks.evaluation import MetricSpec
 from benchmarks.tasks.registry import all_benchmarks
-from clips.errors import UserError, error_reason
+from clips.errors import UserError, error_reason, unknown_name_error
 from clips.typed_data import from_plain
 
+_NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 _TEXTS = ("model", "benchmark", "metric", "source")
 
 
@@ -55,9 +57,17 @@ def read(file: Path) -> list[Imported]:
     """
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
-            lines = list(csv.DictReader(stream, restkey="", restval="", strict=True))
+            reader = csv.DictReader(stream, restkey="", restval="", strict=True)
+            columns = [*(reader.fieldnames or ())]
+            lines = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{file}: not a readable csv file ({error_reason(error)})") from None
+    known = {field.name: field for field in dataclasses.fields(Row)}
+    for number, name in enumerate(columns):
+        if name in columns[:number]:
+            raise UserError(f"{file} line 1: expected different columns, got '{name:.80}' twice")
+        if name not in known:
+            raise unknown_name_error(name, known, f"column of {file}")
     groups: dict[tuple[str, str], tuple[Row, dict[str, Metric]]] = {}
     for number, line in enumerate(lines, 2):
         where = f"{file} line {number}"
@@ -100,10 +110,9 @@ def _plain(name: str, text: str) -> Any:
     """The value of a cell; text that is not of its type, which is an error of the row."""
     if name in _TEXTS:
         return text
-    try:
-        return int(text) if name == "n" else float(text)
-    except ValueError:
+    if not _NUMBER.fullmatch(text):  # Python's float also takes 8_5.9
         return {"true": True, "false": False}.get(text.lower(), text)
+    return int(text) if name == "n" and text.isdecimal() else float(text)
 
 
 def _metric(row: Row, where: str) -> Metric:
@@ -111,12 +120,11 @@ def _metric(row: Row, where: str) -> Metric:
     scale = row.scale or spec.scale
     if scale <= 0:
         raise UserError(f"{where}: scale: expected a number above 0, got {scale:g}")
-    unscaled = 1 if is_bounded(spec) else 10  # CIDEr's largest value
-    if row.scale is None and scale == 100 and 0 < abs(row.value) <= unscaled:
-        raise UserError(f"{where}: value: {row.value:g} may be a ratio or per cent: state the scale, 1 or 100")
-    value, most = row.value / scale, spec.most * scale
-    if is_bounded(spec) and not -1e-9 <= value <= spec.most * (1 + 1e-9):
-        raise UserError(f"{where}: value: expected 0 to {most:g} at scale {scale:g}, got {row.value:g}")
+    if row.scale == spec.most == 100:  # per cent of a metric in points of 100
+        scale = spec.scale
+    value = row.value / scale
+    hint = ": state the scale, 1 or 100"
+    check_scale(spec, value, f"{where}: value", scale=scale, stated=row.scale is not None, hint=hint)
     metric = measured_metric(spec, value, n=row.n)
     if row.ci_low is None and row.ci_high is None:
         return metric

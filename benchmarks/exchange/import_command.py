@@ -55,6 +55,10 @@ def run_import(config: ImportConfig) -> None:
                 model_name=config.model_name or result.model_name,
                 benchmark=config.benchmark or result.benchmark,
             )
+            if not result.model_name:
+                raise UserError(
+                    f"{file}: expected --model_name, as '{result.model['path']:.100}' has no letter or digit"
+                )
             key = result.model_name, result.benchmark
             if key in found:
                 other = found[key].result.measured_elsewhere["file"]

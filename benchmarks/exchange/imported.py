@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from benchmarks.results.aggregation import AGGREGATIONS
 from benchmarks.results.protocol import Entries, fingerprint
 from benchmarks.results.result_types import Metric, Result
+from benchmarks.results.results import is_of_name
 from benchmarks.results.statistics import Z95
 from benchmarks.tasks.evaluation import MetricSpec, compute_metric
 from clips.core.identity import file_hash
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 NOT_STATED = "not stated"
+_MAX_CIDER = 10.0  # by its definition
+_PER_CENT = 100.0
 
 
 class Imported(NamedTuple):
@@ -138,6 +143,32 @@ def measured_metric(
     return dataclasses.replace(metric, ci_low=low, ci_high=high, ci_method="printed")
 
 
+def check_scale(
+    spec: MetricSpec, value: float, where: str, *, scale: float = 1.0, stated: bool, hint: str = ""
+) -> None:
+    """Reject a number outside of its metric's range, and one that may be a ratio where the metric is in points.
+
+    Args:
+        spec: the metric.
+        value: the number in its unit.
+        where: file and place, for the message.
+        scale: factor from this unit to that of the file.
+        stated: whether the scale is certain, so that a small number is just that.
+        hint: the end of the message, how to make it certain.
+
+    Raises:
+        UserError: naming the range.
+    """
+    is_cider = spec.aggregation == "mean_of_scores"
+    most = spec.most if is_bounded(spec) else _MAX_CIDER if is_cider else math.inf
+    if not -1e-9 <= value <= most * (1 + 1e-9):
+        raise UserError(f"{where}: expected 0 to {most * scale:g} at scale {scale:g}, got {value * scale:g}")
+    points = spec.most >= _PER_CENT or spec.aggregation == "sum_of_group_means"
+    unclear = (_MAX_CIDER if is_cider else 1.0) if scale >= _PER_CENT or points else 0.0
+    if not stated and 0 < value * scale <= unclear:
+        raise UserError(f"{where}: {value * scale:g} may be a ratio or per cent{hint}")
+
+
 def has_values(items: pd.DataFrame, spec: MetricSpec) -> bool:
     """Whether items have the columns of a metric, and a value in them: of MMBench, lmms-eval writes answers only."""
     return set(spec.columns) <= set(items) and bool(items[[*spec.columns]].notna().any(axis=None))
@@ -149,7 +180,8 @@ def is_bounded(spec: MetricSpec) -> bool:
 
 
 def safe_name(name: str) -> str:
-    """A name of a model or benchmark as a portable file name; of a path its last two parts."""
-    parts = [part for part in re.split(r"[/\\]+", name) if part not in {"", ".", ".."}]
-    text = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts[-2:])).lstrip("._-")
-    return text[:200] or "unnamed"
+    """A name of a model or benchmark as a portable file name; of a path its last two parts. Empty without a letter."""
+    parts = [part for part in re.split(r"[/\\]+", unicodedata.normalize("NFC", name)) if part not in {"", ".", ".."}]
+    words = "".join(character if is_of_name(character) else " " for character in "-".join(parts[-2:])).split()
+    text = "-".join(words).lstrip(".-")
+    return text.encode()[:200].decode(errors="ignore") if any(map(str.isalnum, text)) else ""

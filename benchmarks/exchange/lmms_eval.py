@@ -14,7 +14,8 @@ import datetime
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,11 +23,14 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.exchange.imported import (
     NOT_STATED,
     Imported,
+    check_scale,
     has_values,
     make_imported,
     measured_metric,
 )
 from benchmarks.results.protocol import Entries, full_size_entry
+from benchmarks.results.results import columns_of
+from benchmarks.results.statistics import aggregate
 from benchmarks.tasks.mllm.caption_metrics import ImageCaptionScores
 from benchmarks.tasks.mllm.items import QuestionImage, items_table
 from benchmarks.tasks.mllm.task_metrics import TASK_METRICS, TaskMetrics, default_task_metrics
@@ -82,14 +86,16 @@ def _read_task(file: Path, run: Run, task: str) -> Imported | None:
     metric_list = run.configs[task].get("metric_list") or []
     if not isinstance(metric_list, list):
         raise UserError(f"{file}: expected a list in configs.{task}.metric_list, got {metric_list!r:.80}")
-    defined = {
-        _renamed(each["metric"]): each.get("higher_is_better")
+    defined = {  # as in lmms-eval, higher is better unless the task says something else
+        _renamed(each["metric"]): each.get("higher_is_better", True)
         for each in metric_list
         if isinstance(each, Mapping) and isinstance(each.get("metric"), str)
     }
     defined |= {_renamed(name): up for name, up in run.higher_is_better.get(task, {}).items()}
     listed = TASK_METRICS.get(task)
-    values, errors = _numbers(run.results[task])
+    values, errors, filters, left_out = _numbers(run.results[task])
+    if left_out:
+        log_info(f"{file}: {task}: not imported: {', '.join(left_out)}")
     if defined:  # a fork adds its FLOPs, seconds and bytes to the numbers
         known = {*defined, *(listed.metrics if listed else ())}
         if others := [name for name in values if name not in known]:
@@ -98,11 +104,11 @@ def _read_task(file: Path, run: Run, task: str) -> Imported | None:
     if not values:
         return None
     stated = _num_questions(run, task)
-    samples = _samples(file, task, stated)
+    used = {filters[name] for name in values}
+    samples = _samples(file, task, stated, used)
     count = stated or len(samples)
-    directions = {name: up for name, up in defined.items() if isinstance(up, bool)}
     unlisted = {name: value for name, value in values.items() if listed is None or name not in listed.metrics}
-    reader = default_task_metrics(samples, unlisted, directions)
+    reader = default_task_metrics(samples, unlisted, defined)
     if listed is not None:  # mmstar's abilities, names of other versions
         reader = dataclasses.replace(listed, metrics={**reader.metrics, **listed.metrics})
     items = _items(file, task, samples, reader) if samples else None
@@ -110,6 +116,24 @@ def _read_task(file: Path, run: Run, task: str) -> Imported | None:
         name: measured_metric(reader.metrics[name], value, items=items, n=count, standard_error=errors.get(name))
         for name, value in values.items()
     }
+    contradicted = []
+    means = {
+        each["metric"]: each.get("aggregation")
+        for each in metric_list
+        if isinstance(each, Mapping) and each.get("metric")
+    }
+    for name, value in values.items():
+        spec, agrees = reader.metrics[name], items is not None and metrics[name].aggregation is not None
+        check_scale(spec, value, f"{file}: {task}: {name}", stated=name in unlisted or agrees)
+        is_known = name not in unlisted or means.get(name) == "mean"  # the formula
+        if items is not None and is_known and spec.aggregation and has_values(items, spec) and not agrees:
+            own = aggregate(spec.aggregation, columns_of(items, spec.columns), spec.columns)
+            contradicted.append(f"{name} {value:g}, of its samples {own:g}")
+    if contradicted:
+        log_info(
+            f"{file}: {task}: {len(contradicted)} of {len(values)} numbers differ from their samples', and have "
+            f"no interval: {'; '.join(contradicted)}"
+        )
     if items is not None and all(metrics[name].aggregation for name in values if name not in unlisted):
         extra = {name: spec for name, spec in reader.extra.items() if has_values(items, spec)}
         metrics |= {name: measured_metric(spec, None, items=items) for name, spec in extra.items()}
@@ -138,7 +162,7 @@ def _read_task(file: Path, run: Run, task: str) -> Imported | None:
         benchmark_type="mllm",
         metrics=metrics,
         primary=primary or [name for name in reader.metrics if name in metrics],
-        settings=_settings(run, task),
+        settings=_settings(run, task) | _filter_entry({name: filters[name] for name in values}),
         items=items,
         created=created,
     )
@@ -158,26 +182,49 @@ def _model_name(run: Run, file: Path) -> str:
     return named or f"{source}-{run.date or file.absolute().parent.name}"
 
 
-def _numbers(entries: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
-    """Metric → its number, and metric → its printed standard error, both of the first answer filter."""
+def _numbers(
+    entries: Mapping[str, Any],
+) -> tuple[dict[str, float], dict[str, float], dict[str, str], list[str]]:
+    """Metric → its number, its printed standard error, and its answer filter, the first of several.
+
+    And a text for each number that is left out: of another filter, or none that a result can have.
+    """
     values: dict[str, float] = {}
     errors: dict[str, float] = {}
+    filters: dict[str, str] = {}
+    left_out: list[str] = []
     for key, value in entries.items():
         stated, _, answer_filter = key.partition(",")
         name = _renamed(stated)
-        if "_stderr" not in name and _is_number(value) and name not in values:
-            values[name] = float(value)
+        if "_stderr" in name or name.strip() in {"", "alias"} or value is None:  # null of a file for a server
+            continue
+        if not _is_number(value):
+            left_out.append(f"{key} (no number: {json.dumps(value, default=str):.40})")
+        elif name in values:
+            left_out.append(f"{key} (as {name} has several answer filters, that of '{filters[name]}' is used)")
+        else:
+            values[name], filters[name] = float(value), answer_filter
             error = entries.get(f"{stated}_stderr,{answer_filter}")
             errors |= {name: float(error)} if _is_number(error) else {}  # type: ignore[arg-type]
-    return values, errors
+    return values, errors, filters, left_out
+
+
+def _filter_entry(filters: Mapping[str, str]) -> Entries:
+    """The protocol entry on how answers were filtered; empty for lmms-eval's default, no filter."""
+    if {*filters.values()} <= {"", "none"}:
+        return {}
+    return {"answer_filter": json.dumps(filters, ensure_ascii=False, sort_keys=True)}
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _samples(results: Path, task: str, count: int) -> list[dict[str, Any]]:
-    """The samples by question, in the form of lmms-eval's own log; files since 0.2 lack the rows of the data."""
+def _samples(results: Path, task: str, count: int, filters: Collection[str]) -> list[dict[str, Any]]:
+    """The samples by question, in the form of lmms-eval's own log; files since 0.2 lack the rows of the data.
+
+    Of samples that state their answer filter, those of ``filters``.
+    """
     file = results.with_name(f"{results.name.removesuffix('results.json')}samples_{task}.jsonl")
     rows: Iterable[tuple[int, dict[str, Any]]] = ()
     if file.is_file():
@@ -188,10 +235,14 @@ def _samples(results: Path, task: str, count: int) -> list[dict[str, Any]]:
             content["logs"] if isinstance(content, dict) and isinstance(content.get("logs"), list) else [], 1
         )
     found: dict[int, dict[str, Any]] = {}
+    of_others: Counter[str] = Counter()
     for number, row in rows:
         check_keys(row, f"{file} item {number}", texts=(), others=("doc_id",))
         if not isinstance(row["doc_id"], int):
             raise UserError(f"{file} line {number}: doc_id: expected the question's index, got {row['doc_id']!r:.60}")
+        if "" not in filters and row.get("filter", "") not in {"", *filters}:
+            of_others[str(row["filter"])] += 1
+            continue
         row = {_renamed(name): value for name, value in row.items()}
         answer = row.get("filtered_resps", "")
         first = answer[0] if isinstance(answer, list) and answer else answer
@@ -201,6 +252,8 @@ def _samples(results: Path, task: str, count: int) -> list[dict[str, Any]]:
         prompt = row.get("input") or next(iter(_flat(row.get("arguments"))), "")
         shape = {"doc": doc, "filtered_resps": [first], "arguments": [prompt]}
         found.setdefault(row["doc_id"], {"target": ""} | row | shape)
+    for name, skipped in of_others.items():
+        log_info(f"{file}: {skipped:,} samples of the answer filter '{name:.80}' are not used, as its numbers are not")
     if found and count and len(found) != count:
         raise UserError(f"{file}: expected {count} questions, as the results state, got {len(found)}")
     return [found[number] for number in sorted(found)]

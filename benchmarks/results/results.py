@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import re
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,16 +38,22 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _GALLERY_COLUMNS = frozenset({"question", "prediction", "target", "thumbnail"})
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+_MAX_NAME_BYTES = 200
 
 
 class NewerResultError(UserError):
     """A result file of a newer version, which can be neither read nor replaced."""
 
 
+def is_of_name(character: str) -> bool:
+    """Whether a name of a model or benchmark may contain a character: letters and digits of any script, and ``._-``."""
+    return character in "._-" or character.isalnum() or unicodedata.category(character).startswith("M")
+
+
 def check_name(name: str, what: str) -> None:
-    """Reject names that are not portable file names."""
-    if not _NAME.fullmatch(name):
+    """Reject names that are not portable file names; they begin with a letter, a digit or ``_``."""
+    is_short = len(name.encode("utf-8", "replace")) <= _MAX_NAME_BYTES
+    if not (is_short and all(map(is_of_name, name)) and (name[:1].isalnum() or name[:1] == "_")):
         raise UserError(f"{what}: expected up to 200 letters, digits, '.', '_' and '-', got '{name:.250}'")
 
 
@@ -115,7 +121,7 @@ def read_fields(path: str | Path) -> Result:
     file = Path(path)
     reject_named_pipe(file)
     try:
-        content = safe_json_loads(file.read_text(encoding="utf-8"))
+        content = safe_json_loads(file.read_text(encoding="utf-8"), unique=True)
     except FileNotFoundError:
         raise UserError(f"{file}: no such result file") from None
     except OSError as error:

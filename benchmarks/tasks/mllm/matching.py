@@ -15,10 +15,11 @@ from __future__ import annotations
 import codecs
 import contextlib
 import difflib
+import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,14 @@ ID_COLUMNS = ("question_id", "questionId", "id", "index", "image_id")
 ANSWER_KEYS = ("resps", "filtered_resps", "prediction", "response", "caption", "answer", "text")
 """Keys of the answer, the first one present: with a ``prediction``, ``answer`` is the right one; ``text`` of LLaVA's
 questions is the question."""
+
+
+_KEYS = {
+    *(*ANSWER_KEYS, *ID_COLUMNS, "doc_id", "prompt", "image", "category", "target", "doc", "input"),
+    # what LLaVA and lmms-eval write as well
+    *("answer_id", "model_id", "metadata", "question", "arguments", "doc_hash", "prompt_hash", "target_hash"),
+    *("input_media", "token_counts", "filter"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +79,21 @@ def read_answers(file: Path, questions: Path | None = None) -> list[Answer]:
     return answers
 
 
+def unread_keys(answers: Sequence[Answer], scores: Collection[str]) -> list[str]:
+    """Keys of the lines that mean nothing here, as ``"'promt' (8 answers; did you mean 'prompt'?)"``.
+
+    Args:
+        answers: the answers.
+        scores: names of metrics: lmms-eval's samples have a key for each.
+    """
+    counts = Counter(key for answer in answers for key in answer.row if key not in _KEYS and key not in scores)
+    found = []
+    for key, count in counts.most_common():
+        near = difflib.get_close_matches(key, _KEYS, n=1, cutoff=0.75)
+        found.append(f"'{key:.80}' ({count:,} answers{f'; did you mean {near[0]!r}?' if near else ''})")
+    return found
+
+
 def _json_objects(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place, object) of JSON lines or of a JSON list."""
     with file.open("rb") if file.is_file() else contextlib.nullcontext() as stream:
@@ -91,6 +115,9 @@ def _answer(row: Mapping[str, Any], where: str) -> Answer:
     text = None if name is None else row[name]
     while isinstance(text, list) and len(text) == 1:
         text = text[0]
+    others = [key for key in ("prediction", "response", "caption") if row.get(key) not in (None, row.get(str(name)))]
+    if name in ANSWER_KEYS[2:5] and others:
+        raise UserError(f"{where}: expected one answer, got '{name}' and '{others[0]}'")
     if isinstance(text, list):
         raise UserError(f"{where}: {name}: expected one answer, got {len(text)} (of repeated runs)")
     if not isinstance(text, str):
@@ -214,7 +241,7 @@ class Match:
     key: str  # name of the matching key
     compares_texts: bool  # whether the texts of questions and answers are compared, by the key or in addition to an id
     counts: Mapping[str, int]  # name of a normalization → number of answers that it matched
-    unmatched: Sequence[Answer]  # the answers without a question, or to a question with other answers
+    unmatched: Sequence[Answer]  # the answers without a question
     num_unanswered: int  # number of questions without an answer
     repeated: int = 0  # number of answers that are equal to another one to the same question; one of them counts
     # index of a question with different answers → the first of them
@@ -317,7 +344,9 @@ def _candidate_keys(
                 questions=[_Key(id=str(doc[column])) for doc in docs],
                 verified=True,
             )
-        elif any(answer.id_name != column for answer in answers):
+        elif any(answer.id_name != column for answer in answers) and not _are_sparse(
+            [str(doc[column]) for doc in docs]
+        ):
             continue  # unrelated ids often have the same range, and nothing else would reveal the mismatch
         yield _Candidate(
             name=f"{column} and text" if has_text else column,
@@ -333,6 +362,13 @@ def _candidate_keys(
         yield _Candidate(name="the whole prompt", answers=asked, questions=whole_keys, texts=True, in_order=True)
 
 
+def _are_sparse(ids: Sequence[str]) -> bool:
+    """Whether ids are so far apart, as GQA's 9 digits, that those of other questions would hardly be among them."""
+    numbers = [int(id) for id in ids if id.isdecimal()]
+    return len(numbers) < len(ids) or max(numbers) - min(numbers) > _SPARSE * len(numbers)
+
+
+_SPARSE = 100
 _MAX_CONTRADICTED = 0.1  # of the ids whose texts agree; with more, the ids are those of other data
 _MIN_ORDERED = 10  # answers in the order of the data that show that the others are
 
@@ -340,7 +376,7 @@ _MIN_ORDERED = 10  # answers in the order of the data that show that the others 
 def _assign(key: _Candidate, answers: Sequence[Answer], docs: Sequence[Mapping[str, Any]]) -> Match | None:
     """Match step by step; None if the data's own texts and ids do not distinguish the questions."""
     matched: dict[int, tuple[int, str]] = {}
-    contested: dict[int, int] = {}
+    contested: dict[int, list[int]] = {}
     repeated: list[int] = []
     unmatched = list(range(len(answers)))
     for level, step in enumerate(_NORMALIZATIONS):
@@ -364,7 +400,8 @@ def _assign(key: _Candidate, answers: Sequence[Answer], docs: Sequence[Mapping[s
             if number in matched and answers[matched[number][0]].text == answers[index].text:
                 repeated.append(index)
             elif number in matched or number in contested:  # different answers to one question: none is used
-                contested.setdefault(number, matched.pop(number, (index, ""))[0])
+                first = [matched.pop(number)[0]] if number in matched else []
+                contested.setdefault(number, first).append(index)
             else:
                 matched[number] = index, step.name
         if key.in_order:
@@ -389,7 +426,7 @@ def _assign(key: _Candidate, answers: Sequence[Answer], docs: Sequence[Mapping[s
         }
         matched = {number: each for number, each in matched.items() if number not in contradicted}
     pairs = {number: answers[matched[number][0]] for number in sorted(matched)}
-    used = {index for index, _ in matched.values()} | set(repeated)
+    used = {index for index, _ in matched.values()} | {*repeated, *itertools.chain(*contested.values())}
     found = Counter(name for _, name in matched.values())
     counts = {name: n for step in _NORMALIZATIONS for name, n in found.items() if name.startswith(step.name)}
     return Match(
@@ -402,7 +439,7 @@ def _assign(key: _Candidate, answers: Sequence[Answer], docs: Sequence[Mapping[s
         unmatched=[answer for index, answer in enumerate(answers) if index not in used],
         num_unanswered=len(key.questions) - len(matched),
         repeated=len(repeated),
-        contested={number: answers[index] for number, index in contested.items()},
+        contested={number: answers[indices[0]] for number, indices in contested.items()},
     )
 
 

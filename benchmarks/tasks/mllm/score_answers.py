@@ -15,7 +15,7 @@ from benchmarks.results.results import Result, check_name, check_not_newer, writ
 from benchmarks.tasks.mllm.evaluate_task import evaluate_task
 from benchmarks.tasks.mllm.items import Sample, in_whole_groups
 from benchmarks.tasks.mllm.lmms_benchmarks import LmmsTask, UnlistedTaskConfig
-from benchmarks.tasks.mllm.matching import Answer, match, normalize_text, read_answers
+from benchmarks.tasks.mllm.matching import ID_COLUMNS, Answer, match, normalize_text, read_answers, unread_keys
 from benchmarks.tasks.mllm.offline_tasks import data_root, go_offline, load_task
 from benchmarks.tasks.registry import configure, get_benchmark
 from benchmarks.tasks.run_benchmarks import with_outcome
@@ -89,6 +89,8 @@ def run_score(config: ScoreConfig) -> None:
 
     task = load_task(entry.task, entry.folder, data_root(config.data), entry.dataset)
     docs = list(task.eval_docs_no_media)
+    if unread := unread_keys(answers, task.aggregation()):
+        log_info(f"{config.answers}: keys that are not read: {', '.join(unread)}")
     has_prompts = all(answer.prompt is not None for answer in answers)
     prompts = [str(_call(task.doc_to_text, doc) or "") for doc in docs] if has_prompts else []
     found = match(answers, docs, config.answers, partial=config.partial, prompts=prompts)
@@ -193,8 +195,13 @@ def reject_contradictions(
         found = [_call(task.doc_to_text, doc) for doc in docs]
         prompts = [normalize_text(prompt) if isinstance(prompt, str) else "" for prompt in found]
     all_prompts = frozenset(prompts)
+    ids = {column: {str(doc.get(column)): n for n, doc in enumerate(docs)} for column in ID_COLUMNS}
     wrong = []
     for number, answer in answers.items():
+        other = None if answer.number is None or answer.id is None else ids[answer.id_name].get(answer.id)
+        if other is not None and str(docs[number].get(answer.id_name)) != answer.id:
+            wrong.append(f"question {number}: {answer.id_name} {answer.id!r:.80}, which is question {other}")
+            continue
         for field, theirs, ours in _shared_fields(answer, docs[number], task, prompts[number], all_prompts):
             if not _equal(theirs, ours):
                 wrong.append(f"question {number}: {field} {str(theirs)[:80]!r}, in the data {str(ours)[:80]!r}")
