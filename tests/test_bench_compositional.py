@@ -27,6 +27,17 @@ from clips.errors import UserError
 from llava_bridge.inference.loglikelihood import LogLikelihood
 
 
+@pytest.mark.parametrize("folder", ["images", "."])
+def test_images_are_next_to_the_lines_or_in_a_directory_of_this_name(folder: str, tmp_path: Path) -> None:
+    for name in ("images", "other"):
+        (tmp_path / name).mkdir()
+    world.draw_image(1).save(tmp_path / folder / "1.png")
+    row = {"image": "1.png", "caption": "a", "negative": "b"}
+    for lines in ([row], [{**row, "image": f"{folder}/1.png"}]):
+        pairs = load_pair_set(str(world.write_lines(tmp_path / "pairs.jsonl", lines)), "jsonl")
+        assert pairs.open(pairs.cases[0].images[0]).tobytes() == world.draw_image(1).tobytes()
+
+
 def test_sugarcrepe(tmp_path):
     pairs = load_pair_set(str(sugarcrepe(tmp_path)), "sugarcrepe")
     assert [case.name for case in pairs.cases] == ["add_att/0", "add_att/7", "swap_att/3"]

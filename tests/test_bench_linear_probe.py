@@ -103,6 +103,20 @@ def test_the_search_finds_the_best_of_all_where_there_is_one_peak(monkeypatch, p
     assert len(asked) == len(set(asked)) < 20
 
 
+@pytest.mark.parametrize(("images", "held_out"), [(1, 0), (2, 1), (4, 2), (5, 1)])
+def test_few_images_a_class(images, held_out, tmp_path, encoder):
+    targets = np.repeat(np.arange(4), images)
+    found = _run(tmp_path, encoder, _data(tmp_path / "data", train=4 * images))
+    assert found.metrics["acc1"].value == pytest.approx(3 / 4)
+    said = found.protocol["selected_C"]
+    if held_out:
+        assert f"on 1 in {images // held_out} images" in said
+    else:
+        assert (found.metrics["C"].value, said) == (1.0, "1, because train has one image per class")
+    features = np.eye(4)[targets]
+    assert select_c(features, targets) in {1.0, *C_VALUES}
+
+
 def test_one_in_five_of_each_class_is_held_out():
     targets = np.array([0] * 20 + [1] * 9 + [2] * 4)
     held = validation_mask(targets)

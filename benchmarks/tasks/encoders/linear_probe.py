@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from benchmarks.tasks.eval_model import EvalModel
 
 C_VALUES = np.logspace(-6, 6, 97)  # values of C, the inverse of the regularization strength: eight per decade
+DEFAULT_C = 1.0  # scikit-learn's
 _HELD_OUT = 5  # one in this number of images per class is held out
 _STEPS = 1000
 IN_TRAIN, UNSEEN_ACCURACY = "images_in_train", "acc1_unseen"
@@ -114,8 +115,7 @@ def evaluate(model: EvalModel, config: LinearProbeConfig) -> Evaluation:
             "train_images": len(train.images),
             "features": "unit vectors of the image embedding",
             "classifier": f"logistic regression, L2, L-BFGS, at most {_STEPS} steps",
-            "selected_C": f"best of 1e-6 to 1e6, 8 per decade, by halving steps, on 1 in {_HELD_OUT} images of train; "
-            "then refitted on all of train",
+            "selected_C": _describe_selection(train.targets),
             "ties": f"expected value over random order of classes within {TIE_TOLERANCE}",
             "scorer": "benchmarks.linear_probe 1",
             "scikit-learn": version("scikit-learn"),
@@ -143,13 +143,16 @@ def _load(config: LinearProbeConfig) -> tuple[ClassificationSet, ClassificationS
 def select_c(features: np.ndarray, targets: np.ndarray) -> float:
     """Return the C of :data:`C_VALUES` with the best held-out accuracy for (N, D) features and (N,) classes.
 
-    Of equal ones it is the smallest.
+    Of equal ones it is the smallest. Of one image per class none can be held out, and it is `DEFAULT_C`.
 
-    Raises UserError: too few images to hold any out, or a single class.
+    Raises UserError: a single class.
     """
-    held_out = validation_mask(targets)
-    if not held_out.any() or len(np.unique(targets[~held_out])) < 2:
-        raise UserError(f"linear probe: expected at least two classes and {_HELD_OUT} training images of one of them")
+    if len(np.unique(targets)) < 2:
+        raise UserError("linear probe: expected training images of at least two classes")
+    every = _one_in(targets)
+    if every is None:
+        return DEFAULT_C
+    held_out = validation_mask(targets, every)
     known: dict[int, float] = {}
 
     def accuracy(index: int) -> float:
@@ -168,12 +171,25 @@ def select_c(features: np.ndarray, targets: np.ndarray) -> float:
         candidates = range(max(0, best - step), min(last, best + step) + 1, step)
 
 
-def validation_mask(targets: np.ndarray) -> np.ndarray:
-    """Return (N,) whether an image is held out: one in five of each class, sampled with a fixed seed."""
+def _one_in(targets: np.ndarray) -> int | None:
+    """Of how many images of a class one is held out: of five, or of two if no class has five; None if none has two."""
+    largest = np.unique(targets, return_counts=True)[1].max()
+    return next((every for every in (_HELD_OUT, 2) if largest >= every), None)
+
+
+def _describe_selection(targets: np.ndarray) -> str:
+    if (every := _one_in(targets)) is None:
+        return f"{DEFAULT_C:g}, because train has one image per class"
+    found = f"best of 1e-6 to 1e6, 8 per decade, by halving steps, on 1 in {every} images of train"
+    return f"{found}; then refitted on all of train"
+
+
+def validation_mask(targets: np.ndarray, every: int = _HELD_OUT) -> np.ndarray:
+    """Return (N,) whether an image is held out: one in ``every`` of each class, sampled with a fixed seed."""
     order = np.random.default_rng(0).permutation(len(targets))
     held = np.zeros(len(targets), bool)
     for target in np.unique(targets):
-        held[order[targets[order] == target][_HELD_OUT - 1 :: _HELD_OUT]] = True
+        held[order[targets[order] == target][every - 1 :: every]] = True
     return held
 
 

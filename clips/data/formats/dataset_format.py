@@ -16,7 +16,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 import numpy as np
 
 from clips.data.images import InvalidSampleError
-from clips.data.lazy_images import LazyImage
+from clips.data.lazy_images import LazyImage, image_exists
 from clips.errors import UserError, unknown_name_error
 from clips.text_files import parse_object, read_json
 
@@ -166,6 +166,11 @@ class Location:
             return Path(requested)
         base = self.path if self.path.is_dir() else self.path.parent
         return next((base / name for name in defaults if (base / name).is_dir()), base)
+
+    def image_root_of(self, name: object) -> Path:
+        """The directory of the images: ``images`` as of `image_root`, unless ``name`` exists without it."""
+        own, inner = self.image_root(), self.image_root("images")
+        return own if isinstance(name, str) and image_exists(own, name) else inner
 
     def first_row(self, name: str = "") -> dict[str, Any]:
         """The first object of a JSON lines file; empty if there is none, or it is malformed."""

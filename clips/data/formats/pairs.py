@@ -18,7 +18,8 @@ _WINOGROUND = ("caption_0", "caption_1")
 
 def read_jsonl(location: Location) -> Dataset[Pair]:
     """JSON lines of {image, caption, negative, kind}; ``negative`` is a string or a list."""
-    path, root, has_splits = location.path, location.image_root(), location.rows_state_split()
+    path, has_splits = location.path, location.rows_state_split()
+    root = location.image_root_of(location.first_row().get("image"))
 
     def pairs() -> Iterator[tuple[str, Pair]]:
         texts = ("image", "caption", "split") if has_splits else ("image", "caption")
