@@ -20,9 +20,15 @@ from clips.errors import UserError, error_reason
 from clips.lazy_import import without_wandb
 from clips.method.clips_model import ClipsModel
 from clips.model.captioner import Captioner, CaptionerDims
-from clips.model.loading import library_errors_as_user_errors, load_pretrained, read_weights, require_finite
-from clips.model.tokenizer import ClipsTokenizer, truncate_text
-from clips.model.towers import build_towers
+from clips.model.loading import (
+    library_errors_as_user_errors,
+    load_pretrained,
+    read_weights,
+    require_finite,
+    require_float_weights,
+)
+from clips.model.tokenizer import ClipsTokenizer, require_rows, truncate_text
+from clips.model.towers import build_towers, text_tower
 from clips.model_refs import (
     CAPTIONER_CONFIG,
     CAPTIONER_WEIGHTS,
@@ -85,6 +91,7 @@ def load_encoder(directory: str | Path) -> LoadedEncoder:
     weights = find_open_clip_weights(directory)
     if not weights.is_file():
         raise UserError(f"{weights}: missing; expected the encoder's weights")
+    require_float_weights(weights, str(directory))
     with without_wandb():
         import open_clip
 
@@ -117,6 +124,9 @@ def load_encoder(directory: str | Path) -> LoadedEncoder:
     except Exception as error:  # open_clip raises the exceptions of its dependencies: torch, safetensors, transformers
         raise UserError(f"{directory}: open_clip cannot load this encoder ({error_reason(error)})") from None
     require_finite(model.state_dict(), str(directory))
+    tower = text_tower(model)
+    table = tower.token_embedding if hasattr(tower, "token_embedding") else tower.transformer.get_input_embeddings()
+    require_rows(tokenizer, table.num_embeddings, str(directory))
     return LoadedEncoder(model.eval(), _of_any_mode(preprocess), _TruncatingTokenizer(tokenizer), stated)
 
 
@@ -203,7 +213,9 @@ def load_transformers_encoder(path: str | Path) -> TransformersEncoder:
     model = load_pretrained(AutoModel, Path(path), f"encoder: {path}", dtype=torch.float32, **options)
     require_finite(model.state_dict(), f"encoder: {path}")
     with library_errors_as_user_errors(f"encoder: {path}: expected the files of its preprocessing and tokenizer"):
-        images, tokenizer = AutoImageProcessor.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+        images = AutoImageProcessor.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    require_rows(tokenizer, config.text_config.vocab_size, f"encoder: {path}")
 
     # As in open_clip's configs. transformers keeps the curly quotes that OpenAI's code and open_clip replace, and the
     # tokenizer of SigLIP 2 keeps case and punctuation at a fixed resolution.

@@ -84,6 +84,7 @@ def resolve_encoder_dir(reference: str, field: str) -> Path:
         UserError: no such encoder.
     """
     if not reference.startswith(HF_HUB_PREFIX):
+        reject_adapters(Path(reference), f"{field}: {reference}")
         if not find_open_clip_weights(Path(reference)).is_file():
             raise UserError(f"{field}: {reference}: expected an encoder directory with {OPEN_CLIP_WEIGHTS}")
         return Path(reference)
@@ -106,6 +107,7 @@ def require_encoder_config(directory: Path) -> dict[str, Any]:
     """The open_clip config of an encoder directory. Raises UserError unless it has a ``model_cfg``."""
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory; expected an encoder directory")
+    reject_adapters(directory, str(directory))
     path = directory / OPEN_CLIP_CONFIG
     try:
         config = safe_json_loads(path.read_text(encoding="utf-8"))
@@ -144,6 +146,14 @@ def work_dir(output: str | Path) -> Path:
     return Path(output).with_name(f".{Path(output).name}.work")
 
 
+def reject_adapters(directory: Path, where: str) -> None:
+    """Raise UserError, which begins with ``where``, for a directory of PEFT's adapters without a model."""
+    if (directory / "adapter_config.json").is_file() and not (directory / "config.json").is_file():
+        raise UserError(
+            f"{where}: expected a model, got adapters of PEFT; save the model with them merged (merge_and_unload)"
+        )
+
+
 def resolve_model_dir(reference: str, field: str) -> Path:
     """The directory of a model in transformers' format, or of a LLaVA in another; downloaded if it is on the Hub.
 
@@ -152,13 +162,14 @@ def resolve_model_dir(reference: str, field: str) -> Path:
         field: config field, for the error.
 
     Raises:
-        UserError: neither exists, or it is a LLaVA whose training is not finished.
+        UserError: neither exists, or it is a LLaVA whose training is not finished, or adapters without their model.
     """
     is_missing = bool(Path(reference).name) and not Path(reference).exists()  # "." has no name
     if is_missing and (unfinished := work_dir(reference) / TRAIN_CONFIG).is_file():
         command = f"llava-bridge train --config {unfinished}"
         raise UserError(f"{field}: the training of {reference} is not finished; `{command}` continues it")
     if not is_on_hub(reference):
+        reject_adapters(Path(reference), f"{field}: {reference}")
         return Path(reference)
     try:
         return download_from_hub(reference.removeprefix(HF_HUB_PREFIX), field)

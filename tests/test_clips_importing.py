@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,16 +21,17 @@ from torch.nn import functional as F
 from clips.cli import COMMANDS
 from clips.commandline.commands import dispatch
 from clips.core.artifact import directory_hash, read_manifest
-from clips.encoder import load_encoder
+from clips.encoder import load_encoder, load_transformers_encoder
 from clips.errors import UserError
 from clips.interchange.importing import ImportConfig, run_import
 from clips.interchange.parity import Parity
 from clips.method.clips_model import build_model
 from clips.method.recipes import RecipeConfig
 from clips.model.architectures import ModelConfig, resolve_architecture
-from clips.model.tokenizer import ClipsTokenizer
+from clips.model.loading import read_weights, select_model
+from clips.model.tokenizer import ClipsTokenizer, require_rows
 from clips.model_card import write_card
-from clips.model_refs import state_tokenizer
+from clips.model_refs import resolve_model_dir, state_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__:DeprecationWarning")
 CLIPS_CFG = {  # as the released configs state it, at a tiny size
@@ -220,7 +222,9 @@ def test_a_tokenizer_that_changes_on_the_way_is_noticed(tmp_path: Path, monkeypa
     monkeypatch.setattr(world, "WORDS", [*world.WORDS[:3], "red", "a", *world.WORDS[5:]])
     world.word_tokenizer(tmp_path / "other")
     save = hf_files.save_tokenizer
-    monkeypatch.setattr(hf_files, "save_tokenizer", lambda path, directory: save(tmp_path / "other", directory))
+    monkeypatch.setattr(
+        hf_files, "save_tokenizer", lambda path, directory, rows: save(tmp_path / "other", directory, rows)
+    )
     with pytest.raises(UserError, match="hf: transformers gives 'a photo of a cat' other tokens than open_clip: "):
         imported(tmp_path / "hf", tmp_path / "encoder")
 
@@ -561,7 +565,7 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "broken.pt": (lambda path: path.write_bytes(b"no weights"), r"broken\.pt: .*expected a state dict"),
     "evil.pt": (
         lambda path: torch.save({"state_dict": state(), "args": Evil(path.parent)}, path),
-        r"evil\.pt: rejected: it contains more than tensors, and reading it would run code",
+        r"evil\.pt: rejected: it needs posix\.mkdir, and only tensors, plain values and numpy's arrays are read",
     ),
     "other.pt": (
         lambda path: torch.save(state() | {"visual.extra": torch.zeros(1)}, path),
@@ -593,6 +597,144 @@ def test_a_directory_without_an_encoder_is_rejected_and_nothing_written(tmp_path
         imported(path, tmp_path / "out", architecture=small_architecture if path.suffix == ".pt" else None)
     assert "\n" not in str(told.value)
     assert set(tmp_path.iterdir()) == before
+
+
+def tensors(*names: str, value: float = 1.0) -> dict[str, torch.Tensor]:
+    return {name: torch.full((2,), value) for name in names}
+
+
+NAMES = ("visual.a", "visual.b.c", "token_embedding.weight")
+CHOSEN: dict[str, tuple[Any, float | str, str]] = {  # content, the value that is read or the error, and what is said
+    "averaged, too": (
+        {"ema": tensors(*NAMES), "epoch": 1, "state_dict": tensors(*(f"module.{name}" for name in NAMES), value=2)},
+        *(2, "the weights in 'state_dict' are taken, not those in 'ema'"),
+    ),
+    "averaged by Lightning": (
+        {"state_dict": tensors(*NAMES), "current_model_state": tensors(*NAMES, value=2), "averaging_state": {}},
+        *(1, "the weights in 'state_dict' are taken, not those in 'current_model_state'"),
+    ),
+    "averaged alone": (
+        {"model_ema": tensors(*NAMES, value=3)},
+        *(3, "the averaged weights in 'model_ema' are taken"),
+    ),
+    "an average of torch": (
+        tensors(*(f"module.{name}" for name in NAMES)) | {"n_averaged": torch.tensor(3)},
+        *(1, "the averaged weights '*' are taken"),
+    ),
+    "averaged under a prefix": (
+        tensors(*(f"net.{name}" for name in NAMES), value=2)
+        | tensors(*(f"ema_net.{name}" for name in NAMES), "loss.t"),
+        *(2, "the weights 'net.*' are taken, without ema_net.*, loss.t"),
+    ),
+    "an optimizer's": (
+        {"model": tensors(*NAMES), "optimizer": {"exp_avg": tensors(*NAMES, "visual.d", value=0)}},
+        *(1, ""),
+    ),
+    "two models": (
+        tensors(*(f"{side}.{name}" for name in NAMES for side in ("left", "right"))),
+        *("expected one model, got 'left.' and 'right.'; save the one to read alone", ""),
+    ),
+    "other names": (
+        tensors("base.model.image.a", "base.model.text.b"),
+        *("expected open_clip's names, such as visual.conv1.weight; all of its names begin with 'base.model.'", ""),
+    ),
+    "transformers'": (
+        tensors("vision_model.a", "text_model.b"),
+        "'text_model.b'; of a model of transformers, give the directory",
+        "",
+    ),
+    "adapters": (
+        tensors("base_model.model.visual.a.base_layer.weight", "base_model.model.visual.a.lora_A.weight"),
+        *("it has adapters of PEFT (LoRA); merge them before: model.merge_and_unload()", ""),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", CHOSEN)
+def test_which_weights_of_a_file_are_read_is_said(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]):
+    content, value, said = CHOSEN[kind]
+    path = tmp_path / "a.pt"
+    torch.save(content, path)
+    if isinstance(value, str):
+        with pytest.raises(UserError, match=re.escape(value)):
+            select_model(read_weights(path), "visual", path)
+        return
+    found = select_model(read_weights(path), "visual", path)
+    assert {name: float(one.mean()) for name, one in found.items()} == dict.fromkeys(NAMES, value)
+    assert capsys.readouterr().err.splitlines() == ([f"{path}: {said}"] if said else [])
+
+
+def test_integers_are_no_weights_wherever_a_directory_is_read(tmp_path: Path):
+    """int8 without scales has the right names and shapes, and every library would convert it to other numbers."""
+    from llava_bridge.encoders import load_encoder as load_for_bridge
+
+    world.open_clip_directory(tmp_path / "hub")
+    world.hf_clip(tmp_path / "hf")
+    changed = {"hub": "visual.transformer.resblocks.0.mlp.c_fc.weight", "hf": "visual_projection.weight"}
+    for folder, name in changed.items():
+        (file,) = (tmp_path / folder).glob("*model.safetensors")
+        weights = load_file(file)
+        save_file(weights | {name: (weights[name] * 50).to(torch.int8)}, file, metadata={"format": "pt"})
+    mine = ModelConfig(architecture=str(tmp_path / "hub"), pretrained=str(tmp_path / "hub"))
+    for read in (
+        lambda: load_encoder(tmp_path / "hub"),
+        lambda: imported(tmp_path / "hub", tmp_path / "out"),
+        lambda: imported(tmp_path / "hf", tmp_path / "out"),
+        lambda: load_transformers_encoder(tmp_path / "hf"),
+        lambda: load_for_bridge(str(tmp_path / "hub")),
+        lambda: load_for_bridge(f"transformers:{tmp_path / 'hf'}"),
+        lambda: build_model(mine, RecipeConfig(name="clip"), seed=0),
+    ):
+        with pytest.raises(UserError, match=r"(got |: )(int8|I8)\b"):
+            read()
+    assert not (tmp_path / "out").exists()
+
+
+def test_adapters_without_their_model_are_named(tmp_path: Path):
+    from llava_bridge.encoders import load_encoder as load_for_bridge
+
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "x"}')
+    save_file(tensors("base_model.model.visual.a.lora_A.weight"), tmp_path / "lora" / "adapter_model.safetensors")
+    lora = str(tmp_path / "lora")
+    for read in (
+        lambda: imported(tmp_path / "lora", tmp_path / "out"),
+        lambda: load_encoder(lora),
+        lambda: resolve_architecture(ModelConfig(architecture=lora)),
+        lambda: build_model(ModelConfig(pretrained=lora), RecipeConfig(name="clip"), seed=0),
+        lambda: load_for_bridge(lora),
+        lambda: load_for_bridge(f"transformers:{lora}"),
+        lambda: resolve_model_dir(lora, "llm"),
+    ):
+        with pytest.raises(UserError, match=r"lora: expected a model, got adapters of PEFT; save the model with"):
+            read()
+
+
+def test_a_tokenizer_with_ids_beyond_the_table_is_rejected_when_it_is_read(tmp_path: Path):
+    """One token more than rows, for padding; or a table that is smaller than open_clip's own vocabulary."""
+    from transformers import AutoTokenizer
+
+    world.hf_clip(tmp_path / "hf")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    tokenizer.add_special_tokens({"pad_token": "[MORE]"})
+    tokenizer.save_pretrained(tmp_path / "hf")
+    world.open_clip_directory(tmp_path / "hub", world.VIT | {"text_cfg": world.VIT["text_cfg"] | {"vocab_size": 99}})
+    more, fewer = (
+        rf"hf: its tokenizer has ids up to {len(world.WORDS)}, expected",
+        r"hub: its tokenizer .* 49407, .* 99, ",
+    )
+    for message, read in (
+        (more, lambda: imported(tmp_path / "hf", tmp_path / "out")),
+        (more, lambda: load_transformers_encoder(tmp_path / "hf")),
+        (fewer, lambda: load_encoder(tmp_path / "hub")),
+        (fewer, lambda: resolve_architecture(ModelConfig(architecture=str(tmp_path / "hub")))),
+    ):
+        with pytest.raises(UserError, match=message) as told:
+            read()
+        assert "\n" not in str(told.value)
+    assert not (tmp_path / "out").exists()
+    tokenizer.pad_token = "[PAD]"
+    require_rows(tokenizer, len(world.WORDS), "")  # no text gets [MORE]: T5's tokenizers have such sentinels
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], small_architecture: str):

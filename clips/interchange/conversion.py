@@ -50,8 +50,8 @@ def no_tokenizer(directory: Path) -> None:
     """Write nothing: the tokenizer ships with open_clip."""
 
 
-def tower_shapes(cfg: Mapping[str, Any], where: str | Path) -> dict[str, torch.Size]:
-    """Return the shapes of the tower tensors that ``cfg`` describes.
+def tower_tensors(cfg: Mapping[str, Any], where: str | Path) -> Weights:
+    """Return the tensors of the towers that ``cfg`` describes, without values.
 
     Raises:
         UserError: open_clip cannot build the two towers from it.
@@ -61,7 +61,7 @@ def tower_shapes(cfg: Mapping[str, Any], where: str | Path) -> dict[str, torch.S
     if "hf_model_name" in cfg["text_cfg"]:
         raise UserError(f"{where}: expected open_clip's own text tower, but this architecture has one of transformers")
     with torch.device("meta"):
-        return shapes_of(build_towers(dict(cfg)))
+        return build_towers(dict(cfg)).state_dict()
 
 
 def license_from_card(path: Path) -> str | None:
@@ -138,15 +138,13 @@ def block_links(ours: tuple[str, BlockNames], theirs: tuple[str, BlockNames], la
     return links
 
 
-def to_open_clip(
-    weights: Mapping[str, Tensor], links: Iterable[WeightLink], shapes: Mapping[str, torch.Size]
-) -> Weights:
+def to_open_clip(weights: Mapping[str, Tensor], links: Iterable[WeightLink], expected: Mapping[str, Tensor]) -> Weights:
     """Return tensors under open_clip's names; an unmapped tensor's name is unchanged, and `conform` rejects it."""
-    return from_open_clip(weights, [WeightLink(link.theirs, link.ours, link.transposed) for link in links], shapes)
+    return from_open_clip(weights, [WeightLink(link.theirs, link.ours, link.transposed) for link in links], expected)
 
 
 def from_open_clip(
-    weights: Mapping[str, Tensor], links: Iterable[WeightLink], shapes: Mapping[str, torch.Size]
+    weights: Mapping[str, Tensor], links: Iterable[WeightLink], expected: Mapping[str, Tensor]
 ) -> Weights:
     """Return tensors under the other format's names; as `to_open_clip`."""
     unmapped = dict(weights)
@@ -158,37 +156,32 @@ def from_open_clip(
         parts = [unmapped.pop(name) for name in sources]
         joined = parts[0] if len(parts) == 1 else torch.cat(parts)
         joined = joined.t() if link.transposed else joined
-        rows = [shapes[name][0] for name in targets if shapes.get(name)]
+        rows = [len(expected[name]) for name in targets if name in expected and expected[name].ndim]
         if len(targets) == 1 or len(rows) < len(targets) or sum(rows) != len(joined):
             mapped[targets[0]] = joined
         else:
             mapped |= zip(targets, joined.split(rows), strict=True)
-    return {name: _reshape(value, shapes.get(name)) for name, value in (unmapped | mapped).items()}
+    return {name: _reshape(value, expected.get(name)) for name, value in (unmapped | mapped).items()}
 
 
-def _reshape(value: Tensor, shape: torch.Size | None) -> Tensor:
+def _reshape(value: Tensor, like: Tensor | None) -> Tensor:
     # Only axes of length 1 may differ.
-    if shape is not None and [size for size in value.shape if size != 1] == [size for size in shape if size != 1]:
-        return value.reshape(shape)
+    if like is not None and [size for size in value.shape if size != 1] == [size for size in like.shape if size != 1]:
+        return value.reshape(like.shape)
     return value
 
 
-def shapes_of(module: torch.nn.Module) -> dict[str, torch.Size]:
-    """Return the shape of each tensor of a module's state dict."""
-    return {name: value.shape for name, value in module.state_dict().items()}
-
-
-def conform(weights: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], where: str | Path) -> Weights:
-    """Return ``weights`` in the order, shapes and float type of an open_clip model.
+def conform(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str | Path) -> Weights:
+    """Return ``weights`` in the order, shapes and float type of an open_clip model, whose tensors are ``expected``.
 
     Raises:
-        UserError: a tensor is missing, unexpected, of another shape or not finite.
+        UserError: a tensor is missing, unexpected, of another shape or kind of numbers, or not finite.
     """
     require_finite(weights, str(where))
-    shaped = {name: _reshape(value, shapes.get(name)) for name, value in weights.items()}
-    if mismatch := first_mismatch(shaped, shapes):
+    shaped = {name: _reshape(value, expected.get(name)) for name, value in weights.items()}
+    if mismatch := first_mismatch(shaped, expected):
         raise UserError(f"{where}: not of this architecture: it {mismatch}")
-    found = {name: shaped[name].detach().cpu() for name in shapes if name in shaped}
+    found = {name: shaped[name].detach().cpu() for name in expected if name in shaped}
     # A clone, because tensors that share memory cannot be saved.
     return {
         name: (value.float() if value.is_floating_point() else value).contiguous().clone()

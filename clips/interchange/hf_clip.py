@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +23,14 @@ from clips.interchange.conversion import (
     from_open_clip,
     license_from_card,
     no_tokenizer,
-    shapes_of,
     to_open_clip,
-    tower_shapes,
+    tower_tensors,
     weight_bias_links,
     weight_link,
 )
+from clips.model.architectures import OPENAI_VOCAB_SIZE
 from clips.model.towers import eot_token_id, text_pool_type, text_tower
 
-_OPENAI_VOCAB_SIZE = 49408  # of the vocabulary that ships with open_clip
 _ARGMAX_EOS = 2  # with this eos_token_id transformers reads the largest token, as open_clip's "argmax"
 _TARGET = "hf_clip: transformers' CLIPModel"
 
@@ -113,10 +114,11 @@ def load(path: Path, architecture: str | None) -> ImportedEncoder:
             **text_options,
         },
     }
-    has_tokenizer = files.has_tokenizer(path)
-    if has_tokenizer:  # named by a repository with a copy of the vocabulary for open_clip
+    write_tokenizer: Callable[[Path], None] = no_tokenizer
+    if files.has_tokenizer(path):  # named by a repository with a copy of the vocabulary for open_clip
         cfg["text_cfg"]["hf_tokenizer_name"] = "openai/clip-vit-large-patch14"
-    elif text.vocab_size != _OPENAI_VOCAB_SIZE:
+        write_tokenizer = functools.partial(files.save_tokenizer, path, rows=text.vocab_size)
+    elif text.vocab_size != OPENAI_VOCAB_SIZE:
         raise UserError(f"{path}: expected a tokenizer (tokenizer.json), because its vocabulary is not OpenAI's")
     preprocess, source = files.read_preprocessing(path, vision.image_size, "CLIP", "openai", "shortest")
     links = weight_links(vision.num_hidden_layers, text.num_hidden_layers)
@@ -124,8 +126,8 @@ def load(path: Path, architecture: str | None) -> ImportedEncoder:
         model_cfg=cfg,
         preprocess_cfg=preprocess,
         preprocess_source=source,
-        weights=to_open_clip(model.state_dict(), links, tower_shapes(cfg, path)),
-        write_tokenizer=(lambda directory: files.save_tokenizer(path, directory)) if has_tokenizer else no_tokenizer,
+        weights=to_open_clip(model.state_dict(), links, tower_tensors(cfg, path)),
+        write_tokenizer=write_tokenizer,
         features=feature_functions(model),
         license=license_from_card(path),
         where=path,
@@ -174,7 +176,7 @@ def export(encoder: LoadedEncoder, directory: Path) -> Features:
     )
     vision_config, text_config = _vision_config(model.visual), files.transformer_config(text, "text", _TARGET)
     vocab_size = text.token_embedding.num_embeddings
-    is_openai = vocab_size == _OPENAI_VOCAB_SIZE
+    is_openai = vocab_size == OPENAI_VOCAB_SIZE
     if pool == "argmax":
         eos = vocab_size - 1 if is_openai else _ARGMAX_EOS
     elif (eos := eot_token_id(model)) == _ARGMAX_EOS:
@@ -196,7 +198,7 @@ def export(encoder: LoadedEncoder, directory: Path) -> Features:
     theirs = CLIPModel(config).eval()
     prefix = "text." if hasattr(model, "text") else ""
     links = weight_links(len(model.visual.transformer.resblocks), len(text.transformer.resblocks), prefix)
-    theirs.load_state_dict(from_open_clip(model.state_dict(), links, shapes_of(theirs)))
+    theirs.load_state_dict(from_open_clip(model.state_dict(), links, theirs.state_dict()))
     theirs.save_pretrained(directory)
     files.write_preprocessing(encoder.config["preprocess_cfg"], directory)
     files.write_tokenizer(encoder.tokenizer, encoder.config["model_cfg"]["text_cfg"], directory)
@@ -213,11 +215,11 @@ def clip_vision_model(visual: Any) -> Any:
 
     _check_vit(visual, "transformers' CLIPVisionModel")
     model = CLIPVisionModel(CLIPVisionConfig(**_vision_config(visual))).to(visual.conv1.weight.dtype).eval()
-    shapes = shapes_of(model)
-    prefix = next(iter(shapes)).partition("embeddings.")[0]  # "vision_model." in older versions of transformers
+    expected = model.state_dict()
+    prefix = next(iter(expected)).partition("embeddings.")[0]  # "vision_model." in older versions of transformers
     weights = {name: value for name, value in visual.state_dict().items() if name != "proj"}
     model.load_state_dict(
-        from_open_clip(weights, _vision_weight_links(len(visual.transformer.resblocks), "", prefix), shapes)
+        from_open_clip(weights, _vision_weight_links(len(visual.transformer.resblocks), "", prefix), expected)
     )
     return model
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from clips.errors import UserError
 from clips.model.architectures import NORMALIZATIONS, complete_preprocess_cfg
-from clips.model.loading import library_errors_as_user_errors
+from clips.model.loading import library_errors_as_user_errors, require_float_weights
+from clips.model.tokenizer import require_rows
 from clips.text_files import safe_json_loads
 
 _RESAMPLING = {2: "bilinear", 3: "bicubic"}
@@ -49,6 +50,7 @@ def from_pretrained(kind: Any, path: Path) -> Any:
     """
     import torch
 
+    require_float_weights(path, str(path))
     safe = any(path.glob("*.safetensors")) or None
     with library_errors_as_user_errors(f"{path}: transformers cannot read a {kind.__name__}"):
         model, info = kind.from_pretrained(
@@ -229,12 +231,18 @@ def has_tokenizer(path: Path) -> bool:
     return any((path / name).is_file() for name in ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model"))
 
 
-def save_tokenizer(path: Path, directory: Path) -> None:
-    """Write the tokenizer of a directory of transformers into ``directory``."""
+def save_tokenizer(path: Path, directory: Path, rows: int) -> None:
+    """Write the tokenizer of a directory of transformers into ``directory``.
+
+    Raises:
+        UserError: transformers cannot read it, or it has ids beyond the ``rows`` of the table of embeddings.
+    """
     from transformers import AutoTokenizer
 
     with library_errors_as_user_errors(f"{path}: transformers cannot read this tokenizer"):
-        AutoTokenizer.from_pretrained(path).save_pretrained(directory)
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    require_rows(tokenizer, rows, str(path))
+    tokenizer.save_pretrained(directory)
 
 
 def cleaning_name(text_cfg: Mapping[str, Any]) -> str:

@@ -23,9 +23,8 @@ from clips.interchange.conversion import (
     block_links,
     from_open_clip,
     license_from_card,
-    shapes_of,
     to_open_clip,
-    tower_shapes,
+    tower_tensors,
     weight_bias_links,
     weight_link,
 )
@@ -115,14 +114,14 @@ def load(path: Path, architecture: str | None) -> ImportedEncoder:
         raise UserError(f"{path}: expected a tokenizer (tokenizer.json or spiece.model) next to the weights")
     preprocess, source = files.read_preprocessing(path, vision.image_size, "SigLIP", "half", "squash")
     links = weight_links(vision.num_hidden_layers, text.num_hidden_layers)
-    weights = to_open_clip(model.state_dict(), links, tower_shapes(cfg, path))
+    weights = to_open_clip(model.state_dict(), links, tower_tensors(cfg, path))
     own, theirs = files.activation_name(_meta_trunk(name).blocks[0].mlp.act), vision.hidden_act
     return ImportedEncoder(
         model_cfg=cfg,
         preprocess_cfg=preprocess,
         preprocess_source=source,
         weights=weights,
-        write_tokenizer=lambda directory: files.save_tokenizer(path, directory),
+        write_tokenizer=lambda directory: files.save_tokenizer(path, directory, text.vocab_size),
         features=feature_functions(model),
         approximation=None if own == theirs else f"timm's {name} computes {own}, the source {theirs}",
         license=license_from_card(path),
@@ -198,7 +197,7 @@ def export(encoder: LoadedEncoder, directory: Path) -> Features:
     )
     theirs = SiglipModel(config).eval()
     links = weight_links(len(trunk.blocks), text_config["num_hidden_layers"])
-    theirs.load_state_dict(from_open_clip(model.state_dict(), links, shapes_of(theirs)))
+    theirs.load_state_dict(from_open_clip(model.state_dict(), links, theirs.state_dict()))
     theirs.save_pretrained(directory)
     files.write_preprocessing(encoder.config["preprocess_cfg"], directory)
     files.write_tokenizer(encoder.tokenizer, encoder.config["model_cfg"]["text_cfg"], directory)
@@ -229,10 +228,10 @@ def siglip_vision_model(trunk: Any) -> Any:
     weights = {name: value for name, value in trunk.state_dict().items() if not name.startswith("attn_pool.")}
     config = SiglipVisionConfig(**_vision_config(trunk), vision_use_head=False)
     model = SiglipVisionModel(config).to(trunk.patch_embed.proj.weight.dtype).eval()
-    shapes = shapes_of(model)
-    prefix = next(iter(shapes)).partition("embeddings.")[0]  # "vision_model." in older versions of transformers
-    mapped = from_open_clip(weights, _trunk_links("", prefix, len(trunk.blocks)), shapes)
-    if mismatch := first_mismatch(mapped, shapes):
+    expected = model.state_dict()
+    prefix = next(iter(expected)).partition("embeddings.")[0]  # "vision_model." in older versions of transformers
+    mapped = from_open_clip(weights, _trunk_links("", prefix, len(trunk.blocks)), expected)
+    if mismatch := first_mismatch(mapped, expected):
         raise UserError(f"{target} has other weights than this tower: it {mismatch}")
     model.load_state_dict(mapped)
     return model

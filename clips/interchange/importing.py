@@ -23,7 +23,7 @@ from pydantic import Field
 from clips.core.artifact import atomic_artifact_dir, atomic_write, check_free, log_info, write_manifest
 from clips.errors import UserError, unknown_name_error
 from clips.model_card import write_card
-from clips.model_refs import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
+from clips.model_refs import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, reject_adapters
 from clips.ranges import PositiveFloat
 
 if TYPE_CHECKING:
@@ -97,10 +97,11 @@ def run_import(config: ImportConfig) -> None:
     if Path(output).resolve() == path.resolve():
         raise UserError(f"output: expected another directory than {path}, which is read")
     check_free(output)
+    reject_adapters(path, str(path))
     from safetensors.torch import save_file
 
     from clips.encoder import load_encoder
-    from clips.interchange.conversion import conform, tower_shapes
+    from clips.interchange.conversion import conform, tower_tensors
     from clips.interchange.hf_files import model_type
     from clips.interchange.parity import Parity, compare
     from clips.model.architectures import describe_preprocessing
@@ -117,7 +118,7 @@ def run_import(config: ImportConfig) -> None:
     if config.preprocessing is not None:
         imported = _with_preprocessing(imported, config, format)
     try:
-        weights = conform(imported.weights, tower_shapes(imported.model_cfg, path), imported.where)
+        weights = conform(imported.weights, tower_tensors(imported.model_cfg, path), imported.where)
     except UserError as error:
         near = _architectures_of_size(imported.weights) if config.architecture else []
         if not near or config.architecture in near:

@@ -16,7 +16,7 @@ from torch import Tensor
 from clips.errors import UserError, error_reason, unknown_name_error
 from clips.interchange.conversion import Features, ImportedEncoder, license_from_card, no_tokenizer
 from clips.model import architectures
-from clips.model.loading import library_errors_as_user_errors, read_weights
+from clips.model.loading import library_errors_as_user_errors, read_weights, select_model
 from clips.model.tokenizer import ClipsTokenizer, copy_tokenizer_files
 from clips.model_refs import (
     CAPTIONER_WEIGHTS,
@@ -55,9 +55,7 @@ def load(path: Path, architecture: str | None) -> ImportedEncoder:
             raise UserError(
                 f"{config}: expected open_clip's model_cfg with both towers ({error_reason(error)})"
             ) from None
-    weights = read_weights(where)
-    while all(name.startswith("model.") for name in weights):  # Lightning's
-        weights = {name.removeprefix("model."): value for name, value in weights.items()}
+    weights = select_model(read_weights(where), "visual", where)
     numbers = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's TorchScript archives
     weights = {name: value for name, value in weights.items() if name not in numbers}
 

@@ -37,6 +37,8 @@ from clips.ranges import FractionBelowOne, NonNegative, Positive
 from clips.text_files import safe_json_loads
 
 CONFIG_FIELD = "model.architecture"
+OPENAI_VOCAB_SIZE = 49408
+"""Of the vocabulary that ships with open_clip, and the size of a table of embeddings whose config states none."""
 CONFIG_DIR = Path(__file__).parent / "configs"
 _TEXT_CONVENTIONS = {"proj_bias": False, "act_kwargs": {"approximate": "tanh"}, "norm_kwargs": {"eps": 1e-6}}
 _TEXT_ATTENTION: dict[str, dict[str, Any]] = {
@@ -148,7 +150,7 @@ def resolve_architecture(config: ModelConfig) -> Architecture:
         directory = resolve_encoder_dir(config.architecture, CONFIG_FIELD)
         found = require_encoder_config(directory)
         if state_tokenizer(found) is found:
-            tokenizer = OpenClipTokenizer(directory, length)
+            tokenizer = OpenClipTokenizer(directory, length, int(cfg["text_cfg"].get("vocab_size", OPENAI_VOCAB_SIZE)))
     return Architecture(model_cfg=cfg, tokenizer=tokenizer)
 
 

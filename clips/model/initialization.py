@@ -131,11 +131,11 @@ def _has_same_tokens(directory: Path, weights: dict[str, Tensor], towers: Towers
 
 
 def _load(module: Towers, weights: dict[str, Tensor], path: Path) -> None:
-    shapes = {name: value.shape for name, value in module.state_dict().items()}
+    own = module.state_dict()
     for name, value in weights.items():
-        if name in shapes and value.numel() == shapes[name].numel():  # axes of length 1 may differ
-            weights[name] = value.reshape(shapes[name])
-    if mismatch := first_mismatch(weights, shapes):
+        if name in own and value.numel() == own[name].numel():  # axes of length 1 may differ
+            weights[name] = value.reshape(own[name].shape)
+    if mismatch := first_mismatch(weights, own):
         raise UserError(f"{_FIELD}: {path} {mismatch}; expected the same architecture")
     require_finite(weights, f"{_FIELD}: {path}")
     module.load_state_dict(weights, strict=False)

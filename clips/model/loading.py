@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import pickle
+import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clips.core.artifact import log_info
 from clips.errors import UserError
 
+_MAX_DEPTH = 4  # of a state dict in a checkpoint
+_OF_OPTIMIZER = re.compile(r"optim|opt(\.|$)|exp_avg|grad|sched|scaler", re.IGNORECASE)
 ADAPTER_DIR = "adapter"
 """The directory of unmerged adapters in a LLaVA's directory."""
 
@@ -51,6 +56,8 @@ def load_pretrained(kind: Any, directory: Path | None, what: str, **options: Any
     pickled = directory is not None and any(directory.glob("*.bin")) and not any(directory.glob("*.safetensors"))
     safely: dict[str, Any] = {"use_safetensors": not pickled, "weights_only": True}
     options |= {**safely, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    if directory is not None:
+        require_float_weights(directory, what)
     with library_errors_as_user_errors(f"{what} cannot be loaded"), silence_transformers():
         model, found = kind.from_pretrained(directory, **options)
         lacks_tied = found["missing_keys"] and found["missing_keys"] <= set(model._tied_weights_keys or ())
@@ -122,26 +129,100 @@ def read_safetensors(path: Path, what: str) -> dict[str, torch.Tensor]:
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Read the state dict in a file: safetensors, or tensors saved by ``torch.save``.
+    """Read the state dict in a file: safetensors, or what trainers save by ``torch.save``.
 
-    The ``state_dict`` of a training checkpoint is extracted, and names lose the parts that wrappers of modules add.
+    It may be at any depth of a training checkpoint. Of raw and averaged weights the raw ones are taken, and a line of
+    the log says so. Names lose the parts that wrappers of modules add.
 
     Raises:
-        UserError: the file is missing, is no checkpoint, or would run code when it is read.
+        UserError: the file is missing, is no checkpoint, has several models, or holds other objects than tensors, plain
+            values and numpy's arrays.
     """
+    found: Any = read_safetensors(path, str(path)) if path.suffix == ".safetensors" else _read_torch(path)
+    sets = {name: _without_wrappers(tensors, path) for name, tensors in _state_dicts(found)}
+    if not sets:
+        raise UserError(f"{path}: expected names with tensors, or a training checkpoint with 'state_dict'")
+    taken, others = _choose_model(sets, path, usual=("state_dict", "model_state_dict", "model", "module", ""))
+    if others or is_averaged(taken):
+        weights = "averaged weights" if is_averaged(taken) else "weights"
+        inside, without = f" in '{taken}'" if taken else "", "".join(f", not those in '{name}'" for name in others)
+        log_info(f"{path}: the {weights}{inside} are taken{without}")
+    return sets[taken]
+
+
+def select_model(weights: Mapping[str, torch.Tensor], part: str, path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of the one model in a state dict whose names have ``part``, without what precedes its names.
+
+    Trainers keep a model next to losses, copies with averaged weights and other tensors, each under a prefix:
+    Lightning's ``model.`` or ``net.``, for example. A line of the log says what is taken and what is not.
+
+    Args:
+        weights: the state dict.
+        part: of the dotted names of every model: that of the image tower.
+        path: of the file, for messages.
+
+    Raises:
+        UserError: no name has this part, or several models have it.
+    """
+    if any("lora_" in name for name in weights):
+        raise UserError(f"{path}: it has adapters of PEFT (LoRA); merge them before: model.merge_and_unload()")
+    parts = {name: name.split(".") for name in weights}
+    models: dict[str, dict[str, torch.Tensor]] = {
+        "".join(f"{outer}." for outer in own[: own.index(part)]): {}
+        for own in parts.values()
+        if part in own and not _OF_OPTIMIZER.match(own[0])
+    }
+    if not models:
+        columns = itertools.takewhile(lambda column: len({*column}) == 1, zip(*parts.values(), strict=False))
+        first, common = min(weights), ".".join(column[0] for column in columns)
+        names = f"all of its names begin with '{common}.'" if common else f"its names are such as '{first}'"
+        is_theirs = any("vision_model." in name for name in weights)
+        hint = "; of a model of transformers, give the directory" if is_theirs else ""
+        raise UserError(f"{path}: expected open_clip's names, such as {part}.conv1.weight; {names}{hint}")
+    left = []
+    for name, value in weights.items():
+        prefix = max((each for each in models if name.startswith(each)), key=len, default=None)
+        if prefix is None or _OF_OPTIMIZER.match(name):
+            left.append(name)
+        else:
+            models[prefix][name.removeprefix(prefix)] = value
+    taken, _ = _choose_model(models, path)
+    is_mean = models[taken].pop("n_averaged", None) is not None or is_averaged(taken)  # of torch's AveragedModel
+    left = [*(f"{prefix}*" for prefix in models if prefix != taken), *left]
+    if taken or left or is_mean:
+        model = f"averaged weights '{taken}*'" if is_mean else f"weights '{taken}*'"
+        without = f", without {', '.join(left[:3])}" if left else ""
+        more = f" and {len(left) - 3} more" if left[3:] else ""
+        log_info(f"{path}: the {model} are taken{without}{more}")
+    return models[taken]
+
+
+def is_averaged(name: str) -> bool:
+    """Whether a name in a checkpoint is of averaged weights, or of the teacher that trainers keep as such."""
+    return bool(
+        re.search(r"(^|[._])(ema|swa|avg|average[ds]?|averaging|polyak|shadow|teacher)([._\d]|$)", name.lower())
+    )
+
+
+def _state_dicts(found: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+    """Yield the dotted names of all mappings in a checkpoint that hold tensors by name, but for an optimizer's."""
     import torch
 
-    found: Any = read_safetensors(path, str(path)) if path.suffix == ".safetensors" else _read_torch(path)
-    for key in ("state_dict", "model"):
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-            found = found[key]
-    tensors = isinstance(found, Mapping) and all(isinstance(value, torch.Tensor) for value in found.values())
-    if not found or not tensors:
-        raise UserError(f"{path}: expected names with tensors, or a training checkpoint with 'state_dict'")
+    if not isinstance(found, Mapping) or depth > _MAX_DEPTH:
+        return
+    tensors = {key: value for key, value in found.items() if isinstance(key, str) and isinstance(value, torch.Tensor)}
+    if tensors:
+        yield name, tensors
+    for key, value in found.items():
+        if isinstance(key, str) and not _OF_OPTIMIZER.match(key):
+            yield from _state_dicts(value, f"{name}.{key}".lstrip("."), depth + 1)
+
+
+def _without_wrappers(tensors: Mapping[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
     # Parts of names that DDP, torch.compile, FSDP and activation checkpointing add, also within a name:
     wrappers = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-    weights = {}
-    for name, value in found.items():
+    weights: dict[str, torch.Tensor] = {}
+    for name, value in tensors.items():
         plain = ".".join(part for part in name.split(".") if part not in wrappers)
         if plain in weights:
             raise UserError(f"{path}: expected one tensor for {plain}, got another as {name}")
@@ -149,27 +230,51 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     return weights
 
 
+def _choose_model(
+    sets: Mapping[str, Mapping[str, Any]], path: Path, usual: Sequence[str] = ()
+) -> tuple[str, list[str]]:
+    """Return the name of the largest state dict, and the names of those with the same tensors, averaged ones last.
+
+    UserError: there are several that are not averaged, and none has one of the ``usual`` names.
+    """
+    ends = {name: {".".join(key.split(".")[-3:]) for key in content} for name, content in sets.items()}
+    largest = max(ends.values(), key=len)
+
+    def rank(name: str) -> tuple[bool, int]:
+        last = name.rpartition(".")[2]
+        return is_averaged(name), usual.index(last) if last in usual else len(usual)
+
+    first, *others = sorted((name for name, own in ends.items() if 2 * len(own & largest) > len(largest)), key=rank)
+    if others and rank(first) == rank(others[0]):
+        raise UserError(f"{path}: expected one model, got '{first}' and '{others[0]}'; save the one to read alone")
+    return first, others
+
+
 def _read_torch(path: Path) -> Any:
+    import argparse
+
     import numpy as np
     import torch
 
-    # open_clip's trainer of before 2024 stored learning rates as numpy scalars, which hold no code.
+    # Learning rates, random states and arguments, which hold no code; numpy 1 has other names of the same functions.
     scalar: Any = np.float64().__reduce__()[0]
-    numbers = [
-        scalar,
-        (scalar, "numpy.core.multiarray.scalar"),
-        np.dtype,
-        *map(type, map(np.dtype, ("f8", "f4", "i8"))),
+    array: Any = np.zeros(1).__reduce__()[0]
+    kinds = [*np.typecodes["AllInteger"], *np.typecodes["Float"], *np.typecodes["Complex"], "?", "U", "S"]
+    plain = [
+        *((function, f"numpy.core.multiarray.{function.__name__}") for function in (scalar, array)),
+        *(scalar, array, np.ndarray, np.dtype, argparse.Namespace),
+        *{type(np.dtype(kind)) for kind in kinds},
     ]
     expected = "expected a state dict in safetensors or torch's format"
     with library_errors_as_user_errors(f"{path}: {expected}"):
         try:
-            with torch.serialization.safe_globals(numbers), warnings.catch_warnings():
+            with torch.serialization.safe_globals(plain), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*TorchScript archive", category=UserWarning)
                 return torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            code = "GLOBAL" in str(error)  # pickle's opcodes that look up and call functions
-            found = "it contains more than tensors, and reading it would run code" if code else "no checkpoint"
+            needed = re.search(r"GLOBAL (\S+)", str(error))  # pickle's opcode that looks up functions and classes
+            only = "and only tensors, plain values and numpy's arrays are read"
+            found = f"it needs {needed[1]}, {only}" if needed else "no checkpoint"
             raise UserError(f"{path}: rejected: {found}; {expected}") from None
         except RuntimeError as error:
             if "TorchScript" not in str(error):
@@ -181,17 +286,84 @@ def _read_torch(path: Path) -> Any:
             ) from None
 
 
-def first_mismatch(weights: Mapping[str, torch.Tensor], shapes: Mapping[str, torch.Size]) -> str | None:
-    """Return the first difference from the names and shapes of a module's state dict, in words; None if they match."""
-    missing = [name for name in shapes if name not in weights and not name.endswith("num_batches_tracked")]
-    extra = [name for name in weights if name not in shapes]
-    reshaped = [name for name in weights if name in shapes and weights[name].shape != shapes[name]]
-    for problem, names in (("has another shape of", reshaped), ("lacks", missing), ("has the unexpected", extra)):
+def first_mismatch(weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> str | None:
+    """Return the first difference from a module's state dict, in words: of names, shapes or kinds of numbers.
+
+    None if they match. Integers, and floating point numbers of 8 bits, are no weights without their scales.
+    """
+    missing = [name for name in expected if name not in weights and not name.endswith("num_batches_tracked")]
+    extra = [name for name in weights if name not in expected]
+    both = [(name, value, expected[name]) for name, value in weights.items() if name in expected]
+    reshaped = [
+        f"{name}: {tuple(own.shape)}, expected {tuple(to.shape)}" for name, own, to in both if own.shape != to.shape
+    ]
+    others = [
+        f"{name}: {str(own.dtype).removeprefix('torch.')}, expected {str(to.dtype).removeprefix('torch.')}"
+        for name, own, to in both
+        if _kind(own.dtype) != _kind(to.dtype) and not name.endswith("num_batches_tracked")
+    ]
+    for problem, names in (
+        ("has another shape of", reshaped),
+        ("lacks", missing),
+        ("has the unexpected", extra),
+        ("has another kind of numbers in", others),
+    ):
         if names:
-            name, more = names[0], f" and {len(names) - 1} more" if len(names) > 1 else ""
-            sizes = f": {tuple(weights[name].shape)}, expected {tuple(shapes[name])}" if names is reshaped else ""
-            return f"{problem} {name}{more}{sizes}"
+            name, colon, sizes = names[0].partition(": ")
+            return f"{problem} {name}" + (f" and {len(names) - 1} more" if names[1:] else "") + colon + sizes
     return None
+
+
+def require_float_weights(path: Path, where: str) -> None:
+    """Reject a model's files whose weights are integers or floating point numbers of 8 bits, which need scales.
+
+    transformers and open_clip would convert them to other numbers. A model of transformers whose config.json states its
+    quantization is left to transformers.
+
+    Args:
+        path: a file of weights, or a directory of transformers.
+        where: the beginning of the UserError.
+    """
+    import torch
+    from safetensors import safe_open
+
+    files = [path]
+    if path.is_dir():
+        config = path / "config.json"
+        if config.is_file() and b'"quantization_config"' in config.read_bytes():
+            return
+        files = sorted(path.glob("model*.safetensors")) or sorted(path.glob("pytorch_model*.bin"))
+    for file in files:
+        with library_errors_as_user_errors(f"{where}: {file.name} cannot be read"):
+            if file.suffix == ".safetensors":
+                with safe_open(file, framework="pt") as stored:
+                    names = stored.keys()
+                    kinds = {name: stored.get_slice(name).get_dtype() for name in names}
+            else:
+                content = torch.load(file, map_location="meta", weights_only=True)
+                kinds = {name: str(value.dtype) for _, part in _state_dicts(content) for name, value in part.items()}
+        reject_other_weights(kinds, where)
+
+
+def reject_other_weights(kinds: Mapping[str, str], where: str) -> None:
+    """Reject weights that are no floating point numbers of 16 bits or more; the UserError begins with ``where``.
+
+    Args:
+        kinds: name of a tensor → dtype, as torch or safetensors writes it.
+        where: the beginning of the UserError.
+    """
+    floats = re.compile(r"(torch\.)?(b?float(16|32|64)|B?F(16|32|64))")
+    others = [name for name, kind in kinds.items() if name.endswith("weight") and not floats.fullmatch(kind)]
+    if others:
+        more = f" and {len(others) - 1} more" if others[1:] else ""
+        kind = kinds[others[0]].removeprefix("torch.")
+        raise UserError(f"{where}: expected floating point numbers as weights, got {kind} in {others[0]}{more}")
+
+
+def _kind(dtype: torch.dtype) -> str:
+    if dtype.is_floating_point:
+        return "floating point" if dtype.itemsize > 1 else str(dtype)
+    return str(dtype) if dtype.is_complex or dtype.itemsize == 0 or str(dtype) == "torch.bool" else "integer"
 
 
 def require_finite(weights: Mapping[str, torch.Tensor], where: str) -> None:

@@ -165,20 +165,47 @@ def clean_text(text: str) -> str:
     return " ".join(text.split())
 
 
+def require_rows(tokenizer: Any, rows: int, where: str) -> None:
+    """Raise UserError, which begins with ``where``, if a tokenizer has ids beyond a table of embeddings of ``rows``.
+
+    Special tokens that no text gets, such as T5's sentinels, may be beyond it.
+    """
+    own = getattr(tokenizer, "tokenizer", tokenizer)  # that of transformers in open_clip's
+    if isinstance(own, ClipsTokenizer):
+        own = wordpiece()
+    vocabulary: dict[str, int] = own.get_vocab() if hasattr(own, "get_vocab") else own.encoder
+    specials = getattr(own, "added_tokens_decoder", {})
+    used = {getattr(own, f"{name}_token_id", None) for name in ("bos", "eos", "pad", "unk", "cls", "sep")}
+    largest = max(
+        token for token in vocabulary.values() if token in used or token not in specials or not specials[token].special
+    )
+    if largest >= rows:
+        raise UserError(
+            f"{where}: its tokenizer has ids up to {largest}, expected ids below {rows}, the rows of its text tower's "
+            "table of embeddings"
+        )
+
+
 class OpenClipTokenizer:
     """The tokenizer of another encoder, as open_clip loads it from the encoder's directory.
 
+    Args:
+        directory: of the encoder.
+        context_length: length of a row.
+        rows: of the encoder's table of embeddings.
+
     Raises:
-        UserError: the directory's tokenizer cannot be loaded.
+        UserError: the directory's tokenizer cannot be loaded, or has ids beyond the table.
     """
 
-    def __init__(self, directory: Path, context_length: int) -> None:
+    def __init__(self, directory: Path, context_length: int, rows: int) -> None:
         self.directory, self.context_length = directory, context_length
         with without_wandb():
             import open_clip
 
         with library_errors_as_user_errors(f"model.architecture: {directory}: its tokenizer cannot be loaded"):
             self._tokenize: Any = open_clip.get_tokenizer(f"local-dir:{directory}", context_length=context_length)
+        require_rows(self._tokenize, rows, f"model.architecture: {directory}")
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Rows (n, context length) int64."""

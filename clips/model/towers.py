@@ -99,13 +99,13 @@ def load_trunk(towers: Towers, path: str | Path) -> None:
     trunk = getattr(towers.visual, "trunk", None)
     if trunk is None:
         raise UserError("model.pretrained_trunk: expected an architecture whose image tower is a timm model")
-    shapes = {name: value.shape for name, value in trunk.state_dict().items()}
+    own = trunk.state_dict()
     weights = {
         name: value
         for name, value in read_safetensors(Path(path), f"model.pretrained_trunk: {path}").items()
-        if name in shapes or not name.startswith(("head.", "classifier.", "fc."))
+        if name in own or not name.startswith(("head.", "classifier.", "fc."))
     }
-    if mismatch := first_mismatch(weights, shapes):
+    if mismatch := first_mismatch(weights, own):
         raise UserError(f"model.pretrained_trunk: {path} {mismatch}; expected weights of this trunk")
     require_finite(weights, f"model.pretrained_trunk: {path}")
     trunk.load_state_dict(weights, strict=False)

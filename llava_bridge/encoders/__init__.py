@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clips.errors import UserError, unknown_name_error
-from clips.model.loading import require_finite
+from clips.model.loading import reject_other_weights, require_finite
 from clips.model_refs import (
     DUAL_MODELS,
     HF_HUB_PREFIX,
@@ -30,6 +30,7 @@ from clips.model_refs import (
     download_from_hub,
     find_open_clip_weights,
     is_on_hub,
+    reject_adapters,
     resolve_model_dir,
 )
 from clips.text_files import safe_json_loads
@@ -57,7 +58,9 @@ def load_encoder(spec: str, image_size: int | None = None) -> VisionEncoder:
     source, reference = parse_spec(spec)
     encoder: VisionEncoder = importlib.import_module(ENCODER_SOURCES[source]).load(reference, image_size)
     if encoder.weights is not None:
-        require_finite(encoder.weights, f"encoder: {encoder.parent or spec}")
+        where = f"encoder: {encoder.parent or spec}"
+        require_finite(encoder.weights, where)
+        reject_other_weights({name: str(value.dtype) for name, value in encoder.weights.items()}, where)
     return encoder
 
 
@@ -98,6 +101,7 @@ def resolve_open_clip_dir(reference: str) -> Path:
     """
     if reference.startswith(HF_HUB_PREFIX):
         return download_from_hub(reference.removeprefix(HF_HUB_PREFIX), "encoder")
+    reject_adapters(Path(reference), f"encoder: {reference}")
     if Path(reference).is_file():  # epoch_1.pt
         raise UserError(
             f"encoder: {reference} is a file, expected an encoder directory; "
