@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -43,7 +44,7 @@ from clips.typed_data import from_plain
 from llava_bridge.conversation import ConversationEncoder, resolve_chat_template
 from llava_bridge.data import ConversationSourceConfig, read_samples
 from llava_bridge.data.batches import ConversationDataset
-from llava_bridge.data.sources import in_other_case, split_questions
+from llava_bridge.data.sources import in_other_case, read_conversations, split_questions
 from llava_bridge.training.run_dir import describe_data, run_identity
 from llava_bridge.training.train_config import LlavaTrainConfig, StageConfig
 
@@ -119,7 +120,7 @@ def test_tables_of_other_columns(name: str, tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "talk.parquet")
     first, second = read_samples(ConversationSourceConfig(format="conversations", path=str(tmp_path / "talk.parquet")))
     roles = ["user", "assistant"] * (len(expected) // 2)
-    assert [tuple(turn) for turn in first.turns] == [*zip(roles, expected, strict=True)]
+    assert [tuple(turn[:2]) for turn in first.turns] == [*zip(roles, expected, strict=True)]
     assert [turn.content for turn in second.turns] == ["1 + 1?", "2"]
     assert [[color_of(image) for image in sample.images] for sample in (first, second)] == [["red"], []]
 
@@ -468,3 +469,106 @@ def test_an_odd_row_is_an_invalid_sample_and_ends_nothing(kind: str, tmp_path: P
     for expected, reason in zip(ODD, odd, strict=True):
         assert isinstance(reason, tuple), expected
         assert expected in reason[2]
+
+
+ANSWER = {"from": "gpt", "value": "red"}
+ASKED = {"from": "human", "value": "What color is it?"}
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"conversations": [ASKED, {**ANSWER, "loss": False}, ASKED, ANSWER]}, [False, True]),
+        ({"conversations": [ASKED, {**ANSWER, "weight": 0}, ASKED, {**ANSWER, "weight": 1}]}, [False, True]),
+        ({"conversations": [{**ASKED, "train": False}, {**ANSWER, "train": True}]}, [True]),
+        ({"conversations": [ASKED, {**ANSWER, "loss": None}]}, [True]),
+        ({"conversations": [{**ASKED, "loss": True}, ANSWER]}, "only answers are"),
+        ({"conversations": [ASKED, {**ANSWER, "weight": 0.5}]}, "weight: expected true, false, 1 or 0, got 0.5"),
+        ({"conversations": [ASKED, {**ANSWER, "loss": "no"}]}, 'loss: expected true, false, 1 or 0, got "no"'),
+        ({"conversations": [ASKED, {**ANSWER, "loss": True, "weight": 0}]}, "loss and weight contradict each other"),
+        ({"conversations": [ASKED, ANSWER], "loss": False}, "loss: the row is not to be trained"),
+        ({"conversations": [ASKED, ANSWER], "weight": 0}, "weight: the row is not to be trained"),
+        ({"conversations": [ASKED, ANSWER], "loss": 1.25}, [True]),  # a number of another kind
+        ({"conversations": [ASKED, ANSWER], "image": "a.png", "images": ["b.png"]}, "name different images"),
+        ({"conversations": [ASKED, ANSWER], "image": "a.png", "images": ["a.png"]}, [True]),
+    ],
+)
+@pytest.mark.parametrize("form", ["llava", "conversations", "jsonl", "parquet"])
+def test_what_a_row_excludes_from_training(row: dict[str, Any], expected: Any, form: str, tmp_path: Path) -> None:
+    path = tmp_path / f"talk.{ {'llava': 'json', 'conversations': 'json'}.get(form, form) }"
+    if form == "parquet":
+        row = {key: value for key, value in row.items() if key != "images"}
+        if expected == "name different images":
+            return
+        messages = row["conversations"]
+        keys = sorted({key for message in messages for key in message})
+        if any(isinstance(message.get("loss"), str) for message in messages):
+            return
+        row["conversations"] = [{key: message.get(key) for key in keys} for message in messages]
+        pq.write_table(pa.Table.from_pylist([row]), path)
+    else:
+        path.write_text(json.dumps(row) + "\n" if form == "jsonl" else json.dumps([row]))
+    name = "llava" if form == "llava" else "conversations"
+    config = ConversationSourceConfig(path=str(path), format=name)
+    if isinstance(expected, str):
+        with pytest.raises(UserError, match=expected):  # none can be used
+            read_conversations(config)
+        return
+    (sample,) = read_conversations(config)
+    assert [turn.trained for turn in sample.turns if turn.role == "assistant"] == expected
+
+
+@pytest.mark.parametrize("form", ["llava", "conversations"])
+def test_a_rows_system_message(form: str, tmp_path: Path) -> None:
+    system = {"from": "system", "value": "Be brief."}
+    rows = [
+        {"id": 0, "conversations": [ASKED, ANSWER], "system": "Be brief."},
+        {"id": 1, "conversations": [system, ASKED, ANSWER], "system": "Be brief."},
+        {"id": 2, "conversations": [system, ASKED, ANSWER], "system": "Be long."},
+        {"id": 3, "conversations": [ASKED, ANSWER], "system": None},
+    ]
+    (tmp_path / "talk.json").write_text(json.dumps(rows))
+    one, two, three, four = read_conversations(ConversationSourceConfig(path=str(tmp_path / "talk.json"), format=form))
+    assert (
+        one.turns == two.turns == [Turn("system", "Be brief."), Turn("user", ASKED["value"]), Turn("assistant", "red")]
+    )
+    assert "system: the conversation has another system message" in three.fault
+    assert [turn.role for turn in four.turns] == ["user", "assistant"]
+
+
+@pytest.mark.parametrize("form", ["llava", "conversations", "parquet"])
+def test_keys_that_no_reader_knows_are_counted_and_named(form: str, tmp_path: Path) -> None:
+    messages = [{**ASKED, "name": "Ann"}, {**ANSWER, "reasoning_content": "thought"}]
+    rows = [{"id": number, "conversations": messages, "model": "m", "looss": False} for number in range(1100)]
+    path = tmp_path / f"talk.{'parquet' if form == 'parquet' else 'json'}"
+    if form == "parquet":
+        keys = sorted({key for message in messages for key in message})
+        messages[:] = [{key: message.get(key) for key in keys} for message in messages]
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        path.write_text(json.dumps(rows))
+    for _ in range(2):  # also from the cache
+        samples = read_conversations(
+            ConversationSourceConfig(path=str(path), format="llava" if form == "llava" else "conversations")
+        )
+        counts = dict(re.findall(r"([\w.]+) \(([\d,]+)\)", samples.describe_unread()))
+        assert counts == dict.fromkeys(["model", "looss", "messages.name", "messages.reasoning_content"], "1,100")
+    path = tmp_path / "plain.json"
+    path.write_text(json.dumps([{"id": 1, "image": "a.png", "conversations": [ASKED, ANSWER], "weight": 1}]))
+    assert read_conversations(ConversationSourceConfig(path=str(path))).describe_unread() == ""
+
+
+def test_an_image_by_its_absolute_path_within_the_root(tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "root" / "a.png")
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "b.png")
+    inside, outside = (
+        FileImage(tmp_path / "root", str(tmp_path / "root" / "a.png")),
+        FileImage(tmp_path / "root", str(tmp_path / "b.png")),
+    )
+    assert inside.exists()
+    assert inside.open().getpixel((0, 0)) == (255, 0, 0)
+    assert not outside.exists()
+    for wrong in (outside, FileImage(tmp_path / "root", str(tmp_path / "root" / ".." / "b.png"))):
+        with pytest.raises(UserError, match="expected a path inside"):
+            wrong.open()

@@ -43,7 +43,7 @@ def open_image(root: str | Path, reference: str) -> Image.Image:
 
 def read_image_bytes(root: str | Path, reference: str) -> bytes:
     """The bytes behind an image reference (see `open_image`)."""
-    if ".." in Path(reference).parts or Path(reference).is_absolute():
+    if not _is_inside(root, reference):
         raise UserError(f"'{reference}': expected a path inside {root}")
     tar, mark, member = reference.partition(".tar/")
     try:
@@ -58,13 +58,24 @@ def read_image_bytes(root: str | Path, reference: str) -> bytes:
 
 def image_exists(root: str | Path, reference: str) -> bool:
     """Whether the file or member of an image reference (see `open_image`) exists."""
-    if ".." in Path(reference).parts or Path(reference).is_absolute():
+    if not _is_inside(root, reference):
         return False
     tar, mark, member = reference.partition(".tar/")
     try:
         return member in _tar_members(Path(root) / f"{tar}.tar").members if mark else (Path(root) / reference).is_file()
     except (UserError, OSError, ValueError):
         return False
+
+
+def _is_inside(root: str | Path, reference: str) -> bool:
+    """Whether a reference, relative to ``root`` or absolute, stays in it; symlinks inside are followed."""
+    if ".." in Path(reference).parts:
+        return False
+    try:
+        _resolve_path(reference, [Path(root)])
+    except _ForbiddenReferenceError:
+        return False
+    return True
 
 
 @functools.lru_cache(maxsize=256)

@@ -85,7 +85,9 @@ class ConversationDataset(Dataset):
         answers = [turn.content for turn in sample.turns if turn.role == "assistant"]
         if not all(answer.strip() for answer in answers):  # they would teach the LLM to end an answer immediately
             raise InvalidConversationError("an answer is empty")
-        messages = [{"role": turn.role, "content": turn.content} for turn in sample.turns]
+        if answers and not any(turn.trained for turn in sample.turns if turn.role == "assistant"):
+            raise InvalidConversationError("its answers are not to be trained (loss, train or weight)")
+        messages = [{"role": turn.role, "content": turn.content, "train": turn.trained} for turn in sample.turns]
         if any(IMAGE in answer for answer in answers):
             raise InvalidConversationError(f"an answer contains {IMAGE}, which stands for an image")
         if found := next(filter(None, (_OTHER_MEDIA.search(turn.content) for turn in sample.turns)), None):

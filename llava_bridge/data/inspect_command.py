@@ -123,6 +123,8 @@ def run_inspect(config: InspectConversationsConfig) -> None:
     num_read = len(lengths) + invalid.count
     lines = [f"samples     {len(samples):,} in the source, {num_read:,} read, {invalid.count:,} invalid"]
     lines += invalid.summary()
+    if keys := samples.describe_unread():
+        lines.append(f"not read    the keys {keys}")
     if lengths:
         mean, longest = sum(lengths) / len(lengths), max(lengths)
         lines += [

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, overload
@@ -70,6 +71,7 @@ class ConversationSourceConfig(HeldOutSourceConfig):
 
 CAPTION_PROMPT = "Provide a one-sentence caption for the provided image."
 """The question of all captions, as in lmms-eval's captioning tasks."""
+_MAX_KEYS = 12
 
 
 class Samples(Sequence[Conversation]):
@@ -98,6 +100,17 @@ class Samples(Sequence[Conversation]):
         if np.array_equal(self.order, np.arange(self.starts[-1])):  # a table is read faster in batches than by index
             return itertools.chain.from_iterable(self.parts)
         return (self[index] for index in range(len(self)))
+
+    def describe_unread(self) -> str:
+        """The keys of rows that no reader reads, with the number of samples that have each; empty without any."""
+        counts = Counter[str]()
+        for part in self.parts:
+            if isinstance(part, ConversationTable):
+                counts.update(part.unread())
+            else:
+                counts.update(key for one in part for key in one.unread)
+        shown = [f"{key} ({count:,})" for key, count in counts.most_common(_MAX_KEYS)]
+        return ", ".join([*shown, *([f"and {len(counts) - _MAX_KEYS} more"] if len(counts) > _MAX_KEYS else [])])
 
     def sizes(self) -> np.ndarray:
         """The number of images and of characters of each sample, (N, 2)."""
@@ -177,7 +190,7 @@ def split_questions(sample: Conversation) -> Iterator[Conversation]:
         return
     for asked, answer in itertools.pairwise(sample.turns):
         earlier, seen = seen, seen + asked.content.count(IMAGE) * (asked.role == "user")
-        if asked.role == "user" and answer.role == "assistant":
+        if asked.role == "user" and answer.role == "assistant" and answer.trained:
             question = Turn("user", f"{IMAGE}\n" * earlier + asked.content)
             yield dataclasses.replace(sample, images=sample.images[:seen], turns=[*system, question, answer])
 

@@ -75,6 +75,9 @@ def setup_stage(config: LlavaTrainConfig, name: str, work: Path, *, keep_bf16: b
         for samples, data in zip(sources, stage.data, strict=True)
         if len(stage.data) > 1 or data.repeats != 1
     ]
+    for samples, data in zip(sources, stage.data, strict=True):
+        if keys := samples.describe_unread():
+            mixture.append(f"{data.path}: keys that are not read: {keys}")
     held_out = _read_held_out(config.validation) if name == config.stages[-1] else {}
 
     # The model: of the stage before, of a LLaVA, or of encoder and LLM.

@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -25,12 +26,14 @@ from clips.data.formats.dataset_format import Conversation, Turn
 from clips.data.lazy_images import FileImage
 from clips.errors import UserError, error_reason
 
-_VERSION = 1  # raise it with a change of what the readers make of a row, or of the file's columns
+_VERSION = 2  # raise it with a change of what the readers make of a row, or of the file's columns
 _CACHE_BYTES = 20e9
 _KEPT_SECONDS = 14 * 86400  # other runs, also those of other machines, may have mapped what was used since
 _STARTED = time.time()
 _ROWS = 1024  # of each record batch but the last
+_UNTRAINED = "n"
 _ROLES: dict[str, Literal["user", "assistant", "system"]] = {"u": "user", "a": "assistant", "s": "system"}
+_ROLES[_UNTRAINED] = "assistant"
 
 
 class ConversationTable:
@@ -68,9 +71,22 @@ class ConversationTable:
             for row in zip(*(column.to_pylist() for column in batch.columns[:-1]), strict=True):
                 yield self._conversation(*row)
 
-    def _conversation(self, name: str, images: list[str], roles: str, contents: list[str], fault: str) -> Conversation:
-        turns = [Turn(_ROLES[role], content) for role, content in zip(roles, contents, strict=True)]
-        return Conversation(f"{self.source} {name}", [FileImage(self.root, each) for each in images], turns, fault)
+    def _conversation(
+        self, name: str, images: list[str], roles: str, contents: list[str], fault: str, unread: str
+    ) -> Conversation:
+        turns = [Turn(_ROLES[role], content, role != _UNTRAINED) for role, content in zip(roles, contents, strict=True)]
+        files = [FileImage(self.root, each) for each in images]
+        return Conversation(f"{self.source} {name}", files, turns, fault, tuple(filter(None, unread.split("\0"))))
+
+    def unread(self) -> Counter[str]:
+        """The number of conversations with each key that no reader reads."""
+        import pyarrow.compute as pc
+
+        counts = Counter[str]()
+        for batch in self._batches:
+            for entry in pc.value_counts(batch["unread"]).to_pylist():
+                counts.update({key: entry["counts"] for key in entry["values"].split("\0") if key})
+        return counts
 
     def sizes(self) -> np.ndarray:
         """The number of images and of characters of each conversation, (N, 2)."""
@@ -174,13 +190,16 @@ def _write(sink: Any, conversations: Iterable[Conversation]) -> None:
 def _record_batch(conversations: Iterable[Conversation]) -> Any:
     import pyarrow as pa
 
-    names, roles, faults, characters = list[str](), list[str](), list[str](), list[int]()
+    names, roles, faults, unread, characters = list[str](), list[str](), list[str](), list[str](), list[int]()
     images, image_ends = list[str](), [0]
     contents, content_ends = list[str](), [0]
     for one in conversations:  # of which only the texts are kept, so that the garbage collector has nothing to do
         texts = [turn.content for turn in one.turns]
         names.append(one.name)
-        roles.append("".join([turn.role[0] for turn in one.turns]))
+        roles.append(
+            "".join([turn.role[0] if turn.trained or turn.role != "assistant" else _UNTRAINED for turn in one.turns])
+        )
+        unread.append("\0".join(one.unread))
         faults.append(one.fault)
         characters.append(sum(map(len, texts)))
         images += [image.name for image in one.images]
@@ -191,11 +210,12 @@ def _record_batch(conversations: Iterable[Conversation]) -> Any:
         {
             "name": pa.array(names, pa.string()),
             "images": pa.ListArray.from_arrays(pa.array(image_ends, pa.int32()), pa.array(images, pa.string())),
-            "roles": pa.array(roles, pa.string()),  # the first letter of each
+            "roles": pa.array(roles, pa.string()),  # a letter of each
             "contents": pa.ListArray.from_arrays(
                 pa.array(content_ends, pa.int32()), pa.array(contents, pa.large_string())
             ),
             "fault": pa.array(faults, pa.string()),
+            "unread": pa.array(unread, pa.string()),
             "characters": pa.array(characters, pa.int64()),
         }
     )

@@ -33,6 +33,11 @@ EXPECTED_FORMAT = (
     "content, which is text or a list of parts of type text or image; or texts of user and assistant"
 )
 _IMAGE_KEYS = ("images", "image")
+_EXCLUDING_KEYS = ("loss", "train", "weight")
+"""Of a message or a row: false or 0 excludes it from training, in the formats of several trainers."""
+ROW_KEYS = ("system", *_EXCLUDING_KEYS)
+"""Of a row, next to its conversation and images."""
+_MESSAGE_KEYS = {"from", "value", "role", "content", "user", "assistant", *_EXCLUDING_KEYS}
 _SHORT_ANSWER = "Answer the question using a single word or phrase."  # the same as in lmms-eval's tasks
 _ROLES: dict[str, Any] = {
     "human": "user",
@@ -53,14 +58,17 @@ Parts = ParamSpec("Parts")
 def read_record(
     name: str,
     expected: str,
-    parse: Callable[Parts, tuple[Sequence[LazyImage], Sequence[Turn]]],
+    parse: Callable[Parts, tuple[Sequence[LazyImage], Sequence[Turn], Sequence[str]]],
     *arguments: Parts.args,
     **options: Parts.kwargs,
 ) -> Conversation:
-    """The conversation of images and turns that ``parse`` returns; one with a fault if it raises, see ``expected``."""
+    """The conversation of the images, turns and unread keys that ``parse`` returns; if it raises, one with a fault,
+    see ``expected``.
+    """
     try:
         with library_errors_as_user_errors(expected):
-            return Conversation(name, *parse(*arguments, **options))
+            images, turns, unread = parse(*arguments, **options)
+            return Conversation(name, images, turns, unread=unread)
     except UserError as error:
         return Conversation(name, [], [], str(error))
 
@@ -87,15 +95,78 @@ def parse_messages(messages: Any) -> list[Turn]:
         raise TypeError(f"expected a list of messages, got the string {messages[:40]!r}")
     turns = []
     for message in messages:
+        trained = _is_trained(message)
         if message.get("user") is not None:
-            turns += [Turn("user", _text(message["user"])), Turn("assistant", _text(message["assistant"]))]
+            answer = Turn("assistant", _text(message["assistant"]), trained is not False)
+            turns += [Turn("user", _text(message["user"])), answer]
             continue
         role, content = ("from", "value") if message.get("from") is not None else ("role", "content")
         if message[role] not in _ROLES:
             raise ValueError(f"a message of the role {message[role]!r}")
         said = message[content]
-        turns.append(Turn(_ROLES[message[role]], said if isinstance(said, str) else _join_parts(said)))
+        turn = Turn(_ROLES[message[role]], said if isinstance(said, str) else _join_parts(said))
+        if trained and turn.role != "assistant":
+            raise ValueError(f"a message of the role {message[role]!r} to be trained; only answers are")
+        turns.append(turn._replace(trained=trained is not False))
     return turns
+
+
+def _is_trained(message: Mapping[str, Any]) -> bool | None:
+    """Whether a message is to be trained; None if it does not say so."""
+    stated = {key: message[key] for key in _EXCLUDING_KEYS if message.get(key) is not None}
+    for key, value in stated.items():
+        if not isinstance(value, bool | int | float) or value not in (0, 1):
+            raise ValueError(f"{key}: expected true, false, 1 or 0, got {json.dumps(value, default=repr)}")
+    if len({bool(value) for value in stated.values()}) == 2:
+        raise ValueError(f"{' and '.join(stated)} contradict each other")
+    return bool(next(iter(stated.values()))) if stated else None
+
+
+def apply_row_settings(row: Mapping[str, Any], turns: list[Turn]) -> list[Turn]:
+    """The turns of a row with its own system message.
+
+    Raises:
+        ValueError: it is another one than that of the conversation, or the row is not to be trained.
+    """
+    for key in _EXCLUDING_KEYS:
+        if row.get(key) is False or (key == "weight" and row.get(key) == 0):
+            raise ValueError(f"{key}: the row is not to be trained")
+    if row.get("system") in (None, ""):
+        return turns
+    said = Turn("system", _text(row["system"]))
+    own = [turn.content for turn in turns if turn.role == "system"]
+    if own and own != [said.content]:
+        raise ValueError("system: the conversation has another system message")
+    return turns if own else [said, *turns]
+
+
+def unread_keys(row: Mapping[str, Any], read: Collection[str], messages: Any = ()) -> list[str]:
+    """The keys of a row and of its ``messages`` that have a value but are not in ``read``, or no reader knows."""
+    keys = [
+        str(key)
+        for key, value in row.items()
+        if _says_something(value) and (key not in read or (key in _EXCLUDING_KEYS and value not in (0, 1)))
+    ]
+    if isinstance(messages, Mapping):
+        messages = [messages]
+    found = {key: None for message in messages for key, value in message.items() if _says_something(value)}
+    return keys + [f"messages.{key}" for key in found if key not in _MESSAGE_KEYS]
+
+
+def _says_something(value: Any) -> bool:
+    return value is not None and (isinstance(value, bool | int | float) or bool(value))
+
+
+def image_references(row: Mapping[str, Any]) -> list[Any]:
+    """The values of a row's images. ValueError: it names them twice, and differently."""
+    stated = []
+    for key in _IMAGE_KEYS:
+        values = row.get(key)
+        values = [each for each in (values if isinstance(values, list) else [values]) if each not in (None, "")]
+        stated += [values] if values else []
+    if len(stated) == 2 and stated[0] != stated[1]:
+        raise ValueError("image and images name different images; expected one of them")
+    return stated[0] if stated else []
 
 
 def _join_parts(parts: Any) -> str:
@@ -142,14 +213,12 @@ def read_llava(location: Location) -> Dataset[Conversation]:
         raise UserError(f"{path}: expected LLaVA's JSON list; {_OTHER_FILES[path.suffix.lower()]}")
     expected = "expected conversations with from (human, gpt or system) and value, and image as a reference or a list"
 
-    def parse(row: Mapping[str, Any], root: Path) -> tuple[list[LazyImage], list[Turn]]:
+    def parse(row: Mapping[str, Any], root: Path) -> tuple[list[LazyImage], list[Turn], list[str]]:
         reject_video(row)
         if "conversations" not in row:
             raise UserError(f"expected conversations, found {', '.join(row)}; format conversations also reads messages")
-        image = row.get("image") or row.get("images")
-        references = [] if image is None else [image] if isinstance(image, str) else image
-        images: list[LazyImage] = [FileImage(root, _text(each)) for each in references if each not in (None, "")]
-        turns = parse_messages(row["conversations"])
+        images: list[LazyImage] = [FileImage(root, _text(each)) for each in image_references(row)]
+        turns = apply_row_settings(row, parse_messages(row["conversations"]))
         # ShareGPT's conversations are split into pieces, some of which begin with an answer. LLaVA's training drops
         # what is before the user's first message (``preprocess_v1`` in ``train.py``), except system messages.
         first = _first_user_turn(turns)
@@ -160,7 +229,8 @@ def read_llava(location: Location) -> Dataset[Conversation]:
             if turn.role == "user" and turn.content.count(IMAGE) == 1:
                 content = turn.content.replace(IMAGE, "").strip()
                 turns[index] = Turn(turn.role, f"{IMAGE}\n{content}" if content else IMAGE)
-        return images, turns
+        read = {"id", "conversations", *_IMAGE_KEYS, *ROW_KEYS}
+        return images, turns, unread_keys(row, read, row["conversations"])
 
     def read(prefix: str, root: Path) -> Iterator[Conversation]:
         try:
@@ -225,13 +295,22 @@ class _Layout:
                 expected = ", ".join(keys) if len(keys) == 1 else f"one of {', '.join(keys)}"
                 raise UserError(f"{where}expected {expected}; found {', '.join(map(str, names))}")
             chosen.append(column)
-        return chosen, next((name for name in _IMAGE_KEYS if name in names), _IMAGE_KEYS[0])
+        images = [name for name in _IMAGE_KEYS if name in names]
+        if where and len(images) > 1:  # of a table; a row alone may have both keys, one of them empty
+            raise UserError(f"{where}expected one column of images, found {' and '.join(images)}")
+        return chosen, (images or _IMAGE_KEYS)[0]
 
-    def parse(self, values: Sequence[Any], images: list[LazyImage]) -> tuple[list[LazyImage], list[Turn]]:
-        for value in values:
+    def parse(
+        self, row: Mapping[str, Any], columns: Sequence[str], images: list[LazyImage]
+    ) -> tuple[list[LazyImage], list[Turn], list[str]]:
+        """Images, turns and unread keys of a row, whose text is in ``columns``."""
+        for value in row.values():
             if isinstance(value, InvalidSampleError):
                 raise value
-        return images, place_images(self.turns(*values), len(images))
+        values = [row[column] for column in columns]
+        turns = apply_row_settings(row, place_images(self.turns(*values), len(images)))
+        messages = values[0] if self.columns == [CONVERSATION_KEYS] else ()
+        return images, turns, unread_keys(row, {"id", *columns, *_IMAGE_KEYS, *ROW_KEYS}, messages)
 
 
 def read_rows(location: Location) -> Dataset[Conversation]:
@@ -287,19 +366,17 @@ def _read_file(location: Location, file: Path, layout: _Layout) -> Iterable[Conv
     if file.suffix not in _SUFFIXES:
         raise UserError(f"{file}: expected a file that ends in {', '.join(_SUFFIXES)}, or a directory of datasets")
 
-    def parse(row: Mapping[str, Any], root: Path) -> tuple[list[LazyImage], list[Turn]]:
+    def parse(row: Mapping[str, Any], root: Path) -> tuple[list[LazyImage], list[Turn], list[str]]:
         images: list[LazyImage] = []
         with library_errors_as_user_errors("expected an object whose images are paths"):
-            columns, image_column = layout.choose(dict(row))
+            columns, _ = layout.choose(dict(row))
             reject_video(row)
-            value = row.get(image_column)
-            for each in [] if value is None else value if isinstance(value, list) else [value]:
-                if each not in (None, ""):
-                    path = each.get("path") if isinstance(each, dict) else each
-                    if not isinstance(path, str):
-                        raise TypeError(f"expected a path, got {str(each)[:80]}")
-                    images.append(FileImage(root, path))
-        return layout.parse([row[column] for column in columns], images)
+            for each in image_references(row):
+                path = each.get("path") if isinstance(each, dict) else each
+                if not isinstance(path, str):
+                    raise TypeError(f"expected a path, got {str(each)[:80]}")
+                images.append(FileImage(root, path))
+        return layout.parse(row, columns, images)
 
     def read(prefix: str, root: Path) -> Iterator[Conversation]:
         rows = (row for _, row in read_json_lines(file)) if file.suffix == ".jsonl" else read_json_list(file)
@@ -316,7 +393,8 @@ def _read_parquet(file: Path, root: Path, layout: _Layout) -> Iterator[Conversat
         reader = pyarrow.parquet.ParquetFile(file)
         names = reader.schema_arrow.names
     columns, image_column = layout.choose(names, f"{file}: ")
-    read, images = [*columns], None
+    read, images = [*columns, *(name for name in ROW_KEYS if name in names)], None
+    unread = [name for name in names if name not in {"id", *_IMAGE_KEYS, *read}]
     if image_column in names:
         # more than the images of LLaVA's 665K samples; of a larger table the row groups that were read last stay
         cache = ShardCache(cache_directory("rows"), 100e9)
@@ -326,7 +404,8 @@ def _read_parquet(file: Path, root: Path, layout: _Layout) -> Iterator[Conversat
         paths = [leaf for leaf in leaves if leaf.startswith(f"{image_column}.") and leaf.endswith(".path")]
         read += paths or [image_column]  # paths are enough to count the images, without reading them
     with library_errors_as_user_errors(f"{file}: cannot be read as parquet"):
-        yield from _read_batches(reader.iter_batches(_BATCH_ROWS, columns=read), layout, columns, images, file.name)
+        batches = reader.iter_batches(_BATCH_ROWS, columns=read)
+        yield from _read_batches(batches, layout, columns, images, file.name, unread)
 
 
 def _read_saved(location: Location, layout: _Layout) -> Iterator[Conversation]:
@@ -339,7 +418,8 @@ def _read_saved(location: Location, layout: _Layout) -> Iterator[Conversation]:
         images = ImageColumn(_PlainRows(rows.select_columns([image_column])), image_column, str(path), root)
     tables = (rows[start : start + _BATCH_ROWS] for start in range(0, len(rows), _BATCH_ROWS))
     batches = (batch for table in tables for batch in table.to_batches())
-    yield from _read_batches(batches, layout, columns, images, path.name)
+    unread = [name for name in rows.column_names if name not in {"id", *columns, *_IMAGE_KEYS, *ROW_KEYS}]
+    yield from _read_batches(batches, layout, columns, images, path.name, unread)
 
 
 class _PlainRows:
@@ -354,24 +434,36 @@ class _PlainRows:
 
 
 def _read_batches(
-    batches: Iterable[Any], layout: _Layout, columns: Sequence[str], image_column: ImageColumn | None, name: str
+    batches: Iterable[Any],
+    layout: _Layout,
+    columns: Sequence[str],
+    image_column: ImageColumn | None,
+    name: str,
+    unread: Sequence[str],
 ) -> Iterator[Conversation]:
-    """The rows of Arrow batches: image paths as files, all other images by their row."""
+    """The rows of Arrow batches: image paths as files, all other images by their row; of ``unread`` no column."""
+
+    def parse(row: Mapping[str, Any], images: list[LazyImage]) -> tuple[list[LazyImage], list[Turn], list[str]]:
+        shown, turns, keys = layout.parse(row, columns, images)
+        return shown, turns, [*unread, *keys]
+
     row = 0
     for batch in batches:
-        texts = [_cells(batch.column(column), column) for column in columns]
+        read = [*columns, *(key for key in ROW_KEYS if key in batch.schema.names)]
+        texts = [_cells(batch.column(column), column) for column in read]
         paths = [[]] * len(batch) if image_column is None else _row_paths(batch, image_column.name)
         for *values, row_paths in zip(*texts, paths, strict=True):
             images: list[LazyImage] = []
+            cells = dict(zip(read, values, strict=True))
             for index, path in enumerate(row_paths):
                 assert image_column is not None
                 if path is None:
                     images.append(TableImage(image_column, row, index))
                 elif isinstance(path, InvalidSampleError):
-                    values.append(path)
+                    cells[image_column.name] = path
                 else:
                     images.append(FileImage(image_column.root, path))
-            yield read_record(f"{name} row {row}", f"expected {layout.expected}", layout.parse, values, images)
+            yield read_record(f"{name} row {row}", f"expected {layout.expected}", parse, cells, images)
             row += 1
 
 

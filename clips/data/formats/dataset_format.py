@@ -64,23 +64,26 @@ class Captioned:
 
 
 class Turn(NamedTuple):
-    """One message of a conversation."""
+    """One message of a conversation; an answer that is not ``trained`` is context for later ones."""
 
     role: Literal["user", "assistant", "system"]
     content: str
+    trained: bool = True
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Conversation:
     """A conversation about images, each with an ``<image>`` in the text, in order; errors refer to it by ``name``.
 
-    One that is malformed has no turns but a ``fault``, with which training counts it as invalid.
+    One that is malformed has no turns but a ``fault``, with which training counts it as invalid. ``unread`` are the
+    keys of its row, and as ``messages.KEY`` of its messages, that no reader reads.
     """
 
     name: str
     images: Sequence[LazyImage]
     turns: Sequence[Turn]
     fault: str = ""
+    unread: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -22,10 +22,13 @@ from clips.core.artifact import MANIFEST, directory_hash, log_info
 from clips.data.formats.conversations import (
     CONVERSATION_KEYS,
     EXPECTED_FORMAT,
+    ROW_KEYS,
+    apply_row_settings,
     parse_messages,
     place_images,
     read_record,
     reject_video,
+    unread_keys,
 )
 from clips.data.formats.dataset_format import WHOLE, Captioned, Classified, Conversation, Dataset, Location, Turn
 from clips.data.images import IMAGE_SUFFIXES, InvalidSampleError
@@ -176,15 +179,18 @@ def read_conversations(location: Location) -> Dataset[Conversation]:
     if is_remote(location.spec.path):
         raise UserError(f"{location.spec.path}: expected local files; download them first")
 
-    def parse(shard: Path, key: str, files: Spans) -> tuple[list[LazyImage], list[Turn]]:
+    def parse(shard: Path, key: str, files: Spans) -> tuple[list[LazyImage], list[Turn], list[str]]:
         if "json" not in files:
             raise UserError(f"expected {key}.json with the conversation, found {', '.join(files)}")
         row = safe_json_loads(read_byte_range(shard, *files["json"]))
         reject_video(row)
-        turns = parse_messages(row[next(name for name in CONVERSATION_KEYS if name in row)])
+        column = next(name for name in CONVERSATION_KEYS if name in row)
+        turns = parse_messages(row[column])
         names = sorted((name for name in files if f".{name.rpartition('.')[2]}" in IMAGE_SUFFIXES), key=_numeric_key)
         images: list[LazyImage] = [TarImage(shard.parent, shard, f"{key}.{name}", *files[name]) for name in names]
-        return images, place_images(turns, len(images))
+        turns = apply_row_settings(row, place_images(turns, len(images)))
+        # its images are members of the shard, whatever their names in the row
+        return images, turns, unread_keys(row, {"id", "image", "images", column, *ROW_KEYS}, row[column])
 
     def records() -> Iterator[Conversation]:
         for shard in map(Path, shards):
