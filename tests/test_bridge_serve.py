@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import json
+import queue
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -143,7 +149,8 @@ def test_the_command_complains_in_one_line(bridge_llava: Path, monkeypatch: pyte
 
 
 @pytest.mark.slow
-def test_the_command_serves_until_it_is_interrupted(bridge_llava: Path) -> None:
+@pytest.mark.parametrize("work", ["none", "answers", "streams"])
+def test_the_command_serves_until_it_is_interrupted(bridge_llava: Path, work: str) -> None:
     pytest.importorskip("fastapi")
     words = [sys.executable, "-m", "llava_bridge", "serve", str(bridge_llava), "--port", "0"]
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
@@ -152,8 +159,25 @@ def test_the_command_serves_until_it_is_interrupted(bridge_llava: Path) -> None:
             lines = iter(process.stderr.readline, "")
             address = next(found[1] for line in lines if (found := re.match(r"(http://127\.0\.0\.1:\d+/v1) ", line)))
             assert ChatClient(urls=[address]).find_model(bridge_llava.name)["owned_by"] == "llava-bridge"
+            body = {"messages": asked(), "max_tokens": 60, "stream": work == "streams"}
+            request = urllib.request.Request(f"{address}/chat/completions", json.dumps(body).encode())
+            request.add_header("content-type", "application/json")
+            ends: queue.Queue[None] = queue.Queue()
+            threads = [threading.Thread(target=_ask, args=(request, ends)) for _ in range(0 if work == "none" else 99)]
+            for thread in threads:
+                thread.start()
+            if threads:
+                ends.get()  # one is answered, the others wait for their turn
             process.send_signal(signal.SIGINT)
             assert process.wait(60) == 0
+            for thread in threads:
+                thread.join()
             assert "Traceback" not in process.stderr.read()
         finally:
             process.kill()
+
+
+def _ask(request: urllib.request.Request, ends: queue.Queue[None]) -> None:
+    with contextlib.suppress(OSError, http.client.HTTPException), urllib.request.urlopen(request) as answer:
+        answer.read()
+    ends.put(None)

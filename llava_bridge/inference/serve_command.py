@@ -6,12 +6,16 @@ llava-bridge serve runs/demo/llava/clips-tiny-s0
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import copy
 import dataclasses
 import json
+import logging
+import os
 import socket
+import sys
 import time
 import uuid
 from pathlib import Path
@@ -116,7 +120,7 @@ class ChatRequest:
 
 
 def run_serve(config: ServeConfig) -> None:
-    """Answer requests until interrupted.
+    """Answer requests until interrupted, which ends the process with status 0.
 
     UserError: no such LLaVA; the port is in use; the extra ``serve`` is not installed.
     """
@@ -136,8 +140,15 @@ def run_serve(config: ServeConfig) -> None:
 
         settings = uvicorn.Config(make_app(config.model), log_level="warning", timeout_graceful_shutdown=2)
         log_info(f"http://{_HOST}:{listener.getsockname()[1]}/v1 serves {_name(config.model)}; Ctrl-C ends")
+        logging.getLogger("uvicorn.error").addFilter(_is_no_interruption)
         with contextlib.suppress(KeyboardInterrupt):
             uvicorn.Server(settings).run(sockets=[listener])
+    sys.stderr.flush()
+    os._exit(0)  # else the end of the process waits, sometimes forever, for the thread that generates
+
+
+def _is_no_interruption(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
 def make_app(directory: str) -> Any:
