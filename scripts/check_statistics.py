@@ -38,6 +38,7 @@ from benchmarks.report.table import Column as TableColumn
 from benchmarks.results.blind import compare_with_blind, gain_of, is_credited
 from benchmarks.results.item_scores import ItemScores, ItemTable, with_gallery
 from benchmarks.results.noise import (
+    Estimate,
     Scores,
     TrainingNoise,
     average_scores,
@@ -327,10 +328,17 @@ def simulate_averages(world: World, trials: int, seed: int = 7) -> Found:
                     for found in (column.benchmarks(place) for place in range(world.models))]  # fmt: skip
         noise = training_noise(averages if world.seeds > 1 else [])
         scores.append(covers(averages[-1], noise, column.truth))
-        pairs = [average_difference(*pair, noise) for pair in itertools.combinations(averages, 2)]
+        pairs = [difference_of(*pair, noise) for pair in itertools.combinations(averages, 2)]
         differences.append(abs(pairs[0].value) <= pairs[0].quantile(1 - LEVEL) * pairs[0].standard_error)
         alarms += min(holm_correction([*p_values(pairs)])) < LEVEL
     return Found(float(np.mean(scores)), float(np.mean(differences)), alarms / trials)
+
+
+def difference_of(first: Scores, second: Scores, noise: TrainingNoise) -> Estimate:
+    """The difference of two averages, whose parts all have an interval."""
+    found = average_difference(first, second, noise)
+    assert found is not None
+    return found
 
 
 def covers(scores: Scores, noise: TrainingNoise, truth: float) -> bool:
@@ -358,7 +366,7 @@ def simulate_few(items: int, right: float, trials: int, seed: int = 7) -> Found:
                 found.append(dataclasses.replace(of_images, images=names))
         averages = [average_scores(found, [1.0, 1.0]) for found in parts]
         scores.append(covers(averages[0], TrainingNoise(), (right + 0.5) / 2))
-        between = average_difference(averages[0], averages[1], TrainingNoise())
+        between = difference_of(averages[0], averages[1], TrainingNoise())
         differences.append(abs(between.value) <= between.quantile(1 - LEVEL) * between.standard_error)
         alarms += p_values([between])[0] < LEVEL
     return Found(float(np.mean(scores)), float(np.mean(differences)), alarms / trials)
@@ -490,7 +498,7 @@ def simulate_ranks(world: World, step: float, rng: Generator) -> FoundRanks:
     averages = [average_scores(list(found), [1.0] * BENCHMARKS) for found in zip(*named, strict=True)]
     covered = [covers(average, noise, world.right + step * place) for place, average in enumerate(averages)]
     pairs = [*itertools.combinations(range(world.models), 2)]
-    alarms = p_values([average_difference(averages[one], averages[other], noise) for one, other in pairs]).tolist()
+    alarms = p_values([difference_of(averages[one], averages[other], noise) for one, other in pairs]).tolist()
     truth = np.arange(world.models, 0, -1.0) if step else np.full(world.models, (world.models + 1) / 2)
     estimates = [difference_estimate(row[one], row[other], noise) for row in models for one, other in pairs]
     adjusted = np.array(holm_correction(p_values(estimates).tolist())).reshape(BENCHMARKS, -1)
@@ -745,6 +753,24 @@ def print_few_averages(trials: int) -> None:
         print(f"  {items} items, {right:.0%} right", *figures, flush=True)
 
 
+def print_limits(trials: int) -> None:
+    """Print the coverage of one model's intervals where images add nothing, by its seeds and its spread."""
+    print("limits: % of intervals with the truth, of one of six models; the others have three seeds")
+    rng, rounds, images = np.random.default_rng(13), 4 * trials, np.arange(50)
+    for seeds, factor in itertools.product((1, 2, 3), (1.0, 3.0, 5.0)):
+        covered = []
+        for _ in range(rounds):
+            drawn = [*rng.normal(size=(5, 3)), factor * rng.normal(size=seeds)]
+            models = [
+                Scores(
+                    values=row, influence=np.zeros((len(row), 50)), enters=np.ones(50, bool), items=images, trained=True
+                )
+                for row in drawn
+            ]
+            covered.append(covers(models[-1], training_noise(models), 0.0))
+        print(f"  {seeds} seeds, {factor:g} times the spread:", percent(float(np.mean(covered)), rounds), flush=True)
+
+
 def print_power(trials: int) -> None:
     """Print the ratio of true differences that tests of a report find, and the power of the stated minimum.
 
@@ -810,6 +836,7 @@ PARTS: Mapping[str, Callable[[int], None]] = {
     "retrieval": print_retrieval,
     "few": print_few_hits,
     "few averages": print_few_averages,
+    "limits": print_limits,
     "power": print_power,
     "ranks": print_ranks,
     "plans": print_plans,

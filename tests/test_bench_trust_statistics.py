@@ -258,7 +258,7 @@ def test_one_model_with_uneven_seeds_raises_no_false_alarms(simulation):
 @pytest.mark.parametrize(("models", "seeds", "few"), [(2, 6, 3), (6, 3, 0)])
 def test_a_model_whose_seeds_vary_more_stands_alone(simulation, models, seeds, few):
     """With half a pool of which the others have most, 8 to 11 of 100 tests of equal models had a false positive."""
-    world = simulation.World(models=models, seeds=seeds, few=few, images=300, training=0.7, unequal=-5.0)
+    world = simulation.World(models=models, seeds=seeds, few=few, images=1000, training=0.7, unequal=-5.0)
     found = simulation.simulate(world, 200)
     assert found.alarms <= 0.09
     assert found.differences >= 0.92

@@ -157,7 +157,7 @@ def test_a_model_of_which_one_seed_is_left_has_the_training_noise_of_the_others(
     noise = training_noise([*models.values()])
     assert noise.of(models["whole"]) > 0
     assert [cell.row for cell in built.table.scores if "1 seed: most of" in cell.caution] == ["whole"]
-    assert re.search(r"Few seeds: .* in about \d+ % with 1 seed \(whole\)", " ".join(built.notes))
+    assert re.search(r"Few seeds: .* in only \d+ % with 1 seed \(whole\)", " ".join(built.notes))
     cells = {cell.row: cell for cell in built.table.scores}
     interval = scores_interval(models["whole"], noise)
     assert (cells["whole"].ci_low, cells["whole"].ci_high) == pytest.approx((100 * interval.low, 100 * interval.high))

@@ -191,7 +191,7 @@ def _about_intervals(table: Table) -> Iterator[str]:
             ]
             lines.append(
                 "Few seeds: if the trainings of a model vary three times as much as those of the others, its intervals "
-                f"cover the truth in about {join_with_and(shares)}."
+                f"may cover the truth in only {join_with_and(shares)}."
             )
         if "none" in kinds:
             lines.append("A pretrained model is evaluated once, and its interval is over images only.")
