@@ -20,12 +20,13 @@ from serving import DEAD, ChatServer, llava_replies, running
 from clips.commandline.progress import log_estimate
 from clips.core import chat_client
 from clips.core.chat_client import ChatClient, _TemporaryError, choices, image_request
+from clips.core.identity import digest
 from clips.data import decode_image
 from clips.data.sources import SourceConfig, open_source
 from clips.errors import UserError
-from clips.recaption.captioners import ChatCaptioner
+from clips.recaption.captioners import ChatCaptioner, GeneratedCaption
 from clips.recaption.recaption_config import RecaptionConfig
-from clips.recaption.run import run_recaption
+from clips.recaption.run import _stored_captions, run_recaption
 
 PROMPT = "{web}. What color is it?"
 Settings = Callable[..., RecaptionConfig]
@@ -183,6 +184,105 @@ def test_an_estimate_is_scaled_to_the_whole_job(capsys: pytest.CaptureFixture[st
         "tokens: 500 of prompts, 40 generated",
         "cost: 5.00",
     ]
+
+
+def run_on_answers(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, answer: Callable[..., Any], **fields: Any
+) -> Any:
+    """Caption seven images by a server whose answer to the image of a number is ``answer(number)``; the captions."""
+    monkeypatch.setattr(chat_client, "_FIRST_DELAY", 0.01)
+
+    def reply(request: dict[str, Any]) -> Any:
+        text = f"A square number {(number := int(request['messages'][0]['content'][1]['text'].split()[2][:-1]))} here."
+        made = answer(number, text)
+        if isinstance(made, dict):
+            return made
+        said, finish, tokens = made
+        choices = [{"message": {"content": said}, "finish_reason": finish}]
+        return {"choices": choices, "usage": {"prompt_tokens": 5, "completion_tokens": tokens}}
+
+    with running(ChatServer(reply, [{"id": "tiny"}])) as server:
+        data = clips_world.write_shards(Path(settings().path).parent / "seven", sizes=(7,))
+        config = settings(path=str(data), endpoint=(server.url,), retry_minutes=0.1, **fields)
+        run_recaption(config)
+    written = open_source(SourceConfig(path=config.output, synthetic_caption=config.caption_column))
+    read = (written.read(index, np.random.default_rng(0)) for index in range(len(written)))
+    return {int(sample.web.split()[-1]): sample.synthetic for sample in read}
+
+
+@pytest.mark.parametrize(
+    ("finish", "tokens", "kept"),
+    [
+        ("content_filter", 3, None),
+        ("length", 3, None),  # max_new_tokens is 6: the server's own limit
+        ("length", 6, "A square number 4."),
+        ("length", 0, "A square number 4."),  # a server that does not count
+        ("tool_calls", 3, None),
+        ("eos_token", 3, "A square number 4. It also"),
+        (None, 3, "A square number 4."),
+    ],
+)
+def test_an_answer_that_the_server_did_not_finish_is_no_caption(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, finish: str | None, tokens: int, kept: str | None
+) -> None:
+    def answer(number: int, text: str) -> tuple[str, str | None, int]:
+        return ("A square number 4. It also", finish, tokens) if number == 4 else (text, "stop", 5)
+
+    found = run_on_answers(settings, monkeypatch, answer)
+    assert found == {
+        number: kept if number == 4 else f"A square number {number} here." for number in range(7) if number != 4 or kept
+    }
+    dropped = json.loads(Path(settings().output, "manifest.json").read_text())["captions"]["dropped"]
+    assert dropped == ({} if kept else {f"not finished by the server ({finish})": 1})
+
+
+def test_an_error_with_status_200_is_repeated_as_its_code_says(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def answer(number: int, text: str) -> Any:
+        asked.append(number)
+        if number in (2, 3) and asked.count(number) < 3:
+            return {"error": {"message": "overloaded", "code": 503} if number == 2 else "overloaded"}
+        return {"error": {"message": "no image", "code": 400}} if number == 5 else (text, "stop", 5)
+
+    found = run_on_answers(settings, monkeypatch, answer)
+    assert found == {number: f"A square number {number} here." for number in range(7) if number != 5}
+    assert [asked.count(number) for number in range(7)] == [1, 1, 3, 3, 1, 1, 1]
+
+
+def test_one_caption_of_many_images_gets_a_line(settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    run_on_answers(settings, monkeypatch, lambda number, text: ("A beach." if number else text, "stop", 5))
+    assert "00000.tar: 7 captions; 6 of them are the same: 'A beach.'" in capsys.readouterr().err
+    run_on_answers(settings, monkeypatch, lambda number, text: (text, "stop", 5), output=f"{settings().output}-2")
+    assert "the same" not in capsys.readouterr().err
+
+
+def test_a_new_caption_takes_no_fields_place(settings: Settings, address: str) -> None:
+    with pytest.raises(
+        UserError, match=r"^caption_column: shard-0000\d\.tar/\d+ has 'captions' already; expected a new"
+    ):
+        run_recaption(settings(caption_column="captions"))
+    assert not Path(settings().output).exists()
+    samples = {f"{index:02d}": clips_world.sample(index) for index in range(22)}
+    samples["21"]["json"] = json.dumps(clips_world.captions(21) | {"late": 1}).encode()
+    late = clips_world.write_shard(Path(settings().path).parent / "late" / "0.tar", samples)
+    run_recaption(settings(path=str(late), caption_column="late"))
+    dropped = json.loads(Path(settings().output, "manifest.json").read_text())["captions"]["dropped"]
+    assert dropped == {"has the field 'late' already": 1}
+
+
+def test_damaged_captions_of_an_interrupted_run_are_not_used(tmp_path: Path) -> None:
+    file, captions = tmp_path / "captions-0.json", {"3": [["A red cup.", 4, True]]}
+    content = json.dumps({"hash": digest(captions), "captions": captions}).encode()
+    file.write_bytes(content)
+    whole = {3: [GeneratedCaption("A red cup.", 4, ended=True)]}
+    assert _stored_captions(file) == whole
+    for place in range(len(content)):
+        file.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+        assert _stored_captions(file) in ({}, whole)
+    assert _stored_captions(tmp_path / "none.json") == {}
 
 
 def test_mistakes_are_one_line(settings: Settings) -> None:

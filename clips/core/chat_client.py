@@ -198,18 +198,21 @@ class ChatClient:
             # the error's name in a few words: the libraries' own texts are paragraphs
             name = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(error).__name__).lower().removesuffix(" error")
             raise _TemporaryError(f"{base} cannot be reached ({name})") from None
-        if reply.status_code != HTTPStatus.OK:
+        status, content = int(reply.status_code), None
+        with contextlib.suppress(ValueError):
+            content = safe_json_loads(reply.content)  # half an emoji could not be written to a file
+        if status == HTTPStatus.OK and isinstance(content, dict) and content.get("error") and "choices" not in content:
+            stated = content["error"].get("code") if isinstance(content["error"], dict) else None  # as routers answer
+            is_status = isinstance(stated, int) and HTTPStatus.BAD_REQUEST <= stated < 600
+            status = int(stated) if stated and is_status else int(HTTPStatus.SERVICE_UNAVAILABLE)
+        if status != HTTPStatus.OK:
             reason = " ".join(reply.text.split())[:120] or reply.reason_phrase or "no reason"
             message = f"{base} answers {reply.status_code} ({reason})"
-            if reply.status_code in _RETRY_STATUS:
+            if status in _RETRY_STATUS:
                 wait = reply.headers.get("retry-after", "")
                 wait = min(float(wait), _MAX_DELAY) if re.fullmatch(r"\d+(\.\d+)?", wait) else 0.0  # it may be a date
-                raise _TemporaryError(message, reply.status_code, wait)
-            raise ChatServerError(message, reply.status_code, by_input=reply.status_code in _UNUSABLE_INPUT)
-        try:
-            content = safe_json_loads(reply.content)  # half an emoji could not be written to a file
-        except ValueError:
-            content = None
+                raise _TemporaryError(message, status, wait)
+            raise ChatServerError(message, status, by_input=status in _UNUSABLE_INPUT)
         if not isinstance(content, dict):
             raise ChatServerError(f"{base} does not answer as OpenAI's chat API does")
         found = content.get("choices")
@@ -219,6 +222,8 @@ class ChatClient:
         return content
 
 
+FINISHED = {None, "stop", "eos_token", "stop_sequence", "end_turn"}
+"""Finish reasons of a whole answer, of OpenAI's API and of text-generation-inference; None where a server has none."""
 _BROKEN_OFF = {"abort", "error"}
 """Finish reasons, with status 200, of a part of an answer: of vLLM when it shuts down, and of routers."""
 _UNUSABLE_INPUT = {HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY}

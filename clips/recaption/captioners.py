@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from clips.core.artifact import directory_hash
-from clips.core.chat_client import ChatClient, ChatServerError, choices, image_request, token_counts
+from clips.core.chat_client import FINISHED, ChatClient, ChatServerError, choices, image_request, token_counts
 from clips.data.sources import Sample
 from clips.errors import UserError, error_reason
 from clips.model.loading import library_errors_as_user_errors, load_pretrained, merge_adapters
@@ -112,8 +112,16 @@ class ChatCaptioner:
             raise UserError(f"endpoint: {error}") from None
         if len(found) != self.config.num_captions:  # transformers' server ignores the number
             raise UserError(f"num_captions: the server answers with {len(found)}, expected {self.config.num_captions}")
-        tokens = token_counts(reply)["completion_tokens"] // len(found)
-        return [GeneratedCaption(text, tokens, ended=finish == "stop") for text, finish in found]
+        written = token_counts(reply)["completion_tokens"]  # 0 of a server that does not count
+        cut = sum(finish == "length" for _, finish in found)
+        # at `max_new_tokens` a caption ends as the config says; a server that is full or filters has not finished it
+        whole = FINISHED if 0 < written < cut * self.config.max_new_tokens else FINISHED | {"length"}
+        if unfinished := next((finish for _, finish in found if finish not in whole), None):
+            found = [(text, finish) for text, finish in found if finish in whole]
+            if not found:
+                return f"not finished by the server ({unfinished})"
+        tokens = written // len(found)
+        return [GeneratedCaption(text, tokens, ended=finish in FINISHED - {None}) for text, finish in found]
 
     def identity(self) -> dict[str, Any]:
         """The manifest entry of the model, from the server's list of models."""

@@ -11,6 +11,7 @@ sizes.json, manifest.json and README.md.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -25,7 +26,7 @@ import numpy as np
 from clips.commandline.progress import Progress, log_estimate
 from clips.core.artifact import MANIFEST, atomic_write, check_finished, directory_hash, log_info, read_manifest
 from clips.core.chat_client import without_reasoning
-from clips.core.identity import RUN, Identity, identity, read_run, reject_other_run, run_text
+from clips.core.identity import RUN, Identity, digest, identity, read_run, reject_other_run, run_text
 from clips.data.images import InvalidImageError, decode_image
 from clips.data.sources import InvalidSampleError, Source, open_source
 from clips.errors import UserError
@@ -44,6 +45,7 @@ from clips.typed_data import checked
 
 _MIN_GROUP_BATCHES = 64  # at most one of them is not full
 _WINDOW_BATCHES = 8
+_CHECKED_SAMPLES = 20  # whose fields are looked at before the work
 _SENTENCE_END = re.compile(r"[.!?][\"'”’)\]]*(?=\s)(?!.*[.!?][\"'”’)\]]*\s)", re.DOTALL)
 KIND = "captions"
 
@@ -72,6 +74,7 @@ def run_recaption(config: RecaptionConfig) -> None:
     if _is_finished(config, run):
         log_info(f"{config.output}: done before")
         return
+    _check_caption_column(config, source)
     number, count = config.share()
     groups = group_shards(shards, config.batch_size)[number::count]
     missing = [shard for group in groups for shard in group if not _is_done(shard, config)]
@@ -89,6 +92,18 @@ def run_recaption(config: RecaptionConfig) -> None:
         log_info(f"{config.output}: this part is done; {rest}")
     else:
         finalize_dataset(config, source, [shard_name(shard.number, config) for shard in shards])
+
+
+def _check_caption_column(config: RecaptionConfig, source: Source) -> None:
+    """Raise UserError if one of the first samples has a field of this name; parquet files get no fields of samples."""
+    for index in range(min(_CHECKED_SAMPLES, len(source)) if config.output_format == "tar" else 0):
+        with contextlib.suppress(InvalidSampleError):
+            if config.caption_column in (fields := source.record(index).fields):
+                known = ", ".join(fields)
+                raise UserError(
+                    f"caption_column: {source.name(index)} has '{config.caption_column}' already; expected a new name "
+                    f"(it has: {known})"
+                )
 
 
 def split_into_shards(blocks: Sequence[int], size: int) -> list[OutputShard]:
@@ -174,8 +189,11 @@ def _caption_group(
                         except InvalidSampleError as error:
                             reason = str(error)
                         else:
-                            writer.add(record, sample.sample, kept, tokens)
-                            reason = ""
+                            if config.output_format == "tar" and config.caption_column in record.fields:
+                                reason = f"has the field '{config.caption_column}' already"
+                            else:
+                                writer.add(record, sample.sample, kept, tokens)
+                                reason = ""
                 if reason:
                     writer.dropped.add([(index - shard.start, source.name(index), reason)])
                 progress.advance(tokens=tokens)
@@ -207,25 +225,36 @@ def caption_windows(
         window, samples, stored, captions = pending.popleft()
         if new := captions():
             written = {
-                index: [dataclasses.astuple(each) for each in texts]
+                str(index): [dataclasses.astuple(each) for each in texts]
                 for index, texts in (stored | new).items()
                 if not isinstance(texts, str)  # tried again after an interruption
             }
-            atomic_write(_window_file(window, config), json.dumps(written, ensure_ascii=False))
+            content = {"hash": digest(written), "captions": written}
+            atomic_write(_window_file(window, config), json.dumps(content, ensure_ascii=False))
         invalid = {index: sample for index, sample in samples.items() if isinstance(sample, str)}
         return window, samples, stored | new | invalid
 
     for window, samples in _read_ahead(windows, source, config):
-        file, stored = _window_file(window, config), CaptionsByIndex()
-        if file.is_file():  # of an interrupted run: a shard may take hours
-            content = safe_json_loads(file.read_text(encoding="utf-8"))
-            stored = {int(index): [GeneratedCaption(*each) for each in texts] for index, texts in content.items()}
+        stored = _stored_captions(_window_file(window, config))  # of an interrupted run: a shard may take hours
         valid = [each for each in samples.values() if isinstance(each, PromptedImage) and each.index not in stored]
         pending.append((window, samples, stored, captioner.submit(window, valid)))
         if len(pending) > captioner.windows_ahead:
             yield finish_oldest()
     while pending:
         yield finish_oldest()
+
+
+def _stored_captions(file: Path) -> CaptionsByIndex:
+    try:
+        content = safe_json_loads(file.read_bytes())
+        if content["hash"] != digest(content["captions"]):
+            raise ValueError
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError):
+        log_info(f"{file}: damaged; its captions are written again")
+        return {}
+    return {int(index): [GeneratedCaption(*each) for each in texts] for index, texts in content["captions"].items()}
 
 
 def _window_file(window: range, config: RecaptionConfig) -> Path:

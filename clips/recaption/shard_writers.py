@@ -39,6 +39,7 @@ from clips.text_files import safe_json_loads
 WORK_DIR = ".work"
 """A directory in the output, until that is complete: counts of finished shards, unfinished ones and their captions."""
 _MODEL = "model.json"
+_REPEATED = 5  # images of one caption that a shard's line states if they are more than a tenth
 
 
 class TarWriter:
@@ -113,12 +114,14 @@ class ShardWriter:
         with write_errors_as_user_errors(self.target):
             self.writer = (TarWriter if config.output_format == "tar" else ParquetWriter)(self.partial, config)
         self.written, self.tokens, self.dropped = 0, 0, InvalidSamples()
+        self.captions = Counter[str]()
 
     def add(self, record: Record, sample: Sample, captions: list[str], tokens: int) -> None:
         """Append a sample for which the model generated ``tokens`` tokens."""
         with write_errors_as_user_errors(self.target):
             self.writer.add(record, sample, captions if self.config.num_captions > 1 else captions[0])
         self.written, self.tokens = self.written + 1, self.tokens + tokens
+        self.captions.update(captions[:1])
 
     def finish(self) -> None:
         """Complete the shard, its counts first."""
@@ -132,9 +135,12 @@ class ShardWriter:
             durable.replace(self.partial, self.target)
 
     def summary(self) -> str:
-        """A log line: file name, number of captions, and dropped samples."""
+        """A log line: file name, number of captions, dropped samples, and a caption that many images have."""
         dropped = f"; {self.dropped.reasons()}" if self.dropped.count else ""
-        return f"{self.target.name}: {self.written:,} captions{dropped}"
+        (text, count), *_ = self.captions.most_common(1) or [("", 0)]
+        is_repeated = count >= _REPEATED and count > self.written / 10
+        repeated = f"; {count:,} of them are the same: {text!r:.100}" if is_repeated else ""
+        return f"{self.target.name}: {self.written:,} captions{dropped}{repeated}"
 
     def abandon(self) -> None:
         """Remove the unfinished shard."""
