@@ -29,8 +29,8 @@ def noise_images(count: int, size: tuple[int, int] = (40, 30)) -> list[Image.Ima
 
 @pytest.fixture
 def llava(bridge_llm: Path, bridge_encoder: Path, tmp_path: Path) -> Any:
-    def build(kind: str, **more: Any) -> tuple[Any, Any]:
-        bridge_world.make_llm_of(kind, AutoTokenizer.from_pretrained(bridge_llm), tmp_path / "llm")
+    def build(kind: str, llm: dict[str, Any] | None = None, **more: Any) -> tuple[Any, Any]:
+        bridge_world.make_llm_of(kind, AutoTokenizer.from_pretrained(bridge_llm), tmp_path / "llm", **(llm or {}))
         model, processor = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(tmp_path / "llm"), **more))
         for weight in model.model.multi_modal_projector.parameters():
             torch.nn.init.normal_(weight, std=0.5)  # so that the image counts
@@ -113,6 +113,34 @@ def test_a_static_cache_gives_the_same_answers(kind: str, llava: Any) -> None:
     assert ask(built, shown, asked, batch_size=4, cache_implementation="static") == dynamic
 
 
+@pytest.mark.parametrize(("kind", "shared"), [("bloom", True), ("falcon", True), ("mpt", False), ("qwen3", True)])
+def test_a_prefix_is_shared_only_by_llms_that_answer_as_alone(kind: str, shared: bool, llava: Any) -> None:
+    """Of three with ALiBi, the biases of MPT count the padding between a prefix and a question."""
+    more = {"bloom": {"n_layer": 2, "n_head": 4}, "falcon": {"alibi": True, "multi_query": False}}
+    more["mpt"] = {"d_model": 32, "n_heads": 4, "n_layers": 2, "expansion_ratio": 2}
+    built = llava(kind, llm=more.get(kind, {}))
+    built[0].generation_config.eos_token_id = None  # answers of equal length
+    assert generate.shares_prefixes(built[0]) == shared
+    (picture,) = noise_images(1)
+    together = ask(built, [picture] * 4, QUESTIONS)
+    assert together == [ask(built, [picture], [question])[0] for question in QUESTIONS]
+
+
+def test_several_answers_of_a_prompt_and_transformers_own_result(llava: Any) -> None:
+    built = llava("qwen3")
+    (picture,) = noise_images(1)
+    expected = ask(built, [picture] * 2, QUESTIONS[:2])
+    assert ask(built, [picture] * 2, QUESTIONS[:2], return_dict_in_generate=True) == expected
+    beams = ask(built, [picture] * 2, QUESTIONS[:2], num_beams=3, num_return_sequences=2)
+    for number, question in enumerate(QUESTIONS[:2]):
+        assert beams[2 * number : 2 * number + 2] == ask(
+            built, [picture], [question], num_beams=3, num_return_sequences=2
+        )
+    assert len(set(beams[:2])) == 2
+    sampled = ask(built, [picture] * 3, QUESTIONS[:3], num_return_sequences=2, do_sample=True, temperature=2.0)
+    assert len(sampled) == 6
+
+
 def test_images_that_only_look_alike_are_not_mixed_up(llava: Any) -> None:
     """The same object is the same image; the same prompt about another one has a prefix of its own."""
     built = llava("qwen3")
@@ -128,6 +156,7 @@ def test_tiles(llava: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     built = llava("qwen3", image_aspect_ratio="anyres")
     shown = [*noise_images(1, (40, 30)) * 2, *noise_images(1, (90, 30)) * 3]  # of different numbers of tokens
     asked = QUESTIONS + QUESTIONS[:1]
+    assert generate.shares_prefixes(built[0])
     prefixes = []
     original = generate._PrefixCache
 

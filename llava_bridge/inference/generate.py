@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,7 @@ def answer(
         max_new_tokens: maximum length of an answer.
         batch_size: prompts per batch.
         generation: other arguments of transformers' ``generate``, for instance ``do_sample=True``. With
+            ``num_return_sequences=2`` each prompt has two answers, one after the other. With
             ``cache_implementation="static"`` transformers compiles the model on a GPU, once for each batch size and
             length: for long answers to prompts of equal length. Prompts with the same image then share nothing.
 
@@ -94,7 +96,7 @@ def answer(
         The answers, in the order of the prompts.
     """
     generation |= {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
-    return _ordered(len(prompts), iter_answer_batches(model, processor, images, prompts, **generation))
+    return _ordered(iter_answer_batches(model, processor, images, prompts, **generation))
 
 
 def iter_answer_batches(
@@ -106,7 +108,7 @@ def iter_answer_batches(
     batch_size: int = 32,
     **generation: Any,
 ) -> Iterator[dict[int, str]]:
-    """Like :func:`answer`, but yields each batch: prompt indices → answers."""
+    """Like :func:`answer`, but yields each batch: indices of answers → answers."""
     conversations, image_lists = [], rgb_images(images)
     for prompt, own in zip(prompts, image_lists, strict=True):
         conversations.append([{"role": "user", "content": prepend_image_tokens(prompt, own)}])
@@ -126,12 +128,12 @@ def answer_conversations(
     """Like :func:`answer`, for conversations whose last message is the user's."""
     generation["max_new_tokens"] = max_new_tokens
     batches = _answer_batches(model, processor, images, conversations, batch_size, generation)
-    return _ordered(len(conversations), batches)
+    return _ordered(batches)
 
 
-def _ordered(count: int, batches: Iterator[dict[int, str]]) -> list[str]:
+def _ordered(batches: Iterator[dict[int, str]]) -> list[str]:
     answers = {index: text for batch in batches for index, text in batch.items()}
-    return [answers[index] for index in range(count)]
+    return [answers[index] for index in range(len(answers))]
 
 
 def _answer_batches(
@@ -148,24 +150,26 @@ def _answer_batches(
     image_lists = rgb_images(images)
     ids = [encode_prompt(chat, messages, own) for messages, own in zip(conversations, image_lists, strict=True)]
     settings = {"use_cache": True, **generation}  # overrides a trainer's setting in the config
+    repeats = int(generation.get("num_return_sequences") or 1)
 
     def generate(rows: Sequence[int], inputs: dict[str, Any]) -> dict[int, str]:
-        new_tokens = model.generate(**inputs, **settings)[:, inputs["input_ids"].shape[1] :]
+        output = model.generate(**inputs, **settings)
+        new_tokens = getattr(output, "sequences", output)[:, inputs["input_ids"].shape[1] :]
         texts = processor.tokenizer.batch_decode(new_tokens, skip_special_tokens=True)
-        return {row: text.strip() for row, text in zip(rows, texts, strict=True)}
+        places = [row * repeats + number for row in rows for number in range(repeats)]
+        return {place: text.strip() for place, text in zip(places, texts, strict=True)}
 
     # First the prompts that share their beginning. Beams would have to be copied with the cache, a dynamic one.
     remaining, prefixes = set(range(len(ids))), list[_Prefix]()
-    if generation.get("num_beams", 1) == 1 and generation.get("cache_implementation") is None:
+    if repeats == generation.get("num_beams", 1) == 1 and generation.get("cache_implementation") is None:
         prefixes = _find_shared_prefixes(ids, image_lists, chat.image_id)
+    if prefixes and not shares_prefixes(model):
+        prefixes = []
     for group in _batch_prefixes(prefixes, batch_size):
         group_images = [image for prefix in group for image in prefix.images]
         group_ids = [prefix.ids for prefix in group]
         with torch.inference_mode():
             cache = _PrefixCache(model, prepare_generate_inputs(model, processor, group_ids, group_images))
-        if not cache.can_be_shared:  # nor can that of any other group
-            del cache
-            break
         pairs = [(number, row) for number, prefix in enumerate(group) for row in prefix.rows]
         for start in range(0, len(pairs), batch_size):
             batch = pairs[start : start + batch_size]
@@ -200,6 +204,45 @@ class _Prefix:
     ids: list[int]
     images: Sequence[Image.Image]
     rows: list[int]
+
+
+_SHARES_PREFIXES: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
+
+
+def shares_prefixes(model: Any) -> bool:
+    """Whether the model answers two prompts with a shared prefix as it does alone, tried once for each loaded model.
+
+    Not for LLMs with states or sliding windows in their cache, nor if a layer counts the padding in the middle of a
+    row as positions, as MPT's biases of attention do.
+    """
+    if model not in _SHARES_PREFIXES:
+        _SHARES_PREFIXES[model] = _try_sharing(model)
+    return _SHARES_PREFIXES[model]
+
+
+@torch.inference_mode()
+def _try_sharing(model: Any) -> bool:
+    from llava_bridge.model.build import computing_in_float32, without_flash_attention
+
+    image = model.config.image_token_id
+    usable = [token for token in range(1, 40) if token != image][:20]
+    prefixes, suffixes = [usable[:6], usable[6:9]], [usable[9:11], usable[11:16]]
+    once = {"max_new_tokens": 1, "use_cache": True, "return_dict_in_generate": True, "output_logits": True}
+    once |= {"num_beams": 1, "do_sample": False}
+
+    def logits(inputs: dict[str, Any]) -> Tensor:
+        return model.generate(**inputs, **once).logits[0].float()
+
+    with computing_in_float32(model), without_flash_attention(model.model.language_model):
+        cache = _PrefixCache(model, _left_padded(prefixes, usable[0], model.device))
+        if not cache.can_be_shared:
+            return False
+        together = logits(cache.inputs_for([0, 1], _left_padded(suffixes, usable[0], model.device)))
+        alone = [
+            logits(_left_padded([[*prefix, *suffix]], usable[0], model.device))
+            for prefix, suffix in zip(prefixes, suffixes, strict=True)
+        ]
+    return torch.allclose(together, torch.cat(alone), atol=1e-4, rtol=1e-3)
 
 
 def _find_shared_prefixes(

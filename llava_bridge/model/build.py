@@ -387,12 +387,12 @@ def extract_lm_head(llm: Any) -> nn.Module:
 
 @contextlib.contextmanager
 def computing_in_float32(model: nn.Module) -> Iterator[None]:
-    """Meanwhile each module converts its bf16 weights to float32 for the time of its call."""
+    """Meanwhile each module converts its weights in 16 bits to float32 for the time of its call."""
     stored: dict[nn.Parameter, Tensor] = {}
 
     def convert(module: nn.Module, _: Any) -> None:
         for weight in module.parameters(recurse=False):
-            if weight.dtype == torch.bfloat16:
+            if weight.dtype in (torch.bfloat16, torch.float16):
                 stored[weight] = weight.data
                 weight.data = weight.data.float()
 
@@ -409,6 +409,17 @@ def computing_in_float32(model: nn.Module) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextlib.contextmanager
+def without_flash_attention(llm: Any) -> Iterator[None]:
+    """Meanwhile an LLM does not attend by FlashAttention, which supports neither float32 nor CPU."""
+    attention = llm.config._attn_implementation  # a package or a kernel of the Hub
+    llm.config._attn_implementation = "sdpa" if attention == "sdpa" else "eager"
+    try:
+        yield
+    finally:
+        llm.config._attn_implementation = attention
 
 
 def _neutralize(config: Any, neutral: dict[str, Any]) -> bool:

@@ -33,6 +33,7 @@ from llava_bridge.model.build import (
     computing_in_float32,
     is_stored_in_bf16,
     make_conversation_encoder,
+    without_flash_attention,
 )
 from llava_bridge.model.image_processing import is_anyres_processor, max_image_tokens, with_aspect_ratio
 from llava_bridge.model.llava_files import load_for_training
@@ -181,16 +182,12 @@ def supports_packing(model: Any) -> bool:
     tokens = torch.arange(1, 2 * count + 1, device=llm.device)[None]
     positions = torch.arange(count, device=llm.device)[None]
     was_training, _ = llm.training, llm.eval()
-    attention = llm.config._attn_implementation
-    # FlashAttention, as a package or a kernel of the Hub, supports neither float32 nor CPU.
-    llm.config._attn_implementation = "sdpa" if attention == "sdpa" else "eager"
     try:
-        with computing_in_float32(llm):
+        with computing_in_float32(llm), without_flash_attention(llm):
             packed = llm(input_ids=tokens, position_ids=positions.repeat(1, 2), use_cache=False).last_hidden_state
             alone = llm(input_ids=tokens[:, count:], position_ids=positions, use_cache=False).last_hidden_state
     finally:
         llm.train(was_training)
-        llm.config._attn_implementation = attention
     return torch.allclose(packed[:, count:], alone, atol=1e-4, rtol=1e-3)
 
 
