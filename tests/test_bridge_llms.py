@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from pathlib import Path
 from typing import Any
 
 import bridge_world
+import peft
 import pytest
 import torch
 from bridge_world import LLM_KINDS, make_llm_of
@@ -19,7 +21,7 @@ from llava_bridge import answer, load_llava
 from llava_bridge.model.build import LlavaParts, build_llava, extract_lm_head, is_stored_in_bf16, load_llm
 from llava_bridge.model.llava_files import load_for_training
 from llava_bridge.model.modeling_vision import load_with_float32_tower
-from llava_bridge.training.lora import add_lora
+from llava_bridge.training.lora import add_lora, share_without_adapter
 from llava_bridge.training.loss import LlavaLoss
 from llava_bridge.training.setup import supports_packing
 from llava_bridge.training.train_config import LoraConfig
@@ -170,3 +172,34 @@ def test_weights_in_pytorchs_older_files(tokenizer: Any, tmp_path: Path) -> None
         load_llm(str(tmp_path / "llm"))
     torch.save(llm.state_dict(), tmp_path / "llm" / "pytorch_model.bin")
     torch.testing.assert_close(logits(load_llm(str(tmp_path / "llm")), 300), logits(llm, 300))
+
+
+MIXTURES: dict[str, dict[str, Any]] = {
+    "mixtral": {"num_local_experts": 4},
+    "qwen3_moe": {"moe_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2, "head_dim": 8},
+    "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8, "sliding_window": 8},
+}
+
+
+@pytest.mark.parametrize("kind", quick_of(MIXTURES, "mixtral"))
+def test_experts_have_adapters_that_stock_peft_reads_and_merges(kind, tokenizer, tmp_path, bridge_encoder):
+    make_llm_of(kind, tokenizer, tmp_path / "llm", **MIXTURES[kind])
+    model, _ = build_llava(LlavaParts(encoder=str(bridge_encoder), llm=str(tmp_path / "llm")))
+    model.requires_grad_(False)
+    bare, dropping = copy.deepcopy(model), copy.deepcopy(model)
+    before = logits(model, 300)
+    adapted = add_lora(model, LoraConfig(r=2, lora_alpha=4, lora_dropout=0.0))
+    assert share_without_adapter(model.model.language_model) < 0.05
+    model(input_ids=TOKENS).logits.square().mean().backward()
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    assert any("experts" in name and weight.grad.any() for name, weight in trained.items())
+    for weight in trained.values():
+        torch.nn.init.normal_(weight, std=0.1)
+    expected = logits(model, 300)
+    assert (expected - before).abs().max() > 0.1
+    adapted.save_pretrained(tmp_path / "adapter")
+    stock = peft.PeftModel.from_pretrained(bare, tmp_path / "adapter").eval()
+    torch.testing.assert_close(logits(stock, 300), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits(adapted.merge_and_unload(), 300), expected, atol=1e-4, rtol=1e-4)
+    add_lora(dropping, LoraConfig(r=2, lora_alpha=4, lora_dropout=0.05))  # which PEFT has in linear layers alone
+    assert share_without_adapter(dropping.model.language_model) > 0.6

@@ -80,19 +80,22 @@ def copy_dequantized(trained: nn.Module, fresh: nn.Module) -> None:
 def add_lora(model: nn.Module, config: LoraConfig) -> Any:
     """Add adapters to the linear layers of the LLM in a LLaVA, in place; only they are trainable afterwards.
 
-    Returns PEFT's wrapper of ``model``, which merges and saves. UserError: the LLM has no linear layers.
+    Without dropout, which PEFT supports in linear layers alone, the experts of a mixture have adapters, too. Returns
+    PEFT's wrapper of ``model``, which merges and saves. UserError: the LLM has no linear layers.
     """
     import peft
 
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    targets = [name for name in linear if "language_model" in name.split(".")]
+    llm = {name: module for name, module in model.named_modules() if "language_model" in name.split(".")}
+    targets = [name for name, module in llm.items() if isinstance(module, nn.Linear)]
     if not targets:
         raise UserError("lora: expected an LLM with linear layers (torch.nn.Linear)")
+    experts = [f"{name}.{own}" for name, module in llm.items() for own in _expert_weights(module)]
     settings = peft.LoraConfig(
         r=config.r,
         lora_alpha=config.lora_alpha,  # type: ignore[arg-type]
         lora_dropout=config.lora_dropout,
         target_modules=targets,
+        target_parameters=experts if experts and not config.lora_dropout else None,
         bias="none",
     )
     # PEFT rounds new adapters to the dtype of their layer. Meanwhile bf16 weights are float32, in no memory.
@@ -104,3 +107,20 @@ def add_lora(model: nn.Module, config: LoraConfig) -> Any:
     finally:
         for weight, value in stored.items():
             weight.data = value
+
+
+def _expert_weights(module: nn.Module) -> list[str]:
+    """The names of a layer's own weights that hold a matrix for each expert."""
+    return [name for name, weight in module.named_parameters(recurse=False) if weight.ndim == 3]
+
+
+def share_without_adapter(llm: nn.Module) -> float:
+    """The share of an LLM's weights in matrices, without those of its embedding, that have no adapter next to them."""
+    sizes = {True: 0, False: 0}
+    for prefix, module in llm.named_modules():
+        if isinstance(module, nn.Embedding) or "lora_" in prefix:
+            continue
+        for weight in module.parameters(recurse=False):
+            if weight.ndim > 1 or hasattr(weight, "quant_state"):
+                sizes["base_layer" in prefix.split(".")] += numel_unpacked(weight)
+    return sizes[False] / max(1, sum(sizes.values()))

@@ -32,7 +32,7 @@ from clips.model.loading import ADAPTER_DIR
 from llava_bridge.model.llava_files import convert_tower_to_transformers, save_llava
 from llava_bridge.training.checkpoints import convert_if_of_other_processes, last_checkpoint, read_marker
 from llava_bridge.training.launch import barrier, is_main_process, log_rank0
-from llava_bridge.training.lora import add_lora, copy_dequantized, numel_unpacked
+from llava_bridge.training.lora import add_lora, copy_dequantized, numel_unpacked, share_without_adapter
 from llava_bridge.training.loss import LlavaLoss
 from llava_bridge.training.run_dir import CHECKPOINTS_DIR
 from llava_bridge.training.setup import (
@@ -78,6 +78,11 @@ def train_stage(config: LlavaTrainConfig, name: str, work: Path, stop: StopReque
         compile_modules(modules_to_compile(setup.model))
     steps = stage.num_steps(len(setup.dataset))
     _log_parts(setup, name, has_adapters=stage.lora is not None)
+    if stage.lora is not None and (share := share_without_adapter(setup.model.model.language_model)) > 0.05:
+        log_rank0(
+            f"{name}: lora: {share:.0%} of the LLM's weights in matrices have no adapter; those of experts have one "
+            "with lora_dropout: 0"
+        )
     log_rank0(f"{name}: {len(setup.dataset):,} samples, {steps} steps of {stage.global_batch_size}, {config.precision}")
     # Frozen weights that DeepSpeed rounds are later saved as they were; the encoder keeps its own dtype.
     trained_with = (module for part, module in setup.parts.items() if part != "vision")

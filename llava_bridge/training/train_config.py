@@ -31,7 +31,8 @@ RATE_FIELDS: dict[Part, str] = {"vision": "vision_tower_lr", "projector": "proje
 class LoraConfig:
     """Low-rank adapters (LoRA, arXiv 2106.09685) next to the LLM's linear layers. Defaults are LLaVA-1.5's.
 
-    As in LLaVA all linear layers have one but for the output layer; other parts are trained by ``tunable_parts``.
+    As in LLaVA all linear layers have one but for the output layer; other parts are trained by ``tunable_parts``. The
+    experts of a mixture, whose matrices are one weight, have one only with ``lora_dropout: 0``.
 
     Args:
         r: rank of the matrices.
