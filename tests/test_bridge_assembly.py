@@ -229,7 +229,7 @@ def test_incomplete_directories_are_rejected_in_one_line(bridge_llm: Path, saved
         [
             (bridge_llm, "tokenizer.json", load_tokenizer, "has no tokenizer"),
             (bridge_llm, "model.safetensors", load_tokenizer, "has no weights"),
-            (saved, "model.safetensors", load_llava, "no weights here"),
+            (saved, "model.safetensors", load_llava, "has no weights"),
         ]
     ):
         copy = tmp_path / str(number)

@@ -218,7 +218,7 @@ def test_settings_next_to_a_llava_are_checked(llava, original_parts, bridge_talk
     (tmp_path / ".began.work").mkdir()
     (tmp_path / ".began.work" / "config.yaml").touch()
     for wrong, match in (
-        (tmp_path / "no", "is not a directory"),
+        (tmp_path / "no", "no such directory"),
         (
             tmp_path / "began",
             "began is not finished; `llava-bridge train --config .*/.began.work/config.yaml`",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +30,7 @@ from llava_bridge.inference.chat_command import ChatConfig, run_chat
 from llava_bridge.inference.generate import load_llava
 from llava_bridge.inference.serve_command import ServeConfig, run_serve
 from llava_bridge.model.build import load_llm, load_tokenizer
-from llava_bridge.model.llava_checks import check_llava_dir, check_llm_dir
+from llava_bridge.model.llava_checks import check_llm_dir, resolve_llava_dir
 from llava_bridge.model.llava_files import load_for_training
 from llava_bridge.training.run_dir import check_inputs, run_identity
 from llava_bridge.training.train_config import LlavaTrainConfig
@@ -90,7 +91,7 @@ def test_a_hub_name_gives_the_same_as_its_directory(hub: Path, bridge_encoder: P
         (check_llm_dir, "org/llm@old", r"llm: org/llm@old has no weights"),
         (check_llm_dir, "org/here", r"llm: org/here has no config\.json"),  # a directory of that name comes first
         (check_llm_dir, "org/none", r"llm: org/none is not a directory; org/none: cannot be downloaded from the Hub"),
-        (check_llava_dir, "org/llm", r"llava: org/llm is no LLaVA in the transformers format"),
+        (functools.partial(resolve_llava_dir, field="llava"), "org/llm", r"llava: org/llm is no LLaVA in the trans"),
         (check_llm_dir, "org/eyes", r"llm: org/eyes has no config\.json"),
         (check_encoder_files, "transformers:org/none", r"encoder: org/none is not a directory; org/none: cannot be"),
         (check_encoder_files, "transformers:org/eyes", r"encoder: org/eyes has no config\.json"),
@@ -153,7 +154,7 @@ def test_a_run_keeps_names_and_commits(encoder, hub, original_parts, bridge_talk
 
 def test_a_llava_of_the_hub_takes_another_encoder(hub: Path, bridge_talk: Path, tmp_path: Path, capsys: Any) -> None:
     run_swap(SwapConfig(llava="org/llava", encoder="hf-hub:org/eyes", output=str(tmp_path / "swapped")))
-    check_llava_dir(str(tmp_path / "swapped"))
+    resolve_llava_dir(str(tmp_path / "swapped"))
     assert same(load_llm(str(tmp_path / "swapped")), load_llm("org/llava"))
     manifest = read_manifest(tmp_path / "swapped")
     assert manifest["data"] == {"encoder": COMMIT}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from bridge_world import LLM_KINDS, make_llm_of
 from families import quick_of
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 from clips.errors import UserError
@@ -172,6 +174,21 @@ def test_weights_in_pytorchs_older_files(tokenizer: Any, tmp_path: Path) -> None
         load_llm(str(tmp_path / "llm"))
     torch.save(llm.state_dict(), tmp_path / "llm" / "pytorch_model.bin")
     torch.testing.assert_close(logits(load_llm(str(tmp_path / "llm")), 300), logits(llm, 300))
+
+
+def test_a_llava_in_pytorchs_older_files_is_read_by_chat_as_by_training(bridge_llava: Path, tmp_path: Path) -> None:
+    shutil.copytree(bridge_llava, tmp_path / "llava")
+    weights: dict[str, torch.Tensor] = {}
+    for path in (tmp_path / "llava").glob("*.safetensors*"):
+        weights |= load_file(path) if path.suffix == ".safetensors" else {}
+        path.unlink()
+    for read in (load_llava, functools.partial(load_for_training, chat_template="auto")):
+        with pytest.raises(UserError, match=r"has no weights \(expected \*.safetensors, or pytorch_model\*.bin\)"):
+            read(str(tmp_path / "llava"))
+    torch.save(weights, tmp_path / "llava" / "pytorch_model.bin")
+    expected = logits(load_llava(bridge_llava, device="cpu")[0], 300)
+    torch.testing.assert_close(logits(load_llava(tmp_path / "llava", device="cpu")[0], 300), expected)
+    torch.testing.assert_close(logits(load_for_training(str(tmp_path / "llava"), "auto")[0], 300), expected)
 
 
 MIXTURES: dict[str, dict[str, Any]] = {

@@ -17,7 +17,7 @@ from clips.core.artifact import atomic_artifact_dir, atomic_write, check_free, l
 from clips.errors import UserError
 from clips.model_refs import resolve_model_dir
 from clips.text_files import safe_json_loads
-from llava_bridge.model.llava_checks import check_llava_dir, is_llava, read_config
+from llava_bridge.model.llava_checks import is_llava, read_config, resolve_llava_dir
 
 VISION_TOWER_DIR = "vision_tower"
 """The directory of the tower in a converted checkpoint, where the original code finds it."""
@@ -70,7 +70,7 @@ def run_convert(config: ConvertConfig) -> None:
         raise UserError(f"{local.source}: no such directory")
     check_free(local.output)
     if local.format == "original":
-        check_llava_dir(local.source)
+        resolve_llava_dir(local.source, "llava")
         _to_original(local, config)
     elif is_llava(local.source):
         _to_stock(local, config)

@@ -15,11 +15,10 @@ from pathlib import Path
 from clips.core.artifact import atomic_artifact_dir, check_free, log_info, read_manifest, write_manifest
 from clips.errors import UserError
 from clips.model.loading import has_adapters
-from clips.model_refs import resolve_model_dir
 from clips.typed_data import changed_settings, from_plain
 from llava_bridge.encoders import check_encoder_files, encoder_commits, local_paths
 from llava_bridge.model.assembly_config import AssemblyConfig
-from llava_bridge.model.llava_checks import check_llava_dir
+from llava_bridge.model.llava_checks import resolve_llava_dir
 from llava_bridge.training.train_config import STAGE_NAMES, LlavaTrainConfig, StageConfig
 
 
@@ -42,7 +41,7 @@ class SwapConfig(AssemblyConfig):
 
 def run_swap(config: SwapConfig) -> None:
     """Write the LLaVA with the new encoder. UserError: LLaVA or encoder are missing, incomplete or incompatible."""
-    check_llava_dir(config.llava)
+    directory = resolve_llava_dir(config.llava, "llava")
     check_encoder_files(config.encoder)
     check_free(config.output)
     from transformers import AutoConfig
@@ -51,7 +50,6 @@ def run_swap(config: SwapConfig) -> None:
     from llava_bridge.model.llava_files import convert_tower_to_transformers, save_llava
 
     model, processor = build_llava(LlavaParts.of(config, encoder=config.encoder, llm=config.llava))
-    directory = resolve_model_dir(config.llava, "llava")
     stored = AutoConfig.from_pretrained(directory).dtype
     # encoder and projector stay in float32, as at the start of training, and so does what adapters were merged into
     if stored is not None and not has_adapters(directory):

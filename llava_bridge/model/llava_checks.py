@@ -11,18 +11,19 @@ from clips.model_refs import resolve_model_dir
 from clips.text_files import safe_json_loads
 
 
-def resolve_llava_dir(reference: str | Path) -> Path:
+def resolve_llava_dir(reference: str | Path, field: str | None = None) -> Path:
     """The directory of a LLaVA, or of the Hub's copy, as :func:`clips.model_refs.resolve_model_dir`.
 
-    UserError: it is no directory of a LLaVA in the transformers format, or has no weights.
+    The one check for whoever reads a LLaVA: chat and benchmarks as training. Messages begin with the config's
+    ``field``, or with the directory. UserError: it is no directory of a LLaVA in the transformers format, or has no
+    tokenizer or weights.
     """
-    path = resolve_model_dir(str(reference), "llava")
-    if not (path / "config.json").is_file() and not is_original_llava(path):
-        reason = "no config.json in it" if path.is_dir() else "no such directory"
-        raise UserError(f"{path}: {reason}; expected a LLaVA directory")
-    _check_type(path, str(path))
-    if not any(path.glob("*.safetensors")):
-        raise UserError(f"{path}: no weights here (expected *.safetensors)")
+    path = resolve_model_dir(str(reference), field or "llava")
+    what = str(path) if field is None else f"{field}: {reference}"
+    if not path.is_dir():
+        raise UserError(f"{what}: no such directory; expected a LLaVA directory, or ORG/NAME on the Hub")
+    _check_type(path, what)
+    _check_files(what, path, "LLaVA")
     return path
 
 
@@ -54,20 +55,14 @@ def read_config(directory: str | Path) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def check_llava_dir(llava: str) -> None:
-    """Raise UserError unless ``llava`` is a LLaVA in the transformers format, with tokenizer and weights."""
-    directory = resolve_model_dir(llava, "llava")
-    _require_dir(directory, "llava", llava)
-    _check_type(directory, f"llava: {llava}")
-    _check_model(llava, directory, "llava", "LLaVA")
-
-
 def _check_type(directory: Path, what: str) -> None:
     """Raise UserError, which begins with ``what``, unless the directory holds a LLaVA in the transformers format."""
     if is_llava(directory):
         return
     if is_original_llava(directory):
         hint = "; `llava-bridge convert` writes one"
+    elif not (directory / "config.json").is_file():
+        hint = "; there is no config.json in it"
     else:
         model_type = read_config(directory).get("model_type")
         hint = f"; expected model_type llava or llava_next in its config.json, got {model_type}"
@@ -83,21 +78,17 @@ def check_image_token(tokenizer: Any, config: Any, what: str) -> None:
 def check_llm_dir(llm: str) -> None:
     """Raise UserError unless ``llm`` has config, tokenizer and weights. It may be a LLaVA, whose LLM is used."""
     directory = resolve_model_dir(llm, "llm")
-    _require_dir(directory, "llm", llm)
+    if not directory.is_dir():
+        raise UserError(f"llm: {llm} is not a directory (expected one, or ORG/NAME on the Hub)")
     if "mm_vision_tower" in read_config(directory):
         raise UserError(f"llm: {llm} is a LLaVA in the original format; convert it by `llava-bridge convert`")
-    _check_model(llm, directory, "llm", "causal LM")
+    _check_files(f"llm: {llm}", directory, "causal LM")
 
 
-def _require_dir(directory: Path, field: str, name: str) -> None:
-    if not directory.is_dir():
-        raise UserError(f"{field}: {name} is not a directory (expected one, or ORG/NAME on the Hub)")
-
-
-def _check_model(name: str, directory: Path, field: str, model: str) -> None:
+def _check_files(what: str, directory: Path, model: str) -> None:
     if not (directory / "config.json").is_file():
-        raise UserError(f"{field}: {name} has no config.json (expected a directory with a transformers {model})")
+        raise UserError(f"{what} has no config.json (expected a directory with a transformers {model})")
     if not any((directory / file).is_file() for file in _TOKENIZERS):
-        raise UserError(f"{field}: {name} has no tokenizer (expected tokenizer.json next to config.json)")
+        raise UserError(f"{what} has no tokenizer (expected tokenizer.json next to config.json)")
     if not any([*directory.glob("*.safetensors"), *directory.glob("pytorch_model*.bin")]):
-        raise UserError(f"{field}: {name} has no weights (expected *.safetensors, or pytorch_model*.bin)")
+        raise UserError(f"{what} has no weights (expected *.safetensors, or pytorch_model*.bin)")

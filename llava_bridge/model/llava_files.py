@@ -11,13 +11,12 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPVisionM
 
 from clips.errors import UserError
 from clips.model.loading import library_errors_as_user_errors, load_pretrained, merge_adapters, silence_transformers
-from clips.model_refs import resolve_model_dir
 from llava_bridge.conversation import resolve_training_template
 from llava_bridge.encoders.encoder import ImagePreprocess, VisionEncoder, VisionTower
 from llava_bridge.encoders.transformers_source import FAMILIES, check_model_type, image_size_of
 from llava_bridge.model.build import build_processor, is_stored_in_bf16, set_generation_config, state_image_tokens
 from llava_bridge.model.image_processing import is_anyres_processor
-from llava_bridge.model.llava_checks import check_image_token, check_llava_dir
+from llava_bridge.model.llava_checks import check_image_token, resolve_llava_dir
 from llava_bridge.model.modeling_llava import AnyLlava, register
 from llava_bridge.model.modeling_vision import EncoderVisionModel, build_vision_model, load_with_float32_tower
 
@@ -31,8 +30,7 @@ def load_for_training(llava: str, chat_template: str, *, keep_bf16: bool = False
     With ``keep_bf16`` projector and LLM stay in bf16 if they are stored in it. UserError: parts are missing or of an
     unsupported type, or the template cannot be trained on.
     """
-    check_llava_dir(llava)
-    directory = resolve_model_dir(llava, "llava")
+    directory = resolve_llava_dir(llava, "llava")
     dtype = torch.bfloat16 if keep_bf16 and is_stored_in_bf16(directory) else torch.float32
     register()
     model = load_with_float32_tower(

@@ -27,7 +27,7 @@ from clips.typed_data import to_plain
 from llava_bridge.data import read_samples
 from llava_bridge.data.sources import ConversationSourceConfig, HeldOutSourceConfig, reject_missing
 from llava_bridge.encoders import check_encoder_files, encoder_commits, local_paths
-from llava_bridge.model.llava_checks import check_llava_dir, check_llm_dir
+from llava_bridge.model.llava_checks import check_llm_dir, resolve_llava_dir
 from llava_bridge.training.launch import launcher_world_size, log_rank0
 from llava_bridge.training.train_config import LlavaTrainConfig
 
@@ -49,7 +49,7 @@ def check_inputs(config: LlavaTrainConfig) -> None:
     UserError: a file or directory is missing, or a setting is not supported with these processes.
     """
     if config.llava:
-        check_llava_dir(config.llava)
+        resolve_llava_dir(config.llava, "llava")
     if config.llm:
         check_llm_dir(config.llm)
     if config.encoder:
