@@ -21,7 +21,7 @@ import torch
 from clips_world import is_equal, metrics, tensors_of, train, trained
 
 from clips import train as training
-from clips.commandline.signals import graceful_shutdown
+from clips.commandline.signals import STOP_SIGNALS, graceful_shutdown
 from clips.core import run_log
 from clips.core.run_log import RunLog
 from clips.data.loader import iterate_batches
@@ -38,9 +38,10 @@ from clips.training.train_config import DistributedConfig
 @pytest.fixture
 def listening():
     """Signals as a shell's foreground has them; its background jobs ignore SIGINT."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -189,7 +190,8 @@ def test_a_tracker_that_fails_or_cannot_be_opened_is_dropped(tmp_path, monkeypat
 
 @pytest.mark.usefixtures("listening")
 @pytest.mark.parametrize(
-    ("number", "status"), [pytest.param(signal.SIGTERM, 75, marks=pytest.mark.slow), (signal.SIGINT, 130)]
+    ("number", "status"),
+    [pytest.param(signal.SIGTERM, 75, marks=pytest.mark.slow), (signal.SIGHUP, 75), (signal.SIGINT, 130)],
 )
 def test_a_stopped_run_saves_and_resumes_exactly(data, tmp_path, monkeypatch, capsys, number, status):
     real = training.train_step

@@ -38,7 +38,7 @@ from benchmarks.study.state import (
     write_record,
 )
 from benchmarks.study.trash import move, paths_of_output, replaced_outputs
-from clips.commandline.signals import sigterm_interrupts
+from clips.commandline.signals import STOP_SIGNALS, sigterm_interrupts
 from clips.core.artifact import atomic_write, git_state, library_versions, log_info
 from clips.core.parent_death import end_with_parent, usable_cores
 from clips.errors import UserError
@@ -234,7 +234,7 @@ def main(plan_file: Path, name: str) -> int:
     """Run a step of a plan; the exit status is 0 if it is done afterwards."""
     os.chdir(json.loads(plan_file.read_text(encoding="utf-8"))["folder"])  # of the runner, for relative paths
     stopped: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOP_SIGNALS:
         signal.signal(number, lambda received, _frame: stopped.append(received))
     try:
         return 0 if run_step(plan_file, name, stopped) else 1

@@ -1,4 +1,5 @@
-"""Shutdown on Ctrl-C or on SIGTERM, which schedulers send before they reclaim a node: between two steps, or at once."""
+"""Shutdown on Ctrl-C, on SIGTERM, which schedulers send before they reclaim a node, and on SIGHUP, which a closed
+terminal sends: between two steps, or at once."""
 
 from __future__ import annotations
 
@@ -14,8 +15,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""They stop a run; schedulers and terminals send them to all processes of a job."""
 EXIT_PREEMPTED = 75
-"""Exit status after SIGTERM: training was saved, and the same command resumes it (EX_TEMPFAIL of sysexits.h)."""
+"""Exit status after SIGTERM or SIGHUP: training was saved; the same command resumes it (EX_TEMPFAIL of sysexits.h)."""
 EXIT_INTERRUPTED = 130
 _ECHO_SECONDS = 2.0  # in which a second Ctrl-C is the first one, forwarded by a launcher
 _STUCK_SECONDS = 5.0  # in which the second Ctrl-C ends the process, unless it waits in a library's call
@@ -40,7 +43,7 @@ class StopRequest:
 
 @contextlib.contextmanager
 def graceful_shutdown() -> Iterator[StopRequest]:
-    """Turn Ctrl-C and SIGTERM in this block into a request; a second Ctrl-C ends the process, also a hanging one.
+    """Turn `STOP_SIGNALS` in this block into a request; a second Ctrl-C ends the process, also a hanging one.
 
     A second SIGTERM has no effect, because schedulers send it to all processes of a job and torchrun forwards it. Use
     SIGKILL to stop without a checkpoint.
@@ -58,9 +61,9 @@ def graceful_shutdown() -> Iterator[StopRequest]:
         elif number == signal.SIGINT and time.monotonic() - requested_at > _ECHO_SECONDS:
             raise KeyboardInterrupt
 
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     for number, handler in previous.items():
-        if handler is not signal.SIG_IGN:
+        if handler is not signal.SIG_IGN:  # as under nohup
             signal.signal(number, handle)
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -90,15 +93,19 @@ def _end_if_stuck(reader: int, ended: threading.Event) -> None:
 
 @contextlib.contextmanager
 def sigterm_interrupts() -> Iterator[None]:
-    """Have SIGTERM raise KeyboardInterrupt in this block, as Ctrl-C does, so that temporary files are removed."""
+    """Have SIGTERM and SIGHUP raise KeyboardInterrupt in this block, as Ctrl-C does: temporary files are removed."""
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def exit_status_for_signal(number: int) -> int:

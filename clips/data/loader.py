@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from clips.commandline.signals import STOP_SIGNALS
 from clips.core.artifact import MANIFEST
 from clips.core.identity import digest
 from clips.core.parent_death import end_stuck_workers
@@ -301,7 +302,7 @@ def _begin_worker(_: int) -> None:
     """Use one thread, and ignore signals: schedulers and terminals send them to all processes of a job, but training
     needs its workers until it has saved."""
     torch.set_num_threads(1)
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 

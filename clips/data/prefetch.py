@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
+from clips.commandline.signals import STOP_SIGNALS
 from clips.core.artifact import log_info
 from clips.core.parent_death import start_python
 from clips.data.remote_files import unfinished
@@ -76,7 +77,7 @@ def start_prefetching(
 
 def main() -> None:
     """The process that downloads. It ignores signals, which schedulers send to all: training handles them."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     order, shards, last, share = pickle.load(sys.stdin.buffer)  # from `start_prefetching`, never from a file
     executor = ThreadPoolExecutor(4)
