@@ -69,14 +69,17 @@ class World:
         self.odd = odd
         self.shape = str(rng.choice([*SHAPES], p=[*SHAPES.values()]))
         count = rng.choice([1, 2, 3, 4, 5], p=[0.04, 0.2, 0.26, 0.26, 0.24]) if self.shape == "any" else 3
-        self.models = [str(name) for name in rng.permutation(MODELS)[: min(count, 3) if odd else count]]
-        self.num_seeds = int(rng.choice([1, 2, 3], p=[0.5, 0.2, 0.3]))
+        self.models = [str(name) for name in rng.permutation(MODELS)[: min(count, 2 + number % 2) if odd else count]]
+        self.num_seeds = int(rng.choice([1, 2, 3], p=[0.6, 0.25, 0.15] if odd else [0.5, 0.2, 0.3]))
         self.trained = {model: bool(rng.random() < 0.8) for model in self.models}
         self.baseline = str(rng.choice(self.models)) if rng.random() < 0.6 else None
         shares = [0.6, 0.1, 0.05, 0.05, 0.2] if odd else [0.55, 0.2, 0.15, 0.1, 0.0]
-        labels = [str(rng.choice([*LABELS], p=shares)) for _ in range(rng.integers(1, 4 if odd else 5))]
+        labels = [str(rng.choice([*LABELS], p=shares)) for _ in range(rng.integers(1, 3 if odd else 5))]
         if self.shape != "any":
-            labels, self.baseline = ["accuracy"] * 3, self.models[0] if self.shape == "mixed" else self.baseline
+            labels, self.baseline = (
+                ["accuracy"] * (2 if odd else 3),
+                self.models[0] if self.shape == "mixed" else self.baseline,
+            )
         self.benchmarks = {f"b{place}": label for place, label in enumerate(labels)}
         self.frames: dict[Path, pd.DataFrame] = {}
         self.outcomes: dict[tuple[str, str], Result | MissingValue] = {}
