@@ -38,9 +38,9 @@ def scorer_hash(task: str, own: str = "") -> str:
     files, captions = _with_imports({file for file in functions if file}, library)
     files |= {file for pattern in _CORE for file in library.glob(pattern)}
     hashes = sorted((_place(file, library), file_hash(file)) for file in files)
-    return digest(
-        {"definition": repr(definition(path)), "files": hashes, "captions": captions and caption_scorer_hash()}
-    )
+    # its data have a hash of their own, and may be named by a path of this machine
+    settings = {name: value for name, value in definition(path).items() if name not in {"dataset_kwargs", "include"}}
+    return digest({"definition": repr(settings), "files": hashes, "captions": captions and caption_scorer_hash()})
 
 
 def _with_imports(files: set[Path], library: Path) -> tuple[set[Path], bool]:
