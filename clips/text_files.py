@@ -46,7 +46,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 MAX_VALUES = 100_000
 """Maximum number of values in a YAML file, with its aliases expanded."""
-_FLOAT, _MERGE, _TIMESTAMP = (f"tag:yaml.org,2002:{name}" for name in ("float", "merge", "timestamp"))
+_MERGE = "tag:yaml.org,2002:merge"
 
 
 def check_expanded_size(node: yaml.Node, known: dict[int, int] | None = None) -> int:
@@ -67,15 +67,13 @@ def check_expanded_size(node: yaml.Node, known: dict[int, int] | None = None) ->
 
 
 class StrictLoader(yaml.SafeLoader):
-    """YAML's safe loader, which reads ``1e-3`` as a number and a date as a string.
+    """YAML's safe loader with the plain values of YAML 1.2: PyYAML has those of 1.1.
 
-    It rejects duplicate keys, anchors that contain themselves, and alias bombs (`check_expanded_size`).
+    ``1e-3`` is a number; ``no``, ``on``, ``1:30``, ``010`` and dates are strings. It rejects duplicate keys, anchors
+    that contain themselves, and alias bombs (`check_expanded_size`).
     """
 
-    yaml_implicit_resolvers = {  # noqa: RUF012  # yaml's own attribute
-        first: [(tag, pattern) for tag, pattern in known if tag != _TIMESTAMP]
-        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
+    yaml_implicit_resolvers = {}  # noqa: RUF012  # yaml's own attribute
 
     def construct_document(self, node: yaml.Node) -> Any:
         """Construct nested values immediately, so that cycles are detected."""
@@ -97,7 +95,27 @@ class StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-StrictLoader.add_implicit_resolver(_FLOAT, re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+class _Dumper(yaml.SafeDumper):
+    """Quotes the strings that a reader of YAML 1.1 or `StrictLoader` would take for another value."""
+
+
+_digits = "0123456789"
+for _kind, _pattern, _first in (
+    ("null", "~|null|Null|NULL|", "~nN"),
+    ("bool", "true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?(0|[1-9]\d*|[1-9]\d{0,2}(_\d{3})+)|0x[0-9a-fA-F]+", f"-+{_digits}"),
+    ("float", r"[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?", f"-+.{_digits}"),
+    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+."),
+    ("merge", "<<", "<"),
+):
+    for _resolver in (StrictLoader, _Dumper):
+        _letters = [*_first, *([""] if _kind == "null" else [])]
+        _resolver.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_pattern})$"), _letters)
+
+
+def dump_yaml(value: Any) -> str:
+    """Plain data as the YAML text that `parse_yaml` reads back."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 def parse_yaml(text: str) -> Any:

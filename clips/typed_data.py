@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from clips.errors import UserError, error_reason
+from clips.text_files import dump_yaml
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -47,9 +48,7 @@ def changed_settings(config: Any) -> Any:
 
 def to_yaml(config: Any) -> str:
     """A config dataclass as the YAML text that ``--config`` reads back."""
-    import yaml
-
-    return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True, width=100)
+    return dump_yaml(to_plain(config))
 
 
 def flatten(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -203,7 +202,8 @@ def _problem(errors: Sequence[Any], kind: Any, content: Any) -> str:
         options = [option for option in options_of(holder) if is_config(option)]
         own = [field.name for option in options for field in dataclasses.fields(option)]
         known = [field for field, _ in field_types(kind)]
-        ours = _NAMES_ELSEWHERE.get(key, key)
+        ours = key.lower().replace("-", "_")
+        ours = _NAMES_ELSEWHERE.get(ours, ours)
         near = [f"{outer}{field}" for field in difflib.get_close_matches(ours, own, n=1, cutoff=0.9)]
         near = near or [field for field in known if field.split(".")[-1] == ours]  # the right name at another place
         likeness = 0.81 if key in _NO_SETTING else 0.5  # num_processes → processes, but not nodes → notes

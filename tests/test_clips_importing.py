@@ -600,7 +600,7 @@ def test_a_directory_without_an_encoder_is_rejected_and_nothing_written(tmp_path
 
 
 def tensors(*names: str, value: float = 1.0) -> dict[str, torch.Tensor]:
-    return {name: torch.full((2,), value) for name in names}
+    return {name: torch.full((2,), float(value)) for name in names}
 
 
 NAMES = ("visual.a", "visual.b.c", "token_embedding.weight")
@@ -748,7 +748,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], small_a
         (["--architecture", "ViT-S-32"], f"expected (77, 384); did you mean --architecture {small_architecture}?"),
         (["--architecture", small_architecture, "--format", "hf_clip"], "expected none, because"),
         (["--format", "gguf"], "unknown format 'gguf' (known: hf_clip"),
-        (["--tolerance", "0"], "tolerance: expected a number above 0"),
+        (["--tolerance", "0"], "tolerance: expected a finite number above 0"),
         (["--preprocessing.fill_color", "256"], "preprocessing.fill_color: expected an integer from 0 to 255 or null"),
         (["--preprocessing.men", "0"], "unknown key 'preprocessing.men'; did you mean 'preprocessing.mean'?"),
         (["--preprocessing.mean", "[1, 2]"], "preprocessing.mean: expected a list of 3: a number, a number, a number"),

@@ -321,7 +321,7 @@ def test_a_plan_says_that_a_benchmark_tests_on_training_data(
         ({"llms": {"tiny": {}}}, r"llms\.tiny: expected "),
         ({"jobs": 0}, "jobs: expected an integer of at least 1"),
         ({"threads": 0}, "threads: expected an integer of at least 1"),
-        ({"confirm_hours": -1.0}, "confirm_hours: expected a number of at least 0"),
+        ({"confirm_hours": -1.0}, "confirm_hours: expected a finite number of at least 0"),
         ({"seeds": [1, 1]}, "seeds: expected different"),
         ({"paths": {"data": "x"}}, "paths.data: the study has a directory of this name"),
         ({"overrides": [{"skp": True}]}, r"overrides\[1\]\.skp.*did you mean"),

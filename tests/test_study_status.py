@@ -109,7 +109,7 @@ def test_the_screen_has_it_all_and_nothing_raw(study: Path, capsys: pytest.Captu
     assert STEP in narrow
     study_status(StatusConfig(study=str(study.parent / "study.yaml"), follow=True))  # once, without a terminal
     assert capsys.readouterr().out.count(f"\n{STEP} ") == 1
-    with pytest.raises(UserError, match="every: expected a number above 0, got 0"):
+    with pytest.raises(UserError, match="every: expected a finite number above 0, got 0"):
         from_plain(StatusConfig, {"study": "x", "every": 0})
 
 

@@ -12,7 +12,7 @@ from benchmarks.report.table import Column
 from benchmarks.report.text_table import markdown_frame, markdown_list
 from benchmarks.results.power import MAX_SEEDS, Components
 from clips.errors import UserError
-from clips.ranges import FinitePositive, Positive
+from clips.ranges import Positive, PositiveFloat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class PowerConfig:
     """
 
     study: str
-    difference: FinitePositive = 1.0
+    difference: PositiveFloat = 1.0
     benchmarks: tuple[str, ...] = ()
     num_tests: Positive = 1
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from clips.ranges import FinitePositive
+from clips.ranges import PositiveFloat
 
 _COLUMN = 236.0  # pt: a column of the usual two-column classes
 _SIZES = {r"\small": 9.0, r"\footnotesize": 8.0, r"\scriptsize": 7.0}  # of a document of 10 pt; nothing is smaller
@@ -28,7 +28,7 @@ class LatexStyle:
 
     intervals: Literal["inline", "none"] = "inline"
     marks: Literal["tests", "ranks"] = "tests"
-    text_width: FinitePositive = 490.0
+    text_width: PositiveFloat = 490.0
 
 
 def fit_float(texts: Sequence[Sequence[str]], parts: Sequence[Sequence[int]], text_width: float) -> tuple[str, str]:

@@ -40,7 +40,7 @@ from clips.core.chat_client import check_urls
 from clips.core.identity import digest, file_hash, identity, is_below
 from clips.errors import UserError
 from clips.model_refs import OPEN_CLIP_CONFIG
-from clips.ranges import Positive
+from clips.ranges import NonNegativeFloat, Positive
 from clips.training.run_dir import CONFIG_FILE, list_checkpoints, read_train_state
 from clips.typed_data import checked
 from llava_bridge.model.llava_checks import is_llava
@@ -104,7 +104,7 @@ class RunConfig(EvaluationConfig):
     llava: str | None = None
     endpoint: tuple[str, ...] = ()
     endpoint_key_env: str = "OPENAI_API_KEY"
-    retry_minutes: float = 30.0
+    retry_minutes: NonNegativeFloat = 30.0
     token_prices: tuple[float, float] | None = None
     lmms: LmmsModel | None = None
 

@@ -30,7 +30,7 @@ from clips.data.tar_index import Shards
 from clips.errors import UserError
 from clips.method.caption_strategies import sentences
 from clips.model.tokenizer import BOS, CONTEXT_LENGTH, EOS, ClipsTokenizer
-from clips.ranges import NonNegative
+from clips.ranges import NonNegative, NonNegativeFloat
 
 _MAX_REMOTE_SHARDS = 16  # downloaded for an inspection
 _NUM_THREADS = 8  # that download and count shards
@@ -181,7 +181,7 @@ class IndexShardsConfig:
     path: str
     output: str | None = None
     cache_dir: str = "~/.cache/clips/shards"
-    max_cache_gb: float = 100.0
+    max_cache_gb: NonNegativeFloat = 100.0
 
 
 def run_index(config: IndexShardsConfig) -> None:

@@ -23,7 +23,7 @@ from clips.data.lazy_images import FileImage, image_bytes
 from clips.data.remote_files import ShardCache
 from clips.errors import UserError, unknown_name_error
 from clips.lazy_import import import_from_string
-from clips.ranges import FinitePositive, Fraction, NonNegative, Positive, PositiveFraction
+from clips.ranges import Fraction, NonNegative, NonNegativeFloat, Positive, PositiveFloat, PositiveFraction
 
 _AUTO = "auto"  # the format's default
 TRAINING_FORMATS = {
@@ -89,8 +89,8 @@ class SourceConfig:
     image_root: str | None = None
     shard_sizes: str | None = None
     cache_dir: str = dataclasses.field(default="~/.cache/clips/shards", metadata=RUN_ONLY)
-    max_cache_gb: float = dataclasses.field(default=100.0, metadata=RUN_ONLY)
-    weight: FinitePositive | None = None
+    max_cache_gb: NonNegativeFloat = dataclasses.field(default=100.0, metadata=RUN_ONLY)
+    weight: PositiveFloat | None = None
 
     def __post_init__(self) -> None:
         if self.format not in TRAINING_FORMATS:

@@ -19,7 +19,7 @@ from clips.data.formats.conversation_table import ConversationTable
 from clips.data.formats.dataset_format import IMAGE, Conversation, Turn, captions_by_image, captions_of
 from clips.data.images import InvalidSampleError
 from clips.errors import UserError, unknown_name_error
-from clips.ranges import FinitePositive, Positive
+from clips.ranges import Positive, PositiveFloat
 
 READ_FORMATS = tuple(name for name, entry in FORMATS.items() if entry.conversations or entry.captions)
 """The formats that LLaVA's training reads; each caption is an answer."""
@@ -65,7 +65,7 @@ class ConversationSourceConfig(HeldOutSourceConfig):
     """
 
     captions_per_image: Positive | None = 1
-    repeats: FinitePositive = 1.0
+    repeats: PositiveFloat = 1.0
     missing_images: Literal["skip", "error"] = dataclasses.field(default="skip", metadata=RUN_ONLY)
 
 

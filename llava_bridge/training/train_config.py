@@ -6,14 +6,12 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
-
-from pydantic import Field
+from typing import Any, Literal
 
 from clips.core.identity import RUN_ONLY
 from clips.core.run_log import TrackerName
 from clips.errors import UserError, unknown_name_error
-from clips.ranges import FinitePositive, Fraction, FractionBelowOne, NonNegative, Positive, PositiveFloat
+from clips.ranges import Fraction, FractionBelowOne, NonNegative, NonNegativeFloat, Positive, PositiveFloat
 from llava_bridge.data.sources import ConversationSourceConfig, HeldOutSourceConfig
 from llava_bridge.model.assembly_config import AssemblyConfig
 from llava_bridge.projectors import ProjectorConfig
@@ -117,17 +115,17 @@ class StageConfig:
     """
 
     data: list[ConversationSourceConfig] = dataclasses.field(default_factory=list)
-    num_epochs: FinitePositive = 1.0
+    num_epochs: PositiveFloat = 1.0
     max_steps: Positive | None = None
     global_batch_size: Positive = 32
     micro_batch_size: Positive | None = None
-    learning_rate: FinitePositive = 1e-3
+    learning_rate: PositiveFloat = 1e-3
     tunable_parts: list[Part] | None = None
-    vision_tower_lr: FinitePositive | None = None
-    projector_lr: FinitePositive | None = None
+    vision_tower_lr: PositiveFloat | None = None
+    projector_lr: PositiveFloat | None = None
     lora: LoraConfig | None = None
     warmup_ratio: FractionBelowOne = 0.03
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    weight_decay: NonNegativeFloat = 0.0
     adam_beta2: FractionBelowOne = 0.999
     lr_scheduler_type: Literal["cosine", "linear", "constant_with_warmup", "inverse_sqrt"] = "cosine"
     optim: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit"] | None = None
@@ -181,7 +179,7 @@ class AlignConfig(StageConfig):
     """
 
     global_batch_size: Positive = 256
-    learning_rate: FinitePositive = 1e-3
+    learning_rate: PositiveFloat = 1e-3
     chat_template: str | None = None
     image_aspect_ratio: Literal["squash", "pad", "crop"] | None = None
 
@@ -191,7 +189,7 @@ class InstructConfig(StageConfig):
     """The stage ``instruct``, with LLaVA-1.5's batch, rate and order (its ``scripts/v1_5/finetune.sh``)."""
 
     global_batch_size: Positive = 128
-    learning_rate: FinitePositive = 2e-5
+    learning_rate: PositiveFloat = 2e-5
     group_by_modality_length: bool = True
 
 
