@@ -43,6 +43,31 @@ def test_a_broken_entry_is_missing_and_replaced(tmp_path: Path, broken: bytes):
         assert cache.get(KEY) is not None
 
 
+def test_an_entry_with_a_flipped_bit_is_missing_wherever_it_is(tmp_path: Path):
+    """A disk's error in a number would otherwise be read as another number."""
+    tensors, shards = tensor_cache(tmp_path / "tensors"), tmp_path / "shards"
+    caches = ((json_cache(tmp_path / "json"), {"score": 7, "text": "ja"}), (tensors, torch.arange(4.0)))
+    for cache, value in caches:
+        cache.put(KEY, value)
+        intact = cache.path(KEY).read_bytes()
+        for place in range(len(intact)):
+            cache.path(KEY).write_bytes(intact[:place] + bytes([intact[place] ^ 1]) + intact[place + 1 :])
+            found = cache.get(KEY)
+            assert found is None or str(found) == str(value), place  # spaces between tokens may differ
+    writer = TensorShards(shards)
+    writer.add("a", torch.arange(4.0))
+    writer.flush()
+    (path,) = shards.iterdir()
+    path.write_bytes(path.read_bytes()[:-1] + b"\x55")
+    reader = TensorShards(shards)
+    assert reader.get("a") is None
+    reader.add("a", torch.arange(4.0))
+    reader.flush()
+    found = reader.get("a")
+    assert found is not None
+    assert torch.equal(found, torch.arange(4.0))
+
+
 def test_an_entry_that_fails_to_be_written_leaves_nothing(tmp_path: Path):
     cache = json_cache(tmp_path / "cache")
     cache.put(KEY, "before")

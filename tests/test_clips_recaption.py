@@ -192,9 +192,13 @@ def test_an_interrupted_recaptioning_resumes_and_writes_the_same(settings, tmp_p
         assert len(done) == shards
         assert not list(Path(config.output, ".work").glob("*.partial"))
         assert len([*Path(config.output, ".work").glob("captions-*.json")]) == after
-        calls[0] = -6  # of the six batches those are left that were not captioned before
+        last = max(Path(config.output, ".work").glob("captions-*.json"), key=lambda path: int(path.stem[9:]))
+        intact = last.read_bytes()
+        middle = len(intact) // 2
+        last.write_bytes(intact[:middle] + bytes([intact[middle] ^ 1]) + intact[middle + 1 :])
+        calls[0] = -6  # of the six batches those are left that were not captioned before, and the damaged one
         run_recaption(config)
-        assert calls[0] == -after
+        assert calls[0] == 1 - after
         assert content(Path(config.output)) == content(tmp_path / "whole")
         assert {path: path.stat().st_mtime_ns for path in done} == done
         assert not Path(config.output, ".work").exists()

@@ -20,13 +20,12 @@ from serving import DEAD, ChatServer, llava_replies, running
 from clips.commandline.progress import log_estimate
 from clips.core import chat_client
 from clips.core.chat_client import ChatClient, _TemporaryError, choices, image_request
-from clips.core.identity import digest
 from clips.data import decode_image
 from clips.data.sources import SourceConfig, open_source
 from clips.errors import UserError
-from clips.recaption.captioners import ChatCaptioner, GeneratedCaption
+from clips.recaption.captioners import ChatCaptioner
 from clips.recaption.recaption_config import RecaptionConfig
-from clips.recaption.run import _stored_captions, run_recaption
+from clips.recaption.run import run_recaption
 
 PROMPT = "{web}. What color is it?"
 Settings = Callable[..., RecaptionConfig]
@@ -271,18 +270,6 @@ def test_a_new_caption_takes_no_fields_place(settings: Settings, address: str) -
     run_recaption(settings(path=str(late), caption_column="late"))
     dropped = json.loads(Path(settings().output, "manifest.json").read_text())["captions"]["dropped"]
     assert dropped == {"has the field 'late' already": 1}
-
-
-def test_damaged_captions_of_an_interrupted_run_are_not_used(tmp_path: Path) -> None:
-    file, captions = tmp_path / "captions-0.json", {"3": [["A red cup.", 4, True]]}
-    content = json.dumps({"hash": digest(captions), "captions": captions}).encode()
-    file.write_bytes(content)
-    whole = {3: [GeneratedCaption("A red cup.", 4, ended=True)]}
-    assert _stored_captions(file) == whole
-    for place in range(len(content)):
-        file.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
-        assert _stored_captions(file) in ({}, whole)
-    assert _stored_captions(tmp_path / "none.json") == {}
 
 
 def test_mistakes_are_one_line(settings: Settings) -> None:

@@ -14,7 +14,6 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import itertools
-import json
 import re
 import time
 from collections import deque
@@ -25,8 +24,9 @@ import numpy as np
 
 from clips.commandline.progress import Progress, log_estimate
 from clips.core.artifact import MANIFEST, atomic_write, check_finished, directory_hash, log_info, read_manifest
+from clips.core.cache import read_with_checksum, with_checksum
 from clips.core.chat_client import without_reasoning
-from clips.core.identity import RUN, Identity, digest, identity, read_run, reject_other_run, run_text
+from clips.core.identity import RUN, Identity, identity, read_run, reject_other_run, run_text
 from clips.data.images import InvalidImageError, decode_image
 from clips.data.sources import InvalidSampleError, Source, open_source
 from clips.errors import UserError
@@ -40,7 +40,6 @@ from clips.recaption.captioners import (
 )
 from clips.recaption.recaption_config import WEB_CAPTION_PLACEHOLDER, RecaptionConfig
 from clips.recaption.shard_writers import WORK_DIR, ShardWriter, finalize_dataset, save_model_record, shard_name
-from clips.text_files import safe_json_loads
 from clips.typed_data import checked
 
 _MIN_GROUP_BATCHES = 64  # at most one of them is not full
@@ -229,32 +228,24 @@ def caption_windows(
                 for index, texts in (stored | new).items()
                 if not isinstance(texts, str)  # tried again after an interruption
             }
-            content = {"hash": digest(written), "captions": written}
-            atomic_write(_window_file(window, config), json.dumps(content, ensure_ascii=False))
+            atomic_write(_window_file(window, config), with_checksum(written))
         invalid = {index: sample for index, sample in samples.items() if isinstance(sample, str)}
         return window, samples, stored | new | invalid
 
     for window, samples in _read_ahead(windows, source, config):
-        stored = _stored_captions(_window_file(window, config))  # of an interrupted run: a shard may take hours
+        file, stored = _window_file(window, config), CaptionsByIndex()
+        if file.is_file():  # of an interrupted run: a shard may take hours
+            try:
+                content = read_with_checksum(file)
+                stored = {int(index): [GeneratedCaption(*each) for each in texts] for index, texts in content.items()}
+            except (OSError, ValueError, TypeError, AttributeError):
+                log_info(f"{file}: damaged; its samples are captioned again")
         valid = [each for each in samples.values() if isinstance(each, PromptedImage) and each.index not in stored]
         pending.append((window, samples, stored, captioner.submit(window, valid)))
         if len(pending) > captioner.windows_ahead:
             yield finish_oldest()
     while pending:
         yield finish_oldest()
-
-
-def _stored_captions(file: Path) -> CaptionsByIndex:
-    try:
-        content = safe_json_loads(file.read_bytes())
-        if content["hash"] != digest(content["captions"]):
-            raise ValueError
-    except FileNotFoundError:
-        return {}
-    except (ValueError, KeyError, TypeError):
-        log_info(f"{file}: damaged; its captions are written again")
-        return {}
-    return {int(index): [GeneratedCaption(*each) for each in texts] for index, texts in content["captions"].items()}
 
 
 def _window_file(window: range, config: RecaptionConfig) -> Path:

@@ -18,11 +18,10 @@ from transformers.models.llava_next.modeling_llava_next import image_size_to_num
 from transformers.utils import is_flash_attn_2_available
 from transformers.utils.generic import is_flash_attention_requested
 
-from clips.core.cache import TensorShards
+from clips.core.cache import TensorShards, tensor_digest
 from clips.data.formats.dataset_format import Conversation
 from clips.errors import UserError
 from clips.model.compute import repeated_layers
-from clips.model.feature_cache import digest
 from clips.model.loading import library_errors_as_user_errors, load_pretrained
 from llava_bridge.data import read_conversations, read_samples
 from llava_bridge.data.batches import ConversationCollator, ConversationDataset
@@ -92,7 +91,7 @@ def setup_stage(config: LlavaTrainConfig, name: str, work: Path, *, keep_bf16: b
         model = load_with_float32_tower(
             lambda: load_pretrained(AutoModelForImageTextToText, before, where, dtype=dtype)
         )
-        processor = AutoProcessor.from_pretrained(before)
+        processor = AutoProcessor.from_pretrained(before, trust_remote_code=False)
     elif config.llava is not None:
         model, processor = load_for_training(config.llava, config.chat_template, keep_bf16=keep_bf16)
     else:
@@ -291,7 +290,7 @@ class FeatureReader:
         if images.ndim == 5:  # with tiles: transformers' LLaVA-NeXT drops the empty ones before the encoder
             counts = [image_size_to_num_patches(size, self.pinpoints, self.size) for size in batch["image_sizes"]]
             images = torch.cat([tiles[:count] for tiles, count in zip(images, counts, strict=True)])
-        keys = [digest(pixels) for pixels in images.to(self.dtype)]
+        keys = [tensor_digest(pixels) for pixels in images.to(self.dtype)]
         found = [self.shards.get(key) for key in keys]
         known = [features for features in found if features is not None]
         cached = {"cached_features": torch.stack(known)} if len(known) == len(keys) else {}
