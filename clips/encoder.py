@@ -203,7 +203,7 @@ def load_transformers_encoder(path: str | Path) -> TransformersEncoder:
     from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
     with library_errors_as_user_errors(f"encoder: {path}: expected a directory in the transformers format"):
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     if config.model_type not in DUAL_MODELS:
         expected = f"expected a text tower as well, that of a {', '.join(DUAL_MODELS)}"
         raise UserError(f"encoder: {path} is a {config.model_type}; {expected}")
@@ -213,8 +213,8 @@ def load_transformers_encoder(path: str | Path) -> TransformersEncoder:
     model = load_pretrained(AutoModel, Path(path), f"encoder: {path}", dtype=torch.float32, **options)
     require_finite(model.state_dict(), f"encoder: {path}")
     with library_errors_as_user_errors(f"encoder: {path}: expected the files of its preprocessing and tokenizer"):
-        images = AutoImageProcessor.from_pretrained(path)
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        images = AutoImageProcessor.from_pretrained(path, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     require_rows(tokenizer, config.text_config.vocab_size, f"encoder: {path}")
 
     # As in open_clip's configs. transformers keeps the curly quotes that OpenAI's code and open_clip replace, and the

@@ -52,6 +52,8 @@ def _of_call(call: ast.Call, where: str) -> Iterator[str]:
         yield "a shell"
     if given.get("trust_remote_code", "False") != "False":
         yield "trust_remote_code"
+    if last == "from_pretrained" and "Auto" in name and "trust_remote_code" not in given:
+        yield "from_pretrained without trust_remote_code=False: transformers would ask on the terminal"
     if last in _UNPACKERS or name == "tar.extract":
         yield last
     if last == "Environment" and "jinja2" in name and given.get("autoescape") != "True" and where != MARKDOWN:
@@ -80,6 +82,7 @@ def test_each_of_these_is_seen_and_nothing_else() -> None:
         "eval(text)",
         "subprocess.run(text, shell=True)",
         "AutoModel.from_pretrained(path, trust_remote_code=True)",
+        "AutoModel.from_pretrained(path)",
         "tar.extractall(path)",
         "jinja2.Environment(loader=loader)",
     ):

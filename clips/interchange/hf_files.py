@@ -142,7 +142,7 @@ def load_image_processor(path: Path) -> Any:
     from transformers import AutoImageProcessor
 
     with library_errors_as_user_errors(f"{path}: transformers cannot read this image processor"):
-        return AutoImageProcessor.from_pretrained(path)
+        return AutoImageProcessor.from_pretrained(path, trust_remote_code=False)
 
 
 def read_preprocessing(
@@ -240,7 +240,7 @@ def save_tokenizer(path: Path, directory: Path, rows: int) -> None:
     from transformers import AutoTokenizer
 
     with library_errors_as_user_errors(f"{path}: transformers cannot read this tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     require_rows(tokenizer, rows, str(path))
     tokenizer.save_pretrained(directory)
 

@@ -111,7 +111,7 @@ def _tokenizer_writer(path: Path, text: dict[str, Any]) -> Callable[[Path], None
         from transformers import AutoTokenizer
 
         with library_errors_as_user_errors(f"tokenizer {name}: cannot be downloaded from the Hub"):
-            AutoTokenizer.from_pretrained(str(name)).save_pretrained(directory)
+            AutoTokenizer.from_pretrained(str(name), trust_remote_code=False).save_pretrained(directory)
 
     return download
 

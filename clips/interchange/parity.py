@@ -130,7 +130,7 @@ def _other_tokens(encoder: Any, directory: Path) -> list[str]:
     clean = get_clean_fn(cleaning_name(encoder.config["model_cfg"]["text_cfg"]))
     length = ours.shape[1]
     with library_errors_as_user_errors(f"{directory}: transformers cannot read its tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(directory)
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
 
     def rows(written: list[str]) -> list[list[int]]:
         return tokenizer(written, padding="max_length", truncation=True, max_length=length).input_ids

@@ -54,7 +54,8 @@ def load_pretrained(kind: Any, directory: Path | None, what: str, **options: Any
             random.
     """
     pickled = directory is not None and any(directory.glob("*.bin")) and not any(directory.glob("*.safetensors"))
-    safely: dict[str, Any] = {"use_safetensors": not pickled, "weights_only": True}
+    # Without the last transformers would ask on the terminal whether to run a directory's code.
+    safely: dict[str, Any] = {"use_safetensors": not pickled, "weights_only": True, "trust_remote_code": False}
     options |= {**safely, "output_loading_info": True, "ignore_mismatched_sizes": True}
     if directory is not None:
         require_float_weights(directory, what)

@@ -158,7 +158,7 @@ class CaptionModel:
         loaded = load_pretrained(AutoModelForImageTextToText, Path(config.model), what, dtype=dtype)
         self.model = merge_adapters(loaded, Path(config.model)).to(device).eval()
         with library_errors_as_user_errors(f"{what}: its processor cannot be loaded"):
-            self.processor = AutoProcessor.from_pretrained(config.model)
+            self.processor = AutoProcessor.from_pretrained(config.model, trust_remote_code=False)
             self.tokenizer = self.processor.tokenizer
             if not self.model.config.is_encoder_decoder:
                 self.tokenizer.padding_side = "left"  # so that all prompts end at the position where the output begins

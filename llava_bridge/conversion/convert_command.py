@@ -121,7 +121,7 @@ def _load(source: Path) -> tuple[Any, Any]:
     model = load_pretrained(AutoModelForImageTextToText, source, f"{source}: this LLaVA", dtype=dtype)
     model = merge_adapters(model, source)
     with library_errors_as_user_errors(f"{source}: the processor of this LLaVA cannot be loaded"):
-        return model, AutoProcessor.from_pretrained(source)
+        return model, AutoProcessor.from_pretrained(source, trust_remote_code=False)
 
 
 # ---------------------------------------------------------------- original to transformers
@@ -145,7 +145,7 @@ def _to_transformers(config: ConvertConfig, given: ConvertConfig) -> None:
     tower = str(inside if is_inside else resolve_model_dir(name, "vision_tower"))
     model, processor = _build(config, original, tower)
     if original.pinpoints is None:  # the tower's own preprocessing, with LLaVA-1.5's square of the mean color
-        own = AutoImageProcessor.from_pretrained(tower)
+        own = AutoImageProcessor.from_pretrained(tower, trust_remote_code=False)
         preprocessing, side = own.to_dict(), image_size_of(own)
         if side is None:
             raise UserError(f"vision_tower: {tower}: expected a preprocessing that states the image size")
@@ -216,7 +216,9 @@ def _build(config: ConvertConfig, original: Any, tower: str) -> tuple[Any, Any]:
     # The LLM in its precision. Rows for missing special tokens are the mean of all others, so that no such token is the
     # most probable one.
     where = f"{config.llm or config.source}: its LLM"
-    settings = AutoConfig.from_pretrained(config.llm) if config.llm else llm_config(original.config)
+    settings = (
+        AutoConfig.from_pretrained(config.llm, trust_remote_code=False) if config.llm else llm_config(original.config)
+    )
     model_class, state = MODEL_FOR_CAUSAL_LM_MAPPING[type(settings)], dict(original.llm)
     dtype = next(iter(state.values())).dtype
     llm = load_pretrained(model_class, None, where, config=settings, state_dict=state, dtype=dtype)

@@ -253,7 +253,7 @@ def load(reference: str, image_size: int | None) -> VisionEncoder:
     check_encoder_files(f"transformers:{reference}")
     directory = resolve_model_dir(reference, "encoder")
     with library_errors_as_user_errors(f"encoder: {reference}: expected a directory in the transformers format"):
-        config = AutoConfig.from_pretrained(directory)
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     if config.model_type == "timm_wrapper":  # its config has timm's preprocessing
         if others := sorted((config.model_args or {}).keys() - {"img_size"}):  # maybe without effect on weights' shapes
             raise UserError(f"encoder: {reference}: config.json: model_args: expected img_size alone, got {others[0]}")
@@ -320,7 +320,7 @@ def _pixels(directory: Path, config: Any) -> ImagePreprocess:
     with library_errors_as_user_errors(
         f"encoder: {directory}: expected a preprocessor_config.json that states how images are normalized"
     ):
-        processor = AutoImageProcessor.from_pretrained(directory)
+        processor = AutoImageProcessor.from_pretrained(directory, trust_remote_code=False)
         # The processors of models without an image size state numbers of pixels.
         size = FAMILIES[config.model_type].image_size or image_size_of(processor)
         if not size and (stated := getattr(config, "image_size", None)) is not None:

@@ -54,7 +54,7 @@ def load_llava(directory: str | Path, device: str | None = None, *, adapter: boo
     if adapter:
         model = merge_adapters(model, path)
     with library_errors_as_user_errors(f"{path}: the processor of this LLaVA cannot be loaded"):
-        processor = AutoProcessor.from_pretrained(path)
+        processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
     check_image_token(processor.tokenizer, model.config, str(path))
     state_image_tokens(model.config, processor)
     if processor.tokenizer.pad_token is None:  # any token serves, because the mask excludes it

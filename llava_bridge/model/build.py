@@ -269,10 +269,14 @@ def read_tokenizer(llm: str) -> Any:
         is_llama = str(stated.get("tokenizer_class")).removesuffix("Fast") == "LlamaTokenizer"
         # By the model_type of original LLaVAs and of Mistral AutoTokenizer ignores this class for a tokenizer.model,
         # and its tokenizer does not put SentencePiece's space before a text.
-        tokenizer = (LlamaTokenizer if is_llama and slow else AutoTokenizer).from_pretrained(directory)
+        tokenizer = (
+            LlamaTokenizer.from_pretrained(directory)
+            if is_llama and slow
+            else AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+        )
         if is_llava(directory):  # its template may be in chat_template.json, which tokenizers do not read
             register()
-            template = AutoProcessor.from_pretrained(directory).chat_template
+            template = AutoProcessor.from_pretrained(directory, trust_remote_code=False).chat_template
             tokenizer.chat_template = template or tokenizer.chat_template
     if not tokenizer.is_fast:
         raise UserError(f"llm: {llm} has a slow tokenizer; expected tokenizer.json (the fast form)")

@@ -38,7 +38,7 @@ def load_for_training(llava: str, chat_template: str, *, keep_bf16: bool = False
     )
     model = merge_adapters(model, directory)
     with library_errors_as_user_errors(f"llava: the processor of {llava} cannot be loaded"):
-        stored = AutoProcessor.from_pretrained(directory)
+        stored = AutoProcessor.from_pretrained(directory, trust_remote_code=False)
         images = stored.image_processor
         size = image_size_of(images)
     tokenizer = stored.tokenizer

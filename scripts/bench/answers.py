@@ -181,7 +181,7 @@ def small_llava(args: argparse.Namespace, directory: Path) -> Path:
 def random_llm(args: argparse.Namespace, directory: Path) -> Path:
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-    tokenizer = AutoTokenizer.from_pretrained(args.llama)
+    tokenizer = AutoTokenizer.from_pretrained(args.llama, trust_remote_code=False)
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     config = Qwen2Config(**LLMS[args.llm] | {"vocab_size": len(tokenizer)} | ends)
     config.initializer_range = config.hidden_size**-0.5  # large enough for answers to depend on the image
