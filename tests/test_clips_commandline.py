@@ -91,6 +91,8 @@ received: list[JobConfig] = []
 FAILURES: dict[str, BaseException] = {
     "full": OSError(errno.ENOSPC, "No space left on device", "out/file"),
     "full weights": RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    "many files": RuntimeError("unable to open shared memory object </torch_7>: Too many open files (24)"),
+    "more files": OSError(errno.EMFILE, "Too many open files"),
     "closed": PermissionError(errno.EACCES, "Permission denied", "folder/file"),
     "faulty": OSError(errno.EIO, "Input/output error", "folder/file"),
     "broken": OSError(errno.EIO, "Input/output error"),
@@ -209,7 +211,8 @@ def test_help_is_made_from_docstrings(capsys: pytest.CaptureFixture[str]):
     assert text.startswith("usage: tool job PLACE [--config FILE]")
     assert "Do a job." in text
     assert (
-        "part: the part. --part.rate how quick, in 100 % of the usual. (a number of at least 0; default: 0.1)" in text
+        "part: the part. --part.rate how quick, in 100 % of the usual. (a finite number of at least 0; default: 0.1)"
+        in text
     )
     assert "--items (an item: --items.help) what with. (a list" in text
     assert "--place where to. (a string; required)" in text
@@ -260,7 +263,10 @@ def test_flags_of_configs_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["job", "x", "--part.rat", "3"], "tool job: unknown key 'part.rat'; did you mean 'part.rate'?"),
         (["job", "x", "--steps", "many"], "tool job: steps: expected an integer of at least 1 or null, got 'many'"),
         (["job", "x", "--steps", "1.5"], "tool job: steps: expected an integer of at least 1 or null, got 1.5"),
-        (["job", "x", "--part.rate", "quick"], "tool job: part.rate: expected a number of at least 0, got 'quick'"),
+        (
+            ["job", "x", "--part.rate", "quick"],
+            "tool job: part.rate: expected a finite number of at least 0, got 'quick'",
+        ),
         (["job", "x", "--part.kind", "sfot"], "tool job: part.kind: expected one of soft, hard, got 'sfot'"),
         (["job", "x", "--quiet", "perhaps"], "tool job: quiet: expected true or false, got 'perhaps'"),
         (["job", "x", "--pair", "[1]"], "tool job: pair: expected a list of 2: a number, a number, got [1]"),
@@ -282,8 +288,8 @@ def test_flags_of_configs_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[
         ),
         (["job", "x", "--part", "soft"], "tool job: part: expected a mapping of rate, kind, got 'soft'"),
         (["job", "x", "--items", "[a]"], "tool job: items[1]: expected a mapping of path, weight, got 'a'"),
-        (["job", "x", "--part.rate", "-1"], "tool job: part.rate: expected a number of at least 0, got -1"),
-        (["job", "x", "--part.rate", ".nan"], "tool job: part.rate: expected a number of at least 0, got nan"),
+        (["job", "x", "--part.rate", "-1"], "tool job: part.rate: expected a finite number of at least 0, got -1"),
+        (["job", "x", "--part.rate", ".nan"], "tool job: part.rate: expected a finite number of at least 0, got nan"),
         (["job", "x", "--steps", "true"], "tool job: steps: expected an integer of at least 1 or null, got True"),
         (["job", "x", "--seeds", "3,-1"], "tool job: seeds[2]: expected an integer of at least 0, got -1"),
         (
@@ -297,6 +303,11 @@ def test_flags_of_configs_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["job", "--config", "no.yaml"], "tool job: --config: no.yaml: no such file"),
         (["job", "full"], "tool: out/file: the disk is full; free some space and run the same command again"),
         (["job", "full weights"], "tool: output: the disk is full; free some space and run the same command again"),
+        (["job", "many files"], "tool: too many open files; allow more (ulimit -n 4096) and run the command again"),
+        (
+            ["job", "more files"],
+            "tool: too many open files; allow more (ulimit -n 4096) and run the command again",
+        ),
         (["job", "closed"], "tool: folder/file: permission denied"),
         (["job", "long" * 99], f"tool: {('long' * 99)[:250]}: file name too long"),
         (["job", "faulty"], "tool: folder/file: input/output error"),

@@ -91,6 +91,9 @@ def dispatch(program: str, about: str, commands: Mapping[str, Command], argv: Se
         if any(message in str(error) for message in ("No space left on device", "Disk quota exceeded")):
             where = getattr(error, "filename", None) or "output"
             return _report_error(program, f"{where}: the disk is full; free some space and run the same command again")
+        # torch, and imports of compiled modules, raise no OSError
+        if os.strerror(errno.EMFILE) in str(error):
+            return _report_error(program, "too many open files; allow more (ulimit -n 4096) and run the command again")
         raise
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
