@@ -13,8 +13,20 @@ import yaml
 
 from clips.errors import UserError
 
+_MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}  # the first two bytes of what Windows calls Unicode
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # an escaped part of a surrogate pair
 _CHUNK = 1 << 24  # characters
+
+
+def encoding_of(start: bytes) -> str:
+    """The encoding of a text by its first bytes: UTF-16 if its mark says so, else UTF-8 with or without a mark."""
+    return _MARKS.get(start[:2], "utf-8-sig")
+
+
+def encoding_of_file(path: Path) -> str:
+    """`encoding_of` a file. Raises OSError."""
+    with path.open("rb") as stream:
+        return encoding_of(stream.read(2))
 
 
 def safe_json_loads(content: str | bytes, *, unique: bool = False) -> Any:
@@ -24,10 +36,10 @@ def safe_json_loads(content: str | bytes, *, unique: bool = False) -> Any:
     encoded, and tokenizers reject it.
 
     Raises:
-        ValueError: invalid JSON, not UTF-8, nested too deeply, or two values of one key.
+        ValueError: invalid JSON, not text by `encoding_of`, nested too deeply, or two values of one key.
     """
     try:
-        text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
+        text = content.decode(encoding_of(content)) if isinstance(content, bytes) else content
         value = json.loads(text, object_pairs_hook=_unique_keys if unique else None)
         if _SURROGATE.search(text):
             value = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
@@ -187,7 +199,7 @@ def _stream_list(path: Path) -> Iterator[Any]:
     """See `read_json_list`; raises OSError, ValueError or RecursionError for what it cannot read."""
     decode = json.JSONDecoder().raw_decode
     blanks: Any = re.compile(r"[ \t\n\r]*").match
-    with path.open(encoding="utf-8-sig", newline="") as stream:
+    with path.open(encoding=encoding_of_file(path), newline="") as stream:
         text = stream.read(_CHUNK)
         start = re.compile(r"[ \t\n\r]*\[[ \t\n\r]*").match(text)
         if start is None:
@@ -232,7 +244,9 @@ def read_json_lines(
     """
     if not path.is_file():
         raise UserError(f"{path}: expected a file, got a directory" if path.is_dir() else f"{path}: no such file")
-    with path.open("rb") as stream:
+    is_utf16 = encoding_of_file(path) == "utf-16"  # of which a line end is no single byte
+    reader: Any = path.open(encoding="utf-16", errors="replace", newline="\n") if is_utf16 else path.open("rb")
+    with reader as stream:
         for number, line in enumerate(stream, 1):
             if line.strip():
                 row = parse_object(line, f"{path} line {number}")
@@ -240,7 +254,7 @@ def read_json_lines(
                 yield number, row
 
 
-def parse_object(content: bytes, where: str) -> dict[str, Any]:
+def parse_object(content: str | bytes, where: str) -> dict[str, Any]:
     """The JSON object in ``content``; UserError with ``where`` for anything else."""
     try:
         value = safe_json_loads(content, unique=True)
@@ -263,7 +277,7 @@ def check_keys(row: Any, where: str, *, texts: Sequence[str], others: Sequence[s
 
 
 def read_text_lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 file. Raises UserError if it is missing or not UTF-8."""
+    """The lines of a file of UTF-8, or UTF-16 with its mark. Raises UserError if it is missing or neither."""
     return text_lines(_content(path), str(path))
 
 
@@ -280,8 +294,8 @@ def text_lines(content: bytes, where: str) -> list[str]:
 
 
 def decode_lines(content: bytes) -> list[str]:
-    """The lines of UTF-8 text with any line endings, without a byte order mark. Raises UnicodeDecodeError."""
-    return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    """The lines of a text (`encoding_of`) with any line endings, without its mark. Raises UnicodeDecodeError."""
+    return content.decode(encoding_of(content)).replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
 def _content(path: Path) -> bytes:

@@ -40,6 +40,7 @@ from clips.errors import UserError
 from clips.method.clips_model import ClipsModel, build_model, compute_losses, total_loss
 from clips.method.optimizer import cosine_lr
 from clips.model.compute import fast_sdpa_backend
+from clips.model.tokenizer import unknown_tokens
 from clips.model_card import write_model_card
 from clips.parallel.distributed import all_reduce_mean, end_processes, exit_if_others_hang, wait_for_main_process
 from clips.parallel.parallel_model import full_tensor
@@ -110,6 +111,7 @@ def train_stage(config: EncoderTrainConfig, stop: StopRequest, *, last: bool = T
         state.identity, state.sources = identity, data.describe()
         if run.processes.is_main:
             create_run_dir(config, identity)
+            log_info(f"data: {unknown_tokens(*config.architecture.tokenizer.count_unknown(data.some_captions()))}")
         write_output(run, train_loop(run, stop))
     wait_for_main_process()
     if not last and (signal := stop.of_any_process(torch.device("cpu"))):

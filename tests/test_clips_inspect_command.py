@@ -42,6 +42,7 @@ def test_inspect_counts_measures_and_shows(shards: Path, tmp_path: Path, capsys,
     assert "1 × no image (shard.tar/000000002)" in told
     assert "0.0% are longer than the text tower's context of 80 tokens" in told
     assert "16.7% of the web captions are another sample's" in told
+    assert "unknown     0.0% of the tokens of captions are unknown to the tokenizer\n" in told
     assert "shard.tar/000000007\nweb: red thing 7\nsynthetic: A red square. It lies" in told
     html = page.read_text(encoding="utf-8")
     assert html.count("<img") == 6
@@ -50,6 +51,18 @@ def test_inspect_counts_measures_and_shows(shards: Path, tmp_path: Path, capsys,
     assert "&lt;b&gt;red&lt;/b&gt; \N{REPLACEMENT CHARACTER}]0;x" in html  # captions cannot leave their place
     assert "\x1b" not in html + told
     assert "default-src 'none'" in html
+
+
+def test_captions_that_the_tokenizer_cannot_write_are_stated(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    rows = [{"web_caption": f"ភាសា {number}", "synthetic_caption": None} for number in range(4)]
+    samples = {f"{number}": {"png": clips_world.draw_image(number), "json": json.dumps(row).encode()}
+               for number, row in enumerate(rows)}  # fmt: skip
+    shard = clips_world.write_shard(tmp_path / "data" / "0.tar", samples)
+    run_inspect(InspectDatasetConfig(path=str(shard), num_shown=0))
+    said = "50.0% of the tokens of captions are unknown to the tokenizer; "
+    assert f"unknown     {said}" in capsys.readouterr().out
+    clips_world.trained(shard, tmp_path / "out", max_steps=1, recipe={"name": "clip"})
+    assert f"data: {said}" in capsys.readouterr().err
 
 
 def test_lengths_are_in_wordpiece_tokens(shards: Path):

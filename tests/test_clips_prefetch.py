@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import json
 import os
 import pickle
 import signal
@@ -67,7 +68,8 @@ def test_a_remote_error_is_one_line(server, tmp_path: Path, monkeypatch: pytest.
         opened(address(server), **cache)
 
 
-def test_a_shard_that_has_less_than_counted_gives_bad_samples(tmp_path: Path):
+def test_a_shard_that_has_less_than_counted_gives_bad_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("clips.data.formats.webdataset._QUICK_BYTES", 0)
     folder = clips_world.write_sizes(clips_world.write_shards(tmp_path / "here", sizes=(2, 2)), (2, 3))
     source = opened(folder)
     assert len(source) == 5
@@ -75,11 +77,77 @@ def test_a_shard_that_has_less_than_counted_gives_bad_samples(tmp_path: Path):
         source.read(4, rng())
 
 
+def test_the_index_of_a_shard_decides_how_many_samples_it_has(tmp_path: Path, monkeypatch, capsys):
+    folder = clips_world.write_shards(tmp_path / "here", sizes=(2, 5, 3))
+    clips_world.write_sizes(folder, (2, 3, 4))
+    said = "states 3 samples of shard-00001.tar, which has 5, 4 samples of shard-00002.tar, which has 3;"
+    config = DataConfig(sources=(SourceConfig(path=str(folder), cache_dir=str(tmp_path / "cache")),))
+    for limit in (1e9, 0):  # counted when opened; by a training that needs all indexes for its first batch
+        monkeypatch.setattr("clips.data.formats.webdataset._QUICK_BYTES", limit)
+        data = TrainDataset(config, size=8, seed=0, batch_size=1, prepare=clips_world.number_of)
+        assert sorted(sample["number"].item() for sample in data.__getitems__(range(10))) == list(range(10))
+        assert capsys.readouterr().err.count(said) == 1
+    for path in (str(folder), f"file://{folder}/shard-{{00000..00002}}.tar"):  # opened when they are needed
+        source = opened(path, cache_dir=str(tmp_path / "cache"))
+        assert source.read(0, rng()).image == clips_world.draw_image(0)
+        with pytest.raises(UserError, match=r"json: states 3 samples of shard-00001\.tar, which has 5; `clips"):
+            source.read(2, rng())
+    clips_world.write_sizes(folder, (1, 5, 3))
+    with pytest.raises(UserError, match=r"states 1 samples of shard-00000\.tar, which has 2"):
+        opened(folder)
+
+
+@pytest.mark.parametrize("count", ["7", -1, 2.5, True, None, "many", 1e400])
+def test_a_count_that_is_no_number_of_samples_is_rejected(tmp_path: Path, count: object):
+    folder = clips_world.write_shards(tmp_path / "here", sizes=(2, 2))
+    (folder / "sizes.json").write_text(json.dumps({"shard-00000.tar": 2.0, "shard-00001.tar": count}))
+    with pytest.raises(UserError, match="expected a JSON object of shard name → number of samples"):
+        opened(folder)
+
+
+class Gate(Quiet):
+    """A server behind a login: without ``?key=a/b`` a page is the answer, and 503 to the first request for a file."""
+
+    def do_GET(self) -> None:
+        path, _, query = self.path.partition("?")
+        if self.path not in self.server.seen:  # type: ignore[attr-defined]
+            self.send_error(503)
+        elif query == "key=a/b":
+            self.path = path
+            super().do_GET()
+        else:
+            content = Path(self.directory, path[1:]).read_bytes()
+            half = content[: len(content) // 1024 * 512]
+            sent = {"": b"<html>please log in</html>", "key=none": b"", "key=half": half}
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(content if path.endswith(".json") else sent[query])
+
+
+def test_a_bad_download_does_not_enter_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("clips.data.remote_files.time.sleep", lambda seconds: None)
+    folder = clips_world.write_sizes(clips_world.write_shards(tmp_path / "remote", sizes=(9, 7, 5)), (9, 7, 5))
+    for server in serve(Gate, folder):
+        url, cache = f"{address(server)}?key=", str(tmp_path / "cache")
+        for key, reason in (
+            ("none", r"expected an uncompressed tar, got 0 bytes$"),
+            ("half", r"expected a whole tar, got [\d,]+ bytes without its end$"),
+        ):
+            with pytest.raises(UserError, match=rf"^http://.*/shard-00000\.tar\?key={key}: {reason}"):
+                opened(f"{url}{key}", cache_dir=cache)
+        with pytest.raises(UserError, match=r"/shard-00000\.tar: expected an uncompressed tar, .* begin with b'<html>"):
+            opened(address(server), cache_dir=cache)
+        assert copies(tmp_path / "cache") == set()
+        source = opened(f"{url}a/b", cache_dir=cache)
+        assert source.read(20, rng()).image == clips_world.draw_image(20)
+        assert copies(tmp_path / "cache") == {0, 2}
+
+
 def test_processes_copy_a_shard_once(tmp_path: Path):
     (tmp_path / "shard.tar").write_bytes(b"x")
     address = f"pipe:echo copied >> {tmp_path}/log; sleep 0.5; cat {tmp_path}/shard.tar"
     code = "import sys; from pathlib import Path; from clips.data.remote_files import ShardCache"
-    code += "; print(ShardCache(Path(sys.argv[1]), 100).path(sys.argv[2]).read_text())"
+    code += "; print(ShardCache(Path(sys.argv[1]), 100).path(sys.argv[2], lambda path: None).read_text())"
     command = [sys.executable, "-c", code, str(tmp_path / "cache"), address]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     assert [process.communicate()[0].strip() for process in both] == ["x", "x"]
@@ -346,8 +414,8 @@ def test_bytes_that_the_disk_does_not_give_are_a_bad_sample(tmp_path: Path, monk
 def test_a_copy_that_another_process_removes_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     source, path = open_source(remote(tmp_path, (2,) * 18)), ShardCache.path
 
-    def path_then_gone(cache: ShardCache, address: str) -> Path:
-        found = path(cache, address)
+    def path_then_gone(cache: ShardCache, address: str, check: Callable[[Path], None]) -> Path:
+        found = path(cache, address, check)
         monkeypatch.setattr(ShardCache, "path", path)
         found.unlink()
         return found

@@ -127,7 +127,8 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(shard.name)
         return index_shard(shard)
 
-    importlib.import_module("clips.data.formats.webdataset")  # which would keep the replacement otherwise
+    webdataset = importlib.import_module("clips.data.formats.webdataset")  # which would keep the replacement otherwise
+    monkeypatch.setattr(webdataset, "_QUICK_BYTES", 0)
     monkeypatch.setattr(tar_index, "index_shard", reading)
     monkeypatch.setattr(tar_index, "_SMALL", 0)
     return names

@@ -11,6 +11,7 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from clips.data.formats import FORMATS, DatasetSpec, Format, read_dataset
 from clips.data.lazy_images import ImageColumn, TableImage
 from clips.data.loader import TrainDataset, iterate_batches
 from clips.data.parquet_rows import ParquetRows
-from clips.data.remote_files import ShardCache, expand_brace_ranges
+from clips.data.remote_files import ShardCache, expand_brace_ranges, file_name
 from clips.data.sources import DataConfig, InvalidSampleError, Record, SourceConfig, open_source
 from clips.errors import UserError
 
@@ -134,6 +135,69 @@ def test_dates_in_json_lines_stay_text(tmp_path: Path):
     source = opened(tmp_path / "rows.jsonl", format="table", web_caption="caption", synthetic_caption="taken")
     assert [source.read(index, rng()).web for index in (0, 1)] == ["2020-01-01", "2020-01-02"]
     assert source.read(0, rng()).synthetic == source.record(1).fields["taken"] == "2021-02-03T04:05:06Z"
+
+
+def test_texts_that_are_json_stay_texts_in_a_column_of_several_types(tmp_path: Path, image_dir: Path):
+    """``datasets`` reads the text "null" of such a column as None, "1.5" as a number."""
+    cells = ["null", "1.5", "true", ["2021-03-04"], "a cup", {"raw": "a cup"}]
+    lines = [json.dumps({"url": f"{index}.png", "caption": cell}) for index, cell in enumerate(cells)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    source = opened(tmp_path / "rows.jsonl", **{**TABLE, "web_caption": "caption", "synthetic_caption": None})
+    source.image_root = image_dir
+    read = [source.read(index, rng()).web for index in range(len(cells))]
+    assert read == ["null", "1.5", "true", "2021-03-04", "a cup", "a cup"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "form"),
+    [
+        ("cc3m.tsv", "a dog\t0.png\na cat\t1.png\n", "table"),
+        ("urls.csv", "0.png;a dog\n1.png;a cat\n", "table"),
+        ("results.csv", "image| number| caption\n0.png| 0| a dog\n1.png| 0| a cat\n", "table"),
+        ("windows.csv", "image,caption\n0.png,a dog\n1.png,a cat\n", "table"),
+        ("token.txt", "0.png#0\ta dog\n99.png.1#0\tnothing\n1.png#0\ta cat\n", "flickr"),
+        ("first.txt", "99.png.1#0\tnothing\n0.png#0\ta dog\n1.png#0\ta cat\n", "flickr"),
+        (
+            "results.csv",
+            "image_name| number| comment\n0.png| 0| a dog\n9.png| 4   nothing\n1.png| 0| a cat\n",
+            "flickr",
+        ),
+        ("headless.csv", "0.png| 0| a dog\n1.png| 0| a cat\n", "flickr"),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_first_line_of_data_and_what_windows_calls_unicode(
+    tmp_path: Path, image_dir: Path, capsys, name: str, content: str, form: str, encoding: str
+):
+    (tmp_path / name).write_bytes(content.encode(encoding))
+    fields = {"web_caption": "caption"} if form == "table" else {}
+    source = opened(tmp_path / name, format=form, image_root=str(image_dir), synthetic_caption=None, **fields)
+    found = [source.read(index, rng()) for index in range(len(source))]
+    assert [(each.image, each.web) for each in found] == [
+        (clips_world.draw_image(0), "a dog"),
+        (clips_world.draw_image(1), "a cat"),
+    ]
+    said = capsys.readouterr().err
+    assert ("1 of 3 lines left out; the first is line" in said) == ("nothing" in content)
+    assert ("has no header" in said) == (name in {"cc3m.tsv", "urls.csv"})
+
+
+def test_parts_of_parquet_differ_in_what_is_not_read(tmp_path: Path, image_dir: Path, capsys):
+    names, none = pa.array(["0.png", "1.png"]), pa.array([], pa.string())
+    parts = [
+        {"image": names, "caption": pa.nulls(2), "n": pa.array([1, 2])},
+        {"image": none, "caption": none},
+        {"caption": pa.array(["a dog", "a cat"]), "n": pa.array(["x", "y"]), "image": names},
+        {"image": names, "caption": pa.array(["a cup", "a box"], pa.large_string()), "n": pa.array([[1], [2]])},
+    ]
+    for number, part in enumerate(parts):
+        pq.write_table(pa.table(part), tmp_path / f"part-{number}.parquet")
+    source = opened(tmp_path, format="table", web_caption="caption", synthetic_caption=None, image_root=str(image_dir))
+    assert [source.read(index, rng()).web for index in range(2, 6)] == ["a dog", "a cat", "a cup", "a box"]
+    for index in range(2):
+        with pytest.raises(InvalidSampleError, match="no caption 'caption'"):
+            source.read(index, rng())
+    assert "column 'n' is not read: its parts have the types int64, string, list<" in capsys.readouterr().err
 
 
 def test_a_lone_surrogate_in_json_lines_is_a_question_mark(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
@@ -262,6 +326,8 @@ def test_saved_datasets_of_the_hub(tmp_path: Path, image_dir: Path):
     assert len(test) == 2
     assert test.read(1, rng()).image == clips_world.draw_image(1)
     assert test.read(1, rng()).synthetic == ""
+    assert len(opened(tmp_path / "both", split="all", **config)) == COUNT + 2
+    assert len(opened(tmp_path / "both", split="test+train", **config)) == COUNT + 2
     with pytest.raises(UserError, match=r"unknown split of .*both 'tets'; did you mean 'test'"):
         opened(tmp_path / "both", split="tets", **config)
 
@@ -501,6 +567,25 @@ def test_ranges_of_names():
     assert expand_brace_ranges("a/{8..11}.tar") == ["a/8.tar", "a/9.tar", "a/10.tar", "a/11.tar"]
     assert expand_brace_ranges("{00..01}/{1..2}") == ["00/1", "00/2", "01/1", "01/2"]
     assert expand_brace_ranges("plain.tar") == ["plain.tar"]
+    for text in ("{02..00}", "{0..02}", "{00..101}", "{3..1}", "{08..8}"):
+        command = ["bash", "-c", f"printf '%s\\n' s-{text}"]
+        assert expand_brace_ranges(f"s-{text}") == subprocess.check_output(command, text=True).split()
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("a/00.tar", "00.tar"),
+        ("a/what?.tar", "what?.tar"),
+        ("https://host/a/00.tar?token=b/c", "00.tar"),
+        ("https://host/get/?id=00", "?id=00"),
+        ("s3://bucket/my shard.tar", "my shard.tar"),
+        ("pipe:aws s3 cp s3://bucket/00.tar -", "00.tar"),
+        ("pipe:curl -s 'https://host/00.tar?token=b/c'", "00.tar"),
+    ],
+)
+def test_names_of_files_have_no_token(path: str, name: str):
+    assert file_name(path) == name
 
 
 def test_sources_are_mixed_by_weight(tmp_path: Path, image_dir: Path):
@@ -663,9 +748,9 @@ SHARDS = {"format": "webdataset", "web_caption": "web_caption", "synthetic_capti
         ({"path": "part{0..1}.csv"}, "part1.csv: expected the columns url, org_caption, re_caption, found url, title"),
         ({"path": "empty"}, "expected files that end in"),
         ({"path": "captions.jsonl"}, r"captions alone have to be joined with paths of their images"),
-        ({"path": "tabs.csv"}, r"by commas, found tabs in the first line; a file with tabs is called \.tsv$"),
-        ({"path": "semicolons.csv"}, r"semicolons\.csv: .* by commas, found semicolons in the first line$"),
-        ({"path": "commas.TSV"}, r"commas\.TSV: .* by tabs, found commas in the first line$"),
+        ({"path": "tabs.csv"}, r"tabs\.csv line 2: expected 2 cells, as in the header, got 1$"),
+        ({"path": "semicolons.csv"}, r"semicolons\.csv line 2: expected 2 cells"),
+        ({"path": "commas.TSV"}, r"commas\.TSV line 2: expected 2 cells"),
         ({"path": "null.jsonl"}, r"null\.jsonl line 1: expected a JSON object, got null"),  # would end the process
         ({"path": "later.jsonl"}, r"later\.jsonl line 2: expected a JSON object, got null"),
         ({**KARPATHY, "split": "trian"}, "unknown split of .*dataset.json 'trian'; did you mean 'train'"),

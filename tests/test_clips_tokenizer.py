@@ -8,7 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clips.model.tokenizer import ClipsTokenizer, clean_text, tokenizer_text_cfg, wordpiece
+from clips.model.tokenizer import (
+    ClipsTokenizer,
+    OpenClipTokenizer,
+    clean_text,
+    tokenizer_text_cfg,
+    unknown_tokens,
+    wordpiece,
+)
 
 AWKWARD = [
     "",
@@ -38,6 +45,22 @@ def stock(tmp_path_factory):
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     ClipsTokenizer(24).save(folder)
     return open_clip.get_tokenizer(f"local-dir:{folder}")
+
+
+def test_unknown_tokens_are_counted_as_stock_open_clip_has_them(tmp_path, stock):
+    (tmp_path / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": {"embed_dim": 8, "vision_cfg": {}, "text_cfg": tokenizer_text_cfg(24)}})
+    )
+    ClipsTokenizer(24).save(tmp_path)
+    known, texts = ["a red car", ""], ["ភាសា ខ្មែរ a", "中文 a", "a red car", "", "[UNK] [CLS]"]
+    for tokenizer in (ClipsTokenizer(24), OpenClipTokenizer(tmp_path, 24)):
+        assert tokenizer.count_unknown(known) == (0, 3)
+        rows = stock(texts)
+        words = rows[(rows != 0) & (rows != 1) & (rows != 2) & (rows != 101)]
+        assert tokenizer.count_unknown(texts) == (int((words == 100).sum()), len(words))
+        assert tokenizer.count_unknown(texts[:1]) == (2, 3)
+    assert unknown_tokens(4, 100) == "4.0% of the tokens of captions are unknown to the tokenizer"
+    assert unknown_tokens(5, 100).startswith("5.0% of the tokens of captions are unknown to the tokenizer; ")
 
 
 def test_row_by_hand():

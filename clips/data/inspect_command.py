@@ -20,16 +20,17 @@ from PIL import Image
 
 from clips.commandline.progress import progress_iter
 from clips.core.artifact import atomic_write, log_info, write_errors_as_user_errors
-from clips.data.formats.webdataset import SIZES_FILE, list_shards, shard_name
+from clips.data.formats.webdataset import SIZES_FILE, list_shards
 from clips.data.images import InvalidImageError, decode_image
-from clips.data.inspect_page import Example, InspectionConfig, Span, evenly, report_inspection
+from clips.data.inspect_page import Example, InspectionConfig, Span, report_inspection
 from clips.data.invalid_samples import InvalidSamples
-from clips.data.remote_files import ShardCache, is_remote
+from clips.data.remote_files import ShardCache, file_name, is_remote
+from clips.data.sampler import evenly
 from clips.data.sources import InvalidSampleError, Source, SourceConfig, open_source
 from clips.data.tar_index import Shards
 from clips.errors import UserError
 from clips.method.caption_strategies import sentences
-from clips.model.tokenizer import BOS, CONTEXT_LENGTH, EOS, ClipsTokenizer
+from clips.model.tokenizer import BOS, CONTEXT_LENGTH, EOS, ClipsTokenizer, unknown_tokens
 from clips.ranges import NonNegative, NonNegativeFloat
 
 _MAX_REMOTE_SHARDS = 16  # downloaded for an inspection
@@ -57,6 +58,7 @@ class DatasetStats:
     scanned: int = 0
     invalid: InvalidSamples = dataclasses.field(default_factory=InvalidSamples)
     tokens: dict[str, list[int]] = dataclasses.field(default_factory=lambda: {"web": [], "synthetic": []})
+    unknown: list[tuple[int, int]] = dataclasses.field(default_factory=list)  # `TextTokenizer.count_unknown`
     sentences: list[int] = dataclasses.field(default_factory=list)  # of each synthetic caption
     sentence_tokens: list[int] = dataclasses.field(default_factory=list)
     sizes: list[tuple[int, int]] = dataclasses.field(default_factory=list)  # width and height of each image
@@ -108,6 +110,7 @@ def collect_stats(source: Source, config: InspectDatasetConfig) -> DatasetStats:
         for kind, text in captions.items():
             if text:
                 stats.tokens[kind] += _lengths([text], tokenizer)
+                stats.unknown.append(tokenizer.count_unknown([text]))
         if pieces := sentences(sample.synthetic):
             stats.sentences.append(len(pieces))
             stats.sentence_tokens += _lengths(pieces, tokenizer)
@@ -149,6 +152,8 @@ def format_stats(stats: DatasetStats) -> Iterator[str]:
         yield f"            {_quantiles(stats.sentences)} sentences in a synthetic caption; recipes such as clips"
         yield f"            contrast one of them at a time: {_quantiles(stats.sentence_tokens)} tokens;"
         yield f"            {_too_long(stats.sentence_tokens)}"
+    if stats.unknown:
+        yield f"unknown     {unknown_tokens(*map(sum, zip(*stats.unknown, strict=True)))}"
     yield f"repeated    {stats.duplicates:.1%} of the web captions are another sample's as well"
     short = [min(size) for size in stats.sizes]
     kinds = ", ".join(f"{name} {count / stats.formats.total():.0%}" for name, count in stats.formats.most_common())
@@ -187,7 +192,7 @@ class IndexShardsConfig:
 def run_index(config: IndexShardsConfig) -> None:
     """Run `clips data index`; shards that an interrupted call has counted are not counted again."""
     shards = list_shards(config.path)
-    if len(names := {shard_name(shard) for shard in shards}) < len(shards):
+    if len(names := {file_name(shard) for shard in shards}) < len(shards):
         raise UserError(f"{config.path}: expected shards of different file names, got {len(shards)} of {len(names)}")
     if config.output is None and is_remote(config.path):
         raise UserError(f"output: expected a file, since {config.path} is remote; then upload it as {SIZES_FILE}")
@@ -201,14 +206,14 @@ def run_index(config: IndexShardsConfig) -> None:
         sizes |= dict(map(json.loads, lines))
         atomic_write(partial, "".join(json.dumps(entry) + "\n" for entry in sizes.items()))  # without a partial line
         places = {shard: number for number, shard in enumerate(shards)}
-        missing = [shard for shard in shards if shard_name(shard) not in sizes]
+        missing = [shard for shard in shards if file_name(shard) not in sizes]
         with partial.open("a", encoding="utf-8") as log, concurrent.futures.ThreadPoolExecutor(_NUM_THREADS) as threads:
             tars.build_indexes()
             counts = threads.map(lambda shard: len(tars.index(places[shard])), missing)
             for shard, count in zip(progress_iter(missing, "reading", "shards"), counts, strict=True):
-                sizes[shard_name(shard)] = count
-                log.write(json.dumps([shard_name(shard), count]) + "\n")
+                sizes[file_name(shard)] = count
+                log.write(json.dumps([file_name(shard), count]) + "\n")
                 log.flush()
-    atomic_write(output, json.dumps({shard_name(shard): sizes[shard_name(shard)] for shard in shards}, indent=1) + "\n")
+    atomic_write(output, json.dumps({file_name(shard): sizes[file_name(shard)] for shard in shards}, indent=1) + "\n")
     partial.unlink()
     log_info(f"{output}: {sum(sizes.values()):,} samples in {len(sizes):,} shards")

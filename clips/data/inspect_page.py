@@ -13,6 +13,7 @@ from PIL import Image
 
 from clips.core.artifact import atomic_write, log_info
 from clips.data.invalid_samples import InvalidSamples
+from clips.data.sampler import evenly
 from clips.errors import UserError
 from clips.ranges import NonNegative
 from clips.safe_text import jinja_finalize, strip_control_chars
@@ -58,11 +59,6 @@ class Example:
     name: str
     thumbnails: list[str]
     texts: dict[str, list[Span]]
-
-
-def evenly(count: int, num_selected: int) -> np.ndarray:
-    """Indices of ``num_selected`` evenly spaced items of ``count``, from the first to the last; 0 selects all."""
-    return np.linspace(0, count - 1, min(num_selected or count, count)).round().astype(int)
 
 
 def thumbnail(image: Image.Image) -> str:

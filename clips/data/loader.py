@@ -27,7 +27,7 @@ from clips.data.augment import read_crop
 from clips.data.images import InvalidImageError
 from clips.data.invalid_samples import Invalid
 from clips.data.prefetch import start_prefetching
-from clips.data.sampler import SampleOrder, SamplePosition, step_positions
+from clips.data.sampler import SampleOrder, SamplePosition, evenly, step_positions
 from clips.data.sources import DataConfig, InvalidSampleError, Sample, Source, open_source
 from clips.errors import UserError, error_reason
 
@@ -36,6 +36,7 @@ _PART = 64  # samples of a batch that one worker reads: few, so that a batch com
 _NEARBY = 256  # positions that are mostly in the same shards
 _REPLACEMENT = 3  # random number stream, in addition to those of clips.data.sampler
 _CHUNK = 32  # samples; more would only take more memory
+_SOME, _SOME_BLOCKS = 256, 4  # samples, and blocks of a source, whose captions are looked at before training
 
 Batch = dict[str, Any]
 Prepare = Callable[[str, str, np.random.Generator], dict[str, Any]]
@@ -146,6 +147,19 @@ class TrainDataset(torch.utils.data.Dataset):
     def _image(self, location: SamplePosition, sample: Sample, rng: np.random.Generator) -> torch.Tensor:
         decoded = None if self.cache is None else self.cache.setdefault(location.index, {})
         return read_crop(sample.image, self.size, self.config.augment, rng, decoded)
+
+    def some_captions(self) -> list[str]:
+        """Captions of up to `_SOME` samples, evenly spaced in a few shards of each source, of which most may be far."""
+        found = list[str]()
+        for source in self.parts:
+            ends = np.cumsum(source.blocks)
+            blocks = np.flatnonzero(source.blocks)
+            blocks = blocks[evenly(len(blocks), 1 if source.is_remote else _SOME_BLOCKS)]
+            places = np.concatenate([np.arange(ends[block] - source.blocks[block], ends[block]) for block in blocks])
+            for index in places[evenly(len(places), max(1, _SOME // len(self.parts)))].tolist():
+                with contextlib.suppress(InvalidSampleError):
+                    found += filter(None, source.captions(index, np.random.default_rng([self.seed, index])))
+        return found
 
     def parents(self) -> dict[str, str]:
         """The artifacts of this suite among the sources: name → directory."""

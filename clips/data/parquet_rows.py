@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from clips.core.artifact import atomic_write, log_info
-from clips.core.identity import file_stamp
+from clips.core.identity import digest, file_stamp
 from clips.data.images import InvalidSampleError
 from clips.data.remote_files import ShardCache, UnreachableError, is_remote
 from clips.errors import UserError, error_reason
@@ -41,12 +41,14 @@ class ParquetRows:
             return [footer.row_group(number).num_rows for number in range(footer.num_row_groups)]
 
         try:
-            counts = json.loads(counted.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            stored, counts = json.loads(counted.read_text(encoding="utf-8"))
+            if stored != digest(counts):  # damaged: other rows would be read
+                raise ValueError
+        except (OSError, ValueError, TypeError):
             with concurrent.futures.ThreadPoolExecutor(16) as executor:
                 counts = list(executor.map(count, files))
             try:
-                atomic_write(counted, json.dumps(counts))
+                atomic_write(counted, json.dumps([digest(counts), counts]))
             except (OSError, UserError):
                 if any(map(is_remote, files)):  # whose rows need the cache, too
                     raise

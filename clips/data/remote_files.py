@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import hashlib
 import itertools
 import math
@@ -24,6 +23,7 @@ from clips.core.artifact import log_info
 from clips.errors import UserError, error_reason
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_NAME = re.compile(r"[^?\s'\"]+")  # of a file in a command, which may continue after it
 _CACHE_NAME = re.compile(r"[0-9a-f]{16}-")  # prefix of the names of a cache's files
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _NUM_TRIES = 3
@@ -39,18 +39,41 @@ class UnreachableError(UserError):
     """A remote file cannot be reached now; it may be valid."""
 
 
+class BadCopyError(Exception):
+    """What was downloaded is not the file: a login page, nothing, or a part of it."""
+
+
 def is_remote(path: str) -> bool:
     """Whether ``path`` is a URL (``s3://…``) or a command (``pipe:aws s3 cp … -``) and no local file."""
     return "://" in path or path.startswith(_PIPE)
 
 
+def file_name(path: str) -> str:
+    """The file name of a path, URL or command: ``00.tar`` of ``https://host/00.tar?token=1``."""
+    if not is_remote(path):
+        return path.rpartition("/")[2]
+    name = path.partition("?")[0].rpartition("/")[2]  # a query may contain slashes
+    if path.startswith(_PIPE):
+        name = match[0] if (match := _NAME.match(name)) else ""
+    return name or path.rpartition("/")[2]
+
+
+def sibling(path: str, name: str) -> str:
+    """The file ``name`` next to that of a path or URL, with the same query: a server checks the token for each."""
+    address, mark, query = path.partition("?") if "://" in path else (path, "", "")
+    return f"{address.rpartition('/')[0] or '.'}/{name}{mark}{query}"
+
+
 def expand_brace_ranges(path: str) -> list[str]:
-    """``a/{08..11}.tar`` → a/08.tar … a/11.tar, with any number of ranges; other paths unchanged."""
-    pieces = _RANGE.split(path)
-    ranges = [
-        [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
-        for first, last in zip(pieces[1::3], pieces[2::3], strict=True)
-    ]
+    """``a/{08..11}.tar`` → a/08.tar … a/11.tar, as a shell does, with any number of ranges; other paths unchanged.
+
+    A range may fall; with a leading zero all numbers have as many digits as the longer end.
+    """
+    pieces, ranges = _RANGE.split(path), list[list[str]]()
+    for first, last in zip(pieces[1::3], pieces[2::3], strict=True):
+        width = max(len(first), len(last)) if any(end != str(int(end)) for end in (first, last)) else 1
+        step = 1 if int(first) <= int(last) else -1
+        ranges.append([str(number).zfill(width) for number in range(int(first), int(last) + step, step)])
     texts = pieces[::3]
     return [
         "".join(itertools.chain(*itertools.zip_longest(texts, numbers, fillvalue="")))
@@ -74,15 +97,28 @@ def local_files(path: str) -> list[Path]:
 
 
 def read_file(path: str) -> bytes:
-    """The content of a local or remote file. Raises OSError (or ValueError for an unknown protocol)."""
+    """The content of a local or remote file. Raises OSError (or ValueError for an unknown protocol).
+
+    A remote file that cannot be read for a moment, as with status 503, is tried again.
+    """
     if not is_remote(path):
         return Path(path).read_bytes()
     if path.startswith(_PIPE):
         return _run_command(path, stdout=subprocess.PIPE)
     import fsspec
 
-    with fsspec.open(path) as file:
-        return file.read()
+    system, inside = fsspec.core.url_to_fs(path)
+    for attempt in range(_NUM_TRIES):
+        try:
+            content: bytes = system.cat_file(inside)
+            return content
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # file systems raise errors of their own
+            if attempt + 1 == _NUM_TRIES:
+                raise OSError(error_reason(error)) from None
+            time.sleep(2.0**attempt)
+    raise AssertionError
 
 
 def _run_command(url: str, stdout: Any) -> bytes:
@@ -112,12 +148,19 @@ class ShardCache:
         self.directory.mkdir(parents=True, exist_ok=True)
         return FileLock(self.directory / f".{name}.lock")
 
-    def path(self, url: str) -> Path:
-        """The local path of ``url``, downloaded if missing; a local path is returned unchanged. Raises as `made`."""
+    def path(self, url: str, check: Callable[[Path], None]) -> Path:
+        """The local path of ``url``, downloaded if missing; a local path is returned unchanged. Raises as `made`.
+
+        ``check`` raises `BadCopyError` for a download that is not the file, which then does not enter the cache.
+        """
         if not is_remote(url):
             return Path(url)
-        name = url.rpartition("/")[2] if "://" in url else "shard.tar"
-        return self.made(url, name, functools.partial(_download, url))
+
+        def make(partial: Path) -> None:
+            _download(url, partial)
+            check(partial)
+
+        return self.made(url, file_name(url) if "://" in url else "shard.tar", make)
 
     def made(self, key: str, name: str, make: Callable[[Path], None], *, retry: bool = True) -> Path:
         """The local path of the file that ``make`` writes to a given path; called only if the file is missing.
@@ -126,7 +169,7 @@ class ShardCache:
 
         Raises:
             UnreachableError: ``make`` failed 3 times; 12 times if this cache has worked before; once without ``retry``.
-            UserError: the file does not exist, or ``make`` raises a UserError.
+            UserError: the file does not exist, ``make`` raises a UserError, or 3 times a `BadCopyError`.
         """
         target = self.target(key, name)
         try:
@@ -177,6 +220,8 @@ def _try(make: Callable[[Path], None], key: str, target: Path, tries: int) -> No
             except Exception as error:  # file systems raise errors of their own
                 if isinstance(error, OSError) and error.errno in _NO_SPACE:
                     raise
+                if isinstance(error, BadCopyError) and attempt + 1 >= min(tries, _NUM_TRIES):
+                    raise UserError(f"{key}: {error}") from None
                 if attempt + 1 == tries:
                     raise UnreachableError(f"{key}: cannot be read ({error_reason(error)})") from None
                 if attempt + 1 == _NUM_TRIES:

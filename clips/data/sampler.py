@@ -270,6 +270,11 @@ class _Mixture:
         return assigned
 
 
+def evenly(count: int, num_selected: int) -> np.ndarray:
+    """Indices of ``num_selected`` evenly spaced items of ``count``, from the first to the last; 0 selects all."""
+    return np.linspace(0, count - 1, min(num_selected or count, count)).round().astype(int)
+
+
 def step_positions(step: int, *, batch_size: int, rank: int = 0, world_size: int = 1) -> range:
     """The positions that process ``rank`` reads in ``step``; ``batch_size`` is the global one."""
     share = batch_size // world_size

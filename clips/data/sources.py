@@ -211,6 +211,10 @@ class Source(abc.ABC):
         """Sample ``index``; ``rng`` selects captions. Raises InvalidSampleError."""
 
     @abc.abstractmethod
+    def captions(self, index: int, rng: np.random.Generator) -> tuple[str, str]:
+        """The web and the synthetic caption of sample ``index``, as `read` has them; without reading its image."""
+
+    @abc.abstractmethod
     def record(self, index: int) -> Record:
         """The other data of sample ``index``, which must be valid."""
 
@@ -321,7 +325,12 @@ class ListedCaptions(Source):
 
     def read(self, index: int, rng: np.random.Generator) -> Sample:
         """See `Source`."""
-        image, sentences = self.samples[index]
+        captions, image = self.captions(index, rng), self.samples[index][0]
+        return Sample(image_bytes(image.reference, image.root), *captions)
+
+    def captions(self, index: int, rng: np.random.Generator) -> tuple[str, str]:
+        """See `Source`."""
+        _, sentences = self.samples[index]
         if index in self.invalid:
             raise InvalidSampleError(self.invalid[index])
         web = int(rng.integers(len(sentences))) if self.config.web_caption == "random_sentence" else 0
@@ -330,8 +339,7 @@ class ListedCaptions(Source):
             for number, sentence in enumerate(sentences)
             if number != web or "all_sentences" in self.config.synthetics
         ]
-        synthetic = " ".join(others) if self.config.synthetics else ""
-        return Sample(image_bytes(image.reference, image.root), sentences[web], synthetic)
+        return sentences[web], " ".join(others) if self.config.synthetics else ""
 
     def record(self, index: int) -> Record:
         """See `Source`; with random_sentence the web caption is the list of all sentences."""

@@ -24,7 +24,7 @@ import numpy as np
 from clips.core.artifact import log_info
 from clips.core.identity import file_stamp
 from clips.core.parent_death import end_with_parent, start_python, usable_cores
-from clips.data.remote_files import ShardCache, is_remote
+from clips.data.remote_files import BadCopyError, ShardCache, is_remote
 from clips.errors import UserError
 from clips.text_files import reject_named_pipe
 
@@ -67,6 +67,24 @@ def read_byte_range(path: Path, offset: int, size: int) -> bytes:
         return os.pread(descriptor, size, offset)
     finally:
         os.close(descriptor)
+
+
+def check_download(path: Path) -> None:
+    """Raise `BadCopyError` for a file that is not a whole tar: a login page, nothing, or the beginning of a tar."""
+    with path.open("rb") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(0)
+        first = stream.read(_BLOCK)
+        stream.seek(max(0, size - _BLOCK))
+        is_ended = stream.read() == _ZEROS
+    try:
+        if first != _ZEROS:
+            tarfile.TarInfo.frombuf(first, tarfile.ENCODING, "surrogateescape")
+    except tarfile.TarError:
+        shown = f", which begin with {first[:40]!r}" if first else ""
+        raise BadCopyError(f"expected an uncompressed tar, got {size:,} bytes{shown}") from None
+    if not is_ended:
+        raise BadCopyError(f"expected a whole tar, got {size:,} bytes without its end")
 
 
 def is_clutter(name: str) -> bool:
@@ -186,6 +204,8 @@ def _are_plain(headers: Sequence[bytes]) -> bool:
 def _add(members: dict[str, tuple[int, int]], member: tarfile.TarInfo, path: Path) -> None:
     if member.size < 0:  # would cause an endless loop
         raise tarfile.ReadError("a member of negative size")
+    if member.issparse():  # whose bytes are not those in the tar
+        raise UserError(f"{path}: expected whole files, got {member.name}, which is sparse")
     name = member.name.removeprefix("./")
     if name in members and (member.isreg() or member.islnk()) and not is_clutter(name):
         raise UserError(f"{path}: expected different names, got {name} twice")
@@ -313,7 +333,7 @@ class Shards:
         return Shards, (self.shards, self.cache, self.max_indexes)  # without the indexes
 
     def _read_index(self, shard: int) -> ShardIndex:
-        path = self.cache.path(self.shards[shard])
+        path = self.cache.path(self.shards[shard], check_download)
         is_small = not is_remote(self.shards[shard]) and path.is_file() and path.stat().st_size < _SMALL
         index = index_shard(path) if is_small else self.cached_index(shard, path)
         index.warn_if_cut(path)
@@ -335,7 +355,7 @@ class Shards:
                 return built[-1]
             raise
         # without disk space or locks; or the index is incomplete, as after a power failure
-        except (OSError, NotImplementedError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+        except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
             return built[-1] if built else index_shard(path)
 
     def _index_key(self, shard: int, path: Path) -> tuple[str, str]:

@@ -52,9 +52,20 @@ class TextTokenizer(Protocol):
         """Rows (n, context length) int64."""
         ...
 
+    def count_unknown(self, texts: Sequence[str]) -> tuple[int, int]:
+        """(unknown tokens, all tokens) of texts, without begin, end and padding, as far as the context reaches."""
+        ...
+
     def save(self, directory: Path) -> None:
         """Write the files from which open_clip recreates it."""
         ...
+
+
+def unknown_tokens(unknown: int, tokens: int) -> str:
+    """A line about the result of `TextTokenizer.count_unknown`; from 5 % it says what that means."""
+    ratio = unknown / max(1, tokens)
+    meaning = "; for the model, captions differ by the other tokens alone: another language or script?"
+    return f"{ratio:.1%} of the tokens of captions are unknown to the tokenizer{meaning if ratio >= 0.05 else ''}"
 
 
 class ClipsTokenizer:
@@ -77,6 +88,12 @@ class ClipsTokenizer:
     def encode_target(self, texts: str | Sequence[str], length: int = 128) -> Tensor:
         """Rows for the captioner to predict, (n, length) int64: ``[BOS] tokens [EOS] 0 …``."""
         return self._rows(texts, length)
+
+    def count_unknown(self, texts: Sequence[str]) -> tuple[int, int]:
+        """See `TextTokenizer`."""
+        rows = self.encode_target(texts, self.context_length - 1)  # without the class token
+        words = rows[(rows != PAD) & (rows != BOS) & (rows != EOS)].tolist()
+        return words.count(self._wordpiece.token_to_id(_SPECIAL["unk"])), len(words)
 
     def decode(self, tokens: Tensor | Sequence[int]) -> str:
         """Return the text of one sequence up to its first end token, without the special tokens."""
@@ -210,6 +227,14 @@ class OpenClipTokenizer:
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Rows (n, context length) int64."""
         return self._tokenize([truncate_text(text, self.context_length) for text in texts])
+
+    def count_unknown(self, texts: Sequence[str]) -> tuple[int, int]:
+        """See `TextTokenizer`; tokens of bytes, as CLIP's and GPT-2's, can write every text."""
+        inner = getattr(self._tokenize, "tokenizer", None)  # of transformers
+        unknown, special = getattr(inner, "unk_token_id", None), set(getattr(inner, "all_special_ids", []))
+        ends = {getattr(inner, f"{name}_token_id", None) for name in ("bos", "eos", "pad")}
+        tokens = [token for row in self(texts).tolist() for token in row if token not in special or token == unknown]
+        return 0 if unknown in ends else tokens.count(unknown), len(tokens)
 
     def save(self, directory: Path) -> None:
         """Copy the tokenizer's files."""

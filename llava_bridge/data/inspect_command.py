@@ -14,8 +14,9 @@ from collections import Counter
 from typing import Any
 
 from clips.commandline.progress import progress_iter
-from clips.data.inspect_page import Example, InspectionConfig, Span, evenly, report_inspection
+from clips.data.inspect_page import Example, InspectionConfig, Span, report_inspection
 from clips.data.invalid_samples import InvalidSamples
+from clips.data.sampler import evenly
 from clips.errors import UserError
 from clips.ranges import Positive
 from llava_bridge.data.sources import ConversationSourceConfig, read_samples

@@ -41,7 +41,12 @@ __all__ = ["FORMATS", "Dataset", "DatasetSpec", "Format", "Kind", "detect", "rea
 Kind = Literal["captions", "conversations", "classes", "pairs"]
 _PARALLEL_IMAGES = ("filenames.txt", "test_image_names.txt")  # of Flickr30k-200 and XTD200, of XTD10
 _SUFFIX = "|".join(map(re.escape, IMAGE_SUFFIXES))
-_FLICKR_LINE = re.compile(rf"(?P<image>.+?(?:{_SUFFIX}))(?:#\d+)?[\t,](?P<caption>.*)", re.IGNORECASE)
+_FLICKR_LINES = [  # image| number| caption; image| caption; image#number<tab>caption or image,caption
+    re.compile(rf"(?P<image>[^\t,|]+?(?:{_SUFFIX}))\s*\|\s*\d+\s*\|\s*(?P<caption>.*)", re.IGNORECASE),
+    re.compile(rf"(?P<image>[^\t,|]+?(?:{_SUFFIX}))\s*\|\s*(?P<caption>.*)", re.IGNORECASE),
+    re.compile(rf"(?P<image>.+?(?:{_SUFFIX}))(?:#\d+)?[\t,](?P<caption>.*)", re.IGNORECASE),
+]
+_ODD_LINES = 5  # that may be left out, or 1 % of the lines; Flickr8k has a name of five captions that no image has
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,11 +182,20 @@ def _read_flickr(location: Location) -> Iterator[Captioned]:
         if rows and all(len(row) == 2 for row in rows):
             yield from (_captioned(root, image, [caption]) for image, caption in rows)
             return
+    known = (each for each in _FLICKR_LINES if any(map(each.fullmatch, lines[: _ODD_LINES + 2])))
+    pattern, found, odd = next(known, _FLICKR_LINES[-1]), list[Captioned](), list[int]()
     for number, line in enumerate(lines, 1):
-        if match := _FLICKR_LINE.fullmatch(line):
-            yield _captioned(root, match["image"], [match["caption"]])
-        elif line.strip() and number > 1:  # the first may be a header
-            raise UserError(f"{location.path} line {number}: expected an image and a caption, got {line.strip()!r:.80}")
+        if match := pattern.fullmatch(line):
+            found.append(_captioned(root, match["image"], [match["caption"].strip()]))
+        elif line.strip() and (number > 1 or re.search(_SUFFIX, line, re.IGNORECASE)):  # the first may be a header
+            odd.append(number)
+    if odd:
+        first, expected = f"line {odd[0]}", f"expected an image and a caption, got {lines[odd[0] - 1].strip()!r:.80}"
+        if len(odd) > max(_ODD_LINES, len(lines) // 100) or not found:
+            raise UserError(f"{location.path} {first}: {expected}")
+        count = len(odd) + len(found)
+        log_info(f"{location.path}: {len(odd)} of {count:,} lines left out; the first is {first}: {expected}")
+    yield from found
 
 
 @whole

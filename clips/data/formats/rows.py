@@ -10,22 +10,22 @@ import json
 import re
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from clips.core.artifact import atomic_output_path
+from clips.core.artifact import atomic_output_path, log_info
 from clips.core.identity import cache_directory, digest, file_stamp
 from clips.data.formats.dataset_format import ALL, WHOLE, WHOLE_REQUESTS, Location
-from clips.data.remote_files import expand_brace_ranges, is_remote
+from clips.data.images import is_image_name
+from clips.data.remote_files import expand_brace_ranges, file_name, is_remote
 from clips.data.tar_index import is_clutter
 from clips.errors import UserError, error_reason, unknown_name_error
-from clips.text_files import read_json_lines
+from clips.text_files import encoding_of_file, read_json_lines
 
 _TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 SPLIT_COLUMN = "split"
 """Name of the column with each row's split."""
-_CSV_VERSION = 2  # of `_csv_rows`; raise it with a change of the result, because datasets caches it
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
-_DELIMITER_NAMES = {",": "commas", "\t": "tabs", ";": "semicolons"}
+_CSV_VERSION = 3  # of `_csv_rows`; raise it with a change of the result, because datasets caches it
+_DELIMITERS = {".csv": ",;|\t", ".tsv": "\t,;|"}  # the usual one first
 _QUOTED_CELL = re.compile(r'"((?:[^"]|"")*)"')
 
 
@@ -58,9 +58,10 @@ def open_rows(path: str, subset: str | None, split: str) -> Any:
         if is_saved(path):
             rows = datasets.load_from_disk(path)
             if not isinstance(rows, datasets.Dataset):
-                if split not in rows:
-                    raise unknown_name_error(split, rows, f"split of {path}")
-                rows = rows[split]
+                wanted = list(rows) if split == ALL else split.split("+")
+                if missing := next((each for each in wanted if each not in rows), None):
+                    raise unknown_name_error(missing, {*rows, ALL}, f"split of {path}")
+                rows = datasets.concatenate_datasets([rows[each] for each in wanted])
         else:
             files = list(itertools.chain(*files_of_splits(path, subset).values())) if Path(path).is_dir() else []
             _check_parquet(files)
@@ -89,14 +90,18 @@ def files_of_splits(path: str, subset: str | None = None) -> Mapping[str, Sequen
 
 def _check_parquet(files: Sequence[str]) -> None:
     """Raise UserError for a local parquet file that is not whole, which ``datasets`` does not name."""
-    import pyarrow.parquet
-
     for file in files:
         if file.endswith(".parquet") and not is_remote(file):
-            try:
-                pyarrow.parquet.read_metadata(file)
-            except (pyarrow.ArrowException, OSError) as error:
-                raise UserError(f"{file}: not a whole parquet file ({error_reason(error)})") from None
+            _footer(file)
+
+
+def _footer(file: str) -> Any:
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.read_metadata(file)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{file}: not a whole parquet file ({error_reason(error)})") from None
 
 
 @contextlib.contextmanager
@@ -137,11 +142,15 @@ def table_files(path: str) -> list[str]:
     for file in files:
         if not is_remote(file) and not Path(file).is_file():
             raise UserError(f"{file}: no such file or directory")
-        if Path(file).suffix.lower() not in _TABLE_SUFFIXES:
+        if _suffix(file) not in _TABLE_SUFFIXES:
             raise UserError(f"{file}: expected a file that ends in {', '.join(_TABLE_SUFFIXES)}")
-        if Path(file).suffix.lower() != Path(files[0]).suffix.lower():
+        if _suffix(file) != _suffix(files[0]):
             raise UserError(f"{path}: expected tables of one file type, found {files[0]} and {file}")
     return files
+
+
+def _suffix(file: str) -> str:
+    return Path(file_name(file)).suffix.lower()
 
 
 def _open_table(path: str, files: Sequence[str]) -> Any:
@@ -155,32 +164,79 @@ def _open_table(path: str, files: Sequence[str]) -> Any:
     """
     import datasets
 
-    suffix = Path(files[0]).suffix.lower()
+    suffix = _suffix(files[0])
     with one_line_errors(path):
         if suffix in _DELIMITERS:
-            local = datasets.DownloadManager().download(list(files))
-            columns = _csv_columns(files[0], local[0], _DELIMITERS[suffix])
+            local = tuple(zip(files, datasets.DownloadManager().download(list(files)), strict=True))
+            layout = _csv_layout(local, _DELIMITERS[suffix])
             return datasets.Dataset.from_generator(
                 _csv_rows,
-                features=datasets.Features(dict.fromkeys(columns, datasets.Value("string"))),
-                gen_kwargs={  # tuples: lists would be taken for shards
-                    "files": tuple(zip(files, local, strict=True)),
-                    "columns": columns,
-                    "delimiter": _DELIMITERS[suffix],
-                },
-                fingerprint=digest(
-                    [_CSV_VERSION, suffix, *(_version(*pair) for pair in zip(files, local, strict=True))]
-                )[:32],
+                features=datasets.Features(dict.fromkeys(layout.columns, datasets.Value("string"))),
+                gen_kwargs={"files": local, "layout": layout},  # tuples: lists would be taken for shards
+                fingerprint=digest([_CSV_VERSION, suffix, *(_version(*pair) for pair in local)])[:32],
             )
-        if suffix == ".parquet":
-            _check_parquet(files)
-            rows = datasets.load_dataset("parquet", data_files=list(files), split="train", cache_dir=_cache_of(files))
-            return _undecoded(rows)
-        return _json_rows(files)
+        return _undecoded(_parquet_rows(path, files) if suffix == ".parquet" else _json_rows(files))
+
+
+def _parquet_rows(path: str, files: Sequence[str]) -> Any:
+    """The rows of parquet files, of which some may have no rows, other columns, or another type of one."""
+    import datasets
+    import pyarrow as pa
+
+    groups, batch_size, names = list[tuple[Any, list[str]]](), None, dict[str, None]()
+    for file in files:
+        columns: Any = None  # of remote files, which ``datasets`` compares when it has copied them
+        if not is_remote(file):
+            footer = _footer(file)
+            if not footer.num_rows:
+                continue
+            schema = footer.schema.to_arrow_schema()
+            columns = dict(zip(schema.names, schema.types, strict=True))
+            names |= dict.fromkeys(columns)
+            if not footer.row_group(0).num_rows:  # by whose size ``datasets`` would read
+                batch_size = 1000
+        if groups and groups[-1][0] == columns:
+            groups[-1][1].append(file)
+        else:
+            groups.append((columns, [file]))
+    options = {"batch_size": batch_size} if batch_size else {}
+    parts = [
+        datasets.load_dataset("parquet", data_files=group, split="train", cache_dir=_cache_of(group), **options)
+        for _, group in groups or [(None, list(files[:1]))]
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    kinds = dict[str, Any]()
+    for name in names:
+        found = [part.features[name] for part in parts if name in part.features]
+        if all(kind == found[0] for kind in found):
+            kinds[name] = found[0]
+            continue
+        types = list(
+            dict.fromkeys(part.features.arrow_schema.field(name).type for part in parts if name in part.features)
+        )
+        try:
+            (field,) = pa.unify_schemas([pa.schema({name: each}) for each in types], promote_options="permissive")
+            kinds[name] = datasets.Features.from_arrow_schema(pa.schema([field]))[name]
+        except pa.ArrowException:
+            log_info(f"{path}: column '{name}' is not read: its parts have the types {', '.join(map(str, types))}")
+    aligned = []
+    for part in parts:
+        part = part.select_columns([name for name in kinds if name in part.features])
+        own = datasets.Features({name: kinds[name] for name in part.column_names})
+        part = part if part.features == own else part.cast(own)
+        for name in kinds.keys() - own.keys():
+            part = part.add_column(name, [None] * len(part), feature=kinds[name])
+        aligned.append(part.select_columns(list(kinds)))
+    return datasets.concatenate_datasets(aligned)
 
 
 def _json_rows(files: Sequence[str]) -> Any:
-    """The rows of JSON lines, with dates as the text in the file: the reader converts them to times."""
+    """The rows of JSON lines with the values that the file has.
+
+    The reader of ``datasets`` converts dates to times, and of a column with several types the text "null" to None and
+    "1.5" to a number. Such columns are read again from a copy in which each of their values is a text of JSON.
+    """
     import datasets
 
     for file in files:
@@ -192,20 +248,32 @@ def _json_rows(files: Sequence[str]) -> Any:
     load = functools.partial(
         datasets.load_dataset, "json", data_files=list(files), split="train", cache_dir=_cache_of(files)
     )
-    try:
-        rows = load()
-    except datasets.exceptions.DatasetGenerationError as error:
-        if "surrogate" not in str(error.__cause__):
-            raise
+
+    def load_copies(encoded: Sequence[str] = (), **options: Any) -> Any:
         local = datasets.DownloadManager().download(list(files))
-        load = functools.partial(load, data_files=list(map(_without_surrogates, files, local)))
-        rows = load()
-    times = [name for name, kind in rows.features.items() if str(getattr(kind, "dtype", "")).startswith("timestamp")]
-    if not times:
-        return _undecoded(rows)
-    # Read again as JSON values. Versions of datasets without these can only convert the times back to a text.
-    as_text = datasets.Json() if hasattr(datasets, "Json") else datasets.Value("string")
-    return _undecoded(load(features=datasets.Features({**rows.features, **dict.fromkeys(times, as_text)})))
+        copies = [_copy_of_json(*pair, encoded) for pair in zip(files, local, strict=True)]
+        return load(data_files=copies, **options)
+
+    try:
+        is_utf16 = any(not is_remote(file) and encoding_of_file(Path(file)) == "utf-16" for file in files)
+        rows = load_copies() if is_utf16 else load()
+    except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
+        # a lone surrogate; or an empty line or a byte order mark in a file of several types
+        if not any(sign in f"{error} {error.__cause__}" for sign in ("surrogate", "Expected object or value")):
+            raise
+        rows = load_copies()
+    changed = [name for name, kind in rows.features.items() if re.search(r"Json|timestamp|date|time\d", repr(kind))]
+    if not changed:
+        return rows
+    texts = datasets.Features({**rows.features, **dict.fromkeys(changed, datasets.Value("string"))})
+    rows = load_copies(changed, features=texts)
+    if hasattr(datasets, "Json"):
+        return rows.cast(datasets.Features({**texts, **dict.fromkeys(changed, datasets.Json())}))
+    return rows.map(_decode_json, fn_kwargs={"names": changed})
+
+
+def _decode_json(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: row[name] and json.loads(row[name]) for name in names}
 
 
 def _cache_of(files: Iterable[str]) -> str | None:
@@ -216,13 +284,18 @@ def _cache_of(files: Iterable[str]) -> str | None:
     return str(Path(datasets.config.HF_DATASETS_CACHE, "files", digest(versions)[:32])) if versions else None
 
 
-def _without_surrogates(name: str, path: str) -> str:
-    """A copy of a JSON lines file in the cache, in which `safe_json_loads` has replaced the lone surrogates."""
-    copy = cache_directory("rows") / f"{digest(_version(name, path))[:32]}.jsonl"
+def _copy_of_json(name: str, path: str, encoded: Sequence[str]) -> str:
+    """A copy of a JSON lines file in the cache, in which `safe_json_loads` has replaced the lone surrogates.
+
+    The values of the columns ``encoded`` are texts of JSON, but for null.
+    """
+    copy = cache_directory("rows") / f"{digest([*_version(name, path), *encoded])[:32]}.jsonl"
     if not copy.exists():
         copy.parent.mkdir(parents=True, exist_ok=True)
         with atomic_output_path(copy) as partial, partial.open("w", encoding="utf-8") as stream:
-            stream.writelines(json.dumps(row) + "\n" for _, row in read_json_lines(Path(path)))
+            for _, row in read_json_lines(Path(path)):
+                texts = {key: json.dumps(row[key]) for key in encoded if row.get(key) is not None}
+                stream.write(json.dumps(row | texts) + "\n")
     return str(copy)
 
 
@@ -232,38 +305,76 @@ def _version(name: str, path: str) -> list[Any]:
     return [name, file.name] if is_remote(name) else [str(file), *file_stamp(file)]
 
 
-def _csv_columns(name: str, path: str, delimiter: str) -> tuple[str, ...]:
-    with contextlib.closing(_csv_cells(name, path, delimiter, is_plain=False)) as lines:
-        columns = tuple(next(lines, (0, []))[1])
-    if len(columns) == 1 and (found := next((mark for mark in _DELIMITER_NAMES if mark in columns[0]), None)):
-        hint = "; a file with tabs is called .tsv" if found == "\t" else ""
-        raise UserError(
-            f"{name}: expected cells separated by {_DELIMITER_NAMES[delimiter]}, "
-            f"found {_DELIMITER_NAMES[found]} in the first line{hint}"
-        )
+class _Layout(NamedTuple):
+    """How the files of a table separate their cells, and the names of these."""
+
+    delimiter: str
+    columns: tuple[str, ...]
+    has_header: bool
+
+
+def _csv_layout(files: Sequence[tuple[str, str]], delimiters: str) -> _Layout:
+    """The layout of the first of the files, (name, local path), that has a line.
+
+    The first line is data if it has a URL or the name of an image file, else the header.
+    """
+    name, tried, error = files[0][0], list[tuple[str, list[str]]](), None
+    for name, path in files:
+        for delimiter in delimiters:
+            try:
+                with contextlib.closing(_csv_cells(name, path, delimiter, is_plain=False)) as lines:
+                    tried.append((delimiter, next(lines, (0, []))[1]))
+            except UserError as each:  # quotation marks next to another delimiter
+                error = error or each
+        if any(cells for _, cells in tried):
+            break
+    several = [each for each in tried if len(each[1]) > 1]
+    if error is not None and not several:
+        raise error
+    usual = (several or tried)[0]
+    with_image = [each for each in several if any(map(_is_image, each[1]))]
+    # "a dog, wet|0.jpg" ends like the name of an image for a comma, too
+    sure = [
+        each for each in with_image if not any(mark in cell for cell in filter(_is_image, each[1]) for mark in ",;|\t")
+    ]
+    delimiter, cells = (sure or with_image or [usual])[0]
+    if (place := next((place for place, cell in enumerate(cells) if _is_image(cell)), None)) is not None:
+        names = [str(number) for number in range(1, len(cells) + 1)]
+        if len(cells) == 2:
+            names[1 - place] = "caption"
+        names[place] = "image"
+        log_info(f"{name}: has no header, its first line is data; its columns are called {', '.join(names)}")
+        return _Layout(delimiter, tuple(names), has_header=False)
+    columns = tuple(cell.strip() for cell in cells)
     if duplicates := [column for column in columns if columns.count(column) > 1]:
         raise UserError(f"{name}: several columns are called '{duplicates[0]}'")
-    return columns
+    if any(len(column.split()) > 3 or column.isdecimal() for column in columns):
+        log_info(f"{name}: its first line is taken as the header, not as data: {', '.join(columns):.120}")
+    return _Layout(delimiter, columns, has_header=True)
 
 
-def _csv_rows(
-    files: Sequence[tuple[str, str]], columns: tuple[str, ...], delimiter: str
-) -> Iterator[Mapping[str, str]]:
-    num_rows = 0
+def _is_image(cell: str) -> bool:
+    return "://" in cell or is_image_name(cell.strip())
+
+
+def _csv_rows(files: Sequence[tuple[str, str]], layout: _Layout) -> Iterator[Mapping[str, str]]:
+    num_rows, (delimiter, columns, has_header) = 0, layout
     for name, path in files:
-        # A TSV file has no quoted line breaks if each line has the same number of cells. By its standard, TSV has no
-        # quoting; pandas and csv quote nevertheless. Read with quoting, a plain file loses the lines between a caption
-        # that begins with a quotation mark and one that ends with it.
-        is_plain = delimiter == "\t"
+        # A file with tabs has no quoted line breaks if each line has the same number of cells. By its standard, TSV has
+        # no quoting; pandas and csv quote nevertheless. Read with quoting, a plain file loses the lines between a
+        # caption that begins with a quotation mark and one that ends with it. Flickr30k's file with | is of this kind.
+        is_plain = delimiter in "\t|"
         if is_plain:
-            with Path(path).open(encoding="utf-8-sig", errors="replace", newline="") as stream:
-                is_plain = len({line.count("\t") for line in stream if line.strip("\r\n")}) == 1
+            with Path(path).open(encoding=encoding_of_file(Path(path)), errors="replace", newline="") as stream:
+                is_plain = len({line.count(delimiter) for line in stream if line.strip("\r\n")}) == 1
         lines = _csv_cells(name, path, delimiter, is_plain=is_plain)
-        if (found := tuple(next(lines, (0, []))[1])) != columns:
-            raise UserError(f"{name}: expected the columns {', '.join(columns)}, found {', '.join(found)}")
+        if has_header:
+            found = tuple(cell.strip() for cell in next(lines, (0, columns))[1])  # a part may be empty
+            if found != columns:
+                raise UserError(f"{name}: expected the columns {', '.join(columns)}, found {', '.join(found)}")
         for line, cells in lines:
             if len(cells) != len(columns):
-                expected = f"expected {len(columns)} cells, as in the header"
+                expected = f"expected {len(columns)} cells, as in the {'header' if has_header else 'first line'}"
                 raise UserError(f"{name} line {line}: {expected}, got {len(cells)}")
             num_rows += 1
             yield dict(zip(columns, cells, strict=True))
@@ -274,22 +385,25 @@ def _csv_rows(
 def _csv_cells(name: str, path: str, delimiter: str, *, is_plain: bool) -> Generator[tuple[int, list[str]]]:
     """(line number, cells) of the lines of a file, beginning with the header; without blank lines.
 
-    In a plain file, quotation marks are part of the text, but around a cell that csv would have quoted.
+    In a plain file, quotation marks are part of the text, but around a cell that csv would have quoted. Blanks around
+    ``|`` separate.
     """
     csv.field_size_limit(1 << 26)  # characters; its own limit is 131,072
     quoting: Literal[0, 3] = csv.QUOTE_NONE if is_plain else csv.QUOTE_MINIMAL
     line = 0
     try:
-        with Path(path).open(encoding="utf-8-sig", newline="") as stream:
+        with Path(path).open(encoding=encoding_of_file(Path(path)), newline="") as stream:
             reader = csv.reader(stream, delimiter=delimiter, strict=True, quoting=quoting)
             while (cells := next(reader, None)) is not None:
                 line = reader.line_num
+                if delimiter == "|":
+                    cells = [cell.strip() for cell in cells]
                 if is_plain:
                     cells = [match[1].replace('""', '"') if (match := _QUOTED_CELL.fullmatch(cell)) else cell
                              for cell in cells]  # fmt: skip
                 if cells:
                     yield line, cells
-    except (csv.Error, UnicodeDecodeError) as error:
+    except (csv.Error, UnicodeError) as error:
         raise UserError(f"{name} line {line + 1}: cannot be read ({error_reason(error)})") from None
 
 

@@ -81,9 +81,10 @@ class TableSource(Source):
         config = self.config
         if not files:
             splits = files_of_splits(config.path, config.subset)
-            if config.split not in splits:
-                raise unknown_name_error(config.split, splits, f"split of {config.path}")
-            files = splits[config.split]
+            wanted = list(splits) if config.split == ALL else config.split.split("+")
+            if missing := next((each for each in wanted if each not in splits), None):
+                raise unknown_name_error(missing, splits, f"split of {config.path}")
+            files = list(itertools.chain.from_iterable(splits[each] for each in wanted))
         if other := next((file for file in files if not file.lower().endswith(".parquet")), None):
             raise UserError(f"{config.path}: a data source with 'streaming' expects .parquet files, found {other}")
         rows = ParquetRows(files, ShardCache(Path(config.cache_dir).expanduser(), config.max_cache_gb * 1e9))
@@ -108,8 +109,13 @@ class TableSource(Source):
     def read(self, index: int, rng: np.random.Generator) -> Sample:
         """See `Source`."""
         row = self._row(self.rows, index)
-        web, synthetic = choose_captions(self.config, lambda name: _parse_caption_cell(row[name]), rng)
-        return Sample(image_bytes(row[self.image_column], self.image_root), web, synthetic)
+        captions = choose_captions(self.config, lambda name: _parse_caption_cell(row[name]), rng)
+        return Sample(image_bytes(row[self.image_column], self.image_root), *captions)
+
+    def captions(self, index: int, rng: np.random.Generator) -> tuple[str, str]:
+        """See `Source`."""
+        row = self._row(self.rows, index)
+        return choose_captions(self.config, lambda name: _parse_caption_cell(row[name]), rng)
 
     @staticmethod
     def _row(rows: Any, index: int) -> dict[str, Any]:

@@ -33,14 +33,24 @@ from clips.data.formats.conversations import (
 from clips.data.formats.dataset_format import WHOLE, Captioned, Classified, Conversation, Dataset, Location, Turn
 from clips.data.images import IMAGE_SUFFIXES, InvalidSampleError
 from clips.data.lazy_images import LazyImage, TarImage
-from clips.data.remote_files import ShardCache, UnreachableError, expand_brace_ranges, is_remote, read_file
+from clips.data.remote_files import (
+    ShardCache,
+    UnreachableError,
+    expand_brace_ranges,
+    file_name,
+    is_remote,
+    read_file,
+    sibling,
+)
 from clips.data.sources import Record, Sample, Source, SourceConfig, choose_captions
-from clips.data.tar_index import ShardIndex, Shards, Spans, index_shard, is_clutter, read_byte_range
+from clips.data.tar_index import ShardIndex, Shards, Spans, check_download, index_shard, is_clutter, read_byte_range
 from clips.errors import UserError, error_reason, unknown_name_error
-from clips.text_files import parse_object, safe_json_loads, text_lines
+from clips.text_files import encoding_of, parse_object, safe_json_loads, text_lines
 
 SIZES_FILE = "sizes.json"
 """A file next to the shards: {shard name: number of samples}, as in webdataset and open_clip."""
+_QUICK_BYTES = 1e9
+"""Total size of local shards that are counted at the start: of small samples this takes about 5 s, and once."""
 _METADATA_SUFFIXES = {".cls", ".json", ".txt", ".key"}  # that WebDataset's writers add to an image
 _OTHER_FORMATS = {".json": "karpathy or coco"} | dict.fromkeys((".csv", ".tsv", ".jsonl", ".parquet"), "table")
 
@@ -64,12 +74,6 @@ def list_shards(path: str) -> list[str]:
         if other := _OTHER_FORMATS.get(Path(shard).suffix.lower()):
             raise UserError(f"{shard}: expected tar shards, as format webdataset has them; give format: {other}")
     return location
-
-
-def shard_name(url: str) -> str:
-    """The file name of a shard's path, URL or command, by which `SIZES_FILE` knows it."""
-    name = url.rpartition("/")[2]
-    return name.split(" ")[0] if url.startswith("pipe:") else name  # a command may continue after the name
 
 
 def shards_of_split(location: Location) -> tuple[Path, list[Path]]:
@@ -204,20 +208,28 @@ def read_conversations(location: Location) -> Dataset[Conversation]:
 
 
 class WebDatasetSource(Source):
-    """Tar shards; with a file of their sizes (`SIZES_FILE`), a shard is opened only when it is needed."""
+    """Tar shards; with a file of their sizes (`SIZES_FILE`), a large or remote shard is opened only when it is needed.
+
+    The index of a shard decides how many samples it has. Where that is read at the start, it corrects the file; a shard
+    that turns out later to have more samples than stated ends the reading, before any is left out: the order of a run
+    that has begun cannot get more samples. Samples that a shard lacks are invalid samples.
+    """
 
     def __init__(self, config: SourceConfig) -> None:
         self.config = config
         self.copies = ShardCache(Path(config.cache_dir).expanduser(), config.max_cache_gb * 1e9)
         self.shards = list_shards(config.path)
         self.is_remote = any(map(is_remote, self.shards))
-        sizes = _known_sizes(config.shard_sizes, self.shards)
-        self.has_sizes = sizes is not None
+        self.sizes_file = config.shard_sizes or sibling(self.shards[0], SIZES_FILE)
+        sizes = _known_sizes(self.sizes_file, self.shards, may_count=not (config.shard_sizes or self.is_remote))
+        self.is_counted = sizes is None
         # 128 are more than the usual number of shards in a shuffle window
-        self.tars = Shards(self.shards, self.copies, 128 if self.has_sizes else len(self.shards))
+        self.tars = Shards(self.shards, self.copies, len(self.shards) if self.is_counted else 128)
         self.unreadable: dict[int, str] = {}  # shard index → its error
         self.blocks = sizes or self._count_samples()
         self.ends = np.cumsum(self.blocks)
+        if sizes and not self.is_remote and sum(Path(shard).stat().st_size for shard in self.shards) <= _QUICK_BYTES:
+            self._correct_sizes()
         self._check_keys()
 
     def _count_samples(self) -> list[int]:
@@ -237,32 +249,55 @@ class WebDatasetSource(Source):
 
     def open_all(self) -> None:
         """See `Source`."""
-        if self.is_remote or not self.has_sizes:  # without sizes they were counted
+        if self.is_remote or self.is_counted:
             return
         self.tars.build_indexes()
         if len(self.shards) <= 2048:  # of 0.8 MB for 10,000 samples, once for all workers of a process
-            self.tars = Shards(self.shards, self.copies, len(self.shards))
-            for shard in range(len(self.shards)):
-                with contextlib.suppress(InvalidSampleError):  # of samples that are replaced when they are read
-                    self._index(shard)
+            self._correct_sizes()
+
+    def _correct_sizes(self) -> None:
+        """Read all indexes, and take from each the number of samples where `SIZES_FILE` states another."""
+        self.tars, self.is_counted, differing = Shards(self.shards, self.copies, len(self.shards)), True, list[str]()
+        for shard, stated in enumerate(self.blocks):
+            with contextlib.suppress(InvalidSampleError):  # of samples that are replaced when they are read
+                index = self._opened(shard)
+                if len(index) > stated or (len(index) < stated and not index.cut):  # what is cut off is invalid samples
+                    differing.append(f"{stated} samples of {file_name(self.shards[shard])}, which has {len(index)}")
+                    self.blocks[shard] = len(index)
+        if differing:
+            more = f"; {len(differing) - 5} more shards differ" if len(differing) > 5 else ""
+            log_info(f"{self.sizes_file}: states {', '.join(differing[:5])}{more}; the shards themselves are counted")
+            self.ends = np.cumsum(self.blocks)
 
     def fetch(self, block: int) -> Path:
         """See `Source`. The index is built later, by DataLoader workers."""
-        return self.copies.path(self.shards[block])
+        return self.copies.path(self.shards[block], check_download)
 
     def read(self, index: int, rng: np.random.Generator) -> Sample:
         """See `Source`."""
-        shard, sample = self._locate(index)
-        samples = self._index(shard)
-        if sample >= len(samples):
-            raise InvalidSampleError(f"missing, but counted in {SIZES_FILE}")
-        files = samples.files(sample)
+        shard, files = self._files(index)
         try:
             extension = _image_extension(files)
         except UserError as error:
             raise InvalidSampleError(str(error)) from None
         if extension is None:
             raise InvalidSampleError("no image")
+        captions = self._captions(shard, files, rng)
+        return Sample(self._bytes(shard, files[extension]), *captions)
+
+    def captions(self, index: int, rng: np.random.Generator) -> tuple[str, str]:
+        """See `Source`."""
+        return self._captions(*self._files(index), rng)
+
+    def _files(self, index: int) -> tuple[int, Spans]:
+        """The shard of a sample, and its files there."""
+        shard, sample = self._locate(index)
+        samples = self._index(shard)
+        if sample >= len(samples):
+            raise InvalidSampleError(f"missing, but counted in {SIZES_FILE}")
+        return shard, samples.files(sample)
+
+    def _captions(self, shard: int, files: Spans, rng: np.random.Generator) -> tuple[str, str]:
         fields = self._json(shard, files)
 
         def captions(name: str) -> Any:
@@ -270,12 +305,12 @@ class WebDatasetSource(Source):
                 return fields.get(name)
             try:
                 # the whole text is one caption, as open_clip reads it: alt texts have line breaks
-                return self._bytes(shard, files[name[1:]]).decode("utf-8-sig") if name[1:] in files else None
+                content = self._bytes(shard, files[name[1:]]) if name[1:] in files else None
+                return content if content is None else content.decode(encoding_of(content))
             except UnicodeDecodeError as error:
                 raise InvalidSampleError(f"{name} is not UTF-8 text ({error.reason})") from None
 
-        web, synthetic = choose_captions(self.config, captions, rng)
-        return Sample(self._bytes(shard, files[extension]), web, synthetic)
+        return choose_captions(self.config, captions, rng)
 
     def record(self, index: int) -> Record:
         """See `Source`."""
@@ -292,7 +327,7 @@ class WebDatasetSource(Source):
         key = str(sample)
         if shard not in self.unreadable and sample < len(samples := self.tars.index(shard)):
             key = samples.key(sample)
-        return f"{shard_name(self.shards[shard])}/{key}"
+        return f"{file_name(self.shards[shard])}/{key}"
 
     def describe(self) -> dict[str, Any]:
         """See `Source`."""
@@ -303,7 +338,7 @@ class WebDatasetSource(Source):
         digest = hashlib.sha256()
         for shard, size in zip(self.shards, self.blocks, strict=True):
             num_bytes = None if is_remote(shard) else Path(shard).stat().st_size
-            digest.update(json.dumps([shard_name(shard), size, num_bytes]).encode())
+            digest.update(json.dumps([file_name(shard), size, num_bytes]).encode())
         return described | {"index_hash": digest.hexdigest()}
 
     def _locate(self, index: int) -> tuple[int, int]:
@@ -311,6 +346,16 @@ class WebDatasetSource(Source):
         return shard, index - int(self.ends[shard]) + self.blocks[shard]
 
     def _index(self, shard: int) -> ShardIndex:
+        """As `_opened`. Raises UserError for a shard that has more samples than the order knows."""
+        index = self._opened(shard)
+        if len(index) > self.blocks[shard]:
+            raise UserError(
+                f"{self.sizes_file}: states {self.blocks[shard]} samples of {file_name(self.shards[shard])}, which has "
+                f"{len(index)}; `clips data index` counts them"
+            )
+        return index
+
+    def _opened(self, shard: int) -> ShardIndex:
         """The samples of a shard. Raises InvalidSampleError (unreadable) or UnreachableError."""
         if shard not in self.unreadable:
             try:
@@ -324,7 +369,7 @@ class WebDatasetSource(Source):
     def _bytes(self, shard: int, span: tuple[int, int]) -> bytes:
         for _ in range(2):  # another process may have freed space in between
             try:
-                return read_byte_range(self.copies.path(self.shards[shard]), *span)
+                return read_byte_range(self.copies.path(self.shards[shard], check_download), *span)
             except FileNotFoundError:
                 continue
             except OSError as error:
@@ -376,16 +421,17 @@ class WebDatasetSource(Source):
                 raise UserError(f"{self.config.path}: {wrong}")
 
 
-def _known_sizes(path: str | None, shards: list[str]) -> list[int] | None:
-    """Samples in each shard, from the JSON file ``path`` or `SIZES_FILE` next to the shards.
-
-    None if there is no such file next to local shards, or it lacks one of them.
-    """
-    file = path or f"{shards[0].rpartition('/')[0] or '.'}/{SIZES_FILE}"
-    may_count = path is None and not is_remote(shards[0])
+def _known_sizes(file: str, shards: list[str], *, may_count: bool) -> list[int] | None:
+    """Samples in each shard, by a JSON file; None if it is missing or lacks a shard, and the shards may be counted."""
     try:
         sizes = safe_json_loads(read_file(file))
-        return [int(sizes[shard_name(shard)]) for shard in shards]
+        if not isinstance(sizes, dict):
+            raise ValueError
+        names = [url if (url := shard.rpartition("/")[2]) in sizes else file_name(shard) for shard in shards]
+        counts = [sizes[name] for name in names]
+        if not all(type(count) in (int, float) and count >= 0 and count == int(count) for count in counts):
+            raise ValueError
+        return [int(count) for count in counts]
     except KeyError as error:
         if may_count:
             return None
@@ -403,5 +449,5 @@ def _known_sizes(path: str | None, shards: list[str]) -> list[int] | None:
             "this count of their samples: `clips data index SHARDS --output sizes.json` writes it; set the data "
             "source's 'shard_sizes' if it is not next to them"
         ) from None
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, OverflowError):
         raise UserError(f"{file}: expected a JSON object of shard name → number of samples") from None
