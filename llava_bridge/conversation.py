@@ -16,7 +16,7 @@ import functools
 import itertools
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
@@ -398,8 +398,8 @@ class ConversationEncoder:
 
     def _repeats(self, ids: Sequence[int], images: Sequence[Image.Image]) -> list[int]:
         """How often each of the tokens, of which an image has one, stands in the LLM's input."""
-        every = isinstance(self.image_tokens, int)
-        counts = itertools.repeat(self.image_tokens) if every else iter(self.num_image_tokens(images))
+        fixed = self.image_tokens
+        counts: Iterator[int] = itertools.repeat(fixed) if isinstance(fixed, int) else iter(map(fixed, images))
         return [next(counts, 1) if token == self.image_id else 1 for token in ids]
 
     def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
