@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -436,3 +437,9 @@ def test_public_names_are_there():
     assert all(callable(getattr(clips, name)) for name in clips.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         clips.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+def test_a_closed_stream_changes_no_status(closed: str) -> None:
+    words = shlex.join([sys.executable, "-m", "clips", "trian"])
+    assert subprocess.run(f"{words} {closed}", shell=True, capture_output=True).returncode == 2

@@ -70,6 +70,9 @@ class Command:
 
 def dispatch(program: str, about: str, commands: Mapping[str, Command], argv: Sequence[str] | None = None) -> int:
     """Dispatch ``argv`` to one of ``commands`` and return the exit status (2 for user errors)."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by the shell (`2>&-`): the next opened file would get its number
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8", closefd=False))
     arguments = [word for word in (sys.argv[1:] if argv is None else argv) if not _LAUNCHER_FLAG.fullmatch(word)]
     # torch's allocator grows its segments then: activations differ in size from batch to batch, so that fixed ones
     # leave gaps.
