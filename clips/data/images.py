@@ -110,8 +110,9 @@ def _load(image: Image.Image) -> None:
 
     Pillow scales the pixels of PNGs with 2, 4 or 16 bits to 8 bits, but not their transparent color.
     """
-    is_open_png = isinstance(image, PngImagePlugin.PngImageFile) and bool(image.tile)
-    stored = str(image.tile[0].args) if is_open_png else ""
+    stored = ""
+    if isinstance(image, PngImagePlugin.PngImageFile) and image.tile:  # not decoded yet
+        stored = str(image.tile[0].args)
     image.load()
     color = image.info.get("transparency")
     if stored in {"L;2", "L;4"} and color is not None:

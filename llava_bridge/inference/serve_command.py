@@ -164,7 +164,12 @@ def make_app(directory: str) -> Any:
     from starlette.responses import JSONResponse, Response
     from starlette.routing import Route
     from transformers.cli.serving.chat_completion import ChatCompletionHandler
-    from transformers.cli.serving.utils import GenerationState, InferenceThread, set_torch_seed
+    from transformers.cli.serving.utils import (
+        GenerateManager,
+        GenerationState,
+        InferenceThread,
+        set_torch_seed,
+    )
 
     from llava_bridge.inference import generate
     from llava_bridge.model.build import make_conversation_encoder
@@ -174,7 +179,7 @@ def make_app(directory: str) -> Any:
     entry = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "llava-bridge", "root": root}
     chat, context = make_conversation_encoder(model, processor), generate.context_length(model)
     no_manager: Any = None  # the handler's own, which loads a model for each request
-    handler, threads = ChatCompletionHandler(no_manager, GenerationState()), GenerationState().get_manager(name)
+    handler, thread = ChatCompletionHandler(no_manager, GenerationState()), GenerateManager()
     reading = InferenceThread()  # a daemon, which a slow download does not let wait for at the end
 
     def make_prompt(request: ChatRequest) -> tuple[dict[str, Any], int]:
@@ -214,10 +219,9 @@ def make_app(directory: str) -> Any:
             settings.temperature = max(request.temperature, _LEAST_TEMPERATURE)
             settings.top_p = request.top_p
         if request.seed is not None:  # in the thread that generates, directly before it does
-            threads.submit(set_torch_seed, request.seed)
-        answer = handler._streaming if request.stream else handler._non_streaming
-        found = answer(f"chatcmpl-{uuid.uuid4().hex}", model, processor, name, inputs, settings, gen_manager=threads)
-        return found if request.stream else await found
+            thread.submit(set_torch_seed, request.seed)
+        asked = (f"chatcmpl-{uuid.uuid4().hex}", model, processor, name, inputs, settings, thread)
+        return handler._streaming(*asked) if request.stream else await handler._non_streaming(*asked)
 
     async def list_models(_: Request) -> Response:
         return JSONResponse({"object": "list", "data": [entry]})
