@@ -15,6 +15,7 @@ import numpy as np
 from PIL.Image import Image
 
 from benchmarks.tasks.evaluation import MAX_THUMBNAILS, thumbnail
+from clips.data.images import to_rgb
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,7 +78,7 @@ class QuestionImage:
 
 def image_hash_name(image: Image) -> str:
     """A name derived from an image's decoded pixels."""
-    rgb = image if image.mode == "RGB" else image.convert("RGB")  # bytes of a palette do not determine colors
+    rgb = to_rgb(image)  # bytes of a palette do not determine colors
     content = hashlib.sha256(f"{rgb.mode}{rgb.size}".encode())
     content.update(rgb.tobytes())
     return content.hexdigest()[:16]

@@ -20,6 +20,7 @@ from benchmarks.tasks.output_cache import AnswerCache, run_on_all
 from clips.commandline.progress import Progress, log_estimate
 from clips.core.chat_client import REASONING_TAGS, ChatClient, ChatServerError, choices, data_url, image_request
 from clips.core.identity import digest
+from clips.data.images import to_rgb
 from clips.errors import UserError
 from clips.parallel.distributed import DistributedContext, all_gather_objects
 
@@ -186,6 +187,7 @@ class LlavaBridgeModel(lmms):
                 raise UserError(f"{task}: question {doc_id} has visuals other than images")
             if self.view is not None:
                 visuals = self.view.visuals(doc_id, visuals, to_visual)
+            visuals = [to_rgb(visual) for visual in visuals]  # those of lmms-eval's own command have any mode
             names = [image_hash_name(visual) for visual in visuals]
             for name, visual in zip(names, visuals, strict=True):
                 unique.setdefault(name, visual)
