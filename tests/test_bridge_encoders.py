@@ -430,3 +430,36 @@ def test_complete_clip_models_and_unfit_models(specs: dict[str, str], tmp_path: 
     (tmp_path / "whole" / "preprocessor_config.json").unlink()
     with pytest.raises(UserError, match=r"expected a preprocessor_config\.json that states how"):
         load_encoder(f"transformers:{tmp_path / 'whole'}")
+
+
+@pytest.mark.parametrize("kind", ["siglip", "clip"])
+def test_an_image_size_that_is_no_multiple_of_the_patch(kind: str, bridge_llm: Path, tmp_path: Path) -> None:
+    """As that of SigLIP so400m-patch14-384, whose last 6 pixels belong to no patch; another size must be a multiple."""
+    small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}
+    small |= {"image_size": 30, "patch_size": 8}
+    torch.manual_seed(0)
+    stock: Any
+    if kind == "siglip":
+        stock = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**small)).eval()
+        transformers.SiglipImageProcessor(size={"height": 30, "width": 30}).save_pretrained(tmp_path / "own")
+    else:
+        stock = transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**small)).eval()
+        square = {"height": 30, "width": 30}
+        transformers.CLIPImageProcessor(size=square, crop_size=square).save_pretrained(tmp_path / "own")
+    stock.save_pretrained(tmp_path / "own")
+    reference = f"transformers:{tmp_path / 'own'}"
+    pixels = torch.randn(2, 3, 30, 30)
+    with torch.no_grad():
+        expected = stock(pixels, output_hidden_states=True).hidden_states
+        for layer in (-1, -2):
+            found = build_vision_model(load_encoder(reference), layer)(pixels, output_hidden_states=[layer])
+            torch.testing.assert_close(found.hidden_states[layer], expected[layer])
+    model, processor = build_llava(LlavaParts(encoder=reference, llm=str(bridge_llm)))
+    assert model.config.image_seq_length == 9
+    image = bridge_world.noise((40, 50))[0]
+    logits = bridge_world.logits(model, processor, image, "What?")
+    assert convert_tower_to_transformers(model)
+    again, own = load_llava(bridge_world.save(tmp_path / "llava", model, processor), device="cpu")
+    torch.testing.assert_close(bridge_world.logits(again, own, image, "What?"), logits, atol=1e-5, rtol=1e-5)
+    with pytest.raises(UserError, match="image_size: expected a multiple of 8"):
+        load_encoder(reference, 44)

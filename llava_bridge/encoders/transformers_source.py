@@ -104,7 +104,7 @@ class ModelFamily:
         default_layer: the hidden state that LLaVAs read by default.
         final_norm: path of the norm through which the last hidden state passes, as its authors read it; None if they
             read the last layer's output itself, or LLaVAs an earlier one.
-        size_step: the image size must be a multiple of it, by its config.
+        size_step: an image size other than the checkpoint's must be a multiple of it, by its config.
         image_size: the default image size of a model that has none of its own.
         prefix_in_vlm: prefix of its weights in a vision-language model, as a pattern, if transformers does not know it.
         arguments: of the class, besides the config.
@@ -269,10 +269,12 @@ def load(reference: str, image_size: int | None) -> VisionEncoder:
     if family.prefix_in_vlm is not None:
         options |= {"config": config, "key_mapping": {family.prefix_in_vlm: ""}}
     model = load_pretrained(family.model_class(), directory, f"encoder: {reference}", **options)
-    pixels = _pixels(directory, config)
+    pixels = own_pixels = _pixels(directory, config)
     if image_size is not None:
         pixels = dataclasses.replace(pixels, size=image_size)
-    if pixels.size % (step := family.size_step(config)):
+    # A convolution drops what is left beyond the last patch: 6 pixels of SigLIP's 384 with patches of 14.
+    drops_rest = family.forward is _forward_pixels and pixels.size == own_pixels.size
+    if pixels.size % (step := family.size_step(config)) and not drops_rest:
         raise UserError(f"image_size: expected a multiple of {step}, the patch size of {reference}, got {pixels.size}")
     weights = model.state_dict()
     if family.positions in weights:
