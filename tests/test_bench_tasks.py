@@ -8,11 +8,13 @@ import sys
 import types
 
 import bench_world as world
+import numpy as np
 import pytest
 from bench_tasks import NUMBERS, PICTURES, TASKS, cv_bench, images, mmbench, run, six, write_task
 from bench_tasks import answers as answers
 from bench_tasks import llava as llava
 from families import quick_of
+from PIL import Image
 
 from benchmarks.results.results import read_items, read_result, result_path
 from benchmarks.tasks.mllm import evaluate_task
@@ -185,6 +187,21 @@ def test_errors_are_one_line(name, columns, said, reason, llava, tmp_path, answe
     assert "\n" not in str(caught.value)
     assert "Traceback" not in capsys.readouterr().err
     assert read_result(result_path(tmp_path / "results", "row", name)).status == "failed"
+
+
+@pytest.mark.parametrize(("name", "left"), [("realworldqa", "01345"), ("mmbench_en_dev_static", "0134")])
+def test_a_question_with_an_image_of_unknown_range_is_left_out(name, left, llava, tmp_path, answers, capsys):
+    """One gray image of 16 bits: its question alone, or with its other order, is not in the score, and is counted."""
+    answers += ["A", "B", "A", "B", "A", "B"]
+    columns, split = (mmbench(), "dev") if name.startswith("mmbench") else (six(answer="A"), "test")
+    columns["image"] = images()
+    columns["image"][2] = Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000)
+    found = run(llava, tmp_path, name, columns, split)
+    assert "".join(read_items(found)["item"]) == left
+    assert (found.protocol["questions"], found.protocol["full_size"]) == (len(left), 6)
+    assert f"{6 - len(left)} of 6 questions are left out" in capsys.readouterr().err
+    benchmark = configure(name="limited", task=name, data=str(tmp_path / "hub"), limit=2)
+    assert "".join(read_items(world.measure(tmp_path / "results", benchmark, llava=llava))["item"]) == "01"
 
 
 @pytest.mark.parametrize("name", quick_of(["llava_bridge", "llava_hf"], "llava_hf"))

@@ -93,11 +93,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
         InvalidImageError: truncated; 16 bits or more in a channel of its only color, or of its transparent color.
     """
     with _short_reasons():
+        if has_unknown_range(image):
+            raise InvalidImageError("not an 8-bit image")
         _load(image)
         if image.getexif().get(_ORIENTATION, 1) != 1:
             image = ImageOps.exif_transpose(image)
-        if image.mode == "F" or image.mode.startswith("I"):
-            raise InvalidImageError("not an 8-bit image")
         if image.has_transparency_data:  # also RGB with one transparent color, of a PNG
             layer = image.convert("RGBA")
             white = Image.new("RGBA", layer.size, "white")
@@ -105,20 +105,34 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def has_unknown_range(image: Image.Image) -> bool:
+    """Whether an opened image has one channel of 16 bits or more, or a transparent color of 16 bits.
+
+    The latter may be that of other pixels, too, once these have 8 bits.
+    """
+    return (
+        image.mode == "F"
+        or image.mode.startswith("I")
+        or (_stored_mode(image) == "RGB;16B" and "transparency" in image.info)
+    )
+
+
+def _stored_mode(image: Image.Image) -> str:
+    """Pillow's name of the pixels in a PNG that is not decoded yet; empty otherwise."""
+    is_open_png = isinstance(image, PngImagePlugin.PngImageFile) and image.tile
+    return str(image.tile[0].args) if is_open_png else ""
+
+
 def _load(image: Image.Image) -> None:
     """Decode the pixels of an opened image, and the transparent color of a PNG as its pixels.
 
-    Pillow scales the pixels of PNGs with 2, 4 or 16 bits to 8 bits, but not their transparent color.
+    Pillow scales the pixels of PNGs with 2 or 4 bits to 8 bits, but not their transparent color.
     """
-    stored = ""
-    if isinstance(image, PngImagePlugin.PngImageFile) and image.tile:  # not decoded yet
-        stored = str(image.tile[0].args)
+    stored = _stored_mode(image)
     image.load()
     color = image.info.get("transparency")
     if stored in {"L;2", "L;4"} and color is not None:
         image.info["transparency"] = color * {"L;2": 85, "L;4": 17}[stored]
-    elif stored == "RGB;16B" and color is not None:  # it may be that of other pixels, too, once these have 8 bits
-        raise InvalidImageError("not an 8-bit image")
 
 
 def load_jpeg(image: Image.Image, content: bytes, reduction: float) -> np.ndarray | None:

@@ -20,7 +20,7 @@ from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from clips.commandline.progress import rate_text
-from clips.commandline.signals import StopRequest
+from clips.commandline.signals import STOP_SIGNALS, StopRequest
 from clips.core import durable
 from clips.core.artifact import write_errors_as_user_errors
 from clips.core.cache import TensorShards
@@ -151,7 +151,7 @@ class StageTrainer(Trainer):
 def init_worker(init: Callable[[int], None] | None, worker_id: int) -> None:
     """Prepare a loader's worker: it ends with its process, and ignores signals; ``init`` is called last."""
     end_with_parent()  # else it holds the run's lock for seconds after a kill, and a resume is refused
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     if init is not None:
         init(worker_id)

@@ -52,6 +52,7 @@ from benchmarks.tasks.mllm.task_metrics import TASK_METRICS, TaskMetrics, defaul
 from benchmarks.tasks.mllm.unread import add_unread
 from clips.core.artifact import library_versions, log_info
 from clips.core.chat_client import REASONING_TAGS
+from clips.core.identity import digest
 from clips.data.images import InvalidImageError, to_rgb
 from clips.errors import UserError, unknown_name_error
 
@@ -75,13 +76,15 @@ def evaluate_task(
         model: this suite's, one of lmms-eval's own, or precomputed answers.
         results: directory of the results and of the cached judge replies.
         about: protocol entries on the model's input and generation.
-        only: indices of the questions; by default all.
+        only: indices of the questions; by default all with images that the loader supports.
         check: called with lmms-eval's samples, in the order of the questions.
     """
     entry, task = config.benchmark, load(model, config)
     available = len(task.eval_docs_no_media)
     if only:
         select_questions(task, only)
+    else:
+        only = leave_out_unsupported(model, task, config)
     if entry.folder == "naturalbench":
         accept_some_groups(task)
     settings = generation_settings(task, entry, config)
@@ -100,8 +103,6 @@ def evaluate_task(
     )
     columns = {} if scored.no_judge else reader.columns(samples, scored.captions)
     items = items_table(samples, images, columns, reader.score)
-    if only:
-        items["item"] = [str(only[sample["doc_id"]]) for sample in samples]  # the index among all questions
 
     metrics: dict[str, Metric] = {}
     if scored.no_judge:
@@ -118,6 +119,7 @@ def evaluate_task(
             absent |= dict.fromkeys(names, f"the first {len(asked)} questions lack some of their orders or pairs")
             totals = {}
         metrics = _metrics(reader, totals, items, samples, absent)
+    items["item"] = [str(only[sample["doc_id"]]) for sample in samples]  # the index among all questions
     if metrics and "generate_until" in str(task.config.output_type):
         found = add_unread(items, samples, {**reader.metrics, **reader.extra}, reader.primary)
         metrics |= {name: compute_metric(items, spec) for name, spec in found.items()}
@@ -146,6 +148,32 @@ def load(model: Any, config: TaskConfig) -> Any:
     """lmms-eval's task of a benchmark, with its data."""
     entry = config.benchmark
     return load_task(entry.task, entry.folder, data_root(config.data), entry.dataset, simple=model.is_simple)
+
+
+def leave_out_unsupported(model: Any, task: Any, config: TaskConfig) -> Sequence[int]:
+    """Restrict a task to the questions with images that the loader supports; returns their indices among all.
+
+    An image with one channel of 16 bits has no known range: the question is left out, with those that are scored with
+    it, and counted. Of the first questions of a limited run, usually none is.
+    """
+    from benchmarks.tasks.mllm.task_images import unsupported_questions
+
+    count = len(task.eval_docs_no_media)
+    if not unsupported_questions(task.eval_docs, range(min(config.limit or count, count))):
+        return range(count)
+    left_out = set(unsupported_questions(task.eval_docs, range(count)))
+    supported = dict.fromkeys(number for number in range(count) if number not in left_out)
+    numbers = list(in_whole_groups(supported, list(task.eval_docs_no_media), config.benchmark.folder))
+    if not numbers:
+        raise UserError(f"{task.config.task}: expected 8-bit images, got 16 bits in one channel for every question")
+    first = _name(task.eval_docs_no_media[min(left_out)])
+    log_info(
+        f"{task.config.task}: {count - len(numbers)} of {count:,} questions are left out, because an image has 16 bits "
+        f"or more in one channel, whose range is unknown; the first is {first}"
+    )
+    select_questions(task, numbers)
+    model.selection = digest(numbers)  # the indices of questions, by which answers are cached, have changed
+    return numbers
 
 
 def generation_settings(task: Any, entry: LmmsTask, config: TaskConfig) -> dict[str, Any]:

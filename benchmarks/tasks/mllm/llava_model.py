@@ -66,6 +66,7 @@ class LlavaBridgeModel(lmms):
         self.cache = cache or AnswerCache(None)
         self.processes = processes or DistributedContext()
         self.view: BlindView | None = None
+        self.selection = ""  # hash of the questions that are asked, where some are left out
         self.images: dict[tuple[str, int], QuestionImage] = {}
         self._image_names: set[str] = set()
 
@@ -81,7 +82,9 @@ class LlavaBridgeModel(lmms):
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """The answer to each request, in order, from the cache or generated."""
-        return self._collect(requests, [_key(request, view=self.view) for request in requests], self._answers)
+        return self._collect(
+            requests, [_key(request, view=self.view, selection=self.selection) for request in requests], self._answers
+        )
 
     def _collect(
         self, requests: Sequence[Instance], keys: Sequence[str], answer: Callable[..., Iterator[dict[int, str]]]
@@ -143,7 +146,7 @@ class LlavaBridgeModel(lmms):
         """
         if other := next((each for each in requests if len(each.args) != 6), None):  # of acc_mutual_info
             raise UserError(f"{other.task_name}: likelihoods without a question are not supported")
-        keys = [_key(request, self._continuation(request), self.view) for request in requests]
+        keys = [_key(request, self._continuation(request), self.view, self.selection) for request in requests]
         found = [json.loads(text) for text in self._collect(requests, keys, self._likelihoods)]
         # lmms-eval converts any other pair to text (``unwrap_generation_output``), which its scorers cannot read
         return [GenerationResult((loss, greedy)) for loss, greedy in found]
@@ -357,11 +360,11 @@ def _image_key(documents: Any) -> Callable[[int], str]:
     return str
 
 
-def _key(request: Instance, continuation: str | None = None, view: BlindView | None = None) -> str:
+def _key(request: Instance, continuation: str | None = None, view: BlindView | None = None, selection: str = "") -> str:
     """Hash of a request without the data and the model, which the cache's own key covers."""
     prompt, _, _, number, task, split = request.args
     number, condition = (number, []) if view is None else (view.numbers[number], view.condition(number))
-    content = [task, split, number, request.idx, prompt, continuation, *condition]
+    content = [task, split, number, request.idx, prompt, continuation, *condition, *([selection] if selection else [])]
     content += sorted(map(repr, _decoding(request).items())) if continuation is None else []
     return digest(content)[:32]
 

@@ -22,6 +22,7 @@ from benchmarks.tasks.mllm.evaluate_task import (
     evaluate_task,
     exclude_metrics,
     generation_settings,
+    leave_out_unsupported,
     load,
     run_without_scoring,
 )
@@ -185,6 +186,7 @@ def _evaluate_served(model: EvalModel, config: TaskConfig) -> Evaluation:
 def _answer_without_scoring(llava: Any, config: TaskConfig) -> None:
     """Answer all questions, those of the blind runs included, together with the other processes."""
     entry, task = config.benchmark, load(llava, config)
+    leave_out_unsupported(llava, task, config)
     exclude_metrics(task, config)  # raises what rank 0 raises, before other processes wait for it
     settings = generation_settings(task, entry, config)
     run_without_scoring(llava, task, entry, settings, limit=config.limit)

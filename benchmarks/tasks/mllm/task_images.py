@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import datasets
 from PIL.Image import Image
 
-from clips.data.images import decode_image, to_rgb
+from clips.data.images import InvalidImageError, decode_image, has_unknown_range, read_header, to_rgb
 
 
 class RgbImage(datasets.Image):
@@ -41,3 +42,33 @@ def _replaced(feature: Any) -> Any:
     if isinstance(feature, datasets.List | datasets.LargeList):
         return dataclasses.replace(feature, feature=_replaced(feature.feature))
     return feature
+
+
+def unsupported_questions(documents: Any, numbers: Iterable[int]) -> list[int]:
+    """Those of the questions with an image that the loader rejects for its range of pixels; only headers are read."""
+    if not isinstance(documents, datasets.Dataset):
+        return []
+    lists = (datasets.List, datasets.LargeList)
+    names = [
+        name
+        for name, feature in documents.features.items()
+        if isinstance(feature.feature if isinstance(feature, lists) else feature, datasets.Image)
+    ]
+    wanted, found = list(numbers) if names else [], list[int]()
+    stored = documents.select_columns(names).with_format("arrow")
+    for start in range(0, len(wanted), 64):
+        batch = wanted[start : start + 64]
+        for number, row in zip(batch, stored[batch].to_pylist(), strict=True):
+            cells = [cell for value in row.values() for cell in (value if isinstance(value, list) else [value])]
+            if any(map(_is_unsupported, cells)):
+                found.append(number)
+    return found
+
+
+def _is_unsupported(cell: Any) -> bool:
+    """Whether the loader rejects an image for its range; a missing or broken one is an error when it is shown."""
+    try:
+        content = cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
+        return has_unknown_range(read_header(content))
+    except (InvalidImageError, OSError, TypeError):
+        return False
