@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import re
+import shutil
+import subprocess
 import unicodedata
 from pathlib import Path
 
@@ -111,6 +113,31 @@ def test_every_name_is_in_every_format(examples: int, results: Path) -> None:
         assert printed(benchmark) in straight(as_printed(rows[0][1]))
 
     explore(check, -(-examples // NAMES_PER_REPORT))
+
+
+def letters(text: str) -> str:
+    """A text as a PDF has it whatever its fonts: no spaces, no marks above letters."""
+    split = unicodedata.normalize("NFKD", text.replace("ı", "i"))
+    return "".join(each for each in split if not each.isspace() and not unicodedata.combining(each))
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex") or not shutil.which("pdftotext"), reason="needs pdflatex, pdftotext")
+def test_every_name_is_in_the_pdf(tmp_path: Path) -> None:
+    head = r"\documentclass{article}\usepackage[T1]{fontenc}\usepackage{cmap,lmodern,booktabs}\begin{document}"
+    rows = [*WORDS.split(), *PHRASES]
+    for start in range(0, len(rows), 40):  # a page
+        part = rows[start : start + 40]
+        table = "".join(f"{latex_text(name)} & {number} \\\\\n" for number, name in enumerate(part, 1))
+        body = rf"\noindent\begin{{tabular}}{{lr}}\toprule {table}\bottomrule\end{{tabular}}\end{{document}}"
+        (tmp_path / "names.tex").write_text(head + "\n" + body, encoding="utf-8")
+        command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "names.tex"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=60)
+        assert done.returncode == 0, done.stdout[-2000:]
+        command = ["pdftotext", "-layout", "names.pdf", "-"]
+        text = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout
+        lines = [letters(straight(line)) for line in text.splitlines()]
+        for number, name in enumerate(part, 1):
+            assert f"{letters(printed(name))}{number}" in lines, (name, latex_text(name))
 
 
 AS_WRITTEN = {"keep_default_na": False, "na_values": [""]}
