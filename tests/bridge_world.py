@@ -28,7 +28,7 @@ VIT: dict[str, Any] = {
     "embed_dim": 16,
     "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "layers": 3, "head_width": 16, "no_ln_pre": True}
     | {"pool_type": "avg", "final_ln_after_pool": True, "pos_embed_type": "sin_cos_2d"},
-    "text_cfg": {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1},
+    "text_cfg": {"context_length": 8, "vocab_size": 49_408, "width": 16, "heads": 2, "layers": 1},
 }
 TRUNK = {**VIT, "vision_cfg": {"timm_model_name": "test_resnet", "timm_model_pretrained": False}}
 TRUNK["vision_cfg"]["image_size"] = 64

@@ -117,7 +117,7 @@ def test_settings_of_other_benchmarks_are_ignored_at_their_default_only():
         ({"name": "pope", "blind_items": 1.5}, r"blind_items: expected a number above 0.* 1, got 1\.5"),
         ({"name": "pope", "num_beams": 0}, "num_beams: expected an integer of at least 1"),
         ({"name": "pope", "scale": 2.0}, "unknown key 'scale'"),
-        ({"name": "mmvp", "scale": 0.0}, "scale: expected a finite number above 0"),
+        ({"name": "ai2d_no_mask", "scale": 0.0}, "scale: expected a finite number above 0"),
     ],
 )
 def test_a_wrong_setting_is_one_line(settings: dict[str, Any], said: str):

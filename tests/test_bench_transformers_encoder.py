@@ -26,7 +26,7 @@ from llava_bridge.encoders import has_text_tower
 VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 8, "image_size": 32}
 SMALL = {**VIT, "intermediate_size": 48}
 TEXT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-TEXT |= {"vocab_size": 12, "max_position_embeddings": 8, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+TEXT |= {"vocab_size": 13, "max_position_embeddings": 8, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 SIZES = {"vision_config": SMALL, "text_config": TEXT}
 CONFIGS = {
     "clip": lambda: transformers.CLIPConfig(**SIZES, projection_dim=16),

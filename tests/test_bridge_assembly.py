@@ -247,7 +247,7 @@ def test_incomplete_directories_are_rejected_in_one_line(bridge_llm: Path, saved
 @pytest.mark.parametrize(
     ("fault", "match"),
     [
-        ("truncated", r"cannot be loaded \(.*incomplete"),
+        ("truncated", r"model.safetensors cannot be read \(.*incomplete"),
         ("lacking", r"lacks weights that its config\.json needs: '.*mlp\.down_proj\.weight'$"),
         ("unlike", r"'.*mlp\.down_proj\.weight' has shape \(3, 5\), not \(32, 88\)"),
     ],

@@ -121,7 +121,7 @@ def test_a_step_with_cached_features_reads_no_file_and_no_pixels(tiles, bridge_p
         with monkeypatch.context() as step:
             if "cached_features" in batches[0]:
                 step.setattr(TensorShards, "get", None)
-            step.setattr("llava_bridge.training.setup.digest", None)
+            step.setattr("llava_bridge.training.setup.tensor_digest", None)
             return [LlavaLoss(model)(**batch)["loss"].item() for batch in batches]
 
     plain = losses()

@@ -176,8 +176,10 @@ def test_a_llava_of_the_hub_is_served(hub: Path, monkeypatch: pytest.MonkeyPatch
     pytest.importorskip("fastapi")
     served: list[Any] = []
     monkeypatch.setattr("uvicorn.Server.run", lambda _, sockets: served.append(sockets))
+    monkeypatch.setattr("os._exit", served.append)  # the command ends its process
     run_serve(ServeConfig(model="org/llava", port=0))
-    assert len(served) == 1
+    assert len(served) == 2
+    assert served[1] == 0
 
 
 def test_an_original_llava_of_the_hub_is_converted(hub, original_parts, original_tower, tmp_path):

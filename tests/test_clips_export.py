@@ -138,7 +138,7 @@ WEIGHTS = "open_clip_model.safetensors"
     [
         (lambda folder: (folder / WEIGHTS).unlink(), r"open_clip_model.safetensors: missing"),
         (lambda folder: (folder / "open_clip_config.json").write_text("{"), r"config.json: not valid JSON"),
-        (lambda folder: (folder / WEIGHTS).write_bytes(b"no weights"), "open_clip cannot load this encoder"),
+        (lambda folder: (folder / WEIGHTS).write_bytes(b"no weights"), "open_clip_model.safetensors cannot be read"),
         (lambda folder: save_file({"logit_scale": torch.zeros(3)}, folder / WEIGHTS), "open_clip cannot load this"),
         (lambda folder: _spoil(folder, float("nan")), "expected finite weights, got NaN or infinity in visual"),
         (lambda folder: _spoil(folder, float("-inf")), "expected finite weights, got NaN or infinity in visual"),

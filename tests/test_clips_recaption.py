@@ -421,7 +421,7 @@ def test_captions_that_do_not_fit_are_dropped(settings: Settings):
         ({"weight": 2.0}, "weight: expected null, since recaption reads one source, got 2.0"),
         ({"max_invalid_ratio": 20}, "max_invalid_ratio: expected a number from 0 to 1, got 20"),  # made in Python
         ({"import_modules": ("no_such_module",)}, "import_modules: cannot import 'no_such_module'"),
-        ({"model": "no/such/model"}, "model: no/such/model cannot be loaded"),
+        ({"model": "no/such/model"}, "model: no/such/model: model cannot be read"),
     ],
 )
 def test_mistakes_are_one_line(settings: Settings, fields: dict[str, Any], message: str):

@@ -52,7 +52,7 @@ def test_images_are_preprocessed_as_timm_states_by_default():
     with pytest.raises(UserError, match=r"model\.image_size: expected 160, the fixed size of this trunk"):
         vision_of(f"timm:{NAME}", image_size=96)
     own = ModelConfig(architecture="timm:vit_tiny_patch16_224.augreg_in21k")
-    told = architectures.resolve_architecture(own).preprocess_cfg
+    told, _ = architectures.resolve_preprocessing(own, architectures.resolve_architecture(own).model_cfg)
     assert (told["mean"], told["size"], told["interpolation"]) == ([0.5] * 3, [224, 224], "bicubic")
 
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clips.model.tokenizer import (
+    VOCAB_SIZE,
     ClipsTokenizer,
     OpenClipTokenizer,
     clean_text,
@@ -53,7 +54,7 @@ def test_unknown_tokens_are_counted_as_stock_open_clip_has_them(tmp_path, stock)
     )
     ClipsTokenizer(24).save(tmp_path)
     known, texts = ["a red car", ""], ["ភាសា ខ្មែរ a", "中文 a", "a red car", "", "[UNK] [CLS]"]
-    for tokenizer in (ClipsTokenizer(24), OpenClipTokenizer(tmp_path, 24)):
+    for tokenizer in (ClipsTokenizer(24), OpenClipTokenizer(tmp_path, 24, VOCAB_SIZE)):
         assert tokenizer.count_unknown(known) == (0, 3)
         rows = stock(texts)
         words = rows[(rows != 0) & (rows != 1) & (rows != 2) & (rows != 101)]

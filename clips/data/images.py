@@ -93,8 +93,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
         InvalidImageError: truncated; 16 bits or more in a channel of its only color, or of its transparent color.
     """
     with _short_reasons():
-        if has_unknown_range(image):
-            raise InvalidImageError("not an 8-bit image")
         _load(image)
         if image.getexif().get(_ORIENTATION, 1) != 1:
             image = ImageOps.exif_transpose(image)
@@ -128,6 +126,8 @@ def _load(image: Image.Image) -> None:
 
     Pillow scales the pixels of PNGs with 2 or 4 bits to 8 bits, but not their transparent color.
     """
+    if has_unknown_range(image):
+        raise InvalidImageError("not an 8-bit image")
     stored = _stored_mode(image)
     image.load()
     color = image.info.get("transparency")
