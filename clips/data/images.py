@@ -117,8 +117,9 @@ def has_unknown_range(image: Image.Image) -> bool:
 
 def _stored_mode(image: Image.Image) -> str:
     """Pillow's name of the pixels in a PNG that is not decoded yet; empty otherwise."""
-    is_open_png = isinstance(image, PngImagePlugin.PngImageFile) and image.tile
-    return str(image.tile[0].args) if is_open_png else ""
+    if isinstance(image, PngImagePlugin.PngImageFile) and image.tile:
+        return str(image.tile[0].args)
+    return ""
 
 
 def _load(image: Image.Image) -> None:
