@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -195,3 +196,19 @@ def test_a_missing_gpu_is_reported(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(runner, "visible_gpus", list)
     run(tmp_path, [dataclasses.replace(make(tmp_path, "data"), resources=Resources(gpus=1))])
     assert "no GPU is visible: the steps run on the CPU" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.SIG_DFL])
+def test_a_step_under_nohup_outlives_its_terminal(handler, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(runner, "run_step", lambda *_: seen.append(signal.getsignal(signal.SIGHUP)) or True)
+    (tmp_path / "plan.json").write_text(json.dumps({"folder": str(tmp_path)}))
+    monkeypatch.chdir(tmp_path)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        signal.signal(signal.SIGHUP, handler)
+        assert runner.main(tmp_path / "plan.json", "step") == 0
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+    assert (seen == [signal.SIG_IGN]) is (handler is signal.SIG_IGN)

@@ -235,7 +235,8 @@ def main(plan_file: Path, name: str) -> int:
     os.chdir(json.loads(plan_file.read_text(encoding="utf-8"))["folder"])  # of the runner, for relative paths
     stopped: list[int] = []
     for number in STOP_SIGNALS:
-        signal.signal(number, lambda received, _frame: stopped.append(received))
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, lambda received, _frame: stopped.append(received))
     try:
         return 0 if run_step(plan_file, name, stopped) else 1
     except UserError as error:
