@@ -367,6 +367,21 @@ def test_a_benchmarks_cache_is_removed_before_the_next_benchmark(places, tmp_pat
     assert found == [1, 1]
 
 
+def test_a_signal_right_after_the_cache_is_made_leaves_nothing(places, tmp_path, monkeypatch):
+    make = os.mkdir
+
+    def interrupted(path: Any, *args: Any, **kwargs: Any) -> None:
+        make(path, *args, **kwargs)
+        if os.path.basename(path).startswith("clips-bench-"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(os, "mkdir", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        offline_tasks.load_task("pope", "pope", places / "hub", "")
+    assert not [*tmp_path.iterdir()]
+
+
 def test_a_run_that_a_scheduler_stops_removes_its_cache(places, tmp_path):
     """`datasets` copies a benchmark into a temporary directory, which is as large as the benchmark."""
     config = tmp_path / "run.yaml"

@@ -10,8 +10,10 @@ import importlib.util
 import io
 import os
 import re
+import shutil
 import sys
 import tempfile
+import uuid
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -344,12 +346,12 @@ def load_task(name: str, folder: str, root: Path, dataset: str, *, simple: bool 
     try:
         with suppress_output(), contextlib.chdir(root), _own_cache() as cache, scorer_environment():
             task = get_task_dict([name], index, "simple" if simple else "chat")[name]
+            weakref.finalize(task, shutil.rmtree, cache, ignore_errors=True)
     except UserError:
         raise
     except Exception as error:
         path = _broken_parquet(root / dataset) or root / dataset
         raise UserError(f"{path}: cannot be read as the data of {name} ({error_reason(error)})") from None
-    weakref.finalize(task, cache.cleanup)
     from benchmarks.tasks.mllm.task_images import decode_as_in_training
 
     decode_as_in_training(task)
@@ -357,8 +359,9 @@ def load_task(name: str, folder: str, root: Path, dataset: str, *, simple: bool 
 
 
 @contextlib.contextmanager
-def _own_cache() -> Iterator[tempfile.TemporaryDirectory[str]]:
-    """An empty cache for ``datasets``, which the caller removes; it is as large as the dataset, and memory-mapped.
+def _own_cache() -> Iterator[Path]:
+    """An empty cache for ``datasets``, as large as the dataset, and memory-mapped; the caller removes it, unless the
+    block fails.
 
     ``datasets`` keys its cache by the dataset's name, which is the same below every data root: with a shared cache, a
     second root would silently read the data of the first.
@@ -366,23 +369,25 @@ def _own_cache() -> Iterator[tempfile.TemporaryDirectory[str]]:
     import datasets
     from lmms_eval.api import task
 
-    folder = tempfile.TemporaryDirectory(prefix="clips-bench-")
+    # a signal right after a `mkdtemp` would lose the name, and so the directory
+    folder = Path(tempfile.gettempdir(), f"clips-bench-{uuid.uuid4().hex}")
     original = datasets.Dataset.map
 
     # tasks that map their data in several processes would copy the model into each
     def in_this_process(self: Any, *args: Any, **kwargs: Any) -> Any:
         return original(self, *args, **kwargs | {"num_proc": None})
 
-    with (
-        mock.patch.object(datasets.config, "HF_DATASETS_CACHE", Path(folder.name)),
-        mock.patch.object(task, "_resolve_hf_datasets_cache_dir", return_value=folder.name),
-        mock.patch.object(datasets.Dataset, "map", in_this_process),
-    ):
-        try:
+    try:
+        folder.mkdir(mode=0o700)
+        with (
+            mock.patch.object(datasets.config, "HF_DATASETS_CACHE", folder),
+            mock.patch.object(task, "_resolve_hf_datasets_cache_dir", return_value=str(folder)),
+            mock.patch.object(datasets.Dataset, "map", in_this_process),
+        ):
             yield folder
-        except BaseException:
-            folder.cleanup()
-            raise
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _broken_parquet(dataset: Path) -> Path | None:
