@@ -81,6 +81,32 @@ def test_tables_of_every_kind_read_alike(tmp_path: Path, image_dir: Path, kind: 
         assert source.describe()["samples"] == COUNT
 
 
+@pytest.mark.parametrize(
+    ("kind", "bad", "reason"),
+    [
+        *((kind, b"<!DOCTYPE html><p>Please log in.", "a web page") for kind in ("csv", "jsonl", "parquet")),
+        *((kind, b"", "no content") for kind in ("csv", "jsonl", "parquet")),
+        ("parquet", b"PAR1 and no end", "not a whole parquet file"),
+    ],
+)
+def test_a_bad_download_of_a_table_is_named_and_not_kept(
+    tmp_path: Path, image_dir: Path, monkeypatch, kind: str, bad: bytes, reason: str
+):
+    """The server states no ETag, so that ``datasets`` would find the page at this URL for good."""
+    monkeypatch.setattr(datasets.config, "DOWNLOADED_DATASETS_PATH", tmp_path / "downloads")
+    (tmp_path / "remote").mkdir()
+    table = write_table(tmp_path / "remote", kind)
+    right = table.read_bytes()
+    for server in serve(Quiet, tmp_path / "remote"):
+        url = address(server, table.name)
+        table.write_bytes(bad)
+        with pytest.raises(UserError, match=rf"^{url}: .*{reason}"):
+            opened(url, **TABLE, image_root=str(image_dir))
+        table.write_bytes(right)
+        source = opened(url, **TABLE, image_root=str(image_dir))
+        assert [source.read(row, rng()).image for row in range(COUNT)] == list(map(clips_world.draw_image, range(COUNT)))
+
+
 @pytest.mark.parametrize("kind", ["csv", "tsv"])
 def test_every_cell_of_a_csv_file_is_text_in_training_and_in_benchmarks(tmp_path: Path, kind: str):
     captions = ["NA", "null", "1984", "007", "nan"]

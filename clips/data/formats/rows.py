@@ -92,16 +92,16 @@ def _check_parquet(files: Sequence[str]) -> None:
     """Raise UserError for a local parquet file that is not whole, which ``datasets`` does not name."""
     for file in files:
         if file.endswith(".parquet") and not is_remote(file):
-            _footer(file)
+            _footer(file, file)
 
 
-def _footer(file: str) -> Any:
+def _footer(name: str, file: str) -> Any:
     import pyarrow.parquet
 
     try:
         return pyarrow.parquet.read_metadata(file)
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{file}: not a whole parquet file ({error_reason(error)})") from None
+        raise UserError(f"{name}: not a whole parquet file ({error_reason(error)})") from None
 
 
 @contextlib.contextmanager
@@ -166,8 +166,8 @@ def _open_table(path: str, files: Sequence[str]) -> Any:
 
     suffix = _suffix(files[0])
     with one_line_errors(path):
+        local = _local_copies(files)
         if suffix in _DELIMITERS:
-            local = tuple(zip(files, datasets.DownloadManager().download(list(files)), strict=True))
             layout = _csv_layout(local, _DELIMITERS[suffix])
             return datasets.Dataset.from_generator(
                 _csv_rows,
@@ -175,26 +175,51 @@ def _open_table(path: str, files: Sequence[str]) -> Any:
                 gen_kwargs={"files": local, "layout": layout},  # tuples: lists would be taken for shards
                 fingerprint=digest([_CSV_VERSION, suffix, *(_version(*pair) for pair in local)])[:32],
             )
-        return _undecoded(_parquet_rows(path, files) if suffix == ".parquet" else _json_rows(files))
+        return _undecoded(_parquet_rows(path, local) if suffix == ".parquet" else _json_rows(local))
 
 
-def _parquet_rows(path: str, files: Sequence[str]) -> Any:
+def _local_copies(files: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Each table file with its local path; ``datasets`` copies remote files into its cache.
+
+    Raises:
+        UserError: a remote file is a web page, empty or a cut parquet file, and does not stay in the cache.
+    """
+    import datasets
+
+    pairs = tuple(zip(files, datasets.DownloadManager().download(list(files)), strict=True))
+    for name, path in pairs:
+        if not is_remote(name):
+            continue
+        with Path(path).open("rb") as stream:
+            start = stream.read(1000).lstrip().lower()
+        try:
+            if not start or start.startswith((b"<!doctype html", b"<html")):
+                raise UserError(f"{name}: expected a table, got {'a web page' if start else 'no content'}")
+            if _suffix(name) == ".parquet":
+                _footer(name, path)
+        except UserError:
+            # without an ETag of the server it would be found there for good
+            for copy in (path, f"{path}.json"):
+                Path(copy).unlink(missing_ok=True)
+            raise
+    return pairs
+
+
+def _parquet_rows(path: str, files: Sequence[tuple[str, str]]) -> Any:
     """The rows of parquet files, of which some may have no rows, other columns, or another type of one."""
     import datasets
     import pyarrow as pa
 
     groups, batch_size, names = list[tuple[Any, list[str]]](), None, dict[str, None]()
-    for file in files:
-        columns: Any = None  # of remote files, which ``datasets`` compares when it has copied them
-        if not is_remote(file):
-            footer = _footer(file)
-            if not footer.num_rows:
-                continue
-            schema = footer.schema.to_arrow_schema()
-            columns = dict(zip(schema.names, schema.types, strict=True))
-            names |= dict.fromkeys(columns)
-            if not footer.row_group(0).num_rows:  # by whose size ``datasets`` would read
-                batch_size = 1000
+    for name, file in files:
+        footer = _footer(name, file)
+        if not footer.num_rows:
+            continue
+        schema = footer.schema.to_arrow_schema()
+        columns = dict(zip(schema.names, schema.types, strict=True))
+        names |= dict.fromkeys(columns)
+        if not footer.row_group(0).num_rows:  # by whose size ``datasets`` would read
+            batch_size = 1000
         if groups and groups[-1][0] == columns:
             groups[-1][1].append(file)
         else:
@@ -202,7 +227,7 @@ def _parquet_rows(path: str, files: Sequence[str]) -> Any:
     options = {"batch_size": batch_size} if batch_size else {}
     parts = [
         datasets.load_dataset("parquet", data_files=group, split="train", cache_dir=_cache_of(group), **options)
-        for _, group in groups or [(None, list(files[:1]))]
+        for _, group in groups or [(None, [files[0][1]])]
     ]
     if len(parts) == 1:
         return parts[0]
@@ -231,7 +256,7 @@ def _parquet_rows(path: str, files: Sequence[str]) -> Any:
     return datasets.concatenate_datasets(aligned)
 
 
-def _json_rows(files: Sequence[str]) -> Any:
+def _json_rows(files: Sequence[tuple[str, str]]) -> Any:
     """The rows of JSON lines with the values that the file has.
 
     The reader of ``datasets`` converts dates to times, and of a column with several types the text "null" to None and
@@ -239,23 +264,20 @@ def _json_rows(files: Sequence[str]) -> Any:
     """
     import datasets
 
-    for file in files:
-        if not is_remote(file):
-            with Path(file).open("rb") as stream:
-                for number, line in enumerate(stream, 1):
-                    if line.lstrip().startswith(b"null"):  # pyarrow's reader would end the process (SIGSEGV)
-                        raise UserError(f"{file} line {number}: expected a JSON object, got null")
-    load = functools.partial(
-        datasets.load_dataset, "json", data_files=list(files), split="train", cache_dir=_cache_of(files)
-    )
+    paths = [path for _, path in files]
+    for name, path in files:
+        with Path(path).open("rb") as stream:
+            for number, line in enumerate(stream, 1):
+                if line.lstrip().startswith(b"null"):  # pyarrow's reader would end the process (SIGSEGV)
+                    raise UserError(f"{name} line {number}: expected a JSON object, got null")
+    load = functools.partial(datasets.load_dataset, "json", data_files=paths, split="train", cache_dir=_cache_of(paths))
 
     def load_copies(encoded: Sequence[str] = (), **options: Any) -> Any:
-        local = datasets.DownloadManager().download(list(files))
-        copies = [_copy_of_json(*pair, encoded) for pair in zip(files, local, strict=True)]
+        copies = [_copy_of_json(*pair, encoded) for pair in files]
         return load(data_files=copies, **options)
 
     try:
-        is_utf16 = any(not is_remote(file) and encoding_of_file(Path(file)) == "utf-16" for file in files)
+        is_utf16 = any(encoding_of_file(Path(path)) == "utf-16" for path in paths)
         rows = load_copies() if is_utf16 else load()
     except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
         # a lone surrogate; or an empty line or a byte order mark in a file of several types
@@ -300,9 +322,8 @@ def _copy_of_json(name: str, path: str, encoded: Sequence[str]) -> str:
 
 
 def _version(name: str, path: str) -> list[Any]:
-    # what changes when a file does; the local copy of a remote file is named by the hash of its URL and ETag
     file = Path(path).resolve()
-    return [name, file.name] if is_remote(name) else [str(file), *file_stamp(file)]
+    return [name if is_remote(name) else str(file), *file_stamp(file)]
 
 
 class _Layout(NamedTuple):
