@@ -10,7 +10,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from benchmarks.results.aggregation import AGGREGATIONS
-from benchmarks.results.noise import TrainingNoise
+from benchmarks.results.noise import TrainingNoise, metric_estimate
 from benchmarks.results.statistics import (
     ConfidenceInterval,
     PairedDifference,
@@ -111,6 +111,18 @@ def test_an_interval_of_scores_is_students_over_images():
         "mean_of_scores", {"x": np.where(np.arange(100) < 5, 20.0, 0.0)}, ("x",), np.arange(100)
     )
     assert skewed.high - 1 > 1.5 * (1 - skewed.low)  # more of the same may come, and not less
+
+
+def test_the_variance_over_images_is_the_jackknifes():
+    """Delete-one-image, of images with as few as one question and as many as a third of all."""
+    rng = np.random.default_rng(3)
+    for questions in (rng.integers(1, 9, 12), np.array([20, 9, 8, 7, 5, 4, 3, 2, 2, 1, 1])):
+        owner = np.repeat(np.arange(len(questions)), questions)
+        x = np.where(rng.random(len(owner)) < 0.1, np.nan, rng.random(len(owner)))
+        without = np.array([np.nanmean(x[owner != image]) for image in range(len(questions))])
+        expected = (len(without) - 1) / len(without) * ((without - without.mean()) ** 2).sum()
+        scores = image_scores("mean_of_scores", [{"x": x}], ("x",), owner)
+        assert metric_estimate(scores, TrainingNoise()).image_variance == pytest.approx(expected, rel=1e-6)
 
 
 def test_clusters_widen_the_interval_and_single_items_get_wilson():
