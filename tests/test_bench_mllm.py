@@ -372,7 +372,7 @@ def test_a_signal_right_after_the_cache_is_made_leaves_nothing(places, tmp_path,
 
     def interrupted(path: Any, *args: Any, **kwargs: Any) -> None:
         make(path, *args, **kwargs)
-        if os.path.basename(path).startswith("clips-bench-"):
+        if Path(path).name.startswith("clips-bench-"):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))

@@ -104,7 +104,9 @@ def test_a_bad_download_of_a_table_is_named_and_not_kept(
             opened(url, **TABLE, image_root=str(image_dir))
         table.write_bytes(right)
         source = opened(url, **TABLE, image_root=str(image_dir))
-        assert [source.read(row, rng()).image for row in range(COUNT)] == list(map(clips_world.draw_image, range(COUNT)))
+        assert [source.read(row, rng()).image for row in range(COUNT)] == list(
+            map(clips_world.draw_image, range(COUNT))
+        )
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv"])
