@@ -104,6 +104,13 @@ def test_the_other_image_is_the_next_one_with_other_pixels(places, tmp_path, mon
     assert "CIDEr" in alone.metrics
 
 
+def test_one_image_has_no_cider(places, tmp_path):
+    result = evaluate(places, tmp_path, limit=1)
+    reasons = [text for name, text in result.missing_metrics.items() if name == "CIDEr"]
+    assert reasons == ["CIDEr weighs words by the images that have them: of one image it is 0 for any caption"]
+    assert result.metrics.keys() & {"CIDEr", "CIDEr_other_image", "CIDEr_over_other_image", "ROUGE_L"} == {"ROUGE_L"}
+
+
 def test_captions_equal_those_of_the_encoder_alone(places, tmp_path):
     result = evaluate(places, tmp_path / "results", limit=3)
     assert result.protocol["images"] == 3

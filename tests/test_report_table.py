@@ -408,6 +408,7 @@ def test_the_chance_level_of_captions_is_the_own_one_of_each_model(tmp_path, mon
     of_chance = text_of(report).partition("Not significantly above chance")[2].partition(" contradict ")[0]
     assert "generic (seed 0) and generic (seed 1) on recaption CIDEr." in of_chance
     assert "repeats" not in of_chance  # a gain of exactly 0 has no interval
+    assert "repeats ±0.0 (no interval)" in text_of(report)
 
 
 def test_a_failure_is_a_word_in_the_table_and_its_file_in_a_note(tmp_path):

@@ -12,6 +12,7 @@ import pytest
 from fuzz_world import Ended, run
 from report_material import edit, items_table, put_result, put_results, rendered
 
+from benchmarks.analysis.compare_command import CompareConfig, compare
 from benchmarks.analysis.find_results import find_results_by_row
 from benchmarks.analysis.provenance import ProvenanceConfig, run_provenance
 from benchmarks.report.report import build_report
@@ -85,7 +86,11 @@ def test_items_of_another_evaluation_are_rejected(results):
     items["hit"] = items["score"] = items["hit"].to_numpy()[::-1]
     items.to_parquet(table, index=False)
     told = r"clip/pope\.json: items_hash: expected that of pope\.items\.parquet, [0-9a-f]{12}…, got '[0-9a-f]{12}…'$"
-    for reader in (read_result, lambda path: run_provenance(ProvenanceConfig(result=str(path), check=False))):
+    for reader in (
+        read_result,
+        lambda path: run_provenance(ProvenanceConfig(result=str(path), check=False)),
+        lambda path: compare(CompareConfig(first=str(path.parent), second=str(path.parent.parent / "clips"))),
+    ):
         with pytest.raises(UserError, match=told):
             reader(path)
     missing = build_report(results).table.cell("clip", "pope", "accuracy").missing

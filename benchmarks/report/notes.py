@@ -273,9 +273,13 @@ def _about_chance(table: Table) -> Iterator[str]:
         if gains := column.over_another_image:
             texts = [
                 f"{cell.row} {gains.text(cell.value, sign=True)} "
-                f"[{difference_ci_text(cell.ci_low, cell.ci_high, gains.places)}]"
+                + (
+                    "(no interval)"
+                    if cell.ci_low is None or cell.ci_high is None
+                    else f"[{difference_ci_text(cell.ci_low, cell.ci_high, gains.places)}]"
+                )
                 for cell in gains.cells
-                if cell.value is not None and cell.ci_low is not None and cell.ci_high is not None
+                if cell.value is not None
             ]
             if texts:
                 yield (
